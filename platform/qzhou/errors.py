@@ -1,0 +1,55 @@
+"""Every error that the platform raises on purpose.
+
+    QzhouError              exit status 1
+    ├── UserError           exit status 2: something the user can mend
+    │   ├── RecipeError     the recipe file: unknown key, wrong type, settings that contradict
+    │   ├── DataError       input data: missing file, empty dataset, wrong columns, nothing survives
+    │   ├── ModelError      a backbone, teacher or model folder that cannot be loaded
+    │   ├── StorageError    a storage path that cannot be read or written
+    │   └── SetupError      the machine: busy port, missing package, missing compiler
+    ├── EndpointError       an LLM endpoint that does not answer or refuses
+    └── TrainingError       a training run that cannot go on
+
+The message is for a person: the place, the values that clash, and the way out. Errors cross
+process boundaries in Ray, so each holds its message and nothing else, and pickles.
+"""
+
+
+class QzhouError(Exception):
+    """Root of the tree; ``exit_status`` is what a job script ends with."""
+
+    exit_status = 1
+
+
+class UserError(QzhouError):
+    """The user asked for something impossible and can mend it."""
+
+    exit_status = 2
+
+
+class RecipeError(UserError):
+    """The recipe cannot be read, has an unknown key or wrong type, or contradicts itself."""
+
+
+class DataError(UserError):
+    """Input data is missing, empty, malformed, or nothing of it survives the rules."""
+
+
+class ModelError(UserError):
+    """A backbone, teacher or model folder cannot be loaded."""
+
+
+class StorageError(UserError):
+    """A storage path cannot be read or written."""
+
+
+class SetupError(UserError):
+    """The machine lacks something: a free port, a package, a compiler."""
+
+
+class EndpointError(QzhouError):
+    """An LLM endpoint is down or refuses; what was answered before is kept."""
+
+
+class TrainingError(QzhouError):
+    """Training cannot go on: a non-finite loss, or a checkpoint that does not fit."""

@@ -1,0 +1,59 @@
+"""Progress of long work: a bar with rate and ETA on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Counts units of work done; ``advance`` is cheap enough to call for every batch."""
+
+    def __init__(self, label: str, *, total: int | None, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self._started = self._last_line = time.monotonic()
+        self._bar = tqdm(total=total, desc=label, unit=f" {unit}") if sys.stderr.isatty() else None
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Record ``count`` more units; ``note`` (a loss, say) is shown beside them."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+        elif time.monotonic() - self._last_line >= LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            print(self._line(note), flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _line(self, note: str) -> str:
+        elapsed_s = time.monotonic() - self._started
+        rate = self.done / elapsed_s if elapsed_s else 0.0
+        known = f"/{self.total} {self.unit}" if self.total is not None else f" {self.unit}"
+        eta = f", {(self.total - self.done) / rate:.0f} s left" if self.total is not None and rate else ""
+        return f"{self.label}: {self.done}{known}, {rate:.1f}/s{eta}{f', {note}' if note else ''}"
+
+
+@contextmanager
+def progress(label: str, *, total: int | None, unit: str) -> Iterator[Progress]:
+    """Show the progress of the enclosed work.
+
+    Args:
+        label: What is being done, as the user would call it.
+        total: Units of work in all; ``None`` when not known in advance (no ETA then).
+        unit: What is counted, in the plural.
+    """
+    bar = Progress(label, total=total, unit=unit)
+    try:
+        yield bar
+    finally:
+        bar.close()

@@ -1,0 +1,47 @@
+"""The only place where a prompt is put together.
+
+Training, mining, evaluation, the exported model and the endpoint all take their text from here,
+so that an instruction is byte-identical everywhere. The template is the one of the official
+QZhou-Embedding evaluation scripts: a space follows ``Query:`` (its README leaves it out).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EMPTY_TEXT = "Null"  # what the official embedder encodes for an empty string
+
+
+def instruction_prefix(instruction: str) -> str:
+    """What precedes a text that carries ``instruction``; empty for an empty instruction."""
+    return f"Instruct: {instruction}\nQuery: " if instruction else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """How the texts of one dataset or task are presented to the encoder.
+
+    Attributes:
+        instruction: The task in one sentence; empty for none.
+        symmetric: Whether both sides carry the instruction (STS, classification, clustering,
+            pair classification, reranking). Retrieval is asymmetric: documents stay bare.
+    """
+
+    instruction: str = ""
+    symmetric: bool = False
+
+    @property
+    def query_prefix(self) -> str:
+        return instruction_prefix(self.instruction)
+
+    @property
+    def document_prefix(self) -> str:
+        return self.query_prefix if self.symmetric else ""
+
+    def query(self, text: str) -> str:
+        """The text that asks, ready for the tokenizer."""
+        return self.query_prefix + (text or EMPTY_TEXT)
+
+    def document(self, text: str) -> str:
+        """The text that answers, ready for the tokenizer."""
+        return self.document_prefix + (text or EMPTY_TEXT)

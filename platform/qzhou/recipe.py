@@ -1,0 +1,368 @@
+"""The typed recipe: one TOML file is a whole run.
+
+Every job reads the same file and uses its section. Unknown keys are refused with the nearest known
+name, settings that contradict each other are refused at load, and loading imports neither torch
+nor ray, so that ``--dry-run`` answers at once. Secrets never stand in a recipe: they come from the
+environment variables that it names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource
+from pydantic_settings.exceptions import SettingsError
+
+from qzhou.errors import RecipeError
+from qzhou.prompts import Prompt
+from qzhou.records import Task
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Rule = Literal["title_body", "question_answer", "labeled", "scored_pair", "nli"]
+
+RULE_TASKS: Mapping[Rule, Task] = {
+    "title_body": "retrieval",
+    "question_answer": "retrieval",
+    "labeled": "classification",
+    "scored_pair": "pair",
+    "nli": "pair",
+}
+
+
+class Section(BaseModel):
+    """A table of the recipe: read-only, and every key must be known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+class RunSection(Section):
+    """Which run this is and where it is kept."""
+
+    name: Name = Field(description="Folder of the run under the storage path.")
+    storage: str = Field("runs", description="Local path or URI (s3://, gs://); shared by all nodes of a cluster.")
+    seed: Count = Field(0, description="Every random choice of the run follows from it.")
+
+
+class ModelSection(Section):
+    """The encoder that is trained."""
+
+    backbone: str = Field(description="Local path, hub id, or package:<import name>/<folder>.")
+    attention: Literal["bidirectional", "causal"] = Field(
+        "bidirectional", description="A decoder is made bidirectional by config.is_causal = false."
+    )
+    pooling: Literal["mean", "last", "cls"] = Field("mean", description="How token vectors become one vector.")
+    max_query_tokens: AtLeastOne = Field(256, description="Longer queries are truncated, prompt included.")
+    max_document_tokens: AtLeastOne = Field(1536, description="Longer documents are truncated.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the hardware computes in it (GPU, AMX, AVX-512 BF16), else float32."
+    )
+
+
+class ClusterSection(Section):
+    """What the stages ask of the cluster."""
+
+    gpu: bool = Field(False, description="Training workers and encoders take one GPU each.")
+    encoders: AtLeastOne = Field(2, description="Encoder actors that mine or evaluate at the same time.")
+
+
+class Dataset(Section):
+    """One raw dataset: how it is read and which examples it becomes."""
+
+    name: Name
+    reader: Literal["python_docs", "jsonl", "csv", "parquet"]
+    rule: Rule = Field(description="The shape of a raw row.")
+    paths: tuple[str, ...] = Field((), description="Files or globs; relative ones start at the working directory.")
+    packages: tuple[str, ...] = Field((), description="python_docs: import names; 'stdlib' is the standard library.")
+    view: Literal["docstrings", "pairs"] = Field("docstrings", description="python_docs: one docstring a row, or two.")
+    columns: dict[str, str] = Field(default_factory=dict, description="Field of the rule -> column of the raw row.")
+    instruction: str = Field("", description="The task in one sentence, put before queries by qzhou.prompts.")
+    symmetric: bool | None = Field(None, description="Instruction on both sides; default: all tasks but retrieval.")
+    max_rows: AtLeastOne | None = Field(None, description="Seeded sample of the training examples; default: all.")
+    min_positive_chars: Count = Field(1, description="Retrieval: shorter answers are dropped.")
+    held_out_fraction: Fraction = Field(0.0, description="Share of the groups kept for evaluation, never trained on.")
+    split_by: str | None = Field(None, description="Column whose hash decides what is held out; default: the query.")
+
+    @property
+    def task(self) -> Task:
+        return RULE_TASKS[self.rule]
+
+    @property
+    def prompt(self) -> Prompt:
+        symmetric = self.task != "retrieval" if self.symmetric is None else self.symmetric
+        return Prompt(self.instruction, symmetric)
+
+    @model_validator(mode="after")
+    def _reader_has_its_input(self) -> Dataset:
+        needed = "packages" if self.reader == "python_docs" else "paths"
+        if not getattr(self, needed):
+            raise ValueError(f"reader '{self.reader}' needs '{needed}'")
+        return self
+
+
+class TransformSection(Section):
+    """Raw rows to examples."""
+
+    max_chars: AtLeastOne = Field(20_000, description="Longer texts are cut here, at a word.")
+    deduplicate: bool = Field(True, description="Drop exact repeats, compared as normalised (query, positive).")
+
+
+class SynthesisSection(Section):
+    """An LLM paraphrases, augments and writes hard negatives (QZhou-Embedding, section 4)."""
+
+    endpoint: str = Field("", description="OpenAI-compatible base URL; 'builtin' for the rules; '' writes nothing.")
+    model: str = Field("builtin-rules", description="Model name that is sent to the endpoint.")
+    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
+    max_dataset_rows: Count = Field(60_000, description="Larger datasets are left alone, as in the paper.")
+    paraphrase_rows: Count = Field(0, description="Examples per dataset that are paraphrased once.")
+    augment_rows: Count = Field(0, description="Retrieval examples per dataset that are augmented once.")
+    hard_negative_rows: Count = Field(0, description="Retrieval examples per dataset that get a written negative.")
+    concurrency: AtLeastOne = Field(16, description="Requests in flight at the same time.")
+    timeout_s: Positive = Field(90.0, description="One request; then it is retried.")
+    max_retries: Count = Field(5, description="Further tries after 429, 5xx or a timeout.")
+    temperature: Annotated[float, Field(ge=0.0)] = Field(0.7, description="Sampling temperature of the LLM.")
+
+
+class MiningSection(Section):
+    """A teacher's embeddings and exact search find hard negatives."""
+
+    teacher: str = Field("", description="Encoder that mines, named like a backbone; '' takes the backbone itself.")
+    rank_from: AtLeastOne = Field(10, description="First rank of the window, counted from 1 without the positives.")
+    rank_to: AtLeastOne = Field(30, description="Last rank of the window (paper: 'top-10 to top-30').")
+    positive_ratio: Positive = Field(0.95, description="A negative scores below this share of its positive's score.")
+    negatives_per_query: Count = Field(4, description="Negatives kept; fewer where fewer qualify, never filled up.")
+    llm_negative_fraction: Fraction = Field(0.3, description="Share of them that may be LLM-written, where there are.")
+
+
+class StageSection(Section):
+    """One training stage."""
+
+    steps: AtLeastOne = Field(description="Optimizer steps.")
+    learning_rate: Positive = Field(description="Peak, reached after the warm-up; then linear to zero.")
+    warmup_steps: Count = Field(300, description="Linear warm-up.")
+    batch_size: AtLeastOne = Field(256, description="Examples per InfoNCE step over all workers.")
+    cosent_batch_size: AtLeastOne = Field(768, description="Pairs per CoSENT step over all workers.")
+    retrieval_share: Fraction = Field(1.0, description="Share of the STEPS that are retrieval batches (eta).")
+
+
+class TrainingSection(Section):
+    """Two-stage contrastive training with DeepSpeed on Ray Train."""
+
+    workers: AtLeastOne = Field(2, description="Data-parallel ranks.")
+    negatives_per_query: Count = Field(4, description="Hard negatives per query and step, where that many were found.")
+    temperature: Positive = Field(0.02, description="Divides cosines in InfoNCE.")
+    cosent_temperature: Positive = Field(0.05, description="Divides cosines in CoSENT.")
+    query_query: bool = Field(True, description="Other queries stand in the denominator of retrieval InfoNCE.")
+    dataset_alpha: Fraction = Field(0.5, description="A dataset is drawn in proportion to rows ** alpha.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.01, description="AdamW.")
+    max_gradient_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage.")
+    forward_chunks: AtLeastOne = Field(
+        1, description="Texts of a step are sorted by length and encoded in this many parts."
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    save_every_steps: AtLeastOne = Field(500, description="Checkpoint interval; the last step is always saved.")
+    max_failures: Count = Field(2, description="Restarts from the last checkpoint before the stage gives up.")
+    stage1: StageSection
+    stage2: StageSection
+
+
+class EvaluationSection(Section):
+    """Held-out examples judged by mteb."""
+
+    max_queries: AtLeastOne = Field(1000, description="Retrieval: held-out queries, a seeded sample.")
+    max_documents: AtLeastOne = Field(100_000, description="Retrieval: corpus size; relevant documents always stay.")
+    max_rows: AtLeastOne = Field(2000, description="Classification and pair tasks: held-out rows, a seeded sample.")
+    bm25: bool = Field(True, description="Add the lexical baseline to retrieval tasks.")
+
+
+class ServingSection(Section):
+    """The endpoint."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="HTTP port.")
+    replicas: AtLeastOne = Field(1, description="Model replicas.")
+    max_batch_tokens: AtLeastOne = Field(16_384, description="Padded tokens that one forward pass may hold.")
+    batch_wait_ms: Annotated[float, Field(ge=0.0)] = Field(5.0, description="How long a request waits for company.")
+    max_inputs: AtLeastOne = Field(2048, description="Texts per request; more is refused with 400.")
+    api_keys_env: str = Field("QZHOU_API_KEYS", description="Variable with comma-separated keys; unset: no key asked.")
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    run: RunSection
+    model: ModelSection
+    datasets: Annotated[tuple[Dataset, ...], Field(min_length=1)]
+    cluster: ClusterSection = ClusterSection()
+    transform: TransformSection = TransformSection()
+    synthesis: SynthesisSection = SynthesisSection()
+    mining: MiningSection = MiningSection()
+    training: TrainingSection
+    evaluation: EvaluationSection = EvaluationSection()
+    serving: ServingSection = ServingSection()
+
+    def dataset(self, name: str) -> Dataset:
+        return next(dataset for dataset in self.datasets if dataset.name == name)
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Recipe:
+        conflicts = list(_conflicts(self))
+        if conflicts:
+            raise ValueError("; ".join(conflicts))
+        return self
+
+
+def _conflicts(recipe: Recipe) -> Iterator[str]:
+    """One sentence for each pair of settings that cannot both hold: both values and the way out."""
+    names = [dataset.name for dataset in recipe.datasets]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"datasets: the name '{name}' is used {names.count(name)} times; give each dataset its own"
+    tasks = {dataset.task for dataset in recipe.datasets}
+    if "retrieval" not in tasks:
+        yield "datasets: stage 1 trains on retrieval alone, and no dataset has a retrieval rule (title_body, question_answer)"
+    mining, training = recipe.mining, recipe.training
+    if mining.rank_to < mining.rank_from:
+        yield f"mining.rank_to ({mining.rank_to}) is below mining.rank_from ({mining.rank_from}); raise rank_to"
+    window = mining.rank_to - mining.rank_from + 1
+    if mining.negatives_per_query > window:
+        yield (
+            f"mining.negatives_per_query ({mining.negatives_per_query}) is above the {window} ranks from mining.rank_from "
+            f"({mining.rank_from}) to mining.rank_to ({mining.rank_to}), so no query could fill its quota; "
+            "raise rank_to or ask for fewer negatives"
+        )
+    if training.negatives_per_query > mining.negatives_per_query:
+        yield (
+            f"training.negatives_per_query ({training.negatives_per_query}) is above mining.negatives_per_query "
+            f"({mining.negatives_per_query}), so no query could have that many; mine more or train with fewer"
+        )
+    for stage_name in ("stage1", "stage2"):
+        stage: StageSection = getattr(training, stage_name)
+        if stage.batch_size < 2 * training.workers:
+            yield (
+                f"training.{stage_name}.batch_size ({stage.batch_size}) gives training.workers ({training.workers}) "
+                "fewer than two examples each; raise the batch or lower the workers"
+            )
+    if tasks == {"retrieval"} and training.stage2.retrieval_share < 1.0:
+        yield (
+            f"training.stage2.retrieval_share is {training.stage2.retrieval_share}, but every dataset is retrieval; "
+            "set it to 1.0 or add pair or classification datasets"
+        )
+    if recipe.synthesis.endpoint == "builtin" and recipe.synthesis.model != "builtin-rules":
+        yield (
+            f"synthesis.model is '{recipe.synthesis.model}', but the builtin endpoint only speaks as 'builtin-rules'; "
+            "remove the model or name a URL as endpoint"
+        )
+
+
+class _CommandLine(BaseSettings, Recipe):
+    """The recipe as pydantic-settings wants it, to make a flag of every dotted key."""
+
+
+def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
+    """Read a TOML recipe and apply overrides.
+
+    Args:
+        path: The recipe file.
+        arguments: Dotted overrides as on a command line, e.g. ``["--training.stage1.steps", "20"]``.
+
+    Raises:
+        RecipeError: The file is missing or not TOML, a key is unknown, a value has the wrong type, or
+            settings contradict each other. The message names the file, the key and the way out.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text("utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise RecipeError(f"{path}: no such recipe file. The recipes of this project are in recipes/.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a TOML file: {error}") from None
+    return parse_recipe(_merged(content, _overrides(arguments)), place=str(path))
+
+
+def parse_recipe(content: Mapping[str, Any], *, place: str) -> Recipe:
+    """Validate a recipe given as nested mappings; ``place`` names it in errors."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError("\n       ".join(f"{place}: {_explain(problem)}" for problem in error.errors())) from None
+
+
+def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """Nested mapping of the dotted flags; ``--help`` prints them all and exits."""
+    try:
+        source: CliSettingsSource[Any] = CliSettingsSource(
+            _CommandLine,
+            cli_prog_name="job",
+            cli_parse_args=list(arguments),
+            cli_avoid_json=True,
+            cli_hide_none_type=True,
+            cli_exit_on_error=False,
+        )
+    except SettingsError as error:
+        unknown = [argument for argument in arguments if argument.startswith("--") and argument[2:] not in _flags()]
+        if not unknown:
+            raise RecipeError(f"command line: {error}") from None
+        key = unknown[0][2:].split("=")[0]
+        raise RecipeError(f"command line: --{key}: no such setting{_nearest(key, _flags())}") from None
+    return dict(source())
+
+
+def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overrides.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
+    return merged
+
+
+def _explain(problem: Any) -> str:
+    """One line for one pydantic error: dotted key, what is wrong, what would be right."""
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: no such setting{_nearest(str(location[-1]), _keys_beside(location))}"
+    if problem["type"] == "missing":
+        return f"{key}: missing, and it has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f". Known: {', '.join(known)}"
+
+
+def _keys_beside(location: Sequence[str | int]) -> list[str]:
+    """The keys that the table at ``location`` knows."""
+    section: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        if isinstance(part, str):
+            section = _section_type(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in typing.get_args(annotation) if (found := _section_type(inner))), None)
+
+
+def _flags(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted key of the recipe that can be overridden on the command line."""
+    flags = []
+    for name, setting in section.model_fields.items():
+        if isinstance(setting.annotation, type) and issubclass(setting.annotation, Section):
+            flags += _flags(setting.annotation, f"{prefix}{name}.")
+        else:
+            flags.append(prefix + name)
+    return flags

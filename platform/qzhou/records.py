@@ -1,0 +1,145 @@
+"""The nouns of the platform. No torch, no ray, no input or output.
+
+Records are what the stages hand to each other, one Parquet column per field. Ids are stable
+hashes of dataset and content, so that a second run gives the same ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Task = Literal["retrieval", "pair", "classification"]
+Origin = Literal["given", "mined", "synthetic"]
+Technique = Literal["raw", "paraphrase", "augmentation"]
+
+TASKS: tuple[Task, ...] = ("retrieval", "pair", "classification")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a record came from.
+
+    ``raw`` rows have no parent; a synthetic row names the record it was made from, the model
+    that wrote it and the prompt (``id@version``) that asked for it.
+    """
+
+    technique: Technique = "raw"
+    parent: str = ""
+    model: str = ""
+    prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Negative:
+    """A document that does not answer the query; ``score`` is the teacher's cosine, if one judged it."""
+
+    text: str
+    origin: Origin
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievalExample:
+    """A query with the documents that answer it. Trained with InfoNCE and its query-query term."""
+
+    id: str
+    dataset: str
+    query: str
+    positives: tuple[str, ...]
+    negatives: tuple[Negative, ...] = ()
+    source: Source = field(default_factory=Source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairExample:
+    """Two texts and how close they are. ``score`` is ordinal: only its order counts. Trained with CoSENT."""
+
+    id: str
+    dataset: str
+    text_a: str
+    text_b: str
+    score: float
+    source: Source = field(default_factory=Source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabeledExample:
+    """A text and its class; labels are unique within a dataset. Trained with same-label-masked InfoNCE."""
+
+    id: str
+    dataset: str
+    text: str
+    label: str
+    source: Source = field(default_factory=Source)
+
+
+Example = RetrievalExample | PairExample | LabeledExample
+
+EXAMPLE_TYPES: dict[Task, type[Example]] = {
+    "retrieval": RetrievalExample,
+    "pair": PairExample,
+    "classification": LabeledExample,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """A text that can be retrieved."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """A text that asks."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qrel:
+    """One relevance judgement: this document answers this query, with this grade (above 0 is relevant)."""
+
+    query_id: str
+    document_id: str
+    grade: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """What a rule, filter or parser refused, and why. ``record`` is the refused row as JSON."""
+
+    stage: str
+    dataset: str
+    reason: str
+    detail: str
+    record: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a finished stage did; its presence is the stage's completion mark.
+
+    ``fingerprint`` covers settings, code and inputs; ``inputs`` and ``outputs`` count rows.
+    """
+
+    stage: str
+    fingerprint: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, int]
+    settings: Mapping[str, object]
+    code_version: str
+    finished_at: str
+    wall_s: float
+
+
+def stable_id(dataset: str, *parts: object) -> str:
+    """24 hex digits that depend on the dataset's name and the content alone."""
+    content = json.dumps([dataset, *parts], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:24]

@@ -1,0 +1,144 @@
+"""A run is a folder; a stage that is finished and unchanged is skipped.
+
+A stage's fingerprint covers its settings, the code of its rooms and what its inputs were. Equal
+fingerprint: skipped with one line. Unequal: the stale output is moved to ``stale/``, never mixed
+with the new. A stage that died is entered again with what it had finished still in its folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qzhou.errors import DataError
+from qzhou.recipe import Recipe
+from qzhou.records import Manifest
+from qzhou.storage import Folder
+
+MANIFEST, STARTED = "manifest.json", "started.json"
+SHARED_CODE = ("records.py", "prompts.py", "storage.py")  # what every stage's output depends on
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """The folder ``<storage>/<run name>`` and the recipe that fills it."""
+
+    recipe: Recipe
+    folder: Folder
+
+    @classmethod
+    def open(cls, recipe: Recipe) -> Run:
+        """Make the run's folder and write the resolved recipe into it.
+
+        Raises:
+            StorageError: The storage path cannot be written.
+        """
+        folder = (Folder.open(recipe.run.storage) / recipe.run.name).create()
+        folder.write_json("recipe.json", recipe.model_dump(mode="json"))
+        return cls(recipe, folder)
+
+    def manifest(self, stage: str) -> Manifest:
+        """The manifest of a finished stage.
+
+        Raises:
+            DataError: The stage has not finished; says which job to run.
+        """
+        folder = self.folder / stage
+        if not folder.exists(MANIFEST):
+            job = stage.split("/")[0]
+            raise DataError(
+                f"{folder.uri} has no {MANIFEST}: the stage '{stage}' has not finished. "
+                f"Run python jobs/{job}.py with this recipe first, or jobs/pipeline.py for all of it."
+            )
+        return Manifest(**folder.read_json(MANIFEST))
+
+    def stage(
+        self,
+        name: str,
+        work: Callable[[Folder], Mapping[str, int]],
+        *,
+        settings: Mapping[str, object],
+        inputs: Mapping[str, str],
+        rooms: Sequence[str],
+        keep: Sequence[str] = (),
+    ) -> Manifest:
+        """Do the work of a stage unless it is done already.
+
+        Args:
+            name: The stage's folder in the run.
+            work: Fills the folder and returns what it made: name -> rows.
+            settings: What of the recipe the output depends on.
+            inputs: Name -> fingerprint of what is read (other stages, raw files).
+            rooms: Packages of ``qzhou`` whose code the output depends on.
+            keep: Folders inside the stage that stay valid when the rest is stale, because their
+                entries are keyed by content (paid LLM answers, embeddings).
+        """
+        code = code_version(*rooms)
+        fingerprint = digest({"settings": settings, "inputs": inputs, "code": code})
+        folder = self.folder / name
+        finished = Manifest(**folder.read_json(MANIFEST)) if folder.exists(MANIFEST) else None
+        if finished and finished.fingerprint == fingerprint:
+            print(f"{name}: unchanged since {finished.finished_at}, skipped ({_counts(finished.outputs)})", flush=True)
+            return finished
+        self._make_room(folder, name, fingerprint, keep)
+        folder.create().write_json(STARTED, {"fingerprint": fingerprint})
+        print(f"{name}: started", flush=True)
+        started = time.monotonic()
+        outputs = work(folder)
+        manifest = Manifest(
+            stage=name,
+            fingerprint=fingerprint,
+            inputs=dict(inputs),
+            outputs=dict(outputs),
+            settings=dict(settings),
+            code_version=code,
+            finished_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            wall_s=round(time.monotonic() - started, 3),
+        )
+        folder.write_json(MANIFEST, dataclasses.asdict(manifest))
+        print(f"{name}: done in {manifest.wall_s:.1f} s ({_counts(outputs)})", flush=True)
+        return manifest
+
+    def _make_room(self, folder: Folder, name: str, fingerprint: str, keep: Sequence[str]) -> None:
+        """Move a stale folder aside; leave one that this very work had begun."""
+        if not folder.exists():
+            return
+        begun = folder.read_json(STARTED)["fingerprint"] if folder.exists(STARTED) else None
+        if begun == fingerprint and not folder.exists(MANIFEST):
+            print(f"{name}: resumed with what an earlier attempt had finished", flush=True)
+            return
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        aside = self.folder / "stale" / f"{name.replace('/', '-')}-{stamp}"
+        folder.move_to(aside)
+        print(f"{name}: settings, code or inputs changed; the stale output is kept in {aside.uri}", flush=True)
+        for kept in keep:
+            if (aside / kept).exists():
+                (aside / kept).move_to(folder / kept)
+
+
+def digest(content: object) -> str:
+    """16 hex digits of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def code_version(*rooms: str) -> str:
+    """Digest of the source of some rooms and of what all rooms share."""
+    package = Path(__file__).parent
+    files = [package / name for name in SHARED_CODE]
+    for room in rooms:
+        files += [path for path in sorted((package / room).rglob("*")) if path.suffix in {".py", ".md"}]
+    return digest([[str(path.relative_to(package)), path.read_text("utf-8")] for path in files])
+
+
+def file_fingerprint(paths: Sequence[str]) -> str:
+    """Digest of local files by name, size and time of change; cheap for any size."""
+    return digest([[path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns] for path in sorted(paths)])
+
+
+def _counts(outputs: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in outputs.items()) or "nothing made"

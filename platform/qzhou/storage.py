@@ -1,0 +1,266 @@
+"""Records to Parquet and back, on any filesystem that pyarrow opens.
+
+A write goes to a temporary name and is renamed, so that a file which exists is whole. Reading
+checks the schema against the record type.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import types
+import typing
+import uuid
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from qzhou.errors import DataError, StorageError
+
+Record = TypeVar("Record")
+
+ROWS_PER_FILE = 50_000
+TEMPORARY_PREFIX = ".writing-"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder on some filesystem; ``path`` is what that filesystem calls it."""
+
+    filesystem: pa.fs.FileSystem
+    path: str
+    scheme: str = ""
+
+    @classmethod
+    def open(cls, uri: str) -> Folder:
+        """Open a local path or a URI (``s3://bucket/run``, ``gs://``, ``file://``).
+
+        Raises:
+            StorageError: Unknown scheme, or the filesystem refuses the address.
+        """
+        if "://" not in uri:
+            return cls(pa.fs.LocalFileSystem(), str(Path(uri).expanduser().absolute()))
+        try:
+            filesystem, path = pa.fs.FileSystem.from_uri(uri)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StorageError(f"run.storage '{uri}' cannot be opened: {error}") from None
+        local = isinstance(filesystem, pa.fs.LocalFileSystem)
+        return cls(filesystem, path, "" if local else uri.split("://")[0] + "://")
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(self.filesystem, f"{self.path}/{name}", self.scheme)
+
+    @property
+    def uri(self) -> str:
+        """The address to show to people and to hand to Ray."""
+        return self.scheme + self.path
+
+    @property
+    def is_local(self) -> bool:
+        return not self.scheme
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+    def create(self) -> Folder:
+        """Make the folder and check that it can be written.
+
+        Raises:
+            StorageError: It cannot; says which path and why.
+        """
+        probe = f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        try:
+            self.filesystem.create_dir(self.path, recursive=True)
+            with self.filesystem.open_output_stream(f"{self.path}/{probe}") as stream:
+                stream.write(b"")
+            self.filesystem.delete_file(f"{self.path}/{probe}")
+        except OSError as error:
+            raise StorageError(
+                f"'{self.uri}' cannot be written: {_reason(error)}. Set run.storage to a folder that this user may write."
+            ) from None
+        return self
+
+    def exists(self, name: str = "") -> bool:
+        return self._info(name).type != pa.fs.FileType.NotFound
+
+    def files(self, suffix: str = "", *, recursive: bool = False) -> list[str]:
+        """Names of the files below, relative to this folder, sorted; empty if there is no such folder."""
+        selector = pa.fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        found = [info for info in self.filesystem.get_file_info(selector) if info.type == pa.fs.FileType.File]
+        names = (info.path[len(self.path.rstrip("/")) + 1 :] for info in found)
+        return sorted(name for name in names if name.endswith(suffix) and TEMPORARY_PREFIX not in name)
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below, sorted."""
+        selector = pa.fs.FileSelector(self.path, allow_not_found=True)
+        found = self.filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in found if info.type == pa.fs.FileType.Directory)
+
+    def read_bytes(self, name: str) -> bytes:
+        try:
+            with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+                return bytes(stream.read())
+        except OSError as error:
+            raise StorageError(f"'{self.uri}/{name}' cannot be read: {_reason(error)}") from None
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file whole or not at all."""
+        with self.writing(name) as temporary:
+            with self.filesystem.open_output_stream(temporary) as stream:
+                stream.write(content)
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_json(self, name: str, content: Any) -> None:
+        self.write_bytes(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[str]:
+        """Give a temporary path to write to; it takes its real name when the block ends well."""
+        parent, _, base = f"{self.path}/{name}".rpartition("/")
+        temporary = f"{parent}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{base}"
+        self.filesystem.create_dir(parent, recursive=True)
+        try:
+            yield temporary
+            self.filesystem.move(temporary, f"{parent}/{base}")
+        except OSError as error:
+            raise StorageError(f"'{self.uri}/{name}' cannot be written: {_reason(error)}") from None
+        finally:
+            if self.filesystem.get_file_info(temporary).type != pa.fs.FileType.NotFound:
+                self.filesystem.delete_file(temporary)
+
+    def move_to(self, other: Folder) -> None:
+        """Rename this folder; on an object store this copies and deletes."""
+        self.filesystem.create_dir(other.path.rpartition("/")[0], recursive=True)
+        if self.is_local:
+            os.rename(self.path, other.path)
+            return
+        pa.fs.copy_files(
+            self.path, other.path, source_filesystem=self.filesystem, destination_filesystem=other.filesystem
+        )
+        self.delete()
+
+    def delete(self) -> None:
+        """Remove the folder and everything in it; nothing happens if there is none."""
+        if self.exists():
+            self.filesystem.delete_dir(self.path)
+
+    def upload(self, local: Path) -> None:
+        """Copy a local folder here, replacing what was here."""
+        self.delete()
+        self.filesystem.create_dir(self.path, recursive=True)
+        pa.fs.copy_files(
+            str(local), self.path, source_filesystem=pa.fs.LocalFileSystem(), destination_filesystem=self.filesystem
+        )
+
+    @contextlib.contextmanager
+    def local_copy(self) -> Iterator[Path]:
+        """This folder as a local path, downloaded for the length of the block if it is remote."""
+        if self.is_local:
+            yield Path(self.path)
+            return
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as temporary:
+            pa.fs.copy_files(
+                self.path, temporary, source_filesystem=self.filesystem, destination_filesystem=pa.fs.LocalFileSystem()
+            )
+            yield Path(temporary)
+
+    def _info(self, name: str) -> pa.fs.FileInfo:
+        return self.filesystem.get_file_info(f"{self.path}/{name}" if name else self.path)
+
+
+def schema_of(record_type: type) -> pa.Schema:
+    """The Arrow schema of a record type: one column per field."""
+    hints = typing.get_type_hints(record_type)
+    return pa.schema([_arrow_field(field.name, hints[field.name]) for field in dataclasses.fields(record_type)])
+
+
+def write_records(folder: Folder, records: Iterable[Record], record_type: type[Record]) -> int:
+    """Write records as numbered Parquet files, each whole or absent.
+
+    Returns: How many records were written. No file is made for none.
+    """
+    schema, iterator, written = schema_of(record_type), iter(records), 0
+    for part in range(10**6):
+        rows = [dataclasses.asdict(record) for record in islice(iterator, ROWS_PER_FILE)]  # type: ignore[call-overload]
+        if not rows:
+            break
+        with folder.writing(f"part-{part:06d}.parquet") as temporary:
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, filesystem=folder.filesystem)
+        written += len(rows)
+    return written
+
+
+def read_records(folder: Folder, record_type: type[Record]) -> Iterator[Record]:
+    """Read back what :func:`write_records` wrote, in the same order; nothing if there is no such folder.
+
+    Raises:
+        DataError: A file's columns are not the record's; names the file and both schemas.
+    """
+    schema = schema_of(record_type)
+    for name in folder.files(".parquet"):
+        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
+            file = pq.ParquetFile(stream)
+            if not file.schema_arrow.equals(schema):
+                raise DataError(
+                    f"{folder.uri}/{name} does not hold {record_type.__name__} records: expected the columns\n"
+                    f"{_indented(schema)}\nand found\n{_indented(file.schema_arrow)}\nRun the stage that wrote it again."
+                )
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    yield from_row(record_type, row)
+
+
+def from_row(record_type: type[Record], row: dict[str, Any]) -> Record:
+    """One record from a mapping of plain values, nested records included."""
+    hints = typing.get_type_hints(record_type)
+    return record_type(**{name: _from_plain(hints[name], value) for name, value in row.items()})
+
+
+def _arrow_field(name: str, hint: Any) -> pa.Field:
+    arguments = [argument for argument in typing.get_args(hint) if argument is not type(None)]
+    if isinstance(hint, types.UnionType) and len(arguments) == 1:
+        return pa.field(name, _arrow_type(arguments[0]), nullable=True)
+    return pa.field(name, _arrow_type(hint), nullable=False)
+
+
+def _arrow_type(hint: Any) -> pa.DataType:
+    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    if hint in plain:
+        return plain[hint]
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return pa.string()
+    if origin is tuple:
+        return pa.list_(_arrow_field("element", typing.get_args(hint)[0]))
+    if dataclasses.is_dataclass(hint):
+        assert isinstance(hint, type)
+        return pa.struct(list(schema_of(hint)))
+    raise AssertionError(f"no Arrow type for {hint}")
+
+
+def _from_plain(hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) is tuple:
+        return tuple(_from_plain(typing.get_args(hint)[0], element) for element in value)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_row(hint, value)
+    return value
+
+
+def _indented(schema: pa.Schema) -> str:
+    return "\n".join(f"    {line}" for line in str(schema).splitlines())
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
