@@ -66,6 +66,7 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware computes in it (GPU, AMX, AVX-512 BF16), else float32."
     )
+    saved_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the weights in the model folder.")
 
 
 class ClusterSection(Section):
@@ -214,6 +215,16 @@ class Recipe(Section):
     def dataset(self, name: str) -> Dataset:
         return next(dataset for dataset in self.datasets if dataset.name == name)
 
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Name -> prefix, as the model folder carries it: one per dataset, and ``query`` and ``document``.
+
+        ``query`` is the prefix of retrieval where all retrieval datasets share one, else empty.
+        """
+        shared = {dataset.prompt.query_prefix for dataset in self.datasets if dataset.task == "retrieval"}
+        named = {dataset.name: dataset.prompt.query_prefix for dataset in self.datasets}
+        return named | {"query": shared.pop() if len(shared) == 1 else "", "document": ""}
+
     @model_validator(mode="after")
     def _settings_agree(self) -> Recipe:
         conflicts = list(_conflicts(self))
@@ -229,16 +240,16 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
         yield f"datasets: the name '{name}' is used {names.count(name)} times; give each dataset its own"
     tasks = {dataset.task for dataset in recipe.datasets}
     if "retrieval" not in tasks:
-        yield "datasets: stage 1 trains on retrieval alone, and no dataset has a retrieval rule (title_body, question_answer)"
+        yield "datasets: stage 1 trains on retrieval alone; add a dataset with the rule title_body or question_answer"
     mining, training = recipe.mining, recipe.training
     if mining.rank_to < mining.rank_from:
         yield f"mining.rank_to ({mining.rank_to}) is below mining.rank_from ({mining.rank_from}); raise rank_to"
     window = mining.rank_to - mining.rank_from + 1
     if mining.negatives_per_query > window:
         yield (
-            f"mining.negatives_per_query ({mining.negatives_per_query}) is above the {window} ranks from mining.rank_from "
-            f"({mining.rank_from}) to mining.rank_to ({mining.rank_to}), so no query could fill its quota; "
-            "raise rank_to or ask for fewer negatives"
+            f"mining.negatives_per_query ({mining.negatives_per_query}) is above the {window} ranks of the window "
+            f"mining.rank_from ({mining.rank_from}) to mining.rank_to ({mining.rank_to}), so no query could fill its "
+            "quota; raise rank_to or ask for fewer negatives"
         )
     if training.negatives_per_query > mining.negatives_per_query:
         yield (
@@ -264,7 +275,7 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
         )
 
 
-class _CommandLine(BaseSettings, Recipe):
+class _CommandLine(BaseSettings, Recipe):  # type: ignore[misc]  # both set model_config
     """The recipe as pydantic-settings wants it, to make a flag of every dotted key."""
 
 

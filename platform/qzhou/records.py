@@ -143,3 +143,8 @@ def stable_id(dataset: str, *parts: object) -> str:
     """24 hex digits that depend on the dataset's name and the content alone."""
     content = json.dumps([dataset, *parts], ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+def text_key(text: str) -> str:
+    """What is compared when two texts count as the same: case and white space make no difference."""
+    return " ".join(text.casefold().split())

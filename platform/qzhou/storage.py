@@ -84,12 +84,12 @@ class Folder:
             self.filesystem.delete_file(f"{self.path}/{probe}")
         except OSError as error:
             raise StorageError(
-                f"'{self.uri}' cannot be written: {_reason(error)}. Set run.storage to a folder that this user may write."
+                f"'{self.uri}' cannot be written: {_reason(error)}. Set run.storage to a writable folder."
             ) from None
         return self
 
     def exists(self, name: str = "") -> bool:
-        return self._info(name).type != pa.fs.FileType.NotFound
+        return bool(self._info(name).type != pa.fs.FileType.NotFound)
 
     def files(self, suffix: str = "", *, recursive: bool = False) -> list[str]:
         """Names of the files below, relative to this folder, sorted; empty if there is no such folder."""
@@ -113,9 +113,8 @@ class Folder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all."""
-        with self.writing(name) as temporary:
-            with self.filesystem.open_output_stream(temporary) as stream:
-                stream.write(content)
+        with self.writing(name) as temporary, self.filesystem.open_output_stream(temporary) as stream:
+            stream.write(content)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
@@ -215,7 +214,7 @@ def read_records(folder: Folder, record_type: type[Record]) -> Iterator[Record]:
             if not file.schema_arrow.equals(schema):
                 raise DataError(
                     f"{folder.uri}/{name} does not hold {record_type.__name__} records: expected the columns\n"
-                    f"{_indented(schema)}\nand found\n{_indented(file.schema_arrow)}\nRun the stage that wrote it again."
+                    f"{_indented(schema)}\nand found\n{_indented(file.schema_arrow)}\nRun the stage that wrote it."
                 )
             for batch in file.iter_batches():
                 for row in batch.to_pylist():

@@ -1,0 +1,125 @@
+"""The encoder that mining, evaluation and serving share.
+
+Shape letters in this file: N texts, D embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from qzhou.encoder.backbone import (
+    Attention,
+    Dtype,
+    EmbeddingModel,
+    choose_device,
+    choose_dtype,
+    load_backbone,
+)
+from qzhou.encoder.pooling import Pooling
+
+TOKENIZE_AT_ONCE = 10_000  # texts; bounds the memory that token ids take
+
+
+class Encoder:
+    """Texts to float32 unit vectors. Texts already carry their prompt (see :mod:`qzhou.prompts`)."""
+
+    def __init__(
+        self, model: EmbeddingModel, tokenizer: Any, *, max_tokens: int, prompts: dict[str, str] | None = None
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.prompts = prompts or {}
+        self.device = next(model.parameters()).device
+
+    @property
+    def dimensions(self) -> int:
+        return int(self.model.backbone.config.hidden_size)
+
+    def encode(self, texts: Sequence[str], *, batch_tokens: int = 16_384) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Unit vectors [N, D] in the order of the texts; longer texts are truncated at ``max_tokens``.
+
+        Args:
+            texts: Any number; none gives an array of shape [0, D].
+            batch_tokens: Padded tokens in one forward pass; texts of like length go together.
+        """
+        vectors_ND = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        for start in range(0, len(texts), TOKENIZE_AT_ONCE):
+            ids = self._token_ids(texts[start : start + TOKENIZE_AT_ONCE])
+            for rows in batches_by_length([len(one) for one in ids], batch_tokens):
+                padded = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
+                with torch.inference_mode():
+                    vector = self.model(padded["input_ids"].to(self.device), padded["attention_mask"].to(self.device))
+                vectors_ND[start + np.asarray(rows)] = vector.cpu().numpy()
+        return vectors_ND
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens that each text costs after truncation, special tokens included."""
+        return [len(one) for one in self._token_ids(texts)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of everything that a vector depends on besides the text: weights, tokenizer, settings."""
+        seen = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            seen.update(name.encode())
+            seen.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        config = {k: v for k, v in self.model.backbone.config.to_dict().items() if not k.startswith("_")}
+        settings = [config, self.model.pooling, self.max_tokens, self.tokenizer.padding_side]
+        seen.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        seen.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        return seen.hexdigest()[:16]
+
+    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        found = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)
+        return list(found["input_ids"])
+
+
+def load_encoder(
+    spec: str,
+    *,
+    max_tokens: int,
+    pooling: Pooling | None = None,
+    attention: Attention | None = None,
+    dtype: Dtype = "auto",
+    device: str | None = None,
+) -> Encoder:
+    """An encoder from a folder, a hub id or a package (see :func:`qzhou.encoder.backbone.load_backbone`).
+
+    Args:
+        max_tokens: Texts are truncated here, prompt and special tokens included.
+        device: ``cpu`` or ``cuda``; default: the GPU if there is one.
+
+    Raises:
+        ModelError: There is no such model, or it cannot be loaded.
+    """
+    place = choose_device(device)
+    found = load_backbone(spec, pooling=pooling, attention=attention, dtype=choose_dtype(dtype, place))
+    return Encoder(found.model.to(place), found.tokenizer, max_tokens=max_tokens, prompts=found.prompts)
+
+
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Rows grouped by length, longest first, so that ``rows * longest <= batch_tokens``.
+
+    A single text above the budget is a batch of its own. Longest first: if memory does not suffice,
+    the first batch says so.
+    """
+    batch: list[int] = []
+    longest = 0
+    for row in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
+        longest = longest or lengths[row]
+        if batch and (len(batch) + 1) * longest > batch_tokens:
+            yield batch
+            batch, longest = [], lengths[row]
+        batch.append(row)
+    if batch:
+        yield batch

@@ -1,0 +1,63 @@
+"""Writing a model as a sentence-transformers folder, which other tools load with no code of ours."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qzhou.encoder.backbone import POOLING_BY_NAME, POOLING_BY_OLD_KEY, EmbeddingModel
+
+
+def save_sentence_transformer(
+    model: EmbeddingModel, tokenizer: Any, folder: Path, *, max_tokens: int, prompts: Mapping[str, str]
+) -> None:
+    """Write weights, tokenizer, pooling, normalisation, prompts and similarity to ``folder``.
+
+    ``config.is_causal`` is saved with the backbone, so that a bidirectional decoder stays one.
+
+    Args:
+        prompts: Name -> prefix that precedes a text, as sentence-transformers applies it.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    with tempfile.TemporaryDirectory() as temporary:
+        model.backbone.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        dtype = next(model.parameters()).dtype
+        pooling_name = next(name for name, pooling in POOLING_BY_NAME.items() if pooling == model.pooling)
+        transformer = Transformer(temporary, max_seq_length=max_tokens, model_kwargs={"dtype": dtype})
+        pooling = Pooling(transformer.get_embedding_dimension(), pooling_name)
+        exported = SentenceTransformer(
+            modules=[transformer, pooling, Normalize()],
+            prompts=dict(prompts),
+            similarity_fn_name="cosine",
+            device="cpu",
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        exported.save_pretrained(str(folder), create_model_card=False)
+    _add_older_pooling_keys(folder / "1_Pooling" / "config.json", model)
+
+
+def parity(folder: Path, model: EmbeddingModel, tokenizer: Any, texts: list[str], *, max_tokens: int) -> float:
+    """Lowest cosine between SentenceTransformer(folder) and our encoder over some texts, both in float32."""
+    from sentence_transformers import SentenceTransformer
+
+    from qzhou.encoder.encoder import Encoder
+
+    theirs = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32}).encode(texts)
+    ours = Encoder(model.float(), tokenizer, max_tokens=max_tokens).encode(texts)
+    return float((theirs * ours).sum(1).min())
+
+
+def _add_older_pooling_keys(file: Path, model: EmbeddingModel) -> None:
+    """Servers that read sentence-transformers folders themselves still look for one boolean per mode."""
+    config = json.loads(file.read_text("utf-8"))
+    config["word_embedding_dimension"] = config["embedding_dimension"]
+    config |= {key: pooling == model.pooling for key, pooling in POOLING_BY_OLD_KEY.items()}
+    file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")

@@ -1,0 +1,251 @@
+"""The mining stage on Ray: actors encode, the driver searches and selects."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from qzhou.cluster import session
+from qzhou.encoder import Encoder, load_encoder
+from qzhou.mining.search import nearest
+from qzhou.mining.select import Floats, combine, select_negatives
+from qzhou.progress import progress
+from qzhou.prompts import Prompt
+from qzhou.recipe import Dataset, Recipe
+from qzhou.records import (
+    EXAMPLE_TYPES,
+    TASKS,
+    Document,
+    Manifest,
+    Negative,
+    RetrievalExample,
+    stable_id,
+    text_key,
+)
+from qzhou.runs import Run, digest
+from qzhou.storage import Folder, read_records, write_records
+
+ENCODE_ROWS = 512  # texts that an actor takes at once: enough to sort by length, small enough to share out
+
+
+def mine(recipe: Recipe) -> Manifest:
+    """Give every retrieval example its negatives; other tasks' examples pass through.
+
+    Raises:
+        DataError: Synthesis has not finished.
+        ModelError: The teacher cannot be loaded.
+    """
+    run = Run.open(recipe)
+    return run.stage(
+        "mine",
+        lambda folder: _work(run, folder),
+        settings={
+            "mining": recipe.mining.model_dump(),
+            "model": recipe.model.model_dump(),
+            "prompts": {dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets},
+            "seed": recipe.run.seed,
+        },
+        inputs={
+            "transform": run.manifest("transform").fingerprint,
+            "synthesize": run.manifest("synthesize").fingerprint,
+        },
+        rooms=("mining", "encoder"),
+        keep=("embeddings",),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Mined:
+    """One retrieval dataset on its way through the stage; texts in the order of their vectors."""
+
+    dataset: Dataset
+    examples: list[RetrievalExample]
+    documents: list[str]
+
+    @property
+    def queries(self) -> list[str]:
+        return [self.dataset.prompt.query(example.query) for example in self.examples]
+
+
+def _work(run: Run, folder: Folder) -> dict[str, int]:
+    source, corpora = run.folder / "synthesize" / "examples", run.folder / "transform" / "corpora"
+    counts = dict.fromkeys(TASKS, 0)
+    for task in ("pair", "classification"):
+        for name in (source / task).folders():
+            kind = EXAMPLE_TYPES[task]
+            copied = write_records(folder / "examples" / task / name, read_records(source / task / name, kind), kind)
+            counts[task] += copied
+    todo = [_load(run.recipe.dataset(name), source, corpora) for name in (source / "retrieval").folders()]
+    with session():
+        vectors = _encode(run.recipe, folder, [texts for one in todo for texts in (one.queries, _prompted(one))])
+    report = {}
+    for one, query_QD, document_MD in zip(todo, vectors[::2], vectors[1::2], strict=True):
+        mined, report[one.dataset.name] = _negatives(run.recipe, one, query_QD, document_MD)
+        target = folder / "examples" / "retrieval" / one.dataset.name
+        counts["retrieval"] += write_records(target, mined, RetrievalExample)
+        print(_sentence(one.dataset.name, report[one.dataset.name]), flush=True)
+    folder.write_json("report.json", report)
+    return {f"{task} examples": count for task, count in counts.items()}
+
+
+def _load(dataset: Dataset, source: Folder, corpora: Folder) -> _Mined:
+    examples = list(read_records(source / "retrieval" / dataset.name, RetrievalExample))
+    corpus = [document.text for document in read_records(corpora / dataset.name, Document)]
+    positives = [text for example in examples for text in example.positives]
+    return _Mined(dataset, examples, list(dict.fromkeys([*corpus, *positives])))
+
+
+def _prompted(one: _Mined) -> list[str]:
+    prompt: Prompt = one.dataset.prompt
+    return [prompt.document(text) for text in one.documents]
+
+
+def _negatives(
+    recipe: Recipe, one: _Mined, query_QD: Floats, document_MD: Floats
+) -> tuple[list[RetrievalExample], dict[str, Any]]:
+    """The examples with their negatives, and the dataset's part of the report."""
+    mining = recipe.mining
+    row_of = {text: row for row, text in enumerate(one.documents)}
+    keys = [text_key(text) for text in one.documents]
+    most = max(len(example.positives) for example in one.examples)
+    scores_QK, rows_QK = nearest(query_QD, document_MD, count=mining.rank_to + most)
+    answers = [{text_key(text) for text in example.positives} for example in one.examples]
+    is_positive = np.array([[keys[row] in own for row in rows] for rows, own in zip(rows_QK, answers, strict=True)])
+    positive_score_Q = np.array(
+        [
+            min(float(query_QD[query] @ document_MD[row_of[text]]) for text in example.positives)
+            for query, example in enumerate(one.examples)
+        ],
+        dtype=np.float32,
+    )
+    seeds = [int(stable_id(one.dataset.name, recipe.run.seed, example.id)[:16], 16) for example in one.examples]
+    found = select_negatives(
+        scores_QK,
+        rows_QK,
+        is_positive,
+        positive_score_Q,
+        np.array(seeds, dtype=np.uint64),
+        rank_from=mining.rank_from,
+        rank_to=mining.rank_to,
+        positive_ratio=mining.positive_ratio,
+        count=mining.negatives_per_query,
+    )
+    mined = []
+    for example, rows, scores in zip(one.examples, found.rows, found.scores, strict=True):
+        new = [
+            Negative(text=one.documents[row], origin="mined", score=score)
+            for row, score in zip(rows, scores, strict=True)
+        ]
+        negatives = combine(
+            example.negatives,
+            new,
+            example.positives,
+            count=mining.negatives_per_query,
+            llm_fraction=mining.llm_negative_fraction,
+        )
+        mined.append(dataclasses.replace(example, negatives=negatives))
+    return mined, _report(mined, found.rejected, positive_score_Q)
+
+
+def _report(
+    examples: Sequence[RetrievalExample], rejected: Mapping[str, int], positive_score_Q: Floats
+) -> dict[str, Any]:
+    origins = Counter(negative.origin for example in examples for negative in example.negatives)
+    mined_scores = [n.score for example in examples for n in example.negatives if n.score is not None]
+    return {
+        "queries": len(examples),
+        "negatives": dict(origins),
+        "queries by number of negatives": dict(sorted(Counter(str(len(e.negatives)) for e in examples).items())),
+        "rejected": dict(rejected),
+        "mean positive score": round(float(positive_score_Q.mean()), 4),
+        "mean mined score": round(float(np.mean(mined_scores)), 4) if mined_scores else None,
+    }
+
+
+def _sentence(name: str, report: Mapping[str, Any]) -> str:
+    origins = ", ".join(f"{count:,} {origin}" for origin, count in report["negatives"].items())
+    refused = report["rejected"]["too close to the positive"]
+    return f"mine: {name}: {report['queries']:,} queries, negatives: {origins}; {refused:,} too close to the positive"
+
+
+def _encode(recipe: Recipe, folder: Folder, text_lists: Sequence[list[str]]) -> list[Floats]:
+    """Vectors of several lists of texts; a list that was encoded before comes from its file.
+
+    The file's name covers the teacher's weights, tokenizer, pooling, dtype and length (its fingerprint)
+    and every text with its prompt: another checkpoint or prompt never finds an old file.
+    """
+    measure = ray.remote(num_cpus=1, num_gpus=1 if recipe.cluster.gpu else 0)(_fingerprint)
+    teacher = ray.get(measure.remote(recipe))
+    names = [f"embeddings/{teacher}/{digest(texts)}.npy" for texts in text_lists]
+    missing = [number for number, name in enumerate(names) if not folder.exists(name)]
+    if missing:
+        for number, vectors in _encode_now(recipe, {number: text_lists[number] for number in missing}).items():
+            buffer = io.BytesIO()
+            np.save(buffer, vectors)
+            folder.write_bytes(names[number], buffer.getvalue())
+    return [np.load(io.BytesIO(folder.read_bytes(name))) for name in names]
+
+
+def _encode_now(recipe: Recipe, text_lists: Mapping[int, list[str]]) -> dict[int, Floats]:
+    """One pass of the actor pool over all texts, so that each actor loads the teacher once."""
+    table = pa.table(
+        {
+            "list": [number for number, texts in text_lists.items() for _ in texts],
+            "row": [row for texts in text_lists.values() for row in range(len(texts))],
+            "text": [text for texts in text_lists.values() for text in texts],
+        }
+    )
+    blocks = max(1, table.num_rows // ENCODE_ROWS)
+    encoded = ray.data.from_arrow(table).repartition(blocks).map_batches(
+        _EncodeActor,
+        fn_constructor_args=(recipe,),
+        batch_size=ENCODE_ROWS,
+        compute=ray.data.ActorPoolStrategy(size=recipe.cluster.encoders),
+        num_cpus=1,
+        num_gpus=1 if recipe.cluster.gpu else 0,
+    )  # fmt: skip
+    vectors: dict[int, Floats] = {}
+    with progress("mine: encode", total=table.num_rows, unit="texts") as bar:
+        for batch in encoded.iter_batches(batch_size=None, batch_format="numpy"):
+            matrix = np.stack(batch["vector"]).astype(np.float32)
+            for number in np.unique(batch["list"]):
+                here = batch["list"] == number
+                target = vectors.setdefault(
+                    int(number), np.empty((len(text_lists[int(number)]), matrix.shape[1]), dtype=np.float32)
+                )
+                target[batch["row"][here]] = matrix[here]
+            bar.advance(len(matrix))
+    return vectors
+
+
+class _EncodeActor:
+    """Holds the teacher; encodes one batch of texts at a time."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.encoder = _teacher(recipe)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        vectors = self.encoder.encode([str(text) for text in batch["text"]])
+        return {"list": batch["list"], "row": batch["row"], "vector": vectors}
+
+
+def _teacher(recipe: Recipe) -> Encoder:
+    own = not recipe.mining.teacher
+    return load_encoder(
+        recipe.mining.teacher or recipe.model.backbone,
+        max_tokens=recipe.model.max_document_tokens,
+        pooling=recipe.model.pooling if own else None,
+        attention=recipe.model.attention if own else None,
+        dtype=recipe.model.dtype,
+    )
+
+
+def _fingerprint(recipe: Recipe) -> str:
+    return _teacher(recipe).fingerprint

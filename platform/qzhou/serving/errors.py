@@ -1,0 +1,36 @@
+"""What the endpoint refuses with, in OpenAI's shape."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from qzhou.errors import QzhouError
+
+ErrorType = Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
+
+
+class RequestError(QzhouError):
+    """A request that is not answered with embeddings.
+
+    Attributes:
+        status: HTTP status; OpenAI's clients pick their exception by it.
+        type: OpenAI's family of errors.
+        param: The field of the request that is to blame, if one is.
+        code: Short name for programs, e.g. ``model_not_found``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        type: ErrorType = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.type, self.param, self.code = status, type, param, code
+
+    def body(self) -> dict[str, object]:
+        """The JSON body that OpenAI's clients parse."""
+        return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}

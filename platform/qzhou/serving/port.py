@@ -1,0 +1,29 @@
+"""Whether the endpoint can listen where it is told to."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from qzhou.errors import SetupError
+
+
+def check_port(host: str, port: int) -> None:
+    """Make sure that a server can listen; Ray's proxy would come up without and say so only in a log.
+
+    Raises:
+        SetupError: It cannot; says why and what to choose instead.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection in TIME_WAIT is no obstacle
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SetupError(
+                f"port {port} on {host} is taken by another process. Choose another one with --serving.port."
+            ) from None
+        raise SetupError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose with --serving.host and --serving.port."
+        ) from None

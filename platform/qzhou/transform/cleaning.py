@@ -1,0 +1,60 @@
+"""Normalisation of raw text: the same text always gives the same characters.
+
+Only damage is repaired. Curly quotes and full-width punctuation stay, because people who search
+type them too.
+"""
+
+from __future__ import annotations
+
+import re
+
+import ftfy
+from ftfy.fixes import unescape_html
+
+WORD_SEARCH_CHARS = 100  # how far a cut goes back for a blank; scripts without blanks are cut where they are
+
+_FTFY = ftfy.TextFixerConfig(
+    uncurl_quotes=False, fix_character_width=False, normalization="NFC", explain=False, max_decode_length=100_000
+)
+_INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff]")
+_BLANKS = re.compile(r"[^\S\n]+")
+_LINE_EDGES = re.compile(r" ?\n ?")
+_PARAGRAPH_BREAKS = re.compile(r"\n{3,}")
+_ENTITY = re.compile(r"&(?:#\d|#[xX][\da-fA-F]|[A-Za-z]\w*;)")
+
+
+def clean_text(text: str, max_chars: int) -> str:
+    """Mojibake mended, NFC, entities resolved, invisible characters gone, blanks collapsed, cut.
+
+    Lines stay lines and paragraphs stay paragraphs: runs of blanks become one, and several empty
+    lines become one.
+
+    Args:
+        text: Any string, even with lone surrogates.
+        max_chars: Longer texts are cut here, before the word that would not fit.
+    """
+    if not text.isascii():
+        text = ftfy.fix_text(text, _FTFY)
+    elif _ENTITY.search(text) and "<" not in text:  # ftfy's own rule; it has nothing else to mend in ASCII
+        text = unescape_html(text)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _INVISIBLE.sub("", text)
+    text = _LINE_EDGES.sub("\n", _BLANKS.sub(" ", text))
+    return cut(_PARAGRAPH_BREAKS.sub("\n\n", text).strip(), max_chars)
+
+
+def cut(text: str, max_chars: int) -> str:
+    """The head of a text, at most ``max_chars`` long, that ends with a whole word where there are words."""
+    if len(text) <= max_chars:
+        return text
+    head = text[: max_chars + 1]  # one more, to see whether the last word ends exactly here
+    start = max(1, max_chars - WORD_SEARCH_CHARS)
+    for position in range(max_chars, start - 1, -1):
+        if head[position].isspace():
+            return head[:position].rstrip()
+    return text[:max_chars]
+
+
+def normalised_key(text: str) -> str:
+    """What two texts have in common that differ only in case and white space."""
+    return " ".join(text.casefold().split())
