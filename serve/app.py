@@ -114,6 +114,65 @@ def _load(recipe: Recipe, model: str) -> tuple[TextEncoder, ServedModel]:
     return encoder, served
 
 
+# Ray Serve pickles the web application where it decorates the class: what routes need stands above it.
+
+
+async def _body(request: Request) -> bytes:
+    """The request's body, refused as soon as it is too long."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestError(
+                f"The body is above {MAX_BODY_BYTES} bytes; send fewer texts.", status=413, code="body_too_large"
+            )
+    return bytes(body)
+
+
+@contextlib.asynccontextmanager
+async def _refusals(timeout_s: float) -> AsyncIterator[None]:
+    """What a busy, absent or slow encoder means to the client."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except BackPressureError:
+        raise RequestError(
+            "Too many requests are waiting; try again.", status=429, type="rate_limit_error", code="overloaded"
+        ) from None
+    except (DeploymentUnavailableError, RayActorError):
+        raise RequestError(
+            "The encoder is not available; try again.", status=503, type="server_error", code="unavailable"
+        ) from None
+    except TimeoutError:
+        raise RequestError(
+            f"The encoder did not answer in {timeout_s:g} s.", status=503, type="server_error", code="timeout"
+        ) from None
+
+
+@web.exception_handler(RequestError)
+async def _refused(_: Request, error: RequestError) -> JSONResponse:
+    headers = {"Retry-After": "1"} if error.status in {429, 503} else {}
+    return JSONResponse(error.body(), error.status, headers)
+
+
+@web.exception_handler(HTTPException)
+async def _no_such_route(request: Request, error: HTTPException) -> JSONResponse:
+    known = "POST /v1/embeddings, GET /v1/models, GET /health, GET /ready"
+    refused = RequestError(
+        f"{error.detail}: {request.method} {request.url.path}. Known: {known}.",
+        status=error.status_code,
+        code="unknown_url",
+    )
+    return JSONResponse(refused.body(), error.status_code, error.headers)
+
+
+@web.exception_handler(Exception)
+async def _failed(_: Request, __: Exception) -> JSONResponse:
+    """What went wrong stands in the log of the replica; clients are not shown the inside."""
+    refused = RequestError("The server failed to answer this request.", status=500, type="server_error")
+    return JSONResponse(refused.body(), 500)
+
+
 @serve.deployment(
     max_ongoing_requests=1024,  # above what the encoder queues, so that its refusal comes in OpenAI's shape
     max_queued_requests=1024,
@@ -172,62 +231,6 @@ class Endpoint:
     def _answer(self, content: BaseModel) -> Response:
         headers = {FINGERPRINT_HEADER: self._service.model.fingerprint}
         return Response(content.model_dump_json(), media_type="application/json", headers=headers)
-
-
-async def _body(request: Request) -> bytes:
-    """The request's body, refused as soon as it is too long."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise RequestError(
-                f"The body is above {MAX_BODY_BYTES} bytes; send fewer texts.", status=413, code="body_too_large"
-            )
-    return bytes(body)
-
-
-@contextlib.asynccontextmanager
-async def _refusals(timeout_s: float) -> AsyncIterator[None]:
-    """What a busy, absent or slow encoder means to the client."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except BackPressureError:
-        raise RequestError(
-            "Too many requests are waiting; try again.", status=429, type="rate_limit_error", code="overloaded"
-        ) from None
-    except (DeploymentUnavailableError, RayActorError):
-        raise RequestError(
-            "The encoder is not available; try again.", status=503, type="server_error", code="unavailable"
-        ) from None
-    except TimeoutError:
-        raise RequestError(
-            f"The encoder did not answer in {timeout_s:g} s.", status=503, type="server_error", code="timeout"
-        ) from None
-
-
-@web.exception_handler(RequestError)
-async def _refused(_: Request, error: RequestError) -> JSONResponse:
-    headers = {"Retry-After": "1"} if error.status in {429, 503} else {}
-    return JSONResponse(error.body(), error.status, headers)
-
-
-@web.exception_handler(HTTPException)
-async def _no_such_route(request: Request, error: HTTPException) -> JSONResponse:
-    known = "POST /v1/embeddings, GET /v1/models, GET /health, GET /ready"
-    refused = RequestError(
-        f"{error.detail}: {request.method} {request.url.path}. Known: {known}.",
-        status=error.status_code,
-        code="unknown_url",
-    )
-    return JSONResponse(refused.body(), error.status_code, error.headers)
-
-
-@web.exception_handler(Exception)
-async def _failed(_: Request, __: Exception) -> JSONResponse:
-    """What went wrong stands in the log of the replica; clients are not shown the inside."""
-    refused = RequestError("The server failed to answer this request.", status=500, type="server_error")
-    return JSONResponse(refused.body(), 500)
 
 
 class Arguments(BaseModel):

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.job_submission import JobSubmissionClient
 
 from qzhou.errors import QzhouError
 
@@ -33,7 +38,7 @@ def local_options() -> dict[str, Any]:
         "address": "local",
         "num_cpus": max(LOGICAL_CPUS, os.cpu_count() or 1),
         "include_dashboard": False,
-        "log_to_driver": True,
+        "logging_level": logging.WARNING,
     }
 
 
@@ -46,10 +51,9 @@ def session() -> Iterator[None]:
     """
     joined = ray.is_initialized()
     if not joined:
-        options = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else local_options()
+        inside = {"address": "auto", "logging_level": logging.WARNING}
         ray.init(
-            **options,
-            logging_level=logging.WARNING,
+            **(inside if os.environ.get("RAY_ADDRESS") else local_options()),
             runtime_env={"py_modules": [str(PACKAGE)], "env_vars": WORKER_ENV},
         )
         _quieten_ray_data()
@@ -63,6 +67,32 @@ def session() -> Iterator[None]:
     finally:
         if not joined:
             ray.shutdown()
+
+
+def run_as_job(script: str, arguments: Sequence[str]) -> int:
+    """Start a cluster with its dashboard on this machine, submit a job to it, follow it, end the cluster.
+
+    Args:
+        script: Relative to the working directory, in which the job runs.
+        arguments: Of the script.
+
+    Returns: The exit status of the job's driver.
+    """
+    # the job is started by `python`: the one that runs here, whatever PATH says
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    context = ray.init(**local_options() | {"include_dashboard": True, "log_to_driver": False})
+    address, job = f"http://{context.dashboard_url}", f"{Path(script).stem}-{uuid.uuid4().hex[:8]}"
+    print(f"dashboard: {address}", flush=True)
+    try:
+        command = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(['python', script, *arguments])}"
+        submit = ["job", "submit", "--address", address, "--submission-id", job, "--", "sh", "-c", shlex.quote(command)]
+        # Ray has put token authentication on; its client needs to be told
+        environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
+        ended = subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *submit], env=environment, check=False)
+        details = JobSubmissionClient(address).get_job_info(job)
+        return ended.returncode if details.driver_exit_code is None else int(details.driver_exit_code)
+    finally:
+        ray.shutdown()
 
 
 def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None:

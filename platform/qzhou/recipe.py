@@ -66,7 +66,9 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware computes in it (GPU, AMX, AVX-512 BF16), else float32."
     )
-    saved_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the weights in the model folder.")
+    saved_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Type of the weights in the model folder."
+    )
 
 
 class ClusterSection(Section):

@@ -68,7 +68,7 @@ def gather_rows(local_SD: Tensor, *, rank: int, world: int) -> Tensor:
     """
     if world == 1:
         return local_SD
-    gathered: Tensor = _GatherRows.apply(local_SD, rank, world)
+    gathered: Tensor = _GatherRows.apply(local_SD, rank, world)  # type: ignore[no-untyped-call]
     return gathered
 
 
@@ -87,6 +87,6 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         start = ctx.rank * ctx.rows
         return gradient[start : start + ctx.rows] * ctx.world, None, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +59,7 @@ class TorchEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
         self.optimizer.step()
         return float(norm)
@@ -69,7 +68,7 @@ class TorchEngine:
         state = {"step": step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         partial = folder / f"{CHECKPOINT_FILE}.writing"
         torch.save(state, partial)
-        os.replace(partial, folder / CHECKPOINT_FILE)
+        partial.replace(folder / CHECKPOINT_FILE)
 
     def load(self, folder: Path) -> int:
         state = torch.load(folder / CHECKPOINT_FILE, weights_only=True)

@@ -197,9 +197,7 @@ def _save(engine: DeepSpeedEngine, log: _MetricsLog | None, step: int, metrics: 
 def _write_model(recipe: Recipe, spec: str, state: dict[str, Tensor], target: Folder) -> None:
     """Full weights into a sentence-transformers folder."""
     found = _load(recipe, spec, getattr(torch, recipe.model.saved_dtype))
-    missing, unexpected = found.model.load_state_dict(state, strict=False)
-    parameters = {name for name, _ in found.model.named_parameters()}
-    assert not unexpected and not parameters & set(missing), (missing, unexpected)
+    found.model.load_state_dict(state | dict(found.model.named_buffers()), strict=True)
     with tempfile.TemporaryDirectory() as temporary:
         save_sentence_transformer(
             found.model,

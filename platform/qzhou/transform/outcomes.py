@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
 
 from qzhou.recipe import Dataset
 from qzhou.records import Drop, Example
@@ -11,6 +16,19 @@ from qzhou.transform.dedup import identity, text_digest, texts_of
 from qzhou.transform.readers import Refused
 from qzhou.transform.rules import RULES, Row, drop
 from qzhou.transform.splits import held_out
+
+# What judging reads of a row, and the record. Records travel as pickles: both ends of the way run the
+# same code, and most of them are never opened.
+JUDGEABLE = pa.schema(
+    [
+        ("reason", pa.string()),
+        ("held_out", pa.bool_()),
+        ("id", pa.string()),
+        ("identity", pa.binary()),
+        ("texts", pa.binary()),
+        ("record", pa.binary()),
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,3 +67,22 @@ def outcome_of(row: Row | Refused, dataset: Dataset, max_chars: int) -> Outcome 
         identity=identity(made),
         texts=tuple(text_digest(text) for text in texts),
     )
+
+
+def judgeable(rows: Iterable[Row | Refused], dataset: Dataset, max_chars: int) -> pa.Table:
+    """The outcomes of raw rows as a table of JUDGEABLE rows, in the same order."""
+    return pa.Table.from_pylist([_packed(outcome_of(row, dataset, max_chars)) for row in rows], schema=JUDGEABLE)
+
+
+def _packed(outcome: Outcome | Drop) -> dict[str, Any]:
+    if isinstance(outcome, Drop):
+        nothing = {"held_out": False, "id": "", "identity": b"", "texts": b""}
+        return {**nothing, "reason": outcome.reason, "record": pickle.dumps(outcome)}
+    return {
+        "reason": "",
+        "held_out": outcome.held_out,
+        "id": outcome.record.id,
+        "identity": outcome.identity,
+        "texts": b"".join(outcome.texts),
+        "record": pickle.dumps(outcome.record),
+    }

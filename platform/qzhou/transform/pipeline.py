@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 
@@ -31,8 +32,16 @@ from qzhou.records import (
 from qzhou.runs import Run, file_fingerprint
 from qzhou.storage import Folder, write_records
 from qzhou.transform.judging import DETAILS, HELD_OUT, SAMPLED_OUT, TRAINING, Mark, is_drop, verdicts
-from qzhou.transform.outcomes import Outcome, outcome_of, split_column
-from qzhou.transform.python_docs import DOCSTRING_COLUMNS, PAIR_COLUMNS, SourceFile, docstrings, pairs, source_files
+from qzhou.transform.outcomes import judgeable, split_column
+from qzhou.transform.python_docs import (
+    DOCSTRING_COLUMNS,
+    PAIR_COLUMNS,
+    SourceFile,
+    collector_paused,
+    docstrings,
+    pairs,
+    source_files,
+)
 from qzhou.transform.readers import Refused, check_columns, input_files, read_rows
 from qzhou.transform.rules import columns_of, drop, swapped
 from qzhou.transform.splits import held_out
@@ -43,21 +52,8 @@ OUTPUT_FOLDERS = ("examples", "corpora", "held_out", "dropped")
 
 REFUSED_COLUMNS = tuple(field.name for field in dataclasses.fields(Refused))
 RAW_DOCSTRING = pa.schema([(name, pa.string()) for name in (*DOCSTRING_COLUMNS, *REFUSED_COLUMNS)])
-MARK_COLUMNS = Mark._fields
-# Examples travel as pickles: both ends of the way run the same code, and most of them are never opened.
-JUDGEABLE = pa.schema(
-    [
-        ("reason", pa.string()),
-        ("held_out", pa.bool_()),
-        ("id", pa.string()),
-        ("identity", pa.binary()),
-        ("texts", pa.binary()),
-        ("record", pa.binary()),
-    ]
-)
-
 Sources = Mapping[str, Sequence[str] | Sequence[SourceFile]]
-Blocks = Sequence[Any]  # references to tables of JUDGEABLE in the object store
+Blocks = Sequence[Any]  # references to tables of outcomes.JUDGEABLE in the object store
 
 
 def transform(recipe: Recipe) -> Manifest:
@@ -126,7 +122,7 @@ def _work(recipe: Recipe, sources: Sources, folder: Folder) -> dict[str, int]:
         _refuse_lost_datasets(recipe.datasets, blocks, judged)
         counts = Counter({f"{task} examples": 0 for task in TASKS})
         for dataset in recipe.datasets:
-            counts += _write(folder, dataset, blocks[dataset.name], judged[dataset.name])
+            counts.update(_write(folder, dataset, blocks[dataset.name], judged[dataset.name]))
     return {**counts, "dropped rows": dropped}
 
 
@@ -165,7 +161,8 @@ def _parse_sources(files: Sequence[Any]) -> Any:
 
 
 def _parse(files: pa.Table) -> pa.Table:
-    rows = [row for file in files.to_pylist() for row in docstrings(SourceFile(**file))]
+    with collector_paused():
+        rows = [row for file in files.to_pylist() for row in docstrings(SourceFile(**file))]
     plain = [dataclasses.asdict(row) if isinstance(row, Refused) else row for row in rows]
     return pa.Table.from_pylist([_encodable(row) for row in plain], schema=RAW_DOCSTRING)
 
@@ -180,15 +177,18 @@ def _encodable(row: Mapping[str, str]) -> Mapping[str, str]:
 def _pair_up(rows: Any, dataset: Dataset) -> Any:
     """Ray dataset of pairs; drawing partners needs all summaries at once, so it happens here on the driver."""
     tables = [ray.get(block) for block in rows.to_arrow_refs()]
-    whole = pa.concat_tables(table.drop_columns(["body"]) for table in tables if table.num_rows)
-    documented = whole.filter(pa.compute.is_null(whole["reason"])).to_pylist()
+    whole = pa.concat_tables([RAW_DOCSTRING.empty_table(), *(table for table in tables if table.num_rows)])
+    read = pc.is_null(whole["reason"])
+    documented = whole.filter(read).drop_columns(["body"]).to_pylist()
+    refused = whole.filter(pc.invert(read)).select(REFUSED_COLUMNS)
     drawn = pa.Table.from_pylist(list(pairs(documented, partial(held_out, fraction=dataset.held_out_fraction))))
+    drawn = pa.concat_tables([refused, drawn], promote_options="default")
     size = max(1, -(-drawn.num_rows // BLOCKS))
     return ray.data.from_arrow([drawn.slice(start, size) for start in range(0, max(1, drawn.num_rows), size)])
 
 
 def _apply_to_rows(rows: pa.Table, dataset: Dataset, max_chars: int) -> pa.Table:
-    return _judgeable((_unpacked(row) for row in rows.to_pylist()), dataset, max_chars)
+    return judgeable((_unpacked(row) for row in rows.to_pylist()), dataset, max_chars)
 
 
 def _unpacked(row: dict[str, Any]) -> dict[str, Any] | Refused:
@@ -199,32 +199,14 @@ def _apply_to_files(files: pa.Table, dataset: Dataset, max_chars: int) -> Iterat
     for path in files["path"].to_pylist():
         rows = read_rows(dataset.reader, path, header=_has_header(dataset))
         while chunk := list(itertools.islice(rows, ROWS_PER_TABLE)):
-            yield _judgeable(chunk, dataset, max_chars)
-
-
-def _judgeable(rows: Iterable[dict[str, Any] | Refused], dataset: Dataset, max_chars: int) -> pa.Table:
-    return pa.Table.from_pylist([_judgeable_row(outcome_of(row, dataset, max_chars)) for row in rows], schema=JUDGEABLE)
-
-
-def _judgeable_row(outcome: Outcome | Drop) -> dict[str, Any]:
-    if isinstance(outcome, Drop):
-        nothing = {"held_out": False, "id": "", "identity": b"", "texts": b""}
-        return {**nothing, "reason": outcome.reason, "record": pickle.dumps(outcome)}
-    return {
-        "reason": "",
-        "held_out": outcome.held_out,
-        "id": outcome.record.id,
-        "identity": outcome.identity,
-        "texts": b"".join(outcome.texts),
-        "record": pickle.dumps(outcome.record),
-    }
+            yield judgeable(chunk, dataset, max_chars)
 
 
 def _marks(blocks: Blocks) -> Iterator[Mark]:
     for block in blocks:
         table = ray.get(block)
         if table.num_rows:  # an empty block has no columns
-            yield from map(Mark, *(table[column].to_pylist() for column in MARK_COLUMNS))
+            yield from map(Mark, *(table[column].to_pylist() for column in Mark._fields))
 
 
 def _records(blocks: Blocks, judged: Sequence[str], wanted: Iterable[str]) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,6 @@ import glob
 import gzip
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,9 +49,8 @@ def input_files(dataset: str, patterns: Sequence[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in patterns:
-        matches = sorted(
-            path for path in glob.glob(os.path.expanduser(pattern), recursive=True) if Path(path).is_file()
-        )
+        start = str(Path(pattern).expanduser())
+        matches = sorted(path for path in glob.glob(start, recursive=True) if Path(path).is_file())  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not matches:
             raise DataError(
                 f"dataset '{dataset}': no file matches '{pattern}' (working directory {Path.cwd()}). "
@@ -160,4 +158,4 @@ def _read_parquet(path: str) -> Iterator[Row | Refused]:
 
 
 def _open_bytes(path: str) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.endswith(".gz") else open(path, "rb")
+    return cast(BinaryIO, gzip.open(path)) if path.endswith(".gz") else Path(path).open("rb")

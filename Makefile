@@ -1,0 +1,40 @@
+# Two commands for a newcomer: `make quickstart` and `make test`.
+PYTHON ?= python3
+RECIPE ?= recipes/quickstart.toml
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help quickstart test check serve format clean
+
+help:            ## this list
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,quickstart,dev]"
+	@touch $@
+
+quickstart: $(READY)  ## set up, start a local Ray cluster, run recipes/quickstart.toml on it as a job
+	$(BIN)/python jobs/submit.py $(RECIPE)
+
+serve: $(READY)  ## serve the run's model at http://127.0.0.1:8000/v1/embeddings
+	$(BIN)/python serve/app.py $(RECIPE)
+
+test: $(READY) check  ## everything: format, lint, types, unit, Ray and end-to-end tests
+	$(BIN)/pytest tests/ray tests/e2e
+
+check: $(READY)  ## the fast loop: format, lint, types, unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/unit tests/test_architecture.py
+
+format: $(READY)  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:           ## remove what `make` made, runs excepted
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,35 @@
+"""The whole run, stage by stage; finished stages are skipped.
+
+python jobs/pipeline.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VALUE ...]
+"""
+
+from qzhou.job import main
+from qzhou.recipe import Recipe
+
+
+def run(recipe: Recipe) -> None:
+    from qzhou.cluster import session
+    from qzhou.evaluation.pipeline import evaluate
+    from qzhou.mining.pipeline import mine
+    from qzhou.runs import Run
+    from qzhou.synthesis.pipeline import synthesize
+    from qzhou.training.pipeline import export, train
+    from qzhou.transform.pipeline import transform
+
+    with session():
+        transform(recipe)
+        synthesize(recipe)
+        mine(recipe)
+        train(recipe)
+        export(recipe)
+        evaluate(recipe)
+    folder, serving = Run.open(recipe).folder, recipe.serving
+    print(f"model:   {folder.uri}/model")
+    print(f"report:  {folder.uri}/report.html")
+    print("serve it:  make serve        and then, in another terminal:")
+    print(f"  curl http://{serving.host}:{serving.port}/v1/embeddings -H 'Content-Type: application/json' \\")
+    print(f"""    -d '{{"model": "{recipe.run.name}", "input": "Return the sum of the elements."}}'""", flush=True)
+
+
+if __name__ == "__main__":
+    main(run, __doc__ or "")

@@ -1,0 +1,17 @@
+"""Raw datasets to retrieval, pair and classification examples.
+
+python jobs/transform.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VALUE ...]
+"""
+
+from qzhou.job import main
+from qzhou.recipe import Recipe
+
+
+def run(recipe: Recipe) -> None:
+    from qzhou.transform.pipeline import transform
+
+    transform(recipe)
+
+
+if __name__ == "__main__":
+    main(run, __doc__ or "")

@@ -1,0 +1,129 @@
+"""``report.html`` of a run: one page without network, from the files of the run folder alone."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from jinja2 import Environment, FileSystemLoader
+from matplotlib.figure import Figure
+
+from qzhou.evaluation.comparison import MODELS, Row
+from qzhou.records import Drop
+from qzhou.runs import MANIFEST, Run
+from qzhou.storage import read_records
+
+STAGES = ("transform", "synthesize", "mine", "train/stage1", "train/stage2", "model")
+COLOURS = {"bm25": "#9aa5b1", "backbone": "#5b7db1", "stage1": "#e8a33d", "stage2": "#2f9e6e"}
+TASK_COLOURS = {"retrieval": "#2f9e6e", "pair": "#5b7db1", "classification": "#e8a33d"}
+
+
+def write_report(run: Run, rows: Sequence[Row]) -> None:
+    """Write ``report.html`` into the run folder."""
+    mpl.rcParams["svg.hashsalt"] = run.recipe.run.name  # the same run gives the same file
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    mining = run.folder / "mine"
+    page = environment.get_template("report.html.j2").render(
+        name=run.recipe.run.name,
+        backbone=run.recipe.model.backbone,
+        models=MODELS,
+        tasks=_by_task(rows),
+        scores_picture=_scores_picture(rows),
+        loss_picture=_loss_picture(run),
+        stages=_stages(run),
+        mining=mining.read_json("report.json") if mining.exists("report.json") else {},
+        drops=_drops(run),
+    )
+    run.folder.write_bytes("report.html", page.encode())
+
+
+def _by_task(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    tasks: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        task = tasks.setdefault(row.task, asdict(row) | {"scores": {}})
+        task["scores"][row.model] = row.score
+    return list(tasks.values())
+
+
+def _scores_picture(rows: Sequence[Row]) -> str:
+    """Bars by task and model, each with its number."""
+    tasks = _by_task(rows)
+    figure = Figure(figsize=(8.5, 0.6 + 1.35 * len(tasks)))
+    axes = figure.subplots()
+    ticks, labels, place = [], [], 0.0
+    for task in tasks:
+        models = [model for model in MODELS if model in task["scores"]]
+        for model in models:
+            score = task["scores"][model]
+            axes.barh(place, score, height=0.85, color=COLOURS[model], label=model)
+            axes.text(score + 0.008, place, f"{model} {score:.3f}", va="center", fontsize=9)
+            place += 1
+        ticks.append(place - (len(models) + 1) / 2)
+        labels.append(f"{task['task']}\n{task['metric']}")
+        place += 0.8
+    axes.set_yticks(ticks, labels)
+    axes.set_xlim(0, 1.12)
+    axes.invert_yaxis()
+    axes.set_xlabel("score on held-out data")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def _loss_picture(run: Run) -> str:
+    """Loss by step, one panel a stage, one colour a task."""
+    figure = Figure(figsize=(8.5, 2.8))
+    panels = figure.subplots(1, 2)
+    for axes, stage in zip(panels, ("stage1", "stage2"), strict=True):
+        folder = run.folder / "train" / stage
+        lines = folder.read_bytes("metrics.jsonl").decode().splitlines() if folder.exists("metrics.jsonl") else []
+        metrics = [json.loads(line) for line in lines]
+        for task in dict.fromkeys(one["task"] for one in metrics):
+            chosen = [one for one in metrics if one["task"] == task]
+            axes.plot(
+                [one["step"] for one in chosen],
+                [one["loss"] for one in chosen],
+                marker=".",
+                color=TASK_COLOURS[task],
+                label=task,
+            )
+        axes.set_title(stage, fontsize=10)
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        if metrics:
+            axes.legend(frameon=False, fontsize=8)
+    panels[0].set_ylabel("loss (nats)")
+    return _svg(figure)
+
+
+def _stages(run: Run) -> list[dict[str, Any]]:
+    found = []
+    for stage in STAGES:
+        if (run.folder / stage).exists(MANIFEST):
+            manifest = run.manifest(stage)
+            outputs = ", ".join(f"{count:,} {name}" for name, count in manifest.outputs.items())
+            found.append({"name": stage, "seconds": manifest.wall_s, "outputs": outputs, "at": manifest.finished_at})
+    return found
+
+
+def _drops(run: Run) -> Mapping[str, int]:
+    """Reason -> rows that transform and synthesis refused, the commonest first."""
+    counts: Counter[str] = Counter()
+    for stage in ("transform", "synthesize"):
+        for drop in read_records(run.folder / stage / "dropped", Drop):
+            counts[f"{stage}: {drop.dataset}: {drop.reason}"] += 1
+    return dict(counts.most_common(20))
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.tight_layout()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,124 @@
+"""Held-out examples as mteb task objects: judged by mteb's own code, on one's own data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+from mteb.abstasks import AbsTaskClassification, AbsTaskRetrieval, AbsTaskSTS
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from qzhou.records import LabeledExample, PairExample, RetrievalExample, stable_id, text_key
+
+SPLIT = "test"
+MAIN_SCORES = {"Retrieval": "ndcg_at_10", "Classification": "accuracy", "STS": "cosine_spearman"}
+
+
+def retrieval_task(
+    name: str, examples: Sequence[RetrievalExample], *, max_queries: int, max_documents: int, seed: int
+) -> Any:
+    """Queries to find their positives among the positives of all examples.
+
+    Queries with the same text are one query with all their positives. The sample of queries is drawn by
+    hash, and the corpus is filled with further documents up to ``max_documents``; relevant documents
+    always stay.
+    """
+    answers: dict[str, dict[str, str]] = {}
+    text_of: dict[str, str] = {}
+    for example in examples:
+        text_of.setdefault(text_key(example.query), example.query)
+        own = answers.setdefault(text_key(example.query), {})
+        own.update({text_key(positive): positive for positive in example.positives})
+    asked = _sampled(list(answers), max_queries, seed)
+    relevant = {key: text for query in asked for key, text in answers[query].items()}
+    others = {key: text for own in answers.values() for key, text in own.items() if key not in relevant}
+    filled = _sampled(list(others), max(0, max_documents - len(relevant)), seed)
+    corpus = relevant | {key: others[key] for key in filled}
+
+    task = _task(AbsTaskRetrieval, name, "Retrieval", list(corpus.values()) + asked)
+    task.dataset = {
+        "default": {
+            SPLIT: {
+                "corpus": datasets.Dataset.from_list(
+                    [{"id": stable_id("d", key), "title": "", "text": text} for key, text in corpus.items()]
+                ),
+                "queries": datasets.Dataset.from_list(
+                    [{"id": stable_id("q", query), "text": text_of[query]} for query in asked]
+                ),
+                "relevant_docs": {
+                    stable_id("q", query): {stable_id("d", key): 1 for key in answers[query]} for query in asked
+                },
+                "top_ranked": None,
+            }
+        }
+    }
+    return task
+
+
+def pair_task(name: str, examples: Sequence[PairExample], *, max_rows: int, seed: int) -> Any:
+    """Spearman correlation of cosines and ordinal scores."""
+    by_id = {example.id: example for example in examples}
+    rows = [by_id[one] for one in _sampled(list(by_id), max_rows, seed)]
+    task = _task(AbsTaskSTS, name, "STS", [row.text_a + row.text_b for row in rows])
+    scores = [row.score for row in rows]
+    task.min_score, task.max_score = min(scores), max(scores)
+    columns = [{"sentence1": row.text_a, "sentence2": row.text_b, "score": row.score} for row in rows]
+    task.dataset = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(columns)})
+    return task
+
+
+def classification_task(name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int) -> Any:
+    """Accuracy of a logistic regression on a few held-out texts per class, tested on the other held-out texts.
+
+    Classes with fewer than four held-out texts are left out.
+    """
+    sizes: dict[str, int] = {}
+    for example in examples:
+        sizes[example.label] = sizes.get(example.label, 0) + 1
+    by_id = {example.id: example for example in examples if sizes[example.label] >= 4}
+    kept = [by_id[one] for one in _sampled(list(by_id), max_rows, seed)]
+    number_of = {label: number for number, label in enumerate(sorted({one.label for one in kept}))}
+    seen: dict[str, int] = {}
+    halves: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for one in kept:
+        seen[one.label] = seen.get(one.label, 0) + 1
+        halves[seen[one.label] % 2].append({"text": one.text, "label": number_of[one.label]})
+    task = _task(AbsTaskClassification, name, "Classification", [one.text for one in kept])
+    parts = {"train": datasets.Dataset.from_list(halves[1]), SPLIT: datasets.Dataset.from_list(halves[0])}
+    task.dataset = datasets.DatasetDict(parts)
+    return task
+
+
+def sizes(task: Any) -> int:
+    """What the score is a mean over: queries, pairs or test texts."""
+    data = task.dataset["default"][SPLIT]["queries"] if "default" in task.dataset else task.dataset[SPLIT]
+    return len(data)
+
+
+def _task(kind: type, name: str, task_type: str, texts: Sequence[str]) -> Any:
+    """An mteb task whose data is here already; its revision is a digest of the texts."""
+    revision = hashlib.sha256("\x00".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    metadata = TaskMetadata(
+        name=name,
+        description=f"Held-out examples of the dataset '{name}'.",
+        type=task_type,
+        modalities=["text"],
+        category="t2t",
+        eval_splits=[SPLIT],
+        eval_langs=["eng-Latn"],
+        main_score=MAIN_SCORES[task_type],
+        dataset={"path": f"local/{name}", "revision": revision},
+    )
+    task = type(f"Local{task_type}", (kind,), {"metadata": metadata})()
+    task.data_loaded = True
+    return task
+
+
+def _sampled(keys: Sequence[str], count: int, seed: int) -> list[str]:
+    """The ``count`` keys with the smallest hash, in that order: the same whatever order they came in."""
+    return sorted(keys, key=lambda key: stable_id("sample", seed, key))[:count]
+
+
+Tasks = Mapping[str, Any]

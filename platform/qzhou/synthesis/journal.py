@@ -1,0 +1,99 @@
+"""The journal of answered requests: an answer that was paid for is never asked for again.
+
+JSON lines, keyed by what was sent. Each opening writes files of its own, so that a kill can tear
+only the last line of a file, and two attempts never write to the same one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qzhou.storage import Folder
+from qzhou.synthesis.techniques import Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What an endpoint answered; ``model`` is what it says of itself, not what was asked for."""
+
+    key: str
+    model: str
+    content: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def request_key(model: str, messages: Sequence[Message], temperature: float) -> str:
+    """SHA-256 of everything that the answer depends on, in canonical JSON."""
+    sent = {"model": model, "messages": list(messages), "temperature": temperature}
+    content = json.dumps(sent, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Journal:
+    """Answers by request key.
+
+    On a local filesystem an answer is on disk before :meth:`add` returns. Object stores cannot
+    append: there, answers are written as one file at each :meth:`flush`.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self._answers = {answer.key: answer for name in folder.files(".jsonl") for answer in _read(folder, name)}
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        self._name = f"answers-{stamp}-{uuid.uuid4().hex[:8]}"
+        self._unwritten: list[Answer] = []
+        self._files_written = 0
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, key: str) -> Answer | None:
+        return self._answers.get(key)
+
+    def add(self, answer: Answer) -> None:
+        """Keep an answer; local ones survive a kill from here on."""
+        if self.folder.is_local:
+            self._append(answer)
+        else:
+            self._unwritten.append(answer)
+        self._answers[answer.key] = answer
+
+    def flush(self) -> None:
+        """Write what is only in memory, as a file of its own."""
+        if self._unwritten:
+            lines = "".join(_line(answer) for answer in self._unwritten)
+            self.folder.write_bytes(f"{self._name}-{self._files_written:06d}.jsonl", lines.encode())
+            self._unwritten.clear()
+            self._files_written += 1
+
+    def _append(self, answer: Answer) -> None:
+        path = Path(self.folder.path) / f"{self._name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(_line(answer))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def _line(answer: Answer) -> str:
+    return json.dumps(dataclasses.asdict(answer)) + "\n"  # ASCII: a kill cannot tear a character
+
+
+def _read(folder: Folder, name: str) -> list[Answer]:
+    """The whole lines of one file; a torn one was never counted as answered, so it is asked again."""
+    answers = []
+    for line in folder.read_bytes(name).decode("ascii", "replace").splitlines():
+        try:
+            answers.append(Answer(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return answers

@@ -1,0 +1,53 @@
+import socket
+
+import pytest
+
+from qzhou.errors import SetupError
+from qzhou.serving.errors import RequestError
+from qzhou.serving.keys import ApiKeys
+from qzhou.serving.port import check_port
+
+
+def test_without_keys_everyone_is_admitted():
+    keys = ApiKeys.from_environment("KEYS", {})
+
+    keys.admit(None)
+    keys.admit("Bearer anything")
+    assert not keys.asked
+
+
+@pytest.mark.parametrize("header", ["Bearer one", "Bearer two", "bearer  two"])
+def test_each_of_several_keys_is_admitted(header):
+    ApiKeys.from_environment("KEYS", {"KEYS": "one, two,"}).admit(header)
+
+
+@pytest.mark.parametrize("header", [None, "", "one", "Basic one", "Bearer", "Bearer ", "Bearer on", "Bearer one,two"])
+def test_whoever_has_no_key_is_refused_with_401(header):
+    with pytest.raises(RequestError) as caught:
+        ApiKeys("one", "two").admit(header)
+
+    assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
+
+
+def test_a_variable_that_is_set_but_empty_does_not_open_the_endpoint():
+    with pytest.raises(SetupError, match="KEYS is set but holds no API key"):
+        ApiKeys.from_environment("KEYS", {"KEYS": " , "})
+
+
+def test_a_key_does_not_show():
+    keys = ApiKeys("secret-key")
+
+    assert "secret-key" not in repr(keys) + repr(vars(keys))
+
+
+def test_a_taken_port_is_named_with_the_way_out():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SetupError, match=f"port {port} on 127.0.0.1 is taken.*--serving.port"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_refused():
+    with pytest.raises(SetupError, match=r"cannot listen on 192\.0\.2\.1:8000"):
+        check_port("192.0.2.1", 8000)
