@@ -49,8 +49,11 @@ FINGERPRINT_HEADER = "X-Model-Fingerprint"
 MAX_BODY_BYTES = 64 * 2**20
 REQUEST_TIMEOUT_S = 600.0  # the OpenAI clients' own default
 READY_TIMEOUT_S = 5.0
-MAX_ONGOING_REQUESTS = 128  # per replica; a batch cannot hold more than is let in
-MAX_QUEUED_REQUESTS = 256  # per endpoint replica; the next one is told to come back
+# Ray Serve's router polls a replica that is full, at a tenth of the speed the replica has. So a replica lets many in,
+# batches them itself, and what is left over is soon told to come back.
+MAX_ONGOING_REQUESTS = 512  # per encoder replica
+MAX_QUEUED_REQUESTS = 32  # per endpoint replica
+QUIET = {"log_level": "WARNING", "enable_access_log": False}  # Serve's metrics count requests and time them
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have the package qzhou, not this folder
 web = FastAPI(title="qzhou", description=__doc__)
@@ -107,10 +110,10 @@ def _load(recipe: Recipe, model: str) -> tuple[TextEncoder, ServedModel]:
             dtype=recipe.model.dtype,
             device=None if gpu else "cpu",
         )
-    encoder.encode(["warm up"])
     # The name vLLM reads the trained widths from; transformers keeps unknown settings of a config.json.
     matryoshka = getattr(encoder.model.backbone.config, "matryoshka_dimensions", None) or ()
     served = ServedModel.of(encoder, recipe.run.name, matryoshka=matryoshka, created=int(time.time()))
+    encoder.encode(["warm up"])
     return encoder, served
 
 
@@ -174,8 +177,8 @@ async def _failed(_: Request, __: Exception) -> JSONResponse:
 
 
 @serve.deployment(
-    max_ongoing_requests=1024,  # above what the encoder queues, so that its refusal comes in OpenAI's shape
-    max_queued_requests=1024,
+    max_ongoing_requests=2048,  # above what the encoders let in, so that their refusal comes in OpenAI's shape
+    max_queued_requests=2048,
     backpressure_config={"status_code": 429, "retry_after_s": 1},
     ray_actor_options={"num_cpus": 0},  # forwards and formats; the cores are the encoder's
 )
@@ -282,7 +285,7 @@ def serve_until_stopped(recipe: Recipe) -> None:
     joining = bool(os.environ.get("RAY_ADDRESS"))
     if not joining:
         check_port(settings.host, settings.port)
-    with session(), _serving(recipe, model), _stop_signals() as stop:
+    with session(), _serving(recipe, model, joining=joining), _stop_signals() as stop:
         address = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
         if not joining:
             _wait_until_ready(address)
@@ -292,18 +295,17 @@ def serve_until_stopped(recipe: Recipe) -> None:
 
 
 @contextlib.contextmanager
-def _serving(recipe: Recipe, model: str) -> Iterator[None]:
-    """Run the application for the block; on a cluster where Serve was already running, leave the rest alone."""
-    found = _serve_is_running()
+def _serving(recipe: Recipe, model: str, *, joining: bool) -> Iterator[None]:
+    """Run the application for the block; a Serve that was already running on a joined cluster goes on."""
+    settings, found = recipe.serving, _serve_is_running()
     try:
         if not found:
-            serve.start(http_options={"host": recipe.serving.host, "port": recipe.serving.port})
-        serve.run(application(recipe, model), name=recipe.run.name, logging_config={"enable_access_log": False})
+            serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=QUIET)
+        serve.run(application(recipe, model), name=recipe.run.name, logging_config=QUIET)
         yield
     finally:
-        if found:
-            serve.delete(recipe.run.name)
-        else:
+        serve.delete(recipe.run.name)
+        if joining and not found:
             serve.shutdown()
 
 

@@ -37,7 +37,7 @@ def local_options() -> dict[str, Any]:
     return {
         "address": "local",
         "num_cpus": max(LOGICAL_CPUS, os.cpu_count() or 1),
-        "include_dashboard": False,
+        "include_dashboard": True,  # Ray Train asks it which actors are alive
         "logging_level": logging.WARNING,
     }
 
@@ -80,7 +80,7 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
     """
     # the job is started by `python`: the one that runs here, whatever PATH says
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    context = ray.init(**local_options() | {"include_dashboard": True, "log_to_driver": False})
+    context = ray.init(**local_options(), log_to_driver=False)
     address, job = f"http://{context.dashboard_url}", f"{Path(script).stem}-{uuid.uuid4().hex[:8]}"
     print(f"dashboard: {address}", flush=True)
     try:

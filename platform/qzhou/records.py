@@ -14,7 +14,7 @@ from typing import Literal
 
 Task = Literal["retrieval", "pair", "classification"]
 Origin = Literal["given", "mined", "synthetic"]
-Technique = Literal["raw", "paraphrase", "augmentation"]
+Technique = Literal["raw", "paraphrase", "augmentation", "hard_negative"]
 
 TASKS: tuple[Task, ...] = ("retrieval", "pair", "classification")
 
@@ -40,6 +40,7 @@ class Negative:
     text: str
     origin: Origin
     score: float | None = None
+    source: Source = field(default_factory=Source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +144,11 @@ def stable_id(dataset: str, *parts: object) -> str:
     """24 hex digits that depend on the dataset's name and the content alone."""
     content = json.dumps([dataset, *parts], ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+def family(example: Example) -> str:
+    """The id of the raw example that this one is, or was made from: its relatives' positives answer it too."""
+    return example.source.parent or example.id
 
 
 def text_key(text: str) -> str:

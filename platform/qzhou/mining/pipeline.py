@@ -26,6 +26,7 @@ from qzhou.records import (
     Manifest,
     Negative,
     RetrievalExample,
+    family,
     stable_id,
     text_key,
 )
@@ -115,8 +116,13 @@ def _negatives(
     row_of = {text: row for row, text in enumerate(one.documents)}
     keys = [text_key(text) for text in one.documents]
     most = max(len(example.positives) for example in one.examples)
-    scores_QK, rows_QK = nearest(query_QD, document_MD, count=mining.rank_to + most)
-    answers = [{text_key(text) for text in example.positives} for example in one.examples]
+    scores_QK, rows_QK = nearest(
+        query_QD, document_MD, count=mining.rank_to + 2 * most + 2
+    )  # room for relatives' positives
+    answers_of: dict[str, set[str]] = {}  # a paraphrase's positive answers its original's query, and the reverse
+    for example in one.examples:
+        answers_of.setdefault(family(example), set()).update(text_key(text) for text in example.positives)
+    answers = [answers_of[family(example)] for example in one.examples]
     is_positive = np.array([[keys[row] in own for row in rows] for rows, own in zip(rows_QK, answers, strict=True)])
     positive_score_Q = np.array(
         [

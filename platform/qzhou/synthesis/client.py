@@ -30,6 +30,7 @@ RETRIED = {408, 409, 425, 429}  # and every 5xx
 CIRCUIT = 20  # so many failed requests in a row are the endpoint's failure, not theirs
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 SHOWN_CHARS = 300
+SHORTEST_SECRET = 8  # a stand-in such as "none" is a word that a message may hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,6 @@ class ChatClient:
             reused = key in self._under_way
             if not reused:
                 self._under_way[key] = asyncio.create_task(self._outcome(key, messages))
-                self._under_way[key].add_done_callback(lambda _, key=key: self._under_way.pop(key, None))
             shared.append((self._under_way[key], reused))
         ended = await asyncio.gather(*(task for task, _ in shared), return_exceptions=True)
         self._journal.flush()
@@ -119,22 +119,29 @@ class ChatClient:
         await self._openai.close()
 
     async def _outcome(self, key: str, messages: Sequence[Message]) -> Outcome:
+        try:
+            known = self._journal.get(key)
+            if known is not None:
+                return Outcome(answer=known, reused=True)
+            result = await self._persist(key, messages)
+            return Outcome(answer=result) if isinstance(result, Answer) else self._given_up(result)
+        finally:
+            del self._under_way[key]
+
+    async def _persist(self, key: str, messages: Sequence[Message]) -> Answer | _Failure:
         """Try until there is an answer, the tries are used up, or the endpoint is given up."""
-        known = self._journal.get(key)
-        if known is not None:
-            return Outcome(answer=known, reused=True)
-        for tried in range(self._settings.max_retries + 1):
+        tried = 0
+        while True:
             async with self._slots:
                 self._check_not_stopped()
                 result = await self._try(key, messages)
             if isinstance(result, Answer):
                 self._failed_in_a_row = 0
-                return Outcome(answer=result)
+                return result
             if not result.retryable or tried == self._settings.max_retries:
-                break
+                return result
             await self._wait(tried, result)
-            self._check_not_stopped()
-        return self._given_up(result)
+            tried += 1
 
     async def _try(self, key: str, messages: Sequence[Message]) -> Answer | _Failure:
         """Send once. A new answer is in the journal before it is returned."""
@@ -207,7 +214,8 @@ class ChatClient:
     def _shown(self, error: BaseException) -> str:
         """The endpoint's words for a message: short, and without the key if it quotes it."""
         text = " ".join((str(error) or type(error).__name__).split())
-        return text.replace(self._key.get_secret_value(), "***")[:SHOWN_CHARS]
+        key = self._key.get_secret_value()
+        return (text.replace(key, "***") if len(key) >= SHORTEST_SECRET else text)[:SHOWN_CHARS]
 
 
 def _retry_after_s(header: str) -> float:

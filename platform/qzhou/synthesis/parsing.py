@@ -48,12 +48,10 @@ def parse(request: ChatRequest, example: Example, answer: Answer) -> Synthetic |
     """
     try:
         texts = _texts(answer.content, FIELDS[request.technique, type(example)])
+        source = Source(technique=request.technique, parent=example.id, model=answer.model, prompt=request.prompt)
         if request.technique == "hard_negative":
             assert isinstance(example, RetrievalExample)
-            return _negative(texts["negative"], example)
-        source = Source(
-            technique=request.technique, parent=example.id, model=answer.model, prompt=request.prompt
-        )
+            return _negative(texts["negative"], example, source)
         if isinstance(example, PairExample):
             return _pair(texts["text"], example, request, source)
         if isinstance(example, LabeledExample):
@@ -111,13 +109,13 @@ def _augmented(texts: dict[str, str], example: RetrievalExample, source: Source)
         dataset=example.dataset,
         query=query,
         positives=(positive,),
-        negatives=(_checked_negative(texts["negative"], (positive,)),),
+        negatives=(_checked_negative(texts["negative"], (positive,), source),),
         source=source,
     )
 
 
-def _negative(text: str, example: RetrievalExample) -> Negative:
-    negative = _checked_negative(text, example.positives)
+def _negative(text: str, example: RetrievalExample, source: Source) -> Negative:
+    negative = _checked_negative(text, example.positives, source)
     _check_changed("negative", text, *(known.text for known in example.negatives))
     return negative
 
@@ -141,11 +139,11 @@ def _labeled(text: str, example: LabeledExample, source: Source) -> LabeledExamp
     return LabeledExample(id=identity, dataset=example.dataset, text=text, label=example.label, source=source)
 
 
-def _checked_negative(text: str, positives: tuple[str, ...]) -> Negative:
+def _checked_negative(text: str, positives: tuple[str, ...], source: Source) -> Negative:
     if normalised(text) in {normalised(positive) for positive in positives}:
         raise _RefusedError("negative_is_positive", "the negative repeats a positive")
     _check_length("negative", text, positives[0], NEGATIVE_LENGTH)
-    return Negative(text=text, origin="synthetic")
+    return Negative(text=text, origin="synthetic", source=source)
 
 
 def _check_changed(field: str, text: str, *originals: str) -> None:

@@ -174,9 +174,11 @@ class _Asker:
 
     def __init__(self, settings: SynthesisSection, journal: Folder, api_key: SecretStr) -> None:
         base_url = settings.endpoint
+        self._endpoint = (
+            contextlib.ExitStack()
+        )  # held, or the server would end with the block; it ends with the process
         if base_url == "builtin":
-            base_url = contextlib.ExitStack().enter_context(builtin_endpoint())  # it ends with this process
-            api_key = SecretStr("builtin")
+            base_url, api_key = self._endpoint.enter_context(builtin_endpoint()), SecretStr("builtin")
         self._client = ChatClient(settings, base_url=base_url, api_key=api_key, journal=Journal(journal))
 
     async def __call__(self, batch: pa.Table) -> pa.Table:

@@ -37,11 +37,12 @@ def planned(
         "augmentation": settings.augment_rows,
         "hard_negative": settings.hard_negative_rows,
     }
-    return tuple(
+    requests = (
         requests_for(example, technique)
         for technique in TECHNIQUES[task]
         for example in chosen(examples, technique, rows=rows[technique], seed=seed)
     )
+    return tuple(dict.fromkeys(requests))  # a dataset that was not deduplicated repeats ids
 
 
 def merged(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qzhou.prompts import Prompt
-from qzhou.records import Example, LabeledExample, PairExample, RetrievalExample, text_key
+from qzhou.records import Example, LabeledExample, PairExample, RetrievalExample, family, text_key
 from qzhou.training.plan import PlannedBatch
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -119,17 +119,21 @@ def _retrieval(
         drawn = generator.permutation(len(one.negatives))[:count]
         negatives += [one.negatives[number].text for number in sorted(drawn)]
     documents = positives + negatives
-    own = [{text_key(text) for text in one.positives} for one in examples]
+    own: dict[str, set[str]] = {}  # by family: a paraphrase's positive answers its original's query too
+    for one in examples:
+        own.setdefault(family(one), set()).update(text_key(text) for text in one.positives)
     keys = [text_key(text) for text in documents]
-    blocked = np.array([[key in answers for key in keys] for answers in own])
+    blocked = np.array([[key in answers for key in keys] for answers in map(own.__getitem__, map(family, examples))])
     blocked[np.arange(len(examples)), np.arange(len(examples))] = False  # the positive itself stays
-    query_keys = np.array([text_key(one.query) for one in examples], dtype=object)
+    families = np.array([family(one) for one in examples])
+    query_keys = np.array([text_key(one.query) for one in examples])
+    same = (query_keys[:, None] == query_keys[None, :]) | (families[:, None] == families[None, :])
     return RetrievalBatch(
         [prompt.query(one.query) for one in examples],
         [prompt.document(text) for text in documents],
         torch.arange(len(examples)),
         torch.from_numpy(blocked),
-        torch.from_numpy((query_keys[:, None] == query_keys[None, :]).astype(bool)),
+        torch.from_numpy(same),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
-from qzhou.cluster import session
+from qzhou.cluster import our_error, session
 from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, load_backbone
 from qzhou.encoder.export import parity, save_sentence_transformer
 from qzhou.errors import DataError, TrainingError
@@ -88,6 +88,7 @@ def export(recipe: Recipe) -> Manifest:
 def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
     recipe = run.recipe
     folders = {"run_folder": run.folder.uri, "stage_folder": folder.uri}
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it repeats each line that workers print
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
     with session():
         trainer = TorchTrainer(
@@ -102,9 +103,16 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
                 failure_config=ray.train.FailureConfig(max_failures=recipe.training.max_failures),
             ),
         )
-        result = trainer.fit()
-    if result.error:
-        raise TrainingError(f"{stage} failed: {result.error}\n       The same job continues from its last checkpoint.")
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            if our_error(error):
+                raise
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise TrainingError(
+                f"{stage} failed: {lines[-1].strip()}\n       The workers' traceback is above. "
+                "The same job continues from the last checkpoint."
+            ) from error
     return {"steps": int(result.metrics["step"])}
 
 
@@ -197,7 +205,7 @@ def _save(engine: DeepSpeedEngine, log: _MetricsLog | None, step: int, metrics: 
 def _write_model(recipe: Recipe, spec: str, state: dict[str, Tensor], target: Folder) -> None:
     """Full weights into a sentence-transformers folder."""
     found = _load(recipe, spec, getattr(torch, recipe.model.saved_dtype))
-    found.model.load_state_dict(state | dict(found.model.named_buffers()), strict=True)
+    found.model.load_state_dict(found.model.state_dict() | state)  # buffers are not trained
     with tempfile.TemporaryDirectory() as temporary:
         save_sentence_transformer(
             found.model,

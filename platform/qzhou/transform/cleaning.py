@@ -53,8 +53,3 @@ def cut(text: str, max_chars: int) -> str:
         if head[position].isspace():
             return head[:position].rstrip()
     return text[:max_chars]
-
-
-def normalised_key(text: str) -> str:
-    """What two texts have in common that differ only in case and white space."""
-    return " ".join(text.casefold().split())

@@ -11,15 +11,14 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from qzhou.records import Example, LabeledExample, RetrievalExample, Task
-from qzhou.transform.cleaning import normalised_key
+from qzhou.records import Example, LabeledExample, RetrievalExample, Task, text_key
 
 DIGEST_BYTES = 16
 
 
 def text_digest(*texts: str) -> bytes:
     """16 bytes that are equal for texts which differ only in case and white space."""
-    keys = "\0".join(normalised_key(text) for text in texts)
+    keys = "\0".join(text_key(text) for text in texts)
     return hashlib.blake2b(keys.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
 
 
@@ -40,8 +39,8 @@ def identity(example: Example) -> bytes:
     """
     texts = texts_of(example)
     if isinstance(example, RetrievalExample):
-        return text_digest(texts[0], *sorted(texts[1:], key=normalised_key))
-    return text_digest(*sorted(texts, key=normalised_key))
+        return text_digest(texts[0], *sorted(texts[1:], key=text_key))
+    return text_digest(*sorted(texts, key=text_key))
 
 
 @dataclass(slots=True)

@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from qzhou.recipe import Dataset
-from qzhou.records import Drop, Example
-from qzhou.transform.cleaning import normalised_key
+from qzhou.records import Drop, Example, text_key
 from qzhou.transform.dedup import identity, text_digest, texts_of
 from qzhou.transform.readers import Refused
 from qzhou.transform.rules import RULES, Row, drop
@@ -58,7 +57,7 @@ def outcome_of(row: Row | Refused, dataset: Dataset, max_chars: int) -> Outcome 
         return made
     texts = texts_of(made)
     column = split_column(dataset)
-    group = normalised_key(texts[0]) if column is None else str(row.get(column) or "")
+    group = text_key(texts[0]) if column is None else str(row.get(column) or "")
     if not group:
         return drop(dataset.name, "blank_group", f"column '{column}', which split_by names, is empty", row)
     return Outcome(

@@ -52,6 +52,7 @@ OUTPUT_FOLDERS = ("examples", "corpora", "held_out", "dropped")
 
 REFUSED_COLUMNS = tuple(field.name for field in dataclasses.fields(Refused))
 RAW_DOCSTRING = pa.schema([(name, pa.string()) for name in (*DOCSTRING_COLUMNS, *REFUSED_COLUMNS)])
+
 Sources = Mapping[str, Sequence[str] | Sequence[SourceFile]]
 Blocks = Sequence[Any]  # references to tables of outcomes.JUDGEABLE in the object store
 

@@ -29,8 +29,10 @@ STDLIB = "stdlib"
 DOCSTRING_COLUMNS = ("package", "module", "name", "summary", "body")
 PAIR_COLUMNS = ("summary_a", "summary_b", "shared_path", "module", "name_a", "name_b")
 
-# Tests document nothing, and they are half of the files of some packages.
+# Tests document nothing; the others are not part of a package.
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+
+_PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n")
 
 COMPOUND = (  # the nodes that hold statements
     *(ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.If, ast.For, ast.AsyncFor, ast.While),
@@ -187,9 +189,6 @@ def _parts(docstring: str) -> tuple[str, str]:
     """Summary and body of a docstring."""
     summary, _, body = _PARAGRAPH_END.sub("\0", docstring.strip(), count=1).partition("\0")
     return " ".join(summary.split()), textwrap.dedent(body).strip()
-
-
-_PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n")
 
 
 def _partner(index: int, row: Mapping[str, str], circle: str, members: Sequence[int]) -> int:

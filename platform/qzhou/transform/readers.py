@@ -49,7 +49,7 @@ def input_files(dataset: str, patterns: Sequence[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in patterns:
-        start = str(Path(pattern).expanduser())
+        start = str(Path(pattern).expanduser().absolute())  # workers may have another working directory
         matches = sorted(path for path in glob.glob(start, recursive=True) if Path(path).is_file())  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not matches:
             raise DataError(

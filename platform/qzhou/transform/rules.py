@@ -24,8 +24,8 @@ from typing import Any
 
 from qzhou.errors import RecipeError
 from qzhou.recipe import Dataset, Rule
-from qzhou.records import Drop, Example, LabeledExample, Negative, PairExample, RetrievalExample, stable_id
-from qzhou.transform.cleaning import clean_text, cut, normalised_key
+from qzhou.records import Drop, Example, LabeledExample, Negative, PairExample, RetrievalExample, stable_id, text_key
+from qzhou.transform.cleaning import clean_text, cut
 
 Row = Mapping[str, Any]
 
@@ -143,8 +143,8 @@ def _retrieval(row: Row, dataset: Dataset, max_chars: int) -> RetrievalExample |
     if not long_enough:
         detail = f"{max(map(len, given))} characters; min_positive_chars is {dataset.min_positive_chars}"
         return drop(dataset.name, "short_positive", detail, row)
-    query_key = normalised_key(query)
-    positives = tuple(text for text in long_enough if normalised_key(text) != query_key)
+    query_key = text_key(query)
+    positives = tuple(text for text in long_enough if text_key(text) != query_key)
     if not positives:
         return drop(dataset.name, "query_equals_positive", cut(query, 80), row)
     return RetrievalExample(
@@ -158,8 +158,8 @@ def _retrieval(row: Row, dataset: Dataset, max_chars: int) -> RetrievalExample |
 
 def _given_negatives(value: Any, positives: Sequence[str], max_chars: int) -> tuple[Negative, ...]:
     """A text that is also a positive never stands among the negatives."""
-    taken = {normalised_key(text) for text in positives}
-    texts = (text for text in _texts(value, max_chars) if normalised_key(text) not in taken)
+    taken = {text_key(text) for text in positives}
+    texts = (text for text in _texts(value, max_chars) if text_key(text) not in taken)
     return tuple(Negative(text=text, origin="given") for text in texts)
 
 
@@ -169,7 +169,7 @@ def _pair(row: Row, dataset: Dataset, max_chars: int, score: float) -> PairExamp
     for field, value in (("text_a", text_a), ("text_b", text_b)):
         if not value:
             return drop(dataset.name, f"blank_{field}", f"column '{columns[field]}' is empty", row)
-    if normalised_key(text_a) == normalised_key(text_b):
+    if text_key(text_a) == text_key(text_b):
         # Their cosine is 1 whatever the encoder learns, so the pair could only teach that a score is wrong.
         return drop(dataset.name, "texts_equal", cut(text_a, 80), row)
     identity = stable_id(dataset.name, text_a, text_b, score)

@@ -1,0 +1,60 @@
+"""The journal keeps what was answered, through kills and on filesystems that cannot append."""
+
+import dataclasses
+from pathlib import Path
+
+from qzhou.storage import Folder
+from qzhou.synthesis.journal import Answer, Journal, request_key
+
+
+def answer(key: str) -> Answer:
+    return Answer(key=key, model="m", content="{}\n\u2028 é", prompt_tokens=1, completion_tokens=2)
+
+
+def test_answers_are_found_again_by_another_journal(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    Journal(folder).add(answer("a"))
+    Journal(folder).add(answer("b"))
+
+    reopened = Journal(folder)
+
+    assert (len(reopened), reopened.get("a"), reopened.get("c")) == (2, answer("a"), None)
+
+
+def test_a_torn_last_line_is_ignored_and_harms_no_later_answer(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    journal = Journal(folder)
+    journal.add(answer("a"))
+    journal.add(answer("b"))
+    written = next(Path(tmp_path).glob("*.jsonl"))
+    written.write_bytes(written.read_bytes()[:-20])
+
+    after_the_kill = Journal(folder)
+    after_the_kill.add(answer("c"))
+
+    assert after_the_kill.get("b") is None
+    assert [Journal(folder).get(key) is not None for key in "abc"] == [True, False, True]
+
+
+def test_a_remote_journal_is_written_one_file_a_flush(tmp_path):
+    remote = dataclasses.replace(Folder.open(str(tmp_path)), scheme="s3://")  # only is_local asks for the scheme
+    journal = Journal(remote)
+    for key in "ab":
+        journal.add(answer(key))
+    assert remote.files() == []
+
+    journal.flush()
+    journal.flush()
+
+    assert len(remote.files(".jsonl")) == 1
+    assert len(Journal(remote)) == 2
+
+
+def test_the_key_covers_model_messages_and_sampling():
+    chat = [{"role": "user", "content": "hello"}]
+
+    keys = {request_key("m", chat, 0.7), request_key("n", chat, 0.7), request_key("m", chat, 0.0)}
+    keys.add(request_key("m", [{"role": "user", "content": "bye"}], 0.7))
+
+    assert len(keys) == 4
+    assert request_key("m", [{"content": "hello", "role": "user"}], 0.7) in keys

@@ -1,0 +1,112 @@
+"""What an answer becomes, and every reason to refuse it."""
+
+import json
+
+import pytest
+
+from qzhou.records import Drop, LabeledExample, Negative, PairExample, RetrievalExample, Source
+from qzhou.synthesis.journal import Answer
+from qzhou.synthesis.parsing import normalised, parse
+from qzhou.synthesis.techniques import requests_for
+
+POSITIVE = "The days grow shorter and trees stop making chlorophyll, so red pigments become visible."
+EXAMPLE = RetrievalExample(id="parent", dataset="d", query="Why do leaves turn red?", positives=(POSITIVE,))
+NEGATIVE = "The days grow longer and trees begin making blossoms, so white petals become visible."
+
+
+def answered(example, technique, content):
+    text = content if isinstance(content, str) else json.dumps(content)
+    answer = Answer(key="k", model="some-llm", content=text, prompt_tokens=1, completion_tokens=1)
+    return parse(requests_for(example, technique), example, answer)
+
+
+def paraphrase(**changes):
+    texts = {"query": "What makes foliage red?", "positive": POSITIVE.replace("grow", "become")}
+    return answered(EXAMPLE, "paraphrase", {**texts, **changes})
+
+
+def test_a_paraphrase_becomes_a_new_example_that_names_its_origin():
+    new = paraphrase()
+
+    assert (new.query, new.positives) == ("What makes foliage red?", (POSITIVE.replace("grow", "become"),))
+    assert new.source == Source(technique="paraphrase", parent="parent", model="some-llm", prompt="paraphrase.en@v1")
+    assert new.id == paraphrase().id != EXAMPLE.id
+
+
+def test_an_augmentation_brings_its_own_negative():
+    texts = {
+        "query": "Why do trees blossom?",
+        "positive": "Warm days wake the buds.",
+        "negative": "Cold days kill them.",
+    }
+
+    new = answered(EXAMPLE, "augmentation", texts)
+
+    assert new.negatives == (Negative(text="Cold days kill them.", origin="synthetic"),)
+    assert new.source.technique == "augmentation"
+
+
+def test_a_hard_negative_is_a_negative_of_its_example():
+    result = answered(EXAMPLE, "hard_negative", {"negative": NEGATIVE})
+
+    assert result == Negative(text=NEGATIVE, origin="synthetic")
+
+
+def test_a_paraphrased_pair_keeps_its_score_and_its_other_side():
+    pair = PairExample(id="p", dataset="d", text_a="A man plays a guitar.", text_b="A dog runs.", score=0.2)
+
+    new = answered(pair, "paraphrase", {"text": "Someone is playing."})
+
+    assert new.score == 0.2
+    assert {new.text_a, new.text_b} - {pair.text_a, pair.text_b} == {"Someone is playing."}
+
+
+def test_a_paraphrased_text_keeps_its_label():
+    row = LabeledExample(id="l", dataset="d", text="Return the sum.", label="numpy")
+
+    new = answered(row, "paraphrase", {"text": "Give back the sum."})
+
+    assert (new.text, new.label, new.source.parent) == ("Give back the sum.", "numpy", "l")
+
+
+@pytest.mark.parametrize(
+    ("reason", "technique", "content"),
+    [
+        ("not_json", "paraphrase", "Sure! Here it is."),
+        ("not_json", "paraphrase", '```json\n{"query": "a", "positive": "b"}\n```'),
+        ("not_json", "paraphrase", '["a", "b"]'),
+        ("not_json", "hard_negative", ""),
+        ("missing_field", "paraphrase", {"query": "What makes foliage red?"}),
+        ("missing_field", "hard_negative", {"negative": None}),
+        ("empty", "hard_negative", {"negative": " ... "}),
+        ("unchanged", "paraphrase", {"query": "why do leaves turn RED", "positive": NEGATIVE}),
+        ("unchanged", "augmentation", {"query": "New?", "positive": POSITIVE, "negative": NEGATIVE}),
+        ("length", "paraphrase", {"query": "What makes foliage red?", "positive": NEGATIVE * 2}),
+        ("length", "hard_negative", {"negative": "Too short."}),
+        ("negative_is_positive", "hard_negative", {"negative": POSITIVE.upper()}),
+        ("negative_is_positive", "augmentation", {"query": "New?", "positive": "It is.", "negative": "it is"}),
+    ],
+)
+def test_an_answer_that_is_not_what_was_asked_for_is_dropped(reason, technique, content):
+    result = answered(EXAMPLE, technique, content)
+
+    assert isinstance(result, Drop)
+    assert (result.stage, result.dataset, result.reason) == ("synthesize", "d", reason)
+    assert json.loads(result.record)["request"]["example_id"] == "parent"
+
+
+@pytest.mark.parametrize(("added", "accepted"), [(12, True), (13, False)])
+def test_a_short_text_may_differ_by_twelve_characters(added, accepted):
+    query = "Why does foliage go red".ljust(len(EXAMPLE.query) + added, "x")
+
+    assert isinstance(paraphrase(query=query), RetrievalExample) is accepted
+
+
+def test_a_lone_surrogate_does_not_reach_a_record():
+    result = paraphrase(query="What makes foliage \ud800 red?")
+
+    assert result.query.encode()
+
+
+def test_normalising_forgets_case_space_and_punctuation():
+    assert normalised("  Return\nthe SUM! ") == normalised("return the sum")
