@@ -49,7 +49,7 @@ FINGERPRINT_HEADER = "X-Model-Fingerprint"
 MAX_BODY_BYTES = 64 * 2**20
 REQUEST_TIMEOUT_S = 600.0  # the OpenAI clients' own default
 READY_TIMEOUT_S = 5.0
-# Ray Serve's router polls a replica that is full, at a tenth of the speed the replica has. So a replica lets many in,
+# Ray Serve's router polls a replica that is full, and leaves it idle in between. So a replica lets many in,
 # batches them itself, and what is left over is soon told to come back.
 MAX_ONGOING_REQUESTS = 512  # per encoder replica
 MAX_QUEUED_REQUESTS = 32  # per endpoint replica

@@ -29,11 +29,15 @@ WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # worker processes are the parallelism
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TQDM_DISABLE": "1",  # a worker has no terminal; the stages say how far they are
+    "PYTHONWARNINGS": "ignore::FutureWarning",  # DeepSpeed's, about torch names that still work
 }
 
 
 def local_options() -> dict[str, Any]:
     """What a cluster on this machine is started with."""
+    # hides Ray's own lines about restarts of its internal actors; RAY_BACKEND_LOG_LEVEL=info shows them
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     return {
         "address": "local",
         "num_cpus": max(LOGICAL_CPUS, os.cpu_count() or 1),
@@ -54,7 +58,7 @@ def session() -> Iterator[None]:
         inside = {"address": "auto", "logging_level": logging.WARNING}
         ray.init(
             **(inside if os.environ.get("RAY_ADDRESS") else local_options()),
-            runtime_env={"py_modules": [str(PACKAGE)], "env_vars": WORKER_ENV},
+            runtime_env={"py_modules": [str(PACKAGE)], "env_vars": _worker_env()},
         )
         _quieten_ray_data()
     try:
@@ -84,8 +88,9 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
     address, job = f"http://{context.dashboard_url}", f"{Path(script).stem}-{uuid.uuid4().hex[:8]}"
     print(f"dashboard: {address}", flush=True)
     try:
-        command = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(['python', script, *arguments])}"
-        submit = ["job", "submit", "--address", address, "--submission-id", job, "--", "sh", "-c", shlex.quote(command)]
+        os.environ["RAY_API_SERVER_ADDRESS"] = address
+        command = f"cd {shlex.quote(str(Path.cwd()))} && RAY_API_SERVER_ADDRESS={address} exec {shlex.join(['python', script, *arguments])}"
+        submit = ["job", "submit", "--address", address, "--submission-id", job, "--", "sh", "-c", command]
         # Ray has put token authentication on; its client needs to be told
         environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
         ended = subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *submit], env=environment, check=False)
@@ -107,6 +112,12 @@ def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None
     inner += list(getattr(error, "worker_failures", {}).values())
     found = (our_error(one, depth - 1) for one in inner if isinstance(one, BaseException) and one is not error)
     return next((one for one in found if one), None)
+
+
+def _worker_env() -> dict[str, str]:
+    """``WORKER_ENV``, and the dashboard's address: Ray Train guesses it, wrongly where two clusters run."""
+    known = os.environ.get("RAY_API_SERVER_ADDRESS")
+    return WORKER_ENV | ({"RAY_API_SERVER_ADDRESS": known} if known else {})
 
 
 def _quieten_ray_data() -> None:

@@ -20,6 +20,7 @@ from qzhou.recipe import Recipe
 from qzhou.records import Manifest
 from qzhou.storage import Folder
 
+JOBS = {"train/stage1": "train", "train/stage2": "train", "model": "export"}  # stages not named like their job
 MANIFEST, STARTED = "manifest.json", "started.json"
 SHARED_CODE = ("records.py", "prompts.py", "storage.py")  # what every stage's output depends on
 
@@ -50,7 +51,7 @@ class Run:
         """
         folder = self.folder / stage
         if not folder.exists(MANIFEST):
-            job = stage.split("/")[0]
+            job = JOBS.get(stage, stage)
             raise DataError(
                 f"{folder.uri} has no {MANIFEST}: the stage '{stage}' has not finished. "
                 f"Run python jobs/{job}.py with this recipe first, or jobs/pipeline.py for all of it."

@@ -74,7 +74,9 @@ class Encoder:
         config = {k: v for k, v in self.model.backbone.config.to_dict().items() if not k.startswith("_")}
         settings = [config, self.model.pooling, self.max_tokens, self.tokenizer.padding_side]
         seen.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        seen.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        # the last call's truncation and padding are written into the tokenizer; they are not part of what it is
+        seen.update(json.dumps(tokenizer | {"truncation": None, "padding": None}, sort_keys=True).encode())
         return seen.hexdigest()[:16]
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -138,6 +139,6 @@ def _results(model: Any, tasks: Sequence[Any]) -> Results:
             "metric": task.metadata.main_score,
             "score": judged.get_score(),
             "n": sizes(task),
-            "mteb": judged.to_dict(),
+            "mteb": json.loads(judged.model_dump_json()),
         }
     return results

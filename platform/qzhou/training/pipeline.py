@@ -97,6 +97,7 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
             torch_config=TorchConfig(timeout_s=1800),
             scaling_config=ray.train.ScalingConfig(num_workers=recipe.training.workers, use_gpu=recipe.cluster.gpu),
             run_config=ray.train.RunConfig(
+                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
                 name="checkpoints",  # the same name again continues from its latest checkpoint
                 storage_path=folder.uri,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),

@@ -42,14 +42,15 @@ def test_an_augmentation_brings_its_own_negative():
 
     new = answered(EXAMPLE, "augmentation", texts)
 
-    assert new.negatives == (Negative(text="Cold days kill them.", origin="synthetic"),)
+    assert new.negatives == (Negative(text="Cold days kill them.", origin="synthetic", source=new.source),)
     assert new.source.technique == "augmentation"
 
 
 def test_a_hard_negative_is_a_negative_of_its_example():
     result = answered(EXAMPLE, "hard_negative", {"negative": NEGATIVE})
 
-    assert result == Negative(text=NEGATIVE, origin="synthetic")
+    source = Source(technique="hard_negative", parent="parent", model="some-llm", prompt="hard_negative.en@v1")
+    assert result == Negative(text=NEGATIVE, origin="synthetic", source=source)
 
 
 def test_a_paraphrased_pair_keeps_its_score_and_its_other_side():
