@@ -6,8 +6,10 @@ and ends it by handle. The package travels to every worker, so that workers run 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from typing import Any
 import ray
 from ray.job_submission import JobSubmissionClient
 
-from qzhou.errors import QzhouError
+from qzhou.errors import QzhouError, SetupError
 
 PACKAGE = Path(__file__).parent
 LOGICAL_CPUS = 4  # the least a local cluster offers: actor pools that take every CPU starve Ray Data's readers
@@ -36,14 +38,20 @@ WORKER_ENV = {
 
 def local_options() -> dict[str, Any]:
     """What a cluster on this machine is started with."""
-    # hides Ray's own lines about restarts of its internal actors; RAY_BACKEND_LOG_LEVEL=info shows them
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     return {
         "address": "local",
         "num_cpus": max(LOGICAL_CPUS, os.cpu_count() or 1),
         "include_dashboard": True,  # Ray Train asks it which actors are alive
         "logging_level": logging.WARNING,
     }
+
+
+WORKER_PREFIX = re.compile(r"^\x1b\[\d+m\(\w+ pid=\d+\)\x1b\[0m ")
+NOISE = re.compile(
+    r"core_worker\.cc|job_manager\.py|^Running entrypoint|Progress bars disabled|available CPUs"
+    r"|Reporting training result|Checkpoint successfully created|Saving model to|built successfully"
+    r"|`word_embedding_dimension`|it/s\]|\?it/s|^\s*\r?\s*$"
+)
 
 
 @contextmanager
@@ -86,18 +94,35 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     context = ray.init(**local_options(), log_to_driver=False)
     address, job = f"http://{context.dashboard_url}", f"{Path(script).stem}-{uuid.uuid4().hex[:8]}"
-    print(f"dashboard: {address}", flush=True)
     try:
-        os.environ["RAY_API_SERVER_ADDRESS"] = address
-        command = f"cd {shlex.quote(str(Path.cwd()))} && RAY_API_SERVER_ADDRESS={address} exec {shlex.join(['python', script, *arguments])}"
-        submit = ["job", "submit", "--address", address, "--submission-id", job, "--", "sh", "-c", command]
+        there = f"cd {shlex.quote(str(Path.cwd()))} && RAY_API_SERVER_ADDRESS={address}"
+        command = f"{there} exec {shlex.join(['python', script, *arguments])}"
+        submit = ["job", "submit", "--no-wait", "--address", address, "--submission-id", job, "--", "sh", "-c", command]
         # Ray has put token authentication on; its client needs to be told
         environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
-        ended = subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *submit], env=environment, check=False)
-        details = JobSubmissionClient(address).get_job_info(job)
-        return ended.returncode if details.driver_exit_code is None else int(details.driver_exit_code)
+        client = JobSubmissionClient(address)
+        submitted = subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", *submit], env=environment, capture_output=True, text=True
+        )
+        if submitted.returncode:
+            raise SetupError(f"ray job submit failed:\n{submitted.stdout}{submitted.stderr}")
+        print(f"ray job submit: {job}; dashboard: {address}", flush=True)
+        asyncio.run(_follow(client, job))
+        status = client.get_job_info(job).driver_exit_code
+        return 1 if status is None else int(status)
     finally:
         ray.shutdown()
+
+
+async def _follow(client: JobSubmissionClient, job: str) -> None:
+    """Print the job's log as it grows, without what Ray says to itself; the dashboard shows all of it."""
+    rest = ""
+    async for text in client.tail_job_logs(job):
+        *lines, rest = (rest + text).split("\n")
+        for line in lines:
+            plain = WORKER_PREFIX.sub("", line)
+            if not NOISE.search(plain):
+                print(plain, flush=True)
 
 
 def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None:

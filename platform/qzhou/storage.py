@@ -143,6 +143,7 @@ class Folder:
         if self.is_local:
             os.rename(self.path, other.path)
             return
+        self.filesystem.create_dir(other.path, recursive=True)
         pa.fs.copy_files(
             self.path, other.path, source_filesystem=self.filesystem, destination_filesystem=other.filesystem
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import logging
 import warnings
@@ -113,7 +115,8 @@ def _judge(recipe: Recipe, run_uri: str, model: ModelName) -> Results:
     run_folder = Folder.open(run_uri)
     tasks = local_tasks(recipe, run_folder)
     if model == "bm25":
-        return _results(bm25(), [task for task in tasks if task.metadata.type == "Retrieval"])
+        with contextlib.redirect_stderr(io.StringIO()):  # its bars do not know that there is no terminal
+            return _results(bm25(), [task for task in tasks if task.metadata.type == "Retrieval"])
     prompts = {dataset.name: dataset.prompt for dataset in recipe.datasets}
     own = recipe.model
     if model == "backbone":

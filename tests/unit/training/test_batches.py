@@ -1,0 +1,100 @@
+"""What one global batch is made of."""
+
+import numpy as np
+import pytest
+
+from qzhou.prompts import Prompt
+from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample, Source
+from qzhou.training.batches import TrainingSet, build_batch
+from qzhou.training.plan import PlannedBatch
+
+
+def batch(examples, task, prompt=None, negatives=2, step=0):
+    data = TrainingSet.of("d", prompt or Prompt(), examples)
+    planned = PlannedBatch(step, "d", task, np.arange(len(data.examples)))
+    return build_batch(planned, data, negatives_per_query=negatives, seed=1)
+
+
+def retrieval(number, query=None, positives=None, negatives=0, parent=""):
+    return RetrievalExample(
+        id=str(number), dataset="d", query=query or f"q{number}", positives=positives or (f"p{number}",),
+        negatives=tuple(Negative(text=f"n{number}.{i}", origin="mined") for i in range(negatives)),
+        source=Source(parent=parent),
+    )  # fmt: skip
+
+
+def test_documents_are_the_positives_then_the_drawn_negatives():
+    made = batch([retrieval(0, negatives=5), retrieval(1, negatives=1)], "retrieval")
+
+    assert made.documents[:2] == ["p0", "p1"]
+    assert len(made.documents) == 2 + 2 + 1  # one example has only one negative: fewer, never filled up
+    assert made.positive_B.tolist() == [0, 1]
+
+
+def test_the_draw_follows_from_seed_and_step():
+    examples = [retrieval(0, negatives=50)]
+
+    assert batch(examples, "retrieval").documents == batch(examples, "retrieval").documents
+    assert batch(examples, "retrieval").documents != batch(examples, "retrieval", step=1).documents
+
+
+def test_the_same_text_is_no_negative_of_its_own_query():
+    made = batch([retrieval(0, positives=("Same",)), retrieval(1, positives=(" same ",))], "retrieval")
+
+    assert made.blocked_document_BM.tolist() == [[False, True], [True, False]]
+
+
+def test_a_paraphrase_and_its_original_are_no_negatives_of_each_other():
+    made = batch([retrieval("a"), retrieval("b", parent="a"), retrieval("c")], "retrieval")
+
+    assert made.blocked_document_BM[0].tolist() == [False, True, False]
+    assert made.blocked_query_BB[0].tolist() == [True, True, False]
+
+
+def test_prompts_stand_where_the_dataset_wants_them():
+    prompt = Prompt("Find", symmetric=False)
+
+    made = batch([retrieval(0)], "retrieval", prompt)
+
+    assert made.queries == [prompt.query("q0")]
+    assert made.documents == ["p0"]
+
+
+def test_pairs_keep_their_scores_and_prompt_both_sides():
+    prompt = Prompt("Compare", symmetric=True)
+
+    made = batch([PairExample(id="1", dataset="d", text_a="a", text_b="b", score=2.0)], "pair", prompt)
+
+    assert (made.texts_a, made.texts_b) == ([prompt.query("a")], [prompt.query("b")])
+    assert made.score_P.tolist() == [2.0]
+
+
+def labeled(count, labels):
+    return [
+        LabeledExample(id=str(i), dataset="d", text=f"{i % labels}:{i}", label=f"l{i % labels}") for i in range(count)
+    ]
+
+
+def test_a_positive_shares_the_class_and_is_another_text_and_negatives_do_not():
+    for step in range(20):
+        made = batch(labeled(12, 3), "classification", step=step)
+        for text, positive in zip(made.texts, made.positives, strict=True):
+            assert text[0] == positive[0]
+            assert text != positive
+        for number, negative in enumerate(made.negatives):
+            assert negative[0] != made.texts[number // 2][0]
+        assert len(made.negatives) == 24
+
+
+def test_a_class_with_one_text_is_left_out_because_it_could_have_no_positive():
+    lonely = LabeledExample(id="x", dataset="d", text="alone", label="lonely")
+
+    assert len(TrainingSet.of("d", Prompt(), [*labeled(4, 2), lonely]).examples) == 4
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_classification_works_with_one_class_and_with_two(labels):
+    made = batch(labeled(4, labels), "classification")
+
+    assert len(made.negatives) == (0 if labels == 1 else 8)
+    assert made.label_B.tolist() == [i % labels for i in range(4)]

@@ -1,0 +1,126 @@
+"""Each loss equals its formula written in plain loops."""
+
+import math
+
+import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss
+
+from qzhou.errors import DataError
+from qzhou.training.losses import classification_info_nce, cosent, info_nce
+
+TEMPERATURES = [0.02, 0.05, 1.0]
+
+
+def unit_rows(count, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, width, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def cosine(one, other):
+    return sum(float(a) * float(b) for a, b in zip(one, other, strict=True))
+
+
+def info_nce_by_hand(query, document, positive, temperature, query_query=True, blocked=None, blocked_query=None):
+    total = 0.0
+    for i in range(len(query)):
+        documents = [
+            math.exp(cosine(query[i], document[m]) / temperature)
+            for m in range(len(document))
+            if blocked is None or not blocked[i][m]
+        ]
+        queries = [
+            math.exp(cosine(query[i], query[j]) / temperature)
+            for j in range(len(query))
+            if query_query and j != i and (blocked_query is None or not blocked_query[i][j])
+        ]
+        own = math.exp(cosine(query[i], document[positive[i]]) / temperature)
+        total -= math.log(own / (sum(documents) + sum(queries)))
+    return total / len(query)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize(("queries", "documents"), [(1, 1), (1, 4), (3, 3), (4, 12)])
+@pytest.mark.parametrize("query_query", [True, False])
+def test_info_nce_matches_the_formula(queries, documents, temperature, query_query):
+    query, document = unit_rows(queries, 8, seed=0), unit_rows(documents, 8, seed=1)
+    positive = torch.arange(queries)
+
+    loss = info_nce(query, document, positive, temperature=temperature, query_query=query_query)
+
+    assert loss.item() == pytest.approx(info_nce_by_hand(query, document, positive, temperature, query_query), rel=1e-9)
+
+
+def test_blocked_documents_and_queries_leave_the_denominator():
+    query, document, positive = unit_rows(3, 8, seed=0), unit_rows(5, 8, seed=1), torch.tensor([0, 1, 2])
+    blocked = torch.zeros(3, 5, dtype=torch.bool)
+    blocked[0, 3] = blocked[2, 1] = True
+    twins = torch.zeros(3, 3, dtype=torch.bool)
+    twins[0, 1] = twins[1, 0] = True
+
+    loss = info_nce(
+        query, document, positive, temperature=0.1, blocked_document_BM=blocked, blocked_query_BB=twins
+    )  # fmt: skip
+
+    by_hand = info_nce_by_hand(query, document, positive, 0.1, blocked=blocked, blocked_query=twins)
+    assert loss.item() == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_widths_that_differ_are_refused():
+    with pytest.raises(DataError, match=r"\(2, 4\).*\(2, 8\)"):
+        info_nce(unit_rows(2, 4, 0), unit_rows(2, 8, 0), torch.arange(2), temperature=0.1)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("scores", [[1.0, 0.0], [0.0, 1.0, 2.0, 2.0, 5.0], [3.0, 3.0]])
+def test_cosent_matches_the_formula(scores, temperature):
+    a, b = unit_rows(len(scores), 8, seed=0), unit_rows(len(scores), 8, seed=1)
+
+    loss = cosent(a, b, torch.tensor(scores), temperature=temperature)
+
+    total = 1.0
+    for k, higher in enumerate(scores):
+        for other, lower in enumerate(scores):
+            if higher > lower:
+                total += math.exp((cosine(a[other], b[other]) - cosine(a[k], b[k])) / temperature)
+    assert loss.item() == pytest.approx(math.log(total), rel=1e-9)
+
+
+def test_cosent_equals_the_library():
+    a, b, score = unit_rows(6, 8, 0), unit_rows(6, 8, 1), torch.tensor([0.0, 1.0, 0.5, 2.0, 2.0, 0.0])
+
+    theirs = CoSENTLoss(model=None, scale=20.0).compute_loss_from_embeddings([a, b], score)
+
+    assert cosent(a, b, score, temperature=0.05).item() == pytest.approx(float(theirs), rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_classification_matches_equation_three(temperature):
+    labels, negative_labels = [0, 1, 0, 2], [1, 2, 0, 2, 1]
+    text, positive, negative = unit_rows(4, 8, 0), unit_rows(4, 8, 1), unit_rows(5, 8, 2)
+
+    loss = classification_info_nce(
+        text, positive, negative, torch.tensor(labels), torch.tensor(negative_labels), temperature=temperature
+    )
+
+    total = 0.0
+    for i in range(4):
+        own = math.exp(cosine(text[i], positive[i]) / temperature)
+        others = sum(
+            math.exp(cosine(text[i], negative[n]) / temperature) for n in range(5) if labels[i] != negative_labels[n]
+        )
+        queries = sum(
+            math.exp(cosine(text[i], text[j]) / temperature) for j in range(4) if j != i and labels[i] != labels[j]
+        )
+        total -= math.log(own / (own + others + queries))
+    assert loss.item() == pytest.approx(total / 4, rel=1e-9)
+
+
+def test_a_text_of_the_same_class_never_pushes():
+    text = unit_rows(2, 8, 0).requires_grad_()
+    same = torch.tensor([0, 0])
+
+    loss = classification_info_nce(text, unit_rows(2, 8, 1), unit_rows(2, 8, 2), same, same, temperature=0.1)
+
+    assert loss.item() == 0.0
