@@ -133,7 +133,7 @@ def test_any_filesystem_of_pyarrow_will_do():
     assert not (folder / "x").exists()
 
 
-def stage(run, work=lambda folder: {"rows": 1}, **settings):
+def stage(run, work=lambda _: {"rows": 1}, **settings):
     return run.stage("work", work, settings=settings, inputs={}, rooms=("mining",), keep=("paid",))
 
 
@@ -141,7 +141,7 @@ def test_a_finished_stage_is_skipped_and_says_so(make_recipe, capsys):
     run = Run.open(make_recipe())
     stage(run, a=1)
 
-    stage(run, lambda folder: pytest.fail("was done again"), a=1)
+    stage(run, lambda _: pytest.fail("was done again"), a=1)
 
     assert "work: unchanged since" in capsys.readouterr().out
 

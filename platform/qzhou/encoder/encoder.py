@@ -23,6 +23,7 @@ from qzhou.encoder.backbone import (
     load_backbone,
 )
 from qzhou.encoder.pooling import Pooling
+from qzhou.prompts import EMPTY_TEXT
 
 TOKENIZE_AT_ONCE = 10_000  # texts; bounds the memory that token ids take
 
@@ -80,10 +81,7 @@ class Encoder:
         return seen.hexdigest()[:16]
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        found = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)
-        return list(found["input_ids"])
+        return token_ids(self.tokenizer, texts, max_tokens=self.max_tokens)
 
 
 def load_encoder(
@@ -107,6 +105,21 @@ def load_encoder(
     place = choose_device(device)
     found = load_backbone(spec, pooling=pooling, attention=attention, dtype=choose_dtype(dtype, place))
     return Encoder(found.model.to(place), found.tokenizer, max_tokens=max_tokens, prompts=found.prompts)
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
+    """Token ids of each text, special tokens included, truncated at ``max_tokens``; at least one a text.
+
+    A text without a token (a decoder's tokenizer adds none to an empty string) is encoded as
+    :data:`qzhou.prompts.EMPTY_TEXT`, because nothing has no mean.
+    """
+    if not texts:
+        return []
+    found: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+    if all(found):
+        return found
+    empty: list[int] = tokenizer(EMPTY_TEXT, truncation=True, max_length=max_tokens)["input_ids"]
+    return [ids or empty for ids in found]
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from qzhou.encoder.encoder import token_ids
+
 
 @dataclass(frozen=True, slots=True)
 class GlobalEmbedder:
@@ -41,7 +43,7 @@ class GlobalEmbedder:
             texts: Carry their prompts; the same list on every rank, at least one.
             max_tokens: Longer texts are truncated.
         """
-        ids = self.tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+        ids = token_ids(self.tokenizer, texts, max_tokens=max_tokens)
         order = sorted(range(len(texts)), key=lambda row: (len(ids[row]), row))
         share_size = -(-len(order) // self.world)
         order += order[:1] * (share_size * self.world - len(order))

@@ -79,6 +79,17 @@ def test_no_text_gives_no_vector(tiny_bert):
     assert encoder.count_tokens([]) == []
 
 
+def test_an_empty_text_is_encoded_as_the_official_code_does(tiny_qwen2):
+    """A byte-level tokenizer gives an empty text no token, and the mean of nothing is not a number."""
+    encoder = load_encoder(str(tiny_qwen2), max_tokens=8, dtype="float32", device="cpu")
+
+    empty, null, blank = encoder.encode(["", "Null", " "])
+
+    assert np.allclose(empty, null)
+    assert np.isfinite(blank).all()
+    assert encoder.count_tokens([""]) == encoder.count_tokens(["Null"])
+
+
 def test_tokens_are_counted_after_truncation(tiny_bert):
     encoder = load_encoder(str(tiny_bert), max_tokens=5, device="cpu")
 
