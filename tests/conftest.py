@@ -14,6 +14,14 @@ WORDS = ["the", "a", "of", "to", "sum", "list", "word", "red", "blue", "green", 
 WORDS += ["london", "sea", "tree", "is", "are", "what", "where"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def isolated_home(tmp_path_factory):
+    """A new local Ray cluster writes an authentication token into the home folder: not into the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_qwen2(tmp_path_factory) -> Path:
     """A random Qwen2 of two layers with a byte-level BPE tokenizer: the paper's kind of backbone."""
