@@ -1,0 +1,122 @@
+"""The house rules of CONTRIBUTING.md, read from the code: who imports whom, and what must not be there."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "platform" / "qzhou"
+ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving")
+LEVELS = {
+    "errors": 0, "records": 1, "recipe": 2, "prompts": 2, "storage": 2, "runs": 2, "progress": 2, "job": 2,
+    "cluster": 3, "encoder": 3, **dict.fromkeys(ROOMS, 4),
+}  # fmt: skip
+ONLY_IN = {
+    "ray": {"platform/qzhou/cluster.py", "serve/app.py", *(f"platform/qzhou/{room}/pipeline.py" for room in ROOMS)},
+    "deepspeed": {"platform/qzhou/training/deepspeed_engine.py"},
+    "mteb": {f"platform/qzhou/evaluation/{file}.py" for file in ("models", "pipeline", "tasks")},
+    "faiss": {"platform/qzhou/mining/search.py"},
+    "fastapi": {"serve/app.py"},
+    "openai": {"platform/qzhou/synthesis/client.py"},
+}
+SLIM = ("errors", "records", "recipe", "prompts", "storage", "runs", "progress", "job")
+PYTHON = [path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def modules_imported_by(path: Path) -> set[str]:
+    """Dotted names, those of ``from package import module`` included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part_of(path: Path) -> str:
+    """The room, or the single file, that a file of the package belongs to."""
+    inside = path.relative_to(PACKAGE)
+    return inside.parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down_and_rooms_do_not_know_each_other(path):
+    own = part_of(path)
+    if own == "__init__":
+        return
+    for module in modules_imported_by(path):
+        if module.startswith("qzhou.") and (other := module.split(".")[1]) != own and other in LEVELS:
+            assert LEVELS[other] <= LEVELS[own], f"{own} imports {other}, which is above it"
+            assert not (other in ROOMS and own in ROOMS), f"the room {own} imports the room {other}"
+
+
+def test_every_part_of_the_package_has_a_level():
+    assert {part_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__"} == set(LEVELS)
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_heavy_library_is_imported_in_its_own_place_only(library):
+    users = {
+        str(path.relative_to(ROOT)) for path in PYTHON
+        if any(module.split(".")[0] == library for module in modules_imported_by(path))
+    }  # fmt: skip
+
+    assert users <= ONLY_IN[library]
+
+
+def test_nothing_imports_jobs_or_serve():
+    for path in PYTHON:
+        assert not {module.split(".")[0] for module in modules_imported_by(path)} & {"jobs", "serve"}, path
+
+
+@pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)
+def test_jobs_are_short_and_load_heavy_things_only_when_they_work(job):
+    assert len(job.read_text("utf-8").splitlines()) <= 40
+    top = [node for node in ast.parse(job.read_text("utf-8")).body if isinstance(node, ast.ImportFrom)]
+    assert {node.module for node in top if str(node.module).startswith("qzhou")} <= {"qzhou.job", "qzhou.recipe"}
+
+
+def python(code: str, **environment: str) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_recipe_loads_neither_torch_nor_ray():
+    """--dry-run must answer at once."""
+    names = ", ".join(f"qzhou.{name}" for name in SLIM)
+    heavy = "{'torch', 'ray', 'transformers', 'datasets', 'mteb'} & set(sys.modules)"
+
+    assert python(f"import sys, {names}; print({heavy})", PYTHONPATH="platform").strip() == "set()"
+
+
+def test_the_source_root_does_not_hide_the_standard_library():
+    """A package `platform` would shadow the module that every Ray worker imports first, and hang the job."""
+    assert not (ROOT / "platform" / "__init__.py").exists()
+    assert python("import platform; print(platform.python_version())").startswith("3.")
+
+
+def test_the_wheel_holds_qzhou_and_never_platform():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+    assert project["tool"]["setuptools"]["packages"]["find"] == {"where": ["platform"]}
+    assert {"cpu", "gpu", "quickstart", "dev"} <= set(project["project"]["optional-dependencies"])
+
+
+@pytest.mark.parametrize(
+    "phrase", ["trust_remote_code=True", "pickle.load(", "weights_only=False", "except:", "yaml.load("]
+)
+def test_what_runs_foreign_code_or_hides_errors_is_not_there(phrase):
+    assert not [path for path in PYTHON if phrase in path.read_text("utf-8")]
+
+
+def test_tests_end_only_what_they_started():
+    """A test must never stop a cluster or a process that is not its own."""
+    forbidden = ["ray stop", "pkill", "killall"]
+    for path in (ROOT / "tests").rglob("*.py"):
+        if path != Path(__file__):
+            assert not [word for word in forbidden if word in path.read_text("utf-8")], path
