@@ -94,6 +94,7 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     context = ray.init(**local_options(), log_to_driver=False)
     address, job = f"http://{context.dashboard_url}", f"{Path(script).stem}-{uuid.uuid4().hex[:8]}"
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # "WebSocket closed"
     try:
         there = f"cd {shlex.quote(str(Path.cwd()))} && RAY_API_SERVER_ADDRESS={address}"
         command = f"{there} exec {shlex.join(['python', script, *arguments])}"
