@@ -9,6 +9,7 @@ from qzhou.recipe import Recipe
 
 def run(recipe: Recipe) -> None:
     from qzhou.cluster import session
+    from qzhou.encoder.backbone import resolve
     from qzhou.evaluation.pipeline import evaluate
     from qzhou.mining.pipeline import mine
     from qzhou.runs import Run
@@ -16,6 +17,8 @@ def run(recipe: Recipe) -> None:
     from qzhou.training.pipeline import export, train
     from qzhou.transform.pipeline import transform
 
+    for model in filter(None, (recipe.model.backbone, recipe.mining.teacher)):
+        resolve(model)  # a name that leads nowhere should cost seconds, not the stages before it is used
     with session():
         transform(recipe)
         synthesize(recipe)

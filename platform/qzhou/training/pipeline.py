@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from torch import Tensor
 from qzhou.cluster import our_error, session
 from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, load_backbone
 from qzhou.encoder.export import parity, save_sentence_transformer
-from qzhou.errors import DataError, TrainingError
+from qzhou.errors import DataError, QzhouError, TrainingError
 from qzhou.recipe import Recipe
 from qzhou.records import EXAMPLE_TYPES, TASKS, Example, Manifest, Task
 from qzhou.runs import Run
@@ -135,7 +136,16 @@ def _export(run: Run, folder: Folder) -> dict[str, int]:
 
 
 def _rank(settings: dict[str, Any]) -> None:
-    """What each worker does: load, continue from a checkpoint if there is one, train, write the model."""
+    """What each worker does; an error of ours is left to the driver's one message."""
+    try:
+        _train_rank(settings)
+    except QzhouError:
+        logging.getLogger("ray.train.v2._internal.util").disabled = True  # it prints every traceback
+        raise
+
+
+def _train_rank(settings: dict[str, Any]) -> None:
+    """Load, continue from a checkpoint if there is one, train, write the model."""
     recipe: Recipe = settings["recipe"]
     name: StageName = settings["stage"]
     run_folder, folder = Folder.open(settings["run_folder"]), Folder.open(settings["stage_folder"])
