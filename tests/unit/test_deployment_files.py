@@ -1,0 +1,48 @@
+"""The files that Ray's own commands take, checked with Ray's own schemas."""
+
+import copy
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def cluster():
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
+
+
+def test_ray_up_accepts_the_cluster_file(cluster):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(copy.deepcopy(cluster))
+    validate_config(prepared)
+
+    assert prepared["available_node_types"]["head"]["resources"] == {"CPU": 0, "GPU": 0}, "no stage runs on the head"
+    assert all("RAY_AUTH_MODE=token" in " ".join(cluster[f"{node}_start_ray_commands"]) for node in ("head", "worker"))
+
+
+def test_the_clusters_limits_hold_together(cluster):
+    workers = [node["max_workers"] for name, node in cluster["available_node_types"].items() if name != "head"]
+
+    assert sum(workers) == cluster["max_workers"]
+
+
+def test_the_jobs_environment_puts_the_package_on_the_path():
+    environment = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text("utf-8"))
+
+    assert (ROOT / environment["env_vars"]["PYTHONPATH"] / "qzhou" / "__init__.py").exists()
+
+
+def test_constraints_pin_every_requirement_that_the_project_names():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["cpu"] + extras["quickstart"] + extras["dev"]
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()}
+
+    names = {requirement.split("[")[0].split(">")[0].split("=")[0].lower().replace("_", "-") for requirement in wanted}
+
+    assert names <= pinned
