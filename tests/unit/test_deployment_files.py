@@ -41,7 +41,10 @@ def test_constraints_pin_every_requirement_that_the_project_names():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = project["dependencies"] + extras["cpu"] + extras["quickstart"] + extras["dev"]
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()}
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    }
 
     names = {requirement.split("[")[0].split(">")[0].split("=")[0].lower().replace("_", "-") for requirement in wanted}
 

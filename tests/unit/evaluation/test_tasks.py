@@ -1,0 +1,131 @@
+"""Held-out examples as mteb tasks, judged by mteb with vectors that are known."""
+
+from types import SimpleNamespace
+
+import mteb
+import numpy as np
+import pytest
+
+from qzhou.evaluation.models import MtebEncoder
+from qzhou.evaluation.tasks import classification_task, pair_task, retrieval_task, sizes
+from qzhou.prompts import Prompt
+from qzhou.records import LabeledExample, PairExample, RetrievalExample
+
+TOPICS = ["sorting", "files", "graphs", "dates", "sums", "trees"]
+
+
+class WordEncoder:
+    """Stands in for the encoder: a text's vector is the topic that it names; remembers what it was given."""
+
+    fingerprint, dimensions, max_tokens = "0", len(TOPICS), 8
+
+    def __init__(self):
+        self.seen = []
+
+    def encode(self, texts):
+        self.seen += texts
+        vectors = np.array([[float(topic in text) for topic in TOPICS] for text in texts], dtype=np.float32)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+
+
+def score(task, prompts=None, encoder=None):
+    model = MtebEncoder(encoder or WordEncoder(), prompts or {}, name="words")
+    (result,) = mteb.evaluate(model, task, cache=None, show_progress_bar=False, co2_tracker=False).task_results
+    return result.get_score()
+
+
+def retrieval(query, *positives):
+    return RetrievalExample(id=query, dataset="d", query=query, positives=positives)
+
+
+ASKED = [retrieval(f"how {topic}", f"{topic} is done so") for topic in TOPICS]
+
+
+def task_of(examples, max_queries=99, max_documents=99, seed=0):
+    return retrieval_task("d", examples, max_queries=max_queries, max_documents=max_documents, seed=seed)
+
+
+def test_perfect_retrieval_scores_one_and_a_wrong_answer_less():
+    swapped = [retrieval("how sorting", "files is done so"), retrieval("how files", "sorting is done so"), *ASKED[2:]]
+
+    assert score(task_of(ASKED)) == pytest.approx(1.0)
+    assert score(task_of(swapped)) < 0.9
+
+
+def test_queries_with_the_same_text_are_one_query_with_all_answers():
+    task = task_of([retrieval("How Sorting", "sorting a"), retrieval("how  sorting", "sorting b"), *ASKED[1:]])
+
+    data = task.dataset["default"]["test"]
+    assert sizes(task) == 6
+    assert sorted(len(found) for found in data["relevant_docs"].values()) == [1, 1, 1, 1, 1, 2]
+
+
+def test_relevant_documents_stay_when_the_corpus_is_cut():
+    task = task_of(ASKED, max_queries=2, max_documents=3)
+
+    data = task.dataset["default"]["test"]
+    assert (len(data["queries"]), len(data["corpus"])) == (2, 3)
+    relevant = {document for found in data["relevant_docs"].values() for document in found}
+    assert relevant <= set(data["corpus"]["id"])
+
+
+def test_the_sample_does_not_depend_on_the_order_of_the_examples():
+    one, other = (task_of(order, max_queries=3).dataset["default"]["test"] for order in (ASKED, ASKED[::-1]))
+
+    assert set(one["queries"]["text"]) == set(other["queries"]["text"])
+    assert one["relevant_docs"] == other["relevant_docs"]
+    assert set(task_of(ASKED, max_queries=3, seed=1).dataset["default"]["test"]["queries"]["text"]) != set(
+        one["queries"]["text"]
+    )
+
+
+def test_a_pair_task_is_the_rank_correlation():
+    pairs = [
+        PairExample(id=str(n), dataset="d", text_a=f"{TOPICS[n]} x", text_b=f"{TOPICS[n]} {other}", score=grade)
+        for n in range(4)
+        for other, grade in [("", 2)]
+    ] + [
+        PairExample(id=f"{n}-", dataset="d", text_a=TOPICS[n], text_b=TOPICS[n + 1], score=0) for n in range(4)
+    ]  # fmt: skip
+
+    task = pair_task("d", pairs, max_rows=99, seed=0)
+
+    assert score(task) == pytest.approx(1.0)
+    assert sizes(task) == 8
+
+
+def test_classes_with_too_few_texts_are_left_out_of_the_classification_task():
+    texts = [
+        LabeledExample(id=f"{topic}{n}", dataset="d", text=f"{topic} {n}", label=topic)
+        for topic in TOPICS[:3] for n in range(10)
+    ]  # fmt: skip
+    rare = [LabeledExample(id="rare", dataset="d", text="dates", label="dates")]
+
+    task = classification_task("d", texts + rare, max_rows=99, seed=0)
+
+    assert set(task.dataset["train"]["label"]) == set(task.dataset["test"]["label"]) == {0, 1, 2}
+    assert not set(task.dataset["train"]["text"]) & set(task.dataset["test"]["text"])
+    assert score(task) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_texts_carry_the_prompts_that_training_gives_them(symmetric):
+    encoder, prompt = WordEncoder(), Prompt("Find it", symmetric=symmetric)
+
+    score(task_of(ASKED), {"d": prompt}, encoder)
+
+    queries = {prompt.query(example.query) for example in ASKED}
+    documents = {prompt.document(example.positives[0]) for example in ASKED}
+    assert set(encoder.seen) == queries | documents
+
+
+def test_a_task_without_prompt_gets_bare_texts():
+    encoder = WordEncoder()
+    model = MtebEncoder(encoder, {}, name="words")
+
+    vectors = model.encode([{"text": ["sums"]}, {"text": ["trees"]}], task_metadata=SimpleNamespace(name="other"))
+
+    assert encoder.seen == ["sums", "trees"]
+    assert vectors.shape == (2, 6)
+    assert model.similarity(vectors, vectors).tolist() == [[1, 0], [0, 1]]
+    assert model.similarity_pairwise(vectors, vectors).tolist() == [1, 1]

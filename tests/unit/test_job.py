@@ -1,0 +1,99 @@
+"""Errors become one message and an exit status; Ray's wrapping comes off."""
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from qzhou.cluster import our_error
+from qzhou.errors import DataError, EndpointError, QzhouError
+from qzhou.job import main
+
+QUICKSTART = "recipes/quickstart.toml"
+
+
+def ended(stage, *words, capsys):
+    """Exit status and what stood on stderr."""
+    with pytest.raises(SystemExit) as end:
+        main(stage, "about", list(words))
+    return end.value.code, capsys.readouterr().err
+
+
+def raising(error):
+    def stage(_):
+        raise error
+
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (DataError("no rows"), 2, "error: no rows\n"),
+        (EndpointError("down"), 1, "error: down\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from what is finished\n"),
+    ],
+)
+def test_an_error_is_one_message_and_its_exit_status(error, status, said, capsys):
+    assert ended(raising(error), QUICKSTART, capsys=capsys) == (status, said)
+
+
+def test_an_error_that_nobody_meant_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        main(raising(ZeroDivisionError()), "about", [QUICKSTART])
+
+
+def test_a_dry_run_prints_the_resolved_recipe_and_does_nothing(capsys):
+    main(raising(AssertionError("ran")), "about", [QUICKSTART, "--dry-run", "--training.stage1.steps", "20"])
+
+    assert '"steps": 20' in capsys.readouterr().out
+
+
+def test_without_a_recipe_the_usage_is_shown(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(raising(AssertionError("ran")), "what it does", ["--help"])
+
+    assert end.value.code == 0
+    assert "RECIPE" in (shown := capsys.readouterr().out)
+    assert "what it does" in shown
+
+
+def test_the_recipe_comes_first(capsys):
+    status, said = ended(raising(AssertionError("ran")), "--run.seed", "3", QUICKSTART, capsys=capsys)
+
+    assert status == 2
+    assert "the recipe comes first" in said
+
+
+def wrapped(error):
+    """As Ray raises it at the driver."""
+    return RayTaskError("task", "traceback", error).as_instanceof_cause()
+
+
+def test_an_error_of_ours_comes_out_of_what_ray_wrapped_around_it():
+    error = our_error(wrapped(DataError("no rows")))
+
+    assert type(error) is DataError
+    assert str(error) == "no rows"
+
+
+def test_an_error_inside_another_is_found():
+    outer = RuntimeError("the job failed")
+    outer.__cause__ = wrapped(wrapped(EndpointError("down")))
+
+    assert isinstance(our_error(outer), EndpointError)
+
+
+def test_the_failures_of_training_workers_are_looked_through():
+    outer = RuntimeError("training failed")
+    outer.worker_failures = {1: wrapped(DataError("no rows"))}
+
+    assert isinstance(our_error(outer), DataError)
+
+
+def test_other_errors_are_not_ours():
+    circle = RuntimeError("a")
+    circle.__context__ = RuntimeError("b")
+    circle.__context__.__context__ = circle
+
+    assert our_error(circle) is None
+    assert our_error(wrapped(ValueError("x"))) is None
+    assert not isinstance(wrapped(ValueError("x")), QzhouError)
