@@ -151,7 +151,10 @@ class StageSection(Section):
 
     steps: AtLeastOne = Field(description="Optimizer steps.")
     learning_rate: Positive = Field(description="Peak, reached after the warm-up; then linear to zero.")
-    warmup_steps: Count = Field(300, description="Linear warm-up.")
+    warmup_steps: Count = Field(
+        default_factory=lambda stage: min(300, stage.get("steps", 0) // 10),
+        description="Linear warm-up; default: the paper's 300, but at most a tenth of the steps.",
+    )
     batch_size: AtLeastOne = Field(256, description="Examples per InfoNCE step over all workers.")
     cosent_batch_size: AtLeastOne = Field(768, description="Pairs per CoSENT step over all workers.")
     retrieval_share: Fraction = Field(1.0, description="Share of the STEPS that are retrieval batches (eta).")
@@ -260,6 +263,11 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
         )
     for stage_name in ("stage1", "stage2"):
         stage: StageSection = getattr(training, stage_name)
+        if stage.warmup_steps > stage.steps:
+            yield (
+                f"training.{stage_name}.warmup_steps ({stage.warmup_steps}) is above training.{stage_name}.steps "
+                f"({stage.steps}), so the learning rate would never reach its peak; shorten the warm-up"
+            )
         if stage.batch_size < 2 * training.workers:
             yield (
                 f"training.{stage_name}.batch_size ({stage.batch_size}) gives training.workers ({training.workers}) "

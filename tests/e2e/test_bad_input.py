@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from tests.e2e.commands import Finished, run
 
 COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "clang++", "nvcc")

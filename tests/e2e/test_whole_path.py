@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.e2e.commands import run, start
 
 STAGES = ("transform", "synthesize", "mine", "train/stage1", "train/stage2", "model", "evaluate")

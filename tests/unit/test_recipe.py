@@ -53,6 +53,20 @@ def test_more_training_negatives_than_mined_ones_are_refused():
         load_recipe(QUICKSTART, ["--training.negatives_per_query", "5"])
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (200, 20), (32_000, 300)])
+def test_the_warm_up_fits_the_stage_where_the_recipe_names_none(make_recipe, steps, warmup):
+    stages = {"stage1": {"steps": steps, "learning_rate": 1e-4, "batch_size": 4}}
+
+    assert make_recipe(training=stages).training.stage1.warmup_steps == warmup
+
+
+def test_a_warm_up_longer_than_its_stage_is_refused_with_both_values(make_recipe):
+    stages = {"stage1": {"steps": 20, "warmup_steps": 300, "learning_rate": 1e-4, "batch_size": 4}}
+
+    with pytest.raises(RecipeError, match=r"warmup_steps \(300\) is above training.stage1.steps \(20\)"):
+        make_recipe(training=stages)
+
+
 def test_two_datasets_of_one_name_are_refused(tmp_path):
     with pytest.raises(RecipeError, match="'docs_search' is used 2 times"):
         load_recipe(changed(tmp_path, ('name = "docs_package"', 'name = "docs_search"')))

@@ -76,29 +76,23 @@ def _scores_picture(rows: Sequence[Row]) -> str:
 
 
 def _loss_picture(run: Run) -> str:
-    """Loss by step, one panel a stage, one colour a task."""
-    figure = Figure(figsize=(8.5, 2.8))
-    panels = figure.subplots(1, 2)
-    for axes, stage in zip(panels, ("stage1", "stage2"), strict=True):
+    """Loss by step, one panel for each task of each stage: their scales have nothing in common."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for stage in ("stage1", "stage2"):
         folder = run.folder / "train" / stage
-        lines = folder.read_bytes("metrics.jsonl").decode().splitlines() if folder.exists("metrics.jsonl") else []
-        metrics = [json.loads(line) for line in lines]
-        for task in dict.fromkeys(one["task"] for one in metrics):
-            chosen = [one for one in metrics if one["task"] == task]
-            axes.plot(
-                [one["step"] for one in chosen],
-                [one["loss"] for one in chosen],
-                marker=".",
-                color=TASK_COLOURS[task],
-                label=task,
-            )
-        axes.set_title(stage, fontsize=10)
+        content = folder.read_bytes("metrics.jsonl").decode() if folder.exists("metrics.jsonl") else ""
+        for one in map(json.loads, content.splitlines()):
+            lines.setdefault(f"{stage}: {one['task']}", []).append((one["step"], one["loss"]))
+    figure = Figure(figsize=(8.5, 2.5))
+    for number, (title, line) in enumerate(sorted(lines.items()), 1):
+        axes = figure.add_subplot(1, len(lines), number)
+        axes.plot(*zip(*line, strict=True), marker=".", color=TASK_COLOURS[title.split(": ")[1]])
+        axes.set_title(title, fontsize=9)
         axes.set_xlabel("step")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(loss for _, loss in line))
         axes.spines[["top", "right"]].set_visible(False)
-        if metrics:
-            axes.legend(frameon=False, fontsize=8)
-    panels[0].set_ylabel("loss (nats)")
+        if number == 1:
+            axes.set_ylabel("loss (nats)")
     return _svg(figure)
 
 

@@ -1,0 +1,112 @@
+"""Every command and snippet of the README runs, or runs dry."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from qzhou.recipe import parse_recipe
+from qzhou.serving.schemas import parse_request
+from tests.e2e.commands import ROOT, run
+
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
+
+
+def is_a_target(words: list[str]) -> None:
+    """`make` would run it: its recipe is printed instead."""
+    shown = subprocess.run([*words, "-n"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout
+
+
+def resolves_its_recipe(words: list[str]) -> None:
+    done = run(*words[1:], "--dry-run")
+    assert done.status == 0, done.text
+    assert json.loads(done.out)["run"]["name"]
+
+
+def is_understood_by_ray(words: list[str]) -> None:
+    """`ray` knows the options; the files exist; the job's own command runs dry."""
+    if words[0] != "ray":  # RAY_AUTH_MODE=token
+        words = words[1:]
+    command = words[1:3] if words[1] == "job" else words[1:2]
+    known = run("-m", "ray.scripts.scripts", *command, "--help")
+    assert known.status == 0, known.text
+    own, _, inner = " ".join(words).partition(" -- ")
+    assert not [option for option in re.findall(r"(?<= )--[a-z-]+", own) if option not in known.out]
+    for file in re.findall(r"\S+\.yaml", own):
+        assert (ROOT / file).exists()
+    if inner:
+        resolves_its_recipe(inner.split())
+
+
+def is_a_request(words: list[str]) -> None:
+    """The endpoint is asked the same in tests/ray/test_endpoint.py; here, that its body is a request."""
+    assert words[1].endswith("/v1/embeddings")
+    assert parse_request(words[words.index("-d") + 1].encode()).input
+
+
+def loads_a_model(words: list[str], model: Path) -> None:
+    done = run("-c", words[2].replace("runs/quickstart/model", str(model)))
+    assert done.status == 0, done.text
+    assert re.fullmatch(r"\(\d+,\)", done.out.strip())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_runs_or_runs_dry(command, submitted):
+    words = shlex.split(command)
+    if words[0] == "make":
+        is_a_target(words)
+    elif words[0] == "curl":
+        is_a_request(words)
+    elif words[:2] == ["python", "-c"]:
+        loads_a_model(words, submitted[0].parent / "runs" / "tiny" / "model")
+    elif words[0] == "python":
+        resolves_its_recipe(words)
+    else:
+        assert "ray" in words, f"no test knows how to try: {command}"
+        is_understood_by_ray(words)
+
+
+def test_the_readme_names_the_two_commands_first():
+    assert COMMANDS[:2] == ["make quickstart", "make test"]
+
+
+def test_the_recipe_of_the_readme_is_valid():
+    (block,) = blocks("toml")
+
+    recipe = parse_recipe(tomllib.loads(block), place="README.md")
+
+    assert recipe.datasets[0].task == "retrieval"
+
+
+def test_the_python_of_the_readme_compiles():
+    for block in blocks("python"):
+        compile(block, "README.md", "exec")
+
+
+def test_what_the_readme_points_at_exists():
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for path in re.findall(r"`((?:jobs|serve|recipes|platform|tests|docs)/[\w./-]*)`", README):
+        assert (ROOT / path).exists() or (ROOT / "tests" / path).exists(), path
+
+
+def test_each_make_target_says_what_it_does():
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    for target in ("quickstart", "test", "check", "serve"):
+        assert re.search(rf"make {target} +\w", shown)
+    assert shutil.which("make")
