@@ -86,7 +86,8 @@ class EncoderReplica:
     @serve.batch(max_batch_size=FULL, batch_size_fn=fill_percent)  # type: ignore[untyped-decorator]
     async def _forward(self, groups: list[Group]) -> list[Vectors]:
         texts = [text for group in groups for text in group.texts]
-        vectors_ND = await self._in_thread(partial(self._encoder.encode, texts, batch_tokens=self._budget))
+        batch_tokens = self._budget if self._recipe.cluster.gpu else None  # a CPU prefers smaller passes than a GPU
+        vectors_ND = await self._in_thread(partial(self._encoder.encode, texts, batch_tokens=batch_tokens))
         ends = np.cumsum([len(group.texts) for group in groups])
         return np.split(vectors_ND, ends[:-1])
 
