@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -149,6 +149,21 @@ def stable_id(dataset: str, *parts: object) -> str:
 def family(example: Example) -> str:
     """The id of the raw example that this one is, or was made from: its relatives' positives answer it too."""
     return example.source.parent or example.id
+
+
+def answers(examples: Sequence[RetrievalExample]) -> list[set[str]]:
+    """For each example, the keys (:func:`text_key`) of all texts that answer its query.
+
+    These are its own positives, those of its relatives (a paraphrase's positive answers the original
+    query, and the reverse), and those of examples with the same query: none of them is a negative.
+    """
+    by_group: dict[tuple[str, str], set[str]] = {}
+    groups = [(("family", family(one)), ("query", text_key(one.query))) for one in examples]
+    for one, own in zip(examples, groups, strict=True):
+        keys = {text_key(text) for text in one.positives}
+        for group in own:
+            by_group.setdefault(group, set()).update(keys)
+    return [by_group[one] | by_group[other] for one, other in groups]
 
 
 def text_key(text: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from qzhou import errors
 from qzhou.errors import DataError, QzhouError, StorageError
 from qzhou.prompts import Prompt
-from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample, Source, stable_id, text_key
+from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample, Source, answers, stable_id, text_key
 from qzhou.runs import Run
 from qzhou.storage import Folder, read_records, schema_of, write_records
 
@@ -44,6 +44,21 @@ def test_an_empty_text_becomes_the_word_that_the_official_embedder_uses():
 def test_ids_depend_on_dataset_and_content_alone():
     assert stable_id("d", "a", "b") == stable_id("d", "a", "b")
     assert len({stable_id("d", "a", "b"), stable_id("e", "a", "b"), stable_id("d", "ab", ""), stable_id("d", "a")}) == 4
+
+
+def test_what_answers_a_query_is_known_from_relatives_and_from_the_same_query():
+    """Else one of two answers would be mined as the hard negative of the other."""
+
+    def example(number, query, positive, parent=""):
+        source = Source(parent=parent)
+        return RetrievalExample(id=number, dataset="d", query=query, positives=(positive,), source=source)
+
+    found = answers(
+        [example("a", "Why", "One"), example("b", "why ", "two"), example("c", "how", "three", parent="a"),
+         example("d", "else", "four")]
+    )  # fmt: skip
+
+    assert found == [{"one", "two", "three"}, {"one", "two"}, {"one", "three"}, {"four"}]
 
 
 def test_case_and_white_space_do_not_make_two_texts_different():

@@ -26,13 +26,14 @@ from qzhou.records import (
     Manifest,
     Negative,
     RetrievalExample,
-    family,
+    answers,
     stable_id,
     text_key,
 )
 from qzhou.runs import Run, digest
 from qzhou.storage import Folder, read_records, write_records
 
+ANSWERS_RANKED = 100  # room for a query's answers before the window; with more of them it may get fewer negatives
 ENCODE_ROWS = 512  # texts that an actor takes at once: enough to sort by length, small enough to share out
 
 
@@ -115,15 +116,11 @@ def _negatives(
     mining = recipe.mining
     row_of = {text: row for row, text in enumerate(one.documents)}
     keys = [text_key(text) for text in one.documents]
-    most = max(len(example.positives) for example in one.examples)
+    answering = answers(one.examples)
     scores_QK, rows_QK = nearest(
-        query_QD, document_MD, count=mining.rank_to + 2 * most + 2
-    )  # room for relatives' positives
-    answers_of: dict[str, set[str]] = {}  # a paraphrase's positive answers its original's query, and the reverse
-    for example in one.examples:
-        answers_of.setdefault(family(example), set()).update(text_key(text) for text in example.positives)
-    answers = [answers_of[family(example)] for example in one.examples]
-    is_positive = np.array([[keys[row] in own for row in rows] for rows, own in zip(rows_QK, answers, strict=True)])
+        query_QD, document_MD, count=mining.rank_to + min(max(map(len, answering)), ANSWERS_RANKED)
+    )
+    is_positive = np.array([[keys[row] in own for row in rows] for rows, own in zip(rows_QK, answering, strict=True)])
     positive_score_Q = np.array(
         [
             min(float(query_QD[query] @ document_MD[row_of[text]]) for text in example.positives)
@@ -144,7 +141,7 @@ def _negatives(
         count=mining.negatives_per_query,
     )
     mined = []
-    for example, rows, scores in zip(one.examples, found.rows, found.scores, strict=True):
+    for example, own, rows, scores in zip(one.examples, answering, found.rows, found.scores, strict=True):
         new = [
             Negative(text=one.documents[row], origin="mined", score=score)
             for row, score in zip(rows, scores, strict=True)
@@ -152,7 +149,7 @@ def _negatives(
         negatives = combine(
             example.negatives,
             new,
-            example.positives,
+            own,
             count=mining.negatives_per_query,
             llm_fraction=mining.llm_negative_fraction,
         )

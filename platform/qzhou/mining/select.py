@@ -5,7 +5,7 @@ Shape letters in this file: Q queries, K ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,23 +87,24 @@ def select_negatives(
 def combine(
     existing: Sequence[Negative],
     mined: Sequence[Negative],
-    positives: Sequence[str],
+    answering: Iterable[str],
     *,
     count: int,
     llm_fraction: float,
 ) -> tuple[Negative, ...]:
     """The negatives that an example keeps: given ones first, then LLM-written up to their share, then mined.
 
-    Texts are compared by ``text_key``: none repeats and none is a positive.
+    Texts are compared by ``text_key``: none repeats and none answers the query.
 
     Args:
+        answering: Texts that answer the query, or their keys (see :func:`qzhou.records.answers`).
         count: Negatives wanted; given ones are never thrown away for it.
         llm_fraction: Share of ``count`` that LLM-written negatives may take, rounded to the nearest.
     """
     given = [negative for negative in existing if negative.origin != "synthetic"]
     written = [negative for negative in existing if negative.origin == "synthetic"][: round(llm_fraction * count)]
     kept: list[Negative] = []
-    seen = {text_key(text) for text in positives}
+    seen = {text_key(text) for text in answering}
     for negative in [*given, *written, *mined]:
         if len(kept) >= max(count, len(given)):
             break

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qzhou.prompts import Prompt
-from qzhou.records import Example, LabeledExample, PairExample, RetrievalExample, family, text_key
+from qzhou.records import Example, LabeledExample, PairExample, RetrievalExample, answers, family, text_key
 from qzhou.training.plan import PlannedBatch
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -119,11 +119,8 @@ def _retrieval(
         drawn = generator.permutation(len(one.negatives))[:count]
         negatives += [one.negatives[number].text for number in sorted(drawn)]
     documents = positives + negatives
-    own: dict[str, set[str]] = {}  # by family: a paraphrase's positive answers its original's query too
-    for one in examples:
-        own.setdefault(family(one), set()).update(text_key(text) for text in one.positives)
     keys = [text_key(text) for text in documents]
-    blocked = np.array([[key in answers for key in keys] for answers in map(own.__getitem__, map(family, examples))])
+    blocked = np.array([[key in own for key in keys] for own in answers(examples)])
     blocked[np.arange(len(examples)), np.arange(len(examples))] = False  # the positive itself stays
     families = np.array([family(one) for one in examples])
     query_keys = np.array([text_key(one.query) for one in examples])

@@ -44,6 +44,13 @@ def test_the_same_text_is_no_negative_of_its_own_query():
     assert made.blocked_document_BM.tolist() == [[False, True], [True, False]]
 
 
+def test_two_answers_to_the_same_query_are_no_negatives_of_it():
+    made = batch([retrieval(0, query="Same"), retrieval(1, query="same "), retrieval(2)], "retrieval")
+
+    assert made.blocked_document_BM.tolist() == [[False, True, False], [True, False, False], [False] * 3]
+    assert made.blocked_query_BB[0].tolist() == [True, True, False]
+
+
 def test_a_paraphrase_and_its_original_are_no_negatives_of_each_other():
     made = batch([retrieval("a"), retrieval("b", parent="a"), retrieval("c")], "retrieval")
 
