@@ -141,9 +141,14 @@ def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None
 
 
 def _worker_env() -> dict[str, str]:
-    """``WORKER_ENV``, and the dashboard's address: Ray Train guesses it, wrongly where two clusters run."""
+    """``WORKER_ENV``, and the dashboard's address: Ray Train guesses it, wrongly where two clusters run.
+
+    What the environment sets already, by the job's own runtime environment for one, reaches the workers without us;
+    Ray refuses to hear it twice.
+    """
+    ours = {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
     known = os.environ.get("RAY_API_SERVER_ADDRESS")
-    return WORKER_ENV | ({"RAY_API_SERVER_ADDRESS": known} if known else {})
+    return ours | ({"RAY_API_SERVER_ADDRESS": known} if known else {})
 
 
 def _quieten_ray_data() -> None:

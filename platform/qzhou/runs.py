@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qzhou.errors import DataError
+from qzhou.errors import DataError, StorageError
 from qzhou.recipe import Recipe
 from qzhou.records import Manifest
 from qzhou.storage import Folder
 
 JOBS = {"train/stage1": "train", "train/stage2": "train", "model": "export"}  # stages not named like their job
+UPLOADED = "working_dir_files"  # where Ray keeps the working directories that jobs bring with them
 MANIFEST, STARTED = "manifest.json", "started.json"
 SHARED_CODE = ("records.py", "prompts.py", "storage.py")  # what every stage's output depends on
 
@@ -37,8 +38,18 @@ class Run:
         """Make the run's folder and write the resolved recipe into it.
 
         Raises:
-            StorageError: The storage path cannot be written.
+            StorageError: The storage path cannot be written, or would be lost with the job.
         """
+        if (
+            UPLOADED in Path.cwd().parts
+            and not Path(recipe.run.storage).is_absolute()
+            and "://" not in recipe.run.storage
+        ):
+            raise StorageError(
+                f"run.storage is '{recipe.run.storage}', a path below the copy of the project that `ray job submit "
+                "--working-dir` made for this job, and goes with it. Name an absolute path or a URI (s3://...) that "
+                "all nodes reach, in the recipe or with --run.storage."
+            )
         folder = (Folder.open(recipe.run.storage) / recipe.run.name).create()
         folder.write_json("recipe.json", recipe.model_dump(mode="json"))
         return cls(recipe, folder)

@@ -3,7 +3,7 @@
 import pytest
 from ray.exceptions import RayTaskError
 
-from qzhou.cluster import our_error
+from qzhou.cluster import _worker_env, our_error
 from qzhou.errors import DataError, EndpointError, QzhouError
 from qzhou.job import main
 
@@ -61,6 +61,16 @@ def test_the_recipe_comes_first(capsys):
 
     assert status == 2
     assert "the recipe comes first" in said
+
+
+def test_workers_get_no_variable_that_the_job_sets_itself(monkeypatch):
+    """Ray refuses to start where both a job's runtime environment and ours set one."""
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    assert _worker_env()["TOKENIZERS_PARALLELISM"] == "false"
+
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+
+    assert "TOKENIZERS_PARALLELISM" not in _worker_env()
 
 
 def wrapped(error):
