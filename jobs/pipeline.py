@@ -3,6 +3,8 @@
 python jobs/pipeline.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VALUE ...]
 """
 
+import sys
+
 from qzhou.job import main
 from qzhou.recipe import Recipe
 
@@ -29,7 +31,7 @@ def run(recipe: Recipe) -> None:
     folder, serving = Run.open(recipe).folder, recipe.serving
     print(f"model:   {folder.uri}/model")
     print(f"report:  {folder.uri}/report.html")
-    print("serve it:  make serve        and then, in another terminal:")
+    print(f"serve it:  make serve RECIPE={sys.argv[1]}        and then, in another terminal:")
     print(f"  curl http://{serving.host}:{serving.port}/v1/embeddings -H 'Content-Type: application/json' \\")
     print(f"""    -d '{{"model": "{recipe.run.name}", "input": "Return the sum of the elements."}}'""", flush=True)
 

@@ -7,6 +7,8 @@ and ends it by handle. The package travels to every worker, so that workers run 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import logging
 import os
 import re
@@ -15,9 +17,8 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 from ray.job_submission import JobSubmissionClient
@@ -50,35 +51,68 @@ WORKER_PREFIX = re.compile(r"^\x1b\[\d+m\(\w+ pid=\d+\)\x1b\[0m ")
 NOISE = re.compile(
     r"core_worker\.cc|job_manager\.py|^Running entrypoint|Progress bars disabled|available CPUs"
     r"|Reporting training result|Checkpoint successfully created|Saving model to|built successfully"
-    r"|`word_embedding_dimension`|it/s\]|\?it/s|^\s*\r?\s*$"
+    r"|`word_embedding_dimension`|it/s\]|\?it/s|^\s*\r?\s*$|minimum number of concurrent actors|Loaded \d+ prompt"
 )
 
 
-@contextmanager
+def heard(line: str) -> str | None:
+    """A line without the prefix of the worker that said it; None where Ray and its libraries talk to themselves."""
+    plain = WORKER_PREFIX.sub("", line)
+    return None if NOISE.search(plain) else plain
+
+
+class _Quiet(io.TextIOBase):
+    """A standard stream that passes on what :func:`heard` lets through. ``print`` writes a text, then its line end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._left_out = stream, False
+
+    def write(self, text: str) -> int:
+        if not text.strip():
+            said = "" if self._left_out else text
+            self._left_out = False
+        else:
+            plain = heard(text)
+            self._left_out, said = plain is None, plain or ""
+        self._stream.write(said)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+@contextlib.contextmanager
 def session() -> Iterator[None]:
     """Join the cluster of ``RAY_ADDRESS``, or one that is already joined, or start one for the block.
 
     Raises:
         QzhouError: One that was raised on a worker comes out as itself, without Ray's wrapping.
     """
-    joined = ray.is_initialized()
-    if not joined:
-        inside = {"address": "auto", "logging_level": logging.WARNING}
-        ray.init(
-            **(inside if os.environ.get("RAY_ADDRESS") else local_options()),
-            runtime_env={"py_modules": [str(PACKAGE)], "env_vars": _worker_env()},
-        )
-        _quieten_ray_data()
-    try:
-        yield
-    except Exception as error:  # to take off what Ray wrapped around an error meant for people
-        ours = our_error(error)
-        if ours is None:
-            raise
-        raise ours from None
-    finally:
+    with contextlib.redirect_stdout(_Quiet(sys.stdout)), contextlib.redirect_stderr(_Quiet(sys.stderr)):
+        joined = ray.is_initialized()
         if not joined:
-            ray.shutdown()
+            inside = {"address": "auto", "logging_level": logging.WARNING}
+            ray.init(
+                **(inside if os.environ.get("RAY_ADDRESS") else local_options()),
+                runtime_env={"py_modules": [str(PACKAGE)], "env_vars": _worker_env()},
+            )
+            _quieten_ray_data()
+        try:
+            yield
+        except Exception as error:  # to take off what Ray wrapped around an error meant for people
+            ours = our_error(error)
+            if ours is None:
+                raise
+            raise ours from None
+        finally:
+            if not joined:
+                ray.shutdown()
 
 
 def run_as_job(script: str, arguments: Sequence[str]) -> int:
@@ -121,8 +155,7 @@ async def _follow(client: JobSubmissionClient, job: str) -> None:
     async for text in client.tail_job_logs(job):
         *lines, rest = (rest + text).split("\n")
         for line in lines:
-            plain = WORKER_PREFIX.sub("", line)
-            if not NOISE.search(plain):
+            if (plain := heard(line)) is not None:
                 print(plain, flush=True)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -185,6 +186,22 @@ def test_killed_training_goes_on_and_ends_where_an_unbroken_run_does(submitted, 
 
 def losses(recipe: Path, stage: str) -> list[float]:
     return [one["loss"] for one in metrics_of(recipe, stage)]
+
+
+def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(submitted, tmp_path):
+    """Ray Train's own handler would end the process with status 1 and no word."""
+    recipe, _ = submitted
+    shutil.copytree(recipe.parent / "runs", tmp_path / "runs")
+    longer = ("--run.storage", tmp_path / "runs", "--training.stage2.steps", "400")
+    running = start("jobs/train.py", recipe, *longer)
+    wait_for(tmp_path / "runs" / "tiny" / "train" / "stage2" / "checkpoints", "step_000004", running)
+
+    running.send_signal(signal.SIGINT)
+
+    _, said = running.communicate(timeout=WAIT_S)
+    assert running.returncode == 130
+    assert "interrupted; the same command goes on from what is finished" in said
+    assert "Traceback" not in said
 
 
 def test_another_setting_redoes_its_stage_alone_and_keeps_the_stale_output(continued):

@@ -1,9 +1,12 @@
 """Errors become one message and an exit status; Ray's wrapping comes off."""
 
+import contextlib
+import sys
+
 import pytest
 from ray.exceptions import RayTaskError
 
-from qzhou.cluster import _worker_env, our_error
+from qzhou.cluster import _Quiet, _worker_env, heard, our_error
 from qzhou.errors import DataError, EndpointError, QzhouError
 from qzhou.job import main
 
@@ -71,6 +74,24 @@ def test_workers_get_no_variable_that_the_job_sets_itself(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
 
     assert "TOKENIZERS_PARALLELISM" not in _worker_env()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("\x1b[36m(RayTrainWorker pid=12)\x1b[0m train: stage1: 1/3 steps", "train: stage1: 1/3 steps"),
+        ("\x1b[36m(TrainController pid=1)\x1b[0m [2026 E 1 1] core_worker.cc:2465: Actor with class name", None),
+        ("mine: docs: 4,100 queries", "mine: docs: 4,100 queries"),
+    ],
+)
+def test_people_hear_the_stages_and_not_what_ray_says_to_itself(line, said, capsys):
+    assert heard(line) == said
+
+    with contextlib.redirect_stdout(_Quiet(sys.stdout)):
+        print(line)
+        print()
+
+    assert capsys.readouterr().out == (f"{said}\n\n" if said else "\n")
 
 
 def wrapped(error):

@@ -19,14 +19,19 @@ from qzhou.encoder import load_encoder
 from qzhou.evaluation.comparison import MODELS, ModelName, Row, table
 from qzhou.evaluation.models import MtebEncoder, bm25
 from qzhou.evaluation.report import write_report
-from qzhou.evaluation.tasks import classification_task, pair_task, retrieval_task, sizes
+from qzhou.evaluation.tasks import classification_task, not_judgeable, pair_task, retrieval_task, sizes
 from qzhou.progress import progress
 from qzhou.recipe import Dataset, Recipe
 from qzhou.records import EXAMPLE_TYPES, LabeledExample, Manifest, PairExample, RetrievalExample
 from qzhou.runs import Run
 from qzhou.storage import Folder, read_records
 
-Results = Mapping[str, dict[str, Any]]  # task -> what mteb's TaskResult.to_dict gives
+NOT_JUDGED = "not judged"
+NOTHING_HELD_OUT = (
+    "evaluate: there is nothing to judge, because no dataset holds out enough. Give one a held_out_fraction above 0."
+)
+
+Results = Mapping[str, dict[str, Any]]  # task -> its main score and mteb's own result, or why it was not judged
 
 
 def evaluate(recipe: Recipe) -> Manifest:
@@ -52,7 +57,7 @@ def evaluate(recipe: Recipe) -> Manifest:
         rooms=("evaluation", "encoder"),
     )
     rows = [Row(**row) for row in (run.folder / "evaluate").read_json("comparison.json")]
-    print(f"\n{table(rows)}\n", flush=True)
+    print(f"\n{table(rows)}\n" if rows else NOTHING_HELD_OUT, flush=True)
     return manifest
 
 
@@ -69,7 +74,11 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
             results.write_json(f"{model}.json", ray.get(done[0]))  # a restart judges only what is missing
             bar.advance(1, model)
             print(f"evaluate: {model} judged", flush=True)
-    rows = [row for model in models for row in rows_of(model, results.read_json(f"{model}.json"))]
+    found = {model: results.read_json(f"{model}.json") for model in models}
+    for task, result in found["backbone"].items():
+        if NOT_JUDGED in result:
+            print(f"evaluate: {task} is not judged: {result[NOT_JUDGED]}", flush=True)
+    rows = [row for model in models for row in rows_of(model, found[model])]
     rows.sort(key=lambda row: (row.task, MODELS.index(row.model)))
     folder.write_json("comparison.json", [dataclasses.asdict(row) for row in rows])
     write_report(run, rows)
@@ -77,28 +86,30 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
 
 
 def rows_of(model: ModelName, results: Results) -> list[Row]:
-    """The main score of each task."""
+    """The main score of each task that was judged."""
     return [
         Row(name, found["type"], found["metric"], model, round(float(found["score"]), 6), found["n"])
         for name, found in results.items()
+        if NOT_JUDGED not in found
     ]
 
 
-def local_tasks(recipe: Recipe, run_folder: Folder) -> list[Any]:
-    """One mteb task per dataset with held-out examples."""
-    held_out = run_folder / "transform" / "held_out"
-    return [
-        task
-        for dataset in recipe.datasets
-        if (task := _task_of(dataset, recipe, held_out / dataset.task / dataset.name)) is not None
-    ]
+def local_tasks(recipe: Recipe, run_folder: Folder) -> tuple[list[Any], dict[str, str]]:
+    """One mteb task per dataset that holds out examples; and dataset -> why it makes none."""
+    tasks: list[Any] = []
+    refused: dict[str, str] = {}
+    for dataset in recipe.datasets:
+        folder = run_folder / "transform" / "held_out" / dataset.task / dataset.name
+        examples: list[Any] = list(read_records(folder, EXAMPLE_TYPES[dataset.task]))
+        if reason := not_judgeable(examples):
+            refused |= {dataset.name: reason} if dataset.held_out_fraction else {}
+        else:
+            tasks.append(_task_of(dataset, recipe, examples))
+    return tasks, refused
 
 
-def _task_of(dataset: Dataset, recipe: Recipe, folder: Folder) -> Any:
-    examples: list[Any] = list(read_records(folder, EXAMPLE_TYPES[dataset.task]))
+def _task_of(dataset: Dataset, recipe: Recipe, examples: Sequence[Any]) -> Any:
     settings, seed = recipe.evaluation, recipe.run.seed
-    if not examples:
-        return None
     if isinstance(examples[0], RetrievalExample):
         most = {"max_queries": settings.max_queries, "max_documents": settings.max_documents}
         return retrieval_task(dataset.name, examples, **most, seed=seed)
@@ -113,7 +124,7 @@ def _judge(recipe: Recipe, run_uri: str, model: ModelName) -> Results:
     warnings.filterwarnings("ignore")
     logging.getLogger("mteb").setLevel(logging.ERROR)
     run_folder = Folder.open(run_uri)
-    tasks = local_tasks(recipe, run_folder)
+    tasks, refused = local_tasks(recipe, run_folder)
     if model == "bm25":
         with contextlib.redirect_stderr(io.StringIO()):  # its bars do not know that there is no terminal
             return _results(bm25(), [task for task in tasks if task.metadata.type == "Retrieval"])
@@ -130,10 +141,11 @@ def _judge(recipe: Recipe, run_uri: str, model: ModelName) -> Results:
     else:
         with (run_folder / "train" / model / "model").local_copy() as place:
             encoder = load_encoder(str(place), max_tokens=own.max_document_tokens, dtype=own.dtype)
-    return _results(MtebEncoder(encoder, prompts, name=f"{recipe.run.name}-{model}"), tasks)
+    judged = _results(MtebEncoder(encoder, prompts, name=f"{recipe.run.name}-{model}"), tasks)
+    return judged | {name: {NOT_JUDGED: reason} for name, reason in refused.items()}
 
 
-def _results(model: Any, tasks: Sequence[Any]) -> Results:
+def _results(model: Any, tasks: Sequence[Any]) -> dict[str, dict[str, Any]]:
     results = {}
     for task in tasks:
         judged = mteb.evaluate(model, task, cache=None, show_progress_bar=False, co2_tracker=False).task_results[0]

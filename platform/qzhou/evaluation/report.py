@@ -89,7 +89,7 @@ def _loss_picture(run: Run) -> str:
         axes.plot(*zip(*line, strict=True), marker=".", color=TASK_COLOURS[title.split(": ")[1]])
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("step")
-        axes.set_ylim(0, 1.1 * max(loss for _, loss in line))
+        axes.set_ylim(0, 1.1 * max(loss for _, loss in line) or 1.0)
         axes.spines[["top", "right"]].set_visible(False)
         if number == 1:
             axes.set_ylabel("loss (nats)")

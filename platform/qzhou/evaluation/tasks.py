@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 from mteb.abstasks import AbsTaskClassification, AbsTaskRetrieval, AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from qzhou.records import LabeledExample, PairExample, RetrievalExample, stable_id, text_key
+from qzhou.records import Example, LabeledExample, PairExample, RetrievalExample, stable_id, text_key
 
 SPLIT = "test"
+TEXTS_PER_CLASS = 4  # two to train the judge's classifier on, two to test it
 MAIN_SCORES = {"Retrieval": "ndcg_at_10", "Classification": "accuracy", "STS": "cosine_spearman"}
 
 
@@ -72,12 +74,10 @@ def pair_task(name: str, examples: Sequence[PairExample], *, max_rows: int, seed
 def classification_task(name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int) -> Any:
     """Accuracy of a logistic regression on a few held-out texts per class, tested on the other held-out texts.
 
-    Classes with fewer than four held-out texts are left out.
+    Classes with fewer than ``TEXTS_PER_CLASS`` held-out texts are left out.
     """
-    sizes: dict[str, int] = {}
-    for example in examples:
-        sizes[example.label] = sizes.get(example.label, 0) + 1
-    by_id = {example.id: example for example in examples if sizes[example.label] >= 4}
+    sizes_of = Counter(example.label for example in examples)
+    by_id = {example.id: example for example in examples if sizes_of[example.label] >= TEXTS_PER_CLASS}
     kept = [by_id[one] for one in _sampled(list(by_id), max_rows, seed)]
     number_of = {label: number for number, label in enumerate(sorted({one.label for one in kept}))}
     seen: dict[str, int] = {}
@@ -89,6 +89,20 @@ def classification_task(name: str, examples: Sequence[LabeledExample], *, max_ro
     parts = {"train": datasets.Dataset.from_list(halves[1]), SPLIT: datasets.Dataset.from_list(halves[0])}
     task.dataset = datasets.DatasetDict(parts)
     return task
+
+
+def not_judgeable(examples: Sequence[Example]) -> str:
+    """Why held-out examples of one dataset can make no task; empty where they can."""
+    first = examples[0] if examples else None
+    if first is None:
+        return "nothing was held out"
+    if isinstance(first, PairExample) and len({one.score for one in examples if isinstance(one, PairExample)}) < 2:
+        return f"its {len(examples)} held-out pairs all have the score {first.score:g}, which leaves nothing to rank"
+    if isinstance(first, LabeledExample):
+        sizes_of = Counter(one.label for one in examples if isinstance(one, LabeledExample))
+        if sum(size >= TEXTS_PER_CLASS for size in sizes_of.values()) < 2:
+            return f"fewer than two classes have {TEXTS_PER_CLASS} held-out texts (largest: {max(sizes_of.values())})"
+    return ""
 
 
 def sizes(task: Any) -> int:
@@ -119,6 +133,3 @@ def _task(kind: type, name: str, task_type: str, texts: Sequence[str]) -> Any:
 def _sampled(keys: Sequence[str], count: int, seed: int) -> list[str]:
     """The ``count`` keys with the smallest hash, in that order: the same whatever order they came in."""
     return sorted(keys, key=lambda key: stable_id("sample", seed, key))[:count]
-
-
-Tasks = Mapping[str, Any]

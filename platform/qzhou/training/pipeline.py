@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +107,8 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
             ),
         )
         try:
-            result = trainer.fit()
+            with _interruptible():
+                result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             if our_error(error):
                 raise
@@ -116,6 +118,18 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
                 "The same job continues from the last checkpoint."
             ) from error
     return {"steps": int(result.metrics["step"])}
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C as everywhere else: Ray Train's own handler ends the process without a word, and stays for good."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _export(run: Run, folder: Folder) -> dict[str, int]:
@@ -246,7 +260,10 @@ def load_training_sets(recipe: Recipe, run_folder: Folder, *, retrieval_only: bo
         if dataset.name in examples
     }
     if not sets:
-        raise DataError(f"{run_folder.uri}/mine/examples holds nothing for {' and '.join(tasks)}")
+        raise DataError(
+            f"{run_folder.uri}/mine/examples holds no example to train on ({', '.join(tasks)}): all rows were dropped "
+            "or held out.\n       Lower held_out_fraction of a dataset, or see transform/dropped for the reasons."
+        )
     return sets
 
 

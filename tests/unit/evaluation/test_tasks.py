@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qzhou.evaluation.models import MtebEncoder
-from qzhou.evaluation.tasks import classification_task, pair_task, retrieval_task, sizes
+from qzhou.evaluation.tasks import classification_task, not_judgeable, pair_task, retrieval_task, sizes
 from qzhou.prompts import Prompt
 from qzhou.records import LabeledExample, PairExample, RetrievalExample
 
@@ -106,6 +106,32 @@ def test_classes_with_too_few_texts_are_left_out_of_the_classification_task():
     assert set(task.dataset["train"]["label"]) == set(task.dataset["test"]["label"]) == {0, 1, 2}
     assert not set(task.dataset["train"]["text"]) & set(task.dataset["test"]["text"])
     assert score(task) == pytest.approx(1.0)
+
+
+def pair(number, score):
+    return PairExample(id=str(number), dataset="d", text_a="a", text_b="b", score=score)
+
+
+def text(number, label):
+    return LabeledExample(id=str(number), dataset="d", text=f"t{number}", label=label)
+
+
+@pytest.mark.parametrize(
+    ("examples", "said"),
+    [
+        ([], "nothing was held out"),
+        ([pair(n, 1.0) for n in range(5)], "all have the score 1"),
+        ([text(n, "a") for n in range(9)] + [text(n, "b") for n in range(3)], "fewer than two classes"),
+        ([pair(n, n % 2) for n in range(5)], ""),
+        ([text(n, "ab"[n % 2]) for n in range(8)], ""),
+        (ASKED, ""),
+    ],
+)
+def test_held_out_examples_that_can_make_no_task_say_why(examples, said):
+    reason = not_judgeable(examples)
+
+    assert said in reason
+    assert bool(reason) is bool(said)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
