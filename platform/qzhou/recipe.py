@@ -15,34 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
+from qzhou.dataset import AtLeastOne, Count, Dataset, Fraction, Name, Section
 from qzhou.errors import RecipeError
-from qzhou.prompts import Prompt
-from qzhou.records import Task
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Rule = Literal["title_body", "question_answer", "labeled", "scored_pair", "nli"]
-
-RULE_TASKS: Mapping[Rule, Task] = {
-    "title_body": "retrieval",
-    "question_answer": "retrieval",
-    "labeled": "classification",
-    "scored_pair": "pair",
-    "nli": "pair",
-}
-
-
-class Section(BaseModel):
-    """A table of the recipe: read-only, and every key must be known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
 
 class RunSection(Section):
@@ -78,38 +58,16 @@ class ClusterSection(Section):
     encoders: AtLeastOne = Field(2, description="Encoder actors that mine or evaluate at the same time.")
 
 
-class Dataset(Section):
-    """One raw dataset: how it is read and which examples it becomes."""
+class ContaminationSection(Section):
+    """Training texts compared with the texts of the evaluation tasks: the held-out data, and mteb's by name."""
 
-    name: Name
-    reader: Literal["python_docs", "jsonl", "csv", "parquet"]
-    rule: Rule = Field(description="The shape of a raw row.")
-    paths: tuple[str, ...] = Field((), description="Files or globs; relative ones start at the working directory.")
-    packages: tuple[str, ...] = Field((), description="python_docs: import names; 'stdlib' is the standard library.")
-    view: Literal["docstrings", "pairs"] = Field("docstrings", description="python_docs: one docstring a row, or two.")
-    columns: dict[str, str] = Field(default_factory=dict, description="Field of the rule -> column of the raw row.")
-    instruction: str = Field("", description="The task in one sentence, put before queries by qzhou.prompts.")
-    symmetric: bool | None = Field(None, description="Instruction on both sides; default: all tasks but retrieval.")
-    max_rows: AtLeastOne | None = Field(None, description="Seeded sample of the training examples; default: all.")
-    min_positive_chars: Count = Field(1, description="Retrieval: shorter answers are dropped.")
-    held_out_fraction: Fraction = Field(0.0, description="Share of the groups kept for evaluation, never trained on.")
-    split_by: str | None = Field(None, description="Column whose hash decides what is held out; default: the query.")
-
-    @property
-    def task(self) -> Task:
-        return RULE_TASKS[self.rule]
-
-    @property
-    def prompt(self) -> Prompt:
-        symmetric = self.task != "retrieval" if self.symmetric is None else self.symmetric
-        return Prompt(self.instruction, symmetric)
-
-    @model_validator(mode="after")
-    def _reader_has_its_input(self) -> Dataset:
-        needed = "packages" if self.reader == "python_docs" else "paths"
-        if not getattr(self, needed):
-            raise ValueError(f"reader '{self.reader}' needs '{needed}'")
-        return self
+    action: Literal["report", "drop", "off"] = Field("report", description="What becomes of rows that overlap.")
+    tasks: tuple[str, ...] = Field((), description="mteb tasks or benchmarks besides the recipe's own held-out data.")
+    ngram_words: AtLeastOne = Field(13, description="Words in a row that count as overlap.")
+    ngram_chars: AtLeastOne = Field(20, description="The same for texts in Chinese characters or kana.")
+    max_index_ngrams: AtLeastOne = Field(
+        50_000_000, description="Above this, a hash picks the n-grams that are kept: memory stays at 10 bytes each."
+    )
 
 
 class TransformSection(Section):
@@ -117,6 +75,11 @@ class TransformSection(Section):
 
     max_chars: AtLeastOne = Field(20_000, description="Longer texts are cut here, at a word.")
     deduplicate: bool = Field(True, description="Drop exact repeats, compared as normalised (query, positive).")
+    near_duplicates: Annotated[float, Field(ge=0.5, lt=1.0)] | None = Field(
+        None,
+        description="Drop rows whose texts, side by side, have at least about this Jaccard similarity; default: off.",
+    )
+    contamination: ContaminationSection = ContaminationSection()
 
 
 class SynthesisSection(Section):
@@ -216,6 +179,12 @@ class Recipe(Section):
     training: TrainingSection
     evaluation: EvaluationSection = EvaluationSection()
     serving: ServingSection = ServingSection()
+    _folder: str = PrivateAttr("")
+
+    @property
+    def folder(self) -> str:
+        """Where the recipe file lies: readers of one's own are found beside it."""
+        return self._folder or str(Path.cwd())
 
     def dataset(self, name: str) -> Dataset:
         return next(dataset for dataset in self.datasets if dataset.name == name)
@@ -306,7 +275,9 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: no such recipe file. The recipes of this project are in recipes/.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a TOML file: {error}") from None
-    return parse_recipe(_merged(content, _overrides(arguments)), place=str(path))
+    recipe = parse_recipe(_merged(content, _overrides(arguments)), place=str(path))
+    recipe._folder = str(Path(path).absolute().parent)
+    return recipe
 
 
 def parse_recipe(content: Mapping[str, Any], *, place: str) -> Recipe:

@@ -45,13 +45,17 @@ class Negative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrievalExample:
-    """A query with the documents that answer it. Trained with InfoNCE and its query-query term."""
+    """A query with the documents that answer it. Trained with InfoNCE and its query-query term.
+
+    ``positive_scores`` are a teacher's, one per positive, where the data came with them.
+    """
 
     id: str
     dataset: str
     query: str
     positives: tuple[str, ...]
     negatives: tuple[Negative, ...] = ()
+    positive_scores: tuple[float, ...] = ()
     source: Source = field(default_factory=Source)
 
 
@@ -69,7 +73,10 @@ class PairExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabeledExample:
-    """A text and its class; labels are unique within a dataset. Trained with same-label-masked InfoNCE."""
+    """A text and its class. Trained with same-label-masked InfoNCE.
+
+    A label starts with its dataset's name, so that class "1" of one dataset never counts as class "1" of another.
+    """
 
     id: str
     dataset: str
@@ -114,13 +121,17 @@ class Qrel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
-    """What a rule, filter or parser refused, and why. ``record`` is the refused row as JSON."""
+    """What a rule, filter or parser refused, and why. ``record`` is the refused row as JSON.
+
+    ``part`` says that only a part of a row was refused (one piece of evidence, one negative) and the rest kept.
+    """
 
     stage: str
     dataset: str
     reason: str
     detail: str
     record: str
+    part: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import types
 import typing
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -191,15 +192,55 @@ def write_records(folder: Folder, records: Iterable[Record], record_type: type[R
 
     Returns: How many records were written. No file is made for none.
     """
-    schema, iterator, written = schema_of(record_type), iter(records), 0
+    iterator, written = iter(records), 0
     for part in range(10**6):
-        rows = [dataclasses.asdict(record) for record in islice(iterator, ROWS_PER_FILE)]  # type: ignore[call-overload]
+        rows = list(islice(iterator, ROWS_PER_FILE))
         if not rows:
             break
-        with folder.writing(f"part-{part:06d}.parquet") as temporary:
-            pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, filesystem=folder.filesystem)
+        write_table(folder, f"part-{part:06d}.parquet", table_of(rows, record_type))
         written += len(rows)
     return written
+
+
+def write_table(folder: Folder, name: str, table: pa.Table) -> None:
+    """Write one Parquet file, whole or not at all."""
+    with folder.writing(name) as temporary:
+        pq.write_table(table, temporary, filesystem=folder.filesystem)
+
+
+def table_of(records: Sequence[Record], record_type: type[Record]) -> pa.Table:
+    """Records as a table of :func:`schema_of` columns; several times faster than ``dataclasses.asdict``."""
+    schema = schema_of(record_type)
+    if not records:
+        return schema.empty_table()
+    hints = typing.get_type_hints(record_type)
+    return pa.Table.from_arrays(
+        [_column([getattr(one, column.name) for one in records], hints[column.name], column.type) for column in schema],
+        schema=schema,
+    )
+
+
+def _column(values: Sequence[Any], hint: Any, arrow_type: pa.DataType) -> pa.Array:
+    """One column, its lists and nested records taken apart into columns of their own."""
+    if typing.get_origin(hint) is tuple:
+        ends = itertools.accumulate(map(len, values), initial=0)
+        flat = list(itertools.chain.from_iterable(values))
+        elements = _column(flat, typing.get_args(hint)[0], arrow_type.value_type)
+        return pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), elements, type=arrow_type)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        parts = [
+            _column([getattr(one, part.name) for one in values], hints[part.name], part.type) for part in arrow_type
+        ]
+        return pa.StructArray.from_arrays(parts, fields=list(arrow_type))
+    return pa.array(values, type=arrow_type)
+
+
+def read_tables(folder: Folder, names: Iterable[str]) -> Iterator[pa.Table]:
+    """The named Parquet files, one after the other."""
+    for name in names:
+        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
+            yield pq.read_table(stream)
 
 
 def read_records(folder: Folder, record_type: type[Record]) -> Iterator[Record]:

@@ -91,6 +91,19 @@ def load_backbone(
     )
 
 
+def load_tokenizer(spec: str) -> Any:
+    """The tokenizer of a model, without its weights.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(resolve(spec))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"the tokenizer of '{spec}' cannot be loaded: {reason}\n       {WAYS}") from None
+
+
 def resolve(spec: str) -> str:
     """The folder or hub id behind a model's name.
 

@@ -15,13 +15,14 @@ import mteb
 import ray
 
 from qzhou.cluster import session
+from qzhou.dataset import Dataset
 from qzhou.encoder import load_encoder
 from qzhou.evaluation.comparison import MODELS, ModelName, Row, table
 from qzhou.evaluation.models import MtebEncoder, bm25
 from qzhou.evaluation.report import write_report
 from qzhou.evaluation.tasks import classification_task, not_judgeable, pair_task, retrieval_task, sizes
 from qzhou.progress import progress
-from qzhou.recipe import Dataset, Recipe
+from qzhou.recipe import Recipe
 from qzhou.records import EXAMPLE_TYPES, LabeledExample, Manifest, PairExample, RetrievalExample
 from qzhou.runs import Run
 from qzhou.storage import Folder, read_records

@@ -13,12 +13,13 @@ import pyarrow as pa
 import ray
 
 from qzhou.cluster import session
+from qzhou.dataset import Dataset
 from qzhou.encoder import Encoder, load_encoder
 from qzhou.mining.search import nearest
 from qzhou.mining.select import Floats, combine, select_negatives
 from qzhou.progress import progress
 from qzhou.prompts import Prompt
-from qzhou.recipe import Dataset, Recipe
+from qzhou.recipe import Recipe
 from qzhou.records import (
     EXAMPLE_TYPES,
     TASKS,

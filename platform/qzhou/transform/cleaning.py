@@ -6,10 +6,14 @@ type them too.
 
 from __future__ import annotations
 
+import html
 import re
+from collections.abc import Callable, Mapping, Sequence
 
 import ftfy
 from ftfy.fixes import unescape_html
+
+from qzhou.dataset import Repair
 
 WORD_SEARCH_CHARS = 100  # how far a cut goes back for a blank; scripts without blanks are cut where they are
 
@@ -20,6 +24,10 @@ _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff]"
 _BLANKS = re.compile(r"[^\S\n]+")
 _LINE_EDGES = re.compile(r" ?\n ?")
 _PARAGRAPH_BREAKS = re.compile(r"\n{3,}")
+_BARE_ENTITY = re.compile(r"(?:^| )(#\d{2,5}|quot|amp|lt|gt|nbsp|apos);", re.MULTILINE)
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,1000}>")
+_PTB = re.compile(r"-(?:LRB|RRB|LSB|RSB|LCB|RCB)-|``|(?<=\s)''")
+_PTB_SIGNS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}", "``": '"', "''": '"'}
 _ENTITY = re.compile(r"&(?:#\d|#[xX][\da-fA-F]|[A-Za-z]\w*;)")
 
 
@@ -41,6 +49,41 @@ def clean_text(text: str, max_chars: int) -> str:
     text = _INVISIBLE.sub("", text)
     text = _LINE_EDGES.sub("\n", _BLANKS.sub(" ", text))
     return cut(_PARAGRAPH_BREAKS.sub("\n\n", text).strip(), max_chars)
+
+
+def _bare_entities(text: str) -> str:
+    """``the #36;10 prize`` and ``he said, quot;no``: a blank stands where the ampersand was, as in AG News."""
+    return _BARE_ENTITY.sub(lambda match: html.unescape(f"&{match[1]};"), text)
+
+
+def _html_tags(text: str) -> str:
+    """Markup goes, its text stays; entities first, because markup is often escaped."""
+    return _TAG.sub(" ", html.unescape(text))
+
+
+def _backslash_breaks(text: str) -> str:
+    """A backslash that stands for a line break, as in AG News."""
+    return text.replace("\\", "\n")
+
+
+def _ptb_brackets(text: str) -> str:
+    """Brackets and quotes of the Penn Treebank: ``-LRB-`` is ``(``."""
+    return _PTB.sub(lambda match: _PTB_SIGNS[match[0]], text)
+
+
+_REPAIRS: Mapping[Repair, Callable[[str], str]] = {
+    "bare_entities": _bare_entities,
+    "html_tags": _html_tags,
+    "backslash_breaks": _backslash_breaks,
+    "ptb_brackets": _ptb_brackets,
+}
+
+
+def repaired(text: str, repairs: Sequence[Repair]) -> str:
+    """Mend known damage that only the owner of the data can know to be damage."""
+    for repair in repairs:
+        text = _REPAIRS[repair](text)
+    return text
 
 
 def cut(text: str, max_chars: int) -> str:

@@ -1,25 +1,54 @@
-"""Exact deduplication, contamination and sampling, over digests of normalised texts.
+"""Which examples repeat each other or show what evaluation asks: digests of texts, and one sort that judges them.
 
-A digest is 16 bytes in a set on the driver: 100 million of them take about 10 GB. That is the
-simplest form that is right; a hash join over Ray Data would be the next.
+Every example gives some keys: one for itself, one for each of its texts, some for near-duplicates. Equal keys meet in
+the same bucket, whichever dataset and shard they come from; a bucket is judged by itself, so the work spreads over a
+cluster and memory depends on the size of a bucket alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from enum import IntEnum
 
-from qzhou.records import Example, LabeledExample, RetrievalExample, Task, text_key
+import numpy as np
+import pyarrow as pa
+
+from qzhou.records import Example, LabeledExample, PairExample, RetrievalExample, text_key
 
 DIGEST_BYTES = 16
 
 
-def text_digest(*texts: str) -> bytes:
-    """16 bytes that are equal for texts which differ only in case and white space."""
-    keys = "\0".join(text_key(text) for text in texts)
-    return hashlib.blake2b(keys.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+class Space(IntEnum):
+    """What a key says is equal; keys of different spaces never meet."""
+
+    RETRIEVAL = 0  # the same query and positives
+    PAIR = 1  # the same two texts
+    CLASSIFICATION = 2  # the same text
+    RETRIEVAL_TEXT = 3  # a query or document of retrieval
+    SIMILARITY_TEXT = 4  # a text of a pair or class, or a held-out query
+    NEAR = 5  # the same band of a MinHash signature
+
+
+class Verdict(IntEnum):
+    """Why an example is not trained on; the smaller one counts where there are several."""
+
+    IN_HELD_OUT = 1
+    DUPLICATE = 2
+    NEAR_DUPLICATE = 3
+    CONTAMINATED = 4
+
+
+DETAILS = {
+    Verdict.IN_HELD_OUT: "one of its texts is held out for evaluation",
+    Verdict.DUPLICATE: "an earlier row has the same texts up to case and white space",
+    Verdict.NEAR_DUPLICATE: "an earlier row is nearly the same on every side",
+    Verdict.CONTAMINATED: "it shares an n-gram with a text of an evaluation task",
+}
+
+KEYS = pa.schema(
+    [("high", pa.uint64()), ("low", pa.uint64()), ("row", pa.uint32()), ("space", pa.uint8()), ("held", pa.bool_())]
+)
 
 
 def texts_of(example: Example) -> tuple[str, ...]:
@@ -31,64 +60,115 @@ def texts_of(example: Example) -> tuple[str, ...]:
     return (example.text_a, example.text_b)
 
 
-def identity(example: Example) -> bytes:
-    """Digest that two examples share when they are repeats of each other.
-
-    A query with two answers is two examples. A text with two labels, or a pair with two scores or
-    with its sides exchanged, is one: the second contradicts the first or adds nothing.
-    """
-    texts = texts_of(example)
-    if isinstance(example, RetrievalExample):
-        return text_digest(texts[0], *sorted(texts[1:], key=text_key))
-    return text_digest(*sorted(texts, key=text_key))
+def text_digest(*keys: str) -> bytes:
+    """16 bytes of texts that :func:`qzhou.records.text_key` has normalised."""
+    joined = "\0".join(keys)
+    return hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
 
 
-@dataclass(slots=True)
-class HeldOutTexts:
-    """Digests of the texts that evaluation will use.
+class KeyList:
+    """The keys of a shard's examples, gathered one example at a time."""
 
-    A retrieval example is compared with held-out queries and documents; a labelled text or a pair
-    with held-out texts of its kind and with held-out queries. A class may thus be taught with a
-    text that is somewhere a document, which tells nothing about the query that asks for it.
-    """
+    def __init__(self, *, with_identity: bool, with_texts: bool) -> None:
+        self._with_identity, self._with_texts = with_identity, with_texts
+        self._digests: list[bytes] = []
+        self._rows: list[int] = []
+        self._spaces: list[int] = []
+        self._held: list[bool] = []
+        self._more: list[pa.Table] = []
 
-    retrieval: set[bytes] = field(default_factory=set)
-    similarity: set[bytes] = field(default_factory=set)
+    def add(self, row: int, example: Example, held: bool) -> None:
+        """Keys of one example.
 
-    def add(self, task: Task, digests: Sequence[bytes]) -> None:
-        """Take in the texts of a held-out example, its query first."""
-        if task == "retrieval":
-            self.retrieval.update(digests)
-            self.similarity.add(digests[0])
+        A query with two answers is two examples. A text with two labels, or a pair with two scores or with its sides
+        exchanged, is one: the second contradicts the first or adds nothing. A retrieval text is compared with
+        held-out queries and documents; a labelled text or a pair with held-out texts of its kind and with held-out
+        queries: a class may be taught with a text that is somewhere a document.
+        """
+        keys = [text_key(text) for text in texts_of(example)]
+        if isinstance(example, RetrievalExample):
+            identity, own, text = Space.RETRIEVAL, (keys[0], *sorted(keys[1:])), Space.RETRIEVAL_TEXT
+        elif isinstance(example, PairExample):
+            identity, own, text = Space.PAIR, tuple(sorted(keys)), Space.SIMILARITY_TEXT
         else:
-            self.similarity.update(digests)
+            identity, own, text = Space.CLASSIFICATION, (keys[0],), Space.SIMILARITY_TEXT
+        if self._with_identity:
+            self._append(row, text_digest(*own), identity, held)
+        if self._with_texts:
+            digests = [text_digest(key) for key in keys]
+            for digest in digests:
+                self._append(row, digest, text, held)
+            if held and text is Space.RETRIEVAL_TEXT:
+                self._append(row, digests[0], Space.SIMILARITY_TEXT, held)
 
-    def meet(self, task: Task, digests: Sequence[bytes]) -> bool:
-        """Whether training on these texts would show what evaluation asks."""
-        known = self.retrieval if task == "retrieval" else self.similarity
-        return any(digest in known for digest in digests)
+    def add_near(self, rows: np.ndarray, bands: np.ndarray, held: np.ndarray) -> None:
+        """Keys for near-duplicates: for each row of ``bands`` (rows x bands, uint64), one a band."""
+        count, width = bands.shape
+        columns = {
+            "high": bands.ravel(),
+            "low": np.tile(np.arange(width, dtype=np.uint64), count),
+            "row": np.repeat(rows.astype(np.uint32), width),
+            "space": np.full(count * width, Space.NEAR, dtype=np.uint8),
+            "held": np.repeat(held, width),
+        }
+        self._more.append(pa.table(columns, schema=KEYS))
+
+    def table(self) -> pa.Table:
+        """All keys as a table of KEYS."""
+        words = np.frombuffer(b"".join(self._digests), dtype=np.uint64).reshape(-1, 2)
+        columns = {
+            "high": words[:, 0],
+            "low": words[:, 1],
+            "row": np.array(self._rows, dtype=np.uint32),
+            "space": np.array(self._spaces, dtype=np.uint8),
+            "held": np.array(self._held, dtype=np.bool_),
+        }
+        return pa.concat_tables([pa.table(columns, schema=KEYS), *self._more])
+
+    def _append(self, row: int, digest: bytes, space: Space, held: bool) -> None:
+        self._digests.append(digest)
+        self._rows.append(row)
+        self._spaces.append(space)
+        self._held.append(held)
 
 
-@dataclass(slots=True)
-class Repeats:
-    """Remembers which examples of each task were seen, over all datasets."""
+def judge(keys: pa.Table, shard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The keys that refuse their examples.
 
-    seen: dict[Task, set[bytes]] = field(default_factory=dict)
+    Of equal keys the first one stays: held-out examples come before others, then the order of the recipe counts. A
+    training text that equals a held-out one is refused wherever it stands.
 
-    def is_repeat(self, task: Task, example_identity: bytes) -> bool:
-        """Whether this example was asked about before; the first asker keeps it."""
-        known = self.seen.setdefault(task, set())
-        if example_identity in known:
-            return True
-        known.add(example_identity)
-        return False
+    Args:
+        keys: KEYS of all shards, one bucket of them.
+        shard: For each key, the number of its shard; shards are numbered in the order of the recipe.
 
-
-def sample(ids: Sequence[str], rows: int, seed: int) -> set[int]:
-    """Positions of a seeded sample: the ids whose hash with the seed is smallest.
-
-    Which ids are drawn depends on nothing around them, so a dataset that grows keeps most of its
-    sample, and the order of its files does not matter.
+    Returns: Positions in ``keys`` and a :class:`Verdict` for each, both int64.
     """
-    ranked = ((hashlib.sha256(f"{seed} {row_id}".encode()).digest(), position) for position, row_id in enumerate(ids))
-    return {position for _, position in heapq.nsmallest(rows, ranked)}
+    if not keys.num_rows:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    high, low, row, space, held = (keys[name].to_numpy() for name in KEYS.names)
+    place = (shard.astype(np.uint64) << np.uint64(32)) | row.astype(np.uint64)
+    order = np.lexsort((place, ~held, low, high, space))
+    starts = np.ones(len(order), dtype=bool)
+    starts[1:] = (np.diff(high[order]) != 0) | (np.diff(low[order]) != 0) | (space[order][1:] != space[order][:-1])
+    first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
+    is_text = np.isin(space[order], (Space.RETRIEVAL_TEXT, Space.SIMILARITY_TEXT))
+    same_row = place[order] == place[order][first]  # a text that stands twice in one example repeats nothing
+    shown = is_text & held[order][first] & ~held[order]
+    repeated = ~is_text & ~starts & ~same_row
+    near = space[order] == Space.NEAR
+    verdict = np.select(
+        [shown, repeated & near, repeated], [Verdict.IN_HELD_OUT, Verdict.NEAR_DUPLICATE, Verdict.DUPLICATE]
+    )
+    found = np.flatnonzero(verdict)
+    return order[found], verdict[found]
+
+
+def sample_keys(ids: Sequence[str], seed: int) -> np.ndarray:
+    """A number for each id; a sample is the ids with the smallest ones.
+
+    Which ids are drawn depends on nothing around them, so a dataset that grows keeps most of its sample, and the order
+    of its files does not matter.
+    """
+    digests = b"".join(hashlib.sha256(f"{seed} {one}".encode()).digest()[:8] for one in ids)
+    return np.frombuffer(digests, dtype=">u8").astype(np.uint64)

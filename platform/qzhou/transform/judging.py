@@ -1,105 +1,145 @@
-"""What becomes of each example once all of them are known: trained on, held out, or dropped.
-
-Held-out examples of all datasets are taken in first, so that no training example of any dataset
-can show what evaluation asks.
-"""
+"""What becomes of each candidate once all of them are known: trained on, held out, sampled out, or dropped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
-from qzhou.recipe import Dataset
-from qzhou.transform.dedup import DIGEST_BYTES, HeldOutTexts, Repeats, sample
+import numpy as np
+import pyarrow as pa
 
-TRAINING, HELD_OUT, SAMPLED_OUT = "training", "held out", "sampled out"
-DUPLICATE, IN_HELD_OUT = "duplicate", "in_held_out"
+from qzhou.storage import read_tables
+from qzhou.transform.contamination import Index, Overlap, grams_of, texts_in
+from qzhou.transform.convert import candidate_schema, candidates_folder
+from qzhou.transform.dedup import Verdict, judge, sample_keys
+from qzhou.transform.partitions import read_partition, write_partitions
+from qzhou.transform.plan import Plan, Shard
 
-DETAILS = {
-    DUPLICATE: "an earlier row has the same texts up to case and white space",
-    IN_HELD_OUT: "one of its texts is held out for evaluation",
-}
+VERDICTS = pa.schema([("row", pa.uint32()), ("verdict", pa.uint8())])
 
 
-class Mark(NamedTuple):
-    """What judging needs of a row; ``reason`` is set where a rule has dropped it already.
+def judge_bucket(plan: Plan, bucket: int) -> None:
+    """Compare the keys of one bucket and write, by shard, which rows are refused and why."""
+    tables, numbers = [], []
+    for shard in plan.shards:
+        for batch in read_partition(candidates_folder(plan, shard), ["keys.arrow"], bucket):
+            tables.append(pa.Table.from_batches([batch]))
+            numbers.append(np.full(batch.num_rows, shard.number))
+    keys, shards = pa.concat_tables(tables), np.concatenate(numbers)
+    positions, verdicts = judge(keys, shards)
+    rows = keys["row"].to_numpy()[positions]
+    table = pa.table({"row": rows, "verdict": verdicts.astype(np.uint8)}, schema=VERDICTS)
+    write_partitions(plan.work / "verdicts", f"{bucket:06d}.arrow", table, shards[positions], len(plan.shards))
 
-    ``texts`` are the digests of the example's texts, one after the other.
+
+def is_judged(plan: Plan, bucket: int) -> bool:
+    return (plan.work / "verdicts").exists(f"{bucket:06d}.arrow")
+
+
+def verdicts_of(plan: Plan, shard: Shard, count: int) -> np.ndarray:
+    """For each candidate of a shard a :class:`Verdict`, or 0; uint8."""
+    found = np.full(count, 255, dtype=np.uint8)
+    names = [f"{bucket:06d}.arrow" for bucket in range(plan.buckets)] if plan.is_judged else []
+    for batch in read_partition(plan.work / "verdicts", names, shard.number):
+        np.minimum.at(found, batch["row"].to_numpy(), batch["verdict"].to_numpy())
+    found[found == 255] = 0
+    return found
+
+
+def candidates_of(plan: Plan, shard: Shard) -> pa.Table:
+    """The candidates of a shard."""
+    folder = candidates_folder(plan, shard)
+    empty = candidate_schema(plan.dataset(shard.dataset)).empty_table()
+    return pa.concat_tables([empty, *read_tables(folder, folder.files(".parquet"))]).combine_chunks()
+
+
+def index_shard(plan: Plan, shard: Shard) -> None:
+    """Write the n-grams of a shard's held-out examples: queries, relevant documents, texts of pairs and classes.
+
+    A corpus's other documents are not among them: that a distractor was trained on shows nothing.
     """
-
-    reason: str
-    held_out: bool
-    id: str
-    identity: bytes
-    texts: bytes
-
-
-Marks = Callable[[], Iterable[Mark]]
+    table = candidates_of(plan, shard)
+    held = (verdicts_of(plan, shard, table.num_rows) == 0) & table["held_out"].to_numpy()
+    texts, _ = texts_in(table.filter(pa.array(held)), plan.dataset(shard.dataset).task)
+    grams = np.unique(grams_of(texts, plan.recipe.transform.contamination)[0])
+    (plan.work / "ngrams").write_bytes(f"{shard.name}.u8", grams.tobytes())
 
 
-def is_drop(verdict: str) -> bool:
-    """Whether a verdict is the reason of a drop."""
-    return verdict not in {TRAINING, HELD_OUT, SAMPLED_OUT}
+def is_indexed(plan: Plan, shard: Shard) -> bool:
+    return (plan.work / "ngrams").exists(f"{shard.name}.u8")
 
 
-def verdicts(
-    datasets: Sequence[Dataset], marks: Mapping[str, Marks], *, deduplicate: bool, seed: int
-) -> dict[str, list[str]]:
-    """One verdict per row and dataset: ``training``, ``held out``, ``sampled out``, or the reason of a drop.
+def indexed(plan: Plan, shard: Shard) -> np.ndarray:
+    return np.frombuffer((plan.work / "ngrams").read_bytes(f"{shard.name}.u8"), dtype=np.uint64)
 
-    Args:
-        datasets: In the order of the recipe; the first of two equal examples is kept.
-        marks: Dataset name -> its rows; called twice and the same each time.
-        deduplicate: Whether repeats are dropped. Contamination always is.
-        seed: Of the sample that ``max_rows`` asks for.
+
+def survey_shard(plan: Plan, shard: Shard, index: Index | None) -> Overlap:
+    """Compare a shard's training candidates with the evaluation's texts, and number them for the sample.
+
+    Writes ``<shard>.npz``: ``contaminated`` (rows, where they are to be dropped) and ``sample`` (a number for each
+    candidate that may be drawn).
     """
-    held_out, repeats = HeldOutTexts(), Repeats()
-    held: dict[str, list[str]] = {}
-    for dataset in datasets:
-        held[dataset.name] = []
-        for mark in marks[dataset.name]():
-            if mark.held_out and not mark.reason:
-                repeated = deduplicate and repeats.is_repeat(dataset.task, mark.identity)
-                held[dataset.name].append(DUPLICATE if repeated else HELD_OUT)
-                held_out.add(dataset.task, _digests(mark))
-    judged = {}
-    for dataset in datasets:
-        waiting, ids = iter(held[dataset.name]), []
-        decided = judged[dataset.name] = list[str]()
-        for mark in marks[dataset.name]():
-            verdict = mark.reason
-            if not verdict and mark.held_out:
-                verdict = next(waiting)
-            elif not verdict:
-                verdict = _training_verdict(mark, dataset, held_out, repeats if deduplicate else None)
-            if verdict == TRAINING:
-                ids.append(mark.id)
-            decided.append(verdict)
-        _sample_out(decided, ids, dataset, seed)
-    return judged
+    dataset = plan.dataset(shard.dataset)
+    table = candidates_of(plan, shard)
+    open_ = (verdicts_of(plan, shard, table.num_rows) == 0) & ~table["held_out"].to_numpy()
+    overlap, contaminated = Overlap(dataset.name), np.empty(0, dtype=np.int64)
+    if index is not None:
+        rows = np.flatnonzero(open_)
+        hit = overlap.compare(table.take(pa.array(rows)), dataset.task, index)
+        if plan.recipe.transform.contamination.action == "drop":
+            contaminated = rows[hit]
+            open_[contaminated] = False
+    numbers = sample_keys(table["id"].filter(pa.array(open_)).to_pylist(), plan.recipe.run.seed)
+    with (
+        (plan.work / "survey").writing(f"{shard.name}.npz") as temporary,
+        plan.folder.filesystem.open_output_stream(temporary) as stream,
+    ):
+        np.savez(stream, contaminated=contaminated, sample=numbers)
+    (plan.work / "survey").write_json(f"{shard.name}.json", overlap.plain())
+    return overlap
 
 
-def _training_verdict(mark: Mark, dataset: Dataset, held_out: HeldOutTexts, repeats: Repeats | None) -> str:
-    if held_out.meet(dataset.task, _digests(mark)):
-        return IN_HELD_OUT
-    if repeats is not None and repeats.is_repeat(dataset.task, mark.identity):
-        return DUPLICATE
-    return TRAINING
+def is_surveyed(plan: Plan, shard: Shard) -> bool:
+    return (plan.work / "survey").exists(f"{shard.name}.json")
 
 
-def _sample_out(decided: list[str], ids: Sequence[str], dataset: Dataset, seed: int) -> None:
-    """Mark the training rows that ``max_rows`` leaves out. A pair counts twice: it is trained on from both sides."""
-    if dataset.max_rows is None:
-        return
-    rows = max(1, dataset.max_rows // 2) if dataset.task == "pair" else dataset.max_rows
-    drawn = sample(ids, rows, seed)
-    position = 0
-    for index, verdict in enumerate(decided):
-        if verdict == TRAINING:
-            if position not in drawn:
-                decided[index] = SAMPLED_OUT
-            position += 1
+def read_survey(plan: Plan, shard: Shard) -> dict[str, np.ndarray]:
+    with (plan.work / "survey").filesystem.open_input_file(f"{plan.work.path}/survey/{shard.name}.npz") as stream:
+        found = np.load(stream)
+        return {name: found[name] for name in found.files}
 
 
-def _digests(mark: Mark) -> list[bytes]:
-    return [mark.texts[start : start + DIGEST_BYTES] for start in range(0, len(mark.texts), DIGEST_BYTES)]
+def sample_limits(plan: Plan) -> Mapping[str, int]:
+    """Dataset with ``max_rows`` -> the number above which a candidate is not drawn; none where all are.
+
+    A pair counts twice, because it is trained on from both sides. Memory: 8 bytes a row of the sample.
+    """
+    limits = {}
+    for dataset in plan.recipe.datasets:
+        if dataset.max_rows is None:
+            continue
+        rows = max(1, dataset.max_rows // 2) if dataset.task == "pair" else dataset.max_rows
+        smallest = np.empty(0, dtype=np.uint64)
+        total = 0
+        for shard in plan.shards_of(dataset.name):
+            numbers = read_survey(plan, shard)["sample"]
+            total += len(numbers)
+            smallest = np.concatenate((smallest, numbers))
+            if len(smallest) > rows:
+                smallest = np.partition(smallest, rows - 1)[:rows]
+        if total > rows:
+            limits[dataset.name] = int(smallest.max())
+    return limits
+
+
+def statuses(plan: Plan, shard: Shard, table: pa.Table, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """For each candidate of a shard: its :class:`Verdict` or 0 (uint8), and whether the sample leaves it out."""
+    verdicts = verdicts_of(plan, shard, table.num_rows)
+    if plan.is_surveyed:
+        contaminated = read_survey(plan, shard)["contaminated"]
+        verdicts[contaminated[verdicts[contaminated] == 0]] = Verdict.CONTAMINATED
+    left_out = np.zeros(table.num_rows, dtype=bool)
+    if limit is not None:
+        waiting = np.flatnonzero((verdicts == 0) & ~table["held_out"].to_numpy())
+        numbers = sample_keys(table["id"].take(pa.array(waiting)).to_pylist(), plan.recipe.run.seed)
+        left_out[waiting] = numbers > np.uint64(limit)
+    return verdicts, left_out

@@ -1,296 +1,308 @@
-"""The transform stage: Ray Data reads, parses and applies the rules; the driver judges and writes."""
+"""The transform stage on Ray Data: every step maps a function over shards, pieces or buckets, and leaves files.
+
+    shuffle    rows that belong together meet (only where a rule asks for it)
+    convert    rows become candidates by their dataset's rule; keys and drops are written
+    judge      equal keys meet: duplicates, near-duplicates, texts that are held out
+    survey     training texts are compared with the evaluation's; the sample is numbered
+    write      examples, held-out examples, drops
+    corpora    distinct documents
+
+Nothing but file names and counts passes through the driver, and what a killed run had finished is not done again.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import pickle
+import importlib
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
+import ray.cloudpickle
 import ray.data
 
 from qzhou.cluster import session
+from qzhou.dataset import Dataset
 from qzhou.errors import DataError
-from qzhou.recipe import Dataset, Recipe
-from qzhou.records import (
-    EXAMPLE_TYPES,
-    TASKS,
-    Document,
-    Drop,
-    Example,
-    Manifest,
-    PairExample,
-    RetrievalExample,
-    stable_id,
+from qzhou.progress import progress
+from qzhou.recipe import Recipe
+from qzhou.records import TASKS, Manifest
+from qzhou.runs import Run, digest
+from qzhou.storage import Folder
+from qzhou.transform.contamination import Index, IndexBuilder, Overlap
+from qzhou.transform.convert import candidates_folder, convert_shard, is_converted, split_column
+from qzhou.transform.fields import columns_of, input_columns_of
+from qzhou.transform.inputs import InputFile, Split, input_files
+from qzhou.transform.judging import (
+    index_shard,
+    indexed,
+    is_indexed,
+    is_judged,
+    is_surveyed,
+    judge_bucket,
+    sample_limits,
+    survey_shard,
 )
-from qzhou.runs import Run, file_fingerprint
-from qzhou.storage import Folder, write_records
-from qzhou.transform.judging import DETAILS, HELD_OUT, SAMPLED_OUT, TRAINING, Mark, is_drop, verdicts
-from qzhou.transform.outcomes import judgeable, split_column
-from qzhou.transform.python_docs import (
-    DOCSTRING_COLUMNS,
-    PAIR_COLUMNS,
-    SourceFile,
-    collector_paused,
-    docstrings,
-    pairs,
-    source_files,
-)
-from qzhou.transform.readers import Refused, check_columns, input_files, read_rows
-from qzhou.transform.rules import columns_of, drop, swapped
-from qzhou.transform.splits import held_out
+from qzhou.transform.plan import INPUTS, Inputs, Plan, Shard, Sources, format_of, make_plan
+from qzhou.transform.python_docs import DOCSTRING_COLUMNS, PAIR_COLUMNS, source_files
+from qzhou.transform.readers import OwnReader, check_columns, read_split
+from qzhou.transform.report import refuse_bad_datasets, summary_line, write_report
+from qzhou.transform.shuffle import is_done, shuffle_piece, tallies
+from qzhou.transform.tally import Tally
+from qzhou.transform.writing import is_corpus_written, is_written, write_corpus, write_shard, written
 
-BLOCKS = 16  # enough for all cores to finish together, few enough that starting tasks does not count
-ROWS_PER_TABLE = 2000
-OUTPUT_FOLDERS = ("examples", "corpora", "held_out", "dropped")
-
-REFUSED_COLUMNS = tuple(field.name for field in dataclasses.fields(Refused))
-RAW_DOCSTRING = pa.schema([(name, pa.string()) for name in (*DOCSTRING_COLUMNS, *REFUSED_COLUMNS)])
-
-Sources = Mapping[str, Sequence[str] | Sequence[SourceFile]]
-Blocks = Sequence[Any]  # references to tables of outcomes.JUDGEABLE in the object store
+TaskTexts = Callable[[Sequence[str]], Mapping[str, Iterable[str]]]
 
 
-def transform(recipe: Recipe) -> Manifest:
+def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     """Turn the raw datasets of a recipe into examples, corpora and held-out examples.
 
-    Writes ``examples/<task>/<dataset>``, ``held_out/<task>/<dataset>``, ``corpora/<dataset>`` (the
-    distinct positives of the retrieval examples) and ``dropped`` into the run's folder ``transform``.
+    Writes ``examples/<task>/<dataset>``, ``held_out/<task>/<dataset>``, ``corpora/<dataset>``, for qrels datasets
+    ``queries/<dataset>`` and ``qrels/<dataset>``, ``dropped``, ``report.json`` and ``lengths.svg`` into the run's
+    folder ``transform``.
+
+    Args:
+        recipe: Of the run.
+        task_texts: Gives the texts of mteb tasks by name, for ``transform.contamination.tasks``.
 
     Raises:
-        DataError: A file, package or column is missing, a dataset is empty, or nothing of it survives
-            the rules. What was dropped is written even then.
+        DataError: A file, package or column is missing, a dataset is empty, or too few of its rows survive. What was
+            dropped is written even then.
         RecipeError: ``columns`` names a field that the dataset's rule does not have.
     """
-    sources = {dataset.name: _sources(dataset) for dataset in recipe.datasets}
+    own, code = _own_readers(recipe)
+    inputs = {dataset.name: _inputs(dataset, own) for dataset in recipe.datasets}
+    sources = {one.packages: _sources(one) for one in recipe.datasets if one.reader == "python_docs"}
+    fingerprints = {name: digest(_versions(found)) for name, found in inputs.items() if found}
+    fingerprints |= {
+        dataset.name: digest(_source_versions(sources[dataset.packages]))
+        for dataset in recipe.datasets
+        if dataset.packages
+    }
     return Run.open(recipe).stage(
         "transform",
-        partial(_work, recipe, sources),
+        partial(_work, recipe, inputs, sources, own, task_texts),
         settings={
             "datasets": [dataset.model_dump(exclude={"instruction", "symmetric"}) for dataset in recipe.datasets],
             "transform": recipe.transform.model_dump(),
+            "backbone": recipe.model.backbone if any(one.max_tokens for one in recipe.datasets) else "",
             "seed": recipe.run.seed,
         },
-        inputs={name: file_fingerprint([_path(source) for source in found]) for name, found in sources.items()},
+        inputs=fingerprints | ({"readers": digest(code)} if code else {}),
         rooms=("transform",),
     )
 
 
-def _sources(dataset: Dataset) -> Sequence[str] | Sequence[SourceFile]:
-    """The raw files of a dataset, whose columns are those that the recipe names."""
-    wanted = {*columns_of(dataset).values(), split_column(dataset)} - {None}
+def _own_readers(recipe: Recipe) -> tuple[dict[str, OwnReader], dict[str, str]]:
+    """``module:function`` -> the function, found beside the recipe or on the path, and the source of its module.
+
+    Workers get the module by value: it need not be installed on them.
+    """
+    found: dict[str, OwnReader] = {}
+    code: dict[str, str] = {}
+    for dataset in recipe.datasets:
+        for form in (dataset, dataset.corpus, dataset.queries):
+            if form is None or ":" not in form.reader or form.reader in found:
+                continue
+            name, _, function = form.reader.partition(":")
+            module = _module(recipe, dataset, name)
+            if not callable(getattr(module, function, None)):
+                known = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
+                raise DataError(
+                    f"dataset '{dataset.name}': reader '{form.reader}': {module.__file__} has no function "
+                    f"'{function}'. It has: {', '.join(known) or 'none'}."
+                )
+            ray.cloudpickle.register_pickle_by_value(module)
+            found[form.reader] = getattr(module, function)
+            code[name] = Path(str(module.__file__)).read_text("utf-8")
+    return found, code
+
+
+def _module(recipe: Recipe, dataset: Dataset, name: str) -> ModuleType:
+    sys.path.insert(0, recipe.folder)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # anything may go wrong in foreign code
+        raise DataError(
+            f"dataset '{dataset.name}': the module '{name}' of its reader cannot be imported: "
+            f"{type(error).__name__}: {error}. It is looked for beside the recipe ({recipe.folder}) and on PYTHONPATH."
+        ) from None
+    finally:
+        sys.path.remove(recipe.folder)
+
+
+def _inputs(dataset: Dataset, own: Mapping[str, OwnReader]) -> dict[str, list[InputFile]]:
+    """Input -> raw files, whose columns are those that the recipe names; empty for Python packages."""
     if dataset.reader == "python_docs":
         present = dict.fromkeys(PAIR_COLUMNS if dataset.view == "pairs" else DOCSTRING_COLUMNS)
-        check_columns(dataset.name, f"python_docs, view '{dataset.view}',", sorted(map(str, wanted)), [present])
-        try:
-            return source_files(dataset.packages)
-        except DataError as error:
-            raise DataError(f"dataset '{dataset.name}': {error}") from None
-    files = input_files(dataset.name, dataset.paths)
-    for path in files:
-        rows = read_rows(dataset.reader, path, header=_has_header(dataset))
-        check_columns(dataset.name, path, sorted(map(str, wanted)), rows)
-    return files
+        check_columns(dataset.name, f"python_docs, view '{dataset.view}',", _wanted(dataset), [present])
+        return {}
+    found = {}
+    for role in INPUTS if dataset.rule == "qrels" else INPUTS[:1]:
+        form = format_of(dataset, role)
+        wanted = _wanted(dataset) if role == "rows" else list(input_columns_of(dataset, role).values())
+        found[role] = input_files(dataset.name, form)
+        together = [tuple(found[role])] if form.reader == "aligned_text" else [(file,) for file in found[role]]
+        for files in together:
+            split = Split(files, 0, 1) if form.reader == "hf" else Split(files)
+            rows = read_split(form, split, own.get(form.reader))
+            check_columns(dataset.name, files[0].name, wanted, rows)
+    return found
 
 
-def _has_header(dataset: Dataset) -> bool:
-    """Columns named by number ask for a CSV file without a header."""
-    return not all(column.isdecimal() for column in columns_of(dataset).values())
+def _wanted(dataset: Dataset) -> list[str]:
+    columns = columns_of(dataset)
+    if dataset.rule == "reading_comprehension" and not dataset.context_in_query:
+        columns.pop("answer")  # not used
+    column = split_column(dataset)
+    return sorted({*columns.values(), *([column] if column else [])})
 
 
-def _path(source: str | SourceFile) -> str:
-    return source if isinstance(source, str) else source.path
+def _sources(dataset: Dataset) -> Any:
+    try:
+        return source_files(dataset.packages)
+    except DataError as error:
+        raise DataError(f"dataset '{dataset.name}': {error}") from None
 
 
-def _work(recipe: Recipe, sources: Sources, folder: Folder) -> dict[str, int]:
-    for name in OUTPUT_FOLDERS:
-        (folder / name).delete()
+def _versions(inputs: Mapping[str, Sequence[InputFile]]) -> Any:
+    return {role: [[file.name, file.size, file.changed] for file in files] for role, files in inputs.items()}
+
+
+def _source_versions(sources: Sequence[Any]) -> Any:
+    stats = [(source.path, Path(source.path).stat()) for source in sources]
+    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+
+def _work(
+    recipe: Recipe,
+    inputs: Inputs,
+    sources: Sources,
+    own: Mapping[str, OwnReader],
+    task_texts: TaskTexts | None,
+    folder: Folder,
+) -> dict[str, int]:
+    plan = make_plan(recipe, folder, inputs, sources, own)
     with session():
-        blocks = _apply_rules(recipe, sources)
-        judged = verdicts(
-            recipe.datasets,
-            {name: partial(_marks, found) for name, found in blocks.items()},
-            deduplicate=recipe.transform.deduplicate,
-            seed=recipe.run.seed,
-        )
-        dropped = write_records(folder / "dropped", _drops(recipe.datasets, blocks, judged), Drop)
-        _refuse_lost_datasets(recipe.datasets, blocks, judged)
-        counts = Counter({f"{task} examples": 0 for task in TASKS})
-        for dataset in recipe.datasets:
-            counts.update(_write(folder, dataset, blocks[dataset.name], judged[dataset.name]))
-    return {**counts, "dropped rows": dropped}
-
-
-def _apply_rules(recipe: Recipe, sources: Sources) -> dict[str, Blocks]:
-    """Dataset name -> its judgeable rows in the object store. Packages that datasets share are parsed once."""
-    users = Counter(dataset.packages for dataset in recipe.datasets if dataset.reader == "python_docs")
-    parsed: dict[tuple[str, ...], Any] = {}
-    blocks = {}
+        for pieces in plan.rounds:
+            _each("shuffle", plan, pieces, shuffle_piece, is_done)
+        _each("convert", plan, plan.shards, convert_shard, is_converted)
+        if plan.is_judged:
+            _each("judge", plan, range(plan.buckets), judge_bucket, is_judged)
+        index = _index(plan, task_texts) if plan.is_compared else None
+        if plan.is_surveyed:
+            _survey(plan, index)
+        _write(plan)
+    counts = {dataset.name: _counts(plan, dataset) for dataset in recipe.datasets}
+    overlaps = _overlaps(plan) if index else {}
+    write_report(folder, recipe, counts, overlaps, index.kept_of if index else 1)
     for dataset in recipe.datasets:
-        found = sources[dataset.name]
-        print(f"transform: reading {dataset.name} ({len(found):,} files)", flush=True)
-        if dataset.reader == "python_docs":
-            if dataset.packages not in parsed:
-                raw = _parse_sources(found)
-                parsed[dataset.packages] = raw.materialize() if users[dataset.packages] > 1 else raw
-            rows = parsed[dataset.packages]
-            if dataset.view == "pairs":
-                rows = _pair_up(rows, dataset)
-            apply: Any = _apply_to_rows
-        else:
-            rows = ray.data.from_items([{"path": path} for path in found], override_num_blocks=len(found))
-            apply = _apply_to_files
-        settings = {"dataset": dataset, "max_chars": recipe.transform.max_chars}
-        made = rows.map_batches(apply, batch_size=None, batch_format="pyarrow", fn_kwargs=settings)
-        blocks[dataset.name] = made.to_arrow_refs()
-    return blocks
-
-
-def _parse_sources(files: Sequence[Any]) -> Any:
-    """Ray dataset of RAW_DOCSTRING rows."""
-    items = [dataclasses.asdict(file) for file in files]
-    blocks = min(BLOCKS, len(items))
-    return ray.data.from_items(items, override_num_blocks=blocks).map_batches(
-        _parse, batch_size=None, batch_format="pyarrow"
-    )
-
-
-def _parse(files: pa.Table) -> pa.Table:
-    with collector_paused():
-        rows = [row for file in files.to_pylist() for row in docstrings(SourceFile(**file))]
-    plain = [dataclasses.asdict(row) if isinstance(row, Refused) else row for row in rows]
-    return pa.Table.from_pylist([_encodable(row) for row in plain], schema=RAW_DOCSTRING)
-
-
-def _encodable(row: Mapping[str, str]) -> Mapping[str, str]:
-    """A docstring may hold escaped lone surrogates, which Arrow cannot."""
-    if all(value.isascii() for value in row.values()):
-        return row
-    return {name: value.encode("utf-8", "replace").decode("utf-8") for name, value in row.items()}
-
-
-def _pair_up(rows: Any, dataset: Dataset) -> Any:
-    """Ray dataset of pairs; drawing partners needs all summaries at once, so it happens here on the driver."""
-    tables = [ray.get(block) for block in rows.to_arrow_refs()]
-    whole = pa.concat_tables([RAW_DOCSTRING.empty_table(), *(table for table in tables if table.num_rows)])
-    read = pc.is_null(whole["reason"])
-    documented = whole.filter(read).drop_columns(["body"]).to_pylist()
-    refused = whole.filter(pc.invert(read)).select(REFUSED_COLUMNS)
-    drawn = pa.Table.from_pylist(list(pairs(documented, partial(held_out, fraction=dataset.held_out_fraction))))
-    drawn = pa.concat_tables([refused, drawn], promote_options="default")
-    size = max(1, -(-drawn.num_rows // BLOCKS))
-    return ray.data.from_arrow([drawn.slice(start, size) for start in range(0, max(1, drawn.num_rows), size)])
-
-
-def _apply_to_rows(rows: pa.Table, dataset: Dataset, max_chars: int) -> pa.Table:
-    return judgeable((_unpacked(row) for row in rows.to_pylist()), dataset, max_chars)
-
-
-def _unpacked(row: dict[str, Any]) -> dict[str, Any] | Refused:
-    return Refused(**{name: row[name] for name in REFUSED_COLUMNS}) if row.get("reason") else row
-
-
-def _apply_to_files(files: pa.Table, dataset: Dataset, max_chars: int) -> Iterator[pa.Table]:
-    for path in files["path"].to_pylist():
-        rows = read_rows(dataset.reader, path, header=_has_header(dataset))
-        while chunk := list(itertools.islice(rows, ROWS_PER_TABLE)):
-            yield judgeable(chunk, dataset, max_chars)
-
-
-def _marks(blocks: Blocks) -> Iterator[Mark]:
-    for block in blocks:
-        table = ray.get(block)
-        if table.num_rows:  # an empty block has no columns
-            yield from map(Mark, *(table[column].to_pylist() for column in Mark._fields))
-
-
-def _records(blocks: Blocks, judged: Sequence[str], wanted: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """(verdict, record) of the rows whose verdict is wanted; no other record is unpickled."""
-    chosen, start = set(wanted), 0
-    for block in blocks:
-        table = ray.get(block)
-        rows = judged[start : start + table.num_rows]
-        start += table.num_rows
-        for index, verdict in enumerate(rows):
-            if verdict in chosen:
-                yield verdict, pickle.loads(table["record"][index].as_py())
-
-
-def _drops(
-    datasets: Sequence[Dataset], blocks: Mapping[str, Blocks], judged: Mapping[str, Sequence[str]]
-) -> Iterator[Drop]:
-    for dataset in datasets:
-        reasons = {verdict for verdict in set(judged[dataset.name]) if is_drop(verdict)}
-        for verdict, record in _records(blocks[dataset.name], judged[dataset.name], reasons):
-            if isinstance(record, Drop):
-                yield record
-            else:
-                yield drop(dataset.name, verdict, DETAILS[verdict], dataclasses.asdict(record))
-
-
-def _refuse_lost_datasets(
-    datasets: Sequence[Dataset], blocks: Mapping[str, Blocks], judged: Mapping[str, Sequence[str]]
-) -> None:
-    """Stop where a dataset leaves nothing to train on, unless all of it was to be held out."""
-    for dataset in datasets:
-        counts = Counter(judged[dataset.name])
-        if not counts:
-            raise DataError(f"dataset '{dataset.name}' is empty: its files hold no rows. Check 'paths' or 'packages'.")
-        if counts[TRAINING] or (counts[HELD_OUT] and dataset.held_out_fraction == 1.0):
-            continue
-        commonest = [(reason, rows) for reason, rows in counts.most_common() if is_drop(reason)][:5]
-        lines = [f"    {rows:,} {reason}: {_example_of(reason, dataset, blocks, judged)}" for reason, rows in commonest]
-        raise DataError(
-            f"dataset '{dataset.name}': none of its {counts.total():,} rows can be trained on "
-            f"({counts[HELD_OUT]:,} are held out). The commonest reasons, with an example each:\n"
-            + "\n".join(lines)
-            + f"\nLook at rule ('{dataset.rule}'), columns ({columns_of(dataset)}), min_positive_chars "
-            f"({dataset.min_positive_chars}) and held_out_fraction ({dataset.held_out_fraction}) of this dataset; "
-            "all refused rows are in transform/dropped."
+        print(summary_line(dataset, counts[dataset.name]), flush=True)
+    refuse_bad_datasets(recipe, counts)
+    plan.work.delete()
+    outputs = Counter({f"{task} examples": 0 for task in TASKS})
+    for dataset in recipe.datasets:
+        tally = counts[dataset.name]
+        outputs.update(
+            {f"{dataset.task} examples": tally.written["examples"], "held-out examples": tally.written["held_out"]}
         )
+    return {**outputs, "dropped rows": sum(tally.dropped_rows for tally in counts.values())}
 
 
-def _example_of(
-    reason: str, dataset: Dataset, blocks: Mapping[str, Blocks], judged: Mapping[str, Sequence[str]]
-) -> str:
-    dropped = next(
-        _drops([dataset], blocks, {dataset.name: [v if v == reason else SAMPLED_OUT for v in judged[dataset.name]]})
+def _each(
+    step: str, plan: Plan, items: Iterable[Any], work: Callable[..., Any], is_finished: Callable[..., bool]
+) -> None:
+    """Do a step's work on every item that is not finished, one Ray Data task an item."""
+    waiting = [item for item in items if not is_finished(plan, item)]
+    if not waiting:
+        return
+    packed = [{"item": ray.cloudpickle.dumps(item)} for item in waiting]
+    made = ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
+        _Task(work, plan), batch_size=None, batch_format="pyarrow"
     )
-    return f"{dropped.detail} | {dropped.record[:160]}"
+    with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:
+        for _ in made.iter_rows():
+            bar.advance(1)
 
 
-def _write(folder: Folder, dataset: Dataset, blocks: Blocks, judged: Sequence[str]) -> Counter[str]:
-    """Write a dataset's examples, held-out examples and corpus; say in one line what became of its rows."""
-    record_type: type[Any] = EXAMPLE_TYPES[dataset.task]
-    training = (record for _, record in _records(blocks, judged, [TRAINING]))
-    held = (record for _, record in _records(blocks, judged, [HELD_OUT]))
-    kept = write_records(folder / "examples" / dataset.task / dataset.name, _both_ways(training), record_type)
-    held_rows = write_records(folder / "held_out" / dataset.task / dataset.name, held, record_type)
-    if dataset.task == "retrieval":
-        again = (record for _, record in _records(blocks, judged, [TRAINING]))
-        write_records(folder / "corpora" / dataset.name, _documents(dataset.name, again), Document)
-    counts = Counter(judged)
-    reasons = [f"{rows:,} {reason}" for reason, rows in counts.most_common() if is_drop(reason)]
-    dropped = f"; dropped {', '.join(reasons[:5])}" if reasons else ""
-    left = f", {counts[SAMPLED_OUT]:,} beyond max_rows" if counts[SAMPLED_OUT] else ""
-    print(f"transform: {dataset.name}: {kept:,} kept, {held_rows:,} held out{left}{dropped}", flush=True)
-    return Counter({f"{dataset.task} examples": kept, "held-out examples": held_rows})
+class _Task:
+    """A step's function as Ray Data calls it."""
+
+    def __init__(self, work: Callable[..., Any], plan: Plan) -> None:
+        self._work, self._plan = work, plan
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        for item in batch["item"].to_pylist():
+            self._work(self._plan, ray.cloudpickle.loads(item))
+        return pa.table({"done": [True] * batch.num_rows})
 
 
-def _both_ways(examples: Iterable[Example]) -> Iterator[Example]:
-    """Pairs are followed by themselves with their sides exchanged (QZhou-Embedding, section 3.2)."""
-    for example in examples:
-        yield example
-        if isinstance(example, PairExample):
-            yield swapped(example)
+def _index(plan: Plan, task_texts: TaskTexts | None) -> Index:
+    """The n-grams of what is held out, and of the mteb tasks that the recipe names."""
+    settings = plan.recipe.transform.contamination
+    builder = IndexBuilder(settings)
+    with_held_out = [shard for shard in plan.shards if plan.dataset(shard.dataset).held_out_fraction]
+    _each("index", plan, with_held_out, index_shard, is_indexed)
+    for shard in with_held_out:
+        builder.add(shard.dataset, indexed(plan, shard))
+    if settings.tasks:
+        if task_texts is None:
+            raise DataError(
+                "transform.contamination.tasks needs mteb; run it through jobs/transform.py or jobs/pipeline.py"
+            )
+        for task, texts in task_texts(settings.tasks).items():
+            builder.add_texts(task, texts)
+    return builder.index()
 
 
-def _documents(dataset: str, examples: Iterable[RetrievalExample]) -> Iterator[Document]:
-    for text in dict.fromkeys(positive for example in examples for positive in example.positives):
-        yield Document(id=stable_id(dataset, text), text=text)
+def _survey(plan: Plan, index: Index | None) -> None:
+    shared = ray.put(index)  # one copy a node, whichever task reads it
+
+    def survey(plan: Plan, shard: Shard) -> None:
+        survey_shard(plan, shard, ray.get(shared))
+
+    _each("survey", plan, plan.shards, survey, is_surveyed)
+
+
+def _write(plan: Plan) -> None:
+    limits = sample_limits(plan)
+
+    def write(plan: Plan, shard: Shard) -> None:
+        write_shard(plan, shard, limits.get(shard.dataset))
+
+    def corpus(plan: Plan, item: tuple[str, int]) -> None:
+        write_corpus(plan, *item)
+
+    def is_complete(plan: Plan, item: tuple[str, int]) -> bool:
+        return is_corpus_written(plan, *item)
+
+    _each("write", plan, plan.shards, write, is_written)
+    collected = [one for one in plan.recipe.datasets if one.task == "retrieval" and one.rule != "qrels"]
+    parts = [(one.name, part) for one in collected for part in range(plan.partitions[one.name])]
+    _each("corpora", plan, parts, corpus, is_complete)
+
+
+def _counts(plan: Plan, dataset: Dataset) -> Tally:
+    """What became of a dataset's rows, all of its shards together."""
+    total = Tally(dataset.name)
+    for shard in plan.shards_of(dataset.name):
+        total.add(Tally.of(candidates_folder(plan, shard).read_json("summary.json")))
+        total.add(written(plan, shard))
+    for role in INPUTS[1:]:
+        for found in tallies(plan, dataset.name, role):
+            found.read = found.dropped_rows  # only judgements are rows; what is refused beside them still counts
+            total.add(found)
+    return total
+
+
+def _overlaps(plan: Plan) -> dict[str, Overlap]:
+    found: dict[str, Overlap] = {}
+    for shard in plan.shards:
+        content = (plan.work / "survey").read_json(f"{shard.name}.json")
+        found.setdefault(shard.dataset, Overlap(shard.dataset)).add(Overlap(**content))
+    return found

@@ -1,0 +1,171 @@
+"""One raw dataset of a recipe: how it is read, and which examples it becomes.
+
+Part of :mod:`qzhou.recipe`, in a file of its own because a dataset has many ways to lie on a disk.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from qzhou.prompts import Prompt
+from qzhou.records import Task
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+RetrievalRule = Literal[
+    "title_body", "question_answer", "chat", "reading_comprehension", "claim_evidence", "qrels", "triplets", "graded",
+    "duplicate_questions",
+]  # fmt: skip
+Rule = RetrievalRule | Literal["scored_pair", "binary_pair", "nli", "labeled", "clustering"]
+Repair = Literal["bare_entities", "html_tags", "backslash_breaks", "ptb_brackets"]
+Constant = str | int | float | bool
+
+READERS = ("jsonl", "json", "csv", "parquet", "text", "aligned_text", "hf", "python_docs")
+RULE_TASKS: Mapping[Rule, Task] = {
+    "title_body": "retrieval",
+    "question_answer": "retrieval",
+    "chat": "retrieval",
+    "reading_comprehension": "retrieval",
+    "claim_evidence": "retrieval",
+    "qrels": "retrieval",
+    "triplets": "retrieval",
+    "graded": "retrieval",
+    "duplicate_questions": "retrieval",
+    "scored_pair": "pair",
+    "binary_pair": "pair",
+    "nli": "pair",
+    "labeled": "classification",
+    "clustering": "classification",
+}
+
+
+class Section(BaseModel):
+    """A table of the recipe: read-only, and every key must be known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+class Format(Section):
+    """How raw files become rows."""
+
+    # a delimiter may be a blank, which stripping would take away
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
+
+    reader: str = Field(
+        description="jsonl, json, csv, parquet, text, aligned_text, hf, python_docs, or 'module:function' of your own."
+    )
+    paths: tuple[str, ...] = Field(
+        (),
+        description="Files or globs, local or s3://, gs://; $NAME is a variable of the environment; .gz, .bz2 and .zip "
+        "are unpacked ('zip://member.csv::archive.zip' takes one member); hf: 'hf://name/config:split'.",
+    )
+    encoding: str = Field("utf-8", description="Of text files: a codec's name, or 'detect'. Bytes are never replaced.")
+    delimiter: str | None = Field(None, description="csv, text: between columns; default: tab for .tsv, else comma.")
+    quote: str = Field('"', description="csv: the quoting character; '' where quotes mean nothing.")
+    header: bool | None = Field(None, description="csv: names in the first line; default: unless columns are numbers.")
+    max_columns: AtLeastOne | None = Field(None, description="text: the last column takes the rest of the line.")
+    records: str = Field("", description="json: path to the rows, e.g. 'data[].paragraphs[].qas[]'.")
+    explode: tuple[str, ...] = Field((), description="Columns with lists of equal length: one row per element.")
+    reader_options: dict[str, Any] = Field(default_factory=dict, description="Arguments for a reader of your own.")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Field of the rule -> column, path 'answers[].text', or template '{title}\\n{text}'.",
+    )
+    constants: dict[str, Constant] = Field(default_factory=dict, description="Columns that every row gets.")
+    on_corrupt_file: Literal["fatal", "skip"] = Field("fatal", description="A truncated or damaged file.")
+
+    @field_validator("reader")
+    @classmethod
+    def _known_reader(cls, reader: str) -> str:
+        module, colon, function = reader.partition(":")
+        if reader in READERS or (colon and function.isidentifier() and module.replace(".", "").isidentifier()):
+            return reader
+        raise ValueError(f"no such reader '{reader}'; known: {', '.join(READERS)}, or 'module:function' of your own")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str) -> str:
+        if encoding != "detect":
+            try:
+                codecs.lookup(encoding)
+            except LookupError:
+                raise ValueError(
+                    f"no such encoding '{encoding}'; try 'utf-8', 'latin-1', 'gb18030' or 'detect'"
+                ) from None
+        return encoding
+
+    @field_validator("quote")
+    @classmethod
+    def _one_character(cls, quote: str) -> str:
+        if len(quote) > 1:
+            raise ValueError(f"quote is {quote!r}; it is one character, or '' for none")
+        return quote
+
+
+class Dataset(Format):
+    """One raw dataset: how it is read and which examples it becomes."""
+
+    name: Name
+    rule: Rule = Field(description="The shape of a raw row.")
+    packages: tuple[str, ...] = Field((), description="python_docs: import names; 'stdlib' is the standard library.")
+    view: Literal["docstrings", "pairs"] = Field("docstrings", description="python_docs: one docstring a row, or two.")
+    corpus: Format | None = Field(None, description="qrels: the documents; columns id, title, text.")
+    queries: Format | None = Field(None, description="qrels: the queries; columns id, text.")
+    positive_grade: float = Field(1.0, description="graded, qrels: from this grade on a document is a positive.")
+    negative_grade: float = Field(0.0, description="graded, qrels: up to this grade it is a negative.")
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="claim_evidence, nli, binary_pair, duplicate_questions: raw label -> known one.",
+    )
+    context_in_query: bool = Field(
+        False, description="reading_comprehension: the older form, context and question ask for the short answer."
+    )
+    instruction: str = Field("", description="The task in one sentence, put before queries by qzhou.prompts.")
+    symmetric: bool | None = Field(
+        None, description="Instruction on both sides; default: all tasks but retrieval, and duplicate questions."
+    )
+    repairs: tuple[Repair, ...] = Field((), description="Known damage that is mended before cleaning.")
+    languages: tuple[str, ...] = Field(
+        (), description="ISO 639-1 codes; rows in others are dropped; default: keep all."
+    )
+    max_tokens: AtLeastOne | None = Field(None, description="Rows with a longer text (backbone's tokens) are dropped.")
+    max_rows: AtLeastOne | None = Field(None, description="Seeded sample of the training examples; default: all.")
+    min_query_chars: Count = Field(1, description="Shorter queries, and shorter texts of other tasks, are dropped.")
+    min_positive_chars: Count = Field(1, description="Retrieval: shorter answers are dropped.")
+    max_dropped_fraction: Fraction = Field(1.0, description="More dropped rows than this share fail the job.")
+    held_out_fraction: Fraction = Field(0.0, description="Share of the groups kept for evaluation, never trained on.")
+    split_by: str | None = Field(None, description="Column whose hash decides what is held out; default: the query.")
+
+    @property
+    def task(self) -> Task:
+        return RULE_TASKS[self.rule]
+
+    @property
+    def prompt(self) -> Prompt:
+        both_sides = self.task != "retrieval" or self.rule == "duplicate_questions"
+        return Prompt(self.instruction.strip(), both_sides if self.symmetric is None else self.symmetric)
+
+    @model_validator(mode="after")
+    def _reader_has_its_input(self) -> Dataset:
+        needed = "packages" if self.reader == "python_docs" else "paths"
+        if not getattr(self, needed):
+            raise ValueError(f"reader '{self.reader}' needs '{needed}'")
+        for part in ("corpus", "queries"):
+            found = getattr(self, part)
+            if self.rule == "qrels" and (found is None or not found.paths):
+                raise ValueError(f"rule 'qrels' joins three inputs: give '{part}' with a reader and its paths")
+            if self.rule != "qrels" and found is not None:
+                raise ValueError(f"'{part}' belongs to the rule 'qrels', and the rule is '{self.rule}'")
+            if found is not None and found.reader == "python_docs":
+                raise ValueError(f"'{part}' cannot be read by python_docs")
+        if self.negative_grade >= self.positive_grade:
+            raise ValueError(
+                f"negative_grade ({self.negative_grade:g}) must be below positive_grade ({self.positive_grade:g})"
+            )
+        return self

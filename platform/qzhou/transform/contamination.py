@@ -1,0 +1,185 @@
+"""Training texts that show what an evaluation asks: shared n-grams, exact matches for short texts.
+
+The n-grams of all evaluation texts make one sorted array of 64-bit hashes with the task each came from. It is bounded:
+above ``max_index_ngrams`` only the hashes that a power of two divides are kept, and since an overlap of any length is
+many n-grams in a row, long overlaps are still found.
+
+Source: the 13-gram test of GPT-3 (arXiv:2005.14165, appendix C); sampling by hash as in FracMinHash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from qzhou.recipe import ContaminationSection
+from qzhou.records import Task
+from qzhou.transform.ngrams import Tokens, windows
+
+TEXTS_PER_BATCH = 5_000
+EXAMPLES = 5  # of each dataset and task
+SHOWN_CHARS = 200
+
+TEXT_COLUMNS: dict[Task, tuple[str, ...]] = {
+    "retrieval": ("query", "positives"),
+    "pair": ("text_a", "text_b"),
+    "classification": ("text",),
+}
+
+
+def grams_of(texts: Sequence[str], settings: ContaminationSection) -> tuple[np.ndarray, np.ndarray]:
+    """The n-grams of each text, by words or by characters as its script asks; a short text is one by itself.
+
+    Returns: Hashes (uint64), and for each the position of its text (int64).
+    """
+    tokens = Tokens.of(texts)
+    found, owners = [], []
+    for is_cjk, size in ((False, settings.ngram_words), (True, settings.ngram_chars)):
+        grams, ends = windows(tokens, size, whole_if_shorter=True)
+        owner = np.repeat(np.arange(len(texts)), np.diff(ends))
+        chosen = tokens.is_cjk[owner] == is_cjk
+        found.append(grams[chosen])
+        owners.append(owner[chosen])
+    return np.concatenate(found), np.concatenate(owners)
+
+
+@dataclass(frozen=True)
+class Index:
+    """The n-grams of the evaluation's texts.
+
+    Attributes:
+        tasks: Names of the evaluation tasks.
+        hashes: uint64, sorted; one that two tasks share stands twice.
+        owners: uint16, position of the task in ``tasks`` for each hash.
+        kept_of: One in how many hashes is kept.
+    """
+
+    tasks: tuple[str, ...]
+    hashes: np.ndarray
+    owners: np.ndarray
+    kept_of: int
+    settings: ContaminationSection
+
+    def lookup(self, grams: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(positions in ``grams``, positions of tasks) of what is known; several times where tasks share n-grams."""
+        places = np.searchsorted(self.hashes, grams)
+        waiting = np.flatnonzero(places < len(self.hashes))
+        while waiting.size:
+            waiting = waiting[self.hashes[places[waiting]] == grams[waiting]]
+            yield waiting, self.owners[places[waiting]].astype(np.int64)
+            places[waiting] += 1
+            waiting = waiting[places[waiting] < len(self.hashes)]
+
+
+class IndexBuilder:
+    """Takes in the n-grams of one task after the other and stays within its memory."""
+
+    def __init__(self, settings: ContaminationSection) -> None:
+        self._settings = settings
+        self._tasks: list[str] = []
+        self._hashes, self._owners = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint16)
+        self._kept_of = 1
+
+    def add(self, task: str, hashes: np.ndarray) -> None:
+        """Take in n-grams of a task; some of them may be known already."""
+        if task not in self._tasks:
+            self._tasks.append(task)
+        owner = self._tasks.index(task)
+        fresh = np.unique(self._sampled(hashes))
+        known = self._hashes[self._owners == owner]
+        fresh = fresh[~np.isin(fresh, known)] if known.size else fresh
+        self._hashes = np.concatenate((self._hashes, fresh))
+        self._owners = np.concatenate((self._owners, np.full(len(fresh), owner, dtype=np.uint16)))
+        while len(self._hashes) > self._settings.max_index_ngrams:
+            self._kept_of *= 2
+            chosen = self._hashes % np.uint64(self._kept_of) == 0
+            self._hashes, self._owners = self._hashes[chosen], self._owners[chosen]
+
+    def add_texts(self, task: str, texts: Iterable[str]) -> None:
+        """The same for the texts themselves."""
+        batch: list[str] = []
+        for text in texts:
+            batch.append(text)
+            if len(batch) == TEXTS_PER_BATCH:
+                self.add(task, grams_of(batch, self._settings)[0])
+                batch = []
+        self.add(task, grams_of(batch, self._settings)[0] if batch else np.empty(0, dtype=np.uint64))
+
+    def index(self) -> Index:
+        order = np.argsort(self._hashes, kind="stable")
+        return Index(tuple(self._tasks), self._hashes[order], self._owners[order], self._kept_of, self._settings)
+
+    def _sampled(self, hashes: np.ndarray) -> np.ndarray:
+        return hashes if self._kept_of == 1 else hashes[hashes % np.uint64(self._kept_of) == 0]
+
+
+@dataclass(slots=True)
+class Overlap:
+    """How many training examples of a dataset share something with each evaluation task, and some of them."""
+
+    dataset: str
+    compared: int = 0
+    tasks: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def compare(self, table: pa.Table, task: Task, index: Index) -> np.ndarray:
+        """Count the examples of a table that overlap.
+
+        Args:
+            table: Columns of the record type.
+            task: Which record type it is.
+            index: Of the evaluation's texts.
+
+        Returns: For each example whether it overlaps with any task; bool.
+        """
+        texts, owners = texts_in(table, task)
+        hit = np.zeros((table.num_rows, len(index.tasks)), dtype=bool)
+        for start in range(0, len(texts), TEXTS_PER_BATCH):
+            grams, gram_owners = grams_of(texts[start : start + TEXTS_PER_BATCH], index.settings)
+            for positions, tasks in index.lookup(grams):
+                text_places = gram_owners[positions] + start
+                hit[owners[text_places], tasks] = True
+                self._remember(texts, text_places, tasks, index)
+        self.compared += table.num_rows
+        for number, name in enumerate(index.tasks):
+            self.tasks[name] = self.tasks.get(name, 0) + int(hit[:, number].sum())
+        return np.asarray(hit.any(axis=1))
+
+    def add(self, other: Overlap) -> None:
+        """Take in the counts of another part of the dataset."""
+        self.compared += other.compared
+        for name, count in other.tasks.items():
+            self.tasks[name] = self.tasks.get(name, 0) + count
+        for name, texts in other.examples.items():
+            mine = self.examples.setdefault(name, [])
+            mine += texts[: EXAMPLES - len(mine)]
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def _remember(self, texts: Sequence[str], places: np.ndarray, tasks: np.ndarray, index: Index) -> None:
+        for number, name in enumerate(index.tasks):
+            shown = self.examples.setdefault(name, [])
+            for place in places[tasks == number][: 20 * EXAMPLES]:
+                text = texts[place][:SHOWN_CHARS]
+                if len(shown) < EXAMPLES and text not in shown:
+                    shown.append(text)
+
+
+def texts_in(table: pa.Table, task: Task) -> tuple[list[str], np.ndarray]:
+    """The texts of a table, and for each the row it belongs to."""
+    texts: list[str] = []
+    owners = []
+    for name in TEXT_COLUMNS[task]:
+        column = table[name].combine_chunks()
+        if pa.types.is_list(column.type):
+            owners.append(np.repeat(np.arange(table.num_rows), column.value_lengths().to_numpy()))
+            texts += column.flatten().to_pylist()
+        else:
+            owners.append(np.arange(table.num_rows))
+            texts += column.to_pylist()
+    return texts, np.concatenate(owners)

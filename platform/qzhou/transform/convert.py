@@ -1,0 +1,198 @@
+"""One shard of raw rows to candidates: examples that no rule refuses, and the keys by which they will be judged."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from qzhou.dataset import Dataset
+from qzhou.records import EXAMPLE_TYPES, Drop, Example, PairExample, RetrievalExample, text_key
+from qzhou.storage import Folder, schema_of, table_of, write_table
+from qzhou.transform.columns import Row, getter
+from qzhou.transform.dedup import KeyList, texts_of
+from qzhou.transform.fields import Fields, drop, number
+from qzhou.transform.filters import language_of, refusals
+from qzhou.transform.near_duplicates import band_keys
+from qzhou.transform.partitions import write_partitions
+from qzhou.transform.plan import Plan, Shard
+from qzhou.transform.readers import Refused
+from qzhou.transform.rules import RULES, swapped
+from qzhou.transform.shuffle import units
+from qzhou.transform.splits import held_out
+from qzhou.transform.tally import Tally
+
+UNITS_PER_TABLE = 10_000  # what a task holds in memory at a time
+LANGUAGE_SAMPLE = 100  # of each table
+SUMMARY = "summary.json"
+
+# What a candidate has besides the fields of its record.
+JUDGED = pa.list_(pa.struct([("document_id", pa.string()), ("grade", pa.float64())]))
+EXTRA = [("held_out", pa.bool_()), ("rows", pa.int32()), ("swapped_id", pa.string()), ("query_id", pa.string())]
+EXTRA_SCHEMA = pa.schema([*EXTRA, ("judged", JUDGED)])
+
+
+class Candidate(NamedTuple):
+    """An example, which side of the split it is on, and the raw rows behind it."""
+
+    example: Example
+    held_out: bool
+    rows: int
+    query_id: str
+    judged: list[dict[str, Any]]
+
+
+def candidate_schema(dataset: Dataset) -> pa.Schema:
+    """The fields of the dataset's record, then those of EXTRA_SCHEMA."""
+    return pa.schema([*schema_of(EXAMPLE_TYPES[dataset.task]), *EXTRA_SCHEMA])
+
+
+def candidates_folder(plan: Plan, shard: Shard) -> Folder:
+    return plan.work / "candidates" / shard.name
+
+
+def is_converted(plan: Plan, shard: Shard) -> bool:
+    return candidates_folder(plan, shard).exists(SUMMARY)
+
+
+def split_column(dataset: Dataset) -> str | None:
+    """The column that decides what is held out; None for the query itself.
+
+    Pairs of docstrings are drawn within one side of the modules, so modules must decide again.
+    """
+    return "module" if dataset.split_by is None and dataset.view == "pairs" else dataset.split_by
+
+
+def convert_shard(plan: Plan, shard: Shard) -> None:
+    """Write a shard's candidates, keys, drops and counts; the counts last, as the mark that it is done."""
+    dataset = plan.dataset(shard.dataset)
+    folder, settings = candidates_folder(plan, shard), plan.recipe.transform
+    keys = KeyList(with_identity=settings.deduplicate, with_texts=plan.has_held_out)
+    tally = Tally(dataset.name)
+    rows = units(plan, shard)
+    convert = Converter(dataset, settings.max_chars)
+    start = part = 0
+    while chunk := list(islice(rows, UNITS_PER_TABLE)):
+        candidates, drops = _converted(chunk, convert, tally)
+        candidates = _filtered(candidates, plan, dataset, drops, tally)
+        tally.languages.update(_languages(candidates))
+        _add_keys(keys, candidates, start, settings.near_duplicates)
+        name = f"{part:04d}.parquet"
+        write_table(folder, name, _table(candidates, dataset))
+        if drops:
+            write_table(plan.folder / "dropped", f"{shard.name}-{name}", table_of(drops, Drop))
+        start, part = start + len(candidates), part + 1
+    if plan.is_judged:
+        table = keys.table()
+        write_partitions(folder, "keys.arrow", table, table["high"].to_numpy() % np.uint64(plan.buckets), plan.buckets)
+    folder.write_json(SUMMARY, tally.plain())
+
+
+class Converter:
+    """Raw rows of one dataset to candidates and drops."""
+
+    def __init__(self, dataset: Dataset, max_chars: int) -> None:
+        self.dataset, self.fields = dataset, Fields(dataset, max_chars)
+        self._rule = RULES[dataset.rule]
+        column = split_column(dataset)
+        self._column, self._group_of = column, None if column is None else getter(column)
+
+    def __call__(self, rows: Sequence[Row]) -> tuple[Candidate | None, list[Drop]]:
+        """The candidate of some rows, if they make one, and what is dropped of them."""
+        example, drops = None, []
+        for outcome in self._rule(rows, self.fields):
+            if isinstance(outcome, Drop):
+                drops.append(outcome)
+            else:
+                example = outcome
+        if example is None:
+            return None, drops
+        group = text_key(texts_of(example)[0]) if self._group_of is None else str(self._group_of(rows[0]) or "")
+        if not group:
+            detail = f"column '{self._column}', which split_by names, is empty"
+            return None, [self.fields.drop("blank_group", detail, row) for row in rows]
+        held = held_out(group, self.dataset.held_out_fraction)
+        kept = len(rows) - sum(not one.part for one in drops)
+        query_id, judged = "", []
+        if self.dataset.rule == "qrels":
+            query_id = rows[0]["query_id"]
+            grades = ((row["document_id"], number(row["grade"])) for row in rows if row["document"])
+            judged = [{"document_id": document, "grade": grade} for document, grade in grades if grade is not None]
+        return Candidate(example, held, kept, query_id, judged), drops
+
+
+def _converted(
+    chunk: Sequence[Sequence[Row] | Refused], convert: Converter, tally: Tally
+) -> tuple[list[Candidate], list[Drop]]:
+    candidates, drops = [], []
+    for unit in chunk:
+        if isinstance(unit, Refused):
+            tally.read += 1
+            dropped = [drop(convert.dataset.name, unit.reason, unit.detail, unit.content)]
+        else:
+            tally.read += len(unit)
+            candidate, dropped = convert(unit)
+            if candidate is not None:
+                candidates.append(candidate)
+        for one in dropped:
+            tally.drop(one)
+        drops += dropped
+    return candidates, drops
+
+
+def _filtered(
+    candidates: list[Candidate], plan: Plan, dataset: Dataset, drops: list[Drop], tally: Tally
+) -> list[Candidate]:
+    """What the dataset's filters leave; the others are added to the drops."""
+    if not dataset.languages and dataset.max_tokens is None:
+        return candidates
+    kept = []
+    for one, refusal in zip(
+        candidates, refusals([one.example for one in candidates], dataset, plan.recipe.model), strict=True
+    ):
+        if refusal is None:
+            kept.append(one)
+            continue
+        dropped = drop(dataset.name, *refusal, dataclasses.asdict(one.example))
+        tally.drop(dropped, one.rows)
+        drops.append(dropped)
+    return kept
+
+
+def _languages(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """The languages of a sample of candidates, drawn by their ids."""
+    for one in sorted(candidates, key=lambda candidate: candidate.example.id)[:LANGUAGE_SAMPLE]:
+        yield language_of(" ".join(texts_of(one.example)))
+
+
+def _add_keys(keys: KeyList, candidates: Sequence[Candidate], start: int, near: float | None) -> None:
+    for row, one in enumerate(candidates, start):
+        keys.add(row, one.example, one.held_out)
+    if near is None or not candidates:
+        return
+    sides = [texts_of(one.example) for one in candidates]
+    longest = 2 if isinstance(candidates[0].example, RetrievalExample | PairExample) else 1
+    columns = [["\n".join(own[:1] if side == 0 else own[1:]) for own in sides] for side in range(longest)]
+    bands, comparable = band_keys(columns, near)
+    rows = np.arange(start, start + len(candidates))
+    held = np.array([one.held_out for one in candidates])
+    keys.add_near(rows[comparable], bands[comparable], held[comparable])
+
+
+def _table(candidates: Sequence[Candidate], dataset: Dataset) -> pa.Table:
+    examples = [one.example for one in candidates]
+    table = table_of(examples, EXAMPLE_TYPES[dataset.task])
+    swaps = [swapped(one).id if isinstance(one, PairExample) else "" for one in examples]
+    more = {
+        "held_out": [one.held_out for one in candidates],
+        "rows": [one.rows for one in candidates],
+        "swapped_id": swaps,
+        "query_id": [one.query_id for one in candidates],
+        "judged": [one.judged for one in candidates],
+    }
+    arrays = [pa.array(more[name], type=EXTRA_SCHEMA.field(name).type) for name in EXTRA_SCHEMA.names]
+    return pa.Table.from_arrays([*table.columns, *arrays], schema=candidate_schema(dataset))

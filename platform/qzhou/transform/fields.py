@@ -1,0 +1,163 @@
+"""The fields of a rule, read from raw rows: cleaned texts, numbers, labels."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qzhou.dataset import Dataset, Rule
+from qzhou.errors import RecipeError
+from qzhou.records import Drop
+from qzhou.transform.cleaning import clean_text, repaired
+from qzhou.transform.columns import Getter, Row, getter
+
+_PAIR = {"text_a": "text_a", "text_b": "text_b"}
+
+DEFAULT_COLUMNS: Mapping[Rule, Mapping[str, str]] = {
+    "title_body": {"query": "title", "positive": "body"},
+    "question_answer": {"query": "question", "positive": "answer"},
+    "chat": {"messages": "messages"},
+    "reading_comprehension": {"question": "question", "context": "context", "answer": "answers[].text"},
+    "claim_evidence": {"claim": "claim", "evidence": "evidence", "label": "label"},
+    "qrels": {"query_id": "query-id", "document_id": "corpus-id", "grade": "score"},
+    "triplets": {"query": "query", "positive": "pos", "negative": "neg"},
+    "graded": {"query": "query", "document": "document", "grade": "grade"},
+    "duplicate_questions": {**_PAIR, "label": "label"},
+    "scored_pair": {**_PAIR, "score": "score"},
+    "binary_pair": {**_PAIR, "label": "label"},
+    "nli": {**_PAIR, "label": "label"},
+    "labeled": {"text": "text", "label": "label"},
+    "clustering": {"text": "text", "label": "label"},
+}
+OPTIONAL_FIELDS: Mapping[Rule, tuple[str, ...]] = {
+    "title_body": ("negative",),
+    "question_answer": ("negative",),
+    "triplets": ("positive_score", "negative_score"),
+}
+INPUT_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "corpus": {"id": "_id", "text": "{title}\n{text}"},
+    "queries": {"id": "_id", "text": "text"},
+}
+# The field whose text brings rows together into one example.
+GROUPED_BY: Mapping[Rule, str] = {"claim_evidence": "claim", "graded": "query", "duplicate_questions": "text_a"}
+
+DROPPED_RECORD_CHARS = 1_000_000  # a raw row is kept whole; this is for a line that is no row at all
+DROPPED_DETAIL_CHARS = 500
+
+
+def columns_of(dataset: Dataset) -> dict[str, str]:
+    """Field of the dataset's rule -> column of its rows, defaults filled in.
+
+    Raises:
+        RecipeError: ``columns`` names a field that the rule does not have.
+    """
+    defaults = DEFAULT_COLUMNS[dataset.rule]
+    known = (*defaults, *OPTIONAL_FIELDS.get(dataset.rule, ()))
+    return _columns(dataset.name, dataset.columns, defaults, known, f"the rule '{dataset.rule}'")
+
+
+def input_columns_of(dataset: Dataset, part: str) -> dict[str, str]:
+    """The same for ``corpus`` and ``queries`` of a qrels dataset."""
+    defaults = INPUT_COLUMNS[part]
+    return _columns(f"{dataset.name}.{part}", getattr(dataset, part).columns, defaults, tuple(defaults), f"'{part}'")
+
+
+def _columns(
+    place: str, given: Mapping[str, str], defaults: Mapping[str, str], known: tuple[str, ...], owner: str
+) -> dict[str, str]:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise RecipeError(
+            f"dataset '{place}': columns.{unknown[0]}: {owner} has no such field. Known: {', '.join(known)}"
+        )
+    return {**defaults, **given}
+
+
+@dataclass(frozen=True)
+class Fields:
+    """How one dataset's rows are read; made once a task, used for every row."""
+
+    dataset: Dataset
+    max_chars: int
+    columns: Mapping[str, str] = field(init=False)
+    _getters: Mapping[str, Getter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        columns = columns_of(self.dataset)
+        object.__setattr__(self, "columns", columns)
+        object.__setattr__(self, "_getters", {name: getter(column) for name, column in columns.items()})
+
+    def has(self, name: str) -> bool:
+        return name in self._getters
+
+    def raw(self, row: Row, name: str) -> Any:
+        return self._getters[name](row)
+
+    def text(self, row: Row, name: str) -> str:
+        """The cleaned text of a field; an empty string where it holds none."""
+        return self.clean(self._getters[name](row))
+
+    def texts(self, row: Row, name: str) -> list[str]:
+        """The distinct cleaned texts of a field that holds one text or a list of them."""
+        value = self._getters[name](row)
+        if isinstance(value, str):
+            text = self.clean(value)
+            return [text] if text else []
+        cells = value if isinstance(value, list | tuple) else [value]
+        return [text for text in dict.fromkeys(self.clean(cell) for cell in cells) if text]
+
+    def clean(self, value: Any) -> str:
+        if not isinstance(value, str):
+            if (
+                value is None
+                or isinstance(value, list | tuple | dict)
+                or (isinstance(value, float) and math.isnan(value))
+            ):
+                return ""
+            value = str(value)
+        if self.dataset.repairs:
+            value = repaired(value, self.dataset.repairs)
+        return clean_text(value, self.max_chars)
+
+    def label(self, row: Row) -> str:
+        """The raw label, as ``labels`` of the dataset translates it, in lower case."""
+        value = self.raw(row, "label")
+        plain = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        return self.dataset.labels.get(plain.strip(), plain).strip().casefold()
+
+    def blank(self, name: str, row: Row) -> Drop:
+        """The drop of a row whose field is empty."""
+        return self.drop(f"blank_{name}", f"column '{self.columns[name]}' is empty", row)
+
+    def drop(self, reason: str, detail: str, content: object, *, part: bool = False) -> Drop:
+        return drop(self.dataset.name, reason, detail, content, part=part)
+
+
+def drop(dataset: str, reason: str, detail: str, content: object, *, part: bool = False) -> Drop:
+    """A refused row, or any other content, as it is written to ``dropped/``."""
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
+    return Drop(
+        stage="transform",
+        dataset=dataset,
+        reason=reason,
+        detail=_printable(detail[:DROPPED_DETAIL_CHARS]),
+        record=_printable(text[:DROPPED_RECORD_CHARS]),
+        part=part,
+    )
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _printable(text: str) -> str:
+    """UTF-8 cannot hold a lone surrogate, and a dropped row must not stop the run."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,157 @@
+"""What the transform says of itself: counts, drops, languages, lengths and overlaps, as JSON, lines and a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qzhou.dataset import Dataset
+from qzhou.errors import DataError
+from qzhou.recipe import Recipe
+from qzhou.storage import Folder
+from qzhou.transform.contamination import Overlap
+from qzhou.transform.fields import columns_of
+from qzhou.transform.tally import Tally
+
+REPORT, PICTURE = "report.json", "lengths.svg"
+COMMONEST = 5
+PANELS_A_ROW = 4
+COLOURS = {
+    "query": "#5b7db1", "positives": "#2f9e6e", "negatives": "#c44e52",
+    "text_a": "#5b7db1", "text_b": "#e8a33d", "text": "#e8a33d",
+}  # fmt: skip
+
+
+def summary_line(dataset: Dataset, tally: Tally) -> str:
+    """One line for one dataset: where its rows went."""
+    reasons = [f"{rows:,} {reason}" for reason, rows in tally.dropped.most_common(COMMONEST)]
+    more = ", ..." if len(tally.dropped) > COMMONEST else ""
+    dropped = f"; dropped {', '.join(reasons)}{more}" if reasons else ""
+    left = f", {tally.sampled_out:,} beyond max_rows" if tally.sampled_out else ""
+    kept = tally.written["examples"]
+    merged = f" from {tally.kept:,} rows" if dataset.task == "retrieval" and tally.kept != kept else ""
+    return f"transform: {dataset.name}: {kept:,} kept{merged}, {tally.written['held_out']:,} held out{left}{dropped}"
+
+
+def refuse_bad_datasets(recipe: Recipe, tallies: Mapping[str, Tally]) -> None:
+    """Stop where a dataset is empty, leaves nothing to train on, or loses more rows than it may.
+
+    Raises:
+        DataError: With the five commonest reasons and an example of each.
+    """
+    for dataset in recipe.datasets:
+        tally = tallies[dataset.name]
+        if not tally.read:
+            raise DataError(f"dataset '{dataset.name}' is empty: its files hold no rows. Check 'paths' or 'packages'.")
+        nothing = not tally.kept and not (tally.held_out and dataset.held_out_fraction == 1.0)
+        fraction = tally.dropped_rows / tally.read
+        if not nothing and fraction <= dataset.max_dropped_fraction:
+            continue
+        problem = (
+            f"none of its {tally.read:,} rows can be trained on ({tally.held_out:,} are held out)"
+            if nothing
+            else f"{tally.dropped_rows:,} of its {tally.read:,} rows ({fraction:.1%}) are dropped, and "
+            f"max_dropped_fraction is {dataset.max_dropped_fraction:g}"
+        )
+        raise DataError(
+            f"dataset '{dataset.name}': {problem}. The commonest reasons, with an example each:\n"
+            + "\n".join(_reason_lines(tally))
+            + f"\nLook at rule ('{dataset.rule}'), columns ({columns_of(dataset)}), min_positive_chars "
+            f"({dataset.min_positive_chars}), max_dropped_fraction ({dataset.max_dropped_fraction:g}) and "
+            f"held_out_fraction ({dataset.held_out_fraction}) of this dataset; refused rows are in transform/dropped."
+        )
+
+
+def write_report(
+    folder: Folder, recipe: Recipe, tallies: Mapping[str, Tally], overlaps: Mapping[str, Overlap], kept_of: int
+) -> None:
+    """Write ``report.json`` and ``lengths.svg`` into the stage's folder.
+
+    Args:
+        folder: Of the stage.
+        recipe: Of the run.
+        tallies: Dataset -> counts.
+        overlaps: Dataset -> what it shares with evaluation tasks.
+        kept_of: One in how many n-grams of the evaluation was kept.
+    """
+    datasets = {
+        dataset.name: {"task": dataset.task, "rule": dataset.rule, **tallies[dataset.name].plain()}
+        for dataset in recipe.datasets
+    }
+    settings = recipe.transform.contamination
+    folder.write_json(
+        REPORT,
+        {
+            "datasets": datasets,
+            "contamination": {
+                "action": settings.action,
+                "ngram_words": settings.ngram_words,
+                "ngram_chars": settings.ngram_chars,
+                "one_ngram_kept_of": kept_of,
+                "overlaps": overlap_rows(overlaps),
+            },
+        },
+    )
+    folder.write_bytes(PICTURE, lengths_picture(tallies).encode())
+
+
+def overlap_rows(overlaps: Mapping[str, Overlap]) -> list[dict[str, Any]]:
+    """One row per training set and evaluation task that share something, the largest share first."""
+    rows = [
+        {
+            "dataset": name,
+            "task": task,
+            "examples": count,
+            "compared": overlap.compared,
+            "percent": round(100 * count / overlap.compared, 3),
+            "shown": overlap.examples.get(task, []),
+        }
+        for name, overlap in overlaps.items()
+        for task, count in overlap.tasks.items()
+        if count
+    ]
+    return sorted(rows, key=lambda row: (-row["percent"], row["dataset"], row["task"]))
+
+
+def lengths_picture(tallies: Mapping[str, Tally]) -> str:
+    """Histograms of text lengths, one panel a dataset, as SVG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "lengths"  # the same counts give the same file
+    names = [name for name, tally in tallies.items() if tally.lengths]
+    rows = max(1, -(-len(names) // PANELS_A_ROW))
+    columns = min(PANELS_A_ROW, max(1, len(names)))
+    figure = Figure(figsize=(2.6 * columns + 0.4, 1.9 * rows + 0.4))
+    for number, name in enumerate(names, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        for field, counts in tallies[name].lengths.items():
+            powers = sorted(map(int, counts))
+            xs = [2**power for power in range(powers[0].bit_length() - 1, powers[-1].bit_length())]
+            total = counts.total()
+            shares = [100 * counts[str(x)] / total for x in xs]
+            axes.plot(xs, shares, marker=".", color=COLOURS[field], label=field, linewidth=1.2)
+        axes.set_xscale("log", base=2)
+        axes.set_title(name, fontsize=8)
+        axes.tick_params(labelsize=6)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=6, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        if number > len(names) - columns:
+            axes.set_xlabel("characters, up to", fontsize=7)
+        if number % columns == 1 or columns == 1:
+            axes.set_ylabel("% of texts", fontsize=7)
+    figure.tight_layout()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _reason_lines(tally: Tally) -> Sequence[str]:
+    lines = []
+    for reason, rows in tally.dropped.most_common(COMMONEST):
+        detail, record = next(iter(tally.examples.get(reason, [])), ("", ""))
+        lines.append(f"    {rows:,} {reason}: {detail} | {record[:160]}")
+    return lines

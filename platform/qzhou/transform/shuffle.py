@@ -1,0 +1,277 @@
+"""Bringing rows together before they become examples: by query, by document, by package.
+
+Each function does one piece of work on files, knows nothing of Ray, and leaves one file whose existence says that the
+piece is done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from qzhou.dataset import Dataset
+from qzhou.records import Document, Drop, text_key
+from qzhou.storage import Folder, table_of, write_table
+from qzhou.transform.cleaning import clean_text
+from qzhou.transform.columns import getter
+from qzhou.transform.fields import GROUPED_BY, Fields, columns_of, drop, input_columns_of
+from qzhou.transform.partitions import read_partition, write_partitions
+from qzhou.transform.plan import PARSED_PARTS, Piece, Plan, Shard, format_of, packages_key
+from qzhou.transform.python_docs import collector_paused, docstrings, pairs
+from qzhou.transform.readers import Refused, Row, read_split
+from qzhou.transform.splits import held_out
+from qzhou.transform.tally import Tally
+
+ROWS_PER_PIECE = 2**40  # positions of a piece's rows start at part * this
+
+# ``row`` is JSON; ``refused`` says that it is a refusal, which belongs to no group.
+SHUFFLED = pa.schema([("key", pa.string()), ("position", pa.int64()), ("refused", pa.bool_()), ("row", pa.string())])
+
+
+def shuffle_piece(plan: Plan, piece: Piece) -> None:
+    """Do one piece of a round; nothing happens if it is done already."""
+    if piece.role == "packages":
+        _parse_packages(plan, piece)
+    elif piece.role == "pairs":
+        _pair_up(plan, plan.dataset(piece.dataset))
+    elif piece.role == "join":
+        _join(plan, plan.dataset(piece.dataset), piece)
+    else:
+        _spread(plan, plan.dataset(piece.dataset), piece)
+
+
+def is_done(plan: Plan, piece: Piece) -> bool:
+    if piece.role == "packages":
+        return _parsed(plan, piece.dataset).exists(f"{piece.name}.arrow")
+    if piece.role == "pairs":
+        return _paired(plan, piece.dataset).exists(f"{PARSED_PARTS - 1:06d}.arrow")
+    return _folder(plan, piece.dataset, piece.role).exists(f"{piece.name}.arrow")
+
+
+def units(plan: Plan, shard: Shard) -> Iterator[list[Row] | Refused]:
+    """The rows that make one example each, or the refusal of one that cannot be read."""
+    dataset = plan.dataset(shard.dataset)
+    if shard.kind == "split":
+        assert shard.split is not None
+        for row in read_split(dataset, shard.split, plan.own.get(dataset.reader)):
+            yield row if isinstance(row, Refused) else [row]
+        return
+    if shard.kind == "parsed":
+        of_pairs = dataset.view == "pairs"
+        folder = _paired(plan, dataset.name) if of_pairs else _parsed(plan, packages_key(dataset))
+        for row in _unpacked(read_partition(folder, [f"{shard.part:06d}.arrow"], 0)):
+            yield row if isinstance(row, Refused) else [row]
+        return
+    role = "join" if shard.kind == "joined" else "rows"
+    pieces = plan.pieces(dataset.name, role)
+    batches = read_partition(_folder(plan, dataset.name, role), [f"{one.name}.arrow" for one in pieces], shard.part)
+    queries = _queries(plan, dataset, shard.part) if role == "join" else {}
+    for group in _groups(batches):
+        if isinstance(group, Refused):
+            yield group
+        elif role == "join":
+            yield [{**row, "query": queries.get(row["query_id"])} for row in group]
+        else:
+            yield group
+
+
+def _folder(plan: Plan, dataset: str, role: str) -> Folder:
+    return plan.work / "shuffled" / dataset / role
+
+
+def _parsed(plan: Plan, key: str) -> Folder:
+    return plan.work / "parsed" / key
+
+
+def _paired(plan: Plan, dataset: str) -> Folder:
+    return plan.work / "paired" / dataset
+
+
+def _spread(plan: Plan, dataset: Dataset, piece: Piece) -> None:
+    """Rows to the partitions of their keys; a corpus becomes documents on the way."""
+    form = format_of(dataset, piece.role)
+    assert piece.split is not None
+    rows = read_split(form, piece.split, plan.own.get(form.reader))
+    key_of = _key_of(plan, dataset, piece.role)
+    packed, sides = [], Sides(plan, dataset, piece)
+    for position, row in enumerate(rows, piece.part * ROWS_PER_PIECE):
+        if isinstance(row, Refused):
+            packed.append(_packed("", position, row))
+            sides.refuse(drop(dataset.name, row.reason, row.detail, row.content))
+            continue
+        key, content = key_of(row)
+        packed.append(_packed(key, position, content))
+        sides.take(key, content)
+    sides.write()
+    _write(plan, dataset, piece, pa.Table.from_pylist(packed, schema=SHUFFLED))
+
+
+class Sides:
+    """What the documents and queries of a qrels dataset leave besides their shuffle: corpus, drops and counts.
+
+    Judgements leave nothing here: they are converted, and counted, when they have met their texts.
+    """
+
+    def __init__(self, plan: Plan, dataset: Dataset, piece: Piece) -> None:
+        self._plan, self._dataset, self._piece = plan, dataset, piece
+        self._active = piece.role in {"corpus", "queries"}
+        self._tally = Tally(dataset.name)
+        self._documents: list[Document] = []
+        self._drops: list[Drop] = []
+
+    def take(self, key: str, content: Mapping[str, Any]) -> None:
+        if not self._active:
+            return
+        if not content["text"]:
+            self.refuse(drop(self._dataset.name, "blank_text", f"{self._piece.role}: '{key}' has no text", content))
+        elif self._piece.role == "corpus":
+            self._tally.read += 1
+            self._documents.append(Document(id=key, text=content["text"]))
+        else:
+            self._tally.read += 1
+
+    def refuse(self, refused: Drop) -> None:
+        if self._active:
+            self._tally.read += 1
+            self._tally.drop(refused)
+            self._drops.append(refused)
+
+    def write(self) -> None:
+        if not self._active:
+            return
+        role, name = self._piece.role, self._piece.name
+        if self._documents:
+            corpus = self._plan.folder / "corpora" / self._dataset.name
+            write_table(corpus, f"part-{name}.parquet", table_of(self._documents, Document))
+        if self._drops:
+            file = f"{self._dataset.name}-{role}-{name}.parquet"
+            write_table(self._plan.folder / "dropped", file, table_of(self._drops, Drop))
+        _folder(self._plan, self._dataset.name, role).write_json(f"{name}.json", self._tally.plain())
+
+
+def tallies(plan: Plan, dataset: str, role: str) -> Iterator[Tally]:
+    """What was read and dropped of a qrels dataset's corpus or queries."""
+    folder = _folder(plan, dataset, role)
+    for name in folder.files(".json"):
+        yield Tally.of(folder.read_json(name))
+
+
+def _key_of(plan: Plan, dataset: Dataset, role: str) -> Callable[[Row], tuple[str, Row]]:
+    """What finds a row's key, and what of the row goes on."""
+    max_chars = plan.recipe.transform.max_chars
+    if role != "rows":
+        read = {name: getter(column) for name, column in input_columns_of(dataset, role).items()}
+        return lambda row: (_id(read["id"](row)), {"text": clean_text(str(read["text"](row) or ""), max_chars)})
+    if dataset.rule == "qrels":
+        read = {name: getter(column) for name, column in columns_of(dataset).items()}
+
+        def judgement(row: Row) -> tuple[str, Row]:
+            query, document = _id(read["query_id"](row)), _id(read["document_id"](row))
+            return document, {**row, "query_id": query, "document_id": document, "grade": read["grade"](row)}
+
+        return judgement
+    fields, name = Fields(dataset, max_chars), GROUPED_BY[dataset.rule]
+    return lambda row: (text_key(fields.text(row, name)), row)
+
+
+def _id(value: Any) -> str:
+    return str(value).strip()
+
+
+def _join(plan: Plan, dataset: Dataset, piece: Piece) -> None:
+    """Judgements with the texts of their documents, to the partitions of their queries."""
+    texts: dict[str, str] = {}
+    for row in _shuffled(plan, dataset, "corpus", piece.part):
+        if not row["refused"]:
+            texts.setdefault(row["key"], json.loads(row["row"])["text"])
+    packed = []
+    for row in _shuffled(plan, dataset, "rows", piece.part):
+        if not row["refused"]:
+            content = json.loads(row["row"])
+            row = _packed(content["query_id"], row["position"], {**content, "document": texts.get(row["key"])})
+        packed.append(row)
+    _write(plan, dataset, piece, pa.Table.from_pylist(packed, schema=SHUFFLED))
+
+
+def _queries(plan: Plan, dataset: Dataset, partition: int) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for row in _shuffled(plan, dataset, "queries", partition):
+        if not row["refused"]:
+            found.setdefault(row["key"], json.loads(row["row"])["text"])
+    return found
+
+
+def _shuffled(plan: Plan, dataset: Dataset, role: str, partition: int) -> Iterator[dict[str, Any]]:
+    names = [f"{one.name}.arrow" for one in plan.pieces(dataset.name, role)]
+    for batch in read_partition(_folder(plan, dataset.name, role), names, partition):
+        yield from batch.to_pylist()
+
+
+def _write(plan: Plan, dataset: Dataset, piece: Piece, table: pa.Table) -> None:
+    count = plan.partitions[dataset.name]
+    numbers = [
+        (row if refused else xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"))) % count
+        for row, (key, refused) in enumerate(zip(table["key"].to_pylist(), table["refused"].to_pylist(), strict=True))
+    ]
+    write_partitions(_folder(plan, dataset.name, piece.role), f"{piece.name}.arrow", table, numbers, count)
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[Row] | Refused]:
+    """Rows with the same key, in the order in which the first of each group was read."""
+    table = pa.Table.from_batches(list(batches), schema=SHUFFLED).sort_by(
+        [("key", "ascending"), ("position", "ascending")]
+    )
+    keys, positions, refused = (table[name].to_pylist() for name in ("key", "position", "refused"))
+    groups: list[tuple[int, list[int]]] = []
+    for _, members in groupby(range(len(keys)), key=lambda index: (keys[index], refused[index] and index)):
+        rows = list(members)
+        groups.append((positions[rows[0]], rows))
+    for _, rows in sorted(groups):
+        contents = [json.loads(table["row"][index].as_py()) for index in rows]
+        yield Refused(**contents[0]) if refused[rows[0]] else contents
+
+
+def _parse_packages(plan: Plan, piece: Piece) -> None:
+    with collector_paused():
+        rows = [row for file in piece.sources for row in docstrings(file)]
+    _write_parsed(_parsed(plan, piece.dataset), piece.name, rows)
+
+
+def _pair_up(plan: Plan, dataset: Dataset) -> None:
+    """Pairs of docstrings; drawing partners needs all summaries at once, so this is one task."""
+    names = [f"{part:06d}.arrow" for part in range(PARSED_PARTS)]
+    rows = list(_unpacked(read_partition(_parsed(plan, packages_key(dataset)), names, 0)))
+    refused = [row for row in rows if isinstance(row, Refused)]
+    documented = [row for row in rows if not isinstance(row, Refused)]
+    drawn: list[Row | Refused] = [*refused, *pairs(documented, partial(held_out, fraction=dataset.held_out_fraction))]
+    size = -(-len(drawn) // PARSED_PARTS)
+    for part in range(PARSED_PARTS):
+        _write_parsed(_paired(plan, dataset.name), f"{part:06d}", drawn[part * size : (part + 1) * size])
+
+
+def _write_parsed(folder: Folder, name: str, rows: Sequence[Row | Refused]) -> None:
+    table = pa.Table.from_pylist([_packed("", position, row) for position, row in enumerate(rows)], schema=SHUFFLED)
+    write_partitions(folder, f"{name}.arrow", table, [0] * len(rows), 1)
+
+
+def _packed(key: str, position: int, row: Mapping[str, Any] | Refused) -> dict[str, Any]:
+    refused = isinstance(row, Refused)
+    content = {"reason": row.reason, "detail": row.detail, "content": row.content} if isinstance(row, Refused) else row
+    # a lone surrogate survives as an escape, which Arrow can hold
+    text = json.dumps(content, ensure_ascii=False, default=str)
+    if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+        text = json.dumps(content, default=str)
+    return {"key": key.encode("utf-8", "replace").decode(), "position": position, "refused": refused, "row": text}
+
+
+def _unpacked(batches: Iterable[pa.RecordBatch]) -> Iterator[Row | Refused]:
+    for batch in batches:
+        for refused, text in zip(batch["refused"].to_pylist(), batch["row"].to_pylist(), strict=True):
+            content = json.loads(text)
+            yield Refused(**content) if refused else content
