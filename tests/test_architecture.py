@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "qzhou"
 ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving")
 LEVELS = {
-    "errors": 0, "records": 1, "recipe": 2, "prompts": 2, "storage": 2, "runs": 2, "progress": 2, "job": 2,
+    "errors": 0, "records": 1, "recipe": 2, "dataset": 2, "prompts": 2, "storage": 2, "runs": 2, "progress": 2, "job": 2,
     "cluster": 3, "encoder": 3, **dict.fromkeys(ROOMS, 4),
 }  # fmt: skip
 ONLY_IN = {
@@ -23,7 +23,7 @@ ONLY_IN = {
     "fastapi": {"serve/app.py"},
     "openai": {"platform/qzhou/synthesis/client.py"},
 }
-SLIM = ("errors", "records", "recipe", "prompts", "storage", "runs", "progress", "job")
+SLIM = ("errors", "records", "dataset", "recipe", "prompts", "storage", "runs", "progress", "job")
 PYTHON = [path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 

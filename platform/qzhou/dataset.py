@@ -139,6 +139,11 @@ class Dataset(Format):
     min_query_chars: Count = Field(1, description="Shorter queries, and shorter texts of other tasks, are dropped.")
     min_positive_chars: Count = Field(1, description="Retrieval: shorter answers are dropped.")
     max_dropped_fraction: Fraction = Field(1.0, description="More dropped rows than this share fail the job.")
+    may_share_texts: bool = Field(
+        False,
+        description="Training rows may share one text with held-out data, as official splits do: a document, or one "
+        "side of a pair. Held-out queries, classified texts and whole pairs are never trained on.",
+    )
     held_out_fraction: Fraction = Field(0.0, description="Share of the groups kept for evaluation, never trained on.")
     split_by: str | None = Field(None, description="Column whose hash decides what is held out; default: the query.")
 

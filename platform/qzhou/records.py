@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring
 from typing import Literal
 
 Task = Literal["retrieval", "pair", "classification"]
@@ -153,8 +154,13 @@ class Manifest:
 
 def stable_id(dataset: str, *parts: object) -> str:
     """24 hex digits that depend on the dataset's name and the content alone."""
-    content = json.dumps([dataset, *parts], ensure_ascii=False, sort_keys=True)
+    content = f"[{', '.join(map(_as_json, (dataset, *parts)))}]"
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+def _as_json(part: object) -> str:
+    """What ``json.dumps`` writes, without making an encoder for every text."""
+    return encode_basestring(part) if isinstance(part, str) else json.dumps(part, ensure_ascii=False, sort_keys=True)
 
 
 def family(example: Example) -> str:

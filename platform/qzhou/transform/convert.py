@@ -15,13 +15,14 @@ from qzhou.records import EXAMPLE_TYPES, Drop, Example, PairExample, RetrievalEx
 from qzhou.storage import Folder, schema_of, table_of, write_table
 from qzhou.transform.columns import Row, getter
 from qzhou.transform.dedup import KeyList, texts_of
+from qzhou.transform.examples import swapped_id
 from qzhou.transform.fields import Fields, drop, number
 from qzhou.transform.filters import language_of, refusals
 from qzhou.transform.near_duplicates import band_keys
 from qzhou.transform.partitions import write_partitions
 from qzhou.transform.plan import Plan, Shard
 from qzhou.transform.readers import Refused
-from qzhou.transform.rules import RULES, swapped
+from qzhou.transform.rules import RULES
 from qzhou.transform.shuffle import units
 from qzhou.transform.splits import held_out
 from qzhou.transform.tally import Tally
@@ -80,7 +81,7 @@ def convert_shard(plan: Plan, shard: Shard) -> None:
         candidates, drops = _converted(chunk, convert, tally)
         candidates = _filtered(candidates, plan, dataset, drops, tally)
         tally.languages.update(_languages(candidates))
-        _add_keys(keys, candidates, start, settings.near_duplicates)
+        _add_keys(keys, candidates, start, settings.near_duplicates, dataset.may_share_texts)
         name = f"{part:04d}.parquet"
         write_table(folder, name, _table(candidates, dataset))
         if drops:
@@ -169,9 +170,11 @@ def _languages(candidates: Sequence[Candidate]) -> Iterator[str]:
         yield language_of(" ".join(texts_of(one.example)))
 
 
-def _add_keys(keys: KeyList, candidates: Sequence[Candidate], start: int, near: float | None) -> None:
+def _add_keys(
+    keys: KeyList, candidates: Sequence[Candidate], start: int, near: float | None, may_share_texts: bool
+) -> None:
     for row, one in enumerate(candidates, start):
-        keys.add(row, one.example, one.held_out)
+        keys.add(row, one.example, one.held_out, may_share_texts=may_share_texts)
     if near is None or not candidates:
         return
     sides = [texts_of(one.example) for one in candidates]
@@ -186,7 +189,7 @@ def _add_keys(keys: KeyList, candidates: Sequence[Candidate], start: int, near: 
 def _table(candidates: Sequence[Candidate], dataset: Dataset) -> pa.Table:
     examples = [one.example for one in candidates]
     table = table_of(examples, EXAMPLE_TYPES[dataset.task])
-    swaps = [swapped(one).id if isinstance(one, PairExample) else "" for one in examples]
+    swaps = [swapped_id(one) if isinstance(one, PairExample) else "" for one in examples]
     more = {
         "held_out": [one.held_out for one in candidates],
         "rows": [one.rows for one in candidates],

@@ -77,13 +77,14 @@ class KeyList:
         self._held: list[bool] = []
         self._more: list[pa.Table] = []
 
-    def add(self, row: int, example: Example, held: bool) -> None:
+    def add(self, row: int, example: Example, held: bool, *, may_share_texts: bool = False) -> None:
         """Keys of one example.
 
         A query with two answers is two examples. A text with two labels, or a pair with two scores or with its sides
         exchanged, is one: the second contradicts the first or adds nothing. A retrieval text is compared with
         held-out queries and documents; a labelled text or a pair with held-out texts of its kind and with held-out
-        queries: a class may be taught with a text that is somewhere a document.
+        queries: a class may be taught with a text that is somewhere a document. With ``may_share_texts``, a training
+        document and one side of a training pair may be held out elsewhere.
         """
         keys = [text_key(text) for text in texts_of(example)]
         if isinstance(example, RetrievalExample):
@@ -96,7 +97,8 @@ class KeyList:
             self._append(row, text_digest(*own), identity, held)
         if self._with_texts:
             digests = [text_digest(key) for key in keys]
-            for digest in digests:
+            own_texts = {Space.RETRIEVAL: 1, Space.PAIR: 0, Space.CLASSIFICATION: 1}[identity]
+            for digest in digests[:own_texts] if may_share_texts and not held else digests:
                 self._append(row, digest, text, held)
             if held and text is Space.RETRIEVAL_TEXT:
                 self._append(row, digests[0], Space.SIMILARITY_TEXT, held)

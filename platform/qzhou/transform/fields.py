@@ -130,7 +130,7 @@ class Fields:
 
     def blank(self, name: str, row: Row) -> Drop:
         """The drop of a row whose field is empty."""
-        return self.drop(f"blank_{name}", f"column '{self.columns[name]}' is empty", row)
+        return self.drop(f"blank_{name}", f"column '{self.columns.get(name, name)}' is empty", row)
 
     def drop(self, reason: str, detail: str, content: object, *, part: bool = False) -> Drop:
         return drop(self.dataset.name, reason, detail, content, part=part)

@@ -13,13 +13,15 @@ from qzhou.transform.dedup import texts_of
 
 JUDGED_CHARS = 15  # shorter texts are too short to tell a language by
 CLASSIFIED_CHARS = 1000
+CHINESE = {"wuu": "zh", "yue": "zh"}  # a written sentence seldom tells Mandarin from Wu and Cantonese
 
 
 def language_of(text: str) -> str:
-    """ISO 639-1 code of the most likely language, by py3langid's naive Bayes (97 languages)."""
+    """ISO 639-1 code of the most likely language, by py3langid's naive Bayes; written Chinese is always ``zh``."""
     import py3langid
 
-    return str(py3langid.classify(text[:CLASSIFIED_CHARS])[0])
+    code = str(py3langid.classify(text[:CLASSIFIED_CHARS])[0])
+    return CHINESE.get(code, code)
 
 
 def refusals(examples: Sequence[Example], dataset: Dataset, model: ModelSection) -> list[tuple[str, str] | None]:

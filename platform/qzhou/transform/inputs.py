@@ -126,7 +126,7 @@ def open_bytes(file: InputFile) -> BinaryIO:
     stream = open_raw(file)
     name = file.uri
     if file.member:
-        stream, name = cast(BinaryIO, zipfile.ZipFile(stream).open(file.member)), file.member
+        stream, name = cast(BinaryIO, zipfile.ZipFile(stream).open(file.member)), file.member  # noqa: SIM115 - the caller closes
     if name.endswith(".gz"):
         return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
     return cast(BinaryIO, bz2.BZ2File(stream)) if name.endswith(".bz2") else stream

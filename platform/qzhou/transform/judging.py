@@ -72,34 +72,35 @@ def indexed(plan: Plan, shard: Shard) -> np.ndarray:
     return np.frombuffer((plan.work / "ngrams").read_bytes(f"{shard.name}.u8"), dtype=np.uint64)
 
 
-def survey_shard(plan: Plan, shard: Shard, index: Index | None) -> Overlap:
-    """Compare a shard's training candidates with the evaluation's texts, and number them for the sample.
+def survey_shard(plan: Plan, shard: Shard, index: Index | None) -> None:
+    """Find the training candidates that overlap with the evaluation, if they are to be dropped, and number the others.
 
-    Writes ``<shard>.npz``: ``contaminated`` (rows, where they are to be dropped) and ``sample`` (a number for each
-    candidate that may be drawn).
+    Writes ``<shard>.npz``: ``contaminated`` (rows) and ``sample`` (a number for each candidate that may be drawn).
     """
-    dataset = plan.dataset(shard.dataset)
     table = candidates_of(plan, shard)
-    open_ = (verdicts_of(plan, shard, table.num_rows) == 0) & ~table["held_out"].to_numpy()
-    overlap, contaminated = Overlap(dataset.name), np.empty(0, dtype=np.int64)
-    if index is not None:
-        rows = np.flatnonzero(open_)
-        hit = overlap.compare(table.take(pa.array(rows)), dataset.task, index)
-        if plan.recipe.transform.contamination.action == "drop":
-            contaminated = rows[hit]
-            open_[contaminated] = False
-    numbers = sample_keys(table["id"].filter(pa.array(open_)).to_pylist(), plan.recipe.run.seed)
+    waiting = np.flatnonzero((verdicts_of(plan, shard, table.num_rows) == 0) & ~table["held_out"].to_numpy())
+    contaminated = np.empty(0, dtype=np.int64)
+    if index is not None and plan.recipe.transform.contamination.action == "drop":
+        hit = compare(plan, shard, table.take(pa.array(waiting)), index)
+        contaminated, waiting = waiting[hit], waiting[~hit]
+    numbers = sample_keys(table["id"].take(pa.array(waiting)).to_pylist(), plan.recipe.run.seed)
     with (
         (plan.work / "survey").writing(f"{shard.name}.npz") as temporary,
         plan.folder.filesystem.open_output_stream(temporary) as stream,
     ):
         np.savez(stream, contaminated=contaminated, sample=numbers)
-    (plan.work / "survey").write_json(f"{shard.name}.json", overlap.plain())
-    return overlap
+
+
+def compare(plan: Plan, shard: Shard, table: pa.Table, index: Index) -> np.ndarray:
+    """Which examples of a table overlap with the evaluation; the counts are left for the report."""
+    overlap = Overlap(shard.dataset)
+    hit = overlap.compare(table, plan.dataset(shard.dataset).task, index)
+    (plan.work / "overlaps").write_json(f"{shard.name}.json", overlap.plain())
+    return hit
 
 
 def is_surveyed(plan: Plan, shard: Shard) -> bool:
-    return (plan.work / "survey").exists(f"{shard.name}.json")
+    return (plan.work / "survey").exists(f"{shard.name}.npz")
 
 
 def read_survey(plan: Plan, shard: Shard) -> dict[str, np.ndarray]:

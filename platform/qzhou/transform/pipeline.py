@@ -195,9 +195,10 @@ def _work(
         if plan.is_judged:
             _each("judge", plan, range(plan.buckets), judge_bucket, is_judged)
         index = _index(plan, task_texts) if plan.is_compared else None
+        shared = ray.put(index)  # one copy a node, whichever task reads it
         if plan.is_surveyed:
-            _survey(plan, index)
-        _write(plan)
+            _survey(plan, shared)
+        _write(plan, shared)
     counts = {dataset.name: _counts(plan, dataset) for dataset in recipe.datasets}
     overlaps = _overlaps(plan) if index else {}
     write_report(folder, recipe, counts, overlaps, index.kept_of if index else 1)
@@ -225,6 +226,7 @@ def _each(
     made = ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
         _Task(work, plan), batch_size=None, batch_format="pyarrow"
     )
+
     with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:
         for _ in made.iter_rows():
             bar.advance(1)
@@ -260,20 +262,18 @@ def _index(plan: Plan, task_texts: TaskTexts | None) -> Index:
     return builder.index()
 
 
-def _survey(plan: Plan, index: Index | None) -> None:
-    shared = ray.put(index)  # one copy a node, whichever task reads it
-
+def _survey(plan: Plan, shared: Any) -> None:
     def survey(plan: Plan, shard: Shard) -> None:
         survey_shard(plan, shard, ray.get(shared))
 
     _each("survey", plan, plan.shards, survey, is_surveyed)
 
 
-def _write(plan: Plan) -> None:
+def _write(plan: Plan, shared: Any) -> None:
     limits = sample_limits(plan)
 
     def write(plan: Plan, shard: Shard) -> None:
-        write_shard(plan, shard, limits.get(shard.dataset))
+        write_shard(plan, shard, limits.get(shard.dataset), ray.get(shared))
 
     def corpus(plan: Plan, item: tuple[str, int]) -> None:
         write_corpus(plan, *item)
@@ -303,6 +303,6 @@ def _counts(plan: Plan, dataset: Dataset) -> Tally:
 def _overlaps(plan: Plan) -> dict[str, Overlap]:
     found: dict[str, Overlap] = {}
     for shard in plan.shards:
-        content = (plan.work / "survey").read_json(f"{shard.name}.json")
+        content = (plan.work / "overlaps").read_json(f"{shard.name}.json")
         found.setdefault(shard.dataset, Overlap(shard.dataset)).add(Overlap(**content))
     return found

@@ -23,7 +23,7 @@ from qzhou.transform.readers import OwnReader
 PARTITION_BYTES = 64 * 2**20  # raw bytes whose rows meet in one task of a shuffle
 BUCKET_BYTES = 32 * 2**20  # raw bytes whose keys are judged together: some hundred thousand rows
 MAX_PARTITIONS = 4096
-PARSED_PARTS = 16  # tasks that parse Python packages: enough for all cores to finish together
+PARSED_PARTS = 8  # tasks that parse Python packages: enough for all cores to finish together
 
 Kind = Literal["split", "parsed", "grouped", "joined"]
 INPUTS = ("rows", "corpus", "queries")
@@ -102,7 +102,8 @@ class Plan:
     @property
     def is_surveyed(self) -> bool:
         """Whether candidates have to be looked at once more before they are written."""
-        return self.is_compared or any(dataset.max_rows is not None for dataset in self.recipe.datasets)
+        drops = self.is_compared and self.recipe.transform.contamination.action == "drop"
+        return drops or any(dataset.max_rows is not None for dataset in self.recipe.datasets)
 
     @property
     def is_judged(self) -> bool:

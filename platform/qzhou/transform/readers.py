@@ -53,8 +53,8 @@ def read_split(form: Format, split: Split, own: OwnReader | None = None) -> Iter
     Args:
         form: How the files become rows.
         split: What to read.
-        own: The function that ``reader = "module:function"`` names; called with a local path or URI and
-            ``reader_options``.
+        own: The function that ``reader = "module:function"`` names; called with each file, open in binary mode and
+            unpacked, and ``reader_options``.
 
     Raises:
         DataError: A file is damaged and ``on_corrupt_file`` is fatal, or a reader of the user's own fails.
@@ -278,9 +278,9 @@ def _read_json(form: Format, file: InputFile) -> Iterator[Row | Refused]:
                     found += 1
                     yield row
         except ijson.IncompleteJSONError as error:
-            raise EOFError(f"not whole JSON: {error}") from None
+            raise EOFError(f"not whole JSON: {str(error).splitlines()[0]}") from None
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise EOFError(f"not JSON: {error}") from None
+            raise EOFError(f"not JSON: {str(error).splitlines()[0]}") from None
     if not found:
         raise DataError(
             f"{file.name} holds no rows at '{form.records or '[]'}'. Set 'records' to the path of the rows, "
@@ -288,7 +288,7 @@ def _read_json(form: Format, file: InputFile) -> Iterator[Row | Refused]:
         )
 
 
-class _Rest(io.RawIOBase):
+class _Rest:
     """A stream with its first bytes put back."""
 
     def __init__(self, start: bytes, stream: BinaryIO) -> None:
@@ -367,12 +367,13 @@ def _read_hf(split: Split) -> Iterator[Row | Refused]:
 def _read_own(form: Format, file: InputFile, own: OwnReader) -> Iterator[Row | Refused]:
     """Rows of a reader of the user's own; what it raises is reported with its place, without a traceback."""
     try:
-        for number, row in enumerate(own(file.uri, **form.reader_options), start=1):
-            if isinstance(row, dict):
-                yield row
-            else:
-                detail = f"{file.name}, row {number} of {form.reader}: {type(row).__name__}, not a dict"
-                yield Refused("not_an_object", detail, str(row))
+        with open_bytes(file) as stream:
+            for number, row in enumerate(own(stream, **form.reader_options), start=1):
+                if isinstance(row, dict):
+                    yield row
+                else:
+                    detail = f"{file.name}, row {number} of {form.reader}: {type(row).__name__}, not a dict"
+                    yield Refused("not_an_object", detail, str(row))
     except (*DAMAGE, QzhouError):
         raise
     except Exception as error:  # anything may go wrong in foreign code

@@ -181,7 +181,7 @@ def _key_of(plan: Plan, dataset: Dataset, role: str) -> Callable[[Row], tuple[st
 
 
 def _id(value: Any) -> str:
-    return str(value).strip()
+    return str(value).strip().encode("utf-8", "replace").decode()  # a lone surrogate would not come back
 
 
 def _join(plan: Plan, dataset: Dataset, piece: Piece) -> None:

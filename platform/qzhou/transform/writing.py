@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from qzhou.dataset import Dataset
 from qzhou.records import EXAMPLE_TYPES, Document, Drop, Qrel, Query, stable_id
 from qzhou.storage import Folder, from_row, schema_of, table_of, write_table
-from qzhou.transform.contamination import TEXT_COLUMNS
+from qzhou.transform.contamination import TEXT_COLUMNS, Index
 from qzhou.transform.dedup import DETAILS, Verdict
 from qzhou.transform.fields import drop
-from qzhou.transform.judging import candidates_of, statuses
+from qzhou.transform.judging import candidates_of, compare, statuses
 from qzhou.transform.partitions import read_partition, write_partitions
 from qzhou.transform.plan import Plan, Shard
 from qzhou.transform.tally import Tally
@@ -26,13 +26,14 @@ ROWS_PER_FILE = 20_000
 DOCUMENT_KEYS = schema_of(Document)
 
 
-def write_shard(plan: Plan, shard: Shard, limit: int | None) -> None:
+def write_shard(plan: Plan, shard: Shard, limit: int | None, index: Index | None) -> None:
     """Write what becomes of a shard's candidates; the counts last, as the mark that it is done.
 
     Args:
         plan: Of the stage.
         shard: Whose verdicts are known.
         limit: What :func:`qzhou.transform.judging.sample_limits` says of its dataset.
+        index: Of the evaluation's texts, if overlaps are to be reported.
     """
     dataset = plan.dataset(shard.dataset)
     tally = Tally(dataset.name)
@@ -43,6 +44,8 @@ def write_shard(plan: Plan, shard: Shard, limit: int | None) -> None:
     kept = (verdicts == 0) & ~held & ~left_out
     tally.kept, tally.held_out = int(rows[kept].sum()), int(rows[(verdicts == 0) & held].sum())
     tally.sampled_out = int(rows[left_out].sum())
+    if index is not None and plan.recipe.transform.contamination.action == "report":
+        compare(plan, shard, table.filter(pa.array(kept)), index)
     examples = _both_ways(table.filter(pa.array(kept)), dataset)
     held_out = table.filter(pa.array((verdicts == 0) & held))
     place = f"{dataset.task}/{dataset.name}"

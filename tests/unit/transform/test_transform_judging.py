@@ -1,11 +1,11 @@
 import hashlib
 
+import numpy as np
 import pytest
 
-from qzhou.recipe import Dataset
 from qzhou.records import LabeledExample, PairExample, RetrievalExample
-from qzhou.transform.dedup import HeldOutTexts, identity, sample, text_digest
-from qzhou.transform.judging import Mark, verdicts
+from qzhou.transform.dedup import KeyList, Verdict, judge, sample_keys
+from qzhou.transform.near_duplicates import band_keys, bands_for
 from qzhou.transform.splits import held_out
 
 
@@ -17,8 +17,30 @@ def pair(text_a, text_b, score=1.0):
     return PairExample(id="", dataset="d", text_a=text_a, text_b=text_b, score=score)
 
 
-def labeled(text, label):
+def labeled(text, label="x"):
     return LabeledExample(id="", dataset="d", text=text, label=label)
+
+
+def verdicts(*rows, identity=True, share=False, near=None):
+    """What becomes of (example, held out) rows, each in a shard of its own, in this order."""
+    keys = KeyList(with_identity=identity, with_texts=True)
+    for row, (example, held) in enumerate(rows):
+        keys.add(row, example, held, may_share_texts=share)
+    if near is not None:
+        sides = [[example.query for example, _ in rows], [example.positives[0] for example, _ in rows]]
+        bands, comparable = band_keys(sides, near)
+        held = np.array([held for _, held in rows])
+        keys.add_near(np.flatnonzero(comparable), bands[comparable], held[comparable])
+    table = keys.table()
+    found = dict.fromkeys(range(len(rows)), "")
+    for position, verdict in zip(*judge(table, np.zeros(table.num_rows, dtype=np.int64)), strict=True):
+        row = table["row"][int(position)].as_py()
+        found[row] = min(filter(None, (found[row], Verdict(verdict).name.lower())), key=_rank)
+    return list(found.values())
+
+
+def _rank(name):
+    return Verdict[name.upper()]
 
 
 def test_the_side_of_a_group_follows_from_its_name_alone():
@@ -34,81 +56,92 @@ def test_the_side_of_a_group_follows_from_its_name_alone():
     assert not held_out("module0", first - 1e-9)
 
 
-def test_repeats_are_equal_up_to_case_and_white_space():
-    assert identity(retrieval("A query", "Answer")) == identity(retrieval("a  QUERY", "answer"))
-    assert identity(retrieval("query", "one")) != identity(retrieval("query", "two"))
-    assert identity(retrieval("a b", "c")) != identity(retrieval("a", "b c"))
+def test_repeats_are_equal_up_to_case_and_white_space_and_the_first_stays():
+    rows = [retrieval("A query", "Answer"), retrieval("a  QUERY", "answer"), retrieval("A query", "other")]
+
+    assert verdicts(*((row, False) for row in rows)) == ["", "duplicate", ""]
+    assert verdicts((retrieval("a b", "c"), False), (retrieval("a", "b c"), False)) == ["", ""]
 
 
 def test_a_second_label_score_or_side_makes_a_repeat():
-    assert identity(labeled("text", "x")) == identity(labeled("Text", "y"))
-    assert identity(pair("a", "b", 1.0)) == identity(pair("B", "A", 0.0))
+    assert verdicts((labeled("text", "x"), False), (labeled("Text", "y"), False)) == ["", "duplicate"]
+    assert verdicts((pair("a", "b", 1.0), False), (pair("B", "A", 0.0), False)) == ["", "duplicate"]
+
+
+def test_a_text_that_stands_twice_in_one_example_repeats_nothing():
+    assert verdicts((retrieval("q", "same", "SAME"), False), (pair("x", "y"), False)) == ["", ""]
+
+
+def test_what_is_held_out_comes_first_wherever_it_stands():
+    rows = [(retrieval("q", "d"), False), (retrieval("Q", "D"), True), (retrieval("q", "d"), True)]
+
+    assert verdicts(*rows) == ["in_held_out", "", "duplicate"]
 
 
 def test_training_texts_are_compared_with_what_evaluation_of_their_kind_asks():
-    held = HeldOutTexts()
-    held.add("retrieval", [text_digest("query"), text_digest("document")])
-    held.add("pair", [text_digest("sentence")])
+    held = [(retrieval("query", "document"), True), (pair("sentence", "z"), True)]
 
-    assert held.meet("retrieval", [text_digest("x"), text_digest("Document")])
-    assert held.meet("retrieval", [text_digest("query"), text_digest("x")])
-    assert not held.meet("retrieval", [text_digest("sentence")])
-    assert held.meet("classification", [text_digest("sentence")])
-    assert held.meet("pair", [text_digest("x"), text_digest("query")])
-    assert not held.meet("classification", [text_digest("document")])
+    def of(example):
+        return verdicts(*held, (example, False))[-1]
+
+    assert of(retrieval("x", "Document")) == "in_held_out"
+    assert of(retrieval("query", "x")) == "in_held_out"
+    assert of(retrieval("sentence", "x")) == ""
+    assert of(labeled("sentence")) == "in_held_out"
+    assert of(pair("x", "query")) == "in_held_out"
+    assert of(labeled("document")) == ""
+
+
+def test_an_official_split_may_share_documents_and_sides_but_no_queries_and_no_pairs():
+    held = [(retrieval("query", "document"), True), (pair("a", "b"), True), (labeled("text"), True)]
+
+    def of(example):
+        return verdicts(*held, (example, False), share=True)[-1]
+
+    assert of(retrieval("other", "document")) == ""
+    assert of(retrieval("query", "other")) == "in_held_out"
+    assert of(pair("a", "c")) == ""
+    assert of(pair("b", "a")) == "duplicate"
+    assert of(labeled("text")) == "in_held_out"
+
+
+def test_without_deduplication_repeats_stay_and_held_out_texts_still_go():
+    rows = [(retrieval("q", "d"), False)] * 2 + [(retrieval("h", "x"), True), (retrieval("h", "y"), False)]
+
+    assert verdicts(*rows, identity=False) == ["", "", "", "in_held_out"]
+
+
+SENTENCE = "the quick brown fox jumps over the lazy dog while nine old engineers look on and drink their cold tea in {}"
+
+
+def test_near_duplicates_are_near_on_every_side():
+    rows = [
+        (retrieval(SENTENCE.format("peace"), SENTENCE.format("silence")), False),
+        (retrieval(SENTENCE.format("Peace!"), SENTENCE.format("silent rooms")), False),
+        (retrieval("another question about the same passage", SENTENCE.format("silence")), False),
+        (retrieval("!!!", "..."), False),
+        (retrieval("???", ",,,"), False),
+    ]
+
+    assert verdicts(*rows, near=0.8) == ["", "near_duplicate", "", "", ""]
+
+
+@pytest.mark.parametrize("threshold", [0.6, 0.7, 0.8, 0.9])
+def test_the_curve_of_the_bands_rises_at_the_threshold(threshold):
+    bands, rows = bands_for(threshold)
+
+    def found(similarity):
+        return 1 - (1 - similarity ** (2 * rows)) ** bands
+
+    assert found(threshold + 0.1) > 0.85 or threshold == 0.9
+    assert found(threshold - 0.15) < 0.25
 
 
 def test_a_sample_does_not_depend_on_the_order_of_rows():
     ids = [f"id{i}" for i in range(100)]
-    drawn = {ids[position] for position in sample(ids, 10, seed=3)}
-    backwards = ids[::-1]
 
-    assert len(drawn) == 10
-    assert drawn == {backwards[position] for position in sample(backwards, 10, seed=3)}
-    assert drawn != {ids[position] for position in sample(ids, 10, seed=4)}
-    assert sample(ids, 1000, seed=3) == set(range(100))
+    def drawn(ids, seed):
+        return {ids[place] for place in np.argsort(sample_keys(ids, seed))[:10]}
 
-
-def dataset(name, rule, **settings):
-    return Dataset.model_validate({"name": name, "reader": "jsonl", "paths": ("x",), "rule": rule, **settings})
-
-
-def mark(*texts, held=False, reason=""):
-    digests = [text_digest(text) for text in texts]
-    return Mark(reason, held, "-".join(texts), text_digest(*texts), b"".join(digests))
-
-
-def judge(datasets, rows, **settings):
-    marks = {name: (lambda found=found: found) for name, found in rows.items()}
-    return verdicts(datasets, marks, **{"deduplicate": True, "seed": 0, **settings})
-
-
-def test_repeats_and_contamination_are_found_across_datasets():
-    first, second = dataset("first", "title_body"), dataset("second", "question_answer")
-    rows = {
-        "first": [mark("q", "d"), mark("", reason="blank_query"), mark("held", "elsewhere")],
-        "second": [mark("Q", "D"), mark("held", "answer", held=True), mark("HELD", "answer", held=True)],
-    }
-
-    assert judge([first, second], rows) == {
-        "first": ["training", "blank_query", "in_held_out"],
-        "second": ["duplicate", "held out", "duplicate"],
-    }
-
-
-def test_without_deduplication_repeats_stay_and_contamination_still_goes():
-    rows = {"d": [mark("q", "d"), mark("q", "d"), mark("h", "x", held=True), mark("h", "y")]}
-
-    judged = judge([dataset("d", "title_body")], rows, deduplicate=False)
-
-    assert judged == {"d": ["training", "training", "held out", "in_held_out"]}
-
-
-def test_a_sample_leaves_held_out_rows_alone_and_counts_a_pair_twice():
-    rows = {"d": [mark(f"a{i}", f"b{i}", held=i < 5) for i in range(20)]}
-
-    retrieval_rows = judge([dataset("d", "title_body", max_rows=6)], rows)["d"]
-    pair_rows = judge([dataset("d", "scored_pair", max_rows=6)], rows)["d"]
-
-    assert [retrieval_rows.count(verdict) for verdict in ("held out", "training", "sampled out")] == [5, 6, 9]
-    assert [pair_rows.count(verdict) for verdict in ("held out", "training", "sampled out")] == [5, 3, 12]
+    assert drawn(ids, 3) == drawn(ids[::-1], 3)
+    assert drawn(ids, 3) != drawn(ids, 4)

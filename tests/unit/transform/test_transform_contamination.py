@@ -1,0 +1,112 @@
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from qzhou.recipe import ContaminationSection
+from qzhou.records import LabeledExample, RetrievalExample
+from qzhou.storage import table_of
+from qzhou.transform.contamination import IndexBuilder, Overlap, grams_of
+from qzhou.transform.ngrams import Tokens, windows
+
+WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()  # noqa: SIM905
+SETTINGS = ContaminationSection()
+
+
+def index_of(settings=SETTINGS, **tasks):
+    builder = IndexBuilder(settings)
+    for task, texts in tasks.items():
+        builder.add_texts(task, texts)
+    return builder.index()
+
+
+def hits(texts, index):
+    rows = [LabeledExample(id="", dataset="d", text=text, label="") for text in texts]
+    overlap = Overlap("d")
+    hit = overlap.compare(table_of(rows, LabeledExample), "classification", index)
+    return hit.tolist(), overlap
+
+
+def by_hand(text, size):
+    words = text.casefold().split()
+    return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 13])
+def test_windows_are_the_runs_of_tokens_written_in_loops(size):
+    texts = ["a b c d", "", "b c d", "B, c! d?", " ".join(WORDS), "x"]
+    tokens = Tokens.of(texts)
+
+    grams, ends = windows(tokens, size, whole_if_shorter=False)
+
+    found = [set(grams[start:end].tolist()) for start, end in itertools.pairwise(ends)]
+    plain = [text.replace(",", "").replace("!", "").replace("?", "") for text in texts]
+    for one, text in zip(found, plain, strict=True):
+        for other, other_text in zip(found, plain, strict=True):
+            assert len(one & other) == len(by_hand(text, size) & by_hand(other_text, size))
+
+
+def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not():
+    index = index_of(task=["before that " + " ".join(WORDS) + " and after"])
+
+    found, overlap = hits(["So: " + " ".join(WORDS[:13]).upper() + "!", "so " + " ".join(WORDS[:12]) + " so"], index)
+
+    assert found == [True, False]
+    assert (overlap.compared, overlap.tasks) == (2, {"task": 1})
+    assert overlap.examples["task"][0].startswith("So: ONE TWO")
+
+
+def test_chinese_is_compared_by_characters():
+    text = "这是一个用来测试评测集污染检测功能的中文句子，它比二十个字要长得多。"
+    index = index_of(task=[text])
+
+    assert hits(["前面的话" + text[3:25] + "后面的话题完全不同于此", text[:10] + "别的内容别的内容别的内容"], index)[
+        0
+    ] == [True, False]
+
+
+def test_short_texts_overlap_when_they_are_equal():
+    index = index_of(task=["What is a transformer?", "你好"])
+
+    assert hits(["what is a TRANSFORMER", "what is a transformer model", "你好！", "你好吗"], index)[0] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_every_side_counts_and_each_task_is_counted_by_itself():
+    rows = [
+        RetrievalExample(id="", dataset="d", query="q", positives=("same text", "other")),
+        RetrievalExample(id="", dataset="d", query="z", positives=("y",)),
+    ]
+    index = index_of(one=["same text"], two=["same text", "nothing"], three=["w"])
+    overlap = Overlap("d")
+
+    hit = overlap.compare(table_of(rows, RetrievalExample), "retrieval", index)
+
+    assert hit.tolist() == [True, False]
+    assert overlap.tasks == {"one": 1, "two": 1, "three": 0}
+
+
+def test_a_bounded_index_still_finds_long_overlaps():
+    rng = np.random.default_rng(0)
+    long_texts = [" ".join(f"w{n}" for n in rng.integers(0, 10**6, 300)) for _ in range(20)]
+    index = index_of(ContaminationSection(max_index_ngrams=1000), task=long_texts)
+
+    assert len(index.hashes) <= 1000
+    assert index.kept_of > 1
+    assert hits(long_texts, index)[0] == [True] * 20
+    assert not any(hits([" ".join(f"v{n}" for n in range(300))], index)[0])
+
+
+def test_what_is_added_twice_counts_once():
+    builder = IndexBuilder(SETTINGS)
+    grams, _ = grams_of(["a b c"], SETTINGS)
+    builder.add("t", grams)
+    builder.add("t", grams)
+
+    assert len(builder.index().hashes) == 1
+    assert isinstance(table_of([], LabeledExample), pa.Table)
