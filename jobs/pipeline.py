@@ -13,6 +13,7 @@ def run(recipe: Recipe) -> None:
     from qzhou.cluster import session
     from qzhou.encoder.backbone import resolve
     from qzhou.evaluation.pipeline import evaluate
+    from qzhou.evaluation.texts import task_texts
     from qzhou.mining.pipeline import mine
     from qzhou.runs import Run
     from qzhou.synthesis.pipeline import synthesize
@@ -22,15 +23,14 @@ def run(recipe: Recipe) -> None:
     for model in filter(None, (recipe.model.backbone, recipe.mining.teacher)):
         resolve(model)  # a name that leads nowhere should cost seconds, not the stages before it is used
     with session():
-        transform(recipe)
+        transform(recipe, task_texts)
         synthesize(recipe)
         mine(recipe)
         train(recipe)
         export(recipe)
         evaluate(recipe)
     folder, serving = Run.open(recipe).folder, recipe.serving
-    print(f"model:   {folder.uri}/model")
-    print(f"report:  {folder.uri}/report.html")
+    print(f"model:   {folder.uri}/model\nreport:  {folder.uri}/report.html")
     print(f"serve it:  make serve RECIPE={sys.argv[1]}        and then, in another terminal:")
     print(f"  curl http://{serving.host}:{serving.port}/v1/embeddings -H 'Content-Type: application/json' \\")
     print(f"""    -d '{{"model": "{recipe.run.name}", "input": "Return the sum of the elements."}}'""", flush=True)

@@ -10,7 +10,12 @@ from qzhou.recipe import Recipe
 def run(recipe: Recipe) -> None:
     from qzhou.transform.pipeline import transform
 
-    transform(recipe)
+    if not recipe.transform.contamination.tasks:
+        transform(recipe)
+        return
+    from qzhou.evaluation.texts import task_texts  # mteb takes seconds to load
+
+    transform(recipe, task_texts)
 
 
 if __name__ == "__main__":

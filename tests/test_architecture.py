@@ -12,13 +12,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "qzhou"
 ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving")
 LEVELS = {
-    "errors": 0, "records": 1, "recipe": 2, "dataset": 2, "prompts": 2, "storage": 2, "runs": 2, "progress": 2, "job": 2,
-    "cluster": 3, "encoder": 3, **dict.fromkeys(ROOMS, 4),
+    "errors": 0, "records": 1, "prompts": 2, "dataset": 2, "recipe": 2, "storage": 2, "runs": 2, "progress": 2,
+    "job": 2, "cluster": 3, "encoder": 3, **dict.fromkeys(ROOMS, 4),
 }  # fmt: skip
 ONLY_IN = {
     "ray": {"platform/qzhou/cluster.py", "serve/app.py", *(f"platform/qzhou/{room}/pipeline.py" for room in ROOMS)},
     "deepspeed": {"platform/qzhou/training/deepspeed_engine.py"},
-    "mteb": {f"platform/qzhou/evaluation/{file}.py" for file in ("models", "pipeline", "tasks")},
+    "mteb": {f"platform/qzhou/evaluation/{file}.py" for file in ("models", "pipeline", "tasks", "texts")},
     "faiss": {"platform/qzhou/mining/search.py"},
     "fastapi": {"serve/app.py"},
     "openai": {"platform/qzhou/synthesis/client.py"},

@@ -1,13 +1,17 @@
 import json
 import os
-from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
 
+import pyarrow.parquet as pq
 import pytest
 
 from qzhou.cluster import session
 from qzhou.errors import DataError
 from qzhou.recipe import parse_recipe
-from qzhou.records import Document, Drop, LabeledExample, PairExample, RetrievalExample, stable_id
+from qzhou.records import Document, Drop, LabeledExample, PairExample, Qrel, Query, RetrievalExample, stable_id
 from qzhou.storage import Folder, read_records
 from qzhou.transform.pipeline import transform
 
@@ -185,24 +189,211 @@ def test_an_empty_dataset_is_refused(tmp_path):
         transform(recipe(tmp_path, {**questions(tmp_path), "paths": [str(path)]}))
 
 
-def test_banking77_is_read_whole(tmp_path):
-    folder = os.environ.get("QZHOU_DATA")
-    if not folder or not (Path(folder) / "banking77").is_dir():
-        pytest.skip("QZHOU_DATA names no folder with banking77/{train,test}.csv (PolyAI, CC BY 4.0)")
-    intents = {
-        "name": "intents",
-        "reader": "csv",
-        "rule": "labeled",
-        "paths": [f"{folder}/banking77/t*.csv"],
-        "columns": {"label": "category"},
-        "held_out_fraction": 0.1,
+def lines(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def collection(folder):
+    """Three documents, one of them blank; two queries; judgements of which two lead nowhere."""
+    documents = [{"_id": "a", "title": "A", "text": "first"}, {"_id": "b", "title": "", "text": "second"}]
+    documents += [{"_id": "c", "title": "", "text": " "}, {"_id": "d", "title": "", "text": "third"}]
+    qrels = [("1", "a", 2), ("1", "b", 0), ("2", "b", 1), ("1", "x", 1), ("9", "a", 1), ("2", "c", 1), ("1", "d", 1)]
+    return {
+        "name": "collection",
+        "rule": "qrels",
+        "reader": "jsonl",
+        "paths": [lines(folder / "qrels.jsonl", *({"query-id": q, "corpus-id": d, "score": s} for q, d, s in qrels))],
+        "queries": {
+            "reader": "jsonl",
+            "paths": [lines(folder / "queries.jsonl", {"_id": "1", "text": "one?"}, {"_id": "2", "text": "two?"})],
+        },
+        "corpus": {"reader": "jsonl", "paths": [lines(folder / "corpus.jsonl", *documents)]},
     }
 
-    transform(recipe(tmp_path, questions(tmp_path), intents))
 
-    examples = read(tmp_path, "examples/classification/intents", LabeledExample)
-    held = read(tmp_path, "held_out/classification/intents", LabeledExample)
-    dropped = [row for row in read(tmp_path, "dropped", Drop) if row.dataset == "intents"]
-    assert len(examples) + len(held) + len(dropped) == 10_003 + 3_080
-    assert {row.reason for row in dropped} <= {"duplicate", "in_held_out"}
-    assert len({row.label for row in examples}) == 77
+def test_judgements_meet_their_texts_and_leave_an_evaluation_task(tmp_path):
+    settings = collection(tmp_path / "raw")
+    transform(recipe(tmp_path, {**settings, "held_out_fraction": 1.0}, questions(tmp_path)))
+
+    (one, two) = read(tmp_path, "held_out/retrieval/collection", RetrievalExample)
+    assert (one.query, set(one.positives), [n.text for n in one.negatives]) == (
+        "one?",
+        {"A\nfirst", "third"},
+        ["second"],
+    )
+    assert (two.query, two.positives) == ("two?", ("second",))
+    assert {row.id: row.text for row in read(tmp_path, "corpora/collection", Document)} == {
+        "a": "A\nfirst",
+        "b": "second",
+        "d": "third",
+    }
+    assert [row.id for row in read(tmp_path, "queries/collection", Query)] == ["1", "2"]
+    judged = {(row.query_id, row.document_id): row.grade for row in read(tmp_path, "qrels/collection", Qrel)}
+    assert judged == {("1", "a"): 2, ("1", "b"): 0, ("1", "d"): 1, ("2", "b"): 1}
+    dropped = [row.reason for row in read(tmp_path, "dropped", Drop) if row.dataset == "collection"]
+    assert sorted(dropped) == ["blank_document", "blank_text", "unknown_document", "unknown_query"]
+
+
+def test_rows_of_one_query_meet_wherever_they_stand(tmp_path):
+    rows = [{"query": f"q{n % 5}", "document": f"d{n}", "grade": int(n >= 10)} for n in range(15)]
+    rows[3:3] = [{"query": "", "document": "x", "grade": 1}]
+    path = lines(tmp_path / "graded.jsonl", *rows)
+    graded = {"name": "graded", "reader": "jsonl", "rule": "graded", "paths": [path]}
+
+    transform(recipe(tmp_path, graded))
+
+    examples = read(tmp_path, "examples/retrieval/graded", RetrievalExample)
+    assert [row.query for row in examples] == ["q0", "q1", "q2", "q3", "q4"]  # in the order of their first rows
+    assert examples[3].positives == ("d13",)
+    assert [negative.text for negative in examples[3].negatives] == ["d3", "d8"]
+    report = json.loads((tmp_path / "run/transform/report.json").read_text())["datasets"]["graded"]
+    assert (report["read"], report["kept"], report["dropped"]) == (16, 15, {"blank_query": 1})
+
+
+def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
+    text = "a sentence that is long enough for thirteen words in a row to be found number {} in the list"
+    rows = [{"question": f"entirely different question {n} {n * n}?", "answer": f"{n} {'x' * n}"} for n in range(20)]
+    rows += [{"question": text.format(n), "answer": f"nothing else {n}"} for n in ("one", "two")]
+    held = [{"question": "held?", "answer": "before " + text.format("three")}]
+    train = {
+        "name": "train",
+        "reader": "jsonl",
+        "rule": "question_answer",
+        "paths": [lines(tmp_path / "t.jsonl", *rows)],
+    }
+    test = {**train, "name": "test", "paths": [lines(tmp_path / "h.jsonl", *held)], "held_out_fraction": 1.0}
+
+    def kept(**settings):
+        made = parse_recipe(
+            {
+                **recipe(tmp_path, train, test).model_dump(),
+                "run": {"name": "-".join(settings), "storage": str(tmp_path)},
+                "transform": settings,
+            },
+            place="test",
+        )
+        transform(made)
+        folder = Folder.open(str(tmp_path)) / "-".join(settings) / "transform"
+        reasons = {row.reason for row in read_records(folder / "dropped", Drop)}
+        return sum(1 for _ in read_records(folder / "examples/retrieval/train", RetrievalExample)), reasons, folder
+
+    assert kept(near_duplicates=0.6)[:2] == (22, set())  # their answers differ, so they are two examples
+    count, reasons, folder = kept(contamination={"action": "drop"})
+    assert (count, reasons) == (20, {"contaminated"})
+    (overlap,) = folder.read_json("report.json")["contamination"]["overlaps"]
+    assert (overlap["dataset"], overlap["task"], overlap["examples"], overlap["compared"]) == ("train", "test", 2, 22)
+    assert kept(max_chars=10_000)[0] == 22  # a report drops nothing
+
+
+def test_too_many_dropped_rows_fail_the_job_with_the_reasons(tmp_path):
+    settings = {**questions(tmp_path), "max_dropped_fraction": 0.1}
+
+    with pytest.raises(DataError) as raised:
+        transform(recipe(tmp_path, settings))
+
+    for part in (
+        "3 of its 23 rows (13.0%) are dropped",
+        "max_dropped_fraction is 0.1",
+        "1 blank_positive",
+        "1 not_json",
+    ):
+        assert part in str(raised.value)
+    assert transform(recipe(tmp_path, {**settings, "max_dropped_fraction": 0.2})).outputs["dropped rows"] == 3
+
+
+def test_the_report_counts_every_row(finished):
+    storage, settings, _ = finished
+    folder = storage / "run" / "transform"
+    report = json.loads((folder / "report.json").read_text())
+
+    for dataset in settings:
+        row = report["datasets"][dataset["name"]]
+        assert row["read"] == row["kept"] + row["held_out"] + row["sampled_out"] + sum(row["dropped"].values())
+        assert row["languages"]
+        assert row["lengths"]
+    assert (folder / "lengths.svg").read_text().startswith("<svg")
+    assert not (folder / "work").exists()
+
+
+READER = """
+import json, os, signal, time
+from pathlib import Path
+
+def rows(stream, dies_at="", slow_s=0.0):
+    time.sleep(slow_s)
+    for line in stream:
+        if dies_at and b'"die"' in line and not Path(dies_at).exists():
+            Path(dies_at).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield json.loads(line)
+"""
+
+
+def own(folder, count, **options):
+    """Datasets of a slow reader of their own, longer than what is looked at before the start; the last row goes."""
+    (folder / "own_reader.py").write_text(READER)
+    made = []
+    for number in range(count):
+        rows = [{"question": f"question {number} {n}", "answer": f"answer {n}"} for n in range(150)]
+        rows.append({"question": "die", "answer": ""})
+        path = lines(folder / f"own-{number}.jsonl", *rows)
+        shape = {"reader": "own_reader:rows", "rule": "question_answer", "reader_options": options}
+        made.append({"name": f"own-{number}", "paths": [path], **shape})
+    return made
+
+
+def tables(folder):
+    """Everything that a transform leaves, its manifest apart: file -> content."""
+    found = {path.relative_to(folder): pq.read_table(path) for path in sorted(folder.rglob("*.parquet"))}
+    return found | {name: (folder / name).read_text() for name in ("report.json", "lengths.svg")}
+
+
+def test_a_killed_worker_changes_nothing(tmp_path):
+    (tmp_path / "once").mkdir()
+    (tmp_path / "calm").mkdir()
+    datasets = own(tmp_path, 2, dies_at=str(tmp_path / "died"))
+    made = {name: recipe(tmp_path / name, *datasets) for name in ("once", "calm")}
+    for one in made.values():
+        one._folder = str(tmp_path)
+
+    transform(made["once"])
+    assert (tmp_path / "died").exists()
+    transform(made["calm"])
+
+    assert tables(tmp_path / "once/run/transform") == tables(tmp_path / "calm/run/transform")
+
+
+def test_a_killed_driver_goes_on_with_the_shards_that_were_not_finished(tmp_path):
+    datasets = own(tmp_path, 12, slow_s=0.4)
+    path = tmp_path / "recipe.json"
+    path.write_text(recipe(tmp_path, *datasets).model_dump_json())
+
+    def start(name):
+        code = (
+            "import json, sys; from qzhou.recipe import parse_recipe; from qzhou.job import main\n"
+            "from qzhou.transform.pipeline import transform\n"
+            f"content = json.load(open({str(path)!r})); content['run']['name'] = {name!r}\n"
+            f"recipe = parse_recipe(content, place='test'); recipe._folder = {str(tmp_path)!r}; transform(recipe)"
+        )
+        outside = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        return subprocess.Popen([sys.executable, "-c", code], env=outside, start_new_session=True)
+
+    killed = start("killed")
+    folder = tmp_path / "killed" / "transform"
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("work/candidates/*/summary.json"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    done = {one.parent.name for one in folder.glob("work/candidates/*/summary.json")}
+    before = {name: (folder / f"dropped/{name}-0000.parquet").stat().st_mtime_ns for name in done}
+
+    again = start("killed")
+    assert again.wait(timeout=180) == 0
+    assert start("calm").wait(timeout=180) == 0
+
+    assert 5 <= len(done) < 12
+    assert {name: (folder / f"dropped/{name}-0000.parquet").stat().st_mtime_ns for name in done} == before
+    assert tables(folder) == tables(tmp_path / "calm/transform")

@@ -20,10 +20,19 @@ from qzhou.encoder import load_encoder
 from qzhou.evaluation.comparison import MODELS, ModelName, Row, table
 from qzhou.evaluation.models import MtebEncoder, bm25
 from qzhou.evaluation.report import write_report
-from qzhou.evaluation.tasks import classification_task, not_judgeable, pair_task, retrieval_task, sizes
+from qzhou.evaluation.tasks import classification_task, judged_task, not_judgeable, pair_task, retrieval_task, sizes
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
-from qzhou.records import EXAMPLE_TYPES, LabeledExample, Manifest, PairExample, RetrievalExample
+from qzhou.records import (
+    EXAMPLE_TYPES,
+    Document,
+    LabeledExample,
+    Manifest,
+    PairExample,
+    Qrel,
+    Query,
+    RetrievalExample,
+)
 from qzhou.runs import Run
 from qzhou.storage import Folder, read_records
 
@@ -105,14 +114,19 @@ def local_tasks(recipe: Recipe, run_folder: Folder) -> tuple[list[Any], dict[str
         if reason := not_judgeable(examples):
             refused |= {dataset.name: reason} if dataset.held_out_fraction else {}
         else:
-            tasks.append(_task_of(dataset, recipe, examples))
+            tasks.append(_task_of(dataset, recipe, examples, run_folder / "transform"))
     return tasks, refused
 
 
-def _task_of(dataset: Dataset, recipe: Recipe, examples: Sequence[Any]) -> Any:
+def _task_of(dataset: Dataset, recipe: Recipe, examples: Sequence[Any], transformed: Folder) -> Any:
     settings, seed = recipe.evaluation, recipe.run.seed
+    most = {"max_queries": settings.max_queries, "max_documents": settings.max_documents}
+    if dataset.rule == "qrels":
+        documents = read_records(transformed / "corpora" / dataset.name, Document)
+        queries = list(read_records(transformed / "queries" / dataset.name, Query))
+        qrels = read_records(transformed / "qrels" / dataset.name, Qrel)
+        return judged_task(dataset.name, documents, queries, qrels, **most, seed=seed)
     if isinstance(examples[0], RetrievalExample):
-        most = {"max_queries": settings.max_queries, "max_documents": settings.max_documents}
         return retrieval_task(dataset.name, examples, **most, seed=seed)
     if isinstance(examples[0], PairExample):
         return pair_task(dataset.name, examples, max_rows=settings.max_rows, seed=seed)

@@ -38,6 +38,8 @@ def write_report(run: Run, rows: Sequence[Row]) -> None:
         loss_picture=_loss_picture(run),
         stages=_stages(run),
         mining=mining.read_json("report.json") if mining.exists("report.json") else {},
+        data=_data(run),
+        lengths_picture=_lengths_picture(run),
         drops=_drops(run),
     )
     run.folder.write_bytes("report.html", page.encode())
@@ -106,13 +108,25 @@ def _stages(run: Run) -> list[dict[str, Any]]:
     return found
 
 
+def _data(run: Run) -> dict[str, Any]:
+    """What the transform says of its datasets; empty for a run of an older version."""
+    folder = run.folder / "transform"
+    return dict(folder.read_json("report.json")) if folder.exists("report.json") else {}
+
+
+def _lengths_picture(run: Run) -> str:
+    folder = run.folder / "transform"
+    return folder.read_bytes("lengths.svg").decode() if folder.exists("lengths.svg") else ""
+
+
 def _drops(run: Run) -> Mapping[str, int]:
     """Reason -> rows that transform and synthesis refused, the commonest first."""
     counts: Counter[str] = Counter()
-    for stage in ("transform", "synthesize"):
-        for drop in read_records(run.folder / stage / "dropped", Drop):
-            counts[f"{stage}: {drop.dataset}: {drop.reason}"] += 1
-    return dict(counts.most_common(20))
+    for name, dataset in _data(run).get("datasets", {}).items():
+        counts.update({f"transform: {name}: {reason}": rows for reason, rows in dataset["dropped"].items()})
+    for drop in read_records(run.folder / "synthesize" / "dropped", Drop):
+        counts[f"synthesize: {drop.dataset}: {drop.reason}"] += 1
+    return dict(counts.most_common(40))
 
 
 def _svg(figure: Figure) -> str:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
 from mteb.abstasks import AbsTaskClassification, AbsTaskRetrieval, AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from qzhou.records import Example, LabeledExample, PairExample, RetrievalExample, stable_id, text_key
+from qzhou.records import (
+    Document,
+    Example,
+    LabeledExample,
+    PairExample,
+    Qrel,
+    Query,
+    RetrievalExample,
+    stable_id,
+    text_key,
+)
 
 SPLIT = "test"
 TEXTS_PER_CLASS = 4  # two to train the judge's classifier on, two to test it
@@ -38,20 +48,54 @@ def retrieval_task(
     others = {key: text for own in answers.values() for key, text in own.items() if key not in relevant}
     filled = _sampled(list(others), max(0, max_documents - len(relevant)), seed)
     corpus = relevant | {key: others[key] for key in filled}
+    return _retrieval(
+        name,
+        {stable_id("d", key): text for key, text in corpus.items()},
+        {stable_id("q", query): text_of[query] for query in asked},
+        {stable_id("q", query): {stable_id("d", key): 1 for key in answers[query]} for query in asked},
+    )
 
-    task = _task(AbsTaskRetrieval, name, "Retrieval", list(corpus.values()) + asked)
+
+def judged_task(
+    name: str,
+    documents: Iterable[Document],
+    queries: Sequence[Query],
+    qrels: Iterable[Qrel],
+    *,
+    max_queries: int,
+    max_documents: int,
+    seed: int,
+) -> Any:
+    """Queries with graded judgements over a corpus of their own: the collection as its makers judged it.
+
+    The sample of queries is drawn by hash; every judged document of a sampled query stays, and the corpus is filled
+    with others up to ``max_documents``. Of documents with the same id the first counts.
+    """
+    text_of = {query.id: query.text for query in queries}
+    grades: dict[str, dict[str, int]] = {one: {} for one in _sampled(list(text_of), max_queries, seed)}
+    for judgement in qrels:
+        if judgement.query_id in grades:
+            grades[judgement.query_id][judgement.document_id] = judgement.grade
+    judged = {document for own in grades.values() for document in own}
+    corpus: dict[str, str] = {}
+    for document in documents:
+        corpus.setdefault(document.id, document.text)
+    others = [one for one in corpus if one not in judged]
+    kept = judged | set(_sampled(others, max(0, max_documents - len(judged)), seed))
+    chosen = {one: text for one, text in corpus.items() if one in kept}
+    return _retrieval(name, chosen, {one: text_of[one] for one in grades}, grades)
+
+
+def _retrieval(name: str, corpus: Mapping[str, str], queries: Mapping[str, str], qrels: Mapping[str, Any]) -> Any:
+    """A retrieval task of texts and grades by id."""
+    task = _task(AbsTaskRetrieval, name, "Retrieval", [*corpus.values(), *queries.values()])
+    documents = [{"id": one, "title": "", "text": text} for one, text in corpus.items()]
     task.dataset = {
         "default": {
             SPLIT: {
-                "corpus": datasets.Dataset.from_list(
-                    [{"id": stable_id("d", key), "title": "", "text": text} for key, text in corpus.items()]
-                ),
-                "queries": datasets.Dataset.from_list(
-                    [{"id": stable_id("q", query), "text": text_of[query]} for query in asked]
-                ),
-                "relevant_docs": {
-                    stable_id("q", query): {stable_id("d", key): 1 for key in answers[query]} for query in asked
-                },
+                "corpus": datasets.Dataset.from_list(documents),
+                "queries": datasets.Dataset.from_list([{"id": one, "text": text} for one, text in queries.items()]),
+                "relevant_docs": qrels,
                 "top_ranked": None,
             }
         }

@@ -42,14 +42,21 @@ def test_the_report_is_one_page_with_scores_losses_and_what_was_dropped(make_rec
     for stage in ("stage1", "stage2"):
         lines = [json.dumps({"step": n, "task": "retrieval", "loss": 2.0 / (n + 1)}) for n in range(3)]
         (run.folder / "train" / stage).create().write_bytes("metrics.jsonl", "\n".join(lines).encode())
-    drop = Drop(stage="transform", dataset="docs", reason="blank_query", detail="", record="{}")
-    write_records(run.folder / "transform" / "dropped", [drop, drop], Drop)
+    drop = Drop(stage="synthesis", dataset="docs", reason="too_long", detail="", record="{}")
+    write_records(run.folder / "synthesize" / "dropped", [drop, drop], Drop)
+    counts = {"task": "retrieval", "rule": "title_body", "read": 40, "kept": 30, "held_out": 7, "sampled_out": 1}
+    counts |= {"dropped": {"blank_query": 2}, "languages": {"en": 3, "zh": 1}}
+    overlap = {"dataset": "docs", "task": "asked", "examples": 3, "percent": 10.0, "shown": ["a leaked text"]}
+    contamination = {"action": "report", "ngram_words": 13, "ngram_chars": 20, "one_ngram_kept_of": 1}
+    found = {"datasets": {"docs": counts}, "contamination": {**contamination, "overlaps": [overlap]}}
+    (run.folder / "transform").write_json("report.json", found)
+    (run.folder / "transform").write_bytes("lengths.svg", b"<svg></svg>")
 
     write_report(run, rows(bm25=0.5, backbone=0.55, stage1=0.6, stage2=0.625))
 
     page = run.folder.read_bytes("report.html").decode()
-    assert page.count("<svg") == 2
-    for shown in ("tiny", "0.6250", "blank_query"):
+    assert page.count("<svg") == 3
+    for shown in ("tiny", "0.6250", "blank_query", "too_long", "en 75 %, zh 25 %", "10.00", "a leaked text"):
         assert shown in page
     write_report(run, rows(bm25=0.5, backbone=0.55, stage1=0.6, stage2=0.625))
     assert run.folder.read_bytes("report.html").decode() == page, "the same run gives the same page"

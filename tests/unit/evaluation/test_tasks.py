@@ -6,10 +6,12 @@ import mteb
 import numpy as np
 import pytest
 
+from qzhou.errors import DataError
 from qzhou.evaluation.models import MtebEncoder
-from qzhou.evaluation.tasks import classification_task, not_judgeable, pair_task, retrieval_task, sizes
+from qzhou.evaluation.tasks import classification_task, judged_task, not_judgeable, pair_task, retrieval_task, sizes
+from qzhou.evaluation.texts import task_texts, texts_of
 from qzhou.prompts import Prompt
-from qzhou.records import LabeledExample, PairExample, RetrievalExample
+from qzhou.records import Document, LabeledExample, PairExample, Qrel, Query, RetrievalExample
 
 TOPICS = ["sorting", "files", "graphs", "dates", "sums", "trees"]
 
@@ -155,3 +157,34 @@ def test_a_task_without_prompt_gets_bare_texts():
     assert vectors.shape == (2, 6)
     assert model.similarity(vectors, vectors).tolist() == [[1, 0], [0, 1]]
     assert model.similarity_pairwise(vectors, vectors).tolist() == [1, 1]
+
+
+def collection(**limits):
+    """Two queries; two documents answer the first, with different grades, and one stands against it."""
+    documents = [Document(id=f"d{n}", text=f"about {topic}") for n, topic in enumerate(TOPICS)]
+    documents.append(Document(id="d0", text="a second document of that id"))
+    queries = [Query(id="q0", text="sorting files"), Query(id="q1", text="dates")]
+    qrels = [("q0", "d0", 1), ("q0", "d1", 2), ("q0", "d3", 0), ("q1", "d3", 1), ("q9", "d2", 1)]
+    judged = [Qrel(query_id=query, document_id=document, grade=grade) for query, document, grade in qrels]
+    limits = {"max_queries": 10, "max_documents": 100, "seed": 0} | limits
+    return judged_task("judged", documents, queries, judged, **limits)
+
+
+def test_graded_judgements_are_scored_over_their_own_corpus():
+    data = collection().dataset["default"]["test"]
+
+    assert data["relevant_docs"] == {"q0": {"d0": 1, "d1": 2, "d3": 0}, "q1": {"d3": 1}}
+    assert sorted(data["corpus"]["text"]) == sorted(f"about {topic}" for topic in TOPICS)
+    assert score(collection()) > 0.9
+    assert set(collection(max_documents=1).dataset["default"]["test"]["corpus"]["id"]) == {"d0", "d1", "d3"}
+    assert sizes(collection(max_queries=1)) == 1
+
+
+def test_the_texts_of_a_task_are_what_it_judges():
+    pairs = [PairExample(id=f"{n}", dataset="d", text_a=f"a{n}", text_b=f"b{n}", score=n) for n in range(2)]
+
+    assert set(texts_of(collection())) == {"sorting files", "dates", "about sorting", "about files", "about dates"}
+    assert set(texts_of(pair_task("p", pairs, max_rows=9, seed=0))) == {"a0", "a1", "b0", "b1"}
+    with pytest.raises(DataError, match="mteb knows no task and no benchmark 'nope'"):
+        task_texts(["nope"])
+    assert len(task_texts(["MTEB(eng, v2)"])) > 30

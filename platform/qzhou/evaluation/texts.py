@@ -1,0 +1,87 @@
+"""The texts of mteb tasks, for the search of training data that shows what they ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import mteb
+
+from qzhou.errors import DataError
+
+NOT_TEXTS = {"id", "_id", "query-id", "corpus-id", "label", "labels", "lang", "language"}
+
+
+def task_texts(names: Sequence[str]) -> dict[str, Iterable[str]]:
+    """Task -> its texts, loaded when they are asked for.
+
+    Args:
+        names: mteb tasks or benchmarks, e.g. ``SciFact`` or ``MTEB(eng, v2)``.
+
+    Raises:
+        DataError: There is no such task, or its data cannot be loaded.
+    """
+    return {task.metadata.name: _loaded(task) for name in names for task in _tasks(name)}
+
+
+def texts_of(task: Any) -> Iterator[str]:
+    """What a loaded task judges: queries and relevant documents of retrieval, every text of the others.
+
+    Other documents of a corpus are distractors: that one was trained on shows nothing.
+    """
+    if getattr(task, "dataset", None) is None:
+        return
+    for subset in task.dataset.values():
+        splits = subset.values() if isinstance(subset, Mapping) else [subset]
+        for split in splits:
+            yield from _of_retrieval(split) if isinstance(split, Mapping) and "corpus" in split else _strings(split)
+
+
+def _tasks(name: str) -> list[Any]:
+    try:
+        return list(mteb.get_benchmark(name).tasks)
+    except (KeyError, ValueError):
+        pass
+    try:
+        return [mteb.get_task(name)]
+    except (KeyError, ValueError):
+        raise DataError(
+            f"transform.contamination.tasks: mteb knows no task and no benchmark '{name}'; see mteb.get_tasks() and "
+            "mteb.get_benchmarks()."
+        ) from None
+
+
+def _loaded(task: Any) -> Iterator[str]:
+    if not getattr(task, "data_loaded", False):
+        try:
+            task.load_data()
+        except Exception as error:  # each task loads in its own way
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                f"transform.contamination.tasks: the data of '{task.metadata.name}' cannot be loaded: {reason}. Run "
+                "where a hub can be reached (HF_ENDPOINT, HF_TOKEN), or take the task out."
+            ) from None
+    yield from texts_of(task)
+
+
+def _of_retrieval(split: Mapping[str, Any]) -> Iterator[str]:
+    relevant = {one for judged in split["relevant_docs"].values() for one, grade in judged.items() if grade > 0}
+    yield from (row["text"] for row in split["queries"] if isinstance(row["text"], str))
+    for row in split["corpus"]:
+        if row["id"] in relevant:
+            yield f"{row.get('title') or ''} {row['text']}".strip()
+
+
+def _strings(rows: Iterable[Any]) -> Iterator[str]:
+    for row in rows:
+        for name, value in row.items():
+            if name not in NOT_TEXTS:
+                yield from _flat(value)
+
+
+def _flat(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _flat(one)
