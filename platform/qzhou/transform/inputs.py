@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 from qzhou.dataset import Format
 from qzhou.errors import DataError
 
-SPLIT_BYTES = 32 * 2**20  # what one task reads: seconds of work, so that a killed task loses little
-PACKED_BYTES = SPLIT_BYTES // 4  # small files are read together up to this size
+SPLIT_BYTES = 32 * 2**20  # what one task reads at most: seconds of work, so that a killed task loses little
+SMALLEST_SPLIT_BYTES = 2**20  # below, starting a task would cost more than its work
+SPLITS = 16  # of a small dataset, so that all cores of one machine have work to the end
 UNPACKED_RATIO = 4  # text shrinks to about a quarter
 PACKED_SUFFIXES = (".gz", ".bz2", ".zip")
 
@@ -102,18 +103,24 @@ def splits_of(form: Format, files: Sequence[InputFile]) -> list[Split]:
         return [Split(tuple(files))]
     if form.reader == "hf":
         return [Split((file,), shard, shard + 1) for file in files for shard in range(hf_shards(file))]
+    largest = min(SPLIT_BYTES, max(SMALLEST_SPLIT_BYTES, sum(map(unpacked_bytes, files)) // SPLITS))
     splits: list[Split] = []
     together: list[InputFile] = []
     for file in files:
-        size = file.size * (UNPACKED_RATIO if file.is_packed else 1)
-        if sum(one.size for one in together) + size > PACKED_BYTES and together:
+        size = unpacked_bytes(file)
+        if together and sum(map(unpacked_bytes, together)) + size > largest // 4:  # small files are read together
             splits.append(Split(tuple(together)))
             together = []
-        if size > SPLIT_BYTES and not file.is_packed and form.reader in {"jsonl", "text", "parquet"}:
-            splits += _pieces(form, file)
+        if size > largest and not file.is_packed and form.reader in {"jsonl", "text", "parquet"}:
+            splits += _pieces(form, file, largest)
         else:
             together.append(file)
     return splits + ([Split(tuple(together))] if together else [])
+
+
+def unpacked_bytes(file: InputFile) -> int:
+    """About how much text a file holds."""
+    return file.size * (UNPACKED_RATIO if file.is_packed else 1)
 
 
 def open_bytes(file: InputFile) -> BinaryIO:
@@ -246,16 +253,14 @@ def _members(dataset: str, file: InputFile, pattern: str) -> list[InputFile]:
     return chosen
 
 
-def _pieces(form: Format, file: InputFile) -> list[Split]:
+def _pieces(form: Format, file: InputFile, largest: int) -> list[Split]:
     if form.reader != "parquet":
-        return [
-            Split((file,), start, min(start + SPLIT_BYTES, file.size)) for start in range(0, file.size, SPLIT_BYTES)
-        ]
+        return [Split((file,), start, min(start + largest, file.size)) for start in range(0, file.size, largest)]
     with open_raw(file) as stream:
         try:
             groups = pq.ParquetFile(stream).num_row_groups
         except (pa.ArrowInvalid, OSError):
             return [Split((file,))]  # the reader says what is wrong with it
-    count = min(groups, -(-file.size // SPLIT_BYTES))
+    count = min(groups, -(-file.size // largest))
     edges = [groups * number // count for number in range(count + 1)] if count else [0, 0]
     return [Split((file,), start, end) for start, end in itertools.pairwise(edges)]

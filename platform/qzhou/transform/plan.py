@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 from qzhou.dataset import Dataset, Format
@@ -16,7 +17,7 @@ from qzhou.recipe import Recipe
 from qzhou.records import stable_id
 from qzhou.storage import Folder
 from qzhou.transform.fields import GROUPED_BY
-from qzhou.transform.inputs import UNPACKED_RATIO, InputFile, Split, splits_of
+from qzhou.transform.inputs import InputFile, Split, splits_of, unpacked_bytes
 from qzhou.transform.python_docs import SourceFile
 from qzhou.transform.readers import OwnReader
 
@@ -143,7 +144,7 @@ def make_plan(
     parsed: set[str] = set()
     for dataset in recipe.datasets:
         found = inputs[dataset.name]
-        size = sum(_bytes(files) for files in found.values())
+        size = sum(map(unpacked_bytes, chain.from_iterable(found.values())))
         partitions[dataset.name] = min(MAX_PARTITIONS, max(1, -(-size // PARTITION_BYTES)))
         rows = [] if dataset.reader == "python_docs" else splits_of(dataset, found["rows"])
         if dataset.reader == "python_docs":
@@ -165,7 +166,7 @@ def make_plan(
         else:
             start = len(shards)
             shards += [Shard(start + part, dataset.name, "split", part, split) for part, split in enumerate(rows)]
-    total = sum(_bytes(files) for found in inputs.values() for files in found.values())
+    total = sum(unpacked_bytes(file) for found in inputs.values() for files in found.values() for file in files)
     buckets = min(MAX_PARTITIONS, max(1, -(-total // BUCKET_BYTES)))
     rounds = tuple(tuple(pieces) for pieces in (first, second) if pieces)
     return Plan(recipe, folder, tuple(shards), rounds, partitions, buckets, own or {})
@@ -181,7 +182,3 @@ def _parse_pieces(key: str, files: Sequence[SourceFile]) -> list[Piece]:
         Piece(key, "packages", part, sources=tuple(files[start:end]))
         for part, (start, end) in enumerate(itertools.pairwise(edges))
     ]
-
-
-def _bytes(files: Sequence[InputFile]) -> int:
-    return sum(file.size * (UNPACKED_RATIO if file.is_packed else 1) for file in files)

@@ -1,5 +1,6 @@
 """Whatever a row holds: it is kept or dropped, its id follows from its content, and the output fits the schema."""
 
+import ftfy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from qzhou.dataset import RULE_TASKS, Dataset
 from qzhou.records import EXAMPLE_TYPES, Drop, RetrievalExample, text_key
 from qzhou.storage import from_row, schema_of, table_of
-from qzhou.transform.cleaning import clean_text
+from qzhou.transform.cleaning import _FTFY, clean_text
 from qzhou.transform.convert import Converter
 from qzhou.transform.fields import DEFAULT_COLUMNS, GROUPED_BY
 
@@ -67,3 +68,14 @@ def test_cleaned_text_is_clean_and_stays_as_it_is(text, max_chars):
 
     assert len(once) <= max_chars
     assert clean_text(once, max_chars) == once
+
+
+PLAIN = st.lists(
+    st.sampled_from([*"–—‘’“”•…　。，「」！（）中文字ー한글ｶ aA1.,'\"\n;", "&amp;", "&lt;", "&"]), max_size=15
+).map("".join)
+
+
+@settings(max_examples=500, deadline=None)
+@given(PLAIN)
+def test_texts_that_ftfy_need_not_see_come_out_as_if_it_had_seen_them(text):
+    assert clean_text(text, 100) == clean_text(ftfy.fix_text(text, _FTFY), 100)

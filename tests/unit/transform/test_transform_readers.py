@@ -303,7 +303,7 @@ def test_row_groups_of_a_large_parquet_file_are_shared_out(tmp_path):
 
     splits = splits_of(form("parquet"), [file])
 
-    assert len(splits) == 4
+    assert len(splits) == 10  # not more than there are row groups
     assert [row["n"] for split in splits for row in read_split(form("parquet"), split)] == list(range(1000))
 
 
