@@ -66,30 +66,41 @@ def retrieval(
     reason = _refusal(fields, query, positives)
     if reason:
         return [fields.drop(*_named(reason, names, fields), row) for row in rows]
-    query_key = text_key(query)
-    least = fields.dataset.min_positive_chars
-    kept = [one for one in _distinct(positives) if len(one.text) >= least and text_key(one.text) != query_key]
-    taken = {text_key(one.text) for one in kept} | {query_key}
-    wrong = [one for one in _distinct(negatives) if text_key(one.text) not in taken]
+    query_key, least = text_key(query), fields.dataset.min_positive_chars
+    keyed: dict[str, Scored] = {}
+    for one in positives:
+        if (key := text_key(one.text)) != query_key:
+            keyed.setdefault(key, one)
+    kept = [one for one in keyed.values() if len(one.text) >= least]
+    if not kept:
+        return [fields.drop("query_equals_positive", cut(query, 80), row) for row in rows]
     drops: list[Outcome] = [
-        fields.drop("negative_is_positive", "a negative repeats a positive or the query", one.text, part=True)
-        for one in _distinct(negatives)
-        if text_key(one.text) in taken
+        fields.drop("short_positive", f"min_positive_chars is {least}", one.text, part=True)
+        for one in keyed.values()
+        if len(one.text) < least
     ]
+    wrong = []
+    for one in _distinct(negatives):
+        if (key := text_key(one.text)) in keyed or key == query_key:
+            detail = "a negative repeats a positive or the query"
+            drops.append(fields.drop("negative_is_positive", detail, one.text, part=True))
+        else:
+            wrong.append(Negative(text=one.text, origin="given", score=one.score))
     scores = tuple(one.score for one in kept if one.score is not None)
+    texts = tuple(one.text for one in kept)
     example = RetrievalExample(
-        id=stable_id(fields.dataset.name, query, *(one.text for one in kept)),
+        id=stable_id(fields.dataset.name, query, *texts),
         dataset=fields.dataset.name,
         query=query,
-        positives=tuple(one.text for one in kept),
-        negatives=tuple(Negative(text=one.text, origin="given", score=one.score) for one in wrong),
+        positives=texts,
+        negatives=tuple(wrong),
         positive_scores=scores if len(scores) == len(kept) else (),
     )
     return [example, *drops]
 
 
 def _refusal(fields: Fields, query: str, positives: Sequence[Scored]) -> tuple[str, str] | None:
-    """(reason, detail) why a query and its positives make no example; 'query' and 'positive' stand for their fields."""
+    """(reason, detail) why a query and its positives make no example; no detail where a field is empty."""
     dataset = fields.dataset
     if not query:
         return "blank_query", ""
@@ -100,8 +111,6 @@ def _refusal(fields: Fields, query: str, positives: Sequence[Scored]) -> tuple[s
     longest = max(len(one.text) for one in positives)
     if longest < dataset.min_positive_chars:
         return "short_positive", f"{longest} characters; min_positive_chars is {dataset.min_positive_chars}"
-    if all(text_key(one.text) == text_key(query) for one in positives if len(one.text) >= dataset.min_positive_chars):
-        return "query_equals_positive", cut(query, 80)
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 
 from qzhou.dataset import Dataset
 from qzhou.records import EXAMPLE_TYPES, Document, Drop, Qrel, Query, stable_id
-from qzhou.storage import Folder, from_row, schema_of, table_of, write_table
+from qzhou.storage import Folder, schema_of, table_of, write_table
 from qzhou.transform.contamination import TEXT_COLUMNS, Index
 from qzhou.transform.dedup import DETAILS, Verdict
 from qzhou.transform.fields import drop
@@ -107,8 +106,7 @@ def _both_ways(table: pa.Table, dataset: Dataset) -> pa.Table:
 
 def _write_drops(plan: Plan, shard: Shard, table: pa.Table, verdicts: np.ndarray, tally: Tally) -> None:
     dataset = plan.dataset(shard.dataset)
-    record_type = EXAMPLE_TYPES[dataset.task]
-    names = schema_of(record_type).names
+    names = schema_of(EXAMPLE_TYPES[dataset.task]).names
     refused = np.flatnonzero(verdicts)
     for part, start in enumerate(range(0, len(refused), ROWS_PER_FILE)):
         places = refused[start : start + ROWS_PER_FILE]
@@ -118,8 +116,7 @@ def _write_drops(plan: Plan, shard: Shard, table: pa.Table, verdicts: np.ndarray
             found.select(names).to_pylist(), found["rows"].to_pylist(), verdicts[places], strict=True
         ):
             reason = Verdict(verdict)
-            record = dataclasses.asdict(from_row(record_type, row))
-            dropped = drop(dataset.name, reason.name.lower(), DETAILS[reason], record)
+            dropped = drop(dataset.name, reason.name.lower(), DETAILS[reason], row)
             tally.drop(dropped, raw_rows)
             drops.append(dropped)
         write_table(plan.folder / "dropped", f"{shard.name}-judged-{part:04d}.parquet", table_of(drops, Drop))
