@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -80,41 +81,42 @@ class IndexBuilder:
 
     def __init__(self, settings: ContaminationSection) -> None:
         self._settings = settings
-        self._tasks: list[str] = []
-        self._hashes, self._owners = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint16)
+        self._hashes: dict[str, list[np.ndarray]] = {}
         self._kept_of = 1
 
     def add(self, task: str, hashes: np.ndarray) -> None:
         """Take in n-grams of a task; some of them may be known already."""
-        if task not in self._tasks:
-            self._tasks.append(task)
-        owner = self._tasks.index(task)
-        fresh = np.unique(self._sampled(hashes))
-        known = self._hashes[self._owners == owner]
-        fresh = fresh[~np.isin(fresh, known)] if known.size else fresh
-        self._hashes = np.concatenate((self._hashes, fresh))
-        self._owners = np.concatenate((self._owners, np.full(len(fresh), owner, dtype=np.uint16)))
-        while len(self._hashes) > self._settings.max_index_ngrams:
-            self._kept_of *= 2
-            chosen = self._hashes % np.uint64(self._kept_of) == 0
-            self._hashes, self._owners = self._hashes[chosen], self._owners[chosen]
+        chosen = hashes if self._kept_of == 1 else hashes[hashes % np.uint64(self._kept_of) == 0]
+        self._hashes.setdefault(task, []).append(chosen)
+        if self._size() > 2 * self._settings.max_index_ngrams:  # many may be repeats
+            self._compact()
 
     def add_texts(self, task: str, texts: Iterable[str]) -> None:
         """The same for the texts themselves."""
-        batch: list[str] = []
-        for text in texts:
-            batch.append(text)
-            if len(batch) == TEXTS_PER_BATCH:
-                self.add(task, grams_of(batch, self._settings)[0])
-                batch = []
-        self.add(task, grams_of(batch, self._settings)[0] if batch else np.empty(0, dtype=np.uint64))
+        self.add(task, np.empty(0, dtype=np.uint64))
+        rest = iter(texts)
+        while batch := list(islice(rest, TEXTS_PER_BATCH)):
+            self.add(task, grams_of(batch, self._settings)[0])
 
     def index(self) -> Index:
-        order = np.argsort(self._hashes, kind="stable")
-        return Index(tuple(self._tasks), self._hashes[order], self._owners[order], self._kept_of, self._settings)
+        self._compact()
+        arrays = [own[0] for own in self._hashes.values()] or [np.empty(0, dtype=np.uint64)]
+        owners = np.repeat(np.arange(len(arrays), dtype=np.uint16), [len(one) for one in arrays])
+        hashes = np.concatenate(arrays)
+        order = np.argsort(hashes, kind="stable")
+        return Index(tuple(self._hashes), hashes[order], owners[order], self._kept_of, self._settings)
 
-    def _sampled(self, hashes: np.ndarray) -> np.ndarray:
-        return hashes if self._kept_of == 1 else hashes[hashes % np.uint64(self._kept_of) == 0]
+    def _size(self) -> int:
+        return sum(len(one) for own in self._hashes.values() for one in own)
+
+    def _compact(self) -> None:
+        """Each n-gram of a task once; and as long as there are too many, the half that a hash picks."""
+        for task, own in self._hashes.items():
+            self._hashes[task] = [np.unique(np.concatenate(own))]
+        while self._size() > self._settings.max_index_ngrams:
+            self._kept_of *= 2
+            for task, (distinct,) in self._hashes.items():
+                self._hashes[task] = [distinct[distinct % np.uint64(self._kept_of) == 0]]
 
 
 @dataclass(slots=True)

@@ -17,16 +17,17 @@ from qzhou.recipe import Recipe
 from qzhou.records import stable_id
 from qzhou.storage import Folder
 from qzhou.transform.fields import GROUPED_BY
-from qzhou.transform.inputs import InputFile, Split, splits_of, unpacked_bytes
+from qzhou.transform.inputs import SPLIT_BYTES, InputFile, Split, splits_of, unpacked_bytes
 from qzhou.transform.python_docs import SourceFile
 from qzhou.transform.readers import OwnReader
 
 PARTITION_BYTES = 64 * 2**20  # raw bytes whose rows meet in one task of a shuffle
+LARGE_BYTES = 4 * SPLIT_BYTES  # a file that cannot be cut (CSV, gzip) and is larger is dealt out to several tasks
 BUCKET_BYTES = 32 * 2**20  # raw bytes whose keys are judged together: some hundred thousand rows
 MAX_PARTITIONS = 4096
 PARSED_PARTS = 8  # tasks that parse Python packages: enough for all cores to finish together
 
-Kind = Literal["split", "parsed", "grouped", "joined"]
+Kind = Literal["split", "parsed", "grouped", "joined", "spread"]
 INPUTS = ("rows", "corpus", "queries")
 
 
@@ -35,7 +36,7 @@ class Shard:
     """A part of a dataset that one task converts and one task writes; numbered in the order of the recipe.
 
     ``kind`` says where its rows are: in raw files, in rows that an earlier step parsed, or in the partition
-    ``part`` of a shuffle.
+    ``part`` of a shuffle (grouped by query, joined with documents, or only spread).
     """
 
     number: int
@@ -164,8 +165,11 @@ def make_plan(
             first += [Piece(dataset.name, "rows", part, split) for part, split in enumerate(rows)]
             shards += _numbered(shards, dataset, "grouped", partitions[dataset.name])
         else:
+            whole, large = _by_size(rows)
             start = len(shards)
-            shards += [Shard(start + part, dataset.name, "split", part, split) for part, split in enumerate(rows)]
+            shards += [Shard(start + part, dataset.name, "split", part, split) for part, split in enumerate(whole)]
+            first += [Piece(dataset.name, "rows", part, split) for part, split in enumerate(large)]
+            shards += _numbered(shards, dataset, "spread", partitions[dataset.name]) if large else []
     total = sum(unpacked_bytes(file) for found in inputs.values() for files in found.values() for file in files)
     buckets = min(MAX_PARTITIONS, max(1, -(-total // BUCKET_BYTES)))
     rounds = tuple(tuple(pieces) for pieces in (first, second) if pieces)
@@ -174,6 +178,13 @@ def make_plan(
 
 def _numbered(shards: Sequence[Shard], dataset: Dataset, kind: Kind, count: int) -> list[Shard]:
     return [Shard(len(shards) + part, dataset.name, kind, part) for part in range(count)]
+
+
+def _by_size(splits: Sequence[Split]) -> tuple[list[Split], list[Split]]:
+    """Splits that a task converts as they are, and files too large for one that cannot be cut: they are dealt out."""
+    sizes = [0 if split.end is not None else sum(map(unpacked_bytes, split.files)) for split in splits]
+    both = list(zip(splits, sizes, strict=True))
+    return [one for one, size in both if size <= LARGE_BYTES], [one for one, size in both if size > LARGE_BYTES]
 
 
 def _parse_pieces(key: str, files: Sequence[SourceFile]) -> list[Piece]:

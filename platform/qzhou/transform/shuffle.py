@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import count, groupby, islice
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +28,7 @@ from qzhou.transform.readers import Refused, Row, read_split
 from qzhou.transform.splits import held_out
 from qzhou.transform.tally import Tally
 
+ROWS_PER_CHUNK = 10_000  # what a task holds in memory at a time
 ROWS_PER_PIECE = 2**40  # positions of a piece's rows start at part * this
 
 # ``row`` is JSON; ``refused`` says that it is a refusal, which belongs to no group.
@@ -51,7 +52,7 @@ def is_done(plan: Plan, piece: Piece) -> bool:
         return _parsed(plan, piece.dataset).exists(f"{piece.name}.arrow")
     if piece.role == "pairs":
         return _paired(plan, piece.dataset).exists(f"{PARSED_PARTS - 1:06d}.arrow")
-    return _folder(plan, piece.dataset, piece.role).exists(f"{piece.name}.arrow")
+    return _folder(plan, piece.dataset, piece.role).exists(f"{piece.name}.json")
 
 
 def units(plan: Plan, shard: Shard) -> Iterator[list[Row] | Refused]:
@@ -69,8 +70,12 @@ def units(plan: Plan, shard: Shard) -> Iterator[list[Row] | Refused]:
             yield row if isinstance(row, Refused) else [row]
         return
     role = "join" if shard.kind == "joined" else "rows"
-    pieces = plan.pieces(dataset.name, role)
-    batches = read_partition(_folder(plan, dataset.name, role), [f"{one.name}.arrow" for one in pieces], shard.part)
+    folder = _folder(plan, dataset.name, role)
+    batches = read_partition(folder, folder.files(".arrow"), shard.part)
+    if shard.kind == "spread":
+        for row in _unpacked(batches):
+            yield row if isinstance(row, Refused) else [row]
+        return
     queries = _queries(plan, dataset, shard.part) if role == "join" else {}
     for group in _groups(batches):
         if isinstance(group, Refused):
@@ -99,17 +104,23 @@ def _spread(plan: Plan, dataset: Dataset, piece: Piece) -> None:
     assert piece.split is not None
     rows = read_split(form, piece.split, plan.own.get(form.reader))
     key_of = _key_of(plan, dataset, piece.role)
-    packed, sides = [], Sides(plan, dataset, piece)
-    for position, row in enumerate(rows, piece.part * ROWS_PER_PIECE):
-        if isinstance(row, Refused):
-            packed.append(_packed("", position, row))
-            sides.refuse(drop(dataset.name, row.reason, row.detail, row.content))
-            continue
-        key, content = key_of(row)
-        packed.append(_packed(key, position, content))
-        sides.take(key, content)
-    sides.write()
-    _write(plan, dataset, piece, pa.Table.from_pylist(packed, schema=SHUFFLED))
+    sides, position = Sides(plan, dataset, piece), piece.part * ROWS_PER_PIECE
+    for chunk in count():
+        packed = []
+        for row in islice(rows, ROWS_PER_CHUNK):
+            if isinstance(row, Refused):
+                packed.append(_packed("", position, row))
+                sides.refuse(drop(dataset.name, row.reason, row.detail, row.content))
+            else:
+                key, content = key_of(row)
+                packed.append(_packed(key, position, content))
+                sides.take(key, content)
+            position += 1
+        if not packed:
+            break
+        sides.write(chunk)
+        _write(plan, dataset, piece, chunk, pa.Table.from_pylist(packed, schema=SHUFFLED))
+    sides.finish()
 
 
 class Sides:
@@ -142,17 +153,20 @@ class Sides:
             self._tally.drop(refused)
             self._drops.append(refused)
 
-    def write(self) -> None:
-        if not self._active:
-            return
-        role, name = self._piece.role, self._piece.name
+    def write(self, chunk: int) -> None:
+        """Write the documents and drops that were taken in since the last time."""
+        name = f"{self._piece.name}-{chunk:05d}.parquet"
         if self._documents:
             corpus = self._plan.folder / "corpora" / self._dataset.name
-            write_table(corpus, f"part-{name}.parquet", table_of(self._documents, Document))
+            write_table(corpus, f"part-{name}", table_of(self._documents, Document))
         if self._drops:
-            file = f"{self._dataset.name}-{role}-{name}.parquet"
+            file = f"{self._dataset.name}-{self._piece.role}-{name}"
             write_table(self._plan.folder / "dropped", file, table_of(self._drops, Drop))
-        _folder(self._plan, self._dataset.name, role).write_json(f"{name}.json", self._tally.plain())
+        self._documents, self._drops = [], []
+
+    def finish(self) -> None:
+        """Write the counts, as the mark that the piece is done."""
+        _done(self._plan, self._dataset, self._piece, self._tally)
 
 
 def tallies(plan: Plan, dataset: str, role: str) -> Iterator[Tally]:
@@ -160,6 +174,10 @@ def tallies(plan: Plan, dataset: str, role: str) -> Iterator[Tally]:
     folder = _folder(plan, dataset, role)
     for name in folder.files(".json"):
         yield Tally.of(folder.read_json(name))
+
+
+def _done(plan: Plan, dataset: Dataset, piece: Piece, tally: Tally) -> None:
+    _folder(plan, dataset.name, piece.role).write_json(f"{piece.name}.json", tally.plain())
 
 
 def _key_of(plan: Plan, dataset: Dataset, role: str) -> Callable[[Row], tuple[str, Row]]:
@@ -176,6 +194,8 @@ def _key_of(plan: Plan, dataset: Dataset, role: str) -> Callable[[Row], tuple[st
             return document, {**row, "query_id": query, "document_id": document, "grade": read["grade"](row)}
 
         return judgement
+    if dataset.rule not in GROUPED_BY:
+        return lambda row: ("", row)
     fields, name = Fields(dataset, max_chars), GROUPED_BY[dataset.rule]
     return lambda row: (text_key(fields.text(row, name)), row)
 
@@ -196,7 +216,8 @@ def _join(plan: Plan, dataset: Dataset, piece: Piece) -> None:
             content = json.loads(row["row"])
             row = _packed(content["query_id"], row["position"], {**content, "document": texts.get(row["key"])})
         packed.append(row)
-    _write(plan, dataset, piece, pa.Table.from_pylist(packed, schema=SHUFFLED))
+    _write(plan, dataset, piece, 0, pa.Table.from_pylist(packed, schema=SHUFFLED))
+    _done(plan, dataset, piece, Tally(dataset.name))
 
 
 def _queries(plan: Plan, dataset: Dataset, partition: int) -> dict[str, str]:
@@ -208,18 +229,20 @@ def _queries(plan: Plan, dataset: Dataset, partition: int) -> dict[str, str]:
 
 
 def _shuffled(plan: Plan, dataset: Dataset, role: str, partition: int) -> Iterator[dict[str, Any]]:
-    names = [f"{one.name}.arrow" for one in plan.pieces(dataset.name, role)]
-    for batch in read_partition(_folder(plan, dataset.name, role), names, partition):
+    folder = _folder(plan, dataset.name, role)
+    for batch in read_partition(folder, folder.files(".arrow"), partition):
         yield from batch.to_pylist()
 
 
-def _write(plan: Plan, dataset: Dataset, piece: Piece, table: pa.Table) -> None:
-    count = plan.partitions[dataset.name]
+def _write(plan: Plan, dataset: Dataset, piece: Piece, chunk: int, table: pa.Table) -> None:
+    """Rows by the hash of their keys; those without one go where their chunk goes."""
+    partitions = plan.partitions[dataset.name]
     numbers = [
-        (row if refused else xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"))) % count
-        for row, (key, refused) in enumerate(zip(table["key"].to_pylist(), table["refused"].to_pylist(), strict=True))
+        (xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass")) if key else chunk) % partitions
+        for key in table["key"].to_pylist()
     ]
-    write_partitions(_folder(plan, dataset.name, piece.role), f"{piece.name}.arrow", table, numbers, count)
+    name = f"{piece.name}-{chunk:05d}.arrow"
+    write_partitions(_folder(plan, dataset.name, piece.role), name, table, numbers, partitions)
 
 
 def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[Row] | Refused]:

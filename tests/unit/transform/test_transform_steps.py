@@ -1,0 +1,102 @@
+"""The steps of the stage, one after the other without Ray: what is cut differently gives the same examples."""
+
+import gzip
+import json
+
+import pytest
+
+from qzhou.records import Document, Drop, RetrievalExample
+from qzhou.storage import Folder, read_records
+from qzhou.transform import inputs, plan
+from qzhou.transform.convert import convert_shard, is_converted
+from qzhou.transform.inputs import InputFile
+from qzhou.transform.judging import judge_bucket, survey_shard
+from qzhou.transform.plan import make_plan
+from qzhou.transform.shuffle import is_done, shuffle_piece
+from qzhou.transform.writing import write_corpus, write_shard
+
+
+def rows():
+    """Repeats, blanks and one line that is no JSON, more than a chunk of them."""
+    for number in range(12_000):
+        if number % 50 == 3:
+            yield json.dumps({"question": f"question {number - 3}", "answer": f"Answer {(number - 3) % 777}"})
+        elif number % 100 == 7:
+            yield json.dumps({"question": " ", "answer": "x"})
+        else:
+            yield json.dumps({"question": f"question {number}", "answer": f"answer {number % 777}"})
+    yield "{no json"
+
+
+def run(recipe, folder, files):
+    """Everything between the plan and the report."""
+    made = make_plan(recipe, Folder.open(str(folder)), {"d": {"rows": files}}, {})
+    for pieces in made.rounds:
+        for piece in pieces:
+            assert not is_done(made, piece)
+            shuffle_piece(made, piece)
+            assert is_done(made, piece)
+    for shard in made.shards:
+        convert_shard(made, shard)
+        assert is_converted(made, shard)
+    for bucket in range(made.buckets):
+        judge_bucket(made, bucket)
+    for shard in made.shards:
+        survey_shard(made, shard, None)
+        write_shard(made, shard, None, None)
+    for part in range(made.partitions["d"]):
+        write_corpus(made, "d", part)
+    return made
+
+
+def read(made, path, record_type):
+    return list(read_records(made.folder / path, record_type))
+
+
+@pytest.fixture
+def recipe(make_recipe):
+    dataset = {"name": "d", "reader": "jsonl", "rule": "question_answer", "paths": ["unused"]}
+    return make_recipe(datasets=[dataset])
+
+
+def test_a_file_that_cannot_be_cut_is_dealt_out_and_gives_the_same(tmp_path, recipe):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(rows()).encode()))
+    small, large = (
+        InputFile(str(path), 1000),
+        InputFile(str(path), plan.PARTITION_BYTES),
+    )  # said to be larger than it is
+
+    whole, dealt = run(recipe, tmp_path / "whole", [small]), run(recipe, tmp_path / "dealt", [large])
+
+    assert [shard.kind for shard in whole.shards] == ["split"]
+    assert [shard.kind for shard in dealt.shards] == ["spread"] * (plan.PARTITION_BYTES * 4 // plan.PARTITION_BYTES)
+    ids = [{row.id for row in read(made, "examples/retrieval/d", RetrievalExample)} for made in (whole, dealt)]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 12_000 - 500 - 250
+    texts = [sorted(row.text for row in read(made, "corpora/d", Document)) for made in (whole, dealt)]
+    assert texts[0] == texts[1]
+    assert len({text.casefold() for text in texts[0]}) == 777
+    drops = [sorted(row.reason for row in read(made, "dropped", Drop)) for made in (whole, dealt)]
+    assert drops[0] == drops[1]
+    assert {reason: drops[0].count(reason) for reason in set(drops[0])} == {
+        "blank_query": 120,
+        "duplicate": 240,
+        "not_json": 1,
+    }
+
+
+def test_pieces_of_a_file_give_what_the_whole_gives(tmp_path, recipe):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(rows()))
+    size = path.stat().st_size
+
+    pieces, whole = (
+        run(recipe, tmp_path / name, [InputFile(str(path), said)]) for name, said in (("a", size), ("b", 1000))
+    )
+
+    assert size > inputs.SMALLEST_SPLIT_BYTES
+    assert len(pieces.shards) > len(whole.shards) == 1
+    assert read(pieces, "examples/retrieval/d", RetrievalExample) == read(
+        whole, "examples/retrieval/d", RetrievalExample
+    )
