@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -18,11 +18,10 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-RetrievalRule = Literal[
+Rule = Literal[
     "title_body", "question_answer", "chat", "reading_comprehension", "claim_evidence", "qrels", "triplets", "graded",
-    "duplicate_questions",
+    "duplicate_questions", "scored_pair", "binary_pair", "nli", "labeled", "clustering",
 ]  # fmt: skip
-Rule = RetrievalRule | Literal["scored_pair", "binary_pair", "nli", "labeled", "clustering"]
 Repair = Literal["bare_entities", "html_tags", "backslash_breaks", "ptb_brackets"]
 Constant = str | int | float | bool
 
@@ -99,6 +98,14 @@ class Format(Section):
                     f"no such encoding '{encoding}'; try 'utf-8', 'latin-1', 'gb18030' or 'detect'"
                 ) from None
         return encoding
+
+    @model_validator(mode="after")
+    def _csv_splits_at_one_character(self) -> Self:
+        if self.reader == "csv" and self.delimiter is not None and len(self.delimiter) != 1:
+            raise ValueError(
+                f"delimiter is {self.delimiter!r}; csv splits at one character, and reader 'text' at any string"
+            )
+        return self
 
     @field_validator("quote")
     @classmethod

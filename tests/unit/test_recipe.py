@@ -111,3 +111,25 @@ def test_the_saved_prompts_are_the_prefixes_that_training_uses():
 
     for dataset in recipe.datasets:
         assert recipe.prompts[dataset.name] + "x" == dataset.prompt.query("x")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rule": "title_boddy"}, r"datasets\.0\.rule: Input should be 'title_body'"),
+        ({"reader": "jsnl"}, r"no such reader 'jsnl'; known: jsonl, json"),
+        ({"encoding": "utf9"}, r"no such encoding 'utf9'; try 'utf-8'"),
+        ({"reader": "csv", "delimiter": "ab"}, r"delimiter is 'ab'; csv splits at one character"),
+        ({"quote": "''"}, "it is one character, or '' for none"),
+        ({"rule": "qrels"}, "rule 'qrels' joins three inputs: give 'corpus'"),
+        ({"corpus": {"reader": "jsonl", "paths": ["x"]}}, "'corpus' belongs to the rule 'qrels'"),
+        ({"negative_grade": 1.0}, r"negative_grade \(1\) must be below positive_grade \(1\)"),
+    ],
+)
+def test_a_dataset_that_cannot_be_is_refused_in_one_line(make_recipe, settings, said):
+    dataset = {"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["x"], **settings}
+
+    with pytest.raises(RecipeError, match=said) as raised:
+        make_recipe(datasets=[dataset])
+
+    assert len(str(raised.value).splitlines()) == 1

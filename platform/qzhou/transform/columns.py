@@ -100,4 +100,4 @@ def _pieces(expression: str) -> list[tuple[str, str | None]]:
     try:
         return [(literal, name) for literal, name, _, _ in string.Formatter().parse(expression)]
     except ValueError as error:
-        raise RecipeError(f"columns: '{expression}' is not a template: {error}; literal braces are doubled") from None
+        raise RecipeError(f"'{expression}' is not a template: {error}; literal braces are doubled") from None

@@ -73,7 +73,13 @@ def _columns(
         raise RecipeError(
             f"dataset '{place}': columns.{unknown[0]}: {owner} has no such field. Known: {', '.join(known)}"
         )
-    return {**defaults, **given}
+    columns = {**defaults, **given}
+    for name, column in columns.items():
+        try:
+            getter(column)
+        except RecipeError as error:
+            raise RecipeError(f"dataset '{place}': columns.{name}: {error}") from None
+    return columns
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,10 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
             dropped is written even then.
         RecipeError: ``columns`` names a field that the dataset's rule does not have.
     """
+    asked = recipe.transform.contamination.tasks if recipe.transform.contamination.action != "off" else ()
+    if asked and task_texts is None:
+        raise DataError("transform.contamination.tasks needs mteb; run jobs/transform.py or jobs/pipeline.py")
+    texts = task_texts(asked) if asked and task_texts else {}
     own, code = _own_readers(recipe)
     inputs = {dataset.name: _inputs(dataset, own) for dataset in recipe.datasets}
     sources = {one.packages: _sources(one) for one in recipe.datasets if one.reader == "python_docs"}
@@ -88,7 +92,7 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     }
     return Run.open(recipe).stage(
         "transform",
-        partial(_work, recipe, inputs, sources, own, task_texts),
+        partial(_work, recipe, inputs, sources, own, texts),
         settings={
             "datasets": [dataset.model_dump(exclude={"instruction", "symmetric"}) for dataset in recipe.datasets],
             "transform": recipe.transform.model_dump(),
@@ -186,7 +190,7 @@ def _work(
     inputs: Inputs,
     sources: Sources,
     own: Mapping[str, OwnReader],
-    task_texts: TaskTexts | None,
+    texts: Mapping[str, Iterable[str]],
     folder: Folder,
 ) -> dict[str, int]:
     plan = make_plan(recipe, folder, inputs, sources, own)
@@ -196,7 +200,7 @@ def _work(
         _each("convert", plan, plan.shards, convert_shard, is_converted)
         if plan.is_judged:
             _each("judge", plan, range(plan.buckets), judge_bucket, is_judged)
-        index = _index(plan, task_texts) if plan.is_compared else None
+        index = _index(plan, texts) if plan.is_compared else None
         shared = ray.put(index)  # one copy a node, whichever task reads it
         if plan.is_surveyed:
             _survey(plan, shared)
@@ -246,21 +250,15 @@ class _Task:
         return pa.table({"done": [True] * batch.num_rows})
 
 
-def _index(plan: Plan, task_texts: TaskTexts | None) -> Index:
+def _index(plan: Plan, texts: Mapping[str, Iterable[str]]) -> Index:
     """The n-grams of what is held out, and of the mteb tasks that the recipe names."""
-    settings = plan.recipe.transform.contamination
-    builder = IndexBuilder(settings)
+    builder = IndexBuilder(plan.recipe.transform.contamination)
     with_held_out = [shard for shard in plan.shards if plan.dataset(shard.dataset).held_out_fraction]
     _each("index", plan, with_held_out, index_shard, is_indexed)
     for shard in with_held_out:
         builder.add(shard.dataset, indexed(plan, shard))
-    if settings.tasks:
-        if task_texts is None:
-            raise DataError(
-                "transform.contamination.tasks needs mteb; run it through jobs/transform.py or jobs/pipeline.py"
-            )
-        for task, texts in task_texts(settings.tasks).items():
-            builder.add_texts(task, texts)
+    for task, own in texts.items():
+        builder.add_texts(task, own)
     return builder.index()
 
 
