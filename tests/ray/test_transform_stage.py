@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import signal
@@ -301,6 +302,22 @@ def test_too_many_dropped_rows_fail_the_job_with_the_reasons(tmp_path):
     ):
         assert part in str(raised.value)
     assert transform(recipe(tmp_path, {**settings, "max_dropped_fraction": 0.2})).outputs["dropped rows"] == 3
+
+
+def test_a_file_that_is_damaged_far_down_is_named_and_by_choice_skipped(tmp_path):
+    rows = [{"question": f"question {n} {n * n}", "answer": f"answer {n}"} for n in range(20_000)]
+    whole = gzip.compress("\n".join(map(json.dumps, rows)).encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-1000])
+    settings = {**questions(tmp_path), "paths": [str(tmp_path / "cut.jsonl.gz")]}
+
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz is damaged or truncated after .* on_corrupt_file = \"skip\""):
+        transform(recipe(tmp_path, settings))
+
+    transform(recipe(tmp_path, {**settings, "on_corrupt_file": "skip"}))
+    kept = len(read(tmp_path, "examples/retrieval/questions", RetrievalExample))
+    assert 15_000 < kept < 20_000
+    reasons = [row.reason for row in read(tmp_path, "dropped", Drop)]
+    assert reasons.count("corrupt_file") == 1
 
 
 def test_the_report_counts_every_row(finished):

@@ -28,7 +28,7 @@ import ray.data
 
 from qzhou.cluster import session
 from qzhou.dataset import Dataset
-from qzhou.errors import DataError
+from qzhou.errors import DataError, QzhouError
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import TASKS, Manifest
@@ -234,20 +234,30 @@ def _each(
     )
 
     with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:
-        for _ in made.iter_rows():
+        for row in made.iter_rows():
+            if row["error"]:
+                raise ray.cloudpickle.loads(row["error"])
             bar.advance(1)
 
 
 class _Task:
-    """A step's function as Ray Data calls it."""
+    """A step's function as Ray Data calls it.
+
+    What is meant for people comes back as data: Ray Data wraps an exception until only its text is left.
+    """
 
     def __init__(self, work: Callable[..., Any], plan: Plan) -> None:
         self._work, self._plan = work, plan
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        for item in batch["item"].to_pylist():
+        return pa.table({"error": pa.array([self._done(item) for item in batch["item"].to_pylist()], pa.binary())})
+
+    def _done(self, item: bytes) -> bytes:
+        try:
             self._work(self._plan, ray.cloudpickle.loads(item))
-        return pa.table({"done": [True] * batch.num_rows})
+        except QzhouError as error:
+            return bytes(ray.cloudpickle.dumps(error))
+        return b""
 
 
 def _index(plan: Plan, texts: Mapping[str, Iterable[str]]) -> Index:
