@@ -22,6 +22,7 @@ Rule = Literal[
     "title_body", "question_answer", "chat", "reading_comprehension", "claim_evidence", "qrels", "triplets", "graded",
     "duplicate_questions", "scored_pair", "binary_pair", "nli", "labeled", "clustering",
 ]  # fmt: skip
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Repair = Literal["bare_entities", "html_tags", "backslash_breaks", "ptb_brackets"]
 Constant = str | int | float | bool
 
@@ -93,7 +94,8 @@ class Format(Section):
         if encoding != "detect":
             try:
                 codecs.lookup(encoding)
-            except LookupError:
+                "".encode(encoding)  # base64 and its kind are codecs, but not of text
+            except (LookupError, UnicodeError):
                 raise ValueError(
                     f"no such encoding '{encoding}'; try 'utf-8', 'latin-1', 'gb18030' or 'detect'"
                 ) from None
@@ -138,7 +140,7 @@ class Dataset(Format):
         None, description="Instruction on both sides; default: all tasks but retrieval, and duplicate questions."
     )
     repairs: tuple[Repair, ...] = Field((), description="Known damage that is mended before cleaning.")
-    languages: tuple[str, ...] = Field(
+    languages: tuple[Language, ...] = Field(
         (), description="ISO 639-1 codes; rows in others are dropped; default: keep all."
     )
     max_tokens: AtLeastOne | None = Field(None, description="Rows with a longer text (backbone's tokens) are dropped.")

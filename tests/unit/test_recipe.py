@@ -119,6 +119,8 @@ def test_the_saved_prompts_are_the_prefixes_that_training_uses():
         ({"rule": "title_boddy"}, r"datasets\.0\.rule: Input should be 'title_body'"),
         ({"reader": "jsnl"}, r"no such reader 'jsnl'; known: jsonl, json"),
         ({"encoding": "utf9"}, r"no such encoding 'utf9'; try 'utf-8'"),
+        ({"encoding": "base64"}, "no such encoding 'base64'"),
+        ({"languages": ["english"]}, r"datasets\.0\.languages\.0: String should match pattern"),
         ({"reader": "csv", "delimiter": "ab"}, r"delimiter is 'ab'; csv splits at one character"),
         ({"quote": "''"}, "it is one character, or '' for none"),
         ({"rule": "qrels"}, "rule 'qrels' joins three inputs: give 'corpus'"),

@@ -98,6 +98,9 @@ def _plain(value: Any) -> str:
 
 def _pieces(expression: str) -> list[tuple[str, str | None]]:
     try:
-        return [(literal, name) for literal, name, _, _ in string.Formatter().parse(expression)]
+        pieces = [(literal, name) for literal, name, _, _ in string.Formatter().parse(expression)]
+        if any(name is not None and not name.strip() for _, name in pieces):
+            raise ValueError("{} names no column")
+        return pieces
     except ValueError as error:
         raise RecipeError(f"'{expression}' is not a template: {error}; literal braces are doubled") from None

@@ -122,7 +122,11 @@ class Converter:
         if self.dataset.rule == "qrels":
             query_id = rows[0]["query_id"]
             grades = ((row["document_id"], number(row["grade"])) for row in rows if row["document"])
-            judged = [{"document_id": document, "grade": grade} for document, grade in grades if grade is not None]
+            best: dict[str, float] = {}  # a document that was judged twice keeps its higher grade
+            for document, grade in grades:
+                if grade is not None:
+                    best[document] = max(grade, best.get(document, grade))
+            judged = [{"document_id": document, "grade": grade} for document, grade in best.items()]
         return Candidate(example, held, kept, query_id, judged), drops
 
 

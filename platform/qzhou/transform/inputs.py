@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from qzhou.dataset import Format
 from qzhou.errors import DataError
 
-SPLIT_BYTES = 32 * 2**20  # what one task reads at most: seconds of work, so that a killed task loses little
+SPLIT_BYTES = 16 * 2**20  # what one task reads at most: seconds of work, so that a killed task loses little
 SMALLEST_SPLIT_BYTES = 2**20  # below, starting a task would cost more than its work
 SPLITS = 16  # of a small dataset, so that all cores of one machine have work to the end
 UNPACKED_RATIO = 4  # text shrinks to about a quarter

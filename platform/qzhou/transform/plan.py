@@ -22,7 +22,7 @@ from qzhou.transform.python_docs import SourceFile
 from qzhou.transform.readers import OwnReader
 
 PARTITION_BYTES = 64 * 2**20  # raw bytes whose rows meet in one task of a shuffle
-LARGE_BYTES = 4 * SPLIT_BYTES  # a file that cannot be cut (CSV, gzip) and is larger is dealt out to several tasks
+LARGE_BYTES = 8 * SPLIT_BYTES  # a file that cannot be cut (CSV, gzip) and is larger is dealt out to several tasks
 BUCKET_BYTES = 32 * 2**20  # raw bytes whose keys are judged together: some hundred thousand rows
 MAX_PARTITIONS = 4096
 PARSED_PARTS = 8  # tasks that parse Python packages: enough for all cores to finish together

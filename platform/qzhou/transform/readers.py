@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -124,6 +125,8 @@ def _elements(form: Format, row: Row | Refused) -> Iterator[Row | Refused]:
         found = ", ".join(f"{name} {length if length >= 0 else 'no list'}" for name, length in lengths.items())
         yield Refused("unequal_lists", f"explode: {found}", json.dumps(row, ensure_ascii=False, default=str))
         return
+    if not next(iter(lengths.values())):
+        yield Refused("empty_lists", "explode: no elements", json.dumps(row, ensure_ascii=False, default=str))
     for elements in zip(*lists.values(), strict=True):
         yield row | dict(zip(lists, elements, strict=True))
 
@@ -308,7 +311,8 @@ def _read_csv(form: Format, file: InputFile) -> Iterator[Row | Refused]:
     with open_bytes(file) as stream:
         signed = "utf-8-sig" if encoding == "utf-8" else encoding
         lines = io.TextIOWrapper(stream, encoding=signed, errors="surrogateescape", newline="")
-        table = csv.reader(lines, strict=True, **_dialect(form, file))
+        remembered = _Remembered(lines)
+        table = csv.reader(remembered, strict=True, **_dialect(form, file))
         names: list[str] | None = None
         while True:
             place = f"{file.name}, line {table.line_num + 1}"
@@ -317,8 +321,13 @@ def _read_csv(form: Format, file: InputFile) -> Iterator[Row | Refused]:
             except StopIteration:
                 return
             except csv.Error as error:  # the reader goes on with the next line
-                yield Refused("not_csv", f"{place}: {error} (up to line {table.line_num})", "")
+                content = remembered.taken()
+                if "unexpected end of data" in str(error) and content.count("\n") > 1:
+                    raise EOFError(f"a quote that opens in line {place.rpartition(' ')[2]} is never closed") from None
+                shown = content.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                yield Refused("not_csv", f"{place}: {error} (up to line {table.line_num})", shown)
                 continue
+            remembered.taken()
             if names is None and cells:
                 header = _has_header(form)
                 names = cells if header else [str(position) for position in range(len(cells))]
@@ -326,6 +335,26 @@ def _read_csv(form: Format, file: InputFile) -> Iterator[Row | Refused]:
                     continue
             if cells and names is not None:
                 yield _csv_row(names, cells, place, encoding)
+
+
+class _Remembered:
+    """Lines on their way to the CSV reader, kept until its record is whole: what it refuses is shown as it stood."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines, self._kept = iter(lines), list[str]()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._kept.append(line)
+        return line
+
+    def taken(self) -> str:
+        content = "".join(self._kept)
+        self._kept.clear()
+        return content
 
 
 def _dialect(form: Format, file: InputFile) -> dict[str, Any]:
@@ -376,11 +405,12 @@ def _read_own(form: Format, file: InputFile, own: OwnReader) -> Iterator[Row | R
                     yield Refused("not_an_object", detail, str(row))
     except (*DAMAGE, QzhouError):
         raise
-    except Exception as error:  # anything may go wrong in foreign code
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
+    except (Exception, SystemExit) as error:  # anything may go wrong in foreign code
+        trace, line = error.__traceback__, ""
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename != __file__:
+                line = f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})"
             trace = trace.tb_next
-        line = f" (line {trace.tb_lineno} of its module)" if trace else ""
         raise DataError(
             f"reader '{form.reader}' failed on {file.name}: {type(error).__name__}: {error}{line}"
         ) from None

@@ -230,6 +230,7 @@ def _evidence(row: Row, fields: Fields) -> list[tuple[str, str]]:
     if not isinstance(texts, list | tuple):
         return [(fields.clean(texts), fields.label(row))]
     named = list(labels) if isinstance(labels, list | tuple) else [labels] * len(texts)
+    named += [None] * (len(texts) - len(named))  # evidence without a label is refused by that label
     known = fields.dataset.labels
     translated = (known.get(str(label).strip(), str(label)).strip().casefold() for label in named)
     return [(fields.clean(text), label) for text, label in zip(texts, translated, strict=False)]

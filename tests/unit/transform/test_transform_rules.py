@@ -182,6 +182,14 @@ def test_evidence_supports_refutes_or_is_dropped():
     assert [(one.reason, one.part) for one in parts] == [("not_enough_info", True), ("blank_evidence", True)]
 
 
+def test_evidence_without_a_label_is_not_lost():
+    found = outcomes("claim_evidence", {"claim": "c", "evidence": ["for", "more"], "label": ["supports"]})
+
+    assert sorted(getattr(one, "reason", "") for one in found) == ["", "unknown_label"] or "not_enough_info" in str(
+        found
+    )
+
+
 def test_rows_of_one_claim_become_one_example():
     rows = [
         {"claim": "c", "evidence": "for", "label": "entailment"},
