@@ -15,6 +15,11 @@ process boundaries in Ray, so each holds its message and nothing else, and pickl
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, in one line; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class QzhouError(Exception):
     """Root of the tree; ``exit_status`` is what a job script ends with."""
 

@@ -7,6 +7,7 @@ zip archives. What is compressed is unpacked while reading.
 from __future__ import annotations
 
 import bz2
+import codecs
 import fnmatch
 import glob
 import gzip
@@ -24,12 +25,13 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from qzhou.dataset import Format
-from qzhou.errors import DataError
+from qzhou.errors import DataError, first_line
 
 SPLIT_BYTES = 16 * 2**20  # what one task reads at most: seconds of work, so that a killed task loses little
 SMALLEST_SPLIT_BYTES = 2**20  # below, starting a task would cost more than its work
 SPLITS = 16  # of a small dataset, so that all cores of one machine have work to the end
 UNPACKED_RATIO = 4  # text shrinks to about a quarter
+WIDE_ENCODINGS = ("utf-16", "utf-32")  # their line ends are not one byte
 PACKED_SUFFIXES = (".gz", ".bz2", ".zip")
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
@@ -111,11 +113,17 @@ def splits_of(form: Format, files: Sequence[InputFile]) -> list[Split]:
         if together and sum(map(unpacked_bytes, together)) + size > largest // 4:  # small files are read together
             splits.append(Split(tuple(together)))
             together = []
-        if size > largest and not file.is_packed and form.reader in {"jsonl", "text", "parquet"}:
+        if size > largest and not file.is_packed and _can_be_cut(form):
             splits += _pieces(form, file, largest)
         else:
             together.append(file)
     return splits + ([Split(tuple(together))] if together else [])
+
+
+def _can_be_cut(form: Format) -> bool:
+    """Whether a part of a file can be read by itself: line ends are single bytes, in an encoding that is known."""
+    wide = form.encoding == "detect" or codecs.lookup(form.encoding).name.startswith(WIDE_ENCODINGS)
+    return form.reader == "parquet" or (form.reader in {"jsonl", "text"} and not wide)
 
 
 def unpacked_bytes(file: InputFile) -> int:
@@ -166,7 +174,7 @@ def hf_dataset(file: InputFile) -> Any:
         try:
             return datasets.load_dataset(name, config, split=address["split"], streaming=True)
         except (OSError, ValueError) as error:  # what datasets raises for all that can be wrong with an address
-            reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = reason or first_line(error)
     raise DataError(
         f"'{file.uri}' cannot be loaded: {reason}. Check name, config and split, and that the hub can be reached "
         "(HF_ENDPOINT, HF_TOKEN); or download the files and read them with reader = 'parquet' or 'jsonl'."
@@ -210,8 +218,7 @@ def _matches(dataset: str, pattern: str) -> list[InputFile]:
         filesystem, path, scheme = _filesystem(pattern)
         found = filesystem.glob(path, detail=True)
     except Exception as error:  # every filesystem has its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"dataset '{dataset}': '{pattern}' cannot be listed: {reason}") from None
+        raise DataError(f"dataset '{dataset}': '{pattern}' cannot be listed: {first_line(error)}") from None
     return [
         InputFile(f"{scheme}{name}", int(info["size"] or 0), str(info.get("mtime") or info.get("ETag") or ""))
         for name, info in sorted(found.items())

@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qzhou.dataset import Format
-from qzhou.errors import DataError, QzhouError
+from qzhou.errors import DataError, QzhouError, first_line
 from qzhou.transform.columns import exploded, roots, steps_of
-from qzhou.transform.inputs import InputFile, Split, hf_dataset, open_bytes, open_raw
+from qzhou.transform.inputs import WIDE_ENCODINGS, InputFile, Split, hf_dataset, open_bytes, open_raw
 
 PEEKED_ROWS = 100
 DETECTED_BYTES = 8 * 2**20  # what encoding = "detect" looks at
@@ -192,7 +192,7 @@ def _lines(form: Format, file: InputFile, split: Split) -> Iterator[tuple[str | 
     """
     encoding = _encoding(form, file)
     with open_bytes(file) as stream:
-        if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):  # their line ends are not one byte
+        if codecs.lookup(encoding).name.startswith(WIDE_ENCODINGS):
             for number, line in enumerate(io.TextIOWrapper(stream, encoding=encoding), start=1):
                 if line.strip():
                     yield line.rstrip("\r\n"), f"{file.name}, line {number}"
@@ -210,11 +210,16 @@ def _lines(form: Format, file: InputFile, split: Split) -> Iterator[tuple[str | 
                 raw = raw.removeprefix(codecs.BOM_UTF8)
             if raw.isspace():
                 continue
-            try:
-                yield raw.decode(encoding).rstrip("\r\n"), f"{place}{number}"
-            except UnicodeDecodeError as error:
-                shown = raw.decode(encoding, "backslashreplace").rstrip("\r\n")
-                yield Refused("undecodable", f"{place}{number}: not {encoding}: {error.reason}", shown), ""
+            yield _decoded(raw, encoding, f"{place}{number}"), f"{place}{number}"
+
+
+def _decoded(raw: bytes, encoding: str, place: str) -> str | Refused:
+    """A line without its end, or its refusal with every byte that does not fit shown as an escape."""
+    try:
+        return raw.decode(encoding).rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        shown = raw.decode(encoding, "backslashreplace").rstrip("\r\n")
+        return Refused("undecodable", f"{place}: not {encoding}: {error.reason}", shown)
 
 
 def _json_row(_: Format, line: str | Refused, place: str) -> Row | Refused:
@@ -253,11 +258,8 @@ def _every_line(form: Format, file: InputFile) -> Iterator[str | Refused]:
     encoding = _encoding(form, file)
     with open_bytes(file) as stream:
         for number, raw in enumerate(stream, start=1):
-            try:
-                yield (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).decode(encoding).rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                shown = raw.decode(encoding, "backslashreplace")
-                yield Refused("undecodable", f"{file.name}, line {number}: not {encoding}: {error.reason}", shown)
+            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+            yield _decoded(line, encoding, f"{file.name}, line {number}")
 
 
 def _read_json(form: Format, file: InputFile) -> Iterator[Row | Refused]:
@@ -281,9 +283,9 @@ def _read_json(form: Format, file: InputFile) -> Iterator[Row | Refused]:
                     found += 1
                     yield row
         except ijson.IncompleteJSONError as error:
-            raise EOFError(f"not whole JSON: {str(error).splitlines()[0]}") from None
+            raise EOFError(f"not whole JSON: {first_line(error)}") from None
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise EOFError(f"not JSON: {str(error).splitlines()[0]}") from None
+            raise EOFError(f"not JSON: {first_line(error)}") from None
     if not found:
         raise DataError(
             f"{file.name} holds no rows at '{form.records or '[]'}'. Set 'records' to the path of the rows, "

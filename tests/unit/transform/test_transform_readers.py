@@ -301,6 +301,17 @@ def test_large_files_are_cut_and_small_ones_read_together():
     assert [split.end for split in splits if split.files == (packed,)] == [None]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "detect"])
+def test_a_file_whose_line_ends_may_be_wide_is_read_whole(tmp_path, encoding):
+    path = tmp_path / "wide.jsonl"
+    path.write_bytes("".join(f'{{"n": {n}}}\n' for n in range(1000)).encode("utf-16"))
+    wide = form("jsonl", encoding=encoding)
+
+    splits = splits_of(wide, [InputFile(str(path), 4 * inputs.SPLIT_BYTES)])  # said to be larger than it is
+
+    assert [row["n"] for split in splits for row in read_split(wide, split)] == list(range(1000))
+
+
 def test_row_groups_of_a_large_parquet_file_are_shared_out(tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"n": list(range(1000))}), path, row_group_size=100)
