@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from qzhou.encoder.pooling import Pooling, pool
-from qzhou.errors import ModelError
+from qzhou.errors import ModelError, first_line
 
 Attention = Literal["bidirectional", "causal"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -79,8 +79,7 @@ def load_backbone(
         model = AutoModel.from_pretrained(place, config=config, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"the model '{spec}' cannot be loaded: {reason}\n       {WAYS}") from None
+        raise ModelError(f"the model '{spec}' cannot be loaded: {first_line(error)}\n       {WAYS}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     folder = Path(place)
@@ -100,8 +99,7 @@ def load_tokenizer(spec: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(resolve(spec))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"the tokenizer of '{spec}' cannot be loaded: {reason}\n       {WAYS}") from None
+        raise ModelError(f"the tokenizer of '{spec}' cannot be loaded: {first_line(error)}\n       {WAYS}") from None
 
 
 def resolve(spec: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
 from qzhou.evaluation.comparison import MODELS, Row
+from qzhou.pictures import svg
 from qzhou.records import Drop
 from qzhou.runs import MANIFEST, Run
 from qzhou.storage import read_records
@@ -26,7 +25,6 @@ TASK_COLOURS = {"retrieval": "#2f9e6e", "pair": "#5b7db1", "classification": "#e
 
 def write_report(run: Run, rows: Sequence[Row]) -> None:
     """Write ``report.html`` into the run folder."""
-    mpl.rcParams["svg.hashsalt"] = run.recipe.run.name  # the same run gives the same file
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     mining = run.folder / "mine"
     page = environment.get_template("report.html.j2").render(
@@ -74,7 +72,7 @@ def _scores_picture(rows: Sequence[Row]) -> str:
     axes.invert_yaxis()
     axes.set_xlabel("score on held-out data")
     axes.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
+    return svg(figure, "scores")
 
 
 def _loss_picture(run: Run) -> str:
@@ -95,7 +93,7 @@ def _loss_picture(run: Run) -> str:
         axes.spines[["top", "right"]].set_visible(False)
         if number == 1:
             axes.set_ylabel("loss (nats)")
-    return _svg(figure)
+    return svg(figure, "loss")
 
 
 def _stages(run: Run) -> list[dict[str, Any]]:
@@ -127,11 +125,3 @@ def _drops(run: Run) -> Mapping[str, int]:
     for drop in read_records(run.folder / "synthesize" / "dropped", Drop):
         counts[f"synthesize: {drop.dataset}: {drop.reason}"] += 1
     return dict(counts.most_common(40))
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -7,7 +7,7 @@ from typing import Any
 
 import mteb
 
-from qzhou.errors import DataError
+from qzhou.errors import DataError, first_line
 
 NOT_TEXTS = {"id", "_id", "query-id", "corpus-id", "label", "labels", "lang", "language"}
 
@@ -56,10 +56,9 @@ def _loaded(task: Any) -> Iterator[str]:
         try:
             task.load_data()
         except Exception as error:  # each task loads in its own way
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(
-                f"transform.contamination.tasks: the data of '{task.metadata.name}' cannot be loaded: {reason}. Run "
-                "where a hub can be reached (HF_ENDPOINT, HF_TOKEN), or take the task out."
+                f"transform.contamination.tasks: the data of '{task.metadata.name}' cannot be loaded: "
+                f"{first_line(error)}. Run where a hub can be reached (HF_ENDPOINT, HF_TOKEN), or take the task out."
             ) from None
     yield from texts_of(task)
 

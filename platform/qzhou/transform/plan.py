@@ -83,9 +83,6 @@ class Plan:
     def shards_of(self, dataset: str) -> list[Shard]:
         return [shard for shard in self.shards if shard.dataset == dataset]
 
-    def pieces(self, dataset: str, role: str) -> list[Piece]:
-        return [one for pieces in self.rounds for one in pieces if (one.dataset, one.role) == (dataset, role)]
-
     @property
     def work(self) -> Folder:
         """What is taken away when the stage is done."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qzhou.dataset import Dataset
 from qzhou.errors import DataError
+from qzhou.pictures import svg
 from qzhou.recipe import Recipe
 from qzhou.storage import Folder
 from qzhou.transform.contamination import Overlap
@@ -116,10 +116,8 @@ def overlap_rows(overlaps: Mapping[str, Overlap]) -> list[dict[str, Any]]:
 
 def lengths_picture(tallies: Mapping[str, Tally]) -> str:
     """Histograms of text lengths, one panel a dataset, as SVG."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams["svg.hashsalt"] = "lengths"  # the same counts give the same file
     names = [name for name, tally in tallies.items() if tally.lengths]
     rows = max(1, -(-len(names) // PANELS_A_ROW))
     columns = min(PANELS_A_ROW, max(1, len(names)))
@@ -142,11 +140,7 @@ def lengths_picture(tallies: Mapping[str, Tally]) -> str:
             axes.set_xlabel("characters, up to", fontsize=7)
         if number % columns == 1 or columns == 1:
             axes.set_ylabel("% of texts", fontsize=7)
-    figure.tight_layout()
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return svg(figure, "lengths")
 
 
 def _reason_lines(tally: Tally) -> Sequence[str]:

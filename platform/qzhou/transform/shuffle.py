@@ -58,32 +58,34 @@ def is_done(plan: Plan, piece: Piece) -> bool:
 def units(plan: Plan, shard: Shard) -> Iterator[list[Row] | Refused]:
     """The rows that make one example each, or the refusal of one that cannot be read."""
     dataset = plan.dataset(shard.dataset)
+    if shard.kind == "grouped":
+        yield from _groups(_batches(plan, dataset, "rows", shard.part))
+    elif shard.kind == "joined":
+        queries = _queries(plan, dataset, shard.part)
+        for group in _groups(_batches(plan, dataset, "join", shard.part)):
+            if isinstance(group, Refused):
+                yield group
+            else:
+                yield [{**row, "query": queries.get(row["query_id"])} for row in group]
+    else:
+        yield from (row if isinstance(row, Refused) else [row] for row in _single_rows(plan, dataset, shard))
+
+
+def _single_rows(plan: Plan, dataset: Dataset, shard: Shard) -> Iterator[Row | Refused]:
+    """The rows of a shard whose rule takes one at a time."""
     if shard.kind == "split":
         assert shard.split is not None
-        for row in read_split(dataset, shard.split, plan.own.get(dataset.reader)):
-            yield row if isinstance(row, Refused) else [row]
-        return
-    if shard.kind == "parsed":
-        of_pairs = dataset.view == "pairs"
-        folder = _paired(plan, dataset.name) if of_pairs else _parsed(plan, packages_key(dataset))
-        for row in _unpacked(read_partition(folder, [f"{shard.part:06d}.arrow"], 0)):
-            yield row if isinstance(row, Refused) else [row]
-        return
-    role = "join" if shard.kind == "joined" else "rows"
-    folder = _folder(plan, dataset.name, role)
-    batches = read_partition(folder, folder.files(".arrow"), shard.part)
+        return read_split(dataset, shard.split, plan.own.get(dataset.reader))
     if shard.kind == "spread":
-        for row in _unpacked(batches):
-            yield row if isinstance(row, Refused) else [row]
-        return
-    queries = _queries(plan, dataset, shard.part) if role == "join" else {}
-    for group in _groups(batches):
-        if isinstance(group, Refused):
-            yield group
-        elif role == "join":
-            yield [{**row, "query": queries.get(row["query_id"])} for row in group]
-        else:
-            yield group
+        return _unpacked(_batches(plan, dataset, "rows", shard.part))
+    folder = _paired(plan, dataset.name) if dataset.view == "pairs" else _parsed(plan, packages_key(dataset))
+    return _unpacked(read_partition(folder, [f"{shard.part:06d}.arrow"], 0))
+
+
+def _batches(plan: Plan, dataset: Dataset, role: str, partition: int) -> Iterator[pa.RecordBatch]:
+    """One partition of what was shuffled, all pieces of it."""
+    folder = _folder(plan, dataset.name, role)
+    return read_partition(folder, folder.files(".arrow"), partition)
 
 
 def _folder(plan: Plan, dataset: str, role: str) -> Folder:
@@ -229,8 +231,7 @@ def _queries(plan: Plan, dataset: Dataset, partition: int) -> dict[str, str]:
 
 
 def _shuffled(plan: Plan, dataset: Dataset, role: str, partition: int) -> Iterator[dict[str, Any]]:
-    folder = _folder(plan, dataset.name, role)
-    for batch in read_partition(folder, folder.files(".arrow"), partition):
+    for batch in _batches(plan, dataset, role, partition):
         yield from batch.to_pylist()
 
 

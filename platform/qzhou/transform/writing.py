@@ -41,11 +41,12 @@ def write_shard(plan: Plan, shard: Shard, limit: int | None, index: Index | None
     held = table["held_out"].to_numpy()
     rows = table["rows"].to_numpy()
     kept = (verdicts == 0) & ~held & ~left_out
+    training = table.filter(pa.array(kept))
     tally.kept, tally.held_out = int(rows[kept].sum()), int(rows[(verdicts == 0) & held].sum())
     tally.sampled_out = int(rows[left_out].sum())
     if index is not None and plan.recipe.transform.contamination.action == "report":
-        compare(plan, shard, table.filter(pa.array(kept)), index)
-    examples = _both_ways(table.filter(pa.array(kept)), dataset)
+        compare(plan, shard, training, index)
+    examples = _both_ways(training, dataset)
     held_out = table.filter(pa.array((verdicts == 0) & held))
     place = f"{dataset.task}/{dataset.name}"
     for folder, found in (
@@ -55,7 +56,7 @@ def write_shard(plan: Plan, shard: Shard, limit: int | None, index: Index | None
         _write(plan.folder / folder / place, shard, found)
         tally.written[folder] = found.num_rows
     _write_drops(plan, shard, table, verdicts, tally)
-    tally.lengths = _lengths(table.filter(pa.array(kept)), dataset)
+    tally.lengths = _lengths(training, dataset)
     if dataset.rule == "qrels":
         _write_judgements(plan.folder, shard, dataset, held_out, tally)
     elif dataset.task == "retrieval":
