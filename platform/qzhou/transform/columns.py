@@ -15,7 +15,7 @@ from typing import Any
 
 from qzhou.errors import RecipeError
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 Getter = Callable[[Row], Any]
 
 

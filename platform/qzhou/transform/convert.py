@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ from qzhou.storage import Folder, schema_of, table_of, write_table
 from qzhou.transform.columns import Row, getter
 from qzhou.transform.dedup import KeyList, texts_of
 from qzhou.transform.examples import swapped_id
-from qzhou.transform.fields import Fields, drop, number
+from qzhou.transform.fields import Fields, as_record, drop, number
 from qzhou.transform.filters import language_of, refusals
+from qzhou.transform.lines import Refused
 from qzhou.transform.near_duplicates import band_keys
 from qzhou.transform.partitions import write_partitions
 from qzhou.transform.plan import Plan, Shard
-from qzhou.transform.readers import Refused
 from qzhou.transform.rules import RULES
 from qzhou.transform.shuffle import units
 from qzhou.transform.splits import held_out
@@ -33,8 +33,8 @@ SUMMARY = "summary.json"
 
 # What a candidate has besides the fields of its record.
 JUDGED = pa.list_(pa.struct([("document_id", pa.string()), ("grade", pa.float64())]))
-EXTRA = [("held_out", pa.bool_()), ("rows", pa.int32()), ("swapped_id", pa.string()), ("query_id", pa.string())]
-EXTRA_SCHEMA = pa.schema([*EXTRA, ("judged", JUDGED)])
+EXTRA = [("unit", pa.int32()), ("held_out", pa.bool_()), ("rows", pa.int32()), ("swapped_id", pa.string())]
+EXTRA_SCHEMA = pa.schema([*EXTRA, ("query_id", pa.string()), ("judged", JUDGED)])
 
 
 class Candidate(NamedTuple):
@@ -42,7 +42,7 @@ class Candidate(NamedTuple):
 
     example: Example
     held_out: bool
-    rows: int
+    rows: list[Row]
     query_id: str
     judged: list[dict[str, Any]]
 
@@ -78,10 +78,10 @@ def convert_shard(plan: Plan, shard: Shard) -> None:
     convert = Converter(dataset, settings.max_chars)
     start = part = 0
     while chunk := list(islice(rows, UNITS_PER_TABLE)):
-        candidates, drops = _converted(chunk, convert, tally)
+        candidates, drops = _converted(chunk, part * UNITS_PER_TABLE, convert, tally)
         candidates = _filtered(candidates, plan, dataset, drops, tally)
         tally.languages.update(_languages(candidates))
-        _add_keys(keys, candidates, start, settings.near_duplicates, dataset.may_share_texts)
+        _add_keys(keys, [one for _, one in candidates], start, settings.near_duplicates, dataset.may_share_texts)
         name = f"{part:04d}.parquet"
         write_table(folder, name, _table(candidates, dataset))
         if drops:
@@ -117,7 +117,6 @@ class Converter:
             detail = f"column '{self._column}', which split_by names, is empty"
             return None, [self.fields.drop("blank_group", detail, row) for row in rows]
         held = held_out(group, self.dataset.held_out_fraction)
-        kept = len(rows) - sum(not one.part for one in drops)
         query_id, judged = "", []
         if self.dataset.rule == "qrels":
             query_id = rows[0]["query_id"]
@@ -127,14 +126,53 @@ class Converter:
                 if grade is not None:
                     best[document] = max(grade, best.get(document, grade))
             judged = [{"document_id": document, "grade": grade} for document, grade in best.items()]
-        return Candidate(example, held, kept, query_id, judged), drops
+        return Candidate(example, held, _behind(rows, drops), query_id, judged), drops
+
+
+def rows_behind(plan: Plan, shard: Shard, candidates: Sequence[tuple[int, str]]) -> Iterator[list[Row]]:
+    """The raw rows of some candidates, for those who want to see why they are dropped; read once more.
+
+    Args:
+        plan: Of the stage.
+        shard: That was converted.
+        candidates: (unit, id), ascending.
+
+    Yields: The rows of each; none where the raw data gives another example now.
+    """
+    convert = Converter(plan.dataset(shard.dataset), plan.recipe.transform.max_chars)
+    waiting = iter(candidates)
+    wanted = next(waiting, None)
+    for place, unit in enumerate(units(plan, shard)):
+        if wanted is None:
+            return
+        if place == wanted[0]:
+            found = None if isinstance(unit, Refused) else convert(unit)[0]
+            yield found.rows if found is not None and found.example.id == wanted[1] else []
+            wanted = next(waiting, None)
+    for _ in (*([wanted] if wanted else []), *waiting):
+        yield []
+
+
+def _behind(rows: Sequence[Row], drops: Sequence[Drop]) -> list[Row]:
+    """The rows that none of the drops is about."""
+    if not drops:
+        return list(rows)
+    dropped = Counter(one.record for one in drops if not one.part)
+    kept = []
+    for row in rows:
+        if dropped and dropped[record := as_record(row)]:
+            dropped[record] -= 1
+        else:
+            kept.append(row)
+    return kept
 
 
 def _converted(
-    chunk: Sequence[Sequence[Row] | Refused], convert: Converter, tally: Tally
-) -> tuple[list[Candidate], list[Drop]]:
+    chunk: Sequence[Sequence[Row] | Refused], start: int, convert: Converter, tally: Tally
+) -> tuple[list[tuple[int, Candidate]], list[Drop]]:
+    """(unit, candidate) of units that are numbered from ``start`` on, and what is dropped of them."""
     candidates, drops = [], []
-    for unit in chunk:
+    for place, unit in enumerate(chunk, start):
         if isinstance(unit, Refused):
             tally.read += 1
             dropped = [drop(convert.dataset.name, unit.reason, unit.detail, unit.content)]
@@ -142,7 +180,7 @@ def _converted(
             tally.read += len(unit)
             candidate, dropped = convert(unit)
             if candidate is not None:
-                candidates.append(candidate)
+                candidates.append((place, candidate))
         for one in dropped:
             tally.drop(one)
         drops += dropped
@@ -150,28 +188,30 @@ def _converted(
 
 
 def _filtered(
-    candidates: list[Candidate], plan: Plan, dataset: Dataset, drops: list[Drop], tally: Tally
-) -> list[Candidate]:
+    candidates: list[tuple[int, Candidate]], plan: Plan, dataset: Dataset, drops: list[Drop], tally: Tally
+) -> list[tuple[int, Candidate]]:
     """What the dataset's filters leave; the others are added to the drops."""
     if not dataset.languages and dataset.max_tokens is None:
         return candidates
     kept = []
-    for one, refusal in zip(
-        candidates, refusals([one.example for one in candidates], dataset, plan.recipe.model), strict=True
+    for (unit, one), refusal in zip(
+        candidates, refusals([one.example for _, one in candidates], dataset, plan.recipe.model), strict=True
     ):
         if refusal is None:
-            kept.append(one)
+            kept.append((unit, one))
             continue
-        dropped = drop(dataset.name, *refusal, dataclasses.asdict(one.example))
-        tally.drop(dropped, one.rows)
-        drops.append(dropped)
+        for row in one.rows:
+            dropped = drop(dataset.name, *refusal, row)
+            tally.drop(dropped)
+            drops.append(dropped)
     return kept
 
 
-def _languages(candidates: Sequence[Candidate]) -> Iterator[str]:
+def _languages(candidates: Sequence[tuple[int, Candidate]]) -> Iterator[str]:
     """The languages of a sample of candidates, drawn by their ids."""
-    for one in sorted(candidates, key=lambda candidate: candidate.example.id)[:LANGUAGE_SAMPLE]:
-        yield language_of(" ".join(texts_of(one.example)))
+    examples = (one.example for _, one in candidates)
+    for example in sorted(examples, key=lambda example: example.id)[:LANGUAGE_SAMPLE]:
+        yield language_of(" ".join(texts_of(example)))
 
 
 def _add_keys(
@@ -190,13 +230,15 @@ def _add_keys(
     keys.add_near(rows[comparable], bands[comparable], held[comparable])
 
 
-def _table(candidates: Sequence[Candidate], dataset: Dataset) -> pa.Table:
+def _table(numbered: Sequence[tuple[int, Candidate]], dataset: Dataset) -> pa.Table:
+    candidates = [one for _, one in numbered]
     examples = [one.example for one in candidates]
     table = table_of(examples, EXAMPLE_TYPES[dataset.task])
     swaps = [swapped_id(one) if isinstance(one, PairExample) else "" for one in examples]
     more = {
+        "unit": [unit for unit, _ in numbered],
         "held_out": [one.held_out for one in candidates],
-        "rows": [one.rows for one in candidates],
+        "rows": [len(one.rows) for one in candidates],
         "swapped_id": swaps,
         "query_id": [one.query_id for one in candidates],
         "judged": [one.judged for one in candidates],

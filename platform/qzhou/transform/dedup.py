@@ -40,9 +40,9 @@ class Verdict(IntEnum):
 
 
 DETAILS = {
-    Verdict.IN_HELD_OUT: "one of its texts is held out for evaluation",
-    Verdict.DUPLICATE: "an earlier row has the same texts up to case and white space",
-    Verdict.NEAR_DUPLICATE: "an earlier row is nearly the same on every side",
+    Verdict.IN_HELD_OUT: "one of its texts is held out for evaluation in dataset '{dataset}'",
+    Verdict.DUPLICATE: "an earlier row of dataset '{dataset}' has the same texts up to case and white space",
+    Verdict.NEAR_DUPLICATE: "an earlier row of dataset '{dataset}' is nearly the same on every side",
     Verdict.CONTAMINATED: "it shares an n-gram with a text of an evaluation task",
 }
 
@@ -134,7 +134,7 @@ class KeyList:
         self._held.append(held)
 
 
-def judge(keys: pa.Table, shard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def judge(keys: pa.Table, shard: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The keys that refuse their examples.
 
     Of equal keys the first one stays: held-out examples come before others, then the order of the recipe counts. A
@@ -144,10 +144,11 @@ def judge(keys: pa.Table, shard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         keys: KEYS of all shards, one bucket of them.
         shard: For each key, the number of its shard; shards are numbered in the order of the recipe.
 
-    Returns: Positions in ``keys`` and a :class:`Verdict` for each, both int64.
+    Returns: Positions in ``keys``, a :class:`Verdict` for each, and the positions of the keys that were first, all
+        int64.
     """
     if not keys.num_rows:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     high, low, row, space, held = (keys[name].to_numpy() for name in KEYS.names)
     place = (shard.astype(np.uint64) << np.uint64(32)) | row.astype(np.uint64)
     order = np.lexsort((place, ~held, low, high, space))
@@ -163,7 +164,7 @@ def judge(keys: pa.Table, shard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         [shown, repeated & near, repeated], [Verdict.IN_HELD_OUT, Verdict.NEAR_DUPLICATE, Verdict.DUPLICATE]
     )
     found = np.flatnonzero(verdict)
-    return order[found], verdict[found]
+    return order[found], verdict[found], order[first[found]]
 
 
 def sample_keys(ids: Sequence[str], seed: int) -> np.ndarray:

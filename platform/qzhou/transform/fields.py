@@ -116,14 +116,9 @@ class Fields:
         return [text for text in dict.fromkeys(self.clean(cell) for cell in cells) if text]
 
     def clean(self, value: Any) -> str:
+        """The cleaned text of a cell; an empty string for what is no text."""
         if not isinstance(value, str):
-            if (
-                value is None
-                or isinstance(value, list | tuple | dict)
-                or (isinstance(value, float) and math.isnan(value))
-            ):
-                return ""
-            value = str(value)
+            value = _as_text(value)
         if self.dataset.repairs:
             value = repaired(value, self.dataset.repairs)
         return clean_text(value, self.max_chars)
@@ -144,15 +139,20 @@ class Fields:
 
 def drop(dataset: str, reason: str, detail: str, content: object, *, part: bool = False) -> Drop:
     """A refused row, or any other content, as it is written to ``dropped/``."""
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
     return Drop(
         stage="transform",
         dataset=dataset,
         reason=reason,
         detail=_printable(detail[:DROPPED_DETAIL_CHARS]),
-        record=_printable(text[:DROPPED_RECORD_CHARS]),
+        record=as_record(content),
         part=part,
     )
+
+
+def as_record(content: object) -> str:
+    """What :class:`~qzhou.records.Drop` keeps of a row, as JSON, or of a text."""
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
+    return _printable(text[:DROPPED_RECORD_CHARS])
 
 
 def number(value: Any) -> float | None:
@@ -162,6 +162,20 @@ def number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
+
+
+def _as_text(value: Any) -> str:
+    """A cell that is not a text, as one: numbers as people write them, UTF-8 bytes decoded, nothing for all else."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # a column of integers with a gap in it becomes floats
+    if value is None or isinstance(value, list | tuple | dict) or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value)
 
 
 def _printable(text: str) -> str:

@@ -15,6 +15,7 @@ import itertools
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,18 +34,23 @@ SPLITS = 16  # of a small dataset, so that all cores of one machine have work to
 UNPACKED_RATIO = 4  # text shrinks to about a quarter
 WIDE_ENCODINGS = ("utf-16", "utf-32")  # their line ends are not one byte
 PACKED_SUFFIXES = (".gz", ".bz2", ".zip")
+DAMAGE = (EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid)  # what reading a broken file raises
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A raw file, or a member of a zip archive; ``changed`` tells its versions apart."""
+    """A raw file, or a member of a zip archive; ``changed`` tells its versions apart.
+
+    ``encoding`` is what was found in it, where the recipe says ``detect``.
+    """
 
     uri: str
     size: int = 0
     changed: str = ""
     member: str = ""
+    encoding: str = ""
 
     @property
     def name(self) -> str:
@@ -85,12 +91,16 @@ def input_files(dataset: str, form: Format) -> list[InputFile]:
             archive = members[2]
         matches = _matches(dataset, archive)
         if not matches:
+            is_folder = "://" not in archive and Path(archive).expanduser().is_dir()
             raise DataError(
-                f"dataset '{dataset}': no file matches '{pattern}' (working directory {Path.cwd()}). "
+                f"dataset '{dataset}': '{pattern}' is a folder; name its files, e.g. '{pattern.rstrip('/')}/*.jsonl'."
+                if is_folder
+                else f"dataset '{dataset}': no file matches '{pattern}' (working directory {Path.cwd()}). "
                 "Correct 'paths', or run from the folder that the path starts at."
             )
         if members or archive.endswith(".zip"):
-            matches = [one for file in matches for one in _members(dataset, file, members[1] if members else "*")]
+            chosen = members[1] if members else "*"
+            matches = [one for file in matches for one in _members(dataset, file, chosen, form.on_corrupt_file)]
         found |= dict.fromkeys(matches)
     return list(found)
 
@@ -113,16 +123,16 @@ def splits_of(form: Format, files: Sequence[InputFile]) -> list[Split]:
         if together and sum(map(unpacked_bytes, together)) + size > largest // 4:  # small files are read together
             splits.append(Split(tuple(together)))
             together = []
-        if size > largest and not file.is_packed and _can_be_cut(form):
+        if size > largest and not file.is_packed and _can_be_cut(form, file):
             splits += _pieces(form, file, largest)
         else:
             together.append(file)
     return splits + ([Split(tuple(together))] if together else [])
 
 
-def _can_be_cut(form: Format) -> bool:
-    """Whether a part of a file can be read by itself: line ends are single bytes, in an encoding that is known."""
-    wide = form.encoding == "detect" or codecs.lookup(form.encoding).name.startswith(WIDE_ENCODINGS)
+def _can_be_cut(form: Format, file: InputFile) -> bool:
+    """Whether a part of a file can be read by itself: line ends are single bytes."""
+    wide = codecs.lookup(file.encoding or form.encoding).name.startswith(WIDE_ENCODINGS)
     return form.reader == "parquet" or (form.reader in {"jsonl", "text"} and not wide)
 
 
@@ -140,11 +150,20 @@ def open_bytes(file: InputFile) -> BinaryIO:
     """
     stream = open_raw(file)
     name = file.uri
-    if file.member:
+    if file.member or name.endswith(".zip"):  # a whole archive is asked for where its list of members is broken
         stream, name = cast(BinaryIO, zipfile.ZipFile(stream).open(file.member)), file.member  # noqa: SIM115 - the caller closes
     if name.endswith(".gz"):
         return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
     return cast(BinaryIO, bz2.BZ2File(stream)) if name.endswith(".bz2") else stream
+
+
+def damaged(file: InputFile, rows: int, error: Exception) -> str:
+    """What to say of a file that cannot be read to its end."""
+    problem = f"not {error.encoding}" if isinstance(error, UnicodeDecodeError) else "damaged or truncated"
+    return (
+        f"{file.name} is {problem} after {rows:,} rows: {str(error) or type(error).__name__}. Replace the file, or set "
+        'on_corrupt_file = "skip" to keep what was read before the damage.'
+    )
 
 
 def open_raw(file: InputFile) -> BinaryIO:
@@ -241,13 +260,15 @@ def _filesystem(uri: str) -> tuple[Any, str, str]:
     return ArrowFSWrapper(filesystem), uri.removeprefix(scheme), scheme
 
 
-def _members(dataset: str, file: InputFile, pattern: str) -> list[InputFile]:
-    """The files inside a zip archive whose names match."""
+def _members(dataset: str, file: InputFile, pattern: str, on_corrupt_file: str) -> list[InputFile]:
+    """The files inside a zip archive whose names match; the archive itself where it is damaged and to be skipped."""
     with open_raw(file) as stream:
         try:
             entries = zipfile.ZipFile(stream).infolist()
         except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(f"dataset '{dataset}': {file.name} is not a zip archive: {error}") from None
+            if on_corrupt_file == "skip":
+                return [file]
+            raise DataError(f"dataset '{dataset}': {damaged(file, 0, error)}") from None
     found = [
         InputFile(file.uri, entry.compress_size, file.changed, entry.filename)
         for entry in sorted(entries, key=lambda entry: entry.filename)

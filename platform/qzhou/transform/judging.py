@@ -14,20 +14,25 @@ from qzhou.transform.dedup import Verdict, judge, sample_keys
 from qzhou.transform.partitions import read_partition, write_partitions
 from qzhou.transform.plan import Plan, Shard
 
-VERDICTS = pa.schema([("row", pa.uint32()), ("verdict", pa.uint8())])
+VERDICTS = pa.schema([("row", pa.uint32()), ("verdict", pa.uint8()), ("first", pa.uint32())])
+NOTHING = np.uint64(2**64 - 1)
 
 
 def judge_bucket(plan: Plan, bucket: int) -> None:
-    """Compare the keys of one bucket and write, by shard, which rows are refused and why."""
+    """Compare the keys of one bucket and write, by shard, which rows are refused, why, and for a row of which shard."""
     tables, numbers = [], []
     for shard in plan.shards:
         for batch in read_partition(candidates_folder(plan, shard), ["keys.arrow"], bucket):
             tables.append(pa.Table.from_batches([batch]))
             numbers.append(np.full(batch.num_rows, shard.number))
     keys, shards = pa.concat_tables(tables), np.concatenate(numbers)
-    positions, verdicts = judge(keys, shards)
-    rows = keys["row"].to_numpy()[positions]
-    table = pa.table({"row": rows, "verdict": verdicts.astype(np.uint8)}, schema=VERDICTS)
+    positions, verdicts, first = judge(keys, shards)
+    columns = {
+        "row": keys["row"].to_numpy()[positions],
+        "verdict": verdicts.astype(np.uint8),
+        "first": shards[first].astype(np.uint32),
+    }
+    table = pa.table(columns, schema=VERDICTS)
     write_partitions(plan.work / "verdicts", f"{bucket:06d}.arrow", table, shards[positions], len(plan.shards))
 
 
@@ -35,14 +40,15 @@ def is_judged(plan: Plan, bucket: int) -> bool:
     return (plan.work / "verdicts").exists(f"{bucket:06d}.arrow")
 
 
-def verdicts_of(plan: Plan, shard: Shard, count: int) -> np.ndarray:
-    """For each candidate of a shard a :class:`Verdict`, or 0; uint8."""
-    found = np.full(count, 255, dtype=np.uint8)
+def verdicts_of(plan: Plan, shard: Shard, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each candidate of a shard a :class:`Verdict` or 0 (uint8), and the shard whose row was first (uint32)."""
+    found = np.full(count, NOTHING, dtype=np.uint64)
     names = [f"{bucket:06d}.arrow" for bucket in range(plan.buckets)] if plan.is_judged else []
     for batch in read_partition(plan.work / "verdicts", names, shard.number):
-        np.minimum.at(found, batch["row"].to_numpy(), batch["verdict"].to_numpy())
-    found[found == 255] = 0
-    return found
+        verdict, first = (batch[name].to_numpy().astype(np.uint64) for name in ("verdict", "first"))
+        np.minimum.at(found, batch["row"].to_numpy(), verdict << np.uint64(32) | first)
+    found[found == NOTHING] = 0
+    return (found >> np.uint64(32)).astype(np.uint8), (found & np.uint64(2**32 - 1)).astype(np.uint32)
 
 
 def candidates_of(plan: Plan, shard: Shard) -> pa.Table:
@@ -58,7 +64,7 @@ def index_shard(plan: Plan, shard: Shard) -> None:
     A corpus's other documents are not among them: that a distractor was trained on shows nothing.
     """
     table = candidates_of(plan, shard)
-    held = (verdicts_of(plan, shard, table.num_rows) == 0) & table["held_out"].to_numpy()
+    held = (verdicts_of(plan, shard, table.num_rows)[0] == 0) & table["held_out"].to_numpy()
     texts, _ = texts_in(table.filter(pa.array(held)), plan.dataset(shard.dataset).task)
     grams = np.unique(grams_of(texts, plan.recipe.transform.contamination)[0])
     (plan.work / "ngrams").write_bytes(f"{shard.name}.u8", grams.tobytes())
@@ -78,7 +84,7 @@ def survey_shard(plan: Plan, shard: Shard, index: Index | None) -> None:
     Writes ``<shard>.npz``: ``contaminated`` (rows) and ``sample`` (a number for each candidate that may be drawn).
     """
     table = candidates_of(plan, shard)
-    waiting = np.flatnonzero((verdicts_of(plan, shard, table.num_rows) == 0) & ~table["held_out"].to_numpy())
+    waiting = np.flatnonzero((verdicts_of(plan, shard, table.num_rows)[0] == 0) & ~table["held_out"].to_numpy())
     contaminated = np.empty(0, dtype=np.int64)
     if index is not None and plan.recipe.transform.contamination.action == "drop":
         hit = compare(plan, shard, table.take(pa.array(waiting)), index)
@@ -132,9 +138,13 @@ def sample_limits(plan: Plan) -> Mapping[str, int]:
     return limits
 
 
-def statuses(plan: Plan, shard: Shard, table: pa.Table, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """For each candidate of a shard: its :class:`Verdict` or 0 (uint8), and whether the sample leaves it out."""
-    verdicts = verdicts_of(plan, shard, table.num_rows)
+def statuses(plan: Plan, shard: Shard, table: pa.Table, limit: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What becomes of each candidate of a shard.
+
+    Returns: Its :class:`Verdict` or 0 (uint8), the shard whose row was first (uint32), and whether the sample leaves
+        it out.
+    """
+    verdicts, first = verdicts_of(plan, shard, table.num_rows)
     if plan.is_surveyed:
         contaminated = read_survey(plan, shard)["contaminated"]
         verdicts[contaminated[verdicts[contaminated] == 0]] = Verdict.CONTAMINATED
@@ -143,4 +153,4 @@ def statuses(plan: Plan, shard: Shard, table: pa.Table, limit: int | None) -> tu
         waiting = np.flatnonzero((verdicts == 0) & ~table["held_out"].to_numpy())
         numbers = sample_keys(table["id"].take(pa.array(waiting)).to_pylist(), plan.recipe.run.seed)
         left_out[waiting] = numbers > np.uint64(limit)
-    return verdicts, left_out
+    return verdicts, first, left_out

@@ -12,13 +12,9 @@ Nothing but file names and counts passes through the driver, and what a killed r
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -32,12 +28,10 @@ from qzhou.errors import DataError, QzhouError
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import TASKS, Manifest
-from qzhou.runs import Run, digest
+from qzhou.runs import Run
 from qzhou.storage import Folder
 from qzhou.transform.contamination import Index, IndexBuilder, Overlap
-from qzhou.transform.convert import candidates_folder, convert_shard, is_converted, split_column
-from qzhou.transform.fields import columns_of, input_columns_of
-from qzhou.transform.inputs import InputFile, Split, input_files
+from qzhou.transform.convert import candidates_folder, convert_shard, is_converted
 from qzhou.transform.judging import (
     index_shard,
     indexed,
@@ -48,15 +42,12 @@ from qzhou.transform.judging import (
     sample_limits,
     survey_shard,
 )
-from qzhou.transform.plan import INPUTS, Inputs, Plan, Shard, Sources, format_of, make_plan
-from qzhou.transform.python_docs import DOCSTRING_COLUMNS, PAIR_COLUMNS, source_files
-from qzhou.transform.readers import OwnReader, check_columns, read_split
+from qzhou.transform.plan import Plan, Shard, make_plan
+from qzhou.transform.raw import RawData, raw_data
 from qzhou.transform.report import refuse_bad_datasets, summary_line, write_report
-from qzhou.transform.shuffle import is_done, shuffle_piece, tallies
+from qzhou.transform.shuffle import is_done, shuffle_piece
 from qzhou.transform.tally import Tally
 from qzhou.transform.writing import is_corpus_written, is_written, write_corpus, write_shard, written
-
-CHECKED_FILES = 32  # of each input are opened before the work starts, to see whether their columns are there
 
 TaskTexts = Callable[[Sequence[str]], Mapping[str, Iterable[str]]]
 
@@ -81,119 +72,25 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     if asked and task_texts is None:
         raise DataError("transform.contamination.tasks needs mteb; run jobs/transform.py or jobs/pipeline.py")
     texts = task_texts(asked) if asked and task_texts else {}
-    own, code = _own_readers(recipe)
-    inputs = {dataset.name: _inputs(dataset, own) for dataset in recipe.datasets}
-    sources = {one.packages: _sources(one) for one in recipe.datasets if one.reader == "python_docs"}
-    fingerprints = {name: digest(_versions(found)) for name, found in inputs.items() if found}
-    fingerprints |= {
-        dataset.name: digest(_source_versions(sources[dataset.packages]))
-        for dataset in recipe.datasets
-        if dataset.packages
-    }
+    raw = raw_data(recipe)
+    for module in raw.modules.values():
+        ray.cloudpickle.register_pickle_by_value(module)  # it need not be installed on workers
     return Run.open(recipe).stage(
         "transform",
-        partial(_work, recipe, inputs, sources, own, texts),
+        partial(_work, recipe, raw, texts),
         settings={
             "datasets": [dataset.model_dump(exclude={"instruction", "symmetric"}) for dataset in recipe.datasets],
             "transform": recipe.transform.model_dump(),
             "backbone": recipe.model.backbone if any(one.max_tokens for one in recipe.datasets) else "",
             "seed": recipe.run.seed,
         },
-        inputs=fingerprints | ({"readers": digest(code)} if code else {}),
+        inputs=raw.fingerprints(recipe),
         rooms=("transform",),
     )
 
 
-def _own_readers(recipe: Recipe) -> tuple[dict[str, OwnReader], dict[str, str]]:
-    """``module:function`` -> the function, found beside the recipe or on the path, and the source of its module.
-
-    Workers get the module by value: it need not be installed on them.
-    """
-    found: dict[str, OwnReader] = {}
-    code: dict[str, str] = {}
-    for dataset in recipe.datasets:
-        for form in (dataset, dataset.corpus, dataset.queries):
-            if form is None or ":" not in form.reader or form.reader in found:
-                continue
-            name, _, function = form.reader.partition(":")
-            module = _module(recipe, dataset, name)
-            if not callable(getattr(module, function, None)):
-                known = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
-                raise DataError(
-                    f"dataset '{dataset.name}': reader '{form.reader}': {module.__file__} has no function "
-                    f"'{function}'. It has: {', '.join(known) or 'none'}."
-                )
-            ray.cloudpickle.register_pickle_by_value(module)
-            found[form.reader] = getattr(module, function)
-            code[name] = Path(str(module.__file__)).read_text("utf-8")
-    return found, code
-
-
-def _module(recipe: Recipe, dataset: Dataset, name: str) -> ModuleType:
-    sys.path.insert(0, recipe.folder)
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # anything may go wrong in foreign code
-        raise DataError(
-            f"dataset '{dataset.name}': the module '{name}' of its reader cannot be imported: "
-            f"{type(error).__name__}: {error}. It is looked for beside the recipe ({recipe.folder}) and on PYTHONPATH."
-        ) from None
-    finally:
-        sys.path.remove(recipe.folder)
-
-
-def _inputs(dataset: Dataset, own: Mapping[str, OwnReader]) -> dict[str, list[InputFile]]:
-    """Input -> raw files, whose columns are those that the recipe names; empty for Python packages."""
-    if dataset.reader == "python_docs":
-        present = dict.fromkeys(PAIR_COLUMNS if dataset.view == "pairs" else DOCSTRING_COLUMNS)
-        check_columns(dataset.name, f"python_docs, view '{dataset.view}',", _wanted(dataset), [present])
-        return {}
-    found = {}
-    for role in INPUTS if dataset.rule == "qrels" else INPUTS[:1]:
-        form = format_of(dataset, role)
-        wanted = _wanted(dataset) if role == "rows" else list(input_columns_of(dataset, role).values())
-        found[role] = input_files(dataset.name, form)
-        together = [tuple(found[role])] if form.reader == "aligned_text" else [(file,) for file in found[role]]
-        for files in together[:CHECKED_FILES]:
-            split = Split(files, 0, 1) if form.reader == "hf" else Split(files)
-            rows = read_split(form, split, own.get(form.reader))
-            check_columns(dataset.name, files[0].name, wanted, rows)
-    return found
-
-
-def _wanted(dataset: Dataset) -> list[str]:
-    columns = columns_of(dataset)
-    if dataset.rule == "reading_comprehension" and not dataset.context_in_query:
-        columns.pop("answer")  # not used
-    column = split_column(dataset)
-    return sorted({*columns.values(), *([column] if column else [])})
-
-
-def _sources(dataset: Dataset) -> Any:
-    try:
-        return source_files(dataset.packages)
-    except DataError as error:
-        raise DataError(f"dataset '{dataset.name}': {error}") from None
-
-
-def _versions(inputs: Mapping[str, Sequence[InputFile]]) -> Any:
-    return {role: [[file.name, file.size, file.changed] for file in files] for role, files in inputs.items()}
-
-
-def _source_versions(sources: Sequence[Any]) -> Any:
-    stats = [(source.path, Path(source.path).stat()) for source in sources]
-    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-
-
-def _work(
-    recipe: Recipe,
-    inputs: Inputs,
-    sources: Sources,
-    own: Mapping[str, OwnReader],
-    texts: Mapping[str, Iterable[str]],
-    folder: Folder,
-) -> dict[str, int]:
-    plan = make_plan(recipe, folder, inputs, sources, own)
+def _work(recipe: Recipe, raw: RawData, texts: Mapping[str, Iterable[str]], folder: Folder) -> dict[str, int]:
+    plan = make_plan(recipe, folder, raw.inputs, raw.sources, raw.own)
     with session():
         for pieces in plan.rounds:
             _each("shuffle", plan, pieces, shuffle_piece, is_done)
@@ -207,9 +104,10 @@ def _work(
         _write(plan, shared)
     counts = {dataset.name: _counts(plan, dataset) for dataset in recipe.datasets}
     overlaps = _overlaps(plan) if index else {}
-    write_report(folder, recipe, counts, overlaps, index.kept_of if index else 1)
+    encodings = {dataset.name: raw.encodings(dataset.name) for dataset in recipe.datasets}
+    write_report(folder, recipe, counts, encodings, overlaps, index.kept_of if index else 1)
     for dataset in recipe.datasets:
-        print(summary_line(dataset, counts[dataset.name]), flush=True)
+        print(summary_line(dataset, counts[dataset.name], encodings[dataset.name]), flush=True)
     refuse_bad_datasets(recipe, counts)
     plan.work.delete()
     outputs = Counter({f"{task} examples": 0 for task in TASKS})
@@ -303,10 +201,6 @@ def _counts(plan: Plan, dataset: Dataset) -> Tally:
     for shard in plan.shards_of(dataset.name):
         total.add(Tally.of(candidates_folder(plan, shard).read_json("summary.json")))
         total.add(written(plan, shard))
-    for role in INPUTS[1:]:
-        for found in tallies(plan, dataset.name, role):
-            found.read = found.dropped_rows  # only judgements are rows; what is refused beside them still counts
-            total.add(found)
     return total
 
 

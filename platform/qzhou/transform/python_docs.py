@@ -23,7 +23,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from qzhou.errors import DataError
-from qzhou.transform.readers import Refused
+from qzhou.transform.lines import Refused
 
 STDLIB = "stdlib"
 DOCSTRING_COLUMNS = ("package", "module", "name", "summary", "body")

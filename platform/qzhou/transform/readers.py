@@ -7,51 +7,33 @@ and, as ``on_corrupt_file`` says, skipped or fatal. Bytes that do not fit the en
 from __future__ import annotations
 
 import codecs
-import csv
 import difflib
 import io
 import json
-import re
-import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qzhou.dataset import Format
 from qzhou.errors import DataError, QzhouError, first_line
-from qzhou.transform.columns import exploded, roots, steps_of
-from qzhou.transform.inputs import WIDE_ENCODINGS, InputFile, Split, hf_dataset, open_bytes, open_raw
+from qzhou.transform.columns import Row, exploded, roots, steps_of
+from qzhou.transform.csv_rows import csv_rows
+from qzhou.transform.inputs import DAMAGE, InputFile, Split, damaged, hf_dataset, open_bytes, open_raw
+from qzhou.transform.lines import Refused, encoding_of, every_line, lines
 
 PEEKED_ROWS = 100
-DETECTED_BYTES = 8 * 2**20  # what encoding = "detect" looks at
-DAMAGE = (EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid)
 
-_UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape leaves of bytes that do not fit
-
-Row = dict[str, Any]
 OwnReader = Callable[..., Iterable[Row]]
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A raw row or file that cannot be read: why, where, and what stood there."""
-
-    reason: str
-    detail: str
-    content: str
-
-
-def read_split(form: Format, split: Split, own: OwnReader | None = None) -> Iterator[Row | Refused]:
+def read_split(dataset: str, form: Format, split: Split, own: OwnReader | None = None) -> Iterator[Row | Refused]:
     """The rows of one part of the input, constants included.
 
     Args:
+        dataset: For messages.
         form: How the files become rows.
         split: What to read.
         own: The function that ``reader = "module:function"`` names; called with each file, open in binary mode and
@@ -65,7 +47,10 @@ def read_split(form: Format, split: Split, own: OwnReader | None = None) -> Iter
         rows = (one for row in rows for one in _elements(form, row))
     if form.constants:
         rows = (row if isinstance(row, Refused) else row | form.constants for row in rows)
-    return rows
+    try:
+        yield from rows
+    except DataError as error:
+        raise DataError(f"dataset '{dataset}': {error}") from None
 
 
 def check_columns(dataset: str, place: str, wanted: Iterable[str], rows: Iterable[Row | Refused]) -> None:
@@ -90,28 +75,6 @@ def check_columns(dataset: str, place: str, wanted: Iterable[str], rows: Iterabl
         f"dataset '{dataset}': {place} has no column '{missing[0]}'; {hint}It has: {', '.join(present)}. "
         "Set 'columns' (field of the rule -> column) or 'split_by' accordingly."
     )
-
-
-def detected_encoding(head: bytes) -> str:
-    """The encoding of a text by its byte order mark, by being UTF-8, or by what charset-normalizer makes of it.
-
-    Raises:
-        DataError: It looks like no text at all.
-    """
-    from charset_normalizer import from_bytes
-
-    marks = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-    for mark, encoding in marks:
-        if head.startswith(mark):
-            return encoding
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)  # a character that the end cuts is no error
-    except UnicodeDecodeError:
-        best = from_bytes(head).best()
-        if best is None:
-            raise DataError("its encoding cannot be detected; name it with encoding = '...'") from None
-        return best.encoding
-    return "utf-8"
 
 
 def _elements(form: Format, row: Row | Refused) -> Iterator[Row | Refused]:
@@ -145,12 +108,12 @@ def _read(form: Format, split: Split, own: OwnReader | None) -> Iterator[Row | R
         elif form.reader == "parquet":
             yield from _guarded(form, file, _read_parquet(file, split))
         elif form.reader == "csv":
-            yield from _guarded(form, file, _read_csv(form, file))
+            yield from _guarded(form, file, csv_rows(form, file))
         elif form.reader == "json":
             yield from _guarded(form, file, _read_json(form, file))
         else:
             parse = _json_row if form.reader == "jsonl" else _text_row
-            yield from _guarded(form, file, (parse(form, *line) for line in _lines(form, file, split)))
+            yield from _guarded(form, file, (parse(form, *line) for line in lines(form, file, split)))
 
 
 def _guarded(form: Format, file: InputFile, rows: Iterator[Row | Refused]) -> Iterator[Row | Refused]:
@@ -160,66 +123,13 @@ def _guarded(form: Format, file: InputFile, rows: Iterator[Row | Refused]) -> It
         for row in rows:
             yield row
             read += 1
-    except DAMAGE as error:
-        detail = f"{file.name} is damaged or truncated after {read:,} rows: {str(error) or type(error).__name__}"
-    except UnicodeDecodeError as error:
-        detail = f"{file.name} is not {error.encoding} after {read:,} rows: {error}"
+    except (*DAMAGE, UnicodeDecodeError) as error:
+        detail = damaged(file, read, error)
     else:
         return
     if form.on_corrupt_file == "fatal":
-        raise DataError(
-            f'{detail}. Replace the file, or set on_corrupt_file = "skip" to keep what was read before the damage.'
-        )
+        raise DataError(detail)
     yield Refused("corrupt_file", detail, file.name)
-
-
-def _encoding(form: Format, file: InputFile) -> str:
-    if form.encoding != "detect":
-        return "utf-8" if codecs.lookup(form.encoding).name in {"utf-8", "utf-8-sig", "ascii"} else form.encoding
-    with open_bytes(file) as stream:
-        head = stream.read(DETECTED_BYTES)
-    try:
-        return detected_encoding(head)
-    except DataError as error:
-        raise DataError(f"{file.name}: {error}") from None
-
-
-def _lines(form: Format, file: InputFile, split: Split) -> Iterator[tuple[str | Refused, str]]:
-    """(line or its refusal, place) of the lines that are not empty.
-
-    A line belongs to the part in which it starts; a part that starts in the middle of a line leaves that to the
-    part before.
-    """
-    encoding = _encoding(form, file)
-    with open_bytes(file) as stream:
-        if codecs.lookup(encoding).name.startswith(WIDE_ENCODINGS):
-            for number, line in enumerate(io.TextIOWrapper(stream, encoding=encoding), start=1):
-                if line.strip():
-                    yield line.rstrip("\r\n"), f"{file.name}, line {number}"
-            return
-        place = f"{file.name}, line " if not split.start else f"{file.name}, after byte {split.start:,}, line "
-        position = split.start
-        if split.start:
-            stream.seek(split.start - 1)
-            position += len(stream.readline()) - 1  # only a line end, if a line starts exactly here
-        for number, raw in enumerate(stream, start=1):
-            if split.end is not None and position >= split.end:
-                return
-            position += len(raw)
-            if number == 1 and not split.start:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
-            if raw.isspace():
-                continue
-            yield _decoded(raw, encoding, f"{place}{number}"), f"{place}{number}"
-
-
-def _decoded(raw: bytes, encoding: str, place: str) -> str | Refused:
-    """A line without its end, or its refusal with every byte that does not fit shown as an escape."""
-    try:
-        return raw.decode(encoding).rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        shown = raw.decode(encoding, "backslashreplace").rstrip("\r\n")
-        return Refused("undecodable", f"{place}: not {encoding}: {error.reason}", shown)
 
 
 def _json_row(_: Format, line: str | Refused, place: str) -> Row | Refused:
@@ -245,21 +155,13 @@ def _text_row(form: Format, line: str | Refused, place: str) -> Row | Refused:
 
 def _read_aligned(form: Format, files: Sequence[InputFile]) -> Iterator[Row | Refused]:
     """Line n of every file makes row n; the files are columns "0", "1", ... in the order of ``paths``."""
-    sides = [_every_line(form, file) for file in files]
+    sides = [every_line(form, file) for file in files]
     for number, cells in enumerate(zip_longest(*sides), start=1):
         if None in cells:
             short = next(file.name for file, cell in zip(files, cells, strict=True) if cell is None)
             raise DataError(f"aligned_text: {short} ends before line {number}, and the other files go on.")
         refused = next((cell for cell in cells if isinstance(cell, Refused)), None)
         yield refused or {str(position): cell for position, cell in enumerate(cells)}
-
-
-def _every_line(form: Format, file: InputFile) -> Iterator[str | Refused]:
-    encoding = _encoding(form, file)
-    with open_bytes(file) as stream:
-        for number, raw in enumerate(stream, start=1):
-            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-            yield _decoded(line, encoding, f"{file.name}, line {number}")
 
 
 def _read_json(form: Format, file: InputFile) -> Iterator[Row | Refused]:
@@ -269,7 +171,7 @@ def _read_json(form: Format, file: InputFile) -> Iterator[Row | Refused]:
     steps = steps_of(form.records or "[]")
     outer = steps[: steps.index("[]") + 1] if "[]" in steps else steps
     prefix = ".".join("item" if step == "[]" else step for step in outer)
-    encoding = _encoding(form, file)
+    encoding = encoding_of(form, file)
     found = 0
     with open_bytes(file) as stream:
         if encoding == "utf-8":
@@ -304,82 +206,6 @@ class _Rest:
             start, self._start = self._start, b""
             return start
         return self._stream.read(size)
-
-
-def _read_csv(form: Format, file: InputFile) -> Iterator[Row | Refused]:
-    """Quoted fields may hold line breaks; ``.tsv`` files are split at tabs."""
-    csv.field_size_limit(sys.maxsize)
-    encoding = _encoding(form, file)
-    with open_bytes(file) as stream:
-        signed = "utf-8-sig" if encoding == "utf-8" else encoding
-        lines = io.TextIOWrapper(stream, encoding=signed, errors="surrogateescape", newline="")
-        remembered = _Remembered(lines)
-        table = csv.reader(remembered, strict=True, **_dialect(form, file))
-        names: list[str] | None = None
-        while True:
-            place = f"{file.name}, line {table.line_num + 1}"
-            try:
-                cells = next(table)
-            except StopIteration:
-                return
-            except csv.Error as error:  # the reader goes on with the next line
-                content = remembered.taken()
-                if "unexpected end of data" in str(error) and content.count("\n") > 1:
-                    raise EOFError(f"a quote that opens in line {place.rpartition(' ')[2]} is never closed") from None
-                shown = content.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                yield Refused("not_csv", f"{place}: {error} (up to line {table.line_num})", shown)
-                continue
-            remembered.taken()
-            if names is None and cells:
-                header = _has_header(form)
-                names = cells if header else [str(position) for position in range(len(cells))]
-                if header:
-                    continue
-            if cells and names is not None:
-                yield _csv_row(names, cells, place, encoding)
-
-
-class _Remembered:
-    """Lines on their way to the CSV reader, kept until its record is whole: what it refuses is shown as it stood."""
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines, self._kept = iter(lines), list[str]()
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self._kept.append(line)
-        return line
-
-    def taken(self) -> str:
-        content = "".join(self._kept)
-        self._kept.clear()
-        return content
-
-
-def _dialect(form: Format, file: InputFile) -> dict[str, Any]:
-    inner = re.sub(r"\.(gz|bz2)$", "", file.member or file.uri)
-    delimiter = form.delimiter or ("\t" if inner.endswith((".tsv", ".tab")) else ",")
-    quoting = {"quotechar": form.quote} if form.quote else {"quoting": csv.QUOTE_NONE, "quotechar": None}
-    return {"delimiter": delimiter, **quoting}
-
-
-def _has_header(form: Format) -> bool:
-    """Columns named by number ask for a file without a header."""
-    named = [root for column in form.columns.values() for root in roots(column)]
-    return not (named and all(root.isdecimal() for root in named)) if form.header is None else form.header
-
-
-def _csv_row(names: Sequence[str], cells: Sequence[str], place: str, encoding: str) -> Row | Refused:
-    content = ",".join(cells)
-    if not content.isascii() and _UNDECODED.search(content):
-        shown = content.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        return Refused("undecodable", f"{place}: not {encoding}", shown)
-    if len(cells) != len(names):
-        return Refused("wrong_cell_count", f"{place}: {len(cells)} cells, and {len(names)} columns", content)
-    return dict(zip(names, cells, strict=True))
 
 
 def _read_parquet(file: InputFile, split: Split) -> Iterator[Row | Refused]:

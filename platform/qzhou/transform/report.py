@@ -23,48 +23,78 @@ COLOURS = {
 }  # fmt: skip
 
 
-def summary_line(dataset: Dataset, tally: Tally) -> str:
-    """One line for one dataset: where its rows went."""
+def summary_line(dataset: Dataset, tally: Tally, encodings: Mapping[str, int]) -> str:
+    """One line for one dataset: where its rows went, and which encodings were found in its files."""
     reasons = [f"{rows:,} {reason}" for reason, rows in tally.dropped.most_common(COMMONEST)]
     more = ", ..." if len(tally.dropped) > COMMONEST else ""
     dropped = f"; dropped {', '.join(reasons)}{more}" if reasons else ""
     left = f", {tally.sampled_out:,} beyond max_rows" if tally.sampled_out else ""
     kept = tally.written["examples"]
     merged = f" from {tally.kept:,} rows" if dataset.task == "retrieval" and tally.kept != kept else ""
-    return f"transform: {dataset.name}: {kept:,} kept{merged}, {tally.written['held_out']:,} held out{left}{dropped}"
+    found = f"; read as {', '.join(encodings)}" if encodings else ""
+    held = f"{tally.written['held_out']:,} held out"
+    return f"transform: {dataset.name}: {kept:,} kept{merged}, {held}{left}{dropped}{found}"
 
 
 def refuse_bad_datasets(recipe: Recipe, tallies: Mapping[str, Tally]) -> None:
     """Stop where a dataset is empty, leaves nothing to train on, or loses more rows than it may.
 
     Raises:
-        DataError: With the five commonest reasons and an example of each.
+        DataError: With the five commonest reasons and an example of each, for each such dataset.
     """
-    for dataset in recipe.datasets:
-        tally = tallies[dataset.name]
-        if not tally.read:
-            raise DataError(f"dataset '{dataset.name}' is empty: its files hold no rows. Check 'paths' or 'packages'.")
-        nothing = not tally.kept and not (tally.held_out and dataset.held_out_fraction == 1.0)
-        fraction = tally.dropped_rows / tally.read
-        if not nothing and fraction <= dataset.max_dropped_fraction:
-            continue
-        problem = (
-            f"none of its {tally.read:,} rows can be trained on ({tally.held_out:,} are held out)"
-            if nothing
-            else f"{tally.dropped_rows:,} of its {tally.read:,} rows ({fraction:.1%}) are dropped, and "
-            f"max_dropped_fraction is {dataset.max_dropped_fraction:g}"
+    problems = [found for one in recipe.datasets if (found := _problem(one, tallies[one.name]))]
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _problem(dataset: Dataset, tally: Tally) -> str:
+    """What is wrong with a dataset, for a person; an empty string if nothing is."""
+    if not tally.read:
+        return f"dataset '{dataset.name}' is empty: its files hold no rows. Check 'paths' or 'packages'."
+    nothing = not tally.kept and not (tally.held_out and dataset.held_out_fraction == 1.0)
+    fraction = tally.dropped_rows / tally.read
+    if not nothing and fraction <= dataset.max_dropped_fraction:
+        return ""
+    problem = (
+        f"none of its {tally.read:,} rows can be trained on ({tally.held_out:,} are held out)"
+        if nothing
+        else f"{tally.dropped_rows:,} of its {tally.read:,} rows ({fraction:.1%}) are dropped, and "
+        f"max_dropped_fraction is {dataset.max_dropped_fraction:g}"
+    )
+    lines = [
+        f"dataset '{dataset.name}': {problem}. The commonest reasons, with an example each:",
+        *_reason_lines(tally),
+        f"{_advice(dataset, tally)} Refused rows are in transform/dropped.",
+    ]
+    return "\n".join(lines)
+
+
+def _advice(dataset: Dataset, tally: Tally) -> str:
+    commonest = next((reason for reason, _ in tally.dropped.most_common(1)), "")
+    if commonest in {"duplicate", "near_duplicate"}:
+        return (
+            "Its rows stand in the recipe already, in this dataset or in one that is named before it: take one of the "
+            "two out, or name this one first."
         )
-        raise DataError(
-            f"dataset '{dataset.name}': {problem}. The commonest reasons, with an example each:\n"
-            + "\n".join(_reason_lines(tally))
-            + f"\nLook at rule ('{dataset.rule}'), columns ({columns_of(dataset)}), min_positive_chars "
-            f"({dataset.min_positive_chars}), max_dropped_fraction ({dataset.max_dropped_fraction:g}) and "
-            f"held_out_fraction ({dataset.held_out_fraction}) of this dataset; refused rows are in transform/dropped."
+    if commonest in {"in_held_out", "contaminated"}:
+        return (
+            "Its texts are held out for evaluation: set may_share_texts if these are official splits that share "
+            "texts, hold out less (held_out_fraction), or take the dataset out."
         )
+    return (
+        f"Look at rule ('{dataset.rule}'), columns ({columns_of(dataset)}), min_positive_chars "
+        f"({dataset.min_positive_chars}), max_dropped_fraction ({dataset.max_dropped_fraction:g}) and "
+        f"held_out_fraction ({dataset.held_out_fraction}) of this dataset."
+    )
 
 
 def write_report(
-    folder: Folder, recipe: Recipe, tallies: Mapping[str, Tally], overlaps: Mapping[str, Overlap], kept_of: int
+    folder: Folder,
+    recipe: Recipe,
+    tallies: Mapping[str, Tally],
+    encodings: Mapping[str, Mapping[str, int]],
+    overlaps: Mapping[str, Overlap],
+    kept_of: int,
 ) -> None:
     """Write ``report.json`` and ``lengths.svg`` into the stage's folder.
 
@@ -72,11 +102,17 @@ def write_report(
         folder: Of the stage.
         recipe: Of the run.
         tallies: Dataset -> counts.
+        encodings: Dataset -> encoding that was detected -> files.
         overlaps: Dataset -> what it shares with evaluation tasks.
         kept_of: One in how many n-grams of the evaluation was kept.
     """
     datasets = {
-        dataset.name: {"task": dataset.task, "rule": dataset.rule, **tallies[dataset.name].plain()}
+        dataset.name: {
+            "task": dataset.task,
+            "rule": dataset.rule,
+            "encodings": encodings[dataset.name],
+            **tallies[dataset.name].plain(),
+        }
         for dataset in recipe.datasets
     }
     settings = recipe.transform.contamination

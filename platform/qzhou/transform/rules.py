@@ -9,6 +9,7 @@ Source: QZhou-Embedding (arXiv:2508.21632), section 3.2.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -59,8 +60,7 @@ def triplets(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 def chat(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """One user turn asks for one assistant turn; a longer conversation has no single question."""
     (row,) = rows
-    messages = fields.raw(row, "messages")
-    turns = [_turn(message) for message in messages] if isinstance(messages, list | tuple) else []
+    turns = [_turn(message) for message in _messages(fields.raw(row, "messages"))]
     spoken = [(role, content) for role, content in turns if role != "system"]
     if not spoken:
         return [fields.blank("messages", row)]
@@ -249,12 +249,26 @@ def _weigh(item: tuple[str, str], sides: Mapping[str, list[Scored]], fields: Fie
     return unknown_label(row, fields, [*sorted(SUPPORTS), *sorted(REFUTES), "not_enough_info"])
 
 
+def _messages(value: Any) -> Sequence[Any]:
+    """The messages of a conversation, which CSV and some Parquet files hold as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return ()
+    return value if isinstance(value, list | tuple) else ()
+
+
 def _turn(message: Any) -> tuple[str, Any]:
     """(role, content) of a chat message, in OpenAI's or ShareGPT's layout."""
     if not isinstance(message, Mapping):
         return "unknown", None
     role = message.get("role", message.get("from"))
-    return str(role).casefold(), message.get("content", message.get("value"))
+    content = message.get("content", message.get("value"))
+    if isinstance(content, list | tuple):  # OpenAI's content parts; a picture has no text
+        parts = (part.get("text") for part in content if isinstance(part, Mapping))
+        content = "\n".join(part for part in parts if isinstance(part, str))
+    return str(role).casefold(), content
 
 
 def _speaker(role: str) -> str:

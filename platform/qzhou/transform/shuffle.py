@@ -16,17 +16,17 @@ import pyarrow as pa
 import xxhash
 
 from qzhou.dataset import Dataset
-from qzhou.records import Document, Drop, text_key
+from qzhou.records import Document, text_key
 from qzhou.storage import Folder, table_of, write_table
 from qzhou.transform.cleaning import clean_text
-from qzhou.transform.columns import getter
-from qzhou.transform.fields import GROUPED_BY, Fields, columns_of, drop, input_columns_of
+from qzhou.transform.columns import Row, getter
+from qzhou.transform.fields import GROUPED_BY, Fields, columns_of, input_columns_of
+from qzhou.transform.lines import Refused
 from qzhou.transform.partitions import read_partition, write_partitions
 from qzhou.transform.plan import PARSED_PARTS, Piece, Plan, Shard, format_of, packages_key
 from qzhou.transform.python_docs import collector_paused, docstrings, pairs
-from qzhou.transform.readers import Refused, Row, read_split
+from qzhou.transform.readers import read_split
 from qzhou.transform.splits import held_out
-from qzhou.transform.tally import Tally
 
 ROWS_PER_CHUNK = 10_000  # what a task holds in memory at a time
 ROWS_PER_PIECE = 2**40  # positions of a piece's rows start at part * this
@@ -61,7 +61,8 @@ def units(plan: Plan, shard: Shard) -> Iterator[list[Row] | Refused]:
     if shard.kind == "grouped":
         yield from _groups(_batches(plan, dataset, "rows", shard.part))
     elif shard.kind == "joined":
-        queries = _queries(plan, dataset, shard.part)
+        queries, refused = _texts(plan, dataset, "queries", shard.part)
+        yield from refused
         for group in _groups(_batches(plan, dataset, "join", shard.part)):
             if isinstance(group, Refused):
                 yield group
@@ -75,7 +76,7 @@ def _single_rows(plan: Plan, dataset: Dataset, shard: Shard) -> Iterator[Row | R
     """The rows of a shard whose rule takes one at a time."""
     if shard.kind == "split":
         assert shard.split is not None
-        return read_split(dataset, shard.split, plan.own.get(dataset.reader))
+        return read_split(dataset.name, dataset, shard.split, plan.own.get(dataset.reader))
     if shard.kind == "spread":
         return _unpacked(_batches(plan, dataset, "rows", shard.part))
     folder = _paired(plan, dataset.name) if dataset.view == "pairs" else _parsed(plan, packages_key(dataset))
@@ -101,93 +102,34 @@ def _paired(plan: Plan, dataset: str) -> Folder:
 
 
 def _spread(plan: Plan, dataset: Dataset, piece: Piece) -> None:
-    """Rows to the partitions of their keys; a corpus becomes documents on the way."""
+    """Rows to the partitions of their keys."""
     form = format_of(dataset, piece.role)
     assert piece.split is not None
-    rows = read_split(form, piece.split, plan.own.get(form.reader))
+    rows = read_split(dataset.name, form, piece.split, plan.own.get(form.reader))
     key_of = _key_of(plan, dataset, piece.role)
-    sides, position = Sides(plan, dataset, piece), piece.part * ROWS_PER_PIECE
+    position = piece.part * ROWS_PER_PIECE
     for chunk in count():
         packed = []
         for row in islice(rows, ROWS_PER_CHUNK):
-            if isinstance(row, Refused):
-                packed.append(_packed("", position, row))
-                sides.refuse(drop(dataset.name, row.reason, row.detail, row.content))
-            else:
-                key, content = key_of(row)
-                packed.append(_packed(key, position, content))
-                sides.take(key, content)
+            key, content = ("", row) if isinstance(row, Refused) else key_of(row)
+            packed.append(_packed(key, position, content))
             position += 1
         if not packed:
             break
-        sides.write(chunk)
         _write(plan, dataset, piece, chunk, pa.Table.from_pylist(packed, schema=SHUFFLED))
-    sides.finish()
+    _done(plan, dataset, piece)
 
 
-class Sides:
-    """What the documents and queries of a qrels dataset leave besides their shuffle: corpus, drops and counts.
-
-    Judgements leave nothing here: they are converted, and counted, when they have met their texts.
-    """
-
-    def __init__(self, plan: Plan, dataset: Dataset, piece: Piece) -> None:
-        self._plan, self._dataset, self._piece = plan, dataset, piece
-        self._active = piece.role in {"corpus", "queries"}
-        self._tally = Tally(dataset.name)
-        self._documents: list[Document] = []
-        self._drops: list[Drop] = []
-
-    def take(self, key: str, content: Mapping[str, Any]) -> None:
-        if not self._active:
-            return
-        if not content["text"]:
-            self.refuse(drop(self._dataset.name, "blank_text", f"{self._piece.role}: '{key}' has no text", content))
-        elif self._piece.role == "corpus":
-            self._tally.read += 1
-            self._documents.append(Document(id=key, text=content["text"]))
-        else:
-            self._tally.read += 1
-
-    def refuse(self, refused: Drop) -> None:
-        if self._active:
-            self._tally.read += 1
-            self._tally.drop(refused)
-            self._drops.append(refused)
-
-    def write(self, chunk: int) -> None:
-        """Write the documents and drops that were taken in since the last time."""
-        name = f"{self._piece.name}-{chunk:05d}.parquet"
-        if self._documents:
-            corpus = self._plan.folder / "corpora" / self._dataset.name
-            write_table(corpus, f"part-{name}", table_of(self._documents, Document))
-        if self._drops:
-            file = f"{self._dataset.name}-{self._piece.role}-{name}"
-            write_table(self._plan.folder / "dropped", file, table_of(self._drops, Drop))
-        self._documents, self._drops = [], []
-
-    def finish(self) -> None:
-        """Write the counts, as the mark that the piece is done."""
-        _done(self._plan, self._dataset, self._piece, self._tally)
-
-
-def tallies(plan: Plan, dataset: str, role: str) -> Iterator[Tally]:
-    """What was read and dropped of a qrels dataset's corpus or queries."""
-    folder = _folder(plan, dataset, role)
-    for name in folder.files(".json"):
-        yield Tally.of(folder.read_json(name))
-
-
-def _done(plan: Plan, dataset: Dataset, piece: Piece, tally: Tally) -> None:
-    _folder(plan, dataset.name, piece.role).write_json(f"{piece.name}.json", tally.plain())
+def _done(plan: Plan, dataset: Dataset, piece: Piece) -> None:
+    """Leave the mark that a piece is done."""
+    _folder(plan, dataset.name, piece.role).write_json(f"{piece.name}.json", {})
 
 
 def _key_of(plan: Plan, dataset: Dataset, role: str) -> Callable[[Row], tuple[str, Row]]:
     """What finds a row's key, and what of the row goes on."""
-    max_chars = plan.recipe.transform.max_chars
     if role != "rows":
-        read = {name: getter(column) for name, column in input_columns_of(dataset, role).items()}
-        return lambda row: (_id(read["id"](row)), {"text": clean_text(str(read["text"](row) or ""), max_chars)})
+        identify = getter(input_columns_of(dataset, role)["id"])
+        return lambda row: (_id(identify(row)), row)
     if dataset.rule == "qrels":
         read = {name: getter(column) for name, column in columns_of(dataset).items()}
 
@@ -198,7 +140,7 @@ def _key_of(plan: Plan, dataset: Dataset, role: str) -> Callable[[Row], tuple[st
         return judgement
     if dataset.rule not in GROUPED_BY:
         return lambda row: ("", row)
-    fields, name = Fields(dataset, max_chars), GROUPED_BY[dataset.rule]
+    fields, name = Fields(dataset, plan.recipe.transform.max_chars), GROUPED_BY[dataset.rule]
     return lambda row: (text_key(fields.text(row, name)), row)
 
 
@@ -207,27 +149,40 @@ def _id(value: Any) -> str:
 
 
 def _join(plan: Plan, dataset: Dataset, piece: Piece) -> None:
-    """Judgements with the texts of their documents, to the partitions of their queries."""
-    texts: dict[str, str] = {}
-    for row in _shuffled(plan, dataset, "corpus", piece.part):
-        if not row["refused"]:
-            texts.setdefault(row["key"], json.loads(row["row"])["text"])
-    packed = []
+    """One partition of the corpus; its judgements go, with the texts of their documents, to those of the queries."""
+    texts, refused = _texts(plan, dataset, "corpus", piece.part)
+    documents = [Document(id=key, text=text) for key, text in texts.items() if text]
+    for part, start in enumerate(range(0, len(documents), ROWS_PER_CHUNK)):
+        some = table_of(documents[start : start + ROWS_PER_CHUNK], Document)
+        write_table(plan.folder / "corpora" / dataset.name, f"part-{piece.name}-{part:04d}.parquet", some)
+    packed = [_packed("", position, one) for position, one in enumerate(refused)]
     for row in _shuffled(plan, dataset, "rows", piece.part):
         if not row["refused"]:
             content = json.loads(row["row"])
             row = _packed(content["query_id"], row["position"], {**content, "document": texts.get(row["key"])})
         packed.append(row)
     _write(plan, dataset, piece, 0, pa.Table.from_pylist(packed, schema=SHUFFLED))
-    _done(plan, dataset, piece, Tally(dataset.name))
+    _done(plan, dataset, piece)
 
 
-def _queries(plan: Plan, dataset: Dataset, partition: int) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for row in _shuffled(plan, dataset, "queries", partition):
-        if not row["refused"]:
-            found.setdefault(row["key"], json.loads(row["row"])["text"])
-    return found
+def _texts(plan: Plan, dataset: Dataset, role: str, partition: int) -> tuple[dict[str, str], list[Refused]]:
+    """Id -> cleaned text of the documents or queries of one partition; and those that are blank or come again."""
+    read, max_chars = getter(input_columns_of(dataset, role)["text"]), plan.recipe.transform.max_chars
+    texts: dict[str, str] = {}
+    refused: list[Refused] = []
+    for row in _shuffled(plan, dataset, role, partition):
+        key, content = row["key"], json.loads(row["row"])
+        if row["refused"]:
+            refused.append(Refused(**content))
+            continue
+        text = clean_text(str(read(content) or ""), max_chars)
+        if not text:
+            refused.append(Refused("blank_text", f"{role}: '{key}' has no text", row["row"]))
+        elif texts.get(key):
+            refused.append(Refused("repeated_id", f"{role}: '{key}' came before, and that text counts", row["row"]))
+        if not texts.get(key):
+            texts[key] = text
+    return texts, refused
 
 
 def _shuffled(plan: Plan, dataset: Dataset, role: str, partition: int) -> Iterator[dict[str, Any]]:

@@ -42,11 +42,10 @@ class Tally:
     lengths: dict[str, Counter[str]] = field(default_factory=dict)
     written: Counter[str] = field(default_factory=Counter)
 
-    def drop(self, refused: Drop, rows: int = 1) -> None:
-        """Count a drop that stands for some raw rows."""
+    def drop(self, refused: Drop) -> None:
+        """Count a row, or a part of one, that is dropped."""
         counts = self.parts if refused.part else self.dropped
-        counts[refused.reason] += 0 if refused.part else rows
-        counts[refused.reason] += 1 if refused.part else 0
+        counts[refused.reason] += 1
         shown = self.examples.setdefault(refused.reason, [])
         if len(shown) < EXAMPLES:
             shown.append([refused.detail[:SHOWN_CHARS], refused.record[:SHOWN_CHARS]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count, islice
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from qzhou.dataset import Dataset
 from qzhou.records import EXAMPLE_TYPES, Document, Drop, Qrel, Query, stable_id
 from qzhou.storage import Folder, schema_of, table_of, write_table
 from qzhou.transform.contamination import TEXT_COLUMNS, Index
+from qzhou.transform.convert import rows_behind
 from qzhou.transform.dedup import DETAILS, Verdict
 from qzhou.transform.fields import drop
 from qzhou.transform.judging import candidates_of, compare, statuses
@@ -37,7 +39,7 @@ def write_shard(plan: Plan, shard: Shard, limit: int | None, index: Index | None
     dataset = plan.dataset(shard.dataset)
     tally = Tally(dataset.name)
     table = candidates_of(plan, shard)
-    verdicts, left_out = statuses(plan, shard, table, limit)
+    verdicts, first, left_out = statuses(plan, shard, table, limit)
     held = table["held_out"].to_numpy()
     rows = table["rows"].to_numpy()
     kept = (verdicts == 0) & ~held & ~left_out
@@ -55,7 +57,7 @@ def write_shard(plan: Plan, shard: Shard, limit: int | None, index: Index | None
     ):
         _write(plan.folder / folder / place, shard, found)
         tally.written[folder] = found.num_rows
-    _write_drops(plan, shard, table, verdicts, tally)
+    _write_drops(plan, shard, table, (verdicts, first), tally)
     tally.lengths = _lengths(training, dataset)
     if dataset.rule == "qrels":
         _write_judgements(plan.folder, shard, dataset, held_out, tally)
@@ -105,22 +107,36 @@ def _both_ways(table: pa.Table, dataset: Dataset) -> pa.Table:
     return pa.concat_tables([plain, other]).take(pa.array(order)).cast(plain.schema)
 
 
-def _write_drops(plan: Plan, shard: Shard, table: pa.Table, verdicts: np.ndarray, tally: Tally) -> None:
+def _write_drops(
+    plan: Plan, shard: Shard, table: pa.Table, judged: tuple[np.ndarray, np.ndarray], tally: Tally
+) -> None:
+    """Write the raw rows of refused candidates, each with its reason."""
+    drops = _refused(plan, shard, table, *judged)
+    for part in count():
+        some = list(islice(drops, ROWS_PER_FILE))
+        if not some:
+            return
+        for one in some:
+            tally.drop(one)
+        write_table(plan.folder / "dropped", f"{shard.name}-judged-{part:04d}.parquet", table_of(some, Drop))
+
+
+def _refused(plan: Plan, shard: Shard, table: pa.Table, verdicts: np.ndarray, first: np.ndarray) -> Iterator[Drop]:
     dataset = plan.dataset(shard.dataset)
-    names = schema_of(EXAMPLE_TYPES[dataset.task]).names
-    refused = np.flatnonzero(verdicts)
-    for part, start in enumerate(range(0, len(refused), ROWS_PER_FILE)):
-        places = refused[start : start + ROWS_PER_FILE]
-        found = table.take(pa.array(places))
-        drops = []
-        for row, raw_rows, verdict in zip(
-            found.select(names).to_pylist(), found["rows"].to_pylist(), verdicts[places], strict=True
-        ):
-            reason = Verdict(verdict)
-            dropped = drop(dataset.name, reason.name.lower(), DETAILS[reason], row)
-            tally.drop(dropped, raw_rows)
-            drops.append(dropped)
-        write_table(plan.folder / "dropped", f"{shard.name}-judged-{part:04d}.parquet", table_of(drops, Drop))
+    places = np.flatnonzero(verdicts)
+    if not len(places):
+        return
+    found = table.take(pa.array(places))
+    candidates = list(zip(found["unit"].to_pylist(), found["id"].to_pylist(), strict=True))
+    for number, raw in enumerate(rows_behind(plan, shard, candidates)):
+        verdict = Verdict(verdicts[places[number]])
+        detail = DETAILS[verdict].format(dataset=plan.shards[first[places[number]]].dataset)
+        if not raw:  # the raw data has changed since it was read; what was made of it is all there is
+            names = schema_of(EXAMPLE_TYPES[dataset.task]).names
+            (example,) = found.slice(number, 1).select([*names, "rows"]).to_pylist()
+            raw = [example] * example.pop("rows")
+        for row in raw:
+            yield drop(dataset.name, verdict.name.lower(), detail, row)
 
 
 def _write_judgements(folder: Folder, shard: Shard, dataset: Dataset, held_out: pa.Table, tally: Tally) -> None:
@@ -160,5 +176,5 @@ def _powers(column: pa.ChunkedArray) -> Iterator[tuple[str, int]]:
     if not len(texts):
         return
     powers = np.ceil(np.log2(np.maximum(1, pc.utf8_length(texts).to_numpy()))).astype(int)
-    for power, count in zip(*np.unique(powers, return_counts=True), strict=True):
-        yield str(2 ** int(power)), int(count)
+    for power, number in zip(*np.unique(powers, return_counts=True), strict=True):
+        yield str(2 ** int(power)), int(number)

@@ -33,7 +33,8 @@ def verdicts(*rows, identity=True, share=False, near=None):
         keys.add_near(np.flatnonzero(comparable), bands[comparable], held[comparable])
     table = keys.table()
     found = dict.fromkeys(range(len(rows)), "")
-    for position, verdict in zip(*judge(table, np.zeros(table.num_rows, dtype=np.int64)), strict=True):
+    for position, verdict, first in zip(*judge(table, np.zeros(table.num_rows, dtype=np.int64)), strict=True):
+        assert all(table[name][int(position)] == table[name][int(first)] for name in ("high", "low", "space"))
         row = table["row"][int(position)].as_py()
         found[row] = min(filter(None, (found[row], Verdict(verdict).name.lower())), key=_rank)
     return list(found.values())

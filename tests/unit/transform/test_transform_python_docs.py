@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from qzhou.errors import DataError
+from qzhou.transform.lines import Refused
 from qzhou.transform.python_docs import SourceFile, docstrings, pairs, source_files
-from qzhou.transform.readers import Refused
 
 SOURCE = '''"""Module summary
 on two lines.

@@ -12,7 +12,8 @@ from qzhou.errors import DataError, RecipeError
 from qzhou.transform import inputs
 from qzhou.transform.columns import exploded, getter, roots, steps_of
 from qzhou.transform.inputs import InputFile, Split, input_files, splits_of
-from qzhou.transform.readers import Refused, check_columns, read_split
+from qzhou.transform.lines import Refused, detected_encoding, with_encodings
+from qzhou.transform.readers import check_columns, read_split
 
 
 def form(reader, **settings):
@@ -20,7 +21,9 @@ def form(reader, **settings):
 
 
 def read(path, reader, own=None, **settings):
-    return list(read_split(form(reader, **settings), Split((InputFile(str(path)),)), own))
+    asked = form(reader, **settings)
+    files = with_encodings(asked, [InputFile(str(path))])
+    return list(read_split("d", asked, Split(tuple(files)), own))
 
 
 def reasons(rows):
@@ -59,7 +62,7 @@ def test_members_of_a_zip_archive_are_files(tmp_path):
     whole = input_files("d", form("csv", paths=[f"zip://*.csv::{archive}"]))
 
     assert [file.member for file in whole] == ["a/one.csv", "b/two.csv"]
-    assert list(read_split(form("csv"), Split(tuple(whole)))) == [{"text": "eins"}, {"text": "zwei"}]
+    assert list(read_split("d", form("csv"), Split(tuple(whole)))) == [{"text": "eins"}, {"text": "zwei"}]
     with pytest.raises(DataError, match=r"no member .* matches 'x'; it holds a/one.csv, b/two.csv, readme.txt"):
         input_files("d", form("csv", paths=[f"zip://x::{archive}"]))
 
@@ -131,12 +134,12 @@ def test_aligned_files_make_one_row_a_line_and_must_be_equally_long(tmp_path):
     sides[1].write_text("eins\nzwei\ndrei\n")
     split = Split(tuple(InputFile(str(side)) for side in sides))
 
-    rows = list(read_split(form("aligned_text"), split))
+    rows = list(read_split("d", form("aligned_text"), split))
 
     assert rows == [{"0": "one", "1": "eins"}, {"0": "", "1": "zwei"}, {"0": "three", "1": "drei"}]
     sides[1].write_text("eins\nzwei\n")
     with pytest.raises(DataError, match=r"b\.txt ends before line 3"):
-        list(read_split(form("aligned_text"), split))
+        list(read_split("d", form("aligned_text"), split))
 
 
 SQUAD = {
@@ -225,7 +228,7 @@ def test_a_dataset_of_the_hub_is_read_through_datasets(tmp_path):
 
     (split,) = splits_of(form("hf"), [file])
 
-    assert [row["text"] for row in read_split(form("hf"), split)] == ["a", "b"]
+    assert [row["text"] for row in read_split("d", form("hf"), split)] == ["a", "b"]
     for address, said in ((f"hf://{tmp_path}:nowhere", "cannot be loaded"), ("hf://x", "hf://name/config:split")):
         with pytest.raises(DataError, match=said):
             inputs.hf_dataset(InputFile(address))
@@ -250,7 +253,7 @@ def test_other_filesystems_are_globbed_and_read(tmp_path):
 
     for pattern, names in (("memory://bucket/*.jsonl", ["a.jsonl", "b.jsonl"]), (f"file://{tmp_path}/*.jsonl", ["x"])):
         found = input_files("d", form("jsonl", paths=[pattern]))
-        assert [row["name"] for row in read_split(form("jsonl"), Split(tuple(found)))] == names
+        assert [row["name"] for row in read_split("d", form("jsonl"), Split(tuple(found)))] == names
         assert all(file.size for file in found)
 
 
@@ -282,7 +285,7 @@ def test_a_large_file_is_cut_at_lines_and_every_line_is_read_once(tmp_path, size
     file = InputFile(str(path), length)
     pieces = [Split((file,), start, min(start + size, length)) for start in range(0, length, size)]
 
-    rows = [row for piece in pieces for row in read_split(form("jsonl"), piece)]
+    rows = [row for piece in pieces for row in read_split("d", form("jsonl"), piece)]
 
     assert [row["n"] for row in rows] == list(range(200))
 
@@ -301,15 +304,78 @@ def test_large_files_are_cut_and_small_ones_read_together():
     assert [split.end for split in splits if split.files == (packed,)] == [None]
 
 
+TEXTS = [
+    ("latin-1", "question,réponse\nOù est né le président ?,Il est né à Besançon en été\n"),
+    ("latin-1", "frage;antwort\nWie heißt der größte Fluss Österreichs?;Die Donau fließt durch Österreich\n"),
+    ("cp1250", "pytanie,odpowiedź\nGdzie leży Łódź?,Łódź leży w środkowej Polsce, nad rzeką Łódką\n"),
+    ("cp1251", "вопрос,ответ\nГде находится Москва?,Москва находится в России\n"),
+    ("gb18030", "问题,答案\n法国的首都是哪里？,巴黎是法国的首都。\n"),
+    ("shift_jis", "質問,答え\nフランスの首都はどこですか,パリです。\n"),
+    ("euc_kr", "질문,답변\n프랑스의 수도는 어디입니까,파리입니다\n"),
+]
+
+
+@pytest.mark.parametrize(("encoding", "text"), TEXTS)
+def test_legacy_encodings_are_told_apart(encoding, text):
+    content = (text * 20).encode(encoding)
+
+    assert content.decode(detected_encoding(content)) == text * 20
+
+
+def test_an_encoding_that_was_found_is_on_record_and_lets_a_file_be_cut(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes((json.dumps({"t": TEXTS[3][1]}, ensure_ascii=False) + "\n").encode("cp1251") * 100)
+    asked = form("jsonl", encoding="detect")
+
+    (file,) = with_encodings(asked, [InputFile(str(path), 4 * inputs.SPLIT_BYTES)])
+
+    assert file.encoding == "cp1251"
+    assert len(splits_of(asked, [file])) == 16
+
+
+def test_what_is_said_to_be_utf_8_and_starts_like_utf_16_is_refused_with_the_way_out(tmp_path):
+    path = tmp_path / "wide.jsonl"
+    path.write_bytes('{"text": "wide"}\n'.encode("utf-16"))
+
+    with pytest.raises(DataError, match=r"dataset 'd': .*wide.jsonl has the byte order mark of utf-16.*encoding ="):
+        read(path, "jsonl")
+
+
+def test_a_csv_header_that_names_a_column_twice_is_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label,text\na,b,c\n")
+
+    with pytest.raises(DataError, match="line 1: the header names the column 'text' 2 times"):
+        read(path, "csv")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(DataError, match=r"is a folder; name its files, e.g. '.*/\*.jsonl'"):
+        input_files("d", form("jsonl", paths=[str(tmp_path)]))
+
+
+def test_a_truncated_archive_is_fatal_or_skipped(tmp_path):
+    archive = tmp_path / "rows.zip"
+    with zipfile.ZipFile(archive, "w") as stream:
+        stream.writestr("rows.jsonl", '{"text": "a"}\n')
+    archive.write_bytes(archive.read_bytes()[:-30])
+    skipped = form("jsonl", paths=[str(archive)], on_corrupt_file="skip")
+
+    with pytest.raises(DataError, match=r"rows.zip is damaged or truncated .* set on_corrupt_file = \"skip\""):
+        input_files("d", form("jsonl", paths=[str(archive)]))
+    assert reasons(read_split("d", skipped, Split(tuple(input_files("d", skipped))))) == ["corrupt_file"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "detect"])
 def test_a_file_whose_line_ends_may_be_wide_is_read_whole(tmp_path, encoding):
     path = tmp_path / "wide.jsonl"
     path.write_bytes("".join(f'{{"n": {n}}}\n' for n in range(1000)).encode("utf-16"))
     wide = form("jsonl", encoding=encoding)
+    file = InputFile(str(path), 4 * inputs.SPLIT_BYTES)  # said to be larger than it is
 
-    splits = splits_of(wide, [InputFile(str(path), 4 * inputs.SPLIT_BYTES)])  # said to be larger than it is
+    splits = splits_of(wide, with_encodings(wide, [file]))
 
-    assert [row["n"] for split in splits for row in read_split(wide, split)] == list(range(1000))
+    assert [row["n"] for split in splits for row in read_split("d", wide, split)] == list(range(1000))
 
 
 def test_row_groups_of_a_large_parquet_file_are_shared_out(tmp_path):
@@ -320,7 +386,7 @@ def test_row_groups_of_a_large_parquet_file_are_shared_out(tmp_path):
     splits = splits_of(form("parquet"), [file])
 
     assert len(splits) == 10  # not more than there are row groups
-    assert [row["n"] for split in splits for row in read_split(form("parquet"), split)] == list(range(1000))
+    assert [row["n"] for split in splits for row in read_split("d", form("parquet"), split)] == list(range(1000))
 
 
 def test_a_missing_column_is_answered_with_the_nearest_one():

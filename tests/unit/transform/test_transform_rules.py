@@ -145,12 +145,24 @@ def texts(negatives):
     [
         [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}],
         [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}],
+        '[{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]',
+        [
+            {"role": "user", "content": [{"type": "text", "text": "u"}, {"type": "image_url"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+        ],
     ],
 )
 def test_a_single_turn_of_chat_is_a_question_and_its_answer(messages):
     made = make("chat", {"messages": messages})
 
     assert (made.query, made.positives) == ("u", ("a",))
+
+
+def test_a_number_that_became_a_float_is_the_same_label_and_bytes_are_text():
+    made = [make("labeled", {"text": "t", "label": label}) for label in (1, 1.0, "1", b"1")]
+
+    assert {one.label for one in made} == {"d/1"}
+    assert make("labeled", {"text": b"\xff", "label": 1}).reason == "blank_text"
 
 
 @pytest.mark.parametrize(

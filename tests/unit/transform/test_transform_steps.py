@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 
 import pytest
 
@@ -79,7 +80,15 @@ def test_a_file_that_cannot_be_cut_is_dealt_out_and_gives_the_same(tmp_path, rec
     texts = [sorted(row.text for row in read(made, "corpora/d", Document)) for made in (whole, dealt)]
     assert texts[0] == texts[1]
     assert len({text.casefold() for text in texts[0]}) == 777
-    drops = [sorted(row.reason for row in read(made, "dropped", Drop)) for made in (whole, dealt)]
+    dropped = [sorted(read(made, "dropped", Drop), key=lambda row: row.record) for made in (whole, dealt)]
+    assert [row.record for row in dropped[0]] == [row.record for row in dropped[1]]
+    raw = Counter(rows())
+    assert all(raw[row.record] for row in dropped[0])  # as it stood in the file
+    repeats = [row for row in dropped[0] if row.reason == "duplicate"]
+    assert {row.detail for row in repeats} == {
+        "an earlier row of dataset 'd' has the same texts up to case and white space"
+    }
+    drops = [sorted(row.reason for row in found) for found in dropped]
     assert drops[0] == drops[1]
     assert {reason: drops[0].count(reason) for reason in set(drops[0])} == {
         "blank_query": 120,
