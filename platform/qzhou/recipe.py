@@ -19,10 +19,9 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_valid
 from pydantic_settings import BaseSettings, CliSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
-from qzhou.dataset import AtLeastOne, Count, Dataset, Fraction, Name, Section
+from qzhou.dataset import AtLeastOne, Count, Dataset, Fraction, Name, Positive, Section
 from qzhou.errors import RecipeError
-
-Positive = Annotated[float, Field(gt=0.0)]
+from qzhou.llm import SynthesisSection
 
 
 class RunSection(Section):
@@ -80,22 +79,6 @@ class TransformSection(Section):
         description="Drop rows whose texts, side by side, have at least about this Jaccard similarity; default: off.",
     )
     contamination: ContaminationSection = ContaminationSection()
-
-
-class SynthesisSection(Section):
-    """An LLM paraphrases, augments and writes hard negatives (QZhou-Embedding, section 4)."""
-
-    endpoint: str = Field("", description="OpenAI-compatible base URL; 'builtin' for the rules; '' writes nothing.")
-    model: str = Field("builtin-rules", description="Model name that is sent to the endpoint.")
-    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
-    max_dataset_rows: Count = Field(60_000, description="Larger datasets are left alone, as in the paper.")
-    paraphrase_rows: Count = Field(0, description="Examples per dataset that are paraphrased once.")
-    augment_rows: Count = Field(0, description="Retrieval examples per dataset that are augmented once.")
-    hard_negative_rows: Count = Field(0, description="Retrieval examples per dataset that get a written negative.")
-    concurrency: AtLeastOne = Field(16, description="Requests in flight at the same time.")
-    timeout_s: Positive = Field(90.0, description="One request; then it is retried.")
-    max_retries: Count = Field(5, description="Further tries after 429, 5xx or a timeout.")
-    temperature: Annotated[float, Field(ge=0.0)] = Field(0.7, description="Sampling temperature of the LLM.")
 
 
 class MiningSection(Section):
@@ -247,11 +230,9 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
             f"training.stage2.retrieval_share is {training.stage2.retrieval_share}, but every dataset is retrieval; "
             "set it to 1.0 or add pair or classification datasets"
         )
-    if recipe.synthesis.endpoint == "builtin" and recipe.synthesis.model != "builtin-rules":
-        yield (
-            f"synthesis.model is '{recipe.synthesis.model}', but the builtin endpoint only speaks as 'builtin-rules'; "
-            "remove the model or name a URL as endpoint"
-        )
+    for name in recipe.synthesis.datasets:
+        if name not in names:
+            yield f"synthesis.datasets: there is no dataset '{name}'; known: {', '.join(names)}"
 
 
 class _CommandLine(BaseSettings, Recipe):  # type: ignore[misc]  # both set model_config

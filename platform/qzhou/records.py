@@ -15,7 +15,7 @@ from typing import Literal
 
 Task = Literal["retrieval", "pair", "classification"]
 Origin = Literal["given", "mined", "synthetic"]
-Technique = Literal["raw", "paraphrase", "augmentation", "hard_negative"]
+Technique = Literal["raw", "paraphrase", "augmentation", "hard_negative", "query_generation"]
 
 TASKS: tuple[Task, ...] = ("retrieval", "pair", "classification")
 

@@ -23,7 +23,7 @@ from qzhou.storage import Folder
 JOBS = {"train/stage1": "train", "train/stage2": "train", "model": "export"}  # stages not named like their job
 UPLOADED = "working_dir_files"  # where Ray keeps the working directories that jobs bring with them
 MANIFEST, STARTED = "manifest.json", "started.json"
-SHARED_CODE = ("records.py", "prompts.py", "storage.py")  # what every stage's output depends on
+SHARED_CODE = ("records.py", "prompts.py", "storage.py", "languages.py")  # what every stage's output depends on
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -155,6 +155,10 @@ class Folder:
         if self.exists():
             self.filesystem.delete_dir(self.path)
 
+    def remove(self, name: str) -> None:
+        """Remove one file."""
+        self.filesystem.delete_file(f"{self.path}/{name}")
+
     def upload(self, local: Path) -> None:
         """Copy a local folder here, replacing what was here."""
         self.delete()

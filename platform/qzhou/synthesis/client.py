@@ -1,8 +1,8 @@
 """The one client that speaks to LLM endpoints: bounded, patient, and it never pays twice.
 
-A problem of one request becomes a failed :class:`Outcome`; a problem of the endpoint becomes an
-``EndpointError`` that ends the work. The SDK's own retries are off: they would sleep inside the
-slot, where another request could be under way.
+A problem of one request becomes a failed :class:`Outcome`; a problem of the endpoint becomes an ``EndpointError`` that
+ends the work. The SDK's own retries are off: they would sleep inside the slot, where another request could be under
+way.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import asyncio
 import dataclasses
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 import openai
@@ -21,16 +22,29 @@ from openai.types.chat import ChatCompletion
 from pydantic import SecretStr
 
 from qzhou.errors import EndpointError
-from qzhou.recipe import SynthesisSection
+from qzhou.llm import LLMSection, SynthesisSection
+from qzhou.synthesis.gate import Gate
 from qzhou.synthesis.journal import Answer, Journal, request_key
+from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.techniques import Message
+from qzhou.synthesis.throttle import Result
 
 REFUSALS = {401, 402, 403, 404}  # key, credit, permission, address or model: the next request would fare the same
 RETRIED = {408, 409, 425, 429}  # and every 5xx
-CIRCUIT = 20  # so many failed requests in a row are the endpoint's failure, not theirs
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 SHOWN_CHARS = 300
 SHORTEST_SECRET = 8  # a stand-in such as "none" is a word that a message may hold
+
+Keys = Mapping[str, SecretStr]  # variable of the environment -> what it holds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is sent: to which model, and in which form the answer is wanted (a JSON schema, by its name)."""
+
+    model: str
+    messages: Sequence[Message]
+    schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +65,19 @@ class _Failure:
 
     text: str
     status: int
+    result: Result
     retryable: bool = False
     retry_after_s: float = 0.0
 
 
 class ChatClient:
-    """Asks an OpenAI-compatible endpoint, at most ``settings.concurrency`` requests at a time.
+    """Asks the models of a recipe, each at the first of its endpoints that is well.
 
     Args:
-        base_url: Where ``/chat/completions`` is found.
-        api_key: Sent to the endpoint; never shown, written or logged.
+        settings: What is asked, and how patiently.
+        keys: Sent to the endpoints; never shown, written or logged.
         journal: What is answered already; new answers go there before they count.
+        gate: Where every request waits for its slot.
         sleep: Waits between tries; a test passes its own.
         jitter: A number in [0, 1) that spreads the tries of many requests.
     """
@@ -70,42 +86,39 @@ class ChatClient:
         self,
         settings: SynthesisSection,
         *,
-        base_url: str,
-        api_key: SecretStr,
+        keys: Keys,
         journal: Journal,
+        gate: Gate,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._settings, self._base_url, self._key, self._journal = settings, base_url, api_key, journal
+        self._settings, self._keys, self._journal, self._gate = settings, keys, journal, gate
         self._sleep, self._jitter = sleep, jitter
-        loopback = urlsplit(base_url).hostname in {"127.0.0.1", "localhost", "::1"}  # no proxy leads there
-        self._openai = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=api_key.get_secret_value(),
-            max_retries=0,
-            timeout=settings.timeout_s,
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=not loopback),
-        )
-        self._slots = asyncio.Semaphore(settings.concurrency)
-        self._under_way: dict[str, asyncio.Task[Outcome]] = {}
-        self._failed_in_a_row = 0
+        self._models = {one.model: one for one in settings.pool}
+        self._clients = {
+            (endpoint, one.api_key_env): opened(endpoint, keys[one.api_key_env], settings.timeout_s)
+            for one in settings.pool
+            for endpoint in one.endpoints
+        }
+        self._plain: set[str] = set()  # endpoints that know no structured output
+        self._asked: dict[str, asyncio.Task[Outcome]] = {}
         self._stop_message = ""
         self._stopped = asyncio.Event()
 
-    async def ask(self, requests: Sequence[Sequence[Message]]) -> list[Outcome]:
-        """Ask all of ``requests`` and give their outcomes in the same order; identical ones are sent once.
+    async def ask(self, questions: Sequence[Question]) -> list[Outcome]:
+        """Ask all of ``questions`` and give their outcomes in the same order; identical ones are sent once.
 
         Raises:
-            EndpointError: The endpoint is down or refuses. Requests under way are waited for, because
+            EndpointError: No endpoint is left, or the money is spent. Requests under way are waited for, because
                 their answers are paid for; all answers are in the journal.
         """
         shared = []
-        for messages in requests:
-            key = request_key(self._settings.model, messages, self._settings.temperature)
-            reused = key in self._under_way
+        for one in questions:
+            key = request_key(one.model, one.messages, self._settings.temperature)
+            reused = key in self._asked
             if not reused:
-                self._under_way[key] = asyncio.create_task(self._outcome(key, messages))
-            shared.append((self._under_way[key], reused))
+                self._asked[key] = asyncio.create_task(self._outcome(key, one))
+            shared.append((self._asked[key], reused))
         ended = await asyncio.gather(*(task for task, _ in shared), return_exceptions=True)
         self._journal.flush()
         outcomes = []
@@ -116,94 +129,140 @@ class ChatClient:
         return outcomes
 
     async def close(self) -> None:
-        await self._openai.close()
+        for client in self._clients.values():
+            await client.close()
 
-    async def _outcome(self, key: str, messages: Sequence[Message]) -> Outcome:
+    async def _outcome(self, key: str, question: Question) -> Outcome:
         try:
             known = self._journal.get(key)
             if known is not None:
                 return Outcome(answer=known, reused=True)
-            result = await self._persist(key, messages)
-            return Outcome(answer=result) if isinstance(result, Answer) else self._given_up(result)
+            result = await self._persist(key, question)
+            if isinstance(result, Answer):
+                return Outcome(answer=result)
+            return Outcome(answer=None, failure=f"status {result.status}: {result.text}")
         finally:
-            del self._under_way[key]
+            del self._asked[key]
 
-    async def _persist(self, key: str, messages: Sequence[Message]) -> Answer | _Failure:
-        """Try until there is an answer, the tries are used up, or the endpoint is given up."""
+    async def _persist(self, key: str, question: Question) -> Answer | _Failure:
+        """Try until there is an answer or the tries are used up.
+
+        A refusal of the endpoint uses up no try: the gate names another endpoint, or says that none is left.
+        """
+        model = self._models[question.model]
+        tokens = expected_tokens(question.messages)
+        cost = cost_of(model, *tokens)
         tried = 0
         while True:
-            async with self._slots:
-                self._check_not_stopped()
-                result = await self._try(key, messages)
+            lane = await self._enter(model, sum(tokens), cost)
+            result = await self._sent(lane, key, model, question, sum(tokens), cost)
             if isinstance(result, Answer):
-                self._failed_in_a_row = 0
+                await self._journal.add(result)  # durable before it counts; the slot is free already
                 return result
+            if result.result == "refused":
+                continue
             if not result.retryable or tried == self._settings.max_retries:
                 return result
             await self._wait(tried, result)
             tried += 1
 
-    async def _try(self, key: str, messages: Sequence[Message]) -> Answer | _Failure:
-        """Send once. A new answer is in the journal before it is returned."""
+    async def _enter(self, model: LLMSection, tokens: float, cost: float) -> str:
         try:
-            completion = await self._openai.chat.completions.create(
-                model=self._settings.model,
-                messages=list(messages),  # type: ignore[arg-type]
+            self._check_not_stopped()
+            lane = await self._gate.enter(model.endpoints, tokens=tokens, cost=cost)
+        except EndpointError as error:
+            self._stop_message = self._stop_message or self._explained(str(error))
+            self._stopped.set()
+            raise EndpointError(self._stop_message) from None
+        return lane
+
+    async def _sent(
+        self, lane: str, key: str, model: LLMSection, question: Question, tokens: float, cost: float
+    ) -> Answer | _Failure:
+        """Send once, in a slot that was taken; it is given back whatever happens."""
+        result: Result = "rejected"
+        more: dict[str, Any] = {}
+        try:
+            tried = await self._try(lane, key, model, question)
+            if isinstance(tried, Answer):
+                result = "answered"
+                more = {"used_tokens": tried.prompt_tokens + tried.completion_tokens, "paid": tried.cost}
+            else:
+                result = tried.result
+                more = {"problem": self._problem(model, tried)}
+            return tried
+        finally:
+            await self._gate.leave(lane, result, tokens=tokens, cost=cost, **more)
+
+    async def _try(self, lane: str, key: str, model: LLMSection, question: Question) -> Answer | _Failure:
+        """One HTTP request, or two where the endpoint knows no structured output."""
+        structured = question.schema is not None and model.structured != "off" and lane not in self._plain
+        form: Any = {"type": "json_schema", "json_schema": question.schema} if structured else openai.omit
+        try:
+            completion = await self._clients[lane, model.api_key_env].chat.completions.create(
+                model=model.model,
+                messages=list(question.messages),  # type: ignore[arg-type]
                 temperature=self._settings.temperature,
+                response_format=form,
             )
         except openai.APITimeoutError:
-            return _Failure(text=f"no answer within {self._settings.timeout_s:g} s", status=408, retryable=True)
+            text = f"no answer within {self._settings.timeout_s:g} s"
+            return _Failure(text=text, status=408, result="overloaded", retryable=True)
         except openai.APIConnectionError as error:
-            return _Failure(text=self._shown(error.__cause__ or error), status=0, retryable=True)
+            text = self._shown(error.__cause__ or error)
+            return _Failure(text=text, status=0, result="unreachable", retryable=True)
         except openai.APIStatusError as error:
-            retryable = error.status_code in RETRIED or error.status_code >= 500
-            retry_after_s = _retry_after_s(error.response.headers.get("retry-after", ""))
-            text = self._shown(error)
-            return _Failure(text=text, status=error.status_code, retryable=retryable, retry_after_s=retry_after_s)
-        except openai.APIError as error:
-            return _Failure(text=self._shown(error), status=200)
+            if structured and model.structured == "auto" and error.status_code in {400, 422}:
+                self._plain.add(lane)
+                return await self._try(lane, key, model, question)
+            return self._status_failure(error)
+        except (openai.APIError, ValueError) as error:
+            return _Failure(text=self._shown(error), status=200, result="overloaded", retryable=True)
         if not isinstance(completion, ChatCompletion) or not completion.choices:
-            return _Failure(text="the body is no chat completion", status=200)
-        answer = self._answer(key, completion)
-        self._journal.add(answer)
-        return answer
+            return _Failure(text="the body is no chat completion", status=200, result="overloaded", retryable=True)
+        return self._answer(key, model, completion)
 
-    def _answer(self, key: str, completion: ChatCompletion) -> Answer:
+    def _status_failure(self, error: openai.APIStatusError) -> _Failure:
+        status = error.status_code
+        retryable = status in RETRIED or status >= 500
+        result: Result = "overloaded" if retryable else "refused" if status in REFUSALS else "rejected"
+        wait_s = _retry_after_s(error.response.headers.get("retry-after", ""))
+        text = self._shown(error)
+        return _Failure(text=text, status=status, result=result, retryable=retryable, retry_after_s=wait_s)
+
+    def _answer(self, key: str, model: LLMSection, completion: ChatCompletion) -> Answer:
         content, usage = completion.choices[0].message.content or "", completion.usage
+        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         return Answer(
             key=key,
-            model=completion.model or self._settings.model,
+            model=completion.model or model.model,
             content=content.encode("utf-8", "replace").decode(),  # a lone surrogate could not be written anywhere
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
+            prompt_tokens=tokens[0],
+            completion_tokens=tokens[1],
+            cost=cost_of(model, *tokens),
         )
 
-    def _given_up(self, failure: _Failure) -> Outcome:
-        """A failed outcome, unless the failure is the endpoint's."""
-        self._failed_in_a_row += 1
-        if failure.status == 0:
-            self._stop(f"cannot be reached: {failure.text}. Check synthesis.endpoint and that a server listens there.")
-        elif failure.status in REFUSALS:
-            self._stop(
-                f"refuses with status {failure.status}: {failure.text}. Check synthesis.endpoint, synthesis.model "
-                f"'{self._settings.model}' and the key in {self._settings.api_key_env}."
+    def _problem(self, model: LLMSection, failure: _Failure) -> str:
+        """What to say of an endpoint that is given up for a failure."""
+        if failure.result == "unreachable":
+            return f"cannot be reached: {failure.text}. Check synthesis.endpoint and that a server listens there."
+        if failure.result == "refused":
+            return (
+                f"refuses with status {failure.status}: {failure.text}. Check synthesis.endpoint, the model "
+                f"'{model.model}' and the key in {model.api_key_env}."
             )
-        elif self._failed_in_a_row >= CIRCUIT:
-            self._stop(f"failed {CIRCUIT} requests in a row, the last with status {failure.status}: {failure.text}.")
-        return Outcome(answer=None, failure=f"status {failure.status}: {failure.text}")
+        return f"keeps failing, the last time with status {failure.status}: {failure.text}."
 
-    def _stop(self, problem: str) -> None:
+    def _explained(self, problem: str) -> str:
         kept = f"{len(self._journal)} answers are kept in {self._journal.folder.uri}"
-        self._stop_message = f"{self._base_url} {problem} {kept}; the same command goes on from there."
-        self._stopped.set()
-        self._check_not_stopped()
+        return f"{problem} {kept}; the same command goes on from there."
 
     def _check_not_stopped(self) -> None:
         if self._stopped.is_set():
             raise EndpointError(self._stop_message)
 
     async def _wait(self, tried: int, failure: _Failure) -> None:
-        """Back off without holding a slot; wake at once when the endpoint is given up."""
+        """Back off without holding a slot; wake at once when the work is stopped."""
         backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tried)
         wait_s = failure.retry_after_s + backoff_s * (0.5 + self._jitter() / 2)
         waits = [asyncio.ensure_future(self._sleep(wait_s)), asyncio.ensure_future(self._stopped.wait())]
@@ -212,10 +271,24 @@ class ChatClient:
             wait.cancel()
 
     def _shown(self, error: BaseException) -> str:
-        """The endpoint's words for a message: short, and without the key if it quotes it."""
+        """The endpoint's words for a message: short, and without a key if it quotes one."""
         text = " ".join((str(error) or type(error).__name__).split())
-        key = self._key.get_secret_value()
-        return (text.replace(key, "***") if len(key) >= SHORTEST_SECRET else text)[:SHOWN_CHARS]
+        for key in self._keys.values():
+            if len(secret := key.get_secret_value()) >= SHORTEST_SECRET:
+                text = text.replace(secret, "***")
+        return text[:SHOWN_CHARS]
+
+
+def opened(endpoint: str, key: SecretStr, timeout_s: float) -> openai.AsyncOpenAI:
+    """The SDK's client of one endpoint, without its retries."""
+    loopback = urlsplit(endpoint).hostname in {"127.0.0.1", "localhost", "::1"}  # no proxy leads there
+    return openai.AsyncOpenAI(
+        base_url=endpoint,
+        api_key=key.get_secret_value(),
+        max_retries=0,
+        timeout=timeout_s,
+        http_client=openai.DefaultAioHttpClient(trust_env=not loopback),
+    )
 
 
 def _retry_after_s(header: str) -> float:

@@ -6,6 +6,7 @@ only the last line of a file, and two attempts never write to the same one.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import json
@@ -22,13 +23,14 @@ from qzhou.synthesis.techniques import Message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What an endpoint answered; ``model`` is what it says of itself, not what was asked for."""
+    """What an endpoint answered; ``model`` is what it says of itself, ``cost`` what it took at the recipe's prices."""
 
     key: str
     model: str
     content: str
     prompt_tokens: int
     completion_tokens: int
+    cost: float = 0.0
 
 
 def request_key(model: str, messages: Sequence[Message], temperature: float) -> str:
@@ -41,45 +43,67 @@ def request_key(model: str, messages: Sequence[Message], temperature: float) -> 
 class Journal:
     """Answers by request key.
 
-    On a local filesystem an answer is on disk before :meth:`add` returns. Object stores cannot
-    append: there, answers are written as one file at each :meth:`flush`.
+    On a local filesystem an answer is on disk before :meth:`add` returns; answers that come at the same time share one
+    ``fsync``. Object stores cannot append: there, answers are written as one file at each :meth:`flush`.
+
+    Args:
+        folder: Of the journal.
+        read: Whether to look into what is there; ``False`` only adds to it.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, *, read: bool = True) -> None:
         self.folder = folder
-        self._answers = {answer.key: answer for name in folder.files(".jsonl") for answer in _read(folder, name)}
+        names = folder.files(".jsonl") if read else []
+        self._answers = {answer.key: answer for name in names for answer in _read(folder, name)}
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self._name = f"answers-{stamp}-{uuid.uuid4().hex[:8]}"
         self._unwritten: list[Answer] = []
         self._files_written = 0
+        self._committing: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._answers)
 
+    @property
+    def cost(self) -> float:
+        """What all answers took together."""
+        return sum(answer.cost for answer in self._answers.values())
+
     def get(self, key: str) -> Answer | None:
         return self._answers.get(key)
 
-    def add(self, answer: Answer) -> None:
+    async def add(self, answer: Answer) -> None:
         """Keep an answer; local ones survive a kill from here on."""
+        self._unwritten.append(answer)
         if self.folder.is_local:
-            self._append(answer)
-        else:
-            self._unwritten.append(answer)
+            while answer in self._unwritten:
+                if self._committing is None:
+                    self._committing = asyncio.create_task(self._commit())
+                await self._committing
         self._answers[answer.key] = answer
 
     def flush(self) -> None:
-        """Write what is only in memory, as a file of its own."""
-        if self._unwritten:
+        """Write what an object store has not got yet, as a file of its own."""
+        if self._unwritten and not self.folder.is_local:
             lines = "".join(_line(answer) for answer in self._unwritten)
             self.folder.write_bytes(f"{self._name}-{self._files_written:06d}.jsonl", lines.encode())
             self._unwritten.clear()
             self._files_written += 1
 
-    def _append(self, answer: Answer) -> None:
+    async def _commit(self) -> None:
+        """Everything that waits to the disk, while more may come."""
+        written = list(self._unwritten)
+        try:
+            await asyncio.to_thread(self._append, "".join(map(_line, written)))
+            del self._unwritten[: len(written)]
+        finally:
+            self._committing = None
+
+    def _append(self, lines: str) -> None:
         path = Path(self.folder.path) / f"{self._name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:
-            stream.write(_line(answer))
+            stream.write(lines)
             stream.flush()
             os.fsync(stream.fileno())
 

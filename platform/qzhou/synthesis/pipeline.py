@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 from pydantic import SecretStr
 
 from qzhou.cluster import session
 from qzhou.errors import EndpointError
+from qzhou.llm import BUILTIN
 from qzhou.progress import progress
-from qzhou.recipe import Recipe, SynthesisSection
-from qzhou.records import EXAMPLE_TYPES, TASKS, Drop, Example, Manifest, Task
+from qzhou.recipe import Recipe
+from qzhou.records import EXAMPLE_TYPES, TASKS, Document, Drop, Example, Manifest, Task
 from qzhou.runs import Run
-from qzhou.storage import Folder, read_records, write_records
-from qzhou.synthesis.builtin import builtin_endpoint
-from qzhou.synthesis.client import ChatClient, Outcome
-from qzhou.synthesis.journal import Answer, Journal
+from qzhou.storage import Folder, read_records, table_of, write_records, write_table
+from qzhou.synthesis.actors import Asker, Teacher, outcome_of, throttle_of
+from qzhou.synthesis.batch_api import answered_in_batches
+from qzhou.synthesis.client import Outcome
+from qzhou.synthesis.estimate import estimate
+from qzhou.synthesis.gate import GateActor
+from qzhou.synthesis.gates import Scores, refused_by_scores
+from qzhou.synthesis.journal import Journal, request_key
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.plan import OutcomeOf, merged, planned
-from qzhou.synthesis.techniques import ChatRequest, chat_messages
+from qzhou.synthesis.parsing import Subject
+from qzhou.synthesis.plan import Made, OutcomeOf, Written, judged, merged, planned, planned_queries, refused, written
+from qzhou.synthesis.report import Report
+from qzhou.synthesis.schemas import form_of
+from qzhou.synthesis.scoring import PARTS, texts_to_score
+from qzhou.synthesis.techniques import ChatRequest
 
-SPEED_ONLY = {"concurrency", "timeout_s", "max_retries", "api_key_env"}  # settings that leave the output as it is
+# settings that leave the output as it is
+SPEED_ONLY = {
+    "mode", "concurrency", "requests_per_minute", "tokens_per_minute", "max_cost", "patience_s", "timeout_s",
+    "max_retries", "api_key_env", "input_price", "output_price",
+}  # fmt: skip
 REQUESTS_PER_JOB = 100_000  # what the driver holds in memory at a time, answers included
 BATCHES_UNDER_WAY = 4  # so that the slots stay full while the last answers of a batch are awaited
-OUTCOMES = pa.schema(
-    [
-        *(pa.field(name, pa.string()) for name in ("key", "model", "content", "failure", "stopped")),
-        *(pa.field(name, pa.int64()) for name in ("index", "prompt_tokens", "completion_tokens")),
-        pa.field("answered", pa.bool_()),
-        pa.field("reused", pa.bool_()),
-    ]
-)
+SLOTS_PER_ASKER = 128  # one event loop carries about so many requests of a second each
+SCORED_ROWS = 256
 
 
 def synthesize(recipe: Recipe) -> Manifest:
@@ -46,18 +55,40 @@ def synthesize(recipe: Recipe) -> Manifest:
 
     Raises:
         DataError: The transform stage has not finished.
-        EndpointError: The endpoint is down or refuses. What it answered is kept, and a re-run goes on.
+        EndpointError: No endpoint is left, or the money is spent. What was answered is kept, and a re-run goes on.
     """
     run = Run.open(recipe)
     transform = run.manifest("transform")
+    judges = recipe.synthesis.is_on and recipe.synthesis.gates.scores
+    models = [one.model_dump(include={"model", "weight", "structured"}) for one in recipe.synthesis.models]
     return run.stage(
         "synthesize",
         functools.partial(_work, run),
-        settings={**recipe.synthesis.model_dump(exclude=SPEED_ONLY), "seed": recipe.run.seed},
+        settings={
+            **recipe.synthesis.model_dump(exclude=SPEED_ONLY),
+            "models": models,
+            "teacher": [recipe.mining.teacher, recipe.model.backbone] if judges else [],
+            "seed": recipe.run.seed,
+        },
         inputs={"transform": transform.fingerprint},
         rooms=("synthesis",),
         keep=("journal",),
     )
+
+
+def print_estimate(recipe: Recipe) -> None:
+    """Say what the stage would ask, and what that would cost, before anything is sent.
+
+    Raises:
+        DataError: The transform stage has not finished.
+    """
+    run = Run.open(recipe)
+    run.manifest("transform")
+    journal = Journal(run.folder / "synthesize" / "journal")
+    temperature = recipe.synthesis.temperature
+    requests = (request for plan in _plans(run) for request in plan.requests)
+    known = functools.partial(_known, journal, temperature)
+    print(estimate(requests, recipe.synthesis, known, spent=journal.cost), flush=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,42 +98,58 @@ class _Planned:
     task: Task
     name: str
     requests: tuple[ChatRequest, ...]
+    documents: tuple[Document, ...] = ()
 
 
 def _work(run: Run, folder: Folder) -> dict[str, int]:
-    settings, source = run.recipe.synthesis, run.folder / "transform" / "examples"
-    if not settings.endpoint:
+    settings = run.recipe.synthesis
+    if not settings.is_on:
         print("synthesize: synthesis is off (synthesis.endpoint is empty); examples pass through", flush=True)
     for attempted in ("examples", "dropped"):
         (folder / attempted).delete()  # an earlier attempt may have left more files than this one writes
-    ledger, counts, dropped = Ledger(settings.model), Counter[str](), list[Drop]()
-    for job in _jobs(_plans(run, source)):
-        requests = [request for plan in job for request in plan.requests]
-        outcome_of = _ask(settings, requests, folder / "journal") if requests else {}
+    ledger, counts, report = Ledger(), Counter[str](), Report(settings, seed=run.recipe.run.seed)
+    sender = _Sender(run.recipe, folder / "journal")
+    for number, job in enumerate(_jobs(_plans(run))):
+        found = _asked(run, job, sender, ledger, report)
+        dropped: list[Drop] = []
         for plan in job:
-            dropped += _write(plan, source, folder, outcome_of, ledger, counts)
-    counts["dropped"] = write_records(folder / "dropped", dropped, Drop)
+            dropped += _write(plan, run, folder, found.get(plan.name, Written()), report, counts)
+        if dropped:
+            write_table(folder / "dropped", f"part-{number:06d}.parquet", table_of(dropped, Drop))
+        counts["dropped"] += len(dropped)
     folder.write_json("ledger.json", ledger.as_json())
+    report.write(folder, ledger)
+    if settings.is_on:
+        print(report.sentence(ledger), flush=True)
     return dict(counts)
 
 
-def _plans(run: Run, source: Folder) -> Iterator[_Planned]:
-    settings = run.recipe.synthesis
+def _plans(run: Run) -> Iterator[_Planned]:
+    """Every dataset that has examples, or a corpus that queries are written for."""
+    settings, transform, seed = run.recipe.synthesis, run.folder / "transform", run.recipe.run.seed
     for task in TASKS:
-        for name in (source / task).folders():
+        names = (transform / "examples" / task).folders()
+        asks_queries = task == "retrieval" and settings.is_on and settings.query_rows
+        corpora = (transform / "corpora").folders() if asks_queries else []
+        for name in dict.fromkeys([*names, *corpora]):
             requests: tuple[ChatRequest, ...] = ()
-            if settings.endpoint:
-                records = read_records(source / task / name, EXAMPLE_TYPES[task])
+            documents: tuple[Document, ...] = ()
+            if settings.is_on and (not settings.datasets or name in settings.datasets):
+                records = read_records(transform / "examples" / task / name, EXAMPLE_TYPES[task])
                 examples = list(islice(records, settings.max_dataset_rows + 1))
-                requests = planned(examples, task, settings, seed=run.recipe.run.seed)
                 if len(examples) > settings.max_dataset_rows:
                     limit = f"synthesis.max_dataset_rows ({settings.max_dataset_rows:,})"
                     print(f"synthesize: {name} has more rows than {limit} and is left alone", flush=True)
-            yield _Planned(task=task, name=name, requests=requests)
+                requests = planned(examples, task, settings, seed=seed)
+                if name in corpora:
+                    corpus = read_records(transform / "corpora" / name, Document)
+                    documents, queries = planned_queries(corpus, name, settings, seed=seed)
+                    requests += queries
+            yield _Planned(task=task, name=name, requests=requests, documents=documents)
 
 
 def _jobs(plans: Iterator[_Planned]) -> Iterator[list[_Planned]]:
-    """Datasets that are asked about in one Ray Data job: few jobs, each small enough for the driver."""
+    """Datasets that are asked about together: few rounds, each small enough for the driver."""
     job: list[_Planned] = []
     for plan in plans:
         job.append(plan)
@@ -113,104 +160,170 @@ def _jobs(plans: Iterator[_Planned]) -> Iterator[list[_Planned]]:
         yield job
 
 
+def _asked(run: Run, job: Sequence[_Planned], sender: _Sender, ledger: Ledger, report: Report) -> dict[str, Written]:
+    """Dataset -> what was written for it and survived the gates."""
+    settings = run.recipe.synthesis
+    requests = [request for plan in job for request in plan.requests]
+    if not requests:
+        return {}
+    subjects = _subjects(run, job)
+    with session():
+        result = written(requests, subjects, sender.ask, settings, ledger)
+        if settings.gates.scores and result.made:
+            result = _scored(run.recipe, result, report)
+        if settings.gates.judge and result.made:
+            verdict = judged(result.made, sender.ask, settings, ledger)
+            result = Written(made=verdict.made, dropped=result.dropped + verdict.dropped)
+    found = {plan.name: Written() for plan in job}
+    for one in result.made:
+        found[one.request.dataset].made.append(one)
+    for dropped in result.dropped:
+        found[dropped.dataset].dropped.append(dropped)
+    return found
+
+
+def _subjects(run: Run, job: Sequence[_Planned]) -> dict[tuple[str, str], Subject]:
+    """(dataset, id) -> the examples and documents that something is asked about."""
+    found: dict[tuple[str, str], Subject] = {}
+    for plan in job:
+        wanted = {request.example_id for request in plan.requests}
+        if not wanted:
+            continue
+        source = run.folder / "transform" / "examples" / plan.task / plan.name
+        examples: Iterator[Example] = read_records(source, EXAMPLE_TYPES[plan.task])
+        found |= {(plan.name, one.id): one for one in examples if one.id in wanted}
+        found |= {(plan.name, one.id): one for one in plan.documents}
+    return found
+
+
 def _write(
-    plan: _Planned, source: Folder, folder: Folder, outcome_of: OutcomeOf, ledger: Ledger, counts: Counter[str]
+    plan: _Planned, run: Run, folder: Folder, found: Written, report: Report, counts: Counter[str]
 ) -> tuple[Drop, ...]:
     """Write one dataset and give back what was refused; one that nothing was asked about is streamed through."""
-    records: Iterator[Example] = read_records(source / plan.task / plan.name, EXAMPLE_TYPES[plan.task])
+    kind = EXAMPLE_TYPES[plan.task]
+    records: Iterator[Example] = read_records(run.folder / "transform" / "examples" / plan.task / plan.name, kind)
     target = folder / "examples" / plan.task / plan.name
     if not plan.requests:
-        counts["examples"] += write_records(target, records, EXAMPLE_TYPES[plan.task])
+        counts["examples"] += write_records(target, records, kind)
         return ()
-    result = merged(list(records), plan.requests, outcome_of, ledger)
-    counts["examples"] += write_records(target, result.examples, EXAMPLE_TYPES[plan.task])
-    for technique, made in result.made.items():
-        counts[f"by {technique}"] += made
+    result = merged(list(records), found)
+    counts["examples"] += write_records(target, result.examples, kind)
+    for one in result.made:
+        counts[f"by {one.request.technique}"] += 1
+    report.add(result)
     return result.dropped
 
 
-def _ask(settings: SynthesisSection, requests: Sequence[ChatRequest], journal: Folder) -> OutcomeOf:
-    """Send the requests through Ray Data and collect their outcomes."""
-    key = SecretStr(os.environ.get(settings.api_key_env) or "none")  # servers of one's own often ask for no key
-    stopped = ""
-    outcome_of: dict[ChatRequest, Outcome] = {}
-    with session(), progress("synthesize", total=len(requests), unit="requests") as bar:
-        asked = ray.data.from_arrow(_tables(requests, rows=max(16, settings.concurrency))).map_batches(
-            _Asker,
-            fn_constructor_args=(settings, journal, key),
+class _Sender:
+    """Sends requests through Ray Data and collects their outcomes; what the journal knows is not sent."""
+
+    def __init__(self, recipe: Recipe, journal: Folder) -> None:
+        self._settings, self._folder, self._gpu = recipe.synthesis, journal, recipe.cluster.gpu
+        names = {one.api_key_env for one in self._settings.pool}
+        # servers of one's own often ask for no key
+        self._keys = {name: SecretStr(os.environ.get(name) or "none") for name in names}
+
+    def ask(self, requests: Sequence[ChatRequest]) -> OutcomeOf:
+        """The outcome of each request; identical ones are sent once.
+
+        Raises:
+            EndpointError: No endpoint is left, or the money is spent.
+        """
+        journal = Journal(self._folder)
+        keys = [_key(request, self._settings.temperature) for request in requests]
+        first = dict(zip(reversed(keys), reversed(requests), strict=True))
+        outcomes = {key: Outcome(answer=known, reused=True) for key in first if (known := journal.get(key))}
+        new = {key: request for key, request in first.items() if key not in outcomes}
+        if new and self._settings.mode == "batch":
+            outcomes |= answered_in_batches(new, self._settings, self._keys, self._folder)
+        elif new:
+            outcomes |= self._sent(new, spent=journal.cost)
+        return {
+            request: replace(outcomes[key], reused=outcomes[key].reused or first[key] is not request)
+            for key, request in zip(keys, requests, strict=True)
+        }
+
+    def _sent(self, requests: Mapping[str, ChatRequest], *, spent: float) -> dict[str, Outcome]:
+        settings, keys = self._settings, list(requests)
+        throttle = throttle_of(settings, spent=spent)
+        builtin = any(BUILTIN in one.endpoints for one in settings.pool)
+        askers = 1 if builtin else -(-settings.concurrency // SLOTS_PER_ASKER)
+        gate: Any = throttle
+        if askers > 1:
+            gate = ray.remote(num_cpus=0, max_concurrency=1000)(GateActor).remote(throttle)
+        rows = max(16, settings.concurrency // askers)
+        asked = ray.data.from_arrow(_tables(list(requests.values()), rows=rows)).map_batches(
+            Asker,
+            fn_constructor_args=(settings, self._folder, self._keys, gate),
             batch_format="pyarrow",
             batch_size=None,
-            # One actor, because synthesis.concurrency is a limit of the whole job and the answers wait on the
-            # network, not on a CPU: a single event loop keeps hundreds of requests under way.
-            compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=BATCHES_UNDER_WAY),
+            # The answers wait on the network, not on a CPU.
+            compute=ray.data.ActorPoolStrategy(size=askers, max_concurrent_calls_per_actor=BATCHES_UNDER_WAY),
             num_cpus=0.25,
         )
-        for batch in asked.iter_batches(batch_format="pyarrow", batch_size=None):
+        stopped = ""
+        outcomes: dict[str, Outcome] = {}
+        with progress("synthesize", total=len(requests), unit="requests") as bar:
+            for batch in asked.iter_batches(batch_format="pyarrow", batch_size=None):
+                for row in batch.to_pylist():
+                    stopped = stopped or row["stopped"]
+                    outcomes[keys[row["index"]]] = outcome_of(row)
+                bar.advance(batch.num_rows)
+        if stopped:
+            raise EndpointError(stopped)
+        return outcomes
+
+
+def _scored(recipe: Recipe, result: Written, report: Report) -> Written:
+    """What the teacher's scores leave."""
+    texts = [texts_to_score(one, recipe.dataset(one.request.dataset).prompt) for one in result.made]
+    columns: dict[str, Any] = {"index": list(range(len(texts)))}
+    columns |= {part: pa.array([one.get(part) for one in texts], pa.string()) for part in PARTS}
+    table = pa.table(columns)
+    size = min(recipe.cluster.encoders, max(1, table.num_rows // SCORED_ROWS))
+    made = ray.data.from_arrow(table).repartition(max(1, table.num_rows // SCORED_ROWS)).map_batches(
+        Teacher,
+        fn_constructor_args=(recipe,),
+        batch_format="pyarrow",
+        batch_size=SCORED_ROWS,
+        compute=ray.data.ActorPoolStrategy(size=size),
+        num_cpus=1,
+        num_gpus=1 if recipe.cluster.gpu else 0,
+    )  # fmt: skip
+    scores: dict[int, Scores] = {}
+    with progress("synthesize: score", total=table.num_rows, unit="records") as bar:
+        for batch in made.iter_batches(batch_format="pyarrow", batch_size=None):
             for row in batch.to_pylist():
-                stopped = stopped or row["stopped"]
-                outcome_of[requests[row["index"]]] = _outcome(row)
+                scores[row.pop("index")] = Scores(**row)
             bar.advance(batch.num_rows)
-    if stopped:
-        raise EndpointError(stopped)
-    return outcome_of
+    kept: list[Made] = []
+    dropped = list(result.dropped)
+    for index, one in enumerate(result.made):
+        report.score(one, scores[index])
+        refusal = refused_by_scores(scores[index], recipe.synthesis.gates)
+        if refusal is None:
+            kept.append(one)
+        else:
+            dropped.append(refused(one, *refusal))
+    return Written(made=kept, dropped=dropped)
 
 
 def _tables(requests: Sequence[ChatRequest], *, rows: int) -> list[pa.Table]:
-    """The requests as blocks of ``rows``: one block is one batch of the actor, and one step of progress."""
+    """The requests as blocks of ``rows``: one block is one batch of an actor, and one step of progress."""
+
     columns = {
         "index": list(range(len(requests))),
-        "prompt": [request.prompt for request in requests],
-        "user": [request.user for request in requests],
+        "model": [request.model for request in requests],
+        "form": [form_of(request) for request in requests],
+        "messages": [json.dumps(request.messages) for request in requests],
     }
     table = pa.table(columns)
     return [table.slice(start, rows) for start in range(0, len(requests), rows)]
 
 
-class _Asker:
-    """Ray Data's actor: holds the client and the journal, and turns requests into outcomes.
-
-    The builtin endpoint is opened here, because its loopback address is good only on this node.
-    """
-
-    def __init__(self, settings: SynthesisSection, journal: Folder, api_key: SecretStr) -> None:
-        base_url = settings.endpoint
-        self._endpoint = (
-            contextlib.ExitStack()
-        )  # held, or the server would end with the block; it ends with the process
-        if base_url == "builtin":
-            base_url, api_key = self._endpoint.enter_context(builtin_endpoint()), SecretStr("builtin")
-        self._client = ChatClient(settings, base_url=base_url, api_key=api_key, journal=Journal(journal))
-
-    async def __call__(self, batch: pa.Table) -> pa.Table:
-        """Ask one batch. An ``EndpointError`` travels as a column: raised here, it would kill other batches."""
-        rows = batch.to_pylist()
-        try:
-            outcomes = await self._client.ask([chat_messages(row["prompt"], row["user"]) for row in rows])
-            stopped = ""
-        except EndpointError as error:
-            outcomes, stopped = [Outcome(answer=None)] * len(rows), str(error)
-        outputs = [_row(row["index"], outcome, stopped) for row, outcome in zip(rows, outcomes, strict=True)]
-        return pa.Table.from_pylist(outputs, schema=OUTCOMES)
+def _key(request: ChatRequest, temperature: float) -> str:
+    return request_key(request.model, request.messages, temperature)
 
 
-def _row(index: int, outcome: Outcome, stopped: str) -> dict[str, object]:
-    answer = outcome.answer or Answer(key="", model="", content="", prompt_tokens=0, completion_tokens=0)
-    return {
-        "index": index,
-        "answered": outcome.answer is not None,
-        "reused": outcome.reused,
-        "failure": outcome.failure,
-        "stopped": stopped,
-        "key": answer.key,
-        "model": answer.model,
-        "content": answer.content,
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-    }
-
-
-def _outcome(row: dict[str, object]) -> Outcome:
-    if not row["answered"]:
-        return Outcome(answer=None, failure=str(row["failure"]))
-    fields = ("key", "model", "content", "prompt_tokens", "completion_tokens")
-    return Outcome(answer=Answer(**{name: row[name] for name in fields}), reused=bool(row["reused"]))  # type: ignore[arg-type]
+def _known(journal: Journal, temperature: float, request: ChatRequest) -> bool:
+    return journal.get(_key(request, temperature)) is not None

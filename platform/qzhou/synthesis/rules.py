@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 LENGTH_SHARE = 0.13  # below what parsing allows for a paraphrase, so that the sum of rounding stays inside
 SLACK_CHARS = 12
@@ -104,19 +105,26 @@ _STOP_WORDS = frozenset(
 _ARTICLE = re.compile(r"\b(?P<article>[Aa])n? (?=(?P<sound>[a-z]))(?!u|eu|one|hour|hono|[a-z]\b)")  # sounds are clear
 
 
-def apply_rules(fields: Mapping[str, str]) -> dict[str, str]:
+def apply_rules(fields: Mapping[str, Any]) -> dict[str, str]:
     """The answer to one user message of the prompts.
 
     Raises:
-        ValueError: The technique is none of the three.
+        ValueError: The technique is unknown.
     """
     technique = fields["technique"]
     if technique == "paraphrase":
-        return {name: paraphrased(text) for name, text in fields.items() if name != "technique"}
+        return {name: paraphrased(text) for name, text in fields.items() if name not in {"technique", "variant"}}
     if technique == "augmentation":
         return augmented(fields["positive"])
     if technique == "hard_negative":
         return {"negative": contradicted(fields["positive"], about=fields["query"])}
+    if technique == "query_configuration":
+        return {"persona": fields["personas"][0], "question_type": "keywords", "difficulty": "university"}
+    if technique == "query":
+        return {"query": key_words(fields["document"], int(fields["words"]))}
+    if technique == "judge":
+        shared = set(_content_words(fields["query"])) & set(_content_words(fields["document"]))
+        return {"verdict": "answers" if shared else "does_not_answer"}
     raise ValueError(f"unknown technique '{technique}'")
 
 
@@ -167,6 +175,13 @@ def contradicted(text: str, *, about: str) -> str:
 
     result = re.sub(r"[A-Za-z]\w*", contrary, text)
     return _with_articles(result) if changed & subjects or len(changed) >= 3 else ""
+
+
+def key_words(document: str, words: int) -> str:
+    """The words that a text uses most, in the order in which they first stand; at most ``words`` of them."""
+    counts = Counter(_content_words(document))
+    most = {word for word, _ in counts.most_common(words)}
+    return " ".join(word for word in counts if word in most)
 
 
 def sentences(text: str) -> list[str]:

@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from qzhou.dataset import Dataset
+from qzhou.languages import language_of
 from qzhou.records import EXAMPLE_TYPES, Drop, Example, PairExample, RetrievalExample, text_key
 from qzhou.storage import Folder, schema_of, table_of, write_table
 from qzhou.transform.columns import Row, getter
 from qzhou.transform.dedup import KeyList, texts_of
 from qzhou.transform.examples import swapped_id
 from qzhou.transform.fields import Fields, as_record, drop, number
-from qzhou.transform.filters import language_of, refusals
+from qzhou.transform.filters import refusals
 from qzhou.transform.lines import Refused
 from qzhou.transform.near_duplicates import band_keys
 from qzhou.transform.partitions import write_partitions

@@ -7,21 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from qzhou.dataset import Dataset
+from qzhou.languages import language_of
 from qzhou.recipe import ModelSection
 from qzhou.records import Example
 from qzhou.transform.dedup import texts_of
 
 JUDGED_CHARS = 15  # shorter texts are too short to tell a language by
-CLASSIFIED_CHARS = 1000
-CHINESE = {"wuu": "zh", "yue": "zh"}  # a written sentence seldom tells Mandarin from Wu and Cantonese
-
-
-def language_of(text: str) -> str:
-    """ISO 639-1 code of the most likely language, by py3langid's naive Bayes; written Chinese is always ``zh``."""
-    import py3langid
-
-    code = str(py3langid.classify(text[:CLASSIFIED_CHARS])[0])
-    return CHINESE.get(code, code)
 
 
 def refusals(examples: Sequence[Example], dataset: Dataset, model: ModelSection) -> list[tuple[str, str] | None]:

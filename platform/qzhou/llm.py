@@ -1,0 +1,127 @@
+"""What an LLM writes for a run: how much, by which models, and which of it is refused.
+
+Part of :mod:`qzhou.recipe`, in a file of its own because an endpoint has many limits.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from qzhou.dataset import AtLeastOne, Count, Fraction, Name, Positive, Section
+
+NotNegative = Annotated[float, Field(ge=0.0)]
+Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
+
+BUILTIN = "builtin"
+BUILTIN_MODEL = "builtin-rules"
+
+
+class LLMSection(Section):
+    """One model, and the endpoints that offer it."""
+
+    model: str = Field(description="Model name that is sent.")
+    endpoints: tuple[str, ...] = Field(
+        min_length=1, description="OpenAI-compatible base URLs; the first that is well is asked."
+    )
+    weight: Positive = Field(1.0, description="Its share of the requests, beside the other models' weights.")
+    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
+    input_price: NotNegative = Field(0.0, description="Money per million prompt tokens.")
+    output_price: NotNegative = Field(0.0, description="Money per million answered tokens.")
+    structured: Literal["auto", "on", "off"] = Field(
+        "auto", description="Ask for JSON that fits a schema; auto: unless the endpoint refuses."
+    )
+
+
+class GatesSection(Section):
+    """What is refused of the LLM's texts. A teacher's scores are drawn in the report, so that they can be set."""
+
+    max_copied: Fraction = Field(
+        0.8, description="Rewrites that share more of their n-grams with the original are dropped (paper: a fifth new)."
+    )
+    same_language: bool = Field(True, description="Texts in another language than the original are dropped.")
+    teacher: str = Field("", description="Encoder that judges, named like a backbone; '' takes mining's.")
+    scores: bool = Field(True, description="Judge with the teacher at all.")
+    min_rewrite_cosine: Cosine | None = Field(None, description="Rewrites further from their original are dropped.")
+    max_rewrite_cosine: Cosine | None = Field(None, description="Rewrites nearer to their original are dropped.")
+    min_positive_score: Cosine | None = Field(
+        None, description="Pairs whose query and positive are further apart are dropped (Conan-v2: 0.4, Qwen3: 0.7)."
+    )
+    negative_below_positive: bool = Field(True, description="Negatives that score above the positive are dropped.")
+    judge: bool = Field(False, description="An LLM says whether each document answers its query.")
+
+
+class SynthesisSection(Section):
+    """An LLM paraphrases, augments and writes hard negatives (QZhou-Embedding, section 4)."""
+
+    endpoint: str = Field("", description="OpenAI-compatible base URL; 'builtin' for the rules; '' writes nothing.")
+    model: str = Field(BUILTIN_MODEL, description="Model name that is sent to the endpoint.")
+    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
+    input_price: NotNegative = Field(0.0, description="Money per million prompt tokens.")
+    output_price: NotNegative = Field(0.0, description="Money per million answered tokens.")
+    models: tuple[LLMSection, ...] = Field(
+        (), description="Several models, drawn by weight, instead of 'endpoint' and 'model'."
+    )
+    datasets: tuple[Name, ...] = Field((), description="Datasets that are written for; default: all small enough.")
+    max_dataset_rows: Count = Field(60_000, description="Larger datasets are left alone, as in the paper.")
+    paraphrase_rows: Count = Field(0, description="Examples per dataset that are paraphrased.")
+    paraphrases_per_row: AtLeastOne = Field(1, description="Paraphrases of each of them.")
+    augment_rows: Count = Field(0, description="Retrieval examples per dataset that are augmented.")
+    augmentations_per_row: AtLeastOne = Field(1, description="New examples from each of them.")
+    hard_negative_rows: Count = Field(0, description="Retrieval examples per dataset that get written negatives.")
+    hard_negatives_per_row: AtLeastOne = Field(1, description="Negatives for each of them.")
+    query_rows: Count = Field(0, description="Documents per corpus that get a generated query (two requests each).")
+    queries_per_row: AtLeastOne = Field(1, description="Queries for each of them, asked by different persons.")
+    parse_retries: Count = Field(1, description="Times that a refused answer goes back to the model with the reason.")
+    gates: GatesSection = GatesSection()
+    mode: Literal["live", "batch"] = Field("live", description="batch: OpenAI's Batch API, slower and cheaper.")
+    concurrency: AtLeastOne = Field(16, description="Requests in flight at the same time, in the whole job.")
+    requests_per_minute: Positive | None = Field(None, description="Budget of the whole job; default: none.")
+    tokens_per_minute: Positive | None = Field(None, description="Budget of the whole job; default: none.")
+    max_cost: Positive | None = Field(None, description="Money; the job stops cleanly before it spends more.")
+    patience_s: Positive = Field(300.0, description="An endpoint that fails for so long is given up.")
+    timeout_s: Positive = Field(90.0, description="One request; then it is retried.")
+    max_retries: Count = Field(5, description="Further tries after 429, 5xx, a timeout or a broken connection.")
+    temperature: NotNegative = Field(0.7, description="Sampling temperature of the LLM.")
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.endpoint or self.models)
+
+    @property
+    def pool(self) -> tuple[LLMSection, ...]:
+        """The models that share the requests."""
+        if self.models or not self.endpoint:
+            return self.models
+        return (
+            LLMSection(
+                model=self.model,
+                endpoints=(self.endpoint,),
+                api_key_env=self.api_key_env,
+                input_price=self.input_price,
+                output_price=self.output_price,
+            ),
+        )
+
+    @model_validator(mode="after")
+    def _one_way_to_name_models(self) -> Self:
+        if self.models and self.endpoint:
+            raise ValueError(
+                f"endpoint is '{self.endpoint}' and models names {len(self.models)}; take one of the two away"
+            )
+        names = [one.model for one in self.models]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"models: '{twice}' stands twice; give one entry all its endpoints")
+        if self.endpoint == BUILTIN and self.model != BUILTIN_MODEL:
+            raise ValueError(
+                f"model is '{self.model}', but the builtin endpoint only speaks as '{BUILTIN_MODEL}'; "
+                "remove the model or name a URL as endpoint"
+            )
+        builtin = any(BUILTIN in one.endpoints for one in self.pool)
+        if builtin and len([name for one in self.pool for name in one.endpoints]) > 1:
+            raise ValueError("models: the builtin endpoint cannot share requests with others; take it away")
+        if builtin and self.mode == "batch":
+            raise ValueError("mode is 'batch', which the builtin endpoint does not know; set mode to 'live'")
+        return self

@@ -1,0 +1,199 @@
+"""What was bought: counts by technique, why answers were refused, how the teacher scored them, and some to read."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections import Counter, defaultdict
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from qzhou.llm import SynthesisSection
+from qzhou.pictures import svg
+from qzhou.records import Document, Drop, Example, LabeledExample, Negative, PairExample, RetrievalExample
+from qzhou.storage import Folder
+from qzhou.synthesis.gates import Scores, histogram
+from qzhou.synthesis.ledger import Ledger
+from qzhou.synthesis.plan import Made, Merged
+from qzhou.synthesis.techniques import ChatRequest
+
+REPORT, PICTURE = "report.json", "scores.svg"
+SAMPLES = 10  # of each technique
+EXAMPLES = 2  # of each reason
+SHOWN_CHARS = 600
+COMMONEST = 4
+EDGES = np.linspace(-0.2, 1.0, 61)
+LABELS = {
+    "rewrite": ("rewrite and original", "#5b7db1"),
+    "positive": ("query and positive", "#2f9e6e"),
+    "negative": ("query and negative", "#c44e52"),
+    "margin": ("positive minus negative", "#e8a33d"),
+}
+
+
+class Report:
+    """Gathers what a run of the stage wrote.
+
+    Args:
+        settings: Of the recipe; its thresholds are drawn.
+        seed: Which records are shown follows from it.
+    """
+
+    def __init__(self, settings: SynthesisSection, *, seed: int) -> None:
+        self._settings, self._seed = settings, seed
+        self._made: Counter[str] = Counter()
+        self._dropped: dict[str, Counter[str]] = defaultdict(Counter)
+        self._examples: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(dict)
+        self._histograms: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+        self._scores: dict[str, Scores] = {}
+        self._samples: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+
+    def score(self, made: Made, scores: Scores) -> None:
+        """Take in what the teacher says of a record, whether it is kept or not."""
+        found = {name: getattr(scores, name) for name in ("rewrite", "positive", "negative")}
+        if scores.negative is not None and scores.negative_of is not None:
+            found["margin"] = scores.negative_of - scores.negative
+        for name, value in found.items():
+            if value is not None:
+                counts = self._histograms[made.request.technique].setdefault(name, np.zeros(len(EDGES) - 1, dtype=int))
+                counts += histogram([value], EDGES)
+        self._scores[_identity(made)] = scores
+
+    def add(self, merged: Merged) -> None:
+        """Take in a dataset."""
+        for one in merged.made:
+            technique = one.request.technique
+            self._made[technique] += 1
+            rank = hashlib.sha256(f"{self._seed} {_identity(one)}".encode()).hexdigest()
+            self._keep_sample(technique, rank, one)
+        for drop in merged.dropped:
+            asked = _technique_of(drop)
+            self._dropped[asked][drop.reason] += 1
+            shown = self._examples[asked].setdefault(drop.reason, [])
+            if len(shown) < EXAMPLES:
+                shown.append({"detail": drop.detail, "record": drop.record[:SHOWN_CHARS]})
+        self._scores.clear()
+
+    def write(self, folder: Folder, ledger: Ledger) -> None:
+        """Write ``report.json`` and ``scores.svg`` into the stage's folder."""
+        techniques = {
+            name: {
+                "made": self._made[name],
+                "dropped": dict(self._dropped[name].most_common()),
+                "examples": self._examples[name],
+                "scores": {key: counts.tolist() for key, counts in self._histograms[name].items()},
+                "samples": [sample for _, sample in sorted(self._samples[name], key=lambda one: one[0], reverse=True)],
+            }
+            for name in sorted({*self._made, *self._dropped})
+        }
+        content = {
+            "techniques": techniques,
+            "score_edges": [round(float(edge), 3) for edge in EDGES],
+            "gates": self._settings.gates.model_dump(),
+            "cost": asdict(ledger.total),
+        }
+        folder.write_json(REPORT, content)
+        if self._histograms:
+            folder.write_bytes(PICTURE, self._picture().encode())
+
+    def sentence(self, ledger: Ledger) -> str:
+        """One line for the console."""
+        total, reasons = ledger.total, Counter[str]()
+        for counts in self._dropped.values():
+            reasons.update(counts)
+        shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(COMMONEST))
+        more = ", ..." if len(reasons) > COMMONEST else ""
+        tokens = total.prompt_tokens + total.completion_tokens
+        return (
+            f"synthesize: {total.requests:,} requests ({total.reused:,} answered before), {tokens:,} tokens, "
+            f"cost {total.cost:.4f}; {self._made.total():,} records" + (f"; dropped {shown}{more}" if shown else "")
+        )
+
+    def _keep_sample(self, technique: str, rank: str, made: Made) -> None:
+        """The records with the smallest ranks; a heap whose first one goes first, so ranks are turned round."""
+        samples = self._samples[technique]
+        turned = _turned(rank)
+        if len(samples) == SAMPLES and turned < samples[0][0]:
+            return
+        scores = self._scores.get(_identity(made))
+        shown = {
+            "dataset": made.request.dataset,
+            "model": _source(made.record),
+            "original": _texts(made.subject, made.request),
+            "written": _texts(made.record, made.request),
+            "scores": {name: round(value, 3) for name, value in asdict(scores).items() if value is not None}
+            if scores
+            else {},
+        }
+        push = heapq.heappushpop if len(samples) == SAMPLES else heapq.heappush
+        push(samples, (f"{turned} {_identity(made)}", shown))
+
+    def _picture(self) -> str:
+        """Histograms of the teacher's scores, one panel a technique, with the thresholds of the recipe."""
+        from matplotlib.figure import Figure
+
+        gates = self._settings.gates
+        limits = {
+            "rewrite": [gates.min_rewrite_cosine, gates.max_rewrite_cosine],
+            "positive": [gates.min_positive_score],
+        }
+        names = sorted(self._histograms)
+        figure = Figure(figsize=(3.0 * len(names) + 0.4, 2.6))
+        middles = (EDGES[:-1] + EDGES[1:]) / 2
+        for number, name in enumerate(names, 1):
+            axes = figure.add_subplot(1, len(names), number)
+            for key, counts in self._histograms[name].items():
+                label, colour = LABELS[key]
+                axes.plot(middles, 100 * counts / counts.sum(), color=colour, label=label, linewidth=1.3)
+                for limit in limits.get(key, []):
+                    if limit is not None:
+                        axes.axvline(limit, color=colour, linestyle=":", linewidth=1)
+            axes.set_title(name, fontsize=9)
+            axes.set_xlabel("cosine", fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.set_ylim(bottom=0)
+            axes.legend(fontsize=6, frameon=False)
+            axes.spines[["top", "right"]].set_visible(False)
+            if number == 1:
+                axes.set_ylabel("% of records", fontsize=8)
+        return svg(figure, "synthesis-scores")
+
+
+def _technique_of(drop: Drop) -> str:
+    return str(json.loads(drop.record)["request"]["technique"])
+
+
+def _identity(made: Made) -> str:
+    """Of a record, a negative included, which has no id of its own."""
+    record = made.record
+    own = record.text if isinstance(record, Negative) else record.id
+    return f"{made.request.technique} {made.subject.id} {own}"
+
+
+def _source(record: Example | Negative) -> str:
+    return record.source.model
+
+
+def _texts(thing: Example | Negative | Document, request: ChatRequest) -> dict[str, str]:
+    if isinstance(thing, Document):
+        texts = {"document": thing.text}
+    elif isinstance(thing, Negative):
+        texts = {"negative": thing.text}
+    elif isinstance(thing, LabeledExample):
+        texts = {"text": thing.text, "label": thing.label}
+    elif isinstance(thing, PairExample):
+        texts = {request.side or "text_a": getattr(thing, request.side or "text_a")}
+    else:
+        assert isinstance(thing, RetrievalExample)
+        texts = {"query": thing.query, "positive": thing.positives[0]}
+        if thing.negatives and request.technique == "augmentation":
+            texts["negative"] = thing.negatives[0].text
+    return {name: text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..." for name, text in texts.items()}
+
+
+def _turned(rank: str) -> str:
+    """Hex digits in the opposite order, so that the largest of a heap of the smallest comes out first."""
+    return "".join("fedcba9876543210"[int(digit, 16)] for digit in rank)
