@@ -18,8 +18,8 @@ from qzhou.errors import EndpointError, first_line
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.progress import progress
 from qzhou.storage import Folder
-from qzhou.synthesis.client import Keys, Outcome, opened
-from qzhou.synthesis.journal import Answer, Journal
+from qzhou.synthesis.client import Keys, Outcome, answer_of, opened
+from qzhou.synthesis.journal import Journal
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.schemas import form_of, schema_of_answer
 from qzhou.synthesis.techniques import ChatRequest
@@ -182,19 +182,8 @@ async def _outcomes(client: openai.AsyncOpenAI, model: LLMSection, batch: _Batch
 
 def _outcome(key: str, model: LLMSection, response: Mapping[str, Any]) -> Outcome:
     body = response.get("body") or {}
-    choices = body.get("choices")
-    if response.get("status_code") != 200 or not choices:
+    try:
+        return Outcome(answer=answer_of(key, model, body))
+    except (TypeError, LookupError, ValueError, AttributeError):
         said = (body.get("error") or {}).get("message", "no answer")
         return Outcome(answer=None, failure=f"status {response.get('status_code', 0)}: {said}")
-    usage = body.get("usage") or {}
-    tokens = (int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
-    return Outcome(
-        answer=Answer(
-            key=key,
-            model=str(body.get("model") or model.model),
-            content=str(choices[0]["message"].get("content") or ""),
-            prompt_tokens=tokens[0],
-            completion_tokens=tokens[1],
-            cost=cost_of(model, *tokens),
-        )
-    )

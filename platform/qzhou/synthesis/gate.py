@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -81,11 +82,11 @@ class LocalGate:
         return throttle.start(now, lane, tokens=tokens, cost=cost) or lane
 
     async def _change(self, wait_s: float) -> None:
-        changed = self._changed.wait()
-        try:
-            await asyncio.wait_for(changed, None if wait_s == float("inf") else wait_s)
-        except TimeoutError:
+        if wait_s == float("inf"):
+            await self._changed.wait()
             return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), wait_s)
 
 
 class GateActor:

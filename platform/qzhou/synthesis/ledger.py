@@ -94,5 +94,5 @@ class Ledger:
 
 
 def _tokens(text: str) -> int:
-    wide = sum(char > "\u2e80" for char in text)
+    wide = (len(text.encode("utf-8", "surrogatepass")) - len(text)) / 2  # three bytes each
     return round((len(text) - wide) / CHARS_PER_TOKEN + wide * TOKENS_PER_WIDE_CHAR)

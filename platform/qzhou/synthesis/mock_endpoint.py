@@ -145,6 +145,7 @@ class MockEndpoint:
             counts.under_way -= 1
 
     async def _handled(self, request: web.Request) -> web.StreamResponse:
+        arrived = time.monotonic()
         raw = await request.read()
         try:
             body = json.loads(raw)
@@ -159,7 +160,13 @@ class MockEndpoint:
         fault = self._fault(digest)
         if fault:
             self.counts.faults[fault] += 1
-        await asyncio.sleep(HANG_S if fault == "hang" else self._latency_s(digest))
+        content = {"empty": "", "babble": "Certainly! Here you are."}.get(fault) if fault else None
+        try:
+            completed = completion(body, self._answer(body["messages"]) if content is None else content)
+        except ValueError as error:
+            return _error(400, str(error))
+        latency_s = HANG_S if fault == "hang" else self._latency_s(digest)
+        await asyncio.sleep(max(0.0, arrived + latency_s - time.monotonic()))  # its own work is part of the latency
         if fault in _STATUS:
             wait_s = RETRY_AFTER_S if fault == "rate_limited" else None
             return _error(_STATUS[fault], fault.replace("_", " "), retry_after_s=wait_s)
@@ -171,11 +178,6 @@ class MockEndpoint:
             return web.Response(text="<html>Bad gateway", content_type="application/json")
         if fault == "wrong_schema":
             return web.json_response({"object": "chat.completion", "choices": []})
-        try:
-            content = {"empty": "", "babble": "Certainly! Here you are."}.get(fault) if fault else None
-            completed = completion(body, self._answer(body["messages"]) if content is None else content)
-        except ValueError as error:
-            return _error(400, str(error))
         if fault == "truncated":
             return await self._torn(request, json.dumps(completed).encode())
         self.counts.completed[digest] += 1
