@@ -6,8 +6,8 @@ import functools
 from typing import Any
 
 CLASSIFIED_CHARS = 1000
-CERTAIN = 0.95  # technical prose is taken for many languages, seldom with such confidence
-SHORTEST_CHARS = 40  # below, a name or two decides
+CERTAIN = 0.75  # technical prose is taken for many languages, seldom with such confidence
+SHORTEST_BYTES = 40  # below, a name or two decides
 CHINESE = {"wuu": "zh", "yue": "zh"}  # a written sentence seldom tells Mandarin from Wu and Cantonese
 
 
@@ -18,7 +18,7 @@ def language_of(text: str) -> str:
 
 def are_different_languages(text: str, other: str) -> bool:
     """Whether two texts are in different languages beyond doubt; short ones leave doubt."""
-    if min(len(text), len(other)) < SHORTEST_CHARS:
+    if min(len(text.encode("utf-8", "replace")), len(other.encode("utf-8", "replace"))) < SHORTEST_BYTES:
         return False
     (first, first_share), (second, second_share) = _classified(text), _classified(other)
     return first != second and min(first_share, second_share) >= CERTAIN

@@ -144,24 +144,22 @@ class ChatClient:
             del self._asked[key]
 
     async def _persist(self, key: str, question: Question) -> Answer | _Failure:
-        """Try until there is an answer or the tries are used up.
-
-        A refusal of the endpoint uses up no try: the gate names another endpoint, or says that none is left.
-        """
+        """Try until there is an answer or the tries are used up; a failure that is the endpoint's uses up none."""
         model = self._models[question.model]
         tokens = expected_tokens(question.messages)
         cost = cost_of(model, *tokens)
         tried = 0
         while True:
             lane = await self._enter(model, sum(tokens), cost)
-            result = await self._sent(lane, key, model, question, sum(tokens), cost)
+            is_last = tried == self._settings.max_retries
+            result, rests = await self._sent(lane, key, model, question, sum(tokens), cost, is_last)
             if isinstance(result, Answer):
                 await asyncio.sleep(0)  # who waits for the slot sends first
                 await self._journal.add(result)  # durable before it counts
                 return result
-            if result.result == "refused":
+            if rests:  # the endpoint is to blame: the gate names another one, waits for it, or says that none is left
                 continue
-            if not result.retryable or tried == self._settings.max_retries:
+            if not result.retryable or is_last:
                 return result
             await self._wait(tried, result)
             tried += 1
@@ -171,28 +169,25 @@ class ChatClient:
             self._check_not_stopped()
             lane = await self._gate.enter(model.endpoints, tokens=tokens, cost=cost)
         except EndpointError as error:
-            self._stop_message = self._stop_message or self._explained(str(error))
+            self._stop_message = self._stop_message or str(error)
             self._stopped.set()
             raise EndpointError(self._stop_message) from None
         return lane
 
     async def _sent(
-        self, lane: str, key: str, model: LLMSection, question: Question, tokens: float, cost: float
-    ) -> Answer | _Failure:
-        """Send once, in a slot that was taken; it is given back whatever happens."""
-        result: Result = "rejected"
-        more: dict[str, Any] = {}
-        try:
-            tried = await self._try(lane, key, model, question)
-            if isinstance(tried, Answer):
-                result = "answered"
-                more = {"used_tokens": tried.prompt_tokens + tried.completion_tokens, "paid": tried.cost}
-            else:
-                result = tried.result
-                more = {"problem": self._problem(model, tried)}
-            return tried
-        finally:
-            await self._gate.leave(lane, result, tokens=tokens, cost=cost, **more)
+        self, lane: str, key: str, model: LLMSection, question: Question, tokens: float, cost: float, is_last: bool
+    ) -> tuple[Answer | _Failure, bool]:
+        """Send once, in a slot that was taken and is given back; also tells whether the endpoint is left alone now."""
+        tried = await self._try(lane, key, model, question)
+        if isinstance(tried, Answer):
+            used = tried.prompt_tokens + tried.completion_tokens
+            await self._gate.leave(lane, "answered", tokens=tokens, cost=cost, used_tokens=used, paid=tried.cost)
+            return tried, False
+        problem = self._problem(model, tried)
+        rests = await self._gate.leave(
+            lane, tried.result, tokens=tokens, cost=cost, problem=problem, is_last_try=is_last
+        )
+        return tried, rests
 
     async def _try(self, lane: str, key: str, model: LLMSection, question: Question) -> Answer | _Failure:
         """One HTTP request, or two where the endpoint knows no structured output."""
@@ -205,16 +200,19 @@ class ChatClient:
             completion = await self._clients[lane, model.api_key_env].post(
                 "/chat/completions", cast_to=object, body=body
             )
-        except openai.APITimeoutError:
-            text = f"no answer within {self._settings.timeout_s:g} s"
-            return _Failure(text=text, status=408, result="overloaded", retryable=True)
         except openai.APIConnectionError as error:
+            # aiohttp's broken connections come out as this kind of timeout
+            if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
+                text = f"no answer within {self._settings.timeout_s:g} s"
+                return _Failure(text=text, status=408, result="overloaded", retryable=True)
             text = self._shown(error.__cause__ or error)
             return _Failure(text=text, status=0, result="unreachable", retryable=True)
         except openai.APIStatusError as error:
             if structured and model.structured == "auto" and error.status_code in {400, 422}:
-                self._plain.add(lane)
-                return await self._try(lane, key, model, question)
+                plain = await self._try(lane, key, model, dataclasses.replace(question, schema=None))
+                if isinstance(plain, Answer):
+                    self._plain.add(lane)
+                return plain
             return self._status_failure(error)
         except (openai.APIError, ValueError) as error:
             return _Failure(text=self._shown(error), status=200, result="overloaded", retryable=True)
@@ -241,10 +239,6 @@ class ChatClient:
                 f"'{model.model}' and the key in {model.api_key_env}."
             )
         return f"keeps failing, the last time with status {failure.status}: {failure.text}."
-
-    def _explained(self, problem: str) -> str:
-        kept = f"{len(self._journal)} answers are kept in {self._journal.folder.uri}"
-        return f"{problem} {kept}; the same command goes on from there."
 
     def _check_not_stopped(self) -> None:
         if self._stopped.is_set():

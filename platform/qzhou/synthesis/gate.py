@@ -22,7 +22,7 @@ class Gate(Protocol):
 
     async def enter(self, lanes: tuple[str, ...], *, tokens: float, cost: float) -> str: ...
 
-    async def leave(self, lane: str, result: Result, **amounts: Any) -> None: ...
+    async def leave(self, lane: str, result: Result, **amounts: Any) -> bool: ...
 
 
 class LocalGate:
@@ -61,10 +61,12 @@ class LocalGate:
             return None
         return found if isinstance(found, str) else None
 
-    async def leave(self, lane: str, result: Result, **amounts: Any) -> None:
-        self.throttle.end(self._clock(), lane, result, **amounts)
+    async def leave(self, lane: str, result: Result, **amounts: Any) -> bool:
+        """Give a slot back; tells whether a failure is the endpoint's and not the request's."""
+        rests = self.throttle.end(self._clock(), lane, result, **amounts)
         self._changed.set()
         self._changed = asyncio.Event()
+        return rests
 
     def _attempt(self, lanes: tuple[str, ...], tokens: float, cost: float) -> str | float:
         """The endpoint whose slot was taken, or seconds to wait."""
@@ -112,9 +114,9 @@ class GateActor:
             granted.append(lane)
         return granted, ""
 
-    async def leave_some(self, ended: Sequence[tuple[str, Result, dict[str, Any]]]) -> None:
-        for lane, result, amounts in ended:
-            await self._gate.leave(lane, result, **amounts)
+    async def leave_some(self, ended: Sequence[tuple[str, Result, dict[str, Any]]]) -> bool:
+        """Give slots back; tells what :meth:`LocalGate.leave` says of the last one."""
+        return [await self._gate.leave(lane, result, **amounts) for lane, result, amounts in ended][-1]
 
 
 class RemoteGate:
@@ -139,10 +141,14 @@ class RemoteGate:
             self._asking[lanes] = asyncio.create_task(self._ask(lanes))
         return await turn
 
-    async def leave(self, lane: str, result: Result, **amounts: Any) -> None:
+    async def leave(self, lane: str, result: Result, **amounts: Any) -> bool:
+        """As :meth:`LocalGate.leave`; only a failure waits for what the gate says."""
+        if result not in {"answered", "rejected"}:
+            return bool(await self._actor.leave_some.remote([(lane, result, amounts)]))
         self._ended.append((lane, result, amounts))
         if self._telling is None:
             self._telling = asyncio.create_task(self._tell())
+        return False
 
     async def _ask(self, lanes: tuple[str, ...]) -> None:
         queue = self._waiting[lanes]

@@ -124,6 +124,7 @@ class MockEndpoint:
         made.add_routes(
             [
                 web.post("/v1/chat/completions", self._chat),
+                web.get("/v1/models", self._models),
                 web.get("/counts", self._show_counts),
                 web.post("/v1/files", self._upload),
                 web.get("/v1/files/{name}/content", self._download),
@@ -222,6 +223,10 @@ class MockEndpoint:
             return True
         self._recent.append(now)
         return False
+
+    async def _models(self, _: web.Request) -> web.Response:
+        model = {"id": BUILTIN_MODEL, "object": "model", "created": 0, "owned_by": "qzhou"}
+        return web.json_response({"object": "list", "data": [model]})
 
     async def _show_counts(self, _: web.Request) -> web.Response:
         return web.json_response(self.counts.plain())

@@ -270,7 +270,8 @@ class _Sender:
                     outcomes[keys[row["index"]]] = outcome_of(row)
                 bar.advance(batch.num_rows)
         if stopped:
-            raise EndpointError(stopped)
+            kept = f"{len(Journal(self._folder)):,} answers are kept in {self._folder.uri}"
+            raise EndpointError(f"{stopped} {kept}; the same command goes on from there.")
         return outcomes
 
 

@@ -156,7 +156,8 @@ class Throttle:
         cost: float = 0.0,
         paid: float = 0.0,
         problem: str = "",
-    ) -> None:
+        is_last_try: bool = False,
+    ) -> bool:
         """Give a slot back.
 
         Args:
@@ -169,6 +170,9 @@ class Throttle:
             cost: As it was estimated for :meth:`start`.
             paid: What the answer cost.
             problem: What the endpoint said, for the message when it is given up.
+            is_last_try: The request will not be sent again; an endpoint that never answered is given up then.
+
+        Returns: Whether the failure is the endpoint's, which is left alone now; the request is not to blame.
         """
         one = self.lanes[lane]
         one.under_way -= 1
@@ -184,13 +188,14 @@ class Throttle:
         elif result == "refused":
             one.gave_up = one.gave_up or problem
         else:
-            self._failed(now, one, result, problem)
+            self._failed(now, one, result, problem, is_last_try)
+        return one.is_open or bool(one.gave_up)
 
-    def _failed(self, now: float, one: Lane, result: Result, problem: str) -> None:
+    def _failed(self, now: float, one: Lane, result: Result, problem: str, is_last_try: bool) -> None:
         one.failed_in_a_row += 1
         if now - one.last_cut >= CUT_PAUSE_S:
             one.limit, one.last_cut = max(1.0, one.limit / 2), now
-        if result == "unreachable" and not one.answered and one.failed_in_a_row >= UNREACHED:
+        if result == "unreachable" and not one.answered and (is_last_try or one.failed_in_a_row >= UNREACHED):
             one.gave_up = one.gave_up or problem
         elif (one.is_open or one.failed_in_a_row >= FAILURES) and now >= one.open_until:
             one.rest_s = min(LONGEST_REST_S, one.rest_s * 2 or FIRST_REST_S)

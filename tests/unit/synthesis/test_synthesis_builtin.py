@@ -24,7 +24,7 @@ def test_the_openai_client_can_talk_to_it_and_it_says_what_it_is():
     with builtin_endpoint() as base_url:
         client = openai.OpenAI(base_url=base_url, api_key="none", max_retries=0)
         names = [model.id for model in client.models.list()]
-        messages = requests_for(example, "paraphrase").messages
+        messages = requests_for(example, "paraphrase")[0].messages
         completion = client.chat.completions.create(model="gpt-9", messages=messages)
         client.close()
 

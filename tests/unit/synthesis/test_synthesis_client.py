@@ -14,9 +14,11 @@ import pytest
 from pydantic import SecretStr
 
 from qzhou.errors import EndpointError
-from qzhou.recipe import SynthesisSection
+from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.storage import Folder
-from qzhou.synthesis.client import CIRCUIT, ChatClient
+from qzhou.synthesis.actors import throttle_of
+from qzhou.synthesis.client import ChatClient, Question
+from qzhou.synthesis.gate import LocalGate
 from qzhou.synthesis.journal import Journal
 
 OK = (200, {})
@@ -28,10 +30,11 @@ class FaultyServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, script=(), delay_s=0.0):
+    def __init__(self, script=(), delay_s=0.0, structured=True):
         super().__init__(("127.0.0.1", 0), FaultyHandler)
         self.script, self.delay_s = script, delay_s
         self.asked, self.busy, self.most_busy, self.lock = Counter(), 0, 0, threading.Lock()
+        self.formats, self.structured = [], structured
 
     @property
     def url(self):
@@ -48,10 +51,13 @@ class FaultyHandler(BaseHTTPRequestHandler):
         with self.server.lock:
             tried = self.server.asked[text]
             self.server.asked[text] += 1
+            self.server.formats.append(body.get("response_format", {}).get("json_schema"))
             self.server.busy += 1
             self.server.most_busy = max(self.server.most_busy, self.server.busy)
         time.sleep(self.server.delay_s)
         status, headers = self.server.script[tried] if tried < len(self.server.script) else OK
+        if "response_format" in body and not self.server.structured:
+            status = 400
         message = {"role": "assistant", "content": f"re: {text}"}
         answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "its-real-name"}
         answer["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
@@ -89,20 +95,26 @@ def ask(url, texts, folder, waits=None, **settings):
         waits.append(seconds)
 
     async def life():
-        client = ChatClient(
-            SynthesisSection(endpoint=url, model="m", **{"max_retries": 2, **settings}),
-            base_url=url,
-            api_key=SecretStr("sk-secret"),
-            journal=Journal(Folder.open(str(folder))),
-            sleep=sleep,
-            jitter=lambda: 0.0,
-        )
+        made = settings if "models" in settings else {"endpoint": url, "model": "m", **settings}
+        asked = SynthesisSection(**{"max_retries": 2, **made})
+        client = client_of(asked, folder, sleep=sleep, jitter=lambda: 0.0)
         try:
-            return await client.ask([[{"role": "user", "content": text}] for text in texts])
+            return await client.ask([question(text, asked.pool[0].model) for text in texts])
         finally:
             await client.close()
 
     return asyncio.run(life())
+
+
+def client_of(settings, folder, **more):
+    journal = folder if isinstance(folder, Journal) else Journal(Folder.open(str(folder)))
+    gate = LocalGate(throttle_of(settings, spent=journal.cost))
+    keys = {one.api_key_env: SecretStr("sk-secret") for one in settings.pool}
+    return ChatClient(settings, keys=keys, journal=journal, gate=gate, **more)
+
+
+def question(text, model="m", schema=None):
+    return Question(model=model, messages=[{"role": "user", "content": text}], schema=schema)
 
 
 def test_an_answer_names_the_model_the_endpoint_says_it_is(tmp_path):
@@ -164,18 +176,59 @@ def test_a_refusal_ends_the_work_and_never_shows_the_key(tmp_path, status):
 def test_an_endpoint_that_is_down_is_reported_with_what_was_kept(tmp_path):
     with serving() as server:
         ask(server.url, ["a", "b"], tmp_path)
-    with pytest.raises(EndpointError, match=r"cannot be reached.*2 answers are kept in .*same command"):
+    with pytest.raises(EndpointError, match=r"cannot be reached"):
         ask(server.url, ["c"], tmp_path)
 
 
-def test_many_failures_in_a_row_are_the_endpoints(tmp_path):
-    with (
-        serving(script=[(400, {})] * 99) as server,
-        pytest.raises(EndpointError, match=f"failed {CIRCUIT} requests in a row"),
-    ):
-        ask(server.url, [str(number) for number in range(50)], tmp_path, concurrency=1)
+def test_a_failing_endpoint_rests_and_a_single_probe_brings_it_back(tmp_path):
+    waits = []
+    with serving(script=[(503, {})]) as server:
+        outcomes = ask(server.url, [str(n) for n in range(30)], tmp_path, waits, concurrency=30, max_retries=0)
 
-    assert len(server.asked) == CIRCUIT
+    lost = [outcome for outcome in outcomes if outcome.answer is None]
+    assert len(lost) == 19  # from the twentieth failure in a row on it is the endpoint's: nobody else loses a try
+    assert server.asked.total() == 30 + 11
+
+
+def test_another_endpoint_takes_over_from_one_that_refuses(tmp_path):
+    with serving(script=[(401, {})] * 9) as closed, serving() as good:
+        model = LLMSection(model="m", endpoints=(closed.url, good.url))
+        outcomes = ask("", ["a", "b", "c"], tmp_path, models=(model,), concurrency=1)
+
+    assert [outcome.answer.content for outcome in outcomes] == ["re: a", "re: b", "re: c"]
+    assert (closed.asked.total(), good.asked.total()) == (1, 3)
+
+
+def test_the_work_ends_cleanly_before_more_is_spent_than_allowed(tmp_path):
+    prices = {"input_price": 1e5, "output_price": 1e5}  # five tokens an answer: 0.5
+    with serving() as server:
+        with pytest.raises(EndpointError, match=r"max_cost \(4\) is spent: 3\.5000 for"):
+            ask(server.url, [str(n) for n in range(50)], tmp_path, max_cost=4, concurrency=2, **prices)
+        first = server.asked.total()
+        journal = Journal(Folder.open(str(tmp_path)))
+        assert len(journal) == first
+        assert 2.5 < journal.cost <= 4
+        with pytest.raises(EndpointError, match="is spent"):
+            ask(server.url, [str(n) for n in range(50)], tmp_path, max_cost=4, **prices)
+
+        assert server.asked.total() == first  # what earlier attempts spent counts
+
+
+def test_structured_output_is_asked_for_until_an_endpoint_refuses_it(tmp_path):
+    schema = {"name": "judge", "strict": True, "schema": {"type": "object"}}
+
+    async def life(settings):
+        client = client_of(settings, tmp_path)
+        found = [await client.ask([question(text, schema=schema)]) for text in "ab"]
+        await client.close()
+        return found
+
+    with serving(structured=False) as server:
+        settings = SynthesisSection(endpoint=server.url, model="m")
+        outcomes = asyncio.run(life(settings))
+
+    assert [outcome.answer.content for (outcome,) in outcomes] == ["re: a", "re: b"]
+    assert server.formats == [schema, None, None]
 
 
 def test_a_request_that_takes_too_long_is_retried_and_given_up(tmp_path):
@@ -229,12 +282,10 @@ def test_waiting_for_a_retry_holds_no_slot(tmp_path):
             while "b" not in order:  # would hang if "a" slept in the only slot
                 await asyncio.sleep(0.01)
 
-        settings = SynthesisSection(endpoint=url, model="m", concurrency=1)
-        journal = Journal(Folder.open(str(tmp_path)))
-        client = ChatClient(settings, base_url=url, api_key=SecretStr("k"), journal=journal, sleep=sleep)
+        client = client_of(SynthesisSection(endpoint=url, model="m", concurrency=1), tmp_path, sleep=sleep)
 
         async def one(text):
-            await client.ask([[{"role": "user", "content": text}]])
+            await client.ask([question(text)])
             order.append(text)
 
         async with asyncio.timeout(10):
@@ -252,14 +303,12 @@ def test_waiting_for_a_retry_holds_no_slot(tmp_path):
 
 def test_answers_under_way_are_kept_when_the_endpoint_is_given_up(tmp_path):
     async def life(url, journal):
-        client = ChatClient(
-            SynthesisSection(endpoint=url, model="m"), base_url=url, api_key=SecretStr("k"), journal=journal
-        )
-        slow = asyncio.create_task(client.ask([[{"role": "user", "content": "slow"}]]))
+        client = client_of(SynthesisSection(endpoint=url, model="m"), journal)
+        slow = asyncio.create_task(client.ask([question("slow")]))
         await asyncio.sleep(0.1)
         server.script, server.delay_s = [(401, {})], 0.0
         with pytest.raises(EndpointError):
-            await client.ask([[{"role": "user", "content": "refused"}]])
+            await client.ask([question("refused")])
         (outcome,) = await slow
         await client.close()
         return outcome

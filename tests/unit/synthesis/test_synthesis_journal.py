@@ -1,5 +1,6 @@
 """The journal keeps what was answered, through kills and on filesystems that cannot append."""
 
+import asyncio
 import dataclasses
 from pathlib import Path
 
@@ -11,10 +12,28 @@ def answer(key: str) -> Answer:
     return Answer(key=key, model="m", content="{}\n\u2028 é", prompt_tokens=1, completion_tokens=2)
 
 
+def add(journal, *keys):
+    async def together():
+        await asyncio.gather(*(journal.add(answer(key)) for key in keys))
+
+    asyncio.run(together())
+
+
+def test_answers_that_come_at_the_same_time_are_each_kept_once(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    keys = [f"key{number}" for number in range(200)]
+
+    add(Journal(folder), *keys)
+
+    (name,) = folder.files(".jsonl")
+    assert folder.read_bytes(name).count(b"\n") == 200
+    assert all(Journal(folder).get(key) == answer(key) for key in keys)
+
+
 def test_answers_are_found_again_by_another_journal(tmp_path):
     folder = Folder.open(str(tmp_path))
-    Journal(folder).add(answer("a"))
-    Journal(folder).add(answer("b"))
+    add(Journal(folder), "a")
+    add(Journal(folder), "b")
 
     reopened = Journal(folder)
 
@@ -24,13 +43,13 @@ def test_answers_are_found_again_by_another_journal(tmp_path):
 def test_a_torn_last_line_is_ignored_and_harms_no_later_answer(tmp_path):
     folder = Folder.open(str(tmp_path))
     journal = Journal(folder)
-    journal.add(answer("a"))
-    journal.add(answer("b"))
+    add(journal, "a")
+    add(journal, "b")
     written = next(Path(tmp_path).glob("*.jsonl"))
     written.write_bytes(written.read_bytes()[:-20])
 
     after_the_kill = Journal(folder)
-    after_the_kill.add(answer("c"))
+    add(after_the_kill, "c")
 
     assert after_the_kill.get("b") is None
     assert [Journal(folder).get(key) is not None for key in "abc"] == [True, False, True]
@@ -39,8 +58,7 @@ def test_a_torn_last_line_is_ignored_and_harms_no_later_answer(tmp_path):
 def test_a_remote_journal_is_written_one_file_a_flush(tmp_path):
     remote = dataclasses.replace(Folder.open(str(tmp_path)), scheme="s3://")  # only is_local asks for the scheme
     journal = Journal(remote)
-    for key in "ab":
-        journal.add(answer(key))
+    add(journal, *"ab")
     assert remote.files() == []
 
     journal.flush()

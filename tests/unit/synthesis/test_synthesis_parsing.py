@@ -4,32 +4,40 @@ import json
 
 import pytest
 
+from qzhou.llm import GatesSection
 from qzhou.records import Drop, LabeledExample, Negative, PairExample, RetrievalExample, Source
 from qzhou.synthesis.journal import Answer
 from qzhou.synthesis.parsing import normalised, parse
-from qzhou.synthesis.techniques import requests_for
+from qzhou.synthesis.techniques import VERSION, requests_for
 
 POSITIVE = "The days grow shorter and trees stop making chlorophyll, so red pigments become visible."
 EXAMPLE = RetrievalExample(id="parent", dataset="d", query="Why do leaves turn red?", positives=(POSITIVE,))
+SAME_MEANING = "Trees cease to produce chlorophyll once the days shorten, which lets red pigments show."
 NEGATIVE = "The days grow longer and trees begin making blossoms, so white petals become visible."
 
 
-def answered(example, technique, content):
+GATES = GatesSection()
+
+
+def answered(example, technique, content, gates=GATES):
     text = content if isinstance(content, str) else json.dumps(content)
     answer = Answer(key="k", model="some-llm", content=text, prompt_tokens=1, completion_tokens=1)
-    return parse(requests_for(example, technique), example, answer)
+    (request,) = requests_for(example, technique)
+    return parse(request, example, answer, gates)
 
 
 def paraphrase(**changes):
-    texts = {"query": "What makes foliage red?", "positive": POSITIVE.replace("grow", "become")}
+    texts = {"query": "What makes foliage red?", "positive": SAME_MEANING}
     return answered(EXAMPLE, "paraphrase", {**texts, **changes})
 
 
 def test_a_paraphrase_becomes_a_new_example_that_names_its_origin():
     new = paraphrase()
 
-    assert (new.query, new.positives) == ("What makes foliage red?", (POSITIVE.replace("grow", "become"),))
-    assert new.source == Source(technique="paraphrase", parent="parent", model="some-llm", prompt="paraphrase.en@v1")
+    assert (new.query, new.positives) == ("What makes foliage red?", (SAME_MEANING,))
+    assert new.source == Source(
+        technique="paraphrase", parent="parent", model="some-llm", prompt=f"paraphrase.en@{VERSION}"
+    )
     assert new.id == paraphrase().id != EXAMPLE.id
 
 
@@ -49,7 +57,7 @@ def test_an_augmentation_brings_its_own_negative():
 def test_a_hard_negative_is_a_negative_of_its_example():
     result = answered(EXAMPLE, "hard_negative", {"negative": NEGATIVE})
 
-    source = Source(technique="hard_negative", parent="parent", model="some-llm", prompt="hard_negative.en@v1")
+    source = Source(technique="hard_negative", parent="parent", model="some-llm", prompt=f"hard_negative.en@{VERSION}")
     assert result == Negative(text=NEGATIVE, origin="synthetic", source=source)
 
 
@@ -74,7 +82,7 @@ def test_a_paraphrased_text_keeps_its_label():
     ("reason", "technique", "content"),
     [
         ("not_json", "paraphrase", "Sure! Here it is."),
-        ("not_json", "paraphrase", '```json\n{"query": "a", "positive": "b"}\n```'),
+        ("not_json", "paraphrase", 'Sure! ```json\n{"query": "a", "positive": "b"}\n```'),
         ("not_json", "paraphrase", '["a", "b"]'),
         ("not_json", "hard_negative", ""),
         ("missing_field", "paraphrase", {"query": "What makes foliage red?"}),
@@ -94,6 +102,32 @@ def test_an_answer_that_is_not_what_was_asked_for_is_dropped(reason, technique, 
     assert isinstance(result, Drop)
     assert (result.stage, result.dataset, result.reason) == ("synthesize", "d", reason)
     assert json.loads(result.record)["request"]["example_id"] == "parent"
+
+
+@pytest.mark.parametrize("around", ["```json\n%s\n```", "```\n%s\n```", "<think>\nHm {no}.\n</think>\n\n%s", " %s\n"])
+def test_a_fence_around_the_whole_object_and_thoughts_before_it_are_looked_past(around):
+    content = around % json.dumps({"negative": NEGATIVE})
+
+    assert answered(EXAMPLE, "hard_negative", content).text == NEGATIVE
+
+
+def test_a_rewrite_that_copies_is_refused():
+    copied = POSITIVE.replace("become visible", "turn visible")
+
+    refused = paraphrase(positive=copied)
+
+    assert refused.reason == "copied"
+    assert "'positive'" in refused.detail
+    texts = {"query": "What makes foliage red?", "positive": copied}
+    assert isinstance(answered(EXAMPLE, "paraphrase", texts, GatesSection(max_copied=1.0)), RetrievalExample)
+
+
+def test_a_rewrite_in_another_language_is_refused_unless_that_is_wanted():
+    german = "Die Tage werden kürzer, und die Bäume bilden kein Chlorophyll mehr, sodass Rot sichtbar wird."
+    texts = {"query": "What makes foliage red?", "positive": german}
+
+    assert paraphrase(positive=german).reason == "other_language"
+    assert isinstance(answered(EXAMPLE, "paraphrase", texts, GatesSection(same_language=False)), RetrievalExample)
 
 
 @pytest.mark.parametrize(("added", "accepted"), [(12, True), (13, False)])

@@ -2,29 +2,59 @@
 
 import json
 
-from qzhou.recipe import SynthesisSection
-from qzhou.records import LabeledExample, RetrievalExample
+import pytest
+
+from qzhou.llm import LLMSection, SynthesisSection
+from qzhou.records import Document, LabeledExample, Negative, RetrievalExample
 from qzhou.synthesis.client import Outcome
 from qzhou.synthesis.journal import Answer
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.plan import merged, planned
+from qzhou.synthesis.plan import judged, merged, planned, planned_queries, written
 
-SETTINGS = SynthesisSection(endpoint="builtin", paraphrase_rows=2, augment_rows=1, hard_negative_rows=3)
+SETTINGS = SynthesisSection(endpoint="http://x/v1", model="m", paraphrase_rows=2, augment_rows=1, hard_negative_rows=3)
 EXAMPLES = [
     RetrievalExample(id=f"r{n}", dataset="d", query=f"Query number {n}?", positives=(f"Answer number {n}.",))
     for n in range(5)
 ]
+DOCUMENTS = [Document(id=f"doc{n}", text=f"Document {n} tells how glass is blown, cut and cooled.") for n in range(9)]
+SUBJECTS = {("d", one.id): one for one in (*EXAMPLES, *DOCUMENTS)}
 
 
 def outcome(content, *, reused=False):
-    answer = Answer(key="k", model="llm", content=json.dumps(content), prompt_tokens=10, completion_tokens=4)
+    text = content if isinstance(content, str) else json.dumps(content)
+    answer = Answer(key="k", model="llm", content=text, prompt_tokens=10, completion_tokens=4, cost=0.5)
     return Outcome(answer=answer, reused=reused)
 
 
-def test_each_technique_asks_for_its_number_of_rows():
-    techniques = [request.technique for request in planned(EXAMPLES, "retrieval", SETTINGS, seed=0)]
+class LLM:
+    """Answers as its function says and remembers what it was asked, round by round."""
 
-    assert techniques == ["paraphrase"] * 2 + ["augmentation"] + ["hard_negative"] * 3
+    def __init__(self, answer):
+        self.answer, self.rounds = answer, []
+
+    def __call__(self, requests):
+        self.rounds.append(list(requests))
+        return {one: self.answer(one) for one in requests}
+
+
+def write(answer, requests, settings=SETTINGS, ledger=None):
+    llm = LLM(answer)
+    return written(requests, SUBJECTS, llm, settings, ledger or Ledger()), llm
+
+
+def well(request):
+    content = {"query": f"Asked {request.example_id}?", "positive": f"Said {request.example_id}."}
+    return outcome({**content, "negative": "Reply figure 9."})
+
+
+def test_each_technique_asks_for_its_number_of_rows_and_variants():
+    settings = SETTINGS.model_copy(update={"hard_negatives_per_row": 2})
+    requests = planned(EXAMPLES, "retrieval", settings, seed=0)
+
+    assert [one.technique for one in requests] == ["paraphrase"] * 2 + ["augmentation"] + ["hard_negative"] * 6
+    assert (
+        len({one.user for one in requests}) == 9
+    )  # no two are identical, or the second would be answered by the first
 
 
 def test_a_labelled_dataset_is_only_paraphrased():
@@ -39,61 +69,142 @@ def test_a_dataset_with_too_many_rows_is_left_alone():
     assert planned(EXAMPLES, "retrieval", settings, seed=0) == ()
 
 
+def test_several_models_share_the_requests_by_weight_and_always_in_the_same_way():
+    pool = tuple(
+        LLMSection(model=name, endpoints=("http://x",), weight=weight) for name, weight in (("a", 3), ("b", 1))
+    )
+    settings = SynthesisSection(models=pool, paraphrase_rows=2000)
+    rows = [LabeledExample(id=str(n), dataset="d", text=f"text number {n}", label="a") for n in range(2000)]
+
+    requests = planned(rows, "classification", settings, seed=0)
+
+    assert sum(one.model == "a" for one in requests) == pytest.approx(1500, abs=60)
+    assert planned(rows, "classification", settings, seed=0) == requests
+
+
 def test_raw_rows_keep_their_order_and_ids_and_new_rows_follow():
-    requests = planned(EXAMPLES, "retrieval", SETTINGS, seed=0)
-    content = {"query": "Asked anew?", "positive": "Said anew.", "negative": "Reply figure 9."}
-    outcomes = {
-        one: outcome({**content, "query": f"Asked {one.example_id}?"} | {"positive": f"Said {one.example_id}."})
-        for one in requests
-    }
+    result, _ = write(well, planned(EXAMPLES, "retrieval", SETTINGS, seed=0))
 
-    result = merged(EXAMPLES, requests, outcomes, Ledger("llm"))
+    merge = merged(EXAMPLES, result)
 
-    assert [example.id for example in result.examples[:5]] == [example.id for example in EXAMPLES]
-    assert len(result.examples) == 5 + 3 == len({example.id for example in result.examples})
-    assert sum(len(example.negatives) for example in result.examples[:5]) == 3
-    assert result.made == {"paraphrase": 2, "augmentation": 1, "hard_negative": 3}
+    assert [example.id for example in merge.examples[:5]] == [example.id for example in EXAMPLES]
+    assert len(merge.examples) == 5 + 3 == len({example.id for example in merge.examples})
+    assert sum(len(example.negatives) for example in merge.examples[:5]) == 3
+    techniques = [one.request.technique for one in merge.made]
+    assert [techniques.count(name) for name in ("paraphrase", "augmentation", "hard_negative")] == [2, 1, 3]
 
 
-def test_the_same_new_example_is_kept_once():
-    requests = planned(EXAMPLES, "retrieval", SETTINGS.model_copy(update={"augment_rows": 0}), seed=0)[:2]
-    same = outcome({"query": "Query anew?", "positive": "Answer anew."})
+def test_the_same_new_example_is_kept_once_and_so_is_the_same_negative():
+    settings = SETTINGS.model_copy(update={"augment_rows": 0, "hard_negative_rows": 1, "hard_negatives_per_row": 2})
+    content = {"query": "Query anew?", "positive": "Answer anew.", "negative": "Reply figure 9."}
 
-    result = merged(EXAMPLES, requests, dict.fromkeys(requests, same), Ledger("llm"))
+    result, _ = write(lambda _: outcome(content), planned(EXAMPLES, "retrieval", settings, seed=0))
+    merge = merged(EXAMPLES, result)
 
-    assert len(result.examples) == 6
-    assert [one.reason for one in result.dropped] == ["duplicate"]
+    assert len(merge.examples) == 6
+    assert [one.reason for one in merge.dropped] == ["duplicate", "duplicate"]
+
+
+def test_a_refused_answer_goes_back_with_the_reason_so_often_as_allowed():
+    request = planned(EXAMPLES, "retrieval", SETTINGS, seed=0)[0]
+    settings = SETTINGS.model_copy(update={"parse_retries": 2})
+    ledger = Ledger()
+
+    result, llm = write(
+        lambda one: well(one) if len(one.refused) == 2 else outcome("Sure!"), [request], settings, ledger
+    )
+
+    assert len(result.made) == 1
+    assert result.dropped == []
+    chat = llm.rounds[2][0].messages
+    assert [message["role"] for message in chat] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert chat[2]["content"] == "Sure!"
+    assert "not one JSON object" in chat[3]["content"]
+    assert (ledger.total.requests, ledger.total.dropped, ledger.total.cost) == (3, 2, 1.5)
+
+    result, llm = write(lambda _: outcome("Sure!"), [request], SETTINGS)
+    assert [len(one) for one in llm.rounds] == [1, 1]
+    assert [one.reason for one in result.dropped] == ["not_json"]
 
 
 def test_an_unanswered_request_is_dropped_with_its_failure():
-    requests = planned(EXAMPLES, "retrieval", SETTINGS, seed=0)[:1]
-    failed = Outcome(answer=None, failure="status 500: out of order")
+    request = planned(EXAMPLES, "retrieval", SETTINGS, seed=0)[0]
 
-    result = merged(EXAMPLES, requests, {requests[0]: failed}, Ledger("llm"))
+    result, _ = write(lambda _: Outcome(answer=None, failure="status 500: out of order"), [request])
 
     assert [(one.reason, one.detail) for one in result.dropped] == [("no_answer", "status 500: out of order")]
-    assert list(result.examples) == EXAMPLES
+
+
+def test_a_bare_document_gets_its_query_in_two_steps():
+    settings = SETTINGS.model_copy(update={"query_rows": 4, "queries_per_row": 2})
+    documents, requests = planned_queries(DOCUMENTS, "d", settings, seed=0)
+
+    def answer(request):
+        if request.technique == "query_configuration":
+            return outcome({"persona": request.fields["personas"][1], "question_type": "how_to", "difficulty": "phd"})
+        return outcome({"query": f"how is glass shaped, part {request.fields['words']} {request.user[-9:]}?"})
+
+    result, llm = write(answer, requests, settings)
+
+    assert (len(documents), len(requests)) == (4, 8)
+    assert [{one.technique for one in ones} for ones in llm.rounds] == [{"query_configuration"}, {"query"}]
+    fields = llm.rounds[1][0].fields
+    assert fields["persona"] == llm.rounds[0][0].fields["personas"][1]
+    assert {one.record.positives for one in result.made} == {(document.text,) for document in documents}
+    source = result.made[0].record.source
+    assert (source.technique, source.prompt, source.parent) == ("query_generation", "query.en@v2", documents[0].id)
+    assert merged([], result).examples == tuple(one.record for one in result.made)
+
+
+def test_a_persona_that_was_not_offered_is_refused():
+    _, requests = planned_queries(DOCUMENTS, "d", SETTINGS.model_copy(update={"query_rows": 1}), seed=0)
+    content = {"persona": "an astronaut", "question_type": "how_to", "difficulty": "phd"}
+
+    result, _ = write(lambda _: outcome(content), requests)
+
+    assert [one.reason for one in result.dropped] == ["no_choice"]
+
+
+def test_a_judge_drops_positives_that_do_not_answer_and_negatives_that_do():
+    result, _ = write(well, planned(EXAMPLES, "retrieval", SETTINGS, seed=0))
+    new = {one.record.id for one in result.made if not isinstance(one.record, Negative)}
+    bad = next(one.record for one in result.made if one.request.technique == "paraphrase")
+
+    def verdict(request):
+        asked = request.fields
+        answers = asked["document"].startswith("Said") and asked["document"] != bad.positives[0]
+        return outcome({"verdict": "answers" if answers else "does_not_answer"})
+
+    kept = judged(result.made, LLM(verdict), SETTINGS, Ledger())
+    assert [one.reason for one in kept.dropped] == ["judge_not_answered"]
+    assert {one.record.id for one in kept.made if not isinstance(one.record, Negative)} == new - {bad.id}
+
+    credulous = judged(result.made, LLM(lambda _: outcome({"verdict": "answers"})), SETTINGS, Ledger())
+    assert {one.reason for one in credulous.dropped} == {"judge_negative_answers"}
+    assert len(credulous.dropped) == 3 + 1  # an augmentation brings its negative
+
+    silent = judged(result.made, LLM(lambda _: Outcome(answer=None, failure="x")), SETTINGS, Ledger())
+    assert silent.dropped == []
 
 
 def test_the_ledger_counts_what_was_paid_and_what_was_reused():
     requests = planned(EXAMPLES, "retrieval", SETTINGS, seed=0)[:2]
-    ledger = Ledger("asked-for")
+    ledger = Ledger()
     ledger.count(requests[0], outcome({}), dropped=True)
     ledger.count(requests[1], outcome({}, reused=True), dropped=False)
     ledger.count(requests[1], Outcome(answer=None, failure="status 500"), dropped=True)
 
-    written = ledger.as_json()
+    found = ledger.as_json()
 
-    assert written["total"] == {
+    assert found["total"] == {
         "requests": 3,
         "answered": 2,
         "dropped": 2,
         "reused": 1,
         "prompt_tokens": 10,
         "completion_tokens": 4,
+        "cost": 0.5,
         "reused_tokens": 14,
+        "reused_cost": 0.5,
     }
-    assert [(row["model"], row["technique"]) for row in written["rows"]] == [
-        ("asked-for", "paraphrase"),
-        ("llm", "paraphrase"),
-    ]
+    assert [(row["model"], row["technique"]) for row in found["rows"]] == [("llm", "paraphrase"), ("m", "paraphrase")]

@@ -5,7 +5,18 @@ import json
 import pytest
 
 from qzhou.records import LabeledExample, PairExample, RetrievalExample, Source
-from qzhou.synthesis.techniques import PROMPTS, TECHNIQUES, chosen, requests_for, side_to_paraphrase, system_prompt
+from qzhou.synthesis.techniques import (
+    PROMPTS,
+    QUESTION_TYPES,
+    TECHNIQUES,
+    VERSION,
+    chosen,
+    personas,
+    prompt_language,
+    requests_for,
+    side_to_paraphrase,
+    system_prompt,
+)
 
 
 def labeled(number: int, technique: str = "raw") -> LabeledExample:
@@ -38,26 +49,20 @@ def test_seeds_and_techniques_choose_different_rows():
     assert len({tuple(row.id for row in draw) for draw in draws}) == 3
 
 
-def test_only_raw_rows_are_synthesised_from():
-    rows = [labeled(0, "paraphrase"), labeled(1), labeled(2, "augmentation")]
-
-    assert chosen(rows, "paraphrase", rows=3, seed=0) == [labeled(1)]
-
-
 def test_a_retrieval_request_carries_query_and_first_positive():
     example = RetrievalExample(id="x", dataset="d", query="why?", positives=("because", "so"))
 
-    request = requests_for(example, "augmentation")
+    (request,) = requests_for(example, "augmentation")
 
     assert json.loads(request.user) == {"technique": "augmentation", "query": "why?", "positive": "because"}
     assert [message["role"] for message in request.messages] == ["system", "user"]
-    assert request.prompt == "augment.en@v1"
+    assert request.prompt == f"augment.en@{VERSION}"
 
 
 def test_a_pair_request_carries_one_side_and_both_sides_get_their_turn():
     pairs = [PairExample(id=f"p{n}", dataset="d", text_a="left", text_b="right", score=1.0) for n in range(20)]
 
-    texts = {(side_to_paraphrase(pair), json.loads(requests_for(pair, "paraphrase").user)["text"]) for pair in pairs}
+    texts = {(side_to_paraphrase(pair), requests_for(pair, "paraphrase")[0].fields["text"]) for pair in pairs}
 
     assert texts == {("text_a", "left"), ("text_b", "right")}
 
@@ -66,6 +71,33 @@ def test_pairs_and_labelled_texts_are_only_paraphrased():
     assert TECHNIQUES["pair"] == TECHNIQUES["classification"] == ("paraphrase",)
 
 
-@pytest.mark.parametrize("label", PROMPTS.values())
-def test_every_prompt_is_there_and_asks_for_json(label):
-    assert "JSON object" in system_prompt(label)
+@pytest.mark.parametrize("name", PROMPTS.values())
+@pytest.mark.parametrize(
+    ("language", "wanted"), [("en", "one JSON object and nothing else"), ("zh", "只回答一个 JSON 对象")]
+)
+def test_every_prompt_is_there_in_both_languages_and_asks_for_json(name, language, wanted):
+    assert wanted in system_prompt(f"{name}.{language}@{VERSION}")
+
+
+def test_the_prompts_name_every_choice():
+    for language in ("en", "zh"):
+        prompt = system_prompt(f"query_configuration.{language}@{VERSION}")
+        assert all(f"`{one}`" in prompt for one in QUESTION_TYPES)
+        assert len(personas(language)) == len(set(personas(language))) >= 20
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("秋天的树叶为什么会变红？", "zh"),
+        ("使用 numpy.sum 计算数组元素之和。", "zh"),
+        ("Why do leaves turn red?", "en"),
+        ("フランスの首都はどこですか", "en"),
+        ("프랑스의 수도는 어디입니까", "en"),
+        ("The character 火 means fire.", "en"),
+    ],
+)
+def test_chinese_texts_are_asked_about_in_chinese(text, language):
+    assert prompt_language(text) == language
+    row = LabeledExample(id="x", dataset="d", text=text, label="a")
+    assert requests_for(row, "paraphrase")[0].prompt == f"paraphrase.{language}@{VERSION}"
