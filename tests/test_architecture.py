@@ -21,7 +21,8 @@ ONLY_IN = {
     "mteb": {f"platform/qzhou/evaluation/{file}.py" for file in ("models", "pipeline", "tasks", "texts")},
     "faiss": {"platform/qzhou/mining/search.py"},
     "fastapi": {"serve/app.py"},
-    "openai": {"platform/qzhou/synthesis/client.py"},
+    "openai": {f"platform/qzhou/synthesis/{file}.py" for file in ("batch_api", "client")},
+    "aiohttp": {"platform/qzhou/synthesis/mock_endpoint.py"},
 }
 SLIM = ("errors", "records", "dataset", "llm", "recipe", "prompts", "storage", "runs", "progress", "job")
 PYTHON = [path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]

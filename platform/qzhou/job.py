@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from qzhou.errors import QzhouError, RecipeError
 from qzhou.recipe import Recipe, load_recipe
@@ -16,8 +16,12 @@ USAGE = """usage: {job} RECIPE [--dry-run] [--SECTION.SETTING VALUE ...]
 
 {about}"""
 
+Stage = Callable[[Recipe], None]
 
-def main(stage: Callable[[Recipe], None], about: str, arguments: Sequence[str] | None = None) -> None:
+
+def main(
+    stage: Stage, about: str, arguments: Sequence[str] | None = None, instead: Mapping[str, Stage] | None = None
+) -> None:
     """Run a stage as a job and end the process.
 
     Exit status: 0 done, 1 a failure, 2 a mistake of the user's (see :mod:`qzhou.errors`), 130 interrupted.
@@ -26,14 +30,13 @@ def main(stage: Callable[[Recipe], None], about: str, arguments: Sequence[str] |
         stage: Does the work; imports what is heavy only when called.
         about: The job script's docstring, shown by ``--help``.
         arguments: Instead of the process's own.
+        instead: Flags of the job, and what each does instead of the stage.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        recipe, dry = _recipe(words, about)
-        if dry:
-            print(recipe.model_dump_json(indent=2))
-        else:
-            stage(recipe)
+        asked = {"--dry-run": _show, **(instead or {})}
+        recipe, flags = _recipe(words, about, list(asked))
+        (asked[flags[0]] if flags else stage)(recipe)
     except QzhouError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_status)
@@ -42,12 +45,17 @@ def main(stage: Callable[[Recipe], None], about: str, arguments: Sequence[str] |
         sys.exit(130)
 
 
-def _recipe(words: list[str], about: str) -> tuple[Recipe, bool]:
-    dry = "--dry-run" in words
-    rest = [word for word in words if word != "--dry-run"]
+def _show(recipe: Recipe) -> None:
+    print(recipe.model_dump_json(indent=2))
+
+
+def _recipe(words: list[str], about: str, known: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """The recipe, and which of the known flags stand on the command line."""
+    flags = [flag for flag in known if flag in words]
+    rest = [word for word in words if word not in flags]
     if not rest or rest[0] in {"-h", "--help"}:
         print(USAGE.format(job=sys.argv[0], about=about.strip()))
         sys.exit(0)
     if rest[0].startswith("-"):
         raise RecipeError(f"command line: the recipe comes first, before {rest[0]}")
-    return load_recipe(rest[0], rest[1:]), dry
+    return load_recipe(rest[0], rest[1:]), flags

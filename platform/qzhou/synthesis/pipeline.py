@@ -24,7 +24,7 @@ from qzhou.recipe import Recipe
 from qzhou.records import EXAMPLE_TYPES, TASKS, Document, Drop, Example, Manifest, Task
 from qzhou.runs import Run
 from qzhou.storage import Folder, read_records, table_of, write_records, write_table
-from qzhou.synthesis.actors import Asker, Teacher, outcome_of, throttle_of
+from qzhou.synthesis.asker import Asker, outcome_of, throttle_of
 from qzhou.synthesis.batch_api import answered_in_batches
 from qzhou.synthesis.client import Outcome
 from qzhou.synthesis.estimate import estimate
@@ -37,6 +37,7 @@ from qzhou.synthesis.plan import Made, OutcomeOf, Written, judged, merged, plann
 from qzhou.synthesis.report import Report
 from qzhou.synthesis.schemas import form_of
 from qzhou.synthesis.scoring import PARTS, texts_to_score
+from qzhou.synthesis.teacher import Teacher
 from qzhou.synthesis.techniques import ChatRequest
 
 # settings that leave the output as it is
@@ -60,12 +61,12 @@ def synthesize(recipe: Recipe) -> Manifest:
     run = Run.open(recipe)
     transform = run.manifest("transform")
     judges = recipe.synthesis.is_on and recipe.synthesis.gates.scores
-    models = [one.model_dump(include={"model", "weight", "structured"}) for one in recipe.synthesis.models]
+    models = [one.model_dump(mode="json", include={"model", "weight", "structured"}) for one in recipe.synthesis.models]
     return run.stage(
         "synthesize",
         functools.partial(_work, run),
         settings={
-            **recipe.synthesis.model_dump(exclude=SPEED_ONLY),
+            **recipe.synthesis.model_dump(mode="json", exclude=SPEED_ONLY),
             "models": models,
             "teacher": [recipe.mining.teacher, recipe.model.backbone] if judges else [],
             "seed": recipe.run.seed,
@@ -295,7 +296,8 @@ def _scored(recipe: Recipe, result: Written, report: Report) -> Written:
     with progress("synthesize: score", total=table.num_rows, unit="records") as bar:
         for batch in made.iter_batches(batch_format="pyarrow", batch_size=None):
             for row in batch.to_pylist():
-                scores[row.pop("index")] = Scores(**row)
+                index = row.pop("index")
+                scores[index] = Scores(**row)
             bar.advance(batch.num_rows)
     kept: list[Made] = []
     dropped = list(result.dropped)

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from qzhou.errors import EndpointError
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.storage import Folder
-from qzhou.synthesis.actors import throttle_of
+from qzhou.synthesis.asker import throttle_of
 from qzhou.synthesis.client import ChatClient, Question
 from qzhou.synthesis.gate import LocalGate
 from qzhou.synthesis.journal import Journal

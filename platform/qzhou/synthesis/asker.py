@@ -1,23 +1,20 @@
-"""What runs inside Ray's actors: one asks the endpoints, one judges with the teacher. No ray in here."""
+"""What runs inside the actor that asks the endpoints. No ray in here."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from qzhou.encoder import Encoder, load_encoder
 from qzhou.errors import EndpointError
 from qzhou.llm import BUILTIN, SynthesisSection
-from qzhou.recipe import Recipe
 from qzhou.storage import Folder
 from qzhou.synthesis.builtin import builtin_endpoint
 from qzhou.synthesis.client import ChatClient, Keys, Outcome, Question
 from qzhou.synthesis.gate import Gate, LocalGate, RemoteGate
-from qzhou.synthesis.gates import Scores
 from qzhou.synthesis.journal import Answer, Journal
 from qzhou.synthesis.schemas import schema_of_answer
 from qzhou.synthesis.throttle import Throttle
@@ -31,7 +28,6 @@ OUTCOMES = pa.schema(
         pa.field("answered", pa.bool_()),
     ]
 )
-SCORED = pa.schema([("index", pa.int64()), *((name, pa.float64()) for name in Scores.__dataclass_fields__)])
 
 
 def throttle_of(settings: SynthesisSection, *, spent: float) -> Throttle:
@@ -61,6 +57,7 @@ class Asker:
     """
 
     def __init__(self, settings: SynthesisSection, journal: Folder, keys: Keys, gate: Any) -> None:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # aiohttp laments connections when Ray ends the process
         self._endpoint = contextlib.ExitStack()  # held: the server ends with the process
         if any(BUILTIN in one.endpoints for one in settings.pool):
             url = self._endpoint.enter_context(builtin_endpoint())
@@ -92,47 +89,6 @@ def outcome_of(row: dict[str, Any]) -> Outcome:
     if not row["answered"]:
         return Outcome(answer=None, failure=str(row["failure"]))
     return Outcome(answer=Answer(**{name: row[name] for name in ANSWER}))
-
-
-class Teacher:
-    """Scores new records with an encoder; see :func:`qzhou.synthesis.scoring.texts_to_score`."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._encoder = teacher_of(recipe)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = [{name: text for name, text in row.items() if text is not None} for row in batch.to_pylist()]
-        texts = list(dict.fromkeys(text for row in rows for name, text in row.items() if name != "index"))
-        vectors = dict(zip(texts, self._encoder.encode(texts), strict=True))
-        scored = [{"index": row["index"], **_scores(row, vectors)} for row in rows]
-        return pa.Table.from_pylist(scored, schema=SCORED)
-
-
-def teacher_of(recipe: Recipe) -> Encoder:
-    """The encoder that judges: the gates' own, or mining's, or the backbone."""
-    spec = recipe.synthesis.gates.teacher or recipe.mining.teacher
-    return load_encoder(
-        spec or recipe.model.backbone,
-        max_tokens=recipe.model.max_document_tokens,
-        pooling=None if spec else recipe.model.pooling,
-        attention=None if spec else recipe.model.attention,
-        dtype=recipe.model.dtype,
-    )
-
-
-def _scores(row: dict[str, Any], vectors: dict[str, np.ndarray]) -> dict[str, float | None]:
-    def cosine(first: str, second: str) -> float | None:
-        if first not in row or second not in row:
-            return None
-        return float(vectors[row[first]] @ vectors[row[second]])
-
-    rewrites = [found for side in ("query", "positive") if (found := cosine(side, f"old_{side}")) is not None]
-    return {
-        "rewrite": min(rewrites, default=None),
-        "positive": cosine("query", "positive"),
-        "negative": cosine("query", "negative"),
-        "negative_of": cosine("query", "better"),
-    }
 
 
 def _row(index: int, outcome: Outcome, stopped: str) -> dict[str, object]:

@@ -1,0 +1,174 @@
+"""Two thousand requests to an endpoint that goes wrong in every way: each ends once, and nothing is paid twice."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import urllib.request
+
+import openai
+import pytest
+from pydantic import SecretStr
+
+from qzhou.llm import LLMSection, SynthesisSection
+from qzhou.records import RetrievalExample
+from qzhou.storage import Folder
+from qzhou.synthesis.asker import throttle_of
+from qzhou.synthesis.batch_api import answered_in_batches
+from qzhou.synthesis.builtin import answer_by_rules
+from qzhou.synthesis.client import ChatClient, Question
+from qzhou.synthesis.gate import LocalGate
+from qzhou.synthesis.journal import Journal, request_key
+from qzhou.synthesis.ledger import Ledger
+from qzhou.synthesis.mock_endpoint import FAULTS, Behaviour, MockEndpoint, serving
+from qzhou.synthesis.plan import merged, planned, written
+
+ROWS = 2000
+
+
+def settings_of(url, **more):
+    return SynthesisSection(endpoint=url, model="m", hard_negative_rows=ROWS, **more)
+
+
+def asking(settings, folder):
+    """What stands for the pipeline's sender: one client, one journal, one gate."""
+
+    def ask(requests):
+        async def life():
+            journal = Journal(folder)
+            gate = LocalGate(throttle_of(settings, spent=journal.cost))
+            keys = {one.api_key_env: SecretStr("k") for one in settings.pool}
+            client = ChatClient(settings, keys=keys, journal=journal, gate=gate, jitter=lambda: 0.0)
+            outcomes = await client.ask([Question(model=one.model, messages=one.messages) for one in requests])
+            await client.close()
+            return dict(zip(requests, outcomes, strict=True))
+
+        return asyncio.run(life())
+
+    return ask
+
+
+def examples(count):
+    return [
+        RetrievalExample(
+            id=f"r{n}",
+            dataset="d",
+            query=f"Return the first row of array {n}.",
+            positives=(f"The first row of array {n} is returned as a new list of {n} elements.",),
+        )
+        for n in range(count)
+    ]
+
+
+def test_at_a_tenth_of_faults_of_every_kind_each_row_ends_once(tmp_path):
+    faults = dict.fromkeys(FAULTS, 0.1 / len(FAULTS))
+    rows = examples(ROWS)
+    endpoint = MockEndpoint(answer_by_rules, Behaviour(latency_s=0.02, latency_spread=0.5, **faults))
+    with serving(endpoint) as url:
+        settings = settings_of(url, concurrency=24, timeout_s=1.0, max_retries=8, parse_retries=3)
+        requests = planned(rows, "retrieval", settings, seed=0)
+        result = written(requests, {("d", one.id): one for one in rows}, asking(settings, Folder.open(str(tmp_path))),
+                         settings, Ledger())  # fmt: skip
+
+    counts = endpoint.counts
+    assert set(counts.faults) == set(FAULTS)  # every kind was met
+    merge = merged(rows, result)
+    ended = [one.subject.id for one in merge.made]
+    ended += [json.loads(one.record)["request"]["example_id"] for one in merge.dropped]
+    assert sorted(ended) == sorted(one.id for one in rows)
+    assert len(merge.made) > 0.97 * ROWS
+    plain = counts.plain()
+    assert plain["completed"] == plain["distinct"]
+    assert plain["twice"] == 0
+    assert counts.peak <= 24
+    retried = counts.faults["empty"] + counts.faults["babble"]  # answers without use: asked again in other words
+    assert plain["distinct"] <= ROWS + retried
+
+
+def test_limits_of_the_server_are_kept_to_without_a_single_refusal(tmp_path):
+    endpoint = MockEndpoint(answer_by_rules, Behaviour(requests_per_minute=100, concurrency=3))
+    with serving(endpoint) as url:
+        settings = settings_of(url, concurrency=3, requests_per_minute=1200, max_retries=0)
+        rows = examples(60)
+        found = asking(settings, Folder.open(str(tmp_path)))(planned(rows, "retrieval", settings, seed=0))
+
+    arrivals = endpoint.counts.arrivals
+    assert all(one.answer for one in found.values())
+    assert (len(arrivals), endpoint.counts.peak) == (60, 3)
+    assert endpoint.counts.faults == {}
+    longest_burst = max(sum(start <= one < start + 1 for one in arrivals) for start in arrivals)
+    assert longest_burst <= 2 * 20  # a second's worth saved up, and a second's worth that comes in
+
+
+def test_the_endpoint_knows_the_sdk_and_tells_what_came():
+    with serving(MockEndpoint(answer_by_rules, Behaviour(structured=False))) as url:
+        client = openai.OpenAI(base_url=url, api_key="k", max_retries=0)
+        with pytest.raises(openai.BadRequestError, match="response_format"):
+            client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "x"}], response_format={"type": "json_object"}
+            )
+        client.close()
+        counts = json.load(urllib.request.urlopen(url.removesuffix("/v1") + "/counts", timeout=5))
+
+    assert (counts["received"], counts["completed"], counts["under_way"]) == (1, 0, 0)
+
+
+def test_the_endpoint_starts_from_the_command_line_and_refuses_a_taken_port():
+    with serving(MockEndpoint(answer_by_rules)) as url:
+        port = url.split(":")[2].removesuffix("/v1")
+        command = [sys.executable, "-m", "qzhou.synthesis.mock_endpoint", "--port", port, "--latency_s", "0.5"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: port {port} cannot be used")
+
+
+def batched(url, folder, requests, **more):
+    prices = {"input_price": 1e3, "output_price": 1e3}
+    settings = SynthesisSection(models=(LLMSection(model="m", endpoints=(url,), **prices),), mode="batch", **more)
+    keyed = {request_key("m", one.messages, settings.temperature): one for one in requests}
+
+    async def sleep(_):
+        await asyncio.sleep(0.05)
+
+    return answered_in_batches(keyed, settings, {"OPENAI_API_KEY": SecretStr("k")}, folder, sleep), keyed
+
+
+def test_a_batch_is_handed_in_and_its_answers_are_kept(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    endpoint = MockEndpoint(answer_by_rules, Behaviour(latency_s=0.2, server_error=0.2))
+    with serving(endpoint) as url:
+        settings = settings_of(url)
+        requests = planned(examples(50), "retrieval", settings, seed=0)
+        outcomes, keyed = batched(url, folder, requests)
+
+    failed = [one.failure for one in outcomes.values() if one.answer is None]
+    assert set(outcomes) == set(keyed)
+    assert len(failed) == endpoint.counts.faults["server_error"] > 0
+    assert set(failed) == {"status 500: server_error"}
+    journal = Journal(folder)
+    assert len(journal) == 50 - len(failed)
+    assert journal.cost > 0
+    assert (folder / "batches").files() == []
+
+
+def test_a_batch_that_was_handed_in_before_the_kill_is_found_by_its_id(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    endpoint = MockEndpoint(answer_by_rules)
+    with serving(endpoint) as url:
+        requests = planned(examples(10), "retrieval", settings_of(url), seed=0)
+        client = openai.OpenAI(base_url=url, api_key="k")
+        keys = [request_key("m", one.messages, 0.7) for one in requests]
+        lines = [
+            json.dumps({"custom_id": key, "body": {"model": "m", "messages": one.messages, "temperature": 0.7}})
+            for key, one in zip(keys, requests, strict=True)
+        ]
+        file = client.files.create(file=("requests.jsonl", "\n".join(lines).encode()), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        client.close()
+        (folder / "batches").write_json(f"{batch.id}.json", {"model": "m", "keys": keys})
+
+        outcomes, _ = batched(url, folder, requests)
+
+    assert all(one.answer for one in outcomes.values())
+    assert endpoint.counts.plain()["completed"] == 10  # not twenty
