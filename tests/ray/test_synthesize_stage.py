@@ -2,17 +2,24 @@
 
 import asyncio
 import dataclasses
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 
 import pytest
 
 from qzhou.cluster import session
 from qzhou.errors import EndpointError
 from qzhou.recipe import parse_recipe
-from qzhou.records import Drop, LabeledExample, Manifest, PairExample, RetrievalExample
+from qzhou.records import Document, Drop, LabeledExample, Manifest, PairExample, RetrievalExample
 from qzhou.storage import Folder, read_records, write_records
+from qzhou.synthesis.builtin import answer_by_rules
 from qzhou.synthesis.journal import Answer, Journal
-from qzhou.synthesis.pipeline import synthesize
+from qzhou.synthesis.mock_endpoint import Behaviour, MockEndpoint, serving
+from qzhou.synthesis.pipeline import print_estimate, synthesize
 
 STEPS = {"steps": 1, "learning_rate": 1e-5}
 ROWS = {"paraphrase_rows": 20, "augment_rows": 10, "hard_negative_rows": 30}
@@ -101,6 +108,17 @@ def test_the_builtin_endpoint_writes_all_three_kinds_once(tmp_path, capfd):
     assert ledger["total"]["requests"] == ledger["total"]["answered"] == 80
     assert ledger["total"]["dropped"] == len(dropped)
 
+    report = (Folder.open(str(tmp_path)) / "run" / "synthesize").read_json("report.json")
+    made = {name: one["made"] for name, one in report["techniques"].items()}
+    assert sum(made.values()) == 80 - len(dropped)
+    sample = report["techniques"]["hard_negative"]["samples"]
+    assert len(sample) == 10
+    assert set(sample[0]["original"]) == {"query", "positive"}
+    assert set(sample[0]["scores"]) == {"negative", "negative_of"}
+    assert sum(report["techniques"]["paraphrase"]["scores"]["rewrite"]) >= made["paraphrase"]
+    picture = (Folder.open(str(tmp_path)) / "run" / "synthesize").read_bytes("scores.svg")
+    assert b"query and negative" in picture
+
     assert synthesize(recipe(tmp_path, endpoint="builtin", concurrency=2)) == manifest
     assert "synthesize: unchanged" in capfd.readouterr().out
 
@@ -138,3 +156,111 @@ def test_a_dataset_with_too_many_rows_passes_through_with_one_line(tmp_path, cap
 
     assert len(written(tmp_path, "examples/retrieval/docs", RetrievalExample)) == 40
     assert capfd.readouterr().out.count("docs has more rows than synthesis.max_dataset_rows (9)") == 1
+
+
+def counted(counts):
+    """The server's own counts: all that came, each once."""
+    plain = counts.plain()
+    return plain["completed"], plain["distinct"], plain["faults"]
+
+
+def test_many_askers_share_one_limit_and_send_each_request_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("QZHOU_TEST_KEY", "sk-never-to-be-seen")
+    write_transformed(tmp_path)
+    endpoint = MockEndpoint(answer_by_rules, Behaviour(latency_s=0.3))
+    with serving(endpoint) as url:
+        settings = {"endpoint": url, "model": "m", "concurrency": 300, "hard_negatives_per_row": 40}
+        synthesize(recipe(tmp_path, **settings, api_key_env="QZHOU_TEST_KEY", gates={"scores": False}))
+
+    plain = endpoint.counts.plain()
+    assert plain["completed"] == plain["distinct"] > 1200
+    assert 150 < plain["peak"] <= 300
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(kept) > 5
+    assert not [path for path in kept if b"sk-never-to-be-seen" in path.read_bytes()]
+
+
+def test_queries_are_generated_for_bare_documents_and_a_judge_looks_at_all_of_it(tmp_path):
+    write_transformed(tmp_path)
+    corpus = Folder.open(str(tmp_path)) / "run" / "transform" / "corpora" / "docs"
+    texts = [f"The parser reads table {n} and returns its columns, parsed row by row." for n in range(30)]
+    write_records(corpus, [Document(id=f"doc{n}", text=text) for n, text in enumerate(texts)], Document)
+    gates = {"judge": True, "scores": False}
+
+    synthesize(recipe(tmp_path, endpoint="builtin", query_rows=10, gates=gates))
+
+    docs = written(tmp_path, "examples/retrieval/docs", RetrievalExample)
+    asked = [one for one in docs if one.source.technique == "query_generation"]
+    assert len(asked) == 10
+    assert {one.positives[0] for one in asked} <= set(texts)
+    assert {one.source.prompt for one in asked} == {"query.en@v2"}
+    rows = (Folder.open(str(tmp_path)) / "run" / "synthesize").read_json("ledger.json")["rows"]
+    assert {row["technique"] for row in rows} >= {"query_configuration", "query", "judge"}
+
+
+def test_the_teacher_drops_what_is_wrong_by_its_scores(tmp_path):
+    write_transformed(tmp_path)
+    gates = {"min_rewrite_cosine": 0.999, "min_positive_score": 0.999}
+
+    synthesize(recipe(tmp_path, endpoint="builtin", gates=gates))
+
+    reasons = [one.reason for one in written(tmp_path, "dropped", Drop)]
+    assert {"drifted", "positive_too_far"} <= set(reasons)
+    assert len(written(tmp_path, "examples/pair/pairs", PairExample)) < 20
+
+
+def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path, capfd):
+    write_transformed(tmp_path)
+    endpoint = MockEndpoint(answer_by_rules)
+    with serving(endpoint) as url:
+        settings = {"endpoint": url, "model": "m", "input_price": 1e3, "output_price": 1e3, "concurrency": 2}
+        some = recipe(tmp_path, **settings, max_cost=4.0, gates={"scores": False})
+        print_estimate(some)
+        told = capfd.readouterr().out
+        assert endpoint.counts.received == 0
+        with pytest.raises(EndpointError, match=r"max_cost \(4\) is spent: .* answers are kept in .*the same command"):
+            synthesize(some)
+        paid, distinct, _ = counted(endpoint.counts)
+        synthesize(recipe(tmp_path, **settings, max_cost=400.0, gates={"scores": False}))
+
+    assert "in all: 80 requests" in told
+    assert 0 < paid == distinct < 80
+    assert counted(endpoint.counts) == (80, 80, {})
+    ledger = (Folder.open(str(tmp_path)) / "run" / "synthesize").read_json("ledger.json")["total"]
+    assert (ledger["requests"], ledger["reused"]) == (80, paid)
+    assert ledger["reused_cost"] <= 4.0
+
+
+def test_a_driver_that_is_killed_twice_pays_for_nothing_twice(tmp_path):
+    write_transformed(tmp_path)
+    endpoint = MockEndpoint(answer_by_rules, Behaviour(latency_s=0.2))
+    with serving(endpoint) as url:
+        settings = {"endpoint": url, "model": "m", "concurrency": 8, "hard_negatives_per_row": 10}
+        asked = recipe(tmp_path, **settings, gates={"scores": False})
+        path = tmp_path / "recipe.json"
+        path.write_text(asked.model_dump_json())
+        requests, before = 20 + 10 + 300 + 20, []
+        for share in (0.3, 0.7):
+            killed = start(path)
+            deadline = time.monotonic() + 120
+            while len(endpoint.counts.completed) < share * requests and time.monotonic() < deadline:
+                time.sleep(0.01)
+            os.killpg(killed.pid, signal.SIGKILL)
+            killed.wait()
+            before.append(len(endpoint.counts.completed) / requests)
+        assert start(path).wait(timeout=180) == 0
+
+    completed, distinct, _ = counted(endpoint.counts)
+    assert 0.3 <= before[0] < 0.7 <= before[1] < 1
+    assert distinct == requests
+    assert completed - distinct <= 2 * 8  # in flight at the kills
+    assert endpoint.counts.peak <= 8 + 8  # those of the dead client are still being answered
+
+
+def start(path):
+    code = (
+        "import json; from qzhou.recipe import parse_recipe; from qzhou.synthesis.pipeline import synthesize\n"
+        f"synthesize(parse_recipe(json.load(open({str(path)!r})), place='test'))"
+    )
+    outside = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen([sys.executable, "-c", code], env=outside, start_new_session=True)

@@ -84,7 +84,7 @@ class Report:
                 "made": self._made[name],
                 "dropped": dict(self._dropped[name].most_common()),
                 "examples": self._examples[name],
-                "scores": {key: counts.tolist() for key, counts in self._histograms[name].items()},
+                "scores": {key: counts.tolist() for key, counts in self._histograms.get(name, {}).items()},
                 "samples": [sample for _, sample in sorted(self._samples[name], key=lambda one: one[0], reverse=True)],
             }
             for name in sorted({*self._made, *self._dropped})
