@@ -87,7 +87,8 @@ FAULTS = (
 
 @dataclass(slots=True)
 class Counts:
-    """What the endpoint saw. ``completed`` counts whole completions by the hash of their request."""
+    """What the endpoint saw: ``completed`` counts whole completions by the hash of their request, ``arrivals`` and
+    ``last_completed`` are seconds of a monotonic clock."""
 
     received: int = 0
     under_way: int = 0
@@ -95,6 +96,7 @@ class Counts:
     faults: Counter[str] = field(default_factory=Counter)
     completed: Counter[str] = field(default_factory=Counter)
     arrivals: list[float] = field(default_factory=list)
+    last_completed: float = 0.0
 
     def plain(self) -> dict[str, Any]:
         return {
@@ -105,6 +107,7 @@ class Counts:
             "completed": sum(self.completed.values()),
             "distinct": len(self.completed),
             "twice": sum(count > 1 for count in self.completed.values()),
+            "seconds": round(self.last_completed - self.arrivals[0], 4) if self.completed else 0.0,
         }
 
 
@@ -182,6 +185,7 @@ class MockEndpoint:
         if fault == "truncated":
             return await self._torn(request, json.dumps(completed).encode())
         self.counts.completed[digest] += 1
+        self.counts.last_completed = time.monotonic()
         return web.json_response(completed)
 
     async def _torn(self, request: web.Request, body: bytes) -> web.StreamResponse:
@@ -254,6 +258,7 @@ class MockEndpoint:
         for line in lines:
             digest = request_hash(line["body"])
             self.counts.received += 1
+            self.counts.arrivals.append(time.monotonic())
             fault = self._fault(digest)
             if fault:
                 self.counts.faults[fault] += 1
@@ -261,6 +266,7 @@ class MockEndpoint:
                 answered.append({"custom_id": line["custom_id"], "response": {"status_code": 500, "body": error}})
                 continue
             self.counts.completed[digest] += 1
+            self.counts.last_completed = time.monotonic()
             body = completion(line["body"], self._answer(line["body"]["messages"]))
             answered.append({"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body}})
         output, name = f"file-{next(self._numbers)}", f"batch_{next(self._numbers)}"

@@ -109,7 +109,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     for attempted in ("examples", "dropped"):
         (folder / attempted).delete()  # an earlier attempt may have left more files than this one writes
     ledger, counts, report = Ledger(), Counter[str](), Report(settings, seed=run.recipe.run.seed)
-    sender = _Sender(run.recipe, folder / "journal")
+    sender = Sender(run.recipe, folder / "journal")
     for number, job in enumerate(_jobs(_plans(run))):
         found = _asked(run, job, sender, ledger, report)
         dropped: list[Drop] = []
@@ -161,7 +161,7 @@ def _jobs(plans: Iterator[_Planned]) -> Iterator[list[_Planned]]:
         yield job
 
 
-def _asked(run: Run, job: Sequence[_Planned], sender: _Sender, ledger: Ledger, report: Report) -> dict[str, Written]:
+def _asked(run: Run, job: Sequence[_Planned], sender: Sender, ledger: Ledger, report: Report) -> dict[str, Written]:
     """Dataset -> what was written for it and survived the gates."""
     settings = run.recipe.synthesis
     requests = [request for plan in job for request in plan.requests]
@@ -215,7 +215,7 @@ def _write(
     return result.dropped
 
 
-class _Sender:
+class Sender:
     """Sends requests through Ray Data and collects their outcomes; what the journal knows is not sent."""
 
     def __init__(self, recipe: Recipe, journal: Folder) -> None:
