@@ -161,7 +161,7 @@ def measured(peer: str, latency_s: float, limit: int, seconds: float, distilabel
     """One peer on one case; None where it is not there."""
     requests = int(limit / latency_s * seconds)
     if peer == "ray.data.llm":
-        requests = min(requests, max(2 * limit, int(seconds / latency_s)))  # one at a time: it would take for ever
+        requests = min(requests, max(2 * limit, int(seconds / latency_s)), 64)  # one at a time: it takes for ever
     command = [sys.executable, str(HERE), "--send", peer]
     if peer == "distilabel":
         if not distilabel:

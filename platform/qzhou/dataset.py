@@ -21,7 +21,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Rule = Literal[
     "title_body", "question_answer", "chat", "reading_comprehension", "claim_evidence", "qrels", "triplets", "graded",
-    "duplicate_questions", "scored_pair", "binary_pair", "nli", "labeled", "clustering",
+    "duplicate_questions", "scored_pair", "binary_pair", "nli", "labeled", "clustering", "documents",
 ]  # fmt: skip
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Repair = Literal["bare_entities", "html_tags", "backslash_breaks", "ptb_brackets"]
@@ -38,6 +38,7 @@ RULE_TASKS: Mapping[Rule, Task] = {
     "triplets": "retrieval",
     "graded": "retrieval",
     "duplicate_questions": "retrieval",
+    "documents": "retrieval",
     "scored_pair": "pair",
     "binary_pair": "pair",
     "nli": "pair",
@@ -179,6 +180,11 @@ class Dataset(Format):
                 raise ValueError(f"'{part}' belongs to the rule 'qrels', and the rule is '{self.rule}'")
             if found is not None and found.reader == "python_docs":
                 raise ValueError(f"'{part}' cannot be read by python_docs")
+        if self.rule == "documents" and self.held_out_fraction:
+            raise ValueError(
+                f"held_out_fraction is {self.held_out_fraction:g}, but documents without queries make no evaluation "
+                "task; hold out another dataset"
+            )
         if self.negative_grade >= self.positive_grade:
             raise ValueError(
                 f"negative_grade ({self.negative_grade:g}) must be below positive_grade ({self.positive_grade:g})"

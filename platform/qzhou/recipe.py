@@ -230,6 +230,13 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
             f"training.stage2.retrieval_share is {training.stage2.retrieval_share}, but every dataset is retrieval; "
             "set it to 1.0 or add pair or classification datasets"
         )
+    bare = [dataset.name for dataset in recipe.datasets if dataset.rule == "documents"]
+    if bare and not (recipe.synthesis.is_on and recipe.synthesis.query_rows):
+        yield (
+            f"datasets: '{bare[0]}' has documents and no queries, and synthesis.query_rows is "
+            f"{recipe.synthesis.query_rows} (endpoint '{recipe.synthesis.endpoint}'); name an endpoint that writes "
+            "queries for them and how many, or take the dataset out"
+        )
     for name in recipe.synthesis.datasets:
         if name not in names:
             yield f"synthesis.datasets: there is no dataset '{name}'; known: {', '.join(names)}"

@@ -37,6 +37,18 @@ def test_the_jobs_environment_puts_the_package_on_the_path():
     assert (ROOT / environment["env_vars"]["PYTHONPATH"] / "qzhou" / "__init__.py").exists()
 
 
+def test_serve_takes_the_file_of_a_language_model_of_ones_own():
+    from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
+    from ray.serve.schema import ServeDeploySchema
+
+    content = yaml.safe_load((ROOT / "serve" / "llm.yaml").read_text("utf-8"))
+    (application,) = ServeDeploySchema.model_validate(content).applications
+
+    assert application.import_path == "ray.serve.llm:build_openai_app"
+    for config in application.args["llm_configs"]:
+        LLMConfig.model_validate(config)  # refuses unknown keys and GPU types
+
+
 def test_constraints_pin_every_requirement_that_the_project_names():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]

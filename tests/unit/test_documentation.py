@@ -1,5 +1,6 @@
-"""What docs/data.md says is true: its datasets parse, its tables name every reader and rule, its reader reads."""
+"""What the pages of docs/ say is true: their settings parse, their tables are whole, their code runs."""
 
+import dataclasses
 import io
 import re
 import tomllib
@@ -7,13 +8,16 @@ import typing
 from pathlib import Path
 
 from qzhou.dataset import READERS, RULE_TASKS, Dataset
+from qzhou.llm import SynthesisSection
+from qzhou.synthesis.mock_endpoint import Behaviour
 from qzhou.transform.fields import DEFAULT_COLUMNS, OPTIONAL_FIELDS, columns_of
 
-TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT, SYNTHESIS = ((DOCS / name).read_text("utf-8") for name in ("data.md", "synthesis.md"))
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+def blocks(language, text=TEXT):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_every_dataset_of_the_page_is_valid():
@@ -39,3 +43,18 @@ def test_the_reader_of_the_page_reads():
     exec(blocks("python")[0], scope)
 
     assert list(scope["rows"](io.BytesIO(b"why::because\n"))) == [{"question": "why", "answer": "because\n"}]
+
+
+def test_the_settings_of_the_synthesis_page_are_valid_and_its_endpoint_takes_its_flags():
+    one, several, gates = (
+        SynthesisSection.model_validate(tomllib.loads(block)["synthesis"]) for block in blocks("toml", SYNTHESIS)
+    )
+    (command,) = blocks("sh", SYNTHESIS)
+
+    assert (one.max_cost, [model.model for model in several.pool], gates.gates.min_positive_score) == (
+        25.0, ["large", "qwen2.5-7b-instruct"], 0.4,
+    )  # fmt: skip
+    flags = set(re.findall(r"--(\w+)", command)) - {"port"}
+    assert flags <= {field.name for field in dataclasses.fields(Behaviour)}
+    for setting in ("paraphrase_rows", "augment_rows", "hard_negative_rows", "query_rows"):
+        assert f"| `{setting}` |" in SYNTHESIS

@@ -16,7 +16,7 @@ from qzhou.evaluation.comparison import MODELS, Row
 from qzhou.pictures import svg
 from qzhou.records import Drop
 from qzhou.runs import MANIFEST, Run
-from qzhou.storage import read_records
+from qzhou.storage import Folder, read_records
 
 STAGES = ("transform", "synthesize", "mine", "train/stage1", "train/stage2", "model")
 COLOURS = {"bm25": "#9aa5b1", "backbone": "#5b7db1", "stage1": "#e8a33d", "stage2": "#2f9e6e"}
@@ -26,7 +26,6 @@ TASK_COLOURS = {"retrieval": "#2f9e6e", "pair": "#5b7db1", "classification": "#e
 def write_report(run: Run, rows: Sequence[Row]) -> None:
     """Write ``report.html`` into the run folder."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    mining = run.folder / "mine"
     page = environment.get_template("report.html.j2").render(
         name=run.recipe.run.name,
         backbone=run.recipe.model.backbone,
@@ -35,9 +34,11 @@ def write_report(run: Run, rows: Sequence[Row]) -> None:
         scores_picture=_scores_picture(rows),
         loss_picture=_loss_picture(run),
         stages=_stages(run),
-        mining=mining.read_json("report.json") if mining.exists("report.json") else {},
-        data=_data(run),
-        lengths_picture=_lengths_picture(run),
+        mining=_json(run.folder / "mine", "report.json"),
+        data=_json(run.folder / "transform", "report.json"),
+        lengths_picture=_text(run.folder / "transform", "lengths.svg"),
+        synthesis=_json(run.folder / "synthesize", "report.json"),
+        synthesis_picture=_text(run.folder / "synthesize", "scores.svg"),
         drops=_drops(run),
     )
     run.folder.write_bytes("report.html", page.encode())
@@ -106,21 +107,19 @@ def _stages(run: Run) -> list[dict[str, Any]]:
     return found
 
 
-def _data(run: Run) -> dict[str, Any]:
-    """What the transform says of its datasets; empty for a run of an older version."""
-    folder = run.folder / "transform"
-    return dict(folder.read_json("report.json")) if folder.exists("report.json") else {}
+def _json(folder: Folder, name: str) -> dict[str, Any]:
+    """What a stage says of itself; empty for a run of an older version."""
+    return dict(folder.read_json(name)) if folder.exists(name) else {}
 
 
-def _lengths_picture(run: Run) -> str:
-    folder = run.folder / "transform"
-    return folder.read_bytes("lengths.svg").decode() if folder.exists("lengths.svg") else ""
+def _text(folder: Folder, name: str) -> str:
+    return folder.read_bytes(name).decode() if folder.exists(name) else ""
 
 
 def _drops(run: Run) -> Mapping[str, int]:
     """Reason -> rows that transform and synthesis refused, the commonest first."""
     counts: Counter[str] = Counter()
-    for name, dataset in _data(run).get("datasets", {}).items():
+    for name, dataset in _json(run.folder / "transform", "report.json").get("datasets", {}).items():
         counts.update({f"transform: {name}: {reason}": rows for reason, rows in dataset["dropped"].items()})
     for drop in read_records(run.folder / "synthesize" / "dropped", Drop):
         counts[f"synthesize: {drop.dataset}: {drop.reason}"] += 1

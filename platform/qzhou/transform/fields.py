@@ -26,6 +26,7 @@ DEFAULT_COLUMNS: Mapping[Rule, Mapping[str, str]] = {
     "triplets": {"query": "query", "positive": "pos", "negative": "neg"},
     "graded": {"query": "query", "document": "document", "grade": "grade"},
     "duplicate_questions": {**_PAIR, "label": "label"},
+    "documents": {"text": "text"},
     "scored_pair": {**_PAIR, "score": "score"},
     "binary_pair": {**_PAIR, "label": "label"},
     "nli": {**_PAIR, "label": "label"},

@@ -29,6 +29,8 @@ def summary_line(dataset: Dataset, tally: Tally, encodings: Mapping[str, int]) -
     more = ", ..." if len(tally.dropped) > COMMONEST else ""
     dropped = f"; dropped {', '.join(reasons)}{more}" if reasons else ""
     left = f", {tally.sampled_out:,} beyond max_rows" if tally.sampled_out else ""
+    if dataset.rule == "documents":
+        return f"transform: {dataset.name}: {tally.kept:,} documents{left}{dropped}"
     kept = tally.written["examples"]
     merged = f" from {tally.kept:,} rows" if dataset.task == "retrieval" and tally.kept != kept else ""
     found = f"; read as {', '.join(encodings)}" if encodings else ""

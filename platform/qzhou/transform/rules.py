@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from qzhou.dataset import Rule
-from qzhou.records import Drop, LabeledExample, stable_id
+from qzhou.records import Drop, LabeledExample, RetrievalExample, stable_id
 from qzhou.transform.columns import Row
 from qzhou.transform.examples import (
     YES_NO,
@@ -138,6 +138,18 @@ def duplicate_questions(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     return by_grade(judged, fields, fields.text(rows[0], "text_a"), ("text_a", "text_b", "label"))
 
 
+def documents(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """A text that nobody has asked for yet: a document of the corpus, for which synthesis writes queries."""
+    (row,) = rows
+    text, least = fields.text(row, "text"), fields.dataset.min_positive_chars
+    if not text:
+        return [fields.blank("text", row)]
+    if len(text) < least:
+        return [fields.drop("short_text", f"{len(text)} characters; min_positive_chars is {least}", row)]
+    name = fields.dataset.name
+    return [RetrievalExample(id=stable_id(name, text), dataset=name, query="", positives=(text,))]
+
+
 def scored_pair(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """Two texts and a number, higher for closer; yes/true is 1 and no/false is 0. Only the order counts."""
     (row,) = rows
@@ -196,6 +208,7 @@ RULES: Mapping[Rule, RuleFunction] = {
     "triplets": triplets,
     "graded": graded,
     "duplicate_questions": duplicate_questions,
+    "documents": documents,
     "scored_pair": scored_pair,
     "binary_pair": binary_pair,
     "nli": nli,

@@ -49,10 +49,11 @@ def write_shard(plan: Plan, shard: Shard, limit: int | None, index: Index | None
     if index is not None and plan.recipe.transform.contamination.action == "report":
         compare(plan, shard, training, index)
     examples = _both_ways(training, dataset)
+    asked = examples.slice(0, 0) if dataset.rule == "documents" else examples  # without a query there is no example
     held_out = table.filter(pa.array((verdicts == 0) & held))
     place = f"{dataset.task}/{dataset.name}"
     for folder, found in (
-        ("examples", examples),
+        ("examples", asked),
         ("held_out", held_out.select(schema_of(EXAMPLE_TYPES[dataset.task]).names)),
     ):
         _write(plan.folder / folder / place, shard, found)
