@@ -94,7 +94,8 @@ def test_limits_of_the_server_are_kept_to_without_a_single_refusal(tmp_path):
 
     arrivals = endpoint.counts.arrivals
     assert all(one.answer for one in found.values())
-    assert (len(arrivals), endpoint.counts.peak) == (60, 3)
+    assert len(arrivals) == 60
+    assert endpoint.counts.peak <= 3
     assert endpoint.counts.faults == {}
     longest_burst = max(sum(start <= one < start + 1 for one in arrivals) for start in arrivals)
     assert longest_burst <= 2 * 20  # a second's worth saved up, and a second's worth that comes in
