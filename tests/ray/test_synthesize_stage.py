@@ -223,6 +223,7 @@ def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path, capfd):
         paid, distinct, _ = counted(endpoint.counts)
         synthesize(recipe(tmp_path, **settings, max_cost=400.0, gates={"scores": False}))
 
+    assert "nothing is sent" in told
     assert "in all: 80 requests" in told
     assert 0 < paid == distinct < 80
     assert counted(endpoint.counts) == (80, 80, {})

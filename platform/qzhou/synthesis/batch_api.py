@@ -19,7 +19,7 @@ from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.progress import progress
 from qzhou.storage import Folder
 from qzhou.synthesis.client import Keys, Outcome, answer_of, opened
-from qzhou.synthesis.journal import Journal
+from qzhou.synthesis.journal import Journal, totals
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.schemas import form_of, schema_of_answer
 from qzhou.synthesis.techniques import ChatRequest
@@ -71,11 +71,11 @@ async def _answered(
     clients = {
         name: opened(one.endpoints[0], keys[one.api_key_env], settings.timeout_s) for name, one in models.items()
     }
-    journal = Journal(folder)
+    journal = Journal(folder, read=False)
     under_way = _found(folder)
     handed_in = {key for batch in under_way for key in batch.keys}
     waiting = {key: request for key, request in requests.items() if key not in handed_in}
-    _check_cost(waiting, models, settings, spent=journal.cost)
+    _check_cost(waiting, models, settings, spent=totals(folder)[1])
     outcomes: dict[str, Outcome] = {}
     with progress("synthesize: batches", total=len(requests), unit="requests") as bar:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from qzhou.llm import SynthesisSection
@@ -22,59 +22,59 @@ class _Expected:
     cost: float = 0.0
 
 
-def estimate(
-    requests: Iterable[ChatRequest],
-    settings: SynthesisSection,
-    is_known: Callable[[ChatRequest], bool],
-    *,
-    spent: float,
-) -> str:
-    """A table of requests, tokens and money by technique and model, and one request of each kind as it would be sent.
+class Estimate:
+    """Requests, tokens and money by technique and model, and one request of each kind as it would be sent.
 
     Tokens are guessed from characters, an answer's from the length of what it rewrites. Answers that are refused and
     asked for again, and a judge, come on top.
-
-    Args:
-        requests: First requests; the second one of a generated query is added.
-        settings: Of the recipe.
-        is_known: Whether the journal holds the answer already.
-        spent: What the journal's answers cost.
     """
-    models = {one.model: one for one in settings.pool}
-    found: dict[tuple[str, str], _Expected] = {}
-    samples: dict[str, ChatRequest] = {}
-    for request in requests:
-        samples.setdefault(request.technique, request)
-        prompt, answer = expected_tokens(request.messages)
-        times = 1
-        if request.technique == "query_configuration":
-            times, answer = 2, QUERY_ANSWER_TOKENS
-        one = found.setdefault((request.technique, request.model), _Expected())
-        one.requests += times
-        if is_known(request):
-            one.answered += times
-            continue
-        one.prompt_tokens += times * prompt
-        one.completion_tokens += times * answer
-        one.cost += times * cost_of(models[request.model], prompt, answer)
-    lines = ["synthesize: estimate; nothing was sent"]
-    for (technique, model), one in sorted(found.items()):
-        lines.append(f"  {technique}, {model}: {_sentence(one)}")
-    total = _Expected()
-    for one in found.values():
-        for name in _Expected.__slots__:
-            setattr(total, name, getattr(total, name) + getattr(one, name))
-    lines.append(f"  in all: {_sentence(total)}")
-    if spent or settings.max_cost is not None:
-        limit = "no max_cost" if settings.max_cost is None else f"max_cost {settings.max_cost:g}"
-        lines.append(f"  spent by earlier attempts: {spent:.4f}; {limit}")
-    if settings.requests_per_minute:
-        minutes = (total.requests - total.answered) / settings.requests_per_minute
-        lines.append(f"  at {settings.requests_per_minute:g} requests a minute: {minutes:,.0f} minutes at least")
-    for technique, sample in samples.items():
-        shown = sample.user if len(sample.user) <= SHOWN_CHARS else f"{sample.user[:SHOWN_CHARS]}..."
-        lines.append(f"  e.g. {technique} ({sample.prompt}): {shown}")
-    return "\n".join(lines)
+
+    def __init__(self, settings: SynthesisSection) -> None:
+        self._settings, self._models = settings, {one.model: one for one in settings.pool}
+        self._found: dict[tuple[str, str], _Expected] = {}
+        self._samples: dict[str, ChatRequest] = {}
+
+    def add(self, requests: Iterable[ChatRequest], known: Collection[ChatRequest]) -> None:
+        """Take in the first requests of a dataset; the second one of a generated query is counted with them.
+
+        Args:
+            requests: Of the first round.
+            known: Those of them that the journal answers.
+        """
+        paid = set(known)
+        for request in requests:
+            self._samples.setdefault(request.technique, request)
+            prompt, answer = expected_tokens(request.messages)
+            times = 1
+            if request.technique == "query_configuration":
+                times, answer = 2, QUERY_ANSWER_TOKENS
+            one = self._found.setdefault((request.technique, request.model), _Expected())
+            one.requests += times
+            if request in paid:
+                one.answered += times
+                continue
+            one.prompt_tokens += times * prompt
+            one.completion_tokens += times * answer
+            one.cost += times * cost_of(self._models[request.model], prompt, answer)
+
+    def table(self, *, spent: float) -> str:
+        """Lines for the console; ``spent`` is what the journal's answers cost."""
+        settings, total = self._settings, _Expected()
+        lines = [f"  {technique}, {model}: {_sentence(one)}" for (technique, model), one in sorted(self._found.items())]
+        for one in self._found.values():
+            for name in _Expected.__slots__:
+                setattr(total, name, getattr(total, name) + getattr(one, name))
+        lines.append(f"  in all: {_sentence(total)}")
+        if spent or settings.max_cost is not None:
+            limit = "no max_cost" if settings.max_cost is None else f"max_cost {settings.max_cost:g}"
+            lines.append(f"  spent by earlier attempts: {spent:.4f}; {limit}")
+        if settings.requests_per_minute:
+            minutes = (total.requests - total.answered) / settings.requests_per_minute
+            lines.append(f"  at {settings.requests_per_minute:g} requests a minute: {minutes:,.0f} minutes at least")
+        for technique, sample in self._samples.items():
+            shown = sample.user if len(sample.user) <= SHOWN_CHARS else f"{sample.user[:SHOWN_CHARS]}..."
+            lines.append(f"  e.g. {technique} ({sample.prompt}): {shown}")
+        return "\n".join(lines)
 
 
 def _sentence(one: _Expected) -> str:

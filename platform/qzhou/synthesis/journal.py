@@ -12,13 +12,15 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from qzhou.storage import Folder
 from qzhou.synthesis.techniques import Message
+
+KEY_PLACE = slice(9, 73)  # of the request's hash in a line of the journal: {"key": "...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,8 @@ class Journal:
     def __init__(self, folder: Folder, *, read: bool = True) -> None:
         self.folder = folder
         names = folder.files(".jsonl") if read else []
-        self._answers = {answer.key: answer for name in names for answer in _read(folder, name)}
+        lines = (line for name in names for line in _lines(folder, name))
+        self._answers = {one.key: one for line in lines if (one := _parsed(line)) is not None}
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self._name = f"answers-{stamp}-{uuid.uuid4().hex[:8]}"
         self._unwritten: list[Answer] = []
@@ -63,11 +66,6 @@ class Journal:
 
     def __len__(self) -> int:
         return len(self._answers)
-
-    @property
-    def cost(self) -> float:
-        """What all answers took together."""
-        return sum(answer.cost for answer in self._answers.values())
 
     def get(self, key: str) -> Answer | None:
         return self._answers.get(key)
@@ -108,16 +106,35 @@ class Journal:
             os.fsync(stream.fileno())
 
 
+def answers_in(folder: Folder, keys: Collection[str]) -> dict[str, Answer]:
+    """The answers to some requests, from all files of a journal; holds one file at a time in memory."""
+    found = {}
+    for name in folder.files(".jsonl"):
+        for line in _lines(folder, name):
+            if line[KEY_PLACE] in keys and (answer := _parsed(line)) is not None:
+                found[answer.key] = answer
+    return found
+
+
+def totals(folder: Folder) -> tuple[int, float]:
+    """How many answers a journal holds, and what they cost together."""
+    costs = {}
+    for name in folder.files(".jsonl"):
+        costs.update({one.key: one.cost for line in _lines(folder, name) if (one := _parsed(line)) is not None})
+    return len(costs), sum(costs.values())
+
+
 def _line(answer: Answer) -> str:
     return json.dumps(dataclasses.asdict(answer)) + "\n"  # ASCII: a kill cannot tear a character
 
 
-def _read(folder: Folder, name: str) -> list[Answer]:
-    """The whole lines of one file; a torn one was never counted as answered, so it is asked again."""
-    answers = []
-    for line in folder.read_bytes(name).decode("ascii", "replace").splitlines():
-        try:
-            answers.append(Answer(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
-    return answers
+def _lines(folder: Folder, name: str) -> list[str]:
+    return folder.read_bytes(name).decode("ascii", "replace").splitlines()
+
+
+def _parsed(line: str) -> Answer | None:
+    """The answer of a line; None for a torn one, which was never counted as answered, so it is asked again."""
+    try:
+        return Answer(**json.loads(line))
+    except (ValueError, TypeError):
+        return None

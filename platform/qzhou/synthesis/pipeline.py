@@ -27,10 +27,10 @@ from qzhou.storage import Folder, read_records, table_of, write_records, write_t
 from qzhou.synthesis.asker import Asker, outcome_of, throttle_of
 from qzhou.synthesis.batch_api import answered_in_batches
 from qzhou.synthesis.client import Outcome
-from qzhou.synthesis.estimate import estimate
+from qzhou.synthesis.estimate import Estimate
 from qzhou.synthesis.gate import GateActor
 from qzhou.synthesis.gates import Scores, refused_by_scores
-from qzhou.synthesis.journal import Journal, request_key
+from qzhou.synthesis.journal import answers_in, request_key, totals
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.parsing import Subject
 from qzhou.synthesis.plan import Made, OutcomeOf, Written, judged, merged, planned, planned_queries, refused, written
@@ -85,11 +85,14 @@ def print_estimate(recipe: Recipe) -> None:
     """
     run = Run.open(recipe)
     run.manifest("transform")
-    journal = Journal(run.folder / "synthesize" / "journal")
-    temperature = recipe.synthesis.temperature
-    requests = (request for plan in _plans(run) for request in plan.requests)
-    known = functools.partial(_known, journal, temperature)
-    print(estimate(requests, recipe.synthesis, known, spent=journal.cost), flush=True)
+    settings, journal = recipe.synthesis, run.folder / "synthesize" / "journal"
+    print("synthesize: estimate; nothing is sent", flush=True)
+    expected = Estimate(settings)
+    for plan in _plans(run):
+        keys = {_key(request, settings.temperature): request for request in plan.requests}
+        known = answers_in(journal, keys)
+        expected.add(plan.requests, [request for key, request in keys.items() if key in known])
+    print(expected.table(spent=totals(journal)[1]), flush=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,15 +233,15 @@ class Sender:
         Raises:
             EndpointError: No endpoint is left, or the money is spent.
         """
-        journal = Journal(self._folder)
         keys = [_key(request, self._settings.temperature) for request in requests]
         first = dict(zip(reversed(keys), reversed(requests), strict=True))
-        outcomes = {key: Outcome(answer=known, reused=True) for key in first if (known := journal.get(key))}
+        known = answers_in(self._folder, first)
+        outcomes = {key: Outcome(answer=answer, reused=True) for key, answer in known.items()}
         new = {key: request for key, request in first.items() if key not in outcomes}
         if new and self._settings.mode == "batch":
             outcomes |= answered_in_batches(new, self._settings, self._keys, self._folder)
         elif new:
-            outcomes |= self._sent(new, spent=journal.cost)
+            outcomes |= self._sent(new, spent=totals(self._folder)[1])
         return {
             request: replace(outcomes[key], reused=outcomes[key].reused or first[key] is not request)
             for key, request in zip(keys, requests, strict=True)
@@ -271,7 +274,7 @@ class Sender:
                     outcomes[keys[row["index"]]] = outcome_of(row)
                 bar.advance(batch.num_rows)
         if stopped:
-            kept = f"{len(Journal(self._folder)):,} answers are kept in {self._folder.uri}"
+            kept = f"{totals(self._folder)[0]:,} answers are kept in {self._folder.uri}"
             raise EndpointError(f"{stopped} {kept}; the same command goes on from there.")
         return outcomes
 
@@ -326,7 +329,3 @@ def _tables(requests: Sequence[ChatRequest], *, rows: int) -> list[pa.Table]:
 
 def _key(request: ChatRequest, temperature: float) -> str:
     return request_key(request.model, request.messages, temperature)
-
-
-def _known(journal: Journal, temperature: float, request: ChatRequest) -> bool:
-    return journal.get(_key(request, temperature)) is not None

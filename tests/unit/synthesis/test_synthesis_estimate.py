@@ -4,7 +4,7 @@ import json
 
 from qzhou.llm import SynthesisSection
 from qzhou.records import Document, RetrievalExample
-from qzhou.synthesis.estimate import estimate
+from qzhou.synthesis.estimate import Estimate
 from qzhou.synthesis.ledger import expected_tokens
 from qzhou.synthesis.plan import planned, planned_queries
 
@@ -27,9 +27,10 @@ def test_the_estimate_counts_requests_tokens_money_and_what_is_paid_already():
     _, queries = planned_queries([Document(id="x", text="text"), Document(id="y", text="t")], "d", SETTINGS, seed=0)
     prompt, answer = expected_tokens(requests[0].messages)
 
-    found = estimate([*requests, *queries], SETTINGS, lambda one: one in requests[:4], spent=0.25)
+    expected = Estimate(SETTINGS)
+    expected.add([*requests, *queries], requests[:4])
+    found = expected.table(spent=0.25)
 
-    assert "nothing was sent" in found
     assert f"paraphrase, m: 10 requests (4 answered already), about {6 * prompt:,} prompt" in found
     assert f"cost {6 * (prompt * 2 + answer * 8) / 1e6:.4f}" in found
     assert "query_configuration, m: 4 requests" in found  # a configuration and a query for each

@@ -5,11 +5,11 @@ import dataclasses
 from pathlib import Path
 
 from qzhou.storage import Folder
-from qzhou.synthesis.journal import Answer, Journal, request_key
+from qzhou.synthesis.journal import Answer, Journal, answers_in, request_key, totals
 
 
 def answer(key: str) -> Answer:
-    return Answer(key=key, model="m", content="{}\n\u2028 é", prompt_tokens=1, completion_tokens=2)
+    return Answer(key=key, model="m", content="{}\n\u2028 é", prompt_tokens=1, completion_tokens=2, cost=0.5)
 
 
 def add(journal, *keys):
@@ -66,6 +66,16 @@ def test_a_remote_journal_is_written_one_file_a_flush(tmp_path):
 
     assert len(remote.files(".jsonl")) == 1
     assert len(Journal(remote)) == 2
+
+
+def test_some_answers_are_found_without_holding_the_others(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    keys = [request_key("m", [{"role": "user", "content": str(number)}], 0.0) for number in range(9)]
+    add(Journal(folder), *keys[:5])
+    add(Journal(folder), *keys[3:])
+
+    assert answers_in(folder, {keys[4], keys[8], "unknown"}) == {key: answer(key) for key in (keys[4], keys[8])}
+    assert totals(folder) == (9, 9 * 0.5)
 
 
 def test_the_key_covers_model_messages_and_sampling():
