@@ -113,7 +113,8 @@ class Converter:
                 example = outcome
         if example is None:
             return None, drops
-        group = text_key(texts_of(example)[0]) if self._group_of is None else str(self._group_of(rows[0]) or "")
+        asked = next(filter(None, texts_of(example)))  # of a document without a query, the document itself
+        group = text_key(asked) if self._group_of is None else str(self._group_of(rows[0]) or "")
         if not group:
             detail = f"column '{self._column}', which split_by names, is empty"
             return None, [self.fields.drop("blank_group", detail, row) for row in rows]

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from qzhou.errors import RecipeError
 from qzhou.records import Document, Drop, RetrievalExample
 from qzhou.storage import Folder, read_records
 from qzhou.transform import inputs, plan
@@ -95,6 +96,28 @@ def test_a_file_that_cannot_be_cut_is_dealt_out_and_gives_the_same(tmp_path, rec
         "duplicate": 240,
         "not_json": 1,
     }
+
+
+def test_documents_without_queries_fill_the_corpus_and_make_no_example(tmp_path, make_recipe):
+    path = tmp_path / "texts.jsonl"
+    texts = [{"text": f"Document {number % 7} of seven"} for number in range(10)] + [{"text": " "}]
+    path.write_text("\n".join(map(json.dumps, texts)))
+    asked = {"endpoint": "builtin", "query_rows": 5}
+    dataset = {"name": "d", "reader": "jsonl", "rule": "documents", "paths": ["unused"]}
+    pairs = {"name": "p", "reader": "jsonl", "rule": "question_answer", "paths": ["unused"]}
+
+    made = run(make_recipe(datasets=[dataset], synthesis=asked), tmp_path / "out", [InputFile(str(path), 100)])
+
+    assert read(made, "examples/retrieval/d", RetrievalExample) == []
+    assert sorted(row.text for row in read(made, "corpora/d", Document)) == [f"Document {n} of seven" for n in range(7)]
+    assert sorted(row.reason for row in read(made, "dropped", Drop)) == [
+        "blank_text",
+        "duplicate",
+        "duplicate",
+        "duplicate",
+    ]
+    with pytest.raises(RecipeError, match=r"'d' has documents and no queries, and synthesis.query_rows is 0"):
+        make_recipe(datasets=[dataset, pairs])
 
 
 def test_pieces_of_a_file_give_what_the_whole_gives(tmp_path, recipe):
