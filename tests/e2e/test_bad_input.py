@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from tests.e2e.commands import Finished, run
 
+# what Ray Train says, with a traceback, where a busy machine is slow to answer; "safe to ignore"
+OVERLOADED = re.compile(r"Failed to send resource request.*?GetTimeoutError:[^\n]*", re.DOTALL)
 COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "clang++", "nvcc")
 
 
@@ -21,7 +24,7 @@ def recipe(write_recipe):
 def refused(done: Finished, status: int = 2) -> str:
     """The message of a command that refused."""
     assert done.status == status, done.text
-    assert "Traceback" not in done.text
+    assert "Traceback" not in OVERLOADED.sub("", done.text)
     assert done.err.count("error: ") == 1, done.err
     return done.err[done.err.index("error: ") :]
 
