@@ -25,7 +25,7 @@ SAMPLES = 10  # of each technique
 EXAMPLES = 2  # of each reason
 SHOWN_CHARS = 600
 COMMONEST = 4
-EDGES = np.linspace(-0.2, 1.0, 61)
+EDGES = np.linspace(-0.2, 1.0, 31)
 LABELS = {
     "rewrite": ("rewrite and original", "#5b7db1"),
     "positive": ("query and positive", "#2f9e6e"),
