@@ -9,10 +9,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from qzhou.dataset import AtLeastOne, Count, Fraction, Name, Positive, Section
+from qzhou.dataset import AtLeastOne, Cosine, Count, Fraction, Name, Positive, Section
 
 NotNegative = Annotated[float, Field(ge=0.0)]
-Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
 
 BUILTIN = "builtin"
 BUILTIN_MODEL = "builtin-rules"

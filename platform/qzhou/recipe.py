@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_valid
 from pydantic_settings import BaseSettings, CliSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
-from qzhou.dataset import AtLeastOne, Count, Dataset, Fraction, Name, Positive, Section
+from qzhou.dataset import AtLeastOne, Cosine, Count, Dataset, Fraction, Name, Positive, Section
 from qzhou.errors import RecipeError
 from qzhou.llm import SynthesisSection
 
@@ -88,6 +88,19 @@ class MiningSection(Section):
     rank_from: AtLeastOne = Field(10, description="First rank of the window, counted from 1 without the positives.")
     rank_to: AtLeastOne = Field(30, description="Last rank of the window (paper: 'top-10 to top-30').")
     positive_ratio: Positive = Field(0.95, description="A negative scores below this share of its positive's score.")
+    margin: Cosine | None = Field(None, description="A negative scores at least this much below its positive.")
+    min_score: Cosine | None = Field(None, description="Candidates below it are too easy.")
+    max_score: Cosine | None = Field(None, description="Candidates above it are too close, whatever the positive.")
+    max_positive_cosine: Cosine = Field(
+        0.98, description="Candidates nearer than this to a positive say the same, and are no negatives."
+    )
+    consistency_top_k: AtLeastOne | None = Field(
+        None, description="Pairs are dropped whose positives are not among the teacher's first k (KaLM: 50)."
+    )
+    sampling: Literal["uniform", "softmax", "top"] = Field(
+        "uniform", description="How negatives are drawn from what qualifies; top: the hardest."
+    )
+    sampling_temperature: Positive = Field(0.05, description="softmax: divides the scores.")
     negatives_per_query: Count = Field(4, description="Negatives kept; fewer where fewer qualify, never filled up.")
     llm_negative_fraction: Fraction = Field(0.3, description="Share of them that may be LLM-written, where there are.")
 
@@ -202,6 +215,11 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
     if mining.rank_to < mining.rank_from:
         yield f"mining.rank_to ({mining.rank_to}) is below mining.rank_from ({mining.rank_from}); raise rank_to"
     window = mining.rank_to - mining.rank_from + 1
+    if mining.min_score is not None and mining.max_score is not None and mining.min_score >= mining.max_score:
+        yield (
+            f"mining.min_score ({mining.min_score:g}) is not below mining.max_score ({mining.max_score:g}), so no "
+            "document could qualify; lower the one or raise the other"
+        )
     if mining.negatives_per_query > window:
         yield (
             f"mining.negatives_per_query ({mining.negatives_per_query}) is above the {window} ranks of the window "

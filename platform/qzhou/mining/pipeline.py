@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from qzhou.cluster import session
 from qzhou.dataset import Dataset
 from qzhou.encoder import Encoder, load_encoder
 from qzhou.mining.search import nearest
-from qzhou.mining.select import Floats, combine, select_negatives
+from qzhou.mining.select import Bools, Floats, Ints, combine, is_consistent, select_negatives
 from qzhou.progress import progress
 from qzhou.prompts import Prompt
 from qzhou.recipe import Recipe
@@ -24,6 +25,7 @@ from qzhou.records import (
     EXAMPLE_TYPES,
     TASKS,
     Document,
+    Drop,
     Manifest,
     Negative,
     RetrievalExample,
@@ -89,11 +91,14 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     with session():
         vectors = _encode(run.recipe, folder, [texts for one in todo for texts in (one.queries, _prompted(one))])
     report = {}
+    dropped: list[Drop] = []
     for one, query_QD, document_MD in zip(todo, vectors[::2], vectors[1::2], strict=True):
-        mined, report[one.dataset.name] = _negatives(run.recipe, one, query_QD, document_MD)
+        mined, refused, report[one.dataset.name] = _negatives(run.recipe, one, query_QD, document_MD)
+        dropped += refused
         target = folder / "examples" / "retrieval" / one.dataset.name
         counts["retrieval"] += write_records(target, mined, RetrievalExample)
         print(_sentence(one.dataset.name, report[one.dataset.name]), flush=True)
+    write_records(folder / "dropped", dropped, Drop)
     folder.write_json("report.json", report)
     return {f"{task} examples": count for task, count in counts.items()}
 
@@ -112,15 +117,14 @@ def _prompted(one: _Mined) -> list[str]:
 
 def _negatives(
     recipe: Recipe, one: _Mined, query_QD: Floats, document_MD: Floats
-) -> tuple[list[RetrievalExample], dict[str, Any]]:
-    """The examples with their negatives, and the dataset's part of the report."""
+) -> tuple[list[RetrievalExample], list[Drop], dict[str, Any]]:
+    """The examples with their negatives, those that are dropped, and the dataset's part of the report."""
     mining = recipe.mining
     row_of = {text: row for row, text in enumerate(one.documents)}
     keys = [text_key(text) for text in one.documents]
     answering = answers(one.examples)
-    scores_QK, rows_QK = nearest(
-        query_QD, document_MD, count=mining.rank_to + min(max(map(len, answering)), ANSWERS_RANKED)
-    )
+    deepest = max(mining.rank_to, mining.consistency_top_k or 0)
+    scores_QK, rows_QK = nearest(query_QD, document_MD, count=deepest + min(max(map(len, answering)), ANSWERS_RANKED))
     is_positive = np.array([[keys[row] in own for row in rows] for rows, own in zip(rows_QK, answering, strict=True)])
     positive_score_Q = np.array(
         [
@@ -136,13 +140,19 @@ def _negatives(
         is_positive,
         positive_score_Q,
         np.array(seeds, dtype=np.uint64),
-        rank_from=mining.rank_from,
-        rank_to=mining.rank_to,
-        positive_ratio=mining.positive_ratio,
-        count=mining.negatives_per_query,
+        mining,
+        is_repeat_QK=_repeats(one, document_MD, rows_QK, row_of, mining.max_positive_cosine),
     )
-    mined = []
-    for example, own, rows, scores in zip(one.examples, answering, found.rows, found.scores, strict=True):
+    consistent = np.ones(len(one.examples), dtype=bool)
+    if mining.consistency_top_k is not None:
+        consistent = is_consistent(scores_QK, is_positive, positive_score_Q, top_k=mining.consistency_top_k)
+    mined, dropped = [], []
+    for example, own, rows, scores, keep in zip(
+        one.examples, answering, found.rows, found.scores, consistent, strict=True
+    ):
+        if not keep:
+            dropped.append(_inconsistent(example, mining.consistency_top_k))
+            continue
         new = [
             Negative(text=one.documents[row], origin="mined", score=score)
             for row, score in zip(rows, scores, strict=True)
@@ -155,7 +165,27 @@ def _negatives(
             llm_fraction=mining.llm_negative_fraction,
         )
         mined.append(dataclasses.replace(example, negatives=negatives))
-    return mined, _report(mined, found.rejected, positive_score_Q)
+    return mined, dropped, _report(mined, found.rejected, positive_score_Q) | {"inconsistent": len(dropped)}
+
+
+def _repeats(one: _Mined, document_MD: Floats, rows_QK: Ints, row_of: Mapping[str, int], closest: float) -> Bools:
+    """Whether a candidate says the same as one of its query's positives, by the cosine of the two."""
+    found = np.zeros(rows_QK.shape, dtype=bool)
+    for query, example in enumerate(one.examples):
+        positives = document_MD[[row_of[text] for text in example.positives]]
+        found[query] = (document_MD[rows_QK[query]] @ positives.T).max(axis=1) > closest
+    return found
+
+
+def _inconsistent(example: RetrievalExample, top_k: int | None) -> Drop:
+    """The drop of a pair that the teacher does not believe in."""
+    return Drop(
+        stage="mine",
+        dataset=example.dataset,
+        reason="inconsistent",
+        detail=f"a positive is not among the teacher's first {top_k}",
+        record=json.dumps(dataclasses.asdict(example), ensure_ascii=False),
+    )
 
 
 def _report(

@@ -4,20 +4,24 @@ import numpy as np
 import pytest
 
 from qzhou.mining.search import nearest
-from qzhou.mining.select import combine, select_negatives
+from qzhou.mining.select import combine, is_consistent, select_negatives
+from qzhou.recipe import MiningSection
 from qzhou.records import Negative
 
 KEY = np.array([7], dtype=np.uint64)
 
 
-def select(scores, *, positive_score, is_positive=None, rank_from=1, rank_to=99, ratio=0.95, count=2, key=KEY):
+def select(scores, *, positive_score, is_positive=None, key=KEY, count=2, ratio=0.95, repeats=None, **settings):
     scores = np.array([scores], dtype=np.float32)
     positive = np.zeros(scores.shape, dtype=bool) if is_positive is None else np.array([is_positive])
     rows = np.arange(scores.shape[1])[None, :]
+    mining = MiningSection(
+        **{"rank_from": 1, "rank_to": 99, "positive_ratio": ratio, "negatives_per_query": count, **settings}
+    )
+    is_repeat = None if repeats is None else np.array([repeats])
     return select_negatives(
-        scores, rows, positive, np.array([positive_score], dtype=np.float32), key,
-        rank_from=rank_from, rank_to=rank_to, positive_ratio=ratio, count=count,
-    )  # fmt: skip
+        scores, rows, positive, np.array([positive_score], dtype=np.float32), key, mining, is_repeat_QK=is_repeat
+    )
 
 
 def test_exact_search_ranks_by_cosine():
@@ -49,6 +53,44 @@ def test_the_ratio_is_right_for_a_negative_positive_score():
     found = select([-0.10, -0.20, -0.22, -0.9], positive_score=-0.2, count=9)
 
     assert found.rows == [[2, 3]]  # the ceiling is -0.2 - 0.05 * 0.2 = -0.21
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "reason"),
+    [
+        ({"margin": 0.3}, [[2, 3]], "too close to the positive"),
+        ({"max_score": 0.45}, [[2, 3]], "above max_score"),
+        ({"min_score": 0.45}, [[0, 1]], "below min_score"),
+        ({"repeats": [False, True, False, True]}, [[0, 2]], "repeats a positive"),
+        ({"sampling": "top", "count": 2}, [[0, 1]], "not drawn"),
+    ],
+)
+def test_each_criterion_refuses_what_it_says(settings, rows, reason):
+    found = select([0.6, 0.55, 0.4, 0.3], positive_score=0.8, **{"count": 9, **settings})
+
+    assert found.rows == rows
+    assert {name: count for name, count in found.rejected.items() if count} == {reason: 2}
+
+
+def test_softmax_draws_by_score():
+    scores = np.log([0.5, 0.3, 0.15, 0.05])
+
+    drawn = [
+        select(scores, positive_score=2.0, count=1, sampling="softmax", sampling_temperature=1.0,
+               key=np.array([k], dtype=np.uint64)).rows[0][0]
+        for k in range(4000)
+    ]  # fmt: skip
+
+    assert np.bincount(drawn, minlength=4) / 4000 == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
+
+
+def test_a_pair_is_consistent_when_its_worst_positive_is_among_the_first():
+    scores = np.array([[0.9, 0.8, 0.7, 0.6]] * 3, dtype=np.float32)
+    positive = np.array([[True, False, False, True], [False] * 4, [False, True, False, False]])
+    worst = np.array([0.6, 0.95, 0.8], dtype=np.float32)
+
+    assert is_consistent(scores, positive, worst, top_k=2).tolist() == [False, True, True]
+    assert is_consistent(scores, positive, worst, top_k=3).tolist() == [True, True, True]
 
 
 def test_too_few_candidates_give_fewer_and_never_a_rejected_one():
