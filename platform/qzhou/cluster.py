@@ -23,10 +23,13 @@ from typing import Any, TextIO
 import ray
 from ray.job_submission import JobSubmissionClient
 
-from qzhou.errors import QzhouError, SetupError
+from qzhou.errors import QzhouError, SetupError, first_line
 
 PACKAGE = Path(__file__).parent
 LOGICAL_CPUS = 4  # the least a local cluster offers: actor pools that take every CPU starve Ray Data's readers
+
+# Loggers that tell every run what is no news: that Ray guards its cluster with a token, that its bars are off.
+CHATTY = ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress")
 
 WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # worker processes are the parallelism
@@ -93,15 +96,14 @@ def session() -> Iterator[None]:
 
     Raises:
         QzhouError: One that was raised on a worker comes out as itself, without Ray's wrapping.
+        SetupError: There is no cluster at ``RAY_ADDRESS``, or it refuses.
     """
     with contextlib.redirect_stdout(_Quiet(sys.stdout)), contextlib.redirect_stderr(_Quiet(sys.stderr)):
         joined = ray.is_initialized()
         if not joined:
-            inside = {"address": "auto", "logging_level": logging.WARNING}
-            ray.init(
-                **(inside if os.environ.get("RAY_ADDRESS") else local_options()),
-                runtime_env={"py_modules": [str(PACKAGE)], "env_vars": _worker_env()},
-            )
+            for name in CHATTY:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            _join_or_start()
             _quieten_ray_data()
         try:
             yield
@@ -113,6 +115,21 @@ def session() -> Iterator[None]:
         finally:
             if not joined:
                 ray.shutdown()
+
+
+def _join_or_start() -> None:
+    inside = {"address": "auto", "logging_level": logging.WARNING}
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            **(inside if address else local_options()),
+            runtime_env={"py_modules": [str(PACKAGE)], "env_vars": _worker_env()},
+        )
+    except ConnectionError as error:
+        raise SetupError(
+            f"RAY_ADDRESS is '{address}', and no Ray cluster can be joined there: {first_line(error)}. Unset it to "
+            "start one on this machine; a cluster that is guarded by a token wants RAY_AUTH_MODE=token besides."
+        ) from None
 
 
 def run_as_job(script: str, arguments: Sequence[str]) -> int:

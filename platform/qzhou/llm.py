@@ -50,6 +50,21 @@ class GatesSection(Section):
     negative_below_positive: bool = Field(True, description="Negatives that score above the positive are dropped.")
     judge: bool = Field(False, description="An LLM says whether each document answers its query.")
 
+    @model_validator(mode="after")
+    def _thresholds_agree(self) -> Self:
+        low, high = self.min_rewrite_cosine, self.max_rewrite_cosine
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"min_rewrite_cosine ({low:g}) is not below max_rewrite_cosine ({high:g}), so every rewrite would be "
+                "dropped; lower the one or raise the other"
+            )
+        asked = [
+            name for name in ("min_rewrite_cosine", "max_rewrite_cosine", "min_positive_score") if self.__dict__[name]
+        ]
+        if asked and not self.scores:
+            raise ValueError(f"{asked[0]} is {self.__dict__[asked[0]]:g}, but scores is false; let the teacher score")
+        return self
+
 
 class SynthesisSection(Section):
     """An LLM paraphrases, augments and writes hard negatives (QZhou-Embedding, section 4)."""
@@ -109,6 +124,9 @@ class SynthesisSection(Section):
             raise ValueError(
                 f"endpoint is '{self.endpoint}' and models names {len(self.models)}; take one of the two away"
             )
+        for url in (url for one in self.pool for url in one.endpoints):
+            if url != BUILTIN and not url.startswith(("http://", "https://")):
+                raise ValueError(f"endpoint '{url}' is no URL; write it as http://host:port/v1 or https://...")
         names = [one.model for one in self.models]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
@@ -117,6 +135,14 @@ class SynthesisSection(Section):
             raise ValueError(
                 f"model is '{self.model}', but the builtin endpoint only speaks as '{BUILTIN_MODEL}'; "
                 "remove the model or name a URL as endpoint"
+            )
+        if self.endpoint not in {"", BUILTIN} and self.model == BUILTIN_MODEL:
+            raise ValueError(f"endpoint is '{self.endpoint}', and no model is named; set model to one that it offers")
+        free = [one.model for one in self.pool if not (one.input_price or one.output_price)]
+        if self.max_cost is not None and free:
+            raise ValueError(
+                f"max_cost is {self.max_cost:g}, but '{free[0]}' has no price, so nothing would count; set its "
+                "input_price and output_price, in money per million tokens"
             )
         builtin = any(BUILTIN in one.endpoints for one in self.pool)
         if builtin and len([name for one in self.pool for name in one.endpoints]) > 1:

@@ -255,6 +255,9 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
             f"{recipe.synthesis.query_rows} (endpoint '{recipe.synthesis.endpoint}'); name an endpoint that writes "
             "queries for them and how many, or take the dataset out"
         )
+    wanted = ("paraphrase_rows", "augment_rows", "hard_negative_rows", "query_rows")
+    if recipe.synthesis.is_on and not any(getattr(recipe.synthesis, name) for name in wanted):
+        yield f"synthesis: an endpoint is named, and {', '.join(wanted)} are all 0; say how much it writes"
     for name in recipe.synthesis.datasets:
         if name not in names:
             yield f"synthesis.datasets: there is no dataset '{name}'; known: {', '.join(names)}"

@@ -106,7 +106,7 @@ def test_the_builtin_endpoint_writes_all_three_kinds_once(tmp_path, capfd):
     assert manifest.outputs["dropped"] == len(dropped)
     ledger = (Folder.open(str(tmp_path)) / "run" / "synthesize").read_json("ledger.json")
     assert ledger["total"]["requests"] == ledger["total"]["answered"] == 80
-    assert ledger["total"]["dropped"] == len(dropped)
+    assert ledger["total"]["refused"] == len(dropped)
 
     report = (Folder.open(str(tmp_path)) / "run" / "synthesize").read_json("report.json")
     made = {name: one["made"] for name, one in report["techniques"].items()}
@@ -142,7 +142,7 @@ def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_the_journal(tmp_path)
         taken.bind(("127.0.0.1", 0))
         down = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
 
-        with pytest.raises(EndpointError, match=r"cannot be reached.* 1 answers are kept in .*the same command"):
+        with pytest.raises(EndpointError, match=r"cannot be reached.* 1 answers are kept in .*none is paid for again"):
             synthesize(recipe(tmp_path, endpoint=down, model="llm", max_retries=1))
 
     assert Journal(journal).get("paid") is not None
@@ -218,7 +218,9 @@ def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path, capfd):
         print_estimate(some)
         told = capfd.readouterr().out
         assert endpoint.counts.received == 0
-        with pytest.raises(EndpointError, match=r"max_cost \(4\) is spent: .* answers are kept in .*the same command"):
+        with pytest.raises(
+            EndpointError, match=r"max_cost \(4\) is spent: .* answers are kept in .*none is paid for again"
+        ):
             synthesize(some)
         paid, distinct, _ = counted(endpoint.counts)
         synthesize(recipe(tmp_path, **settings, max_cost=400.0, gates={"scores": False}))

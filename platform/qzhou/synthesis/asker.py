@@ -13,9 +13,10 @@ from qzhou.errors import EndpointError
 from qzhou.llm import BUILTIN, SynthesisSection
 from qzhou.storage import Folder
 from qzhou.synthesis.builtin import builtin_endpoint
-from qzhou.synthesis.client import ChatClient, Keys, Outcome, Question
+from qzhou.synthesis.client import ChatClient, Outcome, Question
 from qzhou.synthesis.gate import Gate, LocalGate, RemoteGate
 from qzhou.synthesis.journal import Answer, Journal
+from qzhou.synthesis.keys import Keys
 from qzhou.synthesis.schemas import schema_of_answer
 from qzhou.synthesis.throttle import Throttle
 

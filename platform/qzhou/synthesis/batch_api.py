@@ -18,8 +18,9 @@ from qzhou.errors import EndpointError, first_line
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.progress import progress
 from qzhou.storage import Folder
-from qzhou.synthesis.client import Keys, Outcome, answer_of, opened
+from qzhou.synthesis.client import Outcome, answer_of, opened
 from qzhou.synthesis.journal import Journal, totals
+from qzhou.synthesis.keys import Keys
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.schemas import form_of, schema_of_answer
 from qzhou.synthesis.techniques import ChatRequest
@@ -69,7 +70,7 @@ async def _answered(
 ) -> dict[str, Outcome]:
     models = {one.model: one for one in settings.pool}
     clients = {
-        name: opened(one.endpoints[0], keys[one.api_key_env], settings.timeout_s) for name, one in models.items()
+        name: opened(one.endpoints[0], keys.value(one.api_key_env), settings.timeout_s) for name, one in models.items()
     }
     journal = Journal(folder, read=False)
     under_way = _found(folder)
@@ -86,7 +87,7 @@ async def _answered(
             for batch in under_way:
                 client, model = clients[batch.model], models[batch.model]
                 found = await _waited_for(client, batch, sleep)
-                for key, outcome in (await _outcomes(client, model, batch, found)).items():
+                for key, outcome in (await _outcomes(client, model, batch, found, keys)).items():
                     if outcome.answer is not None:
                         await journal.add(outcome.answer)
                     outcomes[key] = outcome
@@ -95,8 +96,8 @@ async def _answered(
                 bar.advance(len(batch.keys))
         except openai.APIError as error:
             raise EndpointError(
-                f"the Batch API refuses: {first_line(error)}. What was handed in is on record; the same command goes "
-                "on from there. Set synthesis.mode = 'live' where an endpoint has no Batch API."
+                f"the Batch API refuses: {keys.redacted(first_line(error))}. What was handed in is on record; the same "
+                "command goes on from there. Set synthesis.mode = 'live' where an endpoint has no Batch API."
             ) from None
         finally:
             for client in clients.values():
@@ -167,7 +168,9 @@ async def _waited_for(client: openai.AsyncOpenAI, batch: _Batch, sleep: Sleep) -
         await sleep(POLLED_EVERY_S)
 
 
-async def _outcomes(client: openai.AsyncOpenAI, model: LLMSection, batch: _Batch, found: Any) -> dict[str, Outcome]:
+async def _outcomes(
+    client: openai.AsyncOpenAI, model: LLMSection, batch: _Batch, found: Any, keys: Keys
+) -> dict[str, Outcome]:
     if not found.output_file_id:
         failure = f"batch {batch.id} has {found.status}"
         return {key: Outcome(answer=None, failure=failure) for key in batch.keys}
@@ -176,14 +179,14 @@ async def _outcomes(client: openai.AsyncOpenAI, model: LLMSection, batch: _Batch
     for line in content.splitlines():
         answered = json.loads(line)
         response = answered.get("response") or {}
-        outcomes[answered["custom_id"]] = _outcome(answered["custom_id"], model, response)
+        outcomes[answered["custom_id"]] = _outcome(answered["custom_id"], model, response, keys)
     return outcomes
 
 
-def _outcome(key: str, model: LLMSection, response: Mapping[str, Any]) -> Outcome:
+def _outcome(key: str, model: LLMSection, response: Mapping[str, Any], keys: Keys) -> Outcome:
     body = response.get("body") or {}
     try:
         return Outcome(answer=answer_of(key, model, body))
     except (TypeError, LookupError, ValueError, AttributeError):
-        said = (body.get("error") or {}).get("message", "no answer")
+        said = keys.redacted(str((body.get("error") or {}).get("message", "no answer")))
         return Outcome(answer=None, failure=f"status {response.get('status_code', 0)}: {said}")

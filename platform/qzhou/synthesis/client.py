@@ -18,12 +18,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import openai
-from pydantic import SecretStr
 
 from qzhou.errors import EndpointError
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.synthesis.gate import Gate
 from qzhou.synthesis.journal import Answer, Journal, request_key
+from qzhou.synthesis.keys import Keys
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.techniques import Message
 from qzhou.synthesis.throttle import Result
@@ -32,9 +32,6 @@ REFUSALS = {401, 402, 403, 404}  # key, credit, permission, address or model: th
 RETRIED = {408, 409, 425, 429}  # and every 5xx
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 SHOWN_CHARS = 300
-SHORTEST_SECRET = 8  # a stand-in such as "none" is a word that a message may hold
-
-Keys = Mapping[str, SecretStr]  # variable of the environment -> what it holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +92,7 @@ class ChatClient:
         self._sleep, self._jitter = sleep, jitter
         self._models = {one.model: one for one in settings.pool}
         self._clients = {
-            (endpoint, one.api_key_env): opened(endpoint, keys[one.api_key_env], settings.timeout_s)
+            (endpoint, one.api_key_env): opened(endpoint, keys.value(one.api_key_env), settings.timeout_s)
             for one in settings.pool
             for endpoint in one.endpoints
         }
@@ -255,11 +252,7 @@ class ChatClient:
 
     def _shown(self, error: BaseException) -> str:
         """The endpoint's words for a message: short, and without a key if it quotes one."""
-        text = " ".join((str(error) or type(error).__name__).split())
-        for key in self._keys.values():
-            if len(secret := key.get_secret_value()) >= SHORTEST_SECRET:
-                text = text.replace(secret, "***")
-        return text[:SHOWN_CHARS]
+        return self._keys.redacted(" ".join((str(error) or type(error).__name__).split()))[:SHOWN_CHARS]
 
 
 def answer_of(key: str, model: LLMSection, completion: Any) -> Answer:
@@ -281,12 +274,12 @@ def answer_of(key: str, model: LLMSection, completion: Any) -> Answer:
     )
 
 
-def opened(endpoint: str, key: SecretStr, timeout_s: float) -> openai.AsyncOpenAI:
+def opened(endpoint: str, key: str, timeout_s: float) -> openai.AsyncOpenAI:
     """The SDK's client of one endpoint, without its retries."""
     loopback = urlsplit(endpoint).hostname in {"127.0.0.1", "localhost", "::1"}  # no proxy leads there
     return openai.AsyncOpenAI(
         base_url=endpoint,
-        api_key=key.get_secret_value(),
+        api_key=key,
         max_retries=0,
         timeout=timeout_s,
         http_client=openai.DefaultAioHttpClient(trust_env=not loopback),

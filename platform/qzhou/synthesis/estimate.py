@@ -34,28 +34,40 @@ class Estimate:
         self._found: dict[tuple[str, str], _Expected] = {}
         self._samples: dict[str, ChatRequest] = {}
 
-    def add(self, requests: Iterable[ChatRequest], known: Collection[ChatRequest]) -> None:
-        """Take in the first requests of a dataset; the second one of a generated query is counted with them.
+    def add(
+        self,
+        requests: Iterable[ChatRequest],
+        known: Collection[ChatRequest],
+        seconds: Iterable[ChatRequest] = (),
+        known_seconds: Collection[ChatRequest] = (),
+    ) -> None:
+        """Take in the requests of a dataset.
 
         Args:
             requests: Of the first round.
             known: Those of them that the journal answers.
+            seconds: Requests for queries whose configurations are among those; for the others one more is counted.
+            known_seconds: Those of them that the journal answers.
         """
-        paid = set(known)
         for request in requests:
             self._samples.setdefault(request.technique, request)
-            prompt, answer = expected_tokens(request.messages)
-            times = 1
-            if request.technique == "query_configuration":
-                times, answer = 2, QUERY_ANSWER_TOKENS
-            one = self._found.setdefault((request.technique, request.model), _Expected())
-            one.requests += times
-            if request in paid:
-                one.answered += times
-                continue
-            one.prompt_tokens += times * prompt
-            one.completion_tokens += times * answer
-            one.cost += times * cost_of(self._models[request.model], prompt, answer)
+            is_first = request.technique == "query_configuration" and request not in known
+            self._count(request, request in known, times=2 if is_first else 1)
+        for request in seconds:
+            self._count(request, request in known_seconds)
+
+    def _count(self, request: ChatRequest, is_known: bool, times: int = 1) -> None:
+        prompt, answer = expected_tokens(request.messages)
+        if request.technique in {"query_configuration", "query"}:
+            answer = QUERY_ANSWER_TOKENS
+        one = self._found.setdefault((request.technique, request.model), _Expected())
+        one.requests += times
+        if is_known:
+            one.answered += times
+            return
+        one.prompt_tokens += times * prompt
+        one.completion_tokens += times * answer
+        one.cost += times * cost_of(self._models[request.model], prompt, answer)
 
     def table(self, *, spent: float) -> str:
         """Lines for the console; ``spent`` is what the journal's answers cost."""
@@ -64,7 +76,9 @@ class Estimate:
         for one in self._found.values():
             for name in _Expected.__slots__:
                 setattr(total, name, getattr(total, name) + getattr(one, name))
-        lines.append(f"  in all: {_sentence(total)}")
+        more = [f"answers that are refused and asked for again (up to {settings.parse_retries} times)"]
+        more += ["a judge for every new text"] if settings.gates.judge else []
+        lines.append(f"  in all: {_sentence(total)}; on top come {' and '.join(more)}")
         if spent or settings.max_cost is not None:
             limit = "no max_cost" if settings.max_cost is None else f"max_cost {settings.max_cost:g}"
             lines.append(f"  spent by earlier attempts: {spent:.4f}; {limit}")

@@ -79,7 +79,8 @@ class LocalGate:
             if throttle.under_way:
                 return float("inf")  # what is under way may cost less than expected
             raise EndpointError(
-                f"synthesis.max_cost ({throttle.max_cost:g}) is spent: {throttle.spent:.4f} for what was answered."
+                f"synthesis.max_cost ({throttle.max_cost:g}) is spent: {throttle.spent:.4f} for what was answered. "
+                "Raise it to go on, or ask for fewer rows."
             )
         return throttle.start(now, lane, tokens=tokens, cost=cost) or lane
 

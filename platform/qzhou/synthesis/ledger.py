@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ class Tally:
     Attributes:
         requests: Follow-ups after a refused answer included.
         answered: Requests with an answer, whether or not it was accepted.
-        dropped: Requests that gave no record: unanswered, or refused by parsing.
+        refused: Answers that could not be used, some of which were asked for again, and requests without an answer.
         reused: Requests answered from the journal or by an identical request; they cost nothing.
         prompt_tokens: Of requests sent by this attempt, as the endpoint counts them.
         cost: Money for what this attempt sent.
@@ -46,7 +47,7 @@ class Tally:
 
     requests: int = 0
     answered: int = 0
-    dropped: int = 0
+    refused: int = 0
     reused: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -54,9 +55,9 @@ class Tally:
     reused_tokens: int = 0
     reused_cost: float = 0.0
 
-    def count(self, outcome: Outcome, *, dropped: bool) -> None:
+    def count(self, outcome: Outcome, *, refused: bool) -> None:
         self.requests += 1
-        self.dropped += dropped
+        self.refused += refused
         answer = outcome.answer
         if answer is None:
             return
@@ -72,22 +73,30 @@ class Tally:
 
 
 class Ledger:
-    """Collects tallies; an unanswered request stands under the model that was asked for."""
+    """Collects tallies by the model that was asked; what it calls itself stands beside."""
 
     def __init__(self) -> None:
         self.total = Tally()
+        self._names: dict[str, set[str]] = defaultdict(set)
         self._tallies: dict[tuple[str, str, str], Tally] = {}
 
-    def count(self, request: ChatRequest, outcome: Outcome, *, dropped: bool) -> None:
-        model = outcome.answer.model if outcome.answer else request.model
-        tally = self._tallies.setdefault((model, request.dataset, request.technique), Tally())
+    def count(self, request: ChatRequest, outcome: Outcome, *, refused: bool) -> None:
+        tally = self._tallies.setdefault((request.model, request.dataset, request.technique), Tally())
+        if outcome.answer is not None:
+            self._names[request.model].add(outcome.answer.model)
         for one in (tally, self.total):
-            one.count(outcome, dropped=dropped)
+            one.count(outcome, refused=refused)
 
     def as_json(self) -> dict[str, object]:
         """``total``, and ``rows`` by model, dataset and technique."""
         rows = [
-            {"model": model, "dataset": dataset, "technique": technique, **dataclasses.asdict(tally)}
+            {
+                "model": model,
+                "answered_as": sorted(self._names[model]),
+                "dataset": dataset,
+                "technique": technique,
+                **dataclasses.asdict(tally),
+            }
             for (model, dataset, technique), tally in sorted(self._tallies.items())
         ]
         return {"total": dataclasses.asdict(self.total), "rows": rows}

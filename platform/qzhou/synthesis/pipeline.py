@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from pydantic import SecretStr
 
 from qzhou.cluster import session
 from qzhou.errors import EndpointError
@@ -30,10 +28,22 @@ from qzhou.synthesis.client import Outcome
 from qzhou.synthesis.estimate import Estimate
 from qzhou.synthesis.gate import GateActor
 from qzhou.synthesis.gates import Scores, refused_by_scores
-from qzhou.synthesis.journal import answers_in, request_key, totals
+from qzhou.synthesis.journal import Answer, answers_in, request_key, totals
+from qzhou.synthesis.keys import Keys
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.parsing import Subject
-from qzhou.synthesis.plan import Made, OutcomeOf, Written, judged, merged, planned, planned_queries, refused, written
+from qzhou.synthesis.plan import (
+    Made,
+    OutcomeOf,
+    Written,
+    following,
+    judged,
+    merged,
+    planned,
+    planned_queries,
+    refused,
+    written,
+)
 from qzhou.synthesis.report import Report
 from qzhou.synthesis.schemas import form_of
 from qzhou.synthesis.scoring import PARTS, texts_to_score
@@ -89,9 +99,9 @@ def print_estimate(recipe: Recipe) -> None:
     print("synthesize: estimate; nothing is sent", flush=True)
     expected = Estimate(settings)
     for plan in _plans(run):
-        keys = {_key(request, settings.temperature): request for request in plan.requests}
-        known = answers_in(journal, keys)
-        expected.add(plan.requests, [request for key, request in keys.items() if key in known])
+        known = _known(plan.requests, settings.temperature, journal)
+        seconds = following(known, {one.id: one for one in plan.documents}, settings)
+        expected.add(plan.requests, known, seconds, _known(seconds, settings.temperature, journal))
     print(expected.table(spent=totals(journal)[1]), flush=True)
 
 
@@ -223,9 +233,7 @@ class Sender:
 
     def __init__(self, recipe: Recipe, journal: Folder) -> None:
         self._settings, self._folder, self._gpu = recipe.synthesis, journal, recipe.cluster.gpu
-        names = {one.api_key_env for one in self._settings.pool}
-        # servers of one's own often ask for no key
-        self._keys = {name: SecretStr(os.environ.get(name) or "none") for name in names}
+        self._keys = Keys.of(one.api_key_env for one in self._settings.pool)
 
     def ask(self, requests: Sequence[ChatRequest]) -> OutcomeOf:
         """The outcome of each request; identical ones are sent once.
@@ -275,7 +283,7 @@ class Sender:
                 bar.advance(batch.num_rows)
         if stopped:
             kept = f"{totals(self._folder)[0]:,} answers are kept in {self._folder.uri}"
-            raise EndpointError(f"{stopped} {kept}; the same command goes on from there.")
+            raise EndpointError(f"{stopped} {kept}; none is paid for again when the same command goes on.")
         return outcomes
 
 
@@ -325,6 +333,12 @@ def _tables(requests: Sequence[ChatRequest], *, rows: int) -> list[pa.Table]:
     }
     table = pa.table(columns)
     return [table.slice(start, rows) for start in range(0, len(requests), rows)]
+
+
+def _known(requests: Sequence[ChatRequest], temperature: float, journal: Folder) -> dict[ChatRequest, Answer]:
+    """The requests that the journal answers."""
+    keys = {_key(request, temperature): request for request in requests}
+    return {keys[key]: answer for key, answer in answers_in(journal, keys).items()}
 
 
 def _key(request: ChatRequest, temperature: float) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from qzhou.llm import BUILTIN_MODEL, SynthesisSection
 from qzhou.records import Document, Drop, Example, Negative, RetrievalExample, Task
 from qzhou.synthesis.client import Outcome
+from qzhou.synthesis.journal import Answer
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.parsing import Subject, Synthetic, drop, parse
 from qzhou.synthesis.techniques import (
@@ -118,7 +119,7 @@ def written(
                 found: object = drop(request, "no_answer", outcome.failure)
             else:
                 found = parse(request, subject, outcome.answer, settings.gates)
-            ledger.count(request, outcome, dropped=isinstance(found, Drop))
+            ledger.count(request, outcome, refused=isinstance(found, Drop))
             if isinstance(found, Drop):
                 by_rules = request.model == BUILTIN_MODEL  # which say the same again
                 if outcome.answer is not None and not by_rules and len(request.refused) < settings.parse_retries:
@@ -131,6 +132,19 @@ def written(
                 result.made.append(Made(request=request, subject=subject, record=found))  # type: ignore[arg-type]
         waiting = list(dict.fromkeys(following))
     return result
+
+
+def following(
+    answered: Mapping[ChatRequest, Answer], document_of: Mapping[str, Document], settings: SynthesisSection
+) -> list[ChatRequest]:
+    """The requests for queries whose configurations are answered already."""
+    found = []
+    for request, answer in answered.items():
+        if request.technique == "query_configuration":
+            configuration = parse(request, document_of[request.example_id], answer, settings.gates)
+            if isinstance(configuration, dict):
+                found.append(query_request(request, configuration, settings.pool))
+    return found
 
 
 def judged(made: Sequence[Made], ask: Ask, settings: SynthesisSection, ledger: Ledger) -> Written:
@@ -149,7 +163,7 @@ def judged(made: Sequence[Made], ask: Ask, settings: SynthesisSection, ledger: L
         outcome = outcome_of[request]
         none = outcome.answer is None
         verdict = None if none else parse(request, made[0].subject, outcome.answer, settings.gates)  # type: ignore[arg-type]
-        ledger.count(request, outcome, dropped=not isinstance(verdict, bool))
+        ledger.count(request, outcome, refused=not isinstance(verdict, bool))
         verdicts[request] = verdict
     result = Written()
     for index, one in enumerate(made):

@@ -106,6 +106,7 @@ class Converter:
     def __call__(self, rows: Sequence[Row]) -> tuple[Candidate | None, list[Drop]]:
         """The candidate of some rows, if they make one, and what is dropped of them."""
         example, drops = None, []
+        raw = [row["raw"] for row in rows] if self.dataset.rule == "qrels" else list(rows)
         for outcome in self._rule(rows, self.fields):
             if isinstance(outcome, Drop):
                 drops.append(outcome)
@@ -114,10 +115,10 @@ class Converter:
         if example is None:
             return None, drops
         asked = next(filter(None, texts_of(example)))  # of a document without a query, the document itself
-        group = text_key(asked) if self._group_of is None else str(self._group_of(rows[0]) or "")
+        group = text_key(asked) if self._group_of is None else str(self._group_of(raw[0]) or "")
         if not group:
             detail = f"column '{self._column}', which split_by names, is empty"
-            return None, [self.fields.drop("blank_group", detail, row) for row in rows]
+            return None, [self.fields.drop("blank_group", detail, row) for row in raw]
         held = held_out(group, self.dataset.held_out_fraction)
         query_id, judged = "", []
         if self.dataset.rule == "qrels":
@@ -128,7 +129,7 @@ class Converter:
                 if grade is not None:
                     best[document] = max(grade, best.get(document, grade))
             judged = [{"document_id": document, "grade": grade} for document, grade in best.items()]
-        return Candidate(example, held, _behind(rows, drops), query_id, judged), drops
+        return Candidate(example, held, _behind(raw, drops), query_id, judged), drops
 
 
 def rows_behind(plan: Plan, shard: Shard, candidates: Sequence[tuple[int, str]]) -> Iterator[list[Row]]:

@@ -63,19 +63,27 @@ def raw_data(recipe: Recipe) -> RawData:
     """Find everything that a recipe reads, and look into it.
 
     Raises:
-        DataError: A file, package, module or column is missing.
+        DataError: A file, package, module or column is missing; names the first problem of every dataset.
         RecipeError: ``columns`` names a field that the dataset's rule does not have.
     """
-    found = RawData()
+    found, problems = RawData(), []
     for dataset in recipe.datasets:
-        for form in (dataset, dataset.corpus, dataset.queries):
-            if form is not None and ":" in form.reader and form.reader not in found.own:
-                _find_reader(found, recipe, dataset, form.reader)
-    for dataset in recipe.datasets:
-        found.inputs[dataset.name] = _inputs(dataset, found.own)
-        if dataset.reader == "python_docs":
-            found.sources[dataset.packages] = _sources(dataset)
+        try:
+            _find(found, recipe, dataset)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n       ".join(problems))
     return found
+
+
+def _find(found: RawData, recipe: Recipe, dataset: Dataset) -> None:
+    for form in (dataset, dataset.corpus, dataset.queries):
+        if form is not None and ":" in form.reader and form.reader not in found.own:
+            _find_reader(found, recipe, dataset, form.reader)
+    found.inputs[dataset.name] = _inputs(dataset, found.own)
+    if dataset.reader == "python_docs":
+        found.sources[dataset.packages] = _sources(dataset)
 
 
 def _find_reader(found: RawData, recipe: Recipe, dataset: Dataset, reader: str) -> None:

@@ -70,9 +70,9 @@ def check_columns(dataset: str, place: str, wanted: Iterable[str], rows: Iterabl
     if not present or not missing:
         return
     close = difflib.get_close_matches(missing[0], list(present), n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    hint = f"; did you mean '{close[0]}'?" if close else "."
     raise DataError(
-        f"dataset '{dataset}': {place} has no column '{missing[0]}'; {hint}It has: {', '.join(present)}. "
+        f"dataset '{dataset}': {place} has no column '{missing[0]}'{hint} It has: {', '.join(present)}. "
         "Set 'columns' (field of the rule -> column) or 'split_by' accordingly."
     )
 

@@ -116,17 +116,17 @@ def graded(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 
 
 def qrels(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """The judgements of one query, joined with its text and its documents (columns ``query`` and ``document``)."""
+    """The judgements of one query, joined with its text and its documents; ``raw`` is the row as it stood."""
     if rows[0]["query"] is None:
         detail = f"query '{rows[0]['query_id']}' is not among the queries"
-        return [fields.drop("unknown_query", detail, row) for row in rows]
+        return [fields.drop("unknown_query", detail, row["raw"]) for row in rows]
     known = [row for row in rows if row["document"] is not None]
     drops: list[Outcome] = [
-        fields.drop("unknown_document", f"document '{row['document_id']}' is not in the corpus", row)
+        fields.drop("unknown_document", f"document '{row['document_id']}' is not in the corpus", row["raw"])
         for row in rows
         if row["document"] is None
     ]
-    judged = [Judged(row, number(row["grade"]), fields.clean(row["document"])) for row in known]
+    judged = [Judged(row["raw"], number(row["grade"]), fields.clean(row["document"])) for row in known]
     query = fields.clean(rows[0]["query"])
     return drops + by_grade(judged, fields, query, ("query", "document", "grade"))
 

@@ -135,7 +135,7 @@ def _key_of(plan: Plan, dataset: Dataset, role: str) -> Callable[[Row], tuple[st
 
         def judgement(row: Row) -> tuple[str, Row]:
             query, document = _id(read["query_id"](row)), _id(read["document_id"](row))
-            return document, {**row, "query_id": query, "document_id": document, "grade": read["grade"](row)}
+            return document, {"raw": row, "query_id": query, "document_id": document, "grade": read["grade"](row)}
 
         return judgement
     if dataset.rule not in GROUPED_BY:

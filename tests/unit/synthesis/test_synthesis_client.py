@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from pydantic import SecretStr
 
 from qzhou.errors import EndpointError
 from qzhou.llm import LLMSection, SynthesisSection
@@ -20,6 +19,7 @@ from qzhou.synthesis.asker import throttle_of
 from qzhou.synthesis.client import ChatClient, Question
 from qzhou.synthesis.gate import LocalGate
 from qzhou.synthesis.journal import Journal, totals
+from qzhou.synthesis.keys import Keys
 
 OK = (200, {})
 
@@ -109,7 +109,7 @@ def ask(url, texts, folder, waits=None, **settings):
 def client_of(settings, folder, **more):
     journal = folder if isinstance(folder, Journal) else Journal(Folder.open(str(folder)))
     gate = LocalGate(throttle_of(settings, spent=totals(journal.folder)[1]))
-    keys = {one.api_key_env: SecretStr("sk-secret") for one in settings.pool}
+    keys = Keys.of(["OPENAI_API_KEY"], {"OPENAI_API_KEY": "sk-secret-of-mine"})
     return ChatClient(settings, keys=keys, journal=journal, gate=gate, **more)
 
 
@@ -170,7 +170,8 @@ def test_a_refusal_ends_the_work_and_never_shows_the_key(tmp_path, status):
         ask(server.url, ["hello"], tmp_path)
 
     assert "OPENAI_API_KEY" in str(caught.value)
-    assert "sk-secret" not in str(caught.value)
+    assert "sk-sec" not in str(caught.value)
+    assert "***" in str(caught.value)
 
 
 def test_an_endpoint_that_is_down_is_reported_with_what_was_kept(tmp_path):

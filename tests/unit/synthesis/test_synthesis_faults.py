@@ -4,12 +4,14 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai
 import pytest
-from pydantic import SecretStr
 
+from qzhou.errors import EndpointError
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.records import RetrievalExample
 from qzhou.storage import Folder
@@ -19,11 +21,13 @@ from qzhou.synthesis.builtin import answer_by_rules
 from qzhou.synthesis.client import ChatClient, Question
 from qzhou.synthesis.gate import LocalGate
 from qzhou.synthesis.journal import Journal, request_key, totals
+from qzhou.synthesis.keys import Keys
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.mock_endpoint import FAULTS, Behaviour, MockEndpoint, serving
 from qzhou.synthesis.plan import merged, planned, written
 
 ROWS = 2000
+KEY = "sk-never-to-be-seen"
 
 
 def settings_of(url, **more):
@@ -37,7 +41,7 @@ def asking(settings, folder):
         async def life():
             journal = Journal(folder)
             gate = LocalGate(throttle_of(settings, spent=0.0))
-            keys = {one.api_key_env: SecretStr("k") for one in settings.pool}
+            keys = Keys.of(["OPENAI_API_KEY"], {})
             client = ChatClient(settings, keys=keys, journal=journal, gate=gate, jitter=lambda: 0.0)
             outcomes = await client.ask([Question(model=one.model, messages=one.messages) for one in requests])
             await client.close()
@@ -132,7 +136,9 @@ def batched(url, folder, requests, **more):
     async def sleep(_):
         await asyncio.sleep(0.05)
 
-    return answered_in_batches(keyed, settings, {"OPENAI_API_KEY": SecretStr("k")}, folder, sleep), keyed
+    return answered_in_batches(
+        keyed, settings, Keys.of(["OPENAI_API_KEY"], {"OPENAI_API_KEY": KEY}), folder, sleep
+    ), keyed
 
 
 def test_a_batch_is_handed_in_and_its_answers_are_kept(tmp_path):
@@ -173,3 +179,27 @@ def test_a_batch_that_was_handed_in_before_the_kill_is_found_by_its_id(tmp_path)
 
     assert all(one.answer for one in outcomes.values())
     assert endpoint.counts.plain()["completed"] == 10  # not twenty
+
+
+def test_the_batch_api_never_shows_the_key(tmp_path):
+    class Quoting(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps({"error": {"message": f"wrong key {self.headers['Authorization']}"}}).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Quoting)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    with pytest.raises(EndpointError, match=r"Batch API refuses: .*\*\*\*") as caught:
+        batched(url, Folder.open(str(tmp_path)), planned(examples(3), "retrieval", settings_of(url), seed=0))
+    server.shutdown()
+    server.server_close()
+
+    assert "sk-nev" not in str(caught.value)

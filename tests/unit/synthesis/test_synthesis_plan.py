@@ -120,7 +120,7 @@ def test_a_refused_answer_goes_back_with_the_reason_so_often_as_allowed():
     assert [message["role"] for message in chat] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert chat[2]["content"] == "Sure!"
     assert "not one JSON object" in chat[3]["content"]
-    assert (ledger.total.requests, ledger.total.dropped, ledger.total.cost) == (3, 2, 1.5)
+    assert (ledger.total.requests, ledger.total.refused, ledger.total.cost) == (3, 2, 1.5)
 
     result, llm = write(lambda _: outcome("Sure!"), [request], SETTINGS)
     assert [len(one) for one in llm.rounds] == [1, 1]
@@ -190,16 +190,16 @@ def test_a_judge_drops_positives_that_do_not_answer_and_negatives_that_do():
 def test_the_ledger_counts_what_was_paid_and_what_was_reused():
     requests = planned(EXAMPLES, "retrieval", SETTINGS, seed=0)[:2]
     ledger = Ledger()
-    ledger.count(requests[0], outcome({}), dropped=True)
-    ledger.count(requests[1], outcome({}, reused=True), dropped=False)
-    ledger.count(requests[1], Outcome(answer=None, failure="status 500"), dropped=True)
+    ledger.count(requests[0], outcome({}), refused=True)
+    ledger.count(requests[1], outcome({}, reused=True), refused=False)
+    ledger.count(requests[1], Outcome(answer=None, failure="status 500"), refused=True)
 
     found = ledger.as_json()
 
     assert found["total"] == {
         "requests": 3,
         "answered": 2,
-        "dropped": 2,
+        "refused": 2,
         "reused": 1,
         "prompt_tokens": 10,
         "completion_tokens": 4,
@@ -207,4 +207,5 @@ def test_the_ledger_counts_what_was_paid_and_what_was_reused():
         "reused_tokens": 14,
         "reused_cost": 0.5,
     }
-    assert [(row["model"], row["technique"]) for row in found["rows"]] == [("llm", "paraphrase"), ("m", "paraphrase")]
+    assert [(row["model"], row["technique"]) for row in found["rows"]] == [("m", "paraphrase")]
+    assert found["rows"][0]["answered_as"] == ["llm"]

@@ -18,7 +18,12 @@ CELL = st.one_of(
     st.integers(-1, 3), st.floats(), st.booleans(), st.lists(TEXT, max_size=3),
     st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", ""]), "content": TEXT}), max_size=3),
 )  # fmt: skip
-QREL = dict.fromkeys(("document", "query", "grade"), CELL) | dict.fromkeys(("query_id", "document_id"), TEXT)
+RAW = st.fixed_dictionaries({"score": CELL})
+QREL = (
+    {"raw": RAW}
+    | dict.fromkeys(("document", "query", "grade"), CELL)
+    | dict.fromkeys(("query_id", "document_id"), TEXT)
+)
 
 
 def dataset(rule, **more):
@@ -45,7 +50,8 @@ def test_a_row_is_kept_or_dropped_and_the_output_fits_the_schema(rule, data):
 
     kept = candidate.rows if candidate else []
     accounted = [as_record(row) for row in kept] + [drop.record for drop in drops if not drop.part]
-    assert sorted(accounted) == sorted(map(as_record, rows))  # each raw row once, as it was
+    raw = [row["raw"] for row in rows] if rule == "qrels" else rows
+    assert sorted(accounted) == sorted(map(as_record, raw))  # each raw row once, as it was
     assert bool(kept) == (candidate is not None)
     table_of(drops, Drop)
     if candidate is None:

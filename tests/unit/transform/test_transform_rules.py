@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -230,11 +231,13 @@ def test_grades_make_positives_and_negatives_and_the_middle_neither():
 
 
 def test_judgements_without_their_document_or_query_are_named():
-    row = {"query_id": "1", "query": "q", "document_id": "7", "document": "text", "grade": 1}
+    raw = {"query-id": "1", "corpus-id": "7", "score": 1}
+    row = {"raw": raw, "query_id": "1", "query": "q", "document_id": "7", "document": "text", "grade": 1}
 
     assert outcomes("qrels", row)[0].positives == ("text",)
     lost, made = outcomes("qrels", {**row, "document": None}, row)
     assert (lost.reason, "'7'" in lost.detail, made.positives) == ("unknown_document", True, ("text",))
+    assert json.loads(lost.record) == raw  # as it stood, without what it was joined with
     assert [one.reason for one in outcomes("qrels", {**row, "query": None})] == ["unknown_query"]
     assert [one.reason for one in outcomes("qrels", {**row, "document": " "})] == ["blank_document"]
 

@@ -1,0 +1,38 @@
+"""A key reaches the header and nothing else."""
+
+import pytest
+
+from qzhou.errors import SetupError
+from qzhou.synthesis.keys import Keys
+
+KEY = "sk-abcdef-0123456789"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"Bearer {KEY} is wrong",
+        f"({KEY})",
+        "Incorrect API key provided: sk-abc*****6789. Find yours",
+        "ends in ...456789",
+    ],
+)
+def test_no_quote_of_a_key_is_left(said):
+    found = Keys.of(["KEY"], {"KEY": f" {KEY}\n"}).redacted(said)
+
+    assert "***" in found
+    assert not any(part in found for part in (KEY, KEY[:6], KEY[-6:]))
+
+
+def test_a_short_key_is_redacted_too_and_no_key_hides_nothing():
+    assert Keys.of(["KEY"], {"KEY": "abc12"}).redacted("wrong: abc12!") == "wrong: ***"
+    assert Keys.of(["KEY"], {}).redacted("none of these") == "none of these"
+    assert Keys.of(["KEY"], {}).value("KEY") == "none"
+
+
+@pytest.mark.parametrize("key", ["sk-ü", "sk-a b", "sk-a\nb", "sk-\x00"])
+def test_a_key_that_no_header_can_carry_is_refused_by_its_variables_name(key):
+    with pytest.raises(SetupError, match="the key in MY_KEY holds") as caught:
+        Keys.of(["MY_KEY"], {"MY_KEY": key})
+
+    assert "sk-" not in str(caught.value)
