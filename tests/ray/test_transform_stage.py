@@ -197,8 +197,9 @@ def lines(path, *rows):
 
 
 def collection(folder):
-    """Three documents, one of them blank; two queries; judgements of which two lead nowhere."""
+    """Four documents, one of them blank and one twice; two queries; judgements of which two lead nowhere."""
     documents = [{"_id": "a", "title": "A", "text": "first"}, {"_id": "b", "title": "", "text": "second"}]
+    documents += [{"_id": "a", "title": "A", "text": "again"}]
     documents += [{"_id": "c", "title": "", "text": " "}, {"_id": "d", "title": "", "text": "third"}]
     qrels = [("1", "a", 2), ("1", "b", 0), ("2", "b", 1), ("1", "x", 1), ("9", "a", 1), ("2", "c", 1), ("1", "d", 1)]
     return {
@@ -233,8 +234,10 @@ def test_judgements_meet_their_texts_and_leave_an_evaluation_task(tmp_path):
     assert [row.id for row in read(tmp_path, "queries/collection", Query)] == ["1", "2"]
     judged = {(row.query_id, row.document_id): row.grade for row in read(tmp_path, "qrels/collection", Qrel)}
     assert judged == {("1", "a"): 2, ("1", "b"): 0, ("1", "d"): 1, ("2", "b"): 1}
-    dropped = [row.reason for row in read(tmp_path, "dropped", Drop) if row.dataset == "collection"]
-    assert sorted(dropped) == ["blank_document", "blank_text", "unknown_document", "unknown_query"]
+    dropped = {row.reason: row for row in read(tmp_path, "dropped", Drop) if row.dataset == "collection"}
+    assert sorted(dropped) == ["blank_document", "blank_text", "repeated_id", "unknown_document", "unknown_query"]
+    assert json.loads(dropped["unknown_document"].record) == {"query-id": "1", "corpus-id": "x", "score": 1}
+    assert json.loads(dropped["repeated_id"].record)["text"] == "again"
 
 
 def test_rows_of_one_query_meet_wherever_they_stand(tmp_path):
