@@ -85,6 +85,8 @@ class MiningSection(Section):
     """A teacher's embeddings and exact search find hard negatives."""
 
     teacher: str = Field("", description="Encoder that mines, named like a backbone; '' takes the backbone itself.")
+    index: str = Field("Flat", description="FAISS factory string; 'Flat' is exact, 'IVF4096,Flat' faster and not.")
+    index_parameters: str = Field("", description="Of an approximate search, as FAISS reads them: 'nprobe=32'.")
     rank_from: AtLeastOne = Field(10, description="First rank of the window, counted from 1 without the positives.")
     rank_to: AtLeastOne = Field(30, description="Last rank of the window (paper: 'top-10 to top-30').")
     positive_ratio: Positive = Field(0.95, description="A negative scores below this share of its positive's score.")

@@ -16,7 +16,7 @@ import ray
 from qzhou.cluster import session
 from qzhou.dataset import Dataset
 from qzhou.encoder import Encoder, load_encoder
-from qzhou.mining.search import nearest
+from qzhou.mining.search import EXACT, nearest, recall_of
 from qzhou.mining.select import Bools, Floats, Ints, combine, is_consistent, select_negatives
 from qzhou.progress import progress
 from qzhou.prompts import Prompt
@@ -124,7 +124,13 @@ def _negatives(
     keys = [text_key(text) for text in one.documents]
     answering = answers(one.examples)
     deepest = max(mining.rank_to, mining.consistency_top_k or 0)
-    scores_QK, rows_QK = nearest(query_QD, document_MD, count=deepest + min(max(map(len, answering)), ANSWERS_RANKED))
+    scores_QK, rows_QK = nearest(
+        query_QD,
+        document_MD,
+        count=deepest + min(max(map(len, answering)), ANSWERS_RANKED),
+        index=mining.index,
+        parameters=mining.index_parameters,
+    )
     is_positive = np.array([[keys[row] in own for row in rows] for rows, own in zip(rows_QK, answering, strict=True)])
     positive_score_Q = np.array(
         [
@@ -165,7 +171,10 @@ def _negatives(
             llm_fraction=mining.llm_negative_fraction,
         )
         mined.append(dataclasses.replace(example, negatives=negatives))
-    return mined, dropped, _report(mined, found.rejected, positive_score_Q) | {"inconsistent": len(dropped)}
+    report = _report(mined, found.rejected, positive_score_Q) | {"inconsistent": len(dropped)}
+    if mining.index != EXACT:
+        report["recall"] = round(recall_of(query_QD, document_MD, scores_QK, rows_QK), 4)
+    return mined, dropped, report
 
 
 def _repeats(one: _Mined, document_MD: Floats, rows_QK: Ints, row_of: Mapping[str, int], closest: float) -> Bools:

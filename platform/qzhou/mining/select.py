@@ -85,7 +85,7 @@ def select_negatives(
         rows=[rows_QK[query, chosen[query]].tolist() for query in range(len(rows_QK))],
         scores=[scores_QK[query, chosen[query]].astype(float).tolist() for query in range(len(rows_QK))],
         rejected={
-            "is a positive": int(is_positive_QK.sum()),
+            "is a positive": int((is_positive_QK & there).sum()),
             "ranked before the window": int((~is_positive_QK & (rank_QK < mining.rank_from)).sum()),
             "repeats a positive": int(repeats.sum()),
             "too close to the positive": int(close.sum()),

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from qzhou.mining.search import nearest
+from qzhou.errors import RecipeError
+from qzhou.mining.search import nearest, recall_of
 from qzhou.mining.select import combine, is_consistent, select_negatives
 from qzhou.recipe import MiningSection
 from qzhou.records import Negative
@@ -33,6 +34,39 @@ def test_exact_search_ranks_by_cosine():
     expected = np.argsort(-(query @ document.T), axis=1)[:, :5]
     assert (rows == expected).all()
     assert np.allclose(scores, np.take_along_axis(query @ document.T, expected, 1), atol=1e-5)
+
+
+def test_an_approximate_index_is_measured_against_the_exact_one():
+    generator = np.random.default_rng(0)
+    query, document = (generator.normal(size=(size, 16)).astype(np.float32) for size in (50, 2000))
+
+    few = nearest(query, document, count=20, index="IVF50,Flat", parameters="nprobe=2")
+    all_cells = nearest(query, document, count=20, index="IVF50,Flat", parameters="nprobe=50")
+
+    expected = np.argsort(-(query @ document.T), axis=1, kind="stable")[:, :20]
+    shared = [len(set(found) & set(best)) for found, best in zip(few[1].tolist(), expected.tolist(), strict=True)]
+    assert recall_of(query, document, *few) == pytest.approx(sum(shared) / 1000)
+    assert 0.05 < recall_of(query, document, *few) < 0.9
+    assert recall_of(query, document, *all_cells) == 1.0
+
+
+def test_what_an_approximate_index_does_not_find_is_no_candidate():
+    document = np.eye(8, dtype=np.float32)
+
+    scores, rows = nearest(document[:1], document, count=8, index="IVF8,Flat", parameters="nprobe=1")
+
+    assert scores[0, 0] == 1.0
+    assert (scores[0, 1:] == -np.inf).all()
+    found = select(scores[0], positive_score=2.0, count=9)
+    assert found.rows == [[0]]
+    assert rows.min() >= 0
+
+
+def test_an_index_that_faiss_does_not_know_is_refused_by_name():
+    vectors = np.eye(3, dtype=np.float32)
+
+    with pytest.raises(RecipeError, match=r"mining.index 'Flatt' .* 3 documents of 3 dimensions: .*'Flat' always does"):
+        nearest(vectors, vectors, count=2, index="Flatt")
 
 
 def test_a_corpus_smaller_than_the_window_gives_what_it_has():
