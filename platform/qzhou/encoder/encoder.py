@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +24,7 @@ from qzhou.encoder.backbone import (
     load_backbone,
 )
 from qzhou.encoder.pooling import Pooling
+from qzhou.errors import ModelError
 from qzhou.prompts import EMPTY_TEXT
 
 TOKENIZE_AT_ONCE = 10_000  # texts; bounds the memory that token ids take
@@ -40,6 +42,8 @@ class Encoder:
         self.max_tokens = max_tokens
         self.prompts = prompts or {}
         self.device = next(model.parameters()).device
+        self.batch_tokens = BATCH_TOKENS[self.device.type]
+        self.truncated = 0  # texts so far that were longer than max_tokens
 
     @property
     def dimensions(self) -> int:
@@ -51,18 +55,41 @@ class Encoder:
         Args:
             texts: Any number; none gives an array of shape [0, D].
             batch_tokens: Padded tokens in one forward pass; texts of like length go together. Default: what
-                suits the device.
+                suits the device, or what was left of it when memory ran out.
+
+        Raises:
+            ModelError: A single text does not fit into memory.
         """
-        batch_tokens = batch_tokens or BATCH_TOKENS[self.device.type]
         vectors_ND = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        for start in range(0, len(texts), TOKENIZE_AT_ONCE):
-            ids = self._token_ids(texts[start : start + TOKENIZE_AT_ONCE])
-            for rows in batches_by_length([len(one) for one in ids], batch_tokens):
-                padded = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
-                with torch.inference_mode():
-                    vector = self.model(padded["input_ids"].to(self.device), padded["attention_mask"].to(self.device))
-                vectors_ND[start + np.asarray(rows)] = vector.cpu().numpy()
+        starts = range(0, len(texts), TOKENIZE_AT_ONCE)
+        with ThreadPoolExecutor(1) as ahead:  # the next texts become tokens while these become vectors
+            waiting = [ahead.submit(self._token_ids, texts[start : start + TOKENIZE_AT_ONCE]) for start in starts[:1]]
+            for start in starts:
+                ids = waiting.pop().result()
+                if start + TOKENIZE_AT_ONCE < len(texts):
+                    following = texts[start + TOKENIZE_AT_ONCE : start + 2 * TOKENIZE_AT_ONCE]
+                    waiting.append(ahead.submit(self._token_ids, following))
+                for rows in batches_by_length([len(one) for one in ids], batch_tokens or self.batch_tokens):
+                    vectors_ND[start + np.asarray(rows)] = self._vectors([ids[row] for row in rows])
         return vectors_ND
+
+    def _vectors(self, ids: list[list[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Unit vectors of one batch, in halves where memory runs out; later batches are smaller then."""
+        padded = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+        try:
+            with torch.inference_mode():
+                vector = self.model(padded["input_ids"].to(self.device), padded["attention_mask"].to(self.device))
+            return np.asarray(vector.cpu().numpy())
+        except torch.OutOfMemoryError:
+            if len(ids) == 1:
+                raise ModelError(
+                    f"one text of {len(ids[0]):,} tokens does not fit into the memory of {self.device}. Lower "
+                    "model.max_document_tokens, or take a smaller backbone."
+                ) from None
+        torch.cuda.empty_cache()  # outside the handler, which holds the tensors of the failed pass
+        self.batch_tokens = max(1, self.batch_tokens // 2)
+        half = len(ids) // 2
+        return np.concatenate([self._vectors(ids[:half]), self._vectors(ids[half:])])
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens that each text costs after truncation, special tokens included."""
@@ -84,7 +111,9 @@ class Encoder:
         return seen.hexdigest()[:16]
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return token_ids(self.tokenizer, texts, max_tokens=self.max_tokens)
+        ids, truncated = _tokenized(self.tokenizer, texts, self.max_tokens)
+        self.truncated += truncated
+        return ids
 
 
 def load_encoder(
@@ -116,13 +145,20 @@ def token_ids(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[
     A text without a token (a decoder's tokenizer adds none to an empty string) is encoded as
     :data:`qzhou.prompts.EMPTY_TEXT`, because nothing has no mean.
     """
+    return _tokenized(tokenizer, texts, max_tokens)[0]
+
+
+def _tokenized(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], int]:
+    """:func:`token_ids`, and how many of the texts were truncated."""
     if not texts:
-        return []
-    found: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+        return [], 0
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)
+    found: list[list[int]] = encoded["input_ids"]
+    truncated = sum(bool(one.overflowing) for one in encoded.encodings or ())
     if all(found):
-        return found
+        return found, truncated
     empty: list[int] = tokenizer(EMPTY_TEXT, truncation=True, max_length=max_tokens)["input_ids"]
-    return [ids or empty for ids in found]
+    return [ids or empty for ids in found], truncated
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

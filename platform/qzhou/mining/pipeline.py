@@ -255,9 +255,11 @@ def _encode_now(recipe: Recipe, text_lists: Mapping[int, list[str]]) -> dict[int
         num_gpus=1 if recipe.cluster.gpu else 0,
     )  # fmt: skip
     vectors: dict[int, Floats] = {}
+    truncated = 0
     with progress("mine: encode", total=table.num_rows, unit="texts") as bar:
         for batch in encoded.iter_batches(batch_size=None, batch_format="numpy"):
             matrix = np.stack(batch["vector"]).astype(np.float32)
+            truncated += int(batch["truncated"].sum())
             for number in np.unique(batch["list"]):
                 here = batch["list"] == number
                 target = vectors.setdefault(
@@ -265,6 +267,9 @@ def _encode_now(recipe: Recipe, text_lists: Mapping[int, list[str]]) -> dict[int
                 )
                 target[batch["row"][here]] = matrix[here]
             bar.advance(len(matrix))
+    if truncated:
+        limit = f"model.max_document_tokens ({recipe.model.max_document_tokens:,})"
+        print(f"mine: encode: {truncated:,} texts are longer than {limit} and were truncated", flush=True)
     return vectors
 
 
@@ -275,8 +280,11 @@ class _EncodeActor:
         self.encoder = _teacher(recipe)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        before = self.encoder.truncated
         vectors = self.encoder.encode([str(text) for text in batch["text"]])
-        return {"list": batch["list"], "row": batch["row"], "vector": vectors}
+        truncated = np.zeros(len(vectors), dtype=np.int64)
+        truncated[:1] = self.encoder.truncated - before
+        return {"list": batch["list"], "row": batch["row"], "vector": vectors, "truncated": truncated}
 
 
 def _teacher(recipe: Recipe) -> Encoder:

@@ -90,6 +90,53 @@ def test_an_empty_text_is_encoded_as_the_official_code_does(tiny_qwen2):
     assert encoder.count_tokens([""]) == encoder.count_tokens(["Null"])
 
 
+class Scarce(torch.nn.Module):
+    """A model on a device whose memory holds so many padded tokens and no more."""
+
+    def __init__(self, model, tokens):
+        super().__init__()
+        self.inner, self.tokens, self.passes = model, tokens, []
+
+    def forward(self, input_ids, attention_mask):
+        if input_ids.numel() > self.tokens:
+            raise torch.OutOfMemoryError("out of memory")
+        self.passes.append(tuple(input_ids.shape))
+        return self.inner(input_ids, attention_mask)
+
+
+def test_where_memory_runs_out_the_batch_is_halved_and_the_vectors_are_the_same(tiny_bert):
+    encoder = load_encoder(str(tiny_bert), max_tokens=24, dtype="float32", device="cpu")
+    expected, budget = encoder.encode(TEXTS * 9), encoder.batch_tokens
+
+    scarce = encoder.model = Scarce(encoder.model, tokens=60)
+    scarce.backbone = scarce.inner.backbone
+    found = encoder.encode(TEXTS * 9)
+
+    assert cosines(found, expected).min() >= 0.9999
+    assert max(rows * tokens for rows, tokens in scarce.passes) <= 60
+    assert encoder.batch_tokens < budget
+    scarce.tokens = 3
+    with pytest.raises(ModelError, match=r"one text of \d+ tokens does not fit into the memory of cpu"):
+        encoder.encode(["the red tree is the answer"])
+
+
+def test_texts_over_the_limit_are_counted(tiny_bert):
+    encoder = load_encoder(str(tiny_bert), max_tokens=6, dtype="float32", device="cpu")
+
+    encoder.encode(["the red tree", "the answer " * 9, "sea", "paris is the answer " * 9])
+
+    assert encoder.truncated == 2
+
+
+def test_tokens_of_the_next_texts_are_made_ahead_and_none_is_lost(tiny_bert, monkeypatch):
+    encoder = load_encoder(str(tiny_bert), max_tokens=24, dtype="float32", device="cpu")
+    expected = encoder.encode(TEXTS * 5)
+
+    monkeypatch.setattr("qzhou.encoder.encoder.TOKENIZE_AT_ONCE", 7)
+
+    assert cosines(encoder.encode(TEXTS * 5), expected).min() >= 0.9999
+
+
 def test_tokens_are_counted_after_truncation(tiny_bert):
     encoder = load_encoder(str(tiny_bert), max_tokens=5, device="cpu")
 
