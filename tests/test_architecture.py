@@ -13,7 +13,7 @@ PACKAGE = ROOT / "platform" / "qzhou"
 ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving")
 LEVELS = {
     "errors": 0, "records": 1, "prompts": 2, "dataset": 2, "recipe": 2, "storage": 2, "runs": 2, "progress": 2,
-    "pictures": 2, "job": 2, "llm": 2, "languages": 2, "cluster": 3, "encoder": 3, **dict.fromkeys(ROOMS, 4),
+    "pictures": 2, "job": 2, "llm": 2, "languages": 2, "keys": 2, "cluster": 3, "encoder": 3, **dict.fromkeys(ROOMS, 4),
 }  # fmt: skip
 ONLY_IN = {
     "ray": {"platform/qzhou/cluster.py", "serve/app.py", *(f"platform/qzhou/{room}/pipeline.py" for room in ROOMS)},
@@ -21,7 +21,7 @@ ONLY_IN = {
     "mteb": {f"platform/qzhou/evaluation/{file}.py" for file in ("models", "pipeline", "tasks", "texts")},
     "faiss": {"platform/qzhou/mining/search.py"},
     "fastapi": {"serve/app.py"},
-    "openai": {f"platform/qzhou/synthesis/{file}.py" for file in ("batch_api", "client")},
+    "openai": {f"platform/qzhou/{file}.py" for file in ("encoder/remote", "synthesis/batch_api", "synthesis/client")},
     "aiohttp": {"platform/qzhou/synthesis/mock_endpoint.py"},
 }
 SLIM = ("errors", "records", "dataset", "llm", "recipe", "prompts", "storage", "runs", "progress", "job")

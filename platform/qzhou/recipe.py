@@ -84,7 +84,11 @@ class TransformSection(Section):
 class MiningSection(Section):
     """A teacher's embeddings and exact search find hard negatives."""
 
-    teacher: str = Field("", description="Encoder that mines, named like a backbone; '' takes the backbone itself.")
+    teacher: str = Field(
+        "",
+        description="Encoder that mines: named like a backbone, or 'https://host/v1#model'; '': the backbone itself.",
+    )
+    teacher_api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable with the key of an URL.")
     index: str = Field("Flat", description="FAISS factory string; 'Flat' is exact, 'IVF4096,Flat' faster and not.")
     index_parameters: str = Field("", description="Of an approximate search, as FAISS reads them: 'nprobe=32'.")
     rank_from: AtLeastOne = Field(10, description="First rank of the window, counted from 1 without the positives.")

@@ -1,6 +1,6 @@
 """Text to unit vectors: one encoder for mining, evaluation, serving and the model under training."""
 
 from qzhou.encoder.backbone import EmbeddingModel, load_backbone
-from qzhou.encoder.encoder import Encoder, load_encoder
+from qzhou.encoder.encoder import Encoder, TextEncoder, load_encoder, load_teacher
 
-__all__ = ["EmbeddingModel", "Encoder", "load_backbone", "load_encoder"]
+__all__ = ["EmbeddingModel", "Encoder", "TextEncoder", "load_backbone", "load_encoder", "load_teacher"]

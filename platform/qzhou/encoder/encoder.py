@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,8 +24,11 @@ from qzhou.encoder.backbone import (
     load_backbone,
 )
 from qzhou.encoder.pooling import Pooling
+from qzhou.encoder.remote import RemoteEncoder, is_remote
 from qzhou.errors import ModelError
+from qzhou.keys import Keys
 from qzhou.prompts import EMPTY_TEXT
+from qzhou.recipe import ModelSection
 
 TOKENIZE_AT_ONCE = 10_000  # texts; bounds the memory that token ids take
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}  # cpu: twice as fast as 16,384 on texts of mixed length (LOG.md)
@@ -137,6 +140,40 @@ def load_encoder(
     place = choose_device(device)
     found = load_backbone(spec, pooling=pooling, attention=attention, dtype=choose_dtype(dtype, place))
     return Encoder(found.model.to(place), found.tokenizer, max_tokens=max_tokens, prompts=found.prompts)
+
+
+class TextEncoder(Protocol):
+    """What mining and synthesis ask of a teacher."""
+
+    truncated: int
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]: ...
+
+
+def load_teacher(spec: str, model: ModelSection, *, api_key_env: str) -> TextEncoder:
+    """The encoder that judges texts: one of its own, or the backbone that a recipe trains.
+
+    Args:
+        spec: Named like a backbone, or an URL, ``https://host/v1#model``; an empty string is the backbone.
+        model: Of the recipe.
+        api_key_env: Variable of the environment with the key of an URL.
+
+    Raises:
+        ModelError: There is no such model, or it cannot be loaded.
+        SetupError: The key cannot be sent.
+    """
+    if is_remote(spec):
+        return RemoteEncoder(spec, Keys.of([api_key_env]), api_key_env)
+    return load_encoder(
+        spec or model.backbone,
+        max_tokens=model.max_document_tokens,
+        pooling=None if spec else model.pooling,
+        attention=None if spec else model.attention,
+        dtype=model.dtype,
+    )
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:

@@ -15,7 +15,7 @@ import ray
 
 from qzhou.cluster import session
 from qzhou.dataset import Dataset
-from qzhou.encoder import Encoder, load_encoder
+from qzhou.encoder import TextEncoder, load_teacher
 from qzhou.mining.search import EXACT, nearest, recall_of
 from qzhou.mining.select import Bools, Floats, Ints, combine, is_consistent, select_negatives
 from qzhou.progress import progress
@@ -52,7 +52,7 @@ def mine(recipe: Recipe) -> Manifest:
         "mine",
         lambda folder: _work(run, folder),
         settings={
-            "mining": recipe.mining.model_dump(),
+            "mining": recipe.mining.model_dump(exclude={"teacher_api_key_env"}),
             "model": recipe.model.model_dump(),
             "prompts": {dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets},
             "seed": recipe.run.seed,
@@ -287,15 +287,8 @@ class _EncodeActor:
         return {"list": batch["list"], "row": batch["row"], "vector": vectors, "truncated": truncated}
 
 
-def _teacher(recipe: Recipe) -> Encoder:
-    own = not recipe.mining.teacher
-    return load_encoder(
-        recipe.mining.teacher or recipe.model.backbone,
-        max_tokens=recipe.model.max_document_tokens,
-        pooling=recipe.model.pooling if own else None,
-        attention=recipe.model.attention if own else None,
-        dtype=recipe.model.dtype,
-    )
+def _teacher(recipe: Recipe) -> TextEncoder:
+    return load_teacher(recipe.mining.teacher, recipe.model, api_key_env=recipe.mining.teacher_api_key_env)
 
 
 def _fingerprint(recipe: Recipe) -> str:

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from qzhou.errors import EndpointError
+from qzhou.keys import Keys
 from qzhou.llm import BUILTIN, SynthesisSection
 from qzhou.storage import Folder
 from qzhou.synthesis.builtin import builtin_endpoint
 from qzhou.synthesis.client import ChatClient, Outcome, Question
 from qzhou.synthesis.gate import Gate, LocalGate, RemoteGate
 from qzhou.synthesis.journal import Answer, Journal
-from qzhou.synthesis.keys import Keys
 from qzhou.synthesis.schemas import schema_of_answer
 from qzhou.synthesis.throttle import Throttle
 

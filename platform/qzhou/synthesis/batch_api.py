@@ -15,12 +15,12 @@ from typing import Any
 import openai
 
 from qzhou.errors import EndpointError, first_line
+from qzhou.keys import Keys
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.progress import progress
 from qzhou.storage import Folder
 from qzhou.synthesis.client import Outcome, answer_of, opened
 from qzhou.synthesis.journal import Journal, totals
-from qzhou.synthesis.keys import Keys
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.schemas import form_of, schema_of_answer
 from qzhou.synthesis.techniques import ChatRequest

@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 import openai
 
 from qzhou.errors import EndpointError
+from qzhou.keys import Keys
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.synthesis.gate import Gate
 from qzhou.synthesis.journal import Answer, Journal, request_key
-from qzhou.synthesis.keys import Keys
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.techniques import Message
 from qzhou.synthesis.throttle import Result

@@ -16,6 +16,7 @@ import ray.data
 
 from qzhou.cluster import session
 from qzhou.errors import EndpointError
+from qzhou.keys import Keys
 from qzhou.llm import BUILTIN
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
@@ -29,7 +30,6 @@ from qzhou.synthesis.estimate import Estimate
 from qzhou.synthesis.gate import GateActor
 from qzhou.synthesis.gates import Scores, refused_by_scores
 from qzhou.synthesis.journal import Answer, answers_in, request_key, totals
-from qzhou.synthesis.keys import Keys
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.parsing import Subject
 from qzhou.synthesis.plan import (

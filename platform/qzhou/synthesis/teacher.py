@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qzhou.encoder import Encoder, load_encoder
+from qzhou.encoder import TextEncoder, load_teacher
 from qzhou.recipe import Recipe
 from qzhou.synthesis.gates import Scores
 
@@ -28,16 +28,10 @@ class Teacher:
         return pa.Table.from_pylist(scored, schema=SCORED)
 
 
-def teacher_of(recipe: Recipe) -> Encoder:
+def teacher_of(recipe: Recipe) -> TextEncoder:
     """The encoder that judges: the gates' own, or mining's, or the backbone."""
     spec = recipe.synthesis.gates.teacher or recipe.mining.teacher
-    return load_encoder(
-        spec or recipe.model.backbone,
-        max_tokens=recipe.model.max_document_tokens,
-        pooling=None if spec else recipe.model.pooling,
-        attention=None if spec else recipe.model.attention,
-        dtype=recipe.model.dtype,
-    )
+    return load_teacher(spec, recipe.model, api_key_env=recipe.mining.teacher_api_key_env)
 
 
 def _scores(row: dict[str, Any], vectors: dict[str, np.ndarray]) -> dict[str, float | None]:

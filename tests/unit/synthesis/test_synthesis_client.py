@@ -13,13 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from qzhou.errors import EndpointError
+from qzhou.keys import Keys
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.storage import Folder
 from qzhou.synthesis.asker import throttle_of
 from qzhou.synthesis.client import ChatClient, Question
 from qzhou.synthesis.gate import LocalGate
 from qzhou.synthesis.journal import Journal, totals
-from qzhou.synthesis.keys import Keys
 
 OK = (200, {})
 

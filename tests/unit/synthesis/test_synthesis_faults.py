@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from qzhou.errors import EndpointError
+from qzhou.keys import Keys
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.records import RetrievalExample
 from qzhou.storage import Folder
@@ -21,7 +22,6 @@ from qzhou.synthesis.builtin import answer_by_rules
 from qzhou.synthesis.client import ChatClient, Question
 from qzhou.synthesis.gate import LocalGate
 from qzhou.synthesis.journal import Journal, request_key, totals
-from qzhou.synthesis.keys import Keys
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.mock_endpoint import FAULTS, Behaviour, MockEndpoint, serving
 from qzhou.synthesis.plan import merged, planned, written

@@ -3,7 +3,7 @@
 import pytest
 
 from qzhou.errors import SetupError
-from qzhou.synthesis.keys import Keys
+from qzhou.keys import Keys
 
 KEY = "sk-abcdef-0123456789"
 

@@ -1,0 +1,97 @@
+"""A teacher behind an URL: any OpenAI-compatible ``/v1/embeddings``, used like an encoder on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import openai
+
+from qzhou.errors import ModelError, first_line
+from qzhou.keys import Keys
+from qzhou.prompts import EMPTY_TEXT
+
+TEXTS_PER_REQUEST = 64
+REQUESTS_AT_ONCE = 8
+RETRIES = 5
+PROBE = "The quick brown fox jumps over the lazy dog."
+
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def is_remote(spec: str) -> bool:
+    """Whether a model's name is an URL: ``https://host/v1#model``."""
+    return spec.startswith(("http://", "https://"))
+
+
+class RemoteEncoder:
+    """Texts to float32 unit vectors by HTTP. Texts already carry their prompt.
+
+    Args:
+        spec: ``https://host/v1#model``.
+        keys: Of the endpoint.
+        api_key_env: Which of them.
+
+    Raises:
+        ModelError: The URL names no model.
+    """
+
+    truncated = 0  # endpoints do not tell
+
+    def __init__(self, spec: str, keys: Keys, api_key_env: str) -> None:
+        self._url, _, self._model = spec.partition("#")
+        if not self._model:
+            raise ModelError(f"the model '{spec}' names no model; write it as {spec}#model-name")
+        self._keys = keys
+        loopback = urlsplit(self._url).hostname in {"127.0.0.1", "localhost", "::1"}  # no proxy leads there
+        self._client = openai.OpenAI(
+            base_url=self._url,
+            api_key=keys.value(api_key_env),
+            max_retries=RETRIES,
+            http_client=openai.DefaultHttpxClient(trust_env=not loopback),
+        )
+
+    @property
+    def dimensions(self) -> int:
+        return int(self.encode([PROBE]).shape[1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of address, model, and what it makes of a sentence: another model behind the same name shows."""
+        probe = [round(float(value), 3) for value in self.encode([PROBE])[0]]
+        return hashlib.sha256(json.dumps([self._url, self._model, probe]).encode()).hexdigest()[:16]
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors [N, D] in the order of the texts.
+
+        Raises:
+            ModelError: The endpoint cannot be reached, refuses, or answers with something else than vectors.
+        """
+        starts = range(0, len(texts), TEXTS_PER_REQUEST)
+        parts = [[text or EMPTY_TEXT for text in texts[start : start + TEXTS_PER_REQUEST]] for start in starts]
+        if not parts:
+            return np.empty((0, 0), dtype=np.float32)
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            vectors = np.concatenate(list(pool.map(self._encoded, parts)))
+        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+
+    def _encoded(self, texts: Sequence[str]) -> Vectors:
+        try:
+            found = self._client.embeddings.create(model=self._model, input=list(texts))
+            vectors = np.array(
+                [one.embedding for one in sorted(found.data, key=lambda one: one.index)], dtype=np.float32
+            )
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+            said = self._keys.redacted(first_line(error))
+            raise ModelError(f"the model '{self._model}' at {self._url} gives no embeddings: {said}") from None
+        if vectors.ndim != 2 or len(vectors) != len(texts):
+            raise ModelError(
+                f"the model '{self._model}' at {self._url} gave {len(vectors)} vectors for {len(texts)} texts"
+            )
+        return vectors

@@ -1,0 +1,112 @@
+"""A teacher behind an URL, against a real HTTP server on the loopback address."""
+
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from qzhou.encoder import load_teacher
+from qzhou.errors import ModelError
+from qzhou.recipe import ModelSection
+
+BACKBONE = ModelSection(backbone="unused")
+KEY = "sk-teacher-0123456789"
+
+
+def vector_of(text, salt=""):
+    return [byte - 128.0 for byte in hashlib.sha256(f"{salt}{text}".encode()).digest()]
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status, answer = self.server.reply(body, self.headers["Authorization"])
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def embeddings(salt=""):
+    def reply(body, _):
+        data = [
+            {"object": "embedding", "index": n, "embedding": vector_of(t, salt)} for n, t in enumerate(body["input"])
+        ]
+        return 200, {
+            "object": "list",
+            "data": data[::-1],
+            "model": body["model"],
+            "usage": {"prompt_tokens": 1, "total_tokens": 1},
+        }
+
+    return reply
+
+
+@contextmanager
+def serving(reply):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.reply = reply
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1#some-model"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+
+
+def load(spec):
+    return load_teacher(spec, BACKBONE, api_key_env="TEACHER_KEY")
+
+
+def test_vectors_are_of_unit_length_and_in_the_order_of_the_texts():
+    texts = [f"text {number}" for number in range(150)]  # three requests
+
+    with serving(embeddings()) as spec:
+        found = load(spec).encode(texts)
+
+    expected = np.array([vector_of(text) for text in texts], dtype=np.float32)
+    assert np.allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_another_model_behind_the_same_name_has_another_fingerprint():
+    reply = [embeddings()]
+    with serving(lambda body, key: reply[0](body, key)) as spec:
+        first, again = load(spec).fingerprint, load(spec).fingerprint
+        reply[0] = embeddings(salt="retrained")
+
+        assert first == again != load(spec).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((401, {"error": {"message": f"wrong key Bearer {KEY}"}}), r"gives no embeddings: .*wrong key .*\*\*\*"),
+        ((200, {"object": "list", "data": []}), "gives no embeddings"),
+        ((200, {"unexpected": True}), "gives no embeddings"),
+        ((200, {"data": [{"index": 0, "embedding": [1.0]}], "object": "list"}), "1 vectors for 2 texts"),
+    ],
+)
+def test_what_is_no_embedding_is_one_clear_error_without_the_key(answer, said):
+    with serving(lambda *_: answer) as spec, pytest.raises(ModelError, match=said) as caught:
+        load(spec).encode(["a", "b"])
+
+    assert "sk-tea" not in str(caught.value)
+
+
+def test_an_url_without_a_model_is_refused():
+    with pytest.raises(ModelError, match=r"names no model; write it as http://x/v1#model-name"):
+        load("http://x/v1")
