@@ -82,7 +82,7 @@ def synthesize(recipe: Recipe) -> Manifest:
             "seed": recipe.run.seed,
         },
         inputs={"transform": transform.fingerprint},
-        rooms=("synthesis",),
+        rooms=("synthesis", "encoder") if judges else ("synthesis",),
         keep=("journal",),
     )
 
