@@ -50,6 +50,10 @@ paraphrase_rows = 10
 augment_rows = 5
 hard_negative_rows = 20
 
+[synthesis.gates]
+max_copied = 1.0       # rules change words where they stand
+scores = false         # a random backbone judges nothing
+
 [mining]
 rank_from = 1
 rank_to = 20
