@@ -4,7 +4,7 @@ python bench/synthesize.py [--quick] [--distilabel PYTHON]
 
 Everyone sends the same chats to the mock endpoint (its own process, on the same cores), which counts: the speed is
 its completed requests over the time from the first arrival to the last completion, so nobody's start counts. `ideal`
-is limit / latency. distilabel does not share our dependencies: name the Python of an environment that has
+is limit / latency, with the latency that the endpoint says it had: its timers are up to a millisecond late. distilabel does not share our dependencies: name the Python of an environment that has
 `distilabel[openai]`. CPU milliseconds are those of our asking actor, per request, Ray's part included.
 
 Prints a table and writes bench/results/synthesize.json and synthesize.svg.
@@ -79,7 +79,7 @@ def send_ours(url: str, limit: int, requests: int) -> dict[str, float]:
             "model": {"backbone": "unused"},
             "datasets": [{"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}],
             "training": {"stage1": steps, "stage2": steps},
-            "synthesis": {"endpoint": url, "model": "m", "concurrency": limit},
+            "synthesis": {"endpoint": url, "model": "m", "concurrency": limit, "paraphrase_rows": 1},
         },
         place="bench",
     )
@@ -161,7 +161,7 @@ def measured(peer: str, latency_s: float, limit: int, seconds: float, distilabel
     """One peer on one case; None where it is not there."""
     requests = int(limit / latency_s * seconds)
     if peer == "ray.data.llm":
-        requests = min(requests, max(2 * limit, int(seconds / latency_s)), 64)  # one at a time: it takes for ever
+        requests = min(requests, 4 * int(seconds / latency_s) // 3, 64)  # one at a time: it takes for ever
     command = [sys.executable, str(HERE), "--send", peer]
     if peer == "distilabel":
         if not distilabel:
@@ -174,11 +174,11 @@ def measured(peer: str, latency_s: float, limit: int, seconds: float, distilabel
     if done.returncode:
         raise SystemExit(f"{peer}: {done.stderr[-2000:]}")
     told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    rate = (seen["completed"]) / seen["seconds"]
+    rate = seen["completed"] / seen["seconds"]
     return {
         "peer": peer, "latency_s": latency_s, "limit": limit, "requests": requests,
-        "rate": round(rate, 2), "of_ideal": round(rate * latency_s / limit, 4), "peak": seen["peak"],
-        "sent": seen["received"], "wall_s": round(wall_s, 2),
+        "rate": round(rate, 2), "of_ideal": round(rate * seen["latency_s"] / limit, 4), "peak": seen["peak"],
+        "measured_latency_s": seen["latency_s"], "sent": seen["received"], "wall_s": round(wall_s, 2),
         "cpu_ms": round(told[-1]["cpu_ms"], 2) if told and "cpu_ms" in told[-1] else None,
     }  # fmt: skip
 

@@ -88,7 +88,7 @@ FAULTS = (
 @dataclass(slots=True)
 class Counts:
     """What the endpoint saw: ``completed`` counts whole completions by the hash of their request, ``arrivals`` and
-    ``last_completed`` are seconds of a monotonic clock."""
+    ``last_completed`` are seconds of a monotonic clock, ``served_s`` the sum of what completions took."""
 
     received: int = 0
     under_way: int = 0
@@ -97,6 +97,7 @@ class Counts:
     completed: Counter[str] = field(default_factory=Counter)
     arrivals: list[float] = field(default_factory=list)
     last_completed: float = 0.0
+    served_s: float = 0.0
 
     def plain(self) -> dict[str, Any]:
         return {
@@ -107,6 +108,7 @@ class Counts:
             "completed": sum(self.completed.values()),
             "distinct": len(self.completed),
             "twice": sum(count > 1 for count in self.completed.values()),
+            "latency_s": round(self.served_s / sum(self.completed.values()), 6) if self.completed else 0.0,
             "seconds": round(self.last_completed - self.arrivals[0], 4) if self.completed else 0.0,
         }
 
@@ -186,6 +188,7 @@ class MockEndpoint:
             return await self._torn(request, json.dumps(completed).encode())
         self.counts.completed[digest] += 1
         self.counts.last_completed = time.monotonic()
+        self.counts.served_s += self.counts.last_completed - arrived
         return web.json_response(completed)
 
     async def _torn(self, request: web.Request, body: bytes) -> web.StreamResponse:
