@@ -4,8 +4,9 @@ python bench/synthesize.py [--quick] [--distilabel PYTHON]
 
 Everyone sends the same chats to the mock endpoint (its own process, on the same cores), which counts: the speed is
 its completed requests over the time from the first arrival to the last completion, so nobody's start counts. `ideal`
-is limit / latency, with the latency that the endpoint says it had: its timers are up to a millisecond late. distilabel does not share our dependencies: name the Python of an environment that has
-`distilabel[openai]`. CPU milliseconds are those of our asking actor, per request, Ray's part included.
+is limit / latency, with the latency that the endpoint says it had: its timers are up to a millisecond late.
+distilabel does not share our dependencies: name the Python of an environment that has `distilabel[openai]`. CPU
+milliseconds are those of our asking actor, per request, Ray's part included.
 
 Prints a table and writes bench/results/synthesize.json and synthesize.svg.
 """
