@@ -53,7 +53,6 @@ def test_an_override_that_cannot_be_is_named(recipe, words, said):
         ("rank_to = 20", "rank_too = 20", ["mining.rank_too", "did you mean 'rank_to'"]),
         ("rank_to = 20", 'rank_to = "twenty"', ["mining.rank_to", "twenty"]),
         ("rank_to = 20", "rank_to = 0", ["mining.rank_to", "greater than or equal to 1"]),
-        ("steps = 6", "steps = ", ["line 55", "recipe.toml"]),
         ("negatives_per_query = 1", "negatives_per_query = 3", ["(3)", "(2)", "mine more or train with fewer"]),
     ],
 )
@@ -65,6 +64,17 @@ def test_a_recipe_that_cannot_be_is_named(recipe, tmp_path, before, after, said)
 
     for part in said:
         assert part in message
+
+
+def test_a_recipe_that_is_not_toml_is_named_with_the_line(recipe, tmp_path):
+    wrong = tmp_path / "recipe.toml"
+    wrong.write_text(recipe.read_text().replace("steps = 6", "steps = ", 1), "utf-8")
+    line = 1 + wrong.read_text("utf-8").splitlines().index("steps = ")
+
+    message = refused(run("jobs/pipeline.py", wrong))
+
+    assert f"{wrong}: not a TOML file" in message
+    assert f"line {line}" in message
 
 
 def test_a_recipe_that_is_not_there_is_named():

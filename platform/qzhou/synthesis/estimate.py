@@ -31,51 +31,41 @@ class Estimate:
 
     def __init__(self, settings: SynthesisSection) -> None:
         self._settings, self._models = settings, {one.model: one for one in settings.pool}
+        self._total = _Expected()
         self._found: dict[tuple[str, str], _Expected] = {}
         self._samples: dict[str, ChatRequest] = {}
 
-    def add(
-        self,
-        requests: Iterable[ChatRequest],
-        known: Collection[ChatRequest],
-        seconds: Iterable[ChatRequest] = (),
-        known_seconds: Collection[ChatRequest] = (),
-    ) -> None:
+    def add(self, requests: Iterable[ChatRequest], known: Collection[ChatRequest]) -> None:
         """Take in the requests of a dataset.
 
         Args:
-            requests: Of the first round.
+            requests: All that can be known; for a query's configuration without an answer, the query is counted too.
             known: Those of them that the journal answers.
-            seconds: Requests for queries whose configurations are among those; for the others one more is counted.
-            known_seconds: Those of them that the journal answers.
         """
         for request in requests:
             self._samples.setdefault(request.technique, request)
-            is_first = request.technique == "query_configuration" and request not in known
-            self._count(request, request in known, times=2 if is_first else 1)
-        for request in seconds:
-            self._count(request, request in known_seconds)
+            row = self._found.setdefault((request.technique, request.model), _Expected())
+            for one in (row, self._total):
+                self._count(one, request, request in known)
 
-    def _count(self, request: ChatRequest, is_known: bool, times: int = 1) -> None:
+    def _count(self, one: _Expected, request: ChatRequest, is_known: bool) -> None:
+        if is_known:
+            one.requests += 1
+            one.answered += 1
+            return
         prompt, answer = expected_tokens(request.messages)
         if request.technique in {"query_configuration", "query"}:
             answer = QUERY_ANSWER_TOKENS
-        one = self._found.setdefault((request.technique, request.model), _Expected())
+        times = 2 if request.technique == "query_configuration" else 1
         one.requests += times
-        if is_known:
-            one.answered += times
-            return
         one.prompt_tokens += times * prompt
         one.completion_tokens += times * answer
         one.cost += times * cost_of(self._models[request.model], prompt, answer)
 
     def table(self, *, spent: float) -> str:
         """Lines for the console; ``spent`` is what the journal's answers cost."""
-        settings, total = self._settings, _Expected()
+        settings, total = self._settings, self._total
         lines = [f"  {technique}, {model}: {_sentence(one)}" for (technique, model), one in sorted(self._found.items())]
-        for one in self._found.values():
-            for name in _Expected.__slots__:
-                setattr(total, name, getattr(total, name) + getattr(one, name))
         more = [f"answers that are refused and asked for again (up to {settings.parse_retries} times)"]
         more += ["a judge for every new text"] if settings.gates.judge else []
         lines.append(f"  in all: {_sentence(total)}; on top come {' and '.join(more)}")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from qzhou.llm import GatesSection
 
@@ -57,11 +54,6 @@ def refused_by_scores(scores: Scores, gates: GatesSection) -> tuple[str, str] | 
     ):
         return "negative_too_close", f"the negative scores {scores.negative:.3f}, the positive {scores.negative_of:.3f}"
     return None
-
-
-def histogram(values: Sequence[float], edges: np.ndarray) -> list[int]:
-    """How many values lie between each two edges; the outermost take what is beyond them."""
-    return [int(count) for count in np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]]
 
 
 def _grams(text: str) -> list[tuple[str, ...]]:

@@ -52,26 +52,36 @@ class _RefusedError(Exception):
         self.reason, self.detail = reason, detail
 
 
-def parse(
-    request: ChatRequest, subject: Subject, answer: Answer, gates: GatesSection
-) -> Synthetic | Configuration | bool | Drop:
-    """What an answer holds, or why it is refused.
+def parse_configuration(request: ChatRequest, answer: Answer) -> Configuration | Drop:
+    """Who would ask for a document and how, for :func:`qzhou.synthesis.techniques.query_request`; or a refusal."""
+    try:
+        texts = _texts(request, answer)
+        if texts["persona"] not in request.fields["personas"]:
+            raise _RefusedError("no_choice", f"'persona' is '{texts['persona'][:80]}', which was not offered")
+        return texts
+    except _RefusedError as refusal:
+        return drop(request, refusal.reason, refusal.detail, answer.content)
 
-    A new record; a :class:`Negative` for ``subject``; the configuration of a query that is to be asked for next; of a
-    judge, whether the document answers.
+
+def parse_verdict(request: ChatRequest, answer: Answer) -> bool | Drop:
+    """Whether a judge says that the document answers the query; or why its answer is none."""
+    try:
+        return _texts(request, answer)["verdict"] == "answers"
+    except _RefusedError as refusal:
+        return drop(request, refusal.reason, refusal.detail, answer.content)
+
+
+def parse(request: ChatRequest, subject: Subject, answer: Answer, gates: GatesSection) -> Synthetic | Drop:
+    """The new record that an answer holds, a :class:`Negative` for ``subject``, or why it is refused.
 
     Reasons: ``not_json``, ``missing_field``, ``empty``, ``no_choice``, ``unchanged``, ``copied``, ``other_language``,
     ``length``, ``negative_is_positive``. An augmentation's query and positive are not measured against the original: a
     perfect answer to another question may well be shorter. Its negative is measured against its own positive.
     """
     try:
-        texts = _texts(answer.content, FIELDS[form_of(request)])
+        texts = _texts(request, answer)
         technique: Technique = "query_generation" if request.technique == "query" else request.technique  # type: ignore[assignment]
         source = Source(technique=technique, parent=subject.id, model=answer.model, prompt=request.prompt)
-        if request.technique == "judge":
-            return texts["verdict"] == "answers"
-        if request.technique == "query_configuration":
-            return _configuration(texts, request)
         if isinstance(subject, Document):
             return _queried(texts["query"], subject, request, source)
         if request.technique == "hard_negative":
@@ -98,7 +108,9 @@ def normalised(text: str) -> str:
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-def _texts(content: str, fields: tuple[str, ...]) -> dict[str, str]:
+def _texts(request: ChatRequest, answer: Answer) -> dict[str, str]:
+    """Field -> text of the form that a request asked for."""
+    content, fields = answer.content, FIELDS[form_of(request)]
     whole = _WHOLE.fullmatch(content)
     try:
         values = json.loads(whole["object"] if whole else content)
@@ -115,12 +127,6 @@ def _texts(content: str, fields: tuple[str, ...]) -> dict[str, str]:
         if field in CHOICES and values[field] not in CHOICES[field]:
             raise _RefusedError("no_choice", f"'{field}' is '{values[field][:40]}', not {', '.join(CHOICES[field])}")
     return {field: values[field].strip() for field in fields}
-
-
-def _configuration(texts: dict[str, str], request: ChatRequest) -> Configuration:
-    if texts["persona"] not in request.fields["personas"]:
-        raise _RefusedError("no_choice", f"'persona' is '{texts['persona'][:80]}', which was not offered")
-    return texts
 
 
 def _queried(query: str, document: Document, request: ChatRequest, source: Source) -> RetrievalExample:

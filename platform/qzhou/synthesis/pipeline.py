@@ -33,7 +33,6 @@ from qzhou.synthesis.journal import Answer, answers_in, request_key, totals
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.parsing import Subject
 from qzhou.synthesis.plan import (
-    Made,
     OutcomeOf,
     Written,
     following,
@@ -100,8 +99,8 @@ def print_estimate(recipe: Recipe) -> None:
     expected = Estimate(settings)
     for plan in _plans(run):
         known = _known(plan.requests, settings.temperature, journal)
-        seconds = following(known, {one.id: one for one in plan.documents}, settings)
-        expected.add(plan.requests, known, seconds, _known(seconds, settings.temperature, journal))
+        queries = following(known, settings)
+        expected.add([*plan.requests, *queries], known | _known(queries, settings.temperature, journal))
     print(expected.table(spent=totals(journal)[1]), flush=True)
 
 
@@ -232,7 +231,7 @@ class Sender:
     """Sends requests through Ray Data and collects their outcomes; what the journal knows is not sent."""
 
     def __init__(self, recipe: Recipe, journal: Folder) -> None:
-        self._settings, self._folder, self._gpu = recipe.synthesis, journal, recipe.cluster.gpu
+        self._settings, self._folder = recipe.synthesis, journal
         self._keys = Keys.of(one.api_key_env for one in self._settings.pool)
 
     def ask(self, requests: Sequence[ChatRequest]) -> OutcomeOf:
@@ -294,7 +293,7 @@ def _scored(recipe: Recipe, result: Written, report: Report) -> Written:
     columns |= {part: pa.array([one.get(part) for one in texts], pa.string()) for part in PARTS}
     table = pa.table(columns)
     size = min(recipe.cluster.encoders, max(1, table.num_rows // SCORED_ROWS))
-    made = ray.data.from_arrow(table).repartition(max(1, table.num_rows // SCORED_ROWS)).map_batches(
+    scored = ray.data.from_arrow(table).repartition(max(1, table.num_rows // SCORED_ROWS)).map_batches(
         Teacher,
         fn_constructor_args=(recipe,),
         batch_format="pyarrow",
@@ -305,26 +304,25 @@ def _scored(recipe: Recipe, result: Written, report: Report) -> Written:
     )  # fmt: skip
     scores: dict[int, Scores] = {}
     with progress("synthesize: score", total=table.num_rows, unit="records") as bar:
-        for batch in made.iter_batches(batch_format="pyarrow", batch_size=None):
+        for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None):
             for row in batch.to_pylist():
                 index = row.pop("index")
                 scores[index] = Scores(**row)
             bar.advance(batch.num_rows)
-    kept: list[Made] = []
-    dropped = list(result.dropped)
-    for index, one in enumerate(result.made):
-        report.score(one, scores[index])
+    made = [replace(one, scores=scores[index]) for index, one in enumerate(result.made)]
+    report.score(made)
+    found = Written(dropped=list(result.dropped))
+    for index, one in enumerate(made):
         refusal = refused_by_scores(scores[index], recipe.synthesis.gates)
         if refusal is None:
-            kept.append(one)
+            found.made.append(one)
         else:
-            dropped.append(refused(one, *refusal))
-    return Written(made=kept, dropped=dropped)
+            found.dropped.append(refused(one, *refusal))
+    return found
 
 
 def _tables(requests: Sequence[ChatRequest], *, rows: int) -> list[pa.Table]:
     """The requests as blocks of ``rows``: one block is one batch of an actor, and one step of progress."""
-
     columns = {
         "index": list(range(len(requests))),
         "model": [request.model for request in requests],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,18 @@ from dataclasses import dataclass, field
 from qzhou.llm import BUILTIN_MODEL, SynthesisSection
 from qzhou.records import Document, Drop, Example, Negative, RetrievalExample, Task
 from qzhou.synthesis.client import Outcome
+from qzhou.synthesis.gates import Scores
 from qzhou.synthesis.journal import Answer
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.parsing import Subject, Synthetic, drop, parse
+from qzhou.synthesis.parsing import (
+    Configuration,
+    Subject,
+    Synthetic,
+    drop,
+    parse,
+    parse_configuration,
+    parse_verdict,
+)
 from qzhou.synthesis.techniques import (
     TECHNIQUES,
     ChatRequest,
@@ -30,11 +40,12 @@ Ask = Callable[[Sequence[ChatRequest]], OutcomeOf]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A new record, what it was made from, and the request that it answers."""
+    """A new record, what it was made from, the request that it answers, and the teacher's scores if it was judged."""
 
     request: ChatRequest
     subject: Subject
     record: Synthetic
+    scores: Scores | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,39 +123,36 @@ def written(
     result = Written()
     waiting = list(requests)
     while waiting:
-        outcome_of, following = ask(waiting), []
+        outcome_of, next_round = ask(waiting), []
         for request in waiting:
             outcome, subject = outcome_of[request], subject_of[request.dataset, request.example_id]
+            found: Synthetic | Configuration | Drop
             if outcome.answer is None:
-                found: object = drop(request, "no_answer", outcome.failure)
+                found = drop(request, "no_answer", outcome.failure)
+            elif request.technique == "query_configuration":
+                found = parse_configuration(request, outcome.answer)
             else:
                 found = parse(request, subject, outcome.answer, settings.gates)
             ledger.count(request, outcome, refused=isinstance(found, Drop))
             if isinstance(found, Drop):
                 by_rules = request.model == BUILTIN_MODEL  # which say the same again
                 if outcome.answer is not None and not by_rules and len(request.refused) < settings.parse_retries:
-                    following.append(request.again(outcome.answer.content, found.detail))
+                    next_round.append(request.again(outcome.answer.content, found.detail))
                 else:
                     result.dropped.append(found)
             elif isinstance(found, dict):
-                following.append(query_request(request, found, settings.pool))
+                next_round.append(query_request(request, found, settings.pool))
             else:
-                result.made.append(Made(request=request, subject=subject, record=found))  # type: ignore[arg-type]
-        waiting = list(dict.fromkeys(following))
+                result.made.append(Made(request=request, subject=subject, record=found))
+        waiting = list(dict.fromkeys(next_round))
     return result
 
 
-def following(
-    answered: Mapping[ChatRequest, Answer], document_of: Mapping[str, Document], settings: SynthesisSection
-) -> list[ChatRequest]:
+def following(answered: Mapping[ChatRequest, Answer], settings: SynthesisSection) -> list[ChatRequest]:
     """The requests for queries whose configurations are answered already."""
-    found = []
-    for request, answer in answered.items():
-        if request.technique == "query_configuration":
-            configuration = parse(request, document_of[request.example_id], answer, settings.gates)
-            if isinstance(configuration, dict):
-                found.append(query_request(request, configuration, settings.pool))
-    return found
+    asked = [request for request in answered if request.technique == "query_configuration"]
+    parsed = [(request, parse_configuration(request, answered[request])) for request in asked]
+    return [query_request(request, one, settings.pool) for request, one in parsed if not isinstance(one, Drop)]
 
 
 def judged(made: Sequence[Made], ask: Ask, settings: SynthesisSection, ledger: Ledger) -> Written:
@@ -158,13 +166,11 @@ def judged(made: Sequence[Made], ask: Ask, settings: SynthesisSection, ledger: L
             wanted[index].append((judge_request(one.request, query, document, settings.pool), answers))
     requests = list(dict.fromkeys(request for claims in wanted.values() for request, _ in claims))
     outcome_of = ask(requests) if requests else {}
-    verdicts = {}
+    verdicts: dict[ChatRequest, bool | Drop | None] = {}
     for request in requests:
-        outcome = outcome_of[request]
-        none = outcome.answer is None
-        verdict = None if none else parse(request, made[0].subject, outcome.answer, settings.gates)  # type: ignore[arg-type]
-        ledger.count(request, outcome, refused=not isinstance(verdict, bool))
-        verdicts[request] = verdict
+        answer = outcome_of[request].answer
+        verdicts[request] = None if answer is None else parse_verdict(request, answer)
+        ledger.count(request, outcome_of[request], refused=not isinstance(verdicts[request], bool))
     result = Written()
     for index, one in enumerate(made):
         wrong = next((answers for request, answers in wanted[index] if verdicts[request] is (not answers)), None)
@@ -208,7 +214,7 @@ def merged(examples: Sequence[Example], found: Written) -> Merged:
 
 def refused(made: Made, reason: str, detail: str) -> Drop:
     """The drop of a record that was made and is not kept."""
-    return drop(made.request, reason, detail, str(dataclasses.asdict(made.record)))
+    return drop(made.request, reason, detail, json.dumps(dataclasses.asdict(made.record), ensure_ascii=False))
 
 
 def _claims(made: Made) -> Iterator[tuple[str, str, bool]]:

@@ -6,7 +6,9 @@ import hashlib
 import heapq
 import json
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,6 @@ from qzhou.llm import SynthesisSection
 from qzhou.pictures import svg
 from qzhou.records import Document, Drop, Example, LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.storage import Folder
-from qzhou.synthesis.gates import Scores, histogram
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.plan import Made, Merged
 from qzhou.synthesis.techniques import ChatRequest
@@ -48,34 +49,31 @@ class Report:
         self._dropped: dict[str, Counter[str]] = defaultdict(Counter)
         self._examples: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(dict)
         self._histograms: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
-        self._scores: dict[str, Scores] = {}
-        self._samples: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+        self._samples: dict[str, list[tuple[str, Made]]] = defaultdict(list)
 
-    def score(self, made: Made, scores: Scores) -> None:
-        """Take in what the teacher says of a record, whether it is kept or not."""
-        found = {name: getattr(scores, name) for name in ("rewrite", "positive", "negative")}
-        if scores.negative is not None and scores.negative_of is not None:
-            found["margin"] = scores.negative_of - scores.negative
-        for name, value in found.items():
-            if value is not None:
-                counts = self._histograms[made.request.technique].setdefault(name, np.zeros(len(EDGES) - 1, dtype=int))
-                counts += histogram([value], EDGES)
-        self._scores[_identity(made)] = scores
+    def score(self, made: Sequence[Made]) -> None:
+        """Take in what the teacher says of records, whether they are kept or not."""
+        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for one in made:
+            for name, value in _shown_scores(one).items():
+                found[one.request.technique, name].append(value)
+        for (technique, name), values in found.items():
+            counts = np.histogram(np.clip(values, EDGES[0], EDGES[-1]), EDGES)[0]
+            self._histograms[technique][name] = self._histograms[technique].get(name, 0) + counts
 
     def add(self, merged: Merged) -> None:
         """Take in a dataset."""
         for one in merged.made:
-            technique = one.request.technique
-            self._made[technique] += 1
-            rank = hashlib.sha256(f"{self._seed} {_identity(one)}".encode()).hexdigest()
-            self._keep_sample(technique, rank, one)
+            self._made[one.request.technique] += 1
+            self._samples[one.request.technique].append((self._rank(one), one))
+        for technique, samples in self._samples.items():
+            self._samples[technique] = heapq.nsmallest(SAMPLES, samples, key=itemgetter(0))
         for drop in merged.dropped:
-            asked = _technique_of(drop)
-            self._dropped[asked][drop.reason] += 1
-            shown = self._examples[asked].setdefault(drop.reason, [])
+            technique = _technique_of(drop)
+            self._dropped[technique][drop.reason] += 1
+            shown = self._examples[technique].setdefault(drop.reason, [])
             if len(shown) < EXAMPLES:
                 shown.append({"detail": drop.detail, "record": drop.record[:SHOWN_CHARS]})
-        self._scores.clear()
 
     def write(self, folder: Folder, ledger: Ledger) -> None:
         """Write ``report.json`` and ``scores.svg`` into the stage's folder."""
@@ -85,7 +83,7 @@ class Report:
                 "dropped": dict(self._dropped[name].most_common()),
                 "examples": self._examples[name],
                 "scores": {key: counts.tolist() for key, counts in self._histograms.get(name, {}).items()},
-                "samples": [sample for _, sample in sorted(self._samples[name], key=lambda one: one[0], reverse=True)],
+                "samples": [_sample(made) for _, made in self._samples[name]],
             }
             for name in sorted({*self._made, *self._dropped})
         }
@@ -112,24 +110,10 @@ class Report:
             f"cost {total.cost:.4f}; {self._made.total():,} records" + (f"; dropped {shown}{more}" if shown else "")
         )
 
-    def _keep_sample(self, technique: str, rank: str, made: Made) -> None:
-        """The records with the smallest ranks; a heap whose first one goes first, so ranks are turned round."""
-        samples = self._samples[technique]
-        turned = _turned(rank)
-        if len(samples) == SAMPLES and turned < samples[0][0]:
-            return
-        scores = self._scores.get(_identity(made))
-        shown = {
-            "dataset": made.request.dataset,
-            "model": _source(made.record),
-            "original": _texts(made.subject, made.request),
-            "written": _texts(made.record, made.request),
-            "scores": {name: round(value, 3) for name, value in asdict(scores).items() if value is not None}
-            if scores
-            else {},
-        }
-        push = heapq.heappushpop if len(samples) == SAMPLES else heapq.heappush
-        push(samples, (f"{turned} {_identity(made)}", shown))
+    def _rank(self, made: Made) -> str:
+        """By which records are drawn to be shown, whatever their order."""
+        own = made.record.text if isinstance(made.record, Negative) else made.record.id  # a negative has no id
+        return hashlib.sha256(f"{self._seed} {made.subject.id} {own}".encode()).hexdigest()
 
     def _picture(self) -> str:
         """Histograms of the teacher's scores, one panel a technique, with the thresholds of the recipe."""
@@ -166,15 +150,27 @@ def _technique_of(drop: Drop) -> str:
     return str(json.loads(drop.record)["request"]["technique"])
 
 
-def _identity(made: Made) -> str:
-    """Of a record, a negative included, which has no id of its own."""
-    record = made.record
-    own = record.text if isinstance(record, Negative) else record.id
-    return f"{made.request.technique} {made.subject.id} {own}"
+def _shown_scores(made: Made) -> dict[str, float]:
+    """Name in LABELS -> score, of those that there are."""
+    if made.scores is None:
+        return {}
+    scores = made.scores
+    found = {"rewrite": scores.rewrite, "positive": scores.positive, "negative": scores.negative}
+    if scores.negative is not None and scores.negative_of is not None:
+        found["margin"] = scores.negative_of - scores.negative
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _source(record: Example | Negative) -> str:
-    return record.source.model
+def _sample(made: Made) -> dict[str, Any]:
+    """A record as the report shows it, beside what it was made from."""
+    scores = {} if made.scores is None else asdict(made.scores)
+    return {
+        "dataset": made.request.dataset,
+        "model": made.record.source.model,
+        "original": _texts(made.subject, made.request),
+        "written": _texts(made.record, made.request),
+        "scores": {name: round(value, 3) for name, value in scores.items() if value is not None},
+    }
 
 
 def _texts(thing: Example | Negative | Document, request: ChatRequest) -> dict[str, str]:
@@ -192,8 +188,3 @@ def _texts(thing: Example | Negative | Document, request: ChatRequest) -> dict[s
         if thing.negatives and request.technique == "augmentation":
             texts["negative"] = thing.negatives[0].text
     return {name: text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..." for name, text in texts.items()}
-
-
-def _turned(rank: str) -> str:
-    """Hex digits in the opposite order, so that the largest of a heap of the smallest comes out first."""
-    return "".join("fedcba9876543210"[int(digit, 16)] for digit in rank)
