@@ -16,10 +16,16 @@ LEVELS = {
     "pictures": 2, "job": 2, "llm": 2, "languages": 2, "keys": 2, "cluster": 3, "encoder": 3, **dict.fromkeys(ROOMS, 4),
 }  # fmt: skip
 ONLY_IN = {
-    "ray": {"platform/qzhou/cluster.py", "serve/app.py", *(f"platform/qzhou/{room}/pipeline.py" for room in ROOMS)},
+    "ray": {
+        "platform/qzhou/cluster.py",
+        "serve/app.py",
+        *(f"platform/qzhou/{room}/pipeline.py" for room in ROOMS),
+        "platform/qzhou/mining/encoding.py",
+        "platform/qzhou/mining/searchers.py",
+    },
     "deepspeed": {"platform/qzhou/training/deepspeed_engine.py"},
     "mteb": {f"platform/qzhou/evaluation/{file}.py" for file in ("models", "pipeline", "tasks", "texts")},
-    "faiss": {"platform/qzhou/mining/search.py"},
+    "faiss": {"platform/qzhou/mining/shard.py"},
     "fastapi": {"serve/app.py"},
     "openai": {f"platform/qzhou/{file}.py" for file in ("encoder/remote", "synthesis/batch_api", "synthesis/client")},
     "aiohttp": {"platform/qzhou/synthesis/mock_endpoint.py"},
@@ -93,6 +99,12 @@ def test_the_recipe_loads_neither_torch_nor_ray():
     heavy = "{'torch', 'ray', 'transformers', 'datasets', 'mteb'} & set(sys.modules)"
 
     assert python(f"import sys, {names}; print({heavy})", PYTHONPATH="platform").strip() == "set()"
+
+
+def test_a_searcher_starts_without_torch():
+    heavy = "{'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)"
+
+    assert python(f"import sys, qzhou.mining.actors; print({heavy})", PYTHONPATH="platform").strip() == "set()"
 
 
 def test_the_source_root_does_not_hide_the_standard_library():

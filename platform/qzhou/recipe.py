@@ -55,6 +55,9 @@ class ClusterSection(Section):
 
     gpu: bool = Field(False, description="Training workers and encoders take one GPU each.")
     encoders: AtLeastOne = Field(2, description="Encoder actors that mine or evaluate at the same time.")
+    min_encoders: AtLeastOne | None = Field(
+        None, description="With so many mining begins, and takes more as nodes come; default: all at once."
+    )
 
 
 class ContaminationSection(Section):
@@ -89,8 +92,18 @@ class MiningSection(Section):
         description="Encoder that mines: named like a backbone, or 'https://host/v1#model'; '': the backbone itself.",
     )
     teacher_api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable with the key of an URL.")
+    further_teachers: tuple[str, ...] = Field((), description="Encoders that mine beside it, named alike.")
+    combine: Literal["union", "each"] = Field(
+        "union", description="Several teachers: union draws from all that they name; each lets them take turns."
+    )
+    reranker: str = Field(
+        "", description="Cross-encoder, named like a backbone, whose scores (0 to 1) replace the teacher's cosines."
+    )
     index: str = Field("Flat", description="FAISS factory string; 'Flat' is exact, 'IVF4096,Flat' faster and not.")
     index_parameters: str = Field("", description="Of an approximate search, as FAISS reads them: 'nprobe=32'.")
+    index_memory_gb: Positive = Field(
+        4.0, description="An approximate index over more vectors is sharded over more actors; 'Flat' streams them."
+    )
     rank_from: AtLeastOne = Field(10, description="First rank of the window, counted from 1 without the positives.")
     rank_to: AtLeastOne = Field(30, description="Last rank of the window (paper: 'top-10 to top-30').")
     positive_ratio: Positive = Field(0.95, description="A negative scores below this share of its positive's score.")
@@ -109,6 +122,10 @@ class MiningSection(Section):
     sampling_temperature: Positive = Field(0.05, description="softmax: divides the scores.")
     negatives_per_query: Count = Field(4, description="Negatives kept; fewer where fewer qualify, never filled up.")
     llm_negative_fraction: Fraction = Field(0.3, description="Share of them that may be LLM-written, where there are.")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        return (self.teacher, *self.further_teachers)
 
 
 class StageSection(Section):
@@ -218,6 +235,10 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
     if "retrieval" not in tasks:
         yield "datasets: stage 1 trains on retrieval alone; add a dataset with the rule title_body or question_answer"
     mining, training = recipe.mining, recipe.training
+    if (least := recipe.cluster.min_encoders) is not None and least > recipe.cluster.encoders:
+        yield f"cluster.min_encoders ({least}) is above cluster.encoders ({recipe.cluster.encoders}); lower it"
+    if len(set(mining.teachers)) < len(mining.teachers):
+        yield f"mining.further_teachers names '{mining.further_teachers[0]}' and others twice; name each teacher once"
     if mining.rank_to < mining.rank_from:
         yield f"mining.rank_to ({mining.rank_to}) is below mining.rank_from ({mining.rank_from}); raise rank_to"
     window = mining.rank_to - mining.rank_from + 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
@@ -138,16 +140,36 @@ class Folder:
             if self.filesystem.get_file_info(temporary).type != pa.fs.FileType.NotFound:
                 self.filesystem.delete_file(temporary)
 
+    def size(self, name: str) -> int:
+        """Bytes of one file."""
+        return int(self._info(name).size)
+
+    def read_array(self, name: str) -> np.ndarray[Any, Any]:
+        """One ``.npy`` file."""
+        return np.asarray(np.load(io.BytesIO(self.read_bytes(name)), allow_pickle=False))
+
+    def write_array(self, name: str, content: np.ndarray[Any, Any]) -> None:
+        """Write one ``.npy`` file, whole or not at all."""
+        buffer = io.BytesIO()
+        np.save(buffer, content, allow_pickle=False)
+        self.write_bytes(name, buffer.getvalue())
+
+    def copy_to(self, other: Folder) -> None:
+        """Copy this folder and everything in it; nothing happens if there is none."""
+        if not self.exists():
+            return
+        self.filesystem.create_dir(other.path, recursive=True)
+        pa.fs.copy_files(
+            self.path, other.path, source_filesystem=self.filesystem, destination_filesystem=other.filesystem
+        )
+
     def move_to(self, other: Folder) -> None:
         """Rename this folder; on an object store this copies and deletes."""
         self.filesystem.create_dir(other.path.rpartition("/")[0], recursive=True)
         if self.is_local:
             os.rename(self.path, other.path)
             return
-        self.filesystem.create_dir(other.path, recursive=True)
-        pa.fs.copy_files(
-            self.path, other.path, source_filesystem=self.filesystem, destination_filesystem=other.filesystem
-        )
+        self.copy_to(other)
         self.delete()
 
     def delete(self) -> None:
@@ -238,6 +260,17 @@ def _column(values: Sequence[Any], hint: Any, arrow_type: pa.DataType) -> pa.Arr
         ]
         return pa.StructArray.from_arrays(parts, fields=list(arrow_type))
     return pa.array(values, type=arrow_type)
+
+
+def row_count(folder: Folder, name: str) -> int:
+    """Rows of one Parquet file, by its metadata."""
+    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
+        return int(pq.read_metadata(stream).num_rows)
+
+
+def count_rows(folder: Folder) -> int:
+    """Rows of all Parquet files below a folder."""
+    return sum(row_count(folder, name) for name in folder.files(".parquet", recursive=True))
 
 
 def read_tables(folder: Folder, names: Iterable[str]) -> Iterator[pa.Table]:

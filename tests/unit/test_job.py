@@ -81,6 +81,7 @@ def test_workers_get_no_variable_that_the_job_sets_itself(monkeypatch):
     [
         ("\x1b[36m(RayTrainWorker pid=12)\x1b[0m train: stage1: 1/3 steps", "train: stage1: 1/3 steps"),
         ("\x1b[36m(TrainController pid=1)\x1b[0m [2026 E 1 1] core_worker.cc:2465: Actor with class name", None),
+        ("\x1b[36m(PlacementGroupCleaner pid=7)\x1b[0m Traceback (most recent call last):", None),
         ("mine: docs: 4,100 queries", "mine: docs: 4,100 queries"),
     ],
 )

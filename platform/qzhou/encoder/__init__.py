@@ -1,6 +1,15 @@
 """Text to unit vectors: one encoder for mining, evaluation, serving and the model under training."""
 
-from qzhou.encoder.backbone import EmbeddingModel, load_backbone
+from qzhou.encoder.backbone import EmbeddingModel, choose_device, load_backbone, resolve
 from qzhou.encoder.encoder import Encoder, TextEncoder, load_encoder, load_teacher
 
-__all__ = ["EmbeddingModel", "Encoder", "TextEncoder", "load_backbone", "load_encoder", "load_teacher"]
+__all__ = [
+    "EmbeddingModel",
+    "Encoder",
+    "TextEncoder",
+    "choose_device",
+    "load_backbone",
+    "load_encoder",
+    "load_teacher",
+    "resolve",
+]

@@ -1,43 +1,34 @@
-"""The mining stage on Ray: actors encode, the driver searches and selects."""
+"""The mining stage on Ray: encode every text once, search, select, write."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 
 from qzhou.cluster import session
-from qzhou.dataset import Dataset
-from qzhou.encoder import TextEncoder, load_teacher
-from qzhou.mining.search import EXACT, nearest, recall_of
-from qzhou.mining.select import Bools, Floats, Ints, combine, is_consistent, select_negatives
+from qzhou.mining.blocks import Queries, inconsistent, judged, ranking_of
+from qzhou.mining.corpus import Chunk, Corpus, document_digests, prepared, read_texts
+from qzhou.mining.encoding import encoded
+from qzhou.mining.identity import Bools, Ints
+from qzhou.mining.report import Report, picture, sentence
+from qzhou.mining.searchers import Asked, Judges, Searchers, shards_of, share_of
+from qzhou.mining.select import Ranking, Selection, admitted_if_hidden, combine, is_consistent, select_negatives
+from qzhou.mining.shard import EXACT, Floats, Shard, VectorFile
 from qzhou.progress import progress
-from qzhou.prompts import Prompt
 from qzhou.recipe import Recipe
-from qzhou.records import (
-    EXAMPLE_TYPES,
-    TASKS,
-    Document,
-    Drop,
-    Manifest,
-    Negative,
-    RetrievalExample,
-    answers,
-    stable_id,
-    text_key,
-)
-from qzhou.runs import Run, digest
-from qzhou.storage import Folder, read_records, write_records
+from qzhou.records import TASKS, Drop, Manifest, Negative, RetrievalExample
+from qzhou.runs import Run
+from qzhou.storage import Folder, count_rows, table_of, write_records, write_table
 
-ANSWERS_RANKED = 100  # room for a query's answers before the window; with more of them it may get fewer negatives
-ENCODE_ROWS = 512  # texts that an actor takes at once: enough to sort by length, small enough to share out
+BLOCK_CHUNKS = 16  # of queries that are searched and selected together
+SEARCHED_AHEAD = 2  # blocks
+RECALL_QUERIES = 1000
 
 
 def mine(recipe: Recipe) -> Manifest:
@@ -45,14 +36,15 @@ def mine(recipe: Recipe) -> Manifest:
 
     Raises:
         DataError: Synthesis has not finished.
-        ModelError: The teacher cannot be loaded.
+        ModelError: A teacher or the reranker cannot be loaded.
+        RecipeError: FAISS cannot make the index that the recipe asks for.
     """
     run = Run.open(recipe)
     return run.stage(
         "mine",
         lambda folder: _work(run, folder),
         settings={
-            "mining": recipe.mining.model_dump(exclude={"teacher_api_key_env"}),
+            "mining": recipe.mining.model_dump(exclude={"teacher_api_key_env", "index_memory_gb"}),
             "model": recipe.model.model_dump(),
             "prompts": {dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets},
             "seed": recipe.run.seed,
@@ -66,230 +58,195 @@ def mine(recipe: Recipe) -> Manifest:
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Mined:
-    """One retrieval dataset on its way through the stage; texts in the order of their vectors."""
-
-    dataset: Dataset
-    examples: list[RetrievalExample]
-    documents: list[str]
-
-    @property
-    def queries(self) -> list[str]:
-        return [self.dataset.prompt.query(example.query) for example in self.examples]
-
-
 def _work(run: Run, folder: Folder) -> dict[str, int]:
-    source, corpora = run.folder / "synthesize" / "examples", run.folder / "transform" / "corpora"
-    counts = dict.fromkeys(TASKS, 0)
+    recipe, source = run.recipe, run.folder / "synthesize" / "examples"
     for task in ("pair", "classification"):
-        for name in (source / task).folders():
-            kind = EXAMPLE_TYPES[task]
-            copied = write_records(folder / "examples" / task / name, read_records(source / task / name, kind), kind)
-            counts[task] += copied
-    todo = [_load(run.recipe.dataset(name), source, corpora) for name in (source / "retrieval").folders()]
+        (source / task).copy_to(folder / "examples" / task)
     with session():
-        vectors = _encode(run.recipe, folder, [texts for one in todo for texts in (one.queries, _prompted(one))])
-    report = {}
-    dropped: list[Drop] = []
-    for one, query_QD, document_MD in zip(todo, vectors[::2], vectors[1::2], strict=True):
-        mined, refused, report[one.dataset.name] = _negatives(run.recipe, one, query_QD, document_MD)
-        dropped += refused
-        target = folder / "examples" / "retrieval" / one.dataset.name
-        counts["retrieval"] += write_records(target, mined, RetrievalExample)
-        print(_sentence(one.dataset.name, report[one.dataset.name]), flush=True)
-    write_records(folder / "dropped", dropped, Drop)
-    folder.write_json("report.json", report)
-    return {f"{task} examples": count for task, count in counts.items()}
-
-
-def _load(dataset: Dataset, source: Folder, corpora: Folder) -> _Mined:
-    examples = list(read_records(source / "retrieval" / dataset.name, RetrievalExample))
-    corpus = [document.text for document in read_records(corpora / dataset.name, Document)]
-    positives = [text for example in examples for text in example.positives]
-    return _Mined(dataset, examples, list(dict.fromkeys([*corpus, *positives])))
-
-
-def _prompted(one: _Mined) -> list[str]:
-    prompt: Prompt = one.dataset.prompt
-    return [prompt.document(text) for text in one.documents]
-
-
-def _negatives(
-    recipe: Recipe, one: _Mined, query_QD: Floats, document_MD: Floats
-) -> tuple[list[RetrievalExample], list[Drop], dict[str, Any]]:
-    """The examples with their negatives, those that are dropped, and the dataset's part of the report."""
-    mining = recipe.mining
-    row_of = {text: row for row, text in enumerate(one.documents)}
-    keys = [text_key(text) for text in one.documents]
-    answering = answers(one.examples)
-    deepest = max(mining.rank_to, mining.consistency_top_k or 0)
-    scores_QK, rows_QK = nearest(
-        query_QD,
-        document_MD,
-        count=deepest + min(max(map(len, answering)), ANSWERS_RANKED),
-        index=mining.index,
-        parameters=mining.index_parameters,
-    )
-    is_positive = np.array([[keys[row] in own for row in rows] for rows, own in zip(rows_QK, answering, strict=True)])
-    positive_score_Q = np.array(
-        [
-            min(float(query_QD[query] @ document_MD[row_of[text]]) for text in example.positives)
-            for query, example in enumerate(one.examples)
-        ],
-        dtype=np.float32,
-    )
-    seeds = [int(stable_id(one.dataset.name, recipe.run.seed, example.id)[:16], 16) for example in one.examples]
-    found = select_negatives(
-        scores_QK,
-        rows_QK,
-        is_positive,
-        positive_score_Q,
-        np.array(seeds, dtype=np.uint64),
-        mining,
-        is_repeat_QK=_repeats(one, document_MD, rows_QK, row_of, mining.max_positive_cosine),
-    )
-    consistent = np.ones(len(one.examples), dtype=bool)
-    if mining.consistency_top_k is not None:
-        consistent = is_consistent(scores_QK, is_positive, positive_score_Q, top_k=mining.consistency_top_k)
-    mined, dropped = [], []
-    for example, own, rows, scores, keep in zip(
-        one.examples, answering, found.rows, found.scores, consistent, strict=True
-    ):
-        if not keep:
-            dropped.append(_inconsistent(example, mining.consistency_top_k))
-            continue
-        new = [
-            Negative(text=one.documents[row], origin="mined", score=score)
-            for row, score in zip(rows, scores, strict=True)
-        ]
-        negatives = combine(
-            example.negatives,
-            new,
-            own,
-            count=mining.negatives_per_query,
-            llm_fraction=mining.llm_negative_fraction,
-        )
-        mined.append(dataclasses.replace(example, negatives=negatives))
-    report = _report(mined, found.rejected, positive_score_Q) | {"inconsistent": len(dropped)}
-    if mining.index != EXACT:
-        report["recall"] = round(recall_of(query_QD, document_MD, scores_QK, rows_QK), 4)
-    return mined, dropped, report
-
-
-def _repeats(one: _Mined, document_MD: Floats, rows_QK: Ints, row_of: Mapping[str, int], closest: float) -> Bools:
-    """Whether a candidate says the same as one of its query's positives, by the cosine of the two."""
-    found = np.zeros(rows_QK.shape, dtype=bool)
-    for query, example in enumerate(one.examples):
-        positives = document_MD[[row_of[text] for text in example.positives]]
-        found[query] = (document_MD[rows_QK[query]] @ positives.T).max(axis=1) > closest
-    return found
-
-
-def _inconsistent(example: RetrievalExample, top_k: int | None) -> Drop:
-    """The drop of a pair that the teacher does not believe in."""
-    return Drop(
-        stage="mine",
-        dataset=example.dataset,
-        reason="inconsistent",
-        detail=f"a positive is not among the teacher's first {top_k}",
-        record=json.dumps(dataclasses.asdict(example), ensure_ascii=False),
-    )
-
-
-def _report(
-    examples: Sequence[RetrievalExample], rejected: Mapping[str, int], positive_score_Q: Floats
-) -> dict[str, Any]:
-    origins = Counter(negative.origin for example in examples for negative in example.negatives)
-    mined_scores = [n.score for example in examples for n in example.negatives if n.score is not None]
-    return {
-        "queries": len(examples),
-        "negatives": dict(origins),
-        "queries by number of negatives": dict(sorted(Counter(str(len(e.negatives)) for e in examples).items())),
-        "rejected": dict(rejected),
-        "mean positive score": round(float(positive_score_Q.mean()), 4),
-        "mean mined score": round(float(np.mean(mined_scores)), 4) if mined_scores else None,
-    }
-
-
-def _sentence(name: str, report: Mapping[str, Any]) -> str:
-    origins = ", ".join(f"{count:,} {origin}" for origin, count in report["negatives"].items())
-    refused = report["rejected"]["too close to the positive"]
-    return f"mine: {name}: {report['queries']:,} queries, negatives: {origins}; {refused:,} too close to the positive"
-
-
-def _encode(recipe: Recipe, folder: Folder, text_lists: Sequence[list[str]]) -> list[Floats]:
-    """Vectors of several lists of texts; a list that was encoded before comes from its file.
-
-    The file's name covers the teacher's weights, tokenizer, pooling, dtype and length (its fingerprint)
-    and every text with its prompt: another checkpoint or prompt never finds an old file.
-    """
-    measure = ray.remote(num_cpus=1, num_gpus=1 if recipe.cluster.gpu else 0)(_fingerprint)
-    teacher = ray.get(measure.remote(recipe))
-    names = [f"embeddings/{teacher}/{digest(texts)}.npy" for texts in text_lists]
-    missing = [number for number, name in enumerate(names) if not folder.exists(name)]
-    if missing:
-        for number, vectors in _encode_now(recipe, {number: text_lists[number] for number in missing}).items():
-            buffer = io.BytesIO()
-            np.save(buffer, vectors)
-            folder.write_bytes(names[number], buffer.getvalue())
-    return [np.load(io.BytesIO(folder.read_bytes(name))) for name in names]
-
-
-def _encode_now(recipe: Recipe, text_lists: Mapping[int, list[str]]) -> dict[int, Floats]:
-    """One pass of the actor pool over all texts, so that each actor loads the teacher once."""
-    table = pa.table(
-        {
-            "list": [number for number, texts in text_lists.items() for _ in texts],
-            "row": [row for texts in text_lists.values() for row in range(len(texts))],
-            "text": [text for texts in text_lists.values() for text in texts],
+        corpora = [_prepared(run, folder, name) for name in (source / "retrieval").folders()]
+        vectors = [_vectors(recipe, teacher, folder / "embeddings", corpora) for teacher in recipe.mining.teachers]
+        reports = {
+            corpus.dataset.name: _Miner(recipe, folder, corpus, own).mined()
+            for corpus, *own in zip(corpora, *vectors, strict=True)
         }
-    )
-    blocks = max(1, table.num_rows // ENCODE_ROWS)
-    encoded = ray.data.from_arrow(table).repartition(blocks).map_batches(
-        _EncodeActor,
-        fn_constructor_args=(recipe,),
-        batch_size=ENCODE_ROWS,
-        compute=ray.data.ActorPoolStrategy(size=recipe.cluster.encoders),
-        num_cpus=1,
-        num_gpus=1 if recipe.cluster.gpu else 0,
-    )  # fmt: skip
-    vectors: dict[int, Floats] = {}
-    truncated = 0
-    with progress("mine: encode", total=table.num_rows, unit="texts") as bar:
-        for batch in encoded.iter_batches(batch_size=None, batch_format="numpy"):
-            matrix = np.stack(batch["vector"]).astype(np.float32)
-            truncated += int(batch["truncated"].sum())
-            for number in np.unique(batch["list"]):
-                here = batch["list"] == number
-                target = vectors.setdefault(
-                    int(number), np.empty((len(text_lists[int(number)]), matrix.shape[1]), dtype=np.float32)
-                )
-                target[batch["row"][here]] = matrix[here]
-            bar.advance(len(matrix))
-    if truncated:
-        limit = f"model.max_document_tokens ({recipe.model.max_document_tokens:,})"
-        print(f"mine: encode: {truncated:,} texts are longer than {limit} and were truncated", flush=True)
-    return vectors
+    folder.write_json("report.json", reports)
+    if reports:
+        folder.write_bytes("scores.svg", picture(reports).encode())
+    return {f"{task} examples": count_rows(folder / "examples" / task) for task in TASKS}
 
 
-class _EncodeActor:
-    """Holds the teacher; encodes one batch of texts at a time."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.encoder = _teacher(recipe)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        before = self.encoder.truncated
-        vectors = self.encoder.encode([str(text) for text in batch["text"]])
-        truncated = np.zeros(len(vectors), dtype=np.int64)
-        truncated[:1] = self.encoder.truncated - before
-        return {"list": batch["list"], "row": batch["row"], "vector": vectors, "truncated": truncated}
+def _prepared(run: Run, folder: Folder, name: str) -> Corpus:
+    """The texts of a dataset, wherever they are."""
+    corpus = run.folder / "transform" / "corpora" / name
+    describe = ray.remote(num_cpus=1)(document_digests)
+    known = ray.get([describe.remote(corpus, file) for file in corpus.files(".parquet")])
+    examples = run.folder / "synthesize" / "examples" / "retrieval" / name
+    return prepared(run.recipe.dataset(name), examples, corpus, folder / "documents" / name, known)
 
 
-def _teacher(recipe: Recipe) -> TextEncoder:
-    return load_teacher(recipe.mining.teacher, recipe.model, api_key_env=recipe.mining.teacher_api_key_env)
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Vectors:
+    """What one teacher made of a dataset."""
+
+    folder: Folder
+    queries: list[VectorFile]
+    documents: list[VectorFile]
+    shown: list[VectorFile]
 
 
-def _fingerprint(recipe: Recipe) -> str:
-    return _teacher(recipe).fingerprint
+def _vectors(recipe: Recipe, teacher: str, folder: Folder, corpora: Sequence[Corpus]) -> list[_Vectors]:
+    parts = [part for one in corpora for part in (one.queries, one.documents, one.shown.chunks)]
+    names = iter(encoded(recipe, teacher, folder, [chunk for part in parts for chunk in part]))
+    files = [_files(part, list(islice(names, len(part)))) for part in parts]
+    return [_Vectors(folder, *files[start : start + 3]) for start in range(0, len(files), 3)]
+
+
+def _files(chunks: Sequence[Chunk], names: Sequence[str]) -> list[VectorFile]:
+    firsts = np.cumsum([0, *(chunk.rows for chunk in chunks)])[:-1].tolist()
+    return [VectorFile(*one) for one in zip(names, firsts, (chunk.rows for chunk in chunks), strict=True)]
+
+
+class _Miner:
+    """Mines one dataset, block by block."""
+
+    def __init__(self, recipe: Recipe, folder: Folder, corpus: Corpus, vectors: Sequence[_Vectors]) -> None:
+        self._recipe, self._mining, self._folder, self._corpus = recipe, recipe.mining, folder, corpus
+        self._vectors = vectors
+        self._searchers: list[Searchers] = []
+        self._judges: Judges | None = None
+        self._report, self._drops = Report(), list[Drop]()
+
+    def mined(self) -> dict[str, Any]:
+        """Write the examples with their negatives, unless an earlier attempt has; the dataset's part of the report."""
+        name = self._corpus.dataset.name
+        done = f"done/{name}.json"
+        if self._folder.exists(done):
+            return dict(self._folder.read_json(done))
+        try:
+            self._start_actors()
+            write_records(self._folder / "examples" / "retrieval" / name, self._examples(), RetrievalExample)
+            if self._mining.index != EXACT:
+                self._report.measure(self._recall())
+        finally:
+            for searchers in self._searchers:
+                searchers.close()
+            if self._judges:
+                self._judges.close()
+        self._score_shown()
+        if self._drops:
+            write_table(self._folder / "dropped", f"{name}.parquet", table_of(self._drops, Drop))
+        content = self._report.content()
+        self._folder.write_json(done, content)
+        print(sentence(name, content), flush=True)
+        return content
+
+    def _start_actors(self) -> None:
+        shards = [shards_of(self._recipe, one.folder, one.documents) for one in self._vectors]
+        judges = self._recipe.cluster.encoders if self._mining.reranker else 0
+        share = share_of(self._recipe, sum(map(len, shards)) + judges)
+        for own, parts in zip(self._vectors, shards, strict=True):
+            self._searchers.append(Searchers(self._mining, own.folder, parts, share))
+        self._judges = Judges(self._recipe, share) if judges else None
+
+    def _examples(self) -> Iterator[RetrievalExample]:
+        total = sum(chunk.rows for chunk in self._corpus.queries)
+        with progress(f"mine: {self._corpus.dataset.name}", total=total, unit="queries") as bar:
+            for queries, asked in self._searched():
+                yield from self._finished(queries, asked)
+                bar.advance(len(queries.examples))
+
+    def _searched(self) -> Iterator[tuple[Queries, list[Asked]]]:
+        """Blocks in the order of the examples; the next ones are searched while one is selected from."""
+        waiting: deque[tuple[Queries, list[Asked]]] = deque()
+        chunk = 0
+        for examples in self._corpus.blocks(BLOCK_CHUNKS):
+            queries = Queries.of(self._corpus, examples)
+            asked = []
+            for searchers, own in zip(self._searchers, self._vectors, strict=True):
+                query_ND = np.concatenate([
+                    own.folder.read_array(file.name) for file in own.queries[chunk : chunk + BLOCK_CHUNKS]
+                ])  # fmt: skip
+                depth = queries.depth(self._mining)
+                asked.append(searchers.ask(query_ND, queries.positive_row_P, queries.owner_P, depth))
+            chunk += BLOCK_CHUNKS
+            waiting.append((queries, asked))
+            if len(waiting) > SEARCHED_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _finished(self, queries: Queries, asked: Sequence[Asked]) -> Iterator[RetrievalExample]:
+        """The examples of a block that are kept, with their negatives; the report takes in what happened."""
+        mining = self._mining
+        rankings: list[Ranking] = []
+        second_N = np.empty(0, np.float32)
+        for searchers, one in zip(self._searchers, asked, strict=True):
+            ranking, second = ranking_of(
+                self._corpus, queries, one.block, searchers.answer(one), mining.max_positive_cosine
+            )
+            second_N = second if not rankings else second_N
+            rankings.append(ranking)
+        keep_N = np.ones(len(queries.examples), dtype=bool)
+        if mining.consistency_top_k is not None:
+            for ranking in rankings:
+                keep_N &= is_consistent(ranking, top_k=mining.consistency_top_k)
+        if self._judges is not None:
+            rankings, second_N = judged(rankings, queries, mining, self._texts, self._judges.scores)
+        selection = select_negatives(rankings, queries.seeds(self._recipe.run.seed), mining)
+        examples = self._combined(queries, selection, keep_N)
+        self._report.add(examples, selection.rejected, int((~keep_N).sum()))
+        self._note_scores(rankings[0], second_N, queries, selection)
+        return iter(examples)
+
+    def _combined(self, queries: Queries, selection: Selection, keep_N: Bools) -> list[RetrievalExample]:
+        rows = np.array([row for rows in selection.rows for row in rows], dtype=np.int64)
+        texts = iter(self._texts(rows))
+        answering = queries.answering()
+        found = []
+        for number, example in enumerate(queries.examples):
+            mined = [Negative(text=next(texts), origin="mined", score=score) for score in selection.scores[number]]
+            if not keep_N[number]:
+                self._drops.append(inconsistent(example, self._mining.consistency_top_k))
+                continue
+            negatives = combine(
+                example.negatives,
+                mined,
+                answering[number],
+                count=self._mining.negatives_per_query,
+                llm_fraction=self._mining.llm_negative_fraction,
+            )
+            found.append(dataclasses.replace(example, negatives=negatives))
+        return found
+
+    def _note_scores(self, ranking: Ranking, second_N: Floats, queries: Queries, selection: Selection) -> None:
+        self._report.score("positive", ranking.positive_score_N)
+        self._report.score("mined", [score for scores in selection.scores for score in scores])
+        several = np.bincount(queries.owner_P, minlength=len(queries.examples))
+        admitted = admitted_if_hidden(ranking, second_N, self._mining)
+        self._report.hide(admitted, int(several[several > 1].sum()))
+
+    def _score_shown(self) -> None:
+        """Scores of given and LLM-written negatives of some examples, by the first teacher."""
+        own, shown = self._vectors[0], self._corpus.shown
+        if not own.shown:
+            return
+        query_ND = Shard(own.folder, own.queries).vectors(shown.owner)
+        score = np.einsum("nd,nd->n", query_ND, Shard(own.folder, own.shown).vectors(np.arange(len(shown.owner))))
+        for origin in sorted(set(shown.origins)):
+            self._report.score(origin, score[np.array(shown.origins) == origin])
+
+    def _recall(self) -> float:
+        own = self._vectors[0]
+        total = sum(file.rows for file in own.queries)
+        some = np.unique(np.linspace(0, total - 1, min(total, RECALL_QUERIES)).astype(np.int64))
+        return self._searchers[0].recall(Shard(own.folder, own.queries).vectors(some), self._mining.rank_to)
+
+    def _texts(self, rows: Ints) -> list[str]:
+        """The texts of some documents, read by tasks, a file each."""
+        read = ray.remote(num_cpus=0)(read_texts)  # the actors may have taken every CPU
+        wanted = self._corpus.places(rows)
+        parts = ray.get([read.remote(folder, file, inside) for folder, file, _, inside in wanted])
+        texts = [""] * len(rows)
+        for (_, _, place, _), part in zip(wanted, parts, strict=True):
+            for one, text in zip(place.tolist(), part, strict=True):
+                texts[one] = text
+        return texts

@@ -1,23 +1,52 @@
-"""Which of the ranked documents become negatives. Pure, one vectorised pass per dataset.
+"""Which of the ranked documents become negatives. Pure, one vectorised pass per block of queries.
 
-Shape letters in this file: Q queries, K ranks.
+Shape letters in this file: N queries, K ranks, T teachers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from qzhou.mining.identity import Bools, Digests, Ints, key_digests
 from qzhou.recipe import MiningSection
-from qzhou.records import Negative, text_key
+from qzhou.records import Negative
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-Keys = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What one teacher says of some queries, over the K documents that it found.
+
+    Attributes:
+        score_NK: How well each document fits the query (a cosine, or a reranker's score), the teacher's best document
+            first; -inf where there is none.
+        row_NK: Row of the corpus.
+        is_positive_NK: Whether the document answers the query: by id or by normalised text.
+        is_repeat_NK: Whether the document says the same as a positive; counted among the ranks, never chosen.
+        positive_score_N: The lowest score of one of the query's positives.
+    """
+
+    score_NK: Floats
+    row_NK: Ints
+    is_positive_NK: Bools
+    is_repeat_NK: Bools
+    positive_score_N: Floats
+
+    @property
+    def is_there(self) -> Bools:
+        return self.score_NK > -np.inf
+
+    @property
+    def rank(self) -> Ints:
+        """From 1, over the documents that are not positives."""
+        return np.cumsum(self.is_there & ~self.is_positive_NK, axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +54,8 @@ class Selection:
     """Chosen documents per query, and what became of the others.
 
     Attributes:
-        rows: Per query, rows of the corpus, best score first; may be shorter than asked, never padded.
-        scores: Their cosines to the query.
+        rows: Per query, rows of the corpus, in the order of the ranks; may be shorter than asked, never padded.
+        scores: How well they fit the query.
         rejected: Reason -> candidates refused for it.
     """
 
@@ -35,125 +64,177 @@ class Selection:
     rejected: Mapping[str, int]
 
 
-def select_negatives(
-    scores_QK: Floats,
-    rows_QK: Ints,
-    is_positive_QK: Bools,
-    positive_score_Q: Floats,
-    key_Q: Keys,
-    mining: MiningSection,
-    *,
-    is_repeat_QK: Bools | None = None,
-) -> Selection:
+def in_window(ranking: Ranking, mining: MiningSection) -> Bools:
+    """Whether each document is a candidate at all [N, K]: no positive, and its rank inside the window."""
+    rank_NK = ranking.rank
+    window = (rank_NK >= mining.rank_from) & (rank_NK <= mining.rank_to)
+    return ranking.is_there & ~ranking.is_positive_NK & window
+
+
+def ceiling(positive_score_N: Floats, mining: MiningSection) -> Floats:
+    """What a negative's score stays below [N].
+
+    It is ``p - (1 - positive_ratio) * |p|`` with p the positive's score, which equals ``positive_ratio * p`` for p > 0
+    and stays below p for a negative score too; and ``p - margin``, whichever is lower.
+
+    Source: ratio and margin: TopK-PercPos and TopK-MarginPos, NV-Retriever (arXiv:2407.15831).
+    """
+    ratio_N = positive_score_N - (1.0 - mining.positive_ratio) * np.abs(positive_score_N)
+    return np.asarray(ratio_N if mining.margin is None else np.minimum(ratio_N, positive_score_N - mining.margin))
+
+
+def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: MiningSection) -> Selection:
     """Choose up to ``mining.negatives_per_query`` negatives per query from a window of ranks.
 
-    Ranks count from 1 over the documents that are not positives. Inside the window a document must score below
-    ``p - (1 - positive_ratio) * |p|`` with p the positive's score, which equals ``positive_ratio * p`` for p > 0 and
-    stays below p for a negative score too; below ``p - margin``; and between ``min_score`` and ``max_score``. From what
-    is left they are drawn, uniformly or by softmax; the draw depends on the query's key and the document alone.
+    Inside the window a document must score below :func:`ceiling`, and between ``min_score`` and ``max_score``. From
+    what is left they are drawn, uniformly or by softmax; the draw depends on the query's key and the document alone.
+    Of several teachers, each has a window of its own, and what one of them refuses none may choose.
 
     Args:
-        scores_QK: Cosines, best first; -inf where there is no document.
-        rows_QK: Rows of the corpus.
-        is_positive_QK: Whether the document answers the query: by id or by normalised text.
-        positive_score_Q: The lowest cosine between the query and one of its positives.
-        key_Q: Seeds the draw of each query.
+        rankings: Of the same queries, one for each teacher.
+        key_N: Seeds the draw of each query.
         mining: Of the recipe.
-        is_repeat_QK: Whether the document says the same as a positive; counted among the ranks, never chosen.
 
-    Source: rank window: QZhou-Embedding (arXiv:2508.21632), section 6.1; ratio and margin: TopK-PercPos and
-        TopK-MarginPos, NV-Retriever (arXiv:2407.15831).
+    Source: rank window: QZhou-Embedding (arXiv:2508.21632), section 6.1.
     """
-    there = scores_QK > -np.inf
-    rank_QK = np.cumsum(~is_positive_QK, axis=1)
-    in_window = there & ~is_positive_QK & (rank_QK >= mining.rank_from) & (rank_QK <= mining.rank_to)
-    repeats = np.zeros_like(in_window) if is_repeat_QK is None else in_window & is_repeat_QK
-    ceiling_Q = positive_score_Q - (1.0 - mining.positive_ratio) * np.abs(positive_score_Q)
-    if mining.margin is not None:
-        ceiling_Q = np.minimum(ceiling_Q, positive_score_Q - mining.margin)
-    close = in_window & ~repeats & (scores_QK >= ceiling_Q[:, None])
-    left = in_window & ~repeats & ~close
-    high = left & (scores_QK > (np.inf if mining.max_score is None else mining.max_score))
-    low = left & (scores_QK < (-np.inf if mining.min_score is None else mining.min_score))
-    allowed = left & ~high & ~low
-    order_QK = np.where(allowed, _order(scores_QK, rows_QK, key_Q, mining), np.inf)
-    chosen = np.zeros_like(allowed)
-    first = np.argsort(order_QK, axis=1, kind="stable")[:, : mining.negatives_per_query]
-    np.put_along_axis(chosen, first, True, axis=1)
-    chosen &= allowed
-    return Selection(
-        rows=[rows_QK[query, chosen[query]].tolist() for query in range(len(rows_QK))],
-        scores=[scores_QK[query, chosen[query]].astype(float).tolist() for query in range(len(rows_QK))],
-        rejected={
-            "is a positive": int((is_positive_QK & there).sum()),
-            "ranked before the window": int((~is_positive_QK & (rank_QK < mining.rank_from)).sum()),
-            "repeats a positive": int(repeats.sum()),
-            "too close to the positive": int(close.sum()),
-            "above max_score": int(high.sum()),
-            "below min_score": int(low.sum()),
-            "not drawn": int((allowed & ~chosen).sum()),
-        },
+    rejected: Counter[str] = Counter()
+    allowed = [_allowed(ranking, mining, rejected) for ranking in rankings]
+    refused = [in_window(one, mining) & ~fine for one, fine in zip(rankings, allowed, strict=True)]
+    for number, ranking in enumerate(rankings):
+        for other, rival in enumerate(rankings):
+            if other != number:
+                same_NKK = ranking.row_NK[:, :, None] == rival.row_NK[:, None, :]
+                vetoed = allowed[number] & (same_NKK & refused[other][:, None, :]).any(axis=2)
+                rejected["refused by another teacher"] += int(vetoed.sum())
+                allowed[number] = allowed[number] & ~vetoed
+                if other < number:  # named by both: it is drawn once
+                    allowed[number] &= ~(same_NKK & allowed[other][:, None, :]).any(axis=2)
+    score_NK, row_NK, allowed_NK = (
+        np.concatenate(parts, axis=1)
+        for parts in ([one.score_NK for one in rankings], [one.row_NK for one in rankings], allowed)
     )
+    order_NK = np.where(allowed_NK, _order(rankings, allowed, key_N, mining), np.inf)
+    chosen = np.zeros_like(allowed_NK)
+    first = np.argsort(order_NK, axis=1, kind="stable")[:, : mining.negatives_per_query]
+    np.put_along_axis(chosen, first, True, axis=1)
+    chosen &= allowed_NK
+    rejected["not drawn"] = int((allowed_NK & ~chosen).sum())
+    return Selection(
+        rows=[row_NK[query, chosen[query]].tolist() for query in range(len(row_NK))],
+        scores=[score_NK[query, chosen[query]].astype(float).tolist() for query in range(len(row_NK))],
+        rejected=dict(rejected),
+    )
+
+
+def _allowed(ranking: Ranking, mining: MiningSection, rejected: Counter[str]) -> Bools:
+    """The candidates that pass every criterion [N, K]; counts the others by the first that they fail."""
+    score_NK, left = ranking.score_NK, in_window(ranking, mining)
+    rejected["is a positive"] += int((ranking.is_positive_NK & ranking.is_there).sum())
+    before = ~ranking.is_positive_NK & ranking.is_there & (ranking.rank < mining.rank_from)
+    rejected["ranked before the window"] += int(before.sum())
+    criteria = {
+        "repeats a positive": ranking.is_repeat_NK,
+        "too close to the positive": score_NK >= ceiling(ranking.positive_score_N, mining)[:, None],
+        "above max_score": score_NK > (np.inf if mining.max_score is None else mining.max_score),
+        "below min_score": score_NK < (-np.inf if mining.min_score is None else mining.min_score),
+    }
+    for reason, fails in criteria.items():
+        rejected[reason] += int((left & fails).sum())
+        left = left & ~fails
+    return left
+
+
+def admitted_if_hidden(ranking: Ranking, second_score_N: Floats, mining: MiningSection) -> Bools:
+    """Which positives would qualify as negatives, if it were not known that they answer the query [N, K].
+
+    Each is hidden alone; the others give the positive's score. It says how many unknown answers the criteria let in.
+
+    Args:
+        ranking: Of one teacher.
+        second_score_N: The second lowest score of a query's positives; nan where there is only one.
+        mining: Of the recipe.
+    """
+    is_lowest = ranking.score_NK <= ranking.positive_score_N[:, None]
+    left_NK = np.where(is_lowest, second_score_N[:, None], ranking.positive_score_N[:, None])
+    rank_NK = ranking.rank + 1
+    window = (rank_NK >= mining.rank_from) & (rank_NK <= mining.rank_to)
+    low = -np.inf if mining.min_score is None else mining.min_score
+    high = np.inf if mining.max_score is None else mining.max_score
+    fits = (ranking.score_NK < ceiling(left_NK, mining)) & (ranking.score_NK >= low) & (ranking.score_NK <= high)
+    several = ~np.isnan(second_score_N)[:, None]
+    return np.asarray(several & ranking.is_positive_NK & ranking.is_there & window & fits)
 
 
 def combine(
     existing: Sequence[Negative],
     mined: Sequence[Negative],
-    answering: Iterable[str],
+    answering: AbstractSet[int],
     *,
     count: int,
     llm_fraction: float,
 ) -> tuple[Negative, ...]:
     """The negatives that an example keeps: given ones first, then LLM-written up to their share, then mined.
 
-    Texts are compared by ``text_key``: none repeats and none answers the query.
+    Texts are compared by the digests of their keys: none repeats and none answers the query.
 
     Args:
-        answering: Texts that answer the query, or their keys (see :func:`qzhou.records.answers`).
+        answering: Key digests of what answers the query (:func:`qzhou.mining.identity.key_digests`).
         count: Negatives wanted; given ones are never thrown away for it.
         llm_fraction: Share of ``count`` that LLM-written negatives may take, rounded to the nearest.
     """
     given = [negative for negative in existing if negative.origin != "synthetic"]
     written = [negative for negative in existing if negative.origin == "synthetic"][: round(llm_fraction * count)]
+    candidates = [*given, *written, *mined]
     kept: list[Negative] = []
-    seen = {text_key(text) for text in answering}
-    for negative in [*given, *written, *mined]:
+    seen = set(answering)
+    for negative, key in zip(candidates, key_digests(one.text for one in candidates).tolist(), strict=True):
         if len(kept) >= max(count, len(given)):
             break
-        if text_key(negative.text) not in seen:
-            seen.add(text_key(negative.text))
+        if key not in seen:
+            seen.add(key)
             kept.append(negative)
     return tuple(kept)
 
 
-def is_consistent(scores_QK: Floats, is_positive_QK: Bools, positive_score_Q: Floats, *, top_k: int) -> Bools:
+def is_consistent(ranking: Ranking, *, top_k: int) -> Bools:
     """Whether the worst positive of each query is among the teacher's first ``top_k``, other positives not counted.
 
     Args:
-        scores_QK: Cosines, best first; K >= top_k + the query's positives, or the whole corpus.
-        is_positive_QK: Whether the document answers the query.
-        positive_score_Q: The lowest cosine between the query and one of its positives.
+        ranking: Of K >= top_k + the query's positives, or of the whole corpus.
         top_k: Counted from 1.
 
     Source: ranking consistency filter, KaLM-Embedding (arXiv:2501.01028), section 3.2.
     """
-    better_Q = ((scores_QK > positive_score_Q[:, None]) & ~is_positive_QK).sum(axis=1)
-    return np.asarray(better_Q < top_k)
+    better = (ranking.score_NK > ranking.positive_score_N[:, None]) & ~ranking.is_positive_NK
+    return np.asarray(better.sum(axis=1) < top_k)
 
 
-def _order(scores_QK: Floats, rows_QK: Ints, key_Q: Keys, mining: MiningSection) -> Floats:
-    """A number by which candidates are drawn, the smallest first; softmax by Gumbel's trick (arXiv:1903.06059)."""
+def _order(rankings: Sequence[Ranking], allowed: Sequence[Bools], key_N: Digests, mining: MiningSection) -> Floats:
+    """A number by which candidates are drawn, the smallest first [N, T * K]."""
+    by_rank = len(rankings) > 1 and not mining.reranker  # teachers' cosines cannot be compared
+    orders = [_drawn(ranking, key_N, mining, by_rank) for ranking in rankings]
+    if mining.combine == "each" and len(rankings) > 1:  # the teachers take turns, each by its own order
+        turns = []
+        for number, (order, fine) in enumerate(zip(orders, allowed, strict=True)):
+            place = np.argsort(np.argsort(np.where(fine, order, np.inf), axis=1, kind="stable"), axis=1)
+            turns.append((place * len(rankings) + number).astype(np.float32))
+        orders = turns
+    return np.concatenate(orders, axis=1)
+
+
+def _drawn(ranking: Ranking, key_N: Digests, mining: MiningSection, by_rank: bool) -> Floats:
+    """The order in which one teacher's candidates are drawn; softmax by Gumbel's trick (arXiv:1903.06059)."""
     if mining.sampling == "top":
-        return -scores_QK
-    uniform_QK = _uniform(key_Q[:, None] ^ rows_QK.astype(np.uint64))
+        return ranking.rank.astype(np.float32) if by_rank else -ranking.score_NK
+    uniform_NK = _uniform(key_N[:, None] ^ ranking.row_NK.astype(np.uint64))
     if mining.sampling == "uniform":
-        return uniform_QK
+        return uniform_NK
     with np.errstate(divide="ignore", invalid="ignore"):
-        gumbel_QK = -np.log(-np.log(uniform_QK))
-        return np.asarray(-(scores_QK / mining.sampling_temperature + gumbel_QK))
+        gumbel_NK = -np.log(-np.log(uniform_NK))
+        return np.asarray(-(ranking.score_NK / mining.sampling_temperature + gumbel_NK))
 
 
-def _uniform(key: Keys) -> Floats:
+def _uniform(key: Digests) -> Floats:
     """SplitMix64: a well-mixed number in [0, 1) for each key."""
     with np.errstate(over="ignore"):
         mixed = key + np.uint64(0x9E3779B97F4A7C15)

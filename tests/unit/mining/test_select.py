@@ -3,76 +3,35 @@
 import numpy as np
 import pytest
 
-from qzhou.errors import RecipeError
-from qzhou.mining.search import nearest, recall_of
-from qzhou.mining.select import combine, is_consistent, select_negatives
+from qzhou.mining.identity import key_digests
+from qzhou.mining.select import Ranking, admitted_if_hidden, combine, is_consistent, select_negatives
 from qzhou.recipe import MiningSection
 from qzhou.records import Negative
 
 KEY = np.array([7], dtype=np.uint64)
 
 
-def select(scores, *, positive_score, is_positive=None, key=KEY, count=2, ratio=0.95, repeats=None, **settings):
-    scores = np.array([scores], dtype=np.float32)
-    positive = np.zeros(scores.shape, dtype=bool) if is_positive is None else np.array([is_positive])
-    rows = np.arange(scores.shape[1])[None, :]
-    mining = MiningSection(
-        **{"rank_from": 1, "rank_to": 99, "positive_ratio": ratio, "negatives_per_query": count, **settings}
+def ranking(scores, *, positive_score, is_positive=None, rows=None, repeats=None) -> Ranking:
+    """What a teacher says of one query."""
+    score = np.array([scores], dtype=np.float32)
+    no = [False] * score.shape[1]
+    return Ranking(
+        score_NK=score,
+        row_NK=np.array([range(score.shape[1]) if rows is None else rows]),
+        is_positive_NK=np.array([no if is_positive is None else is_positive]),
+        is_repeat_NK=np.array([no if repeats is None else repeats]),
+        positive_score_N=np.array([positive_score], dtype=np.float32),
     )
-    is_repeat = None if repeats is None else np.array([repeats])
-    return select_negatives(
-        scores, rows, positive, np.array([positive_score], dtype=np.float32), key, mining, is_repeat_QK=is_repeat
-    )
 
 
-def test_exact_search_ranks_by_cosine():
-    generator = np.random.default_rng(0)
-    query, document = (generator.normal(size=(size, 8)).astype(np.float32) for size in (3, 20))
-
-    scores, rows = nearest(query, document, count=5)
-
-    expected = np.argsort(-(query @ document.T), axis=1)[:, :5]
-    assert (rows == expected).all()
-    assert np.allclose(scores, np.take_along_axis(query @ document.T, expected, 1), atol=1e-5)
+def settings_of(*, count=2, ratio=0.95, **settings) -> MiningSection:
+    everything = {"rank_from": 1, "rank_to": 99, "positive_ratio": ratio, "negatives_per_query": count}
+    return MiningSection(**{**everything, **settings})
 
 
-def test_an_approximate_index_is_measured_against_the_exact_one():
-    generator = np.random.default_rng(0)
-    query, document = (generator.normal(size=(size, 16)).astype(np.float32) for size in (50, 2000))
-
-    few = nearest(query, document, count=20, index="IVF50,Flat", parameters="nprobe=2")
-    all_cells = nearest(query, document, count=20, index="IVF50,Flat", parameters="nprobe=50")
-
-    expected = np.argsort(-(query @ document.T), axis=1, kind="stable")[:, :20]
-    shared = [len(set(found) & set(best)) for found, best in zip(few[1].tolist(), expected.tolist(), strict=True)]
-    assert recall_of(query, document, *few) == pytest.approx(sum(shared) / 1000)
-    assert 0.05 < recall_of(query, document, *few) < 0.9
-    assert recall_of(query, document, *all_cells) == 1.0
-
-
-def test_what_an_approximate_index_does_not_find_is_no_candidate():
-    document = np.eye(8, dtype=np.float32)
-
-    scores, rows = nearest(document[:1], document, count=8, index="IVF8,Flat", parameters="nprobe=1")
-
-    assert scores[0, 0] == 1.0
-    assert (scores[0, 1:] == -np.inf).all()
-    found = select(scores[0], positive_score=2.0, count=9)
-    assert found.rows == [[0]]
-    assert rows.min() >= 0
-
-
-def test_an_index_that_faiss_does_not_know_is_refused_by_name():
-    vectors = np.eye(3, dtype=np.float32)
-
-    with pytest.raises(RecipeError, match=r"mining.index 'Flatt' .* 3 documents of 3 dimensions: .*'Flat' always does"):
-        nearest(vectors, vectors, count=2, index="Flatt")
-
-
-def test_a_corpus_smaller_than_the_window_gives_what_it_has():
-    vectors = np.eye(3, dtype=np.float32)
-
-    assert nearest(vectors, vectors, count=30)[1].shape == (3, 3)
+def select(scores, *, positive_score, is_positive=None, key=KEY, repeats=None, **settings):
+    one = ranking(scores, positive_score=positive_score, is_positive=is_positive, repeats=repeats)
+    return select_negatives([one], key, settings_of(**settings))
 
 
 def test_documents_too_close_to_the_positive_are_refused():
@@ -119,12 +78,68 @@ def test_softmax_draws_by_score():
 
 
 def test_a_pair_is_consistent_when_its_worst_positive_is_among_the_first():
-    scores = np.array([[0.9, 0.8, 0.7, 0.6]] * 3, dtype=np.float32)
-    positive = np.array([[True, False, False, True], [False] * 4, [False, True, False, False]])
-    worst = np.array([0.6, 0.95, 0.8], dtype=np.float32)
+    three = Ranking(
+        score_NK=np.array([[0.9, 0.8, 0.7, 0.6]] * 3, dtype=np.float32),
+        row_NK=np.array([range(4)] * 3),
+        is_positive_NK=np.array([[True, False, False, True], [False] * 4, [False, True, False, False]]),
+        is_repeat_NK=np.zeros((3, 4), dtype=bool),
+        positive_score_N=np.array([0.6, 0.95, 0.8], dtype=np.float32),
+    )
 
-    assert is_consistent(scores, positive, worst, top_k=2).tolist() == [False, True, True]
-    assert is_consistent(scores, positive, worst, top_k=3).tolist() == [True, True, True]
+    assert is_consistent(three, top_k=2).tolist() == [False, True, True]
+    assert is_consistent(three, top_k=3).tolist() == [True, True, True]
+
+
+def test_a_document_that_one_teacher_refuses_is_chosen_by_none():
+    """Row 7 is too close to the positive for the second teacher, and row 8 is named by both and taken once."""
+    first = ranking([0.7, 0.6, 0.5], positive_score=0.9, rows=[7, 8, 9])
+    second = ranking([0.88, 0.4, 0.3], positive_score=0.9, rows=[7, 8, 5])
+
+    found = select_negatives([first, second], KEY, settings_of(count=9))
+
+    assert sorted(found.rows[0]) == [5, 8, 9]
+    assert found.rejected["refused by another teacher"] == 1
+    assert found.rejected["too close to the positive"] == 1
+
+
+@pytest.mark.parametrize(("combine", "rows"), [("each", [1, 2, 11, 12]), ("union", [1, 2, 11, 12])])
+def test_teachers_take_turns_or_are_merged_by_rank(combine, rows):
+    first = ranking([0.9, 0.8, 0.7], positive_score=2.0, rows=[1, 2, 3])
+    second = ranking([0.3, 0.2, 0.1], positive_score=2.0, rows=[11, 12, 13])
+
+    found = select_negatives([first, second], KEY, settings_of(count=4, sampling="top", combine=combine))
+
+    assert sorted(found.rows[0]) == rows
+
+
+def test_each_teacher_keeps_its_share_whatever_the_draw():
+    first = ranking(np.linspace(0.9, 0.8, 30), positive_score=2.0, rows=range(30))
+    second = ranking([0.3, 0.2, 0.1], positive_score=2.0, rows=[111, 112, 113])
+
+    shares = [
+        sum(row > 100 for row in select_negatives(
+            [first, second], np.array([k], dtype=np.uint64), settings_of(count=4, combine="each")
+        ).rows[0])
+        for k in range(20)
+    ]  # fmt: skip
+
+    assert shares == [2] * 20
+
+
+@pytest.mark.parametrize(
+    ("hidden_score", "admitted"),
+    [(0.5, True), (0.77, False), (0.35, False)],  # the other positive has 0.8: the ceiling is 0.76; min_score 0.4
+)
+def test_a_hidden_positive_is_admitted_when_it_passes_every_criterion(hidden_score, admitted):
+    scores = sorted([0.8, hidden_score, 0.45], reverse=True)
+    positive = [score != 0.45 for score in scores]
+    one = ranking(scores, positive_score=min(0.8, hidden_score), is_positive=positive)
+
+    found = admitted_if_hidden(one, np.array([0.8], dtype=np.float32), settings_of(min_score=0.4))
+
+    assert found[0].tolist() == [score == np.float32(hidden_score) and admitted for score in np.float32(scores)]
+    alone = admitted_if_hidden(one, np.array([np.nan], dtype=np.float32), settings_of())
+    assert not alone.any()
 
 
 def test_too_few_candidates_give_fewer_and_never_a_rejected_one():
@@ -169,13 +184,14 @@ def test_the_draw_follows_from_the_key_alone_and_spreads_over_the_window():
 def test_combining_drops_what_repeats_a_positive(text):
     mined = [Negative(text=text, origin="mined"), Negative(text="other", origin="mined")]
 
-    assert [one.text for one in combine([], mined, ["the answer"], count=2, llm_fraction=0.3)] == ["other"]
+    answering = set(key_digests(["the answer"]).tolist())
+    assert [one.text for one in combine([], mined, answering, count=2, llm_fraction=0.3)] == ["other"]
 
 
 def test_given_negatives_come_first_and_written_ones_stay_within_their_share():
     existing = [Negative(text=f"w{i}", origin="synthetic") for i in range(5)] + [Negative(text="g", origin="given")]
     mined = [Negative(text=f"m{i}", origin="mined") for i in range(9)]
 
-    kept = combine(existing, mined, ["p"], count=10, llm_fraction=0.3)
+    kept = combine(existing, mined, set(), count=10, llm_fraction=0.3)
 
     assert [one.text for one in kept] == ["g", "w0", "w1", "w2", "m0", "m1", "m2", "m3", "m4", "m5"]

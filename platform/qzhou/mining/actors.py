@@ -1,0 +1,117 @@
+"""What runs inside the actors that mine: encoding chunks of texts, searching a shard, judging pairs. No ray in here.
+
+torch is imported by the actors that need it, when they need it: a searcher starts in a fraction of the time without.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qzhou.errors import ModelError, QzhouError, first_line
+from qzhou.mining.corpus import Chunk, read_column
+from qzhou.mining.identity import Ints
+from qzhou.mining.shard import Block, Floats, Found, Shard, VectorFile
+from qzhou.recipe import Recipe
+from qzhou.runs import digest
+from qzhou.storage import Folder
+
+if TYPE_CHECKING:
+    from qzhou.encoder import TextEncoder
+
+
+class EncodeActor:
+    """Holds a teacher; writes the vectors of a chunk of texts, unless they are there.
+
+    A file's name covers the teacher's weights, tokenizer, pooling, dtype and length (its fingerprint) and every text
+    with its prompt: another checkpoint or prompt never finds an old file.
+    """
+
+    def __init__(self, recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk]) -> None:
+        self._recipe, self._teacher, self._folder, self._chunks = recipe, teacher, folder, chunks
+        self._column: tuple[str, list[str]] = ("", [])
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        from qzhou.encoder import load_teacher
+
+        key = self._recipe.mining.teacher_api_key_env
+        return load_teacher(self._teacher, self._recipe.model, api_key_env=key)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The number of a chunk to its file; an error for people comes back as a value, or Ray Data would wrap it."""
+        name, encoded, truncated, error = "", 0, 0, b""
+        try:
+            name, encoded, truncated = self._encode(self._chunks[int(batch["id"][0])])
+        except QzhouError as refused:
+            error = pickle.dumps(refused)
+        return {"id": batch["id"], "name": [name], "encoded": [encoded], "truncated": [truncated], "error": [error]}
+
+    def _encode(self, chunk: Chunk) -> tuple[str, int, int]:
+        texts = chunk.prompted(self._column_of(chunk))
+        name = f"{self._encoder.fingerprint}/{digest(texts)}.npy"
+        if self._folder.exists(name):
+            return name, 0, 0
+        before = self._encoder.truncated
+        self._folder.write_array(name, self._encoder.encode(texts))
+        return name, len(texts), self._encoder.truncated - before
+
+    def _column_of(self, chunk: Chunk) -> list[str]:
+        """The column that the chunk is a part of; the last one is kept, because its next chunk often follows."""
+        name = f"{chunk.folder.uri}/{chunk.file}/{chunk.column}"
+        if self._column[0] != name:
+            self._column = name, read_column(chunk.folder, chunk.file, chunk.column)
+        return self._column[1]
+
+
+class SearchActor:
+    """A shard of a corpus, opened by the first call: an error of the recipe then comes back as itself."""
+
+    def __init__(self, folder: Folder, files: Sequence[VectorFile], index: str, parameters: str) -> None:
+        self._settings = folder, files, index, parameters
+
+    @cached_property
+    def _shard(self) -> Shard:
+        return Shard(*self._settings)
+
+    def vectors(self, rows: Ints) -> Floats:
+        return self._shard.vectors(rows)
+
+    def search(self, block: Block, count: int, exactly: bool = False) -> Found:
+        return self._shard.search(block, count, exactly=exactly)
+
+
+class RerankActor:
+    """A cross-encoder that reads query and document together.
+
+    Args:
+        spec: Named like a backbone: a folder, a hub id, or ``package:<import name>/<folder>``.
+        max_tokens: Pairs are truncated here.
+    """
+
+    def __init__(self, spec: str, max_tokens: int) -> None:
+        self._settings = spec, max_tokens
+
+    @cached_property
+    def _model(self) -> Any:
+        from sentence_transformers import CrossEncoder
+
+        from qzhou.encoder import choose_device, resolve
+
+        spec, max_tokens = self._settings
+        try:
+            model = CrossEncoder(resolve(spec), max_length=max_tokens, device=str(choose_device()), num_labels=1)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"mining.reranker '{spec}' cannot be loaded: {first_line(error)}") from None
+        return model
+
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> Floats:
+        """How well each document answers its query, from 0 to 1 [len(pairs)]."""
+        import torch
+
+        found = self._model.predict(list(pairs), activation_fn=torch.nn.Sigmoid(), show_progress_bar=False)
+        return np.asarray(found, dtype=np.float32)

@@ -1,0 +1,128 @@
+"""A block of queries after the search: rankings, what is dropped, what is chosen. No ray in here.
+
+Shape letters in this file: N queries, K ranks, P positives, E (query, answer) pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qzhou.mining.corpus import Corpus
+from qzhou.mining.identity import Digests, Groups, Ints, is_answer
+from qzhou.mining.select import Ranking, in_window
+from qzhou.mining.shard import Block, Floats, Found
+from qzhou.recipe import MiningSection
+from qzhou.records import Drop, RetrievalExample, stable_id
+
+ANSWERS_RANKED = 100  # room for a query's answers before the window; with more of them it may get fewer negatives
+
+Texts = Callable[[Ints], list[str]]
+Judge = Callable[[Sequence[tuple[str, str]]], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """A block of examples and what answers them.
+
+    Attributes:
+        positive_row_P: Rows of their positives among the documents.
+        owner_P: Which example each belongs to.
+        owner_E: Of each known answer, those of relatives and equal queries included.
+        answer_E: Its key digest.
+    """
+
+    examples: list[RetrievalExample]
+    positive_row_P: Ints
+    owner_P: Ints
+    owner_E: Ints
+    answer_E: Digests
+
+    @classmethod
+    def of(cls, corpus: Corpus, examples: list[RetrievalExample]) -> Queries:
+        return cls(examples, *corpus.positive_rows(examples), *corpus.answers.of(Groups.of(examples)))
+
+    def depth(self, mining: MiningSection) -> int:
+        """How many ranks are needed."""
+        most = int(np.bincount(self.owner_E).max(initial=0))
+        return max(mining.rank_to, mining.consistency_top_k or 0) + min(most, ANSWERS_RANKED)
+
+    def answering(self) -> list[set[int]]:
+        """Key digests of each query's answers."""
+        found: list[set[int]] = [set() for _ in self.examples]
+        for owner, answer in zip(self.owner_E.tolist(), self.answer_E.tolist(), strict=True):
+            found[owner].add(answer)
+        return found
+
+    def seeds(self, run_seed: int) -> Digests:
+        """Seeds each query's draw [N]."""
+        ids = [stable_id(one.dataset, run_seed, one.id)[:16] for one in self.examples]
+        return np.array([int(one, 16) for one in ids], dtype=np.uint64)
+
+
+def ranking_of(corpus: Corpus, queries: Queries, block: Block, found: Found, closest: float) -> tuple[Ranking, Floats]:
+    """What a teacher found, and the second lowest score of each query's positives (nan where there is one) [N].
+
+    A text that stands several times in the corpus counts once.
+    """
+    score_P = np.einsum("pd,pd->p", block.query_ND[queries.owner_P], block.positive_PD)
+    lowest_N, second_N = two_lowest(score_P, queries.owner_P, len(queries.examples))
+    ranking = Ranking(
+        score_NK=np.where(corpus.is_copy_M[found.row_NK], np.float32(-np.inf), found.score_NK),
+        row_NK=found.row_NK,
+        is_positive_NK=is_answer(queries.owner_E, queries.answer_E, corpus.key_M[found.row_NK]),
+        is_repeat_NK=found.positive_cosine_NK > closest,
+        positive_score_N=lowest_N,
+    )
+    return ranking, second_N
+
+
+def two_lowest(score_P: Floats, owner_P: Ints, count: int) -> tuple[Floats, Floats]:
+    """The lowest and the second lowest score of each owner [count]; nan where there is none."""
+    order = np.lexsort((score_P, owner_P))
+    first = np.searchsorted(owner_P[order], np.arange(count))
+    size = np.bincount(owner_P, minlength=count)
+    padded = np.append(score_P[order], [np.nan, np.nan]).astype(np.float32)
+    lowest = np.where(size > 0, padded[first], np.nan)
+    return lowest, np.where(size > 1, padded[first + 1], np.nan)
+
+
+def judged(
+    rankings: Sequence[Ranking], queries: Queries, mining: MiningSection, texts: Texts, judge: Judge
+) -> tuple[list[Ranking], Floats]:
+    """The rankings with a reranker's scores in place of the teachers', and the second lowest of the positives [N].
+
+    It reads every candidate inside a window and every known answer that was found, each pair once.
+    """
+    wanted = [in_window(one, mining) | (one.is_positive_NK & one.is_there) for one in rankings]
+    query = np.concatenate([*(np.nonzero(one)[0] for one in wanted), queries.owner_P])
+    row = np.concatenate(
+        [*(one.row_NK[fits] for one, fits in zip(rankings, wanted, strict=True)), queries.positive_row_P]
+    )
+    pairs, place = np.unique(np.stack([query, row], axis=1), axis=0, return_inverse=True)
+    documents = texts(pairs[:, 1])
+    asked = [(queries.examples[number].query, text) for number, text in zip(pairs[:, 0], documents, strict=True)]
+    score = judge(asked)[place.ravel()]
+    lowest_N, second_N = two_lowest(score[len(score) - len(queries.owner_P) :], queries.owner_P, len(queries.examples))
+    found, start = [], 0
+    for ranking, fits in zip(rankings, wanted, strict=True):
+        score_NK = ranking.score_NK.copy()
+        score_NK[fits] = score[start : start + int(fits.sum())]
+        start += int(fits.sum())
+        found.append(dataclasses.replace(ranking, score_NK=score_NK, positive_score_N=lowest_N))
+    return found, second_N
+
+
+def inconsistent(example: RetrievalExample, top_k: int | None) -> Drop:
+    """The drop of a pair that the teacher does not believe in."""
+    return Drop(
+        stage="mine",
+        dataset=example.dataset,
+        reason="inconsistent",
+        detail=f"a positive is not among the teacher's first {top_k}",
+        record=json.dumps(dataclasses.asdict(example), ensure_ascii=False),
+    )

@@ -1,0 +1,221 @@
+"""The texts of one retrieval dataset, where they lie: queries, and the documents among which negatives are mined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from qzhou.dataset import Dataset
+from qzhou.mining.identity import Answers, Bools, Digests, Groups, Ints, RowOf, digests, key_digests
+from qzhou.prompts import Prompt
+from qzhou.records import Document, Negative, RetrievalExample
+from qzhou.storage import Folder, read_records, row_count, write_records
+
+SHOWN_EXAMPLES = 500  # whose given and written negatives are scored for the report
+CHUNK_ROWS = 1024  # texts of one vector file: what is encoded again when an encoder dies
+EXAMPLES_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive texts of one Parquet file that are encoded together.
+
+    Attributes:
+        prompt: Of the dataset.
+        asks: Whether they are queries.
+    """
+
+    folder: Folder
+    file: str
+    column: str
+    start: int
+    stop: int
+    prompt: Prompt
+    asks: bool
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+    def prompted(self, column: Sequence[str]) -> list[str]:
+        """What the encoder reads, from the whole column of the file."""
+        present = self.prompt.query if self.asks else self.prompt.document
+        return [present(text) for text in column[self.start : self.stop]]
+
+
+def chunks_of(folder: Folder, column: str, prompt: Prompt, *, asks: bool) -> list[Chunk]:
+    """All texts of a column of a folder's Parquet files, cut into chunks."""
+    found = []
+    for file in folder.files(".parquet"):
+        rows = row_count(folder, file)
+        starts = range(0, rows, CHUNK_ROWS)
+        found += [Chunk(folder, file, column, one, min(one + CHUNK_ROWS, rows), prompt, asks) for one in starts]
+    return found
+
+
+def read_column(folder: Folder, file: str, column: str) -> list[str]:
+    with folder.filesystem.open_input_file(f"{folder.path}/{file}") as stream:
+        texts: list[str] = pq.read_table(stream, columns=[column]).column(column).to_pylist()
+    return texts
+
+
+def read_texts(folder: Folder, file: str, rows: Ints) -> list[str]:
+    """Some documents of a file, by their rows in it."""
+    with folder.filesystem.open_input_file(f"{folder.path}/{file}") as stream:
+        column = pq.read_table(stream, columns=["text"]).column("text")
+    texts: list[str] = pc.take(column, rows).to_pylist()
+    return texts
+
+
+def document_digests(folder: Folder, file: str) -> tuple[Digests, Digests]:
+    """Digests of the documents of a file: of the texts, and of their keys."""
+    texts = read_column(folder, file, "text")
+    return digests(texts), key_digests(texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Negatives that some examples came with, to be scored for the report: which example's each is, and its origin."""
+
+    chunks: list[Chunk]
+    owner: Ints
+    origins: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """One retrieval dataset on its way through the stage. 33 bytes a document and 50 a positive are in memory.
+
+    Attributes:
+        queries: In the order of the examples.
+        documents: The dataset's own corpus, then the positives that are not in it; rows count through all of them.
+        shown: Negatives of some of the examples.
+        key_M: Of each document; equal where two texts count as the same.
+        is_copy_M: Whether an earlier document counts as the same.
+        row_of: Digest of a text -> its row.
+        answers: What answers which query.
+    """
+
+    dataset: Dataset
+    examples: Folder
+    queries: list[Chunk]
+    documents: list[Chunk]
+    shown: Shown
+    key_M: Digests
+    is_copy_M: Bools
+    row_of: RowOf
+    answers: Answers
+
+    def blocks(self, chunks: int) -> Iterator[list[RetrievalExample]]:
+        """The examples, as many chunks of queries at a time as asked for."""
+        examples = read_records(self.examples, RetrievalExample)
+        for start in range(0, len(self.queries), chunks):
+            yield list(islice(examples, sum(one.rows for one in self.queries[start : start + chunks])))
+
+    def places(self, rows: Ints) -> list[tuple[Folder, str, Ints, Ints]]:
+        """Where some documents stand: for each file, places in ``rows`` and rows of the file."""
+        ends = np.cumsum([chunk.rows for chunk in self.documents])
+        chunk = np.searchsorted(ends, rows, side="right")
+        begins = np.array([one.start for one in self.documents]) - (ends - [one.rows for one in self.documents])
+        files = {(one.folder.path, one.file): one for one in self.documents}
+        number_of = {name: number for number, name in enumerate(files)}
+        file_of_chunk = np.array([number_of[one.folder.path, one.file] for one in self.documents])
+        found = []
+        for number, one in enumerate(files.values()):
+            place = np.flatnonzero(file_of_chunk[chunk] == number)
+            if len(place):
+                found.append((one.folder, one.file, place, rows[place] + begins[chunk[place]]))
+        return found
+
+    def positive_rows(self, examples: Sequence[RetrievalExample]) -> tuple[Ints, Ints]:
+        """The documents that are some examples' positives: rows, and which example each belongs to."""
+        owner = np.repeat(np.arange(len(examples)), [len(one.positives) for one in examples])
+        return self.row_of(digests(text for one in examples for text in one.positives)), owner
+
+
+def prepared(
+    dataset: Dataset, examples: Folder, corpus: Folder, extra: Folder, known: Sequence[tuple[Digests, Digests]]
+) -> Corpus:
+    """Find out which documents a dataset has.
+
+    Args:
+        dataset: Of the recipe.
+        examples: Of the dataset, as Parquet.
+        corpus: Of the dataset; may be empty.
+        extra: Where the positives are written that are not in the corpus, and the negatives that are shown.
+        known: :func:`document_digests` of each file of the corpus.
+    """
+    stride = max(1, sum(row_count(examples, file) for file in examples.files(".parquet")) // SHOWN_EXAMPLES)
+    corpus_text, corpus_key = _joined([text for text, _ in known]), _joined([key for _, key in known])
+    texts, keys, owners, groups = [], [], [], []
+    shown: list[tuple[int, Negative]] = []
+    first = 0
+    for some in _batches(examples):
+        positives = [text for one in some for text in one.positives]
+        texts.append(digests(positives))
+        keys.append(key_digests(positives))
+        owners.append(first + np.repeat(np.arange(len(some)), [len(one.positives) for one in some]))
+        groups.append(Groups.of(some))
+        shown += [
+            (first + n, negative) for n in range(-first % stride, len(some), stride) for negative in some[n].negatives
+        ]
+        first += len(some)
+    text_P, key_P = _joined(texts), _joined(keys)
+    _, first_P = np.unique(text_P, return_index=True)
+    new_P = np.sort(first_P[~np.isin(text_P[first_P], corpus_text)])
+    write_records(extra / "positives", _documents(examples, new_P), Document)
+    negatives = (Document(id=f"negative-{n}", text=one.text) for n, (_, one) in enumerate(shown))
+    write_records(extra / "negatives", negatives, Document)
+    documents = [
+        chunk
+        for folder in (corpus, extra / "positives")
+        for chunk in chunks_of(folder, "text", dataset.prompt, asks=False)
+    ]
+    key_M = np.concatenate([corpus_key, key_P[new_P]])
+    is_copy_M = np.ones(len(key_M), dtype=bool)
+    is_copy_M[np.unique(key_M, return_index=True)[1]] = False
+    return Corpus(
+        dataset=dataset,
+        examples=examples,
+        queries=chunks_of(examples, "query", dataset.prompt, asks=True),
+        documents=documents,
+        shown=Shown(
+            chunks=chunks_of(extra / "negatives", "text", dataset.prompt, asks=False),
+            owner=np.array([owner for owner, _ in shown], dtype=np.int64),
+            origins=[negative.origin for _, negative in shown],
+        ),
+        key_M=key_M,
+        is_copy_M=is_copy_M,
+        row_of=RowOf(np.concatenate([corpus_text, text_P[new_P]])),
+        answers=Answers(
+            Groups(_joined([one.query_N for one in groups]), _joined([one.family_N for one in groups])),
+            key_P,
+            np.concatenate(owners) if owners else np.empty(0, np.int64),
+        ),
+    )
+
+
+def _documents(examples: Folder, wanted_P: Ints) -> Iterator[Document]:
+    """The positives with these numbers, counted through all examples."""
+    wanted, first = wanted_P, 0
+    for some in _batches(examples):
+        positives = [text for one in some for text in one.positives]
+        here = int(np.searchsorted(wanted, first + len(positives)))
+        for number in wanted[:here]:
+            yield Document(id=f"positive-{number}", text=positives[number - first])
+        wanted, first = wanted[here:], first + len(positives)
+
+
+def _batches(examples: Folder) -> Iterator[list[RetrievalExample]]:
+    records = read_records(examples, RetrievalExample)
+    while some := list(islice(records, EXAMPLES_AT_ONCE)):
+        yield some
+
+
+def _joined(parts: Sequence[Digests]) -> Digests:
+    return np.concatenate(parts) if parts else np.empty(0, np.uint64)

@@ -1,0 +1,56 @@
+"""Encoding on Ray Data: a pool of actors writes the vectors of every chunk of texts once, to shared storage."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+
+import ray
+
+from qzhou.mining.actors import EncodeActor
+from qzhou.mining.corpus import Chunk
+from qzhou.progress import progress
+from qzhou.recipe import Recipe
+from qzhou.storage import Folder
+
+
+def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk]) -> list[str]:
+    """The vector file of each chunk, below ``folder``; those that are there already are not encoded again.
+
+    Raises:
+        ModelError: The teacher cannot be loaded.
+    """
+    if not chunks:
+        return []
+    done = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map_batches(
+        EncodeActor,
+        fn_constructor_args=(recipe, teacher, folder, list(chunks)),
+        batch_size=1,
+        compute=_pool(recipe, len(chunks)),
+        num_cpus=1,
+        num_gpus=1 if recipe.cluster.gpu else 0,
+    )  # fmt: skip
+    names = [""] * len(chunks)
+    texts = truncated = 0
+    with progress("mine: encode", total=sum(chunk.rows for chunk in chunks), unit="texts") as bar:
+        for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
+            for error in filter(None, batch["error"]):
+                raise pickle.loads(error)
+            for number, name in zip(batch["id"], batch["name"], strict=True):
+                names[int(number)] = str(name)
+                bar.advance(chunks[int(number)].rows)
+            texts, truncated = texts + int(batch["encoded"].sum()), truncated + int(batch["truncated"].sum())
+    total = sum(chunk.rows for chunk in chunks)
+    whose = f" by {teacher}" if teacher else ""
+    print(f"mine: encode: {texts:,} texts encoded{whose}, {total - texts:,} were there already", flush=True)
+    if truncated:
+        limit = f"model.max_document_tokens ({recipe.model.max_document_tokens:,})"
+        print(f"mine: encode: {truncated:,} texts are longer than {limit} and were truncated", flush=True)
+    return names
+
+
+def _pool(recipe: Recipe, chunks: int) -> ray.data.ActorPoolStrategy:
+    """As many actors as the recipe allows and there are chunks; fewer to begin with where it says so."""
+    most = min(recipe.cluster.encoders, chunks)
+    least = min(recipe.cluster.min_encoders or most, most)
+    return ray.data.ActorPoolStrategy(min_size=least, max_size=most)

