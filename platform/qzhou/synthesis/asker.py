@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from qzhou.endpoints import Keys
 from qzhou.errors import EndpointError
-from qzhou.keys import Keys
 from qzhou.llm import BUILTIN, SynthesisSection
 from qzhou.storage import Folder
 from qzhou.synthesis.builtin import builtin_endpoint

@@ -14,8 +14,8 @@ from typing import Any
 
 import openai
 
+from qzhou.endpoints import Keys
 from qzhou.errors import EndpointError, first_line
-from qzhou.keys import Keys
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.progress import progress
 from qzhou.storage import Folder

@@ -15,8 +15,8 @@ import ray
 import ray.data
 
 from qzhou.cluster import session
+from qzhou.endpoints import Keys
 from qzhou.errors import EndpointError
-from qzhou.keys import Keys
 from qzhou.llm import BUILTIN
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
