@@ -17,7 +17,6 @@ import ray.data
 from qzhou.cluster import session
 from qzhou.endpoints import Keys
 from qzhou.errors import EndpointError
-from qzhou.llm import BUILTIN
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import EXAMPLE_TYPES, TASKS, Document, Drop, Example, Manifest, Task
@@ -257,8 +256,7 @@ class Sender:
     def _sent(self, requests: Mapping[str, ChatRequest], *, spent: float) -> dict[str, Outcome]:
         settings, keys = self._settings, list(requests)
         throttle = throttle_of(settings, spent=spent)
-        builtin = any(BUILTIN in one.endpoints for one in settings.pool)
-        askers = 1 if builtin else -(-settings.concurrency // SLOTS_PER_ASKER)
+        askers = 1 if settings.is_builtin else -(-settings.concurrency // SLOTS_PER_ASKER)
         gate: Any = throttle
         if askers > 1:
             gate = ray.remote(num_cpus=0, max_concurrency=1000)(GateActor).remote(throttle)
