@@ -76,7 +76,7 @@ async def _answered(
     under_way = _found(folder)
     handed_in = {key for batch in under_way for key in batch.keys}
     waiting = {key: request for key, request in requests.items() if key not in handed_in}
-    _check_cost(waiting, models, settings, spent=totals(folder)[1])
+    _check_cost(waiting, models, settings, folder)
     outcomes: dict[str, Outcome] = {}
     with progress("synthesize: batches", total=len(requests), unit="requests") as bar:
         try:
@@ -107,10 +107,13 @@ async def _answered(
 
 
 def _check_cost(
-    waiting: Mapping[str, ChatRequest], models: Mapping[str, LLMSection], settings: SynthesisSection, *, spent: float
+    waiting: Mapping[str, ChatRequest], models: Mapping[str, LLMSection], settings: SynthesisSection, folder: Folder
 ) -> None:
+    if settings.max_cost is None:
+        return
+    spent = totals(folder)[1]
     expected = sum(cost_of(models[one.model], *expected_tokens(one.messages)) for one in waiting.values())
-    if settings.max_cost is not None and spent + expected > settings.max_cost:
+    if spent + expected > settings.max_cost:
         raise EndpointError(
             f"synthesis.max_cost ({settings.max_cost:g}) would be exceeded: {spent:.4f} is spent, and the "
             f"{len(waiting):,} requests of this round take about {expected:.4f}. Raise it, or ask for fewer rows."

@@ -247,14 +247,15 @@ class Sender:
         if new and self._settings.mode == "batch":
             outcomes |= answered_in_batches(new, self._settings, self._keys, self._folder)
         elif new:
-            outcomes |= self._sent(new, spent=totals(self._folder)[1])
+            outcomes |= self._sent(new)
         return {
             request: replace(outcomes[key], reused=outcomes[key].reused or first[key] is not request)
             for key, request in zip(keys, requests, strict=True)
         }
 
-    def _sent(self, requests: Mapping[str, ChatRequest], *, spent: float) -> dict[str, Outcome]:
+    def _sent(self, requests: Mapping[str, ChatRequest]) -> dict[str, Outcome]:
         settings, keys = self._settings, list(requests)
+        spent = 0.0 if settings.max_cost is None else totals(self._folder)[1]  # reads the whole journal
         throttle = throttle_of(settings, spent=spent)
         askers = 1 if settings.is_builtin else -(-settings.concurrency // SLOTS_PER_ASKER)
         gate: Any = throttle

@@ -181,6 +181,16 @@ def test_a_batch_that_was_handed_in_before_the_kill_is_found_by_its_id(tmp_path)
     assert endpoint.counts.plain()["completed"] == 10  # not twenty
 
 
+def test_batches_that_would_cost_more_than_allowed_are_not_handed_in(tmp_path):
+    endpoint = MockEndpoint(answer_by_rules)
+    with serving(endpoint) as url:
+        requests = planned(examples(10), "retrieval", settings_of(url), seed=0)
+        with pytest.raises(EndpointError, match=r"max_cost \(0.5\) would be exceeded: 0.0000 is spent, and the 10"):
+            batched(url, Folder.open(str(tmp_path)), requests, max_cost=0.5)
+
+    assert endpoint.counts.received == 0
+
+
 def test_the_batch_api_never_shows_the_key(tmp_path):
     class Quoting(BaseHTTPRequestHandler):
         def do_POST(self):
