@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ async def _answered(
         name: opened(one.endpoints[0], keys.value(one.api_key_env), settings.timeout_s) for name, one in models.items()
     }
     journal = Journal(folder, read=False)
-    under_way = _found(folder)
+    under_way = _found(folder, models)
     handed_in = {key for batch in under_way for key in batch.keys}
     waiting = {key: request for key, request in requests.items() if key not in handed_in}
     _check_cost(waiting, models, settings, folder)
@@ -156,11 +156,19 @@ async def _handed_in(
     return batch
 
 
-def _found(folder: Folder) -> list[_Batch]:
-    """Batches that an earlier attempt handed in."""
+def _found(folder: Folder, models: Collection[str]) -> list[_Batch]:
+    """Batches that an earlier attempt handed in, as far as the recipe still names their models."""
     names = (folder / OPEN).files(".json")
     contents = [(name.removesuffix(".json"), (folder / OPEN).read_json(name)) for name in names]
-    return [_Batch(id=name, model=found["model"], keys=tuple(found["keys"])) for name, found in contents]
+    batches = [_Batch(id=name, model=found["model"], keys=tuple(found["keys"])) for name, found in contents]
+    for batch in batches:
+        if batch.model not in models:
+            print(
+                f"synthesize: batch {batch.id} is skipped: the recipe no longer names its model '{batch.model}'; name "
+                f"it again to fetch its {len(batch.keys):,} answers",
+                flush=True,
+            )
+    return [batch for batch in batches if batch.model in models]
 
 
 async def _waited_for(client: openai.AsyncOpenAI, batch: _Batch, sleep: Sleep) -> Any:

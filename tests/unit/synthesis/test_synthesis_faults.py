@@ -181,6 +181,18 @@ def test_a_batch_that_was_handed_in_before_the_kill_is_found_by_its_id(tmp_path)
     assert endpoint.counts.plain()["completed"] == 10  # not twenty
 
 
+def test_a_batch_of_a_model_that_the_recipe_no_longer_names_is_skipped_and_stays_on_record(tmp_path, capsys):
+    folder = Folder.open(str(tmp_path))
+    (folder / "batches").write_json("batch_old.json", {"model": "gone", "keys": ["a", "b"]})
+    with serving(MockEndpoint(answer_by_rules)) as url:
+        outcomes, keyed = batched(url, folder, planned(examples(3), "retrieval", settings_of(url), seed=0))
+
+    assert set(outcomes) == set(keyed)
+    assert all(one.answer for one in outcomes.values())
+    assert "batch batch_old is skipped: the recipe no longer names its model 'gone'" in capsys.readouterr().out
+    assert (folder / "batches").files() == ["batch_old.json"]
+
+
 def test_batches_that_would_cost_more_than_allowed_are_not_handed_in(tmp_path):
     endpoint = MockEndpoint(answer_by_rules)
     with serving(endpoint) as url:
