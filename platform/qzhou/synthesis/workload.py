@@ -30,26 +30,33 @@ class DatasetPlan:
 
 def dataset_plans(run: Run) -> Iterator[DatasetPlan]:
     """Every dataset that has examples, or a corpus that queries are written for."""
-    settings, transform, seed = run.recipe.synthesis, run.folder / "transform", run.recipe.run.seed
+    settings, transform = run.recipe.synthesis, run.folder / "transform"
     for task in TASKS:
         names = (transform / "examples" / task).folders()
         asks_queries = task == "retrieval" and settings.is_on and settings.query_rows
         corpora = (transform / "corpora").folders() if asks_queries else []
         for name in dict.fromkeys([*names, *corpora]):
-            requests: tuple[ChatRequest, ...] = ()
-            documents: tuple[Document, ...] = ()
             if settings.is_on and (not settings.datasets or name in settings.datasets):
-                records = read_records(transform / "examples" / task / name, EXAMPLE_TYPES[task])
-                examples = list(islice(records, settings.max_dataset_rows + 1))
-                if len(examples) > settings.max_dataset_rows:
-                    limit = f"synthesis.max_dataset_rows ({settings.max_dataset_rows:,})"
-                    print(f"synthesize: {name} has more rows than {limit} and is left alone", flush=True)
-                requests = planned(examples, task, settings, seed=seed)
-                if name in corpora:
-                    corpus = read_records(transform / "corpora" / name, Document)
-                    documents, queries = planned_queries(corpus, name, settings, seed=seed)
-                    requests += queries
-            yield DatasetPlan(task=task, name=name, requests=requests, documents=documents)
+                yield _plan(run, task, name, asks_queries=name in corpora)
+            else:
+                yield DatasetPlan(task=task, name=name)
+
+
+def _plan(run: Run, task: Task, name: str, *, asks_queries: bool) -> DatasetPlan:
+    """What is asked about a dataset; nothing if it has more examples than allowed."""
+    settings, transform, seed = run.recipe.synthesis, run.folder / "transform", run.recipe.run.seed
+    records = read_records(transform / "examples" / task / name, EXAMPLE_TYPES[task])
+    examples = list(islice(records, settings.max_dataset_rows + 1))
+    if len(examples) > settings.max_dataset_rows:
+        limit = f"synthesis.max_dataset_rows ({settings.max_dataset_rows:,})"
+        print(f"synthesize: {name} has more rows than {limit} and is left alone", flush=True)
+        return DatasetPlan(task=task, name=name)
+    requests = planned(examples, task, settings, seed=seed)
+    if not asks_queries:
+        return DatasetPlan(task=task, name=name, requests=requests)
+    corpus = read_records(transform / "corpora" / name, Document)
+    documents, queries = planned_queries(corpus, name, settings, seed=seed)
+    return DatasetPlan(task=task, name=name, requests=requests + queries, documents=documents)
 
 
 def jobs_of(plans: Iterator[DatasetPlan]) -> Iterator[list[DatasetPlan]]:
