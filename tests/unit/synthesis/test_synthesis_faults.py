@@ -23,7 +23,8 @@ from qzhou.synthesis.client import ChatClient, Question
 from qzhou.synthesis.gate import LocalGate
 from qzhou.synthesis.journal import Journal, request_key, totals
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.mock_endpoint import FAULTS, Behaviour, MockEndpoint, serving
+from qzhou.synthesis.mock_behaviour import FAULTS, Behaviour
+from qzhou.synthesis.mock_endpoint import MockEndpoint, serving
 from qzhou.synthesis.plan import merged, planned, written
 
 ROWS = 2000
