@@ -104,6 +104,11 @@ class SynthesisSection(Section):
         return bool(self.endpoint or self.models)
 
     @property
+    def is_builtin(self) -> bool:
+        """Whether rules answer instead of a model."""
+        return any(BUILTIN in one.endpoints for one in self.pool)
+
+    @property
     def pool(self) -> tuple[LLMSection, ...]:
         """The models that share the requests."""
         if self.models or not self.endpoint:
@@ -144,9 +149,8 @@ class SynthesisSection(Section):
                 f"max_cost is {self.max_cost:g}, but '{free[0]}' has no price, so nothing would count; set its "
                 "input_price and output_price, in money per million tokens"
             )
-        builtin = any(BUILTIN in one.endpoints for one in self.pool)
-        if builtin and len([name for one in self.pool for name in one.endpoints]) > 1:
+        if self.is_builtin and len([name for one in self.pool for name in one.endpoints]) > 1:
             raise ValueError("models: the builtin endpoint cannot share requests with others; take it away")
-        if builtin and self.mode == "batch":
+        if self.is_builtin and self.mode == "batch":
             raise ValueError("mode is 'batch', which the builtin endpoint does not know; set mode to 'live'")
         return self

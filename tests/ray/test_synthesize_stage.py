@@ -18,7 +18,8 @@ from qzhou.records import Document, Drop, LabeledExample, Manifest, PairExample,
 from qzhou.storage import Folder, read_records, write_records
 from qzhou.synthesis.builtin import answer_by_rules
 from qzhou.synthesis.journal import Answer, Journal
-from qzhou.synthesis.mock_endpoint import Behaviour, MockEndpoint, serving
+from qzhou.synthesis.mock_behaviour import Behaviour
+from qzhou.synthesis.mock_endpoint import MockEndpoint, serving
 from qzhou.synthesis.pipeline import print_estimate, synthesize
 
 STEPS = {"steps": 1, "learning_rate": 1e-5}

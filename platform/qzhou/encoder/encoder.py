@@ -25,8 +25,8 @@ from qzhou.encoder.backbone import (
 )
 from qzhou.encoder.pooling import Pooling
 from qzhou.encoder.remote import RemoteEncoder, is_remote
+from qzhou.endpoints import Keys
 from qzhou.errors import ModelError
-from qzhou.keys import Keys
 from qzhou.prompts import EMPTY_TEXT
 from qzhou.recipe import ModelSection
 

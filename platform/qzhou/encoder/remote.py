@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import openai
 
+from qzhou.endpoints import Keys, is_loopback
 from qzhou.errors import ModelError, first_line
-from qzhou.keys import Keys
 from qzhou.prompts import EMPTY_TEXT
 
 TEXTS_PER_REQUEST = 64
@@ -49,12 +48,11 @@ class RemoteEncoder:
         if not self._model:
             raise ModelError(f"the model '{spec}' names no model; write it as {spec}#model-name")
         self._keys = keys
-        loopback = urlsplit(self._url).hostname in {"127.0.0.1", "localhost", "::1"}  # no proxy leads there
         self._client = openai.OpenAI(
             base_url=self._url,
             api_key=keys.value(api_key_env),
             max_retries=RETRIES,
-            http_client=openai.DefaultHttpxClient(trust_env=not loopback),
+            http_client=openai.DefaultHttpxClient(trust_env=not is_loopback(self._url)),
         )
 
     @property

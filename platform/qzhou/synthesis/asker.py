@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from qzhou.endpoints import Keys
 from qzhou.errors import EndpointError
-from qzhou.keys import Keys
-from qzhou.llm import BUILTIN, SynthesisSection
+from qzhou.llm import SynthesisSection
 from qzhou.storage import Folder
 from qzhou.synthesis.builtin import builtin_endpoint
 from qzhou.synthesis.client import ChatClient, Outcome, Question
@@ -60,7 +60,7 @@ class Asker:
     def __init__(self, settings: SynthesisSection, journal: Folder, keys: Keys, gate: Any) -> None:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # aiohttp laments connections when Ray ends the process
         self._endpoint = contextlib.ExitStack()  # held: the server ends with the process
-        if any(BUILTIN in one.endpoints for one in settings.pool):
+        if settings.is_builtin:
             url = self._endpoint.enter_context(builtin_endpoint())
             (model,) = settings.pool
             settings = settings.model_copy(

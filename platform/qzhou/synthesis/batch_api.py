@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import openai
 
+from qzhou.endpoints import Keys
 from qzhou.errors import EndpointError, first_line
-from qzhou.keys import Keys
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.progress import progress
 from qzhou.storage import Folder
@@ -73,10 +73,10 @@ async def _answered(
         name: opened(one.endpoints[0], keys.value(one.api_key_env), settings.timeout_s) for name, one in models.items()
     }
     journal = Journal(folder, read=False)
-    under_way = _found(folder)
+    under_way = _found(folder, models)
     handed_in = {key for batch in under_way for key in batch.keys}
     waiting = {key: request for key, request in requests.items() if key not in handed_in}
-    _check_cost(waiting, models, settings, spent=totals(folder)[1])
+    _check_cost(waiting, models, settings, folder)
     outcomes: dict[str, Outcome] = {}
     with progress("synthesize: batches", total=len(requests), unit="requests") as bar:
         try:
@@ -107,10 +107,13 @@ async def _answered(
 
 
 def _check_cost(
-    waiting: Mapping[str, ChatRequest], models: Mapping[str, LLMSection], settings: SynthesisSection, *, spent: float
+    waiting: Mapping[str, ChatRequest], models: Mapping[str, LLMSection], settings: SynthesisSection, folder: Folder
 ) -> None:
+    if settings.max_cost is None:
+        return
+    spent = totals(folder)[1]
     expected = sum(cost_of(models[one.model], *expected_tokens(one.messages)) for one in waiting.values())
-    if settings.max_cost is not None and spent + expected > settings.max_cost:
+    if spent + expected > settings.max_cost:
         raise EndpointError(
             f"synthesis.max_cost ({settings.max_cost:g}) would be exceeded: {spent:.4f} is spent, and the "
             f"{len(waiting):,} requests of this round take about {expected:.4f}. Raise it, or ask for fewer rows."
@@ -153,11 +156,19 @@ async def _handed_in(
     return batch
 
 
-def _found(folder: Folder) -> list[_Batch]:
-    """Batches that an earlier attempt handed in."""
+def _found(folder: Folder, models: Collection[str]) -> list[_Batch]:
+    """Batches that an earlier attempt handed in, as far as the recipe still names their models."""
     names = (folder / OPEN).files(".json")
     contents = [(name.removesuffix(".json"), (folder / OPEN).read_json(name)) for name in names]
-    return [_Batch(id=name, model=found["model"], keys=tuple(found["keys"])) for name, found in contents]
+    batches = [_Batch(id=name, model=found["model"], keys=tuple(found["keys"])) for name, found in contents]
+    for batch in batches:
+        if batch.model not in models:
+            print(
+                f"synthesize: batch {batch.id} is skipped: the recipe no longer names its model '{batch.model}'; name "
+                f"it again to fetch its {len(batch.keys):,} answers",
+                flush=True,
+            )
+    return [batch for batch in batches if batch.model in models]
 
 
 async def _waited_for(client: openai.AsyncOpenAI, batch: _Batch, sleep: Sleep) -> Any:

@@ -15,12 +15,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 
+from qzhou.endpoints import Keys, is_loopback
 from qzhou.errors import EndpointError
-from qzhou.keys import Keys
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.synthesis.gate import Gate
 from qzhou.synthesis.journal import Answer, Journal, request_key
@@ -276,13 +275,12 @@ def answer_of(key: str, model: LLMSection, completion: Any) -> Answer:
 
 def opened(endpoint: str, key: str, timeout_s: float) -> openai.AsyncOpenAI:
     """The SDK's client of one endpoint, without its retries."""
-    loopback = urlsplit(endpoint).hostname in {"127.0.0.1", "localhost", "::1"}  # no proxy leads there
     return openai.AsyncOpenAI(
         base_url=endpoint,
         api_key=key,
         max_retries=0,
         timeout=timeout_s,
-        http_client=openai.DefaultAioHttpClient(trust_env=not loopback),
+        http_client=openai.DefaultAioHttpClient(trust_env=not is_loopback(endpoint)),
     )
 
 

@@ -12,22 +12,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import hashlib
 import itertools
 import json
-import math
-import random
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
 from qzhou.llm import BUILTIN_MODEL
+from qzhou.synthesis.mock_behaviour import FAULTLESS, Behaviour, Counts, FaultInjector, request_hash
 
 HANG_S = 3600.0
 RETRY_AFTER_S = 1
@@ -36,90 +32,12 @@ LARGEST_BODY = 256 * 2**20
 Answer = Callable[[Sequence[Mapping[str, str]]], str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Behaviour:
-    """How the endpoint behaves; the faults are shares of the requests, together at most 1.
-
-    Attributes:
-        latency_s: Median seconds until an answer.
-        latency_spread: Standard deviation of the logarithm of the latency; 0: always the median.
-        requests_per_minute: More than this in any minute are answered with 429 and ``Retry-After``; 0: no limit.
-        concurrency: More than this at the same time are answered with 429; 0: no limit.
-        structured: Whether ``response_format`` with a JSON schema is known; if not, it is answered with 400.
-        rate_limited: 429 with ``Retry-After``.
-        rate_limited_silently: 429 without.
-        server_error: 500.
-        unavailable: 503.
-        reset: The connection is torn before an answer.
-        hang: No answer at all.
-        truncated: The body ends in the middle.
-        malformed: A body that is no JSON.
-        wrong_schema: JSON that is no chat completion.
-        empty: A completion without content.
-        babble: A completion whose content is not what was asked for.
-        seed: Which request meets which fault follows from it.
-    """
-
-    latency_s: float = 0.0
-    latency_spread: float = 0.0
-    requests_per_minute: int = 0
-    concurrency: int = 0
-    structured: bool = True
-    rate_limited: float = 0.0
-    rate_limited_silently: float = 0.0
-    server_error: float = 0.0
-    unavailable: float = 0.0
-    reset: float = 0.0
-    hang: float = 0.0
-    truncated: float = 0.0
-    malformed: float = 0.0
-    wrong_schema: float = 0.0
-    empty: float = 0.0
-    babble: float = 0.0
-    seed: int = 0
-
-
-FAULTS = (
-    "rate_limited", "rate_limited_silently", "server_error", "unavailable", "reset", "hang", "truncated", "malformed",
-    "wrong_schema", "empty", "babble",
-)  # fmt: skip
-
-
-@dataclass(slots=True)
-class Counts:
-    """What the endpoint saw: ``completed`` counts whole completions by the hash of their request, ``arrivals`` and
-    ``last_completed`` are seconds of a monotonic clock, ``served_s`` the sum of what completions took."""
-
-    received: int = 0
-    under_way: int = 0
-    peak: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-    completed: Counter[str] = field(default_factory=Counter)
-    arrivals: list[float] = field(default_factory=list)
-    last_completed: float = 0.0
-    served_s: float = 0.0
-
-    def plain(self) -> dict[str, Any]:
-        return {
-            "received": self.received,
-            "under_way": self.under_way,
-            "peak": self.peak,
-            "faults": dict(self.faults),
-            "completed": sum(self.completed.values()),
-            "distinct": len(self.completed),
-            "twice": sum(count > 1 for count in self.completed.values()),
-            "latency_s": round(self.served_s / sum(self.completed.values()), 6) if self.completed else 0.0,
-            "seconds": round(self.last_completed - self.arrivals[0], 4) if self.completed else 0.0,
-        }
-
-
 class MockEndpoint:
     """The application. Not for many threads: one event loop serves it."""
 
-    def __init__(self, answer: Answer, behaviour: Behaviour = Behaviour()) -> None:
+    def __init__(self, answer: Answer, behaviour: Behaviour = FAULTLESS) -> None:
         self.behaviour, self.counts, self._answer = behaviour, Counts(), answer
-        self._tries: Counter[str] = Counter()
-        self._recent: deque[float] = deque()
+        self._injector = FaultInjector(behaviour)
         self._files: dict[str, bytes] = {}
         self._batches: dict[str, dict[str, Any]] = {}
         self._numbers = itertools.count(1)
@@ -141,10 +59,9 @@ class MockEndpoint:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         counts = self.counts
-        counts.received += 1
+        counts.arrive()
         counts.under_way += 1
         counts.peak = max(counts.peak, counts.under_way)
-        counts.arrivals.append(time.monotonic())
         try:
             return await self._handled(request)
         finally:
@@ -158,21 +75,28 @@ class MockEndpoint:
             digest = request_hash(body)
         except (ValueError, KeyError, TypeError) as error:
             return _error(400, f"not a chat request: {error!r}")
-        if self._is_above_limits():
+        if self._injector.is_above_limits(self.counts.under_way):
             self.counts.faults["above_limit"] += 1
             return _error(429, "too many requests", retry_after_s=RETRY_AFTER_S)
         if "response_format" in body and not self.behaviour.structured:
             return _error(400, "response_format is not supported")
-        fault = self._fault(digest)
+        fault = self._injector.next_fault(digest)
         if fault:
             self.counts.faults[fault] += 1
-        content = {"empty": "", "babble": "Certainly! Here you are."}.get(fault) if fault else None
         try:
-            completed = completion(body, self._answer(body["messages"]) if content is None else content)
+            content = _USELESS[fault] if fault in _USELESS else self._answer(body["messages"])
+            completed = completion(body, content)
         except ValueError as error:
             return _error(400, str(error))
-        latency_s = HANG_S if fault == "hang" else self._latency_s(digest)
+        latency_s = HANG_S if fault == "hang" else self._injector.latency_s(digest)
         await asyncio.sleep(max(0.0, arrived + latency_s - time.monotonic()))  # its own work is part of the latency
+        if fault not in {"", "hang", *_USELESS}:
+            return await self._broken(request, fault, completed)
+        self.counts.complete(digest, served_s=time.monotonic() - arrived)
+        return web.json_response(completed)
+
+    async def _broken(self, request: web.Request, fault: str, completed: Mapping[str, Any]) -> web.StreamResponse:
+        """What comes instead of a completion."""
         if fault in _STATUS:
             wait_s = RETRY_AFTER_S if fault == "rate_limited" else None
             return _error(_STATUS[fault], fault.replace("_", " "), retry_after_s=wait_s)
@@ -184,12 +108,8 @@ class MockEndpoint:
             return web.Response(text="<html>Bad gateway", content_type="application/json")
         if fault == "wrong_schema":
             return web.json_response({"object": "chat.completion", "choices": []})
-        if fault == "truncated":
-            return await self._torn(request, json.dumps(completed).encode())
-        self.counts.completed[digest] += 1
-        self.counts.last_completed = time.monotonic()
-        self.counts.served_s += self.counts.last_completed - arrived
-        return web.json_response(completed)
+        assert fault == "truncated"
+        return await self._torn(request, json.dumps(completed).encode())
 
     async def _torn(self, request: web.Request, body: bytes) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(body))})
@@ -198,38 +118,6 @@ class MockEndpoint:
         assert request.transport is not None
         request.transport.abort()
         return response
-
-    def _fault(self, digest: str) -> str:
-        """The fault that this try of a request meets, or an empty string."""
-        place = self._drawn(digest, "fault")
-        self._tries[digest] += 1
-        for name in FAULTS:
-            place -= getattr(self.behaviour, name)
-            if place < 0:
-                return name
-        return ""
-
-    def _latency_s(self, digest: str) -> float:
-        spread = self.behaviour.latency_spread
-        if not spread:
-            return self.behaviour.latency_s
-        return self.behaviour.latency_s * math.exp(random.Random(f"{digest} {self._tries[digest]}").gauss(0, spread))
-
-    def _drawn(self, digest: str, purpose: str) -> float:
-        return random.Random(f"{self.behaviour.seed} {purpose} {digest} {self._tries[digest]}").random()
-
-    def _is_above_limits(self) -> bool:
-        if self.behaviour.concurrency and self.counts.under_way > self.behaviour.concurrency:
-            return True
-        if not self.behaviour.requests_per_minute:
-            return False
-        now = time.monotonic()
-        while self._recent and self._recent[0] < now - 60:
-            self._recent.popleft()
-        if len(self._recent) >= self.behaviour.requests_per_minute:
-            return True
-        self._recent.append(now)
-        return False
 
     async def _models(self, _: web.Request) -> web.Response:
         model = {"id": BUILTIN_MODEL, "object": "model", "created": 0, "owned_by": "qzhou"}
@@ -257,21 +145,7 @@ class MockEndpoint:
         """Answers every line at once, and says so only after ``latency_s``."""
         asked = await request.json()
         lines = [json.loads(line) for line in self._files[asked["input_file_id"]].splitlines()]
-        answered = []
-        for line in lines:
-            digest = request_hash(line["body"])
-            self.counts.received += 1
-            self.counts.arrivals.append(time.monotonic())
-            fault = self._fault(digest)
-            if fault:
-                self.counts.faults[fault] += 1
-                error = {"error": {"message": fault}}
-                answered.append({"custom_id": line["custom_id"], "response": {"status_code": 500, "body": error}})
-                continue
-            self.counts.completed[digest] += 1
-            self.counts.last_completed = time.monotonic()
-            body = completion(line["body"], self._answer(line["body"]["messages"]))
-            answered.append({"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body}})
+        answered = [self._line_answered(line) for line in lines]
         output, name = f"file-{next(self._numbers)}", f"batch_{next(self._numbers)}"
         self._files[output] = "\n".join(json.dumps(line) for line in answered).encode()
         self._batches[name] = {
@@ -280,6 +154,19 @@ class MockEndpoint:
             "metadata": asked.get("metadata"), "ready": time.monotonic() + self.behaviour.latency_s,
         }  # fmt: skip
         return self._batch(name)
+
+    def _line_answered(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        digest = request_hash(line["body"])
+        self.counts.arrive()
+        fault = self._injector.next_fault(digest)
+        if fault:
+            self.counts.faults[fault] += 1
+            response = {"status_code": 500, "body": {"error": {"message": fault}}}
+        else:
+            self.counts.complete(digest, served_s=0.0)
+            body = completion(line["body"], self._answer(line["body"]["messages"]))
+            response = {"status_code": 200, "body": body}
+        return {"custom_id": line["custom_id"], "response": response}
 
     async def _show_batch(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -290,12 +177,6 @@ class MockEndpoint:
         if time.monotonic() >= found.pop("ready"):
             found["status"] = "completed"
         return web.json_response(found)
-
-
-def request_hash(body: Mapping[str, Any]) -> str:
-    """What makes two requests the same: model, messages, temperature."""
-    sent = {name: body[name] for name in ("model", "messages")} | {"temperature": body.get("temperature")}
-    return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()
 
 
 def completion(request: Mapping[str, Any], content: str) -> dict[str, Any]:
@@ -380,6 +261,7 @@ def main() -> None:
         print(json.dumps(endpoint.counts.plain()), flush=True)
 
 
+_USELESS = {"empty": "", "babble": "Certainly! Here you are."}
 _STATUS = {"rate_limited": 429, "rate_limited_silently": 429, "server_error": 500, "unavailable": 503}
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,14 +14,13 @@ import ray
 import ray.data
 
 from qzhou.cluster import session
+from qzhou.endpoints import Keys
 from qzhou.errors import EndpointError
-from qzhou.keys import Keys
-from qzhou.llm import BUILTIN
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
-from qzhou.records import EXAMPLE_TYPES, TASKS, Document, Drop, Example, Manifest, Task
+from qzhou.records import Drop, Manifest
 from qzhou.runs import Run
-from qzhou.storage import Folder, read_records, table_of, write_records, write_table
+from qzhou.storage import Folder, table_of, write_table
 from qzhou.synthesis.asker import Asker, outcome_of, throttle_of
 from qzhou.synthesis.batch_api import answered_in_batches
 from qzhou.synthesis.client import Outcome
@@ -31,30 +29,19 @@ from qzhou.synthesis.gate import GateActor
 from qzhou.synthesis.gates import Scores, refused_by_scores
 from qzhou.synthesis.journal import Answer, answers_in, request_key, totals
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.parsing import Subject
-from qzhou.synthesis.plan import (
-    OutcomeOf,
-    Written,
-    following,
-    judged,
-    merged,
-    planned,
-    planned_queries,
-    refused,
-    written,
-)
+from qzhou.synthesis.plan import OutcomeOf, Written, following, judged, refused, written
 from qzhou.synthesis.report import Report
 from qzhou.synthesis.schemas import form_of
 from qzhou.synthesis.scoring import PARTS, texts_to_score
 from qzhou.synthesis.teacher import Teacher
 from qzhou.synthesis.techniques import ChatRequest
+from qzhou.synthesis.workload import DatasetPlan, dataset_plans, jobs_of, subjects_of, write_dataset
 
 # settings that leave the output as it is
 SPEED_ONLY = {
     "mode", "concurrency", "requests_per_minute", "tokens_per_minute", "max_cost", "patience_s", "timeout_s",
     "max_retries", "api_key_env", "input_price", "output_price",
 }  # fmt: skip
-REQUESTS_PER_JOB = 100_000  # what the driver holds in memory at a time, answers included
 BATCHES_UNDER_WAY = 4  # so that the slots stay full while the last answers of a batch are awaited
 SLOTS_PER_ASKER = 128  # one event loop carries about so many requests of a second each
 SCORED_ROWS = 256
@@ -97,21 +84,11 @@ def print_estimate(recipe: Recipe) -> None:
     settings, journal = recipe.synthesis, run.folder / "synthesize" / "journal"
     print("synthesize: estimate; nothing is sent", flush=True)
     expected = Estimate(settings)
-    for plan in _plans(run):
+    for plan in dataset_plans(run):
         known = _known(plan.requests, settings.temperature, journal)
         queries = following(known, settings)
         expected.add([*plan.requests, *queries], known | _known(queries, settings.temperature, journal))
     print(expected.table(spent=totals(journal)[1]), flush=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Planned:
-    """A dataset and what is asked about it; its examples stay on disk."""
-
-    task: Task
-    name: str
-    requests: tuple[ChatRequest, ...]
-    documents: tuple[Document, ...] = ()
 
 
 def _work(run: Run, folder: Folder) -> dict[str, int]:
@@ -122,11 +99,11 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
         (folder / attempted).delete()  # an earlier attempt may have left more files than this one writes
     ledger, counts, report = Ledger(), Counter[str](), Report(settings, seed=run.recipe.run.seed)
     sender = Sender(run.recipe, folder / "journal")
-    for number, job in enumerate(_jobs(_plans(run))):
+    for number, job in enumerate(jobs_of(dataset_plans(run))):
         found = _asked(run, job, sender, ledger, report)
         dropped: list[Drop] = []
         for plan in job:
-            dropped += _write(plan, run, folder, found.get(plan.name, Written()), report, counts)
+            dropped += write_dataset(plan, run, folder, found.get(plan.name, Written()), report, counts)
         if dropped:
             write_table(folder / "dropped", f"part-{number:06d}.parquet", table_of(dropped, Drop))
         counts["dropped"] += len(dropped)
@@ -137,49 +114,13 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     return dict(counts)
 
 
-def _plans(run: Run) -> Iterator[_Planned]:
-    """Every dataset that has examples, or a corpus that queries are written for."""
-    settings, transform, seed = run.recipe.synthesis, run.folder / "transform", run.recipe.run.seed
-    for task in TASKS:
-        names = (transform / "examples" / task).folders()
-        asks_queries = task == "retrieval" and settings.is_on and settings.query_rows
-        corpora = (transform / "corpora").folders() if asks_queries else []
-        for name in dict.fromkeys([*names, *corpora]):
-            requests: tuple[ChatRequest, ...] = ()
-            documents: tuple[Document, ...] = ()
-            if settings.is_on and (not settings.datasets or name in settings.datasets):
-                records = read_records(transform / "examples" / task / name, EXAMPLE_TYPES[task])
-                examples = list(islice(records, settings.max_dataset_rows + 1))
-                if len(examples) > settings.max_dataset_rows:
-                    limit = f"synthesis.max_dataset_rows ({settings.max_dataset_rows:,})"
-                    print(f"synthesize: {name} has more rows than {limit} and is left alone", flush=True)
-                requests = planned(examples, task, settings, seed=seed)
-                if name in corpora:
-                    corpus = read_records(transform / "corpora" / name, Document)
-                    documents, queries = planned_queries(corpus, name, settings, seed=seed)
-                    requests += queries
-            yield _Planned(task=task, name=name, requests=requests, documents=documents)
-
-
-def _jobs(plans: Iterator[_Planned]) -> Iterator[list[_Planned]]:
-    """Datasets that are asked about together: few rounds, each small enough for the driver."""
-    job: list[_Planned] = []
-    for plan in plans:
-        job.append(plan)
-        if sum(len(one.requests) for one in job) >= REQUESTS_PER_JOB:
-            yield job
-            job = []
-    if job:
-        yield job
-
-
-def _asked(run: Run, job: Sequence[_Planned], sender: Sender, ledger: Ledger, report: Report) -> dict[str, Written]:
+def _asked(run: Run, job: Sequence[DatasetPlan], sender: Sender, ledger: Ledger, report: Report) -> dict[str, Written]:
     """Dataset -> what was written for it and survived the gates."""
     settings = run.recipe.synthesis
     requests = [request for plan in job for request in plan.requests]
     if not requests:
         return {}
-    subjects = _subjects(run, job)
+    subjects = subjects_of(run, job)
     with session():
         result = written(requests, subjects, sender.ask, settings, ledger)
         if settings.gates.scores and result.made:
@@ -193,38 +134,6 @@ def _asked(run: Run, job: Sequence[_Planned], sender: Sender, ledger: Ledger, re
     for dropped in result.dropped:
         found[dropped.dataset].dropped.append(dropped)
     return found
-
-
-def _subjects(run: Run, job: Sequence[_Planned]) -> dict[tuple[str, str], Subject]:
-    """(dataset, id) -> the examples and documents that something is asked about."""
-    found: dict[tuple[str, str], Subject] = {}
-    for plan in job:
-        wanted = {request.example_id for request in plan.requests}
-        if not wanted:
-            continue
-        source = run.folder / "transform" / "examples" / plan.task / plan.name
-        examples: Iterator[Example] = read_records(source, EXAMPLE_TYPES[plan.task])
-        found |= {(plan.name, one.id): one for one in examples if one.id in wanted}
-        found |= {(plan.name, one.id): one for one in plan.documents}
-    return found
-
-
-def _write(
-    plan: _Planned, run: Run, folder: Folder, found: Written, report: Report, counts: Counter[str]
-) -> tuple[Drop, ...]:
-    """Write one dataset and give back what was refused; one that nothing was asked about is streamed through."""
-    kind = EXAMPLE_TYPES[plan.task]
-    records: Iterator[Example] = read_records(run.folder / "transform" / "examples" / plan.task / plan.name, kind)
-    target = folder / "examples" / plan.task / plan.name
-    if not plan.requests:
-        counts["examples"] += write_records(target, records, kind)
-        return ()
-    result = merged(list(records), found)
-    counts["examples"] += write_records(target, result.examples, kind)
-    for one in result.made:
-        counts[f"by {one.request.technique}"] += 1
-    report.add(result)
-    return result.dropped
 
 
 class Sender:
@@ -248,17 +157,17 @@ class Sender:
         if new and self._settings.mode == "batch":
             outcomes |= answered_in_batches(new, self._settings, self._keys, self._folder)
         elif new:
-            outcomes |= self._sent(new, spent=totals(self._folder)[1])
+            outcomes |= self._sent(new)
         return {
             request: replace(outcomes[key], reused=outcomes[key].reused or first[key] is not request)
             for key, request in zip(keys, requests, strict=True)
         }
 
-    def _sent(self, requests: Mapping[str, ChatRequest], *, spent: float) -> dict[str, Outcome]:
+    def _sent(self, requests: Mapping[str, ChatRequest]) -> dict[str, Outcome]:
         settings, keys = self._settings, list(requests)
+        spent = 0.0 if settings.max_cost is None else totals(self._folder)[1]  # reads the whole journal
         throttle = throttle_of(settings, spent=spent)
-        builtin = any(BUILTIN in one.endpoints for one in settings.pool)
-        askers = 1 if builtin else -(-settings.concurrency // SLOTS_PER_ASKER)
+        askers = 1 if settings.is_builtin else -(-settings.concurrency // SLOTS_PER_ASKER)
         gate: Any = throttle
         if askers > 1:
             gate = ray.remote(num_cpus=0, max_concurrency=1000)(GateActor).remote(throttle)

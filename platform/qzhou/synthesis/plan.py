@@ -68,9 +68,7 @@ class Merged:
 def planned(
     examples: Sequence[Example], task: Task, settings: SynthesisSection, *, seed: int
 ) -> tuple[ChatRequest, ...]:
-    """Every request that the settings ask for about one dataset's examples; none if it has more rows than allowed."""
-    if len(examples) > settings.max_dataset_rows:
-        return ()
+    """Every request that the settings ask for about one dataset's examples."""
     rows: Mapping[SynthesisTechnique, tuple[int, int]] = {
         "paraphrase": (settings.paraphrase_rows, settings.paraphrases_per_row),
         "augmentation": (settings.augment_rows, settings.augmentations_per_row),

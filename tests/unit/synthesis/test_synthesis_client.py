@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from qzhou.endpoints import Keys
 from qzhou.errors import EndpointError
-from qzhou.keys import Keys
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.storage import Folder
 from qzhou.synthesis.asker import throttle_of

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import openai
 import pytest
 
+from qzhou.endpoints import Keys
 from qzhou.errors import EndpointError
-from qzhou.keys import Keys
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.records import RetrievalExample
 from qzhou.storage import Folder
@@ -23,7 +23,8 @@ from qzhou.synthesis.client import ChatClient, Question
 from qzhou.synthesis.gate import LocalGate
 from qzhou.synthesis.journal import Journal, request_key, totals
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.mock_endpoint import FAULTS, Behaviour, MockEndpoint, serving
+from qzhou.synthesis.mock_behaviour import FAULTS, Behaviour
+from qzhou.synthesis.mock_endpoint import MockEndpoint, serving
 from qzhou.synthesis.plan import merged, planned, written
 
 ROWS = 2000
@@ -179,6 +180,28 @@ def test_a_batch_that_was_handed_in_before_the_kill_is_found_by_its_id(tmp_path)
 
     assert all(one.answer for one in outcomes.values())
     assert endpoint.counts.plain()["completed"] == 10  # not twenty
+
+
+def test_a_batch_of_a_model_that_the_recipe_no_longer_names_is_skipped_and_stays_on_record(tmp_path, capsys):
+    folder = Folder.open(str(tmp_path))
+    (folder / "batches").write_json("batch_old.json", {"model": "gone", "keys": ["a", "b"]})
+    with serving(MockEndpoint(answer_by_rules)) as url:
+        outcomes, keyed = batched(url, folder, planned(examples(3), "retrieval", settings_of(url), seed=0))
+
+    assert set(outcomes) == set(keyed)
+    assert all(one.answer for one in outcomes.values())
+    assert "batch batch_old is skipped: the recipe no longer names its model 'gone'" in capsys.readouterr().out
+    assert (folder / "batches").files() == ["batch_old.json"]
+
+
+def test_batches_that_would_cost_more_than_allowed_are_not_handed_in(tmp_path):
+    endpoint = MockEndpoint(answer_by_rules)
+    with serving(endpoint) as url:
+        requests = planned(examples(10), "retrieval", settings_of(url), seed=0)
+        with pytest.raises(EndpointError, match=r"max_cost \(0.5\) would be exceeded: 0.0000 is spent, and the 10"):
+            batched(url, Folder.open(str(tmp_path)), requests, max_cost=0.5)
+
+    assert endpoint.counts.received == 0
 
 
 def test_the_batch_api_never_shows_the_key(tmp_path):

@@ -63,12 +63,6 @@ def test_a_labelled_dataset_is_only_paraphrased():
     assert [one.technique for one in planned(rows, "classification", SETTINGS, seed=0)] == ["paraphrase"] * 2
 
 
-def test_a_dataset_with_too_many_rows_is_left_alone():
-    settings = SETTINGS.model_copy(update={"max_dataset_rows": 4})
-
-    assert planned(EXAMPLES, "retrieval", settings, seed=0) == ()
-
-
 def test_several_models_share_the_requests_by_weight_and_always_in_the_same_way():
     pool = tuple(
         LLMSection(model=name, endpoints=("http://x",), weight=weight) for name, weight in (("a", 3), ("b", 1))

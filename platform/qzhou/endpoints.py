@@ -1,4 +1,4 @@
-"""The keys of endpoints: read from the environment, sent in headers, and never shown, written or logged."""
+"""Addresses and keys of endpoints. Keys are read from the environment, sent in headers, and never shown or logged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -13,6 +14,12 @@ from qzhou.errors import SetupError
 
 NO_KEY = "none"  # servers of one's own often ask for none
 QUOTED_CHARS = 6  # what endpoints quote of a key, from its start or its end, to say which one they mean
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an endpoint is on this machine, where no proxy leads."""
+    return urlsplit(url).hostname in LOOPBACK
 
 
 @dataclass(frozen=True, slots=True)

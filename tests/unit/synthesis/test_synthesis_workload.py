@@ -1,0 +1,58 @@
+"""What is asked about each dataset of a run, without Ray and without a network."""
+
+from collections import Counter
+
+from qzhou.recipe import parse_recipe
+from qzhou.records import Document, RetrievalExample
+from qzhou.runs import Run
+from qzhou.storage import write_records
+from qzhou.synthesis.workload import dataset_plans, subjects_of
+
+STEPS = {"steps": 1, "learning_rate": 1e-5}
+
+
+def run_with(storage, rows, **synthesis):
+    """A transformed run: dataset -> so many examples, each with a corpus of three documents."""
+    datasets = [{"name": name, "reader": "jsonl", "rule": "title_body", "paths": ["unused"]} for name in rows]
+    recipe = {
+        "run": {"name": "run", "storage": str(storage)},
+        "model": {"backbone": "unused"},
+        "datasets": datasets,
+        "training": {"stage1": STEPS, "stage2": {**STEPS, "retrieval_share": 1.0}},
+        "synthesis": {"endpoint": "http://x/v1", "model": "m", "paraphrase_rows": 2, "query_rows": 3, **synthesis},
+    }
+    run = Run.open(parse_recipe(recipe, place="test"))
+    for name, count in rows.items():
+        examples = [
+            RetrievalExample(id=f"{name}{n}", dataset=name, query=f"Query {n}?", positives=(f"Answer {n}.",))
+            for n in range(count)
+        ]
+        documents = [Document(id=f"doc{n}", text=f"Document {n}.") for n in range(3)]
+        write_records(run.folder / "transform" / "examples" / "retrieval" / name, examples, RetrievalExample)
+        write_records(run.folder / "transform" / "corpora" / name, documents, Document)
+    return run
+
+
+def techniques(plan):
+    return Counter(request.technique for request in plan.requests)
+
+
+def test_a_dataset_above_the_limit_gets_neither_rewrites_nor_queries(tmp_path, capsys):
+    run = run_with(tmp_path, {"at_limit": 4, "above": 5}, max_dataset_rows=4)
+
+    plans = {plan.name: plan for plan in dataset_plans(run)}
+
+    assert techniques(plans["at_limit"]) == {"paraphrase": 2, "query_configuration": 3}
+    assert (plans["above"].requests, plans["above"].documents) == ((), ())
+    said = "synthesize: above has more rows than synthesis.max_dataset_rows (4) and is left alone\n"
+    assert capsys.readouterr().out == said
+
+
+def test_only_named_datasets_are_asked_about_and_the_others_still_pass_through(tmp_path):
+    run = run_with(tmp_path, {"named": 4, "other": 4}, datasets=["named"])
+
+    plans = list(dataset_plans(run))
+
+    assert {plan.name: bool(plan.requests) for plan in plans} == {"named": True, "other": False}
+    assert {dataset for dataset, _ in subjects_of(run, plans)} == {"named"}
+    assert len(subjects_of(run, plans)) == 2 + 3
