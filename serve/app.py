@@ -108,7 +108,8 @@ def _load(recipe: Recipe, model: str) -> tuple[TextEncoder, ServedModel]:
         encoder = load_encoder(
             str(place),
             max_tokens=max(recipe.model.max_query_tokens, recipe.model.max_document_tokens),
-            dtype=recipe.model.dtype,
+            dtype=recipe.model.encoding_dtype or recipe.model.dtype,
+            compiled=recipe.model.compiled,
             device=None if gpu else "cpu",
         )
     # The name vLLM reads the trained widths from; transformers keeps unknown settings of a config.json.

@@ -45,6 +45,10 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware computes in it (GPU, AMX, AVX-512 BF16), else float32."
     )
+    encoding_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(
+        None, description="Type in which texts are encoded for mining, evaluation and serving; default: as dtype."
+    )
+    compiled: bool = Field(False, description="torch.compile for encoding; pays on a GPU, needs a C++ compiler.")
     saved_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Type of the weights in the model folder."
     )

@@ -7,10 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 import bm25s
+import numpy as np
 import pytest
 import Stemmer
+from bench.false_negatives import MODEL, WAYS, counted, load, mined, settings_of
 
 from qzhou.cluster import session
+from qzhou.encoder import load_encoder
 from qzhou.recipe import load_recipe
 from qzhou.records import Document, Drop, LabeledExample, PairExample, Qrel, Query, RetrievalExample
 from qzhou.storage import Folder, read_records
@@ -177,3 +180,34 @@ def test_known_overlaps_are_reported(converted):
     assert found["text2vec", "stsb_zh_test"]["examples"] > 20  # mined from the same sentences
     assert found["stsb_en", "sick_test"]["shown"]
     assert json.dumps(overlaps)
+
+
+@pytest.mark.parametrize(("dataset", "max_tokens"), [("cranfield", 256), ("scifact_test", 64)])
+def test_mining_takes_no_more_hidden_answers_than_exact_search_and_its_criteria_admit(converted, dataset, max_tokens):
+    """One judged answer a query is known, the others are hidden; the same criteria in loops over numpy agree."""
+    collection = load(converted, dataset, load_encoder(MODEL, max_tokens=max_tokens))
+
+    shares = {}
+    for way in WAYS:
+        found = mined(collection, way)
+        assert [sorted(rows) for rows in found] == by_loops(collection, settings_of(way))
+        assert not [rows for rows, own in zip(found, collection.revealed, strict=True) if own in rows]
+        shares[way.split(":")[0].split(" ")[0]] = counted(collection, found)["share"]
+
+    assert shares["ratio"] < shares["naive"]
+    assert shares["margin"] < shares["naive"]
+    assert shares["window"] < shares["naive"]
+
+
+def by_loops(collection, settings):
+    """The criteria as a person would write them down, over all documents."""
+    chosen = []
+    for query, revealed in enumerate(collection.revealed):
+        scores = np.einsum("md,d->m", collection.document_vectors, collection.query_vectors[query])
+        ranked = [row for row in np.lexsort((np.arange(len(scores)), -scores)) if row != revealed]
+        ceiling = settings.positive_ratio * scores[revealed] if scores[revealed] > 0 else np.inf
+        if settings.margin is not None:
+            ceiling = min(ceiling, scores[revealed] - settings.margin)
+        window = ranked[settings.rank_from - 1 : settings.rank_to]
+        chosen.append(sorted([int(row) for row in window if scores[row] < ceiling][: settings.negatives_per_query]))
+    return chosen

@@ -1,7 +1,8 @@
 """Text to unit vectors: one encoder for mining, evaluation, serving and the model under training."""
 
 from qzhou.encoder.backbone import EmbeddingModel, choose_device, load_backbone, resolve
-from qzhou.encoder.encoder import Encoder, TextEncoder, load_encoder, load_teacher
+from qzhou.encoder.encoder import Encoder, load_encoder
+from qzhou.encoder.teacher import TextEncoder, load_teacher
 
 __all__ = [
     "EmbeddingModel",

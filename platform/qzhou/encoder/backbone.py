@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from qzhou.encoder.pooling import Pooling, pool
+from qzhou.encoder.attention import PACKED, Packed
+from qzhou.encoder.pooling import Pooling, pool, pool_packed
 from qzhou.errors import ModelError, first_line
 
 Attention = Literal["bidirectional", "causal"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WAYS = "Name a folder with config.json, a hub id like 'Qwen/Qwen2.5-7B-Instruct', or package:<import name>/<folder>."
@@ -43,6 +45,23 @@ class EmbeddingModel(nn.Module):
         """Token ids and mask [N, T] to float32 unit vectors [N, D]."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
+
+    def packed(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Token ids of N texts to float32 unit vectors [N, D], without padding; inference only."""
+        row = Packed.of(ids, next(self.parameters()).device)
+        config = self.backbone.config
+        before, config._attn_implementation = config._attn_implementation, PACKED
+        try:
+            hidden = self.backbone(
+                input_ids=row.input_ids,
+                position_ids=row.position_ids,
+                ends=row.ends,
+                longest=row.longest,
+                is_causal=is_causal(self.backbone),
+            ).last_hidden_state
+        finally:
+            config._attn_implementation = before
+        return pool_packed(hidden[0], row.ends, self.pooling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +145,19 @@ def resolve(spec: str) -> str:
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """The type to compute in; ``auto`` is bfloat16 where the hardware multiplies in it."""
-    if dtype == "float32":
-        return torch.float32
+    if dtype in {"float32", "float16"}:
+        return torch.float32 if dtype == "float32" else torch.float16
     if dtype == "bfloat16" or _computes_bfloat16(device):
         return torch.bfloat16
     return torch.float32
+
+
+def is_causal(backbone: nn.Module) -> bool:
+    """Whether a backbone's tokens see only what stands before them: a decoder that nobody made bidirectional."""
+    declared = getattr(backbone.config, "is_causal", None)
+    if declared is not None:
+        return bool(declared)
+    return any(getattr(module, "is_causal", False) for module in backbone.modules())
 
 
 def choose_device(device: str | None = None) -> torch.device:

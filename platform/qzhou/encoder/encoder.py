@@ -10,11 +10,12 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
+from qzhou.encoder.attention import IN_FLOAT32, can_pack
 from qzhou.encoder.backbone import (
     Attention,
     Dtype,
@@ -24,13 +25,12 @@ from qzhou.encoder.backbone import (
     load_backbone,
 )
 from qzhou.encoder.pooling import Pooling
-from qzhou.encoder.remote import RemoteEncoder, is_remote
-from qzhou.endpoints import Keys
 from qzhou.errors import ModelError
 from qzhou.prompts import EMPTY_TEXT
-from qzhou.recipe import ModelSection
 
 TOKENIZE_AT_ONCE = 10_000  # texts; bounds the memory that token ids take
+PROBES = ("one line", "a longer text that says several things, one after the other")
+SAME_COSINE = 0.999  # of padded and packed vectors, in 16 bits too
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}  # cpu: twice as fast as 16,384 on texts of mixed length (LOG.md)
 
 
@@ -38,8 +38,23 @@ class Encoder:
     """Texts to float32 unit vectors. Texts already carry their prompt (see :mod:`qzhou.prompts`)."""
 
     def __init__(
-        self, model: EmbeddingModel, tokenizer: Any, *, max_tokens: int, prompts: dict[str, str] | None = None
+        self,
+        model: EmbeddingModel,
+        tokenizer: Any,
+        *,
+        max_tokens: int,
+        prompts: dict[str, str] | None = None,
+        packed: bool = False,
     ) -> None:
+        """Take a model into use.
+
+        Args:
+            model: On the device on which it encodes.
+            tokenizer: Its own.
+            max_tokens: Texts are truncated here.
+            prompts: Name -> prefix, as the model's folder declares them.
+            packed: Encode without padding (:mod:`qzhou.encoder.attention`), unless the model's vectors change by it.
+        """
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
@@ -47,6 +62,7 @@ class Encoder:
         self.device = next(model.parameters()).device
         self.batch_tokens = BATCH_TOKENS[self.device.type]
         self.truncated = 0  # texts so far that were longer than max_tokens
+        self.packed = packed and self._packs_exactly()
 
     @property
     def dimensions(self) -> int:
@@ -64,24 +80,32 @@ class Encoder:
             ModelError: A single text does not fit into memory.
         """
         vectors_ND = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        starts = range(0, len(texts), TOKENIZE_AT_ONCE)
-        with ThreadPoolExecutor(1) as ahead:  # the next texts become tokens while these become vectors
-            waiting = [ahead.submit(self._token_ids, texts[start : start + TOKENIZE_AT_ONCE]) for start in starts[:1]]
-            for start in starts:
-                ids = waiting.pop().result()
-                if start + TOKENIZE_AT_ONCE < len(texts):
-                    following = texts[start + TOKENIZE_AT_ONCE : start + 2 * TOKENIZE_AT_ONCE]
-                    waiting.append(ahead.submit(self._token_ids, following))
-                for rows in batches_by_length([len(one) for one in ids], batch_tokens or self.batch_tokens):
-                    vectors_ND[start + np.asarray(rows)] = self._vectors([ids[row] for row in rows])
+        start = 0
+        for ids in self._tokens_ahead(texts):
+            for rows in batches_by_length([len(one) for one in ids], batch_tokens or self.batch_tokens):
+                vectors_ND[start + np.asarray(rows)] = self._vectors([ids[row] for row in rows])
+            start += len(ids)
         return vectors_ND
+
+    def _tokens_ahead(self, texts: Sequence[str]) -> Iterator[list[list[int]]]:
+        """Token ids of some texts at a time; the next ones become tokens while these become vectors."""
+        parts = [texts[start : start + TOKENIZE_AT_ONCE] for start in range(0, len(texts), TOKENIZE_AT_ONCE)]
+        if len(parts) < 2:
+            yield from map(self._token_ids, parts)
+            return
+        with ThreadPoolExecutor(1) as thread:
+            following = thread.submit(self._token_ids, parts[0])
+            for part in (*parts[1:], None):
+                ids = following.result()
+                if part is not None:
+                    following = thread.submit(self._token_ids, part)
+                yield ids
 
     def _vectors(self, ids: list[list[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Unit vectors of one batch, in halves where memory runs out; later batches are smaller then."""
-        padded = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
         try:
             with torch.inference_mode():
-                vector = self.model(padded["input_ids"].to(self.device), padded["attention_mask"].to(self.device))
+                vector = self.model.packed(ids) if self.packed else self._padded(ids)
             return np.asarray(vector.cpu().numpy())
         except torch.OutOfMemoryError:
             if len(ids) == 1:
@@ -93,6 +117,21 @@ class Encoder:
         self.batch_tokens = max(1, self.batch_tokens // 2)
         half = len(ids) // 2
         return np.concatenate([self._vectors(ids[:half]), self._vectors(ids[half:])])
+
+    def _padded(self, ids: list[list[int]]) -> torch.Tensor:
+        padded = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+        vector: torch.Tensor = self.model(padded["input_ids"].to(self.device), padded["attention_mask"].to(self.device))
+        return vector
+
+    def _packs_exactly(self) -> bool:
+        """Whether packed texts give the padded ones' vectors: not where positions begin at another number, say."""
+        ids = self._token_ids(PROBES)
+        try:
+            with torch.inference_mode():
+                lowest = float((self._padded(ids) * self.model.packed(ids)).sum(1).min())
+        except (TypeError, RuntimeError, ValueError):  # an architecture that takes no such attention
+            return False
+        return lowest >= SAME_COSINE
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens that each text costs after truncation, special tokens included."""
@@ -127,52 +166,31 @@ def load_encoder(
     attention: Attention | None = None,
     dtype: Dtype = "auto",
     device: str | None = None,
+    compiled: bool = False,
 ) -> Encoder:
     """An encoder from a folder, a hub id or a package (see :func:`qzhou.encoder.backbone.load_backbone`).
 
     Args:
         max_tokens: Texts are truncated here, prompt and special tokens included.
         device: ``cpu`` or ``cuda``; default: the GPU if there is one.
+        compiled: Let ``torch.compile`` rewrite the model; pays on a GPU after many batches.
 
     Raises:
         ModelError: There is no such model, or it cannot be loaded.
     """
     place = choose_device(device)
-    found = load_backbone(spec, pooling=pooling, attention=attention, dtype=choose_dtype(dtype, place))
-    return Encoder(found.model.to(place), found.tokenizer, max_tokens=max_tokens, prompts=found.prompts)
-
-
-class TextEncoder(Protocol):
-    """What mining and synthesis ask of a teacher."""
-
-    truncated: int
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]: ...
-
-
-def load_teacher(spec: str, model: ModelSection, *, api_key_env: str) -> TextEncoder:
-    """The encoder that judges texts: one of its own, or the backbone that a recipe trains.
-
-    Args:
-        spec: Named like a backbone, or an URL, ``https://host/v1#model``; an empty string is the backbone.
-        model: Of the recipe.
-        api_key_env: Variable of the environment with the key of an URL.
-
-    Raises:
-        ModelError: There is no such model, or it cannot be loaded.
-        SetupError: The key cannot be sent.
-    """
-    if is_remote(spec):
-        return RemoteEncoder(spec, Keys.of([api_key_env]), api_key_env)
-    return load_encoder(
-        spec or model.backbone,
-        max_tokens=model.max_document_tokens,
-        pooling=None if spec else model.pooling,
-        attention=None if spec else model.attention,
-        dtype=model.dtype,
+    chosen = choose_dtype(dtype, place)
+    found = load_backbone(spec, pooling=pooling, attention=attention, dtype=chosen)
+    if place.type == "cpu" and chosen != torch.float32:
+        found.model.backbone.set_attn_implementation(IN_FLOAT32)
+    if compiled:
+        found.model.backbone.compile(dynamic=True)
+    return Encoder(
+        found.model.to(place),
+        found.tokenizer,
+        max_tokens=max_tokens,
+        prompts=found.prompts,
+        packed=can_pack(place, chosen),
     )
 
 

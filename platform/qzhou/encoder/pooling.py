@@ -1,6 +1,6 @@
 """Token vectors to one unit vector a text.
 
-Shape letters in this file: N texts, T tokens, D embedding width.
+Shape letters in this file: N texts, T tokens, L tokens of all texts, D embedding width.
 """
 
 from __future__ import annotations
@@ -11,6 +11,25 @@ import torch
 from torch import Tensor
 
 Pooling = Literal["mean", "last", "cls"]
+
+
+def pool_packed(hidden_LD: Tensor, ends: Tensor, pooling: Pooling) -> Tensor:
+    """One unit vector per text, in float32, of texts that lie end to end.
+
+    Args:
+        hidden_LD: Last hidden state of all tokens, any float type.
+        ends: Where the texts end, beginning with 0 [N + 1].
+        pooling: As for :func:`pool`.
+    """
+    hidden_LD = hidden_LD.float()
+    if pooling == "mean":
+        length_N = ends.diff().long()
+        text_L = torch.repeat_interleave(torch.arange(len(length_N), device=hidden_LD.device), length_N)
+        sum_ND = torch.zeros(len(length_N), hidden_LD.shape[1], device=hidden_LD.device)
+        vector_ND = sum_ND.index_add(0, text_L, hidden_LD) / length_N[:, None]
+    else:
+        vector_ND = hidden_LD[ends[1:].long() - 1 if pooling == "last" else ends[:-1].long()]
+    return torch.nn.functional.normalize(vector_ND, dim=-1)
 
 
 def pool(hidden_NTD: Tensor, mask_NT: Tensor, pooling: Pooling) -> Tensor:

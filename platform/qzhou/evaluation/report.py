@@ -35,6 +35,7 @@ def write_report(run: Run, rows: Sequence[Row]) -> None:
         loss_picture=_loss_picture(run),
         stages=_stages(run),
         mining=_json(run.folder / "mine", "report.json"),
+        mining_picture=_text(run.folder / "mine", "scores.svg"),
         data=_json(run.folder / "transform", "report.json"),
         lengths_picture=_text(run.folder / "transform", "lengths.svg"),
         synthesis=_json(run.folder / "synthesize", "report.json"),

@@ -1,0 +1,48 @@
+"""The encoder that judges texts for mining and synthesis: one on this machine, or one behind an URL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from qzhou.encoder.encoder import load_encoder
+from qzhou.encoder.remote import RemoteEncoder, is_remote
+from qzhou.endpoints import Keys
+from qzhou.recipe import ModelSection
+
+
+class TextEncoder(Protocol):
+    """What mining and synthesis ask of a teacher."""
+
+    truncated: int
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]: ...
+
+
+def load_teacher(spec: str, model: ModelSection, *, api_key_env: str) -> TextEncoder:
+    """The encoder that judges texts: one of its own, or the backbone that a recipe trains.
+
+    Args:
+        spec: Named like a backbone, or an URL, ``https://host/v1#model``; an empty string is the backbone.
+        model: Of the recipe.
+        api_key_env: Variable of the environment with the key of an URL.
+
+    Raises:
+        ModelError: There is no such model, or it cannot be loaded.
+        SetupError: The key cannot be sent.
+    """
+    if is_remote(spec):
+        return RemoteEncoder(spec, Keys.of([api_key_env]), api_key_env)
+    return load_encoder(
+        spec or model.backbone,
+        max_tokens=model.max_document_tokens,
+        pooling=None if spec else model.pooling,
+        attention=None if spec else model.attention,
+        dtype=model.encoding_dtype or model.dtype,
+        compiled=model.compiled,
+    )
