@@ -141,7 +141,7 @@ def _table(dataset: str, collection: Collection, rows: Mapping[str, Mapping[str,
     answers = sum(map(len, collection.relevant))
     table = Table(title=f"{dataset}: {len(collection.revealed):,} queries, {answers:,} judged answers")
     for column in ("way of mining", "negatives", "false", "share", "queries with one", "mean cosine"):
-        table.add_column(column, justify="left" if column == "way of mining" else "right")
+        table.add_column(column, justify="left" if column == "way of mining" else "right", no_wrap=True)
     for way, row in rows.items():
         table.add_row(
             way, f"{row['negatives']:,}", f"{row['false']:,}", f"{row['share']:.1%}", f"{row['queries']:.1%}",

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from qzhou.dataset import READERS, RULE_TASKS, Dataset
 from qzhou.llm import SynthesisSection
+from qzhou.recipe import ClusterSection, MiningSection, ModelSection
 from qzhou.synthesis.mock_behaviour import Behaviour
 from qzhou.transform.fields import DEFAULT_COLUMNS, OPTIONAL_FIELDS, columns_of
 
 DOCS = Path(__file__).parents[2] / "docs"
-TEXT, SYNTHESIS = ((DOCS / name).read_text("utf-8") for name in ("data.md", "synthesis.md"))
+TEXT, SYNTHESIS, MINING = ((DOCS / name).read_text("utf-8") for name in ("data.md", "synthesis.md", "mining.md"))
 
 
 def blocks(language, text=TEXT):
@@ -58,3 +59,14 @@ def test_the_settings_of_the_synthesis_page_are_valid_and_its_endpoint_takes_its
     assert flags <= {field.name for field in dataclasses.fields(Behaviour)}
     for setting in ("paraphrase_rows", "augment_rows", "hard_negative_rows", "query_rows"):
         assert f"| `{setting}` |" in SYNTHESIS
+
+
+def test_the_mining_page_names_every_setting_and_its_recipe_is_the_default():
+    (block,) = blocks("toml", MINING)
+    settings = {name for section in (MiningSection, ClusterSection) for name in section.model_fields}
+
+    assert MiningSection.model_validate(tomllib.loads(block)["mining"]) == MiningSection()
+    assert {name for name in settings if not re.search(rf"\b{name}\b", MINING)} <= {
+        "teacher_api_key_env", "sampling_temperature"
+    }  # fmt: skip
+    assert {"encoding_dtype", "compiled"} <= set(ModelSection.model_fields)
