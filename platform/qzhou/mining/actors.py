@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from qzhou.encoder import TextEncoder
 
 
+SHOWN_CHARS = 80
+
+
 class EncodeActor:
     """Holds a teacher; writes the vectors of a chunk of texts, unless they are there.
 
@@ -57,7 +60,16 @@ class EncodeActor:
         if self._folder.exists(name):
             return name, 0, 0
         before = self._encoder.truncated
-        self._folder.write_array(name, self._encoder.encode(texts))
+        vectors = self._encoder.encode(texts)
+        wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(wrong):
+            teacher = self._teacher or self._recipe.model.backbone
+            raise ModelError(
+                f"the teacher '{teacher}' gives no finite vector for {len(wrong):,} of {len(texts):,} texts, the first "
+                f"of them: {texts[wrong[0]][:SHOWN_CHARS]!r}. In float16 large models overflow: set "
+                "model.encoding_dtype to 'bfloat16' or 'float32'."
+            )
+        self._folder.write_array(name, vectors)
         return name, len(texts), self._encoder.truncated - before
 
     def _column_of(self, chunk: Chunk) -> list[str]:

@@ -225,9 +225,9 @@ class _Miner:
         self._report.hide(admitted, int(several[several > 1].sum()))
 
     def _score_shown(self) -> None:
-        """Scores of given and LLM-written negatives of some examples, by the first teacher."""
+        """Scores of given and LLM-written negatives of some examples, by the first teacher; not beside a reranker's."""
         own, shown = self._vectors[0], self._corpus.shown
-        if not own.shown:
+        if not own.shown or self._mining.reranker:
             return
         query_ND = Shard(own.folder, own.queries).vectors(shown.owner)
         score = np.einsum("nd,nd->n", query_ND, Shard(own.folder, own.shown).vectors(np.arange(len(shown.owner))))

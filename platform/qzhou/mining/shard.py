@@ -100,18 +100,20 @@ class Shard:
         self.first, self.rows = files[0].first, sum(one.rows for one in files)
         self._copies = None if folder.is_local else tempfile.TemporaryDirectory(prefix="qzhou-vectors-")
         self._paths = [self._local(folder, one.name) for one in files]
+        self._maps = [np.load(path, mmap_mode="r") for path in self._paths]  # what is read is in the system's cache
+        self._width = int(self._maps[0].shape[1])
         self._gpu = faiss.StandardGpuResources() if on_gpu() and faiss.get_num_gpus() else None
         self._index = None if index == EXACT else self._built(index, parameters)
 
     def vectors(self, rows: Ints) -> Floats:
         """Vectors of some documents [len(rows), D], by their rows in the corpus."""
-        found = np.empty((len(rows), self._opened(0).shape[1]), dtype=np.float32)
+        found = np.empty((len(rows), self._width), dtype=np.float32)
         order = np.argsort(rows, kind="stable")
         ends = np.searchsorted(rows[order], [*self._starts[1:], self.first + self.rows])
         for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             if start < end:
                 wanted = order[start:end]
-                found[wanted] = self._opened(number)[rows[wanted] - self._files[number].first]
+                found[wanted] = self._maps[number][rows[wanted] - self._files[number].first]
         return found
 
     def search(self, block: Block, count: int, *, exactly: bool = False) -> Found:
@@ -182,9 +184,8 @@ class Shard:
         return Found.merged([Found(score, np.maximum(row_NK, 0) if missing.any() else row_NK, cosine)], count)
 
     def _built(self, factory: str, parameters: str) -> Any:
-        width = self._opened(0).shape[1]
         try:
-            index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(self._width, factory, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:
                 spread = np.linspace(self.first, self.first + self.rows - 1, min(self.rows, TRAINING_ROWS))
                 index.train(self.vectors(np.unique(spread.astype(np.int64))))
@@ -200,7 +201,7 @@ class Shard:
         except RuntimeError as error:
             raise RecipeError(
                 f"mining.index '{factory}' with mining.index_parameters '{parameters}' does not work for {self.rows:,} "
-                f"documents of {width} dimensions: {first_line(error)}. 'Flat' always does."
+                f"documents of {self._width} dimensions: {first_line(error)}. 'Flat' always does."
             ) from None
         return index
 
@@ -210,14 +211,10 @@ class Shard:
         size = 0
         for number, file in enumerate(self._files):
             together.append(number)
-            size += file.rows * self._opened(number).shape[1] * 4
+            size += file.rows * self._width * 4
             if size >= BLOCK_BYTES or number == len(self._files) - 1:
                 yield self._files[together[0]].first, np.concatenate([np.load(self._paths[one]) for one in together])
                 together, size = [], 0
-
-    def _opened(self, number: int) -> Floats:
-        """One file, mapped into memory: what is read of it is in the system's cache, not in ours."""
-        return np.asarray(np.load(self._paths[number], mmap_mode="r"))
 
     def _local(self, folder: Folder, name: str) -> Path:
         if self._copies is None:

@@ -1,0 +1,67 @@
+"""The actor that encodes, without Ray: each chunk once, and nothing that is no number."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from qzhou.errors import ModelError
+from qzhou.mining.actors import EncodeActor
+from qzhou.mining.corpus import chunks_of
+from qzhou.prompts import Prompt
+from qzhou.records import Document
+from qzhou.storage import Folder, write_records
+
+
+class Teacher:
+    """Vectors of two numbers; a text that says so has none."""
+
+    fingerprint = "teacher"
+
+    def __init__(self):
+        self.seen, self.truncated = [], 0
+
+    def encode(self, texts):
+        self.seen += texts
+        self.truncated += sum(len(text) > 12 for text in texts)
+        return np.array([[1.0, np.nan if "nothing" in text else 0.0] for text in texts], dtype=np.float32)
+
+
+@pytest.fixture
+def actor(tmp_path, make_recipe, monkeypatch):
+    monkeypatch.setattr("qzhou.mining.corpus.CHUNK_ROWS", 3)
+    folder = Folder.open(str(tmp_path))
+    texts = ["one", "", "a very long text", "four", "five", "six", "seven", "nothing"]
+    write_records(folder / "texts", (Document(id=str(n), text=text) for n, text in enumerate(texts)), Document)
+    prompt = Prompt(instruction="find", symmetric=True)
+    made = EncodeActor(make_recipe(), "", folder / "vectors", chunks_of(folder / "texts", "text", prompt, asks=False))
+    made.__dict__["_encoder"] = Teacher()  # in place of a model
+    return made
+
+
+def encoded(actor, chunk):
+    return {name: value[0] for name, value in actor({"id": [chunk]}).items()}
+
+
+def test_a_chunk_is_encoded_with_its_prompt_and_only_once(actor, tmp_path):
+    first, again = encoded(actor, 0), encoded(actor, 0)
+    second = encoded(actor, 1)
+
+    prefix = "Instruct: find\nQuery: "
+    assert actor._encoder.seen[:3] == [f"{prefix}one", f"{prefix}Null", f"{prefix}a very long text"]
+    assert (first["encoded"], again["encoded"], second["encoded"]) == (3, 0, 3)
+    assert first["name"] == again["name"] != second["name"]
+    assert first["name"].startswith("teacher/")
+    assert np.load(tmp_path / "vectors" / first["name"]).shape == (3, 2)
+    assert len(actor._encoder.seen) == 6
+
+
+def test_a_vector_that_is_no_number_is_an_error_that_names_the_text(actor, tmp_path):
+    found = encoded(actor, 2)
+
+    error = pickle.loads(found["error"])
+    assert isinstance(error, ModelError)
+    assert "no finite vector for 1 of 2 texts" in str(error)
+    assert "nothing" in str(error)
+    assert "model.encoding_dtype" in str(error)
+    assert not list((tmp_path / "vectors").rglob("*.npy"))
