@@ -19,6 +19,7 @@ from qzhou.cluster import session
 from qzhou.encoder import load_encoder
 from qzhou.errors import ModelError, RecipeError
 from qzhou.mining.actors import EncodeActor
+from qzhou.mining.identity import digests
 from qzhou.mining.pipeline import mine
 from qzhou.mining.searchers import Searchers
 from qzhou.recipe import parse_recipe
@@ -144,14 +145,14 @@ def brute_force(recipe) -> list[list[str]]:
     texts += [text for text in dict.fromkeys(t for one in all_examples for t in one.positives) if text not in texts]
     query = encoder.encode([prompt.query(one.query) for one in all_examples]).astype(np.float64)
     document = encoder.encode(texts).astype(np.float64)
-    keys, first = [text_key(text) for text in texts], {}
-    for row, key in enumerate(keys):
-        first.setdefault(key, row)
+    keys, stands = [text_key(text) for text in texts], {}
+    for row in np.argsort(digests(texts))[::-1]:  # of texts that count as the same, the one with the lowest digest
+        stands[keys[row]] = row
     row_of = {text: row for row, text in reversed(list(enumerate(texts)))}
     found = []
     for one, vector, own in zip(all_examples, query, answers(all_examples), strict=True):
         score = document @ vector
-        ranked = [row for row in np.argsort(-score) if first[keys[row]] == row and keys[row] not in own]
+        ranked = [row for row in np.argsort(-score) if stands[keys[row]] == row and keys[row] not in own]
         positives = [row_of[text] for text in one.positives]
         lowest = min(score[positives])
         fits = [

@@ -71,10 +71,12 @@ def ranking_of(corpus: Corpus, queries: Queries, block: Block, found: Found, clo
     """
     score_P = np.einsum("pd,pd->p", block.query_ND[queries.owner_P], block.positive_PD)
     lowest_N, second_N = two_lowest(score_P, queries.owner_P, len(queries.examples))
+    key_NK = corpus.key_M[found.row_NK]
     ranking = Ranking(
         score_NK=np.where(corpus.is_copy_M[found.row_NK], np.float32(-np.inf), found.score_NK),
         row_NK=found.row_NK,
-        is_positive_NK=is_answer(queries.owner_E, queries.answer_E, corpus.key_M[found.row_NK]),
+        key_NK=key_NK,
+        is_positive_NK=is_answer(queries.owner_E, queries.answer_E, key_NK),
         is_repeat_NK=found.positive_cosine_NK > closest,
         positive_score_N=lowest_N,
     )

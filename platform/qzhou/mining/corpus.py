@@ -96,7 +96,7 @@ class Corpus:
         documents: The dataset's own corpus, then the positives that are not in it; rows count through all of them.
         shown: Negatives of some of the examples.
         key_M: Of each document; equal where two texts count as the same.
-        is_copy_M: Whether an earlier document counts as the same.
+        is_copy_M: Whether another document that counts as the same stands for it.
         row_of: Digest of a text -> its row.
         answers: What answers which query.
     """
@@ -177,8 +177,10 @@ def prepared(
         for chunk in chunks_of(folder, "text", dataset.prompt, asks=False)
     ]
     key_M = np.concatenate([corpus_key, key_P[new_P]])
-    is_copy_M = np.ones(len(key_M), dtype=bool)
-    is_copy_M[np.unique(key_M, return_index=True)[1]] = False
+    text_M = np.concatenate([corpus_text, text_P[new_P]])
+    order = np.lexsort((text_M, key_M))  # of texts that count as the same, the one that stands for them is no accident
+    is_copy_M = np.empty(len(key_M), dtype=bool)
+    is_copy_M[order] = np.concatenate([[False], np.diff(key_M[order]) == 0])[: len(key_M)]
     return Corpus(
         dataset=dataset,
         examples=examples,
@@ -191,7 +193,7 @@ def prepared(
         ),
         key_M=key_M,
         is_copy_M=is_copy_M,
-        row_of=RowOf(np.concatenate([corpus_text, text_P[new_P]])),
+        row_of=RowOf(text_M),
         answers=Answers(
             Groups(_joined([one.query_N for one in groups]), _joined([one.family_N for one in groups])),
             key_P,

@@ -28,6 +28,7 @@ class Ranking:
         score_NK: How well each document fits the query (a cosine, or a reranker's score), the teacher's best document
             first; -inf where there is none.
         row_NK: Row of the corpus.
+        key_NK: Key digest of the document; the draw depends on it, not on its place in the corpus.
         is_positive_NK: Whether the document answers the query: by id or by normalised text.
         is_repeat_NK: Whether the document says the same as a positive; counted among the ranks, never chosen.
         positive_score_N: The lowest score of one of the query's positives.
@@ -35,6 +36,7 @@ class Ranking:
 
     score_NK: Floats
     row_NK: Ints
+    key_NK: Digests
     is_positive_NK: Bools
     is_repeat_NK: Bools
     positive_score_N: Floats
@@ -226,7 +228,7 @@ def _drawn(ranking: Ranking, key_N: Digests, mining: MiningSection, by_rank: boo
     """The order in which one teacher's candidates are drawn; softmax by Gumbel's trick (arXiv:1903.06059)."""
     if mining.sampling == "top":
         return ranking.rank.astype(np.float32) if by_rank else -ranking.score_NK
-    uniform_NK = _uniform(key_N[:, None] ^ ranking.row_NK.astype(np.uint64))
+    uniform_NK = _uniform(key_N[:, None] ^ ranking.key_NK)
     if mining.sampling == "uniform":
         return uniform_NK
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -18,6 +18,7 @@ def ranking(scores, *, positive_score, is_positive=None, rows=None, repeats=None
     return Ranking(
         score_NK=score,
         row_NK=np.array([range(score.shape[1]) if rows is None else rows]),
+        key_NK=np.array([range(score.shape[1]) if rows is None else rows], dtype=np.uint64),
         is_positive_NK=np.array([no if is_positive is None else is_positive]),
         is_repeat_NK=np.array([no if repeats is None else repeats]),
         positive_score_N=np.array([positive_score], dtype=np.float32),
@@ -81,6 +82,7 @@ def test_a_pair_is_consistent_when_its_worst_positive_is_among_the_first():
     three = Ranking(
         score_NK=np.array([[0.9, 0.8, 0.7, 0.6]] * 3, dtype=np.float32),
         row_NK=np.array([range(4)] * 3),
+        key_NK=np.array([range(4)] * 3, dtype=np.uint64),
         is_positive_NK=np.array([[True, False, False, True], [False] * 4, [False, True, False, False]]),
         is_repeat_NK=np.zeros((3, 4), dtype=bool),
         positive_score_N=np.array([0.6, 0.95, 0.8], dtype=np.float32),

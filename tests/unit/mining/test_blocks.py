@@ -1,0 +1,124 @@
+"""A dataset from its files to its negatives, without Ray: what order and shards must not change."""
+
+import numpy as np
+import pytest
+
+from qzhou.dataset import Dataset
+from qzhou.mining.blocks import Queries, judged, ranking_of, two_lowest
+from qzhou.mining.corpus import document_digests, prepared, read_texts
+from qzhou.mining.select import select_negatives
+from qzhou.mining.shard import Block, Found, Shard, VectorFile, divided
+from qzhou.recipe import MiningSection
+from qzhou.records import Document, RetrievalExample, Source, answers, text_key
+from qzhou.storage import Folder, write_records
+
+DATASET = Dataset.model_validate({"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]})
+MINING = MiningSection(rank_from=2, rank_to=15, negatives_per_query=3, positive_ratio=1.2)
+
+
+def vector(text: str) -> np.ndarray:
+    """A direction that the words give: texts that share words are near."""
+    seeds = [int.from_bytes(word.encode(), "big") % 2**32 for word in text.split()]
+    made = np.sum([np.random.default_rng(seed).normal(size=16) for seed in seeds], axis=0)
+    return (made / np.linalg.norm(made)).astype(np.float32)
+
+
+def content() -> tuple[list[RetrievalExample], list[Document]]:
+    words = np.random.default_rng(0).integers(0, 30, (140, 3))
+    texts = [f"word{a} word{b} word{c} text{n}" for n, (a, b, c) in enumerate(words)]
+    examples = [
+        RetrievalExample(
+            id=f"q{n}",
+            dataset="d",
+            query=f"word{words[n][0]} word{words[n][1]}" if n % 7 else "asked often",
+            positives=(texts[n], texts[n + 1].upper()) if n % 4 == 0 else (texts[n],),
+            source=Source(parent=f"q{n - 1}" if n % 9 == 1 else ""),
+        )
+        for n in range(60)
+    ]
+    return examples, [Document(id=str(n), text=text) for n, text in enumerate([*texts[40:], *texts[45:50]])]
+
+
+def mined(place, examples, documents, *, shards=1, mining=MINING, judge=None) -> dict[str, list[str]]:
+    """Query id -> the texts of its negatives, by everything that the stage does between its actors."""
+    folder = Folder.open(str(place))
+    write_records(folder / "examples", examples, RetrievalExample)
+    write_records(folder / "corpus", documents, Document)
+    known = [document_digests(folder / "corpus", file) for file in (folder / "corpus").files(".parquet")]
+    corpus = prepared(DATASET, folder / "examples", folder / "corpus", folder / "extra", known)
+    files, texts = [], []
+    for number, chunk in enumerate(corpus.documents):
+        texts += read_texts(chunk.folder, chunk.file, np.arange(chunk.start, chunk.stop))
+        files.append(VectorFile(f"{number}.npy", len(texts) - chunk.rows, chunk.rows))
+        folder.write_array(files[-1].name, np.stack([vector(text) for text in texts[-chunk.rows :]]))
+    parts = [Shard(folder, part) for part in divided(files, shards)]
+    found = {}
+    for some in corpus.blocks(2):
+        queries = Queries.of(corpus, some)
+        positive = np.stack([vector(texts[row]) for row in queries.positive_row_P])
+        block = Block(np.stack([vector(one.query) for one in some]), positive, queries.owner_P)
+        depth = queries.depth(mining)
+        ranking, second = ranking_of(
+            corpus, queries, block, Found.merged([part.search(block, depth) for part in parts], depth), 0.98
+        )
+        rankings = [ranking]
+        if judge:
+            rankings, second = judged(rankings, queries, mining, lambda rows: [texts[row] for row in rows], judge)
+        assert second.shape == (len(some),)
+        chosen = select_negatives(rankings, queries.seeds(1), mining)
+        places = corpus.places(np.array([row for rows in chosen.rows for row in rows], dtype=np.int64))
+        assert sum(len(rows) for _, _, rows, _ in places) == sum(map(len, chosen.rows))
+        for one, rows in zip(some, chosen.rows, strict=True):
+            found[one.id] = [texts[row] for row in rows]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr("qzhou.mining.corpus.CHUNK_ROWS", 13)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("sampling", ["uniform", "softmax", "top"])
+def test_neither_order_nor_shards_change_a_negative_and_none_is_a_positive(tmp_path, seed, sampling):
+    examples, documents = content()
+    mining = MINING.model_copy(update={"sampling": sampling})
+    expected = mined(tmp_path / "one", examples, documents, mining=mining)
+    generator = np.random.default_rng(seed)
+    shuffled = [examples[n] for n in generator.permutation(len(examples))]
+    other = [documents[n] for n in generator.permutation(len(documents))]
+
+    found = mined(tmp_path / "other", shuffled, other, shards=seed + 1, mining=mining)
+
+    assert {name: sorted(map(text_key, texts)) for name, texts in found.items()} == {
+        name: sorted(map(text_key, texts)) for name, texts in expected.items()
+    }
+    assert sum(map(len, expected.values())) > 100
+    for one, own in zip(examples, answers(examples), strict=True):
+        negatives = [text_key(text) for text in expected[one.id]]
+        assert not set(negatives) & own
+        assert len(set(negatives)) == len(negatives)  # a text that stands twice in the corpus is chosen once
+
+
+def test_a_reranker_reads_each_pair_once_and_its_scores_decide(tmp_path):
+    examples, documents = content()
+    examples = [one for one in examples if one.query != "asked often"]
+    asked = []
+
+    def judge(pairs):
+        asked.append(pairs)
+        return np.array([0.9 if "TEXT" in text or "text1" in text else 0.2 for _, text in pairs], dtype=np.float32)
+
+    hardest = MINING.model_copy(update={"max_score": 0.5, "sampling": "top"})
+    found = mined(tmp_path, examples, documents, judge=judge, mining=hardest)
+
+    assert all(len(set(pairs)) == len(pairs) for pairs in asked)
+    assert not [text for texts in found.values() for text in texts if "text1" in text]
+    assert sum(map(len, found.values())) > 50
+
+
+def test_the_two_lowest_scores_of_each_owner():
+    lowest, second = two_lowest(np.array([0.5, 0.2, 0.9, 0.4], np.float32), np.array([0, 0, 2, 2]), 4)
+
+    assert lowest == pytest.approx([0.2, np.nan, 0.4, np.nan], nan_ok=True)
+    assert second == pytest.approx([0.5, np.nan, 0.9, np.nan], nan_ok=True)
