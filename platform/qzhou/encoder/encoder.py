@@ -24,6 +24,7 @@ from qzhou.encoder.backbone import (
     choose_dtype,
     load_backbone,
 )
+from qzhou.encoder.linear import take_faster_linear
 from qzhou.encoder.pooling import Pooling
 from qzhou.errors import ModelError
 from qzhou.prompts import EMPTY_TEXT
@@ -183,6 +184,8 @@ def load_encoder(
     found = load_backbone(spec, pooling=pooling, attention=attention, dtype=chosen)
     if place.type == "cpu" and chosen != torch.float32:
         found.model.backbone.set_attn_implementation(IN_FLOAT32)
+    if place.type == "cpu" and not compiled:
+        take_faster_linear(found.model)
     if compiled:
         found.model.backbone.compile(dynamic=True)
     return Encoder(

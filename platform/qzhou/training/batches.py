@@ -54,11 +54,15 @@ class TrainingSet:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalBatch:
-    """Texts carry their prompts. ``positive_B`` and the masks are as :func:`losses.info_nce` takes them."""
+    """Texts carry their prompts. ``positive_B`` and the masks are as :func:`losses.info_nce` takes them.
+
+    ``owner_M`` is the query whose positive or hard negative each document is.
+    """
 
     queries: list[str]
     documents: list[str]
     positive_B: Tensor
+    owner_M: Tensor
     blocked_document_BM: Tensor
     blocked_query_BB: Tensor
 
@@ -114,10 +118,11 @@ def _retrieval(
     examples: Sequence[RetrievalExample], prompt: Prompt, count: int, generator: np.random.Generator
 ) -> RetrievalBatch:
     positives = [one.positives[generator.integers(len(one.positives))] for one in examples]
-    negatives = []
-    for one in examples:
+    negatives, owners = [], list(range(len(examples)))
+    for number, one in enumerate(examples):
         drawn = generator.permutation(len(one.negatives))[:count]
-        negatives += [one.negatives[number].text for number in sorted(drawn)]
+        negatives += [one.negatives[place].text for place in sorted(drawn)]
+        owners += [number] * len(drawn)
     documents = positives + negatives
     keys = [text_key(text) for text in documents]
     blocked = np.array([[key in own for key in keys] for own in answers(examples)])
@@ -129,6 +134,7 @@ def _retrieval(
         [prompt.query(one.query) for one in examples],
         [prompt.document(text) for text in documents],
         torch.arange(len(examples)),
+        torch.tensor(owners),
         torch.from_numpy(blocked),
         torch.from_numpy(same),
     )

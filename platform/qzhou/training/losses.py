@@ -1,16 +1,42 @@
-"""The three objectives of QZhou-Embedding (arXiv:2508.21632), as pure functions.
+"""The three objectives of QZhou-Embedding (arXiv:2508.21632), as pure functions, and terms that its rivals have.
 
-Shape letters in this file: B queries or texts, M documents (positives and negatives), P pairs,
+Shape letters in this file: B queries or texts, M documents (positives and negatives), P pairs, N texts,
 D embedding width. All vectors are unit length, so a dot product is a cosine. Each function sees the
 whole global batch; who computed which vector does not matter here.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from qzhou.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What of InfoNCE is used; the defaults are QZhou-Embedding's.
+
+    Attributes:
+        query_query: Other queries stand in the denominator.
+        document_document: So do the other documents, compared with the positive (Qwen3-Embedding, arXiv:2506.05176).
+        false_negative_margin: What scores above the positive by more is left out: it may be an answer that nobody
+            labelled (Qwen3-Embedding: 0.1). None leaves nothing out.
+        hardness: The query's own hard negatives weigh ``e^(hardness * s)``, s their cosine without gradient
+            (EmbeddingGemma, arXiv:2509.20354: 5).
+        focal: A query weighs ``(1 - p)^focal``, p the probability of its positive (arXiv:1708.02002).
+    """
+
+    query_query: bool = True
+    document_document: bool = False
+    false_negative_margin: float | None = None
+    hardness: float = 0.0
+    focal: float = 0.0
+
+
+QZHOU = Terms()
 
 
 def info_nce(
@@ -21,14 +47,18 @@ def info_nce(
     temperature: float,
     blocked_document_BM: Tensor | None = None,
     blocked_query_BB: Tensor | None = None,
-    query_query: bool = True,
+    own_negative_BM: Tensor | None = None,
+    terms: Terms = QZHOU,
 ) -> Tensor:
     """InfoNCE whose negatives are every other document and every other query of the batch.
 
-        L = -1/B * sum_i log( e^(s_ip / t) / (sum_m e^(s_im / t) + sum_{j != i} e^(u_ij / t)) )
+        L_i = -log( e^(s_ip / t) / (sum_m w_im e^(s_im / t) + sum_{j != i} e^(u_ij / t) + sum_{m != p} e^(v_im / t)) )
+        L   = 1/B * sum_i (1 - e^(-L_i))^focal * L_i
 
-    with s_im = query_i . document_m, u_ij = query_i . query_j, p = positive_B[i], t = temperature.
-    The sum over m takes in the query's own negatives and all documents of the other queries.
+    with s_im = query_i . document_m, u_ij = query_i . query_j, v_im = document_p . document_m, p = positive_B[i],
+    t = temperature, w_im = e^(hardness * s_im) for the query's own hard negatives and 1 for all others. The sum over m
+    takes in the query's own negatives and all documents of the other queries. The third sum and the weights are off
+    by default; a summand whose cosine is above s_ip + false_negative_margin is left out.
 
     Args:
         positive_B: Row of ``document_MD`` that answers each query, int64.
@@ -36,7 +66,8 @@ def info_nce(
         blocked_document_BM: True where a document is left out of a query's denominator because it is
             the same text as one of its positives; never at ``positive_B``.
         blocked_query_BB: True where two queries are the same text.
-        query_query: Whether the second sum is there.
+        own_negative_BM: True where a document is a hard negative of the query; needed for ``terms.hardness``.
+        terms: What is used.
 
     Returns: Scalar mean loss in nats.
     Raises: DataError: widths differ, or there is not one positive per query.
@@ -47,15 +78,43 @@ def info_nce(
             f"queries {tuple(query_BD.shape)}, documents {tuple(document_MD.shape)} and positives "
             f"{tuple(positive_B.shape)} do not fit: widths must be equal, with one positive per query"
         )
-    logits = query_BD @ document_MD.T / temperature
-    if blocked_document_BM is not None:
-        logits = logits.masked_fill(blocked_document_BM, -torch.inf)
-    if query_query:
+    is_positive_BM = torch.zeros(len(query_BD), len(document_MD), dtype=torch.bool, device=query_BD.device)
+    is_positive_BM[torch.arange(len(query_BD)), positive_B] = True
+    blocked_BM = torch.zeros_like(is_positive_BM) if blocked_document_BM is None else blocked_document_BM
+    cosines, blocked = [query_BD @ document_MD.T], [blocked_BM]
+    if terms.query_query:
         itself = torch.eye(len(query_BD), dtype=torch.bool, device=query_BD.device)
-        blocked = itself if blocked_query_BB is None else itself | blocked_query_BB
-        query_logits = (query_BD @ query_BD.T / temperature).masked_fill(blocked, -torch.inf)
-        logits = torch.cat([logits, query_logits], dim=1)
-    return torch.nn.functional.cross_entropy(logits, positive_B)
+        cosines.append(query_BD @ query_BD.T)
+        blocked.append(itself if blocked_query_BB is None else itself | blocked_query_BB)
+    if terms.document_document:
+        cosines.append(document_MD[positive_B] @ document_MD.T)
+        blocked.append(blocked_BM | is_positive_BM)
+    cosine, left_out = torch.cat(cosines, dim=1), torch.cat(blocked, dim=1)
+    if terms.false_negative_margin is not None:
+        ceiling_B1 = cosines[0].detach().gather(1, positive_B[:, None]) + terms.false_negative_margin
+        left_out = left_out | (cosine.detach() > ceiling_B1)
+        left_out[:, : len(document_MD)] &= ~is_positive_BM
+    logits = cosine / temperature
+    if terms.hardness and own_negative_BM is not None:
+        weight_BM = terms.hardness * cosines[0].detach() * own_negative_BM
+        logits = torch.cat([logits[:, : len(document_MD)] + weight_BM, logits[:, len(document_MD) :]], dim=1)
+    loss_B = torch.nn.functional.cross_entropy(logits.masked_fill(left_out, -torch.inf), positive_B, reduction="none")
+    return ((1.0 - torch.exp(-loss_B)) ** terms.focal * loss_B).mean() if terms.focal else loss_B.mean()
+
+
+def spread_out(vector_ND: Tensor) -> Tensor:
+    """How far texts that were drawn at random are from orthogonal: the mean of their squared cosines.
+
+    Added to a loss it spreads vectors over the sphere, which also makes them bear quantisation.
+
+    Returns: Scalar from 0 to 1; 0 for a single text.
+    Source: global orthogonal regularisation, arXiv:1708.06320; EmbeddingGemma, arXiv:2509.20354.
+    """
+    count = len(vector_ND)
+    if count < 2:
+        return vector_ND.new_zeros(())
+    cosine_NN = vector_ND @ vector_ND.T
+    return (cosine_NN.square().sum() - cosine_NN.diagonal().square().sum()) / (count * (count - 1))
 
 
 def cosent(a_PD: Tensor, b_PD: Tensor, score_P: Tensor, *, temperature: float) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 
 from qzhou.errors import DataError
-from qzhou.training.losses import classification_info_nce, cosent, info_nce
+from qzhou.training.losses import Terms, classification_info_nce, cosent, info_nce, spread_out
 
 TEMPERATURES = [0.02, 0.05, 1.0]
 
@@ -47,7 +47,7 @@ def test_info_nce_matches_the_formula(queries, documents, temperature, query_que
     query, document = unit_rows(queries, 8, seed=0), unit_rows(documents, 8, seed=1)
     positive = torch.arange(queries)
 
-    loss = info_nce(query, document, positive, temperature=temperature, query_query=query_query)
+    loss = info_nce(query, document, positive, temperature=temperature, terms=Terms(query_query=query_query))
 
     assert loss.item() == pytest.approx(info_nce_by_hand(query, document, positive, temperature, query_query), rel=1e-9)
 
@@ -124,3 +124,83 @@ def test_a_text_of_the_same_class_never_pushes():
     loss = classification_info_nce(text, unit_rows(2, 8, 1), unit_rows(2, 8, 2), same, same, temperature=0.1)
 
     assert loss.item() == 0.0
+
+
+def rival_by_hand(query, document, positive, temperature, terms, blocked, blocked_query, own):
+    """InfoNCE with every term that rivals have, in loops."""
+    total = 0.0
+    for i in range(len(query)):
+        score = cosine(query[i], document[positive[i]])
+        ceiling = math.inf if terms.false_negative_margin is None else score + terms.false_negative_margin
+        own_term = denominator = math.exp(score / temperature)
+        for m in range(len(document)):
+            s = cosine(query[i], document[m])
+            if m != positive[i] and not blocked[i][m] and s <= ceiling:
+                denominator += math.exp(s / temperature + (terms.hardness * s if own[i][m] else 0.0))
+            v = cosine(document[positive[i]], document[m])
+            if terms.document_document and m != positive[i] and not blocked[i][m] and v <= ceiling:
+                denominator += math.exp(v / temperature)
+        for j in range(len(query)):
+            u = cosine(query[i], query[j])
+            if terms.query_query and j != i and not blocked_query[i][j] and u <= ceiling:
+                denominator += math.exp(u / temperature)
+        p = own_term / denominator
+        total -= (1 - p) ** terms.focal * math.log(p)
+    return total / len(query)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize(
+    "terms",
+    [
+        Terms(document_document=True),
+        Terms(false_negative_margin=0.1),
+        Terms(false_negative_margin=-0.2, document_document=True),
+        Terms(hardness=5.0),
+        Terms(focal=2.0, query_query=False),
+        Terms(query_query=True, document_document=True, false_negative_margin=0.05, hardness=2.0, focal=0.5),
+    ],
+)
+def test_every_term_of_a_rival_matches_its_formula(terms, temperature):
+    query, document, positive = unit_rows(4, 8, seed=0), unit_rows(10, 8, seed=1), torch.tensor([0, 1, 2, 3])
+    blocked = torch.zeros(4, 10, dtype=torch.bool)
+    blocked[0, 5] = blocked[3, 1] = True
+    twins = torch.zeros(4, 4, dtype=torch.bool)
+    twins[1, 2] = twins[2, 1] = True
+    own = torch.zeros(4, 10, dtype=torch.bool)
+    own[0, 4] = own[1, 6] = own[2, 7] = own[2, 8] = True
+
+    loss = info_nce(
+        query, document, positive, temperature=temperature,
+        blocked_document_BM=blocked, blocked_query_BB=twins, own_negative_BM=own, terms=terms,
+    )  # fmt: skip
+
+    by_hand = rival_by_hand(query, document, positive, temperature, terms, blocked, twins, own)
+    assert loss.item() == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_the_mask_and_the_hardness_weight_carry_no_gradient():
+    """Their cosines are read, not trained: the gradient is that of the same loss with constants in their place."""
+    query, document = unit_rows(3, 8, 0).requires_grad_(), unit_rows(6, 8, 1)
+    own = torch.zeros(3, 6, dtype=torch.bool)
+    own[:, 3:] = torch.eye(3, dtype=torch.bool)
+    terms = Terms(hardness=3.0, false_negative_margin=0.1, query_query=False)
+    info_nce(query, document, torch.arange(3), temperature=0.1, own_negative_BM=own, terms=terms).backward()
+
+    again = query.detach().clone().requires_grad_()
+    cosines = again @ document.T
+    constant = cosines.detach()
+    logits = cosines / 0.1 + 3.0 * constant * own
+    logits = logits.masked_fill(constant > constant.gather(1, torch.arange(3)[:, None]) + 0.1, -torch.inf)
+    torch.nn.functional.cross_entropy(logits, torch.arange(3)).backward()
+
+    assert torch.allclose(query.grad, again.grad, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_spread_out_is_the_mean_squared_cosine_of_different_texts(count):
+    rows = unit_rows(count, 8, 0)
+
+    expected = [cosine(rows[i], rows[j]) ** 2 for i in range(count) for j in range(count) if i != j]
+
+    assert spread_out(rows).item() == pytest.approx(sum(expected) / len(expected) if expected else 0.0, rel=1e-9)
