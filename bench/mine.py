@@ -4,7 +4,7 @@ python -m bench.mine [--small]
 
 Three parts: from texts (our encoder and theirs read them, then everyone mines), from stored vectors (mining alone),
 and ours over two and four times as many stored vectors, to see whether memory stays flat. What everyone is asked for
-stands in bench/mining_ways.py. mine_hard_negatives takes no vectors, so it gets a stand-in for the model that hands
+stands in bench/mining_problem.py. mine_hard_negatives takes no vectors, so it gets a stand-in for the model that hands
 out those that are there: encoding and mining are timed apart. FlagEmbedding's part is its way and not its package,
 which would encode with its own code; it is charged with the encoding of sentence-transformers.
 
@@ -16,13 +16,14 @@ of 16,384 queries to all documents are in memory at once; the batch is halved un
 Choices must be equal but for ties in float32 (what was exchanged is within 1e-5 of each other, or of the limit that
 the positive sets), or no speed is quoted.
 
-Prints tables and writes bench/results/mine.json.
+Prints tables and writes bench/results/mine.json. The vectors take 1.3 GB of temporary files at the default sizes.
+
+Shape letters in this file: N queries, D embedding width.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -38,21 +39,16 @@ from typing import Any
 import faiss
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from bench.mining_problem import MINING, Problem, rows_of, vector_problems
+from bench.mining_problem import MINING, OURS, RANDOM, WHO, Problem, Rows, rows_of, vector_problems
+from bench.report import parsed, table, write
 from qzhou.mining.select import ceiling
 from qzhou.mining.shard import Shard
 from qzhou.storage import Folder
 
-RESULTS = Path(__file__).parent / "results"
 GROWTH = (1, 2, 4)  # times the documents
 TIE = 1e-5
-OURS, RANDOM = "qzhou", "FlagEmbedding's way"  # a random sample agrees with nobody
-WHO = (OURS, "sentence-transformers", "sentence-transformers, FAISS", RANDOM)  # of bench/mining_ways.py
 SMALL = {"queries": 16, "documents": 48, "vector_queries": 400, "vector_documents": 4000, "width": 64, "rounds": 1}
-
-Rows = list[list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +74,11 @@ class Watch:
 
 
 def anonymous_mib(pid: int) -> float:
-    """Memory of a process that belongs to no file, in MiB."""
-    lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
+    """Memory of a process that belongs to no file, in MiB; 0 where the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
     return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
@@ -187,35 +186,18 @@ def grown(problems: Sequence[Problem], threads: int) -> list[dict[str, Any]]:
     return found
 
 
-def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    grid = Table(title=title)
-    for name in rows[0]:
-        grid.add_column(name, justify="left" if name in {"case", "who"} else "right")
-    for one in rows:
-        cells = (f"{value:,}" if isinstance(value, int) else value for value in one.values())
-        grid.add_row(*("-" if cell is None else str(cell) for cell in cells))
-    return grid
-
-
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--queries", type=int, default=10_000, help="texts; default: %(default)s")
-    parser.add_argument("--documents", type=int, default=30_000, help="texts, three and more a query; %(default)s")
+    parser.add_argument("--documents", type=int, default=30_000, help="texts; default: %(default)s")
     parser.add_argument("--vector-queries", type=int, default=50_000, help="default: %(default)s")
     parser.add_argument("--vector-documents", type=int, default=200_000, help="default: %(default)s")
     parser.add_argument("--width", type=int, default=384, help="of the vectors; default: %(default)s")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch and FAISS; default: all cores")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each in the first two parts; %(default)s")
-    parser.add_argument("--results", type=Path, help="folder of mine.json; default: bench/results, with --small none")
-    parser.add_argument("--small", action="store_true", help="a few hundred rows, one round; within 20 s")
-    asked = parser.parse_args()
-    if asked.small:
-        parser.set_defaults(**SMALL)
-        asked = parser.parse_args()
+    asked = parsed(parser, SMALL)
     for queries, documents in ((asked.queries, asked.documents), (asked.vector_queries, asked.vector_documents)):
         if not 0 < queries <= documents:
             parser.error(f"{queries:,} queries need as many documents, each its own positive; there are {documents:,}")
-    asked.results = asked.results or (None if asked.small else RESULTS)
     return asked
 
 
@@ -236,10 +218,8 @@ def main() -> None:
     console = Console(width=130)
     console.print(table("Mining", rows))
     console.print(table(f"Ours, {asked.vector_queries:,} queries", growth))
-    if asked.results:
-        asked.results.mkdir(parents=True, exist_ok=True)
-        content = {"threads": asked.threads, "width": asked.width, "rows": rows, "growth": growth}
-        (asked.results / "mine.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    content = {"threads": asked.threads, "width": asked.width, "rows": rows, "growth": growth}
+    write(asked.results, "mine.json", content)
 
 
 if __name__ == "__main__":

