@@ -10,8 +10,8 @@ import bm25s
 import numpy as np
 import pytest
 import Stemmer
-from bench.false_negatives import MODEL, WAYS, counted, load, mined, settings_of
 
+from bench.false_negatives import MODEL, WAYS, counted, load, mined, settings_of
 from qzhou.cluster import session
 from qzhou.encoder import load_encoder
 from qzhou.recipe import load_recipe

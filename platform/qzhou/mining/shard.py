@@ -177,7 +177,10 @@ class Shard:
             for one in range(int(nth.max(initial=-1)) + 1):
                 mine = nth == one
                 positive_ND = block.positive_PD[low:high][mine]
-                new = np.einsum("nkd,nd->nk", candidate_NKD[owner[mine]], positive_ND)
+                own_NKD = (
+                    candidate_NKD if mine.sum() == len(rows) else candidate_NKD[owner[mine]]
+                )  # no copy for one each
+                new = np.einsum("nkd,nd->nk", own_NKD, positive_ND)
                 cosine[start + owner[mine]] = np.maximum(cosine[start + owner[mine]], new)
         missing = row_NK < 0
         score[missing], cosine[missing] = -np.inf, -np.inf
