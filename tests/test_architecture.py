@@ -13,7 +13,7 @@ PACKAGE = ROOT / "platform" / "qzhou"
 ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving")
 LEVELS = {
     "errors": 0, "records": 1, "prompts": 2, "dataset": 2, "recipe": 2, "storage": 2, "runs": 2, "progress": 2,
-    "pictures": 2, "job": 2, "llm": 2, "languages": 2, "endpoints": 2, "cluster": 3, "encoder": 3,
+    "pictures": 2, "job": 2, "llm": 2, "learning": 2, "languages": 2, "endpoints": 2, "cluster": 3, "encoder": 3,
     **dict.fromkeys(ROOMS, 4),
 }  # fmt: skip
 ONLY_IN = {
@@ -31,7 +31,7 @@ ONLY_IN = {
     "openai": {f"platform/qzhou/{file}.py" for file in ("encoder/remote", "synthesis/batch_api", "synthesis/client")},
     "aiohttp": {"platform/qzhou/synthesis/mock_endpoint.py"},
 }
-SLIM = ("errors", "records", "dataset", "llm", "recipe", "prompts", "storage", "runs", "progress", "job")
+SLIM = ("errors", "records", "dataset", "llm", "learning", "recipe", "prompts", "storage", "runs", "progress", "job")
 PYTHON = [path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 

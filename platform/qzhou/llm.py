@@ -5,13 +5,11 @@ Part of :mod:`qzhou.recipe`, in a file of its own because an endpoint has many l
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from qzhou.dataset import AtLeastOne, Cosine, Count, Fraction, Name, Positive, Section
-
-NotNegative = Annotated[float, Field(ge=0.0)]
+from qzhou.dataset import AtLeastOne, Cosine, Count, Fraction, Name, NotNegative, Positive, Section
 
 BUILTIN = "builtin"
 BUILTIN_MODEL = "builtin-rules"

@@ -177,9 +177,8 @@ class Shard:
             for one in range(int(nth.max(initial=-1)) + 1):
                 mine = nth == one
                 positive_ND = block.positive_PD[low:high][mine]
-                own_NKD = (
-                    candidate_NKD if mine.sum() == len(rows) else candidate_NKD[owner[mine]]
-                )  # no copy for one each
+                each = mine.sum() == len(rows)  # every query has such a positive: no copy is needed
+                own_NKD = candidate_NKD if each else candidate_NKD[owner[mine]]
                 new = np.einsum("nkd,nd->nk", own_NKD, positive_ND)
                 cosine[start + owner[mine]] = np.maximum(cosine[start + owner[mine]], new)
         missing = row_NK < 0

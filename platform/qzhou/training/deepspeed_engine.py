@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qzhou.encoder import EmbeddingModel
 from qzhou.errors import SetupError, TrainingError
-from qzhou.recipe import TrainingSection
+from qzhou.learning import TrainingSection
 from qzhou.training.embed import GlobalEmbedder
 from qzhou.training.engine import without_dropout
 

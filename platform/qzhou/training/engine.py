@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qzhou.encoder import EmbeddingModel
-from qzhou.recipe import TrainingSection
+from qzhou.learning import TrainingSection
 from qzhou.training.embed import GlobalEmbedder
 
 CHECKPOINT_FILE = "checkpoint.pt"

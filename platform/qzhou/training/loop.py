@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qzhou.errors import TrainingError
+from qzhou.learning import StageSection
 from qzhou.progress import progress
-from qzhou.recipe import Recipe, StageSection
+from qzhou.recipe import Recipe
 from qzhou.training.batches import TrainingSet, build_batch
 from qzhou.training.engine import Engine
 from qzhou.training.objectives import loss_of

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from qzhou.errors import TrainingError
-from qzhou.recipe import ModelSection, TrainingSection
+from qzhou.learning import TrainingSection
+from qzhou.recipe import ModelSection
 from qzhou.training.batches import Batch, ClassificationBatch, PairBatch, RetrievalBatch
 from qzhou.training.losses import Terms, classification_info_nce, cosent, info_nce, spread_out
 

@@ -231,6 +231,8 @@ def _write_model(recipe: Recipe, spec: str, state: dict[str, Tensor], target: Fo
     """Full weights into a sentence-transformers folder."""
     found = _load(recipe, spec, getattr(torch, recipe.model.saved_dtype))
     found.model.load_state_dict(found.model.state_dict() | state)  # buffers are not trained
+    if recipe.training.loss.matryoshka_dimensions:  # the widths that an endpoint may cut to
+        found.model.backbone.config.matryoshka_dimensions = list(recipe.training.loss.matryoshka_dimensions)
     with tempfile.TemporaryDirectory() as temporary:
         save_sentence_transformer(
             found.model,

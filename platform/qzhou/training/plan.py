@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qzhou.errors import DataError
-from qzhou.recipe import StageSection
+from qzhou.learning import StageSection
 from qzhou.records import Task
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]

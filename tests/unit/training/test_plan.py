@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qzhou.errors import DataError
-from qzhou.recipe import StageSection
+from qzhou.learning import StageSection
 from qzhou.training.plan import BatchPlan, DatasetSize
 
 SETS = [DatasetSize("big", "retrieval", 900), DatasetSize("small", "retrieval", 100), DatasetSize("sts", "pair", 300),

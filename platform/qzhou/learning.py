@@ -1,0 +1,83 @@
+"""How a run trains: its two stages, the objectives, and what rivals add to them.
+
+Part of :mod:`qzhou.recipe`, in a file of its own because objectives have many terms.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from qzhou.dataset import AtLeastOne, Cosine, Count, Fraction, NotNegative, Positive, Section
+
+
+class LossSection(Section):
+    """What rivals add to the objectives; all of it is off by default."""
+
+    document_document: bool = Field(False, description="Other documents too are pushed from the positive (Qwen3).")
+    false_negative_margin: Cosine | None = Field(
+        None, description="What scores above the positive by more may be an answer, and is left out (Qwen3: 0.1)."
+    )
+    hardness: NotNegative = Field(
+        0.0, description="Own hard negatives weigh e^(hardness * cosine) (EmbeddingGemma: 5)."
+    )
+    focal: NotNegative = Field(0.0, description="Queries weigh (1 - p)^focal, p the probability of the positive.")
+    spread_out: NotNegative = Field(0.0, description="Weight of the mean squared cosine of random texts.")
+    matryoshka_dimensions: tuple[AtLeastOne, ...] = Field(
+        (), description="The loss is also taken of the first so many components, so that vectors can be cut there."
+    )
+    matryoshka_weights: tuple[Positive, ...] = Field((), description="Of those losses; default: 1 each.")
+
+    @property
+    def matryoshka(self) -> tuple[tuple[int, float], ...]:
+        """Dimensions and weights."""
+        weights = self.matryoshka_weights or (1.0,) * len(self.matryoshka_dimensions)
+        return tuple(zip(self.matryoshka_dimensions, weights, strict=True))
+
+    @model_validator(mode="after")
+    def _one_weight_for_each_dimension(self) -> Self:
+        dimensions, weights = self.matryoshka_dimensions, self.matryoshka_weights
+        if weights and len(weights) != len(dimensions):
+            raise ValueError(
+                f"matryoshka_weights has {len(weights)} entries and matryoshka_dimensions {len(dimensions)}; give one "
+                "weight for each, or none"
+            )
+        return self
+
+
+class StageSection(Section):
+    """One training stage."""
+
+    steps: AtLeastOne = Field(description="Optimizer steps.")
+    learning_rate: Positive = Field(description="Peak, reached after the warm-up; then linear to zero.")
+    warmup_steps: Count = Field(
+        default_factory=lambda stage: min(300, stage.get("steps", 0) // 10),
+        description="Linear warm-up; default: the paper's 300, but at most a tenth of the steps.",
+    )
+    batch_size: AtLeastOne = Field(256, description="Examples per InfoNCE step over all workers.")
+    cosent_batch_size: AtLeastOne = Field(768, description="Pairs per CoSENT step over all workers.")
+    retrieval_share: Fraction = Field(1.0, description="Share of the STEPS that are retrieval batches (eta).")
+
+
+class TrainingSection(Section):
+    """Two-stage contrastive training with DeepSpeed on Ray Train."""
+
+    workers: AtLeastOne = Field(2, description="Data-parallel ranks.")
+    negatives_per_query: Count = Field(4, description="Hard negatives per query and step, where that many were found.")
+    temperature: Positive = Field(0.02, description="Divides cosines in InfoNCE.")
+    cosent_temperature: Positive = Field(0.05, description="Divides cosines in CoSENT.")
+    query_query: bool = Field(True, description="Other queries stand in the denominator of retrieval InfoNCE.")
+    loss: LossSection = LossSection()
+    dataset_alpha: Fraction = Field(0.5, description="A dataset is drawn in proportion to rows ** alpha.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.01, description="AdamW.")
+    max_gradient_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage.")
+    forward_chunks: AtLeastOne = Field(
+        1, description="Texts of a step are sorted by length and encoded in this many parts."
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    save_every_steps: AtLeastOne = Field(500, description="Checkpoint interval; the last step is always saved.")
+    max_failures: Count = Field(2, description="Restarts from the last checkpoint before the stage gives up.")
+    stage1: StageSection
+    stage2: StageSection
