@@ -27,6 +27,8 @@ EXACT = "Flat"
 TRAINING_ROWS = 200_000  # of an index that has to learn its cells; FAISS asks for some dozens a cell
 BLOCK_BYTES = 64 << 20  # of document vectors that are searched at once
 GATHERED_BYTES = 64 << 20  # of candidates' vectors that are scored at once
+SIFTED_PRODUCTS = 1_000_000_000  # of queries and documents; fewer are not worth the import of torch
+SIFTED_SPARE = 40  # candidates beyond the ranks asked for; more prove more and cost more
 SPARE = 8  # ranks beyond those asked for: rounding may exchange neighbours at the last one
 
 
@@ -52,6 +54,12 @@ class Block:
     query_ND: Floats
     positive_PD: Floats
     owner_P: Ints
+
+    def only(self, queries: Ints) -> Block:
+        """Some of the queries; ``queries`` is ascending."""
+        mine = np.isin(self.owner_P, queries)
+        owner_P = np.searchsorted(queries, self.owner_P[mine])
+        return Block(self.query_ND[queries], self.positive_PD[mine], owner_P)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,7 @@ class Shard:
         self._maps = [np.load(path, mmap_mode="r") for path in self._paths]  # what is read is in the system's cache
         self._width = int(self._maps[0].shape[1])
         self._gpu = faiss.StandardGpuResources() if on_gpu() and faiss.get_num_gpus() else None
+        self._sifting: bool | None = None
         self._index = None if index == EXACT else self._built(index, parameters)
 
     def vectors(self, rows: Ints) -> Floats:
@@ -124,10 +133,36 @@ class Shard:
             count: Ranks wanted.
             exactly: Pass by the index, to measure it.
         """
-        wanted = min(count + SPARE, self.rows)
-        exact = exactly or self._index is None
-        row_NK = self._exact(block.query_ND, wanted) if exact else self._approximate(block, wanted)
-        return self._scored(block, row_NK, min(count, self.rows))
+        kept, wanted = min(count, self.rows), min(count + SPARE, self.rows)
+        if self._index is not None and not exactly:
+            return self._scored(block, self._approximate(block, wanted), kept)
+        if self._sifts(len(block.query_ND)):
+            return self._sifted(block, kept)
+        return self._scored(block, self._exact(block.query_ND, wanted), kept)
+
+    def _sifts(self, queries: int) -> bool:
+        """Whether products in bfloat16 pay: the problem is worth importing torch, and they are faster here."""
+        if self._gpu is not None or queries * self.rows < SIFTED_PRODUCTS:
+            return False
+        if self._sifting is None:
+            from qzhou.mining.sift import is_faster
+
+            self._sifting = is_faster(lambda query, document: self._nearest(query, document, 64), self._width)
+        return self._sifting
+
+    def _sifted(self, block: Block, count: int) -> Found:
+        """The exact search by way of bfloat16; queries for which it proves nothing are searched again in float32."""
+        from qzhou.mining.sift import sift
+
+        sifted = sift(block.query_ND, self._blocks(), count + SIFTED_SPARE)
+        found = self._scored(block, sifted.row_NC, count)
+        open_N = np.flatnonzero(found.score_NK[:, -1] <= sifted.outside_N)
+        if len(open_N):
+            again = block.only(open_N)
+            exact = self._scored(again, self._exact(again.query_ND, min(count + SPARE, self.rows)), count)
+            for name in ("score_NK", "row_NK", "positive_cosine_NK"):
+                getattr(found, name)[open_N] = getattr(exact, name)
+        return found
 
     def _exact(self, query_ND: Floats, count: int) -> Ints:
         """Rows [N, count] by brute force, one block of documents after the other."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from qzhou.errors import RecipeError
 from qzhou.mining import shard
 from qzhou.mining.shard import Block, Found, Shard, VectorFile, divided, recall
+from qzhou.mining.sift import sift
 from qzhou.storage import Folder
 
 
@@ -76,6 +77,47 @@ def test_blocks_of_documents_and_of_candidates_change_nothing(tmp_path, monkeypa
     near = np.maximum(document[whole.row_NK[0]] @ positive[0], document[whole.row_NK[0]] @ positive[1])
     assert whole.positive_cosine_NK[0] == pytest.approx(near, abs=1e-6)
     assert (whole.positive_cosine_NK[1] == -np.inf).all()  # it has no positive
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 400),
+    count=st.integers(1, 30),
+    spare=st.integers(0, 40),
+    spread=st.sampled_from([1.0, 0.05, 0.001]),  # the closer the documents, the less bfloat16 proves
+    seed=st.integers(0, 99),
+)
+def test_a_search_by_way_of_bfloat16_finds_what_float32_finds(tmp_path_factory, rows, count, spare, spread, seed):
+    generator = np.random.default_rng(seed)
+    document = (np.eye(1, 12) + spread * generator.normal(size=(rows, 12))).astype(np.float32)
+    document /= np.linalg.norm(document, axis=1, keepdims=True)
+    query = unit(9, 12, seed + 1)
+    folder, files = written(tmp_path_factory.mktemp("vectors"), document, 60)
+    block = block_of(query, document[[0, rows - 1]], [3, 8])
+    expected = Shard(folder, files).search(block, count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard, "SIFTED_PRODUCTS", 0)
+        patch.setattr(shard, "SIFTED_SPARE", spare)
+        patch.setattr("qzhou.mining.sift.FASTER", 0.0)
+        patch.setattr("qzhou.mining.sift.QUERIES_AT_ONCE", 4)
+        found = Shard(folder, files).search(block, count)
+
+    assert (found.row_NK == expected.row_NK).all()
+    assert (found.score_NK == expected.score_NK).all()
+    assert (found.positive_cosine_NK == expected.positive_cosine_NK).all()
+
+
+def test_sifting_names_a_bound_that_holds_and_most_queries_need_no_second_search():
+    query, document = unit(200, 64, 0), unit(5000, 64, 1)
+
+    found = sift(query, [(0, document[:3000]), (3000, document[3000:])], 80)
+
+    score = query @ document.T
+    np.put_along_axis(score, found.row_NC, -1.0, axis=1)
+    assert (score.max(axis=1) <= found.outside_N).all()
+    best = np.sort(query @ document.T, axis=1)[:, -30]
+    assert (best > found.outside_N).mean() > 0.9
 
 
 def test_vectors_of_any_rows_come_in_the_order_asked_for(tmp_path):

@@ -1,0 +1,97 @@
+"""Candidates for an exact search from products in bfloat16, with a bound that proves that none is missing.
+
+Processors that multiply in bfloat16 do so two to ten times faster than in float32. A product of rounded unit vectors is
+wrong by no more than what the rounding took from them: a document that is not among the candidates is further away
+than the last one by more than that, or the query is searched again in float32. What is found is what float32 finds.
+
+Shape letters in this file: N queries, M documents of a block, D embedding width, C candidates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+QUERIES_AT_ONCE = 1024
+RELATIVE = 2.0**-8  # twice what rounding to bfloat16 changes a product by
+ABSOLUTE = 1e-5  # what summing in float32 does
+FASTER = 1.15  # times; below, float32 is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Sifted:
+    """Candidates of each query.
+
+    Attributes:
+        row_NC: Rows of the documents, in no order that counts.
+        outside_N: No document that is missing can have a score above it.
+    """
+
+    row_NC: Ints
+    outside_N: Floats
+
+
+def sift(query_ND: Floats, blocks: Iterable[tuple[int, Floats]], count: int) -> Sifted:
+    """The ``count`` documents that bfloat16 ranks first, for each query.
+
+    Args:
+        query_ND: Unit rows.
+        blocks: Row of the first document, and unit rows.
+        count: Candidates; fewer come back where there are fewer documents, and then none is missing.
+    """
+    query, error_N = _rounded(query_ND)
+    score = torch.empty(len(query), 0, dtype=torch.bfloat16)
+    row = torch.empty(len(query), 0, dtype=torch.int64)
+    worst, seen = 0.0, 0
+    with torch.inference_mode():
+        for first, document_MD in blocks:
+            document, error_M = _rounded(document_MD)
+            worst, seen = max(worst, float(error_M.max())), seen + len(document)
+            best = [_best(query[start : start + QUERIES_AT_ONCE] @ document.T, count)
+                    for start in range(0, len(query), QUERIES_AT_ONCE)]  # fmt: skip
+            score = torch.cat([score, torch.cat([found for found, _ in best])], dim=1)
+            row = torch.cat([row, torch.cat([place for _, place in best]) + first], dim=1)
+            score, kept = _best(score, count)
+            row = row.gather(1, kept)
+    if seen <= count:
+        return Sifted(row.numpy(), np.full(len(query), -np.inf, dtype=np.float32))
+    lowest_N = score.float().min(dim=1).values
+    return Sifted(row.numpy(), (lowest_N + RELATIVE * lowest_N.abs() + 1.01 * (error_N + worst) + ABSOLUTE).numpy())
+
+
+def is_faster(usual: Callable[[Floats, Floats], object], width: int) -> bool:
+    """Whether sifting beats the usual search here, on a small problem of this width; takes half a second."""
+    generator = np.random.default_rng(0)
+    query, document = (generator.normal(size=(rows, width)).astype(np.float32) for rows in (1024, 16_384))
+
+    def seconds(work: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(2):
+            started = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - started)
+        return min(taken)
+
+    return seconds(lambda: usual(query, document)) > FASTER * seconds(lambda: sift(query, [(0, document)], 64))
+
+
+def _rounded(rows: Floats) -> tuple[Tensor, Tensor]:
+    """Rows in bfloat16, and the length of what the rounding took from each."""
+    exact = torch.from_numpy(np.ascontiguousarray(rows))
+    rounded = exact.bfloat16()
+    return rounded, (exact - rounded.float()).norm(dim=1)
+
+
+def _best(score_NM: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    found = torch.topk(score_NM, min(count, score_NM.shape[1]), dim=1, sorted=False)
+    return found.values, found.indices
