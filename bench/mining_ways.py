@@ -22,8 +22,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, util
 
 from bench.mining_problem import MINING, WHO, Problem, Rows, Texts, made_up_texts, write_vectors
+from qzhou.checkpoints import resolve
 from qzhou.encoder import load_encoder
-from qzhou.encoder.backbone import resolve
 from qzhou.mining.corpus import CHUNK_ROWS
 from qzhou.mining.select import Ranking, select_negatives
 from qzhou.mining.shard import Block, Floats, Shard

@@ -10,8 +10,8 @@ from qzhou.recipe import Recipe
 
 
 def run(recipe: Recipe) -> None:
+    from qzhou.checkpoints import resolve
     from qzhou.cluster import session
-    from qzhou.encoder.backbone import resolve
     from qzhou.evaluation.pipeline import evaluate
     from qzhou.evaluation.texts import task_texts
     from qzhou.mining.pipeline import mine

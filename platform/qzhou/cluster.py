@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import io
 import logging
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import uuid
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import ray
+from ray._private.parameter import RayParams
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from ray.job_submission import JobSubmissionClient
 
 from qzhou.errors import QzhouError, SetupError, first_line
@@ -30,6 +34,9 @@ LOGICAL_CPUS = 4  # the least a local cluster offers: actor pools that take ever
 
 # Loggers that tell every run what is no news: that Ray guards its cluster with a token, that its bars are off.
 CHATTY = ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress")
+
+NO_AGENT = "No available agent"  # what a cluster answers whose own processes are still starting
+SUBMISSIONS = 12  # it waits for them itself, ten seconds each time
 
 WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # worker processes are the parallelism
@@ -41,13 +48,31 @@ WORKER_ENV = {
 
 
 def local_options() -> dict[str, Any]:
-    """What a cluster on this machine is started with."""
+    """What a cluster on this machine is started with; where another one runs, its agent takes another port."""
+    _free_the_agents_port()
     return {
         "address": "local",
         "num_cpus": max(LOGICAL_CPUS, os.cpu_count() or 1),
         "include_dashboard": True,  # Ray Train asks it which actors are alive
         "logging_level": logging.WARNING,
     }
+
+
+def _free_the_agents_port() -> None:
+    """Let the dashboard's agent choose its port if the usual one is taken.
+
+    Jobs are submitted through the agent, and every cluster of a machine wants the same port for it; ``ray start`` has a
+    setting for that, ``ray.init`` has none and takes the default of this function.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ray.util.get_node_ip_address(), DEFAULT_DASHBOARD_AGENT_LISTEN_PORT))
+        except OSError:
+            initialise = RayParams.__init__
+            _, *names = inspect.signature(initialise).parameters  # the first is self
+            defaults = dict(zip(names, initialise.__defaults__ or (), strict=True))
+            initialise.__defaults__ = tuple((defaults | {"dashboard_agent_listen_port": 0}).values())
 
 
 WORKER_PREFIX = re.compile(r"^\x1b\[\d+m\(\w+ pid=\d+\)\x1b\[0m ")
@@ -154,11 +179,15 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
         # Ray has put token authentication on; its client needs to be told
         environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
         client = JobSubmissionClient(address)
-        submitted = subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", *submit], env=environment, capture_output=True, text=True
-        )
-        if submitted.returncode:
-            raise SetupError(f"ray job submit failed:\n{submitted.stdout}{submitted.stderr}")
+        for left in reversed(range(SUBMISSIONS)):
+            submitted = subprocess.run(
+                [sys.executable, "-m", "ray.scripts.scripts", *submit], env=environment, capture_output=True, text=True
+            )
+            said = submitted.stdout + submitted.stderr
+            if submitted.returncode == 0:
+                break
+            if NO_AGENT not in said or not left:
+                raise SetupError(f"ray job submit failed:\n{said}")
         print(f"ray job submit: {job}; dashboard: {address}", flush=True)
         asyncio.run(_follow(client, job))
         status = client.get_job_info(job).driver_exit_code

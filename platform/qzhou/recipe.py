@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
 from qzhou.dataset import AtLeastOne, Cosine, Count, Dataset, Fraction, Name, Positive, Section
-from qzhou.errors import RecipeError
+from qzhou.errors import DataError, RecipeError
 from qzhou.learning import StageSection, TrainingSection
 from qzhou.llm import SynthesisSection
 
@@ -106,6 +106,9 @@ class MiningSection(Section):
     )
     index: str = Field("Flat", description="FAISS factory string; 'Flat' is exact, 'IVF4096,Flat' faster and not.")
     index_parameters: str = Field("", description="Of an approximate search, as FAISS reads them: 'nprobe=32'.")
+    index_from_documents: Count = Field(
+        100_000, description="A smaller corpus is searched exactly, whatever the index: it would not pay."
+    )
     index_memory_gb: Positive = Field(
         4.0, description="An approximate index over more vectors is sharded over more actors; 'Flat' streams them."
     )
@@ -175,7 +178,19 @@ class Recipe(Section):
         return self._folder or str(Path.cwd())
 
     def dataset(self, name: str) -> Dataset:
-        return next(dataset for dataset in self.datasets if dataset.name == name)
+        """A dataset by its name.
+
+        Raises:
+            DataError: A stage before this one had it, and the recipe does not.
+        """
+        found = [dataset for dataset in self.datasets if dataset.name == name]
+        if not found:
+            known = ", ".join(dataset.name for dataset in self.datasets)
+            raise DataError(
+                f"the run has examples of a dataset '{name}', and the recipe only has {known}: run jobs/transform.py "
+                "and the stages after it with this recipe, or give the run another name"
+            )
+        return found[0]
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -207,7 +222,13 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
     if (least := recipe.cluster.min_encoders) is not None and least > recipe.cluster.encoders:
         yield f"cluster.min_encoders ({least}) is above cluster.encoders ({recipe.cluster.encoders}); lower it"
     if len(set(mining.teachers)) < len(mining.teachers):
-        yield f"mining.further_teachers names '{mining.further_teachers[0]}' and others twice; name each teacher once"
+        twice = next(name for name in mining.teachers if mining.teachers.count(name) > 1)
+        yield f"mining.teacher and mining.further_teachers name '{twice}' twice; name each teacher once"
+    if mining.further_teachers and mining.combine == "union" and mining.sampling == "softmax":
+        yield (
+            "mining.sampling is 'softmax', and mining.combine 'union' would weigh cosines of different teachers, which "
+            "cannot be compared; draw 'uniform' or 'top', or combine 'each'"
+        )
     if mining.rank_to < mining.rank_from:
         yield f"mining.rank_to ({mining.rank_to}) is below mining.rank_from ({mining.rank_from}); raise rank_to"
     window = mining.rank_to - mining.rank_from + 1

@@ -148,6 +148,18 @@ class Folder:
         """One ``.npy`` file."""
         return np.asarray(np.load(io.BytesIO(self.read_bytes(name)), allow_pickle=False))
 
+    def has_array(self, name: str, *, rows: int) -> bool:
+        """Whether there is a whole ``.npy`` file with so many rows."""
+        if not self.exists(name):
+            return False
+        try:
+            with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
+                assert np.lib.format.read_magic(stream) == (1, 0)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+                return bool(shape[0] == rows and stream.size() == stream.tell() + dtype.itemsize * np.prod(shape))
+        except (ValueError, AssertionError, IndexError):
+            return False
+
     def write_array(self, name: str, content: np.ndarray[Any, Any]) -> None:
         """Write one ``.npy`` file, whole or not at all."""
         buffer = io.BytesIO()

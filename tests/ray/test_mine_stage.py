@@ -143,7 +143,8 @@ def brute_force(recipe) -> list[list[str]]:
     prompt, all_examples, window = recipe.dataset("docs").prompt, examples(), recipe.mining
     texts = [one.text for one in corpus()]
     texts += [text for text in dict.fromkeys(t for one in all_examples for t in one.positives) if text not in texts]
-    query = encoder.encode([prompt.query(one.query) for one in all_examples]).astype(np.float64)
+    asked = [prompt.query(one.query) for one in all_examples]
+    query = encoder.encode(asked, max_tokens=recipe.model.max_query_tokens).astype(np.float64)
     document = encoder.encode(texts).astype(np.float64)
     keys, stands = [text_key(text) for text in texts], {}
     for row in np.argsort(digests(texts))[::-1]:  # of texts that count as the same, the one with the lowest digest
@@ -295,6 +296,7 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
         "combine": "each",
         "reranker": str(judge),
         "index": "IVF8,Flat",
+        "index_from_documents": 0,
         "index_parameters": "nprobe=4",
         "positive_ratio": 3.0,  # a random judge: everything passes
         "max_positive_cosine": 1.0,
@@ -321,9 +323,14 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
-        ({"index": "Flatt"}, RecipeError, r"mining.index 'Flatt' .* documents of 384 dimensions: .*'Flat' always does"),
+        (
+            {"index": "Flatt", "index_from_documents": 0},
+            RecipeError,
+            r"mining.index 'Flatt' .* documents of 384 dimensions: .*'Flat' always does",
+        ),
         ({"teacher": "no/such/model"}, ModelError, "no/such/model"),
         ({"reranker": "./nowhere"}, ModelError, "nowhere"),
+        ({"reranker": MINILM}, ModelError, "is no cross-encoder: it is saved as BertModel"),
     ],
 )
 def test_what_cannot_be_loaded_or_built_is_named(recipe, settings, kind, message):

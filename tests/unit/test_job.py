@@ -1,12 +1,15 @@
 """Errors become one message and an exit status; Ray's wrapping comes off."""
 
 import contextlib
+import socket
 import sys
 
 import pytest
+import ray
+from ray._private.parameter import RayParams
 from ray.exceptions import RayTaskError
 
-from qzhou.cluster import _Quiet, _worker_env, heard, our_error
+from qzhou.cluster import _Quiet, _worker_env, heard, local_options, our_error
 from qzhou.errors import DataError, EndpointError, QzhouError
 from qzhou.job import main
 
@@ -129,3 +132,18 @@ def test_other_errors_are_not_ours():
     assert our_error(circle) is None
     assert our_error(wrapped(ValueError("x"))) is None
     assert not isinstance(wrapped(ValueError("x")), QzhouError)
+
+
+def test_where_another_cluster_has_the_agents_port_ours_takes_another(monkeypatch):
+    """Jobs are submitted through the agent: without its port nothing could be, as long as the other one runs."""
+    before = RayParams.__init__.__defaults__
+    with socket.socket() as other:
+        other.bind((ray.util.get_node_ip_address(), 0))
+        other.listen()
+        monkeypatch.setattr("qzhou.cluster.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT", other.getsockname()[1])
+        try:
+            local_options()
+            assert RayParams().dashboard_agent_listen_port == 0
+            assert RayParams(num_cpus=3).num_cpus == 3
+        finally:
+            RayParams.__init__.__defaults__ = before

@@ -1,6 +1,6 @@
 """Text to unit vectors: one encoder for mining, evaluation, serving and the model under training."""
 
-from qzhou.encoder.backbone import EmbeddingModel, choose_device, load_backbone, resolve
+from qzhou.encoder.backbone import EmbeddingModel, choose_device, load_backbone
 from qzhou.encoder.encoder import Encoder, load_encoder
 from qzhou.encoder.teacher import TextEncoder, load_teacher
 
@@ -12,5 +12,4 @@ __all__ = [
     "load_backbone",
     "load_encoder",
     "load_teacher",
-    "resolve",
 ]

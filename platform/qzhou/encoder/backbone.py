@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from qzhou.checkpoints import WAYS, resolve
 from qzhou.encoder.attention import PACKED, Packed
 from qzhou.encoder.pooling import Pooling, pool, pool_packed
 from qzhou.errors import ModelError, first_line
 
 Attention = Literal["bidirectional", "causal"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-WAYS = "Name a folder with config.json, a hub id like 'Qwen/Qwen2.5-7B-Instruct', or package:<import name>/<folder>."
 
 POOLING_BY_NAME: dict[str, Pooling] = {"mean": "mean", "lasttoken": "last", "cls": "cls"}
 POOLING_BY_OLD_KEY: dict[str, Pooling] = {
@@ -97,15 +96,16 @@ def load_backbone(
         config.use_cache = False  # an encoder never continues a text
         model = AutoModel.from_pretrained(place, config=config, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"the model '{spec}' cannot be loaded: {first_line(error)}\n       {WAYS}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    folder = Path(place)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model))
+    _refuse_other_modules(spec, place)
     return Backbone(
-        EmbeddingModel(model, pooling or _declared_pooling(folder) or "mean"),
+        EmbeddingModel(model, pooling or _declared_pooling(spec, place) or "mean"),
         tokenizer,
-        _declared(folder / "config_sentence_transformers.json").get("prompts") or {},
+        _declared(place, "config_sentence_transformers.json").get("prompts") or {},
     )
 
 
@@ -119,28 +119,6 @@ def load_tokenizer(spec: str) -> Any:
         return AutoTokenizer.from_pretrained(resolve(spec))
     except (OSError, ValueError) as error:
         raise ModelError(f"the tokenizer of '{spec}' cannot be loaded: {first_line(error)}\n       {WAYS}") from None
-
-
-def resolve(spec: str) -> str:
-    """The folder or hub id behind a model's name.
-
-    Raises:
-        ModelError: The package is not installed or has no such folder, or a path does not exist.
-    """
-    if spec.startswith("package:"):
-        package, _, inside = spec.removeprefix("package:").partition("/")
-        found = importlib.util.find_spec(package) if package else None
-        if found is None or not found.submodule_search_locations:
-            raise ModelError(f"the model '{spec}' needs the Python package '{package}': pip install it first. {WAYS}")
-        folder = Path(found.submodule_search_locations[0]) / inside
-    else:
-        folder = Path(spec).expanduser()
-        if not folder.exists() and HUB_ID.fullmatch(spec):
-            return spec
-    if not (folder / "config.json").exists():
-        what = "has no config.json" if folder.exists() else "does not exist"
-        raise ModelError(f"the model '{spec}': the folder {folder} {what}. {WAYS}")
-    return str(folder)
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
@@ -172,13 +150,62 @@ def _computes_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") or capabilities.get("bf16"))
 
 
-def _declared_pooling(folder: Path) -> Pooling | None:
-    """The pooling of a sentence-transformers folder, in its old or its new spelling."""
-    declared = _declared(folder / "1_Pooling" / "config.json")
-    if isinstance(mode := declared.get("pooling_mode"), str):
-        return POOLING_BY_NAME.get(mode)
-    return next((pooling for key, pooling in POOLING_BY_OLD_KEY.items() if declared.get(key)), None)
+def _positions(model: Any) -> int:
+    """Tokens for which the model has learned positions; positions that are computed have no end."""
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    if not isinstance(table, nn.Embedding):
+        return sys.maxsize
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
-def _declared(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text("utf-8"))) if file.exists() else {}
+def _declared_pooling(spec: str, place: str) -> Pooling | None:
+    """The pooling that a sentence-transformers model declares, in its old or its new spelling.
+
+    Raises:
+        ModelError: It is one that this encoder does not know.
+    """
+    declared = _declared(place, "1_Pooling/config.json")
+    mode = declared.get("pooling_mode")
+    asked = [mode] if isinstance(mode, str) else [
+        key for key, value in declared.items() if key.startswith("pooling_mode_") and value is True
+    ]  # fmt: skip
+    known = POOLING_BY_NAME | POOLING_BY_OLD_KEY
+    if not asked:
+        return None
+    if len(asked) > 1 or asked[0] not in known:
+        raise ModelError(
+            f"the model '{spec}' pools by {' and '.join(asked)}; this encoder pools by {', '.join(POOLING_BY_NAME)}. "
+            "Set model.pooling, or take another model."
+        )
+    return known[asked[0]]
+
+
+def _refuse_other_modules(spec: str, place: str) -> None:
+    """A sentence-transformers model may have more parts than a backbone, pooling and normalisation."""
+    parts = [str(one["type"]).rsplit(".", 1)[-1] for one in _declared_list(place, "modules.json")]
+    other = [part for part in parts if part not in {"Transformer", "Pooling", "Normalize"}]
+    if other:
+        raise ModelError(
+            f"the model '{spec}' has a module {other[0]} after its backbone, which this encoder does not compute; its "
+            "vectors would be others. Serve it and name its URL, https://host/v1#model, or take another model."
+        )
+
+
+def _declared(place: str, name: str) -> dict[str, Any]:
+    """A JSON object beside the weights, in a folder or on the hub; empty if there is none."""
+    file = _file(place, name)
+    return dict(json.loads(file.read_text("utf-8"))) if file else {}
+
+
+def _declared_list(place: str, name: str) -> list[Any]:
+    file = _file(place, name)
+    return list(json.loads(file.read_text("utf-8"))) if file else []
+
+
+def _file(place: str, name: str) -> Path | None:
+    if Path(place).is_dir():
+        file = Path(place) / name
+        return file if file.exists() else None
+    quiet = ("gated_repo", "missing_entries", "connection_errors")
+    found = cached_file(place, name, **{f"_raise_exceptions_for_{what}": False for what in quiet})
+    return Path(found) if found else None

@@ -69,37 +69,40 @@ class Encoder:
     def dimensions(self) -> int:
         return int(self.model.backbone.config.hidden_size)
 
-    def encode(self, texts: Sequence[str], *, batch_tokens: int | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Unit vectors [N, D] in the order of the texts; longer texts are truncated at ``max_tokens``.
+    def encode(
+        self, texts: Sequence[str], *, batch_tokens: int | None = None, max_tokens: int | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Unit vectors [N, D] in the order of the texts; longer texts are truncated.
 
         Args:
             texts: Any number; none gives an array of shape [0, D].
             batch_tokens: Padded tokens in one forward pass; texts of like length go together. Default: what
                 suits the device, or what was left of it when memory ran out.
+            max_tokens: Truncate here; default: where the encoder does.
 
         Raises:
             ModelError: A single text does not fit into memory.
         """
         vectors_ND = np.empty((len(texts), self.dimensions), dtype=np.float32)
         start = 0
-        for ids in self._tokens_ahead(texts):
+        for ids in self._tokens_ahead(texts, max_tokens or self.max_tokens):
             for rows in batches_by_length([len(one) for one in ids], batch_tokens or self.batch_tokens):
                 vectors_ND[start + np.asarray(rows)] = self._vectors([ids[row] for row in rows])
             start += len(ids)
         return vectors_ND
 
-    def _tokens_ahead(self, texts: Sequence[str]) -> Iterator[list[list[int]]]:
+    def _tokens_ahead(self, texts: Sequence[str], max_tokens: int) -> Iterator[list[list[int]]]:
         """Token ids of some texts at a time; the next ones become tokens while these become vectors."""
         parts = [texts[start : start + TOKENIZE_AT_ONCE] for start in range(0, len(texts), TOKENIZE_AT_ONCE)]
         if len(parts) < 2:
-            yield from map(self._token_ids, parts)
+            yield from (self._token_ids(part, max_tokens) for part in parts)
             return
         with ThreadPoolExecutor(1) as thread:
-            following = thread.submit(self._token_ids, parts[0])
+            following = thread.submit(self._token_ids, parts[0], max_tokens)
             for part in (*parts[1:], None):
                 ids = following.result()
                 if part is not None:
-                    following = thread.submit(self._token_ids, part)
+                    following = thread.submit(self._token_ids, part, max_tokens)
                 yield ids
 
     def _vectors(self, ids: list[list[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -108,14 +111,16 @@ class Encoder:
             with torch.inference_mode():
                 vector = self.model.packed(ids) if self.packed else self._padded(ids)
             return np.asarray(vector.cpu().numpy())
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
             if len(ids) == 1:
                 raise ModelError(
                     f"one text of {len(ids[0]):,} tokens does not fit into the memory of {self.device}. Lower "
                     "model.max_document_tokens, or take a smaller backbone."
                 ) from None
         torch.cuda.empty_cache()  # outside the handler, which holds the tensors of the failed pass
-        self.batch_tokens = max(1, self.batch_tokens // 2)
+        self.batch_tokens = max(1, min(self.batch_tokens, len(ids) * max(map(len, ids)) // 2))
         half = len(ids) // 2
         return np.concatenate([self._vectors(ids[:half]), self._vectors(ids[half:])])
 
@@ -126,7 +131,7 @@ class Encoder:
 
     def _packs_exactly(self) -> bool:
         """Whether packed texts give the padded ones' vectors: not where positions begin at another number, say."""
-        ids = self._token_ids(PROBES)
+        ids = self._token_ids(PROBES, self.max_tokens)
         try:
             with torch.inference_mode():
                 lowest = float((self._padded(ids) * self.model.packed(ids)).sum(1).min())
@@ -136,7 +141,7 @@ class Encoder:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens that each text costs after truncation, special tokens included."""
-        return [len(one) for one in self._token_ids(texts)]
+        return [len(one) for one in self._token_ids(texts, self.max_tokens)]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -153,8 +158,8 @@ class Encoder:
         seen.update(json.dumps(tokenizer | {"truncation": None, "padding": None}, sort_keys=True).encode())
         return seen.hexdigest()[:16]
 
-    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        ids, truncated = _tokenized(self.tokenizer, texts, self.max_tokens)
+    def _token_ids(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+        ids, truncated = _tokenized(self.tokenizer, texts, max_tokens)
         self.truncated += truncated
         return ids
 
@@ -200,8 +205,8 @@ def load_encoder(
 def token_ids(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
     """Token ids of each text, special tokens included, truncated at ``max_tokens``; at least one a text.
 
-    A text without a token (a decoder's tokenizer adds none to an empty string) is encoded as
-    :data:`qzhou.prompts.EMPTY_TEXT`, because nothing has no mean.
+    An empty text, and one without a token, is encoded as :data:`qzhou.prompts.EMPTY_TEXT`, because nothing has no
+    mean. A model whose positions end before ``max_tokens`` truncates there.
     """
     return _tokenized(tokenizer, texts, max_tokens)[0]
 
@@ -210,7 +215,8 @@ def _tokenized(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[l
     """:func:`token_ids`, and how many of the texts were truncated."""
     if not texts:
         return [], 0
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)
+    max_tokens = min(max_tokens, tokenizer.model_max_length)
+    encoded = tokenizer([text or EMPTY_TEXT for text in texts], truncation=True, max_length=max_tokens)
     found: list[list[int]] = encoded["input_ids"]
     truncated = sum(bool(one.overflowing) for one in encoded.encodings or ())
     if all(found):

@@ -65,12 +65,13 @@ class RemoteEncoder:
         probe = [round(float(value), 3) for value in self.encode([PROBE])[0]]
         return hashlib.sha256(json.dumps([self._url, self._model, probe]).encode()).hexdigest()[:16]
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors [N, D] in the order of the texts.
+    def encode(self, texts: Sequence[str], *, max_tokens: int | None = None) -> Vectors:
+        """Unit vectors [N, D] in the order of the texts; the endpoint truncates as it likes, whatever ``max_tokens``.
 
         Raises:
             ModelError: The endpoint cannot be reached, refuses, or answers with something else than vectors.
         """
+        del max_tokens
         starts = range(0, len(texts), TEXTS_PER_REQUEST)
         parts = [[text or EMPTY_TEXT for text in texts[start : start + TEXTS_PER_REQUEST]] for start in starts]
         if not parts:

@@ -21,7 +21,9 @@ class TextEncoder(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]: ...
+    def encode(
+        self, texts: Sequence[str], *, max_tokens: int | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]: ...
 
 
 def load_teacher(spec: str, model: ModelSection, *, api_key_env: str) -> TextEncoder:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qzhou.checkpoints import resolve
 from qzhou.errors import ModelError, QzhouError, first_line
 from qzhou.mining.corpus import Chunk, read_column
 from qzhou.mining.identity import Ints
@@ -56,11 +57,12 @@ class EncodeActor:
 
     def _encode(self, chunk: Chunk) -> tuple[str, int, int]:
         texts = chunk.prompted(self._column_of(chunk))
-        name = f"{self._encoder.fingerprint}/{digest(texts)}.npy"
-        if self._folder.exists(name):
+        limit = self._recipe.model.max_query_tokens if chunk.asks else None  # documents: the encoder's own
+        name = f"{self._encoder.fingerprint}/{digest([limit, texts])}.npy"
+        if self._folder.has_array(name, rows=len(texts)):
             return name, 0, 0
         before = self._encoder.truncated
-        vectors = self._encoder.encode(texts)
+        vectors = self._encoder.encode(texts, max_tokens=limit)
         wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(wrong):
             teacher = self._teacher or self._recipe.model.backbone
@@ -83,8 +85,8 @@ class EncodeActor:
 class SearchActor:
     """A shard of a corpus, opened by the first call: an error of the recipe then comes back as itself."""
 
-    def __init__(self, folder: Folder, files: Sequence[VectorFile], index: str, parameters: str) -> None:
-        self._settings = folder, files, index, parameters
+    def __init__(self, folder: Folder, files: Sequence[VectorFile], index: str, parameters: str, copies: Ints) -> None:
+        self._settings = folder, files, index, parameters, copies
 
     @cached_property
     def _shard(self) -> Shard:
@@ -92,6 +94,11 @@ class SearchActor:
 
     def vectors(self, rows: Ints) -> Floats:
         return self._shard.vectors(rows)
+
+    def close(self) -> None:
+        """Remove the copies of remote files."""
+        if "_shard" in self.__dict__:
+            self._shard.close()
 
     def search(self, block: Block, count: int, exactly: bool = False) -> Found:
         return self._shard.search(block, count, exactly=exactly)
@@ -111,14 +118,23 @@ class RerankActor:
     @cached_property
     def _model(self) -> Any:
         from sentence_transformers import CrossEncoder
+        from transformers import AutoConfig
 
-        from qzhou.encoder import choose_device, resolve
+        from qzhou.encoder import choose_device
 
         spec, max_tokens = self._settings
+        place = resolve(spec)
         try:
-            model = CrossEncoder(resolve(spec), max_length=max_tokens, device=str(choose_device()), num_labels=1)
-        except (OSError, ValueError) as error:
+            kinds = AutoConfig.from_pretrained(place).architectures or []
+            if not any("ForSequenceClassification" in kind for kind in kinds):
+                raise ModelError(
+                    f"mining.reranker '{spec}' is no cross-encoder: it is saved as {', '.join(kinds) or 'nothing'}, "
+                    "without a head that scores. Name one that is saved as ...ForSequenceClassification."
+                )
+            model = CrossEncoder(place, device=str(choose_device()), num_labels=1)
+        except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"mining.reranker '{spec}' cannot be loaded: {first_line(error)}") from None
+        model.max_length = min(max_tokens, model.max_length or max_tokens)
         return model
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> Floats:

@@ -46,11 +46,6 @@ class Queries:
     def of(cls, corpus: Corpus, examples: list[RetrievalExample]) -> Queries:
         return cls(examples, *corpus.positive_rows(examples), *corpus.answers.of(Groups.of(examples)))
 
-    def depth(self, mining: MiningSection) -> int:
-        """How many ranks are needed."""
-        most = int(np.bincount(self.owner_E).max(initial=0))
-        return max(mining.rank_to, mining.consistency_top_k or 0) + min(most, ANSWERS_RANKED)
-
     def answering(self) -> list[set[int]]:
         """Key digests of each query's answers."""
         found: list[set[int]] = [set() for _ in self.examples]
@@ -64,16 +59,18 @@ class Queries:
         return np.array([int(one, 16) for one in ids], dtype=np.uint64)
 
 
-def ranking_of(corpus: Corpus, queries: Queries, block: Block, found: Found, closest: float) -> tuple[Ranking, Floats]:
-    """What a teacher found, and the second lowest score of each query's positives (nan where there is one) [N].
+def depth_of(corpus: Corpus, mining: MiningSection) -> int:
+    """How many ranks are needed of each query; the same for all, or neighbours in a block would change one."""
+    return max(mining.rank_to, mining.consistency_top_k or 0) + min(corpus.most_answers, ANSWERS_RANKED)
 
-    A text that stands several times in the corpus counts once.
-    """
+
+def ranking_of(corpus: Corpus, queries: Queries, block: Block, found: Found, closest: float) -> tuple[Ranking, Floats]:
+    """What a teacher found, and the second lowest score of each query's positives (nan where there is one) [N]."""
     score_P = np.einsum("pd,pd->p", block.query_ND[queries.owner_P], block.positive_PD)
     lowest_N, second_N = two_lowest(score_P, queries.owner_P, len(queries.examples))
     key_NK = corpus.key_M[found.row_NK]
     ranking = Ranking(
-        score_NK=np.where(corpus.is_copy_M[found.row_NK], np.float32(-np.inf), found.score_NK),
+        score_NK=found.score_NK,
         row_NK=found.row_NK,
         key_NK=key_NK,
         is_positive_NK=is_answer(queries.owner_E, queries.answer_E, key_NK),

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qzhou.dataset import Dataset
-from qzhou.mining.identity import Answers, Bools, Digests, Groups, Ints, RowOf, digests, key_digests
+from qzhou.mining.identity import Answers, Digests, Groups, Ints, RowOf, digests, key_digests
 from qzhou.prompts import Prompt
 from qzhou.records import Document, Negative, RetrievalExample
 from qzhou.storage import Folder, read_records, row_count, write_records
@@ -96,7 +96,8 @@ class Corpus:
         documents: The dataset's own corpus, then the positives that are not in it; rows count through all of them.
         shown: Negatives of some of the examples.
         key_M: Of each document; equal where two texts count as the same.
-        is_copy_M: Whether another document that counts as the same stands for it.
+        copies: Rows for which another document stands that counts as the same; they are not searched.
+        most_answers: That one query has, at the most.
         row_of: Digest of a text -> its row.
         answers: What answers which query.
     """
@@ -107,7 +108,8 @@ class Corpus:
     documents: list[Chunk]
     shown: Shown
     key_M: Digests
-    is_copy_M: Bools
+    copies: Ints
+    most_answers: int
     row_of: RowOf
     answers: Answers
 
@@ -179,8 +181,9 @@ def prepared(
     key_M = np.concatenate([corpus_key, key_P[new_P]])
     text_M = np.concatenate([corpus_text, text_P[new_P]])
     order = np.lexsort((text_M, key_M))  # of texts that count as the same, the one that stands for them is no accident
-    is_copy_M = np.empty(len(key_M), dtype=bool)
-    is_copy_M[order] = np.concatenate([[False], np.diff(key_M[order]) == 0])[: len(key_M)]
+    is_copy = np.concatenate([[False], np.diff(key_M[order]) == 0])[: len(key_M)]
+    all_groups = Groups(_joined([one.query_N for one in groups]), _joined([one.family_N for one in groups]))
+    answers = Answers(all_groups, key_P, np.concatenate(owners) if owners else np.empty(0, np.int64))
     return Corpus(
         dataset=dataset,
         examples=examples,
@@ -192,13 +195,10 @@ def prepared(
             origins=[negative.origin for _, negative in shown],
         ),
         key_M=key_M,
-        is_copy_M=is_copy_M,
+        copies=np.sort(order[is_copy]),
+        most_answers=int(np.bincount(answers.of(all_groups)[0]).max(initial=0)),
         row_of=RowOf(text_M),
-        answers=Answers(
-            Groups(_joined([one.query_N for one in groups]), _joined([one.family_N for one in groups])),
-            key_P,
-            np.concatenate(owners) if owners else np.empty(0, np.int64),
-        ),
+        answers=answers,
     )
 
 

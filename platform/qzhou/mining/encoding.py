@@ -22,7 +22,9 @@ def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk
     """
     if not chunks:
         return []
-    done = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map_batches(
+    # items and no range: its tasks would need a CPU, and the actors may have taken every one
+    numbers = ray.data.from_items([{"id": number} for number in range(len(chunks))], override_num_blocks=len(chunks))
+    done = numbers.map_batches(
         EncodeActor,
         fn_constructor_args=(recipe, teacher, folder, list(chunks)),
         batch_size=1,
@@ -44,13 +46,18 @@ def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk
     whose = f" by {teacher}" if teacher else ""
     print(f"mine: encode: {texts:,} texts encoded{whose}, {total - texts:,} were there already", flush=True)
     if truncated:
-        limit = f"model.max_document_tokens ({recipe.model.max_document_tokens:,})"
-        print(f"mine: encode: {truncated:,} texts are longer than {limit} and were truncated", flush=True)
+        query, document = recipe.model.max_query_tokens, recipe.model.max_document_tokens
+        limits = f"model.max_query_tokens ({query:,}) or max_document_tokens ({document:,})"
+        print(f"mine: encode: {truncated:,} texts are longer than {limits} and were truncated", flush=True)
     return names
 
 
 def _pool(recipe: Recipe, chunks: int) -> ray.data.ActorPoolStrategy:
     """As many actors as the recipe allows and there are chunks; fewer to begin with where it says so."""
+    kind = "GPU" if recipe.cluster.gpu else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if not there:
+        print(f"mine: encode: the cluster has no {kind} yet (cluster.gpu): waiting for a node with one", flush=True)
     most = min(recipe.cluster.encoders, chunks)
-    least = min(recipe.cluster.min_encoders or most, most)
+    least = min(recipe.cluster.min_encoders or most, most, max(1, there))
     return ray.data.ActorPoolStrategy(min_size=least, max_size=most)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import ray
 
+from qzhou.checkpoints import weights_fingerprint
 from qzhou.cluster import session
-from qzhou.mining.blocks import Queries, inconsistent, judged, ranking_of
+from qzhou.mining.blocks import Queries, depth_of, inconsistent, judged, ranking_of
 from qzhou.mining.corpus import Chunk, Corpus, document_digests, prepared, read_texts
 from qzhou.mining.encoding import encoded
-from qzhou.mining.identity import Bools, Ints
+from qzhou.mining.identity import Bools, Ints, is_answer
 from qzhou.mining.report import Report, picture, sentence
 from qzhou.mining.searchers import Asked, Judges, Searchers, shards_of, share_of
 from qzhou.mining.select import Ranking, Selection, admitted_if_hidden, combine, is_consistent, select_negatives
@@ -40,6 +41,14 @@ def mine(recipe: Recipe) -> Manifest:
         RecipeError: FAISS cannot make the index that the recipe asks for.
     """
     run = Run.open(recipe)
+    mining = recipe.mining
+    models = {
+        "teacher": weights_fingerprint(mining.teacher or recipe.model.backbone),
+        **{f"teacher {name}": weights_fingerprint(name) for name in mining.further_teachers},
+        **({"reranker": weights_fingerprint(mining.reranker)} if mining.reranker else {}),
+    }
+    # how an approximate index is divided says which candidates it names; an exact search finds the same however it is
+    divided = {"shards": [recipe.cluster.encoders, mining.index_memory_gb]} if mining.index != EXACT else {}
     return run.stage(
         "mine",
         lambda folder: _work(run, folder),
@@ -48,8 +57,10 @@ def mine(recipe: Recipe) -> Manifest:
             "model": recipe.model.model_dump(),
             "prompts": {dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets},
             "seed": recipe.run.seed,
+            **divided,
         },
         inputs={
+            **models,
             "transform": run.manifest("transform").fingerprint,
             "synthesize": run.manifest("synthesize").fingerprint,
         },
@@ -125,7 +136,7 @@ class _Miner:
         try:
             self._start_actors()
             write_records(self._folder / "examples" / "retrieval" / name, self._examples(), RetrievalExample)
-            if self._mining.index != EXACT:
+            if not self._searchers[0].is_exact:
                 self._report.measure(self._recall())
         finally:
             for searchers in self._searchers:
@@ -145,7 +156,7 @@ class _Miner:
         judges = self._recipe.cluster.encoders if self._mining.reranker else 0
         share = share_of(self._recipe, sum(map(len, shards)) + judges)
         for own, parts in zip(self._vectors, shards, strict=True):
-            self._searchers.append(Searchers(self._mining, own.folder, parts, share))
+            self._searchers.append(Searchers(self._mining, own.folder, parts, self._corpus.copies, share))
         self._judges = Judges(self._recipe, share) if judges else None
 
     def _examples(self) -> Iterator[RetrievalExample]:
@@ -166,7 +177,7 @@ class _Miner:
                 query_ND = np.concatenate([
                     own.folder.read_array(file.name) for file in own.queries[chunk : chunk + BLOCK_CHUNKS]
                 ])  # fmt: skip
-                depth = queries.depth(self._mining)
+                depth = depth_of(self._corpus, self._mining)
                 asked.append(searchers.ask(query_ND, queries.positive_row_P, queries.owner_P, depth))
             chunk += BLOCK_CHUNKS
             waiting.append((queries, asked))
@@ -221,8 +232,9 @@ class _Miner:
         self._report.score("positive", ranking.positive_score_N)
         self._report.score("mined", [score for scores in selection.scores for score in scores])
         several = np.bincount(queries.owner_P, minlength=len(queries.examples))
+        own = is_answer(queries.owner_P, self._corpus.key_M[queries.positive_row_P], ranking.key_NK)
         admitted = admitted_if_hidden(ranking, second_N, self._mining)
-        self._report.hide(admitted, int(several[several > 1].sum()))
+        self._report.hide(admitted & own, int(several[several > 1].sum()))
 
     def _score_shown(self) -> None:
         """Scores of given and LLM-written negatives of some examples, by the first teacher; not beside a reranker's."""

@@ -18,8 +18,10 @@ from qzhou.recipe import MiningSection, Recipe
 from qzhou.storage import Folder
 
 SHARD_ROWS = 20_000  # a smaller corpus is searched by one actor
+CLOSING_S = 10.0
 PAIRS_AT_ONCE = 256  # that a reranker takes
-RESTARTED = {"max_restarts": -1, "max_task_retries": -1}  # an actor whose node dies begins again elsewhere
+# an actor whose node dies begins again elsewhere
+RESTARTED = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
 
 
 def shards_of(recipe: Recipe, folder: Folder, files: Sequence[VectorFile]) -> list[list[VectorFile]]:
@@ -32,15 +34,15 @@ def shards_of(recipe: Recipe, folder: Folder, files: Sequence[VectorFile]) -> li
 
 
 def share_of(recipe: Recipe, actors: int) -> dict[str, float]:
-    """What each of so many actors asks for: a CPU, and a GPU where the recipe says so, or a part of one.
+    """What each of so many actors asks for: next to nothing of a CPU, and its part of a GPU where the recipe says so.
 
-    They all live at the same time, and one that finds no room would be waited for without end.
+    They all live at the same time, and one that finds no room would be waited for without end. Something they ask
+    for, so that a head node that offers nothing gets none of them.
     """
-    there = ray.cluster_resources()
-    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
     return {
-        "num_cpus": min(1.0, math.floor(1000 * cpus / actors) / 1000),
-        "num_gpus": min(1.0, math.floor(1000 * gpus / actors) / 1000) if recipe.cluster.gpu else 0.0,
+        "num_cpus": 0.01,
+        "num_gpus": math.floor(1000 / math.ceil(actors / gpus)) / 1000 if recipe.cluster.gpu and gpus else 0.0,
     }
 
 
@@ -60,17 +62,29 @@ class Searchers:
         mining: Of the recipe.
         folder: Where the vector files are.
         shards: Vector files of the documents, in the order of the corpus; an actor for each.
+        copies: Rows of the corpus that are not searched.
         share: What each actor asks of the cluster (:func:`share_of`).
     """
 
     def __init__(
-        self, mining: MiningSection, folder: Folder, shards: Sequence[Sequence[VectorFile]], share: Mapping[str, float]
+        self,
+        mining: MiningSection,
+        folder: Folder,
+        shards: Sequence[Sequence[VectorFile]],
+        copies: Ints,
+        share: Mapping[str, float],
     ) -> None:
         self._starts = [shard[0].first for shard in shards]
         made = ray.remote(SearchActor).options(
             num_cpus=share["num_cpus"], num_gpus=share["num_gpus"] if on_gpu() else 0, **RESTARTED
         )
-        self._actors = [made.remote(folder, shard, mining.index, mining.index_parameters) for shard in shards]
+        rows = sum(file.rows for shard in shards for file in shard)
+        index = mining.index if rows >= mining.index_from_documents else EXACT
+        self.is_exact = index == EXACT
+        self._actors = []
+        for shard in shards:
+            own = copies[(copies >= shard[0].first) & (copies < shard[-1].first + shard[-1].rows)]
+            self._actors.append(made.remote(folder, shard, index, mining.index_parameters, own))
 
     def ask(self, query_ND: Floats, positive_row_P: Ints, owner_P: Ints, count: int) -> Asked:
         """Begin to search; the positives' vectors come from the shards."""
@@ -97,9 +111,10 @@ class Searchers:
         block = ray.put(Block(query_ND, query_ND[:0], np.empty(0, np.int64)))
         parts = [[actor.search.remote(block, count, exactly) for actor in self._actors] for exactly in (False, True)]
         found, exact = (Found.merged(ray.get(part), count) for part in parts)
-        return recall(found.row_NK, exact.row_NK)
+        return recall(np.where(found.score_NK > -np.inf, found.row_NK, -1), exact.row_NK)
 
     def close(self) -> None:
+        ray.wait([actor.close.remote() for actor in self._actors], num_returns=len(self._actors), timeout=CLOSING_S)
         for actor in self._actors:
             ray.kill(actor)
 

@@ -56,7 +56,8 @@ class Selection:
     """Chosen documents per query, and what became of the others.
 
     Attributes:
-        rows: Per query, rows of the corpus, in the order of the ranks; may be shorter than asked, never padded.
+        rows: Per query, rows of the corpus, in the order in which they were drawn; may be shorter than asked, never
+            padded.
         scores: How well they fit the query.
         rejected: Reason -> candidates refused for it.
     """
@@ -68,9 +69,12 @@ class Selection:
 
 def in_window(ranking: Ranking, mining: MiningSection) -> Bools:
     """Whether each document is a candidate at all [N, K]: no positive, and its rank inside the window."""
+    return _is_candidate(ranking, mining.rank_from, mining.rank_to)
+
+
+def _is_candidate(ranking: Ranking, first: int, last: int) -> Bools:
     rank_NK = ranking.rank
-    window = (rank_NK >= mining.rank_from) & (rank_NK <= mining.rank_to)
-    return ranking.is_there & ~ranking.is_positive_NK & window
+    return ranking.is_there & ~ranking.is_positive_NK & (rank_NK >= first) & (rank_NK <= last)
 
 
 def ceiling(positive_score_N: Floats, mining: MiningSection) -> Floats:
@@ -101,7 +105,7 @@ def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: Mining
     """
     rejected: Counter[str] = Counter()
     allowed = [_allowed(ranking, mining, rejected) for ranking in rankings]
-    refused = [in_window(one, mining) & ~fine for one, fine in zip(rankings, allowed, strict=True)]
+    refused = [_is_candidate(one, 1, mining.rank_to) & ~fine for one, fine in zip(rankings, allowed, strict=True)]
     for number, ranking in enumerate(rankings):
         for other, rival in enumerate(rankings):
             if other != number:
@@ -116,14 +120,12 @@ def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: Mining
         for parts in ([one.score_NK for one in rankings], [one.row_NK for one in rankings], allowed)
     )
     order_NK = np.where(allowed_NK, _order(rankings, allowed, key_N, mining), np.inf)
-    chosen = np.zeros_like(allowed_NK)
-    first = np.argsort(order_NK, axis=1, kind="stable")[:, : mining.negatives_per_query]
-    np.put_along_axis(chosen, first, True, axis=1)
-    chosen &= allowed_NK
-    rejected["not drawn"] = int((allowed_NK & ~chosen).sum())
+    drawn_NK = np.argsort(order_NK, axis=1, kind="stable")[:, : mining.negatives_per_query]
+    chosen = [drawn[allowed_NK[query, drawn]] for query, drawn in enumerate(drawn_NK)]
+    rejected["not drawn"] = int(allowed_NK.sum()) - sum(map(len, chosen))
     return Selection(
-        rows=[row_NK[query, chosen[query]].tolist() for query in range(len(row_NK))],
-        scores=[score_NK[query, chosen[query]].astype(float).tolist() for query in range(len(row_NK))],
+        rows=[row_NK[query, drawn].tolist() for query, drawn in enumerate(chosen)],
+        scores=[score_NK[query, drawn].astype(float).tolist() for query, drawn in enumerate(chosen)],
         rejected=dict(rejected),
     )
 

@@ -24,6 +24,7 @@ from qzhou.storage import Folder
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 EXACT = "Flat"
+NO_ROWS: Ints = np.empty(0, dtype=np.int64)
 TRAINING_ROWS = 200_000  # of an index that has to learn its cells; FAISS asks for some dozens a cell
 BLOCK_BYTES = 64 << 20  # of document vectors that are searched at once
 GATHERED_BYTES = 64 << 20  # of candidates' vectors that are scored at once
@@ -97,15 +98,26 @@ class Shard:
         files: In the order of the corpus.
         index: FAISS factory string; ``Flat`` is exact.
         parameters: Of the search, as FAISS reads them: ``nprobe=32``.
+        copies: Rows of the corpus for which another one stands; they are never found.
 
     Raises:
         RecipeError: FAISS knows no such index or parameter, or the shard is too small for it.
     """
 
-    def __init__(self, folder: Folder, files: Sequence[VectorFile], index: str = EXACT, parameters: str = "") -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        files: Sequence[VectorFile],
+        index: str = EXACT,
+        parameters: str = "",
+        copies: Ints = NO_ROWS,
+    ) -> None:
         self._files = list(files)
         self._starts = np.array([one.first for one in files])
-        self.first, self.rows = files[0].first, sum(one.rows for one in files)
+        self._end = files[0].first + sum(one.rows for one in files)
+        self.first = files[0].first
+        self.searched = np.setdiff1d(np.arange(self.first, self._end), copies)
+        self.rows = len(self.searched)
         self._copies = None if folder.is_local else tempfile.TemporaryDirectory(prefix="qzhou-vectors-")
         self._paths = [self._local(folder, one.name) for one in files]
         self._maps = [np.load(path, mmap_mode="r") for path in self._paths]  # what is read is in the system's cache
@@ -114,11 +126,16 @@ class Shard:
         self._sifting: bool | None = None
         self._index = None if index == EXACT else self._built(index, parameters)
 
+    def close(self) -> None:
+        """Remove the copies of remote files."""
+        if self._copies is not None:
+            self._copies.cleanup()
+
     def vectors(self, rows: Ints) -> Floats:
         """Vectors of some documents [len(rows), D], by their rows in the corpus."""
         found = np.empty((len(rows), self._width), dtype=np.float32)
         order = np.argsort(rows, kind="stable")
-        ends = np.searchsorted(rows[order], [*self._starts[1:], self.first + self.rows])
+        ends = np.searchsorted(rows[order], [*self._starts[1:], self._end])
         for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             if start < end:
                 wanted = order[start:end]
@@ -168,9 +185,9 @@ class Shard:
         """Rows [N, count] by brute force, one block of documents after the other."""
         best_score = np.full((len(query_ND), 0), -np.inf, dtype=np.float32)
         best_row = np.zeros((len(query_ND), 0), dtype=np.int64)
-        for first, document_MD in self._blocks():
-            score, row = self._nearest(query_ND, document_MD, min(count, len(document_MD)))
-            best_score, best_row = np.hstack([best_score, score]), np.hstack([best_row, row + first])
+        for row_M, document_MD in self._blocks():
+            score, place = self._nearest(query_ND, document_MD, min(count, len(document_MD)))
+            best_score, best_row = np.hstack([best_score, score]), np.hstack([best_row, row_M[place]])
             if best_score.shape[1] > count:
                 kept = np.argpartition(-best_score, count - 1, axis=1)[:, :count]
                 best_score = np.take_along_axis(best_score, kept, axis=1)
@@ -193,8 +210,8 @@ class Shard:
     def _approximate(self, block: Block, count: int) -> Ints:
         """Rows [N, count] that the index names; -1 where it finds fewer."""
         assert self._index is not None
-        _, row = self._index.search(block.query_ND, count)
-        return np.where(row < 0, -1, row + self.first)
+        _, place = self._index.search(block.query_ND, count)
+        return np.where(place < 0, -1, self.searched[place])
 
     def _scored(self, block: Block, row_NK: Ints, count: int) -> Found:
         """Exact cosines of candidates, sorted, the best ``count`` of them."""
@@ -224,8 +241,8 @@ class Shard:
         try:
             index = faiss.index_factory(self._width, factory, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:
-                spread = np.linspace(self.first, self.first + self.rows - 1, min(self.rows, TRAINING_ROWS))
-                index.train(self.vectors(np.unique(spread.astype(np.int64))))
+                spread = np.linspace(0, self.rows - 1, min(self.rows, TRAINING_ROWS)).astype(np.int64)
+                index.train(self.vectors(self.searched[np.unique(spread)]))
             for _, document_MD in self._blocks():
                 index.add(document_MD)
             if self._gpu is not None:
@@ -242,15 +259,19 @@ class Shard:
             ) from None
         return index
 
-    def _blocks(self) -> Iterator[tuple[int, Floats]]:
-        """First row and vectors of whole files, as many at a time as BLOCK_BYTES holds."""
+    def _blocks(self) -> Iterator[tuple[Ints, Floats]]:
+        """Rows and vectors of the documents of some files, as many at a time as BLOCK_BYTES holds."""
         together: list[int] = []
         size = 0
         for number, file in enumerate(self._files):
             together.append(number)
             size += file.rows * self._width * 4
             if size >= BLOCK_BYTES or number == len(self._files) - 1:
-                yield self._files[together[0]].first, np.concatenate([np.load(self._paths[one]) for one in together])
+                first, end = self._files[together[0]].first, file.first + file.rows
+                row_M = self.searched[slice(*np.searchsorted(self.searched, [first, end]))]
+                vectors_MD = np.concatenate([np.load(self._paths[one]) for one in together])
+                if len(row_M):
+                    yield row_M, vectors_MD if len(row_M) == len(vectors_MD) else vectors_MD[row_M - first]
                 together, size = [], 0
 
     def _local(self, folder: Folder, name: str) -> Path:

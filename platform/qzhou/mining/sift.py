@@ -41,12 +41,12 @@ class Sifted:
     outside_N: Floats
 
 
-def sift(query_ND: Floats, blocks: Iterable[tuple[int, Floats]], count: int) -> Sifted:
+def sift(query_ND: Floats, blocks: Iterable[tuple[Ints, Floats]], count: int) -> Sifted:
     """The ``count`` documents that bfloat16 ranks first, for each query.
 
     Args:
         query_ND: Unit rows.
-        blocks: Row of the first document, and unit rows.
+        blocks: Rows of some documents, and their unit vectors.
         count: Candidates; fewer come back where there are fewer documents, and then none is missing.
     """
     query, error_N = _rounded(query_ND)
@@ -54,13 +54,13 @@ def sift(query_ND: Floats, blocks: Iterable[tuple[int, Floats]], count: int) -> 
     row = torch.empty(len(query), 0, dtype=torch.int64)
     worst, seen = 0.0, 0
     with torch.inference_mode():
-        for first, document_MD in blocks:
+        for row_M, document_MD in blocks:
             document, error_M = _rounded(document_MD)
             worst, seen = max(worst, float(error_M.max())), seen + len(document)
             best = [_best(query[start : start + QUERIES_AT_ONCE] @ document.T, count)
                     for start in range(0, len(query), QUERIES_AT_ONCE)]  # fmt: skip
             score = torch.cat([score, torch.cat([found for found, _ in best])], dim=1)
-            row = torch.cat([row, torch.cat([place for _, place in best]) + first], dim=1)
+            row = torch.cat([row, torch.from_numpy(row_M)[torch.cat([place for _, place in best])]], dim=1)
             score, kept = _best(score, count)
             row = row.gather(1, kept)
     if seen <= count:
@@ -82,7 +82,9 @@ def is_faster(usual: Callable[[Floats, Floats], object], width: int) -> bool:
             taken.append(time.perf_counter() - started)
         return min(taken)
 
-    return seconds(lambda: usual(query, document)) > FASTER * seconds(lambda: sift(query, [(0, document)], 64))
+    return seconds(lambda: usual(query, document)) > FASTER * seconds(
+        lambda: sift(query, [(np.arange(len(document)), document)], 64)
+    )
 
 
 def _rounded(rows: Floats) -> tuple[Tensor, Tensor]:

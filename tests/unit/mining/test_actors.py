@@ -21,7 +21,8 @@ class Teacher:
     def __init__(self):
         self.seen, self.truncated = [], 0
 
-    def encode(self, texts):
+    def encode(self, texts, *, max_tokens):
+        assert max_tokens is None  # documents have the encoder's own limit
         self.seen += texts
         self.truncated += sum(len(text) > 12 for text in texts)
         return np.array([[1.0, np.nan if "nothing" in text else 0.0] for text in texts], dtype=np.float32)
@@ -65,3 +66,14 @@ def test_a_vector_that_is_no_number_is_an_error_that_names_the_text(actor, tmp_p
     assert "nothing" in str(error)
     assert "model.encoding_dtype" in str(error)
     assert not list((tmp_path / "vectors").rglob("*.npy"))
+
+
+def test_a_vector_file_that_is_cut_off_is_made_again(actor, tmp_path):
+    name = encoded(actor, 0)["name"]
+    file = tmp_path / "vectors" / name
+    whole = file.read_bytes()
+
+    for broken in (whole[:-3], whole[:20], b""):
+        file.write_bytes(broken)
+        assert encoded(actor, 0)["encoded"] == 3
+        assert file.read_bytes() == whole

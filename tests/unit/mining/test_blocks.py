@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qzhou.dataset import Dataset
-from qzhou.mining.blocks import Queries, judged, ranking_of, two_lowest
+from qzhou.mining.blocks import Queries, depth_of, judged, ranking_of, two_lowest
 from qzhou.mining.corpus import document_digests, prepared, read_texts
 from qzhou.mining.select import select_negatives
 from qzhou.mining.shard import Block, Found, Shard, VectorFile, divided
@@ -36,7 +36,8 @@ def content() -> tuple[list[RetrievalExample], list[Document]]:
         )
         for n in range(60)
     ]
-    return examples, [Document(id=str(n), text=text) for n, text in enumerate([*texts[40:], *texts[45:50]])]
+    copies = [f"{' ' * n}{texts[60]}" for n in range(60)]  # more of them than ranks
+    return examples, [Document(id=str(n), text=text) for n, text in enumerate([*texts[40:], *texts[45:50], *copies])]
 
 
 def mined(place, examples, documents, *, shards=1, mining=MINING, judge=None) -> dict[str, list[str]]:
@@ -51,13 +52,13 @@ def mined(place, examples, documents, *, shards=1, mining=MINING, judge=None) ->
         texts += read_texts(chunk.folder, chunk.file, np.arange(chunk.start, chunk.stop))
         files.append(VectorFile(f"{number}.npy", len(texts) - chunk.rows, chunk.rows))
         folder.write_array(files[-1].name, np.stack([vector(text) for text in texts[-chunk.rows :]]))
-    parts = [Shard(folder, part) for part in divided(files, shards)]
+    parts = [Shard(folder, part, copies=corpus.copies) for part in divided(files, shards)]
+    depth = depth_of(corpus, mining)
     found = {}
     for some in corpus.blocks(2):
         queries = Queries.of(corpus, some)
         positive = np.stack([vector(texts[row]) for row in queries.positive_row_P])
         block = Block(np.stack([vector(one.query) for one in some]), positive, queries.owner_P)
-        depth = queries.depth(mining)
         ranking, second = ranking_of(
             corpus, queries, block, Found.merged([part.search(block, depth) for part in parts], depth), 0.98
         )

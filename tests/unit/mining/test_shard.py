@@ -111,13 +111,32 @@ def test_a_search_by_way_of_bfloat16_finds_what_float32_finds(tmp_path_factory, 
 def test_sifting_names_a_bound_that_holds_and_most_queries_need_no_second_search():
     query, document = unit(200, 64, 0), unit(5000, 64, 1)
 
-    found = sift(query, [(0, document[:3000]), (3000, document[3000:])], 80)
+    found = sift(query, [(np.arange(3000), document[:3000]), (np.arange(3000, 5000), document[3000:])], 80)
 
     score = query @ document.T
     np.put_along_axis(score, found.row_NC, -1.0, axis=1)
     assert (score.max(axis=1) <= found.outside_N).all()
     best = np.sort(query @ document.T, axis=1)[:, -30]
     assert (best > found.outside_N).mean() > 0.9
+
+
+@pytest.mark.parametrize("index", ["Flat", "IVF4,Flat"])
+@pytest.mark.parametrize("sifted", [False, True])
+def test_copies_are_not_searched(tmp_path, monkeypatch, index, sifted):
+    query, document = unit(5, 8, 0), unit(60, 8, 1)
+    folder, files = written(tmp_path, document, 17)
+    copies = np.array([0, 16, 17, 18, 40, 59])
+    if sifted:
+        monkeypatch.setattr(shard, "SIFTED_PRODUCTS", 0)
+        monkeypatch.setattr("qzhou.mining.sift.FASTER", 0.0)
+
+    one = Shard(folder, files, index, "nprobe=4" if index != "Flat" else "", copies)
+
+    left = np.setdiff1d(np.arange(60), copies)
+    expected = left[brute_force(query, document[left], 54)]
+    assert one.rows == 54
+    assert (one.search(block_of(query), 99).row_NK == expected).all()
+    assert (one.vectors(copies) == document[copies]).all()  # their vectors are there: one may be a positive
 
 
 def test_vectors_of_any_rows_come_in_the_order_asked_for(tmp_path):
