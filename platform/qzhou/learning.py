@@ -11,6 +11,10 @@ from pydantic import Field, model_validator
 
 from qzhou.dataset import AtLeastOne, Cosine, Count, Fraction, NotNegative, Positive, Section
 
+Grouping = Literal["dataset", "task", "none"]
+Decay = Literal["linear", "cosine", "constant"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
 
 class LossSection(Section):
     """What rivals add to the objectives; all of it is off by default."""
@@ -24,6 +28,9 @@ class LossSection(Section):
     )
     focal: NotNegative = Field(0.0, description="Queries weigh (1 - p)^focal, p the probability of the positive.")
     spread_out: NotNegative = Field(0.0, description="Weight of the mean squared cosine of random texts.")
+    mixed_negatives: Count = Field(
+        0, description="Further negatives of each query, mixed from two of its own on the sphere (MoCHi, KaLM-V2.5)."
+    )
     matryoshka_dimensions: tuple[AtLeastOne, ...] = Field(
         (), description="The loss is also taken of the first so many components, so that vectors can be cut there."
     )
@@ -46,11 +53,31 @@ class LossSection(Section):
         return self
 
 
+class DistillationSection(Section):
+    """A teacher's view of each batch, learned beside the labels."""
+
+    teacher: str = Field("", description="Folder, hub id or package of a model; empty: no teacher.")
+    kind: Literal["scores", "embeddings"] = Field(
+        "scores", description="Its distribution over the documents of a batch, or its vectors (of the same width)."
+    )
+    weight: Positive = Field(1.0, description="Of the teacher's loss beside the labels' loss.")
+    temperature: Positive = Field(0.02, description="Divides both models' cosines, for kind = scores.")
+
+
+class LoraSection(Section):
+    """Low-rank adapters in place of all weights (arXiv:2106.09685); the exported model has them merged in."""
+
+    rank: Count = Field(0, description="Of the adapters; 0 trains all weights.")
+    alpha: Positive = Field(32.0, description="The adapters' output is scaled by alpha / rank.")
+    target_modules: tuple[str, ...] = Field((), description="Names of the layers; default: every linear layer.")
+
+
 class StageSection(Section):
     """One training stage."""
 
     steps: AtLeastOne = Field(description="Optimizer steps.")
-    learning_rate: Positive = Field(description="Peak, reached after the warm-up; then linear to zero.")
+    learning_rate: Positive = Field(description="Peak, reached after the warm-up.")
+    decay: Decay = Field("linear", description="How it falls after the warm-up, to zero at the end of the stage.")
     warmup_steps: Count = Field(
         default_factory=lambda stage: min(300, stage.get("steps", 0) // 10),
         description="Linear warm-up; default: the paper's 300, but at most a tenth of the steps.",
@@ -58,26 +85,54 @@ class StageSection(Section):
     batch_size: AtLeastOne = Field(256, description="Examples per InfoNCE step over all workers.")
     cosent_batch_size: AtLeastOne = Field(768, description="Pairs per CoSENT step over all workers.")
     retrieval_share: Fraction = Field(1.0, description="Share of the STEPS that are retrieval batches (eta).")
+    soft_mask_steps: Count = Field(
+        0, description="Steps in which a causal mask opens until every token sees all others (Conan-embedding-v2)."
+    )
 
 
 class TrainingSection(Section):
     """Two-stage contrastive training with DeepSpeed on Ray Train."""
 
     workers: AtLeastOne = Field(2, description="Data-parallel ranks.")
+    min_workers: AtLeastOne | None = Field(
+        None, description="Fewer ranks than workers, with which training goes on while nodes are missing."
+    )
     negatives_per_query: Count = Field(4, description="Hard negatives per query and step, where that many were found.")
     temperature: Positive = Field(0.02, description="Divides cosines in InfoNCE.")
     cosent_temperature: Positive = Field(0.05, description="Divides cosines in CoSENT.")
     query_query: bool = Field(True, description="Other queries stand in the denominator of retrieval InfoNCE.")
     loss: LossSection = LossSection()
+    distillation: DistillationSection = DistillationSection()
+    lora: LoraSection = LoraSection()
+    grouping: Grouping = Field("dataset", description="What the rows of a batch have in common.")
     dataset_alpha: Fraction = Field(0.5, description="A dataset is drawn in proportion to rows ** alpha.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.01, description="AdamW.")
     max_gradient_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage.")
-    forward_chunks: AtLeastOne = Field(
-        1, description="Texts of a step are sorted by length and encoded in this many parts."
+    offload_optimizer: bool = Field(False, description="Keep the optimizer's state in CPU memory (ZeRO 1 to 3).")
+    chunk_tokens: AtLeastOne | None = Field(
+        None, description="Padded tokens of one forward pass; default: what suits the device."
+    )
+    held_tokens: AtLeastOne | None = Field(
+        None,
+        description="Padded tokens whose activations a rank holds; what is beyond is encoded twice (gradient cache).",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    loader_threads: AtLeastOne = Field(2, description="Threads of a rank that make batches ahead.")
+    validate_every_steps: Count = Field(0, description="Steps between validations on held-out rows; 0: none.")
+    trackers: tuple[Tracker, ...] = Field((), description="Where metrics go besides metrics.jsonl.")
     save_every_steps: AtLeastOne = Field(500, description="Checkpoint interval; the last step is always saved.")
+    keep_checkpoints: AtLeastOne = Field(2, description="The last so many are kept.")
     max_failures: Count = Field(2, description="Restarts from the last checkpoint before the stage gives up.")
     stage1: StageSection
     stage2: StageSection
+
+    @model_validator(mode="after")
+    def _fewer_workers_at_least(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"min_workers is {self.min_workers} and workers {self.workers}; the first is how many of them suffice"
+            )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3; zero_stage is 0")
+        return self

@@ -9,9 +9,11 @@ exact: the test of the packing.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,60 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 PACKED, IN_FLOAT32 = "qzhou_packed", "qzhou_float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """Some texts in rows of T tokens.
+
+    Attributes:
+        input_ids: [N, T].
+        attention_mask: 1 where there is a token, 0 where there is padding [N, T].
+        attention_bias: What is added to attention in place of the mask [N, 1, T, T] (:func:`opening_mask`).
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    attention_bias: Tensor | None = None
+
+    @classmethod
+    def of(cls, ids: Sequence[Sequence[int]], device: torch.device, *, pad_token: int) -> Padded:
+        """Texts padded on the right, each of one token or more."""
+        longest = max(map(len, ids))
+        rows = torch.tensor([[*one, *[pad_token] * (longest - len(one))] for one in ids])
+        lengths = torch.tensor([[len(one)] for one in ids])
+        return cls(rows.to(device), (torch.arange(longest)[None] < lengths).long().to(device))
+
+
+def opening_mask(attention_mask: Tensor, openness: float, dtype: torch.dtype) -> Tensor:
+    """What is added to attention so that a token sees those after it by ``openness``, those before it in full.
+
+    Attention to later tokens is multiplied by ``openness``, from 0 (causal) to 1 (bidirectional), before it is
+    normalised: training that raises it step by step turns a decoder into an encoder gently.
+
+    Args:
+        attention_mask: [N, T].
+
+    Returns: [N, 1, T, T], in ``dtype``.
+    Source: the soft mask of Conan-embedding-v2 (arXiv:2509.12892), with a linear rise.
+    """
+    longest, lowest = attention_mask.shape[1], torch.finfo(dtype).min
+    later = torch.ones(longest, longest, dtype=torch.bool, device=attention_mask.device).triu(1)
+    weight = max(lowest, math.log(openness)) if openness > 0 else lowest
+    bias = torch.zeros(longest, longest, dtype=dtype, device=attention_mask.device).masked_fill(later, weight)
+    return bias[None, None].expand(len(attention_mask), 1, -1, -1).masked_fill(
+        attention_mask[:, None, None, :] == 0, lowest
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def using_attention(backbone: Any, name: str) -> Iterator[None]:
+    """Compute with another attention inside the block."""
+    before, backbone.config._attn_implementation = backbone.config._attn_implementation, name
+    try:
+        yield
+    finally:
+        backbone.config._attn_implementation = before
 
 
 @dataclass(frozen=True, slots=True)

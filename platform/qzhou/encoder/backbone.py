@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from qzhou.checkpoints import WAYS, resolve
-from qzhou.encoder.attention import PACKED, Packed
+from qzhou.encoder.attention import PACKED, Packed, Padded, using_attention
 from qzhou.encoder.pooling import Pooling, pool, pool_packed
 from qzhou.errors import ModelError, first_line
 
@@ -40,27 +39,21 @@ class EmbeddingModel(nn.Module):
         self.backbone = backbone
         self.pooling: Pooling = pooling
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token ids and mask [N, T] to float32 unit vectors [N, D]."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return pool(hidden, attention_mask, self.pooling)
-
-    def packed(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Token ids of N texts to float32 unit vectors [N, D], without padding; inference only."""
-        row = Packed.of(ids, next(self.parameters()).device)
-        config = self.backbone.config
-        before, config._attn_implementation = config._attn_implementation, PACKED
-        try:
+    def forward(self, texts: Padded | Packed) -> Tensor:
+        """Token ids of N texts to float32 unit vectors [N, D]."""
+        if isinstance(texts, Padded):
+            mask = texts.attention_mask if texts.attention_bias is None else texts.attention_bias
+            hidden = self.backbone(input_ids=texts.input_ids, attention_mask=mask).last_hidden_state
+            return pool(hidden, texts.attention_mask, self.pooling)
+        with using_attention(self.backbone, PACKED):
             hidden = self.backbone(
-                input_ids=row.input_ids,
-                position_ids=row.position_ids,
-                ends=row.ends,
-                longest=row.longest,
+                input_ids=texts.input_ids,
+                position_ids=texts.position_ids,
+                ends=texts.ends,
+                longest=texts.longest,
                 is_causal=is_causal(self.backbone),
             ).last_hidden_state
-        finally:
-            config._attn_implementation = before
-        return pool_packed(hidden[0], row.ends, self.pooling)
+        return pool_packed(hidden[0], texts.ends, self.pooling)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qzhou.encoder.attention import IN_FLOAT32, can_pack
+from qzhou.encoder.attention import IN_FLOAT32, Packed, Padded, can_pack
 from qzhou.encoder.backbone import (
     Attention,
     Dtype,
@@ -109,7 +109,7 @@ class Encoder:
         """Unit vectors of one batch, in halves where memory runs out; later batches are smaller then."""
         try:
             with torch.inference_mode():
-                vector = self.model.packed(ids) if self.packed else self._padded(ids)
+                vector = self.model(self._packed(ids) if self.packed else self._padded(ids))
             return np.asarray(vector.cpu().numpy())
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
@@ -124,17 +124,18 @@ class Encoder:
         half = len(ids) // 2
         return np.concatenate([self._vectors(ids[:half]), self._vectors(ids[half:])])
 
-    def _padded(self, ids: list[list[int]]) -> torch.Tensor:
-        padded = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
-        vector: torch.Tensor = self.model(padded["input_ids"].to(self.device), padded["attention_mask"].to(self.device))
-        return vector
+    def _padded(self, ids: list[list[int]]) -> Padded:
+        return Padded.of(ids, self.device, pad_token=self.tokenizer.pad_token_id)
+
+    def _packed(self, ids: list[list[int]]) -> Packed:
+        return Packed.of(ids, self.device)
 
     def _packs_exactly(self) -> bool:
         """Whether packed texts give the padded ones' vectors: not where positions begin at another number, say."""
         ids = self._token_ids(PROBES, self.max_tokens)
         try:
             with torch.inference_mode():
-                lowest = float((self._padded(ids) * self.model.packed(ids)).sum(1).min())
+                lowest = float((self.model(self._padded(ids)) * self.model(self._packed(ids))).sum(1).min())
         except (TypeError, RuntimeError, ValueError):  # an architecture that takes no such attention
             return False
         return lowest >= SAME_COSINE

@@ -1,55 +1,27 @@
-"""Rows of a dataset to the texts, targets and masks of one global batch.
+"""Rows of datasets to the texts, targets and masks of one global batch.
 
 Every rank builds the whole batch, which costs nothing beside encoding it, so that losses and masks
 need no communication. Choices inside a batch (which positive, which negatives) follow from (seed, step).
 
-Shape letters in this file: B queries or texts, M documents.
+Shape letters in this file: B queries or texts, M documents, P pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qzhou.prompts import Prompt
-from qzhou.records import Example, LabeledExample, PairExample, RetrievalExample, answers, family, text_key
-from qzhou.training.plan import PlannedBatch
+from qzhou.records import TASKS, LabeledExample, PairExample, RetrievalExample, Task, answers, family, text_key
+from qzhou.training.data import Classes, TrainingSet
+from qzhou.training.plan import PlannedBatch, PlannedRows
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSet:
-    """The examples of one dataset in memory, with how their texts are presented.
-
-    ``rows_by_label`` is there for classification alone: where the texts of each class stand.
-    """
-
-    name: str
-    prompt: Prompt
-    examples: Sequence[Example]
-    rows_by_label: Mapping[str, Ints]
-
-    @classmethod
-    def of(cls, name: str, prompt: Prompt, examples: Sequence[Example]) -> TrainingSet:
-        """Classes with a single text are left out: it could have no positive."""
-        by_label: dict[str, list[int]] = {}
-        for example in examples:
-            if isinstance(example, LabeledExample):
-                by_label.setdefault(example.label, []).append(0)
-        kept = [
-            one for one in examples if not isinstance(one, LabeledExample) or len(by_label[one.label]) > 1
-        ]  # fmt: skip
-        rows: dict[str, list[int]] = {}
-        for row, example in enumerate(kept):
-            if isinstance(example, LabeledExample):
-                rows.setdefault(example.label, []).append(row)
-        return cls(name, prompt, kept, {label: np.array(found) for label, found in rows.items()})
+Side = Literal["query", "document"]  # which limit of length a text has
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +38,42 @@ class RetrievalBatch:
     blocked_document_BM: Tensor
     blocked_query_BB: Tensor
 
+    task: Task = "retrieval"
+
+    @property
+    def size(self) -> int:
+        return len(self.queries)
+
+    @property
+    def kinds(self) -> list[tuple[Side, list[str]]]:
+        return [("query", self.queries), ("document", self.documents)]
+
+    @property
+    def own_negatives(self) -> Tensor:
+        """True [B, M] where a document is a hard negative of the query."""
+        own = self.owner_M[None, :] == torch.arange(self.size)[:, None]
+        own[torch.arange(self.size), self.positive_B] = False
+        return own
+
 
 @dataclass(frozen=True, slots=True)
 class PairBatch:
-    """Two texts a pair, and their ordinal scores."""
+    """Two texts a pair, their ordinal scores, and the dataset on whose scale each score is."""
 
     texts_a: list[str]
     texts_b: list[str]
     score_P: Tensor
+    scale_P: Tensor
+
+    task: Task = "pair"
+
+    @property
+    def size(self) -> int:
+        return len(self.texts_a)
+
+    @property
+    def kinds(self) -> list[tuple[Side, list[str]]]:
+        return [("document", self.texts_a), ("document", self.texts_b)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,90 +86,143 @@ class ClassificationBatch:
     label_B: Tensor
     negative_label_M: Tensor
 
+    task: Task = "classification"
+
+    @property
+    def size(self) -> int:
+        return len(self.texts)
+
+    @property
+    def kinds(self) -> list[tuple[Side, list[str]]]:
+        return [("document", self.texts), ("document", self.positives), ("document", self.negatives)]
+
 
 Batch = RetrievalBatch | PairBatch | ClassificationBatch
 
 
-def build_batch(planned: PlannedBatch, data: TrainingSet, *, negatives_per_query: int, seed: int) -> Batch:
-    """The global batch of a step.
+def build_batches(
+    planned: PlannedBatch, data: Mapping[str, TrainingSet], *, negatives_per_query: int, seed: int
+) -> list[Batch]:
+    """The global batch of a step: one of each task that the plan drew, which is one unless batches are not grouped.
 
     Args:
-        data: The planned dataset.
+        data: Dataset name -> its examples; at least the planned ones.
         negatives_per_query: Hard negatives drawn per example; fewer where an example has fewer.
         seed: Of the run.
     """
-    generator = np.random.default_rng([seed, 3, planned.step])
-    examples = [data.examples[row] for row in planned.rows]
-    if planned.task == "pair":
-        pairs = [one for one in examples if isinstance(one, PairExample)]
-        return PairBatch(
-            [data.prompt.query(one.text_a) for one in pairs],
-            [data.prompt.document(one.text_b) for one in pairs],
-            torch.tensor([one.score for one in pairs], dtype=torch.float64),
-        )
-    if planned.task == "classification":
-        labeled = [one for one in examples if isinstance(one, LabeledExample)]
-        return _classification(labeled, planned.rows, data, negatives_per_query, generator)
-    retrieval = [one for one in examples if isinstance(one, RetrievalExample)]
-    return _retrieval(retrieval, data.prompt, negatives_per_query, generator)
+    builders = {"retrieval": _retrieval, "pair": _pairs, "classification": _classification}
+    found = []
+    for number, task in enumerate(TASKS):
+        parts = [(part, data[part.dataset]) for part in planned.parts if part.task == task]
+        if parts:
+            generator = np.random.default_rng([seed, 3, planned.step, number])
+            found.append(builders[task](parts, negatives_per_query, generator))
+    return found
 
 
-def _retrieval(
-    examples: Sequence[RetrievalExample], prompt: Prompt, count: int, generator: np.random.Generator
-) -> RetrievalBatch:
-    positives = [one.positives[generator.integers(len(one.positives))] for one in examples]
-    negatives, owners = [], list(range(len(examples)))
-    for number, one in enumerate(examples):
+Parts = Sequence[tuple[PlannedRows, TrainingSet]]
+
+
+def _pairs(parts: Parts, count: int, generator: np.random.Generator) -> Batch:
+    del count, generator  # nothing is drawn
+    found = [
+        (data.prompt, one, number)
+        for number, (planned, data) in enumerate(parts)
+        for one in data.take(planned.rows)
+        if isinstance(one, PairExample)
+    ]
+    return PairBatch(
+        [prompt.query(one.text_a) for prompt, one, _ in found],
+        [prompt.document(one.text_b) for prompt, one, _ in found],
+        torch.tensor([one.score for _, one, _ in found], dtype=torch.float64),
+        torch.tensor([number for _, _, number in found]),
+    )
+
+
+def _retrieval(parts: Parts, count: int, generator: np.random.Generator) -> Batch:
+    found = [
+        (data.prompt, one)
+        for planned, data in parts
+        for one in data.take(planned.rows)
+        if isinstance(one, RetrievalExample)
+    ]
+    examples = [one for _, one in found]
+    documents = [(prompt, one.positives[generator.integers(len(one.positives))]) for prompt, one in found]
+    owners = list(range(len(found)))
+    for number, (prompt, one) in enumerate(found):
         drawn = generator.permutation(len(one.negatives))[:count]
-        negatives += [one.negatives[place].text for place in sorted(drawn)]
+        documents += [(prompt, one.negatives[place].text) for place in sorted(drawn)]
         owners += [number] * len(drawn)
-    documents = positives + negatives
-    keys = [text_key(text) for text in documents]
-    blocked = np.array([[key in own for key in keys] for own in answers(examples)])
-    blocked[np.arange(len(examples)), np.arange(len(examples))] = False  # the positive itself stays
-    families = np.array([family(one) for one in examples])
-    query_keys = np.array([text_key(one.query) for one in examples])
-    same = (query_keys[:, None] == query_keys[None, :]) | (families[:, None] == families[None, :])
     return RetrievalBatch(
-        [prompt.query(one.query) for one in examples],
-        [prompt.document(text) for text in documents],
-        torch.arange(len(examples)),
+        [prompt.query(one.query) for prompt, one in found],
+        [prompt.document(text) for prompt, text in documents],
+        torch.arange(len(found)),
         torch.tensor(owners),
-        torch.from_numpy(blocked),
-        torch.from_numpy(same),
+        _answers_among(examples, [text for _, text in documents]),
+        _same_queries(examples),
     )
 
 
-def _classification(
-    examples: Sequence[LabeledExample],
-    rows: Ints,
-    data: TrainingSet,
-    count: int,
-    generator: np.random.Generator,
-) -> ClassificationBatch:
+def _answers_among(examples: Sequence[RetrievalExample], documents: Sequence[str]) -> Tensor:
+    """True [B, M] where a document answers a query although it is not the positive that was drawn for it."""
+    places: dict[str, list[int]] = {}
+    for place, text in enumerate(documents):
+        places.setdefault(text_key(text), []).append(place)
+    blocked_BM = torch.zeros(len(examples), len(documents), dtype=torch.bool)
+    for row, own in enumerate(answers(examples)):
+        blocked_BM[row, [place for key in own for place in places.get(key, ())]] = True
+        blocked_BM[row, row] = False  # the positive itself stays
+    return blocked_BM
+
+
+def _same_queries(examples: Sequence[RetrievalExample]) -> Tensor:
+    """True [B, B] where two queries are the same text or a paraphrase and its original; also with themselves."""
+    _, family_B = np.unique([family(one) for one in examples], return_inverse=True)
+    _, query_B = np.unique([text_key(one.query) for one in examples], return_inverse=True)
+    return torch.from_numpy((query_B[:, None] == query_B) | (family_B[:, None] == family_B))
+
+
+def _classification(parts: Parts, count: int, generator: np.random.Generator) -> Batch:
     """Positive: another text of the class; negatives: texts of other classes, drawn by class, then text."""
-    labels = list(data.rows_by_label)
-    number_of = {label: number for number, label in enumerate(labels)}
-    positives, negatives, negative_labels = [], [], []
-    for row, example in zip(rows, examples, strict=True):
-        same = data.rows_by_label[example.label]
-        others = same[same != row]
-        positives.append(int(others[generator.integers(len(others))]))
-        for _ in range(count if len(labels) > 1 else 0):
-            step = 1 + int(generator.integers(len(labels) - 1))
-            label = labels[(number_of[example.label] + step) % len(labels)]
-            negatives.append(int(generator.choice(data.rows_by_label[label])))
-            negative_labels.append(number_of[label])
+    texts: list[str] = []
+    positives: list[str] = []
+    negatives: list[str] = []
+    labels: list[int] = []
+    negative_labels: list[int] = []
+    first = 0  # number of a dataset's first class: classes of different datasets are different
+    for planned, data in parts:
+        assert data.classes is not None
+        others, opposed = _drawn(planned, data.classes, count, generator)
+        rows = np.concatenate([planned.rows, others, opposed])
+        presented = _presented(data.prompt, data, rows)
+        texts += [query for query, _ in presented[: len(planned.rows)]]
+        positives += [document for _, document in presented[len(planned.rows) : 2 * len(planned.rows)]]
+        negatives += [document for _, document in presented[2 * len(planned.rows) :]]
+        labels += (first + data.classes.number_N[planned.rows]).tolist()
+        negative_labels += (first + data.classes.number_N[opposed]).tolist()
+        first += len(data.classes)
     return ClassificationBatch(
-        [data.prompt.query(one.text) for one in examples],
-        [data.prompt.document(_text(data, row)) for row in positives],
-        [data.prompt.document(_text(data, row)) for row in negatives],
-        torch.tensor([number_of[one.label] for one in examples]),
-        torch.tensor(negative_labels, dtype=torch.int64),
+        texts, positives, negatives, torch.tensor(labels), torch.tensor(negative_labels, dtype=torch.int64)
     )
 
 
-def _text(data: TrainingSet, row: int) -> str:
-    example = data.examples[row]
-    assert isinstance(example, LabeledExample)
-    return example.text
+def _drawn(
+    planned: PlannedRows, classes: Classes, count: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each planned row another row of its class, and ``count`` rows of other classes (none if there are none)."""
+    positives, negatives = [], []
+    for row in planned.rows:
+        own = int(classes.number_N[row])
+        same = classes.members(own)
+        place = int(generator.integers(len(same) - 1))
+        positives.append(same[place] if same[place] != row else same[-1])
+        for _ in range(count if len(classes) > 1 else 0):
+            other = (own + 1 + int(generator.integers(len(classes) - 1))) % len(classes)
+            negatives.append(generator.choice(classes.members(other)))
+    return np.array(positives, dtype=np.int64), np.array(negatives, dtype=np.int64)
+
+
+def _presented(prompt: Prompt, data: TrainingSet, rows: np.ndarray) -> list[tuple[str, str]]:
+    """The texts of some rows as queries and as documents."""
+    texts = [one.text for one in data.take(rows) if isinstance(one, LabeledExample)]
+    return [(prompt.query(text), prompt.document(text)) for text in texts]

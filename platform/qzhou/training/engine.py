@@ -1,32 +1,50 @@
-"""What the loop asks of an engine, and the plain torch engine that answers it on one process."""
+"""What the loop asks of an engine, and the plain torch engine that answers it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from qzhou.encoder import EmbeddingModel
+from qzhou.encoder.attention import PACKED, Packed, Padded, can_pack, opening_mask
 from qzhou.learning import TrainingSection
-from qzhou.training.embed import GlobalEmbedder
+from qzhou.training.deal import Ids
 
-CHECKPOINT_FILE = "checkpoint.pt"
+CHECKPOINT_FILE, STATE_FILE = "checkpoint.pt", "state.json"
+# Padded tokens of one forward pass, and of all whose activations are held: a batch of the quickstart fits, and so does
+# one of a 7B model with gradient checkpointing on 80 GB.
+CHUNK_TOKENS = {"cpu": 2_048, "cuda": 16_384}
+HELD_TOKENS = {"cpu": 16_384, "cuda": 32_768}
 
 
 class Engine(Protocol):
     """Model, optimizer and the ranks that share them."""
 
     rank: int
+    world: int
+    chunk_tokens: int
+    held_tokens: int
 
-    def embed(self, texts: Sequence[str], *, max_tokens: int) -> Tensor:
-        """Vectors [N, D] of a global batch, with gradient."""
+    def forward(self, ids: Sequence[Ids], openness: float | None = None) -> Tensor:
+        """Token ids of S texts to vectors [S, D]; with gradient where torch records one.
+
+        Args:
+            openness: How far a causal mask has opened (:func:`qzhou.encoder.attention.opening_mask`); None: no mask.
+        """
         ...
 
-    def update(self, loss: Tensor, learning_rate: float) -> float:
-        """Backward and one optimizer step; gives the gradient norm before clipping."""
+    def backward(self, value: Tensor, *, last: bool) -> None:
+        """One of the backward passes of a step."""
+        ...
+
+    def update(self, learning_rate: float) -> float:
+        """One optimizer step; gives the gradient norm before clipping."""
         ...
 
     def save(self, folder: Path, step: int) -> None:
@@ -42,33 +60,75 @@ class Engine(Protocol):
         ...
 
 
+class Batcher:
+    """Token ids to what a model takes: packed where that is faster and exact, else padded."""
+
+    def __init__(self, model: EmbeddingModel, tokenizer: Any, *, packed: bool | None = None) -> None:
+        """Args: packed: Default: where FlashAttention is installed and computes in the model's type."""
+        weight = next(model.parameters())
+        self._device, self._dtype, self._pad = weight.device, weight.dtype, tokenizer.pad_token_id
+        self._packed = can_pack(weight.device, weight.dtype) if packed is None else packed
+        if self._packed:  # for good: with gradient checkpointing attention is computed in the backward pass too
+            model.backbone.config._attn_implementation = PACKED
+
+    def __call__(self, ids: Sequence[Ids], openness: float | None = None) -> Padded | Packed:
+        if self._packed:
+            return Packed.of(ids, self._device)
+        padded = Padded.of(ids, self._device, pad_token=self._pad)
+        if openness is None:
+            return padded
+        bias = opening_mask(padded.attention_mask, openness, self._dtype)
+        return Padded(padded.input_ids, padded.attention_mask, bias)
+
+
 class TorchEngine:
-    """AdamW on one process: for a single GPU without DeepSpeed, for profiling and for tests."""
+    """AdamW and nothing else: for one GPU or a few without DeepSpeed, for profiling and for tests.
 
-    rank = 0
+    Ranks share a process group that is there already (``torchrun`` makes one); each holds the whole model.
+    """
 
-    def __init__(self, model: EmbeddingModel, tokenizer: Any, training: TrainingSection) -> None:
+    def __init__(
+        self, model: EmbeddingModel, tokenizer: Any, training: TrainingSection, *, packed: bool | None = None
+    ) -> None:
         without_dropout(model)
+        if training.gradient_checkpointing:
+            model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.model = model.train()
+        self.chunk_tokens, self.held_tokens = token_budgets(training, next(model.parameters()).device)
         self.max_norm = training.max_gradient_norm
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=training.weight_decay)
-        device = next(model.parameters()).device
-        self.embed = GlobalEmbedder(model, tokenizer, device, chunks=training.forward_chunks)
+        self.trained = [one for one in model.parameters() if one.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=0.0, weight_decay=training.weight_decay)
+        self._batch = Batcher(model, tokenizer, packed=packed)
 
-    def update(self, loss: Tensor, learning_rate: float) -> float:
+    def forward(self, ids: Sequence[Ids], openness: float | None = None) -> Tensor:
+        vectors: Tensor = self.model(self._batch(ids, openness))
+        return vectors
+
+    def backward(self, value: Tensor, *, last: bool) -> None:
+        value.backward()  # type: ignore[no-untyped-call]
+        if last and self.world > 1:
+            for one in self.trained:
+                if one.grad is not None:
+                    dist.all_reduce(one.grad)
+                    one.grad /= self.world
+
+    def update(self, learning_rate: float) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+        norm = nn.utils.clip_grad_norm_(self.trained, self.max_norm)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
     def save(self, folder: Path, step: int) -> None:
+        if self.rank:
+            return
         state = {"step": step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         partial = folder / f"{CHECKPOINT_FILE}.writing"
         torch.save(state, partial)
         partial.replace(folder / CHECKPOINT_FILE)
+        (folder / STATE_FILE).write_text(json.dumps({"step": step, "workers": self.world}), "utf-8")
 
     def load(self, folder: Path) -> int:
         state = torch.load(folder / CHECKPOINT_FILE, weights_only=True)
@@ -78,6 +138,12 @@ class TorchEngine:
 
     def full_state(self) -> dict[str, Tensor]:
         return {name: value.detach().float().cpu() for name, value in self.model.state_dict().items()}
+
+
+def token_budgets(training: TrainingSection, device: torch.device) -> tuple[int, int]:
+    """Padded tokens of one forward pass, and of all whose activations a rank holds."""
+    chunk = training.chunk_tokens or CHUNK_TOKENS[device.type]
+    return chunk, max(chunk, training.held_tokens or HELD_TOKENS[device.type])
 
 
 def without_dropout(model: nn.Module) -> None:

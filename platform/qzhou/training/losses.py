@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,7 @@ def info_nce(
     blocked_document_BM: Tensor | None = None,
     blocked_query_BB: Tensor | None = None,
     own_negative_BM: Tensor | None = None,
+    mixed: tuple[Tensor, Tensor] | None = None,
     terms: Terms = QZHOU,
 ) -> Tensor:
     """InfoNCE whose negatives are every other document and every other query of the batch.
@@ -67,6 +69,7 @@ def info_nce(
             the same text as one of its positives; never at ``positive_B``.
         blocked_query_BB: True where two queries are the same text.
         own_negative_BM: True where a document is a hard negative of the query; needed for ``terms.hardness``.
+        mixed: Further negatives [K, D] and the query [K] that each is one of (:func:`mixed_negatives`).
         terms: What is used.
 
     Returns: Scalar mean loss in nats.
@@ -89,6 +92,10 @@ def info_nce(
     if terms.document_document:
         cosines.append(document_MD[positive_B] @ document_MD.T)
         blocked.append(blocked_BM | is_positive_BM)
+    if mixed is not None:
+        mixed_KD, owner_K = mixed
+        cosines.append(query_BD @ mixed_KD.T)
+        blocked.append(owner_K[None, :] != torch.arange(len(query_BD), device=query_BD.device)[:, None])
     cosine, left_out = torch.cat(cosines, dim=1), torch.cat(blocked, dim=1)
     if terms.false_negative_margin is not None:
         ceiling_B1 = cosines[0].detach().gather(1, positive_B[:, None]) + terms.false_negative_margin
@@ -117,7 +124,66 @@ def spread_out(vector_ND: Tensor) -> Tensor:
     return (cosine_NN.square().sum() - cosine_NN.diagonal().square().sum()) / (count * (count - 1))
 
 
-def cosent(a_PD: Tensor, b_PD: Tensor, score_P: Tensor, *, temperature: float) -> Tensor:
+def mixed_negatives(document_MD: Tensor, own_negative_BM: Tensor, *, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Negatives that lie between two hard negatives of a query, on the sphere.
+
+    Args:
+        own_negative_BM: True where a document is a hard negative of the query.
+        count: Of each query that has at least two hard negatives.
+        seed: Of the draw of pairs and weights.
+
+    Returns: Vectors [K, D] and the query of each [K], int64.
+    Source: MoCHi (arXiv:2010.01028); KaLM-Embedding-V2 (arXiv:2506.20923) mixes online too.
+    """
+    generator = np.random.default_rng(seed)
+    first, second, weights, owners = [], [], [], []
+    for query, own in enumerate(own_negative_BM.cpu().numpy()):
+        places = np.flatnonzero(own)
+        for _ in range(count if len(places) > 1 else 0):
+            one, other = generator.choice(places, 2, replace=False)
+            first.append(one)
+            second.append(other)
+            weights.append(generator.random())
+            owners.append(query)
+    device = document_MD.device
+    weight_K1 = torch.tensor(weights, dtype=document_MD.dtype, device=device)[:, None]
+    mixed_KD = weight_K1 * document_MD[first] + (1 - weight_K1) * document_MD[second]
+    return torch.nn.functional.normalize(mixed_KD, dim=1), torch.tensor(owners, dtype=torch.int64, device=device)
+
+
+def teacher_scores(
+    query_BD: Tensor, document_MD: Tensor, teacher_BM: Tensor, blocked_BM: Tensor, *, temperature: float
+) -> Tensor:
+    """Kullback-Leibler divergence of the student's distribution over the documents from the teacher's.
+
+        L = 1/B * sum_i sum_m q_im log(q_im / p_im),   p_i = softmax(s_i / t), q_i = softmax(teacher_i / t)
+
+    Args:
+        teacher_BM: The teacher's cosines.
+        blocked_BM: True where a document is left out of both distributions.
+
+    Source: knowledge distillation (arXiv:1503.02531) over the scores of a batch, as in KaLM-Embedding-V2.5.
+    """
+    student = (query_BD @ document_MD.T / temperature).masked_fill(blocked_BM, -torch.inf).log_softmax(dim=1)
+    teacher = (teacher_BM.to(student.dtype) / temperature).masked_fill(blocked_BM, -torch.inf).log_softmax(dim=1)
+    terms = (teacher.exp() * (teacher - student)).masked_fill(blocked_BM, 0.0)
+    return terms.sum(1).mean()
+
+
+def teacher_vectors(vector_ND: Tensor, teacher_ND: Tensor) -> Tensor:
+    """Mean of ``1 - cos(student, teacher)`` over texts; widths are equal (as in Jasper, arXiv:2412.19048).
+
+    Raises: DataError: The widths differ.
+    """
+    if vector_ND.shape != teacher_ND.shape:
+        raise DataError(
+            f"the teacher's vectors have {teacher_ND.shape[1]} dimensions and the model's {vector_ND.shape[1]}: its "
+            'vectors cannot be learned. Set training.distillation.kind = "scores", or take another teacher.'
+        )
+    return (1.0 - (vector_ND * teacher_ND.to(vector_ND.dtype)).sum(1)).mean()
+
+
+def cosent(a_PD: Tensor, b_PD: Tensor, score_P: Tensor, *, temperature: float, scale_P: Tensor | None = None) -> Tensor:
     """CoSENT: a pair with a higher score should have a higher cosine, over all ordered pairs of pairs.
 
         L = log( 1 + sum_{y_k > y_l} e^((c_l - c_k) / t) ),   c_k = a_k . b_k
@@ -125,6 +191,7 @@ def cosent(a_PD: Tensor, b_PD: Tensor, score_P: Tensor, *, temperature: float) -
     Args:
         score_P: Ordinal; only the order counts. Equal scores are not compared.
         temperature: Divides cosines.
+        scale_P: Pairs of different scales (datasets) are not compared; default: all are of one.
 
     Returns: Scalar loss in nats; 0 when all scores are equal.
     Source: equation 2; first described by Su Jianlin as CoSENT.
@@ -132,6 +199,8 @@ def cosent(a_PD: Tensor, b_PD: Tensor, score_P: Tensor, *, temperature: float) -
     cosine_P = (a_PD * b_PD).sum(1) / temperature
     difference_PP = cosine_P[None, :] - cosine_P[:, None]  # [k, l] = (c_l - c_k) / t
     ordered = score_P[:, None] > score_P[None, :]
+    if scale_P is not None:
+        ordered &= scale_P[:, None] == scale_P[None, :]
     terms = torch.cat([difference_PP.new_zeros(1), difference_PP[ordered]])
     return torch.logsumexp(terms, dim=0)
 

@@ -1,38 +1,103 @@
-"""A batch and an embedder to a loss: which texts are encoded, and which formula judges them."""
+"""Vectors of a batch to its loss: which formula judges which texts, and what is told about it.
+
+Shape letters in this file: N texts of all kinds, B queries, M documents, D embedding width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from qzhou.errors import TrainingError
 from qzhou.learning import TrainingSection
-from qzhou.recipe import ModelSection
-from qzhou.training.batches import Batch, ClassificationBatch, PairBatch, RetrievalBatch
-from qzhou.training.losses import Terms, classification_info_nce, cosent, info_nce, spread_out
+from qzhou.training.batches import Batch, PairBatch, RetrievalBatch
+from qzhou.training.losses import (
+    Terms,
+    classification_info_nce,
+    cosent,
+    info_nce,
+    mixed_negatives,
+    spread_out,
+    teacher_scores,
+    teacher_vectors,
+)
 
 
-class Embedder(Protocol):
-    """Texts to unit vectors [N, D] with gradient."""
-
-    def __call__(self, texts: Sequence[str], *, max_tokens: int) -> Tensor: ...
-
-
-def loss_of(batch: Batch, embed: Embedder, model: ModelSection, training: TrainingSection) -> Tensor:
+def loss_of(
+    batches: Sequence[Batch],
+    vector_ND: Tensor,
+    training: TrainingSection,
+    *,
+    teacher_ND: Tensor | None = None,
+    seed: int = 0,
+) -> Tensor:
     """The scalar loss of a global batch.
 
-    Only retrieval queries have the shorter limit; both sides of a pair and all texts of a
-    classification batch are truncated like documents. With Matryoshka dimensions the loss is also taken of the
-    vectors' first components, normalised again, and added with its weight (arXiv:2205.13147).
+    Parts of several tasks count by their numbers of examples. With Matryoshka dimensions the loss is also taken of
+    the vectors' first components, normalised again, and added with its weight (arXiv:2205.13147).
+
+    Args:
+        vector_ND: Of all texts, kind after kind as :attr:`Batch.kinds` has them, batch after batch.
+        teacher_ND: A teacher's vectors of the same texts, of any width.
+        seed: Of this step, for mixed negatives.
 
     Raises:
         TrainingError: A Matryoshka dimension is not below the model's width.
     """
-    parts = _encoded(batch, embed, model)
-    loss = _loss(batch, parts, training)
+    total = sum(batch.size for batch in batches)
+    loss = vector_ND.new_zeros(())
+    teachers = [None] * len(batches) if teacher_ND is None else split(batches, teacher_ND)
+    for batch, parts, teacher in zip(batches, split(batches, vector_ND), teachers, strict=True):
+        of_batch = _with_matryoshka(batch, parts, training, seed)
+        if teacher is not None:
+            of_batch = of_batch + training.distillation.weight * _distilled(batch, parts, teacher, training)
+        loss = loss + of_batch * (batch.size / total)
+    return loss
+
+
+def split(batches: Sequence[Batch], vector_ND: Tensor) -> list[list[Tensor]]:
+    """For each batch the vectors of each kind of its texts."""
+    sizes = [len(texts) for batch in batches for _, texts in batch.kinds]
+    parts = iter(torch.split(vector_ND, sizes))
+    return [[next(parts) for _ in batch.kinds] for batch in batches]
+
+
+@torch.no_grad()
+def figures(batches: Sequence[Batch], vector_ND: Tensor) -> dict[str, float]:
+    """What the vectors say of a batch beside its loss.
+
+    ``positive_cosine`` is the mean over the positives; ``negative_cosine`` over each query's highest negative;
+    ``accuracy`` the share of queries whose positive is above all other documents. Pairs give the mean cosine of both
+    sides alone.
+    """
+    found: dict[str, list[Tensor]] = {"positive_cosine": [], "negative_cosine": [], "accuracy": []}
+    for batch, parts in zip(batches, split(batches, vector_ND), strict=True):
+        if isinstance(batch, PairBatch):
+            found["positive_cosine"].append((parts[0] * parts[1]).sum(1))
+            continue
+        if isinstance(batch, RetrievalBatch):
+            cosine_BM = parts[0] @ parts[1].T
+            positive_B = cosine_BM.gather(1, batch.positive_B.to(cosine_BM.device)[:, None])[:, 0]
+            left_out = batch.blocked_document_BM.to(cosine_BM.device)
+            cosine_BM = cosine_BM.masked_fill(left_out, -torch.inf)
+            cosine_BM[torch.arange(batch.size), batch.positive_B.to(cosine_BM.device)] = -torch.inf
+        else:
+            positive_B = (parts[0] * parts[1]).sum(1)
+            same = batch.label_B[:, None] == batch.negative_label_M[None, :]
+            cosine_BM = (parts[0] @ parts[2].T).masked_fill(same.to(vector_ND.device), -torch.inf)
+        found["positive_cosine"].append(positive_B)
+        if cosine_BM.shape[1]:
+            highest_B = cosine_BM.max(1).values
+            found["negative_cosine"].append(highest_B[highest_B.isfinite()])
+            found["accuracy"].append((positive_B > highest_B).float())
+    joined = {name: torch.cat(values) for name, values in found.items() if values}
+    return {name: round(float(values.mean()), 6) for name, values in joined.items() if len(values)}
+
+
+def _with_matryoshka(batch: Batch, parts: Sequence[Tensor], training: TrainingSection, seed: int) -> Tensor:
+    loss = _loss(batch, parts, training, seed)
     for dimensions, weight in training.loss.matryoshka:
         if dimensions >= parts[0].shape[1]:
             raise TrainingError(
@@ -40,44 +105,40 @@ def loss_of(batch: Batch, embed: Embedder, model: ModelSection, training: Traini
                 f"{parts[0].shape[1]} dimensions; name smaller ones, all of them are trained anyway"
             )
         shorter = [torch.nn.functional.normalize(part[:, :dimensions], dim=1) for part in parts]
-        loss = loss + weight * _loss(batch, shorter, training)
+        loss = loss + weight * _loss(batch, shorter, training, seed)
     return loss
 
 
-def _encoded(batch: Batch, embed: Embedder, model: ModelSection) -> list[Tensor]:
-    """The vectors of each kind of text in a batch."""
-    if isinstance(batch, RetrievalBatch):
-        return [
-            embed(batch.queries, max_tokens=model.max_query_tokens),
-            embed(batch.documents, max_tokens=model.max_document_tokens),
-        ]
-    if isinstance(batch, PairBatch):
-        kinds = [batch.texts_a, batch.texts_b]
-    else:
-        kinds = [batch.texts, batch.positives, batch.negatives]
-    vectors = embed([text for kind in kinds for text in kind], max_tokens=model.max_document_tokens)
-    return list(torch.split(vectors, [len(kind) for kind in kinds]))
-
-
-def _loss(batch: Batch, parts: Sequence[Tensor], training: TrainingSection) -> Tensor:
+def _loss(batch: Batch, parts: Sequence[Tensor], training: TrainingSection, seed: int) -> Tensor:
     device = parts[0].device
     if isinstance(batch, PairBatch):
         a, b = parts
-        return cosent(a, b, batch.score_P.to(device), temperature=training.cosent_temperature)
-    if isinstance(batch, ClassificationBatch):
-        texts, positives, negatives = parts
-        return classification_info_nce(
-            texts,
-            positives,
-            negatives,
-            batch.label_B.to(device),
-            batch.negative_label_M.to(device),
-            temperature=training.temperature,
+        return cosent(
+            a,
+            b,
+            batch.score_P.to(device),
+            temperature=training.cosent_temperature,
+            scale_P=batch.scale_P.to(device),
         )
-    queries, documents = parts
-    positive_B, wanted = batch.positive_B.to(device), training.loss
-    is_own = batch.owner_M[None, :] == torch.arange(len(batch.queries))[:, None]
-    is_own[torch.arange(len(batch.queries)), batch.positive_B] = False
+    if isinstance(batch, RetrievalBatch):
+        return _retrieval_loss(batch, parts[0], parts[1], training, seed)
+    texts, positives, negatives = parts
+    return classification_info_nce(
+        texts,
+        positives,
+        negatives,
+        batch.label_B.to(device),
+        batch.negative_label_M.to(device),
+        temperature=training.temperature,
+    )
+
+
+def _retrieval_loss(
+    batch: RetrievalBatch, queries: Tensor, documents: Tensor, training: TrainingSection, seed: int
+) -> Tensor:
+    device, wanted = queries.device, training.loss
+    positive_B, own_BM = batch.positive_B.to(device), batch.own_negatives.to(device)
+    count = wanted.mixed_negatives
     loss = info_nce(
         queries,
         documents,
@@ -85,7 +146,8 @@ def _loss(batch: Batch, parts: Sequence[Tensor], training: TrainingSection) -> T
         temperature=training.temperature,
         blocked_document_BM=batch.blocked_document_BM.to(device),
         blocked_query_BB=batch.blocked_query_BB.to(device),
-        own_negative_BM=is_own.to(device),
+        own_negative_BM=own_BM,
+        mixed=mixed_negatives(documents, own_BM, count=count, seed=seed) if count else None,
         terms=Terms(
             query_query=training.query_query,
             document_document=wanted.document_document,
@@ -97,3 +159,17 @@ def _loss(batch: Batch, parts: Sequence[Tensor], training: TrainingSection) -> T
     if wanted.spread_out:
         loss = loss + wanted.spread_out * (spread_out(queries) + spread_out(documents[positive_B]))
     return loss
+
+
+def _distilled(batch: Batch, parts: Sequence[Tensor], teacher: Sequence[Tensor], training: TrainingSection) -> Tensor:
+    """The teacher's part of the loss; of scores, what a query is compared with depends on the task."""
+    if training.distillation.kind == "embeddings":
+        return teacher_vectors(torch.cat(list(parts)), torch.cat(list(teacher)))
+    temperature, first = training.distillation.temperature, parts[0]
+    if isinstance(batch, RetrievalBatch):
+        documents, judged = parts[1], teacher[1]
+        blocked = batch.blocked_document_BM.to(first.device)
+    else:
+        documents, judged = torch.cat(list(parts[1:])), torch.cat(list(teacher[1:]))
+        blocked = torch.zeros(len(first), len(documents), dtype=torch.bool, device=first.device)
+    return teacher_scores(first, documents, teacher[0] @ judged.T, blocked, temperature=temperature)

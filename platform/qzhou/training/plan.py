@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from qzhou.errors import DataError
-from qzhou.learning import StageSection
-from qzhou.records import Task
+from qzhou.learning import Grouping, StageSection
+from qzhou.records import TASKS, Task
+from qzhou.training.permutation import Ints, permuted
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 SHARE_UNIT = 10**6  # eta is counted in millionths, so that its share of steps is exact
 
 
@@ -31,13 +30,35 @@ class DatasetSize:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedBatch:
-    """The rows of one dataset that one step trains on, over all ranks."""
+class PlannedRows:
+    """Rows of one dataset."""
 
-    step: int
     dataset: str
     task: Task
     rows: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBatch:
+    """What one step trains on, over all ranks: one dataset's rows, or several's where batches are not grouped so."""
+
+    step: int
+    parts: tuple[PlannedRows, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(len(part.rows) for part in self.parts)
+
+    @property
+    def task(self) -> str:
+        """The task, or ``mixed``."""
+        tasks = {part.task for part in self.parts}
+        return next(iter(tasks)) if len(tasks) == 1 else "mixed"
+
+    @property
+    def dataset(self) -> str:
+        """The dataset, or ``mixed``."""
+        return self.parts[0].dataset if len(self.parts) == 1 else "mixed"
 
 
 class BatchPlan:
@@ -46,55 +67,127 @@ class BatchPlan:
     Source: QZhou-Embedding (arXiv:2508.21632), sections 5.1 and 5.2. The paper gives eta as a
     probability; here exactly that share of any run of steps is retrieval (within one step), because a
     short stage would otherwise miss it by chance.
+
+    ``grouping`` says what a batch's rows have in common: their ``dataset`` (the paper's), their ``task`` (as in
+    SFR-Embedding), or nothing; then each row is drawn for itself and eta is a share of rows.
     """
 
-    def __init__(self, datasets: Sequence[DatasetSize], stage: StageSection, *, alpha: float, seed: int) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[DatasetSize],
+        stage: StageSection,
+        *,
+        alpha: float,
+        seed: int,
+        grouping: Grouping = "dataset",
+    ) -> None:
         """Raises: DataError: a group that the stage draws from has no dataset, or a dataset has no rows."""
         for dataset in datasets:
             if dataset.rows == 0:
                 raise DataError(f"the dataset '{dataset.name}' has no training examples")
         self.datasets, self.stage, self.seed = list(datasets), stage, seed
-        retrieval = [number for number, dataset in enumerate(datasets) if dataset.task == "retrieval"]
-        others = [number for number, dataset in enumerate(datasets) if dataset.task != "retrieval"]
-        share = round(stage.retrieval_share * SHARE_UNIT)
-        if (share > 0 and not retrieval) or (share < SHARE_UNIT and not others):
-            missing = "retrieval" if not retrieval else "pair or classification"
-            raise DataError(
-                f"retrieval_share is {stage.retrieval_share}, but there are no {missing} examples to train on"
-            )
-        steps = np.arange(stage.steps, dtype=np.int64)
-        is_retrieval = (steps + 1) * share // SHARE_UNIT > steps * share // SHARE_UNIT
-        draw = np.random.default_rng([seed, 1]).random(stage.steps)  # a prefix does not depend on the length
-        self._dataset = np.where(is_retrieval, self._pick(retrieval, draw, alpha), self._pick(others, draw, alpha))
-        self._turn = np.empty(stage.steps, dtype=np.int64)
-        for number in range(len(datasets)):
-            mine = self._dataset == number
-            self._turn[mine] = np.arange(mine.sum())
+        weights = _weights(self.datasets, stage.retrieval_share, alpha)
+        groups = _groups(self.datasets, grouping)
+        if grouping == "none":
+            self._group = np.zeros(stage.steps, dtype=np.int64)
+        else:
+            self._group = _drawn_groups(self.datasets, groups, weights, stage, seed)
+        self._turn = np.zeros(stage.steps, dtype=np.int64)
+        for number in range(len(groups)):
+            drawn = self._group == number
+            self._turn[drawn] = np.arange(drawn.sum())
+        self._counts = [self._rows_by_turn(group, weights, number) for number, group in enumerate(groups)]
+        self._groups = groups
 
     def at(self, step: int) -> PlannedBatch:
         """The batch of a step, in [0, steps)."""
-        number = int(self._dataset[step])
+        group, turn = int(self._group[step]), int(self._turn[step])
+        members = self._groups[group]
+        counts = self._counts[group]
+        if counts is None:  # a group of one
+            size = self._size(members)
+            return PlannedBatch(step, (self._rows(members[0], turn * size, size),))
+        before = counts[turn - 1] if turn else np.zeros(len(members), dtype=np.int64)
+        parts = [
+            self._rows(member, int(start), int(end - start))
+            for member, start, end in zip(members, before, counts[turn], strict=True)
+            if end > start
+        ]
+        return PlannedBatch(step, tuple(parts))
+
+    def _size(self, members: Sequence[int]) -> int:
+        """Rows of a batch of these datasets; a single one smaller than the batch gives all it has."""
+        pairs = all(self.datasets[member].task == "pair" for member in members)
+        size = self.stage.cosent_batch_size if pairs else self.stage.batch_size
+        return min(size, sum(self.datasets[member].rows for member in members))
+
+    def _rows(self, number: int, start: int, count: int) -> PlannedRows:
+        """The next ``count`` rows of a dataset of which ``start`` have been drawn; not more than it has."""
         dataset = self.datasets[number]
-        size = self.stage.cosent_batch_size if dataset.task == "pair" else self.stage.batch_size
-        size = min(size, dataset.rows)
-        positions = int(self._turn[step]) * size + np.arange(size, dtype=np.int64)
+        positions = start + np.arange(min(count, dataset.rows), dtype=np.int64)
         epochs = positions // dataset.rows
-        rows = np.empty(size, dtype=np.int64)
+        rows = np.empty(len(positions), dtype=np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            rows[here] = _permutation(self.seed, number, int(epoch), dataset.rows)[positions[here] % dataset.rows]
-        return PlannedBatch(step, dataset.name, dataset.task, rows)
+            key = (self.seed, 2, number, int(epoch))
+            rows[here] = permuted(positions[here] % dataset.rows, rows=dataset.rows, key=key)
+        return PlannedRows(dataset.name, dataset.task, rows)
 
-    def _pick(self, group: Sequence[int], draw: np.ndarray[Any, Any], alpha: float) -> Ints:
-        """A dataset of the group for each draw in [0, 1), in proportion to rows ** alpha."""
-        if not group:
-            return np.full(len(draw), -1, dtype=np.int64)
-        weight = np.array([self.datasets[number].rows for number in group], dtype=np.float64) ** alpha
-        upper = np.cumsum(weight / weight.sum())
-        return np.asarray(group, dtype=np.int64)[np.minimum(np.searchsorted(upper, draw, side="right"), len(group) - 1)]
+    def _rows_by_turn(self, group: Sequence[int], weights: np.ndarray[Any, Any], number: int) -> Ints | None:
+        """How many rows each member of a group has given by the end of each of its turns [turns, members]."""
+        if len(group) == 1:
+            return None
+        share = weights[list(group)] / weights[list(group)].sum()
+        generator = np.random.default_rng([self.seed, 4, number])
+        turns = int((self._group == number).sum())
+        return np.cumsum(generator.multinomial(self._size(group), share, size=turns), axis=0, dtype=np.int64)
 
 
-@lru_cache(maxsize=64)
-def _permutation(seed: int, dataset: int, epoch: int, rows: int) -> Ints:
-    """The order in which an epoch visits the rows of a dataset."""
-    return np.random.default_rng([seed, 2, dataset, epoch]).permutation(rows)
+def _weights(datasets: Sequence[DatasetSize], retrieval_share: float, alpha: float) -> np.ndarray[Any, Any]:
+    """Each dataset's share of the batches: eta among retrieval, the rest among the others, by rows ** alpha."""
+    weight = np.array([dataset.rows for dataset in datasets], dtype=np.float64) ** alpha
+    retrieval = np.array([dataset.task == "retrieval" for dataset in datasets])
+    both = (("retrieval", retrieval, retrieval_share), ("pair or classification", ~retrieval, 1 - retrieval_share))
+    for name, group, share in both:
+        if share > 0 and not group.any():
+            raise DataError(f"retrieval_share is {retrieval_share}, but there are no {name} examples to train on")
+        weight[group] *= share / max(weight[group].sum(), np.finfo(float).tiny)
+    return weight
+
+
+def _groups(datasets: Sequence[DatasetSize], grouping: Grouping) -> list[list[int]]:
+    """Numbers of the datasets whose rows may share a batch."""
+    everyone = range(len(datasets))
+    if grouping == "dataset":
+        return [[number] for number in everyone]
+    if grouping == "task":
+        by_task = [[number for number in everyone if datasets[number].task == task] for task in TASKS]
+        return [group for group in by_task if group]
+    return [list(everyone)]
+
+
+def _drawn_groups(
+    datasets: Sequence[DatasetSize],
+    groups: Sequence[Sequence[int]],
+    weights: np.ndarray[Any, Any],
+    stage: StageSection,
+    seed: int,
+) -> Ints:
+    """The group of each step; a prefix does not depend on the number of steps."""
+    steps = np.arange(stage.steps, dtype=np.int64)
+    share = round(stage.retrieval_share * SHARE_UNIT)
+    is_retrieval = (steps + 1) * share // SHARE_UNIT > steps * share // SHARE_UNIT
+    draw = np.random.default_rng([seed, 1]).random(stage.steps)
+    of_retrieval = [number for number, group in enumerate(groups) if datasets[group[0]].task == "retrieval"]
+    others = [number for number in range(len(groups)) if number not in of_retrieval]
+    weight = np.array([weights[list(group)].sum() for group in groups])
+    return np.where(is_retrieval, _pick(of_retrieval, weight, draw), _pick(others, weight, draw))
+
+
+def _pick(candidates: Sequence[int], weight: np.ndarray[Any, Any], draw: np.ndarray[Any, Any]) -> Ints:
+    """A candidate for each draw in [0, 1), in proportion to its weight."""
+    if not candidates or not weight[list(candidates)].sum():
+        return np.full(len(draw), -1, dtype=np.int64)
+    upper = np.cumsum(weight[list(candidates)] / weight[list(candidates)].sum())
+    places = np.minimum(np.searchsorted(upper, draw, side="right"), len(candidates) - 1)
+    return np.asarray(candidates, dtype=np.int64)[places]

@@ -4,15 +4,23 @@ import numpy as np
 import pytest
 
 from qzhou.prompts import Prompt
-from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample, Source
-from qzhou.training.batches import TrainingSet, build_batch
-from qzhou.training.plan import PlannedBatch
+from qzhou.records import EXAMPLE_TYPES, LabeledExample, Negative, PairExample, RetrievalExample, Source
+from qzhou.storage import Folder, table_of, write_records, write_table
+from qzhou.training.batches import build_batches
+from qzhou.training.data import TrainingSet, local_copy
+from qzhou.training.plan import PlannedBatch, PlannedRows
 
 
 def batch(examples, task, prompt=None, negatives=2, step=0):
-    data = TrainingSet.of("d", prompt or Prompt(), examples)
-    planned = PlannedBatch(step, "d", task, np.arange(len(data.examples)))
-    return build_batch(planned, data, negatives_per_query=negatives, seed=1)
+    (made,) = batches({"d": (examples, prompt or Prompt())}, negatives, step)
+    assert made.task == task
+    return made
+
+
+def batches(datasets, negatives=2, step=0):
+    data = {name: TrainingSet.of(name, prompt, examples) for name, (examples, prompt) in datasets.items()}
+    parts = tuple(PlannedRows(name, one.task, np.arange(one.rows)) for name, one in data.items())
+    return build_batches(PlannedBatch(step, parts), data, negatives_per_query=negatives, seed=1)
 
 
 def retrieval(number, query=None, positives=None, negatives=0, parent=""):
@@ -96,7 +104,10 @@ def test_a_positive_shares_the_class_and_is_another_text_and_negatives_do_not():
 def test_a_class_with_one_text_is_left_out_because_it_could_have_no_positive():
     lonely = LabeledExample(id="x", dataset="d", text="alone", label="lonely")
 
-    assert len(TrainingSet.of("d", Prompt(), [*labeled(4, 2), lonely]).examples) == 4
+    data = TrainingSet.of("d", Prompt(), [lonely, *labeled(4, 2)])
+
+    assert data.rows == 4
+    assert [one.label for one in data.take(np.arange(4))] == ["l0", "l1", "l0", "l1"]
 
 
 @pytest.mark.parametrize("labels", [1, 2])
@@ -105,3 +116,68 @@ def test_classification_works_with_one_class_and_with_two(labels):
 
     assert len(made.negatives) == (0 if labels == 1 else 8)
     assert made.label_B.tolist() == [i % labels for i in range(4)]
+
+
+def test_datasets_of_one_task_share_a_batch_each_with_its_own_prompt():
+    find, answer = Prompt("Find", symmetric=False), Prompt("Answer", symmetric=False)
+
+    (made,) = batches({"a": ([retrieval(0, negatives=1)], find), "b": ([retrieval(1)], answer)})
+
+    assert made.queries == [find.query("q0"), answer.query("q1")]
+    assert made.documents == ["p0", "p1", "n0.0"]
+    assert made.owner_M.tolist() == [0, 1, 0]
+
+
+def test_scores_of_different_datasets_are_on_different_scales():
+    pair = PairExample(id="1", dataset="d", text_a="a", text_b="b", score=2.0)
+
+    (made,) = batches({"a": ([pair, pair], Prompt()), "b": ([pair], Prompt())})
+
+    assert made.scale_P.tolist() == [0, 0, 1]
+
+
+def test_classes_of_different_datasets_are_different():
+    (made,) = batches({"a": (labeled(4, 2), Prompt()), "b": (labeled(6, 3), Prompt())})
+
+    assert made.label_B.tolist() == [0, 1, 0, 1, 2, 3, 4, 2, 3, 4]
+    assert set(made.negative_label_M[:8].tolist()) <= {0, 1}
+    assert set(made.negative_label_M[8:].tolist()) <= {2, 3, 4}
+
+
+def test_rows_of_several_tasks_become_a_batch_of_each():
+    pair = PairExample(id="1", dataset="d", text_a="a", text_b="b", score=2.0)
+
+    made = batches({"p": ([pair], Prompt()), "r": ([retrieval(0)], Prompt()), "c": (labeled(4, 2), Prompt())})
+
+    assert [(one.task, one.size) for one in made] == [("retrieval", 1), ("pair", 1), ("classification", 4)]
+
+
+def test_stored_examples_are_those_that_were_written(tmp_path):
+    """Through Parquet and the memory-mapped copy, nested records and all, in any order and more than once."""
+    made = {
+        "retrieval": [retrieval(n, negatives=n % 3, parent=str(n)) for n in range(2500)],
+        "classification": labeled(7, 2),
+    }
+    for task, examples in made.items():
+        folder = Folder.open(str(tmp_path / task))
+        write_records(folder, examples[:5], EXAMPLE_TYPES[task])
+        write_table(folder, "part-000001.parquet", table_of(examples[5:], EXAMPLE_TYPES[task]))
+        file = local_copy(folder, tmp_path / "cache" / "f1" / f"{task}.arrow")
+        data = TrainingSet.stored("d", task, Prompt(), file)
+
+        rows = np.array([len(examples) - 1, 0, 3, 3])
+        assert data.rows == len(examples)
+        assert data.take(rows) == [examples[row] for row in rows]
+
+
+def test_a_node_keeps_one_copy_and_drops_those_of_other_examples(tmp_path):
+    folder = Folder.open(str(tmp_path / "r"))
+    write_records(folder, [retrieval(0)], RetrievalExample)
+    old = local_copy(folder, tmp_path / "cache" / "f1" / "d.arrow")
+    first = old.stat().st_mtime_ns
+
+    assert local_copy(folder, tmp_path / "cache" / "f1" / "d.arrow").stat().st_mtime_ns == first
+    new = local_copy(folder, tmp_path / "cache" / "f2" / "d.arrow")
+
+    assert new.exists()
+    assert not old.exists()

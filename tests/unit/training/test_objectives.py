@@ -4,17 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from qzhou.errors import TrainingError
+from qzhou.errors import DataError, TrainingError
 from qzhou.learning import LossSection
 from qzhou.prompts import Prompt
-from qzhou.recipe import ModelSection
 from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample
-from qzhou.training.batches import TrainingSet, build_batch
-from qzhou.training.losses import Terms, info_nce, spread_out
-from qzhou.training.objectives import loss_of
-from qzhou.training.plan import PlannedBatch
+from qzhou.training.batches import build_batches
+from qzhou.training.data import TrainingSet
+from qzhou.training.losses import Terms, info_nce, mixed_negatives, spread_out
+from qzhou.training.objectives import figures, loss_of
+from qzhou.training.plan import PlannedBatch, PlannedRows
 
-MODEL = ModelSection(backbone="unused")
 EXAMPLES = {
     "retrieval": [
         RetrievalExample(
@@ -28,26 +27,35 @@ EXAMPLES = {
 }  # fmt: skip
 
 
-def embed(texts, *, max_tokens):
-    assert max_tokens in {MODEL.max_query_tokens, MODEL.max_document_tokens}
+def embed(texts):
     seeds = [int.from_bytes(text.encode(), "big") % 2**31 for text in texts]
     rows = torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).double()
     return torch.nn.functional.normalize(rows, dim=1)
 
 
 def batch(task):
-    data = TrainingSet.of("d", Prompt(), EXAMPLES[task])
-    return build_batch(PlannedBatch(0, "d", task, np.arange(len(data.examples))), data, negatives_per_query=2, seed=1)
+    return batches(task)[0]
 
 
-def loss(made, make_recipe, how=embed, **settings):
-    training = make_recipe(training={"loss": settings}).training
-    return loss_of(made, how, MODEL, training)
+def batches(*tasks):
+    data = {task: TrainingSet.of(task, Prompt(), EXAMPLES[task]) for task in tasks}
+    parts = tuple(PlannedRows(task, task, np.arange(one.rows)) for task, one in data.items())
+    return build_batches(PlannedBatch(0, parts), data, negatives_per_query=2, seed=1)
+
+
+def texts(made):
+    return [text for batch in made for _, kind in batch.kinds for text in kind]
+
+
+def loss(made, make_recipe, how=embed, teacher=None, distillation=None, **settings):
+    made = made if isinstance(made, list) else [made]
+    training = make_recipe(training={"loss": settings, "distillation": distillation or {}}).training
+    return loss_of(made, how(texts(made)), training, teacher_ND=teacher and teacher(texts(made)), seed=5)
 
 
 def shortened(dimensions):
-    def cut(texts, *, max_tokens):
-        return torch.nn.functional.normalize(embed(texts, max_tokens=max_tokens)[:, :dimensions], dim=1)
+    def cut(texts):
+        return torch.nn.functional.normalize(embed(texts)[:, :dimensions], dim=1)
 
     return cut
 
@@ -74,7 +82,7 @@ def test_weights_and_dimensions_must_fit():
 
 def test_a_querys_own_hard_negatives_are_known_and_spreading_is_added(make_recipe):
     made = batch("retrieval")
-    queries, documents = (embed(texts, max_tokens=256) for texts in (made.queries, made.documents))
+    queries, documents = (embed(texts) for texts in (made.queries, made.documents))
     own = torch.tensor([[text.startswith(f"n{n}.") for text in made.documents] for n in range(5)])
 
     found = loss(made, make_recipe, hardness=4.0, focal=1.0, false_negative_margin=0.2, spread_out=0.3)
@@ -87,3 +95,97 @@ def test_a_querys_own_hard_negatives_are_known_and_spreading_is_added(make_recip
     assert own.sum() == 4
     expected = plain + 0.3 * (spread_out(queries) + spread_out(documents[:5]))
     assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_tasks_that_share_a_batch_count_by_their_examples(make_recipe):
+    found = loss(batches("retrieval", "pair", "classification"), make_recipe)
+
+    parts = {task: loss(batch(task), make_recipe).item() for task in EXAMPLES}
+    expected = (5 * parts["retrieval"] + 5 * parts["pair"] + 6 * parts["classification"]) / 16
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+def other(texts):
+    return torch.nn.functional.normalize(embed(texts) + 0.3, dim=1)
+
+
+def test_a_teachers_scores_are_learned_beside_the_labels(make_recipe):
+    """The divergence in loops."""
+    made = batch("retrieval")
+    wanted = {"teacher": "x", "weight": 0.5, "temperature": 0.1}
+
+    found = loss(made, make_recipe, teacher=other, distillation=wanted)
+
+    student, teacher = (how(made.queries) @ how(made.documents).T / 0.1 for how in (embed, other))
+    divergence = 0.0
+    for query in range(5):
+        seen = [m for m in range(len(made.documents)) if not made.blocked_document_BM[query, m]]
+        p, q = ([one[query, m].exp() for m in seen] for one in (student, teacher))
+        for a, b in zip(p, q, strict=True):
+            divergence += (b / sum(q)) * ((b / sum(q)) / (a / sum(p))).log() / 5
+    expected = loss(made, make_recipe) + 0.5 * divergence
+    assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_a_teachers_vectors_are_learned_beside_the_labels(make_recipe):
+    made = batch("pair")
+    wanted = {"teacher": "x", "kind": "embeddings", "weight": 2.0}
+
+    found = loss(made, make_recipe, teacher=other, distillation=wanted)
+
+    all_texts = texts([made])
+    distance = sum(1 - float(embed([one])[0] @ other([one])[0]) for one in all_texts) / len(all_texts)
+    assert found.item() == pytest.approx(loss(made, make_recipe).item() + 2 * distance, rel=1e-9)
+
+
+def test_a_teacher_of_another_width_cannot_give_its_vectors(make_recipe):
+    wanted = {"teacher": "x", "kind": "embeddings"}
+
+    with pytest.raises(DataError, match=r"teacher's vectors have 4 dimensions and the model's 8.*scores"):
+        loss(batch("pair"), make_recipe, teacher=shortened(4), distillation=wanted)
+
+
+def test_mixed_negatives_lie_between_two_own_ones_and_raise_the_loss(make_recipe):
+    made = batch("retrieval")
+    documents = embed(made.documents)
+
+    mixed_KD, owner_K = mixed_negatives(documents, made.own_negatives, count=3, seed=5)
+
+    assert owner_K.tolist() == [2, 2, 2]  # the only query with two hard negatives
+    own = documents[made.own_negatives[2]]
+    for vector in mixed_KD:
+        assert float(vector.norm()) == pytest.approx(1.0)
+        inside = torch.linalg.lstsq(own.T, vector).solution
+        assert (inside >= 0).all()
+        assert torch.allclose(own.T @ inside, vector)
+    queries = embed(made.queries)
+    total = torch.cat([documents, mixed_KD])
+    logits = torch.cat([queries @ total.T, queries @ queries.T], 1) / 0.02
+    left_out = torch.cat([made.blocked_document_BM, owner_K[None] != torch.arange(5)[:, None], torch.eye(5).bool()], 1)
+    expected = torch.nn.functional.cross_entropy(logits.masked_fill(left_out, -torch.inf), made.positive_B)
+    assert loss(made, make_recipe, mixed_negatives=3).item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_figures_of_a_batch_in_loops():
+    made = batches("retrieval", "pair", "classification")
+    retrieval, pair, classes = made
+    vectors = {text: embed([text])[0] for text in texts(made)}
+
+    found = figures(made, embed(texts(made)))
+
+    def cosine(a, b):
+        return float(vectors[a] @ vectors[b])
+
+    positive = [cosine(q, retrieval.documents[n]) for n, q in enumerate(retrieval.queries)]
+    others = [max(cosine(q, d) for m, d in enumerate(retrieval.documents) if m != n)
+              for n, q in enumerate(retrieval.queries)]  # fmt: skip
+    of_classes = [cosine(t, p) for t, p in zip(classes.texts, classes.positives, strict=True)]
+    highest = [
+        max(cosine(t, n) for m, n in enumerate(classes.negatives) if classes.negative_label_M[m] != classes.label_B[i])
+        for i, t in enumerate(classes.texts)
+    ]
+    sides = [cosine(a, b) for a, b in zip(pair.texts_a, pair.texts_b, strict=True)]
+    correct = [p > n for p, n in zip(positive + of_classes, others + highest, strict=True)]
+    assert found["positive_cosine"] == pytest.approx(np.mean(positive + sides + of_classes), abs=1e-6)
+    assert found["negative_cosine"] == pytest.approx(np.mean(others + highest), abs=1e-6)
+    assert found["accuracy"] == pytest.approx(np.mean(correct), abs=1e-6)

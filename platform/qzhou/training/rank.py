@@ -1,0 +1,126 @@
+"""What one rank of a stage does, from loading to the written model; runs with or without Ray."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_causal, load_backbone
+from qzhou.encoder.export import save_sentence_transformer
+from qzhou.errors import TrainingError
+from qzhou.recipe import Recipe
+from qzhou.storage import Folder
+from qzhou.training.data import training_sets
+from qzhou.training.deepspeed_engine import DeepSpeedEngine
+from qzhou.training.engine import Engine
+from qzhou.training.loop import Keeper, Stage, train_stage
+from qzhou.training.lora import merged, with_adapters
+from qzhou.training.plan import BatchPlan, DatasetSize
+from qzhou.training.teacher import Teacher
+from qzhou.training.validation import Validation, held_out
+
+StageName = Literal["stage1", "stage2"]
+KeeperOf = Callable[[Engine, int], Keeper]
+MODEL = "model"
+
+
+def train_rank(
+    recipe: Recipe, name: StageName, run_folder: Folder, *, mined: str, keeper_of: KeeperOf, checkpoint: Path | None
+) -> None:
+    """Load, go on from a checkpoint if there is one, train, and let rank 0 write the model.
+
+    The process group of the ranks is there already.
+
+    Args:
+        mined: Fingerprint of the examples.
+        keeper_of: Engine and first step to what keeps metrics and checkpoints.
+        checkpoint: Folder of all ranks' parts.
+
+    Raises:
+        DataError: There is nothing to train on.
+        TrainingError: The loss is not finite, or the checkpoint cannot be continued.
+    """
+    data = training_sets(recipe, run_folder, mined=mined, retrieval_only=name == "stage1")
+    plan = BatchPlan(
+        [DatasetSize(one.name, one.task, one.rows) for one in data.values()],
+        getattr(recipe.training, name),
+        alpha=recipe.training.dataset_alpha,
+        seed=recipe.run.seed + (0 if name == "stage1" else 1),
+        grouping=recipe.training.grouping,
+    )
+    device = choose_device(None if recipe.cluster.gpu else "cpu")
+    dtype = choose_dtype(recipe.model.dtype, device)
+    with _starting_model(recipe, run_folder, name) as spec:
+        found = _load(recipe, spec, dtype)
+        _refuse_soft_mask(recipe, name, found)
+        model = with_adapters(found.model, recipe.training.lora).to(device)
+        engine = DeepSpeedEngine(model, found.tokenizer, recipe.training, device, checkpoint=checkpoint)
+        first_step = engine.load(checkpoint) if checkpoint is not None else 0
+        if checkpoint is not None and engine.rank == 0:
+            print(f"train: {name}: continues after step {first_step}", flush=True)
+        wanted = recipe.training.validate_every_steps
+        judged = Validation.of(held_out(recipe, run_folder), recipe, found.tokenizer, engine) if wanted else None
+        taught = recipe.training.distillation.teacher
+        stage = Stage(
+            name,
+            plan,
+            data,
+            recipe,
+            found.tokenizer,
+            teacher=Teacher.load(taught, device=device, dtype=dtype) if taught else None,
+            validate=partial(judged, engine) if judged else None,
+        )
+        train_stage(stage, engine, keeper_of(engine, first_step), first_step=first_step)
+        state = engine.full_state()
+        if engine.rank == 0:
+            _write_model(recipe, spec, state, run_folder / "train" / name / MODEL)
+
+
+def _load(recipe: Recipe, spec: str, dtype: torch.dtype) -> Backbone:
+    return load_backbone(spec, pooling=recipe.model.pooling, attention=recipe.model.attention, dtype=dtype)
+
+
+def _refuse_soft_mask(recipe: Recipe, name: StageName, found: Backbone) -> None:
+    """A mask can open only over attention that is to be bidirectional."""
+    steps = getattr(recipe.training, name).soft_mask_steps
+    if steps and is_causal(found.model.backbone):
+        raise TrainingError(
+            f"training.{name}.soft_mask_steps is {steps}, and the attention of '{recipe.model.backbone}' stays causal. "
+            'Set model.attention = "bidirectional", or soft_mask_steps to 0.'
+        )
+
+
+@contextmanager
+def _starting_model(recipe: Recipe, run_folder: Folder, name: StageName) -> Iterator[str]:
+    """Stage 1 starts from the backbone, stage 2 from what stage 1 made."""
+    if name == "stage1":
+        yield recipe.model.backbone
+        return
+    with (run_folder / "train" / "stage1" / MODEL).local_copy() as place:
+        yield str(place)
+
+
+def _write_model(recipe: Recipe, spec: str, state: dict[str, Tensor], target: Folder) -> None:
+    """Full weights into a sentence-transformers folder."""
+    found = _load(recipe, spec, torch.float32)
+    model = with_adapters(found.model, recipe.training.lora)
+    model.load_state_dict(model.state_dict() | state)  # buffers are not trained
+    model = merged(model).to(getattr(torch, recipe.model.saved_dtype))
+    if recipe.training.loss.matryoshka_dimensions:  # the widths that an endpoint may cut to
+        model.backbone.config.matryoshka_dimensions = list(recipe.training.loss.matryoshka_dimensions)
+    with tempfile.TemporaryDirectory() as temporary:
+        save_sentence_transformer(
+            model,
+            found.tokenizer,
+            Path(temporary),
+            max_tokens=recipe.model.max_document_tokens,
+            prompts=recipe.prompts,
+        )
+        target.upload(Path(temporary))

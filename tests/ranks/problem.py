@@ -1,0 +1,164 @@
+"""A small problem with one dataset of each task, and what tests of training do with it."""
+
+import contextlib
+import itertools
+import json
+from functools import partial
+
+import numpy as np
+import torch
+
+from qzhou.encoder import load_backbone
+from qzhou.encoder.encoder import token_ids
+from qzhou.prompts import Prompt
+from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample
+from qzhou.training.batches import build_batches
+from qzhou.training.data import TrainingSet
+from qzhou.training.deal import deal
+from qzhou.training.engine import without_dropout
+from qzhou.training.gradient_cache import backward
+from qzhou.training.loop import Stage, train_stage
+from qzhou.training.objectives import loss_of
+from qzhou.training.plan import BatchPlan, DatasetSize, PlannedBatch, PlannedRows
+
+COLOURS = ["red", "blue", "green", "tree", "sea", "paris", "london", "word", "list", "sum", "query"]
+RETRIEVAL = [
+    RetrievalExample(
+        id=str(i), dataset="r", query=f"what is the {colour}", positives=(f"the {colour} is a text " * (1 + i % 3),),
+        negatives=(Negative(text=f"the answer to {colour}", origin="mined"),),
+    )
+    for i, colour in enumerate(COLOURS)
+]  # fmt: skip
+PAIRS = [
+    PairExample(id=str(i), dataset="p", text_a=f"a {c}", text_b=f"the {c} {c}", score=i % 3)
+    for i, c in enumerate(COLOURS)
+]
+LABELED = [LabeledExample(id=str(i), dataset="c", text=f"{c} word", label=str(i % 3)) for i, c in enumerate(COLOURS)]
+DATA = {
+    "r": TrainingSet.of("r", Prompt("Find", symmetric=False), RETRIEVAL),
+    "p": TrainingSet.of("p", Prompt("Compare", symmetric=True), PAIRS),
+    "c": TrainingSet.of("c", Prompt(), LABELED),
+}
+TASKS = {"r": "retrieval", "p": "pair", "c": "classification"}
+TEMPERATURES = (1.0, 0.05, 0.02)
+HELD = {"direct": 10**6, "cached": 1}  # padded tokens whose activations are held
+CHUNK_TOKENS = 64  # several chunks on each of four ranks
+TOLERANCE = 1e-5  # of the norm of the gradient, float32
+
+
+def model_of(folder):
+    return load_backbone(str(folder), attention="bidirectional", dtype=torch.float32)
+
+
+def with_training(recipe, **settings):
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=settings)})
+
+
+def three_tasks(make_recipe, **settings):
+    """A recipe of one dataset of each task, whose stage 2 has six steps, with these training settings."""
+    recipe = make_recipe(
+        datasets=[
+            {"name": "r", "reader": "jsonl", "rule": "title_body", "paths": ["x"], "instruction": "Find"},
+            {"name": "p", "reader": "jsonl", "rule": "scored_pair", "paths": ["x"], "instruction": "Compare"},
+            {"name": "c", "reader": "jsonl", "rule": "labeled", "paths": ["x"]},
+        ]
+    )
+    stage = recipe.training.stage2.model_copy(update={"steps": 6, "retrieval_share": 0.5, "batch_size": 5})
+    return with_training(recipe, **{"stage2": stage, "save_every_steps": 3} | settings)
+
+
+def gradients(engine, recipe, tokenizer, of_weights, temperatures=TEMPERATURES, ways=tuple(HELD)):
+    """The gradient of each loss at each temperature, direct and cached, averaged over ranks as engines do."""
+    found = {}
+    for name, temperature, way in itertools.product(TASKS, temperatures, ways):
+        training = recipe.training.model_copy(
+            update={"temperature": temperature, "cosent_temperature": temperature, "negatives_per_query": 1}
+        )
+        planned = PlannedBatch(0, (PlannedRows(name, TASKS[name], np.arange(11)),))  # 11: uneven shares
+        batches = build_batches(planned, DATA, negatives_per_query=1, seed=1)
+        ids = token_ids(tokenizer, [t for b in batches for _, texts in b.kinds for t in texts], max_tokens=64)
+        dealt = deal(ids, rank=engine.rank, world=engine.world, chunk_tokens=CHUNK_TOKENS)
+        backward(
+            dealt, engine.forward, engine.backward, partial(of_batches, batches, training),
+            rank=engine.rank, held=HELD[way],
+        )  # fmt: skip
+        found[name, temperature, way] = of_weights(engine)
+        engine.update(0.0)  # clears the gradients and changes nothing
+    return found
+
+
+def of_batches(batches, training, vector_ND):
+    return loss_of(batches, vector_ND, training)
+
+
+def torch_gradient(engine):
+    return torch.cat([one.grad.flatten() for one in engine.model.parameters() if one.grad is not None])
+
+
+def plain_gradients(recipe, folder):
+    """Without anything of ours between the texts and the loss: one padded forward pass and torch's own backward."""
+    found = model_of(folder)
+    without_dropout(found.model)
+    gathered = {}
+    for name, temperature in itertools.product(TASKS, TEMPERATURES):
+        training = recipe.training.model_copy(update={"temperature": temperature, "cosent_temperature": temperature})
+        planned = PlannedBatch(0, (PlannedRows(name, TASKS[name], np.arange(11)),))
+        batches = build_batches(planned, DATA, negatives_per_query=1, seed=1)
+        texts = [text for batch in batches for _, kind in batch.kinds for text in kind]
+        tokens = found.tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        hidden = found.model.backbone(**tokens).last_hidden_state
+        mask = tokens["attention_mask"][..., None].float()
+        vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+        found.model.zero_grad()
+        loss_of(batches, vectors, training).backward()
+        gathered[name, temperature] = torch.cat(
+            [one.grad.flatten() for one in found.model.parameters() if one.grad is not None]
+        )
+    return gathered
+
+
+def assert_same(found, expected):
+    for (name, temperature, way), gradient in found.items():
+        wanted = expected[name, temperature]
+        assert wanted.norm() > 0
+        distance = float((gradient - wanted).norm() / wanted.norm())
+        assert distance < TOLERANCE, (name, temperature, way, distance)
+
+
+class StopError(Exception):
+    """Ends a run as a kill would."""
+
+
+class Notes:
+    """Keeps metrics; stops at a step where it is told to."""
+
+    def __init__(self, last_step=None, folder=None):
+        self.metrics, self.saved, self.last_step, self.folder = [], [], last_step, folder
+
+    def record(self, metrics):
+        self.metrics.append(metrics)
+
+    def leaving(self):
+        return False
+
+    def save(self, step):
+        self.saved.append(step)
+        if step == self.last_step:
+            raise StopError
+
+    def refuse(self, batch):
+        (self.folder / "batch.json").write_text(json.dumps(batch))
+        return "batch.json"
+
+
+def run(engine, recipe, plan, tokenizer, first_step=0, last_step=None, **stage):
+    """Train and give back the losses; ``last_step`` stops as a killed job would."""
+    notes = Notes(last_step)
+    with contextlib.suppress(StopError):
+        train_stage(Stage("stage2", plan, DATA, recipe, tokenizer, **stage), engine, notes, first_step=first_step)
+    return [one["loss"] for one in notes.metrics]
+
+
+def stage_plan(recipe):
+    sizes = [DatasetSize(name, task, 11) for name, task in TASKS.items()]
+    return BatchPlan(sizes, recipe.training.stage2, alpha=0.5, seed=1)
