@@ -78,11 +78,16 @@ def tiny_bert(tmp_path_factory) -> Path:
 @pytest.fixture
 def make_recipe(tmp_path):
     """A small valid recipe; keyword arguments replace or extend whole settings of its sections."""
+    return recipe_in(tmp_path)
+
+
+def recipe_in(folder: Path):
+    """Makes recipes whose runs lie in a folder."""
 
     def make(**sections):
         stage = {"steps": 4, "learning_rate": 1e-3, "warmup_steps": 1, "batch_size": 4, "cosent_batch_size": 6}
         content = {
-            "run": {"name": "tiny", "storage": str(tmp_path / "runs"), "seed": 1},
+            "run": {"name": "tiny", "storage": str(folder / "runs"), "seed": 1},
             "model": {"backbone": "unused", "max_query_tokens": 16, "max_document_tokens": 24},
             "datasets": [{"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}],
             "mining": {"rank_from": 1, "rank_to": 8, "negatives_per_query": 2},

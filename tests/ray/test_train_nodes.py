@@ -1,0 +1,72 @@
+"""Training on several nodes: one dies, one is about to leave."""
+
+import threading
+import time
+
+import pytest
+import ray
+from ray._private.state import available_resources_per_node
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+
+from qzhou.cluster import session
+from qzhou.training.pipeline import train
+from tests.ray.training_run import STAGE, metrics, prepared, wait_for_checkpoint
+
+PREEMPTION = 2  # ray's DrainNodeReason
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A head without CPUs, and four nodes of one CPU each: two to train on, two to take their places."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        added = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(4))}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_ADDRESS", cluster.address)
+            patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.2")  # not 5: steps take a tenth of a second here
+            with session():
+                yield cluster, added
+    finally:
+        cluster.shutdown()
+
+
+def test_a_dead_node_and_a_leaving_one_cost_no_step(nodes, make_recipe, tiny_qwen2, capfd):
+    """In stage 1 a node dies; in stage 2 another is drained, and a checkpoint is written at once."""
+    cluster, added = nodes
+    long = {**STAGE, "retrieval_share": 0.5, "steps": 100}
+    recipe = prepared(make_recipe, tiny_qwen2, "nodes", save_every_steps=4, max_failures=3, stage2=long)
+    failed = []
+
+    def disturb():
+        try:
+            wait_for_checkpoint(recipe, 4)
+            cluster.remove_node(added[busy_node(added)], allow_graceful=False)
+            wait_for_checkpoint(recipe, 4, "stage2")
+            drain(cluster.address, busy_node(added))
+        except Exception as error:  # shown by the test and not lost in its thread
+            failed.append(error)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    train(recipe)
+    thread.join()
+
+    assert not failed
+    assert [one["step"] for one in metrics(recipe, "stage1")] == list(range(12))
+    assert [one["step"] for one in metrics(recipe, "stage2")] == list(range(100))
+    told = capfd.readouterr()
+    assert "a node is about to leave the cluster; a checkpoint is written now" in told.out + told.err
+
+
+def busy_node(added) -> str:
+    """A node whose CPU is taken by a worker."""
+    free = available_resources_per_node()
+    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] in added]
+    return next(one for one in alive if not free.get(one, {}).get("CPU"))
+
+
+def drain(address: str, node: str) -> None:
+    """Tell Ray that a node will go, as a watcher of spot notices would."""
+    accepted, why = GcsClient(address=address).drain_node(node, PREEMPTION, "a notice", int((time.time() + 90) * 1000))
+    assert accepted, why

@@ -1,0 +1,103 @@
+"""The training stages on a local Ray: whole after any death, and as good as an undisturbed run."""
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from qzhou.cluster import session
+from qzhou.errors import TrainingError
+from qzhou.training.pipeline import export, train
+from tests.conftest import recipe_in
+from tests.ranks.problem import with_training
+from tests.ray.training_run import (
+    LOSS_TOLERANCE,
+    kill_a_worker,
+    losses,
+    metrics,
+    prepared,
+    stage_folder,
+    wait_for_checkpoint,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    with session():
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, tiny_qwen2):
+    """The losses of all steps and the folder of a run to which nothing happened."""
+    recipe = prepared(recipe_in(tmp_path_factory.mktemp("undisturbed")), tiny_qwen2, "calm", validate_every_steps=6)
+    train(recipe)
+    return recipe
+
+
+def test_both_stages_leave_metrics_checkpoints_and_a_model(undisturbed):
+    for stage in ("stage1", "stage2"):
+        lines = metrics(undisturbed, stage)
+        assert [one["step"] for one in lines] == list(range(12))
+        assert [one["step"] for one in lines if "validation_ndcg_at_10" in one] == [5, 11]
+        assert all(0 <= one["validation_accuracy"] <= 1 for one in lines if "validation_accuracy" in one)
+        kept = [path.name for path in (stage_folder(undisturbed, stage) / "checkpoints").glob("step_*")]
+        assert sorted(kept) == ["step_000010", "step_000012"]
+    assert {one["task"] for one in metrics(undisturbed, "stage1")} == {"retrieval"}
+    assert len({one["task"] for one in metrics(undisturbed, "stage2")}) == 3
+    export(undisturbed)
+    model = SentenceTransformer(str(stage_folder(undisturbed).parent.parent / "model"), device="cpu")
+    assert model.encode(["a text"]).shape == (1, 32)
+
+
+def test_killed_workers_and_a_killed_driver_cost_no_step(undisturbed, make_recipe, tiny_qwen2, tmp_path):
+    """A worker and then the driver die in stage 1; stage 2 is given up by two workers and ended by one."""
+    recipe = prepared(make_recipe, tiny_qwen2, "disturbed")
+    job = start_driver(recipe, tmp_path)
+    wait_for_checkpoint(recipe, 2)
+    kill_a_worker(job.pid)
+    wait_for_checkpoint(recipe, 6)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    assert not (stage_folder(recipe, "stage1") / "manifest.json").exists()
+
+    killer = threading.Thread(target=lambda: (wait_for_checkpoint(recipe, 4, "stage2"), kill_a_worker()))
+    killer.start()
+    with pytest.raises(TrainingError, match="continues from the last checkpoint"):
+        train(with_training(recipe, max_failures=0))
+    killer.join()
+    assert losses(recipe, "stage1") == pytest.approx(losses(undisturbed, "stage1"), abs=LOSS_TOLERANCE)
+
+    train(with_training(recipe, workers=1))
+
+    assert losses(recipe, "stage2") == pytest.approx(losses(undisturbed, "stage2"), rel=1e-3)
+
+
+def start_driver(recipe, folder):
+    """``train`` in a process with a cluster of its own."""
+    (folder / "recipe.pickle").write_bytes(pickle.dumps(recipe))
+    code = "import pickle, sys; from qzhou.training.pipeline import train; train(pickle.load(open(sys.argv[1], 'rb')))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-c", code, str(folder / "recipe.pickle")], env=environment)
+
+
+def test_a_stage_whose_loss_is_not_finite_keeps_its_batch_and_says_where(make_recipe, tiny_qwen2, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_qwen2, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["norm.weight"] = torch.full_like(weights["norm.weight"], float("nan"))
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    recipe = prepared(make_recipe, broken, "broken", max_failures=0)
+
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 0 on 'r'; its batch is in .*step-000000.json"):
+        train(recipe)
+
+    assert (stage_folder(recipe, "stage1") / "not_finite" / "step-000000.json").exists()
