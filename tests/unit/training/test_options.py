@@ -1,0 +1,111 @@
+"""What rivals have and the paper lacks: adapters, an opening mask, a teacher."""
+
+import copy
+
+import pytest
+import torch
+
+from qzhou.encoder import load_backbone
+from qzhou.encoder.attention import Padded, opening_mask
+from qzhou.errors import TrainingError
+from qzhou.learning import DistillationSection, LoraSection
+from qzhou.training.engine import TorchEngine
+from qzhou.training.lora import merged, with_adapters
+from qzhou.training.teacher import Teacher
+from tests.ranks.problem import model_of, run, stage_plan, three_tasks
+
+CPU = torch.device("cpu")
+IDS = [[5, 9, 11, 3], [7, 8]]
+
+
+def vectors(model, tokenizer):
+    with torch.no_grad():
+        return model.eval()(Padded.of(IDS, CPU, pad_token=tokenizer.pad_token_id))
+
+
+def test_adapters_learn_and_the_rest_stays_and_the_merged_model_is_the_trained_one(make_recipe, tiny_qwen2):
+    recipe = three_tasks(make_recipe, lora=LoraSection(rank=4))
+    found = model_of(tiny_qwen2)
+    before = copy.deepcopy(found.model.state_dict())
+    engine = TorchEngine(with_adapters(found.model, recipe.training.lora), found.tokenizer, recipe.training)
+    losses = run(engine, recipe, stage_plan(recipe), found.tokenizer)
+    trained = vectors(engine.model, found.tokenizer)
+
+    again = with_adapters(model_of(tiny_qwen2).model, recipe.training.lora)
+    again.load_state_dict(engine.full_state())
+    plain = merged(again)
+
+    assert losses[-1] != losses[0]
+    assert not torch.allclose(trained, vectors(model_of(tiny_qwen2).model, found.tokenizer), atol=1e-3)
+    assert torch.allclose(vectors(plain, found.tokenizer), trained, atol=1e-5)
+    assert plain.state_dict().keys() == before.keys()
+    changed = {name for name, value in plain.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.endswith("proj.weight") for name in changed)
+
+
+def test_a_layer_that_the_model_does_not_have_is_named(tiny_qwen2):
+    with pytest.raises(TrainingError, match="no_such_layer"):
+        with_adapters(model_of(tiny_qwen2).model, LoraSection(rank=4, target_modules=("no_such_layer",)))
+
+
+def attended(tiny_qwen2, attention, openness=None):
+    found = load_backbone(str(tiny_qwen2), attention=attention, dtype=torch.float32)
+    texts = Padded.of(IDS, CPU, pad_token=found.tokenizer.pad_token_id)
+    if openness is not None:
+        bias = opening_mask(texts.attention_mask, openness, torch.float32)
+        texts = Padded(texts.input_ids, texts.attention_mask, bias)
+    with torch.no_grad():
+        return found.model.eval()(texts)
+
+
+def test_a_closed_mask_is_causal_attention_and_an_open_one_bidirectional(tiny_qwen2):
+    causal, bidirectional = (attended(tiny_qwen2, kind) for kind in ("causal", "bidirectional"))
+
+    assert not torch.allclose(causal, bidirectional, atol=1e-3)
+    assert torch.allclose(attended(tiny_qwen2, "bidirectional", 0.0), causal, atol=1e-5)
+    assert torch.allclose(attended(tiny_qwen2, "bidirectional", 1.0), bidirectional, atol=1e-5)
+
+
+def test_a_half_open_mask_halves_the_attention_to_later_tokens():
+    """The formula in loops: weights are proportional to e^score, times the openness for later tokens."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 1, 4, 8)
+    mask = opening_mask(torch.tensor([[1, 1, 1, 0]]), 0.5, torch.float32)
+
+    found = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)[0, 0]
+
+    for i in range(3):
+        weight = [float(torch.exp(query[0, 0, i] @ key[0, 0, j] / 8**0.5)) * (0.5 if j > i else 1) for j in range(3)]
+        expected = sum(weight[j] / sum(weight) * value[0, 0, j] for j in range(3))
+        assert torch.allclose(found[i], expected, atol=1e-5)
+
+
+def test_a_stage_with_an_opening_mask_trains(make_recipe, tiny_qwen2):
+    recipe = three_tasks(make_recipe)
+    stage = recipe.training.stage2.model_copy(update={"soft_mask_steps": 4})
+    recipe = three_tasks(make_recipe, stage2=stage)
+    losses = []
+    for wanted in (recipe, three_tasks(make_recipe)):
+        found = model_of(tiny_qwen2)
+        engine = TorchEngine(found.model, found.tokenizer, wanted.training)
+        losses.append(run(engine, wanted, stage_plan(wanted), found.tokenizer))
+
+    assert len(losses[0]) == 6
+    assert losses[0][0] != losses[1][0]
+
+
+def test_a_teacher_that_is_the_model_itself_changes_nothing_at_the_first_step(make_recipe, tiny_qwen2):
+    teacher = Teacher.load(str(tiny_qwen2), device=CPU, dtype=torch.float32)
+    found = load_backbone(str(tiny_qwen2), dtype=torch.float32)
+    alone, taught = (
+        three_tasks(make_recipe, distillation=DistillationSection(teacher=name)) for name in ("", "itself")
+    )
+    losses = []
+    for recipe, who in ((alone, None), (taught, teacher)):
+        engine = TorchEngine(copy.deepcopy(found.model), found.tokenizer, recipe.training)
+        losses.append(run(engine, recipe, stage_plan(recipe), found.tokenizer, teacher=who))
+
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
+    assert losses[0][1:] != pytest.approx(losses[1][1:], abs=1e-5)
+    assert not any(one.requires_grad for one in teacher.model.parameters())
