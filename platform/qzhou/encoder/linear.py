@@ -20,12 +20,37 @@ FASTER = 1.2  # times; below, nothing is changed
 
 
 class OneDnnLinear(nn.Linear):
-    """A dense layer that computes with oneDNN where no gradient is wanted."""
+    """A dense layer that computes with oneDNN, its gradients too."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return super().forward(input)
-        return _one_dnn(input, self.weight, self.bias)
+        if not torch.is_grad_enabled():
+            return _one_dnn(input, self.weight, self.bias)
+        found: Tensor = _WithGradient.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return found
+
+
+class _WithGradient(torch.autograd.Function):
+    """``y = x W^T + b``; ``dx = dy W``, ``dW = dy^T x``, ``db`` the sum of ``dy``."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(given, weight)
+        ctx.has_bias = bias is not None
+        return _one_dnn(given, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        given, weight = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        of_given = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_given = _one_dnn(rows, weight.t().contiguous(), None).view(given.shape)
+        if ctx.needs_input_grad[1]:
+            columns = given.reshape(-1, given.shape[-1]).t().contiguous()
+            of_weight = _one_dnn(rows.t().contiguous(), columns, None)
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            of_bias = rows.sum(0)
+        return of_given, of_weight, of_bias
 
 
 def take_faster_linear(model: nn.Module) -> bool:

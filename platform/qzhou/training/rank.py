@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_causal, load_backbone
 from qzhou.encoder.export import save_sentence_transformer
+from qzhou.encoder.linear import take_faster_linear
 from qzhou.errors import TrainingError
 from qzhou.recipe import Recipe
 from qzhou.storage import Folder
@@ -61,6 +62,8 @@ def train_rank(
         found = _load(recipe, spec, dtype)
         _refuse_soft_mask(recipe, name, found)
         model = with_adapters(found.model, recipe.training.lora).to(device)
+        if device.type == "cpu":
+            take_faster_linear(model)
         engine = DeepSpeedEngine(model, found.tokenizer, recipe.training, device, checkpoint=checkpoint)
         first_step = engine.load(checkpoint) if checkpoint is not None else 0
         if checkpoint is not None and engine.rank == 0:
