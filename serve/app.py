@@ -108,7 +108,7 @@ def _load(recipe: Recipe, model: str) -> tuple[TextEncoder, ServedModel]:
         encoder = load_encoder(
             str(place),
             max_tokens=max(recipe.model.max_query_tokens, recipe.model.max_document_tokens),
-            dtype=recipe.model.encoding_dtype or recipe.model.dtype,
+            dtype=recipe.model.encodes_in,
             compiled=recipe.model.compiled,
             device=None if gpu else "cpu",
         )

@@ -54,6 +54,11 @@ class ModelSection(Section):
         "float32", description="Type of the weights in the model folder."
     )
 
+    @property
+    def encodes_in(self) -> Literal["auto", "float32", "bfloat16", "float16"]:
+        """The type in which texts are encoded, whichever setting names it."""
+        return self.encoding_dtype or self.dtype
+
 
 class ClusterSection(Section):
     """What the stages ask of the cluster."""

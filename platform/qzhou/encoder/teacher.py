@@ -45,6 +45,6 @@ def load_teacher(spec: str, model: ModelSection, *, api_key_env: str) -> TextEnc
         max_tokens=model.max_document_tokens,
         pooling=None if spec else model.pooling,
         attention=None if spec else model.attention,
-        dtype=model.encoding_dtype or model.dtype,
+        dtype=model.encodes_in,
         compiled=model.compiled,
     )

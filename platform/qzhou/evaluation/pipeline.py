@@ -151,13 +151,14 @@ def _judge(recipe: Recipe, run_uri: str, model: ModelName) -> Results:
             max_tokens=own.max_document_tokens,
             pooling=own.pooling,
             attention=own.attention,
-            dtype=own.encoding_dtype or own.dtype,
+            dtype=own.encodes_in,
             compiled=own.compiled,
         )
     else:
         with (run_folder / "train" / model / "model").local_copy() as place:
-            dtype = own.encoding_dtype or own.dtype
-            encoder = load_encoder(str(place), max_tokens=own.max_document_tokens, dtype=dtype, compiled=own.compiled)
+            encoder = load_encoder(
+                str(place), max_tokens=own.max_document_tokens, dtype=own.encodes_in, compiled=own.compiled
+            )
     judged = _results(MtebEncoder(encoder, prompts, name=f"{recipe.run.name}-{model}"), tasks)
     return judged | {name: {NOT_JUDGED: reason} for name, reason in refused.items()}
 
