@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from qzhou.mining.identity import Ints
-from qzhou.mining.shard import Floats, VectorFile
+from qzhou.mining.identity import Floats, Ints
+from qzhou.mining.shard import VectorFile
 from qzhou.recipe import MiningSection
 from qzhou.storage import Folder
 

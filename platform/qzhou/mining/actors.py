@@ -15,8 +15,8 @@ import numpy as np
 from qzhou.checkpoints import resolve
 from qzhou.errors import ModelError, QzhouError, first_line
 from qzhou.mining.corpus import Chunk, read_column
-from qzhou.mining.identity import Ints
-from qzhou.mining.shard import Block, Floats, Found, Shard, VectorFile
+from qzhou.mining.identity import Floats, Ints
+from qzhou.mining.shard import Block, Found, Shard, VectorFile
 from qzhou.recipe import Recipe
 from qzhou.runs import digest
 from qzhou.storage import Folder

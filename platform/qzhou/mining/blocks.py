@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qzhou.mining.corpus import Corpus
-from qzhou.mining.identity import Digests, Groups, Ints, is_answer
+from qzhou.mining.identity import Digests, Floats, Groups, Ints, is_answer
 from qzhou.mining.select import Ranking, in_window
-from qzhou.mining.shard import Block, Floats, Found
+from qzhou.mining.shard import Block, Found
 from qzhou.recipe import MiningSection
 from qzhou.records import Drop, RetrievalExample, stable_id
 

@@ -15,10 +15,11 @@ import numpy as np
 from qzhou.records import RetrievalExample, family, text_key
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
-SPREAD = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses nothing
+SPREAD = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step; odd, so that multiplying by it loses nothing
 
 
 def digests(texts: Iterable[str]) -> Digests:

@@ -16,11 +16,11 @@ from qzhou.cluster import session
 from qzhou.mining.blocks import Queries, depth_of, inconsistent, judged, ranking_of
 from qzhou.mining.corpus import Chunk, Corpus, document_digests, prepared, read_texts
 from qzhou.mining.encoding import encoded
-from qzhou.mining.identity import Bools, Ints, is_answer
+from qzhou.mining.identity import Bools, Floats, Ints, is_answer
 from qzhou.mining.report import Report, picture, sentence
 from qzhou.mining.searchers import Asked, Judges, Searchers, shards_of, share_of
 from qzhou.mining.select import Ranking, Selection, admitted_if_hidden, combine, is_consistent, select_negatives
-from qzhou.mining.shard import EXACT, Floats, Shard, VectorFile
+from qzhou.mining.shard import EXACT, Shard, VectorFile
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import TASKS, Drop, Manifest, Negative, RetrievalExample

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qzhou.mining.identity import Bools
-from qzhou.mining.shard import Floats
+from qzhou.mining.identity import Bools, Floats
 from qzhou.pictures import svg
 from qzhou.records import RetrievalExample
 

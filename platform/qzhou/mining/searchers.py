@@ -12,8 +12,8 @@ import numpy as np
 import ray
 
 from qzhou.mining.actors import RerankActor, SearchActor
-from qzhou.mining.identity import Ints
-from qzhou.mining.shard import EXACT, Block, Floats, Found, VectorFile, divided, on_gpu, recall
+from qzhou.mining.identity import Floats, Ints
+from qzhou.mining.shard import EXACT, Block, Found, VectorFile, divided, on_gpu, recall
 from qzhou.recipe import MiningSection, Recipe
 from qzhou.storage import Folder
 

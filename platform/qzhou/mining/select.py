@@ -9,15 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from qzhou.mining.identity import Bools, Digests, Ints, key_digests
+from qzhou.mining.identity import SPREAD, Bools, Digests, Floats, Ints, key_digests
 from qzhou.recipe import MiningSection
 from qzhou.records import Negative
-
-Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +238,7 @@ def _drawn(ranking: Ranking, key_N: Digests, mining: MiningSection, by_rank: boo
 def _uniform(key: Digests) -> Floats:
     """SplitMix64: a well-mixed number in [0, 1) for each key."""
     with np.errstate(over="ignore"):
-        mixed = key + np.uint64(0x9E3779B97F4A7C15)
+        mixed = key + SPREAD
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         mixed = mixed ^ (mixed >> np.uint64(31))

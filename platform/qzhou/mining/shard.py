@@ -18,10 +18,8 @@ import faiss
 import numpy as np
 
 from qzhou.errors import RecipeError, first_line
-from qzhou.mining.identity import Ints
+from qzhou.mining.identity import Floats, Ints
 from qzhou.storage import Folder
-
-Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 EXACT = "Flat"
 NO_ROWS: Ints = np.empty(0, dtype=np.int64)

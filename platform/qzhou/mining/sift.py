@@ -12,15 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Floats = np.ndarray[Any, np.dtype[np.float32]]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
+from qzhou.mining.identity import Floats, Ints
 
 QUERIES_AT_ONCE = 1024
 RELATIVE = 2.0**-8  # twice what rounding to bfloat16 changes a product by
