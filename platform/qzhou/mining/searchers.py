@@ -24,10 +24,15 @@ PAIRS_AT_ONCE = 256  # that a reranker takes
 RESTARTED = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
 
 
+def index_of(mining: MiningSection, files: Sequence[VectorFile]) -> str:
+    """The index that a corpus gets: the recipe's, or 'Flat' where so few documents are searched faster."""
+    return mining.index if sum(one.rows for one in files) >= mining.index_from_documents else EXACT
+
+
 def shards_of(recipe: Recipe, folder: Folder, files: Sequence[VectorFile]) -> list[list[VectorFile]]:
     """A corpus divided over as many searchers as there are encoders, or over more where an index would not fit."""
     wanted = min(recipe.cluster.encoders, math.ceil(sum(one.rows for one in files) / SHARD_ROWS))
-    if recipe.mining.index != EXACT:
+    if index_of(recipe.mining, files) != EXACT:
         size_gb = sum(folder.size(one.name) for one in files) / 1e9
         wanted = max(wanted, math.ceil(size_gb / recipe.mining.index_memory_gb))
     return divided(files, wanted)
@@ -78,8 +83,7 @@ class Searchers:
         made = ray.remote(SearchActor).options(
             num_cpus=share["num_cpus"], num_gpus=share["num_gpus"] if on_gpu() else 0, **RESTARTED
         )
-        rows = sum(file.rows for shard in shards for file in shard)
-        index = mining.index if rows >= mining.index_from_documents else EXACT
+        index = index_of(mining, [file for shard in shards for file in shard])
         self.is_exact = index == EXACT
         self._actors = []
         for shard in shards:
