@@ -27,7 +27,7 @@ from ray._private.parameter import RayParams
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from ray.job_submission import JobSubmissionClient
 
-from qzhou.errors import QzhouError, SetupError, first_line
+from qzhou.errors import QzhouError, SetupError, first_line, kind_of
 
 PACKAGE = Path(__file__).parent
 LOGICAL_CPUS = 4  # the least a local cluster offers: actor pools that take every CPU starve Ray Data's readers
@@ -211,9 +211,8 @@ def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None
     if error is None or depth == 0:
         return None
     if isinstance(error, QzhouError):
-        plain = next((kind for kind in type(error).__mro__ if kind.__module__ == QzhouError.__module__), QzhouError)
         original = getattr(error, "cause", None)
-        return original if isinstance(original, QzhouError) else plain(*error.args)
+        return original if isinstance(original, QzhouError) else kind_of(error)(*error.args)
     inner = [getattr(error, "cause", None), error.__cause__, error.__context__]
     inner += list(getattr(error, "worker_failures", {}).values())
     found = (our_error(one, depth - 1) for one in inner if isinstance(one, BaseException) and one is not error)

@@ -14,6 +14,10 @@ The message is for a person: the place, the values that clash, and the way out. 
 process boundaries in Ray, so each holds its message and nothing else, and pickles.
 """
 
+from __future__ import annotations
+
+import json
+
 
 def first_line(error: BaseException) -> str:
     """What a foreign error says, in one line; its type where it says nothing."""
@@ -58,3 +62,20 @@ class EndpointError(QzhouError):
 
 class TrainingError(QzhouError):
     """Training cannot go on: a non-finite loss, or a checkpoint that does not fit."""
+
+
+def kind_of(error: QzhouError) -> type[QzhouError]:
+    """The class of the tree above that an error belongs to; Ray derives classes of its own from it."""
+    return next(kind for kind in type(error).__mro__ if issubclass(kind, QzhouError) and kind.__module__ == __name__)
+
+
+def to_json(error: QzhouError) -> str:
+    """An error as a value: Ray Data wraps an exception until only its text is left."""
+    return json.dumps([kind_of(error).__name__, str(error)])
+
+
+def from_json(text: str) -> QzhouError:
+    """What :func:`to_json` was given, without what a derived class adds."""
+    name, message = json.loads(text)
+    kind: type[QzhouError] = globals()[name]
+    return kind(message)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qzhou import errors
-from qzhou.errors import DataError, QzhouError, StorageError
+from qzhou.errors import DataError, QzhouError, StorageError, from_json, to_json
 from qzhou.prompts import Prompt
 from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample, Source, answers, stable_id, text_key
 from qzhou.runs import Run
@@ -74,6 +74,19 @@ def test_every_error_pickles_with_its_message(name):
 
     assert isinstance(again, QzhouError)
     assert (type(again), str(again)) == (type(error), "what happened")
+
+
+@pytest.mark.parametrize("name", [name for name in dir(errors) if name.endswith("Error")])
+def test_every_error_comes_back_from_its_json(name):
+    again = from_json(to_json(getattr(errors, name)("what \ud800 happened")))
+
+    assert (type(again).__name__, str(again)) == (name, "what \ud800 happened")
+
+
+def test_an_error_of_a_derived_class_comes_back_as_the_one_in_the_tree():
+    derived = type("RayTaskError(DataError)", (DataError,), {})
+
+    assert type(from_json(to_json(derived("no rows")))) is DataError
 
 
 def test_every_error_is_drawn_in_the_tree():

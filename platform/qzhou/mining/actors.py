@@ -5,7 +5,6 @@ torch is imported by the actors that need it, when they need it: a searcher star
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qzhou.checkpoints import resolve
-from qzhou.errors import ModelError, QzhouError, first_line
+from qzhou.errors import ModelError, QzhouError, first_line, to_json
 from qzhou.mining.corpus import Chunk, read_column
 from qzhou.mining.identity import Floats, Ints
 from qzhou.mining.shard import Block, Found, Shard, VectorFile
@@ -48,11 +47,11 @@ class EncodeActor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The number of a chunk to its file; an error for people comes back as a value, or Ray Data would wrap it."""
-        name, encoded, truncated, error = "", 0, 0, b""
+        name, encoded, truncated, error = "", 0, 0, ""
         try:
             name, encoded, truncated = self._encode(self._chunks[int(batch["id"][0])])
         except QzhouError as refused:
-            error = pickle.dumps(refused)
+            error = to_json(refused)
         return {"id": batch["id"], "name": [name], "encoded": [encoded], "truncated": [truncated], "error": [error]}
 
     def _encode(self, chunk: Chunk) -> tuple[str, int, int]:

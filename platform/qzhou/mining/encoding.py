@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 
 import ray
 
+from qzhou.errors import from_json
 from qzhou.mining.actors import EncodeActor
 from qzhou.mining.corpus import Chunk
 from qzhou.progress import progress
@@ -37,7 +37,7 @@ def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk
     with progress("mine: encode", total=sum(chunk.rows for chunk in chunks), unit="texts") as bar:
         for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
             for error in filter(None, batch["error"]):
-                raise pickle.loads(error)
+                raise from_json(error)
             for number, name in zip(batch["id"], batch["name"], strict=True):
                 names[int(number)] = str(name)
                 bar.advance(chunks[int(number)].rows)

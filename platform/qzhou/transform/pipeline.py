@@ -24,7 +24,7 @@ import ray.data
 
 from qzhou.cluster import session
 from qzhou.dataset import Dataset
-from qzhou.errors import DataError, QzhouError
+from qzhou.errors import DataError, QzhouError, from_json, to_json
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import TASKS, Manifest
@@ -134,28 +134,28 @@ def _each(
     with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:
         for row in made.iter_rows():
             if row["error"]:
-                raise ray.cloudpickle.loads(row["error"])
+                raise from_json(row["error"])
             bar.advance(1)
 
 
 class _Task:
     """A step's function as Ray Data calls it.
 
-    What is meant for people comes back as data: Ray Data wraps an exception until only its text is left.
+    What is meant for people comes back as data (:func:`qzhou.errors.to_json`).
     """
 
     def __init__(self, work: Callable[..., Any], plan: Plan) -> None:
         self._work, self._plan = work, plan
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.table({"error": pa.array([self._done(item) for item in batch["item"].to_pylist()], pa.binary())})
+        return pa.table({"error": pa.array([self._done(item) for item in batch["item"].to_pylist()], pa.string())})
 
-    def _done(self, item: bytes) -> bytes:
+    def _done(self, item: bytes) -> str:
         try:
             self._work(self._plan, ray.cloudpickle.loads(item))
         except QzhouError as error:
-            return bytes(ray.cloudpickle.dumps(error))
-        return b""
+            return to_json(error)
+        return ""
 
 
 def _index(plan: Plan, texts: Mapping[str, Iterable[str]]) -> Index:

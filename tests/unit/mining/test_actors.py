@@ -1,11 +1,9 @@
 """The actor that encodes, without Ray: each chunk once, and nothing that is no number."""
 
-import pickle
-
 import numpy as np
 import pytest
 
-from qzhou.errors import ModelError
+from qzhou.errors import ModelError, from_json
 from qzhou.mining.actors import EncodeActor
 from qzhou.mining.corpus import chunks_of
 from qzhou.prompts import Prompt
@@ -60,7 +58,7 @@ def test_a_chunk_is_encoded_with_its_prompt_and_only_once(actor, tmp_path):
 def test_a_vector_that_is_no_number_is_an_error_that_names_the_text(actor, tmp_path):
     found = encoded(actor, 2)
 
-    error = pickle.loads(found["error"])
+    error = from_json(found["error"])
     assert isinstance(error, ModelError)
     assert "no finite vector for 1 of 2 texts" in str(error)
     assert "nothing" in str(error)
