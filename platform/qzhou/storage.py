@@ -285,11 +285,10 @@ def count_rows(folder: Folder) -> int:
     return sum(row_count(folder, name) for name in folder.files(".parquet", recursive=True))
 
 
-def read_tables(folder: Folder, names: Iterable[str]) -> Iterator[pa.Table]:
-    """The named Parquet files, one after the other."""
-    for name in names:
-        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
-            yield pq.read_table(stream)
+def read_table(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One Parquet file, or some of its columns."""
+    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
+        return pq.read_table(stream, columns=columns)
 
 
 def read_records(folder: Folder, record_type: type[Record]) -> Iterator[Record]:

@@ -8,13 +8,12 @@ from itertools import islice
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from qzhou.dataset import Dataset
 from qzhou.mining.identity import Answers, Digests, Groups, Ints, RowOf, digests, key_digests
 from qzhou.prompts import Prompt
 from qzhou.records import Document, Negative, RetrievalExample
-from qzhou.storage import Folder, read_records, row_count, write_records
+from qzhou.storage import Folder, read_records, read_table, row_count, write_records
 
 SHOWN_EXAMPLES = 500  # whose given and written negatives are scored for the report
 CHUNK_ROWS = 1024  # texts of one vector file: what is encoded again when an encoder dies
@@ -59,16 +58,13 @@ def chunks_of(folder: Folder, column: str, prompt: Prompt, *, asks: bool) -> lis
 
 
 def read_column(folder: Folder, file: str, column: str) -> list[str]:
-    with folder.filesystem.open_input_file(f"{folder.path}/{file}") as stream:
-        texts: list[str] = pq.read_table(stream, columns=[column]).column(column).to_pylist()
+    texts: list[str] = read_table(folder, file, [column]).column(column).to_pylist()
     return texts
 
 
 def read_texts(folder: Folder, file: str, rows: Ints) -> list[str]:
     """Some documents of a file, by their rows in it."""
-    with folder.filesystem.open_input_file(f"{folder.path}/{file}") as stream:
-        column = pq.read_table(stream, columns=["text"]).column("text")
-    texts: list[str] = pc.take(column, rows).to_pylist()
+    texts: list[str] = pc.take(read_table(folder, file, ["text"]).column("text"), rows).to_pylist()
     return texts
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from qzhou.storage import read_tables
+from qzhou.storage import read_table
 from qzhou.transform.contamination import Index, Overlap, grams_of, texts_in
 from qzhou.transform.convert import candidate_schema, candidates_folder
 from qzhou.transform.dedup import Verdict, judge, sample_keys
@@ -55,7 +55,8 @@ def candidates_of(plan: Plan, shard: Shard) -> pa.Table:
     """The candidates of a shard."""
     folder = candidates_folder(plan, shard)
     empty = candidate_schema(plan.dataset(shard.dataset)).empty_table()
-    return pa.concat_tables([empty, *read_tables(folder, folder.files(".parquet"))]).combine_chunks()
+    tables = [read_table(folder, name) for name in folder.files(".parquet")]
+    return pa.concat_tables([empty, *tables]).combine_chunks()
 
 
 def index_shard(plan: Plan, shard: Shard) -> None:
