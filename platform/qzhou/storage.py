@@ -154,10 +154,11 @@ class Folder:
             return False
         try:
             with self.filesystem.open_input_file(f"{self.path}/{name}") as stream:
-                assert np.lib.format.read_magic(stream) == (1, 0)
+                if np.lib.format.read_magic(stream) != (1, 0):
+                    return False
                 shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-                return bool(shape[0] == rows and stream.size() == stream.tell() + dtype.itemsize * np.prod(shape))
-        except (ValueError, AssertionError, IndexError):
+                return bool(shape[:1] == (rows,) and stream.size() == stream.tell() + dtype.itemsize * np.prod(shape))
+        except ValueError:
             return False
 
     def write_array(self, name: str, content: np.ndarray[Any, Any]) -> None:
