@@ -13,7 +13,7 @@ from qzhou.dataset import Dataset
 from qzhou.mining.identity import Answers, Digests, Groups, Ints, RowOf, digests, key_digests
 from qzhou.prompts import Prompt
 from qzhou.records import Document, Negative, RetrievalExample
-from qzhou.storage import Folder, read_records, read_table, row_count, write_records
+from qzhou.storage import Folder, count_rows, read_records, read_table, row_count, write_records
 
 SHOWN_EXAMPLES = 500  # whose given and written negatives are scored for the report
 CHUNK_ROWS = 1024  # texts of one vector file: what is encoded again when an encoder dies
@@ -85,7 +85,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """One retrieval dataset on its way through the stage. 33 bytes a document and 50 a positive are in memory.
+    """One retrieval dataset on its way through the stage. 24 bytes a document and 32 a positive are in memory.
 
     Attributes:
         queries: In the order of the examples.
@@ -148,8 +148,59 @@ def prepared(
         extra: Where the positives are written that are not in the corpus, and the negatives that are shown.
         known: :func:`document_digests` of each file of the corpus.
     """
-    stride = max(1, sum(row_count(examples, file) for file in examples.files(".parquet")) // SHOWN_EXAMPLES)
+    gathered = _gathered(examples)
     corpus_text, corpus_key = _joined([text for text, _ in known]), _joined([key for _, key in known])
+    _, first_P = np.unique(gathered.text_P, return_index=True)
+    new_P = np.sort(first_P[~np.isin(gathered.text_P[first_P], corpus_text)])
+    write_records(extra / "positives", _documents(examples, new_P), Document)
+    negatives = (Document(id=f"negative-{n}", text=one.text) for n, (_, one) in enumerate(gathered.shown))
+    write_records(extra / "negatives", negatives, Document)
+    text_M = np.concatenate([corpus_text, gathered.text_P[new_P]])
+    key_M = np.concatenate([corpus_key, gathered.key_P[new_P]])
+    answers = Answers(gathered.groups, gathered.key_P, gathered.owner_P)
+    return Corpus(
+        dataset=dataset,
+        examples=examples,
+        queries=chunks_of(examples, "query", dataset.prompt, asks=True),
+        documents=[
+            chunk
+            for folder in (corpus, extra / "positives")
+            for chunk in chunks_of(folder, "text", dataset.prompt, asks=False)
+        ],
+        shown=Shown(
+            chunks=chunks_of(extra / "negatives", "text", dataset.prompt, asks=False),
+            owner=np.array([owner for owner, _ in gathered.shown], dtype=np.int64),
+            origins=[negative.origin for _, negative in gathered.shown],
+        ),
+        key_M=key_M,
+        copies=_copies(key_M, text_M),
+        most_answers=int(np.bincount(answers.of(gathered.groups)[0]).max(initial=0)),
+        row_of=RowOf(text_M),
+        answers=answers,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """What one pass over a dataset's examples tells.
+
+    Attributes:
+        text_P: Digest of each positive.
+        key_P: Digest of its key.
+        owner_P: Which example it belongs to.
+        groups: Of all examples.
+        shown: Negatives of some examples, and which example each belongs to.
+    """
+
+    text_P: Digests
+    key_P: Digests
+    owner_P: Ints
+    groups: Groups
+    shown: list[tuple[int, Negative]]
+
+
+def _gathered(examples: Folder) -> _Gathered:
+    stride = max(1, count_rows(examples) // SHOWN_EXAMPLES)
     texts, keys, owners, groups = [], [], [], []
     shown: list[tuple[int, Negative]] = []
     first = 0
@@ -163,39 +214,20 @@ def prepared(
             (first + n, negative) for n in range(-first % stride, len(some), stride) for negative in some[n].negatives
         ]
         first += len(some)
-    text_P, key_P = _joined(texts), _joined(keys)
-    _, first_P = np.unique(text_P, return_index=True)
-    new_P = np.sort(first_P[~np.isin(text_P[first_P], corpus_text)])
-    write_records(extra / "positives", _documents(examples, new_P), Document)
-    negatives = (Document(id=f"negative-{n}", text=one.text) for n, (_, one) in enumerate(shown))
-    write_records(extra / "negatives", negatives, Document)
-    documents = [
-        chunk
-        for folder in (corpus, extra / "positives")
-        for chunk in chunks_of(folder, "text", dataset.prompt, asks=False)
-    ]
-    key_M = np.concatenate([corpus_key, key_P[new_P]])
-    text_M = np.concatenate([corpus_text, text_P[new_P]])
-    order = np.lexsort((text_M, key_M))  # of texts that count as the same, the one that stands for them is no accident
-    is_copy = np.concatenate([[False], np.diff(key_M[order]) == 0])[: len(key_M)]
-    all_groups = Groups(_joined([one.query_N for one in groups]), _joined([one.family_N for one in groups]))
-    answers = Answers(all_groups, key_P, np.concatenate(owners) if owners else np.empty(0, np.int64))
-    return Corpus(
-        dataset=dataset,
-        examples=examples,
-        queries=chunks_of(examples, "query", dataset.prompt, asks=True),
-        documents=documents,
-        shown=Shown(
-            chunks=chunks_of(extra / "negatives", "text", dataset.prompt, asks=False),
-            owner=np.array([owner for owner, _ in shown], dtype=np.int64),
-            origins=[negative.origin for _, negative in shown],
-        ),
-        key_M=key_M,
-        copies=np.sort(order[is_copy]),
-        most_answers=int(np.bincount(answers.of(all_groups)[0]).max(initial=0)),
-        row_of=RowOf(text_M),
-        answers=answers,
+    return _Gathered(
+        text_P=_joined(texts),
+        key_P=_joined(keys),
+        owner_P=np.concatenate([np.empty(0, np.int64), *owners]),
+        groups=Groups(_joined([one.query_N for one in groups]), _joined([one.family_N for one in groups])),
+        shown=shown,
     )
+
+
+def _copies(key_M: Digests, text_M: Digests) -> Ints:
+    """Rows of documents that count as the same as another; the one with the lowest digest stands for them all."""
+    order = np.lexsort((text_M, key_M))
+    is_copy = np.concatenate([[False], np.diff(key_M[order]) == 0])[: len(key_M)]
+    return np.sort(order[is_copy])
 
 
 def _documents(examples: Folder, wanted_P: Ints) -> Iterator[Document]:
@@ -216,4 +248,4 @@ def _batches(examples: Folder) -> Iterator[list[RetrievalExample]]:
 
 
 def _joined(parts: Sequence[Digests]) -> Digests:
-    return np.concatenate(parts) if parts else np.empty(0, np.uint64)
+    return np.concatenate([np.empty(0, np.uint64), *parts])
