@@ -6,13 +6,13 @@ Shape letters in this file: N queries, K ranks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from qzhou.mining.identity import Bools, Floats
-from qzhou.pictures import svg
+from qzhou.pictures import counted, draw_histograms, shortened, svg
 from qzhou.records import RetrievalExample
 
 EDGES = np.linspace(-0.2, 1.0, 41)
@@ -53,11 +53,10 @@ class Report:
             if len(self._examples) < EXAMPLES and one.negatives:
                 self._examples.append(_shown(one))
 
-    def score(self, kind: str, scores: Floats | Iterable[float]) -> None:
+    def score(self, kind: str, scores: Floats | Sequence[float]) -> None:
         """Take in scores of one kind: ``positive``, or an origin of negatives."""
-        values = np.asarray(list(scores) if not isinstance(scores, np.ndarray) else scores, dtype=np.float64)
-        counts = np.histogram(np.clip(values, EDGES[0], EDGES[-1]), EDGES)[0]
-        self._histograms[kind] = self._histograms.get(kind, 0) + counts
+        values = np.asarray(scores, dtype=np.float64)
+        self._histograms[kind] = self._histograms.get(kind, 0) + counted(values, EDGES)
         self._sums[kind] += float(values.sum())  # type: ignore[assignment]
         self._counts[kind] += len(values)
 
@@ -115,18 +114,11 @@ def picture(datasets: Mapping[str, Mapping[str, Any]]) -> str:
     columns = min(PANELS_A_ROW, max(1, len(names)))
     rows = -(-max(1, len(names)) // columns)
     figure = Figure(figsize=(2.6 * columns + 0.5, 2.1 * rows + 0.3))
-    middles = (EDGES[:-1] + EDGES[1:]) / 2
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, number + 1)
-        for kind, colour in KINDS.items():
-            counts = np.array(datasets[name]["scores"].get(kind, [0]))
-            if counts.sum():
-                axes.plot(middles, 100 * counts / counts.sum(), color=colour, label=kind, linewidth=1.3)
-        axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=6, frameon=False)
+        scores = datasets[name]["scores"]
+        lines = {kind: (colour, np.array(scores.get(kind, [0]))) for kind, colour in KINDS.items()}
+        draw_histograms(axes, name, EDGES, lines)
         if number % columns == 0:
             axes.set_ylabel("% of texts", fontsize=8)
         if number >= len(names) - columns:
@@ -135,14 +127,15 @@ def picture(datasets: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _shown(example: RetrievalExample) -> dict[str, Any]:
-    def cut(text: str) -> str:
-        return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."
-
     return {
-        "query": cut(example.query),
-        "positive": cut(example.positives[0]),
+        "query": shortened(example.query, SHOWN_CHARS),
+        "positive": shortened(example.positives[0], SHOWN_CHARS),
         "negatives": [
-            {"text": cut(one.text), "origin": one.origin, "score": None if one.score is None else round(one.score, 3)}
+            {
+                "text": shortened(one.text, SHOWN_CHARS),
+                "origin": one.origin,
+                "score": None if one.score is None else round(one.score, 3),
+            }
             for one in example.negatives
         ],
     }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qzhou.llm import SynthesisSection
-from qzhou.pictures import svg
+from qzhou.pictures import counted, draw_histograms, shortened, svg
 from qzhou.records import Document, Drop, Example, LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.storage import Folder
 from qzhou.synthesis.ledger import Ledger
@@ -58,8 +58,7 @@ class Report:
             for name, value in _shown_scores(one).items():
                 found[one.request.technique, name].append(value)
         for (technique, name), values in found.items():
-            counts = np.histogram(np.clip(values, EDGES[0], EDGES[-1]), EDGES)[0]
-            self._histograms[technique][name] = self._histograms[technique].get(name, 0) + counts
+            self._histograms[technique][name] = self._histograms[technique].get(name, 0) + counted(values, EDGES)
 
     def add(self, merged: Merged) -> None:
         """Take in a dataset."""
@@ -126,21 +125,16 @@ class Report:
         }
         names = sorted(self._histograms)
         figure = Figure(figsize=(3.0 * len(names) + 0.4, 2.6))
-        middles = (EDGES[:-1] + EDGES[1:]) / 2
         for number, name in enumerate(names, 1):
             axes = figure.add_subplot(1, len(names), number)
-            for key, counts in self._histograms[name].items():
-                label, colour = LABELS[key]
-                axes.plot(middles, 100 * counts / counts.sum(), color=colour, label=label, linewidth=1.3)
+            found = self._histograms[name]
+            lines = {label: (colour, found[key]) for key, (label, colour) in LABELS.items() if key in found}
+            draw_histograms(axes, name, EDGES, lines)
+            for key in found:
                 for limit in limits.get(key, []):
                     if limit is not None:
-                        axes.axvline(limit, color=colour, linestyle=":", linewidth=1)
-            axes.set_title(name, fontsize=9)
+                        axes.axvline(limit, color=LABELS[key][1], linestyle=":", linewidth=1)
             axes.set_xlabel("cosine", fontsize=8)
-            axes.tick_params(labelsize=7)
-            axes.set_ylim(bottom=0)
-            axes.legend(fontsize=6, frameon=False)
-            axes.spines[["top", "right"]].set_visible(False)
             if number == 1:
                 axes.set_ylabel("% of records", fontsize=8)
         return svg(figure, "synthesis-scores")
@@ -187,4 +181,4 @@ def _texts(thing: Example | Negative | Document, request: ChatRequest) -> dict[s
         texts = {"query": thing.query, "positive": thing.positives[0]}
         if thing.negatives and request.technique == "augmentation":
             texts["negative"] = thing.negatives[0].text
-    return {name: text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..." for name, text in texts.items()}
+    return {name: shortened(text, SHOWN_CHARS) for name, text in texts.items()}
