@@ -217,15 +217,23 @@ class Recipe(Section):
 
 def _conflicts(recipe: Recipe) -> Iterator[str]:
     """One sentence for each pair of settings that cannot both hold: both values and the way out."""
-    names = [dataset.name for dataset in recipe.datasets]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"datasets: the name '{name}' is used {names.count(name)} times; give each dataset its own"
-    tasks = {dataset.task for dataset in recipe.datasets}
-    if "retrieval" not in tasks:
-        yield "datasets: stage 1 trains on retrieval alone; add a dataset with the rule title_body or question_answer"
-    mining, training = recipe.mining, recipe.training
+    yield from _dataset_conflicts(recipe.datasets)
     if (least := recipe.cluster.min_encoders) is not None and least > recipe.cluster.encoders:
         yield f"cluster.min_encoders ({least}) is above cluster.encoders ({recipe.cluster.encoders}); lower it"
+    yield from _mining_conflicts(recipe.mining)
+    yield from _training_conflicts(recipe)
+    yield from _synthesis_conflicts(recipe)
+
+
+def _dataset_conflicts(datasets: Sequence[Dataset]) -> Iterator[str]:
+    names = [dataset.name for dataset in datasets]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"datasets: the name '{name}' is used {names.count(name)} times; give each dataset its own"
+    if all(dataset.task != "retrieval" for dataset in datasets):
+        yield "datasets: stage 1 trains on retrieval alone; add a dataset with the rule title_body or question_answer"
+
+
+def _mining_conflicts(mining: MiningSection) -> Iterator[str]:
     if len(set(mining.teachers)) < len(mining.teachers):
         twice = next(name for name in mining.teachers if mining.teachers.count(name) > 1)
         yield f"mining.teacher and mining.further_teachers name '{twice}' twice; name each teacher once"
@@ -248,6 +256,10 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
             f"mining.rank_from ({mining.rank_from}) to mining.rank_to ({mining.rank_to}), so no query could fill its "
             "quota; raise rank_to or ask for fewer negatives"
         )
+
+
+def _training_conflicts(recipe: Recipe) -> Iterator[str]:
+    mining, training = recipe.mining, recipe.training
     if training.negatives_per_query > mining.negatives_per_query:
         yield (
             f"training.negatives_per_query ({training.negatives_per_query}) is above mining.negatives_per_query "
@@ -265,11 +277,16 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
                 f"training.{stage_name}.batch_size ({stage.batch_size}) gives training.workers ({training.workers}) "
                 "fewer than two examples each; raise the batch or lower the workers"
             )
-    if tasks == {"retrieval"} and training.stage2.retrieval_share < 1.0:
+    only_retrieval = all(dataset.task == "retrieval" for dataset in recipe.datasets)
+    if only_retrieval and training.stage2.retrieval_share < 1.0:
         yield (
             f"training.stage2.retrieval_share is {training.stage2.retrieval_share}, but every dataset is retrieval; "
             "set it to 1.0 or add pair or classification datasets"
         )
+
+
+def _synthesis_conflicts(recipe: Recipe) -> Iterator[str]:
+    names = [dataset.name for dataset in recipe.datasets]
     bare = [dataset.name for dataset in recipe.datasets if dataset.rule == "documents"]
     if bare and not (recipe.synthesis.is_on and recipe.synthesis.query_rows):
         yield (
