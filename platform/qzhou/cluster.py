@@ -35,9 +35,6 @@ LOGICAL_CPUS = 4  # the least a local cluster offers: actor pools that take ever
 # Loggers that tell every run what is no news: that Ray guards its cluster with a token, that its bars are off.
 CHATTY = ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress")
 
-NO_AGENT = "No available agent"  # what a cluster answers whose own processes are still starting
-SUBMISSIONS = 12  # it waits for them itself, ten seconds each time
-
 WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # worker processes are the parallelism
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -179,15 +176,11 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
         # Ray has put token authentication on; its client needs to be told
         environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
         client = JobSubmissionClient(address)
-        for left in reversed(range(SUBMISSIONS)):
-            submitted = subprocess.run(
-                [sys.executable, "-m", "ray.scripts.scripts", *submit], env=environment, capture_output=True, text=True
-            )
-            said = submitted.stdout + submitted.stderr
-            if submitted.returncode == 0:
-                break
-            if NO_AGENT not in said or not left:
-                raise SetupError(f"ray job submit failed:\n{said}")
+        submitted = subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", *submit], env=environment, capture_output=True, text=True
+        )
+        if submitted.returncode:
+            raise SetupError(f"ray job submit failed:\n{submitted.stdout}{submitted.stderr}")
         print(f"ray job submit: {job}; dashboard: {address}", flush=True)
         asyncio.run(_follow(client, job))
         status = client.get_job_info(job).driver_exit_code
