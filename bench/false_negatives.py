@@ -91,6 +91,7 @@ def _ranked(queries: Any, documents: Any, revealed: Sequence[int], keys: Any) ->
         row_NK=found.row_NK,
         key_NK=keys[found.row_NK],
         is_positive_NK=keys[found.row_NK] == keys[revealed][:, None],
+        is_own_NK=np.zeros(found.row_NK.shape, dtype=bool),
         is_repeat_NK=np.zeros(found.row_NK.shape, dtype=bool),
         positive_score_N=np.einsum("nd,nd->n", queries, positives),
     )

@@ -87,6 +87,7 @@ def ours(problem: Problem, watch: Watch) -> Rows:
                 row_NK=found.row_NK,
                 key_NK=found.row_NK.astype(np.uint64),
                 is_positive_NK=found.row_NK == positive_row_N[:, None],
+                is_own_NK=np.zeros(found.row_NK.shape, dtype=bool),
                 is_repeat_NK=found.positive_cosine_NK > MINING.max_positive_cosine,
                 positive_score_N=np.einsum("nd,nd->n", query_ND, positive_ND),
             )

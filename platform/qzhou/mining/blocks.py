@@ -1,6 +1,6 @@
 """A block of queries after the search: rankings, what is dropped, what is chosen. No ray in here.
 
-Shape letters in this file: N queries, K ranks, P positives, E (query, answer) pairs.
+Shape letters in this file: N queries, K ranks, P positives, E (query, answer) pairs, G negatives that are kept.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from qzhou.mining.corpus import Corpus
-from qzhou.mining.identity import Digests, Floats, Groups, Ints, is_answer
-from qzhou.mining.select import Ranking, in_window
+from qzhou.mining.identity import Digests, Floats, Groups, Ints, is_among, key_digests
+from qzhou.mining.select import Ranking, in_window, standing
 from qzhou.mining.shard import Block, Found
 from qzhou.recipe import MiningSection
-from qzhou.records import Drop, RetrievalExample, stable_id
+from qzhou.records import Drop, Negative, RetrievalExample, stable_id
 
 ANSWERS_RANKED = 100  # room for a query's answers before the window; with more of them it may get fewer negatives
 
@@ -27,13 +27,17 @@ Judge = Callable[[Sequence[tuple[str, str]]], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """A block of examples and what answers them.
+    """A block of examples, what answers them, and the negatives that they keep whatever is mined.
 
     Attributes:
         positive_row_P: Rows of their positives among the documents.
         owner_P: Which example each belongs to.
         owner_E: Of each known answer, those of relatives and equal queries included.
         answer_E: Its key digest.
+        answering: The same as a set for each example.
+        own: Negatives that each example came with and keeps.
+        owner_G: Which example each of them belongs to.
+        own_G: Its key digest.
     """
 
     examples: list[RetrievalExample]
@@ -41,17 +45,28 @@ class Queries:
     owner_P: Ints
     owner_E: Ints
     answer_E: Digests
+    answering: list[set[int]]
+    own: list[list[Negative]]
+    owner_G: Ints
+    own_G: Digests
 
     @classmethod
-    def of(cls, corpus: Corpus, examples: list[RetrievalExample]) -> Queries:
-        return cls(examples, *corpus.positive_rows(examples), *corpus.answers.of(Groups.of(examples)))
-
-    def answering(self) -> list[set[int]]:
-        """Key digests of each query's answers."""
-        found: list[set[int]] = [set() for _ in self.examples]
-        for owner, answer in zip(self.owner_E.tolist(), self.answer_E.tolist(), strict=True):
-            found[owner].add(answer)
-        return found
+    def of(cls, corpus: Corpus, examples: list[RetrievalExample], mining: MiningSection) -> Queries:
+        owner_E, answer_E = corpus.answers.of(Groups.of(examples))
+        answering: list[set[int]] = [set() for _ in examples]
+        for owner, answer in zip(owner_E.tolist(), answer_E.tolist(), strict=True):
+            answering[owner].add(answer)
+        own = [standing(one.negatives, answers, mining) for one, answers in zip(examples, answering, strict=True)]
+        return cls(
+            examples,
+            *corpus.positive_rows(examples),
+            owner_E,
+            answer_E,
+            answering,
+            own,
+            owner_G=np.repeat(np.arange(len(examples)), [len(negatives) for negatives in own]),
+            own_G=key_digests(negative.text for negatives in own for negative in negatives),
+        )
 
     def seeds(self, run_seed: int) -> Digests:
         """Seeds each query's draw [N]."""
@@ -73,7 +88,8 @@ def ranking_of(corpus: Corpus, queries: Queries, block: Block, found: Found, clo
         score_NK=found.score_NK,
         row_NK=found.row_NK,
         key_NK=key_NK,
-        is_positive_NK=is_answer(queries.owner_E, queries.answer_E, key_NK),
+        is_positive_NK=is_among(queries.owner_E, queries.answer_E, key_NK),
+        is_own_NK=is_among(queries.owner_G, queries.own_G, key_NK),
         is_repeat_NK=found.positive_cosine_NK > closest,
         positive_score_N=lowest_N,
     )

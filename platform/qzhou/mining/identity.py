@@ -1,6 +1,6 @@
 """Which texts are the same and which answer a query, for millions of rows: 64-bit digests in sorted arrays.
 
-Shape letters in this file: P positives of a dataset, N queries of a block, E (query, answer) pairs of a block.
+Shape letters in this file: P positives of a dataset, N queries of a block, E (query, text) pairs of a block.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class Answers:
         return np.concatenate(owners), np.concatenate(found)
 
 
-def is_answer(owner_E: Ints, answer_E: Digests, key_NK: Digests) -> Bools:
-    """Whether each candidate of a query is one of its answers [N, K]."""
+def is_among(owner_E: Ints, key_E: Digests, key_NK: Digests) -> Bools:
+    """Whether each candidate of a query is one of the texts that belong to it, its answers for one [N, K]."""
     with np.errstate(over="ignore"):
         asked = key_NK + SPREAD * np.arange(1, len(key_NK) + 1, dtype=np.uint64)[:, None]
-        known = answer_E + SPREAD * (owner_E + 1).astype(np.uint64)
+        known = key_E + SPREAD * (owner_E + 1).astype(np.uint64)
     return np.isin(asked, known)
 
 

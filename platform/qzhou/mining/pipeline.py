@@ -16,7 +16,7 @@ from qzhou.cluster import session
 from qzhou.mining.blocks import Queries, depth_of, inconsistent, judged, ranking_of
 from qzhou.mining.corpus import Chunk, Corpus, document_digests, prepared, read_texts
 from qzhou.mining.encoding import encoded
-from qzhou.mining.identity import Bools, Floats, Ints, is_answer
+from qzhou.mining.identity import Bools, Floats, Ints, is_among
 from qzhou.mining.report import Report, picture, sentence
 from qzhou.mining.searchers import Asked, Judges, Searchers, shards_of, share_of
 from qzhou.mining.select import Ranking, Selection, admitted_if_hidden, combine, is_consistent, select_negatives
@@ -171,7 +171,7 @@ class _Miner:
         waiting: deque[tuple[Queries, list[Asked]]] = deque()
         chunk = 0
         for examples in self._corpus.blocks(BLOCK_CHUNKS):
-            queries = Queries.of(self._corpus, examples)
+            queries = Queries.of(self._corpus, examples, self._mining)
             asked = []
             for searchers, own in zip(self._searchers, self._vectors, strict=True):
                 query_ND = np.concatenate([
@@ -211,7 +211,6 @@ class _Miner:
     def _combined(self, queries: Queries, selection: Selection, keep_N: Bools) -> list[RetrievalExample]:
         rows = np.array([row for rows in selection.rows for row in rows], dtype=np.int64)
         texts = iter(self._texts(rows))
-        answering = queries.answering()
         found = []
         for number, example in enumerate(queries.examples):
             mined = [Negative(text=next(texts), origin="mined", score=score) for score in selection.scores[number]]
@@ -219,11 +218,7 @@ class _Miner:
                 self._drops.append(inconsistent(example, self._mining.consistency_top_k))
                 continue
             negatives = combine(
-                example.negatives,
-                mined,
-                answering[number],
-                count=self._mining.negatives_per_query,
-                llm_fraction=self._mining.llm_negative_fraction,
+                queries.own[number], mined, queries.answering[number], count=self._mining.negatives_per_query
             )
             found.append(dataclasses.replace(example, negatives=negatives))
         return found
@@ -232,7 +227,7 @@ class _Miner:
         self._report.score("positive", ranking.positive_score_N)
         self._report.score("mined", [score for scores in selection.scores for score in scores])
         several = np.bincount(queries.owner_P, minlength=len(queries.examples))
-        own = is_answer(queries.owner_P, self._corpus.key_M[queries.positive_row_P], ranking.key_NK)
+        own = is_among(queries.owner_P, self._corpus.key_M[queries.positive_row_P], ranking.key_NK)
         admitted = admitted_if_hidden(ranking, second_N, self._mining)
         self._report.hide(admitted & own, int(several[several > 1].sum()))
 

@@ -27,6 +27,7 @@ class Ranking:
         row_NK: Row of the corpus.
         key_NK: Key digest of the document; the draw depends on it, not on its place in the corpus.
         is_positive_NK: Whether the document answers the query: by id or by normalised text.
+        is_own_NK: Whether it is one of the query's negatives already; counted among the ranks, never chosen.
         is_repeat_NK: Whether the document says the same as a positive; counted among the ranks, never chosen.
         positive_score_N: The lowest score of one of the query's positives.
     """
@@ -35,6 +36,7 @@ class Ranking:
     row_NK: Ints
     key_NK: Digests
     is_positive_NK: Bools
+    is_own_NK: Bools
     is_repeat_NK: Bools
     positive_score_N: Floats
 
@@ -134,6 +136,7 @@ def _allowed(ranking: Ranking, mining: MiningSection, rejected: Counter[str]) ->
     before = ~ranking.is_positive_NK & ranking.is_there & (ranking.rank < mining.rank_from)
     rejected["ranked before the window"] += int(before.sum())
     criteria = {
+        "is a negative already": ranking.is_own_NK,
         "repeats a positive": ranking.is_repeat_NK,
         "too close to the positive": score_NK >= ceiling(ranking.positive_score_N, mining)[:, None],
         "above max_score": score_NK > (np.inf if mining.max_score is None else mining.max_score),
@@ -166,35 +169,36 @@ def admitted_if_hidden(ranking: Ranking, second_score_N: Floats, mining: MiningS
     return np.asarray(several & ranking.is_positive_NK & ranking.is_there & window & fits)
 
 
-def combine(
-    existing: Sequence[Negative],
-    mined: Sequence[Negative],
-    answering: AbstractSet[int],
-    *,
-    count: int,
-    llm_fraction: float,
-) -> tuple[Negative, ...]:
-    """The negatives that an example keeps: given ones first, then LLM-written up to their share, then mined.
-
-    Texts are compared by the digests of their keys: none repeats and none answers the query.
+def standing(existing: Sequence[Negative], answering: AbstractSet[int], mining: MiningSection) -> list[Negative]:
+    """The negatives that an example keeps whatever is mined: all given ones, then LLM-written up to their share.
 
     Args:
+        existing: That it came with.
         answering: Key digests of what answers the query (:func:`qzhou.mining.identity.key_digests`).
-        count: Negatives wanted; given ones are never thrown away for it.
-        llm_fraction: Share of ``count`` that LLM-written negatives may take, rounded to the nearest.
+        mining: Of the recipe; the share is rounded to the nearest number of negatives.
     """
-    given = [negative for negative in existing if negative.origin != "synthetic"]
-    written = [negative for negative in existing if negative.origin == "synthetic"][: round(llm_fraction * count)]
-    candidates = [*given, *written, *mined]
+    count = mining.negatives_per_query
+    given = _distinct([one for one in existing if one.origin != "synthetic"], answering)
+    written = [one for one in existing if one.origin == "synthetic"][: round(mining.llm_negative_fraction * count)]
+    return _distinct([*given, *written], answering)[: max(count, len(given))]
+
+
+def combine(
+    own: Sequence[Negative], mined: Sequence[Negative], answering: AbstractSet[int], *, count: int
+) -> tuple[Negative, ...]:
+    """The negatives of an example: those that it keeps (:func:`standing`), then mined ones up to ``count``."""
+    return tuple(_distinct([*own, *mined], answering)[: max(count, len(own))])
+
+
+def _distinct(negatives: Sequence[Negative], answering: AbstractSet[int]) -> list[Negative]:
+    """Without those that repeat one before them or answer the query, compared by the digests of their keys."""
     kept: list[Negative] = []
     seen = set(answering)
-    for negative, key in zip(candidates, key_digests(one.text for one in candidates).tolist(), strict=True):
-        if len(kept) >= max(count, len(given)):
-            break
+    for negative, key in zip(negatives, key_digests(one.text for one in negatives).tolist(), strict=True):
         if key not in seen:
             seen.add(key)
             kept.append(negative)
-    return tuple(kept)
+    return kept
 
 
 def is_consistent(ranking: Ranking, *, top_k: int) -> Bools:

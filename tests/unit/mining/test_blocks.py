@@ -1,5 +1,7 @@
 """A dataset from its files to its negatives, without Ray: what order and shards must not change."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from qzhou.mining.corpus import document_digests, prepared, read_texts
 from qzhou.mining.select import select_negatives
 from qzhou.mining.shard import Block, Found, Shard, VectorFile, divided
 from qzhou.recipe import MiningSection
-from qzhou.records import Document, RetrievalExample, Source, answers, text_key
+from qzhou.records import Document, Negative, RetrievalExample, Source, answers, text_key
 from qzhou.storage import Folder, write_records
 
 DATASET = Dataset.model_validate({"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]})
@@ -56,7 +58,7 @@ def mined(place, examples, documents, *, shards=1, mining=MINING, judge=None) ->
     depth = depth_of(corpus, mining)
     found = {}
     for some in corpus.blocks(2):
-        queries = Queries.of(corpus, some)
+        queries = Queries.of(corpus, some, mining)
         positive = np.stack([vector(texts[row]) for row in queries.positive_row_P])
         block = Block(np.stack([vector(one.query) for one in some]), positive, queries.owner_P)
         ranking, second = ranking_of(
@@ -99,6 +101,20 @@ def test_neither_order_nor_shards_change_a_negative_and_none_is_a_positive(tmp_p
         negatives = [text_key(text) for text in expected[one.id]]
         assert not set(negatives) & own
         assert len(set(negatives)) == len(negatives)  # a text that stands twice in the corpus is chosen once
+
+
+def test_a_document_that_is_a_negative_already_is_not_drawn_and_another_one_is(tmp_path):
+    examples, documents = content()
+    expected = mined(tmp_path / "without", examples, documents)
+    fits = {name for name, texts in expected.items() if len(texts) == 3}
+    first = {name: [Negative(text=text.upper(), origin="given") for text in own[:1]] for name, own in expected.items()}
+    given = [dataclasses.replace(one, negatives=tuple(first[one.id])) for one in examples]
+
+    found = mined(tmp_path / "with", given, documents)
+
+    assert not [name for name, texts in found.items() if expected[name][:1] and expected[name][0] in texts]
+    assert all(found[name][:2] == expected[name][1:] for name in fits)
+    assert sum(len(found[name]) == 3 for name in fits) > len(fits) / 2
 
 
 def test_a_reranker_reads_each_pair_once_and_its_scores_decide(tmp_path):

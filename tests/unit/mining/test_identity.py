@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qzhou.mining.identity import Answers, Groups, RowOf, digests, is_answer, key_digests
+from qzhou.mining.identity import Answers, Groups, RowOf, digests, is_among, key_digests
 from qzhou.records import RetrievalExample, Source, answers, text_key
 
 TEXTS = st.sampled_from(["a", "b", "B", " b ", "c", "d", "e f", "E  f", ""])
@@ -29,7 +29,7 @@ def test_answers_in_arrays_equal_answers_in_sets(rows, start):
     candidates = ["a", "B", "c", "D", "e f", "", "x"]
     key_NK = np.tile(key_digests(candidates), (len(some), 1))
     expected = [[text_key(text) in own for text in candidates] for own in answers(examples)[start:]]
-    assert is_answer(*found, key_NK).tolist() == expected
+    assert is_among(*found, key_NK).tolist() == expected
 
 
 def test_a_text_is_found_by_its_first_row_and_an_unknown_one_is_an_error():

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from qzhou.mining.identity import key_digests
-from qzhou.mining.select import Ranking, admitted_if_hidden, combine, is_consistent, select_negatives
+from qzhou.mining.select import Ranking, admitted_if_hidden, combine, is_consistent, select_negatives, standing
 from qzhou.recipe import MiningSection
 from qzhou.records import Negative
 
 KEY = np.array([7], dtype=np.uint64)
 
 
-def ranking(scores, *, positive_score, is_positive=None, rows=None, repeats=None) -> Ranking:
+def ranking(scores, *, positive_score, is_positive=None, rows=None, repeats=None, own=None) -> Ranking:
     """What a teacher says of one query."""
     score = np.array([scores], dtype=np.float32)
     no = [False] * score.shape[1]
@@ -20,6 +20,7 @@ def ranking(scores, *, positive_score, is_positive=None, rows=None, repeats=None
         row_NK=np.array([range(score.shape[1]) if rows is None else rows]),
         key_NK=np.array([range(score.shape[1]) if rows is None else rows], dtype=np.uint64),
         is_positive_NK=np.array([no if is_positive is None else is_positive]),
+        is_own_NK=np.array([no if own is None else own]),
         is_repeat_NK=np.array([no if repeats is None else repeats]),
         positive_score_N=np.array([positive_score], dtype=np.float32),
     )
@@ -30,8 +31,8 @@ def settings_of(*, count=2, ratio=0.95, **settings) -> MiningSection:
     return MiningSection(**{**everything, **settings})
 
 
-def select(scores, *, positive_score, is_positive=None, key=KEY, repeats=None, **settings):
-    one = ranking(scores, positive_score=positive_score, is_positive=is_positive, repeats=repeats)
+def select(scores, *, positive_score, is_positive=None, key=KEY, repeats=None, own=None, **settings):
+    one = ranking(scores, positive_score=positive_score, is_positive=is_positive, repeats=repeats, own=own)
     return select_negatives([one], key, settings_of(**settings))
 
 
@@ -56,6 +57,7 @@ def test_the_ratio_is_right_for_a_negative_positive_score():
         ({"max_score": 0.45}, [[2, 3]], "above max_score"),
         ({"min_score": 0.45}, [[0, 1]], "below min_score"),
         ({"repeats": [False, True, False, True]}, [[0, 2]], "repeats a positive"),
+        ({"own": [True, False, True, False]}, [[1, 3]], "is a negative already"),
         ({"sampling": "top", "count": 2}, [[0, 1]], "not drawn"),
     ],
 )
@@ -84,6 +86,7 @@ def test_a_pair_is_consistent_when_its_worst_positive_is_among_the_first():
         row_NK=np.array([range(4)] * 3),
         key_NK=np.array([range(4)] * 3, dtype=np.uint64),
         is_positive_NK=np.array([[True, False, False, True], [False] * 4, [False, True, False, False]]),
+        is_own_NK=np.zeros((3, 4), dtype=bool),
         is_repeat_NK=np.zeros((3, 4), dtype=bool),
         positive_score_N=np.array([0.6, 0.95, 0.8], dtype=np.float32),
     )
@@ -133,6 +136,19 @@ def test_teachers_take_turns_or_are_merged_by_rank(combine, rows):
     found = select_negatives([first, second], KEY, settings_of(count=4, sampling="top", combine=combine))
 
     assert sorted(found.rows[0]) == rows
+
+
+def test_what_is_a_negative_already_is_not_drawn_and_takes_no_turn_of_a_teacher():
+    first = ranking([0.9, 0.8, 0.7], positive_score=2.0, rows=[1, 2, 3], own=[True, False, False])
+    second = ranking([0.3, 0.2, 0.1], positive_score=2.0, rows=[11, 12, 13])
+    settings = settings_of(count=3, sampling="top", combine="each")
+    given = [Negative(text="document 1", origin="given")]
+
+    found = select_negatives([first, second], KEY, settings)
+    mined = [Negative(text=f"document {row}", origin="mined") for row in found.rows[0]]
+
+    kept = combine(given, mined, set(), count=3)
+    assert [one.text for one in kept] == ["document 1", "document 2", "document 11"]
 
 
 def test_each_teacher_keeps_its_share_whatever_the_draw():
@@ -208,13 +224,14 @@ def test_combining_drops_what_repeats_a_positive(text):
     mined = [Negative(text=text, origin="mined"), Negative(text="other", origin="mined")]
 
     answering = set(key_digests(["the answer"]).tolist())
-    assert [one.text for one in combine([], mined, answering, count=2, llm_fraction=0.3)] == ["other"]
+    assert [one.text for one in combine([], mined, answering, count=2)] == ["other"]
 
 
 def test_given_negatives_come_first_and_written_ones_stay_within_their_share():
     existing = [Negative(text=f"w{i}", origin="synthetic") for i in range(5)] + [Negative(text="g", origin="given")]
     mined = [Negative(text=f"m{i}", origin="mined") for i in range(9)]
 
-    kept = combine(existing, mined, set(), count=10, llm_fraction=0.3)
+    own = standing(existing, set(), settings_of(count=10, llm_negative_fraction=0.3))
+    kept = combine(own, mined, set(), count=10)
 
     assert [one.text for one in kept] == ["g", "w0", "w1", "w2", "m0", "m1", "m2", "m3", "m4", "m5"]
