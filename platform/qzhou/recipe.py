@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
@@ -119,7 +119,9 @@ class MiningSection(Section):
     )
     rank_from: AtLeastOne = Field(10, description="First rank of the window, counted from 1 without the positives.")
     rank_to: AtLeastOne = Field(30, description="Last rank of the window (paper: 'top-10 to top-30').")
-    positive_ratio: Positive = Field(0.95, description="A negative scores below this share of its positive's score.")
+    positive_ratio: float | None = Field(
+        0.95, description="A negative scores below this share of its positive's score, 1 at most; 'off': no such limit."
+    )
     margin: Cosine | None = Field(None, description="A negative scores at least this much below its positive.")
     min_score: Cosine | None = Field(None, description="Candidates below it are too easy.")
     max_score: Cosine | None = Field(None, description="Candidates above it are too close, whatever the positive.")
@@ -135,6 +137,18 @@ class MiningSection(Section):
     sampling_temperature: Positive = Field(0.05, description="softmax: divides the scores.")
     negatives_per_query: Count = Field(4, description="Negatives kept; fewer where fewer qualify, never filled up.")
     llm_negative_fraction: Fraction = Field(0.3, description="Share of them that may be LLM-written, where there are.")
+
+    @field_validator("positive_ratio", mode="before")
+    @classmethod
+    def _none_where_off(cls, ratio: object) -> object:
+        return None if ratio == "off" else ratio  # TOML has no null
+
+    @field_validator("positive_ratio")
+    @classmethod
+    def _share(cls, ratio: float | None) -> float | None:
+        if ratio is not None and not 0.0 < ratio <= 1.0:
+            raise ValueError(f"{ratio:g} is no share of a score; take one above 0 and up to 1, or 'off' for no limit")
+        return ratio
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -241,6 +255,11 @@ def _mining_conflicts(mining: MiningSection) -> Iterator[str]:
         yield (
             "mining.sampling is 'softmax', and mining.combine 'union' would weigh cosines of different teachers, which "
             "cannot be compared; draw 'uniform' or 'top', or combine 'each'"
+        )
+    if mining.index_parameters and mining.index == "Flat":
+        yield (
+            f"mining.index_parameters is '{mining.index_parameters}', and mining.index is 'Flat', which is exact and "
+            "has none; name an index that has, like 'IVF4096,Flat', or leave the parameters out"
         )
     if mining.rank_to < mining.rank_from:
         yield f"mining.rank_to ({mining.rank_to}) is below mining.rank_from ({mining.rank_from}); raise rank_to"

@@ -205,7 +205,8 @@ def by_loops(collection, settings):
     for query, revealed in enumerate(collection.revealed):
         scores = np.einsum("md,d->m", collection.document_vectors, collection.query_vectors[query])
         ranked = [row for row in np.lexsort((np.arange(len(scores)), -scores)) if row != revealed]
-        ceiling = settings.positive_ratio * scores[revealed] if scores[revealed] > 0 else np.inf
+        ratio = np.inf if settings.positive_ratio is None else settings.positive_ratio
+        ceiling = ratio * scores[revealed] if scores[revealed] > 0 else np.inf
         if settings.margin is not None:
             ceiling = min(ceiling, scores[revealed] - settings.margin)
         window = ranked[settings.rank_from - 1 : settings.rank_to]

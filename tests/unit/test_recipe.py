@@ -48,6 +48,25 @@ def test_settings_that_contradict_each_other_are_refused_with_both_values():
         load_recipe(QUICKSTART, ["--mining.rank_to", "3"])
 
 
+@pytest.mark.parametrize("ratio", ["10", "1.01", "0", "-0.5", "nan"])
+def test_a_ratio_that_is_no_share_is_refused_with_the_way_to_switch_it_off(ratio):
+    with pytest.raises(RecipeError, match=rf"mining\.positive_ratio: {ratio} is no share of a score; .* or 'off'"):
+        load_recipe(QUICKSTART, ["--mining.positive_ratio", ratio])
+
+
+def test_the_ratio_is_switched_off_in_a_file_and_on_the_command_line(tmp_path):
+    off = changed(tmp_path, ("[mining]", '[mining]\npositive_ratio = "off"'))
+
+    assert load_recipe(off).mining.positive_ratio is None
+    assert load_recipe(QUICKSTART, ["--mining.positive_ratio", "off"]).mining.positive_ratio is None
+    assert load_recipe(off, ["--mining.positive_ratio", "1.0"]).mining.positive_ratio == 1.0
+
+
+def test_parameters_of_an_index_that_has_none_are_refused_with_both_values():
+    with pytest.raises(RecipeError, match=r"index_parameters is 'nprobe=32', and mining\.index is 'Flat', .* leave"):
+        load_recipe(QUICKSTART, ["--mining.index_parameters", "nprobe=32"])
+
+
 def test_more_training_negatives_than_mined_ones_are_refused():
     with pytest.raises(RecipeError, match=r"training\.negatives_per_query \(5\) is above .* \(2\)"):
         load_recipe(QUICKSTART, ["--training.negatives_per_query", "5"])

@@ -80,12 +80,16 @@ def ceiling(positive_score_N: Floats, mining: MiningSection) -> Floats:
     """What a negative's score stays below [N].
 
     It is ``p - (1 - positive_ratio) * |p|`` with p the positive's score, which equals ``positive_ratio * p`` for p > 0
-    and stays below p for a negative score too; and ``p - margin``, whichever is lower.
+    and stays below p for a negative score too; and ``p - margin``, whichever is lower; infinite without either.
 
     Source: ratio and margin: TopK-PercPos and TopK-MarginPos, NV-Retriever (arXiv:2407.15831).
     """
-    ratio_N = positive_score_N - (1.0 - mining.positive_ratio) * np.abs(positive_score_N)
-    return np.asarray(ratio_N if mining.margin is None else np.minimum(ratio_N, positive_score_N - mining.margin))
+    limits: list[np.ndarray] = [np.full_like(positive_score_N, np.inf)]
+    if mining.positive_ratio is not None:
+        limits.append(positive_score_N - (1.0 - mining.positive_ratio) * np.abs(positive_score_N))
+    if mining.margin is not None:
+        limits.append(positive_score_N - mining.margin)
+    return np.asarray(np.min(limits, axis=0))
 
 
 def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: MiningSection) -> Selection:

@@ -15,7 +15,7 @@ from qzhou.records import Document, Negative, RetrievalExample, Source, answers,
 from qzhou.storage import Folder, write_records
 
 DATASET = Dataset.model_validate({"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]})
-MINING = MiningSection(rank_from=2, rank_to=15, negatives_per_query=3, positive_ratio=1.2)
+MINING = MiningSection(rank_from=2, rank_to=15, negatives_per_query=3, positive_ratio=None)
 
 
 def vector(text: str) -> np.ndarray:

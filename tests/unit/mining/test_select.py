@@ -50,6 +50,13 @@ def test_the_ratio_is_right_for_a_negative_positive_score():
     assert sorted(found.rows[0]) == [2, 3]  # the ceiling is -0.2 - 0.05 * 0.2 = -0.21
 
 
+@pytest.mark.parametrize(("margin", "rows"), [(None, [0, 1, 2]), (0.1, [1, 2])])
+def test_without_a_ratio_only_the_margin_limits(margin, rows):
+    found = select([0.79, 0.65, 0.1], positive_score=0.8, count=9, ratio=None, margin=margin)
+
+    assert sorted(found.rows[0]) == rows
+
+
 @pytest.mark.parametrize(
     ("settings", "rows", "reason"),
     [
