@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qzhou.encoder import TextEncoder
 
 
+VERSION = 1  # of the vector files; another one when what they hold is made otherwise, so that no old one is read
 SHOWN_CHARS = 80
 
 
@@ -57,7 +58,7 @@ class EncodeActor:
     def _encode(self, chunk: Chunk) -> tuple[str, int, int]:
         texts = chunk.prompted(self._column_of(chunk))
         limit = self._recipe.model.max_query_tokens if chunk.asks else None  # documents: the encoder's own
-        name = f"{self._encoder.fingerprint}/{digest([limit, texts])}.npy"
+        name = f"{self._encoder.fingerprint}/{digest([VERSION, limit, texts])}.npy"
         if self._folder.has_array(name, rows=len(texts)):
             return name, 0, 0
         before = self._encoder.truncated

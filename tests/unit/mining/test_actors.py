@@ -66,6 +66,16 @@ def test_a_vector_that_is_no_number_is_an_error_that_names_the_text(actor, tmp_p
     assert not list((tmp_path / "vectors").rglob("*.npy"))
 
 
+def test_files_of_another_version_are_not_read(actor, monkeypatch):
+    first = encoded(actor, 0)
+    monkeypatch.setattr("qzhou.mining.actors.VERSION", 2)
+
+    second = encoded(actor, 0)
+
+    assert second["encoded"] == 3
+    assert second["name"] != first["name"]
+
+
 def test_a_vector_file_that_is_cut_off_is_made_again(actor, tmp_path):
     name = encoded(actor, 0)["name"]
     file = tmp_path / "vectors" / name
