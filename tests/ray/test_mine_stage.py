@@ -191,6 +191,7 @@ def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe, monk
     assert report["rejected"]["is a positive"] >= QUERIES
     assert sum(map(len, mined_texts)) > QUERIES
     assert report["negatives"]["given"] == QUERIES // 5
+    assert sum(report["scores"]["mined"]) == report["negatives"]["mined"] == sum(map(len, mined_texts))
     assert set(report["scores"]) == {"positive", "mined", "given", "synthetic"}
     assert report["hidden positives"]["hidden"] == 2 * (QUERIES // 3 + 1)
     assert len(report["examples"]) == 5

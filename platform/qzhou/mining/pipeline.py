@@ -205,7 +205,7 @@ class _Miner:
         selection = select_negatives(rankings, queries.seeds(self._recipe.run.seed), mining)
         examples = self._combined(queries, selection, keep_N)
         self._report.add(examples, selection.rejected, int((~keep_N).sum()))
-        self._note_scores(rankings[0], second_N, queries, selection)
+        self._note_scores(rankings[0], second_N, queries)
         return iter(examples)
 
     def _combined(self, queries: Queries, selection: Selection, keep_N: Bools) -> list[RetrievalExample]:
@@ -223,9 +223,8 @@ class _Miner:
             found.append(dataclasses.replace(example, negatives=negatives))
         return found
 
-    def _note_scores(self, ranking: Ranking, second_N: Floats, queries: Queries, selection: Selection) -> None:
+    def _note_scores(self, ranking: Ranking, second_N: Floats, queries: Queries) -> None:
         self._report.score("positive", ranking.positive_score_N)
-        self._report.score("mined", [score for scores in selection.scores for score in scores])
         several = np.bincount(queries.owner_P, minlength=len(queries.examples))
         own = is_among(queries.owner_P, self._corpus.key_M[queries.positive_row_P], ranking.key_NK)
         admitted = admitted_if_hidden(ranking, second_N, self._mining)

@@ -43,10 +43,12 @@ class Report:
         self._recall: float | None = None
 
     def add(self, examples: Sequence[RetrievalExample], rejected: Mapping[str, int], inconsistent: int) -> None:
-        """Take in the examples of a block with their negatives."""
+        """Take in the examples of a block with the negatives that they keep."""
         self._queries += len(examples)
         self._inconsistent += inconsistent
         self._rejected.update(rejected)
+        mined = [negative.score for one in examples for negative in one.negatives if negative.origin == "mined"]
+        self.score("mined", [score for score in mined if score is not None])
         for one in examples:
             self._sizes[len(one.negatives)] += 1
             self._origins.update(negative.origin for negative in one.negatives)
@@ -54,7 +56,7 @@ class Report:
                 self._examples.append(_shown(one))
 
     def score(self, kind: str, scores: Floats | Sequence[float]) -> None:
-        """Take in scores of one kind: ``positive``, or an origin of negatives."""
+        """Take in scores of one kind: ``positive``, or the origin of negatives that were there before."""
         values = np.asarray(scores, dtype=np.float64)
         self._histograms[kind] = self._histograms.get(kind, 0) + counted(values, EDGES)
         self._sums[kind] += float(values.sum())  # type: ignore[assignment]
