@@ -7,6 +7,7 @@ QZhou-Embedding evaluation scripts: a space follows ``Query:`` (its README leave
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 EMPTY_TEXT = "Null"  # what the official embedder encodes for an empty string
@@ -37,6 +38,29 @@ class Prompt:
     @property
     def document_prefix(self) -> str:
         return self.query_prefix if self.symmetric else ""
+
+    def query(self, text: str) -> str:
+        """The text that asks, ready for the tokenizer."""
+        return self.query_prefix + (text or EMPTY_TEXT)
+
+    def document(self, text: str) -> str:
+        """The text that answers, ready for the tokenizer."""
+        return self.document_prefix + (text or EMPTY_TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """What a model that is not ours was trained to read before a query and before a document."""
+
+    query_prefix: str
+    document_prefix: str
+
+    @classmethod
+    def declared(cls, prompts: Mapping[str, str]) -> Prefixes | None:
+        """Those of a sentence-transformers model, from the prompts by name that it declares; None if it has none."""
+        found = [prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)]
+        prefixes = cls(prompts.get("query") or "", found[0] if found else "")
+        return prefixes if prefixes != cls("", "") else None
 
     def query(self, text: str) -> str:
         """The text that asks, ready for the tokenizer."""

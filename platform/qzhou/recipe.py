@@ -103,6 +103,9 @@ class MiningSection(Section):
     )
     teacher_api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable with the key of an URL.")
     further_teachers: tuple[str, ...] = Field((), description="Encoders that mine beside it, named alike.")
+    teacher_prompts: Literal["recipe", "model"] = Field(
+        "recipe", description="What a teacher reads before texts; model: the prompts that its folder declares, if any."
+    )
     combine: Literal["union", "each"] = Field(
         "union", description="Several teachers: union draws from all that they name; each lets them take turns."
     )

@@ -9,7 +9,7 @@ import pytest
 
 from qzhou import errors
 from qzhou.errors import DataError, QzhouError, StorageError, from_json, to_json
-from qzhou.prompts import Prompt
+from qzhou.prompts import Prefixes, Prompt
 from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample, Source, answers, stable_id, text_key
 from qzhou.runs import Run
 from qzhou.storage import Folder, read_records, schema_of, write_records
@@ -35,6 +35,18 @@ def test_a_symmetric_prompt_stands_on_both_sides():
     prompt = Prompt("Compare", symmetric=True)
 
     assert prompt.document("x") == prompt.query("x") == "Instruct: Compare\nQuery: x"
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ({"query": "q: ", "document": "d: ", "passage": "p: "}, Prefixes("q: ", "d: ")),
+        ({"passage": "p: "}, Prefixes("", "p: ")),
+        ({"query": "", "document": "", "sts": "s: "}, None),
+    ],
+)
+def test_the_prefixes_of_another_model_are_those_that_it_declares(declared, expected):
+    assert Prefixes.declared(declared) == expected
 
 
 def test_an_empty_text_becomes_the_word_that_the_official_embedder_uses():

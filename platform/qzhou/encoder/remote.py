@@ -47,6 +47,7 @@ class RemoteEncoder:
         self._url, _, self._model = spec.partition("#")
         if not self._model:
             raise ModelError(f"the model '{spec}' names no model; write it as {spec}#model-name")
+        self.prompts: dict[str, str] = {}  # nor do they tell these
         self._keys = keys
         self._client = openai.OpenAI(
             base_url=self._url,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,9 @@ class TextEncoder(Protocol):
     """What mining and synthesis ask of a teacher."""
 
     truncated: int
+
+    @property
+    def prompts(self) -> Mapping[str, str]: ...
 
     @property
     def fingerprint(self) -> str: ...

@@ -16,6 +16,7 @@ from qzhou.errors import ModelError, QzhouError, first_line, to_json
 from qzhou.mining.corpus import Chunk, read_column
 from qzhou.mining.identity import Floats, Ints
 from qzhou.mining.shard import Block, Found, Shard, VectorFile
+from qzhou.prompts import Prefixes
 from qzhou.recipe import Recipe
 from qzhou.runs import digest
 from qzhou.storage import Folder
@@ -46,6 +47,10 @@ class EncodeActor:
         key = self._recipe.mining.teacher_api_key_env
         return load_teacher(self._teacher, self._recipe.model, api_key_env=key)
 
+    @cached_property
+    def _prefixes(self) -> Prefixes | None:
+        return Prefixes.declared(self._encoder.prompts) if self._recipe.mining.teacher_prompts == "model" else None
+
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The number of a chunk to its file; an error for people comes back as a value, or Ray Data would wrap it."""
         name, encoded, truncated, error = "", 0, 0, ""
@@ -56,7 +61,7 @@ class EncodeActor:
         return {"id": batch["id"], "name": [name], "encoded": [encoded], "truncated": [truncated], "error": [error]}
 
     def _encode(self, chunk: Chunk) -> tuple[str, int, int]:
-        texts = chunk.prompted(self._column_of(chunk))
+        texts = chunk.prompted(self._column_of(chunk), self._prefixes)
         limit = self._recipe.model.max_query_tokens if chunk.asks else None  # documents: the encoder's own
         name = f"{self._encoder.fingerprint}/{digest([VERSION, limit, texts])}.npy"
         if self._folder.has_array(name, rows=len(texts)):

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from qzhou.dataset import Dataset
 from qzhou.mining.identity import Answers, Digests, Groups, Ints, RowOf, digests, key_digests
-from qzhou.prompts import Prompt
+from qzhou.prompts import Prefixes, Prompt
 from qzhou.records import Document, Negative, RetrievalExample
 from qzhou.storage import Folder, count_rows, read_records, read_table, row_count, write_records
 
@@ -41,9 +41,15 @@ class Chunk:
     def rows(self) -> int:
         return self.stop - self.start
 
-    def prompted(self, column: Sequence[str]) -> list[str]:
-        """What the encoder reads, from the whole column of the file."""
-        present = self.prompt.query if self.asks else self.prompt.document
+    def prompted(self, column: Sequence[str], own: Prefixes | None = None) -> list[str]:
+        """What the encoder reads, from the whole column of the file.
+
+        Args:
+            column: Of the file.
+            own: What the encoder reads before its texts in place of the dataset's instruction.
+        """
+        prompt = own or self.prompt
+        present = prompt.query if self.asks or self.prompt.symmetric else prompt.document
         return [present(text) for text in column[self.start : self.stop]]
 
 

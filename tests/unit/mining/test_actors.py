@@ -17,7 +17,7 @@ class Teacher:
     fingerprint = "teacher"
 
     def __init__(self):
-        self.seen, self.truncated = [], 0
+        self.seen, self.truncated, self.prompts = [], 0, {}
 
     def encode(self, texts, *, max_tokens):
         assert max_tokens is None  # documents have the encoder's own limit
@@ -27,15 +27,25 @@ class Teacher:
 
 
 @pytest.fixture
-def actor(tmp_path, make_recipe, monkeypatch):
+def make_actor(tmp_path, make_recipe, monkeypatch):
+    """An actor that encodes documents; keyword arguments are settings of mining."""
     monkeypatch.setattr("qzhou.mining.corpus.CHUNK_ROWS", 3)
     folder = Folder.open(str(tmp_path))
     texts = ["one", "", "a very long text", "four", "five", "six", "seven", "nothing"]
     write_records(folder / "texts", (Document(id=str(n), text=text) for n, text in enumerate(texts)), Document)
-    prompt = Prompt(instruction="find", symmetric=True)
-    made = EncodeActor(make_recipe(), "", folder / "vectors", chunks_of(folder / "texts", "text", prompt, asks=False))
-    made.__dict__["_encoder"] = Teacher()  # in place of a model
-    return made
+
+    def make(*, symmetric=True, **mining):
+        chunks = chunks_of(folder / "texts", "text", Prompt(instruction="find", symmetric=symmetric), asks=False)
+        made = EncodeActor(make_recipe(mining=mining), "", folder / "vectors", chunks)
+        made.__dict__["_encoder"] = Teacher()  # in place of a model
+        return made
+
+    return make
+
+
+@pytest.fixture
+def actor(make_actor):
+    return make_actor()
 
 
 def encoded(actor, chunk):
@@ -64,6 +74,23 @@ def test_a_vector_that_is_no_number_is_an_error_that_names_the_text(actor, tmp_p
     assert "nothing" in str(error)
     assert "model.encoding_dtype" in str(error)
     assert not list((tmp_path / "vectors").rglob("*.npy"))
+
+
+@pytest.mark.parametrize(
+    ("declared", "symmetric", "before"),
+    [
+        ({"query": "query: ", "passage": "passage: "}, False, "passage: "),
+        ({"query": "query: ", "passage": "passage: "}, True, "query: "),  # both sides of the dataset ask
+        ({"query": "", "document": ""}, True, "Instruct: find\nQuery: "),  # nothing of its own
+    ],
+)
+def test_a_teacher_reads_the_prompts_that_its_folder_declares(make_actor, declared, symmetric, before):
+    actor = make_actor(symmetric=symmetric, teacher_prompts="model")
+    actor._encoder.prompts = declared
+
+    encoded(actor, 0)
+
+    assert actor._encoder.seen[:2] == [f"{before}one", f"{before}Null"]
 
 
 def test_files_of_another_version_are_not_read(actor, monkeypatch):
