@@ -2,7 +2,7 @@
 
 from qzhou.encoder.backbone import EmbeddingModel, choose_device, load_backbone
 from qzhou.encoder.encoder import Encoder, load_encoder
-from qzhou.encoder.teacher import TextEncoder, load_teacher
+from qzhou.encoder.teacher import TextEncoder, load_teacher, stored_as
 
 __all__ = [
     "EmbeddingModel",
@@ -12,4 +12,5 @@ __all__ = [
     "load_backbone",
     "load_encoder",
     "load_teacher",
+    "stored_as",
 ]

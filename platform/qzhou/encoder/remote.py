@@ -62,9 +62,13 @@ class RemoteEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of address, model, and what it makes of a sentence: another model behind the same name shows."""
-        probe = [round(float(value), 3) for value in self.encode([PROBE])[0]]
-        return hashlib.sha256(json.dumps([self._url, self._model, probe]).encode()).hexdigest()[:16]
+        """Digest of address and model; :func:`qzhou.encoder.teacher.stored_as` finds out which weights answer there."""
+        return hashlib.sha256(json.dumps([self._url, self._model]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def probe(self) -> Vectors:
+        """What it makes of a sentence [D]: other weights make something else."""
+        return np.asarray(self.encode([PROBE])[0])
 
     def encode(self, texts: Sequence[str], *, max_tokens: int | None = None) -> Vectors:
         """Unit vectors [N, D] in the order of the texts; the endpoint truncates as it likes, whatever ``max_tokens``.

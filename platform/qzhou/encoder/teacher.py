@@ -11,6 +11,10 @@ from qzhou.encoder.encoder import load_encoder
 from qzhou.encoder.remote import RemoteEncoder, is_remote
 from qzhou.endpoints import Keys
 from qzhou.recipe import ModelSection
+from qzhou.storage import Folder
+
+SAME_COSINE = 0.9999  # what an endpoint makes of one sentence differs in the last digits from call to call
+PROBE_FILE = "probe.npy"
 
 
 class TextEncoder(Protocol):
@@ -51,3 +55,24 @@ def load_teacher(spec: str, model: ModelSection, *, api_key_env: str) -> TextEnc
         dtype=model.encodes_in,
         compiled=model.compiled,
     )
+
+
+def stored_as(teacher: TextEncoder, folder: Folder) -> str:
+    """The name below which a teacher's vectors are kept in a folder: another one for other weights.
+
+    The fingerprint of a model on this machine covers its weights. One behind an URL has only a name, so what it makes
+    of a sentence is kept beside its vectors and compared.
+    """
+    if not isinstance(teacher, RemoteEncoder):
+        return teacher.fingerprint
+    number = 0
+    while True:
+        name = f"{teacher.fingerprint}-{number}"
+        place = folder / name
+        if not place.exists(PROBE_FILE):
+            place.write_array(PROBE_FILE, teacher.probe)
+            return name
+        known = place.read_array(PROBE_FILE)
+        if known.shape == teacher.probe.shape and float(known @ teacher.probe) >= SAME_COSINE:
+            return name
+        number += 1

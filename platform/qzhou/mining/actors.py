@@ -48,6 +48,12 @@ class EncodeActor:
         return load_teacher(self._teacher, self._recipe.model, api_key_env=key)
 
     @cached_property
+    def _name(self) -> str:
+        from qzhou.encoder import stored_as
+
+        return stored_as(self._encoder, self._folder)
+
+    @cached_property
     def _prefixes(self) -> Prefixes | None:
         return Prefixes.declared(self._encoder.prompts) if self._recipe.mining.teacher_prompts == "model" else None
 
@@ -63,7 +69,7 @@ class EncodeActor:
     def _encode(self, chunk: Chunk) -> tuple[str, int, int]:
         texts = chunk.prompted(self._column_of(chunk), self._prefixes)
         limit = self._recipe.model.max_query_tokens if chunk.asks else None  # documents: the encoder's own
-        name = f"{self._encoder.fingerprint}/{digest([VERSION, limit, texts])}.npy"
+        name = f"{self._name}/{digest([VERSION, limit, texts])}.npy"
         if self._folder.has_array(name, rows=len(texts)):
             return name, 0, 0
         before = self._encoder.truncated

@@ -9,16 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from qzhou.encoder import load_teacher
+from qzhou.encoder import load_teacher, stored_as
 from qzhou.errors import ModelError
 from qzhou.recipe import ModelSection
+from qzhou.storage import Folder
 
 BACKBONE = ModelSection(backbone="unused")
 KEY = "sk-teacher-0123456789"
 
 
-def vector_of(text, salt=""):
-    return [byte - 128.0 for byte in hashlib.sha256(f"{salt}{text}".encode()).digest()]
+def vector_of(text, salt="", jitter=0.0):
+    digits = hashlib.sha256(f"{salt}{text}".encode()).digest()
+    return [byte - 128.0 + jitter * (-1) ** place for place, byte in enumerate(digits)]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,10 +38,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def embeddings(salt=""):
+def embeddings(salt="", jitter=0.0, width=32):
     def reply(body, _):
         data = [
-            {"object": "embedding", "index": n, "embedding": vector_of(t, salt)} for n, t in enumerate(body["input"])
+            {"object": "embedding", "index": n, "embedding": vector_of(t, salt, jitter)[:width]}
+            for n, t in enumerate(body["input"])
         ]
         return 200, {
             "object": "list",
@@ -82,13 +85,30 @@ def test_vectors_are_of_unit_length_and_in_the_order_of_the_texts():
     assert np.allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
 
 
-def test_another_model_behind_the_same_name_has_another_fingerprint():
+def test_vectors_that_differ_in_their_last_digits_are_the_same_model_and_others_are_not(tmp_path):
+    """Else all that an endpoint was paid for would be paid for again, or old vectors stand for a new model's."""
+    folder = Folder.open(str(tmp_path))
     reply = [embeddings()]
     with serving(lambda body, key: reply[0](body, key)) as spec:
-        first, again = load(spec).fingerprint, load(spec).fingerprint
+        first = stored_as(load(spec), folder)
+        reply[0] = embeddings(jitter=0.2)  # of 128: a cosine of 0.99999
+        again = stored_as(load(spec), folder)
         reply[0] = embeddings(salt="retrained")
+        other = stored_as(load(spec), folder)
+        reply[0] = embeddings()
+        back = stored_as(load(spec), folder)
+        reply[0] = embeddings(width=16)
+        narrow = stored_as(load(spec), folder)
 
-        assert first == again != load(spec).fingerprint
+    assert first == again == back
+    assert len({first, other, narrow}) == 3
+
+
+def test_two_models_at_one_address_are_stored_apart(tmp_path):
+    folder = Folder.open(str(tmp_path))
+
+    with serving(embeddings()) as spec:
+        assert stored_as(load(spec), folder) != stored_as(load(f"{spec}-large"), folder)
 
 
 @pytest.mark.parametrize(
