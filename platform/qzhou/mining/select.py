@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qzhou.mining.identity import SPREAD, Bools, Digests, Floats, Ints, key_digests
+from qzhou.mining.identity import SPREAD, Bools, Digests, Floats, Ints, is_among, key_digests
 from qzhou.recipe import MiningSection
 from qzhou.records import Negative
 
@@ -112,12 +112,11 @@ def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: Mining
     for number, ranking in enumerate(rankings):
         for other, rival in enumerate(rankings):
             if other != number:
-                same_NKK = ranking.row_NK[:, :, None] == rival.row_NK[:, None, :]
-                vetoed = allowed[number] & (same_NKK & refused[other][:, None, :]).any(axis=2)
+                vetoed = allowed[number] & _named(ranking, rival, refused[other])
                 rejected["refused by another teacher"] += int(vetoed.sum())
                 allowed[number] = allowed[number] & ~vetoed
                 if other < number:  # named by both: it is drawn once
-                    allowed[number] &= ~(same_NKK & allowed[other][:, None, :]).any(axis=2)
+                    allowed[number] &= ~_named(ranking, rival, allowed[other])
     score_NK, row_NK, allowed_NK = (
         np.concatenate(parts, axis=1)
         for parts in ([one.score_NK for one in rankings], [one.row_NK for one in rankings], allowed)
@@ -131,6 +130,11 @@ def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: Mining
         scores=[score_NK[query, drawn].astype(float).tolist() for query, drawn in enumerate(chosen)],
         rejected=dict(rejected),
     )
+
+
+def _named(ranking: Ranking, rival: Ranking, marked_NK: Bools) -> Bools:
+    """Whether each document of a query is among those of a rival that are marked [N, K]; sorted, never K by K."""
+    return is_among(np.nonzero(marked_NK)[0], rival.key_NK[marked_NK], ranking.key_NK)
 
 
 def _allowed(ranking: Ranking, mining: MiningSection, rejected: Counter[str]) -> Bools:

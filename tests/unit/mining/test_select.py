@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qzhou.mining.identity import key_digests
+from qzhou.mining.identity import digests, key_digests
 from qzhou.mining.select import Ranking, admitted_if_hidden, combine, is_consistent, select_negatives, standing
 from qzhou.recipe import MiningSection
 from qzhou.records import Negative
@@ -112,6 +112,61 @@ def test_a_document_that_one_teacher_refuses_is_chosen_by_none():
     assert sorted(found.rows[0]) == [5, 8, 9]
     assert found.rejected["refused by another teacher"] == 1
     assert found.rejected["too close to the positive"] == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("teachers", [2, 3])
+def test_what_teachers_refuse_each_other_is_what_comparing_every_pair_of_documents_refuses(teachers, seed):
+    generator = np.random.default_rng(seed)
+    row = np.stack([[generator.permutation(60)[:20] for _ in range(50)] for _ in range(teachers)])
+    score = -np.sort(-generator.uniform(-0.2, 1, row.shape).astype(np.float32), axis=2)
+    score[:, :, 17:] = -np.inf  # the search found fewer
+    named = digests(f"document {number}" for number in range(60))
+    rankings = [
+        Ranking(
+            score_NK=score[number],
+            row_NK=row[number],
+            key_NK=named[row[number]],
+            is_positive_NK=row[number] < 5,
+            is_own_NK=row[number] == 7,
+            is_repeat_NK=row[number] == 8,
+            positive_score_N=np.full(50, 0.7, np.float32),
+        )
+        for number in range(teachers)
+    ]  # fmt: skip
+    settings = settings_of(count=99, rank_from=3, rank_to=12)
+
+    found = select_negatives(rankings, np.arange(50, dtype=np.uint64), settings)
+
+    expected, vetoes = by_pairs(rankings, settings)
+    assert [sorted(rows) for rows in found.rows] == expected
+    assert found.rejected["refused by another teacher"] == vetoes > 0
+    assert sum(map(len, expected)) > 50
+
+
+def by_pairs(rankings, settings):
+    """The rows that no teacher refuses, and how many were vetoed, with every two documents of a query compared."""
+    names = [select_negatives([one], np.zeros(len(one.row_NK), np.uint64), settings).rows for one in rankings]
+    allowed = [np.array([np.isin(row, own) for row, own in zip(one.row_NK, rows, strict=True)])
+               for one, rows in zip(rankings, names, strict=True)]  # fmt: skip
+    ranked = [one.is_there & ~one.is_positive_NK & (one.rank <= settings.rank_to) for one in rankings]
+    refused = [early & ~fine for early, fine in zip(ranked, allowed, strict=True)]
+    vetoes = 0
+    for number, ranking in enumerate(rankings):
+        for other, rival in enumerate(rankings):
+            if other == number:
+                continue
+            same_NKK = ranking.row_NK[:, :, None] == rival.row_NK[:, None, :]
+            vetoed = allowed[number] & (same_NKK & refused[other][:, None, :]).any(axis=2)
+            vetoes += int(vetoed.sum())
+            allowed[number] = allowed[number] & ~vetoed
+            if other < number:
+                allowed[number] &= ~(same_NKK & allowed[other][:, None, :]).any(axis=2)
+    rows = [[] for _ in rankings[0].row_NK]
+    for one, fine in zip(rankings, allowed, strict=True):
+        for query, own in enumerate(one.row_NK):
+            rows[query] += own[fine[query]].tolist()
+    return [sorted(own) for own in rows], vetoes
 
 
 def test_what_a_teacher_ranks_before_the_window_is_refused_for_all():
