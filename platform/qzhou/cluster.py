@@ -170,7 +170,8 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
     address, job = f"http://{context.dashboard_url}", f"{Path(script).stem}-{uuid.uuid4().hex[:8]}"
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # "WebSocket closed"
     try:
-        there = f"cd {shlex.quote(str(Path.cwd()))} && RAY_API_SERVER_ADDRESS={address}"
+        own = context.address_info["gcs_address"]  # Ray lets a job's driver join any cluster of the machine
+        there = f"cd {shlex.quote(str(Path.cwd()))} && RAY_ADDRESS={own} RAY_API_SERVER_ADDRESS={address}"
         command = f"{there} exec {shlex.join(['python', script, *arguments])}"
         submit = ["job", "submit", "--no-wait", "--address", address, "--submission-id", job, "--", "sh", "-c", command]
         # Ray has put token authentication on; its client needs to be told
