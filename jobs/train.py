@@ -1,10 +1,20 @@
 """Both training stages: retrieval first, then everything.
 
-python jobs/train.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VALUE ...]
+python jobs/train.py recipes/quickstart.toml [--estimate] [--dry-run] [--SECTION.SETTING VALUE ...]
+
+--estimate prints tokens, FLOPs, GPU hours and memory on 8, 32 and 64 GPUs, and trains nothing. With it:
+  --gpu A100, H100 or H200      default: H100
+  --utilisation SHARE           of the GPU's peak that training reaches; default: 0.4
+  --mean-query-tokens N         default: what the run's examples say, else 40
+  --mean-document-tokens N      default: what the run's examples say, else 200
 """
+
+from typing import Any
 
 from qzhou.job import main
 from qzhou.recipe import Recipe
+
+OPTIONS = {"--gpu": str, "--utilisation": float, "--mean-query-tokens": float, "--mean-document-tokens": float}
 
 
 def run(recipe: Recipe) -> None:
@@ -13,5 +23,11 @@ def run(recipe: Recipe) -> None:
     train(recipe)
 
 
+def estimate(recipe: Recipe, **assumed: Any) -> None:
+    from qzhou.training.estimate import print_estimate
+
+    print_estimate(recipe, **assumed)
+
+
 if __name__ == "__main__":
-    main(run, __doc__ or "")
+    main(run, __doc__ or "", instead={"--estimate": estimate}, options=OPTIONS)

@@ -32,6 +32,7 @@ ONLY_IN = {
     "aiohttp": {"platform/qzhou/synthesis/mock_endpoint.py"},
 }
 SLIM = ("errors", "records", "dataset", "llm", "learning", "recipe", "prompts", "storage", "runs", "progress", "job")
+SLIM += ("checkpoints", "training.estimate")  # --estimate
 PYTHON = [path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
@@ -95,7 +96,7 @@ def python(code: str, **environment: str) -> str:
 
 
 def test_the_recipe_loads_neither_torch_nor_ray():
-    """--dry-run must answer at once."""
+    """--dry-run and --estimate must answer at once."""
     names = ", ".join(f"qzhou.{name}" for name in SLIM)
     heavy = "{'torch', 'ray', 'transformers', 'datasets', 'mteb'} & set(sys.modules)"
 

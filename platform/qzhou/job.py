@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from qzhou.errors import QzhouError, RecipeError
 from qzhou.recipe import Recipe, load_recipe
@@ -17,32 +18,72 @@ USAGE = """usage: {job} RECIPE [--dry-run] [--SECTION.SETTING VALUE ...]
 {about}"""
 
 Stage = Callable[[Recipe], None]
+Instead = Callable[..., None]
+Options = Mapping[str, Callable[[str], object]]
 
 
 def main(
-    stage: Stage, about: str, arguments: Sequence[str] | None = None, instead: Mapping[str, Stage] | None = None
+    stage: Stage,
+    about: str,
+    arguments: Sequence[str] | None = None,
+    instead: Mapping[str, Instead] | None = None,
+    options: Options | None = None,
 ) -> None:
     """Run a stage as a job and end the process.
-
-    Exit status: 0 done, 1 a failure, 2 a mistake of the user's (see :mod:`qzhou.errors`), 130 interrupted.
 
     Args:
         stage: Does the work; imports what is heavy only when called.
         about: The job script's docstring, shown by ``--help``.
         arguments: Instead of the process's own.
         instead: Flags of the job, and what each does instead of the stage.
+        options: Flags with a value, and how its text is read; what runs instead takes them as keyword arguments.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
+    with errors_for_people():
         asked = {"--dry-run": _show, **(instead or {})}
+        given, words = _given(words, options or {})
         recipe, flags = _recipe(words, about, list(asked))
-        (asked[flags[0]] if flags else stage)(recipe)
+        work = asked[flags[0]] if flags else stage
+        if given and (not flags or flags[0] == "--dry-run"):
+            raise RecipeError(f"command line: {_flag(next(iter(given)))} belongs to {', '.join(instead or {})}")
+        work(recipe, **given)
+
+
+@contextmanager
+def errors_for_people() -> Iterator[None]:
+    """End the process with one message where the block raises what was raised on purpose.
+
+    Exit status: 1 a failure, 2 a mistake of the user's (see :mod:`qzhou.errors`), 130 interrupted.
+    """
+    try:
+        yield
     except QzhouError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is finished", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _given(words: Sequence[str], options: Options) -> tuple[dict[str, object], list[str]]:
+    """The options' values by keyword, and the other words."""
+    given: dict[str, object] = {}
+    others, following = [], iter(words)
+    for word in following:
+        flag, equals, text = word.partition("=")
+        if flag not in options:
+            others.append(word)
+            continue
+        text = text if equals else next(following, "")
+        try:
+            given[flag.removeprefix("--").replace("-", "_")] = options[flag](text)
+        except ValueError as error:
+            raise RecipeError(f"command line: {flag}: {error}") from None
+    return given, others
+
+
+def _flag(keyword: str) -> str:
+    return "--" + keyword.replace("_", "-")
 
 
 def _show(recipe: Recipe) -> None:

@@ -69,6 +69,37 @@ def test_the_recipe_comes_first(capsys):
     assert "the recipe comes first" in said
 
 
+def test_what_runs_instead_takes_its_options():
+    seen = {}
+    flags = {"instead": {"--guess": lambda _, **given: seen.update(given)}, "options": {"--share": float, "--on": str}}
+
+    main(raising(AssertionError("ran")), "about", [QUICKSTART, "--share", "0.5", "--guess", "--on=a=b"], **flags)
+
+    assert seen == {"share": 0.5, "on": "a=b"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--share", "0.5"], "--share belongs to --guess"),
+        (["--guess", "--share", "half"], "--share: could not convert string to float: 'half'"),
+        (["--guess", "--share"], "--share"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named(words, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(
+            raising(AssertionError("ran")),
+            "about",
+            [QUICKSTART, *words],
+            instead={"--guess": raising(AssertionError("ran"))},
+            options={"--share": float},
+        )
+
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_workers_get_no_variable_that_the_job_sets_itself(monkeypatch):
     """Ray refuses to start where both a job's runtime environment and ours set one."""
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)

@@ -1,0 +1,314 @@
+"""What training costs: numbers worked out by hand, operations counted one product at a time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qzhou.errors import DataError, ModelError, RecipeError
+from qzhou.learning import StageSection, TrainingSection
+from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample
+from qzhou.runs import MANIFEST
+from qzhou.storage import Folder, write_records
+from qzhou.training.cost import (
+    DatasetTexts,
+    Length,
+    Work,
+    expected_steps,
+    flops_of,
+    gpu_hours,
+    memory_per_gpu,
+    stage_cost,
+    step_work,
+)
+from qzhou.training.estimate import print_estimate
+from qzhou.training.lengths import texts_of
+from qzhou.training.shapes import PUBLISHED, Shape, shape_from_config, shape_of
+
+ROOT = Path(__file__).parents[3]
+SEVEN_B = PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
+SMALL = Shape(kind="qwen3", vocabulary=50, layers=3, width=8, feed_forward=20, heads=4, key_value_heads=2, head_width=3)
+STAGE = {"steps": 8000, "learning_rate": 1e-5, "batch_size": 256, "cosent_batch_size": 768, "retrieval_share": 0.72}
+SIZES = {
+    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4,
+}  # fmt: skip
+
+
+def texts(name="d", task="retrieval", rows=None, queries=10.0, documents=100.0, negatives=4.0):
+    return DatasetTexts(
+        name=name,
+        task=task,
+        rows=rows,
+        queries=Length.always(queries),
+        documents=Length.always(documents),
+        negatives=negatives,
+    )
+
+
+def test_the_papers_backbone_has_the_parameters_that_are_published():
+    attention = 3584 * 3584 + 2 * 3584 * 512 + 3584 * 3584
+    feed_forward = 3 * 3584 * 18_944
+    small = (3584 + 512 + 512) + 2 * 3584  # biases of queries, keys and values; two norms
+
+    assert SEVEN_B.matrix_parameters == 28 * (attention + feed_forward) == 6_525_288_448
+    assert SEVEN_B.parameters == 152_064 * 3584 + 28 * (attention + feed_forward + small) + 3584 == 7_070_619_136
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "qwen2", "num_key_value_heads": 2},
+        {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16},
+        {"model_type": "llama", "num_key_value_heads": 2, "attention_bias": True},
+        {"model_type": "llama", "num_key_value_heads": 4},
+        {"model_type": "mistral", "num_key_value_heads": 2, "head_dim": 8},
+        {"model_type": "bert", "max_position_embeddings": 40, "type_vocab_size": 2},
+        {"model_type": "xlm-roberta", "max_position_embeddings": 40, "type_vocab_size": 1},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_parameters_are_those_of_the_librarys_model(config):
+    assert shape_from_config(config | SIZES, "test").parameters == parameters_by_transformers(config | SIZES)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", "Qwen/Qwen3-Embedding-0.6B", "BAAI/bge-m3"])
+def test_a_published_shape_is_one_that_the_library_builds(name):
+    shape = PUBLISHED[name]
+    config = {
+        "model_type": shape.kind,
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.feed_forward,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.key_value_heads,
+        "head_dim": shape.head_width,
+        "max_position_embeddings": shape.positions or 512,
+        "type_vocab_size": shape.token_types,
+    }
+
+    assert shape_from_config(config, name) == shape
+    assert shape.parameters == parameters_by_transformers(config)
+
+
+def parameters_by_transformers(config):
+    """Counted on a model without memory for its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(**config))
+    return sum(one.numel() for one in model.parameters())
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2])
+def test_operations_are_those_of_every_product(extra):
+    lengths = [1, 7, 12]
+    multiplied = 0
+    for length in lengths:
+        for _ in range(SMALL.layers):
+            for rows, columns in [(8, 12), (8, 6), (8, 6), (12, 8), (8, 20), (8, 20), (20, 8)]:
+                multiplied += length * rows * columns  # query, key, value, output, gate, up, down
+            for _ in range(SMALL.heads):
+                multiplied += length * length * 3  # queries with keys
+                multiplied += length * length * 3  # shares with values
+
+    work = Work.of(len(lengths), Length.of(lengths))
+
+    assert work.tokens == pytest.approx(20)
+    assert flops_of(SMALL, work, extra=extra) == pytest.approx((3 + extra) * 2 * multiplied, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("task", "count", "tokens"),
+    [
+        ("retrieval", 256 * 6, 256 * 10 + 256 * 5 * 100),
+        ("pair", 2 * 768, 2 * 768 * 100),
+        ("classification", 256 * 6, 256 * 6 * 100),
+    ],
+)
+def test_a_step_encodes_all_texts_of_its_batch(task, count, tokens):
+    work = step_work(texts(task=task), StageSection(**STAGE))
+
+    assert (work.texts, work.tokens) == (count, tokens)
+
+
+def test_a_dataset_smaller_than_a_batch_gives_all_it_has():
+    assert step_work(texts(rows=100, negatives=1.5), StageSection(**STAGE)).texts == 100 * 3.5
+
+
+def test_steps_go_to_datasets_as_the_plan_draws_them():
+    sets = [texts("a", rows=900), texts("b", rows=100), texts("p", "pair", rows=400), texts("c", "classification", 400)]
+
+    found = {one.name: steps for one, steps in expected_steps(sets, StageSection(**STAGE), alpha=0.5)}
+
+    assert found == pytest.approx({"a": 5760 * 0.75, "b": 5760 * 0.25, "p": 1120, "c": 1120})
+
+
+def test_a_stage_without_data_for_its_share_is_named():
+    with pytest.raises(DataError, match=r"0\.72.*no pair or classification"):
+        expected_steps([texts()], StageSection(**STAGE), alpha=0.5)
+
+
+def test_recomputing_the_forward_pass_adds_a_third():
+    stage = {"steps": 10, "learning_rate": 1e-5}
+    plain, again = (
+        stage_cost(
+            SEVEN_B,
+            [texts()],
+            TrainingSection(stage1=stage, stage2=stage, gradient_checkpointing=is_on),
+            StageSection(**stage),
+        )
+        for is_on in (False, True)
+    )
+
+    assert plain.work == again.work
+    assert again.flops / plain.flops == pytest.approx(4 / 3)
+
+
+def test_hours_and_memory_by_hand():
+    assert gpu_hours(989e12 * 0.4 * 7200, gpu="H100", utilisation=0.4) == pytest.approx(2)
+    assert gpu_hours(312e12 * 3600, gpu="A100", utilisation=1.0) == pytest.approx(1)
+    memory = {stage: memory_per_gpu(1000, zero_stage=stage, gpus=8, bfloat16=True) for stage in range(4)}
+    assert memory == {0: 16_000, 1: 4000 + 1500, 2: 2000 + 1750, 3: 2000}
+    assert memory_per_gpu(1000, zero_stage=1, gpus=8, bfloat16=False) == 8000 + 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gpu": "V9"}, "V9.*A100, H100, H200"),
+        ({"utilisation": 0.0}, "--utilisation is 0"),
+        ({"utilisation": float("nan")}, "--utilisation is nan"),
+        ({"mean_query_tokens": -1.0}, "--mean-query-tokens is -1"),
+        ({"mean_document_tokens": float("inf")}, "--mean-document-tokens is inf"),
+    ],
+)
+def test_options_out_of_range_are_named(make_recipe, options, said):
+    with pytest.raises(RecipeError, match=said):
+        print_estimate(make_recipe(model={"backbone": "BAAI/bge-m3"}), **options)
+
+
+def test_a_backbone_that_is_nowhere_is_named_with_the_way_out(tmp_path):
+    with pytest.raises(ModelError, match=r"(?s)some/model.*hf download some/model config\.json.*Qwen/Qwen2\.5-7B"):
+        shape_of("some/model")
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ModelError, match=r"'mamba'.*qwen2"):
+        shape_of(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "num_attention_heads": 2}')
+    with pytest.raises(ModelError, match="hidden_size"):
+        shape_of(str(tmp_path))
+
+
+def test_assumed_lengths_keep_to_the_recipes_limits(make_recipe):
+    recipe = make_recipe(model={"backbone": "BAAI/bge-m3", "max_query_tokens": 30, "max_document_tokens": 500})
+
+    assumed = texts_of(recipe, query_tokens=None, document_tokens=None)
+    told = texts_of(recipe, query_tokens=20, document_tokens=900)
+
+    assert "ASSUMED" in assumed.source
+    assert [(one.queries.mean, one.documents.mean) for one in assumed.datasets] == [(30, 200)]
+    assert [(one.queries.mean, one.documents.mean) for one in told.datasets] == [(20, 500)]
+
+
+@pytest.fixture
+def mined(make_recipe, tiny_qwen2):
+    """A recipe whose run has been mined: three datasets of 30 examples."""
+    kinds = {"facts": "title_body", "alike": "scored_pair", "kinds": "labeled"}
+    recipe = make_recipe(
+        model={"backbone": str(tiny_qwen2), "max_query_tokens": 9, "max_document_tokens": 12},
+        datasets=[
+            {"name": name, "reader": "jsonl", "rule": rule, "paths": ["x"], "instruction": "Find"}
+            for name, rule in kinds.items()
+        ],
+        training={"negatives_per_query": 2},
+    )
+    stage = Folder.open(recipe.run.storage) / "tiny" / "mine"
+    sides = [("the sea " * (number % 5 + 1), "a red tree is green " * (number % 4 + 1)) for number in range(30)]
+    negatives = (Negative(text="the list of paris", origin="mined"),)
+    rows = {
+        "retrieval/facts": [
+            RetrievalExample(id=str(n), dataset="facts", query=a, positives=(b,), negatives=negatives * (n % 4))
+            for n, (a, b) in enumerate(sides)
+        ],
+        "pair/alike": [
+            PairExample(id=str(n), dataset="alike", text_a=a, text_b=b, score=1) for n, (a, b) in enumerate(sides)
+        ],
+        "classification/kinds": [
+            LabeledExample(id=str(n), dataset="kinds", text=a, label=str(n % 3)) for n, (a, _) in enumerate(sides)
+        ],
+    }
+    for place, records in rows.items():
+        write_records(stage / "examples" / place, records, type(records[0]))
+    stage.write_json(MANIFEST, {})
+    return recipe, rows
+
+
+def test_lengths_are_counted_in_the_runs_own_examples(mined):
+    from transformers import AutoTokenizer
+
+    recipe, rows = mined
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.backbone)
+    asked, answered, negatives = [], [], 0
+    for one in rows["retrieval/facts"]:
+        asked.append(min(9, len(tokenizer("Instruct: Find\nQuery: " + one.query)["input_ids"])))
+        kept = one.negatives[:2]
+        negatives += len(kept)
+        for text in (one.positives[0], *(negative.text for negative in kept)):
+            answered.append(min(12, len(tokenizer(text)["input_ids"])))
+    sides = [
+        min(12, len(tokenizer("Instruct: Find\nQuery: " + text)["input_ids"]))
+        for one in rows["pair/alike"]
+        for text in (one.text_a, one.text_b)
+    ]
+
+    found = texts_of(recipe, query_tokens=None, document_tokens=None)
+
+    facts, alike, kinds = found.datasets
+    assert "by the backbone's tokenizer" in found.source
+    assert [one.rows for one in found.datasets] == [30, 30, 30]
+    assert facts.queries.mean == pytest.approx(sum(asked) / 30)
+    assert facts.documents.mean == pytest.approx(sum(answered) / len(answered))
+    assert facts.documents.mean_square == pytest.approx(sum(one * one for one in answered) / len(answered))
+    assert facts.negatives == pytest.approx(negatives / 30)
+    assert alike.documents.mean == pytest.approx(sum(sides) / 60)
+    assert kinds.negatives == 2
+
+
+def test_the_command_line_has_the_last_word_on_lengths(mined):
+    recipe, _ = mined
+
+    facts, alike, kinds = texts_of(recipe, query_tokens=5, document_tokens=None).datasets
+
+    assert (facts.queries.mean, alike.documents.mean, facts.rows) == (5, 5, 30)
+    assert facts.documents.mean != 5
+    assert kinds.documents.mean != 5
+
+
+def test_the_estimate_of_the_papers_run_is_printed_without_torch_and_ray():
+    """From the repository as it is: no hub, no bucket, in a second or two."""
+    blocked = "import sys, runpy; sys.modules |= {'torch': None, 'ray': None, 'transformers': None}; "
+    code = blocked + "sys.argv = sys.argv[1:]; runpy.run_path('jobs/train.py', run_name='__main__')"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, "jobs/train.py", "recipes/qzhou-7b.toml", "--estimate"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "platform")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 0, done.stderr
+    # stage 1: 32,000 steps of 256 queries of 40 tokens and 1,280 documents of 200, four forward passes each
+    tokens, squares = 32_000 * (256 * 40 + 1280 * 200), 32_000 * (256 * 40**2 + 1280 * 200**2)
+    flops = 4 * (2 * 6_525_288_448 * tokens + 4 * 28 * 3584 * squares)
+    assert f"32,000 steps (32,000 retrieval): 49,152,000 texts, {tokens:.3g} tokens, {flops:.3g} FLOPs" in done.stdout
+    assert "7,070,619,136 parameters" in done.stdout
+    assert "gradient checkpointing is on" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["8"], ["32"], ["64"])]
+    assert [row[-1] for row in rows] == [f"{7_070_619_136 * 16 / count / 2**30:.3g}" for count in (8, 32, 64)]
+    hours = flops / (989e12 * 0.4) / 3600
+    assert [row[2] for row in rows] == [f"{hours / count:.1f}" for count in (8, 32, 64)]
