@@ -136,6 +136,23 @@ def test_a_stage_without_the_one_before_it_says_which_job_to_run(recipe, tmp_pat
     assert "jobs/mine.py" in message
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("/no/such/a", "/no/such/b"), ["/no/such/a", "does not exist"]),
+        (("/no/such/a",), ["1 model is named"]),
+        (("/no/such/a", "/no/such/b", "--weights", "0", "0"), ["0, 0", "at least one must be above 0"]),
+        (("a", "b", "c", "--method", "slerp"), ["slerp is between two models, and 3 are named"]),
+        (("a", "b", "--method", "sum"), ["--method", "average", "slerp"]),
+    ],
+)
+def test_models_that_cannot_be_merged_are_named(tmp_path, words, said):
+    message = refused(run("jobs/merge.py", *words, "--into", tmp_path / "merged"))
+
+    for part in said:
+        assert part in message
+
+
 def test_a_busy_port_is_named_before_anything_starts(submitted):
     finished, _ = submitted
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -64,8 +64,22 @@ def loads_a_model(words: list[str], model: Path) -> None:
     assert re.fullmatch(r"\(\d+,\)", done.out.strip())
 
 
+def merges_models(words: list[str], finished: Path, into: Path) -> None:
+    """It merges whatever runs it names."""
+    place = words.index("--into") + 1
+    done = run(*(finished if word.startswith("runs/") else word for word in words[1:place]), into, *words[place + 1 :])
+    assert done.status == 0, done.text
+    assert (into / "merge.json").exists()
+
+
+def estimates(words: list[str]) -> None:
+    done = run(*words[1:])
+    assert done.status == 0, done.text
+    assert "GPU hours" in done.out
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_runs_or_runs_dry(command, submitted):
+def test_each_command_runs_or_runs_dry(command, submitted, tmp_path):
     words = shlex.split(command)
     if words[0] == "make":
         is_a_target(words)
@@ -73,6 +87,10 @@ def test_each_command_runs_or_runs_dry(command, submitted):
         is_a_request(words)
     elif words[:2] == ["python", "-c"]:
         loads_a_model(words, submitted[0].parent / "runs" / "tiny" / "model")
+    elif "jobs/merge.py" in words:
+        merges_models(words, submitted[0].parent / "runs" / "tiny", tmp_path / "merged")
+    elif "--estimate" in words:
+        estimates(words)
     elif words[0] == "python":
         resolves_its_recipe(words)
     else:

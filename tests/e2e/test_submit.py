@@ -42,3 +42,10 @@ def test_a_run_that_would_be_lost_with_the_uploaded_copy_is_refused(cluster, wri
     assert done.status != 0
     assert "error: run.storage is 'runs', a path below the copy of the project" in done.text
     assert "Traceback" not in done.text
+
+
+def test_models_are_merged_on_the_cluster(cluster, tiny_qwen2, tmp_path):
+    done = submit(cluster, "jobs/merge.py", tiny_qwen2, tiny_qwen2, "--into", tmp_path / "merged")
+
+    assert done.status == 0, done.text
+    assert (tmp_path / "merged" / "merge.json").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,10 +88,13 @@ def load_backbone(
         if attention is not None:
             config.is_causal = attention == "causal"
         config.use_cache = False  # an encoder never continues a text
-        model = AutoModel.from_pretrained(place, config=config, dtype=dtype)
+        model, loaded = AutoModel.from_pretrained(
+            place, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"the model '{spec}' cannot be loaded: {first_line(error)}\n       {WAYS}") from None
+    _refuse_random_weights(spec, loaded)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model))
@@ -100,6 +104,53 @@ def load_backbone(
         tokenizer,
         _declared(place, "config_sentence_transformers.json").get("prompts") or {},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a model's files say besides its weights; None where they say nothing.
+
+    Attributes:
+        config: Of its backbone.
+        is_normalised: Whether its vectors have unit length in sentence-transformers.
+        prompts: Name -> prefix.
+        max_tokens: Where sentence-transformers truncates, if that is not left to the tokenizer.
+    """
+
+    config: Any
+    pooling: Pooling | None
+    is_normalised: bool | None
+    prompts: dict[str, str] | None
+    max_tokens: int | None
+
+
+def declared(spec: str) -> Declared:
+    """What a model's files say of it, weights unread.
+
+    Raises:
+        ModelError: There is no such model, or it computes something else than a backbone and a pooling.
+    """
+    place = resolve(spec)
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the model '{spec}' cannot be read: {first_line(error)}\n       {WAYS}") from None
+    _refuse_other_modules(spec, place)
+    modules = [str(one["type"]).rsplit(".", 1)[-1] for one in _declared_list(place, "modules.json")]
+    longest = _declared(place, "sentence_bert_config.json").get("max_seq_length")
+    return Declared(
+        config=config,
+        pooling=_declared_pooling(spec, place),
+        is_normalised="Normalize" in modules if modules else None,
+        prompts=_declared(place, "config_sentence_transformers.json").get("prompts"),
+        max_tokens=None if longest is None else int(longest),
+    )
+
+
+def without_weights(config: Any) -> Any:
+    """A backbone of a config's shape that has no memory for weights: names, shapes, and how it attends."""
+    with torch.device("meta"):
+        return AutoModel.from_config(config)
 
 
 def load_tokenizer(spec: str) -> Any:
@@ -182,6 +233,21 @@ def _refuse_other_modules(spec: str, place: str) -> None:
             f"the model '{spec}' has a module {other[0]} after its backbone, which this encoder does not compute; its "
             "vectors would be others. Serve it and name its URL, https://host/v1#model, or take another model."
         )
+
+
+def _refuse_random_weights(spec: str, loaded: Mapping[str, Any]) -> None:
+    """Weights that a model's files lack, or have in another shape, are made up by transformers with a mere warning.
+
+    A pooler is not asked for its opinion: many encoders are published without one.
+    """
+    missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key)
+    other = sorted(str(key) for key, *_ in loaded["mismatched_keys"])
+    for names, what in ((missing, "are not in its files"), (other, "have other shapes there than config.json says")):
+        if names:
+            raise ModelError(
+                f"the model '{spec}' cannot be loaded: {len(names)} of its weights {what} ({', '.join(names[:3])}"
+                f"{', ...' if len(names) > 3 else ''}). Its files are not whole, or not of one model. {WAYS}"
+            )
 
 
 def _declared(place: str, name: str) -> dict[str, Any]:

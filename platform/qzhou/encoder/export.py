@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 
-from qzhou.encoder.backbone import POOLING_BY_NAME, POOLING_BY_OLD_KEY, EmbeddingModel
+from qzhou.encoder.backbone import POOLING_BY_NAME, POOLING_BY_OLD_KEY, EmbeddingModel, load_backbone
+from qzhou.errors import TrainingError
+
+PARITY_COSINE = 0.9999
+PARITY_TEXTS = ("Null", "one line", "a longer text that says several things, one after the other. " * 40)
 
 
 def save_sentence_transformer(
@@ -53,6 +57,25 @@ def parity(folder: Path, model: EmbeddingModel, tokenizer: Any, texts: list[str]
     theirs = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32}).encode(texts)
     ours = Encoder(model.float(), tokenizer, max_tokens=max_tokens).encode(texts)
     return float((theirs * ours).sum(1).min())
+
+
+def checked_parity(folder: Path, *, name: str, max_tokens: int) -> float:
+    """The :func:`parity` of an exported folder with the same weights in our encoder.
+
+    Args:
+        name: Of the model, for the error.
+
+    Raises:
+        TrainingError: SentenceTransformer gives other vectors.
+    """
+    found = load_backbone(str(folder), dtype=torch.float32)
+    lowest = parity(folder, found.model, found.tokenizer, list(PARITY_TEXTS), max_tokens=max_tokens)
+    if lowest < PARITY_COSINE:
+        raise TrainingError(
+            f"{name}: SentenceTransformer gives other vectors than the encoder (lowest cosine {lowest:.6f}, "
+            f"{PARITY_COSINE} needed)"
+        )
+    return lowest
 
 
 def _add_older_pooling_keys(file: Path, model: EmbeddingModel) -> None:

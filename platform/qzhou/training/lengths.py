@@ -100,10 +100,11 @@ def _measured(recipe: Recipe) -> FoundTexts | None:
     if stage is None:
         return None
     counter, how = _counter(recipe.model.backbone)
-    folders = {dataset: run / stage / "examples" / dataset.task / dataset.name for dataset in recipe.datasets}
-    texts = [
-        found for dataset, folder in folders.items() if (found := _texts(recipe, dataset, folder, counter)) is not None
-    ]
+    found = (
+        _texts(recipe, dataset, run / stage / "examples" / dataset.task / dataset.name, counter)
+        for dataset in recipe.datasets
+    )
+    texts = [one for one in found if one is not None]
     source = f"counted in {SAMPLED_ROWS} examples of each dataset in {(run / stage).uri}, {how}"
     return FoundTexts(texts, source) if texts else None
 
