@@ -114,11 +114,18 @@ def _table(recipe: Recipe, found: FoundShape, flops: Sequence[float], *, gpu: st
             )
             for stage in ZERO_STAGES
         ]
-        row = f"{count:>4} {sum(hours):>10,.4g}" + "".join(
+        row = f"{count:>4} {_short(sum(hours)):>10}" + "".join(
             f" {_duration(one / count):>10}" for one in (*hours, sum(hours))
         )
-        lines.append(f"    {row}" + " " * 13 + "".join(f"{one / GIB:>8.3g}" for one in sizes))
+        lines.append(f"    {row}" + " " * 13 + "".join(f"{_short(one / GIB):>8}" for one in sizes))
     return [*lines, "    * what the recipe sets; memory is that of weights, gradients and optimizer"]
+
+
+def _short(number: float) -> str:
+    """Three figures, whole from 100 on."""
+    if number >= 100:
+        return f"{number:,.0f}"
+    return f"{number:.3g}" if number >= 0.01 else "<0.01"
 
 
 def _duration(hours: float) -> str:

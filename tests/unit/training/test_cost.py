@@ -309,6 +309,6 @@ def test_the_estimate_of_the_papers_run_is_printed_without_torch_and_ray():
     assert "7,070,619,136 parameters" in done.stdout
     assert "gradient checkpointing is on" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["8"], ["32"], ["64"])]
-    assert [row[-1] for row in rows] == [f"{7_070_619_136 * 16 / count / 2**30:.3g}" for count in (8, 32, 64)]
+    assert [row[-1] for row in rows] == ["13.2", "3.29", "1.65"]  # 16 bytes a parameter / GPUs
     hours = flops / (989e12 * 0.4) / 3600
     assert [row[2] for row in rows] == [f"{hours / count:.1f}" for count in (8, 32, 64)]
