@@ -11,9 +11,11 @@ not, in a causal model, the hidden half is computed all the same as soon as ther
     forward = 2 P T + 4 L A T^2
 
 The backward pass makes two products of each, for the input's gradient and for the weight's: three forwards in all,
-6 P T + 12 L A T^2. Gradient checkpointing computes the forward pass again on the way back; gradient caching (GradCache,
-arXiv:2101.06983) computes it once more before, to know the loss. Softmax, norms, optimizer and loss are left out: they
-wait for memory, and that is part of what utilisation means.
+6 P T + 12 L A T^2. Frozen weights (LoRA) need the first of the two only, 2 P T less. Gradient checkpointing computes
+the forward pass again on the way back. Gradient caching (GradCache, arXiv:2101.06983) computes it once more before, for
+the texts whose activations a GPU does not hold, to know the loss; the more GPUs share a batch, the fewer they are.
+Softmax, norms, adapters, optimizer and loss are left out: they wait for memory, and that is part of what utilisation
+means.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 
 from qzhou.errors import DataError, RecipeError
 from qzhou.learning import StageSection, TrainingSection
-from qzhou.records import TASKS, Task
+from qzhou.records import Task
 from qzhou.training.plan import SHARE_UNIT
 from qzhou.training.shapes import Shape
 
@@ -31,7 +33,7 @@ GPU_COUNTS = (8, 32, 64)
 # Dense bfloat16 operations a second, from the makers' data sheets (the larger figures there are for sparse matrices).
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 ZERO_STAGES = (0, 1, 2, 3)
-FORWARDS = 3  # a step's, counted in forward passes: one forward, and a backward worth two
+HELD_TOKENS = 32_768  # what training.engine holds on a GPU by default; that module loads torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,25 @@ class Length:
         return cls(sum(tokens) / len(tokens), sum(one * one for one in tokens) / len(tokens))
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Texts, their tokens, and the sum of their lengths' squares."""
+
+    texts: float = 0.0
+    tokens: float = 0.0
+    squares: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.texts + other.texts, self.tokens + other.tokens, self.squares + other.squares)
+
+    def times(self, count: float) -> Work:
+        return Work(self.texts * count, self.tokens * count, self.squares * count)
+
+    @classmethod
+    def of(cls, texts: float, length: Length) -> Work:
+        return cls(texts, texts * length.mean, texts * length.mean_square)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetTexts:
     """One dataset as its cost depends on it.
@@ -75,54 +96,95 @@ class DatasetTexts:
     documents: Length
     negatives: float
 
+    @property
+    def row(self) -> Work:
+        """The texts that are encoded for one example."""
+        if self.task == "pair":
+            return Work.of(2, self.documents)
+        if self.task == "classification":
+            return Work.of(2 + self.negatives, self.documents)
+        return Work.of(1, self.queries) + Work.of(1 + self.negatives, self.documents)
+
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """Texts, their tokens, and the sum of their lengths' squares."""
+class Steps:
+    """Steps of one kind.
 
-    texts: float = 0.0
-    tokens: float = 0.0
-    squares: float = 0.0
+    Attributes:
+        task: Theirs, or ``mixed``.
+        count: How many; a fraction is an expectation.
+        work: Texts of one of them, over all GPUs.
+    """
 
-    def __add__(self, other: Work) -> Work:
-        return Work(self.texts + other.texts, self.tokens + other.tokens, self.squares + other.squares)
+    task: str
+    count: float
+    work: Work
 
-    def times(self, steps: float) -> Work:
-        return Work(self.texts * steps, self.tokens * steps, self.squares * steps)
 
-    @classmethod
-    def of(cls, texts: float, length: Length) -> Work:
-        return cls(texts, texts * length.mean, texts * length.mean_square)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How a step is computed, as far as operations depend on it.
+
+    Attributes:
+        teacher: Model that encodes the same texts, for distillation.
+        held_tokens: Tokens whose activations a GPU holds; the others are encoded twice.
+    """
+
+    shape: Shape
+    teacher: Shape | None = None
+    gradient_checkpointing: bool = False
+    frozen: bool = False
+    held_tokens: int = HELD_TOKENS
+
+    def encoded_twice(self, work: Work, *, gpus: int) -> float:
+        """Share of a step's tokens that gradient caching encodes twice."""
+        return max(0.0, 1 - self.held_tokens * gpus / work.tokens) if work.tokens else 0.0
+
+    def flops(self, work: Work, *, twice: float = 0.0) -> float:
+        """Operations of training on some texts, of which a share is encoded twice (see the module's text)."""
+        forward = forward_flops(self.shape, work)
+        backward = 2 * forward - (2 * self.shape.matrix_parameters * work.tokens if self.frozen else 0)
+        taught = forward_flops(self.teacher, work) if self.teacher else 0.0
+        return (1 + twice + self.gradient_checkpointing) * forward + backward + taught
+
+
+def forward_flops(shape: Shape, work: Work) -> float:
+    """Operations of encoding some texts."""
+    return 2 * shape.matrix_parameters * work.tokens + 4 * shape.layers * shape.attention_width * work.squares
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What one stage takes.
+    """What one stage takes."""
 
-    Attributes:
-        steps: By task; fractions are expectations.
-        flops: Operations, recomputation included.
-    """
+    steps: list[Steps]
+    method: Method
 
-    steps: dict[Task, float]
-    work: Work
-    flops: float
+    @property
+    def work(self) -> Work:
+        return sum((one.work.times(one.count) for one in self.steps), Work())
+
+    @property
+    def flops(self) -> float:
+        """Operations where all activations are held."""
+        return self.method.flops(self.work)
+
+    def flops_on(self, gpus: int) -> float:
+        """Operations, what gradient caching encodes twice included."""
+        return sum(
+            one.count * self.method.flops(one.work, twice=self.method.encoded_twice(one.work, gpus=gpus))
+            for one in self.steps
+        )
+
+    def tokens_twice(self, gpus: int) -> float:
+        """Tokens that gradient caching encodes twice."""
+        return sum(one.count * one.work.tokens * self.method.encoded_twice(one.work, gpus=gpus) for one in self.steps)
 
 
-def recomputations(training: TrainingSection) -> dict[str, bool]:
-    """What computes a forward pass again, and whether the recipe does it."""
-    return {"gradient checkpointing": training.gradient_checkpointing}
+def expected_steps(datasets: Sequence[DatasetTexts], training: TrainingSection, stage: StageSection) -> list[Steps]:
+    """The steps of a stage by what they encode, as :class:`qzhou.training.plan.BatchPlan` draws them.
 
-
-def extra_forwards(training: TrainingSection) -> int:
-    """Forward passes of a step besides the first one."""
-    return sum(recomputations(training).values())
-
-
-def stage_cost(
-    shape: Shape, datasets: Sequence[DatasetTexts], training: TrainingSection, stage: StageSection
-) -> StageCost:
-    """Tokens and operations of a stage.
+    Where rows are not known, the datasets of a kind are taken as equally large.
 
     Args:
         datasets: Those that the stage draws from.
@@ -130,49 +192,29 @@ def stage_cost(
     Raises:
         DataError: The stage draws from retrieval or from other datasets, and there are none.
     """
-    steps, work = dict.fromkeys(TASKS, 0.0), Work()
-    for dataset, drawn in expected_steps(datasets, stage, alpha=training.dataset_alpha):
-        steps[dataset.task] += drawn
-        work += step_work(dataset, stage).times(drawn)
-    return StageCost(steps, work, flops_of(shape, work, extra=extra_forwards(training)))
-
-
-def expected_steps(
-    datasets: Sequence[DatasetTexts], stage: StageSection, *, alpha: float
-) -> list[tuple[DatasetTexts, float]]:
-    """How many steps of a stage fall to each dataset, as :class:`qzhou.training.plan.BatchPlan` draws them.
-
-    Where rows are not known, the datasets of a group are taken as equally large.
-    """
     share = round(stage.retrieval_share * SHARE_UNIT)
     retrieval = stage.steps * share // SHARE_UNIT  # the plan keeps to the share exactly
-    found = []
+    drawn: list[tuple[DatasetTexts, float]] = []  # and how many steps, or steps' worth of rows, fall to each
     for count, group, kind in (
         (retrieval, [one for one in datasets if one.task == "retrieval"], "retrieval"),
         (stage.steps - retrieval, [one for one in datasets if one.task != "retrieval"], "pair or classification"),
     ):
         if count and not group:
             raise DataError(f"retrieval_share is {stage.retrieval_share}, but there are no {kind} examples to train on")
-        weights = [1.0 if one.rows is None else float(one.rows) ** alpha for one in group]
-        found += [(one, count * weight / sum(weights)) for one, weight in zip(group, weights, strict=True)]
-    return found
+        weights = [1.0 if one.rows is None else float(one.rows) ** training.dataset_alpha for one in group]
+        drawn += [(one, count * weight / sum(weights)) for one, weight in zip(group, weights, strict=True)]
+    if training.grouping != "none":
+        return [Steps(one.task, count, one.row.times(_size(one, stage))) for one, count in drawn]
+    only_pairs = all(one.task == "pair" for one in datasets)
+    size = stage.cosent_batch_size if only_pairs else stage.batch_size
+    mean = sum((one.row.times(count / stage.steps) for one, count in drawn), Work())
+    return [Steps("mixed", stage.steps, mean.times(size))]
 
 
-def step_work(dataset: DatasetTexts, stage: StageSection) -> Work:
-    """The texts that one step on a dataset encodes, over all workers."""
+def _size(dataset: DatasetTexts, stage: StageSection) -> int:
+    """Rows of a step on a dataset; one smaller than a batch gives all it has."""
     size = stage.cosent_batch_size if dataset.task == "pair" else stage.batch_size
-    size = size if dataset.rows is None else min(size, dataset.rows)
-    if dataset.task == "pair":
-        return Work.of(2 * size, dataset.documents)
-    if dataset.task == "classification":
-        return Work.of(size * (2 + dataset.negatives), dataset.documents)
-    return Work.of(size, dataset.queries) + Work.of(size * (1 + dataset.negatives), dataset.documents)
-
-
-def flops_of(shape: Shape, work: Work, *, extra: int) -> float:
-    """Operations of training on some texts (see the module's text)."""
-    forward = 2 * shape.matrix_parameters * work.tokens + 4 * shape.layers * shape.attention_width * work.squares
-    return (FORWARDS + extra) * forward
+    return size if dataset.rows is None else min(size, dataset.rows)
 
 
 def gpu_hours(flops: float, *, gpu: str, utilisation: float) -> float:
@@ -194,13 +236,31 @@ def gpu_hours(flops: float, *, gpu: str, utilisation: float) -> float:
     return flops / (PEAK_FLOPS[gpu] * utilisation) / 3600
 
 
-def memory_per_gpu(parameters: int, *, zero_stage: int, gpus: int, bfloat16: bool) -> float:
-    """Bytes of weights, gradients and optimizer on each GPU; activations come on top.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What lies in a GPU's memory besides activations.
 
     In bfloat16 a weight has 2 bytes, its gradient 2, and the optimizer 12: a float32 copy and Adam's two moments. In
-    float32 it has 4, 4 and 8, for the weight is its own copy. ZeRO stage 1 shards the optimizer over the GPUs, stage 2
-    the gradients too, stage 3 the weights too (arXiv:1910.02054).
+    float32 it has 4, 4 and 8, for the weight is its own copy.
+
+    Attributes:
+        parameters: All weights.
+        trained: Those of them, or the adapters beside them, that have gradients.
+        teacher: Weights of a teacher, which every GPU has whole.
+        offloaded: The optimizer lies in the CPU's memory.
     """
-    sizes = (2, 2, 12) if bfloat16 else (4, 4, 8)  # what stage 3, 2 and 1 begin to shard
-    whole = [size for size, sharded_from in zip(sizes, (3, 2, 1), strict=True) if zero_stage < sharded_from]
-    return parameters * (sum(whole) + (sum(sizes) - sum(whole)) / gpus)
+
+    parameters: int
+    trained: int
+    teacher: int = 0
+    bfloat16: bool = True
+    offloaded: bool = False
+
+    def per_gpu(self, *, zero_stage: int, gpus: int) -> float:
+        """Bytes on each GPU. ZeRO stage 1 shards the optimizer, 2 gradients too, 3 weights too (arXiv:1910.02054)."""
+        weight, gradient, optimizer = (2, 2, 12) if self.bfloat16 else (4, 4, 8)
+        optimizer = 0 if self.offloaded and zero_stage else optimizer
+        sizes = ((3, weight * self.parameters), (2, gradient * self.trained), (1, optimizer * self.trained))
+        return weight * self.teacher + sum(
+            size / (gpus if zero_stage >= sharded_from else 1) for sharded_from, size in sizes
+        )

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 
 from qzhou.recipe import Recipe
 from qzhou.training.cost import (
-    FORWARDS,
     GPU_COUNTS,
+    HELD_TOKENS,
     PEAK_FLOPS,
     ZERO_STAGES,
+    Memory,
+    Method,
     StageCost,
-    extra_forwards,
+    expected_steps,
     gpu_hours,
-    memory_per_gpu,
-    recomputations,
-    stage_cost,
 )
 from qzhou.training.lengths import texts_of
-from qzhou.training.shapes import FoundShape, shape_of
+from qzhou.training.shapes import FoundShape, Shape, shape_of
 
 GIB = 2**30
 UTILISATION = 0.4  # what well-tuned training of models of this size reaches
@@ -52,35 +51,50 @@ def print_estimate(
     gpu = gpu.upper()
     gpu_hours(0.0, gpu=gpu, utilisation=utilisation)  # refuses what it does not know before anything is read
     found = shape_of(recipe.model.backbone)
+    teacher = shape_of(name).shape if (name := recipe.training.distillation.teacher) else None
     texts = texts_of(recipe, query_tokens=mean_query_tokens, document_tokens=mean_document_tokens)
-    training = recipe.training
+    training, method = recipe.training, _method(recipe, found.shape, teacher)
     retrieval = [one for one in texts.datasets if one.task == "retrieval"]
     stages = {
-        "stage1": stage_cost(found.shape, retrieval, training, training.stage1),
-        "stage2": stage_cost(found.shape, texts.datasets, training, training.stage2),
+        "stage1": StageCost(expected_steps(retrieval, training, training.stage1), method),
+        "stage2": StageCost(expected_steps(texts.datasets, training, training.stage2), method),
     }
     lines = [
         "train: estimate; nothing is trained",
         f"  backbone: {_backbone(recipe, found)}",
         f"  lengths: {texts.source}",
-        f"  {_passes(recipe)}",
+        f"  {_passes(recipe, method)}",
         *(f"  {name}: {_stage(one)}" for name, one in stages.items()),
         f"  in all: {_sum(list(stages.values()))}",
-        f"  on {gpu} ({PEAK_FLOPS[gpu] / 1e12:g} TFLOP/s dense bfloat16) at an ASSUMED "
-        f"utilisation of {utilisation:.0%}:",
-        *_table(recipe, found, [one.flops for one in stages.values()], gpu=gpu, utilisation=utilisation),
+        f"  on {gpu} ({PEAK_FLOPS[gpu] / 1e12:g} TFLOP/s dense bfloat16), utilisation ASSUMED to be {utilisation:.0%}:",
+        *_table(recipe, method, list(stages.values()), gpu=gpu, utilisation=utilisation),
         f"  not counted: {NOT_COUNTED}",
     ]
     print("\n".join(lines), flush=True)
 
 
-def _passes(recipe: Recipe) -> str:
-    extra = extra_forwards(recipe.training)
-    again = [f"{name} is {'on' if is_on else 'off'}" for name, is_on in recomputations(recipe.training).items()]
-    return (
-        f"a step counts as {FORWARDS + extra} forward passes: one, a backward worth two, and {extra} again "
-        f"({', '.join(again)})"
+def _method(recipe: Recipe, shape: Shape, teacher: Shape | None) -> Method:
+    training = recipe.training
+    return Method(
+        shape=shape,
+        teacher=teacher,
+        gradient_checkpointing=training.gradient_checkpointing,
+        frozen=training.lora.rank > 0,
+        held_tokens=max(training.held_tokens or HELD_TOKENS, training.chunk_tokens or 0),
     )
+
+
+def _passes(recipe: Recipe, method: Method) -> str:
+    """What a step computes."""
+    checkpointing = "one again (gradient checkpointing is on)" if method.gradient_checkpointing else ""
+    parts = [
+        "a step is one forward pass",
+        "a backward worth one and more (LoRA: weights are frozen)" if method.frozen else "a backward worth two",
+        checkpointing or "none again (gradient checkpointing is off)",
+        f"one of the teacher '{recipe.training.distillation.teacher}'" if method.teacher else "",
+        f"and one more of what is beyond {method.held_tokens:,} tokens a GPU (gradient caching; 'twice' below)",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _backbone(recipe: Recipe, found: FoundShape) -> str:
@@ -92,8 +106,12 @@ def _backbone(recipe: Recipe, found: FoundShape) -> str:
 
 
 def _stage(cost: StageCost) -> str:
-    steps = ", ".join(f"{count:,.0f} {task}" for task, count in cost.steps.items() if count)
-    return f"{sum(cost.steps.values()):,.0f} steps ({steps}): {_sum([cost])}"
+    tasks = dict.fromkeys((one.task for one in cost.steps if one.count), 0.0)
+    for one in cost.steps:
+        if one.count:
+            tasks[one.task] += one.count
+    steps = ", ".join(f"{count:,.0f} {task}" for task, count in tasks.items())
+    return f"{sum(tasks.values()):,.0f} steps ({steps}): {_sum([cost])}"
 
 
 def _sum(costs: Sequence[StageCost]) -> str:
@@ -101,24 +119,33 @@ def _sum(costs: Sequence[StageCost]) -> str:
     return f"{texts:,.0f} texts, {tokens:.3g} tokens, {sum(one.flops for one in costs):.3g} FLOPs"
 
 
-def _table(recipe: Recipe, found: FoundShape, flops: Sequence[float], *, gpu: str, utilisation: float) -> list[str]:
+def _table(recipe: Recipe, method: Method, stages: Sequence[StageCost], *, gpu: str, utilisation: float) -> list[str]:
     """A line for each number of GPUs."""
-    hours = [gpu_hours(one, gpu=gpu, utilisation=utilisation) for one in flops]
-    names = [f"ZeRO {stage}" + "*" * (stage == recipe.training.zero_stage) for stage in ZERO_STAGES]
-    times = f"{'GPUs':>4} {'GPU hours':>10} {'stage 1':>10} {'stage 2':>10} {'both':>10}"
+    memory, own = _memory(recipe, method), recipe.training.zero_stage
+    names = [f"ZeRO {stage}" + "*" * (stage == own) for stage in ZERO_STAGES]
+    times = f"{'GPUs':>4} {'twice':>6} {'GPU hours':>10} {'stage 1':>10} {'stage 2':>10} {'both':>10}"
     lines = [f"    {times}   GiB a GPU:" + "".join(f"{name:>8}" for name in names)]
+    tokens = sum(one.work.tokens for one in stages)
     for count in GPU_COUNTS:
-        sizes = [
-            memory_per_gpu(
-                found.shape.parameters, zero_stage=stage, gpus=count, bfloat16=recipe.model.dtype != "float32"
-            )
-            for stage in ZERO_STAGES
-        ]
-        row = f"{count:>4} {_short(sum(hours)):>10}" + "".join(
-            f" {_duration(one / count):>10}" for one in (*hours, sum(hours))
-        )
-        lines.append(f"    {row}" + " " * 13 + "".join(f"{_short(one / GIB):>8}" for one in sizes))
+        hours = [gpu_hours(one.flops_on(count), gpu=gpu, utilisation=utilisation) for one in stages]
+        twice = sum(one.tokens_twice(count) for one in stages) / tokens
+        walls = "".join(f" {_duration(one / count):>10}" for one in (*hours, sum(hours)))
+        sizes = [memory.per_gpu(zero_stage=stage, gpus=count) / GIB for stage in ZERO_STAGES]
+        row = f"{count:>4} {twice:>6.1%} {_short(sum(hours)):>10}{walls}"
+        lines.append(f"    {row}" + " " * 13 + "".join(f"{_short(one):>8}" for one in sizes))
     return [*lines, "    * what the recipe sets; memory is that of weights, gradients and optimizer"]
+
+
+def _memory(recipe: Recipe, method: Method) -> Memory:
+    training, shape = recipe.training, method.shape
+    adapters = shape.adapter_parameters(training.lora.rank)
+    return Memory(
+        parameters=shape.parameters + adapters,
+        trained=adapters or shape.parameters,
+        teacher=method.teacher.parameters if method.teacher else 0,
+        bfloat16=recipe.model.dtype != "float32",
+        offloaded=training.offload_optimizer,
+    )
 
 
 def _short(number: float) -> str:

@@ -50,9 +50,16 @@ class Shape:
         The embedding is looked up, an embedding model has no head over the vocabulary, and norms and biases cost next
         to nothing. A pooler after the last layer is not asked.
         """
-        keys_and_values = 2 * self.key_value_heads * self.head_width
-        attention = self.width * (2 * self.attention_width + keys_and_values)
-        return self.layers * (attention + self._feed_forward_matrices * self.width * self.feed_forward)
+        return self.layers * sum(rows * columns for rows, columns in self.matrices)
+
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """The weight matrices of one layer."""
+        keys = self.key_value_heads * self.head_width
+        attention = [(self.attention_width, self.width), (keys, self.width), (keys, self.width)]
+        attention += [(self.width, self.attention_width)]
+        into = 1 if self.kind in ENCODERS else 2  # decoders have a gate
+        return [*attention, *[(self.feed_forward, self.width)] * into, (self.width, self.feed_forward)]
 
     @property
     def parameters(self) -> int:
@@ -73,9 +80,9 @@ class Shape:
             small += self.attention_width + keys_and_values + self.width
         return self.vocabulary * self.width + self.matrix_parameters + self.layers * small + self.width
 
-    @property
-    def _feed_forward_matrices(self) -> int:
-        return 2 if self.kind in ENCODERS else 3
+    def adapter_parameters(self, rank: int) -> int:
+        """Weights of low-rank adapters beside every matrix."""
+        return self.layers * rank * sum(rows + columns for rows, columns in self.matrices)
 
 
 @dataclass(frozen=True, slots=True)

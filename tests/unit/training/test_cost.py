@@ -13,24 +13,27 @@ from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExampl
 from qzhou.runs import MANIFEST
 from qzhou.storage import Folder, write_records
 from qzhou.training.cost import (
+    HELD_TOKENS,
     DatasetTexts,
     Length,
+    Memory,
+    Method,
+    StageCost,
+    Steps,
     Work,
     expected_steps,
-    flops_of,
     gpu_hours,
-    memory_per_gpu,
-    stage_cost,
-    step_work,
 )
 from qzhou.training.estimate import print_estimate
 from qzhou.training.lengths import texts_of
+from qzhou.training.plan import BatchPlan, DatasetSize
 from qzhou.training.shapes import PUBLISHED, Shape, shape_from_config, shape_of
 
 ROOT = Path(__file__).parents[3]
 SEVEN_B = PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
 SMALL = Shape(kind="qwen3", vocabulary=50, layers=3, width=8, feed_forward=20, heads=4, key_value_heads=2, head_width=3)
 STAGE = {"steps": 8000, "learning_rate": 1e-5, "batch_size": 256, "cosent_batch_size": 768, "retrieval_share": 0.72}
+TRAINING = TrainingSection(stage1=STAGE, stage2=STAGE, negatives_per_query=4)
 SIZES = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4,
 }  # fmt: skip
@@ -103,22 +106,56 @@ def parameters_by_transformers(config):
     return sum(one.numel() for one in model.parameters())
 
 
-@pytest.mark.parametrize("extra", [0, 1, 2])
-def test_operations_are_those_of_every_product(extra):
-    lengths = [1, 7, 12]
-    multiplied = 0
+def multiplications(shape, lengths):
+    """Of the weights' products and of attention's, counted one product at a time."""
+    weights = attention = 0
     for length in lengths:
-        for _ in range(SMALL.layers):
+        for _ in range(shape.layers):
             for rows, columns in [(8, 12), (8, 6), (8, 6), (12, 8), (8, 20), (8, 20), (20, 8)]:
-                multiplied += length * rows * columns  # query, key, value, output, gate, up, down
-            for _ in range(SMALL.heads):
-                multiplied += length * length * 3  # queries with keys
-                multiplied += length * length * 3  # shares with values
+                weights += length * rows * columns  # query, key, value, output, gate, up, down
+            for _ in range(shape.heads):
+                attention += length * length * 3  # queries with keys
+                attention += length * length * 3  # shares with values
+    return weights, attention
 
+
+@pytest.mark.parametrize(
+    ("settings", "weights_passes", "attention_passes"),
+    [
+        ({}, 3, 3),
+        ({"gradient_checkpointing": True}, 4, 4),
+        ({"frozen": True}, 2, 3),
+        ({"frozen": True, "gradient_checkpointing": True}, 3, 4),
+        ({"teacher": SMALL}, 4, 4),
+    ],
+)
+def test_operations_are_those_of_every_product(settings, weights_passes, attention_passes):
+    lengths = [1, 7, 12]
+    weights, attention = multiplications(SMALL, lengths)
     work = Work.of(len(lengths), Length.of(lengths))
 
+    flops = Method(shape=SMALL, **settings).flops(work)
+
     assert work.tokens == pytest.approx(20)
-    assert flops_of(SMALL, work, extra=extra) == pytest.approx((3 + extra) * 2 * multiplied, rel=1e-12)
+    assert flops == pytest.approx(2 * (weights_passes * weights + attention_passes * attention), rel=1e-12)
+
+
+def test_what_a_gpu_does_not_hold_is_encoded_twice():
+    """A step of 1,000 tokens on 4 GPUs that hold 200 each: 200 of them are encoded again."""
+    work = Work.of(10, Length.always(100))
+    cost = StageCost([Steps("retrieval", 7.0, work)], Method(shape=SMALL, held_tokens=200))
+    weights, attention = multiplications(SMALL, [100] * 10)
+
+    assert cost.tokens_twice(4) == pytest.approx(7 * 200)
+    assert cost.tokens_twice(5) == 0
+    assert cost.flops == cost.flops_on(5) == pytest.approx(7 * 3 * 2 * (weights + attention))
+    assert cost.flops_on(4) == pytest.approx(7 * 3.2 * 2 * (weights + attention))
+
+
+def test_a_gpu_holds_as_much_as_the_engine_lets_it():
+    from qzhou.training.engine import HELD_TOKENS as ENGINES
+
+    assert ENGINES["cuda"] == HELD_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -130,50 +167,67 @@ def test_operations_are_those_of_every_product(extra):
     ],
 )
 def test_a_step_encodes_all_texts_of_its_batch(task, count, tokens):
-    work = step_work(texts(task=task), StageSection(**STAGE))
+    share = 1.0 if task == "retrieval" else 0.0
+    (step,) = expected_steps([texts(task=task)], TRAINING, StageSection(**STAGE | {"retrieval_share": share}))
 
-    assert (work.texts, work.tokens) == (count, tokens)
+    assert (step.task, step.count) == (task, 8000)
+    assert (step.work.texts, step.work.tokens) == (count, tokens)
 
 
 def test_a_dataset_smaller_than_a_batch_gives_all_it_has():
-    assert step_work(texts(rows=100, negatives=1.5), StageSection(**STAGE)).texts == 100 * 3.5
+    small = texts(rows=100, negatives=1.5)
+    (step,) = expected_steps([small], TRAINING, StageSection(**STAGE | {"retrieval_share": 1.0}))
+
+    assert step.work.texts == 100 * 3.5
+
+
+SETS = [texts("a", rows=900), texts("b", rows=100), texts("p", "pair", rows=400), texts("c", "classification", 400)]
 
 
 def test_steps_go_to_datasets_as_the_plan_draws_them():
-    sets = [texts("a", rows=900), texts("b", rows=100), texts("p", "pair", rows=400), texts("c", "classification", 400)]
+    found = expected_steps(SETS, TRAINING, StageSection(**STAGE))
 
-    found = {one.name: steps for one, steps in expected_steps(sets, StageSection(**STAGE), alpha=0.5)}
+    assert [one.count for one in found] == pytest.approx([5760 * 0.75, 5760 * 0.25, 1120, 1120])
 
-    assert found == pytest.approx({"a": 5760 * 0.75, "b": 5760 * 0.25, "p": 1120, "c": 1120})
+
+@pytest.mark.parametrize("grouping", ["dataset", "task", "none"])
+def test_a_stage_encodes_as_many_texts_as_its_plan(grouping):
+    """The plan draws rows by chance: within a few of a hundred."""
+    stage = StageSection(**STAGE | {"batch_size": 10, "cosent_batch_size": 30})
+    training = TRAINING.model_copy(update={"grouping": grouping})
+    plan = BatchPlan([DatasetSize(one.name, one.task, one.rows) for one in SETS], stage, alpha=0.5, seed=1,
+                     grouping=grouping)  # fmt: skip
+    per_row = {one.name: one.row.texts for one in SETS}
+    drawn = sum(per_row[part.dataset] * len(part.rows) for step in range(8000) for part in plan.at(step).parts)
+
+    cost = StageCost(expected_steps(SETS, training, stage), Method(shape=SMALL))
+
+    assert cost.work.texts == pytest.approx(drawn, rel=0.03)
+    assert sum(one.count for one in cost.steps) == pytest.approx(8000)
 
 
 def test_a_stage_without_data_for_its_share_is_named():
     with pytest.raises(DataError, match=r"0\.72.*no pair or classification"):
-        expected_steps([texts()], StageSection(**STAGE), alpha=0.5)
-
-
-def test_recomputing_the_forward_pass_adds_a_third():
-    stage = {"steps": 10, "learning_rate": 1e-5}
-    plain, again = (
-        stage_cost(
-            SEVEN_B,
-            [texts()],
-            TrainingSection(stage1=stage, stage2=stage, gradient_checkpointing=is_on),
-            StageSection(**stage),
-        )
-        for is_on in (False, True)
-    )
-
-    assert plain.work == again.work
-    assert again.flops / plain.flops == pytest.approx(4 / 3)
+        expected_steps([texts()], TRAINING, StageSection(**STAGE))
 
 
 def test_hours_and_memory_by_hand():
+    whole, adapters = Memory(parameters=1000, trained=1000), Memory(parameters=1000, trained=80, teacher=500)
+
     assert gpu_hours(989e12 * 0.4 * 7200, gpu="H100", utilisation=0.4) == pytest.approx(2)
     assert gpu_hours(312e12 * 3600, gpu="A100", utilisation=1.0) == pytest.approx(1)
-    memory = {stage: memory_per_gpu(1000, zero_stage=stage, gpus=8, bfloat16=True) for stage in range(4)}
-    assert memory == {0: 16_000, 1: 4000 + 1500, 2: 2000 + 1750, 3: 2000}
-    assert memory_per_gpu(1000, zero_stage=1, gpus=8, bfloat16=False) == 8000 + 1000
+    assert [whole.per_gpu(zero_stage=stage, gpus=8) for stage in range(4)] == [
+        16_000, 4000 + 1500, 2000 + 1750, 2000,
+    ]  # fmt: skip
+    assert Memory(parameters=1000, trained=1000, bfloat16=False).per_gpu(zero_stage=1, gpus=8) == 8000 + 1000
+    assert Memory(parameters=1000, trained=1000, offloaded=True).per_gpu(zero_stage=1, gpus=8) == 4000
+    assert adapters.per_gpu(zero_stage=3, gpus=8) == 1000 + (2000 + 160 + 960) / 8
+
+
+def test_adapters_have_two_thin_matrices_for_each_of_the_layers():
+    pairs = [(12, 8), (6, 8), (6, 8), (8, 12), (20, 8), (20, 8), (8, 20)]
+
+    assert SMALL.adapter_parameters(4) == 3 * sum(4 * rows + 4 * columns for rows, columns in pairs)
 
 
 @pytest.mark.parametrize(
@@ -310,5 +364,6 @@ def test_the_estimate_of_the_papers_run_is_printed_without_torch_and_ray():
     assert "gradient checkpointing is on" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["8"], ["32"], ["64"])]
     assert [row[-1] for row in rows] == ["13.2", "3.29", "1.65"]  # 16 bytes a parameter / GPUs
-    hours = flops / (989e12 * 0.4) / 3600
-    assert [row[2] for row in rows] == [f"{hours / count:.1f}" for count in (8, 32, 64)]
+    assert [row[1] for row in rows] == ["1.8%", "0.0%", "0.0%"]  # 266,240 tokens a step; 8 GPUs hold 262,144
+    hours = [flops * more / (989e12 * 0.4) / 3600 for more in (1 + (1 - 262_144 / 266_240) / 4, 1, 1)]
+    assert [row[3] for row in rows] == [f"{one / count:.1f}" for one, count in zip(hours, (8, 32, 64), strict=True)]
