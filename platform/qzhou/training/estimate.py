@@ -22,8 +22,9 @@ from qzhou.training.shapes import FoundShape, Shape, shape_of
 GIB = 2**30
 UTILISATION = 0.4  # what well-tuned training of models of this size reaches
 NOT_COUNTED = (
-    "padding (utilisation is that of real tokens, so padding lowers it), loading, checkpoints, what waits for the "
-    "network (it grows with the GPUs; one utilisation is used for all), and the memory of activations"
+    "padding (utilisation is that of real tokens, so padding lowers it), repeated texts of a batch (encoded once), "
+    "validation, loading, checkpoints, what waits for the network (it grows with the GPUs; one utilisation is used for "
+    "all), and the memory of activations"
 )
 
 
