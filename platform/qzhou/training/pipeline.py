@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import signal
@@ -13,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from qzhou.checkpoints import weights_fingerprint
 from qzhou.cluster import our_error, session
-from qzhou.encoder.backbone import load_backbone
-from qzhou.encoder.export import parity
+from qzhou.encoder.export import checked_parity
 from qzhou.errors import QzhouError, TrainingError
 from qzhou.learning import TrainingSection
 from qzhou.recipe import Recipe
@@ -30,8 +29,6 @@ from qzhou.training.engine import Engine
 from qzhou.training.rank import StageName, train_rank
 from qzhou.training.tracking import Metrics, open_sinks
 
-PARITY_COSINE = 0.9999
-PARITY_TEXTS = ("Null", "one line", "a longer text that says several things, one after the other. " * 40)
 # How fast, where and how safely it is trained: what is learned does not depend on it
 PACE = {
     *("workers", "min_workers", "offload_optimizer", "chunk_tokens", "held_tokens", "gradient_checkpointing"),
@@ -149,17 +146,10 @@ def _export(run: Run, folder: Folder) -> dict[str, int]:
     recipe = run.recipe
     with (run.folder / "train" / "stage2" / "model").local_copy() as trained:
         folder.upload(trained)
-        found = load_backbone(str(trained), dtype=torch.float32)
-        lowest = parity(
-            trained, found.model, found.tokenizer, list(PARITY_TEXTS), max_tokens=recipe.model.max_document_tokens
-        )
-    if lowest < PARITY_COSINE:
-        raise TrainingError(
-            f"{folder.uri}: SentenceTransformer gives other vectors than the encoder (lowest cosine {lowest:.6f}, "
-            f"{PARITY_COSINE} needed). The weights are safe in train/stage2/model."
-        )
+        lowest = checked_parity(trained, name=folder.uri, max_tokens=recipe.model.max_document_tokens)
+        config = json.loads((trained / "config.json").read_text("utf-8"))
     print(f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})", flush=True)
-    return {"dimensions": int(found.model.backbone.config.hidden_size)}
+    return {"dimensions": int(config["hidden_size"])}
 
 
 def _rank(settings: dict[str, Any]) -> None:

@@ -166,11 +166,11 @@ class Scarce(torch.nn.Module):
         super().__init__()
         self.inner, self.tokens, self.passes = model, tokens, []
 
-    def forward(self, input_ids, attention_mask):
-        if input_ids.numel() > self.tokens:
+    def forward(self, texts):
+        if texts.input_ids.numel() > self.tokens:
             raise torch.OutOfMemoryError("out of memory")
-        self.passes.append(tuple(input_ids.shape))
-        return self.inner(input_ids, attention_mask)
+        self.passes.append(tuple(texts.input_ids.shape))
+        return self.inner(texts)
 
 
 def test_where_memory_runs_out_the_batch_is_halved_and_the_vectors_are_the_same(tiny_bert):

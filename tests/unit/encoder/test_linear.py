@@ -33,15 +33,29 @@ def test_the_layers_compute_the_same_with_the_same_weights():
     assert usual.state_dict().keys() == other.state_dict().keys()
 
 
-def test_gradients_are_those_of_the_usual_layer():
+@pytest.mark.parametrize("shape", [(4, 16), (3, 5, 16)])
+def test_gradients_are_those_of_the_usual_layer(shape):
     usual, other = model(), model()
     take_faster_linear(other)
-    texts = torch.randn(4, 16)
+    texts = [torch.ones(shape).cumsum(-1).sin().requires_grad_() for _ in range(2)]
 
-    for one in (usual, other):
-        one(texts).square().sum().backward()
+    for one, given in zip((usual, other), texts, strict=True):
+        one(given).square().sum().backward()
 
-    assert torch.equal(usual[0].weight.grad, other[0].weight.grad)
+    assert torch.allclose(texts[0].grad, texts[1].grad, rtol=1e-4, atol=1e-6)
+    for expected, found in zip(usual.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(expected.grad, found.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_layer_has_no_gradient():
+    other = model()
+    take_faster_linear(other)
+    other[0].requires_grad_(False)
+
+    other(torch.randn(4, 16)).sum().backward()
+
+    assert other[0].weight.grad is None
+    assert other[2].weight.grad is not None
 
 
 def test_nothing_changes_where_it_is_not_faster_or_not_float32(monkeypatch):
