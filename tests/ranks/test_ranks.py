@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from qzhou.training.engine import TorchEngine
+from tests.conftest import recipe_in
 from tests.ranks.problem import (
     CHUNK_TOKENS,
     assert_same,
@@ -78,30 +79,43 @@ def deepspeed_gradient(engine):
     return torch.cat([safe_get_full_grad(one).flatten() for one in engine.engine.module.parameters()])
 
 
-def deepspeed_rank(rank, world, port, everyone_done, recipe, folder, out):
+def deepspeed_rank(rank, world, port, everyone_done, recipes, folder, out):
+    """Every ZeRO stage one after the other: a process takes longer to start than to train."""
     join(rank, world, port)
-    engine, tokenizer = deepspeed_engine(recipe, folder)
-    gathered = gradients(engine, recipe, tokenizer, deepspeed_gradient)
-    engine, tokenizer = deepspeed_engine(recipe, folder)  # the other's optimizer has seen those gradients
-    losses = run(engine, recipe, stage_plan(recipe), tokenizer)
-    (out / "checkpoint").mkdir(exist_ok=True)
-    engine.save(out / "checkpoint", 6)
-    state = engine.full_state()
-    if rank == 0:
-        torch.save({"losses": losses, "state": state, "gradients": gathered}, out / "trained.pt")
+    for zero_stage, recipe in recipes.items():
+        engine, tokenizer = deepspeed_engine(recipe, folder)
+        gathered = gradients(engine, recipe, tokenizer, deepspeed_gradient)
+        engine, tokenizer = deepspeed_engine(recipe, folder)  # the other's optimizer has seen those gradients
+        losses = run(engine, recipe, stage_plan(recipe), tokenizer)
+        checkpoint = out / f"checkpoint{zero_stage}"
+        checkpoint.mkdir(exist_ok=True)
+        engine.save(checkpoint, 6)
+        state = engine.full_state()
+        if rank == 0:
+            torch.save({"losses": losses, "state": state, "gradients": gathered}, out / f"trained{zero_stage}.pt")
     leave(everyone_done)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_deepspeed_on_two_ranks_trains_like_plain_torch_on_one(make_recipe, tiny_qwen2, tmp_path, zero_stage):
-    recipe = three_tasks(make_recipe, zero_stage=zero_stage, chunk_tokens=CHUNK_TOKENS, held_tokens=1)
+ZERO_STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory, tiny_qwen2):
+    """For each ZeRO stage its recipe, and what DeepSpeed made of it on two ranks."""
+    out = tmp_path_factory.mktemp("two_ranks")
+    settings = {"chunk_tokens": CHUNK_TOKENS, "held_tokens": 1}
+    recipes = {one: three_tasks(recipe_in(out), zero_stage=one, **settings) for one in ZERO_STAGES}
+    spawn(deepspeed_rank, 2, recipes, tiny_qwen2, out)
+    return {one: (recipe, torch.load(out / f"trained{one}.pt")) for one, recipe in recipes.items()}
+
+
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_deepspeed_on_two_ranks_trains_like_plain_torch_on_one(on_two_ranks, tiny_qwen2, zero_stage):
+    recipe, theirs = on_two_ranks[zero_stage]
     found = model_of(tiny_qwen2)
     plain = TorchEngine(found.model, found.tokenizer, recipe.training)
     losses = run(plain, recipe, stage_plan(recipe), found.tokenizer)
 
-    spawn(deepspeed_rank, 2, recipe, tiny_qwen2, tmp_path)
-
-    theirs = torch.load(tmp_path / "trained.pt")
     assert_same(theirs["gradients"], plain_gradients(recipe, tiny_qwen2))
     assert theirs["losses"] == pytest.approx(losses, rel=1e-4)
     assert losses[-1] != losses[0]
@@ -111,31 +125,46 @@ def test_deepspeed_on_two_ranks_trains_like_plain_torch_on_one(make_recipe, tiny
         assert torch.allclose(theirs["state"][name], weight, atol=1e-3), name
 
 
-def elastic_rank(rank, world, port, everyone_done, recipe, folder, out, first, last):
-    """Train some steps, from the other world's checkpoint if there is one."""
+def elastic_rank(rank, world, port, everyone_done, recipes, folder, out, first, last):
+    """Train some steps at every ZeRO stage, from the other world's checkpoints if there are some."""
     join(rank, world, port)
-    before, after = out / f"step{first}", out / f"step{last}"
-    engine, tokenizer = deepspeed_engine(recipe, folder, checkpoint=before if first else None)
-    assert (engine.load(before) if first else 0) == first
-    losses = run(engine, recipe, stage_plan(recipe), tokenizer, first_step=first, last_step=last)
-    if rank == 0:
-        after.mkdir()
-        torch.save(losses, out / f"losses{last}.pt")
-    dist.barrier()
-    engine.save(after, last)
+    for zero_stage, recipe in recipes.items():
+        before, after = (out / f"zero{zero_stage}_step{step}" for step in (first, last))
+        engine, tokenizer = deepspeed_engine(recipe, folder, checkpoint=before if first else None)
+        assert (engine.load(before) if first else 0) == first
+        losses = run(engine, recipe, stage_plan(recipe), tokenizer, first_step=first, last_step=last)
+        if rank == 0:
+            after.mkdir()
+            torch.save(losses, out / f"losses{zero_stage}_{last}.pt")
+        dist.barrier()
+        engine.save(after, last)
     leave(everyone_done)
 
 
-@pytest.mark.parametrize(("zero_stage", "worlds"), [(0, (2, 1)), (1, (2, 1, 3)), (2, (1, 2)), (3, (2, 1))])
-def test_a_checkpoint_is_continued_by_another_number_of_ranks(make_recipe, tiny_qwen2, tmp_path, zero_stage, worlds):
-    recipe = three_tasks(make_recipe, zero_stage=zero_stage, save_every_steps=2)
+WORLDS = (2, 1, 3)
+
+
+@pytest.fixture(scope="module")
+def over_many_worlds(tmp_path_factory, tiny_qwen2):
+    """For each ZeRO stage its recipe, and the losses of two steps on each number of ranks."""
+    out = tmp_path_factory.mktemp("worlds")
+    recipes = {one: three_tasks(recipe_in(out), zero_stage=one, save_every_steps=2) for one in ZERO_STAGES}
+    for turn, world in enumerate(WORLDS):
+        spawn(elastic_rank, world, recipes, tiny_qwen2, out, 2 * turn, 2 * turn + 2)
+    ends = [2 * turn + 2 for turn in range(len(WORLDS))]
+    return {
+        one: (recipe, [loss for end in ends for loss in torch.load(out / f"losses{one}_{end}.pt")])
+        for one, recipe in recipes.items()
+    }
+
+
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_a_checkpoint_is_continued_by_fewer_and_by_more_ranks(over_many_worlds, tiny_qwen2, zero_stage):
+    recipe, theirs = over_many_worlds[zero_stage]
     found = model_of(tiny_qwen2)
     plain = TorchEngine(found.model, found.tokenizer, recipe.training)
+
     losses = run(plain, recipe, stage_plan(recipe), found.tokenizer)
 
-    theirs = []
-    for turn, world in enumerate(worlds):
-        spawn(elastic_rank, world, recipe, tiny_qwen2, tmp_path, 2 * turn, 2 * turn + 2)
-        theirs += torch.load(tmp_path / f"losses{2 * turn + 2}.pt")
-
-    assert theirs == pytest.approx(losses[: len(theirs)], rel=1e-4)
+    assert len(losses) == len(theirs) == 6
+    assert theirs == pytest.approx(losses, rel=1e-4)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 Ids = Sequence[int]
 
+WASTE = 0.1  # share of padding at which a chunk ends before it is full, once it is a quarter full
+
 
 @dataclass(frozen=True, slots=True)
 class Deal:
@@ -71,13 +73,17 @@ def deal(ids: Sequence[Ids], *, rank: int = 0, world: int = 1, chunk_tokens: int
     order += order[-1:] * (share * world - len(order))  # the shortest fills up what does not divide
     chunks: list[list[Ids]] = []
     padded: list[int] = []
-    longest = 0
+    longest = filled = 0
     for turn in range(share):
-        if not chunks or (len(chunks[-1]) + 1) * longest > chunk_tokens:
+        length = len(texts[order[turn * world]])
+        following = ((len(chunks[-1]) if chunks else 0) + 1) * longest
+        wasteful = following > chunk_tokens // 4 and filled + length < (1 - WASTE) * following
+        if not chunks or following > chunk_tokens or wasteful:
             chunks.append([])
             padded.append(0)
-            longest = len(texts[order[turn * world]])
+            longest, filled = length, 0
         chunks[-1].append(texts[order[turn * world + rank]])
+        filled += length
         padded[-1] = len(chunks[-1]) * longest
     places = [position[text] for text in distinct_N]
     place_N = torch.tensor([place % world * share + place // world for place in places])
