@@ -1,6 +1,7 @@
 """Both training stages: retrieval first, then everything.
 
 python jobs/train.py recipes/quickstart.toml [--estimate] [--dry-run] [--SECTION.SETTING VALUE ...]
+torchrun --nproc-per-node 8 jobs/train.py recipes/quickstart.toml ...     without Ray, on the ranks of torchrun
 
 --estimate prints tokens, FLOPs, GPU hours and memory on 8, 32 and 64 GPUs, and trains nothing. With it:
   --gpu A100, H100 or H200      default: H100
@@ -9,6 +10,7 @@ python jobs/train.py recipes/quickstart.toml [--estimate] [--dry-run] [--SECTION
   --mean-document-tokens N      default: what the run's examples say, else 200
 """
 
+import os
 from typing import Any
 
 from qzhou.job import main
@@ -18,9 +20,14 @@ OPTIONS = {"--gpu": str, "--utilisation": float, "--mean-query-tokens": float, "
 
 
 def run(recipe: Recipe) -> None:
-    from qzhou.training.pipeline import train
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sets it for every rank
+        from qzhou.training import torchrun
 
-    train(recipe)
+        torchrun.train(recipe)
+    else:
+        from qzhou.training.pipeline import train
+
+        train(recipe)
 
 
 def estimate(recipe: Recipe, **assumed: Any) -> None:

@@ -8,7 +8,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from qzhou.learning import DistillationSection, LoraSection
 from qzhou.training.engine import TorchEngine
+from qzhou.training.lora import with_adapters
+from qzhou.training.teacher import Teacher
 from tests.conftest import recipe_in
 from tests.ranks.problem import (
     CHUNK_TOKENS,
@@ -68,9 +71,25 @@ def test_ranks_have_the_gradient_of_one_for_each_loss_at_each_temperature(make_r
 def deepspeed_engine(recipe, folder, checkpoint=None):
     from qzhou.training.deepspeed_engine import DeepSpeedEngine
 
+    model, tokenizer = trainable(recipe, folder)
+    engine = DeepSpeedEngine(model, tokenizer, recipe.training, torch.device("cpu"), checkpoint=checkpoint)
+    return engine, tokenizer
+
+
+def torch_engine(recipe, folder):
+    model, tokenizer = trainable(recipe, folder)
+    return TorchEngine(model, tokenizer, recipe.training), tokenizer
+
+
+def trainable(recipe, folder):
+    """The same model for everyone, adapters included."""
     found = model_of(folder)
-    engine = DeepSpeedEngine(found.model, found.tokenizer, recipe.training, torch.device("cpu"), checkpoint=checkpoint)
-    return engine, found.tokenizer
+    torch.manual_seed(5)
+    model = with_adapters(found.model, recipe.training.lora)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:  # zero in the beginning: the others would not learn in a first step
+            torch.nn.init.normal_(weight, std=0.05)
+    return model, found.tokenizer
 
 
 def deepspeed_gradient(engine):
@@ -94,6 +113,22 @@ def deepspeed_rank(rank, world, port, everyone_done, recipes, folder, out):
         if rank == 0:
             torch.save({"losses": losses, "state": state, "gradients": gathered}, out / f"trained{zero_stage}.pt")
     leave(everyone_done)
+
+
+def options_rank(rank, world, port, everyone_done, recipes, folder, out):
+    join(rank, world, port)
+    for number, recipe in enumerate(recipes):
+        engine, tokenizer = deepspeed_engine(recipe, folder)
+        losses = run(engine, recipe, stage_plan(recipe), tokenizer, teacher=teacher_of(recipe))
+        state = engine.full_state()
+        if rank == 0:
+            torch.save({"losses": losses, "state": state}, out / f"option{number}.pt")
+    leave(everyone_done)
+
+
+def teacher_of(recipe):
+    teacher = recipe.training.distillation.teacher
+    return Teacher.load(teacher, device=torch.device("cpu"), dtype=torch.float32) if teacher else None
 
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -123,6 +158,28 @@ def test_deepspeed_on_two_ranks_trains_like_plain_torch_on_one(on_two_ranks, tin
     assert theirs["state"].keys() == expected.keys()
     for name, weight in expected.items():
         assert torch.allclose(theirs["state"][name], weight, atol=1e-3), name
+
+
+def test_every_option_trains_with_deepspeed_on_two_ranks_as_with_plain_torch_on_one(tiny_qwen2, tiny_bert, tmp_path):
+    options = [
+        {"zero_stage": 3, "lora": LoraSection(rank=4)},
+        {"zero_stage": 2, "offload_optimizer": True},
+        {"zero_stage": 3, "gradient_checkpointing": True, "held_tokens": 1},
+        {"zero_stage": 1, "distillation": DistillationSection(teacher=str(tiny_bert), temperature=0.5)},
+    ]
+    recipes = [three_tasks(recipe_in(tmp_path), chunk_tokens=CHUNK_TOKENS, **option) for option in options]
+
+    spawn(options_rank, 2, recipes, tiny_qwen2, tmp_path)
+
+    for number, recipe in enumerate(recipes):
+        theirs = torch.load(tmp_path / f"option{number}.pt")
+        plain, tokenizer = torch_engine(recipe, tiny_qwen2)
+        losses = run(plain, recipe, stage_plan(recipe), tokenizer, teacher=teacher_of(recipe))
+        assert theirs["losses"] == pytest.approx(losses, rel=1e-4), options[number]
+        expected = plain.full_state()
+        assert theirs["state"].keys() == expected.keys()
+        for name, weight in expected.items():
+            assert torch.allclose(theirs["state"][name], weight, atol=1e-3), (options[number], name)
 
 
 def elastic_rank(rank, world, port, everyone_done, recipes, folder, out, first, last):

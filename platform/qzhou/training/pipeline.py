@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from qzhou.checkpoints import weights_fingerprint
 from qzhou.cluster import our_error, session
 from qzhou.encoder.export import checked_parity
 from qzhou.errors import QzhouError, TrainingError
@@ -25,15 +24,10 @@ from qzhou.recipe import Recipe
 from qzhou.records import Manifest
 from qzhou.runs import Run
 from qzhou.storage import Folder
-from qzhou.training.engine import Engine
-from qzhou.training.rank import StageName, train_rank
-from qzhou.training.tracking import Metrics, open_sinks
+from qzhou.training.notes import Notes
+from qzhou.training.rank import train_rank
+from qzhou.training.stages import StageName, both_stages
 
-# How fast, where and how safely it is trained: what is learned does not depend on it
-PACE = {
-    *("workers", "min_workers", "offload_optimizer", "chunk_tokens", "held_tokens", "gradient_checkpointing"),
-    *("loader_threads", "validate_every_steps", "trackers", "save_every_steps", "keep_checkpoints", "max_failures"),
-}
 START_TIMEOUT_S = "900"  # Ray's 60 s is too short while nodes come up or DeepSpeed compiles
 
 
@@ -45,28 +39,7 @@ def train(recipe: Recipe) -> Manifest:
         TrainingError: A stage failed for good; its checkpoints are kept and the same job continues.
     """
     run = Run.open(recipe)
-    mined = run.manifest("mine").fingerprint
-    shared = {
-        "training": recipe.training.model_dump(exclude={"stage1", "stage2", *PACE}),
-        "model": recipe.model.model_dump(),
-        "weights": weights_fingerprint(recipe.model.backbone),
-        "prompts": {dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets},
-        "seed": recipe.run.seed,
-    }
-    first = run.stage(
-        "train/stage1",
-        lambda folder: _work(run, folder, "stage1"),
-        settings=shared | {"stage": recipe.training.stage1.model_dump()},
-        inputs={"mine": mined},
-        rooms=("training", "encoder"),
-    )
-    return run.stage(
-        "train/stage2",
-        lambda folder: _work(run, folder, "stage2"),
-        settings=shared | {"stage": recipe.training.stage2.model_dump()},
-        inputs={"mine": mined, "stage1": first.fingerprint},
-        rooms=("training", "encoder"),
-    )
+    return both_stages(run, partial(_work, run))
 
 
 def export(recipe: Recipe) -> Manifest:
@@ -172,30 +145,10 @@ def _rank(settings: dict[str, Any]) -> None:
         raise
 
 
-class _Keeper:
-    """Metrics to the stage's folder and the trackers, checkpoints to Ray Train."""
+class _Keeper(Notes):
+    """Notes to the stage's folder, checkpoints to Ray Train."""
 
-    def __init__(self, recipe: Recipe, folder: Folder, engine: Engine, first_step: int) -> None:
-        self._folder, self._engine, self._left = folder, engine, False
-        self._last: Metrics = {}
-        self._sinks = (
-            open_sinks(
-                recipe.training.trackers,
-                folder,
-                name=recipe.run.name,
-                stage=folder.name,
-                settings=recipe.training.model_dump(mode="json"),
-                first_step=first_step,
-                scratch=Path(tempfile.mkdtemp(prefix="tracking-")),
-            )
-            if engine.rank == 0
-            else []
-        )
-
-    def record(self, metrics: Metrics) -> None:
-        self._last = metrics
-        for sink in self._sinks:
-            sink.add(metrics)
+    _left = False
 
     def leaving(self) -> bool:
         if self._left or ray.train.get_preemption_info() is None:
@@ -205,22 +158,13 @@ class _Keeper:
         return True
 
     def save(self, step: int) -> None:
-        for sink in self._sinks:
-            sink.keep()
+        self.keep()
         place = tempfile.mkdtemp()  # Ray uploads it while training goes on, and removes it
-        self._engine.save(Path(place), step)
+        self.engine.save(Path(place), step)
         ray.train.report(
-            {"step": step, "loss": self._last["loss"]},
+            {"step": step, "loss": self.last["loss"]},
             checkpoint=ray.train.Checkpoint.from_directory(place),
             checkpoint_dir_name=f"step_{step:06d}",
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
-
-    def refuse(self, batch: Mapping[str, Any]) -> str:
-        name = f"not_finite/step-{batch['step']:06d}.json"
-        for sink in self._sinks:
-            sink.keep()
-        if self._engine.rank == 0:
-            self._folder.write_json(name, dict(batch))
-        return f"{self._folder.uri}/{name}"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,10 +23,10 @@ from qzhou.training.engine import Engine
 from qzhou.training.loop import Keeper, Stage, train_stage
 from qzhou.training.lora import merged, with_adapters
 from qzhou.training.plan import BatchPlan, DatasetSize
+from qzhou.training.stages import StageName
 from qzhou.training.teacher import Teacher
 from qzhou.training.validation import Validation, held_out
 
-StageName = Literal["stage1", "stage2"]
 KeeperOf = Callable[[Engine, int], Keeper]
 MODEL = "model"
 

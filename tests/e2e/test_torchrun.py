@@ -1,0 +1,56 @@
+"""Training on ranks that `torchrun` started, without Ray: the same run, the same losses, and nothing lost."""
+
+import json
+import shutil
+import time
+
+import psutil
+import pytest
+
+from tests.e2e.commands import run, start
+
+WAIT_S = 240
+
+
+def torchrun(ranks, recipe, storage):
+    return ("-m", "torch.distributed.run", "--nproc-per-node", ranks, "jobs/train.py", recipe, "--run.storage", storage)
+
+
+def losses(storage, stage):
+    lines = (storage / "tiny" / "train" / stage / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_killed_ranks_go_on_in_another_number_and_end_where_ray_train_does(submitted, tmp_path):
+    recipe, _ = submitted
+    with_ray, without = recipe.parent / "runs", tmp_path / "runs"
+    shutil.copytree(with_ray, without)
+    shutil.rmtree(without / "tiny" / "train")
+
+    first = start(*torchrun(2, recipe, without))
+    deadline = time.monotonic() + WAIT_S
+    while not list((without / "tiny" / "train" / "stage2").glob("torchrun_checkpoints/*/complete.json")):
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for process in [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]:
+        process.kill()
+    first.communicate()
+    done = run(*torchrun(1, recipe, without))
+
+    assert done.status == 0, done.text
+    assert "train/stage1: unchanged since" in done.out
+    assert "train: stage2: continues after step " in done.out
+    for stage in ("stage1", "stage2"):
+        assert losses(without, stage) == pytest.approx(losses(with_ray, stage), rel=1e-3), stage
+    again = run("jobs/train.py", recipe, "--run.storage", without)
+    assert "train/stage2: unchanged since" in again.out, "both ways make the same run"
+
+
+def test_a_mistake_is_said_by_the_ranks(submitted, tmp_path):
+    recipe, _ = submitted
+
+    done = run(*torchrun(2, recipe, tmp_path / "nothing"))
+
+    assert done.status != 0
+    assert "the stage 'mine' has not finished" in done.err
