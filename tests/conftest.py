@@ -9,6 +9,7 @@ from qzhou.recipe import parse_recipe
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # not 2: most training here takes seconds
 
 WORDS = ["the", "a", "of", "to", "sum", "list", "word", "red", "blue", "green", "query", "text", "answer", "paris"]
 WORDS += ["london", "sea", "tree", "is", "are", "what", "where"]

@@ -25,7 +25,7 @@ ONLY_IN = {
         "platform/qzhou/mining/searchers.py",
     },
     "deepspeed": {"platform/qzhou/training/deepspeed_engine.py"},
-    "mteb": {f"platform/qzhou/evaluation/{file}.py" for file in ("models", "pipeline", "tasks", "texts")},
+    "mteb": {f"platform/qzhou/evaluation/{file}.py" for file in ("judging", "models", "tasks", "texts")},
     "faiss": {"platform/qzhou/mining/shard.py"},
     "fastapi": {"serve/app.py"},
     "openai": {f"platform/qzhou/{file}.py" for file in ("encoder/remote", "synthesis/batch_api", "synthesis/client")},
@@ -33,6 +33,7 @@ ONLY_IN = {
 }
 SLIM = ("errors", "records", "dataset", "llm", "learning", "recipe", "prompts", "storage", "runs", "progress", "job")
 SLIM += ("checkpoints", "training.estimate")  # --estimate
+PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/pipeline.py"))]
 PYTHON = [path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
@@ -103,10 +104,18 @@ def test_the_recipe_loads_neither_torch_nor_ray():
     assert python(f"import sys, {names}; print({heavy})", PYTHONPATH="platform").strip() == "set()"
 
 
-def test_a_searcher_starts_without_torch():
-    heavy = "{'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)"
+@pytest.mark.parametrize("module", ["mining.actors", *PIPELINES])
+def test_searchers_drivers_and_controllers_start_without_models(module):
+    """Each is a process of its own, and transformers with all that it loads takes seconds of one."""
+    heavy = "{'transformers', 'sentence_transformers', 'deepspeed', 'mteb'} & set(sys.modules)"
 
-    assert python(f"import sys, qzhou.mining.actors; print({heavy})", PYTHONPATH="platform").strip() == "set()"
+    assert python(f"import sys, qzhou.{module}; print({heavy})", PYTHONPATH="platform").strip() == "set()"
+
+
+def test_a_searcher_starts_without_torch():
+    code = "import sys, qzhou.mining.actors; print('torch' in sys.modules)"
+
+    assert python(code, PYTHONPATH="platform").strip() == "False"
 
 
 def test_the_source_root_does_not_hide_the_standard_library():

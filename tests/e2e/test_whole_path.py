@@ -22,8 +22,8 @@ def folder_of(recipe: Path) -> Path:
     return recipe.parent / "runs" / "tiny"
 
 
-def metrics_of(recipe: Path, stage: str) -> list[dict]:
-    lines = (folder_of(recipe) / "train" / stage / "metrics.jsonl").read_text().splitlines()
+def metrics_of(folder: Path, stage: str) -> list[dict]:
+    lines = (folder / "train" / stage / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -71,7 +71,7 @@ def test_the_comparison_has_a_row_for_each_task_and_model(submitted):
 
 def test_training_steps_keep_to_the_plan(submitted):
     recipe, _ = submitted
-    stage1, stage2 = metrics_of(recipe, "stage1"), metrics_of(recipe, "stage2")
+    stage1, stage2 = (metrics_of(folder_of(recipe), stage) for stage in ("stage1", "stage2"))
 
     assert [one["step"] for one in stage1] == list(range(6))
     assert {one["task"] for one in stage1} == {"retrieval"}
@@ -152,16 +152,23 @@ def test_a_second_run_skips_every_stage_and_says_so(submitted):
 
 
 @pytest.fixture(scope="module")
-def continued(write_recipe):
-    """The stages one by one; training is killed inside stage 2 and started again. The recipe, and what that said."""
-    recipe = write_recipe()
-    for job in ("transform", "synthesize", "mine"):
-        assert run(f"jobs/{job}.py", recipe).status == 0
-    first = start("jobs/train.py", recipe)
-    wait_for(folder_of(recipe) / "train" / "stage2" / "checkpoints", "step_000004", first)
+def continued(submitted, tmp_path_factory):
+    """Mining and training once more, in a copy; training is killed inside stage 2 and started again.
+
+    The command, which names the copy, the run's folder, and what the command said the second time.
+    """
+    recipe, _ = submitted
+    runs = tmp_path_factory.mktemp("continued") / "runs"
+    shutil.copytree(recipe.parent / "runs", runs)
+    for stage in ("mine", "train", "model", "evaluate"):
+        shutil.rmtree(runs / "tiny" / stage)
+    assert run("jobs/mine.py", recipe, "--run.storage", runs).status == 0
+    command = ("jobs/train.py", recipe, "--run.storage", runs)
+    first = start(*command)
+    wait_for(runs / "tiny" / "train" / "stage2" / "checkpoints", "step_000004", first)
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    return recipe, run("jobs/train.py", recipe)
+    return command, runs / "tiny", run(*command)
 
 
 def wait_for(checkpoints: Path, name: str, process: subprocess.Popen[str]) -> None:
@@ -174,18 +181,18 @@ def wait_for(checkpoints: Path, name: str, process: subprocess.Popen[str]) -> No
 
 
 def test_killed_training_goes_on_and_ends_where_an_unbroken_run_does(submitted, continued):
-    (unbroken, _), (recipe, done) = submitted, continued
+    (recipe, _), (_, folder, done) = submitted, continued
 
     assert done.status == 0, done.text
     assert "train/stage1: unchanged since" in done.out
     assert "train/stage2: resumed with what an earlier attempt had finished" in done.out
     assert re.search(r"train: stage2: continues after step [48]\b", done.out)
     for stage in ("stage1", "stage2"):
-        assert losses(recipe, stage) == pytest.approx(losses(unbroken, stage), rel=1e-3), stage
+        assert losses(folder, stage) == pytest.approx(losses(folder_of(recipe), stage), rel=1e-3), stage
 
 
-def losses(recipe: Path, stage: str) -> list[float]:
-    return [one["loss"] for one in metrics_of(recipe, stage)]
+def losses(folder: Path, stage: str) -> list[float]:
+    return [one["loss"] for one in metrics_of(folder, stage)]
 
 
 def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(submitted, tmp_path):
@@ -205,14 +212,14 @@ def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(submitted, tm
 
 
 def test_another_setting_redoes_its_stage_alone_and_keeps_the_stale_output(continued):
-    recipe, _ = continued
+    command, folder, _ = continued
 
-    done = run("jobs/train.py", recipe, "--training.stage2.steps", "3")
+    done = run(*command, "--training.stage2.steps", "3")
 
     assert done.status == 0, done.text
     assert "train/stage1: unchanged since" in done.out
     assert "train/stage2: settings, code or inputs changed; the stale output is kept in" in done.out
     assert re.search(r"train/stage2: done in .* \(3 steps\)", done.out)
-    assert len(metrics_of(recipe, "stage2")) == 3
-    (stale,) = (folder_of(recipe) / "stale").iterdir()
+    assert len(metrics_of(folder, "stage2")) == 3
+    (stale,) = (folder / "stale").iterdir()
     assert (stale / "model" / "model.safetensors").exists()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
 ModelName = Literal["bm25", "backbone", "stage1", "stage2"]
 MODELS: tuple[ModelName, ...] = ("bm25", "backbone", "stage1", "stage2")
+NOT_JUDGED = "not judged"
+
+Results = Mapping[str, dict[str, Any]]  # task -> its main score and mteb's own result, or why it was not judged
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from qzhou.encoder import TextEncoder, load_teacher
 from qzhou.recipe import Recipe
 from qzhou.synthesis.gates import Scores
+
+if TYPE_CHECKING:
+    from qzhou.encoder import TextEncoder
 
 SCORED = pa.schema([("index", pa.int64()), *((name, pa.float64()) for name in Scores.__dataclass_fields__)])
 
@@ -30,6 +32,8 @@ class Teacher:
 
 def teacher_of(recipe: Recipe) -> TextEncoder:
     """The encoder that judges: the gates' own, or mining's, or the backbone."""
+    from qzhou.encoder import load_teacher  # loads torch, and drivers and other actors import this file
+
     spec = recipe.synthesis.gates.teacher or recipe.mining.teacher
     return load_teacher(spec, recipe.model, api_key_env=recipe.mining.teacher_api_key_env)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qzhou.recipe import Recipe
 from qzhou.storage import Folder
-from qzhou.training.engine import Engine
 from qzhou.training.tracking import Metrics, open_sinks
+
+if TYPE_CHECKING:
+    from qzhou.training.engine import Engine
 
 
 class Notes:

@@ -17,7 +17,6 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from qzhou.cluster import our_error, session
-from qzhou.encoder.export import checked_parity
 from qzhou.errors import QzhouError, TrainingError
 from qzhou.learning import TrainingSection
 from qzhou.recipe import Recipe
@@ -25,7 +24,6 @@ from qzhou.records import Manifest
 from qzhou.runs import Run
 from qzhou.storage import Folder
 from qzhou.training.notes import Notes
-from qzhou.training.rank import train_rank
 from qzhou.training.stages import StageName, both_stages
 
 START_TIMEOUT_S = "900"  # Ray's 60 s is too short while nodes come up or DeepSpeed compiles
@@ -116,6 +114,8 @@ def _interruptible() -> Iterator[None]:
 
 
 def _export(run: Run, folder: Folder) -> dict[str, int]:
+    from qzhou.encoder.export import checked_parity
+
     recipe = run.recipe
     with (run.folder / "train" / "stage2" / "model").local_copy() as trained:
         folder.upload(trained)
@@ -127,6 +127,10 @@ def _export(run: Run, folder: Folder) -> dict[str, int]:
 
 def _rank(settings: dict[str, Any]) -> None:
     """What each worker does; an error of ours is left to the driver's one message."""
+    from qzhou.training.rank import (
+        train_rank,  # loads torch, which the driver and Ray Train's controller can do without
+    )
+
     recipe: Recipe = settings["recipe"]
     name: StageName = settings["stage"]
     run_folder, checkpoint = Folder.open(settings["run_folder"]), ray.train.get_checkpoint()
