@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -15,7 +16,7 @@ import os
 import types
 import typing
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -220,9 +221,13 @@ class Folder:
         return self.filesystem.get_file_info(f"{self.path}/{name}" if name else self.path)
 
 
+# Reading annotations takes ten times as long as making a record
+_hints: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints)
+
+
 def schema_of(record_type: type) -> pa.Schema:
     """The Arrow schema of a record type: one column per field."""
-    hints = typing.get_type_hints(record_type)
+    hints = _hints(record_type)
     return pa.schema([_arrow_field(field.name, hints[field.name]) for field in dataclasses.fields(record_type)])
 
 
@@ -252,7 +257,7 @@ def table_of(records: Sequence[Record], record_type: type[Record]) -> pa.Table:
     schema = schema_of(record_type)
     if not records:
         return schema.empty_table()
-    hints = typing.get_type_hints(record_type)
+    hints = _hints(record_type)
     return pa.Table.from_arrays(
         [_column([getattr(one, column.name) for one in records], hints[column.name], column.type) for column in schema],
         schema=schema,
@@ -267,7 +272,7 @@ def _column(values: Sequence[Any], hint: Any, arrow_type: pa.DataType) -> pa.Arr
         elements = _column(flat, typing.get_args(hint)[0], arrow_type.value_type)
         return pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), elements, type=arrow_type)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
+        hints = _hints(hint)
         parts = [
             _column([getattr(one, part.name) for one in values], hints[part.name], part.type) for part in arrow_type
         ]
@@ -314,7 +319,7 @@ def read_records(folder: Folder, record_type: type[Record]) -> Iterator[Record]:
 
 def from_row(record_type: type[Record], row: dict[str, Any]) -> Record:
     """One record from a mapping of plain values, nested records included."""
-    hints = typing.get_type_hints(record_type)
+    hints = _hints(record_type)
     return record_type(**{name: _from_plain(hints[name], value) for name, value in row.items()})
 
 

@@ -40,6 +40,7 @@ def test_killed_ranks_go_on_in_another_number_and_end_where_ray_train_does(submi
 
     assert done.status == 0, done.text
     assert "train/stage1: unchanged since" in done.out
+    assert "train/stage2: resumed with what an earlier attempt had finished" in done.out
     assert "train: stage2: continues after step " in done.out
     for stage in ("stage1", "stage2"):
         assert losses(without, stage) == pytest.approx(losses(with_ray, stage), rel=1e-3), stage

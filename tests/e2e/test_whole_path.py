@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tests.e2e.commands import run, start
 
@@ -151,26 +150,6 @@ def test_a_second_run_skips_every_stage_and_says_so(submitted):
     assert report.stat().st_mtime_ns == before
 
 
-@pytest.fixture(scope="module")
-def continued(submitted, tmp_path_factory):
-    """Mining and training once more, in a copy; training is killed inside stage 2 and started again.
-
-    The command, which names the copy, the run's folder, and what the command said the second time.
-    """
-    recipe, _ = submitted
-    runs = tmp_path_factory.mktemp("continued") / "runs"
-    shutil.copytree(recipe.parent / "runs", runs)
-    for stage in ("mine", "train", "model", "evaluate"):
-        shutil.rmtree(runs / "tiny" / stage)
-    assert run("jobs/mine.py", recipe, "--run.storage", runs).status == 0
-    command = ("jobs/train.py", recipe, "--run.storage", runs)
-    first = start(*command)
-    wait_for(runs / "tiny" / "train" / "stage2" / "checkpoints", "step_000004", first)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    return command, runs / "tiny", run(*command)
-
-
 def wait_for(checkpoints: Path, name: str, process: subprocess.Popen[str]) -> None:
     """Until Ray Train has taken note of a checkpoint."""
     deadline = time.monotonic() + WAIT_S
@@ -178,21 +157,6 @@ def wait_for(checkpoints: Path, name: str, process: subprocess.Popen[str]) -> No
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, f"{checkpoints} has no {name} after {WAIT_S} s"
         time.sleep(0.02)
-
-
-def test_killed_training_goes_on_and_ends_where_an_unbroken_run_does(submitted, continued):
-    (recipe, _), (_, folder, done) = submitted, continued
-
-    assert done.status == 0, done.text
-    assert "train/stage1: unchanged since" in done.out
-    assert "train/stage2: resumed with what an earlier attempt had finished" in done.out
-    assert re.search(r"train: stage2: continues after step [48]\b", done.out)
-    for stage in ("stage1", "stage2"):
-        assert losses(folder, stage) == pytest.approx(losses(folder_of(recipe), stage), rel=1e-3), stage
-
-
-def losses(folder: Path, stage: str) -> list[float]:
-    return [one["loss"] for one in metrics_of(folder, stage)]
 
 
 def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(submitted, tmp_path):
@@ -211,10 +175,12 @@ def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(submitted, tm
     assert "Traceback" not in said
 
 
-def test_another_setting_redoes_its_stage_alone_and_keeps_the_stale_output(continued):
-    command, folder, _ = continued
+def test_another_setting_redoes_its_stage_alone_and_keeps_the_stale_output(submitted, tmp_path):
+    recipe, _ = submitted
+    folder = tmp_path / "runs" / "tiny"
+    shutil.copytree(recipe.parent / "runs", tmp_path / "runs")
 
-    done = run(*command, "--training.stage2.steps", "3")
+    done = run("jobs/train.py", recipe, "--run.storage", tmp_path / "runs", "--training.stage2.steps", "3")
 
     assert done.status == 0, done.text
     assert "train/stage1: unchanged since" in done.out

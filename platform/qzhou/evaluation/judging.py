@@ -13,7 +13,7 @@ from typing import Any
 import mteb
 
 from qzhou.dataset import Dataset
-from qzhou.encoder import load_encoder
+from qzhou.encoder import Encoder, load_encoder
 from qzhou.evaluation.comparison import NOT_JUDGED, ModelName, Results
 from qzhou.evaluation.models import MtebEncoder, bm25
 from qzhou.evaluation.tasks import classification_task, judged_task, not_judgeable, pair_task, retrieval_task, sizes
@@ -61,7 +61,6 @@ def judge(recipe: Recipe, run_uri: str, model: ModelName) -> Results:
     if model == "bm25":
         with contextlib.redirect_stderr(io.StringIO()):  # its bars do not know that there is no terminal
             return _results(bm25(), [task for task in tasks if task.metadata.type == "Retrieval"])
-    prompts = {dataset.name: dataset.prompt for dataset in recipe.datasets}
     own = recipe.model
     if model == "backbone":
         encoder = load_encoder(
@@ -77,8 +76,14 @@ def judge(recipe: Recipe, run_uri: str, model: ModelName) -> Results:
             encoder = load_encoder(
                 str(place), max_tokens=own.max_document_tokens, dtype=own.encodes_in, compiled=own.compiled
             )
-    judged = _results(MtebEncoder(encoder, prompts, name=f"{recipe.run.name}-{model}"), tasks)
+    judged = judge_with(encoder, recipe, tasks, name=f"{recipe.run.name}-{model}")
     return judged | {name: {NOT_JUDGED: reason} for name, reason in refused.items()}
+
+
+def judge_with(encoder: Encoder, recipe: Recipe, tasks: Sequence[Any], *, name: str) -> dict[str, dict[str, Any]]:
+    """Task -> main score and mteb's own result, of an encoder; its texts are presented as the recipe says."""
+    prompts = {dataset.name: dataset.prompt for dataset in recipe.datasets}
+    return _results(MtebEncoder(encoder, prompts, name=name), tasks)
 
 
 def _results(model: Any, tasks: Sequence[Any]) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ Shape letters in this file: N queries, P positives of theirs, M documents, D emb
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ EXACT = "Flat"
 NO_ROWS: Ints = np.empty(0, dtype=np.int64)
 TRAINING_ROWS = 200_000  # of an index that has to learn its cells; FAISS asks for some dozens a cell
 BLOCK_BYTES = 64 << 20  # of document vectors that are searched at once
-GATHERED_BYTES = 64 << 20  # of candidates' vectors that are scored at once
 SIFTED_PRODUCTS = 1_000_000_000  # of queries and documents; fewer are not worth the import of torch
 SIFTED_SPARE = 40  # candidates beyond the ranks asked for; more prove more and cost more
 SPARE = 8  # ranks beyond those asked for: rounding may exchange neighbours at the last one
@@ -212,28 +212,38 @@ class Shard:
         return np.where(place < 0, -1, self.searched[place])
 
     def _scored(self, block: Block, row_NK: Ints, count: int) -> Found:
-        """Exact cosines of candidates, sorted, the best ``count`` of them."""
-        score = np.full(row_NK.shape, -np.inf, dtype=np.float32)
-        cosine = np.full(row_NK.shape, -np.inf, dtype=np.float32)
-        step = max(1, GATHERED_BYTES // max(1, row_NK.shape[1] * block.query_ND.shape[1] * 4))
-        for start in range(0, len(row_NK), step):
-            here = slice(start, start + step)
-            rows, query = row_NK[here], block.query_ND[here]
-            candidate_NKD = self.vectors(np.maximum(rows, self.first).ravel()).reshape(*rows.shape, -1)
-            score[here] = np.einsum("nkd,nd->nk", candidate_NKD, query)
-            low, high = np.searchsorted(block.owner_P, [start, start + len(rows)])
-            owner = block.owner_P[low:high] - start
-            nth = np.arange(len(owner)) - np.searchsorted(owner, owner)  # among the positives of one query
-            for one in range(int(nth.max(initial=-1)) + 1):
-                mine = nth == one
-                positive_ND = block.positive_PD[low:high][mine]
-                each = mine.sum() == len(rows)  # every query has such a positive: no copy is needed
-                own_NKD = candidate_NKD if each else candidate_NKD[owner[mine]]
-                new = np.einsum("nkd,nd->nk", own_NKD, positive_ND)
-                cosine[start + owner[mine]] = np.maximum(cosine[start + owner[mine]], new)
-        missing = row_NK < 0
-        score[missing], cosine[missing] = -np.inf, -np.inf
-        return Found.merged([Found(score, np.maximum(row_NK, 0) if missing.any() else row_NK, cosine)], count)
+        """Exact cosines of candidates, sorted, the best ``count`` of them; a row of -1 is none."""
+        queries, ranks = row_NK.shape
+        query_J = np.repeat(np.arange(queries), ranks)
+        score_NK = self._cosines(block.query_ND, query_J, row_NK.ravel()).reshape(queries, ranks)
+        positive_J = np.repeat(np.arange(len(block.owner_P)), ranks)
+        cosine_PK = self._cosines(block.positive_PD, positive_J, row_NK[block.owner_P].ravel()).reshape(-1, ranks)
+        cosine_NK = np.full(row_NK.shape, -np.inf, dtype=np.float32)
+        owners, starts = np.unique(block.owner_P, return_index=True)
+        if len(owners):
+            cosine_NK[owners] = np.maximum.reduceat(cosine_PK, starts, axis=0)
+        return Found.merged([Found(score_NK, np.maximum(row_NK, 0), cosine_NK)], count)
+
+    def _cosines(self, vector_XD: Floats, which_J: Ints, row_J: Ints) -> Floats:
+        """Cosines of pairs: row ``which_J[j]`` of some vectors and document ``row_J[j]``; -inf where that is -1.
+
+        FAISS takes each product by itself, from where the vectors lie: none depends on what else is asked.
+        """
+        found = np.full(len(row_J), -np.inf, dtype=np.float32)
+        vector_XD = np.ascontiguousarray(vector_XD, dtype=np.float32)
+        order = np.argsort(row_J, kind="stable")
+        ends = np.searchsorted(row_J[order], [*self._starts, self._end])
+        for number, (start, end) in enumerate(itertools.pairwise(ends)):
+            if start == end:
+                continue
+            pairs = order[start:end]
+            product = np.empty(len(pairs), dtype=np.float32)
+            which, row = which_J[pairs], row_J[pairs] - self._files[number].first
+            arrays = (vector_XD, which, self._maps[number], row, product)  # FAISS holds pointers to them, no references
+            pointers = map(faiss.swig_ptr, arrays)
+            faiss.pairwise_indexed_inner_product(self._width, len(pairs), *pointers)  # type: ignore[attr-defined]
+            found[pairs] = product
+        return found
 
     def _built(self, factory: str, parameters: str) -> Any:
         try:

@@ -62,14 +62,13 @@ def test_any_number_of_shards_equals_one_and_equals_brute_force(
     assert sum(one.rows for part in divided(files, shards) for one in part) == len(document)
 
 
-def test_blocks_of_documents_and_of_candidates_change_nothing(tmp_path, monkeypatch):
+def test_blocks_of_documents_change_nothing(tmp_path, monkeypatch):
     query, document = unit(50, 16, 0), unit(900, 16, 1)
     folder, files = written(tmp_path, document, 64)
     positive, owner = document[[3, 5, 8, 900 - 1]], [0, 0, 7, 49]
     whole = Shard(folder, files).search(block_of(query, positive, owner), 30)
 
     monkeypatch.setattr(shard, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(shard, "GATHERED_BYTES", 5000)
     small = Shard(folder, files).search(block_of(query, positive, owner), 30)
 
     assert all((getattr(whole, name) == getattr(small, name)).all() for name in ("score_NK", "row_NK"))

@@ -1,0 +1,146 @@
+"""What training gains on SciFact, beside the trainer of sentence-transformers given the same rows.
+
+QZHOU_DATA=... python -m bench.learn [--seeds 3] [--storage FOLDER]
+
+For each seed recipes/scifact.toml is run whole (transform, mining, both stages, evaluation). Then, from the same
+backbone, the trainer of sentence-transformers sees the mined rows of stage 1 (query, positive, hard negative; one
+dataset a batch, no duplicates in it) with MultipleNegativesRankingLoss, the same batch size, steps, peak learning rate,
+warm-up, linear decay, weight decay and float32: once with its default scale of 20, once with ours. Everything is judged
+by mteb on the test claims, nDCG@10.
+
+What differs is the loss (the query-query term), the sampling of rows and datasets, and dropout, which ours sets to 0.
+Prints a table and writes bench/results/learn.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from rich.console import Console
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.losses import MultipleNegativesRankingLoss
+from sentence_transformers.training_args import BatchSamplers, MultiDatasetBatchSamplers
+
+from bench.report import parsed, table, write
+from qzhou.checkpoints import resolve
+from qzhou.encoder import load_encoder
+from qzhou.evaluation.judging import judge_with, local_tasks
+from qzhou.recipe import Recipe, load_recipe
+from qzhou.records import RetrievalExample
+from qzhou.storage import Folder, read_records
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "recipes" / "scifact.toml"
+TASK = "scifact_test"
+DEFAULT_SCALE = 20.0  # of sentence-transformers
+SMALL = {"seeds": 1, "steps": 2}
+
+
+def ours(seed: int, storage: Path, overrides: list[str]) -> tuple[Recipe, dict[str, float]]:
+    """The whole recipe as jobs; its scores by model."""
+    words = ["--run.storage", str(storage), "--run.name", f"scifact-{seed}", "--run.seed", str(seed), *overrides]
+    subprocess.run([sys.executable, "jobs/pipeline.py", str(RECIPE), *words], cwd=ROOT, check=True)
+    recipe = load_recipe(RECIPE, words)
+    rows = (run_folder(recipe) / "evaluate").read_json("comparison.json")
+    return recipe, {row["model"]: row["score"] for row in rows if row["task"] == TASK}
+
+
+def run_folder(recipe: Recipe) -> Folder:
+    return Folder.open(recipe.run.storage) / recipe.run.name
+
+
+def rows_of(recipe: Recipe) -> DatasetDict:
+    """The rows of stage 1: each retrieval dataset's mined triples."""
+    found = {}
+    for dataset in recipe.datasets:
+        folder = run_folder(recipe) / "mine" / "examples" / "retrieval" / dataset.name
+        rows = list(read_records(folder, RetrievalExample)) if folder.exists() else []
+        triples = [(row.query, row.positives[0], row.negatives[0].text) for row in rows if row.negatives]
+        if triples:
+            columns = zip(("query", "positive", "negative"), map(list, zip(*triples, strict=True)), strict=True)
+            found[dataset.name] = Dataset.from_dict(dict(columns))
+    return DatasetDict(found)
+
+
+def theirs(recipe: Recipe, scale: float, threads: int) -> float:
+    """Their trainer on the same rows; nDCG@10."""
+    torch.set_num_threads(threads)
+    stage, rows = recipe.training.stage1, rows_of(recipe)
+    model = SentenceTransformer(resolve(recipe.model.backbone), device="cpu")
+    model.max_seq_length = recipe.model.max_document_tokens
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=SentenceTransformerTrainingArguments(
+                output_dir=folder,
+                seed=recipe.run.seed,
+                max_steps=stage.steps,
+                per_device_train_batch_size=stage.batch_size,
+                learning_rate=stage.learning_rate,
+                warmup_steps=stage.warmup_steps,
+                lr_scheduler_type="linear",
+                weight_decay=recipe.training.weight_decay,
+                max_grad_norm=recipe.training.max_gradient_norm,
+                batch_sampler=BatchSamplers.NO_DUPLICATES,
+                multi_dataset_batch_sampler=MultiDatasetBatchSamplers.PROPORTIONAL,
+                use_cpu=True,
+                save_strategy="no",
+                report_to="none",
+            ),
+            train_dataset=rows,
+            loss=MultipleNegativesRankingLoss(model, scale=scale),
+        )
+        trainer.train()
+        model.save(f"{folder}/model")
+        tasks, _ = local_tasks(recipe, run_folder(recipe))
+        encoder = load_encoder(f"{folder}/model", max_tokens=recipe.model.max_document_tokens, dtype="float32")
+        (task,) = [task for task in tasks if task.metadata.name == TASK]
+        return float(judge_with(encoder, recipe, [task], name="peer")[TASK]["score"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, help="of stage 1; default: the recipe's")
+    parser.add_argument("--storage", type=Path, help="where the runs go, and are found again; default: a new folder")
+    asked = parsed(parser, SMALL)
+    if not os.environ.get("QZHOU_DATA"):
+        raise SystemExit("QZHOU_DATA names no folder with the datasets of recipes/scifact.toml")
+    overrides = ["--training.stage1.steps", str(asked.steps)] if asked.steps else []
+    overrides += ["--training.stage2.steps", str(asked.steps)] if asked.steps else []
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as new:
+        for seed in range(asked.seeds):
+            recipe, scores = ours(seed, asked.storage or Path(new), overrides)
+            own_scale = 1 / recipe.training.temperature
+            for scale in (DEFAULT_SCALE, own_scale):
+                scores[f"sentence-transformers, scale {scale:.0f}"] = theirs(recipe, scale, asked.threads)
+            rows.append(scores)
+    compared = [{"who": who, **_over_seeds([row[who] for row in rows])} for who in rows[0]]
+    Console().print(table(f"nDCG@10 on the test claims of SciFact, {asked.seeds} seeds", compared))
+    write(asked.results, "learn.json", {"seeds": asked.seeds, "rows": compared})
+
+
+def _over_seeds(scores: list[float]) -> dict[str, Any]:
+    return {
+        "mean": round(statistics.mean(scores), 4),
+        "standard_deviation": round(statistics.stdev(scores), 4) if len(scores) > 1 else None,
+        "scores": " ".join(f"{score:.4f}" for score in scores),
+    }
+
+
+if __name__ == "__main__":
+    main()
