@@ -162,7 +162,7 @@ class Shard:
         if self._sifting is None:
             from qzhou.mining.sift import is_faster
 
-            self._sifting = is_faster(lambda query, document: self._nearest(query, document, 64), self._width)
+            self._sifting = is_faster(self._width)
         return self._sifting
 
     def _sifted(self, block: Block, count: int) -> Found:
