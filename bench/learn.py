@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,6 @@ from sentence_transformers.training_args import BatchSamplers, MultiDatasetBatch
 
 from bench.report import parsed, table, write
 from qzhou.checkpoints import resolve
-from qzhou.encoder import load_encoder
-from qzhou.evaluation.judging import judge_with, local_tasks
 from qzhou.recipe import Recipe, load_recipe
 from qzhou.records import RetrievalExample
 from qzhou.storage import Folder, read_records
@@ -49,13 +48,24 @@ DEFAULT_SCALE = 20.0  # of sentence-transformers
 SMALL = {"seeds": 1, "steps": 2}
 
 
-def ours(seed: int, storage: Path, overrides: list[str]) -> tuple[Recipe, dict[str, float]]:
-    """The whole recipe as jobs; its scores by model."""
+def job(name: str, words: Sequence[str]) -> None:
+    subprocess.run([sys.executable, f"jobs/{name}.py", str(RECIPE), *words], cwd=ROOT, check=True)
+
+
+def one_seed(seed: int, storage: Path, overrides: Sequence[str], threads: int) -> dict[str, float]:
+    """Who -> nDCG@10: the whole recipe, and theirs on the same rows; all judged in one stage of ours."""
     words = ["--run.storage", str(storage), "--run.name", f"scifact-{seed}", "--run.seed", str(seed), *overrides]
-    subprocess.run([sys.executable, "jobs/pipeline.py", str(RECIPE), *words], cwd=ROOT, check=True)
+    job("pipeline", words)
     recipe = load_recipe(RECIPE, words)
-    rows = (run_folder(recipe) / "evaluate").read_json("comparison.json")
-    return recipe, {row["model"]: row["score"] for row in rows if row["task"] == TASK}
+    peers = []
+    for scale in (DEFAULT_SCALE, 1 / recipe.training.temperature):
+        folder = storage / f"scifact-{seed}-peers" / f"sentence-transformers-{scale:.0f}"
+        if not folder.exists():
+            theirs(recipe, scale, threads, folder)
+        peers += ["--evaluation.models", str(folder)]
+    job("evaluate", [*words, *peers])
+    rows = (run_folder(recipe) / "evaluate").read_json("comparison.json")["rows"]
+    return {row["model"]: row["score"] for row in rows if row["task"] == TASK}
 
 
 def run_folder(recipe: Recipe) -> Folder:
@@ -75,8 +85,8 @@ def rows_of(recipe: Recipe) -> DatasetDict:
     return DatasetDict(found)
 
 
-def theirs(recipe: Recipe, scale: float, threads: int) -> float:
-    """Their trainer on the same rows; nDCG@10."""
+def theirs(recipe: Recipe, scale: float, threads: int, made: Path) -> None:
+    """Their trainer on the same rows; writes its model."""
     torch.set_num_threads(threads)
     stage, rows = recipe.training.stage1, rows_of(recipe)
     model = SentenceTransformer(resolve(recipe.model.backbone), device="cpu")
@@ -104,11 +114,7 @@ def theirs(recipe: Recipe, scale: float, threads: int) -> float:
             loss=MultipleNegativesRankingLoss(model, scale=scale),
         )
         trainer.train()
-        model.save(f"{folder}/model")
-        tasks, _ = local_tasks(recipe, run_folder(recipe))
-        encoder = load_encoder(f"{folder}/model", max_tokens=recipe.model.max_document_tokens, dtype="float32")
-        (task,) = [task for task in tasks if task.metadata.name == TASK]
-        return float(judge_with(encoder, recipe, [task], name="peer")[TASK]["score"])
+    model.save(str(made))
 
 
 def main() -> None:
@@ -121,14 +127,9 @@ def main() -> None:
         raise SystemExit("QZHOU_DATA names no folder with the datasets of recipes/scifact.toml")
     overrides = ["--training.stage1.steps", str(asked.steps)] if asked.steps else []
     overrides += ["--training.stage2.steps", str(asked.steps)] if asked.steps else []
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as new:
-        for seed in range(asked.seeds):
-            recipe, scores = ours(seed, asked.storage or Path(new), overrides)
-            own_scale = 1 / recipe.training.temperature
-            for scale in (DEFAULT_SCALE, own_scale):
-                scores[f"sentence-transformers, scale {scale:.0f}"] = theirs(recipe, scale, asked.threads)
-            rows.append(scores)
+        storage = (asked.storage or Path(new)).absolute()
+        rows = [one_seed(seed, storage, overrides, asked.threads) for seed in range(asked.seeds)]
     compared = [{"who": who, **_over_seeds([row[who] for row in rows])} for who in rows[0]]
     Console().print(table(f"nDCG@10 on the test claims of SciFact, {asked.seeds} seeds", compared))
     write(asked.results, "learn.json", {"seeds": asked.seeds, "rows": compared})

@@ -19,7 +19,7 @@ import numpy as np
 
 from qzhou.mining.identity import Floats, Ints
 from qzhou.mining.shard import VectorFile
-from qzhou.recipe import MiningSection
+from qzhou.sections import MiningSection
 from qzhou.storage import Folder
 
 POSITIVE_RATIO = 0.95

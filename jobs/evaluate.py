@@ -1,17 +1,21 @@
-"""Held-out tasks judged by mteb: BM25, backbone, stage 1, stage 2; writes the report.
+"""Tasks judged by mteb: BM25, backbone, stage 1, stage 2 and further models; writes the comparison and the report.
 
 python jobs/evaluate.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VALUE ...]
+                        [--fail-below TASK=SCORE[,TASK=SCORE ...]] [--no-worse-than RUN]
+
+With --fail-below or --no-worse-than (another run's folder or name) it ends with status 1 where stage 2 is worse.
 """
 
 from qzhou.job import main
 from qzhou.recipe import Recipe
 
 
-def run(recipe: Recipe) -> None:
+def run(recipe: Recipe, fail_below: str = "", no_worse_than: str = "") -> None:
+    from qzhou.evaluation.gate import gate_of
     from qzhou.evaluation.pipeline import evaluate
 
-    evaluate(recipe)
+    evaluate(recipe, gate_of(fail_below, no_worse_than))
 
 
 if __name__ == "__main__":
-    main(run, __doc__ or "")
+    main(run, __doc__ or "", options={"--fail-below": str, "--no-worse-than": str})

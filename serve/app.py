@@ -33,8 +33,9 @@ from starlette.exceptions import HTTPException
 from qzhou.cluster import session
 from qzhou.errors import SetupError
 from qzhou.job import main
-from qzhou.recipe import Recipe, ServingSection, load_recipe
+from qzhou.recipe import Recipe, load_recipe
 from qzhou.runs import Run
+from qzhou.sections import ServingSection
 from qzhou.serving.batching import FULL, Group, encode_in_groups, fill_percent
 from qzhou.serving.errors import RequestError
 from qzhou.serving.keys import ApiKeys

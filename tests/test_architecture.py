@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "qzhou"
 ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving")
 LEVELS = {
-    "errors": 0, "records": 1, "prompts": 2, "dataset": 2, "recipe": 2, "storage": 2, "runs": 2, "progress": 2,
-    "pictures": 2, "job": 2, "llm": 2, "learning": 2, "checkpoints": 2, "languages": 2, "endpoints": 2,
+    "errors": 0, "records": 1, "prompts": 2, "dataset": 2, "sections": 2, "recipe": 2, "storage": 2, "runs": 2,
+    "progress": 2, "pictures": 2, "job": 2, "llm": 2, "learning": 2, "checkpoints": 2, "languages": 2, "endpoints": 2,
     "cluster": 3, "encoder": 3, **dict.fromkeys(ROOMS, 4),
 }  # fmt: skip
 ONLY_IN = {
@@ -25,14 +25,14 @@ ONLY_IN = {
         "platform/qzhou/mining/searchers.py",
     },
     "deepspeed": {"platform/qzhou/training/deepspeed_engine.py"},
-    "mteb": {f"platform/qzhou/evaluation/{file}.py" for file in ("judging", "models", "tasks", "texts")},
+    "mteb": {f"platform/qzhou/evaluation/{file}.py" for file in ("judging", "models", "named", "tasks")},
     "faiss": {"platform/qzhou/mining/shard.py"},
     "fastapi": {"serve/app.py"},
     "openai": {f"platform/qzhou/{file}.py" for file in ("encoder/remote", "synthesis/batch_api", "synthesis/client")},
     "aiohttp": {"platform/qzhou/synthesis/mock_endpoint.py"},
 }
-SLIM = ("errors", "records", "dataset", "llm", "learning", "recipe", "prompts", "storage", "runs", "progress", "job")
-SLIM += ("checkpoints", "training.estimate")  # --estimate
+SLIM = ("errors", "records", "dataset", "llm", "learning", "sections", "recipe", "prompts", "storage", "runs")
+SLIM += ("progress", "job", "checkpoints", "training.estimate")  # --estimate
 PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/pipeline.py"))]
 PYTHON = [path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
 

@@ -25,6 +25,7 @@ Rule = Literal[
     "title_body", "question_answer", "chat", "reading_comprehension", "claim_evidence", "qrels", "triplets", "graded",
     "duplicate_questions", "scored_pair", "binary_pair", "nli", "labeled", "clustering", "documents",
 ]  # fmt: skip
+TaskKind = Literal["retrieval", "reranking", "sts", "pair_classification", "classification", "clustering"]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Repair = Literal["bare_entities", "html_tags", "backslash_breaks", "ptb_brackets"]
 Constant = str | int | float | bool
@@ -47,6 +48,14 @@ RULE_TASKS: Mapping[Rule, Task] = {
     "labeled": "classification",
     "clustering": "classification",
 }
+
+
+TASK_KINDS: Mapping[Task, tuple[TaskKind, ...]] = {
+    "retrieval": ("retrieval", "reranking"),
+    "pair": ("sts", "pair_classification"),
+    "classification": ("classification", "clustering"),
+}
+RULE_KINDS: Mapping[Rule, TaskKind] = {"binary_pair": "pair_classification", "clustering": "clustering"}
 
 
 class Section(BaseModel):
@@ -159,15 +168,48 @@ class Dataset(Format):
     )
     held_out_fraction: Fraction = Field(0.0, description="Share of the groups kept for evaluation, never trained on.")
     split_by: str | None = Field(None, description="Column whose hash decides what is held out; default: the query.")
+    judged_as: tuple[TaskKind, ...] = Field(
+        (), description="Evaluation tasks made of what is held out; default: what suits the rule."
+    )
+    train_split_of: tuple[str, ...] = Field(
+        (), description="Evaluation tasks, of this recipe or mteb's, whose training split this is: reported as seen."
+    )
 
     @property
     def task(self) -> Task:
         return RULE_TASKS[self.rule]
 
     @property
+    def trains(self) -> bool:
+        """Whether any of it is trained on."""
+        return self.held_out_fraction < 1.0
+
+    @property
+    def kinds(self) -> tuple[TaskKind, ...]:
+        """The evaluation tasks that its held-out examples become; the first has its name."""
+        return self.judged_as or (RULE_KINDS.get(self.rule, TASK_KINDS[self.task][0]),)
+
+    @property
     def prompt(self) -> Prompt:
         both_sides = self.task != "retrieval" or self.rule == "duplicate_questions"
         return Prompt(self.instruction.strip(), both_sides if self.symmetric is None else self.symmetric)
+
+    @field_validator("judged_as")
+    @classmethod
+    def _named_once(cls, kinds: tuple[TaskKind, ...]) -> tuple[TaskKind, ...]:
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"{', '.join(kinds)} names a kind twice; name each once")
+        return kinds
+
+    @model_validator(mode="after")
+    def _kinds_suit_the_task(self) -> Self:
+        for kind in self.judged_as:
+            if kind not in TASK_KINDS[self.task]:
+                raise ValueError(
+                    f"judged_as is '{kind}', and rule '{self.rule}' makes {self.task} examples, which can be judged as "
+                    f"{' or '.join(TASK_KINDS[self.task])}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _reader_has_its_input(self) -> Dataset:

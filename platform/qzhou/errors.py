@@ -8,7 +8,8 @@
     │   ├── StorageError    a storage path that cannot be read or written
     │   └── SetupError      the machine: busy port, missing package, missing compiler
     ├── EndpointError       an LLM endpoint that does not answer or refuses
-    └── TrainingError       a training run that cannot go on
+    ├── TrainingError       a training run that cannot go on
+    └── RegressionError     a model that does not reach what --fail-below or --no-worse-than ask for
 
 The message is for a person: the place, the values that clash, and the way out. Errors cross
 process boundaries in Ray, so each holds its message and nothing else, and pickles.
@@ -62,6 +63,10 @@ class EndpointError(QzhouError):
 
 class TrainingError(QzhouError):
     """Training cannot go on: a non-finite loss, or a checkpoint that does not fit."""
+
+
+class RegressionError(QzhouError):
+    """A model is worse than it has to be; what was measured is kept."""
 
 
 def kind_of(error: QzhouError) -> type[QzhouError]:

@@ -17,7 +17,7 @@ USAGE = """usage: {job} RECIPE [--dry-run] [--SECTION.SETTING VALUE ...]
 
 {about}"""
 
-Stage = Callable[[Recipe], None]
+Stage = Callable[..., None]
 Instead = Callable[..., None]
 Options = Mapping[str, Callable[[str], object]]
 
@@ -36,7 +36,8 @@ def main(
         about: The job script's docstring, shown by ``--help``.
         arguments: Instead of the process's own.
         instead: Flags of the job, and what each does instead of the stage.
-        options: Flags with a value, and how its text is read; what runs instead takes them as keyword arguments.
+        options: Flags with a value, and how its text is read; keyword arguments of what runs instead of the stage,
+            or of the stage itself where there is nothing else.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     with errors_for_people():
@@ -44,9 +45,9 @@ def main(
         given, words = _given(words, options or {})
         recipe, flags = _recipe(words, about, list(asked))
         work = asked[flags[0]] if flags else stage
-        if given and (not flags or flags[0] == "--dry-run"):
-            raise RecipeError(f"command line: {_flag(next(iter(given)))} belongs to {', '.join(instead or {})}")
-        work(recipe, **given)
+        if given and instead and (not flags or flags[0] == "--dry-run"):
+            raise RecipeError(f"command line: {_flag(next(iter(given)))} belongs to {', '.join(instead)}")
+        work(recipe, **({} if work is _show else given))
 
 
 @contextmanager

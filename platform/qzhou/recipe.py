@@ -13,170 +13,25 @@ import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
-from qzhou.dataset import AtLeastOne, Cosine, Count, Dataset, Fraction, Name, Positive, Section
+from qzhou.dataset import Dataset, Section
 from qzhou.errors import DataError, RecipeError
 from qzhou.learning import StageSection, TrainingSection
 from qzhou.llm import SynthesisSection
-
-
-class RunSection(Section):
-    """Which run this is and where it is kept."""
-
-    name: Name = Field(description="Folder of the run under the storage path.")
-    storage: str = Field("runs", description="Local path or URI (s3://, gs://); shared by all nodes of a cluster.")
-    seed: Count = Field(0, description="Every random choice of the run follows from it.")
-
-
-class ModelSection(Section):
-    """The encoder that is trained."""
-
-    backbone: str = Field(description="Local path, hub id, or package:<import name>/<folder>.")
-    attention: Literal["bidirectional", "causal"] = Field(
-        "bidirectional", description="A decoder is made bidirectional by config.is_causal = false."
-    )
-    pooling: Literal["mean", "last", "cls"] = Field("mean", description="How token vectors become one vector.")
-    max_query_tokens: AtLeastOne = Field(256, description="Longer queries are truncated, prompt included.")
-    max_document_tokens: AtLeastOne = Field(1536, description="Longer documents are truncated.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the hardware computes in it (GPU, AMX, AVX-512 BF16), else float32."
-    )
-    encoding_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(
-        None, description="Type in which texts are encoded for mining, evaluation and serving; default: as dtype."
-    )
-    compiled: bool = Field(False, description="torch.compile for encoding; pays on a GPU, needs a C++ compiler.")
-    saved_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Type of the weights in the model folder."
-    )
-
-    @property
-    def encodes_in(self) -> Literal["auto", "float32", "bfloat16", "float16"]:
-        """The type in which texts are encoded, whichever setting names it."""
-        return self.encoding_dtype or self.dtype
-
-
-class ClusterSection(Section):
-    """What the stages ask of the cluster."""
-
-    gpu: bool = Field(False, description="Training workers and encoders take one GPU each.")
-    encoders: AtLeastOne = Field(2, description="Encoder actors that mine or evaluate at the same time.")
-    min_encoders: AtLeastOne | None = Field(
-        None, description="With so many mining begins, and takes more as nodes come; default: all at once."
-    )
-
-
-class ContaminationSection(Section):
-    """Training texts compared with the texts of the evaluation tasks: the held-out data, and mteb's by name."""
-
-    action: Literal["report", "drop", "off"] = Field("report", description="What becomes of rows that overlap.")
-    tasks: tuple[str, ...] = Field((), description="mteb tasks or benchmarks besides the recipe's own held-out data.")
-    ngram_words: AtLeastOne = Field(13, description="Words in a row that count as overlap.")
-    ngram_chars: AtLeastOne = Field(20, description="The same for texts in Chinese characters or kana.")
-    max_index_ngrams: AtLeastOne = Field(
-        50_000_000, description="Above this, a hash picks the n-grams that are kept: memory stays at 10 bytes each."
-    )
-
-
-class TransformSection(Section):
-    """Raw rows to examples."""
-
-    max_chars: AtLeastOne = Field(20_000, description="Longer texts are cut here, at a word.")
-    deduplicate: bool = Field(True, description="Drop exact repeats, compared as normalised (query, positive).")
-    near_duplicates: Annotated[float, Field(ge=0.5, lt=1.0)] | None = Field(
-        None,
-        description="Drop rows whose texts, side by side, have at least about this Jaccard similarity; default: off.",
-    )
-    contamination: ContaminationSection = ContaminationSection()
-
-
-class MiningSection(Section):
-    """A teacher's embeddings and exact search find hard negatives."""
-
-    teacher: str = Field(
-        "",
-        description="Encoder that mines: named like a backbone, or 'https://host/v1#model'; '': the backbone itself.",
-    )
-    teacher_api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable with the key of an URL.")
-    further_teachers: tuple[str, ...] = Field((), description="Encoders that mine beside it, named alike.")
-    teacher_prompts: Literal["recipe", "model"] = Field(
-        "recipe", description="What a teacher reads before texts; model: the prompts that its folder declares, if any."
-    )
-    combine: Literal["union", "each"] = Field(
-        "union", description="Several teachers: union draws from all that they name; each lets them take turns."
-    )
-    reranker: str = Field(
-        "", description="Cross-encoder, named like a backbone, whose scores (0 to 1) replace the teacher's cosines."
-    )
-    index: str = Field("Flat", description="FAISS factory string; 'Flat' is exact, 'IVF4096,Flat' faster and not.")
-    index_parameters: str = Field("", description="Of an approximate search, as FAISS reads them: 'nprobe=32'.")
-    index_from_documents: Count = Field(
-        100_000, description="A smaller corpus is searched exactly, whatever the index: it would not pay."
-    )
-    index_memory_gb: Positive = Field(
-        4.0, description="An approximate index over more vectors is sharded over more actors; 'Flat' streams them."
-    )
-    rank_from: AtLeastOne = Field(10, description="First rank of the window, counted from 1 without the positives.")
-    rank_to: AtLeastOne = Field(30, description="Last rank of the window (paper: 'top-10 to top-30').")
-    positive_ratio: float | None = Field(
-        0.95, description="A negative scores below this share of its positive's score, 1 at most; 'off': no such limit."
-    )
-    margin: Cosine | None = Field(None, description="A negative scores at least this much below its positive.")
-    min_score: Cosine | None = Field(None, description="Candidates below it are too easy.")
-    max_score: Cosine | None = Field(None, description="Candidates above it are too close, whatever the positive.")
-    max_positive_cosine: Cosine = Field(
-        0.98, description="Candidates nearer than this to a positive say the same, and are no negatives."
-    )
-    consistency_top_k: AtLeastOne | None = Field(
-        None, description="Pairs are dropped whose positives are not among the teacher's first k (KaLM: 50)."
-    )
-    sampling: Literal["uniform", "softmax", "top"] = Field(
-        "uniform", description="How negatives are drawn from what qualifies; top: the hardest."
-    )
-    sampling_temperature: Positive = Field(0.05, description="softmax: divides the scores.")
-    negatives_per_query: Count = Field(4, description="Negatives kept; fewer where fewer qualify, never filled up.")
-    llm_negative_fraction: Fraction = Field(0.3, description="Share of them that may be LLM-written, where there are.")
-
-    @field_validator("positive_ratio", mode="before")
-    @classmethod
-    def _none_where_off(cls, ratio: object) -> object:
-        return None if ratio == "off" else ratio  # TOML has no null
-
-    @field_validator("positive_ratio")
-    @classmethod
-    def _share(cls, ratio: float | None) -> float | None:
-        if ratio is not None and not 0.0 < ratio <= 1.0:
-            raise ValueError(f"{ratio:g} is no share of a score; take one above 0 and up to 1, or 'off' for no limit")
-        return ratio
-
-    @property
-    def teachers(self) -> tuple[str, ...]:
-        return (self.teacher, *self.further_teachers)
-
-
-class EvaluationSection(Section):
-    """Held-out examples judged by mteb."""
-
-    max_queries: AtLeastOne = Field(1000, description="Retrieval: held-out queries, a seeded sample.")
-    max_documents: AtLeastOne = Field(100_000, description="Retrieval: corpus size; relevant documents always stay.")
-    max_rows: AtLeastOne = Field(2000, description="Classification and pair tasks: held-out rows, a seeded sample.")
-    bm25: bool = Field(True, description="Add the lexical baseline to retrieval tasks.")
-
-
-class ServingSection(Section):
-    """The endpoint."""
-
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="HTTP port.")
-    replicas: AtLeastOne = Field(1, description="Model replicas.")
-    max_batch_tokens: AtLeastOne = Field(16_384, description="Padded tokens that one forward pass may hold.")
-    batch_wait_ms: Annotated[float, Field(ge=0.0)] = Field(5.0, description="How long a request waits for company.")
-    max_inputs: AtLeastOne = Field(2048, description="Texts per request; more is refused with 400.")
-    api_keys_env: str = Field("QZHOU_API_KEYS", description="Variable with comma-separated keys; unset: no key asked.")
+from qzhou.sections import (
+    ClusterSection,
+    EvaluationSection,
+    MiningSection,
+    ModelSection,
+    RunSection,
+    ServingSection,
+    TransformSection,
+)
 
 
 class Recipe(Section):

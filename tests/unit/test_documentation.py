@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qzhou.dataset import READERS, RULE_TASKS, Dataset
 from qzhou.llm import SynthesisSection
-from qzhou.recipe import ClusterSection, MiningSection, ModelSection
+from qzhou.sections import ClusterSection, MiningSection, ModelSection
 from qzhou.synthesis.mock_behaviour import Behaviour
 from qzhou.transform.fields import DEFAULT_COLUMNS, OPTIONAL_FIELDS, columns_of
 

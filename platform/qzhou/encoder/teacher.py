@@ -10,7 +10,7 @@ import numpy as np
 from qzhou.encoder.encoder import load_encoder
 from qzhou.encoder.remote import RemoteEncoder, is_remote
 from qzhou.endpoints import Keys
-from qzhou.recipe import ModelSection
+from qzhou.sections import ModelSection
 from qzhou.storage import Folder
 
 SAME_COSINE = 0.9999  # what an endpoint makes of one sentence differs in the last digits from call to call
@@ -27,6 +27,9 @@ class TextEncoder(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def dimensions(self) -> int: ...
 
     def encode(
         self, texts: Sequence[str], *, max_tokens: int | None = None

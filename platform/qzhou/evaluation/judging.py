@@ -1,4 +1,4 @@
-"""Judging one model on every held-out task; runs on a worker, and is all of the stage that loads mteb."""
+"""What a worker does that judges: one model on one task at a time. No ray in here; all that loads mteb is."""
 
 from __future__ import annotations
 
@@ -6,95 +6,209 @@ import contextlib
 import io
 import json
 import logging
+import math
+import tempfile
+import time
 import warnings
-from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import mteb
 
-from qzhou.dataset import Dataset
-from qzhou.encoder import Encoder, load_encoder
-from qzhou.evaluation.comparison import NOT_JUDGED, ModelName, Results
-from qzhou.evaluation.models import MtebEncoder, bm25
-from qzhou.evaluation.tasks import classification_task, judged_task, not_judgeable, pair_task, retrieval_task, sizes
+from qzhou.encoder import TextEncoder, load_encoder, load_teacher, stored_as
+from qzhou.errors import DataError, QzhouError, first_line
+from qzhou.evaluation.candidates import BM25
+from qzhou.evaluation.instructions import prompt_of
+from qzhou.evaluation.messages import Candidate, Judged, Planned
+from qzhou.evaluation.models import MtebEncoder, bm25, documents_of, health
+from qzhou.evaluation.outcomes import items_of
+from qzhou.evaluation.plan import built, corpora, planned, task_name
+from qzhou.evaluation.tasks import sizes
+from qzhou.evaluation.texts import texts_of
+from qzhou.evaluation.vectors import VectorStore
+from qzhou.prompts import Prompt
 from qzhou.recipe import Recipe
-from qzhou.records import EXAMPLE_TYPES, Document, LabeledExample, PairExample, Qrel, Query, RetrievalExample
-from qzhou.storage import Folder, read_records
+from qzhou.runs import digest
+from qzhou.storage import Folder
+
+VERSION = 1  # of what is kept of a judged task
+HEALTH_TEXTS = 2000
+UNDEFINED = "mteb gives no {metric}, as it does where every text has the same vector or every pair the same cosine"
+BATCH_TEXTS = 2000  # that mteb hands over at once; the encoder makes its own batches
 
 
-def local_tasks(recipe: Recipe, run_folder: Folder) -> tuple[list[Any], dict[str, str]]:
-    """One mteb task per dataset that holds out examples; and dataset -> why it makes none."""
-    tasks: list[Any] = []
-    refused: dict[str, str] = {}
-    for dataset in recipe.datasets:
-        folder = run_folder / "transform" / "held_out" / dataset.task / dataset.name
-        examples: list[Any] = list(read_records(folder, EXAMPLE_TYPES[dataset.task]))
-        if reason := not_judgeable(examples):
-            refused |= {dataset.name: reason} if dataset.held_out_fraction else {}
-        else:
-            tasks.append(_task_of(dataset, recipe, examples, run_folder / "transform"))
-    return tasks, refused
+class Judge:
+    """Holds the model and the task of its last call, because the next one often has the same.
 
+    Args:
+        recipe: Of the run.
+        run_uri: The run's folder.
+    """
 
-def _task_of(dataset: Dataset, recipe: Recipe, examples: Sequence[Any], transformed: Folder) -> Any:
-    settings, seed = recipe.evaluation, recipe.run.seed
-    most = {"max_queries": settings.max_queries, "max_documents": settings.max_documents}
-    if dataset.rule == "qrels":
-        documents = read_records(transformed / "corpora" / dataset.name, Document)
-        queries = list(read_records(transformed / "queries" / dataset.name, Query))
-        qrels = read_records(transformed / "qrels" / dataset.name, Qrel)
-        return judged_task(dataset.name, documents, queries, qrels, **most, seed=seed)
-    if isinstance(examples[0], RetrievalExample):
-        return retrieval_task(dataset.name, examples, **most, seed=seed)
-    if isinstance(examples[0], PairExample):
-        return pair_task(dataset.name, examples, max_rows=settings.max_rows, seed=seed)
-    assert isinstance(examples[0], LabeledExample)
-    return classification_task(dataset.name, examples, max_rows=settings.max_rows, seed=seed)
+    def __init__(self, recipe: Recipe, run_uri: str) -> None:
+        warnings.filterwarnings("ignore")
+        logging.getLogger("mteb").setLevel(logging.ERROR)
+        self._recipe, self._run = recipe, Folder.open(run_uri)
+        self._folder = self._run / "evaluate"
+        self._task: tuple[str, Any] = ("", None)
+        self._model: tuple[str, Any] = ("", None)
+        self._prompts: dict[str, Prompt] = {}
 
+    def plan(self) -> tuple[list[Planned], dict[str, str]]:
+        """See :func:`qzhou.evaluation.plan.planned`."""
+        return planned(self._recipe, self._run)
 
-def judge(recipe: Recipe, run_uri: str, model: ModelName) -> Results:
-    """All tasks for one model, on a worker."""
-    warnings.filterwarnings("ignore")
-    logging.getLogger("mteb").setLevel(logging.ERROR)
-    run_folder = Folder.open(run_uri)
-    tasks, refused = local_tasks(recipe, run_folder)
-    if model == "bm25":
-        with contextlib.redirect_stderr(io.StringIO()):  # its bars do not know that there is no terminal
-            return _results(bm25(), [task for task in tasks if task.metadata.type == "Retrieval"])
-    own = recipe.model
-    if model == "backbone":
-        encoder = load_encoder(
-            own.backbone,
-            max_tokens=own.max_document_tokens,
-            pooling=own.pooling,
-            attention=own.attention,
-            dtype=own.encodes_in,
-            compiled=own.compiled,
-        )
-    else:
-        with (run_folder / "train" / model / "model").local_copy() as place:
-            encoder = load_encoder(
-                str(place), max_tokens=own.max_document_tokens, dtype=own.encodes_in, compiled=own.compiled
+    def encode(self, candidate: Candidate, plan: Planned, start: int, count: int) -> int:
+        """Write the vectors of some documents of a task's corpora, counted through all of them."""
+        model = self._judged(candidate)
+        prompt = self._prompt_of(plan)
+        before, end = model.store.encoded, start + count
+        for corpus in corpora(self._loaded(plan)):
+            first, last = max(0, start), min(len(corpus), end)
+            if first < last:
+                texts = documents_of(corpus.select(range(first, last)))
+                model.store.vectors(model.encoder, [prompt.document(text) for text in texts])
+            start, end = start - len(corpus), end - len(corpus)
+        return int(model.store.encoded - before)
+
+    def judge(self, candidate: Candidate, plan: Planned) -> Judged:
+        """The score of a model on a task, from the run's folder where it is there already.
+
+        Raises:
+            DataError: mteb cannot load or judge the task.
+        """
+        place = self._folder / "judged" / candidate.name
+        key = self._key(candidate, plan)
+        name = f"{plan.name}.json"
+        if place.exists(name) and (known := place.read_json(name))["key"] == key:
+            return replace(Judged(**known), again=False)
+        started = time.monotonic()
+        try:
+            found = self._evaluated(candidate, plan, key, started)
+        except QzhouError:
+            raise
+        except Exception as error:  # each task has its own code, and its own way to fail
+            raise DataError(
+                f"evaluation: mteb cannot judge '{candidate.name}' on '{plan.name}': {first_line(error)}"
+            ) from error
+        place.create().write_json(name, asdict(found))
+        return found
+
+    def health(self, candidate: Candidate, plan: Planned) -> dict[str, float]:
+        """How a model's embeddings of a task's texts fill their space (:func:`qzhou.evaluation.models.health`)."""
+        model = self._judged(candidate)
+        texts = sorted(set(texts_of(self._loaded(plan))), key=lambda text: digest(text))[:HEALTH_TEXTS]
+        prompt = self._prompt_of(plan)
+        return health(model.encoder.encode([prompt.document(text) for text in texts]))
+
+    def _evaluated(self, candidate: Candidate, plan: Planned, key: str, started: float) -> Judged:
+        model, task = self._judged(candidate), self._loaded(plan)
+        self._prompts[plan.name] = self._prompt_of(plan)
+        before = getattr(model, "store", None) and model.store.encoded
+        with tempfile.TemporaryDirectory(prefix="qzhou-mteb-") as temporary, _silent():
+            cache = mteb.ResultCache(temporary)
+            found = mteb.evaluate(
+                model,
+                task,
+                cache=cache,
+                overwrite_strategy="always",
+                encode_kwargs={"batch_size": BATCH_TEXTS, "show_progress_bar": False},
+                prediction_folder=Path(temporary) / "predictions",
+                show_progress_bar=False,
+                co2_tracker=False,
             )
-    judged = judge_with(encoder, recipe, tasks, name=f"{recipe.run.name}-{model}")
-    return judged | {name: {NOT_JUDGED: reason} for name, reason in refused.items()}
+            result = found.task_results[0]
+            score = float(result.get_score())
+            items = items_of(task, Path(temporary) / "predictions", score)
+            for path in (Path(temporary) / "results").rglob("*.json"):
+                inside = path.relative_to(temporary)
+                (self._folder / inside.parent.as_posix()).create().write_bytes(inside.name, path.read_bytes())
+        return Judged(
+            key=key,
+            task=plan.name,
+            type=plan.type,
+            metric=task.metadata.main_score,
+            score=score if math.isfinite(score) else 0.0,
+            undefined="" if math.isfinite(score) else UNDEFINED.format(metric=task.metadata.main_score),
+            n=sum(len(part.values) for part in items.parts) if items else sizes(task),
+            items=items.plain() if items else {},
+            seconds=round(time.monotonic() - started, 3),
+            encoded=model.store.encoded - before if before is not None else 0,
+        )
+
+    def _key(self, candidate: Candidate, plan: Planned) -> str:
+        """Digest of weights, prompt, data and judge."""
+        revision = self._bare(plan).metadata.dataset["revision"]
+        if candidate.name == BM25:
+            return digest([VERSION, version("mteb"), version("bm25s"), revision])
+        prompt = asdict(self._prompt_of(plan))
+        return digest([VERSION, version("mteb"), self._judged(candidate).mteb_model_meta.revision, prompt, revision])
+
+    def _bare(self, plan: Planned) -> Any:
+        """The task; one of mteb's without its data, which takes long and is not needed for what is judged already."""
+        if self._task[0] != plan.name:
+            self._task = plan.name, built(plan, self._recipe, self._run)
+        return self._task[1]
+
+    def _loaded(self, plan: Planned) -> Any:
+        task = self._bare(plan)
+        if not task.data_loaded:
+            try:
+                task.load_data()
+            except QzhouError:
+                raise
+            except Exception as error:  # each task loads in its own way
+                raise DataError(
+                    f"evaluation.tasks: the data of '{plan.name}' cannot be loaded: {first_line(error)}. Run where a "
+                    "hub can be reached (HF_ENDPOINT, HF_TOKEN), or take the task out."
+                ) from None
+        return task
+
+    def _judged(self, candidate: Candidate) -> Any:
+        if self._model[0] != candidate.name:
+            self._model = ("", None)  # the old one's memory is free before the new one is loaded
+            self._model = candidate.name, bm25() if candidate.name == BM25 else self._encoder_of(candidate)
+        return self._model[1]
+
+    def _encoder_of(self, candidate: Candidate) -> MtebEncoder:
+        encoder = self._opened(candidate)
+        key = stored_as(encoder, self._folder / "vectors")
+        return MtebEncoder(
+            encoder,
+            self._prompts,
+            name=f"{self._recipe.run.name}-{candidate.name}",
+            revision=key,
+            store=VectorStore(self._folder / "vectors", key),
+        )
+
+    def _opened(self, candidate: Candidate) -> TextEncoder:
+        own, settings = self._recipe.model, self._recipe.evaluation
+        most = settings.max_tokens or own.max_document_tokens
+        if candidate.trained:
+            with (self._run / candidate.spec).local_copy() as place:
+                return load_encoder(str(place), max_tokens=most, dtype=own.encodes_in, compiled=own.compiled)
+        model = own.model_copy(update={"max_document_tokens": most})
+        return load_teacher(candidate.spec, model, api_key_env=settings.api_key_env)
+
+    @cached_property
+    def _own_prompts(self) -> dict[str, Prompt]:
+        return {task_name(one, kind): one.prompt for one in self._recipe.datasets for kind in one.kinds}
+
+    def _prompt_of(self, plan: Planned) -> Prompt:
+        return prompt_of(self._bare(plan), self._own_prompts, self._recipe.evaluation.instructions)
 
 
-def judge_with(encoder: Encoder, recipe: Recipe, tasks: Sequence[Any], *, name: str) -> dict[str, dict[str, Any]]:
-    """Task -> main score and mteb's own result, of an encoder; its texts are presented as the recipe says."""
-    prompts = {dataset.name: dataset.prompt for dataset in recipe.datasets}
-    return _results(MtebEncoder(encoder, prompts, name=name), tasks)
+@contextlib.contextmanager
+def _silent() -> Any:
+    """The bars of mteb and bm25s do not know that there is no terminal."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
-def _results(model: Any, tasks: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    results = {}
-    for task in tasks:
-        judged = mteb.evaluate(model, task, cache=None, show_progress_bar=False, co2_tracker=False).task_results[0]
-        results[task.metadata.name] = {
-            "type": task.metadata.type,
-            "metric": task.metadata.main_score,
-            "score": judged.get_score(),
-            "n": sizes(task),
-            "mteb": json.loads(judged.model_dump_json()),
-        }
-    return results
+def mteb_result(folder: Folder, judged: Judged) -> dict[str, Any]:
+    """mteb's own result of a judged task, from the run's folder."""
+    (found,) = [name for name in folder.files(f"/{judged.task}.json", recursive=True) if "results/" in name]
+    return dict(json.loads(folder.read_bytes(found)))

@@ -1,13 +1,30 @@
-"""The evaluation stage on Ray: one task a model, all at the same time."""
+"""The evaluation stage on Ray: workers that judge one model on one task at a time, longest first; a gate at the end."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
 import ray
 
-from qzhou.cluster import session
-from qzhou.evaluation.comparison import MODELS, NOT_JUDGED, ModelName, Results, Row, table
+from qzhou.cluster import our_error, session
+from qzhou.errors import DataError, first_line
+from qzhou.evaluation.candidates import BACKBONE, STAGE1, STAGE2, candidates
+from qzhou.evaluation.comparison import (
+    Difference,
+    Row,
+    benchmark_means,
+    benchmark_table,
+    models_of,
+    seen_and_unseen,
+    table,
+)
+from qzhou.evaluation.gate import Gate
+from qzhou.evaluation.items import difference, interval
+from qzhou.evaluation.messages import Candidate, Judged, Planned
+from qzhou.evaluation.queue import Queue, Work
 from qzhou.evaluation.report import write_report
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
@@ -16,15 +33,25 @@ from qzhou.runs import Run
 from qzhou.storage import Folder
 
 NOTHING_HELD_OUT = (
-    "evaluate: there is nothing to judge, because no dataset holds out enough. Give one a held_out_fraction above 0."
+    "evaluate: there is nothing to judge, because no dataset holds out enough and evaluation.tasks is empty. Give a "
+    "dataset a held_out_fraction above 0, or name tasks of mteb."
 )
+RETRIES = 2  # of a task whose worker died
+KEPT = ("judged", "results", "vectors")  # each is found by what it depends on, whatever else changes
+
+Scores = dict[tuple[str, str], Judged]  # (model, task)
 
 
-def evaluate(recipe: Recipe) -> Manifest:
-    """Judge BM25, the untouched backbone and both stages on what was held out, and write the report.
+def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
+    """Judge BM25, the untouched backbone, both stages and further models; write the comparison and the report.
+
+    Args:
+        recipe: Of the run.
+        gate: What stage 2 has to reach.
 
     Raises:
-        DataError: Training has not finished.
+        DataError: Training has not finished, or a task could not be judged; the others are kept.
+        RegressionError: Stage 2 does not pass the gate.
     """
     run = Run.open(recipe)
     manifest = run.stage(
@@ -34,6 +61,7 @@ def evaluate(recipe: Recipe) -> Manifest:
             "evaluation": recipe.evaluation.model_dump(),
             "model": recipe.model.model_dump(),
             "prompts": {dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets},
+            "kinds": {dataset.name: [dataset.kinds, dataset.train_split_of] for dataset in recipe.datasets},
             "seed": recipe.run.seed,
         },
         inputs={
@@ -41,47 +69,161 @@ def evaluate(recipe: Recipe) -> Manifest:
             "stage2": run.manifest("train/stage2").fingerprint,
         },
         rooms=("evaluation", "encoder"),
+        keep=KEPT,
     )
-    rows = [Row(**row) for row in (run.folder / "evaluate").read_json("comparison.json")]
-    print(f"\n{table(rows)}\n" if rows else NOTHING_HELD_OUT, flush=True)
+    found = (run.folder / "evaluate").read_json("comparison.json")
+    rows = [Row(**row) for row in found["rows"]]
+    differences = [Difference(**one) for one in found["differences"]]
+    print(f"\n{table(rows, differences)}\n" if rows else NOTHING_HELD_OUT, flush=True)
+    for benchmark in found["benchmarks"]:
+        print(f"{benchmark_table(benchmark)}\n", flush=True)
+    if gate is not None:
+        gate.check(rows, run.folder, seed=recipe.run.seed)
     return manifest
 
 
 def _work(run: Run, folder: Folder) -> dict[str, int]:
-    results = folder / "results"
-    models = MODELS if run.recipe.evaluation.bm25 else MODELS[1:]
-    missing = [model for model in models if not results.exists(f"{model}.json")]
-    with session(), progress("evaluate", total=len(missing), unit="models") as bar:
-        judge = ray.remote(num_cpus=1, num_gpus=1 if run.recipe.cluster.gpu else 0)(_judge)
-        running = {judge.remote(run.recipe, run.folder.uri, model): model for model in missing}
-        while running:
-            done, _ = ray.wait(list(running))
-            model = running.pop(done[0])
-            results.write_json(f"{model}.json", ray.get(done[0]))  # a restart judges only what is missing
-            bar.advance(1, model)
-            print(f"evaluate: {model} judged", flush=True)
-    found = {model: results.read_json(f"{model}.json") for model in models}
-    for task, result in found["backbone"].items():
-        if NOT_JUDGED in result:
-            print(f"evaluate: {task} is not judged: {result[NOT_JUDGED]}", flush=True)
-    rows = [row for model in models for row in rows_of(model, found[model])]
-    rows.sort(key=lambda row: (row.task, MODELS.index(row.model)))
-    folder.write_json("comparison.json", [dataclasses.asdict(row) for row in rows])
-    write_report(run, rows)
+    with session():
+        workers = _Workers(run)
+        plans, refused = workers.plan()
+        for task, reason in refused.items():
+            print(f"evaluate: {task} is not judged: {reason}", flush=True)
+        models = candidates(run.recipe)
+        queue = Queue(models, plans, run.recipe.evaluation.split_documents)
+        scores, failed = workers.judged(queue)
+    if failed:
+        raise DataError(
+            f"{len(failed)} of {len(queue)} tasks could not be judged; the others are kept, and the same command goes "
+            "on with the rest:\n       " + "\n       ".join(failed)
+        )
+    for (model, task), judged in scores.items():
+        if judged.undefined:
+            refused[f"{task} ({model})"] = judged.undefined
+            print(f"evaluate: {model} on {task}: {judged.undefined}", flush=True)
+    rows = _rows(models, plans, scores, run.recipe.run.seed)
+    content = {
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "differences": [dataclasses.asdict(one) for one in _differences(rows, scores, run.recipe.run.seed)],
+        "benchmarks": benchmark_means(rows, plans),
+        "seen": seen_and_unseen(rows),
+        "health": workers.found_health,
+        "not_judged": refused,
+    }
+    folder.write_json("comparison.json", content)
+    write_report(run)
     return {"scores": len(rows)}
 
 
-def rows_of(model: ModelName, results: Results) -> list[Row]:
-    """The main score of each task that was judged."""
-    return [
-        Row(name, found["type"], found["metric"], model, round(float(found["score"]), 6), found["n"])
-        for name, found in results.items()
-        if NOT_JUDGED not in found
-    ]
+def judge_class() -> Callable[..., Any]:
+    """What judges; imported where it is wanted, because mteb takes seconds to load."""
+    from qzhou.evaluation.judging import Judge
+
+    return Judge
 
 
-def _judge(recipe: Recipe, run_uri: str, model: ModelName) -> Results:
-    """All tasks for one model, on a worker; the driver does without mteb and torch, which take long to load."""
-    from qzhou.evaluation.judging import judge
+class _Worker:
+    """Loads mteb where it judges, and not in the driver."""
 
-    return judge(recipe, run_uri, model)
+    def __init__(self, judge: Callable[[], Callable[..., Any]], recipe: Recipe, run_uri: str) -> None:
+        self._class, self._arguments = judge, (recipe, run_uri)
+
+    @cached_property
+    def _judge(self) -> Any:
+        return self._class()(*self._arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._judge, method)(*arguments)
+
+
+class _Workers:
+    """Actors that judge, one for each encoder that the recipe wants at the same time."""
+
+    def __init__(self, run: Run) -> None:
+        cluster = run.recipe.cluster
+        kind = ray.remote(_Worker).options(
+            num_cpus=1, num_gpus=1 if cluster.gpu else 0, max_restarts=-1, max_task_retries=RETRIES
+        )
+        self._actors = [kind.remote(judge_class, run.recipe, run.folder.uri) for _ in range(cluster.encoders)]
+        self.found_health: dict[str, dict[str, float]] = {}
+
+    def plan(self) -> tuple[list[Planned], dict[str, str]]:
+        found: tuple[list[Planned], dict[str, str]] = ray.get(self._actors[0].call.remote("plan"))
+        return found
+
+    def judged(self, queue: Queue) -> tuple[Scores, list[str]]:
+        """All scores, and a sentence for each work that failed."""
+        scores: Scores = {}
+        failed: list[str] = []
+        running: dict[Any, tuple[Any, Work]] = {}
+        idle = list(self._actors)
+        with progress("evaluate", total=len(queue), unit="tasks") as bar:
+            while queue or running:
+                while idle and (work := queue.take(idle[-1])) is not None:
+                    actor = idle.pop()
+                    running[actor.call.remote(work.method, *work.arguments)] = actor, work
+                (done, *_), _ = ray.wait(list(running))
+                actor, work = running.pop(done)
+                idle.append(actor)
+                try:
+                    self._take(work, ray.get(done), scores)
+                except Exception as error:
+                    failed.append(_said(error, work))
+                queue.finished(work)
+                bar.advance(1, str(work))
+        return scores, failed
+
+    def _take(self, work: Work, found: Any, scores: Scores) -> None:
+        if work.method == "health":
+            self.found_health[work.candidate.name] = found
+        elif work.method == "judge":
+            scores[work.candidate.name, work.plan.name] = found
+            if found.again and not found.undefined:
+                print(f"evaluate: {work}: {found.metric} {found.score:.4f}, {found.seconds:.1f} s", flush=True)
+
+
+def _said(error: BaseException, work: Work) -> str:
+    """One sentence about work that failed."""
+    ours = our_error(error)
+    if ours is not None:
+        return str(ours)
+    return f"{work}: {first_line(error)}"
+
+
+def _rows(models: Sequence[Candidate], plans: Sequence[Planned], scores: Scores, seed: int) -> list[Row]:
+    """By task, and for each its models in order."""
+    found = []
+    for plan in sorted(plans, key=lambda plan: (bool(plan.benchmarks), plan.name)):
+        for candidate in models:
+            judged = scores.get((candidate.name, plan.name))
+            if judged is None or judged.undefined:
+                continue
+            items = judged.made_of
+            limits = interval(items, seed=seed) if items else None
+            score = round(judged.score, 6)
+            found.append(
+                Row(
+                    plan.name,
+                    judged.type,
+                    judged.metric,
+                    candidate.name,
+                    score,
+                    judged.n,
+                    low=round(limits.low, 6) if limits else score,
+                    high=round(limits.high, 6) if limits else score,
+                    seen=plan.seen,
+                    seconds=judged.seconds,
+                )
+            )
+    return found
+
+
+def _differences(rows: Sequence[Row], scores: Scores, seed: int) -> Iterator[Difference]:
+    """Stage 2 against every other model, and stage 1 against the backbone."""
+    others = [model for model in models_of(rows) if model != STAGE2]
+    for task in dict.fromkeys(row.task for row in rows):
+        for model, against in [*((STAGE2, other) for other in others), (STAGE1, BACKBONE)]:
+            pair = [scores[one, task].made_of if (one, task) in scores else None for one in (model, against)]
+            if pair[0] is not None and pair[1] is not None:
+                found = difference(pair[0], pair[1], seed=seed)
+                if found is not None:
+                    yield Difference.of(task, model, against, found)

@@ -12,7 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
-from qzhou.evaluation.comparison import MODELS, Row
+from qzhou.evaluation.candidates import OWN as MODELS
+from qzhou.evaluation.comparison import Row
 from qzhou.pictures import svg
 from qzhou.records import Drop
 from qzhou.runs import MANIFEST, Run
@@ -23,8 +24,10 @@ COLOURS = {"bm25": "#9aa5b1", "backbone": "#5b7db1", "stage1": "#e8a33d", "stage
 TASK_COLOURS = {"retrieval": "#2f9e6e", "pair": "#5b7db1", "classification": "#e8a33d"}
 
 
-def write_report(run: Run, rows: Sequence[Row]) -> None:
-    """Write ``report.html`` into the run folder."""
+def write_report(run: Run) -> None:
+    """Write ``report.html`` into the run folder, from what the stages left there."""
+    found = _json(run.folder / "evaluate", "comparison.json")
+    rows = [Row(**row) for row in found.get("rows", [])]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(
         name=run.recipe.run.name,

@@ -8,9 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
-from mteb.abstasks import AbsTaskClassification, AbsTaskRetrieval, AbsTaskSTS
+from mteb.abstasks import (
+    AbsTaskClassification,
+    AbsTaskClustering,
+    AbsTaskPairClassification,
+    AbsTaskRetrieval,
+    AbsTaskSTS,
+)
 from mteb.abstasks.task_metadata import TaskMetadata
 
+from qzhou.dataset import TaskKind
 from qzhou.records import (
     Document,
     Example,
@@ -25,7 +32,14 @@ from qzhou.records import (
 
 SPLIT = "test"
 TEXTS_PER_CLASS = 4  # two to train the judge's classifier on, two to test it
-MAIN_SCORES = {"Retrieval": "ndcg_at_10", "Classification": "accuracy", "STS": "cosine_spearman"}
+MAIN_SCORES = {
+    "Retrieval": "ndcg_at_10",
+    "Reranking": "map_at_1000",
+    "Classification": "accuracy",
+    "Clustering": "v_measure",
+    "STS": "cosine_spearman",
+    "PairClassification": "max_ap",
+}
 
 
 def retrieval_task(
@@ -86,9 +100,37 @@ def judged_task(
     return _retrieval(name, chosen, {one: text_of[one] for one in grades}, grades)
 
 
-def _retrieval(name: str, corpus: Mapping[str, str], queries: Mapping[str, str], qrels: Mapping[str, Any]) -> Any:
-    """A retrieval task of texts and grades by id."""
-    task = _task(AbsTaskRetrieval, name, "Retrieval", [*corpus.values(), *queries.values()])
+def reranking_task(name: str, examples: Sequence[RetrievalExample], *, max_queries: int, seed: int) -> Any:
+    """Queries whose own positives are to be ranked above their own negatives.
+
+    Examples without negatives say nothing here and are left out; the sample of the others is drawn by hash.
+    """
+    by_id = {example.id: example for example in examples if example.negatives}
+    corpus: dict[str, str] = {}
+    ranked: dict[str, list[str]] = {}
+    grades: dict[str, dict[str, int]] = {}
+    queries: dict[str, str] = {}
+    for one in _sampled(list(by_id), max_queries, seed):
+        example = by_id[one]
+        answers = {stable_id("d", text_key(text)): text for text in example.positives}
+        others = {stable_id("d", text_key(negative.text)): negative.text for negative in example.negatives}
+        corpus |= others | answers
+        ranked[one] = sorted(others | answers)
+        grades[one] = {document: int(document in answers) for document in ranked[one]}
+        queries[one] = example.query
+    return _retrieval(name, corpus, queries, grades, ranked)
+
+
+def _retrieval(
+    name: str,
+    corpus: Mapping[str, str],
+    queries: Mapping[str, str],
+    qrels: Mapping[str, Any],
+    ranked: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
+    """A retrieval task of texts and grades by id; with candidates for each query, reranking."""
+    kind = "Reranking" if ranked else "Retrieval"
+    task = _task(AbsTaskRetrieval, name, kind, [*corpus.values(), *queries.values(), repr(sorted(qrels.items()))])
     documents = [{"id": one, "title": "", "text": text} for one, text in corpus.items()]
     task.dataset = {
         "default": {
@@ -96,22 +138,52 @@ def _retrieval(name: str, corpus: Mapping[str, str], queries: Mapping[str, str],
                 "corpus": datasets.Dataset.from_list(documents),
                 "queries": datasets.Dataset.from_list([{"id": one, "text": text} for one, text in queries.items()]),
                 "relevant_docs": qrels,
-                "top_ranked": None,
+                "top_ranked": ranked,
             }
         }
     }
     return task
 
 
-def pair_task(name: str, examples: Sequence[PairExample], *, max_rows: int, seed: int) -> Any:
+def sts_task(name: str, examples: Sequence[PairExample], *, max_rows: int, seed: int) -> Any:
     """Spearman correlation of cosines and ordinal scores."""
-    by_id = {example.id: example for example in examples}
-    rows = [by_id[one] for one in _sampled(list(by_id), max_rows, seed)]
-    task = _task(AbsTaskSTS, name, "STS", [row.text_a + row.text_b for row in rows])
+    rows = _pairs(examples, max_rows, seed)
+    task = _task(AbsTaskSTS, name, "STS", [f"{row.text_a}\x00{row.text_b}\x00{row.score}" for row in rows])
     scores = [row.score for row in rows]
     task.min_score, task.max_score = min(scores), max(scores)
     columns = [{"sentence1": row.text_a, "sentence2": row.text_b, "score": row.score} for row in rows]
     task.dataset = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(columns)})
+    return task
+
+
+def pair_classification_task(name: str, examples: Sequence[PairExample], *, max_rows: int, seed: int) -> Any:
+    """Average precision of cosines for pairs that belong together: those with the highest of the scores."""
+    rows = _pairs(examples, max_rows, seed)
+    task = _task(
+        AbsTaskPairClassification,
+        name,
+        "PairClassification",
+        [f"{row.text_a}\x00{row.text_b}\x00{row.score}" for row in rows],
+    )
+    best = max(row.score for row in rows)
+    columns = [{"sentence1": row.text_a, "sentence2": row.text_b, "labels": int(row.score == best)} for row in rows]
+    task.dataset = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(columns)})
+    return task
+
+
+def _pairs(examples: Sequence[PairExample], max_rows: int, seed: int) -> list[PairExample]:
+    by_id = {example.id: example for example in examples}
+    return [by_id[one] for one in _sampled(list(by_id), max_rows, seed)]
+
+
+def clustering_task(name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int) -> Any:
+    """V-measure of k-means clusters of the texts against their labels."""
+    by_id = {example.id: example for example in examples}
+    rows = [by_id[one] for one in _sampled(list(by_id), max_rows, seed)]
+    task = _task(AbsTaskClustering, name, "Clustering", [f"{row.text}\x00{row.label}" for row in rows])
+    columns = [{"sentences": row.text, "labels": row.label} for row in rows]
+    task.dataset = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(columns)})
+    task.max_fraction_of_documents_to_embed, task.max_document_to_embed = None, len(rows)
     return task
 
 
@@ -129,20 +201,24 @@ def classification_task(name: str, examples: Sequence[LabeledExample], *, max_ro
     for one in kept:
         seen[one.label] = seen.get(one.label, 0) + 1
         halves[seen[one.label] % 2].append({"text": one.text, "label": number_of[one.label]})
-    task = _task(AbsTaskClassification, name, "Classification", [one.text for one in kept])
+    task = _task(AbsTaskClassification, name, "Classification", [f"{one.text}\x00{one.label}" for one in kept])
     parts = {"train": datasets.Dataset.from_list(halves[1]), SPLIT: datasets.Dataset.from_list(halves[0])}
     task.dataset = datasets.DatasetDict(parts)
     return task
 
 
-def not_judgeable(examples: Sequence[Example]) -> str:
-    """Why held-out examples of one dataset can make no task; empty where they can."""
+def not_judgeable(examples: Sequence[Example], kind: TaskKind) -> str:
+    """Why held-out examples of one dataset can make no task of a kind; empty where they can."""
     first = examples[0] if examples else None
     if first is None:
         return "nothing was held out"
+    if kind == "reranking" and not any(one.negatives for one in examples if isinstance(one, RetrievalExample)):
+        return "none of its held-out examples has negatives of its own, which leaves nothing to rank"
+    if kind == "clustering" and len({one.label for one in examples if isinstance(one, LabeledExample)}) < 2:
+        return "its held-out texts all have the same label"
     if isinstance(first, PairExample) and len({one.score for one in examples if isinstance(one, PairExample)}) < 2:
         return f"its {len(examples)} held-out pairs all have the score {first.score:g}, which leaves nothing to rank"
-    if isinstance(first, LabeledExample):
+    if kind == "classification":
         sizes_of = Counter(one.label for one in examples if isinstance(one, LabeledExample))
         if sum(size >= TEXTS_PER_CLASS for size in sizes_of.values()) < 2:
             return f"fewer than two classes have {TEXTS_PER_CLASS} held-out texts (largest: {max(sizes_of.values())})"
@@ -150,9 +226,11 @@ def not_judgeable(examples: Sequence[Example]) -> str:
 
 
 def sizes(task: Any) -> int:
-    """What the score is a mean over: queries, pairs or test texts."""
-    data = task.dataset["default"][SPLIT]["queries"] if "default" in task.dataset else task.dataset[SPLIT]
-    return len(data)
+    """What the score is a mean over: queries, pairs or test texts, of all subsets."""
+    splits = task.metadata.eval_splits
+    subsets = [task.dataset] if any(split in task.dataset for split in splits) else task.dataset.values()
+    found = [subset[split] for subset in subsets for split in splits if split in subset]
+    return sum(len(one["queries"] if isinstance(one, dict) else one) for one in found)
 
 
 def _task(kind: type, name: str, task_type: str, texts: Sequence[str]) -> Any:

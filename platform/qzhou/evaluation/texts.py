@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import mteb
-
 from qzhou.errors import DataError, first_line
+from qzhou.evaluation.named import named_tasks
 
 NOT_TEXTS = {"id", "_id", "query-id", "corpus-id", "label", "labels", "lang", "language"}
 
@@ -21,7 +20,8 @@ def task_texts(names: Sequence[str]) -> dict[str, Iterable[str]]:
     Raises:
         DataError: There is no such task, or its data cannot be loaded.
     """
-    return {task.metadata.name: _loaded(task) for name in names for task in _tasks(name)}
+    found = named_tasks(names, setting="transform.contamination.tasks")
+    return {task.metadata.name: _loaded(task) for tasks in found.values() for task in tasks}
 
 
 def texts_of(task: Any) -> Iterator[str]:
@@ -35,20 +35,6 @@ def texts_of(task: Any) -> Iterator[str]:
         splits = subset.values() if isinstance(subset, Mapping) else [subset]
         for split in splits:
             yield from _of_retrieval(split) if isinstance(split, Mapping) and "corpus" in split else _strings(split)
-
-
-def _tasks(name: str) -> list[Any]:
-    try:
-        return list(mteb.get_benchmark(name).tasks)
-    except (KeyError, ValueError):
-        pass
-    try:
-        return [mteb.get_task(name)]
-    except (KeyError, ValueError):
-        raise DataError(
-            f"transform.contamination.tasks: mteb knows no task and no benchmark '{name}'; see mteb.get_tasks() and "
-            "mteb.get_benchmarks()."
-        ) from None
 
 
 def _loaded(task: Any) -> Iterator[str]:

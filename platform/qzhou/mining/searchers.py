@@ -14,7 +14,8 @@ import ray
 from qzhou.mining.actors import RerankActor, SearchActor
 from qzhou.mining.identity import Floats, Ints
 from qzhou.mining.shard import EXACT, Block, Found, VectorFile, divided, on_gpu, recall
-from qzhou.recipe import MiningSection, Recipe
+from qzhou.recipe import Recipe
+from qzhou.sections import MiningSection
 from qzhou.storage import Folder
 
 SHARD_ROWS = 20_000  # a smaller corpus is searched by one actor

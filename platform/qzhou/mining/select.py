@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qzhou.mining.identity import SPREAD, Bools, Digests, Floats, Ints, is_among, key_digests
-from qzhou.recipe import MiningSection
 from qzhou.records import Negative
+from qzhou.sections import MiningSection
 
 
 @dataclass(frozen=True, slots=True)

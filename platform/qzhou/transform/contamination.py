@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qzhou.recipe import ContaminationSection
 from qzhou.records import Task
+from qzhou.sections import ContaminationSection
 from qzhou.transform.ngrams import Tokens, windows
 
 TEXTS_PER_BATCH = 5_000

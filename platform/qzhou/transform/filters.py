@@ -8,8 +8,8 @@ from typing import Any
 
 from qzhou.dataset import Dataset
 from qzhou.languages import language_of
-from qzhou.recipe import ModelSection
 from qzhou.records import Example
+from qzhou.sections import ModelSection
 from qzhou.transform.dedup import texts_of
 
 JUDGED_CHARS = 15  # shorter texts are too short to tell a language by

@@ -11,7 +11,7 @@ import pytest
 
 from qzhou.encoder import load_teacher, stored_as
 from qzhou.errors import ModelError
-from qzhou.recipe import ModelSection
+from qzhou.sections import ModelSection
 from qzhou.storage import Folder
 
 BACKBONE = ModelSection(backbone="unused")

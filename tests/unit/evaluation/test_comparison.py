@@ -1,9 +1,22 @@
 """The table and the report say what was measured, and nothing of what was not."""
 
 import json
+import statistics
+import tomllib
+from dataclasses import asdict
 
-from qzhou.evaluation.comparison import Row, table
-from qzhou.evaluation.pipeline import rows_of
+import pytest
+
+from qzhou.evaluation.comparison import (
+    PUBLISHED,
+    Difference,
+    Row,
+    benchmark_means,
+    benchmark_table,
+    seen_and_unseen,
+    table,
+)
+from qzhou.evaluation.messages import Planned
 from qzhou.evaluation.report import write_report
 from qzhou.records import Drop
 from qzhou.runs import Run
@@ -31,10 +44,59 @@ def test_what_was_not_measured_is_a_dash():
     assert line.count(" - ") == 4, "bm25, stage1, stage2 and the gain"
 
 
-def test_rows_hold_the_main_score_of_each_task():
-    found = rows_of("stage2", {"docs": {"type": "Retrieval", "metric": "ndcg_at_10", "score": 0.1234567, "n": 3}})
+def test_a_gain_that_is_sure_is_marked_and_further_models_have_a_column():
+    sure = Difference("docs", "stage2", "backbone", 0.1, 0.05, 0.15)
+    unsure = Difference("docs", "stage2", "backbone", 0.1, -0.05, 0.25)
 
-    assert found == [Row("docs", "Retrieval", "ndcg_at_10", "stage2", 0.123457, 3)]
+    assert "+0.1000*" in table(rows(backbone=0.5, stage2=0.6), [sure])
+    assert "+0.1000*" not in table(rows(backbone=0.5, stage2=0.6), [unsure])
+    assert "other" in table(rows(backbone=0.5, stage2=0.6, other=0.7))
+
+
+def benchmark(tasks, name="MTEB(cmn, v1)"):
+    plans = [Planned(f"t{n}", "STS", "", "retrieval", 9, 0, False, benchmarks=(name,)) for n in range(tasks)]
+    return [Row(f"t{n}", "STS", "cosine_spearman", "stage2", 0.5 + 0.01 * (n % 2), 9) for n in range(tasks)], plans
+
+
+def test_a_whole_benchmark_stands_beside_published_means():
+    (found,) = benchmark_means(*benchmark(31))
+
+    means = {one["model"]: one for one in found["models"]}
+    assert means["stage2"]["mean_task"] == pytest.approx(50.48)
+    assert means["QZhou-Embedding"]["types"]["Clustering"] == 70.91, "the paper's headings are interchanged"
+    assert (means["QZhou-Embedding"]["mean_task"], means["QZhou-Embedding"]["mean_type"]) == (76.99, 78.58)
+    shown = benchmark_table(found)
+    assert shown.index("QZhou-Embedding") < shown.index("stage2")
+
+
+def test_part_of_a_benchmark_is_not_compared_with_the_whole():
+    found_rows, plans = benchmark(31)
+
+    (found,) = benchmark_means(found_rows[1:], plans)
+
+    assert [one["model"] for one in found["models"]] == ["stage2"]
+    assert "30 of 31 tasks" in benchmark_table(found)
+
+
+def test_published_means_are_the_means_of_their_types():
+    published = tomllib.loads(PUBLISHED.read_text("utf-8"))
+
+    for board in published.values():
+        for model, means in board["models"].items():
+            assert len(means) == len(board["types"]) + 2
+            assert statistics.mean(means[:-2]) == pytest.approx(means[-1], abs=0.01), model
+
+
+def test_seen_and_unseen_tasks_have_means_of_their_own():
+    found = [Row("a", "STS", "x", "stage2", 0.5, 1, seen=True), Row("b", "STS", "x", "stage2", 0.7, 1, seen=False)]
+
+    assert [(one["seen"], one["mean"]) for one in seen_and_unseen(found)] == [(True, 50.0), (False, 70.0)]
+
+
+def report_of(run, scores=None):
+    scores = scores or rows(bm25=0.5, backbone=0.55, stage1=0.6, stage2=0.625)
+    (run.folder / "evaluate").create().write_json("comparison.json", {"rows": [asdict(row) for row in scores]})
+    write_report(run)
 
 
 def test_the_report_is_one_page_with_scores_losses_and_what_was_dropped(make_recipe):
@@ -52,19 +114,19 @@ def test_the_report_is_one_page_with_scores_losses_and_what_was_dropped(make_rec
     (run.folder / "transform").write_json("report.json", found)
     (run.folder / "transform").write_bytes("lengths.svg", b"<svg></svg>")
 
-    write_report(run, rows(bm25=0.5, backbone=0.55, stage1=0.6, stage2=0.625))
+    report_of(run)
 
     page = run.folder.read_bytes("report.html").decode()
     assert page.count("<svg") == 3
     for shown in ("tiny", "0.6250", "blank_query", "too_long", "en 75 %, zh 25 %", "10.00", "a leaked text"):
         assert shown in page
-    write_report(run, rows(bm25=0.5, backbone=0.55, stage1=0.6, stage2=0.625))
+    report_of(run)
     assert run.folder.read_bytes("report.html").decode() == page, "the same run gives the same page"
 
 
 def test_a_name_cannot_write_into_the_page(make_recipe):
     run = Run.open(make_recipe())
 
-    write_report(run, [Row("<script>alert(1)</script>", "STS", "cosine_spearman", "backbone", 0.5, 3)])
+    report_of(run, [Row("<script>alert(1)</script>", "STS", "cosine_spearman", "backbone", 0.5, 3)])
 
     assert "<script>" not in run.folder.read_bytes("report.html").decode()

@@ -8,10 +8,20 @@ import pytest
 
 from qzhou.errors import DataError
 from qzhou.evaluation.models import MtebEncoder
-from qzhou.evaluation.tasks import classification_task, judged_task, not_judgeable, pair_task, retrieval_task, sizes
+from qzhou.evaluation.tasks import (
+    classification_task,
+    clustering_task,
+    judged_task,
+    not_judgeable,
+    pair_classification_task,
+    reranking_task,
+    retrieval_task,
+    sizes,
+    sts_task,
+)
 from qzhou.evaluation.texts import task_texts, texts_of
 from qzhou.prompts import Prompt
-from qzhou.records import Document, LabeledExample, PairExample, Qrel, Query, RetrievalExample
+from qzhou.records import Document, LabeledExample, Negative, PairExample, Qrel, Query, RetrievalExample
 
 TOPICS = ["sorting", "files", "graphs", "dates", "sums", "trees"]
 
@@ -81,7 +91,7 @@ def test_the_sample_does_not_depend_on_the_order_of_the_examples():
     )
 
 
-def test_a_pair_task_is_the_rank_correlation():
+def test_a_sts_task_is_the_rank_correlation():
     pairs = [
         PairExample(id=str(n), dataset="d", text_a=f"{TOPICS[n]} x", text_b=f"{TOPICS[n]} {other}", score=grade)
         for n in range(4)
@@ -90,7 +100,7 @@ def test_a_pair_task_is_the_rank_correlation():
         PairExample(id=f"{n}-", dataset="d", text_a=TOPICS[n], text_b=TOPICS[n + 1], score=0) for n in range(4)
     ]  # fmt: skip
 
-    task = pair_task("d", pairs, max_rows=99, seed=0)
+    task = sts_task("d", pairs, max_rows=99, seed=0)
 
     assert score(task) == pytest.approx(1.0)
     assert sizes(task) == 8
@@ -110,27 +120,64 @@ def test_classes_with_too_few_texts_are_left_out_of_the_classification_task():
     assert score(task) == pytest.approx(1.0)
 
 
+def test_reranking_orders_each_query_s_own_documents():
+    def example(topic, wrong):
+        return RetrievalExample(
+            id=topic, dataset="d", query=f"how {topic}", positives=(f"{topic} so",), negatives=(negative(wrong),)
+        )
+
+    right = [example(topic, f"{TOPICS[n - 1]} not") for n, topic in enumerate(TOPICS)]
+    tied = [example(topic, f"{topic} {TOPICS[n - 1]}") for n, topic in enumerate(TOPICS)]
+
+    task = reranking_task("d", [*right, ASKED[0]], max_queries=99, seed=0)
+
+    assert sizes(task) == 6, "the example without negatives is left out"
+    assert score(task) == pytest.approx(1.0)
+    wrong = [RetrievalExample(id="w", dataset="d", query="dates", positives=("sums",), negatives=(negative("dates"),))]
+    assert score(reranking_task("d", [*wrong, *tied], max_queries=99, seed=0)) < 1.0
+
+
+def negative(words):
+    return Negative(text=words, origin="given")
+
+
+def test_pairs_of_two_scores_are_told_apart_by_average_precision():
+    pairs = [PairExample(id=f"{n}", dataset="d", text_a=TOPICS[n], text_b=TOPICS[n], score=1) for n in range(4)]
+    pairs += [PairExample(id=f"{n}-", dataset="d", text_a=TOPICS[n], text_b=TOPICS[n + 1], score=0) for n in range(4)]
+
+    assert score(pair_classification_task("d", pairs, max_rows=99, seed=0)) == pytest.approx(1.0)
+
+
+def test_texts_of_one_label_lie_in_one_cluster():
+    texts = [text(f"{topic}{n}", topic) for topic in TOPICS[:3] for n in range(10)]
+
+    assert score(clustering_task("d", texts, max_rows=99, seed=0)) == pytest.approx(1.0)
+    assert sizes(clustering_task("d", texts, max_rows=7, seed=0)) == 7
+
+
 def pair(number, score):
     return PairExample(id=str(number), dataset="d", text_a="a", text_b="b", score=score)
 
 
 def text(number, label):
-    return LabeledExample(id=str(number), dataset="d", text=f"t{number}", label=label)
+    return LabeledExample(id=str(number), dataset="d", text=str(number), label=label)
 
 
 @pytest.mark.parametrize(
-    ("examples", "said"),
+    ("kind", "examples", "said"),
     [
-        ([], "nothing was held out"),
-        ([pair(n, 1.0) for n in range(5)], "all have the score 1"),
-        ([text(n, "a") for n in range(9)] + [text(n, "b") for n in range(3)], "fewer than two classes"),
-        ([pair(n, n % 2) for n in range(5)], ""),
-        ([text(n, "ab"[n % 2]) for n in range(8)], ""),
-        (ASKED, ""),
+        ("retrieval", [], "nothing was held out"),
+        ("sts", [pair(n, 1.0) for n in range(5)], "all have the score 1"),
+        ("classification", [text(n, "a") for n in range(9)] + [text(n, "b") for n in range(3)], "fewer than two"),
+        ("clustering", [text(n, "a") for n in range(9)], "all have the same label"),
+        ("reranking", ASKED, "negatives of its own"),
+        ("sts", [pair(n, n % 2) for n in range(5)], ""),
+        ("classification", [text(n, "ab"[n % 2]) for n in range(8)], ""),
+        ("retrieval", ASKED, ""),
     ],
 )
-def test_held_out_examples_that_can_make_no_task_say_why(examples, said):
-    reason = not_judgeable(examples)
+def test_held_out_examples_that_can_make_no_task_say_why(kind, examples, said):
+    reason = not_judgeable(examples, kind)
 
     assert said in reason
     assert bool(reason) is bool(said)
@@ -159,12 +206,12 @@ def test_a_task_without_prompt_gets_bare_texts():
     assert model.similarity_pairwise(vectors, vectors).tolist() == [1, 1]
 
 
-def collection(**limits):
+def collection(*, extra=(), **limits):
     """Two queries; two documents answer the first, with different grades, and one stands against it."""
     documents = [Document(id=f"d{n}", text=f"about {topic}") for n, topic in enumerate(TOPICS)]
     documents.append(Document(id="d0", text="a second document of that id"))
     queries = [Query(id="q0", text="sorting files"), Query(id="q1", text="dates")]
-    qrels = [("q0", "d0", 1), ("q0", "d1", 2), ("q0", "d3", 0), ("q1", "d3", 1), ("q9", "d2", 1)]
+    qrels = [("q0", "d0", 1), ("q0", "d1", 2), ("q0", "d3", 0), ("q1", "d3", 1), ("q9", "d2", 1), *extra]
     judged = [Qrel(query_id=query, document_id=document, grade=grade) for query, document, grade in qrels]
     limits = {"max_queries": 10, "max_documents": 100, "seed": 0} | limits
     return judged_task("judged", documents, queries, judged, **limits)
@@ -184,7 +231,7 @@ def test_the_texts_of_a_task_are_what_it_judges():
     pairs = [PairExample(id=f"{n}", dataset="d", text_a=f"a{n}", text_b=f"b{n}", score=n) for n in range(2)]
 
     assert set(texts_of(collection())) == {"sorting files", "dates", "about sorting", "about files", "about dates"}
-    assert set(texts_of(pair_task("p", pairs, max_rows=9, seed=0))) == {"a0", "a1", "b0", "b1"}
+    assert set(texts_of(sts_task("p", pairs, max_rows=9, seed=0))) == {"a0", "a1", "b0", "b1"}
     with pytest.raises(DataError, match="mteb knows no task and no benchmark 'nope'"):
         task_texts(["nope"])
     assert len(task_texts(["MTEB(eng, v2)"])) > 30

@@ -10,8 +10,8 @@ from qzhou.mining.blocks import Queries, depth_of, judged, ranking_of, two_lowes
 from qzhou.mining.corpus import document_digests, prepared, read_texts
 from qzhou.mining.select import select_negatives
 from qzhou.mining.shard import Block, Found, Shard, VectorFile, divided
-from qzhou.recipe import MiningSection
 from qzhou.records import Document, Negative, RetrievalExample, Source, answers, text_key
+from qzhou.sections import MiningSection
 from qzhou.storage import Folder, write_records
 
 DATASET = Dataset.model_validate({"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]})

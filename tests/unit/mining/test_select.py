@@ -5,8 +5,8 @@ import pytest
 
 from qzhou.mining.identity import digests, key_digests
 from qzhou.mining.select import Ranking, admitted_if_hidden, combine, is_consistent, select_negatives, standing
-from qzhou.recipe import MiningSection
 from qzhou.records import Negative
+from qzhou.sections import MiningSection
 
 KEY = np.array([7], dtype=np.uint64)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from qzhou.recipe import ContaminationSection
 from qzhou.records import LabeledExample, RetrievalExample
+from qzhou.sections import ContaminationSection
 from qzhou.storage import table_of
 from qzhou.transform.contamination import IndexBuilder, Overlap, grams_of
 from qzhou.transform.ngrams import Tokens, windows

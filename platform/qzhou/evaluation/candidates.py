@@ -1,0 +1,35 @@
+"""Which models are judged, and what they are called. Loads nothing."""
+
+from __future__ import annotations
+
+import re
+
+from qzhou.evaluation.messages import Candidate
+from qzhou.recipe import Recipe
+
+BM25, BACKBONE, STAGE1, STAGE2 = "bm25", "backbone", "stage1", "stage2"
+OWN = (BM25, BACKBONE, STAGE1, STAGE2)
+
+
+def candidates(recipe: Recipe) -> list[Candidate]:
+    """BM25, the untouched backbone, both stages, and the recipe's further models, in the order of tables."""
+    own = [
+        Candidate(BACKBONE),
+        Candidate(STAGE1, "train/stage1/model", trained=True),
+        Candidate(STAGE2, "train/stage2/model", trained=True),
+    ]
+    found = [*([Candidate(BM25)] if recipe.evaluation.bm25 else []), *own]
+    for spec in recipe.evaluation.models:
+        found.append(Candidate(_named(spec, {one.name for one in found}), spec))
+    return found
+
+
+def _named(spec: str, taken: set[str]) -> str:
+    """A short name: the model behind an URL, or the end of a path; a number makes it the only one."""
+    parts = [part for part in re.split(r"[/#:]", spec.rstrip("/")) if part]
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", parts[-1] if parts else "model")
+    number = 2
+    while name in taken:
+        name = f"{name.removesuffix(f'-{number - 1}')}-{number}"
+        number += 1
+    return name

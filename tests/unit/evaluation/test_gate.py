@@ -1,0 +1,68 @@
+"""The gate: floors, and no regression against another run."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from qzhou.errors import DataError, RecipeError, RegressionError
+from qzhou.evaluation.comparison import Row
+from qzhou.evaluation.gate import Gate, gate_of
+from qzhou.evaluation.items import Items, Part
+from qzhou.evaluation.messages import Judged
+from qzhou.storage import Folder
+
+ROWS = [Row("docs", "Retrieval", "ndcg_at_10", model, score, 9) for model, score in [("stage2", 0.6), ("bm25", 0.9)]]
+VALUES = np.linspace(0.2, 0.8, 100)
+
+
+def judged_run(folder, values, ids=None):
+    part = Part("default/test", tuple(values), ids=tuple(ids or map(str, range(len(values)))))
+    items = Items("mean", (part,)).plain()
+    found = Judged("k", "docs", "Retrieval", "ndcg_at_10", float(np.mean(values)), len(values), items)
+    (folder / "evaluate" / "judged" / "stage2").create().write_json("docs.json", asdict(found))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    storage = Folder.open(str(tmp_path))
+    for name, change in [("now", 0.0), ("worse", -0.1), ("better", 0.1)]:
+        judged_run(storage / name, VALUES + change)
+    return storage
+
+
+def test_a_command_line_without_a_gate_has_none():
+    assert gate_of("", "") is None
+    assert gate_of("docs=0.5,other=0.25", "").floors == {"docs": 0.5, "other": 0.25}
+    with pytest.raises(RecipeError, match="'docs' is not TASK=SCORE"):
+        gate_of("docs", "")
+
+
+def test_a_score_below_its_floor_fails_and_names_both(runs):
+    gate_of("docs=0.6", "").check(ROWS, runs / "now", seed=0)
+    with pytest.raises(RegressionError, match=r"docs: ndcg_at_10 0.6000 is below the 0.61"):
+        gate_of("docs=0.61", "").check(ROWS, runs / "now", seed=0)
+    with pytest.raises(RecipeError, match="'dox' is no task that was judged; those are: docs"):
+        gate_of("dox=0.61", "").check(ROWS, runs / "now", seed=0)
+
+
+def test_a_run_that_is_surely_worse_fails(runs):
+    Gate(no_worse_than="worse").check(ROWS, runs / "now", seed=0)
+    with pytest.raises(RegressionError, match="is worse than better, with 95 % confidence"):
+        Gate(no_worse_than="better").check(ROWS, runs / "now", seed=0)
+    Gate(no_worse_than=(runs / "now").uri).check(ROWS, runs / "now", seed=0)
+
+
+def test_chance_alone_is_no_regression(runs):
+    judged_run(runs / "luckier", VALUES + np.random.default_rng(0).normal(0.005, 0.1, 100))
+
+    Gate(no_worse_than="luckier").check(ROWS, runs / "now", seed=0)
+
+
+def test_runs_that_cannot_be_compared_are_refused(runs, capsys):
+    with pytest.raises(DataError, match="holds no judged run"):
+        Gate(no_worse_than="nowhere").check(ROWS, runs / "now", seed=0)
+    judged_run(runs / "other", VALUES, ids=[f"x{n}" for n in range(100)])
+    with pytest.raises(DataError, match="no task of this run was judged on the same data"):
+        Gate(no_worse_than="other").check(ROWS, runs / "now", seed=0)
+    assert "judged on other data" in capsys.readouterr().out

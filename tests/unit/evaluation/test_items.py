@@ -1,0 +1,121 @@
+"""Scores from items, and how sure a difference is, beside scipy, scikit-learn and mteb."""
+
+import json
+
+import mteb
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import average_precision_score
+
+from qzhou.evaluation.items import Items, Part, difference, interval
+from qzhou.evaluation.models import MtebEncoder
+from qzhou.evaluation.outcomes import items_of
+from tests.unit.evaluation import test_tasks as known
+
+GENERATOR = np.random.default_rng(5)
+
+
+def items(statistic, values, gold=(), ids=()):
+    return Items(statistic, (Part("default/test", tuple(values), tuple(ids), tuple(gold)),))
+
+
+def test_each_statistic_is_that_of_a_library():
+    gold = GENERATOR.integers(0, 4, 60).astype(float)
+    cosines = np.round(gold / 9 + GENERATOR.normal(size=60), 1)  # rounded, so that some are equal
+
+    assert items("mean", cosines).score == pytest.approx(cosines.mean())
+    assert items("spearman", cosines, gold).score == pytest.approx(stats.spearmanr(cosines, gold).statistic)
+    hits = gold > 2
+    expected = average_precision_score(hits, cosines)
+    assert items("average_precision", cosines, hits.astype(float)).score == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "spearman"])
+def test_intervals_of_a_difference_are_those_of_scipy(statistic):
+    gold = GENERATOR.normal(size=80)
+    one, other = gold + GENERATOR.normal(size=80), gold + 2 * GENERATOR.normal(size=80)
+
+    def ahead(one, other, gold):
+        if statistic == "mean":
+            return np.mean(one) - np.mean(other)
+        return stats.spearmanr(one, gold).statistic - stats.spearmanr(other, gold).statistic
+
+    expected = stats.bootstrap(
+        (one, other, gold), ahead, paired=True, vectorized=False, n_resamples=2000, method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    given = () if statistic == "mean" else gold
+    found = difference(items(statistic, one, given), items(statistic, other, given), seed=0)
+
+    assert found.value == pytest.approx(ahead(one, other, gold))
+    width = expected.high - expected.low
+    assert found.low == pytest.approx(expected.low, abs=0.1 * width)
+    assert found.high == pytest.approx(expected.high, abs=0.1 * width)
+
+
+def test_pairing_sees_what_two_intervals_would_hide():
+    hard = GENERATOR.normal(size=200)  # how hard a query is weighs far more than which model is asked
+    one, other = items("mean", hard + 0.05), items("mean", hard + 0.001 * GENERATOR.normal(size=200))
+
+    found = difference(one, other, seed=0)
+
+    assert found.low > 0.04
+    assert interval(one, seed=0).low < interval(other, seed=0).high
+
+
+def test_models_that_were_judged_on_other_items_are_not_compared():
+    assert difference(items("mean", [1, 0], ids="ab"), items("mean", [1, 0], ids="ac"), seed=0) is None
+    assert difference(items("mean", [1, 0]), items("mean", [1, 0, 1]), seed=0) is None
+    assert difference(items("spearman", [1, 0], [1, 2]), items("spearman", [1, 0], [2, 1]), seed=0) is None
+
+
+def test_draws_follow_the_seed_and_json_changes_nothing():
+    some = items("spearman", GENERATOR.normal(size=30), GENERATOR.normal(size=30))
+
+    again = Items.read(json.loads(json.dumps(some.plain())))
+
+    assert again == some
+    assert interval(some, seed=3) == interval(again, seed=3) != interval(some, seed=4)
+
+
+def pairs(scores):
+    return [
+        known.PairExample(
+            id=f"{n}",
+            dataset="d",
+            text_a=known.TOPICS[n % 6],
+            text_b=f"{known.TOPICS[n % 6]} {known.TOPICS[n * n % 6]}",
+            score=n % scores,
+        )
+        for n in range(12)
+    ]
+
+
+TEXTS = [known.text(f"{known.TOPICS[n % 3]} {n}{' dates' * (n % 4 == 0)}", known.TOPICS[n % 3]) for n in range(40)]
+TEXTS += [known.text(f"graphs {n}", known.TOPICS[n % 3]) for n in range(9)]
+SWAPPED = [known.retrieval("how sorting", "files is done so"), known.retrieval("sums files", "sums"), *known.ASKED[1:]]
+ALL = {"max_rows": 99, "seed": 0}
+TASKS = {
+    "retrieval": lambda: known.task_of(SWAPPED),
+    "graded": lambda: known.collection(extra=[("q1", "d4", 2)]),
+    "sts": lambda: known.sts_task("d", pairs(3), **ALL),
+    "pair_classification": lambda: known.pair_classification_task("d", pairs(2), **ALL),
+    "classification": lambda: known.classification_task("d", TEXTS, **ALL),
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_the_items_of_a_task_add_up_to_the_score_of_mteb(kind, tmp_path):
+    task, model = TASKS[kind](), MtebEncoder(known.WordEncoder(), {}, name="words")
+    judged = mteb.evaluate(
+        model, task, cache=None, prediction_folder=tmp_path, show_progress_bar=False, co2_tracker=False
+    )
+    score = judged.task_results[0].get_score()
+
+    found = items_of(task, tmp_path, score)
+
+    assert found is not None
+    assert found.score == pytest.approx(score, abs=1e-4)
+    assert abs(score) < 1, "the task tells models apart"
+    assert items_of(task, tmp_path, score + 0.1) is None, "items that do not add up are not used"
