@@ -74,7 +74,8 @@ def _of_similarity(name: str, task: Any, data: Any, predicted: Mapping[str, Any]
     """The cosine of each pair, beside its gold score or label."""
     column = getattr(task, "label_column_name", "score")
     gold = data[column] if column in data.column_names else data["score"]
-    values = predicted.get("similarity_scores") or predicted["cosine_scores"]
+    kind = "cosine_scores" if task.metadata.main_score.startswith("cosine") else "similarity_scores"
+    values = predicted.get(kind) or predicted["cosine_scores"]
     return Part(name, tuple(map(float, values)), gold=tuple(map(float, gold)))
 
 
