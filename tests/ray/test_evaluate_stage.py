@@ -191,8 +191,7 @@ def test_a_corpus_is_encoded_once_by_several_workers(recipe):
     documents = json.loads((stage(recipe()) / "judged" / "stage2" / "docs.json").read_text())
     assert documents["encoded"] == 0, "its vectors were there: the parts were encoded before"
     for found in files.values():
-        rows = sorted(len(np.load(path)) for path in found if path.name != "probe.npy")
-        assert rows[:3] == [10, 25, 25] or {10, 25} <= set(rows), rows
+        assert {10, 25} <= {len(np.load(path)) for path in found}
 
 
 def test_further_models_are_judged_alone_and_a_gate_is_checked(recipe, tiny_bert, capfd):

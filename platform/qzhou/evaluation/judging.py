@@ -28,7 +28,7 @@ from qzhou.evaluation.outcomes import items_of
 from qzhou.evaluation.plan import built, corpora, planned, task_name
 from qzhou.evaluation.tasks import sizes
 from qzhou.evaluation.texts import texts_of
-from qzhou.evaluation.vectors import VectorStore
+from qzhou.evaluation.vectors import VectorStore, run_rows
 from qzhou.prompts import Prompt
 from qzhou.recipe import Recipe
 from qzhou.runs import digest
@@ -61,18 +61,25 @@ class Judge:
         """See :func:`qzhou.evaluation.plan.planned`."""
         return planned(self._recipe, self._run)
 
+    def load(self, candidate: Candidate) -> None:
+        """Have a model ready."""
+        self._judged(candidate)
+
     def encode(self, candidate: Candidate, plan: Planned, start: int, count: int) -> int:
-        """Write the vectors of some documents of a task's corpora, counted through all of them."""
+        """Write the vectors of some documents of a task's corpora, counted through all of them.
+
+        A run of documents belongs to whoever has its first one.
+        """
         model = self._judged(candidate)
-        prompt = self._prompt_of(plan)
-        before, end = model.store.encoded, start + count
+        prompt, store = self._prompt_of(plan), model.store
+        before, end = store.encoded, start + count
         for corpus in corpora(self._loaded(plan)):
-            first, last = max(0, start), min(len(corpus), end)
-            if first < last:
-                texts = documents_of(corpus.select(range(first, last)))
-                model.store.vectors(model.encoder, [prompt.document(text) for text in texts])
+            for first in range(0, len(corpus), store.rows):
+                if start <= first < end:
+                    texts = documents_of(corpus.select(range(first, min(first + store.rows, len(corpus)))))
+                    store.vectors(model.encoder, [prompt.document(text) for text in texts])
             start, end = start - len(corpus), end - len(corpus)
-        return int(model.store.encoded - before)
+        return int(store.encoded - before)
 
     def judge(self, candidate: Candidate, plan: Planned) -> Judged:
         """The score of a model on a task, from the run's folder where it is there already.
@@ -181,7 +188,7 @@ class Judge:
             self._prompts,
             name=f"{self._recipe.run.name}-{candidate.name}",
             revision=key,
-            store=VectorStore(self._folder / "vectors", key),
+            store=VectorStore(self._folder / "vectors", key, run_rows(self._recipe.evaluation.split_documents)),
         )
 
     def _opened(self, candidate: Candidate) -> TextEncoder:

@@ -84,7 +84,7 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
 
 def _work(run: Run, folder: Folder) -> dict[str, int]:
     with session():
-        workers = _Workers(run)
+        workers = Workers(run)
         plans, refused = workers.plan()
         for task, reason in refused.items():
             print(f"evaluate: {task} is not judged: {reason}", flush=True)
@@ -135,8 +135,12 @@ class _Worker:
         return getattr(self._judge, method)(*arguments)
 
 
-class _Workers:
-    """Actors that judge, one for each encoder that the recipe wants at the same time."""
+class Workers:
+    """Actors that judge, one for each encoder that the recipe wants at the same time; inside a session.
+
+    Args:
+        run: Its recipe says what is judged and by how many.
+    """
 
     def __init__(self, run: Run) -> None:
         cluster = run.recipe.cluster
@@ -149,6 +153,10 @@ class _Workers:
     def plan(self) -> tuple[list[Planned], dict[str, str]]:
         found: tuple[list[Planned], dict[str, str]] = ray.get(self._actors[0].call.remote("plan"))
         return found
+
+    def warm_up(self, candidate: Candidate) -> None:
+        """Load a model everywhere."""
+        ray.get([actor.call.remote("load", candidate) for actor in self._actors])
 
     def judged(self, queue: Queue) -> tuple[Scores, list[str]]:
         """All scores, and a sentence for each work that failed."""

@@ -16,8 +16,15 @@ from qzhou.encoder import TextEncoder
 from qzhou.runs import digest
 from qzhou.storage import Folder
 
-RUN_ROWS = 2000  # documents in a file; mteb asks for 50,000 at a time, which is a multiple
+MTEB_ROWS = 50_000  # documents that mteb asks for at a time; runs begin anew there
+MOST_ROWS = 2000  # documents in a file
 VERSION = 1  # of the files
+
+
+def run_rows(split_documents: int) -> int:
+    """Documents in a run: as many as one worker encodes at a time at most, and a divisor of what mteb asks for."""
+    most = min(MOST_ROWS, split_documents, MTEB_ROWS)
+    return next(rows for rows in range(most, 0, -1) if MTEB_ROWS % rows == 0)
 
 
 class VectorStore:
@@ -26,15 +33,16 @@ class VectorStore:
     Args:
         folder: For all encoders.
         key: Of this one.
+        rows: In a run (:func:`run_rows`).
     """
 
-    def __init__(self, folder: Folder, key: str) -> None:
-        self._folder = folder / key
+    def __init__(self, folder: Folder, key: str, rows: int) -> None:
+        self._folder, self.rows = folder / key, rows
         self.encoded = 0  # texts that were not there
 
     def vectors(self, encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Vectors [N, D] of texts that carry their prompt; what is not there yet is encoded and written."""
-        runs = [texts[start : start + RUN_ROWS] for start in range(0, len(texts), RUN_ROWS)]
+        runs = [texts[start : start + self.rows] for start in range(0, len(texts), self.rows)]
         if not runs:
             return encoder.encode([])
         return np.concatenate([self._run(encoder, run) for run in runs])
