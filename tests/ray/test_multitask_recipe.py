@@ -7,13 +7,20 @@ from collections import Counter
 from pathlib import Path
 
 import bm25s
+import mteb
 import numpy as np
 import pytest
 import Stemmer
+from mteb.models import SentenceTransformerEncoderWrapper
+from sentence_transformers import SentenceTransformer
 
 from bench.false_negatives import MODEL, WAYS, counted, load, mined, settings_of
+from qzhou.checkpoints import resolve
 from qzhou.cluster import session
 from qzhou.encoder import load_encoder
+from qzhou.evaluation.messages import Planned
+from qzhou.evaluation.models import MtebEncoder
+from qzhou.evaluation.plan import built
 from qzhou.recipe import load_recipe
 from qzhou.records import Document, Drop, LabeledExample, PairExample, Qrel, Query, RetrievalExample
 from qzhou.storage import Folder, read_records
@@ -212,3 +219,31 @@ def by_loops(collection, settings):
         window = ranked[settings.rank_from - 1 : settings.rank_to]
         chosen.append(sorted([int(row) for row in window if scores[row] < ceiling][: settings.negatives_per_query]))
     return chosen
+
+
+@pytest.mark.parametrize("dataset", ["scifact_test", "cranfield", "stsb_en_test", "banking77_test"])
+def test_mteb_gives_our_encoder_the_scores_of_its_own_wrapper(converted, dataset):
+    limits = {"max_queries": 60, "max_documents": 400, "max_rows": 300}
+    recipe = load_recipe(RECIPE)
+    recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=limits)})
+    plan = Planned(dataset, "", dataset, recipe.dataset(dataset).kinds[0], 0, 0, False)
+    theirs = SentenceTransformer(resolve(MODEL), device="cpu")
+    theirs.max_seq_length = 128
+    models = [
+        MtebEncoder(load_encoder(MODEL, max_tokens=128, dtype="float32"), {}, name="minilm"),
+        SentenceTransformerEncoderWrapper(theirs),
+    ]
+
+    ours, other = (
+        mteb.evaluate(
+            model,
+            built(plan, recipe, Folder.open(str(Path(converted.path).parent))),
+            cache=None,
+            show_progress_bar=False,
+            co2_tracker=False,
+        ).task_results[0]
+        for model in models
+    )
+
+    assert 0.3 < ours.get_score() < 1.0
+    assert ours.get_score() == pytest.approx(other.get_score(), abs=1e-4)
