@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "scifact.toml"
 TASK = "scifact_test"
 DEFAULT_SCALE = 20.0  # of sentence-transformers
-SMALL = {"seeds": 1, "steps": 2}
+SMALL = {"seeds": 1, "steps": 5}
 
 
 def job(name: str, words: Sequence[str]) -> None:
