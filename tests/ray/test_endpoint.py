@@ -13,15 +13,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import mteb
 import numpy as np
 import openai
 import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from qzhou.encoder import EmbeddingModel, load_encoder
+from qzhou.encoder import EmbeddingModel, load_encoder, load_teacher
 from qzhou.encoder.export import save_sentence_transformer
+from qzhou.evaluation.models import MtebEncoder
+from qzhou.evaluation.tasks import retrieval_task, sts_task
 from qzhou.prompts import Prompt
+from qzhou.records import PairExample, RetrievalExample
+from qzhou.sections import ModelSection
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-the-tests"
@@ -285,3 +290,30 @@ def test_a_taken_port_ends_with_status_2_and_one_line(endpoint, tmp_path):
     assert started.stderr.splitlines() == [
         f"error: port {endpoint.port} on 127.0.0.1 is taken by another process. Choose another one with --serving.port."
     ]
+
+
+def test_mteb_gives_the_endpoint_the_scores_of_the_folder_behind_it(endpoint, monkeypatch):
+    monkeypatch.setenv("JUDGED_KEY", KEY)
+    section = ModelSection(backbone="unused", max_document_tokens=MAX_TOKENS, dtype="float32")
+    folder = load_encoder(str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32")
+    served = load_teacher(f"{endpoint.url}/v1#tiny", section, api_key_env="JUDGED_KEY")
+    asked = [f"how to {verb} {noun}" for verb in WORDS[2:8] for noun in WORDS[3:]]
+    retrieval = [
+        RetrievalExample(id=one, dataset="d", query=one, positives=(" ".join([*one.split()[2:], WORDS[n % 14]]),))
+        for n, one in enumerate(asked)
+    ]
+    pairs = [
+        PairExample(id=one, dataset="p", text_a=one, text_b=other, score=float(n % 3))
+        for n, (one, other) in enumerate(zip(asked, asked[7:], strict=False))
+    ]
+    tasks = [
+        retrieval_task("d", retrieval, max_queries=99, max_documents=999, seed=0),
+        sts_task("p", pairs, max_rows=99, seed=0),
+    ]
+
+    def scores(encoder):
+        model = MtebEncoder(encoder, {"d": Prompt("find it")}, name="judged")
+        found = mteb.evaluate(model, tasks, cache=None, show_progress_bar=False, co2_tracker=False)
+        return [one.get_score() for one in found.task_results]
+
+    assert scores(served) == pytest.approx(scores(folder), abs=1e-4)
