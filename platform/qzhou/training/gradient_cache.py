@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from qzhou.training.deal import Deal, Ids
+from qzhou.training.memory import give_back
 
 Forward = Callable[[Sequence[Ids]], Tensor]
 
@@ -65,11 +66,13 @@ def backward(
     start = share - len(alive_SD)
     run_backward((alive_SD * own_SD[start:]).sum(), last=first_held == 0)
     del alive_SD
+    give_back(local_SD.device)
     start = 0
     for number, chunk in enumerate(deal.chunks[:first_held]):
         again_SD = forward(chunk)
         run_backward((again_SD * own_SD[start : start + len(chunk)]).sum(), last=number + 1 == first_held)
         start += len(chunk)
+        give_back(local_SD.device)
     return loss.detach()
 
 
