@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from qzhou.checkpoints import weights_fingerprint
 from qzhou.cluster import our_error, session
 from qzhou.errors import DataError, first_line
 from qzhou.evaluation.candidates import BACKBONE, STAGE1, STAGE2, candidates
@@ -67,6 +68,7 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
         inputs={
             "transform": run.manifest("transform").fingerprint,
             "stage2": run.manifest("train/stage2").fingerprint,
+            **{spec: weights_fingerprint(spec) for spec in recipe.evaluation.models},
         },
         rooms=("evaluation", "encoder"),
         keep=KEPT,
