@@ -35,7 +35,7 @@ from qzhou.runs import digest
 from qzhou.storage import Folder
 
 VERSION = 1  # of what is kept of a judged task
-HEALTH_TEXTS = 2000
+HEALTH_TEXTS = 600
 UNDEFINED = "mteb gives no {metric}, as it does where every text has the same vector or every pair the same cosine"
 BATCH_TEXTS = 2000  # that mteb hands over at once; the encoder makes its own batches
 

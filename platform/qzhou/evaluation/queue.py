@@ -9,7 +9,7 @@ from typing import Any
 from qzhou.evaluation.candidates import BM25
 from qzhou.evaluation.messages import Candidate, Planned
 
-HEALTH_CHARS = 400_000  # what encoding some texts for their statistics costs
+HEALTH_CHARS = 120_000  # what encoding some texts for their statistics costs
 LEXICAL = 0.05  # of the time of an encoder
 
 
