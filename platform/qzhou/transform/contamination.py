@@ -128,13 +128,15 @@ class IndexBuilder:
 class Overlap:
     """How many training examples of a dataset share something with each evaluation task, and some of them.
 
-    ``copied`` counts those that repeat most of the n-grams of one of their texts; of a pair, of both.
+    ``copied`` counts those of whose n-grams the task has most, in one text; of a pair, in both. ``asked`` counts the
+    copies whose query is one: a document alone (Wikipedia's, say) stands in many corpora and gives no answer away.
     """
 
     dataset: str
     compared: int = 0
     tasks: dict[str, int] = field(default_factory=dict)
     copied: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def compare(self, table: pa.Table, task: Task, index: Index) -> np.ndarray:
@@ -149,7 +151,7 @@ class Overlap:
         """
         texts, owners = texts_in(table, task)
         hit = np.zeros((table.num_rows, len(index.tasks)), dtype=bool)
-        copies = np.zeros((table.num_rows, len(index.tasks)), dtype=np.int32)
+        copies = np.zeros((len(texts), len(index.tasks)), dtype=bool)
         for start in range(0, len(texts), TEXTS_PER_BATCH):
             grams, gram_owners = grams_of(texts[start : start + TEXTS_PER_BATCH], index.settings)
             some = owners[start : start + TEXTS_PER_BATCH]
@@ -160,18 +162,21 @@ class Overlap:
                 hit[some[text_places], tasks] = True
                 self._remember(texts, text_places + start, tasks, index)
             whole = np.bincount(gram_owners[grams % np.uint64(index.kept_of) == 0], minlength=len(some))
-            np.add.at(copies, some, (known > 0) & (known >= COPIED_SHARE * whole[:, None]))
+            copies[start : start + len(some)] = (known > 0) & (known >= COPIED_SHARE * whole[:, None])
         self.compared += table.num_rows
-        asked = 2 if task == "pair" else 1  # official splits of pairs share single sentences
+        least = 2 if task == "pair" else 1  # official splits of pairs share single sentences
+        queries = table.num_rows if task == "retrieval" else len(texts)  # they come first
         for number, name in enumerate(index.tasks):
             self.tasks[name] = self.tasks.get(name, 0) + int(hit[:, number].sum())
-            self.copied[name] = self.copied.get(name, 0) + int((copies[:, number] >= asked).sum())
+            for counts, until in ((self.copied, len(texts)), (self.asked, queries)):
+                by_row = np.bincount(owners[:until], copies[:until, number], minlength=table.num_rows)
+                counts[name] = counts.get(name, 0) + int((by_row >= least).sum())
         return np.asarray(hit.any(axis=1))
 
     def add(self, other: Overlap) -> None:
         """Take in the counts of another part of the dataset."""
         self.compared += other.compared
-        for mine, theirs in ((self.tasks, other.tasks), (self.copied, other.copied)):
+        for mine, theirs in ((self.tasks, other.tasks), (self.copied, other.copied), (self.asked, other.asked)):
             for name, count in theirs.items():
                 mine[name] = mine.get(name, 0) + count
         for name, texts in other.examples.items():

@@ -142,6 +142,7 @@ def overlap_rows(overlaps: Mapping[str, Overlap]) -> list[dict[str, Any]]:
             "task": task,
             "examples": count,
             "copied": overlap.copied.get(task, 0),
+            "asked": overlap.asked.get(task, 0),
             "compared": overlap.compared,
             "percent": round(100 * count / overlap.compared, 3),
             "shown": overlap.examples.get(task, []),

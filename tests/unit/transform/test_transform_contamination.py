@@ -102,6 +102,16 @@ def test_a_text_of_which_most_is_known_is_a_copy_and_a_phrase_in_common_is_none(
     assert overlap.copied == {"task": 1}, "28 of 31 runs; 15 of 28, because 13 have the word that was changed; 8 of 14"
 
 
+def test_a_copied_document_is_not_a_copied_query():
+    texts = [("query here", "other"), ("mine", "document here"), ("query here", "document here")]
+    rows = [RetrievalExample(id="", dataset="d", query=query, positives=("new", one)) for query, one in texts]
+    overlap = Overlap("d")
+
+    overlap.compare(table_of(rows, RetrievalExample), "retrieval", index_of(task=["query here", "document here"]))
+
+    assert (overlap.copied, overlap.asked) == ({"task": 3}, {"task": 2})
+
+
 def test_a_pair_is_a_copy_where_both_sides_are():
     first, second = ("One two three four.", "Five six seven.")
     pairs = [(first, second), (first, "Something else."), ("Something else.", second)]
@@ -112,7 +122,8 @@ def test_a_pair_is_a_copy_where_both_sides_are():
 
     parts[0].add(parts[1])
 
-    assert (parts[0].compared, parts[0].tasks, parts[0].copied) == (6, {"task": 6}, {"task": 2})
+    assert (parts[0].compared, parts[0].tasks) == (6, {"task": 6})
+    assert parts[0].copied == parts[0].asked == {"task": 2}
 
 
 def test_a_bounded_index_still_finds_long_overlaps():
