@@ -170,6 +170,21 @@ def test_every_model_has_a_score_on_every_task_with_an_interval(recipe):
     assert 1 < found["health"]["stage2"]["effective_rank"] <= found["health"]["stage2"]["dimensions"]
 
 
+def test_signs_of_trouble_are_written_and_said(recipe, capfd):
+    """The random first stage had lost retrieval, and the second won it back: nothing to say against what was judged."""
+    evaluate(recipe())
+
+    found = json.loads((stage(recipe()) / "diagnosis.json").read_text())
+    said = capfd.readouterr().out
+    assert set(found) == {"findings", "unchecked"}
+    assert f"Diagnosis: {len({one['sign'] for one in found['findings']})} of " in said
+    for one in found["findings"]:
+        assert f"  {one['sign']}: {one['says']}\n      {one['evidence']}\n      -> {one['setting']}\n" in said
+    unchecked = {one["sign"] for one in found["unchecked"]}
+    assert {"loss_flat", "contaminated", "negatives_close", "synthetic_drifted"} <= unchecked, "no such stage has run"
+    assert not {"collapsed", "retrieval_fell", "classification_poor", "labels_inverted"} & unchecked
+
+
 def test_results_load_with_mteb_s_own_tools(recipe):
     found = json.loads((stage(recipe()) / "comparison.json").read_text())
     rows = {(row["model"], row["task"]): row["score"] for row in found["rows"]}

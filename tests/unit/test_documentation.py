@@ -2,19 +2,24 @@
 
 import dataclasses
 import io
+import json
 import re
 import tomllib
 import typing
 from pathlib import Path
 
 from qzhou.dataset import READERS, RULE_TASKS, Dataset
+from qzhou.evaluation.diagnosis import Facts
+from qzhou.evaluation.diagnosis.signs import LOOKS
 from qzhou.llm import SynthesisSection
 from qzhou.sections import ClusterSection, MiningSection, ModelSection
 from qzhou.synthesis.mock_behaviour import Behaviour
 from qzhou.transform.fields import DEFAULT_COLUMNS, OPTIONAL_FIELDS, columns_of
 
 DOCS = Path(__file__).parents[2] / "docs"
-TEXT, SYNTHESIS, MINING = ((DOCS / name).read_text("utf-8") for name in ("data.md", "synthesis.md", "mining.md"))
+TEXT, SYNTHESIS, MINING, EVALUATION = (
+    (DOCS / f"{name}.md").read_text("utf-8") for name in ("data", "synthesis", "mining", "evaluation")
+)
 
 
 def blocks(language, text=TEXT):
@@ -70,3 +75,16 @@ def test_the_mining_page_names_every_setting_and_its_recipe_is_the_default():
         "teacher_api_key_env", "sampling_temperature"
     }  # fmt: skip
     assert {"encoding_dtype", "compiled"} <= set(ModelSection.model_fields)
+
+
+def test_the_evaluation_page_names_every_sign_in_its_order_and_settings_that_there_are(make_recipe):
+    rows = [line.split("|") for line in EVALUATION.splitlines() if line.startswith("| `")]
+    facts = Facts(settings=make_recipe().model_dump(mode="json"))
+
+    assert [row[1].strip(" `") for row in rows] == list(LOOKS)
+    for row in rows:
+        for name in re.findall(r"`([^`]+)`", row[4]):
+            setting = name.replace("<stage>", "stage2")
+            assert setting.startswith("datasets.") or facts.setting(setting)
+    (example,) = blocks("json", EVALUATION)
+    assert set(json.loads(example)) == {"findings", "unchecked"}

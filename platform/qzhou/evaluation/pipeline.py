@@ -22,6 +22,7 @@ from qzhou.evaluation.comparison import (
     seen_and_unseen,
     table,
 )
+from qzhou.evaluation.diagnosis import Facts, content, lines
 from qzhou.evaluation.gate import Gate
 from qzhou.evaluation.items import difference, interval
 from qzhou.evaluation.messages import Candidate, Judged, Planned
@@ -44,7 +45,7 @@ Scores = dict[tuple[str, str], Judged]  # (model, task)
 
 
 def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
-    """Judge BM25, the untouched backbone, both stages and further models; write the comparison and the report.
+    """Judge BM25, the untouched backbone, both stages and further models; write comparison, diagnosis and report.
 
     Args:
         recipe: Of the run.
@@ -79,6 +80,7 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
     print(f"\n{table(rows, differences)}\n" if rows else NOTHING_HELD_OUT, flush=True)
     for benchmark in found["benchmarks"]:
         print(f"{benchmark_table(benchmark)}\n", flush=True)
+    print(f"{lines((run.folder / 'evaluate').read_json('diagnosis.json'))}\n", flush=True)
     if gate is not None:
         gate.check(rows, run.folder, seed=recipe.run.seed)
     return manifest
@@ -103,7 +105,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
             refused[f"{task} ({model})"] = judged.undefined
             print(f"evaluate: {model} on {task}: {judged.undefined}", flush=True)
     rows = _rows(models, plans, scores, run.recipe.run.seed)
-    content = {
+    comparison = {
         "rows": [dataclasses.asdict(row) for row in rows],
         "differences": [dataclasses.asdict(one) for one in _differences(rows, scores, run.recipe.run.seed)],
         "benchmarks": benchmark_means(rows, plans),
@@ -111,7 +113,8 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
         "health": workers.found_health,
         "not_judged": refused,
     }
-    folder.write_json("comparison.json", content)
+    folder.write_json("comparison.json", comparison)
+    folder.write_json("diagnosis.json", content(Facts.read(run)))
     write_report(run)
     return {"scores": len(rows)}
 

@@ -118,7 +118,8 @@ def _step(stage: Stage, engine: Engine, keeper: Keeper, prepared: Prepared) -> M
 
     def loss(vector_ND: Tensor) -> Tensor:
         value = loss_of(prepared.batches, vector_ND, stage.recipe.training, teacher_ND=teacher_ND, seed=planned.step)
-        seen.update(figures(prepared.batches, vector_ND.detach()))
+        margin = stage.recipe.training.loss.false_negative_margin
+        seen.update(figures(prepared.batches, vector_ND.detach(), margin=margin))
         if not math.isfinite(float(value.detach())):
             _refuse(stage, keeper, prepared, float(value.detach()))
         return value

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qzhou.errors import TrainingError
 from qzhou.learning import TrainingSection
-from qzhou.training.batches import Batch, PairBatch, RetrievalBatch
+from qzhou.training.batches import Batch, ClassificationBatch, PairBatch, RetrievalBatch
 from qzhou.training.losses import (
     Terms,
     classification_info_nce,
@@ -65,35 +65,85 @@ def split(batches: Sequence[Batch], vector_ND: Tensor) -> list[list[Tensor]]:
 
 
 @torch.no_grad()
-def figures(batches: Sequence[Batch], vector_ND: Tensor) -> dict[str, float]:
-    """What the vectors say of a batch beside its loss.
+def figures(batches: Sequence[Batch], vector_ND: Tensor, *, margin: float | None = None) -> dict[str, float]:
+    """What the vectors say of a batch beside its loss; what a batch has nothing of is left out.
 
     ``positive_cosine`` is the mean over the positives; ``negative_cosine`` over each query's highest negative;
     ``accuracy`` the share of queries whose positive is above all other documents. Pairs give the mean cosine of both
-    sides alone.
+    sides, and ``order_agreement``: the share of comparisons of two pairs in which the cosines have the order of the
+    scores (0.5 by chance). ``masked_share`` is the share of the other documents that are left out of the denominator
+    as answers, known or by ``margin``; in classification, of the other texts that have the same label.
+    ``negative_hardness`` is the share of other queries' documents below a query's own hard negatives (0.5: no harder
+    than what is drawn at random).
+
+    Args:
+        vector_ND: As in :func:`loss_of`.
+        margin: ``training.loss.false_negative_margin``.
     """
-    found: dict[str, list[Tensor]] = {"positive_cosine": [], "negative_cosine": [], "accuracy": []}
+    found: dict[str, list[Tensor]] = {}
     for batch, parts in zip(batches, split(batches, vector_ND), strict=True):
         if isinstance(batch, PairBatch):
-            found["positive_cosine"].append((parts[0] * parts[1]).sum(1))
-            continue
-        if isinstance(batch, RetrievalBatch):
-            cosine_BM = parts[0] @ parts[1].T
-            positive_B = cosine_BM.gather(1, batch.positive_B.to(cosine_BM.device)[:, None])[:, 0]
-            left_out = batch.blocked_document_BM.to(cosine_BM.device)
-            cosine_BM = cosine_BM.masked_fill(left_out, -torch.inf)
-            cosine_BM[torch.arange(batch.size), batch.positive_B.to(cosine_BM.device)] = -torch.inf
+            own = _pair_figures(batch, parts)
+        elif isinstance(batch, RetrievalBatch):
+            own = _retrieval_figures(batch, parts, margin)
         else:
-            positive_B = (parts[0] * parts[1]).sum(1)
-            same = batch.label_B[:, None] == batch.negative_label_M[None, :]
-            cosine_BM = (parts[0] @ parts[2].T).masked_fill(same.to(vector_ND.device), -torch.inf)
-        found["positive_cosine"].append(positive_B)
-        if cosine_BM.shape[1]:
-            highest_B = cosine_BM.max(1).values
-            found["negative_cosine"].append(highest_B[highest_B.isfinite()])
-            found["accuracy"].append((positive_B > highest_B).float())
-    joined = {name: torch.cat(values) for name, values in found.items() if values}
+            own = _classification_figures(batch, parts)
+        for name, values in own.items():
+            found.setdefault(name, []).append(values.float())
+    joined = {name: torch.cat(values) for name, values in found.items()}
     return {name: round(float(values.mean()), 6) for name, values in joined.items() if len(values)}
+
+
+def _pair_figures(batch: PairBatch, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+    cosine_P = (parts[0] * parts[1]).sum(1)
+    score_P, scale_P = batch.score_P.to(cosine_P.device), batch.scale_P.to(cosine_P.device)
+    ordered_PP = (score_P[:, None] > score_P[None, :]) & (scale_P[:, None] == scale_P[None, :])
+    agrees = (cosine_P[:, None] - cosine_P[None, :])[ordered_PP].sign().add(1).div(2)  # of two equal ones a half
+    return {"positive_cosine": cosine_P, "order_agreement": agrees}
+
+
+def _retrieval_figures(batch: RetrievalBatch, parts: Sequence[Tensor], margin: float | None) -> dict[str, Tensor]:
+    device = parts[0].device
+    rows = torch.arange(batch.size, device=device)
+    cosine_BM, positive_B = parts[0] @ parts[1].T, batch.positive_B.to(device)
+    positive_cosine_B = cosine_BM.gather(1, positive_B[:, None])[:, 0]
+    known_BM, hard_BM = batch.blocked_document_BM.to(device), batch.own_negatives.to(device)
+    masked_BM = known_BM.clone()
+    if margin is not None:
+        masked_BM |= cosine_BM > positive_cosine_B[:, None] + margin
+    masked_BM[rows, positive_B] = False
+    others_BM = ~known_BM
+    others_BM[rows, positive_B] = False
+    found = {
+        **_beside(positive_cosine_B, cosine_BM.masked_fill(~others_BM, -torch.inf)),
+        "masked_share": masked_BM.sum(1) / max(1, cosine_BM.shape[1] - 1),
+    }
+    own_BM, strange_BM = hard_BM & others_BM, others_BM & ~hard_BM
+    own_cosine_B = (cosine_BM * own_BM).sum(1) / own_BM.sum(1)
+    below_B = ((cosine_BM < own_cosine_B[:, None]) & strange_BM).sum(1) / strange_BM.sum(1)
+    return found | {"negative_hardness": below_B[own_BM.any(1) & strange_BM.any(1)]}
+
+
+def _classification_figures(batch: ClassificationBatch, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+    device = parts[0].device
+    same_BM = (batch.label_B[:, None] == batch.negative_label_M[None, :]).to(device)
+    same_BB = (batch.label_B[:, None] == batch.label_B[None, :]).float()
+    positive_B = (parts[0] * parts[1]).sum(1)
+    found = _beside(positive_B, (parts[0] @ parts[2].T).masked_fill(same_BM, -torch.inf))
+    others = batch.size - 1
+    return found | ({"masked_share": ((same_BB.sum(1) - 1) / others).to(device)} if others else {})
+
+
+def _beside(positive_B: Tensor, cosine_BM: Tensor) -> dict[str, Tensor]:
+    """Positives beside the highest of their negatives; -inf stands for what is none."""
+    if not cosine_BM.shape[1]:
+        return {"positive_cosine": positive_B}
+    highest_B = cosine_BM.max(1).values
+    return {
+        "positive_cosine": positive_B,
+        "negative_cosine": highest_B[highest_B.isfinite()],
+        "accuracy": positive_B > highest_B,
+    }
 
 
 def _with_matryoshka(batch: Batch, parts: Sequence[Tensor], training: TrainingSection, seed: int) -> Tensor:

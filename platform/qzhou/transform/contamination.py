@@ -4,7 +4,11 @@ The n-grams of all evaluation texts make one sorted array of 64-bit hashes with 
 above ``max_index_ngrams`` only the hashes that a power of two divides are kept, and since an overlap of any length is
 many n-grams in a row, long overlaps are still found.
 
-Source: the 13-gram test of GPT-3 (arXiv:2005.14165, appendix C); sampling by hash as in FracMinHash.
+One n-gram in common is often a phrase that everybody uses. So it is also counted how many examples repeat most of a
+text: a copy, whatever was changed around it.
+
+Source: the 13-gram test of GPT-3 (arXiv:2005.14165, appendix C); a share of n-grams as in PaLM (arXiv:2204.02311,
+section 8); sampling by hash as in FracMinHash.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from qzhou.transform.ngrams import Tokens, windows
 TEXTS_PER_BATCH = 5_000
 EXAMPLES = 5  # of each dataset and task
 SHOWN_CHARS = 200
+COPIED_SHARE = 0.7  # of a text's n-grams, as in PaLM
 
 TEXT_COLUMNS: dict[Task, tuple[str, ...]] = {
     "retrieval": ("query", "positives"),
@@ -121,11 +126,17 @@ class IndexBuilder:
 
 @dataclass(slots=True)
 class Overlap:
-    """How many training examples of a dataset share something with each evaluation task, and some of them."""
+    """How many training examples of a dataset share something with each evaluation task, and some of them.
+
+    ``copied`` counts those of whose n-grams the task has most, in one text; of a pair, in both. ``asked`` counts the
+    copies whose query is one: a document alone (Wikipedia's, say) stands in many corpora and gives no answer away.
+    """
 
     dataset: str
     compared: int = 0
     tasks: dict[str, int] = field(default_factory=dict)
+    copied: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def compare(self, table: pa.Table, task: Task, index: Index) -> np.ndarray:
@@ -140,25 +151,37 @@ class Overlap:
         """
         texts, owners = texts_in(table, task)
         hit = np.zeros((table.num_rows, len(index.tasks)), dtype=bool)
+        copies = np.zeros((len(texts), len(index.tasks)), dtype=bool)
         for start in range(0, len(texts), TEXTS_PER_BATCH):
             grams, gram_owners = grams_of(texts[start : start + TEXTS_PER_BATCH], index.settings)
+            some = owners[start : start + TEXTS_PER_BATCH]
+            known = np.zeros((len(some), len(index.tasks)), dtype=np.int32)
             for positions, tasks in index.lookup(grams):
-                text_places = gram_owners[positions] + start
-                hit[owners[text_places], tasks] = True
-                self._remember(texts, text_places, tasks, index)
+                text_places = gram_owners[positions]
+                np.add.at(known, (text_places, tasks), 1)
+                hit[some[text_places], tasks] = True
+                self._remember(texts, text_places + start, tasks, index)
+            whole = np.bincount(gram_owners[grams % np.uint64(index.kept_of) == 0], minlength=len(some))
+            copies[start : start + len(some)] = (known > 0) & (known >= COPIED_SHARE * whole[:, None])
         self.compared += table.num_rows
+        least = 2 if task == "pair" else 1  # official splits of pairs share single sentences
+        queries = table.num_rows if task == "retrieval" else len(texts)  # they come first
         for number, name in enumerate(index.tasks):
             self.tasks[name] = self.tasks.get(name, 0) + int(hit[:, number].sum())
+            for counts, until in ((self.copied, len(texts)), (self.asked, queries)):
+                by_row = np.bincount(owners[:until], copies[:until, number], minlength=table.num_rows)
+                counts[name] = counts.get(name, 0) + int((by_row >= least).sum())
         return np.asarray(hit.any(axis=1))
 
     def add(self, other: Overlap) -> None:
         """Take in the counts of another part of the dataset."""
         self.compared += other.compared
-        for name, count in other.tasks.items():
-            self.tasks[name] = self.tasks.get(name, 0) + count
+        for mine, theirs in ((self.tasks, other.tasks), (self.copied, other.copied), (self.asked, other.asked)):
+            for name, count in theirs.items():
+                mine[name] = mine.get(name, 0) + count
         for name, texts in other.examples.items():
-            mine = self.examples.setdefault(name, [])
-            mine += texts[: EXAMPLES - len(mine)]
+            shown = self.examples.setdefault(name, [])
+            shown += texts[: EXAMPLES - len(shown)]
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)

@@ -141,6 +141,8 @@ def overlap_rows(overlaps: Mapping[str, Overlap]) -> list[dict[str, Any]]:
             "dataset": name,
             "task": task,
             "examples": count,
+            "copied": overlap.copied.get(task, 0),
+            "asked": overlap.asked.get(task, 0),
             "compared": overlap.compared,
             "percent": round(100 * count / overlap.compared, 3),
             "shown": overlap.examples.get(task, []),

@@ -189,3 +189,38 @@ def test_figures_of_a_batch_in_loops():
     assert found["positive_cosine"] == pytest.approx(np.mean(positive + sides + of_classes), abs=1e-6)
     assert found["negative_cosine"] == pytest.approx(np.mean(others + highest), abs=1e-6)
     assert found["accuracy"] == pytest.approx(np.mean(correct), abs=1e-6)
+
+
+def test_what_is_masked_how_hard_negatives_are_and_whether_orders_agree_in_loops():
+    retrieval, pair, classes = (batch(task) for task in EXAMPLES)
+    cosine = (embed(retrieval.queries) @ embed(retrieval.documents).T).tolist()
+    blocked, owner = retrieval.blocked_document_BM, retrieval.owner_M.tolist()
+    rows, columns = range(5), range(len(owner))
+
+    found = figures([retrieval], embed(texts([retrieval])), margin=0.1)
+
+    masked = [blocked[i, m] or cosine[i][m] > cosine[i][i] + 0.1 for i in rows for m in columns if m != i]
+    harder = []
+    for i in rows:
+        own = [cosine[i][m] for m in columns if owner[m] == i and m != i]
+        if own:
+            strange = [cosine[i][m] for m in columns if owner[m] != i and not blocked[i, m]]
+            harder.append(np.mean([one < np.mean(own) for one in strange]))
+    assert 0 < found["masked_share"] == pytest.approx(np.mean(masked), abs=1e-6)
+    assert found["negative_hardness"] == pytest.approx(np.mean(harder), abs=1e-6)
+    assert figures([retrieval], embed(texts([retrieval])))["masked_share"] == 0, "without a margin only what is known"
+
+    cosines = [float(a @ b) for a, b in zip(embed(pair.texts_a), embed(pair.texts_b), strict=True)]
+    scores = pair.score_P.tolist()
+    agrees = [cosines[k] > cosines[m] for k in rows for m in rows if scores[k] > scores[m]]
+    assert figures([pair], embed(texts([pair])))["order_agreement"] == pytest.approx(np.mean(agrees), abs=1e-6)
+
+    labels = classes.label_B.tolist()
+    same = [labels[i] == labels[j] for i in range(6) for j in range(6) if i != j]
+    assert figures([classes], embed(texts([classes])))["masked_share"] == pytest.approx(np.mean(same), abs=1e-6)
+
+
+def test_vectors_that_are_all_equal_agree_with_no_order():
+    pair = batch("pair")
+
+    assert figures([pair], torch.ones(10, 4) / 2)["order_agreement"] == 0.5

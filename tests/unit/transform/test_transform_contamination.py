@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from qzhou.records import LabeledExample, RetrievalExample
+from qzhou.records import LabeledExample, PairExample, RetrievalExample
 from qzhou.sections import ContaminationSection
 from qzhou.storage import table_of
 from qzhou.transform.contamination import IndexBuilder, Overlap, grams_of
@@ -91,6 +91,41 @@ def test_every_side_counts_and_each_task_is_counted_by_itself():
     assert overlap.tasks == {"one": 1, "two": 1, "three": 0}
 
 
+def test_a_text_of_which_most_is_known_is_a_copy_and_a_phrase_in_common_is_none():
+    text = " ".join(f"w{n}" for n in range(40))  # 28 runs of thirteen words
+    index = index_of(task=[text])
+
+    phrase = " ".join(["x y z", *text.split()[:20], "x y z"])
+    found, overlap = hits([f"so {text} and more", text.replace("w20", "x"), phrase, "w1 w2"], index)
+
+    assert (found, overlap.tasks) == ([True, True, True, False], {"task": 3})
+    assert overlap.copied == {"task": 1}, "28 of 31 runs; 15 of 28, because 13 have the word that was changed; 8 of 14"
+
+
+def test_a_copied_document_is_not_a_copied_query():
+    texts = [("query here", "other"), ("mine", "document here"), ("query here", "document here")]
+    rows = [RetrievalExample(id="", dataset="d", query=query, positives=("new", one)) for query, one in texts]
+    overlap = Overlap("d")
+
+    overlap.compare(table_of(rows, RetrievalExample), "retrieval", index_of(task=["query here", "document here"]))
+
+    assert (overlap.copied, overlap.asked) == ({"task": 3}, {"task": 2})
+
+
+def test_a_pair_is_a_copy_where_both_sides_are():
+    first, second = ("One two three four.", "Five six seven.")
+    pairs = [(first, second), (first, "Something else."), ("Something else.", second)]
+    rows = [PairExample(id=str(n), dataset="d", text_a=a, text_b=b, score=0) for n, (a, b) in enumerate(pairs)]
+    parts = [Overlap("d"), Overlap("d")]
+    for part in parts:
+        part.compare(table_of(rows, PairExample), "pair", index_of(task=[first, second]))
+
+    parts[0].add(parts[1])
+
+    assert (parts[0].compared, parts[0].tasks) == (6, {"task": 6})
+    assert parts[0].copied == parts[0].asked == {"task": 2}
+
+
 def test_a_bounded_index_still_finds_long_overlaps():
     rng = np.random.default_rng(0)
     long_texts = [" ".join(f"w{n}" for n in rng.integers(0, 10**6, 300)) for _ in range(20)]
@@ -98,7 +133,8 @@ def test_a_bounded_index_still_finds_long_overlaps():
 
     assert len(index.hashes) <= 1000
     assert index.kept_of > 1
-    assert hits(long_texts, index)[0] == [True] * 20
+    found, overlap = hits(long_texts, index)
+    assert (found, overlap.copied) == ([True] * 20, {"task": 20})
     assert not any(hits([" ".join(f"v{n}" for n in range(300))], index)[0])
 
 
