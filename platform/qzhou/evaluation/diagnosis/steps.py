@@ -14,7 +14,7 @@ from qzhou.evaluation.diagnosis.scores import CLASSES, PAIRS, RETRIEVAL
 
 # Three steps at each end are the fewest whose mean says something.
 FEWEST_STEPS = 12
-# Of its level at the start. The quickstart's loss halves in 24 steps.
+# Of its level at the start. The quickstart's loss halves in some 30 steps.
 FLAT_FALL = 0.1
 # Nats. Below it there is nothing left to learn, and nothing that could fall.
 LEARNED_LOSS = 0.05
