@@ -17,6 +17,7 @@ from qzhou.cluster import session
 from qzhou.encoder import load_encoder
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.errors import DataError, RegressionError
+from qzhou.evaluation.diagnosis.signs import LOOKS
 from qzhou.evaluation.gate import Gate
 from qzhou.evaluation.judging import Judge
 from qzhou.evaluation.pipeline import evaluate
@@ -171,18 +172,17 @@ def test_every_model_has_a_score_on_every_task_with_an_interval(recipe):
 
 
 def test_signs_of_trouble_are_written_and_said(recipe, capfd):
-    """The random first stage had lost retrieval, and the second won it back: nothing to say against what was judged."""
+    """Scores and vectors are searched, and a real MiniLM shows nothing; no stage has left what the others need."""
     evaluate(recipe())
 
     found = json.loads((stage(recipe()) / "diagnosis.json").read_text())
+    looked_for = {"collapsed", "labels_inverted", "retrieval_fell", "classification_poor"}
+    assert found["findings"] == []
+    assert {one["sign"] for one in found["unchecked"]} == set(LOOKS) - looked_for
     said = capfd.readouterr().out
-    assert set(found) == {"findings", "unchecked"}
-    assert f"Diagnosis: {len({one['sign'] for one in found['findings']})} of " in said
-    for one in found["findings"]:
-        assert f"  {one['sign']}: {one['says']}\n      {one['evidence']}\n      -> {one['setting']}\n" in said
-    unchecked = {one["sign"] for one in found["unchecked"]}
-    assert {"loss_flat", "contaminated", "negatives_close", "synthetic_drifted"} <= unchecked, "no such stage has run"
-    assert not {"collapsed", "retrieval_fell", "classification_poor", "labels_inverted"} & unchecked
+    assert (
+        "Diagnosis: 0 of 4 signs of trouble are there\n  not looked for: contaminated (there is no transform/" in said
+    )
 
 
 def test_results_load_with_mteb_s_own_tools(recipe):
