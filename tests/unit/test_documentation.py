@@ -78,7 +78,8 @@ def test_the_mining_page_names_every_setting_and_its_recipe_is_the_default():
 
 
 def test_the_evaluation_page_names_every_sign_in_its_order_and_settings_that_there_are(make_recipe):
-    rows = [line.split("|") for line in EVALUATION.splitlines() if line.startswith("| `")]
+    page = EVALUATION.partition("## Diagnosis")[2]
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
     facts = Facts(settings=make_recipe().model_dump(mode="json"))
 
     assert [row[1].strip(" `") for row in rows] == list(LOOKS)
@@ -86,5 +87,5 @@ def test_the_evaluation_page_names_every_sign_in_its_order_and_settings_that_the
         for name in re.findall(r"`([^`]+)`", row[4]):
             setting = name.replace("<stage>", "stage2")
             assert setting.startswith("datasets.") or facts.setting(setting)
-    (example,) = blocks("json", EVALUATION)
+    (example,) = blocks("json", page)
     assert set(json.loads(example)) == {"findings", "unchecked"}
