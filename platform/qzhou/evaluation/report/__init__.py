@@ -4,6 +4,6 @@
 the template with its style sheet, its script and Plotly's.
 """
 
-from qzhou.evaluation.report.page import write_report
+from qzhou.evaluation.report.page import PAGE, write_report
 
-__all__ = ["write_report"]
+__all__ = ["PAGE", "write_report"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qzhou.runs import MANIFEST
+from qzhou.runs import MANIFEST, RECIPE
 from qzhou.storage import Folder
 
 STAGES = ("transform", "synthesize", "mine", "train/stage1", "train/stage2", "model", "evaluate")
@@ -44,7 +44,7 @@ class Found:
         steps = {stage: _lines(folder / "train" / stage, "metrics.jsonl") for stage in TRAINED}
         manifests = {stage: _json(folder / stage, MANIFEST) for stage in STAGES}
         return cls(
-            recipe=_json(folder, "recipe.json") or {},
+            recipe=_json(folder, RECIPE) or {},
             manifests={stage: found for stage, found in manifests.items() if found},
             transform=_json(folder / "transform", "report.json") or {},
             synthesis=_json(folder / "synthesize", "report.json") or {},
