@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help quickstart test check serve format clean
+.PHONY: help quickstart report test check serve format clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -19,6 +19,9 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: $(READY)  ## set up, start a local Ray cluster, run recipes/quickstart.toml on it as a job
 	$(BIN)/python jobs/submit.py $(RECIPE)
+
+report: $(READY)  ## write the run's report.html again and print its path
+	$(BIN)/python jobs/report.py $(RECIPE)
 
 serve: $(READY)  ## serve the run's model at http://127.0.0.1:8000/v1/embeddings
 	$(BIN)/python serve/app.py $(RECIPE)

@@ -22,7 +22,7 @@ from qzhou.storage import Folder
 
 JOBS = {"train/stage1": "train", "train/stage2": "train", "model": "export"}  # stages not named like their job
 UPLOADED = "working_dir_files"  # where Ray keeps the working directories that jobs bring with them
-MANIFEST, STARTED = "manifest.json", "started.json"
+MANIFEST, STARTED, RECIPE = "manifest.json", "started.json", "recipe.json"
 SHARED_CODE = ("records.py", "prompts.py", "storage.py", "languages.py")  # what every stage's output depends on
 
 
@@ -51,7 +51,22 @@ class Run:
                 "all nodes reach, in the recipe or with --run.storage."
             )
         folder = (Folder.open(recipe.run.storage) / recipe.run.name).create()
-        folder.write_json("recipe.json", recipe.model_dump(mode="json"))
+        folder.write_json(RECIPE, recipe.model_dump(mode="json"))
+        return cls(recipe, folder)
+
+    @classmethod
+    def find(cls, recipe: Recipe) -> Run:
+        """A run that was begun before; its folder stays as it is.
+
+        Raises:
+            DataError: There is none.
+        """
+        folder = Folder.open(recipe.run.storage) / recipe.run.name
+        if not folder.exists(RECIPE):
+            raise DataError(
+                f"{folder.uri} has no {RECIPE}: there is no run of that name. Run python jobs/pipeline.py with this "
+                "recipe first, or name its place with --run.storage and --run.name."
+            )
         return cls(recipe, folder)
 
     def manifest(self, stage: str) -> Manifest:

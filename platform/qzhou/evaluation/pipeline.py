@@ -27,7 +27,7 @@ from qzhou.evaluation.gate import Gate
 from qzhou.evaluation.items import difference, interval
 from qzhou.evaluation.messages import Candidate, Judged, Planned
 from qzhou.evaluation.queue import Queue, Work
-from qzhou.evaluation.report import write_report
+from qzhou.evaluation.report import PAGE, write_report
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import Manifest
@@ -74,6 +74,8 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
         rooms=("evaluation", "encoder"),
         keep=KEPT,
     )
+    if not run.folder.exists(PAGE):
+        write_report(run)  # now that this stage has its manifest too
     found = (run.folder / "evaluate").read_json("comparison.json")
     rows = [Row(**row) for row in found["rows"]]
     differences = [Difference(**one) for one in found["differences"]]
@@ -115,7 +117,8 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     }
     folder.write_json("comparison.json", comparison)
     folder.write_json("diagnosis.json", content(Facts.read(run)))
-    write_report(run)
+    if run.folder.exists(PAGE):
+        run.folder.remove(PAGE)  # it tells of an earlier evaluation
     return {"scores": len(rows)}
 
 

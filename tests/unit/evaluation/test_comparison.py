@@ -1,9 +1,7 @@
-"""The table and the report say what was measured, and nothing of what was not."""
+"""The tables say what was measured, and nothing of what was not."""
 
-import json
 import statistics
 import tomllib
-from dataclasses import asdict
 
 import pytest
 
@@ -17,10 +15,6 @@ from qzhou.evaluation.comparison import (
     table,
 )
 from qzhou.evaluation.messages import Planned
-from qzhou.evaluation.report import write_report
-from qzhou.records import Drop
-from qzhou.runs import Run
-from qzhou.storage import write_records
 
 
 def rows(**scores):
@@ -91,42 +85,3 @@ def test_seen_and_unseen_tasks_have_means_of_their_own():
     found = [Row("a", "STS", "x", "stage2", 0.5, 1, seen=True), Row("b", "STS", "x", "stage2", 0.7, 1, seen=False)]
 
     assert [(one["seen"], one["mean"]) for one in seen_and_unseen(found)] == [(True, 50.0), (False, 70.0)]
-
-
-def report_of(run, scores=None):
-    scores = scores or rows(bm25=0.5, backbone=0.55, stage1=0.6, stage2=0.625)
-    (run.folder / "evaluate").create().write_json("comparison.json", {"rows": [asdict(row) for row in scores]})
-    write_report(run)
-
-
-def test_the_report_is_one_page_with_scores_losses_and_what_was_dropped(make_recipe):
-    run = Run.open(make_recipe())
-    for stage in ("stage1", "stage2"):
-        lines = [json.dumps({"step": n, "task": "retrieval", "loss": 2.0 / (n + 1)}) for n in range(3)]
-        (run.folder / "train" / stage).create().write_bytes("metrics.jsonl", "\n".join(lines).encode())
-    drop = Drop(stage="synthesis", dataset="docs", reason="too_long", detail="", record="{}")
-    write_records(run.folder / "synthesize" / "dropped", [drop, drop], Drop)
-    counts = {"task": "retrieval", "rule": "title_body", "read": 40, "kept": 30, "held_out": 7, "sampled_out": 1}
-    counts |= {"dropped": {"blank_query": 2}, "languages": {"en": 3, "zh": 1}}
-    overlap = {"dataset": "docs", "task": "asked", "examples": 3, "percent": 10.0, "shown": ["a leaked text"]}
-    contamination = {"action": "report", "ngram_words": 13, "ngram_chars": 20, "one_ngram_kept_of": 1}
-    found = {"datasets": {"docs": counts}, "contamination": {**contamination, "overlaps": [overlap]}}
-    (run.folder / "transform").write_json("report.json", found)
-    (run.folder / "transform").write_bytes("lengths.svg", b"<svg></svg>")
-
-    report_of(run)
-
-    page = run.folder.read_bytes("report.html").decode()
-    assert page.count("<svg") == 3
-    for shown in ("tiny", "0.6250", "blank_query", "too_long", "en 75 %, zh 25 %", "10.00", "a leaked text"):
-        assert shown in page
-    report_of(run)
-    assert run.folder.read_bytes("report.html").decode() == page, "the same run gives the same page"
-
-
-def test_a_name_cannot_write_into_the_page(make_recipe):
-    run = Run.open(make_recipe())
-
-    report_of(run, [Row("<script>alert(1)</script>", "STS", "cosine_spearman", "backbone", 0.5, 3)])
-
-    assert "<script>" not in run.folder.read_bytes("report.html").decode()

@@ -1,0 +1,20 @@
+"""Writes a run's report.html again, from what its stages have left so far.
+
+python jobs/report.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VALUE ...]
+"""
+
+from qzhou.job import main
+from qzhou.recipe import Recipe
+
+
+def run(recipe: Recipe) -> None:
+    from qzhou.evaluation.report import PAGE, write_report
+    from qzhou.runs import Run
+
+    found = Run.find(recipe)
+    write_report(found)
+    print(f"report:  {found.folder.uri}/{PAGE}", flush=True)
+
+
+if __name__ == "__main__":
+    main(run, __doc__ or "")
