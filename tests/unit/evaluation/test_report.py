@@ -77,7 +77,7 @@ def test_the_sections_stand_in_order_in_the_page_and_in_its_contents(finished):
 def test_every_score_has_a_bar_with_its_interval(finished):
     found = {figure["data"][0]["y"][0]: figure for figure in figures_of(section_of(finished, "results"))}
 
-    stage2 = found["docs_search<br>ndcg_at_10"]["data"][3]
+    stage2 = found["docs_search"]["data"][3]
     assert (stage2["name"], stage2["x"]) == ("stage2", [0.63, 0.49])
     assert stage2["error_x"]["array"] == pytest.approx(stage2["error_x"]["arrayminus"])
     assert stage2["error_x"]["array"][0] == pytest.approx(300**-0.5, abs=1e-6)
@@ -223,6 +223,17 @@ def test_a_bar_without_a_score_has_neither_length_nor_whiskers():
     assert trace["x"] == [0.5, None]
     assert trace["error_x"]["array"] == [pytest.approx(0.2), 0]
     assert trace["error_x"]["arrayminus"] == [pytest.approx(0.1), 0]
+
+
+def test_a_long_label_is_broken_and_has_room():
+    labels = {"short": "short", "a" * 30: f"{'a' * 22}<br>{'a' * 8}"}
+    labels["AmazonCounterfactualClassification"] = "AmazonCounterfactual<br>Classification"
+    labels["docs_siblings_pair_classification"] = "docs_siblings_pair_<br>classification"
+
+    plots = [bars("STS", [label], [Bar("stage2", "red", [0.5])], x="score") for label in labels]
+
+    assert [plot.traces[0]["y"] for plot in plots] == [[broken] for broken in labels.values()]
+    assert plots[1].height > plots[0].height
 
 
 def test_a_run_that_was_never_begun_is_not_found(make_recipe):

@@ -12,7 +12,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 
 function look() {
   const page = getComputedStyle(document.body);
-  const axis = { color: page.color, gridcolor: GRID, zerolinecolor: GRID, exponentformat: "e" };
+  const axis = { color: page.color, gridcolor: GRID, zerolinecolor: GRID, exponentformat: "none", separatethousands: true };
   const modebar = { bgcolor: "transparent", color: GRID, activecolor: page.color };
   const hover = { bgcolor: page.backgroundColor, bordercolor: GRID, font: { color: page.color }, namelength: -1 };
   return { axis, font: { color: page.color, family: page.fontFamily, size: 12 }, hoverlabel: hover, modebar };

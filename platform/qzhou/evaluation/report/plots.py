@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import cycle, pairwise
+from textwrap import wrap
 from typing import Any
 
 COLOURS = ("#4c86d8", "#e08e0b", "#1f9d6b", "#c44e52", "#9a6fd0", "#17a2b8", "#a9744f", "#d66ba0", "#8a94a0")
@@ -14,9 +16,12 @@ DASHES = ("solid", "dash", "dot", "dashdot")  # after each round of colours
 MODELS = {"bm25": "#8a94a0", "backbone": "#4c86d8", "stage1": "#e08e0b", "stage2": "#1f9d6b"}
 FURTHER = ("#9a6fd0", "#c44e52", "#17a2b8", "#a9744f", "#d66ba0")  # models
 POINTS = 400  # of a line; more are averaged
-MARKED = 60  # up to so many points each has a mark
+FEWEST = 60  # however many lines share a plot
+MARKED = 40  # of fewer points each has a mark
 HEIGHT = 250
 BAR, BETWEEN, AROUND = 15, 16, 60  # pixels: a bar, the space between two groups, axis and margins
+LABEL_CHARS, LABEL_LINE = 22, 15  # longer labels of bars are broken; pixels a line
+BETWEEN_WORDS = re.compile(r"(?<=[ _./-])|(?<=[a-z0-9])(?=[A-Z])")
 
 Points = Sequence[tuple[float, float | None]]
 
@@ -56,7 +61,14 @@ class Line:
 
 
 def lines(
-    title: str, shown: Sequence[Line], *, x: str, y: str, log_x: bool = False, limits: Mapping[float, str] | None = None
+    title: str,
+    shown: Sequence[Line],
+    *,
+    x: str,
+    y: str,
+    log_x: bool = False,
+    y_format: str = "",
+    limits: Mapping[float, str] | None = None,
 ) -> Plot:
     """Lines over a common axis.
 
@@ -66,21 +78,24 @@ def lines(
         x: What the axis across means, with its unit.
         y: What the axis upwards means, with its unit.
         log_x: Doublings are equally far apart.
+        y_format: Of the numbers along the axis upwards, as d3 writes it.
         limits: Place -> colour of a dotted line across.
     """
+    x, y = escape(x), escape(y)
     across = {"title": {"text": x}, **({"type": "log", "dtick": math.log10(4)} if log_x else {})}
+    up = {"title": {"text": y}, "rangemode": "tozero", **({"tickformat": y_format} if y_format else {})}
     marks = [
         {"type": "line", "x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "paper"}
         | {"line": {"color": colour, "width": 1, "dash": "dot"}}
         for place, colour in (limits or {}).items()
     ]
-    layout = {"xaxis": across, "yaxis": {"title": {"text": y}, "rangemode": "tozero"}, "shapes": marks}
+    layout = {"xaxis": across, "yaxis": up, "shapes": marks}
     keys = [(line.name, line.colour) for line in shown] if len(shown) > 1 else []
     return Plot(title, [_trace(line, x, y) for line in shown], layout, keys)
 
 
 def _trace(line: Line, x: str, y: str) -> dict[str, Any]:
-    marked = len(line.points) <= MARKED and not line.steps
+    marked = len(line.points) < MARKED and not line.steps
     return {
         "type": "scatter",
         "name": escape(line.name),
@@ -133,7 +148,9 @@ class Bar:
 
 def bars(title: str, labels: Sequence[str], shown: Sequence[Bar], *, x: str, stacked: bool = False) -> Plot:
     """Bars from left to right, a group for each label, the first on top."""
-    traces = [_bar_trace(bar, labels, x) for bar in shown]
+    x = escape(x)
+    broken = [_broken(label) for label in labels]
+    traces = [_bar_trace(bar, ["<br>".join(map(escape, parts)) for parts in broken], x) for bar in shown]
     up = {"autorange": "reversed", "automargin": True, "type": "category", "tickfont": {"size": 11}}
     layout = {
         "barmode": "stack" if stacked else "group",
@@ -143,7 +160,8 @@ def bars(title: str, labels: Sequence[str], shown: Sequence[Bar], *, x: str, sta
     }
     a_group = BAR if stacked else BAR * len(shown)
     keys = [(bar.name, bar.colour) for bar in shown] if len(shown) > 1 else []
-    return Plot(title, traces, layout, keys, AROUND + len(labels) * max(34, a_group + BETWEEN))
+    tallest = max(a_group, LABEL_LINE * max(map(len, broken), default=1)) + BETWEEN
+    return Plot(title, traces, layout, keys, AROUND + len(labels) * tallest)
 
 
 def _bar_trace(bar: Bar, labels: Sequence[str], x: str) -> dict[str, Any]:
@@ -151,7 +169,7 @@ def _bar_trace(bar: Bar, labels: Sequence[str], x: str) -> dict[str, Any]:
         "type": "bar",
         "orientation": "h",
         "name": escape(bar.name),
-        "y": ["<br>".join(map(escape, label.split("\n"))) for label in labels],
+        "y": list(labels),
         "x": [finite(one) for one in bar.lengths],
         "marker": {"color": bar.colour},
         "hovertemplate": f"%{{y}}<br>{x} %{{x:.4~g}}<extra>{escape(bar.name)}</extra>",
@@ -167,6 +185,17 @@ def _bar_trace(bar: Bar, labels: Sequence[str], x: str) -> dict[str, Any]:
             "width": 3,
         }
     return trace
+
+
+def _broken(label: str) -> list[str]:
+    """The lines of a label: broken where a word of it ends, if it can be."""
+    found = [""]
+    for word in BETWEEN_WORDS.split(label):
+        for part in wrap(word, LABEL_CHARS, drop_whitespace=False):
+            if found[-1] and len(found[-1] + part) > LABEL_CHARS:
+                found.append("")
+            found[-1] += part
+    return found
 
 
 def coloured(names: Iterable[str]) -> Iterator[tuple[str, tuple[str, str]]]:

@@ -49,14 +49,14 @@ def _blocks(comparison: Content) -> Iterator[Block]:
 def _scores(kind: str, rows: Sequence[Row]) -> Plot:
     """Bars by task and model, with what is known of their intervals."""
     found = {(row.task, row.model): row for row in rows}
-    tasks = {row.task: f"{row.task}\n{row.metric}" for row in rows}
+    tasks, metrics = dict.fromkeys(row.task for row in rows), dict.fromkeys(row.metric for row in rows)
     shown = []
     for model, colour in colour_of_models(models_of(rows)).items():
         own = [found.get((task, model)) for task in tasks]
         lengths = [row.score if row else None for row in own]
         limits = [(row.low, row.high) if row and row.low < row.high else None for row in own]
         shown.append(Bar(model, colour, lengths, limits))
-    return bars(kind, list(tasks.values()), shown, x="score")
+    return bars(kind, list(tasks), shown, x=" or ".join(metrics))
 
 
 def _comparison(rows: Sequence[Row], gained: Sequence[Difference]) -> Table:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from qzhou.evaluation.report.blocks import Block, Heading, Panels, Section, Text, missing
 from qzhou.evaluation.report.files import TRAINED, Content, Found
-from qzhou.evaluation.report.plots import MODELS, POINTS, Line, Plot, coloured, lines, thinned
+from qzhou.evaluation.report.plots import FEWEST, MODELS, POINTS, Line, Plot, coloured, lines, thinned
 from qzhou.evaluation.report.tables import Column, Table, Value, count, percent, scientific, score, tenths
 
 PACE = {
@@ -33,10 +33,9 @@ def _blocks(metrics: Mapping[str, Steps]) -> Iterator[Block]:
     yield from (missing(f"train/{stage}/metrics.jsonl") for stage in TRAINED if stage not in metrics)
     yield _stages(metrics)
     yield Heading("Losses")
-    averaged = max(map(len, metrics.values())) > POINTS
     yield Text(
-        "Each task has a loss of its own kind and scale: compare a panel with itself, not with its neighbours."
-        + (" A point is the mean of neighbouring steps." if averaged else "")
+        "Each task has a loss of its own kind and scale: compare a panel with itself, not with its neighbours. In long "
+        "runs a point is the mean of neighbouring steps."
     )
     tasks = [(stage, task) for stage, steps in metrics.items() for task in dict.fromkeys(one["task"] for one in steps)]
     yield Panels([_losses(stage, task, metrics[stage]) for stage, task in tasks])
@@ -81,10 +80,11 @@ def _losses(stage: str, task: str, steps: Steps) -> Plot:
     """A line for each dataset of a task."""
     own = [one for one in steps if one["task"] == task]
     names = dict.fromkeys(one.get("dataset", task) for one in own)
-    shown = [
-        Line(name, thinned([(one["step"], one["loss"]) for one in own if one.get("dataset", task) == name]), *style)
-        for name, style in coloured(names)
-    ]
+    most = max(FEWEST, POINTS // len(names))  # of many lines fewer points, so that each can be followed
+    shown = []
+    for name, style in coloured(names):
+        points = [(one["step"], one["loss"]) for one in own if one.get("dataset", task) == name]
+        shown.append(Line(name, thinned(points, most), *style))
     return lines(f"{stage}: {task}", shown, x="step", y="loss (nats)")
 
 
@@ -94,7 +94,7 @@ def _curve(name: str, title: str, metrics: Mapping[str, Steps]) -> Plot:
         stage: thinned([(one["step"], one[name]) for one in steps if name in one]) for stage, steps in metrics.items()
     }
     shown = [Line(stage, found, MODELS[stage]) for stage, found in points.items() if found]
-    return lines(title, shown, x="step", y=title)
+    return lines(title, shown, x="step", y=title, y_format="~e" if name == "learning_rate" else "")
 
 
 def _datasets(metrics: Mapping[str, Steps]) -> Table:

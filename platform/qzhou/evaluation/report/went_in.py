@@ -74,12 +74,14 @@ def _languages(counts: Content) -> str:
 
 def _lengths(name: str, lengths: Content) -> Plot:
     """Shares of texts by their characters, rounded up to a power of two."""
+    sizes = [int(size) for found in lengths.values() for size in found]
+    powers = [
+        2**power for power in range(min(sizes).bit_length() - 2, max(sizes).bit_length() + 1)
+    ]  # an empty bin aside
     shown = []
     for field, found in lengths.items():
-        sizes = sorted(map(int, found))
-        powers = [2**power for power in range(sizes[0].bit_length() - 1, sizes[-1].bit_length())]
         points = [(power, share(found.get(str(power), 0), sum(found.values()))) for power in powers]
-        shown.append(Line(field, points, COLOURS.get(field, "#8a94a0")))
+        shown.append(Line(field, points, COLOURS.get(field, "#8a94a0"), steps=True))
     return lines(name, shown, x="characters, up to", y="% of texts", log_x=True)
 
 
