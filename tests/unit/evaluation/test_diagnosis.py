@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from qzhou.evaluation.diagnosis.signs import LOOKS
 from qzhou.evaluation.items import Interval, Items, Part, difference
 from qzhou.evaluation.models import health
 from qzhou.prompts import Prompt
+from qzhou.recipe import load_recipe
 from qzhou.records import LabeledExample, PairExample, RetrievalExample
 from qzhou.runs import Run
 from qzhou.sections import ContaminationSection
@@ -34,6 +36,7 @@ from tests.unit.evaluation.healthy import (
     healthy,
     mined,
     overlap,
+    quickstart,
     retrieval,
     rows,
     stage1,
@@ -42,6 +45,8 @@ from tests.unit.evaluation.healthy import (
     transformed,
     written,
 )
+
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 def signs(facts):
@@ -59,6 +64,14 @@ def test_a_healthy_run_shows_no_sign_and_all_were_looked_for(make_recipe, seed):
 
     assert (diagnose(facts), unchecked(facts)) == ([], [])
     assert lines(content(facts)) == f"Diagnosis: 0 of {len(LOOKS)} signs of trouble are there"
+
+
+def test_a_quickstart_that_was_run_shows_no_sign():
+    facts = quickstart(load_recipe(RECIPES / "quickstart.toml").model_dump(mode="json"))
+
+    assert diagnose(facts) == []
+    assert [one.sign for one in unchecked(facts)] == ["cosent_unstable"], "two steps of pairs are too few"
+    assert diagnose(dataclasses.replace(facts, rows=[], differences=[])) == []
 
 
 def vector_health(mean_cosine=0.12, effective_rank=253.6):
@@ -85,6 +98,7 @@ def in_stages(one=None, two=None):
 
 
 FLAT = {**in_stages(stage1(start=2.1, end=2.1)), **fallen(docs_search=[0.558, 0.556, 0.557])}
+LONG = [retrieval(n, 2.1 + 0.3 * np.sin(n)) for n in range(400)]
 ALL_MASKED = [retrieval(n, 2.1 - 0.04 * n, masked=0.4 + 0.01 * (n % 3)) for n in range(24)]
 PLANTED = {
     "retrieval_fell": fallen(docs_search=[0.558, 0.6123, 0.562]),
@@ -94,6 +108,7 @@ PLANTED = {
     "labels_inverted in training": in_stages(two=stage2(agreement=0.24)),
     "labels_inverted held out": fallen(docs_siblings=[-0.44, -0.43, -0.31]),
     "loss_flat": FLAT,
+    "loss_flat over many steps, without scores": {**in_stages(LONG), "rows": [], "differences": []},
     "cosent_unstable, rising": {"steps": losses_of_pairs(lambda n: 9.0 + 0.7 * n)},
     "cosent_unstable, swinging": {"steps": losses_of_pairs(lambda n: 14.0 if n % 2 else 2.0)},
     "false_negatives_many by label": in_stages(two=stage2(labels_masked=0.92)),
@@ -139,6 +154,11 @@ HARMLESS = {
     },
     "pairs that words mislead": {**fallen(docs_siblings=[0.02, 0.01, 0.3]), **in_stages(two=stage2(agreement=0.48))},
     "a loss that does not fall while scores rise": in_stages(stage1(start=1.2, end=1.2)),
+    "a loss that falls too little to tell, while scores may have risen": {
+        **in_stages(stage1(start=1.2, end=1.15)),
+        "rows": rows(docs_search=[0.558, 0.567, 0.567]),
+        "differences": [],
+    },
     "a loss that has nowhere to fall": {
         **fallen(docs_search=[0.558, 0.556, 0.557]), **in_stages([retrieval(n, 0.01) for n in range(24)])
     },
@@ -408,10 +428,9 @@ def test_inverted_labels_are_found_in_the_first_steps(make_recipe, tiny_bert):
 
 def test_a_learning_rate_of_nearly_nothing_leaves_the_loss_flat(make_recipe, tiny_bert):
     facts = trained(make_recipe, tiny_bert, float, learning_rate=1e-9)
+    judged = dataclasses.replace(facts, **fallen(docs_search=[0.558] * 3, docs_siblings=[0.503] * 3))
 
-    found = [one for one in diagnose(facts) if one.sign == "loss_flat"]
-
-    assert [one.setting.split(" (")[0] for one in found] == [
-        "raise training.stage1.learning_rate", "raise training.stage2.learning_rate",
+    assert diagnose(facts) == [], "so few steps do not tell, without scores"
+    assert [(one.sign, one.setting.split(" (")[0]) for one in diagnose(judged)] == [
+        ("loss_flat", "raise training.stage1.learning_rate"), ("loss_flat", "raise training.stage2.learning_rate"),
     ]  # fmt: skip
-    assert signs(facts) == ["loss_flat", "loss_flat"]
