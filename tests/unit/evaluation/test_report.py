@@ -161,13 +161,14 @@ def test_what_a_run_did_not_do_is_not_called_missing(make_recipe):
     fill(run)
     run.folder.remove("synthesize/ledger.json")
     run.folder.remove("synthesize/report.json")
-    (run.folder / "evaluate").write_json("diagnosis.json", {"findings": [], "unchecked": ["collapse", "drift"]})
+    unchecked = [{"sign": "collapsed", "why": "no vectors"}, {"sign": "loss_flat", "why": "too few steps"}]
+    (run.folder / "evaluate").write_json("diagnosis.json", {"findings": [], "unchecked": unchecked})
 
     page = page_of(run)
 
     assert "Nothing: the recipe has no synthesis." in section_of(page, "bought")
     assert "Nothing was found." in section_of(page, "diagnosis")
-    assert "Could not be looked for: collapse, drift." in section_of(page, "diagnosis")
+    assert "Could not be looked for: collapsed (no vectors); loss_flat (too few steps)." in section_of(page, "diagnosis")
 
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"

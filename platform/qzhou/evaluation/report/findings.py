@@ -24,7 +24,8 @@ def _blocks(found: Found) -> Iterator[Block]:
     for one in findings:
         yield Notice(one["sign"], one["says"], _written(one.get("evidence")), _written(one.get("setting")))
     if unchecked:
-        yield Text(f"Could not be looked for: {_written(unchecked, ', ')}.")
+        signs = "; ".join(f"{one['sign']} ({one['why']})" for one in unchecked)
+        yield Text(f"Could not be looked for: {signs}.")
 
 
 def _written(value: Any, between: str = "\n") -> str:
