@@ -168,7 +168,9 @@ def test_what_a_run_did_not_do_is_not_called_missing(make_recipe):
 
     assert "Nothing: the recipe has no synthesis." in section_of(page, "bought")
     assert "Nothing was found." in section_of(page, "diagnosis")
-    assert "Could not be looked for: collapsed (no vectors); loss_flat (too few steps)." in section_of(page, "diagnosis")
+    assert "Could not be looked for: collapsed (no vectors); loss_flat (too few steps)." in section_of(
+        page, "diagnosis"
+    )
 
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
