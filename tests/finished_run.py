@@ -54,6 +54,7 @@ def transform_report(chance: random.Random) -> dict:
             "lengths": {field: lengths(chance, 4 + place) for place, field in enumerate(FIELDS[task])},
         }  # fmt: skip
     overlap = {"dataset": "forum", "task": "docs_search", "examples": 12, "compared": 18000, "percent": 0.067}
+    overlap |= {"copied": 5, "asked": 4}
     contamination = {"action": "report", "ngram_words": 13, "ngram_chars": 20, "one_ngram_kept_of": 1}
     overlaps = [{**overlap, "shown": ["a text that stands on both sides of the divide, word for word"]}]
     return {"datasets": datasets, "contamination": {**contamination, "overlaps": overlaps}}
@@ -134,7 +135,10 @@ def metrics(chance: random.Random, stage: int, step: int, steps: int) -> dict:
         "tokens": chance.randint(5500, 6500), "tokens_per_s": 3000 * chance.uniform(0.85, 1.1),
         "padding_share": 0.06, "encoded_twice": 0.0, "loader_wait_share": 0.002, "memory_gb": 1.9, "seconds": 2.0,
     }  # fmt: skip
-    if found["task"] != "pair":
+    if found["task"] == "pair":
+        found |= {"order_agreement": 0.71}
+    else:
+        found |= {"masked_share": 0.031, "negative_hardness": 0.883}
         found |= {"negative_cosine": 0.5 - 0.1 * done, "accuracy": min(1.0, 0.4 + 0.5 * done)}
     if (step + 1) % 20 == 0:
         found |= {"validation_ndcg_at_10": 0.55 + 0.08 * done, "validation_accuracy": 0.4 + 0.1 * done}
@@ -168,15 +172,16 @@ def comparison() -> dict:
     return {**found, "seen": seen, "health": health, "not_judged": not_judged}
 
 
-def diagnosis() -> list:
-    return [
+def diagnosis() -> dict:
+    findings = [
         {
-            "sign": "classification fell",
+            "sign": "classification_poor",
             "says": "Stage 2 is worse than the untouched backbone on docs_package.",
             "evidence": "evaluate/comparison.json: stage2 - backbone = -0.0240, 95 % from -0.0540 to +0.0060",
-            "setting": "training.stage2.retrieval_share: lower it",
+            "setting": "lower training.stage2.retrieval_share (now 0.72)",
         }
     ]
+    return {"findings": findings, "unchecked": [{"sign": "cosent_unstable", "why": "there are fewer than 6 steps"}]}
 
 
 def manifest(stage: str, number: int) -> dict:

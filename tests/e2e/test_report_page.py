@@ -70,11 +70,10 @@ def background(page) -> tuple[int, ...]:
 
 def draw_all(page) -> None:
     """Plots are drawn when they come into sight."""
+    drawn = "return Boolean(arguments[0].data)"
     for place in page.find_elements(By.CLASS_NAME, "plot"):
         page.execute_script("arguments[0].scrollIntoView()", place)
-    WebDriverWait(page, WAIT_S).until(
-        lambda _: page.execute_script("return [...document.querySelectorAll('.plot')].every(one => one.data)")
-    )
+        WebDriverWait(page, WAIT_S).until(lambda _, place=place: page.execute_script(drawn, place))
 
 
 def column(page, table, number: int) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from qzhou.evaluation.report.blocks import Block, Notice, Section, Text
+from qzhou.evaluation.report.blocks import Block, Heading, Notice, Section, Text
 from qzhou.evaluation.report.files import Found
+from qzhou.evaluation.report.tables import Column, Table
 
 
 def section(found: Found) -> Section:
@@ -22,16 +22,8 @@ def _blocks(found: Found) -> Iterator[Block]:
     if not findings:
         yield Text("Nothing was found.")
     for one in findings:
-        yield Notice(one["sign"], one["says"], _written(one.get("evidence")), _written(one.get("setting")))
+        yield Notice(one["sign"], one["says"], one["evidence"], one["setting"])
     if unchecked:
-        signs = "; ".join(f"{one['sign']} ({one['why']})" for one in unchecked)
-        yield Text(f"Could not be looked for: {signs}.")
-
-
-def _written(value: Any, between: str = "\n") -> str:
-    """A text, or one made of what a list or a mapping holds."""
-    if isinstance(value, Mapping):
-        return between.join(f"{name}: {one}" for name, one in value.items())
-    if isinstance(value, list):
-        return between.join(_written(one, ", ") for one in value)
-    return "" if value is None else str(value)
+        yield Heading("Not looked for")
+        rows = [[one["sign"], one["why"]] for one in unchecked]
+        yield Table("Signs that were not looked for", [Column("sign"), Column("why", style="prose")], rows)

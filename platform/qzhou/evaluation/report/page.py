@@ -56,7 +56,7 @@ def _summary(found: Found) -> Iterator[tuple[str, str]]:
         }
         yield "tasks, stage2 against backbone", counts({name: number for name, number in sure.items() if number})
     if found.diagnosis is not None:
-        yield "signs of trouble", count(len(found.diagnosis.get("findings", [])))
+        yield "signs of trouble", count(len({one["sign"] for one in found.diagnosis.get("findings", [])}))
     if found.manifests:
         seconds = sum(one["wall_s"] for one in found.manifests.values())
         yield "wall time", f"{seconds / 60:,.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

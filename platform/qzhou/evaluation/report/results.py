@@ -34,7 +34,10 @@ def _blocks(comparison: Content) -> Iterator[Block]:
         yield missing("evaluate/comparison.json") if not comparison else Text("No task could be judged.")
         yield from _not_judged(comparison.get("not_judged", {}))
         return
-    yield Text("Measured by mteb. Whiskers are 95 % confidence intervals (bootstrap over queries, pairs or texts).")
+    yield Text(
+        "Measured by mteb. Whiskers are 95 % confidence intervals (bootstrap over queries, pairs or texts). A task is "
+        "seen where training had data of the same source."
+    )
     types = list(dict.fromkeys(row.type for row in rows))
     yield Panels([_scores(one, [row for row in rows if row.type == one]) for one in types])
     yield _comparison(rows, gains(comparison))
@@ -61,7 +64,7 @@ def _scores(kind: str, rows: Sequence[Row]) -> Plot:
 
 def _comparison(rows: Sequence[Row], gained: Sequence[Difference]) -> Table:
     models, gain = models_of(rows), {one.task: one for one in gained}
-    columns = [Column("task"), Column("type"), Column("metric"), Column("n", count), Column("seen in training")]
+    columns = [Column("task"), Column("type"), Column("metric"), Column("n", count), Column("seen")]
     columns += [Column(model, score) for model in models]
     columns += [Column("stage2 − backbone", signed), Column("95 % from", signed), Column("to", signed)]
     lines: list[list[Value]] = []
@@ -113,8 +116,8 @@ def _benchmark(found: Content) -> Iterator[Block]:
 def _seen(found: Sequence[Content]) -> Iterator[Block]:
     if not found:
         return
-    yield Heading("Tasks whose source was trained on, and others")
-    columns = [Column("model"), Column("seen in training"), Column("tasks", count), Column("mean score, %", percent)]
+    yield Heading("Seen and unseen tasks")
+    columns = [Column("model"), Column("seen"), Column("tasks", count), Column("mean score, %", percent)]
     rows = [[one["model"], SURE[bool(one["seen"])], one["tasks"], one["mean"]] for one in found]
     yield Table("Mean scores of seen and unseen tasks", columns, rows)
 

@@ -49,6 +49,13 @@ def _blocks(metrics: Mapping[str, Steps]) -> Iterator[Block]:
     known = {name: title for name, title in PACE.items() if any(name in one for one in _all(metrics))}
     yield Panels([_curve(name, title, metrics) for name, title in known.items()])
     yield Heading("By dataset")
+    yield Text(
+        "First and last are means over a tenth of the steps: losses of both; hardness and order of the first; "
+        "cosines and % right of the last. Right: the positive is above all other documents. Masked: the share of "
+        "other documents or labels that is left out as answers, in all steps. Hardness: the share of other queries' "
+        "documents below a query's own negatives. Order: the share of comparisons of two pairs in which cosines "
+        "agree with scores. By chance both are 0.5."
+    )
     yield _datasets(metrics)
 
 
@@ -99,9 +106,9 @@ def _curve(name: str, title: str, metrics: Mapping[str, Steps]) -> Plot:
 
 def _datasets(metrics: Mapping[str, Steps]) -> Table:
     columns = [Column("stage"), Column("task"), Column("dataset"), Column("steps", count), Column("rows", count)]
-    columns += [Column("loss, first tenth", score), Column("loss, last tenth", score)]
-    columns += [Column("cosine of positives, last tenth", score), Column("of negatives", score)]
-    columns += [Column("% right, last tenth", percent)]
+    columns += [Column("first loss", score), Column("last loss", score), Column("positive cosine", score)]
+    columns += [Column("negative cosine", score), Column("% right", percent), Column("% masked", percent)]
+    columns += [Column("hardness", score), Column("order", score)]
     rows: list[list[Value]] = []
     for stage, steps in metrics.items():
         for task, dataset in dict.fromkeys((one["task"], one.get("dataset", one["task"])) for one in steps):
@@ -112,6 +119,7 @@ def _datasets(metrics: Mapping[str, Steps]) -> Table:
                 [
                     stage, task, dataset, len(own), _sum(own, "rows"), _mean(first, "loss"), _mean(last, "loss"),
                     _mean(last, "positive_cosine"), _mean(last, "negative_cosine"), _mean(last, "accuracy", 100),
+                    _mean(own, "masked_share", 100), _mean(first, "negative_hardness"), _mean(first, "order_agreement"),
                 ]
             )  # fmt: skip
     return Table("Losses by dataset", columns, rows)

@@ -113,13 +113,17 @@ def _contamination(found: Content) -> Iterator[Block]:
     yield Text(
         f"A training example overlaps with a task when it shares {found['ngram_words']} words "
         f"({found['ngram_chars']} characters of Chinese) in a row with one of its texts, or a shorter text as a "
-        f"whole.{compared} Action: {action}."
+        f"whole.{compared} A copy repeats most of a text. Action: {action}."
     )
     columns = [Column("training data"), Column("evaluation task"), Column("examples", count), Column("%", percent)]
+    columns += [Column("copies", count), Column("copied queries", count)]
     rows = [
-        [one["dataset"], one["task"], one["examples"], one["percent"], next(iter(one["shown"]), "")]
+        [
+            one["dataset"], one["task"], one["examples"], one["percent"], one.get("copied"), one.get("asked"),
+            next(iter(one["shown"]), ""),
+        ]
         for one in overlaps[:OVERLAPS]
-    ]
+    ]  # fmt: skip
     yield Table("Overlaps", [*columns, Column("for example", style="prose")], rows)
     if len(overlaps) > OVERLAPS:
         yield Text(f"{len(overlaps) - OVERLAPS:,} smaller ones are in transform/report.json.")
