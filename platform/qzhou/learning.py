@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from qzhou.dataset import AtLeastOne, Cosine, Count, Fraction, NotNegative, Positive, Section
+from qzhou.dataset import AtLeastOne, Cosine, Count, Fraction, Name, NotNegative, Positive, Section
 
 Grouping = Literal["dataset", "task", "none"]
 Decay = Literal["linear", "cosine", "constant"]
@@ -93,6 +93,12 @@ class StageSection(Section):
 class TrainingSection(Section):
     """Two-stage contrastive training with DeepSpeed on Ray Train."""
 
+    seed: Count | None = Field(
+        None, description="Of the batches and of the negatives that are mined; default: run.seed, as all else."
+    )
+    datasets: tuple[Name, ...] = Field(
+        (), description="What is trained on; the others are still held out and judged. Default: all."
+    )
     workers: AtLeastOne = Field(2, description="Data-parallel ranks.")
     min_workers: AtLeastOne | None = Field(
         None, description="Fewer ranks than workers, with which training goes on while nodes are missing."

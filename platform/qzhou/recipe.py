@@ -70,6 +70,17 @@ class Recipe(Section):
         return found[0]
 
     @property
+    def trained_datasets(self) -> tuple[Dataset, ...]:
+        """The datasets that are trained on, in order."""
+        named = self.training.datasets
+        return tuple(one for one in self.datasets if one.trains and (not named or one.name in named))
+
+    @property
+    def training_seed(self) -> int:
+        """What the batches and the draw of mined negatives follow from."""
+        return self.run.seed if self.training.seed is None else self.training.seed
+
+    @property
     def prompts(self) -> dict[str, str]:
         """Name -> prefix, as the model folder carries it: one per dataset, and ``query`` and ``document``.
 
@@ -154,11 +165,24 @@ def _training_conflicts(recipe: Recipe) -> Iterator[str]:
                 f"training.{stage_name}.batch_size ({stage.batch_size}) gives training.workers ({training.workers}) "
                 "fewer than two examples each; raise the batch or lower the workers"
             )
-    only_retrieval = all(dataset.task == "retrieval" for dataset in recipe.datasets)
-    if only_retrieval and training.stage2.retrieval_share < 1.0:
+    yield from _trained_conflicts(recipe)
+
+
+def _trained_conflicts(recipe: Recipe) -> Iterator[str]:
+    training, known = recipe.training, [dataset.name for dataset in recipe.datasets]
+    for name in training.datasets:
+        if name not in known:
+            yield f"training.datasets: there is no dataset '{name}'{_nearest(name, known)}"
+    tasks = {dataset.task for dataset in recipe.trained_datasets}
+    if training.datasets and tasks and "retrieval" not in tasks:
         yield (
-            f"training.stage2.retrieval_share is {training.stage2.retrieval_share}, but every dataset is retrieval; "
-            "set it to 1.0 or add pair or classification datasets"
+            f"training.datasets names {', '.join(training.datasets)}, and stage 1 trains on retrieval alone; name a "
+            "retrieval dataset too"
+        )
+    if tasks == {"retrieval"} and training.stage2.retrieval_share < 1.0:
+        yield (
+            f"training.stage2.retrieval_share is {training.stage2.retrieval_share}, but every dataset that is trained "
+            "on is retrieval; set it to 1.0 or add pair or classification datasets"
         )
 
 

@@ -154,3 +154,33 @@ def test_a_dataset_that_cannot_be_is_refused_in_one_line(make_recipe, settings, 
         make_recipe(datasets=[dataset])
 
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_only_training_follows_a_seed_of_its_own():
+    whole, own = load_recipe(QUICKSTART), load_recipe(QUICKSTART, ["--training.seed", "3"])
+
+    assert (whole.run.seed, whole.training_seed) == (7, 7)
+    assert (own.run.seed, own.training_seed) == (7, 3)
+
+
+def test_training_may_leave_datasets_out_that_are_judged_all_the_same():
+    recipe = load_recipe(QUICKSTART, ["--training.datasets", "docs_search,docs_siblings"])
+
+    assert [one.name for one in recipe.trained_datasets] == ["docs_search", "docs_siblings"]
+    assert len(recipe.datasets) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("docs_serach", r"training\.datasets: there is no dataset 'docs_serach'; did you mean 'docs_search'"),
+        ("docs_siblings", "stage 1 trains on retrieval alone; name a retrieval dataset too"),
+        (
+            "docs_search",
+            r"training\.stage2\.retrieval_share is 0\.72, but every dataset that is trained",
+        ),
+    ],
+)
+def test_datasets_to_train_on_that_cannot_be_are_refused(names, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(QUICKSTART, ["--training.datasets", names])

@@ -65,7 +65,7 @@ def corpora(task: Any) -> Iterator[Any]:
 
 
 def _local_plan(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Folder) -> Planned:
-    trained = {name for one in recipe.datasets if one.trains for name in one.train_split_of}
+    trained = {name for one in recipe.trained_datasets for name in (one.name, *one.train_split_of)}
     task = _local_task(dataset, kind, recipe, run_folder)
     return Planned(
         name=task.metadata.name,
@@ -74,13 +74,13 @@ def _local_plan(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Fo
         kind=kind,
         chars=sum(map(len, texts_of(task))) + sum(len(row["text"]) for one in corpora(task) for row in one),
         documents=sum(map(len, corpora(task))),
-        seen=dataset.trains or dataset.name in trained,
+        seen=dataset.name in trained,
     )
 
 
 def _named_plans(recipe: Recipe) -> Iterator[Planned]:
     asked = named_tasks(recipe.evaluation.tasks, setting=SETTING)
-    trained = {name for dataset in recipe.datasets if dataset.trains for name in dataset.train_split_of}
+    trained = {name for one in recipe.trained_datasets for name in one.train_split_of}
     tasks = {task.metadata.name: task for group in asked.values() for task in group}
     for name, task in tasks.items():
         chars, documents = _declared_size(task)

@@ -68,9 +68,9 @@ class Queries:
             own_G=key_digests(negative.text for negatives in own for negative in negatives),
         )
 
-    def seeds(self, run_seed: int) -> Digests:
+    def seeds(self, seed: int) -> Digests:
         """Seeds each query's draw [N]."""
-        ids = [stable_id(one.dataset, run_seed, one.id)[:16] for one in self.examples]
+        ids = [stable_id(one.dataset, seed, one.id)[:16] for one in self.examples]
         return np.array([int(one, 16) for one in ids], dtype=np.uint64)
 
 

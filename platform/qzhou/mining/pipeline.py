@@ -56,7 +56,7 @@ def mine(recipe: Recipe) -> Manifest:
             "mining": recipe.mining.model_dump(exclude={"teacher_api_key_env", "index_memory_gb"}),
             "model": recipe.model.model_dump(),
             "prompts": {dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets},
-            "seed": recipe.run.seed,
+            "seed": recipe.training_seed,
             **divided,
         },
         inputs={
@@ -202,7 +202,7 @@ class _Miner:
                 keep_N &= is_consistent(ranking, top_k=mining.consistency_top_k)
         if self._judges is not None:
             rankings, second_N = judged(rankings, queries, mining, self._texts, self._judges.scores)
-        selection = select_negatives(rankings, queries.seeds(self._recipe.run.seed), mining)
+        selection = select_negatives(rankings, queries.seeds(self._recipe.training_seed), mining)
         examples = self._combined(queries, selection, keep_N)
         self._report.add(examples, selection.rejected, int((~keep_N).sum()))
         self._note_scores(rankings[0], second_N, queries)

@@ -132,7 +132,7 @@ def training_sets(recipe: Recipe, run_folder: Folder, *, mined: str, retrieval_o
             dataset.prompt,
             local_copy(found[dataset.name][1], place / f"{dataset.name}.arrow"),
         )
-        for dataset in recipe.datasets
+        for dataset in recipe.trained_datasets
         if dataset.name in found
     }
     if not sets:

@@ -54,7 +54,7 @@ def texts_of(recipe: Recipe, *, query_tokens: float | None, document_tokens: flo
     found = _measured(recipe)
     if found is None:
         assumed = (query_tokens or QUERY_TOKENS, document_tokens or DOCUMENT_TOKENS)
-        texts = [_with_lengths(recipe, _unknown(recipe, dataset), *assumed) for dataset in recipe.datasets]
+        texts = [_with_lengths(recipe, _unknown(recipe, dataset), *assumed) for dataset in recipe.trained_datasets]
         where = "remote storage is not looked into" if "://" in recipe.run.storage else "the run has no examples yet"
         return FoundTexts(texts, f"ASSUMED ({where}): {_sentence(recipe, *assumed)}, datasets of a kind equally large")
     texts = [_with_lengths(recipe, one, query_tokens, document_tokens) for one in found.datasets]
@@ -102,7 +102,7 @@ def _measured(recipe: Recipe) -> FoundTexts | None:
     counter, how = _counter(recipe.model.backbone)
     found = (
         _texts(recipe, dataset, run / stage / "examples" / dataset.task / dataset.name, counter)
-        for dataset in recipe.datasets
+        for dataset in recipe.trained_datasets
     )
     texts = [one for one in found if one is not None]
     source = f"counted in {SAMPLED_ROWS} examples of each dataset in {(run / stage).uri}, {how}"

@@ -52,7 +52,7 @@ def train_rank(
         [DatasetSize(one.name, one.task, one.rows) for one in data.values()],
         getattr(recipe.training, name),
         alpha=recipe.training.dataset_alpha,
-        seed=recipe.run.seed + (0 if name == "stage1" else 1),
+        seed=recipe.training_seed + (0 if name == "stage1" else 1),
         grouping=recipe.training.grouping,
     )
     device = choose_device(None if recipe.cluster.gpu else "cpu")

@@ -33,11 +33,11 @@ def both_stages(run: Run, work: Work) -> Manifest:
     recipe = run.recipe
     mined = run.manifest("mine").fingerprint
     shared = {
-        "training": recipe.training.model_dump(exclude={"stage1", "stage2", *PACE}),
+        "training": recipe.training.model_dump(exclude={"stage1", "stage2", "seed", *PACE}),
         "model": recipe.model.model_dump(),
         "weights": weights_fingerprint(recipe.model.backbone),
         "prompts": {dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets},
-        "seed": recipe.run.seed,
+        "seed": recipe.training_seed,
     }
 
     def stage(name: StageName, inputs: Mapping[str, str]) -> Manifest:
