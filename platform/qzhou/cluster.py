@@ -127,7 +127,7 @@ def session() -> Iterator[None]:
             for name in CHATTY:
                 logging.getLogger(name).setLevel(logging.ERROR)
             _join_or_start()
-            _quieten_ray_data()
+        _set_up_ray_data()  # in each process: a stage may run in a worker
         try:
             yield
         except Exception as error:  # to take off what Ray wrapped around an error meant for people
@@ -224,8 +224,8 @@ def _worker_env() -> dict[str, str]:
     return ours | ({"RAY_API_SERVER_ADDRESS": known} if known else {})
 
 
-def _quieten_ray_data() -> None:
-    """Ray Data's bars are for terminals; ours say the same in lines."""
+def _set_up_ray_data() -> None:
+    """Ray Data's bars are for terminals, ours say the same in lines; and rows keep their order."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True  # a second run gives the same files

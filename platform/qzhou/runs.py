@@ -12,17 +12,20 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
 from qzhou.errors import DataError, StorageError
 from qzhou.recipe import Recipe
 from qzhou.records import Manifest
+from qzhou.sharing import MANIFEST as MANIFEST
+from qzhou.sharing import borrow, finished_beside, take_over, turn
 from qzhou.storage import Folder
 
 JOBS = {"train/stage1": "train", "train/stage2": "train", "model": "export"}  # stages not named like their job
 UPLOADED = "working_dir_files"  # where Ray keeps the working directories that jobs bring with them
-MANIFEST, STARTED, RECIPE = "manifest.json", "started.json", "recipe.json"
+STARTED, RECIPE = "started.json", "recipe.json"
 SHARED_CODE = ("records.py", "prompts.py", "storage.py", "languages.py")  # what every stage's output depends on
 
 
@@ -93,6 +96,7 @@ class Run:
         inputs: Mapping[str, str],
         rooms: Sequence[str],
         keep: Sequence[str] = (),
+        lend: Sequence[str] = (),
     ) -> Manifest:
         """Do the work of a stage unless it is done already.
 
@@ -104,6 +108,7 @@ class Run:
             rooms: Packages of ``qzhou`` whose code the output depends on.
             keep: Folders inside the stage that stay valid when the rest is stale, because their
                 entries are keyed by content (paid LLM answers, embeddings).
+            lend: Those of them that are of use to every run that shares its stages (``run.share_stages``).
         """
         code = code_version(*rooms)
         fingerprint = digest({"settings": settings, "inputs": inputs, "code": code})
@@ -112,23 +117,35 @@ class Run:
         if finished and finished.fingerprint == fingerprint:
             print(f"{name}: unchanged since {finished.finished_at}, skipped ({_counts(finished.outputs)})", flush=True)
             return finished
-        self._make_room(folder, name, fingerprint, keep)
-        folder.create().write_json(STARTED, {"fingerprint": fingerprint})
-        print(f"{name}: started", flush=True)
-        started = time.monotonic()
-        outputs = work(folder)
-        manifest = Manifest(
-            stage=name,
-            fingerprint=fingerprint,
-            inputs=dict(inputs),
-            outputs=dict(outputs),
-            settings=dict(settings),
-            code_version=code,
-            finished_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-            wall_s=round(time.monotonic() - started, 3),
-        )
-        folder.write_json(MANIFEST, dataclasses.asdict(manifest))
+        shares = self.recipe.run.share_stages
+        with turn(self.folder, name, fingerprint) if shares else nullcontext():
+            self._make_room(folder, name, fingerprint, keep)
+            folder.create().write_json(STARTED, {"fingerprint": fingerprint})
+            if shares and (other := finished_beside(self.folder, name, fingerprint)):
+                return self._taken_over(other, name, keep)
+            if shares:
+                borrow(self.folder, name, lend)
+            print(f"{name}: started", flush=True)
+            started = time.monotonic()
+            outputs = work(folder)
+            manifest = Manifest(
+                stage=name,
+                fingerprint=fingerprint,
+                inputs=dict(inputs),
+                outputs=dict(outputs),
+                settings=dict(settings),
+                code_version=code,
+                finished_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+                wall_s=round(time.monotonic() - started, 3),
+            )
+            folder.write_json(MANIFEST, dataclasses.asdict(manifest))
         print(f"{name}: done in {manifest.wall_s:.1f} s ({_counts(outputs)})", flush=True)
+        return manifest
+
+    def _taken_over(self, other: Folder, name: str, keep: Sequence[str]) -> Manifest:
+        take_over(other, self.folder, name, keep=(*keep, STARTED))
+        manifest = self.manifest(name)
+        print(f"{name}: taken over from {other.name} ({_counts(manifest.outputs)})", flush=True)
         return manifest
 
     def _make_room(self, folder: Folder, name: str, fingerprint: str, keep: Sequence[str]) -> None:

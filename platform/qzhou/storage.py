@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import types
 import typing
 import uuid
@@ -73,6 +74,10 @@ class Folder:
     @property
     def name(self) -> str:
         return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Folder:
+        return Folder(self.filesystem, self.path.rpartition("/")[0], self.scheme)
 
     def create(self) -> Folder:
         """Make the folder and check that it can be written.
@@ -176,6 +181,33 @@ class Folder:
         pa.fs.copy_files(
             self.path, other.path, source_filesystem=self.filesystem, destination_filesystem=other.filesystem
         )
+
+    def link_to(self, other: Folder, *, last: str = "", leave_out: Sequence[str] = ()) -> None:
+        """Let another folder of this filesystem hold the same files; files that are there already stay.
+
+        Nothing is copied where hard links are known: each folder stays whole when the other is moved or deleted, which
+        a symbolic link would not. An object store makes the copies itself. The files must never be changed in place.
+
+        Args:
+            last: A file that comes after all others.
+            leave_out: Folders directly below that stay behind.
+        """
+        names = [name for name in self.files(recursive=True) if name.split("/")[0] not in leave_out]
+        for name in sorted(names, key=lambda name: name == last):
+            if other.exists(name):
+                continue
+            if self.is_local:
+                with other.writing(name) as temporary:
+                    _link_file(f"{self.path}/{name}", temporary)
+            else:
+                self._copy_inside(f"{self.path}/{name}", f"{other.path}/{name}")
+
+    def _copy_inside(self, source: str, target: str) -> None:
+        self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        try:
+            self.filesystem.copy_file(source, target)
+        except OSError:  # S3 copies at most 5 GB in one request; what is larger goes through this process
+            pa.fs.copy_files(source, target, source_filesystem=self.filesystem, destination_filesystem=self.filesystem)
 
     def move_to(self, other: Folder) -> None:
         """Rename this folder; on an object store this copies and deletes."""
@@ -355,6 +387,13 @@ def _from_plain(hint: Any, value: Any) -> Any:
 
 def _indented(schema: pa.Schema) -> str:
     return "\n".join(f"    {line}" for line in str(schema).splitlines())
+
+
+def _link_file(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a filesystem without hard links
+        shutil.copyfile(source, target)
 
 
 def _reason(error: OSError) -> str:

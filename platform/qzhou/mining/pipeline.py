@@ -66,6 +66,7 @@ def mine(recipe: Recipe) -> Manifest:
         },
         rooms=("mining", "encoder"),
         keep=("embeddings",),
+        lend=("embeddings",),
     )
 
 

@@ -70,6 +70,7 @@ def synthesize(recipe: Recipe) -> Manifest:
         inputs={"transform": transform.fingerprint},
         rooms=("synthesis", "encoder") if judges else ("synthesis",),
         keep=("journal",),
+        lend=("journal",),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,8 +171,10 @@ def local_copy(folder: Folder, file: Path) -> Path:
     with FileLock(f"{file}.lock"):
         if not file.exists():
             partial = file.with_suffix(".writing")
+            partial.unlink(missing_ok=True)
             try:
-                _write_arrow(folder, partial)
+                if not _linked(file, partial):
+                    _write_arrow(folder, partial)
             except OSError as error:
                 raise DataError(
                     f"{folder.uri} cannot be copied to {file.parent}: {error}. Set HF_DATASETS_CACHE to a folder with "
@@ -178,6 +182,16 @@ def local_copy(folder: Folder, file: Path) -> Path:
                 ) from None
             partial.replace(file)
     return file
+
+
+def _linked(file: Path, target: Path) -> bool:
+    """Take the copy that another run has of the same examples, which are told by the fingerprint of their stage."""
+    mined, runs = file.parent, file.parents[2]
+    for twin in runs.glob(f"*/{mined.name}/{file.name}"):
+        with contextlib.suppress(OSError):  # it may be removed meanwhile
+            os.link(twin, target)
+            return True
+    return False
 
 
 def _write_arrow(folder: Folder, file: Path) -> None:
