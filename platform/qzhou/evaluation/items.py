@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -100,6 +101,40 @@ def difference(items: Items, against: Items, *, seed: int, draws: int = DRAWS) -
     return _limits(value, [items, against], lambda scores: scores[0] - scores[1], seed, draws)
 
 
+def pooled_difference(
+    tasks: Sequence[tuple[Sequence[Items], Sequence[Items]]], *, seed: int, draws: int = DRAWS
+) -> Interval | None:
+    """By how much several trainings of one kind are ahead of several of another, on the mean of some tasks.
+
+    A draw of items is the same for all trainings that are judged on them, so that a query which is asked of six models
+    counts once and not six times. The limits say what other queries would have told of these very trainings; what
+    other trainings would have given is not in them.
+
+    Args:
+        tasks: For each, the items of every training of the one kind and of the other.
+
+    Returns: None where the trainings of a task were judged on other items.
+    """
+    if not tasks or not all(_same(ours[0], one) for ours, theirs in tasks for one in (*ours, *theirs)):
+        return None
+    found, value = [], 0.0
+    for number, (ours, theirs) in enumerate(tasks):
+        value += float(_ahead([one.score for one in ours], [one.score for one in theirs]))
+        of = partial(_split_ahead, count=len(ours))
+        found.append(_draws([*ours, *theirs], of, [seed, number], draws))
+    fewest = min(map(len, found))  # of a task with very many items there are fewer
+    means = np.mean([one[:fewest] for one in found], axis=0)
+    return _percentiles(value / len(tasks), means)
+
+
+def _split_ahead(scores: list[Values], *, count: int) -> Values:
+    return _ahead(scores[:count], scores[count:])
+
+
+def _ahead(ours: Sequence[Any], theirs: Sequence[Any]) -> Values:
+    return np.asarray(np.mean(ours, axis=0) - np.mean(theirs, axis=0))
+
+
 def _same(one: Items, other: Items) -> bool:
     def keys(items: Items) -> list[object]:
         return [items.statistic, [(part.name, part.ids, part.gold, len(part.values)) for part in items.parts]]
@@ -110,6 +145,19 @@ def _same(one: Items, other: Items) -> bool:
 def _limits(
     value: float, compared: Sequence[Items], of: Callable[[list[Values]], Values], seed: int, draws: int
 ) -> Interval:
+    return _percentiles(value, _draws(compared, of, seed, draws))
+
+
+def _percentiles(value: float, drawn_B: Values) -> Interval:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(drawn_B, [tail, 1 - tail])
+    return Interval(value, float(low), float(high))
+
+
+def _draws(
+    compared: Sequence[Items], of: Callable[[list[Values]], Values], seed: int | list[int], draws: int
+) -> Values:
+    """What is asked of the scores, draw by draw [B]; all that is compared sees the same items in a draw."""
     generator = np.random.default_rng(seed)
     sizes = [len(part.values) for part in compared[0].parts]
     draws = min(draws, max(FEWEST_DRAWS, DRAWN_MOST // max(1, sum(sizes))))
@@ -119,9 +167,7 @@ def _limits(
         count = min(at_once, draws - start)
         drawn = [generator.integers(size, size=(count, size)) for size in sizes]
         found.append(of([items._drawn(drawn) for items in compared]))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(np.concatenate(found), [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
+    return np.concatenate(found)
 
 
 def _mean(value_BN: Values, _: object) -> Values:

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
-from qzhou.evaluation.items import Items, Part, difference, interval
+from qzhou.evaluation.items import Items, Part, difference, interval, pooled_difference
 from qzhou.evaluation.models import MtebEncoder
 from qzhou.evaluation.outcomes import items_of
 from tests.unit.evaluation import test_tasks as known
@@ -68,6 +68,42 @@ def test_models_that_were_judged_on_other_items_are_not_compared():
     assert difference(items("mean", [1, 0], ids="ab"), items("mean", [1, 0], ids="ac"), seed=0) is None
     assert difference(items("mean", [1, 0]), items("mean", [1, 0, 1]), seed=0) is None
     assert difference(items("spearman", [1, 0], [1, 2]), items("spearman", [1, 0], [2, 1]), seed=0) is None
+
+
+def test_a_query_that_is_asked_of_several_trainings_counts_once():
+    one, other = GENERATOR.normal(size=(3, 90)) + 0.3, GENERATOR.normal(size=(3, 90))
+    ours, theirs = ([items("mean", values) for values in rows] for rows in (one, other))
+    averaged = [items("mean", values.mean(axis=0)) for values in (one, other)]
+
+    found = pooled_difference([(ours, theirs)], seed=0)
+    once = pooled_difference([([averaged[0]], [averaged[1]])], seed=0)
+
+    assert [found.low, found.high] == pytest.approx([once.low, once.high])
+    assert found.value == pytest.approx(one.mean() - other.mean())
+
+
+def test_pooled_limits_of_several_tasks_are_those_of_the_formula():
+    """Tasks are drawn from one by one, and their mean is compared."""
+    first, second = GENERATOR.normal(size=(2, 70)), 2 * GENERATOR.normal(size=(2, 40))
+
+    def drawn(rows, generator):
+        place = generator.integers(rows.shape[1], size=(4000, rows.shape[1]))
+        return (rows[0] - rows[1])[place].mean(axis=1)
+
+    generator = np.random.default_rng(3)
+    expected = np.quantile((drawn(first, generator) + drawn(second, generator)) / 2, [0.025, 0.975])
+    tasks = [([items("mean", rows[0])], [items("mean", rows[1])]) for rows in (first, second)]
+    found = pooled_difference(tasks, seed=0)
+
+    assert found.value == pytest.approx(((first[0] - first[1]).mean() + (second[0] - second[1]).mean()) / 2)
+    assert [found.low, found.high] == pytest.approx(expected, abs=0.1 * (expected[1] - expected[0]))
+
+
+def test_trainings_that_were_judged_on_other_items_are_not_pooled():
+    one, other = items("mean", [1, 0], ids="ab"), items("mean", [1, 0], ids="ac")
+
+    assert pooled_difference([([one, one], [one, other])], seed=0) is None
+    assert pooled_difference([], seed=0) is None
 
 
 def test_draws_follow_the_seed_and_json_changes_nothing():
