@@ -14,7 +14,7 @@ ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving"
 LEVELS = {
     "errors": 0, "records": 1, "prompts": 2, "dataset": 2, "sections": 2, "recipe": 2, "storage": 2, "runs": 2,
     "progress": 2, "pictures": 2, "job": 2, "llm": 2, "learning": 2, "checkpoints": 2, "languages": 2, "endpoints": 2,
-    "sharing": 2,
+    "sharing": 2, "reading": 2,
     "cluster": 3, "encoder": 3, **dict.fromkeys(ROOMS, 4),
 }  # fmt: skip
 ONLY_IN = {

@@ -8,14 +8,11 @@ environment variables that it names.
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
@@ -23,6 +20,7 @@ from qzhou.dataset import Dataset, Section
 from qzhou.errors import DataError, RecipeError
 from qzhou.learning import StageSection, TrainingSection
 from qzhou.llm import SynthesisSection
+from qzhou.reading import merged, nearest, parse_section, read_toml
 from qzhou.sections import (
     ClusterSection,
     EvaluationSection,
@@ -172,7 +170,7 @@ def _trained_conflicts(recipe: Recipe) -> Iterator[str]:
     training, known = recipe.training, [dataset.name for dataset in recipe.datasets]
     for name in training.datasets:
         if name not in known:
-            yield f"training.datasets: there is no dataset '{name}'{_nearest(name, known)}"
+            yield f"training.datasets: there is no dataset '{name}'{nearest(name, known)}"
     tasks = {dataset.task for dataset in recipe.trained_datasets}
     if training.datasets and tasks and "retrieval" not in tasks:
         yield (
@@ -218,30 +216,29 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
         RecipeError: The file is missing or not TOML, a key is unknown, a value has the wrong type, or
             settings contradict each other. The message names the file, the key and the way out.
     """
-    try:
-        content = tomllib.loads(Path(path).read_text("utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise RecipeError(f"{path}: no such recipe file. The recipes of this project are in recipes/.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not a TOML file: {error}") from None
-    recipe = parse_recipe(_merged(content, _overrides(arguments)), place=str(path))
-    recipe._folder = str(Path(path).absolute().parent)
+    content = merged(read_toml(path, "recipe"), overrides(arguments))
+    return parse_recipe(content, place=str(path), folder=str(Path(path).absolute().parent))
+
+
+def parse_recipe(content: Mapping[str, Any], *, place: str, folder: str = "") -> Recipe:
+    """Validate a recipe given as nested mappings.
+
+    Args:
+        content: Of the file, overrides included.
+        place: Names it in errors.
+        folder: In which it lies; default: the working directory.
+    """
+    recipe = parse_section(Recipe, content, place=place)
+    recipe._folder = folder
     return recipe
 
 
-def parse_recipe(content: Mapping[str, Any], *, place: str) -> Recipe:
-    """Validate a recipe given as nested mappings; ``place`` names it in errors."""
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        problems = error.errors()
-        # a dataset that is refused counts as missing, which is no second mistake
-        told = [one for one in problems if one["type"] != "too_short" or len(problems) == 1]
-        raise RecipeError("\n       ".join(f"{place}: {_explain(problem)}" for problem in told)) from None
+def overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """Nested mapping of the dotted flags; ``--help`` prints them all and exits.
 
-
-def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Nested mapping of the dotted flags; ``--help`` prints them all and exits."""
+    Raises:
+        RecipeError: A flag is no setting of a recipe; names the nearest that is one.
+    """
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
             _CommandLine,
@@ -256,52 +253,11 @@ def _overrides(arguments: Sequence[str]) -> dict[str, Any]:
         if not unknown:
             raise RecipeError(f"command line: {error}") from None
         key = unknown[0][2:].split("=")[0]
-        raise RecipeError(f"command line: --{key}: no such setting{_nearest(key, _flags())}") from None
+        raise RecipeError(f"command line: --{key}: no such setting{nearest(key, _flags())}") from None
     return dict(source())
 
 
-def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in overrides.items():
-        inner = merged.get(key)
-        merged[key] = _merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
-    return merged
-
-
-def _explain(problem: Any) -> str:
-    """One line for one pydantic error: dotted key, what is wrong, what would be right."""
-    location = problem["loc"]
-    key = ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: no such setting{_nearest(str(location[-1]), _keys_beside(location))}"
-    if problem["type"] == "missing":
-        return f"{key}: missing, and it has no default"
-    message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
-    return f"{key}: {message}{shown}" if key else message
-
-
-def _nearest(key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f". Known: {', '.join(known)}"
-
-
-def _keys_beside(location: Sequence[str | int]) -> list[str]:
-    """The keys that the table at ``location`` knows."""
-    section: type[BaseModel] = Recipe
-    for part in location[:-1]:
-        if isinstance(part, str):
-            section = _section_type(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
-
-
-def _section_type(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for inner in typing.get_args(annotation) if (found := _section_type(inner))), None)
-
-
-def _flags(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+def _flags(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
     """Every dotted key of the recipe that can be overridden on the command line."""
     flags = []
     for name, setting in section.model_fields.items():

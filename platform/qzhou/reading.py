@@ -1,0 +1,93 @@
+"""Reading what people write: TOML to typed settings, and what is said where it cannot be."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from qzhou.dataset import Section
+from qzhou.errors import RecipeError
+
+PLACES = {"recipe": "recipes/", "experiment": "recipes/experiments/"}
+Parsed = TypeVar("Parsed", bound=Section)
+
+
+def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
+    """What stands in a TOML file.
+
+    Args:
+        path: The file.
+        kind: What it is, for errors; its examples are in ``recipes``.
+
+    Raises:
+        RecipeError: The file is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise RecipeError(f"{path}: no such {kind} file. Those of this project are in {PLACES[kind]}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a TOML file: {error}") from None
+
+
+def parse_section(kind: type[Parsed], content: Mapping[str, Any], *, place: str) -> Parsed:
+    """Validate what is given as nested mappings; ``place`` names it in errors.
+
+    Raises:
+        RecipeError: A key is unknown, a value has the wrong type, or settings contradict each other.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        problems = error.errors()
+        # a dataset that is refused counts as missing, which is no second mistake
+        told = [one for one in problems if one["type"] != "too_short" or len(problems) == 1]
+        raise RecipeError("\n       ".join(f"{place}: {_explain(problem, kind)}" for problem in told)) from None
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with others in their place."""
+    found = dict(base)
+    for key, value in changes.items():
+        inner = found.get(key)
+        found[key] = merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
+    return found
+
+
+def _explain(problem: Any, kind: type[BaseModel]) -> str:
+    """One line for one pydantic error: dotted key, what is wrong, what would be right."""
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: no such setting{nearest(str(location[-1]), _keys_beside(location, kind))}"
+    if problem["type"] == "missing":
+        return f"{key}: missing, and it has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
+    return f"{key}: {message}{shown}" if key else message
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the one that may be meant, or all there are."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f". Known: {', '.join(known)}"
+
+
+def _keys_beside(location: Sequence[str | int], section: type[BaseModel]) -> list[str]:
+    """The keys that the table at ``location`` of a section knows."""
+    for part in location[:-1]:
+        if isinstance(part, str):
+            section = _section_type(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in typing.get_args(annotation) if (found := _section_type(inner))), None)
