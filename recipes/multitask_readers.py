@@ -1,4 +1,4 @@
-"""Readers of multitask-en-zh.toml for formats that no library reads.
+"""Readers of these recipes for formats that no library reads.
 
 A reader of one's own is a generator of dicts. It is named ``module:function`` in a recipe that lies beside the
 module, and gets each raw file open in binary mode, unpacked, wherever it is stored.
@@ -7,9 +7,10 @@ module, and gets each raw file open in binary mode, unpacked, wherever it is sto
 import ast
 import csv
 import io
+import json
 import re
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 SMART_FIELDS = {"T": "title", "A": "author", "W": "text", "B": "source"}
 _DOCUMENT = re.compile(r"<doc>(.*?)</doc>", re.DOTALL)
@@ -58,3 +59,21 @@ def numpy_sentences(stream: BinaryIO, column: str) -> Iterator[dict[str, str]]:
     for row in csv.DictReader(io.TextIOWrapper(stream, "utf-8", newline="")):
         sentences = [str(ast.literal_eval(literal)) for literal in _LITERAL.findall(row[column])]
         yield {**row, column: " ".join(sentence.strip() for sentence in sentences)}
+
+
+def squad_questions(stream: BinaryIO) -> Iterator[dict[str, str]]:
+    """Questions in SQuAD's layout; ``passage`` is the number of their passage in the file, which translations share."""
+    for number, passage in enumerate(_squad(stream)):
+        for asked in passage["qas"]:
+            yield {"id": asked["id"], "question": asked["question"], "passage": str(number), "grade": "1"}
+
+
+def squad_passages(stream: BinaryIO) -> Iterator[dict[str, str]]:
+    """Passages in SQuAD's layout, by their number in the file."""
+    for number, passage in enumerate(_squad(stream)):
+        yield {"id": str(number), "text": passage["context"]}
+
+
+def _squad(stream: BinaryIO) -> Iterator[dict[str, Any]]:
+    for article in json.load(stream)["data"]:
+        yield from article["paragraphs"]

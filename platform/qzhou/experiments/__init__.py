@@ -1,0 +1,1 @@
+"""Experiments: one recipe with some settings changed, trained with several seeds, and compared."""

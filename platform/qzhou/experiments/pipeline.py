@@ -1,0 +1,180 @@
+"""An experiment on Ray Tune: its trials side by side as far as the cluster carries them, else one after the other."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from qzhou.checkpoints import resolve
+from qzhou.cluster import our_error, session
+from qzhou.errors import QzhouError, TrainingError, first_line, from_json, to_json
+from qzhou.evaluation.pipeline import evaluate
+from qzhou.experiments.picture import picture
+from qzhou.experiments.results import Comparison, Outcome, as_json, compared, table
+from qzhou.experiments.settings import Plan
+from qzhou.mining.pipeline import mine
+from qzhou.recipe import Recipe
+from qzhou.runs import Run
+from qzhou.storage import Folder
+from qzhou.synthesis.pipeline import synthesize
+from qzhou.training.pipeline import train
+from qzhou.transform.pipeline import transform
+
+TUNE = "tune"  # what Ray Tune notes for itself; nothing of ours depends on it
+HEADROOM_CPUS = 1  # of a trial, for the tasks that read while its workers hold theirs
+DRIVER_BYTES = 256 * 2**20  # Tune gives trials out by what they take, and wants it to be something
+RESTARTS = 2  # of a trial whose process died, for want of memory say; it goes on from its finished stages
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # no tables of its own
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a job of ours with one line
+}
+
+
+def run_experiment(plan: Plan) -> list[Comparison]:
+    """Run every trial, compare, and leave ``results.json`` and ``results.svg`` in the experiment's folder.
+
+    A trial is a run folder of its own. What two trials would make alike is made by one of them (:mod:`qzhou.sharing`),
+    and finished trials only say so: the same command goes on after any death.
+
+    Raises:
+        QzhouError: Trials failed; the others are finished and compared.
+    """
+    for model in {name for one in plan.trials for name in (one.recipe.model.backbone, one.recipe.mining.teacher)}:
+        if model:
+            resolve(model)  # a name that leads nowhere should cost seconds
+    folder = Folder.open(plan.storage).create()
+    with session():
+        failed = _tried(plan, folder)
+    outcomes = [Outcome.read(one.variant, one.seed, folder / one.name) for one in plan.trials if one.name not in failed]
+    comparisons = compared(plan.experiment, outcomes)
+    folder.write_json("results.json", as_json(plan.experiment, comparisons, outcomes))
+    folder.write_bytes("results.svg", picture(comparisons).encode())
+    for comparison in comparisons:
+        print(f"\n{table(comparison)}", flush=True)
+    print(f"\nresults: {folder.uri}/results.json, {folder.uri}/results.svg", flush=True)
+    if failed:
+        raise _all_of(failed, len(plan.trials))
+    return comparisons
+
+
+def at_once(recipes: Sequence[Recipe], resources: Mapping[str, float]) -> int:
+    """How many trials a cluster carries at the same time, at least one.
+
+    A stage takes its actors one by one, so two trials that both got half of what they need would wait for ever: a
+    trial begins only where there is room for the hungriest stage of every trial that runs.
+
+    Args:
+        recipes: Of all trials.
+        resources: Of the cluster, as Ray names them.
+    """
+    workers = max(max(one.training.workers, one.cluster.encoders) for one in recipes)
+    carried = [resources.get("CPU", 0) // (workers + HEADROOM_CPUS)]
+    if any(one.cluster.gpu for one in recipes):
+        carried.append(resources.get("GPU", 0) // workers)
+    return max(1, int(min(carried)))
+
+
+def _tried(plan: Plan, folder: Folder) -> dict[str, QzhouError]:
+    """Trials that failed, and of what."""
+    recipes = {one.name: one.recipe for one in plan.trials}
+    most = plan.experiment.trials_at_once or at_once(list(recipes.values()), ray.cluster_resources())
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    (folder / TUNE).delete()
+    print(f"experiment: {plan.experiment.name}: {len(recipes)} trials, {most} at a time", flush=True)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            # given by reference, because Tune writes down all else, and keys of endpoints are among the environment
+            tune.with_parameters(_trial, recipes=recipes, started_in=_Place.here()),
+            {"CPU": 0, "memory": DRIVER_BYTES},
+        ),
+        param_space={"trial": tune.grid_search(list(recipes))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=most),
+        run_config=tune.RunConfig(name=TUNE, storage_path=folder.uri, verbose=0),
+    )
+    failed = {}
+    for result in tuner.fit():
+        said, name = (result.metrics or {}).get("error", ""), str((result.config or {}).get("trial"))
+        if result.error is not None:
+            failed[name] = our_error(result.error) or TrainingError(first_line(result.error))
+        elif said:
+            failed[name] = from_json(said)
+    return failed
+
+
+class _Place:
+    """Where the command was given: trials find there what its relative paths and its variables mean."""
+
+    def __init__(self, node: str, folder: str, environment: Mapping[str, str]) -> None:
+        self.node, self.folder, self.environment = node, folder, environment
+
+    @classmethod
+    def here(cls) -> _Place:
+        return cls(ray.get_runtime_context().get_node_id(), str(Path.cwd()), dict(os.environ))
+
+    def enter(self) -> None:
+        os.chdir(self.folder)
+        for name, value in self.environment.items():
+            os.environ.setdefault(name, value)
+
+
+def _trial(config: Mapping[str, Any], *, recipes: Mapping[str, Recipe], started_in: _Place) -> dict[str, str]:
+    """What Tune calls for a trial, in an actor.
+
+    The stages run in a process of their own, on the node that the command was given on, as for any job: in Tune's actor
+    they would not be in the main thread, and Ray would look for the CPUs of their tasks inside what Tune set aside for
+    the actor, which is nothing (Tune's placement groups capture what their actors start).
+    """
+    name = config["trial"]
+    here = NodeAffinitySchedulingStrategy(started_in.node, soft=False)
+    process = ray.remote(num_cpus=0, max_retries=RESTARTS, scheduling_strategy=here)(_whole_run)
+    return {"error": ray.get(process.remote(recipes[name], started_in))}
+
+
+def _whole_run(recipe: Recipe, started_in: _Place) -> str:
+    """All stages of a trial that its scores need; what was raised for people comes back as text."""
+    started_in.enter()
+    name = recipe.run.name
+    print(f"experiment: {name}: started", flush=True)
+    try:
+        with session():
+            transform(recipe, _task_texts(recipe))
+            synthesize(recipe)
+            mine(recipe)
+            train(recipe)
+            evaluate(recipe)
+    except QzhouError as error:
+        print(f"experiment: {name}: failed: {error}", flush=True)
+        return to_json(error)
+    run = Run.open(recipe)
+    for stage in ("stage1", "stage2"):
+        (run.folder / "train" / stage / "checkpoints").delete()  # nothing goes on from them, and they are many
+    print(f"experiment: {name}: finished", flush=True)
+    return ""
+
+
+def _task_texts(recipe: Recipe) -> Any:
+    if not recipe.transform.contamination.tasks:
+        return None
+    from qzhou.evaluation.texts import task_texts  # mteb takes seconds to load
+
+    return task_texts
+
+
+def _all_of(failed: Mapping[str, QzhouError], trials: int) -> QzhouError:
+    """One error for all: trials that failed alike are named together."""
+    alike: dict[str, list[str]] = {}
+    for name, error in failed.items():
+        alike.setdefault(str(error), []).append(name)
+    told = "".join(f"\n       {', '.join(names)}: {said}" for said, names in alike.items())
+    kinds = {type(error) for error in failed.values()}
+    kind = kinds.pop() if len(kinds) == 1 else TrainingError
+    return kind(f"{len(failed)} of {trials} trials failed; the same command goes on with them:{told}")

@@ -1,0 +1,173 @@
+"""What came out of an experiment: scores by variant and seed, differences to the baseline, a table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qzhou.evaluation.candidates import STAGE2
+from qzhou.evaluation.comparison import Row
+from qzhou.evaluation.items import Interval, Items, pooled_difference
+from qzhou.evaluation.messages import Judged
+from qzhou.experiments.settings import Experiment, Score
+from qzhou.experiments.statistics import Spread, over_seeds
+from qzhou.storage import Folder
+
+WIDTH = 120
+ONE_SEED = "one seed: nothing is known of how far other seeds would lie apart"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the trained model of one trial scored.
+
+    Attributes:
+        rows: Task -> its score.
+        items: Task -> what the score is made of, where that is known.
+    """
+
+    variant: str
+    seed: int
+    rows: Mapping[str, Row]
+    items: Mapping[str, Items]
+
+    @classmethod
+    def read(cls, variant: str, seed: int, run: Folder) -> Outcome:
+        """From the folder of a finished trial."""
+        place = run / "evaluate"
+        found = (Row(**row) for row in place.read_json("comparison.json")["rows"])
+        rows = {row.task: row for row in found if row.model == STAGE2}
+        judged = {task: Judged(**(place / "judged" / STAGE2).read_json(f"{task}.json")) for task in rows}
+        return cls(variant, seed, rows, {task: one.made_of for task, one in judged.items() if one.made_of is not None})
+
+    def tasks(self, score: Score) -> list[str]:
+        """The tasks that a score is the mean of."""
+        return sorted(row.task for row in self.rows.values() if score.task == row.task or score.type == row.type)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One variant in a comparison.
+
+    Attributes:
+        scores: Seed -> score.
+        spread: Over seeds.
+        ahead: Of the baseline, paired by seed; None for the baseline itself, and where no seed is common to both.
+        by_items: The same difference over the items of those seeds' tasks (paired bootstrap); None where the two were
+            not judged on the same.
+    """
+
+    variant: str
+    scores: Mapping[int, float]
+    spread: Spread
+    ahead: Spread | None = None
+    by_items: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All variants by one score."""
+
+    score: str
+    metric: str
+    tasks: tuple[str, ...]
+    baseline: str
+    lines: tuple[Line, ...]
+
+
+def compared(experiment: Experiment, outcomes: Sequence[Outcome]) -> list[Comparison]:
+    """By each score of an experiment, what the finished trials say; variants without one are left out."""
+    return [_compared(experiment, score, outcomes) for score in experiment.scores]
+
+
+def as_json(experiment: Experiment, comparisons: Sequence[Comparison], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What ``results.json`` holds: the comparisons, and the score of every trial on every task."""
+    return {
+        "experiment": experiment.model_dump(mode="json"),
+        "comparisons": [asdict(one) for one in comparisons],
+        "trials": [
+            {
+                "variant": one.variant,
+                "seed": one.seed,
+                "scores": {row.task: {"metric": row.metric, "score": row.score} for row in one.rows.values()},
+            }
+            for one in outcomes
+        ],
+    }
+
+
+def table(comparison: Comparison) -> str:
+    """Variants down; * where an interval of a difference leaves out zero."""
+    grid = Table(title=f"{comparison.score} ({comparison.metric})", title_justify="left")
+    grid.add_column("variant")
+    headings = ("seeds", "mean", "95 % over seeds", f"- {comparison.baseline}", "95 % over seeds", "95 % over items")
+    for heading in headings:
+        grid.add_column(heading, justify="right")
+    for line in comparison.lines:
+        spread, ahead, by_items = line.spread, line.ahead, line.by_items
+        cells = [str(len(line.scores)), f"{spread.mean:.4f}", _limits(spread, "")]
+        cells += [f"{ahead.mean:+.4f}" if ahead else "-", _limits(ahead, "+")]
+        grid.add_row(line.variant, *cells, _limits(by_items, "+"))
+    seeds = max((len(line.scores) for line in comparison.lines), default=0)
+    marks = "* leaves out zero; differences are paired by seed, and by item (bootstrap)"
+    grid.caption, grid.caption_justify = marks if seeds > 1 else ONE_SEED, "left"
+    console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False)
+    console.print(grid)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().rstrip()
+
+
+def _compared(experiment: Experiment, score: Score, outcomes: Sequence[Outcome]) -> Comparison:
+    by_variant: dict[str, dict[int, Outcome]] = {variant.name: {} for variant in experiment.variants}
+    for one in outcomes:
+        if one.tasks(score):
+            by_variant[one.variant][one.seed] = one
+    base = by_variant[experiment.baseline]
+    lines = [
+        _line(name, own, {} if name == experiment.baseline else base, score) for name, own in by_variant.items() if own
+    ]
+    some = next((one for own in by_variant.values() for one in own.values()), None)
+    tasks = some.tasks(score) if some else []
+    metrics = sorted({some.rows[task].metric for task in tasks}) if some else []
+    return Comparison(score.label, ", ".join(metrics), tuple(tasks), experiment.baseline, tuple(lines))
+
+
+def _line(name: str, own: Mapping[int, Outcome], base: Mapping[int, Outcome], score: Score) -> Line:
+    scores = {seed: _score(one, score) for seed, one in sorted(own.items())}
+    both = [seed for seed in scores if seed in base]
+    spread = over_seeds(list(scores.values()))
+    if not both:
+        return Line(name, scores, spread)
+    ahead = over_seeds([scores[seed] - _score(base[seed], score) for seed in both])
+    return Line(
+        name, scores, spread, ahead, _by_items([own[seed] for seed in both], [base[seed] for seed in both], score)
+    )
+
+
+def _score(outcome: Outcome, score: Score) -> float:
+    return fmean(outcome.rows[task].score for task in outcome.tasks(score))
+
+
+def _by_items(own: Sequence[Outcome], base: Sequence[Outcome], score: Score) -> Interval | None:
+    """None where a task has no items, or the trials were judged on other tasks."""
+    tasks = own[0].tasks(score)
+    everyone = [*own, *base]
+    if any(one.tasks(score) != tasks or not set(tasks) <= set(one.items) for one in everyone):
+        return None
+    return pooled_difference(
+        [([one.items[task] for one in own], [one.items[task] for one in base]) for task in tasks], seed=0
+    )
+
+
+def _limits(found: Spread | Interval | None, sign: str) -> str:
+    """Both limits; marked where they leave out zero, if it is a difference that they are of."""
+    if found is None or found.low is None or found.high is None:
+        return "-"
+    mark = "*" if sign and (found.low > 0 or found.high < 0) else ""
+    return f"{found.low:{sign}.4f} to {found.high:{sign}.4f}{mark}"

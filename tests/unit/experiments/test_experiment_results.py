@@ -1,0 +1,163 @@
+"""What an experiment says: means, intervals and differences, compared with scipy; the table and the plot."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from qzhou.evaluation.comparison import Row
+from qzhou.evaluation.items import Items, Part, pooled_difference
+from qzhou.evaluation.messages import Judged
+from qzhou.experiments.picture import INK, INTERVAL, SEEDS, picture
+from qzhou.experiments.results import ONE_SEED, Outcome, as_json, compared, table
+from qzhou.experiments.settings import Experiment
+from qzhou.experiments.statistics import over_seeds
+from qzhou.storage import Folder
+
+GENERATOR = np.random.default_rng(2)
+ITEMS = 50
+LIGHT, DARK = "#ffffff", "#0d1117"
+
+
+def experiment(**settings):
+    variants = [{"name": name} for name in ("a", "b", "c")]
+    scores = [{"task": "one"}, {"type": "Retrieval"}]
+    return Experiment.model_validate({"name": "e", "baseline": "a", "variants": variants, "scores": scores, **settings})
+
+
+def outcome(variant, seed, shift=0.0, tasks=("one", "two")):
+    values = {task: GENERATOR.random(ITEMS) / 2 + shift for task in tasks}
+    rows = {
+        task: Row(task, "Retrieval", "ndcg_at_10", "stage2", float(own.mean()), ITEMS) for task, own in values.items()
+    }
+    items = {task: Items("mean", (Part("default/test", tuple(own.tolist())),)) for task, own in values.items()}
+    return Outcome(variant, seed, rows, items)
+
+
+def scores_of(outcomes, variant, task):
+    return np.array([one.rows[task].score for one in outcomes if one.variant == variant])
+
+
+@pytest.fixture
+def outcomes():
+    return [outcome(name, seed, shift) for seed in (1, 2, 3) for name, shift in (("a", 0.0), ("b", 0.2))]
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_the_interval_over_seeds_is_students(count):
+    values = GENERATOR.normal(size=count).tolist()
+
+    found = over_seeds(values)
+
+    expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), expected.low, expected.high))
+
+
+def test_one_seed_has_no_interval_and_the_table_says_so(outcomes):
+    comparisons = compared(experiment(), [one for one in outcomes if one.seed == 1])
+
+    assert over_seeds([0.5]).low is None
+    assert comparisons[0].lines[1].ahead.low is None
+    assert ONE_SEED in table(comparisons[0])
+
+
+def test_a_difference_is_paired_by_seed(outcomes):
+    line = compared(experiment(), outcomes)[0].lines[1]
+
+    ours, theirs = (scores_of(outcomes, variant, "one") for variant in ("b", "a"))
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert (line.ahead.mean, line.ahead.low, line.ahead.high) == pytest.approx(
+        ((ours - theirs).mean(), expected.low, expected.high)
+    )
+    assert line.scores == {seed: pytest.approx(score) for seed, score in zip((1, 2, 3), ours, strict=True)}
+
+
+def test_a_difference_is_paired_by_item_over_all_seeds(outcomes):
+    line = compared(experiment(), outcomes)[0].lines[1]
+
+    by_variant = [[one.items["one"] for one in outcomes if one.variant == variant] for variant in ("b", "a")]
+    assert line.by_items == pooled_difference([(by_variant[0], by_variant[1])], seed=0)
+
+
+def test_a_type_is_the_mean_of_its_tasks(outcomes):
+    comparison = compared(experiment(), outcomes)[1]
+
+    assert comparison.tasks == ("one", "two")
+    expected = (scores_of(outcomes, "b", "one") + scores_of(outcomes, "b", "two")) / 2
+    assert list(comparison.lines[1].scores.values()) == pytest.approx(expected.tolist())
+    assert comparison.lines[1].by_items.value == pytest.approx(comparison.lines[1].ahead.mean)
+
+
+def test_only_seeds_that_both_finished_are_paired(outcomes):
+    left = [one for one in outcomes if (one.variant, one.seed) != ("a", 2)]
+
+    line = compared(experiment(), left)[0].lines[1]
+
+    ours, theirs = (scores_of([one for one in outcomes if one.seed != 2], variant, "one") for variant in ("b", "a"))
+    assert len(line.scores) == 3
+    assert line.ahead.mean == pytest.approx((ours - theirs).mean())
+
+
+def test_without_the_baseline_or_with_other_items_there_is_no_difference(outcomes):
+    alone = compared(experiment(), [one for one in outcomes if one.variant == "b"])[0]
+    other = compared(experiment(), [*outcomes, *(outcome("c", seed, tasks=("one",)) for seed in (1, 2, 3))])[1]
+
+    assert (alone.lines[0].ahead, alone.lines[0].by_items) == (None, None)
+    assert other.lines[2].by_items is None
+
+
+def test_what_a_trial_left_is_read_from_its_folder(tmp_path):
+    known = outcome("a", 1)
+    place = Folder.open(str(tmp_path)) / "evaluate"
+    rows = [*known.rows.values(), Row("one", "Retrieval", "ndcg_at_10", "backbone", 0.1, ITEMS)]
+    place.write_json("comparison.json", {"rows": [asdict(row) for row in rows]})
+    for task, row in known.rows.items():
+        judged = Judged("key", task, row.type, row.metric, row.score, ITEMS, items=known.items[task].plain())
+        (place / "judged" / "stage2").write_json(f"{task}.json", asdict(judged))
+
+    assert Outcome.read("a", 1, Folder.open(str(tmp_path))) == known
+
+
+def test_the_json_holds_every_score_and_every_comparison(outcomes):
+    comparisons = compared(experiment(), outcomes)
+
+    found = json.loads(json.dumps(as_json(experiment(), comparisons, outcomes)))
+
+    assert [one["score"] for one in found["comparisons"]] == ["one", "mean of Retrieval"]
+    assert found["trials"][0]["scores"]["two"] == {"metric": "ndcg_at_10", "score": outcomes[0].rows["two"].score}
+
+
+def test_the_table_marks_what_leaves_out_zero(outcomes):
+    said = table(compared(experiment(), outcomes)[0])
+
+    (line,) = [line for line in said.splitlines() if line.startswith("│ b ")]
+    assert line.count("*") >= 1
+    assert "+0.1" in line or "+0.2" in line
+    assert "- a" in said
+
+
+def brightness(colour):
+    """Relative luminance (WCAG 2.2)."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    return sum(
+        weight * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4)
+        for weight, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True)
+    )
+
+
+@pytest.mark.parametrize("page", [LIGHT, DARK])
+@pytest.mark.parametrize("colour", [INK, SEEDS, INTERVAL])
+def test_the_plot_can_be_read_on_light_and_on_dark_pages(colour, page):
+    darker, lighter = sorted((brightness(colour), brightness(page)))
+
+    assert (lighter + 0.05) / (darker + 0.05) >= 3
+
+
+def test_the_plot_has_a_point_for_each_seed_and_no_background(outcomes):
+    plot = picture(compared(experiment(), outcomes))
+
+    assert plot == picture(compared(experiment(), outcomes))
+    assert plot.count(f"fill: {SEEDS}") >= 2 * 2 * 3
+    assert "fill: #ffffff" not in plot
