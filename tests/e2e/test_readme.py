@@ -78,6 +78,12 @@ def estimates(words: list[str]) -> None:
     assert "GPU hours" in done.out
 
 
+def plans_trials(words: list[str]) -> None:
+    done = run(*words[1:], "--dry-run")
+    assert done.status == 0, done.text
+    assert "(baseline)" in done.out
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_runs_or_runs_dry(command, submitted, tmp_path):
     words = shlex.split(command)
@@ -91,6 +97,8 @@ def test_each_command_runs_or_runs_dry(command, submitted, tmp_path):
         merges_models(words, submitted[0].parent / "runs" / "tiny", tmp_path / "merged")
     elif "--estimate" in words:
         estimates(words)
+    elif "jobs/experiment.py" in words:
+        plans_trials(words)
     elif words[0] == "python":
         resolves_its_recipe(words)
     else:

@@ -11,15 +11,16 @@ from pathlib import Path
 from qzhou.dataset import READERS, RULE_TASKS, Dataset
 from qzhou.evaluation.diagnosis import Facts
 from qzhou.evaluation.diagnosis.signs import LOOKS
+from qzhou.experiments.settings import load_experiment
 from qzhou.llm import SynthesisSection
 from qzhou.sections import ClusterSection, MiningSection, ModelSection
 from qzhou.synthesis.mock_behaviour import Behaviour
 from qzhou.transform.fields import DEFAULT_COLUMNS, OPTIONAL_FIELDS, columns_of
 
 DOCS = Path(__file__).parents[2] / "docs"
-TEXT, SYNTHESIS, MINING, EVALUATION = (
-    (DOCS / f"{name}.md").read_text("utf-8") for name in ("data", "synthesis", "mining", "evaluation")
-)
+RECIPES = DOCS.parent / "recipes"
+PAGES = ("data", "synthesis", "mining", "evaluation", "experiments")
+TEXT, SYNTHESIS, MINING, EVALUATION, EXPERIMENTS = ((DOCS / f"{name}.md").read_text("utf-8") for name in PAGES)
 
 
 def blocks(language, text=TEXT):
@@ -89,3 +90,16 @@ def test_the_evaluation_page_names_every_sign_in_its_order_and_settings_that_the
             assert setting.startswith("datasets.") or facts.setting(setting)
     (example,) = blocks("json", page)
     assert set(json.loads(example)) == {"findings", "unchecked"}
+
+
+def test_the_experiment_of_the_page_is_valid_and_every_one_of_the_project_is_listed(tmp_path):
+    (block,) = blocks("toml", EXPERIMENTS)
+    path = tmp_path / "eta.toml"
+    path.write_text(block, "utf-8")
+
+    plan = load_experiment(path, recipe=str(RECIPES / "quickstart.toml"))
+
+    assert [one.recipe.training.stage2.retrieval_share for one in plan.trials[:3]] == [0.72, 0.9, 1.0]
+    listed = re.findall(r"^\| `(\w+\.toml)` \|.*\| (\S+) \|$", EXPERIMENTS, re.MULTILINE)
+    recipes = {file.name: Path(load_experiment(file).experiment.recipe).stem for file in RECIPES.glob("*/*.toml")}
+    assert dict(listed) == recipes

@@ -32,7 +32,7 @@ def _draw(axes: Axes, comparison: Comparison, variants: Sequence[str]) -> None:
     for line in comparison.lines:
         place, spread = variants.index(line.variant), line.spread
         if spread.low is not None and spread.high is not None:
-            axes.plot([spread.low, spread.high], [place, place], color=INTERVAL, linewidth=5, alpha=0.55)
+            axes.plot([spread.low, spread.high], [place, place], color=INTERVAL, linewidth=4)
         axes.plot(spread.mean, place, "|", color=INTERVAL, markersize=15, markeredgewidth=2.2)
         axes.plot(list(line.scores.values()), [place] * len(line.scores), "o", color=SEEDS, markersize=4.5)
         if line.variant == comparison.baseline:
