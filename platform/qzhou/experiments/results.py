@@ -104,6 +104,8 @@ def as_json(experiment: Experiment, comparisons: Sequence[Comparison], outcomes:
 
 def table(comparison: Comparison) -> str:
     """Variants down; * where an interval of a difference leaves out zero."""
+    if not comparison.lines:
+        return f"{comparison.score}: no finished trial was judged by it"
     grid = Table(title=f"{comparison.score} ({comparison.metric})", title_justify="left")
     grid.add_column("variant")
     headings = ("seeds", "mean", "95 % over seeds", f"- {comparison.baseline}", "95 % over seeds", "95 % over items")

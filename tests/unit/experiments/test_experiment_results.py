@@ -138,6 +138,13 @@ def test_the_table_marks_what_leaves_out_zero(outcomes):
     assert "- a" in said
 
 
+def test_a_score_that_no_trial_has_is_said_so(outcomes):
+    missing = compared(experiment(scores=[{"task": "three"}]), outcomes)
+
+    assert table(missing[0]) == "three: no finished trial was judged by it"
+    assert picture(missing).startswith("<svg")
+
+
 def brightness(colour):
     """Relative luminance (WCAG 2.2)."""
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
