@@ -66,7 +66,7 @@ def take_over(other: Folder, run: Folder, stage: str, *, keep: Sequence[str]) ->
 
 
 def borrow(run: Folder, stage: str, names: Sequence[str]) -> None:
-    """Take along what the runs beside this one keep of a stage by content: paid answers, embeddings."""
+    """Take along what the runs beside this one keep of a stage by content: paid answers, embeddings, scores."""
     for other in _beside(run):
         for name in names:
             (other / stage / name).link_to(run / stage / name)

@@ -77,8 +77,9 @@ def test_what_trials_have_in_common_is_made_once(undisturbed):
     for stage, times in MADE.items():
         assert len(re.findall(rf"^{stage}: done in", done.out, re.MULTILINE)) == times, done.text
         assert len(re.findall(rf"^{stage}: taken over from", done.out, re.MULTILINE)) == 4 - times
-        files = [next((folder / trial / stage).rglob("*.json")).stat().st_ino for trial in TRIALS]
-        assert len(set(files)) == times
+        assert len({(folder / trial / stage / "manifest.json").stat().st_ino for trial in TRIALS}) == times
+    backbone = [(folder / trial / "evaluate/judged/backbone/facts.json").stat().st_ino for trial in TRIALS]
+    assert set(backbone[2:]) <= set(backbone[:2]), "the untouched backbone is not judged again for each seed"
     assert not list(folder.glob("*/train/*/checkpoints"))
 
 

@@ -73,6 +73,7 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
         },
         rooms=("evaluation", "encoder"),
         keep=KEPT,
+        lend=[f"judged/{one.name}" for one in candidates(recipe) if not one.trained],
     )
     if not run.folder.exists(PAGE):
         write_report(run)  # now that this stage has its manifest too
