@@ -61,7 +61,7 @@ def run_experiment(plan: Plan) -> list[Comparison]:
         print(f"\n{table(comparison)}", flush=True)
     print(f"\nresults: {folder.uri}/results.json, {folder.uri}/results.svg", flush=True)
     if failed:
-        raise _all_of(failed, len(plan.trials))
+        raise together(failed, len(plan.trials))
     return comparisons
 
 
@@ -107,6 +107,7 @@ def _tried(plan: Plan, folder: Folder) -> dict[str, QzhouError]:
             failed[name] = our_error(result.error) or TrainingError(first_line(result.error))
         elif said:
             failed[name] = from_json(said)
+    (folder / TUNE).delete()
     return failed
 
 
@@ -169,8 +170,13 @@ def _task_texts(recipe: Recipe) -> Any:
     return task_texts
 
 
-def _all_of(failed: Mapping[str, QzhouError], trials: int) -> QzhouError:
-    """One error for all: trials that failed alike are named together."""
+def together(failed: Mapping[str, QzhouError], trials: int) -> QzhouError:
+    """One error for all trials that failed, of their kind if that is one; those that failed alike are named once.
+
+    Args:
+        failed: Trial -> its error; at least one.
+        trials: How many there are in all.
+    """
     alike: dict[str, list[str]] = {}
     for name, error in failed.items():
         alike.setdefault(str(error), []).append(name)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from qzhou.errors import RecipeError
-from qzhou.experiments.pipeline import at_once
+from qzhou.errors import DataError, EndpointError, RecipeError, TrainingError
+from qzhou.experiments.pipeline import at_once, together
 from qzhou.experiments.settings import load_experiment
 
 ROOT = Path(__file__).parents[3]
@@ -152,3 +152,14 @@ def test_as_many_trials_run_at_once_as_there_is_room_for_the_hungriest_stage(mak
     recipes = [make_recipe(training={"workers": workers}, cluster={"gpu": gpu}) for workers in (1, 2)]
 
     assert at_once(recipes, resources) == count
+
+
+def test_trials_that_failed_alike_are_told_once_and_the_kind_of_their_error_stays():
+    alike = together({"a-seed1": DataError("no rows"), "a-seed2": DataError("no rows")}, 4)
+    mixed = together({"a-seed1": DataError("no rows"), "b-seed1": EndpointError("down")}, 4)
+
+    assert type(alike) is DataError
+    assert "2 of 4 trials failed; the same command goes on with them" in str(alike)
+    assert str(alike).endswith("a-seed1, a-seed2: no rows")
+    assert type(mixed) is TrainingError
+    assert "b-seed1: down" in str(mixed)
