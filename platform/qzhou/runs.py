@@ -121,26 +121,21 @@ class Run:
         with turn(self.folder, name, fingerprint) if shares else nullcontext():
             self._make_room(folder, name, fingerprint, keep)
             folder.create().write_json(STARTED, {"fingerprint": fingerprint})
-            if shares and (other := finished_beside(self.folder, name, fingerprint)):
-                return self._taken_over(other, name, keep)
             if shares:
+                if other := finished_beside(self.folder, name, fingerprint):
+                    return self._taken_over(other, name, keep)
                 borrow(self.folder, name, lend)
-            print(f"{name}: started", flush=True)
-            started = time.monotonic()
-            outputs = work(folder)
-            manifest = Manifest(
+            begun = Manifest(
                 stage=name,
                 fingerprint=fingerprint,
                 inputs=dict(inputs),
-                outputs=dict(outputs),
+                outputs={},
                 settings=dict(settings),
                 code_version=code,
-                finished_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-                wall_s=round(time.monotonic() - started, 3),
+                finished_at="",
+                wall_s=0.0,
             )
-            folder.write_json(MANIFEST, dataclasses.asdict(manifest))
-        print(f"{name}: done in {manifest.wall_s:.1f} s ({_counts(outputs)})", flush=True)
-        return manifest
+            return _finished(begun, folder, work)
 
     def _taken_over(self, other: Folder, name: str, keep: Sequence[str]) -> Manifest:
         take_over(other, self.folder, name, keep=(*keep, STARTED))
@@ -163,6 +158,22 @@ class Run:
         for kept in keep:
             if (aside / kept).exists():
                 (aside / kept).move_to(folder / kept)
+
+
+def _finished(begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[str, int]]) -> Manifest:
+    """Do the work of a stage and write its manifest, which says that it is whole."""
+    print(f"{begun.stage}: started", flush=True)
+    started = time.monotonic()
+    outputs = work(folder)
+    manifest = dataclasses.replace(
+        begun,
+        outputs=dict(outputs),
+        finished_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        wall_s=round(time.monotonic() - started, 3),
+    )
+    folder.write_json(MANIFEST, dataclasses.asdict(manifest))
+    print(f"{begun.stage}: done in {manifest.wall_s:.1f} s ({_counts(outputs)})", flush=True)
+    return manifest
 
 
 def digest(content: object) -> str:
