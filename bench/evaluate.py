@@ -180,7 +180,13 @@ def _rows(taken: dict[str, list[float]], scores: dict[str, dict[str, float]]) ->
             raise SystemExit(f"{who} and {first} differ by {apart:.5f} on {task}, so no speed is quoted")
         median = statistics.median(seconds)
         rows.append(
-            {"who": who, "seconds": round(median, 1), "ratio": round(median / best, 2), "apart": round(apart, 6), "on": task}
+            {
+                "who": who,
+                "seconds": round(median, 1),
+                "ratio": round(median / best, 2),
+                "apart": round(apart, 6),
+                "on": task,
+            }
         )
     return rows
 

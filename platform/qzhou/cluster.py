@@ -77,6 +77,7 @@ NOISE = re.compile(
     # the last thread of Ray Train's cleaner ends in a traceback when its cluster goes before it
     r"\(PlacementGroupCleaner pid="
     r"|PYTHON worker processes have been started"
+    r"|^INFO .* serve \d+ -- |^  \u2022 "
     r"|core_worker\.cc|job_manager\.py|^Running entrypoint|Progress bars disabled|available CPUs"
     r"|Reporting training result|Checkpoint successfully created|Saving model to|built successfully"
     r"|`word_embedding_dimension`|it/s\]|\?it/s|^\s*\r?\s*$|minimum number of concurrent actors|Loaded \d+ prompt"

@@ -1,25 +1,20 @@
-"""``report.html`` in a real browser: headless Chromium opens it from its file, as a person would.
-
-Debian's packages ``chromium`` and ``chromium-driver`` bring what is needed.
-"""
+"""``report.html`` in a real browser: headless Chromium opens it from its file, as a person would."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from qzhou.evaluation.report import write_report
 from qzhou.runs import Run
+from tests.browser import chromium, loaded, show
 from tests.conftest import recipe_in
 from tests.e2e.commands import run
 from tests.finished_run import fill
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SECTIONS = ["went-in", "bought", "mined", "training", "results", "diagnosis", "made"]
 WIDE, NARROW = 1280, 400
 WAIT_S = 30
@@ -35,30 +30,18 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+def browser():
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture
-def opened(chromium, address):
-    """Opens the page at a width in CSS pixels, in a theme of the system."""
+def opened(browser, address):
+    """Opens the page at a width, in a theme."""
 
     def at(width: int = WIDE, theme: str = "light"):
-        screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        feature = {"name": "prefers-color-scheme", "value": theme}
-        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        chromium.get(address)
-        return chromium
+        show(browser, address, width=width, theme=theme)
+        return browser
 
     return at
 
@@ -102,9 +85,9 @@ def test_nothing_but_the_file_is_asked_for(opened):
     page = opened()
     draw_all(page)
 
-    sent = [one["message"] for one in page.get_log("performance") if "Network.requestWillBeSent" in one["message"]]
+    sent = loaded(page)
     assert sent
-    assert not [one for one in sent if re.search(r'"url":"(?!file:|data:|blob:)', one)]
+    assert all(address.startswith(("file:", "data:", "blob:")) for address in sent), sent
 
 
 def test_a_click_on_a_heading_sorts_and_another_turns_the_order(opened):

@@ -1,147 +1,66 @@
-"""The endpoint as clients meet it: ``python serve/app.py`` on a local Ray, asked with OpenAI's own client."""
+"""The endpoint as clients meet it: ``python serve/app.py`` on a local Ray, asked with OpenAI's client and others."""
 
 import asyncio
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import mteb
 import numpy as np
 import openai
+import psutil
 import pytest
-import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from langchain_openai import OpenAIEmbeddings
+from llama_index.embeddings.openai import OpenAIEmbedding
+from schemathesis import GenerationMode
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+from sentence_transformers import SentenceTransformer
 
-from qzhou.encoder import EmbeddingModel, load_encoder, load_teacher
-from qzhou.encoder.export import save_sentence_transformer
+from qzhou.encoder import load_encoder, load_teacher
 from qzhou.evaluation.models import MtebEncoder
 from qzhou.evaluation.tasks import retrieval_task, sts_task
 from qzhou.prompts import Prompt
 from qzhou.records import PairExample, RetrievalExample
 from qzhou.sections import ModelSection
+from tests.browser import chromium, loaded, show
+from tests.ray.served import (
+    KEY,
+    MAX_TOKENS,
+    ROOT,
+    START_S,
+    WORDS,
+    Endpoint,
+    environment,
+    free_port,
+    serving,
+    write_index,
+    write_model,
+    write_run,
+)
 
-ROOT = Path(__file__).parents[2]
-KEY = "a-key-of-the-tests"
-MAX_TOKENS = 24
-BATCH_TOKENS = 96  # small, so that requests are cut into groups and groups are joined into batches
-START_S = 120
-WORDS = ["how", "to", "sort", "list", "open", "file", "read", "lines", "map", "key", "value", "tree", "graph", "node"]
-
-RECIPE = """
-[run]
-name = "tiny"
-storage = {storage}
-[model]
-backbone = "none"
-max_query_tokens = 8
-max_document_tokens = {max_tokens}
-dtype = "float32"
-[[datasets]]
-name = "any"
-reader = "jsonl"
-rule = "title_body"
-paths = ["none.jsonl"]
-[training]
-workers = 1
-[training.stage1]
-steps = 1
-learning_rate = 1e-4
-[training.stage2]
-steps = 1
-learning_rate = 1e-4
-[serving]
-port = {port}
-max_batch_tokens = {batch_tokens}
-max_inputs = 64
-batch_wait_ms = 20
-"""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A running endpoint, and what it was started from."""
-
-    port: int
-    model: Path
-    recipe: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def client(self, key: str = KEY) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
-
-
-def write_run(folder: Path, port: int) -> Path:
-    """A finished run with a tiny BERT of random weights; gives back its recipe file."""
-    run = folder / "runs" / "tiny"
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz:", *WORDS]
-    vocabulary += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
-    folder.joinpath("vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)), "utf-8")
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        initializer_range=0.5, max_position_embeddings=64, matryoshka_dimensions=[8, 16],
-    )  # fmt: skip
-    model = EmbeddingModel(BertModel(config, add_pooling_layer=False), "mean").eval()
-    save_sentence_transformer(model, tokenizer, run / "model", max_tokens=MAX_TOKENS, prompts={"code": "key: "})
-    manifest = {
-        "stage": "model", "fingerprint": "f", "inputs": {}, "outputs": {}, "settings": {},
-        "code_version": "c", "finished_at": "then", "wall_s": 1.0,
-    }  # fmt: skip
-    (run / "model" / "manifest.json").write_text(json.dumps(manifest), "utf-8")
-    recipe = folder / "tiny.toml"
-    storage = json.dumps(str(folder / "runs"))
-    recipe.write_text(
-        RECIPE.format(storage=storage, port=port, max_tokens=MAX_TOKENS, batch_tokens=BATCH_TOKENS), "utf-8"
-    )
-    return recipe
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def environment(home: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    # Ray writes its token below HOME.
-    return {**kept, "PYTHONPATH": str(ROOT / "platform"), "HOME": str(home), "QZHOU_API_KEYS": f"another,{KEY}"}
+GENERATED = 250  # requests for each route that takes some, and mode
+DOCUMENTS = ["sort the list", "open a file and read lines", "the key and value of a map", "a tree is a graph"]
 
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory) -> Iterator[Endpoint]:
     folder = tmp_path_factory.mktemp("endpoint")
     port = free_port()
-    recipe = write_run(folder, port)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "serve" / "app.py"), str(recipe)],
-        cwd=folder,  # not the checkout: what is served must not depend on where it is started
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=(folder / "stderr.txt").open("w"),
-        text=True,
-    )
-    try:
-        lines = iter(process.stdout.readline, "")
-        said = next((line for line in lines if line.startswith("ready: ")), None)
-        assert said, (folder / "stderr.txt").read_text("utf-8")
-        yield Endpoint(port, folder / "runs" / "tiny" / "model", recipe)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=START_S)
-    assert process.returncode == 0, (folder / "stderr.txt").read_text("utf-8")
-    assert "stopping" in rest
+    write_model(folder / "other", seed=5)
+    recipe = write_run(folder, port, more=f'models = {{ other = "{folder / "other"}" }}')
+    write_index(recipe, DOCUMENTS)
+    with serving(recipe, port) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -249,8 +168,207 @@ def test_an_unknown_argument_is_a_bad_request(client):
         client.embeddings.create(model="tiny", input="x", extra_body={"instrution": "find"})
 
 
-def test_the_models_are_listed(client):
-    assert [model.id for model in client.models.list()] == ["tiny"]
+def test_the_models_are_listed_with_what_they_can(client):
+    tiny, other = client.models.list()
+
+    assert (tiny.id, other.id) == ("tiny", "other")
+    assert (tiny.dimensions, tiny.max_tokens, tiny.prompts) == ([8, 16, 32], MAX_TOKENS, ["code", "document", "query"])
+    assert (tiny.indexed, other.indexed) == (len(DOCUMENTS), 0)
+
+
+def test_each_model_answers_under_its_name(endpoint, client):
+    place = str(endpoint.recipe.parent / "other")
+    other = load_encoder(place, max_tokens=MAX_TOKENS, dtype="float32", device="cpu")
+    texts = sentences(9)
+
+    answer = client.embeddings.with_raw_response.create(model="other", input=texts)
+
+    assert (vectors(answer.parse()) * other.encode(texts)).sum(axis=1).min() >= 0.9999
+    assert answer.headers["x-model-fingerprint"] == other.fingerprint
+    with pytest.raises(openai.BadRequestError, match="'instruction'"):
+        client.embeddings.create(model="other", input=[1, 2], extra_body={"instruction": "find"})
+
+
+def test_token_ids_give_the_vectors_of_their_texts(endpoint, client):
+    encoder = load_encoder(str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu")
+    texts = sentences(6)
+    whole = encoder.tokenizer(texts)["input_ids"]
+    plain = encoder.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    for ids in (whole, plain, plain[0]):
+        served = vectors(client.embeddings.create(model="tiny", input=ids))
+        assert (served * own(endpoint, texts)[: len(served)]).sum(axis=1).min() >= 0.9999
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+        client.embeddings.create(model="tiny", input=[5, 50_000])
+
+
+def test_the_endpoint_the_encoder_and_sentence_transformers_agree(endpoint, client):
+    texts = sentences(20)
+    theirs = SentenceTransformer(str(endpoint.model), device="cpu").encode(texts, normalize_embeddings=True)
+
+    served = vectors(client.embeddings.create(model="tiny", input=texts))
+
+    assert (served * theirs).sum(axis=1).min() >= 0.9999
+    assert (served * own(endpoint, texts)).sum(axis=1).min() >= 0.9999
+
+
+def test_langchain_s_and_llamaindex_s_clients_work(endpoint):
+    langchain = OpenAIEmbeddings(
+        model="tiny", base_url=f"{endpoint.url}/v1", api_key=KEY, check_embedding_ctx_length=False
+    )
+    llama = OpenAIEmbedding(model_name="tiny", api_base=f"{endpoint.url}/v1", api_key=KEY)
+    texts = sentences(12)
+
+    for served in (langchain.embed_documents(texts), llama.get_text_embedding_batch(texts)):
+        assert (np.array(served) * own(endpoint, texts)).sum(axis=1).min() >= 0.9999
+    for one in (langchain.embed_query("sort a list"), llama.get_query_embedding("sort a list")):
+        assert float(np.array(one) @ own(endpoint, ["sort a list"])[0]) >= 0.9999
+
+
+def asked(endpoint: Endpoint, route: str, **body: object) -> dict:
+    request = urllib.request.Request(
+        endpoint.url + route, json.dumps({"model": "tiny", **body}).encode(), {"Authorization": f"Bearer {KEY}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_reranking_similarity_and_search_go_by_the_model_s_cosines(endpoint):
+    query = "sort a list"
+    scores = own(endpoint, DOCUMENTS) @ own(endpoint, [query])[0]
+    order = np.argsort(-scores).tolist()
+
+    ranked = asked(endpoint, "/v1/rerank", query=query, documents=DOCUMENTS, top_n=3)["results"]
+    similar = asked(endpoint, "/v1/similarity", queries=query, documents=DOCUMENTS)["scores"]
+    found = asked(endpoint, "/v1/search", query=query, top_n=2)["results"]
+
+    assert [one["index"] for one in ranked] == order[:3]
+    np.testing.assert_allclose([one["relevance_score"] for one in ranked], scores[order[:3]], atol=1e-5)
+    np.testing.assert_allclose(similar, scores[None], atol=1e-5)
+    assert [one["text"] for one in found] == [DOCUMENTS[n] for n in order[:2]]
+    np.testing.assert_allclose([one["score"] for one in found], scores[order[:2]], atol=2e-3)  # 16 bits
+
+
+def test_eight_bits_and_one_bit(endpoint):
+    whole = own(endpoint, ["sort a list"])[0]
+
+    eight = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="int8")["data"][0]["embedding"]
+    bits = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="ubinary")["data"][0]["embedding"]
+
+    assert float(np.array(eight) @ whole) / np.linalg.norm(eight) > 0.999
+    assert bits == np.packbits(whole > 0).tolist()
+
+
+def test_limits_are_refused_with_both_numbers(client):
+    with pytest.raises(openai.BadRequestError, match="65 texts, and a request may hold 64"):
+        client.embeddings.create(model="tiny", input=["x"] * 65)
+    with pytest.raises(openai.BadRequestError, match="30,001 characters"):
+        client.embeddings.create(model="tiny", input="x" * 30_001)
+    with pytest.raises(openai.BadRequestError, match="Text 1 has more than the model's 24 tokens"):
+        client.embeddings.create(model="tiny", input=["x", "tree " * 50], extra_body={"truncate": False})
+
+
+def test_thousands_of_generated_requests_are_answered_and_none_fails_inside(endpoint):
+    """Half of them keep to the OpenAPI document, half break it."""
+    schema = schemathesis.openapi.from_url(f"{endpoint.url}/openapi.json")
+    statuses: Counter[int] = Counter()
+    with requests.Session() as http:
+        for operation in (found.ok() for found in schema.get_all_operations()):
+            for mode in GenerationMode:
+
+                @given(case=operation.as_strategy(generation_mode=mode))
+                @settings(max_examples=GENERATED, deadline=None, database=None, suppress_health_check=[*HealthCheck])
+                def ask(case):
+                    if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+                        case.body["model"] = "tiny"
+                    answer = case.call(session=http, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+                    statuses[answer.status_code] += 1
+                    assert answer.status_code < 500, answer.text
+
+                if operation.method.upper() == "POST":
+                    ask()
+    assert sum(statuses.values()) >= 1500
+    assert {200, 400} <= set(statuses)
+
+
+def test_numbers_for_prometheus(endpoint, client):
+    before = metric(endpoint, 'qzhou_tokens_total{model="tiny"}')
+    used = client.embeddings.create(model="tiny", input=["a text of its own"]).usage.total_tokens
+
+    assert metric(endpoint, 'qzhou_tokens_total{model="tiny"}') == before + used
+    assert metric(endpoint, 'qzhou_waiting_tokens{model="tiny"}') == 0
+    assert metric(endpoint, 'qzhou_requests_total{route="/v1/embeddings",status="200"}') > 0
+
+
+def metric(endpoint: Endpoint, name: str) -> float:
+    with urllib.request.urlopen(f"{endpoint.url}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + " ")), 0.0)
+
+
+def test_the_log_has_a_line_for_each_request_and_no_text_of_one(endpoint):
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    request = urllib.request.Request(
+        f"{endpoint.url}/v1/embeddings",
+        json.dumps({"model": "tiny", "input": "a secret tree"}).encode(),
+        {"Authorization": f"Bearer {KEY}", "traceparent": trace, "X-Request-Id": "mine-1"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.headers["x-request-id"] == "mine-1"
+
+    lines = logged(endpoint, "mine-1")
+
+    assert lines[0]["trace_id"] == trace.split("-")[1]
+    assert (lines[0]["status"], lines[0]["path"], lines[0]["model"]) == (200, "/v1/embeddings", "tiny")
+    assert lines[0]["tokens"] > 0
+    written = "".join(path.read_text("utf-8", "replace") for path in log_files(endpoint))
+    assert "secret tree" not in written
+    assert KEY not in written
+
+
+def log_files(endpoint: Endpoint) -> list[Path]:
+    return sorted((session_folder(endpoint) / "logs" / "serve").glob("*EmbeddingServer*"))
+
+
+def session_folder(endpoint: Endpoint) -> Path:
+    """Where Ray keeps the logs of this endpoint's cluster."""
+    words = (word for one in psutil.Process(endpoint.process.pid).children(recursive=True) for word in one.cmdline())
+    return Path(next(word for word in words if word.startswith("--session_dir=")).partition("=")[2])
+
+
+def logged(endpoint: Endpoint, request_id: str) -> list[dict]:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        lines = [json.loads(line) for path in log_files(endpoint) for line in path.read_text("utf-8").splitlines()]
+        if found := [line for line in lines if line.get("request_id") == request_id and "path" in line]:
+            return found
+        # Serve keeps some lines back before it writes them
+        for _ in range(200):
+            urllib.request.urlopen(f"{endpoint.url}/health", timeout=10).close()
+    raise AssertionError(f"no line of {request_id}")
+
+
+def test_the_page_works_in_a_browser(endpoint):
+    with chromium() as page:
+        show(page, f"{endpoint.url}/", width=1100, theme="light")
+        wait = WebDriverWait(page, 20)
+        page.find_element(By.ID, "key").send_keys(KEY)
+        page.execute_script("document.getElementById('key').dispatchEvent(new Event('change'))")
+        wait.until(lambda _: "32 dimensions" in page.find_element(By.ID, "about").text)
+        box = page.find_element(By.ID, "documents")
+        box.clear()
+        box.send_keys("\n".join(DOCUMENTS))
+        page.find_element(By.ID, "compare").click()
+        similar = wait.until(lambda _: page.find_elements(By.CSS_SELECTOR, "#similar li"))
+        page.find_element(By.ID, "search").click()
+        found = wait.until(lambda _: page.find_elements(By.CSS_SELECTOR, "#found li"))
+
+        scores = [float(one.find_element(By.CLASS_NAME, "score").text) for one in similar]
+        assert len(similar) == len(found) == len(DOCUMENTS)
+        assert scores == sorted(scores, reverse=True)
+        severe = [line["message"] for line in page.get_log("browser") if line["level"] == "SEVERE"]
+        assert not [said for said in severe if "401" not in said], "the page first asks without a key"
+        assert all(address.startswith((endpoint.url, "data:")) for address in loaded(page))
 
 
 def test_the_response_carries_the_model_s_fingerprint(endpoint, client):

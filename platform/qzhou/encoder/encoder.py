@@ -87,7 +87,7 @@ class Encoder:
         start = 0
         for ids in self._tokens_ahead(texts, max_tokens or self.max_tokens):
             for rows in batches_by_length([len(one) for one in ids], batch_tokens or self.batch_tokens):
-                vectors_ND[start + np.asarray(rows)] = self._vectors([ids[row] for row in rows])
+                vectors_ND[start + np.asarray(rows)] = self.vectors([ids[row] for row in rows])
             start += len(ids)
         return vectors_ND
 
@@ -105,8 +105,15 @@ class Encoder:
                     following = thread.submit(self._token_ids, part, max_tokens)
                 yield ids
 
-    def _vectors(self, ids: list[list[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Unit vectors of one batch, in halves where memory runs out; later batches are smaller then."""
+    def vectors(self, ids: list[list[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Unit vectors [N, D] of N texts' tokens in one pass, in halves where memory runs out.
+
+        Args:
+            ids: Special tokens included, as :meth:`tokenize` gives them; at least one text.
+
+        Raises:
+            ModelError: A single text does not fit into memory.
+        """
         try:
             with torch.inference_mode():
                 vector = self.model(self._packed(ids) if self.packed else self._padded(ids))
@@ -122,7 +129,7 @@ class Encoder:
         torch.cuda.empty_cache()  # outside the handler, which holds the tensors of the failed pass
         self.batch_tokens = max(1, min(self.batch_tokens, len(ids) * max(map(len, ids)) // 2))
         half = len(ids) // 2
-        return np.concatenate([self._vectors(ids[:half]), self._vectors(ids[half:])])
+        return np.concatenate([self.vectors(ids[:half]), self.vectors(ids[half:])])
 
     def _padded(self, ids: list[list[int]]) -> Padded:
         return Padded.of(ids, self.device, pad_token=self.tokenizer.pad_token_id)
@@ -140,9 +147,34 @@ class Encoder:
             return False
         return lowest >= SAME_COSINE
 
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of each text, special tokens included, and whether it was truncated. One thread at a time."""
+        return _tokenized(self.tokenizer, texts, self.max_tokens)
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens that each text costs after truncation, special tokens included."""
         return [len(one) for one in self._token_ids(texts, self.max_tokens)]
+
+    def with_special_tokens(self, ids: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[bool]]:
+        """Texts that come as token ids, with the tokenizer's special tokens where they lack them, truncated."""
+        before, after = self._special_tokens
+        room = min(self.max_tokens, self.tokenizer.model_max_length) - len(before) - len(after)
+        found, truncated = [], []
+        for one in map(list, ids):
+            end = len(one) - len(after)
+            whole = end >= len(before) and one[: len(before)] == before and one[end:] == after
+            content = one[len(before) : end] if whole else one
+            found.append([*before, *content[:room], *after])
+            truncated.append(len(content) > room)
+        return found, truncated
+
+    @cached_property
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after a text."""
+        plain = list(self.tokenizer(PROBES[0], add_special_tokens=False)["input_ids"])
+        whole = list(self.tokenizer(PROBES[0])["input_ids"])
+        start = next(n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
+        return whole[:start], whole[start + len(plain) :]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -161,7 +193,7 @@ class Encoder:
 
     def _token_ids(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         ids, truncated = _tokenized(self.tokenizer, texts, max_tokens)
-        self.truncated += truncated
+        self.truncated += sum(truncated)
         return ids
 
 
@@ -174,6 +206,7 @@ def load_encoder(
     dtype: Dtype = "auto",
     device: str | None = None,
     compiled: bool = False,
+    plain: bool = False,
 ) -> Encoder:
     """An encoder from a folder, a hub id or a package (see :func:`qzhou.encoder.backbone.load_backbone`).
 
@@ -181,6 +214,7 @@ def load_encoder(
         max_tokens: Texts are truncated here, prompt and special tokens included.
         device: ``cpu`` or ``cuda``; default: the GPU if there is one.
         compiled: Let ``torch.compile`` rewrite the model; pays on a GPU after many batches.
+        plain: Leave torch's own dense layers where others would be faster.
 
     Raises:
         ModelError: There is no such model, or it cannot be loaded.
@@ -190,7 +224,7 @@ def load_encoder(
     found = load_backbone(spec, pooling=pooling, attention=attention, dtype=chosen)
     if place.type == "cpu" and chosen != torch.float32:
         found.model.backbone.set_attn_implementation(IN_FLOAT32)
-    if place.type == "cpu" and not compiled:
+    if place.type == "cpu" and not compiled and not plain:
         take_faster_linear(found.model)
     if compiled:
         found.model.backbone.compile(dynamic=True)
@@ -212,14 +246,14 @@ def token_ids(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[
     return _tokenized(tokenizer, texts, max_tokens)[0]
 
 
-def _tokenized(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], int]:
-    """:func:`token_ids`, and how many of the texts were truncated."""
+def _tokenized(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], list[bool]]:
+    """:func:`token_ids`, and which of the texts were truncated."""
     if not texts:
-        return [], 0
+        return [], []
     max_tokens = min(max_tokens, tokenizer.model_max_length)
     encoded = tokenizer([text or EMPTY_TEXT for text in texts], truncation=True, max_length=max_tokens)
     found: list[list[int]] = encoded["input_ids"]
-    truncated = sum(bool(one.overflowing) for one in encoded.encodings or ())
+    truncated = [bool(one.overflowing) for one in encoded.encodings or ()] or [False] * len(found)
     if all(found):
         return found, truncated
     empty: list[int] = tokenizer(EMPTY_TEXT, truncation=True, max_length=max_tokens)["input_ids"]

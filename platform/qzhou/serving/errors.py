@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from qzhou.errors import QzhouError
@@ -17,6 +18,7 @@ class RequestError(QzhouError):
         type: OpenAI's family of errors.
         param: The field of the request that is to blame, if one is.
         code: Short name for programs, e.g. ``model_not_found``.
+        retry_after_s: When it may be tried again, where that is known.
     """
 
     def __init__(
@@ -27,9 +29,17 @@ class RequestError(QzhouError):
         type: ErrorType = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.type, self.param, self.code = status, type, param, code
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> dict[str, str]:
+        """``Retry-After`` in whole seconds, where waiting may help."""
+        if self.status not in {429, 503}:
+            return {}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s or 1)))}
 
     def body(self) -> dict[str, object]:
         """The JSON body that OpenAI's clients parse."""

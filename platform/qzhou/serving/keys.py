@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
+from pathlib import Path
 
 from qzhou.errors import SetupError
 from qzhou.serving.errors import RequestError
+
+NOBODY = "-"  # who asks where no key is asked for
 
 
 class ApiKeys:
@@ -17,19 +20,23 @@ class ApiKeys:
         self._digests = [_digest(key) for key in keys]
 
     @classmethod
-    def from_environment(cls, variable: str, environment: Mapping[str, str]) -> ApiKeys:
-        """The comma-separated keys in an environment variable; an unset variable asks for none.
+    def found(cls, variable: str, file: str, environment: Mapping[str, str]) -> ApiKeys:
+        """The comma-separated keys in an environment variable, and those in a file, one a line.
+
+        Args:
+            variable: Unset, it gives none.
+            file: A path; empty, it gives none. Lines that begin with # are comments.
 
         Raises:
-            SetupError: The variable is set and holds no key: whoever set it did not want an open endpoint.
+            SetupError: One of both is given and holds no key: whoever gave it did not want an open endpoint.
         """
-        if variable not in environment:
-            return cls()
-        keys = [key.strip() for key in environment[variable].split(",") if key.strip()]
-        if not keys:
-            raise SetupError(
-                f"{variable} is set but holds no API key. Give it comma-separated keys, or unset it to ask for none."
+        keys = []
+        if variable in environment:
+            keys += _some(
+                environment[variable].split(","), f"{variable} is set but", "comma-separated keys, or unset it"
             )
+        if file:
+            keys += _some(_lines(file), f"{file} (serving.api_keys_file)", "a key a line, or leave the setting out")
         return cls(*keys)
 
     @property
@@ -37,17 +44,19 @@ class ApiKeys:
         """Whether a request must carry a key."""
         return bool(self._digests)
 
-    def admit(self, authorization: str | None) -> None:
+    def admit(self, authorization: str | None) -> str:
         """Let the bearer of a key pass.
 
         Args:
             authorization: The value of the header of that name, ``Bearer <key>``.
 
+        Returns: A short name of the key that gives nothing away of it, for limits and logs.
+
         Raises:
             RequestError: 401; the key is missing or wrong.
         """
         if not self.asked:
-            return
+            return NOBODY
         scheme, _, key = (authorization or "").partition(" ")
         given = _digest(key.strip())
         # Every key is compared, in constant time: how long a refusal takes tells nothing.
@@ -60,6 +69,22 @@ class ApiKeys:
                 type="authentication_error",
                 code="invalid_api_key",
             )
+        return hashlib.sha256(given).hexdigest()[:8]
+
+
+def _some(candidates: list[str], where: str, wanted: str) -> list[str]:
+    keys = [key.strip() for key in candidates if key.strip()]
+    if not keys:
+        raise SetupError(f"{where} holds no API key. Give it {wanted} to ask for none.")
+    return keys
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        lines = Path(file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupError(f"{file} (serving.api_keys_file) cannot be read: {error}") from None
+    return [line for line in lines if not line.lstrip().startswith("#")]
 
 
 def _digest(key: str) -> bytes:

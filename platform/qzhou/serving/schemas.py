@@ -1,51 +1,103 @@
-"""OpenAI's embeddings wire format, and three fields of ours: ``input_type``, ``instruction``, ``prompt_name``.
+"""The wire format: OpenAI's embeddings, Cohere's and Jina's rerank, cosines, and some fields of ours.
 
-OpenAI's clients send ours through ``extra_body``. An unknown field is refused, as OpenAI does it:
-a misspelt ``instruction`` that is ignored would give vectors of a silently different kind.
+OpenAI's clients send fields that OpenAI does not know through ``extra_body``. An unknown field is refused, as OpenAI
+does it: a misspelt ``instruction`` that is ignored would give vectors of a silently different kind.
 """
 
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from qzhou.serving.errors import RequestError
+from qzhou.serving.outputs import OutputDtype
 
-INPUT_SHAPE = "'input' must be a string or a list of strings"
-TOKENS_REFUSED = (
-    "'input' holds token ids, and those of another model's tokenizer mean nothing to this one; send the texts "
-    "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))"
-)
+INPUT_SHAPE = "'input' must be a string, a list of strings, token ids, or a list of lists of token ids"
+TEXTS_SHAPE = "a string or a list of strings is wanted"
+Side = Literal["query", "document"]
+Texts = Annotated[str | list[str], Field(description="One text or several.")]
 
 
-class EmbeddingRequest(BaseModel):
-    """The body of ``POST /v1/embeddings``."""
+class _Request(BaseModel):
+    """What all requests have in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    input: str | list[str] = Field(description="One text or several; an empty text is encoded as 'Null'.")
     model: str = Field(description="A name that GET /v1/models lists.")
-    encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
-    dimensions: int | None = Field(None, description="Fewer than all only where the model is trained for it.")
     user: str | None = Field(None, description="Accepted and ignored.")
-    input_type: Literal["query", "document"] | None = Field(None, description="Side of the search the texts are on.")
     instruction: str | None = Field(None, description="The task in one sentence; put before queries.")
+    truncate: bool = Field(True, description="Cut texts above the model's limit; false refuses them with 400.")
+
+
+class EmbeddingRequest(_Request):
+    """The body of ``POST /v1/embeddings``."""
+
+    input: str | list[str] | list[int] | list[list[int]] = Field(
+        description="A text, texts, the token ids of a text, or those of several; an empty text is encoded as 'Null'. "
+        "Token ids are those of the served model's tokenizer; its special tokens are added where they are missing."
+    )
+    encoding_format: Literal["float", "base64"] = Field("float", description="base64: of the little-endian bytes.")
+    dimensions: int | None = Field(None, description="Fewer than all only where the model is trained for it.")
+    input_type: Side | None = Field(None, description="Side of the search the texts are on.")
     prompt_name: str | None = Field(None, description="One of the prompts that the model folder declares.")
+    output_dtype: OutputDtype = Field(
+        "float", description="int8: scaled by its largest coordinate; ubinary: a bit each."
+    )
 
     @property
-    def texts(self) -> list[str]:
-        return [self.input] if isinstance(self.input, str) else self.input
+    def inputs(self) -> list[str] | list[list[int]]:
+        """The texts, or the token ids of each."""
+        found: Any = self.input
+        return [found] if isinstance(found, str) or (found and isinstance(found[0], int)) else found
 
     @field_validator("input", mode="before")
     @classmethod
-    def _is_text(cls, value: Any) -> Any:
+    def _is_input(cls, value: Any) -> Any:
         """Answer each wrong shape with one sentence instead of one error per member of the union."""
-        if isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        if isinstance(value, str) or (isinstance(value, list) and _all_of_a_kind(value)):
             return value
-        tokens = isinstance(value, list) and all(type(one) is int or isinstance(one, list) for one in value)
-        raise ValueError(TOKENS_REFUSED if tokens else INPUT_SHAPE)
+        raise ValueError(INPUT_SHAPE)
+
+
+class RerankRequest(_Request):
+    """The body of ``POST /v1/rerank``."""
+
+    query: str
+    documents: list[str] = Field(description="Of which the nearest to the query come first.")
+    top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="So many results; default: all.")
+    return_documents: bool = Field(False, description="Repeat the texts in the answer.")
+
+
+class SimilarityRequest(_Request):
+    """The body of ``POST /v1/similarity``."""
+
+    queries: Texts
+    documents: Texts
+
+    @field_validator("queries", "documents", mode="before")
+    @classmethod
+    def _are_texts(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [value]
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            return value
+        raise ValueError(TEXTS_SHAPE)
+
+
+class SearchRequest(_Request):
+    """The body of ``POST /v1/search``, over the index of the run that is served."""
+
+    query: str
+    top_n: Annotated[int, Field(ge=1, le=1000)] = 10
+
+
+class Usage(BaseModel):
+    """Tokens that were encoded: prompts and special tokens included, truncated ones not."""
+
+    prompt_tokens: int
+    total_tokens: int
 
 
 class Embedding(BaseModel):
@@ -54,13 +106,6 @@ class Embedding(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str
-
-
-class Usage(BaseModel):
-    """Tokens that were encoded: prompts and special tokens included, truncated ones not."""
-
-    prompt_tokens: int
-    total_tokens: int
 
 
 class EmbeddingResponse(BaseModel):
@@ -72,6 +117,49 @@ class EmbeddingResponse(BaseModel):
     usage: Usage
 
 
+class RerankResult(BaseModel):
+    """A document; ``index`` is its place in the request, the score its cosine to the query."""
+
+    index: int
+    relevance_score: float
+    document: dict[str, str] | None = None
+
+
+class RerankResponse(BaseModel):
+    """The answer to a :class:`RerankRequest`, nearest first."""
+
+    object: Literal["list"] = "list"
+    model: str
+    results: list[RerankResult]
+    usage: Usage
+
+
+class SimilarityResponse(BaseModel):
+    """Cosines, a row for each query and a column for each document."""
+
+    object: Literal["list"] = "list"
+    model: str
+    scores: list[list[float]]
+    usage: Usage
+
+
+class SearchResult(BaseModel):
+    """A document of the index, and its cosine to the query."""
+
+    id: str
+    text: str
+    score: float
+
+
+class SearchResponse(BaseModel):
+    """The answer to a :class:`SearchRequest`, nearest first."""
+
+    object: Literal["list"] = "list"
+    model: str
+    results: list[SearchResult]
+    usage: Usage
+
+
 class Model(BaseModel):
     """One served model; ``created`` is in seconds since 1970."""
 
@@ -79,6 +167,13 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "qzhou"
+    dimensions: list[int] = Field(description="That may be asked for.")
+    max_tokens: int = Field(description="Longer texts are truncated.")
+    fingerprint: str = Field(description="Of weights, tokenizer and settings.")
+    prompts: list[str] = Field(description="Names for prompt_name.")
+    precision: str = Field(description="What it computes in.")
+    cosine_to_float32: float | None = Field(description="The lowest of some texts, measured when it was loaded.")
+    indexed: int = Field(0, description="Documents that POST /v1/search looks through.")
 
 
 class ModelList(BaseModel):
@@ -88,28 +183,52 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-def parse_request(body: bytes) -> EmbeddingRequest:
+class Problem(BaseModel):
+    """What is wrong, in OpenAI's words."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """The answer to a request that is refused."""
+
+    error: Problem
+
+
+Asked = TypeVar("Asked", bound=_Request)
+
+
+def parse_request(kind: type[Asked], body: bytes) -> Asked:
     """The request in a JSON body.
 
     Raises:
         RequestError: Not JSON, an unknown or missing field, or a wrong value; names the first one.
     """
     try:
-        return EmbeddingRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
-        raise _explained(error.errors(include_url=False)[0]) from None
+        raise _explained(kind, error.errors(include_url=False)[0]) from None
 
 
-def _explained(problem: Any) -> RequestError:
+def _all_of_a_kind(values: list[Any]) -> bool:
+    if all(isinstance(one, str) for one in values) or all(type(one) is int for one in values):
+        return True
+    return all(isinstance(one, list) and all(type(token) is int for token in one) for one in values)
+
+
+def _explained(kind: type[BaseModel], problem: Any) -> RequestError:
     """OpenAI's error for one pydantic error."""
     if not problem["loc"]:
         detail = str(problem.get("ctx", {}).get("error", problem["msg"]))
         return RequestError(f"The body is not a JSON object: {detail}.", code="invalid_json")
     field = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(field, list(EmbeddingRequest.model_fields), n=1, cutoff=0.5)
-        hint = f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(EmbeddingRequest.model_fields)}."
-        return RequestError(f"Unknown parameter: '{field}'.{hint}", param=field, code="unknown_parameter")
+        close = difflib.get_close_matches(field, list(kind.model_fields), n=1, cutoff=0.5)
+        hint = f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(kind.model_fields)}."
+        return RequestError(f"Unknown parameter: '{field:.60}'.{hint}", param=field, code="unknown_parameter")
     if problem["type"] == "missing":
         return RequestError(f"Missing required parameter: '{field}'.", param=field, code="missing_required_parameter")
     message = problem["msg"].removeprefix("Value error, ")

@@ -1,11 +1,10 @@
-"""From an embeddings request to its response.
+"""From a request to its response, for one model.
 
-Shape letters in this file: N texts, D embedding width, K dimensions asked for (K <= D).
+Shape letters in this file: N texts, D embedding width, K dimensions asked for (K <= D), Q queries, P documents.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,38 +12,29 @@ from typing import Any, Protocol
 import numpy as np
 
 from qzhou.prompts import Prompt
+from qzhou.serving.cache import Text
+from qzhou.serving.engine import Encoded
 from qzhou.serving.errors import RequestError
-from qzhou.serving.schemas import Embedding, EmbeddingRequest, EmbeddingResponse, Model, ModelList, Usage
+from qzhou.serving.outputs import Vectors, as_base64, quantized, shortened
+from qzhou.serving.schemas import (
+    EmbeddingRequest,
+    Model,
+    RerankRequest,
+    SearchRequest,
+    Side,
+    SimilarityRequest,
+)
 
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
-
-
-class TextEncoder(Protocol):
-    """What serving needs of an encoder; :class:`qzhou.encoder.Encoder` is one."""
-
-    max_tokens: int
-    prompts: dict[str, str]
-
-    @property
-    def dimensions(self) -> int: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def encode(self, texts: Sequence[str], *, batch_tokens: int | None = ...) -> Vectors: ...
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]: ...
+Encode = Callable[[Sequence[Text]], Awaitable[Encoded]]
+Answer = dict[str, Any]  # a response of ``schemas.py``, its vectors still arrays
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Unit vectors [N, D] of N texts, and the tokens that each cost."""
+class Index(Protocol):
+    """What can be searched; :class:`qzhou.serving.index.SearchIndex` is one."""
 
-    vectors: Vectors
-    token_counts: list[int]
+    def __len__(self) -> int: ...
 
-
-Encode = Callable[[Sequence[str]], Awaitable[Encoded]]
+    def search(self, vector_D: Vectors, count: int) -> list[tuple[str, str, float]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,86 +42,194 @@ class ServedModel:
     """What a client may know of the model, and what requests are checked against.
 
     Attributes:
+        max_tokens: Longer texts are truncated.
+        vocabulary: Token ids are below this.
         matryoshka: Smaller widths the model was trained for (arXiv:2205.13147).
         prompts: Name -> prefix, from the model folder.
+        precision: What it computes in.
+        cosine_to_float32: The lowest of some probes; None where it was not measured.
         created: When it began to be served, in seconds since 1970.
     """
 
     name: str
     dimensions: int
     fingerprint: str
+    max_tokens: int
+    vocabulary: int
     prompts: Mapping[str, str]
     matryoshka: tuple[int, ...] = ()
+    precision: str = "float32"
+    cosine_to_float32: float | None = None
     created: int = 0
 
-    @classmethod
-    def of(cls, encoder: TextEncoder, name: str, *, matryoshka: Sequence[int] = (), created: int = 0) -> ServedModel:
-        return cls(
-            name=name,
-            dimensions=encoder.dimensions,
-            fingerprint=encoder.fingerprint,
-            prompts=dict(encoder.prompts),
-            matryoshka=tuple(matryoshka),
-            created=created,
+    @property
+    def offered_dimensions(self) -> list[int]:
+        return sorted({*self.matryoshka, self.dimensions})
+
+    def listing(self, indexed: int = 0) -> Model:
+        return Model(
+            id=self.name,
+            created=self.created,
+            dimensions=self.offered_dimensions,
+            max_tokens=self.max_tokens,
+            fingerprint=self.fingerprint,
+            prompts=sorted(self.prompts),
+            precision=self.precision,
+            cosine_to_float32=self.cosine_to_float32,
+            indexed=indexed,
         )
 
-    def listing(self) -> ModelList:
-        return ModelList(data=[Model(id=self.name, created=self.created)])
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may hold; above, it is refused with 400. (What it may hold of tokens the engine knows.)"""
+
+    inputs: int
+    chars: int
 
 
 class EmbeddingService:
-    """Answers embeddings requests for one model.
+    """Answers requests for one model.
 
     Args:
         encode: Texts that carry their prompt -> unit vectors; how and where is the caller's business.
-        max_inputs: Texts that one request may hold.
+        index: Of the run's documents, if there is one.
     """
 
-    def __init__(self, encode: Encode, model: ServedModel, *, max_inputs: int) -> None:
+    def __init__(self, encode: Encode, model: ServedModel, limits: RequestLimits, index: Index | None = None) -> None:
         self.model = model
+        self.index = index
         self._encode = encode
-        self._max_inputs = max_inputs
+        self._limits = limits
 
-    async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
+    def listing(self) -> Model:
+        """What clients may know."""
+        return self.model.listing(0 if self.index is None else len(self.index))
+
+    async def embed(self, request: EmbeddingRequest) -> Answer:
         """The vectors of the request's texts, in their order.
 
         Raises:
             RequestError: The request asks for something that this model does not offer.
         """
-        self._check_model(request.model)
-        self._check_texts(request.texts)
+        inputs = request.inputs
         dimensions = self._dimensions(request.dimensions)
-        encoded = await self._encode(presented(request, self.model.prompts))
-        tokens = sum(encoded.token_counts)
-        vectors_NK = shortened(encoded.vectors, dimensions)
-        written = as_base64(vectors_NK) if request.encoding_format == "base64" else vectors_NK.tolist()
-        return EmbeddingResponse(
-            data=[Embedding(index=index, embedding=one) for index, one in enumerate(written)],
-            model=self.model.name,
-            usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
-        )
+        encoded = await self._encoded(self._presented(request, inputs), "input", cut=request.truncate)
+        vectors_NK = quantized(shortened(encoded.vectors, dimensions), request.output_dtype)
+        written: Any = as_base64(vectors_NK) if request.encoding_format == "base64" else vectors_NK
+        data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(written)]
+        return {"object": "list", "data": data, "model": self.model.name, "usage": _usage(encoded)}
 
-    def _check_model(self, name: str) -> None:
-        if name != self.model.name:
-            raise RequestError(
-                f"The model '{name}' does not exist here; this endpoint serves '{self.model.name}'.",
-                status=404,
-                param="model",
-                code="model_not_found",
+    async def rerank(self, request: RerankRequest) -> Answer:
+        """The documents by their cosine to the query, nearest first; equals in the order of the request."""
+        texts: list[Text] = self._side([request.query], "query", request.instruction)
+        texts += self._side(request.documents, "document", request.instruction)
+        self._check_count(len(request.documents), "documents")
+        encoded = await self._encoded(texts, "documents", cut=request.truncate)
+        scores_P = encoded.vectors[1:] @ encoded.vectors[0]
+        results = []
+        for place in np.argsort(-scores_P, kind="stable")[: request.top_n]:
+            result: Answer = {"index": int(place), "relevance_score": float(scores_P[place])}
+            results.append(
+                result | ({"document": {"text": request.documents[place]}} if request.return_documents else {})
             )
+        return {"object": "list", "model": self.model.name, "results": results, "usage": _usage(encoded)}
 
-    def _check_texts(self, texts: Sequence[str]) -> None:
-        if not texts:
-            raise RequestError("'input' is empty; send at least one text.", param="input", code="empty_input")
-        if len(texts) > self._max_inputs:
+    async def similarity(self, request: SimilarityRequest) -> Answer:
+        """The cosine of every query to every document [Q, P]."""
+        queries, documents = list(request.queries), list(request.documents)
+        for given, name in ((queries, "queries"), (documents, "documents")):
+            self._check_count(len(given), name)
+        texts = self._side(queries, "query", request.instruction)
+        texts += self._side(documents, "document", request.instruction)
+        encoded = await self._encoded(texts, "documents", cut=request.truncate)
+        scores_QP = encoded.vectors[: len(queries)] @ encoded.vectors[len(queries) :].T
+        return {"object": "list", "model": self.model.name, "scores": list(scores_QP), "usage": _usage(encoded)}
+
+    async def search(self, request: SearchRequest) -> Answer:
+        """The documents of the index that are nearest to the query.
+
+        Raises:
+            RequestError: 404; the run that is served has no index.
+        """
+        if self.index is None:
             raise RequestError(
-                f"'input' holds {len(texts)} texts, and a request may hold {self._max_inputs}; send several.",
-                param="input",
+                "There is no index to search; make one with jobs/index.py and start the endpoint again.",
+                status=404,
+                code="no_index",
+            )
+        texts = self._side([request.query], "query", request.instruction)
+        encoded = await self._encoded(texts, "query", cut=request.truncate)
+        found = self.index.search(encoded.vectors[0], request.top_n)
+        results = [{"id": id, "text": text, "score": score} for id, text, score in found]
+        return {"object": "list", "model": self.model.name, "results": results, "usage": _usage(encoded)}
+
+    async def _encoded(self, texts: Sequence[Text], param: str, *, cut: bool) -> Encoded:
+        self._check_size(texts, param)
+        encoded = await self._encode(texts)
+        if not cut and any(encoded.truncated):
+            place = encoded.truncated.index(True)
+            raise RequestError(
+                f"Text {place} has more than the model's {self.model.max_tokens} tokens; send 'truncate': true to have "
+                "it cut.",
+                param=param,
+                code="context_length_exceeded",
+            )
+        return encoded
+
+    def _presented(self, request: EmbeddingRequest, inputs: list[str] | list[list[int]]) -> list[Text]:
+        self._check_count(len(inputs), "input")
+        if inputs and isinstance(inputs[0], str):
+            return list(presented(request, [str(one) for one in inputs], self.model.prompts))
+        chosen = next((one for one in ("instruction", "input_type", "prompt_name") if getattr(request, one)), None)
+        if chosen:
+            raise RequestError(
+                f"'{chosen}' puts a prompt before texts, and 'input' holds token ids; send the texts.",
+                param=chosen,
+                code="invalid_value",
+            )
+        for ids in inputs:
+            self._check_ids([int(one) for one in ids])
+        return [tuple(int(one) for one in ids) for ids in inputs]
+
+    def _side(self, texts: Sequence[str], side: Side, instruction: str | None) -> list[Text]:
+        """Texts as the model saw queries or documents in training."""
+        return [*_with_prompt(texts, side, instruction, self.model.prompts)]
+
+    def _check_count(self, count: int, param: str) -> None:
+        if not count:
+            raise RequestError(f"'{param}' is empty; send at least one text.", param=param, code="empty_input")
+        if count > self._limits.inputs:
+            raise RequestError(
+                f"'{param}' holds {count} texts, and a request may hold {self._limits.inputs}; send several.",
+                param=param,
                 code="too_many_inputs",
             )
 
+    def _check_size(self, texts: Sequence[Text], param: str) -> None:
+        chars = sum(map(len, texts))
+        if chars > self._limits.chars:
+            raise RequestError(
+                f"'{param}' holds {chars:,} characters, and a request may hold {self._limits.chars:,}; send several.",
+                param=param,
+                code="too_many_characters",
+            )
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise RequestError("'input' holds a list without a token id.", param="input", code="empty_input")
+        wrong = next((one for one in ids if not 0 <= one < self.model.vocabulary), None)
+        if wrong is not None:
+            raise RequestError(
+                f"'input' holds the token id {wrong}, and the ids of '{self.model.name}' end at "
+                f"{self.model.vocabulary - 1}. Those of another model's tokenizer mean nothing to it: send the texts "
+                "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False)).",
+                param="input",
+                code="invalid_value",
+            )
+
     def _dimensions(self, asked: int | None) -> int:
-        offered = sorted({*self.model.matryoshka, self.model.dimensions})
+        offered = self.model.offered_dimensions
         if asked is not None and asked not in offered:
             raise RequestError(
                 f"'dimensions' is {asked}, and the model '{self.model.name}' offers {', '.join(map(str, offered))}: "
@@ -142,11 +240,8 @@ class EmbeddingService:
         return asked or self.model.dimensions
 
 
-def presented(request: EmbeddingRequest, prompts: Mapping[str, str]) -> list[str]:
-    """The request's texts with their prompt, as the encoder saw such texts in training.
-
-    An instruction is put before queries and never before documents. Without one, ``input_type`` takes the
-    model's own prompt of that name where there is one, as sentence-transformers' ``encode_query`` does.
+def presented(request: EmbeddingRequest, texts: Sequence[str], prompts: Mapping[str, str]) -> list[str]:
+    """Texts of a request with their prompt, as the encoder saw such texts in training.
 
     Raises:
         RequestError: The prompt is unknown, or it is chosen in two ways at once.
@@ -158,30 +253,33 @@ def presented(request: EmbeddingRequest, prompts: Mapping[str, str]) -> list[str
             param="prompt_name",
             code="invalid_value",
         )
-    if request.instruction is not None:
-        prompt = Prompt(request.instruction)
-        present = prompt.document if request.input_type == "document" else prompt.query
-        return [present(text) for text in request.texts]
     name = request.prompt_name
-    if name is not None and name not in prompts:
-        known = ", ".join(f"'{one}'" for one in prompts) or "none"
-        raise RequestError(
-            f"The model declares no prompt '{name}'; it declares {known}.", param="prompt_name", code="invalid_value"
-        )
-    prefix = prompts.get(name or request.input_type or "", "")
-    return [prefix + Prompt().query(text) for text in request.texts]
+    if name is not None:
+        if name not in prompts:
+            known = ", ".join(f"'{one}'" for one in prompts) or "none"
+            raise RequestError(
+                f"The model declares no prompt '{name:.60}'; it declares {known}.",
+                param="prompt_name",
+                code="invalid_value",
+            )
+        return [prompts[name] + Prompt().query(text) for text in texts]
+    return _with_prompt(texts, request.input_type, request.instruction, prompts)
 
 
-def shortened(vectors_ND: Vectors, dimensions: int) -> Vectors:
-    """The first coordinates [N, K], made unit vectors again."""
-    if dimensions == vectors_ND.shape[1]:
-        return vectors_ND
-    cut_NK = vectors_ND[:, :dimensions]
-    length_N1 = np.linalg.norm(cut_NK, axis=1, keepdims=True)
-    unit_NK: Vectors = cut_NK / np.maximum(length_N1, np.finfo(np.float32).tiny)
-    return unit_NK
+def _with_prompt(
+    texts: Sequence[str], side: Side | None, instruction: str | None, prompts: Mapping[str, str]
+) -> list[str]:
+    """An instruction is put before queries and never before documents. Without one, a side takes the model's own prompt
+    of that name where there is one, as sentence-transformers' ``encode_query`` does.
+    """
+    if instruction is not None:
+        prompt = Prompt(instruction)
+        present = prompt.document if side == "document" else prompt.query
+        return [present(text) for text in texts]
+    prefix = prompts.get(side or "", "")
+    return [prefix + Prompt().query(text) for text in texts]
 
 
-def as_base64(vectors_NK: Vectors) -> list[str]:
-    """Each vector as base64 of its little-endian float32 bytes: a third of the size of decimals, and exact."""
-    return [base64.b64encode(vector.tobytes()).decode() for vector in vectors_NK.astype("<f4")]
+def _usage(encoded: Encoded) -> dict[str, int]:
+    tokens = sum(encoded.token_counts)
+    return {"prompt_tokens": tokens, "total_tokens": tokens}

@@ -3,11 +3,12 @@
 import importlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from qzhou.errors import DataError
+from qzhou.errors import DataError, RecipeError
 from qzhou.recipe import load_recipe
 
 ROOT = Path(__file__).parents[3]
@@ -35,17 +36,45 @@ def test_the_application_named_is_built_from_the_arguments_named(app, config):
     assert application.name == load_recipe(RECIPE).run.name
 
 
-def test_the_deployments_named_exist_and_have_the_same_limits(app, config):
-    for override in config.applications[0].deployments:
-        deployment = getattr(app, override.name)
-        given = override.model_dump(exclude_unset=True)
-        assert given["max_ongoing_requests"] == deployment.max_ongoing_requests
-        if "max_queued_requests" in given:
-            assert given["max_queued_requests"] == deployment.max_queued_requests
+def test_the_deployments_named_exist_and_have_the_limits_of_the_recipe(app, config):
+    built = app.application(load_recipe(RECIPE), "a model")._bound_deployment
+    [override] = config.applications[0].deployments
+    given = override.model_dump(exclude_unset=True)
+
+    assert override.name == built.name
+    assert given["max_ongoing_requests"] == built.max_ongoing_requests
+    assert given["graceful_shutdown_timeout_s"] == built._deployment_config.graceful_shutdown_timeout_s
 
 
-def test_the_proxy_waits_longer_than_the_endpoint(app, config):
-    assert config.http_options.request_timeout_s > app.REQUEST_TIMEOUT_S
+def test_the_proxy_waits_longer_than_the_endpoint(config):
+    assert config.http_options.request_timeout_s > load_recipe(RECIPE).serving.request_timeout_s
+
+
+def test_autoscaling_is_what_the_recipe_says():
+    from qzhou.serving.pipeline import options
+
+    words = ["--serving.max_replicas", "4", "--serving.min_replicas", "0", "--serving.target_requests", "20"]
+    by_requests = options(load_recipe(RECIPE, words))["autoscaling_config"]
+    by_tokens = options(load_recipe(RECIPE, [*words, "--serving.target_waiting_tokens", "9"]))["autoscaling_config"]
+
+    assert (by_requests.min_replicas, by_requests.max_replicas, by_requests.target_ongoing_requests) == (0, 4, 20)
+    assert by_tokens.policy.policy_function == "qzhou.serving.scaling:ByWaitingTokens"
+    assert by_tokens.policy.policy_kwargs == {"target": 9}
+    with pytest.raises(RecipeError, match="min_replicas needs max_replicas"):
+        load_recipe(RECIPE, ["--serving.min_replicas", "1"])
+    with pytest.raises(RecipeError, match="must not fall in this order"):
+        load_recipe(RECIPE, ["--serving.max_replicas", "1", "--serving.min_replicas", "2"])
+
+
+@pytest.mark.parametrize(("waiting", "requests", "wanted"), [({}, 0, 0), ({}, 1, 1), ({"a": 250, "b": 51}, 9, 4)])
+def test_waiting_tokens_say_how_many_replicas(waiting, requests, wanted):
+    from qzhou.serving.scaling import ByWaitingTokens
+
+    context = SimpleNamespace(
+        aggregated_metrics={"waiting_tokens": waiting}, total_num_requests=requests, policy_state={}
+    )
+
+    assert ByWaitingTokens(target=100)(context) == (wanted, {})
 
 
 def test_serve_sees_the_type_of_the_builder_s_arguments(app):

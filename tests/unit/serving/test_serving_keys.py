@@ -9,7 +9,7 @@ from qzhou.serving.port import check_port
 
 
 def test_without_keys_everyone_is_admitted():
-    keys = ApiKeys.from_environment("KEYS", {})
+    keys = ApiKeys.found("KEYS", "", {})
 
     keys.admit(None)
     keys.admit("Bearer anything")
@@ -18,7 +18,7 @@ def test_without_keys_everyone_is_admitted():
 
 @pytest.mark.parametrize("header", ["Bearer one", "Bearer two", "bearer  two"])
 def test_each_of_several_keys_is_admitted(header):
-    ApiKeys.from_environment("KEYS", {"KEYS": "one, two,"}).admit(header)
+    ApiKeys.found("KEYS", "", {"KEYS": "one, two,"}).admit(header)
 
 
 @pytest.mark.parametrize("header", [None, "", "one", "Basic one", "Bearer", "Bearer ", "Bearer on", "Bearer one,two"])
@@ -31,7 +31,7 @@ def test_whoever_has_no_key_is_refused_with_401(header):
 
 def test_a_variable_that_is_set_but_empty_does_not_open_the_endpoint():
     with pytest.raises(SetupError, match="KEYS is set but holds no API key"):
-        ApiKeys.from_environment("KEYS", {"KEYS": " , "})
+        ApiKeys.found("KEYS", "", {"KEYS": " , "})
 
 
 def test_a_key_does_not_show():
@@ -51,3 +51,27 @@ def test_a_taken_port_is_named_with_the_way_out():
 def test_an_address_of_another_machine_is_refused():
     with pytest.raises(SetupError, match=r"cannot listen on 192\.0\.2\.1:8000"):
         check_port("192.0.2.1", 8000)
+
+
+def test_keys_in_a_file_are_admitted_besides(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# of the team\nfirst\n\n second \n", "utf-8")
+    keys = ApiKeys.found("KEYS", str(file), {"KEYS": "third"})
+
+    names = {keys.admit(f"Bearer {key}") for key in ("first", "second", "third")}
+
+    assert len(names) == 3
+    assert not names & {"first", "second", "third"}
+    with pytest.raises(RequestError):
+        keys.admit("Bearer # of the team")
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n"])
+def test_a_file_without_keys_does_not_open_the_endpoint(tmp_path, content):
+    file = tmp_path / "keys"
+    file.write_text(content, "utf-8")
+
+    with pytest.raises(SetupError, match="holds no API key"):
+        ApiKeys.found("KEYS", str(file), {})
+    with pytest.raises(SetupError, match="cannot be read"):
+        ApiKeys.found("KEYS", str(tmp_path / "missing"), {})

@@ -4,7 +4,7 @@ import pickle
 import pytest
 
 from qzhou.serving.errors import RequestError
-from qzhou.serving.schemas import parse_request
+from qzhou.serving.schemas import EmbeddingRequest, RerankRequest, SimilarityRequest, parse_request
 
 
 def body(**fields: object) -> bytes:
@@ -13,25 +13,25 @@ def body(**fields: object) -> bytes:
 
 def refusal(content: bytes) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        parse_request(content)
+        parse_request(EmbeddingRequest, content)
     assert caught.value.status == 400
     assert caught.value.type == "invalid_request_error"
     return caught.value
 
 
 def test_one_text_and_several_are_both_texts():
-    assert parse_request(body(input="one")).texts == ["one"]
-    assert parse_request(body(input=["b", "a", ""])).texts == ["b", "a", ""]
+    assert parse_request(EmbeddingRequest, body(input="one")).inputs == ["one"]
+    assert parse_request(EmbeddingRequest, body(input=["b", "a", ""])).inputs == ["b", "a", ""]
 
 
 def test_the_fields_that_openai_knows_are_taken():
-    request = parse_request(body(encoding_format="base64", dimensions=8, user="someone"))
+    request = parse_request(EmbeddingRequest, body(encoding_format="base64", dimensions=8, user="someone"))
 
     assert (request.encoding_format, request.dimensions) == ("base64", 8)
 
 
 def test_decimals_are_the_default_encoding():
-    assert parse_request(body()).encoding_format == "float"
+    assert parse_request(EmbeddingRequest, body()).encoding_format == "float"
 
 
 def test_a_misspelt_field_is_refused_with_the_nearest_known_one():
@@ -42,22 +42,21 @@ def test_a_misspelt_field_is_refused_with_the_nearest_known_one():
 
 
 def test_an_unknown_field_without_a_likeness_is_refused_with_all_known_ones():
-    assert "Known: input, model, encoding_format" in str(refusal(body(zzz=1)))
+    assert "Known: model, user, instruction" in str(refusal(body(zzz=1)))
 
 
-@pytest.mark.parametrize("tokens", [[1, 2, 3], [[1, 2], [3]]])
-def test_token_ids_are_refused_with_the_way_out(tokens):
-    error = refusal(body(input=tokens))
-
-    assert error.param == "input"
-    assert "send the texts" in str(error)
+@pytest.mark.parametrize(("given", "read"), [([1, 2, 3], [[1, 2, 3]]), ([[1, 2], [3]], [[1, 2], [3]]), ([], [])])
+def test_token_ids_are_those_of_one_text_or_of_several(given, read):
+    assert parse_request(EmbeddingRequest, body(input=given)).inputs == read
 
 
-@pytest.mark.parametrize("wrong", [5, None, {"a": 1}, ["a", 1], ["a", None], [True]])
+@pytest.mark.parametrize(
+    "wrong", [5, None, {"a": 1}, ["a", 1], ["a", None], [True], [1, "a"], [[1], "a"], [[[1]]], [1.5]]
+)
 def test_an_input_of_another_shape_is_refused_with_one_sentence(wrong):
     error = refusal(body(input=wrong))
 
-    assert str(error) == "Invalid value for 'input': 'input' must be a string or a list of strings."
+    assert str(error).startswith("Invalid value for 'input': 'input' must be a string, a list of strings, token ids")
     assert error.param == "input"
 
 
@@ -103,3 +102,16 @@ def test_a_request_error_crosses_processes_whole():
 
     assert copy.status == 429
     assert copy.body() == error.body()
+
+
+def test_a_rerank_request_wants_a_query_and_documents():
+    with pytest.raises(RequestError, match="Missing required parameter: 'documents'"):
+        parse_request(RerankRequest, b'{"model": "m", "query": "q"}')
+    with pytest.raises(RequestError, match="'top_n'"):
+        parse_request(RerankRequest, b'{"model": "m", "query": "q", "documents": [], "top_n": 0}')
+
+
+def test_a_similarity_request_takes_one_text_or_several_on_either_side():
+    found = parse_request(SimilarityRequest, b'{"model": "m", "queries": "q", "documents": ["a", "b"]}')
+
+    assert (found.queries, found.documents) == (["q"], ["a", "b"])

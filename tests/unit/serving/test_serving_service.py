@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from qzhou.prompts import Prompt
+from qzhou.serving.engine import Encoded
 from qzhou.serving.errors import RequestError
-from qzhou.serving.schemas import EmbeddingRequest, EmbeddingResponse
-from qzhou.serving.service import EmbeddingService, Encoded, ServedModel
+from qzhou.serving.outputs import as_base64, quantized
+from qzhou.serving.schemas import EmbeddingRequest, EmbeddingResponse, RerankRequest, SearchRequest, SimilarityRequest
+from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
 
 WIDTH = 8
 
@@ -16,29 +18,37 @@ WIDTH = 8
 class HashEncoder:
     """A unit vector that depends on the text alone; a token is a word."""
 
-    dimensions, max_tokens, fingerprint = WIDTH, 16, "f00d"
-
     def __init__(self) -> None:
-        self.prompts = {"query": "Q: ", "code": "Find code: "}
         self.seen: list[str] = []
 
     def encode(self, texts):
         self.seen += texts
-        seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) for text in texts]
+        seeds = [int.from_bytes(hashlib.sha256(str(text).encode()).digest()[:4]) for text in texts]
         vectors = np.stack([np.random.default_rng(seed).normal(size=WIDTH) for seed in seeds])
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
     def count_tokens(self, texts):
-        return [len(text.split()) for text in texts]
+        return [len(text.split() if isinstance(text, str) else text) for text in texts]
 
 
-def answer(encoder: HashEncoder, *, matryoshka=(), max_inputs=4, **fields) -> EmbeddingResponse:
+def service_of(encoder: HashEncoder, *, matryoshka=(), max_inputs=4, truncated=False, index=None) -> EmbeddingService:
     async def encode(texts):
-        return Encoded(encoder.encode(texts), encoder.count_tokens(texts))
+        return Encoded(encoder.encode(texts), encoder.count_tokens(texts), [truncated] * len(texts))
 
-    model = ServedModel.of(encoder, "m", matryoshka=matryoshka)
-    service = EmbeddingService(encode, model, max_inputs=max_inputs)
-    return asyncio.run(service.embed(EmbeddingRequest(**{"model": "m", "input": "a text", **fields})))
+    model = ServedModel(
+        name="m", dimensions=WIDTH, fingerprint="f00d", max_tokens=16, vocabulary=100,
+        prompts={"query": "Q: ", "code": "Find code: "}, matryoshka=matryoshka, created=12,
+    )  # fmt: skip
+    return EmbeddingService(encode, model, RequestLimits(max_inputs, 1000), index)
+
+
+def answer(encoder: HashEncoder, *, matryoshka=(), max_inputs=4, truncated=False, **fields) -> EmbeddingResponse:
+    service = service_of(encoder, matryoshka=matryoshka, max_inputs=max_inputs, truncated=truncated)
+    found = asyncio.run(service.embed(EmbeddingRequest(**{"model": "m", "input": "a text", **fields})))
+    for one in found["data"]:
+        if not isinstance(one["embedding"], str):
+            one["embedding"] = one["embedding"].tolist()
+    return EmbeddingResponse(**found)
 
 
 def seen(**fields) -> list[str]:
@@ -77,12 +87,6 @@ def test_usage_counts_the_tokens_of_all_texts_with_their_prompts():
     usage = answer(HashEncoder(), input=["one two", "three"], prompt_name="code").usage
 
     assert (usage.prompt_tokens, usage.total_tokens) == (7, 7)
-
-
-def test_another_model_s_name_is_not_found():
-    error = refusal(model="text-embedding-3-small")
-
-    assert (error.status, error.param, error.code) == (404, "model", "model_not_found")
 
 
 def test_no_text_is_refused():
@@ -148,10 +152,87 @@ def test_a_prompt_chosen_in_two_ways_is_refused(other):
     assert refusal(prompt_name="code", **other).param == "prompt_name"
 
 
-def test_the_listing_has_openai_s_shape():
-    listing = ServedModel.of(HashEncoder(), "m", created=12).listing().model_dump()
+def test_the_listing_has_openai_s_fields_and_says_what_the_model_can():
+    listing = service_of(HashEncoder(), matryoshka=(4,)).model.listing().model_dump()
 
-    assert listing == {
-        "object": "list",
-        "data": [{"id": "m", "object": "model", "created": 12, "owned_by": "qzhou"}],
-    }
+    assert listing | {"id": "m", "object": "model", "created": 12, "owned_by": "qzhou"} == listing
+    assert (listing["dimensions"], listing["max_tokens"], listing["prompts"]) == ([4, 8], 16, ["code", "query"])
+
+
+def test_token_ids_reach_the_encoder_as_they_are():
+    assert seen(input=[5, 6, 7]) == [(5, 6, 7)]
+    assert seen(input=[[5, 6], [7]]) == [(5, 6), (7,)]
+
+
+@pytest.mark.parametrize("ids", [[1, 100], [-1], [[1], [2**40]]])
+def test_token_ids_of_another_tokenizer_are_refused_with_the_way_out(ids):
+    error = refusal(input=ids)
+
+    assert "end at 99" in str(error)
+    assert "check_embedding_ctx_length=False" in str(error)
+
+
+def test_a_text_without_a_token_id_is_refused():
+    assert refusal(input=[[1], []]).code == "empty_input"
+
+
+@pytest.mark.parametrize("field", [{"instruction": "x"}, {"input_type": "query"}, {"prompt_name": "code"}])
+def test_a_prompt_before_token_ids_is_refused(field):
+    assert refusal(input=[1, 2], **field).param == next(iter(field))
+
+
+def test_more_characters_than_allowed_are_refused_with_both_numbers():
+    assert "1,001 characters" in str(refusal(input="x" * 1001))
+
+
+def test_a_text_above_the_limit_is_cut_unless_that_is_forbidden():
+    assert answer(HashEncoder(), truncated=True).data
+    with pytest.raises(RequestError, match="Text 0 has more than the model's 16 tokens"):
+        answer(HashEncoder(), truncated=True, truncate=False)
+
+
+def test_eight_bits_and_one_bit_keep_what_they_can():
+    whole = HashEncoder().encode(["a text"])
+
+    eight = np.array(answer(HashEncoder(), output_dtype="int8").data[0].embedding)
+    bits = answer(HashEncoder(), output_dtype="ubinary").data[0].embedding
+
+    assert np.abs(eight).max() == 127
+    assert float(eight @ whole[0] / np.linalg.norm(eight)) > 0.9999
+    assert bits == np.packbits(whole > 0, axis=1)[0].tolist()
+
+
+def test_base64_of_eight_bits_is_a_byte_a_coordinate():
+    [written] = as_base64(quantized(HashEncoder().encode(["x"]), "int8"))
+
+    assert len(base64.b64decode(written)) == WIDTH
+
+
+def test_reranking_sorts_by_cosine_and_keeps_the_places_of_the_request():
+    encoder = HashEncoder()
+    documents = ["one", "two", "three"]
+    request = RerankRequest(model="m", query="a text", documents=documents, top_n=2, return_documents=True)
+
+    found = asyncio.run(service_of(encoder).rerank(request))
+
+    scores = encoder.encode(documents) @ encoder.encode(["Q: a text"])[0]
+    assert [one["index"] for one in found["results"]] == np.argsort(-scores)[:2].tolist()
+    assert found["results"][0]["relevance_score"] == pytest.approx(scores.max(), abs=1e-6)
+    assert found["results"][0]["document"] == {"text": documents[scores.argmax()]}
+
+
+def test_similarity_is_a_row_for_each_query():
+    encoder = HashEncoder()
+    request = SimilarityRequest(model="m", queries=["a", "b"], documents=["c", "d", "e"])
+
+    scores = np.array(asyncio.run(service_of(encoder).similarity(request))["scores"])
+
+    expected = encoder.encode(["Q: a", "Q: b"]) @ encoder.encode(["c", "d", "e"]).T
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_without_an_index_nothing_can_be_searched():
+    with pytest.raises(RequestError) as caught:
+        asyncio.run(service_of(HashEncoder()).search(SearchRequest(model="m", query="x")))
+
+    assert (caught.value.status, caught.value.code) == (404, "no_index")

@@ -1,0 +1,307 @@
+"""Texts of many requests at the same time through one model.
+
+One thread makes tokens, one has the model, and the event loop stands between them; while a batch is computed the next
+texts become tokens. Texts wait for nobody: whatever is there when the model is free goes together (``queue.py``).
+The same text asked for twice at the same time is computed once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from qzhou.serving.cache import Text, Vector, VectorCache, key_of
+from qzhou.serving.errors import RequestError
+from qzhou.serving.queue import FairQueue
+
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
+
+TOKENIZED_AT_ONCE = 512  # texts; a large request does not keep small ones waiting
+CHARS_PER_TOKEN = 4  # a guess, for what is not tokenized yet
+MOVING = 0.1  # weight of the last batch in the measured speed
+
+
+class BatchEncoder(Protocol):
+    """What the engine needs of an encoder; :class:`qzhou.encoder.Encoder` is one."""
+
+    batch_tokens: int
+
+    @property
+    def dimensions(self) -> int: ...
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]: ...
+
+    def with_special_tokens(self, ids: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[bool]]: ...
+
+    def vectors(self, ids: list[list[int]]) -> Vectors: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Unit vectors [N, D] of N texts, the tokens that each cost, and which were cut to the model's limit."""
+
+    vectors: Vectors
+    token_counts: list[int]
+    truncated: list[bool]
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """One request's texts."""
+
+    done: asyncio.Future[None]
+    cost: int
+    vectors: list[Vector | None]
+    token_counts: list[int]
+    truncated: list[bool]
+    missing: int
+    items: list[_Item] = field(default_factory=list)
+
+    @property
+    def tokens_left(self) -> int:
+        return self.cost * self.missing // len(self.vectors)
+
+    def take(self, row: int, vector: Vector, tokens: int, truncated: bool) -> None:
+        self.vectors[row], self.token_counts[row], self.truncated[row] = vector, tokens, truncated
+        self.missing -= 1
+        if not self.missing and not self.done.done():
+            self.done.set_result(None)
+
+
+@dataclass(eq=False, slots=True)
+class _Item:
+    """One text that is on its way, and who waits for it; nobody, once all have left."""
+
+    key: bytes
+    text: Text
+    waiting: list[tuple[_Job, int]]
+    ids: list[int] = field(default_factory=list)
+    truncated: bool = False
+
+
+class Engine:
+    """Batches what arrives at the same time. Lives in one event loop.
+
+    Args:
+        encoder: On its device.
+        budget: Padded tokens of a batch; default: what suits the encoder's device.
+        max_wait_s: A request that would be answered later than this is refused at once.
+        max_waiting_tokens: Of all requests together; bounds memory.
+        max_request_tokens: Of one request.
+        cache_bytes: For vectors of earlier texts.
+    """
+
+    def __init__(
+        self,
+        encoder: BatchEncoder,
+        *,
+        budget: int | None = None,
+        max_wait_s: float = 10.0,
+        max_waiting_tokens: int = 2**22,
+        max_request_tokens: int = 2**20,
+        cache_bytes: int = 0,
+    ) -> None:
+        self.encoder = encoder
+        self._max_wait_s, self._max_waiting_tokens = max_wait_s, max_waiting_tokens
+        self._max_request_tokens = max_request_tokens
+        self._queue: FairQueue[_Item] = FairQueue(budget or encoder.batch_tokens)
+        self._cache = VectorCache(cache_bytes)
+        self._in_flight: dict[bytes, _Item] = {}
+        self._jobs: set[_Job] = set()
+        self._untokenized: list[tuple[_Job, list[_Item]]] = []
+        self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._to_tokenize, self._to_encode = asyncio.Event(), asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+        self.tokens_per_s = 0.0
+        self.batches = self.computed = self.padded = self.reused = 0
+
+    @property
+    def waiting_tokens(self) -> int:
+        """About so many are asked for and not computed yet."""
+        return sum(job.tokens_left for job in self._jobs)
+
+    def expected_wait_s(self, tokens: int) -> float:
+        """When a request of so many tokens would be answered: others are served in turn, each as much as it."""
+        if not self.tokens_per_s:
+            return 0.0
+        return sum(min(job.tokens_left, tokens) for job in self._jobs) / self.tokens_per_s
+
+    async def encode(self, texts: Sequence[Text]) -> Encoded:
+        """Vectors in the order of the texts, which are at least one and carry their prompt.
+
+        Raises:
+            RequestError: 429; it would take too long. The error says when to come back.
+        """
+        cost = sum(len(text) // CHARS_PER_TOKEN + 2 if isinstance(text, str) else len(text) for text in texts)
+        self._admit(cost)
+        count = len(texts)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        job = _Job(done, cost, [None] * count, [0] * count, [False] * count, count)
+        self._distribute(job, texts)
+        self._jobs.add(job)
+        try:
+            if job.missing:
+                await done
+        finally:
+            self._jobs.discard(job)
+            if job.missing:
+                self._forget(job)
+        return Encoded(np.stack([one for one in job.vectors if one is not None]), job.token_counts, job.truncated)
+
+    async def warm_up(self) -> None:
+        """Compute a full batch twice, so that the first client does not wait for what is set up once."""
+        words = ["warm up the model with words " * 4] * max(1, self._queue.budget // 32)
+        ids, _ = self.encoder.tokenize(words)
+        for _ in range(2):
+            await self._compute(ids)
+
+    def close(self) -> None:
+        """End the threads; nothing can be encoded afterwards."""
+        for loop in self._loops:
+            loop.cancel()
+        for thread in (self._tokenizer, self._model):
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    def _admit(self, cost: int) -> None:
+        wait_s = self.expected_wait_s(cost)
+        if wait_s > self._max_wait_s or (self._jobs and self.waiting_tokens + cost > self._max_waiting_tokens):
+            raise RequestError(
+                f"The model is busy: this would take about {wait_s:.0f} s. Try again later.",
+                status=429,
+                type="rate_limit_error",
+                code="overloaded",
+                retry_after_s=max(1.0, min(wait_s - self._max_wait_s / 2, 60.0)),
+            )
+
+    def _distribute(self, job: _Job, texts: Sequence[Text]) -> None:
+        """Give each text what the cache has, join it to one on its way, or send it on its way."""
+        fresh = []
+        for row, text in enumerate(texts):
+            key = key_of(text)
+            if kept := self._cache.get(key):
+                self.reused += 1
+                job.take(row, *kept)
+                continue
+            item = self._in_flight.get(key)
+            if item is None:
+                item = self._in_flight[key] = _Item(key, text, [])
+                fresh.append(item)
+            else:
+                self.reused += 1
+            item.waiting.append((job, row))
+            job.items.append(item)
+        if fresh:
+            self._untokenized.append((job, fresh))
+            self._to_tokenize.set()
+            self._start()
+
+    def _forget(self, job: _Job) -> None:
+        """A client has left: what nobody else waits for is not computed."""
+        for item in job.items:
+            item.waiting = [one for one in item.waiting if one[0] is not job]
+            if not item.waiting and self._in_flight.get(item.key) is item:
+                del self._in_flight[item.key]
+
+    def _start(self) -> None:
+        if not self._loops:
+            self._loops = [asyncio.create_task(self._tokenize_all()), asyncio.create_task(self._encode_all())]
+
+    async def _tokenize_all(self) -> None:
+        while True:
+            await self._to_tokenize.wait()
+            self._to_tokenize.clear()
+            while self._untokenized:
+                groups = self._next_groups()
+                items = [item for _, group in groups for item in group]
+                try:
+                    await self._tokenize(items)
+                except Exception as error:  # whatever the tokenizer says of a text, other texts go on
+                    self._fail(items, error)
+                    continue
+                for job, group in groups:
+                    tokens = sum(len(item.ids) for item in group)
+                    if tokens > self._max_request_tokens and not job.done.done():
+                        job.done.set_exception(_too_many(tokens, self._max_request_tokens))
+                    self._queue.add((item, len(item.ids)) for item in group if item.waiting)
+                self._to_encode.set()
+
+    def _next_groups(self) -> list[tuple[_Job, list[_Item]]]:
+        """Some texts that have no tokens yet, of small requests first."""
+        self._untokenized.sort(key=lambda one: len(one[1]))
+        taken, count = [], 0
+        while self._untokenized and count < TOKENIZED_AT_ONCE:
+            taken.append(self._untokenized.pop(0))
+            count += len(taken[-1][1])
+        return taken
+
+    async def _tokenize(self, items: Sequence[_Item]) -> None:
+        loop = asyncio.get_running_loop()
+        words = [item for item in items if isinstance(item.text, str)]
+        numbers = [item for item in items if not isinstance(item.text, str)]
+        for some, work in ((words, self.encoder.tokenize), (numbers, self.encoder.with_special_tokens)):
+            if some:
+                texts: list[Any] = [item.text for item in some]
+                ids, truncated = await loop.run_in_executor(self._tokenizer, work, texts)
+                for item, tokens, cut in zip(some, ids, truncated, strict=True):
+                    item.ids, item.truncated = tokens, cut
+
+    async def _encode_all(self) -> None:
+        while True:
+            await self._to_encode.wait()
+            self._to_encode.clear()
+            while batch := self._queue.take():
+                batch = [item for item in batch if item.waiting]
+                if not batch:
+                    continue
+                try:
+                    vectors_ND = await self._compute([item.ids for item in batch])
+                except Exception as error:  # out of memory, say; the next batch may be smaller
+                    self._fail(batch, error)
+                    continue
+                finite = [bool(np.isfinite(vector).all()) for vector in vectors_ND]
+                self._fail([item for item, good in zip(batch, finite, strict=True) if not good], _not_finite())
+                for item, vector, good in zip(batch, vectors_ND, finite, strict=True):
+                    if good:
+                        self._deliver(item, vector)
+
+    async def _compute(self, ids: list[list[int]]) -> Vectors:
+        started = time.perf_counter()
+        found = await asyncio.get_running_loop().run_in_executor(self._model, self.encoder.vectors, ids)
+        tokens, seconds = sum(map(len, ids)), time.perf_counter() - started
+        speed = tokens / seconds
+        self.tokens_per_s += MOVING * (speed - self.tokens_per_s) if self.tokens_per_s else speed
+        self.batches += 1
+        self.computed += tokens
+        self.padded += len(ids) * max(map(len, ids)) - tokens
+        return found
+
+    def _deliver(self, item: _Item, vector: Vector) -> None:
+        if self._in_flight.get(item.key) is item:
+            del self._in_flight[item.key]
+        self._cache.put(item.key, vector.copy(), len(item.ids), item.truncated)
+        for job, row in item.waiting:
+            job.take(row, vector, len(item.ids), item.truncated)
+
+    def _fail(self, items: Sequence[_Item], error: Exception) -> None:
+        for item in items:
+            self._in_flight.pop(item.key, None)
+            for job, _ in item.waiting:
+                if not job.done.done():
+                    job.done.set_exception(error)
+
+
+def _too_many(tokens: int, limit: int) -> RequestError:
+    return RequestError(
+        f"The request holds {tokens:,} tokens, and a request may hold {limit:,}; send several.", code="too_many_tokens"
+    )
+
+
+def _not_finite() -> RequestError:
+    return RequestError("The model gave no numbers for this text.", status=500, type="server_error", code="not_finite")

@@ -1,0 +1,78 @@
+"""The stage that makes a run's documents searchable, on Ray Data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import ray
+
+from qzhou.cluster import session
+from qzhou.errors import DataError
+from qzhou.progress import progress
+from qzhou.recipe import Recipe
+from qzhou.records import Manifest
+from qzhou.runs import Run
+from qzhou.serving.index import ENCODED, EncodePart, Part, assemble
+from qzhou.storage import Folder, row_count
+
+STAGE = "index"
+
+
+def index(recipe: Recipe) -> Manifest:
+    """Encode the distinct documents of a finished run with its model, and write what the endpoint searches.
+
+    Raises:
+        DataError: The run has no model yet, or no dataset with documents.
+    """
+    run = Run.find(recipe)
+    transform, model = run.manifest("transform"), run.manifest("model")
+    with session():
+        return run.stage(
+            STAGE,
+            partial(_indexed, run),
+            settings={
+                "max_document_tokens": recipe.model.max_document_tokens,
+                "encodes_in": recipe.model.encodes_in,
+                "prompts": {one.name: one.prompt.document_prefix for one in recipe.datasets},
+            },
+            inputs={"transform": transform.fingerprint, "model": model.fingerprint},
+            rooms=("serving", "encoder"),
+        )
+
+
+def _indexed(run: Run, folder: Folder) -> Mapping[str, int]:
+    parts = _parts(run)
+    if not parts:
+        raise DataError(f"{run.folder.uri} has no documents: none of its datasets is for retrieval")
+    encoded, count = folder / ENCODED, len(parts)
+    # items and no range: its tasks would need a CPU, and the actors may have taken every one
+    numbers = ray.data.from_items([{"id": number} for number in range(count)], override_num_blocks=count)
+    most = min(run.recipe.cluster.encoders, count)
+    done = numbers.map_batches(
+        EncodePart,
+        fn_constructor_args=(run.recipe, (run.folder / "model").uri, encoded, parts),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        num_cpus=1,
+        num_gpus=1 if run.recipe.cluster.gpu else 0,
+    )  # fmt: skip
+    with progress(
+        "index: encode", total=sum(row_count(one.folder, one.name) for one in parts), unit="documents"
+    ) as bar:
+        for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
+            bar.advance(int(batch["rows"].sum()))
+    documents = assemble(encoded, folder)
+    encoded.delete()
+    return {"documents": documents}
+
+
+def _parts(run: Run) -> list[Part]:
+    prompts = {one.name: one.prompt.document_prefix for one in run.recipe.datasets}
+    corpora = run.folder / "transform" / "corpora"
+    return [
+        Part(corpora / name, file, prompts[name])
+        for name in corpora.folders()
+        if name in prompts
+        for file in (corpora / name).files(".parquet")
+    ]

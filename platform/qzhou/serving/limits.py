@@ -1,0 +1,58 @@
+"""How much a key may ask for in a minute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from qzhou.serving.errors import RequestError
+
+MINUTE_S = 60.0
+REMEMBERED = 10_000  # keys; those that rest are as good as new
+
+
+class TokenRate:
+    """A token bucket for each key: full at first, filled evenly, at most a minute's worth.
+
+    What a request costs is known when its texts have become tokens. So a request is let in while anything is left, and
+    its cost is taken off afterwards, below zero if need be: a large request is paid for by waiting longer.
+
+    Args:
+        tokens_per_minute: Of each key; None asks for nothing.
+        clock: Seconds.
+    """
+
+    def __init__(self, tokens_per_minute: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._clock = tokens_per_minute, clock
+        self._buckets: dict[str, tuple[float, float]] = {}  # key -> what is left, and since when
+
+    def admit(self, key: str) -> None:
+        """Let a request in.
+
+        Raises:
+            RequestError: 429 with ``Retry-After``; the key has used up its tokens.
+        """
+        if self._limit is None:
+            return
+        left = self._left(key, self._limit)
+        if left <= 0:
+            raise RequestError(
+                f"Rate limit reached: {self._limit:,} tokens per minute.",
+                status=429,
+                type="rate_limit_error",
+                code="rate_limit_exceeded",
+                retry_after_s=(1 - left) * MINUTE_S / self._limit,
+            )
+
+    def charge(self, key: str, tokens: int) -> None:
+        """Take off what an answered request has cost."""
+        if self._limit is not None:
+            self._buckets[key] = (self._left(key, self._limit) - tokens, self._clock())
+            if len(self._buckets) > REMEMBERED:
+                self._buckets = {
+                    one: kept for one, kept in self._buckets.items() if self._left(one, self._limit) < self._limit
+                }
+
+    def _left(self, key: str, limit: int) -> float:
+        left, since = self._buckets.get(key, (float(limit), 0.0))
+        return min(float(limit), left + (self._clock() - since) * limit / MINUTE_S)

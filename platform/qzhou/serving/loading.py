@@ -1,0 +1,100 @@
+"""A model taken into service: in the precision that was asked for, with what that costs in accuracy."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qzhou.encoder import Encoder, load_encoder
+from qzhou.encoder.int8 import to_int8
+from qzhou.sections import Precision
+from qzhou.serving.outputs import Vectors
+from qzhou.serving.service import ServedModel
+
+PROBES = (
+    "how to sort a list",
+    "A binary search halves the range in which the answer can stand, until one place is left.",
+    "\u4e2d\u56fd\u7684\u9996\u90fd\u662f\u5317\u4eac\u3002",
+    "def add(a: int, b: int) -> int:\n    return a + b",
+    "The committee met on 3 May 1994, 12.5 % of its members being absent; see https://example.org/minutes?id=7.",
+    "one two three four five six seven eight nine ten " * 40,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a model is loaded.
+
+    Attributes:
+        precision: What it computes in; int8 only on CPUs.
+        device: ``cpu``, ``cuda``, or None for the GPU if there is one.
+        threads: Of a CPU.
+        measured: Whether its cosines to float32 are measured, for which it is loaded twice.
+    """
+
+    max_tokens: int
+    precision: Precision
+    compiled: bool = False
+    device: str | None = None
+    threads: int | None = None
+    measured: bool = True
+
+
+def load(place: str, name: str, settings: Settings) -> tuple[Encoder, ServedModel]:
+    """The encoder, and what clients may know of it.
+
+    Raises:
+        ModelError: There is no such model, or it cannot be loaded.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    exact_ND = None
+    if settings.measured and settings.precision != "float32":
+        exact_ND = _loaded(place, settings, "float32", compiled=False).encode(PROBES)
+    encoder = _loaded(place, settings, settings.precision, compiled=settings.compiled)
+    served_ND = None if exact_ND is None else encoder.encode(PROBES)
+    config = encoder.model.backbone.config
+    # The name vLLM reads the trained widths from; transformers keeps unknown settings of a config.json.
+    matryoshka = getattr(config, "matryoshka_dimensions", None) or ()
+    served = ServedModel(
+        name=name,
+        dimensions=encoder.dimensions,
+        fingerprint=encoder.fingerprint,
+        max_tokens=min(encoder.max_tokens, encoder.tokenizer.model_max_length),
+        vocabulary=int(config.vocab_size),
+        prompts=dict(encoder.prompts),
+        matryoshka=tuple(matryoshka),
+        precision=settings.precision if settings.precision == "int8" else _precision_of(encoder),
+        cosine_to_float32=lowest_cosine(exact_ND, served_ND),
+        created=int(time.time()),
+    )
+    return encoder, served
+
+
+def lowest_cosine(exact_ND: Vectors | None, served_ND: Vectors | None) -> float | None:
+    """Of unit vectors of the same texts; None where there are none."""
+    if exact_ND is None or served_ND is None:
+        return None
+    return round(float((exact_ND * served_ND).sum(axis=1).min()), 6)
+
+
+def threads_for(replicas: int) -> int:
+    """The threads of a replica that shares this machine's cores; Ray itself leaves one thread to an actor."""
+    return max(1, len(os.sched_getaffinity(0)) // replicas)
+
+
+def _loaded(place: str, settings: Settings, precision: Precision, *, compiled: bool) -> Encoder:
+    if precision == "int8":
+        return to_int8(load_encoder(place, max_tokens=settings.max_tokens, device="cpu", dtype="float32", plain=True))
+    return load_encoder(
+        place, max_tokens=settings.max_tokens, dtype=precision, compiled=compiled, device=settings.device
+    )
+
+
+def _precision_of(encoder: Encoder) -> str:
+    dtype: Any = next(encoder.model.parameters()).dtype
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,239 @@
+"""The endpoint on Ray Serve.
+
+The model of the run lives in the replicas that answer HTTP, so that a request for it takes no step inside the cluster;
+more models have replicas of their own behind them.
+"""
+# No `from __future__ import annotations`: Ray Serve reads the annotations below as types.
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.config import AutoscalingConfig
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from qzhou.checkpoints import resolve
+from qzhou.errors import SetupError
+from qzhou.recipe import Recipe
+from qzhou.runs import MANIFEST, Run
+from qzhou.sections import ServingSection
+from qzhou.serving.cache import Text
+from qzhou.serving.engine import Encoded, Engine
+from qzhou.serving.errors import RequestError
+from qzhou.serving.indexing import STAGE
+from qzhou.serving.keys import ApiKeys
+from qzhou.serving.observing import Meter, Observed
+from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
+from qzhou.serving.web import Endpoint, web_app
+from qzhou.storage import Folder
+
+MANY = 10_000  # requests at a replica; what is too much its engine refuses, in OpenAI's shape and with reasons
+READY_TIMEOUT_S = 5.0
+GRACE_S = 60.0  # a replica that leaves answers what it has
+SWITCH_S = 0.001  # the event loop waits so long for the thread that has the model, not Python's 5 ms
+ACCESS = "ray.serve"  # Ray Serve's logger writes files that rotate, one for each replica
+
+
+class ModelReplica:
+    """One copy of a model that others ask by handle."""
+
+    async def __init__(self, recipe: Recipe, name: str, place: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        self.engine, self._model = await engine_of(recipe, name, place)
+
+    async def describe(self) -> ServedModel:
+        return self._model
+
+    async def encode(self, texts: Sequence[Text]) -> Encoded:
+        """Unit vectors of texts that carry their prompt."""
+        return await self.engine.encode(texts)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        return {"waiting_tokens": float(self.engine.waiting_tokens)}
+
+    def __del__(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.close()
+
+
+@serve.ingress()
+class EmbeddingServer(ModelReplica):
+    """A copy of the run's model, and the HTTP side of all."""
+
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, recipe: Recipe, name: str, place: str, others: Mapping[str, Any], keys_expected: bool
+    ) -> None:
+        settings = recipe.serving
+        self._keys = ApiKeys.found(settings.api_keys_env, settings.api_keys_file, os.environ)
+        if keys_expected and not self._keys.asked:
+            raise SetupError(
+                f"{settings.api_keys_env} is set where the endpoint was started but not on this node, so it would be "
+                "open to everyone. Set the variable on every node of the cluster."
+            )
+        await super().__init__(recipe, name, place)
+        self._settings, self._others = settings, others
+        limits = RequestLimits(settings.max_inputs, settings.max_request_chars)
+        self._services = {name: EmbeddingService(self.engine.encode, self._model, limits, index_of(recipe, place))}
+        for other, handle in others.items():
+            described = await handle.describe.remote()
+            self._services[other] = EmbeddingService(AskedByHandle(handle), described, limits)
+
+    def __serve_build_asgi_app__(self) -> Observed:  # Ray Serve's name
+        endpoint = Endpoint(self._services, self._settings, self._keys, self._ready)
+        meter = Meter({self._model.name: self.engine})
+        return web_app(endpoint, meter, _write_line if self._settings.access_log else None)
+
+    async def _ready(self) -> None:
+        async with _refusals():
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await asyncio.gather(*(handle.describe.remote() for handle in self._others.values()))
+
+
+class AskedByHandle:
+    """Encodes with the replicas of another deployment."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def __call__(self, texts: Sequence[Text]) -> Encoded:
+        async with _refusals():
+            encoded: Encoded = await self._handle.encode.remote(texts)
+        return encoded
+
+
+@contextlib.asynccontextmanager
+async def _refusals() -> Any:
+    """What a busy or absent model of another deployment means to the client."""
+    try:
+        yield
+    except BackPressureError:
+        raise RequestError(
+            "Too many requests are waiting; try again.", status=429, type="rate_limit_error", code="overloaded"
+        ) from None
+    except RayTaskError as error:
+        if isinstance(error.cause, RequestError):
+            raise error.cause from None
+        raise
+    except (DeploymentUnavailableError, RayActorError, TimeoutError):
+        raise RequestError(
+            "The model is not available; try again.", status=503, type="server_error", code="unavailable"
+        ) from None
+
+
+async def engine_of(recipe: Recipe, name: str, place: str) -> tuple[Engine, ServedModel]:
+    """A model in service, warmed up.
+
+    Args:
+        place: A folder, which may be remote, a hub id, or a package.
+    """
+    encoder, served = await asyncio.get_running_loop().run_in_executor(None, _load, recipe, name, place)
+    sys.setswitchinterval(SWITCH_S)
+    settings = recipe.serving
+    engine = Engine(
+        encoder,
+        budget=settings.max_batch_tokens,
+        max_wait_s=settings.max_wait_s,
+        max_waiting_tokens=settings.max_waiting_tokens,
+        max_request_tokens=settings.max_request_tokens,
+        cache_bytes=settings.cache_mib * 2**20,
+    )
+    await engine.warm_up()
+    return engine, served
+
+
+def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel]:
+    from qzhou.serving.loading import Settings, load, threads_for  # torch and transformers take seconds
+
+    serving, gpu = recipe.serving, recipe.cluster.gpu
+    copies = (serving.max_replicas or serving.replicas) * (1 + len(serving.models))
+    settings = Settings(
+        max_tokens=max(recipe.model.max_query_tokens, recipe.model.max_document_tokens),
+        precision=serving.precision or recipe.model.encodes_in,
+        compiled=recipe.model.compiled,
+        device=None if gpu else "cpu",
+        threads=None if gpu else threads_for(copies),
+        measured=serving.measure_precision,
+    )
+    with Folder.open(place).local_copy() if "://" in place else contextlib.nullcontext(place) as local:
+        return load(str(local), name, settings)
+
+
+def index_of(recipe: Recipe, place: str) -> Any:
+    """The run's index of documents, if it has one that the very model has made that is served."""
+    run = Run(recipe, Folder.open(recipe.run.storage) / recipe.run.name)
+    folder = run.folder / STAGE
+    if place != (run.folder / "model").uri or not folder.exists(MANIFEST):
+        return None
+    if run.manifest(STAGE).inputs["model"] != run.manifest("model").fingerprint:
+        logging.getLogger(ACCESS).warning(f"{folder.uri} is of an earlier model; run jobs/index.py again to search")
+        return None
+    from qzhou.serving.index import SearchIndex  # FAISS takes a while
+
+    with folder.local_copy() as local:
+        return SearchIndex(local)
+
+
+def application(recipe: Recipe, model: str) -> serve.Application:
+    """The deployments, wired.
+
+    Args:
+        model: What the first model is loaded from; it has the run's name.
+
+    Raises:
+        ModelError: A name in ``serving.models`` leads nowhere.
+        SetupError: Keys are expected and there are none.
+    """
+    settings = recipe.serving
+    keys = ApiKeys.found(settings.api_keys_env, settings.api_keys_file, os.environ)
+    others = {}
+    for name, place in settings.models.items():
+        if name == recipe.run.name:
+            raise SetupError(f"serving.models: '{name}' is the name of the run's own model; take another")
+        if "://" not in place:
+            resolve(place)
+        replica = serve.deployment(ModelReplica).options(name=name, **options(recipe))
+        others[name] = replica.bind(recipe, name, place)
+    server = serve.deployment(EmbeddingServer).options(name="EmbeddingServer", **options(recipe))
+    return server.bind(recipe, recipe.run.name, model, others, keys.asked)
+
+
+def options(recipe: Recipe) -> dict[str, Any]:
+    """What Ray Serve is told of a deployment."""
+    settings = recipe.serving
+    scaled: dict[str, Any] = {"num_replicas": settings.replicas}
+    if settings.max_replicas is not None:
+        scaled = {"autoscaling_config": autoscaling(settings)}
+    return {
+        **scaled,
+        "max_ongoing_requests": MANY,
+        "max_queued_requests": MANY,
+        "ray_actor_options": {"num_cpus": 1, "num_gpus": int(recipe.cluster.gpu)},
+        "graceful_shutdown_timeout_s": GRACE_S,
+        "max_surge_percent": 100,  # a new version answers before the old one leaves
+    }
+
+
+def autoscaling(settings: ServingSection) -> AutoscalingConfig:
+    """By requests at the same time, or by tokens that wait."""
+    bounds: dict[str, Any] = {
+        "min_replicas": settings.replicas if settings.min_replicas is None else settings.min_replicas,
+        "initial_replicas": settings.replicas,
+        "max_replicas": settings.max_replicas,
+        "target_ongoing_requests": settings.target_requests,
+    }
+    if settings.target_waiting_tokens is not None:
+        policy = {
+            "policy_function": "qzhou.serving.scaling:ByWaitingTokens",
+            "policy_kwargs": {"target": settings.target_waiting_tokens},
+        }
+        bounds["policy"] = policy
+    return AutoscalingConfig(**bounds)
+
+
+def _write_line(fields: Mapping[str, Any]) -> None:
+    logging.getLogger(ACCESS).info("request", extra=dict(fields))

@@ -1,0 +1,247 @@
+"""The endpoint as HTTP: routes, keys, limits, OpenAI's shapes. Knows nothing of Ray."""
+# No `from __future__ import annotations`: FastAPI reads the annotations below as types.
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from qzhou.sections import ServingSection
+from qzhou.serving.errors import RequestError
+from qzhou.serving.keys import ApiKeys
+from qzhou.serving.limits import TokenRate
+from qzhou.serving.observing import NOTE, Meter, Note, Observed, Write
+from qzhou.serving.schemas import (
+    EmbeddingRequest,
+    EmbeddingResponse,
+    ErrorResponse,
+    ModelList,
+    RerankRequest,
+    RerankResponse,
+    SearchRequest,
+    SearchResponse,
+    SimilarityRequest,
+    SimilarityResponse,
+    parse_request,
+)
+from qzhou.serving.service import Answer, EmbeddingService
+
+FINGERPRINT_HEADER = "X-Model-Fingerprint"
+PLAYGROUND = Path(__file__).with_name("playground.html")
+JSON = "application/json"
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": why}
+    for status, why in {
+        400: "The request asks for something that is not offered.",
+        401: "A key is asked for, and this is none.",
+        404: "No such model.",
+        413: "The body is too long.",
+        429: "Too much at once; Retry-After says when to try again.",
+        503: "The model is not there at the moment.",
+    }.items()
+}
+HARDENED = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src data:",
+}  # of the playground; it loads nothing from elsewhere
+
+
+Asked = TypeVar("Asked", EmbeddingRequest, RerankRequest, SimilarityRequest, SearchRequest)
+
+
+class Endpoint:
+    """What the routes have in common.
+
+    Args:
+        services: By the name of their model; the first is the one of the run.
+        ready: Raises RequestError while a model cannot answer.
+    """
+
+    def __init__(
+        self,
+        services: Mapping[str, EmbeddingService],
+        settings: ServingSection,
+        keys: ApiKeys,
+        ready: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.services, self.settings, self.ready = services, settings, ready
+        self._keys = keys
+        self._rate = TokenRate(settings.tokens_per_minute)
+
+    def admit(self, request: Request) -> str:
+        """The name of the key that asks (:meth:`ApiKeys.admit`)."""
+        key = self._keys.admit(request.headers.get("authorization"))
+        note_of(request).key = key
+        return key
+
+    async def answer(
+        self, request: Request, kind: type[Asked], work: Callable[[EmbeddingService, Asked], Awaitable[Answer]]
+    ) -> Response:
+        """Admit, read, compute, charge, write."""
+        key = self.admit(request)
+        self._rate.admit(key)
+        note = note_of(request)
+        asked = parse_request(kind, await self._body(request))
+        note.model = asked.model if asked.model in self.services else ""
+        service = self._service(asked.model)
+        try:
+            async with asyncio.timeout(self.settings.request_timeout_s):
+                answer = await work(service, asked)
+        except TimeoutError:
+            raise RequestError(
+                f"This was not done in {self.settings.request_timeout_s:g} s; send less at once.",
+                status=503,
+                type="server_error",
+                code="timeout",
+            ) from None
+        note.tokens = answer["usage"]["total_tokens"]
+        self._rate.charge(key, note.tokens)
+        headers = {FINGERPRINT_HEADER: service.model.fingerprint}
+        return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON, headers=headers)
+
+    def _service(self, name: str) -> EmbeddingService:
+        if name not in self.services:
+            served = ", ".join(f"'{one}'" for one in self.services)
+            raise RequestError(
+                f"The model '{name:.60}' does not exist here; this endpoint serves {served}.",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        return self.services[name]
+
+    async def _body(self, request: Request) -> bytes:
+        """The request's body, refused as soon as it is too long."""
+        limit = self.settings.max_body_mib * 2**20
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise RequestError(
+                    f"The body is above {limit} bytes; send fewer texts.", status=413, code="body_too_large"
+                )
+        return bytes(body)
+
+
+def web_app(endpoint: Endpoint, meter: Meter, write: Write | None) -> Observed:
+    """The ASGI application.
+
+    Args:
+        meter: Counts requests; its numbers are at ``/metrics``.
+        write: Takes a line of the access log; None keeps none.
+    """
+    web = FastAPI(
+        title="qzhou",
+        description="Text embeddings in OpenAI's format.",
+        responses=REFUSALS,
+    )
+    _add_routes(web, endpoint, meter)
+    web.exception_handler(RequestError)(_refused)
+    web.exception_handler(RequestValidationError)(_refused)
+    web.exception_handler(HTTPException)(_no_such_route)
+    web.exception_handler(Exception)(_failed)
+    if endpoint.settings.cors_origins:
+        web.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(endpoint.settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+    return Observed(web, meter, write)
+
+
+def note_of(request: Request) -> Note:
+    """What is noted of a request for the log."""
+    note: Note = request.scope[NOTE]
+    return note
+
+
+def _takes(kind: type[BaseModel]) -> dict[str, Any]:
+    """The request's shape in the OpenAPI document, although the route reads the body itself."""
+    schema = kind.model_json_schema()
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
+
+
+def _add_routes(web: FastAPI, endpoint: Endpoint, meter: Meter) -> None:
+    @web.post("/v1/embeddings", response_model=EmbeddingResponse, openapi_extra=_takes(EmbeddingRequest))
+    async def embeddings(request: Request) -> Response:
+        """Texts to vectors."""
+        return await endpoint.answer(request, EmbeddingRequest, EmbeddingService.embed)
+
+    @web.post("/v1/rerank", response_model=RerankResponse, openapi_extra=_takes(RerankRequest))
+    async def rerank(request: Request) -> Response:
+        """Documents by their cosine to a query."""
+        return await endpoint.answer(request, RerankRequest, EmbeddingService.rerank)
+
+    @web.post("/v1/similarity", response_model=SimilarityResponse, openapi_extra=_takes(SimilarityRequest))
+    async def similarity(request: Request) -> Response:
+        """The cosine of every query to every document."""
+        return await endpoint.answer(request, SimilarityRequest, EmbeddingService.similarity)
+
+    @web.post("/v1/search", response_model=SearchResponse, openapi_extra=_takes(SearchRequest))
+    async def search(request: Request) -> Response:
+        """The documents of the run's index that are nearest to a query."""
+        return await endpoint.answer(request, SearchRequest, EmbeddingService.search)
+
+    @web.get("/v1/models", response_model=ModelList)
+    async def models(request: Request) -> Response:
+        """What is served."""
+        endpoint.admit(request)
+        data = [one.listing() for one in endpoint.services.values()]
+        return Response(ModelList(data=data).model_dump_json(), media_type=JSON)
+
+    @web.get("/health")
+    async def health() -> dict[str, str]:
+        """The endpoint lives."""
+        return {"status": "ok"}
+
+    @web.get("/ready")
+    async def ready() -> dict[str, str]:
+        """Every model answers, too."""
+        await endpoint.ready()
+        return {"status": "ready"}
+
+    @web.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Of this replica, for Prometheus."""
+        return Response(meter.exposition(), media_type=meter.CONTENT_TYPE)
+
+    @web.get("/", response_class=Response)
+    async def playground() -> Response:
+        """A page to try the models on."""
+        return Response(PLAYGROUND.read_bytes(), media_type="text/html; charset=utf-8", headers=HARDENED)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return _json(error)
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = "POST /v1/embeddings, /v1/rerank, /v1/similarity, /v1/search, GET /v1/models, /health, /ready, /metrics"
+    refused = RequestError(
+        f"{error.detail}: {request.method} {request.url.path:.100}. Known: {known}.",
+        status=error.status_code,
+        code="unknown_url",
+    )
+    return _json(refused, error.headers)
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    """What went wrong stands in the log of the replica; clients are not shown the inside."""
+    return _json(RequestError("The server failed to answer this request.", status=500, type="server_error"))
+
+
+def _json(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    body = orjson.dumps(error.body())
+    return Response(body, error.status, {**error.headers(), **(headers or {})}, media_type=JSON)
