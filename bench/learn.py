@@ -1,6 +1,6 @@
 """What training gains on SciFact, beside the trainer of sentence-transformers given the same rows.
 
-QZHOU_DATA=... python -m bench.learn [--seeds 3] [--storage FOLDER]
+QZHOU_DATA=... python -m bench.learn [--seeds 3] [--scales 20 50] [--storage FOLDER]
 
 For each seed recipes/scifact.toml is run whole (transform, mining, both stages, evaluation). Then, from the same
 backbone, the trainer of sentence-transformers sees the mined rows of stage 1 (query, positive, hard negative; one
@@ -44,7 +44,8 @@ from qzhou.storage import Folder, read_records
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "scifact.toml"
 TASK = "scifact_test"
-DEFAULT_SCALE = 20.0  # of sentence-transformers
+THEIR_SCALE = 20.0  # the default of sentence-transformers
+OUR_SCALE = 50.0  # one over the recipe's temperature
 SMALL = {"seeds": 1, "steps": 5}
 
 
@@ -52,14 +53,16 @@ def job(name: str, words: Sequence[str]) -> None:
     subprocess.run([sys.executable, f"jobs/{name}.py", str(RECIPE), *words], cwd=ROOT, check=True)
 
 
-def one_seed(seed: int, storage: Path, overrides: Sequence[str], threads: int) -> dict[str, float]:
+def one_seed(
+    seed: int, storage: Path, overrides: Sequence[str], scales: Sequence[float], threads: int
+) -> dict[str, float]:
     """Who -> nDCG@10: the whole recipe, and theirs on the same rows; all judged in one stage of ours."""
     words = ["--run.storage", str(storage), "--run.name", f"scifact-{seed}", "--training.seed", str(seed), *overrides]
     words += ["--run.share_stages", "true"]
     job("pipeline", words)
     recipe = load_recipe(RECIPE, words)
     peers = []
-    for scale in (DEFAULT_SCALE, 1 / recipe.training.temperature):
+    for scale in scales:
         folder = storage / f"scifact-{seed}-peers" / f"sentence-transformers-{scale:.0f}"
         if not folder.exists():
             theirs(recipe, scale, threads, folder)
@@ -123,6 +126,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--steps", type=int, help="of stage 1; default: the recipe's")
     parser.add_argument("--storage", type=Path, help="where the runs go, and are found again; default: a new folder")
+    parser.add_argument(
+        "--scales", type=float, nargs="+", default=[THEIR_SCALE, OUR_SCALE], help="of their loss; default: %(default)s"
+    )
     asked = parsed(parser, SMALL)
     if not os.environ.get("QZHOU_DATA"):
         raise SystemExit("QZHOU_DATA names no folder with the datasets of recipes/scifact.toml")
@@ -130,7 +136,7 @@ def main() -> None:
     overrides += ["--training.stage2.steps", str(asked.steps)] if asked.steps else []
     with tempfile.TemporaryDirectory() as new:
         storage = (asked.storage or Path(new)).absolute()
-        rows = [one_seed(seed, storage, overrides, asked.threads) for seed in range(asked.seeds)]
+        rows = [one_seed(seed, storage, overrides, asked.scales, asked.threads) for seed in range(asked.seeds)]
     compared = [{"who": who, **_over_seeds([row[who] for row in rows])} for who in rows[0]]
     Console().print(table(f"nDCG@10 on the test claims of SciFact, {asked.seeds} seeds", compared))
     write(asked.results, "learn.json", {"seeds": asked.seeds, "rows": compared})

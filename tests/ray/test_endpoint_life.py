@@ -1,0 +1,145 @@
+"""The endpoint while things happen to it: a new model, a replica that dies, more than it can do."""
+
+import asyncio
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import aiohttp
+import psutil
+import pytest
+
+from tests.ray.served import KEY, Endpoint, free_port, serving, write_model, write_run
+
+AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
+HEADER = "X-Model-Fingerprint"
+ANSWERED = {200, 429, 503}
+REPLICAS = 2
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory) -> Iterator[Endpoint]:
+    port = free_port()
+    more = f"replicas = {REPLICAS}\nmax_wait_s = 0.5\ncache_mib = 0"
+    recipe = write_run(tmp_path_factory.mktemp("life"), port, more)
+    with serving(recipe, port) as running:
+        yield running
+
+
+class Load:
+    """Clients that ask one after the other, in a thread of their own, until they are told to stop."""
+
+    def __init__(self, endpoint: Endpoint, clients: int) -> None:
+        self._url, self._clients = f"{endpoint.url}/v1/embeddings", clients
+        self.statuses: Counter[int] = Counter()
+        self.fingerprints: list[str] = []
+        self.broken: list[str] = []
+        self._stop = threading.Event()
+
+    async def _ask(self, http: aiohttp.ClientSession, client: int) -> None:
+        number = 0
+        while not self._stop.is_set():
+            number += 1
+            body = {"model": "tiny", "input": [f"sort the list {client} {number} {n}" for n in range(4)]}
+            try:
+                async with http.post(self._url, json=body) as answer:
+                    await answer.read()
+                    self.statuses[answer.status] += 1
+                    if mark := answer.headers.get(HEADER):
+                        self.fingerprints.append(mark)
+            except aiohttp.ClientError as error:
+                self.broken.append(repr(error))
+
+    async def _all(self) -> None:
+        timeout = aiohttp.ClientTimeout(total=60)
+        async with aiohttp.ClientSession(headers=AUTHORIZED, timeout=timeout) as http:
+            await asyncio.gather(*(self._ask(http, client) for client in range(self._clients)))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=lambda: asyncio.run(self._all()))
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+
+def replicas(endpoint: Endpoint) -> list[psutil.Process]:
+    children = psutil.Process(endpoint.process.pid).children(recursive=True)
+    return [
+        one for one in children if "ServeReplica:" in " ".join(one.cmdline()) and "EmbeddingServer" in one.cmdline()[0]
+    ]
+
+
+def test_a_new_model_is_taken_into_service_without_a_failed_request(endpoint):
+    load = Load(endpoint, clients=8)
+    with load.running():
+        time.sleep(2)
+        shutil.rmtree(endpoint.model)
+        write_model(endpoint.model, seed=9)
+        endpoint.process.send_signal(signal.SIGHUP)
+        lines = iter(endpoint.process.stdout.readline, "")
+        assert any(line.startswith("updated") for line in lines)
+        time.sleep(4)  # the replicas of the old model leave
+
+    assert set(load.statuses) == {200}, load.statuses
+    assert load.broken == []
+    before, after = load.fingerprints[0], load.fingerprints[-1]
+    assert before != after
+    assert set(load.fingerprints) == {before, after}
+    assert set(load.fingerprints[-50:]) == {after}
+
+
+def test_a_replica_that_is_killed_leaves_no_request_without_an_answer(endpoint):
+    first = replicas(endpoint)
+    assert len(first) == REPLICAS
+    load = Load(endpoint, clients=8)
+    with load.running():
+        time.sleep(1)
+        os.kill(first[0].pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while len([one for one in replicas(endpoint) if one.pid != first[0].pid]) < REPLICAS:
+            assert time.monotonic() < deadline, "the replica did not come again"
+            time.sleep(0.5)
+        before = load.statuses[200]
+        time.sleep(2)
+
+    assert load.statuses[200] > before
+    failed = sum(load.statuses.values()) - load.statuses[200] + len(load.broken)
+    assert failed <= 8, (load.statuses, load.broken)  # at most what the replica held
+    assert load.broken == [], "each had an answer"
+
+
+def test_what_is_too_much_is_refused_quickly_and_the_endpoint_recovers(endpoint):
+    url = f"{endpoint.url}/v1/embeddings"
+
+    async def ask(http, number):
+        started = time.perf_counter()
+        body = {"model": "tiny", "input": [f"tree {number} {n} " * 12 for n in range(64)]}
+        async with http.post(url, json=body) as answer:
+            await answer.read()
+            return answer.status, answer.headers.get("Retry-After"), time.perf_counter() - started
+
+    async def flood():
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(headers=AUTHORIZED, connector=connector) as http:
+            found = await asyncio.gather(*(ask(http, number) for number in range(400)))
+            await asyncio.sleep(2)
+            return found, await ask(http, 1000)
+
+    found, (status, _, seconds) = asyncio.run(flood())
+
+    statuses = Counter(one[0] for one in found)
+    assert set(statuses) <= ANSWERED, statuses
+    assert statuses[200] > 0
+    assert statuses[429] > 0
+    assert all(int(after) >= 1 for code, after, _ in found if code == 429)
+    assert status == 200
+    assert seconds < 2
