@@ -185,7 +185,14 @@ def ours(folder: Path, port: int, threads: int, wait_s: float = 60.0) -> Any:
 
 
 def infinity(python: str, port: int, threads: int) -> Any:
-    command = [str(Path(python).parent / "infinity_emb"), "v2", "--model-id", str(resolve(MODEL)), "--served-model-name", NAME]
+    command = [
+        str(Path(python).parent / "infinity_emb"),
+        "v2",
+        "--model-id",
+        str(resolve(MODEL)),
+        "--served-model-name",
+        NAME,
+    ]
     command += ["--engine", "torch", "--device", "cpu", "--dtype", "float32", "--no-bettertransformer"]
     command += ["--url-prefix", "/v1", "--port", str(port), "--no-model-warmup", "--log-level", "error"]
     offline = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "PYTHONPATH": ""}

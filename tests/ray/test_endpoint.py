@@ -268,6 +268,23 @@ def test_limits_are_refused_with_both_numbers(client):
         client.embeddings.create(model="tiny", input=["x", "tree " * 50], extra_body={"truncate": False})
 
 
+def test_a_body_that_is_too_long_is_refused_with_413(endpoint):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        asked(endpoint, "/v1/embeddings", input=["x" * 1000] * 1100)
+
+    assert caught.value.code == 413
+    assert json.load(caught.value)["error"]["code"] == "body_too_large"
+
+
+def test_pages_of_other_origins_are_not_let_in(endpoint):
+    with requests.options(
+        f"{endpoint.url}/v1/embeddings",
+        headers={"Origin": "https://example.org", "Access-Control-Request-Method": "POST"},
+        timeout=10,
+    ) as answer:
+        assert "access-control-allow-origin" not in answer.headers
+
+
 def test_thousands_of_generated_requests_are_answered_and_none_fails_inside(endpoint):
     """Half of them keep to the OpenAPI document, half break it."""
     schema = schemathesis.openapi.from_url(f"{endpoint.url}/openapi.json")

@@ -13,14 +13,16 @@ from qzhou.evaluation.diagnosis import Facts
 from qzhou.evaluation.diagnosis.signs import LOOKS
 from qzhou.experiments.settings import load_experiment
 from qzhou.llm import SynthesisSection
-from qzhou.sections import ClusterSection, MiningSection, ModelSection
+from qzhou.sections import ClusterSection, MiningSection, ModelSection, ServingSection
+from qzhou.serving.observing import ROUTES
+from qzhou.serving.schemas import EmbeddingRequest
 from qzhou.synthesis.mock_behaviour import Behaviour
 from qzhou.transform.fields import DEFAULT_COLUMNS, OPTIONAL_FIELDS, columns_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECIPES = DOCS.parent / "recipes"
-PAGES = ("data", "synthesis", "mining", "evaluation", "experiments")
-TEXT, SYNTHESIS, MINING, EVALUATION, EXPERIMENTS = ((DOCS / f"{name}.md").read_text("utf-8") for name in PAGES)
+PAGES = ("data", "synthesis", "mining", "evaluation", "experiments", "serving")
+TEXT, SYNTHESIS, MINING, EVALUATION, EXPERIMENTS, SERVING = ((DOCS / f"{name}.md").read_text("utf-8") for name in PAGES)
 
 
 def blocks(language, text=TEXT):
@@ -103,3 +105,18 @@ def test_the_experiment_of_the_page_is_valid_and_every_one_of_the_project_is_lis
     listed = re.findall(r"^\| `(\w+\.toml)` \|.*\| (\S+) \|$", EXPERIMENTS, re.MULTILINE)
     recipes = {file.name: Path(load_experiment(file).experiment.recipe).stem for file in RECIPES.glob("*/*.toml")}
     assert dict(listed) == recipes
+
+
+def test_the_settings_routes_and_fields_of_the_serving_page_exist():
+    (block,) = blocks("toml", SERVING)
+    ServingSection.model_validate(tomllib.loads(block)["serving"])
+    (request,) = blocks("json", SERVING)
+    EmbeddingRequest.model_validate_json(request)
+
+    named = set(re.findall(r"`serving\.([a-z_]+)`", SERVING))
+    limits = re.search(r"## Too much(.*?)##", SERVING, re.DOTALL)[1]
+    named |= {name for name in re.findall(r"`([a-z_]+)`", limits) if name.startswith("max_")}
+    assert named <= set(ServingSection.model_fields)
+    assert set(re.findall(r"`(?:GET|POST) (/[a-z0-9/]*)`", SERVING)) - {"/openapi.json"} == set(ROUTES)
+    fields = {*re.findall(r"^\| `([a-z_]+)` \|", SERVING, re.MULTILINE)}
+    assert fields <= set(EmbeddingRequest.model_fields)
