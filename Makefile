@@ -27,7 +27,7 @@ serve: $(READY)  ## serve the run's model at http://127.0.0.1:8000/v1/embeddings
 	$(BIN)/python serve/app.py $(RECIPE)
 
 test: $(READY) check  ## everything: format, lint, types, unit, Ray and end-to-end tests
-	$(BIN)/pytest tests/ranks tests/ray tests/e2e
+	$(BIN)/pytest --durations=25 tests/ranks tests/ray tests/e2e
 
 check: $(READY)  ## the fast loop: format, lint, types, unit tests
 	$(BIN)/ruff format --check .

@@ -53,7 +53,7 @@ class Encoded:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """One request's texts."""
+    """One request's texts; ``cost`` is in tokens."""
 
     done: asyncio.Future[None]
     cost: int
@@ -227,6 +227,7 @@ class Engine:
                     continue
                 for job, group in groups:
                     tokens = sum(len(item.ids) for item in group)
+                    job.cost = tokens * len(job.vectors) // len(group)  # no longer a guess
                     if tokens > self._max_request_tokens and not job.done.done():
                         job.done.set_exception(_too_many(tokens, self._max_request_tokens))
                     self._queue.add((item, len(item.ids)) for item in group if item.waiting)

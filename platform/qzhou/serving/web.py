@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -146,7 +145,6 @@ def web_app(endpoint: Endpoint, meter: Meter, write: Write | None) -> Observed:
     )
     _add_routes(web, endpoint, meter)
     web.exception_handler(RequestError)(_refused)
-    web.exception_handler(RequestValidationError)(_refused)
     web.exception_handler(HTTPException)(_no_such_route)
     web.exception_handler(Exception)(_failed)
     if endpoint.settings.cors_origins:
