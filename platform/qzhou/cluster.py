@@ -86,7 +86,8 @@ NOISE = re.compile(
 
 def heard(line: str) -> str | None:
     """A line without the prefix of the worker that said it; None where Ray and its libraries talk to themselves."""
-    return None if NOISE.search(line) else WORKER_PREFIX.sub("", line)
+    said = WORKER_PREFIX.sub("", line)
+    return None if NOISE.search(line) or NOISE.search(said) else said
 
 
 class _Quiet(io.TextIOBase):
