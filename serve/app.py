@@ -8,6 +8,7 @@ run's newest model into service without refusing a request.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import tempfile
@@ -123,6 +124,7 @@ def throughput(recipe: Recipe) -> dict[str, str]:
 def _serving(recipe: Recipe, model: str, *, joining: bool) -> Iterator[None]:
     """Run the application for the block; a Serve that was already running on a joined cluster goes on."""
     settings, found = recipe.serving, _serve_is_running()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process; replicas have their own
     try:
         if not found:
             serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=QUIET)
