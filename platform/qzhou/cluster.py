@@ -156,6 +156,13 @@ def _join_or_start() -> None:
             f"RAY_ADDRESS is '{address}', and no Ray cluster can be joined there: {first_line(error)}. Unset it to "
             "start one on this machine; a cluster that is guarded by a token wants RAY_AUTH_MODE=token besides."
         ) from None
+    except Exception as error:  # Ray raises a bare one
+        if "timed out during startup" not in str(error):
+            raise
+        raise SetupError(
+            "Ray did not start on this machine in time, which happens when it is very busy. See what else runs, "
+            "processes of an earlier run perhaps, and give the same command again."
+        ) from None
 
 
 def run_as_job(script: str, arguments: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,9 @@ def errors_for_people() -> Iterator[None]:
     except QzhouError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_status)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is finished", file=sys.stderr, flush=True)
         sys.exit(130)
@@ -76,8 +80,13 @@ def _given(words: Sequence[str], options: Options) -> tuple[dict[str, object], l
             others.append(word)
             continue
         text = text if equals else next(following, "")
+        keyword = flag.removeprefix("--").replace("-", "_")
+        if keyword in given:
+            raise RecipeError(f"command line: {flag} stands there twice; give it once")
+        if not text or text.startswith("--"):
+            raise RecipeError(f"command line: {flag} has no value")
         try:
-            given[flag.removeprefix("--").replace("-", "_")] = options[flag](text)
+            given[keyword] = options[flag](text)
         except ValueError as error:
             raise RecipeError(f"command line: {flag}: {error}") from None
     return given, others

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from qzhou.dataset import AtLeastOne, Cosine, Count, Fraction, Name, NotNegative, Positive, Section
 
@@ -26,7 +26,9 @@ class LossSection(Section):
     hardness: NotNegative = Field(
         0.0, description="Own hard negatives weigh e^(hardness * cosine) (EmbeddingGemma: 5)."
     )
-    focal: NotNegative = Field(0.0, description="Queries weigh (1 - p)^focal, p the probability of the positive.")
+    focal: NotNegative = Field(
+        0.0, description="Queries weigh (1 - p)^focal, p the probability of the positive; 0, or 1 and more."
+    )
     spread_out: NotNegative = Field(0.0, description="Weight of the mean squared cosine of random texts.")
     mixed_negatives: Count = Field(
         0, description="Further negatives of each query, mixed from two of its own on the sphere (MoCHi, KaLM-V2.5)."
@@ -41,6 +43,13 @@ class LossSection(Section):
         """Dimensions and weights."""
         weights = self.matryoshka_weights or (1.0,) * len(self.matryoshka_dimensions)
         return tuple(zip(self.matryoshka_dimensions, weights, strict=True))
+
+    @field_validator("focal")
+    @classmethod
+    def _is_smooth(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise ValueError(f"{value:g} has no finite gradient where a positive is certain; take 0, or 1 and more")
+        return value
 
     @model_validator(mode="after")
     def _one_weight_for_each_dimension(self) -> Self:
@@ -72,6 +81,9 @@ class LoraSection(Section):
     target_modules: tuple[str, ...] = Field((), description="Names of the layers; default: every linear layer.")
 
 
+RETRIEVAL_SHARE = 0.72  # of stage 2's steps; section 6.3 of the paper
+
+
 class StageSection(Section):
     """One training stage."""
 
@@ -84,7 +96,11 @@ class StageSection(Section):
     )
     batch_size: AtLeastOne = Field(256, description="Examples per InfoNCE step over all workers.")
     cosent_batch_size: AtLeastOne = Field(768, description="Pairs per CoSENT step over all workers.")
-    retrieval_share: Fraction = Field(1.0, description="Share of the STEPS that are retrieval batches (eta).")
+    retrieval_share: Fraction = Field(
+        1.0,
+        description="Share of the STEPS that are retrieval batches (eta). Default: 1 in stage 1; in stage 2 the "
+        "paper's 0.72, or 1 where nothing else is trained on.",
+    )
     soft_mask_steps: Count = Field(
         0, description="Steps in which a causal mask opens until every token sees all others (Conan-embedding-v2)."
     )

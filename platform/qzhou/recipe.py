@@ -18,7 +18,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from qzhou.dataset import Dataset, Section
 from qzhou.errors import DataError, RecipeError
-from qzhou.learning import StageSection, TrainingSection
+from qzhou.learning import RETRIEVAL_SHARE, StageSection, TrainingSection
 from qzhou.llm import SynthesisSection
 from qzhou.reading import merged, nearest, parse_section, read_toml
 from qzhou.sections import (
@@ -177,6 +177,11 @@ def _trained_conflicts(recipe: Recipe) -> Iterator[str]:
             f"training.datasets names {', '.join(training.datasets)}, and stage 1 trains on retrieval alone; name a "
             "retrieval dataset too"
         )
+    if training.stage1.retrieval_share < 1.0:
+        yield (
+            f"training.stage1.retrieval_share is {training.stage1.retrieval_share}, and stage 1 trains on retrieval "
+            "alone; leave it out, or set that of stage 2"
+        )
     if tasks == {"retrieval"} and training.stage2.retrieval_share < 1.0:
         yield (
             f"training.stage2.retrieval_share is {training.stage2.retrieval_share}, but every dataset that is trained "
@@ -228,9 +233,20 @@ def parse_recipe(content: Mapping[str, Any], *, place: str, folder: str = "") ->
         place: Names it in errors.
         folder: In which it lies; default: the working directory.
     """
-    recipe = parse_section(Recipe, content, place=place)
+    recipe = _with_share(parse_section(Recipe, content, place=place))
     recipe._folder = folder
     return recipe
+
+
+def _with_share(recipe: Recipe) -> Recipe:
+    """Stage 2 trains on everything that is there, unless the recipe says what share of it is retrieval."""
+    training = recipe.training
+    if "retrieval_share" in training.stage2.model_fields_set:
+        return recipe
+    if all(dataset.task == "retrieval" for dataset in recipe.trained_datasets):
+        return recipe
+    stage2 = training.stage2.model_copy(update={"retrieval_share": RETRIEVAL_SHARE})
+    return recipe.model_copy(update={"training": training.model_copy(update={"stage2": stage2})})
 
 
 def overrides(arguments: Sequence[str]) -> dict[str, Any]:

@@ -151,6 +151,11 @@ class Manifest:
     finished_at: str
     wall_s: float
 
+    @property
+    def making(self) -> str:
+        """Tells this making from others of the same fingerprint: what an LLM has a part in may come out otherwise."""
+        return f"{self.fingerprint}-{''.join(filter(str.isdigit, self.finished_at))}"
+
 
 def stable_id(dataset: str, *parts: object) -> str:
     """24 hex digits that depend on the dataset's name and the content alone."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import subprocess
 import sys
 
 import pytest
@@ -178,3 +179,29 @@ def test_where_another_cluster_has_the_agents_port_ours_takes_another(monkeypatc
             assert RayParams(num_cpus=3).num_cpus == 3
         finally:
             RayParams.__init__.__defaults__ = before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--floor", "0.5", "--floor=0.6"], "--floor stands there twice"),
+        (["--floor"], "--floor has no value"),
+        (["--floor="], "--floor has no value"),
+        (["--floor", "--run.seed", "1"], "--floor has no value"),
+    ],
+)
+def test_an_option_without_a_value_or_with_two_is_refused(words, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(raising(AssertionError()), "about", [QUICKSTART, *words], options={"--floor": str})
+
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = [sys.executable, "jobs/transform.py", QUICKSTART, "--dry-run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+
+    assert "Traceback" not in said

@@ -184,3 +184,25 @@ def test_training_may_leave_datasets_out_that_are_judged_all_the_same():
 def test_datasets_to_train_on_that_cannot_be_are_refused(names, said):
     with pytest.raises(RecipeError, match=said):
         load_recipe(QUICKSTART, ["--training.datasets", names])
+
+
+def test_stage_2_trains_on_everything_unless_the_recipe_says_otherwise(tmp_path):
+    unsaid = changed(tmp_path, ("retrieval_share = 0.72\n", ""))
+
+    assert load_recipe(unsaid).training.stage2.retrieval_share == 0.72
+    assert load_recipe(unsaid).training.stage1.retrieval_share == 1.0
+    assert load_recipe(unsaid, ["--training.stage2.retrieval_share", "1"]).training.stage2.retrieval_share == 1.0
+    assert load_recipe(unsaid, ["--training.datasets", "docs_search"]).training.stage2.retrieval_share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--training.stage1.retrieval_share", "0.5"], "stage 1 trains on retrieval alone"),
+        (["--training.loss.focal", "0.5"], "has no finite gradient where a positive is certain"),
+        (["--training.stage1.learning_rate", "inf"], "finite number"),
+    ],
+)
+def test_settings_that_could_only_fail_later_are_refused_at_once(words, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(QUICKSTART, words)

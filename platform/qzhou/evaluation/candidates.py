@@ -25,8 +25,11 @@ def candidates(recipe: Recipe) -> list[Candidate]:
 
 
 def _named(spec: str, taken: set[str]) -> str:
-    """A short name: the model behind an URL, or the end of a path; a number makes it the only one."""
+    """A short name: the model behind an URL, the run of a run's model, or the end of a path; a number makes it the only
+    one.
+    """
     parts = [part for part in re.split(r"[/#:]", spec.rstrip("/")) if part]
+    parts = parts[:-1] if parts[-1:] == ["model"] and len(parts) > 1 else parts  # runs/NAME/model
     name = re.sub(r"[^A-Za-z0-9._-]", "-", parts[-1] if parts else "model")
     number = 2
     while name in taken:

@@ -12,6 +12,8 @@ from qzhou.evaluation.items import difference
 from qzhou.evaluation.messages import Judged
 from qzhou.storage import Folder
 
+LOWEST, HIGHEST = -1.0, 1.0  # of a main score; correlations fall below zero
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:
@@ -69,6 +71,8 @@ class Gate:
             print(f"evaluate: {task}, {self.no_worse_than} -> this run: {said}", flush=True)
             if apart.high < 0:
                 failures.append(f"{task}: {said} is worse than {self.no_worse_than}, with 95 % confidence")
+        for task in sorted(_judged_tasks(other) - set(own)):
+            failures.append(f"{task}: {self.no_worse_than} has a score, and this run has none")
         if not found:
             raise DataError(f"--no-worse-than: no task of this run was judged on the same data in {other.uri}")
         return failures
@@ -84,13 +88,18 @@ def gate_of(fail_below: str, no_worse_than: str) -> Gate | None:
     Raises:
         RecipeError: A floor is not ``TASK=SCORE``.
     """
-    floors = {}
-    for one in filter(None, fail_below.split(",")):
-        task, _, score = one.partition("=")
+    floors: dict[str, float] = {}
+    for one in fail_below.split(",") if fail_below else ():
+        task, _, score = (part.strip() for part in one.partition("="))
         try:
-            floors[task.strip()] = float(score)
+            floor = float(score)
         except ValueError:
             raise RecipeError(f"command line: --fail-below: '{one}' is not TASK=SCORE, as in docs_search=0.6") from None
+        if task in floors:
+            raise RecipeError(f"command line: --fail-below names '{task}' twice: {floors[task]:g} and {floor:g}")
+        if not LOWEST <= floor <= HIGHEST:
+            raise RecipeError(f"command line: --fail-below: no score is {floor:g}; they reach from -1 to 1")
+        floors[task] = floor
     return Gate(floors, no_worse_than) if floors or no_worse_than else None
 
 
@@ -103,6 +112,13 @@ def _other_run(name: str, run_folder: Folder) -> Folder:
     raise DataError(
         f"--no-worse-than: {places[0].uri} holds no judged run; name the folder of a run whose jobs/evaluate.py is done"
     )
+
+
+def _judged_tasks(run_folder: Folder) -> set[str]:
+    """Tasks on which stage 2 of a run has a score."""
+    place = run_folder / "evaluate"
+    rows = place.read_json("comparison.json")["rows"] if place.exists("comparison.json") else ()
+    return {row["task"] for row in rows if row["model"] == STAGE2}
 
 
 def _judged(run_folder: Folder, task: str) -> Judged | None:

@@ -28,6 +28,7 @@ from qzhou.evaluation.items import difference, interval
 from qzhou.evaluation.messages import Candidate, Judged, Planned
 from qzhou.evaluation.queue import Queue, Work
 from qzhou.evaluation.report import PAGE, write_report
+from qzhou.evaluation.trained import refuse_other_training
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import Manifest
@@ -52,9 +53,11 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
         gate: What stage 2 has to reach.
 
     Raises:
+        RecipeError: The models were trained with other settings.
         DataError: Training has not finished, or a task could not be judged; the others are kept.
         RegressionError: Stage 2 does not pass the gate.
     """
+    refuse_other_training(recipe)
     run = Run.open(recipe)
     manifest = run.stage(
         "evaluate",

@@ -118,7 +118,7 @@ def table(comparison: Comparison) -> str:
         grid.add_row(line.variant, *cells, _limits(by_items, "+"))
     seeds = max((len(line.scores) for line in comparison.lines), default=0)
     marks = "* leaves out zero; differences are paired by seed, and by item (bootstrap)"
-    grid.caption, grid.caption_justify = marks if seeds > 1 else ONE_SEED, "left"
+    grid.caption, grid.caption_justify = marks if seeds > 1 else f"{marks}\n{ONE_SEED}", "left"
     console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False)
     console.print(grid)
     assert isinstance(console.file, io.StringIO)

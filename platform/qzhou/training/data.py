@@ -115,7 +115,7 @@ def training_sets(recipe: Recipe, run_folder: Folder, *, mined: str, retrieval_o
     """The mined examples of every dataset, in the recipe's order.
 
     Args:
-        mined: Fingerprint of the stage that wrote them.
+        mined: What tells this making of them from others (:attr:`qzhou.records.Manifest.making`).
         retrieval_only: Leave out the other tasks.
 
     Raises:

@@ -20,7 +20,7 @@ from qzhou.encoder import EmbeddingModel
 from qzhou.errors import SetupError, TrainingError
 from qzhou.learning import TrainingSection
 from qzhou.training.deal import Ids
-from qzhou.training.engine import STATE_FILE, Batcher, token_budgets, without_dropout
+from qzhou.training.engine import STATE_FILE, Batcher, may_pack, token_budgets, without_dropout
 
 TAG, UNIVERSAL_TAG = "deepspeed", "universal"
 CPU_EXTENSION = "deepspeed_shm_comm"
@@ -54,7 +54,7 @@ class DeepSpeedEngine:
         self.training = training
         sharded = training.zero_stage > 0
         self._resharded = sharded and checkpoint is not None and _state(checkpoint)["workers"] != self.world
-        self._batch = Batcher(model, tokenizer)
+        self._batch = Batcher(model, tokenizer, packed=may_pack(training))
         self.engine, *_ = deepspeed.initialize(
             model=model.train(),
             model_parameters=[one for one in model.parameters() if one.requires_grad],

@@ -60,11 +60,18 @@ class Engine(Protocol):
         ...
 
 
+def may_pack(training: TrainingSection) -> bool | None:
+    """False where a stage opens a mask step by step, for which texts have to be padded; else as the machine allows."""
+    return False if training.stage1.soft_mask_steps or training.stage2.soft_mask_steps else None
+
+
 class Batcher:
     """Token ids to what a model takes: packed where that is faster and exact, else padded."""
 
     def __init__(self, model: EmbeddingModel, tokenizer: Any, *, packed: bool | None = None) -> None:
-        """Args: packed: Default: where FlashAttention is installed and computes in the model's type."""
+        """Args: packed: Default: where FlashAttention is installed and computes in the model's type. An opening mask
+        needs padding.
+        """
         weight = next(model.parameters())
         self._device, self._dtype, self._pad = weight.device, weight.dtype, tokenizer.pad_token_id
         self._packed = can_pack(weight.device, weight.dtype) if packed is None else packed
@@ -73,6 +80,7 @@ class Batcher:
 
     def __call__(self, ids: Sequence[Ids], openness: float | None = None) -> Padded | Packed:
         if self._packed:
+            assert openness is None, "packed attention takes no mask"
             return Packed.of(ids, self._device)
         padded = Padded.of(ids, self._device, pad_token=self._pad)
         if openness is None:
@@ -99,7 +107,7 @@ class TorchEngine:
         self.max_norm = training.max_gradient_norm
         self.trained = [one for one in model.parameters() if one.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=0.0, weight_decay=training.weight_decay)
-        self._batch = Batcher(model, tokenizer, packed=packed)
+        self._batch = Batcher(model, tokenizer, packed=may_pack(training) if packed is None else packed)
 
     def forward(self, ids: Sequence[Ids], openness: float | None = None) -> Tensor:
         vectors: Tensor = self.model(self._batch(ids, openness))

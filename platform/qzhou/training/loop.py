@@ -121,7 +121,7 @@ def _step(stage: Stage, engine: Engine, keeper: Keeper, prepared: Prepared) -> M
         margin = stage.recipe.training.loss.false_negative_margin
         seen.update(figures(prepared.batches, vector_ND.detach(), margin=margin))
         if not math.isfinite(float(value.detach())):
-            _refuse(stage, keeper, prepared, float(value.detach()))
+            _refuse(stage, keeper, prepared, f"the loss is {float(value.detach())}")
         return value
 
     found = backward(
@@ -134,6 +134,8 @@ def _step(stage: Stage, engine: Engine, keeper: Keeper, prepared: Prepared) -> M
     )
     learning_rate = learning_rate_at(planned.step, settings)
     norm = engine.update(learning_rate)
+    if not math.isfinite(norm):  # a loss may be finite where its slope is not
+        _refuse(stage, keeper, prepared, f"the gradient's norm is {norm}")
     return {
         "step": planned.step,
         "task": planned.task,
@@ -169,7 +171,7 @@ def _memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def _refuse(stage: Stage, keeper: Keeper, prepared: Prepared, value: float) -> None:
+def _refuse(stage: Stage, keeper: Keeper, prepared: Prepared, why: str) -> None:
     planned = prepared.planned
     place = keeper.refuse(
         {
@@ -179,7 +181,7 @@ def _refuse(stage: Stage, keeper: Keeper, prepared: Prepared, value: float) -> N
         },
     )
     raise TrainingError(
-        f"{stage.name}: the loss is {value} at step {planned.step} on '{planned.dataset}'; its batch is in {place}.\n"
+        f"{stage.name}: {why} at step {planned.step} on '{planned.dataset}'; its batch is in {place}.\n"
         f"       Lower training.{stage.name}.learning_rate ({stage.plan.stage.learning_rate}) or raise "
         "training.temperature."
     )

@@ -25,6 +25,7 @@ class Notes:
     def __init__(self, recipe: Recipe, folder: Folder, engine: Engine, first_step: int) -> None:
         self.recipe, self.folder, self.engine = recipe, folder, engine
         self.last: Metrics = {}
+        self._scratch = tempfile.TemporaryDirectory(prefix="tracking-")  # goes with these notes
         self._sinks = (
             open_sinks(
                 recipe.training.trackers,
@@ -33,7 +34,7 @@ class Notes:
                 stage=folder.name,
                 settings=recipe.training.model_dump(mode="json"),
                 first_step=first_step,
-                scratch=Path(tempfile.mkdtemp(prefix="tracking-")),
+                scratch=Path(self._scratch.name),
             )
             if engine.rank == 0
             else []

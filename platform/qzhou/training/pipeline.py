@@ -63,7 +63,7 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
         "recipe": run.recipe,
         "stage": stage,
         "run_folder": run.folder.uri,
-        "mined": run.manifest("mine").fingerprint,
+        "mined": run.manifest("mine").making,
     }
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it repeats each line that workers print
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)

@@ -39,7 +39,7 @@ def train_rank(
     The process group of the ranks is there already.
 
     Args:
-        mined: Fingerprint of the examples.
+        mined: Which making of the examples.
         keeper_of: Engine and first step to what keeps metrics and checkpoints.
         checkpoint: Folder of all ranks' parts.
 
@@ -52,7 +52,7 @@ def train_rank(
         [DatasetSize(one.name, one.task, one.rows) for one in data.values()],
         getattr(recipe.training, name),
         alpha=recipe.training.dataset_alpha,
-        seed=recipe.training_seed + (0 if name == "stage1" else 1),
+        seed=2 * recipe.training_seed + (0 if name == "stage1" else 1),  # no seed's stage 2 is another's stage 1
         grouping=recipe.training.grouping,
     )
     device = choose_device(None if recipe.cluster.gpu else "cpu")

@@ -42,7 +42,7 @@ def train(recipe: Recipe) -> None:
         run = Run.open(recipe)
 
         def work(folder: Folder, stage: StageName) -> Mapping[str, int]:
-            told = {"run_folder": run.folder.uri, "stage": stage, "mined": run.manifest("mine").fingerprint}
+            told = {"run_folder": run.folder.uri, "stage": stage, "mined": run.manifest("mine").making}
             _train(recipe, **_shared(told | {"checkpoint": _latest(folder / CHECKPOINTS)}))
             return {"steps": getattr(recipe.training, stage).steps}
 

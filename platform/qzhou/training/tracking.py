@@ -9,10 +9,12 @@ from typing import Any, Protocol
 
 from qzhou.errors import SetupError
 from qzhou.learning import Tracker
+from qzhou.runs import digest
 from qzhou.storage import Folder
 
 Metrics = Mapping[str, Any]
 METRICS = "metrics.jsonl"
+PLACE_TAG = "qzhou_stage"  # of an MLflow run: which folder and settings it is of
 
 
 class Sink(Protocol):
@@ -67,13 +69,13 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of the project ``qzhou``; WANDB_MODE, WANDB_PROJECT and the API key come from the environment."""
 
-    def __init__(self, name: str, stage: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, stage: str, place: str, settings: Mapping[str, Any]) -> None:
         import wandb
 
         self._run = wandb.init(
             project=wandb.Settings().project or "qzhou",
             name=f"{name}/{stage}",
-            id=f"{name}-{stage}",
+            id=f"{name}-{stage}-{digest([place, settings])}",
             resume="allow",
             config=dict(settings),
         )
@@ -89,14 +91,15 @@ class WeightsAndBiases:
 class MLflow:
     """A run of the experiment ``qzhou``; MLFLOW_TRACKING_URI comes from the environment."""
 
-    def __init__(self, name: str, stage: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, stage: str, place: str, settings: Mapping[str, Any]) -> None:
         import mlflow
 
         experiment = mlflow.set_experiment("qzhou").experiment_id
         self._client = mlflow.MlflowClient()
-        title = f"{name}/{stage}"
-        before = self._client.search_runs([experiment], filter_string=f"attributes.run_name = '{title}'")
-        self._run = before[0] if before else self._client.create_run(experiment, run_name=title)
+        own = {PLACE_TAG: digest([place, settings])}  # two runs may have the same name
+        [(tag, value)] = own.items()
+        before = self._client.search_runs([experiment], filter_string=f"tags.{tag} = '{value}'")
+        self._run = before[0] if before else self._client.create_run(experiment, run_name=f"{name}/{stage}", tags=own)
         if not before:
             for key, value in settings.items():
                 self._client.log_param(self._run.info.run_id, key, str(value)[:500])
@@ -133,8 +136,8 @@ def open_sinks(
     """
     known: dict[Tracker, Callable[[], Sink]] = {
         "tensorboard": lambda: TensorBoard(folder, first_step, scratch),
-        "wandb": lambda: WeightsAndBiases(name, stage, settings),
-        "mlflow": lambda: MLflow(name, stage, settings),
+        "wandb": lambda: WeightsAndBiases(name, stage, folder.uri, settings),
+        "mlflow": lambda: MLflow(name, stage, folder.uri, settings),
     }
     sinks: list[Sink] = [MetricsFile(folder, first_step)]
     for tracker in trackers:

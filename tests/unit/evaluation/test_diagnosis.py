@@ -222,7 +222,7 @@ def test_settings_fit_the_run(make_recipe):
 
     fell = PLANTED["retrieval_fell"]
     assert setting({}, **fell).startswith("raise training.stage2.retrieval_share (now 0.72), or lower training.stage2.")
-    alone = {"stage2": {"steps": 60, "learning_rate": 2e-5}}
+    alone = {"stage2": {"steps": 60, "learning_rate": 2e-5, "retrieval_share": 1.0}}
     assert setting(alone, **fell) == "lower training.stage2.learning_rate (now 2e-05)"
     early = fallen(docs_package=[0.3767, 0.3400, 0.3410])
     assert setting({"loss": {}}, **early).startswith(

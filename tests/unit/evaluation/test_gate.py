@@ -66,3 +66,25 @@ def test_runs_that_cannot_be_compared_are_refused(runs, capsys):
     with pytest.raises(DataError, match="no task of this run was judged on the same data"):
         Gate(no_worse_than="other").check(ROWS, runs / "now", seed=0)
     assert "judged on other data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("floors", "said"),
+    [
+        ("docs=0.5,docs=0.9", "names 'docs' twice: 0.5 and 0.9"),
+        ("docs=nan", "no score is nan"),
+        ("docs=60", "no score is 60"),
+        (",", "'' is not TASK=SCORE"),
+    ],
+)
+def test_floors_that_mean_nothing_are_refused(floors, said):
+    with pytest.raises(RecipeError, match=said):
+        gate_of(floors, "")
+
+
+def test_a_task_that_the_other_run_was_judged_on_and_this_one_was_not_fails(runs):
+    rows = [{"task": task, "model": "stage2"} for task in ("docs", "likeness")]
+    (runs / "worse" / "evaluate").write_json("comparison.json", {"rows": rows})
+
+    with pytest.raises(RegressionError, match="likeness: worse has a score, and this run has none"):
+        Gate(no_worse_than="worse").check(ROWS, runs / "now", seed=0)

@@ -49,6 +49,19 @@ def test_a_loss_that_is_not_finite_names_step_and_dataset_and_keeps_the_batch(ma
     assert all(isinstance(text, str) for texts in kept["texts"] for text in texts)
 
 
+@pytest.mark.parametrize("norm", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_ends_the_stage_too(make_recipe, tiny_bert, tmp_path, monkeypatch, norm):
+    recipe = three_tasks(make_recipe)
+    found = model_of(tiny_bert)
+    engine = TorchEngine(found.model, found.tokenizer, recipe.training)
+    monkeypatch.setattr(engine, "update", lambda _: norm)
+    stage = Stage("stage2", stage_plan(recipe), DATA, recipe, found.tokenizer)
+
+    with pytest.raises(TrainingError, match=rf"the gradient's norm is {norm} at step 0 on"):
+        train_stage(stage, engine, Notes(folder=tmp_path), first_step=0)
+    assert (tmp_path / "batch.json").exists()
+
+
 def test_metrics_of_a_step_say_what_it_did_and_cost(make_recipe, tiny_bert):
     recipe = three_tasks(make_recipe, chunk_tokens=CHUNK_TOKENS, held_tokens=1)
     found = model_of(tiny_bert)
