@@ -104,6 +104,7 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
     yield from _mining_conflicts(recipe.mining)
     yield from _training_conflicts(recipe)
     yield from _synthesis_conflicts(recipe)
+    yield from _evaluation_conflicts(recipe)
 
 
 def _dataset_conflicts(datasets: Sequence[Dataset]) -> Iterator[str]:
@@ -204,6 +205,18 @@ def _synthesis_conflicts(recipe: Recipe) -> Iterator[str]:
     for name in recipe.synthesis.datasets:
         if name not in names:
             yield f"synthesis.datasets: there is no dataset '{name}'; known: {', '.join(names)}"
+
+
+def _evaluation_conflicts(recipe: Recipe) -> Iterator[str]:
+    names = {dataset.name for dataset in recipe.datasets}
+    for name in recipe.evaluation.instructions:
+        if name in names:
+            yield (
+                f"evaluation.instructions: '{name}' is a dataset, which is judged with the instruction that it is "
+                "trained with; set datasets.instruction"
+            )
+        elif not recipe.evaluation.tasks:
+            yield f"evaluation.instructions: '{name}' is no task that is judged: evaluation.tasks is empty"
 
 
 class _CommandLine(BaseSettings, Recipe):  # type: ignore[misc]  # both set model_config

@@ -176,12 +176,12 @@ def test_signs_of_trouble_are_written_and_said(recipe, capfd):
     evaluate(recipe())
 
     found = json.loads((stage(recipe()) / "diagnosis.json").read_text())
-    looked_for = {"collapsed", "labels_inverted", "retrieval_fell", "classification_poor"}
+    looked_for = {"collapsed", "labels_inverted", "retrieval_fell", "below_backbone", "classification_poor"}
     assert found["findings"] == []
     assert {one["sign"] for one in found["unchecked"]} == set(LOOKS) - looked_for
     said = capfd.readouterr().out
     assert (
-        "Diagnosis: 0 of 4 signs of trouble are there\n  not looked for: contaminated (there is no transform/" in said
+        "Diagnosis: 0 of 5 signs of trouble are there\n  not looked for: contaminated (there is no transform/" in said
     )
 
 

@@ -199,6 +199,8 @@ def test_stage_2_trains_on_everything_unless_the_recipe_says_otherwise(tmp_path)
     ("words", "said"),
     [
         (["--training.stage1.retrieval_share", "0.5"], "stage 1 trains on retrieval alone"),
+        (["--evaluation.instructions", '{"docs_search": "x"}'], "'docs_search' is a dataset, which is judged with the"),
+        (["--evaluation.instructions", '{"SciFact": "x"}'], "no task that is judged: evaluation.tasks is empty"),
         (["--training.loss.focal", "0.5"], "has no finite gradient where a positive is certain"),
         (["--training.stage1.learning_rate", "inf"], "finite number"),
     ],

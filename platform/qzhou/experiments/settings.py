@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -100,6 +100,7 @@ class Plan:
 
     experiment: Experiment
     trials: tuple[Trial, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def storage(self) -> str:
@@ -109,6 +110,10 @@ class Plan:
     def __str__(self) -> str:
         one = self.experiment
         lines = [f"{one.name}: {len(one.variants)} variants, seeds {', '.join(map(str, one.seeds))}, in {self.storage}"]
+        if shared := {**_dotted(one.settings), **_dotted(self.overrides)}:
+            lines.append(
+                f"  all: {'; '.join(f'{key} = {value if isinstance(value, str) else json.dumps(value)}' for key, value in shared.items())}"
+            )
         for variant in one.variants:
             changed = [f"{key} = {json.dumps(value)}" for key, value in _dotted(variant.settings).items()]
             changed += [f"trained on {', '.join(variant.only_datasets)}"] if variant.only_datasets else []
@@ -151,7 +156,7 @@ def load_experiment(
         for seed in experiment.seeds
         for variant in experiment.variants
     ]
-    return Plan(experiment, tuple(trials))
+    return Plan(experiment, tuple(trials), given)
 
 
 def _of_trial(recipe: Recipe, experiment: Experiment, variant: Variant, seed: int) -> Recipe:
@@ -179,6 +184,12 @@ def _conflicts(experiment: Experiment) -> Iterator[str]:
         elif other := folders.get(variant.folder.lower()):
             yield f"variants: '{other}' and '{variant.name}' would share the folder {variant.folder}; rename one"
         folders[variant.folder.lower()] = variant.name
+    made: dict[str, str] = {}
+    for variant in experiment.variants:
+        changes = json.dumps([_dotted(variant.settings), variant.only_datasets], sort_keys=True)
+        if other := made.get(changes):
+            yield f"variants: '{other}' and '{variant.name}' change the same; leave one out"
+        made[changes] = variant.name
     if len(set(experiment.seeds)) < len(experiment.seeds):
         yield f"seeds: {', '.join(map(str, experiment.seeds))} names one twice; name each once"
     for place, settings in [
@@ -192,6 +203,9 @@ def _conflicts(experiment: Experiment) -> Iterator[str]:
 
 def _refuse_overrides(experiment: Experiment, given: Mapping[str, Any]) -> None:
     differing = {key: one.name for one in experiment.variants for key in _dotted(one.settings)}
+    for one in experiment.variants:
+        if one.only_datasets:
+            differing["training.datasets"] = one.name
     for key in _dotted(given):
         if key in differing:
             raise RecipeError(

@@ -102,6 +102,8 @@ LONG = [retrieval(n, 2.1 + 0.3 * np.sin(n)) for n in range(400)]
 ALL_MASKED = [retrieval(n, 2.1 - 0.04 * n, masked=0.4 + 0.01 * (n % 3)) for n in range(24)]
 PLANTED = {
     "retrieval_fell": fallen(docs_search=[0.558, 0.6123, 0.562]),
+    "below_backbone at retrieval": fallen(docs_search=[0.558, 0.500, 0.505]),
+    "below_backbone at pairs": fallen(docs_siblings=[0.503, 0.505, 0.420]),
     "classification_poor": fallen(docs_package=[0.3767, 0.3770, 0.3420]),
     "collapsed by cosine": {"health": vector_health(mean_cosine=0.96)},
     "collapsed by rank": {"health": vector_health(effective_rank=12.5)},
@@ -224,6 +226,9 @@ def test_settings_fit_the_run(make_recipe):
     assert setting({}, **fell).startswith("raise training.stage2.retrieval_share (now 0.72), or lower training.stage2.")
     alone = {"stage2": {"steps": 60, "learning_rate": 2e-5, "retrieval_share": 1.0}}
     assert setting(alone, **fell) == "lower training.stage2.learning_rate (now 2e-05)"
+    lost = {1: [0.503, 0.420, 0.425], 2: [0.503, 0.505, 0.420]}
+    assert setting({}, **fallen(docs_siblings=lost[1])).startswith("stage 1 lost it: lower training.stage1.learning")
+    assert setting({}, **fallen(docs_siblings=lost[2])).startswith("stage 2 lost it: lower training.stage2.learning")
     early = fallen(docs_package=[0.3767, 0.3400, 0.3410])
     assert setting({"loss": {}}, **early).startswith(
         "stage 1 lost it: set training.loss.false_negative_margin (now off) to 0.1 or less"
@@ -243,7 +248,9 @@ def test_nothing_is_said_of_what_is_missing(make_recipe):
     def without(**parts):
         return {one.sign for one in unchecked(dataclasses.replace(facts, **parts))}
 
-    assert without(rows=(), differences=(), health={}) == {"collapsed", "retrieval_fell", "classification_poor"}
+    assert without(rows=(), differences=(), health={}) == {
+        *("collapsed", "retrieval_fell", "below_backbone", "classification_poor")
+    }
     assert without(steps={}) == {"loss_flat", "false_negatives_many", "cosent_unstable"}
     assert without(mining={}) == {"negatives_close"}
     assert without(synthesis={}) == {"synthetic_drifted"}
@@ -280,7 +287,7 @@ def test_a_run_folder_is_read_and_so_is_one_of_an_older_version(make_recipe):
     for row in old:
         row["score"] -= 0.2 * (row["model"] == "stage2" and row["type"] == "Retrieval")
     evaluate.write_json("comparison.json", old)
-    assert signs(Facts.read(run)) == ["retrieval_fell"]
+    assert signs(Facts.read(run)) == ["retrieval_fell", "below_backbone"]
 
 
 def test_intervals_are_those_of_the_formulas():

@@ -22,7 +22,7 @@ LIGHT, DARK = "#ffffff", "#0d1117"
 
 
 def experiment(**settings):
-    variants = [{"name": name} for name in ("a", "b", "c")]
+    variants = [{"name": name, "settings": {"training.workers": n}} for n, name in enumerate("abc", 1)]
     scores = [{"task": "one"}, {"type": "Retrieval"}]
     return Experiment.model_validate({"name": "e", "baseline": "a", "variants": variants, "scores": scores, **settings})
 

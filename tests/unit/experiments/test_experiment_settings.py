@@ -75,8 +75,9 @@ def test_a_variant_may_train_on_some_datasets_and_is_judged_on_all(write):
 
 
 def test_the_plan_says_what_the_variants_differ_in(write):
-    said = str(load_experiment(write()))
+    said = str(load_experiment(write(), ["--training.temperature", "0.03"]))
 
+    assert "  all: training.stage1.steps = 6; training.temperature = 0.03\n" in said
     assert "mine: 2 variants, seeds 1, 2, in runs/mine" in said
     assert "low eta (baseline): training.stage2.retrieval_share = 0.5; training.stage2.steps = 8" in said
     assert "search alone: training.stage2.retrieval_share = 1.0; trained on docs_search" in said
@@ -113,6 +114,11 @@ def test_the_experiments_of_the_paper_are_there():
         ('baseline = "low eta"', 'baseline = "low"', "baseline: there is no variant 'low'; did you mean 'low eta'"),
         ('"search alone"', '"low-eta"', "'low eta' and 'low-eta' would share the folder low-eta"),
         ('"search alone"', '"???"', r"'\?\?\?' has no letter or digit"),
+        (
+            'settings = {{ "training.stage2.retrieval_share" = 1.0 }}\nonly_datasets = ["docs_search"]'.format(),
+            'settings = { "training.stage2" = { steps = 8, retrieval_share = 0.5 } }',
+            "'low eta' and 'search alone' change the same",
+        ),
         ("[1, 2]", "[1, 1]", "seeds: 1, 1 names one twice"),
         ('"training.stage2.steps" = 8', '"run.seed" = 8', "low eta: 'run.seed' belongs to the experiment"),
         ("quickstart.toml", "nowhere.toml", r"nowhere\.toml: no such recipe file"),
@@ -127,6 +133,10 @@ def test_a_file_that_cannot_be_is_refused_before_anything_runs(write, old, new, 
     ("words", "said"),
     [
         (["--training.stage2.steps", "3"], r"--training\.stage2\.steps is what the variants differ in \('low eta'"),
+        (
+            ["--training.datasets", "docs_search"],
+            r"--training\.datasets is what the variants differ in \('search alone'",
+        ),
         (["--run.name", "x"], r"--run\.name belongs to the experiment"),
         (["--training.seed", "3"], r"--training\.seed belongs to the experiment"),
         (["--training.stage1.setps", "3"], r"no such setting; did you mean 'training\.stage1\.steps'"),

@@ -12,6 +12,7 @@ from qzhou.evaluation.diagnosis.intervals import mean_of, widened
 RETRIEVAL = frozenset({"Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking"})
 CLASSES = frozenset({"Classification", "MultilabelClassification", "Clustering"})
 PAIRS = frozenset({"STS", "PairClassification"})
+JUDGED_BY_COSINE = {"retrieval": RETRIEVAL, "pairs": PAIRS}
 
 # Encoders trained at a temperature of 0.01 give unrelated texts cosines of 0.7 to 0.8 and rank well all the same (E5,
 # arXiv:2212.03533); above 0.9 unrelated texts are as near as rewrites of one.
@@ -59,6 +60,29 @@ def classification_poor(facts: Facts) -> Looked:
             f"{first if early else ''}lower {eta}, so that more steps are of other tasks",
         )
     ]
+
+
+def below_backbone(facts: Facts) -> Looked:
+    """After all training, retrieval or pairs are surely worse than with the untouched backbone."""
+    compared = {kind: facts.compared(STAGE2, BACKBONE, types) for kind, types in JUDGED_BY_COSINE.items()}
+    if not any(compared.values()):
+        return f"{COMPARISON} has no retrieval task and no task of pairs of backbone and stage 2"
+    return [found for kind, tasks in compared.items() for found in _below(facts, kind, tasks)]
+
+
+def _below(facts: Facts, kind: str, compared: Sequence[Compared]) -> Iterator[Finding]:
+    if not (how := _fallen(compared)):
+        return
+    early = _fallen(facts.compared(STAGE1, BACKBONE, JUDGED_BY_COSINE[kind]))
+    names = ("loss.false_negative_margin", "stage1.learning_rate", "stage2.learning_rate", "stage2.retrieval_share")
+    margin, first, second, eta = (facts.setting(f"training.{name}") for name in names)
+    lost_in_2 = f"lower {second}" if kind == "retrieval" else f"lower {second}, or lower {eta}"
+    yield Finding(
+        "below_backbone",
+        f"Training made {kind} worse than it is with the untouched backbone {how[0]}.",
+        f"{COMPARISON}, backbone -> stage2: {how[1]}",
+        f"stage 1 lost it: lower {first}, or set {margin} to 0.1 or less" if early else f"stage 2 lost it: {lost_in_2}",
+    )
 
 
 def _fallen(compared: Sequence[Compared]) -> tuple[str, str] | None:

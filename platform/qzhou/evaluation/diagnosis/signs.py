@@ -15,7 +15,7 @@ from qzhou.evaluation.diagnosis.data import (
 from qzhou.evaluation.diagnosis.facts import Facts
 from qzhou.evaluation.diagnosis.finding import Finding, Looked, Unchecked
 from qzhou.evaluation.diagnosis.labels import labels_inverted
-from qzhou.evaluation.diagnosis.scores import classification_poor, collapsed, retrieval_fell
+from qzhou.evaluation.diagnosis.scores import below_backbone, classification_poor, collapsed, retrieval_fell
 from qzhou.evaluation.diagnosis.steps import cosent_unstable, false_negatives_many, loss_flat
 
 # What makes scores worthless comes first.
@@ -27,6 +27,7 @@ LOOKS: Mapping[str, Callable[[Facts], Looked]] = {
         labels_inverted,
         loss_flat,
         retrieval_fell,
+        below_backbone,
         classification_poor,
         false_negatives_many,
         cosent_unstable,
