@@ -111,9 +111,10 @@ class Plan:
         one = self.experiment
         lines = [f"{one.name}: {len(one.variants)} variants, seeds {', '.join(map(str, one.seeds))}, in {self.storage}"]
         if shared := {**_dotted(one.settings), **_dotted(self.overrides)}:
-            lines.append(
-                f"  all: {'; '.join(f'{key} = {value if isinstance(value, str) else json.dumps(value)}' for key, value in shared.items())}"
+            said = (
+                f"{key} = {value if isinstance(value, str) else json.dumps(value)}" for key, value in shared.items()
             )
+            lines.append(f"  all: {'; '.join(said)}")
         for variant in one.variants:
             changed = [f"{key} = {json.dumps(value)}" for key, value in _dotted(variant.settings).items()]
             changed += [f"trained on {', '.join(variant.only_datasets)}"] if variant.only_datasets else []
