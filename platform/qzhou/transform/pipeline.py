@@ -44,7 +44,7 @@ from qzhou.transform.judging import (
 )
 from qzhou.transform.plan import Plan, Shard, make_plan
 from qzhou.transform.raw import RawData, raw_data
-from qzhou.transform.report import refuse_bad_datasets, summary_line, write_report
+from qzhou.transform.report import refuse_bad_datasets, summary_line, warn_of_uniform, write_report
 from qzhou.transform.shuffle import is_done, shuffle_piece
 from qzhou.transform.tally import Tally
 from qzhou.transform.writing import is_corpus_written, is_written, write_corpus, write_shard, written
@@ -109,6 +109,7 @@ def _work(recipe: Recipe, raw: RawData, texts: Mapping[str, Iterable[str]], fold
     for dataset in recipe.datasets:
         print(summary_line(dataset, counts[dataset.name], encodings[dataset.name]), flush=True)
     refuse_bad_datasets(recipe, counts)
+    warn_of_uniform(recipe, folder)
     plan.work.delete()
     outputs = Counter({f"{task} examples": 0 for task in TASKS})
     for dataset in recipe.datasets:

@@ -9,7 +9,7 @@ from qzhou.dataset import Dataset
 from qzhou.errors import DataError
 from qzhou.pictures import svg
 from qzhou.recipe import Recipe
-from qzhou.storage import Folder
+from qzhou.storage import Folder, read_table
 from qzhou.transform.contamination import Overlap
 from qzhou.transform.fields import columns_of
 from qzhou.transform.tally import Tally
@@ -17,6 +17,7 @@ from qzhou.transform.tally import Tally
 REPORT, PICTURE = "report.json", "lengths.svg"
 COMMONEST = 5
 PANELS_A_ROW = 4
+ANSWER = {"pair": "score", "classification": "label"}  # what training compares rows by
 COLOURS = {
     "query": "#5b7db1", "positives": "#2f9e6e", "negatives": "#c44e52",
     "text_a": "#5b7db1", "text_b": "#e8a33d", "text": "#e8a33d",
@@ -36,6 +37,30 @@ def summary_line(dataset: Dataset, tally: Tally, encodings: Mapping[str, int]) -
     found = f"; read as {', '.join(encodings)}" if encodings else ""
     held = f"{tally.written['held_out']:,} held out"
     return f"transform: {dataset.name}: {kept:,} kept{merged}, {held}{left}{dropped}{found}"
+
+
+def warn_of_uniform(recipe: Recipe, folder: Folder) -> None:
+    """Say which datasets are trained on and cannot teach anything, because all of their rows have the same answer."""
+    for dataset in recipe.trained_datasets:
+        if column := ANSWER.get(dataset.task):
+            values = _some_values(folder / "examples" / dataset.task / dataset.name, column)
+            if len(values) == 1:
+                [value] = values
+                print(
+                    f"transform: {dataset.name}: WARNING: all rows have the {column} {value!r}, so nothing can be "
+                    "learned from them. Check 'columns' and 'labels', or take the dataset out",
+                    flush=True,
+                )
+
+
+def _some_values(folder: Folder, column: str) -> set[Any]:
+    """Different values of a column of a folder's files; two of them suffice."""
+    found: set[Any] = set()
+    for name in folder.files(".parquet"):
+        found |= set(read_table(folder, name, [column])[column].unique().to_pylist())
+        if len(found) > 1:
+            break
+    return found
 
 
 def refuse_bad_datasets(recipe: Recipe, tallies: Mapping[str, Tally]) -> None:
