@@ -1,6 +1,7 @@
 """The endpoint as clients meet it: ``python serve/app.py`` on a local Ray, asked with OpenAI's client and others."""
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -349,8 +350,12 @@ def log_files(endpoint: Endpoint) -> list[Path]:
 
 def session_folder(endpoint: Endpoint) -> Path:
     """Where Ray keeps the logs of this endpoint's cluster."""
-    words = (word for one in psutil.Process(endpoint.process.pid).children(recursive=True) for word in one.cmdline())
-    return Path(next(word for word in words if word.startswith("--session_dir=")).partition("=")[2])
+    for process in psutil.Process(endpoint.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may have ended
+            for word in process.cmdline():
+                if word.startswith("--session_dir="):
+                    return Path(word.partition("=")[2])
+    raise AssertionError("no process of this endpoint names its session")
 
 
 def logged(endpoint: Endpoint, request_id: str) -> list[dict]:

