@@ -18,7 +18,7 @@ import numpy as np
 
 from qzhou.serving.cache import Text, Vector, VectorCache, key_of
 from qzhou.serving.errors import RequestError
-from qzhou.serving.queue import FairQueue
+from qzhou.serving.queue import TextQueue
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -53,10 +53,11 @@ class Encoded:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """One request's texts; ``cost`` is in tokens."""
+    """One request's texts; ``cost`` is in tokens, ``due`` in those that are computed by then."""
 
     done: asyncio.Future[None]
     cost: int
+    due: int
     vectors: list[Vector | None]
     token_counts: list[int]
     truncated: list[bool]
@@ -110,7 +111,7 @@ class Engine:
         self.encoder = encoder
         self._max_wait_s, self._max_waiting_tokens = max_wait_s, max_waiting_tokens
         self._max_request_tokens = max_request_tokens
-        self._queue: FairQueue[_Item] = FairQueue(budget or encoder.batch_tokens)
+        self._queue: TextQueue[_Item] = TextQueue(budget or encoder.batch_tokens)
         self._cache = VectorCache(cache_bytes)
         self._in_flight: dict[bytes, _Item] = {}
         self._jobs: set[_Job] = set()
@@ -128,10 +129,11 @@ class Engine:
         return sum(job.tokens_left for job in self._jobs)
 
     def expected_wait_s(self, tokens: int) -> float:
-        """When a request of so many tokens would be answered: others are served in turn, each as much as it."""
+        """How long a request of so many tokens would wait for those that are due before it."""
         if not self.tokens_per_s:
             return 0.0
-        return sum(min(job.tokens_left, tokens) for job in self._jobs) / self.tokens_per_s
+        due = self._queue.computed + tokens
+        return sum(job.tokens_left for job in self._jobs if job.due <= due) / self.tokens_per_s
 
     async def encode(self, texts: Sequence[Text]) -> Encoded:
         """Vectors in the order of the texts, which are at least one and carry their prompt.
@@ -143,7 +145,7 @@ class Engine:
         self._admit(cost)
         count = len(texts)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        job = _Job(done, cost, [None] * count, [0] * count, [False] * count, count)
+        job = _Job(done, cost, self._queue.computed + cost, [None] * count, [0] * count, [False] * count, count)
         self._distribute(job, texts)
         self._jobs.add(job)
         try:
@@ -230,7 +232,9 @@ class Engine:
                     job.cost = tokens * len(job.vectors) // len(group)  # no longer a guess
                     if tokens > self._max_request_tokens and not job.done.done():
                         job.done.set_exception(_too_many(tokens, self._max_request_tokens))
-                    self._queue.add((item, len(item.ids)) for item in group if item.waiting)
+                    waiting = [(item, len(item.ids)) for item in group if item.waiting]
+                    self._queue.add(waiting, size=tokens)
+                    job.due = self._queue.computed + tokens
                 self._to_encode.set()
 
     def _next_groups(self) -> list[tuple[_Job, list[_Item]]]:

@@ -1,8 +1,10 @@
-"""Which texts go through the model next: fair to every request, alike in length, within a token budget.
+"""Which texts go through the model next: small requests before large ones, alike in length, within a token budget.
 
-Start-time fair queueing (P. Goyal, H. M. Vin, H. Cheng, SIGCOMM 1996): a text's turn comes by the tokens that its own
-request has had before it. A request of thousands of texts has the model to itself while nobody else asks, and a single
-text passes between two of its batches. Memory is bounded by the budget whatever the requests look like.
+Each request is due when as many tokens have been computed as it holds itself, and what is due first goes first. So none
+waits for many times its own work: a single text passes between two batches of a request of thousands, requests of one
+size are answered one after the other, and a large one cannot be passed for ever. (Deadlines in proportion to size bound
+the stretch: M. A. Bender, S. Chakrabarti, S. Muthukrishnan, Flow and stretch metrics, SODA 1998.) Memory is bounded by
+the budget whatever the requests look like.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Generic, TypeVar
 
 Content = TypeVar("Content")
 
-LOOK_AHEAD = 4  # budgets: among so many tokens of those whose turn comes next, a batch finds texts of like length
+LOOK_AHEAD = 4  # budgets: among so many tokens of what is due next, a batch finds texts of like length
 
 
 @dataclass(order=True, slots=True)
@@ -22,18 +24,18 @@ class Entry(Generic[Content]):
     """A text that waits.
 
     Attributes:
-        turn: Smaller is sooner; in tokens.
-        arrival: Among equal turns, in order of arrival.
+        due: In tokens that have been computed by then; smaller is sooner.
+        arrival: Among what is due at the same time, in order of arrival.
         tokens: How long the text is.
     """
 
-    turn: float
+    due: int
     arrival: int
     tokens: int = field(compare=False)
     content: Content = field(compare=False)
 
 
-class FairQueue(Generic[Content]):
+class TextQueue(Generic[Content]):
     """Texts that wait for the model.
 
     Args:
@@ -44,26 +46,24 @@ class FairQueue(Generic[Content]):
         self.budget = budget
         self._heap: list[Entry[Content]] = []
         self._arrivals = 0
-        self._now = 0.0
+        self.computed = 0  # tokens taken so far
 
     def __len__(self) -> int:
         return len(self._heap)
 
-    def add(self, texts: Iterable[tuple[Content, int]]) -> None:
-        """Let the texts of one request wait, each with its tokens."""
-        turn = self._now
+    def add(self, texts: Iterable[tuple[Content, int]], *, size: int) -> None:
+        """Let texts of a request wait, each with its tokens; ``size`` is the request's, in tokens."""
+        due = self.computed + size
         for content, tokens in texts:
-            heapq.heappush(self._heap, Entry(turn, self._arrivals, tokens, content))
+            heapq.heappush(self._heap, Entry(due, self._arrivals, tokens, content))
             self._arrivals += 1
-            turn += tokens
 
     def take(self) -> list[Content]:
-        """The next batch: the text whose turn it is, and those like it in length that come soon; none if none waits."""
+        """The next batch: the text that is due first, and those like it in length that are due soon."""
         if not self._heap:
             return []
         window = self._window()
         first = window[0]
-        self._now = max(self._now, first.turn)
         batch, longest = [first], first.tokens
         left = []
         for entry in sorted(window[1:], key=lambda one: (abs(one.tokens - first.tokens), one)):
@@ -75,6 +75,7 @@ class FairQueue(Generic[Content]):
                 left.append(entry)
         for entry in left:
             heapq.heappush(self._heap, entry)
+        self.computed += sum(entry.tokens for entry in batch)
         return [entry.content for entry in batch]
 
     def _window(self) -> list[Entry[Content]]:

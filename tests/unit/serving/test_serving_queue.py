@@ -3,12 +3,12 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qzhou.serving.queue import FairQueue
+from qzhou.serving.queue import TextQueue
 
 LENGTHS = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=30), min_size=1, max_size=8)
 
 
-def drained(queue: FairQueue) -> list[list]:
+def drained(queue: TextQueue) -> list[list]:
     batches = []
     while batch := queue.take():
         batches.append(batch)
@@ -17,9 +17,9 @@ def drained(queue: FairQueue) -> list[list]:
 
 @given(LENGTHS)
 def test_every_text_is_taken_once_and_no_batch_is_above_the_budget(requests):
-    queue: FairQueue = FairQueue(64)
+    queue: TextQueue = TextQueue(64)
     for number, lengths in enumerate(requests):
-        queue.add(((number, row, length), length) for row, length in enumerate(lengths))
+        queue.add([((number, row, length), length) for row, length in enumerate(lengths)], size=sum(lengths))
 
     batches = drained(queue)
 
@@ -32,38 +32,50 @@ def test_every_text_is_taken_once_and_no_batch_is_above_the_budget(requests):
 
 
 def test_a_text_above_the_budget_goes_alone():
-    queue: FairQueue = FairQueue(10)
-    queue.add([("long", 50), ("short", 2)])
+    queue: TextQueue = TextQueue(10)
+    queue.add([("long", 50), ("short", 2)], size=52)
 
     assert drained(queue) == [["long"], ["short"]]
 
 
 def test_a_small_request_passes_between_the_batches_of_a_large_one():
-    queue: FairQueue = FairQueue(100)
-    queue.add((("large", row), 10) for row in range(1000))
+    queue: TextQueue = TextQueue(100)
+    queue.add([(("large", row), 10) for row in range(1000)], size=10_000)
     for _ in range(3):
         queue.take()
-    queue.add([(("small", 0), 10)])
+    queue.add([(("small", 0), 10)], size=10)
 
-    assert ("small", 0) in queue.take() + queue.take()
+    assert ("small", 0) in queue.take()
 
 
-def test_equal_requests_advance_together():
-    queue: FairQueue = FairQueue(100)
-    for name in ("a", "b"):
-        queue.add((name, 10) for _ in range(200))
+def test_a_large_request_is_passed_by_no_more_than_it_holds_itself():
+    queue: TextQueue = TextQueue(100)
+    queue.add([("large", 10)] * 50, size=500)
+    passed, batch = 0, ["small"]
+    while "large" not in batch:
+        passed += 10 * len(batch)
+        queue.add([("small", 10)] * 10, size=100)
+        batch = queue.take()
 
-    taken = [one for _ in range(10) for one in queue.take()]
+    assert 100 < passed <= 510
 
-    assert abs(taken.count("a") - taken.count("b")) <= 10
+
+def test_requests_of_one_size_are_answered_one_after_the_other():
+    queue: TextQueue = TextQueue(100)
+    for name in ("first", "second"):
+        queue.add([(name, 10)] * 200, size=2000)
+
+    taken = [one for _ in range(20) for one in queue.take()]
+
+    assert taken == ["first"] * 200
 
 
 def test_texts_of_like_length_go_together():
     draw = random.Random(0)
     lengths = [draw.choice([5, 50]) for _ in range(400)]
-    queue: FairQueue = FairQueue(500)
+    queue: TextQueue = TextQueue(500)
     for length in lengths:
-        queue.add([(length, length)])
+        queue.add([(length, length)], size=length)
 
     batches = drained(queue)
 
