@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qzhou.recipe import parse_recipe
-from qzhou.serving.schemas import parse_request
+from qzhou.serving.schemas import EmbeddingRequest, parse_request
 from tests.e2e.commands import ROOT, run
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -55,7 +55,7 @@ def is_understood_by_ray(words: list[str]) -> None:
 def is_a_request(words: list[str]) -> None:
     """The endpoint is asked the same in tests/ray/test_endpoint.py; here, that its body is a request."""
     assert words[1].endswith("/v1/embeddings")
-    assert parse_request(words[words.index("-d") + 1].encode()).input
+    assert parse_request(EmbeddingRequest, words[words.index("-d") + 1].encode()).input
 
 
 def loads_a_model(words: list[str], model: Path) -> None:

@@ -52,7 +52,7 @@ def train_rank(
         [DatasetSize(one.name, one.task, one.rows) for one in data.values()],
         getattr(recipe.training, name),
         alpha=recipe.training.dataset_alpha,
-        seed=2 * recipe.training_seed + (0 if name == "stage1" else 1),  # no seed's stage 2 is another's stage 1
+        seed=recipe.training_seed + (0 if name == "stage1" else 1),
         grouping=recipe.training.grouping,
     )
     device = choose_device(None if recipe.cluster.gpu else "cpu")
