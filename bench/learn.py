@@ -39,7 +39,8 @@ from bench.report import parsed, table, write
 from qzhou.checkpoints import resolve
 from qzhou.recipe import Recipe, load_recipe
 from qzhou.records import RetrievalExample
-from qzhou.storage import Folder, read_records
+from qzhou.runs import Run
+from qzhou.storage import read_records
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "scifact.toml"
@@ -68,19 +69,15 @@ def one_seed(
             theirs(recipe, scale, threads, folder)
         peers += ["--evaluation.models", str(folder)]
     job("evaluate", [*words, *peers])
-    rows = (run_folder(recipe) / "evaluate").read_json("comparison.json")["rows"]
+    rows = (Run.at(recipe).folder / "evaluate").read_json("comparison.json")["rows"]
     return {row["model"]: row["score"] for row in rows if row["task"] == TASK}
-
-
-def run_folder(recipe: Recipe) -> Folder:
-    return Folder.open(recipe.run.storage) / recipe.run.name
 
 
 def rows_of(recipe: Recipe) -> DatasetDict:
     """The rows of stage 1: each retrieval dataset's mined triples."""
     found = {}
     for dataset in recipe.datasets:
-        folder = run_folder(recipe) / "mine" / "examples" / "retrieval" / dataset.name
+        folder = Run.at(recipe).folder / "mine" / "examples" / "retrieval" / dataset.name
         rows = list(read_records(folder, RetrievalExample)) if folder.exists() else []
         triples = [(row.query, row.positives[0], row.negatives[0].text) for row in rows if row.negatives]
         if triples:

@@ -220,17 +220,18 @@ def main() -> None:
         servers[PLAIN] = lambda: plain(port, asked.threads)
         counts = {BATCHES: 40 * asked.seconds, SINGLES: 1500 * asked.seconds, MIXED: 30 * asked.seconds}
         bodies = {case: bodies_of(case, folder, count) for case, count in counts.items()}
-        rows = [*_throughput(servers, bodies, asked), *_steady(servers, bodies[SINGLES], asked)]
-        rows += _overload(folder, bodies[BATCHES], asked)
+        rows, speeds = _throughput(servers, bodies, asked)
+        rate = min(speeds[who, SINGLES.name] for who in servers if who != PLAIN) / 2
+        rows += _steady(servers, bodies[SINGLES], asked, rate)
+        rows += _overload(folder, bodies[BATCHES], asked, 3 * speeds[OURS, BATCHES.name])
     write(asked.results, "serve.json", {"threads": asked.threads, "rows": rows})
-
-
-_SPEED: dict[tuple[str, str], float] = {}  # (who, case) -> requests a second
 
 
 def _throughput(
     servers: Mapping[str, Callable[[], Any]], bodies: Mapping[Case, Bodies], asked: argparse.Namespace
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[tuple[str, str], float]]:
+    """The rows, and (who, case) -> requests a second."""
+    speeds: dict[tuple[str, str], float] = {}
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     nothing: dict[str, tuple[float, float]] = {}
     for number in range(asked.rounds):
@@ -247,26 +248,25 @@ def _throughput(
     for (who, name), results in found.items():
         given = next(value for case, value in bodies.items() if case.name == name)
         speed = statistics.median(one["requests"] / one["seconds"] for one in results)
-        _SPEED[who, name] = speed
+        speeds[who, name] = speed
         row = {"case": name, "who": who, "requests_per_s": round(speed, 1), "tokens_per_s": round(speed * given.tokens)}
         row |= {key: statistics.median(one[key] for one in results) for key in ("p50_ms", "p99_ms")}
         row |= {"ratio": None, "failed": sum(one["failed"] + one["refused"] for one in results)}
         rows.append(row)
     for row in rows:
-        theirs = _SPEED[row["who"], row["case"]]
-        row["ratio"] = round(_SPEED[OURS, row["case"]] / theirs, 2) if theirs else None
+        theirs = speeds[row["who"], row["case"]]
+        row["ratio"] = round(speeds[OURS, row["case"]] / theirs, 2) if theirs else None
     Console(width=140).print(table("Closed loop; ratio: how many times as much we answer", rows))
     for who, (rate, cpu_ms) in nothing.items():
         print(f"{who}: a request without a model takes {cpu_ms:.2f} ms of CPU, {rate:.0f} a second", flush=True)
         rows.append({"case": "no model", "who": who, "requests_per_s": round(rate), "cpu_ms": round(cpu_ms, 3)})
-    return rows
+    return rows, speeds
 
 
 def _steady(
-    servers: Mapping[str, Callable[[], Any]], bodies: Bodies, asked: argparse.Namespace
+    servers: Mapping[str, Callable[[], Any]], bodies: Bodies, asked: argparse.Namespace, rate: float
 ) -> list[dict[str, Any]]:
-    """Latency at half of what the slower of ours and infinity answers."""
-    rate = min(_SPEED[who, SINGLES.name] for who in servers if who != PLAIN) / 2
+    """Latency at a rate of requests."""
     rows = []
     for who, start in servers.items():
         with start() as server:
@@ -281,9 +281,8 @@ def _steady(
     return rows
 
 
-def _overload(folder: Path, bodies: Bodies, asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Three times what we answer, with a limit of two seconds on waiting; and a moment later."""
-    rate = 3 * _SPEED[OURS, BATCHES.name]
+def _overload(folder: Path, bodies: Bodies, asked: argparse.Namespace, rate: float) -> list[dict[str, Any]]:
+    """More than we answer, with a limit of two seconds on waiting; and a moment later."""
     with ours(folder, asked.port, asked.threads, wait_s=2.0) as server:
         server.load(bodies, clients=16, seconds=max(1, asked.seconds // 5))
         before = server.memory_mib()

@@ -28,7 +28,6 @@ from qzhou.recipe import Recipe, load_recipe
 from qzhou.runs import Run
 from qzhou.serving.pipeline import application
 from qzhou.serving.port import check_port
-from qzhou.storage import Folder
 
 READY_TIMEOUT_S = 60.0
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -63,7 +62,7 @@ def trained_model(recipe: Recipe) -> str:
     Raises:
         DataError: The run has not got that far; says what to run.
     """
-    run = Run(recipe, Folder.open(recipe.run.storage) / recipe.run.name)  # Run.open would write to it
+    run = Run.at(recipe)
     run.manifest("model")
     return (run.folder / "model").uri
 
@@ -72,51 +71,53 @@ def serve_until_stopped(recipe: Recipe) -> None:
     """Serve the run's model until SIGINT or SIGTERM, then end what was started here."""
     model, settings = trained_model(recipe), recipe.serving
     joining = bool(os.environ.get("RAY_ADDRESS"))
-    if not joining:
-        check_port(settings.host, settings.port)
-        os.environ.update(throughput(recipe) | os.environ)
-    with session(), _serving(recipe, model, joining=joining), _signals() as asked:
-        address = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
+    with tempfile.TemporaryDirectory(prefix="qzhou-serve-", ignore_cleanup_errors=True) as scratch:
         if not joining:
-            _wait_until_ready(address)
-        print(_welcome(address, recipe), flush=True)
-        while not asked.stop.is_set():
-            asked.anything.wait()
-            asked.anything.clear()
-            if asked.update.is_set() and not asked.stop.is_set():
-                asked.update.clear()
-                _update(recipe)
-        print("stopping", flush=True)
+            check_port(settings.host, settings.port)
+            os.environ.update(throughput(settings.port, scratch) | os.environ)
+        with session(), _serving(recipe, model, joining=joining), _signals() as asked:
+            address = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
+            if not joining:
+                _wait_until_ready(address)
+            print(_welcome(address, recipe), flush=True)
+            while not asked.stop.is_set():
+                asked.anything.wait()
+                asked.anything.clear()
+                if asked.update.is_set() and not asked.stop.is_set():
+                    asked.update.clear()
+                    _update(recipe)
+            print("stopping", flush=True)
 
 
-def throughput(recipe: Recipe) -> dict[str, str]:
+def throughput(port: int, scratch: str) -> dict[str, str]:
     """The environment in which Ray Serve forwards a request to its replica in one step instead of three.
 
     HAProxy stands in front of the replicas and asks them itself. Its files and ports are this endpoint's own, so that
     two endpoints fit on one machine.
+
+    Args:
+        port: Of the endpoint.
+        scratch: A folder of its own.
     """
-    place = tempfile.mkdtemp(prefix="qzhou-serve-")
-    port = recipe.serving.port
+    haproxy = {
+        "NBTHREAD": "1",
+        "CONFIG_FILE_LOC": f"{scratch}/haproxy.cfg",
+        "SOCKET_PATH": f"{scratch}/admin.sock",
+        "SERVER_STATE_BASE": scratch,
+        "SERVER_STATE_FILE": f"{scratch}/server-state",
+        "METRICS_SOCKET_PATH": f"{scratch}/metrics.sock",
+        "METRICS_PORT": str(port + 1101),
+        "STATS_PORT": str(port + 404),
+        "RETRY_ON": "conn-failure empty-response",  # vectors are made twice as well as once
+        "TUNE_BUFSIZE": str(2**20),  # a request above this is not tried again
+        "HARD_STOP_AFTER_S": "30",
+    }
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a busy machine takes more than the usual five
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # HAProxy learns of a replica that leaves in less
-    } | {
-        f"RAY_SERVE_HAPROXY_{name}": value
-        for name, value in {
-            "NBTHREAD": "1",
-            "CONFIG_FILE_LOC": f"{place}/haproxy.cfg",
-            "SOCKET_PATH": f"{place}/admin.sock",
-            "SERVER_STATE_BASE": place,
-            "SERVER_STATE_FILE": f"{place}/server-state",
-            "METRICS_SOCKET_PATH": f"{place}/metrics.sock",
-            "METRICS_PORT": str(port + 1101),
-            "STATS_PORT": str(port + 404),
-            "RETRY_ON": "conn-failure empty-response",  # vectors are made twice as well as once
-            "TUNE_BUFSIZE": str(2**20),  # a request above this is not tried again
-            "HARD_STOP_AFTER_S": "30",
-        }.items()
+        **{f"RAY_SERVE_HAPROXY_{name}": value for name, value in haproxy.items()},
     }
 
 

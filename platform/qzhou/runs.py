@@ -37,6 +37,11 @@ class Run:
     folder: Folder
 
     @classmethod
+    def at(cls, recipe: Recipe) -> Run:
+        """The run where the recipe says it is, whether it is there or not; writes nothing."""
+        return cls(recipe, Folder.open(recipe.run.storage) / recipe.run.name)
+
+    @classmethod
     def open(cls, recipe: Recipe) -> Run:
         """Make the run's folder and write the resolved recipe into it.
 
@@ -53,9 +58,9 @@ class Run:
                 "--working-dir` made for this job, and goes with it. Name an absolute path or a URI (s3://...) that "
                 "all nodes reach, in the recipe or with --run.storage."
             )
-        folder = (Folder.open(recipe.run.storage) / recipe.run.name).create()
-        folder.write_json(RECIPE, recipe.model_dump(mode="json"))
-        return cls(recipe, folder)
+        run = cls.at(recipe)
+        run.folder.create().write_json(RECIPE, recipe.model_dump(mode="json"))
+        return run
 
     @classmethod
     def find(cls, recipe: Recipe) -> Run:
@@ -64,13 +69,13 @@ class Run:
         Raises:
             DataError: There is none.
         """
-        folder = Folder.open(recipe.run.storage) / recipe.run.name
-        if not folder.exists(RECIPE):
+        run = cls.at(recipe)
+        if not run.folder.exists(RECIPE):
             raise DataError(
-                f"{folder.uri} has no {RECIPE}: there is no run of that name. Run python jobs/pipeline.py with this "
-                "recipe first, or name its place with --run.storage and --run.name."
+                f"{run.folder.uri} has no {RECIPE}: there is no run of that name. Run python jobs/pipeline.py with "
+                "this recipe first, or name its place with --run.storage and --run.name."
             )
-        return cls(recipe, folder)
+        return run
 
     def manifest(self, stage: str) -> Manifest:
         """The manifest of a finished stage.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import openai
+import psutil
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -19,8 +20,9 @@ from qzhou.encoder import EmbeddingModel
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.recipe import load_recipe
 from qzhou.records import Document
+from qzhou.runs import Run
 from qzhou.serving.index import EncodePart, Part, assemble
-from qzhou.storage import Folder, write_records
+from qzhou.storage import write_records
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-the-tests"
@@ -74,6 +76,15 @@ class Endpoint:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def processes(self) -> Iterator[tuple[psutil.Process, list[str]]]:
+        """Those of its cluster, each with its command line; what has just ended is left out."""
+        for one in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                words = one.cmdline()
+            except psutil.Error:
+                continue
+            yield one, words
 
     def client(self, key: str = KEY) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
@@ -130,7 +141,7 @@ def write_manifest(stage: Path, fingerprint: str, **inputs: str) -> None:
 def write_index(recipe: Path, texts: list[str]) -> None:
     """What ``jobs/index.py`` leaves in the run."""
     loaded = load_recipe(recipe)
-    run = Folder.open(loaded.run.storage) / loaded.run.name
+    run = Run.at(loaded).folder
     write_records(run / "documents", [Document(id=f"d{n}", text=text) for n, text in enumerate(texts)], Document)
     parts = [Part(run / "documents", name, "") for name in (run / "documents").files(".parquet")]
     EncodePart(loaded, (run / "model").uri, run / "encoded", parts)({"id": range(len(parts))})

@@ -1,7 +1,6 @@
 """The endpoint as clients meet it: ``python serve/app.py`` on a local Ray, asked with OpenAI's client and others."""
 
 import asyncio
-import contextlib
 import json
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 import mteb
 import numpy as np
 import openai
-import psutil
 import pytest
 import requests
 import schemathesis
@@ -350,12 +348,8 @@ def log_files(endpoint: Endpoint) -> list[Path]:
 
 def session_folder(endpoint: Endpoint) -> Path:
     """Where Ray keeps the logs of this endpoint's cluster."""
-    for process in psutil.Process(endpoint.process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it may have ended
-            for word in process.cmdline():
-                if word.startswith("--session_dir="):
-                    return Path(word.partition("=")[2])
-    raise AssertionError("no process of this endpoint names its session")
+    words = (word for _, command in endpoint.processes() for word in command)
+    return Path(next(word for word in words if word.startswith("--session_dir=")).partition("=")[2])
 
 
 def logged(endpoint: Endpoint, request_id: str) -> list[dict]:

@@ -72,16 +72,7 @@ class Load:
 
 
 def replicas(endpoint: Endpoint) -> list[psutil.Process]:
-    children = psutil.Process(endpoint.process.pid).children(recursive=True)
-    return [one for one in children if "ServeReplica:tiny:EmbeddingServer" in title(one)]
-
-
-def title(process: psutil.Process) -> str:
-    """What a process calls itself; nothing where it has just ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    return [one for one, words in endpoint.processes() if "ServeReplica:tiny:EmbeddingServer" in " ".join(words)]
 
 
 def test_a_new_model_is_taken_into_service_without_a_failed_request(endpoint):

@@ -8,9 +8,7 @@ from typing import Any
 
 from qzhou.errors import RecipeError
 from qzhou.recipe import Recipe
-from qzhou.records import Manifest
-from qzhou.runs import MANIFEST
-from qzhou.storage import Folder
+from qzhou.runs import MANIFEST, Run
 
 
 def refuse_other_training(recipe: Recipe) -> None:
@@ -19,12 +17,13 @@ def refuse_other_training(recipe: Recipe) -> None:
     Raises:
         RecipeError: A setting of training is another one now; names it, both values and the way out.
     """
-    run = Folder.open(recipe.run.storage) / recipe.run.name
+    run = Run.at(recipe)
     for name in ("stage1", "stage2"):
-        place = run / "train" / name
+        stage = f"train/{name}"
+        place = run.folder / stage
         if not place.exists(MANIFEST):
             continue
-        made = Manifest(**place.read_json(MANIFEST)).settings
+        made = run.manifest(stage).settings
         now = json.loads(recipe.training.model_dump_json())
         changed = [
             *_changed(made.get("training", {}), now, "training."),

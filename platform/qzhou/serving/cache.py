@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import Any
 
 import numpy as np
 
-Vector = np.ndarray[Any, np.dtype[np.float32]]
+from qzhou.serving.outputs import Vectors
+
 Text = str | tuple[int, ...]  # as it was sent: a string with its prompt, or token ids
 
 ENTRY_BYTES = 300  # what Python needs for an entry besides the vector, about
@@ -24,18 +24,18 @@ class VectorCache:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._held = 0
-        self._entries: OrderedDict[bytes, tuple[Vector, int, bool]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[Vectors, int, bool]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: bytes) -> tuple[Vector, int, bool] | None:
+    def get(self, key: bytes) -> tuple[Vectors, int, bool] | None:
         found = self._entries.get(key)
         if found is not None:
             self._entries.move_to_end(key)
         return found
 
-    def put(self, key: bytes, vector: Vector, tokens: int, truncated: bool) -> None:
+    def put(self, key: bytes, vector: Vectors, tokens: int, truncated: bool) -> None:
         if key in self._entries or _size(vector) > self._limit:
             return
         self._entries[key] = (vector, tokens, truncated)
@@ -52,5 +52,5 @@ def key_of(text: Text) -> bytes:
     return hashlib.blake2b(np.asarray(text, dtype="<i8").tobytes(), digest_size=20, person=b"ids").digest()
 
 
-def _size(vector: Vector) -> int:
+def _size(vector: Vectors) -> int:
     return vector.nbytes + ENTRY_BYTES

@@ -16,11 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qzhou.serving.cache import Text, Vector, VectorCache, key_of
+from qzhou.serving.cache import Text, VectorCache, key_of
 from qzhou.serving.errors import RequestError
+from qzhou.serving.outputs import Vectors
 from qzhou.serving.queue import TextQueue
-
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 TOKENIZED_AT_ONCE = 512  # texts; a large request does not keep small ones waiting
 CHARS_PER_TOKEN = 4  # a guess, for what is not tokenized yet
@@ -31,9 +30,6 @@ class BatchEncoder(Protocol):
     """What the engine needs of an encoder; :class:`qzhou.encoder.Encoder` is one."""
 
     batch_tokens: int
-
-    @property
-    def dimensions(self) -> int: ...
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]: ...
 
@@ -58,7 +54,7 @@ class _Job:
     done: asyncio.Future[None]
     cost: int
     due: int
-    vectors: list[Vector | None]
+    vectors: list[Vectors | None]
     token_counts: list[int]
     truncated: list[bool]
     missing: int
@@ -68,7 +64,7 @@ class _Job:
     def tokens_left(self) -> int:
         return self.cost * self.missing // len(self.vectors)
 
-    def take(self, row: int, vector: Vector, tokens: int, truncated: bool) -> None:
+    def take(self, row: int, vector: Vectors, tokens: int, truncated: bool) -> None:
         self.vectors[row], self.token_counts[row], self.truncated[row] = vector, tokens, truncated
         self.missing -= 1
         if not self.missing and not self.done.done():
@@ -233,8 +229,7 @@ class Engine:
                     if tokens > self._max_request_tokens and not job.done.done():
                         job.done.set_exception(_too_many(tokens, self._max_request_tokens))
                     waiting = [(item, len(item.ids)) for item in group if item.waiting]
-                    self._queue.add(waiting, size=tokens)
-                    job.due = self._queue.computed + tokens
+                    job.due = self._queue.add(waiting, size=tokens)
                 self._to_encode.set()
 
     def _next_groups(self) -> list[tuple[_Job, list[_Item]]]:
@@ -287,7 +282,7 @@ class Engine:
         self.padded += len(ids) * max(map(len, ids)) - tokens
         return found
 
-    def _deliver(self, item: _Item, vector: Vector) -> None:
+    def _deliver(self, item: _Item, vector: Vectors) -> None:
         if self._in_flight.get(item.key) is item:
             del self._in_flight[item.key]
         self._cache.put(item.key, vector.copy(), len(item.ids), item.truncated)

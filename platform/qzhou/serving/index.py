@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from qzhou.recipe import Recipe
+from qzhou.serving.cache import key_of
 from qzhou.serving.outputs import Vectors
 from qzhou.storage import Folder, read_table, write_table
 
@@ -83,9 +83,9 @@ def assemble(encoded: Folder, target: Folder) -> int:
     ):
         for name in encoded.files(".parquet"):
             table = _first_seen(read_table(encoded, name), seen)
-            vectors_ND = np.stack([*map(np.asarray, table["vector"].to_numpy())]) if len(table) else None
-            if vectors_ND is None:
+            if not len(table):
                 continue
+            vectors_ND = np.stack(table["vector"].to_numpy())
             if index is None:
                 index = faiss.IndexScalarQuantizer(vectors_ND.shape[1], faiss.ScalarQuantizer.QT_fp16, COSINE)
             index.add(vectors_ND.astype(np.float32))
@@ -98,7 +98,7 @@ def _first_seen(table: pa.Table, seen: set[bytes]) -> pa.Table:
     """Rows whose text is not among those seen; it is then."""
     new = []
     for text in table["text"].to_pylist():
-        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        key = key_of(text)
         new.append(key not in seen)
         seen.add(key)
     return table.filter(pa.array(new, pa.bool_()))

@@ -56,7 +56,6 @@ def load(place: str, name: str, settings: Settings) -> tuple[Encoder, ServedMode
     if settings.measured and settings.precision != "float32":
         exact_ND = _loaded(place, settings, "float32", compiled=False).encode(PROBES)
     encoder = _loaded(place, settings, settings.precision, compiled=settings.compiled)
-    served_ND = None if exact_ND is None else encoder.encode(PROBES)
     config = encoder.model.backbone.config
     # The name vLLM reads the trained widths from; transformers keeps unknown settings of a config.json.
     matryoshka = getattr(config, "matryoshka_dimensions", None) or ()
@@ -69,16 +68,14 @@ def load(place: str, name: str, settings: Settings) -> tuple[Encoder, ServedMode
         prompts=dict(encoder.prompts),
         matryoshka=tuple(matryoshka),
         precision=settings.precision if settings.precision == "int8" else _precision_of(encoder),
-        cosine_to_float32=lowest_cosine(exact_ND, served_ND),
+        cosine_to_float32=None if exact_ND is None else lowest_cosine(exact_ND, encoder.encode(PROBES)),
         created=int(time.time()),
     )
     return encoder, served
 
 
-def lowest_cosine(exact_ND: Vectors | None, served_ND: Vectors | None) -> float | None:
-    """Of unit vectors of the same texts; None where there are none."""
-    if exact_ND is None or served_ND is None:
-        return None
+def lowest_cosine(exact_ND: Vectors, served_ND: Vectors) -> float:
+    """Of unit vectors of the same texts."""
     return round(float((exact_ND * served_ND).sum(axis=1).min()), 6)
 
 

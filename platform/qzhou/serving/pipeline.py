@@ -165,7 +165,7 @@ def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel]:
 
 def index_of(recipe: Recipe, place: str) -> Any:
     """The run's index of documents, if it has one that the very model has made that is served."""
-    run = Run(recipe, Folder.open(recipe.run.storage) / recipe.run.name)
+    run = Run.at(recipe)
     folder = run.folder / STAGE
     if place != (run.folder / "model").uri or not folder.exists(MANIFEST):
         return None

@@ -51,12 +51,17 @@ class TextQueue(Generic[Content]):
     def __len__(self) -> int:
         return len(self._heap)
 
-    def add(self, texts: Iterable[tuple[Content, int]], *, size: int) -> None:
-        """Let texts of a request wait, each with its tokens; ``size`` is the request's, in tokens."""
+    def add(self, texts: Iterable[tuple[Content, int]], *, size: int) -> int:
+        """Let texts of a request wait, each with its tokens; gives back when they are due.
+
+        Args:
+            size: Of the request, in tokens.
+        """
         due = self.computed + size
         for content, tokens in texts:
             heapq.heappush(self._heap, Entry(due, self._arrivals, tokens, content))
             self._arrivals += 1
+        return due
 
     def take(self) -> list[Content]:
         """The next batch: the text that is due first, and those like it in length that are due soon."""

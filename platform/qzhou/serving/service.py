@@ -179,8 +179,9 @@ class EmbeddingService:
 
     def _presented(self, request: EmbeddingRequest, inputs: list[str] | list[list[int]]) -> list[Text]:
         self._check_count(len(inputs), "input")
-        if inputs and isinstance(inputs[0], str):
-            return list(presented(request, [str(one) for one in inputs], self.model.prompts))
+        texts = [one for one in inputs if isinstance(one, str)]
+        if texts:
+            return list(presented(request, texts, self.model.prompts))
         chosen = next((one for one in ("instruction", "input_type", "prompt_name") if getattr(request, one)), None)
         if chosen:
             raise RequestError(
@@ -188,9 +189,10 @@ class EmbeddingService:
                 param=chosen,
                 code="invalid_value",
             )
-        for ids in inputs:
-            self._check_ids([int(one) for one in ids])
-        return [tuple(int(one) for one in ids) for ids in inputs]
+        tokens = [tuple(one) for one in inputs if not isinstance(one, str)]
+        for ids in tokens:
+            self._check_ids(ids)
+        return list(tokens)
 
     def _side(self, texts: Sequence[str], side: Side, instruction: str | None) -> list[Text]:
         """Texts as the model saw queries or documents in training."""

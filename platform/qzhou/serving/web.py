@@ -53,7 +53,6 @@ HARDENED = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src data:",
 }  # of the playground; it loads nothing from elsewhere
 
-
 Asked = TypeVar("Asked", EmbeddingRequest, RerankRequest, SimilarityRequest, SearchRequest)
 
 
@@ -90,8 +89,8 @@ class Endpoint:
         self._rate.admit(key)
         note = note_of(request)
         asked = parse_request(kind, await self._body(request))
-        note.model = asked.model if asked.model in self.services else ""
         service = self._service(asked.model)
+        note.model = service.model.name
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
                 answer = await work(service, asked)
@@ -169,26 +168,32 @@ def _takes(kind: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
 
 
+POSTS: tuple[tuple[str, Any, type[BaseModel], Any], ...] = (  # path, request, response, and what answers
+    ("/v1/embeddings", EmbeddingRequest, EmbeddingResponse, EmbeddingService.embed),
+    ("/v1/rerank", RerankRequest, RerankResponse, EmbeddingService.rerank),
+    ("/v1/similarity", SimilarityRequest, SimilarityResponse, EmbeddingService.similarity),
+    ("/v1/search", SearchRequest, SearchResponse, EmbeddingService.search),
+)
+
+
+def _answering(endpoint: Endpoint, kind: Any, work: Any) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        return await endpoint.answer(request, kind, work)
+
+    return answer
+
+
 def _add_routes(web: FastAPI, endpoint: Endpoint, meter: Meter) -> None:
-    @web.post("/v1/embeddings", response_model=EmbeddingResponse, openapi_extra=_takes(EmbeddingRequest))
-    async def embeddings(request: Request) -> Response:
-        """Texts to vectors."""
-        return await endpoint.answer(request, EmbeddingRequest, EmbeddingService.embed)
-
-    @web.post("/v1/rerank", response_model=RerankResponse, openapi_extra=_takes(RerankRequest))
-    async def rerank(request: Request) -> Response:
-        """Documents by their cosine to a query."""
-        return await endpoint.answer(request, RerankRequest, EmbeddingService.rerank)
-
-    @web.post("/v1/similarity", response_model=SimilarityResponse, openapi_extra=_takes(SimilarityRequest))
-    async def similarity(request: Request) -> Response:
-        """The cosine of every query to every document."""
-        return await endpoint.answer(request, SimilarityRequest, EmbeddingService.similarity)
-
-    @web.post("/v1/search", response_model=SearchResponse, openapi_extra=_takes(SearchRequest))
-    async def search(request: Request) -> Response:
-        """The documents of the run's index that are nearest to a query."""
-        return await endpoint.answer(request, SearchRequest, EmbeddingService.search)
+    for path, kind, answered, work in POSTS:
+        web.add_api_route(
+            path,
+            _answering(endpoint, kind, work),
+            methods=["POST"],
+            name=work.__name__,
+            description=work.__doc__,
+            response_model=answered,
+            openapi_extra=_takes(kind),
+        )
 
     @web.get("/v1/models", response_model=ModelList)
     async def models(request: Request) -> Response:
@@ -213,10 +218,12 @@ def _add_routes(web: FastAPI, endpoint: Endpoint, meter: Meter) -> None:
         """Of this replica, for Prometheus."""
         return Response(meter.exposition(), media_type=meter.CONTENT_TYPE)
 
+    page = PLAYGROUND.read_bytes()
+
     @web.get("/", response_class=Response)
     async def playground() -> Response:
         """A page to try the models on."""
-        return Response(PLAYGROUND.read_bytes(), media_type="text/html; charset=utf-8", headers=HARDENED)
+        return Response(page, media_type="text/html; charset=utf-8", headers=HARDENED)
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -185,7 +185,7 @@ def local_copy(folder: Folder, file: Path) -> Path:
 
 
 def _linked(file: Path, target: Path) -> bool:
-    """Take the copy that another run has of the same examples, which are told by the fingerprint of their stage."""
+    """Take the copy that another run has of the same examples, which are told by the making of their stage."""
     mined, runs = file.parent, file.parents[2]
     for twin in runs.glob(f"*/{mined.name}/{file.name}"):
         with contextlib.suppress(OSError):  # it may be removed meanwhile

@@ -14,7 +14,7 @@ from qzhou.dataset import Dataset
 from qzhou.errors import RecipeError
 from qzhou.recipe import Recipe
 from qzhou.records import EXAMPLE_TYPES, Example, LabeledExample, PairExample, RetrievalExample
-from qzhou.runs import MANIFEST
+from qzhou.runs import MANIFEST, Run
 from qzhou.storage import Folder, count_rows, from_row
 from qzhou.training.cost import DatasetTexts, Length
 from qzhou.training.shapes import hub_file
@@ -95,7 +95,7 @@ def _measured(recipe: Recipe) -> FoundTexts | None:
     """The run's own examples, those with negatives if mining has finished."""
     if "://" in recipe.run.storage:
         return None
-    run = Folder.open(recipe.run.storage) / recipe.run.name
+    run = Run.at(recipe).folder
     stage = next((name for name in ("mine", "transform") if run.exists(f"{name}/{MANIFEST}")), None)
     if stage is None:
         return None

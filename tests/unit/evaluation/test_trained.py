@@ -7,7 +7,7 @@ from qzhou.errors import RecipeError
 from qzhou.evaluation.candidates import candidates
 from qzhou.evaluation.trained import refuse_other_training
 from qzhou.records import Manifest
-from qzhou.storage import Folder
+from qzhou.runs import Run
 from qzhou.training.stages import PACE
 
 
@@ -30,7 +30,7 @@ def recipe(make_recipe):
             "stage": training[name],
         }
         manifest = made(name, "12", settings)
-        place = Folder.open(found.run.storage) / found.run.name / "train" / name
+        place = Run.at(found).folder / "train" / name
         place.create().write_json("manifest.json", dataclasses.asdict(manifest))
     return found
 

@@ -47,8 +47,8 @@ def brute_force(query: np.ndarray, document: np.ndarray, count: int) -> np.ndarr
 def test_any_number_of_shards_equals_one_and_equals_brute_force(
     tmp_path_factory, rows, per_file, shards, count, copies, seed
 ):
-    query, document = unit(7, 12, seed), unit(rows, 12, seed + 1)
-    document = np.concatenate([document, *[document[:1]] * copies])
+    query, document = (np.round(64 * one) / 64 for one in (unit(7, 12, seed), unit(rows, 12, seed + 1)))
+    document = np.concatenate([document, *[document[:1]] * copies])  # products of 64ths are exact on every machine
     folder, files = written(tmp_path_factory.mktemp("vectors"), document, per_file)
     block = block_of(query)
 
