@@ -88,6 +88,7 @@ class Engine:
     Args:
         encoder: On its device.
         budget: Padded tokens of a batch; default: what suits the encoder's device.
+        passes: Batches that go through the model at the same time, each in a thread of its own.
         max_wait_s: A request that would be answered later than this is refused at once.
         max_waiting_tokens: Of all requests together; bounds memory.
         max_request_tokens: Of one request.
@@ -99,6 +100,7 @@ class Engine:
         encoder: BatchEncoder,
         *,
         budget: int | None = None,
+        passes: int = 1,
         max_wait_s: float = 10.0,
         max_waiting_tokens: int = 2**22,
         max_request_tokens: int = 2**20,
@@ -113,7 +115,8 @@ class Engine:
         self._jobs: set[_Job] = set()
         self._untokenized: list[tuple[_Job, list[_Item]]] = []
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
-        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._model = ThreadPoolExecutor(passes, thread_name_prefix="model")
+        self._passes = self._idle_passes = passes
         self._to_tokenize, self._to_encode = asyncio.Event(), asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self.tokens_per_s = 0.0
@@ -158,7 +161,7 @@ class Engine:
         words = ["warm up the model with words " * 4] * max(1, self._queue.budget // 32)
         ids, _ = self.encoder.tokenize(words)
         for _ in range(2):
-            await self._compute(ids)
+            await asyncio.gather(*(self._compute(ids) for _ in range(self._passes)))
 
     def close(self) -> None:
         """End the threads; nothing can be encoded afterwards."""
@@ -209,7 +212,8 @@ class Engine:
 
     def _start(self) -> None:
         if not self._loops:
-            self._loops = [asyncio.create_task(self._tokenize_all()), asyncio.create_task(self._encode_all())]
+            work = [self._tokenize_all(), *(self._encode_all() for _ in range(self._passes))]
+            self._loops = [*map(asyncio.create_task, work)]
 
     async def _tokenize_all(self) -> None:
         while True:
@@ -256,7 +260,7 @@ class Engine:
         while True:
             await self._to_encode.wait()
             self._to_encode.clear()
-            while batch := self._queue.take():
+            while batch := self._queue.take(self._idle_passes):
                 batch = [item for item in batch if item.waiting]
                 if not batch:
                     continue
@@ -273,9 +277,13 @@ class Engine:
 
     async def _compute(self, ids: list[list[int]]) -> Vectors:
         started = time.perf_counter()
-        found = await asyncio.get_running_loop().run_in_executor(self._model, self.encoder.vectors, ids)
+        self._idle_passes -= 1
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._model, self.encoder.vectors, ids)
+        finally:
+            self._idle_passes += 1
         tokens, seconds = sum(map(len, ids)), time.perf_counter() - started
-        speed = tokens / seconds
+        speed = self._passes * tokens / seconds
         self.tokens_per_s += MOVING * (speed - self.tokens_per_s) if self.tokens_per_s else speed
         self.batches += 1
         self.computed += tokens

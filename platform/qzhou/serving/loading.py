@@ -15,6 +15,7 @@ from qzhou.sections import Precision
 from qzhou.serving.outputs import Vectors
 from qzhou.serving.service import ServedModel
 
+PASSES = 4  # at the same time on one CPU; each with its part of the cores
 PROBES = (
     "how to sort a list",
     "A binary search halves the range in which the answer can stand, until one place is left.",
@@ -32,7 +33,7 @@ class Settings:
     Attributes:
         precision: What it computes in; int8 only on CPUs.
         device: ``cpu``, ``cuda``, or None for the GPU if there is one.
-        threads: Of a CPU.
+        threads: Of a CPU, for all passes together.
         measured: Whether its cosines to float32 are measured, for which it is loaded twice.
     """
 
@@ -43,6 +44,14 @@ class Settings:
     threads: int | None = None
     measured: bool = True
 
+    @property
+    def passes(self) -> int:
+        """Forward passes at the same time.
+
+        On a CPU several passes of few threads do more than one of many, whose threads wait for each other.
+        """
+        return 1 if self.compiled or not self.threads else min(self.threads, PASSES)
+
 
 def load(place: str, name: str, settings: Settings) -> tuple[Encoder, ServedModel]:
     """The encoder, and what clients may know of it.
@@ -51,7 +60,7 @@ def load(place: str, name: str, settings: Settings) -> tuple[Encoder, ServedMode
         ModelError: There is no such model, or it cannot be loaded.
     """
     if settings.threads:
-        torch.set_num_threads(settings.threads)
+        torch.set_num_threads(settings.threads // settings.passes)
     exact_ND = None
     if settings.measured and settings.precision != "float32":
         exact_ND = _loaded(place, settings, "float32", compiled=False).encode(PROBES)

@@ -131,12 +131,13 @@ async def engine_of(recipe: Recipe, name: str, place: str) -> tuple[Engine, Serv
     Args:
         place: A folder, which may be remote, a hub id, or a package.
     """
-    encoder, served = await asyncio.get_running_loop().run_in_executor(None, _load, recipe, name, place)
+    encoder, served, passes = await asyncio.get_running_loop().run_in_executor(None, _load, recipe, name, place)
     sys.setswitchinterval(SWITCH_S)
     settings = recipe.serving
     engine = Engine(
         encoder,
         budget=settings.max_batch_tokens,
+        passes=passes,
         max_wait_s=settings.max_wait_s,
         max_waiting_tokens=settings.max_waiting_tokens,
         max_request_tokens=settings.max_request_tokens,
@@ -146,7 +147,7 @@ async def engine_of(recipe: Recipe, name: str, place: str) -> tuple[Engine, Serv
     return engine, served
 
 
-def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel]:
+def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel, int]:
     from qzhou.serving.loading import Settings, load, threads_for  # torch and transformers take seconds
 
     serving, gpu = recipe.serving, recipe.cluster.gpu
@@ -160,7 +161,7 @@ def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel]:
         measured=serving.measure_precision,
     )
     with Folder.open(place).local_copy() if "://" in place else contextlib.nullcontext(place) as local:
-        return load(str(local), name, settings)
+        return *load(str(local), name, settings), settings.passes
 
 
 def index_of(recipe: Recipe, place: str) -> Any:

@@ -46,6 +46,7 @@ class TextQueue(Generic[Content]):
         self.budget = budget
         self._heap: list[Entry[Content]] = []
         self._arrivals = 0
+        self._waiting = 0  # tokens
         self.computed = 0  # tokens taken so far
 
     def __len__(self) -> int:
@@ -61,26 +62,34 @@ class TextQueue(Generic[Content]):
         for content, tokens in texts:
             heapq.heappush(self._heap, Entry(due, self._arrivals, tokens, content))
             self._arrivals += 1
+            self._waiting += tokens
         return due
 
-    def take(self) -> list[Content]:
-        """The next batch: the text that is due first, and those like it in length that are due soon."""
+    def take(self, takers: int = 1) -> list[Content]:
+        """The next batch: the text that is due first, and those like it in length that are due soon.
+
+        Args:
+            takers: So many take a batch now, this one included; what waits is shared among them.
+        """
         if not self._heap:
             return []
+        room = min(self.budget, self._waiting // takers)
         window = self._window()
         first = window[0]
         batch, longest = [first], first.tokens
         left = []
         for entry in sorted(window[1:], key=lambda one: (abs(one.tokens - first.tokens), one)):
             reach = max(longest, entry.tokens)
-            if (len(batch) + 1) * reach <= self.budget:
+            if (len(batch) + 1) * reach <= room:
                 batch.append(entry)
                 longest = reach
             else:
                 left.append(entry)
         for entry in left:
             heapq.heappush(self._heap, entry)
-        self.computed += sum(entry.tokens for entry in batch)
+        taken = sum(entry.tokens for entry in batch)
+        self.computed += taken
+        self._waiting -= taken
         return [entry.content for entry in batch]
 
     def _window(self) -> list[Entry[Content]]:

@@ -84,6 +84,25 @@ def test_many_requests_at_the_same_time_share_batches():
     assert all(len(batch) * max(map(len, batch)) <= 64 for batch in encoder.batches)
 
 
+def test_two_passes_share_a_request_and_run_at_the_same_time():
+    class Together(WordEncoder):
+        both = threading.Barrier(2)
+
+        def vectors(self, ids):
+            self.both.wait(5)  # one pass alone would end here with an error
+            return super().vectors(ids)
+
+    async def ask():
+        encoder = Together()
+        found = await Engine(encoder, passes=2).encode([f"text {n}" for n in range(20)])
+        return encoder.batches, found
+
+    batches, found = asyncio.run(ask())
+
+    assert [len(batch) for batch in batches] == [10, 10]
+    assert found.vectors[:, 0].tolist() == [2] * 20
+
+
 def test_the_same_text_at_the_same_time_is_computed_once():
     async def ask():
         encoder = WordEncoder()

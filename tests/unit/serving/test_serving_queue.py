@@ -70,6 +70,15 @@ def test_requests_of_one_size_are_answered_one_after_the_other():
     assert taken == ["first"] * 200
 
 
+def test_what_waits_is_shared_among_those_who_take():
+    queue: TextQueue = TextQueue(100)
+    queue.add([(row, 2) for row in range(20)], size=40)
+
+    shares = [len(queue.take(takers)) for takers in (4, 3, 2, 1)]
+
+    assert shares == [5, 5, 5, 5]
+
+
 def test_texts_of_like_length_go_together():
     draw = random.Random(0)
     lengths = [draw.choice([5, 50]) for _ in range(400)]
