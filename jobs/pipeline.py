@@ -15,6 +15,7 @@ def run(recipe: Recipe) -> None:
     from qzhou.evaluation.pipeline import evaluate
     from qzhou.evaluation.texts import task_texts
     from qzhou.mining.pipeline import mine
+    from qzhou.resources import asks_of_pipeline
     from qzhou.runs import Run
     from qzhou.synthesis.pipeline import synthesize
     from qzhou.training.pipeline import export, train
@@ -22,7 +23,7 @@ def run(recipe: Recipe) -> None:
 
     for model in filter(None, (recipe.model.backbone, recipe.mining.teacher)):
         resolve(model)  # a name that leads nowhere should cost seconds, not the stages before it is used
-    with session():
+    with session(*asks_of_pipeline(recipe)):
         transform(recipe, task_texts)
         synthesize(recipe)
         mine(recipe)

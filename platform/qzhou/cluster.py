@@ -23,13 +23,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import ray
+import yaml
 from ray._private.parameter import RayParams
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from ray.job_submission import JobSubmissionClient
 
 from qzhou.errors import QzhouError, SetupError, first_line, kind_of
+from qzhou.resources import Ask, NodeKind, refuse_impossible
 
 PACKAGE = Path(__file__).parent
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves a cluster's configuration on its head
 LOGICAL_CPUS = 4  # the least a local cluster offers: actor pools that take every CPU starve Ray Data's readers
 
 # Loggers that tell every run what is no news: that Ray guards its cluster with a token, that its bars are off.
@@ -117,12 +120,15 @@ class _Quiet(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def session() -> Iterator[None]:
+def session(*asks: Ask) -> Iterator[None]:
     """Join the cluster of ``RAY_ADDRESS``, or one that is already joined, or start one for the block.
+
+    Args:
+        asks: What will be asked of the cluster in the block.
 
     Raises:
         QzhouError: One that was raised on a worker comes out as itself, without Ray's wrapping.
-        SetupError: There is no cluster at ``RAY_ADDRESS``, or it refuses.
+        SetupError: There is no cluster at ``RAY_ADDRESS``, or it refuses, or it can never give what is asked.
     """
     with contextlib.redirect_stdout(_Quiet(sys.stdout)), contextlib.redirect_stderr(_Quiet(sys.stderr)):
         joined = ray.is_initialized()
@@ -132,6 +138,8 @@ def session() -> Iterator[None]:
             _join_or_start()
         _set_up_ray_data()  # in each process: a stage may run in a worker
         try:
+            if asks and (kinds := node_kinds()) is not None:
+                refuse_impossible(asks, kinds, "this cluster" if os.environ.get("RAY_ADDRESS") else "this machine")
             yield
         except Exception as error:  # to take off what Ray wrapped around an error meant for people
             ours = our_error(error)
@@ -141,6 +149,29 @@ def session() -> Iterator[None]:
         finally:
             if not joined:
                 ray.shutdown()
+
+
+def node_kinds() -> list[NodeKind] | None:
+    """The nodes that the cluster has and those that its autoscaler may start; None where only the latter knows.
+
+    ``ray up`` leaves the node types on the head node, where jobs are driven from. KubeRay keeps them outside.
+    """
+    there = [
+        NodeKind(node["NodeManagerAddress"], node["Resources"], node.get("Labels") or {})
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    if "KUBERAY_GEN_RAY_START_CMD" in os.environ:
+        return None
+    if not os.environ.get("RAY_ADDRESS") or not BOOTSTRAP.expanduser().exists():
+        return there
+    config = yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))
+    types = {name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]}
+    head = [node for node in there if "node:__internal_head__" in node.resources]
+    return head + [
+        NodeKind(name, kind.get("resources") or {}, kind.get("labels") or {}, int(kind.get("max_workers", 0)))
+        for name, kind in types.items()
+    ]
 
 
 def _join_or_start() -> None:

@@ -32,6 +32,7 @@ from qzhou.evaluation.trained import refuse_other_training
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import Manifest
+from qzhou.resources import ask
 from qzhou.runs import Run
 from qzhou.storage import Folder
 
@@ -93,7 +94,7 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
 
 
 def _work(run: Run, folder: Folder) -> dict[str, int]:
-    with session():
+    with session(ask(run.recipe, "evaluate")):
         workers = Workers(run)
         plans, refused = workers.plan()
         for task, reason in refused.items():
@@ -157,7 +158,7 @@ class Workers:
     def __init__(self, run: Run) -> None:
         cluster = run.recipe.cluster
         kind = ray.remote(_Worker).options(
-            num_cpus=1, num_gpus=1 if cluster.gpu else 0, max_restarts=-1, max_task_retries=RETRIES
+            **ask(run.recipe, "evaluate").options, max_restarts=-1, max_task_retries=RETRIES
         )
         self._actors = [kind.remote(judge_class, run.recipe, run.folder.uri) for _ in range(cluster.encoders)]
         self.found_health: dict[str, dict[str, float]] = {}

@@ -21,6 +21,7 @@ from qzhou.experiments.results import Comparison, Outcome, as_json, compared, ta
 from qzhou.experiments.settings import Plan
 from qzhou.mining.pipeline import mine
 from qzhou.recipe import Recipe
+from qzhou.resources import ask
 from qzhou.runs import Run
 from qzhou.storage import Folder
 from qzhou.synthesis.pipeline import synthesize
@@ -75,11 +76,16 @@ def at_once(recipes: Sequence[Recipe], resources: Mapping[str, float]) -> int:
         recipes: Of all trials.
         resources: Of the cluster, as Ray names them.
     """
-    workers = max(max(one.training.workers, one.cluster.encoders) for one in recipes)
-    carried = [resources.get("CPU", 0) // (workers + HEADROOM_CPUS)]
-    if any(one.cluster.gpu for one in recipes):
-        carried.append(resources.get("GPU", 0) // workers)
-    return max(1, int(min(carried)))
+    hungriest: dict[str, float] = {}
+    for recipe in recipes:
+        for asked, workers in (
+            (ask(recipe, "mine"), recipe.cluster.encoders),
+            (ask(recipe, "train"), recipe.training.workers),
+        ):
+            for name, amount in asked.bundle.items():
+                hungriest[name] = max(hungriest.get(name, 0), amount * workers)
+    hungriest["CPU"] += HEADROOM_CPUS
+    return max(1, int(min(resources.get(name, 0) // amount for name, amount in hungriest.items())))
 
 
 def _tried(plan: Plan, folder: Folder) -> dict[str, QzhouError]:

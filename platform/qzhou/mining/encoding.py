@@ -11,6 +11,7 @@ from qzhou.mining.actors import EncodeActor
 from qzhou.mining.corpus import Chunk
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
+from qzhou.resources import ask
 from qzhou.storage import Folder
 
 
@@ -29,8 +30,7 @@ def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk
         fn_constructor_args=(recipe, teacher, folder, list(chunks)),
         batch_size=1,
         compute=_pool(recipe, len(chunks)),
-        num_cpus=1,
-        num_gpus=1 if recipe.cluster.gpu else 0,
+        **ask(recipe, "mine").options,
     )  # fmt: skip
     names = [""] * len(chunks)
     texts = truncated = 0

@@ -24,6 +24,7 @@ from qzhou.mining.shard import EXACT, Shard, VectorFile
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import TASKS, Drop, Manifest, Negative, RetrievalExample
+from qzhou.resources import ask
 from qzhou.runs import Run
 from qzhou.storage import Folder, count_rows, table_of, write_records, write_table
 
@@ -74,7 +75,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     recipe, source = run.recipe, run.folder / "synthesize" / "examples"
     for task in ("pair", "classification"):
         (source / task).copy_to(folder / "examples" / task)
-    with session():
+    with session(ask(recipe, "mine")):
         corpora = [_prepared(run, folder, name) for name in (source / "retrieval").folders()]
         vectors = [_vectors(recipe, teacher, folder / "embeddings", corpora) for teacher in recipe.mining.teachers]
         reports = {

@@ -15,6 +15,7 @@ from qzhou.mining.actors import RerankActor, SearchActor
 from qzhou.mining.identity import Floats, Ints
 from qzhou.mining.shard import EXACT, Block, Found, VectorFile, divided, on_gpu, recall
 from qzhou.recipe import Recipe
+from qzhou.resources import ask
 from qzhou.sections import MiningSection
 from qzhou.storage import Folder
 
@@ -39,14 +40,15 @@ def shards_of(recipe: Recipe, folder: Folder, files: Sequence[VectorFile]) -> li
     return divided(files, wanted)
 
 
-def share_of(recipe: Recipe, actors: int) -> dict[str, float]:
+def share_of(recipe: Recipe, actors: int) -> dict[str, Any]:
     """What each of so many actors asks for: next to nothing of a CPU, and its part of a GPU where the recipe says so.
 
     They all live at the same time, and one that finds no room would be waited for without end. Something they ask
     for, so that a head node that offers nothing gets none of them.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    return {
+    asked = ask(recipe, "mine").options
+    return {name: asked[name] for name in ("accelerator_type", "label_selector") if name in asked} | {
         "num_cpus": 0.01,
         "num_gpus": math.floor(1000 / math.ceil(actors / gpus)) / 1000 if recipe.cluster.gpu and gpus else 0.0,
     }
@@ -78,12 +80,11 @@ class Searchers:
         folder: Folder,
         shards: Sequence[Sequence[VectorFile]],
         copies: Ints,
-        share: Mapping[str, float],
+        share: Mapping[str, Any],
     ) -> None:
         self._starts = [shard[0].first for shard in shards]
-        made = ray.remote(SearchActor).options(
-            num_cpus=share["num_cpus"], num_gpus=share["num_gpus"] if on_gpu() else 0, **RESTARTED
-        )
+        share = dict(share) if on_gpu() else {"num_cpus": share["num_cpus"]}
+        made = ray.remote(SearchActor).options(**share, **RESTARTED)
         index = index_of(mining, [file for shard in shards for file in shard])
         self.is_exact = index == EXACT
         self._actors = []
@@ -127,7 +128,7 @@ class Searchers:
 class Judges:
     """The actors that score pairs of query and document with the recipe's reranker."""
 
-    def __init__(self, recipe: Recipe, share: Mapping[str, float]) -> None:
+    def __init__(self, recipe: Recipe, share: Mapping[str, Any]) -> None:
         longest = recipe.model.max_query_tokens + recipe.model.max_document_tokens
         made = ray.remote(RerankActor).options(**share, **RESTARTED)
         self._actors = [made.remote(recipe.mining.reranker, longest) for _ in range(recipe.cluster.encoders)]

@@ -12,6 +12,7 @@ from qzhou.errors import DataError
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import Manifest
+from qzhou.resources import ask
 from qzhou.runs import Run
 from qzhou.serving.index import ENCODED, EncodePart, Part, assemble
 from qzhou.storage import Folder, row_count
@@ -27,7 +28,7 @@ def index(recipe: Recipe) -> Manifest:
     """
     run = Run.find(recipe)
     transform, model = run.manifest("transform"), run.manifest("model")
-    with session():
+    with session(ask(recipe, "mine")):
         return run.stage(
             STAGE,
             partial(_indexed, run),
@@ -54,8 +55,7 @@ def _indexed(run: Run, folder: Folder) -> Mapping[str, int]:
         fn_constructor_args=(run.recipe, (run.folder / "model").uri, encoded, parts),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-        num_cpus=1,
-        num_gpus=1 if run.recipe.cluster.gpu else 0,
+        **ask(run.recipe, "mine").options,
     )  # fmt: skip
     with progress(
         "index: encode", total=sum(row_count(one.folder, one.name) for one in parts), unit="documents"

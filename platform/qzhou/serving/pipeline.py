@@ -21,6 +21,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from qzhou.checkpoints import resolve
 from qzhou.errors import SetupError
 from qzhou.recipe import Recipe
+from qzhou.resources import ask
 from qzhou.runs import MANIFEST, Run
 from qzhou.sections import ServingSection
 from qzhou.serving.cache import Text
@@ -213,7 +214,7 @@ def options(recipe: Recipe) -> dict[str, Any]:
         **scaled,
         "max_ongoing_requests": MANY,
         "max_queued_requests": MANY,
-        "ray_actor_options": {"num_cpus": 1, "num_gpus": int(recipe.cluster.gpu)},
+        "ray_actor_options": ask(recipe, "serve").options,
         "graceful_shutdown_timeout_s": GRACE_S,
         "max_surge_percent": 100,  # a new version answers before the old one leaves
     }

@@ -19,6 +19,7 @@ from qzhou.errors import EndpointError
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import Drop, Manifest
+from qzhou.resources import ask
 from qzhou.runs import Run
 from qzhou.storage import Folder, table_of, write_table
 from qzhou.synthesis.asker import Asker, outcome_of, throttle_of
@@ -122,7 +123,7 @@ def _asked(run: Run, job: Sequence[DatasetPlan], sender: Sender, ledger: Ledger,
     if not requests:
         return {}
     subjects = subjects_of(run, job)
-    with session():
+    with session(ask(run.recipe, "synthesize")):
         result = written(requests, subjects, sender.ask, settings, ledger)
         if settings.gates.scores and result.made:
             result = _scored(run.recipe, result, report)
@@ -143,6 +144,7 @@ class Sender:
     def __init__(self, recipe: Recipe, journal: Folder) -> None:
         self._settings, self._folder = recipe.synthesis, journal
         self._keys = Keys.of(one.api_key_env for one in self._settings.pool)
+        self._asked = ask(recipe, "synthesize").options
 
     def ask(self, requests: Sequence[ChatRequest]) -> OutcomeOf:
         """The outcome of each request; identical ones are sent once.
@@ -180,7 +182,7 @@ class Sender:
             batch_size=None,
             # The answers wait on the network, not on a CPU.
             compute=ray.data.ActorPoolStrategy(size=askers, max_concurrent_calls_per_actor=BATCHES_UNDER_WAY),
-            num_cpus=0.25,
+            **self._asked,
         )
         stopped = ""
         outcomes: dict[str, Outcome] = {}
@@ -209,8 +211,7 @@ def _scored(recipe: Recipe, result: Written, report: Report) -> Written:
         batch_format="pyarrow",
         batch_size=SCORED_ROWS,
         compute=ray.data.ActorPoolStrategy(size=size),
-        num_cpus=1,
-        num_gpus=1 if recipe.cluster.gpu else 0,
+        **ask(recipe, "mine").options,
     )  # fmt: skip
     scores: dict[int, Scores] = {}
     with progress("synthesize: score", total=table.num_rows, unit="records") as bar:

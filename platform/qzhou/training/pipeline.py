@@ -21,6 +21,7 @@ from qzhou.errors import QzhouError, TrainingError
 from qzhou.learning import TrainingSection
 from qzhou.recipe import Recipe
 from qzhou.records import Manifest
+from qzhou.resources import ask
 from qzhou.runs import Run
 from qzhou.storage import Folder
 from qzhou.training.notes import Notes
@@ -67,12 +68,12 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
     }
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it repeats each line that workers print
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
-    with session():
+    with session(ask(run.recipe, "train")):
         trainer = TorchTrainer(
             _rank,
             train_loop_config=settings,
             torch_config=TorchConfig(timeout_s=1800),
-            scaling_config=ray.train.ScalingConfig(num_workers=_workers(training), use_gpu=run.recipe.cluster.gpu),
+            scaling_config=_scaling(run.recipe),
             run_config=ray.train.RunConfig(
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
                 name="checkpoints",  # the same name again continues from its latest checkpoint
@@ -93,6 +94,17 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
                 "The same job continues from the last checkpoint."
             ) from error
     return {"steps": int(result.metrics["step"])}
+
+
+def _scaling(recipe: Recipe) -> ray.train.ScalingConfig:
+    asked = ask(recipe, "train")
+    return ray.train.ScalingConfig(
+        num_workers=_workers(recipe.training),
+        use_gpu=recipe.cluster.gpu,
+        resources_per_worker={name: amount for name, amount in asked.bundle.items() if ":" not in name},
+        accelerator_type=asked.accelerator_type or None,
+        label_selector=dict(asked.labels) or None,
+    )
 
 
 def _workers(training: TrainingSection) -> int | tuple[int, int]:

@@ -28,6 +28,7 @@ from qzhou.errors import DataError, QzhouError, from_json, to_json
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import TASKS, Manifest
+from qzhou.resources import ask
 from qzhou.runs import Run
 from qzhou.storage import Folder
 from qzhou.transform.contamination import Index, IndexBuilder, Overlap
@@ -91,7 +92,7 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
 
 def _work(recipe: Recipe, raw: RawData, texts: Mapping[str, Iterable[str]], folder: Folder) -> dict[str, int]:
     plan = make_plan(recipe, folder, raw.inputs, raw.sources, raw.own)
-    with session():
+    with session(ask(recipe, "transform")):
         for pieces in plan.rounds:
             _each("shuffle", plan, pieces, shuffle_piece, is_done)
         _each("convert", plan, plan.shards, convert_shard, is_converted)
@@ -129,7 +130,11 @@ def _each(
         return
     packed = [{"item": ray.cloudpickle.dumps(item)} for item in waiting]
     made = ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
-        _Task(work, plan), batch_size=None, batch_format="pyarrow"
+        _Task(work, plan),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=plan.recipe.cluster.transform.max_workers),
+        **ask(plan.recipe, "transform").options,
     )
 
     with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:

@@ -1,0 +1,178 @@
+"""What the stages ask of a cluster, and whether it can ever give that. No ray in here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from qzhou.errors import SetupError
+from qzhou.recipe import Recipe
+from qzhou.runs import MANIFEST, Run
+from qzhou.sections import Resources
+
+Stage = Literal["transform", "synthesize", "mine", "train", "evaluate", "serve"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+PIPELINE: tuple[Stage, ...] = ("transform", "synthesize", "mine", "train", "evaluate")
+
+ON_GPU = frozenset(("mine", "train", "evaluate", "serve"))
+WAITING_CPUS = 0.25  # of an actor that waits for an LLM
+SOME_OF_A_TYPE = 0.001  # what Ray takes of the resource that names a type of accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a stage asks for.
+
+    Attributes:
+        stage: Of the recipe.
+        cpus: Of each worker; and so all that follow.
+        gpus: A part of one, or a whole number.
+        memory: Bytes; None where it is not counted.
+        accelerator_type: Empty: any.
+        custom: Other resources by name.
+        labels: That its node must have.
+        workers: So many at least must run at the same time.
+    """
+
+    stage: Stage
+    cpus: float
+    gpus: float
+    memory: int | None
+    accelerator_type: str
+    custom: Mapping[str, float]
+    labels: Mapping[str, str]
+    workers: int = 1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For ``ray.remote(...).options``, ``map_batches`` and Serve's ``ray_actor_options``."""
+        found: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        extra = {"memory": self.memory, "accelerator_type": self.accelerator_type, "label_selector": dict(self.labels)}
+        found |= {name: value for name, value in extra.items() if value}
+        return found | ({"resources": dict(self.custom)} if self.custom else {})
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """The same as Ray counts it."""
+        found = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory or 0), **self.custom}
+        if self.accelerator_type:
+            found[f"accelerator_type:{self.accelerator_type}"] = SOME_OF_A_TYPE
+        return {name: amount for name, amount in found.items() if amount}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKind:
+    """Nodes of a cluster that are alike.
+
+    Attributes:
+        name: Of the node type, or of a node.
+        resources: Of each, as Ray counts them.
+        labels: Of each.
+        most: So many there can be.
+    """
+
+    name: str
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+    most: int = 1
+
+    def room_for(self, ask: Ask) -> int:
+        """So many workers fit on one such node."""
+        if any(self.labels.get(name) != value for name, value in ask.labels.items()):
+            return 0
+        return min(int(self.resources.get(name, 0.0) / amount + 1e-9) for name, amount in ask.bundle.items())
+
+    def lacks(self, ask: Ask) -> list[str]:
+        """What it has too little of for one worker."""
+        found = [
+            f"{shown(name, self.resources.get(name, 0.0))} of {shown(name, amount)}"
+            for name, amount in ask.bundle.items()
+            if self.resources.get(name, 0.0) < amount
+        ]
+        found += [f"label {name} is '{self.labels.get(name, '')}', not '{value}'" for name, value in ask.labels.items()
+                  if self.labels.get(name) != value]  # fmt: skip
+        return found
+
+
+def ask(recipe: Recipe, stage: Stage) -> Ask:
+    """What the recipe lets a stage ask for."""
+    asked: Resources = getattr(recipe.cluster, stage)
+    gpus = asked.gpus if asked.gpus is not None else float(recipe.cluster.gpu and stage in ON_GPU)
+    return Ask(
+        stage=stage,
+        cpus=asked.cpus or (WAITING_CPUS if stage == "synthesize" else 1.0),
+        gpus=gpus,
+        memory=None if asked.memory_gb is None else int(asked.memory_gb * 2**30),
+        accelerator_type=asked.accelerator_type,
+        custom=asked.custom,
+        labels=asked.labels,
+        workers=_at_once(recipe, stage),
+    )
+
+
+def asks_of_pipeline(recipe: Recipe) -> list[Ask]:
+    """Of the stages that the run has not finished yet."""
+    run = Run.at(recipe).folder
+    folders = {stage: "train/stage2" if stage == "train" else stage for stage in PIPELINE}
+    return [ask(recipe, stage) for stage, folder in folders.items() if not run.exists(f"{folder}/{MANIFEST}")]
+
+
+def _at_once(recipe: Recipe, stage: Stage) -> int:
+    if stage == "train":
+        return recipe.training.min_workers or recipe.training.workers
+    if stage == "evaluate":
+        return recipe.cluster.encoders
+    return recipe.serving.replicas if stage == "serve" else 1
+
+
+def refuse_impossible(asks: Iterable[Ask], kinds: Sequence[NodeKind], where: str) -> None:
+    """Say at once what would otherwise be waited for without end.
+
+    Args:
+        asks: Of the stages that are about to run.
+        kinds: All nodes that the cluster has or can start.
+        where: The cluster, in words.
+
+    Raises:
+        SetupError: A stage asks for more; says what is missing and which settings ask for it.
+    """
+    problems = [problem for one in asks if (problem := _problem(one, kinds))]
+    if problems:
+        nodes = "; ".join(f"{kind.most} x {kind.name} with {_all(kind.resources)}" for kind in kinds) or "none"
+        raise SetupError(
+            "\n       ".join(
+                [*problems, f"Nodes of {where}: {nodes}. Add nodes that fit, or let the stage ask for less."]
+            )
+        )
+
+
+def _problem(asked: Ask, kinds: Sequence[NodeKind]) -> str | None:
+    room = sum(kind.most * kind.room_for(asked) for kind in kinds)
+    if room >= asked.workers:
+        return None
+    each = f"each worker of {asked.stage} asks for {_all(asked.bundle)}{_labelled(asked.labels)}"
+    if room:
+        return (
+            f"cluster.{asked.stage}: {each}, {asked.workers} must run at the same time, and there is room for {room}."
+        )
+    nearest = min(kinds, key=lambda kind: len(kind.lacks(asked)), default=None)
+    missing = f"; the nearest, {nearest.name}, has {', '.join(nearest.lacks(asked))}" if nearest else ""
+    return f"cluster.{asked.stage}: {each}, and no node gives that{missing}."
+
+
+def _all(resources: Mapping[str, float]) -> str:
+    told = {name: amount for name, amount in resources.items() if not name.startswith(("node:", "object_store"))}
+    return ", ".join(shown(name, amount) for name, amount in sorted(told.items())) or "nothing"
+
+
+def shown(name: str, amount: float) -> str:
+    """A resource as people read it."""
+    if name == "memory":
+        return f"{amount / 2**30:.1f} GB memory"
+    kind = name.removeprefix("accelerator_type:")
+    return kind if kind != name and amount else f"{amount:g} {kind}"
+
+
+def _labelled(labels: Mapping[str, str]) -> str:
+    return f" on nodes with {', '.join(f'{name}={value}' for name, value in labels.items())}" if labels else ""
