@@ -10,7 +10,7 @@ from qzhou.recipe import Recipe
 
 
 def run(recipe: Recipe) -> None:
-    from qzhou.checkpoints import resolve
+    from qzhou.checkpoints import resolve_all
     from qzhou.cluster import session
     from qzhou.evaluation.pipeline import evaluate
     from qzhou.evaluation.texts import task_texts
@@ -21,8 +21,7 @@ def run(recipe: Recipe) -> None:
     from qzhou.training.pipeline import export, train
     from qzhou.transform.pipeline import transform
 
-    for model in filter(None, (recipe.model.backbone, recipe.mining.teacher)):
-        resolve(model)  # a name that leads nowhere should cost seconds, not the stages before it is used
+    resolve_all(recipe.model.backbone, recipe.mining.teacher)  # a wrong name costs seconds here, and hours later
     with session(*asks_of_pipeline(recipe)):
         transform(recipe, task_texts)
         synthesize(recipe)

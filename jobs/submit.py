@@ -1,23 +1,40 @@
-"""Submit the pipeline with `ray job submit` to a cluster that is started here and ends with the job.
+"""Submit the pipeline with `ray job submit`, and follow it.
 
 python jobs/submit.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VALUE ...]
+    to a cluster that is started on this machine and ends with the job
 
-For a cluster that runs already:
-  RAY_AUTH_MODE=token ray job submit --address http://HEAD:8265 --working-dir . \\
-    --runtime-env jobs/runtime_env.yaml -- python jobs/pipeline.py RECIPE
+python jobs/submit.py RECIPE --address http://HEAD:8265 [--job mine] [--SECTION.SETTING VALUE ...]
+    to a cluster that runs already; Ctrl-C leaves the job alone
+python jobs/submit.py RECIPE --address http://HEAD:8265 --status | --follow | --stop
+    the jobs of the recipe's run
 """
 
 import sys
+from functools import partial
 
 from qzhou.job import main
 from qzhou.recipe import Recipe
 
 
-def run(_: Recipe) -> None:
-    from qzhou.cluster import run_as_job
+def run(recipe: Recipe, address: str = "", job: str = "pipeline") -> None:
+    from qzhou.submission import Jobs, run_as_job
 
-    sys.exit(run_as_job("jobs/pipeline.py", sys.argv[1:]))
+    words, script = words_of(sys.argv[1:]), f"jobs/{job}.py"
+    sys.exit(Jobs(recipe, address).submit(script, words) if address else run_as_job(script, words))
+
+
+def about_the_run(method: str, recipe: Recipe, address: str = "http://127.0.0.1:8265") -> None:
+    from qzhou.submission import Jobs
+
+    sys.exit(getattr(Jobs(recipe, address), method)())
+
+
+def words_of(words: list[str]) -> list[str]:  # of the job: without what was said to this script
+    own = [n for n, word in enumerate(words) if word.partition("=")[0] in ("--address", "--job")]
+    left_out = {*own, *(n + 1 for n in own if "=" not in words[n])}
+    return [word for n, word in enumerate(words) if n not in left_out]
 
 
 if __name__ == "__main__":
-    main(run, __doc__ or "")
+    asked = {f"--{method}": partial(about_the_run, method) for method in ("status", "follow", "stop")}
+    main(run, __doc__ or "", instead=asked, options={"--address": str, "--job": str})

@@ -37,6 +37,16 @@ def resolve(spec: str) -> str:
     return str(folder)
 
 
+def resolve_all(*specs: str) -> None:
+    """Make sure of the models that are named; empty names are left out.
+
+    Raises:
+        ModelError: One leads nowhere.
+    """
+    for spec in filter(None, specs):
+        resolve(spec)
+
+
 def weights_fingerprint(spec: str) -> str:
     """Changes when a model's files do, wherever they lie; the name itself of what is not a folder.
 

@@ -6,19 +6,15 @@ and ends it by handle. The package travels to every worker, so that workers run 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import io
 import logging
 import os
 import re
-import shlex
 import socket
-import subprocess
 import sys
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,7 +22,6 @@ import ray
 import yaml
 from ray._private.parameter import RayParams
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
-from ray.job_submission import JobSubmissionClient
 
 from qzhou.errors import QzhouError, SetupError, first_line, kind_of
 from qzhou.resources import Ask, NodeKind, refuse_impossible
@@ -194,51 +189,6 @@ def _join_or_start() -> None:
             "Ray did not start on this machine in time, which happens when it is very busy. See what else runs, "
             "processes of an earlier run perhaps, and give the same command again."
         ) from None
-
-
-def run_as_job(script: str, arguments: Sequence[str]) -> int:
-    """Start a cluster with its dashboard on this machine, submit a job to it, follow it, end the cluster.
-
-    Args:
-        script: Relative to the working directory, in which the job runs.
-        arguments: Of the script.
-
-    Returns: The exit status of the job's driver.
-    """
-    # the job is started by `python`: the one that runs here, whatever PATH says
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    context = ray.init(**local_options(), log_to_driver=False)
-    address, job = f"http://{context.dashboard_url}", f"{Path(script).stem}-{uuid.uuid4().hex[:8]}"
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # "WebSocket closed"
-    try:
-        own = context.address_info["gcs_address"]  # Ray lets a job's driver join any cluster of the machine
-        there = f"cd {shlex.quote(str(Path.cwd()))} && RAY_ADDRESS={own} RAY_API_SERVER_ADDRESS={address}"
-        command = f"{there} exec {shlex.join(['python', script, *arguments])}"
-        submit = ["job", "submit", "--no-wait", "--address", address, "--submission-id", job, "--", "sh", "-c", command]
-        # Ray has put token authentication on; its client needs to be told
-        environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
-        client = JobSubmissionClient(address)
-        submitted = subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", *submit], env=environment, capture_output=True, text=True
-        )
-        if submitted.returncode:
-            raise SetupError(f"ray job submit failed:\n{submitted.stdout}{submitted.stderr}")
-        print(f"ray job submit: {job}; dashboard: {address}", flush=True)
-        asyncio.run(_follow(client, job))
-        status = client.get_job_info(job).driver_exit_code
-        return 1 if status is None else int(status)
-    finally:
-        ray.shutdown()
-
-
-async def _follow(client: JobSubmissionClient, job: str) -> None:
-    """Print the job's log as it grows, without what Ray says to itself; the dashboard shows all of it."""
-    rest = ""
-    async for text in client.tail_job_logs(job):
-        *lines, rest = (rest + text).split("\n")
-        for line in lines:
-            if (plain := heard(line)) is not None:
-                print(plain, flush=True)
 
 
 def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None:

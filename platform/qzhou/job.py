@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,8 +38,8 @@ def main(
         about: The job script's docstring, shown by ``--help``.
         arguments: Instead of the process's own.
         instead: Flags of the job, and what each does instead of the stage.
-        options: Flags with a value, and how its text is read; keyword arguments of what runs instead of the stage,
-            or of the stage itself where there is nothing else.
+        options: Flags with a value, and how its text is read; keyword arguments of the stage, or of what runs instead
+            of it, whichever has a parameter of that name.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     with errors_for_people():
@@ -46,8 +47,10 @@ def main(
         given, words = _given(words, options or {})
         recipe, flags = _recipe(words, about, list(asked))
         work = asked[flags[0]] if flags else stage
-        if given and instead and (not flags or flags[0] == "--dry-run"):
-            raise RecipeError(f"command line: {_flag(next(iter(given)))} belongs to {', '.join(instead)}")
+        named = stage if work is _show else work
+        if strange := next((one for one in given if not _takes(named, one)), None):
+            those = [flag for flag, other in asked.items() if _takes(other, strange)]
+            raise RecipeError(f"command line: {_flag(strange)} belongs to {', '.join(those)}")
         work(recipe, **({} if work is _show else given))
 
 
@@ -90,6 +93,11 @@ def _given(words: Sequence[str], options: Options) -> tuple[dict[str, object], l
         except ValueError as error:
             raise RecipeError(f"command line: {flag}: {error}") from None
     return given, others
+
+
+def _takes(work: Callable[..., None], keyword: str) -> bool:
+    parameters = inspect.signature(work).parameters
+    return keyword in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
 def _flag(keyword: str) -> str:

@@ -5,14 +5,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
+
+from qzhou.spot import PROVIDERS
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def cluster():
-    return yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
+@pytest.fixture(params=["cluster.yaml", "deploy/gcp.yaml"])
+def cluster(request):
+    return yaml.safe_load((ROOT / request.param).read_text("utf-8"))
 
 
 def test_ray_up_accepts_the_cluster_file(cluster):
@@ -22,13 +25,21 @@ def test_ray_up_accepts_the_cluster_file(cluster):
     validate_config(prepared)
 
     assert prepared["available_node_types"]["head"]["resources"] == {"CPU": 0, "GPU": 0}, "no stage runs on the head"
-    assert all("RAY_AUTH_MODE=token" in " ".join(cluster[f"{node}_start_ray_commands"]) for node in ("head", "worker"))
+    assert "--env RAY_AUTH_MODE=token" in cluster["docker"]["run_options"], "in every container"
+    assert f":{ray.__version__}-py3" in cluster["docker"]["image"], "the Ray of constraints.txt"
 
 
 def test_the_clusters_limits_hold_together(cluster):
     workers = [node["max_workers"] for name, node in cluster["available_node_types"].items() if name != "head"]
 
     assert sum(workers) == cluster["max_workers"]
+
+
+def test_notices_of_spot_nodes_are_watched_for_with_the_words_that_the_watcher_knows(cluster):
+    (command,) = [one for one in cluster["worker_start_ray_commands"] if "qzhou.spot" in one]
+
+    assert cluster["provider"]["type"] in PROVIDERS
+    assert f"-m qzhou.spot --provider {cluster['provider']['type']} " in command
 
 
 def test_the_jobs_environment_puts_the_package_on_the_path():

@@ -12,7 +12,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from qzhou.checkpoints import resolve
+from qzhou.checkpoints import resolve_all
 from qzhou.cluster import our_error, session
 from qzhou.errors import QzhouError, TrainingError, first_line, from_json, to_json
 from qzhou.evaluation.pipeline import evaluate
@@ -48,9 +48,7 @@ def run_experiment(plan: Plan) -> list[Comparison]:
     Raises:
         QzhouError: Trials failed; the others are finished and compared.
     """
-    for model in {name for one in plan.trials for name in (one.recipe.model.backbone, one.recipe.mining.teacher)}:
-        if model:
-            resolve(model)  # a name that leads nowhere should cost seconds
+    resolve_all(*{name for one in plan.trials for name in (one.recipe.model.backbone, one.recipe.mining.teacher)})
     folder = Folder.open(plan.storage).create()
     with session():
         failed = _tried(plan, folder)

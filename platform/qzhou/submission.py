@@ -1,0 +1,197 @@
+"""Jobs of a cluster: submitted, followed, stopped and found again by the run that they work on.
+
+A job carries its run's folder as metadata, so that nobody has to remember its id. What it needs to know of itself is in
+the run folder: a job that is submitted again goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from qzhou.cluster import heard, local_options
+from qzhou.errors import SetupError, first_line
+from qzhou.recipe import Recipe
+from qzhou.runs import Run
+
+RUNTIME_ENV = Path("jobs/runtime_env.yaml")
+RUN = "qzhou_run"  # metadata of a job: the folder of the run
+GOING_ON = (JobStatus.PENDING, JobStatus.RUNNING)
+STOPPING_S = 150.0  # more than jobs/runtime_env.yaml gives a job to end
+
+
+def run_as_job(script: str, arguments: Sequence[str]) -> int:
+    """Start a cluster with its dashboard on this machine, submit a job to it, follow it, end the cluster.
+
+    Args:
+        script: Relative to the working directory, in which the job runs.
+        arguments: Of the script.
+
+    Returns: The exit status of the job's driver.
+    """
+    # the job is started by `python`: the one that runs here, whatever PATH says
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    context = ray.init(**local_options(), log_to_driver=False)
+    address, job = f"http://{context.dashboard_url}", _job_id(script)
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # "WebSocket closed"
+    try:
+        own = context.address_info["gcs_address"]  # Ray lets a job's driver join any cluster of the machine
+        there = f"cd {shlex.quote(str(Path.cwd()))} && RAY_ADDRESS={own} RAY_API_SERVER_ADDRESS={address}"
+        command = f"{there} exec {shlex.join(['python', script, *arguments])}"
+        submit = ["job", "submit", "--no-wait", "--address", address, "--submission-id", job, "--", "sh", "-c", command]
+        # Ray has put token authentication on; its client needs to be told
+        environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
+        client = JobSubmissionClient(address)
+        submitted = subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", *submit], env=environment, capture_output=True, text=True
+        )
+        if submitted.returncode:
+            raise SetupError(f"ray job submit failed:\n{submitted.stdout}{submitted.stderr}")
+        print(f"ray job submit: {job}; dashboard: {address}", flush=True)
+        return _followed(client, job)
+    finally:
+        ray.shutdown()
+
+
+class Jobs:
+    """The jobs of one run on a cluster that runs already.
+
+    Args:
+        recipe: Its run's folder tells which jobs.
+        address: Of the cluster's dashboard: ``http://head:8265``.
+
+    Raises:
+        SetupError: Nothing answers there, or it wants a token.
+    """
+
+    def __init__(self, recipe: Recipe, address: str) -> None:
+        self._run, self._address = Run.at(recipe).folder.uri, address
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+        try:
+            self._client = JobSubmissionClient(address)
+        except Exception as error:  # ConnectionError, or RuntimeError for an answer that is none
+            raise SetupError(
+                f"--address is '{address}', and no Ray dashboard answers there: {first_line(error)}. `ray dashboard "
+                "cluster.yaml` or `kubectl port-forward` brings it to this machine; a cluster that is guarded by a "
+                "token wants RAY_AUTH_MODE=token and the token in ~/.ray/auth_token besides."
+            ) from None
+
+    def submit(self, script: str, words: Sequence[str]) -> int:
+        """Submit a job of the working directory and follow it to its end.
+
+        Returns: The exit status of its driver.
+
+        Raises:
+            SetupError: Another one works on the run, or what the job needs does not travel with the directory.
+        """
+        _refuse_what_stays_behind(script, words[0])
+        if running := self._those(*GOING_ON):
+            raise SetupError(
+                f"{running[0].submission_id} works on {self._run}, and two jobs would disturb each other. Follow it "
+                "with --follow, stop it with --stop, or give this run another --run.name."
+            )
+        environment: dict[str, Any] = yaml.safe_load(RUNTIME_ENV.read_text("utf-8"))
+        job = self._client.submit_job(
+            entrypoint=shlex.join(["python", script, *words]),
+            submission_id=_job_id(script),
+            runtime_env={**environment, "working_dir": "."},
+            metadata={RUN: self._run},
+        )
+        print(f"ray job submit: {job}; dashboard: {self._address}", flush=True)
+        return self._follow(job)
+
+    def follow(self) -> int:
+        """Print the log of the latest job from its beginning, and on to its end."""
+        return self._follow(self._latest())
+
+    def stop(self) -> None:
+        """Let the run's job end as by Ctrl-C: finished work and checkpoints stay."""
+        running = self._those(*GOING_ON)
+        if not running:
+            raise SetupError(f"no job works on {self._run} at {self._address}; --status shows those that did")
+        for one in running:
+            print(f"stopping {one.submission_id}; the same submission goes on from what is finished", flush=True)
+            self._client.stop_job(one.submission_id)
+            asyncio.run(self._ended(one.submission_id))
+
+    def status(self) -> None:
+        """Print the run's jobs and where the results are."""
+        for one in self._those():
+            started, ended = (_clock(at) for at in (one.start_time, one.end_time))
+            print(f"{one.submission_id}  {one.status.value:<10} {started} to {ended}  {one.message or ''}".rstrip())
+        print(f"results: {self._run}", flush=True)
+
+    def _those(self, *states: JobStatus) -> list[JobDetails]:
+        """Jobs of this run in the order of their submission."""
+        found = [one for one in self._client.list_jobs() if (one.metadata or {}).get(RUN) == self._run]
+        return sorted((one for one in found if not states or one.status in states), key=lambda one: one.start_time or 0)
+
+    def _latest(self) -> str:
+        found = self._those()
+        if not found:
+            raise SetupError(f"no job has worked on {self._run} at {self._address}")
+        return str(found[-1].submission_id)
+
+    def _follow(self, job: str) -> int:
+        try:
+            return _followed(self._client, job)
+        except KeyboardInterrupt:
+            print(f"\n{job} goes on; --follow, --status and --stop find it again", flush=True)
+            return 130
+
+    async def _ended(self, job: str) -> None:
+        async with asyncio.timeout(STOPPING_S):
+            while self._client.get_job_status(job) in GOING_ON:
+                await asyncio.sleep(0.5)
+        print(f"{job}: {self._client.get_job_status(job).value}", flush=True)
+
+
+def _refuse_what_stays_behind(script: str, recipe: str) -> None:
+    here = Path.cwd()
+    for name in (script, recipe, str(RUNTIME_ENV)):
+        place = Path(name)
+        if place.is_absolute():
+            continue  # on storage that all nodes share
+        if not place.exists() or not place.resolve().is_relative_to(here):
+            raise SetupError(
+                f"'{name}' does not lie below {here}, which is what the job takes along. Submit from the project's "
+                "root, with paths below it."
+            )
+
+
+def _job_id(script: str) -> str:
+    return f"{Path(script).stem}-{uuid.uuid4().hex[:8]}"
+
+
+def _clock(milliseconds: int | None) -> str:
+    return f"{datetime.fromtimestamp(milliseconds / 1000):%Y-%m-%d %H:%M:%S}" if milliseconds else "now"
+
+
+def _followed(client: JobSubmissionClient, job: str) -> int:
+    """Print a job's log to its end; its driver's exit status."""
+    asyncio.run(_follow(client, job))
+    status = client.get_job_info(job).driver_exit_code
+    return 1 if status is None else int(status)
+
+
+async def _follow(client: JobSubmissionClient, job: str) -> None:
+    """Print the job's log as it grows, without what Ray says to itself; the dashboard shows all of it."""
+    rest = ""
+    async for text in client.tail_job_logs(job):
+        *lines, rest = (rest + text).split("\n")
+        for line in lines:
+            if (plain := heard(line)) is not None:
+                print(plain, flush=True)
