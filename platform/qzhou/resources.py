@@ -83,6 +83,12 @@ class NodeKind:
             return 0
         return min(int(self.resources.get(name, 0.0) / amount + 1e-9) for name, amount in ask.bundle.items())
 
+    def shortfall(self, ask: Ask) -> float:
+        """How far it is from room for one worker: a sum of shares."""
+        gaps = (1.0 - self.resources.get(name, 0.0) / amount for name, amount in ask.bundle.items())
+        labels = sum(self.labels.get(name) != value for name, value in ask.labels.items())
+        return sum(max(0.0, gap) for gap in gaps) + labels
+
     def lacks(self, ask: Ask) -> list[str]:
         """What it has too little of for one worker."""
         found = [
@@ -156,7 +162,7 @@ def _problem(asked: Ask, kinds: Sequence[NodeKind]) -> str | None:
         return (
             f"cluster.{asked.stage}: {each}, {asked.workers} must run at the same time, and there is room for {room}."
         )
-    nearest = min(kinds, key=lambda kind: len(kind.lacks(asked)), default=None)
+    nearest = min(kinds, key=lambda kind: kind.shortfall(asked), default=None)
     missing = f"; the nearest, {nearest.name}, has {', '.join(nearest.lacks(asked))}" if nearest else ""
     return f"cluster.{asked.stage}: {each}, and no node gives that{missing}."
 

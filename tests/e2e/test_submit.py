@@ -1,14 +1,17 @@
 """`ray job submit --working-dir .` as the README says it, to a cluster that runs already."""
 
 import os
+import re
+import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import ray
 
 from qzhou.cluster import local_options
-from tests.e2e.commands import Finished, run
+from tests.e2e.commands import Finished, run, start
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,76 @@ def test_a_run_that_would_be_lost_with_the_uploaded_copy_is_refused(cluster, wri
 
     assert done.status != 0
     assert "error: run.storage is 'runs', a path below the copy of the project" in done.text
+    assert "Traceback" not in done.text
+
+
+SECRET = "sk-the-key-of-an-endpoint"
+
+
+def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(cluster, submitted, tmp_path):
+    """Stopped in training, as by Ctrl-C; the log, the listing and the run folder hold no key."""
+    storage = tmp_path / "runs"
+    shutil.copytree(submitted[0].parent / "runs" / "tiny", storage / "tiny")
+    run_folder = storage / "tiny"
+    words = (submitted[0], "--run.storage", storage, "--address", cluster)
+    longer = (*words, "--training.stage2.steps", "400")
+    token = {"RAY_AUTH_MODE": "token", "OPENAI_API_KEY": SECRET}
+
+    first = start("jobs/submit.py", *longer, "--job", "train", **token)
+    wait_until(lambda: len(steps_in(run_folder)) > 12, first)
+    second = run("jobs/submit.py", *longer, **token)
+    status = run("jobs/submit.py", *words, "--status", **token)
+    stopped = run("jobs/submit.py", *words, "--stop", **token)
+    said, _ = first.communicate(timeout=60)
+    done_before = len(steps_in(run_folder))
+    again = run("jobs/submit.py", *words, "--training.stage2.steps", str(done_before + 5), "--job=train", **token)
+
+    assert second.status == 2
+    assert "works on" in second.err
+    assert re.search(r"train-\w+ +RUNNING +20\d\d-.* to now", status.out), status.text
+    assert f"results: {run_folder}" in status.out
+    assert re.search(r"train-\w+: (STOPPED|FAILED)", stopped.out), stopped.text
+    assert first.returncode == 130, said
+    assert "the same command goes on" in said
+    assert done_before < 400
+    assert again.status == 0, again.text
+    nothing_left = run("jobs/submit.py", *words, "--stop", **token)
+    assert (nothing_left.status, "no job works on" in nothing_left.err) == (2, True)
+    listing = run("-m", "ray.scripts.scripts", "job", "list", "--address", cluster, **token)
+    for text in (listing.text, status.text, said, again.text):
+        assert SECRET not in text
+    files = [path for path in run_folder.rglob("*") if path.is_file() and path.suffix in (".json", ".jsonl", ".html")]
+    assert files
+    assert not [path for path in files if SECRET in path.read_text("utf-8")]
+
+
+def steps_in(run_folder: Path) -> list[str]:
+    file = run_folder / "train" / "stage2" / "metrics.jsonl"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def wait_until(condition, process) -> None:
+    deadline = time.monotonic() + 180
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--address", "http://127.0.0.1:1"), "no Ray dashboard answers there"),
+        (("--address", "http://127.0.0.1:1", "--job", "bake"), "'jobs/bake.py' does not lie below"),
+        (("--job",), "--job has no value"),
+        (("--status", "--job", "mine"), "--job belongs to"),
+    ],
+)
+def test_a_submission_that_cannot_be_is_named(words, said):
+    done = run("jobs/submit.py", "recipes/quickstart.toml", *words)
+
+    assert done.status == 2
+    assert said in done.err
     assert "Traceback" not in done.text
 
 

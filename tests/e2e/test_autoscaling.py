@@ -1,0 +1,131 @@
+"""The pipeline on a cluster that has no worker node when it begins: Ray's autoscaler with nodes of this machine.
+
+Ray's own helper for such clusters begins and ends with ``ray stop --force``, which ends the clusters of everybody on
+the machine. This one is started and ended by its handle.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import ray
+
+from tests.e2e.commands import Finished, run
+
+HEAD = "ray.head.default"  # what the provider calls its head
+HEAD_ID = "f" * 51 + "00000"
+NODES = 2
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def configuration(gcs: str) -> dict:
+    """What ``ray up`` leaves on a head node, for nodes that are processes of this machine."""
+    nothing = ("auth", "file_mounts")
+    lists = ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands")
+    lists += (
+        "head_start_ray_commands",
+        "worker_start_ray_commands",
+        "cluster_synced_files",
+        "rsync_exclude",
+        "rsync_filter",
+    )
+    provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+    return {
+        "cluster_name": "of-the-tests",
+        "max_workers": NODES,
+        "idle_timeout_minutes": 0.1,
+        "upscaling_speed": 1.0,
+        "provider": {
+            "type": "external",
+            "module": provider,
+            "launch_multiple": True,
+            "head_node_id": HEAD_ID,
+            "gcs_address": gcs,
+        },
+        "head_node_type": HEAD,
+        "available_node_types": {
+            HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "cpu": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": NODES},
+        },
+        "file_mounts_sync_continuously": False,
+        **{name: {} for name in nothing},
+        **{name: [] for name in lists},
+    }
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """The environment of a job on the head node of a cluster without worker nodes."""
+    home = tmp_path_factory.mktemp("home")
+    gcs = f"{ray.util.get_node_ip_address()}:{free_port()}"
+    file = home / "ray_bootstrap_config.yaml"
+    file.write_text(json.dumps(configuration(gcs)))
+    ours = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
+    fake |= {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
+    ports = ("--port", gcs.split(":")[1], "--dashboard-port", str(free_port()), "--dashboard-agent-listen-port", "0")
+    head = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "0", *ports]
+    with (home / "head.log").open("w") as log:
+        process = subprocess.Popen(
+            [*head, "--autoscaling-config", file], env=os.environ | ours | fake, stdout=log, stderr=log
+        )
+    try:
+        wait_until(lambda: "ray start --address" in (home / "head.log").read_text(), process)
+        yield {**ours, "HOME": str(home), "RAY_ADDRESS": gcs}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the cluster has ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def workers(environment) -> int:
+    """How many worker nodes the cluster has now."""
+    code = (
+        "import ray; ray.init(address='auto', logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()) - 1)"
+    )
+    done = run("-c", code, **environment)
+    assert done.status == 0, done.text
+    return int(done.out.split()[-1])
+
+
+def test_nodes_come_with_the_pipeline_and_go_when_it_is_over(cluster, write_recipe):
+    recipe = write_recipe()
+    assert workers(cluster) == 0
+
+    done: Finished = run("jobs/pipeline.py", recipe, **cluster)
+
+    assert done.status == 0, done.text
+    assert "report.html" in done.out
+    assert (recipe.parent / "runs" / "tiny" / "model" / "manifest.json").exists()
+    deadline = time.monotonic() + 120
+    while workers(cluster) and time.monotonic() < deadline:
+        time.sleep(2)
+    assert workers(cluster) == 0
+
+
+def test_what_no_node_type_can_give_is_refused_before_one_is_started(cluster, write_recipe):
+    done = run("jobs/pipeline.py", write_recipe(), "--cluster.train.cpus", "3", **cluster)
+
+    assert done.status == 2
+    assert (
+        "each worker of train asks for 3 CPU, and no node gives that; the nearest, cpu, has 2 CPU of 3 CPU" in done.err
+    )
+    assert f"{NODES} x cpu with 2 CPU" in done.err
+    assert workers(cluster) == 0

@@ -1,0 +1,149 @@
+"""Transform, synthesis and mining over several nodes, one of which dies in each: what comes out is what always does.
+
+Training on several nodes: ``test_train_nodes.py``.
+"""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray._private.state import available_resources_per_node
+from ray.cluster_utils import Cluster
+
+from qzhou.cluster import session
+from qzhou.mining.pipeline import mine
+from qzhou.recipe import parse_recipe
+from qzhou.synthesis.builtin import answer_by_rules
+from qzhou.synthesis.mock_behaviour import Behaviour
+from qzhou.synthesis.mock_endpoint import MockEndpoint, serving
+from qzhou.synthesis.pipeline import synthesize
+from qzhou.transform.pipeline import transform
+
+READER = """
+import json, time
+
+def rows(stream, slow_s):
+    time.sleep(slow_s)
+    for line in stream:
+        yield json.loads(line)
+"""
+STEPS = {"steps": 1, "learning_rate": 1e-5}
+DATASETS = 10
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    """A head without CPUs and six nodes of one CPU each; what the tests' reader is found by."""
+    readers = tmp_path_factory.mktemp("readers")
+    (readers / "slow_reader.py").write_text(READER)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        added = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(6))}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_ADDRESS", cluster.address)
+            patch.syspath_prepend(str(readers))
+            with session():
+                yield cluster, added, readers
+    finally:
+        cluster.shutdown()
+
+
+def busiest(added) -> str:
+    """A living node whose CPU is taken."""
+    free = available_resources_per_node()
+    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] in added]
+    return min(alive, key=lambda one: free.get(one, {}).get("CPU", 0.0))
+
+
+class Chaos:
+    """Kills a busy node as soon as a condition holds."""
+
+    def __init__(self, cluster, added, condition) -> None:
+        self.failed: Exception | None = None
+        self._cluster, self._added, self._condition = cluster, added, condition
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_) -> None:
+        self._thread.join()
+        assert self.failed is None, self.failed
+
+    def _run(self) -> None:
+        try:
+            deadline = time.monotonic() + 120
+            while not self._condition():
+                assert time.monotonic() < deadline, "the stage was over, or did not begin"
+                time.sleep(0.02)
+            self._cluster.remove_node(self._added[busiest(self._added)], allow_graceful=False)
+        except Exception as error:  # shown by the test and not lost in its thread
+            self.failed = error
+
+
+def recipe(folder: Path, name: str, endpoint: str, backbone: str, readers: Path):
+    datasets = []
+    for number in range(DATASETS):
+        rows = [
+            {
+                "question": f"Which number follows {100 * number + n}?",
+                "answer": f"It is {100 * number + n + 1}, a number.",
+            }
+            for n in range(60)
+        ]
+        path = folder / f"own-{number}.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+        datasets.append(
+            {
+                "name": f"own-{number}",
+                "reader": "slow_reader:rows",
+                "rule": "question_answer",
+                "paths": [str(path)],
+                "reader_options": {"slow_s": 0.5},
+            }
+        )
+    made = parse_recipe(
+        {
+            "run": {"name": name, "storage": str(folder / "runs"), "seed": 1},
+            "model": {"backbone": backbone, "max_query_tokens": 24, "max_document_tokens": 24, "dtype": "float32"},
+            "datasets": datasets,
+            "synthesis": {"endpoint": endpoint, "model": "m", "paraphrase_rows": 200, "gates": {"scores": False}},
+            "mining": {"rank_from": 1, "rank_to": 10, "negatives_per_query": 2},
+            "training": {"stage1": STEPS, "stage2": {**STEPS, "retrieval_share": 1.0}},
+        },
+        place="test",
+    )
+    made._folder = str(readers)
+    return made
+
+
+def left(folder: Path, *stages: str) -> dict:
+    """File -> rows, of what stages leave for others."""
+    files = [path for stage in stages for path in sorted((folder / stage).rglob("examples/**/*.parquet"))]
+    return {str(path.relative_to(folder)): pq.read_table(path).to_pylist() for path in files}
+
+
+def test_a_node_that_dies_in_a_stage_changes_nothing(nodes, tiny_qwen2, tmp_path):
+    cluster, added, readers = nodes
+    endpoint = MockEndpoint(answer_by_rules, Behaviour(latency_s=0.3))
+    with serving(endpoint) as url:
+        disturbed, calm = (recipe(tmp_path, name, url, tiny_qwen2, readers) for name in ("disturbed", "calm"))
+        folder = tmp_path / "runs" / "disturbed"
+        with Chaos(cluster, added, lambda: [*folder.glob("transform/work/candidates/*/summary.json")]):
+            transform(disturbed)
+        with Chaos(cluster, added, lambda: len(endpoint.counts.completed) > 20):
+            synthesize(disturbed)
+        with Chaos(cluster, added, lambda: [*folder.glob("mine/embeddings/**/*.npy")]):
+            mine(disturbed)
+        assert sum(node["Alive"] for node in ray.nodes()) == 4
+        for stage in (transform, synthesize, mine):
+            stage(calm)
+
+    stages = ("transform", "synthesize", "mine")
+    expected = left(tmp_path / "runs" / "calm", *stages)
+    assert len(expected) >= 3 * DATASETS
+    assert left(folder, *stages) == expected
