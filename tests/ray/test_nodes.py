@@ -109,7 +109,7 @@ def recipe(folder: Path, name: str, endpoint: str, backbone: str, readers: Path)
     made = parse_recipe(
         {
             "run": {"name": name, "storage": str(folder / "runs"), "seed": 1},
-            "model": {"backbone": backbone, "max_query_tokens": 24, "max_document_tokens": 24, "dtype": "float32"},
+            "model": {"backbone": str(backbone), "max_query_tokens": 24, "max_document_tokens": 24, "dtype": "float32"},
             "datasets": datasets,
             "synthesis": {"endpoint": endpoint, "model": "m", "paraphrase_rows": 200, "gates": {"scores": False}},
             "mining": {"rank_from": 1, "rank_to": 10, "negatives_per_query": 2},
