@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help quickstart report test check serve format clean
+.PHONY: help quickstart report test check serve audit format clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -29,11 +29,15 @@ serve: $(READY)  ## serve the run's model at http://127.0.0.1:8000/v1/embeddings
 test: $(READY) check  ## everything: format, lint, types, unit, Ray and end-to-end tests
 	$(BIN)/pytest --durations=25 tests/ranks tests/ray tests/e2e
 
-check: $(READY)  ## the fast loop: format, lint, types, unit tests
+check: $(READY)  ## the fast loop: format, lint, types, a scan for secrets, unit tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/detect-secrets-hook --no-verify --exclude-lines 'api_key_env|sourceImage' $$(git ls-files)
 	$(BIN)/pytest tests/unit tests/test_architecture.py
+
+audit: $(READY)  ## known weaknesses of the pinned dependencies; asks the package index
+	$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff format .

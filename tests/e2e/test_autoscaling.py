@@ -5,27 +5,17 @@ the machine. This one is started and ended by its handle.
 """
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
 import ray
 
+from tests.e2e.clusters import QUIET, asked, free_port, head_words, ray_node
 from tests.e2e.commands import Finished, run
 
 HEAD = "ray.head.default"  # what the provider calls its head
 HEAD_ID = "f" * 51 + "00000"
 NODES = 2
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def configuration(gcs: str) -> dict:
@@ -67,42 +57,19 @@ def configuration(gcs: str) -> dict:
 def cluster(tmp_path_factory):
     """The environment of a job on the head node of a cluster without worker nodes."""
     home = tmp_path_factory.mktemp("home")
-    gcs = f"{ray.util.get_node_ip_address()}:{free_port()}"
+    port = free_port()
+    gcs = f"{ray.util.get_node_ip_address()}:{port}"
     file = home / "ray_bootstrap_config.yaml"
     file.write_text(json.dumps(configuration(gcs)))
-    ours = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
     fake |= {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
-    ports = ("--port", gcs.split(":")[1], "--dashboard-port", str(free_port()), "--dashboard-agent-listen-port", "0")
-    head = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "0", *ports]
-    with (home / "head.log").open("w") as log:
-        process = subprocess.Popen(
-            [*head, "--autoscaling-config", file], env=os.environ | ours | fake, stdout=log, stderr=log
-        )
-    try:
-        wait_until(lambda: "ray start --address" in (home / "head.log").read_text(), process)
-        yield {**ours, "HOME": str(home), "RAY_ADDRESS": gcs}
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the cluster has ended"
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    with ray_node(*head_words(port), "--autoscaling-config", file, log=home / "head.log", **fake):
+        yield {**QUIET, "HOME": str(home), "RAY_ADDRESS": gcs}
 
 
 def workers(environment) -> int:
     """How many worker nodes the cluster has now."""
-    code = (
-        "import ray; ray.init(address='auto', logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()) - 1)"
-    )
-    done = run("-c", code, **environment)
-    assert done.status == 0, done.text
-    return int(done.out.split()[-1])
+    return int(asked("print(sum(node['Alive'] for node in ray.nodes()) - 1)", **environment))
 
 
 def test_nodes_come_with_the_pipeline_and_go_when_it_is_over(cluster, write_recipe):

@@ -23,7 +23,7 @@ def s3():
         for name, value in {
             "AWS_ENDPOINT_URL": f"http://{host}:{port}",
             "AWS_ACCESS_KEY_ID": "an-id",
-            "AWS_SECRET_ACCESS_KEY": "a-secret-that-nobody-should-see",
+            "AWS_SECRET_ACCESS_KEY": "a-secret-that-nobody-should-see",  # pragma: allowlist secret
             "AWS_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }.items():

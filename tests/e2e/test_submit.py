@@ -47,7 +47,7 @@ def test_a_run_that_would_be_lost_with_the_uploaded_copy_is_refused(cluster, wri
     assert "Traceback" not in done.text
 
 
-SECRET = "sk-the-key-of-an-endpoint"
+SECRET = "sk-the-key-of-an-endpoint"  # pragma: allowlist secret
 
 
 def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(cluster, submitted, tmp_path):

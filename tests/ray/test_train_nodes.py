@@ -1,19 +1,17 @@
 """Training on several nodes: one dies, one is about to leave."""
 
 import threading
-import time
 
 import pytest
 import ray
 from ray._private.state import available_resources_per_node
-from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
+from qzhou import spot
 from qzhou.cluster import session
 from qzhou.training.pipeline import train
+from tests.metadata import metadata_server
 from tests.ray.training_run import STAGE, metrics, prepared, wait_for_checkpoint
-
-PREEMPTION = 2  # ray's DrainNodeReason
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +30,7 @@ def nodes():
 
 
 def test_a_dead_node_and_a_leaving_one_cost_no_step(nodes, make_recipe, tiny_qwen2, capfd):
-    """In stage 1 a node dies; in stage 2 another is drained, and a checkpoint is written at once."""
+    """In stage 1 a node dies; in stage 2 another gets a notice, and a checkpoint is written at once."""
     cluster, added = nodes
     long = {**STAGE, "retrieval_share": 0.5, "steps": 100}
     recipe = prepared(make_recipe, tiny_qwen2, "nodes", save_every_steps=4, max_failures=3, stage2=long)
@@ -43,7 +41,7 @@ def test_a_dead_node_and_a_leaving_one_cost_no_step(nodes, make_recipe, tiny_qwe
             wait_for_checkpoint(recipe, 4)
             cluster.remove_node(added[busy_node(added)], allow_graceful=False)
             wait_for_checkpoint(recipe, 4, "stage2")
-            drain(cluster.address, busy_node(added))
+            give_notice(cluster.address, busy_node(added))
         except Exception as error:  # shown by the test and not lost in its thread
             failed.append(error)
 
@@ -66,7 +64,10 @@ def busy_node(added) -> str:
     return next(one for one in alive if not free.get(one, {}).get("CPU"))
 
 
-def drain(address: str, node: str) -> None:
-    """Tell Ray that a node will go, as a watcher of spot notices would."""
-    accepted, why = GcsClient(address=address).drain_node(node, PREEMPTION, "a notice", int((time.time() + 90) * 1000))
-    assert accepted, why
+def give_notice(address: str, node: str) -> None:
+    """The cloud takes a node: its watcher hears of it and tells Ray."""
+    with metadata_server() as (metadata, url):
+        metadata.notice = True
+        with pytest.raises(SystemExit) as end:
+            spot.main(["--provider", "aws", "--metadata", url, "--node-id", node, "--address", address])
+    assert end.value.code == 0

@@ -1,0 +1,57 @@
+"""Nodes of clusters as ``ray start`` starts them, each ended by its handle and never by ``ray stop``."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.e2e.commands import run
+
+QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+    """Until something holds, while a process lives."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the process has ended"
+        assert time.monotonic() < deadline, f"nothing after {seconds:.0f} s"
+        time.sleep(0.3)
+
+
+@contextlib.contextmanager
+def ray_node(*words: object, log: Path, **environment: str) -> Iterator[subprocess.Popen]:
+    """A node from the moment it has joined; ended with all its processes."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *map(str, words)]
+    with log.open("w") as sink:
+        process = subprocess.Popen(command, env=os.environ | QUIET | environment, stdout=sink, stderr=sink)
+    try:
+        wait_until(lambda: "Ray runtime started" in log.read_text(), process)
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def head_words(gcs_port: int, cpus: int = 0) -> list[object]:
+    """For a head on ports of its own; without CPUs it runs no task."""
+    ports = ["--port", gcs_port, "--dashboard-port", free_port(), "--dashboard-agent-listen-port", 0]
+    return ["--head", "--num-cpus", cpus, *ports]
+
+
+def asked(code: str, **environment: str) -> str:
+    """The last line that a driver prints which has joined the cluster of ``RAY_ADDRESS``."""
+    done = run("-c", f"import ray; ray.init(address='auto', logging_level='ERROR'); {code}", **QUIET | environment)
+    assert done.status == 0, done.text
+    return done.out.strip().splitlines()[-1]
