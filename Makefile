@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help quickstart report test check serve format clean
+.PHONY: help quickstart report test check serve docs format clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -34,6 +34,10 @@ check: $(READY)  ## the fast loop: format, lint, types, unit tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest tests/unit tests/test_architecture.py
+
+docs: $(READY)   ## build the documentation site: build/docs/index.html
+	$(BIN)/sphinx-build -q -E -W --keep-going docs build/docs
+	@echo build/docs/index.html
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff format .
