@@ -93,9 +93,7 @@ PICTURES = {
     ),
     "train": Bars(lambda row: row["case"], lambda row: row["who"], lambda row: row["samples_per_s"], "samples/s"),
     "evaluate": Bars(lambda _: "seven tasks", lambda row: row["who"], lambda row: row["seconds"], "seconds"),
-    "serve": Bars(
-        lambda row: row["case"], lambda row: row["who"], lambda row: 1 / row["ratio"], "requests/s, ours = 1"
-    ),
+    "serve": Bars(lambda row: row["case"], lambda row: row["who"], lambda row: 1 / row["ratio"], "tokens/s, ours = 1"),
 }
 
 
