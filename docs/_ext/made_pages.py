@@ -1,13 +1,14 @@
 """Fills pages with what is made when the site is built: a line ``<!-- made: WHAT -->`` stands where it goes.
 
 GitHub shows such pages without it, so they say where else it can be read. Markdown files above ``docs/`` are no pages
-of the site: links to them become downloads.
+of the site: links to them become downloads, and links to folders their names.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import bench_tables
 import recipe_tables
@@ -17,7 +18,7 @@ from sphinx.errors import ExtensionError
 from qzhou.experiments.settings import Experiment
 from qzhou.recipe import Recipe
 
-ABOVE = re.compile(r"(?<=\]\()(\.\./[\w./-]+\.md)(#[\w-]+)?(?=\))")  # README.md and its like: no pages of the site
+ABOVE = re.compile(r"\[([^\]\n]+)\]\((\.\./[\w./-]*)(#[\w-]+)?\)")
 MARK = re.compile(r"^<!-- made: (.*?) -->$", re.MULTILINE)
 
 
@@ -49,8 +50,20 @@ def fill(text: str, place: str) -> str:
     return MARK.sub(made, text)
 
 
+def above(text: str, folder: Path) -> str:
+    """A page with its links to what lies above ``docs/`` as Sphinx understands them."""
+
+    def put(link: re.Match[str]) -> str:
+        shown, target = link[1], link[2]
+        if (folder / target).is_dir():
+            return shown
+        return f"[{shown}](path:{target})" if target.endswith(".md") else link[0]
+
+    return ABOVE.sub(put, text)
+
+
 def _on_read(app: Sphinx, docname: str, source: list[str]) -> None:
-    source[0] = ABOVE.sub(r"path:\1", fill(source[0], docname))
+    source[0] = above(fill(source[0], docname), Path(app.srcdir, docname).parent)
     if docname == "index":  # pages that no list of the index names
         named = set(re.findall(r"^([\w/-]+)$", source[0], re.MULTILINE)) | {"index"}
         others = sorted(app.env.found_docs - named)

@@ -61,7 +61,9 @@ NOWHERE = {
 
 
 def test_each_link_that_leads_nowhere_fails_the_build(tmp_path):
-    (tmp_path / "index.md").write_text("# A page\n\n[well](other.md#here)\n\n" + "\n\n".join(NOWHERE), "utf-8")
+    (tmp_path / "index.md").write_text(
+        "# A page\n\n[well](other.md#here) [a folder](../)\n\n" + "\n\n".join(NOWHERE), "utf-8"
+    )
     (tmp_path / "other.md").write_text("---\norphan: true\n---\n# Other\n\n## Here\n", "utf-8")
 
     done = build(tmp_path, tmp_path / "site")
