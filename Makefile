@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help quickstart report test check serve audit format clean
+.PHONY: help quickstart report test check serve docs audit format clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -35,6 +35,10 @@ check: $(READY)  ## the fast loop: format, lint, types, a scan for secrets, unit
 	$(BIN)/mypy
 	$(BIN)/detect-secrets-hook --no-verify --exclude-lines 'api_key_env|sourceImage' $$(git ls-files)
 	$(BIN)/pytest tests/unit tests/test_architecture.py
+
+docs: $(READY)   ## build the documentation site: build/docs/index.html
+	$(BIN)/sphinx-build -q -E -W --keep-going docs build/docs
+	@echo build/docs/index.html
 
 audit: $(READY)  ## known weaknesses of the pinned dependencies; asks the package index
 	$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt

@@ -133,7 +133,7 @@ class Format(Section):
 class Dataset(Format):
     """One raw dataset: how it is read and which examples it becomes."""
 
-    name: Name
+    name: Name = Field(description="Of its folders, its prompt and its evaluation task.")
     rule: Rule = Field(description="The shape of a raw row.")
     packages: tuple[str, ...] = Field((), description="python_docs: import names; 'stdlib' is the standard library.")
     view: Literal["docstrings", "pairs"] = Field("docstrings", description="python_docs: one docstring a row, or two.")

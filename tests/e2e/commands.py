@@ -23,15 +23,15 @@ class Finished:
         return self.out + self.err
 
 
-def run(*words: str | Path, **environment: str) -> Finished:
+def run(*words: str | Path, folder: Path = ROOT, **environment: str) -> Finished:
     """``python <words>``, to its end."""
-    done = start(*words, **environment)
+    done = start(*words, folder=folder, **environment)
     out, err = done.communicate(timeout=TIMEOUT_S)
     return Finished(done.returncode, out, err)
 
 
-def start(*words: str | Path, **environment: str) -> subprocess.Popen[str]:
+def start(*words: str | Path, folder: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
     """``python <words>``, running."""
     command = [sys.executable, *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, text=True, **pipes)
+    return subprocess.Popen(command, cwd=folder, env=os.environ | environment, text=True, **pipes)

@@ -1,6 +1,5 @@
 """Every command and snippet of the README runs, or runs dry."""
 
-import json
 import re
 import shlex
 import shutil
@@ -11,30 +10,11 @@ from pathlib import Path
 import pytest
 
 from qzhou.recipe import parse_recipe
-from qzhou.serving.schemas import EmbeddingRequest, parse_request
 from tests.e2e.commands import ROOT, run
+from tests.e2e.pages import blocks, commands_of, estimates, is_a_request, is_a_target, resolves_its_recipe
 
 README = (ROOT / "README.md").read_text("utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-
-
-COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
-
-
-def is_a_target(words: list[str]) -> None:
-    """`make` would run it: its recipe is printed instead."""
-    shown = subprocess.run([*words, "-n"], cwd=ROOT, capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout
-
-
-def resolves_its_recipe(words: list[str]) -> None:
-    done = run(*words[1:], "--dry-run")
-    assert done.status == 0, done.text
-    assert json.loads(done.out)["run"]["name"]
+COMMANDS = commands_of(README)
 
 
 def is_understood_by_ray(words: list[str]) -> None:
@@ -52,12 +32,6 @@ def is_understood_by_ray(words: list[str]) -> None:
         resolves_its_recipe(inner.split())
 
 
-def is_a_request(words: list[str]) -> None:
-    """The endpoint is asked the same in tests/ray/test_endpoint.py; here, that its body is a request."""
-    assert words[1].endswith("/v1/embeddings")
-    assert parse_request(EmbeddingRequest, words[words.index("-d") + 1].encode()).input
-
-
 def loads_a_model(words: list[str], model: Path) -> None:
     done = run("-c", words[2].replace("runs/quickstart/model", str(model)))
     assert done.status == 0, done.text
@@ -70,12 +44,6 @@ def merges_models(words: list[str], finished: Path, into: Path) -> None:
     done = run(*(finished if word.startswith("runs/") else word for word in words[1:place]), into, *words[place + 1 :])
     assert done.status == 0, done.text
     assert (into / "merge.json").exists()
-
-
-def estimates(words: list[str]) -> None:
-    done = run(*words[1:])
-    assert done.status == 0, done.text
-    assert "GPU hours" in done.out
 
 
 def plans_trials(words: list[str]) -> None:
@@ -111,7 +79,7 @@ def test_the_readme_names_the_two_commands_first():
 
 
 def test_the_recipe_of_the_readme_is_valid():
-    (block,) = blocks("toml")
+    (block,) = blocks(README, "toml")
 
     recipe = parse_recipe(tomllib.loads(block), place="README.md")
 
@@ -119,7 +87,7 @@ def test_the_recipe_of_the_readme_is_valid():
 
 
 def test_the_python_of_the_readme_compiles():
-    for block in blocks("python"):
+    for block in blocks(README, "python"):
         compile(block, "README.md", "exec")
 
 

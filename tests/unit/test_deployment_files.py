@@ -64,7 +64,7 @@ def test_constraints_pin_every_requirement_that_the_project_names():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = project["dependencies"] + [
-        one for name in ("cpu", "quickstart", "lora", "trackers", "dev") for one in extras[name]
+        one for name in ("cpu", "quickstart", "lora", "trackers", "docs", "dev") for one in extras[name]
     ]
     pinned = {
         line.split("==")[0].lower().replace("_", "-")

@@ -48,7 +48,7 @@ class Score(Section):
 class Variant(Section):
     """The recipe with some settings changed."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1)] = Field(description="In tables, plots and folders.")
     settings: Settings = Field(default_factory=dict, description="Dotted setting of the recipe -> value.")
     only_datasets: tuple[Name, ...] = Field((), description="What is trained on; all datasets are judged all the same.")
 

@@ -1,0 +1,27 @@
+"""How `make docs` builds the site from the Markdown of this folder."""
+
+import sys
+import tomllib
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent / "platform")]
+
+project = "qzhou"
+release = tomllib.loads((DOCS.parent / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+extensions = ["myst_parser", "made_pages"]
+exclude_patterns = ["_ext"]
+
+nitpicky = True
+suppress_warnings = ["misc.highlighting_failure"]  # GitHub colours more languages than Pygments, and pieces of JSON
+myst_heading_anchors = 3  # [a link](page.md#a-heading) is checked, as GitHub names headings
+myst_enable_extensions = ["attrs_inline"]
+smartquotes = False  # quotes stand in settings, which are copied
+
+html_theme = "furo"
+html_title = f"qzhou {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = html_show_sphinx = html_copy_source = False
+
+linkcheck_timeout = 20

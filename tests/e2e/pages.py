@@ -1,0 +1,42 @@
+"""How the commands of a page are tried: whole where that takes seconds, otherwise as far as they go without work."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from qzhou.serving.schemas import EmbeddingRequest, parse_request
+from tests.e2e.commands import ROOT, run
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands_of(page: str) -> list[str]:
+    return [line for block in blocks(page, "sh") for line in block.splitlines()]
+
+
+def is_a_target(words: list[str]) -> None:
+    """`make` would run it: its recipe is printed instead."""
+    shown = subprocess.run([*words, "-n"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout
+
+
+def resolves_its_recipe(words: list[str], folder: Path = ROOT) -> None:
+    done = run(*words[1:], *(["--dry-run"] if "--dry-run" not in words else []), folder=folder)
+    assert done.status == 0, done.text
+    assert json.loads(done.out)["run"]["name"]
+
+
+def is_a_request(words: list[str]) -> None:
+    """The endpoint is asked the same in tests/ray/test_endpoint.py; here, that its body is a request."""
+    assert words[1].endswith("/v1/embeddings")
+    assert parse_request(EmbeddingRequest, words[words.index("-d") + 1].encode()).input
+
+
+def estimates(words: list[str], folder: Path = ROOT) -> None:
+    done = run(*words[1:], folder=folder)
+    assert done.status == 0, done.text
+    assert "GPU hours" in done.out
