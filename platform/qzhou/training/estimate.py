@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qzhou.recipe import Recipe
-from qzhou.training.cost import (
+from qzhou.costs.hardware import gpu_named
+from qzhou.costs.lengths import texts_of
+from qzhou.costs.shapes import FoundShape, Shape, shape_of
+from qzhou.costs.training import (
     GPU_COUNTS,
     HELD_TOKENS,
-    PEAK_FLOPS,
     ZERO_STAGES,
     Memory,
     Method,
@@ -16,8 +17,7 @@ from qzhou.training.cost import (
     expected_steps,
     gpu_hours,
 )
-from qzhou.training.lengths import texts_of
-from qzhou.training.shapes import FoundShape, Shape, shape_of
+from qzhou.recipe import Recipe
 
 GIB = 2**30
 UTILISATION = 0.4  # what well-tuned training of models of this size reaches
@@ -39,7 +39,7 @@ def print_estimate(
     """Say how many tokens and operations both stages take, and hours and memory on some numbers of GPUs.
 
     Args:
-        gpu: ``A100``, ``H100`` or ``H200``.
+        gpu: One of :func:`qzhou.costs.hardware.gpus`.
         utilisation: Share of the GPU's bfloat16 peak that training reaches, in (0, 1].
         mean_query_tokens: Instead of what the run's data say, or what is assumed without them.
         mean_document_tokens: The same for documents.
@@ -49,7 +49,7 @@ def print_estimate(
         RecipeError: An option is out of range.
         DataError: A stage has no dataset to draw from.
     """
-    gpu = gpu.upper()
+    gpu, peak = gpu.upper(), gpu_named(gpu).flops
     gpu_hours(0.0, gpu=gpu, utilisation=utilisation)  # refuses what it does not know before anything is read
     found = shape_of(recipe.model.backbone)
     teacher = shape_of(name).shape if (name := recipe.training.distillation.teacher) else None
@@ -67,7 +67,7 @@ def print_estimate(
         f"  {_passes(recipe, method)}",
         *(f"  {name}: {_stage(one)}" for name, one in stages.items()),
         f"  in all: {_sum(list(stages.values()))}",
-        f"  on {gpu} ({PEAK_FLOPS[gpu] / 1e12:g} TFLOP/s dense bfloat16), utilisation ASSUMED to be {utilisation:.0%}:",
+        f"  on {gpu} ({peak / 1e12:g} TFLOP/s dense bfloat16), utilisation ASSUMED to be {utilisation:.0%}:",
         *_table(recipe, method, list(stages.values()), gpu=gpu, utilisation=utilisation),
         f"  not counted: {NOT_COUNTED}",
     ]

@@ -23,15 +23,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qzhou.costs.hardware import gpu_named
+from qzhou.costs.shapes import Shape
 from qzhou.errors import DataError, RecipeError
-from qzhou.learning import StageSection, TrainingSection
+from qzhou.learning import SHARE_UNIT, StageSection, TrainingSection
 from qzhou.records import Task
-from qzhou.training.plan import SHARE_UNIT
-from qzhou.training.shapes import Shape
 
 GPU_COUNTS = (8, 32, 64)
-# Dense bfloat16 operations a second, from the makers' data sheets (the larger figures there are for sparse matrices).
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 ZERO_STAGES = (0, 1, 2, 3)
 HELD_TOKENS = 32_768  # what training.engine holds on a GPU by default; that module loads torch
 
@@ -221,19 +219,18 @@ def gpu_hours(flops: float, *, gpu: str, utilisation: float) -> float:
     """Hours that one GPU would need.
 
     Args:
-        gpu: A key of :data:`PEAK_FLOPS`.
+        gpu: One of :func:`qzhou.costs.hardware.gpus`.
         utilisation: Share of the peak that training reaches, in (0, 1].
 
     Raises:
         RecipeError: No such GPU is known, or the share is none.
     """
-    if gpu not in PEAK_FLOPS:
-        raise RecipeError(f"command line: --gpu is '{gpu}'; known: {', '.join(PEAK_FLOPS)}")
+    peak = gpu_named(gpu).flops
     if not 0 < utilisation <= 1:
         raise RecipeError(
             f"command line: --utilisation is {utilisation:g}; it is a share above 0 and at most 1, like 0.4"
         )
-    return flops / (PEAK_FLOPS[gpu] * utilisation) / 3600
+    return flops / (peak * utilisation) / 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
