@@ -27,6 +27,7 @@ from qzhou.costs.hardware import gpu_named
 from qzhou.costs.shapes import Shape
 from qzhou.errors import DataError, RecipeError
 from qzhou.learning import SHARE_UNIT, StageSection, TrainingSection
+from qzhou.recipe import Recipe
 from qzhou.records import Task
 
 GPU_COUNTS = (8, 32, 64)
@@ -151,6 +152,17 @@ def forward_flops(shape: Shape, work: Work) -> float:
     return 2 * shape.matrix_parameters * work.tokens + 4 * shape.layers * shape.attention_width * work.squares
 
 
+def method_of(training: TrainingSection, shape: Shape, teacher: Shape | None = None) -> Method:
+    """How a recipe computes its steps."""
+    return Method(
+        shape=shape,
+        teacher=teacher,
+        gradient_checkpointing=training.gradient_checkpointing,
+        frozen=training.lora.rank > 0,
+        held_tokens=max(training.held_tokens or HELD_TOKENS, training.chunk_tokens or 0),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class StageCost:
     """What one stage takes."""
@@ -261,3 +273,16 @@ class Memory:
         return weight * self.teacher + sum(
             size / (gpus if zero_stage >= sharded_from else 1) for sharded_from, size in sizes
         )
+
+
+def memory_of(recipe: Recipe, method: Method) -> Memory:
+    """What a recipe's training keeps in memory."""
+    training, shape = recipe.training, method.shape
+    adapters = shape.adapter_parameters(training.lora.rank)
+    return Memory(
+        parameters=shape.parameters + adapters,
+        trained=adapters or shape.parameters,
+        teacher=method.teacher.parameters if method.teacher else 0,
+        bfloat16=recipe.model.dtype != "float32",
+        offloaded=training.offload_optimizer,
+    )
