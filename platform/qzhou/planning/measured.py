@@ -21,9 +21,11 @@ from qzhou.planning.amounts import PARTS, STAGES, Workload
 from qzhou.planning.sizes import DatasetRows, Found
 from qzhou.planning.unit_costs import MeasuredCosts, UnitCost
 from qzhou.recipe import Recipe, parse_recipe
+from qzhou.resources import LOGICAL_CPUS
 from qzhou.runs import MANIFEST, RECIPE
 from qzhou.storage import Folder, count_rows
 
+TOLD_BY_PHASES = ("transform", "synthesize", "mine")
 LARGEST_START = 0.95  # of a phase, where the rest is not told
 
 
@@ -109,11 +111,13 @@ class MeasuredRun:
         expected = {part: table[part].per_unit_s * work.parts[part] for part in PARTS}
         parts: dict[str, UnitCost] = {}
         for stage in self.manifests:
-            times = self._times(stage, expected)
+            times = self._times(stage, expected, cpus)
             wall_s = float(self.manifests[stage]["wall_s"])
             rest = max(0.0, wall_s - sum(start + work_s for start, work_s in times.values()))
-            first = next(iter(times))  # what no phase accounts for
-            times[first] = times[first][0] + rest, times[first][1]
+            first = next(iter(times))  # to which belongs what no phase accounts for
+            start_s, work_s = times[first]
+            untold = stage in TOLD_BY_PHASES and not self._phases(stage)
+            times[first] = (0.0, wall_s) if untold else (start_s + rest, work_s)
             for part, (start_s, work_s) in times.items():
                 amount = work.parts[part]
                 parts[part] = UnitCost(start_s, work_s / amount if amount else 0.0, "measured")
@@ -121,11 +125,12 @@ class MeasuredRun:
         gpu = gpu_named(name.partition("-")[0] or "H100") if self.recipe.cluster.gpu else None
         return MeasuredCosts(parts, cpus, gpu, self.recipe.training.workers if gpu else 0)
 
-    def _times(self, stage: str, expected: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    def _times(self, stage: str, expected: Mapping[str, float], cpus: int) -> dict[str, tuple[float, float]]:
         """Part -> seconds of starts, and of work."""
-        encoders = self.recipe.cluster.encoders
+        cluster = self.recipe.cluster
+        encoders, tasks = cluster.encoders, cluster.transform.max_workers or max(LOGICAL_CPUS, cpus)
         if stage == "transform":
-            return {"transform.rows": self._split(stage, lambda _: True, 1, None)}
+            return {"transform.rows": self._split(stage, lambda _: True, tasks, None)}
         if stage == "synthesize":
             score = "synthesize: score"
             return {

@@ -146,7 +146,7 @@ def plan_of(recipe: Recipe, target: Target, assumed: Assumptions) -> Plan:
         storage_money=kept * assumed["storage_price"],
         lengths=own.source,
         assumptions=assumed.used,
-        notes=[*work.notes, *_notes(recipe, work, fleet, run)],
+        notes=[*work.notes, *_notes(recipe, work, fleet), *(_notes_of(run, measured) if run and measured else ())],
     )
 
 
@@ -181,11 +181,12 @@ def _start(fleet: Fleet, assumed: Assumptions) -> PlannedStage:
 def _stage(
     name: str, work: Workload, costs: Mapping[str, UnitCost], fleet: Fleet, assumed: Assumptions
 ) -> PlannedStage:
-    own = {part: work.parts[part] for part in work.parts if part.startswith(f"{name}.") and work.parts[part]}
+    all_parts = [part for part in work.parts if part.startswith(f"{name}.")]
+    own = {part: work.parts[part] for part in all_parts if work.parts[part] or costs[part].basis != "assumed"}
     crew, amount = _crew(name, fleet), work.stages[name]
     start = sum(costs[part].start_s for part in own)
     seconds = sum(costs[part].per_unit_s * units for part, units in own.items())
-    moved = amount.read + amount.written if fleet.rented and own else 0.0
+    moved = amount.read + amount.written if fleet.rented and any(own.values()) else 0.0
     storage = moved / (crew.count * assumed["storage_bytes_per_s"])
     wall = start + max(seconds, storage)
     scored = costs[SCORE].seconds(work.parts[SCORE]) if name == "synthesize" else 0.0
@@ -224,7 +225,7 @@ def _serving(work: Workload, costs: Mapping[str, UnitCost], fleet: Fleet, assume
     )
 
 
-def _notes(recipe: Recipe, work: Workload, fleet: Fleet, run: MeasuredRun | None) -> list[str]:
+def _notes(recipe: Recipe, work: Workload, fleet: Fleet) -> list[str]:
     found: list[str] = []
     crew = fleet.gpu
     if crew.gpu is not None and crew.machine is not None:
@@ -242,13 +243,18 @@ def _notes(recipe: Recipe, work: Workload, fleet: Fleet, run: MeasuredRun | None
         idle = crew.count * crew.machine.gpus - crew.gpus
         if idle:
             found.append(f"{idle} GPUs of the last {crew.machine.name} are paid for and idle")
-    if run is not None and run.unfinished:
-        found.append(f"{run.folder.uri} has not finished {', '.join(run.unfinished)}: these are by the table")
-    if run is not None and not any(one.get("phases") for one in run.manifests.values()):
-        found.append(f"{run.folder.uri} was made before manifests had phases: its starts are counted as rows' work")
     if recipe.synthesis.is_on and not work.requests:
         found.append(
             f"nothing is asked of the LLM: all datasets are above synthesis.max_dataset_rows "
             f"({recipe.synthesis.max_dataset_rows:,}), or the recipe asks for no rows; --synthetic N plans N requests"
         )
+    return found
+
+
+def _notes_of(run: MeasuredRun, measured: MeasuredCosts) -> list[str]:
+    found = [f"the run in {run.folder.uri} is taken to have had {measured.cpus} CPUs, as this machine has"]
+    if run.unfinished:
+        found.append(f"it has not finished {', '.join(run.unfinished)}: these are by the table")
+    if not any(one.get("phases") for one in run.manifests.values()):
+        found.append("its manifests have no phases: what its stages' starts took is counted with their rows")
     return found

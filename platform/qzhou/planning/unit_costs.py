@@ -61,8 +61,7 @@ def table_costs(recipe: Recipe, work: Workload, fleet: Fleet, assumed: Assumptio
     cpu, gpu = fleet.cpu, fleet.gpu
     encode, train = (_seconds_a_flop(gpu, assumed, kind) for kind in ("encode_utilisation", "train_utilisation"))
     row_s = work.row_bytes / (assumed["transform_bytes_per_cpu_s"] * _effective(cpu, assumed))
-    judged = assumed["judged_task_s"] * work.tasks * work.stages["evaluate"].rows_out / max(1, work.tasks)
-    judged /= max(1, min(gpu.gpus or 1, work.tasks))
+    judged = assumed["judged_task_s"] * work.stages["evaluate"].rows_out / max(1, min(gpu.gpus, work.tasks))
     bases: Mapping[str, tuple[float, float]] = {
         "transform.rows": (assumed["stage_start_s"], row_s),
         "synthesize.requests": (assumed["stage_start_s"], _seconds_a_request(recipe, work, assumed)),

@@ -1,13 +1,18 @@
 """Plans worked out by hand: sizes, work, unit costs, sums, and what happens to them when something grows."""
 
+import io
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from bench.plan import scaled
 from qzhou.costs.hardware import gpu_named, gpus, machine_of
 from qzhou.costs.shapes import PUBLISHED
 from qzhou.costs.training import DatasetTexts, Length, gpu_hours
@@ -17,15 +22,17 @@ from qzhou.planning.command import planned
 from qzhou.planning.measured import split_of
 from qzhou.planning.plan import plan_of
 from qzhou.planning.sizes import DatasetRows, Found, requests_of, rows_of
-from qzhou.planning.tables import as_json, duration, short, size
+from qzhou.planning.tables import WIDTH, as_json, as_text, duration, short, size
 from qzhou.planning.target import Target, fleet_of
 from qzhou.planning.workload import workload_of
+from qzhou.recipe import load_recipe
 from qzhou.records import PairExample, RetrievalExample
 from qzhou.synthesis.plan import planned as planned_requests
 from tests.unit.planning.run_folder import HELD_OUT, KEPT, RAW, STEP_S, WALLS, finished
 
 ROOT = Path(__file__).parents[3]
 BACKBONE = "BAAI/bge-small-en-v1.5"
+SETTINGS_OF_OTHERS = {"--training", "--synthesis", "--estimate"}
 SMALL = {"model": {"backbone": BACKBONE, "dtype": "float32"}}
 
 
@@ -35,8 +42,6 @@ def recipe(make_recipe):
 
 
 def paper(**asked):
-    from qzhou.recipe import load_recipe
-
     asked = {"rows": 100_000_000, "examples": 11_000_000, "synthetic": 5_000_000, "gpus": 32, "gpu": "H100"} | asked
     return planned(load_recipe(ROOT / "recipes" / "qzhou-7b.toml"), **asked)
 
@@ -219,7 +224,7 @@ def test_an_llm_is_paid_at_the_recipes_prices_and_by_the_table_where_it_has_none
 
 def test_a_measured_run_predicts_itself_and_one_four_times_as_large(make_recipe):
     dataset = {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
-    sections = {**SMALL, "cluster": {"encoders": 2}}
+    sections = {**SMALL, "cluster": {"encoders": 2, "transform": {"max_workers": 1}}}
     recipe = make_recipe(datasets=[{**dataset, "max_rows": KEPT}], **sections)
     folder = finished(recipe)
     larger = make_recipe(
@@ -235,9 +240,8 @@ def test_a_measured_run_predicts_itself_and_one_four_times_as_large(make_recipe)
     four = {one.name: one for one in planned(larger, measured=folder.uri).stages}
 
     for stage, wall_s in WALLS.items():
-        if stage != "synthesize":  # nothing was asked, so nothing is planned
-            assert same[stage].wall_s == pytest.approx(wall_s, rel=1e-6), stage
-            assert same[stage].basis == "measured"
+        assert same[stage].wall_s == pytest.approx(wall_s, rel=1e-6), stage
+        assert same[stage].basis == "measured"
     assert four["transform"].wall_s == pytest.approx(WALLS["transform"]), "the raw rows are the same"
     # encoding: 20 s of 28 grow with the texts; the rest of the stage is its start, but for some search
     assert four["mine"].wall_s == pytest.approx(20 + 4 * 20, abs=0.1)
@@ -249,7 +253,7 @@ def test_a_measured_run_predicts_itself_and_one_four_times_as_large(make_recipe)
 
 def test_raw_rows_of_a_measured_run_grow_with_rows(make_recipe):
     dataset = {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
-    recipe = make_recipe(datasets=[dataset], **SMALL)
+    recipe = make_recipe(datasets=[dataset], cluster={"transform": {"max_workers": 1}}, **SMALL)
     folder = finished(recipe)
 
     plan = planned(recipe, measured=folder.uri, rows=10 * RAW, cpus=2 * (os.cpu_count() or 1))
@@ -261,6 +265,20 @@ def test_raw_rows_of_a_measured_run_grow_with_rows(make_recipe):
     assert transform.wall_s == pytest.approx(30 - 16 + 16 * 10 / 2), "twice the CPUs"
 
 
+def test_without_phases_all_of_a_stage_grows(make_recipe):
+    dataset = {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
+    recipe = make_recipe(datasets=[dataset], **SMALL)
+    folder = finished(recipe)
+    for stage in ("transform", "mine"):
+        (folder / stage).write_json("manifest.json", {"wall_s": WALLS[stage]})
+
+    plan = planned(recipe, measured=folder.uri, rows=3 * RAW)
+
+    transform = next(one for one in plan.stages if one.name == "transform")
+    assert (transform.start_s, transform.wall_s) == (0, pytest.approx(3 * WALLS["transform"]))
+    assert any("manifests have no phases" in note for note in plan.notes)
+
+
 def test_a_run_on_cpus_tells_nothing_of_gpus_and_what_is_unfinished_is_by_the_table(make_recipe):
     dataset = {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
     recipe = make_recipe(datasets=[dataset], **SMALL)
@@ -270,7 +288,7 @@ def test_a_run_on_cpus_tells_nothing_of_gpus_and_what_is_unfinished_is_by_the_ta
 
     bases = {one.name: one.basis for one in plan.stages}
     assert (bases["transform"], bases["train/stage1"]) == ("scaled", "assumed")
-    assert any("has not finished mine, train/stage1" in note for note in plan.notes)
+    assert any("it has not finished mine, train/stage1" in note for note in plan.notes)
 
 
 def test_the_share_of_the_peak_that_a_measured_gpu_reached_goes_to_another(make_recipe):
@@ -411,3 +429,31 @@ def test_a_stage_knows_whether_it_waits_for_storage():
     assert (slow["transform"].bound_by, fast["transform"].bound_by) == ("storage", "work")
     moved = slow["transform"].amount.read + slow["transform"].amount.written
     assert slow["transform"].wall_s - slow["transform"].start_s == pytest.approx(moved / 8e6)
+
+
+def test_the_page_names_every_option_and_prints_what_its_command_prints():
+    page = (ROOT / "docs" / "planning.md").read_text("utf-8")
+    job = runpy.run_path(str(ROOT / "jobs" / "plan.py"))
+    console = Console(width=WIDTH, record=True, file=io.StringIO())
+    console.print(as_text(paper()))
+    printed = [line.rstrip() for line in console.export_text().splitlines()]
+
+    assert {*job["OPTIONS"], "--json"} == set(re.findall(r"--[a-z]+(?:-[a-z]+)*", page)) - SETTINGS_OF_OTHERS
+    (block,) = re.findall(r"\n\n```\n(.*?)```", page, re.DOTALL)
+    shown = [line.rstrip() for line in block.splitlines()]
+    assert shown == printed[: len(shown)]
+    assert set(gpus()) <= set(re.findall(r"\w+", page))
+
+
+def test_the_larger_quickstart_of_the_bench_differs_in_its_sizes_alone(tmp_path):
+    small = (ROOT / "recipes" / "quickstart.toml").read_text("utf-8")
+    (tmp_path / "larger.toml").write_text(scaled(small, 4), "utf-8")
+
+    one, four = load_recipe(ROOT / "recipes" / "quickstart.toml"), load_recipe(tmp_path / "larger.toml")
+
+    assert [one.max_rows for one in four.datasets] == [16_000, 8000, 8000]
+    assert (four.training.stage1.steps, four.training.stage2.steps) == (96, 96)
+    assert (four.synthesis.paraphrase_rows, four.synthesis.hard_negative_rows) == (400, 800)
+    assert four.evaluation == one.evaluation
+    assert four.mining == one.mining
+    assert four.training.stage1.warmup_steps == one.training.stage1.warmup_steps
