@@ -120,7 +120,11 @@ class MeasuredRun:
             times[first] = (0.0, wall_s) if untold else (start_s + rest, work_s)
             for part, (start_s, work_s) in times.items():
                 amount = work.parts[part]
-                parts[part] = UnitCost(start_s, work_s / amount if amount else 0.0, "measured")
+                parts[part] = (
+                    UnitCost(start_s, work_s / amount, "measured")
+                    if amount
+                    else UnitCost(start_s + work_s, 0.0, "measured")  # the examples passed through
+                )
         name = self.recipe.cluster.train.accelerator_type if self.recipe.cluster.gpu else ""
         gpu = gpu_named(name.partition("-")[0] or "H100") if self.recipe.cluster.gpu else None
         return MeasuredCosts(parts, cpus, gpu, self.recipe.training.workers if gpu else 0)
