@@ -79,3 +79,16 @@ class Workload:
     requests: float
     request_tokens: float
     notes: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """What a finished run has counted, where others have to assume.
+
+    Attributes:
+        texts_per_example: That mining encoded for each retrieval example.
+        llm_tokens: Of the prompts and of the answers of a first request, those of its follow-ups included.
+    """
+
+    texts_per_example: float | None = None
+    llm_tokens: tuple[float, float] | None = None

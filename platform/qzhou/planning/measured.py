@@ -17,8 +17,8 @@ from typing import Any
 from qzhou.costs.hardware import gpu_named
 from qzhou.costs.training import DatasetTexts
 from qzhou.errors import DataError
-from qzhou.planning.amounts import PARTS, STAGES, Workload
-from qzhou.planning.sizes import DatasetRows, Found
+from qzhou.planning.amounts import PARTS, STAGES, Counted, Workload
+from qzhou.planning.sizes import DatasetRows, Found, requests_of
 from qzhou.planning.unit_costs import MeasuredCosts, UnitCost
 from qzhou.recipe import Recipe, parse_recipe
 from qzhou.resources import LOGICAL_CPUS
@@ -87,18 +87,21 @@ class MeasuredRun:
                     raw=own.raw,
                     kept=own.kept,
                     held_out=own.held_out,
-                    requests=self._requests(one.name),
+                    requests=sum(requests_of(self.recipe.synthesis, one.name, one.task, own.kept).values()),
                     new=new,
                 )
             )
         return rows
 
-    def texts_per_example(self, rows: Sequence[DatasetRows]) -> float | None:
-        """Texts that mining encoded for each retrieval example."""
+    def counted(self, rows: Sequence[DatasetRows]) -> Counted:
+        """What the run has counted; rules in an LLM's place say nothing of its tokens."""
         texts = sum(one["done"] for one in self._phases("mine") if one["label"] == "mine: encode")
-        teachers = len(self.recipe.mining.teachers)
         examples = sum(one.trained for one in rows if one.task == "retrieval")
-        return texts / teachers / examples if texts and examples else None
+        teachers = len(self.recipe.mining.teachers)
+        return Counted(
+            texts_per_example=texts / teachers / examples if texts and examples else None,
+            llm_tokens=self._llm_tokens(sum(one.requests for one in rows)),
+        )
 
     def costs(self, work: Workload, table: Mapping[str, UnitCost], *, cpus: int) -> MeasuredCosts:
         """Unit costs of the stages that have finished.
@@ -184,11 +187,14 @@ class MeasuredRun:
         work = min(work, LARGEST_START * wall_s)
         return wall_s - work, work
 
-    def _requests(self, dataset: str) -> float:
-        if "synthesize" not in self.manifests:
-            return 0.0
-        rows = (self.folder / "synthesize").read_json("ledger.json")["rows"]
-        return float(sum(row["requests"] for row in rows if row["dataset"] == dataset))
+    def _llm_tokens(self, requests: float) -> tuple[float, float] | None:
+        if not requests or "synthesize" not in self.manifests or self.recipe.synthesis.is_builtin:
+            return None
+        total = (self.folder / "synthesize").read_json("ledger.json")["total"]
+        sent = 1 - total["reused"] / total["requests"] if total["requests"] else 0.0  # those paid for earlier say less
+        if not sent:
+            return None
+        return total["prompt_tokens"] / sent / requests, total["completion_tokens"] / sent / requests
 
     def _phases(self, stage: str) -> Sequence[Mapping[str, Any]]:
         return self.manifests[stage].get("phases", ()) if stage in self.manifests else ()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from qzhou.costs.lengths import texts_of
 from qzhou.costs.training import DatasetTexts, Length, Work, forward_flops
-from qzhou.planning.amounts import Amount, Workload
+from qzhou.planning.amounts import Amount, Counted, Workload
 from qzhou.planning.assumptions import Assumption, Assumptions
 from qzhou.planning.measured import MeasuredRun, lengths_like
 from qzhou.planning.sizes import DatasetRows, rows_of
@@ -129,9 +129,9 @@ def plan_of(recipe: Recipe, target: Target, assumed: Assumptions) -> Plan:
     own = texts_of(run.recipe if run else recipe, **told)
     others = texts_of(recipe, **told).datasets if run else []
     texts = lengths_like(recipe, {one.name: one for one in own.datasets}, {one.name: one for one in others})
-    measured, per_example = _measured(run, assumed, {one.name: one for one in own.datasets}) if run else (None, None)
+    measured, counted = _measured(run, assumed, {one.name: one for one in own.datasets}) if run else (None, None)
     gpus = max(1, fleet.gpu.gpus)
-    work = workload_of(recipe, rows, texts, assumed, gpus=gpus, texts_per_example=per_example)
+    work = workload_of(recipe, rows, texts, assumed, gpus=gpus, counted=counted)
     table = table_costs(recipe, work, fleet, assumed)
     costs = costs_on(fleet, table, measured, assumed, cpus_told=target.cpus is not None)
     stages = [_start(fleet, assumed), *(_stage(name, work, costs, fleet, assumed) for name in work.stages)]
@@ -152,15 +152,15 @@ def plan_of(recipe: Recipe, target: Target, assumed: Assumptions) -> Plan:
 
 def _measured(
     run: MeasuredRun, assumed: Assumptions, known: Mapping[str, DatasetTexts]
-) -> tuple[MeasuredCosts, float | None]:
+) -> tuple[MeasuredCosts, Counted]:
     """Unit costs of a finished run, by its own work."""
     recipe, rows = run.recipe, run.rows()
     fleet = fleet_of(recipe, Target())
     texts = lengths_like(recipe, known, {})
-    per_example = run.texts_per_example(rows)
-    work = workload_of(recipe, rows, texts, assumed, gpus=max(1, fleet.gpu.gpus), texts_per_example=per_example)
+    counted = run.counted(rows)
+    work = workload_of(recipe, rows, texts, assumed, gpus=max(1, fleet.gpu.gpus), counted=counted)
     table = table_costs(recipe, work, fleet, assumed)
-    return run.costs(work, table, cpus=fleet.cpu.cpus), per_example
+    return run.costs(work, table, cpus=fleet.cpu.cpus), counted
 
 
 def _start(fleet: Fleet, assumed: Assumptions) -> PlannedStage:

@@ -17,7 +17,7 @@ from qzhou.costs.training import (
 )
 from qzhou.errors import ModelError
 from qzhou.learning import StageSection
-from qzhou.planning.amounts import Amount, Workload
+from qzhou.planning.amounts import Amount, Counted, Workload
 from qzhou.planning.assumptions import Assumptions
 from qzhou.planning.sizes import DatasetRows
 from qzhou.recipe import Recipe
@@ -36,20 +36,20 @@ def workload_of(
     assumed: Assumptions,
     *,
     gpus: int,
-    texts_per_example: float | None = None,
+    counted: Counted | None = None,
 ) -> Workload:
     """What a run of so many rows has to do.
 
     Args:
         texts: Dataset -> lengths of its texts; rows are taken from ``rows``.
         gpus: That training is shared by: the more, the less of a batch is encoded twice. 1 on a CPU.
-        texts_per_example: That mining encodes for each retrieval example, if it has been counted.
+        counted: By a finished run.
 
     Raises:
         ModelError: The backbone's size is not known.
         DataError: A stage of training has no dataset to draw from.
     """
-    return _Work(recipe, rows, texts, assumed, gpus, texts_per_example).all()
+    return _Work(recipe, rows, texts, assumed, gpus, counted or Counted()).all()
 
 
 class _Work:
@@ -62,11 +62,12 @@ class _Work:
         texts: Mapping[str, DatasetTexts],
         assumed: Assumptions,
         gpus: int,
-        texts_per_example: float | None,
+        counted: Counted,
     ) -> None:
         self.recipe, self.rows, self.assumed, self.gpus = recipe, rows, assumed, gpus
         self.texts = texts
-        self.per_example = texts_per_example or assumed["texts_per_example"]
+        self.per_example = counted.texts_per_example or assumed["texts_per_example"]
+        self.llm_tokens = counted.llm_tokens
         self.notes: list[str] = []
         self.parts: dict[str, float] = {}
         self.shape = shape_of(recipe.model.backbone).shape
@@ -117,12 +118,7 @@ class _Work:
         requests = sum(one.requests for one in self.rows)
         self.parts["synthesize.requests"] = requests
         self.parts["synthesize.score"] = 0.0
-        prompt = answer = money = 0.0
-        if requests:
-            again = 1 + self.assumed["asked_again"] * (not settings.is_builtin and settings.parse_retries > 0)
-            text = sum(one.requests * self._example_tokens(one) for one in self.rows) * again
-            prompt, answer = requests * again * self.assumed["prompt_tokens"] + text, text
-            money = self._money(prompt, answer)
+        prompt, answer = self._llm_tokens(requests) if requests else (0.0, 0.0)
         if settings.is_on and settings.gates.scores:
             judged = sum((self._example(one).times(one.requests) for one in self.rows), Work())
             self.parts["synthesize.score"] = forward_flops(self.teachers[0], judged)
@@ -137,8 +133,18 @@ class _Work:
             read=self._example_bytes(lambda one: one.kept),
             written=out + journal,
             kept=out + journal,
-            money=money,
+            money=self._money(prompt, answer) if requests else 0.0,
         )
+
+    def _llm_tokens(self, requests: float) -> tuple[float, float]:
+        """Of prompts and answers: as counted, else instructions and an example each, and an example answered."""
+        if self.llm_tokens is not None:
+            return requests * self.llm_tokens[0], requests * self.llm_tokens[1]
+        settings = self.recipe.synthesis
+        retries = not settings.is_builtin and settings.parse_retries > 0
+        again = 1 + (self.assumed["asked_again"] if retries else 0.0)
+        text = sum(one.requests * self._example_tokens(one) for one in self.rows) * again
+        return requests * again * self.assumed["prompt_tokens"] + text, text
 
     def _money(self, prompt: float, answer: float) -> float:
         """At the recipe's prices; a model without any is taken to cost what the table says."""

@@ -17,6 +17,7 @@ from qzhou.costs.hardware import gpu_named, gpus, machine_of
 from qzhou.costs.shapes import PUBLISHED
 from qzhou.costs.training import DatasetTexts, Length, gpu_hours
 from qzhou.errors import DataError, RecipeError
+from qzhou.planning.amounts import Counted
 from qzhou.planning.assumptions import Assumptions, told_on_the_command_line
 from qzhou.planning.command import planned
 from qzhou.planning.measured import split_of
@@ -129,7 +130,7 @@ def test_the_work_of_every_stage_by_hand(recipe):
     shape = PUBLISHED[BACKBONE]
     rows = [DatasetRows(name="docs", task="retrieval", raw=1000, kept=400, held_out=30, requests=0, new=0)]
 
-    found = workload(recipe, rows, texts_per_example=1.5)
+    found = workload(recipe, rows, counted=Counted(texts_per_example=1.5))
 
     def forward(queries, documents):
         tokens, squares = 10 * queries + 20 * documents, 100 * queries + 400 * documents
@@ -277,6 +278,22 @@ def test_without_phases_all_of_a_stage_grows(make_recipe):
     transform = next(one for one in plan.stages if one.name == "transform")
     assert (transform.start_s, transform.wall_s) == (0, pytest.approx(3 * WALLS["transform"]))
     assert any("manifests have no phases" in note for note in plan.notes)
+
+
+def test_tokens_of_an_llm_are_those_that_the_runs_ledger_has(make_recipe):
+    dataset = {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
+    asked = {"endpoint": "http://host/v1", "model": "m", "paraphrase_rows": 50, "input_price": 2.0, "output_price": 8.0}
+    recipe = make_recipe(datasets=[dataset], synthesis={**asked, "gates": {"scores": False}}, **SMALL)
+    folder = finished(recipe)
+    # 50 first requests and 10 follow-ups, of which a fifth was answered before
+    total = {"requests": 60, "reused": 12, "prompt_tokens": 24_000, "completion_tokens": 4000}
+    (folder / "synthesize").write_json("ledger.json", {"total": total, "rows": []})
+
+    plan = planned(recipe, measured=folder.uri, synthetic=500)
+
+    amount = next(one for one in plan.stages if one.name == "synthesize").amount
+    assert amount.tokens == pytest.approx(500 / 50 * (30_000 + 5000))
+    assert amount.money == pytest.approx(500 / 50 * (30_000 * 2 + 5000 * 8) / 1e6)
 
 
 def test_a_run_on_cpus_tells_nothing_of_gpus_and_what_is_unfinished_is_by_the_table(make_recipe):
