@@ -24,6 +24,7 @@ class Phase:
         seconds: From beginning to end, the start of workers included.
         first_s: Until the first units were done, which says how long the start took; 0 where nothing was done.
         advances: How often some units were done.
+        worker_s: What the workers say they spent on the units, all together; 0 where they do not say.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Phase:
     first_done: int
     first_s: float
     advances: int
+    worker_s: float = 0.0
 
 
 _phases: ContextVar[list[Phase] | None] = ContextVar("phases", default=None)
@@ -55,7 +57,7 @@ class Progress:
     def __init__(self, label: str, *, total: int | None, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = self.advances = self.first_done = 0
-        self._first_s = 0.0
+        self._first_s = self._worker_s = 0.0
         self._started = self._last_line = time.monotonic()
         self._bar = tqdm(total=total, desc=label, unit=f" {unit}") if sys.stderr.isatty() else None
 
@@ -72,6 +74,10 @@ class Progress:
             self._last_line = time.monotonic()
             print(self._line(note), flush=True)
 
+    def worked(self, seconds: float) -> None:
+        """Record what a worker spent on units: they may be heard of late, and all at once."""
+        self._worker_s += seconds
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -80,7 +86,9 @@ class Progress:
         """What was done so far, and how long it took."""
         seconds = round(time.monotonic() - self._started, 3)
         first_s = round(self._first_s, 3)
-        return Phase(self.label, self.unit, self.done, seconds, self.first_done, first_s, self.advances)
+        return Phase(
+            self.label, self.unit, self.done, seconds, self.first_done, first_s, self.advances, round(self._worker_s, 3)
+        )
 
     def _line(self, note: str) -> str:
         elapsed_s = time.monotonic() - self._started

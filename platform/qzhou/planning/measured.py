@@ -2,8 +2,8 @@
 
 What a start costs is told from what rows cost by the time until the first units of a phase were done
 (:class:`qzhou.progress.Phase`). With W workers the first W units take the start and one unit's time; what is done after
-them gives a unit's time alone. A phase that ended with its first units does not tell: then the table's figure is taken
-for the work, and what is left for the start.
+them gives a unit's time alone. Encoders say themselves what they spent. A phase that ended with its first units does
+not tell: then the table's figure is taken for the work, and what is left for the start.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from qzhou.runs import MANIFEST, RECIPE
 from qzhou.storage import Folder, count_rows
 
 TOLD_BY_PHASES = ("transform", "synthesize", "mine")
+AT_ONCE = 0.05  # of a phase: what comes within so little time of its end says when it was heard of, not what it took
 LARGEST_START = 0.95  # of a phase, where the rest is not told
 
 
@@ -209,8 +210,11 @@ def split_of(phase: Mapping[str, Any], workers: int, expected_s: float | None = 
         expected_s: Of its work, where the phase itself does not tell.
     """
     seconds, after = float(phase["seconds"]), phase["done"] - phase["first_done"] * min(workers, phase["advances"])
-    if after > 0 and phase["advances"] > workers:
-        work = (seconds - phase["first_s"]) / after * phase["done"]
+    later_s = seconds - phase["first_s"]
+    if phase.get("worker_s"):
+        work = phase["worker_s"] / min(workers, phase["advances"])
+    elif after > 0 and phase["advances"] > workers and later_s > AT_ONCE * seconds:
+        work = later_s / after * phase["done"]
     else:
         work = seconds if expected_s is None else expected_s
     work = min(work, seconds)

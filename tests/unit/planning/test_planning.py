@@ -63,6 +63,14 @@ def test_a_phase_of_one_wave_tells_nothing_and_takes_the_tables_figure():
     assert split_of(phase, 2) == (0.0, 5.0), "where nothing is known, all of it grows"
 
 
+def test_workers_that_say_what_they_spent_are_believed():
+    """Ray Data may hand over the results of a pool of actors all at once, at its end."""
+    phase = {"label": "x", "done": 4000, "first_done": 1024, "first_s": 150.71, "seconds": 150.72, "advances": 4}
+
+    assert split_of(phase, 2, expected_s=6.0) == (pytest.approx(144.72), 6.0)
+    assert split_of({**phase, "worker_s": 20.0}, 2, expected_s=6.0) == (pytest.approx(140.72), 10.0)
+
+
 def test_rows_follow_a_measured_run_up_to_max_rows(make_recipe):
     found = {"docs": Found(raw=1000, available=600.0, kept=100.0, held_out=50.0)}
     dataset = {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
