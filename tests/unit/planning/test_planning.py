@@ -33,7 +33,7 @@ from tests.unit.planning.run_folder import HELD_OUT, KEPT, RAW, STEP_S, WALLS, f
 
 ROOT = Path(__file__).parents[3]
 BACKBONE = "BAAI/bge-small-en-v1.5"
-SETTINGS_OF_OTHERS = {"--training", "--synthesis", "--estimate"}
+SETTINGS_OF_OTHERS = {"--training", "--synthesis", "--estimate", "--small"}
 SMALL = {"model": {"backbone": BACKBONE, "dtype": "float32"}}
 
 
