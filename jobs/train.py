@@ -4,7 +4,7 @@ python jobs/train.py recipes/quickstart.toml [--estimate] [--dry-run] [--SECTION
 torchrun --nproc-per-node 8 jobs/train.py recipes/quickstart.toml ...     without Ray, on the ranks of torchrun
 
 --estimate prints tokens, FLOPs, GPU hours and memory on 8, 32 and 64 GPUs, and trains nothing. With it:
-  --gpu A100, H100 or H200      default: H100
+  --gpu A100, H100, H200, ...   default: H100
   --utilisation SHARE           of the GPU's peak that training reaches; default: 0.4
   --mean-query-tokens N         default: what the run's examples say, else 40
   --mean-document-tokens N      default: what the run's examples say, else 200

@@ -10,19 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "qzhou"
-ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving")
+ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving", "planning")
 LEVELS = {
     "errors": 0, "records": 1, "prompts": 2, "dataset": 2, "sections": 2, "recipe": 2, "storage": 2, "runs": 2,
     "progress": 2, "pictures": 2, "job": 2, "llm": 2, "learning": 2, "checkpoints": 2, "languages": 2, "endpoints": 2,
     "sharing": 2, "reading": 2, "resources": 2, "spot": 2,
-    "cluster": 3, "submission": 4, "encoder": 3, **dict.fromkeys(ROOMS, 4), "experiments": 5,
+    "cluster": 3, "submission": 4, "encoder": 3, "costs": 3, **dict.fromkeys(ROOMS, 4), "experiments": 5,
 }  # fmt: skip
 ONLY_IN = {
     "ray": {
         "platform/qzhou/cluster.py",
         "platform/qzhou/submission.py",
         "serve/app.py",
-        *(f"platform/qzhou/{room}/pipeline.py" for room in (*ROOMS, "experiments")),
+        *(f"platform/qzhou/{room}/pipeline.py" for room in (*ROOMS, "experiments") if room != "planning"),
         "platform/qzhou/mining/encoding.py",
         "platform/qzhou/mining/searchers.py",
         "platform/qzhou/serving/indexing.py",
@@ -36,7 +36,7 @@ ONLY_IN = {
 }
 SLIM = ("errors", "records", "dataset", "llm", "learning", "sections", "recipe", "prompts", "storage", "runs")
 SLIM += ("reading", "sharing", "progress", "job", "checkpoints", "resources")
-SLIM += ("training.estimate", "experiments.settings")  # --estimate, and the dry run of an experiment
+SLIM += ("training.estimate", "planning.command", "experiments.settings")  # what answers before anything runs
 PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/pipeline.py"))]
 PYTHON = [path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
 

@@ -24,11 +24,10 @@ from ray._private.parameter import RayParams
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 from qzhou.errors import QzhouError, SetupError, first_line, kind_of
-from qzhou.resources import Ask, NodeKind, refuse_impossible
+from qzhou.resources import LOGICAL_CPUS, Ask, NodeKind, refuse_impossible
 
 PACKAGE = Path(__file__).parent
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves a cluster's configuration on its head
-LOGICAL_CPUS = 4  # the least a local cluster offers: actor pools that take every CPU starve Ray Data's readers
 
 # Loggers that tell every run what is no news: that Ray guards its cluster with a token, that its bars are off.
 CHATTY = ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress")

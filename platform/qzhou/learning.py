@@ -82,6 +82,7 @@ class LoraSection(Section):
 
 
 RETRIEVAL_SHARE = 0.72  # of stage 2's steps; section 6.3 of the paper
+SHARE_UNIT = 10**6  # eta is counted in millionths, so that its share of steps is exact
 
 
 class StageSection(Section):

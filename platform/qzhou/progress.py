@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and ETA on a terminal, plain lines otherwise."""
+"""Progress of long work: a bar with rate and ETA on a terminal, plain lines otherwise; and how long each took."""
 
 from __future__ import annotations
 
@@ -6,10 +6,49 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
 LINE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Work whose progress was shown, and how long it took.
+
+    Attributes:
+        label: What was done.
+        unit: What ``done`` and ``first_done`` count.
+        seconds: From beginning to end, the start of workers included.
+        first_s: Until the first units were done, which says how long the start took; 0 where nothing was done.
+        advances: How often some units were done.
+        worker_s: What the workers say they spent on the units, all together; 0 where they do not say.
+    """
+
+    label: str
+    unit: str
+    done: int
+    seconds: float
+    first_done: int
+    first_s: float
+    advances: int
+    worker_s: float = 0.0
+
+
+_phases: ContextVar[list[Phase] | None] = ContextVar("phases", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Phase]]:
+    """Collect the phases of the enclosed work, those of this process, in the order in which they end."""
+    found: list[Phase] = []
+    token = _phases.set(found)
+    try:
+        yield found
+    finally:
+        _phases.reset(token)
 
 
 class Progress:
@@ -17,13 +56,17 @@ class Progress:
 
     def __init__(self, label: str, *, total: int | None, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = 0
+        self.done = self.advances = self.first_done = 0
+        self._first_s = self._worker_s = 0.0
         self._started = self._last_line = time.monotonic()
         self._bar = tqdm(total=total, desc=label, unit=f" {unit}") if sys.stderr.isatty() else None
 
     def advance(self, count: int, note: str = "") -> None:
         """Record ``count`` more units; ``note`` (a loss, say) is shown beside them."""
         self.done += count
+        self.advances += 1
+        if self.advances == 1:
+            self.first_done, self._first_s = count, time.monotonic() - self._started
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
@@ -31,9 +74,21 @@ class Progress:
             self._last_line = time.monotonic()
             print(self._line(note), flush=True)
 
+    def worked(self, seconds: float) -> None:
+        """Record what a worker spent on units: they may be heard of late, and all at once."""
+        self._worker_s += seconds
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def phase(self) -> Phase:
+        """What was done so far, and how long it took."""
+        seconds = round(time.monotonic() - self._started, 3)
+        first_s = round(self._first_s, 3)
+        return Phase(
+            self.label, self.unit, self.done, seconds, self.first_done, first_s, self.advances, round(self._worker_s, 3)
+        )
 
     def _line(self, note: str) -> str:
         elapsed_s = time.monotonic() - self._started
@@ -57,3 +112,5 @@ def progress(label: str, *, total: int | None, unit: str) -> Iterator[Progress]:
         yield bar
     finally:
         bar.close()
+        if (phases := _phases.get()) is not None:
+            phases.append(bar.phase())

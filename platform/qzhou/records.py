@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring
-from typing import Literal
+from typing import Any, Literal
 
 Task = Literal["retrieval", "pair", "classification"]
 Origin = Literal["given", "mined", "synthetic"]
@@ -139,7 +139,8 @@ class Drop:
 class Manifest:
     """What a finished stage did; its presence is the stage's completion mark.
 
-    ``fingerprint`` covers settings, code and inputs; ``inputs`` and ``outputs`` count rows.
+    ``fingerprint`` covers settings, code and inputs; ``inputs`` and ``outputs`` count rows. ``phases`` say what the
+    seconds were spent on (:class:`qzhou.progress.Phase`), as far as the driver saw it.
     """
 
     stage: str
@@ -150,6 +151,7 @@ class Manifest:
     code_version: str
     finished_at: str
     wall_s: float
+    phases: Sequence[Mapping[str, Any]] = ()
 
     @property
     def making(self) -> str:

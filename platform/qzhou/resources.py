@@ -16,6 +16,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 PIPELINE: tuple[Stage, ...] = ("transform", "synthesize", "mine", "train", "evaluate")
 
 ON_GPU = frozenset(("mine", "train", "evaluate", "serve"))
+LOGICAL_CPUS = 4  # the least a local cluster offers: actor pools that take every CPU starve Ray Data's readers
 WAITING_CPUS = 0.25  # of an actor that waits for an LLM
 SOME_OF_A_TYPE = 0.001  # what Ray takes of the resource that names a type of accelerator
 

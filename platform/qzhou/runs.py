@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from qzhou.errors import DataError, StorageError
+from qzhou.progress import recorded
 from qzhou.recipe import Recipe
 from qzhou.records import Manifest
 from qzhou.sharing import MANIFEST as MANIFEST
@@ -169,12 +170,14 @@ def _finished(begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[
     """Do the work of a stage and write its manifest, which says that it is whole."""
     print(f"{begun.stage}: started", flush=True)
     started = time.monotonic()
-    outputs = work(folder)
+    with recorded() as phases:
+        outputs = work(folder)
     manifest = dataclasses.replace(
         begun,
         outputs=dict(outputs),
         finished_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         wall_s=round(time.monotonic() - started, 3),
+        phases=[dataclasses.asdict(one) for one in phases],
     )
     folder.write_json(MANIFEST, dataclasses.asdict(manifest))
     print(f"{begun.stage}: done in {manifest.wall_s:.1f} s ({_counts(outputs)})", flush=True)

@@ -5,6 +5,7 @@ torch is imported by the actors that need it, when they need it: a searcher star
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -59,12 +60,15 @@ class EncodeActor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The number of a chunk to its file; an error for people comes back as a value, or Ray Data would wrap it."""
-        name, encoded, truncated, error = "", 0, 0, ""
+        found: dict[str, Any] = {"name": "", "encoded": 0, "truncated": 0, "seconds": 0.0, "error": ""}
         try:
-            name, encoded, truncated = self._encode(self._chunks[int(batch["id"][0])])
+            _ = self._name  # the teacher is loaded before a chunk's seconds are counted
+            started = time.monotonic()
+            found["name"], found["encoded"], found["truncated"] = self._encode(self._chunks[int(batch["id"][0])])
+            found["seconds"] = time.monotonic() - started
         except QzhouError as refused:
-            error = to_json(refused)
-        return {"id": batch["id"], "name": [name], "encoded": [encoded], "truncated": [truncated], "error": [error]}
+            found["error"] = to_json(refused)
+        return {"id": batch["id"], **{name: [value] for name, value in found.items()}}
 
     def _encode(self, chunk: Chunk) -> tuple[str, int, int]:
         texts = chunk.prompted(self._column_of(chunk), self._prefixes)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qzhou.recipe import Recipe
-from qzhou.training.cost import (
+from qzhou.costs.hardware import gpu_named
+from qzhou.costs.lengths import texts_of
+from qzhou.costs.shapes import FoundShape, shape_of
+from qzhou.costs.training import (
     GPU_COUNTS,
-    HELD_TOKENS,
-    PEAK_FLOPS,
     ZERO_STAGES,
-    Memory,
     Method,
     StageCost,
     expected_steps,
     gpu_hours,
+    memory_of,
+    method_of,
 )
-from qzhou.training.lengths import texts_of
-from qzhou.training.shapes import FoundShape, Shape, shape_of
+from qzhou.recipe import Recipe
 
 GIB = 2**30
 UTILISATION = 0.4  # what well-tuned training of models of this size reaches
@@ -39,7 +39,7 @@ def print_estimate(
     """Say how many tokens and operations both stages take, and hours and memory on some numbers of GPUs.
 
     Args:
-        gpu: ``A100``, ``H100`` or ``H200``.
+        gpu: One of :func:`qzhou.costs.hardware.gpus`.
         utilisation: Share of the GPU's bfloat16 peak that training reaches, in (0, 1].
         mean_query_tokens: Instead of what the run's data say, or what is assumed without them.
         mean_document_tokens: The same for documents.
@@ -49,12 +49,12 @@ def print_estimate(
         RecipeError: An option is out of range.
         DataError: A stage has no dataset to draw from.
     """
-    gpu = gpu.upper()
+    gpu, peak = gpu.upper(), gpu_named(gpu).flops
     gpu_hours(0.0, gpu=gpu, utilisation=utilisation)  # refuses what it does not know before anything is read
     found = shape_of(recipe.model.backbone)
     teacher = shape_of(name).shape if (name := recipe.training.distillation.teacher) else None
     texts = texts_of(recipe, query_tokens=mean_query_tokens, document_tokens=mean_document_tokens)
-    training, method = recipe.training, _method(recipe, found.shape, teacher)
+    training, method = recipe.training, method_of(recipe.training, found.shape, teacher)
     retrieval = [one for one in texts.datasets if one.task == "retrieval"]
     stages = {
         "stage1": StageCost(expected_steps(retrieval, training, training.stage1), method),
@@ -67,22 +67,11 @@ def print_estimate(
         f"  {_passes(recipe, method)}",
         *(f"  {name}: {_stage(one)}" for name, one in stages.items()),
         f"  in all: {_sum(list(stages.values()))}",
-        f"  on {gpu} ({PEAK_FLOPS[gpu] / 1e12:g} TFLOP/s dense bfloat16), utilisation ASSUMED to be {utilisation:.0%}:",
+        f"  on {gpu} ({peak / 1e12:g} TFLOP/s dense bfloat16), utilisation ASSUMED to be {utilisation:.0%}:",
         *_table(recipe, method, list(stages.values()), gpu=gpu, utilisation=utilisation),
         f"  not counted: {NOT_COUNTED}",
     ]
     print("\n".join(lines), flush=True)
-
-
-def _method(recipe: Recipe, shape: Shape, teacher: Shape | None) -> Method:
-    training = recipe.training
-    return Method(
-        shape=shape,
-        teacher=teacher,
-        gradient_checkpointing=training.gradient_checkpointing,
-        frozen=training.lora.rank > 0,
-        held_tokens=max(training.held_tokens or HELD_TOKENS, training.chunk_tokens or 0),
-    )
 
 
 def _passes(recipe: Recipe, method: Method) -> str:
@@ -122,7 +111,7 @@ def _sum(costs: Sequence[StageCost]) -> str:
 
 def _table(recipe: Recipe, method: Method, stages: Sequence[StageCost], *, gpu: str, utilisation: float) -> list[str]:
     """A line for each number of GPUs."""
-    memory, own = _memory(recipe, method), recipe.training.zero_stage
+    memory, own = memory_of(recipe, method), recipe.training.zero_stage
     names = [f"ZeRO {stage}" + "*" * (stage == own) for stage in ZERO_STAGES]
     times = f"{'GPUs':>4} {'twice':>6} {'GPU hours':>10} {'stage 1':>10} {'stage 2':>10} {'both':>10}"
     lines = [f"    {times}   GiB a GPU:" + "".join(f"{name:>8}" for name in names)]
@@ -135,18 +124,6 @@ def _table(recipe: Recipe, method: Method, stages: Sequence[StageCost], *, gpu: 
         row = f"{count:>4} {twice:>6.1%} {_short(sum(hours)):>10}{walls}"
         lines.append(f"    {row}" + " " * 13 + "".join(f"{_short(one):>8}" for one in sizes))
     return [*lines, "    * what the recipe sets; memory is that of weights, gradients and optimizer"]
-
-
-def _memory(recipe: Recipe, method: Method) -> Memory:
-    training, shape = recipe.training, method.shape
-    adapters = shape.adapter_parameters(training.lora.rank)
-    return Memory(
-        parameters=shape.parameters + adapters,
-        trained=adapters or shape.parameters,
-        teacher=method.teacher.parameters if method.teacher else 0,
-        bfloat16=recipe.model.dtype != "float32",
-        offloaded=training.offload_optimizer,
-    )
 
 
 def _short(number: float) -> str:

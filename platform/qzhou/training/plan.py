@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 
 from qzhou.errors import DataError
-from qzhou.learning import Grouping, StageSection
+from qzhou.learning import SHARE_UNIT, Grouping, StageSection
 from qzhou.records import TASKS, Task
 from qzhou.training.permutation import Ints, permuted
-
-SHARE_UNIT = 10**6  # eta is counted in millionths, so that its share of steps is exact
 
 
 @dataclass(frozen=True, slots=True)

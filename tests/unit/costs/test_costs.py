@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qzhou.errors import DataError, ModelError, RecipeError
-from qzhou.learning import StageSection, TrainingSection
-from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample
-from qzhou.runs import MANIFEST
-from qzhou.storage import Folder, write_records
-from qzhou.training.cost import (
+from qzhou.costs.lengths import texts_of
+from qzhou.costs.shapes import PUBLISHED, Shape, shape_from_config, shape_of
+from qzhou.costs.training import (
     HELD_TOKENS,
     DatasetTexts,
     Length,
@@ -24,10 +21,13 @@ from qzhou.training.cost import (
     expected_steps,
     gpu_hours,
 )
+from qzhou.errors import DataError, ModelError, RecipeError
+from qzhou.learning import StageSection, TrainingSection
+from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample
+from qzhou.runs import MANIFEST
+from qzhou.storage import Folder, write_records
 from qzhou.training.estimate import print_estimate
-from qzhou.training.lengths import texts_of
 from qzhou.training.plan import BatchPlan, DatasetSize
-from qzhou.training.shapes import PUBLISHED, Shape, shape_from_config, shape_of
 
 ROOT = Path(__file__).parents[3]
 SEVEN_B = PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]

@@ -23,15 +23,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qzhou.costs.hardware import gpu_named
+from qzhou.costs.shapes import Shape
 from qzhou.errors import DataError, RecipeError
-from qzhou.learning import StageSection, TrainingSection
+from qzhou.learning import SHARE_UNIT, StageSection, TrainingSection
+from qzhou.recipe import Recipe
 from qzhou.records import Task
-from qzhou.training.plan import SHARE_UNIT
-from qzhou.training.shapes import Shape
 
 GPU_COUNTS = (8, 32, 64)
-# Dense bfloat16 operations a second, from the makers' data sheets (the larger figures there are for sparse matrices).
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 ZERO_STAGES = (0, 1, 2, 3)
 HELD_TOKENS = 32_768  # what training.engine holds on a GPU by default; that module loads torch
 
@@ -153,6 +152,17 @@ def forward_flops(shape: Shape, work: Work) -> float:
     return 2 * shape.matrix_parameters * work.tokens + 4 * shape.layers * shape.attention_width * work.squares
 
 
+def method_of(training: TrainingSection, shape: Shape, teacher: Shape | None = None) -> Method:
+    """How a recipe computes its steps."""
+    return Method(
+        shape=shape,
+        teacher=teacher,
+        gradient_checkpointing=training.gradient_checkpointing,
+        frozen=training.lora.rank > 0,
+        held_tokens=max(training.held_tokens or HELD_TOKENS, training.chunk_tokens or 0),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class StageCost:
     """What one stage takes."""
@@ -221,19 +231,18 @@ def gpu_hours(flops: float, *, gpu: str, utilisation: float) -> float:
     """Hours that one GPU would need.
 
     Args:
-        gpu: A key of :data:`PEAK_FLOPS`.
+        gpu: One of :func:`qzhou.costs.hardware.gpus`.
         utilisation: Share of the peak that training reaches, in (0, 1].
 
     Raises:
         RecipeError: No such GPU is known, or the share is none.
     """
-    if gpu not in PEAK_FLOPS:
-        raise RecipeError(f"command line: --gpu is '{gpu}'; known: {', '.join(PEAK_FLOPS)}")
+    peak = gpu_named(gpu).flops
     if not 0 < utilisation <= 1:
         raise RecipeError(
             f"command line: --utilisation is {utilisation:g}; it is a share above 0 and at most 1, like 0.4"
         )
-    return flops / (PEAK_FLOPS[gpu] * utilisation) / 3600
+    return flops / (peak * utilisation) / 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,3 +273,16 @@ class Memory:
         return weight * self.teacher + sum(
             size / (gpus if zero_stage >= sharded_from else 1) for sharded_from, size in sizes
         )
+
+
+def memory_of(recipe: Recipe, method: Method) -> Memory:
+    """What a recipe's training keeps in memory."""
+    training, shape = recipe.training, method.shape
+    adapters = shape.adapter_parameters(training.lora.rank)
+    return Memory(
+        parameters=shape.parameters + adapters,
+        trained=adapters or shape.parameters,
+        teacher=method.teacher.parameters if method.teacher else 0,
+        bfloat16=recipe.model.dtype != "float32",
+        offloaded=training.offload_optimizer,
+    )
