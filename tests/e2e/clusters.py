@@ -1,4 +1,4 @@
-"""Nodes of clusters as ``ray start`` starts them, each ended by its handle and never by ``ray stop``."""
+"""Nodes of clusters as ``ray start`` starts them, each ended by its handle."""
 
 import contextlib
 import os

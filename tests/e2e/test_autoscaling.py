@@ -1,7 +1,7 @@
 """The pipeline on a cluster that has no worker node when it begins: Ray's autoscaler with nodes of this machine.
 
-Ray's own helper for such clusters begins and ends with ``ray stop --force``, which ends the clusters of everybody on
-the machine. This one is started and ended by its handle.
+Ray's own helper for such clusters (``ray.cluster_utils.AutoscalingCluster``) ends the clusters of everybody on the
+machine before it begins and when it is over. This one is started and ended by its handle.
 """
 
 import json

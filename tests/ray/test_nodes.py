@@ -113,7 +113,7 @@ def recipe(folder: Path, name: str, endpoint: str, backbone: str, readers: Path)
             "datasets": datasets,
             "synthesis": {"endpoint": endpoint, "model": "m", "paraphrase_rows": 200, "gates": {"scores": False}},
             "mining": {"rank_from": 1, "rank_to": 10, "negatives_per_query": 2},
-            "training": {"stage1": STEPS, "stage2": {**STEPS, "retrieval_share": 1.0}},
+            "training": {"negatives_per_query": 1, "stage1": STEPS, "stage2": {**STEPS, "retrieval_share": 1.0}},
         },
         place="test",
     )
