@@ -9,8 +9,9 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from qzhou.cluster import session
-from qzhou.meters import PROGRESS, ROWS, STAGE_STARTED, UNITS
+from qzhou.meters import LLM_REQUESTS, LLM_TOKENS, PROGRESS, ROWS, STAGE_STARTED, UNITS
 from qzhou.recipe import parse_recipe
+from qzhou.synthesis.pipeline import synthesize
 from qzhou.transform.pipeline import transform
 
 PATIENCE_S = 40  # Ray exports every ten seconds
@@ -18,7 +19,7 @@ PATIENCE_S = 40  # Ray exports every ten seconds
 
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory):
-    """Samples after a transform of two datasets: (name, labels) of ours -> value."""
+    """Samples after a transform of two datasets and some paraphrases: (name, values of our labels) -> value."""
     folder = tmp_path_factory.mktemp("meters")
     datasets = []
     for name, count in (("few", 3), ("more", 20)):
@@ -32,27 +33,33 @@ def exposed(tmp_path_factory):
             "run": {"name": "run", "storage": str(folder)},
             "model": {"backbone": "unused"},
             "datasets": datasets,
+            "synthesis": {"endpoint": "builtin", "datasets": ["more"], "paraphrase_rows": 5},
             "training": {"stage1": steps, "stage2": {**steps, "retrieval_share": 1.0}},
         },
         place="test",
     )
     with session():
         transform(recipe)
-        yield samples_once_there_are(ROWS.exposed)
+        synthesize(recipe)
+        yield samples_once_there_are(ROWS.exposed, LLM_REQUESTS.exposed)
 
 
-def samples_once_there_are(name):
+def samples_once_there_are(*names):
     (node,) = [one for one in ray.nodes() if one["Alive"]]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     deadline = time.monotonic() + PATIENCE_S
     found = {}
-    while not any(key[0] == name for key in found) and time.monotonic() < deadline:
+    while not {*names} <= {key[0] for key in found} and time.monotonic() < deadline:
         time.sleep(0.5)
         with urllib.request.urlopen(url, timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
         found = {}
         for sample in (one for family in families for one in family.samples if one.name.startswith("ray_qzhou_")):
-            ours = {key: sample.labels[key] for key in ("dataset", "stage", "step", "unit") if key in sample.labels}
+            ours = {
+                key: sample.labels[key]
+                for key in ("dataset", "model", "result", "kind", "stage", "step", "unit")
+                if key in sample.labels
+            }
             found[sample.name, *ours.values()] = sample.value
     return found
 
@@ -60,7 +67,7 @@ def samples_once_there_are(name):
 def test_rows_are_counted_by_stage_and_dataset(exposed):
     found = {key[1:]: value for key, value in exposed.items() if key[0] == ROWS.exposed}
 
-    assert found == {("few", "transform"): 3, ("more", "transform"): 20}
+    assert found == {("few", "transform"): 3, ("more", "transform"): 20, ("more", "synthesize"): 5}
 
 
 def test_steps_tell_how_far_they_are(exposed):
@@ -70,3 +77,8 @@ def test_steps_tell_how_far_they_are(exposed):
 
 def test_a_stage_that_has_ended_does_not_look_as_if_it_ran(exposed):
     assert exposed[STAGE_STARTED.exposed, "transform"] == 0
+
+
+def test_what_an_actor_asks_of_an_llm_is_counted(exposed):
+    assert exposed[LLM_REQUESTS.exposed, "builtin-rules", "answered"] == 5
+    assert exposed[LLM_TOKENS.exposed, "builtin-rules", "prompt"] > 0
