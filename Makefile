@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help quickstart report test check serve docs audit format clean
+.PHONY: help quickstart report dashboards test check serve docs audit format clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -25,6 +25,9 @@ report: $(READY)  ## write the run's report.html again and print its path
 
 serve: $(READY)  ## serve the run's model at http://127.0.0.1:8000/v1/embeddings
 	$(BIN)/python serve/app.py $(RECIPE)
+
+dashboards: $(READY)  ## Prometheus and Grafana on this machine, where they are installed
+	$(BIN)/python deploy/dashboards/start.py
 
 test: $(READY) check  ## everything: format, lint, types, unit, Ray and end-to-end tests
 	$(BIN)/pytest --durations=25 tests/ranks tests/ray tests/e2e

@@ -3,9 +3,7 @@
 python jobs/pipeline.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VALUE ...]
 """
 
-import sys
-
-from qzhou.job import main
+from qzhou.job import main, say_what_to_do_next
 from qzhou.recipe import Recipe
 
 
@@ -29,11 +27,7 @@ def run(recipe: Recipe) -> None:
         train(recipe)
         export(recipe)
         evaluate(recipe)
-    folder, serving = Run.open(recipe).folder, recipe.serving
-    print(f"model:   {folder.uri}/model\nreport:  {folder.uri}/report.html")
-    print(f"serve it:  make serve RECIPE={sys.argv[1]}        and then, in another terminal:")
-    print(f"  curl http://{serving.host}:{serving.port}/v1/embeddings -H 'Content-Type: application/json' \\")
-    print(f"""    -d '{{"model": "{recipe.run.name}", "input": "Return the sum of the elements."}}'""", flush=True)
+    say_what_to_do_next(recipe, Run.open(recipe).folder.uri)
 
 
 if __name__ == "__main__":

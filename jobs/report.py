@@ -9,11 +9,12 @@ from qzhou.recipe import Recipe
 
 def run(recipe: Recipe) -> None:
     from qzhou.evaluation.report import PAGE, write_report
+    from qzhou.events import show
     from qzhou.runs import Run
 
     found = Run.find(recipe)
     write_report(found)
-    print(f"report:  {found.folder.uri}/{PAGE}", flush=True)
+    show(f"report:  {found.folder.uri}/{PAGE}", "report", "written", report=f"{found.folder.uri}/{PAGE}")
 
 
 if __name__ == "__main__":

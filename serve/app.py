@@ -23,6 +23,7 @@ from ray import serve
 
 from qzhou.cluster import session
 from qzhou.errors import SetupError
+from qzhou.events import say, show
 from qzhou.job import main
 from qzhou.recipe import Recipe, load_recipe
 from qzhou.runs import Run
@@ -79,14 +80,14 @@ def serve_until_stopped(recipe: Recipe) -> None:
             address = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
             if not joining:
                 _wait_until_ready(address)
-            print(_welcome(address, recipe), flush=True)
+            show(_welcome(address, recipe), "serve", "ready", address=address, model=recipe.run.name)
             while not asked.stop.is_set():
                 asked.anything.wait()
                 asked.anything.clear()
                 if asked.update.is_set() and not asked.stop.is_set():
                     asked.update.clear()
                     _update(recipe)
-            print("stopping", flush=True)
+            say("serve: stopping", "stopping")
 
 
 def throughput(port: int, scratch: str) -> dict[str, str]:
@@ -139,9 +140,9 @@ def _serving(recipe: Recipe, model: str, *, joining: bool) -> Iterator[None]:
 
 def _update(recipe: Recipe) -> None:
     """Take the run's model into service as it is now; the one that is served leaves when the new one answers."""
-    print("taking the run's model into service as it is now", flush=True)
+    say("serve: taking the run's model into service as it is now", "updating")
     serve.run(application(recipe, trained_model(recipe)), name=recipe.run.name, logging_config=LOGS)
-    print("updated", flush=True)
+    say("serve: updated", "updated")
 
 
 def _serve_is_running() -> bool:

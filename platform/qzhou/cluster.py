@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,6 +25,9 @@ from ray._private.parameter import RayParams
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 from qzhou.errors import QzhouError, SetupError, first_line, kind_of
+from qzhou.events import VARIABLE
+from qzhou.exposition import expose, hide
+from qzhou.meters import STAGE_STARTED, measure
 from qzhou.resources import LOGICAL_CPUS, Ask, NodeKind, refuse_impossible
 
 PACKAGE = Path(__file__).parent
@@ -131,6 +135,10 @@ def session(*asks: Ask) -> Iterator[None]:
                 logging.getLogger(name).setLevel(logging.ERROR)
             _join_or_start()
         _set_up_ray_data()  # in each process: a stage may run in a worker
+        expose()
+        began = [one.stage for one in asks] if len(asks) == 1 else []  # more are a whole pipeline's, each with its own
+        for stage in began:
+            measure(STAGE_STARTED, time.time(), stage=stage)
         try:
             if asks and (kinds := node_kinds()) is not None:
                 refuse_impossible(asks, kinds, "this cluster" if os.environ.get("RAY_ADDRESS") else "this machine")
@@ -141,7 +149,10 @@ def session(*asks: Ask) -> Iterator[None]:
                 raise
             raise ours from None
         finally:
+            for stage in began:
+                measure(STAGE_STARTED, 0, stage=stage)
             if not joined:
+                hide()
                 ray.shutdown()
 
 
@@ -204,14 +215,13 @@ def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None
 
 
 def _worker_env() -> dict[str, str]:
-    """``WORKER_ENV``, and the dashboard's address: Ray Train guesses it, wrongly where two clusters run.
+    """``WORKER_ENV``, the switch of the log, and the dashboard's address: Ray Train guesses it wrongly beside others.
 
     What the environment sets already, by the job's own runtime environment for one, reaches the workers without us;
     Ray refuses to hear it twice.
     """
     ours = {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
-    known = os.environ.get("RAY_API_SERVER_ADDRESS")
-    return ours | ({"RAY_API_SERVER_ADDRESS": known} if known else {})
+    return ours | {name: os.environ[name] for name in ("RAY_API_SERVER_ADDRESS", VARIABLE) if name in os.environ}
 
 
 def _set_up_ray_data() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from qzhou.errors import QzhouError, RecipeError
+from qzhou.errors import QzhouError, RecipeError, kind_of
+from qzhou.events import as_json, check_switch, say, show
 from qzhou.recipe import Recipe, load_recipe
 
 USAGE = """usage: {job} RECIPE [--dry-run] [--SECTION.SETTING VALUE ...]
@@ -61,16 +64,41 @@ def errors_for_people() -> Iterator[None]:
     Exit status: 1 a failure, 2 a mistake of the user's (see :mod:`qzhou.errors`), 130 interrupted.
     """
     try:
+        check_switch()
         yield
     except QzhouError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _say_error(f"error: {error}", "failed", kind=kind_of(error).__name__, exit_status=error.exit_status)
         sys.exit(error.exit_status)
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is finished", file=sys.stderr, flush=True)
+        _say_error("interrupted; the same command goes on from what is finished", "interrupted", exit_status=130)
         sys.exit(130)
+    except Exception as error:  # a defect: people get the traceback, and a collected log the place of it
+        if as_json():
+            frames = traceback.extract_tb(error.__traceback__)
+            where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+            _say_error("error: unexpected", "crashed", kind=type(error).__name__, where=where)
+        raise
+
+
+def say_what_to_do_next(recipe: Recipe, folder: str) -> None:
+    """Where the results of a whole run are, and how its model is served."""
+    serving = recipe.serving
+    block = f"""model:   {folder}/model
+report:  {folder}/report.html
+serve it:  make serve RECIPE={sys.argv[1]}        and then, in another terminal:
+  curl http://{serving.host}:{serving.port}/v1/embeddings -H 'Content-Type: application/json' \\
+    -d '{{"model": "{recipe.run.name}", "input": "Return the sum of the elements."}}'"""
+    show(block, "pipeline", "finished", model=f"{folder}/model", report=f"{folder}/report.html")
+
+
+def _say_error(line: str, event: str, **fields: object) -> None:
+    if as_json():
+        job = Path(sys.argv[0]).stem
+        line = f"{job}: {line.removeprefix('error: ')}"
+    say(line, event, level="error", stream=sys.stderr, **fields)
 
 
 def _given(words: Sequence[str], options: Options) -> tuple[dict[str, object], list[str]]:

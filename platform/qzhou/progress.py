@@ -1,17 +1,21 @@
-"""Progress of long work: a bar with rate and ETA on a terminal, plain lines otherwise; and how long each took."""
+"""Progress of long work: a bar with rate and ETA on a terminal, plain lines otherwise; meters, and how long it took."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from qzhou.events import as_json, say
+from qzhou.meters import PROGRESS, ROWS, UNITS, measure
+
 LINE_EVERY_S = 10.0
+NO_ROWS: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +62,30 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done = self.advances = self.first_done = 0
         self._first_s = self._worker_s = 0.0
+        self._stage, _, step = label.partition(": ")
+        self._step = step or self._stage
         self._started = self._last_line = time.monotonic()
-        self._bar = tqdm(total=total, desc=label, unit=f" {unit}") if sys.stderr.isatty() else None
+        bar = sys.stderr.isatty() and not as_json()
+        self._bar = tqdm(total=total, desc=label, unit=f" {unit}") if bar else None
 
-    def advance(self, count: int, note: str = "") -> None:
-        """Record ``count`` more units; ``note`` (a loss, say) is shown beside them."""
+    def advance(self, count: int, note: str = "", *, rows: Mapping[str, int] = NO_ROWS) -> None:
+        """Record ``count`` more units.
+
+        Args:
+            note: Shown beside them: a loss, say.
+            rows: Dataset -> its rows among them, for the meters.
+        """
         self.done += count
         self.advances += 1
         if self.advances == 1:
             self.first_done, self._first_s = count, time.monotonic() - self._started
+        self._measure(count, rows)
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
         elif time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
-            print(self._line(note), flush=True)
+            self._say(note)
 
     def worked(self, seconds: float) -> None:
         """Record what a worker spent on units: they may be heard of late, and all at once."""
@@ -90,12 +103,29 @@ class Progress:
             self.label, self.unit, self.done, seconds, self.first_done, first_s, self.advances, round(self._worker_s, 3)
         )
 
-    def _line(self, note: str) -> str:
+    def _measure(self, count: int, rows: Mapping[str, int]) -> None:
+        measure(UNITS, count, stage=self._stage, step=self._step, unit=self.unit)
+        if self.total:
+            measure(PROGRESS, self.done / self.total, stage=self._stage, step=self._step)
+        for dataset, number in rows.items():
+            measure(ROWS, number, stage=self._stage, dataset=dataset)
+
+    def _say(self, note: str) -> None:
         elapsed_s = time.monotonic() - self._started
         rate = self.done / elapsed_s if elapsed_s else 0.0
+        left_s = (self.total - self.done) / rate if self.total is not None and rate else None
         known = f"/{self.total} {self.unit}" if self.total is not None else f" {self.unit}"
-        eta = f", {(self.total - self.done) / rate:.0f} s left" if self.total is not None and rate else ""
-        return f"{self.label}: {self.done}{known}, {rate:.1f}/s{eta}{f', {note}' if note else ''}"
+        eta = f", {left_s:.0f} s left" if left_s is not None else ""
+        say(
+            f"{self.label}: {self.done}{known}, {rate:.1f}/s{eta}{f', {note}' if note else ''}",
+            "progress",
+            step=self._step,
+            done=self.done,
+            total=self.total,
+            unit=self.unit,
+            per_s=round(rate, 3),
+            left_s=None if left_s is None else round(left_s, 1),
+        )
 
 
 @contextmanager
@@ -103,7 +133,7 @@ def progress(label: str, *, total: int | None, unit: str) -> Iterator[Progress]:
     """Show the progress of the enclosed work.
 
     Args:
-        label: What is being done, as the user would call it.
+        label: What is being done, as the user would call it: ``stage: step``, or the stage alone.
         total: Units of work in all; ``None`` when not known in advance (no ETA then).
         unit: What is counted, in the plural.
     """

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from qzhou.errors import DataError, StorageError
+from qzhou.events import say
 from qzhou.progress import recorded
 from qzhou.recipe import Recipe
 from qzhou.records import Manifest
@@ -121,7 +122,8 @@ class Run:
         folder = self.folder / name
         finished = Manifest(**folder.read_json(MANIFEST)) if folder.exists(MANIFEST) else None
         if finished and finished.fingerprint == fingerprint:
-            print(f"{name}: unchanged since {finished.finished_at}, skipped ({_counts(finished.outputs)})", flush=True)
+            line = f"{name}: unchanged since {finished.finished_at}, skipped ({_counts(finished.outputs)})"
+            say(line, "stage_skipped", outputs=finished.outputs)
             return finished
         shares = self.recipe.run.share_stages
         with turn(self.folder, name, fingerprint) if shares else nullcontext():
@@ -146,7 +148,8 @@ class Run:
     def _taken_over(self, other: Folder, name: str, keep: Sequence[str]) -> Manifest:
         take_over(other, self.folder, name, keep=(*keep, STARTED))
         manifest = self.manifest(name)
-        print(f"{name}: taken over from {other.name} ({_counts(manifest.outputs)})", flush=True)
+        line = f"{name}: taken over from {other.name} ({_counts(manifest.outputs)})"
+        say(line, "stage_taken_over", run=other.name, outputs=manifest.outputs)
         return manifest
 
     def _make_room(self, folder: Folder, name: str, fingerprint: str, keep: Sequence[str]) -> None:
@@ -155,12 +158,13 @@ class Run:
             return
         begun = folder.read_json(STARTED)["fingerprint"] if folder.exists(STARTED) else None
         if begun == fingerprint and not folder.exists(MANIFEST):
-            print(f"{name}: resumed with what an earlier attempt had finished", flush=True)
+            say(f"{name}: resumed with what an earlier attempt had finished", "stage_resumed")
             return
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         aside = self.folder / "stale" / f"{name.replace('/', '-')}-{stamp}"
         folder.move_to(aside)
-        print(f"{name}: settings, code or inputs changed; the stale output is kept in {aside.uri}", flush=True)
+        line = f"{name}: settings, code or inputs changed; the stale output is kept in {aside.uri}"
+        say(line, "stage_stale", kept_in=aside.uri)
         for kept in keep:
             if (aside / kept).exists():
                 (aside / kept).move_to(folder / kept)
@@ -168,7 +172,7 @@ class Run:
 
 def _finished(begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[str, int]]) -> Manifest:
     """Do the work of a stage and write its manifest, which says that it is whole."""
-    print(f"{begun.stage}: started", flush=True)
+    say(f"{begun.stage}: started", "stage_started")
     started = time.monotonic()
     with recorded() as phases:
         outputs = work(folder)
@@ -180,7 +184,8 @@ def _finished(begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[
         phases=[dataclasses.asdict(one) for one in phases],
     )
     folder.write_json(MANIFEST, dataclasses.asdict(manifest))
-    print(f"{begun.stage}: done in {manifest.wall_s:.1f} s ({_counts(outputs)})", flush=True)
+    line = f"{begun.stage}: done in {manifest.wall_s:.1f} s ({_counts(outputs)})"
+    say(line, "stage_done", wall_s=manifest.wall_s, outputs=manifest.outputs)
     return manifest
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from qzhou.events import say
 from qzhou.storage import Folder
 
 MANIFEST = "manifest.json"
@@ -36,7 +37,7 @@ def turn(run: Folder, stage: str, fingerprint: str) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        print(f"{stage}: waits for another run, which makes the same", flush=True)
+        say(f"{stage}: waits for another run, which makes the same", "stage_waits")
         lock.acquire()
     try:
         yield

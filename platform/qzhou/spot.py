@@ -19,6 +19,8 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
+from qzhou.events import say
+
 AWS, GCP = "http://169.254.169.254", "http://metadata.google.internal"
 TIMEOUT_S = 2.0
 GCP_SECONDS = 30
@@ -49,10 +51,10 @@ def _answer(url: str, headers: dict[str, str], method: str = "GET") -> str | Non
             return str(said.read().decode().strip())
     except urllib.error.HTTPError as error:
         if error.code != 404:
-            print(f"spot: {url}: {error}", file=sys.stderr, flush=True)
+            say(f"spot: {url}: {error}", "no_answer", level="warning", stream=sys.stderr)
         return None
     except OSError as error:
-        print(f"spot: {url}: {error}", file=sys.stderr, flush=True)
+        say(f"spot: {url}: {error}", "no_answer", level="warning", stream=sys.stderr)
         return None
 
 
@@ -70,7 +72,7 @@ def watch(seconds_left: Callable[[], int | None], drain: Callable[[int], None], 
     """Ask until there is a notice, then drain the node."""
     while (seconds := seconds_left()) is None:
         time.sleep(every_s)
-    print(f"spot: this node goes in {seconds} s; Ray is told", flush=True)
+    say(f"spot: this node goes in {seconds} s; Ray is told", "node_leaves", level="warning", seconds=seconds)
     drain(seconds)
 
 

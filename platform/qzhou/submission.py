@@ -24,6 +24,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from qzhou.cluster import heard, local_options
 from qzhou.errors import SetupError, first_line
+from qzhou.events import VARIABLE, say
 from qzhou.recipe import Recipe
 from qzhou.runs import Run
 
@@ -60,7 +61,7 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
         )
         if submitted.returncode:
             raise SetupError(f"ray job submit failed:\n{submitted.stdout}{submitted.stderr}")
-        print(f"ray job submit: {job}; dashboard: {address}", flush=True)
+        say(f"ray job submit: {job}; dashboard: {address}", "job_submitted", job=job, dashboard=address)
         return _followed(client, job)
     finally:
         ray.shutdown()
@@ -105,12 +106,13 @@ class Jobs:
             )
         environment: dict[str, Any] = yaml.safe_load(RUNTIME_ENV.read_text("utf-8"))
         job = self._client.submit_job(
-            entrypoint=shlex.join(["python", script, *words]),
+            entrypoint=shlex.join([*_switched(), "python", script, *words]),
             submission_id=_job_id(script),
             runtime_env={**environment, "working_dir": "."},
             metadata={RUN: self._run},
         )
-        print(f"ray job submit: {job}; dashboard: {self._address}", flush=True)
+        line = f"ray job submit: {job}; dashboard: {self._address}"
+        say(line, "job_submitted", job=job, dashboard=self._address)
         return self._follow(job)
 
     def follow(self) -> int:
@@ -170,6 +172,11 @@ def _refuse_what_stays_behind(script: str, recipe: str) -> None:
                 f"'{name}' does not lie below {here}, which is what the job takes along. Submit from the project's "
                 "root, with paths below it."
             )
+
+
+def _switched() -> list[str]:
+    """The switch of the log for the job: in its command, because its runtime environment may hold it already."""
+    return ["env", f"{VARIABLE}={os.environ[VARIABLE]}"] if VARIABLE in os.environ else []
 
 
 def _job_id(script: str) -> str:

@@ -10,6 +10,7 @@ from qzhou.evaluation.candidates import STAGE2
 from qzhou.evaluation.comparison import Row
 from qzhou.evaluation.items import difference
 from qzhou.evaluation.messages import Judged
+from qzhou.events import say
 from qzhou.storage import Folder
 
 LOWEST, HIGHEST = -1.0, 1.0  # of a main score; correlations fall below zero
@@ -39,7 +40,7 @@ class Gate:
         failures = [*self._below(own), *self._worse(own, run_folder, seed)]
         if failures:
             raise RegressionError("the model does not pass the gate:\n       " + "\n       ".join(failures))
-        print("evaluate: the model passes the gate", flush=True)
+        say("evaluate: the model passes the gate", "gate_passed")
 
     def _below(self, own: Mapping[str, Row]) -> list[str]:
         for task in self.floors:
@@ -60,15 +61,18 @@ class Gate:
         for task, row in own.items():
             before, now = _judged(other, task), _judged(run_folder, task)
             if before is None or now is None or before.made_of is None or now.made_of is None:
-                print(f"evaluate: {task} cannot be compared with {self.no_worse_than}, which was not judged on it")
+                line = f"evaluate: {task} cannot be compared with {self.no_worse_than}, which was not judged on it"
+                say(line, "gate_incomparable", level="warning", task=task)
                 continue
             apart = difference(now.made_of, before.made_of, seed=seed)
             if apart is None:
-                print(f"evaluate: {task} cannot be compared with {self.no_worse_than}, which was judged on other data")
+                line = f"evaluate: {task} cannot be compared with {self.no_worse_than}, which was judged on other data"
+                say(line, "gate_incomparable", level="warning", task=task)
                 continue
             found += 1
             said = f"{row.metric} {before.score:.4f} -> {now.score:.4f} ({apart.low:+.4f} to {apart.high:+.4f})"
-            print(f"evaluate: {task}, {self.no_worse_than} -> this run: {said}", flush=True)
+            line = f"evaluate: {task}, {self.no_worse_than} -> this run: {said}"
+            say(line, "gate_compared", task=task, before=before.score, now=now.score, low=apart.low, high=apart.high)
             if apart.high < 0:
                 failures.append(f"{task}: {said} is worse than {self.no_worse_than}, with 95 % confidence")
         for task in sorted(_judged_tasks(other) - set(own)):

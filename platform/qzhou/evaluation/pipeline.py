@@ -29,6 +29,7 @@ from qzhou.evaluation.messages import Candidate, Judged, Planned
 from qzhou.evaluation.queue import Queue, Work
 from qzhou.evaluation.report import PAGE, write_report
 from qzhou.evaluation.trained import refuse_other_training
+from qzhou.events import say, show
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import Manifest
@@ -84,10 +85,16 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
     found = (run.folder / "evaluate").read_json("comparison.json")
     rows = [Row(**row) for row in found["rows"]]
     differences = [Difference(**one) for one in found["differences"]]
-    print(f"\n{table(rows, differences)}\n" if rows else NOTHING_HELD_OUT, flush=True)
+    if rows:
+        scores = [{"task": row.task, "model": row.model, "metric": row.metric, "score": row.score} for row in rows]
+        show(f"\n{table(rows, differences)}\n", "evaluate", "scores", scores=scores)
+    else:
+        say(NOTHING_HELD_OUT, "nothing_held_out", level="warning")
     for benchmark in found["benchmarks"]:
-        print(f"{benchmark_table(benchmark)}\n", flush=True)
-    print(f"{lines((run.folder / 'evaluate').read_json('diagnosis.json'))}\n", flush=True)
+        show(f"{benchmark_table(benchmark)}\n", "evaluate", "benchmark", benchmark=benchmark)
+    diagnosis = (run.folder / "evaluate").read_json("diagnosis.json")
+    signs = [finding["sign"] for finding in diagnosis["findings"]]
+    show(f"{lines(diagnosis)}\n", "evaluate", "diagnosis", signs=signs)
     if gate is not None:
         gate.check(rows, run.folder, seed=recipe.run.seed)
     return manifest
@@ -98,7 +105,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
         workers = Workers(run)
         plans, refused = workers.plan()
         for task, reason in refused.items():
-            print(f"evaluate: {task} is not judged: {reason}", flush=True)
+            say(f"evaluate: {task} is not judged: {reason}", "not_judged", level="warning", task=task)
         models = candidates(run.recipe)
         queue = Queue(models, plans, run.recipe.evaluation.split_documents)
         scores, failed = workers.judged(queue)
@@ -110,7 +117,8 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     for (model, task), judged in scores.items():
         if judged.undefined:
             refused[f"{task} ({model})"] = judged.undefined
-            print(f"evaluate: {model} on {task}: {judged.undefined}", flush=True)
+            line = f"evaluate: {model} on {task}: {judged.undefined}"
+            say(line, "undefined", level="warning", task=task, model=model)
     rows = _rows(models, plans, scores, run.recipe.run.seed)
     comparison = {
         "rows": [dataclasses.asdict(row) for row in rows],
@@ -185,21 +193,33 @@ class Workers:
                 (done, *_), _ = ray.wait(list(running))
                 actor, work = running.pop(done)
                 idle.append(actor)
+                rows: dict[str, int] = {}
                 try:
-                    self._take(work, ray.get(done), scores)
+                    rows = self._take(work, ray.get(done), scores)
                 except Exception as error:
                     failed.append(_said(error, work))
                 queue.finished(work)
-                bar.advance(1, str(work))
+                bar.advance(1, str(work), rows=rows)
         return scores, failed
 
-    def _take(self, work: Work, found: Any, scores: Scores) -> None:
+    def _take(self, work: Work, found: Any, scores: Scores) -> dict[str, int]:
+        """Keep what a worker found; how many items it judged, by dataset or task."""
         if work.method == "health":
             self.found_health[work.candidate.name] = found
         elif work.method == "judge":
             scores[work.candidate.name, work.plan.name] = found
             if found.again and not found.undefined:
-                print(f"evaluate: {work}: {found.metric} {found.score:.4f}, {found.seconds:.1f} s", flush=True)
+                said = {
+                    "task": work.plan.name,
+                    "model": work.candidate.name,
+                    "metric": found.metric,
+                    "score": found.score,
+                }
+                line = f"evaluate: {work}: {found.metric} {found.score:.4f}, {found.seconds:.1f} s"
+                say(line, "judged", **said, seconds=found.seconds)
+            if found.again:
+                return {work.plan.dataset or work.plan.name: found.n}
+        return {}
 
 
 def _said(error: BaseException, work: Work) -> str:

@@ -16,6 +16,7 @@ from qzhou.checkpoints import resolve_all
 from qzhou.cluster import our_error, session
 from qzhou.errors import QzhouError, TrainingError, first_line, from_json, to_json
 from qzhou.evaluation.pipeline import evaluate
+from qzhou.events import say, show
 from qzhou.experiments.picture import picture
 from qzhou.experiments.results import Comparison, Outcome, as_json, compared, table
 from qzhou.experiments.settings import Plan
@@ -57,8 +58,9 @@ def run_experiment(plan: Plan) -> list[Comparison]:
     folder.write_json("results.json", as_json(plan.experiment, comparisons, outcomes))
     folder.write_bytes("results.svg", picture(comparisons).encode())
     for comparison in comparisons:
-        print(f"\n{table(comparison)}", flush=True)
-    print(f"\nresults: {folder.uri}/results.json, {folder.uri}/results.svg", flush=True)
+        show(f"\n{table(comparison)}", "experiment", "comparison")
+    block = f"\nresults: {folder.uri}/results.json, {folder.uri}/results.svg"
+    show(block, "experiment", "results", folder=folder.uri)
     if failed:
         raise together(failed, len(plan.trials))
     return comparisons
@@ -93,7 +95,8 @@ def _tried(plan: Plan, folder: Folder) -> dict[str, QzhouError]:
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     (folder / TUNE).delete()
-    print(f"experiment: {plan.experiment.name}: {len(recipes)} trials, {most} at a time", flush=True)
+    line = f"experiment: {plan.experiment.name}: {len(recipes)} trials, {most} at a time"
+    say(line, "trials", trials=len(recipes), at_a_time=most)
     tuner = tune.Tuner(
         tune.with_resources(
             # given by reference, because Tune writes down all else, and keys of endpoints are among the environment
@@ -148,7 +151,7 @@ def _whole_run(recipe: Recipe, started_in: _Place) -> str:
     """All stages of a trial that its scores need; what was raised for people comes back as text."""
     started_in.enter()
     name = recipe.run.name
-    print(f"experiment: {name}: started", flush=True)
+    say(f"experiment: {name}: started", "trial_started", trial=name)
     try:
         with session():
             transform(recipe, _task_texts(recipe))
@@ -157,12 +160,12 @@ def _whole_run(recipe: Recipe, started_in: _Place) -> str:
             train(recipe)
             evaluate(recipe)
     except QzhouError as error:
-        print(f"experiment: {name}: failed: {error}", flush=True)
+        say(f"experiment: {name}: failed: {error}", "trial_failed", level="error", trial=name)
         return to_json(error)
     run = Run.open(recipe)
     for stage in ("stage1", "stage2"):
         (run.folder / "train" / stage / "checkpoints").delete()  # nothing goes on from them, and they are many
-    print(f"experiment: {name}: finished", flush=True)
+    say(f"experiment: {name}: finished", "trial_done", trial=name)
     return ""
 
 

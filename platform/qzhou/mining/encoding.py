@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import ray
 
 from qzhou.errors import from_json
+from qzhou.events import say
 from qzhou.mining.actors import EncodeActor
 from qzhou.mining.corpus import Chunk
 from qzhou.progress import progress
@@ -45,11 +46,13 @@ def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk
             texts, truncated = texts + int(batch["encoded"].sum()), truncated + int(batch["truncated"].sum())
     total = sum(chunk.rows for chunk in chunks)
     whose = f" by {teacher}" if teacher else ""
-    print(f"mine: encode: {texts:,} texts encoded{whose}, {total - texts:,} were there already", flush=True)
+    line = f"mine: encode: {texts:,} texts encoded{whose}, {total - texts:,} were there already"
+    say(line, "encoded", texts=texts, known=total - texts, truncated=truncated)
     if truncated:
         query, document = recipe.model.max_query_tokens, recipe.model.max_document_tokens
         limits = f"model.max_query_tokens ({query:,}) or max_document_tokens ({document:,})"
-        print(f"mine: encode: {truncated:,} texts are longer than {limits} and were truncated", flush=True)
+        line = f"mine: encode: {truncated:,} texts are longer than {limits} and were truncated"
+        say(line, "truncated", level="warning", texts=truncated)
     return names
 
 
@@ -58,7 +61,8 @@ def _pool(recipe: Recipe, chunks: int) -> ray.data.ActorPoolStrategy:
     kind = "GPU" if recipe.cluster.gpu else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
     if not there:
-        print(f"mine: encode: the cluster has no {kind} yet (cluster.gpu): waiting for a node with one", flush=True)
+        line = f"mine: encode: the cluster has no {kind} yet (cluster.gpu): waiting for a node with one"
+        say(line, "waits_for_node", level="warning", resource=kind)
     most = min(recipe.cluster.encoders, chunks)
     least = min(recipe.cluster.min_encoders or most, most, max(1, there))
     return ray.data.ActorPoolStrategy(min_size=least, max_size=most)

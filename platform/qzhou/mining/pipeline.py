@@ -13,6 +13,7 @@ import ray
 
 from qzhou.checkpoints import weights_fingerprint
 from qzhou.cluster import session
+from qzhou.events import say
 from qzhou.mining.blocks import Queries, depth_of, inconsistent, judged, ranking_of
 from qzhou.mining.corpus import Chunk, Corpus, document_digests, prepared, read_texts
 from qzhou.mining.encoding import encoded
@@ -150,7 +151,7 @@ class _Miner:
             write_table(self._folder / "dropped", f"{name}.parquet", table_of(self._drops, Drop))
         content = self._report.content()
         self._folder.write_json(done, content)
-        print(sentence(name, content), flush=True)
+        say(sentence(name, content), "dataset_mined", dataset=name)
         return content
 
     def _start_actors(self) -> None:
@@ -166,7 +167,7 @@ class _Miner:
         with progress(f"mine: {self._corpus.dataset.name}", total=total, unit="queries") as bar:
             for queries, asked in self._searched():
                 yield from self._finished(queries, asked)
-                bar.advance(len(queries.examples))
+                bar.advance(len(queries.examples), rows={self._corpus.dataset.name: len(queries.examples)})
 
     def _searched(self) -> Iterator[tuple[Queries, list[Asked]]]:
         """Blocks in the order of the examples; the next ones are searched while one is selected from."""

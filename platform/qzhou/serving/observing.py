@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from qzhou.meters import (
+    ENDPOINT_BATCHES,
+    ENDPOINT_COMPUTED,
+    ENDPOINT_PADDED,
+    ENDPOINT_REQUESTS,
+    ENDPOINT_REUSED,
+    ENDPOINT_SECONDS,
+    ENDPOINT_SPEED,
+    ENDPOINT_TOKENS,
+    ENDPOINT_WAITING,
+)
 from qzhou.serving.engine import Engine
 
 NOTE = "qzhou.note"  # in an ASGI scope
 REQUEST_ID = b"x-request-id"
 TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
 SAFE_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 ROUTES = (
     "/v1/embeddings",
     "/v1/rerank",
@@ -30,12 +40,12 @@ ROUTES = (
     "/",
 )
 ENGINE_NUMBERS = {  # attributes of an engine
-    "waiting_tokens": "Tokens that wait for the model, about.",
-    "tokens_per_s": "What the model computes while it computes.",
-    "batches": "Forward passes so far.",
-    "computed": "Tokens computed so far.",
-    "padded": "Tokens of padding so far, computed for nothing.",
-    "reused": "Texts so far that were known or on their way already.",
+    "waiting_tokens": ENDPOINT_WAITING,
+    "tokens_per_s": ENDPOINT_SPEED,
+    "batches": ENDPOINT_BATCHES,
+    "computed": ENDPOINT_COMPUTED,
+    "padded": ENDPOINT_PADDED,
+    "reused": ENDPOINT_REUSED,
 }
 
 Scope = MutableMapping[str, Any]
@@ -55,37 +65,47 @@ class Note:
 
 
 class Meter:
-    """The endpoint's numbers in Prometheus' format."""
+    """The endpoint's numbers in Prometheus' format.
+
+    Args:
+        engines: By the names of their models.
+        replica: Which one this is. Prometheus asks the endpoint and gets any one replica's numbers; the label keeps the
+            series of several apart, so that rates are right.
+    """
 
     CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-    def __init__(self, engines: Mapping[str, Engine]) -> None:
+    def __init__(self, engines: Mapping[str, Engine], replica: str) -> None:
         self.registry = CollectorRegistry()
-        here = self.registry
-        self._requests = Counter("qzhou_requests", "Requests answered.", ["route", "status"], registry=here)
-        self._seconds = Histogram(
-            "qzhou_request_seconds", "From request to answer.", ["route"], buckets=SECONDS, registry=here
+        self._engines, self._replica = engines, replica
+        self._requests, self._tokens = (
+            Counter(one.name, one.meaning, one.labels, registry=self.registry)
+            for one in (ENDPOINT_REQUESTS, ENDPOINT_TOKENS)
         )
-        self._tokens = Counter("qzhou_tokens", "Tokens of answered requests.", ["model"], registry=here)
-        self._watch(engines)
+        one = ENDPOINT_SECONDS
+        self._seconds = Histogram(one.name, one.meaning, one.labels, buckets=one.buckets, registry=self.registry)
+        self.registry.register(self)  # for collect()
 
     def count(self, route: str, status: int, seconds: float, note: Note) -> None:
         """One answered request."""
         shown = route if route in ROUTES else "other"
-        self._requests.labels(shown, str(status)).inc()
-        self._seconds.labels(shown).observe(seconds)
+        self._requests.labels(shown, str(status), self._replica).inc()
+        self._seconds.labels(shown, self._replica).observe(seconds)
         if note.tokens:
-            self._tokens.labels(note.model).inc(note.tokens)
+            self._tokens.labels(note.model, self._replica).inc(note.tokens)
 
     def exposition(self) -> bytes:
         """All numbers as text."""
         return generate_latest(self.registry)
 
-    def _watch(self, engines: Mapping[str, Engine]) -> None:
-        for number, what in ENGINE_NUMBERS.items():
-            gauge = Gauge(f"qzhou_{number}", what, ["model"], registry=self.registry)
-            for name, engine in engines.items():
-                gauge.labels(name).set_function(partial(getattr, engine, number))
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        """What the engines count, read when it is asked for; prometheus_client's name."""
+        for number, metric in ENGINE_NUMBERS.items():
+            family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            found = family(metric.name, metric.meaning, labels=metric.labels)
+            for name, engine in self._engines.items():
+                found.add_metric([name, self._replica], float(getattr(engine, number)))
+            yield found
 
 
 class Observed:

@@ -86,7 +86,8 @@ class EmbeddingServer(ModelReplica):
 
     def __serve_build_asgi_app__(self) -> Observed:  # Ray Serve's name
         endpoint = Endpoint(self._services, self._settings, self._keys, self._ready)
-        meter = Meter({self._model.name: self.engine})
+        replica = serve.get_replica_context().replica_tag
+        meter = Meter({self._model.name: self.engine}, replica)
         return web_app(endpoint, meter, _write_line if self._settings.access_log else None)
 
     async def _ready(self) -> None:

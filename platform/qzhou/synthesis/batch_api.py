@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,11 @@ import openai
 
 from qzhou.endpoints import Keys
 from qzhou.errors import EndpointError, first_line
+from qzhou.events import say
 from qzhou.llm import LLMSection, SynthesisSection
 from qzhou.progress import progress
 from qzhou.storage import Folder
-from qzhou.synthesis.client import Outcome, answer_of, opened
+from qzhou.synthesis.client import Outcome, answer_of, measure_try, opened
 from qzhou.synthesis.journal import Journal, totals
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.schemas import form_of, schema_of_answer
@@ -88,12 +90,14 @@ async def _answered(
                 client, model = clients[batch.model], models[batch.model]
                 found = await _waited_for(client, batch, sleep)
                 for key, outcome in (await _outcomes(client, model, batch, found, keys)).items():
+                    measure_try(model.model, "rejected" if outcome.answer is None else "answered", outcome.answer)
                     if outcome.answer is not None:
                         await journal.add(outcome.answer)
                     outcomes[key] = outcome
                 journal.flush()
                 (folder / OPEN).remove(f"{batch.id}.json")
-                bar.advance(len(batch.keys))
+                rows = Counter(requests[key].dataset for key in batch.keys if key in requests)
+                bar.advance(len(batch.keys), rows=rows)
         except openai.APIError as error:
             raise EndpointError(
                 f"the Batch API refuses: {keys.redacted(first_line(error))}. What was handed in is on record; the same "
@@ -163,10 +167,11 @@ def _found(folder: Folder, models: Collection[str]) -> list[_Batch]:
     batches = [_Batch(id=name, model=found["model"], keys=tuple(found["keys"])) for name, found in contents]
     for batch in batches:
         if batch.model not in models:
-            print(
+            say(
                 f"synthesize: batch {batch.id} is skipped: the recipe no longer names its model '{batch.model}'; name "
                 f"it again to fetch its {len(batch.keys):,} answers",
-                flush=True,
+                "batch_skipped",
+                level="warning",
             )
     return [batch for batch in batches if batch.model in models]
 

@@ -21,6 +21,7 @@ import openai
 from qzhou.endpoints import Keys, is_loopback
 from qzhou.errors import EndpointError
 from qzhou.llm import LLMSection, SynthesisSection
+from qzhou.meters import LLM_COST, LLM_REQUESTS, LLM_RETRIES, LLM_SECONDS_METRIC, LLM_TOKENS, measure
 from qzhou.synthesis.gate import Gate
 from qzhou.synthesis.journal import Answer, Journal, request_key
 from qzhou.synthesis.ledger import cost_of, expected_tokens
@@ -159,6 +160,7 @@ class ChatClient:
                 return result
             await self._wait(tried, result)
             tried += 1
+            measure(LLM_RETRIES, 1, model=model.model)
 
     async def _enter(self, model: LLMSection, tokens: float, cost: float) -> str:
         try:
@@ -174,11 +176,15 @@ class ChatClient:
         self, lane: str, key: str, model: LLMSection, question: Question, tokens: float, cost: float, is_last: bool
     ) -> tuple[Answer | _Failure, bool]:
         """Send once, in a slot that was taken and is given back; also tells whether the endpoint is left alone now."""
+        started = time.monotonic()
         tried = await self._try(lane, key, model, question)
         if isinstance(tried, Answer):
+            measure(LLM_SECONDS_METRIC, time.monotonic() - started, model=model.model)
+            measure_try(model.model, "answered", tried)
             used = tried.prompt_tokens + tried.completion_tokens
             await self._gate.leave(lane, "answered", tokens=tokens, cost=cost, used_tokens=used, paid=tried.cost)
             return tried, False
+        measure_try(model.model, tried.result, None)
         problem = self._problem(model, tried)
         rests = await self._gate.leave(
             lane, tried.result, tokens=tokens, cost=cost, problem=problem, is_last_try=is_last
@@ -271,6 +277,15 @@ def answer_of(key: str, model: LLMSection, completion: Any) -> Answer:
         completion_tokens=tokens[1],
         cost=cost_of(model, *tokens),
     )
+
+
+def measure_try(model: str, result: Result, answer: Answer | None) -> None:
+    """Let the meters know how a try ended, and what it cost."""
+    measure(LLM_REQUESTS, 1, model=model, result=result)
+    if answer is not None:
+        measure(LLM_TOKENS, answer.prompt_tokens, model=model, kind="prompt")
+        measure(LLM_TOKENS, answer.completion_tokens, model=model, kind="completion")
+        measure(LLM_COST, answer.cost, model=model)
 
 
 def opened(endpoint: str, key: str, timeout_s: float) -> openai.AsyncOpenAI:

@@ -16,6 +16,8 @@ import ray.data
 from qzhou.cluster import session
 from qzhou.endpoints import Keys
 from qzhou.errors import EndpointError
+from qzhou.events import say
+from qzhou.exposition import expose
 from qzhou.progress import progress
 from qzhou.recipe import Recipe
 from qzhou.records import Drop, Manifest
@@ -96,7 +98,7 @@ def print_estimate(recipe: Recipe) -> None:
 def _work(run: Run, folder: Folder) -> dict[str, int]:
     settings = run.recipe.synthesis
     if not settings.is_on:
-        print("synthesize: synthesis is off (synthesis.endpoint is empty); examples pass through", flush=True)
+        say("synthesize: synthesis is off (synthesis.endpoint is empty); examples pass through", "synthesis_off")
     for attempted in ("examples", "dropped"):
         (folder / attempted).delete()  # an earlier attempt may have left more files than this one writes
     ledger, counts, report = Ledger(), Counter[str](), Report(settings, seed=run.recipe.run.seed)
@@ -112,7 +114,9 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     folder.write_json("ledger.json", ledger.as_json())
     report.write(folder, ledger)
     if settings.is_on:
-        print(report.sentence(ledger), flush=True)
+        total = ledger.total
+        tokens = total.prompt_tokens + total.completion_tokens
+        say(report.sentence(ledger), "synthesized", requests=total.requests, tokens=tokens, cost=total.cost)
     return dict(counts)
 
 
@@ -136,6 +140,14 @@ def _asked(run: Run, job: Sequence[DatasetPlan], sender: Sender, ledger: Ledger,
     for dropped in result.dropped:
         found[dropped.dataset].dropped.append(dropped)
     return found
+
+
+class _Asker(Asker):
+    """Asks, and lets Ray see how much."""
+
+    def __init__(self, *arguments: Any) -> None:
+        expose()
+        super().__init__(*arguments)
 
 
 class Sender:
@@ -176,7 +188,7 @@ class Sender:
             gate = ray.remote(num_cpus=0, max_concurrency=1000)(GateActor).remote(throttle)
         rows = max(16, settings.concurrency // askers)
         asked = ray.data.from_arrow(_tables(list(requests.values()), rows=rows)).map_batches(
-            Asker,
+            _Asker,
             fn_constructor_args=(settings, self._folder, self._keys, gate),
             batch_format="pyarrow",
             batch_size=None,
@@ -188,10 +200,13 @@ class Sender:
         outcomes: dict[str, Outcome] = {}
         with progress("synthesize", total=len(requests), unit="requests") as bar:
             for batch in asked.iter_batches(batch_format="pyarrow", batch_size=None):
+                asked_of = Counter[str]()
                 for row in batch.to_pylist():
                     stopped = stopped or row["stopped"]
-                    outcomes[keys[row["index"]]] = outcome_of(row)
-                bar.advance(batch.num_rows)
+                    key = keys[row["index"]]
+                    outcomes[key] = outcome_of(row)
+                    asked_of[requests[key].dataset] += 1
+                bar.advance(batch.num_rows, rows=asked_of)
         if stopped:
             kept = f"{totals(self._folder)[0]:,} answers are kept in {self._folder.uri}"
             raise EndpointError(f"{stopped} {kept}; none is paid for again when the same command goes on.")

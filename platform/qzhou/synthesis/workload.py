@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from qzhou.events import say
 from qzhou.records import EXAMPLE_TYPES, TASKS, Document, Drop, Example, Task
 from qzhou.runs import Run
 from qzhou.storage import Folder, read_records, write_records
@@ -49,7 +50,7 @@ def _plan(run: Run, task: Task, name: str, *, asks_queries: bool) -> DatasetPlan
     examples = list(islice(records, settings.max_dataset_rows + 1))
     if len(examples) > settings.max_dataset_rows:
         limit = f"synthesis.max_dataset_rows ({settings.max_dataset_rows:,})"
-        print(f"synthesize: {name} has more rows than {limit} and is left alone", flush=True)
+        say(f"synthesize: {name} has more rows than {limit} and is left alone", "dataset_left_alone", dataset=name)
         return DatasetPlan(task=task, name=name)
     requests = planned(examples, task, settings, seed=seed)
     if not asks_queries:

@@ -101,7 +101,8 @@ def train_stage(stage: Stage, engine: Engine, keeper: Keeper, *, first_step: int
                 metrics |= {f"validation_{name}": value for name, value in stage.validate().items()}
             keeper.record(metrics)
             if engine.rank == 0:
-                bar.advance(1, f"loss {metrics['loss']:.4f} on {metrics['dataset']}")
+                rows = {part.dataset: len(part.rows) for part in prepared.planned.parts}
+                bar.advance(1, f"loss {metrics['loss']:.4f} on {metrics['dataset']}", rows=rows)
             finished = step + 1 == settings.steps
             if (step + 1) % training.save_every_steps == 0 or finished or keeper.leaving():
                 keeper.save(step + 1)

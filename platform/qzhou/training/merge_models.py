@@ -16,6 +16,7 @@ from qzhou.checkpoints import resolve, weights_fingerprint
 from qzhou.encoder.backbone import Declared, declared, is_causal, load_backbone, load_tokenizer, without_weights
 from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.errors import ModelError, RecipeError, StorageError
+from qzhou.events import say
 from qzhou.runs import MANIFEST, UPLOADED
 from qzhou.storage import TEMPORARY_PREFIX, Folder
 from qzhou.training.merge import Method, State, merge_states, shares_of
@@ -84,9 +85,10 @@ def merge_models(
             _refuse_another_kind(sources[0], other)
         prompts = _prompts(sources, prompts_of)
         for source, share in zip(sources, shares, strict=True):
-            print(f"merge: {share:.4g} of {source.found}", flush=True)
+            say(f"merge: {share:.4g} of {source.found}", "share", share=share)
         if dry_run:
-            print(f"merge: these can be merged into {target.uri} by {method}; nothing was read or written", flush=True)
+            line = f"merge: these can be merged into {target.uri} by {method}; nothing was read or written"
+            say(line, "can_be_merged")
             return
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -94,7 +96,8 @@ def merge_models(
             lowest = checked_parity(folder, name="the merged model", max_tokens=max_tokens)
             _write_origin(folder, sources, shares, method)
             _move_in(folder, target)
-    print(f"merge: {target.uri}: SentenceTransformer and the encoder agree (lowest cosine {lowest:.6f})", flush=True)
+    line = f"merge: {target.uri}: SentenceTransformer and the encoder agree (lowest cosine {lowest:.6f})"
+    say(line, "merged", lowest_cosine=lowest)
 
 
 def _shares(names: Sequence[str], weights: Sequence[float] | None, method: Method) -> list[float]:
@@ -227,7 +230,7 @@ def _prompts(sources: Sequence[Source], prompts_of: str | None) -> dict[str, str
 def _states(sources: Sequence[Source]) -> Iterator[tuple[str, State]]:
     """The weights of one model after the other; none is held here."""
     for source in sources:
-        print(f"merge: reads {source.found}", flush=True)
+        say(f"merge: reads {source.found}", "read")
         yield source.name, load_backbone(source.place, dtype=source.dtype).model.state_dict()
 
 

@@ -18,6 +18,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from qzhou.cluster import our_error, session
 from qzhou.errors import QzhouError, TrainingError
+from qzhou.events import say
+from qzhou.exposition import expose
 from qzhou.learning import TrainingSection
 from qzhou.recipe import Recipe
 from qzhou.records import Manifest
@@ -133,7 +135,8 @@ def _export(run: Run, folder: Folder) -> dict[str, int]:
         folder.upload(trained)
         lowest = checked_parity(trained, name=folder.uri, max_tokens=recipe.model.max_document_tokens)
         config = json.loads((trained / "config.json").read_text("utf-8"))
-    print(f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})", flush=True)
+    line = f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})"
+    say(line, "exported", lowest_cosine=lowest)
     return {"dimensions": int(config["hidden_size"])}
 
 
@@ -143,6 +146,7 @@ def _rank(settings: dict[str, Any]) -> None:
         train_rank,  # loads torch, which the driver and Ray Train's controller can do without
     )
 
+    expose()
     recipe: Recipe = settings["recipe"]
     name: StageName = settings["stage"]
     run_folder, checkpoint = Folder.open(settings["run_folder"]), ray.train.get_checkpoint()
@@ -170,7 +174,7 @@ class _Keeper(Notes):
         if self._left or ray.train.get_preemption_info() is None:
             return False
         self._left = True
-        print("train: a node is about to leave the cluster; a checkpoint is written now", flush=True)
+        say("train: a node is about to leave the cluster; a checkpoint is written now", "node_leaves", level="warning")
         return True
 
     def save(self, step: int) -> None:

@@ -15,6 +15,7 @@ from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_cau
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.encoder.linear import take_faster_linear
 from qzhou.errors import TrainingError
+from qzhou.events import say
 from qzhou.recipe import Recipe
 from qzhou.storage import Folder
 from qzhou.training.data import training_sets
@@ -66,7 +67,7 @@ def train_rank(
         engine = DeepSpeedEngine(model, found.tokenizer, recipe.training, device, checkpoint=checkpoint)
         first_step = engine.load(checkpoint) if checkpoint is not None else 0
         if checkpoint is not None and engine.rank == 0:
-            print(f"train: {name}: continues after step {first_step}", flush=True)
+            say(f"train: {name}: continues after step {first_step}", "continued", step=first_step)
         wanted = recipe.training.validate_every_steps
         judged = Validation.of(held_out(recipe, run_folder), recipe, found.tokenizer, engine) if wanted else None
         taught = recipe.training.distillation.teacher

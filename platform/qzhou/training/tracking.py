@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from qzhou.errors import SetupError
 from qzhou.learning import Tracker
+from qzhou.meters import (
+    TRAINING_GRADIENT,
+    TRAINING_LAST_STEP,
+    TRAINING_LOSS,
+    TRAINING_MEMORY,
+    TRAINING_PADDING,
+    TRAINING_RATE,
+    TRAINING_STEP,
+    TRAINING_STEPS,
+    TRAINING_TOKENS,
+    TRAINING_WAIT,
+    measure,
+)
 from qzhou.runs import digest
 from qzhou.storage import Folder
 
 Metrics = Mapping[str, Any]
 METRICS = "metrics.jsonl"
+METERED = {  # name in metrics.jsonl -> the meter, and its units in one of ours
+    "tokens": (TRAINING_TOKENS, 1),
+    "seconds": (TRAINING_STEP, 1),
+    "padding_share": (TRAINING_PADDING, 1),
+    "loader_wait_share": (TRAINING_WAIT, 1),
+    "gradient_norm": (TRAINING_GRADIENT, 1),
+    "learning_rate": (TRAINING_RATE, 1),
+    "memory_gb": (TRAINING_MEMORY, 1e9),
+}
 PLACE_TAG = "qzhou_stage"  # of an MLflow run: which folder and settings it is of
 
 
@@ -43,6 +66,24 @@ class MetricsFile:
 
     def keep(self) -> None:
         self._folder.write_bytes(METRICS, ("\n".join(self._lines) + "\n").encode())
+
+
+class Meters:
+    """What dashboards show of a stage while it trains."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+
+    def add(self, metrics: Metrics) -> None:
+        measure(TRAINING_LOSS, metrics["loss"], stage=self._stage, task=metrics["task"])
+        for name, (metric, unit) in METERED.items():
+            if name in metrics:
+                measure(metric, metrics[name] * unit, stage=self._stage)
+        measure(TRAINING_STEPS, 1, stage=self._stage)
+        measure(TRAINING_LAST_STEP, time.time(), stage=self._stage)
+
+    def keep(self) -> None:
+        pass  # Ray sends by itself
 
 
 class TensorBoard:
@@ -122,7 +163,7 @@ def open_sinks(
     first_step: int,
     scratch: Path,
 ) -> list[Sink]:
-    """``metrics.jsonl`` and the trackers.
+    """``metrics.jsonl``, the meters and the trackers.
 
     Args:
         folder: The stage's.
@@ -139,7 +180,7 @@ def open_sinks(
         "wandb": lambda: WeightsAndBiases(name, stage, folder.uri, settings),
         "mlflow": lambda: MLflow(name, stage, folder.uri, settings),
     }
-    sinks: list[Sink] = [MetricsFile(folder, first_step)]
+    sinks: list[Sink] = [MetricsFile(folder, first_step), Meters(stage)]
     for tracker in trackers:
         try:
             sinks.append(known[tracker]())

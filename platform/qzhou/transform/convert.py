@@ -69,8 +69,11 @@ def split_column(dataset: Dataset) -> str | None:
     return "module" if dataset.split_by is None and dataset.view == "pairs" else dataset.split_by
 
 
-def convert_shard(plan: Plan, shard: Shard) -> None:
-    """Write a shard's candidates, keys, drops and counts; the counts last, as the mark that it is done."""
+def convert_shard(plan: Plan, shard: Shard) -> int:
+    """Write a shard's candidates, keys, drops and counts; the counts last, as the mark that it is done.
+
+    Returns: Raw rows that were read.
+    """
     dataset = plan.dataset(shard.dataset)
     folder, settings = candidates_folder(plan, shard), plan.recipe.transform
     keys = KeyList(with_identity=settings.deduplicate, with_texts=plan.has_held_out)
@@ -92,6 +95,7 @@ def convert_shard(plan: Plan, shard: Shard) -> None:
         table = keys.table()
         write_partitions(folder, "keys.arrow", table, table["high"].to_numpy() % np.uint64(plan.buckets), plan.buckets)
     folder.write_json(SUMMARY, tally.plain())
+    return tally.read
 
 
 class Converter:

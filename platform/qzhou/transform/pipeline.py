@@ -25,7 +25,8 @@ import ray.data
 from qzhou.cluster import session
 from qzhou.dataset import Dataset
 from qzhou.errors import DataError, QzhouError, from_json, to_json
-from qzhou.progress import progress
+from qzhou.events import say
+from qzhou.progress import NO_ROWS, progress
 from qzhou.recipe import Recipe
 from qzhou.records import TASKS, Manifest
 from qzhou.resources import ask
@@ -50,6 +51,7 @@ from qzhou.transform.shuffle import is_done, shuffle_piece
 from qzhou.transform.tally import Tally
 from qzhou.transform.writing import is_corpus_written, is_written, write_corpus, write_shard, written
 
+DONE = pa.schema({"error": pa.string(), "rows": pa.int64(), "dataset": pa.string()})
 TaskTexts = Callable[[Sequence[str]], Mapping[str, Iterable[str]]]
 
 
@@ -108,7 +110,10 @@ def _work(recipe: Recipe, raw: RawData, texts: Mapping[str, Iterable[str]], fold
     encodings = {dataset.name: raw.encodings(dataset.name) for dataset in recipe.datasets}
     write_report(folder, recipe, counts, encodings, overlaps, index.kept_of if index else 1)
     for dataset in recipe.datasets:
-        print(summary_line(dataset, counts[dataset.name], encodings[dataset.name]), flush=True)
+        tally = counts[dataset.name]
+        counted = {"read": tally.read, **tally.written, "dropped": tally.dropped}
+        line = summary_line(dataset, tally, encodings[dataset.name])
+        say(line, "dataset_done", dataset=dataset.name, rows=counted)
     refuse_bad_datasets(recipe, counts)
     warn_of_uniform(recipe, folder)
     plan.work.delete()
@@ -141,11 +146,11 @@ def _each(
         for row in made.iter_rows():
             if row["error"]:
                 raise from_json(row["error"])
-            bar.advance(1)
+            bar.advance(1, rows={row["dataset"]: row["rows"]} if row["rows"] else NO_ROWS)
 
 
 class _Task:
-    """A step's function as Ray Data calls it.
+    """A step's function as Ray Data calls it: one that goes through a shard's rows gives their number.
 
     What is meant for people comes back as data (:func:`qzhou.errors.to_json`).
     """
@@ -154,14 +159,15 @@ class _Task:
         self._work, self._plan = work, plan
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.table({"error": pa.array([self._done(item) for item in batch["item"].to_pylist()], pa.string())})
+        return pa.Table.from_pylist([self._done(item) for item in batch["item"].to_pylist()], schema=DONE)
 
-    def _done(self, item: bytes) -> str:
+    def _done(self, packed: bytes) -> dict[str, Any]:
+        item = ray.cloudpickle.loads(packed)
         try:
-            self._work(self._plan, ray.cloudpickle.loads(item))
+            rows = self._work(self._plan, item) or 0
         except QzhouError as error:
-            return to_json(error)
-        return ""
+            return {"error": to_json(error), "rows": 0, "dataset": ""}
+        return {"error": "", "rows": rows, "dataset": item.dataset if rows else ""}
 
 
 def _index(plan: Plan, texts: Mapping[str, Iterable[str]]) -> Index:

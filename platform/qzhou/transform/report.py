@@ -7,6 +7,7 @@ from typing import Any
 
 from qzhou.dataset import Dataset
 from qzhou.errors import DataError
+from qzhou.events import as_json, say
 from qzhou.pictures import svg
 from qzhou.recipe import Recipe
 from qzhou.storage import Folder, read_table
@@ -46,10 +47,13 @@ def warn_of_uniform(recipe: Recipe, folder: Folder) -> None:
             values = _some_values(folder / "examples" / dataset.task / dataset.name, column)
             if len(values) == 1:
                 [value] = values
-                print(
-                    f"transform: {dataset.name}: WARNING: all rows have the {column} {value!r}, so nothing can be "
+                same = "same" if as_json() else repr(value)  # a log that is collected holds nothing of the data
+                say(
+                    f"transform: {dataset.name}: WARNING: all rows have the {column} {same}, so nothing can be "
                     "learned from them. Check 'columns' and 'labels', or take the dataset out",
-                    flush=True,
+                    "uniform_dataset",
+                    level="warning",
+                    dataset=dataset.name,
                 )
 
 
@@ -212,5 +216,6 @@ def _reason_lines(tally: Tally) -> Sequence[str]:
     lines = []
     for reason, rows in tally.dropped.most_common(COMMONEST):
         detail, record = next(iter(tally.examples.get(reason, [])), ("", ""))
-        lines.append(f"    {rows:,} {reason}: {detail} | {record[:160]}")
+        example = "" if as_json() else f": {detail} | {record[:160]}"  # a log that is collected holds none
+        lines.append(f"    {rows:,} {reason}{example}")
     return lines

@@ -1,0 +1,75 @@
+"""What jobs say of themselves, one event a line: for people, or JSON objects where ``QZHOU_LOG`` is ``json``.
+
+A line for people is ``stage: what happened``. The same event in JSON has ``time`` (ISO 8601, UTC), ``level``,
+``stage``, ``event``, ``message`` and fields of its own. Values of the environment's secrets are taken out of both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from datetime import UTC, datetime
+from typing import Literal, TextIO
+
+from qzhou.errors import SetupError
+
+Level = Literal["info", "warning", "error"]
+VARIABLE = "QZHOU_LOG"
+SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?$", re.IGNORECASE)
+SHORTEST_SECRET = 8  # characters; a shorter value would be found in ordinary words
+
+
+def as_json() -> bool:
+    """Whether events are JSON objects."""
+    return os.environ.get(VARIABLE) == "json"
+
+
+def check_switch() -> None:
+    """Refuse a value of the switch that means nothing.
+
+    Raises:
+        SetupError: It is neither ``json`` nor ``text``.
+    """
+    chosen = os.environ.get(VARIABLE, "")
+    if chosen not in {"", "text", "json"}:
+        raise SetupError(f"{VARIABLE} is '{chosen}'; set it to json or text, or unset it.")
+
+
+def say(line: str, event: str, *, level: Level = "info", stream: TextIO | None = None, **fields: object) -> None:
+    """Say one event.
+
+    Args:
+        line: ``stage: what happened``, for people.
+        event: What kind of thing happened, in snake case: the same whatever the numbers in the line.
+        stream: Default: standard output.
+        fields: Numbers and names that machines want; never a text of the data.
+    """
+    stage, colon, message = line.partition(": ")
+    if not colon:
+        stage, message = "", line
+    _write(line, stage, event, level, stream, {"message": message, **fields})
+
+
+def show(block: str, stage: str, event: str, **fields: object) -> None:
+    """Show people a table or another block of lines; in JSON it is the fields alone."""
+    _write(block, stage, event, "info", None, fields)
+
+
+def _write(text: str, stage: str, event: str, level: Level, stream: TextIO | None, fields: dict[str, object]) -> None:
+    line = text
+    if as_json():
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        content = {"time": time, "level": level, "stage": stage, "event": event, **fields}
+        line = json.dumps(content, ensure_ascii=False, default=str)
+    print(_without_secrets(line), file=stream or sys.stdout, flush=True)
+
+
+def _without_secrets(line: str) -> str:
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name):
+            for secret in value.split(","):
+                if len(secret := secret.strip()) >= SHORTEST_SECRET:
+                    line = line.replace(secret, "***").replace(json.dumps(secret)[1:-1], "***")
+    return line

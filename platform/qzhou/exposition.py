@@ -1,0 +1,44 @@
+"""Meters in Ray: what a process measures goes to its node, where Prometheus fetches it with Ray's own metrics.
+
+Ray exports every ten seconds and once more when a process ends. It keeps a histogram's buckets and makes up its sum
+from them, so quantiles hold and means do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from qzhou.meters import Metric, is_heard, listen
+
+
+def expose() -> None:
+    """Expose what this process measures from now on. It has joined Ray already: Ray drops what came before that."""
+    if not is_heard():
+        listen(_Exposed().take)
+
+
+def hide() -> None:
+    """Stop; the process leaves Ray."""
+    listen(None)
+
+
+class _Exposed:
+    """Ray's instruments, each made when it is first used."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Counter | Gauge | Histogram] = {}
+
+    def take(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        found = self._made.get(metric.name)
+        if found is None:
+            found = self._made[metric.name] = _instrument(metric)
+        act = {"counter": "inc", "gauge": "set", "histogram": "observe"}[metric.kind]
+        getattr(found, act)(float(value), dict(labels))
+
+
+def _instrument(metric: Metric) -> Counter | Gauge | Histogram:
+    if metric.kind == "histogram":
+        return Histogram(metric.name, metric.meaning, boundaries=list(metric.buckets), tag_keys=metric.labels)
+    return (Counter if metric.kind == "counter" else Gauge)(metric.name, metric.meaning, tag_keys=metric.labels)
