@@ -18,11 +18,13 @@ import numpy as np
 
 from qzhou.serving.cache import Text, VectorCache, key_of
 from qzhou.serving.errors import RequestError
+from qzhou.serving.memory import give_back
 from qzhou.serving.outputs import Vectors
 from qzhou.serving.queue import TextQueue
 
 TOKENIZED_AT_ONCE = 512  # texts; a large request does not keep small ones waiting
 CHARS_PER_TOKEN = 4  # a guess, for what is not tokenized yet
+GIVE_BACK_EVERY_S = 5.0  # it takes some milliseconds
 MOVING = 0.1  # weight of the last batch in the measured speed
 
 
@@ -119,6 +121,7 @@ class Engine:
         self._passes = self._idle_passes = passes
         self._to_tokenize, self._to_encode = asyncio.Event(), asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
+        self._given_back = time.monotonic()
         self.tokens_per_s = 0.0
         self.batches = self.computed = self.padded = self.reused = 0
 
@@ -279,7 +282,7 @@ class Engine:
         started = time.perf_counter()
         self._idle_passes -= 1
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._model, self.encoder.vectors, ids)
+            found = await asyncio.get_running_loop().run_in_executor(self._model, self._pass, ids)
         finally:
             self._idle_passes += 1
         tokens, seconds = sum(map(len, ids)), time.perf_counter() - started
@@ -288,6 +291,14 @@ class Engine:
         self.batches += 1
         self.computed += tokens
         self.padded += len(ids) * max(map(len, ids)) - tokens
+        return found
+
+    def _pass(self, ids: list[list[int]]) -> Vectors:
+        """One forward pass, in a thread of the model's."""
+        found = self.encoder.vectors(ids)
+        if time.monotonic() - self._given_back > GIVE_BACK_EVERY_S:
+            self._given_back = time.monotonic()
+            give_back()
         return found
 
     def _deliver(self, item: _Item, vector: Vectors) -> None:

@@ -1,13 +1,16 @@
 import asyncio
+import ctypes
 import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from qzhou.serving.cache import VectorCache, key_of
 from qzhou.serving.engine import Engine
 from qzhou.serving.errors import RequestError
+from qzhou.serving.memory import give_back
 
 
 class WordEncoder:
@@ -101,6 +104,40 @@ def test_two_passes_share_a_request_and_run_at_the_same_time():
 
     assert [len(batch) for batch in batches] == [10, 10]
     assert found.vectors[:, 0].tolist() == [2] * 20
+
+
+def test_memory_is_given_back_now_and_then(monkeypatch):
+    given = []
+    monkeypatch.setattr("qzhou.serving.engine.give_back", lambda: given.append(1))
+
+    async def ask(engine):
+        for n in range(20):
+            await engine.encode([f"text {n}"])
+
+    asyncio.run(ask(Engine(WordEncoder())))
+    assert not given, "not after every batch"
+    monkeypatch.setattr("qzhou.serving.engine.GIVE_BACK_EVERY_S", -1)
+    asyncio.run(ask(Engine(WordEncoder())))
+    assert given
+
+
+def test_freed_memory_leaves_the_process():
+    """Blocks of the C library's heap, small enough that it keeps them, with one in use at their end."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        pytest.skip("the C library is not glibc")
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    blocks = [libc.malloc(64_000) for _ in range(3000)]
+    for block in blocks:
+        ctypes.memset(block, 1, 64_000)
+    for block in blocks[:-1]:
+        libc.free(block)
+    before = psutil.Process().memory_info().rss
+
+    give_back()
+
+    assert before - psutil.Process().memory_info().rss > 100_000_000
+    libc.free(blocks[-1])
 
 
 def test_the_same_text_at_the_same_time_is_computed_once():
