@@ -1,0 +1,135 @@
+"""What a cluster is told of a job, without a cluster."""
+
+import shlex
+from dataclasses import dataclass, field
+
+import pytest
+from ray.job_submission import JobStatus
+
+from qzhou import submission
+from qzhou.errors import SetupError
+from qzhou.submission import RUN, Jobs
+
+NASTY = """a "name"; touch 'x' && echo $HOME `id` *"""
+ADDRESS = "http://head:8265"
+
+
+@dataclass
+class Job:
+    submission_id: str
+    status: JobStatus
+    metadata: dict
+    start_time: int
+    end_time: int | None = None
+    message: str = ""
+
+
+@dataclass
+class Client:
+    """A dashboard that remembers."""
+
+    jobs: list[Job] = field(default_factory=list)
+    submitted: dict = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
+
+    def submit_job(self, **words) -> str:
+        self.submitted = words
+        return words["submission_id"]
+
+    def list_jobs(self) -> list[Job]:
+        return self.jobs
+
+    def stop_job(self, job: str) -> None:
+        self.stopped.append(job)
+
+    def get_job_status(self, _: str) -> JobStatus:
+        return JobStatus.STOPPED
+
+
+@pytest.fixture
+def client(monkeypatch):
+    made = Client()
+    monkeypatch.setattr(submission, "JobSubmissionClient", lambda _: made)
+    monkeypatch.setattr(submission, "_followed", lambda *_: 0)
+    return made
+
+
+@pytest.fixture
+def run_folder(make_recipe):
+    return make_recipe(), f"{make_recipe().run.storage}/tiny"
+
+
+def test_every_word_reaches_the_job_as_it_was_typed(client, run_folder, monkeypatch):
+    recipe, folder = run_folder
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")  # pragma: allowlist secret
+
+    Jobs(recipe, ADDRESS).submit("jobs/mine.py", ["recipes/quickstart.toml", "--model.backbone", NASTY])
+
+    told = client.submitted
+    assert shlex.split(told["entrypoint"]) == [
+        "python", "jobs/mine.py", "recipes/quickstart.toml", "--model.backbone", NASTY,
+    ]  # fmt: skip
+    assert told["submission_id"].startswith("mine-")
+    assert told["metadata"] == {RUN: folder}
+    assert told["runtime_env"]["working_dir"] == "."
+    assert set(told["runtime_env"]["env_vars"]) == {
+        "PYTHONPATH", "RAY_JOB_STOP_SIGNAL", "RAY_JOB_STOP_WAIT_TIME_S",
+    }, "nothing of the environment travels: whoever lists jobs would see it"  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["../recipe.toml", "recipes/not-there.toml"])
+def test_a_recipe_that_does_not_travel_is_refused(client, run_folder, name):
+    with pytest.raises(SetupError, match=f"'{name}' does not lie below"):
+        Jobs(run_folder[0], ADDRESS).submit("jobs/mine.py", [name])
+
+    assert not client.submitted
+
+
+def test_a_run_has_one_job_at_a_time_and_other_runs_do_not_count(client, run_folder):
+    recipe, folder = run_folder
+    client.jobs = [
+        Job("mine-1", JobStatus.RUNNING, {RUN: f"{folder}-2"}, 1),
+        Job("mine-2", JobStatus.FAILED, {RUN: folder}, 2),
+    ]
+    jobs = Jobs(recipe, ADDRESS)
+
+    assert jobs.submit("jobs/mine.py", ["recipes/quickstart.toml"]) == 0
+    client.jobs.append(Job("mine-3", JobStatus.PENDING, {RUN: folder}, 3))
+    with pytest.raises(SetupError, match=f"mine-3 works on {folder}"):
+        jobs.submit("jobs/mine.py", ["recipes/quickstart.toml"])
+
+
+def test_status_shows_the_runs_jobs_in_their_order_and_where_the_results_are(client, run_folder, capsys):
+    recipe, folder = run_folder
+    client.jobs = [
+        Job("train-b", JobStatus.RUNNING, {RUN: folder}, 1_700_000_100_000),
+        Job("mine-a", JobStatus.SUCCEEDED, {RUN: folder}, 1_700_000_000_000, 1_700_000_050_000, "done"),
+        Job("other", JobStatus.RUNNING, {}, 1),
+    ]
+
+    Jobs(recipe, ADDRESS).status()
+
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("mine-a  SUCCEEDED  2023-11-1")
+    assert first.endswith("done")
+    assert second.startswith("train-b  RUNNING")
+    assert second.endswith(" to now")
+    assert last == f"results: {folder}"
+
+
+def test_only_what_runs_is_stopped(client, run_folder):
+    recipe, folder = run_folder
+    jobs = Jobs(recipe, ADDRESS)
+    with pytest.raises(SetupError, match="no job works on"):
+        jobs.stop()
+    client.jobs = [Job("a", JobStatus.RUNNING, {RUN: folder}, 1), Job("b", JobStatus.SUCCEEDED, {RUN: folder}, 2)]
+
+    jobs.stop()
+
+    assert client.stopped == ["a"]
+
+
+@pytest.mark.usefixtures("client")
+def test_without_a_job_there_is_nothing_to_follow(run_folder):
+    with pytest.raises(SetupError, match="no job has worked on"):
+        Jobs(run_folder[0], ADDRESS).follow()
