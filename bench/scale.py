@@ -68,7 +68,7 @@ def recipe_of(stage: str, storage: Path, nodes: int) -> Recipe:
         "datasets": [search],
         "cluster": {"encoders": nodes, "transform": {"max_workers": nodes}},
         "mining": {"rank_from": 1, "rank_to": 20, "negatives_per_query": 2},
-        "training": {"workers": 1, "stage1": steps, "stage2": steps},
+        "training": {"workers": 1, "negatives_per_query": 1, "stage1": steps, "stage2": steps},
     }
     return parse_recipe(content, place="bench")
 
