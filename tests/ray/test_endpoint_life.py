@@ -83,7 +83,7 @@ def test_a_new_model_is_taken_into_service_without_a_failed_request(endpoint):
         write_model(endpoint.model, seed=9)
         endpoint.process.send_signal(signal.SIGHUP)
         lines = iter(endpoint.process.stdout.readline, "")
-        assert any(line.startswith("updated") for line in lines)
+        assert any(line.startswith("serve: updated") for line in lines)
         time.sleep(4)  # the replicas of the old model leave
 
     assert set(load.statuses) == {200}, load.statuses

@@ -29,6 +29,7 @@ from qzhou.serving.engine import Encoded, Engine
 from qzhou.serving.errors import RequestError
 from qzhou.serving.indexing import STAGE
 from qzhou.serving.keys import ApiKeys
+from qzhou.serving.memory import remember_fewer_shapes
 from qzhou.serving.observing import Meter, Observed
 from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
 from qzhou.serving.web import Endpoint, web_app
@@ -150,6 +151,7 @@ async def engine_of(recipe: Recipe, name: str, place: str) -> tuple[Engine, Serv
 
 
 def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel, int]:
+    remember_fewer_shapes()
     from qzhou.serving.loading import Settings, load, threads_for  # torch and transformers take seconds
 
     serving, gpu = recipe.serving, recipe.cluster.gpu
