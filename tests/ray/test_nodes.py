@@ -32,17 +32,17 @@ def rows(stream, slow_s):
         yield json.loads(line)
 """
 STEPS = {"steps": 1, "learning_rate": 1e-5}
-DATASETS = 10
+DATASETS = 5
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
-    """A head without CPUs and six nodes of one CPU each; what the tests' reader is found by."""
+    """A head without CPUs and five nodes of one CPU each; what the tests' reader is found by."""
     readers = tmp_path_factory.mktemp("readers")
     (readers / "slow_reader.py").write_text(READER)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        added = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(6))}
+        added = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(5))}
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_ADDRESS", cluster.address)
             patch.syspath_prepend(str(readers))
@@ -103,7 +103,7 @@ def recipe(folder: Path, name: str, endpoint: str, backbone: str, readers: Path)
                 "reader": "slow_reader:rows",
                 "rule": "question_answer",
                 "paths": [str(path)],
-                "reader_options": {"slow_s": 0.5},
+                "reader_options": {"slow_s": 1.0},
             }
         )
     made = parse_recipe(
@@ -139,7 +139,7 @@ def test_a_node_that_dies_in_a_stage_changes_nothing(nodes, tiny_qwen2, tmp_path
             synthesize(disturbed)
         with Chaos(cluster, added, lambda: [*folder.glob("mine/embeddings/**/*.npy")]):
             mine(disturbed)
-        assert sum(node["Alive"] for node in ray.nodes()) == 4
+        assert sum(node["Alive"] for node in ray.nodes()) == 3
         for stage in (transform, synthesize, mine):
             stage(calm)
 
