@@ -31,6 +31,7 @@ from qzhou.runs import Run
 RUNTIME_ENV = Path("jobs/runtime_env.yaml")
 RUN = "qzhou_run"  # metadata of a job: the folder of the run
 GOING_ON = (JobStatus.PENDING, JobStatus.RUNNING)
+INTERRUPTED = 130  # as every job of ours ends after Ctrl-C
 STOPPING_S = 150.0  # more than jobs/runtime_env.yaml gives a job to end
 
 
@@ -152,7 +153,7 @@ class Jobs:
             return _followed(self._client, job)
         except KeyboardInterrupt:
             print(f"\n{job} goes on; --follow, --status and --stop find it again", flush=True)
-            return 130
+            return INTERRUPTED
 
     async def _ended(self, job: str) -> None:
         async with asyncio.timeout(STOPPING_S):
@@ -188,10 +189,12 @@ def _clock(milliseconds: int | None) -> str:
 
 
 def _followed(client: JobSubmissionClient, job: str) -> int:
-    """Print a job's log to its end; its driver's exit status."""
+    """Print a job's log to its end; its driver's exit status, or that of an interrupted one if it was stopped."""
     asyncio.run(_follow(client, job))
-    status = client.get_job_info(job).driver_exit_code
-    return 1 if status is None else int(status)
+    ended = client.get_job_info(job)
+    if ended.status == JobStatus.STOPPED:
+        return INTERRUPTED
+    return 1 if ended.driver_exit_code is None else int(ended.driver_exit_code)
 
 
 async def _follow(client: JobSubmissionClient, job: str) -> None:

@@ -104,7 +104,6 @@ def wait_until(condition, process) -> None:
     ("words", "said"),
     [
         (("--address", "http://127.0.0.1:1"), "no Ray dashboard answers there"),
-        (("--address", "http://127.0.0.1:1", "--job", "bake"), "'jobs/bake.py' does not lie below"),
         (("--job",), "--job has no value"),
         (("--status", "--job", "mine"), "--job belongs to"),
     ],
