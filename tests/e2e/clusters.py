@@ -44,10 +44,10 @@ def ray_node(*words: object, log: Path, **environment: str) -> Iterator[subproce
         process.wait(60)
 
 
-def head_words(gcs_port: int, cpus: int = 0) -> list[object]:
-    """For a head on ports of its own; without CPUs it runs no task."""
+def head_words(gcs_port: int) -> list[object]:
+    """For a head that runs no task, on ports of its own."""
     ports = ["--port", gcs_port, "--dashboard-port", free_port(), "--dashboard-agent-listen-port", 0]
-    return ["--head", "--num-cpus", cpus, *ports]
+    return ["--head", "--num-cpus", 0, *ports]
 
 
 def asked(code: str, **environment: str) -> str:
