@@ -12,14 +12,16 @@ python jobs/submit.py RECIPE --address http://HEAD:8265 --status | --follow | --
 import sys
 from functools import partial
 
-from qzhou.job import main
+from qzhou.job import Options, main, split_options
 from qzhou.recipe import Recipe
+
+OPTIONS: Options = {"--address": str, "--job": str}
 
 
 def run(recipe: Recipe, address: str = "", job: str = "pipeline") -> None:
     from qzhou.submission import Jobs, run_as_job
 
-    words, script = words_of(sys.argv[1:]), f"jobs/{job}.py"
+    (_, words), script = split_options(sys.argv[1:], OPTIONS), f"jobs/{job}.py"
     sys.exit(Jobs(recipe, address).submit(script, words) if address else run_as_job(script, words))
 
 
@@ -29,12 +31,6 @@ def about_the_run(method: str, recipe: Recipe, address: str = "http://127.0.0.1:
     sys.exit(getattr(Jobs(recipe, address), method)())
 
 
-def words_of(words: list[str]) -> list[str]:  # of the job: without what was said to this script
-    own = [n for n, word in enumerate(words) if word.partition("=")[0] in ("--address", "--job")]
-    left_out = {*own, *(n + 1 for n in own if "=" not in words[n])}
-    return [word for n, word in enumerate(words) if n not in left_out]
-
-
 if __name__ == "__main__":
     asked = {f"--{method}": partial(about_the_run, method) for method in ("status", "follow", "stop")}
-    main(run, __doc__ or "", instead=asked, options={"--address": str, "--job": str})
+    main(run, __doc__ or "", instead=asked, options=OPTIONS)

@@ -215,13 +215,13 @@ def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None
 
 
 def _worker_env() -> dict[str, str]:
-    """``WORKER_ENV``, the switch of the log, and the dashboard's address: Ray Train guesses it wrongly beside others.
+    """``WORKER_ENV`` and the switch of the log.
 
     What the environment sets already, by the job's own runtime environment for one, reaches the workers without us;
     Ray refuses to hear it twice.
     """
     ours = {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
-    return ours | {name: os.environ[name] for name in ("RAY_API_SERVER_ADDRESS", VARIABLE) if name in os.environ}
+    return ours | ({VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {})
 
 
 def _set_up_ray_data() -> None:

@@ -47,7 +47,7 @@ def main(
     words = list(sys.argv[1:] if arguments is None else arguments)
     with errors_for_people():
         asked = {"--dry-run": _show, **(instead or {})}
-        given, words = _given(words, options or {})
+        given, words = split_options(words, options or {})
         recipe, flags = _recipe(words, about, list(asked))
         work = asked[flags[0]] if flags else stage
         named = stage if work is _show else work
@@ -101,8 +101,12 @@ def _say_error(line: str, event: str, **fields: object) -> None:
     say(line, event, level="error", stream=sys.stderr, **fields)
 
 
-def _given(words: Sequence[str], options: Options) -> tuple[dict[str, object], list[str]]:
-    """The options' values by keyword, and the other words."""
+def split_options(words: Sequence[str], options: Options) -> tuple[dict[str, object], list[str]]:
+    """The options' values by keyword, and the other words.
+
+    Raises:
+        RecipeError: An option stands there twice, or has no value, or one that cannot be read.
+    """
     given: dict[str, object] = {}
     others, following = [], iter(words)
     for word in following:

@@ -3,29 +3,25 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ray._common.utils import reset_ray_address
+
 from tests.e2e.commands import run
+from tests.ports import free_port
 
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
     """Until something holds, while a process lives."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, "the process has ended"
+        assert process.poll() is None, ("the process has ended", *process.communicate())
         assert time.monotonic() < deadline, f"nothing after {seconds:.0f} s"
         time.sleep(0.3)
 
@@ -42,6 +38,7 @@ def ray_node(*words: object, log: Path, **environment: str) -> Iterator[subproce
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+        reset_ray_address()  # or commands that look for a cluster would go on finding this one
 
 
 def head_words(gcs_port: int) -> list[object]:

@@ -10,8 +10,9 @@ import time
 import pytest
 import ray
 
-from tests.e2e.clusters import QUIET, asked, free_port, head_words, ray_node
+from tests.e2e.clusters import QUIET, asked, head_words, ray_node
 from tests.e2e.commands import Finished, run
+from tests.ports import free_port
 
 HEAD = "ray.head.default"  # what the provider calls its head
 HEAD_ID = "f" * 51 + "00000"

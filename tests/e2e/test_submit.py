@@ -1,16 +1,17 @@
 """`ray job submit --working-dir .` as the README says it, to a cluster that runs already."""
 
+import json
 import os
 import re
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import ray
 
 from qzhou.cluster import local_options
+from tests.e2e.clusters import wait_until
 from tests.e2e.commands import Finished, run, start
 
 
@@ -47,6 +48,7 @@ def test_a_run_that_would_be_lost_with_the_uploaded_copy_is_refused(cluster, wri
     assert "Traceback" not in done.text
 
 
+STEPS = 400  # of a fiftieth of a second or more: enough to be stopped among them
 SECRET = "sk-the-key-of-an-endpoint"  # pragma: allowlist secret
 
 
@@ -56,17 +58,18 @@ def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(cl
     shutil.copytree(submitted[0].parent / "runs" / "tiny", storage / "tiny")
     run_folder = storage / "tiny"
     words = (submitted[0], "--run.storage", storage, "--address", cluster)
-    longer = (*words, "--training.stage2.steps", "400")
+    longer = (*words, "--training.stage2.steps", str(STEPS))
     token = {"RAY_AUTH_MODE": "token", "OPENAI_API_KEY": SECRET}
 
     first = start("jobs/submit.py", *longer, "--job", "train", **token)
-    wait_until(lambda: len(steps_in(run_folder)) > 12, first)
+    wait_until(lambda: not steps_in(run_folder), first, seconds=180)
     second = run("jobs/submit.py", *longer, **token)
     status = run("jobs/submit.py", *words, "--status", **token)
+    wait_until(lambda: len(steps_in(run_folder)) > 12, first, seconds=180)
     stopped = run("jobs/submit.py", *words, "--stop", **token)
     said, _ = first.communicate(timeout=60)
     done_before = len(steps_in(run_folder))
-    again = run("jobs/submit.py", *words, "--training.stage2.steps", str(done_before + 5), "--job=train", **token)
+    again = run("jobs/submit.py", *longer, "--job=train", **token)
 
     assert second.status == 2
     assert "works on" in second.err
@@ -75,8 +78,10 @@ def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(cl
     assert re.search(r"train-\w+: (STOPPED|FAILED)", stopped.out), stopped.text
     assert first.returncode == 130, said
     assert "the same command goes on" in said
-    assert done_before < 400
+    assert 12 < done_before < STEPS
     assert again.status == 0, again.text
+    assert "continues after step" in again.text
+    assert [json.loads(line)["step"] for line in steps_in(run_folder)] == list(range(STEPS))
     nothing_left = run("jobs/submit.py", *words, "--stop", **token)
     assert (nothing_left.status, "no job works on" in nothing_left.err) == (2, True)
     listing = run("-m", "ray.scripts.scripts", "job", "list", "--address", cluster, **token)
@@ -90,14 +95,6 @@ def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(cl
 def steps_in(run_folder: Path) -> list[str]:
     file = run_folder / "train" / "stage2" / "metrics.jsonl"
     return file.read_text().splitlines() if file.exists() else []
-
-
-def wait_until(condition, process) -> None:
-    deadline = time.monotonic() + 180
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
 
 
 @pytest.mark.parametrize(

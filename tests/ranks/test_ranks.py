@@ -1,7 +1,6 @@
 """Many ranks equal one: gradients, DeepSpeed's update and its checkpoints, on gloo without Ray."""
 
 import os
-import socket
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from qzhou.training.engine import TorchEngine
 from qzhou.training.lora import with_adapters
 from qzhou.training.teacher import Teacher
 from tests.conftest import recipe_in
+from tests.ports import free_port
 from tests.ranks.problem import (
     CHUNK_TOKENS,
     assert_same,
@@ -24,11 +24,6 @@ from tests.ranks.problem import (
     three_tasks,
     torch_gradient,
 )
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def join(rank, world, port):

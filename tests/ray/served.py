@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -147,11 +146,6 @@ def write_index(recipe: Path, texts: list[str]) -> None:
     EncodePart(loaded, (run / "model").uri, run / "encoded", parts)({"id": range(len(parts))})
     assert assemble(run / "encoded", (run / "index").create()) == len(set(texts))
     write_manifest(Path(run.path) / "index", "i", model="0")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -33,6 +33,7 @@ from qzhou.prompts import Prompt
 from qzhou.records import PairExample, RetrievalExample
 from qzhou.sections import ModelSection
 from tests.browser import chromium, loaded, show
+from tests.ports import free_port
 from tests.ray.served import (
     KEY,
     MAX_TOKENS,
@@ -41,7 +42,6 @@ from tests.ray.served import (
     WORDS,
     Endpoint,
     environment,
-    free_port,
     serving,
     write_index,
     write_model,

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import ray
-from ray._private.state import available_resources_per_node
-from ray.cluster_utils import Cluster
 
 from qzhou.cluster import session
 from qzhou.mining.pipeline import mine
@@ -22,6 +19,7 @@ from qzhou.synthesis.mock_behaviour import Behaviour
 from qzhou.synthesis.mock_endpoint import MockEndpoint, serving
 from qzhou.synthesis.pipeline import synthesize
 from qzhou.transform.pipeline import transform
+from tests.ray.nodes import kill_a_busy_node, small_nodes
 
 READER = """
 import json, time
@@ -32,7 +30,7 @@ def rows(stream, slow_s):
         yield json.loads(line)
 """
 STEPS = {"steps": 1, "learning_rate": 1e-5}
-DATASETS = 5
+DATASETS, ROWS = 5, 30
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +38,11 @@ def nodes(tmp_path_factory):
     """A head without CPUs and five nodes of one CPU each; what the tests' reader is found by."""
     readers = tmp_path_factory.mktemp("readers")
     (readers / "slow_reader.py").write_text(READER)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        added = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(5))}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("RAY_ADDRESS", cluster.address)
-            patch.syspath_prepend(str(readers))
-            with session():
-                yield cluster, added, readers
-    finally:
-        cluster.shutdown()
-
-
-def busiest(added) -> str:
-    """A living node whose CPU is taken."""
-    free = available_resources_per_node()
-    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] in added]
-    return min(alive, key=lambda one: free.get(one, {}).get("CPU", 0.0))
+    with small_nodes(5) as (cluster, added), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        patch.syspath_prepend(str(readers))
+        with session():
+            yield cluster, added, readers
 
 
 class Chaos:
@@ -80,7 +66,7 @@ class Chaos:
             while not self._condition():
                 assert time.monotonic() < deadline, "the stage was over, or did not begin"
                 time.sleep(0.02)
-            self._cluster.remove_node(self._added[busiest(self._added)], allow_graceful=False)
+            kill_a_busy_node(self._cluster, self._added)
         except Exception as error:  # shown by the test and not lost in its thread
             self.failed = error
 
@@ -90,10 +76,10 @@ def recipe(folder: Path, name: str, endpoint: str, backbone: str, readers: Path)
     for number in range(DATASETS):
         rows = [
             {
-                "question": f"Which number follows {100 * number + n}?",
-                "answer": f"It is {100 * number + n + 1}, a number.",
+                "question": f"Which number do people find after {100 * number + n}?",
+                "answer": f"They find {100 * number + n + 1}, a large one.",
             }
-            for n in range(60)
+            for n in range(ROWS)
         ]
         path = folder / f"own-{number}.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
@@ -136,10 +122,10 @@ def test_a_node_that_dies_in_a_stage_changes_nothing(nodes, tiny_qwen2, tmp_path
         with Chaos(cluster, added, lambda: [*folder.glob("transform/work/candidates/*/summary.json")]):
             transform(disturbed)
         with Chaos(cluster, added, lambda: len(endpoint.counts.completed) > 20):
-            synthesize(disturbed)
+            assert synthesize(disturbed).outputs["examples"] == 2 * DATASETS * ROWS
         with Chaos(cluster, added, lambda: [*folder.glob("mine/embeddings/**/*.npy")]):
             mine(disturbed)
-        assert sum(node["Alive"] for node in ray.nodes()) == 3
+        assert len(added) == 2
         for stage in (transform, synthesize, mine):
             stage(calm)
 

@@ -3,30 +3,23 @@
 import threading
 
 import pytest
-import ray
-from ray._private.state import available_resources_per_node
-from ray.cluster_utils import Cluster
 
 from qzhou import spot
 from qzhou.cluster import session
 from qzhou.training.pipeline import train
 from tests.metadata import metadata_server
+from tests.ray.nodes import busy_node, kill_a_busy_node, small_nodes
 from tests.ray.training_run import STAGE, metrics, prepared, wait_for_checkpoint
 
 
 @pytest.fixture(scope="module")
 def nodes():
     """A head without CPUs, and four nodes of one CPU each: two to train on, two to take their places."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        added = {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(4))}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("RAY_ADDRESS", cluster.address)
-            patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.2")  # not 5: steps take a tenth of a second here
-            with session():
-                yield cluster, added
-    finally:
-        cluster.shutdown()
+    with small_nodes(4) as (cluster, added), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.2")  # not 5: steps take a tenth of a second here
+        with session():
+            yield cluster, added
 
 
 def test_a_dead_node_and_a_leaving_one_cost_no_step(nodes, make_recipe, tiny_qwen2, capfd):
@@ -39,7 +32,7 @@ def test_a_dead_node_and_a_leaving_one_cost_no_step(nodes, make_recipe, tiny_qwe
     def disturb():
         try:
             wait_for_checkpoint(recipe, 4)
-            cluster.remove_node(added[busy_node(added)], allow_graceful=False)
+            kill_a_busy_node(cluster, added)
             wait_for_checkpoint(recipe, 4, "stage2")
             give_notice(cluster.address, busy_node(added))
         except Exception as error:  # shown by the test and not lost in its thread
@@ -55,13 +48,6 @@ def test_a_dead_node_and_a_leaving_one_cost_no_step(nodes, make_recipe, tiny_qwe
     assert [one["step"] for one in metrics(recipe, "stage2")] == list(range(100))
     told = capfd.readouterr()
     assert "a node is about to leave the cluster; a checkpoint is written now" in told.out + told.err
-
-
-def busy_node(added) -> str:
-    """A node whose CPU is taken by a worker."""
-    free = available_resources_per_node()
-    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] in added]
-    return next(one for one in alive if not free.get(one, {}).get("CPU"))
 
 
 def give_notice(address: str, node: str) -> None:

@@ -6,9 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -31,8 +34,14 @@ from tests.ray.training_run import (
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    with session():
-        yield
+    """One on a machine where another has gone without taking its address back."""
+    short = tempfile.TemporaryDirectory(prefix="qz", ignore_cleanup_errors=True)  # for the paths of sockets
+    with pytest.MonkeyPatch.context() as patch, short as home:
+        patch.setenv("RAY_TMPDIR", home)
+        Path(home, "ray").mkdir()
+        Path(home, "ray", "ray_current_cluster").write_text("127.0.0.1:1")
+        with session():
+            yield Path(ray._private.worker._global_node.get_logs_dir_path())
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +65,13 @@ def test_both_stages_leave_metrics_checkpoints_and_a_model(undisturbed):
     export(undisturbed)
     model = SentenceTransformer(str(stage_folder(undisturbed).parent.parent / "model"), device="cpu")
     assert model.encode(["a text"]).shape == (1, 32)
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_training_asks_its_own_cluster_and_no_other_of_the_machine(cluster):
+    controllers = [path.read_text() for path in (cluster / "train").glob("ray-train-sys-controller-*.log")]
+    assert controllers
+    assert not [said for said in controllers if "Failed to stop" in said]
 
 
 def test_killed_workers_and_a_killed_driver_cost_no_step(undisturbed, make_recipe, tiny_qwen2, tmp_path):

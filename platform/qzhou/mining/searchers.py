@@ -83,8 +83,8 @@ class Searchers:
         share: Mapping[str, Any],
     ) -> None:
         self._starts = [shard[0].first for shard in shards]
-        share = dict(share) if on_gpu() else {"num_cpus": share["num_cpus"]}
-        made = ray.remote(SearchActor).options(**share, **RESTARTED)
+        gpus = {} if on_gpu() else {"num_gpus": 0}
+        made = ray.remote(SearchActor).options(**{**share, **gpus}, **RESTARTED)
         index = index_of(mining, [file for shard in shards for file in shard])
         self.is_exact = index == EXACT
         self._actors = []

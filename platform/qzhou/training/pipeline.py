@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray._private import ray_constants
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from qzhou.cluster import our_error, session
 from qzhou.errors import QzhouError, TrainingError
@@ -85,7 +88,7 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
             ),
         )
         try:
-            with _interruptible():
+            with _interruptible(), _own_dashboard():
                 result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             if our_error(error):
@@ -125,6 +128,26 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _own_dashboard() -> Iterator[None]:
+    """Have Ray Train ask this cluster's dashboard whether its controller lives.
+
+    Left alone it asks the cluster that ``ray start`` last left a note of on this machine. Where that one is another, or
+    gone, every training would end with twelve seconds of waiting and a traceback.
+    """
+    name = ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE
+    place = _internal_kv_get(ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD)
+    if place is None or name in os.environ:
+        yield
+        return
+    ENV_VARS_TO_PROPAGATE.add(name)
+    os.environ[name] = f"http://{place.decode()}"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _export(run: Run, folder: Folder) -> dict[str, int]:

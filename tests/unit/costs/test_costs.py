@@ -1,8 +1,5 @@
 """What training costs: numbers worked out by hand, operations counted one product at a time."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +25,7 @@ from qzhou.runs import MANIFEST
 from qzhou.storage import Folder, write_records
 from qzhou.training.estimate import print_estimate
 from qzhou.training.plan import BatchPlan, DatasetSize
+from tests.slim import without_torch_and_ray
 
 ROOT = Path(__file__).parents[3]
 SEVEN_B = PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
@@ -343,26 +341,15 @@ def test_the_command_line_has_the_last_word_on_lengths(mined):
 
 def test_the_estimate_of_the_papers_run_is_printed_without_torch_and_ray():
     """From the repository as it is: no hub, no bucket, in a second or two."""
-    blocked = "import sys, runpy; sys.modules |= {'torch': None, 'ray': None, 'transformers': None}; "
-    code = blocked + "sys.argv = sys.argv[1:]; runpy.run_path('jobs/train.py', run_name='__main__')"
+    said = without_torch_and_ray("jobs/train.py", "recipes/qzhou-7b.toml", "--estimate")
 
-    done = subprocess.run(
-        [sys.executable, "-c", code, "jobs/train.py", "recipes/qzhou-7b.toml", "--estimate"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "platform")},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-    assert done.returncode == 0, done.stderr
     # stage 1: 32,000 steps of 256 queries of 40 tokens and 1,280 documents of 200, four forward passes each
     tokens, squares = 32_000 * (256 * 40 + 1280 * 200), 32_000 * (256 * 40**2 + 1280 * 200**2)
     flops = 4 * (2 * 6_525_288_448 * tokens + 4 * 28 * 3584 * squares)
-    assert f"32,000 steps (32,000 retrieval): 49,152,000 texts, {tokens:.3g} tokens, {flops:.3g} FLOPs" in done.stdout
-    assert "7,070,619,136 parameters" in done.stdout
-    assert "gradient checkpointing is on" in done.stdout
-    rows = [line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["8"], ["32"], ["64"])]
+    assert f"32,000 steps (32,000 retrieval): 49,152,000 texts, {tokens:.3g} tokens, {flops:.3g} FLOPs" in said
+    assert "7,070,619,136 parameters" in said
+    assert "gradient checkpointing is on" in said
+    rows = [line.split() for line in said.splitlines() if line.split()[:1] in (["8"], ["32"], ["64"])]
     assert [row[-1] for row in rows] == ["13.2", "3.29", "1.65"]  # 16 bytes a parameter / GPUs
     assert [row[1] for row in rows] == ["1.8%", "0.0%", "0.0%"]  # 266,240 tokens a step; 8 GPUs hold 262,144
     hours = [flops * more / (989e12 * 0.4) / 3600 for more in (1 + (1 - 262_144 / 266_240) / 4, 1, 1)]

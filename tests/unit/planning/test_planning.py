@@ -5,8 +5,6 @@ import json
 import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +27,7 @@ from qzhou.planning.workload import workload_of
 from qzhou.recipe import load_recipe
 from qzhou.records import PairExample, RetrievalExample
 from qzhou.synthesis.plan import planned as planned_requests
+from tests.slim import without_torch_and_ray
 from tests.unit.planning.run_folder import HELD_OUT, KEPT, RAW, STEP_S, WALLS, finished
 
 ROOT = Path(__file__).parents[3]
@@ -428,21 +427,10 @@ def test_figures_are_short():
 
 
 def test_the_plan_is_printed_without_torch_and_ray():
-    blocked = "import sys, runpy; sys.modules |= {'torch': None, 'ray': None, 'transformers': None}; "
-    code = blocked + "sys.argv = sys.argv[1:]; runpy.run_path('jobs/plan.py', run_name='__main__')"
     asked = ["recipes/qzhou-7b.toml", "--rows", "100_000_000", "--examples", "11_000_000", "--gpus", "32", "--json"]
 
-    done = subprocess.run(
-        [sys.executable, "-c", code, "jobs/plan.py", *asked],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "platform")},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    content = json.loads(without_torch_and_ray("jobs/plan.py", *asked))
 
-    assert done.returncode == 0, done.stderr
-    content = json.loads(done.stdout)
     assert content["machines"] == {"cpu": "8 x m7i.4xlarge", "gpu": "4 x p5.48xlarge"}
     assert any("nothing is asked of the LLM" in note for note in content["notes"])
 
