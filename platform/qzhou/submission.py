@@ -12,6 +12,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
@@ -128,7 +129,7 @@ class Jobs:
         for one in running:
             print(f"stopping {one.submission_id}; the same submission goes on from what is finished", flush=True)
             self._client.stop_job(one.submission_id)
-            asyncio.run(self._ended(one.submission_id))
+            self._wait_for_the_end(one.submission_id)
 
     def status(self) -> None:
         """Print the run's jobs and where the results are."""
@@ -155,11 +156,16 @@ class Jobs:
             print(f"\n{job} goes on; --follow, --status and --stop find it again", flush=True)
             return INTERRUPTED
 
-    async def _ended(self, job: str) -> None:
-        async with asyncio.timeout(STOPPING_S):
-            while self._client.get_job_status(job) in GOING_ON:
-                await asyncio.sleep(0.5)
-        print(f"{job}: {self._client.get_job_status(job).value}", flush=True)
+    def _wait_for_the_end(self, job: str) -> None:
+        patience = time.monotonic() + STOPPING_S
+        while (state := self._client.get_job_status(job)) in GOING_ON:
+            if time.monotonic() > patience:
+                raise SetupError(
+                    f"{job} was told to stop {STOPPING_S} s ago and is still {state.value}; --status shows it, and "
+                    f"`ray job logs {job}` what it does. The nodes may be gone, or too busy to end it."
+                )
+            time.sleep(0.5)
+        print(f"{job}: {state.value}", flush=True)
 
 
 def _refuse_what_stays_behind(script: str, recipe: str) -> None:

@@ -41,10 +41,10 @@ def ray_node(*words: object, log: Path, **environment: str) -> Iterator[subproce
         reset_ray_address()  # or commands that look for a cluster would go on finding this one
 
 
-def head_words(gcs_port: int) -> list[object]:
-    """For a head that runs no task, on ports of its own."""
+def head_words(gcs_port: int, cpus: int = 0) -> list[object]:
+    """For a head on ports of its own, that runs no task unless it is given CPUs."""
     ports = ["--port", gcs_port, "--dashboard-port", free_port(), "--dashboard-agent-listen-port", 0]
-    return ["--head", "--num-cpus", 0, *ports]
+    return ["--head", "--num-cpus", cpus, *ports]
 
 
 def asked(code: str, **environment: str) -> str:

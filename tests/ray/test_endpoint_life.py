@@ -14,7 +14,8 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.ray.served import KEY, Endpoint, free_port, serving, write_model, write_run
+from tests.ports import free_port
+from tests.ray.served import KEY, Endpoint, serving, write_model, write_run
 
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 HEADER = "X-Model-Fingerprint"

@@ -1,11 +1,7 @@
 """The training stages on a local Ray: whole after any death, and as good as an undisturbed run."""
 
-import os
-import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -28,6 +24,7 @@ from tests.ray.training_run import (
     metrics,
     prepared,
     stage_folder,
+    start_driver,
     wait_for_checkpoint,
 )
 
@@ -95,14 +92,6 @@ def test_killed_workers_and_a_killed_driver_cost_no_step(undisturbed, make_recip
     train(with_training(recipe, workers=1))
 
     assert losses(recipe, "stage2") == pytest.approx(losses(undisturbed, "stage2"), rel=1e-3)
-
-
-def start_driver(recipe, folder):
-    """``train`` in a process with a cluster of its own."""
-    (folder / "recipe.pickle").write_bytes(pickle.dumps(recipe))
-    code = "import pickle, sys; from qzhou.training.pipeline import train; train(pickle.load(open(sys.argv[1], 'rb')))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", code, str(folder / "recipe.pickle")], env=environment)
 
 
 def test_a_stage_whose_loss_is_not_finite_keeps_its_batch_and_says_where(make_recipe, tiny_qwen2, tmp_path):

@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -91,3 +94,11 @@ def kill_a_worker(driver: int | None = None) -> None:
     below = psutil.Process(driver or os.getpid()).children(recursive=True)
     workers = [one for one in below if any("RayTrainWorker" in part for part in one.cmdline())]
     workers[-1].send_signal(signal.SIGKILL)
+
+
+def start_driver(recipe, folder: Path) -> subprocess.Popen:
+    """``train`` in a process of its own, on the cluster of ``RAY_ADDRESS`` or one of its own."""
+    (folder / "recipe.pickle").write_bytes(pickle.dumps(recipe))
+    code = "import pickle, sys; from qzhou.training.pipeline import train; train(pickle.load(open(sys.argv[1], 'rb')))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-c", code, str(folder / "recipe.pickle")], env=environment)

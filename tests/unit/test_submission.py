@@ -31,6 +31,7 @@ class Client:
     jobs: list[Job] = field(default_factory=list)
     submitted: dict = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
+    after_stop: JobStatus = JobStatus.STOPPED
 
     def submit_job(self, **words) -> str:
         self.submitted = words
@@ -43,7 +44,7 @@ class Client:
         self.stopped.append(job)
 
     def get_job_status(self, _: str) -> JobStatus:
-        return JobStatus.STOPPED
+        return self.after_stop
 
 
 @pytest.fixture
@@ -127,6 +128,15 @@ def test_only_what_runs_is_stopped(client, run_folder):
     jobs.stop()
 
     assert client.stopped == ["a"]
+
+
+def test_a_job_that_does_not_end_is_named(client, run_folder, monkeypatch):
+    recipe, folder = run_folder
+    client.jobs, client.after_stop = [Job("a", JobStatus.RUNNING, {RUN: folder}, 1)], JobStatus.RUNNING
+    monkeypatch.setattr(submission, "STOPPING_S", 0)
+
+    with pytest.raises(SetupError, match=r"a was told to stop 0 s ago and is still RUNNING.*ray job logs a"):
+        Jobs(recipe, ADDRESS).stop()
 
 
 @pytest.mark.usefixtures("client")
