@@ -28,7 +28,7 @@ from qzhou.job import main
 from qzhou.recipe import Recipe, load_recipe
 from qzhou.runs import Run
 from qzhou.serving.pipeline import application
-from qzhou.serving.port import check_port
+from qzhou.serving.port import check_port, open_port
 
 READY_TIMEOUT_S = 60.0
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -107,8 +107,8 @@ def throughput(port: int, scratch: str) -> dict[str, str]:
         "SERVER_STATE_BASE": scratch,
         "SERVER_STATE_FILE": f"{scratch}/server-state",
         "METRICS_SOCKET_PATH": f"{scratch}/metrics.sock",
-        "METRICS_PORT": str(port + 1101),
-        "STATS_PORT": str(port + 404),
+        "METRICS_PORT": str(open_port(port + 1101)),
+        "STATS_PORT": str(open_port(port + 404)),
         "RETRY_ON": "conn-failure empty-response",  # vectors are made twice as well as once
         "TUNE_BUFSIZE": str(2**20),  # a request above this is not tried again
         "HARD_STOP_AFTER_S": "30",

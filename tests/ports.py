@@ -1,8 +1,18 @@
 """Ports for servers of the tests."""
 
+import random
 import socket
+
+# Below what the system gives to connections, above what Ray gives to its workers and beside Serve's replicas:
+# what is free when it is chosen is still free when the server comes.
+CHOICE = range(20_000, 30_000)
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", random.choice(CHOICE)))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])

@@ -27,3 +27,14 @@ def check_port(host: str, port: int) -> None:
         raise SetupError(
             f"cannot listen on {host}:{port}: {error.strerror}. Choose with --serving.host and --serving.port."
         ) from None
+
+
+def open_port(wanted: int) -> int:
+    """``wanted`` where a server could listen on it on all interfaces, else another port that is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", wanted))
+        except (OSError, OverflowError):  # taken, or beyond the last port
+            probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -1,11 +1,8 @@
-import socket
-
 import pytest
 
 from qzhou.errors import SetupError
 from qzhou.serving.errors import RequestError
 from qzhou.serving.keys import ApiKeys
-from qzhou.serving.port import check_port
 
 
 def test_without_keys_everyone_is_admitted():
@@ -38,19 +35,6 @@ def test_a_key_does_not_show():
     keys = ApiKeys("secret-key")
 
     assert "secret-key" not in repr(keys) + repr(vars(keys))
-
-
-def test_a_taken_port_is_named_with_the_way_out():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(SetupError, match=f"port {port} on 127.0.0.1 is taken.*--serving.port"):
-            check_port("127.0.0.1", port)
-    check_port("127.0.0.1", port)
-
-
-def test_an_address_of_another_machine_is_refused():
-    with pytest.raises(SetupError, match=r"cannot listen on 192\.0\.2\.1:8000"):
-        check_port("192.0.2.1", 8000)
 
 
 def test_keys_in_a_file_are_admitted_besides(tmp_path):
