@@ -30,7 +30,7 @@ dashboards: $(READY)  ## Prometheus and Grafana on this machine, where they are 
 	$(BIN)/python deploy/dashboards/start.py
 
 test: $(READY) check  ## everything: format, lint, types, unit, Ray and end-to-end tests
-	$(BIN)/pytest --durations=25 tests/ranks tests/ray tests/e2e
+	$(BIN)/pytest --durations=25 tests/ranks tests/ray tests/e2e tests/gpu
 
 check: $(READY)  ## the fast loop: format, lint, types, a scan for secrets, unit tests
 	$(BIN)/ruff format --check .
