@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 from ray._common.utils import reset_ray_address
 
 from tests.e2e.commands import run
@@ -36,7 +37,12 @@ def ray_node(*words: object, log: Path, **environment: str) -> Iterator[subproce
         wait_until(lambda: "Ray runtime started" in log.read_text(), process)
         yield process
     finally:
+        below = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
+        psutil.wait_procs(below, timeout=5)
+        for one in below:  # it would wait for some of them half a minute
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait(60)
         reset_ray_address()  # or commands that look for a cluster would go on finding this one
 
