@@ -16,7 +16,9 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import ray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -31,6 +33,7 @@ from qzhou.serving.pipeline import application
 from qzhou.serving.port import check_port, open_port
 
 READY_TIMEOUT_S = 60.0
+CLOSING_S = 30.0
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 LOGS = {"log_level": "INFO", "encoding": "JSON", "enable_access_log": False}  # to files; our own lines replace Serve's
 
@@ -88,6 +91,7 @@ def serve_until_stopped(recipe: Recipe) -> None:
                     asked.update.clear()
                     _update(recipe)
             say("serve: stopping", "stopping")
+            _close_the_door(scratch)
 
 
 def throughput(port: int, scratch: str) -> dict[str, str]:
@@ -120,6 +124,21 @@ def throughput(port: int, scratch: str) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # HAProxy learns of a replica that leaves in less
         **{f"RAY_SERVE_HAPROXY_{name}": value for name, value in haproxy.items()},
     }
+
+
+def _close_the_door(scratch: str) -> None:
+    """Take no more connections and answer what is there: HAProxy's soft stop.
+
+    Without it Ray Serve would forget the application first, and clients would hear 404 until the end.
+    """
+    doors = [
+        one for one in psutil.process_iter(["cmdline"]) if any(scratch in word for word in one.info["cmdline"] or [])
+    ]
+    doors = [one for one in doors if "haproxy" in Path(one.info["cmdline"][0]).name]
+    for door in doors:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            door.send_signal(signal.SIGUSR1)
+    psutil.wait_procs(doors, timeout=CLOSING_S)
 
 
 @contextlib.contextmanager
@@ -190,8 +209,9 @@ def _wait_until_ready(address: str) -> None:
 def _welcome(address: str, recipe: Recipe) -> str:
     variable = recipe.serving.api_keys_env
     key = f"-H 'Authorization: Bearer <one of {variable}>' " if os.environ.get(variable) else ""
+    names = ", ".join(f"'{name}'" for name in (recipe.run.name, *recipe.serving.models))
     return (
-        f"ready: {address}/v1/embeddings serves '{recipe.run.name}'; Ctrl-C stops it\n"
+        f"ready: {address}/v1/embeddings serves {names}; Ctrl-C stops it\n"
         f"try it in a browser: {address}/\n"
         f"curl {address}/v1/embeddings -H 'Content-Type: application/json' {key}"
         f"""-d '{{"model": "{recipe.run.name}", "input": "how to sort a list"}}'"""

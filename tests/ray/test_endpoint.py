@@ -170,6 +170,9 @@ def test_an_unknown_argument_is_a_bad_request(client):
 
 def test_the_models_are_listed_with_what_they_can(client):
     tiny, other = client.models.list()
+    assert client.models.retrieve("tiny") == tiny
+    with pytest.raises(openai.NotFoundError, match="The model 'none' does not exist here"):
+        client.models.retrieve("none")
 
     assert (tiny.id, other.id) == ("tiny", "other")
     assert (tiny.dimensions, tiny.max_tokens, tiny.prompts) == ([8, 16, 32], MAX_TOKENS, ["code", "document", "query"])

@@ -61,6 +61,10 @@ class Load:
         async with aiohttp.ClientSession(headers=AUTHORIZED, timeout=timeout) as http:
             await asyncio.gather(*(self._ask(http, client) for client in range(self._clients)))
 
+    def stop(self) -> None:
+        """No new request; those that are asked are waited for."""
+        self._stop.set()
+
     @contextmanager
     def running(self) -> Iterator[None]:
         thread = threading.Thread(target=lambda: asyncio.run(self._all()))
@@ -68,7 +72,7 @@ class Load:
         try:
             yield
         finally:
-            self._stop.set()
+            self.stop()
             thread.join()
 
 
@@ -141,3 +145,17 @@ def test_what_is_too_much_is_refused_quickly_and_the_endpoint_recovers(endpoint)
     assert all(int(after) >= 1 for code, after, _ in found if code == 429)
     assert status == 200
     assert seconds < 2
+
+
+def test_an_endpoint_that_is_stopped_under_load_answers_what_it_has_and_takes_no_more(endpoint):
+    load = Load(endpoint, clients=8)
+    with load.running():
+        time.sleep(2)
+        endpoint.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        load.stop()
+        endpoint.process.wait(60)
+
+    assert load.statuses[200] > 0
+    assert set(load.statuses) <= ANSWERED, load.statuses
+    assert load.broken, "nobody listens any more"

@@ -76,6 +76,10 @@ def _some(candidates: list[str], where: str, wanted: str) -> list[str]:
     keys = [key.strip() for key in candidates if key.strip()]
     if not keys:
         raise SetupError(f"{where} holds no API key. Give it {wanted} to ask for none.")
+    if not all(key.isascii() and key.isprintable() for key in keys):
+        raise SetupError(
+            f"{where} holds an API key with other characters than ASCII's, which no HTTP header can carry."
+        )
     return keys
 
 

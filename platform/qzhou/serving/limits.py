@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from qzhou.serving.errors import RequestError
 
@@ -11,11 +13,19 @@ MINUTE_S = 60.0
 REMEMBERED = 10_000  # keys; those that rest are as good as new
 
 
+@dataclass(slots=True)
+class Bill:
+    """What a request has cost in the end."""
+
+    tokens: int = 0
+
+
 class TokenRate:
     """A token bucket for each key: full at first, filled evenly, at most a minute's worth.
 
-    What a request costs is known when its texts have become tokens. So a request is let in while anything is left, and
-    its cost is taken off afterwards, below zero if need be: a large request is paid for by waiting longer.
+    What a request costs is known when its texts have become tokens. So a request is let in while anything is left; a
+    guess of its cost is held back while it is worked on, so that many at the same time do not all pass; and in the end
+    the cost itself is taken off, below zero if need be: a large request is paid for by waiting longer.
 
     Args:
         tokens_per_minute: Of each key; None asks for nothing.
@@ -44,8 +54,23 @@ class TokenRate:
                 retry_after_s=(1 - left) * MINUTE_S / self._limit,
             )
 
+    @contextmanager
+    def held(self, key: str, guess: int) -> Iterator[Bill]:
+        """Hold a guess back for the block, then take off what stands in the bill: nothing, unless the block says so.
+
+        Raises:
+            RequestError: 429; others have used up the key's tokens since it was let in.
+        """
+        self.admit(key)
+        self.charge(key, guess)
+        bill = Bill()
+        try:
+            yield bill
+        finally:
+            self.charge(key, bill.tokens - guess)
+
     def charge(self, key: str, tokens: int) -> None:
-        """Take off what an answered request has cost."""
+        """Take off what a request costs; give back what it did not."""
         if self._limit is not None:
             self._buckets[key] = (self._left(key, self._limit) - tokens, self._clock())
             if len(self._buckets) > REMEMBERED:

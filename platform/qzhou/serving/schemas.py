@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from qzhou.serving.errors import RequestError
 from qzhou.serving.outputs import OutputDtype
@@ -52,6 +52,11 @@ class EmbeddingRequest(_Request):
         found: Any = self.input
         return [found] if isinstance(found, str) or (found and isinstance(found[0], int)) else found
 
+    @field_validator("encoding_format", "output_dtype", mode="before")
+    @classmethod
+    def _null_is_the_default(cls, value: Any, info: ValidationInfo) -> Any:
+        return cls.model_fields[info.field_name or ""].default if value is None else value
+
     @field_validator("input", mode="before")
     @classmethod
     def _is_input(cls, value: Any) -> Any:
@@ -68,6 +73,14 @@ class RerankRequest(_Request):
     documents: list[str] = Field(description="Of which the nearest to the query come first.")
     top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="So many results; default: all.")
     return_documents: bool = Field(False, description="Repeat the texts in the answer.")
+
+    @field_validator("documents", mode="before")
+    @classmethod
+    def _texts_of_documents(cls, value: Any) -> Any:
+        """Cohere and Jina take ``{"text": ...}`` for a document, too."""
+        if not isinstance(value, list):
+            return value
+        return [one["text"] if isinstance(one, dict) and one.keys() == {"text"} else one for one in value]
 
 
 class SimilarityRequest(_Request):
@@ -223,7 +236,7 @@ def _explained(kind: type[BaseModel], problem: Any) -> RequestError:
     """OpenAI's error for one pydantic error."""
     if not problem["loc"]:
         detail = str(problem.get("ctx", {}).get("error", problem["msg"]))
-        return RequestError(f"The body is not a JSON object: {detail}.", code="invalid_json")
+        return RequestError(f"The body could not be read as a JSON object: {detail}.", code="invalid_json")
     field = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(field, list(kind.model_fields), n=1, cutoff=0.5)

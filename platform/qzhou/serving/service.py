@@ -26,6 +26,7 @@ from qzhou.serving.schemas import (
 )
 
 Encode = Callable[[Sequence[Text]], Awaitable[Encoded]]
+CHARS_A_TOKEN = 4  # of plain English, about; of most other texts fewer
 Answer = dict[str, Any]  # a response of ``schemas.py``, its vectors still arrays
 
 
@@ -114,6 +115,14 @@ class EmbeddingService:
         """
         inputs = request.inputs
         dimensions = self._dimensions(request.dimensions)
+        if request.encoding_format == "base64" and request.output_dtype != "float":
+            raise RequestError(
+                f"'output_dtype' is '{request.output_dtype}', and base64 is of floats here: OpenAI's clients ask for "
+                "it by themselves and read floats whatever it holds. Send 'encoding_format': 'float' to get a list of "
+                "whole numbers.",
+                param="output_dtype",
+                code="invalid_value",
+            )
         encoded = await self._encoded(self._presented(request, inputs), "input", cut=request.truncate)
         vectors_NK = quantized(shortened(encoded.vectors, dimensions), request.output_dtype)
         written: Any = as_base64(vectors_NK) if request.encoding_format == "base64" else vectors_NK
@@ -154,7 +163,8 @@ class EmbeddingService:
         """
         if self.index is None:
             raise RequestError(
-                "There is no index to search; make one with jobs/index.py and start the endpoint again.",
+                "There is no index to search; make one with jobs/index.py, then start the endpoint again or send it "
+                "SIGHUP.",
                 status=404,
                 code="no_index",
             )
@@ -179,6 +189,7 @@ class EmbeddingService:
 
     def _presented(self, request: EmbeddingRequest, inputs: list[str] | list[list[int]]) -> list[Text]:
         self._check_count(len(inputs), "input")
+        self._check_instruction(request.instruction)
         texts = [one for one in inputs if isinstance(one, str)]
         if texts:
             return list(presented(request, texts, self.model.prompts))
@@ -196,6 +207,7 @@ class EmbeddingService:
 
     def _side(self, texts: Sequence[str], side: Side, instruction: str | None) -> list[Text]:
         """Texts as the model saw queries or documents in training."""
+        self._check_instruction(instruction)
         return [*_with_prompt(texts, side, instruction, self.model.prompts)]
 
     def _check_count(self, count: int, param: str) -> None:
@@ -215,6 +227,17 @@ class EmbeddingService:
                 f"'{param}' holds {chars:,} characters, and a request may hold {self._limits.chars:,}; send several.",
                 param=param,
                 code="too_many_characters",
+            )
+
+    def _check_instruction(self, instruction: str | None) -> None:
+        """One that fills the model by itself would leave every text the same vector."""
+        room = CHARS_A_TOKEN * self.model.max_tokens
+        if instruction is not None and len(instruction) > room:
+            raise RequestError(
+                f"'instruction' has {len(instruction):,} characters and would leave no room for the text: the model "
+                f"reads {self.model.max_tokens} tokens. Say the task in a sentence.",
+                param="instruction",
+                code="context_length_exceeded",
             )
 
     def _check_ids(self, ids: Sequence[int]) -> None:

@@ -21,6 +21,7 @@ from qzhou.serving.schemas import (
     EmbeddingRequest,
     EmbeddingResponse,
     ErrorResponse,
+    Model,
     ModelList,
     RerankRequest,
     RerankResponse,
@@ -35,6 +36,7 @@ from qzhou.serving.service import Answer, EmbeddingService
 FINGERPRINT_HEADER = "X-Model-Fingerprint"
 PLAYGROUND = Path(__file__).with_name("playground.html")
 JSON = "application/json"
+BYTES_A_TOKEN = 4  # of a request's body, about
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": why}
     for status, why in {
@@ -88,25 +90,31 @@ class Endpoint:
         key = self.admit(request)
         self._rate.admit(key)
         note = note_of(request)
-        asked = parse_request(kind, await self._body(request))
-        service = self._service(asked.model)
+        body = await self._body(request)
+        asked = parse_request(kind, body)
+        service = self.service(asked.model)
         note.model = service.model.name
-        try:
-            async with asyncio.timeout(self.settings.request_timeout_s):
-                answer = await work(service, asked)
-        except TimeoutError:
-            raise RequestError(
-                f"This was not done in {self.settings.request_timeout_s:g} s; send less at once.",
-                status=503,
-                type="server_error",
-                code="timeout",
-            ) from None
-        note.tokens = answer["usage"]["total_tokens"]
-        self._rate.charge(key, note.tokens)
+        with self._rate.held(key, len(body) // BYTES_A_TOKEN) as bill:
+            try:
+                async with asyncio.timeout(self.settings.request_timeout_s):
+                    answer = await work(service, asked)
+            except TimeoutError:
+                raise RequestError(
+                    f"This was not done in {self.settings.request_timeout_s:g} s; send less at once.",
+                    status=503,
+                    type="server_error",
+                    code="timeout",
+                ) from None
+            bill.tokens = note.tokens = answer["usage"]["total_tokens"]
         headers = {FINGERPRINT_HEADER: service.model.fingerprint}
         return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON, headers=headers)
 
-    def _service(self, name: str) -> EmbeddingService:
+    def service(self, name: str) -> EmbeddingService:
+        """What answers for a model.
+
+        Raises:
+            RequestError: 404; there is none of that name.
+        """
         if name not in self.services:
             served = ", ".join(f"'{one}'" for one in self.services)
             raise RequestError(
@@ -202,6 +210,12 @@ def _add_routes(web: FastAPI, endpoint: Endpoint, meter: Meter) -> None:
         data = [one.listing() for one in endpoint.services.values()]
         return Response(ModelList(data=data).model_dump_json(), media_type=JSON)
 
+    @web.get("/v1/models/{name:path}", response_model=Model)
+    async def model(request: Request, name: str) -> Response:
+        """One of the models that are served."""
+        endpoint.admit(request)
+        return Response(endpoint.service(name).listing().model_dump_json(), media_type=JSON)
+
     @web.get("/health")
     async def health() -> dict[str, str]:
         """The endpoint lives."""
@@ -237,7 +251,7 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
     refused = RequestError(
         f"{error.detail}: {request.method} {request.url.path:.100}. Known: {known}.",
         status=error.status_code,
-        code="unknown_url",
+        code="method_not_allowed" if error.status_code == 405 else "unknown_url",
     )
     return _json(refused, error.headers)
 

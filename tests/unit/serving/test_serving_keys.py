@@ -37,6 +37,11 @@ def test_a_key_does_not_show():
     assert "secret-key" not in repr(keys) + repr(vars(keys))
 
 
+def test_a_key_that_no_header_can_carry_is_refused_at_the_start():
+    with pytest.raises(SetupError, match="other characters than ASCII's"):
+        ApiKeys.found("KEYS", "", {"KEYS": "good,\u043a\u043b\u044e\u0447"})
+
+
 def test_keys_in_a_file_are_admitted_besides(tmp_path):
     file = tmp_path / "keys"
     file.write_text("# of the team\nfirst\n\n second \n", "utf-8")

@@ -27,6 +27,19 @@ def test_a_key_that_has_used_up_its_minute_is_told_when_to_come_back():
     rate.admit("a")
 
 
+def test_many_at_the_same_time_do_not_all_pass():
+    rate = TokenRate(600, Clock())
+    with rate.held("a", 400), rate.held("a", 400) as second:
+        second.tokens = 250
+        with pytest.raises(RequestError, match="Rate limit reached"):
+            rate.admit("a")
+    rate.admit("a")  # the first has cost nothing, the second less than was guessed
+    with rate.held("a", 0) as third:
+        third.tokens = 350
+    with pytest.raises(RequestError, match="Rate limit reached"), rate.held("a", 0):
+        pytest.fail("350 were left, and 350 are spent")
+
+
 def test_rest_gives_back_at_most_a_minute():
     clock = Clock()
     rate = TokenRate(60, clock)

@@ -87,6 +87,23 @@ def test_half_a_surrogate_pair_is_refused_before_the_tokenizer_meets_it():
     refusal(b'{"model": "m", "input": "\\ud800"}')
 
 
+def test_null_is_the_default_where_openai_s_clients_send_it():
+    found = parse_request(
+        EmbeddingRequest, b'{"model": "m", "input": "x", "encoding_format": null, "output_dtype": null}'
+    )
+
+    assert (found.encoding_format, found.output_dtype) == ("float", "float")
+
+
+def test_documents_to_rerank_may_be_objects_with_a_text():
+    body = b'{"model": "m", "query": "q", "documents": ["a", {"text": "b"}]}'
+    assert parse_request(RerankRequest, body).documents == ["a", "b"]
+    with pytest.raises(RequestError, match="'documents'"):
+        parse_request(RerankRequest, b'{"model": "m", "query": "q", "documents": [{"text": 1}]}')
+    with pytest.raises(RequestError, match="'documents'"):
+        parse_request(RerankRequest, b'{"model": "m", "query": "q", "documents": [{"title": "b"}]}')
+
+
 def test_the_error_body_has_openai_s_shape():
     error = RequestError("no", status=404, param="model", code="model_not_found")
 

@@ -8,7 +8,6 @@ import pytest
 from qzhou.prompts import Prompt
 from qzhou.serving.engine import Encoded
 from qzhou.serving.errors import RequestError
-from qzhou.serving.outputs import as_base64, quantized
 from qzhou.serving.schemas import EmbeddingRequest, EmbeddingResponse, RerankRequest, SearchRequest, SimilarityRequest
 from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
 
@@ -202,10 +201,19 @@ def test_eight_bits_and_one_bit_keep_what_they_can():
     assert bits == np.packbits(whole > 0, axis=1)[0].tolist()
 
 
-def test_base64_of_eight_bits_is_a_byte_a_coordinate():
-    [written] = as_base64(quantized(HashEncoder().encode(["x"]), "int8"))
+@pytest.mark.parametrize("dtype", ["int8", "ubinary"])
+def test_fewer_bits_in_base64_are_refused_because_openai_s_clients_would_read_floats(dtype):
+    error = refusal(output_dtype=dtype, encoding_format="base64")
 
-    assert len(base64.b64decode(written)) == WIDTH
+    assert error.param == "output_dtype"
+    assert "'encoding_format': 'float'" in str(error)
+
+
+def test_an_instruction_that_would_fill_the_model_is_refused():
+    error = refusal(instruction="b " * 100)
+
+    assert "'instruction' has 200 characters" in str(error)
+    assert "16 tokens" in str(error)
 
 
 def test_reranking_sorts_by_cosine_and_keeps_the_places_of_the_request():
