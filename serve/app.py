@@ -33,7 +33,7 @@ from qzhou.serving.pipeline import application
 from qzhou.serving.port import check_port, open_port
 
 READY_TIMEOUT_S = 60.0
-CLOSING_S = 30.0
+CLOSING_S = 3.0  # what takes longer is answered too, by the old HAProxy and a replica that drains
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 LOGS = {"log_level": "INFO", "encoding": "JSON", "enable_access_log": False}  # to files; our own lines replace Serve's
 

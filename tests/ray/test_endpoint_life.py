@@ -55,15 +55,12 @@ class Load:
                         self.fingerprints.append(mark)
             except aiohttp.ClientError as error:
                 self.broken.append(repr(error))
+                await asyncio.sleep(0.02)
 
     async def _all(self) -> None:
         timeout = aiohttp.ClientTimeout(total=60)
         async with aiohttp.ClientSession(headers=AUTHORIZED, timeout=timeout) as http:
             await asyncio.gather(*(self._ask(http, client) for client in range(self._clients)))
-
-    def stop(self) -> None:
-        """No new request; those that are asked are waited for."""
-        self._stop.set()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -72,7 +69,7 @@ class Load:
         try:
             yield
         finally:
-            self.stop()
+            self._stop.set()
             thread.join()
 
 
@@ -152,8 +149,6 @@ def test_an_endpoint_that_is_stopped_under_load_answers_what_it_has_and_takes_no
     with load.running():
         time.sleep(2)
         endpoint.process.send_signal(signal.SIGTERM)
-        time.sleep(1)
-        load.stop()
         endpoint.process.wait(60)
 
     assert load.statuses[200] > 0
