@@ -52,6 +52,7 @@ NEXT_TO_NONE = {"transform": 1_000, "mine": 32, "evaluate": 32}
 SIZES, NODES = (1, 4, 16), (1, 2, 4)
 SIZE_OF_NODES, NODES_OF_SIZE = 4, 2
 SMALL = {"divisor": 50}
+INK = "#7a7a7a"  # to be read on white and on near-black
 STAGES = {"transform": transform, "mine": mine, "evaluate": evaluate}
 
 
@@ -165,22 +166,28 @@ def rows_of(stage: str, divisor: int) -> list[dict[str, Any]]:
 
 
 def picture(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Cost of a row beside the smallest case, by size and by nodes."""
+    """Cost of a row beside the smallest case, by size and by nodes; for light pages and dark ones."""
     figure = Figure(figsize=(7, 2.8))
+    figure.patch.set_alpha(0)
     for axes, what, column in zip(
         figure.subplots(1, 2, sharey=True), ("data", "nodes"), ("rows", "nodes"), strict=True
     ):
-        for stage in STAGES:
+        axes.patch.set_alpha(0)
+        for stage in dict.fromkeys(row["case"].partition(",")[0] for row in rows):
             those = [row for row in rows if row["case"] == f"{stage}, {what}"]
             first = those[0][column]
-            axes.plot([row[column] / first for row in those], [row["ratio"] for row in those], "o-", label=stage)
-        axes.axhspan(0.8, 1.2, color="0.92")
+            times = [row[column] / first for row in those]
+            axes.plot(times, [row["ratio"] for row in those], "o-", label=stage)
+        axes.axhspan(0.8, 1.2, color=INK, alpha=0.15, linewidth=0)
         axes.set_xscale("log", base=2)
-        axes.set_xlabel("times as many rows" if what == "data" else "nodes")
+        axes.set_xticks(times, [f"{one:g}" for one in times])
+        axes.set_xlabel("times as many rows" if what == "data" else "nodes", color=INK)
         axes.set_ylim(bottom=0)
+        axes.tick_params(color=INK, labelcolor=INK, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=7, frameon=False)
-    figure.axes[0].set_ylabel("CPU time of a row, beside the first")
+        axes.spines[["left", "bottom"]].set_color(INK)
+        axes.legend(fontsize=7, frameon=False, labelcolor=INK)
+    figure.axes[0].set_ylabel("CPU time of a row, beside the first", color=INK)
     return svg(figure, "scale")
 
 
