@@ -22,7 +22,7 @@ def parsed(parser: argparse.ArgumentParser, small: Mapping[str, int]) -> argpars
     parser.add_argument(
         "--results", type=Path, help="folder of the JSON file; default: bench/results, or none if small"
     )
-    parser.add_argument("--small", action="store_true", help="a few rows, one round; within 20 s")
+    parser.add_argument("--small", action="store_true", help="a few rows, one round")
     if parser.parse_args().small:
         parser.set_defaults(**small)
     asked = parser.parse_args()

