@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ USAGE = """usage: {job} RECIPE [--dry-run] [--SECTION.SETTING VALUE ...]
 Stage = Callable[..., None]
 Instead = Callable[..., None]
 Options = Mapping[str, Callable[[str], object]]
+NUMBERS = {int: "a whole number, like 1000 or 100_000_000", float: "a number, like 0.4"}
 
 
 def main(
@@ -88,7 +90,7 @@ def say_what_to_do_next(recipe: Recipe, folder: str) -> None:
     serving = recipe.serving
     block = f"""model:   {folder}/model
 report:  {folder}/report.html
-serve it:  make serve RECIPE={sys.argv[1]}        and then, in another terminal:
+serve it:  make serve RECIPE={shlex.quote(sys.argv[1])}        and then, in another terminal:
   curl http://{serving.host}:{serving.port}/v1/embeddings -H 'Content-Type: application/json' \\
     -d '{{"model": "{recipe.run.name}", "input": "Return the sum of the elements."}}'"""
     show(block, "pipeline", "finished", model=f"{folder}/model", report=f"{folder}/report.html")
@@ -123,7 +125,9 @@ def split_options(words: Sequence[str], options: Options) -> tuple[dict[str, obj
         try:
             given[keyword] = options[flag](text)
         except ValueError as error:
-            raise RecipeError(f"command line: {flag}: {error}") from None
+            wanted = next((what for kind, what in NUMBERS.items() if kind is options[flag]), "")
+            why = f"is '{text}', and it wants {wanted}" if wanted else str(error)
+            raise RecipeError(f"command line: {flag} {why}") from None
     return given, others
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,11 @@ from pydantic import BaseModel, ValidationError
 from qzhou.dataset import Section
 from qzhou.errors import RecipeError
 
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # what the shell takes as a name
+SECRET_IN_URL = re.compile(
+    r"\w+://([^/\s@]*:[^/\s@]+@|\S*[?&](key|\w*(access|api|secret)_?key\w*|[\w-]*(secret|token|password)\w*)=)",
+    re.IGNORECASE,
+)
 PLACES = {"recipe": "recipes/", "experiment": "recipes/experiments/"}
 Parsed = TypeVar("Parsed", bound=Section)
 
@@ -40,8 +46,10 @@ def parse_section(kind: type[Parsed], content: Mapping[str, Any], *, place: str)
     """Validate what is given as nested mappings; ``place`` names it in errors.
 
     Raises:
-        RecipeError: A key is unknown, a value has the wrong type, or settings contradict each other.
+        RecipeError: A key is unknown, a value has the wrong type, is a secret, or settings contradict each other.
     """
+    if secrets := list(_secrets(content)):
+        raise RecipeError("\n       ".join(f"{place}: {one}" for one in secrets))
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -49,6 +57,24 @@ def parse_section(kind: type[Parsed], content: Mapping[str, Any], *, place: str)
         # a dataset that is refused counts as missing, which is no second mistake
         told = [one for one in problems if one["type"] != "too_short" or len(problems) == 1]
         raise RecipeError("\n       ".join(f"{place}: {_explain(problem, kind)}" for problem in told)) from None
+
+
+def _secrets(content: Any, key: str = "") -> Iterator[str]:
+    """A line for each value that looks like a secret, without the value: settings are kept with a run and shown."""
+    if isinstance(content, Mapping | list | tuple):
+        inside = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for name, value in inside:
+            yield from _secrets(value, f"{key}.{name}".removeprefix("."))
+    elif isinstance(content, str) and key.endswith("_env") and content and not VARIABLE.fullmatch(content):
+        yield (
+            f"{key}: what stands there (not shown: it may be a secret) is no name of an environment variable. Give the "
+            "name, like MY_API_KEY, and keep the key itself in that variable"
+        )
+    elif isinstance(content, str) and SECRET_IN_URL.search(content):
+        yield (
+            f"{key}: the address (not shown) holds a password or key, and recipes are kept with the run and shown in "
+            "the list of jobs. Take it out: keys come from the environment, as your cloud's tools read them"
+        )
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

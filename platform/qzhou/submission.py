@@ -83,13 +83,18 @@ class Jobs:
     def __init__(self, recipe: Recipe, address: str) -> None:
         self._run, self._address = Run.at(recipe).folder.uri, address
         logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+        if not address.startswith(("http://", "https://")):
+            raise SetupError(
+                f"--address is '{address}', and the address of a dashboard begins with http:// or https://, like "
+                "http://127.0.0.1:8265; port 6379 is another one of Ray's."
+            )
         try:
             self._client = JobSubmissionClient(address)
         except Exception as error:  # ConnectionError, or RuntimeError for an answer that is none
             raise SetupError(
-                f"--address is '{address}', and no Ray dashboard answers there: {first_line(error)}. `ray dashboard "
-                "cluster.yaml` or `kubectl port-forward` brings it to this machine; a cluster that is guarded by a "
-                "token wants RAY_AUTH_MODE=token and the token in ~/.ray/auth_token besides."
+                f"--address is '{address}', and no Ray dashboard lets us in there: {first_line(error).rstrip('.')}. "
+                "`ray dashboard cluster.yaml` or `kubectl port-forward` brings it to this machine; a cluster that is "
+                "guarded by a token wants RAY_AUTH_MODE=token and its own token in ~/.ray/auth_token besides."
             ) from None
 
     def submit(self, script: str, words: Sequence[str]) -> int:
@@ -107,12 +112,19 @@ class Jobs:
                 "with --follow, stop it with --stop, or give this run another --run.name."
             )
         environment: dict[str, Any] = yaml.safe_load(RUNTIME_ENV.read_text("utf-8"))
-        job = self._client.submit_job(
-            entrypoint=shlex.join([*_switched(), "python", script, *words]),
-            submission_id=_job_id(script),
-            runtime_env={**environment, "working_dir": "."},
-            metadata={RUN: self._run},
-        )
+        try:
+            job = self._client.submit_job(
+                entrypoint=shlex.join([*_switched(), "python", script, *words]),
+                submission_id=_job_id(script),
+                runtime_env={**environment, "working_dir": "."},
+                metadata={RUN: self._run},
+            )
+        except (RuntimeError, ValueError) as error:  # the directory is too large, or the cluster refuses
+            raise SetupError(
+                f"{Path.cwd()} could not be submitted to {self._address}: {first_line(error).rstrip('.')}. The whole "
+                "directory travels with a job, but for what .gitignore and .rayignore leave out: large data belong "
+                "outside of it, on storage that all nodes share."
+            ) from error
         line = f"ray job submit: {job}; dashboard: {self._address}"
         say(line, "job_submitted", job=job, dashboard=self._address)
         return self._follow(job)

@@ -100,7 +100,7 @@ def steps_in(run_folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--address", "http://127.0.0.1:1"), "no Ray dashboard answers there"),
+        (("--address", "http://127.0.0.1:1"), "no Ray dashboard lets us in there"),
         (("--job",), "--job has no value"),
         (("--status", "--job", "mine"), "--job belongs to"),
     ],

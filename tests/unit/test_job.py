@@ -83,7 +83,7 @@ def test_what_runs_instead_takes_its_options():
     ("words", "said"),
     [
         (["--share", "0.5"], "--share belongs to --guess"),
-        (["--guess", "--share", "half"], "--share: could not convert string to float: 'half'"),
+        (["--guess", "--share", "half"], "--share is 'half', and it wants a number"),
         (["--guess", "--share"], "--share"),
     ],
 )

@@ -43,6 +43,32 @@ def test_a_wrong_type_names_the_key_and_the_value(tmp_path):
         load_recipe(changed(tmp_path, ("[training.stage1]\nsteps = 24", '[training.stage1]\nsteps = "many"')))
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("synthesis.api_key_env", "sk-hunter2"),
+        ("synthesis.endpoint", "https://user:hunter2@host/v1"),
+        ("run.storage", "s3://AKIAEXAMPLE:hunter2@bucket/runs"),
+        ("run.storage", "s3://bucket/runs?access_key=AKIAEXAMPLE&secret_key=hunter2"),
+        ("mining.teacher", "https://host/v1?api_key=hunter2#model"),
+    ],
+)
+def test_a_secret_is_refused_and_not_repeated(setting, value):
+    with pytest.raises(RecipeError, match=f"{setting}: .*not shown") as raised:
+        load_recipe(QUICKSTART, [f"--{setting}", value])
+
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["s3://bucket/runs?region=eu-west-1", "abfs://container@account.dfs.core.windows.net/r"]
+)
+def test_an_address_without_a_secret_is_none(value):
+    recipe = load_recipe(QUICKSTART, ["--run.storage", value])
+
+    assert recipe.run.storage == value
+
+
 def test_settings_that_contradict_each_other_are_refused_with_both_values():
     with pytest.raises(RecipeError, match=r"rank_to \(3\) is below mining\.rank_from \(10\)"):
         load_recipe(QUICKSTART, ["--mining.rank_to", "3"])

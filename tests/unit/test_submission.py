@@ -130,6 +130,23 @@ def test_only_what_runs_is_stopped(client, run_folder):
     assert client.stopped == ["a"]
 
 
+def test_an_address_that_is_no_dashboards_is_refused_at_once(run_folder):
+    with pytest.raises(SetupError, match=r"'10\.0\.0\.1:6379'.*http://127\.0\.0\.1:8265"):
+        Jobs(run_folder[0], "10.0.0.1:6379")
+
+
+def test_a_directory_that_is_too_large_to_travel_is_named(client, run_folder, monkeypatch):
+    def too_large(**_):
+        raise RuntimeError("Package size (600.00MiB) exceeds the maximum size of 512.00MiB.")
+
+    monkeypatch.setattr(client, "submit_job", too_large)
+
+    with pytest.raises(
+        SetupError, match=r"600\.00MiB\) exceeds the maximum size of 512\.00MiB\. The whole.*\.rayignore"
+    ):
+        Jobs(run_folder[0], ADDRESS).submit("jobs/pipeline.py", ["recipes/quickstart.toml"])
+
+
 def test_a_job_that_does_not_end_is_named(client, run_folder, monkeypatch):
     recipe, folder = run_folder
     client.jobs, client.after_stop = [Job("a", JobStatus.RUNNING, {RUN: folder}, 1)], JobStatus.RUNNING
