@@ -147,6 +147,9 @@ class Notes:
     def leaving(self) -> bool:
         return False
 
+    def stopping(self, _: int) -> bool:
+        return False
+
     def save(self, step: int) -> None:
         pass
 

@@ -141,6 +141,9 @@ class Notes:
     def leaving(self):
         return False
 
+    def stopping(self, _):
+        return False
+
     def save(self, step):
         self.saved.append(step)
         if step == self.last_step:

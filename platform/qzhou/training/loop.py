@@ -43,6 +43,10 @@ class Keeper(Protocol):
         """Whether a node is about to go, so that a checkpoint is due now: once, and the same answer on every rank."""
         ...
 
+    def stopping(self, step: int) -> bool:
+        """Whether somebody stops the stage after this step: asked at its end, and the same answer on every rank."""
+        ...
+
     def save(self, step: int) -> None:
         """Keep a checkpoint after ``step`` finished steps."""
         ...
@@ -71,11 +75,13 @@ class Stage:
     validate: Callable[[], Mapping[str, float]] | None = None
 
 
-def train_stage(stage: Stage, engine: Engine, keeper: Keeper, *, first_step: int) -> None:
+def train_stage(stage: Stage, engine: Engine, keeper: Keeper, *, first_step: int) -> bool:
     """Train from ``first_step`` to the end of the stage.
 
     Args:
         first_step: 0, or the step that a checkpoint had reached.
+
+    Returns: Whether it got there; else somebody stopped it, with a checkpoint.
 
     Raises:
         TrainingError: The loss is not finite; names step and dataset, and the batch is kept.
@@ -104,8 +110,12 @@ def train_stage(stage: Stage, engine: Engine, keeper: Keeper, *, first_step: int
                 rows = {part.dataset: len(part.rows) for part in prepared.planned.parts}
                 bar.advance(1, f"loss {metrics['loss']:.4f} on {metrics['dataset']}", rows=rows)
             finished = step + 1 == settings.steps
-            if (step + 1) % training.save_every_steps == 0 or finished or keeper.leaving():
+            stopped = keeper.stopping(step) and not finished
+            if (step + 1) % training.save_every_steps == 0 or finished or stopped or keeper.leaving():
                 keeper.save(step + 1)
+            if stopped:
+                return False
+    return True
 
 
 def _step(stage: Stage, engine: Engine, keeper: Keeper, prepared: Prepared) -> Metrics:

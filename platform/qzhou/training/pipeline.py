@@ -15,7 +15,7 @@ from typing import Any
 
 import ray.train
 from ray._private import ray_constants
-from ray.experimental.internal_kv import _internal_kv_get
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
@@ -74,7 +74,9 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it repeats each line that workers print
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
     with session(ask(run.recipe, "train")):
-        trainer = TorchTrainer(
+        stop = _Stop(folder.uri)
+        stop.forget()
+        trainer = _Trainer(
             _rank,
             train_loop_config=settings,
             torch_config=TorchConfig(timeout_s=1800),
@@ -87,6 +89,7 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
                 failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
             ),
         )
+        trainer.stop = stop
         try:
             with _interruptible(), _own_dashboard():
                 result = trainer.fit()
@@ -98,7 +101,58 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
                 f"{stage} failed: {lines[-1].strip()}\n       The workers' traceback is above. "
                 "The same job continues from the last checkpoint."
             ) from error
+        if stop.is_asked():
+            raise KeyboardInterrupt
     return {"steps": int(result.metrics["step"])}
+
+
+class _Stop:
+    """How all ranks learn, after the same step, that somebody wants the stage to end with a checkpoint.
+
+    The driver asks. Rank 0 hears it at the end of a step and names the next one, and every rank looks at the end of
+    each: they meet in its gradients, so nobody can have passed the named step before the name was there.
+
+    Args:
+        folder: Of the stage.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._asked, self._last = (f"qzhou/{what}/{folder}".encode() for what in ("stop", "last_step"))
+
+    def forget(self) -> None:
+        for key in (self._asked, self._last):
+            _internal_kv_del(key)
+
+    def ask(self) -> None:
+        _internal_kv_put(self._asked, b"1")
+
+    def is_asked(self) -> bool:
+        return bool(_internal_kv_get(self._asked))
+
+    def is_after(self, step: int, rank: int) -> bool:
+        """Whether ``step`` was the last one; for a rank at its end."""
+        named = _internal_kv_get(self._last)
+        if rank == 0 and named is None and self.is_asked():
+            _internal_kv_put(self._last, str(step + 1).encode())
+        return bool(named == str(step).encode())
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's has no types
+    """Ctrl-C, which is what stops a job too, asks for a checkpoint; the next one ends training as Ray does."""
+
+    stop: _Stop
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        super()._register_sigint_handler(controller)
+        at_once = signal.getsignal(signal.SIGINT)
+
+        def ask(*_: object) -> None:
+            signal.signal(signal.SIGINT, at_once)
+            self.stop.ask()
+            line = "train: stops after a checkpoint of the next step; Ctrl-C again ends it at once, without one"
+            say(line, "stopping", level="warning")
+
+        signal.signal(signal.SIGINT, ask)
 
 
 def _scaling(recipe: Recipe) -> ray.train.ScalingConfig:
@@ -192,6 +246,9 @@ class _Keeper(Notes):
     """Notes to the stage's folder, checkpoints to Ray Train."""
 
     _left = False
+
+    def stopping(self, step: int) -> bool:
+        return _Stop(self.folder.uri).is_after(step, self.engine.rank)
 
     def leaving(self) -> bool:
         if self._left or ray.train.get_preemption_info() is None:

@@ -80,7 +80,8 @@ def train_rank(
             teacher=Teacher.load(taught, device=device, dtype=dtype) if taught else None,
             validate=partial(judged, engine) if judged else None,
         )
-        train_stage(stage, engine, keeper_of(engine, first_step), first_step=first_step)
+        if not train_stage(stage, engine, keeper_of(engine, first_step), first_step=first_step):
+            return  # stopped
         state = engine.full_state()
         if engine.rank == 0:
             _write_model(recipe, spec, state, run_folder / "train" / name / MODEL)

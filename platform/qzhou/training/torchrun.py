@@ -98,6 +98,9 @@ class _Keeper(Notes):
     def leaving(self) -> bool:
         return False  # torchrun is not told
 
+    def stopping(self, _: int) -> bool:
+        return False  # it ends its ranks at once
+
     def save(self, step: int) -> None:
         self.keep()
         checkpoints = self.folder / CHECKPOINTS
