@@ -7,7 +7,7 @@ One MiniLM in float32 on all cores for each, one server at a time, started by it
 
 - `32 texts, 16 clients`: requests of 32 texts of 3 to 12 words, sixteen at a time. Texts and tokens a second.
 - `1 text, 64 clients`: one such text a request, sixty-four at a time.
-- `mixed, 16 clients`: 1 to 32 texts of 3 to 200 words.
+- `mixed, 16 clients`: 1 to 32 texts of 3 to 200 words (`--longest`).
 - `1 text, half load`: requests at a steady rate, half of what the slower of ours and infinity answers; p50 and p99.
 - `overload`: three times as many requests a second as we answer. What is refused, how fast, and what memory does.
 - `no model`: GET /health, and the CPU milliseconds that all processes of the server take for one.
@@ -50,7 +50,7 @@ ROOT = Path(__file__).parents[1]
 LOAD = Path(__file__).parent / "servers" / "load.lua"
 OURS, INFINITY, PLAIN = "qzhou", "infinity_emb", "FastAPI"
 READY_S = 180
-SMALL = {"seconds": 5, "rounds": 1}
+SMALL = {"seconds": 5, "rounds": 1, "longest": 20}
 RECIPE = """
 run = {{ name = "{name}", storage = "{storage}" }}
 model = {{ backbone = "{model}", max_query_tokens = {tokens}, max_document_tokens = {tokens}, dtype = "float32" }}
@@ -72,7 +72,6 @@ class Case:
 
 BATCHES = Case("32 texts, 16 clients", (32, 32), (3, 12), 16)
 SINGLES = Case("1 text, 64 clients", (1, 1), (3, 12), 64)
-MIXED = Case("mixed, 16 clients", (1, 32), (3, 200), 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +207,7 @@ def main() -> None:
     parser.add_argument("--infinity", help="Python of a virtual environment with infinity_emb[torch,server]")
     parser.add_argument("--seconds", type=int, default=15, help="of each load; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--longest", type=int, default=200, help="words of a mixed text; default: %(default)s")
     parser.add_argument("--port", type=int, default=8490, help="default: %(default)s")
     asked = parsed(parser, SMALL)
     if not shutil.which("wrk"):
@@ -218,7 +218,8 @@ def main() -> None:
         if asked.infinity:
             servers[INFINITY] = lambda: infinity(asked.infinity, port, asked.threads)
         servers[PLAIN] = lambda: plain(port, asked.threads)
-        counts = {BATCHES: 40 * asked.seconds, SINGLES: 1500 * asked.seconds, MIXED: 30 * asked.seconds}
+        mixed = Case("mixed, 16 clients", (1, 32), (3, asked.longest), 16)
+        counts = {BATCHES: 40 * asked.seconds, SINGLES: 1500 * asked.seconds, mixed: 30 * asked.seconds}
         bodies = {case: bodies_of(case, folder, count) for case, count in counts.items()}
         rows, speeds = _throughput(servers, bodies, asked)
         rate = min(speeds[who, SINGLES.name] for who in servers if who != PLAIN) / 2

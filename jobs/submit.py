@@ -4,7 +4,7 @@ python jobs/submit.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VAL
     to a cluster that is started on this machine and ends with the job
 
 python jobs/submit.py RECIPE --address http://HEAD:8265 [--job mine] [--SECTION.SETTING VALUE ...]
-    to a cluster that runs already; Ctrl-C leaves the job alone
+    to a cluster that runs already; Ctrl-C leaves the job alone; --job: one stage instead of the pipeline
 python jobs/submit.py RECIPE --address http://HEAD:8265 --status | --follow | --stop
     the jobs of the recipe's run
 """
@@ -12,10 +12,11 @@ python jobs/submit.py RECIPE --address http://HEAD:8265 --status | --follow | --
 import sys
 from functools import partial
 
-from qzhou.job import Options, main, split_options
+from qzhou.job import Options, main, one_of, split_options
 from qzhou.recipe import Recipe
 
-OPTIONS: Options = {"--address": str, "--job": str}
+JOBS = ("pipeline", "transform", "synthesize", "mine", "train", "export", "evaluate", "index", "report")
+OPTIONS: Options = {"--address": str, "--job": one_of(*JOBS)}
 
 
 def run(recipe: Recipe, address: str = "", job: str = "pipeline") -> None:

@@ -14,8 +14,8 @@ ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving"
 LEVELS = {
     "errors": 0, "records": 1, "prompts": 2, "dataset": 2, "sections": 2, "recipe": 2, "storage": 2, "runs": 2,
     "progress": 2, "pictures": 2, "job": 2, "llm": 2, "learning": 2, "checkpoints": 2, "languages": 2, "endpoints": 2,
-    "sharing": 2, "reading": 2, "resources": 2, "spot": 2, "meters": 2, "events": 2, "cluster": 3, "exposition": 3,
-    "submission": 4, "encoder": 3, "costs": 3, **dict.fromkeys(ROOMS, 4), "experiments": 5,
+    "sharing": 2, "lease": 2, "reading": 2, "resources": 2, "spot": 2, "meters": 2, "events": 2, "cluster": 3,
+    "exposition": 3, "submission": 4, "encoder": 3, "costs": 3, **dict.fromkeys(ROOMS, 4), "experiments": 5,
 }  # fmt: skip
 ONLY_IN = {
     "ray": {
@@ -36,7 +36,7 @@ ONLY_IN = {
     "aiohttp": {"platform/qzhou/synthesis/mock_endpoint.py"},
 }
 SLIM = ("errors", "records", "dataset", "llm", "learning", "sections", "recipe", "prompts", "storage", "runs")
-SLIM += ("reading", "sharing", "progress", "job", "checkpoints", "resources", "meters", "events")
+SLIM += ("reading", "sharing", "lease", "progress", "job", "checkpoints", "resources", "meters", "events")
 SLIM += ("training.estimate", "planning.command", "experiments.settings")  # what answers before anything runs
 PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/pipeline.py"))]
 PYTHON = [path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]

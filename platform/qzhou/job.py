@@ -51,6 +51,8 @@ def main(
         asked = {"--dry-run": _show, **(instead or {})}
         given, words = split_options(words, options or {})
         recipe, flags = _recipe(words, about, list(asked))
+        if len(flags) > 1:
+            raise RecipeError(f"command line: {' and '.join(flags)} are different things to do; give one of them")
         work = asked[flags[0]] if flags else stage
         named = stage if work is _show else work
         if strange := next((one for one in given if not _takes(named, one)), None):
@@ -131,6 +133,17 @@ def split_options(words: Sequence[str], options: Options) -> tuple[dict[str, obj
     return given, others
 
 
+def one_of(*names: str) -> Callable[[str], str]:
+    """A reader of options that lets these names pass."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"is '{text}', and it is one of {', '.join(names)}")
+        return text
+
+    return read
+
+
 def _takes(work: Callable[..., None], keyword: str) -> bool:
     parameters = inspect.signature(work).parameters
     return keyword in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
@@ -148,6 +161,8 @@ def _recipe(words: list[str], about: str, known: Sequence[str]) -> tuple[Recipe,
     """The recipe, and which of the known flags stand on the command line."""
     flags = [flag for flag in known if flag in words]
     rest = [word for word in words if word not in flags]
+    if flags and not rest:
+        raise RecipeError(f"command line: {flags[0]} wants a recipe before it")
     if not rest or rest[0] in {"-h", "--help"}:
         print(USAGE.format(job=sys.argv[0], about=about.strip()))
         sys.exit(0)

@@ -54,8 +54,8 @@ def parse_section(kind: type[Parsed], content: Mapping[str, Any], *, place: str)
         return kind.model_validate(content)
     except ValidationError as error:
         problems = error.errors()
-        # a dataset that is refused counts as missing, which is no second mistake
-        told = [one for one in problems if one["type"] != "too_short" or len(problems) == 1]
+        # what a refused dataset or section leaves behind is no second mistake
+        told = [one for one in problems if one["type"] not in {"too_short", "default_factory_not_called"}] or problems
         raise RecipeError("\n       ".join(f"{place}: {_explain(problem, kind)}" for problem in told)) from None
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from qzhou.errors import DataError, StorageError
 from qzhou.events import say
+from qzhou.lease import at_work
 from qzhou.progress import recorded
 from qzhou.recipe import Recipe
 from qzhou.records import Manifest
@@ -50,16 +51,8 @@ class Run:
         Raises:
             StorageError: The storage path cannot be written, or would be lost with the job.
         """
-        if (
-            UPLOADED in Path.cwd().parts
-            and not Path(recipe.run.storage).is_absolute()
-            and "://" not in recipe.run.storage
-        ):
-            raise StorageError(
-                f"run.storage is '{recipe.run.storage}', a path below the copy of the project that `ray job submit "
-                "--working-dir` made for this job, and goes with it. Name an absolute path or a URI (s3://...) that "
-                "all nodes reach, in the recipe or with --run.storage."
-            )
+        if UPLOADED in Path.cwd().parts:
+            refuse_what_would_be_lost(recipe)
         run = cls.at(recipe)
         run.folder.create().write_json(RECIPE, recipe.model_dump(mode="json"))
         return run
@@ -116,6 +109,9 @@ class Run:
             keep: Folders inside the stage that stay valid when the rest is stale, because their
                 entries are keyed by content (paid LLM answers, embeddings).
             lend: Those of them that are of use to every run that shares its stages (``run.share_stages``).
+
+        Raises:
+            StorageError: Another process is at work on this run.
         """
         code = code_version(*rooms)
         fingerprint = digest({"settings": settings, "inputs": inputs, "code": code})
@@ -126,7 +122,7 @@ class Run:
             say(line, "stage_skipped", outputs=finished.outputs)
             return finished
         shares = self.recipe.run.share_stages
-        with turn(self.folder, name, fingerprint) if shares else nullcontext():
+        with at_work(self.folder, name), turn(self.folder, name, fingerprint) if shares else nullcontext():
             self._make_room(folder, name, fingerprint, keep)
             folder.create().write_json(STARTED, {"fingerprint": fingerprint})
             if shares:
@@ -168,6 +164,20 @@ class Run:
         for kept in keep:
             if (aside / kept).exists():
                 (aside / kept).move_to(folder / kept)
+
+
+def refuse_what_would_be_lost(recipe: Recipe) -> None:
+    """For jobs that run from an uploaded directory.
+
+    Raises:
+        StorageError: The run would be written below it.
+    """
+    if not Path(recipe.run.storage).expanduser().is_absolute() and "://" not in recipe.run.storage:
+        raise StorageError(
+            f"run.storage is '{recipe.run.storage}', a path below the copy of the project that travels with a "
+            "submitted job (`--working-dir`), and goes with it. Name an absolute path or a URI (s3://...) that all nodes "
+            "reach, in the recipe or with --run.storage."
+        )
 
 
 def _finished(begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[str, int]]) -> Manifest:

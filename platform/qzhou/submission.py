@@ -27,12 +27,17 @@ from qzhou.cluster import heard, local_options
 from qzhou.errors import SetupError, first_line
 from qzhou.events import VARIABLE, say
 from qzhou.recipe import Recipe
-from qzhou.runs import Run
+from qzhou.runs import Run, refuse_what_would_be_lost
 
 RUNTIME_ENV = Path("jobs/runtime_env.yaml")
 RUN = "qzhou_run"  # metadata of a job: the folder of the run
 GOING_ON = (JobStatus.PENDING, JobStatus.RUNNING)
 INTERRUPTED = 130  # as every job of ours ends after Ctrl-C
+TALKATIVE = (  # loggers: "WebSocket closed", what of a directory is uploaded
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
 STOPPING_S = 150.0  # more than jobs/runtime_env.yaml gives a job to end
 
 
@@ -81,8 +86,9 @@ class Jobs:
     """
 
     def __init__(self, recipe: Recipe, address: str) -> None:
-        self._run, self._address = Run.at(recipe).folder.uri, address
-        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+        self._recipe, self._run, self._address = recipe, Run.at(recipe).folder.uri, address
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)
         if not address.startswith(("http://", "https://")):
             raise SetupError(
                 f"--address is '{address}', and the address of a dashboard begins with http:// or https://, like "
@@ -104,8 +110,10 @@ class Jobs:
 
         Raises:
             SetupError: Another one works on the run, or what the job needs does not travel with the directory.
+            StorageError: The results would be lost with the job.
         """
         _refuse_what_stays_behind(script, words[0])
+        refuse_what_would_be_lost(self._recipe)
         if running := self._those(*GOING_ON):
             raise SetupError(
                 f"{running[0].submission_id} works on {self._run}, and two jobs would disturb each other. Follow it "

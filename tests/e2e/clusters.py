@@ -55,6 +55,7 @@ def head_words(gcs_port: int, cpus: int = 0) -> list[object]:
 
 def asked(code: str, **environment: str) -> str:
     """The last line that a driver prints which has joined the cluster of ``RAY_ADDRESS``."""
-    done = run("-c", f"import ray; ray.init(address='auto', logging_level='ERROR'); {code}", **QUIET | environment)
+    join = "import ray; ray.init(address='auto', logging_level='ERROR', log_to_driver=False)"  # no autoscaler's lines
+    done = run("-c", f"{join}; {code}", **QUIET | environment)
     assert done.status == 0, done.text
     return done.out.strip().splitlines()[-1]

@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 
 from qzhou.cluster import _Quiet, _worker_env, heard, local_options, our_error
 from qzhou.errors import DataError, EndpointError, QzhouError
-from qzhou.job import main
+from qzhou.job import main, one_of
 
 QUICKSTART = "recipes/quickstart.toml"
 
@@ -70,6 +70,19 @@ def test_the_recipe_comes_first(capsys):
     assert "the recipe comes first" in said
 
 
+def test_a_flag_wants_a_recipe(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(raising(AssertionError("ran")), "about", ["--dry-run"])
+
+    assert end.value.code == 2
+    assert "--dry-run wants a recipe before it" in capsys.readouterr().err
+
+
+def test_an_option_is_one_of_some_names():
+    with pytest.raises(ValueError, match="is 'plan', and it is one of mine, train"):
+        one_of("mine", "train")("plan")
+
+
 def test_what_runs_instead_takes_its_options():
     seen = {}
     flags = {"instead": {"--guess": lambda _, **given: seen.update(given)}, "options": {"--share": float, "--on": str}}
@@ -85,6 +98,7 @@ def test_what_runs_instead_takes_its_options():
         (["--share", "0.5"], "--share belongs to --guess"),
         (["--guess", "--share", "half"], "--share is 'half', and it wants a number"),
         (["--guess", "--share"], "--share"),
+        (["--guess", "--dry-run"], "--dry-run and --guess are different things to do"),
     ],
 )
 def test_an_option_that_cannot_be_is_named(words, said, capsys):

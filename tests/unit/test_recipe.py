@@ -39,8 +39,10 @@ def test_an_unknown_key_inside_a_dataset_names_the_dataset_and_the_key(tmp_path)
 
 
 def test_a_wrong_type_names_the_key_and_the_value(tmp_path):
-    with pytest.raises(RecipeError, match=r"training\.stage1\.steps: .*integer.*found 'many'"):
+    with pytest.raises(RecipeError, match=r"training\.stage1\.steps: .*integer.*found 'many'") as raised:
         load_recipe(changed(tmp_path, ("[training.stage1]\nsteps = 24", '[training.stage1]\nsteps = "many"')))
+
+    assert len(str(raised.value).splitlines()) == 1, "what follows from it is no second mistake"
 
 
 @pytest.mark.parametrize(

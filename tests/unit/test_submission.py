@@ -7,7 +7,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 from qzhou import submission
-from qzhou.errors import SetupError
+from qzhou.errors import SetupError, StorageError
 from qzhou.submission import RUN, Jobs
 
 NASTY = """a "name"; touch 'x' && echo $HOME `id` *"""
@@ -82,6 +82,15 @@ def test_every_word_reaches_the_job_as_it_was_typed(client, run_folder, monkeypa
 def test_a_recipe_that_does_not_travel_is_refused(client, run_folder, name):
     with pytest.raises(SetupError, match=f"'{name}' does not lie below"):
         Jobs(run_folder[0], ADDRESS).submit("jobs/mine.py", [name])
+
+    assert not client.submitted
+
+
+def test_a_run_that_would_go_with_its_job_is_refused_before_anything_is_sent(client, make_recipe):
+    with pytest.raises(StorageError, match=r"run\.storage is 'runs', a path below the copy"):
+        Jobs(make_recipe(run={"name": "tiny", "storage": "runs"}), ADDRESS).submit(
+            "jobs/mine.py", ["recipes/quickstart.toml"]
+        )
 
     assert not client.submitted
 

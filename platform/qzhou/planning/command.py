@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from qzhou.errors import RecipeError
 from qzhou.planning.assumptions import Assumptions, told_on_the_command_line
 from qzhou.planning.plan import Plan, plan_of
 from qzhou.planning.tables import as_json, shown
@@ -30,8 +31,13 @@ def planned(recipe: Recipe, *, assume: str = "", utilisation: float | None = Non
         assume: ``NAME=VALUE,NAME=VALUE``: assumptions that replace the table's.
         utilisation: Short for ``train_utilisation``, as with training's estimate.
         asked: What :class:`~qzhou.planning.target.Target` holds.
+
+    Raises:
+        RecipeError: An option is out of range.
     """
     told = told_on_the_command_line(assume) if assume else {}
     if utilisation is not None:
+        if not 0 < utilisation <= 1:
+            raise RecipeError(f"command line: --utilisation is {utilisation:g}; it is a share, above 0 and at most 1")
         told["train_utilisation"] = utilisation
     return plan_of(recipe, Target(**asked), Assumptions.of(told))

@@ -11,6 +11,7 @@ from qzhou.recipe import Recipe
 
 DEFAULT_CLOUD = "aws"
 CPU_MACHINES = 8  # that are rented for transform and synthesis; cluster.yaml allows as many
+MOST = 10**12  # of anything that is counted; beyond it somebody's finger stayed on the key
 ONLY_RENTED = ("gpus", "cloud", "gpu_price", "cpu_price")
 
 
@@ -133,6 +134,6 @@ def _cpu_crew(target: Target, workers: Crew) -> Crew:
 
 
 def _at_least(name: str, value: float | None, least: int) -> None:
-    if value is not None and not least <= value < float("inf"):
+    if value is not None and not least <= value <= MOST:
         flag = f"--{name.replace('_', '-')}"
-        raise RecipeError(f"command line: {flag} is {value:,}; it is a number of {least} or more")
+        raise RecipeError(f"command line: {flag} is {value:,}; it is a number from {least} to {MOST:,}")

@@ -105,7 +105,7 @@ def test_sizes_that_cannot_be_are_refused_with_both_values_and_the_way_out(recip
         rows_of(recipe, Target(), Assumptions.of())
     with pytest.raises(RecipeError, match=r"--examples is 2,000, but 1,000 raw rows.*--synthetic"):
         rows_of(recipe, Target(rows=1000, examples=2000), Assumptions.of())
-    with pytest.raises(RecipeError, match=r"--rows is 0; it is a number of 1 or more"):
+    with pytest.raises(RecipeError, match=r"--rows is 0; it is a number from 1 to 1,000,000,000,000"):
         Target(rows=0)
     with pytest.raises(RecipeError, match=r"--gpu-price is nan"):
         Target(gpu_price=float("nan"))
