@@ -175,8 +175,8 @@ def refuse_what_would_be_lost(recipe: Recipe) -> None:
     if not Path(recipe.run.storage).expanduser().is_absolute() and "://" not in recipe.run.storage:
         raise StorageError(
             f"run.storage is '{recipe.run.storage}', a path below the copy of the project that travels with a "
-            "submitted job (`--working-dir`), and goes with it. Name an absolute path or a URI (s3://...) that all nodes "
-            "reach, in the recipe or with --run.storage."
+            "submitted job (`--working-dir`), and goes with it. Name an absolute path or a URI (s3://...) that all "
+            "nodes reach, in the recipe or with --run.storage."
         )
 
 
