@@ -35,6 +35,15 @@ def test_the_clusters_limits_hold_together(cluster):
     assert sum(workers) == cluster["max_workers"]
 
 
+def test_nodes_have_what_recipes_may_ask_for_and_images_of_their_own_choice(cluster):
+    for commands in (cluster["head_setup_commands"], cluster["worker_setup_commands"]):
+        assert ",quickstart,lora,trackers]" in commands[0], "as the image of deploy/Dockerfile"
+    for name, node in cluster["available_node_types"].items():
+        config = node["node_config"]
+        image = config.get("ImageId") or config["disks"][0]["initializeParams"]["sourceImage"]
+        assert "ubuntu" in image, f"{name}: Ray's own choice is years old"
+
+
 def test_notices_of_spot_nodes_are_watched_for_with_the_words_that_the_watcher_knows(cluster):
     (command,) = [one for one in cluster["worker_start_ray_commands"] if "qzhou.spot" in one]
 
@@ -64,7 +73,7 @@ def test_constraints_pin_every_requirement_that_the_project_names():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = project["dependencies"] + [
-        one for name in ("cpu", "quickstart", "lora", "trackers", "docs", "dev") for one in extras[name]
+        one for name in ("cpu", "gpu", "flash", "quickstart", "lora", "trackers", "docs", "dev") for one in extras[name]
     ]
     pinned = {
         line.split("==")[0].lower().replace("_", "-")

@@ -109,3 +109,18 @@ def test_the_recipe_of_the_paper_fits_the_clusters_that_are_shipped(file):
 
     recipe = load_recipe(ROOT / "recipes" / "qzhou-7b.toml")
     refuse_impossible([ask(recipe, stage) for stage in STAGES], kinds, file)
+
+
+def test_memory_is_asked_of_googles_machines_by_what_the_file_says(make_recipe):
+    types = yaml.safe_load((ROOT / "deploy" / "gcp.yaml").read_text("utf-8"))["available_node_types"]
+    kinds = [NodeKind(name, kind["resources"], kind.get("labels", {}), kind["max_workers"])
+             for name, kind in types.items() if name != "head"]  # fmt: skip
+
+    def asked(memory_gb):
+        return [
+            ask(make_recipe(cluster={"gpu": True, "mine": {"memory_gb": memory_gb, "accelerator_type": "L4"}}), "mine")
+        ]
+
+    refuse_impossible(asked(20), kinds, "gcp.yaml")
+    with pytest.raises(SetupError, match=r"30\.0 GB memory, .*the nearest, gpu, has 22\.0 GB memory"):
+        refuse_impossible(asked(30), kinds, "gcp.yaml")
