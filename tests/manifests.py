@@ -103,6 +103,37 @@ def check(one: Object) -> None:
     validator.validate(one)
 
 
+def check_with_crds(one: Object, folder: Path) -> None:
+    """Refuse what KubeRay's own CRDs refuse, unknown fields included.
+
+    Args:
+        folder: Holds ``ray.io_rayclusters.yaml`` and the others, as KubeRay's Helm chart does in ``crds/``.
+
+    Raises:
+        jsonschema.ValidationError: Names the place and what is wrong there.
+    """
+    crd = yaml.safe_load((folder / f"ray.io_{one['kind'].lower()}s.yaml").read_text("utf-8"))
+    (version,) = [each for each in crd["spec"]["versions"] if f"ray.io/{each['name']}" == one["apiVersion"]]
+    jsonschema.Draft202012Validator(_closed(version["schema"]["openAPIV3Schema"])).validate(one)
+
+
+def _closed(schema: Any) -> Any:
+    """A schema of OpenAPI's that lets no unknown field pass, as the API server does for what people apply."""
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: _closed(value) for key, value in schema.items()}
+    fields = schema.get("properties")
+    if isinstance(fields, dict) and schema.get("type") == "object":
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            found["additionalProperties"] = False
+        for name, value in fields.items():
+            if value == {"type": "object"}:  # metadata: the API server knows what belongs there
+                found["properties"][name] = {"type": "object"}
+    return found
+
+
 @cache
 def _ray_schema() -> tuple[str, Registry]:
     version = kubernetes_validate.latest_version()

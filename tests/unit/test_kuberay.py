@@ -1,6 +1,7 @@
 """The manifests of deploy/kuberay: against schemas, against the recipe that they run, and against each other."""
 
 import copy
+import os
 import re
 import shlex
 import shutil
@@ -16,7 +17,7 @@ from qzhou.errors import SetupError
 from qzhou.recipe import load_recipe
 from qzhou.resources import PIPELINE, NodeKind, ask, refuse_impossible
 from qzhou.sections import ServingSection
-from tests.manifests import built, by_kind, check
+from tests.manifests import built, by_kind, check, check_with_crds
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"
@@ -70,6 +71,28 @@ def test_kubernetes_takes_every_object(kind):
     for one in [*objects, *secrets()]:
         check(one)
         assert one["metadata"].get("namespace", "qzhou") == "qzhou"
+
+
+@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS names no folder with KubeRay's CRDs")
+def test_kuberays_own_crds_take_every_object(kind):
+    check_with_crds(by_kind(built(FOLDERS[kind]), kind), Path(os.environ["KUBERAY_CRDS"]))
+
+
+def test_crds_refuse_unknown_fields_and_wrong_types(tmp_path):
+    number = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
+    spec = {"type": "object", "required": ["size"], "properties": {"size": number, "free": {"type": "object",
+            "x-kubernetes-preserve-unknown-fields": True}}}  # fmt: skip
+    top = {"type": "object", "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"},
+           "metadata": {"type": "object"}, "spec": spec}}  # fmt: skip
+    versions = [{"name": "v1", "schema": {"openAPIV3Schema": top}}, {"name": "v1alpha1", "schema": {}}]
+    (tmp_path / "ray.io_rayjobs.yaml").write_text(yaml.safe_dump({"spec": {"versions": versions}}))
+    good = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "n"}}
+    good["spec"] = {"size": "1Gi", "free": {"a": 1}}
+
+    check_with_crds(good, tmp_path)
+    for slip in ({"size": 1, "sise": 2}, {"size": []}, {}):
+        with pytest.raises(jsonschema.ValidationError):
+            check_with_crds(good | {"spec": slip}, tmp_path)
 
 
 @pytest.mark.parametrize(
