@@ -44,6 +44,14 @@ class Run:
         """The run where the recipe says it is, whether it is there or not; writes nothing."""
         return cls(recipe, Folder.open(recipe.run.storage) / recipe.run.name)
 
+    @staticmethod
+    def address(recipe: Recipe) -> str:
+        """The URI of the run's folder, for whoever has no access to its storage: nothing is opened."""
+        storage = recipe.run.storage
+        if "://" not in storage or storage.startswith("file:"):
+            return Run.at(recipe).folder.uri
+        return f"{storage.partition('?')[0].rstrip('/')}/{recipe.run.name}"
+
     @classmethod
     def open(cls, recipe: Recipe) -> Run:
         """Make the run's folder and write the resolved recipe into it.

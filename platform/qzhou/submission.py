@@ -86,7 +86,7 @@ class Jobs:
     """
 
     def __init__(self, recipe: Recipe, address: str) -> None:
-        self._recipe, self._run, self._address = recipe, Run.at(recipe).folder.uri, address
+        self._recipe, self._run, self._address = recipe, Run.address(recipe), address
         for name in TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)
         if not address.startswith(("http://", "https://")):

@@ -95,6 +95,15 @@ def test_a_run_that_would_go_with_its_job_is_refused_before_anything_is_sent(cli
     assert not client.submitted
 
 
+def test_a_runs_jobs_are_found_without_access_to_its_storage(client, make_recipe, capsys):
+    recipe = make_recipe(run={"name": "tiny", "storage": "s3://a-bucket-that-nobody-has/runs/?region=eu-north-1"})
+    client.jobs = [Job("mine-a", JobStatus.RUNNING, {RUN: "s3://a-bucket-that-nobody-has/runs/tiny"}, 1)]
+
+    Jobs(recipe, ADDRESS).status()
+
+    assert "mine-a" in capsys.readouterr().out
+
+
 def test_a_run_has_one_job_at_a_time_and_other_runs_do_not_count(client, run_folder):
     recipe, folder = run_folder
     client.jobs = [
