@@ -9,7 +9,7 @@ from qzhou.cluster import session
 from qzhou.training.pipeline import train
 from tests.metadata import metadata_server
 from tests.ray.nodes import busy_node, kill_a_busy_node, small_nodes
-from tests.ray.training_run import STAGE, metrics, prepared, wait_for_checkpoint
+from tests.ray.training_run import LOSS_TOLERANCE, STAGE, losses, metrics, prepared, wait_for_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,9 @@ def test_a_dead_node_and_a_leaving_one_cost_no_step(nodes, make_recipe, tiny_qwe
     assert [one["step"] for one in metrics(recipe, "stage1")] == list(range(12))
     assert [one["step"] for one in metrics(recipe, "stage2")] == list(range(100))
     told = capfd.readouterr()
+    train(calm := prepared(make_recipe, tiny_qwen2, "calm", save_every_steps=50, stage2=long))
+    for stage in ("stage1", "stage2"):
+        assert losses(recipe, stage) == pytest.approx(losses(calm, stage), abs=LOSS_TOLERANCE)
     assert "a node is about to leave the cluster; a checkpoint is written now" in told.out + told.err
 
 
