@@ -50,7 +50,7 @@ ROOT = Path(__file__).parents[1]
 LOAD = Path(__file__).parent / "servers" / "load.lua"
 OURS, INFINITY, PLAIN = "qzhou", "infinity_emb", "FastAPI"
 READY_S = 180
-SMALL = {"seconds": 5, "rounds": 1, "longest": 20}
+SMALL = {"seconds": 3, "rounds": 1, "longest": 20}
 RECIPE = """
 run = {{ name = "{name}", storage = "{storage}" }}
 model = {{ backbone = "{model}", max_query_tokens = {tokens}, max_document_tokens = {tokens}, dtype = "float32" }}

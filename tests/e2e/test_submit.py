@@ -48,7 +48,7 @@ def test_a_run_that_would_be_lost_with_the_uploaded_copy_is_refused(cluster, wri
     assert "Traceback" not in done.text
 
 
-STEPS = 1000  # of a fiftieth of a second or more: enough to be stopped among them
+STEPS = 600  # of a fiftieth of a second or more: enough to be stopped among them
 SECRET = "sk-the-key-of-an-endpoint"  # pragma: allowlist secret
 
 
