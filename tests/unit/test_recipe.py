@@ -49,8 +49,8 @@ def test_a_wrong_type_names_the_key_and_the_value(tmp_path):
     ("setting", "value"),
     [
         ("synthesis.api_key_env", "sk-hunter2"),
-        ("synthesis.endpoint", "https://user:hunter2@host/v1"),
-        ("run.storage", "s3://AKIAEXAMPLE:hunter2@bucket/runs"),
+        ("synthesis.endpoint", "https://user:hunter2@host/v1"),  # pragma: allowlist secret
+        ("run.storage", "s3://AKIAEXAMPLE:hunter2@bucket/runs"),  # pragma: allowlist secret
         ("run.storage", "s3://bucket/runs?access_key=AKIAEXAMPLE&secret_key=hunter2"),
         ("mining.teacher", "https://host/v1?api_key=hunter2#model"),
     ],
