@@ -26,6 +26,7 @@ from qzhou.storage import Folder
 HOLDER, LOCK = "at_work.json", "at_work.lock"
 BEAT_S = 5.0
 WATCHED_S = 2.5 * BEAT_S  # without a new beat: the holder is gone
+UNTIL_NFS_KNOWS_S = 120.0  # that a machine is gone, and its locks with it: NFS gives clients 90 s to come back
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def at_work(run: Folder, stage: str) -> Iterator[None]:
 def _locked(run: Folder, holder: dict[str, Any]) -> Iterator[None]:
     lock = FileLock(f"{run.path}/{LOCK}")
     try:
-        lock.acquire(blocking=False)
+        _acquire(lock, run, holder)
     except Timeout:
         raise _held(run) from None
     try:
@@ -58,6 +59,16 @@ def _locked(run: Folder, holder: dict[str, Any]) -> Iterator[None]:
     finally:
         _forget(run)
         lock.release()
+
+
+def _acquire(lock: FileLock, run: Folder, holder: dict[str, Any]) -> None:
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if _who(run).get("host", holder["host"]) == holder["host"]:
+            raise
+        say("another machine was at work on this run; waiting in case it is gone", "run_watched")
+        lock.acquire(timeout=UNTIL_NFS_KNOWS_S)
 
 
 @contextmanager
@@ -91,8 +102,13 @@ def _forget(run: Folder) -> None:
         run.remove(HOLDER)
 
 
+def _who(run: Folder) -> dict[str, Any]:
+    """What the holder has left of itself; it may be gone by now."""
+    return run.read_json(HOLDER) if run.exists(HOLDER) else {}
+
+
 def _held(run: Folder) -> StorageError:
-    who = run.read_json(HOLDER) if run.exists(HOLDER) else {}
+    who = _who(run)
     known = f" ({who['stage']}, process {who['pid']} on {who['host']} since {who['since']})" if who else ""
     return StorageError(
         f"another process is at work on {run.uri}{known}, and two would disturb each other. Wait until it is done, "

@@ -88,3 +88,14 @@ def test_a_beat_that_fails_does_not_end_the_work(bucket, monkeypatch):
     monkeypatch.setattr(Folder, "write_json", refuse)
     with at_work(bucket, "mine"):
         pass
+
+
+def test_what_another_machine_holds_is_waited_for_before_it_is_refused(make_recipe, monkeypatch, capsys):
+    """It may be gone, and its lock not yet."""
+    folder = Run.open(make_recipe()).folder
+    monkeypatch.setattr(lease, "UNTIL_NFS_KNOWS_S", 0.2)
+    with holding(folder):
+        folder.write_json(HOLDER, folder.read_json(HOLDER) | {"host": "another"})
+        with pytest.raises(StorageError, match="on another since"), at_work(folder, "train"):
+            pytest.fail("two at work")
+    assert "another machine was at work" in capsys.readouterr().out
