@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from qzhou.errors import StorageError
+from qzhou.errors import StorageError, first_line
 from qzhou.events import say
 from qzhou.storage import Folder
 
@@ -53,6 +53,8 @@ def _locked(run: Folder, holder: dict[str, Any]) -> Iterator[None]:
         _acquire(lock, run, holder)
     except Timeout:
         raise _held(run) from None
+    except (OSError, NotImplementedError) as error:
+        say(f"{run.uri} knows no locks ({first_line(error)}): nothing keeps a second process away", "run_without_lock")
     try:
         run.write_json(HOLDER, holder)
         yield

@@ -99,3 +99,13 @@ def test_what_another_machine_holds_is_waited_for_before_it_is_refused(make_reci
         with pytest.raises(StorageError, match="on another since"), at_work(folder, "train"):
             pytest.fail("two at work")
     assert "another machine was at work" in capsys.readouterr().out
+
+
+def test_a_filesystem_without_locks_is_worked_on_all_the_same(make_recipe, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(lease.FileLock, "acquire", refuse)
+    with at_work(Run.open(make_recipe()).folder, "train"):
+        pass
+    assert "knows no locks ([Errno 37] No locks available)" in capsys.readouterr().out
