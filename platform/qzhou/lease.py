@@ -26,6 +26,7 @@ from qzhou.storage import Folder
 HOLDER, LOCK = "at_work.json", "at_work.lock"
 BEAT_S = 5.0
 WATCHED_S = 2.5 * BEAT_S  # without a new beat: the holder is gone
+UNTIL_KILLED_S = 10.0  # that Ray's workers, which run trials, end after their driver was killed
 UNTIL_NFS_KNOWS_S = 120.0  # that a machine is gone, and its locks with it: NFS gives clients 90 s to come back
 
 
@@ -67,10 +68,10 @@ def _acquire(lock: FileLock, run: Folder, holder: dict[str, Any]) -> None:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        if _who(run).get("host", holder["host"]) == holder["host"]:
-            raise
-        say("another machine was at work on this run; waiting in case it is gone", "run_watched")
-        lock.acquire(timeout=UNTIL_NFS_KNOWS_S)
+        here = _who(run).get("host", holder["host"]) == holder["host"]
+        where = "another process" if here else "another machine"
+        say(f"{where} was at work on this run; waiting a moment in case it is gone", "run_watched")
+        lock.acquire(timeout=UNTIL_KILLED_S if here else UNTIL_NFS_KNOWS_S)
 
 
 @contextmanager

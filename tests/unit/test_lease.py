@@ -40,7 +40,8 @@ def holding(folder):
         process.communicate()
 
 
-def test_a_second_process_is_told_who_works_on_the_run_and_goes_on_when_that_is_gone(make_recipe):
+def test_a_second_process_is_told_who_works_on_the_run_and_goes_on_when_that_is_gone(make_recipe, monkeypatch):
+    monkeypatch.setattr(lease, "UNTIL_KILLED_S", 0.2)
     run = Run.open(make_recipe())
 
     def work():
