@@ -11,6 +11,7 @@ import codecs
 import fnmatch
 import glob
 import gzip
+import io
 import itertools
 import os
 import re
@@ -31,6 +32,7 @@ from qzhou.errors import DataError, first_line
 SPLIT_BYTES = 16 * 2**20  # what one task reads at most: seconds of work, so that a killed task loses little
 SMALLEST_SPLIT_BYTES = 2**20  # below, starting a task would cost more than its work
 SPLITS = 16  # of a small dataset, so that all cores of one machine have work to the end
+REMOTE_READ_BYTES = 4 * 2**20  # what one request to an object store brings
 UNPACKED_RATIO = 4  # text shrinks to about a quarter
 WIDE_ENCODINGS = ("utf-16", "utf-32")  # their line ends are not one byte
 PACKED_SUFFIXES = (".gz", ".bz2", ".zip")
@@ -149,12 +151,22 @@ def open_bytes(file: InputFile) -> BinaryIO:
         OSError, EOFError, zlib.error, zipfile.BadZipFile: While reading: it is damaged.
     """
     stream = open_raw(file)
+    if "://" in file.uri:
+        stream = _ReadAhead(cast(io.RawIOBase, stream), REMOTE_READ_BYTES)
     name = file.uri
     if file.member or name.endswith(".zip"):  # a whole archive is asked for where its list of members is broken
         stream, name = cast(BinaryIO, zipfile.ZipFile(stream).open(file.member)), file.member  # noqa: SIM115 - the caller closes
     if name.endswith(".gz"):
         return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
     return cast(BinaryIO, bz2.BZ2File(stream)) if name.endswith(".bz2") else stream
+
+
+class _ReadAhead(io.BufferedReader):
+    """The buffer that pyarrow's streams lack: each piece is a request, and a line end would be looked for bytewise."""
+
+    def read1(self, size: int = -1, /) -> bytes:
+        self.peek(1)  # text streams ask this for 8 KiB, which would pass by an empty buffer
+        return super().read1(size)
 
 
 def damaged(file: InputFile, rows: int, error: Exception) -> str:

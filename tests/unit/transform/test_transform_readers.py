@@ -257,6 +257,38 @@ def test_other_filesystems_are_globbed_and_read(tmp_path):
         assert all(file.size for file in found)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.csv", "rows.zip"])
+def test_what_lies_on_an_object_store_is_read_in_large_pieces(tmp_path, monkeypatch, name):
+    from fsspec.implementations.arrow import ArrowFile
+
+    lines = [f'{{"name": "{number}"}}' if "jsonl" in name else str(number) for number in range(60000)]
+    content = "\n".join(lines if "jsonl" in name else ["name", *lines]).encode()
+    if name == "rows.zip":
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("rows.csv", content)
+    else:
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    asked = []
+
+    def counted(method):
+        def ask(self, *args):
+            before = self.stream.tell()
+            answer = getattr(self.stream, method)(*args)
+            asked.append(self.stream.tell() - before)
+            return answer
+
+        return ask
+
+    found = input_files("d", form("jsonl" if "jsonl" in name else "csv", paths=[f"file://{tmp_path}/{name}"]))
+    for method in ("read", "readinto"):
+        monkeypatch.setattr(ArrowFile, method, counted(method))
+    read = list(read_split("d", form("jsonl" if "jsonl" in name else "csv"), Split(tuple(found))))
+
+    assert len(read) == 60000
+    assert sum(asked) >= (tmp_path / name).stat().st_size
+    assert sum(size > 0 for size in asked) < 10, "each is a request"
+
+
 def test_an_environment_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_DATA", str(tmp_path))
     (tmp_path / "a.csv").write_text("")
