@@ -34,7 +34,7 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Rows with the same keys; None is shown as a dash."""
     grid = Table(title=title)
     for name in rows[0]:
-        grid.add_column(name, justify="left" if name in WORDS else "right")
+        grid.add_column(name, justify="left" if name in WORDS else "right", overflow="fold")
     for one in rows:
         cells = (f"{value:,}" if isinstance(value, int) else value for value in one.values())
         grid.add_row(*("-" if cell is None else str(cell) for cell in cells))
