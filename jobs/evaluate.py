@@ -10,12 +10,18 @@ from qzhou.job import main
 from qzhou.recipe import Recipe
 
 
-def run(recipe: Recipe, fail_below: str = "", no_worse_than: str = "") -> None:
-    from qzhou.evaluation.gate import gate_of
+def floors(text: str) -> dict[str, float]:
+    from qzhou.evaluation.gate import floors_of
+
+    return floors_of(text)
+
+
+def run(recipe: Recipe, fail_below: dict[str, float] | None = None, no_worse_than: str = "") -> None:
+    from qzhou.evaluation.gate import Gate
     from qzhou.evaluation.pipeline import evaluate
 
-    evaluate(recipe, gate_of(fail_below, no_worse_than))
+    evaluate(recipe, Gate(fail_below or {}, no_worse_than) if fail_below or no_worse_than else None)
 
 
 if __name__ == "__main__":
-    main(run, __doc__ or "", options={"--fail-below": str, "--no-worse-than": str})
+    main(run, __doc__ or "", options={"--fail-below": floors, "--no-worse-than": str})

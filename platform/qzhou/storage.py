@@ -33,6 +33,7 @@ Record = TypeVar("Record")
 
 ROWS_PER_FILE = 50_000
 TEMPORARY_PREFIX = ".writing-"
+WITHOUT_FOLDERS = ("s3", "gcs")  # object stores, where a folder is a marker that nobody needs and each level a request
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class Folder:
         """Give a temporary path to write to; it takes its real name when the block ends well."""
         parent, _, base = f"{self.path}/{name}".rpartition("/")
         temporary = f"{parent}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{base}"
-        self.filesystem.create_dir(parent, recursive=True)
+        self._make(parent)
         try:
             yield temporary
             self.filesystem.move(temporary, f"{parent}/{base}")
@@ -203,7 +204,7 @@ class Folder:
                 self._copy_inside(f"{self.path}/{name}", f"{other.path}/{name}")
 
     def _copy_inside(self, source: str, target: str) -> None:
-        self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        self._make(target.rpartition("/")[0])
         try:
             self.filesystem.copy_file(source, target)
         except OSError:  # S3 copies at most 5 GB in one request; what is larger goes through this process
@@ -248,6 +249,10 @@ class Folder:
                 self.path, temporary, source_filesystem=self.filesystem, destination_filesystem=pa.fs.LocalFileSystem()
             )
             yield Path(temporary)
+
+    def _make(self, path: str) -> None:
+        if self.filesystem.type_name not in WITHOUT_FOLDERS:
+            self.filesystem.create_dir(path, recursive=True)
 
     def _info(self, name: str) -> pa.fs.FileInfo:
         return self.filesystem.get_file_info(f"{self.path}/{name}" if name else self.path)

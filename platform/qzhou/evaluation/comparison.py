@@ -75,19 +75,20 @@ def models_of(rows: Sequence[Row]) -> list[str]:
 def benchmark_means(rows: Sequence[Row], plans: Sequence[Planned]) -> list[dict[str, Any]]:
     """For each benchmark of mteb that the recipe names: means of our models, beside published ones.
 
-    Scores are in percent, as benchmarks print them. ``judged`` says how many of the benchmark's tasks were; means over
-    some of them cannot be compared with published ones, and then these are left out.
+    Scores are in percent, as benchmarks print them. ``judged`` says how many of the benchmark's tasks were. A model has
+    a mean where it has a score on all tasks that it is over: one over some of them is another number. Where not all
+    tasks were judged, published ones are left out.
     """
     published = tomllib.loads(PUBLISHED.read_text("utf-8"))
     found = []
     for name in dict.fromkeys(one for plan in plans for one in plan.benchmarks):
-        tasks = {plan.name for plan in plans if name in plan.benchmarks}
+        tasks = {plan.name: plan.type for plan in plans if name in plan.benchmarks}
         inside = [row for row in rows if row.task in tasks]
         judged = {row.task for row in inside}
         known = published.get(name, {})
         types = known.get("types") or sorted({row.type for row in inside})
-        models = [{"model": one, "ours": True, **_means(inside, one, types)} for one in models_of(inside)]
-        if judged == tasks and len(tasks) == known.get("tasks"):
+        models = [{"model": one, "ours": True, **_means(inside, one, types, tasks)} for one in models_of(inside)]
+        if judged == set(tasks) and len(tasks) == known.get("tasks"):
             models += [
                 {"model": one, "ours": False, "types": dict(zip(types, means, strict=False))}
                 | {"mean_task": means[-2], "mean_type": means[-1]}
@@ -97,14 +98,16 @@ def benchmark_means(rows: Sequence[Row], plans: Sequence[Planned]) -> list[dict[
     return found
 
 
-def _means(rows: Sequence[Row], model: str, types: Sequence[str]) -> dict[str, Any]:
-    own = [row for row in rows if row.model == model]
-    by_type = {
-        one: round(100 * fmean(row.score for row in own if row.type == one), 2)
-        for one in types
-        if any(row.type == one for row in own)
-    }
-    return {"types": by_type, "mean_task": _mean(row.score for row in own), "mean_type": _mean(by_type.values(), 1)}
+def _means(rows: Sequence[Row], model: str, types: Sequence[str], type_of: Mapping[str, str]) -> dict[str, Any]:
+    score = {row.task: row.score for row in rows if row.model == model}
+    by_type = {}
+    for one in types:
+        tasks = [task for task, own in type_of.items() if own == one]
+        if tasks and score.keys() >= set(tasks):
+            by_type[one] = round(100 * fmean(score[task] for task in tasks), 2)
+    if score.keys() < type_of.keys():
+        return {"types": by_type, "mean_task": None, "mean_type": None}
+    return {"types": by_type, "mean_task": _mean(score.values()), "mean_type": _mean(by_type.values(), 1)}
 
 
 def seen_and_unseen(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -126,10 +129,10 @@ def table(rows: Sequence[Row], differences: Sequence[Difference] = ()) -> str:
     """Tasks down, models across, and what training gained over the untouched backbone; * where that is sure."""
     grid = Table(title="Held-out evaluation (mteb)", title_justify="left")
     for heading in ("task", "metric", "n"):
-        grid.add_column(heading, justify="right" if heading == "n" else "left")
+        grid.add_column(heading, justify="right" if heading == "n" else "left", overflow="fold")
     models = [*OWN, *(one for one in models_of(rows) if one not in OWN)]
     for model in models:
-        grid.add_column(model, justify="right")
+        grid.add_column(model, justify="right", overflow="fold")
     grid.add_column("stage2 - backbone", justify="right")
     sure = {one.task for one in differences if (one.model, one.against) == (STAGE2, BACKBONE) and one.sure}
     for task in dict.fromkeys(row.task for row in rows):

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from qzhou.errors import DataError, RecipeError, RegressionError
 from qzhou.evaluation.candidates import STAGE2
 from qzhou.evaluation.comparison import Row
-from qzhou.evaluation.items import difference
+from qzhou.evaluation.diagnosis.intervals import widest
+from qzhou.evaluation.items import Interval, difference
 from qzhou.evaluation.messages import Judged
 from qzhou.events import say
 from qzhou.storage import Folder
@@ -32,26 +33,29 @@ class Gate:
         """Compare the rows of stage 2 with what is asked, and say what was compared.
 
         Raises:
-            RecipeError: A floor names a task that was not judged.
+            RecipeError: A floor names a task that was not judged, or the other run is this one.
             DataError: There is no such run, or it was judged on other data.
             RegressionError: A score is below its floor, or surely below that of the other run.
         """
         own = {row.task: row for row in rows if row.model == STAGE2}
-        failures = [*self._below(own), *self._worse(own, run_folder, seed)]
+        failures = [*self._below(own, run_folder), *self._worse(own, run_folder, seed)]
         if failures:
             raise RegressionError("the model does not pass the gate:\n       " + "\n       ".join(failures))
         say("evaluate: the model passes the gate", "gate_passed")
 
-    def _below(self, own: Mapping[str, Row]) -> list[str]:
-        for task in self.floors:
-            if task not in own:
+    def _below(self, own: Mapping[str, Row], run_folder: Folder) -> list[str]:
+        failures = []
+        for task, floor in self.floors.items():
+            now = _judged(run_folder, task)
+            if task not in own and (now is None or not now.undefined):
                 known = ", ".join(own) or "none"
                 raise RecipeError(f"--fail-below: '{task}' is no task that was judged; those are: {known}")
-        return [
-            f"{task}: {own[task].metric} {own[task].score:.4f} is below the {floor:g} that --fail-below asks for"
-            for task, floor in self.floors.items()
-            if own[task].score < floor
-        ]
+            if task not in own:
+                failures.append(f"{task}: it has no score: {now.undefined if now else ''}")
+            elif own[task].score < floor:
+                said = f"{own[task].metric} {own[task].score:.4f} is below the {floor:g} that --fail-below asks for"
+                failures.append(f"{task}: {said}")
+        return failures
 
     def _worse(self, own: Mapping[str, Row], run_folder: Folder, seed: int) -> list[str]:
         if not self.no_worse_than:
@@ -60,13 +64,10 @@ class Gate:
         other = _other_run(self.no_worse_than, run_folder)
         for task, row in own.items():
             before, now = _judged(other, task), _judged(run_folder, task)
-            if before is None or now is None or before.made_of is None or now.made_of is None:
-                line = f"evaluate: {task} cannot be compared with {self.no_worse_than}, which was not judged on it"
-                say(line, "gate_incomparable", level="warning", task=task)
-                continue
-            apart = difference(now.made_of, before.made_of, seed=seed)
-            if apart is None:
-                line = f"evaluate: {task} cannot be compared with {self.no_worse_than}, which was judged on other data"
+            apart = _apart(before, now, seed) if before and now else None
+            if before is None or now is None or apart is None:
+                why = "was judged on other data" if before else "was not judged on it"
+                line = f"evaluate: {task} cannot be compared with {self.no_worse_than}, which {why}"
                 say(line, "gate_incomparable", level="warning", task=task)
                 continue
             found += 1
@@ -82,21 +83,19 @@ class Gate:
         return failures
 
 
-def gate_of(fail_below: str, no_worse_than: str) -> Gate | None:
-    """The gate that a command line asks for; None where it asks for nothing.
-
-    Args:
-        fail_below: ``docs_search=0.6,docs_package=0.4``.
-        no_worse_than: A run.
+def floors_of(text: str) -> dict[str, float]:
+    """Task -> the least score, from ``docs_search=0.6,docs_package=0.4`` on a command line.
 
     Raises:
         RecipeError: A floor is not ``TASK=SCORE``.
     """
     floors: dict[str, float] = {}
-    for one in fail_below.split(",") if fail_below else ():
+    for one in text.split(","):
         task, _, score = (part.strip() for part in one.partition("="))
         try:
             floor = float(score)
+            if not task:
+                raise ValueError
         except ValueError:
             raise RecipeError(f"command line: --fail-below: '{one}' is not TASK=SCORE, as in docs_search=0.6") from None
         if task in floors:
@@ -104,13 +103,24 @@ def gate_of(fail_below: str, no_worse_than: str) -> Gate | None:
         if not LOWEST <= floor <= HIGHEST:
             raise RecipeError(f"command line: --fail-below: no score is {floor:g}; they reach from -1 to 1")
         floors[task] = floor
-    return Gate(floors, no_worse_than) if floors or no_worse_than else None
+    return floors
+
+
+def _apart(before: Judged, now: Judged, seed: int) -> Interval | None:
+    """By how much a score rose; of tasks without items by their number alone. None where the data was another."""
+    if now.made_of is not None and before.made_of is not None:
+        return difference(now.made_of, before.made_of, seed=seed)
+    if before.undefined or before.data != now.data:
+        return None
+    return widest(now.score - before.score, min(before.n, now.n))
 
 
 def _other_run(name: str, run_folder: Folder) -> Folder:
     parent = run_folder.uri.rstrip("/").rpartition("/")[0]
     places = [Folder.open(name)] if "/" in name else [Folder.open(parent) / name]
     for place in places:
+        if place.uri.rstrip("/") == run_folder.uri.rstrip("/"):
+            raise RecipeError(f"--no-worse-than: {name} is this run itself, which is no worse whatever it is")
         if (place / "evaluate" / "judged" / STAGE2).exists():
             return place
     raise DataError(

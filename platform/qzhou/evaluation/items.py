@@ -9,19 +9,25 @@ Shape letters in this file: N items, B draws.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
+from scipy.stats import t as student
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 Drawn = np.ndarray[Any, np.dtype[np.int64]]
 
 DRAWS = 2000
 CONFIDENCE = 0.95
+# With fewer, what is drawn again resembles itself more than it does the world: of two equal models one would be surely
+# ahead in 15 of 100 comparisons over five items, and always over one.
+FEWEST_ITEMS = 10
+HIGHEST = 1.0  # of a score; the lowest is minus that, of a correlation
 DRAWN_AT_ONCE = 5_000_000  # items; bounds the memory of a bootstrap
 DRAWN_MOST, FEWEST_DRAWS = 200_000_000, 200  # bounds its time, on tasks with very many items
 
@@ -46,10 +52,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """A score is the mean over its parts of a statistic of their items."""
+    """A score is the mean over its parts of a statistic of their items.
+
+    Attributes:
+        data: The revision of the task's data: the same items over another corpus are another task.
+    """
 
     statistic: Statistic
     parts: tuple[Part, ...]
+    data: str = ""
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Items:
@@ -57,11 +68,16 @@ class Items:
         parts = tuple(
             Part(one["name"], tuple(one["values"]), tuple(one["ids"]), tuple(one["gold"])) for one in content["parts"]
         )
-        return cls(content["statistic"], parts)
+        return cls(content["statistic"], parts, content.get("data", ""))
 
     def plain(self) -> dict[str, Any]:
         """As JSON takes it."""
         return asdict(self)
+
+    @property
+    def count(self) -> int:
+        """How many there are, in all parts."""
+        return sum(len(part.values) for part in self.parts)
 
     @property
     def score(self) -> float:
@@ -89,8 +105,12 @@ class Interval:
 
 
 def interval(items: Items, *, seed: int, draws: int = DRAWS) -> Interval:
-    """A score with its confidence interval (percentile bootstrap)."""
-    return _limits(items.score, [items], lambda scores: scores[0], seed, draws)
+    """A score with its confidence interval (percentile bootstrap, as wide as so few items ask for).
+
+    Of fewer than ``FEWEST_ITEMS`` nothing is known: the limits are those of all scores, -1 and 1, and -2 and 2 of a
+    difference.
+    """
+    return _limits(items.score, [items], lambda scores: scores[0], seed, draws, HIGHEST)
 
 
 def difference(items: Items, against: Items, *, seed: int, draws: int = DRAWS) -> Interval | None:
@@ -98,7 +118,7 @@ def difference(items: Items, against: Items, *, seed: int, draws: int = DRAWS) -
     if not _same(items, against):
         return None
     value = items.score - against.score
-    return _limits(value, [items, against], lambda scores: scores[0] - scores[1], seed, draws)
+    return _limits(value, [items, against], lambda scores: scores[0] - scores[1], seed, draws, 2 * HIGHEST)
 
 
 def pooled_difference(
@@ -124,7 +144,7 @@ def pooled_difference(
         found.append(_draws([*ours, *theirs], of, [seed, number], draws))
     fewest = min(map(len, found))  # of a task with very many items there are fewer
     means = np.mean([one[:fewest] for one in found], axis=0)
-    return _percentiles(value / len(tasks), means)
+    return _percentiles(value / len(tasks), means, min(ours[0].count for ours, _ in tasks), 2 * HIGHEST)
 
 
 def _split_ahead(scores: list[Values], *, count: int) -> Values:
@@ -137,19 +157,31 @@ def _ahead(ours: Sequence[Any], theirs: Sequence[Any]) -> Values:
 
 def _same(one: Items, other: Items) -> bool:
     def keys(items: Items) -> list[object]:
-        return [items.statistic, [(part.name, part.ids, part.gold, len(part.values)) for part in items.parts]]
+        return [
+            items.statistic,
+            items.data,
+            [(part.name, part.ids, part.gold, len(part.values)) for part in items.parts],
+        ]
 
     return keys(one) == keys(other)
 
 
 def _limits(
-    value: float, compared: Sequence[Items], of: Callable[[list[Values]], Values], seed: int, draws: int
+    value: float, compared: Sequence[Items], of: Callable[[list[Values]], Values], seed: int, draws: int, widest: float
 ) -> Interval:
-    return _percentiles(value, _draws(compared, of, seed, draws))
+    return _percentiles(value, _draws(compared, of, seed, draws), compared[0].count, widest)
 
 
-def _percentiles(value: float, drawn_B: Values) -> Interval:
-    tail = (1 - CONFIDENCE) / 2
+def _percentiles(value: float, drawn_B: Values, count: int, widest: float) -> Interval:
+    """The limits between which most draws lie; of few items they lie too close, and Student's t says by how much.
+
+    Source: Hesterberg, What Teachers Should Know About the Bootstrap (The American Statistician, 2015), section 4.4.3:
+    the expanded percentile interval.
+    """
+    if count < FEWEST_ITEMS:
+        return Interval(value, -widest, widest)
+    reach = math.sqrt(count / (count - 1)) * student.ppf((1 + CONFIDENCE) / 2, count - 1)
+    tail = float(norm.cdf(-reach))
     low, high = np.nanquantile(drawn_B, [tail, 1 - tail])
     return Interval(value, float(low), float(high))
 

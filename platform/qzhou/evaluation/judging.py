@@ -34,7 +34,7 @@ from qzhou.recipe import Recipe
 from qzhou.runs import digest
 from qzhou.storage import Folder
 
-VERSION = 1  # of what is kept of a judged task
+VERSION = 2  # of what is kept of a judged task
 HEALTH_TEXTS = 600
 UNDEFINED = "mteb gives no {metric}, as it does where every text has the same vector or every pair the same cosine"
 BATCH_TEXTS = 2000  # that mteb hands over at once; the encoder makes its own batches
@@ -141,6 +141,7 @@ class Judge:
             score=score if math.isfinite(score) else 0.0,
             undefined="" if math.isfinite(score) else UNDEFINED.format(metric=task.metadata.main_score),
             n=sum(len(part.values) for part in items.parts) if items else sizes(task),
+            data=str(task.metadata.dataset["revision"]),
             items=items.plain() if items else {},
             seconds=round(time.monotonic() - started, 3),
             encoded=model.store.encoded - before if before is not None else 0,

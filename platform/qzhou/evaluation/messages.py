@@ -56,6 +56,7 @@ class Judged:
     Attributes:
         key: Of everything that the score depends on; another key is another score.
         n: What it is a mean over: queries, pairs or test texts.
+        data: The revision of the task's data.
         items: What it is made of (:class:`~qzhou.evaluation.items.Items`); empty where the task does not tell.
         seconds: That judging took.
         encoded: Texts of corpora that had no vectors yet.
@@ -69,6 +70,7 @@ class Judged:
     metric: str
     score: float
     n: int
+    data: str = ""
     items: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     encoded: int = 0

@@ -83,17 +83,21 @@ def health(vectors: Vectors) -> dict[str, float]:
 
     Returns:
         ``mean_cosine`` of different texts (0: spread out, 1: all the same) and ``effective_rank``: the exponential of
-        the entropy of the normalised singular values (Roy and Vetterli, EUSIPCO 2007), at most D.
+        the entropy of the normalised singular values (Roy and Vetterli, EUSIPCO 2007), at most D. ``not_numbers``
+        counts rows with NaN or infinity, which are taken for zeros.
     """
     count = len(vectors)
+    numbers = np.asarray(np.isfinite(vectors)).all(axis=1)
+    vectors = np.where(np.expand_dims(numbers, 1), vectors, np.float32(0))
     total = vectors.sum(axis=0, dtype=np.float64)
     own = float((vectors.astype(np.float64) ** 2).sum())
     singular = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
-    share = singular / singular.sum()
+    share = singular / (singular.sum() or 1.0)
     entropy = -float(np.sum(share * np.log(np.maximum(share, 1e-300))))
     return {
         "mean_cosine": float(total @ total - own) / max(1, count * (count - 1)),
-        "effective_rank": float(np.exp(entropy)),
+        "effective_rank": float(np.exp(entropy)) if singular.any() else 0.0,
+        "not_numbers": count - int(numbers.sum()),
         "dimensions": vectors.shape[1],
         "texts": count,
     }

@@ -44,7 +44,8 @@ def items_of(task: Any, predictions: Path, score: float) -> Items | None:
         if subset != "mteb_model_meta"
         for split, predicted in splits.items()
     ]
-    found = Items(statistic, tuple(part for part in parts if part is not None))
+    revision = str(task.metadata.dataset["revision"])
+    found = Items(statistic, tuple(part for part in parts if part is not None), revision)
     if not parts or len(found.parts) < len(parts) or not abs(found.score - score) <= TOLERANCE:
         return None
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import ray
@@ -12,7 +13,7 @@ import ray
 from qzhou.checkpoints import weights_fingerprint
 from qzhou.cluster import our_error, session
 from qzhou.errors import DataError, first_line
-from qzhou.evaluation.candidates import BACKBONE, STAGE1, STAGE2, candidates
+from qzhou.evaluation.candidates import BACKBONE, BM25, STAGE1, STAGE2, candidates
 from qzhou.evaluation.comparison import (
     Difference,
     Row,
@@ -256,10 +257,12 @@ def _rows(models: Sequence[Candidate], plans: Sequence[Planned], scores: Scores,
 
 
 def _differences(rows: Sequence[Row], scores: Scores, seed: int) -> Iterator[Difference]:
-    """Stage 2 against every other model, and stage 1 against the backbone."""
-    others = [model for model in models_of(rows) if model != STAGE2]
+    """Any two models, of our own the later one first: stage 2, stage 1, further models, the backbone, BM25."""
+    models = models_of(rows)
+    late, early = ([one for one in own if one in models] for own in ((STAGE2, STAGE1), (BACKBONE, BM25)))
+    order = [*late, *(one for one in models if one not in (*late, *early)), *early]
     for task in dict.fromkeys(row.task for row in rows):
-        for model, against in [*((STAGE2, other) for other in others), (STAGE1, BACKBONE)]:
+        for model, against in combinations(order, 2):
             pair = [scores[one, task].made_of if (one, task) in scores else None for one in (model, against)]
             if pair[0] is not None and pair[1] is not None:
                 found = difference(pair[0], pair[1], seed=seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,21 @@ from qzhou.records import (
 )
 
 SPLIT = "test"
+# mteb's BM25 cuts texts into words by the language of the task; those without spaces would be one word a clause. Latin
+# letters tell no language: they count as English, whose stop words and endings the baseline then goes by.
+SCRIPTS = {
+    "eng-Latn": "A-Za-z\u00c0-\u024f",
+    "cmn-Hans": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff",
+    "jpn-Jpan": "\u3040-\u30ff",
+    "kor-Hang": "\uac00-\ud7af",
+    "tha-Thai": "\u0e00-\u0e7f",
+    "rus-Cyrl": "\u0400-\u04ff",
+    "arb-Arab": "\u0600-\u06ff",
+    "ell-Grek": "\u0370-\u03ff",
+    "hin-Deva": "\u0900-\u097f",
+}
+LANGUAGE_TEXTS, LANGUAGE_CHARS = 2000, 200  # that the language is told by
+KANA_SHARE = 0.1  # of Japanese letters, which are mostly Chinese characters in names and headings
 TEXTS_PER_CLASS = 4  # two to train the judge's classifier on, two to test it
 MAIN_SCORES = {
     "Retrieval": "ndcg_at_10",
@@ -130,7 +146,8 @@ def _retrieval(
 ) -> Any:
     """A retrieval task of texts and grades by id; with candidates for each query, reranking."""
     kind = "Reranking" if ranked else "Retrieval"
-    task = _task(AbsTaskRetrieval, name, kind, [*corpus.values(), *queries.values(), repr(sorted(qrels.items()))])
+    judgements = repr(sorted(qrels.items()))
+    task = _task(AbsTaskRetrieval, name, kind, [*corpus.values(), *queries.values()], judgements)
     documents = [{"id": one, "title": "", "text": text} for one, text in corpus.items()]
     task.dataset = {
         "default": {
@@ -165,15 +182,21 @@ def pair_classification_task(name: str, examples: Sequence[PairExample], *, max_
         "PairClassification",
         [f"{row.text_a}\x00{row.text_b}\x00{row.score}" for row in rows],
     )
-    best = max(row.score for row in rows)
+    best = max(example.score for example in examples)
     columns = [{"sentence1": row.text_a, "sentence2": row.text_b, "labels": int(row.score == best)} for row in rows]
     task.dataset = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(columns)})
     return task
 
 
 def _pairs(examples: Sequence[PairExample], max_rows: int, seed: int) -> list[PairExample]:
+    """A sample by hash; where all of it has one score or none the highest, the last gives way to one that differs."""
     by_id = {example.id: example for example in examples}
-    return [by_id[one] for one in _sampled(list(by_id), max_rows, seed)]
+    order = _sampled(list(by_id), len(by_id), seed)
+    rows, best = [by_id[one] for one in order[:max_rows]], max(example.score for example in examples)
+    if len({row.score == best for row in rows}) < 2:
+        missing = (by_id[one] for one in order[max_rows:] if (by_id[one].score == best) != (rows[0].score == best))
+        rows[-1:] = [next(missing, rows[-1])]
+    return rows
 
 
 def clustering_task(name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int) -> Any:
@@ -225,6 +248,16 @@ def not_judgeable(examples: Sequence[Example], kind: TaskKind) -> str:
     return ""
 
 
+def language_of(texts: Iterable[str]) -> str:
+    """The language that most letters of some texts are taken for, as mteb writes it: "cmn-Hans"."""
+    sample = "".join(text[:LANGUAGE_CHARS] for text, _ in zip(texts, range(LANGUAGE_TEXTS), strict=False))
+    letters = {language: len(re.findall(f"[{script}]", sample)) for language, script in SCRIPTS.items()}
+    chinese, kana = letters["cmn-Hans"], letters["jpn-Jpan"]
+    if kana > KANA_SHARE * (kana + chinese):
+        letters["jpn-Jpan"] += letters.pop("cmn-Hans")
+    return max(letters, key=lambda language: letters[language])
+
+
 def sizes(task: Any) -> int:
     """What the score is a mean over: queries, pairs or test texts, of all subsets."""
     splits = task.metadata.eval_splits
@@ -233,9 +266,9 @@ def sizes(task: Any) -> int:
     return sum(len(one["queries"] if isinstance(one, dict) else one) for one in found)
 
 
-def _task(kind: type, name: str, task_type: str, texts: Sequence[str]) -> Any:
-    """An mteb task whose data is here already; its revision is a digest of the texts."""
-    revision = hashlib.sha256("\x00".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def _task(kind: type, name: str, task_type: str, texts: Sequence[str], further: str = "") -> Any:
+    """An mteb task whose data is here already; its revision is a digest of the texts and what else is judged by."""
+    revision = hashlib.sha256("\x00".join([*texts, further]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     metadata = TaskMetadata(
         name=name,
         description=f"Held-out examples of the dataset '{name}'.",
@@ -243,7 +276,7 @@ def _task(kind: type, name: str, task_type: str, texts: Sequence[str]) -> Any:
         modalities=["text"],
         category="t2t",
         eval_splits=[SPLIT],
-        eval_langs=["eng-Latn"],
+        eval_langs=[language_of(texts)],
         main_score=MAIN_SCORES[task_type],
         dataset={"path": f"local/{name}", "revision": revision},
     )

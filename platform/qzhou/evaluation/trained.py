@@ -1,4 +1,4 @@
-"""Whether the recipe is the one that the run's models were trained with."""
+"""Whether the recipe is the one that the run's models were made with."""
 
 from __future__ import annotations
 
@@ -10,31 +10,39 @@ from qzhou.errors import RecipeError
 from qzhou.recipe import Recipe
 from qzhou.runs import MANIFEST, Run
 
+# Stage -> where its manifest has settings ("": at its top), and the section of the recipe that they come from
+SECTIONS: Mapping[str, Mapping[str, str]] = {
+    "transform": {"transform": "transform"},
+    "synthesize": {"": "synthesis"},
+    "mine": {"mining": "mining"},
+    "train/stage1": {"training": "training", "stage": "training.stage1", "model": "model"},
+    "train/stage2": {"training": "training", "stage": "training.stage2", "model": "model"},
+}
+NO_MATTER = ("encoding_dtype", "compiled", "saved_dtype", "models")  # of encoding alone, or told otherwise there
+
 
 def refuse_other_training(recipe: Recipe) -> None:
     """Refuse to judge models under settings that did not make them: the report would show those as what was done.
 
     Raises:
-        RecipeError: A setting of training is another one now; names it, both values and the way out.
+        RecipeError: A setting of a stage is another one now; names it, both values and the way out.
     """
-    run = Run.at(recipe)
-    for name in ("stage1", "stage2"):
-        stage = f"train/{name}"
+    run, now = Run.at(recipe), json.loads(recipe.model_dump_json())
+    for stage, sections in SECTIONS.items():
         place = run.folder / stage
         if not place.exists(MANIFEST):
             continue
         made = run.manifest(stage).settings
-        now = json.loads(recipe.training.model_dump_json())
-        changed = [
-            *_changed(made.get("training", {}), now, "training."),
-            *_changed(made.get("stage", {}), now[name], f"training.{name}."),
-        ]
-        if changed:
-            setting, before, after = changed[0]
-            raise RecipeError(
-                f"{setting} is {json.dumps(after)}, and {place.uri} was trained with {json.dumps(before)}. Train with "
-                "it first (jobs/train.py, or jobs/pipeline.py for all), or leave it as it was."
-            )
+        for name, section in sections.items():
+            current: Any = now
+            for part in section.split("."):
+                current = current[part]
+            before = made.get(name, {}) if name else made
+            for setting, old, new in _changed(before, current, f"{section}."):
+                raise RecipeError(
+                    f"{setting} is {json.dumps(new)}, and {place.uri} was made with {json.dumps(old)}. Make it again "
+                    "first (jobs/pipeline.py does all that is needed), or leave the setting as it was."
+                )
 
 
 def _changed(made: Any, now: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
@@ -42,6 +50,8 @@ def _changed(made: Any, now: Mapping[str, Any], prefix: str) -> Iterator[tuple[s
     the former.
     """
     for key, before in made.items():
+        if key in NO_MATTER:
+            continue
         after = now.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from _changed(before, after, f"{prefix}{key}.")

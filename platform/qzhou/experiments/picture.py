@@ -31,10 +31,12 @@ def picture(comparisons: Sequence[Comparison]) -> str:
 def _draw(axes: Axes, comparison: Comparison, variants: Sequence[str]) -> None:
     for line in comparison.lines:
         place, spread = variants.index(line.variant), line.spread
+        axes.plot(list(line.scores.values()), [place] * len(line.scores), "o", color=SEEDS, markersize=4.5, zorder=3)
+        if spread is None:
+            continue
         if spread.low is not None and spread.high is not None:
             axes.plot([spread.low, spread.high], [place, place], color=INTERVAL, linewidth=4)
         axes.plot(spread.mean, place, "|", color=INTERVAL, markersize=15, markeredgewidth=2.2)
-        axes.plot(list(line.scores.values()), [place] * len(line.scores), "o", color=SEEDS, markersize=4.5)
         if line.variant == comparison.baseline:
             axes.axvline(spread.mean, color=INK, linewidth=0.8, linestyle=":")
     axes.set_title(comparison.score, fontsize=9, color=INK)

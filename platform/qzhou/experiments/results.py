@@ -56,18 +56,20 @@ class Line:
     """One variant in a comparison.
 
     Attributes:
-        scores: Seed -> score.
-        spread: Over seeds.
+        scores: Seed -> score, of the seeds that have one on every task.
+        spread: Over seeds; None where a seed has no score: the mean of those that did not collapse is no mean.
         ahead: Of the baseline, paired by seed; None for the baseline itself, and where no seed is common to both.
         by_items: The same difference over the items of those seeds' tasks (paired bootstrap); None where the two were
             not judged on the same.
+        undefined: Tasks on which seeds have no score, in words; empty where all have all.
     """
 
     variant: str
     scores: Mapping[int, float]
-    spread: Spread
+    spread: Spread | None
     ahead: Spread | None = None
     by_items: Interval | None = None
+    undefined: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +115,14 @@ def table(comparison: Comparison) -> str:
         grid.add_column(heading, justify="right")
     for line in comparison.lines:
         spread, ahead, by_items = line.spread, line.ahead, line.by_items
-        cells = [str(len(line.scores)), f"{spread.mean:.4f}", _limits(spread, "")]
+        cells = [str(len(line.scores)), f"{spread.mean:.4f}" if spread else "-", _limits(spread, "")]
         cells += [f"{ahead.mean:+.4f}" if ahead else "-", _limits(ahead, "+")]
         grid.add_row(line.variant, *cells, _limits(by_items, "+"))
     seeds = max((len(line.scores) for line in comparison.lines), default=0)
     marks = "* leaves out zero; differences are paired by seed, and by item (bootstrap)"
-    grid.caption, grid.caption_justify = marks if seeds > 1 else f"{marks}\n{ONE_SEED}", "left"
+    notes = [marks, *([] if seeds > 1 else [ONE_SEED])]
+    notes += [f"{line.variant} {line.undefined}, so it has no mean" for line in comparison.lines if line.undefined]
+    grid.caption, grid.caption_justify = "\n".join(notes), "left"
     console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False)
     console.print(grid)
     assert isinstance(console.file, io.StringIO)
@@ -126,22 +130,30 @@ def table(comparison: Comparison) -> str:
 
 
 def _compared(experiment: Experiment, score: Score, outcomes: Sequence[Outcome]) -> Comparison:
+    metric_of = {task: one.rows[task].metric for one in outcomes for task in one.tasks(score)}
+    tasks, metrics = sorted(metric_of), sorted(set(metric_of.values()))
     by_variant: dict[str, dict[int, Outcome]] = {variant.name: {} for variant in experiment.variants}
-    for one in outcomes:
-        if one.tasks(score):
-            by_variant[one.variant][one.seed] = one
+    for one in outcomes if tasks else ():
+        by_variant[one.variant][one.seed] = one
     base = by_variant[experiment.baseline]
+    if any(one.tasks(score) != tasks for one in base.values()):
+        base = {}  # without a score of its own on every task it is nothing to compare with
     lines = [
-        _line(name, own, {} if name == experiment.baseline else base, score) for name, own in by_variant.items() if own
+        _line(name, own, {} if name == experiment.baseline else base, score, tasks)
+        for name, own in by_variant.items()
+        if own
     ]
-    some = next((one for own in by_variant.values() for one in own.values()), None)
-    tasks = some.tasks(score) if some else []
-    metrics = sorted({some.rows[task].metric for task in tasks}) if some else []
     return Comparison(score.label, ", ".join(metrics), tuple(tasks), experiment.baseline, tuple(lines))
 
 
-def _line(name: str, own: Mapping[int, Outcome], base: Mapping[int, Outcome], score: Score) -> Line:
-    scores = {seed: _score(one, score) for seed, one in sorted(own.items())}
+def _line(
+    name: str, own: Mapping[int, Outcome], base: Mapping[int, Outcome], score: Score, tasks: Sequence[str]
+) -> Line:
+    scores = {seed: _score(one, score) for seed, one in sorted(own.items()) if one.tasks(score) == tasks}
+    lacking = {task: [seed for seed in sorted(own) if task not in own[seed].rows] for task in tasks}
+    if any(lacking.values()):
+        said = (f"{task} (seed {', '.join(map(str, seeds))})" for task, seeds in lacking.items() if seeds)
+        return Line(name, scores, None, undefined=f"has no score on {', '.join(said)}")
     both = [seed for seed in scores if seed in base]
     spread = over_seeds(list(scores.values()))
     if not both:
@@ -157,10 +169,9 @@ def _score(outcome: Outcome, score: Score) -> float:
 
 
 def _by_items(own: Sequence[Outcome], base: Sequence[Outcome], score: Score) -> Interval | None:
-    """None where a task has no items, or the trials were judged on other tasks."""
+    """None where a task has no items, or the trials were judged on other data."""
     tasks = own[0].tasks(score)
-    everyone = [*own, *base]
-    if any(one.tasks(score) != tasks or not set(tasks) <= set(one.items) for one in everyone):
+    if not all(set(tasks) <= set(one.items) for one in (*own, *base)):
         return None
     return pooled_difference(
         [([one.items[task] for one in own], [one.items[task] for one in base]) for task in tasks], seed=0

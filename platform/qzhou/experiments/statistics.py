@@ -14,7 +14,10 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A mean over seeds and where that of all seeds lies, with 95 % confidence; one seed says nothing of that."""
+    """A mean over seeds and where that of all seeds lies, with 95 % confidence.
+
+    One seed says nothing of that, nor do several of the very same value.
+    """
 
     mean: float
     low: float | None = None
@@ -36,7 +39,7 @@ def over_seeds(values: Sequence[float]) -> Spread:
     Source: Student, The probable error of a mean (Biometrika, 1908).
     """
     mean = fmean(values)
-    if len(values) == 1:
+    if len(set(values)) == 1:
         return Spread(mean)
     reach = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / sqrt(len(values))
     return Spread(mean, mean - reach, mean + reach)

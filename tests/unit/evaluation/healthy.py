@@ -75,7 +75,8 @@ def stage2(seed=0, labels_masked=0.3, agreement=0.72):
     for n in range(60):
         if n % 4 == 2:
             loss = np.linspace(12.8, 10.4, 60)[n] * noise[n]
-            own = step(n, "pair", "docs_siblings", loss, order_agreement=agreement + 0.02 * (n % 3)) | {"rows": 128}
+            agrees = agreement(n) if callable(agreement) else agreement + 0.02 * (n % 3)
+            own = step(n, "pair", "docs_siblings", loss, order_agreement=agrees) | {"rows": 128}
         elif n % 4 == 3:
             loss, masked = np.linspace(7.4, 5.9, 60)[n] * noise[n], labels_masked + 0.01 * (n % 5)
             own = step(n, "classification", "docs_package", loss, masked_share=masked)

@@ -1,5 +1,6 @@
 """The tables say what was measured, and nothing of what was not."""
 
+import dataclasses
 import statistics
 import tomllib
 
@@ -70,6 +71,26 @@ def test_part_of_a_benchmark_is_not_compared_with_the_whole():
 
     assert [one["model"] for one in found["models"]] == ["stage2"]
     assert "30 of 31 tasks" in benchmark_table(found)
+
+
+def test_a_model_has_a_mean_where_it_has_a_score_on_every_task():
+    """One that finds only, as BM25, or collapses on a task would stand beside means over 31 with its own over a few."""
+    found_rows, plans = benchmark(31)
+    lexical = [dataclasses.replace(row, model="bm25", score=0.9) for row in found_rows[:7]]
+
+    (found,) = benchmark_means([*found_rows, *lexical], plans)
+
+    means = {one["model"]: one for one in found["models"]}
+    assert (means["bm25"]["mean_task"], means["bm25"]["mean_type"], means["bm25"]["types"]) == (None, None, {})
+    assert means["stage2"]["mean_task"] == pytest.approx(50.48)
+    assert "QZhou-Embedding" in means
+
+
+def test_long_names_are_broken_and_not_cut():
+    models = [f"Qwen3-Embedding-{size}-of-somebody" for size in ("0.6B", "4B", "8B", "32B")]
+    found = table([Row(f"customer_questions_{n}", "STS", "x", one, 0.5, 9) for one in models for n in "ab"])
+
+    assert "…" not in found
 
 
 def test_published_means_are_the_means_of_their_types():

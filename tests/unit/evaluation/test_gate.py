@@ -7,7 +7,7 @@ import pytest
 
 from qzhou.errors import DataError, RecipeError, RegressionError
 from qzhou.evaluation.comparison import Row
-from qzhou.evaluation.gate import Gate, gate_of
+from qzhou.evaluation.gate import Gate, floors_of
 from qzhou.evaluation.items import Items, Part
 from qzhou.evaluation.messages import Judged
 from qzhou.storage import Folder
@@ -16,10 +16,10 @@ ROWS = [Row("docs", "Retrieval", "ndcg_at_10", model, score, 9) for model, score
 VALUES = np.linspace(0.2, 0.8, 100)
 
 
-def judged_run(folder, values, ids=None):
+def judged_run(folder, values, ids=None, data=""):
     part = Part("default/test", tuple(values), ids=tuple(ids or map(str, range(len(values)))))
-    items = Items("mean", (part,)).plain()
-    found = Judged("k", "docs", "Retrieval", "ndcg_at_10", float(np.mean(values)), len(values), items)
+    items = Items("mean", (part,), data).plain()
+    found = Judged("k", "docs", "Retrieval", "ndcg_at_10", float(np.mean(values)), len(values), items=items)
     (folder / "evaluate" / "judged" / "stage2").create().write_json("docs.json", asdict(found))
 
 
@@ -31,26 +31,62 @@ def runs(tmp_path):
     return storage
 
 
-def test_a_command_line_without_a_gate_has_none():
-    assert gate_of("", "") is None
-    assert gate_of("docs=0.5,other=0.25", "").floors == {"docs": 0.5, "other": 0.25}
+def test_floors_are_read_from_a_command_line():
+    assert floors_of("docs=0.5,other=0.25") == {"docs": 0.5, "other": 0.25}
     with pytest.raises(RecipeError, match="'docs' is not TASK=SCORE"):
-        gate_of("docs", "")
+        floors_of("docs")
 
 
 def test_a_score_below_its_floor_fails_and_names_both(runs):
-    gate_of("docs=0.6", "").check(ROWS, runs / "now", seed=0)
+    Gate(floors_of("docs=0.6")).check(ROWS, runs / "now", seed=0)
     with pytest.raises(RegressionError, match=r"docs: ndcg_at_10 0.6000 is below the 0.61"):
-        gate_of("docs=0.61", "").check(ROWS, runs / "now", seed=0)
+        Gate(floors_of("docs=0.61")).check(ROWS, runs / "now", seed=0)
     with pytest.raises(RecipeError, match="'dox' is no task that was judged; those are: docs"):
-        gate_of("dox=0.61", "").check(ROWS, runs / "now", seed=0)
+        Gate(floors_of("dox=0.61")).check(ROWS, runs / "now", seed=0)
 
 
 def test_a_run_that_is_surely_worse_fails(runs):
     Gate(no_worse_than="worse").check(ROWS, runs / "now", seed=0)
     with pytest.raises(RegressionError, match="is worse than better, with 95 % confidence"):
         Gate(no_worse_than="better").check(ROWS, runs / "now", seed=0)
-    Gate(no_worse_than=(runs / "now").uri).check(ROWS, runs / "now", seed=0)
+    for itself in ((runs / "now").uri, "now", (runs / "now").uri + "/"):
+        with pytest.raises(RecipeError, match="is this run itself"):
+            Gate(no_worse_than=itself).check(ROWS, runs / "now", seed=0)
+
+
+def test_the_same_queries_over_another_corpus_are_other_data(runs, capsys):
+    for name, data, change in (("small", "r1", 0.2), ("large", "r2", 0.0)):
+        judged_run(runs / name, VALUES + change, data=data)
+
+    with pytest.raises(DataError, match="no task of this run was judged on the same data"):
+        Gate(no_worse_than="small").check(ROWS, runs / "large", seed=0)
+    assert "judged on other data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("before", "now", "fails"), [(0.9, 0.1, True), (0.9, 0.88, False), (0.5, 0.9, False)])
+def test_a_task_without_items_is_compared_by_their_number(runs, before, now, fails):
+    for name, score in (("old", before), ("new", now)):
+        found = Judged("k", "docs", "Clustering", "v_measure", score, 500, data="r")
+        (runs / name / "evaluate" / "judged" / "stage2").create().write_json("docs.json", asdict(found))
+
+    def check():
+        Gate(no_worse_than="old").check(
+            [Row("docs", "Clustering", "v_measure", "stage2", now, 500)], runs / "new", seed=0
+        )
+
+    if fails:
+        with pytest.raises(RegressionError, match=r"docs: v_measure 0.9000 -> 0.1000 .* is worse than old"):
+            check()
+    else:
+        check()
+
+
+def test_a_task_without_a_score_fails_its_floor(runs):
+    found = Judged("k", "pairs", "STS", "cosine_spearman", 0.0, 9, undefined="every pair has the same cosine")
+    (runs / "now" / "evaluate" / "judged" / "stage2").write_json("pairs.json", asdict(found))
+
+    with pytest.raises(RegressionError, match="pairs: it has no score: every pair has the same cosine"):
+        Gate({"pairs": 0.5}).check(ROWS, runs / "now", seed=0)
 
 
 def test_chance_alone_is_no_regression(runs):
@@ -75,11 +111,12 @@ def test_runs_that_cannot_be_compared_are_refused(runs, capsys):
         ("docs=nan", "no score is nan"),
         ("docs=60", "no score is 60"),
         (",", "'' is not TASK=SCORE"),
+        ("=0.5", "'=0.5' is not TASK=SCORE"),
     ],
 )
 def test_floors_that_mean_nothing_are_refused(floors, said):
     with pytest.raises(RecipeError, match=said):
-        gate_of(floors, "")
+        floors_of(floors)
 
 
 def test_a_task_that_the_other_run_was_judged_on_and_this_one_was_not_fails(runs):

@@ -70,6 +70,32 @@ def test_models_that_were_judged_on_other_items_are_not_compared():
     assert difference(items("spearman", [1, 0], [1, 2]), items("spearman", [1, 0], [2, 1]), seed=0) is None
 
 
+def test_the_same_items_over_other_data_are_not_compared():
+    here, there = (Items("mean", items("mean", [1, 0] * 9, ids="abcdefghijklmnopqr").parts, data) for data in "xy")
+
+    assert difference(here, there, seed=0) is None
+    assert pooled_difference([([here], [there])], seed=0) is None
+    assert difference(here, here, seed=0).value == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_of_a_few_items_nothing_is_sure(count):
+    one, other = items("mean", [0.9] * count), items("mean", [0.1] * count)
+
+    assert (difference(one, other, seed=0).low, difference(one, other, seed=0).high) == (-2, 2)
+    assert (interval(one, seed=0).low, interval(one, seed=0).high) == (-1, 1)
+    assert pooled_difference([([one], [other])], seed=0).low == -2
+
+
+@pytest.mark.parametrize(("count", "most"), [(10, 0.08), (30, 0.08)])
+def test_two_equal_models_are_seldom_surely_apart(count, most):
+    """A percentile bootstrap says so of ten items in every tenth comparison."""
+    draws = np.random.default_rng(11).normal(size=(300, 2, count))
+    found = [difference(items("mean", one), items("mean", other), seed=0, draws=500) for one, other in draws]
+
+    assert np.mean([one.low > 0 or one.high < 0 for one in found]) <= most
+
+
 def test_a_query_that_is_asked_of_several_trainings_counts_once():
     one, other = GENERATOR.normal(size=(3, 90)) + 0.3, GENERATOR.normal(size=(3, 90))
     ours, theirs = ([items("mean", values) for values in rows] for rows in (one, other))

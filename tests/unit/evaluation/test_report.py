@@ -155,6 +155,21 @@ def test_any_file_may_be_missing(make_recipe, name, other):
     assert tuple(re.findall(r'<section id="([\w-]+)"', page_of(run))) == SECTIONS
 
 
+def test_scores_of_an_earlier_model_are_called_so(make_recipe):
+    run = Run.open(make_recipe())
+    fill(run)
+    words = "ran again since: jobs/evaluate.py judges what is there"
+    trained, judged = (run.folder.read_json(f"{stage}/manifest.json") for stage in ("train/stage2", "evaluate"))
+    run.folder.write_json("evaluate/manifest.json", judged | {"inputs": {"stage2": trained["fingerprint"]}})
+    before = page_of(run)
+    run.folder.write_json("train/stage2/manifest.json", trained | {"fingerprint": "another"})
+    after = page_of(run)
+
+    for section in ("results", "diagnosis"):
+        assert words not in section_of(before, section)
+        assert f"train/stage2, which {words}" in section_of(after, section)
+
+
 def test_files_of_older_versions_are_read(make_recipe):
     """A comparison was a list of rows without intervals; losses had no dataset."""
     run = Run.open(make_recipe())

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from qzhou.errors import DataError
-from qzhou.evaluation.models import MtebEncoder
+from qzhou.evaluation.models import MtebEncoder, bm25
 from qzhou.evaluation.tasks import (
     classification_task,
     clustering_task,
     judged_task,
+    language_of,
     not_judgeable,
     pair_classification_task,
     reranking_task,
@@ -146,6 +147,48 @@ def test_pairs_of_two_scores_are_told_apart_by_average_precision():
     pairs += [PairExample(id=f"{n}-", dataset="d", text_a=TOPICS[n], text_b=TOPICS[n + 1], score=0) for n in range(4)]
 
     assert score(pair_classification_task("d", pairs, max_rows=99, seed=0)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_sample_of_pairs_has_both_kinds_and_the_highest_score_is_that_of_all(seed):
+    """Three of three thousand belong together: most samples of a hundred would hold none."""
+    pairs = [
+        PairExample(id=f"{n}", dataset="d", text_a=f"{TOPICS[n % 6]} {n}", text_b=TOPICS[n % 5], score=float(n < 3))
+        for n in range(3000)
+    ]
+    labels = pair_classification_task("d", pairs, max_rows=100, seed=seed).dataset["test"]["labels"]
+    scores = sts_task("d", pairs, max_rows=100, seed=seed).dataset["test"]["score"]
+
+    assert len(labels) == len(scores) == 100
+    assert 1 <= sum(labels) <= 3
+    assert set(scores) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("texts", "language"),
+    [
+        (["How to sort a list", "数"], "eng-Latn"),
+        (["如何用 Python 排序列表", "打开文件"], "cmn-Hans"),
+        (["リストを並べ替える方法", "東京都の人口"], "jpn-Jpan"),
+        (["목록을 정렬하는 방법"], "kor-Hang"),
+        (["как отсортировать список"], "rus-Cyrl"),
+        ([], "eng-Latn"),
+    ],
+)
+def test_the_language_of_a_task_is_told_by_its_letters(texts, language):
+    assert language_of(texts) == language
+
+
+def test_bm25_finds_chinese_answers():
+    """A clause in Chinese has no spaces: cut as English it is one word, which no other text has."""
+    things = ["排序算法", "文件系统", "图形界面", "日期格式", "求和函数", "树形结构"]
+    asked = [retrieval(f"请问{one}怎么使用", f"关于{one}的说明在这里可以找到") for one in things]
+
+    task = task_of(asked)
+    (result,) = mteb.evaluate(bm25(), task, cache=None, show_progress_bar=False, co2_tracker=False).task_results
+
+    assert task.metadata.eval_langs == ["cmn-Hans"]
+    assert result.get_score() == pytest.approx(1.0)
 
 
 def test_texts_of_one_label_lie_in_one_cluster():

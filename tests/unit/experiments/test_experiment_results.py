@@ -100,12 +100,38 @@ def test_only_seeds_that_both_finished_are_paired(outcomes):
     assert line.ahead.mean == pytest.approx((ours - theirs).mean())
 
 
-def test_without_the_baseline_or_with_other_items_there_is_no_difference(outcomes):
+def test_without_the_baseline_there_is_no_difference(outcomes):
     alone = compared(experiment(), [one for one in outcomes if one.variant == "b"])[0]
-    other = compared(experiment(), [*outcomes, *(outcome("c", seed, tasks=("one",)) for seed in (1, 2, 3))])[1]
 
     assert (alone.lines[0].ahead, alone.lines[0].by_items) == (None, None)
-    assert other.lines[2].by_items is None
+
+
+def test_a_variant_that_collapses_on_a_task_wins_no_mean(outcomes):
+    """Its mean over the tasks that are left would be another score, that of the seeds that are left a luckier one."""
+    collapsed = [outcome("c", seed, 0.4, tasks=("one",) if seed == 2 else ("one", "two")) for seed in (1, 2, 3)]
+    of_one, of_both = compared(experiment(), [*outcomes, *collapsed])
+
+    assert of_one.lines[2].ahead.mean > 0
+    line = of_both.lines[2]
+    assert (line.spread, line.ahead, line.by_items) == (None, None, None)
+    assert sorted(line.scores) == [1, 3]
+    assert "c has no score on two (seed 2), so it has no mean" in " ".join(table(of_both).split())
+    assert "c" in picture([of_both])
+
+
+def test_a_variant_without_any_score_stays_in_sight_and_a_baseline_without_one_compares_nothing(outcomes):
+    gone = [outcome("c", seed, tasks=("two",)) for seed in (1, 2)]
+    comparison = compared(experiment(baseline="c"), [*outcomes, *gone])[0]
+
+    assert [line.variant for line in comparison.lines] == ["a", "b", "c"]
+    assert comparison.lines[2].undefined == "has no score on one (seed 1, 2)"
+    assert all(line.ahead is None for line in comparison.lines)
+    assert comparison.lines[0].spread.mean > 0
+
+
+def test_seeds_of_the_very_same_score_make_nothing_sure():
+    assert over_seeds([0.002, 0.002]).sure is False
+    assert over_seeds([0.002, 0.002, 0.0021]).sure is True
 
 
 def test_what_a_trial_left_is_read_from_its_folder(tmp_path):

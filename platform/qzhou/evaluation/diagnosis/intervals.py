@@ -47,11 +47,16 @@ def mean(values: Sequence[float]) -> Interval:
     return Interval(fmean(values), fmean(values) - half, fmean(values) + half)
 
 
-def fall(before: Sequence[float], after: Sequence[float]) -> Interval:
-    """By how much the mean fell from some values to others, at least two each (Student's t, Welch's error)."""
+def fall(before: Sequence[float], after: Sequence[float], looks: int = 1) -> Interval:
+    """By how much the mean fell from some values to others, at least two each, for one of ``looks`` comparisons.
+
+    Source: Welch, The generalization of "Student's" problem (Biometrika, 1947); Bonferroni for several.
+    """
     value = fmean(before) - fmean(after)
-    error = math.sqrt(stdev(before) ** 2 / len(before) + stdev(after) ** 2 / len(after))
-    half = float(student.ppf(TAIL, len(before) + len(after) - 2)) * error
+    parts = [(stdev(some) ** 2 / len(some), len(some) - 1) for some in (before, after)]
+    error = math.sqrt(sum(part for part, _ in parts))
+    freedom = error**4 / sum(part**2 / left for part, left in parts) if error else 1.0
+    half = float(student.ppf(1 - (1 - TAIL) / looks, freedom)) * error
     return Interval(value, value - half, value + half)
 
 

@@ -10,7 +10,7 @@ from qzhou.evaluation.candidates import BACKBONE, STAGE1, STAGE2
 from qzhou.evaluation.comparison import Row
 from qzhou.evaluation.diagnosis.facts import COMPARISON, METRICS, STAGES, Facts, Step
 from qzhou.evaluation.diagnosis.finding import Finding, Looked, shown
-from qzhou.evaluation.diagnosis.intervals import Z
+from qzhou.evaluation.diagnosis.intervals import Z, mean
 
 # Hard sets of pairs, made so that words in common mislead (PAWS), lie near 0; right labels lie clearly above it
 # (docstrings and MiniLM: 0.44), and so inverted ones as clearly below.
@@ -61,11 +61,13 @@ def _against(row: Row) -> Iterator[str]:
 def _disagreement(stage: str, steps: list[Step]) -> Iterator[str]:
     """An agreement that is surely below chance.
 
-    Its error is that of Mann and Whitney's U where there is no relation: sqrt(1 / 3n) for two halves of n pairs.
+    Its error is at least that of Mann and Whitney's U where there is no relation: sqrt(1 / 3n) for two halves of n
+    pairs. Where one score is rare it is larger, which shows in how far the steps lie apart.
     """
-    pairs = sum(step["rows"] for step in steps)
-    agreement = fmean([step["order_agreement"] for step in steps], weights=[step["rows"] for step in steps])
-    high = agreement + Z * math.sqrt(1 / (3 * pairs))
+    pairs, agreements = sum(step["rows"] for step in steps), [step["order_agreement"] for step in steps]
+    agreement = fmean(agreements, weights=[step["rows"] for step in steps])
+    apart = (found := mean(agreements)).high - found.value if len(steps) > 1 else 0.0
+    high = agreement + max(Z * math.sqrt(1 / (3 * pairs)), apart)
     if agreement < INVERTED_AGREEMENT and high < 0.5:
         yield (
             f"{METRICS.format(stage=stage)}: order_agreement {agreement:.3f} (95 %: up to {high:.3f}) in its first "

@@ -104,7 +104,7 @@ def _fallen(compared: Sequence[Compared]) -> tuple[str, str] | None:
 
 
 def collapsed(facts: Facts) -> Looked:
-    """Different texts have nearly the same vector, or vectors lie in few directions."""
+    """Different texts have nearly the same vector, or vectors lie in few directions, or are no numbers at all."""
     trained = [model for model in (STAGE1, STAGE2) if model in facts.health]
     if not trained:
         return f"{COMPARISON} has no statistics of vectors"
@@ -115,10 +115,13 @@ def _collapse(facts: Facts, model: str) -> Iterator[Finding]:
     found = facts.health[model]
     most = min(found["dimensions"], found["texts"])
     near, narrow = found["mean_cosine"] > COLLAPSED_COSINE, found["effective_rank"] < COLLAPSED_RANK * most
-    if not (near or narrow):
+    broken = found.get("not_numbers", 0)
+    if not (near or narrow or broken):
         return
     how = " and ".join(
-        ["different texts have nearly the same vector"] * near + ["vectors lie in few directions"] * narrow
+        ["different texts have nearly the same vector"] * near
+        + ["vectors lie in few directions"] * narrow
+        + [f"{broken:,} vectors are no numbers"] * bool(broken)
     )
     numbers = [
         f"{name} mean cosine {one['mean_cosine']:.3f}, effective rank {one['effective_rank']:.1f} of at most {most:g}"

@@ -9,7 +9,7 @@ from statistics import fmean, median
 from qzhou.evaluation.candidates import BACKBONE, STAGE1, STAGE2
 from qzhou.evaluation.diagnosis.facts import METRICS, STAGES, Facts, Step
 from qzhou.evaluation.diagnosis.finding import Finding, Looked
-from qzhou.evaluation.diagnosis.intervals import fall, mean
+from qzhou.evaluation.diagnosis.intervals import fall, mean, share, widened
 from qzhou.evaluation.diagnosis.scores import CLASSES, PAIRS, RETRIEVAL
 
 # Three steps at each end are the fewest whose mean says something.
@@ -64,7 +64,7 @@ def _flat(facts: Facts, stage: str, task: str, relative: Sequence[tuple[int, flo
     first, last = ([loss for _, loss in part] for part in (relative[:quarter], relative[-quarter:]))
     fell, level = fall(first, last), fmean(first)
     gains = [one.apart for one in facts.compared(stage, BEFORE[stage], TYPES[task])]
-    learned = any(gain.low > 0 for gain in gains)
+    learned = any(widened(gain, len(gains)).low > 0 and gain.high >= FLAT_GAIN for gain in gains)
     idle = fell.high < FLAT_FALL * level or bool(gains and max(gain.high for gain in gains) < FLAT_GAIN)
     unstable = task == "pair" and isinstance(found := cosent_unstable(facts), list) and found  # a sign of its own
     if fell.low > 0 or fell.value >= FLAT_FALL * level or learned or not idle or unstable:
@@ -97,17 +97,20 @@ def cosent_unstable(facts: Facts) -> Looked:
     }
     if not series:
         return f"no dataset of pairs has {COSENT_STEPS} steps"
-    return [found for (stage, name), steps in series.items() for found in _unstable(facts, stage, name, steps)]
+    return [
+        found for (stage, name), steps in series.items() for found in _unstable(facts, stage, name, steps, len(series))
+    ]
 
 
-def _unstable(facts: Facts, stage: str, name: str, steps: Sequence[Step]) -> Iterator[Finding]:
+def _unstable(facts: Facts, stage: str, name: str, steps: Sequence[Step], looks: int) -> Iterator[Finding]:
     losses = [step["loss"] for step in steps]
     half = len(losses) // 2
     before, after = losses[:half], losses[half:]
-    fell, level = fall(before, after), median(losses)
-    swing = median(abs(one - other) for one, other in pairwise(losses))
+    fell, level = fall(before, after, looks), median(losses)
+    changes = [abs(one - other) for one, other in pairwise(losses)]
+    wide = sum(change > SWING * max(1.0, level) for change in changes)
     rises = fell.high < 0 and -fell.value > FLAT_FALL * fmean(before)
-    swings = swing > SWING * max(1.0, level)
+    swings = share(wide, len(changes)).low > 0.5  # more than half of the changes, and surely so
     if not (rises or swings):
         return
     how = " and ".join(["rises"] * rises + ["swings by more than half of its level"] * swings)
@@ -116,7 +119,7 @@ def _unstable(facts: Facts, stage: str, name: str, steps: Sequence[Step]) -> Ite
         "cosent_unstable",
         f"The CoSENT loss of '{name}' is unstable in {stage}: it {how}.",
         f"{METRICS.format(stage=stage)}: mean of the first half {fmean(before):.3f}, of the second {fmean(after):.3f}; "
-        f"median change from step to step {swing:.3f}, over {len(losses):,} steps",
+        f"median change from step to step {median(changes):.3f}, over {len(losses):,} steps",
         f"raise {facts.setting('training.cosent_temperature')} or {batch}, or lower {rate}",
     )
 

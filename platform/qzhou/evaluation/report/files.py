@@ -60,6 +60,15 @@ class Found:
         """Of the run."""
         return str(self.recipe.get("run", {}).get("name", "run"))
 
+    def changed_since(self, stage: str) -> list[str]:
+        """Stages that another was made from and that have been run again since."""
+        found = []
+        for name, fingerprint in self.manifests.get(stage, {}).get("inputs", {}).items():
+            source = f"train/{name}" if f"train/{name}" in STAGES else name
+            if self.manifests.get(source, {}).get("fingerprint", fingerprint) != fingerprint:
+                found.append(source)
+        return found
+
     def made(self, stage: str, name: str) -> int | None:
         """How many of something a stage made; None where it has not finished."""
         manifest = self.manifests.get(stage)

@@ -11,7 +11,16 @@ from qzhou.evaluation.report.tables import Column, Table
 
 def section(found: Found) -> Section:
     """From ``evaluate/diagnosis.json``."""
-    return Section("diagnosis", "Diagnosis", list(_blocks(found)))
+    return Section("diagnosis", "Diagnosis", [*outdated(found), *_blocks(found)])
+
+
+def outdated(found: Found) -> Iterator[Block]:
+    """A word of warning where what was judged is there no more."""
+    if changed := found.changed_since("evaluate"):
+        stages = " and ".join(changed)
+        yield Text(
+            f"This is of an earlier making of {stages}, which ran again since: jobs/evaluate.py judges what is there."
+        )
 
 
 def _blocks(found: Found) -> Iterator[Block]:

@@ -42,7 +42,7 @@ def _summary(found: Found) -> Iterator[tuple[str, str]]:
     """The run in a few numbers; those that are not known are left out."""
     if found.transform:
         kept = {name: one["kept"] for name, one in found.transform.get("datasets", {}).items()}
-        yield "rows trained on", count(sum(kept.values()))
+        yield "rows kept", count(sum(kept.values()))
     if found.mining:
         yield "negatives", count(sum(sum(one["negatives"].values()) for one in found.mining.values()))
     if found.metrics:

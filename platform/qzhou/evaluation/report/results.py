@@ -8,6 +8,7 @@ from qzhou.evaluation.candidates import BACKBONE, STAGE2
 from qzhou.evaluation.comparison import Difference, Row, models_of
 from qzhou.evaluation.report.blocks import Block, Heading, Panels, Section, Text, missing
 from qzhou.evaluation.report.files import Content, Found
+from qzhou.evaluation.report.findings import outdated
 from qzhou.evaluation.report.plots import Bar, Plot, bars, colour_of_models
 from qzhou.evaluation.report.tables import Column, Table, Value, count, percent, score, signed, tenths
 
@@ -16,7 +17,7 @@ SURE = {True: "yes", False: "no"}
 
 def section(found: Found) -> Section:
     """From ``evaluate/comparison.json``."""
-    return Section("results", "How good it is", list(_blocks(found.comparison)))
+    return Section("results", "How good it is", [*outdated(found), *_blocks(found.comparison)])
 
 
 def gains(comparison: Content) -> list[Difference]:
