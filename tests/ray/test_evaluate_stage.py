@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from qzhou.cluster import session
 from qzhou.encoder import load_encoder
 from qzhou.encoder.export import save_sentence_transformer
-from qzhou.errors import DataError, RegressionError
+from qzhou.errors import DataError, QzhouError, RegressionError
 from qzhou.evaluation.diagnosis.signs import LOOKS
 from qzhou.evaluation.gate import Gate
 from qzhou.evaluation.judging import Judge
@@ -226,7 +227,12 @@ def test_further_models_are_judged_alone_though_a_worker_dies_and_a_gate_is_chec
     monkeypatch.setattr("qzhou.evaluation.pipeline.judge_class", lambda: Dying)
     further = {"split_documents": 25, "models": [MINILM, str(tiny_bert)]}
     before = written(recipe())
-    evaluate(recipe(evaluation=further), Gate({"docs": 0.5}, "run"))
+    for name, said in (("run", "is this run itself"), ("nowhere", "holds no judged run")):
+        with pytest.raises(QzhouError, match=said):
+            evaluate(recipe(evaluation=further), Gate(no_worse_than=name))
+    assert not mark.exists(), "the gate is looked at before anything is judged"
+    shutil.copytree(stage(recipe()).parent, stage(recipe()).parent.with_name("earlier"))
+    evaluate(recipe(evaluation=further), Gate({"docs": 0.5}, "earlier"))
 
     after = written(recipe())
     rows = json.loads((stage(recipe()) / "comparison.json").read_text())["rows"]

@@ -30,9 +30,9 @@ def _named(spec: str, taken: set[str]) -> str:
     """
     parts = [part for part in re.split(r"[/#:]", spec.rstrip("/")) if part]
     parts = parts[:-1] if parts[-1:] == ["model"] and len(parts) > 1 else parts  # runs/NAME/model
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", parts[-1] if parts else "model")
-    number = 2
-    while name in taken:
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", parts[-1] if parts else "").strip(".") or "model"
+    number, taken = 2, {one.lower() for one in taken}  # some disks take both for one name
+    while name.lower() in taken:
         name = f"{name.removesuffix(f'-{number - 1}')}-{number}"
         number += 1
     return name

@@ -29,6 +29,16 @@ class Gate:
     floors: Mapping[str, float] = field(default_factory=dict)
     no_worse_than: str = ""
 
+    def look(self, run_folder: Folder) -> None:
+        """Refuse before anything is judged what could not be compared afterwards.
+
+        Raises:
+            RecipeError: The other run is this one.
+            DataError: There is no such run.
+        """
+        if self.no_worse_than:
+            _other_run(self.no_worse_than, run_folder)
+
     def check(self, rows: Sequence[Row], run_folder: Folder, *, seed: int) -> None:
         """Compare the rows of stage 2 with what is asked, and say what was compared.
 

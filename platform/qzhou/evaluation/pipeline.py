@@ -62,6 +62,8 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
     """
     refuse_other_training(recipe)
     run = Run.open(recipe)
+    if gate is not None:
+        gate.look(run.folder)
     manifest = run.stage(
         "evaluate",
         lambda folder: _work(run, folder),

@@ -80,9 +80,12 @@ def test_settings_of_every_stage_must_be_those_that_made_the_models(recipe):
 
 def test_models_of_other_runs_are_named_by_their_run(recipe):
     models = ("/runs/first/model", "runs/second/model/", "package:minilm/model", "https://host/v1#name", "plain")
+    models += ("..", "runs/STAGE2", "../Plain")
     judged = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"models": models})})
 
-    assert [one.name for one in candidates(judged)][-5:] == ["first", "second", "minilm", "name", "plain"]
+    assert [one.name for one in candidates(judged)][-8:] == [
+        *("first", "second", "minilm", "name", "plain", "model", "STAGE2-2", "Plain-2")
+    ]
 
 
 def test_another_making_of_the_same_stage_is_told_apart():
