@@ -169,7 +169,8 @@ def comparison() -> dict:
     benchmark = {"benchmark": "MTEB(cmn, v1)", "tasks": 31, "judged": 31, "types": types, "models": models}
     not_judged = {"forum_reranking": "no query has a negative"}
     found = {"rows": rows, "differences": differences, "benchmarks": [benchmark]}
-    return {**found, "seen": seen, "health": health, "not_judged": not_judged}
+    published = [{"task": "STSB", "type": "STS", "stage2": 64.12, "published": {"QZhou-Embedding": 91.4}}]
+    return {**found, "published": published, "seen": seen, "health": health, "not_judged": not_judged}
 
 
 def diagnosis() -> dict:

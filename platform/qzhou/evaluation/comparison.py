@@ -98,6 +98,21 @@ def benchmark_means(rows: Sequence[Row], plans: Sequence[Planned]) -> list[dict[
     return found
 
 
+def published_scores(rows: Sequence[Row], plans: Sequence[Planned]) -> list[dict[str, Any]]:
+    """For each task of mteb's own on which stage 2 was judged: its score beside published ones, in percent."""
+    known: dict[str, dict[str, float]] = {}
+    for board in tomllib.loads(PUBLISHED.read_text("utf-8")).values():
+        for model, scores in board["scores"].items():
+            known.setdefault(model, {}).update(scores)
+    named = {plan.name for plan in plans if not plan.dataset}
+    found = []
+    for row in rows:
+        theirs = {model: scores[row.task] for model, scores in known.items() if row.task in scores}
+        if row.model == STAGE2 and row.task in named and theirs:
+            found.append({"task": row.task, "type": row.type, STAGE2: round(100 * row.score, 2), "published": theirs})
+    return found
+
+
 def _means(rows: Sequence[Row], model: str, types: Sequence[str], type_of: Mapping[str, str]) -> dict[str, Any]:
     score = {row.task: row.score for row in rows if row.model == model}
     by_type = {}

@@ -20,6 +20,7 @@ from qzhou.evaluation.comparison import (
     benchmark_means,
     benchmark_table,
     models_of,
+    published_scores,
     seen_and_unseen,
     table,
 )
@@ -127,6 +128,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
         "rows": [dataclasses.asdict(row) for row in rows],
         "differences": [dataclasses.asdict(one) for one in _differences(rows, scores, run.recipe.run.seed)],
         "benchmarks": benchmark_means(rows, plans),
+        "published": published_scores(rows, plans),
         "seen": seen_and_unseen(rows),
         "health": workers.found_health,
         "not_judged": refused,

@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 import tomllib
 
+import mteb
 import pytest
 
 from qzhou.evaluation.comparison import (
@@ -12,6 +13,7 @@ from qzhou.evaluation.comparison import (
     Row,
     benchmark_means,
     benchmark_table,
+    published_scores,
     seen_and_unseen,
     table,
 )
@@ -100,6 +102,25 @@ def test_published_means_are_the_means_of_their_types():
         for model, means in board["models"].items():
             assert len(means) == len(board["types"]) + 2
             assert statistics.mean(means[:-2]) == pytest.approx(means[-1], abs=0.01), model
+
+
+def test_a_task_of_mteb_stands_beside_what_others_scored_on_it():
+    found_rows = [Row(task, "Retrieval", "ndcg_at_10", "stage2", 0.5, 9) for task in ("SCIDOCS", "T2Retrieval", "own")]
+    plans = [Planned(row.task, "Retrieval", "", "retrieval", 9, 0, False) for row in found_rows]
+    own = [dataclasses.replace(plan, dataset="SCIDOCS") if plan.name == "SCIDOCS" else plan for plan in plans]
+
+    scidocs, t2 = published_scores(found_rows, plans)
+    assert (scidocs["stage2"], scidocs["published"]) == (50.0, {"QZhou-Embedding": 28.66, "Qwen3-Embedding-8B": 32.74})
+    assert t2["published"] == {"QZhou-Embedding": 81.62, "Youtu-Embedding": 87.5}
+    assert [one["task"] for one in published_scores(found_rows, own)] == ["T2Retrieval"], "one's own data is another"
+
+
+def test_published_scores_are_of_tasks_of_their_benchmark():
+    for name, board in tomllib.loads(PUBLISHED.read_text("utf-8")).items():
+        tasks = {task.metadata.name for task in mteb.get_benchmark(name).tasks}
+        for model, scores in board["scores"].items():
+            assert set(scores) <= tasks, model
+            assert all(0 < score < 100 for score in scores.values())
 
 
 def test_seen_and_unseen_tasks_have_means_of_their_own():

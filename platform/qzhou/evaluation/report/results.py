@@ -45,6 +45,7 @@ def _blocks(comparison: Content) -> Iterator[Block]:
     yield from _all_differences(_differences(comparison))
     for benchmark in comparison.get("benchmarks", []):
         yield from _benchmark(benchmark)
+    yield from _published(comparison.get("published", []))
     yield from _seen(comparison.get("seen", []))
     yield from _health(comparison.get("health", {}))
     yield from _not_judged(comparison.get("not_judged", {}))
@@ -112,6 +113,18 @@ def _benchmark(found: Content) -> Iterator[Block]:
         for one in sorted(found["models"], key=lambda one: -(one["mean_task"] or 0))
     ]  # fmt: skip
     yield Table(f"Means on {found['benchmark']}", columns, rows)
+
+
+def _published(found: Sequence[Content]) -> Iterator[Block]:
+    if not found:
+        return
+    yield Heading("Beside published scores")
+    models = list(dict.fromkeys(model for one in found for model in one["published"]))
+    columns = [Column("task"), Column("type"), *(Column(model, percent) for model in (STAGE2, *models))]
+    rows: list[list[Value]] = [
+        [one["task"], one["type"], one[STAGE2], *(one["published"].get(model) for model in models)] for one in found
+    ]
+    yield Table("Scores on tasks of mteb, in percent", columns, rows)
 
 
 def _seen(found: Sequence[Content]) -> Iterator[Block]:
