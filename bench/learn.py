@@ -36,11 +36,11 @@ from sentence_transformers.losses import MultipleNegativesRankingLoss
 from sentence_transformers.training_args import BatchSamplers, MultiDatasetBatchSamplers
 
 from bench.report import parsed, table, write
-from qzhou.checkpoints import resolve
-from qzhou.recipe import Recipe, load_recipe
-from qzhou.records import RetrievalExample
-from qzhou.runs import Run
-from qzhou.storage import read_records
+from qzhou.config.recipe import Recipe, load_recipe
+from qzhou.data.records import RetrievalExample
+from qzhou.data.storage import read_records
+from qzhou.run.models import resolve
+from qzhou.run.run import Run
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "scifact.toml"

@@ -42,9 +42,9 @@ from rich.console import Console
 
 from bench.mining_problem import MINING, OURS, RANDOM, WHO, Problem, Rows, rows_of, vector_problems
 from bench.report import parsed, table, write
+from qzhou.data.storage import Folder
 from qzhou.mining.select import ceiling
 from qzhou.mining.shard import Shard
-from qzhou.storage import Folder
 
 GROWTH = (1, 2, 4)  # times the documents
 TIE = 1e-5

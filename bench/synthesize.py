@@ -67,9 +67,9 @@ def chat(number: int) -> list[dict[str, str]]:
 
 def send_ours(url: str, limit: int, requests: int) -> dict[str, float]:
     """Our stage's own sender, journal included; gives the CPU time of its actors."""
-    from qzhou.cluster import session
-    from qzhou.recipe import parse_recipe
-    from qzhou.storage import Folder
+    from qzhou.cluster.session import session
+    from qzhou.config.recipe import parse_recipe
+    from qzhou.data.storage import Folder
     from qzhou.synthesis.pipeline import Sender
     from qzhou.synthesis.techniques import ChatRequest
 
@@ -185,7 +185,7 @@ def measured(peer: str, latency_s: float, limit: int, seconds: float, distilabel
 
 
 def picture(rows: list[dict[str, Any]]) -> None:
-    from qzhou.pictures import svg
+    from qzhou.telemetry.pictures import svg
 
     cases = list(dict.fromkeys((row["latency_s"], row["limit"]) for row in rows))
     peers = [peer for peer in PEERS if any(row["peer"] == peer for row in rows)]

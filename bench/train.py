@@ -38,13 +38,13 @@ from rich.console import Console
 from bench.encode import flops, matrix_speeds, texts_of
 from bench.mine import anonymous_mib
 from bench.report import parsed, table, write
-from qzhou.checkpoints import resolve
+from qzhou.config.recipe import Recipe, parse_recipe
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import Example, PairExample, RetrievalExample
 from qzhou.encoder import load_backbone
 from qzhou.encoder.encoder import token_ids
 from qzhou.encoder.linear import take_faster_linear
-from qzhou.prompts import Prompt
-from qzhou.recipe import Recipe, parse_recipe
-from qzhou.records import Example, PairExample, RetrievalExample
+from qzhou.run.models import resolve
 from qzhou.training.data import TrainingSet
 from qzhou.training.engine import TorchEngine
 from qzhou.training.loop import Stage, train_stage

@@ -36,11 +36,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from qzhou.cluster import session
-from qzhou.dataset import Dataset
-from qzhou.recipe import Recipe, parse_recipe
-from qzhou.records import RetrievalExample, text_key
-from qzhou.storage import table_of
+from qzhou.cluster.session import session
+from qzhou.config.dataset import Dataset
+from qzhou.config.recipe import Recipe, parse_recipe
+from qzhou.data.records import RetrievalExample, text_key
+from qzhou.data.storage import table_of
 from qzhou.transform.convert import Converter
 from qzhou.transform.dedup import text_digest
 from qzhou.transform.pipeline import transform

@@ -6,8 +6,8 @@ python jobs/evaluate.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING V
 With --fail-below or --no-worse-than (another run's folder or name) it ends with status 1 where stage 2 is worse.
 """
 
-from qzhou.job import main
-from qzhou.recipe import Recipe
+from qzhou.cli.job import main
+from qzhou.config.recipe import Recipe
 
 
 def floors(text: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ The same command goes on where an earlier one ended. Finished stages are shared 
 import argparse
 import os
 
-from qzhou.job import errors_for_people
+from qzhou.cli.job import errors_for_people
 
 
 def main() -> None:

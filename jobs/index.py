@@ -3,8 +3,8 @@
 python jobs/index.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VALUE ...]
 """
 
-from qzhou.job import main
-from qzhou.recipe import Recipe
+from qzhou.cli.job import main
+from qzhou.config.recipe import Recipe
 
 
 def run(recipe: Recipe) -> None:

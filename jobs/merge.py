@@ -8,7 +8,7 @@ the last finished model is taken.
 
 import argparse
 
-from qzhou.job import errors_for_people
+from qzhou.cli.job import errors_for_people
 
 
 def main() -> None:

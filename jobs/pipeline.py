@@ -3,18 +3,18 @@
 python jobs/pipeline.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VALUE ...]
 """
 
-from qzhou.job import main, say_what_to_do_next
-from qzhou.recipe import Recipe
+from qzhou.cli.job import main, say_what_to_do_next
+from qzhou.config.recipe import Recipe
 
 
 def run(recipe: Recipe) -> None:
-    from qzhou.checkpoints import resolve_all
-    from qzhou.cluster import session
+    from qzhou.cluster.resources import asks_of_pipeline
+    from qzhou.cluster.session import session
     from qzhou.evaluation.pipeline import evaluate
     from qzhou.evaluation.texts import task_texts
     from qzhou.mining.pipeline import mine
-    from qzhou.resources import asks_of_pipeline
-    from qzhou.runs import Run
+    from qzhou.run.models import resolve_all
+    from qzhou.run.run import Run
     from qzhou.synthesis.pipeline import synthesize
     from qzhou.training.pipeline import export, train
     from qzhou.transform.pipeline import transform

@@ -14,8 +14,8 @@ python jobs/plan.py RECIPE [--json] [--rows N] [--examples N] [--gpus N] [--gpu 
 
 from typing import Any
 
-from qzhou.job import Options, main
-from qzhou.recipe import Recipe
+from qzhou.cli.job import Options, main
+from qzhou.config.recipe import Recipe
 
 COUNTS = ("--rows", "--examples", "--synthetic", "--gpus", "--cpus")
 NUMBERS = ("--gpu-price", "--cpu-price", "--utilisation", "--mean-query-tokens", "--mean-document-tokens")

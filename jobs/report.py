@@ -3,14 +3,14 @@
 python jobs/report.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VALUE ...]
 """
 
-from qzhou.job import main
-from qzhou.recipe import Recipe
+from qzhou.cli.job import main
+from qzhou.config.recipe import Recipe
 
 
 def run(recipe: Recipe) -> None:
     from qzhou.evaluation.report import PAGE, write_report
-    from qzhou.events import show
-    from qzhou.runs import Run
+    from qzhou.run.run import Run
+    from qzhou.telemetry.events import show
 
     found = Run.find(recipe)
     write_report(found)

@@ -12,22 +12,22 @@ python jobs/submit.py RECIPE --address http://HEAD:8265 --status | --follow | --
 import sys
 from functools import partial
 
-from qzhou.job import Options, main, one_of, split_options
-from qzhou.recipe import Recipe
+from qzhou.cli.job import Options, main, one_of, split_options
+from qzhou.config.recipe import Recipe
 
 JOBS = ("pipeline", "transform", "synthesize", "mine", "train", "export", "evaluate", "index", "report")
 OPTIONS: Options = {"--address": str, "--job": one_of(*JOBS)}
 
 
 def run(recipe: Recipe, address: str = "", job: str = "pipeline") -> None:
-    from qzhou.submission import Jobs, run_as_job
+    from qzhou.cluster.submission import Jobs, run_as_job
 
     (_, words), script = split_options(sys.argv[1:], OPTIONS), f"jobs/{job}.py"
     sys.exit(Jobs(recipe, address).submit(script, words) if address else run_as_job(script, words))
 
 
 def about_the_run(method: str, recipe: Recipe, address: str = "http://127.0.0.1:8265") -> None:
-    from qzhou.submission import Jobs
+    from qzhou.cluster.submission import Jobs
 
     sys.exit(getattr(Jobs(recipe, address), method)())
 

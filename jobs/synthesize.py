@@ -5,8 +5,8 @@ python jobs/synthesize.py recipes/quickstart.toml [--estimate] [--dry-run] [--SE
 --estimate prints the expected requests, tokens and cost, with an example of each kind, and sends nothing.
 """
 
-from qzhou.job import main
-from qzhou.recipe import Recipe
+from qzhou.cli.job import main
+from qzhou.config.recipe import Recipe
 
 
 def run(recipe: Recipe) -> None:

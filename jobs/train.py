@@ -13,8 +13,8 @@ torchrun --nproc-per-node 8 jobs/train.py recipes/quickstart.toml ...     withou
 import os
 from typing import Any
 
-from qzhou.job import main
-from qzhou.recipe import Recipe
+from qzhou.cli.job import main
+from qzhou.config.recipe import Recipe
 
 OPTIONS = {"--gpu": str, "--utilisation": float, "--mean-query-tokens": float, "--mean-document-tokens": float}
 

@@ -23,14 +23,14 @@ import ray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
-from qzhou.cluster import session
+from qzhou.cli.job import main
+from qzhou.cluster.session import session
+from qzhou.config.recipe import Recipe, load_recipe
 from qzhou.errors import SetupError
-from qzhou.events import say, show
-from qzhou.job import main
-from qzhou.recipe import Recipe, load_recipe
-from qzhou.runs import Run
+from qzhou.run.run import Run
 from qzhou.serving.pipeline import application
 from qzhou.serving.port import check_port, open_port
+from qzhou.telemetry.events import say, show
 
 READY_TIMEOUT_S = 60.0
 CLOSING_S = 3.0  # what takes longer is answered too, by the old HAProxy and a replica that drains

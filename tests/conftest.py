@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qzhou.recipe import parse_recipe
+from qzhou.config.recipe import parse_recipe
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

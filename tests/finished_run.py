@@ -4,7 +4,7 @@ import json
 import math
 import random
 
-from qzhou.runs import Run
+from qzhou.run.run import Run
 
 DATASETS = {"docs_search": "retrieval", "forum": "retrieval", "docs_siblings": "pair", "docs_package": "classification"}
 RULES = {"retrieval": "title_body", "pair": "scored_pair", "classification": "labeled"}

@@ -12,16 +12,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "qzhou"
 ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving", "planning")
 LEVELS = {
-    "errors": 0, "records": 1, "prompts": 2, "dataset": 2, "sections": 2, "recipe": 2, "storage": 2, "runs": 2,
-    "progress": 2, "pictures": 2, "job": 2, "llm": 2, "learning": 2, "checkpoints": 2, "languages": 2, "endpoints": 2,
-    "sharing": 2, "lease": 2, "reading": 2, "resources": 2, "spot": 2, "meters": 2, "events": 2, "cluster": 3,
-    "exposition": 3, "submission": 4, "encoder": 3, "costs": 3, **dict.fromkeys(ROOMS, 4), "experiments": 5,
+    "errors": 0, "data": 1, "telemetry": 2, "config": 2, "run": 2, "cluster": 3, "encoder": 3, "costs": 3,
+    **dict.fromkeys(ROOMS, 4), "experiments": 5, "cli": 5,
 }  # fmt: skip
 ONLY_IN = {
     "ray": {
-        "platform/qzhou/cluster.py",
-        "platform/qzhou/exposition.py",
-        "platform/qzhou/submission.py",
+        "platform/qzhou/cluster/session.py",
+        "platform/qzhou/cluster/metrics.py",
+        "platform/qzhou/cluster/submission.py",
         "serve/app.py",
         *(f"platform/qzhou/{room}/pipeline.py" for room in (*ROOMS, "experiments") if room != "planning"),
         "platform/qzhou/mining/encoding.py",
@@ -35,9 +33,8 @@ ONLY_IN = {
     "openai": {f"platform/qzhou/{file}.py" for file in ("encoder/remote", "synthesis/batch_api", "synthesis/client")},
     "aiohttp": {"platform/qzhou/synthesis/mock_endpoint.py"},
 }
-SLIM = ("errors", "records", "dataset", "llm", "learning", "sections", "recipe", "prompts", "storage", "runs")
-SLIM += ("reading", "sharing", "lease", "progress", "job", "checkpoints", "resources", "meters", "events")
-SLIM += ("training.estimate", "planning.command", "experiments.settings")  # what answers before anything runs
+SLIM = ("errors", "data.records", "data.prompts", "data.storage", "config.recipe", "run.run", "run.models", "cli.job")
+SLIM += ("cluster.resources", "training.estimate", "planning.command", "experiments.settings")
 PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/pipeline.py"))]
 PYTHON = [path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -93,7 +90,10 @@ def test_nothing_imports_jobs_or_serve():
 def test_jobs_are_short_and_load_heavy_things_only_when_they_work(job):
     assert len(job.read_text("utf-8").splitlines()) <= 40
     top = [node for node in ast.parse(job.read_text("utf-8")).body if isinstance(node, ast.ImportFrom)]
-    assert {node.module for node in top if str(node.module).startswith("qzhou")} <= {"qzhou.job", "qzhou.recipe"}
+    assert {node.module for node in top if str(node.module).startswith("qzhou")} <= {
+        "qzhou.cli.job",
+        "qzhou.config.recipe",
+    }
 
 
 def python(code: str, **environment: str) -> str:

@@ -21,9 +21,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from qzhou.cli.job import errors_for_people
 from qzhou.errors import SetupError
-from qzhou.events import say
-from qzhou.job import errors_for_people
+from qzhou.telemetry.events import say
 
 HERE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"

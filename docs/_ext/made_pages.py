@@ -15,8 +15,8 @@ import recipe_tables
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
+from qzhou.config.recipe import Recipe
 from qzhou.experiments.settings import Experiment
-from qzhou.recipe import Recipe
 
 ABOVE = re.compile(r"\[([^\]\n]+)\]\((\.\./[\w./-]*)(#[\w-]+)?\)")
 MARK = re.compile(r"^<!-- made: (.*?) -->$", re.MULTILINE)

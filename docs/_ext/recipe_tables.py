@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from qzhou.dataset import Section
+from qzhou.config.dataset import Section
 
 Schema = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ from transformers import BertModel
 from bench.encode import flops, watched
 from bench.mine import agreement
 from bench.mining_problem import vector_problems
-from qzhou.storage import Folder
+from qzhou.data.storage import Folder
 
 ROOT = Path(__file__).parents[2]
 

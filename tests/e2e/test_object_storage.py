@@ -7,9 +7,9 @@ import pytest
 import requests
 from moto.server import ThreadedMotoServer
 
-from qzhou.recipe import load_recipe
-from qzhou.runs import Run
-from qzhou.storage import Folder
+from qzhou.config.recipe import load_recipe
+from qzhou.data.storage import Folder
+from qzhou.run.run import Run
 from tests.e2e.commands import run, start
 
 

@@ -85,7 +85,7 @@ def test_the_sdist_holds_what_a_wheel_is_built_from(built):
 def test_the_installed_wheel_loads_a_recipe_without_torch(python):
     recipe = ROOT / "recipes" / "quickstart.toml"
     code = (
-        "import sys, importlib.metadata, qzhou; from qzhou.recipe import load_recipe; "
+        "import sys, importlib.metadata, qzhou; from qzhou.config.recipe import load_recipe; "
         f"name = load_recipe({str(recipe)!r}).run.name; heavy = {{'torch', 'ray'}} & set(sys.modules); "
         "print(qzhou.__file__, qzhou.__version__, importlib.metadata.version('qzhou'), name, heavy)"
     )

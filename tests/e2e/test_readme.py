@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qzhou.recipe import parse_recipe
+from qzhou.config.recipe import parse_recipe
 from tests.e2e.commands import ROOT, run
 from tests.e2e.pages import blocks, commands_of, estimates, is_a_request, is_a_target, resolves_its_recipe
 

@@ -9,7 +9,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from qzhou.evaluation.report import write_report
-from qzhou.runs import Run
+from qzhou.run.run import Run
 from tests.browser import chromium, loaded, show
 from tests.conftest import recipe_in
 from tests.e2e.commands import run

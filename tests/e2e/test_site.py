@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qzhou.recipe import Recipe
+from qzhou.config.recipe import Recipe
 from tests.browser import chromium, loaded, show
 from tests.e2e.commands import ROOT, Finished, run
 

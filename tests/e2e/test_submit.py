@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from qzhou.cluster import local_options
+from qzhou.cluster.session import local_options
 from tests.e2e.clusters import wait_until
 from tests.e2e.commands import Finished, run, start
 

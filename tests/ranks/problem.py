@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 import torch
 
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.encoder import load_backbone
 from qzhou.encoder.encoder import token_ids
-from qzhou.prompts import Prompt
-from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.training.batches import build_batches
 from qzhou.training.data import TrainingSet
 from qzhou.training.deal import deal

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from qzhou.learning import DistillationSection, LoraSection
+from qzhou.config.training import DistillationSection, LoraSection
 from qzhou.training.engine import TorchEngine
 from qzhou.training.lora import with_adapters
 from qzhou.training.teacher import Teacher

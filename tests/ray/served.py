@@ -15,13 +15,13 @@ import psutil
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from qzhou.config.recipe import load_recipe
+from qzhou.data.records import Document
+from qzhou.data.storage import write_records
 from qzhou.encoder import EmbeddingModel
 from qzhou.encoder.export import save_sentence_transformer
-from qzhou.recipe import load_recipe
-from qzhou.records import Document
-from qzhou.runs import Run
+from qzhou.run.run import Run
 from qzhou.serving.index import EncodePart, Part, assemble
-from qzhou.storage import write_records
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-the-tests"

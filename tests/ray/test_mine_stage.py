@@ -15,16 +15,16 @@ import ray
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from qzhou.cluster import session
+from qzhou.cluster.session import session
+from qzhou.config.recipe import parse_recipe
+from qzhou.data.records import Document, Drop, LabeledExample, Manifest, Negative, RetrievalExample, answers, text_key
+from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.encoder import load_encoder
 from qzhou.errors import ModelError, RecipeError
 from qzhou.mining.actors import EncodeActor
 from qzhou.mining.identity import digests
 from qzhou.mining.pipeline import mine
 from qzhou.mining.searchers import Searchers
-from qzhou.recipe import parse_recipe
-from qzhou.records import Document, Drop, LabeledExample, Manifest, Negative, RetrievalExample, answers, text_key
-from qzhou.storage import Folder, read_records, write_records
 
 DATASET = {"reader": "jsonl", "paths": ["unused"]}
 NOUNS = (
@@ -222,7 +222,7 @@ def test_a_driver_that_is_killed_encodes_nothing_twice(recipe, tmp_path):
 
 def start(path: Path) -> subprocess.Popen:
     code = (
-        "import json; from qzhou.recipe import parse_recipe; import qzhou.mining.corpus as corpus\n"
+        "import json; from qzhou.config.recipe import parse_recipe; import qzhou.mining.corpus as corpus\n"
         "from qzhou.mining.pipeline import mine\n"
         "corpus.CHUNK_ROWS = 128\n"
         f"mine(parse_recipe(json.load(open({str(path)!r})), place='test'))"

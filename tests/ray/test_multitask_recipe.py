@@ -15,15 +15,15 @@ from mteb.models import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 
 from bench.false_negatives import MODEL, WAYS, counted, load, mined, settings_of
-from qzhou.checkpoints import resolve
-from qzhou.cluster import session
+from qzhou.cluster.session import session
+from qzhou.config.recipe import load_recipe
+from qzhou.data.records import Document, Drop, LabeledExample, PairExample, Qrel, Query, RetrievalExample
+from qzhou.data.storage import Folder, read_records
 from qzhou.encoder import load_encoder
 from qzhou.evaluation.messages import Planned
 from qzhou.evaluation.models import MtebEncoder
 from qzhou.evaluation.plan import built
-from qzhou.recipe import load_recipe
-from qzhou.records import Document, Drop, LabeledExample, PairExample, Qrel, Query, RetrievalExample
-from qzhou.storage import Folder, read_records
+from qzhou.run.models import resolve
 from qzhou.transform.pipeline import transform
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "multitask-en-zh.toml"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from qzhou.cluster import session
+from qzhou.cluster.session import session
+from qzhou.config.recipe import parse_recipe
 from qzhou.mining.pipeline import mine
-from qzhou.recipe import parse_recipe
 from qzhou.synthesis.builtin import answer_by_rules
 from qzhou.synthesis.mock_behaviour import Behaviour
 from qzhou.synthesis.mock_endpoint import MockEndpoint, serving

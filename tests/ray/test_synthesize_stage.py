@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from qzhou.cluster import session
+from qzhou.cluster.session import session
+from qzhou.config.recipe import parse_recipe
+from qzhou.data.records import Document, Drop, LabeledExample, Manifest, PairExample, RetrievalExample
+from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.errors import EndpointError
-from qzhou.recipe import parse_recipe
-from qzhou.records import Document, Drop, LabeledExample, Manifest, PairExample, RetrievalExample
-from qzhou.storage import Folder, read_records, write_records
 from qzhou.synthesis.builtin import answer_by_rules
 from qzhou.synthesis.journal import Answer, Journal
 from qzhou.synthesis.mock_behaviour import Behaviour
@@ -263,7 +263,7 @@ def test_a_driver_that_is_killed_twice_pays_for_nothing_twice(tmp_path):
 
 def start(path):
     code = (
-        "import json; from qzhou.recipe import parse_recipe; from qzhou.synthesis.pipeline import synthesize\n"
+        "import json; from qzhou.config.recipe import parse_recipe; from qzhou.synthesis.pipeline import synthesize\n"
         f"synthesize(parse_recipe(json.load(open({str(path)!r})), place='test'))"
     )
     outside = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from qzhou import spot
-from qzhou.cluster import session
+from qzhou.cluster import spot
+from qzhou.cluster.session import session
 from qzhou.training.pipeline import train
 from tests.metadata import metadata_server
 from tests.ray.nodes import busy_node, kill_a_busy_node, small_nodes

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from qzhou.cluster import session
+from qzhou.cluster.session import session
 from qzhou.errors import TrainingError
 from qzhou.training.pipeline import export, train
 from tests.conftest import recipe_in

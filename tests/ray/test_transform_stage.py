@@ -9,11 +9,11 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from qzhou.cluster import session
+from qzhou.cluster.session import session
+from qzhou.config.recipe import parse_recipe
+from qzhou.data.records import Document, Drop, LabeledExample, PairExample, Qrel, Query, RetrievalExample, stable_id
+from qzhou.data.storage import Folder, read_records
 from qzhou.errors import DataError
-from qzhou.recipe import parse_recipe
-from qzhou.records import Document, Drop, LabeledExample, PairExample, Qrel, Query, RetrievalExample, stable_id
-from qzhou.storage import Folder, read_records
 from qzhou.transform.pipeline import transform
 
 STEPS = {"steps": 1, "learning_rate": 1e-5}
@@ -392,7 +392,7 @@ def test_a_killed_driver_goes_on_with_the_shards_that_were_not_finished(tmp_path
 
     def start(name):
         code = (
-            "import json, sys; from qzhou.recipe import parse_recipe; from qzhou.job import main\n"
+            "import json, sys; from qzhou.config.recipe import parse_recipe; from qzhou.cli.job import main\n"
             "from qzhou.transform.pipeline import transform\n"
             f"content = json.load(open({str(path)!r})); content['run']['name'] = {name!r}\n"
             f"recipe = parse_recipe(content, place='test'); recipe._folder = {str(tmp_path)!r}; transform(recipe)"

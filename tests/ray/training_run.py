@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from qzhou.records import EXAMPLE_TYPES, LabeledExample, Manifest, Negative, PairExample, RetrievalExample
-from qzhou.storage import Folder, write_records
+from qzhou.data.records import EXAMPLE_TYPES, LabeledExample, Manifest, Negative, PairExample, RetrievalExample
+from qzhou.data.storage import Folder, write_records
 
 WORDS = ["red", "blue", "green", "tree", "sea", "list", "text", "word", "sum", "paris", "london", "query", "answer"]
 DATASETS = [

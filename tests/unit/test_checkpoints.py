@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from qzhou.checkpoints import resolve, weights_fingerprint
 from qzhou.errors import ModelError
+from qzhou.run.models import resolve, weights_fingerprint
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import yaml
 
 from deploy.dashboards import dashboards, start
 from qzhou.errors import SetupError
-from qzhou.meters import METRICS
+from qzhou.telemetry.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "dashboards"

@@ -8,7 +8,7 @@ import pytest
 import ray
 import yaml
 
-from qzhou.spot import PROVIDERS
+from qzhou.cluster.spot import PROVIDERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,10 +45,10 @@ def test_nodes_have_what_recipes_may_ask_for_and_images_of_their_own_choice(clus
 
 
 def test_notices_of_spot_nodes_are_watched_for_with_the_words_that_the_watcher_knows(cluster):
-    (command,) = [one for one in cluster["worker_start_ray_commands"] if "qzhou.spot" in one]
+    (command,) = [one for one in cluster["worker_start_ray_commands"] if "qzhou.cluster.spot" in one]
 
     assert cluster["provider"]["type"] in PROVIDERS
-    assert f"-m qzhou.spot --provider {cluster['provider']['type']} " in command
+    assert f"-m qzhou.cluster.spot --provider {cluster['provider']['type']} " in command
 
 
 def test_the_jobs_environment_puts_the_package_on_the_path():

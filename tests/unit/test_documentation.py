@@ -8,12 +8,12 @@ import tomllib
 import typing
 from pathlib import Path
 
-from qzhou.dataset import READERS, RULE_TASKS, Dataset, Section
+from qzhou.config.dataset import READERS, RULE_TASKS, Dataset, Section
+from qzhou.config.sections import ClusterSection, MiningSection, ModelSection, ServingSection
+from qzhou.config.synthesis import SynthesisSection
 from qzhou.evaluation.diagnosis import Facts
 from qzhou.evaluation.diagnosis.signs import LOOKS
 from qzhou.experiments.settings import load_experiment
-from qzhou.llm import SynthesisSection
-from qzhou.sections import ClusterSection, MiningSection, ModelSection, ServingSection
 from qzhou.serving.observing import ROUTES
 from qzhou.serving.schemas import EmbeddingRequest
 from qzhou.synthesis.mock_behaviour import Behaviour

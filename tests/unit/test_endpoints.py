@@ -2,7 +2,7 @@
 
 import pytest
 
-from qzhou.endpoints import Keys, is_loopback
+from qzhou.config.api_keys import Keys, is_loopback
 from qzhou.errors import SetupError
 
 KEY = "sk-abcdef-0123456789"

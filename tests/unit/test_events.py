@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from qzhou.cli.job import errors_for_people
 from qzhou.errors import DataError, SetupError
-from qzhou.events import check_switch, say, show
-from qzhou.job import errors_for_people
-from qzhou.progress import Progress
+from qzhou.telemetry.events import check_switch, say, show
+from qzhou.telemetry.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = {  # files that print what somebody asked for, and no events
@@ -52,7 +52,7 @@ def test_machines_get_one_object_a_line(capsys):
 
 @pytest.mark.usefixtures("for_machines")
 def test_progress_is_an_event_with_numbers(capsys, monkeypatch):
-    monkeypatch.setattr("qzhou.progress.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("qzhou.telemetry.progress.LINE_EVERY_S", 0.0)
 
     Progress("transform: convert", total=4, unit="shards").advance(1)
 

@@ -8,11 +8,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from qzhou import errors
+from qzhou.data.prompts import Prefixes, Prompt
+from qzhou.data.records import (
+    LabeledExample,
+    Negative,
+    PairExample,
+    RetrievalExample,
+    Source,
+    answers,
+    stable_id,
+    text_key,
+)
+from qzhou.data.storage import Folder, read_records, schema_of, write_records
 from qzhou.errors import DataError, QzhouError, StorageError, from_json, to_json
-from qzhou.prompts import Prefixes, Prompt
-from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample, Source, answers, stable_id, text_key
-from qzhou.runs import Run
-from qzhou.storage import Folder, read_records, schema_of, write_records
+from qzhou.run.run import Run
 
 EXAMPLE = RetrievalExample(
     id="1",

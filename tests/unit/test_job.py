@@ -10,9 +10,9 @@ import ray
 from ray._private.parameter import RayParams
 from ray.exceptions import RayTaskError
 
-from qzhou.cluster import _Quiet, _worker_env, heard, local_options, our_error
+from qzhou.cli.job import main, one_of
+from qzhou.cluster.session import _Quiet, _worker_env, heard, local_options, our_error
 from qzhou.errors import DataError, EndpointError, QzhouError
-from qzhou.job import main, one_of
 
 QUICKSTART = "recipes/quickstart.toml"
 
@@ -186,7 +186,7 @@ def test_where_another_cluster_has_the_agents_port_ours_takes_another(monkeypatc
     with socket.socket() as other:
         other.bind((ray.util.get_node_ip_address(), 0))
         other.listen()
-        monkeypatch.setattr("qzhou.cluster.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT", other.getsockname()[1])
+        monkeypatch.setattr("qzhou.cluster.session.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT", other.getsockname()[1])
         try:
             local_options()
             assert RayParams().dashboard_agent_listen_port == 0

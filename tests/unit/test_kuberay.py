@@ -13,10 +13,10 @@ import pytest
 import ray
 import yaml
 
+from qzhou.cluster.resources import PIPELINE, NodeKind, ask, refuse_impossible
+from qzhou.config.recipe import load_recipe
+from qzhou.config.sections import ServingSection
 from qzhou.errors import SetupError
-from qzhou.recipe import load_recipe
-from qzhou.resources import PIPELINE, NodeKind, ask, refuse_impossible
-from qzhou.sections import ServingSection
 from tests.manifests import built, by_kind, check, check_with_crds
 
 ROOT = Path(__file__).parents[2]

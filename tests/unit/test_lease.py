@@ -11,16 +11,16 @@ import threading
 import pyarrow.fs
 import pytest
 
-from qzhou import lease
+from qzhou.data.storage import Folder
 from qzhou.errors import StorageError
-from qzhou.lease import HOLDER, at_work
-from qzhou.runs import Run
-from qzhou.storage import Folder
+from qzhou.run import lock
+from qzhou.run.lock import HOLDER, at_work
+from qzhou.run.run import Run
 
 HOLD = """
     import sys
-    from qzhou.lease import at_work
-    from qzhou.storage import Folder
+    from qzhou.run.lock import at_work
+    from qzhou.data.storage import Folder
     with at_work(Folder.open(sys.argv[1]), "mine"):
         print("held", flush=True)
         sys.stdin.read()
@@ -41,7 +41,7 @@ def holding(folder):
 
 
 def test_a_second_process_is_told_who_works_on_the_run_and_goes_on_when_that_is_gone(make_recipe, monkeypatch):
-    monkeypatch.setattr(lease, "UNTIL_KILLED_S", 0.2)
+    monkeypatch.setattr(lock, "UNTIL_KILLED_S", 0.2)
     run = Run.open(make_recipe())
 
     def work():
@@ -61,8 +61,8 @@ def test_a_second_process_is_told_who_works_on_the_run_and_goes_on_when_that_is_
 @pytest.fixture
 def bucket(monkeypatch):
     """A folder that is not on this machine's disk, and beats that are quick."""
-    monkeypatch.setattr(lease, "BEAT_S", 0.02)
-    monkeypatch.setattr(lease, "WATCHED_S", 0.3)
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    monkeypatch.setattr(lock, "WATCHED_S", 0.3)
     files = pyarrow.fs._MockFileSystem(datetime.datetime(2026, 1, 1))
     return Folder(files, "bucket/run", "mock://")
 
@@ -94,7 +94,7 @@ def test_a_beat_that_fails_does_not_end_the_work(bucket, monkeypatch):
 def test_what_another_machine_holds_is_waited_for_before_it_is_refused(make_recipe, monkeypatch, capsys):
     """It may be gone, and its lock not yet."""
     folder = Run.open(make_recipe()).folder
-    monkeypatch.setattr(lease, "UNTIL_NFS_KNOWS_S", 0.2)
+    monkeypatch.setattr(lock, "UNTIL_NFS_KNOWS_S", 0.2)
     with holding(folder):
         folder.write_json(HOLDER, folder.read_json(HOLDER) | {"host": "another"})
         with pytest.raises(StorageError, match="on another since"), at_work(folder, "train"):
@@ -106,7 +106,7 @@ def test_a_filesystem_without_locks_is_worked_on_all_the_same(make_recipe, monke
     def refuse(*_, **__):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(lease.FileLock, "acquire", refuse)
+    monkeypatch.setattr(lock.FileLock, "acquire", refuse)
     with at_work(Run.open(make_recipe()).folder, "train"):
         pass
     assert "knows no locks ([Errno 37] No locks available)" in capsys.readouterr().out

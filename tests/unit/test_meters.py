@@ -5,9 +5,9 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from qzhou.meters import LLM_COST, METRICS, PROGRESS, ROWS, UNITS, listen, measure
-from qzhou.progress import progress
 from qzhou.serving.observing import Meter, Note
+from qzhou.telemetry.metrics import LLM_COST, METRICS, PROGRESS, ROWS, UNITS, listen, measure
+from qzhou.telemetry.progress import progress
 from qzhou.training.tracking import METERED, open_sinks
 
 UNITS_IN_NAMES = ("_total", "_seconds", "_ratio", "_bytes", "_tokens", "_per_second", "_loss", "_norm", "_rate")
@@ -58,7 +58,7 @@ def test_progress_is_measured_by_step_and_rows_by_dataset(heard):
 
 
 def test_a_step_of_training_is_measured_in_the_units_of_the_names(heard, tmp_path):
-    from qzhou.storage import Folder
+    from qzhou.data.storage import Folder
 
     step = {"step": 0, "task": "pair", "dataset": "docs", "loss": 0.5, **dict.fromkeys(METERED, 0.25), "tokens": 70}
     place = Folder.open(str(tmp_path))

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from qzhou.pictures import counted, draw_histograms, shortened
+from qzhou.telemetry.pictures import counted, draw_histograms, shortened
 
 EDGES = np.array([0.0, 0.5, 1.0])
 

@@ -2,7 +2,7 @@
 
 import time
 
-from qzhou.progress import progress, recorded
+from qzhou.telemetry.progress import progress, recorded
 
 
 def test_phases_are_recorded_with_the_time_to_their_first_units():
@@ -34,7 +34,7 @@ def test_nothing_is_recorded_where_nobody_asks():
 
 
 def test_a_stage_keeps_its_phases_in_its_manifest(make_recipe):
-    from qzhou.runs import Run
+    from qzhou.run.run import Run
 
     def work(_):
         with progress("part", total=3, unit="rows") as bar:

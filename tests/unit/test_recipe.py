@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from qzhou.config.recipe import load_recipe
 from qzhou.errors import RecipeError
-from qzhou.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "recipes" / "quickstart.toml"
@@ -145,11 +145,11 @@ def test_an_unknown_override_is_answered_with_the_nearest_flag():
 
 
 def test_loading_a_recipe_loads_neither_torch_nor_ray():
-    code = f"import sys; from qzhou.recipe import load_recipe; load_recipe({str(QUICKSTART)!r}); print(*sys.modules)"
+    code = f"import sys; from qzhou.config.recipe import load_recipe; load_recipe({str(QUICKSTART)!r}); print(*sys.modules)"
 
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
-    assert "qzhou.recipe" in loaded
+    assert "qzhou.config.recipe" in loaded
     assert not {"torch", "ray", "transformers", "datasets"} & set(loaded)
 
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qzhou.cluster.resources import STAGES, NodeKind, ask, asks_of_pipeline, refuse_impossible
+from qzhou.config.recipe import load_recipe
 from qzhou.errors import RecipeError, SetupError
-from qzhou.recipe import load_recipe
-from qzhou.resources import STAGES, NodeKind, ask, asks_of_pipeline, refuse_impossible
 
 ROOT = Path(__file__).parents[2]
 LAPTOP = NodeKind("laptop", {"CPU": 4.0, "memory": 8 * 2**30}, {})

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, field_validator
 
-from qzhou.dataset import Section
+from qzhou.config.dataset import Section
+from qzhou.config.recipe import Recipe
 from qzhou.experiments.settings import Experiment
-from qzhou.recipe import Recipe
 
 CODE = Path(__file__).parents[2] / "docs" / "_ext" / "recipe_tables.py"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
+from qzhou.data.records import LabeledExample
+from qzhou.data.storage import Folder, write_records
 from qzhou.errors import DataError
-from qzhou.records import LabeledExample
-from qzhou.runs import Run
-from qzhou.storage import Folder, write_records
+from qzhou.run.run import Run
 from qzhou.training.data import local_copy
 
 

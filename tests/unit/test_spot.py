@@ -1,6 +1,6 @@
 import pytest
 
-from qzhou.spot import aws_seconds, drain_command, gcp_seconds, main, watch
+from qzhou.cluster.spot import aws_seconds, drain_command, gcp_seconds, main, watch
 from tests.metadata import metadata_server
 
 

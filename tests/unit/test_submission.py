@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import pytest
 from ray.job_submission import JobStatus
 
-from qzhou import submission
+from qzhou.cluster import submission
+from qzhou.cluster.submission import RUN, Jobs
 from qzhou.errors import SetupError, StorageError
-from qzhou.submission import RUN, Jobs
 
 NASTY = """a "name"; touch 'x' && echo $HOME `id` *"""
 ADDRESS = "http://head:8265"

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from qzhou.checkpoints import resolve
+from qzhou.config.dataset import Dataset
+from qzhou.config.recipe import Recipe
 from qzhou.costs.shapes import hub_file
 from qzhou.costs.training import DatasetTexts, Length
-from qzhou.dataset import Dataset
+from qzhou.data.records import EXAMPLE_TYPES, Example, LabeledExample, PairExample, RetrievalExample
+from qzhou.data.storage import Folder, count_rows, from_row
 from qzhou.errors import RecipeError
-from qzhou.recipe import Recipe
-from qzhou.records import EXAMPLE_TYPES, Example, LabeledExample, PairExample, RetrievalExample
-from qzhou.runs import MANIFEST, Run
-from qzhou.storage import Folder, count_rows, from_row
+from qzhou.run.models import resolve
+from qzhou.run.run import MANIFEST, Run
 
 QUERY_TOKENS, DOCUMENT_TOKENS = 40.0, 200.0  # 256 queries and 1,280 documents: 266,000 tokens a step of the paper's
 SAMPLED_FILES, SAMPLED_ROWS = 4, 256  # of each dataset

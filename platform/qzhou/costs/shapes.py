@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qzhou.checkpoints import resolve
 from qzhou.errors import ModelError
+from qzhou.run.models import resolve
 
 DECODERS = ("qwen2", "qwen3", "llama", "mistral")
 ENCODERS = ("bert", "roberta", "xlm-roberta")

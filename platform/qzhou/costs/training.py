@@ -23,12 +23,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qzhou.config.recipe import Recipe
+from qzhou.config.training import SHARE_UNIT, StageSection, TrainingSection
 from qzhou.costs.hardware import gpu_named
 from qzhou.costs.shapes import Shape
+from qzhou.data.records import Task
 from qzhou.errors import DataError, RecipeError
-from qzhou.learning import SHARE_UNIT, StageSection, TrainingSection
-from qzhou.recipe import Recipe
-from qzhou.records import Task
 
 GPU_COUNTS = (8, 32, 64)
 ZERO_STAGES = (0, 1, 2, 3)

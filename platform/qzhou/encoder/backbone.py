@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from qzhou.checkpoints import WAYS, resolve
 from qzhou.encoder.attention import PACKED, Packed, Padded, using_attention
 from qzhou.encoder.pooling import Pooling, pool, pool_packed
 from qzhou.errors import ModelError, first_line
+from qzhou.run.models import WAYS, resolve
 
 Attention = Literal["bidirectional", "causal"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qzhou.data.prompts import EMPTY_TEXT
 from qzhou.encoder.attention import IN_FLOAT32, Packed, Padded, can_pack
 from qzhou.encoder.backbone import (
     Attention,
@@ -27,7 +28,6 @@ from qzhou.encoder.backbone import (
 from qzhou.encoder.linear import take_faster_linear
 from qzhou.encoder.pooling import Pooling
 from qzhou.errors import ModelError
-from qzhou.prompts import EMPTY_TEXT
 
 TOKENIZE_AT_ONCE = 10_000  # texts; bounds the memory that token ids take
 PROBES = ("one line", "a longer text that says several things, one after the other")
@@ -36,7 +36,7 @@ BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}  # cpu: twice as fast as 16,384 on
 
 
 class Encoder:
-    """Texts to float32 unit vectors. Texts already carry their prompt (see :mod:`qzhou.prompts`)."""
+    """Texts to float32 unit vectors. Texts already carry their prompt (see :mod:`qzhou.data.prompts`)."""
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ def load_encoder(
 def token_ids(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
     """Token ids of each text, special tokens included, truncated at ``max_tokens``; at least one a text.
 
-    An empty text, and one without a token, is encoded as :data:`qzhou.prompts.EMPTY_TEXT`, because nothing has no
+    An empty text, and one without a token, is encoded as :data:`qzhou.data.prompts.EMPTY_TEXT`, because nothing has no
     mean. A model whose positions end before ``max_tokens`` truncates there.
     """
     return _tokenized(tokenizer, texts, max_tokens)[0]

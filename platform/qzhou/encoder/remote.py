@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import openai
 
-from qzhou.endpoints import Keys, is_loopback
+from qzhou.config.api_keys import Keys, is_loopback
+from qzhou.data.prompts import EMPTY_TEXT
 from qzhou.errors import ModelError, first_line
-from qzhou.prompts import EMPTY_TEXT
 
 TEXTS_PER_REQUEST = 64
 REQUESTS_AT_ONCE = 8

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qzhou.config.api_keys import Keys
+from qzhou.config.sections import ModelSection
+from qzhou.data.storage import Folder
 from qzhou.encoder.encoder import load_encoder
 from qzhou.encoder.remote import RemoteEncoder, is_remote
-from qzhou.endpoints import Keys
-from qzhou.sections import ModelSection
-from qzhou.storage import Folder
 
 SAME_COSINE = 0.9999  # what an endpoint makes of one sentence differs in the last digits from call to call
 PROBE_FILE = "probe.npy"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from qzhou.config.recipe import Recipe
 from qzhou.evaluation.messages import Candidate
-from qzhou.recipe import Recipe
 
 BM25, BACKBONE, STAGE1, STAGE2 = "bm25", "backbone", "stage1", "stage2"
 OWN = (BM25, BACKBONE, STAGE1, STAGE2)

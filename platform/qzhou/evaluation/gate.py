@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from qzhou.data.storage import Folder
 from qzhou.errors import DataError, RecipeError, RegressionError
 from qzhou.evaluation.candidates import STAGE2
 from qzhou.evaluation.comparison import Row
 from qzhou.evaluation.diagnosis.intervals import widest
 from qzhou.evaluation.items import Interval, difference
 from qzhou.evaluation.messages import Judged
-from qzhou.events import say
-from qzhou.storage import Folder
+from qzhou.telemetry.events import say
 
 LOWEST, HIGHEST = -1.0, 1.0  # of a main score; correlations fall below zero
 

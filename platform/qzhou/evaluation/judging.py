@@ -18,6 +18,9 @@ from typing import Any
 
 import mteb
 
+from qzhou.config.recipe import Recipe
+from qzhou.data.prompts import Prompt
+from qzhou.data.storage import Folder
 from qzhou.encoder import TextEncoder, load_encoder, load_teacher, stored_as
 from qzhou.errors import DataError, QzhouError, first_line
 from qzhou.evaluation.candidates import BM25
@@ -29,10 +32,7 @@ from qzhou.evaluation.plan import built, corpora, planned, task_name
 from qzhou.evaluation.tasks import sizes
 from qzhou.evaluation.texts import texts_of
 from qzhou.evaluation.vectors import VectorStore, run_rows
-from qzhou.prompts import Prompt
-from qzhou.recipe import Recipe
-from qzhou.runs import digest
-from qzhou.storage import Folder
+from qzhou.run.run import digest
 
 VERSION = 2  # of what is kept of a judged task
 HEALTH_TEXTS = 600

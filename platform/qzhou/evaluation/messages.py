@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from qzhou.dataset import TaskKind
+from qzhou.config.dataset import TaskKind
 from qzhou.evaluation.items import Items
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from mteb.models import ModelMeta
 from mteb.types import PromptType
 
+from qzhou.data.prompts import Prompt
 from qzhou.encoder import TextEncoder
 from qzhou.evaluation.vectors import VectorStore
-from qzhou.prompts import Prompt
 
 BM25 = "mteb/baseline-bm25s"
 
@@ -20,7 +20,7 @@ Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class MtebEncoder:
-    """An encoder as mteb calls it; prompts come from :mod:`qzhou.prompts`, as everywhere.
+    """An encoder as mteb calls it; prompts come from :mod:`qzhou.data.prompts`, as everywhere.
 
     Args:
         encoder: On this machine or behind an URL.

@@ -10,8 +10,11 @@ from typing import Any
 
 import ray
 
-from qzhou.checkpoints import weights_fingerprint
-from qzhou.cluster import our_error, session
+from qzhou.cluster.resources import ask
+from qzhou.cluster.session import our_error, session
+from qzhou.config.recipe import Recipe
+from qzhou.data.records import Manifest
+from qzhou.data.storage import Folder
 from qzhou.errors import DataError, first_line
 from qzhou.evaluation.candidates import BACKBONE, BM25, STAGE1, STAGE2, candidates
 from qzhou.evaluation.comparison import (
@@ -31,13 +34,10 @@ from qzhou.evaluation.messages import Candidate, Judged, Planned
 from qzhou.evaluation.queue import Queue, Work
 from qzhou.evaluation.report import PAGE, write_report
 from qzhou.evaluation.trained import refuse_other_training
-from qzhou.events import say, show
-from qzhou.progress import progress
-from qzhou.recipe import Recipe
-from qzhou.records import Manifest
-from qzhou.resources import ask
-from qzhou.runs import Run
-from qzhou.storage import Folder
+from qzhou.run.models import weights_fingerprint
+from qzhou.run.run import Run
+from qzhou.telemetry.events import say, show
+from qzhou.telemetry.progress import progress
 
 NOTHING_HELD_OUT = (
     "evaluate: there is nothing to judge, because no dataset holds out enough and evaluation.tasks is empty. Give a "

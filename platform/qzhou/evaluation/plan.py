@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from qzhou.dataset import Dataset, TaskKind
+from qzhou.config.dataset import Dataset, TaskKind
+from qzhou.config.recipe import Recipe
+from qzhou.data.records import EXAMPLE_TYPES, Document, Qrel, Query
+from qzhou.data.storage import Folder, read_records
 from qzhou.evaluation import tasks as local
 from qzhou.evaluation.messages import Planned
 from qzhou.evaluation.named import named_tasks
 from qzhou.evaluation.texts import texts_of
-from qzhou.recipe import Recipe
-from qzhou.records import EXAMPLE_TYPES, Document, Qrel, Query
-from qzhou.storage import Folder, read_records
 
 SETTING = "evaluation.tasks"
 MAKERS: Mapping[TaskKind, Callable[..., Any]] = {

@@ -18,8 +18,8 @@ from mteb.abstasks import (
 )
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from qzhou.dataset import TaskKind
-from qzhou.records import (
+from qzhou.config.dataset import TaskKind
+from qzhou.data.records import (
     Document,
     Example,
     LabeledExample,

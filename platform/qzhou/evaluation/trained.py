@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qzhou.config.recipe import Recipe
 from qzhou.errors import RecipeError
-from qzhou.recipe import Recipe
-from qzhou.runs import MANIFEST, Run
+from qzhou.run.run import MANIFEST, Run
 
 # Stage -> where its manifest has settings ("": at its top), and the section of the recipe that they come from
 SECTIONS: Mapping[str, Mapping[str, str]] = {

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qzhou.experiments.results import Comparison
-from qzhou.pictures import svg
+from qzhou.telemetry.pictures import svg
 
 # Each has a contrast of at least 3 to white and to near-black (WCAG 2.2, 1.4.11), so that no background is needed
 INK, SEEDS, INTERVAL = "#7a7a7a", "#c67a17", "#4f7fc4"

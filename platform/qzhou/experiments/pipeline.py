@@ -12,20 +12,20 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from qzhou.checkpoints import resolve_all
-from qzhou.cluster import our_error, session
+from qzhou.cluster.resources import ask
+from qzhou.cluster.session import our_error, session
+from qzhou.config.recipe import Recipe
+from qzhou.data.storage import Folder
 from qzhou.errors import QzhouError, TrainingError, first_line, from_json, to_json
 from qzhou.evaluation.pipeline import evaluate
-from qzhou.events import say, show
 from qzhou.experiments.picture import picture
 from qzhou.experiments.results import Comparison, Outcome, as_json, compared, table
 from qzhou.experiments.settings import Plan
 from qzhou.mining.pipeline import mine
-from qzhou.recipe import Recipe
-from qzhou.resources import ask
-from qzhou.runs import Run
-from qzhou.storage import Folder
+from qzhou.run.models import resolve_all
+from qzhou.run.run import Run
 from qzhou.synthesis.pipeline import synthesize
+from qzhou.telemetry.events import say, show
 from qzhou.training.pipeline import train
 from qzhou.transform.pipeline import transform
 
@@ -43,7 +43,7 @@ QUIET = {
 def run_experiment(plan: Plan) -> list[Comparison]:
     """Run every trial, compare, and leave ``results.json`` and ``results.svg`` in the experiment's folder.
 
-    A trial is a run folder of its own. What two trials would make alike is made by one of them (:mod:`qzhou.sharing`),
+    A trial is a run folder of its own. What two trials would make alike is made by one of them (:mod:`qzhou.run.sharing`),
     and finished trials only say so: the same command goes on after any death.
 
     Raises:

@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from qzhou.data.storage import Folder
 from qzhou.evaluation.candidates import STAGE2
 from qzhou.evaluation.comparison import Row
 from qzhou.evaluation.items import Interval, Items, pooled_difference
 from qzhou.evaluation.messages import Judged
 from qzhou.experiments.settings import Experiment, Score
 from qzhou.experiments.statistics import Spread, over_seeds
-from qzhou.storage import Folder
 
 WIDTH = 120
 ONE_SEED = "one seed: nothing is known of how far other seeds would lie apart"

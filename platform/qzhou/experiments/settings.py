@@ -11,10 +11,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from qzhou.dataset import AtLeastOne, Count, Name, Section, TaskKind
+from qzhou.config.dataset import AtLeastOne, Count, Name, Section, TaskKind
+from qzhou.config.loading import merged, nearest, parse_section, read_toml
+from qzhou.config.recipe import Recipe, overrides, parse_recipe
 from qzhou.errors import RecipeError
-from qzhou.reading import merged, nearest, parse_section, read_toml
-from qzhou.recipe import Recipe, overrides, parse_recipe
 
 TYPES: Mapping[TaskKind, str] = {
     "retrieval": "Retrieval",

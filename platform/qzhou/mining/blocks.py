@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qzhou.config.sections import MiningSection
+from qzhou.data.records import Drop, Negative, RetrievalExample, stable_id
 from qzhou.mining.corpus import Corpus
 from qzhou.mining.identity import Digests, Floats, Groups, Ints, is_among, key_digests
 from qzhou.mining.select import Ranking, in_window, standing
 from qzhou.mining.shard import Block, Found
-from qzhou.records import Drop, Negative, RetrievalExample, stable_id
-from qzhou.sections import MiningSection
 
 ANSWERS_RANKED = 100  # room for a query's answers before the window; with more of them it may get fewer negatives
 

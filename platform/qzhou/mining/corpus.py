@@ -9,11 +9,11 @@ from itertools import islice
 import numpy as np
 import pyarrow.compute as pc
 
-from qzhou.dataset import Dataset
+from qzhou.config.dataset import Dataset
+from qzhou.data.prompts import Prefixes, Prompt
+from qzhou.data.records import Document, Negative, RetrievalExample
+from qzhou.data.storage import Folder, count_rows, read_records, read_table, row_count, write_records
 from qzhou.mining.identity import Answers, Digests, Groups, Ints, RowOf, digests, key_digests
-from qzhou.prompts import Prefixes, Prompt
-from qzhou.records import Document, Negative, RetrievalExample
-from qzhou.storage import Folder, count_rows, read_records, read_table, row_count, write_records
 
 SHOWN_EXAMPLES = 500  # whose given and written negatives are scored for the report
 CHUNK_ROWS = 1024  # texts of one vector file: what is encoded again when an encoder dies

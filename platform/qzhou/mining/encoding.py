@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import ray
 
+from qzhou.cluster.resources import ask
+from qzhou.config.recipe import Recipe
+from qzhou.data.storage import Folder
 from qzhou.errors import from_json
-from qzhou.events import say
 from qzhou.mining.actors import EncodeActor
 from qzhou.mining.corpus import Chunk
-from qzhou.progress import progress
-from qzhou.recipe import Recipe
-from qzhou.resources import ask
-from qzhou.storage import Folder
+from qzhou.telemetry.events import say
+from qzhou.telemetry.progress import progress
 
 
 def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qzhou.records import RetrievalExample, family, text_key
+from qzhou.data.records import RetrievalExample, family, text_key
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -29,7 +29,7 @@ def digests(texts: Iterable[str]) -> Digests:
 
 
 def key_digests(texts: Iterable[str]) -> Digests:
-    """Digests of the texts' keys (:func:`qzhou.records.text_key`): equal where two texts count as the same."""
+    """Digests of the texts' keys (:func:`qzhou.data.records.text_key`): equal where two texts count as the same."""
     return digests(map(text_key, texts))
 
 
@@ -53,7 +53,7 @@ class Groups:
 class Answers:
     """What answers each query of a dataset: its own positives, its relatives', and those of an equal query.
 
-    The same as :func:`qzhou.records.answers`, in 32 bytes for each positive of the dataset.
+    The same as :func:`qzhou.data.records.answers`, in 32 bytes for each positive of the dataset.
     """
 
     def __init__(self, groups: Groups, positive_P: Digests, owner_P: Ints) -> None:

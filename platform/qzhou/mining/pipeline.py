@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from qzhou.checkpoints import weights_fingerprint
-from qzhou.cluster import session
-from qzhou.events import say
+from qzhou.cluster.resources import ask
+from qzhou.cluster.session import session
+from qzhou.config.recipe import Recipe
+from qzhou.data.records import TASKS, Drop, Manifest, Negative, RetrievalExample
+from qzhou.data.storage import Folder, count_rows, table_of, write_records, write_table
 from qzhou.mining.blocks import Queries, depth_of, inconsistent, judged, ranking_of
 from qzhou.mining.corpus import Chunk, Corpus, document_digests, prepared, read_texts
 from qzhou.mining.encoding import encoded
@@ -22,12 +24,10 @@ from qzhou.mining.report import Report, picture, sentence
 from qzhou.mining.searchers import Asked, Judges, Searchers, shards_of, share_of
 from qzhou.mining.select import Ranking, Selection, admitted_if_hidden, combine, is_consistent, select_negatives
 from qzhou.mining.shard import EXACT, Shard, VectorFile
-from qzhou.progress import progress
-from qzhou.recipe import Recipe
-from qzhou.records import TASKS, Drop, Manifest, Negative, RetrievalExample
-from qzhou.resources import ask
-from qzhou.runs import Run
-from qzhou.storage import Folder, count_rows, table_of, write_records, write_table
+from qzhou.run.models import weights_fingerprint
+from qzhou.run.run import Run
+from qzhou.telemetry.events import say
+from qzhou.telemetry.progress import progress
 
 BLOCK_CHUNKS = 16  # of queries that are searched and selected together
 SEARCHED_AHEAD = 2  # blocks

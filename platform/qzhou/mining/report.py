@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from qzhou.data.records import RetrievalExample
 from qzhou.mining.identity import Bools, Floats
-from qzhou.pictures import counted, draw_histograms, shortened, svg
-from qzhou.records import RetrievalExample
+from qzhou.telemetry.pictures import counted, draw_histograms, shortened, svg
 
 EDGES = np.linspace(-0.2, 1.0, 41)
 KINDS = {  # name -> colour

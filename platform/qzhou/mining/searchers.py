@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import ray
 
+from qzhou.cluster.resources import ask
+from qzhou.config.recipe import Recipe
+from qzhou.config.sections import MiningSection
+from qzhou.data.storage import Folder
 from qzhou.mining.actors import RerankActor, SearchActor
 from qzhou.mining.identity import Floats, Ints
 from qzhou.mining.shard import EXACT, Block, Found, VectorFile, divided, on_gpu, recall
-from qzhou.recipe import Recipe
-from qzhou.resources import ask
-from qzhou.sections import MiningSection
-from qzhou.storage import Folder
 
 SHARD_ROWS = 20_000  # a smaller corpus is searched by one actor
 CLOSING_S = 10.0

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qzhou.config.sections import MiningSection
+from qzhou.data.records import Negative
 from qzhou.mining.identity import SPREAD, Bools, Digests, Floats, Ints, is_among, key_digests
-from qzhou.records import Negative
-from qzhou.sections import MiningSection
 
 
 @dataclass(frozen=True, slots=True)

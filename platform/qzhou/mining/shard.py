@@ -18,9 +18,9 @@ from typing import Any
 import faiss
 import numpy as np
 
+from qzhou.data.storage import Folder
 from qzhou.errors import RecipeError, first_line
 from qzhou.mining.identity import Floats, Ints
-from qzhou.storage import Folder
 
 EXACT = "Flat"
 NO_ROWS: Ints = np.empty(0, dtype=np.int64)

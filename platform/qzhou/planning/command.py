@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from qzhou.config.recipe import Recipe
 from qzhou.errors import RecipeError
 from qzhou.planning.assumptions import Assumptions, told_on_the_command_line
 from qzhou.planning.plan import Plan, plan_of
 from qzhou.planning.tables import as_json, shown
 from qzhou.planning.target import Target
-from qzhou.recipe import Recipe
 
 
 def print_plan(recipe: Recipe, **asked: Any) -> None:

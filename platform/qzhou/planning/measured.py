@@ -1,7 +1,7 @@
 """Unit costs from a finished run: its manifests, the metrics of its training, its reports.
 
 What a start costs is told from what rows cost by the time until the first units of a phase were done
-(:class:`qzhou.progress.Phase`). With W workers the first W units take the start and one unit's time; what is done after
+(:class:`qzhou.telemetry.progress.Phase`). With W workers the first W units take the start and one unit's time; what is done after
 them gives a unit's time alone. Encoders say themselves what they spent. A phase that ended with its first units does
 not tell: then the table's figure is taken for the work, and what is left for the start.
 """
@@ -14,16 +14,16 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from qzhou.cluster.resources import LOGICAL_CPUS
+from qzhou.config.recipe import Recipe, parse_recipe
 from qzhou.costs.hardware import gpu_named
 from qzhou.costs.training import DatasetTexts
+from qzhou.data.storage import Folder, count_rows
 from qzhou.errors import DataError
 from qzhou.planning.amounts import PARTS, STAGES, Counted, Workload
 from qzhou.planning.sizes import DatasetRows, Found, requests_of
 from qzhou.planning.unit_costs import MeasuredCosts, UnitCost
-from qzhou.recipe import Recipe, parse_recipe
-from qzhou.resources import LOGICAL_CPUS
-from qzhou.runs import MANIFEST, RECIPE
-from qzhou.storage import Folder, count_rows
+from qzhou.run.run import MANIFEST, RECIPE
 
 TOLD_BY_PHASES = ("transform", "synthesize", "mine")
 AT_ONCE = 0.05  # of a phase: what comes within so little time of its end says when it was heard of, not what it took

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from qzhou.config.recipe import Recipe
 from qzhou.costs.lengths import texts_of
 from qzhou.costs.training import DatasetTexts, Length, Work, forward_flops
 from qzhou.planning.amounts import Amount, Counted, Workload
@@ -14,7 +15,6 @@ from qzhou.planning.sizes import DatasetRows, rows_of
 from qzhou.planning.target import Crew, Fleet, Target, fleet_of
 from qzhou.planning.unit_costs import MeasuredCosts, UnitCost, costs_on, table_costs
 from qzhou.planning.workload import workload_of
-from qzhou.recipe import Recipe
 
 SCORE = "synthesize.score"
 HOUR, MILLION, GB, GIB = 3600.0, 1e6, 1e9, 2**30

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from qzhou.dataset import Dataset
+from qzhou.config.dataset import Dataset
+from qzhou.config.recipe import Recipe
+from qzhou.config.synthesis import SynthesisSection
+from qzhou.data.records import Task
 from qzhou.errors import RecipeError
-from qzhou.llm import SynthesisSection
 from qzhou.planning.assumptions import Assumptions
 from qzhou.planning.target import Target
-from qzhou.recipe import Recipe
-from qzhou.records import Task
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

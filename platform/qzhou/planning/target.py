@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 
+from qzhou.config.recipe import Recipe
 from qzhou.costs.hardware import Gpu, Machine, gpu_named, machine_of
 from qzhou.errors import RecipeError
-from qzhou.recipe import Recipe
 
 DEFAULT_CLOUD = "aws"
 CPU_MACHINES = 8  # that are rented for transform and synthesis; cluster.yaml allows as many

@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from qzhou.config.recipe import Recipe
 from qzhou.costs.hardware import Gpu
 from qzhou.planning.amounts import PARTS, Workload
 from qzhou.planning.assumptions import Assumptions
 from qzhou.planning.target import Crew, Fleet
-from qzhou.recipe import Recipe
 
 Basis = Literal["measured", "scaled", "assumed"]
 ON_CPUS = ("transform.rows", "synthesize.requests", "mine.search")  # whatever GPUs there are

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from qzhou.config.recipe import Recipe
+from qzhou.config.training import StageSection
 from qzhou.costs.shapes import PUBLISHED, Shape, shape_of
 from qzhou.costs.training import (
     DatasetTexts,
@@ -16,11 +18,9 @@ from qzhou.costs.training import (
     method_of,
 )
 from qzhou.errors import ModelError
-from qzhou.learning import StageSection
 from qzhou.planning.amounts import Amount, Counted, Workload
 from qzhou.planning.assumptions import Assumptions
 from qzhou.planning.sizes import DatasetRows
-from qzhou.recipe import Recipe
 
 SEARCH_WIDTH = 384  # of the vectors that search was measured with
 OWN_MODELS = 3  # that evaluation judges besides those the recipe names: backbone and both stages

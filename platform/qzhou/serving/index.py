@@ -12,10 +12,10 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from qzhou.recipe import Recipe
+from qzhou.config.recipe import Recipe
+from qzhou.data.storage import Folder, read_table, write_table
 from qzhou.serving.cache import key_of
 from qzhou.serving.outputs import Vectors
-from qzhou.storage import Folder, read_table, write_table
 
 if TYPE_CHECKING:
     from qzhou.encoder import Encoder

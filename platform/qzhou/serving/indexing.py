@@ -7,15 +7,15 @@ from functools import partial
 
 import ray
 
-from qzhou.cluster import session
+from qzhou.cluster.resources import ask
+from qzhou.cluster.session import session
+from qzhou.config.recipe import Recipe
+from qzhou.data.records import Manifest
+from qzhou.data.storage import Folder, row_count
 from qzhou.errors import DataError
-from qzhou.progress import progress
-from qzhou.recipe import Recipe
-from qzhou.records import Manifest
-from qzhou.resources import ask
-from qzhou.runs import Run
+from qzhou.run.run import Run
 from qzhou.serving.index import ENCODED, EncodePart, Part, assemble
-from qzhou.storage import Folder, row_count
+from qzhou.telemetry.progress import progress
 
 STAGE = "index"
 

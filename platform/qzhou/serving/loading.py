@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from qzhou.config.sections import Precision
 from qzhou.encoder import Encoder, load_encoder
 from qzhou.encoder.int8 import to_int8
-from qzhou.sections import Precision
 from qzhou.serving.outputs import Vectors
 from qzhou.serving.service import ServedModel
 

@@ -11,7 +11,8 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from qzhou.meters import (
+from qzhou.serving.engine import Engine
+from qzhou.telemetry.metrics import (
     ENDPOINT_BATCHES,
     ENDPOINT_COMPUTED,
     ENDPOINT_PADDED,
@@ -22,7 +23,6 @@ from qzhou.meters import (
     ENDPOINT_TOKENS,
     ENDPOINT_WAITING,
 )
-from qzhou.serving.engine import Engine
 
 NOTE = "qzhou.note"  # in an ASGI scope
 REQUEST_ID = b"x-request-id"

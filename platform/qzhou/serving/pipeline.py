@@ -18,12 +18,13 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from qzhou.checkpoints import resolve
+from qzhou.cluster.resources import ask
+from qzhou.config.recipe import Recipe
+from qzhou.config.sections import ServingSection
+from qzhou.data.storage import Folder
 from qzhou.errors import SetupError
-from qzhou.recipe import Recipe
-from qzhou.resources import ask
-from qzhou.runs import MANIFEST, Run
-from qzhou.sections import ServingSection
+from qzhou.run.models import resolve
+from qzhou.run.run import MANIFEST, Run
 from qzhou.serving.cache import Text
 from qzhou.serving.engine import Encoded, Engine
 from qzhou.serving.errors import RequestError
@@ -33,7 +34,6 @@ from qzhou.serving.memory import remember_fewer_shapes
 from qzhou.serving.observing import Meter, Observed
 from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
 from qzhou.serving.web import Endpoint, web_app
-from qzhou.storage import Folder
 
 MANY = 10_000  # requests at a replica; what is too much its engine refuses, in OpenAI's shape and with reasons
 READY_TIMEOUT_S = 5.0

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qzhou.prompts import Prompt
+from qzhou.data.prompts import Prompt
 from qzhou.serving.cache import Text
 from qzhou.serving.engine import Encoded
 from qzhou.serving.errors import RequestError

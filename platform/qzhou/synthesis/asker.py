@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from qzhou.endpoints import Keys
+from qzhou.config.api_keys import Keys
+from qzhou.config.synthesis import SynthesisSection
+from qzhou.data.storage import Folder
 from qzhou.errors import EndpointError
-from qzhou.llm import SynthesisSection
-from qzhou.storage import Folder
 from qzhou.synthesis.builtin import builtin_endpoint
 from qzhou.synthesis.client import ChatClient, Outcome, Question
 from qzhou.synthesis.gate import Gate, LocalGate, RemoteGate

@@ -15,17 +15,17 @@ from typing import Any
 
 import openai
 
-from qzhou.endpoints import Keys
+from qzhou.config.api_keys import Keys
+from qzhou.config.synthesis import LLMSection, SynthesisSection
+from qzhou.data.storage import Folder
 from qzhou.errors import EndpointError, first_line
-from qzhou.events import say
-from qzhou.llm import LLMSection, SynthesisSection
-from qzhou.progress import progress
-from qzhou.storage import Folder
 from qzhou.synthesis.client import Outcome, answer_of, measure_try, opened
 from qzhou.synthesis.journal import Journal, totals
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.schemas import form_of, schema_of_answer
 from qzhou.synthesis.techniques import ChatRequest
+from qzhou.telemetry.events import say
+from qzhou.telemetry.progress import progress
 
 REQUESTS_PER_BATCH = 50_000  # OpenAI's limits
 BYTES_PER_BATCH = 150 * 2**20

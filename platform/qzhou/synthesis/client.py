@@ -18,15 +18,15 @@ from typing import Any
 
 import openai
 
-from qzhou.endpoints import Keys, is_loopback
+from qzhou.config.api_keys import Keys, is_loopback
+from qzhou.config.synthesis import LLMSection, SynthesisSection
 from qzhou.errors import EndpointError
-from qzhou.llm import LLMSection, SynthesisSection
-from qzhou.meters import LLM_COST, LLM_REQUESTS, LLM_RETRIES, LLM_SECONDS_METRIC, LLM_TOKENS, measure
 from qzhou.synthesis.gate import Gate
 from qzhou.synthesis.journal import Answer, Journal, request_key
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.techniques import Message
 from qzhou.synthesis.throttle import Result
+from qzhou.telemetry.metrics import LLM_COST, LLM_REQUESTS, LLM_RETRIES, LLM_SECONDS_METRIC, LLM_TOKENS, measure
 
 REFUSALS = {401, 402, 403, 404}  # key, credit, permission, address or model: the next request would fare the same
 RETRIED = {408, 409, 425, 429}  # and every 5xx

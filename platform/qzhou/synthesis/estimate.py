@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from qzhou.llm import SynthesisSection
+from qzhou.config.synthesis import SynthesisSection
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.techniques import ChatRequest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from qzhou.llm import GatesSection
+from qzhou.config.synthesis import GatesSection
 
 COPIED_NGRAM = 3
 SHORTEST_TOKENS = 6  # fewer make no n-grams to speak of

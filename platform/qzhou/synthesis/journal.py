@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qzhou.storage import Folder
+from qzhou.data.storage import Folder
 from qzhou.synthesis.techniques import Message
 
 KEY_PLACE = slice(9, 73)  # of the request's hash in a line of the journal: {"key": "...

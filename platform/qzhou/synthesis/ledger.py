@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qzhou.llm import LLMSection
+from qzhou.config.synthesis import LLMSection
 from qzhou.synthesis.techniques import ChatRequest, Message
 
 if TYPE_CHECKING:

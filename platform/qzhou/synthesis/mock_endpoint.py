@@ -22,7 +22,7 @@ from typing import Any
 
 from aiohttp import web
 
-from qzhou.llm import BUILTIN_MODEL
+from qzhou.config.synthesis import BUILTIN_MODEL
 from qzhou.synthesis.mock_behaviour import FAULTLESS, Behaviour, Counts, FaultInjector, request_hash
 
 HANG_S = 3600.0

@@ -11,9 +11,9 @@ import json
 import re
 import unicodedata
 
-from qzhou.languages import are_different_languages
-from qzhou.llm import GatesSection
-from qzhou.records import (
+from qzhou.config.synthesis import GatesSection
+from qzhou.data.languages import are_different_languages
+from qzhou.data.records import (
     Document,
     Drop,
     Example,

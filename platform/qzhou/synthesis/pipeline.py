@@ -13,17 +13,15 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from qzhou.cluster import session
-from qzhou.endpoints import Keys
+from qzhou.cluster.metrics import expose
+from qzhou.cluster.resources import ask
+from qzhou.cluster.session import session
+from qzhou.config.api_keys import Keys
+from qzhou.config.recipe import Recipe
+from qzhou.data.records import Drop, Manifest
+from qzhou.data.storage import Folder, table_of, write_table
 from qzhou.errors import EndpointError
-from qzhou.events import say
-from qzhou.exposition import expose
-from qzhou.progress import progress
-from qzhou.recipe import Recipe
-from qzhou.records import Drop, Manifest
-from qzhou.resources import ask
-from qzhou.runs import Run
-from qzhou.storage import Folder, table_of, write_table
+from qzhou.run.run import Run
 from qzhou.synthesis.asker import Asker, outcome_of, throttle_of
 from qzhou.synthesis.batch_api import answered_in_batches
 from qzhou.synthesis.client import Outcome
@@ -39,6 +37,8 @@ from qzhou.synthesis.scoring import PARTS, texts_to_score
 from qzhou.synthesis.teacher import Teacher
 from qzhou.synthesis.techniques import ChatRequest
 from qzhou.synthesis.workload import DatasetPlan, dataset_plans, jobs_of, subjects_of, write_dataset
+from qzhou.telemetry.events import say
+from qzhou.telemetry.progress import progress
 
 # settings that leave the output as it is
 SPEED_ONLY = {

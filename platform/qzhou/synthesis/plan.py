@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from qzhou.llm import BUILTIN_MODEL, SynthesisSection
-from qzhou.records import Document, Drop, Example, Negative, RetrievalExample, Task
+from qzhou.config.synthesis import BUILTIN_MODEL, SynthesisSection
+from qzhou.data.records import Document, Drop, Example, Negative, RetrievalExample, Task
 from qzhou.synthesis.client import Outcome
 from qzhou.synthesis.gates import Scores
 from qzhou.synthesis.journal import Answer

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from qzhou.llm import SynthesisSection
-from qzhou.pictures import counted, draw_histograms, shortened, svg
-from qzhou.records import Document, Drop, Example, LabeledExample, Negative, PairExample, RetrievalExample
-from qzhou.storage import Folder
+from qzhou.config.synthesis import SynthesisSection
+from qzhou.data.records import Document, Drop, Example, LabeledExample, Negative, PairExample, RetrievalExample
+from qzhou.data.storage import Folder
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.plan import Made, Merged
 from qzhou.synthesis.techniques import ChatRequest
+from qzhou.telemetry.pictures import counted, draw_histograms, shortened, svg
 
 REPORT, PICTURE = "report.json", "scores.svg"
 SAMPLES = 10  # of each technique

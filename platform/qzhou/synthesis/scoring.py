@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qzhou.prompts import Prompt
-from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.synthesis.plan import Made
 
 PARTS = ("query", "positive", "negative", "better", "old_query", "old_positive")

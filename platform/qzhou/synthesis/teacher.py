@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from qzhou.recipe import Recipe
+from qzhou.config.recipe import Recipe
 from qzhou.synthesis.gates import Scores
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
-from qzhou.llm import LLMSection
-from qzhou.records import Document, Example, LabeledExample, PairExample, RetrievalExample, Task
+from qzhou.config.synthesis import LLMSection
+from qzhou.data.records import Document, Example, LabeledExample, PairExample, RetrievalExample, Task
 
 SynthesisTechnique = Literal["paraphrase", "augmentation", "hard_negative", "query_configuration", "query", "judge"]
 Side = Literal["text_a", "text_b"]

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from qzhou.events import say
-from qzhou.records import EXAMPLE_TYPES, TASKS, Document, Drop, Example, Task
-from qzhou.runs import Run
-from qzhou.storage import Folder, read_records, write_records
+from qzhou.data.records import EXAMPLE_TYPES, TASKS, Document, Drop, Example, Task
+from qzhou.data.storage import Folder, read_records, write_records
+from qzhou.run.run import Run
 from qzhou.synthesis.parsing import Subject
 from qzhou.synthesis.plan import Written, merged, planned, planned_queries
 from qzhou.synthesis.report import Report
 from qzhou.synthesis.techniques import ChatRequest
+from qzhou.telemetry.events import say
 
 REQUESTS_PER_JOB = 100_000  # what the driver holds in memory at a time, answers included
 

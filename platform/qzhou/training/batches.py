@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qzhou.prompts import Prompt
-from qzhou.records import TASKS, LabeledExample, PairExample, RetrievalExample, Task, answers, family, text_key
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import TASKS, LabeledExample, PairExample, RetrievalExample, Task, answers, family, text_key
 from qzhou.training.data import Classes, TrainingSet
 from qzhou.training.plan import PlannedBatch, PlannedRows
 

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qzhou.config.recipe import Recipe
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import EXAMPLE_TYPES, TASKS, Example, LabeledExample, Task
+from qzhou.data.storage import Folder, from_row
 from qzhou.errors import DataError
-from qzhou.prompts import Prompt
-from qzhou.recipe import Recipe
-from qzhou.records import EXAMPLE_TYPES, TASKS, Example, LabeledExample, Task
-from qzhou.storage import Folder, from_row
 from qzhou.training.permutation import Ints
 
 ROWS_AT_ONCE = 1_000  # of a record batch: what one row is looked up in
@@ -115,7 +115,7 @@ def training_sets(recipe: Recipe, run_folder: Folder, *, mined: str, retrieval_o
     """The mined examples of every dataset, in the recipe's order.
 
     Args:
-        mined: What tells this making of them from others (:attr:`qzhou.records.Manifest.making`).
+        mined: What tells this making of them from others (:attr:`qzhou.data.records.Manifest.making`).
         retrieval_only: Leave out the other tasks.
 
     Raises:

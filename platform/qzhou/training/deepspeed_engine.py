@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from qzhou.config.training import TrainingSection
 from qzhou.encoder import EmbeddingModel
 from qzhou.errors import SetupError, TrainingError
-from qzhou.learning import TrainingSection
 from qzhou.training.deal import Ids
 from qzhou.training.engine import STATE_FILE, Batcher, may_pack, token_budgets, without_dropout
 

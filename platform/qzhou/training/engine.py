@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from qzhou.config.training import TrainingSection
 from qzhou.encoder import EmbeddingModel
 from qzhou.encoder.attention import PACKED, Packed, Padded, can_pack, opening_mask
-from qzhou.learning import TrainingSection
 from qzhou.training.deal import Ids
 
 CHECKPOINT_FILE, STATE_FILE = "checkpoint.pt", "state.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qzhou.config.recipe import Recipe
 from qzhou.costs.hardware import gpu_named
 from qzhou.costs.lengths import texts_of
 from qzhou.costs.shapes import FoundShape, shape_of
@@ -17,7 +18,6 @@ from qzhou.costs.training import (
     memory_of,
     method_of,
 )
-from qzhou.recipe import Recipe
 
 GIB = 2**30
 UTILISATION = 0.4  # what well-tuned training of models of this size reaches

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+from qzhou.config.recipe import Recipe
 from qzhou.encoder.encoder import token_ids
-from qzhou.recipe import Recipe
 from qzhou.training.batches import Batch, build_batches
 from qzhou.training.data import TrainingSet
 from qzhou.training.deal import Deal, deal

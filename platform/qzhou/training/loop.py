@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from qzhou.config.recipe import Recipe
 from qzhou.errors import TrainingError
-from qzhou.progress import progress
-from qzhou.recipe import Recipe
+from qzhou.telemetry.progress import progress
 from qzhou.training.data import TrainingSet
 from qzhou.training.engine import Engine
 from qzhou.training.gradient_cache import backward, embed

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from qzhou.config.training import LoraSection
 from qzhou.encoder import EmbeddingModel
 from qzhou.errors import SetupError, TrainingError
-from qzhou.learning import LoraSection
 
 EVERY_LINEAR = "all-linear"
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from qzhou.checkpoints import resolve, weights_fingerprint
+from qzhou.data.storage import TEMPORARY_PREFIX, Folder
 from qzhou.encoder.backbone import Declared, declared, is_causal, load_backbone, load_tokenizer, without_weights
 from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.errors import ModelError, RecipeError, StorageError
-from qzhou.events import say
-from qzhou.runs import MANIFEST, UPLOADED
-from qzhou.storage import TEMPORARY_PREFIX, Folder
+from qzhou.run.models import resolve, weights_fingerprint
+from qzhou.run.run import MANIFEST, UPLOADED
+from qzhou.telemetry.events import say
 from qzhou.training.merge import Method, State, merge_states, shares_of
 
 MERGE_FILE = "merge.json"

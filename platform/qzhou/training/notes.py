@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qzhou.recipe import Recipe
-from qzhou.storage import Folder
+from qzhou.config.recipe import Recipe
+from qzhou.data.storage import Folder
 from qzhou.training.tracking import Metrics, open_sinks
 
 if TYPE_CHECKING:

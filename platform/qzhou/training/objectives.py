@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qzhou.config.training import TrainingSection
 from qzhou.errors import TrainingError
-from qzhou.learning import TrainingSection
 from qzhou.training.batches import Batch, ClassificationBatch, PairBatch, RetrievalBatch
 from qzhou.training.losses import (
     Terms,

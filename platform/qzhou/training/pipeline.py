@@ -19,16 +19,16 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-from qzhou.cluster import our_error, session
+from qzhou.cluster.metrics import expose
+from qzhou.cluster.resources import ask
+from qzhou.cluster.session import our_error, session
+from qzhou.config.recipe import Recipe
+from qzhou.config.training import TrainingSection
+from qzhou.data.records import Manifest
+from qzhou.data.storage import Folder
 from qzhou.errors import QzhouError, TrainingError
-from qzhou.events import say
-from qzhou.exposition import expose
-from qzhou.learning import TrainingSection
-from qzhou.recipe import Recipe
-from qzhou.records import Manifest
-from qzhou.resources import ask
-from qzhou.runs import Run
-from qzhou.storage import Folder
+from qzhou.run.run import Run
+from qzhou.telemetry.events import say
 from qzhou.training.notes import Notes
 from qzhou.training.stages import StageName, both_stages
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from qzhou.config.training import SHARE_UNIT, Grouping, StageSection
+from qzhou.data.records import TASKS, Task
 from qzhou.errors import DataError
-from qzhou.learning import SHARE_UNIT, Grouping, StageSection
-from qzhou.records import TASKS, Task
 from qzhou.training.permutation import Ints, permuted
 
 

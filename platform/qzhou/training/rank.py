@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qzhou.config.recipe import Recipe
+from qzhou.data.storage import Folder
 from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_causal, load_backbone
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.encoder.linear import take_faster_linear
 from qzhou.errors import TrainingError
-from qzhou.events import say
-from qzhou.recipe import Recipe
-from qzhou.storage import Folder
+from qzhou.telemetry.events import say
 from qzhou.training.data import training_sets
 from qzhou.training.deepspeed_engine import DeepSpeedEngine
 from qzhou.training.engine import Engine

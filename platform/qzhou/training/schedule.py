@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from qzhou.learning import StageSection
+from qzhou.config.training import StageSection
 
 
 def learning_rate_at(step: int, stage: StageSection) -> float:

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from qzhou.checkpoints import weights_fingerprint
-from qzhou.records import Manifest
-from qzhou.runs import Run
-from qzhou.storage import Folder
+from qzhou.data.records import Manifest
+from qzhou.data.storage import Folder
+from qzhou.run.models import weights_fingerprint
+from qzhou.run.run import Run
 
 StageName = Literal["stage1", "stage2"]
 Work = Callable[[Folder, StageName], Mapping[str, int]]

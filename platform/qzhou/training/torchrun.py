@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from qzhou.recipe import Recipe
-from qzhou.runs import Run
-from qzhou.storage import Folder
+from qzhou.config.recipe import Recipe
+from qzhou.data.storage import Folder
+from qzhou.run.run import Run
 from qzhou.training.notes import Notes
 from qzhou.training.rank import train_rank
 from qzhou.training.stages import StageName, both_stages

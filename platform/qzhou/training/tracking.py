@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from qzhou.config.training import Tracker
+from qzhou.data.storage import Folder
 from qzhou.errors import SetupError
-from qzhou.learning import Tracker
-from qzhou.meters import (
+from qzhou.run.run import digest
+from qzhou.telemetry.metrics import (
     TRAINING_GRADIENT,
     TRAINING_LAST_STEP,
     TRAINING_LOSS,
@@ -23,8 +25,6 @@ from qzhou.meters import (
     TRAINING_WAIT,
     measure,
 )
-from qzhou.runs import digest
-from qzhou.storage import Folder
 
 Metrics = Mapping[str, Any]
 METRICS = "metrics.jsonl"

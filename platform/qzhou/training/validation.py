@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qzhou.config.recipe import Recipe
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import RetrievalExample, stable_id, text_key
+from qzhou.data.storage import Folder, read_records
 from qzhou.encoder.encoder import token_ids
-from qzhou.prompts import Prompt
-from qzhou.recipe import Recipe
-from qzhou.records import RetrievalExample, stable_id, text_key
-from qzhou.storage import Folder, read_records
 from qzhou.training.deal import Deal, deal
 from qzhou.training.engine import Engine
 from qzhou.training.gradient_cache import embed

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import ftfy
 from ftfy.fixes import unescape_html
 
-from qzhou.dataset import Repair
+from qzhou.config.dataset import Repair
 
 WORD_SEARCH_CHARS = 100  # how far a cut goes back for a blank; scripts without blanks are cut where they are
 

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qzhou.records import Task
-from qzhou.sections import ContaminationSection
+from qzhou.config.sections import ContaminationSection
+from qzhou.data.records import Task
 from qzhou.transform.ngrams import Tokens, windows
 
 TEXTS_PER_BATCH = 5_000

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from qzhou.dataset import Dataset
-from qzhou.languages import language_of
-from qzhou.records import EXAMPLE_TYPES, Drop, Example, PairExample, RetrievalExample, text_key
-from qzhou.storage import Folder, schema_of, table_of, write_table
+from qzhou.config.dataset import Dataset
+from qzhou.data.languages import language_of
+from qzhou.data.records import EXAMPLE_TYPES, Drop, Example, PairExample, RetrievalExample, text_key
+from qzhou.data.storage import Folder, schema_of, table_of, write_table
 from qzhou.transform.columns import Row, getter
 from qzhou.transform.dedup import KeyList, texts_of
 from qzhou.transform.examples import swapped_id

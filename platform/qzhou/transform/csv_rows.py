@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from qzhou.dataset import Format
+from qzhou.config.dataset import Format
 from qzhou.errors import DataError
 from qzhou.transform.columns import Row, roots
 from qzhou.transform.inputs import InputFile, open_bytes

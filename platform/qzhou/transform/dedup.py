@@ -14,7 +14,7 @@ from enum import IntEnum
 import numpy as np
 import pyarrow as pa
 
-from qzhou.records import Example, LabeledExample, PairExample, RetrievalExample, text_key
+from qzhou.data.records import Example, LabeledExample, PairExample, RetrievalExample, text_key
 
 DIGEST_BYTES = 16
 
@@ -61,7 +61,7 @@ def texts_of(example: Example) -> tuple[str, ...]:
 
 
 def text_digest(*keys: str) -> bytes:
-    """16 bytes of texts that :func:`qzhou.records.text_key` has normalised."""
+    """16 bytes of texts that :func:`qzhou.data.records.text_key` has normalised."""
     joined = "\0".join(keys)
     return hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from qzhou.records import Drop, Example, Negative, PairExample, RetrievalExample, stable_id, text_key
+from qzhou.data.records import Drop, Example, Negative, PairExample, RetrievalExample, stable_id, text_key
 from qzhou.transform.cleaning import cut
 from qzhou.transform.columns import Row
 from qzhou.transform.fields import Fields

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qzhou.dataset import Dataset, Rule
+from qzhou.config.dataset import Dataset, Rule
+from qzhou.data.records import Drop
 from qzhou.errors import RecipeError
-from qzhou.records import Drop
 from qzhou.transform.cleaning import clean_text, repaired
 from qzhou.transform.columns import Getter, Row, getter
 
@@ -151,7 +151,7 @@ def drop(dataset: str, reason: str, detail: str, content: object, *, part: bool 
 
 
 def as_record(content: object) -> str:
-    """What :class:`~qzhou.records.Drop` keeps of a row, as JSON, or of a text."""
+    """What :class:`~qzhou.data.records.Drop` keeps of a row, as JSON, or of a text."""
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
     return _printable(text[:DROPPED_RECORD_CHARS])
 

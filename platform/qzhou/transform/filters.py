@@ -6,10 +6,10 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from qzhou.dataset import Dataset
-from qzhou.languages import language_of
-from qzhou.records import Example
-from qzhou.sections import ModelSection
+from qzhou.config.dataset import Dataset
+from qzhou.config.sections import ModelSection
+from qzhou.data.languages import language_of
+from qzhou.data.records import Example
 from qzhou.transform.dedup import texts_of
 
 JUDGED_CHARS = 15  # shorter texts are too short to tell a language by

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from qzhou.dataset import Format
+from qzhou.config.dataset import Format
 from qzhou.errors import DataError, first_line
 
 SPLIT_BYTES = 16 * 2**20  # what one task reads at most: seconds of work, so that a killed task loses little

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from qzhou.storage import read_table
+from qzhou.data.storage import read_table
 from qzhou.transform.contamination import Index, Overlap, grams_of, texts_in
 from qzhou.transform.convert import candidate_schema, candidates_folder
 from qzhou.transform.dedup import Verdict, judge, sample_keys

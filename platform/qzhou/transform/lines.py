@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from qzhou.dataset import Format
+from qzhou.config.dataset import Format
 from qzhou.errors import DataError
 from qzhou.transform.inputs import DAMAGE, WIDE_ENCODINGS, InputFile, Split, damaged, open_bytes
 

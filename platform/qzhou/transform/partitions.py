@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from qzhou.storage import Folder
+from qzhou.data.storage import Folder
 
 
 def write_partitions(

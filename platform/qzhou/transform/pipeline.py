@@ -22,16 +22,16 @@ import ray
 import ray.cloudpickle
 import ray.data
 
-from qzhou.cluster import session
-from qzhou.dataset import Dataset
+from qzhou.cluster.resources import ask
+from qzhou.cluster.session import session
+from qzhou.config.dataset import Dataset
+from qzhou.config.recipe import Recipe
+from qzhou.data.records import TASKS, Manifest
+from qzhou.data.storage import Folder
 from qzhou.errors import DataError, QzhouError, from_json, to_json
-from qzhou.events import say
-from qzhou.progress import NO_ROWS, progress
-from qzhou.recipe import Recipe
-from qzhou.records import TASKS, Manifest
-from qzhou.resources import ask
-from qzhou.runs import Run
-from qzhou.storage import Folder
+from qzhou.run.run import Run
+from qzhou.telemetry.events import say
+from qzhou.telemetry.progress import NO_ROWS, progress
 from qzhou.transform.contamination import Index, IndexBuilder, Overlap
 from qzhou.transform.convert import candidates_folder, convert_shard, is_converted
 from qzhou.transform.judging import (

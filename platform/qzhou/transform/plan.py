@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
-from qzhou.dataset import Dataset, Format
-from qzhou.recipe import Recipe
-from qzhou.records import stable_id
-from qzhou.storage import Folder
+from qzhou.config.dataset import Dataset, Format
+from qzhou.config.recipe import Recipe
+from qzhou.data.records import stable_id
+from qzhou.data.storage import Folder
 from qzhou.transform.fields import GROUPED_BY
 from qzhou.transform.inputs import SPLIT_BYTES, InputFile, Split, splits_of, unpacked_bytes
 from qzhou.transform.python_docs import SourceFile

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qzhou.dataset import Dataset, Format
+from qzhou.config.dataset import Dataset, Format
+from qzhou.config.recipe import Recipe
 from qzhou.errors import DataError
-from qzhou.recipe import Recipe
-from qzhou.runs import digest
+from qzhou.run.run import digest
 from qzhou.transform.convert import split_column
 from qzhou.transform.fields import columns_of, input_columns_of
 from qzhou.transform.inputs import InputFile, Split, input_files

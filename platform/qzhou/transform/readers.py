@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
-from qzhou.dataset import Format
+from qzhou.config.dataset import Format
 from qzhou.errors import DataError, QzhouError, first_line
 from qzhou.transform.columns import Row, exploded, roots, steps_of
 from qzhou.transform.csv_rows import csv_rows

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qzhou.dataset import Dataset
+from qzhou.config.dataset import Dataset
+from qzhou.config.recipe import Recipe
+from qzhou.data.storage import Folder, read_table
 from qzhou.errors import DataError
-from qzhou.events import as_json, say
-from qzhou.pictures import svg
-from qzhou.recipe import Recipe
-from qzhou.storage import Folder, read_table
+from qzhou.telemetry.events import as_json, say
+from qzhou.telemetry.pictures import svg
 from qzhou.transform.contamination import Overlap
 from qzhou.transform.fields import columns_of
 from qzhou.transform.tally import Tally

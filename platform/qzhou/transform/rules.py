@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from qzhou.dataset import Rule
-from qzhou.records import Drop, LabeledExample, RetrievalExample, stable_id
+from qzhou.config.dataset import Rule
+from qzhou.data.records import Drop, LabeledExample, RetrievalExample, stable_id
 from qzhou.transform.columns import Row
 from qzhou.transform.examples import (
     YES_NO,

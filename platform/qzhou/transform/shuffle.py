@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from qzhou.dataset import Dataset
-from qzhou.records import Document, text_key
-from qzhou.storage import Folder, table_of, write_table
+from qzhou.config.dataset import Dataset
+from qzhou.data.records import Document, text_key
+from qzhou.data.storage import Folder, table_of, write_table
 from qzhou.transform.cleaning import clean_text
 from qzhou.transform.columns import Row, getter
 from qzhou.transform.fields import GROUPED_BY, Fields, columns_of, input_columns_of

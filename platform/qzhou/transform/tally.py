@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from qzhou.records import Drop
+from qzhou.data.records import Drop
 
 EXAMPLES = 2  # of each reason; the rest stand in dropped/
 SHOWN_CHARS = 200

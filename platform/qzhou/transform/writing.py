@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qzhou.dataset import Dataset
-from qzhou.records import EXAMPLE_TYPES, Document, Drop, Qrel, Query, stable_id
-from qzhou.storage import Folder, schema_of, table_of, write_table
+from qzhou.config.dataset import Dataset
+from qzhou.data.records import EXAMPLE_TYPES, Document, Drop, Qrel, Query, stable_id
+from qzhou.data.storage import Folder, schema_of, table_of, write_table
 from qzhou.transform.contamination import TEXT_COLUMNS, Index
 from qzhou.transform.convert import rows_behind
 from qzhou.transform.dedup import DETAILS, Verdict

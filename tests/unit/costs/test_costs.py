@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from qzhou.config.training import StageSection, TrainingSection
 from qzhou.costs.lengths import texts_of
 from qzhou.costs.shapes import PUBLISHED, Shape, shape_from_config, shape_of
 from qzhou.costs.training import (
@@ -18,11 +19,10 @@ from qzhou.costs.training import (
     expected_steps,
     gpu_hours,
 )
+from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalExample
+from qzhou.data.storage import Folder, write_records
 from qzhou.errors import DataError, ModelError, RecipeError
-from qzhou.learning import StageSection, TrainingSection
-from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample
-from qzhou.runs import MANIFEST
-from qzhou.storage import Folder, write_records
+from qzhou.run.run import MANIFEST
 from qzhou.training.estimate import print_estimate
 from qzhou.training.plan import BatchPlan, DatasetSize
 from tests.slim import without_torch_and_ray

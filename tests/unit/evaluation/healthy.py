@@ -12,8 +12,8 @@ import numpy as np
 from qzhou.evaluation.comparison import Difference, Row
 from qzhou.evaluation.diagnosis import Facts
 from qzhou.mining.report import Report
-from qzhou.pictures import counted
 from qzhou.synthesis.report import EDGES
+from qzhou.telemetry.pictures import counted
 
 SCORES = {  # task -> type, metric, n, and the scores of backbone, stage 1 and stage 2
     "docs_search": ("Retrieval", "ndcg_at_10", 300, 0.5580, 0.6123, 0.6115),

@@ -10,18 +10,18 @@ import pytest
 import torch
 from scipy import stats
 
+from qzhou.config.recipe import load_recipe
+from qzhou.config.sections import ContaminationSection
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import LabeledExample, PairExample, RetrievalExample
+from qzhou.data.storage import table_of
 from qzhou.encoder import load_encoder
 from qzhou.evaluation.diagnosis import Facts, content, diagnose, lines, unchecked
 from qzhou.evaluation.diagnosis.intervals import fall, mean, mean_of, share, widened, widest
 from qzhou.evaluation.diagnosis.signs import LOOKS
 from qzhou.evaluation.items import Interval, Items, Part, difference
 from qzhou.evaluation.models import health
-from qzhou.prompts import Prompt
-from qzhou.recipe import load_recipe
-from qzhou.records import LabeledExample, PairExample, RetrievalExample
-from qzhou.runs import Run
-from qzhou.sections import ContaminationSection
-from qzhou.storage import table_of
+from qzhou.run.run import Run
 from qzhou.training.data import TrainingSet
 from qzhou.training.engine import TorchEngine
 from qzhou.training.loop import Stage, train_stage

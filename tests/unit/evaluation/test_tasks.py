@@ -6,6 +6,8 @@ import mteb
 import numpy as np
 import pytest
 
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import Document, LabeledExample, Negative, PairExample, Qrel, Query, RetrievalExample
 from qzhou.errors import DataError
 from qzhou.evaluation.models import MtebEncoder, bm25
 from qzhou.evaluation.tasks import (
@@ -21,8 +23,6 @@ from qzhou.evaluation.tasks import (
     sts_task,
 )
 from qzhou.evaluation.texts import task_texts, texts_of
-from qzhou.prompts import Prompt
-from qzhou.records import Document, LabeledExample, Negative, PairExample, Qrel, Query, RetrievalExample
 
 TOPICS = ["sorting", "files", "graphs", "dates", "sums", "trees"]
 

@@ -3,11 +3,11 @@ import json
 
 import pytest
 
+from qzhou.data.records import Manifest
 from qzhou.errors import RecipeError
 from qzhou.evaluation.candidates import candidates
 from qzhou.evaluation.trained import refuse_other_training
-from qzhou.records import Manifest
-from qzhou.runs import Run
+from qzhou.run.run import Run
 from qzhou.training.stages import PACE
 
 

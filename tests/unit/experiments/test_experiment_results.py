@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from qzhou.data.storage import Folder
 from qzhou.evaluation.comparison import Row
 from qzhou.evaluation.items import Items, Part, pooled_difference
 from qzhou.evaluation.messages import Judged
@@ -14,7 +15,6 @@ from qzhou.experiments.picture import INK, INTERVAL, SEEDS, picture
 from qzhou.experiments.results import ONE_SEED, Outcome, as_json, compared, table
 from qzhou.experiments.settings import Experiment
 from qzhou.experiments.statistics import over_seeds
-from qzhou.storage import Folder
 
 GENERATOR = np.random.default_rng(2)
 ITEMS = 50

@@ -5,7 +5,7 @@ import io
 import json
 from pathlib import Path
 
-from qzhou.recipe import load_recipe
+from qzhou.config.recipe import load_recipe
 from qzhou.transform.splits import held_out
 
 RECIPES = Path(__file__).parents[3] / "recipes"

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import Document
+from qzhou.data.storage import Folder, write_records
 from qzhou.errors import ModelError, from_json
 from qzhou.mining.actors import EncodeActor
 from qzhou.mining.corpus import chunks_of
-from qzhou.prompts import Prompt
-from qzhou.records import Document
-from qzhou.storage import Folder, write_records
 
 
 class Teacher:

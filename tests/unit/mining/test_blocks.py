@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from qzhou.dataset import Dataset
+from qzhou.config.dataset import Dataset
+from qzhou.config.sections import MiningSection
+from qzhou.data.records import Document, Negative, RetrievalExample, Source, answers, text_key
+from qzhou.data.storage import Folder, write_records
 from qzhou.mining.blocks import Queries, depth_of, judged, ranking_of, two_lowest
 from qzhou.mining.corpus import document_digests, prepared, read_texts
 from qzhou.mining.select import select_negatives
 from qzhou.mining.shard import Block, Found, Shard, VectorFile, divided
-from qzhou.records import Document, Negative, RetrievalExample, Source, answers, text_key
-from qzhou.sections import MiningSection
-from qzhou.storage import Folder, write_records
 
 DATASET = Dataset.model_validate({"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]})
 MINING = MiningSection(rank_from=2, rank_to=15, negatives_per_query=3, positive_ratio=None)

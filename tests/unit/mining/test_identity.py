@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qzhou.data.records import RetrievalExample, Source, answers, text_key
 from qzhou.mining.identity import Answers, Groups, RowOf, digests, is_among, key_digests
-from qzhou.records import RetrievalExample, Source, answers, text_key
 
 TEXTS = st.sampled_from(["a", "b", "B", " b ", "c", "d", "e f", "E  f", ""])
 EXAMPLES = st.lists(

@@ -2,8 +2,8 @@
 
 import pytest
 
+from qzhou.data.records import Negative, RetrievalExample
 from qzhou.mining.report import Report
-from qzhou.records import Negative, RetrievalExample
 
 
 def test_the_scores_of_mined_negatives_are_those_that_are_kept():

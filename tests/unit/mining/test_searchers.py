@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from qzhou.data.storage import Folder
 from qzhou.mining.searchers import index_of, shards_of
 from qzhou.mining.shard import VectorFile
-from qzhou.storage import Folder
 
 
 @pytest.mark.parametrize(

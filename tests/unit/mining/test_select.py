@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from qzhou.config.sections import MiningSection
+from qzhou.data.records import Negative
 from qzhou.mining.identity import digests, key_digests
 from qzhou.mining.select import Ranking, admitted_if_hidden, combine, is_consistent, select_negatives, standing
-from qzhou.records import Negative
-from qzhou.sections import MiningSection
 
 KEY = np.array([7], dtype=np.uint64)
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qzhou.data.storage import Folder
 from qzhou.errors import RecipeError
 from qzhou.mining import shard
 from qzhou.mining.shard import Block, Found, Shard, VectorFile, divided, recall
 from qzhou.mining.sift import sift
-from qzhou.storage import Folder
 
 
 def unit(rows: int, width: int, seed: int) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 import json
 
-from qzhou.records import RetrievalExample
-from qzhou.runs import RECIPE, Run
-from qzhou.storage import write_records
+from qzhou.data.records import RetrievalExample
+from qzhou.data.storage import write_records
+from qzhou.run.run import RECIPE, Run
 
 STEP_S = 2.0
 WALLS = {

@@ -11,9 +11,11 @@ import pytest
 from rich.console import Console
 
 from bench.plan import scaled
+from qzhou.config.recipe import load_recipe
 from qzhou.costs.hardware import gpu_named, gpus, machine_of
 from qzhou.costs.shapes import PUBLISHED
 from qzhou.costs.training import DatasetTexts, Length, gpu_hours
+from qzhou.data.records import PairExample, RetrievalExample
 from qzhou.errors import DataError, RecipeError
 from qzhou.planning.amounts import Counted
 from qzhou.planning.assumptions import Assumptions, told_on_the_command_line
@@ -24,8 +26,6 @@ from qzhou.planning.sizes import DatasetRows, Found, requests_of, rows_of
 from qzhou.planning.tables import WIDTH, as_json, as_text, duration, short, size
 from qzhou.planning.target import Target, fleet_of
 from qzhou.planning.workload import workload_of
-from qzhou.recipe import load_recipe
-from qzhou.records import PairExample, RetrievalExample
 from qzhou.synthesis.plan import planned as planned_requests
 from tests.slim import without_torch_and_ray
 from tests.unit.planning.run_folder import HELD_OUT, KEPT, RAW, STEP_S, WALLS, finished

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from qzhou.config.recipe import load_recipe
 from qzhou.errors import DataError, RecipeError
-from qzhou.recipe import load_recipe
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "recipes" / "quickstart.toml"

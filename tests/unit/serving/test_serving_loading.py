@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
+from qzhou.config.recipe import parse_recipe
+from qzhou.data.records import Document
+from qzhou.data.storage import Folder, write_records
 from qzhou.encoder import load_encoder
-from qzhou.recipe import parse_recipe
-from qzhou.records import Document
 from qzhou.serving.index import EncodePart, Part, SearchIndex, assemble
 from qzhou.serving.loading import PROBES, Settings, load, lowest_cosine
-from qzhou.storage import Folder, write_records
 from tests.ray.served import write_model
 
 

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from qzhou.prompts import Prompt
+from qzhou.data.prompts import Prompt
 from qzhou.serving.engine import Encoded
 from qzhou.serving.errors import RequestError
 from qzhou.serving.schemas import EmbeddingRequest, EmbeddingResponse, RerankRequest, SearchRequest, SimilarityRequest

@@ -7,7 +7,7 @@ import urllib.request
 import openai
 import pytest
 
-from qzhou.records import RetrievalExample
+from qzhou.data.records import RetrievalExample
 from qzhou.synthesis.builtin import builtin_endpoint
 from qzhou.synthesis.rules import CONTRARY, apply_rules, augmented, contradicted, paraphrased
 from qzhou.synthesis.techniques import requests_for

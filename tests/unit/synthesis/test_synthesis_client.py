@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from qzhou.endpoints import Keys
+from qzhou.config.api_keys import Keys
+from qzhou.config.synthesis import LLMSection, SynthesisSection
+from qzhou.data.storage import Folder
 from qzhou.errors import EndpointError
-from qzhou.llm import LLMSection, SynthesisSection
-from qzhou.storage import Folder
 from qzhou.synthesis.asker import throttle_of
 from qzhou.synthesis.client import ChatClient, Question
 from qzhou.synthesis.gate import LocalGate

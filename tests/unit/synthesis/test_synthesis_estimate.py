@@ -2,8 +2,8 @@
 
 import json
 
-from qzhou.llm import SynthesisSection
-from qzhou.records import Document, RetrievalExample
+from qzhou.config.synthesis import SynthesisSection
+from qzhou.data.records import Document, RetrievalExample
 from qzhou.synthesis.estimate import Estimate
 from qzhou.synthesis.ledger import expected_tokens
 from qzhou.synthesis.plan import planned, planned_queries

@@ -11,11 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import openai
 import pytest
 
-from qzhou.endpoints import Keys
+from qzhou.config.api_keys import Keys
+from qzhou.config.synthesis import LLMSection, SynthesisSection
+from qzhou.data.records import RetrievalExample
+from qzhou.data.storage import Folder
 from qzhou.errors import EndpointError
-from qzhou.llm import LLMSection, SynthesisSection
-from qzhou.records import RetrievalExample
-from qzhou.storage import Folder
 from qzhou.synthesis.asker import throttle_of
 from qzhou.synthesis.batch_api import answered_in_batches
 from qzhou.synthesis.builtin import answer_by_rules

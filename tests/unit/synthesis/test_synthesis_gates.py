@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from qzhou.llm import GatesSection
-from qzhou.prompts import Prompt
-from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample
+from qzhou.config.synthesis import GatesSection
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.synthesis.gates import Scores, copied_share, refused_by_scores
 from qzhou.synthesis.plan import Made
 from qzhou.synthesis.scoring import texts_to_score

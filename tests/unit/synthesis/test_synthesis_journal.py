@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 from pathlib import Path
 
-from qzhou.storage import Folder
+from qzhou.data.storage import Folder
 from qzhou.synthesis.journal import Answer, Journal, answers_in, request_key, totals
 
 

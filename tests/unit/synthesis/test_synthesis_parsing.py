@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from qzhou.llm import GatesSection
-from qzhou.records import Drop, LabeledExample, Negative, PairExample, RetrievalExample, Source
+from qzhou.config.synthesis import GatesSection
+from qzhou.data.records import Drop, LabeledExample, Negative, PairExample, RetrievalExample, Source
 from qzhou.synthesis.journal import Answer
 from qzhou.synthesis.parsing import normalised, parse
 from qzhou.synthesis.techniques import VERSION, requests_for

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from qzhou.llm import LLMSection, SynthesisSection
-from qzhou.records import Document, LabeledExample, Negative, RetrievalExample
+from qzhou.config.synthesis import LLMSection, SynthesisSection
+from qzhou.data.records import Document, LabeledExample, Negative, RetrievalExample
 from qzhou.synthesis.client import Outcome
 from qzhou.synthesis.journal import Answer
 from qzhou.synthesis.ledger import Ledger

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qzhou.records import LabeledExample, PairExample, RetrievalExample, Source
+from qzhou.data.records import LabeledExample, PairExample, RetrievalExample, Source
 from qzhou.synthesis.techniques import (
     PROMPTS,
     QUESTION_TYPES,

@@ -2,10 +2,10 @@
 
 from collections import Counter
 
-from qzhou.recipe import parse_recipe
-from qzhou.records import Document, RetrievalExample
-from qzhou.runs import Run
-from qzhou.storage import write_records
+from qzhou.config.recipe import parse_recipe
+from qzhou.data.records import Document, RetrievalExample
+from qzhou.data.storage import write_records
+from qzhou.run.run import Run
 from qzhou.synthesis.workload import dataset_plans, subjects_of
 
 STEPS = {"steps": 1, "learning_rate": 1e-5}

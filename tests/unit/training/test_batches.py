@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from qzhou.prompts import Prompt
-from qzhou.records import EXAMPLE_TYPES, LabeledExample, Negative, PairExample, RetrievalExample, Source
-from qzhou.storage import Folder, table_of, write_records, write_table
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import EXAMPLE_TYPES, LabeledExample, Negative, PairExample, RetrievalExample, Source
+from qzhou.data.storage import Folder, table_of, write_records, write_table
 from qzhou.training.batches import build_batches
 from qzhou.training.data import TrainingSet, local_copy
 from qzhou.training.plan import PlannedBatch, PlannedRows

@@ -9,10 +9,10 @@ import weakref
 import pytest
 import torch
 
-from qzhou.checkpoints import weights_fingerprint
 from qzhou.encoder.backbone import load_backbone
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.errors import ModelError, RecipeError, StorageError
+from qzhou.run.models import weights_fingerprint
 from qzhou.training.merge import BLOCK, merge_states, slerp
 from qzhou.training.merge_models import merge_models
 

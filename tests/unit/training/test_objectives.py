@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from qzhou.config.training import LossSection
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.errors import DataError, TrainingError
-from qzhou.learning import LossSection
-from qzhou.prompts import Prompt
-from qzhou.records import LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.training.batches import build_batches
 from qzhou.training.data import TrainingSet
 from qzhou.training.losses import Terms, info_nce, mixed_negatives, spread_out

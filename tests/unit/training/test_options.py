@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
+from qzhou.config.training import DistillationSection, LoraSection
 from qzhou.encoder import load_backbone
 from qzhou.encoder.attention import Padded, opening_mask
 from qzhou.errors import TrainingError
-from qzhou.learning import DistillationSection, LoraSection
 from qzhou.training.engine import TorchEngine
 from qzhou.training.lora import merged, with_adapters
 from qzhou.training.teacher import Teacher

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qzhou.config.training import StageSection
 from qzhou.errors import DataError
-from qzhou.learning import StageSection
 from qzhou.training.permutation import permuted
 from qzhou.training.plan import BatchPlan, DatasetSize
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from qzhou.data.storage import Folder
 from qzhou.errors import SetupError
-from qzhou.storage import Folder
 from qzhou.training.tracking import MetricsFile, open_sinks
 
 

@@ -4,8 +4,8 @@ import pytest
 import pytrec_eval
 import torch
 
-from qzhou.prompts import Prompt
-from qzhou.records import RetrievalExample
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import RetrievalExample
 from qzhou.training.engine import TorchEngine
 from qzhou.training.gradient_cache import embed
 from qzhou.training.validation import Validation

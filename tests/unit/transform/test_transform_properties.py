@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qzhou.dataset import RULE_TASKS, Dataset
-from qzhou.records import EXAMPLE_TYPES, Drop, RetrievalExample, text_key
-from qzhou.storage import from_row, schema_of, table_of
+from qzhou.config.dataset import RULE_TASKS, Dataset
+from qzhou.data.records import EXAMPLE_TYPES, Drop, RetrievalExample, text_key
+from qzhou.data.storage import from_row, schema_of, table_of
 from qzhou.transform.cleaning import _FTFY, clean_text
 from qzhou.transform.convert import Converter
 from qzhou.transform.fields import DEFAULT_COLUMNS, GROUPED_BY, as_record

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qzhou.dataset import Format
+from qzhou.config.dataset import Format
 from qzhou.errors import DataError, RecipeError
 from qzhou.transform import inputs
 from qzhou.transform.columns import exploded, getter, roots, steps_of

@@ -1,5 +1,5 @@
-from qzhou.records import LabeledExample, PairExample
-from qzhou.storage import Folder, write_records
+from qzhou.data.records import LabeledExample, PairExample
+from qzhou.data.storage import Folder, write_records
 from qzhou.transform.report import warn_of_uniform
 
 DATASETS = [

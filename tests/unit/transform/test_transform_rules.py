@@ -3,9 +3,9 @@ import math
 
 import pytest
 
-from qzhou.dataset import Dataset
+from qzhou.config.dataset import Dataset
+from qzhou.data.records import Drop, stable_id
 from qzhou.errors import RecipeError
-from qzhou.records import Drop, stable_id
 from qzhou.transform.examples import swapped
 from qzhou.transform.fields import Fields, columns_of, drop
 from qzhou.transform.rules import RULES

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
+from qzhou.data.records import Document, Drop, RetrievalExample
+from qzhou.data.storage import Folder, read_records
 from qzhou.errors import RecipeError
-from qzhou.records import Document, Drop, RetrievalExample
-from qzhou.storage import Folder, read_records
 from qzhou.transform import inputs, plan
 from qzhou.transform.convert import convert_shard, is_converted
 from qzhou.transform.inputs import InputFile

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qzhou.data.storage import Folder
 from qzhou.evaluation.comparison import Difference, Row
 from qzhou.evaluation.diagnosis.intervals import widest
 from qzhou.evaluation.items import Interval
-from qzhou.runs import Run
-from qzhou.storage import Folder
+from qzhou.run.run import Run
 
 COMPARISON = "evaluate/comparison.json"
 METRICS = "train/{stage}/metrics.jsonl"

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qzhou.runs import MANIFEST, RECIPE
-from qzhou.storage import Folder
+from qzhou.data.storage import Folder
+from qzhou.run.run import MANIFEST, RECIPE
 
 STAGES = ("transform", "synthesize", "mine", "train/stage1", "train/stage2", "model", "evaluate")
 TRAINED = ("stage1", "stage2")

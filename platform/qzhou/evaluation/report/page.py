@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from qzhou.evaluation.report import bought, findings, made, mined, results, training, went_in
 from qzhou.evaluation.report.files import Found
 from qzhou.evaluation.report.tables import count, counts
-from qzhou.runs import Run
+from qzhou.run.run import Run
 
 PAGE = "report.html"
 PLACE = Path(__file__).parent

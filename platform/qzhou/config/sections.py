@@ -1,6 +1,6 @@
 """The recipe's tables for the run, the model, the cluster and the stages between data and training.
 
-Datasets stand in :mod:`qzhou.dataset`, synthesis in :mod:`qzhou.llm`, training in :mod:`qzhou.learning`.
+Datasets stand in :mod:`qzhou.config.dataset`, synthesis in :mod:`qzhou.config.synthesis`, training in :mod:`qzhou.config.training`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from qzhou.dataset import AtLeastOne, Cosine, Count, Fraction, Name, Positive, Section
+from qzhou.config.dataset import AtLeastOne, Cosine, Count, Fraction, Name, Positive, Section
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 

@@ -24,13 +24,13 @@ import yaml
 from ray._private.parameter import RayParams
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
+from qzhou.cluster.metrics import expose, hide
+from qzhou.cluster.resources import LOGICAL_CPUS, Ask, NodeKind, refuse_impossible
 from qzhou.errors import QzhouError, SetupError, first_line, kind_of
-from qzhou.events import VARIABLE
-from qzhou.exposition import expose, hide
-from qzhou.meters import STAGE_STARTED, measure
-from qzhou.resources import LOGICAL_CPUS, Ask, NodeKind, refuse_impossible
+from qzhou.telemetry.events import VARIABLE
+from qzhou.telemetry.metrics import STAGE_STARTED, measure
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves a cluster's configuration on its head
 
 # Loggers that tell every run what is no news: that Ray guards its cluster with a token, that its bars are off.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from qzhou.events import as_json, say
-from qzhou.meters import PROGRESS, ROWS, UNITS, measure
+from qzhou.telemetry.events import as_json, say
+from qzhou.telemetry.metrics import PROGRESS, ROWS, UNITS, measure
 
 LINE_EVERY_S = 10.0
 NO_ROWS: Mapping[str, int] = {}

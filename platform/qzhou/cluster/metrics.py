@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from qzhou.meters import Metric, is_heard, listen
+from qzhou.telemetry.metrics import Metric, is_heard, listen
 
 
 def expose() -> None:

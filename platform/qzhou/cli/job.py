@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from qzhou.config.recipe import Recipe, load_recipe
 from qzhou.errors import QzhouError, RecipeError, kind_of
-from qzhou.events import as_json, check_switch, say, show
-from qzhou.recipe import Recipe, load_recipe
+from qzhou.telemetry.events import as_json, check_switch, say, show
 
 USAGE = """usage: {job} RECIPE [--dry-run] [--SECTION.SETTING VALUE ...]
 

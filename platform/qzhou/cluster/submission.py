@@ -23,11 +23,11 @@ import ray
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from qzhou.cluster import heard, local_options
+from qzhou.cluster.session import heard, local_options
+from qzhou.config.recipe import Recipe
 from qzhou.errors import SetupError, first_line
-from qzhou.events import VARIABLE, say
-from qzhou.recipe import Recipe
-from qzhou.runs import Run, refuse_what_would_be_lost
+from qzhou.run.run import Run, refuse_what_would_be_lost
+from qzhou.telemetry.events import VARIABLE, say
 
 RUNTIME_ENV = Path("jobs/runtime_env.yaml")
 RUN = "qzhou_run"  # metadata of a job: the folder of the run

@@ -16,12 +16,9 @@ from pydantic import Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
-from qzhou.dataset import Dataset, Section
-from qzhou.errors import DataError, RecipeError
-from qzhou.learning import RETRIEVAL_SHARE, StageSection, TrainingSection
-from qzhou.llm import SynthesisSection
-from qzhou.reading import merged, nearest, parse_section, read_toml
-from qzhou.sections import (
+from qzhou.config.dataset import Dataset, Section
+from qzhou.config.loading import merged, nearest, parse_section, read_toml
+from qzhou.config.sections import (
     ClusterSection,
     EvaluationSection,
     MiningSection,
@@ -30,6 +27,9 @@ from qzhou.sections import (
     ServingSection,
     TransformSection,
 )
+from qzhou.config.synthesis import SynthesisSection
+from qzhou.config.training import RETRIEVAL_SHARE, StageSection, TrainingSection
+from qzhou.errors import DataError, RecipeError
 
 
 class Recipe(Section):

@@ -1,6 +1,6 @@
 """One raw dataset of a recipe: how it is read, and which examples it becomes.
 
-Part of :mod:`qzhou.recipe`, in a file of its own because a dataset has many ways to lie on a disk.
+Part of :mod:`qzhou.config.recipe`, in a file of its own because a dataset has many ways to lie on a disk.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from qzhou.prompts import Prompt
-from qzhou.records import Task
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import Task
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
@@ -148,7 +148,7 @@ class Dataset(Format):
     context_in_query: bool = Field(
         False, description="reading_comprehension: the older form, context and question ask for the short answer."
     )
-    instruction: str = Field("", description="The task in one sentence, put before queries by qzhou.prompts.")
+    instruction: str = Field("", description="The task in one sentence, put before queries by qzhou.data.prompts.")
     symmetric: bool | None = Field(
         None, description="Instruction on both sides; default: all tasks but retrieval, and duplicate questions."
     )

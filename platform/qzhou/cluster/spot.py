@@ -1,6 +1,6 @@
 """Tells Ray that the cloud is about to take this node, so that work moves on and training writes a checkpoint at once.
 
-python -m qzhou.spot --provider aws|gcp [--node-id HEX] [--address HOST:PORT]
+python -m qzhou.cluster.spot --provider aws|gcp [--node-id HEX] [--address HOST:PORT]
 
 Ray's own autoscaler does not watch for such notices. Run this beside Ray on every spot node (cluster.yaml does); it
 ends once it has told Ray. Sources of the notices: AWS, "Spot Instance interruption notices" (two minutes ahead); Google
@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from qzhou.events import say
+from qzhou.telemetry.events import say
 
 AWS, GCP = "http://169.254.169.254", "http://metadata.google.internal"
 TIMEOUT_S = 2.0

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from qzhou.errors import ModelError
-from qzhou.runs import digest
+from qzhou.run.run import digest
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WAYS = "Name a folder with config.json, a hub id like 'Qwen/Qwen2.5-7B-Instruct', or package:<import name>/<folder>."

@@ -140,7 +140,7 @@ class Manifest:
     """What a finished stage did; its presence is the stage's completion mark.
 
     ``fingerprint`` covers settings, code and inputs; ``inputs`` and ``outputs`` count rows. ``phases`` say what the
-    seconds were spent on (:class:`qzhou.progress.Phase`), as far as the driver saw it.
+    seconds were spent on (:class:`qzhou.telemetry.progress.Phase`), as far as the driver saw it.
     """
 
     stage: str

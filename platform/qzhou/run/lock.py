@@ -19,9 +19,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from qzhou.data.storage import Folder
 from qzhou.errors import StorageError, first_line
-from qzhou.events import say
-from qzhou.storage import Folder
+from qzhou.telemetry.events import say
 
 HOLDER, LOCK = "at_work.json", "at_work.lock"
 BEAT_S = 5.0

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from qzhou.dataset import Section
+from qzhou.config.dataset import Section
 from qzhou.errors import RecipeError
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # what the shell takes as a name

@@ -1,7 +1,7 @@
 """What runs under one storage path have in common: a stage that one has finished need not be made by another.
 
 The settings, the inputs and the code of a stage are its fingerprint, and what it makes follows from them, whichever run
-makes it. So another run's files are taken over (:meth:`qzhou.storage.Folder.link_to`), and each run remains a folder
+makes it. So another run's files are taken over (:meth:`qzhou.data.storage.Folder.link_to`), and each run remains a folder
 that is whole by itself: it can be read, moved and deleted as if it had made everything.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from qzhou.events import say
-from qzhou.storage import Folder
+from qzhou.data.storage import Folder
+from qzhou.telemetry.events import say
 
 MANIFEST = "manifest.json"
 ONLY_FOR_RESUMING = ("checkpoints",)  # of no use once the stage is finished

@@ -1,6 +1,6 @@
 """How a run trains: its two stages, the objectives, and what rivals add to them.
 
-Part of :mod:`qzhou.recipe`, in a file of its own because objectives have many terms.
+Part of :mod:`qzhou.config.recipe`, in a file of its own because objectives have many terms.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from qzhou.dataset import AtLeastOne, Cosine, Count, Fraction, Name, NotNegative, Positive, Section
+from qzhou.config.dataset import AtLeastOne, Cosine, Count, Fraction, Name, NotNegative, Positive, Section
 
 Grouping = Literal["dataset", "task", "none"]
 Decay = Literal["linear", "cosine", "constant"]

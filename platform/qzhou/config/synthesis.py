@@ -1,6 +1,6 @@
 """What an LLM writes for a run: how much, by which models, and which of it is refused.
 
-Part of :mod:`qzhou.recipe`, in a file of its own because an endpoint has many limits.
+Part of :mod:`qzhou.config.recipe`, in a file of its own because an endpoint has many limits.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from qzhou.dataset import AtLeastOne, Cosine, Count, Fraction, Name, NotNegative, Positive, Section
+from qzhou.config.dataset import AtLeastOne, Cosine, Count, Fraction, Name, NotNegative, Positive, Section
 
 BUILTIN = "builtin"
 BUILTIN_MODEL = "builtin-rules"

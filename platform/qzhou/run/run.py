@@ -16,20 +16,20 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
+from qzhou.config.recipe import Recipe
+from qzhou.data.records import Manifest
+from qzhou.data.storage import Folder
 from qzhou.errors import DataError, StorageError
-from qzhou.events import say
-from qzhou.lease import at_work
-from qzhou.progress import recorded
-from qzhou.recipe import Recipe
-from qzhou.records import Manifest
-from qzhou.sharing import MANIFEST as MANIFEST
-from qzhou.sharing import borrow, finished_beside, take_over, turn
-from qzhou.storage import Folder
+from qzhou.run.lock import at_work
+from qzhou.run.sharing import MANIFEST as MANIFEST
+from qzhou.run.sharing import borrow, finished_beside, take_over, turn
+from qzhou.telemetry.events import say
+from qzhou.telemetry.progress import recorded
 
 JOBS = {"train/stage1": "train", "train/stage2": "train", "model": "export"}  # stages not named like their job
 UPLOADED = "working_dir_files"  # where Ray keeps the working directories that jobs bring with them
 STARTED, RECIPE = "started.json", "recipe.json"
-SHARED_CODE = ("records.py", "prompts.py", "storage.py", "languages.py")  # what every stage's output depends on
+SHARED_CODE = ("data",)  # what every stage's output depends on
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -214,9 +214,9 @@ def digest(content: object) -> str:
 
 def code_version(*rooms: str) -> str:
     """Digest of the source of some rooms and of what all rooms share."""
-    package = Path(__file__).parent
-    files = [package / name for name in SHARED_CODE]
-    for room in rooms:
+    package = Path(__file__).parents[1]
+    files: list[Path] = []
+    for room in (*SHARED_CODE, *rooms):
         files += [path for path in sorted((package / room).rglob("*")) if path.suffix in {".py", ".md", ".txt", ".j2"}]
     return digest([[str(path.relative_to(package)), path.read_text("utf-8")] for path in files])
 

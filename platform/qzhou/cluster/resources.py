@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from qzhou.config.recipe import Recipe
+from qzhou.config.sections import Resources
 from qzhou.errors import SetupError
-from qzhou.recipe import Recipe
-from qzhou.runs import MANIFEST, Run
-from qzhou.sections import Resources
+from qzhou.run.run import MANIFEST, Run
 
 Stage = Literal["transform", "synthesize", "mine", "train", "evaluate", "serve"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -1,0 +1,1 @@
+"""The door to Ray: sessions, resources, jobs, preemption notices and exported metrics."""

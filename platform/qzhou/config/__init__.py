@@ -1,0 +1,1 @@
+"""The typed recipe: one TOML file is one whole run."""
