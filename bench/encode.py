@@ -54,7 +54,22 @@ PEER = Path(__file__).with_name("fastembed_peer.py")
 PACKAGES = "`pip install fastembed onnx onnxscript torch transformers`"
 OURS, THEIRS, ONNX = "qzhou", "sentence-transformers", "fastembed"
 SMALL = {"texts": 16, "rounds": 1, "matrix": 256}
-WORDS = ["the", "a", "of", "to", "list", "array", "value", "file", "index", "key", "graph", "node", "row", "first"]
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "to",
+    "list",
+    "array",
+    "value",
+    "file",
+    "index",
+    "key",
+    "graph",
+    "node",
+    "row",
+    "first",
+]
 
 Texts = list[str]
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
@@ -74,7 +89,9 @@ def cases(count: int) -> dict[str, Texts]:
     draw = random.Random(0)
     return {
         "short, 8 words": texts_of([8] * count, 1),
-        "mixed, 5 to 200 words": texts_of([round(5 * 40 ** draw.random()) for _ in range(count)], 2),
+        "mixed, 5 to 200 words": texts_of(
+            [round(5 * 40 ** draw.random()) for _ in range(count)], 2
+        ),
         "long, 180 words": texts_of([180] * (count // 4), 3),
     }
 
@@ -117,7 +134,9 @@ def watched(backbone: Any) -> Iterator[Work]:
         hook.remove()
 
 
-def matrix_speeds(dtype: Dtype, size: int, device: torch.device, tries: int = 5) -> dict[str, float]:
+def matrix_speeds(
+    dtype: Dtype, size: int, device: torch.device, tries: int = 5
+) -> dict[str, float]:
     """GFLOP/s of multiplying square matrices, best of several."""
     one = torch.randn(size, size, device=device).to(getattr(torch, dtype))
     ways: dict[str, Callable[[], torch.Tensor]] = {"torch.mm": lambda: torch.mm(one, one)}
@@ -144,11 +163,15 @@ def agreement(vectors: Vectors, reference: Vectors) -> float:
 def encoders(dtype: Dtype) -> dict[str, tuple[Encode, Any]]:
     """Ours and theirs: how to encode, and the backbone behind it."""
     ours = load_encoder(MODEL, max_tokens=MAX_TOKENS, dtype=dtype)
-    peer = SentenceTransformer(resolve(MODEL), device=str(ours.device), model_kwargs={"dtype": getattr(torch, dtype)})
+    peer = SentenceTransformer(
+        resolve(MODEL), device=str(ours.device), model_kwargs={"dtype": getattr(torch, dtype)}
+    )
     peer.max_seq_length = MAX_TOKENS
 
     def theirs(texts: Texts) -> Vectors:
-        vectors: Vectors = peer.encode(texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
+        vectors: Vectors = peer.encode(
+            texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False
+        )
         return vectors.astype(np.float32)
 
     return {OURS: (ours.encode, ours.model.backbone), THEIRS: (theirs, peer[0].auto_model)}
@@ -165,17 +188,29 @@ def taking_turns(encode: dict[str, Encode], texts: Texts, rounds: int) -> dict[s
     return {who: statistics.median(taken) for who, taken in seconds.items()}
 
 
-def fastembed(python: str, texts: dict[str, Texts], threads: int, rounds: int) -> dict[str, tuple[float, Vectors]]:
+def fastembed(
+    python: str, texts: dict[str, Texts], threads: int, rounds: int
+) -> dict[str, tuple[float, Vectors]]:
     """Median seconds and vectors of each case."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, given = Path(temporary) / "model", Path(temporary) / "texts.json"
         given.write_text(json.dumps(texts), "utf-8")
-        command = [python, str(PEER), resolve(MODEL), str(folder), str(given), *map(str, (MAX_TOKENS, threads, rounds))]
+        command = [
+            python,
+            str(PEER),
+            resolve(MODEL),
+            str(folder),
+            str(given),
+            *map(str, (MAX_TOKENS, threads, rounds)),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"fastembed: {done.stderr[-2000:]}")
         seconds = json.loads(done.stdout.splitlines()[-1])
-        return {case: (seconds[case], np.load(folder / f"{number}.npy")) for number, case in enumerate(texts)}
+        return {
+            case: (seconds[case], np.load(folder / f"{number}.npy"))
+            for number, case in enumerate(texts)
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +227,9 @@ def rows_of(
 ) -> Iterator[dict[str, Any]]:
     for who, one in measured.items():
         if one.agree < AGREE[dtype]:
-            raise SystemExit(f"{case}, {dtype}, {who}: lowest cosine {one.agree:.6f}, so no speed is quoted")
+            raise SystemExit(
+                f"{case}, {dtype}, {who}: lowest cosine {one.agree:.6f}, so no speed is quoted"
+            )
         work, seconds = one.work, one.seconds
         print(f"{case}, {dtype}, {who}: {len(texts) / seconds:.1f} texts/s", flush=True)
         yield {
@@ -203,7 +240,9 @@ def rows_of(
             "tokens_s": round(work.tokens / seconds),
             "of_peak": round(work.flops / seconds / peak, 3),
             "padded": round(work.padded_flops / seconds / peak, 3) if work.padded_flops else None,
-            "padding": round(work.padded_tokens / work.tokens - 1, 3) if work.padded_tokens else None,
+            "padding": round(work.padded_tokens / work.tokens - 1, 3)
+            if work.padded_tokens
+            else None,
             "ratio": round(seconds / measured[OURS].seconds, 2),
             "agree": round(one.agree, 6),
         }
@@ -212,7 +251,11 @@ def rows_of(
 def compared(asked: argparse.Namespace, peaks: dict[Dtype, float]) -> list[dict[str, Any]]:
     """A row for each case, dtype and encoder."""
     texts_of_case = cases(asked.texts)
-    onnx = fastembed(asked.fastembed, texts_of_case, asked.threads, asked.rounds) if asked.fastembed else {}
+    onnx = (
+        fastembed(asked.fastembed, texts_of_case, asked.threads, asked.rounds)
+        if asked.fastembed
+        else {}
+    )
     reference: dict[str, Vectors] = {}
     rows: list[dict[str, Any]] = []
     for dtype in DTYPES:
@@ -223,9 +266,12 @@ def compared(asked: argparse.Namespace, peaks: dict[Dtype, float]) -> list[dict[
                 with watched(backbone) as work[who]:
                     vectors[who] = encode(texts)
             reference.setdefault(case, vectors[THEIRS])  # float32 comes first
-            seconds = taking_turns({who: encode for who, (encode, _) in found.items()}, texts, asked.rounds)
+            seconds = taking_turns(
+                {who: encode for who, (encode, _) in found.items()}, texts, asked.rounds
+            )
             measured = {
-                who: Measured(seconds[who], work[who], agreement(vectors[who], reference[case])) for who in found
+                who: Measured(seconds[who], work[who], agreement(vectors[who], reference[case]))
+                for who in found
             }
             if onnx and dtype == "float32":
                 onnx_s, its = onnx[case]
@@ -237,10 +283,19 @@ def compared(asked: argparse.Namespace, peaks: dict[Dtype, float]) -> list[dict[
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--texts", type=int, default=512, help="of a case, a quarter of the long; default: %(default)s")
+    parser.add_argument(
+        "--texts",
+        type=int,
+        default=512,
+        help="of a case, a quarter of the long; default: %(default)s",
+    )
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
-    parser.add_argument("--matrix", type=int, default=4096, help="size of the matrices; default: %(default)s")
-    parser.add_argument("--fastembed", default="", metavar="PYTHON", help="of an environment that has it")
+    parser.add_argument(
+        "--matrix", type=int, default=4096, help="size of the matrices; default: %(default)s"
+    )
+    parser.add_argument(
+        "--fastembed", default="", metavar="PYTHON", help="of an environment that has it"
+    )
     return parsed(parser, SMALL)
 
 
@@ -249,7 +304,10 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     os.environ["RAYON_NUM_THREADS"] = str(asked.threads)  # of the tokenizers
     if not asked.fastembed:
-        print(f"fastembed is left out: --fastembed names the Python of an environment with {PACKAGES}", flush=True)
+        print(
+            f"fastembed is left out: --fastembed names the Python of an environment with {PACKAGES}",
+            flush=True,
+        )
     speeds = {dtype: matrix_speeds(dtype, asked.matrix, choose_device()) for dtype in DTYPES}
     print("; ".join(f"{dtype}: {shown}, GFLOP/s" for dtype, shown in speeds.items()), flush=True)
     rows = compared(asked, {dtype: 1e9 * max(found.values()) for dtype, found in speeds.items()})

@@ -36,7 +36,12 @@ RANKS = 100
 COUNT = 4
 WAYS: dict[str, dict[str, float | None]] = {
     "naive: the first ranks": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": None},
-    "margin: 0.05 below the positive": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": None, "margin": 0.05},
+    "margin: 0.05 below the positive": {
+        "rank_from": 1,
+        "rank_to": RANKS,
+        "positive_ratio": None,
+        "margin": 0.05,
+    },
     "ratio: below 0.95 of the positive": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": 0.95},
     "window: ranks 10 to 30": {"rank_from": 10, "rank_to": 30, "positive_ratio": None},
     "window and ratio (the default)": {"rank_from": 10, "rank_to": 30, "positive_ratio": 0.95},
@@ -74,7 +79,9 @@ def load(folder: Folder, dataset: str, encoder: Encoder) -> Collection:
     revealed = [max(sorted(one), key=one.__getitem__) for one in own]
     query_vectors = encoder.encode([query.text for query in queries])
     document_vectors = encoder.encode([document.text for document in documents])
-    ranking = _ranked(query_vectors, document_vectors, revealed, key_digests(one.text for one in documents))
+    ranking = _ranked(
+        query_vectors, document_vectors, revealed, key_digests(one.text for one in documents)
+    )
     return Collection(revealed, [set(one) for one in own], ranking, query_vectors, document_vectors)
 
 
@@ -108,7 +115,10 @@ def mined(collection: Collection, way: str) -> list[list[int]]:
 
 def counted(collection: Collection, negatives: Sequence[Sequence[int]]) -> dict[str, float]:
     """Negatives, how many of them were judged answers, and of how many queries."""
-    wrong = [len(set(rows) & relevant) for rows, relevant in zip(negatives, collection.relevant, strict=True)]
+    wrong = [
+        len(set(rows) & relevant)
+        for rows, relevant in zip(negatives, collection.relevant, strict=True)
+    ]
     total = sum(map(len, negatives))
     return {
         "negatives": total,
@@ -123,7 +133,9 @@ def counted(collection: Collection, negatives: Sequence[Sequence[int]]) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", help="what the transform stage left")
     parser.add_argument("datasets", nargs="+", help="with a corpus, queries and judgements")
     parser.add_argument("--max-tokens", type=int, default=256)
@@ -140,9 +152,20 @@ def main() -> None:
 
 def _table(dataset: str, collection: Collection, rows: Mapping[str, Mapping[str, float]]) -> Table:
     answers = sum(map(len, collection.relevant))
-    table = Table(title=f"{dataset}: {len(collection.revealed):,} queries, {answers:,} judged answers")
-    for column in ("way of mining", "negatives", "false", "share", "queries with one", "mean cosine"):
-        table.add_column(column, justify="left" if column == "way of mining" else "right", no_wrap=True)
+    table = Table(
+        title=f"{dataset}: {len(collection.revealed):,} queries, {answers:,} judged answers"
+    )
+    for column in (
+        "way of mining",
+        "negatives",
+        "false",
+        "share",
+        "queries with one",
+        "mean cosine",
+    ):
+        table.add_column(
+            column, justify="left" if column == "way of mining" else "right", no_wrap=True
+        )
     for way, row in rows.items():
         table.add_row(
             way, f"{row['negatives']:,}", f"{row['false']:,}", f"{row['share']:.1%}", f"{row['queries']:.1%}",

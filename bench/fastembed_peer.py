@@ -22,14 +22,19 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 def export(source: Path, folder: Path, max_tokens: int) -> None:
     """A folder that fastembed loads: the graph of the backbone, and its tokenizer with our length."""
-    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+    shutil.copytree(
+        source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.bin")
+    )
     settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": max_tokens}), "utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"model_max_length": max_tokens}), "utf-8"
+    )
     model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
     texts, tokens = torch.export.Dim("texts"), torch.export.Dim("tokens", max=max_tokens)
     torch.onnx.export(
         model,
-        kwargs={name: torch.ones(2, 8, dtype=torch.int64) for name in INPUTS},  # one tensor for all is one input
+        # one tensor for all is one input
+        kwargs={name: torch.ones(2, 8, dtype=torch.int64) for name in INPUTS},
         f=folder / "model.onnx",
         input_names=list(INPUTS),
         dynamic_shapes={name: {0: texts, 1: tokens} for name in INPUTS},
@@ -40,7 +45,11 @@ def export(source: Path, folder: Path, max_tokens: int) -> None:
 
 
 def main() -> None:
-    source, folder, texts_of = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text("utf-8"))
+    source, folder, texts_of = (
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        json.loads(Path(sys.argv[3]).read_text("utf-8")),
+    )
     max_tokens, threads, rounds = map(int, sys.argv[4:])
     export(source, folder, max_tokens)
     width = json.loads((folder / "config.json").read_text("utf-8"))["hidden_size"]

@@ -58,7 +58,15 @@ def one_seed(
     seed: int, storage: Path, overrides: Sequence[str], scales: Sequence[float], threads: int
 ) -> dict[str, float]:
     """Who -> nDCG@10: the whole recipe, and theirs on the same rows; all judged in one stage of ours."""
-    words = ["--run.storage", str(storage), "--run.name", f"scifact-{seed}", "--training.seed", str(seed), *overrides]
+    words = [
+        "--run.storage",
+        str(storage),
+        "--run.name",
+        f"scifact-{seed}",
+        "--training.seed",
+        str(seed),
+        *overrides,
+    ]
     words += ["--run.share_stages", "true"]
     job("pipeline", words)
     recipe = load_recipe(RECIPE, words)
@@ -79,9 +87,15 @@ def rows_of(recipe: Recipe) -> DatasetDict:
     for dataset in recipe.datasets:
         folder = Run.at(recipe).folder / "mine" / "examples" / "retrieval" / dataset.name
         rows = list(read_records(folder, RetrievalExample)) if folder.exists() else []
-        triples = [(row.query, row.positives[0], row.negatives[0].text) for row in rows if row.negatives]
+        triples = [
+            (row.query, row.positives[0], row.negatives[0].text) for row in rows if row.negatives
+        ]
         if triples:
-            columns = zip(("query", "positive", "negative"), map(list, zip(*triples, strict=True)), strict=True)
+            columns = zip(
+                ("query", "positive", "negative"),
+                map(list, zip(*triples, strict=True)),
+                strict=True,
+            )
             found[dataset.name] = Dataset.from_dict(dict(columns))
     return DatasetDict(found)
 
@@ -122,7 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--steps", type=int, help="of stage 1; default: the recipe's")
-    parser.add_argument("--storage", type=Path, help="where the runs go, and are found again; default: a new folder")
+    parser.add_argument(
+        "--storage", type=Path, help="where the runs go, and are found again; default: a new folder"
+    )
     parser.add_argument(
         "--scales",
         type=float,
@@ -137,7 +153,10 @@ def main() -> None:
     overrides += ["--training.stage2.steps", str(asked.steps)] if asked.steps else []
     with tempfile.TemporaryDirectory() as new:
         storage = (asked.storage or Path(new)).absolute()
-        rows = [one_seed(seed, storage, overrides, asked.scales, asked.threads) for seed in range(asked.seeds)]
+        rows = [
+            one_seed(seed, storage, overrides, asked.scales, asked.threads)
+            for seed in range(asked.seeds)
+        ]
     compared = [{"who": who, **_over_seeds([row[who] for row in rows])} for who in rows[0]]
     Console().print(table(f"nDCG@10 on the test claims of SciFact, {asked.seeds} seeds", compared))
     write(asked.results, "learn.json", {"seeds": asked.seeds, "rows": compared})

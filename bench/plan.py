@@ -100,7 +100,10 @@ def scaled(recipe: str, times: int) -> str:
 def small_recipe(folder: Path) -> Path:
     """Facts about numbers, and a recipe that learns them."""
     rows = [
-        {"question": f"what is the sum of {n} and {n * n}?", "answer": f"{n} and {n * n} make {n * n + n} in all"}
+        {
+            "question": f"what is the sum of {n} and {n * n}?",
+            "answer": f"{n} and {n * n} make {n * n + n} in all",
+        }
         for n in range(SMALL_ROWS)
     ]
     (folder / "facts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
@@ -111,7 +114,10 @@ def small_recipe(folder: Path) -> Path:
 
 def run(recipe: Path, storage: Path, threads: int, say: Console) -> float:
     """The whole pipeline; seconds by the clock."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "platform"),
+        "OMP_NUM_THREADS": str(threads),
+    }
     command = [sys.executable, "jobs/pipeline.py", str(recipe), "--run.storage", str(storage)]
     started = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -128,12 +134,16 @@ def walls(recipe: Path, storage: Path, stages: Mapping[str, Any]) -> dict[str, f
     return {stage: found.manifest(stage).wall_s for stage in stages}
 
 
-def compared(small: Mapping[str, float], plan: Plan, large: Mapping[str, float]) -> list[dict[str, Any]]:
+def compared(
+    small: Mapping[str, float], plan: Plan, large: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """A row for each stage, their sum, and the pipeline by the clock."""
     predicted = {one.name: one.wall_s for one in plan.stages if one.name != START}
     stages = list(predicted)
     sums = [{"stages": sum(one[stage] for stage in stages)} for one in (small, predicted, large)]
-    measured, expected, later = ({**one, **total} for one, total in zip((small, predicted, large), sums, strict=True))
+    measured, expected, later = (
+        {**one, **total} for one, total in zip((small, predicted, large), sums, strict=True)
+    )
     expected["pipeline"] = plan.wall_s
     return [
         {
@@ -170,8 +180,16 @@ def main() -> None:
     say.print(table(f"{small.stem}, {asked.times} times as large, planned from it", rows))
     ratio = next(row["ratio"] for row in rows if row["case"] == "stages")
     within = abs(ratio - 1) <= WITHIN
-    say.print(f"predicted / measured, all stages: {ratio:.2f}, {'within' if within else 'NOT within'} {WITHIN:.0%}")
-    content = {"recipe": small.name, "times": asked.times, "threads": asked.threads, "within": within, "rows": rows}
+    say.print(
+        f"predicted / measured, all stages: {ratio:.2f}, {'within' if within else 'NOT within'} {WITHIN:.0%}"
+    )
+    content = {
+        "recipe": small.name,
+        "times": asked.times,
+        "threads": asked.threads,
+        "within": within,
+        "rows": rows,
+    }
     write(asked.results, "plan.json", content)
 
 

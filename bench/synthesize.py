@@ -37,7 +37,12 @@ HERE = Path(__file__)
 CASES = [(0.1, 4), (0.1, 16), (1.0, 16), (1.0, 64), (1.0, 256)]
 SECONDS = 10  # of sending, at the ideal speed
 PEERS = ("qzhou", "plain asyncio", "ray.data.llm", "distilabel")
-COLOURS = {"qzhou": "#2f9e6e", "plain asyncio": "#9aa5b1", "ray.data.llm": "#5b7db1", "distilabel": "#e8a33d"}
+COLOURS = {
+    "qzhou": "#2f9e6e",
+    "plain asyncio": "#9aa5b1",
+    "ray.data.llm": "#5b7db1",
+    "distilabel": "#e8a33d",
+}
 SYSTEM, DOCUMENT = "You judge. " * 60, "word " * 60
 
 
@@ -45,7 +50,9 @@ SYSTEM, DOCUMENT = "You judge. " * 60, "word " * 60
 def endpoint(latency_s: float, port: int = 9377) -> Iterator[str]:
     """The mock endpoint in a process of its own."""
     command = [sys.executable, "-m", "qzhou.synthesis.mock_endpoint", "--port", str(port)]
-    with subprocess.Popen([*command, "--latency_s", str(latency_s)], stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [*command, "--latency_s", str(latency_s)], stdout=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdout is not None
         server.stdout.readline()
         try:
@@ -78,9 +85,16 @@ def send_ours(url: str, limit: int, requests: int) -> dict[str, float]:
         {
             "run": {"name": "bench"},
             "model": {"backbone": "unused"},
-            "datasets": [{"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}],
+            "datasets": [
+                {"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
+            ],
             "training": {"stage1": steps, "stage2": steps},
-            "synthesis": {"endpoint": url, "model": "m", "concurrency": limit, "paraphrase_rows": 1},
+            "synthesis": {
+                "endpoint": url,
+                "model": "m",
+                "concurrency": limit,
+                "paraphrase_rows": 1,
+            },
         },
         place="bench",
     )
@@ -125,11 +139,15 @@ def send_plain(url: str, limit: int, requests: int) -> dict[str, float]:
     import openai
 
     async def life() -> None:
-        client, slots = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0), asyncio.Semaphore(limit)
+        client, slots = (
+            openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0),
+            asyncio.Semaphore(limit),
+        )
 
         async def one(number: int) -> None:
             async with slots:
-                await client.chat.completions.create(model="m", messages=chat(number), temperature=0.7)  # type: ignore[arg-type]
+                messages: Any = chat(number)
+                await client.chat.completions.create(model="m", messages=messages, temperature=0.7)
 
         await asyncio.gather(*(one(number) for number in range(requests)))
         await client.close()
@@ -144,10 +162,14 @@ def send_ray(url: str, limit: int, requests: int) -> dict[str, float]:
     from ray.data.llm import HttpRequestProcessorConfig, build_processor
 
     ray.init(logging_level="ERROR", include_dashboard=False)
-    config = HttpRequestProcessorConfig(url=f"{url}/chat/completions", batch_size=limit, concurrency=1)
+    config = HttpRequestProcessorConfig(
+        url=f"{url}/chat/completions", batch_size=limit, concurrency=1
+    )
     processor = build_processor(
         config,
-        preprocess=lambda row: {"payload": {"model": "m", "messages": chat(row["id"]), "temperature": 0.7}},
+        preprocess=lambda row: {
+            "payload": {"model": "m", "messages": chat(row["id"]), "temperature": 0.7}
+        },
         postprocess=lambda row: {"answer": row["http_response"]},
     )
     assert processor(ray.data.range(requests)).count() == requests
@@ -158,11 +180,14 @@ def send_ray(url: str, limit: int, requests: int) -> dict[str, float]:
 SENDERS = {"qzhou": send_ours, "plain asyncio": send_plain, "ray.data.llm": send_ray}
 
 
-def measured(peer: str, latency_s: float, limit: int, seconds: float, distilabel: str) -> dict[str, Any] | None:
+def measured(
+    peer: str, latency_s: float, limit: int, seconds: float, distilabel: str
+) -> dict[str, Any] | None:
     """One peer on one case; None where it is not there."""
     requests = int(limit / latency_s * seconds)
     if peer == "ray.data.llm":
-        requests = min(requests, 4 * int(seconds / latency_s) // 3, 64)  # one at a time: it takes for ever
+        # one at a time: it takes for ever
+        requests = min(requests, 4 * int(seconds / latency_s) // 3, 64)
     command = [sys.executable, str(HERE), "--send", peer]
     if peer == "distilabel":
         if not distilabel:
@@ -170,7 +195,9 @@ def measured(peer: str, latency_s: float, limit: int, seconds: float, distilabel
         command = [distilabel, str(HERE.with_name("distilabel_peer.py"))]
     with endpoint(latency_s) as url:
         started = time.monotonic()
-        done = subprocess.run([*command, url, str(limit), str(requests)], capture_output=True, text=True, timeout=900)
+        done = subprocess.run(
+            [*command, url, str(limit), str(requests)], capture_output=True, text=True, timeout=900
+        )
         wall_s, seen = time.monotonic() - started, counts(url)
     if done.returncode:
         raise SystemExit(f"{peer}: {done.stderr[-2000:]}")
@@ -197,10 +224,21 @@ def picture(rows: list[dict[str, Any]]) -> None:
             for row in rows:
                 if row["peer"] == peer and (row["latency_s"], row["limit"]) == case:
                     x = place + (number - (len(peers) - 1) / 2) * width
-                    axes.bar(x, 100 * row["of_ideal"], width, color=COLOURS[peer], label=peer if place == 0 else None)
-                    axes.text(x, 100 * row["of_ideal"] + 1, f"{row['rate']:.0f}", ha="center", fontsize=7)
+                    axes.bar(
+                        x,
+                        100 * row["of_ideal"],
+                        width,
+                        color=COLOURS[peer],
+                        label=peer if place == 0 else None,
+                    )
+                    axes.text(
+                        x, 100 * row["of_ideal"] + 1, f"{row['rate']:.0f}", ha="center", fontsize=7
+                    )
     axes.axhline(100, color="#9aa5b1", linewidth=0.8, linestyle=":")
-    labels = [f"{limit} at {1000 * latency:.0f} ms\nideal {limit / latency:.0f}/s" for latency, limit in cases]
+    labels = [
+        f"{limit} at {1000 * latency:.0f} ms\nideal {limit / latency:.0f}/s"
+        for latency, limit in cases
+    ]
     axes.set_xticks(range(len(cases)), labels, fontsize=8)
     axes.set_ylabel("% of ideal; numbers: requests/s")
     axes.set_ylim(0, 118)
@@ -210,10 +248,16 @@ def picture(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two cases of three seconds; writes no results")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="two cases of three seconds; writes no results"
+    )
     parser.add_argument("--distilabel", default="", metavar="PYTHON")
-    parser.add_argument("--send", nargs=4, metavar=("PEER", "URL", "LIMIT", "REQUESTS"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--send", nargs=4, metavar=("PEER", "URL", "LIMIT", "REQUESTS"), help=argparse.SUPPRESS
+    )
     asked = parser.parse_args()
     if asked.send:
         peer, url, limit, requests = asked.send
@@ -232,7 +276,8 @@ def main() -> None:
             numbers = (f"{row['rate']:.1f}", f"{row['of_ideal']:.1%}", str(row["peak"]), shown)
             table.add_row(f"{1000 * latency_s:.0f} ms", str(limit), peer, *numbers)
             print(
-                f"{peer}, {limit} at {latency_s:g} s: {row['rate']:.1f}/s, {row['of_ideal']:.1%} of ideal", flush=True
+                f"{peer}, {limit} at {latency_s:g} s: {row['rate']:.1f}/s, {row['of_ideal']:.1%} of ideal",
+                flush=True,
             )
     Console(width=120).print(table)
     if not asked.quick:

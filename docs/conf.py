@@ -13,7 +13,8 @@ extensions = ["myst_parser", "made_pages"]
 exclude_patterns = ["_ext"]
 
 nitpicky = True
-suppress_warnings = ["misc.highlighting_failure"]  # GitHub colours more languages than Pygments, and pieces of JSON
+# GitHub colours more languages than Pygments, and pieces of JSON
+suppress_warnings = ["misc.highlighting_failure"]
 myst_heading_anchors = 3  # [a link](page.md#a-heading) is checked, as GitHub names headings
 myst_enable_extensions = ["attrs_inline"]
 smartquotes = False  # quotes stand in settings, which are copied

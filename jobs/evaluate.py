@@ -16,7 +16,9 @@ def floors(text: str) -> dict[str, float]:
     return floors_of(text)
 
 
-def run(recipe: Recipe, fail_below: dict[str, float] | None = None, no_worse_than: str = "") -> None:
+def run(
+    recipe: Recipe, fail_below: dict[str, float] | None = None, no_worse_than: str = ""
+) -> None:
     from qzhou.evaluation.gate import Gate
     from qzhou.evaluation.pipeline import evaluate
 

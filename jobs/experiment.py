@@ -14,20 +14,31 @@ from qzhou.cli.job import errors_for_people
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="a TOML file of recipes/experiments/, or your own")
+    parser.add_argument(
+        "experiment", metavar="EXPERIMENT", help="a TOML file of recipes/experiments/, or your own"
+    )
     parser.add_argument("--recipe", default="", help="instead of the one that the experiment names")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="K", help="instead of its own")
-    parser.add_argument("--dry-run", action="store_true", help="check the recipe of every variant, and stop")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[], metavar="K", help="instead of its own"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the recipe of every variant, and stop"
+    )
     chosen, settings = parser.parse_known_args()
     with errors_for_people():
         from qzhou.experiments.settings import load_experiment
 
-        plan = load_experiment(chosen.experiment, settings, recipe=chosen.recipe, seeds=chosen.seeds)
+        plan = load_experiment(
+            chosen.experiment, settings, recipe=chosen.recipe, seeds=chosen.seeds
+        )
         print(plan, flush=True)
         if not chosen.dry_run:
-            os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # trials say the same, and each line counts
+            # trials say the same, and each line counts
+            os.environ.setdefault("RAY_DEDUP_LOGS", "0")
             from qzhou.experiments.pipeline import run_experiment
 
             run_experiment(plan)

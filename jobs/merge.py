@@ -12,13 +12,23 @@ from qzhou.cli.job import errors_for_people
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--into", required=True, metavar="FOLDER", help="a new folder, local or a URI")
-    parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="one for each model; default: equal")
+    parser.add_argument(
+        "--into", required=True, metavar="FOLDER", help="a new folder, local or a URI"
+    )
+    parser.add_argument(
+        "--weights", nargs="+", type=float, metavar="W", help="one for each model; default: equal"
+    )
     parser.add_argument("--method", choices=["average", "slerp"], default="average")
-    parser.add_argument("--prompts-of", metavar="MODEL", help="whose prompts are kept where the models' differ")
-    parser.add_argument("--dry-run", action="store_true", help="say whether they can be merged, and stop")
+    parser.add_argument(
+        "--prompts-of", metavar="MODEL", help="whose prompts are kept where the models' differ"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say whether they can be merged, and stop"
+    )
     chosen = parser.parse_args()
     with errors_for_people():
         from qzhou.training.merge_models import merge_models

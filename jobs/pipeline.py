@@ -19,7 +19,8 @@ def run(recipe: Recipe) -> None:
     from qzhou.training.pipeline import export, train
     from qzhou.transform.pipeline import transform
 
-    resolve_all(recipe.model.backbone, recipe.mining.teacher)  # a wrong name costs seconds here, and hours later
+    # a wrong name costs seconds here, and hours later
+    resolve_all(recipe.model.backbone, recipe.mining.teacher)
     with session(*asks_of_pipeline(recipe)):
         transform(recipe, task_texts)
         synthesize(recipe)

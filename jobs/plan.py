@@ -18,9 +18,19 @@ from qzhou.cli.job import Options, main
 from qzhou.config.recipe import Recipe
 
 COUNTS = ("--rows", "--examples", "--synthetic", "--gpus", "--cpus")
-NUMBERS = ("--gpu-price", "--cpu-price", "--utilisation", "--mean-query-tokens", "--mean-document-tokens")
+NUMBERS = (
+    "--gpu-price",
+    "--cpu-price",
+    "--utilisation",
+    "--mean-query-tokens",
+    "--mean-document-tokens",
+)
 WORDS = ("--measured", "--gpu", "--cloud", "--assume")
-OPTIONS: Options = {**dict.fromkeys(COUNTS, int), **dict.fromkeys(NUMBERS, float), **dict.fromkeys(WORDS, str)}
+OPTIONS: Options = {
+    **dict.fromkeys(COUNTS, int),
+    **dict.fromkeys(NUMBERS, float),
+    **dict.fromkeys(WORDS, str),
+}
 
 
 def run(recipe: Recipe, **asked: Any) -> None:

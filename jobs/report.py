@@ -14,7 +14,12 @@ def run(recipe: Recipe) -> None:
 
     found = Run.find(recipe)
     write_report(found)
-    show(f"report:  {found.folder.uri}/{PAGE}", "report", "written", report=f"{found.folder.uri}/{PAGE}")
+    show(
+        f"report:  {found.folder.uri}/{PAGE}",
+        "report",
+        "written",
+        report=f"{found.folder.uri}/{PAGE}",
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,17 @@ from functools import partial
 from qzhou.cli.job import Options, main, one_of, split_options
 from qzhou.config.recipe import Recipe
 
-JOBS = ("pipeline", "transform", "synthesize", "mine", "train", "export", "evaluate", "index", "report")
+JOBS = (
+    "pipeline",
+    "transform",
+    "synthesize",
+    "mine",
+    "train",
+    "export",
+    "evaluate",
+    "index",
+    "report",
+)
 OPTIONS: Options = {"--address": str, "--job": one_of(*JOBS)}
 
 
@@ -33,5 +43,7 @@ def about_the_run(method: str, recipe: Recipe, address: str = "http://127.0.0.1:
 
 
 if __name__ == "__main__":
-    asked = {f"--{method}": partial(about_the_run, method) for method in ("status", "follow", "stop")}
+    asked = {
+        f"--{method}": partial(about_the_run, method) for method in ("status", "follow", "stop")
+    }
     main(run, __doc__ or "", instead=asked, options=OPTIONS)

@@ -16,7 +16,12 @@ from typing import Any
 from qzhou.cli.job import main
 from qzhou.config.recipe import Recipe
 
-OPTIONS = {"--gpu": str, "--utilisation": float, "--mean-query-tokens": float, "--mean-document-tokens": float}
+OPTIONS = {
+    "--gpu": str,
+    "--utilisation": float,
+    "--mean-query-tokens": float,
+    "--mean-document-tokens": float,
+}
 
 
 def run(recipe: Recipe) -> None:

@@ -35,7 +35,8 @@ from qzhou.telemetry.events import say, show
 READY_TIMEOUT_S = 60.0
 CLOSING_S = 3.0  # what takes longer is answered too, by the old HAProxy and a replica that drains
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
-LOGS = {"log_level": "INFO", "encoding": "JSON", "enable_access_log": False}  # to files; our own lines replace Serve's
+# to files; our own lines replace Serve's
+LOGS = {"log_level": "INFO", "encoding": "JSON", "enable_access_log": False}
 
 
 class Arguments(BaseModel):
@@ -83,7 +84,9 @@ def serve_until_stopped(recipe: Recipe) -> None:
             address = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
             if not joining:
                 _wait_until_ready(address)
-            show(_welcome(address, recipe), "serve", "ready", address=address, model=recipe.run.name)
+            show(
+                _welcome(address, recipe), "serve", "ready", address=address, model=recipe.run.name
+            )
             while not asked.stop.is_set():
                 asked.anything.wait()
                 asked.anything.clear()
@@ -120,8 +123,10 @@ def throughput(port: int, scratch: str) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a busy machine takes more than the usual five
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # HAProxy learns of a replica that leaves in less
+        # a busy machine takes more than the usual five
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        # HAProxy learns of a replica that leaves in less
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         **{f"RAY_SERVE_HAPROXY_{name}": value for name, value in haproxy.items()},
     }
 
@@ -132,7 +137,9 @@ def _close_the_door(scratch: str) -> None:
     Without it Ray Serve would forget the application first, and clients would hear 404 until the end.
     """
     doors = [
-        one for one in psutil.process_iter(["cmdline"]) if any(scratch in word for word in one.info["cmdline"] or [])
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if any(scratch in word for word in one.info["cmdline"] or [])
     ]
     doors = [one for one in doors if "haproxy" in Path(one.info["cmdline"][0]).name]
     for door in doors:
@@ -145,10 +152,13 @@ def _close_the_door(scratch: str) -> None:
 def _serving(recipe: Recipe, model: str, *, joining: bool) -> Iterator[None]:
     """Run the application for the block; a Serve that was already running on a joined cluster goes on."""
     settings, found = recipe.serving, _serve_is_running()
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process; replicas have their own
+    # of this process; replicas have their own
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         if not found:
-            serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=QUIET)
+            serve.start(
+                http_options={"host": settings.host, "port": settings.port}, logging_config=QUIET
+            )
         serve.run(application(recipe, model), name=recipe.run.name, logging_config=LOGS)
         yield
     finally:
@@ -176,7 +186,11 @@ class _Asked:
     """What signals asked for."""
 
     def __init__(self) -> None:
-        self.anything, self.stop, self.update = threading.Event(), threading.Event(), threading.Event()
+        self.anything, self.stop, self.update = (
+            threading.Event(),
+            threading.Event(),
+            threading.Event(),
+        )
 
     def take(self, number: int) -> None:
         (self.update if number == signal.SIGHUP else self.stop).set()
@@ -200,10 +214,15 @@ def _wait_until_ready(address: str) -> None:
     """Wait for the proxy to have learnt the route: an application runs a little before it can be reached."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/ready", timeout=READY_TIMEOUT_S):
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{address}/ready", timeout=READY_TIMEOUT_S),
+        ):
             return
         time.sleep(0.1)
-    raise SetupError(f"{address}/ready did not answer in {READY_TIMEOUT_S:g} s; see the logs of Ray Serve.")
+    raise SetupError(
+        f"{address}/ready did not answer in {READY_TIMEOUT_S:g} s; see the logs of Ray Serve."
+    )
 
 
 def _welcome(address: str, recipe: Recipe) -> str:

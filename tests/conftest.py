@@ -9,9 +9,25 @@ from qzhou.config.recipe import parse_recipe
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # not 2: most training here takes seconds
+# not 2: most training here takes seconds
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
-WORDS = ["the", "a", "of", "to", "sum", "list", "word", "red", "blue", "green", "query", "text", "answer", "paris"]
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "to",
+    "sum",
+    "list",
+    "word",
+    "red",
+    "blue",
+    "green",
+    "query",
+    "text",
+    "answer",
+    "paris",
+]
 WORDS += ["london", "sea", "tree", "is", "are", "what", "where"]
 
 
@@ -33,7 +49,9 @@ def tiny_qwen2(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("qwen2")
     trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator([" ".join(WORDS)] * 9, vocab_size=400, special_tokens=["<|endoftext|>"])
+    trained.train_from_iterator(
+        [" ".join(WORDS)] * 9, vocab_size=400, special_tokens=["<|endoftext|>"]
+    )
     trained.save_model(str(folder))
     tokenizer = Qwen2Tokenizer.from_pretrained(folder)
     config = Qwen2Config(
@@ -86,13 +104,25 @@ def recipe_in(folder: Path):
     """Makes recipes whose runs lie in a folder."""
 
     def make(**sections):
-        stage = {"steps": 4, "learning_rate": 1e-3, "warmup_steps": 1, "batch_size": 4, "cosent_batch_size": 6}
+        stage = {
+            "steps": 4,
+            "learning_rate": 1e-3,
+            "warmup_steps": 1,
+            "batch_size": 4,
+            "cosent_batch_size": 6,
+        }
         content = {
             "run": {"name": "tiny", "storage": str(folder / "runs"), "seed": 1},
             "model": {"backbone": "unused", "max_query_tokens": 16, "max_document_tokens": 24},
-            "datasets": [{"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}],
+            "datasets": [
+                {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
+            ],
             "mining": {"rank_from": 1, "rank_to": 8, "negatives_per_query": 2},
-            "training": {"negatives_per_query": 1, "stage1": stage, "stage2": {**stage, "retrieval_share": 1.0}},
+            "training": {
+                "negatives_per_query": 1,
+                "stage1": stage,
+                "stage2": {**stage, "retrieval_share": 1.0},
+            },
         }
         for name, section in sections.items():
             content[name] = section if name == "datasets" else {**content.get(name, {}), **section}

@@ -6,9 +6,18 @@ import random
 
 from qzhou.run.run import Run
 
-DATASETS = {"docs_search": "retrieval", "forum": "retrieval", "docs_siblings": "pair", "docs_package": "classification"}
+DATASETS = {
+    "docs_search": "retrieval",
+    "forum": "retrieval",
+    "docs_siblings": "pair",
+    "docs_package": "classification",
+}
 RULES = {"retrieval": "title_body", "pair": "scored_pair", "classification": "labeled"}
-FIELDS = {"retrieval": ("query", "positives"), "pair": ("text_a", "text_b"), "classification": ("text",)}
+FIELDS = {
+    "retrieval": ("query", "positives"),
+    "pair": ("text_a", "text_b"),
+    "classification": ("text",),
+}
 STAGES = ("transform", "synthesize", "mine", "train/stage1", "train/stage2", "model", "evaluate")
 EDGES = [round(-0.2 + 0.03 * place, 3) for place in range(41)]
 MODELS = {"bm25": 0.0, "backbone": 0.02, "stage1": 0.05, "stage2": 0.08}
@@ -31,7 +40,9 @@ def fill(run: Run, *, steps: int = 120) -> None:
     (folder / "mine").create().write_json("report.json", mining_report(chance))
     for number, stage in enumerate(("stage1", "stage2")):
         lines = [json.dumps(metrics(chance, number, step, steps)) for step in range(steps)]
-        (folder / "train" / stage).create().write_bytes("metrics.jsonl", ("\n".join(lines) + "\n").encode())
+        (folder / "train" / stage).create().write_bytes(
+            "metrics.jsonl", ("\n".join(lines) + "\n").encode()
+        )
     place = (folder / "evaluate").create()
     place.write_json("comparison.json", comparison())
     place.write_json("diagnosis.json", diagnosis())
@@ -43,7 +54,11 @@ def transform_report(chance: random.Random) -> dict:
     datasets = {}
     for number, (name, task) in enumerate(DATASETS.items(), 1):
         read = 9000 * number
-        dropped = {"blank_positive": 310 * number, "short_positive": 40 * number, "near_duplicate": 7}
+        dropped = {
+            "blank_positive": 310 * number,
+            "short_positive": 40 * number,
+            "near_duplicate": 7,
+        }
         held_out = read // 10
         datasets[name] = {
             "task": task, "rule": RULES[task], "encodings": {}, "dataset": name, "read": read,
@@ -53,15 +68,31 @@ def transform_report(chance: random.Random) -> dict:
             "languages": {"en": 90, "zh": 8, "de": 2}, "written": {"examples": read - held_out, "held_out": held_out},
             "lengths": {field: lengths(chance, 4 + place) for place, field in enumerate(FIELDS[task])},
         }  # fmt: skip
-    overlap = {"dataset": "forum", "task": "docs_search", "examples": 12, "compared": 18000, "percent": 0.067}
+    overlap = {
+        "dataset": "forum",
+        "task": "docs_search",
+        "examples": 12,
+        "compared": 18000,
+        "percent": 0.067,
+    }
     overlap |= {"copied": 5, "asked": 4}
-    contamination = {"action": "report", "ngram_words": 13, "ngram_chars": 20, "one_ngram_kept_of": 1}
-    overlaps = [{**overlap, "shown": ["a text that stands on both sides of the divide, word for word"]}]
+    contamination = {
+        "action": "report",
+        "ngram_words": 13,
+        "ngram_chars": 20,
+        "one_ngram_kept_of": 1,
+    }
+    overlaps = [
+        {**overlap, "shown": ["a text that stands on both sides of the divide, word for word"]}
+    ]
     return {"datasets": datasets, "contamination": {**contamination, "overlaps": overlaps}}
 
 
 def lengths(chance: random.Random, power: int) -> dict:
-    return {str(2 ** (power + step)): chance.randint(100, 900) * (4 - abs(step - 2)) for step in range(5)}
+    return {
+        str(2 ** (power + step)): chance.randint(100, 900) * (4 - abs(step - 2))
+        for step in range(5)
+    }
 
 
 def bell(chance: random.Random, middle: float, width: float, total: int) -> list:
@@ -90,7 +121,12 @@ def synthesis_report(chance: random.Random) -> dict:
         },
     }  # fmt: skip
     gates = {"min_rewrite_cosine": 0.6, "max_rewrite_cosine": 0.98, "min_positive_score": None}
-    return {"techniques": techniques, "score_edges": EDGES, "gates": gates, "cost": ledger()["total"]}
+    return {
+        "techniques": techniques,
+        "score_edges": EDGES,
+        "gates": gates,
+        "cost": ledger()["total"],
+    }
 
 
 def ledger() -> dict:
@@ -99,13 +135,19 @@ def ledger() -> dict:
     bought = {"paraphrase": (304, 300, 72, 11, 41200, 9800, 0.0214, 1100, 0.0006)}
     bought["hard_negative"] = (204, 200, 24, 0, 36100, 7400, 0.0183, 0, 0.0)
     model = {"model": "a-model", "answered_as": ["a-model-2026"], "dataset": "docs_search"}
-    rows = [{**model, "technique": name, **dict(zip(names, found, strict=True))} for name, found in bought.items()]
+    rows = [
+        {**model, "technique": name, **dict(zip(names, found, strict=True))}
+        for name, found in bought.items()
+    ]
     total = {name: round(sum(row[name] for row in rows), 6) for name in names}
     return {"total": total, "rows": rows}
 
 
 def mining_report(chance: random.Random) -> dict:
-    example = {"query": "Return the sum of the elements.", "positive": "Adds up the items of an iterable."}
+    example = {
+        "query": "Return the sum of the elements.",
+        "positive": "Adds up the items of an iterable.",
+    }
     negatives = [{"text": "Returns the largest element.", "origin": "mined", "score": 0.553}]
     negatives += [{"text": "Subtracts the elements.", "origin": "synthetic", "score": None}]
     return {
@@ -141,7 +183,10 @@ def metrics(chance: random.Random, stage: int, step: int, steps: int) -> dict:
         found |= {"masked_share": 0.031, "negative_hardness": 0.883}
         found |= {"negative_cosine": 0.5 - 0.1 * done, "accuracy": min(1.0, 0.4 + 0.5 * done)}
     if (step + 1) % 20 == 0:
-        found |= {"validation_ndcg_at_10": 0.55 + 0.08 * done, "validation_accuracy": 0.4 + 0.1 * done}
+        found |= {
+            "validation_ndcg_at_10": 0.55 + 0.08 * done,
+            "validation_accuracy": 0.4 + 0.1 * done,
+        }
     return found
 
 
@@ -155,22 +200,66 @@ def comparison() -> dict:
             score = round(base + sign * gain, 6)
             half = round(1 / math.sqrt(n), 6)
             limits = {"low": round(score - half, 6), "high": round(score + half, 6)}
-            rows.append({"task": task, "type": kind, "metric": metric, "model": model, "score": score, "n": n})
+            rows.append(
+                {
+                    "task": task,
+                    "type": kind,
+                    "metric": metric,
+                    "model": model,
+                    "score": score,
+                    "n": n,
+                }
+            )
             rows[-1] |= {**limits, "seen": task != "forum", "seconds": 3.2}
         gained = round(sign * 0.06, 6)
         pair = {"task": task, "model": "stage2", "against": "backbone", "difference": gained}
-        differences.append({**pair, "low": round(gained - 0.03, 6), "high": round(gained + 0.03, 6)})
+        differences.append(
+            {**pair, "low": round(gained - 0.03, 6), "high": round(gained + 0.03, 6)}
+        )
     spread = {"effective_rank": 212.7, "dimensions": 384, "texts": 2000}
-    health = {"backbone": {"mean_cosine": 0.113, **spread}, "stage2": {"mean_cosine": 0.087, **spread}}
+    health = {
+        "backbone": {"mean_cosine": 0.113, **spread},
+        "stage2": {"mean_cosine": 0.087, **spread},
+    }
     seen = [{"model": "stage2", "seen": True, "tasks": 3, "mean": 50.6}]
     types = ["Retrieval", "STS"]
-    models = [{"model": "stage2", "ours": True, "types": {"STS": 71.2}, "mean_task": 68.1, "mean_type": 67.0}]
-    models += [{"model": "published-1", "ours": False, "types": {"STS": 77.0}, "mean_task": 76.9, "mean_type": 78.5}]
-    benchmark = {"benchmark": "MTEB(cmn, v1)", "tasks": 31, "judged": 31, "types": types, "models": models}
+    models = [
+        {
+            "model": "stage2",
+            "ours": True,
+            "types": {"STS": 71.2},
+            "mean_task": 68.1,
+            "mean_type": 67.0,
+        }
+    ]
+    models += [
+        {
+            "model": "published-1",
+            "ours": False,
+            "types": {"STS": 77.0},
+            "mean_task": 76.9,
+            "mean_type": 78.5,
+        }
+    ]
+    benchmark = {
+        "benchmark": "MTEB(cmn, v1)",
+        "tasks": 31,
+        "judged": 31,
+        "types": types,
+        "models": models,
+    }
     not_judged = {"forum_reranking": "no query has a negative"}
     found = {"rows": rows, "differences": differences, "benchmarks": [benchmark]}
-    published = [{"task": "STSB", "type": "STS", "stage2": 64.12, "published": {"QZhou-Embedding": 91.4}}]
-    return {**found, "published": published, "seen": seen, "health": health, "not_judged": not_judged}
+    published = [
+        {"task": "STSB", "type": "STS", "stage2": 64.12, "published": {"QZhou-Embedding": 91.4}}
+    ]
+    return {
+        **found,
+        "published": published,
+        "seen": seen,
+        "health": health,
+        "not_judged": not_judged,
+    }
 
 
 def diagnosis() -> dict:
@@ -182,12 +271,24 @@ def diagnosis() -> dict:
             "setting": "lower training.stage2.retrieval_share (now 0.72)",
         }
     ]
-    return {"findings": findings, "unchecked": [{"sign": "cosent_unstable", "why": "there are fewer than 6 steps"}]}
+    return {
+        "findings": findings,
+        "unchecked": [{"sign": "cosent_unstable", "why": "there are fewer than 6 steps"}],
+    }
 
 
 def manifest(stage: str, number: int) -> dict:
-    inputs = {"train/stage2": {"mine": "print-2", "stage1": "an-older-one"}, "mine": {"transform": "print-0"}}
-    outputs = {"transform": {"retrieval examples": 22000, "pair examples": 21000, "held-out examples": 9000}}
+    inputs = {
+        "train/stage2": {"mine": "print-2", "stage1": "an-older-one"},
+        "mine": {"transform": "print-0"},
+    }
+    outputs = {
+        "transform": {
+            "retrieval examples": 22000,
+            "pair examples": 21000,
+            "held-out examples": 9000,
+        }
+    }
     outputs["synthesize"] = {"examples": 43232, "by paraphrase": 232, "dropped": 96}
     return {
         "stage": stage, "fingerprint": f"print-{number}", "inputs": inputs.get(stage, {}),

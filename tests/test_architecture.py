@@ -21,22 +21,44 @@ ONLY_IN = {
         "platform/qzhou/cluster/metrics.py",
         "platform/qzhou/cluster/submission.py",
         "serve/app.py",
-        *(f"platform/qzhou/{room}/pipeline.py" for room in (*ROOMS, "experiments") if room != "planning"),
+        *(
+            f"platform/qzhou/{room}/pipeline.py"
+            for room in (*ROOMS, "experiments")
+            if room != "planning"
+        ),
         "platform/qzhou/mining/encoding.py",
         "platform/qzhou/mining/searchers.py",
         "platform/qzhou/serving/indexing.py",
     },
     "deepspeed": {"platform/qzhou/training/deepspeed_engine.py"},
-    "mteb": {f"platform/qzhou/evaluation/{file}.py" for file in ("judging", "models", "named", "tasks")},
+    "mteb": {
+        f"platform/qzhou/evaluation/{file}.py" for file in ("judging", "models", "named", "tasks")
+    },
     "faiss": {"platform/qzhou/mining/shard.py", "platform/qzhou/serving/index.py"},
     "fastapi": {"platform/qzhou/serving/web.py"},
-    "openai": {f"platform/qzhou/{file}.py" for file in ("encoder/remote", "synthesis/batch_api", "synthesis/client")},
+    "openai": {
+        f"platform/qzhou/{file}.py"
+        for file in ("encoder/remote", "synthesis/batch_api", "synthesis/client")
+    },
     "aiohttp": {"platform/qzhou/synthesis/mock_endpoint.py"},
 }
-SLIM = ("errors", "data.records", "data.prompts", "data.storage", "config.recipe", "run.run", "run.models", "cli.job")
+SLIM = (
+    "errors",
+    "data.records",
+    "data.prompts",
+    "data.storage",
+    "config.recipe",
+    "run.run",
+    "run.models",
+    "cli.job",
+)
 SLIM += ("cluster.resources", "training.estimate", "planning.command", "experiments.settings")
 PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/pipeline.py"))]
-PYTHON = [path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
+PYTHON = [
+    path
+    for folder in ("platform", "jobs", "serve")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
 
 
 def modules_imported_by(path: Path) -> set[str]:
@@ -56,13 +78,19 @@ def part_of(path: Path) -> str:
     return inside.parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_imports_point_down_and_rooms_do_not_know_each_other(path):
     own = part_of(path)
     if own == "__init__":
         return
     for module in modules_imported_by(path):
-        if module.startswith("qzhou.") and (other := module.split(".")[1]) != own and other in LEVELS:
+        if (
+            module.startswith("qzhou.")
+            and (other := module.split(".")[1]) != own
+            and other in LEVELS
+        ):
             assert LEVELS[other] <= LEVELS[own], f"{own} imports {other}, which is above it"
             assert not (other in ROOMS and own in ROOMS), f"the room {own} imports the room {other}"
 
@@ -83,13 +111,18 @@ def test_a_heavy_library_is_imported_in_its_own_place_only(library):
 
 def test_nothing_imports_jobs_or_serve():
     for path in PYTHON:
-        assert not {module.split(".")[0] for module in modules_imported_by(path)} & {"jobs", "serve"}, path
+        assert not {module.split(".")[0] for module in modules_imported_by(path)} & {
+            "jobs",
+            "serve",
+        }, path
 
 
 @pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)
 def test_jobs_are_short_and_load_heavy_things_only_when_they_work(job):
     assert len(job.read_text("utf-8").splitlines()) <= 40
-    top = [node for node in ast.parse(job.read_text("utf-8")).body if isinstance(node, ast.ImportFrom)]
+    top = [
+        node for node in ast.parse(job.read_text("utf-8")).body if isinstance(node, ast.ImportFrom)
+    ]
     assert {node.module for node in top if str(node.module).startswith("qzhou")} <= {
         "qzhou.cli.job",
         "qzhou.config.recipe",
@@ -98,7 +131,9 @@ def test_jobs_are_short_and_load_heavy_things_only_when_they_work(job):
 
 def python(code: str, **environment: str) -> str:
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_the_recipe_loads_neither_torch_nor_ray():
@@ -114,7 +149,10 @@ def test_searchers_drivers_and_controllers_start_without_models(module):
     """Each is a process of its own, and transformers with all that it loads takes seconds of one."""
     heavy = "{'transformers', 'sentence_transformers', 'deepspeed', 'mteb'} & set(sys.modules)"
 
-    assert python(f"import sys, qzhou.{module}; print({heavy})", PYTHONPATH="platform").strip() == "set()"
+    assert (
+        python(f"import sys, qzhou.{module}; print({heavy})", PYTHONPATH="platform").strip()
+        == "set()"
+    )
 
 
 def test_a_searcher_starts_without_torch():
@@ -137,7 +175,8 @@ def test_the_wheel_holds_qzhou_and_never_platform():
 
 
 @pytest.mark.parametrize(
-    "phrase", ["trust_remote_code=True", "pickle.load(", "weights_only=False", "except:", "yaml.load("]
+    "phrase",
+    ["trust_remote_code=True", "pickle.load(", "weights_only=False", "except:", "yaml.load("],
 )
 def test_what_runs_foreign_code_or_hides_errors_is_not_there(phrase):
     assert not [path for path in PYTHON if phrase in path.read_text("utf-8")]

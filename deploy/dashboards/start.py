@@ -60,10 +60,17 @@ def commands(found: Mapping[str, str | None], scratch: Path, ports: Ports) -> di
     Raises:
         SetupError: Without Prometheus there is nothing to see.
     """
-    prometheus, grafana = found.get("prometheus"), found.get("grafana") or found.get("grafana-server")
+    prometheus, grafana = (
+        found.get("prometheus"),
+        found.get("grafana") or found.get("grafana-server"),
+    )
     if not prometheus:
         raise SetupError(NO_PROMETHEUS)
-    words = [prometheus, f"--config.file={HERE / 'prometheus.yml'}", f"--storage.tsdb.path={scratch / 'prometheus'}"]
+    words = [
+        prometheus,
+        f"--config.file={HERE / 'prometheus.yml'}",
+        f"--storage.tsdb.path={scratch / 'prometheus'}",
+    ]
     words += [f"--web.listen-address={HOST}:{ports.prometheus}", "--log.level=warn"]
     started: dict[str, Command] = {"prometheus": (words, {})}
     if grafana:
@@ -110,10 +117,13 @@ def run(found: Mapping[str, str | None], ports: Ports) -> None:
             _check_free(name, getattr(ports, name))
         running: dict[str, subprocess.Popen[bytes]] = {}
         for name, (words, environment) in wanted.items():
-            running[name] = subprocess.Popen(words, env=os.environ | environment, start_new_session=True)
+            running[name] = subprocess.Popen(
+                words, env=os.environ | environment, start_new_session=True
+            )
             stack.callback(_end, running[name])
         say(
-            f"dashboards: Prometheus {ports.source}, alerts {ports.source}/alerts; Ctrl-C ends it", "prometheus_started"
+            f"dashboards: Prometheus {ports.source}, alerts {ports.source}/alerts; Ctrl-C ends it",
+            "prometheus_started",
         )
         if "grafana" in running:
             say(f"dashboards: Grafana http://{HOST}:{ports.grafana}/dashboards", "grafana_started")
@@ -122,7 +132,9 @@ def run(found: Mapping[str, str | None], ports: Ports) -> None:
         while all(one.poll() is None for one in running.values()):
             time.sleep(0.2)
         ended = next(name for name, one in running.items() if one.poll() is not None)
-        raise SetupError(f"{ended} ended by itself with status {running[ended].returncode}; what it said is above.")
+        raise SetupError(
+            f"{ended} ended by itself with status {running[ended].returncode}; what it said is above."
+        )
 
 
 def _check_free(name: str, port: int) -> None:
@@ -147,14 +159,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prometheus-port", type=int, default=Ports().prometheus)
     parser.add_argument("--grafana-port", type=int, default=Ports().grafana)
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with errors_for_people():
         try:
-            programs = {name: shutil.which(name) for name in ("prometheus", "grafana", "grafana-server")}
+            programs = {
+                name: shutil.which(name) for name in ("prometheus", "grafana", "grafana-server")
+            }
             run(programs, Ports(chosen.prometheus_port, chosen.grafana_port))
         except KeyboardInterrupt:
             say("dashboards: ended", "ended")

@@ -23,7 +23,9 @@ MARK = re.compile(r"^<!-- made: (.*?) -->$", re.MULTILINE)
 
 
 def _bench_picture(bench: str) -> str:
-    return f"````{{raw}} html\n<figure class='bars'>\n{bench_tables.picture(bench)}\n</figure>\n````"
+    return (
+        f"````{{raw}} html\n<figure class='bars'>\n{bench_tables.picture(bench)}\n</figure>\n````"
+    )
 
 
 MAKERS: dict[str, Callable[..., str]] = {

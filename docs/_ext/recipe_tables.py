@@ -87,7 +87,9 @@ def reference(root: type[Section]) -> str:
     """Markdown: a heading, a table and what is refused, for each table of a TOML file; then what spans several."""
     parts = [part for table in tables(root) for part in _table(table)]
     across = [*refusals(root), *module_refusals(sys.modules[root.__module__])]
-    if own := [name for name, field in root.model_fields.items() if not section_of(field.annotation)[0]]:
+    if own := [
+        name for name, field in root.model_fields.items() if not section_of(field.annotation)[0]
+    ]:
         parts = ["## At the top of the file\n", *_rows(root, own, "top"), *parts]
     return "\n".join([*parts, "## Settings that must agree\n", *_bullets(across)])
 
@@ -95,7 +97,10 @@ def reference(root: type[Section]) -> str:
 def _table(table: Table) -> Iterator[str]:
     yield f"(table-{table.anchor})="  # a setting of an outer table may have the same name
     yield f"## {table.heading}\n"
-    yield escaped(" ".join(inspect.cleandoc(table.model.__doc__ or "").split("\n\n")[0].split())) + "\n"
+    yield (
+        escaped(" ".join(inspect.cleandoc(table.model.__doc__ or "").split("\n\n")[0].split()))
+        + "\n"
+    )
     yield from _rows(table.model, list(table.model.model_fields), table.anchor)
     if found := list(refusals(table.model)):
         yield "Refused:\n"
@@ -122,7 +127,9 @@ def kind_of(schema: Schema) -> str:
     if "$ref" in schema:
         return "table"
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(kind_of(one) for one in schema["anyOf"] if one.get("type") != "null"))
+        return " or ".join(
+            dict.fromkeys(kind_of(one) for one in schema["anyOf"] if one.get("type") != "null")
+        )
     if choices := schema.get("enum"):
         return " \\| ".join(f"`{_toml(one)}`" for one in choices)
     match schema.get("type"):
@@ -143,7 +150,9 @@ def kind_of(schema: Schema) -> str:
 
 def plural(kind: str) -> str:
     words = "text|integer|number|boolean|table"
-    return " or ".join(re.sub(rf"^({words})\b", r"\1s", one) for one in kind.split(" or ")).replace("s fits", "s fit")
+    return " or ".join(re.sub(rf"^({words})\b", r"\1s", one) for one in kind.split(" or ")).replace(
+        "s fits", "s fit"
+    )
 
 
 def _length(schema: Schema) -> str:
@@ -154,7 +163,12 @@ def _range(schema: Schema) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None and high is not None:
         return f", {low:g} to {high:g}"
-    bounds = {"≥": low, ">": schema.get("exclusiveMinimum"), "≤": high, "<": schema.get("exclusiveMaximum")}
+    bounds = {
+        "≥": low,
+        ">": schema.get("exclusiveMinimum"),
+        "≤": high,
+        "<": schema.get("exclusiveMaximum"),
+    }
     told = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
     return f" {', '.join(told)}" if told else ""
 
@@ -186,7 +200,11 @@ def _toml(value: Any) -> str:
         case list() | tuple():
             return f"[{', '.join(map(_toml, value))}]"
         case dict():
-            return "{ " + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + " }" if value else "{}"
+            return (
+                "{ " + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + " }"
+                if value
+                else "{}"
+            )
         case int():
             return f"{value:_}" if value >= 10_000 else str(value)
         case _:
@@ -197,7 +215,9 @@ def refusals(model: type[Section]) -> Iterator[str]:
     """The messages of a model's own validators and of those that it inherits, values left out."""
     for one in reversed(model.__mro__):
         if issubclass(one, Section) and one is not Section:
-            yield from _messages(ast.parse(textwrap.dedent(inspect.getsource(one))), validators=True)
+            yield from _messages(
+                ast.parse(textwrap.dedent(inspect.getsource(one))), validators=True
+            )
 
 
 def module_refusals(module: ModuleType) -> Iterator[str]:
@@ -210,12 +230,18 @@ def module_refusals(module: ModuleType) -> Iterator[str]:
 def _messages(tree: ast.AST, *, validators: bool) -> Iterator[str]:
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     for function in functions:
-        if validators and not any(ast.unparse(one).split("(")[0] in CHECKED_BY for one in function.decorator_list):
+        if validators and not any(
+            ast.unparse(one).split("(")[0] in CHECKED_BY for one in function.decorator_list
+        ):
             continue
         for node in ast.walk(function):
             raised = node.exc if isinstance(node, ast.Raise) else None
             told = (
-                raised.args[0] if isinstance(raised, ast.Call) else node.value if isinstance(node, ast.Yield) else None
+                raised.args[0]
+                if isinstance(raised, ast.Call)
+                else node.value
+                if isinstance(node, ast.Yield)
+                else None
             )
             if isinstance(told, ast.Constant | ast.JoinedStr):
                 yield _template(told)
@@ -228,7 +254,11 @@ def _template(told: ast.Constant | ast.JoinedStr) -> str:
     shown = ""
     for part in told.values:
         if isinstance(part, ast.FormattedValue):
-            named = isinstance(part.value, ast.Name) and part.format_spec is None and part.conversion == -1
+            named = (
+                isinstance(part.value, ast.Name)
+                and part.format_spec is None
+                and part.conversion == -1
+            )
             shown += f"<{ast.unparse(part.value)}>" if named else "…"
         elif isinstance(part, ast.Constant):
             shown += str(part.value)

@@ -71,7 +71,11 @@ class RegressionError(QzhouError):
 
 def kind_of(error: QzhouError) -> type[QzhouError]:
     """The class of the tree above that an error belongs to; Ray derives classes of its own from it."""
-    return next(kind for kind in type(error).__mro__ if issubclass(kind, QzhouError) and kind.__module__ == __name__)
+    return next(
+        kind
+        for kind in type(error).__mro__
+        if issubclass(kind, QzhouError) and kind.__module__ == __name__
+    )
 
 
 def to_json(error: QzhouError) -> str:

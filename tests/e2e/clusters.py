@@ -18,7 +18,9 @@ from tests.ports import free_port
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120
+) -> None:
     """Until something holds, while a process lives."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -32,7 +34,9 @@ def ray_node(*words: object, log: Path, **environment: str) -> Iterator[subproce
     """A node from the moment it has joined; ended with all its processes."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *map(str, words)]
     with log.open("w") as sink:
-        process = subprocess.Popen(command, env=os.environ | QUIET | environment, stdout=sink, stderr=sink)
+        process = subprocess.Popen(
+            command, env=os.environ | QUIET | environment, stdout=sink, stderr=sink
+        )
     try:
         wait_until(lambda: "Ray runtime started" in log.read_text(), process)
         yield process
@@ -49,13 +53,21 @@ def ray_node(*words: object, log: Path, **environment: str) -> Iterator[subproce
 
 def head_words(gcs_port: int, cpus: int = 0) -> list[object]:
     """For a head on ports of its own, that runs no task unless it is given CPUs."""
-    ports = ["--port", gcs_port, "--dashboard-port", free_port(), "--dashboard-agent-listen-port", 0]
+    ports = [
+        "--port",
+        gcs_port,
+        "--dashboard-port",
+        free_port(),
+        "--dashboard-agent-listen-port",
+        0,
+    ]
     return ["--head", "--num-cpus", cpus, *ports]
 
 
 def asked(code: str, **environment: str) -> str:
     """The last line that a driver prints which has joined the cluster of ``RAY_ADDRESS``."""
-    join = "import ray; ray.init(address='auto', logging_level='ERROR', log_to_driver=False)"  # no autoscaler's lines
+    # no autoscaler's lines
+    join = "import ray; ray.init(address='auto', logging_level='ERROR', log_to_driver=False)"
     done = run("-c", f"{join}; {code}", **QUIET | environment)
     assert done.status == 0, done.text
     return done.out.strip().splitlines()[-1]

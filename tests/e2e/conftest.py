@@ -88,12 +88,18 @@ def write_data(folder: Path) -> None:
     colours = ["red", "blue", "green"]
     things = ["tree", "sea", "list", "text"]
     facts = [
-        {"question": f"What is the sum of {n} and {n + 1}?", "answer": f"The sum is {2 * n + 1}, which is a number."}
+        {
+            "question": f"What is the sum of {n} and {n + 1}?",
+            "answer": f"The sum is {2 * n + 1}, which is a number.",
+        }
         for n in range(160)
     ]
-    folder.joinpath("facts.jsonl").write_text("\n".join(json.dumps(fact) for fact in facts), "utf-8")
+    folder.joinpath("facts.jsonl").write_text(
+        "\n".join(json.dumps(fact) for fact in facts), "utf-8"
+    )
     pairs = [
-        f"the {colours[n % 3]} {things[n % 4]} {n},a {colours[n % 2]} {things[n % 4]} {n},{n % 5}" for n in range(120)
+        f"the {colours[n % 3]} {things[n % 4]} {n},a {colours[n % 2]} {things[n % 4]} {n},{n % 5}"
+        for n in range(120)
     ]
     folder.joinpath("alike.csv").write_text("\n".join(pairs) + "\n", "utf-8")
     texts = [f"{n}: {things[n % 4]} of the {colours[n % 3]}" for n in range(120)]
@@ -109,7 +115,9 @@ def write_recipe(tmp_path_factory, tiny_qwen2):
         folder = tmp_path_factory.mktemp("tiny")
         write_data(folder)
         recipe = folder / "recipe.toml"
-        recipe.write_text(RECIPE.format(storage=folder / "runs", backbone=tiny_qwen2, data=folder), "utf-8")
+        recipe.write_text(
+            RECIPE.format(storage=folder / "runs", backbone=tiny_qwen2, data=folder), "utf-8"
+        )
         return recipe
 
     return write

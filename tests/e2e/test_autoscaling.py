@@ -22,7 +22,12 @@ NODES = 2
 def configuration(gcs: str) -> dict:
     """What ``ray up`` leaves on a head node, for nodes that are processes of this machine."""
     nothing = ("auth", "file_mounts")
-    lists = ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands")
+    lists = (
+        "setup_commands",
+        "head_setup_commands",
+        "worker_setup_commands",
+        "initialization_commands",
+    )
     lists += (
         "head_start_ray_commands",
         "worker_start_ray_commands",
@@ -46,7 +51,12 @@ def configuration(gcs: str) -> dict:
         "head_node_type": HEAD,
         "available_node_types": {
             HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "cpu": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": NODES},
+            "cpu": {
+                "resources": {"CPU": 2},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": NODES,
+            },
         },
         "file_mounts_sync_continuously": False,
         **{name: {} for name in nothing},
@@ -62,7 +72,11 @@ def cluster(tmp_path_factory):
     gcs = f"{ray.util.get_node_ip_address()}:{port}"
     file = home / "ray_bootstrap_config.yaml"
     file.write_text(json.dumps(configuration(gcs)))
-    fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
+    fake = {
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1",
+    }
     fake |= {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
     with ray_node(*head_words(port), "--autoscaling-config", file, log=home / "head.log", **fake):
         yield {**QUIET, "HOME": str(home), "RAY_ADDRESS": gcs}
@@ -93,7 +107,8 @@ def test_what_no_node_type_can_give_is_refused_before_one_is_started(cluster, wr
 
     assert done.status == 2
     assert (
-        "each worker of train asks for 3 CPU, and no node gives that; the nearest, cpu, has 2 CPU of 3 CPU" in done.err
+        "each worker of train asks for 3 CPU, and no node gives that; the nearest, cpu, has 2 CPU of 3 CPU"
+        in done.err
     )
     assert f"{NODES} x cpu with 2 CPU" in done.err
     assert workers(cluster) == 0

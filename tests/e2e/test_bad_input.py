@@ -32,7 +32,10 @@ def refused(done: Finished, status: int = 2) -> str:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--training.stage1.step", "3"), ["training.stage1.step", "did you mean", "training.stage1.steps"]),
+        (
+            ("--training.stage1.step", "3"),
+            ["training.stage1.step", "did you mean", "training.stage1.steps"],
+        ),
         (("--training.stage1.steps", "many"), ["training.stage1.steps", "valid integer", "many"]),
         (("--model.pooling", "max"), ["model.pooling", "'mean', 'last' or 'cls'", "max"]),
         (("--serving.port", "0"), ["serving.port", "greater than or equal to 1"]),
@@ -53,7 +56,11 @@ def test_an_override_that_cannot_be_is_named(recipe, words, said):
         ("rank_to = 20", "rank_too = 20", ["mining.rank_too", "did you mean 'rank_to'"]),
         ("rank_to = 20", 'rank_to = "twenty"', ["mining.rank_to", "twenty"]),
         ("rank_to = 20", "rank_to = 0", ["mining.rank_to", "greater than or equal to 1"]),
-        ("negatives_per_query = 1", "negatives_per_query = 3", ["(3)", "(2)", "mine more or train with fewer"]),
+        (
+            "negatives_per_query = 1",
+            "negatives_per_query = 3",
+            ["(3)", "(2)", "mine more or train with fewer"],
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_is_named(recipe, tmp_path, before, after, said):
@@ -114,7 +121,16 @@ def test_data_that_gives_no_example_is_named_with_the_reasons(recipe, tmp_path, 
     [("/no/such/model", "does not exist"), ("package:no_such_package/model", "pip install")],
 )
 def test_a_backbone_that_is_not_there_is_named_before_any_work(recipe, tmp_path, backbone, said):
-    message = refused(run("jobs/pipeline.py", recipe, "--model.backbone", backbone, "--run.storage", tmp_path / "runs"))
+    message = refused(
+        run(
+            "jobs/pipeline.py",
+            recipe,
+            "--model.backbone",
+            backbone,
+            "--run.storage",
+            tmp_path / "runs",
+        )
+    )
 
     assert backbone in message
     assert said in message
@@ -141,7 +157,10 @@ def test_a_stage_without_the_one_before_it_says_which_job_to_run(recipe, tmp_pat
     [
         (("/no/such/a", "/no/such/b"), ["/no/such/a", "does not exist"]),
         (("/no/such/a",), ["1 model is named"]),
-        (("/no/such/a", "/no/such/b", "--weights", "0", "0"), ["0, 0", "at least one must be above 0"]),
+        (
+            ("/no/such/a", "/no/such/b", "--weights", "0", "0"),
+            ["0, 0", "at least one must be above 0"],
+        ),
         (("a", "b", "c", "--method", "slerp"), ["slerp is between two models, and 3 are named"]),
         (("a", "b", "--method", "sum"), ["--method", "average", "slerp"]),
     ],
@@ -174,7 +193,9 @@ def test_an_endpoint_that_is_down_keeps_what_is_there_and_says_how_to_go_on(reci
         port = probe.getsockname()[1]
     down = ("--synthesis.endpoint", f"http://127.0.0.1:{port}/v1", "--synthesis.model", "any")
 
-    message = refused(run("jobs/synthesize.py", recipe, *down, "--synthesis.max_retries", "0"), status=1)
+    message = refused(
+        run("jobs/synthesize.py", recipe, *down, "--synthesis.max_retries", "0"), status=1
+    )
 
     assert f"127.0.0.1:{port}" in message
     assert "the same command goes on" in message
@@ -190,8 +211,14 @@ def path_without_compiler(tmp_path) -> str:
     tools.mkdir()
     for folder in os.environ["PATH"].split(os.pathsep):
         for program in Path(folder).iterdir() if Path(folder).is_dir() else ():
-            compiles = any(program.name == name or program.name.startswith(f"{name}-") for name in COMPILERS)
-            if not compiles and "-linux-gnu-" not in program.name and not (tools / program.name).exists():
+            compiles = any(
+                program.name == name or program.name.startswith(f"{name}-") for name in COMPILERS
+            )
+            if (
+                not compiles
+                and "-linux-gnu-" not in program.name
+                and not (tools / program.name).exists()
+            ):
                 (tools / program.name).symlink_to(program)
     return str(tools)
 
@@ -214,7 +241,9 @@ def test_an_error_on_a_worker_comes_out_as_one_message(submitted, tmp_path):
     shutil.copytree(recipe.parent / "runs", tmp_path / "runs")
     changed = ("--training.stage1.learning_rate", "1e30", "--training.max_failures", "0")
 
-    message = refused(run("jobs/train.py", recipe, "--run.storage", tmp_path / "runs", *changed), status=1)
+    message = refused(
+        run("jobs/train.py", recipe, "--run.storage", tmp_path / "runs", *changed), status=1
+    )
 
     assert "stage1: the loss is nan at step" in message
     assert "Lower training.stage1.learning_rate (1e+30)" in message

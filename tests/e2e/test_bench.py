@@ -22,7 +22,16 @@ ROOT = Path(__file__).parents[2]
 
 def results(script, folder):
     """What a script writes at its small size, on one thread: other tests may run beside it."""
-    command = [sys.executable, "-m", f"bench.{script}", "--small", "--threads", "1", "--results", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        f"bench.{script}",
+        "--small",
+        "--threads",
+        "1",
+        "--results",
+        str(folder),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300)
     return json.loads((folder / f"{script}.json").read_text("utf-8"))
 
@@ -88,7 +97,11 @@ def test_everyone_judges_the_same(tmp_path):
 
     found = results("evaluate", tmp_path)
 
-    assert [row["who"] for row in found["rows"]] == ["qzhou, 1 workers", "qzhou, 1 worker", "mteb.evaluate"]
+    assert [row["who"] for row in found["rows"]] == [
+        "qzhou, 1 workers",
+        "qzhou, 1 worker",
+        "mteb.evaluate",
+    ]
     assert all(row["seconds"] > 0 and row["apart"] <= 1e-3 for row in found["rows"])
 
 
@@ -105,7 +118,9 @@ def test_every_server_answers_the_load(tmp_path):
 
 
 def test_the_flops_of_an_encoder_are_those_that_torch_counts(tiny_bert):
-    model = BertModel.from_pretrained(tiny_bert, attn_implementation="eager", add_pooling_layer=False)
+    model = BertModel.from_pretrained(
+        tiny_bert, attn_implementation="eager", add_pooling_layer=False
+    )
     ids = torch.tensor([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0]])
 
     with FlopCounterMode(display=False) as counted, watched(model) as work:

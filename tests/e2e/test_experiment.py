@@ -80,7 +80,10 @@ def test_what_trials_have_in_common_is_made_once_and_a_kill_loses_no_finished_st
     for stage, times in MADE.items():
         said = before + done.out
         assert len(re.findall(rf"^{stage}: done in", said, re.MULTILINE)) <= times, said
-        assert len({(folder / trial / stage / "manifest.json").stat().st_ino for trial in TRIALS}) == times
+        assert (
+            len({(folder / trial / stage / "manifest.json").stat().st_ino for trial in TRIALS})
+            == times
+        )
     assert not list(folder.glob("*/train/*/checkpoints"))
 
 
@@ -96,7 +99,9 @@ def test_every_trial_is_a_run_of_its_own_judged_on_the_same_items(finished):
     for comparison in found["comparisons"]:
         baseline, other = comparison["lines"]
         assert baseline["ahead"] is None
-        assert other["ahead"]["mean"] == pytest.approx(other["spread"]["mean"] - baseline["spread"]["mean"])
+        assert other["ahead"]["mean"] == pytest.approx(
+            other["spread"]["mean"] - baseline["spread"]["mean"]
+        )
         assert other["by_items"]["value"] == pytest.approx(other["ahead"]["mean"], abs=1e-3)
 
 

@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.commands import ROOT, run
-from tests.e2e.pages import blocks, commands_of, estimates, is_a_request, is_a_target, resolves_its_recipe
+from tests.e2e.pages import (
+    blocks,
+    commands_of,
+    estimates,
+    is_a_request,
+    is_a_target,
+    resolves_its_recipe,
+)
 
-OWN_DATA, STARTED = ((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("own-data", "getting-started"))
+OWN_DATA, STARTED = (
+    (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("own-data", "getting-started")
+)
 COMMANDS = commands_of(OWN_DATA)
 ROWS = 40
 
@@ -20,9 +29,16 @@ def write_data(folder: Path) -> None:
     (tickets,), judgements = blocks(OWN_DATA, "csv"), blocks(OWN_DATA, "text")[0]
     queries, documents = blocks(OWN_DATA, "json")
     for n in range(ROWS):
-        tickets += f'"Which part number has filter {n}?","Filter {n} is listed as part {n * 7 + 1000}."\n'
+        tickets += (
+            f'"Which part number has filter {n}?","Filter {n} is listed as part {n * 7 + 1000}."\n'
+        )
         queries += json.dumps({"id": f"filter{n}", "text": f"filter {n}"}) + "\n"
-        documents += json.dumps({"id": f"part{n}", "title": f"Part {n * 7}", "text": f"It holds filter {n}."}) + "\n"
+        documents += (
+            json.dumps(
+                {"id": f"part{n}", "title": f"Part {n * 7}", "text": f"It holds filter {n}."}
+            )
+            + "\n"
+        )
         judgements += f"filter{n}\tpart{n}\t1\n"
     files = {
         "tickets.csv": tickets,
@@ -69,7 +85,8 @@ def transforms(words: list[str], folder: Path) -> None:
     done = run(*words[1:], folder=folder)
     assert done.status == 0, done.text
     counts = {
-        name: int(kept) + int(held) for name, kept, held in re.findall(r"(\w+): (\d+) kept, (\d+) held out", done.out)
+        name: int(kept) + int(held)
+        for name, kept, held in re.findall(r"(\w+): (\d+) kept, (\d+) held out", done.out)
     }
     assert counts == {"tickets": ROWS + 2, "manual": ROWS + 1}
     assert re.search(r"done in .* 0 dropped rows", done.out), "as the page prints it"

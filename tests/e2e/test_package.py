@@ -45,17 +45,25 @@ def python(built, tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     python = venv / "bin" / "python"
     (wheel,) = built.glob("*.whl")
-    done = run("-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    done = run(
+        "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel
+    )
     assert done.status == 0, done.text
     (site,) = venv.glob("lib/python*/site-packages")
-    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n", "utf-8")  # after the wheel's own place
+    # after the wheel's own place
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
     return python
 
 
 def says(python: Path, code: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [python, "-c", code], cwd=python.parent, env=environment, capture_output=True, text=True, check=False
+        [python, "-c", code],
+        cwd=python.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -11,7 +11,14 @@ import pytest
 
 from qzhou.config.recipe import parse_recipe
 from tests.e2e.commands import ROOT, run
-from tests.e2e.pages import blocks, commands_of, estimates, is_a_request, is_a_target, resolves_its_recipe
+from tests.e2e.pages import (
+    blocks,
+    commands_of,
+    estimates,
+    is_a_request,
+    is_a_target,
+    resolves_its_recipe,
+)
 
 README = (ROOT / "README.md").read_text("utf-8")
 COMMANDS = commands_of(README)
@@ -41,7 +48,11 @@ def loads_a_model(words: list[str], model: Path) -> None:
 def merges_models(words: list[str], finished: Path, into: Path) -> None:
     """It merges whatever runs it names."""
     place = words.index("--into") + 1
-    done = run(*(finished if word.startswith("runs/") else word for word in words[1:place]), into, *words[place + 1 :])
+    done = run(
+        *(finished if word.startswith("runs/") else word for word in words[1:place]),
+        into,
+        *words[place + 1 :],
+    )
     assert done.status == 0, done.text
     assert (into / "merge.json").exists()
 
@@ -99,7 +110,9 @@ def test_what_the_readme_points_at_exists():
 
 
 def test_each_make_target_says_what_it_does():
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
 
     for target in ("quickstart", "test", "check", "serve"):
         assert re.search(rf"make {target} +\w", shown)

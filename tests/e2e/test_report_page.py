@@ -60,7 +60,9 @@ def draw_all(page) -> None:
 
 
 def column(page, table, number: int) -> list[str]:
-    cells = "return [...arguments[0].tBodies[0].rows].map(row => row.cells[arguments[1]].textContent)"
+    cells = (
+        "return [...arguments[0].tBodies[0].rows].map(row => row.cells[arguments[1]].textContent)"
+    )
     return page.execute_script(cells, table, number)
 
 
@@ -93,7 +95,9 @@ def test_nothing_but_the_file_is_asked_for(opened):
 def test_a_click_on_a_heading_sorts_and_another_turns_the_order(opened):
     page = opened()
     table = page.find_element(By.CSS_SELECTOR, "#results table")
-    number = [one.text.split("\n")[0].strip(" ↕\xa0") for one in table.find_elements(By.TAG_NAME, "th")].index("bm25")
+    number = [
+        one.text.split("\n")[0].strip(" ↕\xa0") for one in table.find_elements(By.TAG_NAME, "th")
+    ].index("bm25")
     heading = table.find_elements(By.TAG_NAME, "th")[number]
     button = heading.find_element(By.TAG_NAME, "button")
 
@@ -102,7 +106,9 @@ def test_a_click_on_a_heading_sorts_and_another_turns_the_order(opened):
     assert heading.get_attribute("aria-sort") == "descending"
 
     button.send_keys(Keys.ENTER)
-    assert column(page, table, number) == ["0.4100", "0.5500", "–", "–"], "what is missing stays last"
+    assert column(page, table, number) == ["0.4100", "0.5500", "–", "–"], (
+        "what is missing stays last"
+    )
     assert heading.get_attribute("aria-sort") == "ascending"
 
 
@@ -114,7 +120,9 @@ def test_numbers_sort_by_value_and_not_by_their_digits(opened):
     assert column(page, table, 3) == ["1,204", "1,000", "498", "300"]
 
 
-@pytest.mark.parametrize(("theme", "before", "after"), [("light", LIGHT, DARK), ("dark", DARK, LIGHT)])
+@pytest.mark.parametrize(
+    ("theme", "before", "after"), [("light", LIGHT, DARK), ("dark", DARK, LIGHT)]
+)
 def test_the_page_follows_the_system_until_its_button_says_otherwise(opened, theme, before, after):
     page = opened(theme=theme)
     draw_all(page)
@@ -124,7 +132,9 @@ def test_the_page_follows_the_system_until_its_button_says_otherwise(opened, the
 
     assert background(page) == after
     ink = page.execute_script("return getComputedStyle(document.body).color")
-    plots = page.execute_script("return [...document.querySelectorAll('.plot')].map(one => one.layout.font.color)")
+    plots = page.execute_script(
+        "return [...document.querySelectorAll('.plot')].map(one => one.layout.font.color)"
+    )
     assert set(plots) == {ink}
     assert page.get_log("browser") == []
 
@@ -137,7 +147,10 @@ def test_a_name_in_the_legend_hides_its_line(opened):
     page.execute_script("arguments[0].click()", key)
 
     assert key.get_attribute("aria-pressed") == "false"
-    assert page.execute_script("return document.querySelector('#training .plot').data[0].visible") is False
+    assert (
+        page.execute_script("return document.querySelector('#training .plot').data[0].visible")
+        is False
+    )
 
 
 def test_the_page_can_be_written_again_and_its_place_is_said(tmp_path):

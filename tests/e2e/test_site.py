@@ -40,7 +40,9 @@ def test_the_makefile_builds_it_with_the_same_words():
 
 
 def test_settings_and_figures_are_in_the_pages(site):
-    settings, benchmarks = ((site / f"{name}.html").read_text("utf-8") for name in ("recipe", "benchmarks"))
+    settings, benchmarks = (
+        (site / f"{name}.html").read_text("utf-8") for name in ("recipe", "benchmarks")
+    )
 
     for section in Recipe.model_fields:
         assert f'id="table-{section}"' in settings
@@ -99,6 +101,8 @@ def test_pages_fit_their_window_and_load_nothing_from_elsewhere(site, page):
     with chromium() as driver:
         for width, theme in ((1400, "light"), (420, "dark")):
             show(driver, (site / f"{page}.html").as_uri(), width=width, theme=theme)
-            assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+            assert driver.execute_script(
+                "return document.documentElement.scrollWidth <= innerWidth"
+            )
             assert not [one for one in driver.get_log("browser") if one["level"] == "SEVERE"]
         assert all(address.startswith(("file:", "data:")) for address in loaded(driver))

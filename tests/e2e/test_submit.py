@@ -27,7 +27,17 @@ def cluster():
 
 def submit(cluster: str, *job: str | Path) -> Finished:
     place = ("--address", cluster, "--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml")
-    return run("-m", "ray.scripts.scripts", "job", "submit", *place, "--", "python", *job, RAY_AUTH_MODE="token")
+    return run(
+        "-m",
+        "ray.scripts.scripts",
+        "job",
+        "submit",
+        *place,
+        "--",
+        "python",
+        *job,
+        RAY_AUTH_MODE="token",
+    )
 
 
 def test_a_job_runs_on_the_cluster_from_an_uploaded_copy_of_the_project(cluster, write_recipe):
@@ -52,18 +62,23 @@ STEPS = 600  # of a fiftieth of a second or more: enough to be stopped among the
 SECRET = "sk-the-key-of-an-endpoint"  # pragma: allowlist secret
 
 
-def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(cluster, submitted, tmp_path):
+def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(
+    cluster, submitted, tmp_path
+):
     """Stopped in training, as by Ctrl-C; the log, the listing and the run folder hold no key."""
     storage = tmp_path / "runs"
     shutil.copytree(submitted[0].parent / "runs" / "tiny", storage / "tiny")
     run_folder = storage / "tiny"
     words = (submitted[0], "--run.storage", storage, "--address", cluster)
-    seldom = ("--training.save_every_steps", str(STEPS))  # what is left there was saved because of the stop
+    # what is left there was saved because of the stop
+    seldom = ("--training.save_every_steps", str(STEPS))
     longer = (*words, "--training.stage2.steps", str(STEPS), *seldom)
     token = {"RAY_AUTH_MODE": "token", "OPENAI_API_KEY": SECRET}
 
     first = start("jobs/submit.py", *longer, "--job", "train", **token)
-    wait_until(lambda: not (run_folder / "train" / "stage2" / "manifest.json").exists(), first, seconds=180)
+    wait_until(
+        lambda: not (run_folder / "train" / "stage2" / "manifest.json").exists(), first, seconds=180
+    )
     second = run("jobs/submit.py", *longer, **token)
     status = run("jobs/submit.py", *words, "--status", **token)
     wait_until((run_folder / "train" / "stage2" / "checkpoints").exists, first, seconds=180)
@@ -88,7 +103,11 @@ def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(cl
     listing = run("-m", "ray.scripts.scripts", "job", "list", "--address", cluster, **token)
     for text in (listing.text, status.text, said, again.text):
         assert SECRET not in text
-    files = [path for path in run_folder.rglob("*") if path.is_file() and path.suffix in (".json", ".jsonl", ".html")]
+    files = [
+        path
+        for path in run_folder.rglob("*")
+        if path.is_file() and path.suffix in (".json", ".jsonl", ".html")
+    ]
     assert files
     assert not [path for path in files if SECRET in path.read_text("utf-8")]
 

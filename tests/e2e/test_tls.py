@@ -19,7 +19,11 @@ from tests.ports import free_port
 
 def key_file(path: Path) -> ec.EllipticCurvePrivateKey:
     key = ec.generate_private_key(ec.SECP256R1())
-    kind = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    kind = (
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
     path.write_bytes(key.private_bytes(*kind))
     return key
 
@@ -34,9 +38,9 @@ def certificate(name: str, key, *, signed_by: x509.Name, with_key, extension) ->
         not_valid_before=now - datetime.timedelta(hours=1),
         not_valid_after=now + datetime.timedelta(days=1),
     )
-    return builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints)).sign(
-        with_key, hashes.SHA256()
-    )
+    return builder.add_extension(
+        extension, critical=isinstance(extension, x509.BasicConstraints)
+    ).sign(with_key, hashes.SHA256())
 
 
 def named(name: str) -> x509.Name:
@@ -50,12 +54,18 @@ def tls(tmp_path_factory) -> dict[str, str]:
     authority, own = key_file(folder / "ca.key"), key_file(folder / "tls.key")
     addresses = {"127.0.0.1", ray.util.get_node_ip_address()}
     names = x509.SubjectAlternativeName(
-        [x509.DNSName("localhost"), *(x509.IPAddress(ipaddress.ip_address(one)) for one in sorted(addresses))]
+        [
+            x509.DNSName("localhost"),
+            *(x509.IPAddress(ipaddress.ip_address(one)) for one in sorted(addresses)),
+        ]
     )
     issued = {"signed_by": named("test authority"), "with_key": authority}
     made = {
         "ca.crt": certificate(
-            "test authority", authority, extension=x509.BasicConstraints(ca=True, path_length=0), **issued
+            "test authority",
+            authority,
+            extension=x509.BasicConstraints(ca=True, path_length=0),
+            **issued,
         ),
         "tls.crt": certificate("test node", own, extension=names, **issued),
     }

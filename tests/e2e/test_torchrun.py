@@ -13,7 +13,16 @@ WAIT_S = 240
 
 
 def torchrun(ranks, recipe, storage):
-    return ("-m", "torch.distributed.run", "--nproc-per-node", ranks, "jobs/train.py", recipe, "--run.storage", storage)
+    return (
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        ranks,
+        "jobs/train.py",
+        recipe,
+        "--run.storage",
+        storage,
+    )
 
 
 def losses(storage, stage):
@@ -29,7 +38,9 @@ def test_killed_ranks_go_on_in_another_number_and_end_where_ray_train_does(submi
 
     first = start(*torchrun(2, recipe, without))
     deadline = time.monotonic() + WAIT_S
-    while not list((without / "tiny" / "train" / "stage2").glob("torchrun_checkpoints/*/complete.json")):
+    while not list(
+        (without / "tiny" / "train" / "stage2").glob("torchrun_checkpoints/*/complete.json")
+    ):
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -105,9 +105,14 @@ def test_the_trained_model_is_not_the_backbone_and_still_looks_both_ways(submitt
     model = folder_of(recipe) / "model"
 
     assert json.loads((model / "config.json").read_text())["is_causal"] is False
-    before, after = load_file(tiny_qwen2 / "model.safetensors"), load_file(model / "model.safetensors")
+    before, after = (
+        load_file(tiny_qwen2 / "model.safetensors"),
+        load_file(model / "model.safetensors"),
+    )
     assert before.keys() == after.keys()
-    assert not np.allclose(before["layers.0.mlp.up_proj.weight"], after["layers.0.mlp.up_proj.weight"])
+    assert not np.allclose(
+        before["layers.0.mlp.up_proj.weight"], after["layers.0.mlp.up_proj.weight"]
+    )
 
 
 def test_synthetic_rows_say_who_wrote_them(submitted):
@@ -116,7 +121,9 @@ def test_synthetic_rows_say_who_wrote_them(submitted):
     recipe, _ = submitted
 
     examples = folder_of(recipe) / "synthesize" / "examples"
-    rows = [row for folder in sorted(examples.glob("*/*")) for row in pq.read_table(folder).to_pylist()]
+    rows = [
+        row for folder in sorted(examples.glob("*/*")) for row in pq.read_table(folder).to_pylist()
+    ]
     sources = [row["source"] for row in rows if row["source"]["technique"] != "raw"]
     negatives = [negative for row in rows for negative in row.get("negatives", [])]
 
@@ -158,7 +165,9 @@ def test_a_second_run_skips_every_stage_and_says_so(submitted):
 def wait_for(checkpoints: Path, name: str, process: subprocess.Popen[str]) -> None:
     """Until Ray Train has taken note of a checkpoint."""
     deadline = time.monotonic() + WAIT_S
-    while not any(name in file.read_text() for file in checkpoints.glob("checkpoint_manager_snapshot.json")):
+    while not any(
+        name in file.read_text() for file in checkpoints.glob("checkpoint_manager_snapshot.json")
+    ):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, f"{checkpoints} has no {name} after {WAIT_S} s"
         time.sleep(0.02)
@@ -170,7 +179,9 @@ def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(submitted, tm
     shutil.copytree(recipe.parent / "runs", tmp_path / "runs")
     longer = ("--run.storage", tmp_path / "runs", "--training.stage2.steps", "400")
     running = start("jobs/train.py", recipe, *longer)
-    wait_for(tmp_path / "runs" / "tiny" / "train" / "stage2" / "checkpoints", "step_000004", running)
+    wait_for(
+        tmp_path / "runs" / "tiny" / "train" / "stage2" / "checkpoints", "step_000004", running
+    )
 
     running.send_signal(signal.SIGINT)
 
@@ -185,7 +196,9 @@ def test_another_setting_redoes_its_stage_alone_and_keeps_the_stale_output(submi
     folder = tmp_path / "runs" / "tiny"
     shutil.copytree(recipe.parent / "runs", tmp_path / "runs")
 
-    done = run("jobs/train.py", recipe, "--run.storage", tmp_path / "runs", "--training.stage2.steps", "3")
+    done = run(
+        "jobs/train.py", recipe, "--run.storage", tmp_path / "runs", "--training.stage2.steps", "3"
+    )
 
     assert done.status == 0, done.text
     assert "train/stage1: unchanged since" in done.out

@@ -28,14 +28,17 @@ from tests.ranks.problem import (
 
 GPUS = torch.cuda.device_count()
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="torch sees no GPU")
-TOLERANCE = 1e-4  # of the norm of a gradient, float32: the order of a sum is another one than the CPU's
+# of the norm of a gradient, float32: the order of a sum is another one than the CPU's
+TOLERANCE = 1e-4
 TEXTS = ["a red tree", "what is the sum of a list", "paris " * 40, "blue"]
 
 
 def engine_of(recipe, folder, **options):
     """The tests' model on the GPU of this process."""
     found = model_of(folder)
-    return TorchEngine(found.model.to("cuda"), found.tokenizer, recipe.training, **options), found.tokenizer
+    return TorchEngine(
+        found.model.to("cuda"), found.tokenizer, recipe.training, **options
+    ), found.tokenizer
 
 
 def assert_same_on_the_cpu(found, expected):
@@ -49,13 +52,17 @@ def test_each_loss_has_the_gradient_of_the_cpu_direct_and_cached(make_recipe, ti
     recipe = three_tasks(make_recipe, chunk_tokens=CHUNK_TOKENS)
     engine, tokenizer = engine_of(recipe, tiny_qwen2)
 
-    assert_same_on_the_cpu(gradients(engine, recipe, tokenizer, torch_gradient), plain_gradients(recipe, tiny_qwen2))
+    assert_same_on_the_cpu(
+        gradients(engine, recipe, tokenizer, torch_gradient), plain_gradients(recipe, tiny_qwen2)
+    )
 
 
 def gradient_rank(rank, world, port, recipe, folder, out):
     os.environ["LOCAL_RANK"] = str(rank)
     torch.cuda.set_device(rank)
-    dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    dist.init_process_group(
+        "nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
     engine, tokenizer = engine_of(recipe, folder)
     gathered = gradients(engine, recipe, tokenizer, torch_gradient)
     if rank == world - 1:
@@ -72,7 +79,9 @@ def test_ranks_have_the_gradient_of_one(make_recipe, tiny_qwen2, tmp_path, world
     recipe = three_tasks(make_recipe, chunk_tokens=CHUNK_TOKENS)
 
     out = tmp_path / "gradients.pt"
-    multiprocessing.spawn(gradient_rank, (world, free_port(), recipe, tiny_qwen2, out), nprocs=world)
+    multiprocessing.spawn(
+        gradient_rank, (world, free_port(), recipe, tiny_qwen2, out), nprocs=world
+    )
 
     assert_same_on_the_cpu(torch.load(out), plain_gradients(recipe, tiny_qwen2))
 
@@ -80,7 +89,9 @@ def test_ranks_have_the_gradient_of_one(make_recipe, tiny_qwen2, tmp_path, world
 @pytest.fixture(scope="module")
 def a_world_of_one():
     os.environ["LOCAL_RANK"] = "0"
-    dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
+    dist.init_process_group(
+        "nccl", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1
+    )
     yield
     dist.destroy_process_group()
 
@@ -91,7 +102,9 @@ def test_deepspeed_trains_like_plain_torch(make_recipe, tiny_qwen2, zero_stage):
     pytest.importorskip("deepspeed")
     from qzhou.training.deepspeed_engine import DeepSpeedEngine
 
-    recipe = three_tasks(make_recipe, zero_stage=zero_stage, chunk_tokens=CHUNK_TOKENS, held_tokens=1)
+    recipe = three_tasks(
+        make_recipe, zero_stage=zero_stage, chunk_tokens=CHUNK_TOKENS, held_tokens=1
+    )
     found = model_of(tiny_qwen2)
     theirs = DeepSpeedEngine(found.model, found.tokenizer, recipe.training, torch.device("cuda"))
     plain, tokenizer = engine_of(recipe, tiny_qwen2)
@@ -116,7 +129,9 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(make_recipe, tiny_qwen2
     second, _ = engine_of(recipe, tiny_qwen2)
     assert second.load(tmp_path) == 3
 
-    assert begun + run(second, recipe, plan, tokenizer, first_step=3) == pytest.approx(losses, rel=1e-5)
+    assert begun + run(second, recipe, plan, tokenizer, first_step=3) == pytest.approx(
+        losses, rel=1e-5
+    )
 
 
 def test_packed_texts_have_the_vectors_of_padded_ones(make_recipe, tiny_qwen2):
@@ -134,10 +149,15 @@ def test_packed_texts_have_the_vectors_of_padded_ones(make_recipe, tiny_qwen2):
 
 @pytest.mark.parametrize(("dtype", "closeness"), [("float32", 0.99999), ("bfloat16", 0.999)])
 def test_the_encoder_gives_the_vectors_of_the_cpu_in_any_batch(tiny_qwen2, dtype, closeness):
-    wanted = load_encoder(str(tiny_qwen2), max_tokens=64, dtype="float32", device="cpu").encode(TEXTS)
+    wanted = load_encoder(str(tiny_qwen2), max_tokens=64, dtype="float32", device="cpu").encode(
+        TEXTS
+    )
     encoder = load_encoder(str(tiny_qwen2), max_tokens=64, dtype=dtype, device="cuda")
 
-    together, alone = encoder.encode(TEXTS), np.concatenate([encoder.encode([text]) for text in TEXTS])
+    together, alone = (
+        encoder.encode(TEXTS),
+        np.concatenate([encoder.encode([text]) for text in TEXTS]),
+    )
 
     assert (together * wanted).sum(axis=1).min() > closeness
     assert (together * alone).sum(axis=1).min() > closeness

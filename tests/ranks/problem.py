@@ -33,7 +33,10 @@ PAIRS = [
     PairExample(id=str(i), dataset="p", text_a=f"a {c}", text_b=f"the {c} {c}", score=i % 3)
     for i, c in enumerate(COLOURS)
 ]
-LABELED = [LabeledExample(id=str(i), dataset="c", text=f"{c} word", label=str(i % 3)) for i, c in enumerate(COLOURS)]
+LABELED = [
+    LabeledExample(id=str(i), dataset="c", text=f"{c} word", label=str(i % 3))
+    for i, c in enumerate(COLOURS)
+]
 DATA = {
     "r": TrainingSet.of("r", Prompt("Find", symmetric=False), RETRIEVAL),
     "p": TrainingSet.of("p", Prompt("Compare", symmetric=True), PAIRS),
@@ -58,12 +61,26 @@ def three_tasks(make_recipe, **settings):
     """A recipe of one dataset of each task, whose stage 2 has six steps, with these training settings."""
     recipe = make_recipe(
         datasets=[
-            {"name": "r", "reader": "jsonl", "rule": "title_body", "paths": ["x"], "instruction": "Find"},
-            {"name": "p", "reader": "jsonl", "rule": "scored_pair", "paths": ["x"], "instruction": "Compare"},
+            {
+                "name": "r",
+                "reader": "jsonl",
+                "rule": "title_body",
+                "paths": ["x"],
+                "instruction": "Find",
+            },
+            {
+                "name": "p",
+                "reader": "jsonl",
+                "rule": "scored_pair",
+                "paths": ["x"],
+                "instruction": "Compare",
+            },
             {"name": "c", "reader": "jsonl", "rule": "labeled", "paths": ["x"]},
         ]
     )
-    stage = recipe.training.stage2.model_copy(update={"steps": 6, "retrieval_share": 0.5, "batch_size": 5})
+    stage = recipe.training.stage2.model_copy(
+        update={"steps": 6, "retrieval_share": 0.5, "batch_size": 5}
+    )
     return with_training(recipe, **{"stage2": stage, "save_every_steps": 3} | settings)
 
 
@@ -72,11 +89,18 @@ def gradients(engine, recipe, tokenizer, of_weights, temperatures=TEMPERATURES, 
     found = {}
     for name, temperature, way in itertools.product(TASKS, temperatures, ways):
         training = recipe.training.model_copy(
-            update={"temperature": temperature, "cosent_temperature": temperature, "negatives_per_query": 1}
+            update={
+                "temperature": temperature,
+                "cosent_temperature": temperature,
+                "negatives_per_query": 1,
+            }
         )
-        planned = PlannedBatch(0, (PlannedRows(name, TASKS[name], np.arange(11)),))  # 11: uneven shares
+        # 11: uneven shares
+        planned = PlannedBatch(0, (PlannedRows(name, TASKS[name], np.arange(11)),))
         batches = build_batches(planned, DATA, negatives_per_query=1, seed=1)
-        ids = token_ids(tokenizer, [t for b in batches for _, texts in b.kinds for t in texts], max_tokens=64)
+        ids = token_ids(
+            tokenizer, [t for b in batches for _, texts in b.kinds for t in texts], max_tokens=64
+        )
         dealt = deal(ids, rank=engine.rank, world=engine.world, chunk_tokens=CHUNK_TOKENS)
         backward(
             dealt, engine.forward, engine.backward, partial(of_batches, batches, training),
@@ -92,7 +116,9 @@ def of_batches(batches, training, vector_ND):
 
 
 def torch_gradient(engine):
-    return torch.cat([one.grad.flatten() for one in engine.model.parameters() if one.grad is not None])
+    return torch.cat(
+        [one.grad.flatten() for one in engine.model.parameters() if one.grad is not None]
+    )
 
 
 def plain_gradients(recipe, folder):
@@ -101,11 +127,15 @@ def plain_gradients(recipe, folder):
     without_dropout(found.model)
     gathered = {}
     for name, temperature in itertools.product(TASKS, TEMPERATURES):
-        training = recipe.training.model_copy(update={"temperature": temperature, "cosent_temperature": temperature})
+        training = recipe.training.model_copy(
+            update={"temperature": temperature, "cosent_temperature": temperature}
+        )
         planned = PlannedBatch(0, (PlannedRows(name, TASKS[name], np.arange(11)),))
         batches = build_batches(planned, DATA, negatives_per_query=1, seed=1)
         texts = [text for batch in batches for _, kind in batch.kinds for text in kind]
-        tokens = found.tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        tokens = found.tokenizer(
+            texts, padding=True, truncation=True, max_length=64, return_tensors="pt"
+        )
         hidden = found.model.backbone(**tokens).last_hidden_state
         mask = tokens["attention_mask"][..., None].float()
         vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
@@ -158,7 +188,12 @@ def run(engine, recipe, plan, tokenizer, first_step=0, last_step=None, **stage):
     """Train and give back the losses; ``last_step`` stops as a killed job would."""
     notes = Notes(last_step)
     with contextlib.suppress(StopError):
-        train_stage(Stage("stage2", plan, DATA, recipe, tokenizer, **stage), engine, notes, first_step=first_step)
+        train_stage(
+            Stage("stage2", plan, DATA, recipe, tokenizer, **stage),
+            engine,
+            notes,
+            first_step=first_step,
+        )
     return [one["loss"] for one in notes.metrics]
 
 

@@ -29,7 +29,9 @@ from tests.ranks.problem import (
 def join(rank, world, port):
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
 
 
 def leave(everyone_done):
@@ -54,7 +56,9 @@ def spawn(function, world, *arguments):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_have_the_gradient_of_one_for_each_loss_at_each_temperature(make_recipe, tiny_qwen2, tmp_path, world):
+def test_ranks_have_the_gradient_of_one_for_each_loss_at_each_temperature(
+    make_recipe, tiny_qwen2, tmp_path, world
+):
     """Defects of peers: gathered without gradient, or each rank with another dataset."""
     recipe = three_tasks(make_recipe)
 
@@ -67,7 +71,9 @@ def deepspeed_engine(recipe, folder, checkpoint=None):
     from qzhou.training.deepspeed_engine import DeepSpeedEngine
 
     model, tokenizer = trainable(recipe, folder)
-    engine = DeepSpeedEngine(model, tokenizer, recipe.training, torch.device("cpu"), checkpoint=checkpoint)
+    engine = DeepSpeedEngine(
+        model, tokenizer, recipe.training, torch.device("cpu"), checkpoint=checkpoint
+    )
     return engine, tokenizer
 
 
@@ -90,7 +96,9 @@ def trainable(recipe, folder):
 def deepspeed_gradient(engine):
     from deepspeed.utils import safe_get_full_grad
 
-    return torch.cat([safe_get_full_grad(one).flatten() for one in engine.engine.module.parameters()])
+    return torch.cat(
+        [safe_get_full_grad(one).flatten() for one in engine.engine.module.parameters()]
+    )
 
 
 def deepspeed_rank(rank, world, port, everyone_done, recipes, folder, out):
@@ -99,14 +107,18 @@ def deepspeed_rank(rank, world, port, everyone_done, recipes, folder, out):
     for zero_stage, recipe in recipes.items():
         engine, tokenizer = deepspeed_engine(recipe, folder)
         gathered = gradients(engine, recipe, tokenizer, deepspeed_gradient)
-        engine, tokenizer = deepspeed_engine(recipe, folder)  # the other's optimizer has seen those gradients
+        # the other's optimizer has seen those gradients
+        engine, tokenizer = deepspeed_engine(recipe, folder)
         losses = run(engine, recipe, stage_plan(recipe), tokenizer)
         checkpoint = out / f"checkpoint{zero_stage}"
         checkpoint.mkdir(exist_ok=True)
         engine.save(checkpoint, 6)
         state = engine.full_state()
         if rank == 0:
-            torch.save({"losses": losses, "state": state, "gradients": gathered}, out / f"trained{zero_stage}.pt")
+            torch.save(
+                {"losses": losses, "state": state, "gradients": gathered},
+                out / f"trained{zero_stage}.pt",
+            )
     leave(everyone_done)
 
 
@@ -123,7 +135,9 @@ def options_rank(rank, world, port, everyone_done, recipes, folder, out):
 
 def teacher_of(recipe):
     teacher = recipe.training.distillation.teacher
-    return Teacher.load(teacher, device=torch.device("cpu"), dtype=torch.float32) if teacher else None
+    return (
+        Teacher.load(teacher, device=torch.device("cpu"), dtype=torch.float32) if teacher else None
+    )
 
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -140,7 +154,9 @@ def on_two_ranks(tmp_path_factory, tiny_qwen2):
 
 
 @pytest.mark.parametrize("zero_stage", ZERO_STAGES)
-def test_deepspeed_on_two_ranks_trains_like_plain_torch_on_one(on_two_ranks, tiny_qwen2, zero_stage):
+def test_deepspeed_on_two_ranks_trains_like_plain_torch_on_one(
+    on_two_ranks, tiny_qwen2, zero_stage
+):
     recipe, theirs = on_two_ranks[zero_stage]
     found = model_of(tiny_qwen2)
     plain = TorchEngine(found.model, found.tokenizer, recipe.training)
@@ -155,14 +171,21 @@ def test_deepspeed_on_two_ranks_trains_like_plain_torch_on_one(on_two_ranks, tin
         assert torch.allclose(theirs["state"][name], weight, atol=1e-3), name
 
 
-def test_every_option_trains_with_deepspeed_on_two_ranks_as_with_plain_torch_on_one(tiny_qwen2, tiny_bert, tmp_path):
+def test_every_option_trains_with_deepspeed_on_two_ranks_as_with_plain_torch_on_one(
+    tiny_qwen2, tiny_bert, tmp_path
+):
     options = [
         {"zero_stage": 3, "lora": LoraSection(rank=4)},
         {"zero_stage": 2, "offload_optimizer": True},
         {"zero_stage": 3, "gradient_checkpointing": True, "held_tokens": 1},
-        {"zero_stage": 1, "distillation": DistillationSection(teacher=str(tiny_bert), temperature=0.5)},
+        {
+            "zero_stage": 1,
+            "distillation": DistillationSection(teacher=str(tiny_bert), temperature=0.5),
+        },
     ]
-    recipes = [three_tasks(recipe_in(tmp_path), chunk_tokens=CHUNK_TOKENS, **option) for option in options]
+    recipes = [
+        three_tasks(recipe_in(tmp_path), chunk_tokens=CHUNK_TOKENS, **option) for option in options
+    ]
 
     spawn(options_rank, 2, recipes, tiny_qwen2, tmp_path)
 
@@ -184,7 +207,9 @@ def elastic_rank(rank, world, port, everyone_done, recipes, folder, out, first, 
         before, after = (out / f"zero{zero_stage}_step{step}" for step in (first, last))
         engine, tokenizer = deepspeed_engine(recipe, folder, checkpoint=before if first else None)
         assert (engine.load(before) if first else 0) == first
-        losses = run(engine, recipe, stage_plan(recipe), tokenizer, first_step=first, last_step=last)
+        losses = run(
+            engine, recipe, stage_plan(recipe), tokenizer, first_step=first, last_step=last
+        )
         if rank == 0:
             after.mkdir()
             torch.save(losses, out / f"losses{zero_stage}_{last}.pt")
@@ -200,7 +225,9 @@ WORLDS = (2, 1, 3)
 def over_many_worlds(tmp_path_factory, tiny_qwen2):
     """For each ZeRO stage its recipe, and the losses of two steps on each number of ranks."""
     out = tmp_path_factory.mktemp("worlds")
-    recipes = {one: three_tasks(recipe_in(out), zero_stage=one, save_every_steps=2) for one in ZERO_STAGES}
+    recipes = {
+        one: three_tasks(recipe_in(out), zero_stage=one, save_every_steps=2) for one in ZERO_STAGES
+    }
     for turn, world in enumerate(WORLDS):
         spawn(elastic_rank, world, recipes, tiny_qwen2, out, 2 * turn, 2 * turn + 2)
     ends = [2 * turn + 2 for turn in range(len(WORLDS))]
@@ -211,7 +238,9 @@ def over_many_worlds(tmp_path_factory, tiny_qwen2):
 
 
 @pytest.mark.parametrize("zero_stage", ZERO_STAGES)
-def test_a_checkpoint_is_continued_by_fewer_and_by_more_ranks(over_many_worlds, tiny_qwen2, zero_stage):
+def test_a_checkpoint_is_continued_by_fewer_and_by_more_ranks(
+    over_many_worlds, tiny_qwen2, zero_stage
+):
     recipe, theirs = over_many_worlds[zero_stage]
     found = model_of(tiny_qwen2)
     plain = TorchEngine(found.model, found.tokenizer, recipe.training)

@@ -10,11 +10,15 @@ from ray.cluster_utils import Cluster
 @contextmanager
 def small_nodes(count: int) -> Iterator[tuple[Cluster, dict]]:
     """A head without CPUs, and nodes of one CPU each by their ids."""
-    quickly = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500}  # a death is seen in 3 s, not 15
+    # a death is seen in 3 s, not 15
+    quickly = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500}
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quickly}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        yield cluster, {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(count))}
+        yield (
+            cluster,
+            {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(count))},
+        )
     finally:
         cluster.shutdown()
 

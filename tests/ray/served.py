@@ -28,7 +28,22 @@ KEY = "a-key-of-the-tests"
 MAX_TOKENS = 24
 BATCH_TOKENS = 96  # small, so that requests are cut into groups and groups are joined into batches
 START_S = 120
-WORDS = ["how", "to", "sort", "list", "open", "file", "read", "lines", "map", "key", "value", "tree", "graph", "node"]
+WORDS = [
+    "how",
+    "to",
+    "sort",
+    "list",
+    "open",
+    "file",
+    "read",
+    "lines",
+    "map",
+    "key",
+    "value",
+    "tree",
+    "graph",
+    "node",
+]
 
 RECIPE = """
 [run]
@@ -113,7 +128,15 @@ def write_run(folder: Path, port: int, more: str = "") -> Path:
 def write_model(place: Path, seed: int, **settings: object) -> None:
     """A finished model of random weights; its manifest's fingerprint is the seed."""
     place.mkdir(parents=True)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz:", *WORDS]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz:",
+        *WORDS,
+    ]
     vocabulary += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
     words = place.parent / "vocab.txt"
     words.write_text("\n".join(dict.fromkeys(vocabulary)), "utf-8")
@@ -125,7 +148,9 @@ def write_model(place: Path, seed: int, **settings: object) -> None:
         **{"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, **settings},
     )  # fmt: skip
     model = EmbeddingModel(BertModel(config, add_pooling_layer=False), "mean").eval()
-    save_sentence_transformer(model, tokenizer, place, max_tokens=MAX_TOKENS, prompts={"code": "key: "})
+    save_sentence_transformer(
+        model, tokenizer, place, max_tokens=MAX_TOKENS, prompts={"code": "key: "}
+    )
     write_manifest(place, str(seed))
 
 
@@ -141,7 +166,11 @@ def write_index(recipe: Path, texts: list[str]) -> None:
     """What ``jobs/index.py`` leaves in the run."""
     loaded = load_recipe(recipe)
     run = Run.at(loaded).folder
-    write_records(run / "documents", [Document(id=f"d{n}", text=text) for n, text in enumerate(texts)], Document)
+    write_records(
+        run / "documents",
+        [Document(id=f"d{n}", text=text) for n, text in enumerate(texts)],
+        Document,
+    )
     parts = [Part(run / "documents", name, "") for name in (run / "documents").files(".parquet")]
     EncodePart(loaded, (run / "model").uri, run / "encoded", parts)({"id": range(len(parts))})
     assert assemble(run / "encoded", (run / "index").create()) == len(set(texts))
@@ -151,7 +180,12 @@ def write_index(recipe: Path, texts: list[str]) -> None:
 def environment(home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     # Ray writes its token below HOME.
-    return {**kept, "PYTHONPATH": str(ROOT / "platform"), "HOME": str(home), "QZHOU_API_KEYS": f"another,{KEY}"}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT / "platform"),
+        "HOME": str(home),
+        "QZHOU_API_KEYS": f"another,{KEY}",
+    }
 
 
 @contextlib.contextmanager

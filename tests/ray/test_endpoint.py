@@ -49,7 +49,12 @@ from tests.ray.served import (
 )
 
 GENERATED = 250  # requests for each route that takes some, and mode
-DOCUMENTS = ["sort the list", "open a file and read lines", "the key and value of a map", "a tree is a graph"]
+DOCUMENTS = [
+    "sort the list",
+    "open a file and read lines",
+    "the key and value of a map",
+    "a tree is a graph",
+]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +83,9 @@ def vectors(response) -> np.ndarray:
 
 
 def own(endpoint: Endpoint, texts: list[str]) -> np.ndarray:
-    encoder = load_encoder(str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu")
+    encoder = load_encoder(
+        str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu"
+    )
     return encoder.encode(texts)
 
 
@@ -89,14 +96,17 @@ def test_the_endpoint_returns_what_the_encoder_returns_in_the_order_asked(endpoi
 
     assert (served * own(endpoint, texts)).sum(axis=1).min() >= 0.9999
     others = served @ own(endpoint, texts).T - 2 * np.eye(len(texts))
-    assert others.max() < 0.9999, "the random model must tell the texts apart for the order to be seen"
+    assert others.max() < 0.9999, (
+        "the random model must tell the texts apart for the order to be seen"
+    )
 
 
 def test_decimals_and_base64_are_the_same_vectors(client):
     texts = sentences(5)
 
     decimals = client.embeddings.create(model="tiny", input=texts, encoding_format="float")
-    encoded = client.embeddings.create(model="tiny", input=texts)  # the client asks for base64 and decodes it
+    # the client asks for base64 and decodes it
+    encoded = client.embeddings.create(model="tiny", input=texts)
 
     np.testing.assert_allclose(vectors(decimals), vectors(encoded), atol=1e-6)
 
@@ -105,8 +115,12 @@ def test_requests_at_the_same_time_get_the_vectors_they_get_alone(endpoint):
     texts = sentences(48)
 
     async def together():
-        async with openai.AsyncOpenAI(base_url=f"{endpoint.url}/v1", api_key=KEY, max_retries=0) as asking:
-            return await asyncio.gather(*(asking.embeddings.create(model="tiny", input=text) for text in texts))
+        async with openai.AsyncOpenAI(
+            base_url=f"{endpoint.url}/v1", api_key=KEY, max_retries=0
+        ) as asking:
+            return await asyncio.gather(
+                *(asking.embeddings.create(model="tiny", input=text) for text in texts)
+            )
 
     batched = np.concatenate([vectors(response) for response in asyncio.run(together())])
 
@@ -120,7 +134,9 @@ def test_a_text_above_the_token_budget_is_truncated_and_encoded(client):
 
 
 def test_usage_counts_real_tokens(endpoint, client):
-    encoder = load_encoder(str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu")
+    encoder = load_encoder(
+        str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu"
+    )
     texts = sentences(7)
 
     usage = client.embeddings.create(model="tiny", input=texts).usage
@@ -129,8 +145,12 @@ def test_usage_counts_real_tokens(endpoint, client):
 
 
 def test_an_instruction_goes_through_extra_body(endpoint, client):
-    asked = client.embeddings.create(model="tiny", input="sort a list", extra_body={"instruction": "find the key"})
-    named = client.embeddings.create(model="tiny", input="sort a list", extra_body={"prompt_name": "code"})
+    asked = client.embeddings.create(
+        model="tiny", input="sort a list", extra_body={"instruction": "find the key"}
+    )
+    named = client.embeddings.create(
+        model="tiny", input="sort a list", extra_body={"prompt_name": "code"}
+    )
 
     expected = own(endpoint, [Prompt("find the key").query("sort a list"), "key: sort a list"])
     assert (np.concatenate([vectors(asked), vectors(named)]) * expected).sum(axis=1).min() >= 0.9999
@@ -175,7 +195,11 @@ def test_the_models_are_listed_with_what_they_can(client):
         client.models.retrieve("none")
 
     assert (tiny.id, other.id) == ("tiny", "other")
-    assert (tiny.dimensions, tiny.max_tokens, tiny.prompts) == ([8, 16, 32], MAX_TOKENS, ["code", "document", "query"])
+    assert (tiny.dimensions, tiny.max_tokens, tiny.prompts) == (
+        [8, 16, 32],
+        MAX_TOKENS,
+        ["code", "document", "query"],
+    )
     assert (tiny.indexed, other.indexed) == (len(DOCUMENTS), 0)
 
 
@@ -193,7 +217,9 @@ def test_each_model_answers_under_its_name(endpoint, client):
 
 
 def test_token_ids_give_the_vectors_of_their_texts(endpoint, client):
-    encoder = load_encoder(str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu")
+    encoder = load_encoder(
+        str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu"
+    )
     texts = sentences(6)
     whole = encoder.tokenizer(texts)["input_ids"]
     plain = encoder.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -207,7 +233,9 @@ def test_token_ids_give_the_vectors_of_their_texts(endpoint, client):
 
 def test_the_endpoint_the_encoder_and_sentence_transformers_agree(endpoint, client):
     texts = sentences(20)
-    theirs = SentenceTransformer(str(endpoint.model), device="cpu").encode(texts, normalize_embeddings=True)
+    theirs = SentenceTransformer(str(endpoint.model), device="cpu").encode(
+        texts, normalize_embeddings=True
+    )
 
     served = vectors(client.embeddings.create(model="tiny", input=texts))
 
@@ -230,7 +258,9 @@ def test_langchain_s_and_llamaindex_s_clients_work(endpoint):
 
 def asked(endpoint: Endpoint, route: str, **body: object) -> dict:
     request = urllib.request.Request(
-        endpoint.url + route, json.dumps({"model": "tiny", **body}).encode(), {"Authorization": f"Bearer {KEY}"}
+        endpoint.url + route,
+        json.dumps({"model": "tiny", **body}).encode(),
+        {"Authorization": f"Bearer {KEY}"},
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
@@ -246,17 +276,24 @@ def test_reranking_similarity_and_search_go_by_the_model_s_cosines(endpoint):
     found = asked(endpoint, "/v1/search", query=query, top_n=2)["results"]
 
     assert [one["index"] for one in ranked] == order[:3]
-    np.testing.assert_allclose([one["relevance_score"] for one in ranked], scores[order[:3]], atol=1e-5)
+    np.testing.assert_allclose(
+        [one["relevance_score"] for one in ranked], scores[order[:3]], atol=1e-5
+    )
     np.testing.assert_allclose(similar, scores[None], atol=1e-5)
     assert [one["text"] for one in found] == [DOCUMENTS[n] for n in order[:2]]
-    np.testing.assert_allclose([one["score"] for one in found], scores[order[:2]], atol=2e-3)  # 16 bits
+    # 16 bits
+    np.testing.assert_allclose([one["score"] for one in found], scores[order[:2]], atol=2e-3)
 
 
 def test_eight_bits_and_one_bit(endpoint):
     whole = own(endpoint, ["sort a list"])[0]
 
-    eight = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="int8")["data"][0]["embedding"]
-    bits = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="ubinary")["data"][0]["embedding"]
+    eight = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="int8")["data"][0][
+        "embedding"
+    ]
+    bits = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="ubinary")["data"][
+        0
+    ]["embedding"]
 
     assert float(np.array(eight) @ whole) / np.linalg.norm(eight) > 0.999
     assert bits == np.packbits(whole > 0).tolist()
@@ -268,7 +305,9 @@ def test_limits_are_refused_with_both_numbers(client):
     with pytest.raises(openai.BadRequestError, match="30,001 characters"):
         client.embeddings.create(model="tiny", input="x" * 30_001)
     with pytest.raises(openai.BadRequestError, match="Text 1 has more than the model's 24 tokens"):
-        client.embeddings.create(model="tiny", input=["x", "tree " * 50], extra_body={"truncate": False})
+        client.embeddings.create(
+            model="tiny", input=["x", "tree " * 50], extra_body={"truncate": False}
+        )
 
 
 def test_a_body_that_is_too_long_is_refused_with_413(endpoint):
@@ -297,11 +336,18 @@ def test_thousands_of_generated_requests_are_answered_and_none_fails_inside(endp
             for mode in GenerationMode:
 
                 @given(case=operation.as_strategy(generation_mode=mode))
-                @settings(max_examples=GENERATED, deadline=None, database=None, suppress_health_check=[*HealthCheck])
+                @settings(
+                    max_examples=GENERATED,
+                    deadline=None,
+                    database=None,
+                    suppress_health_check=[*HealthCheck],
+                )
                 def ask(case):
                     if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
                         case.body["model"] = "tiny"
-                    answer = case.call(session=http, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+                    answer = case.call(
+                        session=http, headers={"Authorization": f"Bearer {KEY}"}, timeout=30
+                    )
                     statuses[answer.status_code] += 1
                     assert answer.status_code < 500, answer.text
 
@@ -325,7 +371,14 @@ def metric(endpoint: Endpoint, name: str, **labels: str) -> float:
     with urllib.request.urlopen(f"{endpoint.url}/metrics", timeout=10) as answer:
         families = text_string_to_metric_families(answer.read().decode())
     samples = (sample for family in families for sample in family.samples if sample.name == name)
-    return next((one.value for one in samples if labels.items() <= one.labels.items() and one.labels["replica"]), 0.0)
+    return next(
+        (
+            one.value
+            for one in samples
+            if labels.items() <= one.labels.items() and one.labels["replica"]
+        ),
+        0.0,
+    )
 
 
 def test_the_log_has_a_line_for_each_request_and_no_text_of_one(endpoint):
@@ -341,7 +394,11 @@ def test_the_log_has_a_line_for_each_request_and_no_text_of_one(endpoint):
     lines = logged(endpoint, "mine-1")
 
     assert lines[0]["trace_id"] == trace.split("-")[1]
-    assert (lines[0]["status"], lines[0]["path"], lines[0]["model"]) == (200, "/v1/embeddings", "tiny")
+    assert (lines[0]["status"], lines[0]["path"], lines[0]["model"]) == (
+        200,
+        "/v1/embeddings",
+        "tiny",
+    )
     assert lines[0]["tokens"] > 0
     written = "".join(path.read_text("utf-8", "replace") for path in log_files(endpoint))
     assert "secret tree" not in written
@@ -361,8 +418,14 @@ def session_folder(endpoint: Endpoint) -> Path:
 def logged(endpoint: Endpoint, request_id: str) -> list[dict]:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        lines = [json.loads(line) for path in log_files(endpoint) for line in path.read_text("utf-8").splitlines()]
-        if found := [line for line in lines if line.get("request_id") == request_id and "path" in line]:
+        lines = [
+            json.loads(line)
+            for path in log_files(endpoint)
+            for line in path.read_text("utf-8").splitlines()
+        ]
+        if found := [
+            line for line in lines if line.get("request_id") == request_id and "path" in line
+        ]:
             return found
         # Serve keeps some lines back before it writes them
         for _ in range(200):
@@ -389,12 +452,16 @@ def test_the_page_works_in_a_browser(endpoint):
         assert len(similar) == len(found) == len(DOCUMENTS)
         assert scores == sorted(scores, reverse=True)
         severe = [line["message"] for line in page.get_log("browser") if line["level"] == "SEVERE"]
-        assert not [said for said in severe if "401" not in said], "the page first asks without a key"
+        assert not [said for said in severe if "401" not in said], (
+            "the page first asks without a key"
+        )
         assert all(address.startswith((endpoint.url, "data:")) for address in loaded(page))
 
 
 def test_the_response_carries_the_model_s_fingerprint(endpoint, client):
-    encoder = load_encoder(str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu")
+    encoder = load_encoder(
+        str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu"
+    )
 
     raw = client.embeddings.with_raw_response.create(model="tiny", input="x")
 
@@ -409,10 +476,16 @@ def test_probes_need_no_key(endpoint, route):
 
 @pytest.mark.parametrize(
     ("method", "route", "status"),
-    [("GET", "/v1/embedding", 404), ("GET", "/v1/embeddings", 405), ("POST", "/v1/embeddings", 401)],
+    [
+        ("GET", "/v1/embedding", 404),
+        ("GET", "/v1/embeddings", 405),
+        ("POST", "/v1/embeddings", 401),
+    ],
 )
 def test_every_refusal_has_openai_s_shape(endpoint, method, route, status):
-    request = urllib.request.Request(endpoint.url + route, method=method, data=b"{" if method == "POST" else None)
+    request = urllib.request.Request(
+        endpoint.url + route, method=method, data=b"{" if method == "POST" else None
+    )
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request, timeout=10)
 
@@ -439,7 +512,9 @@ def test_mteb_gives_the_endpoint_the_scores_of_the_folder_behind_it(endpoint, mo
     served = load_teacher(f"{endpoint.url}/v1#tiny", section, api_key_env="JUDGED_KEY")
     asked = [f"how to {verb} {noun}" for verb in WORDS[2:8] for noun in WORDS[3:]]
     retrieval = [
-        RetrievalExample(id=one, dataset="d", query=one, positives=(" ".join([*one.split()[2:], WORDS[n % 14]]),))
+        RetrievalExample(
+            id=one, dataset="d", query=one, positives=(" ".join([*one.split()[2:], WORDS[n % 14]]),)
+        )
         for n, one in enumerate(asked)
     ]
     pairs = [

@@ -46,7 +46,10 @@ class Load:
         number = 0
         while not self._stop.is_set():
             number += 1
-            body = {"model": "tiny", "input": [f"sort the list {client} {number} {n}" for n in range(4)]}
+            body = {
+                "model": "tiny",
+                "input": [f"sort the list {client} {number} {n}" for n in range(4)],
+            }
             try:
                 async with http.post(self._url, json=body) as answer:
                     await answer.read()
@@ -74,7 +77,11 @@ class Load:
 
 
 def replicas(endpoint: Endpoint) -> list[psutil.Process]:
-    return [one for one, words in endpoint.processes() if "ServeReplica:tiny:EmbeddingServer" in " ".join(words)]
+    return [
+        one
+        for one, words in endpoint.processes()
+        if "ServeReplica:tiny:EmbeddingServer" in " ".join(words)
+    ]
 
 
 def test_a_new_model_is_taken_into_service_without_a_failed_request(endpoint):

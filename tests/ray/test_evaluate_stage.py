@@ -44,7 +44,12 @@ THINGS = [
 ]
 QUERIES = 60
 DATASETS = [
-    {"name": "docs", "rule": "title_body", "instruction": "find", "judged_as": ["retrieval", "reranking"]},
+    {
+        "name": "docs",
+        "rule": "title_body",
+        "instruction": "find",
+        "judged_as": ["retrieval", "reranking"],
+    },
     {"name": "alike", "rule": "scored_pair"},
     {"name": "kinds", "rule": "labeled", "judged_as": ["classification", "clustering"]},
 ]
@@ -77,16 +82,27 @@ def write_inputs(run: Folder, tiny_qwen2: Path) -> None:
     ]
     write_records(held_out / "retrieval" / "docs", asked, RetrievalExample)
     pairs = [
-        PairExample(id=f"p{n}", dataset="alike", text_a=body(n), text_b=body(n + n % 3 * 6), score=2.0 - n % 3)
+        PairExample(
+            id=f"p{n}",
+            dataset="alike",
+            text_a=body(n),
+            text_b=body(n + n % 3 * 6),
+            score=2.0 - n % 3,
+        )
         for n in range(40)
     ]
     write_records(held_out / "pair" / "alike", pairs, PairExample)
-    texts = [LabeledExample(id=f"l{n}", dataset="kinds", text=body(n), label=COLOURS[n % 3]) for n in range(60)]
+    texts = [
+        LabeledExample(id=f"l{n}", dataset="kinds", text=body(n), label=COLOURS[n % 3])
+        for n in range(60)
+    ]
     write_records(held_out / "classification" / "kinds", texts, LabeledExample)
     for stage, spec in (("stage1", str(tiny_qwen2)), ("stage2", MINILM)):
         place = (run / "train" / stage / "model").create()
         one = load_encoder(spec, max_tokens=48, dtype="float32")
-        save_sentence_transformer(one.model, one.tokenizer, Path(place.path), max_tokens=48, prompts={})
+        save_sentence_transformer(
+            one.model, one.tokenizer, Path(place.path), max_tokens=48, prompts={}
+        )
     for stage in ("transform", "train/stage2"):
         done = Manifest(
             stage=stage, fingerprint=stage, inputs={}, outputs={}, settings={}, code_version="c",
@@ -108,9 +124,14 @@ def recipe(make_recipe, storage, tiny_qwen2):
         return make_recipe(
             **{
                 "run": {"name": "run", "storage": str(storage)},
-                "model": {"backbone": str(tiny_qwen2), "dtype": "float32", "max_document_tokens": 48},
+                "model": {
+                    "backbone": str(tiny_qwen2),
+                    "dtype": "float32",
+                    "max_document_tokens": 48,
+                },
                 "datasets": [
-                    {"reader": "jsonl", "paths": ["unused"], "held_out_fraction": 0.5, **one} for one in DATASETS
+                    {"reader": "jsonl", "paths": ["unused"], "held_out_fraction": 0.5, **one}
+                    for one in DATASETS
                 ],
                 "evaluation": {"split_documents": 25},
                 **sections,
@@ -126,7 +147,10 @@ def stage(recipe) -> Path:
 
 def written(recipe) -> dict[str, int]:
     """Each score that is kept, and each file of vectors, with the time of its writing."""
-    found = [*(stage(recipe) / "judged").rglob("*.json"), *(stage(recipe) / "vectors").rglob("*.npy")]
+    found = [
+        *(stage(recipe) / "judged").rglob("*.json"),
+        *(stage(recipe) / "vectors").rglob("*.npy"),
+    ]
     return {str(path.relative_to(stage(recipe))): path.stat().st_mtime_ns for path in found}
 
 
@@ -165,12 +189,16 @@ def test_every_model_has_a_score_on_every_task_with_an_interval(recipe):
         assert row["low"] <= row["score"] <= row["high"], row
         assert row["low"] < row["high"] or row["type"] == "Clustering" or row["score"] == 1.0, row
     ahead = {(one["task"], one["model"], one["against"]): one for one in found["differences"]}
-    assert ahead["docs", "stage2", "backbone"]["low"] > 0, "a real MiniLM beats random weights, and surely"
+    assert ahead["docs", "stage2", "backbone"]["low"] > 0, (
+        "a real MiniLM beats random weights, and surely"
+    )
     against = {one["against"] for one in found["differences"] if one["model"] == "stage2"}
     assert against == {"bm25", "backbone", "stage1"}
     assert set(found["health"]) == set(OWN)
     assert 0 < found["health"]["stage2"]["mean_cosine"] < 1
-    assert 1 < found["health"]["stage2"]["effective_rank"] <= found["health"]["stage2"]["dimensions"]
+    assert (
+        1 < found["health"]["stage2"]["effective_rank"] <= found["health"]["stage2"]["dimensions"]
+    )
 
 
 def test_signs_of_trouble_are_written_and_said(recipe, capfd):
@@ -178,12 +206,19 @@ def test_signs_of_trouble_are_written_and_said(recipe, capfd):
     evaluate(recipe())
 
     found = json.loads((stage(recipe()) / "diagnosis.json").read_text())
-    looked_for = {"collapsed", "labels_inverted", "retrieval_fell", "below_backbone", "classification_poor"}
+    looked_for = {
+        "collapsed",
+        "labels_inverted",
+        "retrieval_fell",
+        "below_backbone",
+        "classification_poor",
+    }
     assert found["findings"] == []
     assert {one["sign"] for one in found["unchecked"]} == set(LOOKS) - looked_for
     said = capfd.readouterr().out
     assert (
-        "Diagnosis: 0 of 5 signs of trouble are there\n  not looked for: contaminated (there is no transform/" in said
+        "Diagnosis: 0 of 5 signs of trouble are there\n  not looked for: contaminated (there is no transform/"
+        in said
     )
 
 
@@ -249,10 +284,16 @@ def test_further_models_are_judged_alone_though_a_worker_dies_and_a_gate_is_chec
 
 
 def test_a_task_that_cannot_be_loaded_is_named_and_the_others_are_kept(recipe):
-    named = recipe(evaluation={"tasks": ["SciFact"]}, run={"name": "run", "storage": recipe().run.storage})
+    named = recipe(
+        evaluation={"tasks": ["SciFact"]}, run={"name": "run", "storage": recipe().run.storage}
+    )
 
-    with pytest.raises(DataError, match=r"of \d+ tasks could not be judged(.|\n)*'SciFact' cannot be loaded"):
+    with pytest.raises(
+        DataError, match=r"of \d+ tasks could not be judged(.|\n)*'SciFact' cannot be loaded"
+    ):
         evaluate(named)
     assert (stage(recipe()) / "judged" / "stage2" / "docs.json").exists()
-    with pytest.raises(DataError, match=r"evaluation.tasks: mteb knows no task and no benchmark 'Nope'"):
+    with pytest.raises(
+        DataError, match=r"evaluation.tasks: mteb knows no task and no benchmark 'Nope'"
+    ):
         Judge(recipe(evaluation={"tasks": ["Nope"]}), str(stage(recipe()).parent)).plan()

@@ -22,8 +22,23 @@ def redis(tmp_path_factory):
     if server is None:
         pytest.skip("no redis-server (Debian: apt-get install redis-server)")
     port, folder = free_port(), tmp_path_factory.mktemp("redis")
-    words = [server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder]
-    with (folder / "log").open("w") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
+    words = [
+        server,
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--dir",
+        folder,
+    ]
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(words, stdout=log, stderr=log) as process,
+    ):
         try:
             yield f"127.0.0.1:{port}"
         finally:
@@ -49,7 +64,9 @@ class Memory:
         return self._word
 
 
-def test_training_and_actors_outlive_a_gcs_that_comes_back(cluster, make_recipe, tiny_qwen2, tmp_path):
+def test_training_and_actors_outlive_a_gcs_that_comes_back(
+    cluster, make_recipe, tiny_qwen2, tmp_path
+):
     """The driver is a process of its own: this one starts the GCS again, and nothing here may wait for it meanwhile."""
     recipe = prepared(make_recipe, tiny_qwen2, "gcs", max_failures=0, stage1={**STAGE, "steps": 60})
     with session():

@@ -23,9 +23,16 @@ def exposed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("meters")
     datasets = []
     for name, count in (("few", 3), ("more", 20)):
-        rows = [json.dumps({"question": f"Question {n} of {name}?", "answer": f"Answer {n}."}) for n in range(count)]
+        rows = [
+            json.dumps({"question": f"Question {n} of {name}?", "answer": f"Answer {n}."})
+            for n in range(count)
+        ]
         (folder / f"{name}.jsonl").write_text("\n".join(rows), "utf-8")
-        shape = {"reader": "jsonl", "rule": "question_answer", "paths": [str(folder / f"{name}.jsonl")]}
+        shape = {
+            "reader": "jsonl",
+            "rule": "question_answer",
+            "paths": [str(folder / f"{name}.jsonl")],
+        }
         datasets.append({"name": name, **shape})
     steps = {"steps": 1, "learning_rate": 1e-5}
     recipe = parse_recipe(
@@ -41,8 +48,12 @@ def exposed(tmp_path_factory):
     with session():
         transform(recipe)
         synthesize(recipe)
-        last = [(ROWS.exposed, "more", "synthesize"), (LLM_REQUESTS.exposed, "builtin-rules", "answered")]
-        yield samples_once_there_are(*last)  # of driver and actor, which export at times of their own
+        last = [
+            (ROWS.exposed, "more", "synthesize"),
+            (LLM_REQUESTS.exposed, "builtin-rules", "answered"),
+        ]
+        # of driver and actor, which export at times of their own
+        yield samples_once_there_are(*last)
 
 
 def samples_once_there_are(*wanted):
@@ -55,7 +66,12 @@ def samples_once_there_are(*wanted):
         with urllib.request.urlopen(url, timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
         found = {}
-        for sample in (one for family in families for one in family.samples if one.name.startswith("ray_qzhou_")):
+        for sample in (
+            one
+            for family in families
+            for one in family.samples
+            if one.name.startswith("ray_qzhou_")
+        ):
             ours = {
                 key: sample.labels[key]
                 for key in ("dataset", "model", "result", "kind", "stage", "step", "unit")

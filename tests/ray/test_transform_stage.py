@@ -11,7 +11,16 @@ import pytest
 
 from qzhou.cluster.session import session
 from qzhou.config.recipe import parse_recipe
-from qzhou.data.records import Document, Drop, LabeledExample, PairExample, Qrel, Query, RetrievalExample, stable_id
+from qzhou.data.records import (
+    Document,
+    Drop,
+    LabeledExample,
+    PairExample,
+    Qrel,
+    Query,
+    RetrievalExample,
+    stable_id,
+)
 from qzhou.data.storage import Folder, read_records
 from qzhou.errors import DataError
 from qzhou.transform.pipeline import transform
@@ -43,7 +52,10 @@ def read(storage, path, record_type):
 
 def questions(folder):
     """Twenty good rows, a repeat, a blank one and a malformed one."""
-    rows = [json.dumps({"question": f"Question {i}?", "answer": f"The answer is {i}."}) for i in range(20)]
+    rows = [
+        json.dumps({"question": f"Question {i}?", "answer": f"The answer is {i}."})
+        for i in range(20)
+    ]
     rows += [
         json.dumps({"question": "question  0?", "answer": "the answer is 0."}),
         json.dumps({"question": "Unanswered?", "answer": " "}),
@@ -58,11 +70,23 @@ def ratings(folder):
     path = folder / "ratings.csv"
     path.write_text('a cat,"a kitten",4.5\na cat,a lorry,0\nx,y,\n', "utf-8")
     columns = {"text_a": "0", "text_b": "1", "score": "2"}
-    return {"name": "ratings", "reader": "csv", "rule": "scored_pair", "paths": [str(path)], "columns": columns}
+    return {
+        "name": "ratings",
+        "reader": "csv",
+        "rule": "scored_pair",
+        "paths": [str(path)],
+        "columns": columns,
+    }
 
 
 def documentation(name, **settings):
-    return {"name": name, "reader": "python_docs", "packages": ["pydantic_settings"], "split_by": "module", **settings}
+    return {
+        "name": name,
+        "reader": "python_docs",
+        "packages": ["pydantic_settings"],
+        "split_by": "module",
+        **settings,
+    }
 
 
 def datasets(folder):
@@ -114,14 +138,23 @@ def test_the_corpus_is_what_the_training_examples_are_answered_by(finished):
 
     documents = read(storage, "corpora/questions", Document)
 
-    assert [document.text for document in documents] == [example.positives[0] for example in examples]
-    assert [document.id for document in documents] == [stable_id("questions", row.text) for row in documents]
+    assert [document.text for document in documents] == [
+        example.positives[0] for example in examples
+    ]
+    assert [document.id for document in documents] == [
+        stable_id("questions", row.text) for row in documents
+    ]
 
 
 def test_pairs_are_trained_on_from_both_sides_and_held_out_once(finished):
     storage, _, _ = finished
-    rated = [(row.text_a, row.text_b, row.score) for row in read(storage, "examples/pair/ratings", PairExample)]
-    held = {(row.text_a, row.text_b) for row in read(storage, "held_out/pair/siblings", PairExample)}
+    rated = [
+        (row.text_a, row.text_b, row.score)
+        for row in read(storage, "examples/pair/ratings", PairExample)
+    ]
+    held = {
+        (row.text_a, row.text_b) for row in read(storage, "held_out/pair/siblings", PairExample)
+    }
 
     assert rated == [
         ("a cat", "a kitten", 4.5),
@@ -136,10 +169,16 @@ def test_pairs_are_trained_on_from_both_sides_and_held_out_once(finished):
 def test_no_training_text_is_asked_by_evaluation(finished):
     storage, _, _ = finished
     asked = {row.text for row in read(storage, "held_out/classification/modules", LabeledExample)}
-    asked |= {text for row in read(storage, "held_out/pair/siblings", PairExample) for text in (row.text_a, row.text_b)}
+    asked |= {
+        text
+        for row in read(storage, "held_out/pair/siblings", PairExample)
+        for text in (row.text_a, row.text_b)
+    }
     trained = {row.text for row in read(storage, "examples/classification/modules", LabeledExample)}
     trained |= {
-        text for row in read(storage, "examples/pair/siblings", PairExample) for text in (row.text_a, row.text_b)
+        text
+        for row in read(storage, "examples/pair/siblings", PairExample)
+        for text in (row.text_a, row.text_b)
     }
 
     assert len(read(storage, "examples/classification/modules", LabeledExample)) == 10
@@ -177,7 +216,13 @@ def test_a_dataset_of_which_nothing_survives_is_refused_with_the_reasons(tmp_pat
         transform(recipe(tmp_path, {**questions(tmp_path), "min_positive_chars": 1000}))
 
     message = str(raised.value)
-    for part in ("'questions'", "none of its 23 rows", "21 short_positive", "1 not_json", "min_positive_chars (1000)"):
+    for part in (
+        "'questions'",
+        "none of its 23 rows",
+        "21 short_positive",
+        "1 not_json",
+        "min_positive_chars (1000)",
+    ):
         assert part in message
     assert len(read(tmp_path, "dropped", Drop)) == 23
 
@@ -198,18 +243,43 @@ def lines(path, *rows):
 
 def collection(folder):
     """Four documents, one of them blank and one twice; two queries; judgements of which two lead nowhere."""
-    documents = [{"_id": "a", "title": "A", "text": "first"}, {"_id": "b", "title": "", "text": "second"}]
+    documents = [
+        {"_id": "a", "title": "A", "text": "first"},
+        {"_id": "b", "title": "", "text": "second"},
+    ]
     documents += [{"_id": "a", "title": "A", "text": "again"}]
-    documents += [{"_id": "c", "title": "", "text": " "}, {"_id": "d", "title": "", "text": "third"}]
-    qrels = [("1", "a", 2), ("1", "b", 0), ("2", "b", 1), ("1", "x", 1), ("9", "a", 1), ("2", "c", 1), ("1", "d", 1)]
+    documents += [
+        {"_id": "c", "title": "", "text": " "},
+        {"_id": "d", "title": "", "text": "third"},
+    ]
+    qrels = [
+        ("1", "a", 2),
+        ("1", "b", 0),
+        ("2", "b", 1),
+        ("1", "x", 1),
+        ("9", "a", 1),
+        ("2", "c", 1),
+        ("1", "d", 1),
+    ]
     return {
         "name": "collection",
         "rule": "qrels",
         "reader": "jsonl",
-        "paths": [lines(folder / "qrels.jsonl", *({"query-id": q, "corpus-id": d, "score": s} for q, d, s in qrels))],
+        "paths": [
+            lines(
+                folder / "qrels.jsonl",
+                *({"query-id": q, "corpus-id": d, "score": s} for q, d, s in qrels),
+            )
+        ],
         "queries": {
             "reader": "jsonl",
-            "paths": [lines(folder / "queries.jsonl", {"_id": "1", "text": "one?"}, {"_id": "2", "text": "two?"})],
+            "paths": [
+                lines(
+                    folder / "queries.jsonl",
+                    {"_id": "1", "text": "one?"},
+                    {"_id": "2", "text": "two?"},
+                )
+            ],
         },
         "corpus": {"reader": "jsonl", "paths": [lines(folder / "corpus.jsonl", *documents)]},
     }
@@ -232,11 +302,26 @@ def test_judgements_meet_their_texts_and_leave_an_evaluation_task(tmp_path):
         "d": "third",
     }
     assert [row.id for row in read(tmp_path, "queries/collection", Query)] == ["1", "2"]
-    judged = {(row.query_id, row.document_id): row.grade for row in read(tmp_path, "qrels/collection", Qrel)}
+    judged = {
+        (row.query_id, row.document_id): row.grade
+        for row in read(tmp_path, "qrels/collection", Qrel)
+    }
     assert judged == {("1", "a"): 2, ("1", "b"): 0, ("1", "d"): 1, ("2", "b"): 1}
-    dropped = {row.reason: row for row in read(tmp_path, "dropped", Drop) if row.dataset == "collection"}
-    assert sorted(dropped) == ["blank_document", "blank_text", "repeated_id", "unknown_document", "unknown_query"]
-    assert json.loads(dropped["unknown_document"].record) == {"query-id": "1", "corpus-id": "x", "score": 1}
+    dropped = {
+        row.reason: row for row in read(tmp_path, "dropped", Drop) if row.dataset == "collection"
+    }
+    assert sorted(dropped) == [
+        "blank_document",
+        "blank_text",
+        "repeated_id",
+        "unknown_document",
+        "unknown_query",
+    ]
+    assert json.loads(dropped["unknown_document"].record) == {
+        "query-id": "1",
+        "corpus-id": "x",
+        "score": 1,
+    }
     assert json.loads(dropped["repeated_id"].record)["text"] == "again"
 
 
@@ -249,7 +334,8 @@ def test_rows_of_one_query_meet_wherever_they_stand(tmp_path):
     transform(recipe(tmp_path, graded))
 
     examples = read(tmp_path, "examples/retrieval/graded", RetrievalExample)
-    assert [row.query for row in examples] == ["q0", "q1", "q2", "q3", "q4"]  # in the order of their first rows
+    # in the order of their first rows
+    assert [row.query for row in examples] == ["q0", "q1", "q2", "q3", "q4"]
     assert examples[3].positives == ("d13",)
     assert [negative.text for negative in examples[3].negatives] == ["d3", "d8"]
     report = json.loads((tmp_path / "run/transform/report.json").read_text())["datasets"]["graded"]
@@ -258,7 +344,10 @@ def test_rows_of_one_query_meet_wherever_they_stand(tmp_path):
 
 def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
     text = "a sentence that is long enough for thirteen words in a row to be found number {} in the list"
-    rows = [{"question": f"entirely different question {n} {n * n}?", "answer": f"{n} {'x' * n}"} for n in range(20)]
+    rows = [
+        {"question": f"entirely different question {n} {n * n}?", "answer": f"{n} {'x' * n}"}
+        for n in range(20)
+    ]
     rows += [{"question": text.format(n), "answer": f"nothing else {n}"} for n in ("one", "two")]
     held = [{"question": "held?", "answer": "before " + text.format("three")}]
     train = {
@@ -267,7 +356,12 @@ def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
         "rule": "question_answer",
         "paths": [lines(tmp_path / "t.jsonl", *rows)],
     }
-    test = {**train, "name": "test", "paths": [lines(tmp_path / "h.jsonl", *held)], "held_out_fraction": 1.0}
+    test = {
+        **train,
+        "name": "test",
+        "paths": [lines(tmp_path / "h.jsonl", *held)],
+        "held_out_fraction": 1.0,
+    }
 
     def kept(**settings):
         made = parse_recipe(
@@ -281,13 +375,23 @@ def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
         transform(made)
         folder = Folder.open(str(tmp_path)) / "-".join(settings) / "transform"
         reasons = {row.reason for row in read_records(folder / "dropped", Drop)}
-        return sum(1 for _ in read_records(folder / "examples/retrieval/train", RetrievalExample)), reasons, folder
+        return (
+            sum(1 for _ in read_records(folder / "examples/retrieval/train", RetrievalExample)),
+            reasons,
+            folder,
+        )
 
-    assert kept(near_duplicates=0.6)[:2] == (22, set())  # their answers differ, so they are two examples
+    # their answers differ, so they are two examples
+    assert kept(near_duplicates=0.6)[:2] == (22, set())
     count, reasons, folder = kept(contamination={"action": "drop"})
     assert (count, reasons) == (20, {"contaminated"})
     (overlap,) = folder.read_json("report.json")["contamination"]["overlaps"]
-    assert (overlap["dataset"], overlap["task"], overlap["examples"], overlap["compared"]) == ("train", "test", 2, 22)
+    assert (overlap["dataset"], overlap["task"], overlap["examples"], overlap["compared"]) == (
+        "train",
+        "test",
+        2,
+        22,
+    )
     assert kept(max_chars=10_000)[0] == 22  # a report drops nothing
 
 
@@ -304,7 +408,12 @@ def test_too_many_dropped_rows_fail_the_job_with_the_reasons(tmp_path):
         "1 not_json",
     ):
         assert part in str(raised.value)
-    assert transform(recipe(tmp_path, {**settings, "max_dropped_fraction": 0.2})).outputs["dropped rows"] == 3
+    assert (
+        transform(recipe(tmp_path, {**settings, "max_dropped_fraction": 0.2})).outputs[
+            "dropped rows"
+        ]
+        == 3
+    )
 
 
 def test_a_file_that_is_damaged_far_down_is_named_and_by_choice_skipped(tmp_path):
@@ -313,7 +422,10 @@ def test_a_file_that_is_damaged_far_down_is_named_and_by_choice_skipped(tmp_path
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-1000])
     settings = {**questions(tmp_path), "paths": [str(tmp_path / "cut.jsonl.gz")]}
 
-    with pytest.raises(DataError, match=r"cut\.jsonl\.gz is damaged or truncated after .* on_corrupt_file = \"skip\""):
+    with pytest.raises(
+        DataError,
+        match=r"cut\.jsonl\.gz is damaged or truncated after .* on_corrupt_file = \"skip\"",
+    ):
         transform(recipe(tmp_path, settings))
 
     transform(recipe(tmp_path, {**settings, "on_corrupt_file": "skip"}))
@@ -330,7 +442,9 @@ def test_the_report_counts_every_row(finished):
 
     for dataset in settings:
         row = report["datasets"][dataset["name"]]
-        assert row["read"] == row["kept"] + row["held_out"] + row["sampled_out"] + sum(row["dropped"].values())
+        assert row["read"] == row["kept"] + row["held_out"] + row["sampled_out"] + sum(
+            row["dropped"].values()
+        )
         assert row["languages"]
         assert row["lengths"]
     assert (folder / "lengths.svg").read_text().startswith("<svg")
@@ -366,7 +480,9 @@ def own(folder, count, **options):
 
 def tables(folder):
     """Everything that a transform leaves, its manifest apart: file -> content."""
-    found = {path.relative_to(folder): pq.read_table(path) for path in sorted(folder.rglob("*.parquet"))}
+    found = {
+        path.relative_to(folder): pq.read_table(path) for path in sorted(folder.rglob("*.parquet"))
+    }
     return found | {name: (folder / name).read_text() for name in ("report.json", "lengths.svg")}
 
 
@@ -403,7 +519,9 @@ def test_a_killed_driver_goes_on_with_the_shards_that_were_not_finished(tmp_path
     killed = start("killed")
     folder = tmp_path / "killed" / "transform"
     deadline = time.monotonic() + 120
-    while len(list(folder.glob("work/candidates/*/summary.json"))) < 5 and time.monotonic() < deadline:
+    while (
+        len(list(folder.glob("work/candidates/*/summary.json"))) < 5 and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
@@ -415,5 +533,7 @@ def test_a_killed_driver_goes_on_with_the_shards_that_were_not_finished(tmp_path
     assert start("calm").wait(timeout=180) == 0
 
     assert 5 <= len(done) < 12
-    assert {name: (folder / f"dropped/{name}-0000.parquet").stat().st_mtime_ns for name in done} == before
+    assert {
+        name: (folder / f"dropped/{name}-0000.parquet").stat().st_mtime_ns for name in done
+    } == before
     assert tables(folder) == tables(tmp_path / "calm/transform")

@@ -19,9 +19,14 @@ FOLDER = ROOT / "deploy" / "dashboards"
 NAME = re.compile(r"\b(?:ray_|qzhou_)[a-z_]+\b")
 
 
-BOARDS = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((FOLDER / "grafana").rglob("*.json"))}
+BOARDS = {
+    path.stem: json.loads(path.read_text("utf-8"))
+    for path in sorted((FOLDER / "grafana").rglob("*.json"))
+}
 RULES = [
-    rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text("utf-8"))["groups"] for rule in group["rules"]
+    rule
+    for group in yaml.safe_load((FOLDER / "alerts.yml").read_text("utf-8"))["groups"]
+    for rule in group["rules"]
 ]
 
 
@@ -34,9 +39,14 @@ def exposed():
         for suffix in (("_bucket", "_count", "_sum") if metric.kind == "histogram" else ("",))
     }
     package = Path(ray.__file__).parent
-    sources = [*package.glob("dashboard/modules/reporter/*.py"), *package.glob("serve/_private/*.py")]
+    sources = [
+        *package.glob("dashboard/modules/reporter/*.py"),
+        *package.glob("serve/_private/*.py"),
+    ]
     text = "\n".join(path.read_text("utf-8") for path in sources)
-    rays = {f"ray_{name}" for name in re.findall(r'(?:Gauge|Counter|Histogram)\(\s*"([a-z_]+)"', text)}
+    rays = {
+        f"ray_{name}" for name in re.findall(r'(?:Gauge|Counter|Histogram)\(\s*"([a-z_]+)"', text)
+    }
     return ours | rays
 
 
@@ -50,7 +60,9 @@ def expressions():
 
 
 def test_every_number_that_is_asked_for_exists(exposed):
-    asked = {(place, name) for place, expression in expressions() for name in NAME.findall(expression)}
+    asked = {
+        (place, name) for place, expression in expressions() for name in NAME.findall(expression)
+    }
 
     assert len(asked) > 40
     assert {(place, name) for place, name in asked if name not in exposed} == set()
@@ -66,21 +78,29 @@ def test_every_number_of_ours_is_on_a_dashboard_or_in_an_alert():
 def test_labels_that_are_asked_for_are_labels_of_the_metric():
     labels = {metric.exposed: {*metric.labels, "le"} for metric in METRICS}
     for place, expression in expressions():
-        for by, name in re.findall(r"by \(([a-z, ]+)\) \((?:rate|increase)?\(?(\w+?)(?:_bucket)?\b", expression):
+        for by, name in re.findall(
+            r"by \(([a-z, ]+)\) \((?:rate|increase)?\(?(\w+?)(?:_bucket)?\b", expression
+        ):
             if name in labels:
                 assert set(by.split(", ")) <= labels[name], (place, expression)
 
 
 def test_the_files_are_what_the_description_makes():
     for path, content in dashboards.files().items():
-        assert path.read_text("utf-8") == content, f"run python deploy/dashboards/dashboards.py: {path.name} differs"
+        assert path.read_text("utf-8") == content, (
+            f"run python deploy/dashboards/dashboards.py: {path.name} differs"
+        )
 
 
 def test_every_panel_has_a_title_a_unit_and_a_place_of_its_own():
     assert set(BOARDS) == {"pipeline", "training", "serving"}
     for board in BOARDS.values():
         places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]}
-        assert len(places) == len(board["panels"]) == len({panel["title"] for panel in board["panels"]})
+        assert (
+            len(places)
+            == len(board["panels"])
+            == len({panel["title"] for panel in board["panels"]})
+        )
         for panel in board["panels"]:
             assert panel["title"]
             assert panel["fieldConfig"]["defaults"]["unit"]
@@ -88,7 +108,10 @@ def test_every_panel_has_a_title_a_unit_and_a_place_of_its_own():
 
 
 def test_grafana_finds_the_source_and_the_dashboards():
-    provisioned = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (FOLDER / "grafana").rglob("*.yml")}
+    provisioned = {
+        path.stem: yaml.safe_load(path.read_text("utf-8"))
+        for path in (FOLDER / "grafana").rglob("*.yml")
+    }
 
     assert provisioned["prometheus"]["datasources"][0]["uid"] == "prometheus"
     variables = start._grafana_environment(Path("scratch"), start.Ports())
@@ -103,7 +126,9 @@ def test_the_page_names_every_metric_with_its_labels_and_unit():
     page = (ROOT / "docs" / "observability.md").read_text("utf-8")
     for metric in METRICS:
         labels = ", ".join(label for label in metric.labels if label != "replica")
-        assert f"| `{metric.name}` | {labels} | {metric.meaning} | {metric.unit} |" in page, metric.name
+        assert f"| `{metric.name}` | {labels} | {metric.meaning} | {metric.unit} |" in page, (
+            metric.name
+        )
 
 
 def test_every_alert_says_what_happened_and_stands_in_the_page():
@@ -114,18 +139,26 @@ def test_every_alert_says_what_happened_and_stands_in_the_page():
         assert f"| `{rule['alert']}` |" in page
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian's package prometheus) is not installed")
+@pytest.mark.skipif(
+    not shutil.which("promtool"), reason="promtool (Debian's package prometheus) is not installed"
+)
 @pytest.mark.parametrize(("what", "file"), [("config", "prometheus.yml"), ("rules", "alerts.yml")])
 def test_prometheus_takes_the_files(what, file):
-    checked = subprocess.run(["promtool", "check", what, FOLDER / file], capture_output=True, text=True)
+    checked = subprocess.run(
+        ["promtool", "check", what, FOLDER / file], capture_output=True, text=True
+    )
 
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian's package prometheus) is not installed")
+@pytest.mark.skipif(
+    not shutil.which("promtool"), reason="promtool (Debian's package prometheus) is not installed"
+)
 def test_alerts_fire_when_they_should_and_not_before():
     checked = subprocess.run(
-        ["promtool", "test", "rules", ROOT / "tests" / "unit" / "alerts_fire.yml"], capture_output=True, text=True
+        ["promtool", "test", "rules", ROOT / "tests" / "unit" / "alerts_fire.yml"],
+        capture_output=True,
+        text=True,
     )
 
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -145,10 +178,14 @@ def test_grafana_is_started_where_it_is_found(tmp_path):
     (home / "conf" / "defaults.ini").touch()
 
     found = start.commands(
-        {"prometheus": "/usr/bin/prometheus", "grafana": str(home / "bin" / "grafana")}, tmp_path, start.Ports()
+        {"prometheus": "/usr/bin/prometheus", "grafana": str(home / "bin" / "grafana")},
+        tmp_path,
+        start.Ports(),
     )
 
     words, environment = found["grafana"]
     assert words[1:] == ["server", "--homepath", str(home)]
     assert Path(environment["GF_PATHS_PROVISIONING"]).is_dir()
-    assert set(start.commands({"prometheus": "/usr/bin/prometheus"}, tmp_path, start.Ports())) == {"prometheus"}
+    assert set(start.commands({"prometheus": "/usr/bin/prometheus"}, tmp_path, start.Ports())) == {
+        "prometheus"
+    }

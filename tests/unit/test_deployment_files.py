@@ -24,13 +24,19 @@ def test_ray_up_accepts_the_cluster_file(cluster):
     prepared = prepare_config(copy.deepcopy(cluster))
     validate_config(prepared)
 
-    assert prepared["available_node_types"]["head"]["resources"] == {"CPU": 0, "GPU": 0}, "no stage runs on the head"
+    assert prepared["available_node_types"]["head"]["resources"] == {"CPU": 0, "GPU": 0}, (
+        "no stage runs on the head"
+    )
     assert "--env RAY_AUTH_MODE=token" in cluster["docker"]["run_options"], "in every container"
     assert f":{ray.__version__}-py3" in cluster["docker"]["image"], "the Ray of constraints.txt"
 
 
 def test_the_clusters_limits_hold_together(cluster):
-    workers = [node["max_workers"] for name, node in cluster["available_node_types"].items() if name != "head"]
+    workers = [
+        node["max_workers"]
+        for name, node in cluster["available_node_types"].items()
+        if name != "head"
+    ]
 
     assert sum(workers) == cluster["max_workers"]
 
@@ -45,7 +51,9 @@ def test_nodes_have_what_recipes_may_ask_for_and_images_of_their_own_choice(clus
 
 
 def test_notices_of_spot_nodes_are_watched_for_with_the_words_that_the_watcher_knows(cluster):
-    (command,) = [one for one in cluster["worker_start_ray_commands"] if "qzhou.cluster.spot" in one]
+    (command,) = [
+        one for one in cluster["worker_start_ray_commands"] if "qzhou.cluster.spot" in one
+    ]
 
     assert cluster["provider"]["type"] in PROVIDERS
     assert f"-m qzhou.cluster.spot --provider {cluster['provider']['type']} " in command
@@ -73,13 +81,18 @@ def test_constraints_pin_every_requirement_that_the_project_names():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = project["dependencies"] + [
-        one for name in ("cpu", "gpu", "flash", "quickstart", "lora", "trackers", "docs", "dev") for one in extras[name]
+        one
+        for name in ("cpu", "gpu", "flash", "quickstart", "lora", "trackers", "docs", "dev")
+        for one in extras[name]
     ]
     pinned = {
         line.split("==")[0].lower().replace("_", "-")
         for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     }
 
-    names = {requirement.split("[")[0].split(">")[0].split("=")[0].lower().replace("_", "-") for requirement in wanted}
+    names = {
+        requirement.split("[")[0].split(">")[0].split("=")[0].lower().replace("_", "-")
+        for requirement in wanted
+    }
 
     assert names - {project["name"]} <= pinned  # [dev] names extras of the project itself

@@ -22,7 +22,9 @@ from qzhou.transform.fields import DEFAULT_COLUMNS, OPTIONAL_FIELDS, columns_of
 DOCS = Path(__file__).parents[2] / "docs"
 RECIPES = DOCS.parent / "recipes"
 PAGES = ("data", "synthesis", "mining", "evaluation", "experiments", "serving")
-TEXT, SYNTHESIS, MINING, EVALUATION, EXPERIMENTS, SERVING = ((DOCS / f"{name}.md").read_text("utf-8") for name in PAGES)
+TEXT, SYNTHESIS, MINING, EVALUATION, EXPERIMENTS, SERVING = (
+    (DOCS / f"{name}.md").read_text("utf-8") for name in PAGES
+)
 
 
 def blocks(language, text=TEXT):
@@ -42,7 +44,11 @@ def test_the_tables_name_every_reader_and_every_rule_with_its_fields():
     for reader in READERS:
         assert f"| `{reader}` |" in readers
     for rule in RULE_TASKS:
-        (row,) = [line for line in rules.splitlines() if line.startswith("|") and f"`{rule}`" in line.split("|")[1]]
+        (row,) = [
+            line
+            for line in rules.splitlines()
+            if line.startswith("|") and f"`{rule}`" in line.split("|")[1]
+        ]
         for field in (*DEFAULT_COLUMNS[rule], *OPTIONAL_FIELDS.get(rule, ())):
             assert f"`{field}`" in row, (rule, field)
 
@@ -51,12 +57,15 @@ def test_the_reader_of_the_page_reads():
     scope: dict[str, typing.Any] = {}
     exec(blocks("python")[0], scope)
 
-    assert list(scope["rows"](io.BytesIO(b"why::because\n"))) == [{"question": "why", "answer": "because\n"}]
+    assert list(scope["rows"](io.BytesIO(b"why::because\n"))) == [
+        {"question": "why", "answer": "because\n"}
+    ]
 
 
 def test_the_settings_of_the_synthesis_page_are_valid_and_its_endpoint_takes_its_flags():
     one, several, gates = (
-        SynthesisSection.model_validate(tomllib.loads(block)["synthesis"]) for block in blocks("toml", SYNTHESIS)
+        SynthesisSection.model_validate(tomllib.loads(block)["synthesis"])
+        for block in blocks("toml", SYNTHESIS)
     )
     (command,) = blocks("sh", SYNTHESIS)
 
@@ -72,7 +81,8 @@ def test_the_settings_of_the_synthesis_page_are_valid_and_its_endpoint_takes_its
 def test_the_mining_page_names_every_setting_and_its_recipe_is_the_default():
     (block,) = blocks("toml", MINING)
     fields = {**MiningSection.model_fields, **ClusterSection.model_fields}
-    settings = {name for name, field in fields.items() if not isinstance(field.default, Section)}  # tables: recipe.md
+    # tables: recipe.md
+    settings = {name for name, field in fields.items() if not isinstance(field.default, Section)}
 
     assert MiningSection.model_validate(tomllib.loads(block)["mining"]) == MiningSection()
     assert {name for name in settings if not re.search(rf"\b{name}\b", MINING)} <= {
@@ -102,9 +112,16 @@ def test_the_experiment_of_the_page_is_valid_and_every_one_of_the_project_is_lis
 
     plan = load_experiment(path, recipe=str(RECIPES / "quickstart.toml"))
 
-    assert [one.recipe.training.stage2.retrieval_share for one in plan.trials[:3]] == [0.72, 0.9, 1.0]
+    assert [one.recipe.training.stage2.retrieval_share for one in plan.trials[:3]] == [
+        0.72,
+        0.9,
+        1.0,
+    ]
     listed = re.findall(r"^\| `(\w+\.toml)` \|.*\| (\S+) \|$", EXPERIMENTS, re.MULTILINE)
-    recipes = {file.name: Path(load_experiment(file).experiment.recipe).stem for file in RECIPES.glob("*/*.toml")}
+    recipes = {
+        file.name: Path(load_experiment(file).experiment.recipe).stem
+        for file in RECIPES.glob("*/*.toml")
+    }
     assert dict(listed) == recipes
 
 
@@ -118,6 +135,8 @@ def test_the_settings_routes_and_fields_of_the_serving_page_exist():
     limits = re.search(r"## Too much(.*?)##", SERVING, re.DOTALL)[1]
     named |= {name for name in re.findall(r"`([a-z_]+)`", limits) if name.startswith("max_")}
     assert named <= set(ServingSection.model_fields)
-    assert set(re.findall(r"`(?:GET|POST) (/[a-z0-9/]*)`", SERVING)) - {"/openapi.json"} == set(ROUTES)
+    assert set(re.findall(r"`(?:GET|POST) (/[a-z0-9/]*)`", SERVING)) - {"/openapi.json"} == set(
+        ROUTES
+    )
     fields = {*re.findall(r"^\| `([a-z_]+)` \|", SERVING, re.MULTILINE)}
     assert fields <= set(EmbeddingRequest.model_fields)

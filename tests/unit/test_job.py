@@ -49,7 +49,11 @@ def test_an_error_that_nobody_meant_keeps_its_traceback():
 
 
 def test_a_dry_run_prints_the_resolved_recipe_and_does_nothing(capsys):
-    main(raising(AssertionError("ran")), "about", [QUICKSTART, "--dry-run", "--training.stage1.steps", "20"])
+    main(
+        raising(AssertionError("ran")),
+        "about",
+        [QUICKSTART, "--dry-run", "--training.stage1.steps", "20"],
+    )
 
     assert '"steps": 20' in capsys.readouterr().out
 
@@ -64,7 +68,9 @@ def test_without_a_recipe_the_usage_is_shown(capsys):
 
 
 def test_the_recipe_comes_first(capsys):
-    status, said = ended(raising(AssertionError("ran")), "--run.seed", "3", QUICKSTART, capsys=capsys)
+    status, said = ended(
+        raising(AssertionError("ran")), "--run.seed", "3", QUICKSTART, capsys=capsys
+    )
 
     assert status == 2
     assert "the recipe comes first" in said
@@ -85,9 +91,17 @@ def test_an_option_is_one_of_some_names():
 
 def test_what_runs_instead_takes_its_options():
     seen = {}
-    flags = {"instead": {"--guess": lambda _, **given: seen.update(given)}, "options": {"--share": float, "--on": str}}
+    flags = {
+        "instead": {"--guess": lambda _, **given: seen.update(given)},
+        "options": {"--share": float, "--on": str},
+    }
 
-    main(raising(AssertionError("ran")), "about", [QUICKSTART, "--share", "0.5", "--guess", "--on=a=b"], **flags)
+    main(
+        raising(AssertionError("ran")),
+        "about",
+        [QUICKSTART, "--share", "0.5", "--guess", "--on=a=b"],
+        **flags,
+    )
 
     assert seen == {"share": 0.5, "on": "a=b"}
 
@@ -128,8 +142,14 @@ def test_workers_get_no_variable_that_the_job_sets_itself(monkeypatch):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("\x1b[36m(RayTrainWorker pid=12)\x1b[0m train: stage1: 1/3 steps", "train: stage1: 1/3 steps"),
-        ("\x1b[36m(TrainController pid=1)\x1b[0m [2026 E 1 1] core_worker.cc:2465: Actor with class name", None),
+        (
+            "\x1b[36m(RayTrainWorker pid=12)\x1b[0m train: stage1: 1/3 steps",
+            "train: stage1: 1/3 steps",
+        ),
+        (
+            "\x1b[36m(TrainController pid=1)\x1b[0m [2026 E 1 1] core_worker.cc:2465: Actor with class name",
+            None,
+        ),
         ("\x1b[36m(PlacementGroupCleaner pid=7)\x1b[0m Traceback (most recent call last):", None),
         ("mine: docs: 4,100 queries", "mine: docs: 4,100 queries"),
     ],
@@ -186,7 +206,9 @@ def test_where_another_cluster_has_the_agents_port_ours_takes_another(monkeypatc
     with socket.socket() as other:
         other.bind((ray.util.get_node_ip_address(), 0))
         other.listen()
-        monkeypatch.setattr("qzhou.cluster.session.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT", other.getsockname()[1])
+        monkeypatch.setattr(
+            "qzhou.cluster.session.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT", other.getsockname()[1]
+        )
         try:
             local_options()
             assert RayParams().dashboard_agent_listen_port == 0
@@ -214,7 +236,9 @@ def test_an_option_without_a_value_or_with_two_is_refused(words, said, capsys):
 
 def test_a_reader_that_has_seen_enough_is_no_error():
     command = [sys.executable, "jobs/transform.py", QUICKSTART, "--dry-run"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         process.stdout.close()
         said = process.stderr.read()
 

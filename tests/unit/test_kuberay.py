@@ -22,7 +22,11 @@ from tests.manifests import built, by_kind, check, check_with_crds
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"
 IN_IMAGE = "/home/ray/qzhou"
-FOLDERS = {"RayCluster": KUBERAY, "RayJob": KUBERAY / "pipeline", "RayService": KUBERAY / "endpoint"}
+FOLDERS = {
+    "RayCluster": KUBERAY,
+    "RayJob": KUBERAY / "pipeline",
+    "RayService": KUBERAY / "endpoint",
+}
 CLUSTER_OF = {"RayCluster": "spec", "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
 
 
@@ -39,7 +43,10 @@ def cluster_of(kind):
 def pods_of(kind):
     """Name, pod and Ray container of every group, and of the pod that submits."""
     cluster, spec = cluster_of(kind), by_kind(built(FOLDERS[kind]), kind)["spec"]
-    groups = [("head", cluster["headGroupSpec"]), *((one["groupName"], one) for one in cluster["workerGroupSpecs"])]
+    groups = [
+        ("head", cluster["headGroupSpec"]),
+        *((one["groupName"], one) for one in cluster["workerGroupSpecs"]),
+    ]
     pods = [(name, group["template"]["spec"]) for name, group in groups]
     if "submitterPodTemplate" in spec:
         pods.append(("submitter", spec["submitterPodTemplate"]["spec"]))
@@ -51,7 +58,9 @@ def job():
 
 
 def serve_config():
-    return yaml.safe_load(by_kind(built(FOLDERS["RayService"]), "RayService")["spec"]["serveConfigV2"])
+    return yaml.safe_load(
+        by_kind(built(FOLDERS["RayService"]), "RayService")["spec"]["serveConfigV2"]
+    )
 
 
 def recipe_of_job():
@@ -73,18 +82,26 @@ def test_kubernetes_takes_every_object(kind):
         assert one["metadata"].get("namespace", "qzhou") == "qzhou"
 
 
-@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS names no folder with KubeRay's CRDs")
+@pytest.mark.skipif(
+    "KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS names no folder with KubeRay's CRDs"
+)
 def test_kuberays_own_crds_take_every_object(kind):
     check_with_crds(by_kind(built(FOLDERS[kind]), kind), Path(os.environ["KUBERAY_CRDS"]))
 
 
 def test_crds_refuse_unknown_fields_and_wrong_types(tmp_path):
-    number = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
+    number = {
+        "anyOf": [{"type": "integer"}, {"type": "string"}],
+        "x-kubernetes-int-or-string": True,
+    }
     spec = {"type": "object", "required": ["size"], "properties": {"size": number, "free": {"type": "object",
             "x-kubernetes-preserve-unknown-fields": True}}}  # fmt: skip
     top = {"type": "object", "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"},
            "metadata": {"type": "object"}, "spec": spec}}  # fmt: skip
-    versions = [{"name": "v1", "schema": {"openAPIV3Schema": top}}, {"name": "v1alpha1", "schema": {}}]
+    versions = [
+        {"name": "v1", "schema": {"openAPIV3Schema": top}},
+        {"name": "v1alpha1", "schema": {}},
+    ]
     (tmp_path / "ray.io_rayjobs.yaml").write_text(yaml.safe_dump({"spec": {"versions": versions}}))
     good = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "n"}}
     good["spec"] = {"size": "1Gi", "free": {"a": 1}}
@@ -104,8 +121,16 @@ def test_crds_refuse_unknown_fields_and_wrong_types(tmp_path):
         ("RayCluster", ("headGroupSpec",), {"rayStartParams": {"num-cpus": 0}}),
         ("RayCluster", ("headGroupSpec", "template", "spec"), {"terminationGracePeriodSecond": 9}),
         ("RayCluster", ("workerGroupSpecs", 0), {"maxReplica": 3}),
-        ("RayCluster", ("workerGroupSpecs", 2, "template", "spec", "containers", 0), {"imagePullPolcy": "Always"}),
-        ("RayCluster", ("workerGroupSpecs", 1, "template", "spec", "volumes", 1, "emptyDir"), {"size": "1Gi"}),
+        (
+            "RayCluster",
+            ("workerGroupSpecs", 2, "template", "spec", "containers", 0),
+            {"imagePullPolcy": "Always"},
+        ),
+        (
+            "RayCluster",
+            ("workerGroupSpecs", 1, "template", "spec", "volumes", 1, "emptyDir"),
+            {"size": "1Gi"},
+        ),
         ("RayJob", (), {"backofLimit": 3}),
         ("RayJob", (), {"shutdownAfterJobFinishes": "yes"}),
         ("RayJob", ("rayClusterSpec", "headGroupSpec"), {"templates": {}}),
@@ -121,7 +146,8 @@ def test_a_slip_is_refused(kind, place, wrong):
     at |= wrong
 
     with pytest.raises(
-        jsonschema.ValidationError, match="|".join(str(part) for pair in wrong.items() for part in pair)
+        jsonschema.ValidationError,
+        match="|".join(str(part) for pair in wrong.items() for part in pair),
     ):
         check(one)
 
@@ -146,7 +172,9 @@ def test_the_job_and_the_endpoint_run_on_pods_of_the_cluster():
 def test_ray_is_the_pinned_one_everywhere(kind):
     assert cluster_of(kind)["rayVersion"] == ray.__version__
     for name, _, container in pods_of(kind):
-        assert re.fullmatch(rf"your-registry/qzhou-[cg]pu:[\d.]+-ray{ray.__version__}", container["image"]), name
+        assert re.fullmatch(
+            rf"your-registry/qzhou-[cg]pu:[\d.]+-ray{ray.__version__}", container["image"]
+        ), name
 
 
 def test_no_pod_may_do_more_than_it_needs(kind):
@@ -154,9 +182,16 @@ def test_no_pod_may_do_more_than_it_needs(kind):
         security = pod["securityContext"]
         assert (security["runAsNonRoot"], security["runAsUser"]) == (True, 1000), name
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-        assert (name == "head") != (pod.get("automountServiceAccountToken") is False), "the autoscaler is on the head"
-        assert {"cpu", "memory"} <= container["resources"]["requests"].keys() & container["resources"]["limits"].keys()
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert (name == "head") != (pod.get("automountServiceAccountToken") is False), (
+            "the autoscaler is on the head"
+        )
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys() & container[
+            "resources"
+        ]["limits"].keys()
         assert pod["restartPolicy"] == "Never"
     autoscaler = cluster_of(kind)["autoscalerOptions"]
     assert autoscaler["securityContext"] == container["securityContext"]
@@ -171,7 +206,8 @@ def test_ray_gets_what_it_counts_on_and_shared_memory_for_its_objects(kind):
         assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
         assert shm["medium"] == "Memory"
         size, memory = (
-            int(text.removesuffix("Gi")) for text in (shm["sizeLimit"], container["resources"]["limits"]["memory"])
+            int(text.removesuffix("Gi"))
+            for text in (shm["sizeLimit"], container["resources"]["limits"]["memory"])
         )
         assert 0.3 * memory <= size < 0.5 * memory
 
@@ -187,12 +223,17 @@ def test_a_pod_that_goes_has_time_to_drain(kind):
 
 def node_kinds(kind):
     """What the autoscaler will make of the groups, by its own reading."""
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.kuberay.autoscaling_config import (
+        _derive_autoscaling_config_from_ray_cr,
+    )
 
     cluster = {"metadata": {"name": "qzhou", "namespace": "qzhou"}, "spec": cluster_of(kind)}
     types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
     assert types.pop("headgroup")["resources"]["CPU"] == 0, "no stage runs on the head"
-    return [NodeKind(name, one["resources"], one["labels"], one["max_workers"]) for name, one in types.items()]
+    return [
+        NodeKind(name, one["resources"], one["labels"], one["max_workers"])
+        for name, one in types.items()
+    ]
 
 
 def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
@@ -200,17 +241,31 @@ def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
 
     refuse_impossible([ask(recipe, stage) for stage in PIPELINE], kinds, "the manifests")
     refuse_impossible([ask(recipe, "serve")], node_kinds("RayService"), "the manifests")
-    rooms = {one.name: {stage: one.room_for(ask(recipe, stage)) for stage in (*PIPELINE, "serve")} for one in kinds}
-    assert rooms["cpu"] == {"transform": 15, "synthesize": 60, "mine": 0, "train": 0, "evaluate": 0, "serve": 0}
+    rooms = {
+        one.name: {stage: one.room_for(ask(recipe, stage)) for stage in (*PIPELINE, "serve")}
+        for one in kinds
+    }
+    assert rooms["cpu"] == {
+        "transform": 15,
+        "synthesize": 60,
+        "mine": 0,
+        "train": 0,
+        "evaluate": 0,
+        "serve": 0,
+    }
     assert [rooms["gpu"][stage] for stage in ("mine", "train", "evaluate", "serve")] == [1, 0, 1, 1]
     assert rooms["train"]["train"] == 8, "one worker a GPU, and no GPU idle for want of CPUs"
     with pytest.raises(SetupError, match=r"cluster\.train"):
-        refuse_impossible([ask(recipe, "train")], [one for one in kinds if one.name != "train"], "the manifests")
+        refuse_impossible(
+            [ask(recipe, "train")], [one for one in kinds if one.name != "train"], "the manifests"
+        )
 
 
 def test_the_job_goes_on_where_it_stopped_and_is_found_by_its_run():
     spec, recipe = job(), recipe_of_job()
-    environment = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text("utf-8"))["env_vars"]
+    environment = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text("utf-8"))[
+        "env_vars"
+    ]
     del environment["PYTHONPATH"]  # the image has it
 
     assert (spec["backoffLimit"], spec["shutdownAfterJobFinishes"]) == (3, True)
@@ -223,7 +278,10 @@ def test_serve_gets_the_configuration_of_serve_config_yaml_for_the_jobs_model():
     from ray.serve.schema import ServeDeploySchema
     from serve.app import Arguments
 
-    ours, theirs = serve_config(), yaml.safe_load((ROOT / "serve" / "config.yaml").read_text("utf-8"))
+    ours, theirs = (
+        serve_config(),
+        yaml.safe_load((ROOT / "serve" / "config.yaml").read_text("utf-8")),
+    )
     (application,) = ServeDeploySchema.model_validate(ours).applications
     recipe, arguments = recipe_of_job(), Arguments.model_validate(application.args)
 
@@ -233,11 +291,17 @@ def test_serve_gets_the_configuration_of_serve_config_yaml_for_the_jobs_model():
     for config in (ours, theirs):
         del config["applications"][0]["name"], config["applications"][0]["args"]
     assert ours == theirs
-    assert {"name": "serve", "containerPort": ours["http_options"]["port"]} in pods_of("RayService")[1][2]["ports"]
+    assert {"name": "serve", "containerPort": ours["http_options"]["port"]} in pods_of(
+        "RayService"
+    )[1][2]["ports"]
 
 
 def test_only_the_endpoint_is_open_to_other_namespaces(kind):
-    policies = {one["metadata"]["name"]: one["spec"] for one in built(FOLDERS[kind]) if one["kind"] == "NetworkPolicy"}
+    policies = {
+        one["metadata"]["name"]: one["spec"]
+        for one in built(FOLDERS[kind])
+        if one["kind"] == "NetworkPolicy"
+    }
 
     assert policies.pop("inside-only") == {
         "podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": {}}]}],
@@ -255,7 +319,8 @@ def test_keys_come_from_secrets_that_hold_no_values_here():
     asked = {}
     for name, _, container in pods_of("RayCluster"):
         asked[name] = {
-            one["secretRef"]["name"]: one["secretRef"].get("optional", False) for one in container["envFrom"]
+            one["secretRef"]["name"]: one["secretRef"].get("optional", False)
+            for one in container["envFrom"]
         }
 
     assert not any(value for data in named.values() for value in data.values())
@@ -266,7 +331,9 @@ def test_keys_come_from_secrets_that_hold_no_values_here():
 
 def test_what_the_page_adds_is_taken_too():
     page = (ROOT / "docs" / "kubernetes.md").read_text("utf-8")
-    claim, redis = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    claim, redis = (
+        yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    )
 
     check(claim)
     service = by_kind(built(FOLDERS["RayService"]), "RayService")
@@ -281,4 +348,6 @@ def test_the_commands_of_the_page_name_what_there_is():
         assert (ROOT / path.rstrip("`,")).exists(), path
     created = set(re.findall(r"create secret generic (\S+)", page))
     assert created == {one["metadata"]["name"] for one in secrets()}
-    assert set(re.findall(r"your-registry/\S+:([\d.]+-ray[\d.]+)", page)) == {f"0.1.0-ray{ray.__version__}"}
+    assert set(re.findall(r"your-registry/\S+:([\d.]+-ray[\d.]+)", page)) == {
+        f"0.1.0-ray{ray.__version__}"
+    }

@@ -40,7 +40,9 @@ def holding(folder):
         process.communicate()
 
 
-def test_a_second_process_is_told_who_works_on_the_run_and_goes_on_when_that_is_gone(make_recipe, monkeypatch):
+def test_a_second_process_is_told_who_works_on_the_run_and_goes_on_when_that_is_gone(
+    make_recipe, monkeypatch
+):
     monkeypatch.setattr(lock, "UNTIL_KILLED_S", 0.2)
     run = Run.open(make_recipe())
 
@@ -48,7 +50,10 @@ def test_a_second_process_is_told_who_works_on_the_run_and_goes_on_when_that_is_
         return run.stage("mine", lambda _: {"rows": 1}, settings={}, inputs={}, rooms=("mining",))
 
     with holding(run.folder) as process:
-        with pytest.raises(StorageError, match=rf"at work on {run.folder.uri} \(mine, process {process.pid} on .*name"):
+        with pytest.raises(
+            StorageError,
+            match=rf"at work on {run.folder.uri} \(mine, process {process.pid} on .*name",
+        ):
             work()
         assert not run.folder.exists("mine"), "nothing was touched"
         process.kill()
@@ -91,7 +96,9 @@ def test_a_beat_that_fails_does_not_end_the_work(bucket, monkeypatch):
         pass
 
 
-def test_what_another_machine_holds_is_waited_for_before_it_is_refused(make_recipe, monkeypatch, capsys):
+def test_what_another_machine_holds_is_waited_for_before_it_is_refused(
+    make_recipe, monkeypatch, capsys
+):
     """It may be gone, and its lock not yet."""
     folder = Run.open(make_recipe()).folder
     monkeypatch.setattr(lock, "UNTIL_NFS_KNOWS_S", 0.2)

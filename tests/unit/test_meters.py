@@ -10,14 +10,28 @@ from qzhou.telemetry.metrics import LLM_COST, METRICS, PROGRESS, ROWS, UNITS, li
 from qzhou.telemetry.progress import progress
 from qzhou.training.tracking import METERED, open_sinks
 
-UNITS_IN_NAMES = ("_total", "_seconds", "_ratio", "_bytes", "_tokens", "_per_second", "_loss", "_norm", "_rate")
+UNITS_IN_NAMES = (
+    "_total",
+    "_seconds",
+    "_ratio",
+    "_bytes",
+    "_tokens",
+    "_per_second",
+    "_loss",
+    "_norm",
+    "_rate",
+)
 
 
 @pytest.fixture
 def heard():
     """What was measured: (metric's name, labels' values) -> values."""
     found = {}
-    listen(lambda metric, value, labels: found.setdefault((metric.name, *labels.values()), []).append(value))
+    listen(
+        lambda metric, value, labels: found.setdefault((metric.name, *labels.values()), []).append(
+            value
+        )
+    )
     yield found
     listen(None)
 
@@ -60,9 +74,18 @@ def test_progress_is_measured_by_step_and_rows_by_dataset(heard):
 def test_a_step_of_training_is_measured_in_the_units_of_the_names(heard, tmp_path):
     from qzhou.data.storage import Folder
 
-    step = {"step": 0, "task": "pair", "dataset": "docs", "loss": 0.5, **dict.fromkeys(METERED, 0.25), "tokens": 70}
+    step = {
+        "step": 0,
+        "task": "pair",
+        "dataset": "docs",
+        "loss": 0.5,
+        **dict.fromkeys(METERED, 0.25),
+        "tokens": 70,
+    }
     place = Folder.open(str(tmp_path))
-    sinks = open_sinks((), place, name="run", stage="stage2", settings={}, first_step=0, scratch=tmp_path)
+    sinks = open_sinks(
+        (), place, name="run", stage="stage2", settings={}, first_step=0, scratch=tmp_path
+    )
     for sink in sinks:
         sink.add(step)
 
@@ -82,7 +105,12 @@ def test_the_endpoint_exposes_what_the_table_declares_and_says_which_replica_it_
 
     families = list(text_string_to_metric_families(meter.exposition().decode()))
 
-    samples = {one.name: one for family in families for one in family.samples if not one.name.endswith("_created")}
+    samples = {
+        one.name: one
+        for family in families
+        for one in family.samples
+        if not one.name.endswith("_created")
+    }
     declared = [metric for metric in METRICS if metric.at_endpoint]
     for metric in declared:
         sample = samples[f"{metric.name}_count" if metric.kind == "histogram" else metric.name]

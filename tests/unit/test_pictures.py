@@ -16,10 +16,21 @@ def test_what_lies_outside_the_bins_counts_in_the_outermost():
 def test_a_panel_draws_percentages_and_leaves_out_what_counts_nothing():
     axes = Figure().add_subplot()
 
-    draw_histograms(axes, "docs", EDGES, {"mined": ("red", np.array([1, 3])), "given": ("blue", np.array([0, 0]))})
+    draw_histograms(
+        axes,
+        "docs",
+        EDGES,
+        {"mined": ("red", np.array([1, 3])), "given": ("blue", np.array([0, 0]))},
+    )
 
     (line,) = axes.get_lines()
-    assert (line.get_label(), *line.get_xdata(), *line.get_ydata()) == ("mined", 0.25, 0.75, 25.0, 75.0)
+    assert (line.get_label(), *line.get_xdata(), *line.get_ydata()) == (
+        "mined",
+        0.25,
+        0.75,
+        25.0,
+        75.0,
+    )
     assert axes.get_title() == "docs"
 
 

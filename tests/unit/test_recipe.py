@@ -23,24 +23,39 @@ def changed(tmp_path, *replacements):
     return path
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.name
+)
 def test_every_recipe_of_the_project_loads(recipe):
     assert load_recipe(recipe).run.name == recipe.stem
 
 
 def test_an_unknown_key_is_answered_with_the_nearest_known_one(tmp_path):
-    with pytest.raises(RecipeError, match=r"mining\.negative_per_query: no such setting; did you mean 'negatives_per"):
+    with pytest.raises(
+        RecipeError,
+        match=r"mining\.negative_per_query: no such setting; did you mean 'negatives_per",
+    ):
         load_recipe(changed(tmp_path, ("negatives_per_query = 2", "negative_per_query = 2")))
 
 
 def test_an_unknown_key_inside_a_dataset_names_the_dataset_and_the_key(tmp_path):
-    with pytest.raises(RecipeError, match=r"datasets\.0\.redaer: no such setting; did you mean 'reader'"):
-        load_recipe(changed(tmp_path, ('name = "docs_search"\nreader', 'name = "docs_search"\nredaer')))
+    with pytest.raises(
+        RecipeError, match=r"datasets\.0\.redaer: no such setting; did you mean 'reader'"
+    ):
+        load_recipe(
+            changed(tmp_path, ('name = "docs_search"\nreader', 'name = "docs_search"\nredaer'))
+        )
 
 
 def test_a_wrong_type_names_the_key_and_the_value(tmp_path):
-    with pytest.raises(RecipeError, match=r"training\.stage1\.steps: .*integer.*found 'many'") as raised:
-        load_recipe(changed(tmp_path, ("[training.stage1]\nsteps = 24", '[training.stage1]\nsteps = "many"')))
+    with pytest.raises(
+        RecipeError, match=r"training\.stage1\.steps: .*integer.*found 'many'"
+    ) as raised:
+        load_recipe(
+            changed(
+                tmp_path, ("[training.stage1]\nsteps = 24", '[training.stage1]\nsteps = "many"')
+            )
+        )
 
     assert len(str(raised.value).splitlines()) == 1, "what follows from it is no second mistake"
 
@@ -63,7 +78,8 @@ def test_a_secret_is_refused_and_not_repeated(setting, value):
 
 
 @pytest.mark.parametrize(
-    "value", ["s3://bucket/runs?region=eu-west-1", "abfs://container@account.dfs.core.windows.net/r"]
+    "value",
+    ["s3://bucket/runs?region=eu-west-1", "abfs://container@account.dfs.core.windows.net/r"],
 )
 def test_an_address_without_a_secret_is_none(value):
     recipe = load_recipe(QUICKSTART, ["--run.storage", value])
@@ -78,7 +94,9 @@ def test_settings_that_contradict_each_other_are_refused_with_both_values():
 
 @pytest.mark.parametrize("ratio", ["10", "1.01", "0", "-0.5", "nan"])
 def test_a_ratio_that_is_no_share_is_refused_with_the_way_to_switch_it_off(ratio):
-    with pytest.raises(RecipeError, match=rf"mining\.positive_ratio: {ratio} is no share of a score; .* or 'off'"):
+    with pytest.raises(
+        RecipeError, match=rf"mining\.positive_ratio: {ratio} is no share of a score; .* or 'off'"
+    ):
         load_recipe(QUICKSTART, ["--mining.positive_ratio", ratio])
 
 
@@ -91,7 +109,9 @@ def test_the_ratio_is_switched_off_in_a_file_and_on_the_command_line(tmp_path):
 
 
 def test_parameters_of_an_index_that_has_none_are_refused_with_both_values():
-    with pytest.raises(RecipeError, match=r"index_parameters is 'nprobe=32', and mining\.index is 'Flat', .* leave"):
+    with pytest.raises(
+        RecipeError, match=r"index_parameters is 'nprobe=32', and mining\.index is 'Flat', .* leave"
+    ):
         load_recipe(QUICKSTART, ["--mining.index_parameters", "nprobe=32"])
 
 
@@ -110,7 +130,9 @@ def test_the_warm_up_fits_the_stage_where_the_recipe_names_none(make_recipe, ste
 def test_a_warm_up_longer_than_its_stage_is_refused_with_both_values(make_recipe):
     stages = {"stage1": {"steps": 20, "warmup_steps": 300, "learning_rate": 1e-4, "batch_size": 4}}
 
-    with pytest.raises(RecipeError, match=r"warmup_steps \(300\) is above training.stage1.steps \(20\)"):
+    with pytest.raises(
+        RecipeError, match=r"warmup_steps \(300\) is above training.stage1.steps \(20\)"
+    ):
         make_recipe(training=stages)
 
 
@@ -145,9 +167,14 @@ def test_an_unknown_override_is_answered_with_the_nearest_flag():
 
 
 def test_loading_a_recipe_loads_neither_torch_nor_ray():
-    code = f"import sys; from qzhou.config.recipe import load_recipe; load_recipe({str(QUICKSTART)!r}); print(*sys.modules)"
+    code = (
+        "import sys; from qzhou.config.recipe import load_recipe; "
+        f"load_recipe({str(QUICKSTART)!r}); print(*sys.modules)"
+    )
 
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
 
     assert "qzhou.config.recipe" in loaded
     assert not {"torch", "ray", "transformers", "datasets"} & set(loaded)
@@ -201,7 +228,10 @@ def test_training_may_leave_datasets_out_that_are_judged_all_the_same():
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ("docs_serach", r"training\.datasets: there is no dataset 'docs_serach'; did you mean 'docs_search'"),
+        (
+            "docs_serach",
+            r"training\.datasets: there is no dataset 'docs_serach'; did you mean 'docs_search'",
+        ),
         ("docs_siblings", "stage 1 trains on retrieval alone; name a retrieval dataset too"),
         (
             "docs_search",
@@ -219,16 +249,30 @@ def test_stage_2_trains_on_everything_unless_the_recipe_says_otherwise(tmp_path)
 
     assert load_recipe(unsaid).training.stage2.retrieval_share == 0.72
     assert load_recipe(unsaid).training.stage1.retrieval_share == 1.0
-    assert load_recipe(unsaid, ["--training.stage2.retrieval_share", "1"]).training.stage2.retrieval_share == 1.0
-    assert load_recipe(unsaid, ["--training.datasets", "docs_search"]).training.stage2.retrieval_share == 1.0
+    assert (
+        load_recipe(
+            unsaid, ["--training.stage2.retrieval_share", "1"]
+        ).training.stage2.retrieval_share
+        == 1.0
+    )
+    assert (
+        load_recipe(unsaid, ["--training.datasets", "docs_search"]).training.stage2.retrieval_share
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--training.stage1.retrieval_share", "0.5"], "stage 1 trains on retrieval alone"),
-        (["--evaluation.instructions", '{"docs_search": "x"}'], "'docs_search' is a dataset, which is judged with the"),
-        (["--evaluation.instructions", '{"SciFact": "x"}'], "no task that is judged: evaluation.tasks is empty"),
+        (
+            ["--evaluation.instructions", '{"docs_search": "x"}'],
+            "'docs_search' is a dataset, which is judged with the",
+        ),
+        (
+            ["--evaluation.instructions", '{"SciFact": "x"}'],
+            "no task that is judged: evaluation.tasks is empty",
+        ),
         (["--training.loss.focal", "0.5"], "has no finite gradient where a positive is certain"),
         (["--training.stage1.learning_rate", "inf"], "finite number"),
     ],

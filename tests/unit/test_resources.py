@@ -9,7 +9,9 @@ from qzhou.errors import RecipeError, SetupError
 
 ROOT = Path(__file__).parents[2]
 LAPTOP = NodeKind("laptop", {"CPU": 4.0, "memory": 8 * 2**30}, {})
-GPU_NODE = NodeKind("gpu", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L40S": 1.0}, {"zone": "a"}, most=2)
+GPU_NODE = NodeKind(
+    "gpu", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L40S": 1.0}, {"zone": "a"}, most=2
+)
 
 
 def test_without_settings_every_worker_takes_a_cpu_and_gpus_go_to_those_who_use_them(make_recipe):
@@ -45,7 +47,10 @@ def test_what_a_stage_asks_for_reaches_ray_in_its_own_words(make_recipe):
     [
         ({"train": {"gpus": 1}}, "cluster.train.gpus is 1 and cluster.gpu is false"),
         ({"gpu": True, "transform": {"gpus": 1}}, "transform has no use for a GPU"),
-        ({"gpu": True, "mine": {"gpus": 1.5}}, "1.5 is neither a part of one GPU nor a number of them"),
+        (
+            {"gpu": True, "mine": {"gpus": 1.5}},
+            "1.5 is neither a part of one GPU nor a number of them",
+        ),
         ({"mine": {"cpu": 2}}, "cpus"),
     ],
 )
@@ -56,23 +61,34 @@ def test_settings_that_make_no_sense_are_refused(make_recipe, cluster, said):
 
 def test_what_fits_is_let_through(make_recipe):
     refuse_impossible(asks_of_pipeline(make_recipe()), [LAPTOP], "this machine")
-    refuse_impossible([ask(make_recipe(cluster={"gpu": True}), "train")], [GPU_NODE], "this cluster")
+    refuse_impossible(
+        [ask(make_recipe(cluster={"gpu": True}), "train")], [GPU_NODE], "this cluster"
+    )
 
 
 def test_a_worker_that_fits_nowhere_is_named_with_what_the_nearest_node_lacks(make_recipe):
-    recipe = make_recipe(cluster={"gpu": True, "train": {"gpus": 8, "memory_gb": 64, "accelerator_type": "H100"}})
+    recipe = make_recipe(
+        cluster={"gpu": True, "train": {"gpus": 8, "memory_gb": 64, "accelerator_type": "H100"}}
+    )
 
     with pytest.raises(SetupError) as caught:
         refuse_impossible([ask(recipe, "train")], [LAPTOP, GPU_NODE], "this cluster")
 
     said = str(caught.value)
     assert "cluster.train: each worker of train asks for 1 CPU, 8 GPU, H100, 64.0 GB memory" in said
-    assert "the nearest, laptop, has 0 GPU of 8 GPU, 8.0 GB memory of 64.0 GB memory, 0 H100 of H100" in said
+    assert (
+        "the nearest, laptop, has 0 GPU of 8 GPU, 8.0 GB memory of 64.0 GB memory, 0 H100 of H100"
+        in said
+    )
     assert "1 x laptop with 4 CPU, 8.0 GB memory; 2 x gpu with 8 CPU, 1 GPU, L40S" in said
 
 
 def test_workers_that_must_run_together_need_room_for_all(make_recipe):
-    training = {"workers": 3, "stage1": {"steps": 1, "learning_rate": 1}, "stage2": {"steps": 1, "learning_rate": 1}}
+    training = {
+        "workers": 3,
+        "stage1": {"steps": 1, "learning_rate": 1},
+        "stage2": {"steps": 1, "learning_rate": 1},
+    }
     recipe = make_recipe(cluster={"gpu": True}, training=training)
 
     with pytest.raises(SetupError, match="3 must run at the same time, and there is room for 2"):
@@ -96,7 +112,12 @@ def test_finished_stages_ask_for_nothing(make_recipe, tmp_path):
     done.mkdir(parents=True)
     (done / "manifest.json").write_text("{}")
 
-    assert [one.stage for one in asks_of_pipeline(recipe)] == ["transform", "synthesize", "mine", "evaluate"]
+    assert [one.stage for one in asks_of_pipeline(recipe)] == [
+        "transform",
+        "synthesize",
+        "mine",
+        "evaluate",
+    ]
 
 
 @pytest.mark.parametrize("file", ["cluster.yaml", "deploy/gcp.yaml"])
@@ -112,15 +133,27 @@ def test_the_recipe_of_the_paper_fits_the_clusters_that_are_shipped(file):
 
 
 def test_memory_is_asked_of_googles_machines_by_what_the_file_says(make_recipe):
-    types = yaml.safe_load((ROOT / "deploy" / "gcp.yaml").read_text("utf-8"))["available_node_types"]
+    types = yaml.safe_load((ROOT / "deploy" / "gcp.yaml").read_text("utf-8"))[
+        "available_node_types"
+    ]
     kinds = [NodeKind(name, kind["resources"], kind.get("labels", {}), kind["max_workers"])
              for name, kind in types.items() if name != "head"]  # fmt: skip
 
     def asked(memory_gb):
         return [
-            ask(make_recipe(cluster={"gpu": True, "mine": {"memory_gb": memory_gb, "accelerator_type": "L4"}}), "mine")
+            ask(
+                make_recipe(
+                    cluster={
+                        "gpu": True,
+                        "mine": {"memory_gb": memory_gb, "accelerator_type": "L4"},
+                    }
+                ),
+                "mine",
+            )
         ]
 
     refuse_impossible(asked(20), kinds, "gcp.yaml")
-    with pytest.raises(SetupError, match=r"30\.0 GB memory, .*the nearest, gpu, has 22\.0 GB memory"):
+    with pytest.raises(
+        SetupError, match=r"30\.0 GB memory, .*the nearest, gpu, has 22\.0 GB memory"
+    ):
         refuse_impossible(asked(30), kinds, "gcp.yaml")

@@ -52,7 +52,9 @@ def main(
         given, words = split_options(words, options or {})
         recipe, flags = _recipe(words, about, list(asked))
         if len(flags) > 1:
-            raise RecipeError(f"command line: {' and '.join(flags)} are different things to do; give one of them")
+            raise RecipeError(
+                f"command line: {' and '.join(flags)} are different things to do; give one of them"
+            )
         work = asked[flags[0]] if flags else stage
         named = stage if work is _show else work
         if strange := next((one for one in given if not _takes(named, one)), None):
@@ -71,15 +73,23 @@ def errors_for_people() -> Iterator[None]:
         check_switch()
         yield
     except QzhouError as error:
-        _say_error(f"error: {error}", "failed", kind=kind_of(error).__name__, exit_status=error.exit_status)
+        _say_error(
+            f"error: {error}", "failed", kind=kind_of(error).__name__, exit_status=error.exit_status
+        )
         sys.exit(error.exit_status)
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
-        _say_error("interrupted; the same command goes on from what is finished", "interrupted", exit_status=130)
+        _say_error(
+            "interrupted; the same command goes on from what is finished",
+            "interrupted",
+            exit_status=130,
+        )
         sys.exit(130)
-    except Exception as error:  # a defect: people get the traceback, and a collected log the place of it
+    except (
+        Exception
+    ) as error:  # a defect: people get the traceback, and a collected log the place of it
         if as_json():
             frames = traceback.extract_tb(error.__traceback__)
             where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]

@@ -40,5 +40,9 @@ class _Exposed:
 
 def _instrument(metric: Metric) -> Counter | Gauge | Histogram:
     if metric.kind == "histogram":
-        return Histogram(metric.name, metric.meaning, boundaries=list(metric.buckets), tag_keys=metric.labels)
-    return (Counter if metric.kind == "counter" else Gauge)(metric.name, metric.meaning, tag_keys=metric.labels)
+        return Histogram(
+            metric.name, metric.meaning, boundaries=list(metric.buckets), tag_keys=metric.labels
+        )
+    return (Counter if metric.kind == "counter" else Gauge)(
+        metric.name, metric.meaning, tag_keys=metric.labels
+    )

@@ -16,7 +16,8 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 PIPELINE: tuple[Stage, ...] = ("transform", "synthesize", "mine", "train", "evaluate")
 
 ON_GPU = frozenset(("mine", "train", "evaluate", "serve"))
-LOGICAL_CPUS = 4  # the least a local cluster offers: actor pools that take every CPU starve Ray Data's readers
+# the least a local cluster offers: actor pools that take every CPU starve Ray Data's readers
+LOGICAL_CPUS = 4
 WAITING_CPUS = 0.25  # of an actor that waits for an LLM
 SOME_OF_A_TYPE = 0.001  # what Ray takes of the resource that names a type of accelerator
 
@@ -49,14 +50,23 @@ class Ask:
     def options(self) -> dict[str, Any]:
         """For ``ray.remote(...).options``, ``map_batches`` and Serve's ``ray_actor_options``."""
         found: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
-        extra = {"memory": self.memory, "accelerator_type": self.accelerator_type, "label_selector": dict(self.labels)}
+        extra = {
+            "memory": self.memory,
+            "accelerator_type": self.accelerator_type,
+            "label_selector": dict(self.labels),
+        }
         found |= {name: value for name, value in extra.items() if value}
         return found | ({"resources": dict(self.custom)} if self.custom else {})
 
     @property
     def bundle(self) -> dict[str, float]:
         """The same as Ray counts it."""
-        found = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory or 0), **self.custom}
+        found = {
+            "CPU": self.cpus,
+            "GPU": self.gpus,
+            "memory": float(self.memory or 0),
+            **self.custom,
+        }
         if self.accelerator_type:
             found[f"accelerator_type:{self.accelerator_type}"] = SOME_OF_A_TYPE
         return {name: amount for name, amount in found.items() if amount}
@@ -82,7 +92,10 @@ class NodeKind:
         """So many workers fit on one such node."""
         if any(self.labels.get(name) != value for name, value in ask.labels.items()):
             return 0
-        return min(int(self.resources.get(name, 0.0) / amount + 1e-9) for name, amount in ask.bundle.items())
+        return min(
+            int(self.resources.get(name, 0.0) / amount + 1e-9)
+            for name, amount in ask.bundle.items()
+        )
 
     def shortfall(self, ask: Ask) -> float:
         """How far it is from room for one worker: a sum of shares."""
@@ -122,7 +135,11 @@ def asks_of_pipeline(recipe: Recipe) -> list[Ask]:
     """Of the stages that the run has not finished yet."""
     run = Run.at(recipe).folder
     folders = {stage: "train/stage2" if stage == "train" else stage for stage in PIPELINE}
-    return [ask(recipe, stage) for stage, folder in folders.items() if not run.exists(f"{folder}/{MANIFEST}")]
+    return [
+        ask(recipe, stage)
+        for stage, folder in folders.items()
+        if not run.exists(f"{folder}/{MANIFEST}")
+    ]
 
 
 def _at_once(recipe: Recipe, stage: Stage) -> int:
@@ -146,10 +163,16 @@ def refuse_impossible(asks: Iterable[Ask], kinds: Sequence[NodeKind], where: str
     """
     problems = [problem for one in asks if (problem := _problem(one, kinds))]
     if problems:
-        nodes = "; ".join(f"{kind.most} x {kind.name} with {_all(kind.resources)}" for kind in kinds) or "none"
+        nodes = (
+            "; ".join(f"{kind.most} x {kind.name} with {_all(kind.resources)}" for kind in kinds)
+            or "none"
+        )
         raise SetupError(
             "\n       ".join(
-                [*problems, f"Nodes of {where}: {nodes}. Add nodes that fit, or let the stage ask for less."]
+                [
+                    *problems,
+                    f"Nodes of {where}: {nodes}. Add nodes that fit, or let the stage ask for less.",
+                ]
             )
         )
 
@@ -161,15 +184,22 @@ def _problem(asked: Ask, kinds: Sequence[NodeKind]) -> str | None:
     each = f"each worker of {asked.stage} asks for {_all(asked.bundle)}{_labelled(asked.labels)}"
     if room:
         return (
-            f"cluster.{asked.stage}: {each}, {asked.workers} must run at the same time, and there is room for {room}."
+            f"cluster.{asked.stage}: {each}, {asked.workers} must run at the same time, and there is room for "
+            f"{room}."
         )
     nearest = min(kinds, key=lambda kind: kind.shortfall(asked), default=None)
-    missing = f"; the nearest, {nearest.name}, has {', '.join(nearest.lacks(asked))}" if nearest else ""
+    missing = (
+        f"; the nearest, {nearest.name}, has {', '.join(nearest.lacks(asked))}" if nearest else ""
+    )
     return f"cluster.{asked.stage}: {each}, and no node gives that{missing}."
 
 
 def _all(resources: Mapping[str, float]) -> str:
-    told = {name: amount for name, amount in resources.items() if not name.startswith(("node:", "object_store"))}
+    told = {
+        name: amount
+        for name, amount in resources.items()
+        if not name.startswith(("node:", "object_store"))
+    }
     return ", ".join(shown(name, amount) for name, amount in sorted(told.items())) or "nothing"
 
 
@@ -182,4 +212,8 @@ def shown(name: str, amount: float) -> str:
 
 
 def _labelled(labels: Mapping[str, str]) -> str:
-    return f" on nodes with {', '.join(f'{name}={value}' for name, value in labels.items())}" if labels else ""
+    return (
+        f" on nodes with {', '.join(f'{name}={value}' for name, value in labels.items())}"
+        if labels
+        else ""
+    )

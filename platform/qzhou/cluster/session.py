@@ -31,7 +31,8 @@ from qzhou.telemetry.events import VARIABLE
 from qzhou.telemetry.metrics import STAGE_STARTED, measure
 
 PACKAGE = Path(__file__).parents[1]
-BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves a cluster's configuration on its head
+# where `ray up` leaves a cluster's configuration on its head
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 
 # Loggers that tell every run what is no news: that Ray guards its cluster with a token, that its bars are off.
 CHATTY = ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress")
@@ -70,7 +71,9 @@ def _free_the_agents_port() -> None:
             initialise = RayParams.__init__
             _, *names = inspect.signature(initialise).parameters  # the first is self
             defaults = dict(zip(names, initialise.__defaults__ or (), strict=True))
-            initialise.__defaults__ = tuple((defaults | {"dashboard_agent_listen_port": 0}).values())
+            initialise.__defaults__ = tuple(
+                (defaults | {"dashboard_agent_listen_port": 0}).values()
+            )
 
 
 WORKER_PREFIX = re.compile(r"^\x1b\[\d+m\(\w+ pid=\d+\)\x1b\[0m ")
@@ -128,7 +131,10 @@ def session(*asks: Ask) -> Iterator[None]:
         QzhouError: One that was raised on a worker comes out as itself, without Ray's wrapping.
         SetupError: There is no cluster at ``RAY_ADDRESS``, or it refuses, or it can never give what is asked.
     """
-    with contextlib.redirect_stdout(_Quiet(sys.stdout)), contextlib.redirect_stderr(_Quiet(sys.stderr)):
+    with (
+        contextlib.redirect_stdout(_Quiet(sys.stdout)),
+        contextlib.redirect_stderr(_Quiet(sys.stderr)),
+    ):
         joined = ray.is_initialized()
         if not joined:
             for name in CHATTY:
@@ -136,12 +142,15 @@ def session(*asks: Ask) -> Iterator[None]:
             _join_or_start()
         _set_up_ray_data()  # in each process: a stage may run in a worker
         expose()
-        began = [one.stage for one in asks] if len(asks) == 1 else []  # more are a whole pipeline's, each with its own
+        # more are a whole pipeline's, each with its own
+        began = [one.stage for one in asks] if len(asks) == 1 else []
         for stage in began:
             measure(STAGE_STARTED, time.time(), stage=stage)
         try:
             if asks and (kinds := node_kinds()) is not None:
-                refuse_impossible(asks, kinds, "this cluster" if os.environ.get("RAY_ADDRESS") else "this machine")
+                refuse_impossible(
+                    asks, kinds, "this cluster" if os.environ.get("RAY_ADDRESS") else "this machine"
+                )
             yield
         except Exception as error:  # to take off what Ray wrapped around an error meant for people
             ours = our_error(error)
@@ -171,10 +180,19 @@ def node_kinds() -> list[NodeKind] | None:
     if not os.environ.get("RAY_ADDRESS") or not BOOTSTRAP.expanduser().exists():
         return there
     config = yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))
-    types = {name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]}
+    types = {
+        name: kind
+        for name, kind in config["available_node_types"].items()
+        if name != config["head_node_type"]
+    }
     head = [node for node in there if "node:__internal_head__" in node.resources]
     return head + [
-        NodeKind(name, kind.get("resources") or {}, kind.get("labels") or {}, int(kind.get("max_workers", 0)))
+        NodeKind(
+            name,
+            kind.get("resources") or {},
+            kind.get("labels") or {},
+            int(kind.get("max_workers", 0)),
+        )
         for name, kind in types.items()
     ]
 
@@ -210,7 +228,11 @@ def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None
         return original if isinstance(original, QzhouError) else kind_of(error)(*error.args)
     inner = [getattr(error, "cause", None), error.__cause__, error.__context__]
     inner += list(getattr(error, "worker_failures", {}).values())
-    found = (our_error(one, depth - 1) for one in inner if isinstance(one, BaseException) and one is not error)
+    found = (
+        our_error(one, depth - 1)
+        for one in inner
+        if isinstance(one, BaseException) and one is not error
+    )
     return next((one for one in found if one), None)
 
 

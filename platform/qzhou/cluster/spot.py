@@ -28,8 +28,13 @@ GCP_SECONDS = 30
 
 def aws_seconds(metadata: str = AWS) -> int | None:
     """Seconds until AWS takes this instance; None while there is no notice."""
-    token = _answer(f"{metadata}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT")
-    notice = _answer(f"{metadata}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token or ""})
+    token = _answer(
+        f"{metadata}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT"
+    )
+    notice = _answer(
+        f"{metadata}/latest/meta-data/spot/instance-action",
+        {"X-aws-ec2-metadata-token": token or ""},
+    )
     if notice is None:
         return None
     at = datetime.fromisoformat(json.loads(notice)["time"])
@@ -38,7 +43,9 @@ def aws_seconds(metadata: str = AWS) -> int | None:
 
 def gcp_seconds(metadata: str = GCP) -> int | None:
     """Seconds until Google Cloud takes this instance; None while there is no notice."""
-    said = _answer(f"{metadata}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
+    said = _answer(
+        f"{metadata}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}
+    )
     return GCP_SECONDS if said == "TRUE" else None
 
 
@@ -63,16 +70,39 @@ PROVIDERS: dict[str, Callable[[str], int | None]] = {"aws": aws_seconds, "gcp": 
 
 def drain_command(seconds: int, node: str = "", address: str = "") -> list[str]:
     """Ray's command that lets a node finish and takes no more work for it."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-    command += ["--reason-message", "the cloud takes this spot node", "--deadline-remaining-seconds", str(seconds)]
-    return [*command, *(["--node-id", node] if node else []), *(["--address", address] if address else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "drain-node",
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+    ]
+    command += [
+        "--reason-message",
+        "the cloud takes this spot node",
+        "--deadline-remaining-seconds",
+        str(seconds),
+    ]
+    return [
+        *command,
+        *(["--node-id", node] if node else []),
+        *(["--address", address] if address else []),
+    ]
 
 
-def watch(seconds_left: Callable[[], int | None], drain: Callable[[int], None], every_s: float) -> None:
+def watch(
+    seconds_left: Callable[[], int | None], drain: Callable[[int], None], every_s: float
+) -> None:
     """Ask until there is a notice, then drain the node."""
     while (seconds := seconds_left()) is None:
         time.sleep(every_s)
-    say(f"spot: this node goes in {seconds} s; Ray is told", "node_leaves", level="warning", seconds=seconds)
+    say(
+        f"spot: this node goes in {seconds} s; Ray is told",
+        "node_leaves",
+        level="warning",
+        seconds=seconds,
+    )
     drain(seconds)
 
 
@@ -80,14 +110,20 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--provider", choices=sorted(PROVIDERS), required=True)
     parser.add_argument("--node-id", default="", help="of the node to drain; default: this one")
-    parser.add_argument("--address", default="", help="of the cluster's GCS; default: the one this node belongs to")
-    parser.add_argument("--metadata", default="", help="base URL of the metadata server; default: the provider's")
+    parser.add_argument(
+        "--address", default="", help="of the cluster's GCS; default: the one this node belongs to"
+    )
+    parser.add_argument(
+        "--metadata", default="", help="base URL of the metadata server; default: the provider's"
+    )
     parser.add_argument("--every-s", type=float, default=5.0, help="seconds between two questions")
     asked = parser.parse_args(words)
     metadata = asked.metadata or {"aws": AWS, "gcp": GCP}[asked.provider]
     watch(
         lambda: PROVIDERS[asked.provider](metadata),
-        lambda seconds: sys.exit(subprocess.run(drain_command(seconds, asked.node_id, asked.address)).returncode),
+        lambda seconds: sys.exit(
+            subprocess.run(drain_command(seconds, asked.node_id, asked.address)).returncode
+        ),
         asked.every_s,
     )
 

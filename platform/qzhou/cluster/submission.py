@@ -54,21 +54,43 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     context = ray.init(**local_options(), log_to_driver=False)
     address, job = f"http://{context.dashboard_url}", _job_id(script)
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # "WebSocket closed"
+    # "WebSocket closed"
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
-        own = context.address_info["gcs_address"]  # Ray lets a job's driver join any cluster of the machine
+        # Ray lets a job's driver join any cluster of the machine
+        own = context.address_info["gcs_address"]
         there = f"cd {shlex.quote(str(Path.cwd()))} && RAY_ADDRESS={own} RAY_API_SERVER_ADDRESS={address}"
         command = f"{there} exec {shlex.join(['python', script, *arguments])}"
-        submit = ["job", "submit", "--no-wait", "--address", address, "--submission-id", job, "--", "sh", "-c", command]
+        submit = [
+            "job",
+            "submit",
+            "--no-wait",
+            "--address",
+            address,
+            "--submission-id",
+            job,
+            "--",
+            "sh",
+            "-c",
+            command,
+        ]
         # Ray has put token authentication on; its client needs to be told
         environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
         client = JobSubmissionClient(address)
         submitted = subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", *submit], env=environment, capture_output=True, text=True
+            [sys.executable, "-m", "ray.scripts.scripts", *submit],
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         if submitted.returncode:
             raise SetupError(f"ray job submit failed:\n{submitted.stdout}{submitted.stderr}")
-        say(f"ray job submit: {job}; dashboard: {address}", "job_submitted", job=job, dashboard=address)
+        say(
+            f"ray job submit: {job}; dashboard: {address}",
+            "job_submitted",
+            job=job,
+            dashboard=address,
+        )
         return _followed(client, job)
     finally:
         ray.shutdown()
@@ -127,7 +149,10 @@ class Jobs:
                 runtime_env={**environment, "working_dir": "."},
                 metadata={RUN: self._run},
             )
-        except (RuntimeError, ValueError) as error:  # the directory is too large, or the cluster refuses
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # the directory is too large, or the cluster refuses
             raise SetupError(
                 f"{Path.cwd()} could not be submitted to {self._address}: {first_line(error).rstrip('.')}. The whole "
                 "directory travels with a job, but for what .gitignore and .rayignore leave out: large data belong "
@@ -145,9 +170,14 @@ class Jobs:
         """Let the run's job end as by Ctrl-C: finished work and checkpoints stay."""
         running = self._those(*GOING_ON)
         if not running:
-            raise SetupError(f"no job works on {self._run} at {self._address}; --status shows those that did")
+            raise SetupError(
+                f"no job works on {self._run} at {self._address}; --status shows those that did"
+            )
         for one in running:
-            print(f"stopping {one.submission_id}; the same submission goes on from what is finished", flush=True)
+            print(
+                f"stopping {one.submission_id}; the same submission goes on from what is finished",
+                flush=True,
+            )
             self._client.stop_job(one.submission_id)
             self._wait_for_the_end(one.submission_id)
 
@@ -155,13 +185,20 @@ class Jobs:
         """Print the run's jobs and where the results are."""
         for one in self._those():
             started, ended = (_clock(at) for at in (one.start_time, one.end_time))
-            print(f"{one.submission_id}  {one.status.value:<10} {started} to {ended}  {one.message or ''}".rstrip())
+            print(
+                f"{one.submission_id}  {one.status.value:<10} {started} to {ended}  {one.message or ''}".rstrip()
+            )
         print(f"results: {self._run}", flush=True)
 
     def _those(self, *states: JobStatus) -> list[JobDetails]:
         """Jobs of this run in the order of their submission."""
-        found = [one for one in self._client.list_jobs() if (one.metadata or {}).get(RUN) == self._run]
-        return sorted((one for one in found if not states or one.status in states), key=lambda one: one.start_time or 0)
+        found = [
+            one for one in self._client.list_jobs() if (one.metadata or {}).get(RUN) == self._run
+        ]
+        return sorted(
+            (one for one in found if not states or one.status in states),
+            key=lambda one: one.start_time or 0,
+        )
 
     def _latest(self) -> str:
         found = self._those()
@@ -211,7 +248,11 @@ def _job_id(script: str) -> str:
 
 
 def _clock(milliseconds: int | None) -> str:
-    return f"{datetime.fromtimestamp(milliseconds / 1000):%Y-%m-%d %H:%M:%S}" if milliseconds else "now"
+    return (
+        f"{datetime.fromtimestamp(milliseconds / 1000):%Y-%m-%d %H:%M:%S}"
+        if milliseconds
+        else "now"
+    )
 
 
 def _followed(client: JobSubmissionClient, job: str) -> int:

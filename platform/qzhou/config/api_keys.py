@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from qzhou.errors import SetupError
 
 NO_KEY = "none"  # servers of one's own often ask for none
-QUOTED_CHARS = 6  # what endpoints quote of a key, from its start or its end, to say which one they mean
+# what endpoints quote of a key, from its start or its end, to say which one they mean
+QUOTED_CHARS = 6
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -55,7 +56,9 @@ class Keys:
             key = secret.get_secret_value()
             if key == NO_KEY:
                 continue
-            ends = {key[:QUOTED_CHARS], key[-QUOTED_CHARS:]} if len(key) >= 2 * QUOTED_CHARS else {key}
+            ends = (
+                {key[:QUOTED_CHARS], key[-QUOTED_CHARS:]} if len(key) >= 2 * QUOTED_CHARS else {key}
+            )
             for end in ends:
                 text = re.sub(rf"[^\s'\",(){{}}]*{re.escape(end)}[^\s'\",(){{}}]*", "***", text)
         return text

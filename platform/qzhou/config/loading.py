@@ -37,7 +37,9 @@ def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text("utf-8"))
     except (FileNotFoundError, IsADirectoryError):
-        raise RecipeError(f"{path}: no such {kind} file. Those of this project are in {PLACES[kind]}.") from None
+        raise RecipeError(
+            f"{path}: no such {kind} file. Those of this project are in {PLACES[kind]}."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a TOML file: {error}") from None
 
@@ -55,8 +57,14 @@ def parse_section(kind: type[Parsed], content: Mapping[str, Any], *, place: str)
     except ValidationError as error:
         problems = error.errors()
         # what a refused dataset or section leaves behind is no second mistake
-        told = [one for one in problems if one["type"] not in {"too_short", "default_factory_not_called"}] or problems
-        raise RecipeError("\n       ".join(f"{place}: {_explain(problem, kind)}" for problem in told)) from None
+        told = [
+            one
+            for one in problems
+            if one["type"] not in {"too_short", "default_factory_not_called"}
+        ] or problems
+        raise RecipeError(
+            "\n       ".join(f"{place}: {_explain(problem, kind)}" for problem in told)
+        ) from None
 
 
 def _secrets(content: Any, key: str = "") -> Iterator[str]:
@@ -65,7 +73,12 @@ def _secrets(content: Any, key: str = "") -> Iterator[str]:
         inside = content.items() if isinstance(content, Mapping) else enumerate(content)
         for name, value in inside:
             yield from _secrets(value, f"{key}.{name}".removeprefix("."))
-    elif isinstance(content, str) and key.endswith("_env") and content and not VARIABLE.fullmatch(content):
+    elif (
+        isinstance(content, str)
+        and key.endswith("_env")
+        and content
+        and not VARIABLE.fullmatch(content)
+    ):
         yield (
             f"{key}: what stands there (not shown: it may be a secret) is no name of an environment variable. Give the "
             "name, like MY_API_KEY, and keep the key itself in that variable"
@@ -82,7 +95,9 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     found = dict(base)
     for key, value in changes.items():
         inner = found.get(key)
-        found[key] = merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
+        found[key] = (
+            merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
+        )
     return found
 
 
@@ -116,4 +131,6 @@ def _keys_beside(location: Sequence[str | int], section: type[BaseModel]) -> lis
 def _section_type(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for inner in typing.get_args(annotation) if (found := _section_type(inner))), None)
+    return next(
+        (found for inner in typing.get_args(annotation) if (found := _section_type(inner))), None
+    )

@@ -71,7 +71,9 @@ class Recipe(Section):
     def trained_datasets(self) -> tuple[Dataset, ...]:
         """The datasets that are trained on, in order."""
         named = self.training.datasets
-        return tuple(one for one in self.datasets if one.trains and (not named or one.name in named))
+        return tuple(
+            one for one in self.datasets if one.trains and (not named or one.name in named)
+        )
 
     @property
     def training_seed(self) -> int:
@@ -84,7 +86,9 @@ class Recipe(Section):
 
         ``query`` is the prefix of retrieval where all retrieval datasets share one, else empty.
         """
-        shared = {dataset.prompt.query_prefix for dataset in self.datasets if dataset.task == "retrieval"}
+        shared = {
+            dataset.prompt.query_prefix for dataset in self.datasets if dataset.task == "retrieval"
+        }
         named = {dataset.name: dataset.prompt.query_prefix for dataset in self.datasets}
         return named | {"query": shared.pop() if len(shared) == 1 else "", "document": ""}
 
@@ -132,7 +136,11 @@ def _mining_conflicts(mining: MiningSection) -> Iterator[str]:
     if mining.rank_to < mining.rank_from:
         yield f"mining.rank_to ({mining.rank_to}) is below mining.rank_from ({mining.rank_from}); raise rank_to"
     window = mining.rank_to - mining.rank_from + 1
-    if mining.min_score is not None and mining.max_score is not None and mining.min_score >= mining.max_score:
+    if (
+        mining.min_score is not None
+        and mining.max_score is not None
+        and mining.min_score >= mining.max_score
+    ):
         yield (
             f"mining.min_score ({mining.min_score:g}) is not below mining.max_score ({mining.max_score:g}), so no "
             "document could qualify; lower the one or raise the other"
@@ -278,11 +286,17 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
             cli_exit_on_error=False,
         )
     except SettingsError as error:
-        unknown = [argument for argument in arguments if argument.startswith("--") and argument[2:] not in _flags()]
+        unknown = [
+            argument
+            for argument in arguments
+            if argument.startswith("--") and argument[2:] not in _flags()
+        ]
         if not unknown:
             raise RecipeError(f"command line: {error}") from None
         key = unknown[0][2:].split("=")[0]
-        raise RecipeError(f"command line: --{key}: no such setting{nearest(key, _flags())}") from None
+        raise RecipeError(
+            f"command line: --{key}: no such setting{nearest(key, _flags())}"
+        ) from None
     return dict(source())
 
 

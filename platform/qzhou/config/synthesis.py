@@ -9,7 +9,16 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from qzhou.config.dataset import AtLeastOne, Cosine, Count, Fraction, Name, NotNegative, Positive, Section
+from qzhou.config.dataset import (
+    AtLeastOne,
+    Cosine,
+    Count,
+    Fraction,
+    Name,
+    NotNegative,
+    Positive,
+    Section,
+)
 
 BUILTIN = "builtin"
 BUILTIN_MODEL = "builtin-rules"
@@ -22,8 +31,12 @@ class LLMSection(Section):
     endpoints: tuple[str, ...] = Field(
         min_length=1, description="OpenAI-compatible base URLs; the first that is well is asked."
     )
-    weight: Positive = Field(1.0, description="Its share of the requests, beside the other models' weights.")
-    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
+    weight: Positive = Field(
+        1.0, description="Its share of the requests, beside the other models' weights."
+    )
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", description="Environment variable that holds the key."
+    )
     input_price: NotNegative = Field(0.0, description="Money per million prompt tokens.")
     output_price: NotNegative = Field(0.0, description="Money per million answered tokens.")
     structured: Literal["auto", "on", "off"] = Field(
@@ -35,17 +48,29 @@ class GatesSection(Section):
     """What is refused of the LLM's texts. A teacher's scores are drawn in the report, so that they can be set."""
 
     max_copied: Fraction = Field(
-        0.8, description="Rewrites that share more of their n-grams with the original are dropped (paper: a fifth new)."
+        0.8,
+        description="Rewrites that share more of their n-grams with the original are dropped (paper: a fifth new).",
     )
-    same_language: bool = Field(True, description="Texts in another language than the original are dropped.")
-    teacher: str = Field("", description="Encoder that judges, named like a backbone; '' takes mining's.")
+    same_language: bool = Field(
+        True, description="Texts in another language than the original are dropped."
+    )
+    teacher: str = Field(
+        "", description="Encoder that judges, named like a backbone; '' takes mining's."
+    )
     scores: bool = Field(True, description="Judge with the teacher at all.")
-    min_rewrite_cosine: Cosine | None = Field(None, description="Rewrites further from their original are dropped.")
-    max_rewrite_cosine: Cosine | None = Field(None, description="Rewrites nearer to their original are dropped.")
-    min_positive_score: Cosine | None = Field(
-        None, description="Pairs whose query and positive are further apart are dropped (Conan-v2: 0.4, Qwen3: 0.7)."
+    min_rewrite_cosine: Cosine | None = Field(
+        None, description="Rewrites further from their original are dropped."
     )
-    negative_below_positive: bool = Field(True, description="Negatives that score above the positive are dropped.")
+    max_rewrite_cosine: Cosine | None = Field(
+        None, description="Rewrites nearer to their original are dropped."
+    )
+    min_positive_score: Cosine | None = Field(
+        None,
+        description="Pairs whose query and positive are further apart are dropped (Conan-v2: 0.4, Qwen3: 0.7).",
+    )
+    negative_below_positive: bool = Field(
+        True, description="Negatives that score above the positive are dropped."
+    )
     judge: bool = Field(False, description="An LLM says whether each document answers its query.")
 
     @model_validator(mode="after")
@@ -57,44 +82,78 @@ class GatesSection(Section):
                 "dropped; lower the one or raise the other"
             )
         asked = [
-            name for name in ("min_rewrite_cosine", "max_rewrite_cosine", "min_positive_score") if self.__dict__[name]
+            name
+            for name in ("min_rewrite_cosine", "max_rewrite_cosine", "min_positive_score")
+            if self.__dict__[name]
         ]
         if asked and not self.scores:
-            raise ValueError(f"{asked[0]} is {self.__dict__[asked[0]]:g}, but scores is false; let the teacher score")
+            raise ValueError(
+                f"{asked[0]} is {self.__dict__[asked[0]]:g}, but scores is false; let the teacher score"
+            )
         return self
 
 
 class SynthesisSection(Section):
     """An LLM paraphrases, augments and writes hard negatives (QZhou-Embedding, section 4)."""
 
-    endpoint: str = Field("", description="OpenAI-compatible base URL; 'builtin' for the rules; '' writes nothing.")
+    endpoint: str = Field(
+        "", description="OpenAI-compatible base URL; 'builtin' for the rules; '' writes nothing."
+    )
     model: str = Field(BUILTIN_MODEL, description="Model name that is sent to the endpoint.")
-    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", description="Environment variable that holds the key."
+    )
     input_price: NotNegative = Field(0.0, description="Money per million prompt tokens.")
     output_price: NotNegative = Field(0.0, description="Money per million answered tokens.")
     models: tuple[LLMSection, ...] = Field(
         (), description="Several models, drawn by weight, instead of 'endpoint' and 'model'."
     )
-    datasets: tuple[Name, ...] = Field((), description="Datasets that are written for; default: all small enough.")
-    max_dataset_rows: Count = Field(60_000, description="Larger datasets are left alone, as in the paper.")
+    datasets: tuple[Name, ...] = Field(
+        (), description="Datasets that are written for; default: all small enough."
+    )
+    max_dataset_rows: Count = Field(
+        60_000, description="Larger datasets are left alone, as in the paper."
+    )
     paraphrase_rows: Count = Field(0, description="Examples per dataset that are paraphrased.")
     paraphrases_per_row: AtLeastOne = Field(1, description="Paraphrases of each of them.")
     augment_rows: Count = Field(0, description="Retrieval examples per dataset that are augmented.")
     augmentations_per_row: AtLeastOne = Field(1, description="New examples from each of them.")
-    hard_negative_rows: Count = Field(0, description="Retrieval examples per dataset that get written negatives.")
+    hard_negative_rows: Count = Field(
+        0, description="Retrieval examples per dataset that get written negatives."
+    )
     hard_negatives_per_row: AtLeastOne = Field(1, description="Negatives for each of them.")
-    query_rows: Count = Field(0, description="Documents per corpus that get a generated query (two requests each).")
-    queries_per_row: AtLeastOne = Field(1, description="Queries for each of them, asked by different persons.")
-    parse_retries: Count = Field(1, description="Times that a refused answer goes back to the model with the reason.")
+    query_rows: Count = Field(
+        0, description="Documents per corpus that get a generated query (two requests each)."
+    )
+    queries_per_row: AtLeastOne = Field(
+        1, description="Queries for each of them, asked by different persons."
+    )
+    parse_retries: Count = Field(
+        1, description="Times that a refused answer goes back to the model with the reason."
+    )
     gates: GatesSection = GatesSection()
-    mode: Literal["live", "batch"] = Field("live", description="batch: OpenAI's Batch API, slower and cheaper.")
-    concurrency: AtLeastOne = Field(16, description="Requests in flight at the same time, in the whole job.")
-    requests_per_minute: Positive | None = Field(None, description="Budget of the whole job; default: none.")
-    tokens_per_minute: Positive | None = Field(None, description="Budget of the whole job; default: none.")
-    max_cost: Positive | None = Field(None, description="Money; the job stops cleanly before it spends more.")
-    patience_s: Positive = Field(300.0, description="An endpoint that fails for so long is given up.")
+    mode: Literal["live", "batch"] = Field(
+        "live", description="batch: OpenAI's Batch API, slower and cheaper."
+    )
+    concurrency: AtLeastOne = Field(
+        16, description="Requests in flight at the same time, in the whole job."
+    )
+    requests_per_minute: Positive | None = Field(
+        None, description="Budget of the whole job; default: none."
+    )
+    tokens_per_minute: Positive | None = Field(
+        None, description="Budget of the whole job; default: none."
+    )
+    max_cost: Positive | None = Field(
+        None, description="Money; the job stops cleanly before it spends more."
+    )
+    patience_s: Positive = Field(
+        300.0, description="An endpoint that fails for so long is given up."
+    )
     timeout_s: Positive = Field(90.0, description="One request; then it is retried.")
-    max_retries: Count = Field(5, description="Further tries after 429, 5xx, a timeout or a broken connection.")
+    max_retries: Count = Field(
+        5, description="Further tries after 429, 5xx, a timeout or a broken connection."
+    )
     temperature: NotNegative = Field(0.7, description="Sampling temperature of the LLM.")
 
     @property
@@ -129,7 +188,9 @@ class SynthesisSection(Section):
             )
         for url in (url for one in self.pool for url in one.endpoints):
             if url != BUILTIN and not url.startswith(("http://", "https://")):
-                raise ValueError(f"endpoint '{url}' is no URL; write it as http://host:port/v1 or https://...")
+                raise ValueError(
+                    f"endpoint '{url}' is no URL; write it as http://host:port/v1 or https://..."
+                )
         names = [one.model for one in self.models]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
@@ -140,7 +201,9 @@ class SynthesisSection(Section):
                 "remove the model or name a URL as endpoint"
             )
         if self.endpoint not in {"", BUILTIN} and self.model == BUILTIN_MODEL:
-            raise ValueError(f"endpoint is '{self.endpoint}', and no model is named; set model to one that it offers")
+            raise ValueError(
+                f"endpoint is '{self.endpoint}', and no model is named; set model to one that it offers"
+            )
         free = [one.model for one in self.pool if not (one.input_price or one.output_price)]
         if self.max_cost is not None and free:
             raise ValueError(
@@ -148,7 +211,11 @@ class SynthesisSection(Section):
                 "input_price and output_price, in money per million tokens"
             )
         if self.is_builtin and len([name for one in self.pool for name in one.endpoints]) > 1:
-            raise ValueError("models: the builtin endpoint cannot share requests with others; take it away")
+            raise ValueError(
+                "models: the builtin endpoint cannot share requests with others; take it away"
+            )
         if self.is_builtin and self.mode == "batch":
-            raise ValueError("mode is 'batch', which the builtin endpoint does not know; set mode to 'live'")
+            raise ValueError(
+                "mode is 'batch', which the builtin endpoint does not know; set mode to 'live'"
+            )
         return self

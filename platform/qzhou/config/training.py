@@ -9,7 +9,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from qzhou.config.dataset import AtLeastOne, Cosine, Count, Fraction, Name, NotNegative, Positive, Section
+from qzhou.config.dataset import (
+    AtLeastOne,
+    Cosine,
+    Count,
+    Fraction,
+    Name,
+    NotNegative,
+    Positive,
+    Section,
+)
 
 Grouping = Literal["dataset", "task", "none"]
 Decay = Literal["linear", "cosine", "constant"]
@@ -19,24 +28,34 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 class LossSection(Section):
     """What rivals add to the objectives; all of it is off by default."""
 
-    document_document: bool = Field(False, description="Other documents too are pushed from the positive (Qwen3).")
+    document_document: bool = Field(
+        False, description="Other documents too are pushed from the positive (Qwen3)."
+    )
     false_negative_margin: Cosine | None = Field(
-        None, description="What scores above the positive by more may be an answer, and is left out (Qwen3: 0.1)."
+        None,
+        description="What scores above the positive by more may be an answer, and is left out (Qwen3: 0.1).",
     )
     hardness: NotNegative = Field(
         0.0, description="Own hard negatives weigh e^(hardness * cosine) (EmbeddingGemma: 5)."
     )
     focal: NotNegative = Field(
-        0.0, description="Queries weigh (1 - p)^focal, p the probability of the positive; 0, or 1 and more."
+        0.0,
+        description="Queries weigh (1 - p)^focal, p the probability of the positive; 0, or 1 and more.",
     )
-    spread_out: NotNegative = Field(0.0, description="Weight of the mean squared cosine of random texts.")
+    spread_out: NotNegative = Field(
+        0.0, description="Weight of the mean squared cosine of random texts."
+    )
     mixed_negatives: Count = Field(
-        0, description="Further negatives of each query, mixed from two of its own on the sphere (MoCHi, KaLM-V2.5)."
+        0,
+        description="Further negatives of each query, mixed from two of its own on the sphere (MoCHi, KaLM-V2.5).",
     )
     matryoshka_dimensions: tuple[AtLeastOne, ...] = Field(
-        (), description="The loss is also taken of the first so many components, so that vectors can be cut there."
+        (),
+        description="The loss is also taken of the first so many components, so that vectors can be cut there.",
     )
-    matryoshka_weights: tuple[Positive, ...] = Field((), description="Of those losses; default: 1 each.")
+    matryoshka_weights: tuple[Positive, ...] = Field(
+        (), description="Of those losses; default: 1 each."
+    )
 
     @property
     def matryoshka(self) -> tuple[tuple[int, float], ...]:
@@ -48,7 +67,9 @@ class LossSection(Section):
     @classmethod
     def _is_smooth(cls, value: float) -> float:
         if 0 < value < 1:
-            raise ValueError(f"{value:g} has no finite gradient where a positive is certain; take 0, or 1 and more")
+            raise ValueError(
+                f"{value:g} has no finite gradient where a positive is certain; take 0, or 1 and more"
+            )
         return value
 
     @model_validator(mode="after")
@@ -67,10 +88,13 @@ class DistillationSection(Section):
 
     teacher: str = Field("", description="Folder, hub id or package of a model; empty: no teacher.")
     kind: Literal["scores", "embeddings"] = Field(
-        "scores", description="Its distribution over the documents of a batch, or its vectors (of the same width)."
+        "scores",
+        description="Its distribution over the documents of a batch, or its vectors (of the same width).",
     )
     weight: Positive = Field(1.0, description="Of the teacher's loss beside the labels' loss.")
-    temperature: Positive = Field(0.02, description="Divides both models' cosines, for kind = scores.")
+    temperature: Positive = Field(
+        0.02, description="Divides both models' cosines, for kind = scores."
+    )
 
 
 class LoraSection(Section):
@@ -78,7 +102,9 @@ class LoraSection(Section):
 
     rank: Count = Field(0, description="Of the adapters; 0 trains all weights.")
     alpha: Positive = Field(32.0, description="The adapters' output is scaled by alpha / rank.")
-    target_modules: tuple[str, ...] = Field((), description="Names of the layers; default: every linear layer.")
+    target_modules: tuple[str, ...] = Field(
+        (), description="Names of the layers; default: every linear layer."
+    )
 
 
 RETRIEVAL_SHARE = 0.72  # of stage 2's steps; section 6.3 of the paper
@@ -90,20 +116,25 @@ class StageSection(Section):
 
     steps: AtLeastOne = Field(description="Optimizer steps.")
     learning_rate: Positive = Field(description="Peak, reached after the warm-up.")
-    decay: Decay = Field("linear", description="How it falls after the warm-up, to zero at the end of the stage.")
+    decay: Decay = Field(
+        "linear", description="How it falls after the warm-up, to zero at the end of the stage."
+    )
     warmup_steps: Count = Field(
         default_factory=lambda stage: min(300, stage.get("steps", 0) // 10),
         description="Linear warm-up; default: the paper's 300, but at most a tenth of the steps.",
     )
     batch_size: AtLeastOne = Field(256, description="Examples per InfoNCE step over all workers.")
-    cosent_batch_size: AtLeastOne = Field(768, description="Pairs per CoSENT step over all workers.")
+    cosent_batch_size: AtLeastOne = Field(
+        768, description="Pairs per CoSENT step over all workers."
+    )
     retrieval_share: Fraction = Field(
         1.0,
         description="Share of the STEPS that are retrieval batches (eta). Default: 1 in stage 1; in stage 2 the "
         "paper's 0.72, or 1 where nothing else is trained on.",
     )
     soft_mask_steps: Count = Field(
-        0, description="Steps in which a causal mask opens until every token sees all others (Conan-embedding-v2)."
+        0,
+        description="Steps in which a causal mask opens until every token sees all others (Conan-embedding-v2).",
     )
 
 
@@ -111,28 +142,39 @@ class TrainingSection(Section):
     """Two-stage contrastive training with DeepSpeed on Ray Train."""
 
     seed: Count | None = Field(
-        None, description="Of the batches and of the negatives that are mined; default: run.seed, as all else."
+        None,
+        description="Of the batches and of the negatives that are mined; default: run.seed, as all else.",
     )
     datasets: tuple[Name, ...] = Field(
-        (), description="What is trained on; the others are still held out and judged. Default: all."
+        (),
+        description="What is trained on; the others are still held out and judged. Default: all.",
     )
     workers: AtLeastOne = Field(2, description="Data-parallel ranks.")
     min_workers: AtLeastOne | None = Field(
-        None, description="Fewer ranks than workers, with which training goes on while nodes are missing."
+        None,
+        description="Fewer ranks than workers, with which training goes on while nodes are missing.",
     )
-    negatives_per_query: Count = Field(4, description="Hard negatives per query and step, where that many were found.")
+    negatives_per_query: Count = Field(
+        4, description="Hard negatives per query and step, where that many were found."
+    )
     temperature: Positive = Field(0.02, description="Divides cosines in InfoNCE.")
     cosent_temperature: Positive = Field(0.05, description="Divides cosines in CoSENT.")
-    query_query: bool = Field(True, description="Other queries stand in the denominator of retrieval InfoNCE.")
+    query_query: bool = Field(
+        True, description="Other queries stand in the denominator of retrieval InfoNCE."
+    )
     loss: LossSection = LossSection()
     distillation: DistillationSection = DistillationSection()
     lora: LoraSection = LoraSection()
     grouping: Grouping = Field("dataset", description="What the rows of a batch have in common.")
-    dataset_alpha: Fraction = Field(0.5, description="A dataset is drawn in proportion to rows ** alpha.")
+    dataset_alpha: Fraction = Field(
+        0.5, description="A dataset is drawn in proportion to rows ** alpha."
+    )
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.01, description="AdamW.")
     max_gradient_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage.")
-    offload_optimizer: bool = Field(False, description="Keep the optimizer's state in CPU memory (ZeRO 1 to 3).")
+    offload_optimizer: bool = Field(
+        False, description="Keep the optimizer's state in CPU memory (ZeRO 1 to 3)."
+    )
     chunk_tokens: AtLeastOne | None = Field(
         None, description="Padded tokens of one forward pass; default: what suits the device."
     )
@@ -140,13 +182,21 @@ class TrainingSection(Section):
         None,
         description="Padded tokens whose activations a rank holds; what is beyond is encoded twice (gradient cache).",
     )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass."
+    )
     loader_threads: AtLeastOne = Field(2, description="Threads of a rank that make batches ahead.")
-    validate_every_steps: Count = Field(0, description="Steps between validations on held-out rows; 0: none.")
+    validate_every_steps: Count = Field(
+        0, description="Steps between validations on held-out rows; 0: none."
+    )
     trackers: tuple[Tracker, ...] = Field((), description="Where metrics go besides metrics.jsonl.")
-    save_every_steps: AtLeastOne = Field(500, description="Checkpoint interval; the last step is always saved.")
+    save_every_steps: AtLeastOne = Field(
+        500, description="Checkpoint interval; the last step is always saved."
+    )
     keep_checkpoints: AtLeastOne = Field(2, description="The last so many are kept.")
-    max_failures: Count = Field(2, description="Restarts from the last checkpoint before the stage gives up.")
+    max_failures: Count = Field(
+        2, description="Restarts from the last checkpoint before the stage gives up."
+    )
     stage1: StageSection
     stage2: StageSection
 

@@ -19,9 +19,11 @@ from qzhou.errors import RecipeError
 from qzhou.run.models import resolve
 from qzhou.run.run import MANIFEST, Run
 
-QUERY_TOKENS, DOCUMENT_TOKENS = 40.0, 200.0  # 256 queries and 1,280 documents: 266,000 tokens a step of the paper's
+# 256 queries and 1,280 documents: 266,000 tokens a step of the paper's
+QUERY_TOKENS, DOCUMENT_TOKENS = 40.0, 200.0
 SAMPLED_FILES, SAMPLED_ROWS = 4, 256  # of each dataset
-CHARS_PER_TOKEN, TOKENS_PER_WIDE_CHAR = 4.0, 0.8  # a guess, for where the tokenizer is not on this machine
+# a guess, for where the tokenizer is not on this machine
+CHARS_PER_TOKEN, TOKENS_PER_WIDE_CHAR = 4.0, 0.8
 WIDE = re.compile("[぀-ヿ㐀-鿿가-힯]")
 
 Counter = Callable[[Sequence[str]], list[int]]
@@ -35,7 +37,9 @@ class FoundTexts:
     source: str
 
 
-def texts_of(recipe: Recipe, *, query_tokens: float | None, document_tokens: float | None) -> FoundTexts:
+def texts_of(
+    recipe: Recipe, *, query_tokens: float | None, document_tokens: float | None
+) -> FoundTexts:
     """The texts that training encodes, by dataset.
 
     What mining has left is looked at, else what the transform has, if the run lies in a folder of this machine: a
@@ -48,15 +52,30 @@ def texts_of(recipe: Recipe, *, query_tokens: float | None, document_tokens: flo
     Raises:
         RecipeError: A length is not above 0.
     """
-    for flag, tokens in (("--mean-query-tokens", query_tokens), ("--mean-document-tokens", document_tokens)):
+    for flag, tokens in (
+        ("--mean-query-tokens", query_tokens),
+        ("--mean-document-tokens", document_tokens),
+    ):
         if tokens is not None and not 0 < tokens < float("inf"):
-            raise RecipeError(f"command line: {flag} is {tokens:g}; it is a number of tokens above 0")
+            raise RecipeError(
+                f"command line: {flag} is {tokens:g}; it is a number of tokens above 0"
+            )
     found = _measured(recipe)
     if found is None:
         assumed = (query_tokens or QUERY_TOKENS, document_tokens or DOCUMENT_TOKENS)
-        texts = [_with_lengths(recipe, _unknown(recipe, dataset), *assumed) for dataset in recipe.trained_datasets]
-        where = "remote storage is not looked into" if "://" in recipe.run.storage else "the run has no examples yet"
-        return FoundTexts(texts, f"ASSUMED ({where}): {_sentence(recipe, *assumed)}, datasets of a kind equally large")
+        texts = [
+            _with_lengths(recipe, _unknown(recipe, dataset), *assumed)
+            for dataset in recipe.trained_datasets
+        ]
+        where = (
+            "remote storage is not looked into"
+            if "://" in recipe.run.storage
+            else "the run has no examples yet"
+        )
+        return FoundTexts(
+            texts,
+            f"ASSUMED ({where}): {_sentence(recipe, *assumed)}, datasets of a kind equally large",
+        )
     texts = [_with_lengths(recipe, one, query_tokens, document_tokens) for one in found.datasets]
     told = _sentence(recipe, query_tokens, document_tokens)
     return FoundTexts(texts, f"{found.source}{f'; but by the command line {told}' if told else ''}")
@@ -68,7 +87,9 @@ def _sentence(recipe: Recipe, query_tokens: float | None, document_tokens: float
         told.append(f"{min(query_tokens, model.max_query_tokens):g} tokens a query")
         told.append(f"{min(query_tokens, model.max_document_tokens):g} a text of a pair")
     if document_tokens:
-        told.append(f"{min(document_tokens, model.max_document_tokens):g} a document or classified text")
+        told.append(
+            f"{min(document_tokens, model.max_document_tokens):g} a document or classified text"
+        )
     return ", ".join(told) + (", prompts included" if told else "")
 
 
@@ -76,7 +97,12 @@ def _unknown(recipe: Recipe, dataset: Dataset) -> DatasetTexts:
     nothing = Length.always(0)
     negatives = float(recipe.training.negatives_per_query)
     return DatasetTexts(
-        name=dataset.name, task=dataset.task, rows=None, queries=nothing, documents=nothing, negatives=negatives
+        name=dataset.name,
+        task=dataset.task,
+        rows=None,
+        queries=nothing,
+        documents=nothing,
+        negatives=negatives,
     )
 
 
@@ -86,9 +112,15 @@ def _with_lengths(
     """Lengths replaced by those that are told. Pairs are mostly sentences, as queries are."""
     most = recipe.model.max_document_tokens
     if query_tokens is not None:
-        texts = dataclasses.replace(texts, queries=Length.always(min(query_tokens, recipe.model.max_query_tokens)))
+        texts = dataclasses.replace(
+            texts, queries=Length.always(min(query_tokens, recipe.model.max_query_tokens))
+        )
     told = query_tokens if texts.task == "pair" else document_tokens
-    return texts if told is None else dataclasses.replace(texts, documents=Length.always(min(told, most)))
+    return (
+        texts
+        if told is None
+        else dataclasses.replace(texts, documents=Length.always(min(told, most)))
+    )
 
 
 def _measured(recipe: Recipe) -> FoundTexts | None:
@@ -109,7 +141,9 @@ def _measured(recipe: Recipe) -> FoundTexts | None:
     return FoundTexts(texts, source) if texts else None
 
 
-def _texts(recipe: Recipe, dataset: Dataset, folder: Folder, counter: Counter) -> DatasetTexts | None:
+def _texts(
+    recipe: Recipe, dataset: Dataset, folder: Folder, counter: Counter
+) -> DatasetTexts | None:
     """One dataset from a sample of its examples; None if it has none."""
     sample = _sample(folder, EXAMPLE_TYPES[dataset.task])
     if not sample:
@@ -152,7 +186,9 @@ def _sample(folder: Folder, record_type: type[Example]) -> list[Example]:
     found: list[Example] = []
     for name in chosen:
         with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(batch_size=SAMPLED_ROWS // len(chosen)):
+            for batch in pq.ParquetFile(stream).iter_batches(
+                batch_size=SAMPLED_ROWS // len(chosen)
+            ):
                 found += [from_row(record_type, row) for row in batch.to_pylist()]
                 break
     return found
@@ -161,15 +197,23 @@ def _sample(folder: Folder, record_type: type[Example]) -> list[Example]:
 def _counter(backbone: str) -> tuple[Counter, str]:
     """Counts the tokens of texts by the backbone's own tokenizer, if it is here, and says so."""
     place = resolve(backbone)
-    file = Path(place) / "tokenizer.json" if Path(place).is_dir() else hub_file(place, "tokenizer.json")
+    file = (
+        Path(place) / "tokenizer.json"
+        if Path(place).is_dir()
+        else hub_file(place, "tokenizer.json")
+    )
     if file is None or not file.exists():
-        return lambda texts: [_guessed(text) for text in texts], "guessed from characters: its tokenizer is not here"
+        return lambda texts: [
+            _guessed(text) for text in texts
+        ], "guessed from characters: its tokenizer is not here"
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return lambda texts: [len(one.ids) for one in tokenizer.encode_batch(list(texts))], "by the backbone's tokenizer"
+    return lambda texts: [
+        len(one.ids) for one in tokenizer.encode_batch(list(texts))
+    ], "by the backbone's tokenizer"
 
 
 def _guessed(text: str) -> int:

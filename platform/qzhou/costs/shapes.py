@@ -59,7 +59,11 @@ class Shape:
         attention = [(self.attention_width, self.width), (keys, self.width), (keys, self.width)]
         attention += [(self.width, self.attention_width)]
         into = 1 if self.kind in ENCODERS else 2  # decoders have a gate
-        return [*attention, *[(self.feed_forward, self.width)] * into, (self.width, self.feed_forward)]
+        return [
+            *attention,
+            *[(self.feed_forward, self.width)] * into,
+            (self.width, self.feed_forward),
+        ]
 
     @property
     def parameters(self) -> int:
@@ -67,7 +71,11 @@ class Shape:
         if self.kind in ENCODERS:
             lookups = (self.vocabulary + self.positions + self.token_types) * self.width
             # biases of four products and of the way out of the feed-forward part, and two norms with scale and shift
-            small = self.layers * (4 + 1 + 4) * self.width + self.layers * self.feed_forward + 2 * self.width
+            small = (
+                self.layers * (4 + 1 + 4) * self.width
+                + self.layers * self.feed_forward
+                + 2 * self.width
+            )
             pooler = self.width * self.width + self.width
             return lookups + self.matrix_parameters + small + pooler
         keys_and_values = 2 * self.key_value_heads * self.head_width
@@ -78,7 +86,9 @@ class Shape:
             small += 2 * self.head_width  # norms of queries and keys
         if self.biases:
             small += self.attention_width + keys_and_values + self.width
-        return self.vocabulary * self.width + self.matrix_parameters + self.layers * small + self.width
+        return (
+            self.vocabulary * self.width + self.matrix_parameters + self.layers * small + self.width
+        )
 
     def adapter_parameters(self, rank: int) -> int:
         """Weights of low-rank adapters beside every matrix."""
@@ -105,9 +115,13 @@ def shape_of(spec: str) -> FoundShape:
     place = resolve(spec)
     file = Path(place) / "config.json" if Path(place).is_dir() else hub_file(place, "config.json")
     if file is not None:
-        return FoundShape(shape_from_config(json.loads(file.read_text("utf-8")), spec), "shape of its config.json")
+        return FoundShape(
+            shape_from_config(json.loads(file.read_text("utf-8")), spec), "shape of its config.json"
+        )
     if place in PUBLISHED:
-        return FoundShape(PUBLISHED[place], "published shape; its config.json is not on this machine")
+        return FoundShape(
+            PUBLISHED[place], "published shape; its config.json is not on this machine"
+        )
     plain = [name for name in PUBLISHED if not name.endswith(("-Instruct", "-Base"))]
     raise ModelError(
         f"the size of '{spec}' is not known: its config.json is not on this machine, and the table of published shapes "
@@ -157,7 +171,9 @@ def hub_file(hub_id: str, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _decoder(kind: str, vocabulary: int, layers: int, width: int, feed_forward: int, heads: tuple[int, int]) -> Shape:
+def _decoder(
+    kind: str, vocabulary: int, layers: int, width: int, feed_forward: int, heads: tuple[int, int]
+) -> Shape:
     return Shape(
         kind=kind,
         vocabulary=vocabulary,

@@ -67,7 +67,9 @@ class Work:
     squares: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.texts + other.texts, self.tokens + other.tokens, self.squares + other.squares)
+        return Work(
+            self.texts + other.texts, self.tokens + other.tokens, self.squares + other.squares
+        )
 
     def times(self, count: float) -> Work:
         return Work(self.texts * count, self.tokens * count, self.squares * count)
@@ -142,14 +144,19 @@ class Method:
     def flops(self, work: Work, *, twice: float = 0.0) -> float:
         """Operations of training on some texts, of which a share is encoded twice (see the module's text)."""
         forward = forward_flops(self.shape, work)
-        backward = 2 * forward - (2 * self.shape.matrix_parameters * work.tokens if self.frozen else 0)
+        backward = 2 * forward - (
+            2 * self.shape.matrix_parameters * work.tokens if self.frozen else 0
+        )
         taught = forward_flops(self.teacher, work) if self.teacher else 0.0
         return (1 + twice + self.gradient_checkpointing) * forward + backward + taught
 
 
 def forward_flops(shape: Shape, work: Work) -> float:
     """Operations of encoding some texts."""
-    return 2 * shape.matrix_parameters * work.tokens + 4 * shape.layers * shape.attention_width * work.squares
+    return (
+        2 * shape.matrix_parameters * work.tokens
+        + 4 * shape.layers * shape.attention_width * work.squares
+    )
 
 
 def method_of(training: TrainingSection, shape: Shape, teacher: Shape | None = None) -> Method:
@@ -182,16 +189,22 @@ class StageCost:
     def flops_on(self, gpus: int) -> float:
         """Operations, what gradient caching encodes twice included."""
         return sum(
-            one.count * self.method.flops(one.work, twice=self.method.encoded_twice(one.work, gpus=gpus))
+            one.count
+            * self.method.flops(one.work, twice=self.method.encoded_twice(one.work, gpus=gpus))
             for one in self.steps
         )
 
     def tokens_twice(self, gpus: int) -> float:
         """Tokens that gradient caching encodes twice."""
-        return sum(one.count * one.work.tokens * self.method.encoded_twice(one.work, gpus=gpus) for one in self.steps)
+        return sum(
+            one.count * one.work.tokens * self.method.encoded_twice(one.work, gpus=gpus)
+            for one in self.steps
+        )
 
 
-def expected_steps(datasets: Sequence[DatasetTexts], training: TrainingSection, stage: StageSection) -> list[Steps]:
+def expected_steps(
+    datasets: Sequence[DatasetTexts], training: TrainingSection, stage: StageSection
+) -> list[Steps]:
     """The steps of a stage by what they encode, as :class:`qzhou.training.plan.BatchPlan` draws them.
 
     Where rows are not known, the datasets of a kind are taken as equally large.
@@ -204,15 +217,26 @@ def expected_steps(datasets: Sequence[DatasetTexts], training: TrainingSection, 
     """
     share = round(stage.retrieval_share * SHARE_UNIT)
     retrieval = stage.steps * share // SHARE_UNIT  # the plan keeps to the share exactly
-    drawn: list[tuple[DatasetTexts, float]] = []  # and how many steps, or steps' worth of rows, fall to each
+    # and how many steps, or steps' worth of rows, fall to each
+    drawn: list[tuple[DatasetTexts, float]] = []
     for count, group, kind in (
         (retrieval, [one for one in datasets if one.task == "retrieval"], "retrieval"),
-        (stage.steps - retrieval, [one for one in datasets if one.task != "retrieval"], "pair or classification"),
+        (
+            stage.steps - retrieval,
+            [one for one in datasets if one.task != "retrieval"],
+            "pair or classification",
+        ),
     ):
         if count and not group:
-            raise DataError(f"retrieval_share is {stage.retrieval_share}, but there are no {kind} examples to train on")
-        weights = [1.0 if one.rows is None else float(one.rows) ** training.dataset_alpha for one in group]
-        drawn += [(one, count * weight / sum(weights)) for one, weight in zip(group, weights, strict=True)]
+            raise DataError(
+                f"retrieval_share is {stage.retrieval_share}, but there are no {kind} examples to train on"
+            )
+        weights = [
+            1.0 if one.rows is None else float(one.rows) ** training.dataset_alpha for one in group
+        ]
+        drawn += [
+            (one, count * weight / sum(weights)) for one, weight in zip(group, weights, strict=True)
+        ]
     if training.grouping != "none":
         return [Steps(one.task, count, one.row.times(_size(one, stage))) for one, count in drawn]
     only_pairs = all(one.task == "pair" for one in datasets)
@@ -269,7 +293,11 @@ class Memory:
         """Bytes on each GPU. ZeRO stage 1 shards the optimizer, 2 gradients too, 3 weights too (arXiv:1910.02054)."""
         weight, gradient, optimizer = (2, 2, 12) if self.bfloat16 else (4, 4, 8)
         optimizer = 0 if self.offloaded and zero_stage else optimizer
-        sizes = ((3, weight * self.parameters), (2, gradient * self.trained), (1, optimizer * self.trained))
+        sizes = (
+            (3, weight * self.parameters),
+            (2, gradient * self.trained),
+            (1, optimizer * self.trained),
+        )
         return weight * self.teacher + sum(
             size / (gpus if zero_stage >= sharded_from else 1) for sharded_from, size in sizes
         )

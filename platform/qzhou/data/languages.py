@@ -8,7 +8,8 @@ from typing import Any
 CLASSIFIED_CHARS = 1000
 CERTAIN = 0.75  # technical prose is taken for many languages, seldom with such confidence
 SHORTEST_BYTES = 40  # below, a name or two decides
-CHINESE = {"wuu": "zh", "yue": "zh"}  # a written sentence seldom tells Mandarin from Wu and Cantonese
+# a written sentence seldom tells Mandarin from Wu and Cantonese
+CHINESE = {"wuu": "zh", "yue": "zh"}
 
 
 def language_of(text: str) -> str:
@@ -18,7 +19,10 @@ def language_of(text: str) -> str:
 
 def are_different_languages(text: str, other: str) -> bool:
     """Whether two texts are in different languages beyond doubt; short ones leave doubt."""
-    if min(len(text.encode("utf-8", "replace")), len(other.encode("utf-8", "replace"))) < SHORTEST_BYTES:
+    if (
+        min(len(text.encode("utf-8", "replace")), len(other.encode("utf-8", "replace")))
+        < SHORTEST_BYTES
+    ):
         return False
     (first, first_share), (second, second_share) = _classified(text), _classified(other)
     return first != second and min(first_share, second_share) >= CERTAIN

@@ -167,7 +167,11 @@ def stable_id(dataset: str, *parts: object) -> str:
 
 def _as_json(part: object) -> str:
     """What ``json.dumps`` writes, without making an encoder for every text."""
-    return encode_basestring(part) if isinstance(part, str) else json.dumps(part, ensure_ascii=False, sort_keys=True)
+    return (
+        encode_basestring(part)
+        if isinstance(part, str)
+        else json.dumps(part, ensure_ascii=False, sort_keys=True)
+    )
 
 
 def family(example: Example) -> str:

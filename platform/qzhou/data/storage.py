@@ -33,7 +33,8 @@ Record = TypeVar("Record")
 
 ROWS_PER_FILE = 50_000
 TEMPORARY_PREFIX = ".writing-"
-WITHOUT_FOLDERS = ("s3", "gcs")  # object stores, where a folder is a marker that nobody needs and each level a request
+# object stores, where a folder is a marker that nobody needs and each level a request
+WITHOUT_FOLDERS = ("s3", "gcs")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,9 +105,15 @@ class Folder:
     def files(self, suffix: str = "", *, recursive: bool = False) -> list[str]:
         """Names of the files below, relative to this folder, sorted; empty if there is no such folder."""
         selector = pa.fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-        found = [info for info in self.filesystem.get_file_info(selector) if info.type == pa.fs.FileType.File]
+        found = [
+            info
+            for info in self.filesystem.get_file_info(selector)
+            if info.type == pa.fs.FileType.File
+        ]
         names = (info.path[len(self.path.rstrip("/")) + 1 :] for info in found)
-        return sorted(name for name in names if name.endswith(suffix) and TEMPORARY_PREFIX not in name)
+        return sorted(
+            name for name in names if name.endswith(suffix) and TEMPORARY_PREFIX not in name
+        )
 
     def folders(self) -> list[str]:
         """Names of the folders directly below, sorted."""
@@ -123,7 +130,10 @@ class Folder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all."""
-        with self.writing(name) as temporary, self.filesystem.open_output_stream(temporary) as stream:
+        with (
+            self.writing(name) as temporary,
+            self.filesystem.open_output_stream(temporary) as stream,
+        ):
             stream.write(content)
 
     def read_json(self, name: str) -> Any:
@@ -164,7 +174,10 @@ class Folder:
                 if np.lib.format.read_magic(stream) != (1, 0):
                     return False
                 shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-                return bool(shape[:1] == (rows,) and stream.size() == stream.tell() + dtype.itemsize * np.prod(shape))
+                return bool(
+                    shape[:1] == (rows,)
+                    and stream.size() == stream.tell() + dtype.itemsize * np.prod(shape)
+                )
         except ValueError:
             return False
 
@@ -180,7 +193,10 @@ class Folder:
             return
         self.filesystem.create_dir(other.path, recursive=True)
         pa.fs.copy_files(
-            self.path, other.path, source_filesystem=self.filesystem, destination_filesystem=other.filesystem
+            self.path,
+            other.path,
+            source_filesystem=self.filesystem,
+            destination_filesystem=other.filesystem,
         )
 
     def link_to(self, other: Folder, *, last: str = "", leave_out: Sequence[str] = ()) -> None:
@@ -207,8 +223,15 @@ class Folder:
         self._make(target.rpartition("/")[0])
         try:
             self.filesystem.copy_file(source, target)
-        except OSError:  # S3 copies at most 5 GB in one request; what is larger goes through this process
-            pa.fs.copy_files(source, target, source_filesystem=self.filesystem, destination_filesystem=self.filesystem)
+        except (
+            OSError
+        ):  # S3 copies at most 5 GB in one request; what is larger goes through this process
+            pa.fs.copy_files(
+                source,
+                target,
+                source_filesystem=self.filesystem,
+                destination_filesystem=self.filesystem,
+            )
 
     def move_to(self, other: Folder) -> None:
         """Rename this folder; on an object store this copies and deletes."""
@@ -233,7 +256,10 @@ class Folder:
         self.delete()
         self.filesystem.create_dir(self.path, recursive=True)
         pa.fs.copy_files(
-            str(local), self.path, source_filesystem=pa.fs.LocalFileSystem(), destination_filesystem=self.filesystem
+            str(local),
+            self.path,
+            source_filesystem=pa.fs.LocalFileSystem(),
+            destination_filesystem=self.filesystem,
         )
 
     @contextlib.contextmanager
@@ -246,7 +272,10 @@ class Folder:
 
         with tempfile.TemporaryDirectory() as temporary:
             pa.fs.copy_files(
-                self.path, temporary, source_filesystem=self.filesystem, destination_filesystem=pa.fs.LocalFileSystem()
+                self.path,
+                temporary,
+                source_filesystem=self.filesystem,
+                destination_filesystem=pa.fs.LocalFileSystem(),
             )
             yield Path(temporary)
 
@@ -265,7 +294,9 @@ _hints: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints
 def schema_of(record_type: type) -> pa.Schema:
     """The Arrow schema of a record type: one column per field."""
     hints = _hints(record_type)
-    return pa.schema([_arrow_field(field.name, hints[field.name]) for field in dataclasses.fields(record_type)])
+    return pa.schema(
+        [_arrow_field(field.name, hints[field.name]) for field in dataclasses.fields(record_type)]
+    )
 
 
 def write_records(folder: Folder, records: Iterable[Record], record_type: type[Record]) -> int:
@@ -296,7 +327,10 @@ def table_of(records: Sequence[Record], record_type: type[Record]) -> pa.Table:
         return schema.empty_table()
     hints = _hints(record_type)
     return pa.Table.from_arrays(
-        [_column([getattr(one, column.name) for one in records], hints[column.name], column.type) for column in schema],
+        [
+            _column([getattr(one, column.name) for one in records], hints[column.name], column.type)
+            for column in schema
+        ],
         schema=schema,
     )
 
@@ -311,7 +345,8 @@ def _column(values: Sequence[Any], hint: Any, arrow_type: pa.DataType) -> pa.Arr
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         hints = _hints(hint)
         parts = [
-            _column([getattr(one, part.name) for one in values], hints[part.name], part.type) for part in arrow_type
+            _column([getattr(one, part.name) for one in values], hints[part.name], part.type)
+            for part in arrow_type
         ]
         return pa.StructArray.from_arrays(parts, fields=list(arrow_type))
     return pa.array(values, type=arrow_type)

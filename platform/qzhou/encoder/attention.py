@@ -65,7 +65,9 @@ def opening_mask(attention_mask: Tensor, openness: float, dtype: torch.dtype) ->
     longest, lowest = attention_mask.shape[1], torch.finfo(dtype).min
     later = torch.ones(longest, longest, dtype=torch.bool, device=attention_mask.device).triu(1)
     weight = max(lowest, math.log(openness)) if openness > 0 else lowest
-    bias = torch.zeros(longest, longest, dtype=dtype, device=attention_mask.device).masked_fill(later, weight)
+    bias = torch.zeros(longest, longest, dtype=dtype, device=attention_mask.device).masked_fill(
+        later, weight
+    )
     return bias[None, None].expand(len(attention_mask), 1, -1, -1).masked_fill(
         attention_mask[:, None, None, :] == 0, lowest
     )  # fmt: skip
@@ -133,25 +135,38 @@ def packed_attention(
         from flash_attn import flash_attn_varlen_func
 
         rows = [one[0].transpose(0, 1) for one in (query, key, value)]
-        found = flash_attn_varlen_func(*rows, ends, ends, longest, longest, softmax_scale=scaling, causal=is_causal)
+        found = flash_attn_varlen_func(
+            *rows, ends, ends, longest, longest, softmax_scale=scaling, causal=is_causal
+        )
         return found[None], None
     grouped = query.shape[1] != key.shape[1]
     parts = []
     for start, end in itertools.pairwise(ends.tolist()):
         q, k, v = (one[:, :, start:end].float() for one in (query, key, value))
-        parts.append(scaled_dot_product_attention(q, k, v, scale=scaling, is_causal=is_causal, enable_gqa=grouped))
+        parts.append(
+            scaled_dot_product_attention(
+                q, k, v, scale=scaling, is_causal=is_causal, enable_gqa=grouped
+            )
+        )
     return torch.cat(parts, dim=2).transpose(1, 2).to(query.dtype), None
 
 
 def float32_attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **settings: Any,
 ) -> tuple[Tensor, None]:
     """What ``sdpa`` computes, in float32; registered with transformers.
 
     On CPUs its kernels in 16 bits round differently with and without a mask, so that a text alone and the same text
     beside a longer one differ by 1e-4 in cosine; in float32 by 2e-5, at the same speed.
     """
-    found, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **settings)
+    found, _ = sdpa_attention_forward(
+        module, query.float(), key.float(), value.float(), attention_mask, **settings
+    )
     return found.to(query.dtype), None
 
 

@@ -67,7 +67,11 @@ class Backbone:
 
 
 def load_backbone(
-    spec: str, *, pooling: Pooling | None = None, attention: Attention | None = None, dtype: torch.dtype
+    spec: str,
+    *,
+    pooling: Pooling | None = None,
+    attention: Attention | None = None,
+    dtype: torch.dtype,
 ) -> Backbone:
     """Load a model and its tokenizer for embedding.
 
@@ -89,11 +93,17 @@ def load_backbone(
             config.is_causal = attention == "causal"
         config.use_cache = False  # an encoder never continues a text
         model, loaded = AutoModel.from_pretrained(
-            place, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            place,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"the model '{spec}' cannot be loaded: {first_line(error)}\n       {WAYS}") from None
+        raise ModelError(
+            f"the model '{spec}' cannot be loaded: {first_line(error)}\n       {WAYS}"
+        ) from None
     _refuse_random_weights(spec, loaded)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -134,7 +144,9 @@ def declared(spec: str) -> Declared:
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
-        raise ModelError(f"the model '{spec}' cannot be read: {first_line(error)}\n       {WAYS}") from None
+        raise ModelError(
+            f"the model '{spec}' cannot be read: {first_line(error)}\n       {WAYS}"
+        ) from None
     _refuse_other_modules(spec, place)
     modules = [str(one["type"]).rsplit(".", 1)[-1] for one in _declared_list(place, "modules.json")]
     longest = _declared(place, "sentence_bert_config.json").get("max_seq_length")
@@ -162,7 +174,9 @@ def load_tokenizer(spec: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(resolve(spec))
     except (OSError, ValueError) as error:
-        raise ModelError(f"the tokenizer of '{spec}' cannot be loaded: {first_line(error)}\n       {WAYS}") from None
+        raise ModelError(
+            f"the tokenizer of '{spec}' cannot be loaded: {first_line(error)}\n       {WAYS}"
+        ) from None
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
@@ -190,8 +204,11 @@ def _computes_bfloat16(device: torch.device) -> bool:
     """Emulated bfloat16 is slower than float32; on AMX or AVX-512 BF16 it is about three times faster."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has none
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") or capabilities.get("bf16"))
+    # torch 2.11 has none
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(
+        capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") or capabilities.get("bf16")
+    )
 
 
 def _positions(model: Any) -> int:
@@ -242,7 +259,10 @@ def _refuse_random_weights(spec: str, loaded: Mapping[str, Any]) -> None:
     """
     missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key)
     other = sorted(str(key) for key, *_ in loaded["mismatched_keys"])
-    for names, what in ((missing, "are not in its files"), (other, "have other shapes there than config.json says")):
+    for names, what in (
+        (missing, "are not in its files"),
+        (other, "have other shapes there than config.json says"),
+    ):
         if names:
             raise ModelError(
                 f"the model '{spec}' cannot be loaded: {len(names)} of its weights {what} ({', '.join(names[:3])}"

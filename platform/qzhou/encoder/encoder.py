@@ -32,7 +32,8 @@ from qzhou.errors import ModelError
 TOKENIZE_AT_ONCE = 10_000  # texts; bounds the memory that token ids take
 PROBES = ("one line", "a longer text that says several things, one after the other")
 SAME_COSINE = 0.999  # of padded and packed vectors, in 16 bits too
-BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}  # cpu: twice as fast as 16,384 on texts of mixed length (LOG.md)
+# cpu: twice as fast as 16,384 on texts of mixed length (LOG.md)
+BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 
 
 class Encoder:
@@ -70,7 +71,11 @@ class Encoder:
         return int(self.model.backbone.config.hidden_size)
 
     def encode(
-        self, texts: Sequence[str], *, batch_tokens: int | None = None, max_tokens: int | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        batch_tokens: int | None = None,
+        max_tokens: int | None = None,
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Unit vectors [N, D] in the order of the texts; longer texts are truncated.
 
@@ -86,14 +91,19 @@ class Encoder:
         vectors_ND = np.empty((len(texts), self.dimensions), dtype=np.float32)
         start = 0
         for ids in self._tokens_ahead(texts, max_tokens or self.max_tokens):
-            for rows in batches_by_length([len(one) for one in ids], batch_tokens or self.batch_tokens):
+            for rows in batches_by_length(
+                [len(one) for one in ids], batch_tokens or self.batch_tokens
+            ):
                 vectors_ND[start + np.asarray(rows)] = self.vectors([ids[row] for row in rows])
             start += len(ids)
         return vectors_ND
 
     def _tokens_ahead(self, texts: Sequence[str], max_tokens: int) -> Iterator[list[list[int]]]:
         """Token ids of some texts at a time; the next ones become tokens while these become vectors."""
-        parts = [texts[start : start + TOKENIZE_AT_ONCE] for start in range(0, len(texts), TOKENIZE_AT_ONCE)]
+        parts = [
+            texts[start : start + TOKENIZE_AT_ONCE]
+            for start in range(0, len(texts), TOKENIZE_AT_ONCE)
+        ]
         if len(parts) < 2:
             yield from (self._token_ids(part, max_tokens) for part in parts)
             return
@@ -119,7 +129,9 @@ class Encoder:
                 vector = self.model(self._packed(ids) if self.packed else self._padded(ids))
             return np.asarray(vector.cpu().numpy())
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(
+                error
+            ):
                 raise
             if len(ids) == 1:
                 raise ModelError(
@@ -142,8 +154,14 @@ class Encoder:
         ids = self._token_ids(PROBES, self.max_tokens)
         try:
             with torch.inference_mode():
-                lowest = float((self.model(self._padded(ids)) * self.model(self._packed(ids))).sum(1).min())
-        except (TypeError, RuntimeError, ValueError):  # an architecture that takes no such attention
+                lowest = float(
+                    (self.model(self._padded(ids)) * self.model(self._packed(ids))).sum(1).min()
+                )
+        except (
+            TypeError,
+            RuntimeError,
+            ValueError,
+        ):  # an architecture that takes no such attention
             return False
         return lowest >= SAME_COSINE
 
@@ -155,7 +173,9 @@ class Encoder:
         """Tokens that each text costs after truncation, special tokens included."""
         return [len(one) for one in self._token_ids(texts, self.max_tokens)]
 
-    def with_special_tokens(self, ids: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[bool]]:
+    def with_special_tokens(
+        self, ids: Sequence[Sequence[int]]
+    ) -> tuple[list[list[int]], list[bool]]:
         """Texts that come as token ids, with the tokenizer's special tokens where they lack them, truncated."""
         before, after = self._special_tokens
         room = min(self.max_tokens, self.tokenizer.model_max_length) - len(before) - len(after)
@@ -183,12 +203,16 @@ class Encoder:
         for name, tensor in sorted(self.model.state_dict().items()):
             seen.update(name.encode())
             seen.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        config = {k: v for k, v in self.model.backbone.config.to_dict().items() if not k.startswith("_")}
+        config = {
+            k: v for k, v in self.model.backbone.config.to_dict().items() if not k.startswith("_")
+        }
         settings = [config, self.model.pooling, self.max_tokens, self.tokenizer.padding_side]
         seen.update(json.dumps(settings, sort_keys=True, default=str).encode())
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         # the last call's truncation and padding are written into the tokenizer; they are not part of what it is
-        seen.update(json.dumps(tokenizer | {"truncation": None, "padding": None}, sort_keys=True).encode())
+        seen.update(
+            json.dumps(tokenizer | {"truncation": None, "padding": None}, sort_keys=True).encode()
+        )
         return seen.hexdigest()[:16]
 
     def _token_ids(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
@@ -246,12 +270,16 @@ def token_ids(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[
     return _tokenized(tokenizer, texts, max_tokens)[0]
 
 
-def _tokenized(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], list[bool]]:
+def _tokenized(
+    tokenizer: Any, texts: Sequence[str], max_tokens: int
+) -> tuple[list[list[int]], list[bool]]:
     """:func:`token_ids`, and which of the texts were truncated."""
     if not texts:
         return [], []
     max_tokens = min(max_tokens, tokenizer.model_max_length)
-    encoded = tokenizer([text or EMPTY_TEXT for text in texts], truncation=True, max_length=max_tokens)
+    encoded = tokenizer(
+        [text or EMPTY_TEXT for text in texts], truncation=True, max_length=max_tokens
+    )
     found: list[list[int]] = encoded["input_ids"]
     truncated = [bool(one.overflowing) for one in encoded.encodings or ()] or [False] * len(found)
     if all(found):

@@ -10,15 +10,29 @@ from typing import Any
 
 import torch
 
-from qzhou.encoder.backbone import POOLING_BY_NAME, POOLING_BY_OLD_KEY, EmbeddingModel, load_backbone
+from qzhou.encoder.backbone import (
+    POOLING_BY_NAME,
+    POOLING_BY_OLD_KEY,
+    EmbeddingModel,
+    load_backbone,
+)
 from qzhou.errors import TrainingError
 
 PARITY_COSINE = 0.9999
-PARITY_TEXTS = ("Null", "one line", "a longer text that says several things, one after the other. " * 40)
+PARITY_TEXTS = (
+    "Null",
+    "one line",
+    "a longer text that says several things, one after the other. " * 40,
+)
 
 
 def save_sentence_transformer(
-    model: EmbeddingModel, tokenizer: Any, folder: Path, *, max_tokens: int, prompts: Mapping[str, str]
+    model: EmbeddingModel,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    max_tokens: int,
+    prompts: Mapping[str, str],
 ) -> None:
     """Write weights, tokenizer, pooling, normalisation, prompts and similarity to ``folder``.
 
@@ -34,8 +48,12 @@ def save_sentence_transformer(
         model.backbone.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         dtype = next(model.parameters()).dtype
-        pooling_name = next(name for name, pooling in POOLING_BY_NAME.items() if pooling == model.pooling)
-        transformer = Transformer(temporary, max_seq_length=max_tokens, model_kwargs={"dtype": dtype})
+        pooling_name = next(
+            name for name, pooling in POOLING_BY_NAME.items() if pooling == model.pooling
+        )
+        transformer = Transformer(
+            temporary, max_seq_length=max_tokens, model_kwargs={"dtype": dtype}
+        )
         pooling = Pooling(transformer.get_embedding_dimension(), pooling_name)
         exported = SentenceTransformer(
             modules=[transformer, pooling, Normalize()],
@@ -48,13 +66,17 @@ def save_sentence_transformer(
     _add_older_pooling_keys(folder / "1_Pooling" / "config.json", model)
 
 
-def parity(folder: Path, model: EmbeddingModel, tokenizer: Any, texts: list[str], *, max_tokens: int) -> float:
+def parity(
+    folder: Path, model: EmbeddingModel, tokenizer: Any, texts: list[str], *, max_tokens: int
+) -> float:
     """Lowest cosine between SentenceTransformer(folder) and our encoder over some texts, both in float32."""
     from sentence_transformers import SentenceTransformer
 
     from qzhou.encoder.encoder import Encoder
 
-    theirs = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32}).encode(texts)
+    theirs = SentenceTransformer(
+        str(folder), device="cpu", model_kwargs={"dtype": torch.float32}
+    ).encode(texts)
     ours = Encoder(model.float(), tokenizer, max_tokens=max_tokens).encode(texts)
     return float((theirs * ours).sum(1).min())
 

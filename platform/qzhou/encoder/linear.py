@@ -61,7 +61,11 @@ def take_faster_linear(model: nn.Module) -> bool:
 
     Returns: Whether they did.
     """
-    layers = [one for one in model.modules() if type(one) is nn.Linear and one.weight.dtype == torch.float32]
+    layers = [
+        one
+        for one in model.modules()
+        if type(one) is nn.Linear and one.weight.dtype == torch.float32
+    ]
     if not layers or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     largest = max(layers, key=lambda one: one.weight.numel())

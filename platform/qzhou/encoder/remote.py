@@ -78,22 +78,30 @@ class RemoteEncoder:
         """
         del max_tokens
         starts = range(0, len(texts), TEXTS_PER_REQUEST)
-        parts = [[text or EMPTY_TEXT for text in texts[start : start + TEXTS_PER_REQUEST]] for start in starts]
+        parts = [
+            [text or EMPTY_TEXT for text in texts[start : start + TEXTS_PER_REQUEST]]
+            for start in starts
+        ]
         if not parts:
             return np.empty((0, 0), dtype=np.float32)
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             vectors = np.concatenate(list(pool.map(self._encoded, parts)))
-        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+        return np.asarray(
+            vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        )
 
     def _encoded(self, texts: Sequence[str]) -> Vectors:
         try:
             found = self._client.embeddings.create(model=self._model, input=list(texts))
             vectors = np.array(
-                [one.embedding for one in sorted(found.data, key=lambda one: one.index)], dtype=np.float32
+                [one.embedding for one in sorted(found.data, key=lambda one: one.index)],
+                dtype=np.float32,
             )
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
             said = self._keys.redacted(first_line(error))
-            raise ModelError(f"the model '{self._model}' at {self._url} gives no embeddings: {said}") from None
+            raise ModelError(
+                f"the model '{self._model}' at {self._url} gives no embeddings: {said}"
+            ) from None
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ModelError(
                 f"the model '{self._model}' at {self._url} gave {len(vectors)} vectors for {len(texts)} texts"

@@ -13,7 +13,8 @@ from qzhou.data.storage import Folder
 from qzhou.encoder.encoder import load_encoder
 from qzhou.encoder.remote import RemoteEncoder, is_remote
 
-SAME_COSINE = 0.9999  # what an endpoint makes of one sentence differs in the last digits from call to call
+# what an endpoint makes of one sentence differs in the last digits from call to call
+SAME_COSINE = 0.9999
 PROBE_FILE = "probe.npy"
 
 

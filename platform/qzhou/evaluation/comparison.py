@@ -87,14 +87,25 @@ def benchmark_means(rows: Sequence[Row], plans: Sequence[Planned]) -> list[dict[
         judged = {row.task for row in inside}
         known = published.get(name, {})
         types = known.get("types") or sorted({row.type for row in inside})
-        models = [{"model": one, "ours": True, **_means(inside, one, types, tasks)} for one in models_of(inside)]
+        models = [
+            {"model": one, "ours": True, **_means(inside, one, types, tasks)}
+            for one in models_of(inside)
+        ]
         if judged == set(tasks) and len(tasks) == known.get("tasks"):
             models += [
                 {"model": one, "ours": False, "types": dict(zip(types, means, strict=False))}
                 | {"mean_task": means[-2], "mean_type": means[-1]}
                 for one, means in known["models"].items()
             ]
-        found.append({"benchmark": name, "tasks": len(tasks), "judged": len(judged), "types": types, "models": models})
+        found.append(
+            {
+                "benchmark": name,
+                "tasks": len(tasks),
+                "judged": len(judged),
+                "types": types,
+                "models": models,
+            }
+        )
     return found
 
 
@@ -109,11 +120,20 @@ def published_scores(rows: Sequence[Row], plans: Sequence[Planned]) -> list[dict
     for row in rows:
         theirs = {model: scores[row.task] for model, scores in known.items() if row.task in scores}
         if row.model == STAGE2 and row.task in named and theirs:
-            found.append({"task": row.task, "type": row.type, STAGE2: round(100 * row.score, 2), "published": theirs})
+            found.append(
+                {
+                    "task": row.task,
+                    "type": row.type,
+                    STAGE2: round(100 * row.score, 2),
+                    "published": theirs,
+                }
+            )
     return found
 
 
-def _means(rows: Sequence[Row], model: str, types: Sequence[str], type_of: Mapping[str, str]) -> dict[str, Any]:
+def _means(
+    rows: Sequence[Row], model: str, types: Sequence[str], type_of: Mapping[str, str]
+) -> dict[str, Any]:
     score = {row.task: row.score for row in rows if row.model == model}
     by_type = {}
     for one in types:
@@ -122,7 +142,11 @@ def _means(rows: Sequence[Row], model: str, types: Sequence[str], type_of: Mappi
             by_type[one] = round(100 * fmean(score[task] for task in tasks), 2)
     if score.keys() < type_of.keys():
         return {"types": by_type, "mean_task": None, "mean_type": None}
-    return {"types": by_type, "mean_task": _mean(score.values()), "mean_type": _mean(by_type.values(), 1)}
+    return {
+        "types": by_type,
+        "mean_task": _mean(score.values()),
+        "mean_type": _mean(by_type.values(), 1),
+    }
 
 
 def seen_and_unseen(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -149,28 +173,44 @@ def table(rows: Sequence[Row], differences: Sequence[Difference] = ()) -> str:
     for model in models:
         grid.add_column(model, justify="right", overflow="fold")
     grid.add_column("stage2 - backbone", justify="right")
-    sure = {one.task for one in differences if (one.model, one.against) == (STAGE2, BACKBONE) and one.sure}
+    sure = {
+        one.task
+        for one in differences
+        if (one.model, one.against) == (STAGE2, BACKBONE) and one.sure
+    }
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
         score = {row.model: row.score for row in of_task}
         cells = [f"{score[model]:.4f}" if model in score else "-" for model in models]
-        gained = f"{score[STAGE2] - score[BACKBONE]:+.4f}" if {STAGE2, BACKBONE} <= set(score) else "-"
+        gained = (
+            f"{score[STAGE2] - score[BACKBONE]:+.4f}" if {STAGE2, BACKBONE} <= set(score) else "-"
+        )
         mark = "*" if task in sure else ""
         grid.add_row(task, of_task[0].metric, f"{of_task[0].n:,}", *cells, gained + mark)
     if sure:
-        grid.caption, grid.caption_justify = "* outside the 95 % interval of a paired bootstrap", "left"
+        grid.caption, grid.caption_justify = (
+            "* outside the 95 % interval of a paired bootstrap",
+            "left",
+        )
     return _printed(grid)
 
 
 def benchmark_table(found: Mapping[str, Any]) -> str:
     """Models down, types across, as boards print them."""
-    whole = "" if found["judged"] == found["tasks"] else f", {found['judged']} of {found['tasks']} tasks"
+    whole = (
+        ""
+        if found["judged"] == found["tasks"]
+        else f", {found['judged']} of {found['tasks']} tasks"
+    )
     grid = Table(title=f"{found['benchmark']}{whole}", title_justify="left")
     grid.add_column("model", no_wrap=True)
     for heading in (*found["types"], "mean (task)", "mean (type)"):
         grid.add_column(heading, justify="right", overflow="fold")
     for one in sorted(found["models"], key=lambda one: -(one["mean_task"] or 0)):
-        means = [one["types"].get(each) for each in found["types"]] + [one["mean_task"], one["mean_type"]]
+        means = [one["types"].get(each) for each in found["types"]] + [
+            one["mean_task"],
+            one["mean_type"],
+        ]
         cells = [f"{mean:.2f}" if mean is not None else "-" for mean in means]
         grid.add_row(one["model"], *cells, style="bold" if one["ours"] else "")
     return _printed(grid)

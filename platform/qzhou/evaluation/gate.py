@@ -50,7 +50,9 @@ class Gate:
         own = {row.task: row for row in rows if row.model == STAGE2}
         failures = [*self._below(own, run_folder), *self._worse(own, run_folder, seed)]
         if failures:
-            raise RegressionError("the model does not pass the gate:\n       " + "\n       ".join(failures))
+            raise RegressionError(
+                "the model does not pass the gate:\n       " + "\n       ".join(failures)
+            )
         say("evaluate: the model passes the gate", "gate_passed")
 
     def _below(self, own: Mapping[str, Row], run_folder: Folder) -> list[str]:
@@ -59,7 +61,9 @@ class Gate:
             now = _judged(run_folder, task)
             if task not in own and (now is None or not now.undefined):
                 known = ", ".join(own) or "none"
-                raise RecipeError(f"--fail-below: '{task}' is no task that was judged; those are: {known}")
+                raise RecipeError(
+                    f"--fail-below: '{task}' is no task that was judged; those are: {known}"
+                )
             if task not in own:
                 failures.append(f"{task}: it has no score: {now.undefined if now else ''}")
             elif own[task].score < floor:
@@ -83,13 +87,25 @@ class Gate:
             found += 1
             said = f"{row.metric} {before.score:.4f} -> {now.score:.4f} ({apart.low:+.4f} to {apart.high:+.4f})"
             line = f"evaluate: {task}, {self.no_worse_than} -> this run: {said}"
-            say(line, "gate_compared", task=task, before=before.score, now=now.score, low=apart.low, high=apart.high)
+            say(
+                line,
+                "gate_compared",
+                task=task,
+                before=before.score,
+                now=now.score,
+                low=apart.low,
+                high=apart.high,
+            )
             if apart.high < 0:
-                failures.append(f"{task}: {said} is worse than {self.no_worse_than}, with 95 % confidence")
+                failures.append(
+                    f"{task}: {said} is worse than {self.no_worse_than}, with 95 % confidence"
+                )
         for task in sorted(_judged_tasks(other) - set(own)):
             failures.append(f"{task}: {self.no_worse_than} has a score, and this run has none")
         if not found:
-            raise DataError(f"--no-worse-than: no task of this run was judged on the same data in {other.uri}")
+            raise DataError(
+                f"--no-worse-than: no task of this run was judged on the same data in {other.uri}"
+            )
         return failures
 
 
@@ -107,11 +123,17 @@ def floors_of(text: str) -> dict[str, float]:
             if not task:
                 raise ValueError
         except ValueError:
-            raise RecipeError(f"command line: --fail-below: '{one}' is not TASK=SCORE, as in docs_search=0.6") from None
+            raise RecipeError(
+                f"command line: --fail-below: '{one}' is not TASK=SCORE, as in docs_search=0.6"
+            ) from None
         if task in floors:
-            raise RecipeError(f"command line: --fail-below names '{task}' twice: {floors[task]:g} and {floor:g}")
+            raise RecipeError(
+                f"command line: --fail-below names '{task}' twice: {floors[task]:g} and {floor:g}"
+            )
         if not LOWEST <= floor <= HIGHEST:
-            raise RecipeError(f"command line: --fail-below: no score is {floor:g}; they reach from -1 to 1")
+            raise RecipeError(
+                f"command line: --fail-below: no score is {floor:g}; they reach from -1 to 1"
+            )
         floors[task] = floor
     return floors
 
@@ -130,7 +152,9 @@ def _other_run(name: str, run_folder: Folder) -> Folder:
     places = [Folder.open(name)] if "/" in name else [Folder.open(parent) / name]
     for place in places:
         if place.uri.rstrip("/") == run_folder.uri.rstrip("/"):
-            raise RecipeError(f"--no-worse-than: {name} is this run itself, which is no worse whatever it is")
+            raise RecipeError(
+                f"--no-worse-than: {name} is this run itself, which is no worse whatever it is"
+            )
         if (place / "evaluate" / "judged" / STAGE2).exists():
             return place
     raise DataError(

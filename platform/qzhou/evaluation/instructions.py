@@ -13,7 +13,8 @@ from typing import Any
 from qzhou.data.prompts import Prompt
 
 BARE_DOCUMENTS = {"Retrieval", "InstructionRetrieval", "InstructionReranking"}
-BOTH_SIDES = {"ArguAna", "CQADupstackGamingRetrieval", "CQADupstackUnixRetrieval"}  # retrieval of what is alike
+# retrieval of what is alike
+BOTH_SIDES = {"ArguAna", "CQADupstackGamingRetrieval", "CQADupstackUnixRetrieval"}
 
 
 def prompt_of(task: Any, own: Mapping[str, Prompt], instructions: Mapping[str, str]) -> Prompt:

@@ -66,7 +66,8 @@ class Items:
     def read(cls, content: Mapping[str, Any]) -> Items:
         """From what :meth:`plain` gave, after JSON."""
         parts = tuple(
-            Part(one["name"], tuple(one["values"]), tuple(one["ids"]), tuple(one["gold"])) for one in content["parts"]
+            Part(one["name"], tuple(one["values"]), tuple(one["ids"]), tuple(one["gold"]))
+            for one in content["parts"]
         )
         return cls(content["statistic"], parts, content.get("data", ""))
 
@@ -89,7 +90,10 @@ class Items:
         """Scores [B] of draws [B, N] from each part."""
         statistic = STATISTICS[self.statistic]
         found = [
-            statistic(np.asarray(part.values)[draw_BN], np.asarray(part.gold)[draw_BN] if part.gold else draw_BN)
+            statistic(
+                np.asarray(part.values)[draw_BN],
+                np.asarray(part.gold)[draw_BN] if part.gold else draw_BN,
+            )
             for part, draw_BN in zip(self.parts, drawn, strict=True)
         ]
         return np.asarray(np.mean(found, axis=0), dtype=np.float64)
@@ -118,7 +122,9 @@ def difference(items: Items, against: Items, *, seed: int, draws: int = DRAWS) -
     if not _same(items, against):
         return None
     value = items.score - against.score
-    return _limits(value, [items, against], lambda scores: scores[0] - scores[1], seed, draws, 2 * HIGHEST)
+    return _limits(
+        value, [items, against], lambda scores: scores[0] - scores[1], seed, draws, 2 * HIGHEST
+    )
 
 
 def pooled_difference(
@@ -135,7 +141,9 @@ def pooled_difference(
 
     Returns: None where the trainings of a task were judged on other items.
     """
-    if not tasks or not all(_same(ours[0], one) for ours, theirs in tasks for one in (*ours, *theirs)):
+    if not tasks or not all(
+        _same(ours[0], one) for ours, theirs in tasks for one in (*ours, *theirs)
+    ):
         return None
     found, value = [], 0.0
     for number, (ours, theirs) in enumerate(tasks):
@@ -144,7 +152,9 @@ def pooled_difference(
         found.append(_draws([*ours, *theirs], of, [seed, number], draws))
     fewest = min(map(len, found))  # of a task with very many items there are fewer
     means = np.mean([one[:fewest] for one in found], axis=0)
-    return _percentiles(value / len(tasks), means, min(ours[0].count for ours, _ in tasks), 2 * HIGHEST)
+    return _percentiles(
+        value / len(tasks), means, min(ours[0].count for ours, _ in tasks), 2 * HIGHEST
+    )
 
 
 def _split_ahead(scores: list[Values], *, count: int) -> Values:
@@ -167,7 +177,12 @@ def _same(one: Items, other: Items) -> bool:
 
 
 def _limits(
-    value: float, compared: Sequence[Items], of: Callable[[list[Values]], Values], seed: int, draws: int, widest: float
+    value: float,
+    compared: Sequence[Items],
+    of: Callable[[list[Values]], Values],
+    seed: int,
+    draws: int,
+    widest: float,
 ) -> Interval:
     return _percentiles(value, _draws(compared, of, seed, draws), compared[0].count, widest)
 
@@ -187,7 +202,10 @@ def _percentiles(value: float, drawn_B: Values, count: int, widest: float) -> In
 
 
 def _draws(
-    compared: Sequence[Items], of: Callable[[list[Values]], Values], seed: int | list[int], draws: int
+    compared: Sequence[Items],
+    of: Callable[[list[Values]], Values],
+    seed: int | list[int],
+    draws: int,
 ) -> Values:
     """What is asked of the scores, draw by draw [B]; all that is compared sees the same items in a draw."""
     generator = np.random.default_rng(seed)
@@ -219,11 +237,15 @@ def _average_precision(value_BN: Values, gold_BN: Values) -> Values:
     order = np.argsort(-value_BN, axis=1, kind="stable")
     value_BN, hit_BN = (np.take_along_axis(rows, order, axis=1) for rows in (value_BN, gold_BN))
     precision_BN = np.cumsum(hit_BN, axis=1) / np.arange(1, hit_BN.shape[1] + 1)
-    last = np.concatenate([value_BN[:, 1:] != value_BN[:, :-1], np.ones((len(value_BN), 1), bool)], axis=1)
+    last = np.concatenate(
+        [value_BN[:, 1:] != value_BN[:, :-1], np.ones((len(value_BN), 1), bool)], axis=1
+    )
     place = np.where(last, np.arange(value_BN.shape[1]), value_BN.shape[1])
     end_BN = np.minimum.accumulate(place[:, ::-1], axis=1)[:, ::-1]  # of the run of equal values
     with np.errstate(invalid="ignore"):
-        return np.asarray((np.take_along_axis(precision_BN, end_BN, axis=1) * hit_BN).sum(1) / hit_BN.sum(1))
+        return np.asarray(
+            (np.take_along_axis(precision_BN, end_BN, axis=1) * hit_BN).sum(1) / hit_BN.sum(1)
+        )
 
 
 STATISTICS: dict[Statistic, Callable[[Values, Any], Values]] = {

@@ -76,7 +76,9 @@ class Judge:
         for corpus in corpora(self._loaded(plan)):
             for first in range(0, len(corpus), store.rows):
                 if start <= first < end:
-                    texts = documents_of(corpus.select(range(first, min(first + store.rows, len(corpus)))))
+                    texts = documents_of(
+                        corpus.select(range(first, min(first + store.rows, len(corpus))))
+                    )
                     store.vectors(model.encoder, [prompt.document(text) for text in texts])
             start, end = start - len(corpus), end - len(corpus)
         return int(store.encoded - before)
@@ -107,7 +109,9 @@ class Judge:
     def health(self, candidate: Candidate, plan: Planned) -> dict[str, float]:
         """How a model's embeddings of a task's texts fill their space (:func:`qzhou.evaluation.models.health`)."""
         model = self._judged(candidate)
-        texts = sorted(set(texts_of(self._loaded(plan))), key=lambda text: digest(text))[:HEALTH_TEXTS]
+        texts = sorted(set(texts_of(self._loaded(plan))), key=lambda text: digest(text))[
+            :HEALTH_TEXTS
+        ]
         prompt = self._prompt_of(plan)
         return health(model.encoder.encode([prompt.document(text) for text in texts]))
 
@@ -132,14 +136,18 @@ class Judge:
             items = items_of(task, Path(temporary) / "predictions", score)
             for path in (Path(temporary) / "results").rglob("*.json"):
                 inside = path.relative_to(temporary)
-                (self._folder / inside.parent.as_posix()).create().write_bytes(inside.name, path.read_bytes())
+                (self._folder / inside.parent.as_posix()).create().write_bytes(
+                    inside.name, path.read_bytes()
+                )
         return Judged(
             key=key,
             task=plan.name,
             type=plan.type,
             metric=task.metadata.main_score,
             score=score if math.isfinite(score) else 0.0,
-            undefined="" if math.isfinite(score) else UNDEFINED.format(metric=task.metadata.main_score),
+            undefined=""
+            if math.isfinite(score)
+            else UNDEFINED.format(metric=task.metadata.main_score),
             n=sum(len(part.values) for part in items.parts) if items else sizes(task),
             data=str(task.metadata.dataset["revision"]),
             items=items.plain() if items else {},
@@ -153,7 +161,15 @@ class Judge:
         if candidate.name == BM25:
             return digest([VERSION, version("mteb"), version("bm25s"), revision])
         prompt = asdict(self._prompt_of(plan))
-        return digest([VERSION, version("mteb"), self._judged(candidate).mteb_model_meta.revision, prompt, revision])
+        return digest(
+            [
+                VERSION,
+                version("mteb"),
+                self._judged(candidate).mteb_model_meta.revision,
+                prompt,
+                revision,
+            ]
+        )
 
     def _bare(self, plan: Planned) -> Any:
         """The task; one of mteb's without its data, which takes long and is not needed for what is judged already."""
@@ -178,7 +194,10 @@ class Judge:
     def _judged(self, candidate: Candidate) -> Any:
         if self._model[0] != candidate.name:
             self._model = ("", None)  # the old one's memory is free before the new one is loaded
-            self._model = candidate.name, bm25() if candidate.name == BM25 else self._encoder_of(candidate)
+            self._model = (
+                candidate.name,
+                bm25() if candidate.name == BM25 else self._encoder_of(candidate),
+            )
         return self._model[1]
 
     def _encoder_of(self, candidate: Candidate) -> MtebEncoder:
@@ -189,7 +208,9 @@ class Judge:
             self._prompts,
             name=f"{self._recipe.run.name}-{candidate.name}",
             revision=key,
-            store=VectorStore(self._folder / "vectors", key, run_rows(self._recipe.evaluation.split_documents)),
+            store=VectorStore(
+                self._folder / "vectors", key, run_rows(self._recipe.evaluation.split_documents)
+            ),
         )
 
     def _opened(self, candidate: Candidate) -> TextEncoder:
@@ -197,13 +218,17 @@ class Judge:
         most = settings.max_tokens or own.max_document_tokens
         if candidate.trained:
             with (self._run / candidate.spec).local_copy() as place:
-                return load_encoder(str(place), max_tokens=most, dtype=own.encodes_in, compiled=own.compiled)
+                return load_encoder(
+                    str(place), max_tokens=most, dtype=own.encodes_in, compiled=own.compiled
+                )
         model = own.model_copy(update={"max_document_tokens": most})
         return load_teacher(candidate.spec, model, api_key_env=settings.api_key_env)
 
     @cached_property
     def _own_prompts(self) -> dict[str, Prompt]:
-        return {task_name(one, kind): one.prompt for one in self._recipe.datasets for kind in one.kinds}
+        return {
+            task_name(one, kind): one.prompt for one in self._recipe.datasets for kind in one.kinds
+        }
 
     def _prompt_of(self, plan: Planned) -> Prompt:
         return prompt_of(self._bare(plan), self._own_prompts, self._recipe.evaluation.instructions)
@@ -218,5 +243,7 @@ def _silent() -> Any:
 
 def mteb_result(folder: Folder, judged: Judged) -> dict[str, Any]:
     """mteb's own result of a judged task, from the run's folder."""
-    (found,) = [name for name in folder.files(f"/{judged.task}.json", recursive=True) if "results/" in name]
+    (found,) = [
+        name for name in folder.files(f"/{judged.task}.json", recursive=True) if "results/" in name
+    ]
     return dict(json.loads(folder.read_bytes(found)))

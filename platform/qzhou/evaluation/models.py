@@ -41,7 +41,11 @@ class MtebEncoder:
     ) -> None:
         self.encoder, self.prompts, self.store = encoder, prompts, store
         self.mteb_model_meta = ModelMeta.create_empty(
-            {"name": f"local/{name}", "revision": revision or encoder.fingerprint, "embed_dim": encoder.dimensions}
+            {
+                "name": f"local/{name}",
+                "revision": revision or encoder.fingerprint,
+                "embed_dim": encoder.dimensions,
+            }
         )
 
     def encode(

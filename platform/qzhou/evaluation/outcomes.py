@@ -55,7 +55,9 @@ def _data(task: Any, subset: str, split: str) -> Any:
     return task.dataset.get(subset, task.dataset)[split]
 
 
-def _of_retrieval(name: str, task: Any, data: Any, predicted: Mapping[str, Mapping[str, float]]) -> Part | None:
+def _of_retrieval(
+    name: str, task: Any, data: Any, predicted: Mapping[str, Mapping[str, float]]
+) -> Part | None:
     """The main metric of each query, as trec_eval computes it."""
     kind, _, depth = task.metadata.main_score.rpartition("_")
     if kind not in MEASURES:
@@ -68,7 +70,9 @@ def _of_retrieval(name: str, task: Any, data: Any, predicted: Mapping[str, Mappi
             found.pop(query, None)
     judged = pytrec_eval.RelevanceEvaluator(qrels, {measure}).evaluate(scores)
     queries = sorted(judged)
-    return Part(name, tuple(judged[one][measure.replace(".", "_")] for one in queries), ids=tuple(queries))
+    return Part(
+        name, tuple(judged[one][measure.replace(".", "_")] for one in queries), ids=tuple(queries)
+    )
 
 
 def _of_similarity(name: str, task: Any, data: Any, predicted: Mapping[str, Any]) -> Part:

@@ -44,7 +44,8 @@ NOTHING_HELD_OUT = (
     "dataset a held_out_fraction above 0, or name tasks of mteb."
 )
 RETRIES = 2  # of a task whose worker died
-KEPT = ("judged", "results", "vectors")  # each is found by what it depends on, whatever else changes
+# each is found by what it depends on, whatever else changes
+KEPT = ("judged", "results", "vectors")
 
 Scores = dict[tuple[str, str], Judged]  # (model, task)
 
@@ -71,8 +72,12 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
         settings={
             "evaluation": recipe.evaluation.model_dump(),
             "model": recipe.model.model_dump(),
-            "prompts": {dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets},
-            "kinds": {dataset.name: [dataset.kinds, dataset.train_split_of] for dataset in recipe.datasets},
+            "prompts": {
+                dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets
+            },
+            "kinds": {
+                dataset.name: [dataset.kinds, dataset.train_split_of] for dataset in recipe.datasets
+            },
             "seed": recipe.run.seed,
         },
         inputs={
@@ -90,7 +95,10 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
     rows = [Row(**row) for row in found["rows"]]
     differences = [Difference(**one) for one in found["differences"]]
     if rows:
-        scores = [{"task": row.task, "model": row.model, "metric": row.metric, "score": row.score} for row in rows]
+        scores = [
+            {"task": row.task, "model": row.model, "metric": row.metric, "score": row.score}
+            for row in rows
+        ]
         show(f"\n{table(rows, differences)}\n", "evaluate", "scores", scores=scores)
     else:
         say(NOTHING_HELD_OUT, "nothing_held_out", level="warning")
@@ -109,7 +117,12 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
         workers = Workers(run)
         plans, refused = workers.plan()
         for task, reason in refused.items():
-            say(f"evaluate: {task} is not judged: {reason}", "not_judged", level="warning", task=task)
+            say(
+                f"evaluate: {task} is not judged: {reason}",
+                "not_judged",
+                level="warning",
+                task=task,
+            )
         models = candidates(run.recipe)
         queue = Queue(models, plans, run.recipe.evaluation.split_documents)
         scores, failed = workers.judged(queue)
@@ -126,7 +139,9 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     rows = _rows(models, plans, scores, run.recipe.run.seed)
     comparison = {
         "rows": [dataclasses.asdict(row) for row in rows],
-        "differences": [dataclasses.asdict(one) for one in _differences(rows, scores, run.recipe.run.seed)],
+        "differences": [
+            dataclasses.asdict(one) for one in _differences(rows, scores, run.recipe.run.seed)
+        ],
         "benchmarks": benchmark_means(rows, plans),
         "published": published_scores(rows, plans),
         "seen": seen_and_unseen(rows),
@@ -150,7 +165,9 @@ def judge_class() -> Callable[..., Any]:
 class _Worker:
     """Loads mteb where it judges, and not in the driver."""
 
-    def __init__(self, judge: Callable[[], Callable[..., Any]], recipe: Recipe, run_uri: str) -> None:
+    def __init__(
+        self, judge: Callable[[], Callable[..., Any]], recipe: Recipe, run_uri: str
+    ) -> None:
         self._class, self._arguments = judge, (recipe, run_uri)
 
     @cached_property
@@ -173,7 +190,9 @@ class Workers:
         kind = ray.remote(_Worker).options(
             **ask(run.recipe, "evaluate").options, max_restarts=-1, max_task_retries=RETRIES
         )
-        self._actors = [kind.remote(judge_class, run.recipe, run.folder.uri) for _ in range(cluster.encoders)]
+        self._actors = [
+            kind.remote(judge_class, run.recipe, run.folder.uri) for _ in range(cluster.encoders)
+        ]
         self.found_health: dict[str, dict[str, float]] = {}
 
     def plan(self) -> tuple[list[Planned], dict[str, str]]:
@@ -232,7 +251,9 @@ def _said(error: BaseException, work: Work) -> str:
     return f"{work}: {our_error(error) or first_line(error)}"
 
 
-def _rows(models: Sequence[Candidate], plans: Sequence[Planned], scores: Scores, seed: int) -> list[Row]:
+def _rows(
+    models: Sequence[Candidate], plans: Sequence[Planned], scores: Scores, seed: int
+) -> list[Row]:
     """By task, and for each its models in order."""
     found = []
     for plan in sorted(plans, key=lambda plan: (bool(plan.benchmarks), plan.name)):
@@ -263,11 +284,16 @@ def _rows(models: Sequence[Candidate], plans: Sequence[Planned], scores: Scores,
 def _differences(rows: Sequence[Row], scores: Scores, seed: int) -> Iterator[Difference]:
     """Any two models, of our own the later one first: stage 2, stage 1, further models, the backbone, BM25."""
     models = models_of(rows)
-    late, early = ([one for one in own if one in models] for own in ((STAGE2, STAGE1), (BACKBONE, BM25)))
+    late, early = (
+        [one for one in own if one in models] for own in ((STAGE2, STAGE1), (BACKBONE, BM25))
+    )
     order = [*late, *(one for one in models if one not in (*late, *early)), *early]
     for task in dict.fromkeys(row.task for row in rows):
         for model, against in combinations(order, 2):
-            pair = [scores[one, task].made_of if (one, task) in scores else None for one in (model, against)]
+            pair = [
+                scores[one, task].made_of if (one, task) in scores else None
+                for one in (model, against)
+            ]
             if pair[0] is not None and pair[1] is not None:
                 found = difference(pair[0], pair[1], seed=seed)
                 if found is not None:

@@ -72,7 +72,8 @@ def _local_plan(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Fo
         type=task.metadata.type,
         dataset=dataset.name,
         kind=kind,
-        chars=sum(map(len, texts_of(task))) + sum(len(row["text"]) for one in corpora(task) for row in one),
+        chars=sum(map(len, texts_of(task)))
+        + sum(len(row["text"]) for one in corpora(task) for row in one),
         documents=sum(map(len, corpora(task))),
         seen=dataset.name in trained,
     )
@@ -93,7 +94,9 @@ def _named_plans(recipe: Recipe) -> Iterator[Planned]:
             documents=documents,
             seen=name in trained,
             benchmarks=tuple(
-                one for one, group in asked.items() if len(group) > 1 and name in {each.metadata.name for each in group}
+                one
+                for one, group in asked.items()
+                if len(group) > 1 and name in {each.metadata.name for each in group}
             ),
         )
 
@@ -104,13 +107,16 @@ def _declared_size(task: Any) -> tuple[int, int]:
     for split in (task.metadata.descriptive_stats or {}).values():
         if isinstance(split, dict):
             chars += int(split.get("number_of_characters") or 0)
-            documents += int((split.get("documents_text_statistics") and split.get("num_documents")) or 0)
+            documents += int(
+                (split.get("documents_text_statistics") and split.get("num_documents")) or 0
+            )
     return chars or UNKNOWN_CHARS, documents
 
 
 def _held_out(dataset: Dataset, run_folder: Folder) -> Iterator[Any]:
     return read_records(
-        run_folder / "transform" / "held_out" / dataset.task / dataset.name, EXAMPLE_TYPES[dataset.task]
+        run_folder / "transform" / "held_out" / dataset.task / dataset.name,
+        EXAMPLE_TYPES[dataset.task],
     )
 
 

@@ -38,7 +38,9 @@ class Work:
         return self.plan.chars * (LEXICAL if self.candidate.name == BM25 else 1.0)
 
     def __str__(self) -> str:
-        part = {"encode": f" documents {self.start:,} on", "health": ", spread of its vectors"}.get(self.method, "")
+        part = {"encode": f" documents {self.start:,} on", "health": ", spread of its vectors"}.get(
+            self.method, ""
+        )
         return f"{self.candidate.name} on {self.plan.name}{part}"
 
 
@@ -53,7 +55,9 @@ class Queue:
         split_documents: That one worker encodes at a time.
     """
 
-    def __init__(self, models: Sequence[Candidate], plans: Sequence[Planned], split_documents: int) -> None:
+    def __init__(
+        self, models: Sequence[Candidate], plans: Sequence[Planned], split_documents: int
+    ) -> None:
         self._waiting: dict[tuple[str, str], Work] = {}  # until its parts are there
         self._parts: dict[tuple[str, str], int] = {}
         self._ready: list[Work] = []
@@ -62,7 +66,10 @@ class Queue:
             for plan in plans:
                 self._add(candidate, plan, split_documents)
             if plans and candidate.name != BM25:
-                some = min(plans, key=lambda plan: (not plan.dataset, plan.chars < HEALTH_CHARS, plan.chars))
+                some = min(
+                    plans,
+                    key=lambda plan: (not plan.dataset, plan.chars < HEALTH_CHARS, plan.chars),
+                )
                 self._ready.append(Work("health", candidate, some))
         self._ready.sort(key=lambda work: -work.chars)
         self._total = len(self._ready) + len(self._waiting)
@@ -112,4 +119,6 @@ class Queue:
         starts = range(0, plan.documents, split_documents)
         self._waiting[key], self._parts[key] = judge, len(starts)
         for start in starts:
-            self._ready.append(Work("encode", candidate, plan, start, min(split_documents, plan.documents - start)))
+            self._ready.append(
+                Work("encode", candidate, plan, start, min(split_documents, plan.documents - start))
+            )

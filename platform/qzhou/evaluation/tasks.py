@@ -59,7 +59,12 @@ MAIN_SCORES = {
 
 
 def retrieval_task(
-    name: str, examples: Sequence[RetrievalExample], *, max_queries: int, max_documents: int, seed: int
+    name: str,
+    examples: Sequence[RetrievalExample],
+    *,
+    max_queries: int,
+    max_documents: int,
+    seed: int,
 ) -> Any:
     """Queries to find their positives among the positives of all examples.
 
@@ -75,14 +80,19 @@ def retrieval_task(
         own.update({text_key(positive): positive for positive in example.positives})
     asked = _sampled(list(answers), max_queries, seed)
     relevant = {key: text for query in asked for key, text in answers[query].items()}
-    others = {key: text for own in answers.values() for key, text in own.items() if key not in relevant}
+    others = {
+        key: text for own in answers.values() for key, text in own.items() if key not in relevant
+    }
     filled = _sampled(list(others), max(0, max_documents - len(relevant)), seed)
     corpus = relevant | {key: others[key] for key in filled}
     return _retrieval(
         name,
         {stable_id("d", key): text for key, text in corpus.items()},
         {stable_id("q", query): text_of[query] for query in asked},
-        {stable_id("q", query): {stable_id("d", key): 1 for key in answers[query]} for query in asked},
+        {
+            stable_id("q", query): {stable_id("d", key): 1 for key in answers[query]}
+            for query in asked
+        },
     )
 
 
@@ -102,7 +112,9 @@ def judged_task(
     with others up to ``max_documents``. Of documents with the same id the first counts.
     """
     text_of = {query.id: query.text for query in queries}
-    grades: dict[str, dict[str, int]] = {one: {} for one in _sampled(list(text_of), max_queries, seed)}
+    grades: dict[str, dict[str, int]] = {
+        one: {} for one in _sampled(list(text_of), max_queries, seed)
+    }
     for judgement in qrels:
         if judgement.query_id in grades:
             grades[judgement.query_id][judgement.document_id] = judgement.grade
@@ -116,7 +128,9 @@ def judged_task(
     return _retrieval(name, chosen, {one: text_of[one] for one in grades}, grades)
 
 
-def reranking_task(name: str, examples: Sequence[RetrievalExample], *, max_queries: int, seed: int) -> Any:
+def reranking_task(
+    name: str, examples: Sequence[RetrievalExample], *, max_queries: int, seed: int
+) -> Any:
     """Queries whose own positives are to be ranked above their own negatives.
 
     Examples without negatives say nothing here and are left out; the sample of the others is drawn by hash.
@@ -129,7 +143,9 @@ def reranking_task(name: str, examples: Sequence[RetrievalExample], *, max_queri
     for one in _sampled(list(by_id), max_queries, seed):
         example = by_id[one]
         answers = {stable_id("d", text_key(text)): text for text in example.positives}
-        others = {stable_id("d", text_key(negative.text)): negative.text for negative in example.negatives}
+        others = {
+            stable_id("d", text_key(negative.text)): negative.text for negative in example.negatives
+        }
         corpus |= others | answers
         ranked[one] = sorted(others | answers)
         grades[one] = {document: int(document in answers) for document in ranked[one]}
@@ -153,7 +169,9 @@ def _retrieval(
         "default": {
             SPLIT: {
                 "corpus": datasets.Dataset.from_list(documents),
-                "queries": datasets.Dataset.from_list([{"id": one, "text": text} for one, text in queries.items()]),
+                "queries": datasets.Dataset.from_list(
+                    [{"id": one, "text": text} for one, text in queries.items()]
+                ),
                 "relevant_docs": qrels,
                 "top_ranked": ranked,
             }
@@ -165,15 +183,21 @@ def _retrieval(
 def sts_task(name: str, examples: Sequence[PairExample], *, max_rows: int, seed: int) -> Any:
     """Spearman correlation of cosines and ordinal scores."""
     rows = _pairs(examples, max_rows, seed)
-    task = _task(AbsTaskSTS, name, "STS", [f"{row.text_a}\x00{row.text_b}\x00{row.score}" for row in rows])
+    task = _task(
+        AbsTaskSTS, name, "STS", [f"{row.text_a}\x00{row.text_b}\x00{row.score}" for row in rows]
+    )
     scores = [row.score for row in rows]
     task.min_score, task.max_score = min(scores), max(scores)
-    columns = [{"sentence1": row.text_a, "sentence2": row.text_b, "score": row.score} for row in rows]
+    columns = [
+        {"sentence1": row.text_a, "sentence2": row.text_b, "score": row.score} for row in rows
+    ]
     task.dataset = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(columns)})
     return task
 
 
-def pair_classification_task(name: str, examples: Sequence[PairExample], *, max_rows: int, seed: int) -> Any:
+def pair_classification_task(
+    name: str, examples: Sequence[PairExample], *, max_rows: int, seed: int
+) -> Any:
     """Average precision of cosines for pairs that belong together: those with the highest of the scores."""
     rows = _pairs(examples, max_rows, seed)
     task = _task(
@@ -183,7 +207,10 @@ def pair_classification_task(name: str, examples: Sequence[PairExample], *, max_
         [f"{row.text_a}\x00{row.text_b}\x00{row.score}" for row in rows],
     )
     best = max(example.score for example in examples)
-    columns = [{"sentence1": row.text_a, "sentence2": row.text_b, "labels": int(row.score == best)} for row in rows]
+    columns = [
+        {"sentence1": row.text_a, "sentence2": row.text_b, "labels": int(row.score == best)}
+        for row in rows
+    ]
     task.dataset = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(columns)})
     return task
 
@@ -192,31 +219,46 @@ def _pairs(examples: Sequence[PairExample], max_rows: int, seed: int) -> list[Pa
     """A sample by hash; where all of it has one score or none the highest, the last gives way to one that differs."""
     by_id = {example.id: example for example in examples}
     order = _sampled(list(by_id), len(by_id), seed)
-    rows, best = [by_id[one] for one in order[:max_rows]], max(example.score for example in examples)
+    rows, best = (
+        [by_id[one] for one in order[:max_rows]],
+        max(example.score for example in examples),
+    )
     if len({row.score == best for row in rows}) < 2:
-        missing = (by_id[one] for one in order[max_rows:] if (by_id[one].score == best) != (rows[0].score == best))
+        missing = (
+            by_id[one]
+            for one in order[max_rows:]
+            if (by_id[one].score == best) != (rows[0].score == best)
+        )
         rows[-1:] = [next(missing, rows[-1])]
     return rows
 
 
-def clustering_task(name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int) -> Any:
+def clustering_task(
+    name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int
+) -> Any:
     """V-measure of k-means clusters of the texts against their labels."""
     by_id = {example.id: example for example in examples}
     rows = [by_id[one] for one in _sampled(list(by_id), max_rows, seed)]
-    task = _task(AbsTaskClustering, name, "Clustering", [f"{row.text}\x00{row.label}" for row in rows])
+    task = _task(
+        AbsTaskClustering, name, "Clustering", [f"{row.text}\x00{row.label}" for row in rows]
+    )
     columns = [{"sentences": row.text, "labels": row.label} for row in rows]
     task.dataset = datasets.DatasetDict({SPLIT: datasets.Dataset.from_list(columns)})
     task.max_fraction_of_documents_to_embed, task.max_document_to_embed = None, len(rows)
     return task
 
 
-def classification_task(name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int) -> Any:
+def classification_task(
+    name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int
+) -> Any:
     """Accuracy of a logistic regression on a few held-out texts per class, tested on the other held-out texts.
 
     Classes with fewer than ``TEXTS_PER_CLASS`` held-out texts are left out.
     """
     sizes_of = Counter(example.label for example in examples)
-    by_id = {example.id: example for example in examples if sizes_of[example.label] >= TEXTS_PER_CLASS}
+    by_id = {
+        example.id: example for example in examples if sizes_of[example.label] >= TEXTS_PER_CLASS
+    }
     kept = [by_id[one] for one in _sampled(list(by_id), max_rows, seed)]
     number_of = {label: number for number, label in enumerate(sorted({one.label for one in kept}))}
     seen: dict[str, int] = {}
@@ -224,8 +266,16 @@ def classification_task(name: str, examples: Sequence[LabeledExample], *, max_ro
     for one in kept:
         seen[one.label] = seen.get(one.label, 0) + 1
         halves[seen[one.label] % 2].append({"text": one.text, "label": number_of[one.label]})
-    task = _task(AbsTaskClassification, name, "Classification", [f"{one.text}\x00{one.label}" for one in kept])
-    parts = {"train": datasets.Dataset.from_list(halves[1]), SPLIT: datasets.Dataset.from_list(halves[0])}
+    task = _task(
+        AbsTaskClassification,
+        name,
+        "Classification",
+        [f"{one.text}\x00{one.label}" for one in kept],
+    )
+    parts = {
+        "train": datasets.Dataset.from_list(halves[1]),
+        SPLIT: datasets.Dataset.from_list(halves[0]),
+    }
     task.dataset = datasets.DatasetDict(parts)
     return task
 
@@ -235,11 +285,21 @@ def not_judgeable(examples: Sequence[Example], kind: TaskKind) -> str:
     first = examples[0] if examples else None
     if first is None:
         return "nothing was held out"
-    if kind == "reranking" and not any(one.negatives for one in examples if isinstance(one, RetrievalExample)):
-        return "none of its held-out examples has negatives of its own, which leaves nothing to rank"
-    if kind == "clustering" and len({one.label for one in examples if isinstance(one, LabeledExample)}) < 2:
+    if kind == "reranking" and not any(
+        one.negatives for one in examples if isinstance(one, RetrievalExample)
+    ):
+        return (
+            "none of its held-out examples has negatives of its own, which leaves nothing to rank"
+        )
+    if (
+        kind == "clustering"
+        and len({one.label for one in examples if isinstance(one, LabeledExample)}) < 2
+    ):
         return "its held-out texts all have the same label"
-    if isinstance(first, PairExample) and len({one.score for one in examples if isinstance(one, PairExample)}) < 2:
+    if (
+        isinstance(first, PairExample)
+        and len({one.score for one in examples if isinstance(one, PairExample)}) < 2
+    ):
         return f"its {len(examples)} held-out pairs all have the score {first.score:g}, which leaves nothing to rank"
     if kind == "classification":
         sizes_of = Counter(one.label for one in examples if isinstance(one, LabeledExample))
@@ -250,8 +310,12 @@ def not_judgeable(examples: Sequence[Example], kind: TaskKind) -> str:
 
 def language_of(texts: Iterable[str]) -> str:
     """The language that most letters of some texts are taken for, as mteb writes it: "cmn-Hans"."""
-    sample = "".join(text[:LANGUAGE_CHARS] for text, _ in zip(texts, range(LANGUAGE_TEXTS), strict=False))
-    letters = {language: len(re.findall(f"[{script}]", sample)) for language, script in SCRIPTS.items()}
+    sample = "".join(
+        text[:LANGUAGE_CHARS] for text, _ in zip(texts, range(LANGUAGE_TEXTS), strict=False)
+    )
+    letters = {
+        language: len(re.findall(f"[{script}]", sample)) for language, script in SCRIPTS.items()
+    }
     chinese, kana = letters["cmn-Hans"], letters["jpn-Jpan"]
     if kana > KANA_SHARE * (kana + chinese):
         letters["jpn-Jpan"] += letters.pop("cmn-Hans")
@@ -261,14 +325,18 @@ def language_of(texts: Iterable[str]) -> str:
 def sizes(task: Any) -> int:
     """What the score is a mean over: queries, pairs or test texts, of all subsets."""
     splits = task.metadata.eval_splits
-    subsets = [task.dataset] if any(split in task.dataset for split in splits) else task.dataset.values()
+    subsets = (
+        [task.dataset] if any(split in task.dataset for split in splits) else task.dataset.values()
+    )
     found = [subset[split] for subset in subsets for split in splits if split in subset]
     return sum(len(one["queries"] if isinstance(one, dict) else one) for one in found)
 
 
 def _task(kind: type, name: str, task_type: str, texts: Sequence[str], further: str = "") -> Any:
     """An mteb task whose data is here already; its revision is a digest of the texts and what else is judged by."""
-    revision = hashlib.sha256("\x00".join([*texts, further]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    revision = hashlib.sha256(
+        "\x00".join([*texts, further]).encode("utf-8", "surrogatepass")
+    ).hexdigest()[:16]
     metadata = TaskMetadata(
         name=name,
         description=f"Held-out examples of the dataset '{name}'.",

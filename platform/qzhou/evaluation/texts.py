@@ -34,7 +34,11 @@ def texts_of(task: Any) -> Iterator[str]:
     for subset in task.dataset.values():
         splits = subset.values() if isinstance(subset, Mapping) else [subset]
         for split in splits:
-            yield from _of_retrieval(split) if isinstance(split, Mapping) and "corpus" in split else _strings(split)
+            yield from (
+                _of_retrieval(split)
+                if isinstance(split, Mapping) and "corpus" in split
+                else _strings(split)
+            )
 
 
 def _loaded(task: Any) -> Iterator[str]:
@@ -50,7 +54,12 @@ def _loaded(task: Any) -> Iterator[str]:
 
 
 def _of_retrieval(split: Mapping[str, Any]) -> Iterator[str]:
-    relevant = {one for judged in split["relevant_docs"].values() for one, grade in judged.items() if grade > 0}
+    relevant = {
+        one
+        for judged in split["relevant_docs"].values()
+        for one, grade in judged.items()
+        if grade > 0
+    }
     yield from (row["text"] for row in split["queries"] if isinstance(row["text"], str))
     for row in split["corpus"]:
         if row["id"] in relevant:

@@ -18,7 +18,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "train/stage1": {"training": "training", "stage": "training.stage1", "model": "model"},
     "train/stage2": {"training": "training", "stage": "training.stage2", "model": "model"},
 }
-NO_MATTER = ("encoding_dtype", "compiled", "saved_dtype", "models")  # of encoding alone, or told otherwise there
+# of encoding alone, or told otherwise there
+NO_MATTER = ("encoding_dtype", "compiled", "saved_dtype", "models")
 
 
 def refuse_other_training(recipe: Recipe) -> None:

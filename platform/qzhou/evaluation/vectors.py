@@ -40,14 +40,18 @@ class VectorStore:
         self._folder, self.rows = folder / key, rows
         self.encoded = 0  # texts that were not there
 
-    def vectors(self, encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def vectors(
+        self, encoder: TextEncoder, texts: Sequence[str]
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Vectors [N, D] of texts that carry their prompt; what is not there yet is encoded and written."""
         runs = [texts[start : start + self.rows] for start in range(0, len(texts), self.rows)]
         if not runs:
             return encoder.encode([])
         return np.concatenate([self._run(encoder, run) for run in runs])
 
-    def _run(self, encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _run(
+        self, encoder: TextEncoder, texts: Sequence[str]
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
         name = f"{digest([VERSION, list(texts)])}.npy"
         if self._folder.has_array(name, rows=len(texts)):
             return self._folder.read_array(name)

@@ -31,7 +31,14 @@ def picture(comparisons: Sequence[Comparison]) -> str:
 def _draw(axes: Axes, comparison: Comparison, variants: Sequence[str]) -> None:
     for line in comparison.lines:
         place, spread = variants.index(line.variant), line.spread
-        axes.plot(list(line.scores.values()), [place] * len(line.scores), "o", color=SEEDS, markersize=4.5, zorder=3)
+        axes.plot(
+            list(line.scores.values()),
+            [place] * len(line.scores),
+            "o",
+            color=SEEDS,
+            markersize=4.5,
+            zorder=3,
+        )
         if spread is None:
             continue
         if spread.low is not None and spread.high is not None:

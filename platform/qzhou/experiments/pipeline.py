@@ -32,7 +32,8 @@ from qzhou.transform.pipeline import transform
 TUNE = "tune"  # what Ray Tune notes for itself; nothing of ours depends on it
 HEADROOM_CPUS = 1  # of a trial, for the tasks that read while its workers hold theirs
 DRIVER_BYTES = 256 * 2**20  # Tune gives trials out by what they take, and wants it to be something
-RESTARTS = 2  # of a trial whose process died, for want of memory say; it goes on from its finished stages
+# of a trial whose process died, for want of memory say; it goes on from its finished stages
+RESTARTS = 2
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # no tables of its own
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -43,17 +44,27 @@ QUIET = {
 def run_experiment(plan: Plan) -> list[Comparison]:
     """Run every trial, compare, and leave ``results.json`` and ``results.svg`` in the experiment's folder.
 
-    A trial is a run folder of its own. What two trials would make alike is made by one of them (:mod:`qzhou.run.sharing`),
-    and finished trials only say so: the same command goes on after any death.
+    A trial is a run folder of its own. What two trials would make alike is made by one of them
+    (:mod:`qzhou.run.sharing`), and finished trials only say so: the same command goes on after any death.
 
     Raises:
         QzhouError: Trials failed; the others are finished and compared.
     """
-    resolve_all(*{name for one in plan.trials for name in (one.recipe.model.backbone, one.recipe.mining.teacher)})
+    resolve_all(
+        *{
+            name
+            for one in plan.trials
+            for name in (one.recipe.model.backbone, one.recipe.mining.teacher)
+        }
+    )
     folder = Folder.open(plan.storage).create()
     with session():
         failed = _tried(plan, folder)
-    outcomes = [Outcome.read(one.variant, one.seed, folder / one.name) for one in plan.trials if one.name not in failed]
+    outcomes = [
+        Outcome.read(one.variant, one.seed, folder / one.name)
+        for one in plan.trials
+        if one.name not in failed
+    ]
     comparisons = compared(plan.experiment, outcomes)
     folder.write_json("results.json", as_json(plan.experiment, comparisons, outcomes))
     folder.write_bytes("results.svg", picture(comparisons).encode())
@@ -91,7 +102,9 @@ def at_once(recipes: Sequence[Recipe], resources: Mapping[str, float]) -> int:
 def _tried(plan: Plan, folder: Folder) -> dict[str, QzhouError]:
     """Trials that failed, and of what."""
     recipes = {one.name: one.recipe for one in plan.trials}
-    most = plan.experiment.trials_at_once or at_once(list(recipes.values()), ray.cluster_resources())
+    most = plan.experiment.trials_at_once or at_once(
+        list(recipes.values()), ray.cluster_resources()
+    )
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     (folder / TUNE).delete()
@@ -109,7 +122,10 @@ def _tried(plan: Plan, folder: Folder) -> dict[str, QzhouError]:
     )
     failed = {}
     for result in tuner.fit():
-        said, name = (result.metrics or {}).get("error", ""), str((result.config or {}).get("trial"))
+        said, name = (
+            (result.metrics or {}).get("error", ""),
+            str((result.config or {}).get("trial")),
+        )
         if result.error is not None:
             failed[name] = our_error(result.error) or TrainingError(first_line(result.error))
         elif said:
@@ -134,7 +150,9 @@ class _Place:
             os.environ.setdefault(name, value)
 
 
-def _trial(config: Mapping[str, Any], *, recipes: Mapping[str, Recipe], started_in: _Place) -> dict[str, str]:
+def _trial(
+    config: Mapping[str, Any], *, recipes: Mapping[str, Recipe], started_in: _Place
+) -> dict[str, str]:
     """What Tune calls for a trial, in an actor.
 
     The stages run in a process of their own, on the node that the command was given on, as for any job: in Tune's actor
@@ -164,7 +182,8 @@ def _whole_run(recipe: Recipe, started_in: _Place) -> str:
         return to_json(error)
     run = Run.open(recipe)
     for stage in ("stage1", "stage2"):
-        (run.folder / "train" / stage / "checkpoints").delete()  # nothing goes on from them, and they are many
+        # nothing goes on from them, and they are many
+        (run.folder / "train" / stage / "checkpoints").delete()
     say(f"experiment: {name}: finished", "trial_done", trial=name)
     return ""
 
@@ -190,4 +209,6 @@ def together(failed: Mapping[str, QzhouError], trials: int) -> QzhouError:
     told = "".join(f"\n       {', '.join(names)}: {said}" for said, names in alike.items())
     kinds = {type(error) for error in failed.values()}
     kind = kinds.pop() if len(kinds) == 1 else TrainingError
-    return kind(f"{len(failed)} of {trials} trials failed; the same command goes on with them:{told}")
+    return kind(
+        f"{len(failed)} of {trials} trials failed; the same command goes on with them:{told}"
+    )

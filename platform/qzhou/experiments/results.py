@@ -43,12 +43,23 @@ class Outcome:
         place = run / "evaluate"
         found = (Row(**row) for row in place.read_json("comparison.json")["rows"])
         rows = {row.task: row for row in found if row.model == STAGE2}
-        judged = {task: Judged(**(place / "judged" / STAGE2).read_json(f"{task}.json")) for task in rows}
-        return cls(variant, seed, rows, {task: one.made_of for task, one in judged.items() if one.made_of is not None})
+        judged = {
+            task: Judged(**(place / "judged" / STAGE2).read_json(f"{task}.json")) for task in rows
+        }
+        return cls(
+            variant,
+            seed,
+            rows,
+            {task: one.made_of for task, one in judged.items() if one.made_of is not None},
+        )
 
     def tasks(self, score: Score) -> list[str]:
         """The tasks that a score is the mean of."""
-        return sorted(row.task for row in self.rows.values() if score.task == row.task or score.type == row.type)
+        return sorted(
+            row.task
+            for row in self.rows.values()
+            if score.task == row.task or score.type == row.type
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +99,9 @@ def compared(experiment: Experiment, outcomes: Sequence[Outcome]) -> list[Compar
     return [_compared(experiment, score, outcomes) for score in experiment.scores]
 
 
-def as_json(experiment: Experiment, comparisons: Sequence[Comparison], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def as_json(
+    experiment: Experiment, comparisons: Sequence[Comparison], outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
     """What ``results.json`` holds: the comparisons, and the score of every trial on every task."""
     return {
         "experiment": experiment.model_dump(mode="json"),
@@ -97,7 +110,10 @@ def as_json(experiment: Experiment, comparisons: Sequence[Comparison], outcomes:
             {
                 "variant": one.variant,
                 "seed": one.seed,
-                "scores": {row.task: {"metric": row.metric, "score": row.score} for row in one.rows.values()},
+                "scores": {
+                    row.task: {"metric": row.metric, "score": row.score}
+                    for row in one.rows.values()
+                },
             }
             for one in outcomes
         ],
@@ -110,18 +126,33 @@ def table(comparison: Comparison) -> str:
         return f"{comparison.score}: no finished trial was judged by it"
     grid = Table(title=f"{comparison.score} ({comparison.metric})", title_justify="left")
     grid.add_column("variant")
-    headings = ("seeds", "mean", "95 % over seeds", f"- {comparison.baseline}", "95 % over seeds", "95 % over items")
+    headings = (
+        "seeds",
+        "mean",
+        "95 % over seeds",
+        f"- {comparison.baseline}",
+        "95 % over seeds",
+        "95 % over items",
+    )
     for heading in headings:
         grid.add_column(heading, justify="right")
     for line in comparison.lines:
         spread, ahead, by_items = line.spread, line.ahead, line.by_items
-        cells = [str(len(line.scores)), f"{spread.mean:.4f}" if spread else "-", _limits(spread, "")]
+        cells = [
+            str(len(line.scores)),
+            f"{spread.mean:.4f}" if spread else "-",
+            _limits(spread, ""),
+        ]
         cells += [f"{ahead.mean:+.4f}" if ahead else "-", _limits(ahead, "+")]
         grid.add_row(line.variant, *cells, _limits(by_items, "+"))
     seeds = max((len(line.scores) for line in comparison.lines), default=0)
     marks = "* leaves out zero; differences are paired by seed, and by item (bootstrap)"
     notes = [marks, *([] if seeds > 1 else [ONE_SEED])]
-    notes += [f"{line.variant} {line.undefined}, so it has no mean" for line in comparison.lines if line.undefined]
+    notes += [
+        f"{line.variant} {line.undefined}, so it has no mean"
+        for line in comparison.lines
+        if line.undefined
+    ]
     grid.caption, grid.caption_justify = "\n".join(notes), "left"
     console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False)
     console.print(grid)
@@ -132,7 +163,9 @@ def table(comparison: Comparison) -> str:
 def _compared(experiment: Experiment, score: Score, outcomes: Sequence[Outcome]) -> Comparison:
     metric_of = {task: one.rows[task].metric for one in outcomes for task in one.tasks(score)}
     tasks, metrics = sorted(metric_of), sorted(set(metric_of.values()))
-    by_variant: dict[str, dict[int, Outcome]] = {variant.name: {} for variant in experiment.variants}
+    by_variant: dict[str, dict[int, Outcome]] = {
+        variant.name: {} for variant in experiment.variants
+    }
     for one in outcomes if tasks else ():
         by_variant[one.variant][one.seed] = one
     base = by_variant[experiment.baseline]
@@ -143,16 +176,28 @@ def _compared(experiment: Experiment, score: Score, outcomes: Sequence[Outcome])
         for name, own in by_variant.items()
         if own
     ]
-    return Comparison(score.label, ", ".join(metrics), tuple(tasks), experiment.baseline, tuple(lines))
+    return Comparison(
+        score.label, ", ".join(metrics), tuple(tasks), experiment.baseline, tuple(lines)
+    )
 
 
 def _line(
-    name: str, own: Mapping[int, Outcome], base: Mapping[int, Outcome], score: Score, tasks: Sequence[str]
+    name: str,
+    own: Mapping[int, Outcome],
+    base: Mapping[int, Outcome],
+    score: Score,
+    tasks: Sequence[str],
 ) -> Line:
-    scores = {seed: _score(one, score) for seed, one in sorted(own.items()) if one.tasks(score) == tasks}
+    scores = {
+        seed: _score(one, score) for seed, one in sorted(own.items()) if one.tasks(score) == tasks
+    }
     lacking = {task: [seed for seed in sorted(own) if task not in own[seed].rows] for task in tasks}
     if any(lacking.values()):
-        said = (f"{task} (seed {', '.join(map(str, seeds))})" for task, seeds in lacking.items() if seeds)
+        said = (
+            f"{task} (seed {', '.join(map(str, seeds))})"
+            for task, seeds in lacking.items()
+            if seeds
+        )
         return Line(name, scores, None, undefined=f"has no score on {', '.join(said)}")
     both = [seed for seed in scores if seed in base]
     spread = over_seeds(list(scores.values()))
@@ -160,7 +205,11 @@ def _line(
         return Line(name, scores, spread)
     ahead = over_seeds([scores[seed] - _score(base[seed], score) for seed in both])
     return Line(
-        name, scores, spread, ahead, _by_items([own[seed] for seed in both], [base[seed] for seed in both], score)
+        name,
+        scores,
+        spread,
+        ahead,
+        _by_items([own[seed] for seed in both], [base[seed] for seed in both], score),
     )
 
 
@@ -174,7 +223,8 @@ def _by_items(own: Sequence[Outcome], base: Sequence[Outcome], score: Score) -> 
     if not all(set(tasks) <= set(one.items) for one in (*own, *base)):
         return None
     return pooled_difference(
-        [([one.items[task] for one in own], [one.items[task] for one in base]) for task in tasks], seed=0
+        [([one.items[task] for one in own], [one.items[task] for one in base]) for task in tasks],
+        seed=0,
     )
 
 

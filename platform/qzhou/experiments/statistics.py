@@ -41,5 +41,9 @@ def over_seeds(values: Sequence[float]) -> Spread:
     mean = fmean(values)
     if len(set(values)) == 1:
         return Spread(mean)
-    reach = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / sqrt(len(values))
+    reach = (
+        float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+        * stdev(values)
+        / sqrt(len(values))
+    )
     return Spread(mean, mean - reach, mean + reach)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from qzhou.encoder import TextEncoder
 
 
-VERSION = 1  # of the vector files; another one when what they hold is made otherwise, so that no old one is read
+# of the vector files; another one when what they hold is made otherwise, so that no old one is read
+VERSION = 1
 SHOWN_CHARS = 80
 
 
@@ -37,7 +38,9 @@ class EncodeActor:
     with its prompt: another checkpoint or prompt never finds an old file.
     """
 
-    def __init__(self, recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk]) -> None:
+    def __init__(
+        self, recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk]
+    ) -> None:
         self._recipe, self._teacher, self._folder, self._chunks = recipe, teacher, folder, chunks
         self._column: tuple[str, list[str]] = ("", [])
 
@@ -56,15 +59,27 @@ class EncodeActor:
 
     @cached_property
     def _prefixes(self) -> Prefixes | None:
-        return Prefixes.declared(self._encoder.prompts) if self._recipe.mining.teacher_prompts == "model" else None
+        return (
+            Prefixes.declared(self._encoder.prompts)
+            if self._recipe.mining.teacher_prompts == "model"
+            else None
+        )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The number of a chunk to its file; an error for people comes back as a value, or Ray Data would wrap it."""
-        found: dict[str, Any] = {"name": "", "encoded": 0, "truncated": 0, "seconds": 0.0, "error": ""}
+        found: dict[str, Any] = {
+            "name": "",
+            "encoded": 0,
+            "truncated": 0,
+            "seconds": 0.0,
+            "error": "",
+        }
         try:
             _ = self._name  # the teacher is loaded before a chunk's seconds are counted
             started = time.monotonic()
-            found["name"], found["encoded"], found["truncated"] = self._encode(self._chunks[int(batch["id"][0])])
+            found["name"], found["encoded"], found["truncated"] = self._encode(
+                self._chunks[int(batch["id"][0])]
+            )
             found["seconds"] = time.monotonic() - started
         except QzhouError as refused:
             found["error"] = to_json(refused)
@@ -72,7 +87,8 @@ class EncodeActor:
 
     def _encode(self, chunk: Chunk) -> tuple[str, int, int]:
         texts = chunk.prompted(self._column_of(chunk), self._prefixes)
-        limit = self._recipe.model.max_query_tokens if chunk.asks else None  # documents: the encoder's own
+        # documents: the encoder's own
+        limit = self._recipe.model.max_query_tokens if chunk.asks else None
         name = f"{self._name}/{digest([VERSION, limit, texts])}.npy"
         if self._folder.has_array(name, rows=len(texts)):
             return name, 0, 0
@@ -100,7 +116,9 @@ class EncodeActor:
 class SearchActor:
     """A shard of a corpus, opened by the first call: an error of the recipe then comes back as itself."""
 
-    def __init__(self, folder: Folder, files: Sequence[VectorFile], index: str, parameters: str, copies: Ints) -> None:
+    def __init__(
+        self, folder: Folder, files: Sequence[VectorFile], index: str, parameters: str, copies: Ints
+    ) -> None:
         self._settings = folder, files, index, parameters, copies
 
     @cached_property
@@ -148,7 +166,9 @@ class RerankActor:
                 )
             model = CrossEncoder(place, device=str(choose_device()), num_labels=1)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"mining.reranker '{spec}' cannot be loaded: {first_line(error)}") from None
+            raise ModelError(
+                f"mining.reranker '{spec}' cannot be loaded: {first_line(error)}"
+            ) from None
         model.max_length = min(max_tokens, model.max_length or max_tokens)
         return model
 
@@ -156,5 +176,7 @@ class RerankActor:
         """How well each document answers its query, from 0 to 1 [len(pairs)]."""
         import torch
 
-        found = self._model.predict(list(pairs), activation_fn=torch.nn.Sigmoid(), show_progress_bar=False)
+        found = self._model.predict(
+            list(pairs), activation_fn=torch.nn.Sigmoid(), show_progress_bar=False
+        )
         return np.asarray(found, dtype=np.float32)

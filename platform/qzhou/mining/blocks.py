@@ -19,7 +19,8 @@ from qzhou.mining.identity import Digests, Floats, Groups, Ints, is_among, key_d
 from qzhou.mining.select import Ranking, in_window, standing
 from qzhou.mining.shard import Block, Found
 
-ANSWERS_RANKED = 100  # room for a query's answers before the window; with more of them it may get fewer negatives
+# room for a query's answers before the window; with more of them it may get fewer negatives
+ANSWERS_RANKED = 100
 
 Texts = Callable[[Ints], list[str]]
 Judge = Callable[[Sequence[tuple[str, str]]], Floats]
@@ -56,7 +57,10 @@ class Queries:
         answering: list[set[int]] = [set() for _ in examples]
         for owner, answer in zip(owner_E.tolist(), answer_E.tolist(), strict=True):
             answering[owner].add(answer)
-        own = [standing(one.negatives, answers, mining) for one, answers in zip(examples, answering, strict=True)]
+        own = [
+            standing(one.negatives, answers, mining)
+            for one, answers in zip(examples, answering, strict=True)
+        ]
         return cls(
             examples,
             *corpus.positive_rows(examples),
@@ -76,10 +80,14 @@ class Queries:
 
 def depth_of(corpus: Corpus, mining: MiningSection) -> int:
     """How many ranks are needed of each query; the same for all, or neighbours in a block would change one."""
-    return max(mining.rank_to, mining.consistency_top_k or 0) + min(corpus.most_answers, ANSWERS_RANKED)
+    return max(mining.rank_to, mining.consistency_top_k or 0) + min(
+        corpus.most_answers, ANSWERS_RANKED
+    )
 
 
-def ranking_of(corpus: Corpus, queries: Queries, block: Block, found: Found, closest: float) -> tuple[Ranking, Floats]:
+def ranking_of(
+    corpus: Corpus, queries: Queries, block: Block, found: Found, closest: float
+) -> tuple[Ranking, Floats]:
     """What a teacher found, and the second lowest score of each query's positives (nan where there is one) [N]."""
     score_P = np.einsum("pd,pd->p", block.query_ND[queries.owner_P], block.positive_PD)
     lowest_N, second_N = two_lowest(score_P, queries.owner_P, len(queries.examples))
@@ -116,13 +124,21 @@ def judged(
     wanted = [in_window(one, mining) | (one.is_positive_NK & one.is_there) for one in rankings]
     query = np.concatenate([*(np.nonzero(one)[0] for one in wanted), queries.owner_P])
     row = np.concatenate(
-        [*(one.row_NK[fits] for one, fits in zip(rankings, wanted, strict=True)), queries.positive_row_P]
+        [
+            *(one.row_NK[fits] for one, fits in zip(rankings, wanted, strict=True)),
+            queries.positive_row_P,
+        ]
     )
     pairs, place = np.unique(np.stack([query, row], axis=1), axis=0, return_inverse=True)
     documents = texts(pairs[:, 1])
-    asked = [(queries.examples[number].query, text) for number, text in zip(pairs[:, 0], documents, strict=True)]
+    asked = [
+        (queries.examples[number].query, text)
+        for number, text in zip(pairs[:, 0], documents, strict=True)
+    ]
     score = judge(asked)[place.ravel()]
-    lowest_N, second_N = two_lowest(score[len(score) - len(queries.owner_P) :], queries.owner_P, len(queries.examples))
+    lowest_N, second_N = two_lowest(
+        score[len(score) - len(queries.owner_P) :], queries.owner_P, len(queries.examples)
+    )
     found, start = [], 0
     for ranking, fits in zip(rankings, wanted, strict=True):
         score_NK = ranking.score_NK.copy()

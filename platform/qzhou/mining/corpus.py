@@ -12,7 +12,14 @@ import pyarrow.compute as pc
 from qzhou.config.dataset import Dataset
 from qzhou.data.prompts import Prefixes, Prompt
 from qzhou.data.records import Document, Negative, RetrievalExample
-from qzhou.data.storage import Folder, count_rows, read_records, read_table, row_count, write_records
+from qzhou.data.storage import (
+    Folder,
+    count_rows,
+    read_records,
+    read_table,
+    row_count,
+    write_records,
+)
 from qzhou.mining.identity import Answers, Digests, Groups, Ints, RowOf, digests, key_digests
 
 SHOWN_EXAMPLES = 500  # whose given and written negatives are scored for the report
@@ -59,7 +66,10 @@ def chunks_of(folder: Folder, column: str, prompt: Prompt, *, asks: bool) -> lis
     for file in folder.files(".parquet"):
         rows = row_count(folder, file)
         starts = range(0, rows, CHUNK_ROWS)
-        found += [Chunk(folder, file, column, one, min(one + CHUNK_ROWS, rows), prompt, asks) for one in starts]
+        found += [
+            Chunk(folder, file, column, one, min(one + CHUNK_ROWS, rows), prompt, asks)
+            for one in starts
+        ]
     return found
 
 
@@ -119,13 +129,17 @@ class Corpus:
         """The examples, as many chunks of queries at a time as asked for."""
         examples = read_records(self.examples, RetrievalExample)
         for start in range(0, len(self.queries), chunks):
-            yield list(islice(examples, sum(one.rows for one in self.queries[start : start + chunks])))
+            yield list(
+                islice(examples, sum(one.rows for one in self.queries[start : start + chunks]))
+            )
 
     def places(self, rows: Ints) -> list[tuple[Folder, str, Ints, Ints]]:
         """Where some documents stand: for each file, places in ``rows`` and rows of the file."""
         ends = np.cumsum([chunk.rows for chunk in self.documents])
         chunk = np.searchsorted(ends, rows, side="right")
-        begins = np.array([one.start for one in self.documents]) - (ends - [one.rows for one in self.documents])
+        begins = np.array([one.start for one in self.documents]) - (
+            ends - [one.rows for one in self.documents]
+        )
         files = {(one.folder.path, one.file): one for one in self.documents}
         number_of = {name: number for number, name in enumerate(files)}
         file_of_chunk = np.array([number_of[one.folder.path, one.file] for one in self.documents])
@@ -143,7 +157,11 @@ class Corpus:
 
 
 def prepared(
-    dataset: Dataset, examples: Folder, corpus: Folder, extra: Folder, known: Sequence[tuple[Digests, Digests]]
+    dataset: Dataset,
+    examples: Folder,
+    corpus: Folder,
+    extra: Folder,
+    known: Sequence[tuple[Digests, Digests]],
 ) -> Corpus:
     """Find out which documents a dataset has.
 
@@ -155,11 +173,16 @@ def prepared(
         known: :func:`document_digests` of each file of the corpus.
     """
     gathered = _gathered(examples)
-    corpus_text, corpus_key = _joined([text for text, _ in known]), _joined([key for _, key in known])
+    corpus_text, corpus_key = (
+        _joined([text for text, _ in known]),
+        _joined([key for _, key in known]),
+    )
     _, first_P = np.unique(gathered.text_P, return_index=True)
     new_P = np.sort(first_P[~np.isin(gathered.text_P[first_P], corpus_text)])
     write_records(extra / "positives", _documents(examples, new_P), Document)
-    negatives = (Document(id=f"negative-{n}", text=one.text) for n, (_, one) in enumerate(gathered.shown))
+    negatives = (
+        Document(id=f"negative-{n}", text=one.text) for n, (_, one) in enumerate(gathered.shown)
+    )
     write_records(extra / "negatives", negatives, Document)
     text_M = np.concatenate([corpus_text, gathered.text_P[new_P]])
     key_M = np.concatenate([corpus_key, gathered.key_P[new_P]])
@@ -217,14 +240,18 @@ def _gathered(examples: Folder) -> _Gathered:
         owners.append(first + np.repeat(np.arange(len(some)), [len(one.positives) for one in some]))
         groups.append(Groups.of(some))
         shown += [
-            (first + n, negative) for n in range(-first % stride, len(some), stride) for negative in some[n].negatives
+            (first + n, negative)
+            for n in range(-first % stride, len(some), stride)
+            for negative in some[n].negatives
         ]
         first += len(some)
     return _Gathered(
         text_P=_joined(texts),
         key_P=_joined(keys),
         owner_P=np.concatenate([np.empty(0, np.int64), *owners]),
-        groups=Groups(_joined([one.query_N for one in groups]), _joined([one.family_N for one in groups])),
+        groups=Groups(
+            _joined([one.query_N for one in groups]), _joined([one.family_N for one in groups])
+        ),
         shown=shown,
     )
 

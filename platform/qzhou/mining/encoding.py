@@ -25,7 +25,9 @@ def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk
     if not chunks:
         return []
     # items and no range: its tasks would need a CPU, and the actors may have taken every one
-    numbers = ray.data.from_items([{"id": number} for number in range(len(chunks))], override_num_blocks=len(chunks))
+    numbers = ray.data.from_items(
+        [{"id": number} for number in range(len(chunks))], override_num_blocks=len(chunks)
+    )
     done = numbers.map_batches(
         EncodeActor,
         fn_constructor_args=(recipe, teacher, folder, list(chunks)),
@@ -43,7 +45,10 @@ def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk
             for number, name in zip(batch["id"], batch["name"], strict=True):
                 names[int(number)] = str(name)
                 bar.advance(chunks[int(number)].rows)
-            texts, truncated = texts + int(batch["encoded"].sum()), truncated + int(batch["truncated"].sum())
+            texts, truncated = (
+                texts + int(batch["encoded"].sum()),
+                truncated + int(batch["truncated"].sum()),
+            )
     total = sum(chunk.rows for chunk in chunks)
     whose = f" by {teacher}" if teacher else ""
     line = f"mine: encode: {texts:,} texts encoded{whose}, {total - texts:,} were there already"

@@ -19,12 +19,16 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
-SPREAD = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step; odd, so that multiplying by it loses nothing
+# SplitMix64's step; odd, so that multiplying by it loses nothing
+SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def digests(texts: Iterable[str]) -> Digests:
     """64 bits of each text; two different ones among a hundred million are equal with odds of 1 to 3,700."""
-    found = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts]
+    found = [
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for text in texts
+    ]
     return np.frombuffer(b"".join(found), dtype=np.uint64)
 
 
@@ -47,7 +51,10 @@ class Groups:
 
     @classmethod
     def of(cls, examples: Sequence[RetrievalExample]) -> Groups:
-        return cls(key_digests(one.query for one in examples), digests(f"family {family(one)}" for one in examples))
+        return cls(
+            key_digests(one.query for one in examples),
+            digests(f"family {family(one)}" for one in examples),
+        )
 
 
 class Answers:

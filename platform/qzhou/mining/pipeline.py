@@ -22,7 +22,14 @@ from qzhou.mining.encoding import encoded
 from qzhou.mining.identity import Bools, Floats, Ints, is_among
 from qzhou.mining.report import Report, picture, sentence
 from qzhou.mining.searchers import Asked, Judges, Searchers, shards_of, share_of
-from qzhou.mining.select import Ranking, Selection, admitted_if_hidden, combine, is_consistent, select_negatives
+from qzhou.mining.select import (
+    Ranking,
+    Selection,
+    admitted_if_hidden,
+    combine,
+    is_consistent,
+    select_negatives,
+)
 from qzhou.mining.shard import EXACT, Shard, VectorFile
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run
@@ -50,14 +57,20 @@ def mine(recipe: Recipe) -> Manifest:
         **({"reranker": weights_fingerprint(mining.reranker)} if mining.reranker else {}),
     }
     # how an approximate index is divided says which candidates it names; an exact search finds the same however it is
-    divided = {"shards": [recipe.cluster.encoders, mining.index_memory_gb]} if mining.index != EXACT else {}
+    divided = (
+        {"shards": [recipe.cluster.encoders, mining.index_memory_gb]}
+        if mining.index != EXACT
+        else {}
+    )
     return run.stage(
         "mine",
         lambda folder: _work(run, folder),
         settings={
             "mining": recipe.mining.model_dump(exclude={"teacher_api_key_env", "index_memory_gb"}),
             "model": recipe.model.model_dump(),
-            "prompts": {dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets},
+            "prompts": {
+                dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets
+            },
             "seed": recipe.training_seed,
             **divided,
         },
@@ -78,7 +91,10 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
         (source / task).copy_to(folder / "examples" / task)
     with session(ask(recipe, "mine")):
         corpora = [_prepared(run, folder, name) for name in (source / "retrieval").folders()]
-        vectors = [_vectors(recipe, teacher, folder / "embeddings", corpora) for teacher in recipe.mining.teachers]
+        vectors = [
+            _vectors(recipe, teacher, folder / "embeddings", corpora)
+            for teacher in recipe.mining.teachers
+        ]
         reports = {
             corpus.dataset.name: _Miner(recipe, folder, corpus, own).mined()
             for corpus, *own in zip(corpora, *vectors, strict=True)
@@ -108,7 +124,9 @@ class _Vectors:
     shown: list[VectorFile]
 
 
-def _vectors(recipe: Recipe, teacher: str, folder: Folder, corpora: Sequence[Corpus]) -> list[_Vectors]:
+def _vectors(
+    recipe: Recipe, teacher: str, folder: Folder, corpora: Sequence[Corpus]
+) -> list[_Vectors]:
     parts = [part for one in corpora for part in (one.queries, one.documents, one.shown.chunks)]
     names = iter(encoded(recipe, teacher, folder, [chunk for part in parts for chunk in part]))
     files = [_files(part, list(islice(names, len(part)))) for part in parts]
@@ -117,14 +135,24 @@ def _vectors(recipe: Recipe, teacher: str, folder: Folder, corpora: Sequence[Cor
 
 def _files(chunks: Sequence[Chunk], names: Sequence[str]) -> list[VectorFile]:
     firsts = np.cumsum([0, *(chunk.rows for chunk in chunks)])[:-1].tolist()
-    return [VectorFile(*one) for one in zip(names, firsts, (chunk.rows for chunk in chunks), strict=True)]
+    return [
+        VectorFile(*one)
+        for one in zip(names, firsts, (chunk.rows for chunk in chunks), strict=True)
+    ]
 
 
 class _Miner:
     """Mines one dataset, block by block."""
 
-    def __init__(self, recipe: Recipe, folder: Folder, corpus: Corpus, vectors: Sequence[_Vectors]) -> None:
-        self._recipe, self._mining, self._folder, self._corpus = recipe, recipe.mining, folder, corpus
+    def __init__(
+        self, recipe: Recipe, folder: Folder, corpus: Corpus, vectors: Sequence[_Vectors]
+    ) -> None:
+        self._recipe, self._mining, self._folder, self._corpus = (
+            recipe,
+            recipe.mining,
+            folder,
+            corpus,
+        )
         self._vectors = vectors
         self._searchers: list[Searchers] = []
         self._judges: Judges | None = None
@@ -138,7 +166,9 @@ class _Miner:
             return dict(self._folder.read_json(done))
         try:
             self._start_actors()
-            write_records(self._folder / "examples" / "retrieval" / name, self._examples(), RetrievalExample)
+            write_records(
+                self._folder / "examples" / "retrieval" / name, self._examples(), RetrievalExample
+            )
             if not self._searchers[0].is_exact:
                 self._report.measure(self._recall())
         finally:
@@ -159,7 +189,9 @@ class _Miner:
         judges = self._recipe.cluster.encoders if self._mining.reranker else 0
         share = share_of(self._recipe, sum(map(len, shards)) + judges)
         for own, parts in zip(self._vectors, shards, strict=True):
-            self._searchers.append(Searchers(self._mining, own.folder, parts, self._corpus.copies, share))
+            self._searchers.append(
+                Searchers(self._mining, own.folder, parts, self._corpus.copies, share)
+            )
         self._judges = Judges(self._recipe, share) if judges else None
 
     def _examples(self) -> Iterator[RetrievalExample]:
@@ -167,7 +199,9 @@ class _Miner:
         with progress(f"mine: {self._corpus.dataset.name}", total=total, unit="queries") as bar:
             for queries, asked in self._searched():
                 yield from self._finished(queries, asked)
-                bar.advance(len(queries.examples), rows={self._corpus.dataset.name: len(queries.examples)})
+                bar.advance(
+                    len(queries.examples), rows={self._corpus.dataset.name: len(queries.examples)}
+                )
 
     def _searched(self) -> Iterator[tuple[Queries, list[Asked]]]:
         """Blocks in the order of the examples; the next ones are searched while one is selected from."""
@@ -181,7 +215,9 @@ class _Miner:
                     own.folder.read_array(file.name) for file in own.queries[chunk : chunk + BLOCK_CHUNKS]
                 ])  # fmt: skip
                 depth = depth_of(self._corpus, self._mining)
-                asked.append(searchers.ask(query_ND, queries.positive_row_P, queries.owner_P, depth))
+                asked.append(
+                    searchers.ask(query_ND, queries.positive_row_P, queries.owner_P, depth)
+                )
             chunk += BLOCK_CHUNKS
             waiting.append((queries, asked))
             if len(waiting) > SEARCHED_AHEAD:
@@ -211,17 +247,25 @@ class _Miner:
         self._note_scores(rankings[0], second_N, queries)
         return iter(examples)
 
-    def _combined(self, queries: Queries, selection: Selection, keep_N: Bools) -> list[RetrievalExample]:
+    def _combined(
+        self, queries: Queries, selection: Selection, keep_N: Bools
+    ) -> list[RetrievalExample]:
         rows = np.array([row for rows in selection.rows for row in rows], dtype=np.int64)
         texts = iter(self._texts(rows))
         found = []
         for number, example in enumerate(queries.examples):
-            mined = [Negative(text=next(texts), origin="mined", score=score) for score in selection.scores[number]]
+            mined = [
+                Negative(text=next(texts), origin="mined", score=score)
+                for score in selection.scores[number]
+            ]
             if not keep_N[number]:
                 self._drops.append(inconsistent(example, self._mining.consistency_top_k))
                 continue
             negatives = combine(
-                queries.own[number], mined, queries.answering[number], count=self._mining.negatives_per_query
+                queries.own[number],
+                mined,
+                queries.answering[number],
+                count=self._mining.negatives_per_query,
             )
             found.append(dataclasses.replace(example, negatives=negatives))
         return found
@@ -239,7 +283,9 @@ class _Miner:
         if not own.shown or self._mining.reranker:
             return
         query_ND = Shard(own.folder, own.queries).vectors(shown.owner)
-        score = np.einsum("nd,nd->n", query_ND, Shard(own.folder, own.shown).vectors(np.arange(len(shown.owner))))
+        score = np.einsum(
+            "nd,nd->n", query_ND, Shard(own.folder, own.shown).vectors(np.arange(len(shown.owner)))
+        )
         for origin in sorted(set(shown.origins)):
             self._report.score(origin, score[np.array(shown.origins) == origin])
 
@@ -247,7 +293,9 @@ class _Miner:
         own = self._vectors[0]
         total = sum(file.rows for file in own.queries)
         some = np.unique(np.linspace(0, total - 1, min(total, RECALL_QUERIES)).astype(np.int64))
-        return self._searchers[0].recall(Shard(own.folder, own.queries).vectors(some), self._mining.rank_to)
+        return self._searchers[0].recall(
+            Shard(own.folder, own.queries).vectors(some), self._mining.rank_to
+        )
 
     def _texts(self, rows: Ints) -> list[str]:
         """The texts of some documents, read by tasks, a file each."""

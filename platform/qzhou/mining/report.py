@@ -42,12 +42,19 @@ class Report:
         self._examples: list[dict[str, Any]] = []
         self._recall: float | None = None
 
-    def add(self, examples: Sequence[RetrievalExample], rejected: Mapping[str, int], inconsistent: int) -> None:
+    def add(
+        self, examples: Sequence[RetrievalExample], rejected: Mapping[str, int], inconsistent: int
+    ) -> None:
         """Take in the examples of a block with the negatives that they keep."""
         self._queries += len(examples)
         self._inconsistent += inconsistent
         self._rejected.update(rejected)
-        mined = [negative.score for one in examples for negative in one.negatives if negative.origin == "mined"]
+        mined = [
+            negative.score
+            for one in examples
+            for negative in one.negatives
+            if negative.origin == "mined"
+        ]
         self.score("mined", [score for score in mined if score is not None])
         for one in examples:
             self._sizes[len(one.negatives)] += 1
@@ -77,7 +84,9 @@ class Report:
             "queries": self._queries,
             "inconsistent": self._inconsistent,
             "negatives": dict(self._origins),
-            "queries by number of negatives": {str(size): self._sizes[size] for size in sorted(self._sizes)},
+            "queries by number of negatives": {
+                str(size): self._sizes[size] for size in sorted(self._sizes)
+            },
             "rejected": dict(self._rejected),
             "mean positive score": self._mean("positive"),
             "mean mined score": self._mean("mined"),
@@ -96,11 +105,17 @@ class Report:
 
 def sentence(name: str, content: Mapping[str, Any]) -> str:
     """One line for the console."""
-    origins = ", ".join(f"{count:,} {origin}" for origin, count in content["negatives"].items()) or "none"
+    origins = (
+        ", ".join(f"{count:,} {origin}" for origin, count in content["negatives"].items()) or "none"
+    )
     refused = content["rejected"].get("too close to the positive", 0)
     hidden = content["hidden positives"]
     rate = hidden["admitted"] / hidden["hidden"] if hidden["hidden"] else None
-    known = "" if rate is None else f"; {rate:.1%} of {hidden['hidden']:,} known positives would pass if hidden"
+    known = (
+        ""
+        if rate is None
+        else f"; {rate:.1%} of {hidden['hidden']:,} known positives would pass if hidden"
+    )
     found = f"; recall {content['recall']:.1%} of exact search" if "recall" in content else ""
     return (
         f"mine: {name}: {content['queries']:,} queries, negatives: {origins}; "

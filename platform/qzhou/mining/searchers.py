@@ -31,7 +31,9 @@ def index_of(mining: MiningSection, files: Sequence[VectorFile]) -> str:
     return mining.index if sum(one.rows for one in files) >= mining.index_from_documents else EXACT
 
 
-def shards_of(recipe: Recipe, folder: Folder, files: Sequence[VectorFile]) -> list[list[VectorFile]]:
+def shards_of(
+    recipe: Recipe, folder: Folder, files: Sequence[VectorFile]
+) -> list[list[VectorFile]]:
     """A corpus divided over as many searchers as there are encoders, or over more where an index would not fit."""
     wanted = min(recipe.cluster.encoders, math.ceil(sum(one.rows for one in files) / SHARD_ROWS))
     if index_of(recipe.mining, files) != EXACT:
@@ -48,9 +50,13 @@ def share_of(recipe: Recipe, actors: int) -> dict[str, Any]:
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     asked = ask(recipe, "mine").options
-    return {name: asked[name] for name in ("accelerator_type", "label_selector") if name in asked} | {
+    return {
+        name: asked[name] for name in ("accelerator_type", "label_selector") if name in asked
+    } | {
         "num_cpus": 0.01,
-        "num_gpus": math.floor(1000 / math.ceil(actors / gpus)) / 1000 if recipe.cluster.gpu and gpus else 0.0,
+        "num_gpus": math.floor(1000 / math.ceil(actors / gpus)) / 1000
+        if recipe.cluster.gpu and gpus
+        else 0.0,
     }
 
 
@@ -106,7 +112,12 @@ class Searchers:
         """Vectors of some documents [len(rows), D]."""
         shard = np.searchsorted(self._starts, rows, side="right") - 1
         wanted = [np.flatnonzero(shard == number) for number in range(len(self._actors))]
-        parts = ray.get([actor.vectors.remote(rows[one]) for actor, one in zip(self._actors, wanted, strict=True)])
+        parts = ray.get(
+            [
+                actor.vectors.remote(rows[one])
+                for actor, one in zip(self._actors, wanted, strict=True)
+            ]
+        )
         found = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
         for one, part in zip(wanted, parts, strict=True):
             found[one] = part
@@ -115,12 +126,19 @@ class Searchers:
     def recall(self, query_ND: Floats, count: int) -> float:
         """The share of the exact nearest documents that the index finds."""
         block = ray.put(Block(query_ND, query_ND[:0], np.empty(0, np.int64)))
-        parts = [[actor.search.remote(block, count, exactly) for actor in self._actors] for exactly in (False, True)]
+        parts = [
+            [actor.search.remote(block, count, exactly) for actor in self._actors]
+            for exactly in (False, True)
+        ]
         found, exact = (Found.merged(ray.get(part), count) for part in parts)
         return recall(np.where(found.score_NK > -np.inf, found.row_NK, -1), exact.row_NK)
 
     def close(self) -> None:
-        ray.wait([actor.close.remote() for actor in self._actors], num_returns=len(self._actors), timeout=CLOSING_S)
+        ray.wait(
+            [actor.close.remote() for actor in self._actors],
+            num_returns=len(self._actors),
+            timeout=CLOSING_S,
+        )
         for actor in self._actors:
             ray.kill(actor)
 
@@ -131,7 +149,9 @@ class Judges:
     def __init__(self, recipe: Recipe, share: Mapping[str, Any]) -> None:
         longest = recipe.model.max_query_tokens + recipe.model.max_document_tokens
         made = ray.remote(RerankActor).options(**share, **RESTARTED)
-        self._actors = [made.remote(recipe.mining.reranker, longest) for _ in range(recipe.cluster.encoders)]
+        self._actors = [
+            made.remote(recipe.mining.reranker, longest) for _ in range(recipe.cluster.encoders)
+        ]
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> Floats:
         """From 0 to 1, one for each pair [len(pairs)]."""

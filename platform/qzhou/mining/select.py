@@ -92,7 +92,9 @@ def ceiling(positive_score_N: Floats, mining: MiningSection) -> Floats:
     return np.asarray(np.min(limits, axis=0))
 
 
-def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: MiningSection) -> Selection:
+def select_negatives(
+    rankings: Sequence[Ranking], key_N: Digests, mining: MiningSection
+) -> Selection:
     """Choose up to ``mining.negatives_per_query`` negatives per query from a window of ranks.
 
     Inside the window a document must score below :func:`ceiling`, and between ``min_score`` and ``max_score``. From
@@ -108,7 +110,10 @@ def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: Mining
     """
     rejected: Counter[str] = Counter()
     allowed = [_allowed(ranking, mining, rejected) for ranking in rankings]
-    refused = [_is_candidate(one, 1, mining.rank_to) & ~fine for one, fine in zip(rankings, allowed, strict=True)]
+    refused = [
+        _is_candidate(one, 1, mining.rank_to) & ~fine
+        for one, fine in zip(rankings, allowed, strict=True)
+    ]
     for number, ranking in enumerate(rankings):
         for other, rival in enumerate(rankings):
             if other != number:
@@ -127,7 +132,9 @@ def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: Mining
     rejected["not drawn"] = int(allowed_NK.sum()) - sum(map(len, chosen))
     return Selection(
         rows=[row_NK[query, drawn].tolist() for query, drawn in enumerate(chosen)],
-        scores=[score_NK[query, drawn].astype(float).tolist() for query, drawn in enumerate(chosen)],
+        scores=[
+            score_NK[query, drawn].astype(float).tolist() for query, drawn in enumerate(chosen)
+        ],
         rejected=dict(rejected),
     )
 
@@ -172,12 +179,18 @@ def admitted_if_hidden(ranking: Ranking, second_score_N: Floats, mining: MiningS
     window = (rank_NK >= mining.rank_from) & (rank_NK <= mining.rank_to)
     low = -np.inf if mining.min_score is None else mining.min_score
     high = np.inf if mining.max_score is None else mining.max_score
-    fits = (ranking.score_NK < ceiling(left_NK, mining)) & (ranking.score_NK >= low) & (ranking.score_NK <= high)
+    fits = (
+        (ranking.score_NK < ceiling(left_NK, mining))
+        & (ranking.score_NK >= low)
+        & (ranking.score_NK <= high)
+    )
     several = ~np.isnan(second_score_N)[:, None]
     return np.asarray(several & ranking.is_positive_NK & ranking.is_there & window & fits)
 
 
-def standing(existing: Sequence[Negative], answering: AbstractSet[int], mining: MiningSection) -> list[Negative]:
+def standing(
+    existing: Sequence[Negative], answering: AbstractSet[int], mining: MiningSection
+) -> list[Negative]:
     """The negatives that an example keeps whatever is mined: all given ones, then LLM-written up to their share.
 
     Args:
@@ -187,7 +200,9 @@ def standing(existing: Sequence[Negative], answering: AbstractSet[int], mining: 
     """
     count = mining.negatives_per_query
     given = _distinct([one for one in existing if one.origin != "synthetic"], answering)
-    written = [one for one in existing if one.origin == "synthetic"][: round(mining.llm_negative_fraction * count)]
+    written = [one for one in existing if one.origin == "synthetic"][
+        : round(mining.llm_negative_fraction * count)
+    ]
     return _distinct([*given, *written], answering)[: max(count, len(given))]
 
 
@@ -202,7 +217,9 @@ def _distinct(negatives: Sequence[Negative], answering: AbstractSet[int]) -> lis
     """Without those that repeat one before them or answer the query, compared by the digests of their keys."""
     kept: list[Negative] = []
     seen = set(answering)
-    for negative, key in zip(negatives, key_digests(one.text for one in negatives).tolist(), strict=True):
+    for negative, key in zip(
+        negatives, key_digests(one.text for one in negatives).tolist(), strict=True
+    ):
         if key not in seen:
             seen.add(key)
             kept.append(negative)
@@ -222,14 +239,19 @@ def is_consistent(ranking: Ranking, *, top_k: int) -> Bools:
     return np.asarray(better.sum(axis=1) < top_k)
 
 
-def _order(rankings: Sequence[Ranking], allowed: Sequence[Bools], key_N: Digests, mining: MiningSection) -> Floats:
+def _order(
+    rankings: Sequence[Ranking], allowed: Sequence[Bools], key_N: Digests, mining: MiningSection
+) -> Floats:
     """A number by which candidates are drawn, the smallest first [N, T * K]."""
     by_rank = len(rankings) > 1 and not mining.reranker  # teachers' cosines cannot be compared
     orders = [_drawn(ranking, key_N, mining, by_rank) for ranking in rankings]
-    if mining.combine == "each" and len(rankings) > 1:  # the teachers take turns, each by its own order
+    # the teachers take turns, each by its own order
+    if mining.combine == "each" and len(rankings) > 1:
         turns = []
         for number, (order, fine) in enumerate(zip(orders, allowed, strict=True)):
-            place = np.argsort(np.argsort(np.where(fine, order, np.inf), axis=1, kind="stable"), axis=1)
+            place = np.argsort(
+                np.argsort(np.where(fine, order, np.inf), axis=1, kind="stable"), axis=1
+            )
             turns.append((place * len(rankings) + number).astype(np.float32))
         orders = turns
     return np.concatenate(orders, axis=1)

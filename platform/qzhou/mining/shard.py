@@ -24,7 +24,8 @@ from qzhou.mining.identity import Floats, Ints
 
 EXACT = "Flat"
 NO_ROWS: Ints = np.empty(0, dtype=np.int64)
-TRAINING_ROWS = 200_000  # of an index that has to learn its cells; FAISS asks for some dozens a cell
+# of an index that has to learn its cells; FAISS asks for some dozens a cell
+TRAINING_ROWS = 200_000
 BLOCK_BYTES = 64 << 20  # of document vectors that are searched at once
 SIFTED_PRODUCTS = 1_000_000_000  # of queries and documents; fewer are not worth the import of torch
 SIFTED_SPARE = 40  # candidates beyond the ranks asked for; more prove more and cost more
@@ -116,9 +117,12 @@ class Shard:
         self.first = files[0].first
         self.searched = np.setdiff1d(np.arange(self.first, self._end), copies)
         self.rows = len(self.searched)
-        self._copies = None if folder.is_local else tempfile.TemporaryDirectory(prefix="qzhou-vectors-")
+        self._copies = (
+            None if folder.is_local else tempfile.TemporaryDirectory(prefix="qzhou-vectors-")
+        )
         self._paths = [self._local(folder, one.name) for one in files]
-        self._maps = [np.load(path, mmap_mode="r") for path in self._paths]  # what is read is in the system's cache
+        # what is read is in the system's cache
+        self._maps = [np.load(path, mmap_mode="r") for path in self._paths]
         self._width = int(self._maps[0].shape[1])
         self._gpu = faiss.StandardGpuResources() if on_gpu() and faiss.get_num_gpus() else None
         self._sifting: bool | None = None
@@ -174,7 +178,9 @@ class Shard:
         open_N = np.flatnonzero(found.score_NK[:, -1] <= sifted.outside_N)
         if len(open_N):
             again = block.only(open_N)
-            exact = self._scored(again, self._exact(again.query_ND, min(count + SPARE, self.rows)), count)
+            exact = self._scored(
+                again, self._exact(again.query_ND, min(count + SPARE, self.rows)), count
+            )
             for name in ("score_NK", "row_NK", "positive_cosine_NK"):
                 getattr(found, name)[open_N] = getattr(exact, name)
         return found
@@ -185,7 +191,10 @@ class Shard:
         best_row = np.zeros((len(query_ND), 0), dtype=np.int64)
         for row_M, document_MD in self._blocks():
             score, place = self._nearest(query_ND, document_MD, min(count, len(document_MD)))
-            best_score, best_row = np.hstack([best_score, score]), np.hstack([best_row, row_M[place]])
+            best_score, best_row = (
+                np.hstack([best_score, score]),
+                np.hstack([best_row, row_M[place]]),
+            )
             if best_score.shape[1] > count:
                 kept = np.argpartition(-best_score, count - 1, axis=1)[:, :count]
                 best_score = np.take_along_axis(best_score, kept, axis=1)
@@ -194,7 +203,9 @@ class Shard:
 
     def _nearest(self, query_ND: Floats, document_MD: Floats, count: int) -> tuple[Floats, Ints]:
         if self._gpu is None:
-            found: tuple[Floats, Ints] = faiss.knn(query_ND, document_MD, count, metric=faiss.METRIC_INNER_PRODUCT)
+            found: tuple[Floats, Ints] = faiss.knn(
+                query_ND, document_MD, count, metric=faiss.METRIC_INNER_PRODUCT
+            )
             return found
         score, row = faiss.knn_gpu(
             self._gpu,
@@ -217,7 +228,9 @@ class Shard:
         query_J = np.repeat(np.arange(queries), ranks)
         score_NK = self._cosines(block.query_ND, query_J, row_NK.ravel()).reshape(queries, ranks)
         positive_J = np.repeat(np.arange(len(block.owner_P)), ranks)
-        cosine_PK = self._cosines(block.positive_PD, positive_J, row_NK[block.owner_P].ravel()).reshape(-1, ranks)
+        cosine_PK = self._cosines(
+            block.positive_PD, positive_J, row_NK[block.owner_P].ravel()
+        ).reshape(-1, ranks)
         cosine_NK = np.full(row_NK.shape, -np.inf, dtype=np.float32)
         owners, starts = np.unique(block.owner_P, return_index=True)
         if len(owners):
@@ -239,7 +252,8 @@ class Shard:
             pairs = order[start:end]
             product = np.empty(len(pairs), dtype=np.float32)
             which, row = which_J[pairs], row_J[pairs] - self._files[number].first
-            arrays = (vector_XD, which, self._maps[number], row, product)  # FAISS holds pointers to them, no references
+            # FAISS holds pointers to them, no references
+            arrays = (vector_XD, which, self._maps[number], row, product)
             pointers = map(faiss.swig_ptr, arrays)
             faiss.pairwise_indexed_inner_product(self._width, len(pairs), *pointers)  # type: ignore[attr-defined]
             found[pairs] = product
@@ -249,7 +263,9 @@ class Shard:
         try:
             index = faiss.index_factory(self._width, factory, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:
-                spread = np.linspace(0, self.rows - 1, min(self.rows, TRAINING_ROWS)).astype(np.int64)
+                spread = np.linspace(0, self.rows - 1, min(self.rows, TRAINING_ROWS)).astype(
+                    np.int64
+                )
                 index.train(self.vectors(self.searched[np.unique(spread)]))
             for _, document_MD in self._blocks():
                 index.add(document_MD)
@@ -258,7 +274,9 @@ class Shard:
                 options.useFloat16 = True
                 index = faiss.index_cpu_to_gpu(self._gpu, 0, index, options)
             if parameters:
-                space = faiss.GpuParameterSpace() if self._gpu is not None else faiss.ParameterSpace()
+                space = (
+                    faiss.GpuParameterSpace() if self._gpu is not None else faiss.ParameterSpace()
+                )
                 space.set_index_parameters(index, parameters)  # type: ignore[arg-type]  # its stub is wrong
         except RuntimeError as error:
             raise RecipeError(
@@ -279,7 +297,10 @@ class Shard:
                 row_M = self.searched[slice(*np.searchsorted(self.searched, [first, end]))]
                 vectors_MD = np.concatenate([np.load(self._paths[one]) for one in together])
                 if len(row_M):
-                    yield row_M, vectors_MD if len(row_M) == len(vectors_MD) else vectors_MD[row_M - first]
+                    yield (
+                        row_M,
+                        vectors_MD if len(row_M) == len(vectors_MD) else vectors_MD[row_M - first],
+                    )
                 together, size = [], 0
 
     def _local(self, folder: Folder, name: str) -> Path:
@@ -310,5 +331,8 @@ def divided(files: Sequence[VectorFile], shards: int) -> list[list[VectorFile]]:
 
 def recall(found_NK: Ints, exact_NK: Ints) -> float:
     """The share of the exact nearest documents that a search found."""
-    there = [len(set(found.tolist()) & set(best.tolist())) for found, best in zip(found_NK, exact_NK, strict=True)]
+    there = [
+        len(set(found.tolist()) & set(best.tolist()))
+        for found, best in zip(found_NK, exact_NK, strict=True)
+    ]
     return float(np.sum(there)) / max(1, exact_NK.size)

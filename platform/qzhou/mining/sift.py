@@ -24,7 +24,8 @@ GROUP = 16  # documents of which one maximum is taken
 ROUNDED_ROWS = 4096  # at once, within memory that is used again
 RELATIVE = 2.0**-8  # twice what rounding to bfloat16 changes a product by
 ABSOLUTE = 1e-5  # what summing in float32 does
-FASTER = 2  # times, of products alone; below, finding the best in them and proving it costs what they save
+# times, of products alone; below, finding the best in them and proving it costs what they save
+FASTER = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +69,25 @@ def sift(query_ND: Floats, blocks: Iterable[tuple[Ints, Floats]], count: int) ->
                 found, place = _better(product, score[here, -1:], count)
                 together = torch.cat([score[here], found], dim=1)
                 score[here], kept = torch.topk(together, count, dim=1)
-                row[here] = torch.cat([row[here], torch.from_numpy(row_M)[place]], dim=1).gather(1, kept)
+                row[here] = torch.cat([row[here], torch.from_numpy(row_M)[place]], dim=1).gather(
+                    1, kept
+                )
     score, row = score[:, :seen], row[:, :seen]
     if seen <= count:
         return Sifted(row.numpy(), np.full(len(query), -np.inf, dtype=np.float32))
     lowest_N = score.float().min(dim=1).values
-    return Sifted(row.numpy(), (lowest_N + RELATIVE * lowest_N.abs() + 1.01 * (error_N + worst) + ABSOLUTE).numpy())
+    return Sifted(
+        row.numpy(),
+        (lowest_N + RELATIVE * lowest_N.abs() + 1.01 * (error_N + worst) + ABSOLUTE).numpy(),
+    )
 
 
 def is_faster(width: int) -> bool:
     """Whether products in bfloat16 are fast enough here to pay, by a measurement of a quarter of a second."""
     generator = torch.Generator().manual_seed(0)
-    query, document = (torch.randn(rows, width, generator=generator) for rows in (QUERIES_AT_ONCE, 16_384))
+    query, document = (
+        torch.randn(rows, width, generator=generator) for rows in (QUERIES_AT_ONCE, 16_384)
+    )
 
     def seconds(dtype: torch.dtype) -> float:
         some, others, taken = query.to(dtype), document.to(dtype), []

@@ -13,7 +13,8 @@ from typing import Literal
 from qzhou.errors import RecipeError
 
 TABLE = Path(__file__).with_name("units.toml")
-MAY_BE_ZERO = ("_s", "_price", "asked_again", "held_out_rows", "prompt_tokens", "named_task_texts")  # name or its end
+# name or its end
+MAY_BE_ZERO = ("_s", "_price", "asked_again", "held_out_rows", "prompt_tokens", "named_task_texts")
 SHARES = ("_share", "_utilisation", "scaling", "llm_efficiency", "synthesis_yield", "asked_again")
 
 Kind = Literal["measured", "list", "assumed", "told"]
@@ -86,6 +87,10 @@ def _told(values: Mapping[str, Assumption], name: str, value: float) -> Assumpti
     lowest = 0.0 if name.endswith(MAY_BE_ZERO) else math.nextafter(0, 1)
     highest = 1.0 if name.endswith(SHARES) else math.inf
     if not lowest <= value <= highest or value == math.inf:
-        limits = f"{'0 or more' if not lowest else 'above 0'}{' and at most 1' if highest == 1 else ''}"
-        raise RecipeError(f"command line: --assume {name} is {value:g}; it is a number {limits} ({values[name].unit})")
+        limits = (
+            f"{'0 or more' if not lowest else 'above 0'}{' and at most 1' if highest == 1 else ''}"
+        )
+        raise RecipeError(
+            f"command line: --assume {name} is {value:g}; it is a number {limits} ({values[name].unit})"
+        )
     return dataclasses.replace(values[name], value=value, kind="told", source="command line")

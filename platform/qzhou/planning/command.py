@@ -23,7 +23,9 @@ def print_json(recipe: Recipe, **asked: Any) -> None:
     print(json.dumps(as_json(planned(recipe, **asked)), indent=2), flush=True)
 
 
-def planned(recipe: Recipe, *, assume: str = "", utilisation: float | None = None, **asked: Any) -> Plan:
+def planned(
+    recipe: Recipe, *, assume: str = "", utilisation: float | None = None, **asked: Any
+) -> Plan:
     """A plan.
 
     Args:
@@ -38,6 +40,8 @@ def planned(recipe: Recipe, *, assume: str = "", utilisation: float | None = Non
     told = told_on_the_command_line(assume) if assume else {}
     if utilisation is not None:
         if not 0 < utilisation <= 1:
-            raise RecipeError(f"command line: --utilisation is {utilisation:g}; it is a share, above 0 and at most 1")
+            raise RecipeError(
+                f"command line: --utilisation is {utilisation:g}; it is a share, above 0 and at most 1"
+            )
         told["train_utilisation"] = utilisation
     return plan_of(recipe, Target(**asked), Assumptions.of(told))

@@ -1,9 +1,9 @@
 """Unit costs from a finished run: its manifests, the metrics of its training, its reports.
 
 What a start costs is told from what rows cost by the time until the first units of a phase were done
-(:class:`qzhou.telemetry.progress.Phase`). With W workers the first W units take the start and one unit's time; what is done after
-them gives a unit's time alone. Encoders say themselves what they spent. A phase that ended with its first units does
-not tell: then the table's figure is taken for the work, and what is left for the start.
+(:class:`qzhou.telemetry.progress.Phase`). With W workers the first W units take the start and one unit's time; what is
+done after them gives a unit's time alone. Encoders say themselves what they spent. A phase that ended with its first
+units does not tell: then the table's figure is taken for the work, and what is left for the start.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from qzhou.planning.unit_costs import MeasuredCosts, UnitCost
 from qzhou.run.run import MANIFEST, RECIPE
 
 TOLD_BY_PHASES = ("transform", "synthesize", "mine")
-AT_ONCE = 0.05  # of a phase: what comes within so little time of its end says when it was heard of, not what it took
+# of a phase: what comes within so little time of its end says when it was heard of, not what it
+# took
+AT_ONCE = 0.05
 LARGEST_START = 0.95  # of a phase, where the rest is not told
 
 
@@ -53,8 +55,14 @@ class MeasuredRun:
         """
         folder = Folder.open(uri.rstrip("/"))
         if not folder.exists(RECIPE):
-            raise DataError(f"command line: --measured: {folder.uri} has no {RECIPE}; name the folder of a run")
-        manifests = {one: (folder / one).read_json(MANIFEST) for one in STAGES if folder.exists(f"{one}/{MANIFEST}")}
+            raise DataError(
+                f"command line: --measured: {folder.uri} has no {RECIPE}; name the folder of a run"
+            )
+        manifests = {
+            one: (folder / one).read_json(MANIFEST)
+            for one in STAGES
+            if folder.exists(f"{one}/{MANIFEST}")
+        }
         if "transform" not in manifests:
             raise DataError(
                 f"command line: --measured: in {folder.uri} the stage 'transform' has not finished, so nothing is "
@@ -62,7 +70,11 @@ class MeasuredRun:
             )
         recipe = parse_recipe(folder.read_json(RECIPE), place=f"{folder.uri}/{RECIPE}")
         place = {"storage": folder.parent.uri, "name": folder.name}
-        return cls(folder, recipe.model_copy(update={"run": recipe.run.model_copy(update=place)}), manifests)
+        return cls(
+            folder,
+            recipe.model_copy(update={"run": recipe.run.model_copy(update=place)}),
+            manifests,
+        )
 
     @property
     def unfinished(self) -> list[str]:
@@ -88,7 +100,9 @@ class MeasuredRun:
                     raw=own.raw,
                     kept=own.kept,
                     held_out=own.held_out,
-                    requests=sum(requests_of(self.recipe.synthesis, one.name, one.task, own.kept).values()),
+                    requests=sum(
+                        requests_of(self.recipe.synthesis, one.name, one.task, own.kept).values()
+                    ),
                     new=new,
                 )
             )
@@ -133,7 +147,9 @@ class MeasuredRun:
         gpu = gpu_named(name.partition("-")[0] or "H100") if self.recipe.cluster.gpu else None
         return MeasuredCosts(parts, cpus, gpu, self.recipe.training.workers if gpu else 0)
 
-    def _times(self, stage: str, expected: Mapping[str, float], cpus: int) -> dict[str, tuple[float, float]]:
+    def _times(
+        self, stage: str, expected: Mapping[str, float], cpus: int
+    ) -> dict[str, tuple[float, float]]:
         """Part -> seconds of starts, and of work."""
         cluster = self.recipe.cluster
         encoders, tasks = cluster.encoders, cluster.transform.max_workers or max(LOGICAL_CPUS, cpus)
@@ -150,8 +166,12 @@ class MeasuredRun:
         if stage == "mine":
             encode = "mine: encode"
             return {
-                "mine.encode": self._split(stage, lambda label: label == encode, encoders, expected["mine.encode"]),
-                "mine.search": self._split(stage, lambda label: label != encode, 1, expected["mine.search"]),
+                "mine.encode": self._split(
+                    stage, lambda label: label == encode, encoders, expected["mine.encode"]
+                ),
+                "mine.search": self._split(
+                    stage, lambda label: label != encode, 1, expected["mine.search"]
+                ),
             }
         if stage == "evaluate":
             return {"evaluate.judge": self._judged()}
@@ -177,14 +197,17 @@ class MeasuredRun:
         seconds = [float(json.loads(line)["seconds"]) for line in lines]
         work = sum(seconds) - max(0.0, seconds[0] - statistics.median(seconds))
         wall_s = float(self.manifests[stage]["wall_s"])
-        work = work if work <= wall_s else LARGEST_START * wall_s  # steps of an attempt before the last one
+        # steps of an attempt before the last one
+        work = work if work <= wall_s else LARGEST_START * wall_s
         return wall_s - work, work
 
     def _judged(self) -> tuple[float, float]:
         """Seconds of every model and task, shared by the workers; reading a score that was there took none."""
         comparison = (self.folder / "evaluate").read_json("comparison.json")
         wall_s = float(self.manifests["evaluate"]["wall_s"])
-        work = sum(float(row["seconds"]) for row in comparison["rows"]) / self.recipe.cluster.encoders
+        work = (
+            sum(float(row["seconds"]) for row in comparison["rows"]) / self.recipe.cluster.encoders
+        )
         work = min(work, LARGEST_START * wall_s)
         return wall_s - work, work
 
@@ -192,16 +215,21 @@ class MeasuredRun:
         if not requests or "synthesize" not in self.manifests or self.recipe.synthesis.is_builtin:
             return None
         total = (self.folder / "synthesize").read_json("ledger.json")["total"]
-        sent = 1 - total["reused"] / total["requests"] if total["requests"] else 0.0  # those paid for earlier say less
+        # those paid for earlier say less
+        sent = 1 - total["reused"] / total["requests"] if total["requests"] else 0.0
         if not sent:
             return None
-        return total["prompt_tokens"] / sent / requests, total["completion_tokens"] / sent / requests
+        return total["prompt_tokens"] / sent / requests, total[
+            "completion_tokens"
+        ] / sent / requests
 
     def _phases(self, stage: str) -> Sequence[Mapping[str, Any]]:
         return self.manifests[stage].get("phases", ()) if stage in self.manifests else ()
 
 
-def split_of(phase: Mapping[str, Any], workers: int, expected_s: float | None = None) -> tuple[float, float]:
+def split_of(
+    phase: Mapping[str, Any], workers: int, expected_s: float | None = None
+) -> tuple[float, float]:
     """Seconds of a phase's start, and of its work.
 
     Args:
@@ -209,7 +237,10 @@ def split_of(phase: Mapping[str, Any], workers: int, expected_s: float | None = 
         workers: That shared it.
         expected_s: Of its work, where the phase itself does not tell.
     """
-    seconds, after = float(phase["seconds"]), phase["done"] - phase["first_done"] * min(workers, phase["advances"])
+    seconds, after = (
+        float(phase["seconds"]),
+        phase["done"] - phase["first_done"] * min(workers, phase["advances"]),
+    )
     later_s = seconds - phase["first_s"]
     if phase.get("worker_s"):
         work = phase["worker_s"] / min(workers, phase["advances"])
@@ -223,7 +254,8 @@ def split_of(phase: Mapping[str, Any], workers: int, expected_s: float | None = 
 
 def _found(tally: Mapping[str, Any]) -> Found:
     written = tally["written"]
-    a_row = written.get("examples", 0) / tally["kept"] if tally["kept"] else 0.0  # pairs are trained on from both sides
+    # pairs are trained on from both sides
+    a_row = written.get("examples", 0) / tally["kept"] if tally["kept"] else 0.0
     return Found(
         raw=tally["read"],
         available=(tally["kept"] + tally["sampled_out"]) * a_row,

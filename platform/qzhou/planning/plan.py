@@ -125,16 +125,26 @@ def plan_of(recipe: Recipe, target: Target, assumed: Assumptions) -> Plan:
     fleet = fleet_of(recipe, target)
     run = MeasuredRun.open(target.measured) if target.measured else None
     rows = rows_of(recipe, target, assumed, run.found() if run else None)
-    told = {"query_tokens": target.mean_query_tokens, "document_tokens": target.mean_document_tokens}
+    told = {
+        "query_tokens": target.mean_query_tokens,
+        "document_tokens": target.mean_document_tokens,
+    }
     own = texts_of(run.recipe if run else recipe, **told)
     others = texts_of(recipe, **told).datasets if run else []
-    texts = lengths_like(recipe, {one.name: one for one in own.datasets}, {one.name: one for one in others})
-    measured, counted = _measured(run, assumed, {one.name: one for one in own.datasets}) if run else (None, None)
+    texts = lengths_like(
+        recipe, {one.name: one for one in own.datasets}, {one.name: one for one in others}
+    )
+    measured, counted = (
+        _measured(run, assumed, {one.name: one for one in own.datasets}) if run else (None, None)
+    )
     gpus = max(1, fleet.gpu.gpus)
     work = workload_of(recipe, rows, texts, assumed, gpus=gpus, counted=counted)
     table = table_costs(recipe, work, fleet, assumed)
     costs = costs_on(fleet, table, measured, assumed, cpus_told=target.cpus is not None)
-    stages = [_start(fleet, assumed), *(_stage(name, work, costs, fleet, assumed) for name in work.stages)]
+    stages = [
+        _start(fleet, assumed),
+        *(_stage(name, work, costs, fleet, assumed) for name in work.stages),
+    ]
     kept = sum(one.kept for one in work.stages.values()) / GB
     return Plan(
         name=recipe.run.name,
@@ -146,7 +156,11 @@ def plan_of(recipe: Recipe, target: Target, assumed: Assumptions) -> Plan:
         storage_money=kept * assumed["storage_price"],
         lengths=own.source,
         assumptions=assumed.used,
-        notes=[*work.notes, *_notes(recipe, work, fleet), *(_notes_of(run, measured) if run and measured else ())],
+        notes=[
+            *work.notes,
+            *_notes(recipe, work, fleet),
+            *(_notes_of(run, measured) if run and measured else ()),
+        ],
     )
 
 
@@ -182,7 +196,11 @@ def _stage(
     name: str, work: Workload, costs: Mapping[str, UnitCost], fleet: Fleet, assumed: Assumptions
 ) -> PlannedStage:
     all_parts = [part for part in work.parts if part.startswith(f"{name}.")]
-    own = {part: work.parts[part] for part in all_parts if work.parts[part] or costs[part].basis != "assumed"}
+    own = {
+        part: work.parts[part]
+        for part in all_parts
+        if work.parts[part] or costs[part].basis != "assumed"
+    }
     crew, amount = _crew(name, fleet), work.stages[name]
     start = sum(costs[part].start_s for part in own)
     seconds = sum(costs[part].per_unit_s * units for part, units in own.items())
@@ -210,7 +228,9 @@ def _crew(name: str, fleet: Fleet) -> Crew:
     return fleet.cpu.one if name == "synthesize" else fleet.gpu
 
 
-def _serving(work: Workload, costs: Mapping[str, UnitCost], fleet: Fleet, assumed: Assumptions) -> Serving:
+def _serving(
+    work: Workload, costs: Mapping[str, UnitCost], fleet: Fleet, assumed: Assumptions
+) -> Serving:
     """One replica: a GPU, or this machine. The model is the trained backbone, and texts are as long as told."""
     encode = costs["mine.encode"]
     tokens = assumed["request_tokens"]
@@ -233,7 +253,9 @@ def _notes(recipe: Recipe, work: Workload, fleet: Fleet) -> list[str]:
         needed = work.memory.per_gpu(zero_stage=zero, gpus=crew.gpus)
         room = crew.gpu.memory_gb * GB
         state = f"weights, gradients and optimizer take {needed / GIB:.1f} of {room / GIB:.1f} GiB a GPU (ZeRO {zero})"
-        found.append(f"{state}, activations not counted" if needed < room else f"DOES NOT FIT: {state}")
+        found.append(
+            f"{state}, activations not counted" if needed < room else f"DOES NOT FIT: {state}"
+        )
         wanted = recipe.training.workers, recipe.cluster.encoders
         if wanted != (crew.gpus, crew.gpus):
             found.append(
@@ -252,9 +274,13 @@ def _notes(recipe: Recipe, work: Workload, fleet: Fleet) -> list[str]:
 
 
 def _notes_of(run: MeasuredRun, measured: MeasuredCosts) -> list[str]:
-    found = [f"the run in {run.folder.uri} is taken to have had {measured.cpus} CPUs, as this machine has"]
+    found = [
+        f"the run in {run.folder.uri} is taken to have had {measured.cpus} CPUs, as this machine has"
+    ]
     if run.unfinished:
         found.append(f"it has not finished {', '.join(run.unfinished)}: these are by the table")
     if not any(one.get("phases") for one in run.manifests.values()):
-        found.append("its manifests have no phases: what its stages' starts took is counted with their rows")
+        found.append(
+            "its manifests have no phases: what its stages' starts took is counted with their rows"
+        )
     return found

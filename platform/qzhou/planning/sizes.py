@@ -65,8 +65,13 @@ def rows_of(
     return rows if target.examples is None else _as_many_as(target.examples, rows, recipe)
 
 
-def _transformed(recipe: Recipe, target: Target, assumed: Assumptions, found: Mapping[str, Found]) -> list[DatasetRows]:
-    known = {one.name: found.get(one.name) or _from_recipe(one, target, assumed) for one in recipe.datasets}
+def _transformed(
+    recipe: Recipe, target: Target, assumed: Assumptions, found: Mapping[str, Found]
+) -> list[DatasetRows]:
+    known = {
+        one.name: found.get(one.name) or _from_recipe(one, target, assumed)
+        for one in recipe.datasets
+    }
     if nowhere := [name for name, one in known.items() if one is None and target.rows is None]:
         raise RecipeError(
             f"how many raw rows '{nowhere[0]}' has is not known: give --rows for all datasets together, or --measured "
@@ -77,8 +82,13 @@ def _transformed(recipe: Recipe, target: Target, assumed: Assumptions, found: Ma
     total = sum(raw.values())
     if target.rows is not None:  # those of which nothing is known are taken as equally large
         everyone = total and all(known.values())
-        raw = {name: target.rows * (one / total if everyone else share) for name, one in raw.items()}
-    return [_one(dataset, raw[dataset.name], known[dataset.name], assumed) for dataset in recipe.datasets]
+        raw = {
+            name: target.rows * (one / total if everyone else share) for name, one in raw.items()
+        }
+    return [
+        _one(dataset, raw[dataset.name], known[dataset.name], assumed)
+        for dataset in recipe.datasets
+    ]
 
 
 def _from_recipe(dataset: Dataset, target: Target, assumed: Assumptions) -> Found | None:
@@ -87,7 +97,9 @@ def _from_recipe(dataset: Dataset, target: Target, assumed: Assumptions) -> Foun
         return None
     raw = round(dataset.max_rows / assumed["kept_share"])
     held_out = assumed["held_out_rows"] if dataset.held_out_fraction else 0.0
-    return Found(raw=raw, available=float(dataset.max_rows), kept=float(dataset.max_rows), held_out=held_out)
+    return Found(
+        raw=raw, available=float(dataset.max_rows), kept=float(dataset.max_rows), held_out=held_out
+    )
 
 
 def _one(dataset: Dataset, raw: float, found: Found | None, assumed: Assumptions) -> DatasetRows:
@@ -111,7 +123,11 @@ def _synthesized(
         asked = _shared(target.synthetic, asked, [one.kept for one in rows])
     result = []
     for one, requests in zip(rows, asked, strict=True):
-        new = sum(requests.values()) - requests.get("hard_negative", 0.0) - requests.get("query_configuration", 0.0)
+        new = (
+            sum(requests.values())
+            - requests.get("hard_negative", 0.0)
+            - requests.get("query_configuration", 0.0)
+        )
         new *= assumed["synthesis_yield"] if new else 0.0
         result.append(dataclasses.replace(one, requests=sum(requests.values()), new=new))
     return result
@@ -128,13 +144,17 @@ def requests_of(settings: SynthesisSection, name: str, task: Task, rows: float) 
     found = {"paraphrase": min(rows, settings.paraphrase_rows) * settings.paraphrases_per_row}
     if task == "retrieval":
         found["augmentation"] = min(rows, settings.augment_rows) * settings.augmentations_per_row
-        found["hard_negative"] = min(rows, settings.hard_negative_rows) * settings.hard_negatives_per_row
+        found["hard_negative"] = (
+            min(rows, settings.hard_negative_rows) * settings.hard_negatives_per_row
+        )
         queries = min(rows, settings.query_rows) * settings.queries_per_row
         found |= {"query_configuration": queries, "query": queries}
     return {technique: count for technique, count in found.items() if count}
 
 
-def _shared(total: int, asked: Sequence[Mapping[str, float]], kept: Sequence[float]) -> list[dict[str, float]]:
+def _shared(
+    total: int, asked: Sequence[Mapping[str, float]], kept: Sequence[float]
+) -> list[dict[str, float]]:
     """So many requests in all: as the recipe shares them, or where it asks for none, new examples of every dataset."""
     recipes = sum(sum(one.values()) for one in asked)
     if recipes:

@@ -13,7 +13,19 @@ from qzhou.planning.plan import Plan, PlannedStage
 
 MARKS = {"measured": "", "scaled": "~", "assumed": "*"}
 LEGEND = "Times: no mark: measured; ~ measured on other machines, scaled; * assumed, never measured on such machines."
-COLUMNS = ("stage", "rows in", "rows out", "tokens", "FLOPs", "read", "written", "start", "time", "machines", "$")
+COLUMNS = (
+    "stage",
+    "rows in",
+    "rows out",
+    "tokens",
+    "FLOPs",
+    "read",
+    "written",
+    "start",
+    "time",
+    "machines",
+    "$",
+)
 WIDTH = 150  # where there is no terminal
 
 
@@ -70,15 +82,35 @@ def _stages(plan: Plan) -> Table:
     for one in plan.stages:
         grid.add_row(*_cells(one, rented=plan.fleet.rented))
     grid.add_section()
-    grid.add_row("total", *[""] * 7, duration(plan.wall_s), "", _dollars(plan.money, rented=plan.fleet.rented))
+    grid.add_row(
+        "total",
+        *[""] * 7,
+        duration(plan.wall_s),
+        "",
+        _dollars(plan.money, rented=plan.fleet.rented),
+    )
     serving = plan.serving
     machine = f"1 {plan.fleet.gpu.gpu.name}" if plan.fleet.gpu.gpu else str(plan.fleet.gpu)
     for name, tokens, seconds, money in (
         ("serve 1M tokens", 1e6, serving.million_tokens_s, serving.money),
-        ("serve 1M requests", 1e6 * serving.request_tokens, serving.million_requests_s, serving.million_requests_money),
+        (
+            "serve 1M requests",
+            1e6 * serving.request_tokens,
+            serving.million_requests_s,
+            serving.million_requests_money,
+        ),
     ):
         time = duration(seconds) + MARKS[serving.basis]
-        grid.add_row(name, "", "", short(tokens), *[""] * 4, time, machine, _dollars(money, rented=plan.fleet.rented))
+        grid.add_row(
+            name,
+            "",
+            "",
+            short(tokens),
+            *[""] * 4,
+            time,
+            machine,
+            _dollars(money, rented=plan.fleet.rented),
+        )
     return grid
 
 
@@ -94,8 +126,19 @@ def _cells(one: PlannedStage, *, rented: bool) -> list[str]:
             size(amount.read),
             size(amount.written),
         ]
-    time = duration(one.wall_s) + MARKS[one.basis] + (" (storage)" if one.bound_by == "storage" else "")
-    return [one.name, *numbers, duration(one.start_s), time, str(one.crew), _dollars(one.money, rented=rented)]
+    time = (
+        duration(one.wall_s)
+        + MARKS[one.basis]
+        + (" (storage)" if one.bound_by == "storage" else "")
+    )
+    return [
+        one.name,
+        *numbers,
+        duration(one.start_s),
+        time,
+        str(one.crew),
+        _dollars(one.money, rented=rented),
+    ]
 
 
 def _sentences(plan: Plan) -> list[str]:
@@ -106,10 +149,18 @@ def _sentences(plan: Plan) -> list[str]:
         bought = sum(one.amount.money for one in plan.stages if one.amount is not None)
         spent = f", of which {bought:,.0f} for an LLM's tokens" if bought else ""
         found.append(f"${plan.money:,.0f} in all{spent}; {dearest.name} is {part:.0%} of it.")
-    machines = {one.machine.name: one.machine for one in (plan.fleet.cpu, plan.fleet.gpu) if one.machine is not None}
+    machines = {
+        one.machine.name: one.machine
+        for one in (plan.fleet.cpu, plan.fleet.gpu)
+        if one.machine is not None
+    }
     for machine in machines.values():
-        found.append(f"{machine.name} ({machine.cloud}): list price ${machine.price:g}/h, read {machine.read}.")
-    month = f", ${plan.storage_money:,.2f} a month in an object store" if plan.storage_gb >= 1 else ""
+        found.append(
+            f"{machine.name} ({machine.cloud}): list price ${machine.price:g}/h, read {machine.read}."
+        )
+    month = (
+        f", ${plan.storage_money:,.2f} a month in an object store" if plan.storage_gb >= 1 else ""
+    )
     found.append(f"What stays: {size(plan.storage_gb * 1e9)}{month}.")
     found.append(f"Lengths: {plan.lengths}.")
     return [*found, *(f"Note: {note}." for note in plan.notes)]

@@ -109,7 +109,9 @@ def fleet_of(recipe: Recipe, target: Target) -> Fleet:
     if not name:
         if told := [one for one in ONLY_RENTED if getattr(target, one)]:
             flags = ", ".join(f"--{one.replace('_', '-')}" for one in told)
-            raise RecipeError(f"command line: {flags} without --gpu, and cluster.gpu is false; name a GPU: --gpu H100")
+            raise RecipeError(
+                f"command line: {flags} without --gpu, and cluster.gpu is false; name a GPU: --gpu H100"
+            )
         here = Crew(None, 1, target.cpus or os.cpu_count() or 1)
         return Fleet(here, here)
     gpu = gpu_named(name)
@@ -136,4 +138,6 @@ def _cpu_crew(target: Target, workers: Crew) -> Crew:
 def _at_least(name: str, value: float | None, least: int) -> None:
     if value is not None and not least <= value <= MOST:
         flag = f"--{name.replace('_', '-')}"
-        raise RecipeError(f"command line: {flag} is {value:,}; it is a number from {least} to {MOST:,}")
+        raise RecipeError(
+            f"command line: {flag} is {value:,}; it is a number from {least} to {MOST:,}"
+        )

@@ -54,20 +54,34 @@ class MeasuredCosts:
     gpus: int = 0
 
 
-def table_costs(recipe: Recipe, work: Workload, fleet: Fleet, assumed: Assumptions) -> dict[str, UnitCost]:
+def table_costs(
+    recipe: Recipe, work: Workload, fleet: Fleet, assumed: Assumptions
+) -> dict[str, UnitCost]:
     """Unit costs by the table, scaled to machines by their peaks; on GPUs nothing was measured, so all is assumed."""
     start = assumed["worker_start_s"]
     load = work.shape.parameters * 2 / assumed["load_bytes_per_s"] if fleet.rented else 0.0
     cpu, gpu = fleet.cpu, fleet.gpu
-    encode, train = (_seconds_a_flop(gpu, assumed, kind) for kind in ("encode_utilisation", "train_utilisation"))
+    encode, train = (
+        _seconds_a_flop(gpu, assumed, kind) for kind in ("encode_utilisation", "train_utilisation")
+    )
     row_s = work.row_bytes / (assumed["transform_bytes_per_cpu_s"] * _effective(cpu, assumed))
-    judged = assumed["judged_task_s"] * work.stages["evaluate"].rows_out / max(1, min(gpu.gpus, work.tasks))
+    judged = (
+        assumed["judged_task_s"]
+        * work.stages["evaluate"].rows_out
+        / max(1, min(gpu.gpus, work.tasks))
+    )
     bases: Mapping[str, tuple[float, float]] = {
         "transform.rows": (assumed["stage_start_s"], row_s),
-        "synthesize.requests": (assumed["stage_start_s"], _seconds_a_request(recipe, work, assumed)),
+        "synthesize.requests": (
+            assumed["stage_start_s"],
+            _seconds_a_request(recipe, work, assumed),
+        ),
         "synthesize.score": (start, encode),
         "mine.encode": (start + load, encode),
-        "mine.search": (assumed["stage_start_s"], 1 / _effective(dataclasses.replace(gpu, gpu=None), assumed)),
+        "mine.search": (
+            assumed["stage_start_s"],
+            1 / _effective(dataclasses.replace(gpu, gpu=None), assumed),
+        ),
         "train/stage1.steps": (start + load, train),
         "train/stage2.steps": (start + load, train),
         "model.export": (start + load, 0.0),
@@ -100,13 +114,21 @@ def costs_on(
             scales = cpus_told and part != "synthesize.requests"
             speed = crew.cpus / measured.cpus if scales else 1.0
         elif part in ON_CPUS:
-            speed = 1.0 if part == "synthesize.requests" else _effective(crew, assumed) / measured.cpus
+            speed = (
+                1.0 if part == "synthesize.requests" else _effective(crew, assumed) / measured.cpus
+            )
         elif measured.gpu is not None and fleet.gpu.gpu is not None:
             speed = fleet.gpu.gpus * fleet.gpu.gpu.flops / (measured.gpus * measured.gpu.flops)
         else:
             continue
-        start = cost.start_s if part == "model.export" or not fleet.rented else max(cost.start_s, table[part].start_s)
-        found[part] = UnitCost(start, cost.per_unit_s / speed, "measured" if speed == 1 else "scaled")
+        start = (
+            cost.start_s
+            if part == "model.export" or not fleet.rented
+            else max(cost.start_s, table[part].start_s)
+        )
+        found[part] = UnitCost(
+            start, cost.per_unit_s / speed, "measured" if speed == 1 else "scaled"
+        )
     return found
 
 
@@ -130,5 +152,9 @@ def _seconds_a_request(recipe: Recipe, work: Workload, assumed: Assumptions) -> 
         return 1 / assumed["builtin_requests_per_s"]
     limits = [assumed["llm_latency_s"] / (settings.concurrency * assumed["llm_efficiency"])]
     limits += [60 / settings.requests_per_minute] if settings.requests_per_minute else []
-    limits += [60 * work.request_tokens / settings.tokens_per_minute] if settings.tokens_per_minute else []
+    limits += (
+        [60 * work.request_tokens / settings.tokens_per_minute]
+        if settings.tokens_per_minute
+        else []
+    )
     return max(limits)

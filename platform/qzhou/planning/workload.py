@@ -24,9 +24,11 @@ from qzhou.planning.sizes import DatasetRows
 
 SEARCH_WIDTH = 384  # of the vectors that search was measured with
 OWN_MODELS = 3  # that evaluation judges besides those the recipe names: backbone and both stages
-LIKE_A_TEACHER = "BAAI/bge-large-zh-v1.5"  # for a teacher whose size is not known: the paper's is a large BERT too
+# for a teacher whose size is not known: the paper's is a large BERT too
+LIKE_A_TEACHER = "BAAI/bge-large-zh-v1.5"
 VECTOR_BYTES = 4
-BFLOAT16_STATE, FLOAT32_STATE = 14, 12  # bytes of a weight in a checkpoint: itself, its copy in float32, two moments
+# bytes of a weight in a checkpoint: itself, its copy in float32, two moments
+BFLOAT16_STATE, FLOAT32_STATE = 14, 12
 
 
 def workload_of(
@@ -73,15 +75,21 @@ class _Work:
         self.shape = shape_of(recipe.model.backbone).shape
         self.teachers = [self._teacher(name) for name in recipe.mining.teachers]
         distilled = recipe.training.distillation.teacher
-        self.method = method_of(recipe.training, self.shape, shape_of(distilled).shape if distilled else None)
+        self.method = method_of(
+            recipe.training, self.shape, shape_of(distilled).shape if distilled else None
+        )
 
     def all(self) -> Workload:
         stages = {
             "transform": self._transform(),
             "synthesize": self._synthesize(),
             "mine": self._mine(),
-            "train/stage1": self._train("train/stage1", self.recipe.training.stage1, only_retrieval=True),
-            "train/stage2": self._train("train/stage2", self.recipe.training.stage2, only_retrieval=False),
+            "train/stage1": self._train(
+                "train/stage1", self.recipe.training.stage1, only_retrieval=True
+            ),
+            "train/stage2": self._train(
+                "train/stage2", self.recipe.training.stage2, only_retrieval=False
+            ),
             "model": self._export(),
             "evaluate": self._evaluate(),
         }
@@ -103,7 +111,10 @@ class _Work:
 
     def _transform(self) -> Amount:
         self.parts["transform.rows"] = raw = sum(one.raw for one in self.rows)
-        kept = sum((one.kept + one.held_out) * self._bytes(one) for one in self.rows) * self.assumed["parquet_share"]
+        kept = (
+            sum((one.kept + one.held_out) * self._bytes(one) for one in self.rows)
+            * self.assumed["parquet_share"]
+        )
         return Amount(
             rows_in=raw,
             rows_out=sum(one.kept for one in self.rows),
@@ -174,8 +185,11 @@ class _Work:
                 vectors += asked.texts * teacher.width * VECTOR_BYTES
         flops = sum(forward_flops(teacher, encoded) for teacher in self.teachers)
         self.parts |= {"mine.encode": flops, "mine.search": search}
-        negatives = 1 + self.recipe.mining.negatives_per_query / 2  # of an example half is query and positive
-        out = self._example_bytes(lambda one: one.trained * (negatives if one.task == "retrieval" else 1.0))
+        # of an example half is query and positive
+        negatives = 1 + self.recipe.mining.negatives_per_query / 2
+        out = self._example_bytes(
+            lambda one: one.trained * (negatives if one.task == "retrieval" else 1.0)
+        )
         return Amount(
             rows_in=sum(one.trained for one in self.rows),
             rows_out=sum(one.trained for one in self.rows),
@@ -191,12 +205,17 @@ class _Work:
         sets = [
             dataclasses.replace(self.texts[one.name], rows=max(1, round(one.trained)))
             for one in self.rows
-            if one.trained and one.name in self._trained and not (only_retrieval and one.task != "retrieval")
+            if one.trained
+            and one.name in self._trained
+            and not (only_retrieval and one.task != "retrieval")
         ]
         cost = StageCost(expected_steps(sets, self.recipe.training, stage), self.method)
         self.parts[f"{name}.steps"] = flops = cost.flops_on(self.gpus)
         state = BFLOAT16_STATE if self.recipe.model.dtype != "float32" else FLOAT32_STATE
-        parameters = self.method.shape.adapter_parameters(self.recipe.training.lora.rank) or self.shape.parameters
+        parameters = (
+            self.method.shape.adapter_parameters(self.recipe.training.lora.rank)
+            or self.shape.parameters
+        )
         saves = -(-stage.steps // self.recipe.training.save_every_steps)
         model = self._model_bytes
         kept = min(saves, self.recipe.training.keep_checkpoints) * state * parameters + model
@@ -229,7 +248,9 @@ class _Work:
                 work += Work.of(min(one.held_out, settings.max_queries), own.queries)
                 work += Work.of(min(one.held_out, settings.max_documents), own.documents)
             else:
-                work += Work.of(min(one.held_out, settings.max_rows) * (1 + (one.task == "pair")), own.documents)
+                work += Work.of(
+                    min(one.held_out, settings.max_rows) * (1 + (one.task == "pair")), own.documents
+                )
         if settings.tasks:
             texts = next((own for own in self.texts.values() if own.task == "retrieval"), None)
             assert texts is not None  # stage 1 trains on retrieval
@@ -258,7 +279,9 @@ class _Work:
         try:
             return shape_of(name).shape
         except ModelError:
-            self.notes.append(f"the size of the teacher '{name}' is not known: counted as {LIKE_A_TEACHER}")
+            self.notes.append(
+                f"the size of the teacher '{name}' is not known: counted as {LIKE_A_TEACHER}"
+            )
             return PUBLISHED[LIKE_A_TEACHER]
 
     @property
@@ -286,4 +309,6 @@ class _Work:
 
     def _example_bytes(self, count: Callable[[DatasetRows], float]) -> float:
         """Of all datasets' examples as Parquet."""
-        return sum(count(one) * self._bytes(one) for one in self.rows) * self.assumed["parquet_share"]
+        return (
+            sum(count(one) * self._bytes(one) for one in self.rows) * self.assumed["parquet_share"]
+        )

@@ -27,7 +27,8 @@ HOLDER, LOCK = "at_work.json", "at_work.lock"
 BEAT_S = 5.0
 WATCHED_S = 2.5 * BEAT_S  # without a new beat: the holder is gone
 UNTIL_KILLED_S = 10.0  # that Ray's workers, which run trials, end after their driver was killed
-UNTIL_NFS_KNOWS_S = 120.0  # that a machine is gone, and its locks with it: NFS gives clients 90 s to come back
+# that a machine is gone, and its locks with it: NFS gives clients 90 s to come back
+UNTIL_NFS_KNOWS_S = 120.0
 
 
 @contextmanager
@@ -55,7 +56,10 @@ def _locked(run: Folder, holder: dict[str, Any]) -> Iterator[None]:
     except Timeout:
         raise _held(run) from None
     except (OSError, NotImplementedError) as error:
-        say(f"{run.uri} knows no locks ({first_line(error)}): nothing keeps a second process away", "run_without_lock")
+        say(
+            f"{run.uri} knows no locks ({first_line(error)}): nothing keeps a second process away",
+            "run_without_lock",
+        )
     try:
         run.write_json(HOLDER, holder)
         yield
@@ -112,7 +116,11 @@ def _who(run: Folder) -> dict[str, Any]:
 
 def _held(run: Folder) -> StorageError:
     who = _who(run)
-    known = f" ({who['stage']}, process {who['pid']} on {who['host']} since {who['since']})" if who else ""
+    known = (
+        f" ({who['stage']}, process {who['pid']} on {who['host']} since {who['since']})"
+        if who
+        else ""
+    )
     return StorageError(
         f"another process is at work on {run.uri}{known}, and two would disturb each other. Wait until it is done, "
         "stop it, or give this run a name of its own with --run.name."

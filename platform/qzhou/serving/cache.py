@@ -49,7 +49,9 @@ def key_of(text: Text) -> bytes:
     """A digest that tells texts apart, and a string from token ids."""
     if isinstance(text, str):
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).digest()
-    return hashlib.blake2b(np.asarray(text, dtype="<i8").tobytes(), digest_size=20, person=b"ids").digest()
+    return hashlib.blake2b(
+        np.asarray(text, dtype="<i8").tobytes(), digest_size=20, person=b"ids"
+    ).digest()
 
 
 def _size(vector: Vectors) -> int:

@@ -35,7 +35,9 @@ class BatchEncoder(Protocol):
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]: ...
 
-    def with_special_tokens(self, ids: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[bool]]: ...
+    def with_special_tokens(
+        self, ids: Sequence[Sequence[int]]
+    ) -> tuple[list[list[int]], list[bool]]: ...
 
     def vectors(self, ids: list[list[int]]) -> Vectors: ...
 
@@ -143,11 +145,22 @@ class Engine:
         Raises:
             RequestError: 429; it would take too long. The error says when to come back.
         """
-        cost = sum(len(text) // CHARS_PER_TOKEN + 2 if isinstance(text, str) else len(text) for text in texts)
+        cost = sum(
+            len(text) // CHARS_PER_TOKEN + 2 if isinstance(text, str) else len(text)
+            for text in texts
+        )
         self._admit(cost)
         count = len(texts)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        job = _Job(done, cost, self._queue.computed + cost, [None] * count, [0] * count, [False] * count, count)
+        job = _Job(
+            done,
+            cost,
+            self._queue.computed + cost,
+            [None] * count,
+            [0] * count,
+            [False] * count,
+            count,
+        )
         self._distribute(job, texts)
         self._jobs.add(job)
         try:
@@ -157,7 +170,11 @@ class Engine:
             self._jobs.discard(job)
             if job.missing:
                 self._forget(job)
-        return Encoded(np.stack([one for one in job.vectors if one is not None]), job.token_counts, job.truncated)
+        return Encoded(
+            np.stack([one for one in job.vectors if one is not None]),
+            job.token_counts,
+            job.truncated,
+        )
 
     async def warm_up(self) -> None:
         """Compute a full batch twice, so that the first client does not wait for what is set up once."""
@@ -175,7 +192,9 @@ class Engine:
 
     def _admit(self, cost: int) -> None:
         wait_s = self.expected_wait_s(cost)
-        if wait_s > self._max_wait_s or (self._jobs and self.waiting_tokens + cost > self._max_waiting_tokens):
+        if wait_s > self._max_wait_s or (
+            self._jobs and self.waiting_tokens + cost > self._max_waiting_tokens
+        ):
             raise RequestError(
                 f"The model is busy: this would take about {wait_s:.0f} s. Try again later.",
                 status=429,
@@ -227,7 +246,9 @@ class Engine:
                 items = [item for _, group in groups for item in group]
                 try:
                     await self._tokenize(items)
-                except Exception as error:  # whatever the tokenizer says of a text, other texts go on
+                except (
+                    Exception
+                ) as error:  # whatever the tokenizer says of a text, other texts go on
                     self._fail(items, error)
                     continue
                 for job, group in groups:
@@ -252,7 +273,10 @@ class Engine:
         loop = asyncio.get_running_loop()
         words = [item for item in items if isinstance(item.text, str)]
         numbers = [item for item in items if not isinstance(item.text, str)]
-        for some, work in ((words, self.encoder.tokenize), (numbers, self.encoder.with_special_tokens)):
+        for some, work in (
+            (words, self.encoder.tokenize),
+            (numbers, self.encoder.with_special_tokens),
+        ):
             if some:
                 texts: list[Any] = [item.text for item in some]
                 ids, truncated = await loop.run_in_executor(self._tokenizer, work, texts)
@@ -273,7 +297,10 @@ class Engine:
                     self._fail(batch, error)
                     continue
                 finite = [bool(np.isfinite(vector).all()) for vector in vectors_ND]
-                self._fail([item for item, good in zip(batch, finite, strict=True) if not good], _not_finite())
+                self._fail(
+                    [item for item, good in zip(batch, finite, strict=True) if not good],
+                    _not_finite(),
+                )
                 for item, vector, good in zip(batch, vectors_ND, finite, strict=True):
                     if good:
                         self._deliver(item, vector)
@@ -318,9 +345,15 @@ class Engine:
 
 def _too_many(tokens: int, limit: int) -> RequestError:
     return RequestError(
-        f"The request holds {tokens:,} tokens, and a request may hold {limit:,}; send several.", code="too_many_tokens"
+        f"The request holds {tokens:,} tokens, and a request may hold {limit:,}; send several.",
+        code="too_many_tokens",
     )
 
 
 def _not_finite() -> RequestError:
-    return RequestError("The model gave no numbers for this text.", status=500, type="server_error", code="not_finite")
+    return RequestError(
+        "The model gave no numbers for this text.",
+        status=500,
+        type="server_error",
+        code="not_finite",
+    )

@@ -51,7 +51,9 @@ class EncodePart:
         if not self._target.exists(name):
             texts = [part.prefix + text for text in documents["text"].to_pylist()]
             vectors_ND = self._encoder.encode(texts).astype(np.float16)
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1])
+            vectors = pa.FixedSizeListArray.from_arrays(
+                pa.array(vectors_ND.ravel()), vectors_ND.shape[1]
+            )
             write_table(self._target, name, documents.append_column("vector", vectors))
         return int(documents.num_rows)
 
@@ -87,7 +89,9 @@ def assemble(encoded: Folder, target: Folder) -> int:
                 continue
             vectors_ND = np.stack(table["vector"].to_numpy())
             if index is None:
-                index = faiss.IndexScalarQuantizer(vectors_ND.shape[1], faiss.ScalarQuantizer.QT_fp16, COSINE)
+                index = faiss.IndexScalarQuantizer(
+                    vectors_ND.shape[1], faiss.ScalarQuantizer.QT_fp16, COSINE
+                )
             index.add(vectors_ND.astype(np.float32))
             writer.write_table(table.select(SCHEMA.names).cast(SCHEMA))
     target.write_bytes(VECTORS, faiss.serialize_index(index).tobytes())
@@ -118,4 +122,11 @@ class SearchIndex:
         """The nearest documents: id, text and cosine, nearest first."""
         scores, rows = self._index.search(vector_D[None], min(count, len(self)))
         found = self._texts.take(pa.array(rows[0]))
-        return list(zip(found["id"].to_pylist(), found["text"].to_pylist(), map(float, scores[0]), strict=True))
+        return list(
+            zip(
+                found["id"].to_pylist(),
+                found["text"].to_pylist(),
+                map(float, scores[0]),
+                strict=True,
+            )
+        )

@@ -48,7 +48,9 @@ def _indexed(run: Run, folder: Folder) -> Mapping[str, int]:
         raise DataError(f"{run.folder.uri} has no documents: none of its datasets is for retrieval")
     encoded, count = folder / ENCODED, len(parts)
     # items and no range: its tasks would need a CPU, and the actors may have taken every one
-    numbers = ray.data.from_items([{"id": number} for number in range(count)], override_num_blocks=count)
+    numbers = ray.data.from_items(
+        [{"id": number} for number in range(count)], override_num_blocks=count
+    )
     most = min(run.recipe.cluster.encoders, count)
     done = numbers.map_batches(
         EncodePart,
@@ -58,7 +60,9 @@ def _indexed(run: Run, folder: Folder) -> Mapping[str, int]:
         **ask(run.recipe, "mine").options,
     )  # fmt: skip
     with progress(
-        "index: encode", total=sum(row_count(one.folder, one.name) for one in parts), unit="documents"
+        "index: encode",
+        total=sum(row_count(one.folder, one.name) for one in parts),
+        unit="documents",
     ) as bar:
         for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
             bar.advance(int(batch["rows"].sum()))

@@ -32,7 +32,9 @@ class TokenRate:
         clock: Seconds.
     """
 
-    def __init__(self, tokens_per_minute: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, tokens_per_minute: int | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._limit, self._clock = tokens_per_minute, clock
         self._buckets: dict[str, tuple[float, float]] = {}  # key -> what is left, and since when
 
@@ -75,7 +77,9 @@ class TokenRate:
             self._buckets[key] = (self._left(key, self._limit) - tokens, self._clock())
             if len(self._buckets) > REMEMBERED:
                 self._buckets = {
-                    one: kept for one, kept in self._buckets.items() if self._left(one, self._limit) < self._limit
+                    one: kept
+                    for one, kept in self._buckets.items()
+                    if self._left(one, self._limit) < self._limit
                 }
 
     def _left(self, key: str, limit: int) -> float:

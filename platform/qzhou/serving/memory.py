@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 
-SHAPES = "128"  # that oneDNN remembers; a batch of mixed texts seldom has the shape of an earlier one
-CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # oneDNN's own, and that of torch's layer above
+# that oneDNN remembers; a batch of mixed texts seldom has the shape of an earlier one
+SHAPES = "128"
+# oneDNN's own, and that of torch's layer above
+CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 def remember_fewer_shapes() -> None:

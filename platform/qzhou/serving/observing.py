@@ -8,7 +8,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMappi
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from qzhou.serving.engine import Engine
@@ -83,7 +89,9 @@ class Meter:
             for one in (ENDPOINT_REQUESTS, ENDPOINT_TOKENS)
         )
         one = ENDPOINT_SECONDS
-        self._seconds = Histogram(one.name, one.meaning, one.labels, buckets=one.buckets, registry=self.registry)
+        self._seconds = Histogram(
+            one.name, one.meaning, one.labels, buckets=one.buckets, registry=self.registry
+        )
         self.registry.register(self)  # for collect()
 
     def count(self, route: str, status: int, seconds: float, note: Note) -> None:
@@ -138,7 +146,9 @@ class Observed:
                 self._write(_line(scope, headers, status, seconds, note))
 
 
-def _line(scope: Scope, headers: Mapping[bytes, bytes], status: int, seconds: float, note: Note) -> dict[str, Any]:
+def _line(
+    scope: Scope, headers: Mapping[bytes, bytes], status: int, seconds: float, note: Note
+) -> dict[str, Any]:
     request_id = headers.get(REQUEST_ID, b"").decode("latin-1")
     trace = TRACE.fullmatch(headers.get(b"traceparent", b"").decode("latin-1"))
     return {

@@ -35,10 +35,12 @@ from qzhou.serving.observing import Meter, Observed
 from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
 from qzhou.serving.web import Endpoint, web_app
 
-MANY = 10_000  # requests at a replica; what is too much its engine refuses, in OpenAI's shape and with reasons
+# requests at a replica; what is too much its engine refuses, in OpenAI's shape and with reasons
+MANY = 10_000
 READY_TIMEOUT_S = 5.0
 GRACE_S = 60.0  # a replica that leaves answers what it has
-SWITCH_S = 0.001  # the event loop waits so long for the thread that has the model, not Python's 5 ms
+# the event loop waits so long for the thread that has the model, not Python's 5 ms
+SWITCH_S = 0.001
 ACCESS = "ray.serve"  # Ray Serve's logger writes files that rotate, one for each replica
 
 
@@ -80,7 +82,9 @@ class EmbeddingServer(ModelReplica):
         await super().__init__(recipe, name, place)
         self._settings, self._others = settings, others
         limits = RequestLimits(settings.max_inputs, settings.max_request_chars)
-        self._services = {name: EmbeddingService(self.engine.encode, self._model, limits, index_of(recipe, place))}
+        self._services = {
+            name: EmbeddingService(self.engine.encode, self._model, limits, index_of(recipe, place))
+        }
         for other, handle in others.items():
             described = await handle.describe.remote()
             self._services[other] = EmbeddingService(AskedByHandle(handle), described, limits)
@@ -94,7 +98,9 @@ class EmbeddingServer(ModelReplica):
     async def _ready(self) -> None:
         async with _refusals():
             async with asyncio.timeout(READY_TIMEOUT_S):
-                await asyncio.gather(*(handle.describe.remote() for handle in self._others.values()))
+                await asyncio.gather(
+                    *(handle.describe.remote() for handle in self._others.values())
+                )
 
 
 class AskedByHandle:
@@ -116,7 +122,10 @@ async def _refusals() -> Any:
         yield
     except BackPressureError:
         raise RequestError(
-            "Too many requests are waiting; try again.", status=429, type="rate_limit_error", code="overloaded"
+            "Too many requests are waiting; try again.",
+            status=429,
+            type="rate_limit_error",
+            code="overloaded",
         ) from None
     except RayTaskError as error:
         if isinstance(error.cause, RequestError):
@@ -124,7 +133,10 @@ async def _refusals() -> Any:
         raise
     except (DeploymentUnavailableError, RayActorError, TimeoutError):
         raise RequestError(
-            "The model is not available; try again.", status=503, type="server_error", code="unavailable"
+            "The model is not available; try again.",
+            status=503,
+            type="server_error",
+            code="unavailable",
         ) from None
 
 
@@ -134,7 +146,9 @@ async def engine_of(recipe: Recipe, name: str, place: str) -> tuple[Engine, Serv
     Args:
         place: A folder, which may be remote, a hub id, or a package.
     """
-    encoder, served, passes = await asyncio.get_running_loop().run_in_executor(None, _load, recipe, name, place)
+    encoder, served, passes = await asyncio.get_running_loop().run_in_executor(
+        None, _load, recipe, name, place
+    )
     sys.setswitchinterval(SWITCH_S)
     settings = recipe.serving
     engine = Engine(
@@ -152,7 +166,8 @@ async def engine_of(recipe: Recipe, name: str, place: str) -> tuple[Engine, Serv
 
 def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel, int]:
     remember_fewer_shapes()
-    from qzhou.serving.loading import Settings, load, threads_for  # torch and transformers take seconds
+    # torch and transformers take seconds
+    from qzhou.serving.loading import Settings, load, threads_for
 
     serving, gpu = recipe.serving, recipe.cluster.gpu
     copies = (serving.max_replicas or serving.replicas) * (1 + len(serving.models))
@@ -164,7 +179,11 @@ def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel, int]
         threads=None if gpu else threads_for(copies),
         measured=serving.measure_precision,
     )
-    with Folder.open(place).local_copy() if "://" in place else contextlib.nullcontext(place) as local:
+    with (
+        Folder.open(place).local_copy()
+        if "://" in place
+        else contextlib.nullcontext(place) as local
+    ):
         return *load(str(local), name, settings), settings.passes
 
 
@@ -175,7 +194,9 @@ def index_of(recipe: Recipe, place: str) -> Any:
     if place != (run.folder / "model").uri or not folder.exists(MANIFEST):
         return None
     if run.manifest(STAGE).inputs["model"] != run.manifest("model").fingerprint:
-        logging.getLogger(ACCESS).warning(f"{folder.uri} is of an earlier model; run jobs/index.py again to search")
+        logging.getLogger(ACCESS).warning(
+            f"{folder.uri} is of an earlier model; run jobs/index.py again to search"
+        )
         return None
     from qzhou.serving.index import SearchIndex  # FAISS takes a while
 
@@ -198,7 +219,9 @@ def application(recipe: Recipe, model: str) -> serve.Application:
     others = {}
     for name, place in settings.models.items():
         if name == recipe.run.name:
-            raise SetupError(f"serving.models: '{name}' is the name of the run's own model; take another")
+            raise SetupError(
+                f"serving.models: '{name}' is the name of the run's own model; take another"
+            )
         if "://" not in place:
             resolve(place)
         replica = serve.deployment(ModelReplica).options(name=name, **options(recipe))
@@ -226,7 +249,9 @@ def options(recipe: Recipe) -> dict[str, Any]:
 def autoscaling(settings: ServingSection) -> AutoscalingConfig:
     """By requests at the same time, or by tokens that wait."""
     bounds: dict[str, Any] = {
-        "min_replicas": settings.replicas if settings.min_replicas is None else settings.min_replicas,
+        "min_replicas": settings.replicas
+        if settings.min_replicas is None
+        else settings.min_replicas,
         "initial_replicas": settings.replicas,
         "max_replicas": settings.max_replicas,
         "target_ongoing_requests": settings.target_requests,

@@ -16,7 +16,8 @@ from typing import Generic, TypeVar
 
 Content = TypeVar("Content")
 
-LOOK_AHEAD = 4  # budgets: among so many tokens of what is due next, a batch finds texts of like length
+# budgets: among so many tokens of what is due next, a batch finds texts of like length
+LOOK_AHEAD = 4
 
 
 @dataclass(order=True, slots=True)

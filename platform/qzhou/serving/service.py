@@ -97,7 +97,9 @@ class EmbeddingService:
         index: Of the run's documents, if there is one.
     """
 
-    def __init__(self, encode: Encode, model: ServedModel, limits: RequestLimits, index: Index | None = None) -> None:
+    def __init__(
+        self, encode: Encode, model: ServedModel, limits: RequestLimits, index: Index | None = None
+    ) -> None:
         self.model = model
         self.index = index
         self._encode = encode
@@ -123,10 +125,15 @@ class EmbeddingService:
                 param="output_dtype",
                 code="invalid_value",
             )
-        encoded = await self._encoded(self._presented(request, inputs), "input", cut=request.truncate)
+        encoded = await self._encoded(
+            self._presented(request, inputs), "input", cut=request.truncate
+        )
         vectors_NK = quantized(shortened(encoded.vectors, dimensions), request.output_dtype)
         written: Any = as_base64(vectors_NK) if request.encoding_format == "base64" else vectors_NK
-        data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(written)]
+        data = [
+            {"object": "embedding", "index": index, "embedding": one}
+            for index, one in enumerate(written)
+        ]
         return {"object": "list", "data": data, "model": self.model.name, "usage": _usage(encoded)}
 
     async def rerank(self, request: RerankRequest) -> Answer:
@@ -140,9 +147,19 @@ class EmbeddingService:
         for place in np.argsort(-scores_P, kind="stable")[: request.top_n]:
             result: Answer = {"index": int(place), "relevance_score": float(scores_P[place])}
             results.append(
-                result | ({"document": {"text": request.documents[place]}} if request.return_documents else {})
+                result
+                | (
+                    {"document": {"text": request.documents[place]}}
+                    if request.return_documents
+                    else {}
+                )
             )
-        return {"object": "list", "model": self.model.name, "results": results, "usage": _usage(encoded)}
+        return {
+            "object": "list",
+            "model": self.model.name,
+            "results": results,
+            "usage": _usage(encoded),
+        }
 
     async def similarity(self, request: SimilarityRequest) -> Answer:
         """The cosine of every query to every document [Q, P]."""
@@ -153,7 +170,12 @@ class EmbeddingService:
         texts += self._side(documents, "document", request.instruction)
         encoded = await self._encoded(texts, "documents", cut=request.truncate)
         scores_QP = encoded.vectors[: len(queries)] @ encoded.vectors[len(queries) :].T
-        return {"object": "list", "model": self.model.name, "scores": list(scores_QP), "usage": _usage(encoded)}
+        return {
+            "object": "list",
+            "model": self.model.name,
+            "scores": list(scores_QP),
+            "usage": _usage(encoded),
+        }
 
     async def search(self, request: SearchRequest) -> Answer:
         """The documents of the index that are nearest to the query.
@@ -172,7 +194,12 @@ class EmbeddingService:
         encoded = await self._encoded(texts, "query", cut=request.truncate)
         found = self.index.search(encoded.vectors[0], request.top_n)
         results = [{"id": id, "text": text, "score": score} for id, text, score in found]
-        return {"object": "list", "model": self.model.name, "results": results, "usage": _usage(encoded)}
+        return {
+            "object": "list",
+            "model": self.model.name,
+            "results": results,
+            "usage": _usage(encoded),
+        }
 
     async def _encoded(self, texts: Sequence[Text], param: str, *, cut: bool) -> Encoded:
         self._check_size(texts, param)
@@ -187,13 +214,18 @@ class EmbeddingService:
             )
         return encoded
 
-    def _presented(self, request: EmbeddingRequest, inputs: list[str] | list[list[int]]) -> list[Text]:
+    def _presented(
+        self, request: EmbeddingRequest, inputs: list[str] | list[list[int]]
+    ) -> list[Text]:
         self._check_count(len(inputs), "input")
         self._check_instruction(request.instruction)
         texts = [one for one in inputs if isinstance(one, str)]
         if texts:
             return list(presented(request, texts, self.model.prompts))
-        chosen = next((one for one in ("instruction", "input_type", "prompt_name") if getattr(request, one)), None)
+        chosen = next(
+            (one for one in ("instruction", "input_type", "prompt_name") if getattr(request, one)),
+            None,
+        )
         if chosen:
             raise RequestError(
                 f"'{chosen}' puts a prompt before texts, and 'input' holds token ids; send the texts.",
@@ -212,7 +244,9 @@ class EmbeddingService:
 
     def _check_count(self, count: int, param: str) -> None:
         if not count:
-            raise RequestError(f"'{param}' is empty; send at least one text.", param=param, code="empty_input")
+            raise RequestError(
+                f"'{param}' is empty; send at least one text.", param=param, code="empty_input"
+            )
         if count > self._limits.inputs:
             raise RequestError(
                 f"'{param}' holds {count} texts, and a request may hold {self._limits.inputs}; send several.",
@@ -242,7 +276,9 @@ class EmbeddingService:
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if not ids:
-            raise RequestError("'input' holds a list without a token id.", param="input", code="empty_input")
+            raise RequestError(
+                "'input' holds a list without a token id.", param="input", code="empty_input"
+            )
         wrong = next((one for one in ids if not 0 <= one < self.model.vocabulary), None)
         if wrong is not None:
             raise RequestError(
@@ -265,13 +301,17 @@ class EmbeddingService:
         return asked or self.model.dimensions
 
 
-def presented(request: EmbeddingRequest, texts: Sequence[str], prompts: Mapping[str, str]) -> list[str]:
+def presented(
+    request: EmbeddingRequest, texts: Sequence[str], prompts: Mapping[str, str]
+) -> list[str]:
     """Texts of a request with their prompt, as the encoder saw such texts in training.
 
     Raises:
         RequestError: The prompt is unknown, or it is chosen in two ways at once.
     """
-    other = next((one for one in ("instruction", "input_type") if getattr(request, one) is not None), None)
+    other = next(
+        (one for one in ("instruction", "input_type") if getattr(request, one) is not None), None
+    )
     if request.prompt_name is not None and other:
         raise RequestError(
             f"'prompt_name' and '{other}' both choose the prompt; send one of them.",

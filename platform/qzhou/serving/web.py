@@ -84,7 +84,10 @@ class Endpoint:
         return key
 
     async def answer(
-        self, request: Request, kind: type[Asked], work: Callable[[EmbeddingService, Asked], Awaitable[Answer]]
+        self,
+        request: Request,
+        kind: type[Asked],
+        work: Callable[[EmbeddingService, Asked], Awaitable[Answer]],
     ) -> Response:
         """Admit, read, compute, charge, write."""
         key = self.admit(request)
@@ -107,7 +110,11 @@ class Endpoint:
                 ) from None
             bill.tokens = note.tokens = answer["usage"]["total_tokens"]
         headers = {FINGERPRINT_HEADER: service.model.fingerprint}
-        return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON, headers=headers)
+        return Response(
+            orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY),
+            media_type=JSON,
+            headers=headers,
+        )
 
     def service(self, name: str) -> EmbeddingService:
         """What answers for a model.
@@ -133,7 +140,9 @@ class Endpoint:
             body += chunk
             if len(body) > limit:
                 raise RequestError(
-                    f"The body is above {limit} bytes; send fewer texts.", status=413, code="body_too_large"
+                    f"The body is above {limit} bytes; send fewer texts.",
+                    status=413,
+                    code="body_too_large",
                 )
         return bytes(body)
 
@@ -176,7 +185,8 @@ def _takes(kind: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
 
 
-POSTS: tuple[tuple[str, Any, type[BaseModel], Any], ...] = (  # path, request, response, and what answers
+# path, request, response, and what answers
+POSTS: tuple[tuple[str, Any, type[BaseModel], Any], ...] = (
     ("/v1/embeddings", EmbeddingRequest, EmbeddingResponse, EmbeddingService.embed),
     ("/v1/rerank", RerankRequest, RerankResponse, EmbeddingService.rerank),
     ("/v1/similarity", SimilarityRequest, SimilarityResponse, EmbeddingService.similarity),
@@ -184,7 +194,9 @@ POSTS: tuple[tuple[str, Any, type[BaseModel], Any], ...] = (  # path, request, r
 )
 
 
-def _answering(endpoint: Endpoint, kind: Any, work: Any) -> Callable[[Request], Awaitable[Response]]:
+def _answering(
+    endpoint: Endpoint, kind: Any, work: Any
+) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         return await endpoint.answer(request, kind, work)
 
@@ -258,7 +270,9 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
 
 async def _failed(_: Request, __: Exception) -> Response:
     """What went wrong stands in the log of the replica; clients are not shown the inside."""
-    return _json(RequestError("The server failed to answer this request.", status=500, type="server_error"))
+    return _json(
+        RequestError("The server failed to answer this request.", status=500, type="server_error")
+    )
 
 
 def _json(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:

@@ -23,7 +23,10 @@ from qzhou.synthesis.throttle import Throttle
 ANSWER = ("key", "model", "content", "prompt_tokens", "completion_tokens", "cost")
 OUTCOMES = pa.schema(
     [
-        *(pa.field(name, pa.string()) for name in ("key", "model", "content", "failure", "stopped")),
+        *(
+            pa.field(name, pa.string())
+            for name in ("key", "model", "content", "failure", "stopped")
+        ),
         *(pa.field(name, pa.int64()) for name in ("index", "prompt_tokens", "completion_tokens")),
         pa.field("cost", pa.float64()),
         pa.field("answered", pa.bool_()),
@@ -58,7 +61,8 @@ class Asker:
     """
 
     def __init__(self, settings: SynthesisSection, journal: Folder, keys: Keys, gate: Any) -> None:
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # aiohttp laments connections when Ray ends the process
+        # aiohttp laments connections when Ray ends the process
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._endpoint = contextlib.ExitStack()  # held: the server ends with the process
         if settings.is_builtin:
             url = self._endpoint.enter_context(builtin_endpoint())
@@ -68,20 +72,29 @@ class Asker:
             )
             gate = throttle_of(settings, spent=0.0)
         own: Gate = LocalGate(gate) if isinstance(gate, Throttle) else RemoteGate(gate)
-        self._client = ChatClient(settings, keys=keys, journal=Journal(journal, read=False), gate=own)
+        self._client = ChatClient(
+            settings, keys=keys, journal=Journal(journal, read=False), gate=own
+        )
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Ask one batch. An ``EndpointError`` travels as a column: raised here, it would kill other batches."""
         rows = batch.to_pylist()
         questions = [
-            Question(model=row["model"], messages=json.loads(row["messages"]), schema=schema_of_answer(row["form"]))
+            Question(
+                model=row["model"],
+                messages=json.loads(row["messages"]),
+                schema=schema_of_answer(row["form"]),
+            )
             for row in rows
         ]
         try:
             outcomes, stopped = await self._client.ask(questions), ""
         except EndpointError as error:
             outcomes, stopped = [Outcome(answer=None)] * len(rows), str(error)
-        outputs = [_row(row["index"], outcome, stopped) for row, outcome in zip(rows, outcomes, strict=True)]
+        outputs = [
+            _row(row["index"], outcome, stopped)
+            for row, outcome in zip(rows, outcomes, strict=True)
+        ]
         return pa.Table.from_pylist(outputs, schema=OUTCOMES)
 
 
@@ -93,7 +106,9 @@ def outcome_of(row: dict[str, Any]) -> Outcome:
 
 
 def _row(index: int, outcome: Outcome, stopped: str) -> dict[str, object]:
-    answer = outcome.answer or Answer(key="", model="", content="", prompt_tokens=0, completion_tokens=0)
+    answer = outcome.answer or Answer(
+        key="", model="", content="", prompt_tokens=0, completion_tokens=0
+    )
     return {
         "index": index,
         "answered": outcome.answer is not None,

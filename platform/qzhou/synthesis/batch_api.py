@@ -68,11 +68,16 @@ def answered_in_batches(
 
 
 async def _answered(
-    requests: Mapping[str, ChatRequest], settings: SynthesisSection, keys: Keys, folder: Folder, sleep: Sleep
+    requests: Mapping[str, ChatRequest],
+    settings: SynthesisSection,
+    keys: Keys,
+    folder: Folder,
+    sleep: Sleep,
 ) -> dict[str, Outcome]:
     models = {one.model: one for one in settings.pool}
     clients = {
-        name: opened(one.endpoints[0], keys.value(one.api_key_env), settings.timeout_s) for name, one in models.items()
+        name: opened(one.endpoints[0], keys.value(one.api_key_env), settings.timeout_s)
+        for name, one in models.items()
     }
     journal = Journal(folder, read=False)
     under_way = _found(folder, models)
@@ -83,14 +88,20 @@ async def _answered(
     with progress("synthesize: batches", total=len(requests), unit="requests") as bar:
         try:
             for model in models.values():
-                own = {key: request for key, request in waiting.items() if request.model == model.model}
+                own = {
+                    key: request for key, request in waiting.items() if request.model == model.model
+                }
                 for lines in _parts(own, model, settings):
                     under_way.append(await _handed_in(clients[model.model], model, lines, folder))
             for batch in under_way:
                 client, model = clients[batch.model], models[batch.model]
                 found = await _waited_for(client, batch, sleep)
                 for key, outcome in (await _outcomes(client, model, batch, found, keys)).items():
-                    measure_try(model.model, "rejected" if outcome.answer is None else "answered", outcome.answer)
+                    measure_try(
+                        model.model,
+                        "rejected" if outcome.answer is None else "answered",
+                        outcome.answer,
+                    )
                     if outcome.answer is not None:
                         await journal.add(outcome.answer)
                     outcomes[key] = outcome
@@ -111,12 +122,17 @@ async def _answered(
 
 
 def _check_cost(
-    waiting: Mapping[str, ChatRequest], models: Mapping[str, LLMSection], settings: SynthesisSection, folder: Folder
+    waiting: Mapping[str, ChatRequest],
+    models: Mapping[str, LLMSection],
+    settings: SynthesisSection,
+    folder: Folder,
 ) -> None:
     if settings.max_cost is None:
         return
     spent = totals(folder)[1]
-    expected = sum(cost_of(models[one.model], *expected_tokens(one.messages)) for one in waiting.values())
+    expected = sum(
+        cost_of(models[one.model], *expected_tokens(one.messages)) for one in waiting.values()
+    )
     if spent + expected > settings.max_cost:
         raise EndpointError(
             f"synthesis.max_cost ({settings.max_cost:g}) would be exceeded: {spent:.4f} is spent, and the "
@@ -137,8 +153,13 @@ def _parts(
             "temperature": settings.temperature,
         }
         if model.structured != "off":
-            body["response_format"] = {"type": "json_schema", "json_schema": schema_of_answer(form_of(request))}
-        line = json.dumps({"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body})
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": schema_of_answer(form_of(request)),
+            }
+        line = json.dumps(
+            {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
+        )
         if size + len(line) > BYTES_PER_BATCH or len(parts[-1]) == REQUESTS_PER_BATCH:
             parts.append([])
             size = 0
@@ -164,7 +185,9 @@ def _found(folder: Folder, models: Collection[str]) -> list[_Batch]:
     """Batches that an earlier attempt handed in, as far as the recipe still names their models."""
     names = (folder / OPEN).files(".json")
     contents = [(name.removesuffix(".json"), (folder / OPEN).read_json(name)) for name in names]
-    batches = [_Batch(id=name, model=found["model"], keys=tuple(found["keys"])) for name, found in contents]
+    batches = [
+        _Batch(id=name, model=found["model"], keys=tuple(found["keys"])) for name, found in contents
+    ]
     for batch in batches:
         if batch.model not in models:
             say(

@@ -26,9 +26,17 @@ from qzhou.synthesis.journal import Answer, Journal, request_key
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.techniques import Message
 from qzhou.synthesis.throttle import Result
-from qzhou.telemetry.metrics import LLM_COST, LLM_REQUESTS, LLM_RETRIES, LLM_SECONDS_METRIC, LLM_TOKENS, measure
+from qzhou.telemetry.metrics import (
+    LLM_COST,
+    LLM_REQUESTS,
+    LLM_RETRIES,
+    LLM_SECONDS_METRIC,
+    LLM_TOKENS,
+    measure,
+)
 
-REFUSALS = {401, 402, 403, 404}  # key, credit, permission, address or model: the next request would fare the same
+# key, credit, permission, address or model: the next request would fare the same
+REFUSALS = {401, 402, 403, 404}
 RETRIED = {408, 409, 425, 429}  # and every 5xx
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 SHOWN_CHARS = 300
@@ -92,7 +100,9 @@ class ChatClient:
         self._sleep, self._jitter = sleep, jitter
         self._models = {one.model: one for one in settings.pool}
         self._clients = {
-            (endpoint, one.api_key_env): opened(endpoint, keys.value(one.api_key_env), settings.timeout_s)
+            (endpoint, one.api_key_env): opened(
+                endpoint, keys.value(one.api_key_env), settings.timeout_s
+            )
             for one in settings.pool
             for endpoint in one.endpoints
         }
@@ -154,7 +164,9 @@ class ChatClient:
                 await asyncio.sleep(0)  # who waits for the slot sends first
                 await self._journal.add(result)  # durable before it counts
                 return result
-            if rests:  # the endpoint is to blame: the gate names another one, waits for it, or says that none is left
+            # the endpoint is to blame: the gate names another one, waits for it, or says that none
+            # is left
+            if rests:
                 continue
             if not result.retryable or is_last:
                 return result
@@ -173,7 +185,14 @@ class ChatClient:
         return lane
 
     async def _sent(
-        self, lane: str, key: str, model: LLMSection, question: Question, tokens: float, cost: float, is_last: bool
+        self,
+        lane: str,
+        key: str,
+        model: LLMSection,
+        question: Question,
+        tokens: float,
+        cost: float,
+        is_last: bool,
     ) -> tuple[Answer | _Failure, bool]:
         """Send once, in a slot that was taken and is given back; also tells whether the endpoint is left alone now."""
         started = time.monotonic()
@@ -182,7 +201,9 @@ class ChatClient:
             measure(LLM_SECONDS_METRIC, time.monotonic() - started, model=model.model)
             measure_try(model.model, "answered", tried)
             used = tried.prompt_tokens + tried.completion_tokens
-            await self._gate.leave(lane, "answered", tokens=tokens, cost=cost, used_tokens=used, paid=tried.cost)
+            await self._gate.leave(
+                lane, "answered", tokens=tokens, cost=cost, used_tokens=used, paid=tried.cost
+            )
             return tried, False
         measure_try(model.model, tried.result, None)
         problem = self._problem(model, tried)
@@ -191,10 +212,18 @@ class ChatClient:
         )
         return tried, rests
 
-    async def _try(self, lane: str, key: str, model: LLMSection, question: Question) -> Answer | _Failure:
+    async def _try(
+        self, lane: str, key: str, model: LLMSection, question: Question
+    ) -> Answer | _Failure:
         """One HTTP request, or two where the endpoint knows no structured output."""
-        structured = question.schema is not None and model.structured != "off" and lane not in self._plain
-        body = {"model": model.model, "messages": question.messages, "temperature": self._settings.temperature}
+        structured = (
+            question.schema is not None and model.structured != "off" and lane not in self._plain
+        )
+        body = {
+            "model": model.model,
+            "messages": question.messages,
+            "temperature": self._settings.temperature,
+        }
         if structured:
             body["response_format"] = {"type": "json_schema", "json_schema": question.schema}
         try:
@@ -204,32 +233,48 @@ class ChatClient:
             )
         except openai.APIConnectionError as error:
             # aiohttp's broken connections come out as this kind of timeout
-            if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
+            if (
+                isinstance(error, openai.APITimeoutError)
+                and type(error.__cause__).__name__ != "ConnectTimeout"
+            ):
                 text = f"no answer within {self._settings.timeout_s:g} s"
                 return _Failure(text=text, status=408, result="overloaded", retryable=True)
             text = self._shown(error.__cause__ or error)
             return _Failure(text=text, status=0, result="unreachable", retryable=True)
         except openai.APIStatusError as error:
             if structured and model.structured == "auto" and error.status_code in {400, 422}:
-                plain = await self._try(lane, key, model, dataclasses.replace(question, schema=None))
+                plain = await self._try(
+                    lane, key, model, dataclasses.replace(question, schema=None)
+                )
                 if isinstance(plain, Answer):
                     self._plain.add(lane)
                 return plain
             return self._status_failure(error)
         except (openai.APIError, ValueError) as error:
-            return _Failure(text=self._shown(error), status=200, result="overloaded", retryable=True)
+            return _Failure(
+                text=self._shown(error), status=200, result="overloaded", retryable=True
+            )
         try:
             return answer_of(key, model, completion)
         except (TypeError, LookupError, ValueError, AttributeError):
-            return _Failure(text="the body is no chat completion", status=200, result="overloaded", retryable=True)
+            return _Failure(
+                text="the body is no chat completion",
+                status=200,
+                result="overloaded",
+                retryable=True,
+            )
 
     def _status_failure(self, error: openai.APIStatusError) -> _Failure:
         status = error.status_code
         retryable = status in RETRIED or status >= 500
-        result: Result = "overloaded" if retryable else "refused" if status in REFUSALS else "rejected"
+        result: Result = (
+            "overloaded" if retryable else "refused" if status in REFUSALS else "rejected"
+        )
         wait_s = _retry_after_s(error.response.headers.get("retry-after", ""))
         text = self._shown(error)
-        return _Failure(text=text, status=status, result=result, retryable=retryable, retry_after_s=wait_s)
+        return _Failure(
+            text=text, status=status, result=result, retryable=retryable, retry_after_s=wait_s
+        )
 
     def _problem(self, model: LLMSection, failure: _Failure) -> str:
         """What to say of an endpoint that is given up for a failure."""
@@ -250,14 +295,19 @@ class ChatClient:
         """Back off without holding a slot; wake at once when the work is stopped."""
         backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tried)
         wait_s = failure.retry_after_s + backoff_s * (0.5 + self._jitter() / 2)
-        waits = [asyncio.ensure_future(self._sleep(wait_s)), asyncio.ensure_future(self._stopped.wait())]
+        waits = [
+            asyncio.ensure_future(self._sleep(wait_s)),
+            asyncio.ensure_future(self._stopped.wait()),
+        ]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
 
     def _shown(self, error: BaseException) -> str:
         """The endpoint's words for a message: short, and without a key if it quotes one."""
-        return self._keys.redacted(" ".join((str(error) or type(error).__name__).split()))[:SHOWN_CHARS]
+        return self._keys.redacted(" ".join((str(error) or type(error).__name__).split()))[
+            :SHOWN_CHARS
+        ]
 
 
 def answer_of(key: str, model: LLMSection, completion: Any) -> Answer:
@@ -272,7 +322,8 @@ def answer_of(key: str, model: LLMSection, completion: Any) -> Answer:
     return Answer(
         key=key,
         model=str(completion.get("model") or model.model),
-        content=content.encode("utf-8", "replace").decode(),  # a lone surrogate could not be written anywhere
+        # a lone surrogate could not be written anywhere
+        content=content.encode("utf-8", "replace").decode(),
         prompt_tokens=tokens[0],
         completion_tokens=tokens[1],
         cost=cost_of(model, *tokens),

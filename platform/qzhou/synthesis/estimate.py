@@ -65,18 +65,31 @@ class Estimate:
     def table(self, *, spent: float) -> str:
         """Lines for the console; ``spent`` is what the journal's answers cost."""
         settings, total = self._settings, self._total
-        lines = [f"  {technique}, {model}: {_sentence(one)}" for (technique, model), one in sorted(self._found.items())]
-        more = [f"answers that are refused and asked for again (up to {settings.parse_retries} times)"]
+        lines = [
+            f"  {technique}, {model}: {_sentence(one)}"
+            for (technique, model), one in sorted(self._found.items())
+        ]
+        more = [
+            f"answers that are refused and asked for again (up to {settings.parse_retries} times)"
+        ]
         more += ["a judge for every new text"] if settings.gates.judge else []
         lines.append(f"  in all: {_sentence(total)}; on top come {' and '.join(more)}")
         if spent or settings.max_cost is not None:
-            limit = "no max_cost" if settings.max_cost is None else f"max_cost {settings.max_cost:g}"
+            limit = (
+                "no max_cost" if settings.max_cost is None else f"max_cost {settings.max_cost:g}"
+            )
             lines.append(f"  spent by earlier attempts: {spent:.4f}; {limit}")
         if settings.requests_per_minute:
             minutes = (total.requests - total.answered) / settings.requests_per_minute
-            lines.append(f"  at {settings.requests_per_minute:g} requests a minute: {minutes:,.0f} minutes at least")
+            lines.append(
+                f"  at {settings.requests_per_minute:g} requests a minute: {minutes:,.0f} minutes at least"
+            )
         for technique, sample in self._samples.items():
-            shown = sample.user if len(sample.user) <= SHOWN_CHARS else f"{sample.user[:SHOWN_CHARS]}..."
+            shown = (
+                sample.user
+                if len(sample.user) <= SHOWN_CHARS
+                else f"{sample.user[:SHOWN_CHARS]}..."
+            )
             lines.append(f"  e.g. {technique} ({sample.prompt}): {shown}")
         return "\n".join(lines)
 

@@ -98,7 +98,9 @@ class GateActor:
     def __init__(self, throttle: Throttle) -> None:
         self._gate = LocalGate(throttle)
 
-    async def enter_some(self, lanes: tuple[str, ...], wanted: Sequence[tuple[float, float]]) -> tuple[list[str], str]:
+    async def enter_some(
+        self, lanes: tuple[str, ...], wanted: Sequence[tuple[float, float]]
+    ) -> tuple[list[str], str]:
         """Slots for the first of some requests, given as (tokens, cost): one at least, more if they are free now.
 
         Returns: The endpoints to send to, and what is wrong if there will be none. (An exception would come out
@@ -117,7 +119,9 @@ class GateActor:
 
     async def leave_some(self, ended: Sequence[tuple[str, Result, dict[str, Any]]]) -> bool:
         """Give slots back; tells what :meth:`LocalGate.leave` says of the last one."""
-        return [await self._gate.leave(lane, result, **amounts) for lane, result, amounts in ended][-1]
+        return [await self._gate.leave(lane, result, **amounts) for lane, result, amounts in ended][
+            -1
+        ]
 
 
 class RemoteGate:
@@ -129,7 +133,9 @@ class RemoteGate:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self._waiting: dict[tuple[str, ...], deque[tuple[asyncio.Future[str], float, float]]] = defaultdict(deque)
+        self._waiting: dict[tuple[str, ...], deque[tuple[asyncio.Future[str], float, float]]] = (
+            defaultdict(deque)
+        )
         self._asking: dict[tuple[str, ...], asyncio.Task[None]] = {}
         self._ended: list[tuple[str, Result, dict[str, Any]]] = []
         self._telling: asyncio.Task[None] | None = None

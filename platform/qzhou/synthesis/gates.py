@@ -40,9 +40,15 @@ def refused_by_scores(scores: Scores, gates: GatesSection) -> tuple[str, str] | 
     """(reason, detail) why a teacher's scores refuse a record; None if they do not."""
     if scores.rewrite is not None:
         if gates.min_rewrite_cosine is not None and scores.rewrite < gates.min_rewrite_cosine:
-            return "drifted", f"cosine to its original {scores.rewrite:.3f}, below {gates.min_rewrite_cosine:g}"
+            return (
+                "drifted",
+                f"cosine to its original {scores.rewrite:.3f}, below {gates.min_rewrite_cosine:g}",
+            )
         if gates.max_rewrite_cosine is not None and scores.rewrite > gates.max_rewrite_cosine:
-            return "too_alike", f"cosine to its original {scores.rewrite:.3f}, above {gates.max_rewrite_cosine:g}"
+            return (
+                "too_alike",
+                f"cosine to its original {scores.rewrite:.3f}, above {gates.max_rewrite_cosine:g}",
+            )
     low = gates.min_positive_score
     if scores.positive is not None and low is not None and scores.positive < low:
         return "positive_too_far", f"query and positive score {scores.positive:.3f}, below {low:g}"
@@ -52,7 +58,10 @@ def refused_by_scores(scores: Scores, gates: GatesSection) -> tuple[str, str] | 
         and scores.negative_of is not None
         and scores.negative >= scores.negative_of
     ):
-        return "negative_too_close", f"the negative scores {scores.negative:.3f}, the positive {scores.negative_of:.3f}"
+        return (
+            "negative_too_close",
+            f"the negative scores {scores.negative:.3f}, the positive {scores.negative_of:.3f}",
+        )
     return None
 
 
@@ -60,4 +69,7 @@ def _grams(text: str) -> list[tuple[str, ...]]:
     tokens = _TOKEN.findall(text.casefold())
     if len(tokens) < SHORTEST_TOKENS:
         return []
-    return [tuple(tokens[start : start + COPIED_NGRAM]) for start in range(len(tokens) - COPIED_NGRAM + 1)]
+    return [
+        tuple(tokens[start : start + COPIED_NGRAM])
+        for start in range(len(tokens) - COPIED_NGRAM + 1)
+    ]

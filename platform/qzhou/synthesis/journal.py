@@ -120,7 +120,13 @@ def totals(folder: Folder) -> tuple[int, float]:
     """How many answers a journal holds, and what they cost together."""
     costs = {}
     for name in folder.files(".jsonl"):
-        costs.update({one.key: one.cost for line in _lines(folder, name) if (one := _parsed(line)) is not None})
+        costs.update(
+            {
+                one.key: one.cost
+                for line in _lines(folder, name)
+                if (one := _parsed(line)) is not None
+            }
+        )
     return len(costs), sum(costs.values())
 
 

@@ -81,7 +81,9 @@ class Ledger:
         self._tallies: dict[tuple[str, str, str], Tally] = {}
 
     def count(self, request: ChatRequest, outcome: Outcome, *, refused: bool) -> None:
-        tally = self._tallies.setdefault((request.model, request.dataset, request.technique), Tally())
+        tally = self._tallies.setdefault(
+            (request.model, request.dataset, request.technique), Tally()
+        )
         if outcome.answer is not None:
             self._names[request.model].add(outcome.answer.model)
         for one in (tally, self.total):

@@ -95,7 +95,9 @@ class Counts:
             "completed": sum(self.completed.values()),
             "distinct": len(self.completed),
             "twice": sum(count > 1 for count in self.completed.values()),
-            "latency_s": round(self.served_s / sum(self.completed.values()), 6) if self.completed else 0.0,
+            "latency_s": round(self.served_s / sum(self.completed.values()), 6)
+            if self.completed
+            else 0.0,
             "seconds": round(self.last_completed - self.arrivals[0], 4) if self.completed else 0.0,
         }
 
@@ -110,7 +112,9 @@ class FaultInjector:
 
     def next_fault(self, digest: str) -> str:
         """The fault that the next try of a request meets, or an empty string."""
-        place = random.Random(f"{self._behaviour.seed} fault {digest} {self._tries[digest]}").random()
+        place = random.Random(
+            f"{self._behaviour.seed} fault {digest} {self._tries[digest]}"
+        ).random()
         self._tries[digest] += 1
         for name in FAULTS:
             place -= getattr(self._behaviour, name)
@@ -143,5 +147,7 @@ class FaultInjector:
 
 def request_hash(body: Mapping[str, Any]) -> str:
     """What makes two requests the same: model, messages, temperature."""
-    sent = {name: body[name] for name in ("model", "messages")} | {"temperature": body.get("temperature")}
+    sent = {name: body[name] for name in ("model", "messages")} | {
+        "temperature": body.get("temperature")
+    }
     return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()

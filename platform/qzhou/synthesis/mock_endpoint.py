@@ -89,13 +89,16 @@ class MockEndpoint:
         except ValueError as error:
             return _error(400, str(error))
         latency_s = HANG_S if fault == "hang" else self._injector.latency_s(digest)
-        await asyncio.sleep(max(0.0, arrived + latency_s - time.monotonic()))  # its own work is part of the latency
+        # its own work is part of the latency
+        await asyncio.sleep(max(0.0, arrived + latency_s - time.monotonic()))
         if fault not in {"", "hang", *_USELESS}:
             return await self._broken(request, fault, completed)
         self.counts.complete(digest, served_s=time.monotonic() - arrived)
         return web.json_response(completed)
 
-    async def _broken(self, request: web.Request, fault: str, completed: Mapping[str, Any]) -> web.StreamResponse:
+    async def _broken(
+        self, request: web.Request, fault: str, completed: Mapping[str, Any]
+    ) -> web.StreamResponse:
         """What comes instead of a completion."""
         if fault in _STATUS:
             wait_s = RETRY_AFTER_S if fault == "rate_limited" else None
@@ -112,7 +115,9 @@ class MockEndpoint:
         return await self._torn(request, json.dumps(completed).encode())
 
     async def _torn(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(body))})
+        response = web.StreamResponse(
+            headers={"Content-Type": "application/json", "Content-Length": str(len(body))}
+        )
         await response.prepare(request)
         await response.write(body[: len(body) // 2])
         assert request.transport is not None
@@ -188,7 +193,13 @@ def completion(request: Mapping[str, Any], content: str) -> dict[str, Any]:
         "object": "chat.completion",
         "created": int(time.time()),
         "model": BUILTIN_MODEL,
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": content},
+            }
+        ],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -207,7 +218,9 @@ def serving(endpoint: MockEndpoint, port: int = 0) -> Iterator[str]:
     loop, ready, runner = (
         asyncio.new_event_loop(),
         threading.Event(),
-        web.AppRunner(endpoint.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.2),
+        web.AppRunner(
+            endpoint.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.2
+        ),
     )
     bound: list[int | OSError] = []
 
@@ -243,7 +256,9 @@ def main() -> None:
     """Serve the rules until interrupted, with the faults that the command line asks for."""
     from qzhou.synthesis.builtin import answer_by_rules
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--port", type=int, default=9000)
     for one in dataclasses.fields(Behaviour):
         kind: Any = {"bool": lambda text: text == "true", "int": int}.get(str(one.type), float)
@@ -253,16 +268,26 @@ def main() -> None:
     endpoint = MockEndpoint(answer_by_rules, Behaviour(**asked))
     try:
         with serving(endpoint, port) as url:
-            print(f"{url}: answers by rules; what came: {url.removesuffix('/v1')}/counts; Ctrl-C ends it", flush=True)
+            print(
+                f"{url}: answers by rules; what came: {url.removesuffix('/v1')}/counts; Ctrl-C ends it",
+                flush=True,
+            )
             threading.Event().wait()
     except OSError as error:
-        raise SystemExit(f"error: port {port} cannot be used ({error.strerror}); name another with --port") from None
+        raise SystemExit(
+            f"error: port {port} cannot be used ({error.strerror}); name another with --port"
+        ) from None
     except KeyboardInterrupt:
         print(json.dumps(endpoint.counts.plain()), flush=True)
 
 
 _USELESS = {"empty": "", "babble": "Certainly! Here you are."}
-_STATUS = {"rate_limited": 429, "rate_limited_silently": 429, "server_error": 500, "unavailable": 503}
+_STATUS = {
+    "rate_limited": 429,
+    "rate_limited_silently": 429,
+    "server_error": 500,
+    "unavailable": 503,
+}
 
 
 def _error(status: int, message: str, retry_after_s: int | None = None) -> web.Response:

@@ -41,7 +41,9 @@ Synthetic = Example | Negative
 Configuration = dict[str, str]
 Subject = Example | Document
 
-_WHOLE = re.compile(r"\s*(?:<think>.*</think>)?\s*(?:```(?:json)?\s)?(?P<object>.*?)(?:\s```)?\s*", re.DOTALL)
+_WHOLE = re.compile(
+    r"\s*(?:<think>.*</think>)?\s*(?:```(?:json)?\s)?(?P<object>.*?)(?:\s```)?\s*", re.DOTALL
+)
 
 
 class _RefusedError(Exception):
@@ -57,7 +59,9 @@ def parse_configuration(request: ChatRequest, answer: Answer) -> Configuration |
     try:
         texts = _texts(request, answer)
         if texts["persona"] not in request.fields["personas"]:
-            raise _RefusedError("no_choice", f"'persona' is '{texts['persona'][:80]}', which was not offered")
+            raise _RefusedError(
+                "no_choice", f"'persona' is '{texts['persona'][:80]}', which was not offered"
+            )
         return texts
     except _RefusedError as refusal:
         return drop(request, refusal.reason, refusal.detail, answer.content)
@@ -71,7 +75,9 @@ def parse_verdict(request: ChatRequest, answer: Answer) -> bool | Drop:
         return drop(request, refusal.reason, refusal.detail, answer.content)
 
 
-def parse(request: ChatRequest, subject: Subject, answer: Answer, gates: GatesSection) -> Synthetic | Drop:
+def parse(
+    request: ChatRequest, subject: Subject, answer: Answer, gates: GatesSection
+) -> Synthetic | Drop:
     """The new record that an answer holds, a :class:`Negative` for ``subject``, or why it is refused.
 
     Reasons: ``not_json``, ``missing_field``, ``empty``, ``no_choice``, ``unchanged``, ``copied``, ``other_language``,
@@ -80,8 +86,11 @@ def parse(request: ChatRequest, subject: Subject, answer: Answer, gates: GatesSe
     """
     try:
         texts = _texts(request, answer)
-        technique: Technique = "query_generation" if request.technique == "query" else request.technique  # type: ignore[assignment]
-        source = Source(technique=technique, parent=subject.id, model=answer.model, prompt=request.prompt)
+        made_by = "query_generation" if request.technique == "query" else request.technique
+        technique: Technique = made_by  # type: ignore[assignment]
+        source = Source(
+            technique=technique, parent=subject.id, model=answer.model, prompt=request.prompt
+        )
         if isinstance(subject, Document):
             return _queried(texts["query"], subject, request, source)
         if request.technique == "hard_negative":
@@ -99,7 +108,9 @@ def parse(request: ChatRequest, subject: Subject, answer: Answer, gates: GatesSe
 
 def drop(request: ChatRequest, reason: str, detail: str, content: str = "") -> Drop:
     """A refusal in the form in which every stage keeps them."""
-    record = json.dumps({"request": dataclasses.asdict(request), "answer": content}, ensure_ascii=False)
+    record = json.dumps(
+        {"request": dataclasses.asdict(request), "answer": content}, ensure_ascii=False
+    )
     return Drop(stage=STAGE, dataset=request.dataset, reason=reason, detail=detail, record=record)
 
 
@@ -121,19 +132,26 @@ def _texts(request: ChatRequest, answer: Answer) -> dict[str, str]:
     for field in fields:
         if not isinstance(values.get(field), str):
             raise _RefusedError("missing_field", f"'{field}' is missing or no string")
-        values[field] = values[field].encode("utf-8", "replace").decode()  # a lone surrogate fits no file
+        # a lone surrogate fits no file
+        values[field] = values[field].encode("utf-8", "replace").decode()
         if not normalised(values[field]):
             raise _RefusedError("empty", f"'{field}' says nothing")
         if field in CHOICES and values[field] not in CHOICES[field]:
-            raise _RefusedError("no_choice", f"'{field}' is '{values[field][:40]}', not {', '.join(CHOICES[field])}")
+            raise _RefusedError(
+                "no_choice", f"'{field}' is '{values[field][:40]}', not {', '.join(CHOICES[field])}"
+            )
     return {field: values[field].strip() for field in fields}
 
 
-def _queried(query: str, document: Document, request: ChatRequest, source: Source) -> RetrievalExample:
+def _queried(
+    query: str, document: Document, request: ChatRequest, source: Source
+) -> RetrievalExample:
     """A document with the question that it answers."""
     _check_changed("query", query, document.text)
     if len(query) > min(LONGEST_QUERY_CHARS, max(SLACK_CHARS, len(document.text))):
-        raise _RefusedError("length", f"'query' has {len(query)} characters, the document {len(document.text)}")
+        raise _RefusedError(
+            "length", f"'query' has {len(query)} characters, the document {len(document.text)}"
+        )
     if request.fields["language"] == "Chinese":
         _check_language("query", query, document.text)
     return RetrievalExample(
@@ -157,7 +175,9 @@ def _paraphrased(
     _check_gates("query", query, example.query, gates)
     _check_gates("positive", positive, example.positives[0], gates)
     identity = stable_id(example.dataset, query, positive)
-    return RetrievalExample(id=identity, dataset=example.dataset, query=query, positives=(positive,), source=source)
+    return RetrievalExample(
+        id=identity, dataset=example.dataset, query=query, positives=(positive,), source=source
+    )
 
 
 def _augmented(
@@ -180,34 +200,50 @@ def _augmented(
     )
 
 
-def _negative(text: str, example: RetrievalExample, source: Source, gates: GatesSection) -> Negative:
+def _negative(
+    text: str, example: RetrievalExample, source: Source, gates: GatesSection
+) -> Negative:
     negative = _checked_negative(text, example.positives, source, gates)
     _check_changed("negative", text, *(known.text for known in example.negatives))
     return negative
 
 
-def _pair(text: str, example: PairExample, request: ChatRequest, source: Source, gates: GatesSection) -> PairExample:
+def _pair(
+    text: str, example: PairExample, request: ChatRequest, source: Source, gates: GatesSection
+) -> PairExample:
     assert request.side is not None
     original = getattr(example, request.side)
-    _check_changed("text", text, example.text_a, example.text_b)  # equal to the other side, the score would be wrong
+    # equal to the other side, the score would be wrong
+    _check_changed("text", text, example.text_a, example.text_b)
     _check_length("text", text, original, PARAPHRASE_LENGTH)
     _check_gates("text", text, original, gates)
     text_a, text_b = (text, example.text_b) if request.side == "text_a" else (example.text_a, text)
     identity = stable_id(example.dataset, text_a, text_b, example.score)
     return PairExample(
-        id=identity, dataset=example.dataset, text_a=text_a, text_b=text_b, score=example.score, source=source
+        id=identity,
+        dataset=example.dataset,
+        text_a=text_a,
+        text_b=text_b,
+        score=example.score,
+        source=source,
     )
 
 
-def _labeled(text: str, example: LabeledExample, source: Source, gates: GatesSection) -> LabeledExample:
+def _labeled(
+    text: str, example: LabeledExample, source: Source, gates: GatesSection
+) -> LabeledExample:
     _check_changed("text", text, example.text)
     _check_length("text", text, example.text, PARAPHRASE_LENGTH)
     _check_gates("text", text, example.text, gates)
     identity = stable_id(example.dataset, text, example.label)
-    return LabeledExample(id=identity, dataset=example.dataset, text=text, label=example.label, source=source)
+    return LabeledExample(
+        id=identity, dataset=example.dataset, text=text, label=example.label, source=source
+    )
 
 
-def _checked_negative(text: str, positives: tuple[str, ...], source: Source, gates: GatesSection) -> Negative:
+def _checked_negative(
+    text: str, positives: tuple[str, ...], source: Source, gates: GatesSection
+) -> Negative:
     if normalised(text) in {normalised(positive) for positive in positives}:
         raise _RefusedError("negative_is_positive", "the negative repeats a positive")
     _check_length("negative", text, positives[0], NEGATIVE_LENGTH)
@@ -224,7 +260,9 @@ def _check_changed(field: str, text: str, *originals: str) -> None:
 def _check_length(field: str, text: str, original: str, share: float) -> None:
     allowed = max(share * len(original), SLACK_CHARS)
     if abs(len(text) - len(original)) > allowed:
-        raise _RefusedError("length", f"'{field}' has {len(text)} characters, not {len(original)} +- {allowed:.0f}")
+        raise _RefusedError(
+            "length", f"'{field}' has {len(text)} characters, not {len(original)} +- {allowed:.0f}"
+        )
 
 
 def _check_gates(field: str, text: str, original: str, gates: GatesSection) -> None:

@@ -60,7 +60,10 @@ def synthesize(recipe: Recipe) -> Manifest:
     run = Run.open(recipe)
     transform = run.manifest("transform")
     judges = recipe.synthesis.is_on and recipe.synthesis.gates.scores
-    models = [one.model_dump(mode="json", include={"model", "weight", "structured"}) for one in recipe.synthesis.models]
+    models = [
+        one.model_dump(mode="json", include={"model", "weight", "structured"})
+        for one in recipe.synthesis.models
+    ]
     return run.stage(
         "synthesize",
         functools.partial(_work, run),
@@ -91,23 +94,31 @@ def print_estimate(recipe: Recipe) -> None:
     for plan in dataset_plans(run):
         known = _known(plan.requests, settings.temperature, journal)
         queries = following(known, settings)
-        expected.add([*plan.requests, *queries], known | _known(queries, settings.temperature, journal))
+        expected.add(
+            [*plan.requests, *queries], known | _known(queries, settings.temperature, journal)
+        )
     print(expected.table(spent=totals(journal)[1]), flush=True)
 
 
 def _work(run: Run, folder: Folder) -> dict[str, int]:
     settings = run.recipe.synthesis
     if not settings.is_on:
-        say("synthesize: synthesis is off (synthesis.endpoint is empty); examples pass through", "synthesis_off")
+        say(
+            "synthesize: synthesis is off (synthesis.endpoint is empty); examples pass through",
+            "synthesis_off",
+        )
     for attempted in ("examples", "dropped"):
-        (folder / attempted).delete()  # an earlier attempt may have left more files than this one writes
+        # an earlier attempt may have left more files than this one writes
+        (folder / attempted).delete()
     ledger, counts, report = Ledger(), Counter[str](), Report(settings, seed=run.recipe.run.seed)
     sender = Sender(run.recipe, folder / "journal")
     for number, job in enumerate(jobs_of(dataset_plans(run))):
         found = _asked(run, job, sender, ledger, report)
         dropped: list[Drop] = []
         for plan in job:
-            dropped += write_dataset(plan, run, folder, found.get(plan.name, Written()), report, counts)
+            dropped += write_dataset(
+                plan, run, folder, found.get(plan.name, Written()), report, counts
+            )
         if dropped:
             write_table(folder / "dropped", f"part-{number:06d}.parquet", table_of(dropped, Drop))
         counts["dropped"] += len(dropped)
@@ -116,11 +127,19 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     if settings.is_on:
         total = ledger.total
         tokens = total.prompt_tokens + total.completion_tokens
-        say(report.sentence(ledger), "synthesized", requests=total.requests, tokens=tokens, cost=total.cost)
+        say(
+            report.sentence(ledger),
+            "synthesized",
+            requests=total.requests,
+            tokens=tokens,
+            cost=total.cost,
+        )
     return dict(counts)
 
 
-def _asked(run: Run, job: Sequence[DatasetPlan], sender: Sender, ledger: Ledger, report: Report) -> dict[str, Written]:
+def _asked(
+    run: Run, job: Sequence[DatasetPlan], sender: Sender, ledger: Ledger, report: Report
+) -> dict[str, Written]:
     """Dataset -> what was written for it and survived the gates."""
     settings = run.recipe.synthesis
     requests = [request for plan in job for request in plan.requests]
@@ -174,13 +193,16 @@ class Sender:
         elif new:
             outcomes |= self._sent(new)
         return {
-            request: replace(outcomes[key], reused=outcomes[key].reused or first[key] is not request)
+            request: replace(
+                outcomes[key], reused=outcomes[key].reused or first[key] is not request
+            )
             for key, request in zip(keys, requests, strict=True)
         }
 
     def _sent(self, requests: Mapping[str, ChatRequest]) -> dict[str, Outcome]:
         settings, keys = self._settings, list(requests)
-        spent = 0.0 if settings.max_cost is None else totals(self._folder)[1]  # reads the whole journal
+        # reads the whole journal
+        spent = 0.0 if settings.max_cost is None else totals(self._folder)[1]
         throttle = throttle_of(settings, spent=spent)
         askers = 1 if settings.is_builtin else -(-settings.concurrency // SLOTS_PER_ASKER)
         gate: Any = throttle
@@ -193,7 +215,9 @@ class Sender:
             batch_format="pyarrow",
             batch_size=None,
             # The answers wait on the network, not on a CPU.
-            compute=ray.data.ActorPoolStrategy(size=askers, max_concurrent_calls_per_actor=BATCHES_UNDER_WAY),
+            compute=ray.data.ActorPoolStrategy(
+                size=askers, max_concurrent_calls_per_actor=BATCHES_UNDER_WAY
+            ),
             **self._asked,
         )
         stopped = ""
@@ -209,7 +233,9 @@ class Sender:
                 bar.advance(batch.num_rows, rows=asked_of)
         if stopped:
             kept = f"{totals(self._folder)[0]:,} answers are kept in {self._folder.uri}"
-            raise EndpointError(f"{stopped} {kept}; none is paid for again when the same command goes on.")
+            raise EndpointError(
+                f"{stopped} {kept}; none is paid for again when the same command goes on."
+            )
         return outcomes
 
 
@@ -259,7 +285,9 @@ def _tables(requests: Sequence[ChatRequest], *, rows: int) -> list[pa.Table]:
     return [table.slice(start, rows) for start in range(0, len(requests), rows)]
 
 
-def _known(requests: Sequence[ChatRequest], temperature: float, journal: Folder) -> dict[ChatRequest, Answer]:
+def _known(
+    requests: Sequence[ChatRequest], temperature: float, journal: Folder
+) -> dict[ChatRequest, Answer]:
     """The requests that the journal answers."""
     keys = {_key(request, temperature): request for request in requests}
     return {keys[key]: answer for key, answer in answers_in(journal, keys).items()}

@@ -79,7 +79,9 @@ def planned(
         request
         for technique in TECHNIQUES[task]
         for example in chosen(raw, technique, rows=rows[technique][0], seed=seed)
-        for request in requests_for(example, technique, variants=rows[technique][1], pool=settings.pool)
+        for request in requests_for(
+            example, technique, variants=rows[technique][1], pool=settings.pool
+        )
     )
     return tuple(dict.fromkeys(requests))  # a dataset that was not deduplicated repeats ids
 
@@ -134,7 +136,11 @@ def written(
             ledger.count(request, outcome, refused=isinstance(found, Drop))
             if isinstance(found, Drop):
                 by_rules = request.model == BUILTIN_MODEL  # which say the same again
-                if outcome.answer is not None and not by_rules and len(request.refused) < settings.parse_retries:
+                if (
+                    outcome.answer is not None
+                    and not by_rules
+                    and len(request.refused) < settings.parse_retries
+                ):
                     next_round.append(request.again(outcome.answer.content, found.detail))
                 else:
                     result.dropped.append(found)
@@ -146,11 +152,17 @@ def written(
     return result
 
 
-def following(answered: Mapping[ChatRequest, Answer], settings: SynthesisSection) -> list[ChatRequest]:
+def following(
+    answered: Mapping[ChatRequest, Answer], settings: SynthesisSection
+) -> list[ChatRequest]:
     """The requests for queries whose configurations are answered already."""
     asked = [request for request in answered if request.technique == "query_configuration"]
     parsed = [(request, parse_configuration(request, answered[request])) for request in asked]
-    return [query_request(request, one, settings.pool) for request, one in parsed if not isinstance(one, Drop)]
+    return [
+        query_request(request, one, settings.pool)
+        for request, one in parsed
+        if not isinstance(one, Drop)
+    ]
 
 
 def judged(made: Sequence[Made], ask: Ask, settings: SynthesisSection, ledger: Ledger) -> Written:
@@ -161,7 +173,9 @@ def judged(made: Sequence[Made], ask: Ask, settings: SynthesisSection, ledger: L
     wanted: dict[int, list[tuple[ChatRequest, bool]]] = defaultdict(list)
     for index, one in enumerate(made):
         for query, document, answers in _claims(one):
-            wanted[index].append((judge_request(one.request, query, document, settings.pool), answers))
+            wanted[index].append(
+                (judge_request(one.request, query, document, settings.pool), answers)
+            )
     requests = list(dict.fromkeys(request for claims in wanted.values() for request, _ in claims))
     outcome_of = ask(requests) if requests else {}
     verdicts: dict[ChatRequest, bool | Drop | None] = {}
@@ -171,12 +185,19 @@ def judged(made: Sequence[Made], ask: Ask, settings: SynthesisSection, ledger: L
         ledger.count(request, outcome_of[request], refused=not isinstance(verdicts[request], bool))
     result = Written()
     for index, one in enumerate(made):
-        wrong = next((answers for request, answers in wanted[index] if verdicts[request] is (not answers)), None)
+        wrong = next(
+            (answers for request, answers in wanted[index] if verdicts[request] is (not answers)),
+            None,
+        )
         if wrong is None:
             result.made.append(one)
         else:
             reason = "judge_not_answered" if wrong else "judge_negative_answers"
-            said = "the document does not answer the query" if wrong else "the negative answers the query"
+            said = (
+                "the document does not answer the query"
+                if wrong
+                else "the negative answers the query"
+            )
             result.dropped.append(refused(one, reason, f"the judge says that {said}"))
     return result
 
@@ -206,13 +227,20 @@ def merged(examples: Sequence[Example], found: Written) -> Merged:
             new[one.record.id] = one.record
         kept.append(one)
     return Merged(
-        examples=(*_with_negatives(examples, negatives), *new.values()), dropped=tuple(dropped), made=tuple(kept)
+        examples=(*_with_negatives(examples, negatives), *new.values()),
+        dropped=tuple(dropped),
+        made=tuple(kept),
     )
 
 
 def refused(made: Made, reason: str, detail: str) -> Drop:
     """The drop of a record that was made and is not kept."""
-    return drop(made.request, reason, detail, json.dumps(dataclasses.asdict(made.record), ensure_ascii=False))
+    return drop(
+        made.request,
+        reason,
+        detail,
+        json.dumps(dataclasses.asdict(made.record), ensure_ascii=False),
+    )
 
 
 def _claims(made: Made) -> Iterator[tuple[str, str, bool]]:
@@ -227,7 +255,9 @@ def _claims(made: Made) -> Iterator[tuple[str, str, bool]]:
             yield record.query, negative.text, False
 
 
-def _with_negatives(examples: Iterable[Example], negatives: Mapping[str, list[Negative]]) -> Iterator[Example]:
+def _with_negatives(
+    examples: Iterable[Example], negatives: Mapping[str, list[Negative]]
+) -> Iterator[Example]:
     for example in examples:
         more = negatives.get(example.id)
         if more and isinstance(example, RetrievalExample):

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from qzhou.config.synthesis import SynthesisSection
-from qzhou.data.records import Document, Drop, Example, LabeledExample, Negative, PairExample, RetrievalExample
+from qzhou.data.records import (
+    Document,
+    Drop,
+    Example,
+    LabeledExample,
+    Negative,
+    PairExample,
+    RetrievalExample,
+)
 from qzhou.data.storage import Folder
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.plan import Made, Merged
@@ -58,7 +66,9 @@ class Report:
             for name, value in _shown_scores(one).items():
                 found[one.request.technique, name].append(value)
         for (technique, name), values in found.items():
-            self._histograms[technique][name] = self._histograms[technique].get(name, 0) + counted(values, EDGES)
+            self._histograms[technique][name] = self._histograms[technique].get(name, 0) + counted(
+                values, EDGES
+            )
 
     def add(self, merged: Merged) -> None:
         """Take in a dataset."""
@@ -81,7 +91,9 @@ class Report:
                 "made": self._made[name],
                 "dropped": dict(self._dropped[name].most_common()),
                 "examples": self._examples[name],
-                "scores": {key: counts.tolist() for key, counts in self._histograms.get(name, {}).items()},
+                "scores": {
+                    key: counts.tolist() for key, counts in self._histograms.get(name, {}).items()
+                },
                 "samples": [_sample(made) for _, made in self._samples[name]],
             }
             for name in sorted({*self._made, *self._dropped})
@@ -106,12 +118,14 @@ class Report:
         tokens = total.prompt_tokens + total.completion_tokens
         return (
             f"synthesize: {total.requests:,} requests ({total.reused:,} answered before), {tokens:,} tokens, "
-            f"cost {total.cost:.4f}; {self._made.total():,} records" + (f"; dropped {shown}{more}" if shown else "")
+            f"cost {total.cost:.4f}; {self._made.total():,} records"
+            + (f"; dropped {shown}{more}" if shown else "")
         )
 
     def _rank(self, made: Made) -> str:
         """By which records are drawn to be shown, whatever their order."""
-        own = made.record.text if isinstance(made.record, Negative) else made.record.id  # a negative has no id
+        # a negative has no id
+        own = made.record.text if isinstance(made.record, Negative) else made.record.id
         return hashlib.sha256(f"{self._seed} {made.subject.id} {own}".encode()).hexdigest()
 
     def _picture(self) -> str:
@@ -128,7 +142,11 @@ class Report:
         for number, name in enumerate(names, 1):
             axes = figure.add_subplot(1, len(names), number)
             found = self._histograms[name]
-            lines = {label: (colour, found[key]) for key, (label, colour) in LABELS.items() if key in found}
+            lines = {
+                label: (colour, found[key])
+                for key, (label, colour) in LABELS.items()
+                if key in found
+            }
             draw_histograms(axes, name, EDGES, lines)
             for key in found:
                 for limit in limits.get(key, []):

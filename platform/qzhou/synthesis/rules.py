@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-LENGTH_SHARE = 0.13  # below what parsing allows for a paraphrase, so that the sum of rounding stays inside
+# below what parsing allows for a paraphrase, so that the sum of rounding stays inside
+LENGTH_SHARE = 0.13
 SLACK_CHARS = 12
 LONGEST_QUERY_WORDS = 16
 
@@ -78,7 +79,11 @@ tensor=certificate;gradient=password;query=reply;message=signal;event=record;sta
 """.replace("\n", ";").split(";")
     if pair
 ]
-CONTRARY = {word: other for left, right in reversed(OPPOSITES) for word, other in ((right, left), (left, right))}
+CONTRARY = {
+    word: other
+    for left, right in reversed(OPPOSITES)
+    for word, other in ((right, left), (left, right))
+}
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(*])")
 _CLAUSE_AFTER = re.compile(
@@ -102,7 +107,8 @@ _STOP_WORDS = frozenset(
         but into over under you your they their there here such used use using""",
     )
 )
-_ARTICLE = re.compile(r"\b(?P<article>[Aa])n? (?=(?P<sound>[a-z]))(?!u|eu|one|hour|hono|[a-z]\b)")  # sounds are clear
+# sounds are clear
+_ARTICLE = re.compile(r"\b(?P<article>[Aa])n? (?=(?P<sound>[a-z]))(?!u|eu|one|hour|hono|[a-z]\b)")
 
 
 def apply_rules(fields: Mapping[str, Any]) -> dict[str, str]:
@@ -113,13 +119,21 @@ def apply_rules(fields: Mapping[str, Any]) -> dict[str, str]:
     """
     technique = fields["technique"]
     if technique == "paraphrase":
-        return {name: paraphrased(text) for name, text in fields.items() if name not in {"technique", "variant"}}
+        return {
+            name: paraphrased(text)
+            for name, text in fields.items()
+            if name not in {"technique", "variant"}
+        }
     if technique == "augmentation":
         return augmented(fields["positive"])
     if technique == "hard_negative":
         return {"negative": contradicted(fields["positive"], about=fields["query"])}
     if technique == "query_configuration":
-        return {"persona": fields["personas"][0], "question_type": "keywords", "difficulty": "university"}
+        return {
+            "persona": fields["personas"][0],
+            "question_type": "keywords",
+            "difficulty": "university",
+        }
     if technique == "query":
         return {"query": key_words(fields["document"], int(fields["words"]))}
     if technique == "judge":
@@ -134,10 +148,13 @@ def paraphrased(text: str) -> str:
     result = " ".join(_reordered(sentence) for sentence in sentences(text))
     if abs(len(result) - len(text)) > allowed:
         result = text
-    for match in reversed(list(re.finditer(r"[A-Za-z][A-Za-z.]*\w", result))):  # from the end: places stay valid
+    # from the end: places stay valid
+    for match in reversed(list(re.finditer(r"[A-Za-z][A-Za-z.]*\w", result))):
         synonym = SYNONYMS.get(match[0].lower())
         if synonym and _is_plain_word(result, match):
-            longer = result[: match.start()] + _cased(synonym, like=match[0]) + result[match.end() :]
+            longer = (
+                result[: match.start()] + _cased(synonym, like=match[0]) + result[match.end() :]
+            )
             if abs(len(longer) - len(text)) <= allowed:
                 result = longer
     return "" if result.split() == text.split() else _with_articles(result)
@@ -149,11 +166,17 @@ def augmented(positive: str) -> dict[str, str]:
     The sentence that shares most words with the others becomes the question: the rest speaks of it.
     """
     parts = sentences(positive)
-    short = [part for part in parts[1:] if 3 <= len(part.split()) <= LONGEST_QUERY_WORDS and not _MARKUP.search(part)]
+    short = [
+        part
+        for part in parts[1:]
+        if 3 <= len(part.split()) <= LONGEST_QUERY_WORDS and not _MARKUP.search(part)
+    ]
     if len(parts) < 3 or not short:
         return {"query": "", "positive": "", "negative": ""}
     words_in = Counter(word for part in parts for word in set(_content_words(part)))
-    query = max(short, key=lambda part: sum(words_in[word] - 1 for word in set(_content_words(part))))
+    query = max(
+        short, key=lambda part: sum(words_in[word] - 1 for word in set(_content_words(part)))
+    )
     rest = " ".join(part for part in parts if part != query)
     return {"query": query, "positive": rest, "negative": contradicted(rest, about=query)}
 
@@ -220,7 +243,9 @@ def _cased(word: str, *, like: str) -> str:
 
 def _with_articles(text: str) -> str:
     """``a`` or ``an`` as the next word wants it, which may be a new one."""
-    return _ARTICLE.sub(lambda match: match["article"] + ("n " if match["sound"] in "aeio" else " "), text)
+    return _ARTICLE.sub(
+        lambda match: match["article"] + ("n " if match["sound"] in "aeio" else " "), text
+    )
 
 
 def _capital(text: str) -> str:

@@ -25,13 +25,18 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 def form_of(request: ChatRequest) -> str:
     """The name of the form in which a request wants its answer."""
-    return "text" if request.technique == "paraphrase" and "text" in request.fields else request.technique
+    return (
+        "text"
+        if request.technique == "paraphrase" and "text" in request.fields
+        else request.technique
+    )
 
 
 def schema_of_answer(form: str) -> dict[str, Any]:
     """``json_schema`` of OpenAI's ``response_format``; strict, as their documentation asks."""
     properties = {
-        name: {"type": "string", **({"enum": list(CHOICES[name])} if name in CHOICES else {})} for name in FIELDS[form]
+        name: {"type": "string", **({"enum": list(CHOICES[name])} if name in CHOICES else {})}
+        for name in FIELDS[form]
     }
     schema = {
         "type": "object",

@@ -24,9 +24,15 @@ def texts_to_score(made: Made, prompt: Prompt) -> dict[str, str]:
             "better": prompt.document(subject.positives[0]),
         }
     if isinstance(record, RetrievalExample):
-        texts = {"query": prompt.query(record.query), "positive": prompt.document(record.positives[0])}
+        texts = {
+            "query": prompt.query(record.query),
+            "positive": prompt.document(record.positives[0]),
+        }
         if record.negatives:
-            texts |= {"negative": prompt.document(record.negatives[0].text), "better": texts["positive"]}
+            texts |= {
+                "negative": prompt.document(record.negatives[0].text),
+                "better": texts["positive"],
+            }
         if made.request.technique == "paraphrase":
             assert isinstance(subject, RetrievalExample)
             texts |= {
@@ -39,4 +45,7 @@ def texts_to_score(made: Made, prompt: Prompt) -> dict[str, str]:
         return {"query": prompt.query(record.text), "old_query": prompt.query(subject.text)}
     assert isinstance(record, PairExample)
     side = made.request.side or "text_a"
-    return {"query": prompt.query(getattr(record, side)), "old_query": prompt.query(getattr(subject, side))}
+    return {
+        "query": prompt.query(getattr(record, side)),
+        "old_query": prompt.query(getattr(subject, side)),
+    }

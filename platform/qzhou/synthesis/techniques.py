@@ -17,9 +17,18 @@ from importlib import resources
 from typing import Any, Literal
 
 from qzhou.config.synthesis import LLMSection
-from qzhou.data.records import Document, Example, LabeledExample, PairExample, RetrievalExample, Task
+from qzhou.data.records import (
+    Document,
+    Example,
+    LabeledExample,
+    PairExample,
+    RetrievalExample,
+    Task,
+)
 
-SynthesisTechnique = Literal["paraphrase", "augmentation", "hard_negative", "query_configuration", "query", "judge"]
+SynthesisTechnique = Literal[
+    "paraphrase", "augmentation", "hard_negative", "query_configuration", "query", "judge"
+]
 Side = Literal["text_a", "text_b"]
 PromptLanguage = Literal["en", "zh"]
 Message = dict[str, str]
@@ -73,7 +82,10 @@ class ChatRequest:
     @property
     def messages(self) -> list[Message]:
         """The chat as the endpoint wants it."""
-        chat = [{"role": "system", "content": system_prompt(self.prompt)}, {"role": "user", "content": self.user}]
+        chat = [
+            {"role": "system", "content": system_prompt(self.prompt)},
+            {"role": "user", "content": self.user},
+        ]
         for answer, reason in self.refused:
             chat += [{"role": "assistant", "content": answer}, {"role": "user", "content": reason}]
         return chat
@@ -91,7 +103,11 @@ class ChatRequest:
 
 
 def requests_for(
-    example: Example, technique: SynthesisTechnique, *, variants: int = 1, pool: Sequence[LLMSection] = ()
+    example: Example,
+    technique: SynthesisTechnique,
+    *,
+    variants: int = 1,
+    pool: Sequence[LLMSection] = (),
 ) -> list[ChatRequest]:
     """The questions that ``technique`` asks about ``example``; the same for the same example, always.
 
@@ -110,19 +126,32 @@ def requests_for(
 
 
 def configuration_requests(
-    document: Document, dataset: str, *, seed: int, variants: int = 1, pool: Sequence[LLMSection] = ()
+    document: Document,
+    dataset: str,
+    *,
+    seed: int,
+    variants: int = 1,
+    pool: Sequence[LLMSection] = (),
 ) -> list[ChatRequest]:
     """The first of two questions for a query to a bare document: who would ask, what kind of question, how hard."""
     language = prompt_language(document.text)
     found = []
     for number in range(variants):
-        shown = sorted(personas(language), key=lambda one: _rank(seed, f"persona {document.id} {number}", one))
-        content = {"document": document.text, "personas": shown[:PERSONAS_SHOWN], **_variant(number)}
+        shown = sorted(
+            personas(language), key=lambda one: _rank(seed, f"persona {document.id} {number}", one)
+        )
+        content = {
+            "document": document.text,
+            "personas": shown[:PERSONAS_SHOWN],
+            **_variant(number),
+        }
         found.append(_request("query_configuration", dataset, document.id, content, pool))
     return found
 
 
-def query_request(configured: ChatRequest, configuration: Mapping[str, str], pool: Sequence[LLMSection]) -> ChatRequest:
+def query_request(
+    configured: ChatRequest, configuration: Mapping[str, str], pool: Sequence[LLMSection]
+) -> ChatRequest:
     """The second question: the query itself, with what the first one's answer says and a length that is drawn."""
     fields = configured.fields
     words = QUERY_WORDS[int(_rank(0, "words", configured.user)[:4], 16) % len(QUERY_WORDS)]
@@ -135,9 +164,13 @@ def query_request(configured: ChatRequest, configuration: Mapping[str, str], poo
     return _request("query", configured.dataset, configured.example_id, content, pool)
 
 
-def judge_request(origin: ChatRequest, query: str, document: str, pool: Sequence[LLMSection]) -> ChatRequest:
+def judge_request(
+    origin: ChatRequest, query: str, document: str, pool: Sequence[LLMSection]
+) -> ChatRequest:
     """Does the document answer the query? Asked of what another answer brought."""
-    return _request("judge", origin.dataset, origin.example_id, {"query": query, "document": document}, pool)
+    return _request(
+        "judge", origin.dataset, origin.example_id, {"query": query, "document": document}, pool
+    )
 
 
 def chosen(identities: Iterable[Any], purpose: str, *, rows: int, seed: int) -> list[Any]:
@@ -199,7 +232,9 @@ def _request(
     side: Side | None = None,
 ) -> ChatRequest:
     user = json.dumps({"technique": technique, **content}, ensure_ascii=False)
-    language = prompt_language(" ".join(str(value) for name, value in content.items() if name != "language"))
+    language = prompt_language(
+        " ".join(str(value) for name, value in content.items() if name != "language")
+    )
     return ChatRequest(
         technique=technique,
         dataset=dataset,
@@ -224,4 +259,6 @@ def _texts(example: Example, side: Side | None) -> dict[str, str]:
 
 
 def _rank(seed: int, purpose: str, identity: str) -> str:
-    return hashlib.sha256(f"{seed}\n{purpose}\n{identity}".encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(
+        f"{seed}\n{purpose}\n{identity}".encode("utf-8", "surrogatepass")
+    ).hexdigest()

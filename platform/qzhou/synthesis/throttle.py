@@ -99,7 +99,12 @@ class Throttle:
         spent: float = 0.0,
         patience_s: float = 300.0,
     ) -> None:
-        self.concurrency, self.max_cost, self.spent, self.patience_s = concurrency, max_cost, spent, patience_s
+        self.concurrency, self.max_cost, self.spent, self.patience_s = (
+            concurrency,
+            max_cost,
+            spent,
+            patience_s,
+        )
         self.lanes = {name: Lane(limit=float(concurrency)) for name in dict.fromkeys(lanes)}
         self.expected_cost = 0.0  # of what is under way
         self._buckets = [
@@ -191,11 +196,17 @@ class Throttle:
             self._failed(now, one, result, problem, is_last_try)
         return one.is_open or bool(one.gave_up)
 
-    def _failed(self, now: float, one: Lane, result: Result, problem: str, is_last_try: bool) -> None:
+    def _failed(
+        self, now: float, one: Lane, result: Result, problem: str, is_last_try: bool
+    ) -> None:
         one.failed_in_a_row += 1
         if now - one.last_cut >= CUT_PAUSE_S:
             one.limit, one.last_cut = max(1.0, one.limit / 2), now
-        if result == "unreachable" and not one.answered and (is_last_try or one.failed_in_a_row >= UNREACHED):
+        if (
+            result == "unreachable"
+            and not one.answered
+            and (is_last_try or one.failed_in_a_row >= UNREACHED)
+        ):
             one.gave_up = one.gave_up or problem
         elif (one.is_open or one.failed_in_a_row >= FAILURES) and now >= one.open_until:
             one.rest_s = min(LONGEST_REST_S, one.rest_s * 2 or FIRST_REST_S)

@@ -50,7 +50,11 @@ def _plan(run: Run, task: Task, name: str, *, asks_queries: bool) -> DatasetPlan
     examples = list(islice(records, settings.max_dataset_rows + 1))
     if len(examples) > settings.max_dataset_rows:
         limit = f"synthesis.max_dataset_rows ({settings.max_dataset_rows:,})"
-        say(f"synthesize: {name} has more rows than {limit} and is left alone", "dataset_left_alone", dataset=name)
+        say(
+            f"synthesize: {name} has more rows than {limit} and is left alone",
+            "dataset_left_alone",
+            dataset=name,
+        )
         return DatasetPlan(task=task, name=name)
     requests = planned(examples, task, settings, seed=seed)
     if not asks_queries:
@@ -87,11 +91,18 @@ def subjects_of(run: Run, job: Sequence[DatasetPlan]) -> dict[tuple[str, str], S
 
 
 def write_dataset(
-    plan: DatasetPlan, run: Run, folder: Folder, found: Written, report: Report, counts: Counter[str]
+    plan: DatasetPlan,
+    run: Run,
+    folder: Folder,
+    found: Written,
+    report: Report,
+    counts: Counter[str],
 ) -> tuple[Drop, ...]:
     """Write one dataset and give back what was refused; one that nothing was asked about is streamed through."""
     kind = EXAMPLE_TYPES[plan.task]
-    records: Iterator[Example] = read_records(run.folder / "transform" / "examples" / plan.task / plan.name, kind)
+    records: Iterator[Example] = read_records(
+        run.folder / "transform" / "examples" / plan.task / plan.name, kind
+    )
     target = folder / "examples" / plan.task / plan.name
     if not plan.requests:
         counts["examples"] += write_records(target, records, kind)

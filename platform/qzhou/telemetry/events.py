@@ -37,7 +37,9 @@ def check_switch() -> None:
         raise SetupError(f"{VARIABLE} is '{chosen}'; set it to json or text, or unset it.")
 
 
-def say(line: str, event: str, *, level: Level = "info", stream: TextIO | None = None, **fields: object) -> None:
+def say(
+    line: str, event: str, *, level: Level = "info", stream: TextIO | None = None, **fields: object
+) -> None:
     """Say one event.
 
     Args:
@@ -57,7 +59,14 @@ def show(block: str, stage: str, event: str, **fields: object) -> None:
     _write(block, stage, event, "info", None, fields)
 
 
-def _write(text: str, stage: str, event: str, level: Level, stream: TextIO | None, fields: dict[str, object]) -> None:
+def _write(
+    text: str,
+    stage: str,
+    event: str,
+    level: Level,
+    stream: TextIO | None,
+    fields: dict[str, object],
+) -> None:
     line = text
     if as_json():
         time = datetime.now(UTC).isoformat(timespec="milliseconds")

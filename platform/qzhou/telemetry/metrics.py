@@ -45,13 +45,22 @@ class Metric:
 
 
 def _endpoint(
-    name: str, kind: Kind, labels: tuple[str, ...], meaning: str, unit: str, buckets: tuple[float, ...] = ()
+    name: str,
+    kind: Kind,
+    labels: tuple[str, ...],
+    meaning: str,
+    unit: str,
+    buckets: tuple[float, ...] = (),
 ) -> Metric:
     return Metric(name, kind, (*labels, "replica"), meaning, unit, buckets, at_endpoint=True)
 
 
 STAGE_STARTED = Metric(
-    "qzhou_stage_started_timestamp_seconds", "gauge", ("stage",), "When the stage began; 0 once it ended.", "Unix time"
+    "qzhou_stage_started_timestamp_seconds",
+    "gauge",
+    ("stage",),
+    "When the stage began; 0 once it ended.",
+    "Unix time",
 )
 ROWS = Metric(
     "qzhou_rows_total",
@@ -62,33 +71,77 @@ ROWS = Metric(
     "rows",
 )
 UNITS = Metric(
-    "qzhou_units_total", "counter", ("stage", "step", "unit"), "Work finished, as its line of progress counts it.", "-"
+    "qzhou_units_total",
+    "counter",
+    ("stage", "step", "unit"),
+    "Work finished, as its line of progress counts it.",
+    "-",
 )
-PROGRESS = Metric("qzhou_progress_ratio", "gauge", ("stage", "step"), "Share of a step's work that is done.", "0 to 1")
+PROGRESS = Metric(
+    "qzhou_progress_ratio",
+    "gauge",
+    ("stage", "step"),
+    "Share of a step's work that is done.",
+    "0 to 1",
+)
 
-TRAINING_STEPS = Metric("qzhou_training_steps_total", "counter", ("stage",), "Optimizer steps finished.", "steps")
-TRAINING_LAST_STEP = Metric(
-    "qzhou_training_last_step_timestamp_seconds", "gauge", ("stage",), "When the latest step ended.", "Unix time"
+TRAINING_STEPS = Metric(
+    "qzhou_training_steps_total", "counter", ("stage",), "Optimizer steps finished.", "steps"
 )
-TRAINING_STEP = Metric("qzhou_training_step_seconds", "gauge", ("stage",), "Time of the latest step.", "seconds")
+TRAINING_LAST_STEP = Metric(
+    "qzhou_training_last_step_timestamp_seconds",
+    "gauge",
+    ("stage",),
+    "When the latest step ended.",
+    "Unix time",
+)
+TRAINING_STEP = Metric(
+    "qzhou_training_step_seconds", "gauge", ("stage",), "Time of the latest step.", "seconds"
+)
 TRAINING_LOSS = Metric(
-    "qzhou_training_loss", "gauge", ("stage", "task"), "Loss of the latest step of the task.", "nats; CoSENT: none"
+    "qzhou_training_loss",
+    "gauge",
+    ("stage", "task"),
+    "Loss of the latest step of the task.",
+    "nats; CoSENT: none",
 )
 TRAINING_TOKENS = Metric(
-    "qzhou_training_tokens_total", "counter", ("stage",), "Tokens trained on, all ranks, without padding.", "tokens"
+    "qzhou_training_tokens_total",
+    "counter",
+    ("stage",),
+    "Tokens trained on, all ranks, without padding.",
+    "tokens",
 )
 TRAINING_PADDING = Metric(
-    "qzhou_training_padding_ratio", "gauge", ("stage",), "Share of the latest step's tokens that pad.", "0 to 1"
+    "qzhou_training_padding_ratio",
+    "gauge",
+    ("stage",),
+    "Share of the latest step's tokens that pad.",
+    "0 to 1",
 )
 TRAINING_WAIT = Metric(
-    "qzhou_training_loader_wait_ratio", "gauge", ("stage",), "Share of the latest step that waited for data.", "0 to 1"
+    "qzhou_training_loader_wait_ratio",
+    "gauge",
+    ("stage",),
+    "Share of the latest step that waited for data.",
+    "0 to 1",
 )
 TRAINING_GRADIENT = Metric(
-    "qzhou_training_gradient_norm", "gauge", ("stage",), "Norm of the latest gradient, before it is clipped.", "-"
+    "qzhou_training_gradient_norm",
+    "gauge",
+    ("stage",),
+    "Norm of the latest gradient, before it is clipped.",
+    "-",
 )
-TRAINING_RATE = Metric("qzhou_training_learning_rate", "gauge", ("stage",), "Learning rate of the latest step.", "-")
+TRAINING_RATE = Metric(
+    "qzhou_training_learning_rate", "gauge", ("stage",), "Learning rate of the latest step.", "-"
+)
 TRAINING_MEMORY = Metric(
-    "qzhou_training_peak_memory_bytes", "gauge", ("stage",), "Most memory of rank 0 so far: its GPU's or its own.", "B"
+    "qzhou_training_peak_memory_bytes",
+    "gauge",
+    ("stage",),
+    "Most memory of rank 0 so far: its GPU's or its own.",
+    "B",
 )
 
 LLM_REQUESTS = Metric(
@@ -98,31 +151,66 @@ LLM_REQUESTS = Metric(
     "Requests sent, by how each try ended: answered, overloaded, unreachable, rejected, refused.",
     "requests",
 )
-LLM_RETRIES = Metric("qzhou_llm_retries_total", "counter", ("model",), "Requests that were sent again.", "requests")
-LLM_TOKENS = Metric(
-    "qzhou_llm_tokens_total", "counter", ("model", "kind"), "Tokens paid for: prompt or completion.", "tokens"
+LLM_RETRIES = Metric(
+    "qzhou_llm_retries_total", "counter", ("model",), "Requests that were sent again.", "requests"
 )
-LLM_COST = Metric("qzhou_llm_cost_total", "counter", ("model",), "Money spent.", "currency of the recipe's prices")
+LLM_TOKENS = Metric(
+    "qzhou_llm_tokens_total",
+    "counter",
+    ("model", "kind"),
+    "Tokens paid for: prompt or completion.",
+    "tokens",
+)
+LLM_COST = Metric(
+    "qzhou_llm_cost_total", "counter", ("model",), "Money spent.", "currency of the recipe's prices"
+)
 LLM_SECONDS_METRIC = Metric(
-    "qzhou_llm_request_seconds", "histogram", ("model",), "From sending to the answer.", "seconds", LLM_SECONDS
+    "qzhou_llm_request_seconds",
+    "histogram",
+    ("model",),
+    "From sending to the answer.",
+    "seconds",
+    LLM_SECONDS,
 )
 
-ENDPOINT_REQUESTS = _endpoint("qzhou_requests_total", "counter", ("route", "status"), "Requests answered.", "requests")
+ENDPOINT_REQUESTS = _endpoint(
+    "qzhou_requests_total", "counter", ("route", "status"), "Requests answered.", "requests"
+)
 ENDPOINT_SECONDS = _endpoint(
     "qzhou_request_seconds", "histogram", ("route",), "From request to answer.", "seconds", SECONDS
 )
-ENDPOINT_TOKENS = _endpoint("qzhou_tokens_total", "counter", ("model",), "Tokens of answered requests.", "tokens")
-ENDPOINT_WAITING = _endpoint("qzhou_waiting_tokens", "gauge", ("model",), "Tokens waiting for the model.", "tokens")
-ENDPOINT_SPEED = _endpoint(
-    "qzhou_tokens_per_second", "gauge", ("model",), "What the model computes while it computes.", "tokens/s"
+ENDPOINT_TOKENS = _endpoint(
+    "qzhou_tokens_total", "counter", ("model",), "Tokens of answered requests.", "tokens"
 )
-ENDPOINT_BATCHES = _endpoint("qzhou_batches_total", "counter", ("model",), "Forward passes.", "batches")
-ENDPOINT_COMPUTED = _endpoint("qzhou_computed_tokens_total", "counter", ("model",), "Tokens computed.", "tokens")
+ENDPOINT_WAITING = _endpoint(
+    "qzhou_waiting_tokens", "gauge", ("model",), "Tokens waiting for the model.", "tokens"
+)
+ENDPOINT_SPEED = _endpoint(
+    "qzhou_tokens_per_second",
+    "gauge",
+    ("model",),
+    "What the model computes while it computes.",
+    "tokens/s",
+)
+ENDPOINT_BATCHES = _endpoint(
+    "qzhou_batches_total", "counter", ("model",), "Forward passes.", "batches"
+)
+ENDPOINT_COMPUTED = _endpoint(
+    "qzhou_computed_tokens_total", "counter", ("model",), "Tokens computed.", "tokens"
+)
 ENDPOINT_PADDED = _endpoint(
-    "qzhou_padded_tokens_total", "counter", ("model",), "Tokens of padding, computed for nothing.", "tokens"
+    "qzhou_padded_tokens_total",
+    "counter",
+    ("model",),
+    "Tokens of padding, computed for nothing.",
+    "tokens",
 )
 ENDPOINT_REUSED = _endpoint(
-    "qzhou_reused_texts_total", "counter", ("model",), "Texts that were known or on their way already.", "texts"
+    "qzhou_reused_texts_total",
+    "counter",
+    ("model",),
+    "Texts that were known or on their way already.",
+    "texts",
 )
 
 METRICS = tuple(one for one in list(globals().values()) if isinstance(one, Metric))

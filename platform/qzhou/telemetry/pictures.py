@@ -18,7 +18,9 @@ def counted(values: np.ndarray | Sequence[float], edges: np.ndarray) -> np.ndarr
     return np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
 
 
-def draw_histograms(axes: Axes, title: str, edges: np.ndarray, lines: Mapping[str, tuple[str, np.ndarray]]) -> None:
+def draw_histograms(
+    axes: Axes, title: str, edges: np.ndarray, lines: Mapping[str, tuple[str, np.ndarray]]
+) -> None:
     """Draw one panel: a line for each histogram, in percent of what it counts.
 
     Args:
@@ -30,7 +32,9 @@ def draw_histograms(axes: Axes, title: str, edges: np.ndarray, lines: Mapping[st
     middles = (edges[:-1] + edges[1:]) / 2
     for label, (colour, counts) in lines.items():
         if counts.sum():
-            axes.plot(middles, 100 * counts / counts.sum(), color=colour, label=label, linewidth=1.3)
+            axes.plot(
+                middles, 100 * counts / counts.sum(), color=colour, label=label, linewidth=1.3
+            )
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=7)
     axes.set_ylim(bottom=0)

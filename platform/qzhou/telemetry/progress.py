@@ -100,7 +100,14 @@ class Progress:
         seconds = round(time.monotonic() - self._started, 3)
         first_s = round(self._first_s, 3)
         return Phase(
-            self.label, self.unit, self.done, seconds, self.first_done, first_s, self.advances, round(self._worker_s, 3)
+            self.label,
+            self.unit,
+            self.done,
+            seconds,
+            self.first_done,
+            first_s,
+            self.advances,
+            round(self._worker_s, 3),
         )
 
     def _measure(self, count: int, rows: Mapping[str, int]) -> None:

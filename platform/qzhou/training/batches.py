@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from qzhou.data.prompts import Prompt
-from qzhou.data.records import TASKS, LabeledExample, PairExample, RetrievalExample, Task, answers, family, text_key
+from qzhou.data.records import (
+    TASKS,
+    LabeledExample,
+    PairExample,
+    RetrievalExample,
+    Task,
+    answers,
+    family,
+    text_key,
+)
 from qzhou.training.data import Classes, TrainingSet
 from qzhou.training.plan import PlannedBatch, PlannedRows
 
@@ -94,7 +103,11 @@ class ClassificationBatch:
 
     @property
     def kinds(self) -> list[tuple[Side, list[str]]]:
-        return [("document", self.texts), ("document", self.positives), ("document", self.negatives)]
+        return [
+            ("document", self.texts),
+            ("document", self.positives),
+            ("document", self.negatives),
+        ]
 
 
 Batch = RetrievalBatch | PairBatch | ClassificationBatch
@@ -147,7 +160,9 @@ def _retrieval(parts: Parts, count: int, generator: np.random.Generator) -> Batc
         if isinstance(one, RetrievalExample)
     ]
     examples = [one for _, one in found]
-    documents = [(prompt, one.positives[generator.integers(len(one.positives))]) for prompt, one in found]
+    documents = [
+        (prompt, one.positives[generator.integers(len(one.positives))]) for prompt, one in found
+    ]
     owners = list(range(len(found)))
     for number, (prompt, one) in enumerate(found):
         drawn = generator.permutation(len(one.negatives))[:count]
@@ -196,13 +211,19 @@ def _classification(parts: Parts, count: int, generator: np.random.Generator) ->
         rows = np.concatenate([planned.rows, others, opposed])
         presented = _presented(data.prompt, data, rows)
         texts += [query for query, _ in presented[: len(planned.rows)]]
-        positives += [document for _, document in presented[len(planned.rows) : 2 * len(planned.rows)]]
+        positives += [
+            document for _, document in presented[len(planned.rows) : 2 * len(planned.rows)]
+        ]
         negatives += [document for _, document in presented[2 * len(planned.rows) :]]
         labels += (first + data.classes.number_N[planned.rows]).tolist()
         negative_labels += (first + data.classes.number_N[opposed]).tolist()
         first += len(data.classes)
     return ClassificationBatch(
-        texts, positives, negatives, torch.tensor(labels), torch.tensor(negative_labels, dtype=torch.int64)
+        texts,
+        positives,
+        negatives,
+        torch.tensor(labels),
+        torch.tensor(negative_labels, dtype=torch.int64),
     )
 
 

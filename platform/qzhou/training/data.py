@@ -44,7 +44,9 @@ class Classes:
         _, number_N = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
         counts = np.bincount(number_N)
         ends = np.concatenate([[0], np.cumsum(counts)])
-        return cls(number_N.astype(np.int64), np.argsort(number_N, kind="stable"), ends.astype(np.int64))
+        return cls(
+            number_N.astype(np.int64), np.argsort(number_N, kind="stable"), ends.astype(np.int64)
+        )
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -75,7 +77,9 @@ class TrainingSet:
         """Examples that are in memory, at least one."""
         labels = [one.label for one in examples if isinstance(one, LabeledExample)]
         task = TASK_OF[type(examples[0])]
-        return cls._of(name, task, prompt, len(examples), lambda rows: [examples[row] for row in rows], labels)
+        return cls._of(
+            name, task, prompt, len(examples), lambda rows: [examples[row] for row in rows], labels
+        )
 
     @classmethod
     def stored(cls, name: str, task: Task, prompt: Prompt, file: Path) -> TrainingSet:
@@ -88,7 +92,10 @@ class TrainingSet:
         def take(numbers: Ints) -> list[Example]:
             columns = rows[numbers.tolist()]
             values = zip(*columns.values(), strict=True)
-            return [from_row(EXAMPLE_TYPES[task], dict(zip(columns, one, strict=True))) for one in values]
+            return [
+                from_row(EXAMPLE_TYPES[task], dict(zip(columns, one, strict=True)))
+                for one in values
+            ]
 
         return cls._of(name, task, prompt, len(rows), take, labels)
 
@@ -105,13 +112,17 @@ class TrainingSet:
         """Classes with a single text are left out: it could have no positive."""
         if task != "classification":
             return cls(name, task, prompt, rows, take)
-        _, number_N, counts = np.unique(np.asarray(labels).astype(str), return_inverse=True, return_counts=True)
+        _, number_N, counts = np.unique(
+            np.asarray(labels).astype(str), return_inverse=True, return_counts=True
+        )
         kept = np.flatnonzero(counts[number_N] > 1)
         classes = Classes.of([labels[row] for row in kept.tolist()])
         return cls(name, task, prompt, len(kept), lambda numbers: take(kept[numbers]), classes)
 
 
-def training_sets(recipe: Recipe, run_folder: Folder, *, mined: str, retrieval_only: bool) -> dict[str, TrainingSet]:
+def training_sets(
+    recipe: Recipe, run_folder: Folder, *, mined: str, retrieval_only: bool
+) -> dict[str, TrainingSet]:
     """The mined examples of every dataset, in the recipe's order.
 
     Args:

@@ -53,13 +53,17 @@ class DeepSpeedEngine:
         self.chunk_tokens, self.held_tokens = token_budgets(training, device)
         self.training = training
         sharded = training.zero_stage > 0
-        self._resharded = sharded and checkpoint is not None and _state(checkpoint)["workers"] != self.world
+        self._resharded = (
+            sharded and checkpoint is not None and _state(checkpoint)["workers"] != self.world
+        )
         self._batch = Batcher(model, tokenizer, packed=may_pack(training))
         self.engine, *_ = deepspeed.initialize(
             model=model.train(),
             model_parameters=[one for one in model.parameters() if one.requires_grad],
             config=deepspeed_config(
-                training, bfloat16=next(model.parameters()).dtype == torch.bfloat16, universal=self._resharded
+                training,
+                bfloat16=next(model.parameters()).dtype == torch.bfloat16,
+                universal=self._resharded,
             ),
         )
 
@@ -103,13 +107,19 @@ class DeepSpeedEngine:
 
         state = {}
         for name, parameter in self.engine.module.named_parameters():
-            full = safe_get_full_fp32_param(parameter) if parameter.requires_grad else _whole(parameter)
+            full = (
+                safe_get_full_fp32_param(parameter)
+                if parameter.requires_grad
+                else _whole(parameter)
+            )
             if self.rank == 0:
                 state[name] = (parameter if full is None else full).detach().float().cpu().clone()
         return state
 
 
-def deepspeed_config(training: TrainingSection, *, bfloat16: bool, universal: bool = False) -> dict[str, Any]:
+def deepspeed_config(
+    training: TrainingSection, *, bfloat16: bool, universal: bool = False
+) -> dict[str, Any]:
     """What DeepSpeed is told.
 
     A step may have several backward passes (gradient cache); the engine says itself which is the last, so no step
@@ -184,7 +194,12 @@ def _universal(folder: Path, before: int, now: int) -> Iterator[Path]:
 
 def _convert(folder: Path, target: Path) -> str:
     """Write the universal checkpoint; gives DeepSpeed's last words if it fails."""
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command = [
+        sys.executable,
+        "-m",
+        "deepspeed.checkpoint.ds_to_universal",
+        "--inject_missing_state",
+    ]
     command += ["--input_folder", str(folder / TAG), "--output_folder", str(target / UNIVERSAL_TAG)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     (target / "latest_universal").write_text(UNIVERSAL_TAG, "utf-8")
@@ -205,7 +220,9 @@ def _import_deepspeed(device: torch.device) -> Any:
         import deepspeed
         import deepspeed.ops
     except ImportError as error:
-        raise SetupError(f"DeepSpeed cannot be imported: {error}. pip install 'deepspeed>=0.19.8,<0.20'") from None
+        raise SetupError(
+            f"DeepSpeed cannot be imported: {error}. pip install 'deepspeed>=0.19.8,<0.20'"
+        ) from None
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__[CPU_EXTENSION] = False
     return deepspeed

@@ -68,14 +68,17 @@ def may_pack(training: TrainingSection) -> bool | None:
 class Batcher:
     """Token ids to what a model takes: packed where that is faster and exact, else padded."""
 
-    def __init__(self, model: EmbeddingModel, tokenizer: Any, *, packed: bool | None = None) -> None:
+    def __init__(
+        self, model: EmbeddingModel, tokenizer: Any, *, packed: bool | None = None
+    ) -> None:
         """Args: packed: Default: where FlashAttention is installed and computes in the model's type. An opening mask
         needs padding.
         """
         weight = next(model.parameters())
         self._device, self._dtype, self._pad = weight.device, weight.dtype, tokenizer.pad_token_id
         self._packed = can_pack(weight.device, weight.dtype) if packed is None else packed
-        if self._packed:  # for good: with gradient checkpointing attention is computed in the backward pass too
+        # for good: with gradient checkpointing attention is computed in the backward pass too
+        if self._packed:
             model.backbone.config._attn_implementation = PACKED
 
     def __call__(self, ids: Sequence[Ids], openness: float | None = None) -> Padded | Packed:
@@ -96,18 +99,29 @@ class TorchEngine:
     """
 
     def __init__(
-        self, model: EmbeddingModel, tokenizer: Any, training: TrainingSection, *, packed: bool | None = None
+        self,
+        model: EmbeddingModel,
+        tokenizer: Any,
+        training: TrainingSection,
+        *,
+        packed: bool | None = None,
     ) -> None:
         without_dropout(model)
         if training.gradient_checkpointing:
             model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = (
+            (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        )
         self.model = model.train()
-        self.chunk_tokens, self.held_tokens = token_budgets(training, next(model.parameters()).device)
+        self.chunk_tokens, self.held_tokens = token_budgets(
+            training, next(model.parameters()).device
+        )
         self.max_norm = training.max_gradient_norm
         self.trained = [one for one in model.parameters() if one.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=0.0, weight_decay=training.weight_decay)
-        self._batch = Batcher(model, tokenizer, packed=may_pack(training) if packed is None else packed)
+        self._batch = Batcher(
+            model, tokenizer, packed=may_pack(training) if packed is None else packed
+        )
 
     def forward(self, ids: Sequence[Ids], openness: float | None = None) -> Tensor:
         vectors: Tensor = self.model(self._batch(ids, openness))
@@ -132,7 +146,11 @@ class TorchEngine:
     def save(self, folder: Path, step: int) -> None:
         if self.rank:
             return
-        state = {"step": step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {
+            "step": step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
         partial = folder / f"{CHECKPOINT_FILE}.writing"
         torch.save(state, partial)
         partial.replace(folder / CHECKPOINT_FILE)
@@ -145,7 +163,9 @@ class TorchEngine:
         return int(state["step"])
 
     def full_state(self) -> dict[str, Tensor]:
-        return {name: value.detach().float().cpu() for name, value in self.model.state_dict().items()}
+        return {
+            name: value.detach().float().cpu() for name, value in self.model.state_dict().items()
+        }
 
 
 def token_budgets(training: TrainingSection, device: torch.device) -> tuple[int, int]:

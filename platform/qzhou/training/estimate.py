@@ -50,7 +50,8 @@ def print_estimate(
         DataError: A stage has no dataset to draw from.
     """
     gpu, peak = gpu.upper(), gpu_named(gpu).flops
-    gpu_hours(0.0, gpu=gpu, utilisation=utilisation)  # refuses what it does not know before anything is read
+    # refuses what it does not know before anything is read
+    gpu_hours(0.0, gpu=gpu, utilisation=utilisation)
     found = shape_of(recipe.model.backbone)
     teacher = shape_of(name).shape if (name := recipe.training.distillation.teacher) else None
     texts = texts_of(recipe, query_tokens=mean_query_tokens, document_tokens=mean_document_tokens)
@@ -76,10 +77,14 @@ def print_estimate(
 
 def _passes(recipe: Recipe, method: Method) -> str:
     """What a step computes."""
-    checkpointing = "one again (gradient checkpointing is on)" if method.gradient_checkpointing else ""
+    checkpointing = (
+        "one again (gradient checkpointing is on)" if method.gradient_checkpointing else ""
+    )
     parts = [
         "a step is one forward pass",
-        "a backward worth one and more (LoRA: weights are frozen)" if method.frozen else "a backward worth two",
+        "a backward worth one and more (LoRA: weights are frozen)"
+        if method.frozen
+        else "a backward worth two",
         checkpointing or "none again (gradient checkpointing is off)",
         f"one of the teacher '{recipe.training.distillation.teacher}'" if method.teacher else "",
         f"and one more of what is beyond {method.held_tokens:,} tokens a GPU (gradient caching; 'twice' below)",
@@ -109,11 +114,15 @@ def _sum(costs: Sequence[StageCost]) -> str:
     return f"{texts:,.0f} texts, {tokens:.3g} tokens, {sum(one.flops for one in costs):.3g} FLOPs"
 
 
-def _table(recipe: Recipe, method: Method, stages: Sequence[StageCost], *, gpu: str, utilisation: float) -> list[str]:
+def _table(
+    recipe: Recipe, method: Method, stages: Sequence[StageCost], *, gpu: str, utilisation: float
+) -> list[str]:
     """A line for each number of GPUs."""
     memory, own = memory_of(recipe, method), recipe.training.zero_stage
     names = [f"ZeRO {stage}" + "*" * (stage == own) for stage in ZERO_STAGES]
-    times = f"{'GPUs':>4} {'twice':>6} {'GPU hours':>10} {'stage 1':>10} {'stage 2':>10} {'both':>10}"
+    times = (
+        f"{'GPUs':>4} {'twice':>6} {'GPU hours':>10} {'stage 1':>10} {'stage 2':>10} {'both':>10}"
+    )
     lines = [f"    {times}   GiB a GPU:" + "".join(f"{name:>8}" for name in names)]
     tokens = sum(one.work.tokens for one in stages)
     for count in GPU_COUNTS:
@@ -123,7 +132,10 @@ def _table(recipe: Recipe, method: Method, stages: Sequence[StageCost], *, gpu: 
         sizes = [memory.per_gpu(zero_stage=stage, gpus=count) / GIB for stage in ZERO_STAGES]
         row = f"{count:>4} {twice:>6.1%} {_short(sum(hours)):>10}{walls}"
         lines.append(f"    {row}" + " " * 13 + "".join(f"{_short(one):>8}" for one in sizes))
-    return [*lines, "    * what the recipe sets; memory is that of weights, gradients and optimizer"]
+    return [
+        *lines,
+        "    * what the recipe sets; memory is that of weights, gradients and optimizer",
+    ]
 
 
 def _short(number: float) -> str:

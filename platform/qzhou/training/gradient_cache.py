@@ -38,7 +38,13 @@ def embed(deal: Deal, forward: Forward) -> Tensor:
 
 
 def backward(
-    deal: Deal, forward: Forward, run_backward: Backward, loss_of: Callable[[Tensor], Tensor], *, rank: int, held: int
+    deal: Deal,
+    forward: Forward,
+    run_backward: Backward,
+    loss_of: Callable[[Tensor], Tensor],
+    *,
+    rank: int,
+    held: int,
 ) -> Tensor:
     """Compute a loss and add its gradient to the weights' gradients.
 
@@ -59,7 +65,9 @@ def backward(
     loss = loss_of(vector_ND)
     (gradient_ND,) = torch.autograd.grad(loss, vector_ND)
     share = len(local_SD)
-    gradient = torch.zeros(share * deal.world, local_SD.shape[1], dtype=gradient_ND.dtype, device=local_SD.device)
+    gradient = torch.zeros(
+        share * deal.world, local_SD.shape[1], dtype=gradient_ND.dtype, device=local_SD.device
+    )
     gradient.index_add_(0, place_N, gradient_ND)
     # engines average over ranks; each rank has a part of one sum
     own_SD = gradient[rank * share : (rank + 1) * share] * deal.world
@@ -70,7 +78,9 @@ def backward(
     start = 0
     for number, chunk in enumerate(deal.chunks[:first_held]):
         again_SD = forward(chunk)
-        run_backward((again_SD * own_SD[start : start + len(chunk)]).sum(), last=number + 1 == first_held)
+        run_backward(
+            (again_SD * own_SD[start : start + len(chunk)]).sum(), last=number + 1 == first_held
+        )
         start += len(chunk)
         give_back(local_SD.device)
     return loss.detach()

@@ -50,9 +50,14 @@ class Preparation:
     def __call__(self, step: int) -> Prepared:
         recipe, planned = self.recipe, self.plan.at(step)
         batches = build_batches(
-            planned, self.data, negatives_per_query=recipe.training.negatives_per_query, seed=recipe.training_seed
+            planned,
+            self.data,
+            negatives_per_query=recipe.training.negatives_per_query,
+            seed=recipe.training_seed,
         )
-        teacher = None if self.teacher_tokenizer is None else self._dealt(batches, self.teacher_tokenizer)
+        teacher = (
+            None if self.teacher_tokenizer is None else self._dealt(batches, self.teacher_tokenizer)
+        )
         return Prepared(planned, batches, self._dealt(batches, self.tokenizer), teacher)
 
     def _dealt(self, batches: list[Batch], tokenizer: Any) -> Deal:

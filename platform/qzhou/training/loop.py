@@ -98,12 +98,18 @@ def train_stage(stage: Stage, engine: Engine, keeper: Keeper, *, first_step: int
         stage.teacher.tokenizer if stage.teacher else None,
     )
     with progress(f"train: {stage.name}", total=settings.steps - first_step, unit="steps") as bar:
-        for prepared, waited_s in ahead(prepare, first_step, settings.steps, threads=training.loader_threads):
+        for prepared, waited_s in ahead(
+            prepare, first_step, settings.steps, threads=training.loader_threads
+        ):
             step, started = prepared.planned.step, time.monotonic()
             metrics = _step(stage, engine, keeper, prepared)
             metrics |= _pace(prepared, engine, waited_s, time.monotonic() - started + waited_s)
             due = training.validate_every_steps
-            if stage.validate is not None and due and ((step + 1) % due == 0 or step + 1 == settings.steps):
+            if (
+                stage.validate is not None
+                and due
+                and ((step + 1) % due == 0 or step + 1 == settings.steps)
+            ):
                 metrics |= {f"validation_{name}": value for name, value in stage.validate().items()}
             keeper.record(metrics)
             if engine.rank == 0:
@@ -111,7 +117,12 @@ def train_stage(stage: Stage, engine: Engine, keeper: Keeper, *, first_step: int
                 bar.advance(1, f"loss {metrics['loss']:.4f} on {metrics['dataset']}", rows=rows)
             finished = step + 1 == settings.steps
             stopped = keeper.stopping(step) and not finished
-            if (step + 1) % training.save_every_steps == 0 or finished or stopped or keeper.leaving():
+            if (
+                (step + 1) % training.save_every_steps == 0
+                or finished
+                or stopped
+                or keeper.leaving()
+            ):
                 keeper.save(step + 1)
             if stopped:
                 return False
@@ -128,7 +139,13 @@ def _step(stage: Stage, engine: Engine, keeper: Keeper, prepared: Prepared) -> M
     seen: Metrics = {}
 
     def loss(vector_ND: Tensor) -> Tensor:
-        value = loss_of(prepared.batches, vector_ND, stage.recipe.training, teacher_ND=teacher_ND, seed=planned.step)
+        value = loss_of(
+            prepared.batches,
+            vector_ND,
+            stage.recipe.training,
+            teacher_ND=teacher_ND,
+            seed=planned.step,
+        )
         margin = stage.recipe.training.loss.false_negative_margin
         seen.update(figures(prepared.batches, vector_ND.detach(), margin=margin))
         if not math.isfinite(float(value.detach())):

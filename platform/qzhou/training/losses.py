@@ -81,9 +81,13 @@ def info_nce(
             f"queries {tuple(query_BD.shape)}, documents {tuple(document_MD.shape)} and positives "
             f"{tuple(positive_B.shape)} do not fit: widths must be equal, with one positive per query"
         )
-    is_positive_BM = torch.zeros(len(query_BD), len(document_MD), dtype=torch.bool, device=query_BD.device)
+    is_positive_BM = torch.zeros(
+        len(query_BD), len(document_MD), dtype=torch.bool, device=query_BD.device
+    )
     is_positive_BM[torch.arange(len(query_BD)), positive_B] = True
-    blocked_BM = torch.zeros_like(is_positive_BM) if blocked_document_BM is None else blocked_document_BM
+    blocked_BM = (
+        torch.zeros_like(is_positive_BM) if blocked_document_BM is None else blocked_document_BM
+    )
     cosines, blocked = [query_BD @ document_MD.T], [blocked_BM]
     if terms.query_query:
         itself = torch.eye(len(query_BD), dtype=torch.bool, device=query_BD.device)
@@ -95,18 +99,30 @@ def info_nce(
     if mixed is not None:
         mixed_KD, owner_K = mixed
         cosines.append(query_BD @ mixed_KD.T)
-        blocked.append(owner_K[None, :] != torch.arange(len(query_BD), device=query_BD.device)[:, None])
+        blocked.append(
+            owner_K[None, :] != torch.arange(len(query_BD), device=query_BD.device)[:, None]
+        )
     cosine, left_out = torch.cat(cosines, dim=1), torch.cat(blocked, dim=1)
     if terms.false_negative_margin is not None:
-        ceiling_B1 = cosines[0].detach().gather(1, positive_B[:, None]) + terms.false_negative_margin
+        ceiling_B1 = (
+            cosines[0].detach().gather(1, positive_B[:, None]) + terms.false_negative_margin
+        )
         left_out = left_out | (cosine.detach() > ceiling_B1)
         left_out[:, : len(document_MD)] &= ~is_positive_BM
     logits = cosine / temperature
     if terms.hardness and own_negative_BM is not None:
         weight_BM = terms.hardness * cosines[0].detach() * own_negative_BM
-        logits = torch.cat([logits[:, : len(document_MD)] + weight_BM, logits[:, len(document_MD) :]], dim=1)
-    loss_B = torch.nn.functional.cross_entropy(logits.masked_fill(left_out, -torch.inf), positive_B, reduction="none")
-    return ((1.0 - torch.exp(-loss_B)) ** terms.focal * loss_B).mean() if terms.focal else loss_B.mean()
+        logits = torch.cat(
+            [logits[:, : len(document_MD)] + weight_BM, logits[:, len(document_MD) :]], dim=1
+        )
+    loss_B = torch.nn.functional.cross_entropy(
+        logits.masked_fill(left_out, -torch.inf), positive_B, reduction="none"
+    )
+    return (
+        ((1.0 - torch.exp(-loss_B)) ** terms.focal * loss_B).mean()
+        if terms.focal
+        else loss_B.mean()
+    )
 
 
 def spread_out(vector_ND: Tensor) -> Tensor:
@@ -124,7 +140,9 @@ def spread_out(vector_ND: Tensor) -> Tensor:
     return (cosine_NN.square().sum() - cosine_NN.diagonal().square().sum()) / (count * (count - 1))
 
 
-def mixed_negatives(document_MD: Tensor, own_negative_BM: Tensor, *, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def mixed_negatives(
+    document_MD: Tensor, own_negative_BM: Tensor, *, count: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """Negatives that lie between two hard negatives of a query, on the sphere.
 
     Args:
@@ -148,11 +166,18 @@ def mixed_negatives(document_MD: Tensor, own_negative_BM: Tensor, *, count: int,
     device = document_MD.device
     weight_K1 = torch.tensor(weights, dtype=document_MD.dtype, device=device)[:, None]
     mixed_KD = weight_K1 * document_MD[first] + (1 - weight_K1) * document_MD[second]
-    return torch.nn.functional.normalize(mixed_KD, dim=1), torch.tensor(owners, dtype=torch.int64, device=device)
+    return torch.nn.functional.normalize(mixed_KD, dim=1), torch.tensor(
+        owners, dtype=torch.int64, device=device
+    )
 
 
 def teacher_scores(
-    query_BD: Tensor, document_MD: Tensor, teacher_BM: Tensor, blocked_BM: Tensor, *, temperature: float
+    query_BD: Tensor,
+    document_MD: Tensor,
+    teacher_BM: Tensor,
+    blocked_BM: Tensor,
+    *,
+    temperature: float,
 ) -> Tensor:
     """Kullback-Leibler divergence of the student's distribution over the documents from the teacher's.
 
@@ -164,8 +189,16 @@ def teacher_scores(
 
     Source: knowledge distillation (arXiv:1503.02531) over the scores of a batch, as in KaLM-Embedding-V2.5.
     """
-    student = (query_BD @ document_MD.T / temperature).masked_fill(blocked_BM, -torch.inf).log_softmax(dim=1)
-    teacher = (teacher_BM.to(student.dtype) / temperature).masked_fill(blocked_BM, -torch.inf).log_softmax(dim=1)
+    student = (
+        (query_BD @ document_MD.T / temperature)
+        .masked_fill(blocked_BM, -torch.inf)
+        .log_softmax(dim=1)
+    )
+    teacher = (
+        (teacher_BM.to(student.dtype) / temperature)
+        .masked_fill(blocked_BM, -torch.inf)
+        .log_softmax(dim=1)
+    )
     terms = (teacher.exp() * (teacher - student)).masked_fill(blocked_BM, 0.0)
     return terms.sum(1).mean()
 
@@ -183,7 +216,14 @@ def teacher_vectors(vector_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     return (1.0 - (vector_ND * teacher_ND.to(vector_ND.dtype)).sum(1)).mean()
 
 
-def cosent(a_PD: Tensor, b_PD: Tensor, score_P: Tensor, *, temperature: float, scale_P: Tensor | None = None) -> Tensor:
+def cosent(
+    a_PD: Tensor,
+    b_PD: Tensor,
+    score_P: Tensor,
+    *,
+    temperature: float,
+    scale_P: Tensor | None = None,
+) -> Tensor:
     """CoSENT: a pair with a higher score should have a higher cosine, over all ordered pairs of pairs.
 
         L = log( 1 + sum_{y_k > y_l} e^((c_l - c_k) / t) ),   c_k = a_k . b_k
@@ -232,7 +272,11 @@ def classification_info_nce(
     Source: equation 3.
     """
     positive_B1 = (text_BD * positive_BD).sum(1, keepdim=True)
-    negative_BM = (text_BD @ negative_MD.T).masked_fill(label_B[:, None] == negative_label_M[None, :], -torch.inf)
+    negative_BM = (text_BD @ negative_MD.T).masked_fill(
+        label_B[:, None] == negative_label_M[None, :], -torch.inf
+    )
     other_BB = (text_BD @ text_BD.T).masked_fill(label_B[:, None] == label_B[None, :], -torch.inf)
     logits = torch.cat([positive_B1, negative_BM, other_BB], dim=1) / temperature
-    return torch.nn.functional.cross_entropy(logits, torch.zeros(len(text_BD), dtype=torch.int64, device=logits.device))
+    return torch.nn.functional.cross_entropy(
+        logits, torch.zeros(len(text_BD), dtype=torch.int64, device=logits.device)
+    )

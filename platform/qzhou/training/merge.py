@@ -23,8 +23,10 @@ from qzhou.errors import ModelError, RecipeError
 Method = Literal["average", "slerp"]
 State = Mapping[str, Tensor]
 
-PARALLEL_SINE = 1e-6  # below, slerp divides by what rounding left; it differs from the straight line by its square
-BLOCK = 2**24  # elements that are in float64 at a time: an embedding matrix of 7B models would take 4 GB
+# below, slerp divides by what rounding left; it differs from the straight line by its square
+PARALLEL_SINE = 1e-6
+# elements that are in float64 at a time: an embedding matrix of 7B models would take 4 GB
+BLOCK = 2**24
 NAMED = 3  # weights that an error shows
 
 
@@ -74,7 +76,9 @@ def shares_of(weights: Sequence[float], *, method: Method) -> list[float]:
     if not all(0 <= weight < math.inf for weight in weights):
         raise RecipeError(f"the weights are {shown}; a weight is a number, 0 or above")
     if sum(weights) <= 0:
-        raise RecipeError(f"the weights are {shown} and sum to {sum(weights):g}; at least one must be above 0")
+        raise RecipeError(
+            f"the weights are {shown} and sum to {sum(weights):g}; at least one must be above 0"
+        )
     if method == "slerp" and len(weights) != 2:
         raise RecipeError(
             f"slerp is between two models, and {len(weights)} are named; of more, the result would depend on their "
@@ -103,7 +107,11 @@ def slerp(one: Tensor, other: Tensor, t: float) -> Tensor:
 
 def _copy(value: Tensor) -> Tensor:
     """A tensor of its own; numbers are kept in float32 at least."""
-    dtype = torch.promote_types(value.dtype, torch.float32) if value.is_floating_point() else value.dtype
+    dtype = (
+        torch.promote_types(value.dtype, torch.float32)
+        if value.is_floating_point()
+        else value.dtype
+    )
     return value.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
@@ -138,9 +146,15 @@ def _blocks(one: Tensor, other: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
 
 
 def _refuse_what_is_no_number(name: str, state: State) -> None:
-    bad = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    bad = [
+        key
+        for key, value in state.items()
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
     if bad:
-        raise ModelError(f"'{name}' has weights that are no numbers (NaN or infinite): {_some(bad)}. Leave it out.")
+        raise ModelError(
+            f"'{name}' has weights that are no numbers (NaN or infinite): {_some(bad)}. Leave it out."
+        )
 
 
 def _refuse_other_weights(first: str, merged: State, name: str, state: State) -> None:
@@ -156,7 +170,9 @@ def _refuse_other_weights(first: str, merged: State, name: str, state: State) ->
                 f"'{name}'. Merge models of one backbone."
             )
         if not value.is_floating_point() and not torch.equal(value, merged[key]):
-            raise ModelError(f"{key}, which cannot be averaged, is another in '{first}' than in '{name}'")
+            raise ModelError(
+                f"{key}, which cannot be averaged, is another in '{first}' than in '{name}'"
+            )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 
 from qzhou.data.storage import TEMPORARY_PREFIX, Folder
-from qzhou.encoder.backbone import Declared, declared, is_causal, load_backbone, load_tokenizer, without_weights
+from qzhou.encoder.backbone import (
+    Declared,
+    declared,
+    is_causal,
+    load_backbone,
+    load_tokenizer,
+    without_weights,
+)
 from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.errors import ModelError, RecipeError, StorageError
 from qzhou.run.models import resolve, weights_fingerprint
@@ -22,7 +29,11 @@ from qzhou.telemetry.events import say
 from qzhou.training.merge import Method, State, merge_states, shares_of
 
 MERGE_FILE = "merge.json"
-FINISHED = {"model": "model", "train/stage2": "train/stage2/model", "train/stage1": "train/stage1/model"}
+FINISHED = {
+    "model": "model",
+    "train/stage2": "train/stage2/model",
+    "train/stage1": "train/stage1/model",
+}
 # Of config.json: what changes no vector, or is compared by what it makes of the model.
 NOT_COMPARED = {
     "_name_or_path", "architectures", "attention_dropout", "attention_probs_dropout_prob", "bos_token_id",
@@ -30,7 +41,12 @@ NOT_COMPARED = {
     "initializer_range", "is_causal", "label2id", "matryoshka_dimensions", "max_position_embeddings",
     "max_window_layers", "pad_token_id", "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
-PROBES = ("The quick brown FOX's tail", "naïve cafés, übermäßig", "今天天气很好。", "x = f(1, 23);\n\treturn")
+PROBES = (
+    "The quick brown FOX's tail",
+    "naïve cafés, übermäßig",
+    "今天天气很好。",
+    "x = f(1, 23);\n\treturn",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +93,9 @@ def merge_models(
     """
     shares = _shares(names, weights, method)
     if prompts_of is not None and prompts_of not in names:
-        raise RecipeError(f"--prompts-of is '{prompts_of}', which is none of the models: {', '.join(names)}")
+        raise RecipeError(
+            f"--prompts-of is '{prompts_of}', which is none of the models: {', '.join(names)}"
+        )
     target = _new_folder(into, make=not dry_run)
     with ExitStack() as stack:
         sources = [_source(name, stack) for name in names]
@@ -92,7 +110,9 @@ def merge_models(
             return
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            max_tokens = _save(sources, merge_states(_states(sources), shares, method=method), folder, prompts)
+            max_tokens = _save(
+                sources, merge_states(_states(sources), shares, method=method), folder, prompts
+            )
             lowest = checked_parity(folder, name="the merged model", max_tokens=max_tokens)
             _write_origin(folder, sources, shares, method)
             _move_in(folder, target)
@@ -103,7 +123,9 @@ def merge_models(
 def _shares(names: Sequence[str], weights: Sequence[float] | None, method: Method) -> list[float]:
     """Each model's share of the result, refused before anything is read."""
     if len(names) < 2:
-        raise RecipeError(f"command line: {len(names)} model is named, and merging takes two or more")
+        raise RecipeError(
+            f"command line: {len(names)} model is named, and merging takes two or more"
+        )
     if weights is not None and len(weights) != len(names):
         raise RecipeError(
             f"command line: --weights has {len(weights)} numbers for {len(names)} models; give one for each"
@@ -140,7 +162,9 @@ def _source(name: str, stack: ExitStack) -> Source:
     if "://" in found:
         place = str(stack.enter_context(Folder.open(found).local_copy()))
     said = declared(place)
-    return Source(name, found, place, said, load_tokenizer(place), is_causal(without_weights(said.config)))
+    return Source(
+        name, found, place, said, load_tokenizer(place), is_causal(without_weights(said.config))
+    )
 
 
 def _place(name: str) -> str:
@@ -213,7 +237,9 @@ def _prompts(sources: Sequence[Source], prompts_of: str | None) -> dict[str, str
         ModelError: Two models have another prompt under one name.
     """
     if prompts_of is not None:
-        return next(source.declared.prompts or {} for source in sources if source.name == prompts_of)
+        return next(
+            source.declared.prompts or {} for source in sources if source.name == prompts_of
+        )
     found: dict[str, str] = {}
     owner: dict[str, str] = {}
     for source in sources:
@@ -246,17 +272,25 @@ def _save(sources: Sequence[Source], state: State, folder: Path, prompts: dict[s
     found = load_backbone(sources[0].place, pooling=pooling, dtype=dtype)
     found.model.load_state_dict(state)
     config = found.model.backbone.config
-    widths = [set(getattr(one.declared.config, "matryoshka_dimensions", None) or ()) for one in sources]
+    widths = [
+        set(getattr(one.declared.config, "matryoshka_dimensions", None) or ()) for one in sources
+    ]
     if any(widths):  # cut where all of them were trained to be cut
         config.matryoshka_dimensions = sorted(set.intersection(*widths), reverse=True)
-    limits = [one.declared.max_tokens for one in sources] + [one.tokenizer.model_max_length for one in sources]
+    limits = [one.declared.max_tokens for one in sources] + [
+        one.tokenizer.model_max_length for one in sources
+    ]
     limits += [found.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
     max_tokens = min(int(one) for one in limits if one is not None)
-    save_sentence_transformer(found.model, found.tokenizer, folder, max_tokens=max_tokens, prompts=prompts)
+    save_sentence_transformer(
+        found.model, found.tokenizer, folder, max_tokens=max_tokens, prompts=prompts
+    )
     return max_tokens
 
 
-def _write_origin(folder: Path, sources: Sequence[Source], shares: Sequence[float], method: Method) -> None:
+def _write_origin(
+    folder: Path, sources: Sequence[Source], shares: Sequence[float], method: Method
+) -> None:
     """``merge.json``: what the model was made of."""
     models = [
         {

@@ -52,7 +52,9 @@ def loss_of(
     for batch, parts, teacher in zip(batches, split(batches, vector_ND), teachers, strict=True):
         of_batch = _with_matryoshka(batch, parts, training, seed)
         if teacher is not None:
-            of_batch = of_batch + training.distillation.weight * _distilled(batch, parts, teacher, training)
+            of_batch = of_batch + training.distillation.weight * _distilled(
+                batch, parts, teacher, training
+            )
         loss = loss + of_batch * (batch.size / total)
     return loss
 
@@ -65,7 +67,9 @@ def split(batches: Sequence[Batch], vector_ND: Tensor) -> list[list[Tensor]]:
 
 
 @torch.no_grad()
-def figures(batches: Sequence[Batch], vector_ND: Tensor, *, margin: float | None = None) -> dict[str, float]:
+def figures(
+    batches: Sequence[Batch], vector_ND: Tensor, *, margin: float | None = None
+) -> dict[str, float]:
     """What the vectors say of a batch beside its loss; what a batch has nothing of is left out.
 
     ``positive_cosine`` is the mean over the positives; ``negative_cosine`` over each query's highest negative;
@@ -98,11 +102,14 @@ def _pair_figures(batch: PairBatch, parts: Sequence[Tensor]) -> dict[str, Tensor
     cosine_P = (parts[0] * parts[1]).sum(1)
     score_P, scale_P = batch.score_P.to(cosine_P.device), batch.scale_P.to(cosine_P.device)
     ordered_PP = (score_P[:, None] > score_P[None, :]) & (scale_P[:, None] == scale_P[None, :])
-    agrees = (cosine_P[:, None] - cosine_P[None, :])[ordered_PP].sign().add(1).div(2)  # of two equal ones a half
+    # of two equal ones a half
+    agrees = (cosine_P[:, None] - cosine_P[None, :])[ordered_PP].sign().add(1).div(2)
     return {"positive_cosine": cosine_P, "order_agreement": agrees}
 
 
-def _retrieval_figures(batch: RetrievalBatch, parts: Sequence[Tensor], margin: float | None) -> dict[str, Tensor]:
+def _retrieval_figures(
+    batch: RetrievalBatch, parts: Sequence[Tensor], margin: float | None
+) -> dict[str, Tensor]:
     device = parts[0].device
     rows = torch.arange(batch.size, device=device)
     cosine_BM, positive_B = parts[0] @ parts[1].T, batch.positive_B.to(device)
@@ -124,7 +131,9 @@ def _retrieval_figures(batch: RetrievalBatch, parts: Sequence[Tensor], margin: f
     return found | {"negative_hardness": below_B[own_BM.any(1) & strange_BM.any(1)]}
 
 
-def _classification_figures(batch: ClassificationBatch, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+def _classification_figures(
+    batch: ClassificationBatch, parts: Sequence[Tensor]
+) -> dict[str, Tensor]:
     device = parts[0].device
     same_BM = (batch.label_B[:, None] == batch.negative_label_M[None, :]).to(device)
     same_BB = (batch.label_B[:, None] == batch.label_B[None, :]).float()
@@ -146,7 +155,9 @@ def _beside(positive_B: Tensor, cosine_BM: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _with_matryoshka(batch: Batch, parts: Sequence[Tensor], training: TrainingSection, seed: int) -> Tensor:
+def _with_matryoshka(
+    batch: Batch, parts: Sequence[Tensor], training: TrainingSection, seed: int
+) -> Tensor:
     loss = _loss(batch, parts, training, seed)
     for dimensions, weight in training.loss.matryoshka:
         if dimensions >= parts[0].shape[1]:
@@ -211,7 +222,9 @@ def _retrieval_loss(
     return loss
 
 
-def _distilled(batch: Batch, parts: Sequence[Tensor], teacher: Sequence[Tensor], training: TrainingSection) -> Tensor:
+def _distilled(
+    batch: Batch, parts: Sequence[Tensor], teacher: Sequence[Tensor], training: TrainingSection
+) -> Tensor:
     """The teacher's part of the loss; of scores, what a query is compared with depends on the task."""
     if training.distillation.kind == "embeddings":
         return teacher_vectors(torch.cat(list(parts)), torch.cat(list(teacher)))

@@ -9,8 +9,12 @@ import numpy as np
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 
-ROUNDS = 6  # four make a permutation that cannot be told from a random one (Luby and Rackoff, 1988); two to spare
-ONE, FIRST, SECOND, THIRD = (np.uint64(n) for n in (1, 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+# four make a permutation that cannot be told from a random one (Luby and Rackoff, 1988); two to
+# spare
+ROUNDS = 6
+ONE, FIRST, SECOND, THIRD = (
+    np.uint64(n) for n in (1, 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 def permuted(positions: Ints, *, rows: int, key: tuple[int, ...]) -> Ints:

@@ -71,7 +71,8 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
         "run_folder": run.folder.uri,
         "mined": run.manifest("mine").making,
     }
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it repeats each line that workers print
+    # it repeats each line that workers print
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
     with session(ask(run.recipe, "train")):
         stop = _Stop(folder.uri)
@@ -117,7 +118,9 @@ class _Stop:
     """
 
     def __init__(self, folder: str) -> None:
-        self._asked, self._last = (f"qzhou/{what}/{folder}".encode() for what in ("stop", "last_step"))
+        self._asked, self._last = (
+            f"qzhou/{what}/{folder}".encode() for what in ("stop", "last_step")
+        )
 
     def forget(self) -> None:
         for key in (self._asked, self._last):
@@ -160,7 +163,9 @@ def _scaling(recipe: Recipe) -> ray.train.ScalingConfig:
     return ray.train.ScalingConfig(
         num_workers=_workers(recipe.training),
         use_gpu=recipe.cluster.gpu,
-        resources_per_worker={name: amount for name, amount in asked.bundle.items() if ":" not in name},
+        resources_per_worker={
+            name: amount for name, amount in asked.bundle.items() if ":" not in name
+        },
         accelerator_type=asked.accelerator_type or None,
         label_selector=dict(asked.labels) or None,
     )
@@ -192,7 +197,9 @@ def _own_dashboard() -> Iterator[None]:
     gone, every training would end with twelve seconds of waiting and a traceback.
     """
     name = ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE
-    place = _internal_kv_get(ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD)
+    place = _internal_kv_get(
+        ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD
+    )
     if place is None or name in os.environ:
         yield
         return
@@ -210,9 +217,13 @@ def _export(run: Run, folder: Folder) -> dict[str, int]:
     recipe = run.recipe
     with (run.folder / "train" / "stage2" / "model").local_copy() as trained:
         folder.upload(trained)
-        lowest = checked_parity(trained, name=folder.uri, max_tokens=recipe.model.max_document_tokens)
+        lowest = checked_parity(
+            trained, name=folder.uri, max_tokens=recipe.model.max_document_tokens
+        )
         config = json.loads((trained / "config.json").read_text("utf-8"))
-    line = f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})"
+    line = (
+        f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})"
+    )
     say(line, "exported", lowest_cosine=lowest)
     return {"dimensions": int(config["hidden_size"])}
 
@@ -234,11 +245,14 @@ def _rank(settings: dict[str, Any]) -> None:
                 name,
                 run_folder,
                 mined=settings["mined"],
-                keeper_of=lambda engine, first_step: _Keeper(recipe, run_folder / "train" / name, engine, first_step),
+                keeper_of=lambda engine, first_step: _Keeper(
+                    recipe, run_folder / "train" / name, engine, first_step
+                ),
                 checkpoint=Path(place) if place else None,
             )
     except QzhouError:
-        logging.getLogger("ray.train.v2._internal.util").disabled = True  # it prints every traceback
+        # it prints every traceback
+        logging.getLogger("ray.train.v2._internal.util").disabled = True
         raise
 
 
@@ -254,7 +268,11 @@ class _Keeper(Notes):
         if self._left or ray.train.get_preemption_info() is None:
             return False
         self._left = True
-        say("train: a node is about to leave the cluster; a checkpoint is written now", "node_leaves", level="warning")
+        say(
+            "train: a node is about to leave the cluster; a checkpoint is written now",
+            "node_leaves",
+            level="warning",
+        )
         return True
 
     def save(self, step: int) -> None:

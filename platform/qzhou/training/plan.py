@@ -94,7 +94,9 @@ class BatchPlan:
         for number in range(len(groups)):
             drawn = self._group == number
             self._turn[drawn] = np.arange(drawn.sum())
-        self._counts = [self._rows_by_turn(group, weights, number) for number, group in enumerate(groups)]
+        self._counts = [
+            self._rows_by_turn(group, weights, number) for number, group in enumerate(groups)
+        ]
         self._groups = groups
 
     def at(self, step: int) -> PlannedBatch:
@@ -131,24 +133,35 @@ class BatchPlan:
             rows[here] = permuted(positions[here] % dataset.rows, rows=dataset.rows, key=key)
         return PlannedRows(dataset.name, dataset.task, rows)
 
-    def _rows_by_turn(self, group: Sequence[int], weights: np.ndarray[Any, Any], number: int) -> Ints | None:
+    def _rows_by_turn(
+        self, group: Sequence[int], weights: np.ndarray[Any, Any], number: int
+    ) -> Ints | None:
         """How many rows each member of a group has given by the end of each of its turns [turns, members]."""
         if len(group) == 1:
             return None
         share = weights[list(group)] / weights[list(group)].sum()
         generator = np.random.default_rng([self.seed, 4, number])
         turns = int((self._group == number).sum())
-        return np.cumsum(generator.multinomial(self._size(group), share, size=turns), axis=0, dtype=np.int64)
+        return np.cumsum(
+            generator.multinomial(self._size(group), share, size=turns), axis=0, dtype=np.int64
+        )
 
 
-def _weights(datasets: Sequence[DatasetSize], retrieval_share: float, alpha: float) -> np.ndarray[Any, Any]:
+def _weights(
+    datasets: Sequence[DatasetSize], retrieval_share: float, alpha: float
+) -> np.ndarray[Any, Any]:
     """Each dataset's share of the batches: eta among retrieval, the rest among the others, by rows ** alpha."""
     weight = np.array([dataset.rows for dataset in datasets], dtype=np.float64) ** alpha
     retrieval = np.array([dataset.task == "retrieval" for dataset in datasets])
-    both = (("retrieval", retrieval, retrieval_share), ("pair or classification", ~retrieval, 1 - retrieval_share))
+    both = (
+        ("retrieval", retrieval, retrieval_share),
+        ("pair or classification", ~retrieval, 1 - retrieval_share),
+    )
     for name, group, share in both:
         if share > 0 and not group.any():
-            raise DataError(f"retrieval_share is {retrieval_share}, but there are no {name} examples to train on")
+            raise DataError(
+                f"retrieval_share is {retrieval_share}, but there are no {name} examples to train on"
+            )
         weight[group] *= share / max(weight[group].sum(), np.finfo(float).tiny)
     return weight
 
@@ -159,7 +172,9 @@ def _groups(datasets: Sequence[DatasetSize], grouping: Grouping) -> list[list[in
     if grouping == "dataset":
         return [[number] for number in everyone]
     if grouping == "task":
-        by_task = [[number for number in everyone if datasets[number].task == task] for task in TASKS]
+        by_task = [
+            [number for number in everyone if datasets[number].task == task] for task in TASKS
+        ]
         return [group for group in by_task if group]
     return [list(everyone)]
 
@@ -176,13 +191,17 @@ def _drawn_groups(
     share = round(stage.retrieval_share * SHARE_UNIT)
     is_retrieval = (steps + 1) * share // SHARE_UNIT > steps * share // SHARE_UNIT
     draw = np.random.default_rng([seed, 1]).random(stage.steps)
-    of_retrieval = [number for number, group in enumerate(groups) if datasets[group[0]].task == "retrieval"]
+    of_retrieval = [
+        number for number, group in enumerate(groups) if datasets[group[0]].task == "retrieval"
+    ]
     others = [number for number in range(len(groups)) if number not in of_retrieval]
     weight = np.array([weights[list(group)].sum() for group in groups])
     return np.where(is_retrieval, _pick(of_retrieval, weight, draw), _pick(others, weight, draw))
 
 
-def _pick(candidates: Sequence[int], weight: np.ndarray[Any, Any], draw: np.ndarray[Any, Any]) -> Ints:
+def _pick(
+    candidates: Sequence[int], weight: np.ndarray[Any, Any], draw: np.ndarray[Any, Any]
+) -> Ints:
     """A candidate for each draw in [0, 1), in proportion to its weight."""
     if not candidates or not weight[list(candidates)].sum():
         return np.full(len(draw), -1, dtype=np.int64)

@@ -33,7 +33,13 @@ MODEL = "model"
 
 
 def train_rank(
-    recipe: Recipe, name: StageName, run_folder: Folder, *, mined: str, keeper_of: KeeperOf, checkpoint: Path | None
+    recipe: Recipe,
+    name: StageName,
+    run_folder: Folder,
+    *,
+    mined: str,
+    keeper_of: KeeperOf,
+    checkpoint: Path | None,
 ) -> None:
     """Load, go on from a checkpoint if there is one, train, and let rank 0 write the model.
 
@@ -64,12 +70,18 @@ def train_rank(
         model = with_adapters(found.model, recipe.training.lora).to(device)
         if device.type == "cpu":
             take_faster_linear(model)
-        engine = DeepSpeedEngine(model, found.tokenizer, recipe.training, device, checkpoint=checkpoint)
+        engine = DeepSpeedEngine(
+            model, found.tokenizer, recipe.training, device, checkpoint=checkpoint
+        )
         first_step = engine.load(checkpoint) if checkpoint is not None else 0
         if checkpoint is not None and engine.rank == 0:
             say(f"train: {name}: continues after step {first_step}", "continued", step=first_step)
         wanted = recipe.training.validate_every_steps
-        judged = Validation.of(held_out(recipe, run_folder), recipe, found.tokenizer, engine) if wanted else None
+        judged = (
+            Validation.of(held_out(recipe, run_folder), recipe, found.tokenizer, engine)
+            if wanted
+            else None
+        )
         taught = recipe.training.distillation.teacher
         stage = Stage(
             name,
@@ -88,7 +100,9 @@ def train_rank(
 
 
 def _load(recipe: Recipe, spec: str, dtype: torch.dtype) -> Backbone:
-    return load_backbone(spec, pooling=recipe.model.pooling, attention=recipe.model.attention, dtype=dtype)
+    return load_backbone(
+        spec, pooling=recipe.model.pooling, attention=recipe.model.attention, dtype=dtype
+    )
 
 
 def _refuse_soft_mask(recipe: Recipe, name: StageName, found: Backbone) -> None:
@@ -118,7 +132,9 @@ def _write_model(recipe: Recipe, spec: str, state: dict[str, Tensor], target: Fo
     model.load_state_dict(model.state_dict() | state)  # buffers are not trained
     model = merged(model).to(getattr(torch, recipe.model.saved_dtype))
     if recipe.training.loss.matryoshka_dimensions:  # the widths that an endpoint may cut to
-        model.backbone.config.matryoshka_dimensions = list(recipe.training.loss.matryoshka_dimensions)
+        model.backbone.config.matryoshka_dimensions = list(
+            recipe.training.loss.matryoshka_dimensions
+        )
     with tempfile.TemporaryDirectory() as temporary:
         save_sentence_transformer(
             model,

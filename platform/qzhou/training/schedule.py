@@ -17,7 +17,9 @@ def learning_rate_at(step: int, stage: StageSection) -> float:
     if stage.decay == "constant":
         return stage.learning_rate
     left = max(0.0, (stage.steps - step) / max(1, stage.steps - stage.warmup_steps))
-    return stage.learning_rate * (left if stage.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
+    return stage.learning_rate * (
+        left if stage.decay == "linear" else (1 - math.cos(math.pi * left)) / 2
+    )
 
 
 def openness_at(step: int, stage: StageSection) -> float | None:

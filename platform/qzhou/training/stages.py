@@ -16,8 +16,22 @@ Work = Callable[[Folder, StageName], Mapping[str, int]]
 
 # How fast, where and how safely it is trained: what is learned does not depend on it
 PACE = {
-    *("workers", "min_workers", "offload_optimizer", "chunk_tokens", "held_tokens", "gradient_checkpointing"),
-    *("loader_threads", "validate_every_steps", "trackers", "save_every_steps", "keep_checkpoints", "max_failures"),
+    *(
+        "workers",
+        "min_workers",
+        "offload_optimizer",
+        "chunk_tokens",
+        "held_tokens",
+        "gradient_checkpointing",
+    ),
+    *(
+        "loader_threads",
+        "validate_every_steps",
+        "trackers",
+        "save_every_steps",
+        "keep_checkpoints",
+        "max_failures",
+    ),
 }
 
 
@@ -36,7 +50,9 @@ def both_stages(run: Run, work: Work) -> Manifest:
         "training": recipe.training.model_dump(exclude={"stage1", "stage2", "seed", *PACE}),
         "model": recipe.model.model_dump(),
         "weights": weights_fingerprint(recipe.model.backbone),
-        "prompts": {dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets},
+        "prompts": {
+            dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets
+        },
         "seed": recipe.training_seed,
     }
 

@@ -42,7 +42,11 @@ def train(recipe: Recipe) -> None:
         run = Run.open(recipe)
 
         def work(folder: Folder, stage: StageName) -> Mapping[str, int]:
-            told = {"run_folder": run.folder.uri, "stage": stage, "mined": run.manifest("mine").making}
+            told = {
+                "run_folder": run.folder.uri,
+                "stage": stage,
+                "mined": run.manifest("mine").making,
+            }
             _train(recipe, **_shared(told | {"checkpoint": _latest(folder / CHECKPOINTS)}))
             return {"steps": getattr(recipe.training, stage).steps}
 
@@ -57,7 +61,8 @@ def _process_group(*, gpu: bool) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
     yield
-    dist.destroy_process_group()  # not after an error: torchrun ends the ranks that still wait for this one
+    # not after an error: torchrun ends the ranks that still wait for this one
+    dist.destroy_process_group()
 
 
 def _shared(said: dict[str, Any] | None) -> dict[str, Any]:
@@ -67,7 +72,9 @@ def _shared(said: dict[str, Any] | None) -> dict[str, Any]:
     return box[0] or {}
 
 
-def _train(recipe: Recipe, *, run_folder: str, stage: StageName, mined: str, checkpoint: str) -> None:
+def _train(
+    recipe: Recipe, *, run_folder: str, stage: StageName, mined: str, checkpoint: str
+) -> None:
     folder = Folder.open(run_folder)
     with Folder.open(checkpoint).local_copy() if checkpoint else nullcontext() as place:
         train_rank(
@@ -75,7 +82,9 @@ def _train(recipe: Recipe, *, run_folder: str, stage: StageName, mined: str, che
             stage,
             folder,
             mined=mined,
-            keeper_of=lambda engine, first_step: _Keeper(recipe, folder / "train" / stage, engine, first_step),
+            keeper_of=lambda engine, first_step: _Keeper(
+                recipe, folder / "train" / stage, engine, first_step
+            ),
             checkpoint=place,
         )
 
@@ -113,6 +122,8 @@ class _Keeper(Notes):
             Folder.open(place).copy_to(target)
         dist.barrier()
         if self.engine.rank == 0:
-            target.write_json(COMPLETE, {"step": step, "loss": self.last["loss"], "workers": self.engine.world})
+            target.write_json(
+                COMPLETE, {"step": step, "loss": self.last["loss"], "workers": self.engine.world}
+            )
             for name in _complete(checkpoints)[: -self.recipe.training.keep_checkpoints]:
                 (checkpoints / name).delete()

@@ -140,13 +140,19 @@ class MLflow:
         own = {PLACE_TAG: digest([place, settings])}  # two runs may have the same name
         [(tag, value)] = own.items()
         before = self._client.search_runs([experiment], filter_string=f"tags.{tag} = '{value}'")
-        self._run = before[0] if before else self._client.create_run(experiment, run_name=f"{name}/{stage}", tags=own)
+        self._run = (
+            before[0]
+            if before
+            else self._client.create_run(experiment, run_name=f"{name}/{stage}", tags=own)
+        )
         if not before:
             for key, value in settings.items():
                 self._client.log_param(self._run.info.run_id, key, str(value)[:500])
 
     def add(self, metrics: Metrics) -> None:
-        for name, value in (_numbers(metrics) | {f"loss_of/{metrics['dataset']}": metrics["loss"]}).items():
+        for name, value in (
+            _numbers(metrics) | {f"loss_of/{metrics['dataset']}": metrics["loss"]}
+        ).items():
             self._client.log_metric(self._run.info.run_id, name, value, step=metrics["step"])
 
     def keep(self) -> None:

@@ -39,7 +39,11 @@ class Validation:
 
     @classmethod
     def of(
-        cls, examples: Sequence[tuple[Prompt, RetrievalExample]], recipe: Recipe, tokenizer: Any, engine: Engine
+        cls,
+        examples: Sequence[tuple[Prompt, RetrievalExample]],
+        recipe: Recipe,
+        tokenizer: Any,
+        engine: Engine,
     ) -> Validation | None:
         """A sample, drawn by hash, of held-out examples; None if there are none."""
         chosen = sorted(examples, key=lambda one: stable_id("validation", one[1].id))
@@ -60,7 +64,9 @@ class Validation:
             is_answer_QM[row, sorted(answers[text_key(one.query)])] = True
         queries = [prompt.query(one.query) for prompt, one in asked]
         ids = token_ids(tokenizer, queries, max_tokens=recipe.model.max_query_tokens)
-        ids += token_ids(tokenizer, list(documents.values()), max_tokens=recipe.model.max_document_tokens)
+        ids += token_ids(
+            tokenizer, list(documents.values()), max_tokens=recipe.model.max_document_tokens
+        )
         dealt = deal(ids, rank=engine.rank, world=engine.world, chunk_tokens=engine.chunk_tokens)
         return cls(dealt, is_answer_QM)
 
@@ -68,7 +74,11 @@ class Validation:
         """``ndcg_at_10``, and ``accuracy``: the share of queries whose first document answers."""
         vectors = embed(self.deal, engine.forward).float().cpu()
         count = len(self.is_answer_QM)
-        best_QK = (vectors[:count] @ vectors[count:].T).topk(min(RANKS, self.is_answer_QM.shape[1]), dim=1).indices
+        best_QK = (
+            (vectors[:count] @ vectors[count:].T)
+            .topk(min(RANKS, self.is_answer_QM.shape[1]), dim=1)
+            .indices
+        )
         gain_QK = self.is_answer_QM.gather(1, best_QK).double()
         discount_K = 1 / torch.arange(2, RANKS + 2, dtype=torch.float64).log2()
         reached_Q = (gain_QK * discount_K[: gain_QK.shape[1]]).sum(1)
@@ -85,5 +95,7 @@ def held_out(recipe: Recipe, run_folder: Folder) -> list[tuple[Prompt, Retrieval
     parent = run_folder / "transform" / "held_out" / "retrieval"
     found = []
     for dataset in recipe.datasets:
-        found += [(dataset.prompt, one) for one in read_records(parent / dataset.name, RetrievalExample)]
+        found += [
+            (dataset.prompt, one) for one in read_records(parent / dataset.name, RetrievalExample)
+        ]
     return found

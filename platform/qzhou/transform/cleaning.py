@@ -16,10 +16,15 @@ from ftfy.fixes import unescape_html
 
 from qzhou.config.dataset import Repair
 
-WORD_SEARCH_CHARS = 100  # how far a cut goes back for a blank; scripts without blanks are cut where they are
+# how far a cut goes back for a blank; scripts without blanks are cut where they are
+WORD_SEARCH_CHARS = 100
 
 _FTFY = ftfy.TextFixerConfig(
-    uncurl_quotes=False, fix_character_width=False, normalization="NFC", explain=False, max_decode_length=100_000
+    uncurl_quotes=False,
+    fix_character_width=False,
+    normalization="NFC",
+    explain=False,
+    max_decode_length=100_000,
 )
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff]")
 # ftfy has nothing to mend where only these stand: ASCII, the commonest typographic signs, CJK, kana, hangul and their
@@ -33,7 +38,16 @@ _PARAGRAPH_BREAKS = re.compile(r"\n{3,}")
 _BARE_ENTITY = re.compile(r"(?:^| )(#\d{2,5}|quot|amp|lt|gt|nbsp|apos);", re.MULTILINE)
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,1000}>")
 _PTB = re.compile(r"-(?:LRB|RRB|LSB|RSB|LCB|RCB)-|``|(?<=\s)''")
-_PTB_SIGNS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}", "``": '"', "''": '"'}
+_PTB_SIGNS = {
+    "-LRB-": "(",
+    "-RRB-": ")",
+    "-LSB-": "[",
+    "-RSB-": "]",
+    "-LCB-": "{",
+    "-RCB-": "}",
+    "``": '"',
+    "''": '"',
+}
 _ENTITY = re.compile(r"&(?:#\d|#[xX][\da-fA-F]|[A-Za-z]\w*;)")
 
 
@@ -57,8 +71,13 @@ def clean_text(text: str, max_chars: int) -> str:
                 return clean_text(unescaped, max_chars)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = text.translate(_ASCII_SIGNS) if text.isascii() else _OTHER_BLANK.sub(" ", _INVISIBLE.sub("", text))
-    while "  " in text:  # halves every run of blanks; much faster than a pattern that meets every blank
+    text = (
+        text.translate(_ASCII_SIGNS)
+        if text.isascii()
+        else _OTHER_BLANK.sub(" ", _INVISIBLE.sub("", text))
+    )
+    # halves every run of blanks; much faster than a pattern that meets every blank
+    while "  " in text:
         text = text.replace("  ", " ")
     text = text.replace(" \n", "\n").replace("\n ", "\n")
     if "\n\n\n" in text:

@@ -37,7 +37,11 @@ def roots(expression: str) -> list[str]:
     """The columns that an expression reads; a path is known by its first name."""
     if "{" in expression:
         return [root for _, name in _pieces(expression) if name for root in roots(name)]
-    return [expression] if "[]" not in expression and "." not in expression else [re.split(r"\.|\[\]", expression)[0]]
+    return (
+        [expression]
+        if "[]" not in expression and "." not in expression
+        else [re.split(r"\.|\[\]", expression)[0]]
+    )
 
 
 def steps_of(path: str) -> tuple[str, ...]:
@@ -51,7 +55,12 @@ def walk(value: Any, steps: tuple[str, ...]) -> Any:
         if step == "[]":
             elements = value if isinstance(value, list) else []
             found = [walk(element, steps[position + 1 :]) for element in elements]
-            return [one for part in found for one in (part if isinstance(part, list) else [part]) if one is not None]
+            return [
+                one
+                for part in found
+                for one in (part if isinstance(part, list) else [part])
+                if one is not None
+            ]
         if not isinstance(value, Mapping):
             return None
         value = value.get(step)
@@ -67,7 +76,9 @@ def exploded(record: Any, steps: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     while waiting:
         value, inherited, position = waiting.pop()
         if position == len(steps):
-            yield {**inherited, **value} if isinstance(value, dict) else {**inherited, "value": value}
+            yield (
+                {**inherited, **value} if isinstance(value, dict) else {**inherited, "value": value}
+            )
         elif steps[position] == "[]":
             elements = value if isinstance(value, list) else []
             waiting += [(element, inherited, position + 1) for element in reversed(elements)]
@@ -84,7 +95,11 @@ def _template(expression: str) -> Getter:
         for literal, read in parts:
             found = _plain(read(row)) if read else ""
             # what stands between two columns is left out where one of them is blank
-            said += (literal if said or not read else literal.lstrip()) + found if found or not read else ""
+            said += (
+                (literal if said or not read else literal.lstrip()) + found
+                if found or not read
+                else ""
+            )
         return said.strip()
 
     return value
@@ -103,4 +118,6 @@ def _pieces(expression: str) -> list[tuple[str, str | None]]:
             raise ValueError("{} names no column")
         return pieces
     except ValueError as error:
-        raise RecipeError(f"'{expression}' is not a template: {error}; literal braces are doubled") from None
+        raise RecipeError(
+            f"'{expression}' is not a template: {error}; literal braces are doubled"
+        ) from None

@@ -109,7 +109,9 @@ class IndexBuilder:
         owners = np.repeat(np.arange(len(arrays), dtype=np.uint16), [len(one) for one in arrays])
         hashes = np.concatenate(arrays)
         order = np.argsort(hashes, kind="stable")
-        return Index(tuple(self._hashes), hashes[order], owners[order], self._kept_of, self._settings)
+        return Index(
+            tuple(self._hashes), hashes[order], owners[order], self._kept_of, self._settings
+        )
 
     def _size(self) -> int:
         return sum(len(one) for own in self._hashes.values() for one in own)
@@ -161,22 +163,32 @@ class Overlap:
                 np.add.at(known, (text_places, tasks), 1)
                 hit[some[text_places], tasks] = True
                 self._remember(texts, text_places + start, tasks, index)
-            whole = np.bincount(gram_owners[grams % np.uint64(index.kept_of) == 0], minlength=len(some))
-            copies[start : start + len(some)] = (known > 0) & (known >= COPIED_SHARE * whole[:, None])
+            whole = np.bincount(
+                gram_owners[grams % np.uint64(index.kept_of) == 0], minlength=len(some)
+            )
+            copies[start : start + len(some)] = (known > 0) & (
+                known >= COPIED_SHARE * whole[:, None]
+            )
         self.compared += table.num_rows
         least = 2 if task == "pair" else 1  # official splits of pairs share single sentences
         queries = table.num_rows if task == "retrieval" else len(texts)  # they come first
         for number, name in enumerate(index.tasks):
             self.tasks[name] = self.tasks.get(name, 0) + int(hit[:, number].sum())
             for counts, until in ((self.copied, len(texts)), (self.asked, queries)):
-                by_row = np.bincount(owners[:until], copies[:until, number], minlength=table.num_rows)
+                by_row = np.bincount(
+                    owners[:until], copies[:until, number], minlength=table.num_rows
+                )
                 counts[name] = counts.get(name, 0) + int((by_row >= least).sum())
         return np.asarray(hit.any(axis=1))
 
     def add(self, other: Overlap) -> None:
         """Take in the counts of another part of the dataset."""
         self.compared += other.compared
-        for mine, theirs in ((self.tasks, other.tasks), (self.copied, other.copied), (self.asked, other.asked)):
+        for mine, theirs in (
+            (self.tasks, other.tasks),
+            (self.copied, other.copied),
+            (self.asked, other.asked),
+        ):
             for name, count in theirs.items():
                 mine[name] = mine.get(name, 0) + count
         for name, texts in other.examples.items():
@@ -186,7 +198,9 @@ class Overlap:
     def plain(self) -> dict[str, Any]:
         return asdict(self)
 
-    def _remember(self, texts: Sequence[str], places: np.ndarray, tasks: np.ndarray, index: Index) -> None:
+    def _remember(
+        self, texts: Sequence[str], places: np.ndarray, tasks: np.ndarray, index: Index
+    ) -> None:
         for number, name in enumerate(index.tasks):
             shown = self.examples.setdefault(name, [])
             for place in places[tasks == number][: 20 * EXAMPLES]:

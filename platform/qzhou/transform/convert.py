@@ -34,7 +34,12 @@ SUMMARY = "summary.json"
 
 # What a candidate has besides the fields of its record.
 JUDGED = pa.list_(pa.struct([("document_id", pa.string()), ("grade", pa.float64())]))
-EXTRA = [("unit", pa.int32()), ("held_out", pa.bool_()), ("rows", pa.int32()), ("swapped_id", pa.string())]
+EXTRA = [
+    ("unit", pa.int32()),
+    ("held_out", pa.bool_()),
+    ("rows", pa.int32()),
+    ("swapped_id", pa.string()),
+]
 EXTRA_SCHEMA = pa.schema([*EXTRA, ("query_id", pa.string()), ("judged", JUDGED)])
 
 
@@ -85,7 +90,13 @@ def convert_shard(plan: Plan, shard: Shard) -> int:
         candidates, drops = _converted(chunk, part * UNITS_PER_TABLE, convert, tally)
         candidates = _filtered(candidates, plan, dataset, drops, tally)
         tally.languages.update(_languages(candidates))
-        _add_keys(keys, [one for _, one in candidates], start, settings.near_duplicates, dataset.may_share_texts)
+        _add_keys(
+            keys,
+            [one for _, one in candidates],
+            start,
+            settings.near_duplicates,
+            dataset.may_share_texts,
+        )
         name = f"{part:04d}.parquet"
         write_table(folder, name, _table(candidates, dataset))
         if drops:
@@ -93,7 +104,13 @@ def convert_shard(plan: Plan, shard: Shard) -> int:
         start, part = start + len(candidates), part + 1
     if plan.is_judged:
         table = keys.table()
-        write_partitions(folder, "keys.arrow", table, table["high"].to_numpy() % np.uint64(plan.buckets), plan.buckets)
+        write_partitions(
+            folder,
+            "keys.arrow",
+            table,
+            table["high"].to_numpy() % np.uint64(plan.buckets),
+            plan.buckets,
+        )
     folder.write_json(SUMMARY, tally.plain())
     return tally.read
 
@@ -118,7 +135,8 @@ class Converter:
                 example = outcome
         if example is None:
             return None, drops
-        asked = next(filter(None, texts_of(example)))  # of a document without a query, the document itself
+        # of a document without a query, the document itself
+        asked = next(filter(None, texts_of(example)))
         group = text_key(asked) if self._group_of is None else str(self._group_of(raw[0]) or "")
         if not group:
             detail = f"column '{self._column}', which split_by names, is empty"
@@ -136,7 +154,9 @@ class Converter:
         return Candidate(example, held, _behind(raw, drops), query_id, judged), drops
 
 
-def rows_behind(plan: Plan, shard: Shard, candidates: Sequence[tuple[int, str]]) -> Iterator[list[Row]]:
+def rows_behind(
+    plan: Plan, shard: Shard, candidates: Sequence[tuple[int, str]]
+) -> Iterator[list[Row]]:
     """The raw rows of some candidates, for those who want to see why they are dropped; read once more.
 
     Args:
@@ -195,14 +215,20 @@ def _converted(
 
 
 def _filtered(
-    candidates: list[tuple[int, Candidate]], plan: Plan, dataset: Dataset, drops: list[Drop], tally: Tally
+    candidates: list[tuple[int, Candidate]],
+    plan: Plan,
+    dataset: Dataset,
+    drops: list[Drop],
+    tally: Tally,
 ) -> list[tuple[int, Candidate]]:
     """What the dataset's filters leave; the others are added to the drops."""
     if not dataset.languages and dataset.max_tokens is None:
         return candidates
     kept = []
     for (unit, one), refusal in zip(
-        candidates, refusals([one.example for _, one in candidates], dataset, plan.recipe.model), strict=True
+        candidates,
+        refusals([one.example for _, one in candidates], dataset, plan.recipe.model),
+        strict=True,
     ):
         if refusal is None:
             kept.append((unit, one))
@@ -222,7 +248,11 @@ def _languages(candidates: Sequence[tuple[int, Candidate]]) -> Iterator[str]:
 
 
 def _add_keys(
-    keys: KeyList, candidates: Sequence[Candidate], start: int, near: float | None, may_share_texts: bool
+    keys: KeyList,
+    candidates: Sequence[Candidate],
+    start: int,
+    near: float | None,
+    may_share_texts: bool,
 ) -> None:
     for row, one in enumerate(candidates, start):
         keys.add(row, one.example, one.held_out, may_share_texts=may_share_texts)
@@ -230,7 +260,9 @@ def _add_keys(
         return
     sides = [texts_of(one.example) for one in candidates]
     longest = 2 if isinstance(candidates[0].example, RetrievalExample | PairExample) else 1
-    columns = [["\n".join(own[:1] if side == 0 else own[1:]) for own in sides] for side in range(longest)]
+    columns = [
+        ["\n".join(own[:1] if side == 0 else own[1:]) for own in sides] for side in range(longest)
+    ]
     bands, comparable = band_keys(columns, near)
     rows = np.arange(start, start + len(candidates))
     held = np.array([one.held_out for one in candidates])
@@ -250,5 +282,7 @@ def _table(numbered: Sequence[tuple[int, Candidate]], dataset: Dataset) -> pa.Ta
         "query_id": [one.query_id for one in candidates],
         "judged": [one.judged for one in candidates],
     }
-    arrays = [pa.array(more[name], type=EXTRA_SCHEMA.field(name).type) for name in EXTRA_SCHEMA.names]
+    arrays = [
+        pa.array(more[name], type=EXTRA_SCHEMA.field(name).type) for name in EXTRA_SCHEMA.names
+    ]
     return pa.Table.from_arrays([*table.columns, *arrays], schema=candidate_schema(dataset))

@@ -43,13 +43,21 @@ def csv_rows(form: Format, file: InputFile) -> Iterator[Row | Refused]:
             except csv.Error as error:  # the reader goes on with the next line
                 content = remembered.taken()
                 if "unexpected end of data" in str(error) and content.count("\n") > 1:
-                    raise EOFError(f"a quote that opens in line {place.rpartition(' ')[2]} is never closed") from None
-                yield Refused("not_csv", f"{place}: {error} (up to line {table.line_num})", _shown(content))
+                    raise EOFError(
+                        f"a quote that opens in line {place.rpartition(' ')[2]} is never closed"
+                    ) from None
+                yield Refused(
+                    "not_csv", f"{place}: {error} (up to line {table.line_num})", _shown(content)
+                )
                 continue
             remembered.taken()
             if names is None and cells:
                 header = _has_header(form)
-                names = _distinct(cells, place) if header else [str(position) for position in range(len(cells))]
+                names = (
+                    _distinct(cells, place)
+                    if header
+                    else [str(position) for position in range(len(cells))]
+                )
                 if header:
                     continue
             if cells and names is not None:
@@ -79,14 +87,20 @@ class _Remembered:
 def _dialect(form: Format, file: InputFile) -> dict[str, Any]:
     inner = re.sub(r"\.(gz|bz2)$", "", file.member or file.uri)
     delimiter = form.delimiter or ("\t" if inner.endswith((".tsv", ".tab")) else ",")
-    quoting = {"quotechar": form.quote} if form.quote else {"quoting": csv.QUOTE_NONE, "quotechar": None}
+    quoting = (
+        {"quotechar": form.quote} if form.quote else {"quoting": csv.QUOTE_NONE, "quotechar": None}
+    )
     return {"delimiter": delimiter, **quoting}
 
 
 def _has_header(form: Format) -> bool:
     """Columns named by number ask for a file without a header."""
     named = [root for column in form.columns.values() for root in roots(column)]
-    return not (named and all(root.isdecimal() for root in named)) if form.header is None else form.header
+    return (
+        not (named and all(root.isdecimal() for root in named))
+        if form.header is None
+        else form.header
+    )
 
 
 def _distinct(names: list[str], place: str) -> list[str]:
@@ -105,7 +119,9 @@ def _row(names: Sequence[str], cells: Sequence[str], place: str, encoding: str) 
     if not content.isascii() and _UNDECODED.search(content):
         return Refused("undecodable", f"{place}: not {encoding}", _shown(content))
     if len(cells) != len(names):
-        return Refused("wrong_cell_count", f"{place}: {len(cells)} cells, and {len(names)} columns", content)
+        return Refused(
+            "wrong_cell_count", f"{place}: {len(cells)} cells, and {len(names)} columns", content
+        )
     return dict(zip(names, cells, strict=True))
 
 

@@ -47,7 +47,13 @@ DETAILS = {
 }
 
 KEYS = pa.schema(
-    [("high", pa.uint64()), ("low", pa.uint64()), ("row", pa.uint32()), ("space", pa.uint8()), ("held", pa.bool_())]
+    [
+        ("high", pa.uint64()),
+        ("low", pa.uint64()),
+        ("row", pa.uint32()),
+        ("space", pa.uint8()),
+        ("held", pa.bool_()),
+    ]
 )
 
 
@@ -63,7 +69,9 @@ def texts_of(example: Example) -> tuple[str, ...]:
 def text_digest(*keys: str) -> bytes:
     """16 bytes of texts that :func:`qzhou.data.records.text_key` has normalised."""
     joined = "\0".join(keys)
-    return hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+    return hashlib.blake2b(
+        joined.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES
+    ).digest()
 
 
 class KeyList:
@@ -88,7 +96,11 @@ class KeyList:
         """
         keys = [text_key(text) for text in texts_of(example)]
         if isinstance(example, RetrievalExample):
-            identity, own, text = Space.RETRIEVAL, (keys[0], *sorted(keys[1:])), Space.RETRIEVAL_TEXT
+            identity, own, text = (
+                Space.RETRIEVAL,
+                (keys[0], *sorted(keys[1:])),
+                Space.RETRIEVAL_TEXT,
+            )
         elif isinstance(example, PairExample):
             identity, own, text = Space.PAIR, tuple(sorted(keys)), Space.SIMILARITY_TEXT
         else:
@@ -153,15 +165,21 @@ def judge(keys: pa.Table, shard: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     place = (shard.astype(np.uint64) << np.uint64(32)) | row.astype(np.uint64)
     order = np.lexsort((place, ~held, low, high, space))
     starts = np.ones(len(order), dtype=bool)
-    starts[1:] = (np.diff(high[order]) != 0) | (np.diff(low[order]) != 0) | (space[order][1:] != space[order][:-1])
+    starts[1:] = (
+        (np.diff(high[order]) != 0)
+        | (np.diff(low[order]) != 0)
+        | (space[order][1:] != space[order][:-1])
+    )
     first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
     is_text = np.isin(space[order], (Space.RETRIEVAL_TEXT, Space.SIMILARITY_TEXT))
-    same_row = place[order] == place[order][first]  # a text that stands twice in one example repeats nothing
+    # a text that stands twice in one example repeats nothing
+    same_row = place[order] == place[order][first]
     shown = is_text & held[order][first] & ~held[order]
     repeated = ~is_text & ~starts & ~same_row
     near = space[order] == Space.NEAR
     verdict = np.select(
-        [shown, repeated & near, repeated], [Verdict.IN_HELD_OUT, Verdict.NEAR_DUPLICATE, Verdict.DUPLICATE]
+        [shown, repeated & near, repeated],
+        [Verdict.IN_HELD_OUT, Verdict.NEAR_DUPLICATE, Verdict.DUPLICATE],
     )
     found = np.flatnonzero(verdict)
     return order[found], verdict[found], order[first[found]]

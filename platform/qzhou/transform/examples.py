@@ -6,14 +6,30 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from qzhou.data.records import Drop, Example, Negative, PairExample, RetrievalExample, stable_id, text_key
+from qzhou.data.records import (
+    Drop,
+    Example,
+    Negative,
+    PairExample,
+    RetrievalExample,
+    stable_id,
+    text_key,
+)
 from qzhou.transform.cleaning import cut
 from qzhou.transform.columns import Row
 from qzhou.transform.fields import Fields
 
 Outcome = Example | Drop
 
-YES_NO = {"yes": True, "true": True, "1": True, "duplicate": True, "no": False, "false": False, "0": False}
+YES_NO = {
+    "yes": True,
+    "true": True,
+    "1": True,
+    "duplicate": True,
+    "no": False,
+    "false": False,
+    "0": False,
+}
 YES_NO |= {"not_duplicate": False}
 
 
@@ -105,12 +121,18 @@ def _refusal(fields: Fields, query: str, positives: Sequence[Scored]) -> tuple[s
     if not query:
         return "blank_query", ""
     if len(query) < dataset.min_query_chars:
-        return "short_query", f"{len(query)} characters; min_query_chars is {dataset.min_query_chars}"
+        return (
+            "short_query",
+            f"{len(query)} characters; min_query_chars is {dataset.min_query_chars}",
+        )
     if not positives:
         return "blank_positive", ""
     longest = max(len(one.text) for one in positives)
     if longest < dataset.min_positive_chars:
-        return "short_positive", f"{longest} characters; min_positive_chars is {dataset.min_positive_chars}"
+        return (
+            "short_positive",
+            f"{longest} characters; min_positive_chars is {dataset.min_positive_chars}",
+        )
     return None
 
 
@@ -122,7 +144,9 @@ def _named(reason: tuple[str, str], names: tuple[str, str], fields: Fields) -> t
     return reason[0], f"column '{fields.columns.get(name, name)}' is empty"
 
 
-def by_grade(judged: Sequence[Judged], fields: Fields, query: str, names: tuple[str, str, str]) -> list[Outcome]:
+def by_grade(
+    judged: Sequence[Judged], fields: Fields, query: str, names: tuple[str, str, str]
+) -> list[Outcome]:
     """The example of a query and its judged texts; ``names`` are the fields of query, text and judgement."""
     sides: tuple[list[Scored], list[Scored]] = ([], [])
     drops: list[Outcome] = []
@@ -131,7 +155,9 @@ def by_grade(judged: Sequence[Judged], fields: Fields, query: str, names: tuple[
         if grade is None and names[2] == "label":
             drops.append(unknown_label(row, fields, YES_NO))
         elif grade is None:
-            drops.append(fields.drop("grade_not_a_number", f"column '{fields.columns[names[2]]}'", row))
+            drops.append(
+                fields.drop("grade_not_a_number", f"column '{fields.columns[names[2]]}'", row)
+            )
         elif not text:
             drops.append(fields.blank(names[1], row))
         elif fields.dataset.negative_grade < grade < fields.dataset.positive_grade:
@@ -140,7 +166,10 @@ def by_grade(judged: Sequence[Judged], fields: Fields, query: str, names: tuple[
             sides[grade < fields.dataset.positive_grade].append(Scored(text))
             kept.append(row)
     if kept and not sides[0]:
-        return drops + [fields.drop("no_positive", f"none of {len(kept)} texts is relevant", row) for row in kept]
+        return drops + [
+            fields.drop("no_positive", f"none of {len(kept)} texts is relevant", row)
+            for row in kept
+        ]
     return drops + (retrieval(kept, fields, query, *sides, names[:2]) if kept else [])
 
 

@@ -20,7 +20,11 @@ DEFAULT_COLUMNS: Mapping[Rule, Mapping[str, str]] = {
     "title_body": {"query": "title", "positive": "body"},
     "question_answer": {"query": "question", "positive": "answer"},
     "chat": {"messages": "messages"},
-    "reading_comprehension": {"question": "question", "context": "context", "answer": "answers[].text"},
+    "reading_comprehension": {
+        "question": "question",
+        "context": "context",
+        "answer": "answers[].text",
+    },
     "claim_evidence": {"claim": "claim", "evidence": "evidence", "label": "label"},
     "qrels": {"query_id": "query-id", "document_id": "corpus-id", "grade": "score"},
     "triplets": {"query": "query", "positive": "pos", "negative": "neg"},
@@ -43,9 +47,14 @@ INPUT_COLUMNS: Mapping[str, Mapping[str, str]] = {
     "queries": {"id": "_id", "text": "text"},
 }
 # The field whose text brings rows together into one example.
-GROUPED_BY: Mapping[Rule, str] = {"claim_evidence": "claim", "graded": "query", "duplicate_questions": "text_a"}
+GROUPED_BY: Mapping[Rule, str] = {
+    "claim_evidence": "claim",
+    "graded": "query",
+    "duplicate_questions": "text_a",
+}
 
-DROPPED_RECORD_CHARS = 1_000_000  # a raw row is kept whole; this is for a line that is no row at all
+# a raw row is kept whole; this is for a line that is no row at all
+DROPPED_RECORD_CHARS = 1_000_000
 DROPPED_DETAIL_CHARS = 500
 
 
@@ -63,11 +72,21 @@ def columns_of(dataset: Dataset) -> dict[str, str]:
 def input_columns_of(dataset: Dataset, part: str) -> dict[str, str]:
     """The same for ``corpus`` and ``queries`` of a qrels dataset."""
     defaults = INPUT_COLUMNS[part]
-    return _columns(f"{dataset.name}.{part}", getattr(dataset, part).columns, defaults, tuple(defaults), f"'{part}'")
+    return _columns(
+        f"{dataset.name}.{part}",
+        getattr(dataset, part).columns,
+        defaults,
+        tuple(defaults),
+        f"'{part}'",
+    )
 
 
 def _columns(
-    place: str, given: Mapping[str, str], defaults: Mapping[str, str], known: tuple[str, ...], owner: str
+    place: str,
+    given: Mapping[str, str],
+    defaults: Mapping[str, str],
+    known: tuple[str, ...],
+    owner: str,
 ) -> dict[str, str]:
     unknown = [name for name in given if name not in known]
     if unknown:
@@ -95,7 +114,9 @@ class Fields:
     def __post_init__(self) -> None:
         columns = columns_of(self.dataset)
         object.__setattr__(self, "columns", columns)
-        object.__setattr__(self, "_getters", {name: getter(column) for name, column in columns.items()})
+        object.__setattr__(
+            self, "_getters", {name: getter(column) for name, column in columns.items()}
+        )
 
     def has(self, name: str) -> bool:
         return name in self._getters
@@ -152,7 +173,11 @@ def drop(dataset: str, reason: str, detail: str, content: object, *, part: bool 
 
 def as_record(content: object) -> str:
     """What :class:`~qzhou.data.records.Drop` keeps of a row, as JSON, or of a text."""
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
+    text = (
+        content
+        if isinstance(content, str)
+        else json.dumps(content, ensure_ascii=False, default=str)
+    )
     return _printable(text[:DROPPED_RECORD_CHARS])
 
 
@@ -174,7 +199,11 @@ def _as_text(value: Any) -> str:
             return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))  # a column of integers with a gap in it becomes floats
-    if value is None or isinstance(value, list | tuple | dict) or (isinstance(value, float) and math.isnan(value)):
+    if (
+        value is None
+        or isinstance(value, list | tuple | dict)
+        or (isinstance(value, float) and math.isnan(value))
+    ):
         return ""
     return str(value)
 

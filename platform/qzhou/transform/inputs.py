@@ -29,14 +29,16 @@ import pyarrow.parquet as pq
 from qzhou.config.dataset import Format
 from qzhou.errors import DataError, first_line
 
-SPLIT_BYTES = 16 * 2**20  # what one task reads at most: seconds of work, so that a killed task loses little
+# what one task reads at most: seconds of work, so that a killed task loses little
+SPLIT_BYTES = 16 * 2**20
 SMALLEST_SPLIT_BYTES = 2**20  # below, starting a task would cost more than its work
 SPLITS = 16  # of a small dataset, so that all cores of one machine have work to the end
 REMOTE_READ_BYTES = 4 * 2**20  # what one request to an object store brings
 UNPACKED_RATIO = 4  # text shrinks to about a quarter
 WIDE_ENCODINGS = ("utf-16", "utf-32")  # their line ends are not one byte
 PACKED_SUFFIXES = (".gz", ".bz2", ".zip")
-DAMAGE = (EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid)  # what reading a broken file raises
+# what reading a broken file raises
+DAMAGE = (EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid)
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
@@ -102,7 +104,11 @@ def input_files(dataset: str, form: Format) -> list[InputFile]:
             )
         if members or archive.endswith(".zip"):
             chosen = members[1] if members else "*"
-            matches = [one for file in matches for one in _members(dataset, file, chosen, form.on_corrupt_file)]
+            matches = [
+                one
+                for file in matches
+                for one in _members(dataset, file, chosen, form.on_corrupt_file)
+            ]
         found |= dict.fromkeys(matches)
     return list(found)
 
@@ -116,13 +122,16 @@ def splits_of(form: Format, files: Sequence[InputFile]) -> list[Split]:
     if form.reader == "aligned_text":
         return [Split(tuple(files))]
     if form.reader == "hf":
-        return [Split((file,), shard, shard + 1) for file in files for shard in range(hf_shards(file))]
+        return [
+            Split((file,), shard, shard + 1) for file in files for shard in range(hf_shards(file))
+        ]
     largest = min(SPLIT_BYTES, max(SMALLEST_SPLIT_BYTES, sum(map(unpacked_bytes, files)) // SPLITS))
     splits: list[Split] = []
     together: list[InputFile] = []
     for file in files:
         size = unpacked_bytes(file)
-        if together and sum(map(unpacked_bytes, together)) + size > largest // 4:  # small files are read together
+        # small files are read together
+        if together and sum(map(unpacked_bytes, together)) + size > largest // 4:
             splits.append(Split(tuple(together)))
             together = []
         if size > largest and not file.is_packed and _can_be_cut(form, file):
@@ -154,7 +163,8 @@ def open_bytes(file: InputFile) -> BinaryIO:
     if "://" in file.uri:
         stream = _ReadAhead(cast(io.RawIOBase, stream), REMOTE_READ_BYTES)
     name = file.uri
-    if file.member or name.endswith(".zip"):  # a whole archive is asked for where its list of members is broken
+    # a whole archive is asked for where its list of members is broken
+    if file.member or name.endswith(".zip"):
         stream, name = cast(BinaryIO, zipfile.ZipFile(stream).open(file.member)), file.member  # noqa: SIM115 - the caller closes
     if name.endswith(".gz"):
         return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
@@ -171,7 +181,9 @@ class _ReadAhead(io.BufferedReader):
 
 def damaged(file: InputFile, rows: int, error: Exception) -> str:
     """What to say of a file that cannot be read to its end."""
-    problem = f"not {error.encoding}" if isinstance(error, UnicodeDecodeError) else "damaged or truncated"
+    problem = (
+        f"not {error.encoding}" if isinstance(error, UnicodeDecodeError) else "damaged or truncated"
+    )
     return (
         f"{file.name} is {problem} after {rows:,} rows: {str(error) or type(error).__name__}. Replace the file, or set "
         'on_corrupt_file = "skip" to keep what was read before the damage.'
@@ -186,7 +198,9 @@ def open_raw(file: InputFile) -> BinaryIO:
         filesystem, path, _ = _filesystem(file.uri)
         return cast(BinaryIO, filesystem.open(path, "rb"))
     except FileNotFoundError:
-        raise DataError(f"{file.name} has gone since the run began; put it back, or start again.") from None
+        raise DataError(
+            f"{file.name} has gone since the run began; put it back, or start again."
+        ) from None
 
 
 def hf_dataset(file: InputFile) -> Any:
@@ -199,12 +213,17 @@ def hf_dataset(file: InputFile) -> Any:
 
     address = re.fullmatch(r"hf://(?P<name>[^:]+):(?P<split>[\w.-]+)", file.uri)
     if address is None:
-        raise DataError(f"'{file.uri}': an address on the hub is written hf://name/config:split, e.g. hf://squad:train")
+        raise DataError(
+            f"'{file.uri}': an address on the hub is written hf://name/config:split, e.g. hf://squad:train"
+        )
     reason = ""
     for name, config in _readings(address["name"]):
         try:
             return datasets.load_dataset(name, config, split=address["split"], streaming=True)
-        except (OSError, ValueError) as error:  # what datasets raises for all that can be wrong with an address
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # what datasets raises for all that can be wrong with an address
             reason = reason or first_line(error)
     raise DataError(
         f"'{file.uri}' cannot be loaded: {reason}. Check name, config and split, and that the hub can be reached "
@@ -242,16 +261,24 @@ def _expanded(dataset: str, path: str) -> str:
 
 def _matches(dataset: str, pattern: str) -> list[InputFile]:
     if "://" not in pattern:
-        start = str(Path(pattern).expanduser().absolute())  # workers may have another working directory
+        # workers may have another working directory
+        start = str(Path(pattern).expanduser().absolute())
         paths = sorted(path for path in glob.glob(start, recursive=True) if Path(path).is_file())  # noqa: PTH207 - Path.glob takes no absolute pattern
-        return [InputFile(path, stat.st_size, str(stat.st_mtime_ns)) for path in paths for stat in [os.stat(path)]]  # noqa: PTH116
+        stats = [(path, Path(path).stat()) for path in paths]
+        return [InputFile(path, stat.st_size, str(stat.st_mtime_ns)) for path, stat in stats]
     try:
         filesystem, path, scheme = _filesystem(pattern)
         found = filesystem.glob(path, detail=True)
     except Exception as error:  # every filesystem has its own
-        raise DataError(f"dataset '{dataset}': '{pattern}' cannot be listed: {first_line(error)}") from None
+        raise DataError(
+            f"dataset '{dataset}': '{pattern}' cannot be listed: {first_line(error)}"
+        ) from None
     return [
-        InputFile(f"{scheme}{name}", int(info["size"] or 0), str(info.get("mtime") or info.get("ETag") or ""))
+        InputFile(
+            f"{scheme}{name}",
+            int(info["size"] or 0),
+            str(info.get("mtime") or info.get("ETag") or ""),
+        )
         for name, info in sorted(found.items())
         if info["type"] == "file"
     ]
@@ -289,13 +316,18 @@ def _members(dataset: str, file: InputFile, pattern: str, on_corrupt_file: str) 
     chosen = [one for one in found if fnmatch.fnmatchcase(one.member, pattern)]
     if not chosen:
         held = ", ".join(one.member for one in found[:10]) or "nothing"
-        raise DataError(f"dataset '{dataset}': no member of {file.uri} matches '{pattern}'; it holds {held}.")
+        raise DataError(
+            f"dataset '{dataset}': no member of {file.uri} matches '{pattern}'; it holds {held}."
+        )
     return chosen
 
 
 def _pieces(form: Format, file: InputFile, largest: int) -> list[Split]:
     if form.reader != "parquet":
-        return [Split((file,), start, min(start + largest, file.size)) for start in range(0, file.size, largest)]
+        return [
+            Split((file,), start, min(start + largest, file.size))
+            for start in range(0, file.size, largest)
+        ]
     with open_raw(file) as stream:
         try:
             groups = pq.ParquetFile(stream).num_row_groups

@@ -33,7 +33,9 @@ def judge_bucket(plan: Plan, bucket: int) -> None:
         "first": shards[first].astype(np.uint32),
     }
     table = pa.table(columns, schema=VERDICTS)
-    write_partitions(plan.work / "verdicts", f"{bucket:06d}.arrow", table, shards[positions], len(plan.shards))
+    write_partitions(
+        plan.work / "verdicts", f"{bucket:06d}.arrow", table, shards[positions], len(plan.shards)
+    )
 
 
 def is_judged(plan: Plan, bucket: int) -> bool:
@@ -48,7 +50,9 @@ def verdicts_of(plan: Plan, shard: Shard, count: int) -> tuple[np.ndarray, np.nd
         verdict, first = (batch[name].to_numpy().astype(np.uint64) for name in ("verdict", "first"))
         np.minimum.at(found, batch["row"].to_numpy(), verdict << np.uint64(32) | first)
     found[found == NOTHING] = 0
-    return (found >> np.uint64(32)).astype(np.uint8), (found & np.uint64(2**32 - 1)).astype(np.uint32)
+    return (found >> np.uint64(32)).astype(np.uint8), (found & np.uint64(2**32 - 1)).astype(
+        np.uint32
+    )
 
 
 def candidates_of(plan: Plan, shard: Shard) -> pa.Table:
@@ -85,7 +89,9 @@ def survey_shard(plan: Plan, shard: Shard, index: Index | None) -> None:
     Writes ``<shard>.npz``: ``contaminated`` (rows) and ``sample`` (a number for each candidate that may be drawn).
     """
     table = candidates_of(plan, shard)
-    waiting = np.flatnonzero((verdicts_of(plan, shard, table.num_rows)[0] == 0) & ~table["held_out"].to_numpy())
+    waiting = np.flatnonzero(
+        (verdicts_of(plan, shard, table.num_rows)[0] == 0) & ~table["held_out"].to_numpy()
+    )
     contaminated = np.empty(0, dtype=np.int64)
     if index is not None and plan.recipe.transform.contamination.action == "drop":
         hit = compare(plan, shard, table.take(pa.array(waiting)), index)
@@ -111,7 +117,9 @@ def is_surveyed(plan: Plan, shard: Shard) -> bool:
 
 
 def read_survey(plan: Plan, shard: Shard) -> dict[str, np.ndarray]:
-    with (plan.work / "survey").filesystem.open_input_file(f"{plan.work.path}/survey/{shard.name}.npz") as stream:
+    with (plan.work / "survey").filesystem.open_input_file(
+        f"{plan.work.path}/survey/{shard.name}.npz"
+    ) as stream:
         found = np.load(stream)
         return {name: found[name] for name in found.files}
 
@@ -139,7 +147,9 @@ def sample_limits(plan: Plan) -> Mapping[str, int]:
     return limits
 
 
-def statuses(plan: Plan, shard: Shard, table: pa.Table, limit: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def statuses(
+    plan: Plan, shard: Shard, table: pa.Table, limit: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What becomes of each candidate of a shard.
 
     Returns: Its :class:`Verdict` or 0 (uint8), the shard whose row was first (uint32), and whether the sample leaves

@@ -17,7 +17,17 @@ DETECTED_BYTES = 8 * 2**20  # what encoding = "detect" looks at
 DETECTING_THREADS = 16
 TEXT_READERS = ("jsonl", "json", "csv", "text", "aligned_text")
 # What files in the wild are in; among all that Python knows, Polish is taken for Icelandic and Japanese for Korean.
-LEGACY_ENCODINGS = ["cp1252", "cp1250", "cp1251", "koi8_r", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr"]
+LEGACY_ENCODINGS = [
+    "cp1252",
+    "cp1250",
+    "cp1251",
+    "koi8_r",
+    "gb18030",
+    "big5",
+    "shift_jis",
+    "euc_jp",
+    "euc_kr",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +62,14 @@ def detected_encoding(head: bytes) -> str:
     if marked := _marked_encoding(head):
         return marked
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)  # a character that the end cuts is no error
+        # a character that the end cuts is no error
+        codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         best = from_bytes(head, cp_isolation=LEGACY_ENCODINGS).best() or from_bytes(head).best()
         if best is None:
-            raise DataError("its encoding cannot be detected; name it with encoding = '...'") from None
+            raise DataError(
+                "its encoding cannot be detected; name it with encoding = '...'"
+            ) from None
         return best.encoding
     return "utf-8"
 
@@ -84,7 +97,11 @@ def lines(form: Format, file: InputFile, split: Split) -> Iterator[tuple[str | R
                 if line.strip():
                     yield line.rstrip("\r\n"), f"{file.name}, line {number}"
             return
-        place = f"{file.name}, line " if not split.start else f"{file.name}, after byte {split.start:,}, line "
+        place = (
+            f"{file.name}, line "
+            if not split.start
+            else f"{file.name}, after byte {split.start:,}, line "
+        )
         position = split.start
         if split.start:
             stream.seek(split.start - 1)
@@ -124,7 +141,8 @@ def _with_encoding(form: Format, file: InputFile) -> InputFile:
 
 def _marked_encoding(head: bytes) -> str:
     """The encoding that a byte order mark tells; an empty string where there is none."""
-    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # before UTF-16, whose mark it starts with
+    # before UTF-16, whose mark it starts with
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"

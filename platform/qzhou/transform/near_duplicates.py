@@ -54,7 +54,9 @@ def band_keys(sides: Sequence[Sequence[str]], threshold: float) -> tuple[np.ndar
     for side in sides:
         grams, ends = windows(Tokens.of(side), SHINGLE_TOKENS, whole_if_shorter=True)
         comparable &= np.diff(ends) > 0
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(grams, ends.astype(np.uint64), PERMUTATIONS, SEED)
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+            grams, ends.astype(np.uint64), PERMUTATIONS, SEED
+        )
         signatures = np.array(matrix.to_rows(), dtype=np.uint64).reshape(len(side), PERMUTATIONS)
         minima = signatures[:, : bands * rows].reshape(len(side), bands, rows)
         for row in range(rows):

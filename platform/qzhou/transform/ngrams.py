@@ -43,7 +43,9 @@ class Tokens:
             tokens = _TOKEN.findall(text.casefold())
             for token in tokens:
                 if token not in hash_of:
-                    hash_of[token] = xxhash.xxh3_64_intdigest(token.encode("utf-8", "surrogatepass"))
+                    hash_of[token] = xxhash.xxh3_64_intdigest(
+                        token.encode("utf-8", "surrogatepass")
+                    )
             found += [hash_of[token] for token in tokens]
             ends.append(len(found))
             single = 0 if text.isascii() else sum(1 for token in tokens if _SINGLE.match(token))
@@ -71,7 +73,9 @@ def windows(tokens: Tokens, size: int, *, whole_if_shorter: bool) -> tuple[np.nd
     grams = np.empty(int(ends[-1]), dtype=np.uint64)
     full = lengths >= size
     if full.any():
-        inside = np.arange(counts[full].sum()) - np.repeat(np.cumsum(counts[full]) - counts[full], counts[full])
+        inside = np.arange(counts[full].sum()) - np.repeat(
+            np.cumsum(counts[full]) - counts[full], counts[full]
+        )
         grams[np.repeat(ends[:-1][full], counts[full]) + inside] = _rolled(tokens.hashes, size)[
             np.repeat(begins[full], counts[full]) + inside
         ]

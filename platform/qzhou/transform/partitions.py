@@ -34,7 +34,9 @@ def write_partitions(
     with (
         folder.writing(name) as temporary,
         folder.filesystem.open_output_stream(temporary) as stream,
-        pa.ipc.new_file(stream, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer,
+        pa.ipc.new_file(
+            stream, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")
+        ) as writer,
     ):
         empty = pa.RecordBatch.from_pylist([], schema=table.schema)
         for start, end in itertools.pairwise(ends):
@@ -42,7 +44,9 @@ def write_partitions(
             writer.write_batch(batches[0] if batches else empty)
 
 
-def read_partition(folder: Folder, names: Iterable[str], partition: int) -> Iterator[pa.RecordBatch]:
+def read_partition(
+    folder: Folder, names: Iterable[str], partition: int
+) -> Iterator[pa.RecordBatch]:
     """One partition of each of some files, in their order."""
     for name in names:
         with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:

@@ -49,7 +49,13 @@ from qzhou.transform.raw import RawData, raw_data
 from qzhou.transform.report import refuse_bad_datasets, summary_line, warn_of_uniform, write_report
 from qzhou.transform.shuffle import is_done, shuffle_piece
 from qzhou.transform.tally import Tally
-from qzhou.transform.writing import is_corpus_written, is_written, write_corpus, write_shard, written
+from qzhou.transform.writing import (
+    is_corpus_written,
+    is_written,
+    write_corpus,
+    write_shard,
+    written,
+)
 
 DONE = pa.schema({"error": pa.string(), "rows": pa.int64(), "dataset": pa.string()})
 TaskTexts = Callable[[Sequence[str]], Mapping[str, Iterable[str]]]
@@ -71,9 +77,15 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
             dropped is written even then.
         RecipeError: ``columns`` names a field that the dataset's rule does not have.
     """
-    asked = recipe.transform.contamination.tasks if recipe.transform.contamination.action != "off" else ()
+    asked = (
+        recipe.transform.contamination.tasks
+        if recipe.transform.contamination.action != "off"
+        else ()
+    )
     if asked and task_texts is None:
-        raise DataError("transform.contamination.tasks needs mteb; run jobs/transform.py or jobs/pipeline.py")
+        raise DataError(
+            "transform.contamination.tasks needs mteb; run jobs/transform.py or jobs/pipeline.py"
+        )
     texts = task_texts(asked) if asked and task_texts else {}
     raw = raw_data(recipe)
     for module in raw.modules.values():
@@ -82,9 +94,14 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
         "transform",
         partial(_work, recipe, raw, texts),
         settings={
-            "datasets": [dataset.model_dump(exclude={"instruction", "symmetric"}) for dataset in recipe.datasets],
+            "datasets": [
+                dataset.model_dump(exclude={"instruction", "symmetric"})
+                for dataset in recipe.datasets
+            ],
             "transform": recipe.transform.model_dump(),
-            "backbone": recipe.model.backbone if any(one.max_tokens for one in recipe.datasets) else "",
+            "backbone": recipe.model.backbone
+            if any(one.max_tokens for one in recipe.datasets)
+            else "",
             "seed": recipe.run.seed,
         },
         inputs=raw.fingerprints(recipe),
@@ -92,7 +109,9 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     )
 
 
-def _work(recipe: Recipe, raw: RawData, texts: Mapping[str, Iterable[str]], folder: Folder) -> dict[str, int]:
+def _work(
+    recipe: Recipe, raw: RawData, texts: Mapping[str, Iterable[str]], folder: Folder
+) -> dict[str, int]:
     plan = make_plan(recipe, folder, raw.inputs, raw.sources, raw.own)
     with session(ask(recipe, "transform")):
         for pieces in plan.rounds:
@@ -121,13 +140,20 @@ def _work(recipe: Recipe, raw: RawData, texts: Mapping[str, Iterable[str]], fold
     for dataset in recipe.datasets:
         tally = counts[dataset.name]
         outputs.update(
-            {f"{dataset.task} examples": tally.written["examples"], "held-out examples": tally.written["held_out"]}
+            {
+                f"{dataset.task} examples": tally.written["examples"],
+                "held-out examples": tally.written["held_out"],
+            }
         )
     return {**outputs, "dropped rows": sum(tally.dropped_rows for tally in counts.values())}
 
 
 def _each(
-    step: str, plan: Plan, items: Iterable[Any], work: Callable[..., Any], is_finished: Callable[..., bool]
+    step: str,
+    plan: Plan,
+    items: Iterable[Any],
+    work: Callable[..., Any],
+    is_finished: Callable[..., bool],
 ) -> None:
     """Do a step's work on every item that is not finished, one Ray Data task an item."""
     waiting = [item for item in items if not is_finished(plan, item)]
@@ -159,7 +185,9 @@ class _Task:
         self._work, self._plan = work, plan
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self._done(item) for item in batch["item"].to_pylist()], schema=DONE)
+        return pa.Table.from_pylist(
+            [self._done(item) for item in batch["item"].to_pylist()], schema=DONE
+        )
 
     def _done(self, packed: bytes) -> dict[str, Any]:
         item = ray.cloudpickle.loads(packed)
@@ -173,7 +201,9 @@ class _Task:
 def _index(plan: Plan, texts: Mapping[str, Iterable[str]]) -> Index:
     """The n-grams of what is held out, and of the mteb tasks that the recipe names."""
     builder = IndexBuilder(plan.recipe.transform.contamination)
-    with_held_out = [shard for shard in plan.shards if plan.dataset(shard.dataset).held_out_fraction]
+    with_held_out = [
+        shard for shard in plan.shards if plan.dataset(shard.dataset).held_out_fraction
+    ]
     _each("index", plan, with_held_out, index_shard, is_indexed)
     for shard in with_held_out:
         builder.add(shard.dataset, indexed(plan, shard))
@@ -202,7 +232,9 @@ def _write(plan: Plan, shared: Any) -> None:
         return is_corpus_written(plan, *item)
 
     _each("write", plan, plan.shards, write, is_written)
-    collected = [one for one in plan.recipe.datasets if one.task == "retrieval" and one.rule != "qrels"]
+    collected = [
+        one for one in plan.recipe.datasets if one.task == "retrieval" and one.rule != "qrels"
+    ]
     parts = [(one.name, part) for one in collected for part in range(plan.partitions[one.name])]
     _each("corpora", plan, parts, corpus, is_complete)
 

@@ -22,7 +22,8 @@ from qzhou.transform.python_docs import SourceFile
 from qzhou.transform.readers import OwnReader
 
 PARTITION_BYTES = 64 * 2**20  # raw bytes whose rows meet in one task of a shuffle
-LARGE_BYTES = 8 * SPLIT_BYTES  # a file that cannot be cut (CSV, gzip) and is larger is dealt out to several tasks
+# a file that cannot be cut (CSV, gzip) and is larger is dealt out to several tasks
+LARGE_BYTES = 8 * SPLIT_BYTES
 BUCKET_BYTES = 32 * 2**20  # raw bytes whose keys are judged together: some hundred thousand rows
 MAX_PARTITIONS = 4096
 PARSED_PARTS = 8  # tasks that parse Python packages: enough for all cores to finish together
@@ -128,7 +129,11 @@ Sources = Mapping[tuple[str, ...], Sequence[SourceFile]]  # packages -> Python f
 
 
 def make_plan(
-    recipe: Recipe, folder: Folder, inputs: Inputs, sources: Sources, own: Mapping[str, OwnReader] | None = None
+    recipe: Recipe,
+    folder: Folder,
+    inputs: Inputs,
+    sources: Sources,
+    own: Mapping[str, OwnReader] | None = None,
 ) -> Plan:
     """Cut the inputs into shards and say what has to be shuffled first.
 
@@ -154,9 +159,15 @@ def make_plan(
             shards += _numbered(shards, dataset, "parsed", PARSED_PARTS)
         elif dataset.rule == "qrels":
             for role in INPUTS:
-                splits = rows if role == "rows" else splits_of(format_of(dataset, role), found[role])
-                first += [Piece(dataset.name, role, part, split) for part, split in enumerate(splits)]
-            second += [Piece(dataset.name, "join", part) for part in range(partitions[dataset.name])]
+                splits = (
+                    rows if role == "rows" else splits_of(format_of(dataset, role), found[role])
+                )
+                first += [
+                    Piece(dataset.name, role, part, split) for part, split in enumerate(splits)
+                ]
+            second += [
+                Piece(dataset.name, "join", part) for part in range(partitions[dataset.name])
+            ]
             shards += _numbered(shards, dataset, "joined", partitions[dataset.name])
         elif dataset.rule in GROUPED_BY:
             first += [Piece(dataset.name, "rows", part, split) for part, split in enumerate(rows)]
@@ -164,10 +175,20 @@ def make_plan(
         else:
             whole, large = _by_size(rows)
             start = len(shards)
-            shards += [Shard(start + part, dataset.name, "split", part, split) for part, split in enumerate(whole)]
+            shards += [
+                Shard(start + part, dataset.name, "split", part, split)
+                for part, split in enumerate(whole)
+            ]
             first += [Piece(dataset.name, "rows", part, split) for part, split in enumerate(large)]
-            shards += _numbered(shards, dataset, "spread", partitions[dataset.name]) if large else []
-    total = sum(unpacked_bytes(file) for found in inputs.values() for files in found.values() for file in files)
+            shards += (
+                _numbered(shards, dataset, "spread", partitions[dataset.name]) if large else []
+            )
+    total = sum(
+        unpacked_bytes(file)
+        for found in inputs.values()
+        for files in found.values()
+        for file in files
+    )
     buckets = min(MAX_PARTITIONS, max(1, -(-total // BUCKET_BYTES)))
     rounds = tuple(tuple(pieces) for pieces in (first, second) if pieces)
     return Plan(recipe, folder, tuple(shards), rounds, partitions, buckets, own or {})
@@ -179,9 +200,13 @@ def _numbered(shards: Sequence[Shard], dataset: Dataset, kind: Kind, count: int)
 
 def _by_size(splits: Sequence[Split]) -> tuple[list[Split], list[Split]]:
     """Splits that a task converts as they are, and files too large for one that cannot be cut: they are dealt out."""
-    sizes = [0 if split.end is not None else sum(map(unpacked_bytes, split.files)) for split in splits]
+    sizes = [
+        0 if split.end is not None else sum(map(unpacked_bytes, split.files)) for split in splits
+    ]
     both = list(zip(splits, sizes, strict=True))
-    return [one for one, size in both if size <= LARGE_BYTES], [one for one, size in both if size > LARGE_BYTES]
+    return [one for one, size in both if size <= LARGE_BYTES], [
+        one for one, size in both if size > LARGE_BYTES
+    ]
 
 
 def _parse_pieces(key: str, files: Sequence[SourceFile]) -> list[Piece]:

@@ -35,7 +35,15 @@ SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages
 _PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n")
 
 COMPOUND = (  # the nodes that hold statements
-    *(ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.If, ast.For, ast.AsyncFor, ast.While),
+    *(
+        ast.ClassDef,
+        ast.FunctionDef,
+        ast.AsyncFunctionDef,
+        ast.If,
+        ast.For,
+        ast.AsyncFor,
+        ast.While,
+    ),
     *(ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.ExceptHandler, ast.Match, ast.match_case),
 )
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -63,7 +71,9 @@ def source_files(packages: Sequence[str]) -> list[SourceFile]:
     for package in packages:
         files = [file for root in _roots(package) for file in _files_below(package, root)]
         if not files:
-            raise DataError(f"packages: '{package}' holds no Python source; take it out of 'packages'.")
+            raise DataError(
+                f"packages: '{package}' holds no Python source; take it out of 'packages'."
+            )
         found += files
     return found
 
@@ -86,7 +96,13 @@ def docstrings(file: SourceFile) -> list[dict[str, str] | Refused]:
         if text:
             summary, body = _parts(text)
             rows.append(
-                {"package": file.package, "module": file.module, "name": name, "summary": summary, "body": body}
+                {
+                    "package": file.package,
+                    "module": file.module,
+                    "name": name,
+                    "summary": summary,
+                    "body": body,
+                }
             )
     return rows
 
@@ -107,7 +123,9 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def pairs(rows: Sequence[Mapping[str, str]], held_out: Callable[[str], bool]) -> Iterator[dict[str, str | int]]:
+def pairs(
+    rows: Sequence[Mapping[str, str]], held_out: Callable[[str], bool]
+) -> Iterator[dict[str, str | int]]:
     """Pairs of summaries with ``shared_path``, the number of leading module components they share.
 
     Each summary meets one partner of its module, one of its package and one from anywhere, so that
@@ -118,13 +136,19 @@ def pairs(rows: Sequence[Mapping[str, str]], held_out: Callable[[str], bool]) ->
         rows: Rows of :func:`docstrings`, in any order; ``body`` is not needed.
         held_out: Says of a module's name whether it is held out.
     """
-    documented = sorted((row for row in rows if row["summary"]), key=lambda row: (row["module"], row["name"]))
+    documented = sorted(
+        (row for row in rows if row["summary"]), key=lambda row: (row["module"], row["name"])
+    )
     circles: dict[tuple[str, str, bool], list[int]] = defaultdict(list)
     memberships = []
     side_of = {module: held_out(module) for module in {row["module"] for row in documented}}
     for index, row in enumerate(documented):
         side = side_of[row["module"]]
-        member_of = (("module", row["module"], side), ("package", row["package"], side), ("all", "", side))
+        member_of = (
+            ("module", row["module"], side),
+            ("package", row["package"], side),
+            ("all", "", side),
+        )
         memberships.append(member_of)
         for circle in member_of:
             circles[circle].append(index)
@@ -143,12 +167,19 @@ def _roots(package: str) -> list[Path]:
     if package == STDLIB:
         return [Path(sysconfig.get_paths()["stdlib"])]
     try:
-        spec = None if "." in package else importlib.util.find_spec(package)  # a dotted name would import its parent
+        # a dotted name would import its parent
+        spec = None if "." in package else importlib.util.find_spec(package)
     except (ImportError, ValueError):
         spec = None
     if spec is None:
-        hint = "name its top-level package" if "." in package else f"install it (pip install {package})"
-        raise DataError(f"packages: '{package}' is not installed here; {hint}, or take it out of 'packages'.")
+        hint = (
+            "name its top-level package"
+            if "." in package
+            else f"install it (pip install {package})"
+        )
+        raise DataError(
+            f"packages: '{package}' is not installed here; {hint}, or take it out of 'packages'."
+        )
     if spec.submodule_search_locations is not None:
         return [Path(location) for location in spec.submodule_search_locations]
     return [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
@@ -160,7 +191,9 @@ def _files_below(package: str, root: Path) -> Iterator[SourceFile]:
         return
     prefix = () if package == STDLIB else (package,)
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if name not in SKIPPED_FOLDERS and "." not in name)
+        subfolders[:] = sorted(
+            name for name in subfolders if name not in SKIPPED_FOLDERS and "." not in name
+        )
         inside = prefix + Path(folder).relative_to(root).parts
         for name in sorted(name for name in names if name.endswith(".py")):
             stem = name.removesuffix(".py")
@@ -181,7 +214,10 @@ def _documented(tree: ast.Module, module: str) -> Iterator[tuple[str, Documented
             prefix = f"{prefix}.{node.name}"
             yield prefix, node
         if isinstance(node, COMPOUND):
-            blocks = (getattr(node, name, ()) for name in ("body", "handlers", "orelse", "finalbody", "cases"))
+            blocks = (
+                getattr(node, name, ())
+                for name in ("body", "handlers", "orelse", "finalbody", "cases")
+            )
             waiting += reversed([(prefix, child) for block in blocks for child in block])
 
 
@@ -193,14 +229,20 @@ def _parts(docstring: str) -> tuple[str, str]:
 
 def _partner(index: int, row: Mapping[str, str], circle: str, members: Sequence[int]) -> int:
     """A member of the circle other than the row itself, or the row where it is alone."""
-    choice = hashlib.sha256(f"{circle} {row['module']} {row['name']}".encode("utf-8", "surrogatepass")).digest()
+    choice = hashlib.sha256(
+        f"{circle} {row['module']} {row['name']}".encode("utf-8", "surrogatepass")
+    ).digest()
     position = int.from_bytes(choice[:8], "big") % len(members)
-    return members[position] if members[position] != index else members[(position + 1) % len(members)]
+    return (
+        members[position] if members[position] != index else members[(position + 1) % len(members)]
+    )
 
 
 def _pair(row_a: Mapping[str, str], row_b: Mapping[str, str]) -> dict[str, str | int]:
     path_a, path_b = row_a["module"].split("."), row_b["module"].split(".")
-    shared = takewhile(lambda components: components[0] == components[1], zip(path_a, path_b, strict=False))
+    shared = takewhile(
+        lambda components: components[0] == components[1], zip(path_a, path_b, strict=False)
+    )
     return {
         "summary_a": row_a["summary"],
         "summary_b": row_b["summary"],

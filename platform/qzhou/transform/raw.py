@@ -23,7 +23,8 @@ from qzhou.transform.plan import INPUTS, format_of
 from qzhou.transform.python_docs import DOCSTRING_COLUMNS, PAIR_COLUMNS, SourceFile, source_files
 from qzhou.transform.readers import OwnReader, check_columns, read_split
 
-CHECKED_FILES = 32  # of each input are opened before the work starts, to see whether their columns are there
+# of each input are opened before the work starts, to see whether their columns are there
+CHECKED_FILES = 32
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,15 @@ class RawData:
         """What changes when a file, a package or the code of a reader changes: dataset (or "readers") -> digest."""
         found = {name: digest(_versions(files)) for name, files in self.inputs.items() if files}
         found |= {
-            one.name: digest(_source_versions(self.sources[one.packages])) for one in recipe.datasets if one.packages
+            one.name: digest(_source_versions(self.sources[one.packages]))
+            for one in recipe.datasets
+            if one.packages
         }
         if self.modules:
-            code = {name: Path(str(module.__file__)).read_text("utf-8") for name, module in self.modules.items()}
+            code = {
+                name: Path(str(module.__file__)).read_text("utf-8")
+                for name, module in self.modules.items()
+            }
             found["readers"] = digest(code)
         return found
 
@@ -100,7 +106,11 @@ def _find_reader(found: RawData, recipe: Recipe, dataset: Dataset, reader: str) 
     finally:
         sys.path.remove(recipe.folder)
     if not callable(getattr(module, function, None)):
-        known = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
+        known = [
+            one
+            for one, value in vars(module).items()
+            if callable(value) and not one.startswith("_")
+        ]
         raise DataError(
             f"dataset '{dataset.name}': reader '{reader}': {module.__file__} has no function "
             f"'{function}'. It has: {', '.join(known) or 'none'}."
@@ -113,12 +123,16 @@ def _inputs(dataset: Dataset, own: Mapping[str, OwnReader]) -> dict[str, list[In
     """Input -> raw files, whose columns are those that the recipe names; empty for Python packages."""
     if dataset.reader == "python_docs":
         present = dict.fromkeys(PAIR_COLUMNS if dataset.view == "pairs" else DOCSTRING_COLUMNS)
-        check_columns(dataset.name, f"python_docs, view '{dataset.view}',", _wanted(dataset), [present])
+        check_columns(
+            dataset.name, f"python_docs, view '{dataset.view}',", _wanted(dataset), [present]
+        )
         return {}
     found = {}
     for role in INPUTS if dataset.rule == "qrels" else INPUTS[:1]:
         form = format_of(dataset, role)
-        wanted = _wanted(dataset) if role == "rows" else list(input_columns_of(dataset, role).values())
+        wanted = (
+            _wanted(dataset) if role == "rows" else list(input_columns_of(dataset, role).values())
+        )
         files = input_files(dataset.name, form)
         try:
             found[role] = with_encodings(form, files)
@@ -129,7 +143,11 @@ def _inputs(dataset: Dataset, own: Mapping[str, OwnReader]) -> dict[str, list[In
 
 
 def _check_files(
-    dataset: str, form: Format, files: Sequence[InputFile], wanted: Sequence[str], own: Mapping[str, OwnReader]
+    dataset: str,
+    form: Format,
+    files: Sequence[InputFile],
+    wanted: Sequence[str],
+    own: Mapping[str, OwnReader],
 ) -> None:
     """Refuse files that lack a column, the lists to be exploded included."""
     lists = form.model_copy(update={"explode": ()})
@@ -156,7 +174,10 @@ def _sources(dataset: Dataset) -> Sequence[SourceFile]:
 
 
 def _versions(inputs: Mapping[str, Sequence[InputFile]]) -> Any:
-    return {role: [[file.name, file.size, file.changed] for file in files] for role, files in inputs.items()}
+    return {
+        role: [[file.name, file.size, file.changed] for file in files]
+        for role, files in inputs.items()
+    }
 
 
 def _source_versions(sources: Sequence[SourceFile]) -> Any:

@@ -21,7 +21,15 @@ from qzhou.config.dataset import Format
 from qzhou.errors import DataError, QzhouError, first_line
 from qzhou.transform.columns import Row, exploded, roots, steps_of
 from qzhou.transform.csv_rows import csv_rows
-from qzhou.transform.inputs import DAMAGE, InputFile, Split, damaged, hf_dataset, open_bytes, open_raw
+from qzhou.transform.inputs import (
+    DAMAGE,
+    InputFile,
+    Split,
+    damaged,
+    hf_dataset,
+    open_bytes,
+    open_raw,
+)
 from qzhou.transform.lines import Refused, encoding_of, every_line, lines
 
 PEEKED_ROWS = 100
@@ -29,7 +37,9 @@ PEEKED_ROWS = 100
 OwnReader = Callable[..., Iterable[Row]]
 
 
-def read_split(dataset: str, form: Format, split: Split, own: OwnReader | None = None) -> Iterator[Row | Refused]:
+def read_split(
+    dataset: str, form: Format, split: Split, own: OwnReader | None = None
+) -> Iterator[Row | Refused]:
     """The rows of one part of the input, constants included.
 
     Args:
@@ -53,7 +63,9 @@ def read_split(dataset: str, form: Format, split: Split, own: OwnReader | None =
         raise DataError(f"dataset '{dataset}': {error}") from None
 
 
-def check_columns(dataset: str, place: str, wanted: Iterable[str], rows: Iterable[Row | Refused]) -> None:
+def check_columns(
+    dataset: str, place: str, wanted: Iterable[str], rows: Iterable[Row | Refused]
+) -> None:
     """Refuse a file whose first rows lack a column that the recipe names.
 
     Args:
@@ -65,8 +77,12 @@ def check_columns(dataset: str, place: str, wanted: Iterable[str], rows: Iterabl
     Raises:
         DataError: Names the dataset, the file, the column, and the nearest column that exists.
     """
-    present = {column: None for row in islice(rows, PEEKED_ROWS) if isinstance(row, dict) for column in row}
-    missing = [root for one in wanted if one not in present for root in roots(one) if root not in present]
+    present = {
+        column: None for row in islice(rows, PEEKED_ROWS) if isinstance(row, dict) for column in row
+    }
+    missing = [
+        root for one in wanted if one not in present for root in roots(one) if root not in present
+    ]
     if not present or not missing:
         return
     close = difflib.get_close_matches(missing[0], list(present), n=1, cutoff=0.5)
@@ -85,11 +101,17 @@ def _elements(form: Format, row: Row | Refused) -> Iterator[Row | Refused]:
     lists = {name: row.get(name) for name in form.explode}
     lengths = {name: len(cells) if isinstance(cells, list) else -1 for name, cells in lists.items()}
     if len(set(lengths.values())) != 1 or -1 in lengths.values():
-        found = ", ".join(f"{name} {length if length >= 0 else 'no list'}" for name, length in lengths.items())
-        yield Refused("unequal_lists", f"explode: {found}", json.dumps(row, ensure_ascii=False, default=str))
+        found = ", ".join(
+            f"{name} {length if length >= 0 else 'no list'}" for name, length in lengths.items()
+        )
+        yield Refused(
+            "unequal_lists", f"explode: {found}", json.dumps(row, ensure_ascii=False, default=str)
+        )
         return
     if not next(iter(lengths.values())):
-        yield Refused("empty_lists", "explode: no elements", json.dumps(row, ensure_ascii=False, default=str))
+        yield Refused(
+            "empty_lists", "explode: no elements", json.dumps(row, ensure_ascii=False, default=str)
+        )
     for elements in zip(*lists.values(), strict=True):
         yield row | dict(zip(lists, elements, strict=True))
 
@@ -113,10 +135,14 @@ def _read(form: Format, split: Split, own: OwnReader | None) -> Iterator[Row | R
             yield from _guarded(form, file, _read_json(form, file))
         else:
             parse = _json_row if form.reader == "jsonl" else _text_row
-            yield from _guarded(form, file, (parse(form, *line) for line in lines(form, file, split)))
+            yield from _guarded(
+                form, file, (parse(form, *line) for line in lines(form, file, split))
+            )
 
 
-def _guarded(form: Format, file: InputFile, rows: Iterator[Row | Refused]) -> Iterator[Row | Refused]:
+def _guarded(
+    form: Format, file: InputFile, rows: Iterator[Row | Refused]
+) -> Iterator[Row | Refused]:
     """The rows, and what is to be done where the file turns out to be damaged."""
     read = 0
     try:
@@ -139,7 +165,11 @@ def _json_row(_: Format, line: str | Refused, place: str) -> Row | Refused:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         return Refused("not_json", f"{place}: {error}", line)
-    return row if isinstance(row, dict) else Refused("not_an_object", f"{place}: {type(row).__name__}", line)
+    return (
+        row
+        if isinstance(row, dict)
+        else Refused("not_an_object", f"{place}: {type(row).__name__}", line)
+    )
 
 
 def _text_row(form: Format, line: str | Refused, place: str) -> Row | Refused:
@@ -149,7 +179,11 @@ def _text_row(form: Format, line: str | Refused, place: str) -> Row | Refused:
     delimiter = "\t" if form.delimiter is None else form.delimiter
     cells = line.split(delimiter or None, -1 if form.max_columns is None else form.max_columns - 1)
     if form.max_columns is not None and len(cells) != form.max_columns:
-        return Refused("wrong_cell_count", f"{place}: {len(cells)} cells, and max_columns is {form.max_columns}", line)
+        return Refused(
+            "wrong_cell_count",
+            f"{place}: {len(cells)} cells, and max_columns is {form.max_columns}",
+            line,
+        )
     return {str(position): cell for position, cell in enumerate(cells)}
 
 
@@ -159,7 +193,9 @@ def _read_aligned(form: Format, files: Sequence[InputFile]) -> Iterator[Row | Re
     for number, cells in enumerate(zip_longest(*sides), start=1):
         if None in cells:
             short = next(file.name for file, cell in zip(files, cells, strict=True) if cell is None)
-            raise DataError(f"aligned_text: {short} ends before line {number}, and the other files go on.")
+            raise DataError(
+                f"aligned_text: {short} ends before line {number}, and the other files go on."
+            )
         refused = next((cell for cell in cells if isinstance(cell, Refused)), None)
         yield refused or {str(position): cell for position, cell in enumerate(cells)}
 
@@ -237,7 +273,9 @@ def _read_own(form: Format, file: InputFile, own: OwnReader) -> Iterator[Row | R
         trace, line = error.__traceback__, ""
         while trace is not None:
             if trace.tb_frame.f_code.co_filename != __file__:
-                line = f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})"
+                line = (
+                    f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})"
+                )
             trace = trace.tb_next
         raise DataError(
             f"reader '{form.reader}' failed on {file.name}: {type(error).__name__}: {error}{line}"

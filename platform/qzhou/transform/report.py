@@ -34,7 +34,9 @@ def summary_line(dataset: Dataset, tally: Tally, encodings: Mapping[str, int]) -
     if dataset.rule == "documents":
         return f"transform: {dataset.name}: {tally.kept:,} documents{left}{dropped}"
     kept = tally.written["examples"]
-    merged = f" from {tally.kept:,} rows" if dataset.task == "retrieval" and tally.kept != kept else ""
+    merged = (
+        f" from {tally.kept:,} rows" if dataset.task == "retrieval" and tally.kept != kept else ""
+    )
     found = f"; read as {', '.join(encodings)}" if encodings else ""
     held = f"{tally.written['held_out']:,} held out"
     return f"transform: {dataset.name}: {kept:,} kept{merged}, {held}{left}{dropped}{found}"
@@ -47,7 +49,8 @@ def warn_of_uniform(recipe: Recipe, folder: Folder) -> None:
             values = _some_values(folder / "examples" / dataset.task / dataset.name, column)
             if len(values) == 1:
                 [value] = values
-                same = "same" if as_json() else repr(value)  # a log that is collected holds nothing of the data
+                # a log that is collected holds nothing of the data
+                same = "same" if as_json() else repr(value)
                 say(
                     f"transform: {dataset.name}: WARNING: all rows have the {column} {same}, so nothing can be "
                     "learned from them. Check 'columns' and 'labels', or take the dataset out",
@@ -216,6 +219,7 @@ def _reason_lines(tally: Tally) -> Sequence[str]:
     lines = []
     for reason, rows in tally.dropped.most_common(COMMONEST):
         detail, record = next(iter(tally.examples.get(reason, [])), ("", ""))
-        example = "" if as_json() else f": {detail} | {record[:160]}"  # a log that is collected holds none
+        # a log that is collected holds none
+        example = "" if as_json() else f": {detail} | {record[:160]}"
         lines.append(f"    {rows:,} {reason}{example}")
     return lines

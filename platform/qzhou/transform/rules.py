@@ -39,7 +39,9 @@ REFUTES = {"refutes", "refute", "refuted", "contradict", "contradiction", "contr
 USER, ASSISTANT = {"user", "human", "prompter"}, {"assistant", "gpt", "bot", "model"}
 
 # The older form of the report asks with the whole passage (its figure, in the official repository's history).
-CONTEXT_IN_QUERY = "{context}\n<please read the text above and answer the question below:>\n{question}"
+CONTEXT_IN_QUERY = (
+    "{context}\n<please read the text above and answer the question below:>\n{question}"
+)
 
 
 def title_body(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
@@ -68,7 +70,9 @@ def chat(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
         shape = ", ".join(role for role, _ in spoken[:6])
         return [fields.drop("not_single_turn", f"{len(spoken)} turns: {shape}", row)]
     question, answer = (fields.clean(content) for _, content in spoken)
-    return retrieval(rows, fields, question, [Scored(answer)] if answer else [], [], ("messages", "messages"))
+    return retrieval(
+        rows, fields, question, [Scored(answer)] if answer else [], [], ("messages", "messages")
+    )
 
 
 def reading_comprehension(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
@@ -76,7 +80,14 @@ def reading_comprehension(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     (row,) = rows
     question, context = fields.text(row, "question"), fields.text(row, "context")
     if not fields.dataset.context_in_query:
-        return retrieval(rows, fields, question, [Scored(context)] if context else [], [], ("question", "context"))
+        return retrieval(
+            rows,
+            fields,
+            question,
+            [Scored(context)] if context else [],
+            [],
+            ("question", "context"),
+        )
     if not question or not context:
         return [fields.blank("question" if context else "context", row)]
     asked = CONTEXT_IN_QUERY.format(context=context, question=question)
@@ -94,7 +105,11 @@ def claim_evidence(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     kept = []
     for row in rows:
         before = sum(map(len, sides.values()))
-        refused = [found for item in _evidence(row, fields) if (found := _weigh(item, sides, fields, row)) is not None]
+        refused = [
+            found
+            for item in _evidence(row, fields)
+            if (found := _weigh(item, sides, fields, row)) is not None
+        ]
         used = sum(map(len, sides.values())) > before
         if used:
             kept.append(row)
@@ -102,16 +117,22 @@ def claim_evidence(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
         else:
             drops += refused[:1] or [fields.blank("evidence", row)]
     if kept and not sides["supports"]:
-        return drops + [fields.drop("no_support", f"{len(sides['refutes'])} refute it", row) for row in kept]
+        return drops + [
+            fields.drop("no_support", f"{len(sides['refutes'])} refute it", row) for row in kept
+        ]
     if not kept:
         return drops
     claim = fields.text(rows[0], "claim")
-    return drops + retrieval(kept, fields, claim, sides["supports"], sides["refutes"], ("claim", "evidence"))
+    return drops + retrieval(
+        kept, fields, claim, sides["supports"], sides["refutes"], ("claim", "evidence")
+    )
 
 
 def graded(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """Grades of search relevance, and judged answers: high ones are positives, low ones negatives."""
-    judged = [Judged(row, number(fields.raw(row, "grade")), fields.text(row, "document")) for row in rows]
+    judged = [
+        Judged(row, number(fields.raw(row, "grade")), fields.text(row, "document")) for row in rows
+    ]
     return by_grade(judged, fields, fields.text(rows[0], "query"), ("query", "document", "grade"))
 
 
@@ -122,11 +143,15 @@ def qrels(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
         return [fields.drop("unknown_query", detail, row["raw"]) for row in rows]
     known = [row for row in rows if row["document"] is not None]
     drops: list[Outcome] = [
-        fields.drop("unknown_document", f"document '{row['document_id']}' is not in the corpus", row["raw"])
+        fields.drop(
+            "unknown_document", f"document '{row['document_id']}' is not in the corpus", row["raw"]
+        )
         for row in rows
         if row["document"] is None
     ]
-    judged = [Judged(row["raw"], number(row["grade"]), fields.clean(row["document"])) for row in known]
+    judged = [
+        Judged(row["raw"], number(row["grade"]), fields.clean(row["document"])) for row in known
+    ]
     query = fields.clean(rows[0]["query"])
     return drops + by_grade(judged, fields, query, ("query", "document", "grade"))
 
@@ -134,7 +159,10 @@ def qrels(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 def duplicate_questions(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """A question asks for its duplicates; questions that people judged different are its negatives."""
     grades = {True: fields.dataset.positive_grade, False: fields.dataset.negative_grade, None: None}
-    judged = [Judged(row, grades[YES_NO.get(fields.label(row))], fields.text(row, "text_b")) for row in rows]
+    judged = [
+        Judged(row, grades[YES_NO.get(fields.label(row))], fields.text(row, "text_b"))
+        for row in rows
+    ]
     return by_grade(judged, fields, fields.text(rows[0], "text_a"), ("text_a", "text_b", "label"))
 
 
@@ -145,7 +173,9 @@ def documents(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     if not text:
         return [fields.blank("text", row)]
     if len(text) < least:
-        return [fields.drop("short_text", f"{len(text)} characters; min_positive_chars is {least}", row)]
+        return [
+            fields.drop("short_text", f"{len(text)} characters; min_positive_chars is {least}", row)
+        ]
     name = fields.dataset.name
     return [RetrievalExample(id=stable_id(name, text), dataset=name, query="", positives=(text,))]
 
@@ -190,7 +220,11 @@ def labeled(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     if len(text) < fields.dataset.min_query_chars:
         return [short("text", text, row, fields)]
     name = fields.dataset.name
-    return [LabeledExample(id=stable_id(name, text, label), dataset=name, text=text, label=f"{name}/{label}")]
+    return [
+        LabeledExample(
+            id=stable_id(name, text, label), dataset=name, text=text, label=f"{name}/{label}"
+        )
+    ]
 
 
 def clustering(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
@@ -221,7 +255,9 @@ def _query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     (row,) = rows
     negatives = _scored(row, fields, "negative") if fields.has("negative") else []
     positives = _scored(row, fields, "positive")
-    return retrieval(rows, fields, fields.text(row, "query"), positives, negatives, ("query", "positive"))
+    return retrieval(
+        rows, fields, fields.text(row, "query"), positives, negatives, ("query", "positive")
+    )
 
 
 def _scored(row: Row, fields: Fields, side: str) -> list[Scored]:
@@ -232,7 +268,9 @@ def _scored(row: Row, fields: Fields, side: str) -> list[Scored]:
         found if isinstance(found, list | tuple) else [found]
         for found in (fields.raw(row, side), fields.raw(row, f"{side}_score"))
     )
-    values = [number(score) for score in scores] if len(scores) == len(texts) else [None] * len(texts)
+    values = (
+        [number(score) for score in scores] if len(scores) == len(texts) else [None] * len(texts)
+    )
     cleaned = [Scored(fields.clean(text), score) for text, score in zip(texts, values, strict=True)]
     return [one for one in cleaned if one.text]
 
@@ -249,7 +287,9 @@ def _evidence(row: Row, fields: Fields) -> list[tuple[str, str]]:
     return [(fields.clean(text), label) for text, label in zip(texts, translated, strict=False)]
 
 
-def _weigh(item: tuple[str, str], sides: Mapping[str, list[Scored]], fields: Fields, row: Row) -> Drop | None:
+def _weigh(
+    item: tuple[str, str], sides: Mapping[str, list[Scored]], fields: Fields, row: Row
+) -> Drop | None:
     """Put a piece of evidence on its side, or say why it has none."""
     text, label = item
     if not text:

@@ -32,7 +32,9 @@ ROWS_PER_CHUNK = 10_000  # what a task holds in memory at a time
 ROWS_PER_PIECE = 2**40  # positions of a piece's rows start at part * this
 
 # ``row`` is JSON; ``refused`` says that it is a refusal, which belongs to no group.
-SHUFFLED = pa.schema([("key", pa.string()), ("position", pa.int64()), ("refused", pa.bool_()), ("row", pa.string())])
+SHUFFLED = pa.schema(
+    [("key", pa.string()), ("position", pa.int64()), ("refused", pa.bool_()), ("row", pa.string())]
+)
 
 
 def shuffle_piece(plan: Plan, piece: Piece) -> None:
@@ -69,7 +71,9 @@ def units(plan: Plan, shard: Shard) -> Iterator[list[Row] | Refused]:
             else:
                 yield [{**row, "query": queries.get(row["query_id"])} for row in group]
     else:
-        yield from (row if isinstance(row, Refused) else [row] for row in _single_rows(plan, dataset, shard))
+        yield from (
+            row if isinstance(row, Refused) else [row] for row in _single_rows(plan, dataset, shard)
+        )
 
 
 def _single_rows(plan: Plan, dataset: Dataset, shard: Shard) -> Iterator[Row | Refused]:
@@ -79,7 +83,11 @@ def _single_rows(plan: Plan, dataset: Dataset, shard: Shard) -> Iterator[Row | R
         return read_split(dataset.name, dataset, shard.split, plan.own.get(dataset.reader))
     if shard.kind == "spread":
         return _unpacked(_batches(plan, dataset, "rows", shard.part))
-    folder = _paired(plan, dataset.name) if dataset.view == "pairs" else _parsed(plan, packages_key(dataset))
+    folder = (
+        _paired(plan, dataset.name)
+        if dataset.view == "pairs"
+        else _parsed(plan, packages_key(dataset))
+    )
     return _unpacked(read_partition(folder, [f"{shard.part:06d}.arrow"], 0))
 
 
@@ -135,7 +143,12 @@ def _key_of(plan: Plan, dataset: Dataset, role: str) -> Callable[[Row], tuple[st
 
         def judgement(row: Row) -> tuple[str, Row]:
             query, document = _id(read["query_id"](row)), _id(read["document_id"](row))
-            return document, {"raw": row, "query_id": query, "document_id": document, "grade": read["grade"](row)}
+            return document, {
+                "raw": row,
+                "query_id": query,
+                "document_id": document,
+                "grade": read["grade"](row),
+            }
 
         return judgement
     if dataset.rule not in GROUPED_BY:
@@ -145,7 +158,8 @@ def _key_of(plan: Plan, dataset: Dataset, role: str) -> Callable[[Row], tuple[st
 
 
 def _id(value: Any) -> str:
-    return str(value).strip().encode("utf-8", "replace").decode()  # a lone surrogate would not come back
+    # a lone surrogate would not come back
+    return str(value).strip().encode("utf-8", "replace").decode()
 
 
 def _join(plan: Plan, dataset: Dataset, piece: Piece) -> None:
@@ -154,20 +168,29 @@ def _join(plan: Plan, dataset: Dataset, piece: Piece) -> None:
     documents = [Document(id=key, text=text) for key, text in texts.items() if text]
     for part, start in enumerate(range(0, len(documents), ROWS_PER_CHUNK)):
         some = table_of(documents[start : start + ROWS_PER_CHUNK], Document)
-        write_table(plan.folder / "corpora" / dataset.name, f"part-{piece.name}-{part:04d}.parquet", some)
+        write_table(
+            plan.folder / "corpora" / dataset.name, f"part-{piece.name}-{part:04d}.parquet", some
+        )
     packed = [_packed("", position, one) for position, one in enumerate(refused)]
     for row in _shuffled(plan, dataset, "rows", piece.part):
         if not row["refused"]:
             content = json.loads(row["row"])
-            row = _packed(content["query_id"], row["position"], {**content, "document": texts.get(row["key"])})
+            row = _packed(
+                content["query_id"], row["position"], {**content, "document": texts.get(row["key"])}
+            )
         packed.append(row)
     _write(plan, dataset, piece, 0, pa.Table.from_pylist(packed, schema=SHUFFLED))
     _done(plan, dataset, piece)
 
 
-def _texts(plan: Plan, dataset: Dataset, role: str, partition: int) -> tuple[dict[str, str], list[Refused]]:
+def _texts(
+    plan: Plan, dataset: Dataset, role: str, partition: int
+) -> tuple[dict[str, str], list[Refused]]:
     """Id -> cleaned text of the documents or queries of one partition; and those that are blank or come again."""
-    read, max_chars = getter(input_columns_of(dataset, role)["text"]), plan.recipe.transform.max_chars
+    read, max_chars = (
+        getter(input_columns_of(dataset, role)["text"]),
+        plan.recipe.transform.max_chars,
+    )
     texts: dict[str, str] = {}
     refused: list[Refused] = []
     for row in _shuffled(plan, dataset, role, partition):
@@ -179,7 +202,11 @@ def _texts(plan: Plan, dataset: Dataset, role: str, partition: int) -> tuple[dic
         if not text:
             refused.append(Refused("blank_text", f"{role}: '{key}' has no text", row["row"]))
         elif texts.get(key):
-            refused.append(Refused("repeated_id", f"{role}: '{key}' came before, and that text counts", row["row"]))
+            refused.append(
+                Refused(
+                    "repeated_id", f"{role}: '{key}' came before, and that text counts", row["row"]
+                )
+            )
         if not texts.get(key):
             texts[key] = text
     return texts, refused
@@ -194,7 +221,8 @@ def _write(plan: Plan, dataset: Dataset, piece: Piece, chunk: int, table: pa.Tab
     """Rows by the hash of their keys; those without one go where their chunk goes."""
     partitions = plan.partitions[dataset.name]
     numbers = [
-        (xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass")) if key else chunk) % partitions
+        (xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass")) if key else chunk)
+        % partitions
         for key in table["key"].to_pylist()
     ]
     name = f"{piece.name}-{chunk:05d}.arrow"
@@ -208,7 +236,9 @@ def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[Row] | Refused]:
     )
     keys, positions, refused = (table[name].to_pylist() for name in ("key", "position", "refused"))
     groups: list[tuple[int, list[int]]] = []
-    for _, members in groupby(range(len(keys)), key=lambda index: (keys[index], refused[index] and index)):
+    for _, members in groupby(
+        range(len(keys)), key=lambda index: (keys[index], refused[index] and index)
+    ):
         rows = list(members)
         groups.append((positions[rows[0]], rows))
     for _, rows in sorted(groups):
@@ -228,29 +258,47 @@ def _pair_up(plan: Plan, dataset: Dataset) -> None:
     rows = list(_unpacked(read_partition(_parsed(plan, packages_key(dataset)), names, 0)))
     refused = [row for row in rows if isinstance(row, Refused)]
     documented = [row for row in rows if not isinstance(row, Refused)]
-    drawn: list[Row | Refused] = [*refused, *pairs(documented, partial(held_out, fraction=dataset.held_out_fraction))]
+    drawn: list[Row | Refused] = [
+        *refused,
+        *pairs(documented, partial(held_out, fraction=dataset.held_out_fraction)),
+    ]
     size = -(-len(drawn) // PARSED_PARTS)
     for part in range(PARSED_PARTS):
-        _write_parsed(_paired(plan, dataset.name), f"{part:06d}", drawn[part * size : (part + 1) * size])
+        _write_parsed(
+            _paired(plan, dataset.name), f"{part:06d}", drawn[part * size : (part + 1) * size]
+        )
 
 
 def _write_parsed(folder: Folder, name: str, rows: Sequence[Row | Refused]) -> None:
-    table = pa.Table.from_pylist([_packed("", position, row) for position, row in enumerate(rows)], schema=SHUFFLED)
+    table = pa.Table.from_pylist(
+        [_packed("", position, row) for position, row in enumerate(rows)], schema=SHUFFLED
+    )
     write_partitions(folder, f"{name}.arrow", table, [0] * len(rows), 1)
 
 
 def _packed(key: str, position: int, row: Mapping[str, Any] | Refused) -> dict[str, Any]:
     refused = isinstance(row, Refused)
-    content = {"reason": row.reason, "detail": row.detail, "content": row.content} if isinstance(row, Refused) else row
+    content = (
+        {"reason": row.reason, "detail": row.detail, "content": row.content}
+        if isinstance(row, Refused)
+        else row
+    )
     # a lone surrogate survives as an escape, which Arrow can hold
     text = json.dumps(content, ensure_ascii=False, default=str)
     if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
         text = json.dumps(content, default=str)
-    return {"key": key.encode("utf-8", "replace").decode(), "position": position, "refused": refused, "row": text}
+    return {
+        "key": key.encode("utf-8", "replace").decode(),
+        "position": position,
+        "refused": refused,
+        "row": text,
+    }
 
 
 def _unpacked(batches: Iterable[pa.RecordBatch]) -> Iterator[Row | Refused]:
     for batch in batches:
-        for refused, text in zip(batch["refused"].to_pylist(), batch["row"].to_pylist(), strict=True):
+        for refused, text in zip(
+            batch["refused"].to_pylist(), batch["row"].to_pylist(), strict=True
+        ):
             content = json.loads(text)
             yield Refused(**content) if refused else content

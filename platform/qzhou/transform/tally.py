@@ -56,7 +56,11 @@ class Tally:
         self.kept += other.kept
         self.held_out += other.held_out
         self.sampled_out += other.sampled_out
-        for mine, theirs in ((self.dropped, other.dropped), (self.parts, other.parts), (self.written, other.written)):
+        for mine, theirs in (
+            (self.dropped, other.dropped),
+            (self.parts, other.parts),
+            (self.written, other.written),
+        ):
             mine.update(theirs)
         self.languages.update(other.languages)
         for name, counts in other.lengths.items():
@@ -76,6 +80,8 @@ class Tally:
     @classmethod
     def of(cls, content: dict[str, Any]) -> Tally:
         """From what :meth:`plain` gave."""
-        counters = {name: Counter(content[name]) for name in ("dropped", "parts", "languages", "written")}
+        counters = {
+            name: Counter(content[name]) for name in ("dropped", "parts", "languages", "written")
+        }
         lengths = {name: Counter(counts) for name, counts in content["lengths"].items()}
         return cls(**{**content, **counters, "lengths": lengths})

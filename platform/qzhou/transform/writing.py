@@ -49,7 +49,8 @@ def write_shard(plan: Plan, shard: Shard, limit: int | None, index: Index | None
     if index is not None and plan.recipe.transform.contamination.action == "report":
         compare(plan, shard, training, index)
     examples = _both_ways(training, dataset)
-    asked = examples.slice(0, 0) if dataset.rule == "documents" else examples  # without a query there is no example
+    # without a query there is no example
+    asked = examples.slice(0, 0) if dataset.rule == "documents" else examples
     held_out = table.filter(pa.array((verdicts == 0) & held))
     place = f"{dataset.task}/{dataset.name}"
     for folder, found in (
@@ -79,12 +80,16 @@ def write_corpus(plan: Plan, dataset: str, partition: int) -> None:
     """The distinct positives of a dataset's training examples: one partition of them, in the order of the shards."""
     folder = plan.work / "documents" / dataset
     names = [f"{shard.name}.arrow" for shard in plan.shards_of(dataset)]
-    table = pa.Table.from_batches(list(read_partition(folder, names, partition)), schema=DOCUMENT_KEYS)
+    table = pa.Table.from_batches(
+        list(read_partition(folder, names, partition)), schema=DOCUMENT_KEYS
+    )
     _, first = np.unique(table["id"].to_numpy(zero_copy_only=False), return_index=True)
     distinct = table.take(pa.array(np.sort(first)))
     if distinct.num_rows:
         write_table(plan.folder / "corpora" / dataset, f"part-{partition:06d}.parquet", distinct)
-    (plan.work / "corpora").write_json(f"{dataset}-{partition:06d}.json", {"documents": distinct.num_rows})
+    (plan.work / "corpora").write_json(
+        f"{dataset}-{partition:06d}.json", {"documents": distinct.num_rows}
+    )
 
 
 def is_corpus_written(plan: Plan, dataset: str, partition: int) -> bool:
@@ -93,7 +98,9 @@ def is_corpus_written(plan: Plan, dataset: str, partition: int) -> bool:
 
 def _write(folder: Folder, shard: Shard, table: pa.Table) -> None:
     for part, start in enumerate(range(0, table.num_rows, ROWS_PER_FILE)):
-        write_table(folder, f"part-{shard.name}-{part:04d}.parquet", table.slice(start, ROWS_PER_FILE))
+        write_table(
+            folder, f"part-{shard.name}-{part:04d}.parquet", table.slice(start, ROWS_PER_FILE)
+        )
 
 
 def _both_ways(table: pa.Table, dataset: Dataset) -> pa.Table:
@@ -102,7 +109,12 @@ def _both_ways(table: pa.Table, dataset: Dataset) -> pa.Table:
     if dataset.task != "pair" or not table.num_rows:
         return plain
     columns = {name: plain[name] for name in plain.schema.names}
-    exchanged = {**columns, "id": table["swapped_id"], "text_a": plain["text_b"], "text_b": plain["text_a"]}
+    exchanged = {
+        **columns,
+        "id": table["swapped_id"],
+        "text_a": plain["text_b"],
+        "text_b": plain["text_a"],
+    }
     other = pa.table(exchanged).cast(plain.schema)
     order = np.arange(2 * table.num_rows).reshape(2, -1).T.ravel()
     return pa.concat_tables([plain, other]).take(pa.array(order)).cast(plain.schema)
@@ -119,10 +131,14 @@ def _write_drops(
             return
         for one in some:
             tally.drop(one)
-        write_table(plan.folder / "dropped", f"{shard.name}-judged-{part:04d}.parquet", table_of(some, Drop))
+        write_table(
+            plan.folder / "dropped", f"{shard.name}-judged-{part:04d}.parquet", table_of(some, Drop)
+        )
 
 
-def _refused(plan: Plan, shard: Shard, table: pa.Table, verdicts: np.ndarray, first: np.ndarray) -> Iterator[Drop]:
+def _refused(
+    plan: Plan, shard: Shard, table: pa.Table, verdicts: np.ndarray, first: np.ndarray
+) -> Iterator[Drop]:
     dataset = plan.dataset(shard.dataset)
     places = np.flatnonzero(verdicts)
     if not len(places):
@@ -132,7 +148,8 @@ def _refused(plan: Plan, shard: Shard, table: pa.Table, verdicts: np.ndarray, fi
     for number, raw in enumerate(rows_behind(plan, shard, candidates)):
         verdict = Verdict(verdicts[places[number]])
         detail = DETAILS[verdict].format(dataset=plan.shards[first[places[number]]].dataset)
-        if not raw:  # the raw data has changed since it was read; what was made of it is all there is
+        # the raw data has changed since it was read; what was made of it is all there is
+        if not raw:
             names = schema_of(EXAMPLE_TYPES[dataset.task]).names
             (example,) = found.slice(number, 1).select([*names, "rows"]).to_pylist()
             raw = [example] * example.pop("rows")
@@ -140,7 +157,9 @@ def _refused(plan: Plan, shard: Shard, table: pa.Table, verdicts: np.ndarray, fi
             yield drop(dataset.name, verdict.name.lower(), detail, row)
 
 
-def _write_judgements(folder: Folder, shard: Shard, dataset: Dataset, held_out: pa.Table, tally: Tally) -> None:
+def _write_judgements(
+    folder: Folder, shard: Shard, dataset: Dataset, held_out: pa.Table, tally: Tally
+) -> None:
     """The held-out queries of a qrels dataset and their judgements: with its corpus, an evaluation task."""
     queries, qrels = [], []
     for row in held_out.select(["query_id", "query", "judged"]).to_pylist():
@@ -161,7 +180,11 @@ def _write_documents(plan: Plan, shard: Shard, dataset: Dataset, examples: pa.Ta
     count = plan.partitions[dataset.name]
     numbers = [int(one.id[:8], 16) % count for one in documents]
     write_partitions(
-        plan.work / "documents" / dataset.name, f"{shard.name}.arrow", table_of(documents, Document), numbers, count
+        plan.work / "documents" / dataset.name,
+        f"{shard.name}.arrow",
+        table_of(documents, Document),
+        numbers,
+        count,
     )
 
 

@@ -46,7 +46,9 @@ def test_left_and_right_padding_pool_the_same(pooling):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_vector_does_not_depend_on_its_batch_or_padding(tiny_qwen2, side):
-    encoder = load_encoder(str(tiny_qwen2), max_tokens=24, attention="bidirectional", dtype="float32", device="cpu")
+    encoder = load_encoder(
+        str(tiny_qwen2), max_tokens=24, attention="bidirectional", dtype="float32", device="cpu"
+    )
     encoder.tokenizer.padding_side = side
 
     together = encoder.encode(TEXTS)
@@ -60,7 +62,11 @@ def test_a_vector_does_not_depend_on_its_batch_or_padding(tiny_qwen2, side):
 def test_a_vector_of_a_real_model_does_not_depend_on_its_batch(dtype):
     """Beyond rounding: cosine 0.9999, also in 16 bits."""
     encoder = load_encoder(MINILM, max_tokens=128, dtype=dtype, device="cpu")
-    texts = [*TEXTS, "long " * 200, *(f"Sentence {n} says what {n * n} is. " * (n % 7 + 1) for n in range(40))]
+    texts = [
+        *TEXTS,
+        "long " * 200,
+        *(f"Sentence {n} says what {n * n} is. " * (n % 7 + 1) for n in range(40)),
+    ]
 
     together = encoder.encode(texts)
 
@@ -71,7 +77,9 @@ def test_a_vector_of_a_real_model_does_not_depend_on_its_batch(dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sixteen_bits_point_where_float32_does(tiny_qwen2, dtype):
     both = [
-        load_encoder(str(tiny_qwen2), max_tokens=24, attention="bidirectional", dtype=one, device="cpu")
+        load_encoder(
+            str(tiny_qwen2), max_tokens=24, attention="bidirectional", dtype=one, device="cpu"
+        )
         for one in ("float32", dtype)
     ]
 
@@ -83,7 +91,12 @@ def test_sixteen_bits_point_where_float32_does(tiny_qwen2, dtype):
 def test_texts_without_padding_give_the_padded_vectors(tiny_qwen2, attention, pooling):
     """Position ids alone would let texts in one row see each other under bidirectional attention."""
     encoder = load_encoder(
-        str(tiny_qwen2), max_tokens=24, pooling=pooling, attention=attention, dtype="float32", device="cpu"
+        str(tiny_qwen2),
+        max_tokens=24,
+        pooling=pooling,
+        attention=attention,
+        dtype="float32",
+        device="cpu",
     )
     expected = encoder.encode(TEXTS)
 
@@ -111,8 +124,14 @@ def test_an_encoder_packs_too_and_a_model_whose_positions_begin_elsewhere_stays_
 def test_vectors_are_those_of_sentence_transformers():
     from sentence_transformers import SentenceTransformer
 
-    texts = [*TEXTS[:3], "long " * 300, *(f"Sentence {n} says what {n * n} is. " * (n % 5 + 1) for n in range(30))]
-    theirs = SentenceTransformer(resolve(MINILM), device="cpu").encode(texts, normalize_embeddings=True)
+    texts = [
+        *TEXTS[:3],
+        "long " * 300,
+        *(f"Sentence {n} says what {n * n} is. " * (n % 5 + 1) for n in range(30)),
+    ]
+    theirs = SentenceTransformer(resolve(MINILM), device="cpu").encode(
+        texts, normalize_embeddings=True
+    )
 
     ours = load_encoder(MINILM, max_tokens=256, dtype="float32", device="cpu").encode(texts)
 
@@ -133,7 +152,9 @@ def test_a_compiled_model_gives_the_same_vectors(tiny_bert):
 @pytest.mark.parametrize(("attention", "sees_ahead"), [("bidirectional", True), ("causal", False)])
 def test_attention_is_what_the_recipe_says(tiny_qwen2, attention, sees_ahead):
     """transformers before 5.2 ignored the switch silently."""
-    backbone = load_backbone(str(tiny_qwen2), attention=attention, dtype=torch.float32).model.backbone
+    backbone = load_backbone(
+        str(tiny_qwen2), attention=attention, dtype=torch.float32
+    ).model.backbone
     one, other = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 6, 9]])
 
     first = [backbone(input_ids=ids).last_hidden_state[0, 0] for ids in (one, other)]
@@ -185,7 +206,9 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_vectors_are_the_same(
     assert max(rows * tokens for rows, tokens in scarce.passes) <= 60
     assert encoder.batch_tokens < budget
     scarce.tokens = 3
-    with pytest.raises(ModelError, match=r"one text of \d+ tokens does not fit into the memory of cpu"):
+    with pytest.raises(
+        ModelError, match=r"one text of \d+ tokens does not fit into the memory of cpu"
+    ):
         encoder.encode(["the red tree is the answer"])
 
 
@@ -226,7 +249,9 @@ def test_batches_stay_within_the_token_budget_and_lose_nothing():
     batches = list(batches_by_length(lengths, 64))
 
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    assert all(len(batch) * max(lengths[row] for row in batch) <= 64 for batch in batches if len(batch) > 1)
+    assert all(
+        len(batch) * max(lengths[row] for row in batch) <= 64 for batch in batches if len(batch) > 1
+    )
 
 
 def fingerprint(folder, **changes):
@@ -234,7 +259,9 @@ def fingerprint(folder, **changes):
     return load_encoder(str(folder), **settings).fingerprint
 
 
-def test_two_checkpoints_and_two_settings_never_share_a_fingerprint(tiny_qwen2, tiny_bert, tmp_path):
+def test_two_checkpoints_and_two_settings_never_share_a_fingerprint(
+    tiny_qwen2, tiny_bert, tmp_path
+):
     """Defect of a peer: its cache is keyed by the base model's name, so a new checkpoint gets old vectors."""
     found = load_backbone(str(tiny_qwen2), dtype=torch.float32)
     with torch.no_grad():
@@ -263,19 +290,25 @@ def test_a_fingerprint_does_not_change_with_use(tiny_bert):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
-def test_sentence_transformers_loads_the_export_and_gives_the_same_vectors(tiny_qwen2, tmp_path, pooling):
-    found = load_backbone(str(tiny_qwen2), attention="bidirectional", pooling=pooling, dtype=torch.float32)
+def test_sentence_transformers_loads_the_export_and_gives_the_same_vectors(
+    tiny_qwen2, tmp_path, pooling
+):
+    found = load_backbone(
+        str(tiny_qwen2), attention="bidirectional", pooling=pooling, dtype=torch.float32
+    )
     prompts = {"query": "Instruct: find\nQuery: ", "document": ""}
 
-    save_sentence_transformer(found.model, found.tokenizer, tmp_path, max_tokens=24, prompts=prompts)
+    save_sentence_transformer(
+        found.model, found.tokenizer, tmp_path, max_tokens=24, prompts=prompts
+    )
 
     again = load_encoder(str(tmp_path), max_tokens=24, dtype="float32", device="cpu")
     assert (again.model.pooling, again.prompts) == (pooling, prompts)
     assert again.model.backbone.config.is_causal is False
     assert parity(tmp_path, again.model, again.tokenizer, TEXTS[:3], max_tokens=24) >= 0.9999
-    assert json.loads((tmp_path / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"] is (
-        pooling == "mean"
-    )
+    assert json.loads((tmp_path / "1_Pooling" / "config.json").read_text())[
+        "pooling_mode_mean_tokens"
+    ] is (pooling == "mean")
 
 
 @pytest.mark.parametrize(
@@ -325,7 +358,9 @@ def test_a_text_beyond_the_models_positions_is_cut_and_counted(tiny_bert):
 def saved(folder, model, changed=None):
     """A folder as sentence-transformers writes it, with some of its files changed."""
     loaded = load_backbone(str(model), pooling="cls", dtype=torch.float32)
-    save_sentence_transformer(loaded.model, loaded.tokenizer, folder, max_tokens=32, prompts={"query": "ask: "})
+    save_sentence_transformer(
+        loaded.model, loaded.tokenizer, folder, max_tokens=32, prompts={"query": "ask: "}
+    )
     for name, content in (changed or {}).items():
         (folder / name).write_text(json.dumps(content))
     return folder
@@ -333,14 +368,20 @@ def saved(folder, model, changed=None):
 
 def reads_from(folder, loader):
     """A loader of transformers that finds everything in one folder, as in the cache of a hub."""
-    return SimpleNamespace(from_pretrained=lambda _, **settings: loader.from_pretrained(folder, **settings))
+    return SimpleNamespace(
+        from_pretrained=lambda _, **settings: loader.from_pretrained(folder, **settings)
+    )
 
 
-def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(tiny_bert, tmp_path, monkeypatch):
+def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(
+    tiny_bert, tmp_path, monkeypatch
+):
     """Defect of the first version: only folders were read, and every hub model was mean-pooled."""
     folder = saved(tmp_path / "model", tiny_bert)
     monkeypatch.setattr("qzhou.encoder.backbone.resolve", lambda spec: spec)
-    monkeypatch.setattr("qzhou.encoder.backbone.cached_file", lambda _, name, **__: str(folder / name))
+    monkeypatch.setattr(
+        "qzhou.encoder.backbone.cached_file", lambda _, name, **__: str(folder / name)
+    )
     for name in ("AutoConfig", "AutoModel", "AutoTokenizer"):
         monkeypatch.setattr(backbone, name, reads_from(folder, getattr(backbone, name)))
 
@@ -354,14 +395,25 @@ def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(tiny_bert,
     ("changed", "said"),
     [
         ({"1_Pooling/config.json": {"pooling_mode": "max"}}, "pools by max"),
-        ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, "pools by pooling_mode_max_tokens"),
         (
-            {"modules.json": [{"type": "x.Transformer"}, {"type": "x.Pooling"}, {"type": "x.Dense"}]},
+            {"1_Pooling/config.json": {"pooling_mode_max_tokens": True}},
+            "pools by pooling_mode_max_tokens",
+        ),
+        (
+            {
+                "modules.json": [
+                    {"type": "x.Transformer"},
+                    {"type": "x.Pooling"},
+                    {"type": "x.Dense"},
+                ]
+            },
             "has a module Dense",
         ),
     ],
 )
-def test_a_model_that_this_encoder_would_compute_wrongly_is_refused(tiny_bert, tmp_path, changed, said):
+def test_a_model_that_this_encoder_would_compute_wrongly_is_refused(
+    tiny_bert, tmp_path, changed, said
+):
     folder = saved(tmp_path / "model", tiny_bert, changed)
 
     with pytest.raises(ModelError, match=said):

@@ -71,12 +71,16 @@ def test_a_quickstart_that_was_run_shows_no_sign():
     facts = quickstart(load_recipe(RECIPES / "quickstart.toml").model_dump(mode="json"))
 
     assert diagnose(facts) == []
-    assert [one.sign for one in unchecked(facts)] == ["cosent_unstable"], "two steps of pairs are too few"
+    assert [one.sign for one in unchecked(facts)] == ["cosent_unstable"], (
+        "two steps of pairs are too few"
+    )
     assert diagnose(dataclasses.replace(facts, rows=[], differences=[])) == []
 
 
 def vector_health(mean_cosine=0.12, effective_rank=253.6):
-    return HEALTH | {"stage2": HEALTH["stage2"] | {"mean_cosine": mean_cosine, "effective_rank": effective_rank}}
+    return HEALTH | {
+        "stage2": HEALTH["stage2"] | {"mean_cosine": mean_cosine, "effective_rank": effective_rank}
+    }
 
 
 def losses_of_pairs(of):
@@ -97,7 +101,10 @@ def fallen(**scores):
 def gaining(by, **scores):
     """Other scores, with differences that are known to ``by`` above and below."""
     found = fallen(**scores)
-    sure = [dataclasses.replace(one, low=one.difference - by, high=one.difference + by) for one in found["differences"]]
+    sure = [
+        dataclasses.replace(one, low=one.difference - by, high=one.difference + by)
+        for one in found["differences"]
+    ]
     return found | {"differences": sure}
 
 
@@ -116,7 +123,9 @@ PLANTED = {
     "collapsed by cosine": {"health": vector_health(mean_cosine=0.96)},
     "collapsed by rank": {"health": vector_health(effective_rank=12.5)},
     "collapsed to nothing": {"health": vector_health(mean_cosine=0.0, effective_rank=0.0)},
-    "collapsed to no numbers": {"health": {**HEALTH, "stage2": HEALTH["stage2"] | {"not_numbers": 600}}},
+    "collapsed to no numbers": {
+        "health": {**HEALTH, "stage2": HEALTH["stage2"] | {"not_numbers": 600}}
+    },
     "loss_flat while scores rise by nearly nothing": {
         **in_stages(stage1(start=2.1, end=2.1)),
         **gaining(docs_search=[0.558, 0.559, 0.559], by=0.0005),
@@ -128,7 +137,9 @@ PLANTED = {
     "cosent_unstable, rising": {"steps": losses_of_pairs(lambda n: 9.0 + 0.7 * n)},
     "cosent_unstable, swinging": {"steps": losses_of_pairs(lambda n: 14.0 if n % 2 else 2.0)},
     "false_negatives_many by label": in_stages(two=stage2(labels_masked=0.92)),
-    "false_negatives_many by margin": in_stages(ALL_MASKED, [one for one in stage2() if one["task"] != "retrieval"]),
+    "false_negatives_many by margin": in_stages(
+        ALL_MASKED, [one for one in stage2() if one["task"] != "retrieval"]
+    ),
     "negatives_easy in training": in_stages(stage1(hardness=0.55)),
     "negatives_easy when mined": {"mining": {"docs_search": mined(positive=0.6, negative=0.1)}},
     "negatives_close": {"mining": {"docs_search": mined(positive=0.45, negative=0.55)}},
@@ -154,10 +165,14 @@ def test_a_planted_sign_is_found_and_no_other(planted, make_recipe):
     assert found.says.endswith(".")
     assert re.search(r"(comparison|report)\.json|metrics\.jsonl", found.evidence)
     assert re.search(r"\d", found.evidence)
-    named = re.findall(r"(?:training|mining|synthesis|transform|datasets)\.[a-z_0-9.]+\b", found.setting)
+    named = re.findall(
+        r"(?:training|mining|synthesis|transform|datasets)\.[a-z_0-9.]+\b", found.setting
+    )
     assert named
     for name in named:
-        assert name in ("datasets.columns", "datasets.labels", "datasets.rule") or facts.setting(name), name
+        assert name in ("datasets.columns", "datasets.labels", "datasets.rule") or facts.setting(
+            name
+        ), name
 
 
 SIZES = "queries by number of negatives"
@@ -207,7 +222,10 @@ def test_what_only_looks_like_a_sign_is_none(harmless, make_recipe):
 
 def test_official_splits_may_share_texts(make_recipe):
     facts = healthy(make_recipe, transform=transformed([overlap("docs_search", 600, 400, 4000)]))
-    shared = [one | {"may_share_texts": one["name"] == "docs_search"} for one in facts.settings["datasets"]]
+    shared = [
+        one | {"may_share_texts": one["name"] == "docs_search"}
+        for one in facts.settings["datasets"]
+    ]
 
     assert signs(facts) == ["contaminated"]
     assert signs(dataclasses.replace(facts, settings=facts.settings | {"datasets": shared})) == []
@@ -226,7 +244,9 @@ def test_many_small_falls_together_are_a_fall_and_one_of_many_tasks_may_fall_by_
     (together,) = (one for one in diagnose(tasks(*[0.007] * 15)) if one.sign == "retrieval_fell")
     assert "over 15 tasks together" in together.says
     assert "mean of 15 tasks -0.0070 (95 %: -0.0096 to -0.0044)" in together.evidence
-    assert "retrieval_fell" not in signs(tasks(0.011, *[-0.001] * 14)), "its own interval leaves out zero"
+    assert "retrieval_fell" not in signs(tasks(0.011, *[-0.001] * 14)), (
+        "its own interval leaves out zero"
+    )
     (alone,) = (one for one in diagnose(tasks(0.05, *[-0.01] * 14)) if one.sign == "retrieval_fell")
     assert "on 1 of 15 tasks" in alone.says
     assert "t0 ndcg_at_10 0.6000 -> 0.5500 (-0.0500, 95 %: -0.0600 to -0.0400)" in alone.evidence
@@ -238,17 +258,25 @@ def test_settings_fit_the_run(make_recipe):
         return found.setting
 
     fell = PLANTED["retrieval_fell"]
-    assert setting({}, **fell).startswith("raise training.stage2.retrieval_share (now 0.72), or lower training.stage2.")
+    assert setting({}, **fell).startswith(
+        "raise training.stage2.retrieval_share (now 0.72), or lower training.stage2."
+    )
     alone = {"stage2": {"steps": 60, "learning_rate": 2e-5, "retrieval_share": 1.0}}
     assert setting(alone, **fell) == "lower training.stage2.learning_rate (now 2e-05)"
     lost = {1: [0.503, 0.420, 0.425], 2: [0.503, 0.505, 0.420]}
-    assert setting({}, **fallen(docs_siblings=lost[1])).startswith("stage 1 lost it: lower training.stage1.learning")
-    assert setting({}, **fallen(docs_siblings=lost[2])).startswith("stage 2 lost it: lower training.stage2.learning")
+    assert setting({}, **fallen(docs_siblings=lost[1])).startswith(
+        "stage 1 lost it: lower training.stage1.learning"
+    )
+    assert setting({}, **fallen(docs_siblings=lost[2])).startswith(
+        "stage 2 lost it: lower training.stage2.learning"
+    )
     early = fallen(docs_package=[0.3767, 0.3400, 0.3410])
     assert setting({"loss": {}}, **early).startswith(
         "stage 1 lost it: set training.loss.false_negative_margin (now off) to 0.1 or less"
     )
-    assert setting({}, **PLANTED["classification_poor"]).startswith("lower training.stage2.retrieval_share (now 0.72)")
+    assert setting({}, **PLANTED["classification_poor"]).startswith(
+        "lower training.stage2.retrieval_share (now 0.72)"
+    )
 
 
 def test_nothing_is_said_of_what_is_missing(make_recipe):
@@ -258,7 +286,9 @@ def test_nothing_is_said_of_what_is_missing(make_recipe):
     assert diagnose(nothing) == []
     assert {one.sign for one in unchecked(nothing)} == set(LOOKS)
     said = lines(content(nothing))
-    assert said.startswith("Diagnosis: 0 of 0 signs of trouble are there\n  not looked for: contaminated (there is no ")
+    assert said.startswith(
+        "Diagnosis: 0 of 0 signs of trouble are there\n  not looked for: contaminated (there is no "
+    )
 
     def without(**parts):
         return {one.sign for one in unchecked(dataclasses.replace(facts, **parts))}
@@ -270,19 +300,33 @@ def test_nothing_is_said_of_what_is_missing(make_recipe):
     assert without(mining={}) == {"negatives_close"}
     assert without(synthesis={}) == {"synthetic_drifted"}
     assert without(transform={}) == without(transform=transformed(action="off")) == {"contaminated"}
-    older = [{name: value for name, value in overlap("t", 5, 5, 9).items() if name not in ("copied", "asked")}]
+    older = [
+        {
+            name: value
+            for name, value in overlap("t", 5, 5, 9).items()
+            if name not in ("copied", "asked")
+        }
+    ]
     assert without(transform=transformed(older)) == {"contaminated"}
-    short = {"stage1": stage1()[:4], "stage2": [step(0, "pair", "p", 9.0), step(1, "mixed", "mixed", 3.0)]}
+    short = {
+        "stage1": stage1()[:4],
+        "stage2": [step(0, "pair", "p", 9.0), step(1, "mixed", "mixed", 3.0)],
+    }
     assert without(steps=short) == {"loss_flat", "cosent_unstable"}
 
 
 def test_a_run_folder_is_read_and_so_is_one_of_an_older_version(make_recipe):
     facts = healthy(make_recipe, **PLANTED["retrieval_fell"])
     run = Run.open(make_recipe(datasets=DATASETS))
-    comparison = {name: [dataclasses.asdict(one) for one in getattr(facts, name)] for name in ("rows", "differences")}
+    comparison = {
+        name: [dataclasses.asdict(one) for one in getattr(facts, name)]
+        for name in ("rows", "differences")
+    }
     evaluate, train = run.folder / "evaluate", run.folder / "train" / "stage1"
     evaluate.create().write_json("comparison.json", comparison | {"health": HEALTH})
-    train.create().write_bytes("metrics.jsonl", "\n".join(map(json.dumps, stage1())).encode() + b"\n")
+    train.create().write_bytes(
+        "metrics.jsonl", "\n".join(map(json.dumps, stage1())).encode() + b"\n"
+    )
     (run.folder / "mine").create().write_json("report.json", facts.mining)
 
     found = Facts.read(run)
@@ -291,14 +335,23 @@ def test_a_run_folder_is_read_and_so_is_one_of_an_older_version(make_recipe):
     assert (found.steps, found.mining, found.transform) == ({"stage1": stage1()}, facts.mining, {})
     assert content(found)["findings"] == [dataclasses.asdict(one) for one in diagnose(found)]
     assert signs(found) == ["retrieval_fell"]
-    assert {one.sign for one in unchecked(found)} == {"contaminated", "cosent_unstable", "synthetic_drifted"}
-    assert "retrieval_fell: Retrieval fell in stage 2 on 1 of 1 tasks, beyond chance" in lines(content(found))
+    assert {one.sign for one in unchecked(found)} == {
+        "contaminated",
+        "cosent_unstable",
+        "synthetic_drifted",
+    }
+    assert "retrieval_fell: Retrieval fell in stage 2 on 1 of 1 tasks, beyond chance" in lines(
+        content(found)
+    )
 
     old = [
-        {name: row[name] for name in ("task", "type", "metric", "model", "score", "n")} for row in comparison["rows"]
+        {name: row[name] for name in ("task", "type", "metric", "model", "score", "n")}
+        for row in comparison["rows"]
     ]
     evaluate.write_json("comparison.json", old)
-    assert signs(Facts.read(run)) == [], "0.05 of 300 queries may be chance, as far as their number tells"
+    assert signs(Facts.read(run)) == [], (
+        "0.05 of 300 queries may be chance, as far as their number tells"
+    )
     for row in old:
         row["score"] -= 0.2 * (row["model"] == "stage2" and row["type"] == "Retrieval")
     evaluate.write_json("comparison.json", old)
@@ -311,7 +364,9 @@ def test_noise_alone_makes_no_loss_of_pairs_unstable(make_recipe):
     def shown(seed):
         draw = np.random.default_rng(seed)
         steps = [step(n, "pair", f"p{n % 10}", 3 + 0.9 * draw.standard_normal()) for n in range(60)]
-        return "cosent_unstable" in signs(healthy(make_recipe, steps={"stage1": stage1(), "stage2": steps}))
+        return "cosent_unstable" in signs(
+            healthy(make_recipe, steps={"stage1": stage1(), "stage2": steps})
+        )
 
     assert sum(map(shown, range(60))) <= 10
 
@@ -334,21 +389,30 @@ def test_intervals_are_those_of_the_formulas():
     generator = np.random.default_rng(0)
     one, other = generator.normal(size=7), generator.normal(0.5, 4.0, size=12)
     expected = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
-    assert [fall(one, other).low, fall(one, other).high] == pytest.approx([expected.low, expected.high])
+    assert [fall(one, other).low, fall(one, other).high] == pytest.approx(
+        [expected.low, expected.high]
+    )
     expected = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.995)
     assert fall(one, other, looks=10).high == pytest.approx(expected.high)
     assert fall([2.0, 2.0], [1.0, 1.0]).low == 1
     values = generator.normal(5, 2, 12).tolist()
-    by_hand = np.mean(values) - 2.200985 * np.std(values, ddof=1) / np.sqrt(12)  # Student's t with 11 degrees
+    # Student's t with 11 degrees
+    by_hand = np.mean(values) - 2.200985 * np.std(values, ddof=1) / np.sqrt(12)
     assert mean(values).low == pytest.approx(by_hand, rel=1e-6)
     assert fall([3.0, 4.0, 5.0], [1.0, 2.0, 3.0]).value == 2
-    assert fall([3.0, 4.0, 5.0], [1.0, 2.0, 3.0]).low == pytest.approx(2 - 2.776445 * np.sqrt(2 / 3), rel=1e-6)
+    assert fall([3.0, 4.0, 5.0], [1.0, 2.0, 3.0]).low == pytest.approx(
+        2 - 2.776445 * np.sqrt(2 / 3), rel=1e-6
+    )
     assert (share(0, 10).low, share(10, 10).high) == pytest.approx((0, 1))
     assert share(5, 10).low == pytest.approx(0.2366, abs=1e-4)
     assert widened(Interval(0.0, -1.0, 2.0), 1) == Interval(0.0, -1.0, 2.0)
-    assert widened(Interval(0.0, -1.0, 2.0), 10).high == pytest.approx(2 * 2.807034 / 1.959964, rel=1e-6)
+    assert widened(Interval(0.0, -1.0, 2.0), 10).high == pytest.approx(
+        2 * 2.807034 / 1.959964, rel=1e-6
+    )
     together = mean_of([Interval(1.0, 0.0, 3.0), Interval(3.0, 2.0, 5.0)])
-    assert (together.value, together.low, together.high) == pytest.approx((2, 2 - 0.5**0.5, 2 + 2 * 0.5**0.5))
+    assert (together.value, together.low, together.high) == pytest.approx(
+        (2, 2 - 0.5**0.5, 2 + 2 * 0.5**0.5)
+    )
 
 
 def test_what_is_known_of_n_alone_is_wider_than_the_paired_bootstrap():
@@ -378,19 +442,25 @@ def test_copies_in_real_rows_are_a_contamination(make_recipe):
 
     def reported(texts):
         examples = [
-            LabeledExample(id=str(n), dataset="docs_package", text=text, label="a") for n, text in enumerate(texts)
+            LabeledExample(id=str(n), dataset="docs_package", text=text, label="a")
+            for n, text in enumerate(texts)
         ]
         found = Overlap("docs_package")
         found.compare(table_of(examples, LabeledExample), "classification", builder.index())
         return transformed(overlap_rows({"docs_package": found}), held_out=400)
 
     copies = [f"so {text.rpartition(' ')[0]} it" for text in held_out[:40]]
-    phrases = [f"{' '.join(text.split()[:15])} {new}" for text, new in zip(held_out, own, strict=False)]
+    phrases = [
+        f"{' '.join(text.split()[:15])} {new}" for text, new in zip(held_out, own, strict=False)
+    ]
 
     (found,) = diagnose(healthy(make_recipe, transform=reported(own + copies)))
 
     assert (found.sign, "'docs_package' is contaminated" in found.says) == ("contaminated", True)
-    assert "copies of docs_package, which has 400 examples: 40 of 240 examples of docs_package" in found.evidence
+    assert (
+        "copies of docs_package, which has 400 examples: 40 of 240 examples of docs_package"
+        in found.evidence
+    )
     assert diagnose(healthy(make_recipe, transform=reported(own + phrases))) == [], (
         "half a sentence in common is no copy"
     )
@@ -407,7 +477,10 @@ def test_a_model_that_gives_all_texts_one_vector_has_collapsed(make_recipe, tiny
 
     (found,) = diagnose(healthy(make_recipe, health={"backbone": before, "stage2": after}))
 
-    assert (found.sign, found.setting[:37]) == ("collapsed", "lower training.stage2.learning_rate (")
+    assert (found.sign, found.setting[:37]) == (
+        "collapsed",
+        "lower training.stage2.learning_rate (",
+    )
     assert diagnose(healthy(make_recipe, health={"backbone": before, "stage2": before})) == []
 
 
@@ -437,17 +510,30 @@ def trained(make_recipe, folder, score_of, learning_rate):
         for same in [n % 4 + 1]
     ]
     asked = [
-        RetrievalExample(id=str(n), dataset="r", query=" ".join(words), positives=(" ".join(reversed(words[:3])),))
+        RetrievalExample(
+            id=str(n),
+            dataset="r",
+            query=" ".join(words),
+            positives=(" ".join(reversed(words[:3])),),
+        )
         for n, words in enumerate(drawn)
     ]
     data = {"r": TrainingSet.of("r", Prompt(), asked), "p": TrainingSet.of("p", Prompt(), pairs)}
-    shared = {"learning_rate": learning_rate, "warmup_steps": 1, "batch_size": 24, "cosent_batch_size": 48}
+    shared = {
+        "learning_rate": learning_rate,
+        "warmup_steps": 1,
+        "batch_size": 24,
+        "cosent_batch_size": 48,
+    }
     recipe = make_recipe(
         datasets=[
             {"name": "r", "reader": "jsonl", "rule": "title_body", "paths": ["x"]},
             {"name": "p", "reader": "jsonl", "rule": "scored_pair", "paths": ["x"]},
         ],
-        training={"stage1": {"steps": 24, **shared}, "stage2": {"steps": 12, "retrieval_share": 0.0, **shared}},
+        training={
+            "stage1": {"steps": 24, **shared},
+            "stage2": {"steps": 12, "retrieval_share": 0.0, **shared},
+        },
     )
     found = model_of(folder)
     steps = {}
@@ -467,7 +553,9 @@ def test_a_training_that_learns_shows_no_sign(make_recipe, tiny_bert):
     facts = trained(make_recipe, tiny_bert, float, learning_rate=1e-3)
 
     assert diagnose(facts) == []
-    assert not {"labels_inverted", "loss_flat", "cosent_unstable"} & {one.sign for one in unchecked(facts)}
+    assert not {"labels_inverted", "loss_flat", "cosent_unstable"} & {
+        one.sign for one in unchecked(facts)
+    }
 
 
 def test_inverted_labels_are_found_in_the_first_steps(make_recipe, tiny_bert):
@@ -475,13 +563,18 @@ def test_inverted_labels_are_found_in_the_first_steps(make_recipe, tiny_bert):
 
     (found,) = (one for one in diagnose(facts) if one.sign == "labels_inverted")
 
-    assert found.says == "The labels of 'p' look inverted: pairs with higher scores have lower cosines."
+    assert (
+        found.says
+        == "The labels of 'p' look inverted: pairs with higher scores have lower cosines."
+    )
     assert found.evidence.startswith("train/stage2/metrics.jsonl: order_agreement 0.")
 
 
 def test_a_learning_rate_of_nearly_nothing_leaves_the_loss_flat(make_recipe, tiny_bert):
     facts = trained(make_recipe, tiny_bert, float, learning_rate=1e-9)
-    judged = dataclasses.replace(facts, **fallen(docs_search=[0.558] * 3, docs_siblings=[0.503] * 3))
+    judged = dataclasses.replace(
+        facts, **fallen(docs_search=[0.558] * 3, docs_siblings=[0.503] * 3)
+    )
 
     assert diagnose(facts) == [], "so few steps do not tell, without scores"
     assert [(one.sign, one.setting.split(" (")[0]) for one in diagnose(judged)] == [

@@ -12,14 +12,19 @@ from qzhou.evaluation.gate import Gate, floors_of
 from qzhou.evaluation.items import Items, Part
 from qzhou.evaluation.messages import Judged
 
-ROWS = [Row("docs", "Retrieval", "ndcg_at_10", model, score, 9) for model, score in [("stage2", 0.6), ("bm25", 0.9)]]
+ROWS = [
+    Row("docs", "Retrieval", "ndcg_at_10", model, score, 9)
+    for model, score in [("stage2", 0.6), ("bm25", 0.9)]
+]
 VALUES = np.linspace(0.2, 0.8, 100)
 
 
 def judged_run(folder, values, ids=None, data=""):
     part = Part("default/test", tuple(values), ids=tuple(ids or map(str, range(len(values)))))
     items = Items("mean", (part,), data).plain()
-    found = Judged("k", "docs", "Retrieval", "ndcg_at_10", float(np.mean(values)), len(values), items=items)
+    found = Judged(
+        "k", "docs", "Retrieval", "ndcg_at_10", float(np.mean(values)), len(values), items=items
+    )
     (folder / "evaluate" / "judged" / "stage2").create().write_json("docs.json", asdict(found))
 
 
@@ -63,11 +68,15 @@ def test_the_same_queries_over_another_corpus_are_other_data(runs, capsys):
     assert "judged on other data" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("before", "now", "fails"), [(0.9, 0.1, True), (0.9, 0.88, False), (0.5, 0.9, False)])
+@pytest.mark.parametrize(
+    ("before", "now", "fails"), [(0.9, 0.1, True), (0.9, 0.88, False), (0.5, 0.9, False)]
+)
 def test_a_task_without_items_is_compared_by_their_number(runs, before, now, fails):
     for name, score in (("old", before), ("new", now)):
         found = Judged("k", "docs", "Clustering", "v_measure", score, 500, data="r")
-        (runs / name / "evaluate" / "judged" / "stage2").create().write_json("docs.json", asdict(found))
+        (runs / name / "evaluate" / "judged" / "stage2").create().write_json(
+            "docs.json", asdict(found)
+        )
 
     def check():
         Gate(no_worse_than="old").check(
@@ -75,17 +84,23 @@ def test_a_task_without_items_is_compared_by_their_number(runs, before, now, fai
         )
 
     if fails:
-        with pytest.raises(RegressionError, match=r"docs: v_measure 0.9000 -> 0.1000 .* is worse than old"):
+        with pytest.raises(
+            RegressionError, match=r"docs: v_measure 0.9000 -> 0.1000 .* is worse than old"
+        ):
             check()
     else:
         check()
 
 
 def test_a_task_without_a_score_fails_its_floor(runs):
-    found = Judged("k", "pairs", "STS", "cosine_spearman", 0.0, 9, undefined="every pair has the same cosine")
+    found = Judged(
+        "k", "pairs", "STS", "cosine_spearman", 0.0, 9, undefined="every pair has the same cosine"
+    )
     (runs / "now" / "evaluate" / "judged" / "stage2").write_json("pairs.json", asdict(found))
 
-    with pytest.raises(RegressionError, match="pairs: it has no score: every pair has the same cosine"):
+    with pytest.raises(
+        RegressionError, match="pairs: it has no score: every pair has the same cosine"
+    ):
         Gate({"pairs": 0.5}).check(ROWS, runs / "now", seed=0)
 
 

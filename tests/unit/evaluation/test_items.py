@@ -25,7 +25,9 @@ def test_each_statistic_is_that_of_a_library():
     cosines = np.round(gold / 9 + GENERATOR.normal(size=60), 1)  # rounded, so that some are equal
 
     assert items("mean", cosines).score == pytest.approx(cosines.mean())
-    assert items("spearman", cosines, gold).score == pytest.approx(stats.spearmanr(cosines, gold).statistic)
+    assert items("spearman", cosines, gold).score == pytest.approx(
+        stats.spearmanr(cosines, gold).statistic
+    )
     hits = gold > 2
     expected = average_precision_score(hits, cosines)
     assert items("average_precision", cosines, hits.astype(float)).score == pytest.approx(expected)
@@ -55,8 +57,12 @@ def test_intervals_of_a_difference_are_those_of_scipy(statistic):
 
 
 def test_pairing_sees_what_two_intervals_would_hide():
-    hard = GENERATOR.normal(size=200)  # how hard a query is weighs far more than which model is asked
-    one, other = items("mean", hard + 0.05), items("mean", hard + 0.001 * GENERATOR.normal(size=200))
+    # how hard a query is weighs far more than which model is asked
+    hard = GENERATOR.normal(size=200)
+    one, other = (
+        items("mean", hard + 0.05),
+        items("mean", hard + 0.001 * GENERATOR.normal(size=200)),
+    )
 
     found = difference(one, other, seed=0)
 
@@ -65,13 +71,21 @@ def test_pairing_sees_what_two_intervals_would_hide():
 
 
 def test_models_that_were_judged_on_other_items_are_not_compared():
-    assert difference(items("mean", [1, 0], ids="ab"), items("mean", [1, 0], ids="ac"), seed=0) is None
+    assert (
+        difference(items("mean", [1, 0], ids="ab"), items("mean", [1, 0], ids="ac"), seed=0) is None
+    )
     assert difference(items("mean", [1, 0]), items("mean", [1, 0, 1]), seed=0) is None
-    assert difference(items("spearman", [1, 0], [1, 2]), items("spearman", [1, 0], [2, 1]), seed=0) is None
+    assert (
+        difference(items("spearman", [1, 0], [1, 2]), items("spearman", [1, 0], [2, 1]), seed=0)
+        is None
+    )
 
 
 def test_the_same_items_over_other_data_are_not_compared():
-    here, there = (Items("mean", items("mean", [1, 0] * 9, ids="abcdefghijklmnopqr").parts, data) for data in "xy")
+    here, there = (
+        Items("mean", items("mean", [1, 0] * 9, ids="abcdefghijklmnopqr").parts, data)
+        for data in "xy"
+    )
 
     assert difference(here, there, seed=0) is None
     assert pooled_difference([([here], [there])], seed=0) is None
@@ -91,7 +105,10 @@ def test_of_a_few_items_nothing_is_sure(count):
 def test_two_equal_models_are_seldom_surely_apart(count, most):
     """A percentile bootstrap says so of ten items in every tenth comparison."""
     draws = np.random.default_rng(11).normal(size=(300, 2, count))
-    found = [difference(items("mean", one), items("mean", other), seed=0, draws=500) for one, other in draws]
+    found = [
+        difference(items("mean", one), items("mean", other), seed=0, draws=500)
+        for one, other in draws
+    ]
 
     assert np.mean([one.low > 0 or one.high < 0 for one in found]) <= most
 
@@ -121,7 +138,9 @@ def test_pooled_limits_of_several_tasks_are_those_of_the_formula():
     tasks = [([items("mean", rows[0])], [items("mean", rows[1])]) for rows in (first, second)]
     found = pooled_difference(tasks, seed=0)
 
-    assert found.value == pytest.approx(((first[0] - first[1]).mean() + (second[0] - second[1]).mean()) / 2)
+    assert found.value == pytest.approx(
+        ((first[0] - first[1]).mean() + (second[0] - second[1]).mean()) / 2
+    )
     assert [found.low, found.high] == pytest.approx(expected, abs=0.1 * (expected[1] - expected[0]))
 
 
@@ -154,9 +173,16 @@ def pairs(scores):
     ]
 
 
-TEXTS = [known.text(f"{known.TOPICS[n % 3]} {n}{' dates' * (n % 4 == 0)}", known.TOPICS[n % 3]) for n in range(40)]
+TEXTS = [
+    known.text(f"{known.TOPICS[n % 3]} {n}{' dates' * (n % 4 == 0)}", known.TOPICS[n % 3])
+    for n in range(40)
+]
 TEXTS += [known.text(f"graphs {n}", known.TOPICS[n % 3]) for n in range(9)]
-SWAPPED = [known.retrieval("how sorting", "files is done so"), known.retrieval("sums files", "sums"), *known.ASKED[1:]]
+SWAPPED = [
+    known.retrieval("how sorting", "files is done so"),
+    known.retrieval("sums files", "sums"),
+    *known.ASKED[1:],
+]
 ALL = {"max_rows": 99, "seed": 0}
 TASKS = {
     "retrieval": lambda: known.task_of(SWAPPED),
@@ -171,7 +197,12 @@ TASKS = {
 def test_the_items_of_a_task_add_up_to_the_score_of_mteb(kind, tmp_path):
     task, model = TASKS[kind](), MtebEncoder(known.WordEncoder(), {}, name="words")
     judged = mteb.evaluate(
-        model, task, cache=None, prediction_folder=tmp_path, show_progress_bar=False, co2_tracker=False
+        model,
+        task,
+        cache=None,
+        prediction_folder=tmp_path,
+        show_progress_bar=False,
+        co2_tracker=False,
     )
     score = judged.task_results[0].get_score()
 

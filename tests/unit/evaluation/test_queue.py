@@ -3,7 +3,11 @@
 from qzhou.evaluation.messages import Candidate, Planned
 from qzhou.evaluation.queue import Queue
 
-MODELS = [Candidate("bm25"), Candidate("backbone"), Candidate("stage2", "train/stage2/model", trained=True)]
+MODELS = [
+    Candidate("bm25"),
+    Candidate("backbone"),
+    Candidate("stage2", "train/stage2/model", trained=True),
+]
 
 
 def plan(name, chars, kind="Retrieval", documents=10):
@@ -30,7 +34,10 @@ def test_every_model_is_judged_on_every_task_and_bm25_on_retrieval_alone():
     judged = [(model, task) for method, model, task in done if method == "judge"]
     retrieval = {(model, "long") for model in ("bm25", "backbone", "stage2")}
     assert sorted(judged) == sorted(retrieval | {("backbone", "pairs"), ("stage2", "pairs")})
-    assert sorted(model for method, model, _ in done if method == "health") == ["backbone", "stage2"]
+    assert sorted(model for method, model, _ in done if method == "health") == [
+        "backbone",
+        "stage2",
+    ]
     assert len(done) == expected
 
 
@@ -40,7 +47,11 @@ def test_the_longest_comes_first_and_a_worker_keeps_its_model():
     for worker in ("a", "b"):
         models = {work.candidate.name for one, work in done if one == worker} - {"bm25"}
         assert len(models) == 1
-    judged = [work.plan.name for _, work in done if work.method == "judge" and work.candidate.name == "stage2"]
+    judged = [
+        work.plan.name
+        for _, work in done
+        if work.method == "judge" and work.candidate.name == "stage2"
+    ]
     assert judged == ["long", "short"]
 
 

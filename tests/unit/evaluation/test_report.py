@@ -33,7 +33,10 @@ def section_of(page: str, name: str) -> str:
 
 
 def figures_of(page: str) -> list[dict]:
-    return [json.loads(one) for one in re.findall(r'<script type="application/json">(.*?)</script>', page)]
+    return [
+        json.loads(one)
+        for one in re.findall(r'<script type="application/json">(.*?)</script>', page)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +51,45 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize(
     ("section", "shown"),
     [
-        ("went-in", ["docs_search", "9,000", "blank_positive", "1,240", "3.44", "en 90 %, zh 8 %, de 2 %"]),
-        ("went-in", ["part of a row", "shares 13 words", "copied queries", "0.07", "word for word"]),
-        ("bought", ["43,000", "43,232", "95,600", "0.0397", "a-model-2026", "60 too_far, 12 empty", "76.32"]),
-        ("bought", ["Give back what the elements add up to.", "rewrite: 0.871", "&#39;query&#39; says nothing"]),
-        ("mined", ["12,300", "6,015", "0.6412", "7.75", "24,787", "[mined 0.553] Returns the largest element."]),
+        (
+            "went-in",
+            ["docs_search", "9,000", "blank_positive", "1,240", "3.44", "en 90 %, zh 8 %, de 2 %"],
+        ),
+        (
+            "went-in",
+            ["part of a row", "shares 13 words", "copied queries", "0.07", "word for word"],
+        ),
+        (
+            "bought",
+            [
+                "43,000",
+                "43,232",
+                "95,600",
+                "0.0397",
+                "a-model-2026",
+                "60 too_far, 12 empty",
+                "76.32",
+            ],
+        ),
+        (
+            "bought",
+            [
+                "Give back what the elements add up to.",
+                "rewrite: 0.871",
+                "&#39;query&#39; says nothing",
+            ],
+        ),
+        (
+            "mined",
+            [
+                "12,300",
+                "6,015",
+                "0.6412",
+                "7.75",
+                "24,787",
+                "[mined 0.553] Returns the largest element.",
+            ],
+        ),
         (
             "training",
             [
@@ -66,15 +103,48 @@ def finished(tmp_path_factory):
                 "0.7100",
             ],
         ),
-        ("results", ["ndcg_at_10", "0.6300", "+0.0600", "+0.0300", "MTEB(cmn, v1)", "76.90", "212.7", "1,204"]),
-        ("results", ["forum_reranking", "no query has a negative", "Beside published scores", "64.12", "91.40"]),
+        (
+            "results",
+            [
+                "ndcg_at_10",
+                "0.6300",
+                "+0.0600",
+                "+0.0300",
+                "MTEB(cmn, v1)",
+                "76.90",
+                "212.7",
+                "1,204",
+            ],
+        ),
+        (
+            "results",
+            [
+                "forum_reranking",
+                "no query has a negative",
+                "Beside published scores",
+                "64.12",
+                "91.40",
+            ],
+        ),
         (
             "diagnosis",
-            ["classification_poor", "95 % from -0.0540", "training.stage2.retrieval_share", "fewer than 6 steps"],
+            [
+                "classification_poor",
+                "95 % from -0.0540",
+                "training.stage2.retrieval_share",
+                "fewer than 6 steps",
+            ],
         ),
         (
             "made",
-            ["print-4", "stage1 an-older-one (another since)", "code-6", "140.5", "deepspeed", "max_query_tokens"],
+            [
+                "print-4",
+                "stage1 an-older-one (another since)",
+                "code-6",
+                "140.5",
+                "deepspeed",
+                "max_query_tokens",
+            ],
         ),
     ],
 )
@@ -90,7 +160,9 @@ def test_the_sections_stand_in_order_in_the_page_and_in_its_contents(finished):
 
 
 def test_every_score_has_a_bar_with_its_interval(finished):
-    found = {figure["data"][0]["y"][0]: figure for figure in figures_of(section_of(finished, "results"))}
+    found = {
+        figure["data"][0]["y"][0]: figure for figure in figures_of(section_of(finished, "results"))
+    }
 
     stage2 = found["docs_search"]["data"][3]
     assert (stage2["name"], stage2["x"]) == ("stage2", [0.63, 0.49])
@@ -101,7 +173,12 @@ def test_every_score_has_a_bar_with_its_interval(finished):
 def test_there_is_a_panel_of_losses_for_each_stage_and_task(finished):
     titles = re.findall(r"<figcaption>(.*?)</figcaption>", section_of(finished, "training"))
 
-    assert titles[:4] == ["stage1: retrieval", "stage2: retrieval", "stage2: pair", "stage2: classification"]
+    assert titles[:4] == [
+        "stage1: retrieval",
+        "stage2: retrieval",
+        "stage2: pair",
+        "stage2: classification",
+    ]
     losses = figures_of(section_of(finished, "training"))[0]["data"]
     assert [line["name"] for line in losses] == ["docs_search", "forum"]
     assert [len(line["x"]) for line in losses] == [60, 60]
@@ -136,7 +213,12 @@ def test_of_a_run_that_has_just_begun_each_section_says_what_is_missing(make_rec
     page = page_of(Run.open(make_recipe()))
 
     assert tuple(re.findall(r'<section id="([\w-]+)"', page)) == SECTIONS
-    names = ("transform/report.json", "synthesize/ledger.json", "mine/report.json", "train/stage1/metrics.jsonl")
+    names = (
+        "transform/report.json",
+        "synthesize/ledger.json",
+        "mine/report.json",
+        "train/stage1/metrics.jsonl",
+    )
     names += ("evaluate/comparison.json", "evaluate/diagnosis.json")
     for section, name in zip(SECTIONS, names, strict=False):
         assert f"{name} is not there" in section_of(page, section)
@@ -144,8 +226,12 @@ def test_of_a_run_that_has_just_begun_each_section_says_what_is_missing(make_rec
     assert figures_of(page) == []
 
 
-@pytest.mark.parametrize("name", ["transform/report.json", "synthesize/ledger.json", "synthesize/report.json"])
-@pytest.mark.parametrize("other", ["mine/report.json", "train/stage1/metrics.jsonl", "evaluate/manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["transform/report.json", "synthesize/ledger.json", "synthesize/report.json"]
+)
+@pytest.mark.parametrize(
+    "other", ["mine/report.json", "train/stage1/metrics.jsonl", "evaluate/manifest.json"]
+)
 def test_any_file_may_be_missing(make_recipe, name, other):
     run = Run.open(make_recipe())
     fill(run)
@@ -159,8 +245,12 @@ def test_scores_of_an_earlier_model_are_called_so(make_recipe):
     run = Run.open(make_recipe())
     fill(run)
     words = "ran again since: jobs/evaluate.py judges what is there"
-    trained, judged = (run.folder.read_json(f"{stage}/manifest.json") for stage in ("train/stage2", "evaluate"))
-    run.folder.write_json("evaluate/manifest.json", judged | {"inputs": {"stage2": trained["fingerprint"]}})
+    trained, judged = (
+        run.folder.read_json(f"{stage}/manifest.json") for stage in ("train/stage2", "evaluate")
+    )
+    run.folder.write_json(
+        "evaluate/manifest.json", judged | {"inputs": {"stage2": trained["fingerprint"]}}
+    )
     before = page_of(run)
     run.folder.write_json("train/stage2/manifest.json", trained | {"fingerprint": "another"})
     after = page_of(run)
@@ -173,7 +263,14 @@ def test_scores_of_an_earlier_model_are_called_so(make_recipe):
 def test_files_of_older_versions_are_read(make_recipe):
     """A comparison was a list of rows without intervals; losses had no dataset."""
     run = Run.open(make_recipe())
-    row = {"task": "docs", "type": "Retrieval", "metric": "ndcg_at_10", "model": "stage2", "score": 0.625, "n": 9}
+    row = {
+        "task": "docs",
+        "type": "Retrieval",
+        "metric": "ndcg_at_10",
+        "model": "stage2",
+        "score": 0.625,
+        "n": 9,
+    }
     (run.folder / "evaluate").create().write_json("comparison.json", [row])
     line = json.dumps({"step": 0, "task": "retrieval", "loss": 2.5})
     (run.folder / "train" / "stage1").create().write_bytes("metrics.jsonl", line.encode())
@@ -207,7 +304,9 @@ def test_text_from_data_cannot_write_into_the_page(make_recipe):
     run = Run.open(make_recipe())
     fill(run)
     scores = [asdict(Row(EVIL, "STS", EVIL, model, 0.5, 3)) for model in ("backbone", EVIL)]
-    (run.folder / "evaluate").write_json("comparison.json", {"rows": scores, "not_judged": {EVIL: EVIL}})
+    (run.folder / "evaluate").write_json(
+        "comparison.json", {"rows": scores, "not_judged": {EVIL: EVIL}}
+    )
     notice = {"sign": EVIL, "says": EVIL, "evidence": EVIL, "setting": EVIL}
     (run.folder / "evaluate").write_json("diagnosis.json", [notice])
     line = {"step": 0, "task": EVIL, "dataset": EVIL, "loss": 2.5}
@@ -223,7 +322,12 @@ def test_text_from_data_cannot_write_into_the_page(make_recipe):
 
 
 def test_numbers_that_json_has_no_word_for_leave_a_gap():
-    plot = lines("loss", [Line("docs", [(0, 1.0), (1, float("nan")), (2, float("inf"))], "red")], x="step", y="loss")
+    plot = lines(
+        "loss",
+        [Line("docs", [(0, 1.0), (1, float("nan")), (2, float("inf"))], "red")],
+        x="step",
+        y="loss",
+    )
 
     assert plot.traces[0]["y"] == [1.0, None, None]
     assert Column("loss", count).cell(float("nan")).sort == ""
@@ -241,14 +345,18 @@ def test_a_long_line_is_averaged():
 
 
 def test_histograms_are_in_percent_of_what_each_counts():
-    plot = histograms("docs", [0.0, 0.5, 1.0], {"mined": ("red", [1, 3]), "given": ("blue", [0, 0])}, x="x", y="y")
+    plot = histograms(
+        "docs", [0.0, 0.5, 1.0], {"mined": ("red", [1, 3]), "given": ("blue", [0, 0])}, x="x", y="y"
+    )
 
     assert [trace["name"] for trace in plot.traces] == ["mined"]
     assert (plot.traces[0]["x"], plot.traces[0]["y"]) == ([0.25, 0.75], [25.0, 75.0])
 
 
 def test_a_bar_without_a_score_has_neither_length_nor_whiskers():
-    (trace,) = bars("STS", ["a", "b"], [Bar("stage2", "red", [0.5, None], [(0.4, 0.7), None])], x="score").traces
+    (trace,) = bars(
+        "STS", ["a", "b"], [Bar("stage2", "red", [0.5, None], [(0.4, 0.7), None])], x="score"
+    ).traces
 
     assert trace["x"] == [0.5, None]
     assert trace["error_x"]["array"] == [pytest.approx(0.2), 0]

@@ -22,17 +22,25 @@ LIGHT, DARK = "#ffffff", "#0d1117"
 
 
 def experiment(**settings):
-    variants = [{"name": name, "settings": {"training.workers": n}} for n, name in enumerate("abc", 1)]
+    variants = [
+        {"name": name, "settings": {"training.workers": n}} for n, name in enumerate("abc", 1)
+    ]
     scores = [{"task": "one"}, {"type": "Retrieval"}]
-    return Experiment.model_validate({"name": "e", "baseline": "a", "variants": variants, "scores": scores, **settings})
+    return Experiment.model_validate(
+        {"name": "e", "baseline": "a", "variants": variants, "scores": scores, **settings}
+    )
 
 
 def outcome(variant, seed, shift=0.0, tasks=("one", "two")):
     values = {task: GENERATOR.random(ITEMS) / 2 + shift for task in tasks}
     rows = {
-        task: Row(task, "Retrieval", "ndcg_at_10", "stage2", float(own.mean()), ITEMS) for task, own in values.items()
+        task: Row(task, "Retrieval", "ndcg_at_10", "stage2", float(own.mean()), ITEMS)
+        for task, own in values.items()
     }
-    items = {task: Items("mean", (Part("default/test", tuple(own.tolist())),)) for task, own in values.items()}
+    items = {
+        task: Items("mean", (Part("default/test", tuple(own.tolist())),))
+        for task, own in values.items()
+    }
     return Outcome(variant, seed, rows, items)
 
 
@@ -42,7 +50,9 @@ def scores_of(outcomes, variant, task):
 
 @pytest.fixture
 def outcomes():
-    return [outcome(name, seed, shift) for seed in (1, 2, 3) for name, shift in (("a", 0.0), ("b", 0.2))]
+    return [
+        outcome(name, seed, shift) for seed in (1, 2, 3) for name, shift in (("a", 0.0), ("b", 0.2))
+    ]
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
@@ -52,7 +62,9 @@ def test_the_interval_over_seeds_is_students(count):
     found = over_seeds(values)
 
     expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), expected.low, expected.high))
+    assert (found.mean, found.low, found.high) == pytest.approx(
+        (np.mean(values), expected.low, expected.high)
+    )
 
 
 def test_one_seed_has_no_interval_and_the_table_says_so(outcomes):
@@ -71,13 +83,17 @@ def test_a_difference_is_paired_by_seed(outcomes):
     assert (line.ahead.mean, line.ahead.low, line.ahead.high) == pytest.approx(
         ((ours - theirs).mean(), expected.low, expected.high)
     )
-    assert line.scores == {seed: pytest.approx(score) for seed, score in zip((1, 2, 3), ours, strict=True)}
+    assert line.scores == {
+        seed: pytest.approx(score) for seed, score in zip((1, 2, 3), ours, strict=True)
+    }
 
 
 def test_a_difference_is_paired_by_item_over_all_seeds(outcomes):
     line = compared(experiment(), outcomes)[0].lines[1]
 
-    by_variant = [[one.items["one"] for one in outcomes if one.variant == variant] for variant in ("b", "a")]
+    by_variant = [
+        [one.items["one"] for one in outcomes if one.variant == variant] for variant in ("b", "a")
+    ]
     assert line.by_items == pooled_difference([(by_variant[0], by_variant[1])], seed=0)
 
 
@@ -95,7 +111,10 @@ def test_only_seeds_that_both_finished_are_paired(outcomes):
 
     line = compared(experiment(), left)[0].lines[1]
 
-    ours, theirs = (scores_of([one for one in outcomes if one.seed != 2], variant, "one") for variant in ("b", "a"))
+    ours, theirs = (
+        scores_of([one for one in outcomes if one.seed != 2], variant, "one")
+        for variant in ("b", "a")
+    )
     assert len(line.scores) == 3
     assert line.ahead.mean == pytest.approx((ours - theirs).mean())
 
@@ -108,7 +127,10 @@ def test_without_the_baseline_there_is_no_difference(outcomes):
 
 def test_a_variant_that_collapses_on_a_task_wins_no_mean(outcomes):
     """Its mean over the tasks that are left would be another score, that of the seeds that are left a luckier one."""
-    collapsed = [outcome("c", seed, 0.4, tasks=("one",) if seed == 2 else ("one", "two")) for seed in (1, 2, 3)]
+    collapsed = [
+        outcome("c", seed, 0.4, tasks=("one",) if seed == 2 else ("one", "two"))
+        for seed in (1, 2, 3)
+    ]
     of_one, of_both = compared(experiment(), [*outcomes, *collapsed])
 
     assert of_one.lines[2].ahead.mean > 0
@@ -119,7 +141,9 @@ def test_a_variant_that_collapses_on_a_task_wins_no_mean(outcomes):
     assert "c" in picture([of_both])
 
 
-def test_a_variant_without_any_score_stays_in_sight_and_a_baseline_without_one_compares_nothing(outcomes):
+def test_a_variant_without_any_score_stays_in_sight_and_a_baseline_without_one_compares_nothing(
+    outcomes,
+):
     gone = [outcome("c", seed, tasks=("two",)) for seed in (1, 2)]
     comparison = compared(experiment(baseline="c"), [*outcomes, *gone])[0]
 
@@ -140,7 +164,9 @@ def test_what_a_trial_left_is_read_from_its_folder(tmp_path):
     rows = [*known.rows.values(), Row("one", "Retrieval", "ndcg_at_10", "backbone", 0.1, ITEMS)]
     place.write_json("comparison.json", {"rows": [asdict(row) for row in rows]})
     for task, row in known.rows.items():
-        judged = Judged("key", task, row.type, row.metric, row.score, ITEMS, items=known.items[task].plain())
+        judged = Judged(
+            "key", task, row.type, row.metric, row.score, ITEMS, items=known.items[task].plain()
+        )
         (place / "judged" / "stage2").write_json(f"{task}.json", asdict(judged))
 
     assert Outcome.read("a", 1, Folder.open(str(tmp_path))) == known
@@ -152,7 +178,10 @@ def test_the_json_holds_every_score_and_every_comparison(outcomes):
     found = json.loads(json.dumps(as_json(experiment(), comparisons, outcomes)))
 
     assert [one["score"] for one in found["comparisons"]] == ["one", "mean of Retrieval"]
-    assert found["trials"][0]["scores"]["two"] == {"metric": "ndcg_at_10", "score": outcomes[0].rows["two"].score}
+    assert found["trials"][0]["scores"]["two"] == {
+        "metric": "ndcg_at_10",
+        "score": outcomes[0].rows["two"].score,
+    }
 
 
 def test_the_table_marks_what_leaves_out_zero(outcomes):

@@ -47,8 +47,12 @@ def write(tmp_path):
     return written
 
 
-def test_a_trial_is_the_recipe_with_the_settings_of_all_of_the_command_line_and_of_its_variant(write):
-    plan = load_experiment(write(), ["--training.stage1.learning_rate", "1e-6", "--run.storage", "/there"])
+def test_a_trial_is_the_recipe_with_the_settings_of_all_of_the_command_line_and_of_its_variant(
+    write,
+):
+    plan = load_experiment(
+        write(), ["--training.stage1.learning_rate", "1e-6", "--run.storage", "/there"]
+    )
 
     assert [(one.variant, one.seed) for one in plan.trials] == [
         ("low eta", 1), ("search alone", 1), ("low eta", 2), ("search alone", 2),
@@ -64,7 +68,12 @@ def test_a_trial_is_the_recipe_with_the_settings_of_all_of_the_command_line_and_
 def test_the_seed_changes_what_is_learned_and_not_what_is_held_out(write):
     plan = load_experiment(write(), seeds=[4, 5])
 
-    assert [(one.recipe.run.seed, one.recipe.training_seed) for one in plan.trials] == [(7, 4), (7, 4), (7, 5), (7, 5)]
+    assert [(one.recipe.run.seed, one.recipe.training_seed) for one in plan.trials] == [
+        (7, 4),
+        (7, 4),
+        (7, 5),
+        (7, 5),
+    ]
 
 
 def test_a_variant_may_train_on_some_datasets_and_is_judged_on_all(write):
@@ -79,7 +88,10 @@ def test_the_plan_says_what_the_variants_differ_in(write):
 
     assert "  all: training.stage1.steps = 6; training.temperature = 0.03\n" in said
     assert "mine: 2 variants, seeds 1, 2, in runs/mine" in said
-    assert "low eta (baseline): training.stage2.retrieval_share = 0.5; training.stage2.steps = 8" in said
+    assert (
+        "low eta (baseline): training.stage2.retrieval_share = 0.5; training.stage2.steps = 8"
+        in said
+    )
     assert "search alone: training.stage2.retrieval_share = 1.0; trained on docs_search" in said
 
 
@@ -96,7 +108,9 @@ def test_the_experiments_of_the_paper_are_there():
         "synthesis", "eta", "grouping", "llm_negatives", "alpha", "cosent_temperature", "query_query", "mining",
         "languages",
     }  # fmt: skip
-    shares = {one.recipe.training.stage2.retrieval_share for one in load_experiment(SHIPPED[2]).trials}
+    shares = {
+        one.recipe.training.stage2.retrieval_share for one in load_experiment(SHIPPED[2]).trials
+    }
     assert shares == {0.5, 0.6, 0.72, 0.8, 0.9}
 
 
@@ -104,14 +118,42 @@ def test_the_experiments_of_the_paper_are_there():
     ("old", "new", "said"),
     [
         ("seeds =", "sedes =", r"mine\.toml: sedes: no such setting; did you mean 'seeds'"),
-        ("only_datasets", "only_dataset", r"variants\.1\.only_dataset: no such setting; did you mean 'only_datasets'"),
-        ("stage2.steps", "stage2.setps", r"variant 'low eta' of .*quickstart\.toml: training\.stage2\.setps: no such"),
-        ("= 0.5", "= 1.5", r"variant 'low eta' .*training\.stage2\.retrieval_share: .*less than or equal to 1"),
-        ('"docs_search"]', '"docs_serach"]', r"training\.datasets: there is no dataset 'docs_serach'; did you mean"),
-        ('task = "docs_search"', 'task = "docs"', r"scores: none is held out as a task 'docs'; did you mean 'docs_s"),
-        ('task = "docs_search"', 'type = "Retrival"', r"none of the tasks is of the type 'Retrival'; did you mean 'Re"),
+        (
+            "only_datasets",
+            "only_dataset",
+            r"variants\.1\.only_dataset: no such setting; did you mean 'only_datasets'",
+        ),
+        (
+            "stage2.steps",
+            "stage2.setps",
+            r"variant 'low eta' of .*quickstart\.toml: training\.stage2\.setps: no such",
+        ),
+        (
+            "= 0.5",
+            "= 1.5",
+            r"variant 'low eta' .*training\.stage2\.retrieval_share: .*less than or equal to 1",
+        ),
+        (
+            '"docs_search"]',
+            '"docs_serach"]',
+            r"training\.datasets: there is no dataset 'docs_serach'; did you mean",
+        ),
+        (
+            'task = "docs_search"',
+            'task = "docs"',
+            r"scores: none is held out as a task 'docs'; did you mean 'docs_s",
+        ),
+        (
+            'task = "docs_search"',
+            'type = "Retrival"',
+            r"none of the tasks is of the type 'Retrival'; did you mean 'Re",
+        ),
         ('task = "docs_search"', 'task = "x", type = "STS"', "a score is of a task or of a type"),
-        ('baseline = "low eta"', 'baseline = "low"', "baseline: there is no variant 'low'; did you mean 'low eta'"),
+        (
+            'baseline = "low eta"',
+            'baseline = "low"',
+            "baseline: there is no variant 'low'; did you mean 'low eta'",
+        ),
         ('"search alone"', '"low-eta"', "'low eta' and 'low-eta' would share the folder low-eta"),
         ('"search alone"', '"???"', r"'\?\?\?' has no letter or digit"),
         (
@@ -120,7 +162,11 @@ def test_the_experiments_of_the_paper_are_there():
             "'low eta' and 'search alone' change the same",
         ),
         ("[1, 2]", "[1, 1]", "seeds: 1, 1 names one twice"),
-        ('"training.stage2.steps" = 8', '"run.seed" = 8', "low eta: 'run.seed' belongs to the experiment"),
+        (
+            '"training.stage2.steps" = 8',
+            '"run.seed" = 8',
+            "low eta: 'run.seed' belongs to the experiment",
+        ),
         ("quickstart.toml", "nowhere.toml", r"nowhere\.toml: no such recipe file"),
     ],
 )
@@ -132,14 +178,20 @@ def test_a_file_that_cannot_be_is_refused_before_anything_runs(write, old, new, 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--training.stage2.steps", "3"], r"--training\.stage2\.steps is what the variants differ in \('low eta'"),
+        (
+            ["--training.stage2.steps", "3"],
+            r"--training\.stage2\.steps is what the variants differ in \('low eta'",
+        ),
         (
             ["--training.datasets", "docs_search"],
             r"--training\.datasets is what the variants differ in \('search alone'",
         ),
         (["--run.name", "x"], r"--run\.name belongs to the experiment"),
         (["--training.seed", "3"], r"--training\.seed belongs to the experiment"),
-        (["--training.stage1.setps", "3"], r"no such setting; did you mean 'training\.stage1\.steps'"),
+        (
+            ["--training.stage1.setps", "3"],
+            r"no such setting; did you mean 'training\.stage1\.steps'",
+        ),
     ],
 )
 def test_an_override_that_would_undo_the_experiment_is_refused(write, words, said):
@@ -157,9 +209,13 @@ def test_an_override_that_would_undo_the_experiment_is_refused(write, words, sai
         ({"CPU": 64.0}, True, 1),
     ],
 )
-def test_as_many_trials_run_at_once_as_there_is_room_for_the_hungriest_stage(make_recipe, resources, gpu, count):
+def test_as_many_trials_run_at_once_as_there_is_room_for_the_hungriest_stage(
+    make_recipe, resources, gpu, count
+):
     """Two training workers, or two encoders, and a CPU for what reads."""
-    recipes = [make_recipe(training={"workers": workers}, cluster={"gpu": gpu}) for workers in (1, 2)]
+    recipes = [
+        make_recipe(training={"workers": workers}, cluster={"gpu": gpu}) for workers in (1, 2)
+    ]
 
     assert at_once(recipes, resources) == count
 

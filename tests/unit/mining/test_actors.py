@@ -23,7 +23,9 @@ class Teacher:
         assert max_tokens is None  # documents have the encoder's own limit
         self.seen += texts
         self.truncated += sum(len(text) > 12 for text in texts)
-        return np.array([[1.0, np.nan if "nothing" in text else 0.0] for text in texts], dtype=np.float32)
+        return np.array(
+            [[1.0, np.nan if "nothing" in text else 0.0] for text in texts], dtype=np.float32
+        )
 
 
 @pytest.fixture
@@ -32,10 +34,14 @@ def make_actor(tmp_path, make_recipe, monkeypatch):
     monkeypatch.setattr("qzhou.mining.corpus.CHUNK_ROWS", 3)
     folder = Folder.open(str(tmp_path))
     texts = ["one", "", "a very long text", "four", "five", "six", "seven", "nothing"]
-    write_records(folder / "texts", (Document(id=str(n), text=text) for n, text in enumerate(texts)), Document)
+    write_records(
+        folder / "texts", (Document(id=str(n), text=text) for n, text in enumerate(texts)), Document
+    )
 
     def make(*, symmetric=True, **mining):
-        chunks = chunks_of(folder / "texts", "text", Prompt(instruction="find", symmetric=symmetric), asks=False)
+        chunks = chunks_of(
+            folder / "texts", "text", Prompt(instruction="find", symmetric=symmetric), asks=False
+        )
         made = EncodeActor(make_recipe(mining=mining), "", folder / "vectors", chunks)
         made.__dict__["_encoder"] = Teacher()  # in place of a model
         return made
@@ -80,11 +86,14 @@ def test_a_vector_that_is_no_number_is_an_error_that_names_the_text(actor, tmp_p
     ("declared", "symmetric", "before"),
     [
         ({"query": "query: ", "passage": "passage: "}, False, "passage: "),
-        ({"query": "query: ", "passage": "passage: "}, True, "query: "),  # both sides of the dataset ask
+        # both sides of the dataset ask
+        ({"query": "query: ", "passage": "passage: "}, True, "query: "),
         ({"query": "", "document": ""}, True, "Instruct: find\nQuery: "),  # nothing of its own
     ],
 )
-def test_a_teacher_reads_the_prompts_that_its_folder_declares(make_actor, declared, symmetric, before):
+def test_a_teacher_reads_the_prompts_that_its_folder_declares(
+    make_actor, declared, symmetric, before
+):
     actor = make_actor(symmetric=symmetric, teacher_prompts="model")
     actor._encoder.prompts = declared
 

@@ -14,7 +14,9 @@ from qzhou.mining.corpus import document_digests, prepared, read_texts
 from qzhou.mining.select import select_negatives
 from qzhou.mining.shard import Block, Found, Shard, VectorFile, divided
 
-DATASET = Dataset.model_validate({"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]})
+DATASET = Dataset.model_validate(
+    {"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
+)
 MINING = MiningSection(rank_from=2, rank_to=15, negatives_per_query=3, positive_ratio=None)
 
 
@@ -39,21 +41,30 @@ def content() -> tuple[list[RetrievalExample], list[Document]]:
         for n in range(60)
     ]
     copies = [f"{' ' * n}{texts[60]}" for n in range(60)]  # more of them than ranks
-    return examples, [Document(id=str(n), text=text) for n, text in enumerate([*texts[40:], *texts[45:50], *copies])]
+    return examples, [
+        Document(id=str(n), text=text)
+        for n, text in enumerate([*texts[40:], *texts[45:50], *copies])
+    ]
 
 
-def mined(place, examples, documents, *, shards=1, mining=MINING, judge=None) -> dict[str, list[str]]:
+def mined(
+    place, examples, documents, *, shards=1, mining=MINING, judge=None
+) -> dict[str, list[str]]:
     """Query id -> the texts of its negatives, by everything that the stage does between its actors."""
     folder = Folder.open(str(place))
     write_records(folder / "examples", examples, RetrievalExample)
     write_records(folder / "corpus", documents, Document)
-    known = [document_digests(folder / "corpus", file) for file in (folder / "corpus").files(".parquet")]
+    known = [
+        document_digests(folder / "corpus", file) for file in (folder / "corpus").files(".parquet")
+    ]
     corpus = prepared(DATASET, folder / "examples", folder / "corpus", folder / "extra", known)
     files, texts = [], []
     for number, chunk in enumerate(corpus.documents):
         texts += read_texts(chunk.folder, chunk.file, np.arange(chunk.start, chunk.stop))
         files.append(VectorFile(f"{number}.npy", len(texts) - chunk.rows, chunk.rows))
-        folder.write_array(files[-1].name, np.stack([vector(text) for text in texts[-chunk.rows :]]))
+        folder.write_array(
+            files[-1].name, np.stack([vector(text) for text in texts[-chunk.rows :]])
+        )
     parts = [Shard(folder, part, copies=corpus.copies) for part in divided(files, shards)]
     depth = depth_of(corpus, mining)
     found = {}
@@ -62,14 +73,22 @@ def mined(place, examples, documents, *, shards=1, mining=MINING, judge=None) ->
         positive = np.stack([vector(texts[row]) for row in queries.positive_row_P])
         block = Block(np.stack([vector(one.query) for one in some]), positive, queries.owner_P)
         ranking, second = ranking_of(
-            corpus, queries, block, Found.merged([part.search(block, depth) for part in parts], depth), 0.98
+            corpus,
+            queries,
+            block,
+            Found.merged([part.search(block, depth) for part in parts], depth),
+            0.98,
         )
         rankings = [ranking]
         if judge:
-            rankings, second = judged(rankings, queries, mining, lambda rows: [texts[row] for row in rows], judge)
+            rankings, second = judged(
+                rankings, queries, mining, lambda rows: [texts[row] for row in rows], judge
+            )
         assert second.shape == (len(some),)
         chosen = select_negatives(rankings, queries.seeds(1), mining)
-        places = corpus.places(np.array([row for rows in chosen.rows for row in rows], dtype=np.int64))
+        places = corpus.places(
+            np.array([row for rows in chosen.rows for row in rows], dtype=np.int64)
+        )
         assert sum(len(rows) for _, _, rows, _ in places) == sum(map(len, chosen.rows))
         for one, rows in zip(some, chosen.rows, strict=True):
             found[one.id] = [texts[row] for row in rows]
@@ -83,7 +102,9 @@ def small_chunks(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("sampling", ["uniform", "softmax", "top"])
-def test_neither_order_nor_shards_change_a_negative_and_none_is_a_positive(tmp_path, seed, sampling):
+def test_neither_order_nor_shards_change_a_negative_and_none_is_a_positive(
+    tmp_path, seed, sampling
+):
     examples, documents = content()
     mining = MINING.model_copy(update={"sampling": sampling})
     expected = mined(tmp_path / "one", examples, documents, mining=mining)
@@ -100,19 +121,25 @@ def test_neither_order_nor_shards_change_a_negative_and_none_is_a_positive(tmp_p
     for one, own in zip(examples, answers(examples), strict=True):
         negatives = [text_key(text) for text in expected[one.id]]
         assert not set(negatives) & own
-        assert len(set(negatives)) == len(negatives)  # a text that stands twice in the corpus is chosen once
+        # a text that stands twice in the corpus is chosen once
+        assert len(set(negatives)) == len(negatives)
 
 
 def test_a_document_that_is_a_negative_already_is_not_drawn_and_another_one_is(tmp_path):
     examples, documents = content()
     expected = mined(tmp_path / "without", examples, documents)
     fits = {name for name, texts in expected.items() if len(texts) == 3}
-    first = {name: [Negative(text=text.upper(), origin="given") for text in own[:1]] for name, own in expected.items()}
+    first = {
+        name: [Negative(text=text.upper(), origin="given") for text in own[:1]]
+        for name, own in expected.items()
+    }
     given = [dataclasses.replace(one, negatives=tuple(first[one.id])) for one in examples]
 
     found = mined(tmp_path / "with", given, documents)
 
-    assert not [name for name, texts in found.items() if expected[name][:1] and expected[name][0] in texts]
+    assert not [
+        name for name, texts in found.items() if expected[name][:1] and expected[name][0] in texts
+    ]
     assert all(found[name][:2] == expected[name][1:] for name in fits)
     assert sum(len(found[name]) == 3 for name in fits) > len(fits) / 2
 
@@ -124,7 +151,10 @@ def test_a_reranker_reads_each_pair_once_and_its_scores_decide(tmp_path):
 
     def judge(pairs):
         asked.append(pairs)
-        return np.array([0.9 if "TEXT" in text or "text1" in text else 0.2 for _, text in pairs], dtype=np.float32)
+        return np.array(
+            [0.9 if "TEXT" in text or "text1" in text else 0.2 for _, text in pairs],
+            dtype=np.float32,
+        )
 
     hardest = MINING.model_copy(update={"max_score": 0.5, "sampling": "top"})
     found = mined(tmp_path, examples, documents, judge=judge, mining=hardest)
@@ -135,7 +165,9 @@ def test_a_reranker_reads_each_pair_once_and_its_scores_decide(tmp_path):
 
 
 def test_the_two_lowest_scores_of_each_owner():
-    lowest, second = two_lowest(np.array([0.5, 0.2, 0.9, 0.4], np.float32), np.array([0, 0, 2, 2]), 4)
+    lowest, second = two_lowest(
+        np.array([0.5, 0.2, 0.9, 0.4], np.float32), np.array([0, 0, 2, 2]), 4
+    )
 
     assert lowest == pytest.approx([0.2, np.nan, 0.4, np.nan], nan_ok=True)
     assert second == pytest.approx([0.5, np.nan, 0.9, np.nan], nan_ok=True)

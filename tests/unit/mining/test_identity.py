@@ -10,14 +10,17 @@ from qzhou.mining.identity import Answers, Groups, RowOf, digests, is_among, key
 
 TEXTS = st.sampled_from(["a", "b", "B", " b ", "c", "d", "e f", "E  f", ""])
 EXAMPLES = st.lists(
-    st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3), st.sampled_from(["", "0", "1", "2"])), max_size=12
+    st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3), st.sampled_from(["", "0", "1", "2"])),
+    max_size=12,
 )
 
 
 @given(rows=EXAMPLES, start=st.integers(0, 5))
 def test_answers_in_arrays_equal_answers_in_sets(rows, start):
     examples = [
-        RetrievalExample(id=str(n), dataset="d", query=query, positives=tuple(own), source=Source(parent=parent))
+        RetrievalExample(
+            id=str(n), dataset="d", query=query, positives=tuple(own), source=Source(parent=parent)
+        )
         for n, (query, own, parent) in enumerate(rows)
     ]
     owner = np.repeat(np.arange(len(examples)), [len(one.positives) for one in examples])

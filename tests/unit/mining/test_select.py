@@ -6,12 +6,21 @@ import pytest
 from qzhou.config.sections import MiningSection
 from qzhou.data.records import Negative
 from qzhou.mining.identity import digests, key_digests
-from qzhou.mining.select import Ranking, admitted_if_hidden, combine, is_consistent, select_negatives, standing
+from qzhou.mining.select import (
+    Ranking,
+    admitted_if_hidden,
+    combine,
+    is_consistent,
+    select_negatives,
+    standing,
+)
 
 KEY = np.array([7], dtype=np.uint64)
 
 
-def ranking(scores, *, positive_score, is_positive=None, rows=None, repeats=None, own=None) -> Ranking:
+def ranking(
+    scores, *, positive_score, is_positive=None, rows=None, repeats=None, own=None
+) -> Ranking:
     """What a teacher says of one query."""
     score = np.array([scores], dtype=np.float32)
     no = [False] * score.shape[1]
@@ -27,12 +36,21 @@ def ranking(scores, *, positive_score, is_positive=None, rows=None, repeats=None
 
 
 def settings_of(*, count=2, ratio=0.95, **settings) -> MiningSection:
-    everything = {"rank_from": 1, "rank_to": 99, "positive_ratio": ratio, "negatives_per_query": count}
+    everything = {
+        "rank_from": 1,
+        "rank_to": 99,
+        "positive_ratio": ratio,
+        "negatives_per_query": count,
+    }
     return MiningSection(**{**everything, **settings})
 
 
-def select(scores, *, positive_score, is_positive=None, key=KEY, repeats=None, own=None, **settings):
-    one = ranking(scores, positive_score=positive_score, is_positive=is_positive, repeats=repeats, own=own)
+def select(
+    scores, *, positive_score, is_positive=None, key=KEY, repeats=None, own=None, **settings
+):
+    one = ranking(
+        scores, positive_score=positive_score, is_positive=is_positive, repeats=repeats, own=own
+    )
     return select_negatives([one], key, settings_of(**settings))
 
 
@@ -92,7 +110,9 @@ def test_a_pair_is_consistent_when_its_worst_positive_is_among_the_first():
         score_NK=np.array([[0.9, 0.8, 0.7, 0.6]] * 3, dtype=np.float32),
         row_NK=np.array([range(4)] * 3),
         key_NK=np.array([range(4)] * 3, dtype=np.uint64),
-        is_positive_NK=np.array([[True, False, False, True], [False] * 4, [False, True, False, False]]),
+        is_positive_NK=np.array(
+            [[True, False, False, True], [False] * 4, [False, True, False, False]]
+        ),
         is_own_NK=np.zeros((3, 4), dtype=bool),
         is_repeat_NK=np.zeros((3, 4), dtype=bool),
         positive_score_N=np.array([0.6, 0.95, 0.8], dtype=np.float32),
@@ -116,7 +136,9 @@ def test_a_document_that_one_teacher_refuses_is_chosen_by_none():
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("teachers", [2, 3])
-def test_what_teachers_refuse_each_other_is_what_comparing_every_pair_of_documents_refuses(teachers, seed):
+def test_what_teachers_refuse_each_other_is_what_comparing_every_pair_of_documents_refuses(
+    teachers, seed
+):
     generator = np.random.default_rng(seed)
     row = np.stack([[generator.permutation(60)[:20] for _ in range(50)] for _ in range(teachers)])
     score = -np.sort(-generator.uniform(-0.2, 1, row.shape).astype(np.float32), axis=2)
@@ -146,10 +168,15 @@ def test_what_teachers_refuse_each_other_is_what_comparing_every_pair_of_documen
 
 def by_pairs(rankings, settings):
     """The rows that no teacher refuses, and how many were vetoed, with every two documents of a query compared."""
-    names = [select_negatives([one], np.zeros(len(one.row_NK), np.uint64), settings).rows for one in rankings]
+    names = [
+        select_negatives([one], np.zeros(len(one.row_NK), np.uint64), settings).rows
+        for one in rankings
+    ]
     allowed = [np.array([np.isin(row, own) for row, own in zip(one.row_NK, rows, strict=True)])
                for one, rows in zip(rankings, names, strict=True)]  # fmt: skip
-    ranked = [one.is_there & ~one.is_positive_NK & (one.rank <= settings.rank_to) for one in rankings]
+    ranked = [
+        one.is_there & ~one.is_positive_NK & (one.rank <= settings.rank_to) for one in rankings
+    ]
     refused = [early & ~fine for early, fine in zip(ranked, allowed, strict=True)]
     vetoes = 0
     for number, ranking in enumerate(rankings):
@@ -184,7 +211,8 @@ def test_negatives_come_in_the_order_of_their_draw_so_that_a_cut_list_is_still_a
     scores = np.linspace(0.5, 0.1, 20)
 
     first = [
-        select(scores, positive_score=0.9, count=4, key=np.array([k], dtype=np.uint64)).rows[0][0] for k in range(400)
+        select(scores, positive_score=0.9, count=4, key=np.array([k], dtype=np.uint64)).rows[0][0]
+        for k in range(400)
     ]
 
     assert min(np.bincount(first, minlength=20)) >= 5  # 20 on average
@@ -195,7 +223,9 @@ def test_teachers_take_turns_or_are_merged_by_rank(combine, rows):
     first = ranking([0.9, 0.8, 0.7], positive_score=2.0, rows=[1, 2, 3])
     second = ranking([0.3, 0.2, 0.1], positive_score=2.0, rows=[11, 12, 13])
 
-    found = select_negatives([first, second], KEY, settings_of(count=4, sampling="top", combine=combine))
+    found = select_negatives(
+        [first, second], KEY, settings_of(count=4, sampling="top", combine=combine)
+    )
 
     assert sorted(found.rows[0]) == rows
 
@@ -229,7 +259,8 @@ def test_each_teacher_keeps_its_share_whatever_the_draw():
 
 @pytest.mark.parametrize(
     ("hidden_score", "admitted"),
-    [(0.5, True), (0.77, False), (0.35, False)],  # the other positive has 0.8: the ceiling is 0.76; min_score 0.4
+    # the other positive has 0.8: the ceiling is 0.76; min_score 0.4
+    [(0.5, True), (0.77, False), (0.35, False)],
 )
 def test_a_hidden_positive_is_admitted_when_it_passes_every_criterion(hidden_score, admitted):
     scores = sorted([0.8, hidden_score, 0.45], reverse=True)
@@ -238,7 +269,9 @@ def test_a_hidden_positive_is_admitted_when_it_passes_every_criterion(hidden_sco
 
     found = admitted_if_hidden(one, np.array([0.8], dtype=np.float32), settings_of(min_score=0.4))
 
-    assert found[0].tolist() == [score == np.float32(hidden_score) and admitted for score in np.float32(scores)]
+    assert found[0].tolist() == [
+        score == np.float32(hidden_score) and admitted for score in np.float32(scores)
+    ]
     alone = admitted_if_hidden(one, np.array([np.nan], dtype=np.float32), settings_of())
     assert not alone.any()
 
@@ -264,7 +297,9 @@ def test_a_positive_is_never_chosen_whatever_its_score():
     for trial in range(200):
         scores = np.sort(generator.uniform(-1, 1, 12))[::-1]
         positive = generator.random(12) < 0.5
-        found = select(scores, positive_score=0.9, is_positive=positive, key=np.array([trial], dtype=np.uint64))
+        found = select(
+            scores, positive_score=0.9, is_positive=positive, key=np.array([trial], dtype=np.uint64)
+        )
         assert not positive[found.rows[0]].any()
         assert len(found.rows[0]) <= 2
 
@@ -273,7 +308,8 @@ def test_the_draw_follows_from_the_key_alone_and_spreads_over_the_window():
     scores = np.linspace(0.5, 0.1, 20)
 
     drawn = [
-        select(scores, positive_score=0.9, count=1, key=np.array([k], dtype=np.uint64)).rows[0][0] for k in range(400)
+        select(scores, positive_score=0.9, count=1, key=np.array([k], dtype=np.uint64)).rows[0][0]
+        for k in range(400)
     ]
 
     again = select(scores, positive_score=0.9, count=1, key=np.array([3], dtype=np.uint64))
@@ -290,7 +326,9 @@ def test_combining_drops_what_repeats_a_positive(text):
 
 
 def test_given_negatives_come_first_and_written_ones_stay_within_their_share():
-    existing = [Negative(text=f"w{i}", origin="synthetic") for i in range(5)] + [Negative(text="g", origin="given")]
+    existing = [Negative(text=f"w{i}", origin="synthetic") for i in range(5)] + [
+        Negative(text="g", origin="given")
+    ]
     mined = [Negative(text=f"m{i}", origin="mined") for i in range(9)]
 
     own = standing(existing, set(), settings_of(count=10, llm_negative_fraction=0.3))

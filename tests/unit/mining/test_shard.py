@@ -27,7 +27,9 @@ def written(folder, vectors: np.ndarray, rows_per_file: int) -> tuple[Folder, li
 
 
 def block_of(query: np.ndarray, positive: np.ndarray | None = None, owner=()) -> Block:
-    return Block(query, query[:0] if positive is None else positive, np.array(owner, dtype=np.int64))
+    return Block(
+        query, query[:0] if positive is None else positive, np.array(owner, dtype=np.int64)
+    )
 
 
 def brute_force(query: np.ndarray, document: np.ndarray, count: int) -> np.ndarray:
@@ -47,13 +49,18 @@ def brute_force(query: np.ndarray, document: np.ndarray, count: int) -> np.ndarr
 def test_any_number_of_shards_equals_one_and_equals_brute_force(
     tmp_path_factory, rows, per_file, shards, count, copies, seed
 ):
-    query, document = (np.round(64 * one) / 64 for one in (unit(7, 12, seed), unit(rows, 12, seed + 1)))
-    document = np.concatenate([document, *[document[:1]] * copies])  # products of 64ths are exact on every machine
+    query, document = (
+        np.round(64 * one) / 64 for one in (unit(7, 12, seed), unit(rows, 12, seed + 1))
+    )
+    # products of 64ths are exact on every machine
+    document = np.concatenate([document, *[document[:1]] * copies])
     folder, files = written(tmp_path_factory.mktemp("vectors"), document, per_file)
     block = block_of(query)
 
     alone = Shard(folder, files).search(block, count)
-    together = Found.merged([Shard(folder, part).search(block, count) for part in divided(files, shards)], count)
+    together = Found.merged(
+        [Shard(folder, part).search(block, count) for part in divided(files, shards)], count
+    )
 
     expected = brute_force(query, document, count)
     assert (alone.row_NK == expected).all()
@@ -71,9 +78,13 @@ def test_blocks_of_documents_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(shard, "BLOCK_BYTES", 1)
     small = Shard(folder, files).search(block_of(query, positive, owner), 30)
 
-    assert all((getattr(whole, name) == getattr(small, name)).all() for name in ("score_NK", "row_NK"))
+    assert all(
+        (getattr(whole, name) == getattr(small, name)).all() for name in ("score_NK", "row_NK")
+    )
     assert (whole.positive_cosine_NK == small.positive_cosine_NK).all()
-    near = np.maximum(document[whole.row_NK[0]] @ positive[0], document[whole.row_NK[0]] @ positive[1])
+    near = np.maximum(
+        document[whole.row_NK[0]] @ positive[0], document[whole.row_NK[0]] @ positive[1]
+    )
     assert whole.positive_cosine_NK[0] == pytest.approx(near, abs=1e-6)
     assert (whole.positive_cosine_NK[1] == -np.inf).all()  # it has no positive
 
@@ -83,10 +94,13 @@ def test_blocks_of_documents_change_nothing(tmp_path, monkeypatch):
     rows=st.integers(1, 400),
     count=st.integers(1, 30),
     spare=st.integers(0, 40),
-    spread=st.sampled_from([1.0, 0.05, 0.001]),  # the closer the documents, the less bfloat16 proves
+    # the closer the documents, the less bfloat16 proves
+    spread=st.sampled_from([1.0, 0.05, 0.001]),
     seed=st.integers(0, 99),
 )
-def test_a_search_by_way_of_bfloat16_finds_what_float32_finds(tmp_path_factory, rows, count, spare, spread, seed):
+def test_a_search_by_way_of_bfloat16_finds_what_float32_finds(
+    tmp_path_factory, rows, count, spare, spread, seed
+):
     generator = np.random.default_rng(seed)
     document = (np.eye(1, 12) + spread * generator.normal(size=(rows, 12))).astype(np.float32)
     document /= np.linalg.norm(document, axis=1, keepdims=True)
@@ -110,7 +124,9 @@ def test_a_search_by_way_of_bfloat16_finds_what_float32_finds(tmp_path_factory, 
 def test_sifting_names_a_bound_that_holds_and_most_queries_need_no_second_search():
     query, document = unit(200, 64, 0), unit(5000, 64, 1)
 
-    found = sift(query, [(np.arange(3000), document[:3000]), (np.arange(3000, 5000), document[3000:])], 80)
+    found = sift(
+        query, [(np.arange(3000), document[:3000]), (np.arange(3000, 5000), document[3000:])], 80
+    )
 
     score = query @ document.T
     np.put_along_axis(score, found.row_NC, -1.0, axis=1)
@@ -135,7 +151,8 @@ def test_copies_are_not_searched(tmp_path, monkeypatch, index, sifted):
     expected = left[brute_force(query, document[left], 54)]
     assert one.rows == 54
     assert (one.search(block_of(query), 99).row_NK == expected).all()
-    assert (one.vectors(copies) == document[copies]).all()  # their vectors are there: one may be a positive
+    # their vectors are there: one may be a positive
+    assert (one.vectors(copies) == document[copies]).all()
 
 
 def test_vectors_of_any_rows_come_in_the_order_asked_for(tmp_path):
@@ -157,7 +174,8 @@ def test_an_approximate_index_is_measured_and_its_scores_are_exact(tmp_path):
     found = few.search(block_of(query), 20)
     assert (exact.row_NK == brute_force(query, document, 20)).all()
     shared = [
-        len(set(ours) & set(best)) for ours, best in zip(found.row_NK.tolist(), exact.row_NK.tolist(), strict=True)
+        len(set(ours) & set(best))
+        for ours, best in zip(found.row_NK.tolist(), exact.row_NK.tolist(), strict=True)
     ]
     assert recall(found.row_NK, exact.row_NK) == pytest.approx(sum(shared) / 1000)
     assert 0.02 < recall(found.row_NK, exact.row_NK) < 0.9
@@ -170,7 +188,9 @@ def test_an_approximate_index_is_measured_and_its_scores_are_exact(tmp_path):
 def test_what_an_approximate_index_does_not_find_is_not_there(tmp_path):
     folder, files = written(tmp_path, np.eye(8, dtype=np.float32), 8)
 
-    found = Shard(folder, files, "IVF8,Flat", "nprobe=1").search(block_of(np.eye(8, dtype=np.float32)[:1]), 8)
+    found = Shard(folder, files, "IVF8,Flat", "nprobe=1").search(
+        block_of(np.eye(8, dtype=np.float32)[:1]), 8
+    )
 
     assert found.score_NK[0, 0] == 1.0
     assert (found.score_NK[0, 1:] == -np.inf).all()
@@ -180,12 +200,19 @@ def test_what_an_approximate_index_does_not_find_is_not_there(tmp_path):
 def test_an_index_that_faiss_does_not_know_is_refused_by_name(tmp_path):
     folder, files = written(tmp_path, np.eye(3, dtype=np.float32), 3)
 
-    with pytest.raises(RecipeError, match=r"mining.index 'Flatt' .* 3 documents of 3 dimensions: .*'Flat' always does"):
+    with pytest.raises(
+        RecipeError,
+        match=r"mining.index 'Flatt' .* 3 documents of 3 dimensions: .*'Flat' always does",
+    ):
         Shard(folder, files, "Flatt")
 
 
 def test_files_are_divided_into_runs_of_about_equal_rows():
     files = [VectorFile(str(n), 10 * n, 10) for n in range(7)]
 
-    assert [[one.name for one in part] for part in divided(files, 3)] == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
+    assert [[one.name for one in part] for part in divided(files, 3)] == [
+        ["0", "1", "2"],
+        ["3", "4"],
+        ["5", "6"],
+    ]
     assert len(divided(files[:2], 5)) == 2

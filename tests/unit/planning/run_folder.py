@@ -25,10 +25,18 @@ def finished(recipe, stages=tuple(WALLS)):
     """Make the run that a recipe names; its folder."""
     run = Run.open(recipe).folder
     run.write_json(RECIPE, recipe.model_dump(mode="json"))
-    tally = {"read": RAW, "kept": KEPT, "sampled_out": LEFT_OUT, "written": {"examples": KEPT, "held_out": HELD_OUT}}
+    tally = {
+        "read": RAW,
+        "kept": KEPT,
+        "sampled_out": LEFT_OUT,
+        "written": {"examples": KEPT, "held_out": HELD_OUT},
+    }
     (run / "transform").write_json("report.json", {"datasets": {"docs": tally}})
     (run / "synthesize").write_json("ledger.json", {"rows": []})
-    rows = [RetrievalExample(id=str(n), dataset="docs", query="a b", positives=("c d e",)) for n in range(KEPT)]
+    rows = [
+        RetrievalExample(id=str(n), dataset="docs", query="a b", positives=("c d e",))
+        for n in range(KEPT)
+    ]
     write_records(run / "synthesize" / "examples" / "retrieval" / "docs", rows, RetrievalExample)
     for stage in ("stage1", "stage2"):
         seconds = [STEP_S + 3.0, *[STEP_S] * 3]  # the first one is slow

@@ -42,20 +42,47 @@ def recipe(make_recipe):
 
 
 def paper(**asked):
-    asked = {"rows": 100_000_000, "examples": 11_000_000, "synthetic": 5_000_000, "gpus": 32, "gpu": "H100"} | asked
+    asked = {
+        "rows": 100_000_000,
+        "examples": 11_000_000,
+        "synthetic": 5_000_000,
+        "gpus": 32,
+        "gpu": "H100",
+    } | asked
     return planned(load_recipe(ROOT / "recipes" / "qzhou-7b.toml"), **asked)
 
 
 def test_a_phase_tells_its_start_from_its_work():
-    phase = {"label": "x", "done": 8, "first_done": 1, "first_s": 3.0, "seconds": 17.0, "advances": 8}
+    phase = {
+        "label": "x",
+        "done": 8,
+        "first_done": 1,
+        "first_s": 3.0,
+        "seconds": 17.0,
+        "advances": 8,
+    }
 
     assert split_of(phase, 1) == (1.0, 16.0)
-    two = {"label": "x", "done": 200, "first_done": 20, "first_s": 12.0, "seconds": 28.0, "advances": 10}
+    two = {
+        "label": "x",
+        "done": 200,
+        "first_done": 20,
+        "first_s": 12.0,
+        "seconds": 28.0,
+        "advances": 10,
+    }
     assert split_of(two, 2) == (8.0, 20.0)  # 0.1 s a text for both together
 
 
 def test_a_phase_of_one_wave_tells_nothing_and_takes_the_tables_figure():
-    phase = {"label": "x", "done": 8, "first_done": 8, "first_s": 5.0, "seconds": 5.0, "advances": 1}
+    phase = {
+        "label": "x",
+        "done": 8,
+        "first_done": 8,
+        "first_s": 5.0,
+        "seconds": 5.0,
+        "advances": 1,
+    }
 
     assert split_of(phase, 2, expected_s=1.5) == (3.5, 1.5)
     assert split_of(phase, 2, expected_s=9.0) == (0.0, 5.0), "never more than there was"
@@ -64,7 +91,14 @@ def test_a_phase_of_one_wave_tells_nothing_and_takes_the_tables_figure():
 
 def test_workers_that_say_what_they_spent_are_believed():
     """Ray Data may hand over the results of a pool of actors all at once, at its end."""
-    phase = {"label": "x", "done": 4000, "first_done": 1024, "first_s": 150.71, "seconds": 150.72, "advances": 4}
+    phase = {
+        "label": "x",
+        "done": 4000,
+        "first_done": 1024,
+        "first_s": 150.71,
+        "seconds": 150.72,
+        "advances": 4,
+    }
 
     assert split_of(phase, 2, expected_s=6.0) == (pytest.approx(144.72), 6.0)
     assert split_of({**phase, "worker_s": 20.0}, 2, expected_s=6.0) == (pytest.approx(140.72), 10.0)
@@ -76,7 +110,9 @@ def test_rows_follow_a_measured_run_up_to_max_rows(make_recipe):
     limited = make_recipe(datasets=[{**dataset, "max_rows": 400}])
 
     (as_it_was,) = rows_of(limited, Target(), Assumptions.of(), found)
-    (ten_times,) = rows_of(make_recipe(datasets=[dataset]), Target(rows=10_000), Assumptions.of(), found)
+    (ten_times,) = rows_of(
+        make_recipe(datasets=[dataset]), Target(rows=10_000), Assumptions.of(), found
+    )
 
     assert (as_it_was.raw, as_it_was.kept, as_it_was.held_out) == (1000, 400, 50)
     assert (ten_times.raw, ten_times.kept, ten_times.held_out) == (10_000, 6000, 500)
@@ -84,15 +120,21 @@ def test_rows_follow_a_measured_run_up_to_max_rows(make_recipe):
 
 def test_rows_without_a_measured_run_are_shared_and_some_of_them_kept(make_recipe):
     names = ("a", "b")
-    datasets = [{"name": name, "reader": "jsonl", "rule": "title_body", "paths": ["x"]} for name in names]
+    datasets = [
+        {"name": name, "reader": "jsonl", "rule": "title_body", "paths": ["x"]} for name in names
+    ]
 
-    rows = rows_of(make_recipe(datasets=datasets), Target(rows=1000), Assumptions.of({"kept_share": 0.8}))
+    rows = rows_of(
+        make_recipe(datasets=datasets), Target(rows=1000), Assumptions.of({"kept_share": 0.8})
+    )
 
     assert [(one.name, one.raw, one.kept) for one in rows] == [("a", 500, 400), ("b", 500, 400)]
 
 
 def test_examples_are_those_that_are_trained_on_and_synthetic_ones_count(make_recipe):
-    recipe = make_recipe(synthesis={"endpoint": "http://host/v1", "model": "m", "paraphrase_rows": 10})
+    recipe = make_recipe(
+        synthesis={"endpoint": "http://host/v1", "model": "m", "paraphrase_rows": 10}
+    )
     target = Target(rows=1000, examples=700, synthetic=200)
 
     (one,) = rows_of(recipe, target, Assumptions.of({"synthesis_yield": 0.5}))
@@ -105,7 +147,9 @@ def test_sizes_that_cannot_be_are_refused_with_both_values_and_the_way_out(recip
         rows_of(recipe, Target(), Assumptions.of())
     with pytest.raises(RecipeError, match=r"--examples is 2,000, but 1,000 raw rows.*--synthetic"):
         rows_of(recipe, Target(rows=1000, examples=2000), Assumptions.of())
-    with pytest.raises(RecipeError, match=r"--rows is 0; it is a number from 1 to 1,000,000,000,000"):
+    with pytest.raises(
+        RecipeError, match=r"--rows is 0; it is a number from 1 to 1,000,000,000,000"
+    ):
         Target(rows=0)
     with pytest.raises(RecipeError, match=r"--gpu-price is nan"):
         Target(gpu_price=float("nan"))
@@ -113,35 +157,62 @@ def test_sizes_that_cannot_be_are_refused_with_both_values_and_the_way_out(recip
 
 @pytest.mark.parametrize("task", ["retrieval", "pair"])
 def test_requests_are_as_many_as_synthesis_makes(make_recipe, task):
-    settings = {"paraphrase_rows": 7, "augment_rows": 30, "hard_negative_rows": 5, "hard_negatives_per_row": 2}
+    settings = {
+        "paraphrase_rows": 7,
+        "augment_rows": 30,
+        "hard_negative_rows": 5,
+        "hard_negatives_per_row": 2,
+    }
     section = make_recipe(synthesis={"endpoint": "builtin", **settings}).synthesis
     examples = {
-        "retrieval": [RetrievalExample(id=str(n), dataset="d", query=f"q {n}", positives=("p",)) for n in range(20)],
-        "pair": [PairExample(id=str(n), dataset="d", text_a=f"a {n}", text_b="b", score=1) for n in range(20)],
+        "retrieval": [
+            RetrievalExample(id=str(n), dataset="d", query=f"q {n}", positives=("p",))
+            for n in range(20)
+        ],
+        "pair": [
+            PairExample(id=str(n), dataset="d", text_a=f"a {n}", text_b="b", score=1)
+            for n in range(20)
+        ],
     }[task]
 
     made = planned_requests(examples, task, section, seed=0)
 
-    assert sum(requests_of(section, "d", task, 20).values()) == len(made) == (7 + 20 + 10 if task == "retrieval" else 7)
+    assert (
+        sum(requests_of(section, "d", task, 20).values())
+        == len(made)
+        == (7 + 20 + 10 if task == "retrieval" else 7)
+    )
     assert requests_of(section, "d", task, section.max_dataset_rows + 1) == {}
 
 
 def workload(recipe, rows, **asked):
     lengths = DatasetTexts(
-        name="docs", task="retrieval", rows=None, queries=Length.always(10), documents=Length.always(20), negatives=1.0
+        name="docs",
+        task="retrieval",
+        rows=None,
+        queries=Length.always(10),
+        documents=Length.always(20),
+        negatives=1.0,
     )
     return workload_of(recipe, rows, {"docs": lengths}, Assumptions.of(), gpus=1, **asked)
 
 
 def test_the_work_of_every_stage_by_hand(recipe):
     shape = PUBLISHED[BACKBONE]
-    rows = [DatasetRows(name="docs", task="retrieval", raw=1000, kept=400, held_out=30, requests=0, new=0)]
+    rows = [
+        DatasetRows(
+            name="docs", task="retrieval", raw=1000, kept=400, held_out=30, requests=0, new=0
+        )
+    ]
 
     found = workload(recipe, rows, counted=Counted(texts_per_example=1.5))
 
     def forward(queries, documents):
         tokens, squares = 10 * queries + 20 * documents, 100 * queries + 400 * documents
-        return 2 * shape.matrix_parameters * tokens + 4 * shape.layers * shape.attention_width * squares
+        return (
+            2 * shape.matrix_parameters * tokens
+            + 4 * shape.layers * shape.attention_width * squares
+        )
 
     assert found.parts["transform.rows"] == 1000
     assert found.parts["mine.encode"] == pytest.approx(forward(400, 200))
@@ -170,7 +241,11 @@ def test_the_sums_are_the_sums():
     content = as_json(plan)
 
     assert plan.wall_s == pytest.approx(sum(one["wall_s"] for one in content["stages"]))
-    assert plan.money == pytest.approx(sum(one["usd"] for one in content["stages"])) == content["total"]["usd"]
+    assert (
+        plan.money
+        == pytest.approx(sum(one["usd"] for one in content["stages"]))
+        == content["total"]["usd"]
+    )
     assert sum(one.trained for one in plan.rows) == pytest.approx(11_000_000)
     assert sum(one.raw for one in plan.rows) == pytest.approx(100_000_000)
     assert sum(one.requests for one in plan.rows) == pytest.approx(5_000_000)
@@ -192,7 +267,9 @@ def test_the_sums_are_the_sums():
 def test_more_to_do_takes_longer_and_costs_more(more, stage):
     plan, larger = paper(), paper(**more)
 
-    before, after = (next(one for one in made.stages if one.name == stage) for made in (plan, larger))
+    before, after = (
+        next(one for one in made.stages if one.name == stage) for made in (plan, larger)
+    )
     assert after.wall_s > before.wall_s
     assert after.money > before.money
     assert larger.wall_s > plan.wall_s
@@ -221,12 +298,16 @@ def test_prices_of_ones_own_replace_the_list():
 def test_an_llm_is_paid_at_the_recipes_prices_and_by_the_table_where_it_has_none(make_recipe):
     def bought(**prices):
         asked = {"endpoint": "http://host/v1", "model": "m", "paraphrase_rows": 100, **prices}
-        recipe = make_recipe(synthesis={**asked, "gates": {"scores": False}, "parse_retries": 0}, **SMALL)
+        recipe = make_recipe(
+            synthesis={**asked, "gates": {"scores": False}, "parse_retries": 0}, **SMALL
+        )
         plan = planned(recipe, rows=1000, mean_query_tokens=10, mean_document_tokens=20)
         return next(one for one in plan.stages if one.name == "synthesize").amount.money
 
     # 100 requests: 400 tokens of instructions and 30 of an example each, and 30 answered
-    assert bought(input_price=2.0, output_price=8.0) == pytest.approx(100 * (430 * 2 + 30 * 8) / 1e6)
+    assert bought(input_price=2.0, output_price=8.0) == pytest.approx(
+        100 * (430 * 2 + 30 * 8) / 1e6
+    )
     assert bought() == pytest.approx(100 * (430 * 0.15 + 30 * 0.6) / 1e6)
 
 
@@ -250,7 +331,9 @@ def test_a_measured_run_predicts_itself_and_one_four_times_as_large(make_recipe)
     for stage, wall_s in WALLS.items():
         assert same[stage].wall_s == pytest.approx(wall_s, rel=1e-6), stage
         assert same[stage].basis == "measured"
-    assert four["transform"].wall_s == pytest.approx(WALLS["transform"]), "the raw rows are the same"
+    assert four["transform"].wall_s == pytest.approx(WALLS["transform"]), (
+        "the raw rows are the same"
+    )
     # encoding: 20 s of 28 grow with the texts; the rest of the stage is its start, but for some search
     assert four["mine"].wall_s == pytest.approx(20 + 4 * 20, abs=0.1)
     assert four["train/stage1"].wall_s == pytest.approx(WALLS["train/stage1"] + 12 * STEP_S)
@@ -289,8 +372,16 @@ def test_without_phases_all_of_a_stage_grows(make_recipe):
 
 def test_tokens_of_an_llm_are_those_that_the_runs_ledger_has(make_recipe):
     dataset = {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
-    asked = {"endpoint": "http://host/v1", "model": "m", "paraphrase_rows": 50, "input_price": 2.0, "output_price": 8.0}
-    recipe = make_recipe(datasets=[dataset], synthesis={**asked, "gates": {"scores": False}}, **SMALL)
+    asked = {
+        "endpoint": "http://host/v1",
+        "model": "m",
+        "paraphrase_rows": 50,
+        "input_price": 2.0,
+        "output_price": 8.0,
+    }
+    recipe = make_recipe(
+        datasets=[dataset], synthesis={**asked, "gates": {"scores": False}}, **SMALL
+    )
     folder = finished(recipe)
     # 50 first requests and 10 follow-ups, of which a fifth was answered before
     total = {"requests": 60, "reused": 12, "prompt_tokens": 24_000, "completion_tokens": 4000}
@@ -322,7 +413,11 @@ def test_the_share_of_the_peak_that_a_measured_gpu_reached_goes_to_another(make_
     folder = finished(recipe)
 
     same, other = (
-        next(one for one in planned(recipe, measured=folder.uri, gpu=gpu, gpus=2).stages if one.name == "train/stage1")
+        next(
+            one
+            for one in planned(recipe, measured=folder.uri, gpu=gpu, gpus=2).stages
+            if one.name == "train/stage1"
+        )
         for gpu in ("A100", "H100")
     )
 
@@ -339,11 +434,16 @@ def test_a_folder_that_is_no_run_is_named(recipe, tmp_path):
 
 
 def test_unknown_gpus_and_clouds_are_answered_with_the_nearest(recipe):
-    with pytest.raises(RecipeError, match=r"--gpu is 'H1000'; did you mean H100.*known: A100, H100, H200"):
+    with pytest.raises(
+        RecipeError, match=r"--gpu is 'H1000'; did you mean H100.*known: A100, H100, H200"
+    ):
         gpu_named("H1000")
     with pytest.raises(RecipeError, match=r"--cloud is 'awss'; did you mean aws\?"):
         machine_of("awss", gpu="H100")
-    with pytest.raises(RecipeError, match=r"no price of a machine with a L4 there; clouds with one: gcp.*--gpu-price"):
+    with pytest.raises(
+        RecipeError,
+        match=r"no price of a machine with a L4 there; clouds with one: gcp.*--gpu-price",
+    ):
         machine_of("aws", gpu="L4")
     with pytest.raises(RecipeError, match=r"--gpus without --gpu.*--gpu H100"):
         fleet_of(recipe, Target(gpus=8))
@@ -368,7 +468,9 @@ def test_machines_are_whole_and_idle_gpus_are_told(recipe):
 
 
 def test_weights_that_do_not_fit_are_told(make_recipe):
-    recipe = make_recipe(model={"backbone": "Qwen/Qwen3-8B", "dtype": "bfloat16"}, training={"zero_stage": 0})
+    recipe = make_recipe(
+        model={"backbone": "Qwen/Qwen3-8B", "dtype": "bfloat16"}, training={"zero_stage": 0}
+    )
 
     plan = planned(recipe, rows=1000, gpu="H100", gpus=8)
 
@@ -423,11 +525,25 @@ def test_figures_are_short():
         "0", "0.5", "512", "8,000", "11M", "4.47e+20",
     ]  # fmt: skip
     assert [size(one) for one in (12, 2_300_000, 6.35e12)] == ["12 B", "2.3 MB", "6.35 TB"]
-    assert [duration(one) for one in (0.2, 90, 7200, 400_000)] == ["0.2 s", "1.5 min", "2.0 h", "4.6 days"]
+    assert [duration(one) for one in (0.2, 90, 7200, 400_000)] == [
+        "0.2 s",
+        "1.5 min",
+        "2.0 h",
+        "4.6 days",
+    ]
 
 
 def test_the_plan_is_printed_without_torch_and_ray():
-    asked = ["recipes/qzhou-7b.toml", "--rows", "100_000_000", "--examples", "11_000_000", "--gpus", "32", "--json"]
+    asked = [
+        "recipes/qzhou-7b.toml",
+        "--rows",
+        "100_000_000",
+        "--examples",
+        "11_000_000",
+        "--gpus",
+        "32",
+        "--json",
+    ]
 
     content = json.loads(without_torch_and_ray("jobs/plan.py", *asked))
 
@@ -451,7 +567,9 @@ def test_the_page_names_every_option_and_prints_what_its_command_prints():
     console.print(as_text(paper()))
     printed = [line.rstrip() for line in console.export_text().splitlines()]
 
-    assert {*job["OPTIONS"], "--json"} == set(re.findall(r"--[a-z]+(?:-[a-z]+)*", page)) - SETTINGS_OF_OTHERS
+    assert {*job["OPTIONS"], "--json"} == set(
+        re.findall(r"--[a-z]+(?:-[a-z]+)*", page)
+    ) - SETTINGS_OF_OTHERS
     (block,) = re.findall(r"\n\n```\n(.*?)```", page, re.DOTALL)
     shown = [line.rstrip() for line in block.splitlines()]
     assert shown == printed[: len(shown)]
@@ -462,7 +580,10 @@ def test_the_larger_quickstart_of_the_bench_differs_in_its_sizes_alone(tmp_path)
     small = (ROOT / "recipes" / "quickstart.toml").read_text("utf-8")
     (tmp_path / "larger.toml").write_text(scaled(small, 4), "utf-8")
 
-    one, four = load_recipe(ROOT / "recipes" / "quickstart.toml"), load_recipe(tmp_path / "larger.toml")
+    one, four = (
+        load_recipe(ROOT / "recipes" / "quickstart.toml"),
+        load_recipe(tmp_path / "larger.toml"),
+    )
 
     assert [one.max_rows for one in four.datasets] == [16_000, 8000, 8000]
     assert (four.training.stage1.steps, four.training.stage2.steps) == (96, 96)

@@ -18,7 +18,9 @@ def test_each_of_several_keys_is_admitted(header):
     ApiKeys.found("KEYS", "", {"KEYS": "one, two,"}).admit(header)
 
 
-@pytest.mark.parametrize("header", [None, "", "one", "Basic one", "Bearer", "Bearer ", "Bearer on", "Bearer one,two"])
+@pytest.mark.parametrize(
+    "header", [None, "", "one", "Basic one", "Bearer", "Bearer ", "Bearer on", "Bearer one,two"]
+)
 def test_whoever_has_no_key_is_refused_with_401(header):
     with pytest.raises(RequestError) as caught:
         ApiKeys("one", "two").admit(header)

@@ -17,7 +17,9 @@ def model(tmp_path_factory) -> str:
     return str(place)
 
 
-@pytest.mark.parametrize(("precision", "lowest"), [("float32", None), ("bfloat16", 0.99), ("int8", 0.95)])
+@pytest.mark.parametrize(
+    ("precision", "lowest"), [("float32", None), ("bfloat16", 0.99), ("int8", 0.95)]
+)
 def test_a_precision_says_how_near_it_is_to_float32(model, precision, lowest):
     exact = load_encoder(model, max_tokens=16, dtype="float32", device="cpu").encode(PROBES)
 
@@ -78,8 +80,14 @@ def test_an_index_finds_what_brute_force_finds_and_holds_a_text_once(model, tmp_
     words = ["sort", "list", "open", "file", "read", "lines", "map", "key", "value", "tree"]
     texts = [f"{one} {other}" for one in words for other in words]
     for name, some in (("a", texts[:60]), ("b", texts[40:])):
-        write_records(folder / name, [Document(id=f"{name}{n}", text=text) for n, text in enumerate(some)], Document)
-    parts = [Part(folder / name, file, "") for name in "ab" for file in (folder / name).files(".parquet")]
+        write_records(
+            folder / name,
+            [Document(id=f"{name}{n}", text=text) for n, text in enumerate(some)],
+            Document,
+        )
+    parts = [
+        Part(folder / name, file, "") for name in "ab" for file in (folder / name).files(".parquet")
+    ]
     for number in range(len(parts)):
         EncodePart(recipe, model, folder / "encoded", parts)({"id": [number]})
 

@@ -25,7 +25,9 @@ def test_one_text_and_several_are_both_texts():
 
 
 def test_the_fields_that_openai_knows_are_taken():
-    request = parse_request(EmbeddingRequest, body(encoding_format="base64", dimensions=8, user="someone"))
+    request = parse_request(
+        EmbeddingRequest, body(encoding_format="base64", dimensions=8, user="someone")
+    )
 
     assert (request.encoding_format, request.dimensions) == ("base64", 8)
 
@@ -45,18 +47,23 @@ def test_an_unknown_field_without_a_likeness_is_refused_with_all_known_ones():
     assert "Known: model, user, instruction" in str(refusal(body(zzz=1)))
 
 
-@pytest.mark.parametrize(("given", "read"), [([1, 2, 3], [[1, 2, 3]]), ([[1, 2], [3]], [[1, 2], [3]]), ([], [])])
+@pytest.mark.parametrize(
+    ("given", "read"), [([1, 2, 3], [[1, 2, 3]]), ([[1, 2], [3]], [[1, 2], [3]]), ([], [])]
+)
 def test_token_ids_are_those_of_one_text_or_of_several(given, read):
     assert parse_request(EmbeddingRequest, body(input=given)).inputs == read
 
 
 @pytest.mark.parametrize(
-    "wrong", [5, None, {"a": 1}, ["a", 1], ["a", None], [True], [1, "a"], [[1], "a"], [[[1]]], [1.5]]
+    "wrong",
+    [5, None, {"a": 1}, ["a", 1], ["a", None], [True], [1, "a"], [[1], "a"], [[[1]]], [1.5]],
 )
 def test_an_input_of_another_shape_is_refused_with_one_sentence(wrong):
     error = refusal(body(input=wrong))
 
-    assert str(error).startswith("Invalid value for 'input': 'input' must be a string, a list of strings, token ids")
+    assert str(error).startswith(
+        "Invalid value for 'input': 'input' must be a string, a list of strings, token ids"
+    )
     assert error.param == "input"
 
 
@@ -69,7 +76,13 @@ def test_a_missing_field_is_named():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("dimensions", "8"), ("dimensions", True), ("encoding_format", "int8"), ("input_type", "passage"), ("model", 3)],
+    [
+        ("dimensions", "8"),
+        ("dimensions", True),
+        ("encoding_format", "int8"),
+        ("input_type", "passage"),
+        ("model", 3),
+    ],
 )
 def test_a_wrong_value_is_shown(field, value):
     error = refusal(body(**{field: value}))
@@ -89,7 +102,8 @@ def test_half_a_surrogate_pair_is_refused_before_the_tokenizer_meets_it():
 
 def test_null_is_the_default_where_openai_s_clients_send_it():
     found = parse_request(
-        EmbeddingRequest, b'{"model": "m", "input": "x", "encoding_format": null, "output_dtype": null}'
+        EmbeddingRequest,
+        b'{"model": "m", "input": "x", "encoding_format": null, "output_dtype": null}',
     )
 
     assert (found.encoding_format, found.output_dtype) == ("float", "float")
@@ -108,12 +122,19 @@ def test_the_error_body_has_openai_s_shape():
     error = RequestError("no", status=404, param="model", code="model_not_found")
 
     assert error.body() == {
-        "error": {"message": "no", "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+        "error": {
+            "message": "no",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
     }
 
 
 def test_a_request_error_crosses_processes_whole():
-    error = RequestError("busy", status=429, type="rate_limit_error", param="input", code="overloaded")
+    error = RequestError(
+        "busy", status=429, type="rate_limit_error", param="input", code="overloaded"
+    )
 
     copy = pickle.loads(pickle.dumps(error))
 
@@ -129,6 +150,8 @@ def test_a_rerank_request_wants_a_query_and_documents():
 
 
 def test_a_similarity_request_takes_one_text_or_several_on_either_side():
-    found = parse_request(SimilarityRequest, b'{"model": "m", "queries": "q", "documents": ["a", "b"]}')
+    found = parse_request(
+        SimilarityRequest, b'{"model": "m", "queries": "q", "documents": ["a", "b"]}'
+    )
 
     assert (found.queries, found.documents) == (["q"], ["a", "b"])

@@ -9,7 +9,13 @@ from qzhou.synthesis.ledger import expected_tokens
 from qzhou.synthesis.plan import planned, planned_queries
 
 SETTINGS = SynthesisSection(
-    endpoint="http://x/v1", model="m", paraphrase_rows=10, query_rows=2, input_price=2.0, output_price=8.0, max_cost=9.0
+    endpoint="http://x/v1",
+    model="m",
+    paraphrase_rows=10,
+    query_rows=2,
+    input_price=2.0,
+    output_price=8.0,
+    max_cost=9.0,
 )
 
 
@@ -22,9 +28,14 @@ def test_tokens_are_guessed_by_the_script():
 
 
 def test_the_estimate_counts_requests_tokens_money_and_what_is_paid_already():
-    examples = [RetrievalExample(id=f"r{n}", dataset="d", query="why?", positives=("so",)) for n in range(10)]
+    examples = [
+        RetrievalExample(id=f"r{n}", dataset="d", query="why?", positives=("so",))
+        for n in range(10)
+    ]
     requests = planned(examples, "retrieval", SETTINGS, seed=0)[:10]
-    _, queries = planned_queries([Document(id="x", text="text"), Document(id="y", text="t")], "d", SETTINGS, seed=0)
+    _, queries = planned_queries(
+        [Document(id="x", text="text"), Document(id="y", text="t")], "d", SETTINGS, seed=0
+    )
     prompt, answer = expected_tokens(requests[0].messages)
 
     expected = Estimate(SETTINGS)
@@ -36,5 +47,11 @@ def test_the_estimate_counts_requests_tokens_money_and_what_is_paid_already():
     assert "query_configuration, m: 4 requests" in found  # a configuration and a query for each
     assert "in all: 14 requests" in found
     assert "spent by earlier attempts: 0.2500; max_cost 9" in found
-    shown = next(line for line in found.splitlines() if "e.g. paraphrase (paraphrase.en@v2)" in line)
-    assert json.loads(shown.split("): ", 1)[1]) == {"technique": "paraphrase", "query": "why?", "positive": "so"}
+    shown = next(
+        line for line in found.splitlines() if "e.g. paraphrase (paraphrase.en@v2)" in line
+    )
+    assert json.loads(shown.split("): ", 1)[1]) == {
+        "technique": "paraphrase",
+        "query": "why?",
+        "positive": "so",
+    }

@@ -44,7 +44,9 @@ def asking(settings, folder):
             gate = LocalGate(throttle_of(settings, spent=0.0))
             keys = Keys.of(["OPENAI_API_KEY"], {})
             client = ChatClient(settings, keys=keys, journal=journal, gate=gate, jitter=lambda: 0.0)
-            outcomes = await client.ask([Question(model=one.model, messages=one.messages) for one in requests])
+            outcomes = await client.ask(
+                [Question(model=one.model, messages=one.messages) for one in requests]
+            )
             await client.close()
             return dict(zip(requests, outcomes, strict=True))
 
@@ -68,7 +70,9 @@ def examples(count):
 def test_at_a_tenth_of_faults_of_every_kind_each_row_ends_once(tmp_path):
     faults = dict.fromkeys(FAULTS, 0.1 / len(FAULTS))
     rows = examples(ROWS)
-    endpoint = MockEndpoint(answer_by_rules, Behaviour(latency_s=0.02, latency_spread=0.5, **faults))
+    endpoint = MockEndpoint(
+        answer_by_rules, Behaviour(latency_s=0.02, latency_spread=0.5, **faults)
+    )
     with serving(endpoint) as url:
         settings = settings_of(url, concurrency=24, timeout_s=1.0, max_retries=8, parse_retries=3)
         requests = planned(rows, "retrieval", settings, seed=0)
@@ -86,7 +90,8 @@ def test_at_a_tenth_of_faults_of_every_kind_each_row_ends_once(tmp_path):
     assert plain["completed"] == plain["distinct"]
     assert plain["twice"] == 0
     assert counts.peak <= 24
-    retried = counts.faults["empty"] + counts.faults["babble"]  # answers without use: asked again in other words
+    # answers without use: asked again in other words
+    retried = counts.faults["empty"] + counts.faults["babble"]
     assert plain["distinct"] <= ROWS + retried
 
 
@@ -95,7 +100,9 @@ def test_limits_of_the_server_are_kept_to_without_a_single_refusal(tmp_path):
     with serving(endpoint) as url:
         settings = settings_of(url, concurrency=3, requests_per_minute=1200, max_retries=0)
         rows = examples(60)
-        found = asking(settings, Folder.open(str(tmp_path)))(planned(rows, "retrieval", settings, seed=0))
+        found = asking(settings, Folder.open(str(tmp_path)))(
+            planned(rows, "retrieval", settings, seed=0)
+        )
 
     arrivals = endpoint.counts.arrivals
     assert all(one.answer for one in found.values())
@@ -111,7 +118,9 @@ def test_the_endpoint_knows_the_sdk_and_tells_what_came():
         client = openai.OpenAI(base_url=url, api_key="k", max_retries=0)
         with pytest.raises(openai.BadRequestError, match="response_format"):
             client.chat.completions.create(
-                model="m", messages=[{"role": "user", "content": "x"}], response_format={"type": "json_object"}
+                model="m",
+                messages=[{"role": "user", "content": "x"}],
+                response_format={"type": "json_object"},
             )
         client.close()
         counts = json.load(urllib.request.urlopen(url.removesuffix("/v1") + "/counts", timeout=5))
@@ -122,7 +131,15 @@ def test_the_endpoint_knows_the_sdk_and_tells_what_came():
 def test_the_endpoint_starts_from_the_command_line_and_refuses_a_taken_port():
     with serving(MockEndpoint(answer_by_rules)) as url:
         port = url.split(":")[2].removesuffix("/v1")
-        command = [sys.executable, "-m", "qzhou.synthesis.mock_endpoint", "--port", port, "--latency_s", "0.5"]
+        command = [
+            sys.executable,
+            "-m",
+            "qzhou.synthesis.mock_endpoint",
+            "--port",
+            port,
+            "--latency_s",
+            "0.5",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 1
@@ -131,7 +148,9 @@ def test_the_endpoint_starts_from_the_command_line_and_refuses_a_taken_port():
 
 def batched(url, folder, requests, **more):
     prices = {"input_price": 1e3, "output_price": 1e3}
-    settings = SynthesisSection(models=(LLMSection(model="m", endpoints=(url,), **prices),), mode="batch", **more)
+    settings = SynthesisSection(
+        models=(LLMSection(model="m", endpoints=(url,), **prices),), mode="batch", **more
+    )
     keyed = {request_key("m", one.messages, settings.temperature): one for one in requests}
 
     async def sleep(_):
@@ -168,11 +187,20 @@ def test_a_batch_that_was_handed_in_before_the_kill_is_found_by_its_id(tmp_path)
         client = openai.OpenAI(base_url=url, api_key="k")
         keys = [request_key("m", one.messages, 0.7) for one in requests]
         lines = [
-            json.dumps({"custom_id": key, "body": {"model": "m", "messages": one.messages, "temperature": 0.7}})
+            json.dumps(
+                {
+                    "custom_id": key,
+                    "body": {"model": "m", "messages": one.messages, "temperature": 0.7},
+                }
+            )
             for key, one in zip(keys, requests, strict=True)
         ]
-        file = client.files.create(file=("requests.jsonl", "\n".join(lines).encode()), purpose="batch")
-        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        file = client.files.create(
+            file=("requests.jsonl", "\n".join(lines).encode()), purpose="batch"
+        )
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
         client.close()
         (folder / "batches").write_json(f"{batch.id}.json", {"model": "m", "keys": keys})
 
@@ -182,15 +210,22 @@ def test_a_batch_that_was_handed_in_before_the_kill_is_found_by_its_id(tmp_path)
     assert endpoint.counts.plain()["completed"] == 10  # not twenty
 
 
-def test_a_batch_of_a_model_that_the_recipe_no_longer_names_is_skipped_and_stays_on_record(tmp_path, capsys):
+def test_a_batch_of_a_model_that_the_recipe_no_longer_names_is_skipped_and_stays_on_record(
+    tmp_path, capsys
+):
     folder = Folder.open(str(tmp_path))
     (folder / "batches").write_json("batch_old.json", {"model": "gone", "keys": ["a", "b"]})
     with serving(MockEndpoint(answer_by_rules)) as url:
-        outcomes, keyed = batched(url, folder, planned(examples(3), "retrieval", settings_of(url), seed=0))
+        outcomes, keyed = batched(
+            url, folder, planned(examples(3), "retrieval", settings_of(url), seed=0)
+        )
 
     assert set(outcomes) == set(keyed)
     assert all(one.answer for one in outcomes.values())
-    assert "batch batch_old is skipped: the recipe no longer names its model 'gone'" in capsys.readouterr().out
+    assert (
+        "batch batch_old is skipped: the recipe no longer names its model 'gone'"
+        in capsys.readouterr().out
+    )
     assert (folder / "batches").files() == ["batch_old.json"]
 
 
@@ -198,7 +233,9 @@ def test_batches_that_would_cost_more_than_allowed_are_not_handed_in(tmp_path):
     endpoint = MockEndpoint(answer_by_rules)
     with serving(endpoint) as url:
         requests = planned(examples(10), "retrieval", settings_of(url), seed=0)
-        with pytest.raises(EndpointError, match=r"max_cost \(0.5\) would be exceeded: 0.0000 is spent, and the 10"):
+        with pytest.raises(
+            EndpointError, match=r"max_cost \(0.5\) would be exceeded: 0.0000 is spent, and the 10"
+        ):
             batched(url, Folder.open(str(tmp_path)), requests, max_cost=0.5)
 
     assert endpoint.counts.received == 0
@@ -208,7 +245,9 @@ def test_the_batch_api_never_shows_the_key(tmp_path):
     class Quoting(BaseHTTPRequestHandler):
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
-            body = json.dumps({"error": {"message": f"wrong key {self.headers['Authorization']}"}}).encode()
+            body = json.dumps(
+                {"error": {"message": f"wrong key {self.headers['Authorization']}"}}
+            ).encode()
             self.send_response(401)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -221,7 +260,11 @@ def test_the_batch_api_never_shows_the_key(tmp_path):
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     with pytest.raises(EndpointError, match=r"Batch API refuses: .*\*\*\*") as caught:
-        batched(url, Folder.open(str(tmp_path)), planned(examples(3), "retrieval", settings_of(url), seed=0))
+        batched(
+            url,
+            Folder.open(str(tmp_path)),
+            planned(examples(3), "retrieval", settings_of(url), seed=0),
+        )
     server.shutdown()
     server.server_close()
 

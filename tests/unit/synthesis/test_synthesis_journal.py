@@ -9,7 +9,9 @@ from qzhou.synthesis.journal import Answer, Journal, answers_in, request_key, to
 
 
 def answer(key: str) -> Answer:
-    return Answer(key=key, model="m", content="{}\n\u2028 é", prompt_tokens=1, completion_tokens=2, cost=0.5)
+    return Answer(
+        key=key, model="m", content="{}\n\u2028 é", prompt_tokens=1, completion_tokens=2, cost=0.5
+    )
 
 
 def add(journal, *keys):
@@ -56,7 +58,8 @@ def test_a_torn_last_line_is_ignored_and_harms_no_later_answer(tmp_path):
 
 
 def test_a_remote_journal_is_written_one_file_a_flush(tmp_path):
-    remote = dataclasses.replace(Folder.open(str(tmp_path)), scheme="s3://")  # only is_local asks for the scheme
+    # only is_local asks for the scheme
+    remote = dataclasses.replace(Folder.open(str(tmp_path)), scheme="s3://")
     journal = Journal(remote)
     add(journal, *"ab")
     assert remote.files() == []
@@ -70,11 +73,15 @@ def test_a_remote_journal_is_written_one_file_a_flush(tmp_path):
 
 def test_some_answers_are_found_without_holding_the_others(tmp_path):
     folder = Folder.open(str(tmp_path))
-    keys = [request_key("m", [{"role": "user", "content": str(number)}], 0.0) for number in range(9)]
+    keys = [
+        request_key("m", [{"role": "user", "content": str(number)}], 0.0) for number in range(9)
+    ]
     add(Journal(folder), *keys[:5])
     add(Journal(folder), *keys[3:])
 
-    assert answers_in(folder, {keys[4], keys[8], "unknown"}) == {key: answer(key) for key in (keys[4], keys[8])}
+    assert answers_in(folder, {keys[4], keys[8], "unknown"}) == {
+        key: answer(key) for key in (keys[4], keys[8])
+    }
     assert totals(folder) == (9, 9 * 0.5)
 
 

@@ -10,9 +10,15 @@ from qzhou.synthesis.journal import Answer
 from qzhou.synthesis.parsing import normalised, parse
 from qzhou.synthesis.techniques import VERSION, requests_for
 
-POSITIVE = "The days grow shorter and trees stop making chlorophyll, so red pigments become visible."
-EXAMPLE = RetrievalExample(id="parent", dataset="d", query="Why do leaves turn red?", positives=(POSITIVE,))
-SAME_MEANING = "Trees cease to produce chlorophyll once the days shorten, which lets red pigments show."
+POSITIVE = (
+    "The days grow shorter and trees stop making chlorophyll, so red pigments become visible."
+)
+EXAMPLE = RetrievalExample(
+    id="parent", dataset="d", query="Why do leaves turn red?", positives=(POSITIVE,)
+)
+SAME_MEANING = (
+    "Trees cease to produce chlorophyll once the days shorten, which lets red pigments show."
+)
 NEGATIVE = "The days grow longer and trees begin making blossoms, so white petals become visible."
 
 
@@ -50,19 +56,28 @@ def test_an_augmentation_brings_its_own_negative():
 
     new = answered(EXAMPLE, "augmentation", texts)
 
-    assert new.negatives == (Negative(text="Cold days kill them.", origin="synthetic", source=new.source),)
+    assert new.negatives == (
+        Negative(text="Cold days kill them.", origin="synthetic", source=new.source),
+    )
     assert new.source.technique == "augmentation"
 
 
 def test_a_hard_negative_is_a_negative_of_its_example():
     result = answered(EXAMPLE, "hard_negative", {"negative": NEGATIVE})
 
-    source = Source(technique="hard_negative", parent="parent", model="some-llm", prompt=f"hard_negative.en@{VERSION}")
+    source = Source(
+        technique="hard_negative",
+        parent="parent",
+        model="some-llm",
+        prompt=f"hard_negative.en@{VERSION}",
+    )
     assert result == Negative(text=NEGATIVE, origin="synthetic", source=source)
 
 
 def test_a_paraphrased_pair_keeps_its_score_and_its_other_side():
-    pair = PairExample(id="p", dataset="d", text_a="A man plays a guitar.", text_b="A dog runs.", score=0.2)
+    pair = PairExample(
+        id="p", dataset="d", text_a="A man plays a guitar.", text_b="A dog runs.", score=0.2
+    )
 
     new = answered(pair, "paraphrase", {"text": "Someone is playing."})
 
@@ -89,11 +104,19 @@ def test_a_paraphrased_text_keeps_its_label():
         ("missing_field", "hard_negative", {"negative": None}),
         ("empty", "hard_negative", {"negative": " ... "}),
         ("unchanged", "paraphrase", {"query": "why do leaves turn RED", "positive": NEGATIVE}),
-        ("unchanged", "augmentation", {"query": "New?", "positive": POSITIVE, "negative": NEGATIVE}),
+        (
+            "unchanged",
+            "augmentation",
+            {"query": "New?", "positive": POSITIVE, "negative": NEGATIVE},
+        ),
         ("length", "paraphrase", {"query": "What makes foliage red?", "positive": NEGATIVE * 2}),
         ("length", "hard_negative", {"negative": "Too short."}),
         ("negative_is_positive", "hard_negative", {"negative": POSITIVE.upper()}),
-        ("negative_is_positive", "augmentation", {"query": "New?", "positive": "It is.", "negative": "it is"}),
+        (
+            "negative_is_positive",
+            "augmentation",
+            {"query": "New?", "positive": "It is.", "negative": "it is"},
+        ),
     ],
 )
 def test_an_answer_that_is_not_what_was_asked_for_is_dropped(reason, technique, content):
@@ -104,7 +127,9 @@ def test_an_answer_that_is_not_what_was_asked_for_is_dropped(reason, technique, 
     assert json.loads(result.record)["request"]["example_id"] == "parent"
 
 
-@pytest.mark.parametrize("around", ["```json\n%s\n```", "```\n%s\n```", "<think>\nHm {no}.\n</think>\n\n%s", " %s\n"])
+@pytest.mark.parametrize(
+    "around", ["```json\n%s\n```", "```\n%s\n```", "<think>\nHm {no}.\n</think>\n\n%s", " %s\n"]
+)
 def test_a_fence_around_the_whole_object_and_thoughts_before_it_are_looked_past(around):
     content = around % json.dumps({"negative": NEGATIVE})
 
@@ -119,7 +144,9 @@ def test_a_rewrite_that_copies_is_refused():
     assert refused.reason == "copied"
     assert "'positive'" in refused.detail
     texts = {"query": "What makes foliage red?", "positive": copied}
-    assert isinstance(answered(EXAMPLE, "paraphrase", texts, GatesSection(max_copied=1.0)), RetrievalExample)
+    assert isinstance(
+        answered(EXAMPLE, "paraphrase", texts, GatesSection(max_copied=1.0)), RetrievalExample
+    )
 
 
 def test_a_rewrite_in_another_language_is_refused_unless_that_is_wanted():
@@ -127,7 +154,9 @@ def test_a_rewrite_in_another_language_is_refused_unless_that_is_wanted():
     texts = {"query": "What makes foliage red?", "positive": german}
 
     assert paraphrase(positive=german).reason == "other_language"
-    assert isinstance(answered(EXAMPLE, "paraphrase", texts, GatesSection(same_language=False)), RetrievalExample)
+    assert isinstance(
+        answered(EXAMPLE, "paraphrase", texts, GatesSection(same_language=False)), RetrievalExample
+    )
 
 
 @pytest.mark.parametrize(("added", "accepted"), [(12, True), (13, False)])

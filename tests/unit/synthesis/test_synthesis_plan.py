@@ -11,18 +11,27 @@ from qzhou.synthesis.journal import Answer
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.plan import judged, merged, planned, planned_queries, written
 
-SETTINGS = SynthesisSection(endpoint="http://x/v1", model="m", paraphrase_rows=2, augment_rows=1, hard_negative_rows=3)
+SETTINGS = SynthesisSection(
+    endpoint="http://x/v1", model="m", paraphrase_rows=2, augment_rows=1, hard_negative_rows=3
+)
 EXAMPLES = [
-    RetrievalExample(id=f"r{n}", dataset="d", query=f"Query number {n}?", positives=(f"Answer number {n}.",))
+    RetrievalExample(
+        id=f"r{n}", dataset="d", query=f"Query number {n}?", positives=(f"Answer number {n}.",)
+    )
     for n in range(5)
 ]
-DOCUMENTS = [Document(id=f"doc{n}", text=f"Document {n} tells how glass is blown, cut and cooled.") for n in range(9)]
+DOCUMENTS = [
+    Document(id=f"doc{n}", text=f"Document {n} tells how glass is blown, cut and cooled.")
+    for n in range(9)
+]
 SUBJECTS = {("d", one.id): one for one in (*EXAMPLES, *DOCUMENTS)}
 
 
 def outcome(content, *, reused=False):
     text = content if isinstance(content, str) else json.dumps(content)
-    answer = Answer(key="k", model="llm", content=text, prompt_tokens=10, completion_tokens=4, cost=0.5)
+    answer = Answer(
+        key="k", model="llm", content=text, prompt_tokens=10, completion_tokens=4, cost=0.5
+    )
     return Outcome(answer=answer, reused=reused)
 
 
@@ -51,7 +60,9 @@ def test_each_technique_asks_for_its_number_of_rows_and_variants():
     settings = SETTINGS.model_copy(update={"hard_negatives_per_row": 2})
     requests = planned(EXAMPLES, "retrieval", settings, seed=0)
 
-    assert [one.technique for one in requests] == ["paraphrase"] * 2 + ["augmentation"] + ["hard_negative"] * 6
+    assert [one.technique for one in requests] == ["paraphrase"] * 2 + ["augmentation"] + [
+        "hard_negative"
+    ] * 6
     assert (
         len({one.user for one in requests}) == 9
     )  # no two are identical, or the second would be answered by the first
@@ -60,15 +71,21 @@ def test_each_technique_asks_for_its_number_of_rows_and_variants():
 def test_a_labelled_dataset_is_only_paraphrased():
     rows = [LabeledExample(id=str(n), dataset="d", text=f"t{n}", label="a") for n in range(5)]
 
-    assert [one.technique for one in planned(rows, "classification", SETTINGS, seed=0)] == ["paraphrase"] * 2
+    assert [one.technique for one in planned(rows, "classification", SETTINGS, seed=0)] == [
+        "paraphrase"
+    ] * 2
 
 
 def test_several_models_share_the_requests_by_weight_and_always_in_the_same_way():
     pool = tuple(
-        LLMSection(model=name, endpoints=("http://x",), weight=weight) for name, weight in (("a", 3), ("b", 1))
+        LLMSection(model=name, endpoints=("http://x",), weight=weight)
+        for name, weight in (("a", 3), ("b", 1))
     )
     settings = SynthesisSection(models=pool, paraphrase_rows=2000)
-    rows = [LabeledExample(id=str(n), dataset="d", text=f"text number {n}", label="a") for n in range(2000)]
+    rows = [
+        LabeledExample(id=str(n), dataset="d", text=f"text number {n}", label="a")
+        for n in range(2000)
+    ]
 
     requests = planned(rows, "classification", settings, seed=0)
 
@@ -85,11 +102,17 @@ def test_raw_rows_keep_their_order_and_ids_and_new_rows_follow():
     assert len(merge.examples) == 5 + 3 == len({example.id for example in merge.examples})
     assert sum(len(example.negatives) for example in merge.examples[:5]) == 3
     techniques = [one.request.technique for one in merge.made]
-    assert [techniques.count(name) for name in ("paraphrase", "augmentation", "hard_negative")] == [2, 1, 3]
+    assert [techniques.count(name) for name in ("paraphrase", "augmentation", "hard_negative")] == [
+        2,
+        1,
+        3,
+    ]
 
 
 def test_the_same_new_example_is_kept_once_and_so_is_the_same_negative():
-    settings = SETTINGS.model_copy(update={"augment_rows": 0, "hard_negative_rows": 1, "hard_negatives_per_row": 2})
+    settings = SETTINGS.model_copy(
+        update={"augment_rows": 0, "hard_negative_rows": 1, "hard_negatives_per_row": 2}
+    )
     content = {"query": "Query anew?", "positive": "Answer anew.", "negative": "Reply figure 9."}
 
     result, _ = write(lambda _: outcome(content), planned(EXAMPLES, "retrieval", settings, seed=0))
@@ -105,13 +128,23 @@ def test_a_refused_answer_goes_back_with_the_reason_so_often_as_allowed():
     ledger = Ledger()
 
     result, llm = write(
-        lambda one: well(one) if len(one.refused) == 2 else outcome("Sure!"), [request], settings, ledger
+        lambda one: well(one) if len(one.refused) == 2 else outcome("Sure!"),
+        [request],
+        settings,
+        ledger,
     )
 
     assert len(result.made) == 1
     assert result.dropped == []
     chat = llm.rounds[2][0].messages
-    assert [message["role"] for message in chat] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [message["role"] for message in chat] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "user",
+    ]
     assert chat[2]["content"] == "Sure!"
     assert "not one JSON object" in chat[3]["content"]
     assert (ledger.total.requests, ledger.total.refused, ledger.total.cost) == (3, 2, 1.5)
@@ -126,7 +159,9 @@ def test_an_unanswered_request_is_dropped_with_its_failure():
 
     result, _ = write(lambda _: Outcome(answer=None, failure="status 500: out of order"), [request])
 
-    assert [(one.reason, one.detail) for one in result.dropped] == [("no_answer", "status 500: out of order")]
+    assert [(one.reason, one.detail) for one in result.dropped] == [
+        ("no_answer", "status 500: out of order")
+    ]
 
 
 def test_a_bare_document_gets_its_query_in_two_steps():
@@ -135,23 +170,42 @@ def test_a_bare_document_gets_its_query_in_two_steps():
 
     def answer(request):
         if request.technique == "query_configuration":
-            return outcome({"persona": request.fields["personas"][1], "question_type": "how_to", "difficulty": "phd"})
-        return outcome({"query": f"how is glass shaped, part {request.fields['words']} {request.user[-9:]}?"})
+            return outcome(
+                {
+                    "persona": request.fields["personas"][1],
+                    "question_type": "how_to",
+                    "difficulty": "phd",
+                }
+            )
+        return outcome(
+            {"query": f"how is glass shaped, part {request.fields['words']} {request.user[-9:]}?"}
+        )
 
     result, llm = write(answer, requests, settings)
 
     assert (len(documents), len(requests)) == (4, 8)
-    assert [{one.technique for one in ones} for ones in llm.rounds] == [{"query_configuration"}, {"query"}]
+    assert [{one.technique for one in ones} for ones in llm.rounds] == [
+        {"query_configuration"},
+        {"query"},
+    ]
     fields = llm.rounds[1][0].fields
     assert fields["persona"] == llm.rounds[0][0].fields["personas"][1]
-    assert {one.record.positives for one in result.made} == {(document.text,) for document in documents}
+    assert {one.record.positives for one in result.made} == {
+        (document.text,) for document in documents
+    }
     source = result.made[0].record.source
-    assert (source.technique, source.prompt, source.parent) == ("query_generation", "query.en@v2", documents[0].id)
+    assert (source.technique, source.prompt, source.parent) == (
+        "query_generation",
+        "query.en@v2",
+        documents[0].id,
+    )
     assert merged([], result).examples == tuple(one.record for one in result.made)
 
 
 def test_a_persona_that_was_not_offered_is_refused():
-    _, requests = planned_queries(DOCUMENTS, "d", SETTINGS.model_copy(update={"query_rows": 1}), seed=0)
+    _, requests = planned_queries(
+        DOCUMENTS, "d", SETTINGS.model_copy(update={"query_rows": 1}), seed=0
+    )
     content = {"persona": "an astronaut", "question_type": "how_to", "difficulty": "phd"}
 
     result, _ = write(lambda _: outcome(content), requests)
@@ -171,13 +225,19 @@ def test_a_judge_drops_positives_that_do_not_answer_and_negatives_that_do():
 
     kept = judged(result.made, LLM(verdict), SETTINGS, Ledger())
     assert [one.reason for one in kept.dropped] == ["judge_not_answered"]
-    assert {one.record.id for one in kept.made if not isinstance(one.record, Negative)} == new - {bad.id}
+    assert {one.record.id for one in kept.made if not isinstance(one.record, Negative)} == new - {
+        bad.id
+    }
 
-    credulous = judged(result.made, LLM(lambda _: outcome({"verdict": "answers"})), SETTINGS, Ledger())
+    credulous = judged(
+        result.made, LLM(lambda _: outcome({"verdict": "answers"})), SETTINGS, Ledger()
+    )
     assert {one.reason for one in credulous.dropped} == {"judge_negative_answers"}
     assert len(credulous.dropped) == 3 + 1  # an augmentation brings its negative
 
-    silent = judged(result.made, LLM(lambda _: Outcome(answer=None, failure="x")), SETTINGS, Ledger())
+    silent = judged(
+        result.made, LLM(lambda _: Outcome(answer=None, failure="x")), SETTINGS, Ledger()
+    )
     assert silent.dropped == []
 
 

@@ -21,7 +21,11 @@ from qzhou.synthesis.techniques import (
 
 def labeled(number: int, technique: str = "raw") -> LabeledExample:
     return LabeledExample(
-        id=f"id{number}", dataset="d", text=f"text {number}", label="a", source=Source(technique=technique)
+        id=f"id{number}",
+        dataset="d",
+        text=f"text {number}",
+        label="a",
+        source=Source(technique=technique),
     )
 
 
@@ -37,13 +41,18 @@ def test_the_same_rows_are_chosen_whatever_their_order():
 def test_more_rows_keep_those_chosen_before():
     rows = [labeled(number) for number in range(50)]
 
-    assert chosen(rows, "paraphrase", rows=20, seed=3)[:10] == chosen(rows, "paraphrase", rows=10, seed=3)
+    assert chosen(rows, "paraphrase", rows=20, seed=3)[:10] == chosen(
+        rows, "paraphrase", rows=10, seed=3
+    )
 
 
 def test_seeds_and_techniques_choose_different_rows():
     rows = [labeled(number) for number in range(50)]
 
-    draws = [chosen(rows, "paraphrase", rows=10, seed=3), chosen(rows, "paraphrase", rows=10, seed=4)]
+    draws = [
+        chosen(rows, "paraphrase", rows=10, seed=3),
+        chosen(rows, "paraphrase", rows=10, seed=4),
+    ]
     draws.append(chosen(rows, "hard_negative", rows=10, seed=3))
 
     assert len({tuple(row.id for row in draw) for draw in draws}) == 3
@@ -54,15 +63,25 @@ def test_a_retrieval_request_carries_query_and_first_positive():
 
     (request,) = requests_for(example, "augmentation")
 
-    assert json.loads(request.user) == {"technique": "augmentation", "query": "why?", "positive": "because"}
+    assert json.loads(request.user) == {
+        "technique": "augmentation",
+        "query": "why?",
+        "positive": "because",
+    }
     assert [message["role"] for message in request.messages] == ["system", "user"]
     assert request.prompt == f"augment.en@{VERSION}"
 
 
 def test_a_pair_request_carries_one_side_and_both_sides_get_their_turn():
-    pairs = [PairExample(id=f"p{n}", dataset="d", text_a="left", text_b="right", score=1.0) for n in range(20)]
+    pairs = [
+        PairExample(id=f"p{n}", dataset="d", text_a="left", text_b="right", score=1.0)
+        for n in range(20)
+    ]
 
-    texts = {(side_to_paraphrase(pair), requests_for(pair, "paraphrase")[0].fields["text"]) for pair in pairs}
+    texts = {
+        (side_to_paraphrase(pair), requests_for(pair, "paraphrase")[0].fields["text"])
+        for pair in pairs
+    }
 
     assert texts == {("text_a", "left"), ("text_b", "right")}
 
@@ -73,7 +92,8 @@ def test_pairs_and_labelled_texts_are_only_paraphrased():
 
 @pytest.mark.parametrize("name", PROMPTS.values())
 @pytest.mark.parametrize(
-    ("language", "wanted"), [("en", "one JSON object and nothing else"), ("zh", "只回答一个 JSON 对象")]
+    ("language", "wanted"),
+    [("en", "one JSON object and nothing else"), ("zh", "只回答一个 JSON 对象")],
 )
 def test_every_prompt_is_there_in_both_languages_and_asks_for_json(name, language, wanted):
     assert wanted in system_prompt(f"{name}.{language}@{VERSION}")

@@ -165,7 +165,10 @@ def test_those_who_wait_are_told_when_no_endpoint_is_left():
         assert await gate.leave(lane, "refused", problem="refuses the key") is True
         return await asyncio.gather(*waiting, return_exceptions=True)
 
-    for gate in (LocalGate(throttle(concurrency=1)), RemoteGate(Handle(GateActor(throttle(concurrency=1))))):
+    for gate in (
+        LocalGate(throttle(concurrency=1)),
+        RemoteGate(Handle(GateActor(throttle(concurrency=1)))),
+    ):
         found = asyncio.run(asyncio.wait_for(life(gate), 10))
         assert [type(error) for error in found] == [EndpointError] * 3
         assert "refuses the key" in str(found[0])

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from qzhou.data.prompts import Prompt
-from qzhou.data.records import EXAMPLE_TYPES, LabeledExample, Negative, PairExample, RetrievalExample, Source
+from qzhou.data.records import (
+    EXAMPLE_TYPES,
+    LabeledExample,
+    Negative,
+    PairExample,
+    RetrievalExample,
+    Source,
+)
 from qzhou.data.storage import Folder, table_of, write_records, write_table
 from qzhou.training.batches import build_batches
 from qzhou.training.data import TrainingSet, local_copy
@@ -18,7 +25,10 @@ def batch(examples, task, prompt=None, negatives=2, step=0):
 
 
 def batches(datasets, negatives=2, step=0):
-    data = {name: TrainingSet.of(name, prompt, examples) for name, (examples, prompt) in datasets.items()}
+    data = {
+        name: TrainingSet.of(name, prompt, examples)
+        for name, (examples, prompt) in datasets.items()
+    }
     parts = tuple(PlannedRows(name, one.task, np.arange(one.rows)) for name, one in data.items())
     return build_batches(PlannedBatch(step, parts), data, negatives_per_query=negatives, seed=1)
 
@@ -35,7 +45,8 @@ def test_documents_are_the_positives_then_the_drawn_negatives():
     made = batch([retrieval(0, negatives=5), retrieval(1, negatives=1)], "retrieval")
 
     assert made.documents[:2] == ["p0", "p1"]
-    assert len(made.documents) == 2 + 2 + 1  # one example has only one negative: fewer, never filled up
+    # one example has only one negative: fewer, never filled up
+    assert len(made.documents) == 2 + 2 + 1
     assert made.positive_B.tolist() == [0, 1]
 
 
@@ -47,15 +58,23 @@ def test_the_draw_follows_from_seed_and_step():
 
 
 def test_the_same_text_is_no_negative_of_its_own_query():
-    made = batch([retrieval(0, positives=("Same",)), retrieval(1, positives=(" same ",))], "retrieval")
+    made = batch(
+        [retrieval(0, positives=("Same",)), retrieval(1, positives=(" same ",))], "retrieval"
+    )
 
     assert made.blocked_document_BM.tolist() == [[False, True], [True, False]]
 
 
 def test_two_answers_to_the_same_query_are_no_negatives_of_it():
-    made = batch([retrieval(0, query="Same"), retrieval(1, query="same "), retrieval(2)], "retrieval")
+    made = batch(
+        [retrieval(0, query="Same"), retrieval(1, query="same "), retrieval(2)], "retrieval"
+    )
 
-    assert made.blocked_document_BM.tolist() == [[False, True, False], [True, False, False], [False] * 3]
+    assert made.blocked_document_BM.tolist() == [
+        [False, True, False],
+        [True, False, False],
+        [False] * 3,
+    ]
     assert made.blocked_query_BB[0].tolist() == [True, True, False]
 
 
@@ -78,7 +97,9 @@ def test_prompts_stand_where_the_dataset_wants_them():
 def test_pairs_keep_their_scores_and_prompt_both_sides():
     prompt = Prompt("Compare", symmetric=True)
 
-    made = batch([PairExample(id="1", dataset="d", text_a="a", text_b="b", score=2.0)], "pair", prompt)
+    made = batch(
+        [PairExample(id="1", dataset="d", text_a="a", text_b="b", score=2.0)], "pair", prompt
+    )
 
     assert (made.texts_a, made.texts_b) == ([prompt.query("a")], [prompt.query("b")])
     assert made.score_P.tolist() == [2.0]
@@ -86,7 +107,8 @@ def test_pairs_keep_their_scores_and_prompt_both_sides():
 
 def labeled(count, labels):
     return [
-        LabeledExample(id=str(i), dataset="d", text=f"{i % labels}:{i}", label=f"l{i % labels}") for i in range(count)
+        LabeledExample(id=str(i), dataset="d", text=f"{i % labels}:{i}", label=f"l{i % labels}")
+        for i in range(count)
     ]
 
 
@@ -147,9 +169,15 @@ def test_classes_of_different_datasets_are_different():
 def test_rows_of_several_tasks_become_a_batch_of_each():
     pair = PairExample(id="1", dataset="d", text_a="a", text_b="b", score=2.0)
 
-    made = batches({"p": ([pair], Prompt()), "r": ([retrieval(0)], Prompt()), "c": (labeled(4, 2), Prompt())})
+    made = batches(
+        {"p": ([pair], Prompt()), "r": ([retrieval(0)], Prompt()), "c": (labeled(4, 2), Prompt())}
+    )
 
-    assert [(one.task, one.size) for one in made] == [("retrieval", 1), ("pair", 1), ("classification", 4)]
+    assert [(one.task, one.size) for one in made] == [
+        ("retrieval", 1),
+        ("pair", 1),
+        ("classification", 4),
+    ]
 
 
 def test_stored_examples_are_those_that_were_written(tmp_path):

@@ -22,7 +22,9 @@ def cosine(one, other):
     return sum(float(a) * float(b) for a, b in zip(one, other, strict=True))
 
 
-def info_nce_by_hand(query, document, positive, temperature, query_query=True, blocked=None, blocked_query=None):
+def info_nce_by_hand(
+    query, document, positive, temperature, query_query=True, blocked=None, blocked_query=None
+):
     total = 0.0
     for i in range(len(query)):
         documents = [
@@ -47,13 +49,21 @@ def test_info_nce_matches_the_formula(queries, documents, temperature, query_que
     query, document = unit_rows(queries, 8, seed=0), unit_rows(documents, 8, seed=1)
     positive = torch.arange(queries)
 
-    loss = info_nce(query, document, positive, temperature=temperature, terms=Terms(query_query=query_query))
+    loss = info_nce(
+        query, document, positive, temperature=temperature, terms=Terms(query_query=query_query)
+    )
 
-    assert loss.item() == pytest.approx(info_nce_by_hand(query, document, positive, temperature, query_query), rel=1e-9)
+    assert loss.item() == pytest.approx(
+        info_nce_by_hand(query, document, positive, temperature, query_query), rel=1e-9
+    )
 
 
 def test_blocked_documents_and_queries_leave_the_denominator():
-    query, document, positive = unit_rows(3, 8, seed=0), unit_rows(5, 8, seed=1), torch.tensor([0, 1, 2])
+    query, document, positive = (
+        unit_rows(3, 8, seed=0),
+        unit_rows(5, 8, seed=1),
+        torch.tensor([0, 1, 2]),
+    )
     blocked = torch.zeros(3, 5, dtype=torch.bool)
     blocked[0, 3] = blocked[2, 1] = True
     twins = torch.zeros(3, 3, dtype=torch.bool)
@@ -88,7 +98,11 @@ def test_cosent_matches_the_formula(scores, temperature):
 
 
 def test_cosent_equals_the_library():
-    a, b, score = unit_rows(6, 8, 0), unit_rows(6, 8, 1), torch.tensor([0.0, 1.0, 0.5, 2.0, 2.0, 0.0])
+    a, b, score = (
+        unit_rows(6, 8, 0),
+        unit_rows(6, 8, 1),
+        torch.tensor([0.0, 1.0, 0.5, 2.0, 2.0, 0.0]),
+    )
 
     theirs = CoSENTLoss(model=None, scale=20.0).compute_loss_from_embeddings([a, b], score)
 
@@ -101,17 +115,26 @@ def test_classification_matches_equation_three(temperature):
     text, positive, negative = unit_rows(4, 8, 0), unit_rows(4, 8, 1), unit_rows(5, 8, 2)
 
     loss = classification_info_nce(
-        text, positive, negative, torch.tensor(labels), torch.tensor(negative_labels), temperature=temperature
+        text,
+        positive,
+        negative,
+        torch.tensor(labels),
+        torch.tensor(negative_labels),
+        temperature=temperature,
     )
 
     total = 0.0
     for i in range(4):
         own = math.exp(cosine(text[i], positive[i]) / temperature)
         others = sum(
-            math.exp(cosine(text[i], negative[n]) / temperature) for n in range(5) if labels[i] != negative_labels[n]
+            math.exp(cosine(text[i], negative[n]) / temperature)
+            for n in range(5)
+            if labels[i] != negative_labels[n]
         )
         queries = sum(
-            math.exp(cosine(text[i], text[j]) / temperature) for j in range(4) if j != i and labels[i] != labels[j]
+            math.exp(cosine(text[i], text[j]) / temperature)
+            for j in range(4)
+            if j != i and labels[i] != labels[j]
         )
         total -= math.log(own / (own + others + queries))
     assert loss.item() == pytest.approx(total / 4, rel=1e-9)
@@ -121,7 +144,9 @@ def test_a_text_of_the_same_class_never_pushes():
     text = unit_rows(2, 8, 0).requires_grad_()
     same = torch.tensor([0, 0])
 
-    loss = classification_info_nce(text, unit_rows(2, 8, 1), unit_rows(2, 8, 2), same, same, temperature=0.1)
+    loss = classification_info_nce(
+        text, unit_rows(2, 8, 1), unit_rows(2, 8, 2), same, same, temperature=0.1
+    )
 
     assert loss.item() == 0.0
 
@@ -131,12 +156,16 @@ def rival_by_hand(query, document, positive, temperature, terms, blocked, blocke
     total = 0.0
     for i in range(len(query)):
         score = cosine(query[i], document[positive[i]])
-        ceiling = math.inf if terms.false_negative_margin is None else score + terms.false_negative_margin
+        ceiling = (
+            math.inf if terms.false_negative_margin is None else score + terms.false_negative_margin
+        )
         own_term = denominator = math.exp(score / temperature)
         for m in range(len(document)):
             s = cosine(query[i], document[m])
             if m != positive[i] and not blocked[i][m] and s <= ceiling:
-                denominator += math.exp(s / temperature + (terms.hardness * s if own[i][m] else 0.0))
+                denominator += math.exp(
+                    s / temperature + (terms.hardness * s if own[i][m] else 0.0)
+                )
             v = cosine(document[positive[i]], document[m])
             if terms.document_document and m != positive[i] and not blocked[i][m] and v <= ceiling:
                 denominator += math.exp(v / temperature)
@@ -158,11 +187,21 @@ def rival_by_hand(query, document, positive, temperature, terms, blocked, blocke
         Terms(false_negative_margin=-0.2, document_document=True),
         Terms(hardness=5.0),
         Terms(focal=2.0, query_query=False),
-        Terms(query_query=True, document_document=True, false_negative_margin=0.05, hardness=2.0, focal=0.5),
+        Terms(
+            query_query=True,
+            document_document=True,
+            false_negative_margin=0.05,
+            hardness=2.0,
+            focal=0.5,
+        ),
     ],
 )
 def test_every_term_of_a_rival_matches_its_formula(terms, temperature):
-    query, document, positive = unit_rows(4, 8, seed=0), unit_rows(10, 8, seed=1), torch.tensor([0, 1, 2, 3])
+    query, document, positive = (
+        unit_rows(4, 8, seed=0),
+        unit_rows(10, 8, seed=1),
+        torch.tensor([0, 1, 2, 3]),
+    )
     blocked = torch.zeros(4, 10, dtype=torch.bool)
     blocked[0, 5] = blocked[3, 1] = True
     twins = torch.zeros(4, 4, dtype=torch.bool)
@@ -185,13 +224,17 @@ def test_the_mask_and_the_hardness_weight_carry_no_gradient():
     own = torch.zeros(3, 6, dtype=torch.bool)
     own[:, 3:] = torch.eye(3, dtype=torch.bool)
     terms = Terms(hardness=3.0, false_negative_margin=0.1, query_query=False)
-    info_nce(query, document, torch.arange(3), temperature=0.1, own_negative_BM=own, terms=terms).backward()
+    info_nce(
+        query, document, torch.arange(3), temperature=0.1, own_negative_BM=own, terms=terms
+    ).backward()
 
     again = query.detach().clone().requires_grad_()
     cosines = again @ document.T
     constant = cosines.detach()
     logits = cosines / 0.1 + 3.0 * constant * own
-    logits = logits.masked_fill(constant > constant.gather(1, torch.arange(3)[:, None]) + 0.1, -torch.inf)
+    logits = logits.masked_fill(
+        constant > constant.gather(1, torch.arange(3)[:, None]) + 0.1, -torch.inf
+    )
     torch.nn.functional.cross_entropy(logits, torch.arange(3)).backward()
 
     assert torch.allclose(query.grad, again.grad, atol=1e-12)
@@ -203,4 +246,6 @@ def test_spread_out_is_the_mean_squared_cosine_of_different_texts(count):
 
     expected = [cosine(rows[i], rows[j]) ** 2 for i in range(count) for j in range(count) if i != j]
 
-    assert spread_out(rows).item() == pytest.approx(sum(expected) / len(expected) if expected else 0.0, rel=1e-9)
+    assert spread_out(rows).item() == pytest.approx(
+        sum(expected) / len(expected) if expected else 0.0, rel=1e-9
+    )

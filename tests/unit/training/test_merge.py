@@ -23,7 +23,10 @@ def states(count, seed=0):
     """Weights of some models of two tensors."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        {"matrix": torch.randn(3, 4, generator=generator), "bias": torch.randn(4, generator=generator)}
+        {
+            "matrix": torch.randn(3, 4, generator=generator),
+            "bias": torch.randn(4, generator=generator),
+        }
         for _ in range(count)
     ]
 
@@ -44,14 +47,19 @@ def test_the_average_is_the_weighted_sum_of_each_number(weights):
                 weight / sum(weights) * float(state[key].flatten()[place])
                 for weight, state in zip(weights, models, strict=True)
             )
-            assert float(merged[key].flatten()[place]) == pytest.approx(expected, rel=1e-6, abs=1e-7)
+            assert float(merged[key].flatten()[place]) == pytest.approx(
+                expected, rel=1e-6, abs=1e-7
+            )
 
 
 def slerp_by_hand(one, other, t):
     """Shoemake's formula over lists of Python's floats."""
     dot = sum(a * b for a, b in zip(one, other, strict=True))
     angle = math.acos(dot / math.sqrt(sum(a * a for a in one) * sum(b * b for b in other)))
-    mine, theirs = math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+    mine, theirs = (
+        math.sin((1 - t) * angle) / math.sin(angle),
+        math.sin(t * angle) / math.sin(angle),
+    )
     return [mine * a + theirs * b for a, b in zip(one, other, strict=True)]
 
 
@@ -64,7 +72,9 @@ def test_slerp_is_the_formula_for_each_tensor(t, apart):
     merged = merge_states(named([first, second]), [1 - t, t], method="slerp")
 
     for key, value in merged.items():
-        by_hand = slerp_by_hand(first[key].double().flatten().tolist(), second[key].double().flatten().tolist(), t)
+        by_hand = slerp_by_hand(
+            first[key].double().flatten().tolist(), second[key].double().flatten().tolist(), t
+        )
         assert value.flatten().tolist() == pytest.approx(by_hand, rel=1e-6, abs=1e-7)
         assert value.shape == first[key].shape
 
@@ -88,12 +98,17 @@ def test_slerp_begins_and_ends_at_its_inputs():
 
 @pytest.mark.parametrize("t", [0.0, 0.2, 0.5, 0.9, 1.0])
 def test_slerp_of_unit_vectors_is_a_unit_vector_and_divides_the_angle(t):
-    first, second = (torch.nn.functional.normalize(state["matrix"].double().flatten(), dim=0) for state in states(2))
+    first, second = (
+        torch.nn.functional.normalize(state["matrix"].double().flatten(), dim=0)
+        for state in states(2)
+    )
 
     found = slerp(first, second, t)
 
     assert float(found.norm()) == pytest.approx(1.0, abs=1e-12)
-    assert math.acos(min(1.0, float(found @ first))) == pytest.approx(t * math.acos(float(first @ second)), abs=1e-7)
+    assert math.acos(min(1.0, float(found @ first))) == pytest.approx(
+        t * math.acos(float(first @ second)), abs=1e-7
+    )
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.5, 0.0, -1.0])
@@ -157,8 +172,14 @@ def test_weights_that_do_not_fit_are_named_with_both_models():
     nan[1] = math.nan
     cases = [
         ({"matrix": second["matrix"]}, r"'model 1' lacks weights that 'model 0' has: bias"),
-        (replaced(second, "gate", second["bias"]), r"'model 0' lacks weights that 'model 1' has: gate"),
-        (replaced(second, "matrix", torch.ones(4, 3)), r"matrix has the shape \[3, 4\] in 'model 0' and \[4, 3\] in"),
+        (
+            replaced(second, "gate", second["bias"]),
+            r"'model 0' lacks weights that 'model 1' has: gate",
+        ),
+        (
+            replaced(second, "matrix", torch.ones(4, 3)),
+            r"matrix has the shape \[3, 4\] in 'model 0' and \[4, 3\] in",
+        ),
         (replaced(second, "bias", nan), r"'model 1' has weights that are no numbers .*: bias"),
     ]
 
@@ -186,17 +207,31 @@ def test_slerp_of_three_is_refused_with_the_reason():
 def trained(tmp_path_factory, tiny_qwen2):
     """Writes a model as a run leaves it: the same backbone, moved by a seed."""
 
-    def write(seed=0, *, prompts=None, pooling="mean", attention="bidirectional", dtype=torch.float32, widths=()):
+    def write(
+        seed=0,
+        *,
+        prompts=None,
+        pooling="mean",
+        attention="bidirectional",
+        dtype=torch.float32,
+        widths=(),
+    ):
         folder = tmp_path_factory.mktemp("trained") / "model"
-        found = load_backbone(str(tiny_qwen2), pooling=pooling, attention=attention, dtype=torch.float32)
+        found = load_backbone(
+            str(tiny_qwen2), pooling=pooling, attention=attention, dtype=torch.float32
+        )
         torch.manual_seed(seed)
         with torch.no_grad():
             for one in found.model.parameters():
                 one += 0.1 * torch.randn_like(one)
         if widths:
             found.model.backbone.config.matryoshka_dimensions = list(widths)
-        prompts = {"query": "Instruct: Find\nQuery: ", "document": ""} if prompts is None else prompts
-        save_sentence_transformer(found.model.to(dtype), found.tokenizer, folder, max_tokens=48, prompts=prompts)
+        prompts = (
+            {"query": "Instruct: Find\nQuery: ", "document": ""} if prompts is None else prompts
+        )
+        save_sentence_transformer(
+            found.model.to(dtype), found.tokenizer, folder, max_tokens=48, prompts=prompts
+        )
         return folder
 
     return write
@@ -218,9 +253,15 @@ def test_merged_models_give_the_vectors_of_weights_merged_by_hand(trained, tmp_p
             if method == "average":
                 value.copy_(0.75 * value + 0.25 * second[name])
             else:
-                flat = slerp_by_hand(value.double().flatten().tolist(), second[name].double().flatten().tolist(), 0.25)
+                flat = slerp_by_hand(
+                    value.double().flatten().tolist(),
+                    second[name].double().flatten().tolist(),
+                    0.25,
+                )
                 value.copy_(torch.tensor(flat).reshape(value.shape))
-    save_sentence_transformer(by_hand.model, by_hand.tokenizer, tmp_path / "by_hand", max_tokens=48, prompts={})
+    save_sentence_transformer(
+        by_hand.model, by_hand.tokenizer, tmp_path / "by_hand", max_tokens=48, prompts={}
+    )
 
     merge_models([str(one), str(other)], str(tmp_path / "merged"), method=method, weights=[3, 1])
 
@@ -243,14 +284,20 @@ def test_a_merged_folder_is_complete_and_can_be_merged_again(trained, tmp_path):
     merge_models([str(one)] * 3, str(tmp_path / "itself"))
     merge_models([str(tmp_path / "itself"), str(other)], str(tmp_path / "both"))
 
-    before, after = (load_backbone(str(place), dtype=torch.float32) for place in (one, tmp_path / "itself"))
+    before, after = (
+        load_backbone(str(place), dtype=torch.float32) for place in (one, tmp_path / "itself")
+    )
     for name, value in before.model.state_dict().items():
         assert torch.equal(after.model.state_dict()[name], value)
     assert after.tokenizer.model_max_length == 48
     files = {path.name for path in (tmp_path / "itself").rglob("*") if path.is_file()}
     assert files == {path.name for path in one.rglob("*") if path.is_file()} | {"merge.json"}
     config = json.loads((tmp_path / "both" / "config.json").read_text())
-    assert (config["dtype"], config["is_causal"], config["matryoshka_dimensions"]) == ("bfloat16", False, [8])
+    assert (config["dtype"], config["is_causal"], config["matryoshka_dimensions"]) == (
+        "bfloat16",
+        False,
+        [8],
+    )
 
 
 def test_a_run_stands_for_the_last_model_that_it_finished(trained, tmp_path):
@@ -267,7 +314,9 @@ def test_a_run_stands_for_the_last_model_that_it_finished(trained, tmp_path):
         merge_models([str(tmp_path), str(other)], str(tmp_path / "another"))
 
 
-def test_models_that_are_of_another_kind_are_named_with_both_values(trained, tiny_bert, tiny_qwen2, tmp_path):
+def test_models_that_are_of_another_kind_are_named_with_both_values(
+    trained, tiny_bert, tiny_qwen2, tmp_path
+):
     one = trained(1)
     wider = tmp_path / "wider"
     shutil.copytree(one, wider)
@@ -327,7 +376,10 @@ def test_files_that_lack_weights_are_refused_and_not_made_up(trained, tmp_path):
     shutil.copytree(one, broken)
     weights = load_file(broken / "model.safetensors")
     key = next(name for name in weights if "down_proj" in name)
-    save_file({name: value for name, value in weights.items() if name != key}, broken / "model.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if name != key},
+        broken / "model.safetensors",
+    )
 
     with pytest.raises(ModelError, match=rf"broken.*{key}"):
         merge_models([str(one), str(broken)], str(tmp_path / "merged"))
@@ -344,12 +396,24 @@ def test_nothing_is_read_for_a_command_that_cannot_be(tmp_path, monkeypatch):
     (full / "kept.txt").write_text("mine")
     cases = [
         ({"names": names[:1], "into": "x"}, RecipeError, "1 model is named"),
-        ({"names": names, "into": "x", "weights": [1]}, RecipeError, "--weights has 1 numbers for 2 models"),
+        (
+            {"names": names, "into": "x", "weights": [1]},
+            RecipeError,
+            "--weights has 1 numbers for 2 models",
+        ),
         ({"names": names, "into": "x", "weights": [0, 0]}, RecipeError, "sum to 0"),
-        ({"names": [*names, "c"], "into": "x", "method": "slerp"}, RecipeError, "slerp is between two"),
+        (
+            {"names": [*names, "c"], "into": "x", "method": "slerp"},
+            RecipeError,
+            "slerp is between two",
+        ),
         ({"names": names, "into": "x", "prompts_of": "c"}, RecipeError, "--prompts-of is 'c'"),
         ({"names": names, "into": str(full)}, StorageError, "full.*there are files in it"),
-        ({"names": names, "into": str(full / "kept.txt" / "x")}, StorageError, "--into: .*kept.txt/x"),
+        (
+            {"names": names, "into": str(full / "kept.txt" / "x")},
+            StorageError,
+            "--into: .*kept.txt/x",
+        ),
         ({"names": names, "into": str(tmp_path / "new")}, ModelError, "/no/such/model"),
     ]
 

@@ -29,7 +29,9 @@ EXAMPLES = {
 
 def embed(texts):
     seeds = [int.from_bytes(text.encode(), "big") % 2**31 for text in texts]
-    rows = torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).double()
+    rows = torch.stack(
+        [torch.randn(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    ).double()
     return torch.nn.functional.normalize(rows, dim=1)
 
 
@@ -50,7 +52,9 @@ def texts(made):
 def loss(made, make_recipe, how=embed, teacher=None, distillation=None, **settings):
     made = made if isinstance(made, list) else [made]
     training = make_recipe(training={"loss": settings, "distillation": distillation or {}}).training
-    return loss_of(made, how(texts(made)), training, teacher_ND=teacher and teacher(texts(made)), seed=5)
+    return loss_of(
+        made, how(texts(made)), training, teacher_ND=teacher and teacher(texts(made)), seed=5
+    )
 
 
 def shortened(dimensions):
@@ -67,7 +71,9 @@ def test_matryoshka_adds_the_loss_of_shorter_vectors(task, make_recipe):
     found = loss(made, make_recipe, matryoshka_dimensions=[4, 2], matryoshka_weights=[0.5, 0.25])
 
     parts = [loss(made, make_recipe, how=how) for how in (embed, shortened(4), shortened(2))]
-    assert found.item() == pytest.approx((parts[0] + 0.5 * parts[1] + 0.25 * parts[2]).item(), rel=1e-9)
+    assert found.item() == pytest.approx(
+        (parts[0] + 0.5 * parts[1] + 0.25 * parts[2]).item(), rel=1e-9
+    )
 
 
 def test_a_dimension_that_the_model_does_not_have_is_refused(make_recipe):
@@ -85,7 +91,9 @@ def test_a_querys_own_hard_negatives_are_known_and_spreading_is_added(make_recip
     queries, documents = (embed(texts) for texts in (made.queries, made.documents))
     own = torch.tensor([[text.startswith(f"n{n}.") for text in made.documents] for n in range(5)])
 
-    found = loss(made, make_recipe, hardness=4.0, focal=1.0, false_negative_margin=0.2, spread_out=0.3)
+    found = loss(
+        made, make_recipe, hardness=4.0, focal=1.0, false_negative_margin=0.2, spread_out=0.3
+    )
 
     terms = Terms(hardness=4.0, focal=1.0, false_negative_margin=0.2)
     plain = info_nce(
@@ -134,14 +142,18 @@ def test_a_teachers_vectors_are_learned_beside_the_labels(make_recipe):
     found = loss(made, make_recipe, teacher=other, distillation=wanted)
 
     all_texts = texts([made])
-    distance = sum(1 - float(embed([one])[0] @ other([one])[0]) for one in all_texts) / len(all_texts)
+    distance = sum(1 - float(embed([one])[0] @ other([one])[0]) for one in all_texts) / len(
+        all_texts
+    )
     assert found.item() == pytest.approx(loss(made, make_recipe).item() + 2 * distance, rel=1e-9)
 
 
 def test_a_teacher_of_another_width_cannot_give_its_vectors(make_recipe):
     wanted = {"teacher": "x", "kind": "embeddings"}
 
-    with pytest.raises(DataError, match=r"teacher's vectors have 4 dimensions and the model's 8.*scores"):
+    with pytest.raises(
+        DataError, match=r"teacher's vectors have 4 dimensions and the model's 8.*scores"
+    ):
         loss(batch("pair"), make_recipe, teacher=shortened(4), distillation=wanted)
 
 
@@ -161,9 +173,16 @@ def test_mixed_negatives_lie_between_two_own_ones_and_raise_the_loss(make_recipe
     queries = embed(made.queries)
     total = torch.cat([documents, mixed_KD])
     logits = torch.cat([queries @ total.T, queries @ queries.T], 1) / 0.02
-    left_out = torch.cat([made.blocked_document_BM, owner_K[None] != torch.arange(5)[:, None], torch.eye(5).bool()], 1)
-    expected = torch.nn.functional.cross_entropy(logits.masked_fill(left_out, -torch.inf), made.positive_B)
-    assert loss(made, make_recipe, mixed_negatives=3).item() == pytest.approx(expected.item(), rel=1e-9)
+    left_out = torch.cat(
+        [made.blocked_document_BM, owner_K[None] != torch.arange(5)[:, None], torch.eye(5).bool()],
+        1,
+    )
+    expected = torch.nn.functional.cross_entropy(
+        logits.masked_fill(left_out, -torch.inf), made.positive_B
+    )
+    assert loss(made, make_recipe, mixed_negatives=3).item() == pytest.approx(
+        expected.item(), rel=1e-9
+    )
 
 
 def test_figures_of_a_batch_in_loops():
@@ -181,12 +200,18 @@ def test_figures_of_a_batch_in_loops():
               for n, q in enumerate(retrieval.queries)]  # fmt: skip
     of_classes = [cosine(t, p) for t, p in zip(classes.texts, classes.positives, strict=True)]
     highest = [
-        max(cosine(t, n) for m, n in enumerate(classes.negatives) if classes.negative_label_M[m] != classes.label_B[i])
+        max(
+            cosine(t, n)
+            for m, n in enumerate(classes.negatives)
+            if classes.negative_label_M[m] != classes.label_B[i]
+        )
         for i, t in enumerate(classes.texts)
     ]
     sides = [cosine(a, b) for a, b in zip(pair.texts_a, pair.texts_b, strict=True)]
     correct = [p > n for p, n in zip(positive + of_classes, others + highest, strict=True)]
-    assert found["positive_cosine"] == pytest.approx(np.mean(positive + sides + of_classes), abs=1e-6)
+    assert found["positive_cosine"] == pytest.approx(
+        np.mean(positive + sides + of_classes), abs=1e-6
+    )
     assert found["negative_cosine"] == pytest.approx(np.mean(others + highest), abs=1e-6)
     assert found["accuracy"] == pytest.approx(np.mean(correct), abs=1e-6)
 
@@ -199,7 +224,9 @@ def test_what_is_masked_how_hard_negatives_are_and_whether_orders_agree_in_loops
 
     found = figures([retrieval], embed(texts([retrieval])), margin=0.1)
 
-    masked = [blocked[i, m] or cosine[i][m] > cosine[i][i] + 0.1 for i in rows for m in columns if m != i]
+    masked = [
+        blocked[i, m] or cosine[i][m] > cosine[i][i] + 0.1 for i in rows for m in columns if m != i
+    ]
     harder = []
     for i in rows:
         own = [cosine[i][m] for m in columns if owner[m] == i and m != i]
@@ -208,16 +235,22 @@ def test_what_is_masked_how_hard_negatives_are_and_whether_orders_agree_in_loops
             harder.append(np.mean([one < np.mean(own) for one in strange]))
     assert 0 < found["masked_share"] == pytest.approx(np.mean(masked), abs=1e-6)
     assert found["negative_hardness"] == pytest.approx(np.mean(harder), abs=1e-6)
-    assert figures([retrieval], embed(texts([retrieval])))["masked_share"] == 0, "without a margin only what is known"
+    assert figures([retrieval], embed(texts([retrieval])))["masked_share"] == 0, (
+        "without a margin only what is known"
+    )
 
     cosines = [float(a @ b) for a, b in zip(embed(pair.texts_a), embed(pair.texts_b), strict=True)]
     scores = pair.score_P.tolist()
     agrees = [cosines[k] > cosines[m] for k in rows for m in rows if scores[k] > scores[m]]
-    assert figures([pair], embed(texts([pair])))["order_agreement"] == pytest.approx(np.mean(agrees), abs=1e-6)
+    assert figures([pair], embed(texts([pair])))["order_agreement"] == pytest.approx(
+        np.mean(agrees), abs=1e-6
+    )
 
     labels = classes.label_B.tolist()
     same = [labels[i] == labels[j] for i in range(6) for j in range(6) if i != j]
-    assert figures([classes], embed(texts([classes])))["masked_share"] == pytest.approx(np.mean(same), abs=1e-6)
+    assert figures([classes], embed(texts([classes])))["masked_share"] == pytest.approx(
+        np.mean(same), abs=1e-6
+    )
 
 
 def test_vectors_that_are_all_equal_agree_with_no_order():

@@ -36,11 +36,21 @@ def test_ndcg_and_accuracy_are_those_of_trec_eval(make_recipe, tiny_qwen2):
     vectors = embed(validation.deal, engine.forward)
     count = len(validation.is_answer_QM)
     cosines = vectors[:count] @ vectors[count:].T
-    qrels = {str(q): {str(m): 1 for m in row.nonzero()[:, 0].tolist()} for q, row in enumerate(validation.is_answer_QM)}
-    ranked = {str(q): {str(m): float(score) for m, score in enumerate(row)} for q, row in enumerate(cosines)}
+    qrels = {
+        str(q): {str(m): 1 for m in row.nonzero()[:, 0].tolist()}
+        for q, row in enumerate(validation.is_answer_QM)
+    }
+    ranked = {
+        str(q): {str(m): float(score) for m, score in enumerate(row)}
+        for q, row in enumerate(cosines)
+    }
     judged = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "P.1"}).evaluate(ranked)
-    assert scores["ndcg_at_10"] == pytest.approx(sum(one["ndcg_cut_10"] for one in judged.values()) / count, abs=1e-5)
-    assert scores["accuracy"] == pytest.approx(sum(one["P_1"] for one in judged.values()) / count, abs=1e-5)
+    assert scores["ndcg_at_10"] == pytest.approx(
+        sum(one["ndcg_cut_10"] for one in judged.values()) / count, abs=1e-5
+    )
+    assert scores["accuracy"] == pytest.approx(
+        sum(one["P_1"] for one in judged.values()) / count, abs=1e-5
+    )
     assert validation.is_answer_QM.sum(1).max() > 2  # the same query's answers are all answers
 
 

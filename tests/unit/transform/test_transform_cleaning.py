@@ -14,7 +14,8 @@ from qzhou.transform.cleaning import clean_text, cut
         ("paragraph\n \n\n\nnext", "paragraph\n\nnext"),
         ("bell\x07 and\u200b zero width\ufeff", "bell and zero width"),
         ("fish &amp; chips &#233;", "fish & chips é"),
-        ("if a &lt b: copy&copy_id", "if a &lt b: copy&copy_id"),  # no entities without their semicolon
+        # no entities without their semicolon
+        ("if a &lt b: copy&copy_id", "if a &lt b: copy&copy_id"),
         ("schÃ¶n", "schön"),
         ("“curly” ，full width", "“curly” ，full width"),
         ("lone \ud800 surrogate", "lone \ufffd surrogate"),
@@ -45,7 +46,11 @@ def test_cleaning_twice_changes_nothing(raw):
         ("one two three", 6, "one"),
         ("unbroken", 3, "unb"),
         ("猫" * 500, 300, "猫" * 300),
-        ("x " + "猫" * 500, 300, "x " + "猫" * 298),  # a blank far back does not cost the whole text
+        (
+            "x " + "猫" * 500,
+            300,
+            "x " + "猫" * 298,
+        ),  # a blank far back does not cost the whole text
     ],
 )
 def test_a_cut_ends_with_a_whole_word_where_there_are_words(text, max_chars, head):

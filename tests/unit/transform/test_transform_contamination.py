@@ -50,7 +50,9 @@ def test_windows_are_the_runs_of_tokens_written_in_loops(size):
 def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not():
     index = index_of(task=["before that " + " ".join(WORDS) + " and after"])
 
-    found, overlap = hits(["So: " + " ".join(WORDS[:13]).upper() + "!", "so " + " ".join(WORDS[:12]) + " so"], index)
+    found, overlap = hits(
+        ["So: " + " ".join(WORDS[:13]).upper() + "!", "so " + " ".join(WORDS[:12]) + " so"], index
+    )
 
     assert found == [True, False]
     assert (overlap.compared, overlap.tasks) == (2, {"task": 1})
@@ -61,15 +63,21 @@ def test_chinese_is_compared_by_characters():
     text = "这是一个用来测试评测集污染检测功能的中文句子，它比二十个字要长得多。"
     index = index_of(task=[text])
 
-    assert hits(["前面的话" + text[3:25] + "后面的话题完全不同于此", text[:10] + "别的内容别的内容别的内容"], index)[
-        0
-    ] == [True, False]
+    assert hits(
+        [
+            "前面的话" + text[3:25] + "后面的话题完全不同于此",
+            text[:10] + "别的内容别的内容别的内容",
+        ],
+        index,
+    )[0] == [True, False]
 
 
 def test_short_texts_overlap_when_they_are_equal():
     index = index_of(task=["What is a transformer?", "你好"])
 
-    assert hits(["what is a TRANSFORMER", "what is a transformer model", "你好！", "你好吗"], index)[0] == [
+    assert hits(
+        ["what is a TRANSFORMER", "what is a transformer model", "你好！", "你好吗"], index
+    )[0] == [
         True,
         False,
         True,
@@ -99,15 +107,24 @@ def test_a_text_of_which_most_is_known_is_a_copy_and_a_phrase_in_common_is_none(
     found, overlap = hits([f"so {text} and more", text.replace("w20", "x"), phrase, "w1 w2"], index)
 
     assert (found, overlap.tasks) == ([True, True, True, False], {"task": 3})
-    assert overlap.copied == {"task": 1}, "28 of 31 runs; 15 of 28, because 13 have the word that was changed; 8 of 14"
+    assert overlap.copied == {"task": 1}, (
+        "28 of 31 runs; 15 of 28, because 13 have the word that was changed; 8 of 14"
+    )
 
 
 def test_a_copied_document_is_not_a_copied_query():
     texts = [("query here", "other"), ("mine", "document here"), ("query here", "document here")]
-    rows = [RetrievalExample(id="", dataset="d", query=query, positives=("new", one)) for query, one in texts]
+    rows = [
+        RetrievalExample(id="", dataset="d", query=query, positives=("new", one))
+        for query, one in texts
+    ]
     overlap = Overlap("d")
 
-    overlap.compare(table_of(rows, RetrievalExample), "retrieval", index_of(task=["query here", "document here"]))
+    overlap.compare(
+        table_of(rows, RetrievalExample),
+        "retrieval",
+        index_of(task=["query here", "document here"]),
+    )
 
     assert (overlap.copied, overlap.asked) == ({"task": 3}, {"task": 2})
 
@@ -115,7 +132,10 @@ def test_a_copied_document_is_not_a_copied_query():
 def test_a_pair_is_a_copy_where_both_sides_are():
     first, second = ("One two three four.", "Five six seven.")
     pairs = [(first, second), (first, "Something else."), ("Something else.", second)]
-    rows = [PairExample(id=str(n), dataset="d", text_a=a, text_b=b, score=0) for n, (a, b) in enumerate(pairs)]
+    rows = [
+        PairExample(id=str(n), dataset="d", text_a=a, text_b=b, score=0)
+        for n, (a, b) in enumerate(pairs)
+    ]
     parts = [Overlap("d"), Overlap("d")]
     for part in parts:
         part.compare(table_of(rows, PairExample), "pair", index_of(task=[first, second]))

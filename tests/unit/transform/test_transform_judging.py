@@ -10,7 +10,9 @@ from qzhou.transform.splits import held_out
 
 
 def retrieval(query, *positives):
-    return RetrievalExample(id=f"{query}-{positives}", dataset="d", query=query, positives=positives)
+    return RetrievalExample(
+        id=f"{query}-{positives}", dataset="d", query=query, positives=positives
+    )
 
 
 def pair(text_a, text_b, score=1.0):
@@ -27,14 +29,22 @@ def verdicts(*rows, identity=True, share=False, near=None):
     for row, (example, held) in enumerate(rows):
         keys.add(row, example, held, may_share_texts=share)
     if near is not None:
-        sides = [[example.query for example, _ in rows], [example.positives[0] for example, _ in rows]]
+        sides = [
+            [example.query for example, _ in rows],
+            [example.positives[0] for example, _ in rows],
+        ]
         bands, comparable = band_keys(sides, near)
         held = np.array([held for _, held in rows])
         keys.add_near(np.flatnonzero(comparable), bands[comparable], held[comparable])
     table = keys.table()
     found = dict.fromkeys(range(len(rows)), "")
-    for position, verdict, first in zip(*judge(table, np.zeros(table.num_rows, dtype=np.int64)), strict=True):
-        assert all(table[name][int(position)] == table[name][int(first)] for name in ("high", "low", "space"))
+    for position, verdict, first in zip(
+        *judge(table, np.zeros(table.num_rows, dtype=np.int64)), strict=True
+    ):
+        assert all(
+            table[name][int(position)] == table[name][int(first)]
+            for name in ("high", "low", "space")
+        )
         row = table["row"][int(position)].as_py()
         found[row] = min(filter(None, (found[row], Verdict(verdict).name.lower())), key=_rank)
     return list(found.values())
@@ -58,14 +68,21 @@ def test_the_side_of_a_group_follows_from_its_name_alone():
 
 
 def test_repeats_are_equal_up_to_case_and_white_space_and_the_first_stays():
-    rows = [retrieval("A query", "Answer"), retrieval("a  QUERY", "answer"), retrieval("A query", "other")]
+    rows = [
+        retrieval("A query", "Answer"),
+        retrieval("a  QUERY", "answer"),
+        retrieval("A query", "other"),
+    ]
 
     assert verdicts(*((row, False) for row in rows)) == ["", "duplicate", ""]
     assert verdicts((retrieval("a b", "c"), False), (retrieval("a", "b c"), False)) == ["", ""]
 
 
 def test_a_second_label_score_or_side_makes_a_repeat():
-    assert verdicts((labeled("text", "x"), False), (labeled("Text", "y"), False)) == ["", "duplicate"]
+    assert verdicts((labeled("text", "x"), False), (labeled("Text", "y"), False)) == [
+        "",
+        "duplicate",
+    ]
     assert verdicts((pair("a", "b", 1.0), False), (pair("B", "A", 0.0), False)) == ["", "duplicate"]
 
 
@@ -107,7 +124,10 @@ def test_an_official_split_may_share_documents_and_sides_but_no_queries_and_no_p
 
 
 def test_without_deduplication_repeats_stay_and_held_out_texts_still_go():
-    rows = [(retrieval("q", "d"), False)] * 2 + [(retrieval("h", "x"), True), (retrieval("h", "y"), False)]
+    rows = [(retrieval("q", "d"), False)] * 2 + [
+        (retrieval("h", "x"), True),
+        (retrieval("h", "y"), False),
+    ]
 
     assert verdicts(*rows, identity=False) == ["", "", "", "in_held_out"]
 

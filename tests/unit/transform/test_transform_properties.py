@@ -27,13 +27,27 @@ QREL = (
 
 
 def dataset(rule, **more):
-    parts = {key: {"reader": "jsonl", "paths": ("x",)} for key in ("corpus", "queries")} if rule == "qrels" else {}
-    return Dataset.model_validate({"name": "d", "reader": "jsonl", "paths": ("x",), "rule": rule, **parts, **more})
+    parts = (
+        {key: {"reader": "jsonl", "paths": ("x",)} for key in ("corpus", "queries")}
+        if rule == "qrels"
+        else {}
+    )
+    return Dataset.model_validate(
+        {"name": "d", "reader": "jsonl", "paths": ("x",), "rule": rule, **parts, **more}
+    )
 
 
 def rows_of(rule):
-    columns = QREL if rule == "qrels" else {name.split("[")[0]: CELL for name in DEFAULT_COLUMNS[rule].values()}
-    row = st.fixed_dictionaries({}, optional=columns) if rule != "qrels" else st.fixed_dictionaries(columns)
+    columns = (
+        QREL
+        if rule == "qrels"
+        else {name.split("[")[0]: CELL for name in DEFAULT_COLUMNS[rule].values()}
+    )
+    row = (
+        st.fixed_dictionaries({}, optional=columns)
+        if rule != "qrels"
+        else st.fixed_dictionaries(columns)
+    )
     grouped = rule in GROUPED_BY or rule == "qrels"
     return st.lists(row, min_size=1, max_size=5 if grouped else 1)
 
@@ -43,7 +57,9 @@ def rows_of(rule):
 @given(data=st.data())
 def test_a_row_is_kept_or_dropped_and_the_output_fits_the_schema(rule, data):
     rows = data.draw(rows_of(rule))
-    convert = Converter(dataset(rule, held_out_fraction=0.0 if rule == "documents" else 0.5), max_chars=50)
+    convert = Converter(
+        dataset(rule, held_out_fraction=0.0 if rule == "documents" else 0.5), max_chars=50
+    )
 
     candidate, drops = convert(rows)
     again, _ = convert(rows)
@@ -78,7 +94,8 @@ def test_cleaned_text_is_bounded_and_stays_as_it_is(text, max_chars):
 
 
 PLAIN = st.lists(
-    st.sampled_from([*"–—‘’“”•…　。，「」！（）中文字ー한글ｶ aA1.,'\"\n;", "&amp;", "&lt;", "&"]), max_size=15
+    st.sampled_from([*"–—‘’“”•…　。，「」！（）中文字ー한글ｶ aA1.,'\"\n;", "&amp;", "&lt;", "&"]),
+    max_size=15,
 ).map("".join)
 
 

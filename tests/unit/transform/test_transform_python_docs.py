@@ -46,7 +46,11 @@ def test_each_docstring_is_a_row_with_summary_and_body(tmp_path):
     rows = docstrings(write_source(tmp_path, SOURCE))
 
     assert [(row["name"], row["summary"], row["body"]) for row in rows] == [
-        ("package.thing", "Module summary on two lines.", "Its body,\n\n    with an indented block."),
+        (
+            "package.thing",
+            "Module summary on two lines.",
+            "Its body,\n\n    with an indented block.",
+        ),
         ("package.thing.Box", "Holds things.", ""),
         ("package.thing.Box.__init__", "Start empty.", "No argument is needed."),
         ("package.thing.Box.fill.inner", "Nested.", ""),
@@ -92,7 +96,11 @@ def test_the_standard_library_comes_without_its_tests_and_site_packages():
     modules = {file.module for file in source_files(["stdlib"])}
 
     assert {"json", "json.decoder", "textwrap"} <= modules
-    assert not [module for module in modules if module.split(".")[0] in {"test", "site-packages"} or ".tests" in module]
+    assert not [
+        module
+        for module in modules
+        if module.split(".")[0] in {"test", "site-packages"} or ".tests" in module
+    ]
 
 
 @pytest.mark.parametrize("package", ["no_such_package_here", "json.decoder"])
@@ -108,7 +116,12 @@ def nothing_held_out(_module):
 def documented_modules():
     names = [f"{package}.{module}" for package in ("one", "two") for module in ("a", "a.x", "b")]
     return [
-        {"package": name.split(".")[0], "module": name, "name": f"{name}.f{i}", "summary": f"{name} does {i}"}
+        {
+            "package": name.split(".")[0],
+            "module": name,
+            "name": f"{name}.f{i}",
+            "summary": f"{name} does {i}",
+        }
         for name in names
         for i in range(4)
     ]
@@ -130,7 +143,9 @@ def test_a_pair_says_how_much_of_the_module_path_its_docstrings_share():
 
     assert {pair["shared_path"] for pair in drawn} >= {0, 1, 2}
     for pair in drawn:
-        assert pair["shared_path"] == shared_components(module_of[pair["name_a"]], module_of[pair["name_b"]])
+        assert pair["shared_path"] == shared_components(
+            module_of[pair["name_a"]], module_of[pair["name_b"]]
+        )
         assert pair["module"] == module_of[pair["name_a"]]
     unordered = [frozenset((pair["name_a"], pair["name_b"])) for pair in drawn]
     assert len(set(unordered)) == len(unordered)
@@ -151,6 +166,8 @@ def test_pairs_never_cross_the_split_and_do_not_depend_on_the_order_of_rows():
 
 
 def test_rows_without_a_summary_are_not_paired():
-    rows = [{"package": "one", "module": "one", "name": f"one.f{i}", "summary": ""} for i in range(3)]
+    rows = [
+        {"package": "one", "module": "one", "name": f"one.f{i}", "summary": ""} for i in range(3)
+    ]
 
     assert list(pairs(rows, nothing_held_out)) == []

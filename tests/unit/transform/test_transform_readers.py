@@ -32,7 +32,9 @@ def reasons(rows):
 
 def test_json_lines_go_on_after_a_malformed_line_and_name_its_number(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes('\ufeff{"a": 1}\n\n{"a": \n[1]\n'.encode() + b'{"a": "\xff"}\n' + '{"a": "é"}'.encode())
+    path.write_bytes(
+        '\ufeff{"a": 1}\n\n{"a": \n[1]\n'.encode() + b'{"a": "\xff"}\n' + '{"a": "é"}'.encode()
+    )
 
     rows = read(path, "jsonl")
 
@@ -40,7 +42,9 @@ def test_json_lines_go_on_after_a_malformed_line_and_name_its_number(tmp_path):
     assert rows[-1] == {"a": "é"}
     refused = rows[1:-1]
     assert reasons(refused) == ["not_json", "not_an_object", "undecodable"]
-    assert [f"line {number}" in row.detail for number, row in zip((3, 4, 5), refused, strict=True)] == [True] * 3
+    assert [
+        f"line {number}" in row.detail for number, row in zip((3, 4, 5), refused, strict=True)
+    ] == [True] * 3
     assert refused[2].content == '{"a": "\\xff"}'  # nothing is replaced without a trace
 
 
@@ -62,8 +66,13 @@ def test_members_of_a_zip_archive_are_files(tmp_path):
     whole = input_files("d", form("csv", paths=[f"zip://*.csv::{archive}"]))
 
     assert [file.member for file in whole] == ["a/one.csv", "b/two.csv"]
-    assert list(read_split("d", form("csv"), Split(tuple(whole)))) == [{"text": "eins"}, {"text": "zwei"}]
-    with pytest.raises(DataError, match=r"no member .* matches 'x'; it holds a/one.csv, b/two.csv, readme.txt"):
+    assert list(read_split("d", form("csv"), Split(tuple(whole)))) == [
+        {"text": "eins"},
+        {"text": "zwei"},
+    ]
+    with pytest.raises(
+        DataError, match=r"no member .* matches 'x'; it holds a/one.csv, b/two.csv, readme.txt"
+    ):
         input_files("d", form("csv", paths=[f"zip://x::{archive}"]))
 
 
@@ -71,14 +80,20 @@ def test_csv_cells_may_hold_line_breaks_and_quotes(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('text,label\n"two\nlines, ""quoted""",x\r\nplain,y\n', "utf-8")
 
-    assert read(path, "csv") == [{"text": 'two\nlines, "quoted"', "label": "x"}, {"text": "plain", "label": "y"}]
+    assert read(path, "csv") == [
+        {"text": 'two\nlines, "quoted"', "label": "x"},
+        {"text": "plain", "label": "y"},
+    ]
 
 
 def test_csv_without_a_header_has_numbered_columns_and_tsv_is_split_at_tabs(tmp_path):
     path = tmp_path / "rows.tsv"
     path.write_text('a,"b\t1\n"c\t2\n', "utf-8")
 
-    assert read(path, "csv", columns={"text": "0"}, quote="") == [{"0": 'a,"b', "1": "1"}, {"0": '"c', "1": "2"}]
+    assert read(path, "csv", columns={"text": "0"}, quote="") == [
+        {"0": 'a,"b', "1": "1"},
+        {"0": '"c', "1": "2"},
+    ]
 
 
 def test_a_bad_csv_line_is_refused_with_file_and_line_and_reading_goes_on(tmp_path):
@@ -88,11 +103,18 @@ def test_a_bad_csv_line_is_refused_with_file_and_line_and_reading_goes_on(tmp_pa
     rows = read(path, "csv")
 
     found = [row.reason if isinstance(row, Refused) else row for row in rows]
-    assert found == ["wrong_cell_count", "not_csv", "undecodable", {"a": "good", "b": "row"}, "not_csv"]
+    assert found == [
+        "wrong_cell_count",
+        "not_csv",
+        "undecodable",
+        {"a": "good", "b": "row"},
+        "not_csv",
+    ]
     assert rows[1].content == '"x"y,2\n'
-    assert [f"{path}, line {number}:" in row.detail for number, row in ((2, rows[0]), (3, rows[1]), (6, rows[4]))] == [
-        True
-    ] * 3
+    assert [
+        f"{path}, line {number}:" in row.detail
+        for number, row in ((2, rows[0]), (3, rows[1]), (6, rows[4]))
+    ] == [True] * 3
 
 
 def test_an_encoding_is_declared_or_detected_and_never_guessed_silently(tmp_path):
@@ -144,7 +166,12 @@ def test_aligned_files_make_one_row_a_line_and_must_be_equally_long(tmp_path):
 
 SQUAD = {
     "version": 1,
-    "data": [{"title": "T", "paragraphs": [{"context": "C", "qas": [{"id": 1, "question": "Q?"}, {"id": 2}]}]}],
+    "data": [
+        {
+            "title": "T",
+            "paragraphs": [{"context": "C", "qas": [{"id": 1, "question": "Q?"}, {"id": 2}]}],
+        }
+    ],
 }
 
 
@@ -154,7 +181,10 @@ def test_trees_are_exploded_and_inner_fields_win(tmp_path):
 
     rows = read(path, "json", records="data[].paragraphs[].qas[]")
 
-    assert rows == [{"title": "T", "context": "C", "id": 1, "question": "Q?"}, {"title": "T", "context": "C", "id": 2}]
+    assert rows == [
+        {"title": "T", "context": "C", "id": 1, "question": "Q?"},
+        {"title": "T", "context": "C", "id": 2},
+    ]
     assert list(exploded({"id": 0, "x": [{"id": 1}]}, steps_of("x[]"))) == [{"id": 1}]
     with pytest.raises(DataError, match="holds no rows at 'rows'"):
         read(path, "json", records="rows")
@@ -162,7 +192,9 @@ def test_trees_are_exploded_and_inner_fields_win(tmp_path):
 
 def test_lists_explode_into_rows_and_unequal_ones_are_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"t": ["a", "b"], "l": [1, 2], "k": 0}\n{"t": ["a"], "l": [1, 2]}\n{"t": [], "l": []}\n')
+    path.write_text(
+        '{"t": ["a", "b"], "l": [1, 2], "k": 0}\n{"t": ["a"], "l": [1, 2]}\n{"t": [], "l": []}\n'
+    )
 
     rows = read(path, "jsonl", explode=["t", "l"])
 
@@ -192,7 +224,9 @@ def test_a_damaged_file_is_named_and_by_choice_skipped(tmp_path, name, content, 
     path = tmp_path / name
     path.write_bytes(content)
 
-    with pytest.raises(DataError, match=rf'{name} is damaged or truncated after .* on_corrupt_file = "skip"'):
+    with pytest.raises(
+        DataError, match=rf'{name} is damaged or truncated after .* on_corrupt_file = "skip"'
+    ):
         read(path, reader)
     rows = read(path, reader, on_corrupt_file="skip")
     assert reasons(rows)[-1] == "corrupt_file"
@@ -229,7 +263,10 @@ def test_a_dataset_of_the_hub_is_read_through_datasets(tmp_path):
     (split,) = splits_of(form("hf"), [file])
 
     assert [row["text"] for row in read_split("d", form("hf"), split)] == ["a", "b"]
-    for address, said in ((f"hf://{tmp_path}:nowhere", "cannot be loaded"), ("hf://x", "hf://name/config:split")):
+    for address, said in (
+        (f"hf://{tmp_path}:nowhere", "cannot be loaded"),
+        ("hf://x", "hf://name/config:split"),
+    ):
         with pytest.raises(DataError, match=said):
             inputs.hf_dataset(InputFile(address))
 
@@ -251,7 +288,10 @@ def test_other_filesystems_are_globbed_and_read(tmp_path):
         memory.pipe(f"/bucket/{name}", b'{"name": "%s"}\n' % name.encode())
     (tmp_path / "x.jsonl").write_text('{"name": "x"}\n')
 
-    for pattern, names in (("memory://bucket/*.jsonl", ["a.jsonl", "b.jsonl"]), (f"file://{tmp_path}/*.jsonl", ["x"])):
+    for pattern, names in (
+        ("memory://bucket/*.jsonl", ["a.jsonl", "b.jsonl"]),
+        (f"file://{tmp_path}/*.jsonl", ["x"]),
+    ):
         found = input_files("d", form("jsonl", paths=[pattern]))
         assert [row["name"] for row in read_split("d", form("jsonl"), Split(tuple(found)))] == names
         assert all(file.size for file in found)
@@ -261,7 +301,9 @@ def test_other_filesystems_are_globbed_and_read(tmp_path):
 def test_what_lies_on_an_object_store_is_read_in_large_pieces(tmp_path, monkeypatch, name):
     from fsspec.implementations.arrow import ArrowFile
 
-    lines = [f'{{"name": "{number}"}}' if "jsonl" in name else str(number) for number in range(60000)]
+    lines = [
+        f'{{"name": "{number}"}}' if "jsonl" in name else str(number) for number in range(60000)
+    ]
     content = "\n".join(lines if "jsonl" in name else ["name", *lines]).encode()
     if name == "rows.zip":
         with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -279,7 +321,9 @@ def test_what_lies_on_an_object_store_is_read_in_large_pieces(tmp_path, monkeypa
 
         return ask
 
-    found = input_files("d", form("jsonl" if "jsonl" in name else "csv", paths=[f"file://{tmp_path}/{name}"]))
+    found = input_files(
+        "d", form("jsonl" if "jsonl" in name else "csv", paths=[f"file://{tmp_path}/{name}"])
+    )
     for method in ("read", "readinto"):
         monkeypatch.setattr(ArrowFile, method, counted(method))
     read = list(read_split("d", form("jsonl" if "jsonl" in name else "csv"), Split(tuple(found))))
@@ -294,7 +338,10 @@ def test_an_environment_variable_that_is_not_set_is_named(tmp_path, monkeypatch)
     (tmp_path / "a.csv").write_text("")
 
     assert len(input_files("d", form("csv", paths=["$MY_DATA/a.csv", "${MY_DATA}/a.csv"]))) == 1
-    with pytest.raises(DataError, match=r"needs the environment variable NO_DATA, which is not set.*export NO_DATA="):
+    with pytest.raises(
+        DataError,
+        match=r"needs the environment variable NO_DATA, which is not set.*export NO_DATA=",
+    ):
         input_files("d", form("csv", paths=["$NO_DATA/a.csv"]))
 
 
@@ -312,7 +359,9 @@ def test_a_pattern_that_matches_nothing_is_named_with_the_working_directory(tmp_
 @pytest.mark.parametrize("end", ["\n", ""])
 def test_a_large_file_is_cut_at_lines_and_every_line_is_read_once(tmp_path, size, end):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps({"n": n, "text": "é" * (n % 50)}) for n in range(200)) + end, "utf-8")
+    path.write_text(
+        "\n".join(json.dumps({"n": n, "text": "é" * (n % 50)}) for n in range(200)) + end, "utf-8"
+    )
     length = path.stat().st_size
     file = InputFile(str(path), length)
     pieces = [Split((file,), start, min(start + size, length)) for start in range(0, length, size)]
@@ -338,8 +387,14 @@ def test_large_files_are_cut_and_small_ones_read_together():
 
 TEXTS = [
     ("latin-1", "question,réponse\nOù est né le président ?,Il est né à Besançon en été\n"),
-    ("latin-1", "frage;antwort\nWie heißt der größte Fluss Österreichs?;Die Donau fließt durch Österreich\n"),
-    ("cp1250", "pytanie,odpowiedź\nGdzie leży Łódź?,Łódź leży w środkowej Polsce, nad rzeką Łódką\n"),
+    (
+        "latin-1",
+        "frage;antwort\nWie heißt der größte Fluss Österreichs?;Die Donau fließt durch Österreich\n",
+    ),
+    (
+        "cp1250",
+        "pytanie,odpowiedź\nGdzie leży Łódź?,Łódź leży w środkowej Polsce, nad rzeką Łódką\n",
+    ),
     ("cp1251", "вопрос,ответ\nГде находится Москва?,Москва находится в России\n"),
     ("gb18030", "问题,答案\n法国的首都是哪里？,巴黎是法国的首都。\n"),
     ("shift_jis", "質問,答え\nフランスの首都はどこですか,パリです。\n"),
@@ -356,7 +411,9 @@ def test_legacy_encodings_are_told_apart(encoding, text):
 
 def test_an_encoding_that_was_found_is_on_record_and_lets_a_file_be_cut(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes((json.dumps({"t": TEXTS[3][1]}, ensure_ascii=False) + "\n").encode("cp1251") * 100)
+    path.write_bytes(
+        (json.dumps({"t": TEXTS[3][1]}, ensure_ascii=False) + "\n").encode("cp1251") * 100
+    )
     asked = form("jsonl", encoding="detect")
 
     (file,) = with_encodings(asked, [InputFile(str(path), 4 * inputs.SPLIT_BYTES)])
@@ -369,7 +426,9 @@ def test_what_is_said_to_be_utf_8_and_starts_like_utf_16_is_refused_with_the_way
     path = tmp_path / "wide.jsonl"
     path.write_bytes('{"text": "wide"}\n'.encode("utf-16"))
 
-    with pytest.raises(DataError, match=r"dataset 'd': .*wide.jsonl has the byte order mark of utf-16.*encoding ="):
+    with pytest.raises(
+        DataError, match=r"dataset 'd': .*wide.jsonl has the byte order mark of utf-16.*encoding ="
+    ):
         read(path, "jsonl")
 
 
@@ -393,9 +452,13 @@ def test_a_truncated_archive_is_fatal_or_skipped(tmp_path):
     archive.write_bytes(archive.read_bytes()[:-30])
     skipped = form("jsonl", paths=[str(archive)], on_corrupt_file="skip")
 
-    with pytest.raises(DataError, match=r"rows.zip is damaged or truncated .* set on_corrupt_file = \"skip\""):
+    with pytest.raises(
+        DataError, match=r"rows.zip is damaged or truncated .* set on_corrupt_file = \"skip\""
+    ):
         input_files("d", form("jsonl", paths=[str(archive)]))
-    assert reasons(read_split("d", skipped, Split(tuple(input_files("d", skipped))))) == ["corrupt_file"]
+    assert reasons(read_split("d", skipped, Split(tuple(input_files("d", skipped))))) == [
+        "corrupt_file"
+    ]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "detect"])
@@ -407,7 +470,9 @@ def test_a_file_whose_line_ends_may_be_wide_is_read_whole(tmp_path, encoding):
 
     splits = splits_of(wide, with_encodings(wide, [file]))
 
-    assert [row["n"] for split in splits for row in read_split("d", wide, split)] == list(range(1000))
+    assert [row["n"] for split in splits for row in read_split("d", wide, split)] == list(
+        range(1000)
+    )
 
 
 def test_row_groups_of_a_large_parquet_file_are_shared_out(tmp_path):
@@ -418,11 +483,15 @@ def test_row_groups_of_a_large_parquet_file_are_shared_out(tmp_path):
     splits = splits_of(form("parquet"), [file])
 
     assert len(splits) == 10  # not more than there are row groups
-    assert [row["n"] for split in splits for row in read_split("d", form("parquet"), split)] == list(range(1000))
+    assert [
+        row["n"] for split in splits for row in read_split("d", form("parquet"), split)
+    ] == list(range(1000))
 
 
 def test_a_missing_column_is_answered_with_the_nearest_one():
-    with pytest.raises(DataError, match=r"no column 'sumary'; did you mean 'summary'\? It has: summary, body"):
+    with pytest.raises(
+        DataError, match=r"no column 'sumary'; did you mean 'summary'\? It has: summary, body"
+    ):
         check_columns("docs", "rows.csv", ["body", "sumary"], [{"summary": "", "body": ""}])
     with pytest.raises(DataError, match="no column 'bod'"):
         check_columns("docs", "rows.csv", ["{summary}\n{bod}"], [{"summary": "", "body": ""}])
@@ -430,7 +499,13 @@ def test_a_missing_column_is_answered_with_the_nearest_one():
 
 
 def test_expressions_read_columns_paths_and_templates():
-    row = {"a": {"b": [{"c": 1}, {"c": 2}, {}]}, "a.b": "dotted", "t": "Title ", "n": None, "x": "Text"}
+    row = {
+        "a": {"b": [{"c": 1}, {"c": 2}, {}]},
+        "a.b": "dotted",
+        "t": "Title ",
+        "n": None,
+        "x": "Text",
+    }
 
     assert getter("t")(row) == "Title "
     assert getter("a.b")(row) == "dotted"  # a column of that name comes first

@@ -14,7 +14,9 @@ from qzhou.transform.rules import RULES
 def dataset(rule, **settings):
     if rule == "qrels":
         settings |= {key: {"reader": "jsonl", "paths": ("x",)} for key in ("corpus", "queries")}
-    return Dataset.model_validate({"name": "d", "reader": "jsonl", "paths": ("x",), "rule": rule, **settings})
+    return Dataset.model_validate(
+        {"name": "d", "reader": "jsonl", "paths": ("x",), "rule": rule, **settings}
+    )
 
 
 def outcomes(rule, *rows, **settings):
@@ -40,7 +42,8 @@ def test_columns_map_fields_of_the_rule_to_columns_of_the_row():
     made, leak = outcomes("question_answer", row, columns=columns)
 
     assert (made.query, made.positives) == ("why", ("because", "so"))
-    assert [negative.text for negative in made.negatives] == ["no"]  # a positive never stands among the negatives
+    # a positive never stands among the negatives
+    assert [negative.text for negative in made.negatives] == ["no"]
     assert {negative.origin for negative in made.negatives} == {"given"}
     assert (leak.reason, leak.record, leak.part) == ("negative_is_positive", "BECAUSE", True)
 
@@ -79,7 +82,8 @@ def test_a_label_may_be_a_number_and_neither_side_may_be_blank():
 
 
 @pytest.mark.parametrize(
-    ("value", "score"), [(3, 3.0), ("3.8", 3.8), (" Yes ", 1.0), (False, 0.0), ("true", 1.0), ("no", 0.0)]
+    ("value", "score"),
+    [(3, 3.0), ("3.8", 3.8), (" Yes ", 1.0), (False, 0.0), ("true", 1.0), ("no", 0.0)],
 )
 def test_a_score_is_a_number_or_yes_and_no(value, score):
     made = make("scored_pair", {"text_a": "a", "text_b": "b", "score": value})
@@ -124,7 +128,9 @@ def test_a_swapped_pair_keeps_its_score_and_swaps_back_to_itself():
 
 
 def test_a_field_that_the_rule_does_not_have_is_refused():
-    with pytest.raises(RecipeError, match=r"columns\.quer: the rule 'title_body' has no such field. Known: query"):
+    with pytest.raises(
+        RecipeError, match=r"columns\.quer: the rule 'title_body' has no such field. Known: query"
+    ):
         columns_of(dataset("title_body", columns={"quer": "title"}))
 
 
@@ -144,7 +150,11 @@ def texts(negatives):
 @pytest.mark.parametrize(
     "messages",
     [
-        [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}],
+        [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "content": "a"},
+        ],
         [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}],
         '[{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]',
         [
@@ -168,39 +178,67 @@ def test_a_number_that_became_a_float_is_the_same_label_and_bytes_are_text():
 
 @pytest.mark.parametrize(
     ("roles", "reason"),
-    [("uaua", "not_single_turn"), ("ua u", "not_single_turn"), ("au", "not_single_turn"), ("", "blank_messages")],
+    [
+        ("uaua", "not_single_turn"),
+        ("ua u", "not_single_turn"),
+        ("au", "not_single_turn"),
+        ("", "blank_messages"),
+    ],
 )
 def test_a_longer_conversation_has_no_single_question(roles, reason):
     names = {"u": "user", "a": "assistant", " ": "tool"}
 
-    assert make("chat", {"messages": [{"role": names[one], "content": one} for one in roles]}).reason == reason
+    assert (
+        make("chat", {"messages": [{"role": names[one], "content": one} for one in roles]}).reason
+        == reason
+    )
 
 
 def test_a_question_asks_for_its_passage_and_in_the_older_form_both_for_the_answer():
-    row = {"question": "Who?", "context": "It was Ada.", "answers": [{"text": "Ada"}, {"text": "Ada"}]}
+    row = {
+        "question": "Who?",
+        "context": "It was Ada.",
+        "answers": [{"text": "Ada"}, {"text": "Ada"}],
+    }
 
-    made, older = make("reading_comprehension", row), make("reading_comprehension", row, context_in_query=True)
+    made, older = (
+        make("reading_comprehension", row),
+        make("reading_comprehension", row, context_in_query=True),
+    )
 
     assert (made.query, made.positives) == ("Who?", ("It was Ada.",))
-    assert older.query == "It was Ada.\n<please read the text above and answer the question below:>\nWho?"
+    assert (
+        older.query
+        == "It was Ada.\n<please read the text above and answer the question below:>\nWho?"
+    )
     assert older.positives == ("Ada",)
 
 
 def test_evidence_supports_refutes_or_is_dropped():
-    row = {"claim": "c", "evidence": ["for", "against", "unclear", ""], "label": ["SUPPORTS", "REFUTES", "NEI", "?"]}
+    row = {
+        "claim": "c",
+        "evidence": ["for", "against", "unclear", ""],
+        "label": ["SUPPORTS", "REFUTES", "NEI", "?"],
+    }
 
     made, *parts = sorted(outcomes("claim_evidence", row), key=lambda one: isinstance(one, Drop))
 
     assert (made.query, made.positives, texts(made.negatives)) == ("c", ("for",), ["against"])
-    assert [(one.reason, one.part) for one in parts] == [("not_enough_info", True), ("blank_evidence", True)]
+    assert [(one.reason, one.part) for one in parts] == [
+        ("not_enough_info", True),
+        ("blank_evidence", True),
+    ]
 
 
 def test_evidence_without_a_label_is_not_lost():
-    found = outcomes("claim_evidence", {"claim": "c", "evidence": ["for", "more"], "label": ["supports"]})
-
-    assert sorted(getattr(one, "reason", "") for one in found) == ["", "unknown_label"] or "not_enough_info" in str(
-        found
+    found = outcomes(
+        "claim_evidence", {"claim": "c", "evidence": ["for", "more"], "label": ["supports"]}
     )
+
+    assert sorted(getattr(one, "reason", "") for one in found) == [
+        "",
+        "unknown_label",
+    ] or "not_enough_info" in str(found)
 
 
 def test_rows_of_one_claim_become_one_example():
@@ -210,20 +248,30 @@ def test_rows_of_one_claim_become_one_example():
         {"claim": "c", "evidence": "other", "label": "none"},
     ]
 
-    found = outcomes("claim_evidence", *rows, labels={"entailment": "supports", "not_entailment": "refutes"})
+    found = outcomes(
+        "claim_evidence", *rows, labels={"entailment": "supports", "not_entailment": "refutes"}
+    )
 
     made = next(one for one in found if not isinstance(one, Drop))
     assert (made.positives, texts(made.negatives)) == (("for",), ["against"])
-    assert [(one.reason, one.part) for one in found if isinstance(one, Drop)] == [("not_enough_info", False)]
-    assert [one.reason for one in outcomes("claim_evidence", rows[2], rows[2])] == ["not_enough_info"] * 2
+    assert [(one.reason, one.part) for one in found if isinstance(one, Drop)] == [
+        ("not_enough_info", False)
+    ]
+    assert [one.reason for one in outcomes("claim_evidence", rows[2], rows[2])] == [
+        "not_enough_info"
+    ] * 2
     refuted = [{"claim": "c", "evidence": "against", "label": "REFUTES"}] * 2
     assert [one.reason for one in outcomes("claim_evidence", *refuted)] == ["no_support"] * 2
 
 
 def test_grades_make_positives_and_negatives_and_the_middle_neither():
-    rows = [{"query": "q", "document": f"d{grade}", "grade": str(grade)} for grade in (2, 0, 1, "x")]
+    rows = [
+        {"query": "q", "document": f"d{grade}", "grade": str(grade)} for grade in (2, 0, 1, "x")
+    ]
 
-    made, *drops = sorted(outcomes("graded", *rows, positive_grade=2), key=lambda one: isinstance(one, Drop))
+    made, *drops = sorted(
+        outcomes("graded", *rows, positive_grade=2), key=lambda one: isinstance(one, Drop)
+    )
 
     assert (made.positives, texts(made.negatives)) == (("d2",), ["d0"])
     assert sorted(one.reason for one in drops) == ["between_grades", "grade_not_a_number"]
@@ -232,18 +280,32 @@ def test_grades_make_positives_and_negatives_and_the_middle_neither():
 
 def test_judgements_without_their_document_or_query_are_named():
     raw = {"query-id": "1", "corpus-id": "7", "score": 1}
-    row = {"raw": raw, "query_id": "1", "query": "q", "document_id": "7", "document": "text", "grade": 1}
+    row = {
+        "raw": raw,
+        "query_id": "1",
+        "query": "q",
+        "document_id": "7",
+        "document": "text",
+        "grade": 1,
+    }
 
     assert outcomes("qrels", row)[0].positives == ("text",)
     lost, made = outcomes("qrels", {**row, "document": None}, row)
-    assert (lost.reason, "'7'" in lost.detail, made.positives) == ("unknown_document", True, ("text",))
+    assert (lost.reason, "'7'" in lost.detail, made.positives) == (
+        "unknown_document",
+        True,
+        ("text",),
+    )
     assert json.loads(lost.record) == raw  # as it stood, without what it was joined with
     assert [one.reason for one in outcomes("qrels", {**row, "query": None})] == ["unknown_query"]
     assert [one.reason for one in outcomes("qrels", {**row, "document": " "})] == ["blank_document"]
 
 
 def test_duplicate_questions_are_symmetric_and_different_ones_are_negatives():
-    rows = [{"text_a": "a", "text_b": "b", "label": 1.0}, {"text_a": "a", "text_b": "c", "label": "0"}]
+    rows = [
+        {"text_a": "a", "text_b": "b", "label": 1.0},
+        {"text_a": "a", "text_b": "c", "label": "0"},
+    ]
 
     (made,) = outcomes("duplicate_questions", *rows)
 
@@ -262,12 +324,20 @@ def test_triplets_keep_the_scores_of_their_teacher():
     assert [(one.text, one.score) for one in made.negatives] == [("n", 0.4), ("m", None)]
 
 
-@pytest.mark.parametrize(("label", "score"), [(1, 1.0), ("0", 0.0), (True, 1.0), ("yes", 1.0), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("label", "score"), [(1, 1.0), ("0", 0.0), (True, 1.0), ("yes", 1.0), (0.0, 0.0)]
+)
 def test_binary_pairs_are_one_and_zero(label, score):
     assert make("binary_pair", {"text_a": "a", "text_b": "b", "label": label}).score == score
 
 
 def test_short_texts_are_dropped_where_that_is_asked_for():
-    assert make("title_body", {"title": "ab", "body": "text"}, min_query_chars=3).reason == "short_query"
+    assert (
+        make("title_body", {"title": "ab", "body": "text"}, min_query_chars=3).reason
+        == "short_query"
+    )
     assert make("clustering", {"text": "ab", "label": 1}, min_query_chars=3).reason == "short_text"
-    assert make("binary_pair", {"text_a": "ab", "text_b": "abc", "label": 1}, min_query_chars=3).reason == "short_text"
+    assert (
+        make("binary_pair", {"text_a": "ab", "text_b": "abc", "label": 1}, min_query_chars=3).reason
+        == "short_text"
+    )

@@ -45,7 +45,9 @@ def contaminated(facts: Facts) -> Looked:
     """
     found = facts.transform.get("contamination")
     if not found or found["action"] == "off":
-        return f"there is no {TRANSFORM}" if not found else "transform.contamination.action is 'off'"
+        return (
+            f"there is no {TRANSFORM}" if not found else "transform.contamination.action is 'off'"
+        )
     if found["overlaps"] and "copied" not in found["overlaps"][0]:
         return f"{TRANSFORM} does not count copies, as those of older runs"
     if found["action"] == "drop":
@@ -62,8 +64,14 @@ def _copied(facts: Facts, task: str, rows: Sequence[Mapping[str, Any]]) -> Itera
     kind = "copied" if own else "asked"
     found = sorted((row for row in rows if row[kind]), key=lambda row: -row[kind])
     count = sum(row[kind] for row in found)
-    judged = own["written"].get("held_out") if own else next((row.n for row in facts.rows if row.task == task), None)
-    if count < FEWEST_COPIES or count < CONTAMINATED_SHARE * (judged or max(row["compared"] for row in found)):
+    judged = (
+        own["written"].get("held_out")
+        if own
+        else next((row.n for row in facts.rows if row.task == task), None)
+    )
+    if count < FEWEST_COPIES or count < CONTAMINATED_SHARE * (
+        judged or max(row["compared"] for row in found)
+    ):
         return
     parts = [f"{row[kind]:,} of {row['compared']:,} examples of {row['dataset']}" for row in found]
     yield Finding(
@@ -77,7 +85,9 @@ def _copied(facts: Facts, task: str, rows: Sequence[Mapping[str, Any]]) -> Itera
 def _declared(facts: Facts, dataset: str, task: str) -> bool:
     """Whether the recipe says that a dataset is the official training split beside an evaluation task."""
     entry, is_own = facts.dataset(dataset), task in facts.transform["datasets"]
-    return bool(task in entry.get("train_split_of", ()) or (is_own and entry.get("may_share_texts")))
+    return bool(
+        task in entry.get("train_split_of", ()) or (is_own and entry.get("may_share_texts"))
+    )
 
 
 def synthetic_drifted(facts: Facts) -> Looked:
@@ -102,7 +112,8 @@ def _drift(
     facts: Facts, technique: str, kind: str, counts: Sequence[int], floor: float, usual: float
 ) -> Iterator[Finding]:
     edges, gate = np.array(facts.synthesis["score_edges"]), facts.synthesis["gates"][DRIFTS[kind]]
-    kept = np.array(counts) * (edges[1:] > (-np.inf if gate is None else gate))  # what is below a gate was dropped
+    # what is below a gate was dropped
+    kept = np.array(counts) * (edges[1:] > (-np.inf if gate is None else gate))
     total = int(kept.sum())
     if not total:
         return
@@ -143,7 +154,9 @@ def _pooled(mining: Iterable[Mapping[str, Any]]) -> tuple[Counts, Counts] | tupl
     scores = [one["scores"] for one in mining if sum(one.get("scores", {}).get("mined", ()))]
     if not scores:
         return None, None
-    mined, positives = (np.sum([one[kind] for one in scores], axis=0) for kind in ("mined", "positive"))
+    mined, positives = (
+        np.sum([one[kind] for one in scores], axis=0) for kind in ("mined", "positive")
+    )
     return mined, positives
 
 
@@ -153,15 +166,27 @@ def negatives_easy(facts: Facts) -> Looked:
     hardness = {
         name: values
         for name, own in steps.items()
-        if len(values := [one["negative_hardness"] for one in own[:FIRST_STEPS] if "negative_hardness" in one]) > 1
+        if len(
+            values := [
+                one["negative_hardness"] for one in own[:FIRST_STEPS] if "negative_hardness" in one
+            ]
+        )
+        > 1
     }
     if not facts.mining and not hardness:
         return f"there is no {MINING}, and no metrics have negative_hardness"
     evidence: dict[str, list[str]] = {}
     for name, one in facts.mining.items():
         mined, positive = one.get("mean mined score"), one.get("mean positive score")
-        if mined is not None and positive is not None and positive > 0 and mined < EASY_RATIO * positive:
-            evidence.setdefault(name, []).append(f"{MINING}: mean score {mined:.3f}, of positives {positive:.3f}")
+        if (
+            mined is not None
+            and positive is not None
+            and positive > 0
+            and mined < EASY_RATIO * positive
+        ):
+            evidence.setdefault(name, []).append(
+                f"{MINING}: mean score {mined:.3f}, of positives {positive:.3f}"
+            )
     for name, values in hardness.items():
         limits = mean(values)
         if limits.high < EASY_HARDNESS:
@@ -193,9 +218,13 @@ def _close(facts: Facts, name: str, one: Mapping[str, Any]) -> Iterator[Finding]
     mined, positives = _pooled([one])
     # where most queries have none, those that have some are those with the best positives
     if mined is not None and positives is not None and 2 * sizes.get("0", 0) <= sum(sizes.values()):
-        order = float((positives * (np.cumsum(mined) - mined / 2)).sum() / (positives.sum() * mined.sum()))
+        order = float(
+            (positives * (np.cumsum(mined) - mined / 2)).sum() / (positives.sum() * mined.sum())
+        )
         if order < CLOSE_ORDER:
-            numbers.append(f"a positive outscores a mined negative in {order:.0%} of all comparisons")
+            numbers.append(
+                f"a positive outscores a mined negative in {order:.0%} of all comparisons"
+            )
     hidden = one.get("hidden positives", {"hidden": 0})
     if hidden["hidden"]:
         limits = share(min(hidden["admitted"], hidden["hidden"]), hidden["hidden"])
@@ -206,7 +235,9 @@ def _close(facts: Facts, name: str, one: Mapping[str, Any]) -> Iterator[Finding]
             )
     if not numbers:
         return
-    ratio, first = (facts.setting(f"mining.{setting}") for setting in ("positive_ratio", "rank_from"))
+    ratio, first = (
+        facts.setting(f"mining.{setting}") for setting in ("positive_ratio", "rank_from")
+    )
     yield Finding(
         "negatives_close",
         f"The mined negatives of '{name}' are too close: many may be answers that nobody labelled.",

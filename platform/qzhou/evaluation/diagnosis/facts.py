@@ -16,7 +16,9 @@ from qzhou.run.run import Run
 
 COMPARISON = "evaluate/comparison.json"
 METRICS = "train/{stage}/metrics.jsonl"
-MINING, SYNTHESIS, TRANSFORM = (f"{stage}/report.json" for stage in ("mine", "synthesize", "transform"))
+MINING, SYNTHESIS, TRANSFORM = (
+    f"{stage}/report.json" for stage in ("mine", "synthesize", "transform")
+)
 STAGES = ("stage1", "stage2")
 
 Step = Mapping[str, Any]
@@ -64,7 +66,10 @@ class Facts:
         found = _json(run.folder, COMPARISON)
         comparison: Mapping[str, Any] = found if isinstance(found, Mapping) else {"rows": found}
         known = {one.name for one in dataclasses.fields(Row)}
-        rows = [{name: value for name, value in row.items() if name in known} for row in comparison.get("rows", [])]
+        rows = [
+            {name: value for name, value in row.items() if name in known}
+            for row in comparison.get("rows", [])
+        ]
         return cls(
             settings=run.recipe.model_dump(mode="json"),
             rows=[Row(**row) for row in rows],
@@ -102,7 +107,11 @@ class Facts:
             if row.model != model or row.type not in types or (row.task, against) not in score:
                 continue
             before, one = score[row.task, against], known.get((row.task, model, against))
-            apart = Interval(one.difference, one.low, one.high) if one else widest(row.score - before, row.n)
+            apart = (
+                Interval(one.difference, one.low, one.high)
+                if one
+                else widest(row.score - before, row.n)
+            )
             found.append(Compared(row.task, row.metric, before, row.score, apart))
         return found
 

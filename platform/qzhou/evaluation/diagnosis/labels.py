@@ -23,7 +23,9 @@ FIRST_STEPS = 8
 
 def labels_inverted(facts: Facts) -> Looked:
     """Pairs with higher scores have lower cosines: held out, or in the first steps of training."""
-    rows = [row for row in facts.rows if row.type == "STS" and row.model in (BACKBONE, STAGE1, STAGE2)]
+    rows = [
+        row for row in facts.rows if row.type == "STS" and row.model in (BACKBONE, STAGE1, STAGE2)
+    ]
     trained = {
         (stage, name): some
         for stage in STAGES
@@ -64,7 +66,10 @@ def _disagreement(stage: str, steps: list[Step]) -> Iterator[str]:
     Its error is at least that of Mann and Whitney's U where there is no relation: sqrt(1 / 3n) for two halves of n
     pairs. Where one score is rare it is larger, which shows in how far the steps lie apart.
     """
-    pairs, agreements = sum(step["rows"] for step in steps), [step["order_agreement"] for step in steps]
+    pairs, agreements = (
+        sum(step["rows"] for step in steps),
+        [step["order_agreement"] for step in steps],
+    )
     agreement = fmean(agreements, weights=[step["rows"] for step in steps])
     apart = (found := mean(agreements)).high - found.value if len(steps) > 1 else 0.0
     high = agreement + max(Z * math.sqrt(1 / (3 * pairs)), apart)

@@ -29,7 +29,9 @@ def retrieval_fell(facts: Facts) -> Looked:
         return f"{COMPARISON} has no retrieval task of both stages"
     if not (how := _fallen(compared)):
         return []
-    eta, rate = (facts.setting(f"training.stage2.{name}") for name in ("retrieval_share", "learning_rate"))
+    eta, rate = (
+        facts.setting(f"training.stage2.{name}") for name in ("retrieval_share", "learning_rate")
+    )
     only = facts.value("training.stage2.retrieval_share") >= 1.0
     return [
         Finding(
@@ -64,7 +66,9 @@ def classification_poor(facts: Facts) -> Looked:
 
 def below_backbone(facts: Facts) -> Looked:
     """After all training, retrieval or pairs are surely worse than with the untouched backbone."""
-    compared = {kind: facts.compared(STAGE2, BACKBONE, types) for kind, types in JUDGED_BY_COSINE.items()}
+    compared = {
+        kind: facts.compared(STAGE2, BACKBONE, types) for kind, types in JUDGED_BY_COSINE.items()
+    }
     if not any(compared.values()):
         return f"{COMPARISON} has no retrieval task and no task of pairs of backbone and stage 2"
     return [found for kind, tasks in compared.items() for found in _below(facts, kind, tasks)]
@@ -74,14 +78,21 @@ def _below(facts: Facts, kind: str, compared: Sequence[Compared]) -> Iterator[Fi
     if not (how := _fallen(compared)):
         return
     early = _fallen(facts.compared(STAGE1, BACKBONE, JUDGED_BY_COSINE[kind]))
-    names = ("loss.false_negative_margin", "stage1.learning_rate", "stage2.learning_rate", "stage2.retrieval_share")
+    names = (
+        "loss.false_negative_margin",
+        "stage1.learning_rate",
+        "stage2.learning_rate",
+        "stage2.retrieval_share",
+    )
     margin, first, second, eta = (facts.setting(f"training.{name}") for name in names)
     lost_in_2 = f"lower {second}" if kind == "retrieval" else f"lower {second}, or lower {eta}"
     yield Finding(
         "below_backbone",
         f"Training made {kind} worse than it is with the untouched backbone {how[0]}.",
         f"{COMPARISON}, backbone -> stage2: {how[1]}",
-        f"stage 1 lost it: lower {first}, or set {margin} to 0.1 or less" if early else f"stage 2 lost it: {lost_in_2}",
+        f"stage 1 lost it: lower {first}, or set {margin} to 0.1 or less"
+        if early
+        else f"stage 2 lost it: {lost_in_2}",
     )
 
 
@@ -92,14 +103,23 @@ def _fallen(compared: Sequence[Compared]) -> tuple[str, str] | None:
     """
     if not compared:
         return None
-    falls = sorted((one for one in compared if widened(one.apart, len(compared)).high < 0), key=lambda c: c.apart.value)
+    falls = sorted(
+        (one for one in compared if widened(one.apart, len(compared)).high < 0),
+        key=lambda c: c.apart.value,
+    )
     mean = mean_of([one.apart for one in compared])
     if not falls and mean.high >= 0:
         return None
     numbers = [str(one) for one in falls]
     if len(compared) > 1:
-        numbers.append(f"mean of {len(compared)} tasks {mean.value:+.4f} (95 %: {mean.low:+.4f} to {mean.high:+.4f})")
-    where = f"on {len(falls)} of {len(compared)} tasks" if falls else f"over {len(compared)} tasks together"
+        numbers.append(
+            f"mean of {len(compared)} tasks {mean.value:+.4f} (95 %: {mean.low:+.4f} to {mean.high:+.4f})"
+        )
+    where = (
+        f"on {len(falls)} of {len(compared)} tasks"
+        if falls
+        else f"over {len(compared)} tasks together"
+    )
     return f"{where}, beyond chance", shown(numbers)
 
 
@@ -114,7 +134,10 @@ def collapsed(facts: Facts) -> Looked:
 def _collapse(facts: Facts, model: str) -> Iterator[Finding]:
     found = facts.health[model]
     most = min(found["dimensions"], found["texts"])
-    near, narrow = found["mean_cosine"] > COLLAPSED_COSINE, found["effective_rank"] < COLLAPSED_RANK * most
+    near, narrow = (
+        found["mean_cosine"] > COLLAPSED_COSINE,
+        found["effective_rank"] < COLLAPSED_RANK * most,
+    )
     broken = found.get("not_numbers", 0)
     if not (near or narrow or broken):
         return
@@ -128,7 +151,10 @@ def _collapse(facts: Facts, model: str) -> Iterator[Finding]:
         for name in (BACKBONE, model)
         if (one := facts.health.get(name))
     ]
-    rate, spread = facts.setting(f"training.{model}.learning_rate"), facts.setting("training.loss.spread_out")
+    rate, spread = (
+        facts.setting(f"training.{model}.learning_rate"),
+        facts.setting("training.loss.spread_out"),
+    )
     yield Finding(
         "collapsed",
         f"The embeddings of {model} have collapsed: {how}.",

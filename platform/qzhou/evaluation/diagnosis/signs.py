@@ -15,7 +15,12 @@ from qzhou.evaluation.diagnosis.data import (
 from qzhou.evaluation.diagnosis.facts import Facts
 from qzhou.evaluation.diagnosis.finding import Finding, Looked, Unchecked
 from qzhou.evaluation.diagnosis.labels import labels_inverted
-from qzhou.evaluation.diagnosis.scores import below_backbone, classification_poor, collapsed, retrieval_fell
+from qzhou.evaluation.diagnosis.scores import (
+    below_backbone,
+    classification_poor,
+    collapsed,
+    retrieval_fell,
+)
 from qzhou.evaluation.diagnosis.steps import cosent_unstable, false_negatives_many, loss_flat
 
 # What makes scores worthless comes first.
@@ -40,12 +45,18 @@ LOOKS: Mapping[str, Callable[[Facts], Looked]] = {
 
 def diagnose(facts: Facts) -> list[Finding]:
     """The signs of trouble that a run shows, the gravest kinds first."""
-    return [one for look in LOOKS.values() if not isinstance(found := look(facts), str) for one in found]
+    return [
+        one for look in LOOKS.values() if not isinstance(found := look(facts), str) for one in found
+    ]
 
 
 def unchecked(facts: Facts) -> list[Unchecked]:
     """The signs that could not be looked for, because of what a run did not leave."""
-    return [Unchecked(sign, found) for sign, look in LOOKS.items() if isinstance(found := look(facts), str)]
+    return [
+        Unchecked(sign, found)
+        for sign, look in LOOKS.items()
+        if isinstance(found := look(facts), str)
+    ]
 
 
 def content(facts: Facts) -> dict[str, Any]:
@@ -61,10 +72,18 @@ def lines(found: Mapping[str, Any]) -> str:
     findings, rest = found["findings"], found["unchecked"]
     signs = {one["sign"] for one in findings}
     looked = len(LOOKS) - len(rest)
-    said = [f"Diagnosis: {len(signs)} of {looked} signs of trouble {'is' if len(signs) == 1 else 'are'} there"]
+    said = [
+        f"Diagnosis: {len(signs)} of {looked} signs of trouble {'is' if len(signs) == 1 else 'are'} there"
+    ]
     for one in findings:
-        said += [f"  {one['sign']}: {one['says']}", f"      {one['evidence']}", f"      -> {one['setting']}"]
+        said += [
+            f"  {one['sign']}: {one['says']}",
+            f"      {one['evidence']}",
+            f"      -> {one['setting']}",
+        ]
     reasons = dict.fromkeys(one["why"] for one in rest)
     for why in reasons:
-        said.append(f"  not looked for: {', '.join(one['sign'] for one in rest if one['why'] == why)} ({why})")
+        said.append(
+            f"  not looked for: {', '.join(one['sign'] for one in rest if one['why'] == why)} ({why})"
+        )
     return "\n".join(said)

@@ -42,11 +42,14 @@ def loss_flat(facts: Facts) -> Looked:
     for stage in STAGES:
         for task in TYPES:
             relative = _relative_losses(facts, stage, task)
-            if (stage, task) == (STAGE2, "retrieval") or len(relative) < FEWEST_STEPS:  # stage 1 has learned it
+            # stage 1 has learned it
+            if (stage, task) == (STAGE2, "retrieval") or len(relative) < FEWEST_STEPS:
                 continue
             long_enough = True
             found += _flat(facts, stage, task, relative)
-    return found if long_enough else f"no task has {FEWEST_STEPS} steps in which its loss could fall"
+    return (
+        found if long_enough else f"no task has {FEWEST_STEPS} steps in which its loss could fall"
+    )
 
 
 def _relative_losses(facts: Facts, stage: str, task: str) -> list[tuple[int, float]]:
@@ -59,14 +62,19 @@ def _relative_losses(facts: Facts, stage: str, task: str) -> list[tuple[int, flo
     return sorted(found)
 
 
-def _flat(facts: Facts, stage: str, task: str, relative: Sequence[tuple[int, float]]) -> Iterator[Finding]:
+def _flat(
+    facts: Facts, stage: str, task: str, relative: Sequence[tuple[int, float]]
+) -> Iterator[Finding]:
     quarter = len(relative) // 4
     first, last = ([loss for _, loss in part] for part in (relative[:quarter], relative[-quarter:]))
     fell, level = fall(first, last), fmean(first)
     gains = [one.apart for one in facts.compared(stage, BEFORE[stage], TYPES[task])]
     learned = any(widened(gain, len(gains)).low > 0 and gain.high >= FLAT_GAIN for gain in gains)
-    idle = fell.high < FLAT_FALL * level or bool(gains and max(gain.high for gain in gains) < FLAT_GAIN)
-    unstable = task == "pair" and isinstance(found := cosent_unstable(facts), list) and found  # a sign of its own
+    idle = fell.high < FLAT_FALL * level or bool(
+        gains and max(gain.high for gain in gains) < FLAT_GAIN
+    )
+    # a sign of its own
+    unstable = task == "pair" and isinstance(found := cosent_unstable(facts), list) and found
     if fell.low > 0 or fell.value >= FLAT_FALL * level or learned or not idle or unstable:
         return
     rate, heat = (
@@ -98,11 +106,15 @@ def cosent_unstable(facts: Facts) -> Looked:
     if not series:
         return f"no dataset of pairs has {COSENT_STEPS} steps"
     return [
-        found for (stage, name), steps in series.items() for found in _unstable(facts, stage, name, steps, len(series))
+        found
+        for (stage, name), steps in series.items()
+        for found in _unstable(facts, stage, name, steps, len(series))
     ]
 
 
-def _unstable(facts: Facts, stage: str, name: str, steps: Sequence[Step], looks: int) -> Iterator[Finding]:
+def _unstable(
+    facts: Facts, stage: str, name: str, steps: Sequence[Step], looks: int
+) -> Iterator[Finding]:
     losses = [step["loss"] for step in steps]
     half = len(losses) // 2
     before, after = losses[:half], losses[half:]
@@ -114,7 +126,10 @@ def _unstable(facts: Facts, stage: str, name: str, steps: Sequence[Step], looks:
     if not (rises or swings):
         return
     how = " and ".join(["rises"] * rises + ["swings by more than half of its level"] * swings)
-    batch, rate = (facts.setting(f"training.{stage}.{setting}") for setting in ("cosent_batch_size", "learning_rate"))
+    batch, rate = (
+        facts.setting(f"training.{stage}.{setting}")
+        for setting in ("cosent_batch_size", "learning_rate")
+    )
     yield Finding(
         "cosent_unstable",
         f"The CoSENT loss of '{name}' is unstable in {stage}: it {how}.",
@@ -136,7 +151,9 @@ def false_negatives_many(facts: Facts) -> Looked:
         limits = mean(shares)
         if limits.low <= (MASKED_BY_MARGIN if task == "retrieval" else MASKED_BY_LABEL):
             continue
-        what = "documents may be answers" if task == "retrieval" else "texts have a text's own label"
+        what = (
+            "documents may be answers" if task == "retrieval" else "texts have a text's own label"
+        )
         found.append(
             Finding(
                 "false_negatives_many",
@@ -155,7 +172,11 @@ def _last_shares(facts: Facts) -> Mapping[tuple[str, str, str], list[float]]:
     for stage in STAGES:
         for task in ("retrieval", "classification"):
             for name, steps in facts.by_dataset(stage, task).items():
-                shares = [step["masked_share"] for step in steps[len(steps) // 2 :] if "masked_share" in step]
+                shares = [
+                    step["masked_share"]
+                    for step in steps[len(steps) // 2 :]
+                    if "masked_share" in step
+                ]
                 if len(shares) > 1:
                     found[task, name] = stage, shares
     return {(stage, *key): shares for key, (stage, shares) in found.items()}
@@ -166,7 +187,8 @@ def _remedy(facts: Facts, task: str, name: str) -> str:
     if task == "classification":
         negatives = facts.setting("training.negatives_per_query")
         return (
-            f"raise {negatives}, all of other classes, or name a column of finer labels in datasets.columns of '{name}'"
+            f"raise {negatives}, all of other classes, or name a column of finer labels in datasets.columns of "
+            f"'{name}'"
         )
     if facts.value(margin) is None:
         return f"set datasets.rule of '{name}' to 'labeled': it has few documents, and they are rather labels"

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qzhou.evaluation.report.blocks import Block, Figures, Folded, Heading, Panels, Section, Text, missing
+from qzhou.evaluation.report.blocks import (
+    Block,
+    Figures,
+    Folded,
+    Heading,
+    Panels,
+    Section,
+    Text,
+    missing,
+)
 from qzhou.evaluation.report.files import Content, Found
 from qzhou.evaluation.report.plots import Plot, histograms
-from qzhou.evaluation.report.tables import Column, Table, Value, count, counts, percent, score, share
+from qzhou.evaluation.report.tables import (
+    Column,
+    Table,
+    Value,
+    count,
+    counts,
+    percent,
+    score,
+    share,
+)
 
 SCORES = {
     "rewrite": ("rewrite and original", "#4c86d8"),
@@ -15,7 +33,10 @@ SCORES = {
     "negative": ("query and negative", "#c44e52"),
     "margin": ("positive minus negative", "#e08e0b"),
 }
-LIMITS = {"rewrite": ("min_rewrite_cosine", "max_rewrite_cosine"), "positive": ("min_positive_score",)}
+LIMITS = {
+    "rewrite": ("min_rewrite_cosine", "max_rewrite_cosine"),
+    "positive": ("min_positive_score",),
+}
 SPENT = ("requests", "answered", "refused", "reused", "prompt_tokens", "completion_tokens")
 
 
@@ -29,7 +50,11 @@ def _blocks(found: Found) -> Iterator[Block]:
     total = found.ledger.get("total") or found.synthesis.get("cost")
     if not total:
         nothing = "synthesize" in found.manifests
-        yield Text("Nothing: the recipe has no synthesis.") if nothing else missing("synthesize/ledger.json")
+        yield (
+            Text("Nothing: the recipe has no synthesis.")
+            if nothing
+            else missing("synthesize/ledger.json")
+        )
         return
     if not total["requests"]:
         yield Text("Nothing was asked for.")
@@ -70,7 +95,10 @@ def _figures(found: Found, total: Content, techniques: Content) -> Figures:
     if techniques:
         figures += [
             ("records kept", count(sum(one["made"] for one in techniques.values()))),
-            ("answers refused", count(sum(sum(one["dropped"].values()) for one in techniques.values()))),
+            (
+                "answers refused",
+                count(sum(sum(one["dropped"].values()) for one in techniques.values())),
+            ),
         ]
     tokens = total["prompt_tokens"] + total["completion_tokens"] + total.get("reused_tokens", 0)
     cost = total["cost"] + total.get("reused_cost", 0.0)
@@ -92,37 +120,76 @@ def _ledger(ledger: Content) -> Table:
 
 
 def _kept(techniques: Content) -> Table:
-    columns = [Column("technique"), Column("kept", count), Column("refused", count), Column("% kept", percent)]
+    columns = [
+        Column("technique"),
+        Column("kept", count),
+        Column("refused", count),
+        Column("% kept", percent),
+    ]
     rows: list[list[Value]] = []
     for name, one in techniques.items():
         refused = sum(one["dropped"].values())
-        rows.append([name, one["made"], refused, share(one["made"], one["made"] + refused), counts(one["dropped"])])
+        rows.append(
+            [
+                name,
+                one["made"],
+                refused,
+                share(one["made"], one["made"] + refused),
+                counts(one["dropped"]),
+            ]
+        )
     return Table("Answers kept and refused", [*columns, Column("why refused", style="prose")], rows)
 
 
 def _scores(name: str, scores: Content, report: Content) -> Plot:
     gates = report.get("gates", {})
     limits = {
-        gates[limit]: SCORES[key][1] for key in scores for limit in LIMITS.get(key, ()) if gates.get(limit) is not None
+        gates[limit]: SCORES[key][1]
+        for key in scores
+        for limit in LIMITS.get(key, ())
+        if gates.get(limit) is not None
     }
-    found = {label: (colour, scores[key]) for key, (label, colour) in SCORES.items() if key in scores}
-    return histograms(name, report["score_edges"], found, x="cosine", y="% of records", limits=limits)
+    found = {
+        label: (colour, scores[key]) for key, (label, colour) in SCORES.items() if key in scores
+    }
+    return histograms(
+        name, report["score_edges"], found, x="cosine", y="% of records", limits=limits
+    )
 
 
 def _samples(name: str, technique: Content) -> Iterator[Block]:
     samples, refused = technique.get("samples", []), technique.get("examples", {})
     if samples:
-        columns = [Column("dataset"), Column("original", style="prose"), Column("written", style="prose")]
+        columns = [
+            Column("dataset"),
+            Column("original", style="prose"),
+            Column("written", style="prose"),
+        ]
         rows = [
-            [one["dataset"], _fields(one["original"]), _fields(one["written"]), _fields(one["scores"]), one["model"]]
+            [
+                one["dataset"],
+                _fields(one["original"]),
+                _fields(one["written"]),
+                _fields(one["scores"]),
+                one["model"],
+            ]
             for one in samples
         ]
         table = Table(f"Samples of {name}", [*columns, Column("scores"), Column("model")], rows)
         yield Folded(f"{name}: {len(samples)} to read", [table])
-    shown = [[reason, one["detail"], one["record"]] for reason, some in refused.items() for one in some]
+    shown = [
+        [reason, one["detail"], one["record"]] for reason, some in refused.items() for one in some
+    ]
     if shown:
-        columns = [Column("reason"), Column("detail", style="prose"), Column("request and answer", style="prose")]
-        yield Folded(f"{name}: {len(shown)} refused ones", [Table(f"Refused answers of {name}", columns, shown)])
+        columns = [
+            Column("reason"),
+            Column("detail", style="prose"),
+            Column("request and answer", style="prose"),
+        ]
+        yield Folded(
+            f"{name}: {len(shown)} refused ones",
+            [Table(f"Refused answers of {name}", columns, shown)],
+        )
 
 
 def _fields(texts: Content) -> str:

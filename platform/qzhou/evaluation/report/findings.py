@@ -35,4 +35,6 @@ def _blocks(found: Found) -> Iterator[Block]:
     if unchecked:
         yield Heading("Not looked for")
         rows = [[one["sign"], one["why"]] for one in unchecked]
-        yield Table("Signs that were not looked for", [Column("sign"), Column("why", style="prose")], rows)
+        yield Table(
+            "Signs that were not looked for", [Column("sign"), Column("why", style="prose")], rows
+        )

@@ -7,7 +7,16 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from qzhou.evaluation.report.blocks import Block, Folded, Heading, Panels, Section, Source, Text, missing
+from qzhou.evaluation.report.blocks import (
+    Block,
+    Folded,
+    Heading,
+    Panels,
+    Section,
+    Source,
+    Text,
+    missing,
+)
 from qzhou.evaluation.report.files import STAGES, Content, Found
 from qzhou.evaluation.report.plots import Bar, Plot, bars
 from qzhou.evaluation.report.tables import Column, Table, Value, tenths
@@ -46,7 +55,12 @@ def _times(manifests: Content) -> Plot:
 
 
 def _lineage(manifests: Content) -> Table:
-    columns = [Column("stage"), Column("wall time, s", tenths), Column("made", style="prose"), Column("finished")]
+    columns = [
+        Column("stage"),
+        Column("wall time, s", tenths),
+        Column("made", style="prose"),
+        Column("finished"),
+    ]
     columns += [Column(title, style="code") for title in ("fingerprint", "inputs", "code version")]
     rows: list[list[Value]] = [
         [

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qzhou.evaluation.report.blocks import Block, Figures, Folded, Heading, Panels, Section, Text, missing
+from qzhou.evaluation.report.blocks import (
+    Block,
+    Figures,
+    Folded,
+    Heading,
+    Panels,
+    Section,
+    Text,
+    missing,
+)
 from qzhou.evaluation.report.files import Content, Found
 from qzhou.evaluation.report.plots import COLOURS, Bar, Plot, bars, histograms
 from qzhou.evaluation.report.tables import Column, Table, Value, count, percent, score, share
@@ -23,19 +32,31 @@ def _blocks(report: Content) -> Iterator[Block]:
     if not report:
         yield missing("mine/report.json")
         return
-    totals = {origin: sum(one["negatives"].get(origin, 0) for one in report.values()) for origin in ORIGINS}
+    totals = {
+        origin: sum(one["negatives"].get(origin, 0) for one in report.values())
+        for origin in ORIGINS
+    }
     queries = sum(one["queries"] for one in report.values())
-    yield Figures([("queries", count(queries)), *((f"negatives, {name}", count(n)) for name, n in totals.items())])
+    yield Figures(
+        [
+            ("queries", count(queries)),
+            *((f"negatives, {name}", count(n)) for name, n in totals.items()),
+        ]
+    )
     yield _datasets(report)
     yield Text(
         "Hidden positives: each known positive is hidden in turn where a query has several, and the share that would "
         "then pass as a negative is what the criteria let in. Recall is that of an approximate index against exact "
         "search."
     )
-    scored = {name: one for name, one in report.items() if one.get("scores") and "score_edges" in one}
+    scored = {
+        name: one for name, one in report.items() if one.get("scores") and "score_edges" in one
+    }
     if scored:
         yield Heading("Scores of positives and negatives")
-        yield Text("Of the teacher, to the query. Negatives that lie among the positives are too close to them.")
+        yield Text(
+            "Of the teacher, to the query. Negatives that lie among the positives are too close to them."
+        )
         yield Panels([_scores(name, one) for name, one in scored.items()])
     yield Heading("Negatives a query")
     yield Panels([_sizes(report)])
@@ -47,7 +68,11 @@ def _blocks(report: Content) -> Iterator[Block]:
 
 
 def _datasets(report: Content) -> Table:
-    columns = [Column("dataset"), Column("queries", count), *(Column(origin, count) for origin in ORIGINS)]
+    columns = [
+        Column("dataset"),
+        Column("queries", count),
+        *(Column(origin, count) for origin in ORIGINS),
+    ]
     columns += [Column("mean positive score", score), Column("mean mined score", score)]
     columns += [Column("% hidden positives admitted", percent), Column("hidden positives", count)]
     columns += [Column("pairs dropped as inconsistent", count), Column("recall", score)]
@@ -74,10 +99,16 @@ def _sizes(report: Content) -> Plot:
     """How many queries have no negative, one, two, ..."""
     sizes = sorted({int(size) for one in report.values() for size in one[SIZES]})
     shown = [
-        Bar(str(size), colour, [share(one[SIZES].get(str(size), 0), one["queries"]) for one in report.values()])
+        Bar(
+            str(size),
+            colour,
+            [share(one[SIZES].get(str(size), 0), one["queries"]) for one in report.values()],
+        )
         for size, colour in zip(sizes, COLOURS * (len(sizes) // len(COLOURS) + 1), strict=False)
     ]
-    return bars("queries by number of negatives", list(report), shown, x="% of queries", stacked=True)
+    return bars(
+        "queries by number of negatives", list(report), shown, x="% of queries", stacked=True
+    )
 
 
 def _refused(report: Content) -> Table:
@@ -92,11 +123,19 @@ def _refused(report: Content) -> Table:
 def _examples(name: str, examples: list[Content]) -> Iterator[Block]:
     if not examples:
         return
-    columns = [Column("query", style="prose"), Column("positive", style="prose"), Column("negatives", style="prose")]
-    rows: list[list[Value]] = [
-        [one["query"], one["positive"], "\n".join(map(_negative, one["negatives"]))] for one in examples
+    columns = [
+        Column("query", style="prose"),
+        Column("positive", style="prose"),
+        Column("negatives", style="prose"),
     ]
-    yield Folded(f"{name}: {len(examples)} queries", [Table(f"Queries of {name} with their negatives", columns, rows)])
+    rows: list[list[Value]] = [
+        [one["query"], one["positive"], "\n".join(map(_negative, one["negatives"]))]
+        for one in examples
+    ]
+    yield Folded(
+        f"{name}: {len(examples)} queries",
+        [Table(f"Queries of {name} with their negatives", columns, rows)],
+    )
 
 
 def _negative(found: Content) -> str:

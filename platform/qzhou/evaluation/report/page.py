@@ -26,7 +26,9 @@ def write_report(run: Run) -> None:
 
 def page(found: Found) -> str:
     """The whole page."""
-    environment = Environment(loader=FileSystemLoader(PLACE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(PLACE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.get_template("page.html.j2").render(
         name=found.name,
         backbone=found.recipe.get("model", {}).get("backbone", ""),
@@ -44,7 +46,10 @@ def _summary(found: Found) -> Iterator[tuple[str, str]]:
         kept = {name: one["kept"] for name, one in found.transform.get("datasets", {}).items()}
         yield "rows kept", count(sum(kept.values()))
     if found.mining:
-        yield "negatives", count(sum(sum(one["negatives"].values()) for one in found.mining.values()))
+        yield (
+            "negatives",
+            count(sum(sum(one["negatives"].values()) for one in found.mining.values())),
+        )
     if found.metrics:
         yield "training steps", count(sum(map(len, found.metrics.values())))
     gained = results.gains(found.comparison)
@@ -54,9 +59,18 @@ def _summary(found: Found) -> Iterator[tuple[str, str]]:
             "worse": sum(one.high < 0 for one in gained),
             "unsure": sum(not one.sure for one in gained),
         }
-        yield "tasks, stage2 against backbone", counts({name: number for name, number in sure.items() if number})
+        yield (
+            "tasks, stage2 against backbone",
+            counts({name: number for name, number in sure.items() if number}),
+        )
     if found.diagnosis is not None:
-        yield "signs of trouble", count(len({one["sign"] for one in found.diagnosis.get("findings", [])}))
+        yield (
+            "signs of trouble",
+            count(len({one["sign"] for one in found.diagnosis.get("findings", [])})),
+        )
     if found.manifests:
         seconds = sum(one["wall_s"] for one in found.manifests.values())
-        yield "wall time", f"{seconds / 60:,.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+        yield (
+            "wall time",
+            f"{seconds / 60:,.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h",
+        )

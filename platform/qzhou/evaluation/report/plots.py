@@ -11,7 +11,17 @@ from itertools import cycle, pairwise
 from textwrap import wrap
 from typing import Any
 
-COLOURS = ("#4c86d8", "#e08e0b", "#1f9d6b", "#c44e52", "#9a6fd0", "#17a2b8", "#a9744f", "#d66ba0", "#8a94a0")
+COLOURS = (
+    "#4c86d8",
+    "#e08e0b",
+    "#1f9d6b",
+    "#c44e52",
+    "#9a6fd0",
+    "#17a2b8",
+    "#a9744f",
+    "#d66ba0",
+    "#8a94a0",
+)
 DASHES = ("solid", "dash", "dot", "dashdot")  # after each round of colours
 MODELS = {"bm25": "#8a94a0", "backbone": "#4c86d8", "stage1": "#e08e0b", "stage2": "#1f9d6b"}
 FURTHER = ("#9a6fd0", "#c44e52", "#17a2b8", "#a9744f", "#d66ba0")  # models
@@ -83,7 +93,11 @@ def lines(
     """
     x, y = escape(x), escape(y)
     across = {"title": {"text": x}, **({"type": "log", "dtick": math.log10(4)} if log_x else {})}
-    up = {"title": {"text": y}, "rangemode": "tozero", **({"tickformat": y_format} if y_format else {})}
+    up = {
+        "title": {"text": y},
+        "rangemode": "tozero",
+        **({"tickformat": y_format} if y_format else {}),
+    }
     marks = [
         {"type": "line", "x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "paper"}
         | {"line": {"color": colour, "width": 1, "dash": "dot"}}
@@ -102,7 +116,12 @@ def _trace(line: Line, x: str, y: str) -> dict[str, Any]:
         "mode": "lines+markers" if marked else "lines",
         "x": [finite(one) for one, _ in line.points],
         "y": [finite(one) for _, one in line.points],
-        "line": {"color": line.colour, "width": 1.6, "dash": line.dash, "shape": "hvh" if line.steps else "linear"},
+        "line": {
+            "color": line.colour,
+            "width": 1.6,
+            "dash": line.dash,
+            "shape": "hvh" if line.steps else "linear",
+        },
         "marker": {"size": 4},
         "hovertemplate": f"{x} %{{x}}<br>{y} %{{y:.4~g}}<extra>{escape(line.name)}</extra>",
     }
@@ -146,11 +165,15 @@ class Bar:
     limits: Sequence[tuple[float, float] | None] = ()
 
 
-def bars(title: str, labels: Sequence[str], shown: Sequence[Bar], *, x: str, stacked: bool = False) -> Plot:
+def bars(
+    title: str, labels: Sequence[str], shown: Sequence[Bar], *, x: str, stacked: bool = False
+) -> Plot:
     """Bars from left to right, a group for each label, the first on top."""
     x = escape(x)
     broken = [_broken(label) for label in labels]
-    traces = [_bar_trace(bar, ["<br>".join(map(escape, parts)) for parts in broken], x) for bar in shown]
+    traces = [
+        _bar_trace(bar, ["<br>".join(map(escape, parts)) for parts in broken], x) for bar in shown
+    ]
     up = {"autorange": "reversed", "automargin": True, "type": "category", "tickfont": {"size": 11}}
     layout = {
         "barmode": "stack" if stacked else "group",
@@ -179,8 +202,12 @@ def _bar_trace(bar: Bar, labels: Sequence[str], x: str) -> dict[str, Any]:
         trace["error_x"] = {
             "type": "data",
             "symmetric": False,
-            "array": [limits[1] - one if one is not None and limits else 0 for one, limits in pairs],
-            "arrayminus": [one - limits[0] if one is not None and limits else 0 for one, limits in pairs],
+            "array": [
+                limits[1] - one if one is not None and limits else 0 for one, limits in pairs
+            ],
+            "arrayminus": [
+                one - limits[0] if one is not None and limits else 0 for one, limits in pairs
+            ],
             "thickness": 1.2,
             "width": 3,
         }

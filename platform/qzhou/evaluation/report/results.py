@@ -10,7 +10,16 @@ from qzhou.evaluation.report.blocks import Block, Heading, Panels, Section, Text
 from qzhou.evaluation.report.files import Content, Found
 from qzhou.evaluation.report.findings import outdated
 from qzhou.evaluation.report.plots import Bar, Plot, bars, colour_of_models
-from qzhou.evaluation.report.tables import Column, Table, Value, count, percent, score, signed, tenths
+from qzhou.evaluation.report.tables import (
+    Column,
+    Table,
+    Value,
+    count,
+    percent,
+    score,
+    signed,
+    tenths,
+)
 
 SURE = {True: "yes", False: "no"}
 
@@ -22,7 +31,9 @@ def section(found: Found) -> Section:
 
 def gains(comparison: Content) -> list[Difference]:
     """By how much stage 2 is ahead of the untouched backbone on each task."""
-    return [one for one in _differences(comparison) if (one.model, one.against) == (STAGE2, BACKBONE)]
+    return [
+        one for one in _differences(comparison) if (one.model, one.against) == (STAGE2, BACKBONE)
+    ]
 
 
 def _differences(comparison: Content) -> list[Difference]:
@@ -32,7 +43,11 @@ def _differences(comparison: Content) -> list[Difference]:
 def _blocks(comparison: Content) -> Iterator[Block]:
     rows = [Row(**row) for row in comparison.get("rows", [])]
     if not rows:
-        yield missing("evaluate/comparison.json") if not comparison else Text("No task could be judged.")
+        yield (
+            missing("evaluate/comparison.json")
+            if not comparison
+            else Text("No task could be judged.")
+        )
         yield from _not_judged(comparison.get("not_judged", {}))
         return
     yield Text(
@@ -54,7 +69,10 @@ def _blocks(comparison: Content) -> Iterator[Block]:
 def _scores(kind: str, rows: Sequence[Row]) -> Plot:
     """Bars by task and model, with what is known of their intervals."""
     found = {(row.task, row.model): row for row in rows}
-    tasks, metrics = dict.fromkeys(row.task for row in rows), dict.fromkeys(row.metric for row in rows)
+    tasks, metrics = (
+        dict.fromkeys(row.task for row in rows),
+        dict.fromkeys(row.metric for row in rows),
+    )
     shown = []
     for model, colour in colour_of_models(models_of(rows)).items():
         own = [found.get((task, model)) for task in tasks]
@@ -68,7 +86,11 @@ def _comparison(rows: Sequence[Row], gained: Sequence[Difference]) -> Table:
     models, gain = models_of(rows), {one.task: one for one in gained}
     columns = [Column("task"), Column("type"), Column("metric"), Column("n", count), Column("seen")]
     columns += [Column(model, score) for model in models]
-    columns += [Column("stage2 − backbone", signed), Column("95 % from", signed), Column("to", signed)]
+    columns += [
+        Column("stage2 − backbone", signed),
+        Column("95 % from", signed),
+        Column("to", signed),
+    ]
     lines: list[list[Value]] = []
     for task in dict.fromkeys(row.task for row in rows):
         own = {row.model: row for row in rows if row.task == task}
@@ -89,20 +111,29 @@ def _all_differences(found: Sequence[Difference]) -> Iterator[Block]:
     if not found:
         return
     yield Heading("Differences")
-    yield Text("Paired bootstrap over the same items. A difference is sure where its interval leaves out zero.")
+    yield Text(
+        "Paired bootstrap over the same items. A difference is sure where its interval leaves out zero."
+    )
     columns = [Column("task"), Column("model"), Column("against"), Column("difference", signed)]
     columns += [Column("95 % from", signed), Column("to", signed), Column("sure")]
     rows: list[list[Value]] = [
-        [one.task, one.model, one.against, one.difference, one.low, one.high, SURE[one.sure]] for one in found
+        [one.task, one.model, one.against, one.difference, one.low, one.high, SURE[one.sure]]
+        for one in found
     ]
     yield Table("Differences between models", columns, rows)
 
 
 def _benchmark(found: Content) -> Iterator[Block]:
     whole = found["judged"] == found["tasks"]
-    yield Heading(found["benchmark"] if whole else f"{found['benchmark']}: {found['judged']} of {found['tasks']} tasks")
+    yield Heading(
+        found["benchmark"]
+        if whole
+        else f"{found['benchmark']}: {found['judged']} of {found['tasks']} tasks"
+    )
     if not whole:
-        yield Text("Means over some of its tasks cannot be compared with published ones, so these are left out.")
+        yield Text(
+            "Means over some of its tasks cannot be compared with published ones, so these are left out."
+        )
     columns = [Column("model"), Column("from"), *(Column(kind, percent) for kind in found["types"])]
     columns += [Column("mean (task)", percent), Column("mean (type)", percent)]
     rows: list[list[Value]] = [
@@ -120,9 +151,14 @@ def _published(found: Sequence[Content]) -> Iterator[Block]:
         return
     yield Heading("Beside published scores")
     models = list(dict.fromkeys(model for one in found for model in one["published"]))
-    columns = [Column("task"), Column("type"), *(Column(model, percent) for model in (STAGE2, *models))]
+    columns = [
+        Column("task"),
+        Column("type"),
+        *(Column(model, percent) for model in (STAGE2, *models)),
+    ]
     rows: list[list[Value]] = [
-        [one["task"], one["type"], one[STAGE2], *(one["published"].get(model) for model in models)] for one in found
+        [one["task"], one["type"], one[STAGE2], *(one["published"].get(model) for model in models)]
+        for one in found
     ]
     yield Table("Scores on tasks of mteb, in percent", columns, rows)
 
@@ -131,7 +167,12 @@ def _seen(found: Sequence[Content]) -> Iterator[Block]:
     if not found:
         return
     yield Heading("Seen and unseen tasks")
-    columns = [Column("model"), Column("seen"), Column("tasks", count), Column("mean score, %", percent)]
+    columns = [
+        Column("model"),
+        Column("seen"),
+        Column("tasks", count),
+        Column("mean score, %", percent),
+    ]
     rows = [[one["model"], SURE[bool(one["seen"])], one["tasks"], one["mean"]] for one in found]
     yield Table("Mean scores of seen and unseen tasks", columns, rows)
 
@@ -146,12 +187,20 @@ def _health(found: Content) -> Iterator[Block]:
     )
     columns = [Column("model"), Column("mean cosine", score), Column("effective rank", tenths)]
     names = ("mean_cosine", "effective_rank", "dimensions", "texts")
-    rows: list[list[Value]] = [[model, *(one.get(name) for name in names)] for model, one in found.items()]
-    yield Table("Spread of embeddings", [*columns, Column("dimensions", count), Column("texts", count)], rows)
+    rows: list[list[Value]] = [
+        [model, *(one.get(name) for name in names)] for model, one in found.items()
+    ]
+    yield Table(
+        "Spread of embeddings",
+        [*columns, Column("dimensions", count), Column("texts", count)],
+        rows,
+    )
 
 
 def _not_judged(found: Content) -> Iterator[Block]:
     if found:
         yield Heading("Not judged")
         rows = [[task, why] for task, why in found.items()]
-        yield Table("Tasks that were not judged", [Column("task"), Column("why", style="prose")], rows)
+        yield Table(
+            "Tasks that were not judged", [Column("task"), Column("why", style="prose")], rows
+        )

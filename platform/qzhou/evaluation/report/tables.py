@@ -62,7 +62,9 @@ class Table:
 
     def cells(self, row: Sequence[Value]) -> list[tuple[Column, Cell]]:
         """A row, each value beside its column."""
-        return [(column, column.cell(value)) for column, value in zip(self.columns, row, strict=True)]
+        return [
+            (column, column.cell(value)) for column, value in zip(self.columns, row, strict=True)
+        ]
 
 
 def count(value: float) -> str:

@@ -7,8 +7,26 @@ from statistics import fmean
 
 from qzhou.evaluation.report.blocks import Block, Heading, Panels, Section, Text, missing
 from qzhou.evaluation.report.files import TRAINED, Content, Found
-from qzhou.evaluation.report.plots import FEWEST, MODELS, POINTS, Line, Plot, coloured, lines, thinned
-from qzhou.evaluation.report.tables import Column, Table, Value, count, percent, scientific, score, tenths
+from qzhou.evaluation.report.plots import (
+    FEWEST,
+    MODELS,
+    POINTS,
+    Line,
+    Plot,
+    coloured,
+    lines,
+    thinned,
+)
+from qzhou.evaluation.report.tables import (
+    Column,
+    Table,
+    Value,
+    count,
+    percent,
+    scientific,
+    score,
+    tenths,
+)
 
 PACE = {
     "learning_rate": "learning rate",
@@ -30,23 +48,33 @@ def _blocks(metrics: Mapping[str, Steps]) -> Iterator[Block]:
     if not metrics:
         yield missing("train/stage1/metrics.jsonl")
         return
-    yield from (missing(f"train/{stage}/metrics.jsonl") for stage in TRAINED if stage not in metrics)
+    yield from (
+        missing(f"train/{stage}/metrics.jsonl") for stage in TRAINED if stage not in metrics
+    )
     yield _stages(metrics)
     yield Heading("Losses")
     yield Text(
         "Each task has a loss of its own kind and scale: compare a panel with itself, not with its neighbours. In long "
         "runs a point is the mean of neighbouring steps."
     )
-    tasks = [(stage, task) for stage, steps in metrics.items() for task in dict.fromkeys(one["task"] for one in steps)]
+    tasks = [
+        (stage, task)
+        for stage, steps in metrics.items()
+        for task in dict.fromkeys(one["task"] for one in steps)
+    ]
     yield Panels([_losses(stage, task, metrics[stage]) for stage, task in tasks])
-    watched = sorted({name for steps in metrics.values() for one in steps for name in one if VALIDATION in name})
+    watched = sorted(
+        {name for steps in metrics.values() for one in steps for name in one if VALIDATION in name}
+    )
     if watched:
         yield Heading("Validation")
         yield Text("Held-out queries among held-out documents, looked at while training.")
         titles = {name: name.removeprefix(VALIDATION) for name in watched}
         yield Panels([_curve(name, title, metrics) for name, title in titles.items()])
     yield Heading("Learning rate and throughput")
-    known = {name: title for name, title in PACE.items() if any(name in one for one in _all(metrics))}
+    known = {
+        name: title for name, title in PACE.items() if any(name in one for one in _all(metrics))
+    }
     yield Panels([_curve(name, title, metrics) for name, title in known.items()])
     yield Heading("By dataset")
     yield Text(
@@ -65,7 +93,12 @@ def _all(metrics: Mapping[str, Steps]) -> Iterator[Content]:
 
 
 def _stages(metrics: Mapping[str, Steps]) -> Table:
-    columns = [Column("stage"), Column("steps", count), Column("rows", count), Column("tokens", count)]
+    columns = [
+        Column("stage"),
+        Column("steps", count),
+        Column("rows", count),
+        Column("tokens", count),
+    ]
     columns += [Column("seconds", tenths), Column("tokens/s", count), Column("% padding", percent)]
     columns += [Column("% waiting for data", percent), Column("highest learning rate", scientific)]
     columns += [Column("memory, GB", tenths)]
@@ -87,7 +120,8 @@ def _losses(stage: str, task: str, steps: Steps) -> Plot:
     """A line for each dataset of a task."""
     own = [one for one in steps if one["task"] == task]
     names = dict.fromkeys(one.get("dataset", task) for one in own)
-    most = max(FEWEST, POINTS // len(names))  # of many lines fewer points, so that each can be followed
+    # of many lines fewer points, so that each can be followed
+    most = max(FEWEST, POINTS // len(names))
     shown = []
     for name, style in coloured(names):
         points = [(one["step"], one["loss"]) for one in own if one.get("dataset", task) == name]
@@ -98,21 +132,42 @@ def _losses(stage: str, task: str, steps: Steps) -> Plot:
 def _curve(name: str, title: str, metrics: Mapping[str, Steps]) -> Plot:
     """A line for each stage."""
     points = {
-        stage: thinned([(one["step"], one[name]) for one in steps if name in one]) for stage, steps in metrics.items()
+        stage: thinned([(one["step"], one[name]) for one in steps if name in one])
+        for stage, steps in metrics.items()
     }
     shown = [Line(stage, found, MODELS[stage]) for stage, found in points.items() if found]
     return lines(title, shown, x="step", y=title, y_format="~e" if name == "learning_rate" else "")
 
 
 def _datasets(metrics: Mapping[str, Steps]) -> Table:
-    columns = [Column("stage"), Column("task"), Column("dataset"), Column("steps", count), Column("rows", count)]
-    columns += [Column("first loss", score), Column("last loss", score), Column("positive cosine", score)]
-    columns += [Column("negative cosine", score), Column("% right", percent), Column("% masked", percent)]
+    columns = [
+        Column("stage"),
+        Column("task"),
+        Column("dataset"),
+        Column("steps", count),
+        Column("rows", count),
+    ]
+    columns += [
+        Column("first loss", score),
+        Column("last loss", score),
+        Column("positive cosine", score),
+    ]
+    columns += [
+        Column("negative cosine", score),
+        Column("% right", percent),
+        Column("% masked", percent),
+    ]
     columns += [Column("hardness", score), Column("order", score)]
     rows: list[list[Value]] = []
     for stage, steps in metrics.items():
-        for task, dataset in dict.fromkeys((one["task"], one.get("dataset", one["task"])) for one in steps):
-            own = [one for one in steps if (one["task"], one.get("dataset", one["task"])) == (task, dataset)]
+        for task, dataset in dict.fromkeys(
+            (one["task"], one.get("dataset", one["task"])) for one in steps
+        ):
+            own = [
+                one
+                for one in steps
+                if (one["task"], one.get("dataset", one["task"])) == (task, dataset)
+            ]
             tenth = -(-len(own) // TENTH)
             first, last = own[:tenth], own[-tenth:]
             rows.append(

@@ -27,7 +27,9 @@ def _blocks(report: Content) -> Iterator[Block]:
     if not datasets:
         yield missing("transform/report.json")
         return
-    totals = {name: sum(one[name] for one in datasets.values()) for name in ("read", "kept", "held_out")}
+    totals = {
+        name: sum(one[name] for one in datasets.values()) for name in ("read", "kept", "held_out")
+    }
     dropped = sum(sum(one["dropped"].values()) for one in datasets.values())
     yield Figures(
         [
@@ -39,14 +41,20 @@ def _blocks(report: Content) -> Iterator[Block]:
         ]
     )
     yield _datasets(datasets)
-    yield Text("Rows read = trained on + held out + beyond max_rows + dropped. Languages are those of a sample.")
+    yield Text(
+        "Rows read = trained on + held out + beyond max_rows + dropped. Languages are those of a sample."
+    )
     yield Heading("Lengths of the texts that are trained on")
-    yield Panels([_lengths(name, one["lengths"]) for name, one in datasets.items() if one.get("lengths")])
+    yield Panels(
+        [_lengths(name, one["lengths"]) for name, one in datasets.items() if one.get("lengths")]
+    )
     yield Heading("Dropped rows")
     rows = list(_dropped(datasets))
     if rows:
         yield Table("Dropped rows by dataset and reason", DROPPED, rows)
-        yield Text("A part of a row is one negative, one answer or one piece of evidence; the rest of the row is kept.")
+        yield Text(
+            "A part of a row is one negative, one answer or one piece of evidence; the rest of the row is kept."
+        )
     else:
         yield Text("None.")
     yield Heading("Overlap of training data with evaluation data")
@@ -69,7 +77,9 @@ def _datasets(datasets: Content) -> Table:
 
 def _languages(counts: Content) -> str:
     commonest = sorted(counts.items(), key=lambda one: -one[1])[:LANGUAGES]
-    return ", ".join(f"{code} {100 * number / sum(counts.values()):.0f} %" for code, number in commonest)
+    return ", ".join(
+        f"{code} {100 * number / sum(counts.values()):.0f} %" for code, number in commonest
+    )
 
 
 def _lengths(name: str, lengths: Content) -> Plot:
@@ -115,7 +125,12 @@ def _contamination(found: Content) -> Iterator[Block]:
         f"({found['ngram_chars']} characters of Chinese) in a row with one of its texts, or a shorter text as a "
         f"whole.{compared} A copy repeats most of a text. Action: {action}."
     )
-    columns = [Column("training data"), Column("evaluation task"), Column("examples", count), Column("%", percent)]
+    columns = [
+        Column("training data"),
+        Column("evaluation task"),
+        Column("examples", count),
+        Column("%", percent),
+    ]
     columns += [Column("copies", count), Column("copied queries", count)]
     rows = [
         [
