@@ -29,8 +29,8 @@ from rich.console import Console
 
 from bench.report import parsed, table, write
 from qzhou.config.recipe import load_recipe
-from qzhou.planning.command import planned
-from qzhou.planning.plan import START, Plan
+from qzhou.estimate.options import PlanOptions
+from qzhou.estimate.plan import START, Plan, plan_of
 from qzhou.run.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -172,7 +172,7 @@ def main() -> None:
         once, often = folder / "once", folder / "often"
         clock = run(small, once, asked.threads, say)
         recipe = load_recipe(large)
-        plan = planned(recipe, measured=str(once / recipe.run.name))
+        plan = plan_of(recipe, PlanOptions(measured=str(once / recipe.run.name)))
         stages = {one.name: one for one in plan.stages if one.name != START}
         before = walls(small, once, stages) | {"pipeline": clock}
         clock = run(large, often, asked.threads, say)

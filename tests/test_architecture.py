@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "qzhou"
-ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving", "planning")
+ROOMS = ("transform", "synthesis", "mining", "training", "evaluation", "serving", "estimate")
 LEVELS = {
-    "errors": 0, "data": 1, "telemetry": 2, "config": 2, "run": 2, "cluster": 3, "encoder": 3, "costs": 3,
+    "errors": 0, "data": 1, "telemetry": 2, "config": 2, "run": 2, "cluster": 3, "encoder": 3,
     **dict.fromkeys(ROOMS, 4), "experiments": 5, "cli": 5,
 }  # fmt: skip
 ONLY_IN = {
@@ -24,7 +24,7 @@ ONLY_IN = {
         *(
             f"platform/qzhou/{room}/pipeline.py"
             for room in (*ROOMS, "experiments")
-            if room != "planning"
+            if room != "estimate"
         ),
         "platform/qzhou/mining/encoding.py",
         "platform/qzhou/mining/searchers.py",
@@ -52,7 +52,7 @@ SLIM = (
     "run.models",
     "cli.job",
 )
-SLIM += ("cluster.resources", "training.estimate", "planning.command", "experiments.settings")
+SLIM += ("cluster.resources", "estimate.command", "synthesis.details", "experiments.settings")
 PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/pipeline.py"))]
 PYTHON = [
     path
@@ -137,7 +137,7 @@ def python(code: str, **environment: str) -> str:
 
 
 def test_the_recipe_loads_neither_torch_nor_ray():
-    """--dry-run and --estimate must answer at once."""
+    """--dry-run and plan must answer at once."""
     names = ", ".join(f"qzhou.{name}" for name in SLIM)
     heavy = "{'torch', 'ray', 'transformers', 'datasets', 'mteb'} & set(sys.modules)"
 

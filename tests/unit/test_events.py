@@ -13,8 +13,7 @@ from qzhou.telemetry.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = {  # files that print what somebody asked for, and no events
-    "job.py", "events.py", "submission.py", "training/estimate.py", "synthesis/mock_endpoint.py",
-    "synthesis/pipeline.py", "planning/command.py",
+    "job.py", "events.py", "submission.py", "synthesis/mock_endpoint.py", "estimate/command.py",
 }  # fmt: skip
 
 

@@ -25,12 +25,11 @@ from qzhou.run.run import Run
 from qzhou.synthesis.asker import Asker, outcome_of, throttle_of
 from qzhou.synthesis.batch_api import answered_in_batches
 from qzhou.synthesis.client import Outcome
-from qzhou.synthesis.estimate import Estimate
 from qzhou.synthesis.gate import GateActor
 from qzhou.synthesis.gates import Scores, refused_by_scores
-from qzhou.synthesis.journal import Answer, answers_in, request_key, totals
+from qzhou.synthesis.journal import answers_in, request_key, totals
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.plan import OutcomeOf, Written, following, judged, refused, written
+from qzhou.synthesis.plan import OutcomeOf, Written, judged, refused, written
 from qzhou.synthesis.report import Report
 from qzhou.synthesis.schemas import form_of
 from qzhou.synthesis.scoring import PARTS, texts_to_score
@@ -78,26 +77,6 @@ def synthesize(recipe: Recipe) -> Manifest:
         keep=("journal",),
         lend=("journal",),
     )
-
-
-def print_estimate(recipe: Recipe) -> None:
-    """Say what the stage would ask, and what that would cost, before anything is sent.
-
-    Raises:
-        DataError: The transform stage has not finished.
-    """
-    run = Run.open(recipe)
-    run.manifest("transform")
-    settings, journal = recipe.synthesis, run.folder / "synthesize" / "journal"
-    print("synthesize: estimate; nothing is sent", flush=True)
-    expected = Estimate(settings)
-    for plan in dataset_plans(run):
-        known = _known(plan.requests, settings.temperature, journal)
-        queries = following(known, settings)
-        expected.add(
-            [*plan.requests, *queries], known | _known(queries, settings.temperature, journal)
-        )
-    print(expected.table(spent=totals(journal)[1]), flush=True)
 
 
 def _work(run: Run, folder: Folder) -> dict[str, int]:
@@ -283,14 +262,6 @@ def _tables(requests: Sequence[ChatRequest], *, rows: int) -> list[pa.Table]:
     }
     table = pa.table(columns)
     return [table.slice(start, rows) for start in range(0, len(requests), rows)]
-
-
-def _known(
-    requests: Sequence[ChatRequest], temperature: float, journal: Folder
-) -> dict[ChatRequest, Answer]:
-    """The requests that the journal answers."""
-    keys = {_key(request, temperature): request for request in requests}
-    return {keys[key]: answer for key, answer in answers_in(journal, keys).items()}
 
 
 def _key(request: ChatRequest, temperature: float) -> str:

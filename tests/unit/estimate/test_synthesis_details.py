@@ -4,7 +4,7 @@ import json
 
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.data.records import Document, RetrievalExample
-from qzhou.synthesis.estimate import Estimate
+from qzhou.synthesis.details import RequestCounts
 from qzhou.synthesis.ledger import expected_tokens
 from qzhou.synthesis.plan import planned, planned_queries
 
@@ -27,7 +27,7 @@ def test_tokens_are_guessed_by_the_script():
     assert expected_tokens(chinese) == (268, 160)
 
 
-def test_the_estimate_counts_requests_tokens_money_and_what_is_paid_already():
+def test_the_details_count_requests_tokens_money_and_what_is_paid_already():
     examples = [
         RetrievalExample(id=f"r{n}", dataset="d", query="why?", positives=("so",))
         for n in range(10)
@@ -38,9 +38,9 @@ def test_the_estimate_counts_requests_tokens_money_and_what_is_paid_already():
     )
     prompt, answer = expected_tokens(requests[0].messages)
 
-    expected = Estimate(SETTINGS)
-    expected.add([*requests, *queries], requests[:4])
-    found = expected.table(spent=0.25)
+    counts = RequestCounts(SETTINGS)
+    counts.add([*requests, *queries], requests[:4])
+    found = counts.table(spent=0.25)
 
     assert f"paraphrase, m: 10 requests (4 answered already), about {6 * prompt:,} prompt" in found
     assert f"cost {6 * (prompt * 2 + answer * 8) / 1e6:.4f}" in found
