@@ -12,19 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qzhou.config.recipe import Recipe, parse_recipe
-from qzhou.data.storage import Folder, count_rows
+from qzhou.data.storage import Folder
 from qzhou.errors import DataError
 from qzhou.estimate.assumptions import Assumptions
 from qzhou.estimate.cluster_spec import ClusterSpec, cluster_spec
 from qzhou.estimate.lengths import lengths_for
 from qzhou.estimate.options import PlanOptions
-from qzhou.estimate.rows import DatasetRows, TransformedRows, requests_of
+from qzhou.estimate.rows import DatasetRows, TransformedRows, rows_of
 from qzhou.estimate.stages import StageEstimator
 from qzhou.estimate.training import DatasetTexts
 from qzhou.estimate.workload import STAGES, SYNTHESIS, TRANSFORM, Basis, Workload
 from qzhou.run.run import MANIFEST, RECIPE
-
-ON_CPUS = (TRANSFORM, SYNTHESIS)  # whatever GPUs there are
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,30 +68,9 @@ class MeasuredRun:
         datasets = (self.folder / TRANSFORM).read_json("report.json")["datasets"]
         return {name: _transformed(counts) for name, counts in datasets.items()}
 
-    def rows(self) -> list[DatasetRows]:
-        """The run's own rows; examples that only synthesis has are those of the LLM."""
-        transformed, settings, rows = self.transformed(), self.recipe.synthesis, []
-        for one in self.recipe.datasets:
-            own, new = transformed[one.name], 0.0
-            if SYNTHESIS in self.seconds:
-                examples = self.folder / SYNTHESIS / "examples" / one.task / one.name
-                new = max(0.0, count_rows(examples) - own.kept)
-            rows.append(
-                DatasetRows(
-                    name=one.name,
-                    task=one.task,
-                    raw=own.raw,
-                    kept=own.kept,
-                    held_out=own.held_out,
-                    requests=sum(requests_of(settings, one.name, one.task, own.kept).values()),
-                    new=new,
-                )
-            )
-        return rows
-
-    def llm_tokens(self) -> tuple[float, float] | None:
-        """Tokens of prompts and of answers per first request; None where no LLM has answered."""
-        requests = sum(one.requests for one in self.rows())
+    def llm_tokens(self, rows: Sequence[DatasetRows]) -> tuple[float, float] | None:
+        """Tokens of prompts and of answers per first request of its rows; None where no LLM has answered."""
+        requests = sum(one.requests for one in rows)
         if not requests or SYNTHESIS not in self.seconds or self.recipe.synthesis.is_builtin:
             return None
         total = (self.folder / SYNTHESIS).read_json("ledger.json")["total"]
@@ -104,44 +81,32 @@ class MeasuredRun:
             return None
         return total["prompt_tokens"] / counted, total["completion_tokens"] / counted
 
+    def estimator(self, texts: Sequence[DatasetTexts], assumed: Assumptions) -> StageEstimator:
+        """Predicts the run itself, by the table; ``texts`` are those of its datasets."""
+        rows = rows_of(self.recipe, PlanOptions(), assumed, self.transformed())
+        cluster, lengths = cluster_spec(self.recipe, PlanOptions()), lengths_for(self.recipe, texts)
+        llm_tokens = self.llm_tokens(rows)
+        return StageEstimator(self.recipe, rows, lengths, assumed, cluster, llm_tokens)
+
     def scale(
-        self,
-        stages: Sequence[Workload],
-        estimator: StageEstimator,
-        texts: Sequence[DatasetTexts],
-        assumed: Assumptions,
+        self, stages: Sequence[Workload], plan: StageEstimator, own: StageEstimator
     ) -> list[Workload]:
-        """The stages of a plan, with seconds scaled where the run tells something of their machines.
+        """The stages of a plan; their seconds are scaled where the run tells something of their machines.
 
-        - On machines like the run's: the factor of the stage.
-        - On others of the same kind, CPUs or GPUs: the same factor, since the table scales by their peaks.
-        - A run on CPUs tells nothing of GPUs, and built-in rules tell nothing of an LLM: no factor.
-
-        Args:
-            estimator: Of the plan.
-            texts: Of the run's datasets.
+        - On machines like the run's, and on others of the same kind: by the factor of the stage. The
+          table accounts for more CPUs, and for the peaks of GPUs.
+        - A run on CPUs tells nothing of GPUs, and built-in rules tell nothing of an LLM: by the table.
         """
-        own_cluster = cluster_spec(self.recipe, PlanOptions())
-        own = StageEstimator(
-            self.recipe,
-            self.rows(),
-            lengths_for(self.recipe, texts),
-            assumed,
-            own_cluster,
-            self.llm_tokens(),
-        )
-        predicted = {one.name: one.start_s + one.work_s for one in own.stages()}
-        builtin = self.recipe.synthesis.is_builtin, estimator.recipe.synthesis.is_builtin
+        same_llm = plan.recipe.synthesis.is_builtin == own.recipe.synthesis.is_builtin
+        same_kind = plan.cluster.rented == own.cluster.rented
         found = []
-        for one in stages:
-            comparable = one.name != SYNTHESIS or builtin[0] == builtin[1]
-            if one.name not in ON_CPUS:
-                comparable = bool(own_cluster.gpu.gpus) == bool(estimator.cluster.gpu.gpus)
+        for one, predicted in zip(stages, own.stages(), strict=True):
+            comparable = {TRANSFORM: True, SYNTHESIS: same_llm}.get(one.name, same_kind)
             if one.name in self.seconds and comparable:
-                like = _machines(one.name, own_cluster) == _machines(one.name, estimator.cluster)
-                found.append(_scaled(one, self.seconds[one.name], predicted[one.name], like=like))
-            else:
-                found.append(one)
+                like = _machines(one.name, plan.cluster) == _machines(one.name, own.cluster)
+                predicted_s = predicted.start_s + predicted.work_s
+                one = _scaled(one, self.seconds[one.name], predicted_s, like=like)
+            found.append(one)
         return found
 
     def notes(self, stages: Sequence[Workload]) -> list[str]:

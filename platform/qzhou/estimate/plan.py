@@ -88,12 +88,13 @@ def plan_of(recipe: Recipe, options: PlanOptions) -> Plan:
     own = texts_of(run.recipe if run else recipe, options)
     others = texts_of(recipe, options).datasets if run else []
     texts = lengths_for(recipe, own.datasets, others)
-    llm_tokens = run.llm_tokens() if run else None
+    measured = run.estimator(own.datasets, assumed) if run else None
+    llm_tokens = measured.llm_tokens if measured else None
     estimator = StageEstimator(recipe, rows, texts, assumed, cluster, llm_tokens)
     stages = estimator.stages()
     notes = [*estimator.notes, *_notes(estimator)]
-    if run:
-        stages = run.scale(stages, estimator, own.datasets, assumed)
+    if run and measured:
+        stages = run.scale(stages, estimator, measured)
         notes += run.notes(stages)
     kept_gb = sum(one.written_bytes - one.deleted_bytes for one in stages) / GB
     return Plan(

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import runpy
 from pathlib import Path
@@ -13,13 +12,11 @@ from rich.console import Console
 from bench.plan import scaled
 from qzhou.config.recipe import load_recipe
 from qzhou.data.records import PairExample, RetrievalExample
-from qzhou.errors import DataError, RecipeError
+from qzhou.errors import RecipeError
 from qzhou.estimate.assumptions import Assumptions, parse_assumptions
 from qzhou.estimate.cluster_spec import cluster_spec
 from qzhou.estimate.command import WIDTH
 from qzhou.estimate.hardware import gpu_named, gpus, machine_of, machines
-from qzhou.estimate.lengths import lengths_for, texts_of
-from qzhou.estimate.measured import MeasuredRun
 from qzhou.estimate.model_shape import published_shapes
 from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.plan import plan_of
@@ -29,7 +26,6 @@ from qzhou.estimate.tables import as_json, as_text, duration, short, size
 from qzhou.estimate.training import DatasetTexts, EncodedTexts, gpu_hours
 from qzhou.synthesis.plan import planned as planned_requests
 from tests.slim import without_torch_and_ray
-from tests.unit.estimate.run_folder import HELD_OUT, KEPT, RAW, WALLS, finished
 
 ROOT = Path(__file__).parents[3]
 BACKBONE = "BAAI/bge-small-en-v1.5"
@@ -258,135 +254,6 @@ def test_an_llm_is_paid_at_the_recipes_prices_and_by_the_table_where_it_has_none
         100 * (430 * 2 + 30 * 8) / 1e6
     )
     assert bought() == pytest.approx(100 * (430 * 0.15 + 30 * 0.6) / 1e6)
-
-
-def stages_of(recipe, **options):
-    return {one.name: one for one in planned(recipe, **options).stages}
-
-
-def test_a_measured_run_predicts_itself_and_one_four_times_as_large(make_recipe):
-    recipe = make_recipe(datasets=[{**DATASET, "max_rows": KEPT}], **SMALL)
-    folder = finished(recipe)
-    stage = {"steps": 16, "learning_rate": 1e-3, "batch_size": 4, "retrieval_share": 1.0}
-    larger = make_recipe(
-        datasets=[{**DATASET, "max_rows": 4 * KEPT}],
-        training={"stage1": stage, "stage2": stage},
-        **SMALL,
-    )
-    sizes = {"mean_query_tokens": 10, "mean_document_tokens": 20}
-
-    same = stages_of(recipe, measured=folder.uri, **sizes)
-    four = stages_of(larger, measured=folder.uri, **sizes)
-    by_table = [stages_of(one, measured="", **sizes) for one in (recipe, larger)]
-
-    for name, wall_s in WALLS.items():
-        assert same[name].wall_s == pytest.approx(wall_s, rel=1e-6), name
-        assert same[name].basis == "measured"
-    # the transform reads as many raw rows, and as much is held out
-    for name in ("transform", "model", "evaluate"):
-        assert four[name].wall_s == pytest.approx(WALLS[name]), name
-    for name in ("mine", "train/stage1", "train/stage2"):
-        growth = by_table[1][name].wall_s / by_table[0][name].wall_s
-        assert four[name].wall_s == pytest.approx(growth * WALLS[name]), name
-        assert four[name].wall_s > WALLS[name]
-
-
-def test_the_factor_of_every_measured_stage_is_said(make_recipe):
-    recipe = make_recipe(datasets=[DATASET], **SMALL)
-    folder = finished(recipe, stages=("transform", "mine"))
-    run = MeasuredRun.open(folder.uri)
-
-    plan = planned(recipe, measured=folder.uri)
-
-    factors = {one.name: one.factor for one in plan.stages if one.factor is not None}
-    assert set(factors) == {"transform", "mine"}
-    table = StageEstimator(
-        run.recipe, run.rows(), lengths_for(run.recipe, texts_of(run.recipe, PlanOptions()).datasets),
-        Assumptions(), cluster_spec(recipe, PlanOptions()),
-    ).stages()  # fmt: skip
-    for one in table:
-        if one.name in factors:
-            assert factors[one.name] == pytest.approx(WALLS[one.name] / one.wall_s)
-    said = next(note for note in plan.notes if "times of the table" in note)
-    assert f"transform {factors['transform']:.3g}, mine {factors['mine']:.3g}" in said
-    assert as_json(plan)["stages"][1]["factor"] == factors["transform"]
-
-
-def test_raw_rows_of_a_measured_run_grow_with_rows(make_recipe):
-    recipe = make_recipe(datasets=[DATASET], **SMALL)
-    folder = finished(recipe)
-    cpus = os.cpu_count() or 1
-
-    plan = planned(recipe, measured=folder.uri, rows=10 * RAW, cpus=2 * cpus)
-
-    transform = next(one for one in plan.stages if one.name == "transform")
-    (rows,) = plan.rows
-    assert (rows.held_out, rows.raw) == (10 * HELD_OUT, 10 * RAW)
-    assert transform.basis == "scaled"
-    small = stages_of(recipe, measured=folder.uri)["transform"]
-    assert transform.start_s == small.start_s
-    assert transform.work_s == pytest.approx(10 * small.work_s / 2), "twice the CPUs"
-
-
-def test_tokens_of_an_llm_are_those_that_the_runs_ledger_has(make_recipe):
-    asked = {
-        "endpoint": "http://host/v1",
-        "model": "m",
-        "paraphrase_rows": 50,
-        "input_price": 2.0,
-        "output_price": 8.0,
-    }
-    recipe = make_recipe(
-        datasets=[DATASET], synthesis={**asked, "gates": {"scores": False}}, **SMALL
-    )
-    folder = finished(recipe)
-    # 50 first requests and 10 follow-ups, of which a fifth was answered before
-    total = {"requests": 60, "reused": 12, "prompt_tokens": 24_000, "completion_tokens": 4000}
-    (folder / "synthesize").write_json("ledger.json", {"total": total, "rows": []})
-
-    plan = planned(recipe, measured=folder.uri, synthetic=500)
-
-    amount = next(one for one in plan.stages if one.name == "synthesize")
-    assert amount.tokens == pytest.approx(500 / 50 * (30_000 + 5000))
-    assert amount.llm_usd == pytest.approx(500 / 50 * (30_000 * 2 + 5000 * 8) / 1e6)
-
-
-def test_a_run_on_cpus_tells_nothing_of_gpus_and_what_is_unfinished_is_by_the_table(make_recipe):
-    recipe = make_recipe(datasets=[DATASET], **SMALL)
-    folder = finished(recipe, stages=("transform", "synthesize"))
-
-    plan = planned(recipe, measured=folder.uri, gpu="h100", gpus=8)
-
-    bases = {one.name: one.basis for one in plan.stages}
-    assert (bases["transform"], bases["train/stage1"]) == ("scaled", "assumed")
-    assert any("it has not finished mine, train/stage1" in note for note in plan.notes)
-
-
-def test_the_share_of_the_peak_that_a_measured_gpu_reached_goes_to_another(make_recipe):
-    cluster = {"gpu": True, "encoders": 2, "train": {"accelerator_type": "A100-80G"}}
-    recipe = make_recipe(datasets=[DATASET], cluster=cluster, **SMALL)
-    folder = finished(recipe)
-
-    same, other = (
-        next(
-            one
-            for one in planned(recipe, measured=folder.uri, gpu=gpu, gpus=2).stages
-            if one.name == "train/stage1"
-        )
-        for gpu in ("A100", "H100")
-    )
-
-    assert (same.basis, other.basis) == ("measured", "scaled")
-    assert same.wall_s == pytest.approx(WALLS["train/stage1"])
-    assert other.work_s * 989 / 312 == pytest.approx(same.work_s)
-
-
-def test_a_folder_that_is_no_run_is_named(recipe, tmp_path):
-    with pytest.raises(DataError, match=r"--measured: .*nowhere has no recipe\.json"):
-        planned(recipe, measured=str(tmp_path / "nowhere"))
-    folder = finished(recipe, stages=())
-    with pytest.raises(DataError, match="the stage 'transform' has not finished"):
-        planned(recipe, measured=folder.uri)
 
 
 def test_unknown_gpus_and_clouds_are_answered_with_the_nearest(recipe):
