@@ -5,8 +5,7 @@ python jobs/plan.py RECIPE [--json] [--rows N] [--examples N] [--gpus N] [--gpu 
   --stage training          tokens, FLOPs, GPU hours and memory by ZeRO stage on 8, 32 and 64 GPUs
   --stage synthesis         requests, tokens and cost, and an example of each kind of request
   --measured FOLDER         a finished run, whose times scale those of the table
-  --rows N, --examples N    raw rows, and what is trained on; default: the recipe's, or the measured run's
-  --synthetic N             requests to an LLM, instead of what the recipe asks for
+  --rows N, --examples N    raw rows, and what is trained on; --synthetic N: requests to an LLM; default: the recipe's
   --gpu NAME, --gpus N      A100, H100, H200, B200, L40S or L4; default: the recipe's, else none: this machine
   --cpus N                  for transform and synthesis
   --cloud NAME              aws, gcp or lambda: whose list prices; --gpu-price and --cpu-price ($/h of one) replace them
@@ -29,6 +28,7 @@ OPTIONS: Options = {f"--{name}": kind for kind, names in KINDS.items() for name 
 
 
 def run(recipe: Recipe, **options: Any) -> None:
+    """Print the plan, or the details of a stage."""
     from qzhou.estimate.command import print_plan
     from qzhou.estimate.options import PlanOptions
     from qzhou.synthesis.details import synthesis_details

@@ -10,6 +10,7 @@ from qzhou.config.recipe import Recipe
 
 
 def run(recipe: Recipe) -> None:
+    """Run the synthesis stage."""
     from qzhou.synthesis.pipeline import synthesize
 
     synthesize(recipe)

@@ -13,6 +13,7 @@ from qzhou.config.recipe import Recipe
 
 
 def run(recipe: Recipe) -> None:
+    """Train under torchrun if it started this process, else on Ray."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sets it for every rank
         from qzhou.training import torchrun
 

@@ -70,7 +70,7 @@ def test_each_command_of_the_page_runs_or_runs_dry(command, checkout):
         is_a_target(words)
     elif words[0] == "curl":
         is_a_request(words)
-    elif "--estimate" in words:
+    elif "--stage" in words:
         estimates(words, checkout)
     elif words[1] == "jobs/transform.py":
         transforms(words, checkout)

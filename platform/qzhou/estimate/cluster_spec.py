@@ -20,12 +20,8 @@ class MachineGroup:
     """Machines of one kind that work at the same time.
 
     Attributes:
-        machine: None is this machine, or the one that was measured; nobody pays for it.
-        count: How many machines.
-        cpus: Of all machines together.
-        gpu: Kind of their GPUs, if any.
-        gpus: Of all machines together.
-        price: US dollars per hour for all machines.
+        machine: None is this machine, for which nobody pays, or a part of a machine.
+        cpus: Of all machines together, as are ``gpus`` and ``price``, US dollars per hour.
     """
 
     machine: Machine | None
@@ -38,11 +34,13 @@ class MachineGroup:
     @property
     def one(self) -> MachineGroup:
         """One of its machines."""
-        cpus, gpus, price = self.cpus // self.count, self.gpus // self.count, self.price
-        return dataclasses.replace(self, count=1, cpus=cpus, gpus=gpus, price=price / self.count)
+        cpus, gpus = self.cpus // self.count, self.gpus // self.count
+        return MachineGroup(self.machine, 1, cpus, self.gpu, gpus, self.price / self.count)
 
     def __str__(self) -> str:
-        return f"{self.count} x {self.machine.name}" if self.machine else "this machine"
+        if self.machine is not None:
+            return f"{self.count} x {self.machine.name}"
+        return f"{self.gpus} {self.gpu.name}" if self.gpu else "this machine"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

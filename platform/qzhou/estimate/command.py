@@ -21,9 +21,8 @@ def print_plan(
 ) -> None:
     """Print the plan of a run, or the details of one stage.
 
-    Args:
-        synthesis_details: Describes the requests of synthesis. It is passed in because only the package
-            of synthesis knows its prompts, and packages of stages do not import each other.
+    ``synthesis_details`` describes the requests of synthesis. It is passed in because only that
+    package knows the prompts, and packages of stages do not import each other.
 
     Raises:
         RecipeError: An option is out of range, or a number of rows is not known.

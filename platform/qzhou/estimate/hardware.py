@@ -21,13 +21,11 @@ class Gpu:
     Attributes:
         flops: Dense bfloat16 operations per second, by its data sheet.
         memory_gb: In 10^9 bytes.
-        bandwidth: Of its memory, bytes per second.
     """
 
     name: str
     flops: float
     memory_gb: float
-    bandwidth: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,51 +37,41 @@ class RunTexts:
 
 
 def texts_of(recipe: Recipe, options: PlanOptions) -> RunTexts:
-    """The texts that training encodes, by dataset.
+    """The texts that training encodes, by dataset; the mean lengths of the options replace all others.
 
     They are sampled from the output of mining, else from that of the transform, if the run lies in a
     folder of this machine. Remote storage is left out: it may take a minute to answer.
-
-    Args:
-        options: Mean lengths that replace those which are counted or assumed.
     """
     query_tokens, document_tokens = options.mean_query_tokens, options.mean_document_tokens
-    sampled = _sampled(recipe)
-    if sampled is not None:
-        given = _sentence(recipe, query_tokens, document_tokens)
-        source = f"{sampled.source}; but by the command line {given}" if given else sampled.source
-        datasets = [
-            _replaced(recipe, one, query_tokens, document_tokens) for one in sampled.datasets
-        ]
-        return RunTexts(datasets, source)
-    lengths = (query_tokens or QUERY_TOKENS, document_tokens or DOCUMENT_TOKENS)
-    is_remote = "://" in recipe.run.storage
-    why = "remote storage is not looked into" if is_remote else "the run has no examples yet"
-    return RunTexts(
-        [_replaced(recipe, _unknown(recipe, one), *lengths) for one in recipe.trained_datasets],
-        f"ASSUMED ({why}): {_sentence(recipe, *lengths)}, datasets of a kind equally large",
-    )
+    found = _sampled(recipe)
+    if found is None:
+        query_tokens = query_tokens or QUERY_TOKENS
+        document_tokens = document_tokens or DOCUMENT_TOKENS
+        is_remote = "://" in recipe.run.storage
+        why = "remote storage is not looked into" if is_remote else "the run has no examples yet"
+        sentence = _sentence(recipe, query_tokens, document_tokens)
+        unknown = [_unknown(recipe, one) for one in recipe.trained_datasets]
+        found = RunTexts(unknown, f"ASSUMED ({why}): {sentence}, datasets of a kind equally large")
+    elif given := _sentence(recipe, query_tokens, document_tokens):
+        found = RunTexts(found.datasets, f"{found.source}; but by the command line {given}")
+    texts = [_replaced(recipe, one, query_tokens, document_tokens) for one in found.datasets]
+    return RunTexts(texts, found.source)
 
 
 def lengths_for(
     recipe: Recipe, known: Sequence[DatasetTexts], others: Sequence[DatasetTexts] = ()
 ) -> dict[str, DatasetTexts]:
-    """Dataset of a recipe -> its texts; those of a dataset of the same task where they are not known.
+    """Dataset of a recipe -> its texts among the known ones, else those of a dataset of the same task.
 
-    Args:
-        known: Texts of the measured run, or of the recipe.
-        others: Texts for the datasets that have no like among the known.
+    ``others`` stand in where no known dataset has the task.
     """
     found = {}
     for dataset in recipe.datasets:
-        candidates = [
-            *(one for one in known if one.name == dataset.name),
-            *reversed([one for one in known if one.task == dataset.task]),
-            *(one for one in others if one.name == dataset.name),
-            *(one for one in others if one.task == dataset.task),
-        ]
-        if candidates:
-            found[dataset.name] = dataclasses.replace(candidates[0], name=dataset.name)
+        like = [one for one in known if one.task == dataset.task]
+        like = like or [one for one in others if one.task == dataset.task]
+        own = next((one for one in (*known, *like) if one.name == dataset.name), None)
+        if own or like:
+            found[dataset.name] = dataclasses.replace(own or like[-1], name=dataset.name)
     return found
 
 

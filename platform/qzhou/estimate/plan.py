@@ -7,38 +7,17 @@ from collections.abc import Sequence
 
 from qzhou.config.recipe import Recipe
 from qzhou.estimate.assumptions import Assumption, Assumptions
-from qzhou.estimate.cluster_spec import ClusterSpec, cluster_spec
+from qzhou.estimate.cluster_spec import ClusterSpec, MachineGroup, cluster_spec
 from qzhou.estimate.lengths import lengths_for, texts_of
 from qzhou.estimate.measured import MeasuredRun
 from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.rows import DatasetRows, rows_of
 from qzhou.estimate.stages import StageEstimator
 from qzhou.estimate.training import EncodedTexts, TrainingMemory, forward_flops
-from qzhou.estimate.workload import HOUR_S, MINING, Basis, Workload
+from qzhou.estimate.workload import MINING, Basis, Workload
 
 START = "start"
 MILLION, GB, GIB = 1e6, 1e9, 2**30
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
-    """One replica of the endpoint under load, on a GPU or on this machine.
-
-    Attributes:
-        tokens_per_s: Of texts, without padding.
-        million_tokens_usd: US dollars for a million tokens.
-        basis: As of a stage.
-    """
-
-    tokens_per_s: float
-    request_tokens: float
-    million_tokens_usd: float
-    basis: Basis
-
-    @property
-    def million_tokens_s(self) -> float:
-        """Seconds for a million tokens."""
-        return MILLION / self.tokens_per_s
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +25,8 @@ class Plan:
     """The plan of a run.
 
     Attributes:
-        stages: With the start of the cluster before them.
+        stages: The start of the cluster, and the stages of the pipeline.
+        serving: A million tokens, and a million requests, under load; in no sum.
         storage_gb: Kept when the run is done; ``storage_usd`` is the price of a month, and in no sum.
         lengths: How the lengths of texts are known.
         notes: Sentences on what else changes the plan.
@@ -54,7 +34,7 @@ class Plan:
 
     name: str
     stages: Sequence[Workload]
-    serving: Serving
+    serving: Sequence[Workload]
     rows: Sequence[DatasetRows]
     cluster: ClusterSpec
     storage_gb: float
@@ -120,19 +100,27 @@ def _start(cluster: ClusterSpec, assumed: Assumptions) -> Workload:
     return Workload(name=START, machines=cluster.gpu, start_s=seconds, basis=basis)
 
 
-def _serving(estimator: StageEstimator, mining: Workload) -> Serving:
-    """The trained backbone encodes as the teachers of mining do, with the factor of mining if it was measured."""
+def _serving(estimator: StageEstimator, mining: Workload) -> list[Workload]:
+    """A million tokens and a million requests on one replica: one GPU, or this machine.
+
+    The trained backbone encodes as the teachers of mining do, with the factor of mining if it was
+    measured.
+    """
     assumed, group = estimator.assumed, estimator.cluster.gpu
     tokens, replicas = assumed["request_tokens"], max(1, group.gpus)
     flops = forward_flops(estimator.method.shape, EncodedTexts.one(tokens)) / tokens
-    s_per_token = flops * estimator.s_per_flop("encode_utilisation") * replicas
-    tokens_per_s = assumed["serve_share"] / (s_per_token * (mining.factor or 1.0))
-    return Serving(
-        tokens_per_s=tokens_per_s,
-        request_tokens=tokens,
-        million_tokens_usd=group.price / replicas / HOUR_S * MILLION / tokens_per_s,
-        basis="assumed" if mining.factor is None else "scaled",
-    )
+    s_per_flop = estimator.s_per_flop("encode_utilisation") * replicas * (mining.factor or 1.0)
+    s_per_token = flops * s_per_flop / assumed["serve_share"]
+    cpus, price = group.cpus // replicas, group.price / replicas
+    replica = MachineGroup(None, 1, cpus, group.gpu, group.gpus // replicas, price)
+    basis: Basis = "assumed" if mining.factor is None else "scaled"
+    return [
+        Workload(name=name, machines=replica, tokens=count, work_s=count * s_per_token, basis=basis)
+        for name, count in (
+            ("serve 1M tokens", MILLION),
+            ("serve 1M requests", MILLION * tokens),
+        )
+    ]
 
 
 def _notes(estimator: StageEstimator) -> list[str]:

@@ -60,10 +60,7 @@ def rows_of(
     assumed: Assumptions,
     measured: Mapping[str, TransformedRows] | None = None,
 ) -> list[DatasetRows]:
-    """The rows of every dataset of a recipe.
-
-    Args:
-        measured: Dataset -> its rows in a finished run.
+    """The rows of every dataset of a recipe, in the proportions of a finished run if one was measured.
 
     Raises:
         RecipeError: The raw rows of a dataset are not known, or ``--examples`` asks for more than there can be.

@@ -21,6 +21,7 @@ from qzhou.config.training import StageSection
 from qzhou.errors import ModelError
 from qzhou.estimate.assumptions import Assumptions
 from qzhou.estimate.cluster_spec import ClusterSpec, MachineGroup
+from qzhou.estimate.llm import llm_price, llm_tokens, seconds_per_request
 from qzhou.estimate.model_shape import ModelShape, published_shapes, shape_of
 from qzhou.estimate.rows import DatasetRows
 from qzhou.estimate.training import (
@@ -138,11 +139,15 @@ class StageEstimator:
         written = self._parquet_bytes(lambda one: one.trained)
         prompt = answer = flops = start_s = work_s = scoring_s = llm_usd = 0.0
         if requests:
-            prompt, answer = self._llm_tokens(requests)
-            llm_usd = self._llm_usd(prompt, answer)
+            text = sum(one.requests * self._example(one).tokens for one in self.rows)
+            prompt, answer = llm_tokens(settings, requests, text, self.assumed)
+            if self.llm_tokens is not None:
+                prompt, answer = (requests * one for one in self.llm_tokens)
+            llm_usd = llm_price(settings, prompt, answer, self.assumed)
             written += (prompt + answer) * self.assumed["chars_per_token"]  # cached answers
             start_s = self.assumed["stage_start_s"]
-            work_s = requests * self._s_per_request((prompt + answer) / requests)
+            tokens = (prompt + answer) / requests
+            work_s = requests * seconds_per_request(settings, tokens, self.assumed)
         if requests and settings.is_on and settings.gates.scores:
             scored = sum((self._example(one) * one.requests for one in self.rows), EncodedTexts())
             flops = forward_flops(self.teachers[0], scored)
@@ -165,45 +170,6 @@ class StageEstimator:
             llm_usd=llm_usd,
             scoring_usd=self.cluster.gpu.price * scoring_s / HOUR_S,
         )
-
-    def _llm_tokens(self, requests: float) -> tuple[float, float]:
-        """Tokens of all prompts and of all answers.
-
-        Without counted ones a prompt is the instructions and an example, and an answer is as long as
-        the example.
-        """
-        if self.llm_tokens is not None:
-            return requests * self.llm_tokens[0], requests * self.llm_tokens[1]
-        settings, tries = self.recipe.synthesis, 1.0
-        if not settings.is_builtin and settings.parse_retries:
-            tries += self.assumed["retried_share"]
-        text = sum(one.requests * self._example(one).tokens for one in self.rows) * tries
-        return requests * tries * self.assumed["prompt_tokens"] + text, text
-
-    def _llm_usd(self, prompt: float, answer: float) -> float:
-        """At the prices of the recipe; at those of the table for a model without prices."""
-        pool, usd = self.recipe.synthesis.pool, 0.0
-        if self.recipe.synthesis.is_builtin:
-            return 0.0
-        weights = sum(one.weight for one in pool)
-        for one in pool:
-            prices = one.input_price, one.output_price
-            if not any(prices):
-                prices = self.assumed["llm_input_price"], self.assumed["llm_output_price"]
-            usd += one.weight / weights * (prompt * prices[0] + answer * prices[1]) / 1e6
-        return usd
-
-    def _s_per_request(self, tokens: float) -> float:
-        """The slowest of latency, requests per minute and tokens per minute."""
-        settings, assumed = self.recipe.synthesis, self.assumed
-        if settings.is_builtin:
-            return 1 / assumed["builtin_requests_per_s"]
-        slowest = assumed["llm_latency_s"] / (settings.concurrency * assumed["llm_efficiency"])
-        if settings.requests_per_minute:
-            slowest = max(slowest, 60 / settings.requests_per_minute)
-        if settings.tokens_per_minute:
-            slowest = max(slowest, 60 * tokens / settings.tokens_per_minute)
-        return slowest
 
     def _mining(self) -> Workload:
         encoded, search_s, vector_bytes = EncodedTexts(), 0.0, 0.0

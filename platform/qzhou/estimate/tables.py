@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qzhou.estimate.plan import GB, MILLION, START, Plan
+from qzhou.estimate.plan import GB, Plan
 from qzhou.estimate.workload import Workload
 
 MARKS = {"measured": "", "scaled": "~", "assumed": "*"}
@@ -26,12 +26,11 @@ def as_text(plan: Plan) -> RenderableType:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """Everything in base units: seconds, bytes, FLOPs, US dollars."""
-    serving = plan.serving
     return {
         "run": plan.name,
         "total": {"wall_s": plan.wall_s, "usd": plan.usd},
         "stages": [_stage_as_json(one) for one in plan.stages],
-        "serve": {**dataclasses.asdict(serving), "million_tokens_s": serving.million_tokens_s},
+        "serve": [_stage_as_json(one) for one in plan.serving],
         "datasets": [dataclasses.asdict(one) for one in plan.rows],
         "machines": {"cpu": str(plan.cluster.cpu), "gpu": str(plan.cluster.gpu)},
         "storage": {"gb": plan.storage_gb, "usd_a_month": plan.storage_usd},
@@ -55,37 +54,31 @@ def _stages(plan: Plan) -> Table:
     grid = Table(title=f"plan of the run '{plan.name}'")
     for name in COLUMNS:
         grid.add_column(name, justify="left" if name in ("stage", "machines") else "right")
-    rented, serving = plan.cluster.rented, plan.serving
     for one in plan.stages:
-        grid.add_row(*_cells(one, rented=rented))
+        grid.add_row(*_cells(one, plan))
     grid.add_section()
-    blank = [""] * 4
-    total = dollars(plan.usd, rented=rented)
-    grid.add_row("total", "", "", "", *blank, duration(plan.wall_s), "", total)
-    gpu = plan.cluster.gpu.gpu
-    machine = f"1 {gpu.name}" if gpu else str(plan.cluster.gpu)
-    for name, millions in (("serve 1M tokens", 1.0), ("serve 1M requests", serving.request_tokens)):
-        time = duration(millions * serving.million_tokens_s) + MARKS[serving.basis]
-        usd = dollars(millions * serving.million_tokens_usd, rented=rented)
-        grid.add_row(name, "", "", short(millions * MILLION), *blank, time, machine, usd)
+    grid.add_row("total", *[""] * 7, duration(plan.wall_s), "", _dollars(plan.usd, plan))
+    for one in plan.serving:
+        grid.add_row(*_cells(one, plan))
     return grid
 
 
-def _cells(one: Workload, *, rented: bool) -> list[str]:
-    numbers = [""] * 6
-    if one.name != START:
-        numbers = [
-            short(one.rows_in),
-            f"{short(one.rows_out)} {one.unit}",
-            short(one.tokens) if one.tokens else "",
-            short(one.flops) if one.flops else "",
-            size(one.read_bytes),
-            size(one.written_bytes),
-        ]
+def _cells(one: Workload, plan: Plan) -> list[str]:
     time = duration(one.wall_s) + (MARKS[one.basis] if one.wall_s else "")
-    time += " (storage)" if one.waits_for_storage else ""
-    usd = dollars(one.usd, rented=rented)
-    return [one.name, *numbers, duration(one.start_s), time, str(one.machines), usd]
+    is_stage = bool(one.unit)
+    return [
+        one.name,
+        short(one.rows_in) if is_stage else "",
+        f"{short(one.rows_out)} {one.unit}" if is_stage else "",
+        short(one.tokens) if one.tokens else "",
+        short(one.flops) if one.flops else "",
+        size(one.read_bytes) if is_stage else "",
+        size(one.written_bytes) if is_stage else "",
+        duration(one.start_s) if one.start_s or is_stage else "",
+        time + (" (storage)" if one.waits_for_storage else ""),
+        str(one.machines),
+        _dollars(one.usd, plan),
+    ]
 
 
 def _sentences(plan: Plan) -> list[str]:
@@ -119,9 +112,9 @@ def _assumptions(plan: Plan) -> Table:
     return grid
 
 
-def dollars(usd: float, *, rented: bool) -> str:
+def _dollars(usd: float, plan: Plan) -> str:
     """Three figures, whole from 100 on; a dash where nothing is paid for."""
-    if not rented and not usd:
+    if not plan.cluster.rented and not usd:
         return "-"
     return f"{usd:,.0f}" if usd >= 100 else f"{usd:.3g}"
 
@@ -152,4 +145,6 @@ def duration(seconds: float) -> str:
         return f"{seconds / 86_400:.1f} days"
     if seconds >= 3600:
         return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
+    if seconds >= 60:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds:.1f} s" if seconds >= 0.1 or not seconds else f"{seconds:.2g} s"

@@ -206,12 +206,9 @@ class TrainingStageCost:
 def expected_steps(
     datasets: Sequence[DatasetTexts], training: TrainingSection, stage: StageSection
 ) -> list[StepGroup]:
-    """The steps of a training stage by what they encode, as its batch plan draws them.
+    """The steps of a training stage by what they encode, as its batch plan draws them from its datasets.
 
     Where rows are not known, all datasets of a kind count as equally large.
-
-    Args:
-        datasets: The datasets that the stage draws from.
 
     Raises:
         DataError: The stage draws from retrieval or from other datasets, and there are none.

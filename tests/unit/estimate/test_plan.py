@@ -29,7 +29,7 @@ from tests.slim import without_torch_and_ray
 
 ROOT = Path(__file__).parents[3]
 BACKBONE = "BAAI/bge-small-en-v1.5"
-SETTINGS_OF_OTHERS = {"--training", "--synthesis", "--estimate", "--small"}
+SETTINGS_OF_OTHERS = {"--training", "--synthesis", "--small"}
 DATASET = {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
 SMALL = {"model": {"backbone": BACKBONE, "dtype": "float32"}}
 
@@ -327,16 +327,14 @@ def test_assumptions_out_of_range_are_named(told, said):
 
 
 def test_serving_costs_by_the_token():
-    serving = paper().serving
+    tokens, requests = paper().serving
     shape = published_shapes()["Qwen/Qwen2.5-7B-Instruct"]
     flops = 2 * shape.matrix_parameters + 4 * shape.layers * shape.attention_width * 200
 
-    assert serving.tokens_per_s == pytest.approx(0.63 * 989e12 * 0.4 / flops)
-    assert serving.million_tokens_usd == pytest.approx(
-        55.04 / 8 / 3600 * 1e6 / serving.tokens_per_s
-    )
-    assert serving.million_tokens_s == pytest.approx(1e6 / serving.tokens_per_s)
-    assert serving.request_tokens == 200
+    assert tokens.wall_s == pytest.approx(1e6 * flops / (0.63 * 989e12 * 0.4))
+    assert tokens.usd == pytest.approx(55.04 / 8 / 3600 * tokens.wall_s)
+    assert requests.wall_s == pytest.approx(200 * tokens.wall_s)
+    assert str(requests.machines) == "1 H100"
 
 
 def test_stages_without_work_take_no_time(recipe):
@@ -395,7 +393,7 @@ def test_the_page_names_every_option_and_prints_what_its_command_prints():
     console.print(as_text(paper()))
     printed = [line.rstrip() for line in console.export_text().splitlines()]
 
-    assert {*job["OPTIONS"], "--json", "--stage"} == set(
+    assert {*job["OPTIONS"], "--json"} == set(
         re.findall(r"--[a-z]+(?:-[a-z]+)*", page)
     ) - SETTINGS_OF_OTHERS
     (block,) = re.findall(r"\n\n```\n(.*?)```", page, re.DOTALL)
