@@ -141,19 +141,19 @@ class TrainingMethod:
             ModelError: The size of the backbone, or of the teacher of distillation, is not known.
         """
         training, teacher = recipe.training, recipe.training.distillation.teacher
-        held = training.held_tokens or ACTIVATION_TOKENS
+        by_default = training.held_tokens or ACTIVATION_TOKENS
         return cls(
             shape=shape_of(recipe.model.backbone),
             teacher=shape_of(teacher) if teacher else None,
             gradient_checkpointing=training.gradient_checkpointing,
             frozen=training.lora.rank > 0,
-            activation_tokens=max(held, training.chunk_tokens or 0),
+            activation_tokens=max(by_default, training.chunk_tokens or 0),
         )
 
     def encoded_twice(self, texts: EncodedTexts, *, gpus: int) -> float:
         """Share of a step's tokens that gradient caching encodes twice."""
-        held = self.activation_tokens * gpus
-        return max(0.0, 1 - held / texts.tokens) if texts.tokens else 0.0
+        once = self.activation_tokens * gpus
+        return max(0.0, 1 - once / texts.tokens) if texts.tokens else 0.0
 
     def flops(self, texts: EncodedTexts, *, twice: float = 0.0) -> float:
         """Operations of training on some texts, of which a share is encoded twice."""
@@ -185,7 +185,7 @@ class TrainingStageCost:
 
     @property
     def flops(self) -> float:
-        """Operations where all activations are held."""
+        """Operations where every text is encoded once."""
         return self.method.flops(self.texts)
 
     def flops_on(self, gpus: int) -> float:
