@@ -60,7 +60,7 @@ def recipe_gpu(recipe: Recipe) -> str:
     """Name of the GPU that a recipe asks for; empty if it asks for none."""
     if not recipe.cluster.gpu:
         return ""
-    return recipe.cluster.train.accelerator_type.partition("-")[0] or DEFAULT_GPU
+    return recipe.cluster.training.accelerator_type.partition("-")[0] or DEFAULT_GPU
 
 
 def cluster_spec(recipe: Recipe, options: PlanOptions) -> ClusterSpec:

@@ -115,7 +115,9 @@ def _sampled(recipe: Recipe) -> RunTexts | None:
     if "://" in recipe.run.storage:
         return None
     run = Run.at(recipe).folder
-    stage = next((name for name in ("mine", "transform") if run.exists(f"{name}/{MANIFEST}")), None)
+    stage = next(
+        (name for name in ("mining", "transform") if run.exists(f"{name}/{MANIFEST}")), None
+    )
     if stage is None:
         return None
     count_tokens, how = _tokenizer(recipe.model.backbone)

@@ -136,10 +136,10 @@ def _notes(estimator: StageEstimator) -> list[str]:
         )
         fits = needed < room
         found.append(f"{state}, activations not counted" if fits else f"DOES NOT FIT: {state}")
-        workers, encoders = recipe.training.workers, recipe.cluster.encoders
+        workers, encoders = recipe.training.workers, recipe.cluster.encode_workers
         if (workers, encoders) != (group.gpus, group.gpus):
             found.append(
-                f"the recipe says training.workers = {workers} and cluster.encoders = {encoders}; planned with "
+                f"the recipe says training.workers = {workers} and cluster.encode_workers = {encoders}; planned with "
                 f"{group.gpus} of each"
             )
         if idle := group.count * group.machine.gpus - group.gpus:

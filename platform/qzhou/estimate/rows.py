@@ -105,7 +105,7 @@ def _by_max_rows(
         raw=round(dataset.max_rows / assumed["kept_share"]),
         available=float(dataset.max_rows),
         kept=float(dataset.max_rows),
-        held_out=assumed["held_out_rows"] if dataset.held_out_fraction else 0.0,
+        held_out=assumed["held_out_rows"] if dataset.eval_fraction else 0.0,
     )
 
 
@@ -113,8 +113,8 @@ def _one(
     dataset: Dataset, raw: float, known: TransformedRows | None, assumed: Assumptions
 ) -> DatasetRows:
     if known is None:
-        kept = raw * assumed["kept_share"] * (1 - dataset.held_out_fraction)
-        held_out = min(raw, assumed["held_out_rows"]) if dataset.held_out_fraction else 0.0
+        kept = raw * assumed["kept_share"] * (1 - dataset.eval_fraction)
+        held_out = min(raw, assumed["held_out_rows"]) if dataset.eval_fraction else 0.0
     else:
         growth = raw / known.raw if known.raw else 0.0
         kept, held_out = known.available * growth, known.held_out * growth

@@ -30,7 +30,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "run": plan.name,
         "total": {"wall_s": plan.wall_s, "usd": plan.usd},
         "stages": [_stage_as_json(one) for one in plan.stages],
-        "serve": [_stage_as_json(one) for one in plan.serving],
+        "serving": [_stage_as_json(one) for one in plan.serving],
         "datasets": [dataclasses.asdict(one) for one in plan.rows],
         "machines": {"cpu": str(plan.cluster.cpu), "gpu": str(plan.cluster.gpu)},
         "storage": {"gb": plan.storage_gb, "usd_a_month": plan.storage_usd},

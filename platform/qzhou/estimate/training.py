@@ -141,13 +141,13 @@ class TrainingMethod:
             ModelError: The size of the backbone, or of the teacher of distillation, is not known.
         """
         training, teacher = recipe.training, recipe.training.distillation.teacher
-        by_default = training.held_tokens or ACTIVATION_TOKENS
+        by_default = training.activation_tokens or ACTIVATION_TOKENS
         return cls(
             shape=shape_of(recipe.model.backbone),
             teacher=shape_of(teacher) if teacher else None,
             gradient_checkpointing=training.gradient_checkpointing,
             frozen=training.lora.rank > 0,
-            activation_tokens=max(by_default, training.chunk_tokens or 0),
+            activation_tokens=max(by_default, training.micro_batch_tokens or 0),
         )
 
     def encoded_twice(self, texts: EncodedTexts, *, gpus: int) -> float:
@@ -230,7 +230,7 @@ def expected_steps(
                 f"retrieval_share is {stage.retrieval_share}, but there are no {kind} examples to train on"
             )
         sizes = [1.0 if one.rows is None else float(one.rows) for one in group]
-        weights = [size**training.dataset_alpha for size in sizes]
+        weights = [size**training.sampling_alpha for size in sizes]
         drawn += [
             (one, count * weight / sum(weights)) for one, weight in zip(group, weights, strict=True)
         ]

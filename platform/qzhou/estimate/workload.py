@@ -7,8 +7,8 @@ from typing import Literal
 
 from qzhou.estimate.cluster_spec import MachineGroup
 
-TRANSFORM, SYNTHESIS, MINING, EVALUATION = "transform", "synthesize", "mine", "evaluate"
-STAGE1, STAGE2, EXPORT = "train/stage1", "train/stage2", "model"
+TRANSFORM, SYNTHESIS, MINING, EVALUATION = "transform", "synthesis", "mining", "evaluation"
+STAGE1, STAGE2, EXPORT = "training/stage1", "training/stage2", "model"
 STAGES = (TRANSFORM, SYNTHESIS, MINING, STAGE1, STAGE2, EXPORT, EVALUATION)
 
 HOUR_S = 3600

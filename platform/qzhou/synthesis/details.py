@@ -43,7 +43,7 @@ def synthesis_details(recipe: Recipe) -> str:
     """
     run = Run.open(recipe)
     run.manifest("transform")
-    settings, journal = recipe.synthesis, run.folder / "synthesize" / "journal"
+    settings, journal = recipe.synthesis, run.folder / "synthesis" / "journal"
     counts = RequestCounts(settings)
     for plan in dataset_plans(run):
         answered = _answered(plan.requests, settings.temperature, journal)

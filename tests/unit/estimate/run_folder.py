@@ -5,8 +5,8 @@ from qzhou.data.storage import write_records
 from qzhou.run.run import RECIPE, Run
 
 WALLS = {
-    "transform": 30.0, "synthesize": 9.0, "mine": 40.0, "train/stage1": 20.0, "train/stage2": 20.0, "model": 5.0,
-    "evaluate": 50.0,
+    "transform": 30.0, "synthesis": 9.0, "mining": 40.0, "training/stage1": 20.0, "training/stage2": 20.0, "model": 5.0,
+    "evaluation": 50.0,
 }  # fmt: skip
 HELD_OUT, RAW, KEPT, LEFT_OUT = 50, 1000, 100, 500
 
@@ -22,12 +22,12 @@ def finished(recipe, stages=tuple(WALLS)):
         "written": {"examples": KEPT, "held_out": HELD_OUT},
     }
     (run / "transform").write_json("report.json", {"datasets": {"docs": tally}})
-    (run / "synthesize").write_json("ledger.json", {"rows": []})
+    (run / "synthesis").write_json("ledger.json", {"rows": []})
     rows = [
         RetrievalExample(id=str(n), dataset="docs", query="a b", positives=("c d e",))
         for n in range(KEPT)
     ]
-    write_records(run / "synthesize" / "examples" / "retrieval" / "docs", rows, RetrievalExample)
+    write_records(run / "synthesis" / "examples" / "retrieval" / "docs", rows, RetrievalExample)
     for stage in stages:
         (run / stage).write_json("manifest.json", {"wall_s": WALLS[stage]})
     return run

@@ -61,9 +61,9 @@ def test_a_measured_run_predicts_itself_and_one_four_times_as_large(make_recipe)
         assert same[name].wall_s == pytest.approx(wall_s, rel=1e-6), name
         assert same[name].basis == "measured"
     # the transform reads as many raw rows, and as much is held out
-    for name in ("transform", "model", "evaluate"):
+    for name in ("transform", "model", "evaluation"):
         assert four[name].wall_s == pytest.approx(WALLS[name]), name
-    for name in ("mine", "train/stage1", "train/stage2"):
+    for name in ("mining", "training/stage1", "training/stage2"):
         growth = by_table[1][name].wall_s / by_table[0][name].wall_s
         assert four[name].wall_s == pytest.approx(growth * WALLS[name]), name
         assert four[name].wall_s > WALLS[name]
@@ -98,26 +98,26 @@ def test_the_recorded_quickstart_predicts_itself_and_one_four_times_as_large(tmp
     predicted = sum(four[stage].wall_s for stage in seconds)
     measured = sum(one["large_s"] for one in seconds.values())
     assert predicted == pytest.approx(measured, rel=0.05)
-    for stage in set(seconds) - {"synthesize"}:
+    for stage in set(seconds) - {"synthesis"}:
         assert four[stage].wall_s == pytest.approx(seconds[stage]["large_s"], rel=WITHIN), stage
 
 
 def test_the_factor_of_every_measured_stage_is_said(make_recipe):
     recipe = make_recipe(datasets=[DATASET], **SMALL)
-    folder = finished(recipe, stages=("transform", "mine"))
+    folder = finished(recipe, stages=("transform", "mining"))
     run = MeasuredRun.open(folder.uri)
 
     plan = planned(recipe, measured=folder.uri)
 
     factors = {one.name: one.factor for one in plan.stages if one.factor is not None}
-    assert set(factors) == {"transform", "mine"}
+    assert set(factors) == {"transform", "mining"}
     texts = texts_of(run.recipe, PlanOptions()).datasets
     table = run.estimator(texts, Assumptions()).stages()
     for one in table:
         if one.name in factors:
             assert factors[one.name] == pytest.approx(WALLS[one.name] / one.wall_s)
     said = next(note for note in plan.notes if "times of the table" in note)
-    assert f"transform {factors['transform']:.3g}, mine {factors['mine']:.3g}" in said
+    assert f"transform {factors['transform']:.3g}, mining {factors['mining']:.3g}" in said
     assert as_json(plan)["stages"][1]["factor"] == factors["transform"]
 
 
@@ -151,28 +151,28 @@ def test_tokens_of_an_llm_are_those_that_the_runs_ledger_has(make_recipe):
     folder = finished(recipe)
     # 50 first requests and 10 follow-ups, of which a fifth was answered before
     total = {"requests": 60, "reused": 12, "prompt_tokens": 24_000, "completion_tokens": 4000}
-    (folder / "synthesize").write_json("ledger.json", {"total": total, "rows": []})
+    (folder / "synthesis").write_json("ledger.json", {"total": total, "rows": []})
 
     plan = planned(recipe, measured=folder.uri, synthetic=500)
 
-    amount = next(one for one in plan.stages if one.name == "synthesize")
+    amount = next(one for one in plan.stages if one.name == "synthesis")
     assert amount.tokens == pytest.approx(500 / 50 * (30_000 + 5000))
     assert amount.llm_usd == pytest.approx(500 / 50 * (30_000 * 2 + 5000 * 8) / 1e6)
 
 
 def test_a_run_on_cpus_tells_nothing_of_gpus_and_what_is_unfinished_is_by_the_table(make_recipe):
     recipe = make_recipe(datasets=[DATASET], **SMALL)
-    folder = finished(recipe, stages=("transform", "synthesize"))
+    folder = finished(recipe, stages=("transform", "synthesis"))
 
     plan = planned(recipe, measured=folder.uri, gpu="h100", gpus=8)
 
     bases = {one.name: one.basis for one in plan.stages}
-    assert (bases["transform"], bases["train/stage1"]) == ("scaled", "assumed")
-    assert any("it has not finished mine, train/stage1" in note for note in plan.notes)
+    assert (bases["transform"], bases["training/stage1"]) == ("scaled", "assumed")
+    assert any("it has not finished mining, training/stage1" in note for note in plan.notes)
 
 
 def test_the_share_of_the_peak_that_a_measured_gpu_reached_goes_to_another(make_recipe):
-    cluster = {"gpu": True, "encoders": 2, "train": {"accelerator_type": "A100-80G"}}
+    cluster = {"gpu": True, "encode_workers": 2, "training": {"accelerator_type": "A100-80G"}}
     recipe = make_recipe(datasets=[DATASET], cluster=cluster, **SMALL)
     folder = finished(recipe)
 
@@ -180,13 +180,13 @@ def test_the_share_of_the_peak_that_a_measured_gpu_reached_goes_to_another(make_
         next(
             one
             for one in planned(recipe, measured=folder.uri, gpu=gpu, gpus=2).stages
-            if one.name == "train/stage1"
+            if one.name == "training/stage1"
         )
         for gpu in ("A100", "H100")
     )
 
     assert (same.basis, other.basis) == ("measured", "scaled")
-    assert same.wall_s == pytest.approx(WALLS["train/stage1"])
+    assert same.wall_s == pytest.approx(WALLS["training/stage1"])
     assert other.work_s * 989 / 312 == pytest.approx(same.work_s)
 
 

@@ -159,21 +159,21 @@ def test_the_work_of_every_stage_by_hand(recipe):
     assert stages["transform"].rows_in == 1000
     assert stages["transform"].read_bytes == 1000 * 30 * 4
     assert stages["transform"].work_s == pytest.approx(1000 * 30 * 4 / (3_858_500 * cpus))
-    assert stages["mine"].flops == pytest.approx(forward(400, 200))
+    assert stages["mining"].flops == pytest.approx(forward(400, 200))
     search_s = 400 * 2.32e-4 + 400 * 200 * 3.4e-9
     encode_s = forward(400, 200) / (348e9 * 0.42)
-    assert stages["mine"].work_s == pytest.approx((encode_s + search_s) / cpus)
+    assert stages["mining"].work_s == pytest.approx((encode_s + search_s) / cpus)
     # 4 steps of 4 queries with a positive and a negative each, forward once and backward twice
-    assert stages["train/stage1"].flops == pytest.approx(3 * 4 * forward(4, 8))
-    assert stages["evaluate"].flops == pytest.approx(3 * forward(30, 30))
-    assert stages["mine"].written_bytes == pytest.approx(600 * 384 * 4 + 400 * 2 * 30 * 4 * 0.5)
+    assert stages["training/stage1"].flops == pytest.approx(3 * 4 * forward(4, 8))
+    assert stages["evaluation"].flops == pytest.approx(3 * forward(30, 30))
+    assert stages["mining"].written_bytes == pytest.approx(600 * 384 * 4 + 400 * 2 * 30 * 4 * 0.5)
     # one checkpoint: weights, and two moments of the optimizer, all in float32; and the model
-    assert stages["train/stage1"].written_bytes == (12 + 4) * shape.parameters
+    assert stages["training/stage1"].written_bytes == (12 + 4) * shape.parameters
 
 
 def test_training_takes_the_hours_of_trainings_own_estimate():
     plan = paper()
-    stage = next(one for one in plan.stages if one.name == "train/stage1")
+    stage = next(one for one in plan.stages if one.name == "training/stage1")
 
     hours = gpu_hours(stage.flops, gpu=gpu_named("H100"), utilisation=0.4) / 32
 
@@ -194,7 +194,7 @@ def test_the_sums_are_the_sums():
     assert sum(one.trained for one in plan.rows) == pytest.approx(11_000_000)
     assert sum(one.raw for one in plan.rows) == pytest.approx(100_000_000)
     assert sum(one.requests for one in plan.rows) == pytest.approx(5_000_000)
-    train = next(one for one in plan.stages if one.name == "train/stage1")
+    train = next(one for one in plan.stages if one.name == "training/stage1")
     assert train.usd == pytest.approx(4 * 55.04 * train.wall_s / 3600)
     assert max(plan.stages, key=lambda one: one.usd) is train
     json.dumps(content)
@@ -204,9 +204,9 @@ def test_the_sums_are_the_sums():
     ("more", "stage"),
     [
         ({"rows": 400_000_000}, "transform"),
-        ({"synthetic": 6_000_000}, "synthesize"),
-        ({"examples": 22_000_000}, "mine"),
-        ({"mean_document_tokens": 400.0}, "train/stage1"),
+        ({"synthetic": 6_000_000}, "synthesis"),
+        ({"examples": 22_000_000}, "mining"),
+        ({"mean_document_tokens": 400.0}, "training/stage1"),
     ],
 )
 def test_more_to_do_takes_longer_and_costs_more(more, stage):
@@ -223,19 +223,19 @@ def test_more_to_do_takes_longer_and_costs_more(more, stage):
 def test_more_gpus_or_better_use_of_them_take_less_time_and_starts_stay():
     walls = {count: {one.name: one for one in paper(gpus=count).stages} for count in (8, 32, 128)}
 
-    for name in ("mine", "train/stage1", "train/stage2"):
+    for name in ("mining", "training/stage1", "training/stage2"):
         work = [found[name].wall_s - found[name].start_s for found in walls.values()]
         assert work == sorted(work, reverse=True)
         assert walls[8][name].start_s == walls[128][name].start_s
-    better = next(one for one in paper(utilisation=0.5).stages if one.name == "train/stage2")
+    better = next(one for one in paper(utilisation=0.5).stages if one.name == "training/stage2")
     assert better.wall_s - better.start_s == pytest.approx(
-        (walls[32]["train/stage2"].wall_s - walls[32]["train/stage2"].start_s) * 0.4 / 0.5
+        (walls[32]["training/stage2"].wall_s - walls[32]["training/stage2"].start_s) * 0.4 / 0.5
     )
 
 
 def test_prices_of_ones_own_replace_the_list():
     plan = paper(gpu_price=2.0)
-    stage = next(one for one in plan.stages if one.name == "train/stage2")
+    stage = next(one for one in plan.stages if one.name == "training/stage2")
 
     assert stage.usd == pytest.approx(32 * 2.0 * stage.wall_s / 3600)
 
@@ -247,7 +247,7 @@ def test_an_llm_is_paid_at_the_recipes_prices_and_by_the_table_where_it_has_none
             synthesis={**asked, "gates": {"scores": False}, "parse_retries": 0}, **SMALL
         )
         plan = planned(recipe, rows=1000, mean_query_tokens=10, mean_document_tokens=20)
-        return next(one for one in plan.stages if one.name == "synthesize").llm_usd
+        return next(one for one in plan.stages if one.name == "synthesis").llm_usd
 
     # 100 requests: 400 tokens of instructions and 30 of an example each, and 30 answered
     assert bought(input_price=2.0, output_price=8.0) == pytest.approx(
@@ -340,7 +340,7 @@ def test_serving_costs_by_the_token():
 def test_stages_without_work_take_no_time(recipe):
     plan = planned(recipe, rows=1000)
 
-    assert {one.name: one.wall_s for one in plan.stages}["evaluate"] == 0, "nothing is held out"
+    assert {one.name: one.wall_s for one in plan.stages}["evaluation"] == 0, "nothing is held out"
 
 
 def test_figures_are_short():

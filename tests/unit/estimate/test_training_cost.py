@@ -334,7 +334,7 @@ def mined(make_recipe, tiny_qwen2):
         ],
         training={"negatives_per_query": 2},
     )
-    stage = Folder.open(recipe.run.storage) / "tiny" / "mine"
+    stage = Folder.open(recipe.run.storage) / "tiny" / "mining"
     sides = [
         ("the sea " * (number % 5 + 1), "a red tree is green " * (number % 4 + 1))
         for number in range(30)
