@@ -15,6 +15,7 @@ from qzhou.data.storage import Folder, count_rows, from_row
 from qzhou.estimate.model_shape import model_file
 from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.training import DatasetTexts, EncodedTexts
+from qzhou.estimate.workload import MINING, TRANSFORM
 from qzhou.run.models import resolve
 from qzhou.run.run import MANIFEST, Run
 
@@ -115,18 +116,17 @@ def _sampled(recipe: Recipe) -> RunTexts | None:
     if "://" in recipe.run.storage:
         return None
     run = Run.at(recipe).folder
-    stage = next(
-        (name for name in ("mining", "transform") if run.exists(f"{name}/{MANIFEST}")), None
-    )
-    if stage is None:
+    finished = [one for one in (MINING, TRANSFORM) if run.exists(f"{one}/{MANIFEST}")]
+    if not finished:
         return None
+    stage = run / finished[0]
     count_tokens, how = _tokenizer(recipe.model.backbone)
     texts = []
     for dataset in recipe.trained_datasets:
-        folder = run / stage / "examples" / dataset.task / dataset.name
+        folder = stage / "examples" / dataset.task / dataset.name
         if sample := _sample(folder, EXAMPLE_TYPES[dataset.task]):
             texts.append(_texts(recipe, dataset, sample, count_rows(folder), count_tokens))
-    source = f"counted in {SAMPLED_ROWS} examples of each dataset in {(run / stage).uri}, {how}"
+    source = f"counted in {SAMPLED_ROWS} examples of each dataset in {stage.uri}, {how}"
     return RunTexts(texts, source) if texts else None
 
 

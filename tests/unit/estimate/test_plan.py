@@ -280,7 +280,7 @@ def test_every_gpu_can_be_rented_somewhere():
     assert all(one.price > 0 and one.cpus > 0 and one.read for one in machines())
 
 
-def test_machines_are_whole_and_idle_gpus_are_told(recipe):
+def test_machines_are_whole_and_idle_gpus_are_noted(recipe):
     group = cluster_spec(recipe, PlanOptions(gpu="H100", gpus=9)).gpu
 
     assert (group.count, group.gpus, group.price) == (2, 9, 2 * 55.04)
@@ -289,7 +289,7 @@ def test_machines_are_whole_and_idle_gpus_are_told(recipe):
     assert any(note.startswith("7 GPUs of the last p5.48xlarge") for note in plan.notes)
 
 
-def test_weights_that_do_not_fit_are_told(make_recipe):
+def test_weights_that_do_not_fit_are_noted(make_recipe):
     recipe = make_recipe(
         model={"backbone": "Qwen/Qwen3-8B", "dtype": "bfloat16"}, training={"zero_stage": 0}
     )
