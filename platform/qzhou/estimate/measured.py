@@ -144,7 +144,7 @@ def _machines(stage: str, cluster: ClusterSpec) -> tuple[object, ...]:
     if stage == SYNTHESIS:
         return ()
     group = cluster.cpu if stage == TRANSFORM else cluster.gpu
-    return group.cpus, group.gpu, group.gpus
+    return group.machine, group.cpus, group.gpu, group.gpus
 
 
 def _transformed(counts: Mapping[str, Any]) -> TransformedRows:
