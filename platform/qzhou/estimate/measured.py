@@ -154,6 +154,5 @@ def _transformed(counts: Mapping[str, Any]) -> TransformedRows:
     return TransformedRows(
         raw=counts["read"],
         available=(counts["kept"] + counts["sampled_out"]) * per_row,
-        kept=float(examples),
         held_out=float(counts["written"].get("held_out", 0)),
     )

@@ -50,7 +50,6 @@ class TransformedRows:
 
     raw: int
     available: float
-    kept: float
     held_out: float
 
 
@@ -104,7 +103,6 @@ def _by_max_rows(
     return TransformedRows(
         raw=round(dataset.max_rows / assumed["kept_share"]),
         available=float(dataset.max_rows),
-        kept=float(dataset.max_rows),
         held_out=assumed["held_out_rows"] if dataset.eval_fraction else 0.0,
     )
 

@@ -55,7 +55,7 @@ def paper(**asked):
 
 
 def test_rows_follow_a_measured_run_up_to_max_rows(make_recipe):
-    found = {"docs": TransformedRows(raw=1000, available=600.0, kept=100.0, held_out=50.0)}
+    found = {"docs": TransformedRows(raw=1000, available=600.0, held_out=50.0)}
     limited = make_recipe(datasets=[{**DATASET, "max_rows": 400}])
 
     (as_it_was,) = rows_of(limited, PlanOptions(), Assumptions(), found)
@@ -301,6 +301,20 @@ def test_weights_that_do_not_fit_are_noted(make_recipe):
     assert said in plan.notes
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stage": "trainin"}, "--stage is 'trainin'; it is training or synthesis"),
+        ({"stage": "training", "rows": 5}, "--rows changes nothing in the details of training"),
+        ({"stage": "synthesis", "gpu": "H100"}, "--gpu changes nothing in the details of synth"),
+        ({"stage": "training", "json": True}, "--json changes nothing in the details of training"),
+    ],
+)
+def test_options_that_do_not_belong_to_a_stage_are_named(options, message):
+    with pytest.raises(RecipeError, match=message):
+        PlanOptions(**options)
+
+
 def test_assumptions_are_listed_where_they_were_used_and_replaced_by_name(recipe):
     plan = planned(recipe, rows=1000, assume="kept_share=0.5,cpu_flops=1e11")
     listed = {one.name: one for one in plan.assumptions}
@@ -317,6 +331,7 @@ def test_assumptions_are_listed_where_they_were_used_and_replaced_by_name(recipe
         ("kept_shore=0.5", r"'kept_shore'.*did you mean kept_share"),
         ("kept_share=1.5", r"kept_share is 1\.5; it is a number above 0 and at most 1"),
         ("cpu_flops=0", r"cpu_flops is 0; it is a number above 0"),
+        ("load_bytes_per_s=0", r"load_bytes_per_s is 0; it is a number above 0"),
         ("node_start_s=-1", r"node_start_s is -1; it is a number 0 or more"),
         ("kept_share", r"'kept_share' is not NAME=NUMBER"),
     ],
