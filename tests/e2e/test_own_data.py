@@ -56,8 +56,8 @@ def checkout(tmp_path_factory):
     """Looks like the root of the project, and holds the reader's files."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "jobs").symlink_to(ROOT / "jobs")
-    (folder / "mining").mkdir()
-    write_data(folder / "mining")
+    (folder / "mine").mkdir()
+    write_data(folder / "mine")
     (recipe,) = blocks(OWN_DATA, "toml")
     (folder / "support.toml").write_text(recipe, "utf-8")
     return folder

@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from qzhou.cluster.metrics import export_metrics
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.api_keys import Keys
