@@ -47,7 +47,7 @@ def write_data(folder: Path) -> None:
         "judgements.tsv": judgements,
     }
     for name, text in files.items():
-        assert f"mining/{name}" in OWN_DATA
+        assert f"mine/{name}" in OWN_DATA
         (folder / name).write_text(text, "utf-8")
 
 
