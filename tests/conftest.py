@@ -1,6 +1,7 @@
 """Small things made on the spot: models of a few thousand weights, and recipes for them."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def isolated_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment of jobs that join the one Ray head of all tests which need none of their own."""
+    from tests.e2e.clusters import shared_head
+
+    with shared_head(tmp_path_factory.mktemp("head")) as environment:
+        yield environment
 
 
 @pytest.fixture(scope="session")
