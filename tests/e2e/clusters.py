@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -73,10 +72,6 @@ def head_words(gcs_port: int, cpus: int = 0) -> list[object]:
 @contextlib.contextmanager
 def shared_head(folder: Path) -> Iterator[dict[str, str]]:
     """The environment that lets a job join a head with the CPUs of a local cluster, guarded by a token as that is."""
-    token = Path.home() / ".ray" / "auth_token"
-    if not token.exists():
-        token.parent.mkdir(exist_ok=True)
-        token.write_text(secrets.token_hex(32), "utf-8")
     port, guarded = free_port(), {"RAY_AUTH_MODE": "token"}
     words = head_words(port, cpus=max(LOGICAL_CPUS, os.cpu_count() or 1))
     with ray_node(*words, log=folder / "head.log", **guarded):

@@ -38,10 +38,11 @@ def run(*words: str | Path, folder: Path = ROOT, **environment: str) -> Finished
 
 
 def start(*words: str | Path, folder: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
-    """``python <words>``, running."""
+    """``python <words>``, running; how a cluster is guarded is Ray's own choice unless it is given here."""
     command = [sys.executable, *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, env=os.environ | environment, text=True, **pipes)
+    own = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    return subprocess.Popen(command, cwd=folder, env=own | environment, text=True, **pipes)
 
 
 def call(

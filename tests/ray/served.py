@@ -178,7 +178,8 @@ def write_index(recipe: Path, texts: list[str]) -> None:
 
 
 def environment(home: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ours = ("RAY_ADDRESS", "RAY_AUTH_MODE")
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
     # Ray writes its token below HOME.
     return {
         **kept,
