@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help quickstart report dashboards test quickstart-test bench-test check serve docs audit format clean
+.PHONY: help quickstart report dashboards test quickstart-test bench-test check types secrets serve docs audit format clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -41,9 +41,14 @@ bench-test: $(READY)  ## the benchmarks at a small size, peers beside us
 check: $(READY)  ## the fast loop: format, lint, types, a scan for secrets, unit tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@$(MAKE) --no-print-directory -j 2 -O types secrets
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal tests/unit tests/test_architecture.py
+
+types: $(READY)
 	$(BIN)/mypy
+
+secrets: $(READY)
 	$(BIN)/detect-secrets-hook --no-verify --exclude-lines 'api_key_env|sourceImage' $$(git ls-files)
-	$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/test_architecture.py
 
 docs: $(READY)   ## build the documentation site: build/docs/index.html
 	$(BIN)/sphinx-build -q -E -W --keep-going docs build/docs
