@@ -24,7 +24,7 @@ baseline = "half"
 trials_at_once = 2
 
 [settings]
-cluster = { encoders = 1 }
+cluster = { encode_workers = 1 }
 evaluation = { bm25 = false }
 training = { workers = 1, stage1.steps = 3, stage2.steps = 6, save_every_steps = 2 }
 
@@ -37,9 +37,9 @@ name = "most"
 settings = { "training.stage2.retrieval_share" = 0.9 }
 """
 TRIALS = ("half-seed1", "most-seed1")
-SHARED = ("transform", "synthesize", "mine")  # with the run beside them, which has finished them
+SHARED = ("transform", "synthesis", "mining")  # with the run beside them, which has finished them
 # how many of the trials make a stage themselves
-MADE = {"train/stage1": 1, "train/stage2": 2, "evaluate": 2}
+MADE = {"training/stage1": 1, "training/stage2": 2, "evaluation": 2}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def finished(submitted, head, tmp_path_factory):
 def killed_in_stage2(words: tuple[str | Path, ...], storage: Path) -> str:
     """What the command printed until it was killed."""
     process = start(*words)
-    trials = [storage / "eta" / trial / "train" / "stage2" / "started.json" for trial in TRIALS]
+    trials = [storage / "eta" / trial / "training" / "stage2" / "started.json" for trial in TRIALS]
     wait_until(lambda: any(one.exists() for one in trials), process)
     process.send_signal(signal.SIGKILL)
     out, _ = process.communicate()

@@ -76,10 +76,10 @@ def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(
     token = {"RAY_AUTH_MODE": "token", "OPENAI_API_KEY": SECRET}
 
     first = start("jobs/submit.py", *longer, "--job", "train", **token)
-    wait_until(lambda: not (run_folder / "train" / "stage2" / "manifest.json").exists(), first)
+    wait_until(lambda: not (run_folder / "training" / "stage2" / "manifest.json").exists(), first)
     second = call("jobs/submit.py", *longer, **token)
     status = call("jobs/submit.py", *words, "--status", **token)
-    wait_until((run_folder / "train" / "stage2" / "checkpoints").exists, first)
+    wait_until((run_folder / "training" / "stage2" / "checkpoints").exists, first)
     stopped = call("jobs/submit.py", *words, "--stop", **token)
     said, _ = first.communicate(timeout=PATIENCE_S)
     done_before = len(steps_in(run_folder))
@@ -111,7 +111,7 @@ def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(
 
 
 def steps_in(run_folder: Path) -> list[str]:
-    file = run_folder / "train" / "stage2" / "metrics.jsonl"
+    file = run_folder / "training" / "stage2" / "metrics.jsonl"
     return file.read_text().splitlines() if file.exists() else []
 
 
