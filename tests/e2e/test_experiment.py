@@ -85,7 +85,7 @@ def test_what_trials_have_in_common_is_made_once_and_a_kill_loses_no_finished_st
     for stage, times in MADE.items():
         assert len(re.findall(rf"^{stage}: done in", said, re.MULTILINE)) <= times, said
         assert len(copies_of(stage, folder, TRIALS)) == times
-    assert not list(folder.glob("*/train/*/checkpoints"))
+    assert not list(folder.glob("*/training/*/checkpoints"))
 
 
 def copies_of(stage: str, folder: Path, runs: tuple[str, ...]) -> set[int]:
