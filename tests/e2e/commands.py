@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -15,6 +16,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 3600  # of one command; without bfloat16 in hardware the quickstart takes thrice as long
+
+# what Ray Train says, with a traceback, where a busy machine is slow to answer; "safe to ignore"
+OVERLOADED = re.compile(r"Failed to send resource request.*?GetTimeoutError:[^\n]*", re.DOTALL)
+
+
+def on_an_idle_machine(text: str) -> str:
+    """What a command has printed, without what Ray Train adds on a busy machine."""
+    return OVERLOADED.sub("", text)
 
 
 @dataclass(frozen=True)
