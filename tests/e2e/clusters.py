@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import ray
 
-from qzhou.cluster.resources import LOGICAL_CPUS
+from qzhou.cluster.resources import MIN_LOCAL_CPUS
 from tests.e2e.commands import run
 from tests.ports import free_port
 
@@ -73,7 +73,7 @@ def head_words(gcs_port: int, cpus: int = 0) -> list[object]:
 def shared_head(folder: Path) -> Iterator[dict[str, str]]:
     """The environment that lets a job join a head with the CPUs of a local cluster, guarded by a token as that is."""
     port, guarded = free_port(), {"RAY_AUTH_MODE": "token"}
-    words = head_words(port, cpus=max(LOGICAL_CPUS, os.cpu_count() or 1))
+    words = head_words(port, cpus=max(MIN_LOCAL_CPUS, os.cpu_count() or 1))
     with ray_node(*words, log=folder / "head.log", **guarded):
         yield {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}", **guarded}
 
