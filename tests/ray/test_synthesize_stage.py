@@ -23,10 +23,10 @@ from qzhou.data.records import (
 from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.errors import EndpointError
 from qzhou.synthesis.builtin import answer_by_rules
+from qzhou.synthesis.details import synthesis_details
 from qzhou.synthesis.journal import Answer, Journal
 from qzhou.synthesis.mock_behaviour import Behaviour
 from qzhou.synthesis.mock_endpoint import MockEndpoint, serving
-from qzhou.synthesis.details import synthesis_details
 from qzhou.synthesis.pipeline import synthesize
 
 pytestmark = pytest.mark.usefixtures("cluster")
