@@ -5,10 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help quickstart report dashboards test check serve docs audit format clean
+.PHONY: help quickstart report dashboards test quickstart-test bench-test check types secrets serve docs audit format clean
 
 help:            ## this list
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -32,12 +32,23 @@ dashboards: $(READY)  ## Prometheus and Grafana on this machine, where they are 
 test: $(READY) check  ## everything: format, lint, types, unit, Ray and end-to-end tests
 	$(BIN)/pytest --durations=25 tests/ranks tests/ray tests/e2e tests/gpu
 
+quickstart-test: $(READY)  ## the quickstart, and that it gains what the README promises
+	$(BIN)/pytest -m quickstart tests/e2e/test_quickstart.py
+
+bench-test: $(READY)  ## the benchmarks at a small size, peers beside us
+	$(BIN)/pytest -m bench tests/e2e/test_bench.py
+
 check: $(READY)  ## the fast loop: format, lint, types, a scan for secrets, unit tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@$(MAKE) --no-print-directory -j 2 -O types secrets
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal tests/unit tests/test_architecture.py
+
+types: $(READY)
 	$(BIN)/mypy
+
+secrets: $(READY)
 	$(BIN)/detect-secrets-hook --no-verify --exclude-lines 'api_key_env|sourceImage' $$(git ls-files)
-	$(BIN)/pytest tests/unit tests/test_architecture.py
 
 docs: $(READY)   ## build the documentation site: build/docs/index.html
 	$(BIN)/sphinx-build -q -E -W --keep-going docs build/docs

@@ -1,6 +1,8 @@
 """Small things made on the spot: models of a few thousand weights, and recipes for them."""
 
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # not 2: most training here takes seconds
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+# as for each cluster that `ray.init` starts, but from the beginning: this process keeps the mode that it begins with
+os.environ["RAY_AUTH_MODE"] = "token"
 
 WORDS = [
     "the",
@@ -33,10 +37,22 @@ WORDS += ["london", "sea", "tree", "is", "are", "what", "where"]
 
 @pytest.fixture(scope="session", autouse=True)
 def isolated_home(tmp_path_factory):
-    """A new local Ray cluster writes an authentication token into the home folder: not into the user's."""
+    """The token that Ray guards its clusters with lies in a home folder of the tests, not in the user's."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(secrets.token_hex(32), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("HOME", str(home))
         yield
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment of jobs that join the one Ray head of all tests which need none of their own."""
+    from tests.e2e.clusters import shared_head
+
+    with shared_head(tmp_path_factory.mktemp("head")) as environment:
+        yield environment
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ def without_torch_and_ray(job: str, *words: str) -> str:
         env=os.environ | {"PYTHONPATH": str(ROOT / "platform")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

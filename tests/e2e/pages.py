@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from qzhou.serving.schemas import EmbeddingRequest, parse_request
-from tests.e2e.commands import ROOT, run
+from tests.e2e.commands import ROOT, call
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -25,7 +25,7 @@ def is_a_target(words: list[str]) -> None:
 
 
 def resolves_its_recipe(words: list[str], folder: Path = ROOT) -> None:
-    done = run(*words[1:], *(["--dry-run"] if "--dry-run" not in words else []), folder=folder)
+    done = call(*words[1:], *(["--dry-run"] if "--dry-run" not in words else []), folder=folder)
     assert done.status == 0, done.text
     assert json.loads(done.out)["run"]["name"]
 
@@ -37,6 +37,6 @@ def is_a_request(words: list[str]) -> None:
 
 
 def estimates(words: list[str], folder: Path = ROOT) -> None:
-    done = run(*words[1:], folder=folder)
+    done = call(*words[1:], folder=folder)
     assert done.status == 0, done.text
     assert "GPU hours" in done.out

@@ -5,13 +5,12 @@ machine before it begins and when it is over. This one is started and ended by i
 """
 
 import json
-import time
 
 import pytest
 import ray
 
-from tests.e2e.clusters import QUIET, asked, head_words, ray_node
-from tests.e2e.commands import Finished, run
+from tests.e2e.clusters import QUIET, asked, head_words, ray_node, wait_until
+from tests.e2e.commands import run
 from tests.ports import free_port
 
 HEAD = "ray.head.default"  # what the provider calls its head
@@ -66,7 +65,7 @@ def configuration(gcs: str) -> dict:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """The environment of a job on the head node of a cluster without worker nodes."""
+    """The head node of a cluster without worker nodes, and the environment of a job there."""
     home = tmp_path_factory.mktemp("home")
     port = free_port()
     gcs = f"{ray.util.get_node_ip_address()}:{port}"
@@ -78,8 +77,9 @@ def cluster(tmp_path_factory):
         "RAY_enable_autoscaler_v2": "1",
     }
     fake |= {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
-    with ray_node(*head_words(port), "--autoscaling-config", file, log=home / "head.log", **fake):
-        yield {**QUIET, "HOME": str(home), "RAY_ADDRESS": gcs}
+    words = (*head_words(port), "--autoscaling-config", file)
+    with ray_node(*words, log=home / "head.log", **fake) as head:
+        yield head, {**QUIET, "HOME": str(home), "RAY_ADDRESS": gcs}
 
 
 def workers(environment) -> int:
@@ -88,22 +88,22 @@ def workers(environment) -> int:
 
 
 def test_nodes_come_with_the_pipeline_and_go_when_it_is_over(cluster, write_recipe):
+    head, environment = cluster
     recipe = write_recipe()
-    assert workers(cluster) == 0
+    assert workers(environment) == 0
 
-    done: Finished = run("jobs/pipeline.py", recipe, **cluster)
+    done = run("jobs/pipeline.py", recipe, **environment)
 
     assert done.status == 0, done.text
     assert "report.html" in done.out
     assert (recipe.parent / "runs" / "tiny" / "model" / "manifest.json").exists()
-    deadline = time.monotonic() + 120
-    while workers(cluster) and time.monotonic() < deadline:
-        time.sleep(2)
-    assert workers(cluster) == 0
+    wait_until(lambda: workers(environment) == 0, head)
 
 
 def test_what_no_node_type_can_give_is_refused_before_one_is_started(cluster, write_recipe):
-    done = run("jobs/pipeline.py", write_recipe(), "--cluster.training.cpus", "3", **cluster)
+    _, environment = cluster
+
+    done = run("jobs/pipeline.py", write_recipe(), "--cluster.training.cpus", "3", **environment)
 
     assert done.status == 2
     assert (
@@ -111,4 +111,4 @@ def test_what_no_node_type_can_give_is_refused_before_one_is_started(cluster, wr
         in done.err
     )
     assert f"{NODES} x cpu with 2 CPU" in done.err
-    assert workers(cluster) == 0
+    assert workers(environment) == 0

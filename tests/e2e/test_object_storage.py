@@ -1,7 +1,6 @@
 """A run whose raw data, run folder, checkpoints and model are on S3, as moto's server speaks it."""
 
 import json
-import time
 
 import pytest
 import requests
@@ -10,6 +9,7 @@ from moto.server import ThreadedMotoServer
 from qzhou.config.recipe import load_recipe
 from qzhou.data.storage import Folder
 from qzhou.run.run import Run
+from tests.e2e.clusters import wait_until
 from tests.e2e.commands import run, start
 
 
@@ -49,11 +49,7 @@ def test_a_killed_run_on_s3_goes_on_and_leaves_a_model_that_loads(s3, recipe):
     folder = Run.at(load_recipe(str(recipe), [])).folder
     first = start("jobs/pipeline.py", recipe)
     checkpoints = folder / "training" / "stage2" / "checkpoints"
-    deadline = time.monotonic() + 400
-    while not any("step_" in name for name in checkpoints.folders()):
-        assert first.poll() is None, first.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    wait_until(lambda: any("step_" in name for name in checkpoints.folders()), first)
     first.kill()
     first.communicate()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.commands import ROOT, run
+from tests.e2e.commands import ROOT, call
 from tests.e2e.pages import (
     blocks,
     commands_of,
@@ -64,7 +64,7 @@ def checkout(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
-def test_each_command_of_the_page_runs_or_runs_dry(command, checkout):
+def test_each_command_of_the_page_runs_or_runs_dry(command, checkout, head):
     words = shlex.split(command)
     if words[0] == "make":
         is_a_target(words)
@@ -73,16 +73,16 @@ def test_each_command_of_the_page_runs_or_runs_dry(command, checkout):
     elif "--stage" in words:
         estimates(words, checkout)
     elif words[1] == "jobs/transform.py":
-        transforms(words, checkout)
+        transforms(words, checkout, head)
     else:
         assert words[0] == "python", f"no test knows how to try: {command}"
         gated = words.index("--no-worse-than") if "--no-worse-than" in words else len(words)
         resolves_its_recipe(words[:gated] + words[gated + 2 :], checkout)
 
 
-def transforms(words: list[str], folder: Path) -> None:
+def transforms(words: list[str], folder: Path, head: dict[str, str]) -> None:
     """For real: every row is kept or held out, and lies where the page says."""
-    done = run(*words[1:], folder=folder)
+    done = call(*words[1:], folder=folder, **head)
     assert done.status == 0, done.text
     counts = {
         name: int(kept) + int(held)

@@ -10,6 +10,9 @@ from tests.e2e.commands import run
 GAIN = 0.05  # nDCG@10 over the untouched backbone
 LOSS = 0.01  # that stage 2 may cost against stage 1
 
+# minutes: not with the other tests, but by `make quickstart-test`, as continuous integration does
+pytestmark = pytest.mark.quickstart
+
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):

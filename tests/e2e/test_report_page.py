@@ -17,7 +17,7 @@ from tests.finished_run import fill
 
 SECTIONS = ["went-in", "bought", "mined", "training", "results", "diagnosis", "made"]
 WIDE, NARROW = 1280, 400
-WAIT_S = 30
+WAIT_S = 300
 LIGHT, DARK = (255, 255, 255), (18, 23, 30)
 
 

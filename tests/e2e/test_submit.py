@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from qzhou.cluster.session import local_options
-from tests.e2e.clusters import wait_until
-from tests.e2e.commands import Finished, run, start
+from tests.e2e.clusters import PATIENCE_S, wait_until
+from tests.e2e.commands import Finished, call, run, start
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_run_that_would_be_lost_with_the_uploaded_copy_is_refused(cluster, wri
     assert "Traceback" not in done.text
 
 
-STEPS = 600  # of a fiftieth of a second or more: enough to be stopped among them
+STEPS = 250  # of a fiftieth of a second or more: the stop comes a second or two after the first
 SECRET = "sk-the-key-of-an-endpoint"  # pragma: allowlist secret
 
 
@@ -76,16 +76,12 @@ def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(
     token = {"RAY_AUTH_MODE": "token", "OPENAI_API_KEY": SECRET}
 
     first = start("jobs/submit.py", *longer, "--job", "train", **token)
-    wait_until(
-        lambda: not (run_folder / "training" / "stage2" / "manifest.json").exists(),
-        first,
-        seconds=180,
-    )
-    second = run("jobs/submit.py", *longer, **token)
-    status = run("jobs/submit.py", *words, "--status", **token)
-    wait_until((run_folder / "training" / "stage2" / "checkpoints").exists, first, seconds=180)
-    stopped = run("jobs/submit.py", *words, "--stop", **token)
-    said, _ = first.communicate(timeout=60)
+    wait_until(lambda: not (run_folder / "training" / "stage2" / "manifest.json").exists(), first)
+    second = call("jobs/submit.py", *longer, **token)
+    status = call("jobs/submit.py", *words, "--status", **token)
+    wait_until((run_folder / "training" / "stage2" / "checkpoints").exists, first)
+    stopped = call("jobs/submit.py", *words, "--stop", **token)
+    said, _ = first.communicate(timeout=PATIENCE_S)
     done_before = len(steps_in(run_folder))
     again = run("jobs/submit.py", *longer, "--job=train", **token)
 
@@ -100,7 +96,7 @@ def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(
     assert again.status == 0, again.text
     assert f"continues after step {done_before}" in again.text
     assert [json.loads(line)["step"] for line in steps_in(run_folder)] == list(range(STEPS))
-    nothing_left = run("jobs/submit.py", *words, "--stop", **token)
+    nothing_left = call("jobs/submit.py", *words, "--stop", **token)
     assert (nothing_left.status, "no job works on" in nothing_left.err) == (2, True)
     listing = run("-m", "ray.scripts.scripts", "job", "list", "--address", cluster, **token)
     for text in (listing.text, status.text, said, again.text):
@@ -128,7 +124,7 @@ def steps_in(run_folder: Path) -> list[str]:
     ],
 )
 def test_a_submission_that_cannot_be_is_named(words, said):
-    done = run("jobs/submit.py", "recipes/quickstart.toml", *words)
+    done = call("jobs/submit.py", "recipes/quickstart.toml", *words)
 
     assert done.status == 2
     assert said in done.err

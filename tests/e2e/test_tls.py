@@ -102,7 +102,7 @@ def test_who_has_no_certificate_stays_outside(address, tls):
 
 def test_the_cluster_shows_the_certificate_that_it_was_given(address, tls):
     host, port = address.split(":")
-    shown = ssl.get_server_certificate((host, int(port)), timeout=30)
+    shown = ssl.get_server_certificate((host, int(port)), timeout=300)
 
     assert x509.load_pem_x509_certificate(shown.encode()) == x509.load_pem_x509_certificate(
         Path(tls["RAY_TLS_SERVER_CERT"]).read_bytes()

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import time
 
 import psutil
 import pytest
 
+from tests.e2e.clusters import wait_until
 from tests.e2e.commands import run, start
-
-WAIT_S = 240
 
 
 def torchrun(ranks, recipe, storage):
@@ -37,13 +35,8 @@ def test_killed_ranks_go_on_in_another_number_and_end_where_ray_train_does(submi
     shutil.rmtree(without / "tiny" / "training")
 
     first = start(*torchrun(2, recipe, without))
-    deadline = time.monotonic() + WAIT_S
-    while not list(
-        (without / "tiny" / "training" / "stage2").glob("torchrun_checkpoints/*/complete.json")
-    ):
-        assert first.poll() is None, first.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    saved = without / "tiny" / "training" / "stage2"
+    wait_until(lambda: list(saved.glob("torchrun_checkpoints/*/complete.json")), first)
     for process in [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]:
         process.kill()
     first.communicate()

@@ -262,7 +262,7 @@ def asked(endpoint: Endpoint, route: str, **body: object) -> dict:
         json.dumps({"model": "tiny", **body}).encode(),
         {"Authorization": f"Bearer {KEY}"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)
 
 
@@ -322,7 +322,7 @@ def test_pages_of_other_origins_are_not_let_in(endpoint):
     with requests.options(
         f"{endpoint.url}/v1/embeddings",
         headers={"Origin": "https://example.org", "Access-Control-Request-Method": "POST"},
-        timeout=10,
+        timeout=300,
     ) as answer:
         assert "access-control-allow-origin" not in answer.headers
 
@@ -346,7 +346,7 @@ def test_thousands_of_generated_requests_are_answered_and_none_fails_inside(endp
                     if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
                         case.body["model"] = "tiny"
                     answer = case.call(
-                        session=http, headers={"Authorization": f"Bearer {KEY}"}, timeout=30
+                        session=http, headers={"Authorization": f"Bearer {KEY}"}, timeout=300
                     )
                     statuses[answer.status_code] += 1
                     assert answer.status_code < 500, answer.text
@@ -368,7 +368,7 @@ def test_numbers_for_prometheus(endpoint, client):
 
 def metric(endpoint: Endpoint, name: str, **labels: str) -> float:
     """The value of one replica's series; 0 where there is none yet."""
-    with urllib.request.urlopen(f"{endpoint.url}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{endpoint.url}/metrics", timeout=300) as answer:
         families = text_string_to_metric_families(answer.read().decode())
     samples = (sample for family in families for sample in family.samples if sample.name == name)
     return next(
@@ -388,7 +388,7 @@ def test_the_log_has_a_line_for_each_request_and_no_text_of_one(endpoint):
         json.dumps({"model": "tiny", "input": "a secret tree"}).encode(),
         {"Authorization": f"Bearer {KEY}", "traceparent": trace, "X-Request-Id": "mine-1"},
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         assert answer.headers["x-request-id"] == "mine-1"
 
     lines = logged(endpoint, "mine-1")
@@ -416,7 +416,7 @@ def session_folder(endpoint: Endpoint) -> Path:
 
 
 def logged(endpoint: Endpoint, request_id: str) -> list[dict]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         lines = [
             json.loads(line)
@@ -429,7 +429,7 @@ def logged(endpoint: Endpoint, request_id: str) -> list[dict]:
             return found
         # Serve keeps some lines back before it writes them
         for _ in range(200):
-            urllib.request.urlopen(f"{endpoint.url}/health", timeout=10).close()
+            urllib.request.urlopen(f"{endpoint.url}/health", timeout=300).close()
     raise AssertionError(f"no line of {request_id}")
 
 
@@ -470,7 +470,7 @@ def test_the_response_carries_the_model_s_fingerprint(endpoint, client):
 
 @pytest.mark.parametrize("route", ["/health", "/ready"])
 def test_probes_need_no_key(endpoint, route):
-    with urllib.request.urlopen(endpoint.url + route, timeout=10) as answer:
+    with urllib.request.urlopen(endpoint.url + route, timeout=300) as answer:
         assert answer.status == 200
 
 
@@ -487,7 +487,7 @@ def test_every_refusal_has_openai_s_shape(endpoint, method, route, status):
         endpoint.url + route, method=method, data=b"{" if method == "POST" else None
     )
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=300)
 
     assert caught.value.code == status
     assert set(json.load(caught.value)["error"]) == {"message", "type", "param", "code"}

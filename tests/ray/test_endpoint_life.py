@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import aiohttp
@@ -21,6 +21,7 @@ AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 HEADER = "X-Model-Fingerprint"
 ANSWERED = {200, 429, 503}
 REPLICAS = 2
+PATIENCE_S = 600  # reached only in failure
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +62,33 @@ class Load:
                 await asyncio.sleep(0.02)
 
     async def _all(self) -> None:
-        timeout = aiohttp.ClientTimeout(total=60)
+        timeout = aiohttp.ClientTimeout(total=300)
         async with aiohttp.ClientSession(headers=AUTHORIZED, timeout=timeout) as http:
             await asyncio.gather(*(self._ask(http, client) for client in range(self._clients)))
 
     @contextmanager
     def running(self) -> Iterator[None]:
+        """From the moment at which some have been answered."""
         thread = threading.Thread(target=lambda: asyncio.run(self._all()))
         thread.start()
         try:
+            self.go_on()
             yield
         finally:
             self._stop.set()
             thread.join()
+
+    def go_on(self, count: int = 100) -> None:
+        """Until so many more have been answered."""
+        enough = self.statuses[200] + count
+        wait_until(lambda: self.statuses[200] >= enough)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"nothing after {PATIENCE_S} s"
+        time.sleep(0.05)
 
 
 def replicas(endpoint: Endpoint) -> list[psutil.Process]:
@@ -86,14 +101,15 @@ def replicas(endpoint: Endpoint) -> list[psutil.Process]:
 
 def test_a_new_model_is_taken_into_service_without_a_failed_request(endpoint):
     load = Load(endpoint, clients=8)
+    old = {one.pid for one in replicas(endpoint)}
     with load.running():
-        time.sleep(2)
         shutil.rmtree(endpoint.model)
         write_model(endpoint.model, seed=9)
         endpoint.process.send_signal(signal.SIGHUP)
         lines = iter(endpoint.process.stdout.readline, "")
         assert any(line.startswith("serve: updated") for line in lines)
-        time.sleep(4)  # the replicas of the old model leave
+        wait_until(lambda: not old & {one.pid for one in replicas(endpoint)})
+        load.go_on()
 
     assert set(load.statuses) == {200}, load.statuses
     assert load.broken == []
@@ -108,16 +124,12 @@ def test_a_replica_that_is_killed_leaves_no_request_without_an_answer(endpoint):
     assert len(first) == REPLICAS
     load = Load(endpoint, clients=8)
     with load.running():
-        time.sleep(1)
         os.kill(first[0].pid, signal.SIGKILL)
-        deadline = time.monotonic() + 60
-        while len([one for one in replicas(endpoint) if one.pid != first[0].pid]) < REPLICAS:
-            assert time.monotonic() < deadline, "the replica did not come again"
-            time.sleep(0.5)
-        before = load.statuses[200]
-        time.sleep(2)
+        wait_until(
+            lambda: len([one for one in replicas(endpoint) if one.pid != first[0].pid]) >= REPLICAS
+        )
+        load.go_on()
 
-    assert load.statuses[200] > before
     failed = sum(load.statuses.values()) - load.statuses[200] + len(load.broken)
     assert failed <= 8, (load.statuses, load.broken)  # at most what the replica held
     assert load.broken == [], "each had an answer"
@@ -148,15 +160,14 @@ def test_what_is_too_much_is_refused_quickly_and_the_endpoint_recovers(endpoint)
     assert statuses[429] > 0
     assert all(int(after) >= 1 for code, after, _ in found if code == 429)
     assert status == 200
-    assert seconds < 2
+    assert seconds < max(took for *_, took in found), "it does not wait behind what is refused"
 
 
 def test_an_endpoint_that_is_stopped_under_load_answers_what_it_has_and_takes_no_more(endpoint):
     load = Load(endpoint, clients=8)
     with load.running():
-        time.sleep(2)
         endpoint.process.send_signal(signal.SIGTERM)
-        endpoint.process.wait(60)
+        endpoint.process.wait(PATIENCE_S)
 
     assert load.statuses[200] > 0
     assert set(load.statuses) <= ANSWERED, load.statuses

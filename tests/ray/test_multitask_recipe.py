@@ -15,7 +15,6 @@ from mteb.models import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 
 from bench.false_negatives import MODEL, WAYS, counted, load, mined, settings_of
-from qzhou.cluster.session import session
 from qzhou.config.recipe import load_recipe
 from qzhou.data.records import (
     Document,
@@ -33,6 +32,8 @@ from qzhou.evaluation.models import MtebEncoder
 from qzhou.evaluation.plan import built
 from qzhou.run.models import resolve
 from qzhou.transform.pipeline import transform
+
+pytestmark = pytest.mark.usefixtures("cluster")
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "multitask-en-zh.toml"
 
@@ -54,8 +55,7 @@ def converted(tmp_path_factory):
     if not os.environ.get("QZHOU_DATA"):
         pytest.skip("QZHOU_DATA names no folder with the datasets of recipes/multitask-en-zh.toml")
     storage = tmp_path_factory.mktemp("multitask")
-    with session():
-        transform(load_recipe(RECIPE, ["--run.storage", str(storage)]))
+    transform(load_recipe(RECIPE, ["--run.storage", str(storage)]))
     return Folder.open(str(storage)) / "multitask-en-zh" / "transform"
 
 

@@ -62,7 +62,7 @@ class Chaos:
 
     def _run(self) -> None:
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while not self._condition():
                 assert time.monotonic() < deadline, "the stage was over, or did not begin"
                 time.sleep(0.02)

@@ -125,7 +125,7 @@ def losses(recipe, stage) -> list[float]:
     return [one["loss"] for one in metrics(recipe, stage)]
 
 
-def wait_for_checkpoint(recipe, step: int, stage="stage1", timeout_s: float = 180.0) -> None:
+def wait_for_checkpoint(recipe, step: int, stage="stage1", timeout_s: float = 600.0) -> None:
     """Until Ray Train has committed a checkpoint of this step or a later one."""
     snapshot = stage_folder(recipe, stage) / "checkpoints" / "checkpoint_manager_snapshot.json"
     end = time.monotonic() + timeout_s

@@ -1,5 +1,7 @@
 """Negatives: a positive never stands in a negative slot, and rejected documents never come back."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -95,13 +97,13 @@ def test_each_criterion_refuses_what_it_says(settings, rows, reason):
 
 def test_softmax_draws_by_score():
     scores = np.log([0.5, 0.3, 0.15, 0.05])
+    settings = settings_of(count=1, sampling="softmax", sampling_temperature=1.0)
+    one = dataclasses.asdict(ranking(scores, positive_score=2.0))
+    many = Ranking(**{name: np.repeat(array, 4000, axis=0) for name, array in one.items()})
 
-    drawn = [
-        select(scores, positive_score=2.0, count=1, sampling="softmax", sampling_temperature=1.0,
-               key=np.array([k], dtype=np.uint64)).rows[0][0]
-        for k in range(4000)
-    ]  # fmt: skip
+    found = select_negatives([many], np.arange(4000, dtype=np.uint64), settings)
 
+    drawn = [rows[0] for rows in found.rows]
     assert np.bincount(drawn, minlength=4) / 4000 == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
 
 

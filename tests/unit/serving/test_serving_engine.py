@@ -94,7 +94,7 @@ def test_two_passes_share_a_request_and_run_at_the_same_time():
         both = threading.Barrier(2)
 
         def vectors(self, ids):
-            self.both.wait(5)  # one pass alone would end here with an error
+            self.both.wait(60)  # one pass alone would end here with an error
             return super().vectors(ids)
 
     async def ask():

@@ -152,7 +152,7 @@ def test_several_processes_share_one_limit(gates):
         made = [RemoteGate(Handle(shared)) for _ in range(gates)]
         await asyncio.gather(*(send(made[number % gates]) for number in range(300)))
 
-    asyncio.run(asyncio.wait_for(life(), 30))
+    asyncio.run(asyncio.wait_for(life(), 300))
 
     assert most == 7
 
@@ -169,6 +169,6 @@ def test_those_who_wait_are_told_when_no_endpoint_is_left():
         LocalGate(throttle(concurrency=1)),
         RemoteGate(Handle(GateActor(throttle(concurrency=1)))),
     ):
-        found = asyncio.run(asyncio.wait_for(life(gate), 10))
+        found = asyncio.run(asyncio.wait_for(life(gate), 300))
         assert [type(error) for error in found] == [EndpointError] * 3
         assert "refuses the key" in str(found[0])
