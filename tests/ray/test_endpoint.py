@@ -406,7 +406,7 @@ def test_the_log_has_a_line_for_each_request_and_no_text_of_one(endpoint):
 
 
 def log_files(endpoint: Endpoint) -> list[Path]:
-    return sorted((session_folder(endpoint) / "logs" / "serve").glob("*EmbeddingServer*"))
+    return sorted((session_folder(endpoint) / "logs" / "serving").glob("*EmbeddingServer*"))
 
 
 def session_folder(endpoint: Endpoint) -> Path:

@@ -13,7 +13,7 @@ from qzhou.evaluation.judge.model_specs import STAGE2
 from qzhou.evaluation.judge.per_example_scores import paired_difference
 from qzhou.evaluation.judge.task_scores import TaskScore
 from qzhou.run.files import SCORES, RunFiles
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 
 LOWEST, HIGHEST = -1.0, 1.0  # of a main score; correlations fall below zero
 
@@ -59,7 +59,7 @@ class Gate:
         if failures:
             listed = "\n       ".join(failures)
             raise RegressionError(f"the model does not pass the gate:\n       {listed}")
-        say("evaluate: the model passes the gate", "gate_passed")
+        log_event("evaluation: the model passes the gate", "gate_passed")
 
     def _below(self, own: Mapping[str, Row], files: RunFiles) -> Iterator[str]:
         for task, least in self.thresholds.items():
@@ -88,8 +88,8 @@ class Gate:
             change = _change(before, now, seed) if before and now else None
             if before is None or now is None or change is None:
                 why = "was judged on other data" if before else "was not judged on it"
-                line = f"evaluate: {task} cannot be compared with {name}, which {why}"
-                say(line, "gate_incomparable", level="warning", task=task)
+                line = f"evaluation: {task} cannot be compared with {name}, which {why}"
+                log_event(line, "gate_incomparable", level="warning", task=task)
                 continue
             compared += 1
             limits = f"{change.low:+.4f} to {change.high:+.4f}"
@@ -100,8 +100,8 @@ class Gate:
                 "low": change.low,
                 "high": change.high,
             }
-            line = f"evaluate: {task}, {name} -> this run: {scores}"
-            say(line, "gate_compared", task=task, **values)
+            line = f"evaluation: {task}, {name} -> this run: {scores}"
+            log_event(line, "gate_compared", task=task, **values)
             if change.high < 0:
                 failures.append(f"{task}: {scores} is worse than {name}, with 95 % confidence")
         theirs = {row["task"] for row in other.comparison.get("rows", ()) if row["model"] == STAGE2}

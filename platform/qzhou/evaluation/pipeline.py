@@ -18,11 +18,11 @@ from qzhou.evaluation.settings_check import refuse_other_training
 from qzhou.run.files import EVALUATION, TRAINING_STAGE2, TRANSFORM, RunFiles
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run
-from qzhou.telemetry.events import say, show
+from qzhou.telemetry.events import log_event, print_block
 
 NOTHING_HELD_OUT = (
-    "evaluate: there is nothing to judge, because no dataset holds out enough and evaluation.tasks is empty. Give a "
-    "dataset a held_out_fraction above 0, or name tasks of mteb."
+    "evaluation: there is nothing to judge, because no dataset holds out enough and evaluation.tasks is empty. Give a "
+    "dataset a eval_fraction above 0, or name tasks of mteb."
 )
 # These folders stay valid when settings change: their entries carry the key of all that they depend on.
 KEPT = ("scores", "results", "vectors")
@@ -98,10 +98,12 @@ def _print_results(files: RunFiles) -> None:
             {"task": row.task, "model": row.model, "metric": row.metric, "score": row.score}
             for row in rows
         ]
-        show(f"\n{shown}\n", "evaluate", "scores", scores=scores)
+        print_block(f"\n{shown}\n", "evaluation", "scores", scores=scores)
     else:
-        say(NOTHING_HELD_OUT, "nothing_held_out", level="warning")
+        log_event(NOTHING_HELD_OUT, "nothing_held_out", level="warning")
     for benchmark in comparison["benchmarks"]:
-        show(f"{benchmark_table(benchmark)}\n", "evaluate", "benchmark", benchmark=benchmark)
+        print_block(
+            f"{benchmark_table(benchmark)}\n", "evaluation", "benchmark", benchmark=benchmark
+        )
     checks = [finding["check"] for finding in files.diagnosis["findings"]]
-    show(f"{diagnosis_text(files.diagnosis)}\n", "evaluate", "diagnosis", checks=checks)
+    print_block(f"{diagnosis_text(files.diagnosis)}\n", "evaluation", "diagnosis", checks=checks)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import combinations
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError
@@ -33,7 +33,7 @@ from qzhou.evaluation.judge.work_queue import WorkQueue
 from qzhou.evaluation.judge.workers import MakeEvaluator, Results, Workers
 from qzhou.run.files import RunFiles
 from qzhou.run.run import Run
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 
 Scores = dict[tuple[str, str], TaskScore]  # (model, task) -> score
 
@@ -50,12 +50,12 @@ def score_run(run: Run, folder: Folder, make_evaluator: MakeEvaluator) -> dict[s
         DataError: A task could not be scored; the scores of the others are kept.
     """
     models, seed = models_to_score(run.recipe), run.recipe.run.seed
-    with session(ask(run.recipe, "evaluate")):
+    with session(resources_for(run.recipe, "evaluation")):
         workers = Workers(run, make_evaluator)
         tasks, not_judged = workers.tasks()
         for task, reason in not_judged.items():
-            line = f"evaluate: {task} is not judged: {reason}"
-            say(line, "not_judged", level="warning", task=task)
+            line = f"evaluation: {task} is not judged: {reason}"
+            log_event(line, "not_judged", level="warning", task=task)
         queue = WorkQueue(models, tasks, run.recipe.evaluation.split_documents)
         results = workers.run(queue)
     if results.failed:
@@ -85,8 +85,8 @@ def _undefined(results: Results) -> dict[str, str]:
     for (model, task), score in results.scores.items():
         if score.undefined:
             found[f"{task} ({model})"] = score.undefined
-            line = f"evaluate: {model} on {task}: {score.undefined}"
-            say(line, "undefined", level="warning", task=task, model=model)
+            line = f"evaluation: {model} on {task}: {score.undefined}"
+            log_event(line, "undefined", level="warning", task=task, model=model)
     return found
 
 

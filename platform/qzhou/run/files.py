@@ -12,9 +12,9 @@ from qzhou.data.storage import Folder
 from qzhou.run.run import MANIFEST, RECIPE
 
 # The folder of each stage, in the order in which they run.
-TRANSFORM, SYNTHESIS, MINING = "transform", "synthesize", "mine"
-TRAINING_STAGE1, TRAINING_STAGE2 = "train/stage1", "train/stage2"
-EXPORT, EVALUATION = "model", "evaluate"
+TRANSFORM, SYNTHESIS, MINING = "transform", "synthesis", "mining"
+TRAINING_STAGE1, TRAINING_STAGE2 = "training/stage1", "training/stage2"
+EXPORT, EVALUATION = "model", "evaluation"
 STAGES = (TRANSFORM, SYNTHESIS, MINING, TRAINING_STAGE1, TRAINING_STAGE2, EXPORT, EVALUATION)
 TRAINING_STAGES = {"stage1": TRAINING_STAGE1, "stage2": TRAINING_STAGE2}
 # Files, by their path in the run folder.

@@ -7,7 +7,7 @@ from qzhou.evaluation.judge.work_queue import WorkQueue
 MODELS = [
     ModelSpec("bm25"),
     ModelSpec("backbone"),
-    ModelSpec("stage2", "train/stage2/model", trained=True),
+    ModelSpec("stage2", "training/stage2/model", trained=True),
 ]
 
 

@@ -92,7 +92,7 @@ def _is_declared(facts: Facts, dataset: str, task: str) -> bool:
     entry = facts.dataset(dataset)
     if task in entry.get("train_split_of", ()):
         return True
-    return task in facts.transform["datasets"] and bool(entry.get("may_share_texts"))
+    return task in facts.transform["datasets"] and bool(entry.get("allow_overlap"))
 
 
 def synthetic_drifted(facts: Facts) -> CheckResult:

@@ -152,6 +152,6 @@ def _collapse(facts: Facts, model: str) -> list[Finding]:
             "collapsed",
             f"The embeddings of {model} have collapsed: {' and '.join(problems)}.",
             f"{COMPARISON}, health of {own['texts']:,} texts: {shown(numbers)}",
-            f"lower {rate}, or raise {facts.setting('training.loss.spread_out')}",
+            f"lower {rate}, or raise {facts.setting('training.loss.orthogonal_regularisation')}",
         )
     ]

@@ -28,7 +28,7 @@ from qzhou.data.records import (
     Query,
     RetrievalExample,
     stable_id,
-    text_key,
+    normalized_text,
 )
 
 SPLIT = "test"
@@ -76,10 +76,10 @@ def retrieval_task(
     relevant_of: dict[str, dict[str, str]] = {}
     query_text: dict[str, str] = {}
     for example in examples:
-        query = text_key(example.query)
+        query = normalized_text(example.query)
         query_text.setdefault(query, example.query)
         own = relevant_of.setdefault(query, {})
-        own.update({text_key(positive): positive for positive in example.positives})
+        own.update({normalized_text(positive): positive for positive in example.positives})
     queries = _sampled(list(relevant_of), max_queries, seed)
     corpus: dict[str, str] = {}
     for query in queries:
@@ -148,8 +148,10 @@ def reranking_task(
     queries: dict[str, str] = {}
     for one in _sampled(list(by_id), max_queries, seed):
         example = by_id[one]
-        positives = {stable_id("d", text_key(text)): text for text in example.positives}
-        negatives = {stable_id("d", text_key(each.text)): each.text for each in example.negatives}
+        positives = {stable_id("d", normalized_text(text)): text for text in example.positives}
+        negatives = {
+            stable_id("d", normalized_text(each.text)): each.text for each in example.negatives
+        }
         corpus |= negatives | positives
         ranked[one] = sorted(negatives | positives)
         grades[one] = {document: int(document in positives) for document in ranked[one]}

@@ -38,7 +38,7 @@ def eval_tasks(recipe: Recipe, run_folder: Folder) -> tuple[list[EvalTask], dict
             reason = local_tasks.why_no_task(examples, kind)
             if not reason:
                 found.append(_sized_local_task(dataset, kind, recipe, run_folder))
-            elif dataset.held_out_fraction:
+            elif dataset.eval_fraction:
                 refused[task_name(dataset, kind)] = reason
     found += _sized_mteb_tasks(recipe)
     return sorted(found, key=lambda task: -task.chars), refused

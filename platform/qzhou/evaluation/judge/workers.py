@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import our_error
 from qzhou.config.recipe import Recipe
 from qzhou.errors import first_line
@@ -17,7 +17,7 @@ from qzhou.evaluation.judge.model_specs import ModelSpec
 from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
 from qzhou.evaluation.judge.work_queue import Work, WorkQueue
 from qzhou.run.run import Run
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class Workers:
     """
 
     def __init__(self, run: Run, make: MakeEvaluator = make_evaluator) -> None:
-        options = ask(run.recipe, "evaluate").options
+        options = resources_for(run.recipe, "evaluation").options
         kind = ray.remote(_Worker).options(**options, max_restarts=-1, max_task_retries=RETRIES)
-        count = run.recipe.cluster.encoders
+        count = run.recipe.cluster.encode_workers
         self._actors = [kind.remote(make, run.recipe, run.folder.uri) for _ in range(count)]
 
     def tasks(self) -> tuple[list[EvalTask], dict[str, str]]:
@@ -92,7 +92,7 @@ class Workers:
         results = Results()
         running: dict[Any, tuple[Any, Work]] = {}
         idle = list(self._actors)
-        with progress("evaluate", total=len(queue), unit="tasks") as bar:
+        with progress("evaluation", total=len(queue), unit="tasks") as bar:
             while queue or running:
                 while idle and (work := queue.take(idle[-1])) is not None:
                     actor = idle.pop()
@@ -123,6 +123,6 @@ def _add(results: Results, work: Work, found: Any) -> dict[str, int]:
         return {}
     if not found.undefined:
         what = {"task": task.name, "model": model, "metric": found.metric, "score": found.score}
-        line = f"evaluate: {work}: {found.metric} {found.score:.4f}, {found.seconds:.1f} s"
-        say(line, "judged", **what, seconds=found.seconds)
+        line = f"evaluation: {work}: {found.metric} {found.score:.4f}, {found.seconds:.1f} s"
+        log_event(line, "judged", **what, seconds=found.seconds)
     return {task.dataset or task.name: found.n}
