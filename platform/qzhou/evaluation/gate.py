@@ -162,6 +162,7 @@ def _other_run(name: str, run_folder: Folder) -> Folder:
         )
     if not (place / SCORES / STAGE2).exists():
         raise DataError(
-            f"--no-worse-than: {place.uri} holds no judged run; name the folder of a run whose jobs/evaluate.py is done"
+            f"--no-worse-than: {place.uri} holds no judged run; name the folder of a run for which `qzhou evaluate` "
+            "has finished"
         )
     return place

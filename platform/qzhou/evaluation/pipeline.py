@@ -17,7 +17,7 @@ from qzhou.evaluation.scoring import score_run
 from qzhou.evaluation.settings_check import refuse_other_training
 from qzhou.run.files import EVALUATION, TRAINING_STAGE2, TRANSFORM, RunFiles
 from qzhou.run.models import weights_fingerprint
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event, print_block
 
 NOTHING_HELD_OUT = (
@@ -25,7 +25,7 @@ NOTHING_HELD_OUT = (
     "dataset a eval_fraction above 0, or name tasks of mteb."
 )
 # These folders stay valid when settings change: their entries carry the key of all that they depend on.
-KEPT = ("scores", "results", "vectors")
+PERSISTENT = ("scores", "results", "vectors")
 
 
 def evaluate(
@@ -56,19 +56,19 @@ def evaluate(
             run.folder.remove(PAGE)  # it shows an earlier evaluation
         return counts
 
-    manifest = run.stage(
-        EVALUATION,
-        work,
+    stage = Stage(
+        name=EVALUATION,
         settings=_settings(recipe),
         inputs={
             "transform": run.manifest(TRANSFORM).fingerprint,
             "stage2": run.manifest(TRAINING_STAGE2).fingerprint,
             **{source: weights_fingerprint(source) for source in recipe.evaluation.models},
         },
-        rooms=("evaluation", "encoder"),
-        keep=KEPT,
-        lend=[f"scores/{one.name}" for one in models_to_score(recipe) if not one.trained],
+        code_of=("qzhou.evaluation.scoring",),
+        persistent=PERSISTENT,
+        shared=[f"scores/{one.name}" for one in models_to_score(recipe) if not one.trained],
     )
+    manifest = run.stage(stage, work)
     if not run.folder.exists(PAGE):
         write_report(run)  # after the stage, so that the page has its manifest too
     files = RunFiles(run.folder)

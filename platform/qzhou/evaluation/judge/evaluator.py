@@ -20,6 +20,7 @@ import mteb
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt
+from qzhou.data.records import digest
 from qzhou.data.storage import Folder
 from qzhou.encoder import TextEncoder, load_encoder, load_teacher, stored_as
 from qzhou.errors import DataError, QzhouError, first_line
@@ -33,7 +34,6 @@ from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
 from qzhou.evaluation.judge.tasks import SETTING, build_task, eval_tasks, task_name
 from qzhou.evaluation.vectors import VectorStore, run_rows
 from qzhou.run.files import EVALUATION, SCORES, RunFiles
-from qzhou.run.run import digest
 
 VERSION = 3  # of the stored scores
 HEALTH_TEXTS = 600
