@@ -198,9 +198,10 @@ def _bar_trace(bar: Bar, labels: Sequence[str], x: str) -> dict[str, Any]:
     if any(bar.limits):
         above, below = [], []
         for length, limits in zip(bar.lengths, bar.limits, strict=True):
+            low, high = limits or (0.0, 0.0)
             is_known = length is not None and limits is not None
-            above.append(limits[1] - length if is_known else 0)
-            below.append(length - limits[0] if is_known else 0)
+            above.append(high - (length or 0.0) if is_known else 0)
+            below.append((length or 0.0) - low if is_known else 0)
         whiskers = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
         trace["error_x"] = {**whiskers, "thickness": 1.2, "width": 3}
     return trace
