@@ -145,7 +145,7 @@ def thresholds_of(text: str) -> dict[str, float]:
 
 def _change(before: TaskScore, now: TaskScore, seed: int) -> Interval | None:
     """By how much a score rose, without single examples by their number alone; None where the data differs."""
-    ours, theirs = now.per_example_scores, before.per_example_scores
+    ours, theirs = now.per_example, before.per_example
     if ours is not None and theirs is not None:
         return paired_difference(ours, theirs, seed=seed)
     if before.undefined or before.data_revision != now.data_revision:

@@ -101,9 +101,8 @@ def _rows(
             if scored is None or scored.undefined:
                 continue
             low = high = score = round(scored.score, 6)
-            examples = scored.per_example_scores
-            if examples:
-                limits = score_interval(examples, seed=seed)
+            if scored.per_example:
+                limits = score_interval(scored.per_example, seed=seed)
                 low, high = round(limits.low, 6), round(limits.high, 6)
             row = Row(
                 task=task.name,
@@ -130,7 +129,7 @@ def _differences(rows: Sequence[Row], scores: Scores, seed: int) -> Iterator[Dif
         examples = {}
         for model in order:
             scored = scores.get((model, task))
-            examples[model] = scored.per_example_scores if scored else None
+            examples[model] = scored.per_example if scored else None
         for model, against in combinations(order, 2):
             ours, theirs = examples[model], examples[against]
             if ours is not None and theirs is not None:

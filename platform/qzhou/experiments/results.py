@@ -44,8 +44,8 @@ class Outcome:
         items = {}
         for task in rows:
             score = TaskScore.read(files, STAGE2, task)
-            if score is not None and score.per_example_scores is not None:
-                items[task] = score.per_example_scores
+            if score is not None and score.per_example is not None:
+                items[task] = score.per_example
         return cls(variant, seed, rows, items)
 
     def tasks(self, score: Score) -> list[str]:

@@ -21,7 +21,7 @@ VALUES = np.linspace(0.2, 0.8, 100)
 
 def judged_run(folder, values, ids=None, data=""):
     part = Part("default/test", tuple(values), ids=tuple(ids or map(str, range(len(values)))))
-    items = PerExampleScores("mean", (part,), data).to_json()
+    items = PerExampleScores("mean", (part,), data)
     found = TaskScore(
         "k",
         "docs",

@@ -1,6 +1,7 @@
 """Scores from items, and how sure a difference is, beside scipy, scikit-learn and mteb."""
 
 import json
+from dataclasses import asdict
 
 import mteb
 import numpy as np
@@ -167,7 +168,7 @@ def test_trainings_that_were_judged_on_other_items_are_not_pooled():
 def test_draws_follow_the_seed_and_json_changes_nothing():
     some = items("spearman", GENERATOR.normal(size=30), GENERATOR.normal(size=30))
 
-    again = PerExampleScores.from_json(json.loads(json.dumps(some.to_json())))
+    again = PerExampleScores.from_json(json.loads(json.dumps(asdict(some))))
 
     assert again == some
     assert (

@@ -27,21 +27,11 @@ def retrieval_fell(facts: Facts) -> CheckResult:
     changes = facts.changes(STAGE1, STAGE2, RETRIEVAL)
     if not changes:
         return Skipped("retrieval_fell", f"{COMPARISON} has no retrieval task of both stages")
-    fallen = _fallen(changes)
-    if not fallen:
-        return []
-    where, numbers = fallen
+    message = "Retrieval fell in stage 2 {where}: other tasks took more than it could bear."
     remedy = f"lower {facts.setting('training.stage2.learning_rate')}"
     if facts.value("training.stage2.retrieval_share") < 1.0:
         remedy = f"raise {facts.setting('training.stage2.retrieval_share')}, or {remedy}"
-    return [
-        Finding(
-            "retrieval_fell",
-            f"Retrieval fell in stage 2 {where}: other tasks took more than it could bear.",
-            f"{COMPARISON}, stage1 -> stage2: {numbers}",
-            remedy,
-        )
-    ]
+    return _findings("retrieval_fell", message, "stage1 -> stage2", changes, remedy)
 
 
 def classification_poor(facts: Facts) -> CheckResult:
@@ -50,23 +40,14 @@ def classification_poor(facts: Facts) -> CheckResult:
     if not changes:
         reason = f"{COMPARISON} has no classification or clustering task of backbone and stage 2"
         return Skipped("classification_poor", reason)
-    fallen = _fallen(changes)
-    if not fallen:
-        return []
-    where, numbers = fallen
-    remedy = f"lower {facts.setting('training.stage2.retrieval_share')}, so that more steps are of other tasks"
+    message = "Classification is poor: training made it worse than the untouched backbone {where}."
+    share = facts.setting("training.stage2.retrieval_share")
+    remedy = f"lower {share}, so that more steps are of other tasks"
     if _fallen(facts.changes(BACKBONE, STAGE1, CLASSES)):
         margin = facts.setting("training.loss.false_negative_margin")
         rate = facts.setting("training.stage1.learning_rate")
         remedy = f"stage 1 lost it: set {margin} to 0.1 or less, or lower {rate}; {remedy}"
-    return [
-        Finding(
-            "classification_poor",
-            f"Classification is poor: training made it worse than the untouched backbone {where}.",
-            f"{COMPARISON}, backbone -> stage2: {numbers}",
-            remedy,
-        )
-    ]
+    return _findings("classification_poor", message, "backbone -> stage2", changes, remedy)
 
 
 def below_backbone(facts: Facts) -> CheckResult:
@@ -78,10 +59,6 @@ def below_backbone(facts: Facts) -> CheckResult:
         reason = f"{COMPARISON} has no retrieval task and no task of pairs of backbone and stage 2"
         return Skipped("below_backbone", reason)
     for kind, types in kinds.items():
-        fallen = _fallen(changes[kind])
-        if not fallen:
-            continue
-        where, numbers = fallen
         remedy = f"stage 2 lost it: lower {facts.setting('training.stage2.learning_rate')}"
         if kind == "pairs":
             remedy += f", or lower {facts.setting('training.stage2.retrieval_share')}"
@@ -89,15 +66,21 @@ def below_backbone(facts: Facts) -> CheckResult:
             margin = facts.setting("training.loss.false_negative_margin")
             rate = facts.setting("training.stage1.learning_rate")
             remedy = f"stage 1 lost it: lower {rate}, or set {margin} to 0.1 or less"
-        found.append(
-            Finding(
-                "below_backbone",
-                f"Training made {kind} worse than it is with the untouched backbone {where}.",
-                f"{COMPARISON}, backbone -> stage2: {numbers}",
-                remedy,
-            )
-        )
+        message = f"Training made {kind} worse than it is with the untouched backbone {{where}}."
+        found += _findings("below_backbone", message, "backbone -> stage2", changes[kind], remedy)
     return found
+
+
+def _findings(
+    check: str, message: str, models: str, changes: Sequence[ScoreChange], remedy: str
+) -> list[Finding]:
+    """A finding where scores fell beyond chance; ``{where}`` in the message names how many tasks."""
+    fallen = _fallen(changes)
+    if not fallen:
+        return []
+    where, numbers = fallen
+    evidence = f"{COMPARISON}, {models}: {numbers}"
+    return [Finding(check, message.format(where=where), evidence, remedy)]
 
 
 def _fallen(changes: Sequence[ScoreChange]) -> tuple[str, str] | None:

@@ -153,7 +153,7 @@ class Evaluator:
             undefined="" if is_number else UNDEFINED.format(metric=metric),
             n=examples.count if examples else example_count(mteb_task),
             data_revision=str(mteb_task.metadata.dataset["revision"]),
-            per_example=examples.to_json() if examples else {},
+            per_example=examples,
             seconds=round(time.monotonic() - started, 3),
             encoded_texts=store.encoded - before if store else 0,
         )

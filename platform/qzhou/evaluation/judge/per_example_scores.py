@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -66,16 +66,12 @@ class PerExampleScores:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PerExampleScores:
-        """The inverse of :meth:`to_json`."""
+        """From the JSON of ``dataclasses.asdict``."""
         parts = tuple(
             Part(one["name"], tuple(one["values"]), tuple(one["ids"]), tuple(one["gold"]))
             for one in content["parts"]
         )
         return cls(content["statistic"], parts, content["data_revision"])
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
-        return asdict(self)
 
     @property
     def count(self) -> int:

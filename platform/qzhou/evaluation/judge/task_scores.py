@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from qzhou.config.dataset import TaskKind
 from qzhou.evaluation.judge.per_example_scores import PerExampleScores
@@ -43,7 +42,7 @@ class TaskScore:
         key: Digest of everything that the score depends on.
         n: How many queries, pairs or test texts the score is a mean over.
         data_revision: The revision of the task's data.
-        per_example: The scores of single examples as JSON; empty where mteb's predictions do not tell them.
+        per_example: The scores of single examples; None where mteb's predictions do not tell them.
         seconds: How long scoring took.
         encoded_texts: Documents whose vectors were not in the store yet.
         computed: Whether this run of the stage computed it; else it was read from the run folder.
@@ -57,7 +56,7 @@ class TaskScore:
     score: float
     n: int
     data_revision: str = ""
-    per_example: dict[str, Any] = field(default_factory=dict)
+    per_example: PerExampleScores | None = None
     seconds: float = 0.0
     encoded_texts: int = 0
     computed: bool = True
@@ -67,9 +66,8 @@ class TaskScore:
     def read(cls, files: RunFiles, model: str, task: str) -> TaskScore | None:
         """The score that a run folder holds; None where it has none."""
         found = files.task_score(model, task)
-        return cls(**found) if found is not None else None
-
-    @property
-    def per_example_scores(self) -> PerExampleScores | None:
-        """The scores of single examples, where they are known."""
-        return PerExampleScores.from_json(self.per_example) if self.per_example else None
+        if found is None:
+            return None
+        examples = found["per_example"]
+        known = PerExampleScores.from_json(examples) if examples else None
+        return cls(**{**found, "per_example": known})
