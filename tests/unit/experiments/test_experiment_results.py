@@ -173,7 +173,7 @@ def test_what_a_trial_left_is_read_from_its_folder(tmp_path):
             row.metric,
             row.score,
             ITEMS,
-            per_example=known.items[tasasdict(k]),
+            per_example=known.items[task],
         )
         (place / "scores" / "stage2").write_json(f"{task}.json", asdict(judged))
 
