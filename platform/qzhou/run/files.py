@@ -118,5 +118,6 @@ class RunFiles:
             if self.is_outdated(name, value)
         ]
 
-    def _json(self, name: str) -> Any:
-        return self.folder.read_json(name) if self.folder.exists(name) else {}
+    def _json(self, name: str) -> Content:
+        found: Content = self.folder.read_json(name) if self.folder.exists(name) else {}
+        return found

@@ -29,7 +29,7 @@ from qzhou.evaluation.judge.local_tasks import (
     sts_task,
     why_no_task,
 )
-from qzhou.evaluation.judge.mteb_models import MtebEncoder, bm25
+from qzhou.evaluation.judge.mteb_models import BM25_MODEL, MtebEncoder
 from qzhou.evaluation.judge.mteb_tasks import task_texts, texts_of
 
 TOPICS = ["sorting", "files", "graphs", "dates", "sums", "trees"]
@@ -228,7 +228,7 @@ def test_bm25_finds_chinese_answers():
 
     task = task_of(asked)
     (result,) = mteb.evaluate(
-        bm25(), task, cache=None, show_progress_bar=False, co2_tracker=False
+        mteb.get_model(BM25_MODEL), task, cache=None, show_progress_bar=False, co2_tracker=False
     ).task_results
 
     assert task.metadata.eval_langs == ["cmn-Hans"]

@@ -9,7 +9,6 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -26,7 +25,7 @@ from qzhou.encoder import TextEncoder, load_encoder, load_teacher, stored_as
 from qzhou.errors import DataError, QzhouError, first_line
 from qzhou.evaluation.judge.local_tasks import example_count
 from qzhou.evaluation.judge.model_specs import BM25, ModelSpec
-from qzhou.evaluation.judge.mteb_models import MtebEncoder, bm25, embedding_health
+from qzhou.evaluation.judge.mteb_models import BM25_MODEL, MtebEncoder, embedding_health
 from qzhou.evaluation.judge.mteb_tasks import corpora, corpus_texts, load, texts_of
 from qzhou.evaluation.judge.predictions import per_example_scores_of
 from qzhou.evaluation.judge.prompts import prompt_of
@@ -128,7 +127,9 @@ class Evaluator:
         self._prompts[task.name] = self._prompt(task)
         store = getattr(loaded, "store", None)  # BM25 has none
         before = store.encoded if store else 0
-        with tempfile.TemporaryDirectory(prefix="qzhou-mteb-") as temporary, _silent():
+        # mteb and bm25s draw progress bars even where there is no terminal.
+        silent = contextlib.redirect_stderr(io.StringIO())
+        with tempfile.TemporaryDirectory(prefix="qzhou-mteb-") as temporary, silent:
             predictions = Path(temporary) / "predictions"
             found = mteb.evaluate(
                 loaded,
@@ -177,7 +178,7 @@ class Evaluator:
         """The model as mteb calls it."""
         if self._model[0] != model.name:
             self._model = ("", None)  # frees the old model's memory before the new one is loaded
-            found = bm25() if model.name == BM25 else self._mteb_encoder(model)
+            found = mteb.get_model(BM25_MODEL) if model.name == BM25 else self._mteb_encoder(model)
             self._model = model.name, found
         return self._model[1]
 
@@ -224,10 +225,3 @@ class Evaluator:
     def _prompt(self, task: EvalTask) -> Prompt:
         instructions = self._recipe.evaluation.instructions
         return prompt_of(self._bare_task(task), self._own_prompts, instructions)
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Hide the progress bars of mteb and bm25s, which are drawn even where there is no terminal."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import mteb
 import numpy as np
 from mteb.models import ModelMeta
 from mteb.types import PromptType
@@ -14,7 +13,7 @@ from qzhou.data.prompts import Prompt
 from qzhou.encoder import TextEncoder
 from qzhou.evaluation.vectors import VectorStore
 
-BM25_MODEL = "mteb/baseline-bm25s"
+BM25_MODEL = "mteb/baseline-bm25s"  # with stemming and stop words (library: bm25s)
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -67,11 +66,6 @@ class MtebEncoder:
     def similarity_pairwise(self, one: Any, other: Any) -> Any:
         """Cosines of corresponding rows [N]."""
         return (np.asarray(one) * np.asarray(other)).sum(1)
-
-
-def bm25() -> Any:
-    """BM25 with stemming and stop words, as mteb's baseline runs it (library: bm25s)."""
-    return mteb.get_model(BM25_MODEL)
 
 
 def embedding_health(vectors: Vectors) -> dict[str, float]:
