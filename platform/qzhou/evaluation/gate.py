@@ -94,14 +94,11 @@ class Gate:
             compared += 1
             limits = f"{change.low:+.4f} to {change.high:+.4f}"
             scores = f"{row.metric} {before.score:.4f} -> {now.score:.4f} ({limits})"
-            values = {
-                "before": before.score,
-                "now": now.score,
-                "low": change.low,
-                "high": change.high,
-            }
             line = f"evaluation: {task}, {name} -> this run: {scores}"
-            log_event(line, "gate_compared", task=task, **values)
+            log_event(
+                line, "gate_compared", task=task, before=before.score, now=now.score,
+                low=change.low, high=change.high,
+            )  # fmt: skip
             if change.high < 0:
                 failures.append(f"{task}: {scores} is worse than {name}, with 95 % confidence")
         theirs = {row["task"] for row in other.comparison.get("rows", ()) if row["model"] == STAGE2}

@@ -23,8 +23,8 @@ def results_page(name: str, comparisons: Sequence[Comparison]) -> str:
         "A point is the score of a seed, a bar the 95 % interval of the mean over seeds, the dotted line the mean of "
         "the baseline."
     )
-    blocks = [text, Panels([_plot(one) for one in shown])]
-    return render(name, [Section("scores", "Scores by variant", blocks)])
+    panels = Panels([_plot(one) for one in shown])
+    return render(name, [Section("scores", "Scores by variant", [text, panels])])
 
 
 def _plot(comparison: Comparison) -> plots.Plot:

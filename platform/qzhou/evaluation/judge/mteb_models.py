@@ -81,7 +81,7 @@ def embedding_health(vectors: Vectors) -> dict[str, float]:
     """
     count = len(vectors)
     is_finite = np.asarray(np.isfinite(vectors)).all(axis=1)
-    rows = np.where(is_finite[:, None], vectors, np.float32(0)).astype(np.float64)
+    rows = np.where(np.expand_dims(is_finite, 1), vectors, np.float32(0)).astype(np.float64)
     total = rows.sum(axis=0)
     own = float((rows**2).sum())
     singular = np.linalg.svd(rows, compute_uv=False)

@@ -67,7 +67,14 @@ def _lineage(files: RunFiles) -> Table:
         for name, fingerprint in one.inputs.items():
             note = " (another since)" if files.is_outdated(name, fingerprint) else ""
             inputs.append(f"{name} {fingerprint}{note}")
-        row = [stage, one.wall_s, made, one.finished_at, one.fingerprint, "\n".join(inputs)]
+        row: list[Value] = [
+            stage,
+            one.wall_s,
+            made,
+            one.finished_at,
+            one.fingerprint,
+            "\n".join(inputs),
+        ]
         rows.append([*row, one.code_version])
     return Table("Stages, what they read and what they made", columns, rows)
 
