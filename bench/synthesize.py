@@ -210,7 +210,7 @@ def measured(
 
 
 def picture(rows: list[dict[str, Any]]) -> None:
-    from qzhou.telemetry.pictures import svg
+    from bench.report import svg
 
     cases = list(dict.fromkeys((row["latency_s"], row["limit"]) for row in rows))
     peers = [peer for peer in PEERS if any(row["peer"] == peer for row in rows)]

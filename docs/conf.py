@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent / "platform")]
+sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent), str(DOCS.parent / "platform")]
 
 project = "qzhou"
 release = tomllib.loads((DOCS.parent / "pyproject.toml").read_text("utf-8"))["project"]["version"]

@@ -10,10 +10,10 @@ from qzhou.cli.job import main
 from qzhou.config.recipe import Recipe
 
 
-def floors(text: str) -> dict[str, float]:
-    from qzhou.evaluation.gate import floors_of
+def thresholds(text: str) -> dict[str, float]:
+    from qzhou.evaluation.gate import thresholds_of
 
-    return floors_of(text)
+    return thresholds_of(text)
 
 
 def run(
@@ -26,4 +26,4 @@ def run(
 
 
 if __name__ == "__main__":
-    main(run, __doc__ or "", options={"--fail-below": floors, "--no-worse-than": str})
+    main(run, __doc__ or "", options={"--fail-below": thresholds, "--no-worse-than": str})

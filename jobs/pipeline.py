@@ -10,8 +10,8 @@ from qzhou.config.recipe import Recipe
 def run(recipe: Recipe) -> None:
     from qzhou.cluster.resources import resources_of_pipeline
     from qzhou.cluster.session import session
+    from qzhou.evaluation.judge.mteb_tasks import task_texts
     from qzhou.evaluation.pipeline import evaluate
-    from qzhou.evaluation.texts import task_texts
     from qzhou.mining.pipeline import mine
     from qzhou.run.models import resolve_all
     from qzhou.run.run import Run

@@ -13,7 +13,7 @@ def run(recipe: Recipe) -> None:
     if not recipe.transform.contamination.tasks:
         transform(recipe)
         return
-    from qzhou.evaluation.texts import task_texts  # mteb takes seconds to load
+    from qzhou.evaluation.judge.mteb_tasks import task_texts  # mteb takes seconds to load
 
     transform(recipe, task_texts)
 

@@ -271,18 +271,14 @@ def comparison() -> dict:
 
 
 def diagnosis() -> dict:
-    findings = [
-        {
-            "sign": "classification_poor",
-            "says": "Stage 2 is worse than the untouched backbone on docs_package.",
-            "evidence": "evaluation/comparison.json: stage2 - backbone = -0.0240, 95 % from -0.0540 to +0.0060",
-            "setting": "lower training.stage2.retrieval_share (now 0.72)",
-        }
-    ]
-    return {
-        "findings": findings,
-        "unchecked": [{"sign": "cosent_unstable", "why": "there are fewer than 6 steps"}],
+    finding = {
+        "check": "classification_poor",
+        "message": "Stage 2 is worse than the untouched backbone on docs_package.",
+        "evidence": "evaluation/comparison.json: stage2 - backbone = -0.0240, 95 % from -0.0540 to +0.0060",
+        "setting": "lower training.stage2.retrieval_share (now 0.72)",
     }
+    skipped = {"check": "cosent_unstable", "reason": "there are fewer than 6 steps"}
+    return {"findings": [finding], "skipped": [skipped]}
 
 
 def manifest(stage: str, number: int) -> dict:

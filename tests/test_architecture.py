@@ -33,13 +33,15 @@ ONLY_IN = {
             for room in (*ROOMS, "experiments")
             if room != "estimate"
         ),
+        "platform/qzhou/evaluation/judge/workers.py",
         "platform/qzhou/mining/encoding.py",
         "platform/qzhou/mining/searchers.py",
         "platform/qzhou/serving/indexing.py",
     },
     "deepspeed": {"platform/qzhou/training/deepspeed_engine.py"},
     "mteb": {
-        f"platform/qzhou/evaluation/{file}.py" for file in ("judging", "models", "named", "tasks")
+        f"platform/qzhou/evaluation/judge/{file}.py"
+        for file in ("evaluator", "local_tasks", "mteb_models", "mteb_tasks")
     },
     "faiss": {"platform/qzhou/mining/shard.py", "platform/qzhou/serving/index.py"},
     "fastapi": {"platform/qzhou/serving/web.py"},

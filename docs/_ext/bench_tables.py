@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from qzhou.telemetry.pictures import svg
+from bench.report import svg
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 INK = "#7a7a7a"  # like the bars, of a contrast of at least 3 to white and to near-black

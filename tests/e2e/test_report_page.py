@@ -15,7 +15,7 @@ from tests.conftest import recipe_in
 from tests.e2e.commands import run
 from tests.finished_run import fill
 
-SECTIONS = ["went-in", "bought", "mined", "training", "results", "diagnosis", "made"]
+SECTIONS = ["data", "synthesis", "mining", "training", "results", "diagnosis", "provenance"]
 WIDE, NARROW = 1280, 400
 WAIT_S = 300
 LIGHT, DARK = (255, 255, 255), (18, 23, 30)

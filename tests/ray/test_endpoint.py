@@ -30,8 +30,8 @@ from qzhou.config.sections import ModelSection
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import PairExample, RetrievalExample
 from qzhou.encoder import load_encoder, load_teacher
-from qzhou.evaluation.models import MtebEncoder
-from qzhou.evaluation.tasks import retrieval_task, sts_task
+from qzhou.evaluation.judge.local_tasks import retrieval_task, sts_task
+from qzhou.evaluation.judge.mteb_models import MtebEncoder
 from tests.browser import chromium, loaded, show
 from tests.ports import free_port
 from tests.ray.served import (

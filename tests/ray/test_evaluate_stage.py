@@ -19,9 +19,9 @@ from qzhou.data.storage import Folder, write_records
 from qzhou.encoder import load_encoder
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.errors import DataError, QzhouError, RegressionError
-from qzhou.evaluation.diagnosis.signs import LOOKS
+from qzhou.evaluation.diagnosis.checks import CHECKS
 from qzhou.evaluation.gate import Gate
-from qzhou.evaluation.judging import Judge
+from qzhou.evaluation.judge.evaluator import Evaluator
 from qzhou.evaluation.pipeline import evaluate
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -143,7 +143,7 @@ def stage(recipe) -> Path:
 def written(recipe) -> dict[str, int]:
     """Each score that is kept, and each file of vectors, with the time of its writing."""
     found = [
-        *(stage(recipe) / "judged").rglob("*.json"),
+        *(stage(recipe) / "scores").rglob("*.json"),
         *(stage(recipe) / "vectors").rglob("*.npy"),
     ]
     return {str(path.relative_to(stage(recipe))): path.stat().st_mtime_ns for path in found}
@@ -161,7 +161,7 @@ def test_a_run_that_is_killed_goes_on_with_what_is_missing(recipe, storage, capf
         start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 600
-    while sum("judged/" in name for name in written(recipe())) < 2 and time.monotonic() < deadline:
+    while sum("scores/" in name for name in written(recipe())) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
@@ -170,7 +170,7 @@ def test_a_run_that_is_killed_goes_on_with_what_is_missing(recipe, storage, capf
     evaluate(recipe())
 
     after = written(recipe())
-    assert 2 <= sum("judged/" in name for name in before) < sum("judged/" in name for name in after)
+    assert 2 <= sum("scores/" in name for name in before) < sum("scores/" in name for name in after)
     assert {name: after[name] for name in before} == before
     assert "resumed with what an earlier attempt had finished" in capfd.readouterr().out
 
@@ -201,7 +201,7 @@ def test_signs_of_trouble_are_written_and_said(recipe, capfd):
     evaluate(recipe())
 
     found = json.loads((stage(recipe()) / "diagnosis.json").read_text())
-    looked_for = {
+    checked = {check.__name__ for check in CHECKS} - {
         "collapsed",
         "labels_inverted",
         "retrieval_fell",
@@ -209,10 +209,10 @@ def test_signs_of_trouble_are_written_and_said(recipe, capfd):
         "classification_poor",
     }
     assert found["findings"] == []
-    assert {one["sign"] for one in found["unchecked"]} == set(LOOKS) - looked_for
+    assert {one["check"] for one in found["skipped"]} == checked
     said = capfd.readouterr().out
     assert (
-        "Diagnosis: 0 of 5 signs of trouble are there\n  not looked for: contaminated (there is no transform/"
+        "Diagnosis: 0 of 5 signs of trouble are there\n  not checked: contaminated (there is no transform/"
         in said
     )
 
@@ -235,26 +235,25 @@ def test_a_corpus_is_encoded_once_by_several_workers(recipe):
     files = {folder.name: sorted(folder.glob("*.npy")) for folder in folders}
 
     assert len(folders) == len(OWN)
-    documents = json.loads((stage(recipe()) / "judged" / "stage2" / "docs.json").read_text())
-    assert documents["encoded"] == 0, "its vectors were there: the parts were encoded before"
+    documents = json.loads((stage(recipe()) / "scores" / "stage2" / "docs.json").read_text())
+    assert documents["encoded_texts"] == 0, "its vectors were there: the parts were encoded before"
     for found in files.values():
         assert {10, 25} <= {len(np.load(path)) for path in found}
 
 
 def test_further_models_are_judged_alone_though_a_worker_dies_and_a_gate_is_checked(
-    recipe, tiny_bert, tmp_path, monkeypatch, capfd
+    recipe, tiny_bert, tmp_path, capfd
 ):
     """Nothing that was judged is judged again; a model that gives all texts one vector has no correlation."""
     mark = tmp_path / "died"
 
-    class Dying(Judge):
-        def judge(self, candidate, plan):
-            if candidate.name == NAMED and not mark.exists():
+    class Dying(Evaluator):
+        def score(self, model, task):
+            if model.name == NAMED and not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().judge(candidate, plan)
+            return super().score(model, task)
 
-    monkeypatch.setattr("qzhou.evaluation.pipeline.judge_class", lambda: Dying)
     further = {"split_documents": 25, "models": [MINILM, str(tiny_bert)]}
     before = written(recipe())
     for name, said in (("run", "is this run itself"), ("nowhere", "holds no judged run")):
@@ -262,7 +261,8 @@ def test_further_models_are_judged_alone_though_a_worker_dies_and_a_gate_is_chec
             evaluate(recipe(evaluation=further), Gate(no_worse_than=name))
     assert not mark.exists(), "the gate is looked at before anything is judged"
     shutil.copytree(stage(recipe()).parent, stage(recipe()).parent.with_name("earlier"))
-    evaluate(recipe(evaluation=further), Gate({"docs": 0.5}, "earlier"))
+    gate = Gate({"docs": 0.5}, "earlier")
+    evaluate(recipe(evaluation=further), gate, make_evaluator=Dying)
 
     after = written(recipe())
     rows = json.loads((stage(recipe()) / "comparison.json").read_text())["rows"]
@@ -287,8 +287,8 @@ def test_a_task_that_cannot_be_loaded_is_named_and_the_others_are_kept(recipe):
         DataError, match=r"of \d+ tasks could not be judged(.|\n)*'SciFact' cannot be loaded"
     ):
         evaluate(named)
-    assert (stage(recipe()) / "judged" / "stage2" / "docs.json").exists()
+    assert (stage(recipe()) / "scores" / "stage2" / "docs.json").exists()
     with pytest.raises(
         DataError, match=r"evaluation.tasks: mteb knows no task and no benchmark 'Nope'"
     ):
-        Judge(recipe(evaluation={"tasks": ["Nope"]}), str(stage(recipe()).parent)).plan()
+        Evaluator(recipe(evaluation={"tasks": ["Nope"]}), str(stage(recipe()).parent)).tasks()

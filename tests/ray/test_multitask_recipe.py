@@ -27,9 +27,9 @@ from qzhou.data.records import (
 )
 from qzhou.data.storage import Folder, read_records
 from qzhou.encoder import load_encoder
-from qzhou.evaluation.messages import Planned
-from qzhou.evaluation.models import MtebEncoder
-from qzhou.evaluation.plan import built
+from qzhou.evaluation.judge.mteb_models import MtebEncoder
+from qzhou.evaluation.judge.task_scores import EvalTask
+from qzhou.evaluation.judge.tasks import build_task
 from qzhou.run.models import resolve
 from qzhou.transform.pipeline import transform
 
@@ -282,7 +282,7 @@ def test_mteb_gives_our_encoder_the_scores_of_its_own_wrapper(converted, dataset
     limits = {"max_queries": 60, "max_documents": 400, "max_rows": 300}
     recipe = load_recipe(RECIPE)
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=limits)})
-    plan = Planned(dataset, "", dataset, recipe.dataset(dataset).kinds[0], 0, 0, False)
+    plan = EvalTask(dataset, "", dataset, recipe.dataset(dataset).kinds[0], 0, 0, False)
     theirs = SentenceTransformer(resolve(MODEL), device="cpu")
     theirs.max_seq_length = 128
     models = [
@@ -293,7 +293,7 @@ def test_mteb_gives_our_encoder_the_scores_of_its_own_wrapper(converted, dataset
     ours, other = (
         mteb.evaluate(
             model,
-            built(plan, recipe, Folder.open(str(Path(converted.path).parent))),
+            build_task(plan, recipe, Folder.open(str(Path(converted.path).parent))),
             cache=None,
             show_progress_bar=False,
             co2_tracker=False,

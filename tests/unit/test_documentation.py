@@ -12,7 +12,7 @@ from qzhou.config.dataset import READERS, RULE_TASKS, Dataset, Section
 from qzhou.config.sections import ClusterSection, MiningSection, ModelSection, ServingSection
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.evaluation.diagnosis import Facts
-from qzhou.evaluation.diagnosis.signs import LOOKS
+from qzhou.evaluation.diagnosis.checks import CHECKS
 from qzhou.experiments.settings import load_experiment
 from qzhou.serving.observing import ROUTES
 from qzhou.serving.schemas import EmbeddingRequest
@@ -96,13 +96,13 @@ def test_the_evaluation_page_names_every_sign_in_its_order_and_settings_that_the
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
     facts = Facts(settings=make_recipe().model_dump(mode="json"))
 
-    assert [row[1].strip(" `") for row in rows] == list(LOOKS)
+    assert [row[1].strip(" `") for row in rows] == [check.__name__ for check in CHECKS]
     for row in rows:
         for name in re.findall(r"`([^`]+)`", row[4]):
             setting = name.replace("<stage>", "stage2")
             assert setting.startswith("datasets.") or facts.setting(setting)
     (example,) = blocks("json", page)
-    assert set(json.loads(example)) == {"findings", "unchecked"}
+    assert set(json.loads(example)) == {"findings", "skipped"}
 
 
 def test_the_experiment_of_the_page_is_valid_and_every_one_of_the_project_is_listed(tmp_path):

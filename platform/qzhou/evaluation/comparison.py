@@ -1,4 +1,4 @@
-"""The comparison: rows, differences with their confidence, means beside published ones, and the tables of them."""
+"""The comparison of models: scores, differences with their confidence, means beside published ones, printed tables."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qzhou.evaluation.candidates import BACKBONE, OWN, STAGE2
-from qzhou.evaluation.items import Interval
-from qzhou.evaluation.messages import Planned
+from qzhou.evaluation.intervals import Interval
+from qzhou.evaluation.judge.model_specs import BACKBONE, OWN_MODELS, STAGE2
+from qzhou.evaluation.judge.task_scores import EvalTask
 
 PUBLISHED = Path(__file__).parent / "published.toml"
 WIDTH = 120
@@ -23,13 +23,14 @@ WIDTH = 120
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One score.
+    """The score of a model on a task.
 
     Attributes:
-        n: What it is a mean over: queries, pairs or test texts.
-        low, high: Its 95 % confidence interval; the score itself where its items are not known.
-        seen: Training had data of the same source.
-        seconds: That judging took.
+        n: How many queries, pairs or test texts the score is a mean over.
+        low: Lower limit of the 95 % interval; the score itself where the single examples are not known.
+        high: Upper limit, likewise.
+        seen: Whether training had data of the same source.
+        seconds: How long scoring took.
     """
 
     task: str
@@ -46,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """By how much a model is ahead of another on a task (paired bootstrap, 95 %)."""
+    """By how much a model leads another on a task, with the 95 % interval of a paired bootstrap."""
 
     task: str
     model: str
@@ -57,78 +58,64 @@ class Difference:
 
     @classmethod
     def of(cls, task: str, model: str, against: str, found: Interval) -> Difference:
+        """The difference rounded to six digits, as it is stored."""
         values = (round(one, 6) for one in (found.value, found.low, found.high))
         return cls(task, model, against, *values)
 
     @property
-    def sure(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the interval leaves out zero."""
         return self.low > 0 or self.high < 0
 
 
+def rows_of(comparison: Mapping[str, Any]) -> list[Row]:
+    """The scores in a ``comparison.json``."""
+    return [Row(**one) for one in comparison.get("rows", [])]
+
+
+def differences_of(comparison: Mapping[str, Any]) -> list[Difference]:
+    """The differences in a ``comparison.json``."""
+    return [Difference(**one) for one in comparison.get("differences", [])]
+
+
 def models_of(rows: Sequence[Row]) -> list[str]:
-    """The models that were judged: our own in their order, then the others."""
+    """The models that have a score: our own in their order, then the others."""
     found = dict.fromkeys(row.model for row in rows)
-    return [one for one in OWN if one in found] + [one for one in found if one not in OWN]
+    further = [one for one in found if one not in OWN_MODELS]
+    return [one for one in OWN_MODELS if one in found] + further
 
 
-def benchmark_means(rows: Sequence[Row], plans: Sequence[Planned]) -> list[dict[str, Any]]:
-    """For each benchmark of mteb that the recipe names: means of our models, beside published ones.
+def benchmark_means(rows: Sequence[Row], tasks: Sequence[EvalTask]) -> list[dict[str, Any]]:
+    """For each benchmark that the recipe names, the means of our models beside published ones, in percent.
 
-    Scores are in percent, as benchmarks print them. ``judged`` says how many of the benchmark's tasks were. A model has
-    a mean where it has a score on all tasks that it is over: one over some of them is another number. Where not all
-    tasks were judged, published ones are left out.
+    ``judged`` is the number of its tasks that have scores. A model has a mean where it has a score on every task,
+    because a mean over some of them is another number. Published means are left out where not all tasks have scores.
     """
     published = tomllib.loads(PUBLISHED.read_text("utf-8"))
-    found = []
-    for name in dict.fromkeys(one for plan in plans for one in plan.benchmarks):
-        tasks = {plan.name: plan.type for plan in plans if name in plan.benchmarks}
-        inside = [row for row in rows if row.task in tasks]
-        judged = {row.task for row in inside}
-        known = published.get(name, {})
-        types = known.get("types") or sorted({row.type for row in inside})
-        models = [
-            {"model": one, "ours": True, **_means(inside, one, types, tasks)}
-            for one in models_of(inside)
-        ]
-        if judged == set(tasks) and len(tasks) == known.get("tasks"):
-            models += [
-                {"model": one, "ours": False, "types": dict(zip(types, means, strict=False))}
-                | {"mean_task": means[-2], "mean_type": means[-1]}
-                for one, means in known["models"].items()
-            ]
-        found.append(
-            {
-                "benchmark": name,
-                "tasks": len(tasks),
-                "judged": len(judged),
-                "types": types,
-                "models": models,
-            }
-        )
-    return found
+    return [
+        _benchmark(name, rows, tasks, published.get(name, {}))
+        for name in dict.fromkeys(one for task in tasks for one in task.benchmarks)
+    ]
 
 
-def published_scores(rows: Sequence[Row], plans: Sequence[Planned]) -> list[dict[str, Any]]:
-    """For each task of mteb's own on which stage 2 was judged: its score beside published ones, in percent."""
-    known: dict[str, dict[str, float]] = {}
-    for board in tomllib.loads(PUBLISHED.read_text("utf-8")).values():
-        for model, scores in board["scores"].items():
-            known.setdefault(model, {}).update(scores)
-    named = {plan.name for plan in plans if not plan.dataset}
-    found = []
-    for row in rows:
-        theirs = {model: scores[row.task] for model, scores in known.items() if row.task in scores}
-        if row.model == STAGE2 and row.task in named and theirs:
-            found.append(
-                {
-                    "task": row.task,
-                    "type": row.type,
-                    STAGE2: round(100 * row.score, 2),
-                    "published": theirs,
-                }
-            )
-    return found
+def _benchmark(
+    name: str, rows: Sequence[Row], tasks: Sequence[EvalTask], published: Mapping[str, Any]
+) -> dict[str, Any]:
+    type_of = {task.name: task.type for task in tasks if name in task.benchmarks}
+    inside = [row for row in rows if row.task in type_of]
+    judged = {row.task for row in inside}
+    types = published.get("types") or sorted({row.type for row in inside})
+    models = [
+        {"model": one, "ours": True, **_means(inside, one, types, type_of)}
+        for one in models_of(inside)
+    ]
+    if judged == set(type_of) and len(type_of) == published.get("tasks"):
+        for one, means in published["models"].items():
+            by_type = dict(zip(types, means, strict=False))
+            overall = {"mean_task": means[-2], "mean_type": means[-1]}
+            models.append({"model": one, "ours": False, "types": by_type, **overall})
+    sizes = {"tasks": len(type_of), "judged": len(judged)}
+    return {"benchmark": name, **sizes, "types": types, "models": models}
 
 
 def _means(
@@ -139,84 +126,90 @@ def _means(
     for one in types:
         tasks = [task for task, own in type_of.items() if own == one]
         if tasks and score.keys() >= set(tasks):
-            by_type[one] = round(100 * fmean(score[task] for task in tasks), 2)
+            by_type[one] = _percent(score[task] for task in tasks)
     if score.keys() < type_of.keys():
         return {"types": by_type, "mean_task": None, "mean_type": None}
-    return {
-        "types": by_type,
-        "mean_task": _mean(score.values()),
-        "mean_type": _mean(by_type.values(), 1),
-    }
+    mean_type = round(fmean(by_type.values()), 2) if by_type else None
+    return {"types": by_type, "mean_task": _percent(score.values()), "mean_type": mean_type}
+
+
+def published_scores(rows: Sequence[Row], tasks: Sequence[EvalTask]) -> list[dict[str, Any]]:
+    """For each of mteb's own tasks the score of stage 2 beside published ones, in percent."""
+    known: dict[str, dict[str, float]] = {}
+    for board in tomllib.loads(PUBLISHED.read_text("utf-8")).values():
+        for model, scores in board["scores"].items():
+            known.setdefault(model, {}).update(scores)
+    of_mteb = {task.name for task in tasks if not task.dataset}
+    found = []
+    for row in rows:
+        theirs = {model: scores[row.task] for model, scores in known.items() if row.task in scores}
+        if row.model == STAGE2 and row.task in of_mteb and theirs:
+            ours = round(100 * row.score, 2)
+            found.append({"task": row.task, "type": row.type, STAGE2: ours, "published": theirs})
+    return found
 
 
 def seen_and_unseen(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Mean score of each model on tasks whose training data was in the mix, and on the others, in percent."""
-    return [
-        {"model": model, "seen": seen, "tasks": len(own), "mean": _mean(row.score for row in own)}
-        for model in models_of(rows)
-        for seen in (True, False)
-        if (own := [row for row in rows if row.model == model and row.seen == seen])
-    ]
+    """Each model's mean score on tasks whose training data was in the mix, and on the others, in percent."""
+    found = []
+    for model in models_of(rows):
+        for seen in (True, False):
+            scores = [row.score for row in rows if row.model == model and row.seen == seen]
+            if scores:
+                mean = _percent(scores)
+                found.append({"model": model, "seen": seen, "tasks": len(scores), "mean": mean})
+    return found
 
 
-def _mean(values: Iterable[float], times: float = 100) -> float | None:
-    known = list(values)
-    return round(times * fmean(known), 2) if known else None
+def _percent(scores: Iterable[float]) -> float:
+    return round(100 * fmean(scores), 2)
 
 
 def table(rows: Sequence[Row], differences: Sequence[Difference] = ()) -> str:
-    """Tasks down, models across, and what training gained over the untouched backbone; * where that is sure."""
+    """Tasks down, models across, and what training gained over the backbone; * where that is significant."""
     grid = Table(title="Held-out evaluation (mteb)", title_justify="left")
     for heading in ("task", "metric", "n"):
         grid.add_column(heading, justify="right" if heading == "n" else "left", overflow="fold")
-    models = [*OWN, *(one for one in models_of(rows) if one not in OWN)]
+    models = list(dict.fromkeys((*OWN_MODELS, *models_of(rows))))
     for model in models:
         grid.add_column(model, justify="right", overflow="fold")
     grid.add_column("stage2 - backbone", justify="right")
-    sure = {
-        one.task
-        for one in differences
-        if (one.model, one.against) == (STAGE2, BACKBONE) and one.sure
-    }
+    gains = [one for one in differences if (one.model, one.against) == (STAGE2, BACKBONE)]
+    significant = {one.task for one in gains if one.is_significant}
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
         score = {row.model: row.score for row in of_task}
         cells = [f"{score[model]:.4f}" if model in score else "-" for model in models]
-        gained = (
-            f"{score[STAGE2] - score[BACKBONE]:+.4f}" if {STAGE2, BACKBONE} <= set(score) else "-"
-        )
-        mark = "*" if task in sure else ""
-        grid.add_row(task, of_task[0].metric, f"{of_task[0].n:,}", *cells, gained + mark)
-    if sure:
-        grid.caption, grid.caption_justify = (
-            "* outside the 95 % interval of a paired bootstrap",
-            "left",
-        )
-    return _printed(grid)
+        gain = "-"
+        if STAGE2 in score and BACKBONE in score:
+            gain = f"{score[STAGE2] - score[BACKBONE]:+.4f}"
+        mark = "*" if task in significant else ""
+        grid.add_row(task, of_task[0].metric, f"{of_task[0].n:,}", *cells, gain + mark)
+    if significant:
+        grid.caption = "* outside the 95 % interval of a paired bootstrap"
+        grid.caption_justify = "left"
+    return printed(grid)
 
 
 def benchmark_table(found: Mapping[str, Any]) -> str:
-    """Models down, types across, as boards print them."""
-    whole = (
-        ""
-        if found["judged"] == found["tasks"]
-        else f", {found['judged']} of {found['tasks']} tasks"
-    )
-    grid = Table(title=f"{found['benchmark']}{whole}", title_justify="left")
+    """Models down, types across, as leaderboards print them."""
+    title = found["benchmark"]
+    if found["judged"] < found["tasks"]:
+        title += f", {found['judged']} of {found['tasks']} tasks"
+    grid = Table(title=title, title_justify="left")
     grid.add_column("model", no_wrap=True)
     for heading in (*found["types"], "mean (task)", "mean (type)"):
         grid.add_column(heading, justify="right", overflow="fold")
     for one in sorted(found["models"], key=lambda one: -(one["mean_task"] or 0)):
-        means = [one["types"].get(each) for each in found["types"]] + [
-            one["mean_task"],
-            one["mean_type"],
-        ]
+        means = [one["types"].get(each) for each in found["types"]]
+        means += [one["mean_task"], one["mean_type"]]
         cells = [f"{mean:.2f}" if mean is not None else "-" for mean in means]
         grid.add_row(one["model"], *cells, style="bold" if one["ours"] else "")
-    return _printed(grid)
+    return printed(grid)
 
 
-def _printed(grid: Table) -> str:
+def printed(grid: Table) -> str:
+    """A table as text of a fixed width."""
     console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False)
     console.print(grid)
     assert isinstance(console.file, io.StringIO)

@@ -18,7 +18,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
 from qzhou.errors import QzhouError, TrainingError, first_line, from_json, to_json
 from qzhou.evaluation.pipeline import evaluate
-from qzhou.experiments.picture import picture
+from qzhou.experiments.page import results_page
 from qzhou.experiments.results import Comparison, Outcome, as_json, compared, table
 from qzhou.experiments.settings import TrialGrid
 from qzhou.mining.pipeline import mine
@@ -42,7 +42,7 @@ QUIET = {
 
 
 def run_experiment(grid: TrialGrid) -> list[Comparison]:
-    """Run every trial, compare, and leave ``results.json`` and ``results.svg`` in the experiment's folder.
+    """Run every trial, compare, and leave ``results.json`` and ``results.html`` in the experiment's folder.
 
     A trial is a run folder of its own. What two trials would make alike is made by one of them
     (:mod:`qzhou.run.sharing`), and finished trials only say so: the same command goes on after any death.
@@ -67,10 +67,11 @@ def run_experiment(grid: TrialGrid) -> list[Comparison]:
     ]
     comparisons = compared(grid.experiment, outcomes)
     folder.write_json("results.json", as_json(grid.experiment, comparisons, outcomes))
-    folder.write_bytes("results.svg", picture(comparisons).encode())
+    page = results_page(grid.experiment.name, comparisons)
+    folder.write_bytes("results.html", page.encode())
     for comparison in comparisons:
         print_block(f"\n{table(comparison)}", "experiment", "comparison")
-    block = f"\nresults: {folder.uri}/results.json, {folder.uri}/results.svg"
+    block = f"\nresults: {folder.uri}/results.json, {folder.uri}/results.html"
     print_block(block, "experiment", "results", folder=folder.uri)
     if failed:
         raise together(failed, len(grid.trials))
@@ -191,7 +192,7 @@ def _whole_run(recipe: Recipe, started_in: _Place) -> str:
 def _task_texts(recipe: Recipe) -> Any:
     if not recipe.transform.contamination.tasks:
         return None
-    from qzhou.evaluation.texts import task_texts  # mteb takes seconds to load
+    from qzhou.evaluation.judge.mteb_tasks import task_texts  # mteb takes seconds to load
 
     return task_texts
 

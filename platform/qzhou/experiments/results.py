@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from qzhou.data.storage import Folder
-from qzhou.evaluation.candidates import STAGE2
-from qzhou.evaluation.comparison import Row
-from qzhou.evaluation.items import Interval, Items, pooled_difference
-from qzhou.evaluation.messages import Judged
+from qzhou.evaluation.comparison import Row, printed, rows_of
+from qzhou.evaluation.intervals import Interval
+from qzhou.evaluation.judge.model_specs import STAGE2
+from qzhou.evaluation.judge.per_example_scores import PerExampleScores, pooled_difference
+from qzhou.evaluation.judge.task_scores import TaskScore
 from qzhou.experiments.settings import Experiment, Score
 from qzhou.experiments.statistics import Spread, over_seeds
+from qzhou.run.files import RunFiles
 
-WIDTH = 120
 ONE_SEED = "one seed: nothing is known of how far other seeds would lie apart"
 
 
@@ -35,23 +34,19 @@ class Outcome:
     variant: str
     seed: int
     rows: Mapping[str, Row]
-    items: Mapping[str, Items]
+    items: Mapping[str, PerExampleScores]
 
     @classmethod
     def read(cls, variant: str, seed: int, run: Folder) -> Outcome:
         """From the folder of a finished trial."""
-        place = run / "evaluation"
-        found = (Row(**row) for row in place.read_json("comparison.json")["rows"])
-        rows = {row.task: row for row in found if row.model == STAGE2}
-        judged = {
-            task: Judged(**(place / "judged" / STAGE2).read_json(f"{task}.json")) for task in rows
-        }
-        return cls(
-            variant,
-            seed,
-            rows,
-            {task: one.made_of for task, one in judged.items() if one.made_of is not None},
-        )
+        files = RunFiles(run)
+        rows = {row.task: row for row in rows_of(files.comparison) if row.model == STAGE2}
+        items = {}
+        for task in rows:
+            score = TaskScore.read(files, STAGE2, task)
+            if score is not None and score.per_example is not None:
+                items[task] = score.per_example
+        return cls(variant, seed, rows, items)
 
     def tasks(self, score: Score) -> list[str]:
         """The tasks that a score is the mean of."""
@@ -154,10 +149,7 @@ def table(comparison: Comparison) -> str:
         if line.undefined
     ]
     grid.caption, grid.caption_justify = "\n".join(notes), "left"
-    console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False)
-    console.print(grid)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip()
+    return printed(grid)
 
 
 def _compared(experiment: Experiment, score: Score, outcomes: Sequence[Outcome]) -> Comparison:

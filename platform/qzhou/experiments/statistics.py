@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 
-from scipy.stats import t as student
-
-CONFIDENCE = 0.95
+from qzhou.evaluation.intervals import mean
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A mean over seeds and where that of all seeds lies, with 95 % confidence.
-
-    One seed says nothing of that, nor do several of the very same value.
-    """
+    """A mean over seeds and its 95 % confidence limits; None for one seed, or for several of the same value."""
 
     mean: float
     low: float | None = None
@@ -38,12 +32,7 @@ def over_seeds(values: Sequence[float]) -> Spread:
 
     Source: Student, The probable error of a mean (Biometrika, 1908).
     """
-    mean = fmean(values)
     if len(set(values)) == 1:
-        return Spread(mean)
-    reach = (
-        float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-        * stdev(values)
-        / sqrt(len(values))
-    )
-    return Spread(mean, mean - reach, mean + reach)
+        return Spread(fmean(values))
+    found = mean(values)
+    return Spread(found.value, found.low, found.high)

@@ -20,7 +20,7 @@ from qzhou.mining.blocks import Queries, depth_of, inconsistent, judged, ranking
 from qzhou.mining.corpus import Chunk, Corpus, document_digests, prepared, read_texts
 from qzhou.mining.encoding import encoded
 from qzhou.mining.identity import Bools, Floats, Ints, is_among
-from qzhou.mining.report import Report, picture, sentence
+from qzhou.mining.report import Report, sentence
 from qzhou.mining.searchers import Asked, Judges, Searchers, shards_of, share_of
 from qzhou.mining.select import (
     Ranking,
@@ -104,8 +104,6 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
             for corpus, *own in zip(corpora, *vectors, strict=True)
         }
     folder.write_json("report.json", reports)
-    if reports:
-        folder.write_bytes("scores.svg", picture(reports).encode())
     return {f"{task} examples": count_rows(folder / "examples" / task) for task in TASKS}
 
 

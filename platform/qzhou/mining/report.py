@@ -13,18 +13,10 @@ import numpy as np
 
 from qzhou.data.records import RetrievalExample
 from qzhou.mining.identity import Bools, Floats
-from qzhou.telemetry.pictures import counted, draw_histograms, shortened, svg
 
 EDGES = np.linspace(-0.2, 1.0, 41)
-KINDS = {  # name -> colour
-    "positive": "#2f9e6e",
-    "mined": "#c44e52",
-    "given": "#5b7db1",
-    "synthetic": "#e8a33d",
-}
 EXAMPLES = 5
 SHOWN_CHARS = 300
-PANELS_A_ROW = 4
 
 
 class Report:
@@ -65,7 +57,7 @@ class Report:
     def score(self, kind: str, scores: Floats | Sequence[float]) -> None:
         """Take in scores of one kind: ``positive``, or the origin of negatives that were there before."""
         values = np.asarray(scores, dtype=np.float64)
-        self._histograms[kind] = self._histograms.get(kind, 0) + counted(values, EDGES)
+        self._histograms[kind] = self._histograms.get(kind, 0) + _counted(values, EDGES)
         self._sums[kind] += float(values.sum())  # type: ignore[assignment]
         self._counts[kind] += len(values)
 
@@ -123,33 +115,22 @@ def sentence(name: str, content: Mapping[str, Any]) -> str:
     )
 
 
-def picture(datasets: Mapping[str, Mapping[str, Any]]) -> str:
-    """Histograms of the scores of positives and of negatives by origin, one panel a dataset, as SVG."""
-    from matplotlib.figure import Figure
+def _counted(values: Any, edges: np.ndarray) -> np.ndarray:
+    """How many values lie in each bin; those outside count in the first and the last."""
+    return np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
 
-    names = [name for name, content in datasets.items() if content["scores"]]
-    columns = min(PANELS_A_ROW, max(1, len(names)))
-    rows = -(-max(1, len(names)) // columns)
-    figure = Figure(figsize=(2.6 * columns + 0.5, 2.1 * rows + 0.3))
-    for number, name in enumerate(names):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        scores = datasets[name]["scores"]
-        lines = {kind: (colour, np.array(scores.get(kind, [0]))) for kind, colour in KINDS.items()}
-        draw_histograms(axes, name, EDGES, lines)
-        if number % columns == 0:
-            axes.set_ylabel("% of texts", fontsize=8)
-        if number >= len(names) - columns:
-            axes.set_xlabel("score to the query", fontsize=8)
-    return svg(figure, "mining-scores")
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."
 
 
 def _shown(example: RetrievalExample) -> dict[str, Any]:
     return {
-        "query": shortened(example.query, SHOWN_CHARS),
-        "positive": shortened(example.positives[0], SHOWN_CHARS),
+        "query": _shortened(example.query),
+        "positive": _shortened(example.positives[0]),
         "negatives": [
             {
-                "text": shortened(one.text, SHOWN_CHARS),
+                "text": _shortened(one.text),
                 "origin": one.origin,
                 "score": None if one.score is None else round(one.score, 3),
             }

@@ -27,20 +27,13 @@ from qzhou.data.storage import Folder
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.plan import Made, Merged
 from qzhou.synthesis.techniques import ChatRequest
-from qzhou.telemetry.pictures import counted, draw_histograms, shortened, svg
 
-REPORT, PICTURE = "report.json", "scores.svg"
+REPORT = "report.json"
 SAMPLES = 10  # of each technique
 EXAMPLES = 2  # of each reason
 SHOWN_CHARS = 600
 COMMONEST = 4
 EDGES = np.linspace(-0.2, 1.0, 31)
-LABELS = {
-    "rewrite": ("rewrite and original", "#5b7db1"),
-    "positive": ("query and positive", "#2f9e6e"),
-    "negative": ("query and negative", "#c44e52"),
-    "margin": ("positive minus negative", "#e8a33d"),
-}
 
 
 class Report:
@@ -66,8 +59,9 @@ class Report:
             for name, value in _shown_scores(one).items():
                 found[one.request.technique, name].append(value)
         for (technique, name), values in found.items():
-            self._histograms[technique][name] = self._histograms[technique].get(name, 0) + counted(
-                values, EDGES
+            self._histograms[technique][name] = (
+                self._histograms[technique].get(name, 0)
+                + np.histogram(np.clip(values, EDGES[0], EDGES[-1]), EDGES)[0]
             )
 
     def add(self, merged: Merged) -> None:
@@ -85,7 +79,7 @@ class Report:
                 shown.append({"detail": drop.detail, "record": drop.record[:SHOWN_CHARS]})
 
     def write(self, folder: Folder, ledger: Ledger) -> None:
-        """Write ``report.json`` and ``scores.svg`` into the stage's folder."""
+        """Write ``report.json`` into the stage's folder."""
         techniques = {
             name: {
                 "made": self._made[name],
@@ -105,8 +99,6 @@ class Report:
             "cost": asdict(ledger.total),
         }
         folder.write_json(REPORT, content)
-        if self._histograms:
-            folder.write_bytes(PICTURE, self._picture().encode())
 
     def sentence(self, ledger: Ledger) -> str:
         """One line for the console."""
@@ -128,42 +120,13 @@ class Report:
         own = made.record.text if isinstance(made.record, Negative) else made.record.id
         return hashlib.sha256(f"{self._seed} {made.subject.id} {own}".encode()).hexdigest()
 
-    def _picture(self) -> str:
-        """Histograms of the teacher's scores, one panel a technique, with the thresholds of the recipe."""
-        from matplotlib.figure import Figure
-
-        gates = self._settings.gates
-        limits = {
-            "rewrite": [gates.min_rewrite_cosine, gates.max_rewrite_cosine],
-            "positive": [gates.min_positive_score],
-        }
-        names = sorted(self._histograms)
-        figure = Figure(figsize=(3.0 * len(names) + 0.4, 2.6))
-        for number, name in enumerate(names, 1):
-            axes = figure.add_subplot(1, len(names), number)
-            found = self._histograms[name]
-            lines = {
-                label: (colour, found[key])
-                for key, (label, colour) in LABELS.items()
-                if key in found
-            }
-            draw_histograms(axes, name, EDGES, lines)
-            for key in found:
-                for limit in limits.get(key, []):
-                    if limit is not None:
-                        axes.axvline(limit, color=LABELS[key][1], linestyle=":", linewidth=1)
-            axes.set_xlabel("cosine", fontsize=8)
-            if number == 1:
-                axes.set_ylabel("% of records", fontsize=8)
-        return svg(figure, "synthesis-scores")
-
 
 def _technique_of(drop: Drop) -> str:
     return str(json.loads(drop.record)["request"]["technique"])
 
 
 def _shown_scores(made: Made) -> dict[str, float]:
-    """Name in LABELS -> score, of those that there are."""
+    """``rewrite``, ``positive``, ``negative``, ``margin`` -> score, of those that there are."""
     if made.scores is None:
         return {}
     scores = made.scores
@@ -199,4 +162,7 @@ def _texts(thing: Example | Negative | Document, request: ChatRequest) -> dict[s
         texts = {"query": thing.query, "positive": thing.positives[0]}
         if thing.negatives and request.technique == "augmentation":
             texts["negative"] = thing.negatives[0].text
-    return {name: shortened(text, SHOWN_CHARS) for name, text in texts.items()}
+    return {
+        name: text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."
+        for name, text in texts.items()
+    }

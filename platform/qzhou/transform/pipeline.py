@@ -65,7 +65,7 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     """Turn the raw datasets of a recipe into examples, corpora and held-out examples.
 
     Writes ``examples/<task>/<dataset>``, ``held_out/<task>/<dataset>``, ``corpora/<dataset>``, for qrels datasets
-    ``queries/<dataset>`` and ``qrels/<dataset>``, ``dropped``, ``report.json`` and ``lengths.svg`` into the run's
+    ``queries/<dataset>`` and ``qrels/<dataset>``, ``dropped`` and ``report.json`` into the run's
     folder ``transform``.
 
     Args:

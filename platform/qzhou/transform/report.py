@@ -10,19 +10,13 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder, read_table
 from qzhou.errors import DataError
 from qzhou.telemetry.events import as_json, log_event
-from qzhou.telemetry.pictures import svg
 from qzhou.transform.contamination import Overlap
 from qzhou.transform.fields import columns_of
 from qzhou.transform.tally import Tally
 
-REPORT, PICTURE = "report.json", "lengths.svg"
+REPORT = "report.json"
 COMMONEST = 5
-PANELS_A_ROW = 4
 ANSWER = {"pair": "score", "classification": "label"}  # what training compares rows by
-COLOURS = {
-    "query": "#5b7db1", "positives": "#2f9e6e", "negatives": "#c44e52",
-    "text_a": "#5b7db1", "text_b": "#e8a33d", "text": "#e8a33d",
-}  # fmt: skip
 
 
 def summary_line(dataset: Dataset, tally: Tally, encodings: Mapping[str, int]) -> str:
@@ -130,7 +124,7 @@ def write_report(
     overlaps: Mapping[str, Overlap],
     kept_of: int,
 ) -> None:
-    """Write ``report.json`` and ``lengths.svg`` into the stage's folder.
+    """Write ``report.json`` into the stage's folder.
 
     Args:
         folder: Of the stage.
@@ -163,7 +157,6 @@ def write_report(
             },
         },
     )
-    folder.write_bytes(PICTURE, lengths_picture(tallies).encode())
 
 
 def overlap_rows(overlaps: Mapping[str, Overlap]) -> list[dict[str, Any]]:
@@ -184,35 +177,6 @@ def overlap_rows(overlaps: Mapping[str, Overlap]) -> list[dict[str, Any]]:
         if count
     ]
     return sorted(rows, key=lambda row: (-row["percent"], row["dataset"], row["task"]))
-
-
-def lengths_picture(tallies: Mapping[str, Tally]) -> str:
-    """Histograms of text lengths, one panel a dataset, as SVG."""
-    from matplotlib.figure import Figure
-
-    names = [name for name, tally in tallies.items() if tally.lengths]
-    rows = max(1, -(-len(names) // PANELS_A_ROW))
-    columns = min(PANELS_A_ROW, max(1, len(names)))
-    figure = Figure(figsize=(2.6 * columns + 0.4, 1.9 * rows + 0.4))
-    for number, name in enumerate(names, 1):
-        axes = figure.add_subplot(rows, columns, number)
-        for field, counts in tallies[name].lengths.items():
-            powers = sorted(map(int, counts))
-            xs = [2**power for power in range(powers[0].bit_length() - 1, powers[-1].bit_length())]
-            total = counts.total()
-            shares = [100 * counts[str(x)] / total for x in xs]
-            axes.plot(xs, shares, marker=".", color=COLOURS[field], label=field, linewidth=1.2)
-        axes.set_xscale("log", base=2)
-        axes.set_title(name, fontsize=8)
-        axes.tick_params(labelsize=6)
-        axes.set_ylim(bottom=0)
-        axes.legend(fontsize=6, frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-        if number > len(names) - columns:
-            axes.set_xlabel("characters, up to", fontsize=7)
-        if number % columns == 1 or columns == 1:
-            axes.set_ylabel("% of texts", fontsize=7)
-    return svg(figure, "lengths")
 
 
 def _reason_lines(tally: Tally) -> Sequence[str]:

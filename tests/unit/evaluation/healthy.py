@@ -13,7 +13,6 @@ from qzhou.evaluation.comparison import Difference, Row
 from qzhou.evaluation.diagnosis import Facts
 from qzhou.mining.report import Report
 from qzhou.synthesis.report import EDGES
-from qzhou.telemetry.pictures import counted
 
 SCORES = {  # task -> type, metric, n, and the scores of backbone, stage 1 and stage 2
     "docs_search": ("Retrieval", "ndcg_at_10", 300, 0.5580, 0.6123, 0.6115),
@@ -115,7 +114,10 @@ def written(rewrite=0.86, positive=0.50, gates=(None, None), records=232, spread
         kind: draw.normal(middle, spread * width, records)
         for kind, (middle, width) in drawn.items()
     }
-    histograms = {kind: counted(values, EDGES).tolist() for kind, values in scores.items()}
+    histograms = {
+        kind: np.histogram(values.clip(EDGES[0], EDGES[-1]), EDGES)[0].tolist()
+        for kind, values in scores.items()
+    }
     return {
         "techniques": {
             "paraphrase": {"made": records, "dropped": {"empty": 50}, "scores": histograms}

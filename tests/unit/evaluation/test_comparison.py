@@ -17,7 +17,7 @@ from qzhou.evaluation.comparison import (
     seen_and_unseen,
     table,
 )
-from qzhou.evaluation.messages import Planned
+from qzhou.evaluation.judge.task_scores import EvalTask
 
 
 def rows(**scores):
@@ -55,7 +55,7 @@ def test_a_gain_that_is_sure_is_marked_and_further_models_have_a_column():
 
 def benchmark(tasks, name="MTEB(cmn, v1)"):
     plans = [
-        Planned(f"t{n}", "STS", "", "retrieval", 9, 0, False, benchmarks=(name,))
+        EvalTask(f"t{n}", "STS", "", "retrieval", 9, 0, False, benchmarks=(name,))
         for n in range(tasks)
     ]
     return [
@@ -129,7 +129,7 @@ def test_a_task_of_mteb_stands_beside_what_others_scored_on_it():
         Row(task, "Retrieval", "ndcg_at_10", "stage2", 0.5, 9)
         for task in ("SCIDOCS", "T2Retrieval", "own")
     ]
-    plans = [Planned(row.task, "Retrieval", "", "retrieval", 9, 0, False) for row in found_rows]
+    plans = [EvalTask(row.task, "Retrieval", "", "retrieval", 9, 0, False) for row in found_rows]
     own = [
         dataclasses.replace(plan, dataset="SCIDOCS") if plan.name == "SCIDOCS" else plan
         for plan in plans

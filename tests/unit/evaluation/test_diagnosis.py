@@ -16,11 +16,12 @@ from qzhou.data.prompts import Prompt
 from qzhou.data.records import LabeledExample, PairExample, RetrievalExample
 from qzhou.data.storage import table_of
 from qzhou.encoder import load_encoder
-from qzhou.evaluation.diagnosis import Facts, content, diagnose, lines, unchecked
-from qzhou.evaluation.diagnosis.intervals import fall, mean, mean_of, share, widened, widest
-from qzhou.evaluation.diagnosis.signs import LOOKS
-from qzhou.evaluation.items import Interval, Items, Part, difference
-from qzhou.evaluation.models import health
+from qzhou.evaluation.diagnosis import Facts, diagnose, diagnosis_text
+from qzhou.evaluation.diagnosis.checks import CHECKS
+from qzhou.evaluation.intervals import Interval, fall, mean, mean_of, share, widened, widest
+from qzhou.evaluation.judge.mteb_models import embedding_health
+from qzhou.evaluation.judge.per_example_scores import Part, PerExampleScores, paired_difference
+from qzhou.run.files import RunFiles
 from qzhou.run.run import Run
 from qzhou.training.data import TrainingSet
 from qzhou.training.engine import TorchEngine
@@ -50,8 +51,23 @@ from tests.unit.evaluation.healthy import (
 RECIPES = Path(__file__).parents[3] / "recipes"
 
 
+NAMES = [check.__name__ for check in CHECKS]
+
+
+def findings(facts):
+    return diagnose(facts).findings
+
+
 def signs(facts):
-    return [one.sign for one in diagnose(facts)]
+    return [one.check for one in findings(facts)]
+
+
+def skipped(facts):
+    return {one.check for one in diagnose(facts).skipped}
+
+
+def text(facts):
+    return diagnosis_text(dataclasses.asdict(diagnose(facts)))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -63,18 +79,16 @@ def test_a_healthy_run_shows_no_sign_and_all_were_looked_for(make_recipe, seed):
         synthesis=written(seed=seed),
     )
 
-    assert (diagnose(facts), unchecked(facts)) == ([], [])
-    assert lines(content(facts)) == f"Diagnosis: 0 of {len(LOOKS)} signs of trouble are there"
+    assert (findings(facts), skipped(facts)) == ([], set())
+    assert text(facts) == f"Diagnosis: 0 of {len(CHECKS)} signs of trouble are there"
 
 
 def test_a_quickstart_that_was_run_shows_no_sign():
     facts = quickstart(load_recipe(RECIPES / "quickstart.toml").model_dump(mode="json"))
 
-    assert diagnose(facts) == []
-    assert [one.sign for one in unchecked(facts)] == ["cosent_unstable"], (
-        "two steps of pairs are too few"
-    )
-    assert diagnose(dataclasses.replace(facts, rows=[], differences=[])) == []
+    assert findings(facts) == []
+    assert skipped(facts) == {"cosent_unstable"}, "two steps of pairs are too few"
+    assert findings(dataclasses.replace(facts, rows=[], differences=[])) == []
 
 
 def vector_health(mean_cosine=0.12, effective_rank=253.6):
@@ -159,10 +173,10 @@ PLANTED = {
 def test_a_planted_sign_is_found_and_no_other(planted, make_recipe):
     facts = healthy(make_recipe, **PLANTED[planted])
 
-    (found,) = diagnose(facts)
+    (found,) = findings(facts)
 
-    assert found.sign == re.match(r"\w+", planted)[0]
-    assert found.says.endswith(".")
+    assert found.check == re.match(r"\w+", planted)[0]
+    assert found.message.endswith(".")
     assert re.search(r"(comparison|report)\.json|metrics\.jsonl", found.evidence)
     assert re.search(r"\d", found.evidence)
     named = re.findall(
@@ -217,7 +231,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("harmless", HARMLESS)
 def test_what_only_looks_like_a_sign_is_none(harmless, make_recipe):
-    assert diagnose(healthy(make_recipe, **HARMLESS[harmless])) == []
+    assert findings(healthy(make_recipe, **HARMLESS[harmless])) == []
 
 
 def test_official_splits_may_share_texts(make_recipe):
@@ -240,20 +254,22 @@ def test_many_small_falls_together_are_a_fall_and_one_of_many_tasks_may_fall_by_
         ]
         return healthy(make_recipe, rows=found)
 
-    (together,) = (one for one in diagnose(tasks(*[0.007] * 15)) if one.sign == "retrieval_fell")
-    assert "over 15 tasks together" in together.says
+    (together,) = (one for one in findings(tasks(*[0.007] * 15)) if one.check == "retrieval_fell")
+    assert "over 15 tasks together" in together.message
     assert "mean of 15 tasks -0.0070 (95 %: -0.0096 to -0.0044)" in together.evidence
     assert "retrieval_fell" not in signs(tasks(0.011, *[-0.001] * 14)), (
         "its own interval leaves out zero"
     )
-    (alone,) = (one for one in diagnose(tasks(0.05, *[-0.01] * 14)) if one.sign == "retrieval_fell")
-    assert "on 1 of 15 tasks" in alone.says
+    (alone,) = (
+        one for one in findings(tasks(0.05, *[-0.01] * 14)) if one.check == "retrieval_fell"
+    )
+    assert "on 1 of 15 tasks" in alone.message
     assert "t0 ndcg_at_10 0.6000 -> 0.5500 (-0.0500, 95 %: -0.0600 to -0.0400)" in alone.evidence
 
 
 def test_settings_fit_the_run(make_recipe):
     def setting(training, **planted):
-        (found,) = diagnose(healthy(make_recipe, training, **planted))
+        (found,) = findings(healthy(make_recipe, training, **planted))
         return found.setting
 
     fell = PLANTED["retrieval_fell"]
@@ -282,15 +298,14 @@ def test_nothing_is_said_of_what_is_missing(make_recipe):
     facts = healthy(make_recipe)
     nothing = Facts(settings=facts.settings)
 
-    assert diagnose(nothing) == []
-    assert {one.sign for one in unchecked(nothing)} == set(LOOKS)
-    said = lines(content(nothing))
-    assert said.startswith(
-        "Diagnosis: 0 of 0 signs of trouble are there\n  not looked for: contaminated (there is no "
+    assert findings(nothing) == []
+    assert skipped(nothing) == set(NAMES)
+    assert text(nothing).startswith(
+        "Diagnosis: 0 of 0 signs of trouble are there\n  not checked: contaminated (there is no "
     )
 
     def without(**parts):
-        return {one.sign for one in unchecked(dataclasses.replace(facts, **parts))}
+        return skipped(dataclasses.replace(facts, **parts))
 
     assert without(rows=(), differences=(), health={}) == {
         *("collapsed", "retrieval_fell", "below_backbone", "classification_poor")
@@ -299,14 +314,6 @@ def test_nothing_is_said_of_what_is_missing(make_recipe):
     assert without(mining={}) == {"negatives_close"}
     assert without(synthesis={}) == {"synthetic_drifted"}
     assert without(transform={}) == without(transform=transformed(action="off")) == {"contaminated"}
-    older = [
-        {
-            name: value
-            for name, value in overlap("t", 5, 5, 9).items()
-            if name not in ("copied", "asked")
-        }
-    ]
-    assert without(transform=transformed(older)) == {"contaminated"}
     short = {
         "stage1": stage1()[:4],
         "stage2": [step(0, "pair", "p", 9.0), step(1, "mixed", "mixed", 3.0)],
@@ -314,7 +321,7 @@ def test_nothing_is_said_of_what_is_missing(make_recipe):
     assert without(steps=short) == {"loss_flat", "cosent_unstable"}
 
 
-def test_a_run_folder_is_read_and_so_is_one_of_an_older_version(make_recipe):
+def test_a_run_folder_is_read(make_recipe):
     facts = healthy(make_recipe, **PLANTED["retrieval_fell"])
     run = Run.open(make_recipe(datasets=DATASETS))
     comparison = {
@@ -328,33 +335,28 @@ def test_a_run_folder_is_read_and_so_is_one_of_an_older_version(make_recipe):
     )
     (run.folder / "mining").create().write_json("report.json", facts.mining)
 
-    found = Facts.read(run)
+    found = Facts.of(RunFiles(run.folder))
 
     assert (found.rows, found.differences, found.health) == (facts.rows, facts.differences, HEALTH)
     assert (found.steps, found.mining, found.transform) == ({"stage1": stage1()}, facts.mining, {})
-    assert content(found)["findings"] == [dataclasses.asdict(one) for one in diagnose(found)]
     assert signs(found) == ["retrieval_fell"]
-    assert {one.sign for one in unchecked(found)} == {
-        "contaminated",
-        "cosent_unstable",
-        "synthetic_drifted",
-    }
-    assert "retrieval_fell: Retrieval fell in stage 2 on 1 of 1 tasks, beyond chance" in lines(
-        content(found)
-    )
+    assert skipped(found) == {"contaminated", "cosent_unstable", "synthetic_drifted"}
+    assert "retrieval_fell: Retrieval fell in stage 2 on 1 of 1 tasks, beyond chance" in text(found)
 
-    old = [
-        {name: row[name] for name in ("task", "type", "metric", "model", "score", "n")}
-        for row in comparison["rows"]
-    ]
-    evaluate.write_json("comparison.json", old)
-    assert signs(Facts.read(run)) == [], (
+
+def test_without_intervals_a_fall_must_be_larger_than_so_few_values_can_show_by_chance(make_recipe):
+    fallen_rows = PLANTED["retrieval_fell"]["rows"]
+    assert signs(healthy(make_recipe, rows=fallen_rows, differences=[])) == [], (
         "0.05 of 300 queries may be chance, as far as their number tells"
     )
-    for row in old:
-        row["score"] -= 0.2 * (row["model"] == "stage2" and row["type"] == "Retrieval")
-    evaluate.write_json("comparison.json", old)
-    assert signs(Facts.read(run)) == ["retrieval_fell", "below_backbone"]
+    far = [
+        dataclasses.replace(
+            row, score=row.score - 0.2 * (row.model == "stage2" and row.type == "Retrieval")
+        )
+        for row in fallen_rows
+    ]
+    found = signs(healthy(make_recipe, rows=far, differences=[]))
+    assert found == ["retrieval_fell", "below_backbone"]
 
 
 def test_noise_alone_makes_no_loss_of_pairs_unstable(make_recipe):
@@ -376,12 +378,12 @@ def test_vectors_of_zeros_and_of_no_numbers_have_a_health_that_json_can_tell():
     broken = some.copy()
     broken[:3] = np.nan
 
-    assert health(np.zeros((50, 8), np.float32)) | {"dimensions": 0, "texts": 0} == {
+    assert embedding_health(np.zeros((50, 8), np.float32)) | {"dimensions": 0, "texts": 0} == {
         "mean_cosine": 0.0, "effective_rank": 0.0, "not_numbers": 0, "dimensions": 0, "texts": 0
     }  # fmt: skip
-    assert health(broken)["not_numbers"] == 3
-    assert "NaN" not in json.dumps(health(broken))
-    assert health(some)["not_numbers"] == 0
+    assert embedding_health(broken)["not_numbers"] == 3
+    assert "NaN" not in json.dumps(embedding_health(broken))
+    assert embedding_health(some)["not_numbers"] == 0
 
 
 def test_intervals_are_those_of_the_formulas():
@@ -392,7 +394,7 @@ def test_intervals_are_those_of_the_formulas():
         [expected.low, expected.high]
     )
     expected = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.995)
-    assert fall(one, other, looks=10).high == pytest.approx(expected.high)
+    assert fall(one, other, comparisons=10).high == pytest.approx(expected.high)
     assert fall([2.0, 2.0], [1.0, 1.0]).low == 1
     values = generator.normal(5, 2, 12).tolist()
     # Student's t with 11 degrees
@@ -418,9 +420,9 @@ def test_what_is_known_of_n_alone_is_wider_than_the_paired_bootstrap():
     generator = np.random.default_rng(0)
     one = generator.random(300).round()  # as far apart as values from 0 to 1 can be
     other = np.where(generator.random(300) < 0.5, one, generator.random(300).round())
-    items = [Items("mean", (Part("p", tuple(values)),)) for values in (one, other)]
+    items = [PerExampleScores("mean", (Part("p", tuple(values)),)) for values in (one, other)]
 
-    found = difference(*items, seed=0)
+    found = paired_difference(*items, seed=0)
 
     bound = widest(found.value, 300)
     assert bound.low < found.low
@@ -453,14 +455,17 @@ def test_copies_in_real_rows_are_a_contamination(make_recipe):
         f"{' '.join(text.split()[:15])} {new}" for text, new in zip(held_out, own, strict=False)
     ]
 
-    (found,) = diagnose(healthy(make_recipe, transform=reported(own + copies)))
+    (found,) = findings(healthy(make_recipe, transform=reported(own + copies)))
 
-    assert (found.sign, "'docs_package' is contaminated" in found.says) == ("contaminated", True)
+    assert (found.check, "'docs_package' is contaminated" in found.message) == (
+        "contaminated",
+        True,
+    )
     assert (
         "copies of docs_package, which has 400 examples: 40 of 240 examples of docs_package"
         in found.evidence
     )
-    assert diagnose(healthy(make_recipe, transform=reported(own + phrases))) == [], (
+    assert findings(healthy(make_recipe, transform=reported(own + phrases))) == [], (
         "half a sentence in common is no copy"
     )
 
@@ -468,19 +473,19 @@ def test_copies_in_real_rows_are_a_contamination(make_recipe):
 def test_a_model_that_gives_all_texts_one_vector_has_collapsed(make_recipe, tiny_qwen2):
     texts = [" ".join(np.random.default_rng(n).choice(WORDS, 6)) for n in range(200)]
     encoder = load_encoder(str(tiny_qwen2), max_tokens=32, dtype="float32")
-    before = health(encoder.encode(texts))
+    before = embedding_health(encoder.encode(texts))
     weights = encoder.model.backbone.get_input_embeddings().weight
     with torch.no_grad():
         weights.copy_(weights[:1] + 0.05 * (weights - weights[:1]))
-    after = health(encoder.encode(texts))
+    after = embedding_health(encoder.encode(texts))
 
-    (found,) = diagnose(healthy(make_recipe, health={"backbone": before, "stage2": after}))
+    (found,) = findings(healthy(make_recipe, health={"backbone": before, "stage2": after}))
 
-    assert (found.sign, found.setting[:37]) == (
+    assert (found.check, found.setting[:37]) == (
         "collapsed",
         "lower training.stage2.learning_rate (",
     )
-    assert diagnose(healthy(make_recipe, health={"backbone": before, "stage2": before})) == []
+    assert findings(healthy(make_recipe, health={"backbone": before, "stage2": before})) == []
 
 
 def test_vectors_in_few_directions_have_collapsed(make_recipe):
@@ -488,9 +493,11 @@ def test_vectors_in_few_directions_have_collapsed(make_recipe):
     narrow = generator.normal(size=(500, 3)) @ generator.normal(size=(3, 64))
     vectors = (narrow / np.linalg.norm(narrow, axis=1, keepdims=True)).astype(np.float32)
 
-    (found,) = diagnose(healthy(make_recipe, health={"stage2": health(vectors)}))
+    (found,) = findings(healthy(make_recipe, health={"stage2": embedding_health(vectors)}))
 
-    assert found.says == "The embeddings of stage2 have collapsed: vectors lie in few directions."
+    assert (
+        found.message == "The embeddings of stage2 have collapsed: vectors lie in few directions."
+    )
 
 
 def trained(make_recipe, folder, score_of, learning_rate):
@@ -551,19 +558,17 @@ def trained(make_recipe, folder, score_of, learning_rate):
 def test_a_training_that_learns_shows_no_sign(make_recipe, tiny_bert):
     facts = trained(make_recipe, tiny_bert, float, learning_rate=1e-3)
 
-    assert diagnose(facts) == []
-    assert not {"labels_inverted", "loss_flat", "cosent_unstable"} & {
-        one.sign for one in unchecked(facts)
-    }
+    assert findings(facts) == []
+    assert not {"labels_inverted", "loss_flat", "cosent_unstable"} & skipped(facts)
 
 
 def test_inverted_labels_are_found_in_the_first_steps(make_recipe, tiny_bert):
     facts = trained(make_recipe, tiny_bert, lambda same: 4.0 - same, learning_rate=1e-3)
 
-    (found,) = (one for one in diagnose(facts) if one.sign == "labels_inverted")
+    (found,) = (one for one in findings(facts) if one.check == "labels_inverted")
 
     assert (
-        found.says
+        found.message
         == "The labels of 'p' look inverted: pairs with higher scores have lower cosines."
     )
     assert found.evidence.startswith("training/stage2/metrics.jsonl: order_agreement 0.")
@@ -575,7 +580,7 @@ def test_a_learning_rate_of_nearly_nothing_leaves_the_loss_flat(make_recipe, tin
         facts, **fallen(docs_search=[0.558] * 3, docs_siblings=[0.503] * 3)
     )
 
-    assert diagnose(facts) == [], "so few steps do not tell, without scores"
-    assert [(one.sign, one.setting.split(" (")[0]) for one in diagnose(judged)] == [
+    assert findings(facts) == [], "so few steps do not tell, without scores"
+    assert [(one.check, one.setting.split(" (")[0]) for one in findings(judged)] == [
         ("loss_flat", "raise training.stage1.learning_rate"), ("loss_flat", "raise training.stage2.learning_rate"),
     ]  # fmt: skip

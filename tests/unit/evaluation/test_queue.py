@@ -1,17 +1,18 @@
 """Who does what next."""
 
-from qzhou.evaluation.messages import Candidate, Planned
-from qzhou.evaluation.queue import Queue
+from qzhou.evaluation.judge.model_specs import ModelSpec
+from qzhou.evaluation.judge.task_scores import EvalTask
+from qzhou.evaluation.judge.work_queue import WorkQueue
 
 MODELS = [
-    Candidate("bm25"),
-    Candidate("backbone"),
-    Candidate("stage2", "training/stage2/model", trained=True),
+    ModelSpec("bm25"),
+    ModelSpec("backbone"),
+    ModelSpec("stage2", "training/stage2/model", trained=True),
 ]
 
 
-def plan(name, chars, kind="Retrieval", documents=10):
-    return Planned(name, kind, "d", "retrieval", chars, documents, True)
+def task(name, chars, kind="Retrieval", documents=10):
+    return EvalTask(name, kind, "d", "retrieval", chars, documents, True)
 
 
 def drained(queue, workers=("a", "b")):
@@ -26,15 +27,15 @@ def drained(queue, workers=("a", "b")):
 
 
 def test_every_model_is_judged_on_every_task_and_bm25_on_retrieval_alone():
-    queue = Queue(MODELS, [plan("long", 9_000_000), plan("pairs", 5_000, "STS")], 20_000)
+    queue = WorkQueue(MODELS, [task("long", 9_000_000), task("pairs", 5_000, "STS")], 20_000)
     expected = len(queue)
 
-    done = [(work.method, work.candidate.name, work.plan.name) for _, work in drained(queue)]
+    done = [(work.method, work.model.name, work.task.name) for _, work in drained(queue)]
 
-    judged = [(model, task) for method, model, task in done if method == "judge"]
+    judged = [(model, task) for method, model, task in done if method == "score"]
     retrieval = {(model, "long") for model in ("bm25", "backbone", "stage2")}
     assert sorted(judged) == sorted(retrieval | {("backbone", "pairs"), ("stage2", "pairs")})
-    assert sorted(model for method, model, _ in done if method == "health") == [
+    assert sorted(model for method, model, _ in done if method == "embedding_health") == [
         "backbone",
         "stage2",
     ]
@@ -42,21 +43,19 @@ def test_every_model_is_judged_on_every_task_and_bm25_on_retrieval_alone():
 
 
 def test_the_longest_comes_first_and_a_worker_keeps_its_model():
-    done = drained(Queue(MODELS, [plan("short", 1_000_000), plan("long", 9_000_000)], 20_000))
+    done = drained(WorkQueue(MODELS, [task("short", 1_000_000), task("long", 9_000_000)], 20_000))
 
     for worker in ("a", "b"):
-        models = {work.candidate.name for one, work in done if one == worker} - {"bm25"}
+        models = {work.model.name for one, work in done if one == worker} - {"bm25"}
         assert len(models) == 1
     judged = [
-        work.plan.name
-        for _, work in done
-        if work.method == "judge" and work.candidate.name == "stage2"
+        work.task.name for _, work in done if work.method == "score" and work.model.name == "stage2"
     ]
     assert judged == ["long", "short"]
 
 
 def test_a_large_corpus_is_encoded_in_parts_before_it_is_judged():
-    queue = Queue(MODELS[2:], [plan("large", 9_000_000, documents=45_000)], 20_000)
+    queue = WorkQueue(MODELS[2:], [task("large", 9_000_000, documents=45_000)], 20_000)
     taken = [queue.take("a"), queue.take("b"), queue.take("c"), queue.take("d")]
 
     parts = sorted((work.start, work.count) for work in taken if work.method == "encode")
@@ -65,5 +64,5 @@ def test_a_large_corpus_is_encoded_in_parts_before_it_is_judged():
     for work in taken:
         assert queue
         queue.finished(work)
-    assert queue.take("b").method == "judge"
+    assert queue.take("b").method == "score"
     assert not queue

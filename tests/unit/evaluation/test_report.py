@@ -10,13 +10,13 @@ import pytest
 from qzhou.errors import DataError
 from qzhou.evaluation.comparison import Row
 from qzhou.evaluation.report import write_report
-from qzhou.evaluation.report.files import Found
 from qzhou.evaluation.report.plots import Bar, Line, bars, histograms, lines, thinned
-from qzhou.evaluation.report.tables import Column, count
+from qzhou.evaluation.report.tables import Column
+from qzhou.run.files import RunFiles
 from qzhou.run.run import Run
-from tests.finished_run import fill
+from tests.finished_run import comparison, fill
 
-SECTIONS = ("went-in", "bought", "mined", "training", "results", "diagnosis", "made")
+SECTIONS = ("data", "synthesis", "mining", "training", "results", "diagnosis", "provenance")
 
 
 def page_of(run: Run) -> str:
@@ -52,15 +52,15 @@ def finished(tmp_path_factory):
     ("section", "shown"),
     [
         (
-            "went-in",
+            "data",
             ["docs_search", "9,000", "blank_positive", "1,240", "3.44", "en 90 %, zh 8 %, de 2 %"],
         ),
         (
-            "went-in",
+            "data",
             ["part of a row", "shares 13 words", "copied queries", "0.07", "word for word"],
         ),
         (
-            "bought",
+            "synthesis",
             [
                 "43,000",
                 "43,232",
@@ -72,7 +72,7 @@ def finished(tmp_path_factory):
             ],
         ),
         (
-            "bought",
+            "synthesis",
             [
                 "Give back what the elements add up to.",
                 "rewrite: 0.871",
@@ -80,7 +80,7 @@ def finished(tmp_path_factory):
             ],
         ),
         (
-            "mined",
+            "mining",
             [
                 "12,300",
                 "6,015",
@@ -136,7 +136,7 @@ def finished(tmp_path_factory):
             ],
         ),
         (
-            "made",
+            "provenance",
             [
                 "print-4",
                 "stage1 an-older-one (another since)",
@@ -222,7 +222,7 @@ def test_of_a_run_that_has_just_begun_each_section_says_what_is_missing(make_rec
     names += ("evaluation/comparison.json", "evaluation/diagnosis.json")
     for section, name in zip(SECTIONS, names, strict=False):
         assert f"{name} is not there" in section_of(page, section)
-    assert "Not finished: transform, synthesis" in section_of(page, "made")
+    assert "Not finished: transform, synthesis" in section_of(page, "provenance")
     assert figures_of(page) == []
 
 
@@ -244,7 +244,7 @@ def test_any_file_may_be_missing(make_recipe, name, other):
 def test_scores_of_an_earlier_model_are_called_so(make_recipe):
     run = Run.open(make_recipe())
     fill(run)
-    words = "ran again since: jobs/evaluate.py judges what is there"
+    words = "ran again since. Run `qzhou evaluate` to score the models that are there now"
     trained, judged = (
         run.folder.read_json(f"{stage}/manifest.json")
         for stage in ("training/stage2", "evaluation")
@@ -261,39 +261,16 @@ def test_scores_of_an_earlier_model_are_called_so(make_recipe):
         assert f"training/stage2, which {words}" in section_of(after, section)
 
 
-def test_files_of_older_versions_are_read(make_recipe):
-    """A comparison was a list of rows without intervals; losses had no dataset."""
-    run = Run.open(make_recipe())
-    row = {
-        "task": "docs",
-        "type": "Retrieval",
-        "metric": "ndcg_at_10",
-        "model": "stage2",
-        "score": 0.625,
-        "n": 9,
-    }
-    (run.folder / "evaluation").create().write_json("comparison.json", [row])
-    line = json.dumps({"step": 0, "task": "retrieval", "loss": 2.5})
-    (run.folder / "training" / "stage1").create().write_bytes("metrics.jsonl", line.encode())
-
-    page = page_of(run)
-
-    assert "0.6250" in section_of(page, "results")
-    (bar,) = figures_of(section_of(page, "results"))[0]["data"]
-    assert "error_x" not in bar
-    assert "2.5000" in section_of(page, "training")
-
-
 def test_what_a_run_did_not_do_is_not_called_missing(make_recipe):
     run = Run.open(make_recipe())
     fill(run)
     run.folder.remove("synthesis/ledger.json")
     run.folder.remove("synthesis/report.json")
-    (run.folder / "evaluation").write_json("diagnosis.json", {"findings": [], "unchecked": []})
+    (run.folder / "evaluation").write_json("diagnosis.json", {"findings": [], "skipped": []})
 
     page = page_of(run)
 
-    assert "Nothing: the recipe has no synthesis." in section_of(page, "bought")
+    assert "Nothing: the recipe has no synthesis." in section_of(page, "synthesis")
     assert "Nothing was found." in section_of(page, "diagnosis")
     assert "Not looked for" not in section_of(page, "diagnosis")
 
@@ -306,10 +283,10 @@ def test_text_from_data_cannot_write_into_the_page(make_recipe):
     fill(run)
     scores = [asdict(Row(EVIL, "STS", EVIL, model, 0.5, 3)) for model in ("backbone", EVIL)]
     (run.folder / "evaluation").write_json(
-        "comparison.json", {"rows": scores, "not_judged": {EVIL: EVIL}}
+        "comparison.json", comparison() | {"rows": scores, "not_judged": {EVIL: EVIL}}
     )
-    notice = {"sign": EVIL, "says": EVIL, "evidence": EVIL, "setting": EVIL}
-    (run.folder / "evaluation").write_json("diagnosis.json", [notice])
+    notice = {"check": EVIL, "message": EVIL, "evidence": EVIL, "setting": EVIL}
+    (run.folder / "evaluation").write_json("diagnosis.json", {"findings": [notice], "skipped": []})
     line = {"step": 0, "task": EVIL, "dataset": EVIL, "loss": 2.5}
     (run.folder / "training" / "stage1").write_bytes("metrics.jsonl", json.dumps(line).encode())
 
@@ -331,7 +308,7 @@ def test_numbers_that_json_has_no_word_for_leave_a_gap():
     )
 
     assert plot.traces[0]["y"] == [1.0, None, None]
-    assert Column("loss", count).cell(float("nan")).sort == ""
+    assert Column("loss", "count").cell(float("nan")).sort == ""
 
 
 def test_a_long_line_is_averaged():
@@ -387,4 +364,4 @@ def test_a_report_reads_the_recipe_that_the_run_used(make_recipe):
     run = Run.open(make_recipe())
     run.folder.write_json("recipe.json", {"run": {"name": "as it was"}})
 
-    assert Found.read(run.folder).name == "as it was"
+    assert RunFiles(run.folder).name == "as it was"

@@ -17,20 +17,20 @@ from qzhou.data.records import (
     RetrievalExample,
 )
 from qzhou.errors import DataError
-from qzhou.evaluation.models import MtebEncoder, bm25
-from qzhou.evaluation.tasks import (
+from qzhou.evaluation.judge.local_tasks import (
     classification_task,
     clustering_task,
-    judged_task,
+    example_count,
     language_of,
-    not_judgeable,
     pair_classification_task,
+    qrels_task,
     reranking_task,
     retrieval_task,
-    sizes,
     sts_task,
+    why_no_task,
 )
-from qzhou.evaluation.texts import task_texts, texts_of
+from qzhou.evaluation.judge.mteb_models import BM25_MODEL, MtebEncoder
+from qzhou.evaluation.judge.mteb_tasks import task_texts, texts_of
 
 TOPICS = ["sorting", "files", "graphs", "dates", "sums", "trees"]
 
@@ -89,7 +89,7 @@ def test_queries_with_the_same_text_are_one_query_with_all_answers():
     )
 
     data = task.dataset["default"]["test"]
-    assert sizes(task) == 6
+    assert example_count(task) == 6
     assert sorted(len(found) for found in data["relevant_docs"].values()) == [1, 1, 1, 1, 1, 2]
 
 
@@ -126,7 +126,7 @@ def test_a_sts_task_is_the_rank_correlation():
     task = sts_task("d", pairs, max_rows=99, seed=0)
 
     assert score(task) == pytest.approx(1.0)
-    assert sizes(task) == 8
+    assert example_count(task) == 8
 
 
 def test_classes_with_too_few_texts_are_left_out_of_the_classification_task():
@@ -158,7 +158,7 @@ def test_reranking_orders_each_query_s_own_documents():
 
     task = reranking_task("d", [*right, ASKED[0]], max_queries=99, seed=0)
 
-    assert sizes(task) == 6, "the example without negatives is left out"
+    assert example_count(task) == 6, "the example without negatives is left out"
     assert score(task) == pytest.approx(1.0)
     wrong = [
         RetrievalExample(
@@ -228,7 +228,7 @@ def test_bm25_finds_chinese_answers():
 
     task = task_of(asked)
     (result,) = mteb.evaluate(
-        bm25(), task, cache=None, show_progress_bar=False, co2_tracker=False
+        mteb.get_model(BM25_MODEL), task, cache=None, show_progress_bar=False, co2_tracker=False
     ).task_results
 
     assert task.metadata.eval_langs == ["cmn-Hans"]
@@ -239,7 +239,7 @@ def test_texts_of_one_label_lie_in_one_cluster():
     texts = [text(f"{topic}{n}", topic) for topic in TOPICS[:3] for n in range(10)]
 
     assert score(clustering_task("d", texts, max_rows=99, seed=0)) == pytest.approx(1.0)
-    assert sizes(clustering_task("d", texts, max_rows=7, seed=0)) == 7
+    assert example_count(clustering_task("d", texts, max_rows=7, seed=0)) == 7
 
 
 def pair(number, score):
@@ -268,7 +268,7 @@ def text(number, label):
     ],
 )
 def test_held_out_examples_that_can_make_no_task_say_why(kind, examples, said):
-    reason = not_judgeable(examples, kind)
+    reason = why_no_task(examples, kind)
 
     assert said in reason
     assert bool(reason) is bool(said)
@@ -316,7 +316,7 @@ def collection(*, extra=(), **limits):
         Qrel(query_id=query, document_id=document, grade=grade) for query, document, grade in qrels
     ]
     limits = {"max_queries": 10, "max_documents": 100, "seed": 0} | limits
-    return judged_task("judged", documents, queries, judged, **limits)
+    return qrels_task("judged", (documents, queries, judged), **limits)
 
 
 def test_graded_judgements_are_scored_over_their_own_corpus():
@@ -330,7 +330,7 @@ def test_graded_judgements_are_scored_over_their_own_corpus():
         "d1",
         "d3",
     }
-    assert sizes(collection(max_queries=1)) == 1
+    assert example_count(collection(max_queries=1)) == 1
 
 
 def test_the_texts_of_a_task_are_what_it_judges():

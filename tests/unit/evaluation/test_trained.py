@@ -5,8 +5,8 @@ import pytest
 
 from qzhou.data.records import Manifest
 from qzhou.errors import RecipeError
-from qzhou.evaluation.candidates import candidates
-from qzhou.evaluation.trained import refuse_other_training
+from qzhou.evaluation.judge.model_specs import models_to_score
+from qzhou.evaluation.settings_check import refuse_other_training
 from qzhou.run.run import Run
 from qzhou.training.stages import PACE
 
@@ -103,7 +103,7 @@ def test_models_of_other_runs_are_named_by_their_run(recipe):
         update={"evaluation": recipe.evaluation.model_copy(update={"models": models})}
     )
 
-    assert [one.name for one in candidates(judged)][-8:] == [
+    assert [one.name for one in models_to_score(judged)][-8:] == [
         *("first", "second", "minilm", "name", "plain", "model", "STAGE2-2", "Plain-2")
     ]
 

@@ -1,17 +1,19 @@
 """What an experiment says: means, intervals and differences, compared with scipy; the table and the plot."""
 
 import json
+import re
 from dataclasses import asdict
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 from scipy import stats
 
 from qzhou.data.storage import Folder
 from qzhou.evaluation.comparison import Row
-from qzhou.evaluation.items import Items, Part, pooled_difference
-from qzhou.evaluation.messages import Judged
-from qzhou.experiments.picture import INK, INTERVAL, SEEDS, picture
+from qzhou.evaluation.judge.per_example_scores import Part, PerExampleScores, pooled_difference
+from qzhou.evaluation.judge.task_scores import TaskScore
+from qzhou.experiments.page import INK, INTERVAL, SEEDS, results_page
 from qzhou.experiments.results import ONE_SEED, Outcome, as_json, compared, table
 from qzhou.experiments.settings import Experiment
 from qzhou.experiments.statistics import over_seeds
@@ -38,7 +40,7 @@ def outcome(variant, seed, shift=0.0, tasks=("one", "two")):
         for task, own in values.items()
     }
     items = {
-        task: Items("mean", (Part("default/test", tuple(own.tolist())),))
+        task: PerExampleScores("mean", (Part("default/test", tuple(own.tolist())),))
         for task, own in values.items()
     }
     return Outcome(variant, seed, rows, items)
@@ -138,7 +140,7 @@ def test_a_variant_that_collapses_on_a_task_wins_no_mean(outcomes):
     assert (line.spread, line.ahead, line.by_items) == (None, None, None)
     assert sorted(line.scores) == [1, 3]
     assert "c has no score on two (seed 2), so it has no mean" in " ".join(table(of_both).split())
-    assert "c" in picture([of_both])
+    assert "c" in plots_of(results_page("e", [of_both]))[0]["data"][-1]["y"]
 
 
 def test_a_variant_without_any_score_stays_in_sight_and_a_baseline_without_one_compares_nothing(
@@ -164,10 +166,16 @@ def test_what_a_trial_left_is_read_from_its_folder(tmp_path):
     rows = [*known.rows.values(), Row("one", "Retrieval", "ndcg_at_10", "backbone", 0.1, ITEMS)]
     place.write_json("comparison.json", {"rows": [asdict(row) for row in rows]})
     for task, row in known.rows.items():
-        judged = Judged(
-            "key", task, row.type, row.metric, row.score, ITEMS, items=known.items[task].plain()
+        judged = TaskScore(
+            "key",
+            task,
+            row.type,
+            row.metric,
+            row.score,
+            ITEMS,
+            per_example=known.items[task],
         )
-        (place / "judged" / "stage2").write_json(f"{task}.json", asdict(judged))
+        (place / "scores" / "stage2").write_json(f"{task}.json", asdict(judged))
 
     assert Outcome.read("a", 1, Folder.open(str(tmp_path))) == known
 
@@ -197,7 +205,12 @@ def test_a_score_that_no_trial_has_is_said_so(outcomes):
     missing = compared(experiment(scores=[{"task": "three"}]), outcomes)
 
     assert table(missing[0]) == "three: no finished trial was judged by it"
-    assert picture(missing).startswith("<svg")
+    assert plots_of(results_page("e", missing)) == []
+
+
+def plots_of(page):
+    found = re.findall(r'<script type="application/json">(.*?)</script>', page)
+    return [json.loads(one) for one in found]
 
 
 def brightness(colour):
@@ -217,9 +230,17 @@ def test_the_plot_can_be_read_on_light_and_on_dark_pages(colour, page):
     assert (lighter + 0.05) / (darker + 0.05) >= 3
 
 
-def test_the_plot_has_a_point_for_each_seed_and_no_background(outcomes):
-    plot = picture(compared(experiment(), outcomes))
+def test_the_page_has_a_point_for_each_seed_and_the_interval_of_each_mean(outcomes):
+    comparisons = compared(experiment(), outcomes)
 
-    assert plot == picture(compared(experiment(), outcomes))
-    assert plot.count(f"fill: {SEEDS}") >= 2 * 2 * 3
-    assert "fill: #ffffff" not in plot
+    page = results_page("e", comparisons)
+
+    assert page == results_page("e", comparisons)
+    for plot, comparison in zip(plots_of(page), comparisons, strict=True):
+        go.Figure(plot)  # raises where Plotly does not know a property
+        *intervals, seeds = plot["data"]
+        assert seeds["x"] == [score for line in comparison.lines for score in line.scores.values()]
+        for interval, line in zip(intervals, comparison.lines, strict=True):
+            assert interval["x"] == [line.spread.low, line.spread.mean, line.spread.high]
+        (baseline,) = plot["layout"]["shapes"]
+        assert baseline["x0"] == comparison.lines[0].spread.mean

@@ -1,7 +1,7 @@
-"""Signs of trouble that a run shows: each with its evidence, and the setting to change."""
+"""Checks a run for signs of trouble; each finding has its evidence and the setting to change."""
 
+from qzhou.evaluation.diagnosis.checks import Diagnosis, diagnose, diagnosis_text
 from qzhou.evaluation.diagnosis.facts import Facts
-from qzhou.evaluation.diagnosis.finding import Finding, Unchecked
-from qzhou.evaluation.diagnosis.signs import content, diagnose, lines, unchecked
+from qzhou.evaluation.diagnosis.finding import Finding, Skipped
 
-__all__ = ["Facts", "Finding", "Unchecked", "content", "diagnose", "lines", "unchecked"]
+__all__ = ["Diagnosis", "Facts", "Finding", "Skipped", "diagnose", "diagnosis_text"]

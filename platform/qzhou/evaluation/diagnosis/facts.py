@@ -1,54 +1,48 @@
-"""What a run left that a diagnosis reads, as plain data."""
+"""What a diagnosis knows of a run, as plain data."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qzhou.data.storage import Folder
-from qzhou.evaluation.comparison import Difference, Row
-from qzhou.evaluation.diagnosis.intervals import widest
-from qzhou.evaluation.items import Interval
-from qzhou.run.run import Run
-
-COMPARISON = "evaluation/comparison.json"
-METRICS = "training/{stage}/metrics.jsonl"
-MINING, SYNTHESIS, TRANSFORM = (
-    f"{stage}/report.json" for stage in ("mining", "synthesis", "transform")
-)
-STAGES = ("stage1", "stage2")
+from qzhou.evaluation.comparison import Difference, Row, differences_of, rows_of
+from qzhou.evaluation.intervals import Interval, widest
+from qzhou.run.files import RunFiles
 
 Step = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """Two models on one task, and by how much the second is ahead."""
+class ScoreChange:
+    """The scores of two models on one task, and by how much the second leads."""
 
     task: str
     metric: str
     before: float
     after: float
-    apart: Interval
+    change: Interval
 
     def __str__(self) -> str:
-        limits = f"{self.apart.value:+.4f}, 95 %: {self.apart.low:+.4f} to {self.apart.high:+.4f}"
+        limits = (
+            f"{self.change.value:+.4f}, 95 %: {self.change.low:+.4f} to {self.change.high:+.4f}"
+        )
         return f"{self.task} {self.metric} {self.before:.4f} -> {self.after:.4f} ({limits})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Everything is optional but the recipe: what is missing is empty.
+    """The files of a run that checks look at; all but the recipe may be empty.
 
     Attributes:
-        settings: The resolved recipe, as JSON holds it.
-        rows, differences, health: Of the comparison. Older runs have only rows.
-        steps: Stage -> the lines of its metrics.
-        mining: Dataset -> what was mined for it.
-        synthesis, transform: What these stages say of themselves.
+        settings: The resolved recipe as JSON.
+        rows: The scores.
+        differences: The differences between models.
+        health: Model -> its embedding health.
+        steps: ``stage1`` and ``stage2`` -> the metrics of each step.
+        mining: Dataset -> the report of its mining.
+        synthesis: The report of the synthesis.
+        transform: The report of the transform.
     """
 
     settings: Mapping[str, Any]
@@ -61,74 +55,57 @@ class Facts:
     transform: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, run: Run) -> Facts:
-        """From the run's folder."""
-        found = _json(run.folder, COMPARISON)
-        comparison: Mapping[str, Any] = found if isinstance(found, Mapping) else {"rows": found}
-        known = {one.name for one in dataclasses.fields(Row)}
-        rows = [
-            {name: value for name, value in row.items() if name in known}
-            for row in comparison.get("rows", [])
-        ]
+    def of(cls, files: RunFiles) -> Facts:
+        """The facts of a run folder."""
         return cls(
-            settings=run.recipe.model_dump(mode="json"),
-            rows=[Row(**row) for row in rows],
-            differences=[Difference(**one) for one in comparison.get("differences", [])],
-            health=comparison.get("health", {}),
-            steps={stage: steps for stage in STAGES if (steps := _steps(run.folder, stage))},
-            mining=_json(run.folder, MINING),
-            synthesis=_json(run.folder, SYNTHESIS),
-            transform=_json(run.folder, TRANSFORM),
+            settings=files.recipe,
+            rows=rows_of(files.comparison),
+            differences=differences_of(files.comparison),
+            health=files.comparison.get("health", {}),
+            steps=files.metrics,
+            mining=files.mining,
+            synthesis=files.synthesis,
+            transform=files.transform,
         )
 
     def value(self, dotted: str) -> Any:
-        """A setting of the recipe."""
+        """The value of a setting, by its name with dots."""
         found: Any = self.settings
         for name in dotted.split("."):
             found = found[name]
         return found
 
     def setting(self, dotted: str) -> str:
-        """A setting as a person reads it: its name and what it is now."""
+        """A setting with its value, as messages show it."""
         value = self.value(dotted)
-        said = "off" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-        return f"{dotted} (now {said})"
+        if value is None:
+            return f"{dotted} (now off)"
+        return f"{dotted} (now {f'{value:g}' if isinstance(value, float) else value})"
 
     def dataset(self, name: str) -> Mapping[str, Any]:
-        """The recipe's entry of a dataset; empty for what is none."""
+        """The recipe's entry of a dataset; empty where there is none of that name."""
         return next((one for one in self.settings["datasets"] if one["name"] == name), {})
 
-    def compared(self, model: str, against: str, types: frozenset[str]) -> list[Compared]:
-        """Two models on all tasks of some of mteb's types on which both were judged."""
+    def changes(self, before: str, after: str, types: frozenset[str]) -> list[ScoreChange]:
+        """How the scores differ between two models, on all tasks of some of mteb's types that have both scores."""
         score = {(row.task, row.model): row.score for row in self.rows}
-        known = {(one.task, one.model, one.against): one for one in self.differences}
+        known = {
+            one.task: Interval(one.difference, one.low, one.high)
+            for one in self.differences
+            if (one.model, one.against) == (after, before)
+        }
         found = []
         for row in self.rows:
-            if row.model != model or row.type not in types or (row.task, against) not in score:
-                continue
-            before, one = score[row.task, against], known.get((row.task, model, against))
-            apart = (
-                Interval(one.difference, one.low, one.high)
-                if one
-                else widest(row.score - before, row.n)
-            )
-            found.append(Compared(row.task, row.metric, before, row.score, apart))
+            earlier = score.get((row.task, before))
+            if row.model == after and row.type in types and earlier is not None:
+                change = known.get(row.task) or widest(row.score - earlier, row.n)
+                found.append(ScoreChange(row.task, row.metric, earlier, row.score, change))
         return found
 
-    def by_dataset(self, stage: str, task: str) -> dict[str, list[Step]]:
-        """Dataset -> the steps of a stage that trained on it alone, in their order."""
+    def steps_by_dataset(self, stage: str, task: str) -> dict[str, list[Step]]:
+        """Dataset -> the steps of a stage that trained on it for a task, in their order."""
         found: dict[str, list[Step]] = {}
         for step in self.steps.get(stage, ()):
             if step["task"] == task:
                 found.setdefault(step["dataset"], []).append(step)
         return found
-
-
-def _json(folder: Folder, name: str) -> Any:
-    return folder.read_json(name) if folder.exists(name) else {}
-
-
-def _steps(folder: Folder, stage: str) -> list[Step]:
-    name = METRICS.format(stage=stage)
-    content = folder.read_bytes(name).decode() if folder.exists(name) else ""
-    return [json.loads(line) for line in content.splitlines()]

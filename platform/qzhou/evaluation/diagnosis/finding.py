@@ -1,4 +1,4 @@
-"""What a diagnosis says."""
+"""What a check returns."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ class Finding:
     """A sign of trouble.
 
     Attributes:
-        sign: Its short name.
-        says: One sentence for a person.
-        evidence: The numbers, after the file in which they stand.
+        check: The name of the check that found it.
+        message: One sentence for a person.
+        evidence: The file and the numbers in it.
         setting: Which setting of the recipe to change, and in which direction.
     """
 
-    sign: str
-    says: str
+    check: str
+    message: str
     evidence: str
     setting: str
 
 
 @dataclass(frozen=True, slots=True)
-class Unchecked:
-    """A sign that could not be looked for, and why."""
+class Skipped:
+    """A check that could not be made, and why."""
 
-    sign: str
-    why: str
+    check: str
+    reason: str
 
 
-Looked = list[Finding] | str  # what a look for one sign finds, or why it could not be looked for
+CheckResult = list[Finding] | Skipped
 
 
 def shown(parts: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
+    """The first few parts, and how many more there are."""
     rest = f"; and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
     return "; ".join(parts[:SHOWN]) + rest

@@ -1,18 +1,18 @@
-"""What scores and vectors of the trained models show."""
+"""What the scores and the embeddings of the trained models show."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from qzhou.evaluation.candidates import BACKBONE, STAGE1, STAGE2
-from qzhou.evaluation.diagnosis.facts import COMPARISON, Compared, Facts
-from qzhou.evaluation.diagnosis.finding import Finding, Looked, shown
-from qzhou.evaluation.diagnosis.intervals import mean_of, widened
+from qzhou.evaluation.diagnosis.facts import Facts, ScoreChange
+from qzhou.evaluation.diagnosis.finding import CheckResult, Finding, Skipped, shown
+from qzhou.evaluation.intervals import mean_of, widened
+from qzhou.evaluation.judge.model_specs import BACKBONE, STAGE1, STAGE2
+from qzhou.run.files import COMPARISON
 
 RETRIEVAL = frozenset({"Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking"})
 CLASSES = frozenset({"Classification", "MultilabelClassification", "Clustering"})
 PAIRS = frozenset({"STS", "PairClassification"})
-JUDGED_BY_COSINE = {"retrieval": RETRIEVAL, "pairs": PAIRS}
 
 # Encoders trained at a temperature of 0.01 give unrelated texts cosines of 0.7 to 0.8 and rank well all the same (E5,
 # arXiv:2212.03533); above 0.9 unrelated texts are as near as rewrites of one.
@@ -22,142 +22,119 @@ COLLAPSED_COSINE = 0.9
 COLLAPSED_RANK = 0.1
 
 
-def retrieval_fell(facts: Facts) -> Looked:
+def retrieval_fell(facts: Facts) -> CheckResult:
     """Stage 2 is surely worse than stage 1 at retrieval."""
-    compared = facts.compared(STAGE2, STAGE1, RETRIEVAL)
-    if not compared:
-        return f"{COMPARISON} has no retrieval task of both stages"
-    if not (how := _fallen(compared)):
-        return []
-    eta, rate = (
-        facts.setting(f"training.stage2.{name}") for name in ("retrieval_share", "learning_rate")
-    )
-    only = facts.value("training.stage2.retrieval_share") >= 1.0
-    return [
-        Finding(
-            "retrieval_fell",
-            f"Retrieval fell in stage 2 {how[0]}: other tasks took more than it could bear.",
-            f"{COMPARISON}, stage1 -> stage2: {how[1]}",
-            f"lower {rate}" if only else f"raise {eta}, or lower {rate}",
-        )
-    ]
+    changes = facts.changes(STAGE1, STAGE2, RETRIEVAL)
+    if not changes:
+        return Skipped("retrieval_fell", f"{COMPARISON} has no retrieval task of both stages")
+    message = "Retrieval fell in stage 2 {where}: other tasks took more than it could bear."
+    remedy = f"lower {facts.setting('training.stage2.learning_rate')}"
+    if facts.value("training.stage2.retrieval_share") < 1.0:
+        remedy = f"raise {facts.setting('training.stage2.retrieval_share')}, or {remedy}"
+    return _findings("retrieval_fell", message, "stage1 -> stage2", changes, remedy)
 
 
-def classification_poor(facts: Facts) -> Looked:
+def classification_poor(facts: Facts) -> CheckResult:
     """After all training, classification or clustering is surely worse than with the untouched backbone."""
-    compared = facts.compared(STAGE2, BACKBONE, CLASSES)
-    if not compared:
-        return f"{COMPARISON} has no classification or clustering task of backbone and stage 2"
-    if not (how := _fallen(compared)):
-        return []
-    early = _fallen(facts.compared(STAGE1, BACKBONE, CLASSES))
-    names = ("loss.false_negative_margin", "stage1.learning_rate", "stage2.retrieval_share")
-    margin, rate, eta = (facts.setting(f"training.{name}") for name in names)
-    first = f"stage 1 lost it: set {margin} to 0.1 or less, or lower {rate}; "
-    return [
-        Finding(
-            "classification_poor",
-            f"Classification is poor: training made it worse than the untouched backbone {how[0]}.",
-            f"{COMPARISON}, backbone -> stage2: {how[1]}",
-            f"{first if early else ''}lower {eta}, so that more steps are of other tasks",
-        )
-    ]
+    changes = facts.changes(BACKBONE, STAGE2, CLASSES)
+    if not changes:
+        reason = f"{COMPARISON} has no classification or clustering task of backbone and stage 2"
+        return Skipped("classification_poor", reason)
+    message = "Classification is poor: training made it worse than the untouched backbone {where}."
+    share = facts.setting("training.stage2.retrieval_share")
+    remedy = f"lower {share}, so that more steps are of other tasks"
+    if _fallen(facts.changes(BACKBONE, STAGE1, CLASSES)):
+        margin = facts.setting("training.loss.false_negative_margin")
+        rate = facts.setting("training.stage1.learning_rate")
+        remedy = f"stage 1 lost it: set {margin} to 0.1 or less, or lower {rate}; {remedy}"
+    return _findings("classification_poor", message, "backbone -> stage2", changes, remedy)
 
 
-def below_backbone(facts: Facts) -> Looked:
+def below_backbone(facts: Facts) -> CheckResult:
     """After all training, retrieval or pairs are surely worse than with the untouched backbone."""
-    compared = {
-        kind: facts.compared(STAGE2, BACKBONE, types) for kind, types in JUDGED_BY_COSINE.items()
-    }
-    if not any(compared.values()):
-        return f"{COMPARISON} has no retrieval task and no task of pairs of backbone and stage 2"
-    return [found for kind, tasks in compared.items() for found in _below(facts, kind, tasks)]
+    found: list[Finding] = []
+    kinds = {"retrieval": RETRIEVAL, "pairs": PAIRS}
+    changes = {kind: facts.changes(BACKBONE, STAGE2, types) for kind, types in kinds.items()}
+    if not any(changes.values()):
+        reason = f"{COMPARISON} has no retrieval task and no task of pairs of backbone and stage 2"
+        return Skipped("below_backbone", reason)
+    for kind, types in kinds.items():
+        remedy = f"stage 2 lost it: lower {facts.setting('training.stage2.learning_rate')}"
+        if kind == "pairs":
+            remedy += f", or lower {facts.setting('training.stage2.retrieval_share')}"
+        if _fallen(facts.changes(BACKBONE, STAGE1, types)):
+            margin = facts.setting("training.loss.false_negative_margin")
+            rate = facts.setting("training.stage1.learning_rate")
+            remedy = f"stage 1 lost it: lower {rate}, or set {margin} to 0.1 or less"
+        message = f"Training made {kind} worse than it is with the untouched backbone {{where}}."
+        found += _findings("below_backbone", message, "backbone -> stage2", changes[kind], remedy)
+    return found
 
 
-def _below(facts: Facts, kind: str, compared: Sequence[Compared]) -> Iterator[Finding]:
-    if not (how := _fallen(compared)):
-        return
-    early = _fallen(facts.compared(STAGE1, BACKBONE, JUDGED_BY_COSINE[kind]))
-    names = (
-        "loss.false_negative_margin",
-        "stage1.learning_rate",
-        "stage2.learning_rate",
-        "stage2.retrieval_share",
-    )
-    margin, first, second, eta = (facts.setting(f"training.{name}") for name in names)
-    lost_in_2 = f"lower {second}" if kind == "retrieval" else f"lower {second}, or lower {eta}"
-    yield Finding(
-        "below_backbone",
-        f"Training made {kind} worse than it is with the untouched backbone {how[0]}.",
-        f"{COMPARISON}, backbone -> stage2: {how[1]}",
-        f"stage 1 lost it: lower {first}, or set {margin} to 0.1 or less"
-        if early
-        else f"stage 2 lost it: {lost_in_2}",
-    )
+def _findings(
+    check: str, message: str, models: str, changes: Sequence[ScoreChange], remedy: str
+) -> list[Finding]:
+    """A finding where scores fell beyond chance; ``{where}`` in the message names how many tasks."""
+    fallen = _fallen(changes)
+    if not fallen:
+        return []
+    where, numbers = fallen
+    evidence = f"{COMPARISON}, {models}: {numbers}"
+    return [Finding(check, message.format(where=where), evidence, remedy)]
 
 
-def _fallen(compared: Sequence[Compared]) -> tuple[str, str] | None:
-    """Where scores fell beyond chance, in words, and the numbers; None where they did not.
+def _fallen(changes: Sequence[ScoreChange]) -> tuple[str, str] | None:
+    """Where scores fell beyond chance, in words and in numbers; None where they did not.
 
-    A single task has to fall beyond what one of so many tasks would by chance; all together may fall a little each.
+    A single task has to fall beyond what one of so many tasks would by chance. All together may fall a little each.
     """
-    if not compared:
+    if not changes:
         return None
-    falls = sorted(
-        (one for one in compared if widened(one.apart, len(compared)).high < 0),
-        key=lambda c: c.apart.value,
-    )
-    mean = mean_of([one.apart for one in compared])
+    count = len(changes)
+    falls = [one for one in changes if widened(one.change, count).high < 0]
+    falls.sort(key=lambda one: one.change.value)
+    mean = mean_of([one.change for one in changes])
     if not falls and mean.high >= 0:
         return None
     numbers = [str(one) for one in falls]
-    if len(compared) > 1:
-        numbers.append(
-            f"mean of {len(compared)} tasks {mean.value:+.4f} (95 %: {mean.low:+.4f} to {mean.high:+.4f})"
-        )
-    where = (
-        f"on {len(falls)} of {len(compared)} tasks"
-        if falls
-        else f"over {len(compared)} tasks together"
-    )
+    if count > 1:
+        limits = f"{mean.value:+.4f} (95 %: {mean.low:+.4f} to {mean.high:+.4f})"
+        numbers.append(f"mean of {count} tasks {limits}")
+    where = f"on {len(falls)} of {count} tasks" if falls else f"over {count} tasks together"
     return f"{where}, beyond chance", shown(numbers)
 
 
-def collapsed(facts: Facts) -> Looked:
+def collapsed(facts: Facts) -> CheckResult:
     """Different texts have nearly the same vector, or vectors lie in few directions, or are no numbers at all."""
     trained = [model for model in (STAGE1, STAGE2) if model in facts.health]
     if not trained:
-        return f"{COMPARISON} has no statistics of vectors"
+        return Skipped("collapsed", f"{COMPARISON} has no statistics of vectors")
     return [found for model in trained for found in _collapse(facts, model)]
 
 
-def _collapse(facts: Facts, model: str) -> Iterator[Finding]:
-    found = facts.health[model]
-    most = min(found["dimensions"], found["texts"])
-    near, narrow = (
-        found["mean_cosine"] > COLLAPSED_COSINE,
-        found["effective_rank"] < COLLAPSED_RANK * most,
-    )
-    broken = found.get("not_numbers", 0)
-    if not (near or narrow or broken):
-        return
-    how = " and ".join(
-        ["different texts have nearly the same vector"] * near
-        + ["vectors lie in few directions"] * narrow
-        + [f"{broken:,} vectors are no numbers"] * bool(broken)
-    )
-    numbers = [
-        f"{name} mean cosine {one['mean_cosine']:.3f}, effective rank {one['effective_rank']:.1f} of at most {most:g}"
-        for name in (BACKBONE, model)
-        if (one := facts.health.get(name))
+def _collapse(facts: Facts, model: str) -> list[Finding]:
+    own = facts.health[model]
+    problems = []
+    if own["mean_cosine"] > COLLAPSED_COSINE:
+        problems.append("different texts have nearly the same vector")
+    if own["effective_rank"] < COLLAPSED_RANK * min(own["dimensions"], own["texts"]):
+        problems.append("vectors lie in few directions")
+    if own.get("not_numbers", 0):
+        problems.append(f"{own['not_numbers']:,} vectors are no numbers")
+    if not problems:
+        return []
+    most = min(own["dimensions"], own["texts"])
+    numbers = []
+    for name in (BACKBONE, model):
+        if one := facts.health.get(name):
+            rank = f"effective rank {one['effective_rank']:.1f} of at most {most:g}"
+            numbers.append(f"{name} mean cosine {one['mean_cosine']:.3f}, {rank}")
+    rate = facts.setting(f"training.{model}.learning_rate")
+    return [
+        Finding(
+            "collapsed",
+            f"The embeddings of {model} have collapsed: {' and '.join(problems)}.",
+            f"{COMPARISON}, health of {own['texts']:,} texts: {shown(numbers)}",
+            f"lower {rate}, or raise {facts.setting('training.loss.orthogonal_regularisation')}",
+        )
     ]
-    rate, spread = (
-        facts.setting(f"training.{model}.learning_rate"),
-        facts.setting("training.loss.orthogonal_regularisation"),
-    )
-    yield Finding(
-        "collapsed",
-        f"The embeddings of {model} have collapsed: {how}.",
-        f"{COMPARISON}, health of {found['texts']:,} texts: {shown(numbers)}",
-        f"lower {rate}, or raise {spread}",
-    )

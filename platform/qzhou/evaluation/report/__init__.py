@@ -1,7 +1,7 @@
-"""``report.html`` of a run: one page that needs no network, from the files of the run folder alone.
+"""``report.html`` of a run: one page that needs no network, made of the files in the run folder.
 
-``files`` reads them, a module a section turns them into ``blocks`` (texts, tables, plots), and ``page`` puts these into
-the template with its style sheet, its script and Plotly's.
+Each section has a module that turns files into ``blocks`` (texts, tables, plots). ``page`` puts these into the template
+with its style sheet, its script and Plotly's.
 """
 
 from qzhou.evaluation.report.page import PAGE, write_report

@@ -1,8 +1,8 @@
-"""What a section of the page is made of. ``kind`` tells the template how a block is drawn."""
+"""The parts of a section of the page; the template draws each by its ``kind``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """Above what belongs together inside a section."""
+    """A heading inside a section."""
 
     kind: ClassVar[str] = "heading"
     text: str
@@ -28,10 +28,16 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A row of labels, each with a number as it is shown."""
+    """A row of key figures: labels with formatted numbers."""
 
     kind: ClassVar[str] = "figures"
-    figures: Sequence[tuple[str, str]]
+    values: Mapping[str, int | str]
+
+    @property
+    def figures(self) -> list[tuple[str, str]]:
+        """Labels and numbers as they are shown."""
+        values = self.values.items()
+        return [(name, one if isinstance(one, str) else f"{one:,}") for name, one in values]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ class Panels:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Text shown letter by letter."""
+    """Text in a fixed-width font, as it is."""
 
     kind: ClassVar[str] = "source"
     text: str
@@ -52,7 +58,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something to act on: what it is, in what numbers it shows, and what to change."""
+    """Something to act on: its name, what it says, the numbers that show it, and what to change."""
 
     kind: ClassVar[str] = "notice"
     title: str
@@ -63,7 +69,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """Blocks that are seen when their summary is clicked."""
+    """Blocks that a click on their summary opens."""
 
     kind: ClassVar[str] = "folded"
     summary: str
@@ -83,5 +89,5 @@ class Section:
 
 
 def missing(name: str) -> Text:
-    """Why a section is empty."""
-    return Text(f"{name} is not there: its stage has not finished, or an older version ran it.")
+    """The text of a section whose file is missing."""
+    return Text(f"{name} is not there: its stage has not finished.")

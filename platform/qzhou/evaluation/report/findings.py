@@ -5,36 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qzhou.evaluation.report.blocks import Block, Heading, Notice, Section, Text
-from qzhou.evaluation.report.files import Found
-from qzhou.evaluation.report.tables import Column, Table
+from qzhou.evaluation.report.tables import Table, texts
+from qzhou.run.files import DIAGNOSIS, EVALUATION, Content, RunFiles
 
 
-def section(found: Found) -> Section:
-    """From ``evaluation/diagnosis.json``."""
-    return Section("diagnosis", "Diagnosis", [*outdated(found), *_blocks(found)])
+def section(files: RunFiles) -> Section:
+    """The section of the diagnosis."""
+    return Section("diagnosis", "Diagnosis", [*outdated(files), *_blocks(files.diagnosis)])
 
 
-def outdated(found: Found) -> Iterator[Block]:
-    """A word of warning where what was judged is there no more."""
-    if changed := found.changed_since("evaluation"):
+def outdated(files: RunFiles) -> Iterator[Block]:
+    """A warning where a stage has run again after the models were scored."""
+    if changed := files.outdated_inputs(EVALUATION):
         stages = " and ".join(changed)
         yield Text(
-            f"This is of an earlier making of {stages}, which ran again since: jobs/evaluate.py judges what is there."
+            f"This is of an earlier making of {stages}, which ran again since. Run `qzhou evaluate` to score the "
+            "models that are there now."
         )
 
 
-def _blocks(found: Found) -> Iterator[Block]:
-    if found.diagnosis is None:
-        yield Text("Signs of trouble were not looked for: evaluation/diagnosis.json is not there.")
+def _blocks(diagnosis: Content) -> Iterator[Block]:
+    if not diagnosis:
+        yield Text(f"Signs of trouble were not looked for: {DIAGNOSIS} is not there.")
         return
-    findings, unchecked = found.diagnosis.get("findings", []), found.diagnosis.get("unchecked", [])
-    if not findings:
+    if not diagnosis["findings"]:
         yield Text("Nothing was found.")
-    for one in findings:
-        yield Notice(one["sign"], one["says"], one["evidence"], one["setting"])
-    if unchecked:
+    for one in diagnosis["findings"]:
+        yield Notice(one["check"], one["message"], one["evidence"], one["setting"])
+    if diagnosis["skipped"]:
         yield Heading("Not looked for")
-        rows = [[one["sign"], one["why"]] for one in unchecked]
-        yield Table(
-            "Signs that were not looked for", [Column("sign"), Column("why", style="prose")], rows
-        )
+        rows = [[one["check"], one["reason"]] for one in diagnosis["skipped"]]
+        columns = [*texts("sign"), *texts("why", style="prose")]
+        yield Table("Signs that were not looked for", columns, rows)

@@ -1,4 +1,4 @@
-"""Plots as Plotly takes them: traces and a layout as plain data. Colours of text and grid come from the page."""
+"""Plots as Plotly takes them: traces and a layout as plain data. The page sets the colours of text and grid."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from itertools import cycle, pairwise
 from textwrap import wrap
 from typing import Any
 
-COLOURS = (
-    "#4c86d8",
-    "#e08e0b",
-    "#1f9d6b",
-    "#c44e52",
-    "#9a6fd0",
-    "#17a2b8",
-    "#a9744f",
-    "#d66ba0",
-    "#8a94a0",
-)
-DASHES = ("solid", "dash", "dot", "dashdot")  # after each round of colours
-MODELS = {"bm25": "#8a94a0", "backbone": "#4c86d8", "stage1": "#e08e0b", "stage2": "#1f9d6b"}
-FURTHER = ("#9a6fd0", "#c44e52", "#17a2b8", "#a9744f", "#d66ba0")  # models
-POINTS = 400  # of a line; more are averaged
+BLUE, ORANGE, GREEN, RED = "#4c86d8", "#e08e0b", "#1f9d6b", "#c44e52"
+VIOLET, CYAN, BROWN, PINK, GREY = "#9a6fd0", "#17a2b8", "#a9744f", "#d66ba0", "#8a94a0"
+COLOURS = (BLUE, ORANGE, GREEN, RED, VIOLET, CYAN, BROWN, PINK, GREY)
+DASHES = ("solid", "dash", "dot", "dashdot")  # one for each round of colours
+MODELS = {"bm25": GREY, "backbone": BLUE, "stage1": ORANGE, "stage2": GREEN}
+FURTHER_MODELS = (VIOLET, RED, CYAN, BROWN, PINK)
+POINTS = 400  # the most of a line; more are averaged
 FEWEST = 60  # however many lines share a plot
-MARKED = 40  # of fewer points each has a mark
+MARKED = 40  # a line of fewer points marks each of them
+# Pixels.
 HEIGHT = 250
-BAR, BETWEEN, AROUND = 15, 16, 60  # pixels: a bar, the space between two groups, axis and margins
-LABEL_CHARS, LABEL_LINE = 22, 15  # longer labels of bars are broken; pixels a line
+BAR, BETWEEN, AROUND = 15, 16, 60  # a bar, the space between two groups, axis and margins
+LABEL_LINE = 15
+LABEL_CHARS = 22  # longer labels of bars are broken
 BETWEEN_WORDS = re.compile(r"(?<=[ _./-])|(?<=[a-z0-9])(?=[A-Z])")
+
+# An axis of names, the first on top.
+CATEGORIES = {
+    "type": "category",
+    "autorange": "reversed",
+    "automargin": True,
+    "tickfont": {"size": 11},
+}
+LOG_AXIS = {"type": "log", "dtick": math.log10(4)}  # doublings are equally far apart
 
 Points = Sequence[tuple[float, float | None]]
 
@@ -42,7 +45,8 @@ class Plot:
 
     Attributes:
         title: Above it.
-        traces, layout: As Plotly takes them.
+        traces: As Plotly takes them.
+        layout: As Plotly takes it.
         keys: Name and colour of each trace, for the legend; empty where there is nothing to tell apart.
         height: In pixels.
     """
@@ -76,52 +80,47 @@ def lines(
     *,
     x: str,
     y: str,
-    log_x: bool = False,
-    y_format: str = "",
     limits: Mapping[float, str] | None = None,
+    **axes: Any,
 ) -> Plot:
     """Lines over a common axis.
 
     Args:
         title: Above the plot.
         shown: The lines.
-        x: What the axis across means, with its unit.
-        y: What the axis upwards means, with its unit.
-        log_x: Doublings are equally far apart.
-        y_format: Of the numbers along the axis upwards, as d3 writes it.
-        limits: Place -> colour of a dotted line across.
+        x: What the horizontal axis means, with its unit.
+        y: What the vertical axis means, with its unit.
+        limits: Place on the horizontal axis -> colour of a dotted line.
+        axes: Further properties of Plotly's ``xaxis`` and ``yaxis``.
     """
     x, y = escape(x), escape(y)
-    across = {"title": {"text": x}, **({"type": "log", "dtick": math.log10(4)} if log_x else {})}
-    up = {
-        "title": {"text": y},
-        "rangemode": "tozero",
-        **({"tickformat": y_format} if y_format else {}),
+    shapes = [vertical_line(place, colour) for place, colour in (limits or {}).items()]
+    layout = {
+        "xaxis": {"title": {"text": x}, **axes.get("xaxis", {})},
+        "yaxis": {"title": {"text": y}, "rangemode": "tozero", **axes.get("yaxis", {})},
+        "shapes": shapes,
     }
-    marks = [
-        {"type": "line", "x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "paper"}
-        | {"line": {"color": colour, "width": 1, "dash": "dot"}}
-        for place, colour in (limits or {}).items()
-    ]
-    layout = {"xaxis": across, "yaxis": up, "shapes": marks}
     keys = [(line.name, line.colour) for line in shown] if len(shown) > 1 else []
-    return Plot(title, [_trace(line, x, y) for line in shown], layout, keys)
+    return Plot(title, [_line_trace(line, x, y) for line in shown], layout, keys)
 
 
-def _trace(line: Line, x: str, y: str) -> dict[str, Any]:
-    marked = len(line.points) < MARKED and not line.steps
+def vertical_line(place: float, colour: str) -> dict[str, Any]:
+    """A dotted line over the whole height of a plot."""
+    line = {"color": colour, "width": 1, "dash": "dot"}
+    ends = {"x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "paper"}
+    return {"type": "line", **ends, "line": line}
+
+
+def _line_trace(line: Line, x: str, y: str) -> dict[str, Any]:
+    is_marked = len(line.points) < MARKED and not line.steps
+    shape = "hvh" if line.steps else "linear"
     return {
         "type": "scatter",
         "name": escape(line.name),
-        "mode": "lines+markers" if marked else "lines",
+        "mode": "lines+markers" if is_marked else "lines",
         "x": [finite(one) for one, _ in line.points],
         "y": [finite(one) for _, one in line.points],
-        "line": {
-            "color": line.colour,
-            "width": 1.6,
-            "dash": line.dash,
-            "shape": "hvh" if line.steps else "linear",
-        },
+        "line": {"color": line.colour, "width": 1.6, "dash": line.dash, "shape": shape},
         "marker": {"size": 4},
         "hovertemplate": f"{x} %{{x}}<br>{y} %{{y:.4~g}}<extra>{escape(line.name)}</extra>",
     }
@@ -140,24 +139,25 @@ def histograms(
 
     Args:
         title: Above the plot.
-        edges: Of the bins.
+        edges: The edges of the bins.
         found: Name -> colour and counts; one that counts nothing is left out.
         x: What is counted.
-        y: In percent of what.
-        limits: Place -> colour of a dotted line across.
+        y: What the percentages are parts of.
+        limits: Place on the horizontal axis -> colour of a dotted line.
     """
     middles = [(one + other) / 2 for one, other in pairwise(edges)]
     shown = []
     for name, (colour, counts) in found.items():
-        if sum(counts):
-            shares = [100 * one / sum(counts) for one in counts]
+        total = sum(counts)
+        if total:
+            shares = [100 * one / total for one in counts]
             shown.append(Line(name, list(zip(middles, shares, strict=True)), colour, steps=True))
     return lines(title, shown, x=x, y=y, limits=limits)
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Bars of one colour: for each label a length, and the limits between which it lies, where these are known."""
+    """Bars of one colour: for each label a length, and its confidence limits where these are known."""
 
     name: str
     colour: str
@@ -170,20 +170,18 @@ def bars(
 ) -> Plot:
     """Bars from left to right, a group for each label, the first on top."""
     x = escape(x)
-    broken = [_broken(label) for label in labels]
-    traces = [
-        _bar_trace(bar, ["<br>".join(map(escape, parts)) for parts in broken], x) for bar in shown
-    ]
-    up = {"autorange": "reversed", "automargin": True, "type": "category", "tickfont": {"size": 11}}
+    broken = [broken_label(label) for label in labels]
+    names = ["<br>".join(map(escape, parts)) for parts in broken]
     layout = {
         "barmode": "stack" if stacked else "group",
         "bargap": 0.25,
         "xaxis": {"title": {"text": x}, "rangemode": "tozero"},
-        "yaxis": up,
+        "yaxis": CATEGORIES,
     }
-    a_group = BAR if stacked else BAR * len(shown)
     keys = [(bar.name, bar.colour) for bar in shown] if len(shown) > 1 else []
-    tallest = max(a_group, LABEL_LINE * max(map(len, broken), default=1)) + BETWEEN
+    group = BAR if stacked else BAR * len(shown)
+    tallest = max(group, LABEL_LINE * max(map(len, broken), default=1)) + BETWEEN
+    traces = [_bar_trace(bar, names, x) for bar in shown]
     return Plot(title, traces, layout, keys, AROUND + len(labels) * tallest)
 
 
@@ -198,24 +196,19 @@ def _bar_trace(bar: Bar, labels: Sequence[str], x: str) -> dict[str, Any]:
         "hovertemplate": f"%{{y}}<br>{x} %{{x:.4~g}}<extra>{escape(bar.name)}</extra>",
     }
     if any(bar.limits):
-        pairs = list(zip(bar.lengths, bar.limits, strict=True))
-        trace["error_x"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [
-                limits[1] - one if one is not None and limits else 0 for one, limits in pairs
-            ],
-            "arrayminus": [
-                one - limits[0] if one is not None and limits else 0 for one, limits in pairs
-            ],
-            "thickness": 1.2,
-            "width": 3,
-        }
+        above, below = [], []
+        for length, limits in zip(bar.lengths, bar.limits, strict=True):
+            low, high = limits or (0.0, 0.0)
+            is_known = length is not None and limits is not None
+            above.append(high - (length or 0.0) if is_known else 0)
+            below.append((length or 0.0) - low if is_known else 0)
+        whiskers = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+        trace["error_x"] = {**whiskers, "thickness": 1.2, "width": 3}
     return trace
 
 
-def _broken(label: str) -> list[str]:
-    """The lines of a label: broken where a word of it ends, if it can be."""
+def broken_label(label: str) -> list[str]:
+    """The lines of a label, broken between its words where that is possible."""
     found = [""]
     for word in BETWEEN_WORDS.split(label):
         for part in wrap(word, LABEL_CHARS, drop_whitespace=False):
@@ -232,8 +225,8 @@ def coloured(names: Iterable[str]) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def colour_of_models(names: Sequence[str]) -> dict[str, str]:
-    """The models of a run have the same colours in every report."""
-    further = cycle(FURTHER)
+    """Model -> colour; the models of a run have the same colours in every report."""
+    further = cycle(FURTHER_MODELS)
     return {name: MODELS.get(name) or next(further) for name in names}
 
 

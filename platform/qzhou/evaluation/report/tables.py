@@ -1,14 +1,22 @@
-"""Tables as they stand in the page: each cell knows what it shows and what it sorts by."""
+"""Tables of the page: each cell has the text that it shows and the value that it sorts by."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 Value = str | float | None
 NOTHING = "–"
+FORMATS = {
+    "count": ",.0f",
+    "score": ".4f",
+    "signed": "+.4f",
+    "percent": ".2f",  # of a value that is in percent already
+    "tenths": ",.1f",
+    "scientific": ".4g",
+}
 
 
 class Cell(NamedTuple):
@@ -24,34 +32,46 @@ class Column:
 
     Attributes:
         title: Its heading.
-        show: How its numbers are written; None for a column of texts.
+        number: The key in ``FORMATS`` by which its numbers are written; empty for a column of texts.
         style: ``prose`` for long texts, ``code`` for fingerprints and settings.
     """
 
     title: str
-    show: Callable[[float], str] | None = None
+    number: str = ""
     style: str = ""
 
     @property
     def classes(self) -> str:
-        return "number" if self.show else self.style
+        """The CSS class of its cells."""
+        return "number" if self.number else self.style
 
     def cell(self, value: Value) -> Cell:
+        """A value as it is shown and sorted."""
         if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
             return Cell(NOTHING, "")
-        if self.show is None or isinstance(value, str):
+        if not self.number or isinstance(value, str):
             return Cell(str(value), str(value))
-        return Cell(self.show(value), repr(value))
+        return Cell(format(value, FORMATS[self.number]), repr(value))
+
+
+def texts(*titles: str, style: str = "") -> list[Column]:
+    """Columns of texts."""
+    return [Column(title, style=style) for title in titles]
+
+
+def numbers(number: str, *titles: str) -> list[Column]:
+    """Columns of numbers that are written alike, by a key in ``FORMATS``."""
+    return [Column(title, number) for title in titles]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table that sorts by a click on a heading.
+    """A table that a click on a heading sorts.
 
     Attributes:
-        label: What it shows, for those who do not see it.
+        label: What the table shows, for screen readers.
         rows: Values in the order of the columns; None where there is none.
-        total: A last row that stays where it is.
+        total: A last row that sorting does not move.
     """
 
     kind: ClassVar[str] = "table"
@@ -61,45 +81,17 @@ class Table:
     total: Sequence[Value] = ()
 
     def cells(self, row: Sequence[Value]) -> list[tuple[Column, Cell]]:
-        """A row, each value beside its column."""
-        return [
-            (column, column.cell(value)) for column, value in zip(self.columns, row, strict=True)
-        ]
-
-
-def count(value: float) -> str:
-    """With separators of thousands."""
-    return f"{value:,.0f}"
-
-
-def score(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def signed(value: float) -> str:
-    return f"{value:+.4f}"
-
-
-def percent(value: float) -> str:
-    """Of a value that is in percent already."""
-    return f"{value:.2f}"
-
-
-def tenths(value: float) -> str:
-    return f"{value:,.1f}"
-
-
-def scientific(value: float) -> str:
-    """Four significant digits, however small."""
-    return f"{value:.4g}"
+        """A row, each cell beside its column."""
+        pairs = zip(self.columns, row, strict=True)
+        return [(column, column.cell(value)) for column, value in pairs]
 
 
 def share(part: float, whole: float) -> float | None:
-    """In percent; None of nothing."""
+    """A part in percent; None where the whole is nothing."""
     return 100 * part / whole if whole else None
 
 
-def counts(found: dict[str, int], most: int = 12) -> str:
+def counts(found: Mapping[str, int], most: int = 12) -> str:
     """``12 short, 3 blank``: the commonest first."""
     ordered = sorted(found.items(), key=lambda one: -one[1])
     more = ", ..." if len(ordered) > most else ""

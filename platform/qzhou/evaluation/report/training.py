@@ -5,28 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
+from qzhou.evaluation.report import plots
 from qzhou.evaluation.report.blocks import Block, Heading, Panels, Section, Text, missing
-from qzhou.evaluation.report.files import TRAINED, Content, Found
-from qzhou.evaluation.report.plots import (
-    FEWEST,
-    MODELS,
-    POINTS,
-    Line,
-    Plot,
-    coloured,
-    lines,
-    thinned,
-)
-from qzhou.evaluation.report.tables import (
-    Column,
-    Table,
-    Value,
-    count,
-    percent,
-    scientific,
-    score,
-    tenths,
-)
+from qzhou.evaluation.report.tables import Table, Value, numbers, texts
+from qzhou.run.files import METRICS, Content, RunFiles
 
 PACE = {
     "learning_rate": "learning rate",
@@ -39,43 +21,36 @@ TENTH = 10  # the first and the last tenth of a dataset's steps are compared
 Steps = Sequence[Content]
 
 
-def section(found: Found) -> Section:
-    """From ``metrics.jsonl`` of both stages."""
-    return Section("training", "How training went", list(_blocks(found.metrics)))
+def section(files: RunFiles) -> Section:
+    """The section of the metrics of both training stages."""
+    return Section("training", "How training went", list(_blocks(files.metrics)))
 
 
 def _blocks(metrics: Mapping[str, Steps]) -> Iterator[Block]:
     if not metrics:
-        yield missing("training/stage1/metrics.jsonl")
+        yield missing(METRICS["stage1"])
         return
-    yield from (
-        missing(f"training/{stage}/metrics.jsonl") for stage in TRAINED if stage not in metrics
-    )
+    yield from (missing(name) for stage, name in METRICS.items() if stage not in metrics)
     yield _stages(metrics)
     yield Heading("Losses")
     yield Text(
         "Each task has a loss of its own kind and scale: compare a panel with itself, not with its neighbours. In long "
         "runs a point is the mean of neighbouring steps."
     )
-    tasks = [
-        (stage, task)
-        for stage, steps in metrics.items()
-        for task in dict.fromkeys(one["task"] for one in steps)
-    ]
-    yield Panels([_losses(stage, task, metrics[stage]) for stage, task in tasks])
-    watched = sorted(
-        {name for steps in metrics.values() for one in steps for name in one if VALIDATION in name}
-    )
+    panels = []
+    for stage, steps in metrics.items():
+        for task in dict.fromkeys(one["task"] for one in steps):
+            panels.append(_losses(stage, task, steps))
+    yield Panels(panels)
+    recorded = {name for steps in metrics.values() for one in steps for name in one}
+    watched = sorted(name for name in recorded if VALIDATION in name)
     if watched:
         yield Heading("Validation")
         yield Text("Held-out queries among held-out documents, looked at while training.")
-        titles = {name: name.removeprefix(VALIDATION) for name in watched}
-        yield Panels([_curve(name, title, metrics) for name, title in titles.items()])
+        yield Panels([_curve(name, name.removeprefix(VALIDATION), metrics) for name in watched])
     yield Heading("Learning rate and throughput")
-    known = {
-        name: title for name, title in PACE.items() if any(name in one for one in _all(metrics))
-    }
-    yield Panels([_curve(name, title, metrics) for name, title in known.items()])
+    pace = {name: title for name, title in PACE.items() if name in recorded}
+    yield Panels([_curve(name, title, metrics) for name, title in pace.items()])
     yield Heading("By dataset")
     yield Text(
         "First and last are means over a tenth of the steps: losses of both; hardness and order of the first; "
@@ -87,21 +62,11 @@ def _blocks(metrics: Mapping[str, Steps]) -> Iterator[Block]:
     yield _datasets(metrics)
 
 
-def _all(metrics: Mapping[str, Steps]) -> Iterator[Content]:
-    for steps in metrics.values():
-        yield from steps
-
-
 def _stages(metrics: Mapping[str, Steps]) -> Table:
-    columns = [
-        Column("stage"),
-        Column("steps", count),
-        Column("rows", count),
-        Column("tokens", count),
-    ]
-    columns += [Column("seconds", tenths), Column("tokens/s", count), Column("% padding", percent)]
-    columns += [Column("% waiting for data", percent), Column("highest learning rate", scientific)]
-    columns += [Column("memory, GB", tenths)]
+    columns = [*texts("stage"), *numbers("count", "steps", "rows", "tokens")]
+    columns += [*numbers("tenths", "seconds"), *numbers("count", "tokens/s")]
+    columns += numbers("percent", "% padding", "% waiting for data")
+    columns += [*numbers("scientific", "highest learning rate"), *numbers("tenths", "memory, GB")]
     rows: list[list[Value]] = []
     for stage, steps in metrics.items():
         seconds, tokens = _sum(steps, "seconds"), _sum(steps, "tokens")
@@ -116,58 +81,45 @@ def _stages(metrics: Mapping[str, Steps]) -> Table:
     return Table("The two stages of training", columns, rows)
 
 
-def _losses(stage: str, task: str, steps: Steps) -> Plot:
+def _losses(stage: str, task: str, steps: Steps) -> plots.Plot:
     """A line for each dataset of a task."""
-    own = [one for one in steps if one["task"] == task]
-    names = dict.fromkeys(one.get("dataset", task) for one in own)
-    # of many lines fewer points, so that each can be followed
-    most = max(FEWEST, POINTS // len(names))
+    by_dataset = _by_dataset(steps, task)
+    # Of many lines fewer points, so that each can be followed.
+    most = max(plots.FEWEST, plots.POINTS // len(by_dataset))
     shown = []
-    for name, style in coloured(names):
-        points = [(one["step"], one["loss"]) for one in own if one.get("dataset", task) == name]
-        shown.append(Line(name, thinned(points, most), *style))
-    return lines(f"{stage}: {task}", shown, x="step", y="loss (nats)")
+    for name, style in plots.coloured(by_dataset):
+        points = [(one["step"], one["loss"]) for one in by_dataset[name]]
+        shown.append(plots.Line(name, plots.thinned(points, most), *style))
+    return plots.lines(f"{stage}: {task}", shown, x="step", y="loss (nats)")
 
 
-def _curve(name: str, title: str, metrics: Mapping[str, Steps]) -> Plot:
+def _by_dataset(steps: Steps, task: str) -> dict[str, list[Content]]:
+    found: dict[str, list[Content]] = {}
+    for one in steps:
+        if one["task"] == task:
+            found.setdefault(one["dataset"], []).append(one)
+    return found
+
+
+def _curve(name: str, title: str, metrics: Mapping[str, Steps]) -> plots.Plot:
     """A line for each stage."""
-    points = {
-        stage: thinned([(one["step"], one[name]) for one in steps if name in one])
-        for stage, steps in metrics.items()
-    }
-    shown = [Line(stage, found, MODELS[stage]) for stage, found in points.items() if found]
-    return lines(title, shown, x="step", y=title, y_format="~e" if name == "learning_rate" else "")
+    shown = []
+    for stage, steps in metrics.items():
+        points = plots.thinned([(one["step"], one[name]) for one in steps if name in one])
+        if points:
+            shown.append(plots.Line(stage, points, plots.MODELS[stage]))
+    y_axis = {"tickformat": "~e"} if name == "learning_rate" else {}
+    return plots.lines(title, shown, x="step", y=title, yaxis=y_axis)
 
 
 def _datasets(metrics: Mapping[str, Steps]) -> Table:
-    columns = [
-        Column("stage"),
-        Column("task"),
-        Column("dataset"),
-        Column("steps", count),
-        Column("rows", count),
-    ]
-    columns += [
-        Column("first loss", score),
-        Column("last loss", score),
-        Column("positive cosine", score),
-    ]
-    columns += [
-        Column("negative cosine", score),
-        Column("% right", percent),
-        Column("% masked", percent),
-    ]
-    columns += [Column("hardness", score), Column("order", score)]
+    columns = [*texts("stage", "task", "dataset"), *numbers("count", "steps", "rows")]
+    columns += numbers("score", "first loss", "last loss", "positive cosine", "negative cosine")
+    columns += [*numbers("percent", "% right", "% masked"), *numbers("score", "hardness", "order")]
     rows: list[list[Value]] = []
     for stage, steps in metrics.items():
-        for task, dataset in dict.fromkeys(
-            (one["task"], one.get("dataset", one["task"])) for one in steps
-        ):
-            own = [
-                one
-                for one in steps
-                if (one["task"], one.get("dataset", one["task"])) == (task, dataset)
-            ]
+        for task, dataset in dict.fromkeys((one["task"], one["dataset"]) for one in steps):
+            own = _by_dataset(steps, task)[dataset]
             tenth = -(-len(own) // TENTH)
             first, last = own[:tenth], own[-tenth:]
             rows.append(

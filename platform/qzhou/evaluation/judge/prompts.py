@@ -1,8 +1,8 @@
-"""Which instruction an mteb task's texts carry, and on which sides.
+"""Which instruction the texts of an mteb task carry, and on which sides.
 
-Tasks of one's own datasets have the instruction that their dataset has in training. Tasks of mteb have the recipe's
-(``[evaluation.instructions]``), or else what mteb declares for them, under the rule of the QZhou-Embedding evaluation
-scripts: retrieval puts it before queries alone, everything else before both sides.
+A task of the recipe's dataset has the instruction that the dataset has in training. A task of mteb has the recipe's
+(``[evaluation.instructions]``), or else the one that mteb declares. The QZhou-Embedding evaluation scripts put it
+before the queries alone in retrieval, and before both sides in every other type of task.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 from qzhou.data.prompts import Prompt
 
 BARE_DOCUMENTS = {"Retrieval", "InstructionRetrieval", "InstructionReranking"}
-# retrieval of what is alike
+# Retrieval tasks in which queries and documents are texts of the same kind.
 BOTH_SIDES = {"ArguAna", "CQADupstackGamingRetrieval", "CQADupstackUnixRetrieval"}
 
 
 def prompt_of(task: Any, own: Mapping[str, Prompt], instructions: Mapping[str, str]) -> Prompt:
-    """How the texts of an mteb task are presented.
+    """The prompt with which a task's texts are encoded.
 
     Args:
-        task: An mteb task.
-        own: Of the recipe's datasets, by the name of their task.
-        instructions: Of the recipe, by the name of the task.
+        task: A task of mteb.
+        own: Task name -> prompt, of the tasks made of the recipe's datasets.
+        instructions: Task name -> instruction, as the recipe sets them.
     """
     metadata = task.metadata
     if metadata.name in own:
@@ -33,7 +33,7 @@ def prompt_of(task: Any, own: Mapping[str, Prompt], instructions: Mapping[str, s
 
 
 def _declared(task: Any) -> str:
-    """What mteb puts before the queries of a task: its own instruction, or that of its kind."""
+    """The query instruction that mteb declares for a task or for its type."""
     declared = task.metadata.prompt
     if isinstance(declared, Mapping):
         declared = declared.get("query") or next(iter(declared.values()), "")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle
 
+from qzhou.evaluation.report import plots
 from qzhou.evaluation.report.blocks import (
     Block,
     Figures,
@@ -14,44 +16,40 @@ from qzhou.evaluation.report.blocks import (
     Text,
     missing,
 )
-from qzhou.evaluation.report.files import Content, Found
-from qzhou.evaluation.report.plots import COLOURS, Bar, Plot, bars, histograms
-from qzhou.evaluation.report.tables import Column, Table, Value, count, percent, score, share
+from qzhou.evaluation.report.tables import Table, Value, numbers, share, texts
+from qzhou.run.files import MINING_REPORT, Content, RunFiles
 
-KINDS = {"positive": "#1f9d6b", "mined": "#c44e52", "given": "#4c86d8", "synthetic": "#e08e0b"}
+KINDS = {
+    "positive": plots.GREEN,
+    "mined": plots.RED,
+    "given": plots.BLUE,
+    "synthetic": plots.ORANGE,
+}
 ORIGINS = ("given", "synthetic", "mined")
 SIZES = "queries by number of negatives"
 
 
-def section(found: Found) -> Section:
-    """From ``mining/report.json``."""
-    return Section("mined", "What was mined", list(_blocks(found.mining)))
+def section(files: RunFiles) -> Section:
+    """The section of the mining report."""
+    return Section("mining", "What was mined", list(_blocks(files.mining)))
 
 
 def _blocks(report: Content) -> Iterator[Block]:
     if not report:
-        yield missing("mining/report.json")
+        yield missing(MINING_REPORT)
         return
-    totals = {
-        origin: sum(one["negatives"].get(origin, 0) for one in report.values())
-        for origin in ORIGINS
-    }
-    queries = sum(one["queries"] for one in report.values())
-    yield Figures(
-        [
-            ("queries", count(queries)),
-            *((f"negatives, {name}", count(n)) for name, n in totals.items()),
-        ]
-    )
+    totals = {"queries": sum(one["queries"] for one in report.values())}
+    for origin in ORIGINS:
+        total = sum(one["negatives"].get(origin, 0) for one in report.values())
+        totals[f"negatives, {origin}"] = total
+    yield Figures(totals)
     yield _datasets(report)
     yield Text(
         "Hidden positives: each known positive is hidden in turn where a query has several, and the share that would "
         "then pass as a negative is what the criteria let in. Recall is that of an approximate index against exact "
         "search."
     )
-    scored = {
-        name: one for name, one in report.items() if one.get("scores") and "score_edges" in one
-    }
+    scored = {name: one for name, one in report.items() if one.get("scores")}
     if scored:
         yield Heading("Scores of positives and negatives")
         yield Text(
@@ -68,14 +66,10 @@ def _blocks(report: Content) -> Iterator[Block]:
 
 
 def _datasets(report: Content) -> Table:
-    columns = [
-        Column("dataset"),
-        Column("queries", count),
-        *(Column(origin, count) for origin in ORIGINS),
-    ]
-    columns += [Column("mean positive score", score), Column("mean mined score", score)]
-    columns += [Column("% hidden positives admitted", percent), Column("hidden positives", count)]
-    columns += [Column("pairs dropped as inconsistent", count), Column("recall", score)]
+    columns = [*texts("dataset"), *numbers("count", "queries", *ORIGINS)]
+    columns += numbers("score", "mean positive score", "mean mined score")
+    columns += numbers("percent", "% hidden positives admitted")
+    columns += numbers("count", "hidden positives", "pairs dropped as inconsistent")
     rows: list[list[Value]] = []
     for name, one in report.items():
         hidden = one.get("hidden positives", {"admitted": 0, "hidden": 0})
@@ -87,57 +81,48 @@ def _datasets(report: Content) -> Table:
                 one.get("inconsistent"), one.get("recall"),
             ]
         )  # fmt: skip
-    return Table("Queries and their negatives by dataset", columns, rows)
+    title = "Queries and their negatives by dataset"
+    return Table(title, [*columns, *numbers("score", "recall")], rows)
 
 
-def _scores(name: str, found: Content) -> Plot:
+def _scores(name: str, found: Content) -> plots.Plot:
     shown = {kind: (colour, found["scores"].get(kind, [])) for kind, colour in KINDS.items()}
-    return histograms(name, found["score_edges"], shown, x="score to the query", y="% of texts")
+    return plots.histograms(
+        name, found["score_edges"], shown, x="score to the query", y="% of texts"
+    )
 
 
-def _sizes(report: Content) -> Plot:
+def _sizes(report: Content) -> plots.Plot:
     """How many queries have no negative, one, two, ..."""
     sizes = sorted({int(size) for one in report.values() for size in one[SIZES]})
-    shown = [
-        Bar(
-            str(size),
-            colour,
-            [share(one[SIZES].get(str(size), 0), one["queries"]) for one in report.values()],
-        )
-        for size, colour in zip(sizes, COLOURS * (len(sizes) // len(COLOURS) + 1), strict=False)
-    ]
-    return bars(
-        "queries by number of negatives", list(report), shown, x="% of queries", stacked=True
-    )
+    shown = []
+    for size, colour in zip(sizes, cycle(plots.COLOURS), strict=False):
+        shares = [share(one[SIZES].get(str(size), 0), one["queries"]) for one in report.values()]
+        shown.append(plots.Bar(str(size), colour, shares))
+    return plots.bars(SIZES, list(report), shown, x="% of queries", stacked=True)
 
 
 def _refused(report: Content) -> Table:
     reasons = list(dict.fromkeys(reason for one in report.values() for reason in one["rejected"]))
-    columns = [Column("dataset"), *(Column(reason, count) for reason in reasons)]
     rows: list[list[Value]] = [
         [name, *(one["rejected"].get(reason) for reason in reasons)] for name, one in report.items()
     ]
+    columns = [*texts("dataset"), *numbers("count", *reasons)]
     return Table("Refused candidates by reason", columns, rows)
 
 
 def _examples(name: str, examples: list[Content]) -> Iterator[Block]:
     if not examples:
         return
-    columns = [
-        Column("query", style="prose"),
-        Column("positive", style="prose"),
-        Column("negatives", style="prose"),
-    ]
     rows: list[list[Value]] = [
         [one["query"], one["positive"], "\n".join(map(_negative, one["negatives"]))]
         for one in examples
     ]
-    yield Folded(
-        f"{name}: {len(examples)} queries",
-        [Table(f"Queries of {name} with their negatives", columns, rows)],
-    )
+    columns = texts("query", "positive", "negatives", style="prose")
+    table = Table(f"Queries of {name} with their negatives", columns, rows)
+    yield Folded(f"{name}: {len(examples)} queries", [table])
 
 
 def _negative(found: Content) -> str:
-    at = "" if found["score"] is None else f" {found['score']:.3f}"
-    return f"[{found['origin']}{at}] {found['text']}"
+    score = "" if found["score"] is None else f" {found['score']:.3f}"
+    return f"[{found['origin']}{score}] {found['text']}"

@@ -1,0 +1,1 @@
+"""Scores models on tasks with mteb, one model on one task at a time."""

@@ -1,0 +1,227 @@
+"""What an evaluation worker does: it scores one model on one task at a time. Loads mteb, and no ray."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mteb
+
+from qzhou.config.recipe import Recipe
+from qzhou.data.prompts import Prompt
+from qzhou.data.records import digest
+from qzhou.data.storage import Folder
+from qzhou.encoder import TextEncoder, load_encoder, load_teacher, stored_as
+from qzhou.errors import DataError, QzhouError, first_line
+from qzhou.evaluation.judge.local_tasks import example_count
+from qzhou.evaluation.judge.model_specs import BM25, ModelSpec
+from qzhou.evaluation.judge.mteb_models import BM25_MODEL, MtebEncoder, embedding_health
+from qzhou.evaluation.judge.mteb_tasks import corpora, corpus_texts, load, texts_of
+from qzhou.evaluation.judge.predictions import per_example_scores_of
+from qzhou.evaluation.judge.prompts import prompt_of
+from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
+from qzhou.evaluation.judge.tasks import SETTING, build_task, eval_tasks, task_name
+from qzhou.evaluation.vectors import VectorStore, run_rows
+from qzhou.run.files import EVALUATION, SCORES, RunFiles
+
+VERSION = 3  # of the stored scores
+HEALTH_TEXTS = 600
+UNDEFINED = "mteb gives no {metric}, as it does where every text has the same vector or every pair the same cosine"
+BATCH_TEXTS = 2000  # that mteb hands over at once; the encoder makes batches of its own
+
+
+class Evaluator:
+    """Scores models; keeps the model and the task of its last call, because the next call often has the same.
+
+    Args:
+        recipe: The recipe of the run.
+        run_uri: The folder of the run.
+    """
+
+    def __init__(self, recipe: Recipe, run_uri: str) -> None:
+        warnings.filterwarnings("ignore")
+        logging.getLogger("mteb").setLevel(logging.ERROR)
+        self._recipe, self._run = recipe, Folder.open(run_uri)
+        self._folder = self._run / EVALUATION
+        self._task: tuple[str, Any] = ("", None)
+        self._model: tuple[str, Any] = ("", None)
+        self._prompts: dict[str, Prompt] = {}
+
+    def tasks(self) -> tuple[list[EvalTask], dict[str, str]]:
+        """See :func:`qzhou.evaluation.judge.tasks.eval_tasks`."""
+        return eval_tasks(self._recipe, self._run)
+
+    def load(self, model: ModelSpec) -> None:
+        """Have a model ready."""
+        self._loaded(model)
+
+    def encode(self, model: ModelSpec, task: EvalTask, start: int, count: int) -> int:
+        """Write the vectors of some documents of a task, and return how many were encoded.
+
+        A file of vectors is written by the caller whose range has its first document.
+
+        Args:
+            model: The model that encodes.
+            task: The task to which the documents belong.
+            start: The first document, counted through all corpora of the task.
+            count: The number of documents.
+        """
+        loaded = self._loaded(model)
+        prompt, store = self._prompt(task), loaded.store
+        before, end = store.encoded, start + count
+        for corpus in corpora(self._loaded_task(task)):
+            for first in range(0, len(corpus), store.rows):
+                if start <= first < end:
+                    rows = corpus.select(range(first, min(first + store.rows, len(corpus))))
+                    texts = [prompt.document(text) for text in corpus_texts(rows)]
+                    store.vectors(loaded.encoder, texts)
+            start, end = start - len(corpus), end - len(corpus)
+        return int(store.encoded - before)
+
+    def score(self, model: ModelSpec, task: EvalTask) -> TaskScore:
+        """The score of a model on a task, from the run folder where it was computed before.
+
+        Raises:
+            DataError: mteb cannot load or score the task.
+        """
+        key = self._key(model, task)
+        known = TaskScore.read(RunFiles(self._run), model.name, task.name)
+        if known is not None and known.key == key:
+            return replace(known, computed=False)
+        try:
+            found = self._computed(model, task, key)
+        except QzhouError:
+            raise
+        except (
+            Exception
+        ) as error:  # every task of mteb has code of its own, which fails in its own way
+            raise DataError(
+                f"evaluation: mteb cannot judge '{model.name}' on '{task.name}': {first_line(error)}"
+            ) from error
+        place = (self._run / SCORES / model.name).create()
+        place.write_json(f"{task.name}.json", asdict(found))
+        return found
+
+    def embedding_health(self, model: ModelSpec, task: EvalTask) -> dict[str, float]:
+        """How well a model's embeddings of a task's texts use their space.
+
+        See :func:`qzhou.evaluation.judge.mteb_models.embedding_health`.
+        """
+        prompt, encoder = self._prompt(task), self._loaded(model).encoder
+        texts = sorted(set(texts_of(self._loaded_task(task))), key=digest)[:HEALTH_TEXTS]
+        return embedding_health(encoder.encode([prompt.document(text) for text in texts]))
+
+    def _computed(self, model: ModelSpec, task: EvalTask, key: str) -> TaskScore:
+        started = time.monotonic()
+        loaded, mteb_task = self._loaded(model), self._loaded_task(task)
+        self._prompts[task.name] = self._prompt(task)
+        store = getattr(loaded, "store", None)  # BM25 has none
+        before = store.encoded if store else 0
+        # mteb and bm25s draw progress bars even where there is no terminal.
+        silent = contextlib.redirect_stderr(io.StringIO())
+        with tempfile.TemporaryDirectory(prefix="qzhou-mteb-") as temporary, silent:
+            predictions = Path(temporary) / "predictions"
+            found = mteb.evaluate(
+                loaded,
+                mteb_task,
+                cache=mteb.ResultCache(temporary),
+                overwrite_strategy="always",
+                encode_kwargs={"batch_size": BATCH_TEXTS, "show_progress_bar": False},
+                prediction_folder=predictions,
+                show_progress_bar=False,
+                co2_tracker=False,
+            )
+            score = float(found.task_results[0].get_score())
+            examples = per_example_scores_of(mteb_task, predictions, score)
+            self._keep_results(Path(temporary))
+        metric, is_number = mteb_task.metadata.main_score, math.isfinite(score)
+        return TaskScore(
+            key=key,
+            task=task.name,
+            type=task.type,
+            metric=metric,
+            score=score if is_number else 0.0,
+            undefined="" if is_number else UNDEFINED.format(metric=metric),
+            n=examples.count if examples else example_count(mteb_task),
+            data_revision=str(mteb_task.metadata.dataset["revision"]),
+            per_example=examples,
+            seconds=round(time.monotonic() - started, 3),
+            encoded_texts=store.encoded - before if store else 0,
+        )
+
+    def _keep_results(self, temporary: Path) -> None:
+        """Copy mteb's own result files into the run folder, where mteb's tools can read them."""
+        for path in (temporary / "results").rglob("*.json"):
+            folder = self._folder / path.relative_to(temporary).parent.as_posix()
+            folder.create().write_bytes(path.name, path.read_bytes())
+
+    def _key(self, model: ModelSpec, task: EvalTask) -> str:
+        """Digest of weights, prompt, data and libraries."""
+        revision = self._bare_task(task).metadata.dataset["revision"]
+        parts: list[object] = [VERSION, version("mteb")]
+        if model.name == BM25:
+            return digest([*parts, version("bm25s"), revision])
+        weights = self._loaded(model).mteb_model_meta.revision
+        return digest([*parts, weights, asdict(self._prompt(task)), revision])
+
+    def _loaded(self, model: ModelSpec) -> Any:
+        """The model as mteb calls it."""
+        if self._model[0] != model.name:
+            self._model = ("", None)  # frees the old model's memory before the new one is loaded
+            found = mteb.get_model(BM25_MODEL) if model.name == BM25 else self._mteb_encoder(model)
+            self._model = model.name, found
+        return self._model[1]
+
+    def _bare_task(self, task: EvalTask) -> Any:
+        """The task, perhaps without its data: loading takes long, and a stored score does not need it."""
+        if self._task[0] != task.name:
+            self._task = task.name, build_task(task, self._recipe, self._run)
+        return self._task[1]
+
+    def _loaded_task(self, task: EvalTask) -> Any:
+        found = self._bare_task(task)
+        load(found, setting=SETTING)
+        return found
+
+    def _mteb_encoder(self, model: ModelSpec) -> MtebEncoder:
+        encoder, vectors = self._encoder(model), self._folder / "vectors"
+        key = stored_as(encoder, vectors)
+        rows = run_rows(self._recipe.evaluation.split_documents)
+        return MtebEncoder(
+            encoder,
+            self._prompts,
+            name=f"{self._recipe.run.name}-{model.name}",
+            revision=key,
+            store=VectorStore(vectors, key, rows),
+        )
+
+    def _encoder(self, model: ModelSpec) -> TextEncoder:
+        own, settings = self._recipe.model, self._recipe.evaluation
+        most = settings.max_tokens or own.max_document_tokens
+        if model.trained:
+            with (self._run / model.source).local_copy() as place:
+                return load_encoder(
+                    str(place), max_tokens=most, dtype=own.encodes_in, compiled=own.compiled
+                )
+        limited = own.model_copy(update={"max_document_tokens": most})
+        return load_teacher(model.source, limited, api_key_env=settings.api_key_env)
+
+    @cached_property
+    def _own_prompts(self) -> dict[str, Prompt]:
+        return {
+            task_name(one, kind): one.prompt for one in self._recipe.datasets for kind in one.kinds
+        }
+
+    def _prompt(self, task: EvalTask) -> Prompt:
+        instructions = self._recipe.evaluation.instructions
+        return prompt_of(self._bare_task(task), self._own_prompts, instructions)

@@ -1,0 +1,55 @@
+"""The models that an evaluation scores, under the names that its tables show. Loads nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from qzhou.config.recipe import Recipe
+from qzhou.run.files import TRAINING_STAGE1, TRAINING_STAGE2
+
+BM25, BACKBONE, STAGE1, STAGE2 = "bm25", "backbone", "stage1", "stage2"
+OWN_MODELS = (BM25, BACKBONE, STAGE1, STAGE2)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model to score.
+
+    Attributes:
+        name: The name in tables and file names.
+        source: What loads it: a name like a backbone's, or a URL. For a model of this run, its path in the run folder.
+        trained: Whether this run trained it.
+    """
+
+    name: str
+    source: str = ""
+    trained: bool = False
+
+
+def models_to_score(recipe: Recipe) -> list[ModelSpec]:
+    """BM25, the untouched backbone, both stages and ``evaluation.models``, in the order of the tables."""
+    found = [ModelSpec(BM25)] if recipe.evaluation.bm25 else []
+    found += [
+        ModelSpec(BACKBONE),
+        ModelSpec(STAGE1, f"{TRAINING_STAGE1}/model", trained=True),
+        ModelSpec(STAGE2, f"{TRAINING_STAGE2}/model", trained=True),
+    ]
+    for source in recipe.evaluation.models:
+        found.append(ModelSpec(_short_name(source, {one.name for one in found}), source))
+    return found
+
+
+def _short_name(source: str, taken: set[str]) -> str:
+    """The model of a URL, the run of a run's model, or the end of a path; numbered where it is taken."""
+    parts = [part for part in re.split(r"[/#:]", source.rstrip("/")) if part]
+    if parts[-1:] == ["model"] and len(parts) > 1:
+        parts = parts[:-1]  # runs/NAME/model is called NAME
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", parts[-1] if parts else "").strip(".") or "model"
+    # Names become file names, and some disks ignore case.
+    taken = {one.lower() for one in taken}
+    number = 2
+    while name.lower() in taken:
+        name = f"{name.removesuffix(f'-{number - 1}')}-{number}"
+        number += 1
+    return name

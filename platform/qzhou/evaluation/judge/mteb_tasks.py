@@ -1,0 +1,128 @@
+"""Tasks and benchmarks of mteb by name, and the texts of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import mteb
+
+from qzhou.errors import DataError, QzhouError, first_line
+
+NOT_TEXTS = {"id", "_id", "query-id", "corpus-id", "label", "labels", "lang", "language"}
+CONTAMINATION_TASKS = "transform.contamination.tasks"
+
+
+def named_tasks(names: Sequence[str], *, setting: str) -> dict[str, list[Any]]:
+    """Name -> the tasks of that benchmark, or the one task of that name; none of them loaded.
+
+    Args:
+        names: Tasks or benchmarks of mteb, e.g. ``SciFact`` or ``MTEB(eng, v2)``.
+        setting: The recipe's setting that names them, for the message.
+
+    Raises:
+        DataError: mteb has no such task or benchmark.
+    """
+    return {name: _tasks(name, setting) for name in names}
+
+
+def _tasks(name: str, setting: str) -> list[Any]:
+    try:
+        return list(mteb.get_benchmark(name).tasks)
+    except (KeyError, ValueError):
+        pass
+    try:
+        return [mteb.get_task(name)]
+    except (KeyError, ValueError):
+        raise DataError(
+            f"{setting}: mteb knows no task and no benchmark '{name}'; see mteb.get_tasks() and mteb.get_benchmarks()."
+        ) from None
+
+
+def load(task: Any, *, setting: str) -> None:
+    """Load the data of a task where that has not been done.
+
+    Raises:
+        DataError: The data cannot be loaded; names the setting.
+    """
+    if getattr(task, "data_loaded", False):
+        return
+    try:
+        task.load_data()
+    except QzhouError:
+        raise
+    # Every task of mteb loads with code of its own.
+    except Exception as error:  # noqa: BLE001
+        raise DataError(
+            f"{setting}: the data of '{task.metadata.name}' cannot be loaded: {first_line(error)}. Run where a hub can "
+            "be reached (HF_ENDPOINT, HF_TOKEN), or take the task out."
+        ) from None
+
+
+def task_texts(names: Sequence[str]) -> dict[str, Iterable[str]]:
+    """Task -> its texts, for the contamination check of training data; each task is loaded when it is iterated.
+
+    Args:
+        names: Tasks or benchmarks of mteb, e.g. ``SciFact`` or ``MTEB(eng, v2)``.
+
+    Raises:
+        DataError: There is no such task, or its data cannot be loaded.
+    """
+    found = named_tasks(names, setting=CONTAMINATION_TASKS)
+    return {task.metadata.name: _loaded_texts(task) for tasks in found.values() for task in tasks}
+
+
+def _loaded_texts(task: Any) -> Iterator[str]:
+    load(task, setting=CONTAMINATION_TASKS)
+    yield from texts_of(task)
+
+
+def texts_of(task: Any) -> Iterator[str]:
+    """The texts that a loaded task scores: queries and relevant documents of retrieval, all texts of other types.
+
+    The other documents of a corpus are distractors: training on them gives nothing away.
+    """
+    if getattr(task, "dataset", None) is None:
+        return
+    for subset in task.dataset.values():
+        for split in subset.values() if isinstance(subset, Mapping) else [subset]:
+            if isinstance(split, Mapping) and "corpus" in split:
+                yield from _retrieval_texts(split)
+            else:
+                yield from _row_texts(split)
+
+
+def corpora(task: Any) -> Iterator[Any]:
+    """The corpora of a loaded retrieval task, one for each subset and split."""
+    for subset in (task.dataset or {}).values():
+        for split in subset.values() if hasattr(subset, "values") else ():
+            if isinstance(split, dict) and "corpus" in split:
+                yield split["corpus"]
+
+
+def corpus_texts(corpus: Iterable[Any]) -> list[str]:
+    """Title and text of each document, joined as mteb hands them to an encoder."""
+    return [f"{row.get('title') or ''} {row['text']}".strip() for row in corpus]
+
+
+def _retrieval_texts(split: Mapping[str, Any]) -> Iterator[str]:
+    relevant = set()
+    for grades in split["relevant_docs"].values():
+        relevant |= {document for document, grade in grades.items() if grade > 0}
+    yield from (row["text"] for row in split["queries"] if isinstance(row["text"], str))
+    yield from corpus_texts(row for row in split["corpus"] if row["id"] in relevant)
+
+
+def _row_texts(rows: Iterable[Any]) -> Iterator[str]:
+    for row in rows:
+        for name, value in row.items():
+            if name not in NOT_TEXTS:
+                yield from _flat(value)
+
+
+def _flat(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _flat(one)

@@ -1,0 +1,90 @@
+"""The scores of single examples, from the predictions that mteb saves of a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytrec_eval
+
+from qzhou.evaluation.judge.per_example_scores import Part, PerExampleScores, Statistic
+
+# Between mteb's own score, which it rounds, and the score over the examples.
+TOLERANCE = 5e-4
+MEASURES = {"ndcg_at": "ndcg_cut", "map_at": "map_cut", "recall_at": "recall", "precision_at": "P"}
+
+
+def per_example_scores_of(task: Any, predictions: Path, score: float) -> PerExampleScores | None:
+    """The examples behind a model's score; None where the task's type tells none, or they add up to another score.
+
+    Args:
+        task: A task of mteb with its data loaded.
+        predictions: The folder in which mteb saved the model's predictions.
+        score: The main score that mteb computed.
+    """
+    path = predictions / f"{task.metadata.name}_predictions.json"
+    if task.metadata.type not in READERS or not path.exists():
+        return None
+    statistic, reader = READERS[task.metadata.type]
+    parts = []
+    for subset, splits in json.loads(path.read_text("utf-8")).items():
+        if subset == "mteb_model_meta":
+            continue
+        for split, predicted in splits.items():
+            data = task.dataset.get(subset, task.dataset)[split]
+            part = reader(f"{subset}/{split}", task, data, predicted)
+            if part is None:
+                return None
+            parts.append(part)
+    found = PerExampleScores(statistic, tuple(parts), str(task.metadata.dataset["revision"]))
+    # A score that is not a number differs from every other, so the comparison must hold to be accepted.
+    return found if parts and abs(found.score - score) <= TOLERANCE else None
+
+
+def _of_retrieval(
+    name: str, task: Any, data: Any, predicted: Mapping[str, Mapping[str, float]]
+) -> Part | None:
+    """The main metric of each query, as trec_eval computes it."""
+    metric, _, depth = task.metadata.main_score.rpartition("_")
+    if metric not in MEASURES:
+        return None
+    measure = f"{MEASURES[metric]}.{depth}"
+    qrels = {query: dict(relevant) for query, relevant in data["relevant_docs"].items()}
+    scores = {query: dict(found) for query, found in predicted.items() if query in qrels}
+    if task.ignore_identical_ids:
+        for query, found in scores.items():
+            found.pop(query, None)
+    scored = pytrec_eval.RelevanceEvaluator(qrels, {measure}).evaluate(scores)
+    queries = sorted(scored)
+    values = tuple(scored[query][measure.replace(".", "_")] for query in queries)
+    return Part(name, values, ids=tuple(queries))
+
+
+def _of_similarity(name: str, task: Any, data: Any, predicted: Mapping[str, Any]) -> Part:
+    """The cosine of each pair, beside its gold score or label."""
+    column = getattr(task, "label_column_name", "score")
+    gold = data[column] if column in data.column_names else data["score"]
+    kind = "cosine_scores" if task.metadata.main_score.startswith("cosine") else "similarity_scores"
+    values = predicted.get(kind) or predicted["cosine_scores"]
+    return Part(name, tuple(map(float, values)), gold=tuple(map(float, gold)))
+
+
+def _of_classification(name: str, task: Any, data: Any, predicted: Any) -> Part | None:
+    """For each text, the share of mteb's experiments in which it got its label."""
+    if task.metadata.main_score != "accuracy" or task.is_cross_validation:
+        return None
+    gold = np.asarray(data[task.label_column_name])
+    right = np.mean([np.asarray(one) == gold for one in predicted], axis=0)
+    return Part(name, tuple(map(float, right)))
+
+
+READERS: dict[str, tuple[Statistic, Callable[..., Part | None]]] = {
+    "Retrieval": ("mean", _of_retrieval),
+    "Reranking": ("mean", _of_retrieval),
+    "STS": ("spearman", _of_similarity),
+    "PairClassification": ("average_precision", _of_similarity),
+    "Classification": ("mean", _of_classification),
+}

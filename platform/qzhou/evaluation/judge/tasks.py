@@ -1,0 +1,131 @@
+"""The tasks on which a recipe's models are scored, with their sizes, and how each is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from qzhou.config.dataset import Dataset, TaskKind
+from qzhou.config.recipe import Recipe
+from qzhou.data.records import EXAMPLE_TYPES, Document, Qrel, Query
+from qzhou.data.storage import Folder, read_records
+from qzhou.evaluation.judge import local_tasks
+from qzhou.evaluation.judge.mteb_tasks import corpora, named_tasks, texts_of
+from qzhou.evaluation.judge.task_scores import EvalTask
+from qzhou.run.files import TRANSFORM
+
+SETTING = "evaluation.tasks"
+BUILDERS: Mapping[TaskKind, Callable[..., Any]] = {
+    "sts": local_tasks.sts_task,
+    "pair_classification": local_tasks.pair_classification_task,
+    "classification": local_tasks.classification_task,
+    "clustering": local_tasks.clustering_task,
+}
+UNKNOWN_CHARS = 10_000_000  # assumed for a task of mteb that does not declare its size
+
+
+def eval_tasks(recipe: Recipe, run_folder: Folder) -> tuple[list[EvalTask], dict[str, str]]:
+    """All tasks, longest first; and for each task that cannot be made the reason.
+
+    Raises:
+        DataError: The recipe names a task that mteb does not have.
+    """
+    found: list[EvalTask] = []
+    refused: dict[str, str] = {}
+    for dataset in recipe.datasets:
+        examples = list(_held_out(dataset, run_folder))
+        for kind in dataset.kinds:
+            reason = local_tasks.why_no_task(examples, kind)
+            if not reason:
+                found.append(_sized_local_task(dataset, kind, recipe, run_folder))
+            elif dataset.eval_fraction:
+                refused[task_name(dataset, kind)] = reason
+    found += _sized_mteb_tasks(recipe)
+    return sorted(found, key=lambda task: -task.chars), refused
+
+
+def task_name(dataset: Dataset, kind: TaskKind) -> str:
+    """The name of the dataset, for its further kinds of tasks followed by the kind."""
+    return dataset.name if kind == dataset.kinds[0] else f"{dataset.name}_{kind}"
+
+
+def build_task(task: EvalTask, recipe: Recipe, run_folder: Folder) -> Any:
+    """The task as an object of mteb; a task of mteb's own has no data yet."""
+    if task.dataset:
+        return _local_task(recipe.dataset(task.dataset), task.kind, recipe, run_folder)
+    (found,) = named_tasks([task.name], setting=SETTING)[task.name]
+    return found
+
+
+def _sized_local_task(
+    dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Folder
+) -> EvalTask:
+    trained = {name for one in recipe.trained_datasets for name in (one.name, *one.train_split_of)}
+    task = _local_task(dataset, kind, recipe, run_folder)
+    chars = sum(map(len, texts_of(task)))
+    return EvalTask(
+        name=task.metadata.name,
+        type=task.metadata.type,
+        dataset=dataset.name,
+        kind=kind,
+        chars=chars + sum(len(row["text"]) for corpus in corpora(task) for row in corpus),
+        documents=sum(map(len, corpora(task))),
+        seen=dataset.name in trained,
+    )
+
+
+def _sized_mteb_tasks(recipe: Recipe) -> Iterator[EvalTask]:
+    by_name: dict[str, Any] = {}
+    benchmarks: dict[str, list[str]] = {}
+    for name, group in named_tasks(recipe.evaluation.tasks, setting=SETTING).items():
+        for task in group:
+            by_name[task.metadata.name] = task
+            if len(group) > 1:
+                benchmarks.setdefault(task.metadata.name, []).append(name)
+    trained = {name for one in recipe.trained_datasets for name in one.train_split_of}
+    for name, task in by_name.items():
+        chars, documents = _declared_size(task)
+        yield EvalTask(
+            name=name,
+            type=task.metadata.type,
+            dataset="",
+            kind="retrieval",
+            chars=chars,
+            documents=documents,
+            seen=name in trained,
+            benchmarks=tuple(benchmarks.get(name, ())),
+        )
+
+
+def _declared_size(task: Any) -> tuple[int, int]:
+    """Characters and documents of a task, as mteb declares them before its data is loaded."""
+    chars = documents = 0
+    for split in (task.metadata.descriptive_stats or {}).values():
+        if isinstance(split, dict):
+            chars += int(split.get("number_of_characters") or 0)
+            if split.get("documents_text_statistics"):
+                documents += int(split.get("num_documents") or 0)
+    return chars or UNKNOWN_CHARS, documents
+
+
+def _held_out(dataset: Dataset, run_folder: Folder) -> Iterator[Any]:
+    place = run_folder / TRANSFORM / "held_out" / dataset.task / dataset.name
+    return read_records(place, EXAMPLE_TYPES[dataset.task])
+
+
+def _local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Folder) -> Any:
+    settings, seed = recipe.evaluation, recipe.run.seed
+    name, examples = task_name(dataset, kind), list(_held_out(dataset, run_folder))
+    if kind == "reranking":
+        most_queries = settings.max_queries
+        return local_tasks.reranking_task(name, examples, max_queries=most_queries, seed=seed)
+    if kind != "retrieval":
+        return BUILDERS[kind](name, examples, max_rows=settings.max_rows, seed=seed)
+    sizes = {"max_queries": settings.max_queries, "max_documents": settings.max_documents}
+    if dataset.rule != "qrels":
+        return local_tasks.retrieval_task(name, examples, **sizes, seed=seed)
+    place = run_folder / TRANSFORM
+    documents = read_records(place / "corpora" / dataset.name, Document)
+    queries = list(read_records(place / "queries" / dataset.name, Query))
+    qrels = read_records(place / "qrels" / dataset.name, Qrel)
+    return local_tasks.qrels_task(name, (documents, queries, qrels), **sizes, seed=seed)

@@ -1,0 +1,157 @@
+"""What was bought: tokens and money, records kept and refused, their scores, and samples beside their originals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qzhou.evaluation.report import plots
+from qzhou.evaluation.report.blocks import (
+    Block,
+    Figures,
+    Folded,
+    Heading,
+    Panels,
+    Section,
+    Text,
+    missing,
+)
+from qzhou.evaluation.report.tables import Table, Value, counts, numbers, share, texts
+from qzhou.run.files import LEDGER, SYNTHESIS, TRANSFORM, Content, RunFiles
+
+SCORES = {
+    "rewrite": ("rewrite and original", plots.BLUE),
+    "positive": ("query and positive", plots.GREEN),
+    "negative": ("query and negative", plots.RED),
+    "margin": ("positive minus negative", plots.ORANGE),
+}
+LIMITS = {
+    "rewrite": ("min_rewrite_cosine", "max_rewrite_cosine"),
+    "positive": ("min_positive_score",),
+}
+SPENT = ("requests", "answered", "refused", "reused", "prompt_tokens", "completion_tokens")
+
+
+def section(files: RunFiles) -> Section:
+    """The section of the synthesis: its ledger and its report."""
+    return Section("synthesis", "What was bought", list(_blocks(files)))
+
+
+def _blocks(files: RunFiles) -> Iterator[Block]:
+    report, ledger = files.synthesis, files.ledger
+    techniques = report.get("techniques", {})
+    total = ledger.get("total") or report.get("cost")
+    if not total:
+        has_run = SYNTHESIS in files.manifests
+        yield Text("Nothing: the recipe has no synthesis.") if has_run else missing(LEDGER)
+        return
+    if not total["requests"]:
+        yield Text("Nothing was asked for.")
+        return
+    yield _figures(files, total, techniques)
+    if ledger.get("rows"):
+        yield _ledger(ledger)
+        yield Text(
+            "Reused answers had been paid for before, by this run's journal or an identical request. Cost is at the "
+            "recipe's prices."
+        )
+    if not techniques:
+        return
+    yield Heading("What became of the answers")
+    yield _kept(techniques)
+    scored = {name: one["scores"] for name, one in techniques.items() if one.get("scores")}
+    if scored:
+        yield Heading("How the teacher scores them")
+        yield Text(
+            "Refused ones included. Dotted lines are the recipe's thresholds: set [synthesis.gates] where the tails "
+            "begin."
+        )
+        yield Panels([_scores(name, one, report) for name, one in scored.items()])
+    yield Heading("Before and after")
+    for name, one in techniques.items():
+        yield from _samples(name, one)
+
+
+def _figures(files: RunFiles, total: Content, techniques: Content) -> Figures:
+    found: dict[str, int | str] = {}
+    if TRANSFORM in files.manifests:
+        outputs = files.manifests[TRANSFORM].outputs
+        made = [name for name in outputs if name.endswith(" examples")]
+        before = [outputs[name] for name in made if name != "held-out examples"]
+        if before:
+            found["examples before"] = sum(before)
+    after = files.output(SYNTHESIS, "examples")
+    if after is not None:
+        found["examples after"] = after
+    if techniques:
+        dropped = [sum(one["dropped"].values()) for one in techniques.values()]
+        found["records kept"] = sum(one["made"] for one in techniques.values())
+        found["answers refused"] = sum(dropped)
+    found["tokens"] = total["prompt_tokens"] + total["completion_tokens"] + total["reused_tokens"]
+    cost = total["cost"] + total["reused_cost"]
+    found["cost"] = f"{cost:,.2f}" if cost else "0"
+    return Figures(found)
+
+
+def _ledger(ledger: Content) -> Table:
+    columns = texts("model", "answered as", "dataset", "technique")
+    columns += numbers("count", *(name.replace("_", " ") for name in SPENT))
+    rows: list[list[Value]] = []
+    for one in ledger["rows"]:
+        what = [one["model"], ", ".join(one["answered_as"]), one["dataset"], one["technique"]]
+        rows.append([*what, *(one[name] for name in SPENT), one["cost"]])
+    total = ledger["total"]
+    last: list[Value] = ["all", "", "", "", *(total[name] for name in SPENT), total["cost"]]
+    title = "Requests, tokens and cost by model, dataset and technique"
+    return Table(title, [*columns, *numbers("score", "cost")], rows, last)
+
+
+def _kept(techniques: Content) -> Table:
+    columns = [
+        *texts("technique"),
+        *numbers("count", "kept", "refused"),
+        *numbers("percent", "% kept"),
+    ]
+    columns += texts("why refused", style="prose")
+    rows: list[list[Value]] = []
+    for name, one in techniques.items():
+        made, dropped = one["made"], one["dropped"]
+        refused = sum(dropped.values())
+        rows.append([name, made, refused, share(made, made + refused), counts(dropped)])
+    return Table("Answers kept and refused", columns, rows)
+
+
+def _scores(name: str, scores: Content, report: Content) -> plots.Plot:
+    limits = {}
+    for key in scores:
+        for limit in LIMITS.get(key, ()):
+            if report["gates"].get(limit) is not None:
+                limits[report["gates"][limit]] = SCORES[key][1]
+    shown = {}
+    for key, (label, colour) in SCORES.items():
+        if key in scores:
+            shown[label] = colour, scores[key]
+    edges = report["score_edges"]
+    return plots.histograms(name, edges, shown, x="cosine", y="% of records", limits=limits)
+
+
+def _samples(name: str, technique: Content) -> Iterator[Block]:
+    rows: list[list[Value]] = []
+    for one in technique.get("samples", []):
+        sample = [_fields(one[part]) for part in ("original", "written", "scores")]
+        rows.append([one["dataset"], *sample, one["model"]])
+    if rows:
+        columns = [*texts("dataset"), *texts("original", "written", style="prose")]
+        table = Table(f"Samples of {name}", [*columns, *texts("scores", "model")], rows)
+        yield Folded(f"{name}: {len(rows)} to read", [table])
+    refused: list[list[Value]] = []
+    for reason, some in technique.get("examples", {}).items():
+        refused += [[reason, one["detail"], one["record"]] for one in some]
+    if refused:
+        columns = [*texts("reason"), *texts("detail", "request and answer", style="prose")]
+        table = Table(f"Refused answers of {name}", columns, refused)
+        yield Folded(f"{name}: {len(refused)} refused ones", [table])
+
+
+def _fields(values: Content) -> str:
+    """A line for each field."""
+    return "\n".join(f"{name}: {value}" for name, value in values.items())

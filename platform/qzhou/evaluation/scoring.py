@@ -1,0 +1,138 @@
+"""The work of the evaluation stage: score every model on every task, compare the models, diagnose the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import combinations
+
+from qzhou.cluster.resources import resources_for
+from qzhou.cluster.session import session
+from qzhou.data.storage import Folder
+from qzhou.errors import DataError
+from qzhou.evaluation.comparison import (
+    Difference,
+    Row,
+    benchmark_means,
+    models_of,
+    published_scores,
+    seen_and_unseen,
+)
+from qzhou.evaluation.diagnosis import Facts, diagnose
+from qzhou.evaluation.judge.model_specs import (
+    BACKBONE,
+    BM25,
+    STAGE1,
+    STAGE2,
+    ModelSpec,
+    models_to_score,
+)
+from qzhou.evaluation.judge.per_example_scores import paired_difference, score_interval
+from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
+from qzhou.evaluation.judge.work_queue import WorkQueue
+from qzhou.evaluation.judge.workers import MakeEvaluator, Results, Workers
+from qzhou.run.files import RunFiles
+from qzhou.run.run import Run
+from qzhou.telemetry.events import log_event
+
+Scores = dict[tuple[str, str], TaskScore]  # (model, task) -> score
+
+
+def score_run(run: Run, folder: Folder, make_evaluator: MakeEvaluator) -> dict[str, int]:
+    """Write ``comparison.json`` and ``diagnosis.json`` into the stage's folder; returns how many scores there are.
+
+    Args:
+        run: The run whose models are scored.
+        folder: The folder of the stage.
+        make_evaluator: Makes the evaluator in each worker.
+
+    Raises:
+        DataError: A task could not be scored; the scores of the others are kept.
+    """
+    models, seed = models_to_score(run.recipe), run.recipe.run.seed
+    with session(resources_for(run.recipe, "evaluation")):
+        workers = Workers(run, make_evaluator)
+        tasks, not_judged = workers.tasks()
+        for task, reason in not_judged.items():
+            line = f"evaluation: {task} is not judged: {reason}"
+            log_event(line, "not_judged", level="warning", task=task)
+        queue = WorkQueue(models, tasks, run.recipe.evaluation.split_documents)
+        results = workers.run(queue)
+    if results.failed:
+        raise DataError(
+            f"{len(results.failed)} of {len(queue)} tasks could not be judged; the others are kept, and the same "
+            "command goes on with the rest:\n       " + "\n       ".join(results.failed)
+        )
+    rows = _rows(models, tasks, results.scores, seed)
+    comparison = {
+        "rows": [asdict(row) for row in rows],
+        "differences": [asdict(one) for one in _differences(rows, results.scores, seed)],
+        "benchmarks": benchmark_means(rows, tasks),
+        "published": published_scores(rows, tasks),
+        "seen": seen_and_unseen(rows),
+        "health": results.health,
+        "not_judged": not_judged | _undefined(results),
+    }
+    folder.write_json("comparison.json", comparison)
+    diagnosis = diagnose(Facts.of(RunFiles(run.folder)))
+    folder.write_json("diagnosis.json", asdict(diagnosis))
+    return {"scores": len(rows)}
+
+
+def _undefined(results: Results) -> dict[str, str]:
+    """Task and model -> why there is no score."""
+    found = {}
+    for (model, task), score in results.scores.items():
+        if score.undefined:
+            found[f"{task} ({model})"] = score.undefined
+            line = f"evaluation: {model} on {task}: {score.undefined}"
+            log_event(line, "undefined", level="warning", task=task, model=model)
+    return found
+
+
+def _rows(
+    models: Sequence[ModelSpec], tasks: Sequence[EvalTask], scores: Scores, seed: int
+) -> list[Row]:
+    """By task, for each its models in order; tasks of benchmarks come last."""
+    found = []
+    for task in sorted(tasks, key=lambda task: (bool(task.benchmarks), task.name)):
+        for model in models:
+            scored = scores.get((model.name, task.name))
+            if scored is None or scored.undefined:
+                continue
+            low = high = score = round(scored.score, 6)
+            if scored.per_example:
+                limits = score_interval(scored.per_example, seed=seed)
+                low, high = round(limits.low, 6), round(limits.high, 6)
+            row = Row(
+                task=task.name,
+                type=scored.type,
+                metric=scored.metric,
+                model=model.name,
+                score=score,
+                n=scored.n,
+                low=low,
+                high=high,
+                seen=task.seen,
+                seconds=scored.seconds,
+            )
+            found.append(row)
+    return found
+
+
+def _differences(rows: Sequence[Row], scores: Scores, seed: int) -> Iterator[Difference]:
+    """Between any two models, the later one first: stage 2, stage 1, further models, the backbone, BM25."""
+    models = models_of(rows)
+    further = [one for one in models if one not in (STAGE2, STAGE1, BACKBONE, BM25)]
+    order = [one for one in (STAGE2, STAGE1, *further, BACKBONE, BM25) if one in models]
+    for task in dict.fromkeys(row.task for row in rows):
+        examples = {}
+        for model in order:
+            scored = scores.get((model, task))
+            examples[model] = scored.per_example if scored else None
+        for model, against in combinations(order, 2):
+            ours, theirs = examples[model], examples[against]
+            if ours is not None and theirs is not None:
+                found = paired_difference(ours, theirs, seed=seed)
+                if found is not None:
+                    yield Difference.of(task, model, against, found)

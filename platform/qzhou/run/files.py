@@ -1,0 +1,123 @@
+"""What the stages left in a run folder, for everything that reads a run: reports, diagnosis, gate, estimates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from qzhou.data.records import Manifest
+from qzhou.data.storage import Folder
+from qzhou.run.run import MANIFEST, RECIPE
+
+# The folder of each stage, in the order in which they run.
+TRANSFORM, SYNTHESIS, MINING = "transform", "synthesis", "mining"
+TRAINING_STAGE1, TRAINING_STAGE2 = "training/stage1", "training/stage2"
+EXPORT, EVALUATION = "model", "evaluation"
+STAGES = (TRANSFORM, SYNTHESIS, MINING, TRAINING_STAGE1, TRAINING_STAGE2, EXPORT, EVALUATION)
+TRAINING_STAGES = {"stage1": TRAINING_STAGE1, "stage2": TRAINING_STAGE2}
+# Files, by their path in the run folder.
+TRANSFORM_REPORT = f"{TRANSFORM}/report.json"
+SYNTHESIS_REPORT, LEDGER = f"{SYNTHESIS}/report.json", f"{SYNTHESIS}/ledger.json"
+MINING_REPORT = f"{MINING}/report.json"
+METRICS = {name: f"{folder}/metrics.jsonl" for name, folder in TRAINING_STAGES.items()}
+COMPARISON, DIAGNOSIS = f"{EVALUATION}/comparison.json", f"{EVALUATION}/diagnosis.json"
+SCORES = f"{EVALUATION}/scores"
+
+Content = Mapping[str, Any]
+
+
+class RunFiles:
+    """The files of a run folder, each read when it is first asked for; a missing file reads as empty.
+
+    Args:
+        folder: The folder of the run.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    @cached_property
+    def recipe(self) -> Content:
+        """The resolved recipe as JSON."""
+        return self._json(RECIPE)
+
+    @property
+    def name(self) -> str:
+        """The name of the run."""
+        return str(self.recipe.get("run", {}).get("name", "run"))
+
+    @cached_property
+    def manifests(self) -> Mapping[str, Manifest]:
+        """Stage folder -> its manifest, of the stages that have finished."""
+        found = {stage: self._json(f"{stage}/{MANIFEST}") for stage in STAGES}
+        return {stage: Manifest(**content) for stage, content in found.items() if content}
+
+    @cached_property
+    def transform(self) -> Content:
+        """The report of the transform."""
+        return self._json(TRANSFORM_REPORT)
+
+    @cached_property
+    def synthesis(self) -> Content:
+        """The report of the synthesis."""
+        return self._json(SYNTHESIS_REPORT)
+
+    @cached_property
+    def ledger(self) -> Content:
+        """Requests, tokens and cost of the synthesis."""
+        return self._json(LEDGER)
+
+    @cached_property
+    def mining(self) -> Content:
+        """Dataset -> the report of its mining."""
+        return self._json(MINING_REPORT)
+
+    @cached_property
+    def metrics(self) -> Mapping[str, Sequence[Content]]:
+        """``stage1`` and ``stage2`` -> the metrics of each step, of the stages that have any."""
+        found = {}
+        for stage, name in METRICS.items():
+            lines = self.folder.read_bytes(name).splitlines() if self.folder.exists(name) else []
+            if lines:
+                found[stage] = [json.loads(line) for line in lines if line.strip()]
+        return found
+
+    @cached_property
+    def comparison(self) -> Content:
+        """Scores, differences and embedding health of all models."""
+        return self._json(COMPARISON)
+
+    @cached_property
+    def diagnosis(self) -> Content:
+        """Findings and skipped checks."""
+        return self._json(DIAGNOSIS)
+
+    def task_score(self, model: str, task: str) -> Content | None:
+        """The stored score of a model on a task; None where there is none."""
+        return self._json(f"{SCORES}/{model}/{task}.json") or None
+
+    def output(self, stage: str, name: str) -> int | None:
+        """How many rows a stage wrote under a name; None where it has not finished."""
+        manifest = self.manifests.get(stage)
+        return None if manifest is None else int(manifest.outputs.get(name, 0))
+
+    def is_outdated(self, name: str, fingerprint: str) -> bool:
+        """Whether the stage that a manifest names as input has run again since, with another fingerprint."""
+        source = self.manifests.get(TRAINING_STAGES.get(name, name))
+        return source is not None and source.fingerprint != fingerprint
+
+    def outdated_inputs(self, stage: str) -> list[str]:
+        """The stages that a finished stage has read and that have run again since."""
+        manifest = self.manifests.get(stage)
+        inputs = manifest.inputs.items() if manifest is not None else ()
+        return [
+            TRAINING_STAGES.get(name, name)
+            for name, value in inputs
+            if self.is_outdated(name, value)
+        ]
+
+    def _json(self, name: str) -> Content:
+        found: Content = self.folder.read_json(name) if self.folder.exists(name) else {}
+        return found
