@@ -205,7 +205,7 @@ class StageCost:
 def expected_steps(
     datasets: Sequence[DatasetTexts], training: TrainingSection, stage: StageSection
 ) -> list[Steps]:
-    """The steps of a stage by what they encode, as :class:`qzhou.training.plan.BatchPlan` draws them.
+    """The steps of a stage by what they encode, as :class:`qzhou.training.batch_plan.BatchPlan` draws them.
 
     Where rows are not known, the datasets of a kind are taken as equally large.
 

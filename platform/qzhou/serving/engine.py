@@ -18,9 +18,9 @@ import numpy as np
 
 from qzhou.serving.cache import Text, VectorCache, key_of
 from qzhou.serving.errors import RequestError
-from qzhou.serving.memory import give_back
 from qzhou.serving.outputs import Vectors
 from qzhou.serving.queue import TextQueue
+from qzhou.telemetry.memory import release_freed_memory
 
 TOKENIZED_AT_ONCE = 512  # texts; a large request does not keep small ones waiting
 CHARS_PER_TOKEN = 4  # a guess, for what is not tokenized yet
@@ -325,7 +325,7 @@ class Engine:
         found = self.encoder.vectors(ids)
         if time.monotonic() - self._given_back > GIVE_BACK_EVERY_S:
             self._given_back = time.monotonic()
-            give_back()
+            release_freed_memory()
         return found
 
     def _deliver(self, item: _Item, vector: Vectors) -> None:

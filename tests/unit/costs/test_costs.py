@@ -23,8 +23,8 @@ from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalE
 from qzhou.data.storage import Folder, write_records
 from qzhou.errors import DataError, ModelError, RecipeError
 from qzhou.run.run import MANIFEST
+from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.estimate import print_estimate
-from qzhou.training.plan import BatchPlan, DatasetSize
 from tests.slim import without_torch_and_ray
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ import pytest
 from qzhou.serving.cache import VectorCache, key_of
 from qzhou.serving.engine import Engine
 from qzhou.serving.errors import RequestError
-from qzhou.serving.memory import give_back
+from qzhou.telemetry.memory import release_freed_memory
 
 
 class WordEncoder:
@@ -110,7 +110,7 @@ def test_two_passes_share_a_request_and_run_at_the_same_time():
 
 def test_memory_is_given_back_now_and_then(monkeypatch):
     given = []
-    monkeypatch.setattr("qzhou.serving.engine.give_back", lambda: given.append(1))
+    monkeypatch.setattr("qzhou.serving.engine.release_freed_memory", lambda: given.append(1))
 
     async def ask(engine):
         for n in range(20):
@@ -136,7 +136,7 @@ def test_freed_memory_leaves_the_process():
         libc.free(block)
     before = psutil.Process().memory_info().rss
 
-    give_back()
+    release_freed_memory()
 
     assert before - psutil.Process().memory_info().rss > 100_000_000
     libc.free(blocks[-1])

@@ -45,6 +45,7 @@ class PlannedBatch:
 
     @property
     def size(self) -> int:
+        """Number of rows."""
         return sum(len(part.rows) for part in self.parts)
 
     @property

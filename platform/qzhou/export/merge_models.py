@@ -23,10 +23,10 @@ from qzhou.encoder.backbone import (
 )
 from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.errors import ModelError, RecipeError, StorageError
+from qzhou.export.merge_weights import Method, State, merge_states, shares_of
 from qzhou.run.models import resolve, weights_fingerprint
 from qzhou.run.run import MANIFEST, UPLOADED
 from qzhou.telemetry.events import say
-from qzhou.training.merge import Method, State, merge_states, shares_of
 
 MERGE_FILE = "merge.json"
 FINISHED = {
