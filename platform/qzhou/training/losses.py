@@ -124,9 +124,8 @@ def info_nce(
     logits = score / options.temperature
     if options.hardness and masks.hard_negative_BM is not None:
         weight_BM = options.hardness * score_BM.detach() * masks.hard_negative_BM
-        by_document, others = logits.split(
-            [len(document_MD), logits.shape[1] - len(document_MD)], 1
-        )
+        columns = [len(document_MD), logits.shape[1] - len(document_MD)]
+        by_document, others = torch.split(logits, columns, dim=1)
         logits = torch.cat([by_document + weight_BM, others], dim=1)
     loss_B = torch.nn.functional.cross_entropy(
         logits.masked_fill(left_out, -torch.inf), positive_B, reduction="none"

@@ -183,14 +183,16 @@ def _with_matryoshka(
 
 def _loss(batch: Batch, parts: Sequence[Tensor], training: TrainingSection, seed: int) -> Tensor:
     device = parts[0].device
-    if isinstance(batch, PairBatch):
-        score_P, scale_P = batch.score_P.to(device), batch.scale_P.to(device)
-        return cosent(*parts, score_P, temperature=training.cosent_temperature, scale_P=scale_P)
     if isinstance(batch, RetrievalBatch):
         return _retrieval_loss(batch, parts[0], parts[1], training, seed)
+    if isinstance(batch, PairBatch):
+        a, b = parts
+        temperature, scale_P = training.cosent_temperature, batch.scale_P.to(device)
+        return cosent(a, b, batch.score_P.to(device), temperature=temperature, scale_P=scale_P)
+    texts, positives, negatives = parts
     label_B, negative_label_M = batch.label_B.to(device), batch.negative_label_M.to(device)
     return classification_info_nce(
-        *parts, label_B, negative_label_M, temperature=training.temperature
+        texts, positives, negatives, label_B, negative_label_M, temperature=training.temperature
     )
 
 

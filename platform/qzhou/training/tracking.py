@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from qzhou.config.training import Tracker
 from qzhou.data.storage import Folder
@@ -41,12 +41,12 @@ DASHBOARD_METRICS = {
 STAGE_TAG = "qzhou_stage"  # of an MLflow run: a digest of its folder and settings
 
 
-class Sink(Protocol):
-    """Takes the metrics of one rank."""
+class Sink:
+    """Takes the metrics of one rank, one step after the other."""
 
     def log(self, metrics: Metrics) -> None:
         """Record what one step did; ``metrics["step"]`` says which."""
-        ...
+        raise NotImplementedError
 
     def flush(self) -> None:
         """Make durable what was logged so far; nothing to do for sinks that send each step at once."""

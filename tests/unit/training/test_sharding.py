@@ -22,7 +22,7 @@ def test_every_text_is_encoded_once_and_found_again_by_every_rank(ids, world, bu
             len(chunk) for chunk in shards[0].micro_batches
         ]
         assert one.padded_tokens == shards[0].padded_tokens
-        for chunk, padded in zip(one.chunks, one.padded_tokens, strict=True):
+        for chunk, padded in zip(one.micro_batches, one.padded_tokens, strict=True):
             assert len(chunk) == 1 or padded <= budget
             assert len(chunk) * max(map(len, chunk)) <= padded
     assert len(gathered) - len({tuple(text) for text in ids}) < world
