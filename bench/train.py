@@ -47,7 +47,8 @@ from qzhou.encoder.linear import take_faster_linear
 from qzhou.run.models import resolve
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.examples import TrainingSet
-from qzhou.training.loop import TrainingStage, train_stage
+from qzhou.training.loader import TrainingStage
+from qzhou.training.loop import train_stage
 from qzhou.training.recorder import StageRecorder
 from tests.torch_engine import TorchEngine
 

@@ -17,7 +17,8 @@ from qzhou.training.batches import build_batches
 from qzhou.training.engine import disable_dropout
 from qzhou.training.examples import TrainingSet
 from qzhou.training.gradient_cache import backward
-from qzhou.training.loop import TrainingStage, train_stage
+from qzhou.training.loader import TrainingStage
+from qzhou.training.loop import train_stage
 from qzhou.training.objectives import loss_of
 from qzhou.training.sharding import shard_batch
 

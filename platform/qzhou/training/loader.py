@@ -1,11 +1,11 @@
-"""Prepare the batches of the next steps in threads while a step trains."""
+"""What a stage trains on, and the batches of the next steps, prepared in threads while a step trains."""
 
 from __future__ import annotations
 
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
@@ -15,8 +15,33 @@ from qzhou.config.recipe import Recipe
 from qzhou.encoder.encoder import token_ids
 from qzhou.training.batch_plan import BatchPlan, PlannedBatch
 from qzhou.training.batches import Batch, build_batches
+from qzhou.training.distillation import Teacher
+from qzhou.training.engine import Engine
 from qzhou.training.examples import TrainingSet
 from qzhou.training.sharding import ShardedBatch, shard_batch
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStage:
+    """What one stage trains on.
+
+    Attributes:
+        name: For progress and errors, e.g. ``stage1``.
+        plan: Says which rows each step trains on.
+        data: Dataset name -> its examples; every dataset of the plan.
+        recipe: Of the run.
+        tokenizer: Of the model.
+        teacher: The model to distil from, if there is one.
+        validate: Returns validation scores of the model as it is; every rank calls it.
+    """
+
+    name: str
+    plan: BatchPlan
+    data: Mapping[str, TrainingSet]
+    recipe: Recipe
+    tokenizer: Any
+    teacher: Teacher | None = None
+    validate: Callable[[], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,53 +54,30 @@ class PreparedBatch:
     for_teacher: ShardedBatch | None
 
 
-@dataclass(frozen=True, slots=True)
-class BatchPreparer:
-    """Makes the batch of a step, from any thread: examples, texts, token ids, this rank's share.
+def prepare_batch(stage: TrainingStage, engine: Engine, step: int) -> PreparedBatch:
+    """The batch of a step, with this rank's share of its texts as token ids; from any thread."""
+    planned, training = stage.plan.at(step), stage.recipe.training
+    batches = build_batches(
+        planned,
+        stage.data,
+        negatives_per_query=training.negatives_per_query,
+        seed=stage.recipe.training_seed,
+    )
 
-    Attributes:
-        plan: Says which rows a step trains on.
-        data: Dataset name -> its examples.
-        recipe: Of the run.
-        tokenizer: Of the model.
-        rank: Whose share is prepared.
-        world: Number of ranks.
-        chunk_tokens: Padded tokens of one forward pass.
-        teacher_tokenizer: Of the teacher, if there is one.
-    """
-
-    plan: BatchPlan
-    data: Mapping[str, TrainingSet]
-    recipe: Recipe
-    tokenizer: Any
-    rank: int
-    world: int
-    chunk_tokens: int
-    teacher_tokenizer: Any = None
-
-    def __call__(self, step: int) -> PreparedBatch:
-        """The batch of a step."""
-        planned = self.plan.at(step)
-        batches = build_batches(
-            planned,
-            self.data,
-            negatives_per_query=self.recipe.training.negatives_per_query,
-            seed=self.recipe.training_seed,
-        )
-        for_teacher = None
-        if self.teacher_tokenizer is not None:
-            for_teacher = self._sharded(batches, self.teacher_tokenizer)
-        return PreparedBatch(planned, batches, self._sharded(batches, self.tokenizer), for_teacher)
-
-    def _sharded(self, batches: Sequence[Batch], tokenizer: Any) -> ShardedBatch:
-        model = self.recipe.model
+    def sharded(tokenizer: Any) -> ShardedBatch:
+        model = stage.recipe.model
         limit = {"query": model.max_query_tokens, "document": model.max_document_tokens}
         own = _own_tokenizer(tokenizer)
         ids: list[list[int]] = []
         for batch in batches:
             for side, texts in batch.text_groups:
                 ids += token_ids(own, texts, max_tokens=limit[side])
-        return shard_batch(ids, rank=self.rank, world=self.world, chunk_tokens=self.chunk_tokens)
+        return shard_batch(
+            ids, rank=engine.rank, world=engine.world, chunk_tokens=engine.chunk_tokens
+        )
+
+    for_teacher = sharded(stage.teacher.tokenizer) if stage.teacher else None
+    return PreparedBatch(planned, batches, sharded(stage.tokenizer), for_teacher)
 
 
 def prefetch(

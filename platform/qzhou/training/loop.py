@@ -5,55 +5,26 @@ One screen: next batch, loss and gradient, step, record, validate and save if du
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qzhou.config.recipe import Recipe
 from qzhou.errors import TrainingError
 from qzhou.telemetry.progress import progress
-from qzhou.training.batch_plan import BatchPlan
-from qzhou.training.distillation import Teacher
 from qzhou.training.engine import Engine
-from qzhou.training.examples import TrainingSet
 from qzhou.training.gradient_cache import backward, embed
-from qzhou.training.loader import BatchPreparer, PreparedBatch, prefetch
+from qzhou.training.loader import PreparedBatch, TrainingStage, prefetch, prepare_batch
 from qzhou.training.objectives import batch_metrics, loss_of
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.schedule import learning_rate_at, soft_mask_weight_at
 
 Metrics = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TrainingStage:
-    """What one stage trains on.
-
-    Attributes:
-        name: For progress and errors, e.g. ``stage1``.
-        plan: Says which rows each step trains on.
-        data: Dataset name -> its examples; every dataset of the plan.
-        recipe: Of the run.
-        tokenizer: Of the model.
-        teacher: The model to distil from, if there is one.
-        validate: Returns validation scores of the model as it is; every rank calls it.
-    """
-
-    name: str
-    plan: BatchPlan
-    data: Mapping[str, TrainingSet]
-    recipe: Recipe
-    tokenizer: Any
-    teacher: Teacher | None = None
-    validate: Callable[[], Mapping[str, float]] | None = None
 
 
 def train_stage(
@@ -71,16 +42,7 @@ def train_stage(
         TrainingError: Loss or gradient is not finite; names step and dataset, and the batch is kept.
     """
     steps, training = stage.plan.stage.steps, stage.recipe.training
-    prepare = BatchPreparer(
-        stage.plan,
-        stage.data,
-        stage.recipe,
-        stage.tokenizer,
-        engine.rank,
-        engine.world,
-        engine.chunk_tokens,
-        stage.teacher.tokenizer if stage.teacher else None,
-    )
+    prepare = partial(prepare_batch, stage, engine)
     batches = prefetch(prepare, first_step, steps, threads=training.loader_threads)
     with progress(f"train: {stage.name}", total=steps - first_step, unit="steps") as bar:
         for batch, waited_s in batches:

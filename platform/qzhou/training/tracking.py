@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,20 @@ DASHBOARD_METRICS = {
 STAGE_TAG = "qzhou_stage"  # of an MLflow run: a digest of its folder and settings
 
 
+@dataclass(frozen=True, slots=True)
 class Sink:
-    """Takes the metrics of one rank, one step after the other."""
+    """Takes the metrics of one rank, one step after the other.
 
-    def log(self, metrics: Metrics) -> None:
-        """Record what one step did; ``metrics["step"]`` says which."""
-        raise NotImplementedError
+    Attributes:
+        log: Records what one step did; ``metrics["step"]`` says which.
+        flush: Makes durable what was logged so far; does nothing where each step is sent at once.
+    """
 
-    def flush(self) -> None:
-        """Make durable what was logged so far; nothing to do for sinks that send each step at once."""
+    log: Callable[[Metrics], None]
+    flush: Callable[[], None] = lambda: None
 
 
-class MetricsFile(Sink):
+class MetricsFile:
     """``metrics.jsonl`` of a stage: one line for each step, also after restarts.
 
     On local filesystems a line is appended at the end of its step, so that ``tail -f`` follows the training. Object
@@ -90,89 +93,6 @@ class MetricsFile(Sink):
         self._folder.write_bytes(METRICS_FILE, content.encode())
 
 
-class Dashboard(Sink):
-    """The metrics that dashboards show while a stage trains."""
-
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
-
-    def log(self, metrics: Metrics) -> None:
-        """Update the metrics, which Ray exports."""
-        measure(TRAINING_LOSS, metrics["loss"], stage=self._stage, task=metrics["task"])
-        for name, (metric, unit) in DASHBOARD_METRICS.items():
-            if name in metrics:
-                measure(metric, metrics[name] * unit, stage=self._stage)
-        measure(TRAINING_STEPS, 1, stage=self._stage)
-        measure(TRAINING_LAST_STEP, time.time(), stage=self._stage)
-
-
-class TensorBoard(Sink):
-    """Event files in ``tensorboard/`` of the stage."""
-
-    def __init__(self, folder: Folder, first_step: int, scratch: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._target = folder / "tensorboard"
-        self._local = Path(self._target.path) if folder.is_local else scratch
-        self._writer = SummaryWriter(str(self._local), purge_step=first_step or None)
-
-    def log(self, metrics: Metrics) -> None:
-        """Add a point to each curve."""
-        for name, value in _curves(metrics).items():
-            self._writer.add_scalar(name, value, metrics["step"])
-
-    def flush(self) -> None:
-        """Write the event files, and upload them where the stage's folder is remote."""
-        self._writer.flush()
-        if not self._target.is_local:
-            self._target.upload(self._local)
-
-
-class WeightsAndBiases(Sink):
-    """A run of the project ``qzhou``; WANDB_MODE, WANDB_PROJECT and the API key come from the environment."""
-
-    def __init__(self, run_name: str, folder: Folder, settings: Mapping[str, Any]) -> None:
-        import wandb
-
-        self._run = wandb.init(
-            project=wandb.Settings().project or "qzhou",
-            name=f"{run_name}/{folder.name}",
-            id=f"{run_name}-{folder.name}-{digest([folder.uri, settings])}",
-            resume="allow",
-            config=dict(settings),
-        )
-
-    def log(self, metrics: Metrics) -> None:
-        """Send one step."""
-        self._run.log(_curves(metrics), step=metrics["step"])
-
-
-class MLflow(Sink):
-    """A run of the experiment ``qzhou``; MLFLOW_TRACKING_URI comes from the environment."""
-
-    def __init__(self, run_name: str, folder: Folder, settings: Mapping[str, Any]) -> None:
-        import mlflow
-
-        experiment = mlflow.set_experiment("qzhou").experiment_id
-        self._client = mlflow.MlflowClient()
-        tag = digest([folder.uri, settings])  # two runs may have the same name
-        found = self._client.search_runs([experiment], f"tags.{STAGE_TAG} = '{tag}'")
-        if found:
-            self._id = found[0].info.run_id
-            return
-        run = self._client.create_run(
-            experiment, run_name=f"{run_name}/{folder.name}", tags={STAGE_TAG: tag}
-        )
-        self._id = run.info.run_id
-        for key, value in settings.items():
-            self._client.log_param(self._id, key, str(value)[:500])
-
-    def log(self, metrics: Metrics) -> None:
-        """Send one step."""
-        for name, value in _curves(metrics).items():
-            self._client.log_metric(self._id, name, value, step=metrics["step"])
-
-
 def open_sinks(
     trackers: tuple[Tracker, ...],
     folder: Folder,
@@ -196,11 +116,12 @@ def open_sinks(
         SetupError: A tracker is not installed.
     """
     known: dict[Tracker, Callable[[], Sink]] = {
-        "tensorboard": lambda: TensorBoard(folder, first_step, scratch),
-        "wandb": lambda: WeightsAndBiases(run_name, folder, settings),
-        "mlflow": lambda: MLflow(run_name, folder, settings),
+        "tensorboard": lambda: _tensorboard(folder, first_step, scratch),
+        "wandb": lambda: _wandb(run_name, folder, settings),
+        "mlflow": lambda: _mlflow(run_name, folder, settings),
     }
-    sinks: list[Sink] = [MetricsFile(folder, first_step), Dashboard(folder.name)]
+    file = MetricsFile(folder, first_step)
+    sinks = [Sink(file.log, file.flush), _dashboard(folder.name)]
     for tracker in trackers:
         try:
             sinks.append(known[tracker]())
@@ -209,6 +130,78 @@ def open_sinks(
                 f"training.trackers names {tracker}, which cannot be imported: {error}. pip install 'qzhou[trackers]'"
             ) from None
     return sinks
+
+
+def _dashboard(stage: str) -> Sink:
+    """The metrics that Ray exports while a stage trains."""
+
+    def log(metrics: Metrics) -> None:
+        measure(TRAINING_LOSS, metrics["loss"], stage=stage, task=metrics["task"])
+        for name, (metric, unit) in DASHBOARD_METRICS.items():
+            if name in metrics:
+                measure(metric, metrics[name] * unit, stage=stage)
+        measure(TRAINING_STEPS, 1, stage=stage)
+        measure(TRAINING_LAST_STEP, time.time(), stage=stage)
+
+    return Sink(log)
+
+
+def _tensorboard(folder: Folder, first_step: int, scratch: Path) -> Sink:
+    """Event files in ``tensorboard/`` of the stage; they are uploaded at checkpoints where the folder is remote."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    target = folder / "tensorboard"
+    local = Path(target.path) if folder.is_local else scratch
+    writer = SummaryWriter(str(local), purge_step=first_step or None)
+
+    def log(metrics: Metrics) -> None:
+        for name, value in _curves(metrics).items():
+            writer.add_scalar(name, value, metrics["step"])
+
+    def flush() -> None:
+        writer.flush()
+        if not folder.is_local:
+            target.upload(local)
+
+    return Sink(log, flush)
+
+
+def _wandb(run_name: str, folder: Folder, settings: Mapping[str, Any]) -> Sink:
+    """A run of the project ``qzhou``; WANDB_MODE, WANDB_PROJECT and the API key come from the environment."""
+    import wandb
+
+    run = wandb.init(
+        project=wandb.Settings().project or "qzhou",
+        name=f"{run_name}/{folder.name}",
+        id=f"{run_name}-{folder.name}-{digest([folder.uri, settings])}",
+        resume="allow",
+        config=dict(settings),
+    )
+    return Sink(lambda metrics: run.log(_curves(metrics), step=metrics["step"]))
+
+
+def _mlflow(run_name: str, folder: Folder, settings: Mapping[str, Any]) -> Sink:
+    """A run of the experiment ``qzhou``; MLFLOW_TRACKING_URI comes from the environment."""
+    import mlflow
+
+    experiment = mlflow.set_experiment("qzhou").experiment_id
+    client = mlflow.MlflowClient()
+    # a restart continues its run, and two runs may have the same name: a tag tells them apart
+    tag = digest([folder.uri, settings])
+    found = client.search_runs([experiment], f"tags.{STAGE_TAG} = '{tag}'")
+    if found:
+        run = found[0]
+    else:
+        name = f"{run_name}/{folder.name}"
+        run = client.create_run(experiment, run_name=name, tags={STAGE_TAG: tag})
+        for key, value in settings.items():
+            client.log_param(run.info.run_id, key, str(value)[:500])
+
+    def log(metrics: Metrics) -> None:
+        for name, value in _curves(metrics).items():
+            client.log_metric(run.info.run_id, name, value, step=metrics["step"])
+
+    return Sink(log)
 
 
 def _curves(metrics: Metrics) -> dict[str, float]:

@@ -22,7 +22,8 @@ from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.deepspeed_engine import DeepSpeedEngine
 from qzhou.training.distillation import Teacher
 from qzhou.training.examples import TrainingSet, training_sets
-from qzhou.training.loop import TrainingStage, train_stage
+from qzhou.training.loader import TrainingStage
+from qzhou.training.loop import train_stage
 from qzhou.training.lora import add_adapters, merge_adapters
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.stages import StageName

@@ -24,7 +24,8 @@ from qzhou.evaluation.models import health
 from qzhou.run.run import Run
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.examples import TrainingSet
-from qzhou.training.loop import TrainingStage, train_stage
+from qzhou.training.loader import TrainingStage
+from qzhou.training.loop import train_stage
 from qzhou.transform.contamination import IndexBuilder, Overlap
 from qzhou.transform.report import overlap_rows
 from tests.conftest import WORDS

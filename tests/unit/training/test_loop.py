@@ -11,7 +11,8 @@ import torch
 
 import qzhou.training
 from qzhou.errors import TrainingError
-from qzhou.training.loop import TrainingStage, train_stage
+from qzhou.training.loader import TrainingStage
+from qzhou.training.loop import train_stage
 from qzhou.training.schedule import learning_rate_at, soft_mask_weight_at
 from tests.ranks.problem import (
     CHUNK_TOKENS,
