@@ -69,10 +69,6 @@ def merge_states(
 def shares_of(weights: Sequence[float], *, method: Method) -> list[float]:
     """The weights divided by their sum.
 
-    Args:
-        weights: Of the models.
-        method: Of merging.
-
     Raises:
         RecipeError: One is negative or no number, all are zero, or slerp is asked of other than two.
     """

@@ -82,13 +82,8 @@ class BatchPlan:
     ) -> None:
         """Draw the datasets of all steps.
 
-        Args:
-            datasets: What can be drawn.
-            stage: Steps, batch sizes and eta.
-            alpha: A dataset is drawn in proportion to rows ** alpha.
-            seed: Of all draws.
-            grouping: What the rows of a batch have in common: their ``dataset`` (the paper's), their ``task`` (as in
-                SFR-Embedding), or nothing; then each row is drawn for itself and eta is a share of rows.
+        ``grouping`` says what the rows of a batch have in common: their ``dataset`` (the paper's), their ``task`` (as
+        in SFR-Embedding), or nothing; then each row is drawn for itself and eta is a share of rows.
 
         Raises:
             DataError: A group that the stage draws from has no dataset, or a dataset has no rows.

@@ -40,15 +40,10 @@ class DeepSpeedEngine:
         *,
         checkpoint: Path | None = None,
     ) -> None:
-        """Shard a model over the ranks.
+        """Shard a model over the ranks; the dtype of its weights, float32 or bfloat16, decides the dtype to train in.
 
-        Args:
-            model: Float32 or bfloat16 weights, which decide the dtype to train in.
-            tokenizer: Of the model.
-            training: Optimizer, ZeRO stage and token budgets.
-            device: Where this rank's part lives.
-            checkpoint: The folder that :meth:`load` will read: ZeRO must know beforehand whether the same
-                number of ranks wrote it.
+        ``checkpoint`` is the folder that :meth:`load` will read: ZeRO must know beforehand whether the same number
+        of ranks wrote it.
         """
         deepspeed = _import_deepspeed(device)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -127,11 +122,7 @@ def deepspeed_config(
 
     A step may have several backward passes (gradient cache), and the engine itself marks the last. So no step counts
     as gradient accumulation, which would cut the negatives of a batch.
-
-    Args:
-        training: Optimizer and ZeRO stage.
-        bfloat16: Whether the weights are bfloat16.
-        universal: Whether the checkpoint to load was converted from another number of ranks.
+    ``universal`` says that the checkpoint to load was converted from another number of ranks.
     """
     zero: dict[str, Any] = {"stage": training.zero_stage}
     if training.offload_optimizer:

@@ -38,10 +38,7 @@ class Engine(Protocol):
     def forward(self, ids: Sequence[Ids], soft_mask_weight: float | None = None) -> Tensor:
         """Vectors [S, D] of the token ids of S texts; with gradient where torch records one.
 
-        Args:
-            ids: Token ids of each text.
-            soft_mask_weight: Of attention to later tokens (:func:`qzhou.encoder.attention.soft_causal_mask`);
-                None: no soft mask.
+        With a weight, attention has a soft mask (:func:`qzhou.encoder.attention.soft_causal_mask`).
         """
         ...
 
@@ -74,10 +71,7 @@ class Collator:
     ) -> None:
         """Choose packing or padding for good: gradient checkpointing computes attention in the backward pass too.
 
-        Args:
-            model: The model that will take the tensors; packing changes its attention.
-            tokenizer: Knows the padding token.
-            packed: Whether to pack; default: where FlashAttention is installed and computes in the model's dtype.
+        By default texts are packed where FlashAttention is installed and computes in the model's dtype.
         """
         weight = next(model.parameters())
         self._device, self._dtype, self._pad = weight.device, weight.dtype, tokenizer.pad_token_id
@@ -106,13 +100,9 @@ def prepare_model(
     *,
     packed: bool | None = None,
 ) -> Collator:
-    """The collator of a model, which is put into training mode without dropout.
+    """The collator of a model, which is put into training mode without dropout, in place.
 
-    Args:
-        model: Changed in place.
-        tokenizer: Of the model.
-        training: Says whether activations are recomputed, and whether a soft mask rules out packing.
-        packed: Whether to pack texts; default: what the settings and the device allow.
+    Texts are packed where settings and device allow it, unless ``packed`` decides.
     """
     disable_dropout(model)
     if training.gradient_checkpointing:

@@ -62,9 +62,6 @@ class TrainingSet:
     """The examples of one dataset, and how their texts are presented.
 
     Attributes:
-        name: Of the dataset.
-        task: Of all its examples.
-        prompt: Of the dataset.
         rows: Number of examples.
         take: Examples of some rows; from any thread.
         classes: For classification only.
@@ -124,11 +121,7 @@ def training_sets(
 ) -> dict[str, TrainingSet]:
     """The mined examples of every dataset, in the recipe's order.
 
-    Args:
-        recipe: Names the datasets to train on.
-        run_folder: Of the run.
-        mined: Which making of the mined examples (:attr:`qzhou.data.records.Manifest.making`).
-        retrieval_only: Leave out the other tasks.
+    ``mined`` says which making of the mined examples is read (:attr:`qzhou.data.records.Manifest.making`).
 
     Raises:
         DataError: There are none.
@@ -166,10 +159,6 @@ def local_copy(folder: Folder, file: Path) -> Path:
 
     The first rank of a node that asks makes the file. Copies of the same run whose examples have changed since are
     removed.
-
-    Args:
-        folder: Holds the Parquet files.
-        file: Where the copy is or will be.
 
     Raises:
         StorageError: The folder cannot be read.

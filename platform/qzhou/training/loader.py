@@ -25,14 +25,8 @@ from qzhou.training.sharding import ShardedBatch, shard_batch
 class TrainingStage:
     """What one stage trains on.
 
-    Attributes:
-        name: For progress and errors, e.g. ``stage1``.
-        plan: Says which rows each step trains on.
-        data: Dataset name -> its examples; every dataset of the plan.
-        recipe: Of the run.
-        tokenizer: Of the model.
-        teacher: The model to distil from, if there is one.
-        validate: Returns validation scores of the model as it is; every rank calls it.
+    ``data`` has the examples of every dataset of the plan by name. ``validate`` returns validation scores of the
+    model as it is; every rank calls it.
     """
 
     name: str
@@ -85,11 +79,7 @@ def prefetch(
 ) -> Iterator[tuple[PreparedBatch, float]]:
     """The batches of steps in [first, last), and for how many seconds each was waited for.
 
-    Args:
-        prepare: Makes the batch of a step.
-        first: First step.
-        last: The step after the last one.
-        threads: Number of threads; so many batches are under way while one more is trained on.
+    Each of the threads prepares one batch while a step trains.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
         waiting: deque[Future[PreparedBatch]] = deque()

@@ -32,11 +32,7 @@ def train_stage(
 ) -> bool:
     """Whether training reached the end of the stage; False if it was stopped, with a checkpoint.
 
-    Args:
-        stage: What to train on.
-        engine: Model and optimizer.
-        recorder: Takes metrics and checkpoints.
-        first_step: 0, or the step that a checkpoint had reached.
+    ``first_step`` is 0, or the step that a checkpoint had reached.
 
     Raises:
         TrainingError: Loss or gradient is not finite; names step and dataset, and the batch is kept.

@@ -104,13 +104,8 @@ def open_sinks(
 ) -> list[Sink]:
     """``metrics.jsonl``, the dashboards and the trackers.
 
-    Args:
-        trackers: Names of ``training.trackers``.
-        folder: The stage's folder.
-        run_name: Shown by the trackers.
-        settings: Shown beside the curves.
-        first_step: The step with which this attempt begins.
-        scratch: A local folder, for trackers that write files.
+    Trackers show the settings beside the curves; those that write files use ``scratch``, a local folder, where the
+    stage's folder is remote. ``first_step`` is the step with which this attempt begins.
 
     Raises:
         SetupError: A tracker is not installed.

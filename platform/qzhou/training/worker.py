@@ -45,13 +45,7 @@ def train_worker(
 
     The process group of the ranks must be there already.
 
-    Args:
-        recipe: Of the run.
-        name: Which stage.
-        run_folder: Of the run.
-        mined: Which making of the mined examples.
-        recorder_type: Keeps metrics and checkpoints.
-        checkpoint: A folder with the parts of all ranks.
+    ``mined`` says which making of the mined examples to train on, and ``recorder_type`` how checkpoints are kept.
 
     Raises:
         DataError: There is nothing to train on.
