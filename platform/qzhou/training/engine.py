@@ -16,8 +16,8 @@ from qzhou.training.sharding import Ids
 
 # Defaults of chunk_tokens and held_tokens by device: a batch of the quickstart fits into memory, and so does a batch
 # of a 7B model with gradient checkpointing on a GPU of 80 GB.
-CHUNK_TOKENS = {"cpu": 2_048, "cuda": 16_384}
-HELD_TOKENS = {"cpu": 16_384, "cuda": 32_768}
+MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
+ACTIVATION_TOKENS = {"cpu": 16_384, "cuda": 32_768}
 
 
 class Engine(Protocol):
@@ -115,8 +115,8 @@ def prepare_model(
 
 def token_budgets(training: TrainingSection, device: torch.device) -> tuple[int, int]:
     """Padded tokens of one forward pass, and padded tokens whose activations a rank holds."""
-    chunk = training.chunk_tokens or CHUNK_TOKENS[device.type]
-    return chunk, max(chunk, training.held_tokens or HELD_TOKENS[device.type])
+    chunk = training.chunk_tokens or MICRO_BATCH_TOKENS[device.type]
+    return chunk, max(chunk, training.held_tokens or ACTIVATION_TOKENS[device.type])
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -174,7 +174,7 @@ def test_what_a_gpu_does_not_hold_is_encoded_twice():
 
 
 def test_a_gpu_holds_as_much_as_the_engine_lets_it():
-    from qzhou.training.engine import HELD_TOKENS as ENGINES
+    from qzhou.training.engine import ACTIVATION_TOKENS as ENGINES
 
     assert ENGINES["cuda"] == HELD_TOKENS
 
