@@ -10,7 +10,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "qzhou"
-ROOMS = ("transform", "synthesis", "mining", "training", "export", "evaluation", "serving", "planning")
+ROOMS = (
+    "transform",
+    "synthesis",
+    "mining",
+    "training",
+    "export",
+    "evaluation",
+    "serving",
+    "planning",
+)
 LEVELS = {
     "errors": 0, "data": 1, "telemetry": 2, "config": 2, "run": 2, "cluster": 3, "encoder": 3, "costs": 3,
     **dict.fromkeys(ROOMS, 4), "experiments": 5, "cli": 5,

@@ -35,7 +35,7 @@ class TorchEngine:
         self._collate = prepare_model(model, tokenizer, training, packed=packed)
         self.model = model
         device = next(model.parameters()).device
-        self.chunk_tokens, self.held_tokens = token_budgets(training, device)
+        self.micro_batch_tokens, self.activation_tokens = token_budgets(training, device)
         self.max_norm = training.max_gradient_norm
         self.trained = [one for one in model.parameters() if one.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=0.0, weight_decay=training.weight_decay)

@@ -106,8 +106,10 @@ def gradients(
             [t for b in batches for _, texts in b.text_groups for t in texts],
             max_tokens=64,
         )
-        sharded = shard_batch(ids, rank=engine.rank, world=engine.world, chunk_tokens=CHUNK_TOKENS)
-        engine.held_tokens = ACTIVATIONS[way]
+        sharded = shard_batch(
+            ids, rank=engine.rank, world=engine.world, micro_batch_tokens=CHUNK_TOKENS
+        )
+        engine.activation_tokens = ACTIVATIONS[way]
         backward(sharded, engine.forward, partial(of_batches, batches, training), engine)
         found[name, temperature, way] = of_weights(engine)
         engine.update(0.0)  # clears the gradients and changes nothing

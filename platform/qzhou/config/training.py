@@ -18,7 +18,7 @@ from qzhou.config.dataset import (
 )
 
 Grouping = Literal["dataset", "task", "none"]
-Decay = Literal["linear", "cosine", "constant"]
+LRScheduler = Literal["linear", "cosine", "constant"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -40,7 +40,7 @@ class LossSection(Section):
         0.0,
         description="A query weighs (1 - p)^focal, p the probability of its positive; 0, or 1 and more.",
     )
-    spread_out: NotNegative = Field(
+    orthogonal_regularisation: NotNegative = Field(
         0.0, description="Weight of the mean squared cosine of random texts."
     )
     mixed_negatives: Count = Field(
@@ -116,7 +116,7 @@ class StageSection(Section):
 
     steps: AtLeastOne = Field(description="Optimizer steps.")
     learning_rate: Positive = Field(description="Highest learning rate, reached after the warm-up.")
-    decay: Decay = Field(
+    lr_scheduler: LRScheduler = Field(
         "linear",
         description="How the learning rate falls after the warm-up, to zero at the end of the stage.",
     )
@@ -167,7 +167,7 @@ class TrainingSection(Section):
     distillation: DistillationSection = DistillationSection()
     lora: LoraSection = LoraSection()
     grouping: Grouping = Field("dataset", description="What the rows of a batch have in common.")
-    dataset_alpha: Fraction = Field(
+    sampling_alpha: Fraction = Field(
         0.5, description="A dataset is drawn in proportion to rows ** alpha."
     )
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(
@@ -178,10 +178,10 @@ class TrainingSection(Section):
     offload_optimizer: bool = Field(
         False, description="Keep the optimizer's state in CPU memory (ZeRO 1 to 3)."
     )
-    chunk_tokens: AtLeastOne | None = Field(
+    micro_batch_tokens: AtLeastOne | None = Field(
         None, description="Padded tokens of one forward pass; default: what suits the device."
     )
-    held_tokens: AtLeastOne | None = Field(
+    activation_tokens: AtLeastOne | None = Field(
         None,
         description="Padded tokens whose activations a rank keeps; texts beyond are encoded twice (gradient cache).",
     )

@@ -26,14 +26,14 @@ from qzhou.errors import ModelError, RecipeError, StorageError
 from qzhou.export.merge_weights import Method, State, merge_states, shares_of
 from qzhou.run.models import resolve, weights_fingerprint
 from qzhou.run.run import MANIFEST, UPLOADED
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 
 MERGE_FILE = "merge.json"
 # stages of a run, the last one first -> where their models are
 MODELS_OF_STAGES = {
     "model": "model",
-    "train/stage2": "train/stage2/model",
-    "train/stage1": "train/stage1/model",
+    "training/stage2": "training/stage2/model",
+    "training/stage1": "training/stage1/model",
 }
 # keys of config.json that change no vector, or whose effect is compared by itself
 NOT_COMPARED = {
@@ -115,10 +115,10 @@ def merge_models(
             _refuse_another_kind(sources[0], other)
         prompts = _prompts(sources, prompts_of)
         for source, share in zip(sources, shares, strict=True):
-            say(f"merge: {share:.4g} of {source.address}", "share", share=share)
+            log_event(f"merge: {share:.4g} of {source.address}", "share", share=share)
         if dry_run:
             line = f"merge: these can be merged into {target.uri} by {method}; nothing was read or written"
-            say(line, "can_be_merged")
+            log_event(line, "can_be_merged")
             return
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         state = merge_states(_states(sources), shares, method=method)
@@ -127,7 +127,7 @@ def merge_models(
         _write_origin(folder, sources, shares, method)
         _publish(folder, target)
     line = f"merge: {target.uri}: SentenceTransformer and the encoder agree (lowest cosine {lowest:.6f})"
-    say(line, "merged", lowest_cosine=lowest)
+    log_event(line, "merged", lowest_cosine=lowest)
 
 
 def _shares(names: Sequence[str], weights: Sequence[float] | None, method: Method) -> list[float]:
@@ -263,7 +263,7 @@ def _prompts(sources: Sequence[Source], prompts_of: str | None) -> dict[str, str
 def _states(sources: Sequence[Source]) -> Iterator[tuple[str, State]]:
     """The weights of one model after the other; none is held here."""
     for source in sources:
-        say(f"merge: reads {source.address}", "read")
+        log_event(f"merge: reads {source.address}", "read")
         yield source.name, load_backbone(source.local, dtype=source.dtype).model.state_dict()
 
 

@@ -8,7 +8,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.run.run import Run
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 
 
 def export(recipe: Recipe) -> Manifest:
@@ -23,7 +23,7 @@ def export(recipe: Recipe) -> Manifest:
         "model",
         lambda folder: _export(run, folder),
         settings={"model": recipe.model.model_dump(), "prompts": recipe.prompts},
-        inputs={"stage2": run.manifest("train/stage2").fingerprint},
+        inputs={"stage2": run.manifest("training/stage2").fingerprint},
         rooms=("export", "encoder"),
     )
 
@@ -33,12 +33,12 @@ def _export(run: Run, folder: Folder) -> dict[str, int]:
     from qzhou.encoder.export import checked_parity
 
     max_tokens = run.recipe.model.max_document_tokens
-    with (run.folder / "train" / "stage2" / "model").local_copy() as trained:
+    with (run.folder / "training" / "stage2" / "model").local_copy() as trained:
         folder.upload(trained)
         lowest = checked_parity(trained, name=folder.uri, max_tokens=max_tokens)
         config = json.loads((trained / "config.json").read_text("utf-8"))
     line = (
         f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})"
     )
-    say(line, "exported", lowest_cosine=lowest)
+    log_event(line, "exported", lowest_cosine=lowest)
     return {"dimensions": int(config["hidden_size"])}

@@ -22,9 +22,9 @@ from qzhou.data.records import (
     PairExample,
     RetrievalExample,
     Task,
-    answers,
-    family,
-    text_key,
+    relevant_keys,
+    origin_id,
+    normalized_text,
 )
 from qzhou.training.batch_plan import PlannedBatch, PlannedRows
 from qzhou.training.examples import Classes, TrainingSet
@@ -192,9 +192,9 @@ def _false_negatives(examples: Sequence[RetrievalExample], documents: Sequence[s
     """True [B, M] where a document answers a query and is not the positive that was drawn for it."""
     places: dict[str, list[int]] = {}
     for place, text in enumerate(documents):
-        places.setdefault(text_key(text), []).append(place)
+        places.setdefault(normalized_text(text), []).append(place)
     mask_BM = torch.zeros(len(examples), len(documents), dtype=torch.bool)
-    for row, relevant in enumerate(answers(examples)):
+    for row, relevant in enumerate(relevant_keys(examples)):
         mask_BM[row, [place for key in relevant for place in places.get(key, ())]] = True
         mask_BM[row, row] = False  # the positive itself stays
     return mask_BM
@@ -202,8 +202,8 @@ def _false_negatives(examples: Sequence[RetrievalExample], documents: Sequence[s
 
 def _same_queries(examples: Sequence[RetrievalExample]) -> Tensor:
     """True [B, B] where two queries are the same text or a paraphrase and its original; also on the diagonal."""
-    _, family_B = np.unique([family(one) for one in examples], return_inverse=True)
-    _, query_B = np.unique([text_key(one.query) for one in examples], return_inverse=True)
+    _, family_B = np.unique([origin_id(one) for one in examples], return_inverse=True)
+    _, query_B = np.unique([normalized_text(one.query) for one in examples], return_inverse=True)
     return torch.from_numpy((query_B[:, None] == query_B) | (family_B[:, None] == family_B))
 
 

@@ -47,7 +47,7 @@ class DeepSpeedEngine:
         """
         deepspeed = _import_deepspeed(device)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.chunk_tokens, self.held_tokens = token_budgets(training, device)
+        self.micro_batch_tokens, self.activation_tokens = token_budgets(training, device)
         self._zero_stage = training.zero_stage
         # stage 0 shards nothing: any number of ranks reads the same file
         self._resharded = (

@@ -14,7 +14,7 @@ from qzhou.encoder import EmbeddingModel
 from qzhou.encoder.attention import PACKED, Packed, Padded, can_pack, soft_causal_mask
 from qzhou.training.sharding import Ids
 
-# Defaults of chunk_tokens and held_tokens by device: a batch of the quickstart fits into memory, and so does a batch
+# Defaults of micro_batch_tokens and activation_tokens by device: a batch of the quickstart fits into memory, and so does a batch
 # of a 7B model with gradient checkpointing on a GPU of 80 GB.
 MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 ACTIVATION_TOKENS = {"cpu": 16_384, "cuda": 32_768}
@@ -26,14 +26,14 @@ class Engine(Protocol):
     Attributes:
         rank: Of this process.
         world: Number of ranks.
-        chunk_tokens: Padded tokens of one forward pass.
-        held_tokens: Padded tokens whose activations fit into the memory of a rank.
+        micro_batch_tokens: Padded tokens of one forward pass.
+        activation_tokens: Padded tokens whose activations fit into the memory of a rank.
     """
 
     rank: int
     world: int
-    chunk_tokens: int
-    held_tokens: int
+    micro_batch_tokens: int
+    activation_tokens: int
 
     def forward(self, ids: Sequence[Ids], soft_mask_weight: float | None = None) -> Tensor:
         """Vectors [S, D] of the token ids of S texts; with gradient where torch records one.
@@ -115,8 +115,8 @@ def prepare_model(
 
 def token_budgets(training: TrainingSection, device: torch.device) -> tuple[int, int]:
     """Padded tokens of one forward pass, and padded tokens whose activations a rank holds."""
-    chunk = training.chunk_tokens or MICRO_BATCH_TOKENS[device.type]
-    return chunk, max(chunk, training.held_tokens or ACTIVATION_TOKENS[device.type])
+    chunk = training.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
+    return chunk, max(chunk, training.activation_tokens or ACTIVATION_TOKENS[device.type])
 
 
 def disable_dropout(model: nn.Module) -> None:

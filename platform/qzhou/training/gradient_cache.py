@@ -30,7 +30,7 @@ class Ranks(Protocol):
     """What the gradient cache needs of :class:`qzhou.training.engine.Engine`."""
 
     rank: int
-    held_tokens: int
+    activation_tokens: int
 
     def backward(self, value: Tensor, *, last: bool) -> None:
         """One of the backward passes of a step; gradients are averaged over ranks after the last."""
@@ -53,9 +53,9 @@ def backward(
         batch: This rank's share.
         forward: Token ids of S texts to vectors [S, D]; with gradient where torch records one.
         loss_of: Vectors [N, D] of the global batch to a scalar; the same function on every rank.
-        ranks: The engine, whose ``held_tokens`` is the padded tokens whose activations fit into memory.
+        ranks: The engine, whose ``activation_tokens`` is the padded tokens whose activations fit into memory.
     """
-    cached = len(batch.micro_batches) - batch.count_within(ranks.held_tokens)
+    cached = len(batch.micro_batches) - batch.count_within(ranks.activation_tokens)
     with torch.no_grad():
         parts = [forward(texts) for texts in batch.micro_batches[:cached]]
     active_SD = torch.cat([forward(texts) for texts in batch.micro_batches[cached:]])

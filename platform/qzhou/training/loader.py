@@ -67,7 +67,7 @@ def prepare_batch(stage: TrainingStage, engine: Engine, step: int) -> PreparedBa
             for side, texts in batch.text_groups:
                 ids += token_ids(own, texts, max_tokens=limit[side])
         return shard_batch(
-            ids, rank=engine.rank, world=engine.world, chunk_tokens=engine.chunk_tokens
+            ids, rank=engine.rank, world=engine.world, micro_batch_tokens=engine.micro_batch_tokens
         )
 
     for_teacher = sharded(stage.teacher.tokenizer) if stage.teacher else None

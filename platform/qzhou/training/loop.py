@@ -40,7 +40,7 @@ def train_stage(
     steps, training = stage.plan.stage.steps, stage.recipe.training
     prepare = partial(prepare_batch, stage, engine)
     batches = prefetch(prepare, first_step, steps, threads=training.loader_threads)
-    with progress(f"train: {stage.name}", total=steps - first_step, unit="steps") as bar:
+    with progress(f"training: {stage.name}", total=steps - first_step, unit="steps") as bar:
         for batch, waited_s in batches:
             started = time.monotonic()
             step = batch.planned.step
@@ -106,7 +106,7 @@ def _step(
 def _cost(batch: PreparedBatch, engine: Engine, waited_s: float, seconds: float) -> Metrics:
     """What the step cost. ``encoded_twice`` is the share of padded tokens whose activations did not fit."""
     sharded = batch.sharded
-    cached = len(sharded.micro_batches) - sharded.count_within(engine.held_tokens)
+    cached = len(sharded.micro_batches) - sharded.count_within(engine.activation_tokens)
     return {
         "tokens": sharded.tokens,
         "tokens_per_s": round(sharded.tokens / seconds, 1),

@@ -135,7 +135,7 @@ def info_nce(
     return loss_B.mean()
 
 
-def spread_out(vector_ND: Tensor) -> Tensor:
+def orthogonal_regularisation(vector_ND: Tensor) -> Tensor:
     """The mean squared cosine of different texts, from 0 to 1; 0 for a single text.
 
     Added to a loss it spreads the vectors over the sphere, which also makes them robust to quantisation.

@@ -20,7 +20,7 @@ from qzhou.training.losses import (
     cosent,
     info_nce,
     mixed_negatives,
-    spread_out,
+    orthogonal_regularisation,
     teacher_scores,
     teacher_vectors,
 )
@@ -220,8 +220,10 @@ def _retrieval_loss(
         focal=terms.focal,
     )
     loss = info_nce(queries, documents, positive_B, masks=masks, mixed=mixed, options=options)
-    if terms.spread_out:
-        loss = loss + terms.spread_out * (spread_out(queries) + spread_out(documents[positive_B]))
+    if terms.orthogonal_regularisation:
+        loss = loss + terms.orthogonal_regularisation * (
+            orthogonal_regularisation(queries) + orthogonal_regularisation(documents[positive_B])
+        )
     return loss
 
 

@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from qzhou.cluster.metrics import expose
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import our_error, session
 from qzhou.config.recipe import Recipe
 from qzhou.config.training import TrainingSection
@@ -27,7 +27,7 @@ from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.errors import QzhouError, TrainingError
 from qzhou.run.run import Run
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.stages import StageName, train_both_stages
 
@@ -51,12 +51,12 @@ def _train_stage(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
         "recipe": run.recipe,
         "stage": stage,
         "run_folder": run.folder.uri,
-        "mined": run.manifest("mine").making,
+        "mined": run.manifest("mining").execution_id,
     }
     # Ray's patch repeats each line that workers print
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
-    with session(ask(run.recipe, "train")):
+    with session(resources_for(run.recipe, "training")):
         trainer = _Trainer(
             _train_worker,
             train_loop_config=settings,
@@ -138,14 +138,14 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's has no types
         def request_stop(*_: object) -> None:
             signal.signal(signal.SIGINT, abort)
             self.stop.request()
-            line = "train: stops after a checkpoint of the next step; Ctrl-C again ends it at once, without one"
-            say(line, "stopping", level="warning")
+            line = "training: stops after a checkpoint of the next step; Ctrl-C again ends it at once, without one"
+            log_event(line, "stopping", level="warning")
 
         signal.signal(signal.SIGINT, request_stop)
 
 
 def _scaling(recipe: Recipe) -> ray.train.ScalingConfig:
-    asked = ask(recipe, "train")
+    asked = resources_for(recipe, "training")
     resources = {name: amount for name, amount in asked.bundle.items() if ":" not in name}
     return ray.train.ScalingConfig(
         num_workers=_workers(recipe.training),
@@ -231,8 +231,8 @@ class _Recorder(StageRecorder):
         if self._was_preempted or ray.train.get_preemption_info() is None:
             return False
         self._was_preempted = True
-        line = "train: a node is about to leave the cluster; a checkpoint is written now"
-        say(line, "node_leaves", level="warning")
+        line = "training: a node is about to leave the cluster; a checkpoint is written now"
+        log_event(line, "node_leaves", level="warning")
         return True
 
     def save(self, step: int) -> None:

@@ -56,7 +56,7 @@ class ShardedBatch:
 
 
 def shard_batch(
-    ids: Sequence[Ids], *, rank: int = 0, world: int = 1, chunk_tokens: int
+    ids: Sequence[Ids], *, rank: int = 0, world: int = 1, micro_batch_tokens: int
 ) -> ShardedBatch:
     """One rank's share of the texts; texts are distributed by length, so that all ranks have equal work.
 
@@ -66,7 +66,7 @@ def shard_batch(
         ids: Token ids of the N texts, the same on every rank; at least one text.
         rank: The rank whose share is returned.
         world: Number of ranks.
-        chunk_tokens: Padded tokens of a micro-batch; a longer text is a micro-batch of its own.
+        micro_batch_tokens: Padded tokens of a micro-batch; a longer text is a micro-batch of its own.
     """
     number: dict[tuple[int, ...], int] = {}
     text_N = [number.setdefault(tuple(one), len(number)) for one in ids]
@@ -77,7 +77,7 @@ def shard_batch(
     # the shortest text fills up the last shares
     order += order[-1:] * (share * world - len(order))
     longest = [len(texts[text]) for text in order[::world]]
-    sizes = _micro_batch_sizes(longest, chunk_tokens)
+    sizes = _micro_batch_sizes(longest, micro_batch_tokens)
     starts = list(accumulate(sizes, initial=0))[:-1]
     own = [texts[text] for text in order[rank::world]]
     row_N = [position[text] % world * share + position[text] // world for text in text_N]

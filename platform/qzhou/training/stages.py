@@ -15,7 +15,7 @@ StageName = Literal["stage1", "stage2"]
 
 # settings of speed, place and safety; what a model learns does not depend on them
 SPEED_SETTINGS = {
-    "workers", "min_workers", "offload_optimizer", "chunk_tokens", "held_tokens", "gradient_checkpointing",
+    "workers", "min_workers", "offload_optimizer", "micro_batch_tokens", "activation_tokens", "gradient_checkpointing",
     "loader_threads", "validate_every_steps", "trackers", "save_every_steps", "keep_checkpoints", "max_failures",
 }  # fmt: skip
 
@@ -33,7 +33,7 @@ def train_both_stages(
         DataError: Mining has not finished.
     """
     recipe = run.recipe
-    mined = run.manifest("mine").fingerprint
+    mined = run.manifest("mining").fingerprint
     shared = {
         "training": recipe.training.model_dump(
             exclude={"stage1", "stage2", "seed", *SPEED_SETTINGS}
@@ -46,12 +46,12 @@ def train_both_stages(
 
     def stage(name: StageName, inputs: Mapping[str, str]) -> Manifest:
         return run.stage(
-            f"train/{name}",
+            f"training/{name}",
             lambda folder: train_stage(folder, name),
             settings=shared | {"stage": getattr(recipe.training, name).model_dump()},
             inputs=inputs,
             rooms=("training", "encoder"),
         )
 
-    first = stage("stage1", {"mine": mined})
-    return stage("stage2", {"mine": mined, "stage1": first.fingerprint})
+    first = stage("stage1", {"mining": mined})
+    return stage("stage2", {"mining": mined, "stage1": first.fingerprint})

@@ -51,7 +51,7 @@ def _lead(recipe: Recipe) -> None:
         arguments = {
             "run_folder": run.folder.uri,
             "stage": stage,
-            "mined": run.manifest("mine").making,
+            "mined": run.manifest("mining").execution_id,
             "checkpoint": _latest(folder / CHECKPOINTS),
         }
         _train_stage(recipe, **_from_rank_0(arguments))

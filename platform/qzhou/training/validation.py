@@ -14,7 +14,7 @@ import pytrec_eval
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt
-from qzhou.data.records import RetrievalExample, stable_id, text_key
+from qzhou.data.records import RetrievalExample, stable_id, normalized_text
 from qzhou.data.storage import Folder, read_records
 from qzhou.encoder.encoder import token_ids
 from qzhou.training.engine import Engine
@@ -53,22 +53,24 @@ class Validation:
         documents: dict[str, str] = {}
         for place, (prompt, one) in enumerate(shuffled):
             if len(documents) < DOCUMENTS or place < QUERIES:
-                documents |= {text_key(text): prompt.document(text) for text in one.positives}
+                documents |= {
+                    normalized_text(text): prompt.document(text) for text in one.positives
+                }
         number = {key: str(place) for place, key in enumerate(documents)}
         # examples with the same query have all their positives in common
         relevant: dict[str, dict[str, int]] = {}
         for _, one in shuffled:
-            keys = map(text_key, one.positives)
+            keys = map(normalized_text, one.positives)
             own = {number[key]: 1 for key in keys if key in number}
-            relevant.setdefault(text_key(one.query), {}).update(own)
+            relevant.setdefault(normalized_text(one.query), {}).update(own)
         queries = [prompt.query(one.query) for prompt, one in asked]
         model = recipe.model
         ids = token_ids(tokenizer, queries, max_tokens=model.max_query_tokens)
         ids += token_ids(tokenizer, list(documents.values()), max_tokens=model.max_document_tokens)
         texts = shard_batch(
-            ids, rank=engine.rank, world=engine.world, chunk_tokens=engine.chunk_tokens
+            ids, rank=engine.rank, world=engine.world, micro_batch_tokens=engine.micro_batch_tokens
         )
-        qrels = {str(q): relevant[text_key(one.query)] for q, (_, one) in enumerate(asked)}
+        qrels = {str(q): relevant[normalized_text(one.query)] for q, (_, one) in enumerate(asked)}
         return cls(texts, qrels)
 
     def __call__(self, engine: Engine) -> dict[str, float]:

@@ -17,7 +17,7 @@ from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_cau
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.encoder.linear import take_faster_linear
 from qzhou.errors import TrainingError
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.deepspeed_engine import DeepSpeedEngine
 from qzhou.training.distillation import Teacher
@@ -53,7 +53,7 @@ def train_worker(
     """
     data = training_sets(recipe, run_folder, mined=mined, retrieval_only=name == "stage1")
     plan = _batch_plan(recipe, name, data)
-    stage_folder = run_folder / "train" / name
+    stage_folder = run_folder / "training" / name
     device = choose_device(None if recipe.cluster.gpu else "cpu")
     dtype = choose_dtype(recipe.model.dtype, device)
     with _starting_model(recipe, run_folder, name) as spec:
@@ -67,7 +67,9 @@ def train_worker(
         )
         first_step = engine.load(checkpoint) if checkpoint is not None else 0
         if checkpoint is not None and engine.rank == 0:
-            say(f"train: {name}: continues after step {first_step}", "continued", step=first_step)
+            log_event(
+                f"training: {name}: continues after step {first_step}", "continued", step=first_step
+            )
         validation = None
         if recipe.training.validate_every_steps:
             examples = held_out_examples(recipe, run_folder)
@@ -94,7 +96,7 @@ def _batch_plan(recipe: Recipe, name: StageName, data: Mapping[str, TrainingSet]
     return BatchPlan(
         [DatasetSize(one.name, one.task, one.rows) for one in data.values()],
         getattr(recipe.training, name),
-        alpha=recipe.training.dataset_alpha,
+        alpha=recipe.training.sampling_alpha,
         seed=recipe.training_seed + (0 if name == "stage1" else 1),
         grouping=recipe.training.grouping,
     )
@@ -122,7 +124,7 @@ def _starting_model(recipe: Recipe, run_folder: Folder, name: StageName) -> Iter
     if name == "stage1":
         yield recipe.model.backbone
         return
-    with (run_folder / "train" / "stage1" / MODEL).local_copy() as place:
+    with (run_folder / "training" / "stage1" / MODEL).local_copy() as place:
         yield str(place)
 
 

@@ -16,7 +16,7 @@ from qzhou.training.losses import (
     InfoNCEOptions,
     info_nce,
     mixed_negatives,
-    spread_out,
+    orthogonal_regularisation,
 )
 from qzhou.training.objectives import batch_metrics, loss_of
 
@@ -98,7 +98,12 @@ def test_a_querys_own_hard_negatives_are_known_and_spreading_is_added(make_recip
     own = torch.tensor([[text.startswith(f"n{n}.") for text in made.documents] for n in range(5)])
 
     found = loss(
-        made, make_recipe, hardness=4.0, focal=1.0, false_negative_margin=0.2, spread_out=0.3
+        made,
+        make_recipe,
+        hardness=4.0,
+        focal=1.0,
+        false_negative_margin=0.2,
+        orthogonal_regularisation=0.3,
     )
 
     plain = info_nce(
@@ -109,7 +114,9 @@ def test_a_querys_own_hard_negatives_are_known_and_spreading_is_added(make_recip
         options=InfoNCEOptions(0.02, hardness=4.0, focal=1.0, false_negative_margin=0.2),
     )
     assert own.sum() == 4
-    expected = plain + 0.3 * (spread_out(queries) + spread_out(documents[:5]))
+    expected = plain + 0.3 * (
+        orthogonal_regularisation(queries) + orthogonal_regularisation(documents[:5])
+    )
     assert found.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
