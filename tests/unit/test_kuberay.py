@@ -13,7 +13,7 @@ import pytest
 import ray
 import yaml
 
-from qzhou.cluster.resources import PIPELINE, NodeType, resources_for, refuse_impossible
+from qzhou.cluster.resources import PIPELINE, NodeType, refuse_impossible, resources_for
 from qzhou.config.recipe import load_recipe
 from qzhou.config.sections import ServingSection
 from qzhou.errors import SetupError
@@ -289,7 +289,7 @@ def test_serve_gets_the_configuration_of_serve_config_yaml_for_the_jobs_model():
 
     ours, theirs = (
         serve_config(),
-        yaml.safe_load((ROOT / "serve" / "config.yaml").read_text("utf-8")),
+        yaml.safe_load((ROOT / "serving" / "config.yaml").read_text("utf-8")),
     )
     (application,) = ServeDeploySchema.model_validate(ours).applications
     recipe, arguments = recipe_of_job(), Arguments.model_validate(application.args)
@@ -300,7 +300,7 @@ def test_serve_gets_the_configuration_of_serve_config_yaml_for_the_jobs_model():
     for config in (ours, theirs):
         del config["applications"][0]["name"], config["applications"][0]["args"]
     assert ours == theirs
-    assert {"name": "serve", "containerPort": ours["http_options"]["port"]} in pods_of(
+    assert {"name": "serving", "containerPort": ours["http_options"]["port"]} in pods_of(
         "RayService"
     )[1][2]["ports"]
 

@@ -7,7 +7,7 @@ import json
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
 
 
@@ -20,11 +20,13 @@ def export(recipe: Recipe) -> Manifest:
     """
     run = Run.open(recipe)
     return run.stage(
-        "model",
+        Stage(
+            name="model",
+            settings={"model": recipe.model.model_dump(), "prompts": recipe.prompts},
+            inputs={"stage2": run.manifest("training/stage2").fingerprint},
+            code_of=("qzhou.export.pipeline",),
+        ),
         lambda folder: _export(run, folder),
-        settings={"model": recipe.model.model_dump(), "prompts": recipe.prompts},
-        inputs={"stage2": run.manifest("training/stage2").fingerprint},
-        rooms=("export", "encoder"),
     )
 
 

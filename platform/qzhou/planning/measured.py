@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qzhou.cluster.resources import LOGICAL_CPUS
+from qzhou.cluster.resources import MIN_LOCAL_CPUS
 from qzhou.config.recipe import Recipe, parse_recipe
 from qzhou.costs.hardware import gpu_named
 from qzhou.costs.training import DatasetTexts
@@ -156,30 +156,30 @@ class MeasuredRun:
         cluster = self.recipe.cluster
         encoders, tasks = (
             cluster.encode_workers,
-            cluster.transform.max_workers or max(LOGICAL_CPUS, cpus),
+            cluster.transform.max_workers or max(MIN_LOCAL_CPUS, cpus),
         )
         if stage == "transform":
             return {"transform.rows": self._split(stage, lambda _: True, tasks, None)}
         if stage == "synthesis":
             score = "synthesis: score"
             return {
-                "synthesis.requests": self._split(stage, lambda label: label != score, 1, None),
-                "synthesis.score": self._split(
-                    stage, lambda label: label == score, encoders, expected["synthesis.score"]
+                "synthesize.requests": self._split(stage, lambda label: label != score, 1, None),
+                "synthesize.score": self._split(
+                    stage, lambda label: label == score, encoders, expected["synthesize.score"]
                 ),
             }
         if stage == "mining":
             encode = "mining: encode"
             return {
-                "mining.encode": self._split(
-                    stage, lambda label: label == encode, encoders, expected["mining.encode"]
+                "mine.encode": self._split(
+                    stage, lambda label: label == encode, encoders, expected["mine.encode"]
                 ),
-                "mining.search": self._split(
-                    stage, lambda label: label != encode, 1, expected["mining.search"]
+                "mine.search": self._split(
+                    stage, lambda label: label != encode, 1, expected["mine.search"]
                 ),
             }
         if stage == "evaluation":
-            return {"evaluation.judge": self._judged()}
+            return {"evaluate.judge": self._judged()}
         if stage == "model":
             return {"model.export": (float(self.manifests[stage]["wall_s"]), 0.0)}
         return {f"{stage}.steps": self._trained(stage)}

@@ -16,7 +16,7 @@ from qzhou.planning.target import Crew, Fleet, Target, fleet_of
 from qzhou.planning.unit_costs import MeasuredCosts, UnitCost, costs_on, table_costs
 from qzhou.planning.workload import workload_of
 
-SCORE = "synthesis.score"
+SCORE = "synthesize.score"
 HOUR, MILLION, GB, GIB = 3600.0, 1e6, 1e9, 2**30
 START = "start"
 
@@ -232,7 +232,7 @@ def _serving(
     work: Workload, costs: Mapping[str, UnitCost], fleet: Fleet, assumed: Assumptions
 ) -> Serving:
     """One replica: a GPU, or this machine. The model is the trained backbone, and texts are as long as told."""
-    encode = costs["mining.encode"]
+    encode = costs["mine.encode"]
     tokens = assumed["request_tokens"]
     flops = forward_flops(work.shape, Work.of(1, Length.always(tokens))) / tokens
     replicas = max(1, fleet.gpu.gpus)
@@ -259,7 +259,8 @@ def _notes(recipe: Recipe, work: Workload, fleet: Fleet) -> list[str]:
         wanted = recipe.training.workers, recipe.cluster.encode_workers
         if wanted != (crew.gpus, crew.gpus):
             found.append(
-                f"the recipe says training.workers = {wanted[0]} and cluster.encode_workers = {wanted[1]}; planned with "
+                f"the recipe says training.workers = {wanted[0]} and cluster.encode_workers = {wanted[1]}; planned "
+                f"with "
                 f"{crew.gpus} of each"
             )
         idle = crew.count * crew.machine.gpus - crew.gpus

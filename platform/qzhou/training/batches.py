@@ -22,9 +22,9 @@ from qzhou.data.records import (
     PairExample,
     RetrievalExample,
     Task,
-    relevant_keys,
-    origin_id,
     normalized_text,
+    origin_id,
+    relevant_keys,
 )
 from qzhou.training.batch_plan import PlannedBatch, PlannedRows
 from qzhou.training.examples import Classes, TrainingSet

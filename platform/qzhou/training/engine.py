@@ -14,8 +14,8 @@ from qzhou.encoder import EmbeddingModel
 from qzhou.encoder.attention import PACKED, Packed, Padded, can_pack, soft_causal_mask
 from qzhou.training.sharding import Ids
 
-# Defaults of micro_batch_tokens and activation_tokens by device: a batch of the quickstart fits into memory, and so does a batch
-# of a 7B model with gradient checkpointing on a GPU of 80 GB.
+# Defaults by device: a batch of the quickstart fits into memory, and so does a batch of a 7B model with gradient
+# checkpointing on a GPU of 80 GB.
 MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 ACTIVATION_TOKENS = {"cpu": 16_384, "cuda": 32_768}
 

@@ -9,7 +9,7 @@ from typing import Literal
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.run.models import weights_fingerprint
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 
 StageName = Literal["stage1", "stage2"]
 
@@ -46,11 +46,15 @@ def train_both_stages(
 
     def stage(name: StageName, inputs: Mapping[str, str]) -> Manifest:
         return run.stage(
-            f"training/{name}",
+            Stage(
+                name=f"training/{name}",
+                settings=shared | {"stage": getattr(recipe.training, name).model_dump()},
+                inputs=inputs,
+                code_of=("qzhou.training.worker",),
+                # it decides where metrics and checkpoints go, and no weight
+                without=("qzhou.training.recorder",),
+            ),
             lambda folder: train_stage(folder, name),
-            settings=shared | {"stage": getattr(recipe.training, name).model_dump()},
-            inputs=inputs,
-            rooms=("training", "encoder"),
         )
 
     first = stage("stage1", {"mining": mined})
