@@ -18,7 +18,7 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-from qzhou.cluster.metrics import expose
+from qzhou.cluster.metrics import export_metrics
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import our_error, session
 from qzhou.config.recipe import Recipe
@@ -201,7 +201,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
     # loads torch, which the driver and Ray Train's controller can do without
     from qzhou.training.worker import train_worker
 
-    expose()
+    export_metrics()
     checkpoint = ray.train.get_checkpoint()
     try:
         with checkpoint.as_directory() if checkpoint else nullcontext() as local:
