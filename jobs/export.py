@@ -8,7 +8,7 @@ from qzhou.config.recipe import Recipe
 
 
 def run(recipe: Recipe) -> None:
-    from qzhou.training.pipeline import export
+    from qzhou.export.pipeline import export
 
     export(recipe)
 

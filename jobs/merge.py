@@ -31,7 +31,7 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     with errors_for_people():
-        from qzhou.training.merge_models import merge_models
+        from qzhou.export.merge_models import merge_models
 
         merge_models(
             chosen.models,

@@ -12,11 +12,12 @@ def run(recipe: Recipe) -> None:
     from qzhou.cluster.session import session
     from qzhou.evaluation.judge.mteb_tasks import task_texts
     from qzhou.evaluation.pipeline import evaluate
+    from qzhou.export.pipeline import export
     from qzhou.mining.pipeline import mine
     from qzhou.run.models import resolve_all
     from qzhou.run.run import Run
     from qzhou.synthesis.pipeline import synthesize
-    from qzhou.training.pipeline import export, train
+    from qzhou.training.pipeline import train
     from qzhou.transform.pipeline import transform
 
     # a wrong name costs seconds here, and hours later

@@ -17,7 +17,7 @@ LEVELS = (
     ("data",),
     ("telemetry", "config", "run"),
     ("cluster", "encoder"),
-    ("transform", "synthesis", "mining", "training", "evaluation", "serving", "estimate"),
+    ("transform", "synthesis", "mining", "training", "export", "evaluation", "serving", "estimate"),
     ("experiments", "cli"),
 )
 ROOMS = LEVELS[4]  # they never import each other

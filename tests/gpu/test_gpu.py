@@ -13,7 +13,6 @@ import torch.multiprocessing as multiprocessing
 
 from qzhou.encoder import load_backbone, load_encoder
 from qzhou.encoder.encoder import token_ids
-from qzhou.training.engine import TorchEngine
 from tests.ports import free_port
 from tests.ranks.problem import (
     CHUNK_TOKENS,
@@ -25,6 +24,7 @@ from tests.ranks.problem import (
     three_tasks,
     torch_gradient,
 )
+from tests.torch_engine import TorchEngine
 
 GPUS = torch.cuda.device_count()
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="torch sees no GPU")

@@ -12,14 +12,15 @@ from qzhou.data.prompts import Prompt
 from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.encoder import load_backbone
 from qzhou.encoder.encoder import token_ids
+from qzhou.training.batch_plan import BatchPlan, DatasetSize, PlannedBatch, PlannedRows
 from qzhou.training.batches import build_batches
-from qzhou.training.data import TrainingSet
-from qzhou.training.deal import deal
-from qzhou.training.engine import without_dropout
+from qzhou.training.engine import disable_dropout
+from qzhou.training.examples import TrainingSet
 from qzhou.training.gradient_cache import backward
-from qzhou.training.loop import Stage, train_stage
+from qzhou.training.loader import TrainingStage
+from qzhou.training.loop import train_stage
 from qzhou.training.objectives import loss_of
-from qzhou.training.plan import BatchPlan, DatasetSize, PlannedBatch, PlannedRows
+from qzhou.training.sharding import shard_batch
 
 COLOURS = ["red", "blue", "green", "tree", "sea", "paris", "london", "word", "list", "sum", "query"]
 RETRIEVAL = [
@@ -44,7 +45,7 @@ DATA = {
 }
 TASKS = {"r": "retrieval", "p": "pair", "c": "classification"}
 TEMPERATURES = (1.0, 0.05, 0.02)
-HELD = {"direct": 10**6, "cached": 1}  # padded tokens whose activations are held
+ACTIVATIONS = {"direct": 10**6, "cached": 1}  # padded tokens whose activations fit
 CHUNK_TOKENS = 64  # several chunks on each of four ranks
 TOLERANCE = 1e-5  # of the norm of the gradient, float32
 
@@ -84,7 +85,9 @@ def three_tasks(make_recipe, **settings):
     return with_training(recipe, **{"stage2": stage, "save_every_steps": 3} | settings)
 
 
-def gradients(engine, recipe, tokenizer, of_weights, temperatures=TEMPERATURES, ways=tuple(HELD)):
+def gradients(
+    engine, recipe, tokenizer, of_weights, temperatures=TEMPERATURES, ways=tuple(ACTIVATIONS)
+):
     """The gradient of each loss at each temperature, direct and cached, averaged over ranks as engines do."""
     found = {}
     for name, temperature, way in itertools.product(TASKS, temperatures, ways):
@@ -99,13 +102,15 @@ def gradients(engine, recipe, tokenizer, of_weights, temperatures=TEMPERATURES, 
         planned = PlannedBatch(0, (PlannedRows(name, TASKS[name], np.arange(11)),))
         batches = build_batches(planned, DATA, negatives_per_query=1, seed=1)
         ids = token_ids(
-            tokenizer, [t for b in batches for _, texts in b.kinds for t in texts], max_tokens=64
+            tokenizer,
+            [t for b in batches for _, texts in b.text_groups for t in texts],
+            max_tokens=64,
         )
-        dealt = deal(ids, rank=engine.rank, world=engine.world, micro_batch_tokens=CHUNK_TOKENS)
-        backward(
-            dealt, engine.forward, engine.backward, partial(of_batches, batches, training),
-            rank=engine.rank, held=HELD[way],
-        )  # fmt: skip
+        sharded = shard_batch(
+            ids, rank=engine.rank, world=engine.world, micro_batch_tokens=CHUNK_TOKENS
+        )
+        engine.activation_tokens = ACTIVATIONS[way]
+        backward(sharded, engine.forward, partial(of_batches, batches, training), engine)
         found[name, temperature, way] = of_weights(engine)
         engine.update(0.0)  # clears the gradients and changes nothing
     return found
@@ -124,7 +129,7 @@ def torch_gradient(engine):
 def plain_gradients(recipe, folder):
     """Without anything of ours between the texts and the loss: one padded forward pass and torch's own backward."""
     found = model_of(folder)
-    without_dropout(found.model)
+    disable_dropout(found.model)
     gathered = {}
     for name, temperature in itertools.product(TASKS, TEMPERATURES):
         training = recipe.training.model_copy(
@@ -132,7 +137,7 @@ def plain_gradients(recipe, folder):
         )
         planned = PlannedBatch(0, (PlannedRows(name, TASKS[name], np.arange(11)),))
         batches = build_batches(planned, DATA, negatives_per_query=1, seed=1)
-        texts = [text for batch in batches for _, kind in batch.kinds for text in kind]
+        texts = [text for batch in batches for _, kind in batch.text_groups for text in kind]
         tokens = found.tokenizer(
             texts, padding=True, truncation=True, max_length=64, return_tensors="pt"
         )
@@ -159,8 +164,8 @@ class StopError(Exception):
     """Ends a run as a kill would."""
 
 
-class Notes:
-    """Keeps metrics; stops at a step where it is told to."""
+class FakeRecorder:
+    """Keeps metrics in memory; raises StopError after the checkpoint of its last step."""
 
     def __init__(self, last_step=None, folder=None):
         self.metrics, self.saved, self.last_step, self.folder = [], [], last_step, folder
@@ -168,10 +173,10 @@ class Notes:
     def record(self, metrics):
         self.metrics.append(metrics)
 
-    def leaving(self):
+    def preempted(self):
         return False
 
-    def stopping(self, _):
+    def stop_requested(self, _):
         return False
 
     def save(self, step):
@@ -179,22 +184,22 @@ class Notes:
         if step == self.last_step:
             raise StopError
 
-    def refuse(self, batch):
+    def save_batch(self, batch):
         (self.folder / "batch.json").write_text(json.dumps(batch))
         return "batch.json"
 
 
 def run(engine, recipe, plan, tokenizer, first_step=0, last_step=None, **stage):
     """Train and give back the losses; ``last_step`` stops as a killed job would."""
-    notes = Notes(last_step)
+    recorder = FakeRecorder(last_step)
     with contextlib.suppress(StopError):
         train_stage(
-            Stage("stage2", plan, DATA, recipe, tokenizer, **stage),
+            TrainingStage("stage2", plan, DATA, recipe, tokenizer, **stage),
             engine,
-            notes,
+            recorder,
             first_step=first_step,
         )
-    return [one["loss"] for one in notes.metrics]
+    return [one["loss"] for one in recorder.metrics]
 
 
 def stage_plan(recipe):

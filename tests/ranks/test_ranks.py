@@ -8,9 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from qzhou.config.training import DistillationSection, LoraSection
-from qzhou.training.engine import TorchEngine
-from qzhou.training.lora import with_adapters
-from qzhou.training.teacher import Teacher
+from qzhou.training.distillation import Teacher
+from qzhou.training.lora import add_adapters
 from tests.conftest import recipe_in
 from tests.ports import free_port
 from tests.ranks.problem import (
@@ -24,6 +23,7 @@ from tests.ranks.problem import (
     three_tasks,
     torch_gradient,
 )
+from tests.torch_engine import TorchEngine
 
 
 def join(rank, world, port):
@@ -86,7 +86,7 @@ def trainable(recipe, folder):
     """The same model for everyone, adapters included."""
     found = model_of(folder)
     torch.manual_seed(5)
-    model = with_adapters(found.model, recipe.training.lora)
+    model = add_adapters(found.model, recipe.training.lora)
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # zero in the beginning: the others would not learn in a first step
             torch.nn.init.normal_(weight, std=0.05)

@@ -14,7 +14,8 @@ from sentence_transformers import SentenceTransformer
 
 from qzhou.cluster.session import session
 from qzhou.errors import TrainingError
-from qzhou.training.pipeline import export, train
+from qzhou.export.pipeline import export
+from qzhou.training.pipeline import train
 from tests.conftest import recipe_in
 from tests.ranks.problem import with_training
 from tests.ray.training_run import (

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from qzhou.serving.observing import Meter, Note
 from qzhou.telemetry.metrics import LLM_COST, METRICS, PROGRESS, ROWS, UNITS, measure, set_exporter
 from qzhou.telemetry.progress import progress
-from qzhou.training.tracking import METERED, open_sinks
+from qzhou.training.tracking import DASHBOARD_METRICS, open_sinks
 
 UNITS_IN_NAMES = (
     "_total",
@@ -79,15 +79,13 @@ def test_a_step_of_training_is_measured_in_the_units_of_the_names(heard, tmp_pat
         "task": "pair",
         "dataset": "docs",
         "loss": 0.5,
-        **dict.fromkeys(METERED, 0.25),
+        **dict.fromkeys(DASHBOARD_METRICS, 0.25),
         "tokens": 70,
     }
-    place = Folder.open(str(tmp_path))
-    sinks = open_sinks(
-        (), place, name="run", stage="stage2", settings={}, first_step=0, scratch=tmp_path
-    )
+    place = Folder.open(str(tmp_path / "stage2"))
+    sinks = open_sinks((), place, run_name="run", settings={}, first_step=0, scratch=tmp_path)
     for sink in sinks:
-        sink.add(step)
+        sink.log(step)
 
     assert heard["qzhou_training_loss", "stage2", "pair"] == [0.5]
     assert heard["qzhou_training_tokens_total", "stage2"] == [70]

@@ -1,7 +1,4 @@
-"""How a run trains: its two stages, the objectives, and what rivals add to them.
-
-Part of :mod:`qzhou.config.recipe`, in a file of its own because objectives have many terms.
-"""
+"""The recipe table ``[training]``: two stages, the losses, and the terms that other models add to them."""
 
 from __future__ import annotations
 
@@ -26,35 +23,36 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class LossSection(Section):
-    """What rivals add to the objectives; all of it is off by default."""
+    """Loss terms that other models use; all are off by default."""
 
     document_document: bool = Field(
-        False, description="Other documents too are pushed from the positive (Qwen3)."
+        False, description="Other documents are negatives of the positive document too (Qwen3)."
     )
     false_negative_margin: Cosine | None = Field(
         None,
-        description="What scores above the positive by more may be an answer, and is left out (Qwen3: 0.1).",
+        description="A text whose cosine exceeds the positive's by more is left out as a likely answer (Qwen3: 0.1).",
     )
     hardness: NotNegative = Field(
-        0.0, description="Own hard negatives weigh e^(hardness * cosine) (EmbeddingGemma: 5)."
+        0.0,
+        description="A query's own hard negatives weigh e^(hardness * cosine) (EmbeddingGemma: 5).",
     )
     focal: NotNegative = Field(
         0.0,
-        description="Queries weigh (1 - p)^focal, p the probability of the positive; 0, or 1 and more.",
+        description="A query weighs (1 - p)^focal, p the probability of its positive; 0, or 1 and more.",
     )
     orthogonal_regularisation: NotNegative = Field(
         0.0, description="Weight of the mean squared cosine of random texts."
     )
     mixed_negatives: Count = Field(
         0,
-        description="Further negatives of each query, mixed from two of its own on the sphere (MoCHi, KaLM-V2.5).",
+        description="More negatives for each query, each mixed from two of its hard negatives (MoCHi, KaLM-V2.5).",
     )
     matryoshka_dimensions: tuple[AtLeastOne, ...] = Field(
         (),
-        description="The loss is also taken of the first so many components, so that vectors can be cut there.",
+        description="Widths at which vectors can be cut: the loss is also computed on so many first components.",
     )
     matryoshka_weights: tuple[Positive, ...] = Field(
-        (), description="Of those losses; default: 1 each."
+        (), description="Weight of the loss at each of these widths; default: 1 each."
     )
 
     @property
@@ -84,14 +82,16 @@ class LossSection(Section):
 
 
 class DistillationSection(Section):
-    """A teacher's view of each batch, learned beside the labels."""
+    """Knowledge distillation from a teacher, beside the labels."""
 
     teacher: str = Field("", description="Folder, hub id or package of a model; empty: no teacher.")
     kind: Literal["scores", "embeddings"] = Field(
         "scores",
-        description="Its distribution over the documents of a batch, or its vectors (of the same width).",
+        description="The teacher's distribution over the documents of a batch, or its vectors (of the same width).",
     )
-    weight: Positive = Field(1.0, description="Of the teacher's loss beside the labels' loss.")
+    weight: Positive = Field(
+        1.0, description="Weight of the distillation loss beside the loss of the labels."
+    )
     temperature: Positive = Field(
         0.02, description="Divides both models' cosines, for kind = scores."
     )
@@ -100,7 +100,7 @@ class DistillationSection(Section):
 class LoraSection(Section):
     """Low-rank adapters in place of all weights (arXiv:2106.09685); the exported model has them merged in."""
 
-    rank: Count = Field(0, description="Of the adapters; 0 trains all weights.")
+    rank: Count = Field(0, description="Rank of the adapters; 0 trains all weights.")
     alpha: Positive = Field(32.0, description="The adapters' output is scaled by alpha / rank.")
     target_modules: tuple[str, ...] = Field(
         (), description="Names of the layers; default: every linear layer."
@@ -115,9 +115,10 @@ class StageSection(Section):
     """One training stage."""
 
     steps: AtLeastOne = Field(description="Optimizer steps.")
-    learning_rate: Positive = Field(description="Peak, reached after the warm-up.")
+    learning_rate: Positive = Field(description="Highest learning rate, reached after the warm-up.")
     lr_scheduler: LRScheduler = Field(
-        "linear", description="How it falls after the warm-up, to zero at the end of the stage."
+        "linear",
+        description="How the learning rate falls after the warm-up, to zero at the end of the stage.",
     )
     warmup_steps: Count = Field(
         default_factory=lambda stage: min(300, stage.get("steps", 0) // 10),
@@ -134,7 +135,7 @@ class StageSection(Section):
     )
     soft_mask_steps: Count = Field(
         0,
-        description="Steps in which a causal mask opens until every token sees all others (Conan-embedding-v2).",
+        description="Steps in which attention to later tokens rises from 0 (causal) to 1 (Conan-embedding-v2).",
     )
 
 
@@ -143,19 +144,19 @@ class TrainingSection(Section):
 
     seed: Count | None = Field(
         None,
-        description="Of the batches and of the negatives that are mined; default: run.seed, as all else.",
+        description="Seed of the batches and of the draw of mined negatives; default: run.seed.",
     )
     datasets: tuple[Name, ...] = Field(
         (),
-        description="What is trained on; the others are still held out and judged. Default: all.",
+        description="Datasets to train on; the others are still held out and evaluated. Default: all.",
     )
     workers: AtLeastOne = Field(2, description="Data-parallel ranks.")
     min_workers: AtLeastOne | None = Field(
         None,
-        description="Fewer ranks than workers, with which training goes on while nodes are missing.",
+        description="Lowest number of ranks with which training goes on while nodes are missing.",
     )
     negatives_per_query: Count = Field(
-        4, description="Hard negatives per query and step, where that many were found."
+        4, description="Hard negatives for each query and step; fewer where fewer were mined."
     )
     temperature: Positive = Field(0.02, description="Divides cosines in InfoNCE.")
     cosent_temperature: Positive = Field(0.05, description="Divides cosines in CoSENT.")
@@ -169,7 +170,9 @@ class TrainingSection(Section):
     sampling_alpha: Fraction = Field(
         0.5, description="A dataset is drawn in proportion to rows ** alpha."
     )
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.01, description="AdamW.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
+        0.01, description="Weight decay of AdamW."
+    )
     max_gradient_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage.")
     offload_optimizer: bool = Field(
@@ -180,20 +183,24 @@ class TrainingSection(Section):
     )
     activation_tokens: AtLeastOne | None = Field(
         None,
-        description="Padded tokens whose activations a rank holds; what is beyond is encoded twice (gradient cache).",
+        description="Padded tokens whose activations a rank keeps; texts beyond are encoded twice (gradient cache).",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass."
     )
-    loader_threads: AtLeastOne = Field(2, description="Threads of a rank that make batches ahead.")
+    loader_threads: AtLeastOne = Field(
+        2, description="Threads of a rank that prepare the next batches."
+    )
     validate_every_steps: Count = Field(
         0, description="Steps between validations on held-out rows; 0: none."
     )
-    trackers: tuple[Tracker, ...] = Field((), description="Where metrics go besides metrics.jsonl.")
+    trackers: tuple[Tracker, ...] = Field(
+        (), description="Trackers that get the metrics besides metrics.jsonl."
+    )
     save_every_steps: AtLeastOne = Field(
         500, description="Checkpoint interval; the last step is always saved."
     )
-    keep_checkpoints: AtLeastOne = Field(2, description="The last so many are kept.")
+    keep_checkpoints: AtLeastOne = Field(2, description="Number of last checkpoints that are kept.")
     max_failures: Count = Field(
         2, description="Restarts from the last checkpoint before the stage gives up."
     )

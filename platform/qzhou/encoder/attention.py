@@ -34,7 +34,7 @@ class Padded:
     Attributes:
         input_ids: [N, T].
         attention_mask: 1 where there is a token, 0 where there is padding [N, T].
-        attention_bias: What is added to attention in place of the mask [N, 1, T, T] (:func:`opening_mask`).
+        attention_bias: What is added to attention in place of the mask [N, 1, T, T] (:func:`soft_causal_mask`).
     """
 
     input_ids: Tensor
@@ -50,21 +50,22 @@ class Padded:
         return cls(rows.to(device), (torch.arange(longest)[None] < lengths).long().to(device))
 
 
-def opening_mask(attention_mask: Tensor, openness: float, dtype: torch.dtype) -> Tensor:
-    """What is added to attention so that a token sees those after it by ``openness``, those before it in full.
+def soft_causal_mask(attention_mask: Tensor, later_weight: float, dtype: torch.dtype) -> Tensor:
+    """The bias [N, 1, T, T] of a soft causal mask, which is added to attention scores.
 
-    Attention to later tokens is multiplied by ``openness``, from 0 (causal) to 1 (bidirectional), before it is
-    normalised: training that raises it step by step turns a decoder into an encoder gently.
+    Attention to later tokens is multiplied by ``later_weight`` before it is normalised. Training that raises the weight
+    step by step turns a decoder gently into an encoder.
 
     Args:
-        attention_mask: [N, T].
+        attention_mask: 1 where there is a token [N, T].
+        later_weight: From 0 (causal attention) to 1 (bidirectional).
+        dtype: Of the bias.
 
-    Returns: [N, 1, T, T], in ``dtype``.
     Source: the soft mask of Conan-embedding-v2 (arXiv:2509.12892), with a linear rise.
     """
     longest, lowest = attention_mask.shape[1], torch.finfo(dtype).min
     later = torch.ones(longest, longest, dtype=torch.bool, device=attention_mask.device).triu(1)
-    weight = max(lowest, math.log(openness)) if openness > 0 else lowest
+    weight = max(lowest, math.log(later_weight)) if later_weight > 0 else lowest
     bias = torch.zeros(longest, longest, dtype=dtype, device=attention_mask.device).masked_fill(
         later, weight
     )

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 
 from qzhou.data.records import RetrievalExample, normalized_text, origin_id
+from qzhou.data.splitmix import GOLDEN
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
-
-# SplitMix64's step; odd, so that multiplying by it loses nothing
-SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def digests(texts: Iterable[str]) -> Digests:
@@ -92,8 +90,8 @@ class Answers:
 def is_among(owner_E: Ints, key_E: Digests, key_NK: Digests) -> Bools:
     """Whether each candidate of a query is one of the texts that belong to it, its answers for one [N, K]."""
     with np.errstate(over="ignore"):
-        asked = key_NK + SPREAD * np.arange(1, len(key_NK) + 1, dtype=np.uint64)[:, None]
-        known = key_E + SPREAD * (owner_E + 1).astype(np.uint64)
+        asked = key_NK + GOLDEN * np.arange(1, len(key_NK) + 1, dtype=np.uint64)[:, None]
+        known = key_E + GOLDEN * (owner_E + 1).astype(np.uint64)
     return np.isin(asked, known)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from qzhou.config.sections import MiningSection
 from qzhou.data.records import Negative
-from qzhou.mining.identity import SPREAD, Bools, Digests, Floats, Ints, is_among, key_digests
+from qzhou.data.splitmix import splitmix64
+from qzhou.mining.identity import Bools, Digests, Floats, Ints, is_among, key_digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,10 +271,5 @@ def _drawn(ranking: Ranking, key_N: Digests, mining: MiningSection, by_rank: boo
 
 
 def _uniform(key: Digests) -> Floats:
-    """SplitMix64: a well-mixed number in [0, 1) for each key."""
-    with np.errstate(over="ignore"):
-        mixed = key + SPREAD
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed = mixed ^ (mixed >> np.uint64(31))
-    return (mixed >> np.uint64(11)).astype(np.float64) / float(1 << 53)  # type: ignore[return-value]
+    """A well-mixed number in [0, 1) for each key."""
+    return (splitmix64(key) >> np.uint64(11)).astype(np.float64) / float(1 << 53)  # type: ignore[return-value]

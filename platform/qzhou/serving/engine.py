@@ -18,9 +18,9 @@ import numpy as np
 
 from qzhou.serving.cache import Text, VectorCache, key_of
 from qzhou.serving.errors import RequestError
-from qzhou.serving.memory import give_back
 from qzhou.serving.outputs import Vectors
 from qzhou.serving.queue import TextQueue
+from qzhou.telemetry.memory import release_freed_memory
 
 TOKENIZED_AT_ONCE = 512  # texts; a large request does not keep small ones waiting
 CHARS_PER_TOKEN = 4  # a guess, for what is not tokenized yet
@@ -130,7 +130,7 @@ class Engine:
         self,
         encoder: BatchEncoder,
         options: EngineOptions = DEFAULTS,
-        trim: Callable[[], None] = give_back,
+        trim: Callable[[], None] = release_freed_memory,
     ) -> None:
         self.encoder = encoder
         self._options = options

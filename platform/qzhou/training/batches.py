@@ -1,7 +1,7 @@
-"""Rows of datasets to the texts, targets and masks of one global batch.
+"""From planned rows to the texts, targets and masks of one global batch.
 
-Every rank builds the whole batch, which costs nothing beside encoding it, so that losses and masks
-need no communication. Choices inside a batch (which positive, which negatives) follow from (seed, step).
+Every rank builds the whole batch, which costs nothing beside encoding it. So losses and masks need no communication.
+Choices inside a batch (which positive, which negatives) follow from (seed, step).
 
 Shape letters in this file: B queries or texts, M documents, P pairs.
 """
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qzhou.data.prompts import Prompt
 from qzhou.data.records import (
     TASKS,
     LabeledExample,
@@ -27,39 +26,48 @@ from qzhou.data.records import (
     origin_id,
     relevant_keys,
 )
-from qzhou.training.data import Classes, TrainingSet
-from qzhou.training.plan import PlannedBatch, PlannedRows
+from qzhou.training.batch_plan import PlannedBatch, PlannedRows
+from qzhou.training.examples import Classes, TrainingSet
 
 Side = Literal["query", "document"]  # which limit of length a text has
+TextGroups = list[tuple[Side, list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievalBatch:
-    """Texts carry their prompts. ``positive_B`` and the masks are as :func:`losses.info_nce` takes them.
+    """Queries and documents with their prompts.
 
-    ``owner_M`` is the query whose positive or hard negative each document is.
+    Attributes:
+        queries: B texts.
+        documents: M texts: the positive of each query, then the hard negatives.
+        positive_B: Row of each query's positive in ``documents``.
+        owner_M: The query whose positive or hard negative each document is.
+        false_negative_mask_BM: True where a document answers a query and is not the positive drawn for it.
+        same_query_mask_BB: True where two queries are the same text or a paraphrase and its original.
     """
 
     queries: list[str]
     documents: list[str]
     positive_B: Tensor
     owner_M: Tensor
-    blocked_document_BM: Tensor
-    blocked_query_BB: Tensor
+    false_negative_mask_BM: Tensor
+    same_query_mask_BB: Tensor
 
     task: Task = "retrieval"
 
     @property
     def size(self) -> int:
+        """Number of queries."""
         return len(self.queries)
 
     @property
-    def kinds(self) -> list[tuple[Side, list[str]]]:
+    def text_groups(self) -> TextGroups:
+        """The texts to encode."""
         return [("query", self.queries), ("document", self.documents)]
 
     @property
-    def own_negatives(self) -> Tensor:
-        """True [B, M] where a document is a hard negative of the query."""
+    def hard_negative_mask(self) -> Tensor:
+        """True where a document is a hard negative of the query."""
         own = self.owner_M[None, :] == torch.arange(self.size)[:, None]
         own[torch.arange(self.size), self.positive_B] = False
         return own
@@ -67,7 +75,7 @@ class RetrievalBatch:
 
 @dataclass(frozen=True, slots=True)
 class PairBatch:
-    """Two texts a pair, their ordinal scores, and the dataset on whose scale each score is."""
+    """Pairs of texts, their ordinal scores, and the number of the dataset on whose scale each score is."""
 
     texts_a: list[str]
     texts_b: list[str]
@@ -78,16 +86,18 @@ class PairBatch:
 
     @property
     def size(self) -> int:
+        """Number of pairs."""
         return len(self.texts_a)
 
     @property
-    def kinds(self) -> list[tuple[Side, list[str]]]:
+    def text_groups(self) -> TextGroups:
+        """The texts to encode."""
         return [("document", self.texts_a), ("document", self.texts_b)]
 
 
 @dataclass(frozen=True, slots=True)
 class ClassificationBatch:
-    """Texts, one positive each, and the negatives of the whole batch with their labels."""
+    """Texts, one positive for each, and the negatives of the whole batch with their labels."""
 
     texts: list[str]
     positives: list[str]
@@ -99,15 +109,14 @@ class ClassificationBatch:
 
     @property
     def size(self) -> int:
+        """Number of texts without positives and negatives."""
         return len(self.texts)
 
     @property
-    def kinds(self) -> list[tuple[Side, list[str]]]:
-        return [
-            ("document", self.texts),
-            ("document", self.positives),
-            ("document", self.negatives),
-        ]
+    def text_groups(self) -> TextGroups:
+        """The texts to encode."""
+        groups = (self.texts, self.positives, self.negatives)
+        return [("document", group) for group in groups]
 
 
 Batch = RetrievalBatch | PairBatch | ClassificationBatch
@@ -116,21 +125,22 @@ Batch = RetrievalBatch | PairBatch | ClassificationBatch
 def build_batches(
     planned: PlannedBatch, data: Mapping[str, TrainingSet], *, negatives_per_query: int, seed: int
 ) -> list[Batch]:
-    """The global batch of a step: one of each task that the plan drew, which is one unless batches are not grouped.
+    """The global batch of a step: one batch of each task in the plan; several only where grouping is "none".
 
     Args:
-        data: Dataset name -> its examples; at least the planned ones.
-        negatives_per_query: Hard negatives drawn per example; fewer where an example has fewer.
+        planned: The rows of the step.
+        data: Dataset name -> its examples; at least the planned datasets.
+        negatives_per_query: Hard negatives drawn for each example; fewer where an example has fewer.
         seed: Of the run.
     """
     builders = {"retrieval": _retrieval, "pair": _pairs, "classification": _classification}
-    found = []
+    batches = []
     for number, task in enumerate(TASKS):
         parts = [(part, data[part.dataset]) for part in planned.parts if part.task == task]
         if parts:
             generator = np.random.default_rng([seed, 3, planned.step, number])
-            found.append(builders[task](parts, negatives_per_query, generator))
-    return found
+            batches.append(builders[task](parts, negatives_per_query, generator))
+    return batches
 
 
 Parts = Sequence[tuple[PlannedRows, TrainingSet]]
@@ -173,25 +183,25 @@ def _retrieval(parts: Parts, count: int, generator: np.random.Generator) -> Batc
         [prompt.document(text) for prompt, text in documents],
         torch.arange(len(found)),
         torch.tensor(owners),
-        _answers_among(examples, [text for _, text in documents]),
+        _false_negatives(examples, [text for _, text in documents]),
         _same_queries(examples),
     )
 
 
-def _answers_among(examples: Sequence[RetrievalExample], documents: Sequence[str]) -> Tensor:
-    """True [B, M] where a document answers a query although it is not the positive that was drawn for it."""
+def _false_negatives(examples: Sequence[RetrievalExample], documents: Sequence[str]) -> Tensor:
+    """True [B, M] where a document answers a query and is not the positive that was drawn for it."""
     places: dict[str, list[int]] = {}
     for place, text in enumerate(documents):
         places.setdefault(normalized_text(text), []).append(place)
-    blocked_BM = torch.zeros(len(examples), len(documents), dtype=torch.bool)
-    for row, own in enumerate(relevant_keys(examples)):
-        blocked_BM[row, [place for key in own for place in places.get(key, ())]] = True
-        blocked_BM[row, row] = False  # the positive itself stays
-    return blocked_BM
+    mask_BM = torch.zeros(len(examples), len(documents), dtype=torch.bool)
+    for row, relevant in enumerate(relevant_keys(examples)):
+        mask_BM[row, [place for key in relevant for place in places.get(key, ())]] = True
+        mask_BM[row, row] = False  # the positive itself stays
+    return mask_BM
 
 
 def _same_queries(examples: Sequence[RetrievalExample]) -> Tensor:
-    """True [B, B] where two queries are the same text or a paraphrase and its original; also with themselves."""
+    """True [B, B] where two queries are the same text or a paraphrase and its original; also on the diagonal."""
     _, family_B = np.unique([origin_id(one) for one in examples], return_inverse=True)
     _, query_B = np.unique([normalized_text(one.query) for one in examples], return_inverse=True)
     return torch.from_numpy((query_B[:, None] == query_B) | (family_B[:, None] == family_B))
@@ -207,16 +217,15 @@ def _classification(parts: Parts, count: int, generator: np.random.Generator) ->
     first = 0  # number of a dataset's first class: classes of different datasets are different
     for planned, data in parts:
         assert data.classes is not None
-        others, opposed = _drawn(planned, data.classes, count, generator)
-        rows = np.concatenate([planned.rows, others, opposed])
-        presented = _presented(data.prompt, data, rows)
-        texts += [query for query, _ in presented[: len(planned.rows)]]
-        positives += [
-            document for _, document in presented[len(planned.rows) : 2 * len(planned.rows)]
-        ]
-        negatives += [document for _, document in presented[2 * len(planned.rows) :]]
+        same, others = _draw(planned, data.classes, count, generator)
+        drawn = data.take(np.concatenate([planned.rows, same, others]))
+        found = [one.text for one in drawn if isinstance(one, LabeledExample)]
+        size, prompt = len(planned.rows), data.prompt
+        texts += [prompt.query(text) for text in found[:size]]
+        positives += [prompt.document(text) for text in found[size : 2 * size]]
+        negatives += [prompt.document(text) for text in found[2 * size :]]
         labels += (first + data.classes.number_N[planned.rows]).tolist()
-        negative_labels += (first + data.classes.number_N[opposed]).tolist()
+        negative_labels += (first + data.classes.number_N[others]).tolist()
         first += len(data.classes)
     return ClassificationBatch(
         texts,
@@ -227,7 +236,7 @@ def _classification(parts: Parts, count: int, generator: np.random.Generator) ->
     )
 
 
-def _drawn(
+def _draw(
     planned: PlannedRows, classes: Classes, count: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each planned row another row of its class, and ``count`` rows of other classes (none if there are none)."""
@@ -235,15 +244,10 @@ def _drawn(
     for row in planned.rows:
         own = int(classes.number_N[row])
         same = classes.members(own)
+        # the last member stands in for the row itself, so that each of the others is as likely
         place = int(generator.integers(len(same) - 1))
         positives.append(same[place] if same[place] != row else same[-1])
         for _ in range(count if len(classes) > 1 else 0):
             other = (own + 1 + int(generator.integers(len(classes) - 1))) % len(classes)
             negatives.append(generator.choice(classes.members(other)))
     return np.array(positives, dtype=np.int64), np.array(negatives, dtype=np.int64)
-
-
-def _presented(prompt: Prompt, data: TrainingSet, rows: np.ndarray) -> list[tuple[str, str]]:
-    """The texts of some rows as queries and as documents."""
-    texts = [one.text for one in data.take(rows) if isinstance(one, LabeledExample)]
-    return [(prompt.query(text), prompt.document(text)) for text in texts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,15 +20,16 @@ from torch import Tensor
 from qzhou.config.training import TrainingSection
 from qzhou.encoder import EmbeddingModel
 from qzhou.errors import SetupError, TrainingError
-from qzhou.training.deal import Ids
-from qzhou.training.engine import STATE_FILE, Batcher, may_pack, token_budgets, without_dropout
+from qzhou.training.engine import prepare_model, token_budgets
+from qzhou.training.sharding import Ids
 
 TAG, UNIVERSAL_TAG = "deepspeed", "universal"
+STATE_FILE = "state.json"
 CPU_EXTENSION = "deepspeed_shm_comm"
 
 
 class DeepSpeedEngine:
-    """ZeRO over the ranks of the process group that is already there (Ray Train or ``torchrun`` makes it)."""
+    """An engine with DeepSpeed ZeRO over the ranks of the process group, which must be there already."""
 
     def __init__(
         self,
@@ -38,57 +40,55 @@ class DeepSpeedEngine:
         *,
         checkpoint: Path | None = None,
     ) -> None:
-        """Shard a model over the ranks.
+        """Shard a model over the ranks; the dtype of its weights, float32 or bfloat16, decides the dtype to train in.
 
-        Args:
-            model: Float32 or bfloat16 weights, which decide the type to train in.
-            device: Where this rank's part lives.
-            checkpoint: What :meth:`load` will be asked for: ZeRO must know beforehand whether as many ranks wrote it.
+        ``checkpoint`` is the folder that :meth:`load` will read: ZeRO must know beforehand whether the same number
+        of ranks wrote it.
         """
         deepspeed = _import_deepspeed(device)
-        without_dropout(model)
-        if training.gradient_checkpointing:
-            model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.micro_batch_tokens, self.activation_tokens = token_budgets(training, device)
-        self.training = training
-        sharded = training.zero_stage > 0
+        self._zero_stage = training.zero_stage
+        # stage 0 shards nothing: any number of ranks reads the same file
         self._resharded = (
-            sharded and checkpoint is not None and _state(checkpoint)["workers"] != self.world
+            training.zero_stage > 0
+            and checkpoint is not None
+            and _state(checkpoint)["workers"] != self.world
         )
-        self._batch = Batcher(model, tokenizer, packed=may_pack(training))
+        self._collate = prepare_model(model, tokenizer, training)
+        is_bfloat16 = next(model.parameters()).dtype == torch.bfloat16
         self.engine, *_ = deepspeed.initialize(
-            model=model.train(),
+            model=model,
             model_parameters=[one for one in model.parameters() if one.requires_grad],
-            config=deepspeed_config(
-                training,
-                bfloat16=next(model.parameters()).dtype == torch.bfloat16,
-                universal=self._resharded,
-            ),
+            config=deepspeed_config(training, bfloat16=is_bfloat16, universal=self._resharded),
         )
 
-    def forward(self, ids: Sequence[Ids], openness: float | None = None) -> Tensor:
-        vectors: Tensor = self.engine(self._batch(ids, openness))
+    def forward(self, ids: Sequence[Ids], soft_mask_weight: float | None = None) -> Tensor:
+        """Vectors [S, D] of S texts."""
+        vectors: Tensor = self.engine(self._collate(ids, soft_mask_weight))
         return vectors
 
     def backward(self, value: Tensor, *, last: bool) -> None:
+        """One of the backward passes of a step."""
         self.engine.set_gradient_accumulation_boundary(is_boundary=last)
         self.engine.backward(value)
 
     def update(self, learning_rate: float) -> float:
+        """The gradient norm before clipping, after one optimizer step."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
         return float(self.engine.get_global_grad_norm() or 0.0)
 
     def save(self, folder: Path, step: int) -> None:
+        """Write this rank's part of a checkpoint; rank 0 also writes which step and how many ranks it is of."""
         self.engine.save_checkpoint(str(folder), tag=TAG)
         if self.rank == 0:
-            state = {"step": step, "workers": self.world, "zero_stage": self.training.zero_stage}
+            state = {"step": step, "workers": self.world, "zero_stage": self._zero_stage}
             (folder / STATE_FILE).write_text(json.dumps(state), "utf-8")
 
     def load(self, folder: Path) -> int:
-        """Read a checkpoint, also one of another number of ranks, and give its step.
+        """The step of a checkpoint, also of one that another number of ranks wrote.
 
         Raises:
             TrainingError: DeepSpeed cannot convert the checkpoint to this number of ranks.
@@ -97,21 +97,19 @@ class DeepSpeedEngine:
         if self._resharded:
             with _universal(folder, state["workers"], self.world) as converted:
                 self.engine.load_checkpoint(str(converted), tag=UNIVERSAL_TAG)
-                dist.barrier()  # nobody removes what another still reads
+                dist.barrier()  # no rank removes what another still reads
         else:
             self.engine.load_checkpoint(str(folder), tag=TAG)
         return int(state["step"])
 
     def full_state(self) -> dict[str, Tensor]:
+        """All weights in float32 on the CPU, complete on rank 0."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         state = {}
         for name, parameter in self.engine.module.named_parameters():
-            full = (
-                safe_get_full_fp32_param(parameter)
-                if parameter.requires_grad
-                else _whole(parameter)
-            )
+            whole = safe_get_full_fp32_param if parameter.requires_grad else _gathered_weight
+            full = whole(parameter)
             if self.rank == 0:
                 state[name] = (parameter if full is None else full).detach().float().cpu().clone()
         return state
@@ -120,19 +118,18 @@ class DeepSpeedEngine:
 def deepspeed_config(
     training: TrainingSection, *, bfloat16: bool, universal: bool = False
 ) -> dict[str, Any]:
-    """What DeepSpeed is told.
+    """The settings of DeepSpeed.
 
-    A step may have several backward passes (gradient cache); the engine says itself which is the last, so no step
-    counts as accumulation, which would cut a batch's negatives.
-
-    Args:
-        universal: The checkpoint that will be loaded has been converted from another number of ranks.
+    A step may have several backward passes (gradient cache), and the engine itself marks the last. So no step counts
+    as gradient accumulation, which would cut the negatives of a batch.
+    ``universal`` says that the checkpoint to load was converted from another number of ranks.
     """
     zero: dict[str, Any] = {"stage": training.zero_stage}
     if training.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
-        "train_micro_batch_size_per_gpu": 1,  # counts nothing: batches are made by the plan
+        # counts nothing: the batch plan makes the batches
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": training.max_gradient_norm,
         "bf16": {"enabled": bfloat16},
@@ -153,8 +150,8 @@ def _state(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / STATE_FILE).read_text("utf-8")))
 
 
-def _whole(parameter: Tensor) -> Tensor:
-    """A frozen weight, which ZeRO-3 shards too."""
+def _gathered_weight(parameter: Tensor) -> Tensor:
+    """The whole of a frozen weight, which ZeRO-3 shards too."""
     if not hasattr(parameter, "ds_id"):
         return parameter
     import deepspeed
@@ -165,53 +162,51 @@ def _whole(parameter: Tensor) -> Tensor:
 
 @contextmanager
 def _universal(folder: Path, before: int, now: int) -> Iterator[Path]:
-    """A checkpoint that any number of ranks can load, made once a node by its first rank; removed after the block.
+    """A copy of a checkpoint that any number of ranks can load; it is removed after the block.
 
-    The conversion reads every rank's part. It is a process of its own, because DeepSpeed's converter is a program.
+    The first rank of each node converts the checkpoint, which it reads whole.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    shared: list[str | None] = [None] * dist.get_world_size()
-    own = tempfile.mkdtemp(prefix="universal-") if local_rank == 0 else None
+    is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    own = tempfile.mkdtemp(prefix="universal-") if is_first else ""
     failure = _convert(folder, Path(own)) if own else ""
-    dist.all_gather_object(shared, json.dumps([own, failure]) if own else None)
-    told = [json.loads(one) for one in shared if one]
-    failures = [one for _, one in told if one]
+    results: list[tuple[str, str]] = [("", "")] * dist.get_world_size()
+    dist.all_gather_object(results, (own, failure))
+    failures = [failure for _, failure in results if failure]
     if failures:
         raise TrainingError(
             f"the checkpoint in {folder} was written by {before} workers, and DeepSpeed cannot convert it for {now}: "
             f"{failures[0]}\n       Set training.workers to {before} to go on, or remove the stage's folder to start "
             "it over."
         )
-    place = own or next(place for place, _ in told if Path(place).exists())
+    places = [place for place, _ in results if place and Path(place).exists()]
     try:
-        yield Path(place)
+        yield Path(own or places[0])
     finally:
         if own:
-            import shutil
-
             shutil.rmtree(own, ignore_errors=True)
 
 
 def _convert(folder: Path, target: Path) -> str:
-    """Write the universal checkpoint; gives DeepSpeed's last words if it fails."""
-    command = [
-        sys.executable,
-        "-m",
-        "deepspeed.checkpoint.ds_to_universal",
-        "--inject_missing_state",
-    ]
-    command += ["--input_folder", str(folder / TAG), "--output_folder", str(target / UNIVERSAL_TAG)]
+    """The last line of DeepSpeed's error, empty if the universal checkpoint was written.
+
+    DeepSpeed's converter is a program, so it runs in a process of its own.
+    """
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--inject_missing_state", "--input_folder", str(folder / TAG)]
+    command += ["--output_folder", str(target / UNIVERSAL_TAG)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     (target / "latest_universal").write_text(UNIVERSAL_TAG, "utf-8")
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no output"])[-1]
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.strip().splitlines() or ["no output"])[-1]
 
 
 def _import_deepspeed(device: torch.device) -> Any:
-    """Import it for this device; on a CPU without its compiled extension.
+    """The package deepspeed; on a CPU without its compiled extension.
 
-    The extension (all-reduce through shared memory) is compiled with a C++ compiler for up to a minute
-    at first use. Without it DeepSpeed reduces through gloo, which a step of MiniLM on two ranks did
-    not notice (2.0 s with and without), and a machine without a compiler can train.
+    The extension (all-reduce through shared memory) is compiled with a C++ compiler for up to a minute at first use.
+    Without it DeepSpeed reduces through gloo: a step of MiniLM on two ranks takes 2.0 s either way, and a machine
+    without a compiler can train.
     """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

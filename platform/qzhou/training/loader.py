@@ -1,4 +1,4 @@
-"""Batches made ahead of the step that trains on them."""
+"""What a stage trains on, and the batches of the next steps, prepared in threads while a step trains."""
 
 from __future__ import annotations
 
@@ -13,85 +13,81 @@ from typing import Any
 
 from qzhou.config.recipe import Recipe
 from qzhou.encoder.encoder import token_ids
+from qzhou.training.batch_plan import BatchPlan, PlannedBatch
 from qzhou.training.batches import Batch, build_batches
-from qzhou.training.data import TrainingSet
-from qzhou.training.deal import Deal, deal
-from qzhou.training.plan import BatchPlan, PlannedBatch
+from qzhou.training.distillation import Teacher
+from qzhou.training.engine import Engine
+from qzhou.training.examples import TrainingSet
+from qzhou.training.sharding import ShardedBatch, shard_batch
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A step's batch, ready to be encoded."""
+class TrainingStage:
+    """What one stage trains on.
 
-    planned: PlannedBatch
-    batches: list[Batch]
-    deal: Deal
-    teacher_deal: Deal | None
-
-
-@dataclass(frozen=True, slots=True)
-class Preparation:
-    """How a step becomes a batch: examples, texts, token ids, shares. From any thread.
-
-    Attributes:
-        micro_batch_tokens: Padded tokens of one forward pass.
-        teacher_tokenizer: Where a teacher reads the same texts.
+    ``data`` has the examples of every dataset of the plan by name. ``validate`` returns validation scores of the
+    model as it is; every rank calls it.
     """
 
+    name: str
     plan: BatchPlan
     data: Mapping[str, TrainingSet]
     recipe: Recipe
     tokenizer: Any
-    rank: int
-    world: int
-    micro_batch_tokens: int
-    teacher_tokenizer: Any = None
+    teacher: Teacher | None = None
+    validate: Callable[[], Mapping[str, float]] | None = None
 
-    def __call__(self, step: int) -> Prepared:
-        recipe, planned = self.recipe, self.plan.at(step)
-        batches = build_batches(
-            planned,
-            self.data,
-            negatives_per_query=recipe.training.negatives_per_query,
-            seed=recipe.training_seed,
-        )
-        teacher = (
-            None if self.teacher_tokenizer is None else self._dealt(batches, self.teacher_tokenizer)
-        )
-        return Prepared(planned, batches, self._dealt(batches, self.tokenizer), teacher)
 
-    def _dealt(self, batches: list[Batch], tokenizer: Any) -> Deal:
-        model = self.recipe.model
+@dataclass(frozen=True, slots=True)
+class PreparedBatch:
+    """A step's batch, ready to be encoded by the model and, if there is one, by its teacher."""
+
+    planned: PlannedBatch
+    batches: list[Batch]
+    sharded: ShardedBatch
+    for_teacher: ShardedBatch | None
+
+
+def prepare_batch(stage: TrainingStage, engine: Engine, step: int) -> PreparedBatch:
+    """The batch of a step, with this rank's share of its texts as token ids; from any thread."""
+    planned, training = stage.plan.at(step), stage.recipe.training
+    batches = build_batches(
+        planned,
+        stage.data,
+        negatives_per_query=training.negatives_per_query,
+        seed=stage.recipe.training_seed,
+    )
+
+    def sharded(tokenizer: Any) -> ShardedBatch:
+        model = stage.recipe.model
         limit = {"query": model.max_query_tokens, "document": model.max_document_tokens}
         own = _own_tokenizer(tokenizer)
-        ids = [
-            one
-            for batch in batches
-            for side, texts in batch.kinds
-            for one in token_ids(own, texts, max_tokens=limit[side])
-        ]
-        return deal(
-            ids, rank=self.rank, world=self.world, micro_batch_tokens=self.micro_batch_tokens
+        ids: list[list[int]] = []
+        for batch in batches:
+            for side, texts in batch.text_groups:
+                ids += token_ids(own, texts, max_tokens=limit[side])
+        return shard_batch(
+            ids, rank=engine.rank, world=engine.world, micro_batch_tokens=engine.micro_batch_tokens
         )
 
+    for_teacher = sharded(stage.teacher.tokenizer) if stage.teacher else None
+    return PreparedBatch(planned, batches, sharded(stage.tokenizer), for_teacher)
 
-def ahead(
-    prepare: Callable[[int], Prepared], first: int, last: int, *, threads: int
-) -> Iterator[tuple[Prepared, float]]:
-    """The batches of steps in [first, last), and how many seconds the step waited for its own.
 
-    Args:
-        threads: That make batches; each is at most one batch ahead, and one more is ready.
+def prefetch(
+    prepare: Callable[[int], PreparedBatch], first: int, last: int, *, threads: int
+) -> Iterator[tuple[PreparedBatch, float]]:
+    """The batches of steps in [first, last), and for how many seconds each was waited for.
+
+    Each of the threads prepares one batch while a step trains.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
-        waiting: deque[Future[Prepared]] = deque()
-        following = iter(range(first, last))
+        waiting: deque[Future[PreparedBatch]] = deque()
         try:
-            for step in following:
+            for step in range(first, last):
                 waiting.append(pool.submit(prepare, step))
-                if len(waiting) <= threads:
-                    continue
-                yield _next(waiting)
+                if len(waiting) > threads:
+                    yield _next(waiting)
             while waiting:
                 yield _next(waiting)
         finally:
@@ -99,17 +95,17 @@ def ahead(
                 one.cancel()
 
 
-def _next(waiting: deque[Future[Prepared]]) -> tuple[Prepared, float]:
+def _next(waiting: deque[Future[PreparedBatch]]) -> tuple[PreparedBatch, float]:
     started = monotonic()
-    found = waiting.popleft().result()
-    return found, monotonic() - started
+    prepared = waiting.popleft().result()
+    return prepared, monotonic() - started
 
 
 _of_thread = threading.local()
 
 
 def _own_tokenizer(tokenizer: Any) -> Any:
-    """This thread's copy: a tokenizer keeps the truncation of its last call and cannot be shared."""
+    """This thread's copy: a tokenizer remembers the truncation of its last call and cannot be shared."""
     copies: list[tuple[Any, Any]] = _of_thread.__dict__.setdefault("copies", [])
     for original, own in copies:
         if original is tokenizer:

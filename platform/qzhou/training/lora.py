@@ -9,12 +9,12 @@ from qzhou.errors import SetupError, TrainingError
 EVERY_LINEAR = "all-linear"
 
 
-def with_adapters(model: EmbeddingModel, lora: LoraSection) -> EmbeddingModel:
-    """Freeze a model and put trainable adapters into it; nothing happens at rank 0.
+def add_adapters(model: EmbeddingModel, lora: LoraSection) -> EmbeddingModel:
+    """The same model, frozen and with trainable adapters; unchanged where ``lora.rank`` is 0.
 
     Raises:
         SetupError: peft is not installed.
-        TrainingError: The model has no layer of the names that were asked for.
+        TrainingError: The model has no layer of these names.
     """
     if not lora.rank:
         return model
@@ -37,8 +37,8 @@ def with_adapters(model: EmbeddingModel, lora: LoraSection) -> EmbeddingModel:
     return model
 
 
-def merged(model: EmbeddingModel) -> EmbeddingModel:
-    """The same model without adapters, what they had learned added to its weights."""
+def merge_adapters(model: EmbeddingModel) -> EmbeddingModel:
+    """The same model without adapters, after adding what they learned to its weights."""
     if hasattr(model.backbone, "merge_and_unload"):
         model.backbone = model.backbone.merge_and_unload()
     return model

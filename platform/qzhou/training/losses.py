@@ -1,4 +1,4 @@
-"""The three objectives of QZhou-Embedding (arXiv:2508.21632), as pure functions, and terms that its rivals have.
+"""The three losses of QZhou-Embedding (arXiv:2508.21632) as pure functions, and terms that other models add.
 
 Shape letters in this file: B queries or texts, M documents (positives and negatives), P pairs, N texts,
 D embedding width. All vectors are unit length, so a dot product is a cosine. Each function sees the
@@ -17,19 +17,21 @@ from qzhou.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What of InfoNCE is used; the defaults are QZhou-Embedding's.
+class InfoNCEOptions:
+    """Hyperparameters of InfoNCE; the defaults are QZhou-Embedding's.
 
     Attributes:
+        temperature: Divides cosines.
         query_query: Other queries stand in the denominator.
         document_document: So do the other documents, compared with the positive (Qwen3-Embedding, arXiv:2506.05176).
-        false_negative_margin: What scores above the positive by more is left out: it may be an answer that nobody
-            labelled (Qwen3-Embedding: 0.1). None leaves nothing out.
+        false_negative_margin: A cosine that exceeds the positive's by more is left out: it may belong to an answer
+            that nobody labelled (Qwen3-Embedding: 0.1). None leaves nothing out.
         hardness: The query's own hard negatives weigh ``e^(hardness * s)``, s their cosine without gradient
             (EmbeddingGemma, arXiv:2509.20354: 5).
         focal: A query weighs ``(1 - p)^focal``, p the probability of its positive (arXiv:1708.02002).
     """
 
+    temperature: float = 0.02
     query_query: bool = True
     document_document: bool = False
     false_negative_margin: float | None = None
@@ -37,7 +39,23 @@ class Terms:
     focal: float = 0.0
 
 
-QZHOU = Terms()
+@dataclass(frozen=True, slots=True)
+class InfoNCEMasks:
+    """What is known of the documents and queries of a batch; by default nothing.
+
+    Attributes:
+        false_negative_BM: True where a document is the same text as another answer to the query, and is therefore
+            left out of its denominator; never at the positive.
+        same_query_BB: True where two queries are the same text.
+        hard_negative_BM: True where a document is a hard negative of the query; needed for hardness.
+    """
+
+    false_negative_BM: Tensor | None = None
+    same_query_BB: Tensor | None = None
+    hard_negative_BM: Tensor | None = None
+
+
+QZHOU, NO_MASKS = InfoNCEOptions(), InfoNCEMasks()
 
 
 def info_nce(
@@ -45,14 +63,11 @@ def info_nce(
     document_MD: Tensor,
     positive_B: Tensor,
     *,
-    temperature: float,
-    blocked_document_BM: Tensor | None = None,
-    blocked_query_BB: Tensor | None = None,
-    own_negative_BM: Tensor | None = None,
+    masks: InfoNCEMasks = NO_MASKS,
     mixed: tuple[Tensor, Tensor] | None = None,
-    terms: Terms = QZHOU,
+    options: InfoNCEOptions = QZHOU,
 ) -> Tensor:
-    """InfoNCE whose negatives are every other document and every other query of the batch.
+    """InfoNCE whose negatives are every other document and every other query of the batch: the mean loss in nats.
 
         L_i = -log( e^(s_ip / t) / (sum_m w_im e^(s_im / t) + sum_{j != i} e^(u_ij / t) + sum_{m != p} e^(v_im / t)) )
         L   = 1/B * sum_i (1 - e^(-L_i))^focal * L_i
@@ -63,17 +78,16 @@ def info_nce(
     by default; a summand whose cosine is above s_ip + false_negative_margin is left out.
 
     Args:
+        query_BD: Query embeddings.
+        document_MD: Positives and negatives in any order.
         positive_B: Row of ``document_MD`` that answers each query, int64.
-        temperature: Divides cosines; 0.02 in the paper.
-        blocked_document_BM: True where a document is left out of a query's denominator because it is
-            the same text as one of its positives; never at ``positive_B``.
-        blocked_query_BB: True where two queries are the same text.
-        own_negative_BM: True where a document is a hard negative of the query; needed for ``terms.hardness``.
-        mixed: Further negatives [K, D] and the query [K] that each is one of (:func:`mixed_negatives`).
-        terms: What is used.
+        masks: Which negatives are left out, and which are hard negatives.
+        mixed: More negatives [K, D] and the query [K] that each belongs to (:func:`mixed_negatives`).
+        options: Temperature, and the optional terms.
 
-    Returns: Scalar mean loss in nats.
-    Raises: DataError: widths differ, or there is not one positive per query.
+    Raises:
+        DataError: Widths differ, or there is not one positive for each query.
+
     Source: equation 1.
     """
     if query_BD.shape[1] != document_MD.shape[1] or len(positive_B) != len(query_BD):
@@ -81,56 +95,51 @@ def info_nce(
             f"queries {tuple(query_BD.shape)}, documents {tuple(document_MD.shape)} and positives "
             f"{tuple(positive_B.shape)} do not fit: widths must be equal, with one positive per query"
         )
-    is_positive_BM = torch.zeros(
-        len(query_BD), len(document_MD), dtype=torch.bool, device=query_BD.device
-    )
-    is_positive_BM[torch.arange(len(query_BD)), positive_B] = True
-    blocked_BM = (
-        torch.zeros_like(is_positive_BM) if blocked_document_BM is None else blocked_document_BM
-    )
-    cosines, blocked = [query_BD @ document_MD.T], [blocked_BM]
-    if terms.query_query:
+    row_B = torch.arange(len(query_BD), device=query_BD.device)
+    score_BM = query_BD @ document_MD.T
+    is_positive_BM = torch.zeros_like(score_BM, dtype=torch.bool)
+    is_positive_BM[row_B, positive_B] = True
+    excluded_BM = masks.false_negative_BM
+    if excluded_BM is None:
+        excluded_BM = torch.zeros_like(is_positive_BM)
+    # one block of columns for each sum of the denominator
+    scores, excluded = [score_BM], [excluded_BM]
+    if options.query_query:
         itself = torch.eye(len(query_BD), dtype=torch.bool, device=query_BD.device)
-        cosines.append(query_BD @ query_BD.T)
-        blocked.append(itself if blocked_query_BB is None else itself | blocked_query_BB)
-    if terms.document_document:
-        cosines.append(document_MD[positive_B] @ document_MD.T)
-        blocked.append(blocked_BM | is_positive_BM)
+        scores.append(query_BD @ query_BD.T)
+        excluded.append(itself if masks.same_query_BB is None else itself | masks.same_query_BB)
+    if options.document_document:
+        scores.append(document_MD[positive_B] @ document_MD.T)
+        excluded.append(excluded_BM | is_positive_BM)
     if mixed is not None:
         mixed_KD, owner_K = mixed
-        cosines.append(query_BD @ mixed_KD.T)
-        blocked.append(
-            owner_K[None, :] != torch.arange(len(query_BD), device=query_BD.device)[:, None]
-        )
-    cosine, left_out = torch.cat(cosines, dim=1), torch.cat(blocked, dim=1)
-    if terms.false_negative_margin is not None:
-        ceiling_B1 = (
-            cosines[0].detach().gather(1, positive_B[:, None]) + terms.false_negative_margin
-        )
-        left_out = left_out | (cosine.detach() > ceiling_B1)
+        scores.append(query_BD @ mixed_KD.T)
+        excluded.append(owner_K[None, :] != row_B[:, None])
+    score, left_out = torch.cat(scores, dim=1), torch.cat(excluded, dim=1)
+    if options.false_negative_margin is not None:
+        # cosines are compared without gradient: the mask is read, not trained
+        positive_B1 = score_BM.detach().gather(1, positive_B[:, None])
+        left_out = left_out | (score.detach() > positive_B1 + options.false_negative_margin)
         left_out[:, : len(document_MD)] &= ~is_positive_BM
-    logits = cosine / temperature
-    if terms.hardness and own_negative_BM is not None:
-        weight_BM = terms.hardness * cosines[0].detach() * own_negative_BM
-        logits = torch.cat(
-            [logits[:, : len(document_MD)] + weight_BM, logits[:, len(document_MD) :]], dim=1
-        )
+    logits = score / options.temperature
+    if options.hardness and masks.hard_negative_BM is not None:
+        weight_BM = options.hardness * score_BM.detach() * masks.hard_negative_BM
+        columns = [len(document_MD), logits.shape[1] - len(document_MD)]
+        by_document, others = torch.split(logits, columns, dim=1)
+        logits = torch.cat([by_document + weight_BM, others], dim=1)
     loss_B = torch.nn.functional.cross_entropy(
         logits.masked_fill(left_out, -torch.inf), positive_B, reduction="none"
     )
-    return (
-        ((1.0 - torch.exp(-loss_B)) ** terms.focal * loss_B).mean()
-        if terms.focal
-        else loss_B.mean()
-    )
+    if options.focal:
+        loss_B = (1.0 - torch.exp(-loss_B)) ** options.focal * loss_B
+    return loss_B.mean()
 
 
 def orthogonal_regularisation(vector_ND: Tensor) -> Tensor:
-    """How far texts that were drawn at random are from orthogonal: the mean of their squared cosines.
+    """The mean squared cosine of different texts, from 0 to 1; 0 for a single text.
 
-    Added to a loss it spreads vectors over the sphere, which also makes them bear quantisation.
+    Added to a loss it spreads the vectors over the sphere, which also makes them robust to quantisation.
 
-    Returns: Scalar from 0 to 1; 0 for a single text.
     Source: global orthogonal regularisation, arXiv:1708.06320; EmbeddingGemma, arXiv:2509.20354.
     """
     count = len(vector_ND)
@@ -141,21 +150,21 @@ def orthogonal_regularisation(vector_ND: Tensor) -> Tensor:
 
 
 def mixed_negatives(
-    document_MD: Tensor, own_negative_BM: Tensor, *, count: int, seed: int
+    document_MD: Tensor, hard_negative_BM: Tensor, *, count: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Negatives that lie between two hard negatives of a query, on the sphere.
+    """Vectors [K, D] on the sphere between two hard negatives of a query, and the query of each [K], int64.
 
     Args:
-        own_negative_BM: True where a document is a hard negative of the query.
-        count: Of each query that has at least two hard negatives.
+        document_MD: Positives and negatives.
+        hard_negative_BM: True where a document is a hard negative of the query.
+        count: Vectors for each query that has at least two hard negatives.
         seed: Of the draw of pairs and weights.
 
-    Returns: Vectors [K, D] and the query of each [K], int64.
     Source: MoCHi (arXiv:2010.01028); KaLM-Embedding-V2 (arXiv:2506.20923) mixes online too.
     """
     generator = np.random.default_rng(seed)
     first, second, weights, owners = [], [], [], []
-    for query, own in enumerate(own_negative_BM.cpu().numpy()):
+    for query, own in enumerate(hard_negative_BM.cpu().numpy()):
         places = np.flatnonzero(own)
         for _ in range(count if len(places) > 1 else 0):
             one, other = generator.choice(places, 2, replace=False)
@@ -166,16 +175,15 @@ def mixed_negatives(
     device = document_MD.device
     weight_K1 = torch.tensor(weights, dtype=document_MD.dtype, device=device)[:, None]
     mixed_KD = weight_K1 * document_MD[first] + (1 - weight_K1) * document_MD[second]
-    return torch.nn.functional.normalize(mixed_KD, dim=1), torch.tensor(
-        owners, dtype=torch.int64, device=device
-    )
+    owner_K = torch.tensor(owners, dtype=torch.int64, device=device)
+    return torch.nn.functional.normalize(mixed_KD, dim=1), owner_K
 
 
 def teacher_scores(
     query_BD: Tensor,
     document_MD: Tensor,
     teacher_BM: Tensor,
-    blocked_BM: Tensor,
+    excluded_BM: Tensor,
     *,
     temperature: float,
 ) -> Tensor:
@@ -184,29 +192,27 @@ def teacher_scores(
         L = 1/B * sum_i sum_m q_im log(q_im / p_im),   p_i = softmax(s_i / t), q_i = softmax(teacher_i / t)
 
     Args:
+        query_BD: The student's queries.
+        document_MD: The student's documents.
         teacher_BM: The teacher's cosines.
-        blocked_BM: True where a document is left out of both distributions.
+        excluded_BM: True where a document is left out of both distributions.
+        temperature: Divides the cosines of both.
 
     Source: knowledge distillation (arXiv:1503.02531) over the scores of a batch, as in KaLM-Embedding-V2.5.
     """
-    student = (
-        (query_BD @ document_MD.T / temperature)
-        .masked_fill(blocked_BM, -torch.inf)
-        .log_softmax(dim=1)
-    )
-    teacher = (
-        (teacher_BM.to(student.dtype) / temperature)
-        .masked_fill(blocked_BM, -torch.inf)
-        .log_softmax(dim=1)
-    )
-    terms = (teacher.exp() * (teacher - student)).masked_fill(blocked_BM, 0.0)
-    return terms.sum(1).mean()
+    student_BM = query_BD @ document_MD.T / temperature
+    student_BM = student_BM.masked_fill(excluded_BM, -torch.inf).log_softmax(dim=1)
+    teacher_BM = teacher_BM.to(student_BM.dtype) / temperature
+    teacher_BM = teacher_BM.masked_fill(excluded_BM, -torch.inf).log_softmax(dim=1)
+    terms = teacher_BM.exp() * (teacher_BM - student_BM)
+    return terms.masked_fill(excluded_BM, 0.0).sum(1).mean()
 
 
 def teacher_vectors(vector_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     """Mean of ``1 - cos(student, teacher)`` over texts; widths are equal (as in Jasper, arXiv:2412.19048).
 
-    Raises: DataError: The widths differ.
+    Raises:
+        DataError: The widths differ.
     """
     if vector_ND.shape != teacher_ND.shape:
         raise DataError(
@@ -224,16 +230,20 @@ def cosent(
     temperature: float,
     scale_P: Tensor | None = None,
 ) -> Tensor:
-    """CoSENT: a pair with a higher score should have a higher cosine, over all ordered pairs of pairs.
+    """CoSENT in nats: a pair with a higher score should have a higher cosine, over all ordered pairs of pairs.
 
         L = log( 1 + sum_{y_k > y_l} e^((c_l - c_k) / t) ),   c_k = a_k . b_k
 
+    The loss is 0 when all scores are equal.
+
     Args:
+        a_PD: First text of each pair.
+        b_PD: Second text of each pair.
         score_P: Ordinal; only the order counts. Equal scores are not compared.
         temperature: Divides cosines.
-        scale_P: Pairs of different scales (datasets) are not compared; default: all are of one.
+        scale_P: Number of the scale (dataset) of each score; scores of different scales are not compared.
+            Default: all are of one scale.
 
-    Returns: Scalar loss in nats; 0 when all scores are equal.
     Source: equation 2; first described by Su Jianlin as CoSENT.
     """
     cosine_P = (a_PD * b_PD).sum(1) / temperature
@@ -254,7 +264,7 @@ def classification_info_nce(
     *,
     temperature: float,
 ) -> Tensor:
-    """InfoNCE over texts and labels in which a text of the same class is never a negative.
+    """InfoNCE over texts and labels in which a text of the same class is never a negative: the mean loss in nats.
 
         Z_i = e^(t_i.p_i / t) + sum_m MASK(i, m) e^(t_i.n_m / t) + sum_{j != i} MASK(i, j) e^(t_i.t_j / t)
         L   = -1/B * sum_i log( e^(t_i.p_i / t) / Z_i ),   MASK = 0 where the labels are equal
@@ -263,20 +273,20 @@ def classification_info_nce(
     construction. Other texts' positives do not appear, as printed in the paper.
 
     Args:
+        text_BD: The texts.
         positive_BD: Another text of the same class, for each text.
         negative_MD: All negatives of the batch.
         label_B: Class of each text, int64.
         negative_label_M: Class of each negative, int64.
+        temperature: Divides cosines.
 
-    Returns: Scalar mean loss in nats.
     Source: equation 3.
     """
     positive_B1 = (text_BD * positive_BD).sum(1, keepdim=True)
-    negative_BM = (text_BD @ negative_MD.T).masked_fill(
-        label_B[:, None] == negative_label_M[None, :], -torch.inf
-    )
-    other_BB = (text_BD @ text_BD.T).masked_fill(label_B[:, None] == label_B[None, :], -torch.inf)
+    same_BM = label_B[:, None] == negative_label_M[None, :]
+    same_BB = label_B[:, None] == label_B[None, :]
+    negative_BM = (text_BD @ negative_MD.T).masked_fill(same_BM, -torch.inf)
+    other_BB = (text_BD @ text_BD.T).masked_fill(same_BB, -torch.inf)
     logits = torch.cat([positive_B1, negative_BM, other_BB], dim=1) / temperature
-    return torch.nn.functional.cross_entropy(
-        logits, torch.zeros(len(text_BD), dtype=torch.int64, device=logits.device)
-    )
+    target_B = torch.zeros(len(text_BD), dtype=torch.int64, device=logits.device)
+    return torch.nn.functional.cross_entropy(logits, target_B)

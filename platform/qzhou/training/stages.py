@@ -1,4 +1,4 @@
-"""The two training stages of a run, whoever starts the ranks: Ray Train (``pipeline``) or ``torchrun``."""
+"""The two training stages of a run, for whoever starts the ranks: Ray Train (``pipeline``) or ``torchrun``."""
 
 from __future__ import annotations
 
@@ -12,34 +12,22 @@ from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
 
 StageName = Literal["stage1", "stage2"]
-Work = Callable[[Folder, StageName], Mapping[str, int]]
 
-# How fast, where and how safely it is trained: what is learned does not depend on it
-PACE = {
-    *(
-        "workers",
-        "min_workers",
-        "offload_optimizer",
-        "micro_batch_tokens",
-        "activation_tokens",
-        "gradient_checkpointing",
-    ),
-    *(
-        "loader_threads",
-        "validate_every_steps",
-        "trackers",
-        "save_every_steps",
-        "keep_checkpoints",
-        "max_failures",
-    ),
-}
+# settings of speed, place and safety; what a model learns does not depend on them
+SPEED_SETTINGS = {
+    "workers", "min_workers", "offload_optimizer", "micro_batch_tokens", "activation_tokens", "gradient_checkpointing",
+    "loader_threads", "validate_every_steps", "trackers", "save_every_steps", "keep_checkpoints", "max_failures",
+}  # fmt: skip
 
 
-def both_stages(run: Run, work: Work) -> Manifest:
-    """Retrieval first, then everything; a stage that is finished and unchanged is skipped.
+def train_both_stages(
+    run: Run, train_stage: Callable[[Folder, StageName], Mapping[str, int]]
+) -> Manifest:
+    """The manifest of stage 2; a stage that is finished and unchanged is skipped.
 
     Args:
-        work: Trains one stage in its folder and says what it made.
+        run: Whose mined examples are trained on.
+        train_stage: Trains a stage in its folder and returns what it made: name -> count.
 
     Raises:
         DataError: Mining has not finished.
@@ -47,12 +35,12 @@ def both_stages(run: Run, work: Work) -> Manifest:
     recipe = run.recipe
     mined = run.manifest("mining").fingerprint
     shared = {
-        "training": recipe.training.model_dump(exclude={"stage1", "stage2", "seed", *PACE}),
+        "training": recipe.training.model_dump(
+            exclude={"stage1", "stage2", "seed", *SPEED_SETTINGS}
+        ),
         "model": recipe.model.model_dump(),
         "weights": weights_fingerprint(recipe.model.backbone),
-        "prompts": {
-            dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets
-        },
+        "prompts": {one.name: dataclasses.astuple(one.prompt) for one in recipe.datasets},
         "seed": recipe.training_seed,
     }
 
@@ -62,9 +50,11 @@ def both_stages(run: Run, work: Work) -> Manifest:
                 name=f"training/{name}",
                 settings=shared | {"stage": getattr(recipe.training, name).model_dump()},
                 inputs=inputs,
-                code_of=("qzhou.training.rank",),
+                code_of=("qzhou.training.worker",),
+                # it decides where metrics and checkpoints go, and no weight
+                without=("qzhou.training.recorder",),
             ),
-            lambda folder: work(folder, name),
+            lambda folder: train_stage(folder, name),
         )
 
     first = stage("stage1", {"mining": mined})

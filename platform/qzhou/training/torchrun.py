@@ -19,73 +19,77 @@ import torch.distributed as dist
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
 from qzhou.run.run import Run
-from qzhou.training.notes import Notes
-from qzhou.training.rank import train_rank
-from qzhou.training.stages import StageName, both_stages
+from qzhou.training.recorder import StageRecorder
+from qzhou.training.stages import StageName, train_both_stages
+from qzhou.training.worker import train_worker
 
 CHECKPOINTS, COMPLETE = "torchrun_checkpoints", "complete.json"
-PATIENCE = timedelta(hours=2)  # for rank 0 to write the model of a stage
+# other ranks wait so long for rank 0 to write the model of a stage
+TIMEOUT = timedelta(hours=2)
 
 
 def train(recipe: Recipe) -> None:
-    """Both stages; every rank calls it. Rank 0 decides what is left to train, and the others follow.
+    """Train both stages; every rank calls it. Rank 0 decides what is left to train, and the others follow.
 
     Raises:
         DataError: Mining has not finished, or there is nothing to train on.
         TrainingError: A stage failed; its checkpoints are kept and the same command continues.
     """
     with _process_group(gpu=recipe.cluster.gpu):
-        if dist.get_rank():
-            while told := _shared(None):
-                _train(recipe, **told)
+        if dist.get_rank() == 0:
+            _lead(recipe)
             return
-        run = Run.open(recipe)
+        while stage := _from_rank_0(None):
+            _train_stage(recipe, **stage)
 
-        def work(folder: Folder, stage: StageName) -> Mapping[str, int]:
-            told = {
-                "run_folder": run.folder.uri,
-                "stage": stage,
-                "mined": run.manifest("mining").execution_id,
-            }
-            _train(recipe, **_shared(told | {"checkpoint": _latest(folder / CHECKPOINTS)}))
-            return {"steps": getattr(recipe.training, stage).steps}
 
-        both_stages(run, work)
-        _shared({})
+def _lead(recipe: Recipe) -> None:
+    """Tell the other ranks which stages to train, and train with them."""
+    run = Run.open(recipe)
+
+    def train_stage(folder: Folder, stage: StageName) -> Mapping[str, int]:
+        arguments = {
+            "run_folder": run.folder.uri,
+            "stage": stage,
+            "mined": run.manifest("mining").execution_id,
+            "checkpoint": _latest(folder / CHECKPOINTS),
+        }
+        _train_stage(recipe, **_from_rank_0(arguments))
+        return {"steps": getattr(recipe.training, stage).steps}
+
+    train_both_stages(run, train_stage)
+    _from_rank_0({})
 
 
 @contextmanager
 def _process_group(*, gpu: bool) -> Iterator[None]:
-    """Of all ranks; address, rank and world size come from the environment."""
+    """The group of all ranks; address, rank and world size come from the environment."""
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT)
     yield
     # not after an error: torchrun ends the ranks that still wait for this one
     dist.destroy_process_group()
 
 
-def _shared(said: dict[str, Any] | None) -> dict[str, Any]:
-    """What rank 0 says, on every rank."""
-    box = [said]
+def _from_rank_0(message: dict[str, Any] | None) -> dict[str, Any]:
+    """The message of rank 0, on every rank."""
+    box = [message]
     dist.broadcast_object_list(box, src=0)
     return box[0] or {}
 
 
-def _train(
+def _train_stage(
     recipe: Recipe, *, run_folder: str, stage: StageName, mined: str, checkpoint: str
 ) -> None:
-    folder = Folder.open(run_folder)
-    with Folder.open(checkpoint).local_copy() if checkpoint else nullcontext() as place:
-        train_rank(
+    with Folder.open(checkpoint).local_copy() if checkpoint else nullcontext() as local:
+        train_worker(
             recipe,
             stage,
-            folder,
+            Folder.open(run_folder),
             mined=mined,
-            keeper_of=lambda engine, first_step: _Keeper(
-                recipe, folder / "training" / stage, engine, first_step
-            ),
-            checkpoint=place,
+            recorder_type=_Recorder,
+            checkpoint=local,
         )
 
 
@@ -96,25 +100,20 @@ def _complete(checkpoints: Folder) -> list[str]:
 
 
 def _latest(checkpoints: Folder) -> str:
-    """Where to go on; empty: at the beginning."""
+    """The address of the last complete checkpoint; empty if there is none."""
     names = _complete(checkpoints)
     return (checkpoints / names[-1]).uri if names else ""
 
 
-class _Keeper(Notes):
-    """Notes and checkpoints to the stage's folder."""
-
-    def leaving(self) -> bool:
-        return False  # torchrun is not told
-
-    def stopping(self, _: int) -> bool:
-        return False  # it ends its ranks at once
+class _Recorder(StageRecorder):
+    """Checkpoints go to the stage's folder. torchrun reports no preemption, and ends its ranks at once."""
 
     def save(self, step: int) -> None:
-        self.keep()
+        self.flush()
         checkpoints = self.folder / CHECKPOINTS
         target = checkpoints / f"step_{step:09d}"
-        if self.engine.rank == 0 and target.exists():  # another number of ranks may have begun it
+        # another number of ranks may have begun it
+        if self.engine.rank == 0 and target.exists():
             target.delete()
         dist.barrier()
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as place:
@@ -122,8 +121,7 @@ class _Keeper(Notes):
             Folder.open(place).copy_to(target)
         dist.barrier()
         if self.engine.rank == 0:
-            target.write_json(
-                COMPLETE, {"step": step, "loss": self.last["loss"], "workers": self.engine.world}
-            )
+            complete = {"step": step, "loss": self.last["loss"], "workers": self.engine.world}
+            target.write_json(COMPLETE, complete)
             for name in _complete(checkpoints)[: -self.recipe.training.keep_checkpoints]:
                 (checkpoints / name).delete()

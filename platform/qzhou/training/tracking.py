@@ -1,12 +1,13 @@
-"""Where the metrics of a stage go: ``metrics.jsonl``, and the trackers that the recipe names."""
+"""Where the metrics of a stage go: ``metrics.jsonl``, dashboards, and the trackers that the recipe names."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from qzhou.config.training import Tracker
 from qzhou.data.records import digest
@@ -27,8 +28,9 @@ from qzhou.telemetry.metrics import (
 )
 
 Metrics = Mapping[str, Any]
-METRICS = "metrics.jsonl"
-METERED = {  # name in metrics.jsonl -> the meter, and its units in one of ours
+METRICS_FILE = "metrics.jsonl"
+# name in metrics.jsonl -> metric of the dashboards, and how many of its units are one of ours
+DASHBOARD_METRICS = {
     "tokens": (TRAINING_TOKENS, 1),
     "seconds": (TRAINING_STEP, 1),
     "padding_share": (TRAINING_PADDING, 1),
@@ -37,156 +39,84 @@ METERED = {  # name in metrics.jsonl -> the meter, and its units in one of ours
     "learning_rate": (TRAINING_RATE, 1),
     "memory_gb": (TRAINING_MEMORY, 1e9),
 }
-PLACE_TAG = "qzhou_stage"  # of an MLflow run: which folder and settings it is of
+STAGE_TAG = "qzhou_stage"  # of an MLflow run: a digest of its folder and settings
 
 
-class Sink(Protocol):
-    """Takes metrics of one rank."""
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Takes the metrics of one rank, one step after the other.
 
-    def add(self, metrics: Metrics) -> None:
-        """What one step did; ``metrics["step"]`` says which."""
-        ...
+    Attributes:
+        log: Records what one step did; ``metrics["step"]`` says which.
+        flush: Makes durable what was logged so far; does nothing where each step is sent at once.
+    """
 
-    def keep(self) -> None:
-        """Make what was added so far last."""
-        ...
+    log: Callable[[Metrics], None]
+    flush: Callable[[], None] = lambda: None
 
 
 class MetricsFile:
-    """``metrics.jsonl`` of a stage: one line a step, written whole so that any filesystem will do."""
+    """``metrics.jsonl`` of a stage: one line for each step, also after restarts.
+
+    On local filesystems a line is appended at the end of its step, so that ``tail -f`` follows the training. Object
+    stores cannot append: there the whole file is written at each checkpoint.
+    """
 
     def __init__(self, folder: Folder, first_step: int) -> None:
-        """Lines from ``first_step`` on, of an attempt that ended after its last checkpoint, are written again."""
+        """Drop the lines of steps from ``first_step`` on, which an earlier attempt did after its last checkpoint."""
         self._folder = folder
-        before = folder.read_bytes(METRICS).decode().splitlines() if folder.exists(METRICS) else []
-        self._lines = [line for line in before if json.loads(line)["step"] < first_step]
+        self._lines: list[str] = []
+        if folder.exists(METRICS_FILE):
+            # a killed process can leave half a line at the end
+            complete = folder.read_bytes(METRICS_FILE).decode().rpartition("\n")[0]
+            before = complete.splitlines()
+            self._lines = [line for line in before if json.loads(line)["step"] < first_step]
+        if folder.is_local:
+            self._write()
 
-    def add(self, metrics: Metrics) -> None:
-        self._lines.append(json.dumps(dict(metrics)))
+    def log(self, metrics: Metrics) -> None:
+        """Append the line of one step."""
+        line = json.dumps(dict(metrics))
+        if not self._folder.is_local:
+            self._lines.append(line)
+            return
+        with Path(self._folder.path, METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
-    def keep(self) -> None:
-        self._folder.write_bytes(METRICS, ("\n".join(self._lines) + "\n").encode())
+    def flush(self) -> None:
+        """Write the whole file where lines cannot be appended."""
+        if not self._folder.is_local:
+            self._write()
 
-
-class Meters:
-    """What dashboards show of a stage while it trains."""
-
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
-
-    def add(self, metrics: Metrics) -> None:
-        measure(TRAINING_LOSS, metrics["loss"], stage=self._stage, task=metrics["task"])
-        for name, (metric, unit) in METERED.items():
-            if name in metrics:
-                measure(metric, metrics[name] * unit, stage=self._stage)
-        measure(TRAINING_STEPS, 1, stage=self._stage)
-        measure(TRAINING_LAST_STEP, time.time(), stage=self._stage)
-
-    def keep(self) -> None:
-        pass  # Ray sends by itself
-
-
-class TensorBoard:
-    """Event files in ``tensorboard/`` of the stage; curves by dataset besides those of all steps."""
-
-    def __init__(self, folder: Folder, first_step: int, scratch: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._target = folder / "tensorboard"
-        self._place = Path(self._target.path) if folder.is_local else scratch
-        self._writer = SummaryWriter(str(self._place), purge_step=first_step or None)
-
-    def add(self, metrics: Metrics) -> None:
-        for name, value in _numbers(metrics).items():
-            self._writer.add_scalar(name, value, metrics["step"])
-        self._writer.add_scalar(f"loss_of/{metrics['dataset']}", metrics["loss"], metrics["step"])
-
-    def keep(self) -> None:
-        self._writer.flush()
-        if not self._target.is_local:
-            self._target.upload(self._place)
-
-
-class WeightsAndBiases:
-    """A run of the project ``qzhou``; WANDB_MODE, WANDB_PROJECT and the API key come from the environment."""
-
-    def __init__(self, name: str, stage: str, place: str, settings: Mapping[str, Any]) -> None:
-        import wandb
-
-        self._run = wandb.init(
-            project=wandb.Settings().project or "qzhou",
-            name=f"{name}/{stage}",
-            id=f"{name}-{stage}-{digest([place, settings])}",
-            resume="allow",
-            config=dict(settings),
-        )
-
-    def add(self, metrics: Metrics) -> None:
-        values = _numbers(metrics) | {f"loss_of/{metrics['dataset']}": metrics["loss"]}
-        self._run.log(values, step=metrics["step"])
-
-    def keep(self) -> None:
-        pass  # sends by itself
-
-
-class MLflow:
-    """A run of the experiment ``qzhou``; MLFLOW_TRACKING_URI comes from the environment."""
-
-    def __init__(self, name: str, stage: str, place: str, settings: Mapping[str, Any]) -> None:
-        import mlflow
-
-        experiment = mlflow.set_experiment("qzhou").experiment_id
-        self._client = mlflow.MlflowClient()
-        own = {PLACE_TAG: digest([place, settings])}  # two runs may have the same name
-        [(tag, value)] = own.items()
-        before = self._client.search_runs([experiment], filter_string=f"tags.{tag} = '{value}'")
-        self._run = (
-            before[0]
-            if before
-            else self._client.create_run(experiment, run_name=f"{name}/{stage}", tags=own)
-        )
-        if not before:
-            for key, value in settings.items():
-                self._client.log_param(self._run.info.run_id, key, str(value)[:500])
-
-    def add(self, metrics: Metrics) -> None:
-        for name, value in (
-            _numbers(metrics) | {f"loss_of/{metrics['dataset']}": metrics["loss"]}
-        ).items():
-            self._client.log_metric(self._run.info.run_id, name, value, step=metrics["step"])
-
-    def keep(self) -> None:
-        pass  # sends by itself
+    def _write(self) -> None:
+        content = "".join(line + "\n" for line in self._lines)
+        self._folder.write_bytes(METRICS_FILE, content.encode())
 
 
 def open_sinks(
     trackers: tuple[Tracker, ...],
     folder: Folder,
     *,
-    name: str,
-    stage: str,
+    run_name: str,
     settings: Mapping[str, Any],
     first_step: int,
     scratch: Path,
 ) -> list[Sink]:
-    """``metrics.jsonl``, the meters and the trackers.
+    """``metrics.jsonl``, the dashboards and the trackers.
 
-    Args:
-        folder: The stage's.
-        name: Of the run.
-        settings: Shown beside the curves.
-        first_step: Where this attempt goes on.
-        scratch: A local folder, for trackers that write files.
+    Trackers show the settings beside the curves; those that write files use ``scratch``, a local folder, where the
+    stage's folder is remote. ``first_step`` is the step with which this attempt begins.
 
     Raises:
         SetupError: A tracker is not installed.
     """
     known: dict[Tracker, Callable[[], Sink]] = {
-        "tensorboard": lambda: TensorBoard(folder, first_step, scratch),
-        "wandb": lambda: WeightsAndBiases(name, stage, folder.uri, settings),
-        "mlflow": lambda: MLflow(name, stage, folder.uri, settings),
+        "tensorboard": lambda: _tensorboard(folder, first_step, scratch),
+        "wandb": lambda: _wandb(run_name, folder, settings),
+        "mlflow": lambda: _mlflow(run_name, folder, settings),
     }
-    sinks: list[Sink] = [MetricsFile(folder, first_step), Meters(stage)]
+    file = MetricsFile(folder, first_step)
+    sinks = [Sink(file.log, file.flush), _dashboard(folder.name)]
     for tracker in trackers:
         try:
             sinks.append(known[tracker]())
@@ -197,9 +127,83 @@ def open_sinks(
     return sinks
 
 
-def _numbers(metrics: Metrics) -> dict[str, float]:
-    return {
+def _dashboard(stage: str) -> Sink:
+    """The metrics that Ray exports while a stage trains."""
+
+    def log(metrics: Metrics) -> None:
+        measure(TRAINING_LOSS, metrics["loss"], stage=stage, task=metrics["task"])
+        for name, (metric, unit) in DASHBOARD_METRICS.items():
+            if name in metrics:
+                measure(metric, metrics[name] * unit, stage=stage)
+        measure(TRAINING_STEPS, 1, stage=stage)
+        measure(TRAINING_LAST_STEP, time.time(), stage=stage)
+
+    return Sink(log)
+
+
+def _tensorboard(folder: Folder, first_step: int, scratch: Path) -> Sink:
+    """Event files in ``tensorboard/`` of the stage; they are uploaded at checkpoints where the folder is remote."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    target = folder / "tensorboard"
+    local = Path(target.path) if folder.is_local else scratch
+    writer = SummaryWriter(str(local), purge_step=first_step or None)
+
+    def log(metrics: Metrics) -> None:
+        for name, value in _curves(metrics).items():
+            writer.add_scalar(name, value, metrics["step"])
+
+    def flush() -> None:
+        writer.flush()
+        if not folder.is_local:
+            target.upload(local)
+
+    return Sink(log, flush)
+
+
+def _wandb(run_name: str, folder: Folder, settings: Mapping[str, Any]) -> Sink:
+    """A run of the project ``qzhou``; WANDB_MODE, WANDB_PROJECT and the API key come from the environment."""
+    import wandb
+
+    run = wandb.init(
+        project=wandb.Settings().project or "qzhou",
+        name=f"{run_name}/{folder.name}",
+        id=f"{run_name}-{folder.name}-{digest([folder.uri, settings])}",
+        resume="allow",
+        config=dict(settings),
+    )
+    return Sink(lambda metrics: run.log(_curves(metrics), step=metrics["step"]))
+
+
+def _mlflow(run_name: str, folder: Folder, settings: Mapping[str, Any]) -> Sink:
+    """A run of the experiment ``qzhou``; MLFLOW_TRACKING_URI comes from the environment."""
+    import mlflow
+
+    experiment = mlflow.set_experiment("qzhou").experiment_id
+    client = mlflow.MlflowClient()
+    # a restart continues its run, and two runs may have the same name: a tag tells them apart
+    tag = digest([folder.uri, settings])
+    found = client.search_runs([experiment], f"tags.{STAGE_TAG} = '{tag}'")
+    if found:
+        run = found[0]
+    else:
+        name = f"{run_name}/{folder.name}"
+        run = client.create_run(experiment, run_name=name, tags={STAGE_TAG: tag})
+        for key, value in settings.items():
+            client.log_param(run.info.run_id, key, str(value)[:500])
+
+    def log(metrics: Metrics) -> None:
+        for name, value in _curves(metrics).items():
+            client.log_metric(run.info.run_id, name, value, step=metrics["step"])
+
+    return Sink(log)
+
+
+def _curves(metrics: Metrics) -> dict[str, float]:
+    """Every number of a step by name, and the loss once more by dataset."""
+    numbers = {
         name: value
         for name, value in metrics.items()
         if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
     }
+    return numbers | {f"loss_of/{metrics['dataset']}": metrics["loss"]}

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from rensa import RMinHash
 
-from qzhou.transform.ngrams import MULTIPLIER, Tokens, windows
+from qzhou.data.splitmix import GOLDEN
+from qzhou.transform.ngrams import Tokens, windows
 
 PERMUTATIONS = 128
 SHINGLE_TOKENS = 3
@@ -60,6 +61,6 @@ def band_keys(sides: Sequence[Sequence[str]], threshold: float) -> tuple[np.ndar
         signatures = np.array(matrix.to_rows(), dtype=np.uint64).reshape(len(side), PERMUTATIONS)
         minima = signatures[:, : bands * rows].reshape(len(side), bands, rows)
         for row in range(rows):
-            keys = (keys ^ minima[:, :, row]) * MULTIPLIER
+            keys = (keys ^ minima[:, :, row]) * GOLDEN
             keys ^= keys >> np.uint64(29)
     return keys, comparable

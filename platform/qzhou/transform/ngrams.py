@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+from qzhou.data.splitmix import GOLDEN
+
 _CHARACTER = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Chinese characters
 _TOKEN = re.compile(f"[{_CHARACTER}]|[^\\W_{_CHARACTER}]+")
 _SINGLE = re.compile(f"[{_CHARACTER}]")
-
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, with well-mixed bits: 2^64 / golden ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,5 +91,5 @@ def _rolled(hashes: np.ndarray, size: int) -> np.ndarray:
     starts = len(hashes) - size + 1
     rolled = np.zeros(starts, dtype=np.uint64)
     for step in range(size):
-        rolled = rolled * MULTIPLIER + hashes[step : step + starts]
-    return (rolled ^ (rolled >> np.uint64(32))) * MULTIPLIER
+        rolled = rolled * GOLDEN + hashes[step : step + starts]
+    return (rolled ^ (rolled >> np.uint64(32))) * GOLDEN

@@ -30,7 +30,7 @@ from qzhou.estimate.training import (
 )
 from qzhou.estimate.training_details import training_details
 from qzhou.run.run import MANIFEST
-from qzhou.training.plan import BatchPlan, DatasetSize
+from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from tests.slim import without_torch_and_ray
 
 ROOT = Path(__file__).parents[3]
@@ -182,7 +182,7 @@ def test_what_a_gpu_does_not_hold_is_encoded_twice():
 
 
 def test_a_gpu_holds_as_much_as_the_engine_lets_it():
-    from qzhou.training.engine import HELD_TOKENS as ENGINES
+    from qzhou.training.engine import ACTIVATION_TOKENS as ENGINES
 
     assert ENGINES["cuda"] == ACTIVATION_TOKENS
 

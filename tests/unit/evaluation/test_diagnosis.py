@@ -23,14 +23,15 @@ from qzhou.evaluation.judge.mteb_models import embedding_health
 from qzhou.evaluation.judge.per_example_scores import Part, PerExampleScores, paired_difference
 from qzhou.run.files import RunFiles
 from qzhou.run.run import Run
-from qzhou.training.data import TrainingSet
-from qzhou.training.engine import TorchEngine
-from qzhou.training.loop import Stage, train_stage
-from qzhou.training.plan import BatchPlan, DatasetSize
+from qzhou.training.batch_plan import BatchPlan, DatasetSize
+from qzhou.training.examples import TrainingSet
+from qzhou.training.loader import TrainingStage
+from qzhou.training.loop import train_stage
 from qzhou.transform.contamination import IndexBuilder, Overlap
 from qzhou.transform.report import overlap_rows
 from tests.conftest import WORDS
-from tests.ranks.problem import Notes, model_of
+from tests.ranks.problem import FakeRecorder, model_of
+from tests.torch_engine import TorchEngine
 from tests.unit.evaluation.healthy import (
     DATASETS,
     HEALTH,
@@ -548,9 +549,11 @@ def trained(make_recipe, folder, score_of, learning_rate):
             [DatasetSize(name, task, 96) for name, task in sizes.items()],
             getattr(recipe.training, stage), alpha=0.5, seed=1,
         )  # fmt: skip
-        notes = Notes()
+        notes = FakeRecorder()
         engine = TorchEngine(found.model, found.tokenizer, recipe.training)
-        train_stage(Stage(stage, plan, data, recipe, found.tokenizer), engine, notes, first_step=0)
+        train_stage(
+            TrainingStage(stage, plan, data, recipe, found.tokenizer), engine, notes, first_step=0
+        )
         steps[stage] = notes.metrics
     return Facts(settings=recipe.model_dump(mode="json"), steps=steps)
 

@@ -8,7 +8,7 @@ from qzhou.errors import RecipeError
 from qzhou.evaluation.judge.model_specs import models_to_score
 from qzhou.evaluation.settings_check import refuse_other_training
 from qzhou.run.run import Run
-from qzhou.training.stages import PACE
+from qzhou.training.stages import SPEED_SETTINGS
 
 
 def made(stage: str, seconds: str, settings: dict) -> Manifest:
@@ -23,7 +23,7 @@ def recipe(make_recipe):
     """A recipe with whose settings both stages were trained."""
     found = make_recipe()
     training = json.loads(found.training.model_dump_json())
-    left_out = {"stage1", "stage2", "seed", *PACE}
+    left_out = {"stage1", "stage2", "seed", *SPEED_SETTINGS}
     for name in ("stage1", "stage2"):
         settings = {
             "training": {key: value for key, value in training.items() if key not in left_out},

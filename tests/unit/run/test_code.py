@@ -8,7 +8,7 @@ import pytest
 import qzhou
 from qzhou.run.code import code_of_stage
 
-TRAINING = ["qzhou.training.rank"]
+TRAINING = ["qzhou.training.worker"]
 LOSSES, OUTSIDE = "training/losses.py", "serving/limits.py"
 
 

@@ -11,7 +11,7 @@ from qzhou.data.records import LabeledExample
 from qzhou.data.storage import Folder, write_records
 from qzhou.errors import DataError
 from qzhou.run.run import Run, Stage
-from qzhou.training.data import local_copy
+from qzhou.training.examples import local_copy
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from qzhou.serving.cache import VectorCache, key_of
 from qzhou.serving.engine import Engine, EngineOptions
 from qzhou.serving.errors import RequestError
-from qzhou.serving.memory import give_back
+from qzhou.telemetry.memory import release_freed_memory
 
 
 class WordEncoder:
@@ -137,7 +137,7 @@ def test_freed_memory_leaves_the_process():
         libc.free(block)
     before = psutil.Process().memory_info().rss
 
-    give_back()
+    release_freed_memory()
 
     assert before - psutil.Process().memory_info().rss > 100_000_000
     libc.free(blocks[-1])

@@ -13,9 +13,9 @@ from qzhou.data.records import (
     Source,
 )
 from qzhou.data.storage import Folder, table_of, write_records, write_table
+from qzhou.training.batch_plan import PlannedBatch, PlannedRows
 from qzhou.training.batches import build_batches
-from qzhou.training.data import TrainingSet, local_copy
-from qzhou.training.plan import PlannedBatch, PlannedRows
+from qzhou.training.examples import TrainingSet, local_copy
 
 
 def batch(examples, task, prompt=None, negatives=2, step=0):
@@ -62,7 +62,7 @@ def test_the_same_text_is_no_negative_of_its_own_query():
         [retrieval(0, positives=("Same",)), retrieval(1, positives=(" same ",))], "retrieval"
     )
 
-    assert made.blocked_document_BM.tolist() == [[False, True], [True, False]]
+    assert made.false_negative_mask_BM.tolist() == [[False, True], [True, False]]
 
 
 def test_two_answers_to_the_same_query_are_no_negatives_of_it():
@@ -70,19 +70,19 @@ def test_two_answers_to_the_same_query_are_no_negatives_of_it():
         [retrieval(0, query="Same"), retrieval(1, query="same "), retrieval(2)], "retrieval"
     )
 
-    assert made.blocked_document_BM.tolist() == [
+    assert made.false_negative_mask_BM.tolist() == [
         [False, True, False],
         [True, False, False],
         [False] * 3,
     ]
-    assert made.blocked_query_BB[0].tolist() == [True, True, False]
+    assert made.same_query_mask_BB[0].tolist() == [True, True, False]
 
 
 def test_a_paraphrase_and_its_original_are_no_negatives_of_each_other():
     made = batch([retrieval("a"), retrieval("b", parent="a"), retrieval("c")], "retrieval")
 
-    assert made.blocked_document_BM[0].tolist() == [False, True, False]
-    assert made.blocked_query_BB[0].tolist() == [True, True, False]
+    assert made.false_negative_mask_BM[0].tolist() == [False, True, False]
+    assert made.same_query_mask_BB[0].tolist() == [True, True, False]
 
 
 def test_prompts_stand_where_the_dataset_wants_them():

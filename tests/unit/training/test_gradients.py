@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from qzhou.encoder import load_backbone
-from qzhou.training.engine import TorchEngine
 from tests.ranks.problem import (
     TOLERANCE,
     assert_same,
@@ -14,6 +13,7 @@ from tests.ranks.problem import (
     three_tasks,
     torch_gradient,
 )
+from tests.torch_engine import TorchEngine
 
 
 def test_chunks_held_or_encoded_twice_have_the_gradient_of_one_padded_batch(

@@ -1,5 +1,6 @@
 """Each loss equals its formula written in plain loops."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,8 @@ from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 
 from qzhou.errors import DataError
 from qzhou.training.losses import (
-    Terms,
+    InfoNCEMasks,
+    InfoNCEOptions,
     classification_info_nce,
     cosent,
     info_nce,
@@ -56,7 +58,7 @@ def test_info_nce_matches_the_formula(queries, documents, temperature, query_que
     positive = torch.arange(queries)
 
     loss = info_nce(
-        query, document, positive, temperature=temperature, terms=Terms(query_query=query_query)
+        query, document, positive, options=InfoNCEOptions(temperature, query_query=query_query)
     )
 
     assert loss.item() == pytest.approx(
@@ -64,7 +66,7 @@ def test_info_nce_matches_the_formula(queries, documents, temperature, query_que
     )
 
 
-def test_blocked_documents_and_queries_leave_the_denominator():
+def test_masked_documents_and_queries_leave_the_denominator():
     query, document, positive = (
         unit_rows(3, 8, seed=0),
         unit_rows(5, 8, seed=1),
@@ -75,9 +77,8 @@ def test_blocked_documents_and_queries_leave_the_denominator():
     twins = torch.zeros(3, 3, dtype=torch.bool)
     twins[0, 1] = twins[1, 0] = True
 
-    loss = info_nce(
-        query, document, positive, temperature=0.1, blocked_document_BM=blocked, blocked_query_BB=twins
-    )  # fmt: skip
+    masks = InfoNCEMasks(blocked, twins)
+    loss = info_nce(query, document, positive, masks=masks, options=InfoNCEOptions(0.1))
 
     by_hand = info_nce_by_hand(query, document, positive, 0.1, blocked=blocked, blocked_query=twins)
     assert loss.item() == pytest.approx(by_hand, rel=1e-9)
@@ -85,7 +86,7 @@ def test_blocked_documents_and_queries_leave_the_denominator():
 
 def test_widths_that_differ_are_refused():
     with pytest.raises(DataError, match=r"\(2, 4\).*\(2, 8\)"):
-        info_nce(unit_rows(2, 4, 0), unit_rows(2, 8, 0), torch.arange(2), temperature=0.1)
+        info_nce(unit_rows(2, 4, 0), unit_rows(2, 8, 0), torch.arange(2))
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -157,8 +158,10 @@ def test_a_text_of_the_same_class_never_pushes():
     assert loss.item() == 0.0
 
 
-def rival_by_hand(query, document, positive, temperature, terms, blocked, blocked_query, own):
-    """InfoNCE with every term that rivals have, in loops."""
+def optional_terms_by_hand(
+    query, document, positive, temperature, terms, blocked, blocked_query, own
+):
+    """InfoNCE with every optional term, in loops."""
     total = 0.0
     for i in range(len(query)):
         score = cosine(query[i], document[positive[i]])
@@ -188,12 +191,12 @@ def rival_by_hand(query, document, positive, temperature, terms, blocked, blocke
 @pytest.mark.parametrize(
     "terms",
     [
-        Terms(document_document=True),
-        Terms(false_negative_margin=0.1),
-        Terms(false_negative_margin=-0.2, document_document=True),
-        Terms(hardness=5.0),
-        Terms(focal=2.0, query_query=False),
-        Terms(
+        InfoNCEOptions(document_document=True),
+        InfoNCEOptions(false_negative_margin=0.1),
+        InfoNCEOptions(false_negative_margin=-0.2, document_document=True),
+        InfoNCEOptions(hardness=5.0),
+        InfoNCEOptions(focal=2.0, query_query=False),
+        InfoNCEOptions(
             query_query=True,
             document_document=True,
             false_negative_margin=0.05,
@@ -202,7 +205,7 @@ def rival_by_hand(query, document, positive, temperature, terms, blocked, blocke
         ),
     ],
 )
-def test_every_term_of_a_rival_matches_its_formula(terms, temperature):
+def test_every_optional_term_matches_its_formula(terms, temperature):
     query, document, positive = (
         unit_rows(4, 8, seed=0),
         unit_rows(10, 8, seed=1),
@@ -216,11 +219,16 @@ def test_every_term_of_a_rival_matches_its_formula(terms, temperature):
     own[0, 4] = own[1, 6] = own[2, 7] = own[2, 8] = True
 
     loss = info_nce(
-        query, document, positive, temperature=temperature,
-        blocked_document_BM=blocked, blocked_query_BB=twins, own_negative_BM=own, terms=terms,
-    )  # fmt: skip
+        query,
+        document,
+        positive,
+        masks=InfoNCEMasks(blocked, twins, own),
+        options=dataclasses.replace(terms, temperature=temperature),
+    )
 
-    by_hand = rival_by_hand(query, document, positive, temperature, terms, blocked, twins, own)
+    by_hand = optional_terms_by_hand(
+        query, document, positive, temperature, terms, blocked, twins, own
+    )
     assert loss.item() == pytest.approx(by_hand, rel=1e-9)
 
 
@@ -229,10 +237,9 @@ def test_the_mask_and_the_hardness_weight_carry_no_gradient():
     query, document = unit_rows(3, 8, 0).requires_grad_(), unit_rows(6, 8, 1)
     own = torch.zeros(3, 6, dtype=torch.bool)
     own[:, 3:] = torch.eye(3, dtype=torch.bool)
-    terms = Terms(hardness=3.0, false_negative_margin=0.1, query_query=False)
-    info_nce(
-        query, document, torch.arange(3), temperature=0.1, own_negative_BM=own, terms=terms
-    ).backward()
+    options = InfoNCEOptions(0.1, hardness=3.0, false_negative_margin=0.1, query_query=False)
+    masks = InfoNCEMasks(hard_negative_BM=own)
+    info_nce(query, document, torch.arange(3), masks=masks, options=options).backward()
 
     again = query.detach().clone().requires_grad_()
     cosines = again @ document.T

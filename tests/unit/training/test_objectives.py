@@ -8,11 +8,17 @@ from qzhou.config.training import LossSection
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.errors import DataError, TrainingError
+from qzhou.training.batch_plan import PlannedBatch, PlannedRows
 from qzhou.training.batches import build_batches
-from qzhou.training.data import TrainingSet
-from qzhou.training.losses import Terms, info_nce, mixed_negatives, orthogonal_regularisation
-from qzhou.training.objectives import figures, loss_of
-from qzhou.training.plan import PlannedBatch, PlannedRows
+from qzhou.training.examples import TrainingSet
+from qzhou.training.losses import (
+    InfoNCEMasks,
+    InfoNCEOptions,
+    info_nce,
+    mixed_negatives,
+    orthogonal_regularisation,
+)
+from qzhou.training.objectives import batch_metrics, loss_of
 
 EXAMPLES = {
     "retrieval": [
@@ -46,7 +52,7 @@ def batches(*tasks):
 
 
 def texts(made):
-    return [text for batch in made for _, kind in batch.kinds for text in kind]
+    return [text for batch in made for _, kind in batch.text_groups for text in kind]
 
 
 def loss(made, make_recipe, how=embed, teacher=None, distillation=None, **settings):
@@ -100,11 +106,13 @@ def test_a_querys_own_hard_negatives_are_known_and_spreading_is_added(make_recip
         orthogonal_regularisation=0.3,
     )
 
-    terms = Terms(hardness=4.0, focal=1.0, false_negative_margin=0.2)
     plain = info_nce(
-        queries, documents, made.positive_B, temperature=0.02, own_negative_BM=own, terms=terms,
-        blocked_document_BM=made.blocked_document_BM, blocked_query_BB=made.blocked_query_BB,
-    )  # fmt: skip
+        queries,
+        documents,
+        made.positive_B,
+        masks=InfoNCEMasks(made.false_negative_mask_BM, made.same_query_mask_BB, own),
+        options=InfoNCEOptions(0.02, hardness=4.0, focal=1.0, false_negative_margin=0.2),
+    )
     assert own.sum() == 4
     expected = plain + 0.3 * (
         orthogonal_regularisation(queries) + orthogonal_regularisation(documents[:5])
@@ -134,7 +142,7 @@ def test_a_teachers_scores_are_learned_beside_the_labels(make_recipe):
     student, teacher = (how(made.queries) @ how(made.documents).T / 0.1 for how in (embed, other))
     divergence = 0.0
     for query in range(5):
-        seen = [m for m in range(len(made.documents)) if not made.blocked_document_BM[query, m]]
+        seen = [m for m in range(len(made.documents)) if not made.false_negative_mask_BM[query, m]]
         p, q = ([one[query, m].exp() for m in seen] for one in (student, teacher))
         for a, b in zip(p, q, strict=True):
             divergence += (b / sum(q)) * ((b / sum(q)) / (a / sum(p))).log() / 5
@@ -168,10 +176,10 @@ def test_mixed_negatives_lie_between_two_own_ones_and_raise_the_loss(make_recipe
     made = batch("retrieval")
     documents = embed(made.documents)
 
-    mixed_KD, owner_K = mixed_negatives(documents, made.own_negatives, count=3, seed=5)
+    mixed_KD, owner_K = mixed_negatives(documents, made.hard_negative_mask, count=3, seed=5)
 
     assert owner_K.tolist() == [2, 2, 2]  # the only query with two hard negatives
-    own = documents[made.own_negatives[2]]
+    own = documents[made.hard_negative_mask[2]]
     for vector in mixed_KD:
         assert float(vector.norm()) == pytest.approx(1.0)
         inside = torch.linalg.lstsq(own.T, vector).solution
@@ -181,7 +189,11 @@ def test_mixed_negatives_lie_between_two_own_ones_and_raise_the_loss(make_recipe
     total = torch.cat([documents, mixed_KD])
     logits = torch.cat([queries @ total.T, queries @ queries.T], 1) / 0.02
     left_out = torch.cat(
-        [made.blocked_document_BM, owner_K[None] != torch.arange(5)[:, None], torch.eye(5).bool()],
+        [
+            made.false_negative_mask_BM,
+            owner_K[None] != torch.arange(5)[:, None],
+            torch.eye(5).bool(),
+        ],
         1,
     )
     expected = torch.nn.functional.cross_entropy(
@@ -192,12 +204,12 @@ def test_mixed_negatives_lie_between_two_own_ones_and_raise_the_loss(make_recipe
     )
 
 
-def test_figures_of_a_batch_in_loops():
+def test_metrics_of_a_batch_in_loops():
     made = batches("retrieval", "pair", "classification")
     retrieval, pair, classes = made
     vectors = {text: embed([text])[0] for text in texts(made)}
 
-    found = figures(made, embed(texts(made)))
+    found = batch_metrics(made, embed(texts(made)))
 
     def cosine(a, b):
         return float(vectors[a] @ vectors[b])
@@ -226,10 +238,10 @@ def test_figures_of_a_batch_in_loops():
 def test_what_is_masked_how_hard_negatives_are_and_whether_orders_agree_in_loops():
     retrieval, pair, classes = (batch(task) for task in EXAMPLES)
     cosine = (embed(retrieval.queries) @ embed(retrieval.documents).T).tolist()
-    blocked, owner = retrieval.blocked_document_BM, retrieval.owner_M.tolist()
+    blocked, owner = retrieval.false_negative_mask_BM, retrieval.owner_M.tolist()
     rows, columns = range(5), range(len(owner))
 
-    found = figures([retrieval], embed(texts([retrieval])), margin=0.1)
+    found = batch_metrics([retrieval], embed(texts([retrieval])), margin=0.1)
 
     masked = [
         blocked[i, m] or cosine[i][m] > cosine[i][i] + 0.1 for i in rows for m in columns if m != i
@@ -242,20 +254,20 @@ def test_what_is_masked_how_hard_negatives_are_and_whether_orders_agree_in_loops
             harder.append(np.mean([one < np.mean(own) for one in strange]))
     assert 0 < found["masked_share"] == pytest.approx(np.mean(masked), abs=1e-6)
     assert found["negative_hardness"] == pytest.approx(np.mean(harder), abs=1e-6)
-    assert figures([retrieval], embed(texts([retrieval])))["masked_share"] == 0, (
+    assert batch_metrics([retrieval], embed(texts([retrieval])))["masked_share"] == 0, (
         "without a margin only what is known"
     )
 
     cosines = [float(a @ b) for a, b in zip(embed(pair.texts_a), embed(pair.texts_b), strict=True)]
     scores = pair.score_P.tolist()
     agrees = [cosines[k] > cosines[m] for k in rows for m in rows if scores[k] > scores[m]]
-    assert figures([pair], embed(texts([pair])))["order_agreement"] == pytest.approx(
+    assert batch_metrics([pair], embed(texts([pair])))["order_agreement"] == pytest.approx(
         np.mean(agrees), abs=1e-6
     )
 
     labels = classes.label_B.tolist()
     same = [labels[i] == labels[j] for i in range(6) for j in range(6) if i != j]
-    assert figures([classes], embed(texts([classes])))["masked_share"] == pytest.approx(
+    assert batch_metrics([classes], embed(texts([classes])))["masked_share"] == pytest.approx(
         np.mean(same), abs=1e-6
     )
 
@@ -263,4 +275,4 @@ def test_what_is_masked_how_hard_negatives_are_and_whether_orders_agree_in_loops
 def test_vectors_that_are_all_equal_agree_with_no_order():
     pair = batch("pair")
 
-    assert figures([pair], torch.ones(10, 4) / 2)["order_agreement"] == 0.5
+    assert batch_metrics([pair], torch.ones(10, 4) / 2)["order_agreement"] == 0.5

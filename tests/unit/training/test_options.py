@@ -1,4 +1,4 @@
-"""What rivals have and the paper lacks: adapters, an opening mask, a teacher."""
+"""What the paper lacks: adapters, a soft mask, a teacher."""
 
 import copy
 
@@ -7,12 +7,12 @@ import torch
 
 from qzhou.config.training import DistillationSection, LoraSection
 from qzhou.encoder import load_backbone
-from qzhou.encoder.attention import Padded, opening_mask
+from qzhou.encoder.attention import Padded, soft_causal_mask
 from qzhou.errors import TrainingError
-from qzhou.training.engine import TorchEngine
-from qzhou.training.lora import merged, with_adapters
-from qzhou.training.teacher import Teacher
+from qzhou.training.distillation import Teacher
+from qzhou.training.lora import add_adapters, merge_adapters
 from tests.ranks.problem import model_of, run, stage_plan, three_tasks
+from tests.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
 IDS = [[5, 9, 11, 3], [7, 8]]
@@ -30,14 +30,14 @@ def test_adapters_learn_and_the_rest_stays_and_the_merged_model_is_the_trained_o
     found = model_of(tiny_qwen2)
     before = copy.deepcopy(found.model.state_dict())
     engine = TorchEngine(
-        with_adapters(found.model, recipe.training.lora), found.tokenizer, recipe.training
+        add_adapters(found.model, recipe.training.lora), found.tokenizer, recipe.training
     )
     losses = run(engine, recipe, stage_plan(recipe), found.tokenizer)
     trained = vectors(engine.model, found.tokenizer)
 
-    again = with_adapters(model_of(tiny_qwen2).model, recipe.training.lora)
+    again = add_adapters(model_of(tiny_qwen2).model, recipe.training.lora)
     again.load_state_dict(engine.full_state())
-    plain = merged(again)
+    plain = merge_adapters(again)
 
     assert losses[-1] != losses[0]
     assert not torch.allclose(
@@ -54,16 +54,16 @@ def test_adapters_learn_and_the_rest_stays_and_the_merged_model_is_the_trained_o
 
 def test_a_layer_that_the_model_does_not_have_is_named(tiny_qwen2):
     with pytest.raises(TrainingError, match="no_such_layer"):
-        with_adapters(
+        add_adapters(
             model_of(tiny_qwen2).model, LoraSection(rank=4, target_modules=("no_such_layer",))
         )
 
 
-def attended(tiny_qwen2, attention, openness=None):
+def attended(tiny_qwen2, attention, soft_mask_weight=None):
     found = load_backbone(str(tiny_qwen2), attention=attention, dtype=torch.float32)
     texts = Padded.of(IDS, CPU, pad_token=found.tokenizer.pad_token_id)
-    if openness is not None:
-        bias = opening_mask(texts.attention_mask, openness, torch.float32)
+    if soft_mask_weight is not None:
+        bias = soft_causal_mask(texts.attention_mask, soft_mask_weight, torch.float32)
         texts = Padded(texts.input_ids, texts.attention_mask, bias)
     with torch.no_grad():
         return found.model.eval()(texts)
@@ -78,10 +78,10 @@ def test_a_closed_mask_is_causal_attention_and_an_open_one_bidirectional(tiny_qw
 
 
 def test_a_half_open_mask_halves_the_attention_to_later_tokens():
-    """The formula in loops: weights are proportional to e^score, times the openness for later tokens."""
+    """The formula in loops: weights are proportional to e^score, times the soft_mask_weight for later tokens."""
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 1, 4, 8)
-    mask = opening_mask(torch.tensor([[1, 1, 1, 0]]), 0.5, torch.float32)
+    mask = soft_causal_mask(torch.tensor([[1, 1, 1, 0]]), 0.5, torch.float32)
 
     found = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)[
         0, 0
@@ -96,7 +96,7 @@ def test_a_half_open_mask_halves_the_attention_to_later_tokens():
         assert torch.allclose(found[i], expected, atol=1e-5)
 
 
-def test_a_stage_with_an_opening_mask_trains(make_recipe, tiny_qwen2):
+def test_a_stage_with_a_soft_mask_trains(make_recipe, tiny_qwen2):
     recipe = three_tasks(make_recipe)
     stage = recipe.training.stage2.model_copy(update={"soft_mask_steps": 4})
     recipe = three_tasks(make_recipe, stage2=stage)

@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+import pyarrow.fs
 import pytest
 
 from qzhou.data.storage import Folder
@@ -23,28 +24,68 @@ def metrics(step):
 
 def sinks(folder, *trackers, first_step=0):
     return open_sinks(
-        trackers, Folder.open(str(folder)), name="run", stage="stage1", settings={"seed": 1}, first_step=first_step,
+        trackers,
+        Folder.open(str(folder / "stage1")),
+        run_name="run",
+        settings={"seed": 1},
+        first_step=first_step,
         scratch=folder / "scratch",
-    )  # fmt: skip
+    )
 
 
 def filled(folder, *trackers):
     opened = sinks(folder, *trackers)
     for sink in opened:
         for step in range(3):
-            sink.add(metrics(step))
-        sink.keep()
+            sink.log(metrics(step))
+        sink.flush()
 
 
-def test_metrics_of_an_attempt_after_its_last_checkpoint_are_written_again(tmp_path):
+def lines_of(file):
+    """Step and loss of each line."""
+    return [(one["step"], one["loss"]) for one in map(json.loads, file.read_bytes().splitlines())]
+
+
+def test_a_line_is_appended_at_every_step(tmp_path):
+    """So that ``tail -f`` follows the training; nothing is flushed here."""
+    file = MetricsFile(Folder.open(str(tmp_path)), 0)
+    with (tmp_path / "metrics.jsonl").open() as follower:
+        for step in range(3):
+            file.log(metrics(step))
+            assert json.loads(follower.readline())["step"] == step
+
+
+def test_steps_after_the_checkpoint_are_written_again_and_stand_once(tmp_path):
     filled(tmp_path)
-    again = MetricsFile(Folder.open(str(tmp_path)), 2)
-    again.add(metrics(2) | {"loss": 7.0})
-    again.keep()
+    file = tmp_path / "stage1" / "metrics.jsonl"
+    with file.open("a") as killed:
+        killed.write('{"step": 3, "lo')
 
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    again = MetricsFile(Folder.open(str(file.parent)), 2)
+    again.log(metrics(2) | {"loss": 7.0})
 
-    assert [(one["step"], one["loss"]) for one in lines] == [(0, 1.0), (1, 0.5), (2, 7.0)]
+    assert lines_of(file) == [(0, 1.0), (1, 0.5), (2, 7.0)]
+
+
+def test_where_lines_cannot_be_appended_the_file_is_written_at_checkpoints(tmp_path):
+    """A folder with a scheme counts as an object store."""
+    folder = Folder(pyarrow.fs.LocalFileSystem(), str(tmp_path), "s3://")
+    file = tmp_path / "metrics.jsonl"
+    first = MetricsFile(folder, 0)
+    first.log(metrics(0))
+    assert not file.exists()
+    first.flush()
+    first.log(metrics(1))
+    first.log(metrics(2))
+    first.flush()
+    assert lines_of(file) == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+
+    again = MetricsFile(folder, 1)
+    again.log(metrics(1) | {"loss": 7.0})
+    assert len(lines_of(file)) == 3, "an object store shows nothing before the next checkpoint"
+    again.flush()
+
+    assert lines_of(file) == [(0, 1.0), (1, 7.0)]
 
 
 def test_tensorboard_reads_the_curves_of_all_steps_and_of_each_dataset(tmp_path):
@@ -53,7 +94,7 @@ def test_tensorboard_reads_the_curves_of_all_steps_and_of_each_dataset(tmp_path)
 
     filled(tmp_path, "tensorboard")
 
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    events = EventAccumulator(str(tmp_path / "stage1" / "tensorboard")).Reload()
     assert [one.value for one in events.Scalars("loss")] == pytest.approx([1.0, 0.5, 1 / 3])
     assert len(events.Scalars("loss_of/sts")) == 3
     assert "dataset" not in events.Tags()["scalars"]

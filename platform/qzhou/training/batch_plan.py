@@ -17,6 +17,8 @@ from qzhou.data.records import TASKS, Task
 from qzhou.errors import DataError
 from qzhou.training.permutation import Ints, permuted
 
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetSize:
@@ -45,6 +47,7 @@ class PlannedBatch:
 
     @property
     def size(self) -> int:
+        """Number of rows."""
         return sum(len(part.rows) for part in self.parts)
 
     @property
@@ -62,12 +65,10 @@ class PlannedBatch:
 class BatchPlan:
     """Task by share of steps, dataset by rows ** alpha within the task group, rows by seeded permutation.
 
-    Source: QZhou-Embedding (arXiv:2508.21632), sections 5.1 and 5.2. The paper gives eta as a
-    probability; here exactly that share of any run of steps is retrieval (within one step), because a
-    short stage would otherwise miss it by chance.
+    The paper gives eta as a probability. Here exactly that share of any run of steps is retrieval (within one step),
+    because a short stage would otherwise miss it by chance.
 
-    ``grouping`` says what a batch's rows have in common: their ``dataset`` (the paper's), their ``task`` (as in
-    SFR-Embedding), or nothing; then each row is drawn for itself and eta is a share of rows.
+    Source: QZhou-Embedding (arXiv:2508.21632), sections 5.1 and 5.2.
     """
 
     def __init__(
@@ -79,44 +80,45 @@ class BatchPlan:
         seed: int,
         grouping: Grouping = "dataset",
     ) -> None:
-        """Raises: DataError: a group that the stage draws from has no dataset, or a dataset has no rows."""
+        """Draw the datasets of all steps.
+
+        ``grouping`` says what the rows of a batch have in common: their ``dataset`` (the paper's), their ``task`` (as
+        in SFR-Embedding), or nothing; then each row is drawn for itself and eta is a share of rows.
+
+        Raises:
+            DataError: A group that the stage draws from has no dataset, or a dataset has no rows.
+        """
         for dataset in datasets:
             if dataset.rows == 0:
                 raise DataError(f"the dataset '{dataset.name}' has no training examples")
         self.datasets, self.stage, self.seed = list(datasets), stage, seed
         weights = _weights(self.datasets, stage.retrieval_share, alpha)
-        groups = _groups(self.datasets, grouping)
-        if grouping == "none":
-            self._group = np.zeros(stage.steps, dtype=np.int64)
-        else:
-            self._group = _drawn_groups(self.datasets, groups, weights, stage, seed)
-        self._turn = np.zeros(stage.steps, dtype=np.int64)
-        for number in range(len(groups)):
-            drawn = self._group == number
-            self._turn[drawn] = np.arange(drawn.sum())
-        self._counts = [
-            self._rows_by_turn(group, weights, number) for number, group in enumerate(groups)
+        self._groups = _groups(self.datasets, grouping)
+        self._group_of_step = np.zeros(stage.steps, dtype=np.int64)
+        if grouping != "none":
+            self._group_of_step = _drawn_groups(self.datasets, self._groups, weights, stage, seed)
+        # how often a step's group was drawn before: rows go on where that draw ended
+        self._earlier_draws = np.zeros(stage.steps, dtype=np.int64)
+        for number in range(len(self._groups)):
+            is_drawn = self._group_of_step == number
+            self._earlier_draws[is_drawn] = np.arange(is_drawn.sum())
+        self._rows_before = [
+            self._rows_by_draw(number, weights) for number in range(len(self._groups))
         ]
-        self._groups = groups
 
     def at(self, step: int) -> PlannedBatch:
         """The batch of a step, in [0, steps)."""
-        group, turn = int(self._group[step]), int(self._turn[step])
-        members = self._groups[group]
-        counts = self._counts[group]
-        if counts is None:  # a group of one
-            size = self._size(members)
-            return PlannedBatch(step, (self._rows(members[0], turn * size, size),))
-        before = counts[turn - 1] if turn else np.zeros(len(members), dtype=np.int64)
+        group, draw = int(self._group_of_step[step]), int(self._earlier_draws[step])
+        starts, ends = self._rows_before[group][draw : draw + 2].tolist()
         parts = [
-            self._rows(member, int(start), int(end - start))
-            for member, start, end in zip(members, before, counts[turn], strict=True)
+            self._rows(member, start, end - start)
+            for member, start, end in zip(self._groups[group], starts, ends, strict=True)
             if end > start
         ]
         return PlannedBatch(step, tuple(parts))
 
     def _size(self, members: Sequence[int]) -> int:
-        """Rows of a batch of these datasets; a single one smaller than the batch gives all it has."""
+        """Rows of a batch of these datasets; fewer where they have fewer in all."""
         pairs = all(self.datasets[member].task == "pair" for member in members)
         size = self.stage.cosent_batch_size if pairs else self.stage.batch_size
         return min(size, sum(self.datasets[member].rows for member in members))
@@ -133,23 +135,19 @@ class BatchPlan:
             rows[here] = permuted(positions[here] % dataset.rows, rows=dataset.rows, key=key)
         return PlannedRows(dataset.name, dataset.task, rows)
 
-    def _rows_by_turn(
-        self, group: Sequence[int], weights: np.ndarray[Any, Any], number: int
-    ) -> Ints | None:
-        """How many rows each member of a group has given by the end of each of its turns [turns, members]."""
+    def _rows_by_draw(self, number: int, weights: Floats) -> Ints:
+        """How many rows each member of a group has given before each of its draws [draws + 1, members]."""
+        group = self._groups[number]
+        size, draws = self._size(group), int((self._group_of_step == number).sum())
         if len(group) == 1:
-            return None
-        share = weights[list(group)] / weights[list(group)].sum()
+            return size * np.arange(draws + 1, dtype=np.int64)[:, None]
+        share = weights[group] / weights[group].sum()
         generator = np.random.default_rng([self.seed, 4, number])
-        turns = int((self._group == number).sum())
-        return np.cumsum(
-            generator.multinomial(self._size(group), share, size=turns), axis=0, dtype=np.int64
-        )
+        rows = generator.multinomial(size, share, size=draws).cumsum(axis=0, dtype=np.int64)
+        return np.concatenate([np.zeros((1, len(group)), dtype=np.int64), rows])
 
 
-def _weights(
-    datasets: Sequence[DatasetSize], retrieval_share: float, alpha: float
-) -> np.ndarray[Any, Any]:
+def _weights(datasets: Sequence[DatasetSize], retrieval_share: float, alpha: float) -> Floats:
     """Each dataset's share of the batches: eta among retrieval, the rest among the others, by rows ** alpha."""
     weight = np.array([dataset.rows for dataset in datasets], dtype=np.float64) ** alpha
     retrieval = np.array([dataset.task == "retrieval" for dataset in datasets])
@@ -168,21 +166,19 @@ def _weights(
 
 def _groups(datasets: Sequence[DatasetSize], grouping: Grouping) -> list[list[int]]:
     """Numbers of the datasets whose rows may share a batch."""
-    everyone = range(len(datasets))
+    numbers = list(range(len(datasets)))
+    if grouping == "none":
+        return [numbers]
     if grouping == "dataset":
-        return [[number] for number in everyone]
-    if grouping == "task":
-        by_task = [
-            [number for number in everyone if datasets[number].task == task] for task in TASKS
-        ]
-        return [group for group in by_task if group]
-    return [list(everyone)]
+        return [[number] for number in numbers]
+    by_task = [[number for number in numbers if datasets[number].task == task] for task in TASKS]
+    return [group for group in by_task if group]
 
 
 def _drawn_groups(
     datasets: Sequence[DatasetSize],
-    groups: Sequence[Sequence[int]],
-    weights: np.ndarray[Any, Any],
+    groups: Sequence[list[int]],
+    weights: Floats,
     stage: StageSection,
     seed: int,
 ) -> Ints:
@@ -195,16 +191,15 @@ def _drawn_groups(
         number for number, group in enumerate(groups) if datasets[group[0]].task == "retrieval"
     ]
     others = [number for number in range(len(groups)) if number not in of_retrieval]
-    weight = np.array([weights[list(group)].sum() for group in groups])
+    weight = np.array([weights[group].sum() for group in groups])
     return np.where(is_retrieval, _pick(of_retrieval, weight, draw), _pick(others, weight, draw))
 
 
-def _pick(
-    candidates: Sequence[int], weight: np.ndarray[Any, Any], draw: np.ndarray[Any, Any]
-) -> Ints:
+def _pick(candidates: list[int], weight: Floats, draw: Floats) -> Ints:
     """A candidate for each draw in [0, 1), in proportion to its weight."""
-    if not candidates or not weight[list(candidates)].sum():
+    own = weight[candidates]
+    if not own.sum():
         return np.full(len(draw), -1, dtype=np.int64)
-    upper = np.cumsum(weight[list(candidates)] / weight[list(candidates)].sum())
+    upper = np.cumsum(own / own.sum())
     places = np.minimum(np.searchsorted(upper, draw, side="right"), len(candidates) - 1)
     return np.asarray(candidates, dtype=np.int64)[places]

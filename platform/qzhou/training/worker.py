@@ -1,9 +1,9 @@
-"""What one rank of a stage does, from loading to the written model; runs with or without Ray."""
+"""What one rank of a stage does, from loading a model to writing the trained one; runs with or without Ray."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,56 +18,48 @@ from qzhou.encoder.export import save_sentence_transformer
 from qzhou.encoder.linear import take_faster_linear
 from qzhou.errors import TrainingError
 from qzhou.telemetry.events import log_event
-from qzhou.training.data import training_sets
+from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.deepspeed_engine import DeepSpeedEngine
-from qzhou.training.engine import Engine
-from qzhou.training.loop import Keeper, Stage, train_stage
-from qzhou.training.lora import merged, with_adapters
-from qzhou.training.plan import BatchPlan, DatasetSize
+from qzhou.training.distillation import Teacher
+from qzhou.training.examples import TrainingSet, training_sets
+from qzhou.training.loader import TrainingStage
+from qzhou.training.loop import train_stage
+from qzhou.training.lora import add_adapters, merge_adapters
+from qzhou.training.recorder import StageRecorder
 from qzhou.training.stages import StageName
-from qzhou.training.teacher import Teacher
-from qzhou.training.validation import Validation, held_out
+from qzhou.training.validation import Validation, held_out_examples
 
-KeeperOf = Callable[[Engine, int], Keeper]
 MODEL = "model"
 
 
-def train_rank(
+def train_worker(
     recipe: Recipe,
     name: StageName,
     run_folder: Folder,
     *,
     mined: str,
-    keeper_of: KeeperOf,
+    recorder_type: type[StageRecorder],
     checkpoint: Path | None,
 ) -> None:
-    """Load, go on from a checkpoint if there is one, train, and let rank 0 write the model.
+    """Train one rank of a stage, from a checkpoint if there is one; rank 0 writes the model at the end.
 
-    The process group of the ranks is there already.
+    The process group of the ranks must be there already.
 
-    Args:
-        mined: Which making of the examples.
-        keeper_of: Engine and first step to what keeps metrics and checkpoints.
-        checkpoint: Folder of all ranks' parts.
+    ``mined`` says which making of the mined examples to train on, and ``recorder_type`` how checkpoints are kept.
 
     Raises:
         DataError: There is nothing to train on.
         TrainingError: The loss is not finite, or the checkpoint cannot be continued.
     """
     data = training_sets(recipe, run_folder, mined=mined, retrieval_only=name == "stage1")
-    plan = BatchPlan(
-        [DatasetSize(one.name, one.task, one.rows) for one in data.values()],
-        getattr(recipe.training, name),
-        alpha=recipe.training.sampling_alpha,
-        seed=recipe.training_seed + (0 if name == "stage1" else 1),
-        grouping=recipe.training.grouping,
-    )
+    plan = _batch_plan(recipe, name, data)
+    stage_folder = run_folder / "training" / name
     device = choose_device(None if recipe.cluster.gpu else "cpu")
     dtype = choose_dtype(recipe.model.dtype, device)
     with _starting_model(recipe, run_folder, name) as spec:
         found = _load(recipe, spec, dtype)
         _refuse_soft_mask(recipe, name, found)
-        model = with_adapters(found.model, recipe.training.lora).to(device)
+        model = add_adapters(found.model, recipe.training.lora).to(device)
         if device.type == "cpu":
             take_faster_linear(model)
         engine = DeepSpeedEngine(
@@ -78,27 +70,36 @@ def train_rank(
             log_event(
                 f"training: {name}: continues after step {first_step}", "continued", step=first_step
             )
-        wanted = recipe.training.validate_every_steps
-        judged = (
-            Validation.of(held_out(recipe, run_folder), recipe, found.tokenizer, engine)
-            if wanted
-            else None
-        )
-        taught = recipe.training.distillation.teacher
-        stage = Stage(
+        validation = None
+        if recipe.training.validate_every_steps:
+            examples = held_out_examples(recipe, run_folder)
+            validation = Validation.of(examples, recipe, found.tokenizer, engine)
+        teacher = recipe.training.distillation.teacher
+        stage = TrainingStage(
             name,
             plan,
             data,
             recipe,
             found.tokenizer,
-            teacher=Teacher.load(taught, device=device, dtype=dtype) if taught else None,
-            validate=partial(judged, engine) if judged else None,
+            teacher=Teacher.load(teacher, device=device, dtype=dtype) if teacher else None,
+            validate=partial(validation, engine) if validation else None,
         )
-        if not train_stage(stage, engine, keeper_of(engine, first_step), first_step=first_step):
+        recorder = recorder_type(recipe, stage_folder, engine, first_step)
+        if not train_stage(stage, engine, recorder, first_step=first_step):
             return  # stopped
         state = engine.full_state()
         if engine.rank == 0:
-            _write_model(recipe, spec, state, run_folder / "training" / name / MODEL)
+            _write_model(recipe, spec, state, stage_folder / MODEL)
+
+
+def _batch_plan(recipe: Recipe, name: StageName, data: Mapping[str, TrainingSet]) -> BatchPlan:
+    return BatchPlan(
+        [DatasetSize(one.name, one.task, one.rows) for one in data.values()],
+        getattr(recipe.training, name),
+        alpha=recipe.training.sampling_alpha,
+        seed=recipe.training_seed + (0 if name == "stage1" else 1),
+        grouping=recipe.training.grouping,
+    )
 
 
 def _load(recipe: Recipe, spec: str, dtype: torch.dtype) -> Backbone:
@@ -108,7 +109,7 @@ def _load(recipe: Recipe, spec: str, dtype: torch.dtype) -> Backbone:
 
 
 def _refuse_soft_mask(recipe: Recipe, name: StageName, found: Backbone) -> None:
-    """A mask can open only over attention that is to be bidirectional."""
+    """A soft mask needs attention that is bidirectional at the end."""
     steps = getattr(recipe.training, name).soft_mask_steps
     if steps and is_causal(found.model.backbone):
         raise TrainingError(
@@ -119,7 +120,7 @@ def _refuse_soft_mask(recipe: Recipe, name: StageName, found: Backbone) -> None:
 
 @contextmanager
 def _starting_model(recipe: Recipe, run_folder: Folder, name: StageName) -> Iterator[str]:
-    """Stage 1 starts from the backbone, stage 2 from what stage 1 made."""
+    """Stage 1 starts from the backbone, stage 2 from the model of stage 1."""
     if name == "stage1":
         yield recipe.model.backbone
         return
@@ -130,13 +131,13 @@ def _starting_model(recipe: Recipe, run_folder: Folder, name: StageName) -> Iter
 def _write_model(recipe: Recipe, spec: str, state: dict[str, Tensor], target: Folder) -> None:
     """Full weights into a sentence-transformers folder."""
     found = _load(recipe, spec, torch.float32)
-    model = with_adapters(found.model, recipe.training.lora)
+    model = add_adapters(found.model, recipe.training.lora)
     model.load_state_dict(model.state_dict() | state)  # buffers are not trained
-    model = merged(model).to(getattr(torch, recipe.model.saved_dtype))
-    if recipe.training.loss.matryoshka_dimensions:  # the widths that an endpoint may cut to
-        model.backbone.config.matryoshka_dimensions = list(
-            recipe.training.loss.matryoshka_dimensions
-        )
+    model = merge_adapters(model).to(getattr(torch, recipe.model.saved_dtype))
+    widths = list(recipe.training.loss.matryoshka_dimensions)
+    if widths:
+        # an endpoint may cut vectors to these
+        model.backbone.config.matryoshka_dimensions = widths
     with tempfile.TemporaryDirectory() as temporary:
         save_sentence_transformer(
             model,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from qzhou.config.training import StageSection
 from qzhou.errors import DataError
+from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.permutation import permuted
-from qzhou.training.plan import BatchPlan, DatasetSize
 
 SETS = [DatasetSize("big", "retrieval", 900), DatasetSize("small", "retrieval", 100), DatasetSize("sts", "pair", 300),
         DatasetSize("cls", "classification", 200)]  # fmt: skip

@@ -12,9 +12,9 @@ import torch
 from qzhou.encoder.backbone import load_backbone
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.errors import ModelError, RecipeError, StorageError
+from qzhou.export.merge_models import merge_models
+from qzhou.export.merge_weights import BLOCK, merge_states, slerp
 from qzhou.run.models import weights_fingerprint
-from qzhou.training.merge import BLOCK, merge_states, slerp
-from qzhou.training.merge_models import merge_models
 
 TEXTS = ["the sea is green", "what is the sum of a list", "paris"]
 

@@ -1,8 +1,9 @@
-"""Training examples of a dataset: on disk, memory-mapped, a copy a node."""
+"""Training examples of a dataset: on disk and memory-mapped, one copy on each node."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -21,8 +22,11 @@ from qzhou.data.storage import Folder, from_row
 from qzhou.errors import DataError
 from qzhou.training.permutation import Ints
 
-ROWS_AT_ONCE = 1_000  # of a record batch: what one row is looked up in
+# rows of a record batch, in which one row is looked up
+ROWS_PER_BATCH = 1_000
 TASK_OF: dict[type[Example], Task] = {record: task for task, record in EXAMPLE_TYPES.items()}
+
+Take = Callable[[Ints], list[Example]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +44,10 @@ class Classes:
     ends: Ints
 
     @classmethod
-    def of(cls, labels: Sequence[str]) -> Classes:
-        _, number_N = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
-        counts = np.bincount(number_N)
-        ends = np.concatenate([[0], np.cumsum(counts)])
-        return cls(
-            number_N.astype(np.int64), np.argsort(number_N, kind="stable"), ends.astype(np.int64)
-        )
+    def of(cls, number_N: Ints) -> Classes:
+        """The classes of rows by the number of each row's class, from 0 without gaps."""
+        ends = np.concatenate([[0], np.cumsum(np.bincount(number_N))])
+        return cls(number_N, np.argsort(number_N, kind="stable"), ends.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -61,63 +62,58 @@ class TrainingSet:
     """The examples of one dataset, and how their texts are presented.
 
     Attributes:
-        take: Rows to examples; from any thread.
-        classes: For classification alone.
+        rows: Number of examples.
+        take: Examples of some rows; from any thread.
+        classes: For classification only.
     """
 
     name: str
     task: Task
     prompt: Prompt
     rows: int
-    take: Callable[[Ints], list[Example]]
+    take: Take
     classes: Classes | None = None
 
     @classmethod
     def of(cls, name: str, prompt: Prompt, examples: Sequence[Example]) -> TrainingSet:
-        """Examples that are in memory, at least one."""
-        labels = [one.label for one in examples if isinstance(one, LabeledExample)]
+        """A set of examples in memory, at least one."""
         task = TASK_OF[type(examples[0])]
-        return cls._of(
-            name, task, prompt, len(examples), lambda rows: [examples[row] for row in rows], labels
-        )
+        labels = [one.label for one in examples if isinstance(one, LabeledExample)]
+        whole = cls(name, task, prompt, len(examples), lambda rows: [examples[row] for row in rows])
+        return _with_classes(whole, labels) if labels else whole
 
     @classmethod
     def stored(cls, name: str, task: Task, prompt: Prompt, file: Path) -> TrainingSet:
-        """Examples in an Arrow file that :func:`local_copy` made; they stay on disk until they are taken."""
+        """A set of examples in an Arrow file of :func:`local_copy`; rows stay on disk until they are taken."""
         from datasets import Dataset
 
-        rows = Dataset.from_file(str(file))
-        labels = rows.data.column("label").to_pylist() if task == "classification" else []
+        stored = Dataset.from_file(str(file))
 
         def take(numbers: Ints) -> list[Example]:
-            columns = rows[numbers.tolist()]
-            values = zip(*columns.values(), strict=True)
-            return [
-                from_row(EXAMPLE_TYPES[task], dict(zip(columns, one, strict=True)))
-                for one in values
-            ]
+            columns = stored[numbers.tolist()]
+            rows = zip(*columns.values(), strict=True)
+            record = EXAMPLE_TYPES[task]
+            return [from_row(record, dict(zip(columns, row, strict=True))) for row in rows]
 
-        return cls._of(name, task, prompt, len(rows), take, labels)
-
-    @classmethod
-    def _of(
-        cls,
-        name: str,
-        task: Task,
-        prompt: Prompt,
-        rows: int,
-        take: Callable[[Ints], list[Example]],
-        labels: Sequence[str],
-    ) -> TrainingSet:
-        """Classes with a single text are left out: it could have no positive."""
+        whole = cls(name, task, prompt, len(stored), take)
         if task != "classification":
-            return cls(name, task, prompt, rows, take)
-        _, number_N, counts = np.unique(
-            np.asarray(labels).astype(str), return_inverse=True, return_counts=True
-        )
-        kept = np.flatnonzero(counts[number_N] > 1)
-        classes = Classes.of([labels[row] for row in kept.tolist()])
-        return cls(name, task, prompt, len(kept), lambda numbers: take(kept[numbers]), classes)
+            return whole
+        return _with_classes(whole, stored.data.column("label").to_pylist())
+
+
+def _with_classes(whole: TrainingSet, labels: Sequence[str]) -> TrainingSet:
+    """The same set without classes of a single text, which could have no positive."""
+    _, number_N, counts = np.unique(
+        np.asarray(labels).astype(str), return_inverse=True, return_counts=True
+    )
+    kept = np.flatnonzero(counts[number_N] > 1)
+    _, kept_number_N = np.unique(number_N[kept], return_inverse=True)
+    return dataclasses.replace(
+        whole,
+        rows=len(kept),
+        take=lambda rows: whole.take(kept[rows]),
+        classes=Classes.of(kept_number_N.astype(np.int64)),
+    )
 
 
 def training_sets(
@@ -125,9 +121,7 @@ def training_sets(
 ) -> dict[str, TrainingSet]:
     """The mined examples of every dataset, in the recipe's order.
 
-    Args:
-        mined: What tells this making of them from others (:attr:`qzhou.data.records.Manifest.making`).
-        retrieval_only: Leave out the other tasks.
+    ``mined`` says which making of the mined examples is read (:attr:`qzhou.data.records.Manifest.making`).
 
     Raises:
         DataError: There are none.
@@ -137,17 +131,13 @@ def training_sets(
     for task in tasks:
         parent = run_folder / "mining" / "examples" / task
         found |= {name: (task, parent / name) for name in parent.folders()}
-    place = cache_folder(run_folder, mined)
-    sets = {
-        dataset.name: TrainingSet.stored(
-            dataset.name,
-            found[dataset.name][0],
-            dataset.prompt,
-            local_copy(found[dataset.name][1], place / f"{dataset.name}.arrow"),
-        )
-        for dataset in recipe.trained_datasets
-        if dataset.name in found
-    }
+    cache = cache_folder(run_folder, mined)
+    sets: dict[str, TrainingSet] = {}
+    for dataset in recipe.trained_datasets:
+        if dataset.name in found:
+            task, folder = found[dataset.name]
+            file = local_copy(folder, cache / f"{dataset.name}.arrow")
+            sets[dataset.name] = TrainingSet.stored(dataset.name, task, dataset.prompt, file)
     if not sets:
         raise DataError(
             f"{run_folder.uri}/mine/examples holds no example to train on ({', '.join(tasks)}): all rows were dropped "
@@ -165,9 +155,10 @@ def cache_folder(run_folder: Folder, mined: str) -> Path:
 
 
 def local_copy(folder: Folder, file: Path) -> Path:
-    """One Arrow file of all Parquet files of a folder, made by the first rank of a node that asks.
+    """One Arrow file with the rows of all Parquet files of a folder.
 
-    Copies of the same run whose examples have changed since are removed.
+    The first rank of a node that asks makes the file. Copies of the same run whose examples have changed since are
+    removed.
 
     Raises:
         StorageError: The folder cannot be read.
@@ -184,7 +175,7 @@ def local_copy(folder: Folder, file: Path) -> Path:
             partial = file.with_suffix(".writing")
             partial.unlink(missing_ok=True)
             try:
-                if not _linked(file, partial):
+                if not _link_copy_of_another_run(file, partial):
                     _write_arrow(folder, partial)
             except OSError as error:
                 raise DataError(
@@ -195,8 +186,8 @@ def local_copy(folder: Folder, file: Path) -> Path:
     return file
 
 
-def _linked(file: Path, target: Path) -> bool:
-    """Take the copy that another run has of the same examples, which are told by the making of their stage."""
+def _link_copy_of_another_run(file: Path, target: Path) -> bool:
+    """Whether another run has a copy of the same making of the examples, which is then linked to ``target``."""
     mined, runs = file.parent, file.parents[2]
     for twin in runs.glob(f"*/{mined.name}/{file.name}"):
         with contextlib.suppress(OSError):  # it may be removed meanwhile
@@ -212,7 +203,7 @@ def _write_arrow(folder: Folder, file: Path) -> None:
             with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
                 source = pq.ParquetFile(stream)
                 writer = writer or pa.ipc.new_stream(sink, source.schema_arrow)
-                for batch in source.iter_batches(ROWS_AT_ONCE):
+                for batch in source.iter_batches(ROWS_PER_BATCH):
                     writer.write_batch(batch)
         if writer is not None:
             writer.close()

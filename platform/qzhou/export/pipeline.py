@@ -1,0 +1,46 @@
+"""The stage ``export``: the trained model as a sentence-transformers folder."""
+
+from __future__ import annotations
+
+import json
+
+from qzhou.config.recipe import Recipe
+from qzhou.data.records import Manifest
+from qzhou.data.storage import Folder
+from qzhou.run.run import Run, Stage
+from qzhou.telemetry.events import log_event
+
+
+def export(recipe: Recipe) -> Manifest:
+    """The manifest of the exported model, which gives the same vectors in sentence-transformers as in the encoder.
+
+    Raises:
+        DataError: Training has not finished.
+        TrainingError: The exported folder does not give the encoder's vectors.
+    """
+    run = Run.open(recipe)
+    return run.stage(
+        Stage(
+            name="model",
+            settings={"model": recipe.model.model_dump(), "prompts": recipe.prompts},
+            inputs={"stage2": run.manifest("training/stage2").fingerprint},
+            code_of=("qzhou.export.pipeline",),
+        ),
+        lambda folder: _export(run, folder),
+    )
+
+
+def _export(run: Run, folder: Folder) -> dict[str, int]:
+    # loads torch, which a driver whose export is finished can do without
+    from qzhou.encoder.export import checked_parity
+
+    max_tokens = run.recipe.model.max_document_tokens
+    with (run.folder / "training" / "stage2" / "model").local_copy() as trained:
+        folder.upload(trained)
+        lowest = checked_parity(trained, name=folder.uri, max_tokens=max_tokens)
+        config = json.loads((trained / "config.json").read_text("utf-8"))
+    line = (
+        f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})"
+    )
+    log_event(line, "exported", lowest_cosine=lowest)
+    return {"dimensions": int(config["hidden_size"])}

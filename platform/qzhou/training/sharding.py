@@ -1,0 +1,105 @@
+"""Each rank's share of a global batch, cut into micro-batches of texts of similar length.
+
+Shape letters in this file: N texts of the global batch, S texts of one rank's share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+Ids = Sequence[int]
+MicroBatches = list[list[Ids]]
+
+# share of padding at which a micro-batch ends before it is full, once it is a quarter full
+MAX_PADDING = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedBatch:
+    """One rank's share of a batch: the same number of micro-batches, of the same sizes, on every rank.
+
+    In ZeRO-3, ranks that make different numbers of forward passes would wait for each other for ever.
+
+    Attributes:
+        micro_batches: Token ids of the texts of each forward pass, longest first.
+        padded_tokens: Tokens of each micro-batch with padding, by the longest text of any rank.
+        row_N: Row of each text's vector when the shares of all ranks, rank 0 first, are one matrix.
+            Equal texts are encoded once and have the same row.
+        tokens: Tokens of all ranks without padding; equal texts count once.
+        world: Number of ranks.
+    """
+
+    micro_batches: MicroBatches
+    padded_tokens: list[int]
+    row_N: Tensor
+    tokens: int
+    world: int
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the encoded tokens that are padding or repeat a text to fill up a rank's share."""
+        return 1 - self.tokens / (self.world * sum(self.padded_tokens))
+
+    def count_within(self, budget: int) -> int:
+        """How many of the last micro-batches have at most ``budget`` padded tokens together; at least one."""
+        total = 0
+        for count, padded in enumerate(reversed(self.padded_tokens)):
+            total += padded
+            if count and total > budget:
+                return count
+        return len(self.padded_tokens)
+
+
+def shard_batch(
+    ids: Sequence[Ids], *, rank: int = 0, world: int = 1, micro_batch_tokens: int
+) -> ShardedBatch:
+    """One rank's share of the texts; texts are distributed by length, so that all ranks have equal work.
+
+    Every rank computes the same distribution from the same texts, without communication.
+
+    Args:
+        ids: Token ids of the N texts, the same on every rank; at least one text.
+        rank: The rank whose share is returned.
+        world: Number of ranks.
+        micro_batch_tokens: Padded tokens of a micro-batch; a longer text is a micro-batch of its own.
+    """
+    number: dict[tuple[int, ...], int] = {}
+    text_N = [number.setdefault(tuple(one), len(number)) for one in ids]
+    texts = list(number)
+    order = sorted(range(len(texts)), key=lambda text: (-len(texts[text]), text))
+    position = {text: place for place, text in enumerate(order)}
+    share = -(-len(order) // world)
+    # the shortest text fills up the last shares
+    order += order[-1:] * (share * world - len(order))
+    longest = [len(texts[text]) for text in order[::world]]
+    sizes = _micro_batch_sizes(longest, micro_batch_tokens)
+    starts = list(accumulate(sizes, initial=0))[:-1]
+    own = [texts[text] for text in order[rank::world]]
+    row_N = [position[text] % world * share + position[text] // world for text in text_N]
+    return ShardedBatch(
+        [list(own[start : start + size]) for start, size in zip(starts, sizes, strict=True)],
+        [size * longest[start] for start, size in zip(starts, sizes, strict=True)],
+        torch.tensor(row_N),
+        sum(map(len, texts)),
+        world,
+    )
+
+
+def _micro_batch_sizes(lengths: Sequence[int], budget: int) -> list[int]:
+    """Number of texts in each micro-batch, for texts in falling order of length."""
+    sizes: list[int] = []
+    longest = filled = 0
+    for length in lengths:
+        padded = (sizes[-1] + 1) * longest if sizes else 0
+        wasteful = padded > budget // 4 and filled + length < (1 - MAX_PADDING) * padded
+        if not sizes or padded > budget or wasteful:
+            sizes.append(0)
+            longest, filled = length, 0
+        sizes[-1] += 1
+        filled += length
+    return sizes
