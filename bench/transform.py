@@ -41,8 +41,8 @@ from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe, parse_recipe
 from qzhou.data.records import RetrievalExample, text_key
 from qzhou.data.storage import table_of
-from qzhou.transform.convert import Converter
-from qzhou.transform.dedup import text_digest
+from qzhou.transform.conversion import Converter
+from qzhou.transform.deduplication.keys import text_digest
 from qzhou.transform.pipeline import transform
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,13 +1,13 @@
-"""The transform stage on Ray Data: every step maps a function over shards, pieces or buckets, and leaves files.
+"""The transform stage on Ray Data: every step maps a function over shards or buckets, and leaves files.
 
-    shuffle    rows that belong together meet (only where a rule asks for it)
-    convert    rows become candidates by their dataset's rule; keys and drops are written
-    judge      equal keys meet: duplicates, near-duplicates, texts that are held out
-    survey     training texts are compared with the evaluation's; the sample is numbered
-    write      examples, held-out examples, drops
-    corpora    distinct documents
+    shuffle        rows that belong together are brought together, where a rule needs it
+    convert        raw rows become candidates by their dataset's rule; keys and drops are written
+    compare        equal keys meet: duplicates, near-duplicates, texts that are held out
+    contamination  training texts are compared with the evaluation's; the sample is numbered
+    write          examples, held-out examples, drops
+    corpora        distinct documents
 
-Nothing but file names and counts passes through the driver, and what a killed run had finished is not done again.
+Only file names and counts pass through the driver. A run that was killed goes on with what is not finished.
 """
 
 from __future__ import annotations
@@ -32,29 +32,33 @@ from qzhou.errors import DataError, QzhouError, from_json, to_json
 from qzhou.run.run import Run
 from qzhou.telemetry.events import say
 from qzhou.telemetry.progress import NO_ROWS, progress
-from qzhou.transform.contamination import Index, IndexBuilder, Overlap
-from qzhou.transform.convert import candidates_folder, convert_shard, is_converted
-from qzhou.transform.judging import (
-    index_shard,
-    indexed,
-    is_indexed,
-    is_judged,
-    is_surveyed,
-    judge_bucket,
+from qzhou.transform.contamination.contamination_pass import (
+    check_shard,
+    has_ngrams,
+    is_checked,
+    read_ngrams,
     sample_limits,
-    survey_shard,
+    write_ngrams,
 )
-from qzhou.transform.plan import Plan, Shard, make_plan
-from qzhou.transform.raw import RawData, raw_data
-from qzhou.transform.report import refuse_bad_datasets, summary_line, warn_of_uniform, write_report
-from qzhou.transform.shuffle import is_done, shuffle_piece
-from qzhou.transform.tally import Tally
-from qzhou.transform.writing import (
+from qzhou.transform.contamination.overlap import Index, IndexBuilder, Overlap
+from qzhou.transform.conversion import SUMMARY, candidates_folder, convert_shard, is_converted
+from qzhou.transform.deduplication.duplicates import compare_bucket, is_compared
+from qzhou.transform.layout import Layout, Shard, make_layout
+from qzhou.transform.reading.discovery import RawInputs, find_inputs
+from qzhou.transform.shuffling.shuffle import is_shuffled, run_shuffle_task
+from qzhou.transform.writing.report import (
+    refuse_bad_datasets,
+    summary_line,
+    warn_of_uniform,
+    write_report,
+)
+from qzhou.transform.writing.row_counts import RowCounts
+from qzhou.transform.writing.shards import (
     is_corpus_written,
     is_written,
     write_corpus,
     write_shard,
-    written,
+    written_counts,
 )
 
 DONE = pa.schema({"error": pa.string(), "rows": pa.int64(), "dataset": pa.string()})
@@ -65,192 +69,175 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     """Turn the raw datasets of a recipe into examples, corpora and held-out examples.
 
     Writes ``examples/<task>/<dataset>``, ``held_out/<task>/<dataset>``, ``corpora/<dataset>``, for qrels datasets
-    ``queries/<dataset>`` and ``qrels/<dataset>``, ``dropped``, ``report.json`` and ``lengths.svg`` into the run's
-    folder ``transform``.
+    ``queries/<dataset>`` and ``qrels/<dataset>``, ``dropped`` and ``report.json`` into the run's folder ``transform``.
 
     Args:
         recipe: Of the run.
         task_texts: Gives the texts of mteb tasks by name, for ``transform.contamination.tasks``.
 
     Raises:
-        DataError: A file, package or column is missing, a dataset is empty, or too few of its rows survive. What was
-            dropped is written even then.
+        DataError: A file or column is missing, a dataset is empty, or too few of its rows survive. What was dropped
+            is written even then.
         RecipeError: ``columns`` names a field that the dataset's rule does not have.
     """
-    asked = (
-        recipe.transform.contamination.tasks
-        if recipe.transform.contamination.action != "off"
-        else ()
-    )
-    if asked and task_texts is None:
+    contamination = recipe.transform.contamination
+    tasks = contamination.tasks if contamination.action != "off" else ()
+    if tasks and task_texts is None:
         raise DataError(
             "transform.contamination.tasks needs mteb; run jobs/transform.py or jobs/pipeline.py"
         )
-    texts = task_texts(asked) if asked and task_texts else {}
-    raw = raw_data(recipe)
+    texts = task_texts(tasks) if tasks and task_texts else {}
+    raw = find_inputs(recipe)
     for module in raw.modules.values():
         ray.cloudpickle.register_pickle_by_value(module)  # it need not be installed on workers
+    datasets = [one.model_dump(exclude={"instruction", "symmetric"}) for one in recipe.datasets]
+    counts_tokens = any(one.max_tokens for one in recipe.datasets)
     return Run.open(recipe).stage(
         "transform",
         partial(_work, recipe, raw, texts),
         settings={
-            "datasets": [
-                dataset.model_dump(exclude={"instruction", "symmetric"})
-                for dataset in recipe.datasets
-            ],
+            "datasets": datasets,
             "transform": recipe.transform.model_dump(),
-            "backbone": recipe.model.backbone
-            if any(one.max_tokens for one in recipe.datasets)
-            else "",
+            "backbone": recipe.model.backbone if counts_tokens else "",
             "seed": recipe.run.seed,
         },
-        inputs=raw.fingerprints(recipe),
+        inputs=raw.fingerprints(),
         rooms=("transform",),
     )
 
 
 def _work(
-    recipe: Recipe, raw: RawData, texts: Mapping[str, Iterable[str]], folder: Folder
+    recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], folder: Folder
 ) -> dict[str, int]:
-    plan = make_plan(recipe, folder, raw.inputs, raw.sources, raw.own)
+    layout = make_layout(recipe, folder, raw.files, raw.readers)
     with session(ask(recipe, "transform")):
-        for pieces in plan.rounds:
-            _each("shuffle", plan, pieces, shuffle_piece, is_done)
-        _each("convert", plan, plan.shards, convert_shard, is_converted)
-        if plan.is_judged:
-            _each("judge", plan, range(plan.buckets), judge_bucket, is_judged)
-        index = _index(plan, texts) if plan.is_compared else None
-        shared = ray.put(index)  # one copy a node, whichever task reads it
-        if plan.is_surveyed:
-            _survey(plan, shared)
-        _write(plan, shared)
-    counts = {dataset.name: _counts(plan, dataset) for dataset in recipe.datasets}
-    overlaps = _overlaps(plan) if index else {}
+        for tasks in layout.shuffle_phases:
+            _each("shuffle", layout, tasks, run_shuffle_task, is_shuffled)
+        _each("convert", layout, layout.shards, convert_shard, is_converted)
+        if layout.finds_duplicates:
+            _each("compare", layout, range(layout.buckets), compare_bucket, is_compared)
+        index = _index(layout, texts) if layout.compares_with_evaluation else None
+        shared = ray.put(index)  # one copy a node, for all tasks
+        if layout.has_contamination_pass:
+            _check(layout, shared)
+        _write(layout, shared)
+    counts = {dataset.name: _counts(layout, dataset) for dataset in recipe.datasets}
+    overlaps = _overlaps(layout) if index else {}
     encodings = {dataset.name: raw.encodings(dataset.name) for dataset in recipe.datasets}
     write_report(folder, recipe, counts, encodings, overlaps, index.kept_of if index else 1)
-    for dataset in recipe.datasets:
-        tally = counts[dataset.name]
-        counted = {"read": tally.read, **tally.written, "dropped": tally.dropped}
-        line = summary_line(dataset, tally, encodings[dataset.name])
-        say(line, "dataset_done", dataset=dataset.name, rows=counted)
-    refuse_bad_datasets(recipe, counts)
-    warn_of_uniform(recipe, folder)
-    plan.work.delete()
     outputs = Counter({f"{task} examples": 0 for task in TASKS})
     for dataset in recipe.datasets:
-        tally = counts[dataset.name]
-        outputs.update(
-            {
-                f"{dataset.task} examples": tally.written["examples"],
-                "held-out examples": tally.written["held_out"],
-            }
-        )
-    return {**outputs, "dropped rows": sum(tally.dropped_rows for tally in counts.values())}
+        own = counts[dataset.name]
+        line = summary_line(dataset, own, encodings[dataset.name])
+        rows = {"read": own.read, **own.written, "dropped": own.dropped}
+        say(line, "dataset_done", dataset=dataset.name, rows=rows)
+        outputs[f"{dataset.task} examples"] += own.written["examples"]
+        outputs["held-out examples"] += own.written["held_out"]
+    refuse_bad_datasets(recipe, counts)
+    warn_of_uniform(recipe, folder)
+    layout.work.delete()
+    return {**outputs, "dropped rows": sum(own.dropped_rows for own in counts.values())}
 
 
 def _each(
     step: str,
-    plan: Plan,
+    layout: Layout,
     items: Iterable[Any],
     work: Callable[..., Any],
     is_finished: Callable[..., bool],
 ) -> None:
     """Do a step's work on every item that is not finished, one Ray Data task an item."""
-    waiting = [item for item in items if not is_finished(plan, item)]
+    waiting = [item for item in items if not is_finished(layout, item)]
     if not waiting:
         return
     packed = [{"item": ray.cloudpickle.dumps(item)} for item in waiting]
-    made = ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
-        _Task(work, plan),
+    done = ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
+        _Task(work, layout),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=plan.recipe.cluster.transform.max_workers),
-        **ask(plan.recipe, "transform").options,
+        compute=ray.data.TaskPoolStrategy(size=layout.recipe.cluster.transform.max_workers),
+        **ask(layout.recipe, "transform").options,
     )
-
     with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:
-        for row in made.iter_rows():
+        for row in done.iter_rows():
             if row["error"]:
                 raise from_json(row["error"])
             bar.advance(1, rows={row["dataset"]: row["rows"]} if row["rows"] else NO_ROWS)
 
 
 class _Task:
-    """A step's function as Ray Data calls it: one that goes through a shard's rows gives their number.
+    """The function of a step, as Ray Data calls it; one that reads a shard's raw rows returns their number.
 
-    What is meant for people comes back as data (:func:`qzhou.errors.to_json`).
+    Errors that are meant for people come back as data (:func:`qzhou.errors.to_json`).
     """
 
-    def __init__(self, work: Callable[..., Any], plan: Plan) -> None:
-        self._work, self._plan = work, plan
+    def __init__(self, work: Callable[..., Any], layout: Layout) -> None:
+        self._work, self._layout = work, layout.without_files()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist(
-            [self._done(item) for item in batch["item"].to_pylist()], schema=DONE
-        )
+        rows = [self._done(item) for item in batch["item"].to_pylist()]
+        return pa.Table.from_pylist(rows, schema=DONE)
 
     def _done(self, packed: bytes) -> dict[str, Any]:
         item = ray.cloudpickle.loads(packed)
         try:
-            rows = self._work(self._plan, item) or 0
+            rows = self._work(self._layout, item) or 0
         except QzhouError as error:
             return {"error": to_json(error), "rows": 0, "dataset": ""}
         return {"error": "", "rows": rows, "dataset": item.dataset if rows else ""}
 
 
-def _index(plan: Plan, texts: Mapping[str, Iterable[str]]) -> Index:
+def _index(layout: Layout, texts: Mapping[str, Iterable[str]]) -> Index:
     """The n-grams of what is held out, and of the mteb tasks that the recipe names."""
-    builder = IndexBuilder(plan.recipe.transform.contamination)
-    with_held_out = [
-        shard for shard in plan.shards if plan.dataset(shard.dataset).held_out_fraction
-    ]
-    _each("index", plan, with_held_out, index_shard, is_indexed)
-    for shard in with_held_out:
-        builder.add(shard.dataset, indexed(plan, shard))
+    builder = IndexBuilder(layout.recipe.transform.contamination)
+    shards = [one for one in layout.shards if layout.dataset(one.dataset).held_out_fraction]
+    _each("index", layout, shards, write_ngrams, has_ngrams)
+    for shard in shards:
+        builder.add(shard.dataset, read_ngrams(layout, shard))
     for task, own in texts.items():
         builder.add_texts(task, own)
     return builder.index()
 
 
-def _survey(plan: Plan, shared: Any) -> None:
-    def survey(plan: Plan, shard: Shard) -> None:
-        survey_shard(plan, shard, ray.get(shared))
+def _check(layout: Layout, shared: Any) -> None:
+    def check(layout: Layout, shard: Shard) -> None:
+        check_shard(layout, shard, ray.get(shared))
 
-    _each("survey", plan, plan.shards, survey, is_surveyed)
+    _each("contamination", layout, layout.shards, check, is_checked)
 
 
-def _write(plan: Plan, shared: Any) -> None:
-    limits = sample_limits(plan)
+def _write(layout: Layout, shared: Any) -> None:
+    limits = sample_limits(layout)
 
-    def write(plan: Plan, shard: Shard) -> None:
-        write_shard(plan, shard, limits.get(shard.dataset), ray.get(shared))
+    def write(layout: Layout, shard: Shard) -> None:
+        write_shard(layout, shard, limits.get(shard.dataset), ray.get(shared))
 
-    def corpus(plan: Plan, item: tuple[str, int]) -> None:
-        write_corpus(plan, *item)
+    def corpus(layout: Layout, item: tuple[str, int]) -> None:
+        write_corpus(layout, *item)
 
-    def is_complete(plan: Plan, item: tuple[str, int]) -> bool:
-        return is_corpus_written(plan, *item)
+    def is_complete(layout: Layout, item: tuple[str, int]) -> bool:
+        return is_corpus_written(layout, *item)
 
-    _each("write", plan, plan.shards, write, is_written)
-    collected = [
-        one for one in plan.recipe.datasets if one.task == "retrieval" and one.rule != "qrels"
+    _each("write", layout, layout.shards, write, is_written)
+    with_corpus = [
+        one for one in layout.recipe.datasets if one.task == "retrieval" and one.rule != "qrels"
     ]
-    parts = [(one.name, part) for one in collected for part in range(plan.partitions[one.name])]
-    _each("corpora", plan, parts, corpus, is_complete)
+    parts = [(one.name, part) for one in with_corpus for part in range(layout.partitions[one.name])]
+    _each("corpora", layout, parts, corpus, is_complete)
 
 
-def _counts(plan: Plan, dataset: Dataset) -> Tally:
+def _counts(layout: Layout, dataset: Dataset) -> RowCounts:
     """What became of a dataset's rows, all of its shards together."""
-    total = Tally(dataset.name)
-    for shard in plan.shards_of(dataset.name):
-        total.add(Tally.of(candidates_folder(plan, shard).read_json("summary.json")))
-        total.add(written(plan, shard))
+    total = RowCounts(dataset.name)
+    for shard in layout.shards_of(dataset.name):
+        total.add(RowCounts.of(candidates_folder(layout, shard).read_json(SUMMARY)))
+        total.add(written_counts(layout, shard))
     return total
 
 
-def _overlaps(plan: Plan) -> dict[str, Overlap]:
+def _overlaps(layout: Layout) -> dict[str, Overlap]:
     found: dict[str, Overlap] = {}
-    for shard in plan.shards:
-        content = (plan.work / "overlaps").read_json(f"{shard.name}.json")
+    for shard in layout.shards:
+        content = (layout.work / "overlaps").read_json(f"{shard.name}.json")
         found.setdefault(shard.dataset, Overlap(shard.dataset)).add(Overlap(**content))
     return found

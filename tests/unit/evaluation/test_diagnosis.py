@@ -26,8 +26,8 @@ from qzhou.training.data import TrainingSet
 from qzhou.training.engine import TorchEngine
 from qzhou.training.loop import Stage, train_stage
 from qzhou.training.plan import BatchPlan, DatasetSize
-from qzhou.transform.contamination import IndexBuilder, Overlap
-from qzhou.transform.report import overlap_rows
+from qzhou.transform.contamination.overlap import IndexBuilder, Overlap
+from qzhou.transform.writing.report import overlap_rows
 from tests.conftest import WORDS
 from tests.ranks.problem import Notes, model_of
 from tests.unit.evaluation.healthy import (
