@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +26,7 @@ from qzhou.data.storage import Folder, read_records
 from qzhou.errors import DataError
 from qzhou.transform.pipeline import transform
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 STEPS = {"steps": 1, "learning_rate": 1e-5}
 
 
@@ -43,6 +45,7 @@ def recipe(storage, *datasets):
             "training": {"stage1": STEPS, "stage2": {**STEPS, "retrieval_share": 1.0}},
         },
         place="test",
+        folder=str(RECIPES),
     )
 
 
@@ -79,14 +82,12 @@ def ratings(folder):
     }
 
 
-def documentation(name, **settings):
-    return {
-        "name": name,
-        "reader": "python_docs",
-        "packages": ["pydantic_settings"],
-        "split_by": "module",
-        **settings,
-    }
+def documentation(name, view, **settings):
+    options = {"packages": ["pydantic_settings"]}
+    if view == "pairs":
+        options["held_out_fraction"] = settings["held_out_fraction"]
+    reader = {"reader": f"python_docs_reader:{view}", "reader_options": options}
+    return {"name": name, "split_by": "module", **reader, **settings}
 
 
 def datasets(folder):
@@ -95,6 +96,7 @@ def datasets(folder):
         ratings(folder),
         documentation(
             "modules",
+            "docstrings",
             rule="labeled",
             columns={"text": "summary", "label": "module"},
             held_out_fraction=0.3,
@@ -102,8 +104,8 @@ def datasets(folder):
         ),
         documentation(
             "siblings",
+            "pairs",
             rule="scored_pair",
-            view="pairs",
             columns={"text_a": "summary_a", "text_b": "summary_b", "score": "shared_path"},
             held_out_fraction=0.3,
         ),
@@ -447,7 +449,6 @@ def test_the_report_counts_every_row(finished):
         )
         assert row["languages"]
         assert row["lengths"]
-    assert (folder / "lengths.svg").read_text().startswith("<svg")
     assert not (folder / "work").exists()
 
 
@@ -483,7 +484,7 @@ def tables(folder):
     found = {
         path.relative_to(folder): pq.read_table(path) for path in sorted(folder.rglob("*.parquet"))
     }
-    return found | {name: (folder / name).read_text() for name in ("report.json", "lengths.svg")}
+    return found | {"report.json": (folder / "report.json").read_text()}
 
 
 def test_a_killed_worker_changes_nothing(tmp_path):
@@ -519,13 +520,11 @@ def test_a_killed_driver_goes_on_with_the_shards_that_were_not_finished(tmp_path
     killed = start("killed")
     folder = tmp_path / "killed" / "transform"
     deadline = time.monotonic() + 120
-    while (
-        len(list(folder.glob("work/candidates/*/summary.json"))) < 5 and time.monotonic() < deadline
-    ):
+    while len(list(folder.glob("work/done/convert/*.json"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    done = {one.parent.name for one in folder.glob("work/candidates/*/summary.json")}
+    done = {one.stem for one in folder.glob("work/done/convert/*.json")}
     before = {name: (folder / f"dropped/{name}-0000.parquet").stat().st_mtime_ns for name in done}
 
     again = start("killed")

@@ -41,7 +41,7 @@ CANDIDATE_FIELDS = pa.schema(
 
 
 def convert_shard(layout: Layout, shard: Shard) -> int:
-    """Write a shard's candidates, keys, drops and counts; the counts last, as the mark that it is done.
+    """Write a shard's candidates, keys, drops and counts.
 
     Returns: Raw rows that were read.
     """
@@ -79,11 +79,6 @@ def convert_shard(layout: Layout, shard: Shard) -> int:
     return counts.read
 
 
-def is_converted(layout: Layout, shard: Shard) -> bool:
-    """Whether a shard's candidates are complete."""
-    return candidates_folder(layout, shard).exists(SUMMARY)
-
-
 def candidates_folder(layout: Layout, shard: Shard) -> Folder:
     """The folder of a shard's candidates, keys and counts."""
     return layout.work / "candidates" / shard.name
@@ -100,14 +95,9 @@ def read_candidates(layout: Layout, shard: Shard) -> pa.Table:
 def raw_rows_of(
     layout: Layout, shard: Shard, candidates: Sequence[tuple[int, str]]
 ) -> Iterator[list[Row]]:
-    """The raw rows of some candidates, read once more, for the drops.
+    """The raw rows of some candidates, read once more; none where the raw data gives another example now.
 
-    Args:
-        layout: Of the stage.
-        shard: That was converted.
-        candidates: (place, id), ascending.
-
-    Yields: The rows of each; none where the raw data gives another example now.
+    ``candidates`` are (place, id), ascending.
     """
     convert = Converter(layout.dataset(shard.dataset), layout.recipe.transform.max_chars)
     places = enumerate(rows_by_example(layout, shard))

@@ -59,8 +59,8 @@ class ShuffleTask:
 
     @property
     def name(self) -> str:
-        """The name of its files."""
-        return f"{self.part:06d}"
+        """The name of its mark."""
+        return f"{self.dataset}-{self.role}-{self.part:06d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,14 @@ class Layout:
     def work(self) -> Folder:
         """The folder of intermediate files; it is deleted when the stage is done."""
         return self.folder / "work"
+
+    def is_done(self, step: str, item: str) -> bool:
+        """Whether a step has done its work on a shard, shuffle task, bucket or partition, by its name."""
+        return (self.work / "done" / step).exists(f"{item}.json")
+
+    def mark_done(self, step: str, item: str) -> None:
+        """Write the mark that a killed run does not do this again."""
+        (self.work / "done" / step).write_json(f"{item}.json", {})
 
     @property
     def has_held_out(self) -> bool:

@@ -34,32 +34,19 @@ from qzhou.telemetry.events import say
 from qzhou.telemetry.progress import NO_ROWS, progress
 from qzhou.transform.contamination.contamination_pass import (
     check_shard,
-    has_ngrams,
-    is_checked,
     read_ngrams,
     sample_limits,
     write_ngrams,
 )
 from qzhou.transform.contamination.overlap import Index, IndexBuilder, Overlap
-from qzhou.transform.conversion import SUMMARY, candidates_folder, convert_shard, is_converted
-from qzhou.transform.deduplication.duplicates import compare_bucket, is_compared
-from qzhou.transform.layout import Layout, Shard, make_layout
+from qzhou.transform.conversion import SUMMARY, candidates_folder, convert_shard
+from qzhou.transform.deduplication.duplicates import compare_bucket
+from qzhou.transform.layout import Layout, Shard, ShuffleTask, make_layout
 from qzhou.transform.reading.discovery import RawInputs, find_inputs
-from qzhou.transform.shuffling.shuffle import is_shuffled, run_shuffle_task
-from qzhou.transform.writing.report import (
-    refuse_bad_datasets,
-    summary_line,
-    warn_of_uniform,
-    write_report,
-)
+from qzhou.transform.shuffling.shuffle import run_shuffle_task
+from qzhou.transform.writing import report
 from qzhou.transform.writing.row_counts import RowCounts
-from qzhou.transform.writing.shards import (
-    is_corpus_written,
-    is_written,
-    write_corpus,
-    write_shard,
-    written_counts,
-)
+from qzhou.transform.writing.shards import write_corpus, write_shard, written_counts
 
 DONE = pa.schema({"error": pa.string(), "rows": pa.int64(), "dataset": pa.string()})
 TaskTexts = Callable[[Sequence[str]], Mapping[str, Iterable[str]]]
@@ -112,10 +99,11 @@ def _work(
     layout = make_layout(recipe, folder, raw.files, raw.readers)
     with session(ask(recipe, "transform")):
         for tasks in layout.shuffle_phases:
-            _each("shuffle", layout, tasks, run_shuffle_task, is_shuffled)
-        _each("convert", layout, layout.shards, convert_shard, is_converted)
+            _each("shuffle", layout, _named(tasks), run_shuffle_task)
+        _each("convert", layout, _named(layout.shards), convert_shard)
         if layout.finds_duplicates:
-            _each("compare", layout, range(layout.buckets), compare_bucket, is_compared)
+            buckets = {str(bucket): bucket for bucket in range(layout.buckets)}
+            _each("compare", layout, buckets, compare_bucket)
         index = _index(layout, texts) if layout.compares_with_evaluation else None
         shared = ray.put(index)  # one copy a node, for all tasks
         if layout.has_contamination_pass:
@@ -124,35 +112,33 @@ def _work(
     counts = {dataset.name: _counts(layout, dataset) for dataset in recipe.datasets}
     overlaps = _overlaps(layout) if index else {}
     encodings = {dataset.name: raw.encodings(dataset.name) for dataset in recipe.datasets}
-    write_report(folder, recipe, counts, encodings, overlaps, index.kept_of if index else 1)
+    report.write_report(folder, recipe, counts, encodings, overlaps, index.kept_of if index else 1)
     outputs = Counter({f"{task} examples": 0 for task in TASKS})
     for dataset in recipe.datasets:
         own = counts[dataset.name]
-        line = summary_line(dataset, own, encodings[dataset.name])
+        line = report.summary_line(dataset, own, encodings[dataset.name])
         rows = {"read": own.read, **own.written, "dropped": own.dropped}
         say(line, "dataset_done", dataset=dataset.name, rows=rows)
         outputs[f"{dataset.task} examples"] += own.written["examples"]
         outputs["held-out examples"] += own.written["held_out"]
-    refuse_bad_datasets(recipe, counts)
-    warn_of_uniform(recipe, folder)
+    report.refuse_bad_datasets(recipe, counts)
+    report.warn_of_uniform(recipe, folder)
     layout.work.delete()
     return {**outputs, "dropped rows": sum(own.dropped_rows for own in counts.values())}
 
 
-def _each(
-    step: str,
-    layout: Layout,
-    items: Iterable[Any],
-    work: Callable[..., Any],
-    is_finished: Callable[..., bool],
-) -> None:
-    """Do a step's work on every item that is not finished, one Ray Data task an item."""
-    waiting = [item for item in items if not is_finished(layout, item)]
+def _named(items: Iterable[Shard | ShuffleTask]) -> dict[str, Shard | ShuffleTask]:
+    return {item.name: item for item in items}
+
+
+def _each(step: str, layout: Layout, items: Mapping[str, Any], work: Callable[..., Any]) -> None:
+    """Do a step's work on every item that is not done, one Ray Data task an item; ``items`` are by name."""
+    waiting = {name: item for name, item in items.items() if not layout.is_done(step, name)}
     if not waiting:
         return
-    packed = [{"item": ray.cloudpickle.dumps(item)} for item in waiting]
+    packed = [{"name": name, "item": ray.cloudpickle.dumps(item)} for name, item in waiting.items()]
     done = ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
-        _Task(work, layout),
+        _Task(step, work, layout),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=layout.recipe.cluster.transform.max_workers),
@@ -171,19 +157,20 @@ class _Task:
     Errors that are meant for people come back as data (:func:`qzhou.errors.to_json`).
     """
 
-    def __init__(self, work: Callable[..., Any], layout: Layout) -> None:
-        self._work, self._layout = work, layout.without_files()
+    def __init__(self, step: str, work: Callable[..., Any], layout: Layout) -> None:
+        self._step, self._work, self._layout = step, work, layout.without_files()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = [self._done(item) for item in batch["item"].to_pylist()]
+        rows = [self._done(row["name"], row["item"]) for row in batch.to_pylist()]
         return pa.Table.from_pylist(rows, schema=DONE)
 
-    def _done(self, packed: bytes) -> dict[str, Any]:
+    def _done(self, name: str, packed: bytes) -> dict[str, Any]:
         item = ray.cloudpickle.loads(packed)
         try:
             rows = self._work(self._layout, item) or 0
         except QzhouError as error:
             return {"error": to_json(error), "rows": 0, "dataset": ""}
+        self._layout.mark_done(self._step, name)
         return {"error": "", "rows": rows, "dataset": item.dataset if rows else ""}
 
 
@@ -191,7 +178,7 @@ def _index(layout: Layout, texts: Mapping[str, Iterable[str]]) -> Index:
     """The n-grams of what is held out, and of the mteb tasks that the recipe names."""
     builder = IndexBuilder(layout.recipe.transform.contamination)
     shards = [one for one in layout.shards if layout.dataset(one.dataset).held_out_fraction]
-    _each("index", layout, shards, write_ngrams, has_ngrams)
+    _each("index", layout, _named(shards), write_ngrams)
     for shard in shards:
         builder.add(shard.dataset, read_ngrams(layout, shard))
     for task, own in texts.items():
@@ -203,7 +190,7 @@ def _check(layout: Layout, shared: Any) -> None:
     def check(layout: Layout, shard: Shard) -> None:
         check_shard(layout, shard, ray.get(shared))
 
-    _each("contamination", layout, layout.shards, check, is_checked)
+    _each("contamination", layout, _named(layout.shards), check)
 
 
 def _write(layout: Layout, shared: Any) -> None:
@@ -215,15 +202,13 @@ def _write(layout: Layout, shared: Any) -> None:
     def corpus(layout: Layout, item: tuple[str, int]) -> None:
         write_corpus(layout, *item)
 
-    def is_complete(layout: Layout, item: tuple[str, int]) -> bool:
-        return is_corpus_written(layout, *item)
-
-    _each("write", layout, layout.shards, write, is_written)
+    _each("write", layout, _named(layout.shards), write)
     with_corpus = [
         one for one in layout.recipe.datasets if one.task == "retrieval" and one.rule != "qrels"
     ]
     parts = [(one.name, part) for one in with_corpus for part in range(layout.partitions[one.name])]
-    _each("corpora", layout, parts, corpus, is_complete)
+    named = {f"{dataset}-{part}": (dataset, part) for dataset, part in parts}
+    _each("corpora", layout, named, corpus)
 
 
 def _counts(layout: Layout, dataset: Dataset) -> RowCounts:

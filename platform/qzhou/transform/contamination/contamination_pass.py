@@ -27,11 +27,6 @@ def write_ngrams(layout: Layout, shard: Shard) -> None:
     (layout.work / "ngrams").write_bytes(f"{shard.name}.u8", grams.tobytes())
 
 
-def has_ngrams(layout: Layout, shard: Shard) -> bool:
-    """Whether the n-grams of a shard are written."""
-    return (layout.work / "ngrams").exists(f"{shard.name}.u8")
-
-
 def read_ngrams(layout: Layout, shard: Shard) -> np.ndarray:
     """What :func:`write_ngrams` wrote; uint64."""
     content = (layout.work / "ngrams").read_bytes(f"{shard.name}.u8")
@@ -56,11 +51,6 @@ def check_shard(layout: Layout, shard: Shard, index: Index | None) -> None:
         layout.folder.filesystem.open_output_stream(temporary) as stream,
     ):
         np.savez(stream, contaminated=contaminated, sample=numbers)
-
-
-def is_checked(layout: Layout, shard: Shard) -> bool:
-    """Whether a shard has gone through the contamination pass."""
-    return (layout.work / "contamination").exists(f"{shard.name}.npz")
 
 
 def write_overlap(layout: Layout, shard: Shard, table: pa.Table, index: Index) -> np.ndarray:
@@ -97,16 +87,15 @@ def sample_limits(layout: Layout) -> Mapping[str, int]:
 def sort_candidates(
     layout: Layout, shard: Shard, table: pa.Table, limit: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What happens to each candidate of a shard.
+    """What happens to each candidate of a shard that has gone through all passes.
 
     Args:
         layout: Of the stage.
-        shard: That has gone through all passes.
-        table: Its candidates.
+        shard: Of the candidates.
+        table: The candidates.
         limit: What :func:`sample_limits` gives for its dataset.
 
-    Returns: A :class:`DropReason` or 0 (uint8), the shard of the row that it repeats (uint32), and whether the sample
-        leaves it out.
+    Returns: A :class:`DropReason` or 0, the shard of the row that it repeats, and whether the sample leaves it out.
     """
     reasons, first = drop_reasons_of(layout, shard, table.num_rows)
     if layout.has_contamination_pass:

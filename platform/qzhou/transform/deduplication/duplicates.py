@@ -56,21 +56,8 @@ def compare_bucket(layout: Layout, bucket: int) -> None:
     write_partitions(_folder(layout), name, table, shards[positions], len(layout.shards))
 
 
-def is_compared(layout: Layout, bucket: int) -> bool:
-    """Whether a bucket has been compared."""
-    return _folder(layout).exists(f"{bucket:06d}.arrow")
-
-
 def drop_reasons_of(layout: Layout, shard: Shard, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each candidate of a shard a :class:`DropReason` or 0, and the shard of the row that it repeats.
-
-    Args:
-        layout: Of the stage.
-        shard: Whose buckets are all compared.
-        count: Candidates of the shard.
-
-    Returns: uint8 and uint32.
-    """
+    """For each candidate a :class:`DropReason` or 0 (uint8), and the shard of the row that it repeats (uint32)."""
     # The reason stands in the upper half of a number, so that the minimum is the reason that counts.
     found = np.full(count, NOTHING, dtype=np.uint64)
     buckets = range(layout.buckets) if layout.finds_duplicates else ()

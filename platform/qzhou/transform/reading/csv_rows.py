@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qzhou.config.dataset import Format
@@ -31,24 +31,30 @@ def csv_rows(form: Format, file: InputFile) -> Iterator[Row | RejectedRow]:
     with open_bytes(file) as stream:
         signed = "utf-8-sig" if encoding == "utf-8" else encoding
         lines = io.TextIOWrapper(stream, encoding=signed, errors="surrogateescape", newline="")
-        remembered = _RememberedLines(lines)
-        table = csv.reader(remembered, strict=True, **_dialect(form, file))
+        record: list[str] = []  # the lines of a record: a refusal shows them unchanged
+
+        def remembered() -> Iterator[str]:
+            for line in lines:
+                record.append(line)
+                yield line
+
+        table = csv.reader(remembered(), strict=True, **_dialect(form, file))
         names: list[str] = []
         while True:
             line = table.line_num + 1
             place = f"{file.name}, line {line}"
+            record.clear()
             try:
                 cells = next(table)
             except StopIteration:
                 return
             except csv.Error as error:  # the reader goes on with the next line
-                content = remembered.take()
+                content = "".join(record)
                 if "unexpected end of data" in str(error) and content.count("\n") > 1:
                     raise EOFError(f"a quote that opens in line {line} is never closed") from None
                 detail = f"{place}: {error} (up to line {table.line_num})"
                 yield RejectedRow("not_csv", detail, _escaped(content))
                 continue
-            remembered.take()
             if not cells:
                 continue
             if not names and _has_header(form):
@@ -56,26 +62,6 @@ def csv_rows(form: Format, file: InputFile) -> Iterator[Row | RejectedRow]:
                 continue
             names = names or [str(position) for position in range(len(cells))]
             yield _row(names, cells, place, encoding)
-
-
-class _RememberedLines:
-    """Lines for the CSV reader, kept until its record is whole: a refusal shows them unchanged."""
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines, self._kept = iter(lines), list[str]()
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self._kept.append(line)
-        return line
-
-    def take(self) -> str:
-        content = "".join(self._kept)
-        self._kept.clear()
-        return content
 
 
 def _dialect(form: Format, file: InputFile) -> dict[str, Any]:

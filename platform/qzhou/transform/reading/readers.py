@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
@@ -165,11 +166,12 @@ def _json_rows(form: Format, file: InputFile) -> Rows:
     encoding = encoding_of(form, file)
     found = 0
     with open_bytes(file) as stream:
+        # Every stream of open_bytes can be peeked into, which its type does not say.
         content: Any = stream
         if encoding != "utf-8":
             content = io.BytesIO(io.TextIOWrapper(stream, encoding=encoding).read().encode())
-        elif (start := stream.read(3)) != codecs.BOM_UTF8:
-            content = _Prepended(start, stream)
+        elif content.peek(3).startswith(codecs.BOM_UTF8):
+            content.read(3)
         try:
             for element in ijson.items(content, prefix, use_float=True):
                 for row in exploded(element, steps[len(outer) :]):
@@ -184,19 +186,6 @@ def _json_rows(form: Format, file: InputFile) -> Rows:
             f"{file.name} holds no rows at '{form.records or '[]'}'. Set 'records' to the path of the rows, "
             'e.g. records = "data[].paragraphs[].qas[]".'
         )
-
-
-class _Prepended:
-    """A stream with its first bytes put back."""
-
-    def __init__(self, start: bytes, stream: BinaryIO) -> None:
-        self._start, self._stream = start, stream
-
-    def read(self, size: int = -1) -> bytes:
-        if self._start and size:
-            start, self._start = self._start, b""
-            return start
-        return self._stream.read(size)
 
 
 def _parquet_rows(file: InputFile, part: FilePart) -> Rows:
@@ -237,10 +226,5 @@ def _custom_rows(form: Format, files: Sequence[InputFile], custom: CustomReader)
 
 def _foreign_line(error: BaseException) -> str:
     """The innermost line of an error's trace that is not in this file."""
-    trace, line = error.__traceback__, ""
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if file != __file__:
-            line = f" (line {trace.tb_lineno} of {Path(file).name})"
-        trace = trace.tb_next
-    return line
+    frames = [one for one in extract_tb(error.__traceback__) if one.filename != __file__]
+    return f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from qzhou.config.dataset import Rule
 from qzhou.data.records import Drop, LabeledExample, RetrievalExample, stable_id
 from qzhou.transform.reading.columns import Row
 from qzhou.transform.rules.examples import (
@@ -220,23 +219,13 @@ def clustering(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     return labeled(rows, fields)
 
 
-RULES: Mapping[Rule, RuleFunction] = {
-    "title_body": title_body,
-    "question_answer": question_answer,
-    "chat": chat,
-    "reading_comprehension": reading_comprehension,
-    "claim_evidence": claim_evidence,
-    "qrels": qrels,
-    "triplets": triplets,
-    "graded": graded,
-    "duplicate_questions": duplicate_questions,
-    "documents": documents,
-    "scored_pair": scored_pair,
-    "binary_pair": binary_pair,
-    "nli": nli,
-    "labeled": labeled,
-    "clustering": clustering,
-}
+RULES: Mapping[str, RuleFunction] = {
+    rule.__name__: rule
+    for rule in (
+        title_body, question_answer, chat, reading_comprehension, claim_evidence, qrels, triplets, graded,
+        duplicate_questions, documents, scored_pair, binary_pair, nli, labeled, clustering,
+    )
+}  # fmt: skip
 
 
 def _query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:

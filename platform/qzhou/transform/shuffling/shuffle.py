@@ -1,7 +1,6 @@
 """Bringing rows together before they become examples: by query, or by document.
 
-Each function does one task on files, knows nothing of Ray, and leaves one file whose existence says that the task is
-done.
+Each function does one task on files and knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -58,18 +57,12 @@ def rows_by_example(layout: Layout, shard: Shard) -> Iterator[list[Row] | Reject
 
 
 def run_shuffle_task(layout: Layout, task: ShuffleTask) -> None:
-    """Do one task of a shuffle, and leave the mark that it is done."""
+    """Distribute a part of an input over partitions, or join one partition of documents."""
     dataset = layout.dataset(task.dataset)
     if task.role == "join":
         _join(layout, dataset, task)
     else:
         _spread(layout, dataset, task)
-    _folder(layout, task.dataset, task.role).write_json(f"{task.name}.json", {})
-
-
-def is_shuffled(layout: Layout, task: ShuffleTask) -> bool:
-    """Whether a task of a shuffle is done."""
-    return _folder(layout, task.dataset, task.role).exists(f"{task.name}.json")
 
 
 def _spread(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
@@ -120,7 +113,7 @@ def _join(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
     documents = [Document(id=key, text=text) for key, text in texts.items() if text]
     for part, start in enumerate(range(0, len(documents), ROWS_PER_CHUNK)):
         table = table_of(documents[start : start + ROWS_PER_CHUNK], Document)
-        name = f"part-{task.name}-{part:04d}.parquet"
+        name = f"part-{task.part:06d}-{part:04d}.parquet"
         write_table(layout.folder / "corpora" / dataset.name, name, table)
     packed = [_packed("", position, one) for position, one in enumerate(rejected)]
     for row in _partition(layout, dataset, "rows", task.part):
@@ -211,7 +204,7 @@ def _write(layout: Layout, task: ShuffleTask, chunk: int, packed: list[dict[str,
     hashes = [xxhash.xxh3_64_intdigest(key) if key else chunk for key in keys]
     numbers = [one % partitions for one in hashes]
     folder = _folder(layout, task.dataset, task.role)
-    write_partitions(folder, f"{task.name}-{chunk:05d}.arrow", table, numbers, partitions)
+    write_partitions(folder, f"{task.part:06d}-{chunk:05d}.arrow", table, numbers, partitions)
 
 
 def _packed(key: str, position: int, row: Mapping[str, Any] | RejectedRow) -> dict[str, Any]:

@@ -26,7 +26,7 @@ ROWS_PER_FILE = 20_000
 
 
 def write_shard(layout: Layout, shard: Shard, limit: int | None, index: Index | None) -> None:
-    """Write what becomes of a shard's candidates; the counts last, as the mark that it is done.
+    """Write what becomes of a shard's candidates.
 
     Args:
         layout: Of the stage.
@@ -63,11 +63,6 @@ def write_shard(layout: Layout, shard: Shard, limit: int | None, index: Index | 
     (layout.work / "written").write_json(f"{shard.name}.json", counts.plain())
 
 
-def is_written(layout: Layout, shard: Shard) -> bool:
-    """Whether a shard's files are complete."""
-    return (layout.work / "written").exists(f"{shard.name}.json")
-
-
 def written_counts(layout: Layout, shard: Shard) -> RowCounts:
     """The counts of a shard that is written."""
     return RowCounts.of((layout.work / "written").read_json(f"{shard.name}.json"))
@@ -83,13 +78,6 @@ def write_corpus(layout: Layout, dataset: str, partition: int) -> None:
     distinct = table.take(pa.array(np.sort(first)))
     if distinct.num_rows:
         write_table(layout.folder / "corpora" / dataset, f"part-{partition:06d}.parquet", distinct)
-    done = {"documents": distinct.num_rows}
-    (layout.work / "corpora").write_json(f"{dataset}-{partition:06d}.json", done)
-
-
-def is_corpus_written(layout: Layout, dataset: str, partition: int) -> bool:
-    """Whether a partition of a corpus is complete."""
-    return (layout.work / "corpora").exists(f"{dataset}-{partition:06d}.json")
 
 
 def _write(folder: Folder, shard: Shard, table: pa.Table) -> None:
