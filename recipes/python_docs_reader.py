@@ -10,6 +10,7 @@ import ast
 import gc
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import sysconfig
@@ -17,7 +18,7 @@ import textwrap
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -69,19 +70,13 @@ def docstrings(stream: BinaryIO, packages: Sequence[str]) -> Iterator[dict[str, 
     path = Path(stream.name)
     package, module = _names(path, tuple(packages))
     try:
-        with _collector_paused(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes
-            tree = ast.parse(stream.read(), str(path))
+        documented = _cached(path, stream)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         yield RejectedRow("not_parsed", f"{path}: {error}", str(path))
         return
-    with _collector_paused():
-        texts = [(name, ast.get_docstring(node)) for name, node in _documented(tree, module)]
-    for name, text in texts:
-        if text:
-            summary, body = _parts(text)
-            row = {"package": package, "module": module, "name": name}
-            yield row | {"summary": summary, "body": body}
+    for name, summary, body in documented:
+        row = {"package": package, "module": module, "name": f"{module}{name}"}
+        yield row | {"summary": summary, "body": body}
 
 
 def pairs(
@@ -134,6 +129,36 @@ def draw_pairs(
             if partner != index and pair not in seen:
                 seen.add(pair)
                 yield _pair(documented[index], documented[partner])
+
+
+def _cached(path: Path, stream: BinaryIO) -> list[tuple[str, str, str]]:
+    """What :func:`_parsed` gives for a source, from ``~/.cache/qzhou`` if it is unchanged.
+
+    Several datasets read the same sources, and parsing them is most of the work.
+    """
+    stat = path.stat()
+    version = f"{path} {stat.st_size} {stat.st_mtime_ns}"
+    name = hashlib.sha256(version.encode("utf-8", "surrogatepass")).hexdigest()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    file = folder / "qzhou" / "python_docs" / name[:2] / f"{name}.json"
+    with suppress(OSError, ValueError):  # not there, or cut off
+        return [(one, summary, body) for one, summary, body in json.loads(file.read_text("utf-8"))]
+    found = _parsed(stream.read(), path)
+    with suppress(OSError):  # a home that cannot be written only costs time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(found), "utf-8")
+        temporary.replace(file)
+    return found
+
+
+def _parsed(source: bytes, path: Path) -> list[tuple[str, str, str]]:
+    """Name inside the module, summary and body of each docstring."""
+    with _collector_paused(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's invalid escapes
+        tree = ast.parse(source, str(path))
+        texts = [(name, ast.get_docstring(node)) for name, node in _documented(tree, "")]
+    return [(name, *_parts(text)) for name, text in texts if text]
 
 
 @contextmanager

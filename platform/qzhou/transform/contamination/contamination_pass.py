@@ -87,15 +87,9 @@ def sample_limits(layout: Layout) -> Mapping[str, int]:
 def sort_candidates(
     layout: Layout, shard: Shard, table: pa.Table, limit: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What happens to each candidate of a shard that has gone through all passes.
+    """For each candidate a :class:`DropReason` or 0, the shard of the row it repeats, and whether it is sampled out.
 
-    Args:
-        layout: Of the stage.
-        shard: Of the candidates.
-        table: The candidates.
-        limit: What :func:`sample_limits` gives for its dataset.
-
-    Returns: A :class:`DropReason` or 0, the shard of the row that it repeats, and whether the sample leaves it out.
+    ``limit`` is what :func:`sample_limits` gives for the dataset.
     """
     reasons, first = drop_reasons_of(layout, shard, table.num_rows)
     if layout.has_contamination_pass:

@@ -53,13 +53,10 @@ class Tokens:
 
 
 def windows(tokens: Tokens, size: int, *, whole_if_shorter: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The n-grams of every text.
+    """The n-grams of ``size`` tokens of every text.
 
-    Args:
-        tokens: Of the texts.
-        size: Tokens in an n-gram.
-        whole_if_shorter: Whether a text with fewer tokens counts as one n-gram by itself; one without tokens never
-            does. Its hash differs from that of the same tokens inside a longer text.
+    With ``whole_if_shorter``, a text with fewer tokens is one n-gram by itself, if it has any tokens. Its hash differs
+    from that of the same tokens inside a longer text.
 
     Returns: Hashes (uint64), and int64 ends: text i has the n-grams ``ends[i]`` to ``ends[i + 1]``.
     """

@@ -142,15 +142,7 @@ class Overlap:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def compare(self, table: pa.Table, task: Task, index: Index) -> np.ndarray:
-        """Count the examples of a table that overlap.
-
-        Args:
-            table: Columns of the record type.
-            task: Which record type it is.
-            index: Of the evaluation's texts.
-
-        Returns: For each example whether it overlaps with any task; bool.
-        """
+        """Count the examples of a table that overlap with evaluation texts; whether each does with any task (bool)."""
         texts, owners = texts_in(table, task)
         hit = np.zeros((table.num_rows, len(index.tasks)), dtype=bool)
         copies = np.zeros((len(texts), len(index.tasks)), dtype=bool)

@@ -100,13 +100,8 @@ def format_of(dataset: Dataset, role: str) -> Format:
 def check_columns(place: str, wanted: Iterable[str], rows: Iterable[Row | RejectedRow]) -> None:
     """Refuse a file whose first rows lack a column that the recipe names.
 
-    Args:
-        place: The file, for the message.
-        wanted: Column expressions.
-        rows: The file's rows; only the first ``CHECKED_ROWS`` are read.
-
     Raises:
-        DataError: Names the file, the column, and the nearest column that exists.
+        DataError: Names the file (``place``), the column, and the nearest column that exists.
     """
     present: dict[str, None] = {}
     for row in islice(rows, CHECKED_ROWS):

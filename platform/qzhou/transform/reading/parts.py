@@ -38,10 +38,7 @@ def file_parts(
 ) -> list[FilePart]:
     """The parts that tasks read, in the order of the files; the same files always give the same parts.
 
-    Args:
-        form: How the files are read.
-        files: Of one input.
-        together: Whether the reader needs all files at once.
+    ``together`` says that the reader needs all files at once.
     """
     if together or form.reader == "aligned_text":
         return [FilePart(tuple(files))]

@@ -35,11 +35,8 @@ Rows = Iterator[Row | RejectedRow]
 def read_part(form: Format, part: FilePart, custom: CustomReader | None = None) -> Rows:
     """The rows of one part of the input, constants included.
 
-    Args:
-        form: How the files become rows.
-        part: What to read.
-        custom: The function that ``reader = "module:function"`` names. It is called with each file, open in binary
-            mode and unpacked, and with ``reader_options``; see :func:`reads_together`.
+    ``custom`` is the function that ``reader = "module:function"`` names. It is called with each file, open in binary
+    mode and unpacked, and with ``reader_options``; see :func:`reads_together`.
 
     Raises:
         DataError: A file is damaged and ``on_corrupt_file`` is fatal, or a custom reader fails.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from qzhou.data.records import (
@@ -50,13 +49,8 @@ def texts_of(example: Example) -> tuple[str, ...]:
     return (example.text_a, example.text_b)
 
 
-def swapped(example: PairExample) -> PairExample:
-    """The same pair with its sides exchanged; training sees both, evaluation one."""
-    return replace(example, id=swapped_id(example), text_a=example.text_b, text_b=example.text_a)
-
-
 def swapped_id(example: PairExample) -> str:
-    """The id of :func:`swapped`."""
+    """The id of the same pair with its sides exchanged; training sees both, evaluation one."""
     return stable_id(example.dataset, example.text_b, example.text_a, example.score)
 
 
@@ -73,13 +67,7 @@ def retrieval(
     Left out are a positive that only repeats the query, a negative that is a positive or the query, and the second of
     two equal texts on one side.
 
-    Args:
-        rows: The raw rows behind the example, for the drops.
-        fields: Of the dataset.
-        query: May be blank.
-        positives: Never blank.
-        negatives: Never blank.
-        names: What the query's and the positives' fields are called, for the reasons.
+    ``positives`` and ``negatives`` are never blank. ``names`` are the fields of query and positives, for the reasons.
     """
     if refusal := _refusal(fields, query, positives, names):
         return [fields.drop(*refusal, row) for row in rows]

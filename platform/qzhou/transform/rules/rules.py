@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from qzhou.config.dataset import Rule
 from qzhou.data.records import Drop, LabeledExample, RetrievalExample, stable_id
 from qzhou.transform.reading.columns import Row
 from qzhou.transform.rules.examples import (
@@ -43,19 +44,15 @@ CONTEXT_IN_QUERY = (
 )
 
 
-def title_body(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """A title, headline or abstract's title asks for the text below it."""
-    return _query_positive(rows, fields)
+def query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """A query asks for its positives: a title for its body, a question for its answers, as given in triplets.
 
-
-def question_answer(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """A question asks for its answers; ``negative``, where it is mapped, holds answers that are wrong."""
-    return _query_positive(rows, fields)
-
-
-def triplets(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """A query with one text or a list on either side, and a teacher's scores where the data has them."""
-    return _query_positive(rows, fields)
+    ``negative``, where it has a column, holds texts that do not answer. Triplets may have a teacher's scores.
+    """
+    (row,) = rows
+    query, positives = fields.text(row, "query"), _scored(row, fields, "positive")
+    negatives = _scored(row, fields, "negative") if fields.has("negative") else []
+    return retrieval(rows, fields, query, positives, negatives, ("query", "positive"))
 
 
 def chat(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
@@ -90,7 +87,7 @@ def reading_comprehension(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 def claim_evidence(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """Evidence that supports a claim is its positive, evidence that refutes it a negative; the rest is dropped.
 
-    A row holds one task of evidence and its label, or a list of each.
+    A row holds one piece of evidence and its label, or a list of each.
     """
     drops: list[Outcome] = []
     sides: dict[str, list[Scored]] = {"supports": [], "refutes": []}
@@ -202,7 +199,7 @@ def nli(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 
 
 def labeled(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """A text and its class; the label may be a number."""
+    """A text and its class or cluster: both are trained alike. The label may be a number."""
     (row,) = rows
     text, label = fields.text(row, "text"), fields.text(row, "label")
     if not text or not label:
@@ -214,25 +211,23 @@ def labeled(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     return [LabeledExample(id=identity, dataset=name, text=text, label=f"{name}/{label}")]
 
 
-def clustering(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """A text and its cluster: trained like a class (QZhou-Embedding names no other way)."""
-    return labeled(rows, fields)
-
-
-RULES: Mapping[str, RuleFunction] = {
-    rule.__name__: rule
-    for rule in (
-        title_body, question_answer, chat, reading_comprehension, claim_evidence, qrels, triplets, graded,
-        duplicate_questions, documents, scored_pair, binary_pair, nli, labeled, clustering,
-    )
-}  # fmt: skip
-
-
-def _query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    (row,) = rows
-    query, positives = fields.text(row, "query"), _scored(row, fields, "positive")
-    negatives = _scored(row, fields, "negative") if fields.has("negative") else []
-    return retrieval(rows, fields, query, positives, negatives, ("query", "positive"))
+RULES: Mapping[Rule, RuleFunction] = {
+    "title_body": query_positive,
+    "question_answer": query_positive,
+    "chat": chat,
+    "reading_comprehension": reading_comprehension,
+    "claim_evidence": claim_evidence,
+    "qrels": qrels,
+    "triplets": query_positive,
+    "graded": graded,
+    "duplicate_questions": duplicate_questions,
+    "documents": documents,
+    "scored_pair": scored_pair,
+    "binary_pair": binary_pair,
+    "nli": nli,
+    "labeled": labeled,
+    "clustering": labeled,
+}
 
 
 def _scored(row: Row, fields: Fields, side: str) -> list[Scored]:

@@ -20,23 +20,17 @@ def write_partitions(
 ) -> None:
     """Write a table's rows by partition, each partition's in their order; the file is whole or absent.
 
-    Args:
-        folder: Where to.
-        name: Of the file.
-        table: Any columns.
-        partition: For each row, from 0 to ``count`` - 1.
-        count: How many partitions there are.
+    ``partition`` is the number of each row's partition, from 0 to ``count`` - 1.
     """
     numbers = np.asarray(partition, dtype=np.int64)
     order = np.argsort(numbers, kind="stable")
     whole = table.take(pa.array(order)).combine_chunks()
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
     ends = np.searchsorted(numbers[order], np.arange(count + 1))
     with (
         folder.writing(name) as temporary,
         folder.filesystem.open_output_stream(temporary) as stream,
-        pa.ipc.new_file(
-            stream, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")
-        ) as writer,
+        pa.ipc.new_file(stream, table.schema, options=options) as writer,
     ):
         empty = pa.RecordBatch.from_pylist([], schema=table.schema)
         for start, end in itertools.pairwise(ends):

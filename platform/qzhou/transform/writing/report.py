@@ -76,13 +76,7 @@ def write_report(
 ) -> None:
     """Write ``report.json`` into the stage's folder.
 
-    Args:
-        folder: Of the stage.
-        recipe: Of the run.
-        counts: Dataset -> counts.
-        encodings: Dataset -> encoding that was detected -> files.
-        overlaps: Dataset -> what it shares with evaluation tasks.
-        kept_of: One in how many n-grams of the evaluation was kept.
+    ``counts``, ``encodings`` and ``overlaps`` are by dataset; one in ``kept_of`` n-grams of the evaluation was kept.
     """
     datasets = {}
     for dataset in recipe.datasets:

@@ -28,11 +28,7 @@ ROWS_PER_FILE = 20_000
 def write_shard(layout: Layout, shard: Shard, limit: int | None, index: Index | None) -> None:
     """Write what becomes of a shard's candidates.
 
-    Args:
-        layout: Of the stage.
-        shard: That has gone through all passes.
-        limit: The limit of the sample (:func:`sample_limits`); None if all are drawn.
-        index: Of the evaluation's texts, if overlaps are to be reported.
+    ``limit`` is that of the sample (None: all are drawn); ``index`` is given if overlaps may be reported.
     """
     dataset = layout.dataset(shard.dataset)
     counts = RowCounts(dataset.name)
