@@ -80,19 +80,19 @@ def docstrings(stream: BinaryIO, packages: Sequence[str]) -> Iterator[dict[str, 
 
 
 def pairs(
-    streams: Iterable[BinaryIO], packages: Sequence[str], held_out_fraction: float
+    streams: Iterable[BinaryIO], packages: Sequence[str], eval_fraction: float
 ) -> Iterator[dict[str, str | int] | RejectedRow]:
     """Pairs of summaries with ``shared_path``, the number of leading module components they share.
 
     Args:
         streams: All sources.
         packages: As for :func:`files`.
-        held_out_fraction: The dataset's own, with ``split_by = "module"``: no pair crosses the split.
+        eval_fraction: The dataset's own, with ``split_by = "module"``: no pair crosses the split.
     """
     rows = [row for stream in streams for row in docstrings(stream, packages)]
     yield from (row for row in rows if isinstance(row, RejectedRow))
     documented = [row for row in rows if not isinstance(row, RejectedRow)]
-    yield from draw_pairs(documented, partial(held_out, fraction=held_out_fraction))
+    yield from draw_pairs(documented, partial(held_out, fraction=eval_fraction))
 
 
 def draw_pairs(

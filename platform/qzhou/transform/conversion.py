@@ -52,7 +52,7 @@ def convert_shard(layout: Layout, shard: Shard) -> int:
         with_identity=settings.deduplicate,
         with_texts=layout.has_held_out,
         near_threshold=settings.near_duplicates,
-        may_share_texts=dataset.may_share_texts,
+        allow_overlap=dataset.allow_overlap,
     )
     counts = RowCounts(dataset.name)
     rows = rows_by_example(layout, shard)

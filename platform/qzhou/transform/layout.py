@@ -114,7 +114,7 @@ class Layout:
     @property
     def has_held_out(self) -> bool:
         """Whether any dataset keeps rows for evaluation."""
-        return any(dataset.held_out_fraction for dataset in self.recipe.datasets)
+        return any(dataset.eval_fraction for dataset in self.recipe.datasets)
 
     @property
     def compares_with_evaluation(self) -> bool:

@@ -22,7 +22,7 @@ import ray
 import ray.cloudpickle
 import ray.data
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
@@ -30,7 +30,7 @@ from qzhou.data.records import TASKS, Manifest
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError, QzhouError, from_json, to_json
 from qzhou.run.run import Run
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import NO_ROWS, progress
 from qzhou.transform.contamination.contamination_pass import (
     check_shard,
@@ -97,7 +97,7 @@ def _work(
     recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], folder: Folder
 ) -> dict[str, int]:
     layout = make_layout(recipe, folder, raw.files, raw.readers)
-    with session(ask(recipe, "transform")):
+    with session(resources_for(recipe, "transform")):
         for tasks in layout.shuffle_phases:
             _each("shuffle", layout, _named(tasks), run_shuffle_task)
         _each("convert", layout, _named(layout.shards), convert_shard)
@@ -118,7 +118,7 @@ def _work(
         own = counts[dataset.name]
         line = report.summary_line(dataset, own, encodings[dataset.name])
         rows = {"read": own.read, **own.written, "dropped": own.dropped}
-        say(line, "dataset_done", dataset=dataset.name, rows=rows)
+        log_event(line, "dataset_done", dataset=dataset.name, rows=rows)
         outputs[f"{dataset.task} examples"] += own.written["examples"]
         outputs["held-out examples"] += own.written["held_out"]
     report.refuse_bad_datasets(recipe, counts)
@@ -142,7 +142,7 @@ def _each(step: str, layout: Layout, items: Mapping[str, Any], work: Callable[..
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=layout.recipe.cluster.transform.max_workers),
-        **ask(layout.recipe, "transform").options,
+        **resources_for(layout.recipe, "transform").options,
     )
     with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:
         for row in done.iter_rows():
@@ -177,7 +177,7 @@ class _Task:
 def _index(layout: Layout, texts: Mapping[str, Iterable[str]]) -> Index:
     """The n-grams of what is held out, and of the mteb tasks that the recipe names."""
     builder = IndexBuilder(layout.recipe.transform.contamination)
-    shards = [one for one in layout.shards if layout.dataset(one.dataset).held_out_fraction]
+    shards = [one for one in layout.shards if layout.dataset(one.dataset).eval_fraction]
     _each("index", layout, _named(shards), write_ngrams)
     for shard in shards:
         builder.add(shard.dataset, read_ngrams(layout, shard))

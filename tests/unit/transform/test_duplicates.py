@@ -28,7 +28,7 @@ def labeled(text, label="x"):
 def reasons(*rows, identity=True, share=False, near=None):
     """What becomes of (example, held out) rows, each in a shard of its own, in this order."""
     keys = KeyList(
-        with_identity=identity, with_texts=True, near_threshold=near, may_share_texts=share
+        with_identity=identity, with_texts=True, near_threshold=near, allow_overlap=share
     )
     for row in rows:
         keys.add_all([row])

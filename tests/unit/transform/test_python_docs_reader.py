@@ -109,7 +109,7 @@ def test_packages_are_found_without_importing_them(tmp_path, monkeypatch):
         (package / name).write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    found = list(reader.files(["qz_sample"], held_out_fraction=0.1))
+    found = list(reader.files(["qz_sample"], eval_fraction=0.1))
 
     names = [reader._names(file, ("qz_sample",)) for file in found]
     modules = ["qz_sample", "qz_sample.a", "qz_sample.inner"]
@@ -196,7 +196,7 @@ def test_pairs_of_sources_hold_the_split_and_the_refusals(package):
     found = list(reader.files(["qz_one"]))
     streams = [path.open("rb") for path in found]
 
-    refused, *drawn = reader.pairs(streams, packages=["qz_one"], held_out_fraction=0.0)
+    refused, *drawn = reader.pairs(streams, packages=["qz_one"], eval_fraction=0.0)
 
     assert refused.reason == "not_parsed"
     assert {pair["shared_path"] for pair in drawn} == {2}

@@ -13,7 +13,13 @@ from enum import IntEnum
 import numpy as np
 import pyarrow as pa
 
-from qzhou.data.records import Example, LabeledExample, PairExample, RetrievalExample, text_key
+from qzhou.data.records import (
+    Example,
+    LabeledExample,
+    PairExample,
+    RetrievalExample,
+    normalized_text,
+)
 from qzhou.transform.deduplication.near_duplicates import band_keys
 from qzhou.transform.rules.examples import texts_of
 
@@ -43,7 +49,7 @@ KEYS = pa.schema(
 
 
 def text_digest(*keys: str) -> bytes:
-    """16 bytes of texts that :func:`qzhou.data.records.text_key` has normalised."""
+    """16 bytes of texts that :func:`qzhou.data.records.normalized_text` has normalised."""
     joined = "\0".join(keys).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(joined, digest_size=DIGEST_BYTES).digest()
 
@@ -55,7 +61,7 @@ class KeyList:
         with_identity: Whether examples are compared as a whole, to find duplicates.
         with_texts: Whether single texts are compared, to find those that are held out.
         near_threshold: The Jaccard similarity of near-duplicates; None if they are not looked for.
-        may_share_texts: Whether a training document, or one side of a training pair, may be held out elsewhere.
+        allow_overlap: Whether a training document, or one side of a training pair, may be held out elsewhere.
     """
 
     def __init__(
@@ -64,10 +70,10 @@ class KeyList:
         with_identity: bool,
         with_texts: bool,
         near_threshold: float | None = None,
-        may_share_texts: bool = False,
+        allow_overlap: bool = False,
     ) -> None:
         self._with_identity, self._with_texts = with_identity, with_texts
-        self._near_threshold, self._may_share_texts = near_threshold, may_share_texts
+        self._near_threshold, self._may_share_texts = near_threshold, allow_overlap
         self._count = 0
         self._digests: list[bytes] = []
         self._rows: list[int] = []
@@ -103,9 +109,9 @@ class KeyList:
         held-out queries and documents. A labelled text or a pair is compared with held-out texts of its kind and with
         held-out queries, but not documents: a class may be taught with a text that is a document elsewhere.
         """
-        keys = [text_key(text) for text in texts_of(example)]
+        keys = [normalized_text(text) for text in texts_of(example)]
         text_space = Space.SIMILARITY_TEXT
-        shareable = 0  # how many texts, from the first on, are compared even with may_share_texts
+        shareable = 0  # how many texts, from the first on, are compared even with allow_overlap
         if isinstance(example, RetrievalExample):
             space, own, shareable = Space.RETRIEVAL, [keys[0], *sorted(keys[1:])], 1
             text_space = Space.RETRIEVAL_TEXT

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from qzhou.config.dataset import Dataset
-from qzhou.data.records import Drop, Example, text_key
+from qzhou.data.records import Drop, Example, normalized_text
 from qzhou.transform.reading.columns import Row, getter
 from qzhou.transform.rules.examples import texts_of
 from qzhou.transform.rules.fields import Fields, as_record, number
@@ -54,7 +54,7 @@ class Converter:
             return None, drops
         if self._group_of is None:
             # A document without a query is its own group.
-            group = text_key(next(filter(None, texts_of(example))))
+            group = normalized_text(next(filter(None, texts_of(example))))
         else:
             group = str(self._group_of(raw[0]) or "")
         if not group:
@@ -63,7 +63,7 @@ class Converter:
         candidate = Candidate(
             place,
             example,
-            held_out(group, self.dataset.held_out_fraction),
+            held_out(group, self.dataset.eval_fraction),
             _rows_without_drops(raw, drops),
             rows[0]["query_id"] if is_qrels else "",
             _highest_grades(rows) if is_qrels else [],

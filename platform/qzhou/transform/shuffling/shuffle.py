@@ -15,7 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from qzhou.config.dataset import Dataset
-from qzhou.data.records import Document, text_key
+from qzhou.data.records import Document, normalized_text
 from qzhou.data.storage import Folder, table_of, write_table
 from qzhou.errors import DataError
 from qzhou.transform.layout import Layout, Shard, ShuffleTask
@@ -99,7 +99,7 @@ def _key_of(layout: Layout, dataset: Dataset, role: str) -> Callable[[Row], tupl
     if dataset.rule not in GROUPED_BY:
         return lambda row: ("", row)
     fields, name = Fields(dataset, layout.recipe.transform.max_chars), GROUPED_BY[dataset.rule]
-    return lambda row: (text_key(fields.text(row, name)), row)
+    return lambda row: (normalized_text(fields.text(row, name)), row)
 
 
 def _id(value: Any) -> str:

@@ -9,7 +9,7 @@ from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder, read_table
 from qzhou.errors import DataError
-from qzhou.telemetry.events import as_json, say
+from qzhou.telemetry.events import as_json, log_event
 from qzhou.transform.contamination.overlap import Overlap
 from qzhou.transform.rules.fields import columns_of
 from qzhou.transform.writing.row_counts import RowCounts
@@ -46,7 +46,7 @@ def warn_of_uniform(recipe: Recipe, folder: Folder) -> None:
         if len(values) == 1:
             # A log that is collected holds nothing of the data.
             same = "same" if as_json() else repr(values.pop())
-            say(
+            log_event(
                 f"transform: {dataset.name}: WARNING: all rows have the {column} {same}, so nothing can be "
                 "learned from them. Check 'columns' and 'labels', or take the dataset out",
                 "uniform_dataset",
@@ -128,7 +128,7 @@ def _problem(dataset: Dataset, counts: RowCounts) -> str:
     if not counts.read:
         return f"dataset '{dataset.name}' is empty: its files hold no rows. Check 'paths'."
     fraction = counts.dropped_rows / counts.read
-    if not counts.kept and not (counts.held_out and dataset.held_out_fraction == 1.0):
+    if not counts.kept and not (counts.held_out and dataset.eval_fraction == 1.0):
         held_out = f"{counts.held_out:,} are held out"
         problem = f"none of its {counts.read:,} rows can be trained on ({held_out})"
     elif fraction > dataset.max_dropped_fraction:
@@ -166,11 +166,11 @@ def _advice(dataset: Dataset, counts: RowCounts) -> str:
         )
     if commonest in {"in_held_out", "contaminated"}:
         return (
-            "Its texts are held out for evaluation: set may_share_texts if these are official splits that share "
-            "texts, hold out less (held_out_fraction), or take the dataset out."
+            "Its texts are held out for evaluation: set allow_overlap if these are official splits that share "
+            "texts, hold out less (eval_fraction), or take the dataset out."
         )
     return (
         f"Look at rule ('{dataset.rule}'), columns ({columns_of(dataset)}), min_positive_chars "
         f"({dataset.min_positive_chars}), max_dropped_fraction ({dataset.max_dropped_fraction:g}) and "
-        f"held_out_fraction ({dataset.held_out_fraction}) of this dataset."
+        f"eval_fraction ({dataset.eval_fraction}) of this dataset."
     )
