@@ -126,7 +126,9 @@ def run(found: Mapping[str, str | None], ports: Ports) -> None:
             "prometheus_started",
         )
         if "grafana" in running:
-            log_event(f"dashboards: Grafana http://{HOST}:{ports.grafana}/dashboards", "grafana_started")
+            log_event(
+                f"dashboards: Grafana http://{HOST}:{ports.grafana}/dashboards", "grafana_started"
+            )
         else:
             log_event(f"dashboards: {NO_GRAFANA}", "grafana_missing", level="warning")
         while all(one.poll() is None for one in running.values()):

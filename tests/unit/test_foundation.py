@@ -15,13 +15,13 @@ from qzhou.data.records import (
     PairExample,
     RetrievalExample,
     Source,
+    normalized_text,
     relevant_keys,
     stable_id,
-    normalized_text,
 )
 from qzhou.data.storage import Folder, read_records, schema_of, write_records
 from qzhou.errors import DataError, QzhouError, StorageError, from_json, to_json
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 
 EXAMPLE = RetrievalExample(
     id="1",
@@ -197,7 +197,16 @@ def test_any_filesystem_of_pyarrow_will_do():
 
 
 def stage(run, work=lambda _: {"rows": 1}, **settings):
-    return run.stage("work", work, settings=settings, inputs={}, rooms=("mining",), keep=("paid",))
+    return run.stage(
+        Stage(
+            name="work",
+            settings=settings,
+            inputs={},
+            code_of=("qzhou.data.records",),
+            persistent=("paid",),
+        ),
+        work,
+    )
 
 
 def test_a_finished_stage_is_skipped_and_says_so(make_recipe, capsys):
@@ -243,5 +252,5 @@ def test_a_stage_that_died_is_entered_again_with_what_it_had(make_recipe):
 
 
 def test_a_stage_before_its_input_says_which_job_to_run(make_recipe):
-    with pytest.raises(DataError, match=r"jobs/export\.py"):
+    with pytest.raises(DataError, match="qzhou export"):
         Run.open(make_recipe()).manifest("model")

@@ -29,7 +29,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.records import TASKS, Manifest
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError, QzhouError, from_json, to_json
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import NO_ROWS, progress
 from qzhou.transform.contamination.contamination_pass import (
@@ -79,9 +79,8 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
         ray.cloudpickle.register_pickle_by_value(module)  # it need not be installed on workers
     datasets = [one.model_dump(exclude={"instruction", "symmetric"}) for one in recipe.datasets]
     counts_tokens = any(one.max_tokens for one in recipe.datasets)
-    return Run.open(recipe).stage(
-        "transform",
-        partial(_work, recipe, raw, texts),
+    stage = Stage(
+        name="transform",
         settings={
             "datasets": datasets,
             "transform": recipe.transform.model_dump(),
@@ -89,8 +88,9 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
             "seed": recipe.run.seed,
         },
         inputs=raw.fingerprints(),
-        rooms=("transform",),
+        code_of=("qzhou.transform.pipeline",),
     )
+    return Run.open(recipe).stage(stage, partial(_work, recipe, raw, texts))
 
 
 def _work(

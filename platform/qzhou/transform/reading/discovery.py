@@ -14,8 +14,8 @@ from types import ModuleType
 
 from qzhou.config.dataset import Dataset, Format
 from qzhou.config.recipe import Recipe
+from qzhou.data.records import digest
 from qzhou.errors import DataError, QzhouError
-from qzhou.run.run import digest
 from qzhou.transform.reading.columns import RejectedRow, Row, roots
 from qzhou.transform.reading.encodings import detect_encodings
 from qzhou.transform.reading.files import InputFile, input_files, local_file

@@ -12,8 +12,8 @@ from qzhou.data.records import (
     Negative,
     PairExample,
     RetrievalExample,
-    stable_id,
     normalized_text,
+    stable_id,
 )
 from qzhou.transform.reading.columns import Row
 from qzhou.transform.rules.cleaning import cut
