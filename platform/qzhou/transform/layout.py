@@ -142,11 +142,7 @@ def make_layout(
     inputs: Inputs,
     readers: Mapping[str, CustomReader] = MappingProxyType({}),
 ) -> Layout:
-    """Cut the inputs into shards, and say what is shuffled before they are converted.
-
-    Raises:
-        DataError: An input cannot be opened.
-    """
+    """The layout of a recipe's inputs: shards, and what is shuffled before they are converted."""
     shards: list[Shard] = []
     phases: tuple[list[ShuffleTask], list[ShuffleTask]] = ([], [])
     partitions: dict[str, int] = {}

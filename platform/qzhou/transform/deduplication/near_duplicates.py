@@ -39,14 +39,10 @@ def bands_for(threshold: float) -> tuple[int, int]:
 
 
 def band_keys(sides: Sequence[Sequence[str]], threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """For each example, a hash of each band.
+    """For each example, a hash of each band (uint64), and whether it has words on every side.
 
-    Args:
-        sides: The texts to compare, one sequence of the same length per side of the examples.
-        threshold: Jaccard similarity of token trigrams at which half of the pairs should be found.
-
-    Returns: uint64, examples x bands; and whether each example has words on every side, without which it is near
-        to nothing.
+    ``sides`` are the texts to compare, one sequence of the same length per side. At the Jaccard similarity
+    ``threshold`` of token trigrams, half of the pairs are found. Without words an example is near to nothing.
     """
     bands, rows = bands_for(threshold)
     keys = np.zeros((len(sides[0]), bands), dtype=np.uint64)

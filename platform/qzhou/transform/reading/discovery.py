@@ -49,17 +49,17 @@ class RawInputs:
         """Dataset -> digest of its files' versions; "readers" -> digest of the code of custom readers."""
         found = {}
         for dataset, inputs in self.files.items():
-            versions = {
-                role: [[file.name, file.size, file.changed] for file in files]
-                for role, files in inputs.items()
-            }
-            found[dataset] = digest(versions)
+            found[dataset] = digest(
+                {
+                    role: [[one.name, one.size, one.changed] for one in inputs[role]]
+                    for role in inputs
+                }
+            )
         if self.modules:
-            code = {
-                name: Path(str(module.__file__)).read_text("utf-8")
-                for name, module in self.modules.items()
-            }
-            found["readers"] = digest(code)
+            files = {name: Path(str(module.__file__)) for name, module in self.modules.items()}
+            found["readers"] = digest(
+                {name: file.read_text("utf-8") for name, file in files.items()}
+            )
         return found
 
     def encodings(self, dataset: str) -> Counter[str]:

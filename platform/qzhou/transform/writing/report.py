@@ -95,22 +95,22 @@ def write_report(
 
 def overlap_rows(overlaps: Mapping[str, Overlap]) -> list[dict[str, Any]]:
     """One row per training set and evaluation task that share something, the largest share first."""
-    rows = []
-    for name, overlap in overlaps.items():
-        for task, count in overlap.tasks.items():
-            row = {
-                "dataset": name,
-                "task": task,
-                "examples": count,
-                "copied": overlap.copied.get(task, 0),
-                "asked": overlap.asked.get(task, 0),
-                "compared": overlap.compared,
-                "percent": round(100 * count / max(1, overlap.compared), 3),
-                "shown": overlap.examples.get(task, []),
-            }
-            rows.append(row)
-    shared = [row for row in rows if row["examples"]]
-    return sorted(shared, key=lambda row: (-row["percent"], row["dataset"], row["task"]))
+    rows = [
+        {
+            "dataset": name,
+            "task": task,
+            "examples": count,
+            "copied": overlap.copied.get(task, 0),
+            "asked": overlap.asked.get(task, 0),
+            "compared": overlap.compared,
+            "percent": round(100 * count / overlap.compared, 3),
+            "shown": overlap.examples.get(task, []),
+        }
+        for name, overlap in overlaps.items()
+        for task, count in overlap.tasks.items()
+        if count
+    ]
+    return sorted(rows, key=lambda row: (-row["percent"], row["dataset"], row["task"]))
 
 
 def _some_values(folder: Folder, column: str) -> set[Any]:
