@@ -353,7 +353,7 @@ def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
     rows += [{"question": text.format(n), "answer": f"nothing else {n}"} for n in ("one", "two")]
     held = [{"question": "held?", "answer": "before " + text.format("three")}]
     train = {
-        "name": "training",
+        "name": "train",
         "reader": "jsonl",
         "rule": "question_answer",
         "paths": [lines(tmp_path / "t.jsonl", *rows)],
@@ -389,7 +389,7 @@ def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
     assert (count, reasons) == (20, {"contaminated"})
     (overlap,) = folder.read_json("report.json")["contamination"]["overlaps"]
     assert (overlap["dataset"], overlap["task"], overlap["examples"], overlap["compared"]) == (
-        "training",
+        "train",
         "test",
         2,
         22,
