@@ -41,9 +41,9 @@ from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe, parse_recipe
 from qzhou.data.records import RetrievalExample, normalized_text
 from qzhou.data.storage import table_of
-from qzhou.transform.convert import Converter
-from qzhou.transform.dedup import text_digest
+from qzhou.transform.deduplication.keys import text_digest
 from qzhou.transform.pipeline import transform
+from qzhou.transform.rules.candidates import Converter
 
 RESULTS = Path(__file__).parent / "results"
 SPEED_ROWS, QUICK_ROWS = (500_000, 2_000_000), (30_000,)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,7 @@ from qzhou.transform.pipeline import transform
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 STEPS = {"steps": 1, "learning_rate": 1e-5}
 
 
@@ -38,6 +40,7 @@ def recipe(storage, *datasets):
             "training": {"stage1": STEPS, "stage2": {**STEPS, "retrieval_share": 1.0}},
         },
         place="test",
+        folder=str(RECIPES),
     )
 
 
@@ -74,14 +77,12 @@ def ratings(folder):
     }
 
 
-def documentation(name, **settings):
-    return {
-        "name": name,
-        "reader": "python_docs",
-        "packages": ["pydantic_settings"],
-        "split_by": "module",
-        **settings,
-    }
+def documentation(name, view, **settings):
+    options = {"packages": ["pydantic_settings"]}
+    if view == "pairs":
+        options["eval_fraction"] = settings["eval_fraction"]
+    reader = {"reader": f"python_docs_reader:{view}", "reader_options": options}
+    return {"name": name, "split_by": "module", **reader, **settings}
 
 
 def datasets(folder):
@@ -90,6 +91,7 @@ def datasets(folder):
         ratings(folder),
         documentation(
             "modules",
+            "docstrings",
             rule="labeled",
             columns={"text": "summary", "label": "module"},
             eval_fraction=0.3,
@@ -97,8 +99,8 @@ def datasets(folder):
         ),
         documentation(
             "siblings",
+            "pairs",
             rule="scored_pair",
-            view="pairs",
             columns={"text_a": "summary_a", "text_b": "summary_b", "score": "shared_path"},
             eval_fraction=0.3,
         ),
@@ -346,7 +348,7 @@ def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
     rows += [{"question": text.format(n), "answer": f"nothing else {n}"} for n in ("one", "two")]
     held = [{"question": "held?", "answer": "before " + text.format("three")}]
     train = {
-        "name": "training",
+        "name": "train",
         "reader": "jsonl",
         "rule": "question_answer",
         "paths": [lines(tmp_path / "t.jsonl", *rows)],
@@ -382,7 +384,7 @@ def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
     assert (count, reasons) == (20, {"contaminated"})
     (overlap,) = folder.read_json("report.json")["contamination"]["overlaps"]
     assert (overlap["dataset"], overlap["task"], overlap["examples"], overlap["compared"]) == (
-        "training",
+        "train",
         "test",
         2,
         22,
@@ -513,13 +515,11 @@ def test_a_killed_driver_goes_on_with_the_shards_that_were_not_finished(tmp_path
     killed = start("killed")
     folder = tmp_path / "killed" / "transform"
     deadline = time.monotonic() + 600
-    while (
-        len(list(folder.glob("work/candidates/*/summary.json"))) < 5 and time.monotonic() < deadline
-    ):
+    while len(list(folder.glob("work/done/convert/*.json"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    done = {one.parent.name for one in folder.glob("work/candidates/*/summary.json")}
+    done = {one.stem for one in folder.glob("work/done/convert/*.json")}
     before = {name: (folder / f"dropped/{name}-0000.parquet").stat().st_mtime_ns for name in done}
 
     again = start("killed", leave_out="")

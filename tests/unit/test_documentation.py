@@ -17,7 +17,7 @@ from qzhou.experiments.settings import load_experiment
 from qzhou.serving.observing import ROUTES
 from qzhou.serving.schemas import EmbeddingRequest
 from qzhou.synthesis.mock_behaviour import Behaviour
-from qzhou.transform.fields import DEFAULT_COLUMNS, OPTIONAL_FIELDS, columns_of
+from qzhou.transform.rules.fields import DEFAULT_COLUMNS, OPTIONAL_FIELDS, columns_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECIPES = DOCS.parent / "recipes"

@@ -106,10 +106,10 @@ def test_a_defect_is_told_by_its_place_and_never_by_what_it_held(capsys):
 
 
 def test_refused_rows_are_shown_to_people_only(make_recipe, monkeypatch):
-    from qzhou.transform.report import refuse_bad_datasets
-    from qzhou.transform.tally import Tally
+    from qzhou.transform.writing.report import refuse_bad_datasets
+    from qzhou.transform.writing.row_counts import RowCounts
 
-    tally = Tally("docs", read=1)
+    tally = RowCounts("docs", read=1)
     tally.dropped["short_positive"] += 1
     tally.examples["short_positive"] = [["too short", "a text of the data"]]
     told = {}

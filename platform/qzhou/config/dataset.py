@@ -32,7 +32,7 @@ Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Repair = Literal["bare_entities", "html_tags", "backslash_breaks", "ptb_brackets"]
 Constant = str | int | float | bool
 
-READERS = ("jsonl", "json", "csv", "parquet", "text", "aligned_text", "hf", "python_docs")
+READERS = ("jsonl", "json", "csv", "parquet", "text", "aligned_text", "hf")
 RULE_TASKS: Mapping[Rule, Task] = {
     "title_body": "retrieval",
     "question_answer": "retrieval",
@@ -76,12 +76,13 @@ class Format(Section):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
 
     reader: str = Field(
-        description="jsonl, json, csv, parquet, text, aligned_text, hf, python_docs, or 'module:function' of your own."
+        description="jsonl, json, csv, parquet, text, aligned_text, hf, or 'module:function' of your own."
     )
     paths: tuple[str, ...] = Field(
         (),
         description="Files or globs, local or s3://, gs://; $NAME is a variable of the environment; .gz, .bz2 and .zip "
-        "are unpacked ('zip://member.csv::archive.zip' takes one member); hf: 'hf://name/config:split'.",
+        "are unpacked ('zip://member.csv::archive.zip' takes one member); hf: 'hf://name/config:split'. "
+        "A reader of your own may find its files itself.",
     )
     encoding: str = Field(
         "utf-8", description="Of text files: a codec's name, or 'detect'. Bytes are never replaced."
@@ -162,12 +163,6 @@ class Dataset(Format):
 
     name: Name = Field(description="Of its folders, its prompt and its evaluation task.")
     rule: Rule = Field(description="The shape of a raw row.")
-    packages: tuple[str, ...] = Field(
-        (), description="python_docs: import names; 'stdlib' is the standard library."
-    )
-    view: Literal["docstrings", "pairs"] = Field(
-        "docstrings", description="python_docs: one docstring a row, or two."
-    )
     corpus: Format | None = Field(
         None, description="qrels: the documents; columns id, title, text."
     )
@@ -274,12 +269,11 @@ class Dataset(Format):
 
     @model_validator(mode="after")
     def _reader_has_its_input(self) -> Dataset:
-        needed = "packages" if self.reader == "python_docs" else "paths"
-        if not getattr(self, needed):
-            raise ValueError(f"reader '{self.reader}' needs '{needed}'")
+        if not self.paths and ":" not in self.reader:
+            raise ValueError(f"reader '{self.reader}' needs 'paths'")
         for part in ("corpus", "queries"):
             found = getattr(self, part)
-            if self.rule == "qrels" and (found is None or not found.paths):
+            if self.rule == "qrels" and (found is None or not (found.paths or ":" in found.reader)):
                 raise ValueError(
                     f"rule 'qrels' joins three inputs: give '{part}' with a reader and its paths"
                 )
@@ -287,8 +281,6 @@ class Dataset(Format):
                 raise ValueError(
                     f"'{part}' belongs to the rule 'qrels', and the rule is '{self.rule}'"
                 )
-            if found is not None and found.reader == "python_docs":
-                raise ValueError(f"'{part}' cannot be read by python_docs")
         if self.rule == "documents" and self.eval_fraction:
             raise ValueError(
                 f"eval_fraction is {self.eval_fraction:g}, but documents without queries make no evaluation "

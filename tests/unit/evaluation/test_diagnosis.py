@@ -27,8 +27,8 @@ from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.examples import TrainingSet
 from qzhou.training.loader import TrainingStage
 from qzhou.training.loop import train_stage
-from qzhou.transform.contamination import IndexBuilder, Overlap
-from qzhou.transform.report import overlap_rows
+from qzhou.transform.contamination.overlap import IndexBuilder, Overlap
+from qzhou.transform.writing.report import overlap_rows
 from tests.conftest import WORDS
 from tests.ranks.problem import FakeRecorder, model_of
 from tests.torch_engine import TorchEngine

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from qzhou.config.recipe import load_recipe
-from qzhou.transform.splits import held_out
+from qzhou.transform.rules.held_out import held_out
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 WAYS = ("en_en", "zh_zh", "en_zh", "zh_en")

@@ -1,0 +1,1 @@
+"""Finding training texts that overlap with evaluation texts."""

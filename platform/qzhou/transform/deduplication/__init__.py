@@ -1,0 +1,1 @@
+"""Finding examples that repeat each other or show what evaluation asks."""

@@ -1,0 +1,156 @@
+"""The keys by which examples are compared: digests of their texts, and bands of MinHash signatures.
+
+Every example gives some keys: one for itself, one for each of its texts, some for near-duplicates. Equal keys meet in
+the same bucket, whichever dataset and shard they come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import pyarrow as pa
+
+from qzhou.data.records import (
+    Example,
+    LabeledExample,
+    PairExample,
+    RetrievalExample,
+    normalized_text,
+)
+from qzhou.transform.deduplication.near_duplicates import band_keys
+from qzhou.transform.rules.examples import texts_of
+
+DIGEST_BYTES = 16
+
+
+class Space(IntEnum):
+    """What a key says is equal; keys of different spaces never meet."""
+
+    RETRIEVAL = 0  # the same query and positives
+    PAIR = 1  # the same two texts
+    CLASSIFICATION = 2  # the same text
+    RETRIEVAL_TEXT = 3  # a query or document of retrieval
+    SIMILARITY_TEXT = 4  # a text of a pair or class, or a held-out query
+    NEAR = 5  # the same band of a MinHash signature
+
+
+KEYS = pa.schema(
+    [
+        ("high", pa.uint64()),
+        ("low", pa.uint64()),
+        ("row", pa.uint32()),
+        ("space", pa.uint8()),
+        ("held_out", pa.bool_()),
+    ]
+)
+
+
+def text_digest(*keys: str) -> bytes:
+    """16 bytes of texts that :func:`qzhou.data.records.normalized_text` has normalised."""
+    joined = "\0".join(keys).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(joined, digest_size=DIGEST_BYTES).digest()
+
+
+class KeyList:
+    """The keys of a shard's examples, which are numbered in the order in which they are added.
+
+    Args:
+        with_identity: Whether examples are compared as a whole, to find duplicates.
+        with_texts: Whether single texts are compared, to find those that are held out.
+        near_threshold: The Jaccard similarity of near-duplicates; None if they are not looked for.
+        allow_overlap: Whether a training document, or one side of a training pair, may be held out elsewhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        with_identity: bool,
+        with_texts: bool,
+        near_threshold: float | None = None,
+        allow_overlap: bool = False,
+    ) -> None:
+        self._with_identity, self._with_texts = with_identity, with_texts
+        self._near_threshold, self._may_share_texts = near_threshold, allow_overlap
+        self._count = 0
+        self._digests: list[bytes] = []
+        self._rows: list[int] = []
+        self._spaces: list[Space] = []
+        self._held_out: list[bool] = []
+        self._near: list[pa.Table] = []
+
+    def add_all(self, examples: Sequence[tuple[Example, bool]]) -> None:
+        """Add the keys of some examples, each with its side of the split; all of one record type."""
+        for row, (example, held_out) in enumerate(examples, self._count):
+            self._add(row, example, held_out)
+        if self._near_threshold is not None and examples:
+            self._add_near(examples, self._near_threshold)
+        self._count += len(examples)
+
+    def table(self) -> pa.Table:
+        """All keys as a table of KEYS."""
+        words = np.frombuffer(b"".join(self._digests), dtype=np.uint64).reshape(-1, 2)
+        columns = {
+            "high": words[:, 0],
+            "low": words[:, 1],
+            "row": np.array(self._rows, dtype=np.uint32),
+            "space": np.array(self._spaces, dtype=np.uint8),
+            "held_out": np.array(self._held_out, dtype=np.bool_),
+        }
+        return pa.concat_tables([pa.table(columns, schema=KEYS), *self._near])
+
+    def _add(self, row: int, example: Example, held_out: bool) -> None:
+        """Add the digests of one example.
+
+        A query with two answers is two examples. A text with two labels, or a pair with two scores or with its sides
+        exchanged, is one: the second contradicts the first or adds nothing. A retrieval text is compared with
+        held-out queries and documents. A labelled text or a pair is compared with held-out texts of its kind and with
+        held-out queries, but not documents: a class may be taught with a text that is a document elsewhere.
+        """
+        keys = [normalized_text(text) for text in texts_of(example)]
+        text_space = Space.SIMILARITY_TEXT
+        shareable = 0  # how many texts, from the first on, are compared even with allow_overlap
+        if isinstance(example, RetrievalExample):
+            space, own, shareable = Space.RETRIEVAL, [keys[0], *sorted(keys[1:])], 1
+            text_space = Space.RETRIEVAL_TEXT
+        elif isinstance(example, PairExample):
+            space, own = Space.PAIR, sorted(keys)
+        else:
+            space, own, shareable = Space.CLASSIFICATION, keys, 1
+        if self._with_identity:
+            self._append(row, text_digest(*own), space, held_out)
+        if self._with_texts:
+            digests = [text_digest(key) for key in keys]
+            compared = digests[:shareable] if self._may_share_texts and not held_out else digests
+            for digest in compared:
+                self._append(row, digest, text_space, held_out)
+            if held_out and isinstance(example, RetrievalExample):
+                self._append(row, digests[0], Space.SIMILARITY_TEXT, held_out)
+
+    def _add_near(self, examples: Sequence[tuple[Example, bool]], threshold: float) -> None:
+        """Add a key for each band of each example that has words on every side."""
+        texts = [texts_of(example) for example, _ in examples]
+        sides = [[own[0] for own in texts]]
+        if not isinstance(examples[0][0], LabeledExample):
+            sides.append(["\n".join(own[1:]) for own in texts])
+        bands, comparable = band_keys(sides, threshold)
+        bands = bands[comparable]
+        rows = np.arange(self._count, self._count + len(examples), dtype=np.uint32)[comparable]
+        held_out = np.array([held for _, held in examples])[comparable]
+        count, width = bands.shape
+        columns = {
+            "high": bands.ravel(),
+            "low": np.tile(np.arange(width, dtype=np.uint64), count),
+            "row": np.repeat(rows, width),
+            "space": np.full(count * width, Space.NEAR, dtype=np.uint8),
+            "held_out": np.repeat(held_out, width),
+        }
+        self._near.append(pa.table(columns, schema=KEYS))
+
+    def _append(self, row: int, digest: bytes, space: Space, held_out: bool) -> None:
+        self._digests.append(digest)
+        self._rows.append(row)
+        self._spaces.append(space)
+        self._held_out.append(held_out)

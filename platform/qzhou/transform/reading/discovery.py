@@ -1,0 +1,200 @@
+"""The raw inputs of a recipe: their files, the columns in them, and custom readers."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+from qzhou.config.dataset import Dataset, Format
+from qzhou.config.recipe import Recipe
+from qzhou.data.records import digest
+from qzhou.errors import DataError, QzhouError
+from qzhou.transform.reading.columns import RejectedRow, Row, roots
+from qzhou.transform.reading.encodings import detect_encodings
+from qzhou.transform.reading.files import InputFile, input_files, local_file
+from qzhou.transform.reading.parts import FilePart
+from qzhou.transform.reading.readers import CustomReader, read_part, reads_together
+from qzhou.transform.rules.fields import columns_of, input_columns_of
+
+INPUTS = ("rows", "corpus", "queries")
+# Files of each input that are opened before the work starts, to see whether their columns are there.
+CHECKED_FILES = 32
+CHECKED_ROWS = 100
+
+Inputs = Mapping[str, Mapping[str, Sequence[InputFile]]]  # dataset -> one of INPUTS -> files
+
+
+@dataclass(frozen=True)
+class RawInputs:
+    """What a transform reads.
+
+    Attributes:
+        files: Dataset -> one of INPUTS -> files.
+        readers: ``module:function`` -> the function.
+        modules: The modules of those functions by name; tasks get them by value.
+    """
+
+    files: dict[str, dict[str, list[InputFile]]] = field(default_factory=dict)
+    readers: dict[str, CustomReader] = field(default_factory=dict)
+    modules: dict[str, ModuleType] = field(default_factory=dict)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Dataset -> digest of its files' versions; "readers" -> digest of the code of custom readers."""
+        found = {}
+        for dataset, inputs in self.files.items():
+            found[dataset] = digest(
+                {
+                    role: [[one.name, one.size, one.changed] for one in inputs[role]]
+                    for role in inputs
+                }
+            )
+        if self.modules:
+            files = {name: Path(str(module.__file__)) for name, module in self.modules.items()}
+            found["readers"] = digest(
+                {name: file.read_text("utf-8") for name, file in files.items()}
+            )
+        return found
+
+    def encodings(self, dataset: str) -> Counter[str]:
+        """Detected encoding -> files of a dataset, where the recipe says ``detect``."""
+        files = [file for inputs in self.files[dataset].values() for file in inputs]
+        return Counter(file.encoding for file in files if file.encoding)
+
+
+def find_inputs(recipe: Recipe) -> RawInputs:
+    """The files and readers of all datasets of a recipe, after a look at their columns.
+
+    Raises:
+        DataError: A file, module or column is missing; names the first problem of every dataset.
+        RecipeError: ``columns`` names a field that the dataset's rule does not have.
+    """
+    found = RawInputs()
+    problems = []
+    for dataset in recipe.datasets:
+        try:
+            for form in (dataset, dataset.corpus, dataset.queries):
+                if form is not None and ":" in form.reader and form.reader not in found.readers:
+                    _import_reader(found, recipe.folder, form.reader)
+            found.files[dataset.name] = _inputs(dataset, found)
+        except DataError as error:
+            problems.append(f"dataset '{dataset.name}': {error}")
+    if problems:
+        raise DataError("\n       ".join(problems))
+    return found
+
+
+def format_of(dataset: Dataset, role: str) -> Format:
+    """The format of one of INPUTS."""
+    found = dataset if role == "rows" else getattr(dataset, role)
+    assert isinstance(found, Format)
+    return found
+
+
+def check_columns(place: str, wanted: Iterable[str], rows: Iterable[Row | RejectedRow]) -> None:
+    """Refuse a file whose first rows lack a column that the recipe names.
+
+    Raises:
+        DataError: Names the file (``place``), the column, and the nearest column that exists.
+    """
+    present: dict[str, None] = {}
+    for row in islice(rows, CHECKED_ROWS):
+        if isinstance(row, dict):
+            present |= dict.fromkeys(row)
+    needed = [root for one in wanted if one not in present for root in roots(one)]
+    missing = [root for root in needed if root not in present]
+    if not present or not missing:
+        return
+    close = difflib.get_close_matches(missing[0], list(present), n=1, cutoff=0.5)
+    hint = f"; did you mean '{close[0]}'?" if close else "."
+    raise DataError(
+        f"{place} has no column '{missing[0]}'{hint} It has: {', '.join(present)}. "
+        "Set 'columns' (field of the rule -> column) or 'split_by' accordingly."
+    )
+
+
+def _import_reader(found: RawInputs, folder: str, reader: str) -> None:
+    """Import the module of a custom reader, from beside the recipe or from the path."""
+    name, _, function = reader.partition(":")
+    sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001 - anything may go wrong in foreign code
+        raise DataError(
+            f"the module '{name}' of its reader cannot be imported: {type(error).__name__}: {error}. "
+            f"It is looked for beside the recipe ({folder}) and on PYTHONPATH."
+        ) from None
+    finally:
+        sys.path.remove(folder)
+    if not callable(getattr(module, function, None)):
+        public = {one: value for one, value in vars(module).items() if not one.startswith("_")}
+        known = ", ".join(one for one, value in public.items() if callable(value)) or "none"
+        raise DataError(
+            f"reader '{reader}': {module.__file__} has no function '{function}'. It has: {known}."
+        )
+    found.modules[name] = module
+    found.readers[reader] = getattr(module, function)
+
+
+def _inputs(dataset: Dataset, found: RawInputs) -> dict[str, list[InputFile]]:
+    """One of INPUTS -> files, whose columns are those that the recipe names."""
+    inputs = {}
+    for role in INPUTS if dataset.rule == "qrels" else INPUTS[:1]:
+        form = format_of(dataset, role)
+        wanted = _wanted(dataset)
+        if role != "rows":
+            wanted = list(input_columns_of(dataset, role).values())
+        files = input_files(form) if form.paths else _files_of_reader(form, found)
+        inputs[role] = detect_encodings(form, files)
+        _check_files(form, inputs[role], wanted, found.readers.get(form.reader))
+    return inputs
+
+
+def _files_of_reader(form: Format, found: RawInputs) -> list[InputFile]:
+    """The local files that a custom reader finds itself: those that ``files`` of its module lists."""
+    list_files = getattr(found.modules[form.reader.partition(":")[0]], "files", None)
+    if list_files is None:
+        raise DataError(
+            f"reader '{form.reader}' needs 'paths', or a function 'files' in its module that lists the files."
+        )
+    try:
+        return [local_file(Path(path)) for path in list_files(**form.reader_options)]
+    except QzhouError:
+        raise
+    except Exception as error:  # noqa: BLE001 - anything may go wrong in foreign code
+        raise DataError(
+            f"reader '{form.reader}' found no files: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _check_files(
+    form: Format,
+    files: Sequence[InputFile],
+    wanted: Sequence[str],
+    custom: CustomReader | None,
+) -> None:
+    """Refuse files that lack a column, the lists to be exploded included."""
+    lists = form.model_copy(update={"explode": ()})
+    parts = [FilePart((file,), 0, 1 if form.reader == "hf" else None) for file in files]
+    if form.reader == "aligned_text":
+        parts = [FilePart(tuple(files))]
+    elif reads_together(custom):
+        parts = [FilePart(tuple(files[:CHECKED_FILES]))]
+    for part in parts[:CHECKED_FILES]:
+        rows = read_part(lists, part, custom)
+        check_columns(part.files[0].name, [*wanted, *form.explode], rows)
+
+
+def _wanted(dataset: Dataset) -> list[str]:
+    """The column expressions that the rule and the split read."""
+    columns = columns_of(dataset)
+    if dataset.rule == "reading_comprehension" and not dataset.context_in_query:
+        columns.pop("answer")  # not used
+    split_by = [dataset.split_by] if dataset.split_by else []
+    return sorted({*columns.values(), *split_by})

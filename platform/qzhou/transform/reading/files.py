@@ -1,0 +1,228 @@
+"""Raw files: where they are and how they are opened.
+
+Local paths and globs, everything pyarrow or fsspec opens (``s3://``, ``gs://``, ``hdfs://``, ...), and members of
+zip archives. What is compressed is unpacked while reading.
+"""
+
+from __future__ import annotations
+
+import bz2
+import fnmatch
+import glob
+import gzip
+import io
+import itertools
+import os
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.fs
+
+from qzhou.config.dataset import Format
+from qzhou.errors import DataError, first_line
+
+REMOTE_READ_BYTES = 4 * 2**20  # what one request to an object store brings
+UNPACKED_RATIO = 4  # text shrinks to about a quarter
+WIDE_ENCODINGS = ("utf-16", "utf-32")  # their line ends are not one byte
+PACKED_SUFFIXES = (".gz", ".bz2", ".zip")
+# What reading a broken file raises.
+DAMAGE = (EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid)
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A raw file, or a member of a zip archive; ``changed`` tells its versions apart.
+
+    ``encoding`` is what was found in it, where the recipe says ``detect``.
+    """
+
+    uri: str
+    size: int = 0
+    changed: str = ""
+    member: str = ""
+    encoding: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name in messages; a member's is in fsspec's notation."""
+        return f"zip://{self.member}::{self.uri}" if self.member else self.uri
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is compressed, or a member of an archive."""
+        return bool(self.member) or self.uri.endswith(PACKED_SUFFIXES)
+
+
+def input_files(form: Format) -> list[InputFile]:
+    """The files that a format's paths name, sorted within each path, each once.
+
+    Raises:
+        DataError: A path matches nothing or cannot be reached; names the path and the way out.
+    """
+    if form.reader == "hf":
+        return [InputFile(_expanded(path)) for path in form.paths]
+    found: dict[InputFile, None] = {}
+    for pattern in form.paths:
+        place = _expanded(pattern)
+        address = re.fullmatch(r"zip://(?P<members>.+?)::(?P<archive>.+)", place, re.DOTALL)
+        archive = address["archive"] if address else place
+        matches = _matches(archive)
+        if not matches:
+            raise DataError(_no_match(pattern, archive))
+        if address or archive.endswith(".zip"):
+            chosen = address["members"] if address else "*"
+            members = [_members(file, chosen, form.on_corrupt_file) for file in matches]
+            matches = list(itertools.chain.from_iterable(members))
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def local_file(path: Path) -> InputFile:
+    """A local file with its size and the time of its last change."""
+    stat = path.stat()
+    return InputFile(str(path), stat.st_size, str(stat.st_mtime_ns))
+
+
+def _no_match(pattern: str, archive: str) -> str:
+    if "://" not in archive and Path(archive).expanduser().is_dir():
+        example = f"{pattern.rstrip('/')}/*.jsonl"
+        return f"'{pattern}' is a folder; name its files, e.g. '{example}'."
+    return (
+        f"no file matches '{pattern}' (working directory {Path.cwd()}). "
+        "Correct 'paths', or run from the folder that the path starts at."
+    )
+
+
+def unpacked_bytes(file: InputFile) -> int:
+    """About how much text a file holds."""
+    return file.size * (UNPACKED_RATIO if file.is_packed else 1)
+
+
+def open_bytes(file: InputFile) -> BinaryIO:
+    """The unpacked content of a file.
+
+    Raises:
+        DataError: The file has gone.
+        OSError, EOFError, zlib.error, zipfile.BadZipFile: While reading: it is damaged.
+    """
+    stream = open_raw(file)
+    if "://" in file.uri:
+        stream = _ReadAhead(cast(io.RawIOBase, stream), REMOTE_READ_BYTES)
+    name = file.uri
+    # An archive whose list of members is broken has no member, and raises here.
+    if file.member or name.endswith(".zip"):
+        name = file.member
+        stream = cast(BinaryIO, zipfile.ZipFile(stream).open(name))  # noqa: SIM115 - the caller closes
+    if name.endswith(".gz"):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+    if name.endswith(".bz2"):
+        return cast(BinaryIO, bz2.BZ2File(stream))
+    return stream
+
+
+class _ReadAhead(io.BufferedReader):
+    """A buffer, which pyarrow's streams lack: without it every search for a line end would be a request."""
+
+    def read1(self, size: int = -1, /) -> bytes:
+        self.peek(1)  # text streams ask this for 8 KiB, which would pass by an empty buffer
+        return super().read1(size)
+
+
+def damage_message(file: InputFile, rows: int, error: Exception) -> str:
+    """The message about a file that cannot be read to its end."""
+    problem = "damaged or truncated"
+    if isinstance(error, UnicodeDecodeError):
+        problem = f"not {error.encoding}"
+    return (
+        f"{file.name} is {problem} after {rows:,} rows: {str(error) or type(error).__name__}. Replace the file, or set "
+        'on_corrupt_file = "skip" to keep what was read before the damage.'
+    )
+
+
+def open_raw(file: InputFile) -> BinaryIO:
+    """A stream of the bytes as they are stored; it can be seeked in."""
+    try:
+        if "://" not in file.uri:
+            return Path(file.uri).open("rb")
+        filesystem, path, _ = _filesystem(file.uri)
+        return cast(BinaryIO, filesystem.open(path, "rb"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{file.name} has gone since the run began; put it back, or start again."
+        ) from None
+
+
+def _expanded(path: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise DataError(
+                f"paths: '{path}' needs the environment variable {name}, which is not set. "
+                f"Set it to the folder of your data: export {name}=/path/to/data"
+            )
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, path)
+
+
+def _matches(pattern: str) -> list[InputFile]:
+    if "://" not in pattern:
+        # Workers may have another working directory.
+        start = str(Path(pattern).expanduser().absolute())
+        found = sorted(glob.glob(start, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        return [local_file(Path(path)) for path in found if Path(path).is_file()]
+    try:
+        filesystem, path, scheme = _filesystem(pattern)
+        listed = filesystem.glob(path, detail=True)
+    except Exception as error:  # noqa: BLE001 - every filesystem has its own errors
+        raise DataError(f"'{pattern}' cannot be listed: {first_line(error)}") from None
+    files = {
+        f"{scheme}{name}": info for name, info in sorted(listed.items()) if info["type"] == "file"
+    }
+    return [
+        InputFile(uri, int(info["size"] or 0), str(info.get("mtime") or info.get("ETag") or ""))
+        for uri, info in files.items()
+    ]
+
+
+def _filesystem(uri: str) -> tuple[Any, str, str]:
+    """An fsspec filesystem, the path on it, and the scheme to put before its paths."""
+    import fsspec
+    from fsspec.implementations.arrow import ArrowFSWrapper
+
+    scheme = uri.split("://")[0] + "://"
+    try:
+        # A wildcard is no part of an address, so the filesystem is made from what precedes it.
+        filesystem, _ = pa.fs.FileSystem.from_uri(re.split(r"[*?\[]", uri)[0])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        return filesystem, path, scheme
+    return ArrowFSWrapper(filesystem), uri.removeprefix(scheme), scheme
+
+
+def _members(file: InputFile, pattern: str, on_corrupt_file: str) -> list[InputFile]:
+    """The members of a zip archive whose names match; the archive itself where it is damaged and skipped."""
+    with open_raw(file) as stream:
+        try:
+            entries = zipfile.ZipFile(stream).infolist()
+        except (zipfile.BadZipFile, OSError) as error:
+            if on_corrupt_file == "skip":
+                return [file]
+            raise DataError(damage_message(file, 0, error)) from None
+    found = [
+        InputFile(file.uri, entry.compress_size, file.changed, entry.filename)
+        for entry in sorted(entries, key=lambda entry: entry.filename)
+        if not entry.is_dir() and not entry.filename.startswith("__MACOSX/")
+    ]
+    chosen = [one for one in found if fnmatch.fnmatchcase(one.member, pattern)]
+    if not chosen:
+        members = ", ".join(one.member for one in found[:10]) or "nothing"
+        raise DataError(f"no member of {file.uri} matches '{pattern}'; it holds {members}.")
+    return chosen

@@ -1,0 +1,75 @@
+"""The lines of text files. Bytes that do not fit the encoding are refused, never replaced."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+
+from qzhou.config.dataset import Format
+from qzhou.errors import DataError
+from qzhou.transform.reading.columns import RejectedRow
+from qzhou.transform.reading.encodings import encoding_of, marked_encoding
+from qzhou.transform.reading.files import WIDE_ENCODINGS, InputFile, open_bytes
+from qzhou.transform.reading.parts import FilePart
+
+
+def lines(form: Format, file: InputFile, part: FilePart) -> Iterator[tuple[str | RejectedRow, str]]:
+    """(line or its refusal, place) of the lines that are not empty.
+
+    A line belongs to the part in which it starts. A part that starts in the middle of a line leaves that line to the
+    part before.
+
+    Raises:
+        DataError: A file said to be UTF-8 has the byte order mark of another encoding.
+    """
+    encoding = encoding_of(form, file)
+    with open_bytes(file) as stream:
+        if codecs.lookup(encoding).name.startswith(WIDE_ENCODINGS):
+            for number, line in enumerate(io.TextIOWrapper(stream, encoding=encoding), start=1):
+                if line.strip():
+                    yield line.rstrip("\r\n"), f"{file.name}, line {number}"
+            return
+        prefix, position = f"{file.name}, line ", part.start
+        if part.start:
+            prefix = f"{file.name}, after byte {part.start:,}, line "
+            # From one byte earlier: that is only a line end, if a line starts exactly here.
+            stream.seek(part.start - 1)
+            position += len(stream.readline()) - 1
+        for number, raw in enumerate(stream, start=1):
+            if part.end is not None and position >= part.end:
+                return
+            position += len(raw)
+            if number == 1 and not part.start:
+                raw = _without_mark(raw, encoding, file)
+            if not raw.isspace():
+                yield _decoded(raw, encoding, f"{prefix}{number}"), f"{prefix}{number}"
+
+
+def all_lines(form: Format, file: InputFile) -> Iterator[str | RejectedRow]:
+    """All lines of a file, the empty ones included."""
+    encoding = encoding_of(form, file)
+    with open_bytes(file) as stream:
+        for number, raw in enumerate(stream, start=1):
+            line = _without_mark(raw, encoding, file) if number == 1 else raw
+            yield _decoded(line, encoding, f"{file.name}, line {number}")
+
+
+def _without_mark(first: bytes, encoding: str, file: InputFile) -> bytes:
+    """The first line of a file without its byte order mark."""
+    marked = marked_encoding(first)
+    if marked.startswith(WIDE_ENCODINGS):
+        raise DataError(
+            f"{file.name} has the byte order mark of {marked}, and is read as {encoding}. "
+            f"Set encoding = '{marked}', or 'detect'."
+        )
+    return first.removeprefix(codecs.BOM_UTF8)
+
+
+def _decoded(raw: bytes, encoding: str, place: str) -> str | RejectedRow:
+    """A line without its end; or its refusal, with every byte that does not fit as an escape."""
+    try:
+        return raw.decode(encoding).rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        escaped = raw.decode(encoding, "backslashreplace").rstrip("\r\n")
+        return RejectedRow("undecodable", f"{place}: not {encoding}: {error.reason}", escaped)

@@ -1,0 +1,128 @@
+"""Normalisation of raw text: the same text always gives the same characters.
+
+Only damage is repaired. Curly quotes and full-width punctuation stay, because people who search
+type them too.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+
+import ftfy
+from ftfy.fixes import unescape_html
+
+from qzhou.config.dataset import Repair
+
+# how far a cut goes back for a blank; scripts without blanks are cut where they are
+WORD_SEARCH_CHARS = 100
+
+_FTFY = ftfy.TextFixerConfig(
+    uncurl_quotes=False,
+    fix_character_width=False,
+    normalization="NFC",
+    explain=False,
+    max_decode_length=100_000,
+)
+_INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff]")
+# ftfy has nothing to repair in texts of only these: ASCII, the commonest typographic signs, CJK, kana, hangul and their
+# punctuation. This test takes a tenth of its time.
+_MAY_BE_DAMAGED = re.compile(
+    "[^\\x00-\\x7f\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u2026\u3000-\u9fff\uac00-\ud7a3\uff00-\uffef]"
+)
+_ASCII_SIGNS = dict.fromkeys((*range(9), *range(14, 32), 127)) | dict.fromkeys((9, 11, 12), " ")
+_OTHER_BLANK = re.compile(r"[^\S\n ]")
+_PARAGRAPH_BREAKS = re.compile(r"\n{3,}")
+_BARE_ENTITY = re.compile(r"(?:^| )(#\d{2,5}|quot|amp|lt|gt|nbsp|apos);", re.MULTILINE)
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,1000}>")
+_PTB = re.compile(r"-(?:LRB|RRB|LSB|RSB|LCB|RCB)-|``|(?<=\s)''")
+_PTB_SIGNS = {
+    "-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}", "``": '"', "''": '"',
+}  # fmt: skip
+_ENTITY = re.compile(r"&(?:#\d|#[xX][\da-fA-F]|[A-Za-z]\w*;)")
+
+
+def clean_text(text: str, max_chars: int) -> str:
+    """The text with mojibake repaired, in NFC, without entities and invisible characters, blanks collapsed, cut.
+
+    Lines stay lines and paragraphs stay paragraphs: runs of blanks become one, and several empty
+    lines become one.
+
+    Args:
+        text: Any string, even with lone surrogates.
+        max_chars: Longer texts are cut here, before the word that would not fit.
+    """
+    if not text.isascii() and _MAY_BE_DAMAGED.search(text):
+        text = ftfy.fix_text(text, _FTFY)
+    else:
+        text = unicodedata.normalize("NFC", text)
+        if "&" in text and "<" not in text and _ENTITY.search(text):  # ftfy's own rule
+            unescaped = unescape_html(text)
+            if unescaped != text:
+                return clean_text(unescaped, max_chars)
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _without_invisible(text)
+    # Each turn halves every run of blanks; much faster than a pattern that matches every blank.
+    while "  " in text:
+        text = text.replace("  ", " ")
+    text = text.replace(" \n", "\n").replace("\n ", "\n")
+    if "\n\n\n" in text:
+        text = _PARAGRAPH_BREAKS.sub("\n\n", text)
+    return cut(text.strip(), max_chars)
+
+
+def _without_invisible(text: str) -> str:
+    """The text without invisible characters, and with plain blanks."""
+    if text.isascii():
+        return text.translate(_ASCII_SIGNS)
+    return _OTHER_BLANK.sub(" ", _INVISIBLE.sub("", text))
+
+
+def _bare_entities(text: str) -> str:
+    """``the #36;10 prize`` and ``he said, quot;no``: a blank stands where the ampersand was, as in AG News."""
+    return _BARE_ENTITY.sub(lambda match: html.unescape(f"&{match[1]};"), text)
+
+
+def _html_tags(text: str) -> str:
+    """Markup goes, its text stays; entities first, because markup is often escaped."""
+    return _TAG.sub(" ", html.unescape(text))
+
+
+def _backslash_breaks(text: str) -> str:
+    """A backslash that stands for a line break, as in AG News."""
+    return text.replace("\\", "\n")
+
+
+def _ptb_brackets(text: str) -> str:
+    """Brackets and quotes of the Penn Treebank: ``-LRB-`` is ``(``."""
+    return _PTB.sub(lambda match: _PTB_SIGNS[match[0]], text)
+
+
+_REPAIRS: Mapping[Repair, Callable[[str], str]] = {
+    "bare_entities": _bare_entities,
+    "html_tags": _html_tags,
+    "backslash_breaks": _backslash_breaks,
+    "ptb_brackets": _ptb_brackets,
+}
+
+
+def repaired(text: str, repairs: Sequence[Repair]) -> str:
+    """The text with known damage repaired: damage that only the owner of the data can recognise."""
+    for repair in repairs:
+        text = _REPAIRS[repair](text)
+    return text
+
+
+def cut(text: str, max_chars: int) -> str:
+    """The head of a text, at most ``max_chars`` long, that ends with a whole word where there are words."""
+    if len(text) <= max_chars:
+        return text
+    head = text[: max_chars + 1]  # one more, to see whether the last word ends exactly here
+    start = max(1, max_chars - WORD_SEARCH_CHARS)
+    for position in range(max_chars, start - 1, -1):
+        if head[position].isspace():
+            return head[:position].rstrip()
+    return text[:max_chars]

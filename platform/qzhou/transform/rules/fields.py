@@ -1,0 +1,210 @@
+"""The fields of a rule, read from raw rows: cleaned texts, numbers, labels."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qzhou.config.dataset import Dataset, Rule
+from qzhou.data.records import Drop
+from qzhou.errors import RecipeError
+from qzhou.transform.reading.columns import Getter, Row, getter
+from qzhou.transform.rules.cleaning import clean_text, repaired
+
+_PAIR = {"text_a": "text_a", "text_b": "text_b"}
+
+DEFAULT_COLUMNS: Mapping[Rule, Mapping[str, str]] = {
+    "title_body": {"query": "title", "positive": "body"},
+    "question_answer": {"query": "question", "positive": "answer"},
+    "chat": {"messages": "messages"},
+    "reading_comprehension": {
+        "question": "question",
+        "context": "context",
+        "answer": "answers[].text",
+    },
+    "claim_evidence": {"claim": "claim", "evidence": "evidence", "label": "label"},
+    "qrels": {"query_id": "query-id", "document_id": "corpus-id", "grade": "score"},
+    "triplets": {"query": "query", "positive": "pos", "negative": "neg"},
+    "graded": {"query": "query", "document": "document", "grade": "grade"},
+    "duplicate_questions": {**_PAIR, "label": "label"},
+    "documents": {"text": "text"},
+    "scored_pair": {**_PAIR, "score": "score"},
+    "binary_pair": {**_PAIR, "label": "label"},
+    "nli": {**_PAIR, "label": "label"},
+    "labeled": {"text": "text", "label": "label"},
+    "clustering": {"text": "text", "label": "label"},
+}
+OPTIONAL_FIELDS: Mapping[Rule, tuple[str, ...]] = {
+    "title_body": ("negative",),
+    "question_answer": ("negative",),
+    "triplets": ("positive_score", "negative_score"),
+}
+INPUT_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "corpus": {"id": "_id", "text": "{title}\n{text}"},
+    "queries": {"id": "_id", "text": "text"},
+}
+# The field whose text brings rows together into one example.
+GROUPED_BY: Mapping[Rule, str] = {
+    "claim_evidence": "claim",
+    "graded": "query",
+    "duplicate_questions": "text_a",
+}
+
+# A raw row is kept whole; this is for a line that is no row at all.
+DROPPED_RECORD_CHARS = 1_000_000
+DROPPED_DETAIL_CHARS = 500
+
+
+def columns_of(dataset: Dataset) -> dict[str, str]:
+    """Field of the dataset's rule -> column of its rows, defaults filled in.
+
+    Raises:
+        RecipeError: ``columns`` names a field that the rule does not have.
+    """
+    defaults = DEFAULT_COLUMNS[dataset.rule]
+    known = (*defaults, *OPTIONAL_FIELDS.get(dataset.rule, ()))
+    return _columns(dataset.name, dataset.columns, defaults, known, f"the rule '{dataset.rule}'")
+
+
+def input_columns_of(dataset: Dataset, part: str) -> dict[str, str]:
+    """The same for ``corpus`` and ``queries`` of a qrels dataset."""
+    defaults = INPUT_COLUMNS[part]
+    given = getattr(dataset, part).columns
+    return _columns(f"{dataset.name}.{part}", given, defaults, tuple(defaults), f"'{part}'")
+
+
+def _columns(
+    place: str,
+    given: Mapping[str, str],
+    defaults: Mapping[str, str],
+    known: tuple[str, ...],
+    owner: str,
+) -> dict[str, str]:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise RecipeError(
+            f"dataset '{place}': columns.{unknown[0]}: {owner} has no such field. Known: {', '.join(known)}"
+        )
+    columns = {**defaults, **given}
+    for name, column in columns.items():
+        try:
+            getter(column)
+        except RecipeError as error:
+            raise RecipeError(f"dataset '{place}': columns.{name}: {error}") from None
+    return columns
+
+
+@dataclass(frozen=True)
+class Fields:
+    """How one dataset's rows are read; made once a task, used for every row."""
+
+    dataset: Dataset
+    max_chars: int
+
+    @functools.cached_property
+    def columns(self) -> Mapping[str, str]:
+        """Field -> column."""
+        return columns_of(self.dataset)
+
+    @functools.cached_property
+    def _getters(self) -> Mapping[str, Getter]:
+        return {name: getter(column) for name, column in self.columns.items()}
+
+    def has(self, name: str) -> bool:
+        """Whether a field has a column."""
+        return name in self._getters
+
+    def raw(self, row: Row, name: str) -> Any:
+        """The value of a field as it is in the row."""
+        return self._getters[name](row)
+
+    def text(self, row: Row, name: str) -> str:
+        """The cleaned text of a field; an empty string where it holds none."""
+        return self.clean(self._getters[name](row))
+
+    def texts(self, row: Row, name: str) -> list[str]:
+        """The distinct cleaned texts of a field that holds one text or a list of them."""
+        value = self._getters[name](row)
+        if isinstance(value, str):
+            text = self.clean(value)
+            return [text] if text else []
+        cells = value if isinstance(value, list | tuple) else [value]
+        return [text for text in dict.fromkeys(self.clean(cell) for cell in cells) if text]
+
+    def clean(self, value: Any) -> str:
+        """The cleaned text of a cell; an empty string for what is no text."""
+        if not isinstance(value, str):
+            value = _as_text(value)
+        if self.dataset.repairs:
+            value = repaired(value, self.dataset.repairs)
+        return clean_text(value, self.max_chars)
+
+    def label(self, row: Row) -> str:
+        """The raw label, as ``labels`` of the dataset translates it, in lower case."""
+        value = self.raw(row, "label")
+        plain = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        return self.dataset.labels.get(plain.strip(), plain).strip().casefold()
+
+    def blank(self, name: str, row: Row) -> Drop:
+        """The drop of a row whose field is empty."""
+        return self.drop(f"blank_{name}", self.empty(name), row)
+
+    def empty(self, name: str) -> str:
+        """The detail of such a drop."""
+        return f"column '{self.columns.get(name, name)}' is empty"
+
+    def drop(self, reason: str, detail: str, content: object, *, part: bool = False) -> Drop:
+        """The drop of a row, or of a part of one."""
+        return drop(self.dataset.name, reason, detail, content, part=part)
+
+
+def drop(dataset: str, reason: str, detail: str, content: object, *, part: bool = False) -> Drop:
+    """A refused row, or any other content, as it is written to ``dropped/``."""
+    return Drop(
+        stage="transform",
+        dataset=dataset,
+        reason=reason,
+        detail=_printable(detail[:DROPPED_DETAIL_CHARS]),
+        record=as_record(content),
+        part=part,
+    )
+
+
+def as_record(content: object) -> str:
+    """What :class:`~qzhou.data.records.Drop` keeps of a row, as JSON, or of a text."""
+    if not isinstance(content, str):
+        content = json.dumps(content, ensure_ascii=False, default=str)
+    return _printable(content[:DROPPED_RECORD_CHARS])
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _as_text(value: Any) -> str:
+    """A cell that is not a text, as one: numbers in plain digits, UTF-8 bytes decoded, "" for the rest."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return ""
+    if isinstance(value, float):
+        # A column of integers with a gap in it becomes floats, and the gap becomes NaN.
+        if value.is_integer():
+            return str(int(value))
+        return "" if math.isnan(value) else str(value)
+    return "" if value is None or isinstance(value, list | tuple | dict) else str(value)
+
+
+def _printable(text: str) -> str:
+    """The text without lone surrogates: UTF-8 cannot hold them, and a dropped row must not stop the run."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,298 @@
+"""One rule per source shape: raw rows become an example, or drops with their reasons.
+
+A rule is a pure function of the rows that make one example (one row, or all rows with the same query, claim or
+question) and of :class:`Fields`. It returns the example, if there is one, and a drop for every row, or part of a row,
+that the example does not hold: rows in = rows of the example + rows dropped.
+
+Source: QZhou-Embedding (arXiv:2508.21632), section 3.2.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from qzhou.config.dataset import Rule
+from qzhou.data.records import Drop, LabeledExample, RetrievalExample, stable_id
+from qzhou.transform.reading.columns import Row
+from qzhou.transform.rules.examples import (
+    YES_NO,
+    GradedText,
+    Outcome,
+    Scored,
+    by_grade,
+    pair,
+    retrieval,
+    short,
+    unknown_label,
+)
+from qzhou.transform.rules.fields import Fields, number
+
+RuleFunction = Callable[[Sequence[Row], Fields], list[Outcome]]
+
+# GLUE's label order; the scores are the paper's.
+NLI_SCORES = {"entailment": 2.0, "neutral": 1.0, "contradiction": 0.0, "0": 2.0, "1": 1.0, "2": 0.0}
+SUPPORTS = {"supports", "support", "supported", "entailment", "true"}
+REFUTES = {"refutes", "refute", "refuted", "contradict", "contradiction", "contradicts", "false"}
+USER, ASSISTANT = {"user", "human", "prompter"}, {"assistant", "gpt", "bot", "model"}
+
+# The older form of the report asks with the whole passage (its figure, in the official repository's history).
+CONTEXT_IN_QUERY = (
+    "{context}\n<please read the text above and answer the question below:>\n{question}"
+)
+
+
+def query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """A query asks for its positives: a title for its body, a question for its answers, as given in triplets.
+
+    ``negative``, where it has a column, holds texts that do not answer. Triplets may have a teacher's scores.
+    """
+    (row,) = rows
+    query, positives = fields.text(row, "query"), _scored(row, fields, "positive")
+    negatives = _scored(row, fields, "negative") if fields.has("negative") else []
+    return retrieval(rows, fields, query, positives, negatives, ("query", "positive"))
+
+
+def chat(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """One user turn asks for one assistant turn; a longer conversation has no single question."""
+    (row,) = rows
+    turns = [_turn(message) for message in _messages(fields.raw(row, "messages"))]
+    spoken = [(role, content) for role, content in turns if role != "system"]
+    if not spoken:
+        return [fields.blank("messages", row)]
+    if [_speaker(role) for role, _ in spoken] != ["user", "assistant"]:
+        shape = ", ".join(role for role, _ in spoken[:6])
+        return [fields.drop("not_single_turn", f"{len(spoken)} turns: {shape}", row)]
+    question, answer = (fields.clean(content) for _, content in spoken)
+    answers = [Scored(answer)] if answer else []
+    return retrieval(rows, fields, question, answers, [], ("messages", "messages"))
+
+
+def reading_comprehension(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """A question asks for the passage that answers it; with ``context_in_query``, both ask for the short answer."""
+    (row,) = rows
+    question, context = fields.text(row, "question"), fields.text(row, "context")
+    if not fields.dataset.context_in_query:
+        passages = [Scored(context)] if context else []
+        return retrieval(rows, fields, question, passages, [], ("question", "context"))
+    if not question or not context:
+        return [fields.blank("question" if context else "context", row)]
+    asked = CONTEXT_IN_QUERY.format(context=context, question=question)
+    answers = [Scored(text) for text in fields.texts(row, "answer")]
+    return retrieval(rows, fields, asked, answers, [], ("question", "answer"))
+
+
+def claim_evidence(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """Evidence that supports a claim is its positive, evidence that refutes it a negative; the rest is dropped.
+
+    A row holds one piece of evidence and its label, or a list of each.
+    """
+    drops: list[Outcome] = []
+    sides: dict[str, list[Scored]] = {"supports": [], "refutes": []}
+    kept = []
+    for row in rows:
+        refused = []
+        used = False
+        for text, label in _evidence(row, fields):
+            drop = _evidence_refusal(text, label, fields, row)
+            if drop is None:
+                sides["supports" if label in SUPPORTS else "refutes"].append(Scored(text))
+                used = True
+            else:
+                refused.append(drop)
+        if used:
+            kept.append(row)
+            drops += [replace(one, part=True) for one in refused]
+        else:
+            drops += refused[:1] or [fields.blank("evidence", row)]
+    if not kept:
+        return drops
+    if not sides["supports"]:
+        detail = f"{len(sides['refutes'])} refute it"
+        return drops + [fields.drop("no_support", detail, row) for row in kept]
+    claim, names = fields.text(rows[0], "claim"), ("claim", "evidence")
+    return drops + retrieval(kept, fields, claim, sides["supports"], sides["refutes"], names)
+
+
+def graded(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """Grades of search relevance, and graded answers: high ones are positives, low ones negatives."""
+    texts = [
+        GradedText(row, number(fields.raw(row, "grade")), fields.text(row, "document"))
+        for row in rows
+    ]
+    return by_grade(texts, fields, fields.text(rows[0], "query"), ("query", "document", "grade"))
+
+
+def qrels(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """The qrels of one query, joined with its text and its documents; ``raw`` is the row as it is in the file."""
+    if rows[0]["query"] is None:
+        detail = f"query '{rows[0]['query_id']}' is not among the queries"
+        return [fields.drop("unknown_query", detail, row["raw"]) for row in rows]
+    drops: list[Outcome] = []
+    texts = []
+    for row in rows:
+        if row["document"] is None:
+            detail = f"document '{row['document_id']}' is not in the corpus"
+            drops.append(fields.drop("unknown_document", detail, row["raw"]))
+        else:
+            text = fields.clean(row["document"])
+            texts.append(GradedText(row["raw"], number(row["grade"]), text))
+    query = fields.clean(rows[0]["query"])
+    return drops + by_grade(texts, fields, query, ("query", "document", "grade"))
+
+
+def duplicate_questions(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """A question asks for its duplicates; questions that people found different are its negatives."""
+    grades = {True: fields.dataset.positive_grade, False: fields.dataset.negative_grade, None: None}
+    texts = [
+        GradedText(row, grades[YES_NO.get(fields.label(row))], fields.text(row, "text_b"))
+        for row in rows
+    ]
+    return by_grade(texts, fields, fields.text(rows[0], "text_a"), ("text_a", "text_b", "label"))
+
+
+def documents(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """A text that nobody has asked for yet: a document of the corpus, for which synthesis writes queries."""
+    (row,) = rows
+    text, least = fields.text(row, "text"), fields.dataset.min_positive_chars
+    if not text:
+        return [fields.blank("text", row)]
+    if len(text) < least:
+        detail = f"{len(text)} characters; min_positive_chars is {least}"
+        return [fields.drop("short_text", detail, row)]
+    name = fields.dataset.name
+    return [RetrievalExample(id=stable_id(name, text), dataset=name, query="", positives=(text,))]
+
+
+def scored_pair(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """Two texts and a number, higher for closer; yes/true is 1 and no/false is 0. Only the order counts."""
+    (row,) = rows
+    value = fields.raw(row, "score")
+    score = number(value)
+    if score is None:
+        same = YES_NO.get(str(value).strip().casefold())
+        score = None if same is None else float(same)
+    if score is None:
+        return [fields.drop("score_not_a_number", f"score is {value!r}", row)]
+    return [pair(row, fields, score)]
+
+
+def binary_pair(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """Two texts that mean the same (1, yes, true) or do not (0, no, false)."""
+    (row,) = rows
+    same = YES_NO.get(fields.label(row))
+    if same is None:
+        return [unknown_label(row, fields, YES_NO)]
+    return [pair(row, fields, float(same))]
+
+
+def nli(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """Premise and hypothesis: entailment scores 2, neutral 1, contradiction 0.
+
+    Numeric labels are in GLUE's order: 0 entailment, 1 neutral, 2 contradiction.
+    """
+    (row,) = rows
+    score = NLI_SCORES.get(fields.label(row))
+    return [unknown_label(row, fields, NLI_SCORES) if score is None else pair(row, fields, score)]
+
+
+def labeled(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
+    """A text and its class or cluster: both are trained alike. The label may be a number."""
+    (row,) = rows
+    text, label = fields.text(row, "text"), fields.text(row, "label")
+    if not text or not label:
+        return [fields.blank("label" if text else "text", row)]
+    if len(text) < fields.dataset.min_query_chars:
+        return [short("text", text, row, fields)]
+    name = fields.dataset.name
+    identity = stable_id(name, text, label)
+    return [LabeledExample(id=identity, dataset=name, text=text, label=f"{name}/{label}")]
+
+
+RULES: Mapping[Rule, RuleFunction] = {
+    "title_body": query_positive,
+    "question_answer": query_positive,
+    "chat": chat,
+    "reading_comprehension": reading_comprehension,
+    "claim_evidence": claim_evidence,
+    "qrels": qrels,
+    "triplets": query_positive,
+    "graded": graded,
+    "duplicate_questions": duplicate_questions,
+    "documents": documents,
+    "scored_pair": scored_pair,
+    "binary_pair": binary_pair,
+    "nli": nli,
+    "labeled": labeled,
+    "clustering": labeled,
+}
+
+
+def _scored(row: Row, fields: Fields, side: str) -> list[Scored]:
+    """The texts of one side with their scores; a score belongs to the raw text at its place."""
+    if not fields.has(f"{side}_score"):
+        return [Scored(text) for text in fields.texts(row, side)]
+    texts, scores = _as_list(fields.raw(row, side)), _as_list(fields.raw(row, f"{side}_score"))
+    if len(scores) != len(texts):
+        scores = [None] * len(texts)
+    found = zip(map(fields.clean, texts), map(number, scores), strict=True)
+    return [Scored(text, score) for text, score in found if text]
+
+
+def _as_list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _evidence(row: Row, fields: Fields) -> list[tuple[str, str]]:
+    """(text, label) of each piece of evidence in a row."""
+    texts, labels = fields.raw(row, "evidence"), fields.raw(row, "label")
+    if not isinstance(texts, list | tuple):
+        return [(fields.clean(texts), fields.label(row))]
+    named = list(labels) if isinstance(labels, list | tuple) else [labels] * len(texts)
+    named += [None] * (len(texts) - len(named))  # evidence without a label is refused by that label
+    pairs = []
+    for text, label in zip(texts, named, strict=False):
+        known = fields.dataset.labels.get(str(label).strip(), str(label))
+        pairs.append((fields.clean(text), known.strip().casefold()))
+    return pairs
+
+
+def _evidence_refusal(text: str, label: str, fields: Fields, row: Row) -> Drop | None:
+    """Why a piece of evidence neither supports nor refutes the claim, if so."""
+    if not text:
+        return fields.blank("evidence", row)
+    if label in SUPPORTS or label in REFUTES:
+        return None
+    if label in {"not_enough_info", "not enough info", "nei", "neutral", "disputed", "none", ""}:
+        return fields.drop("not_enough_info", f"label is '{label}'", row)
+    return unknown_label(row, fields, [*sorted(SUPPORTS), *sorted(REFUTES), "not_enough_info"])
+
+
+def _messages(value: Any) -> Sequence[Any]:
+    """The messages of a conversation, which CSV and some Parquet files hold as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return ()
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _turn(message: Any) -> tuple[str, Any]:
+    """(role, content) of a chat message, in OpenAI's or ShareGPT's layout."""
+    if not isinstance(message, Mapping):
+        return "unknown", None
+    role = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    if isinstance(content, list | tuple):  # OpenAI's content parts; a picture has no text
+        parts = (part.get("text") for part in content if isinstance(part, Mapping))
+        content = "\n".join(part for part in parts if isinstance(part, str))
+    return str(role).casefold(), content
+
+
+def _speaker(role: str) -> str:
+    if role in USER:
+        return "user"
+    return "assistant" if role in ASSISTANT else role

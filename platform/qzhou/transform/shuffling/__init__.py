@@ -1,0 +1,1 @@
+"""Bringing the rows of one query, claim or question together."""

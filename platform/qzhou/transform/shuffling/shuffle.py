@@ -1,0 +1,223 @@
+"""Bringing rows together before they become examples: by query, or by document.
+
+Each function does one task on files and knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import count, groupby, islice
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from qzhou.config.dataset import Dataset
+from qzhou.data.records import Document, normalized_text
+from qzhou.data.storage import Folder, table_of, write_table
+from qzhou.errors import DataError
+from qzhou.transform.layout import Layout, Shard, ShuffleTask
+from qzhou.transform.reading.columns import RejectedRow, Row, getter
+from qzhou.transform.reading.discovery import format_of
+from qzhou.transform.reading.parts import FilePart
+from qzhou.transform.reading.readers import read_part
+from qzhou.transform.rules.cleaning import clean_text
+from qzhou.transform.rules.fields import GROUPED_BY, Fields, columns_of, input_columns_of
+from qzhou.transform.shuffling.partitions import read_partition, write_partitions
+
+ROWS_PER_CHUNK = 10_000  # what a task holds in memory at a time
+ROWS_PER_TASK = 2**40  # positions of a task's rows start at part * this
+
+# ``row`` is JSON; ``rejected`` says that it is a RejectedRow, which belongs to no group.
+SHUFFLED = pa.schema(
+    [("key", pa.string()), ("position", pa.int64()), ("rejected", pa.bool_()), ("row", pa.string())]
+)
+
+
+def rows_by_example(layout: Layout, shard: Shard) -> Iterator[list[Row] | RejectedRow]:
+    """The raw rows of each example of a shard, or a row that cannot be read."""
+    dataset = layout.dataset(shard.dataset)
+    if shard.kind in {"file", "spread"}:
+        if shard.files is not None:
+            rows = _read(layout, dataset, "rows", shard.files)
+        else:
+            rows = (_unpacked(row) for row in _partition(layout, dataset, "rows", shard.part))
+        yield from (row if isinstance(row, RejectedRow) else [row] for row in rows)
+    elif shard.kind == "grouped":
+        yield from _groups(_batches(layout, dataset, "rows", shard.part))
+    else:
+        queries, rejected = _texts(layout, dataset, "queries", shard.part)
+        yield from rejected
+        for group in _groups(_batches(layout, dataset, "join", shard.part)):
+            if not isinstance(group, RejectedRow):
+                group = [{**row, "query": queries.get(row["query_id"])} for row in group]
+            yield group
+
+
+def run_shuffle_task(layout: Layout, task: ShuffleTask) -> None:
+    """Distribute a part of an input over partitions, or join one partition of documents."""
+    dataset = layout.dataset(task.dataset)
+    if task.role == "join":
+        _join(layout, dataset, task)
+    else:
+        _spread(layout, dataset, task)
+
+
+def _spread(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
+    """Write each row into the partition of its key."""
+    assert task.files is not None
+    rows = _read(layout, dataset, task.role, task.files)
+    key_of = _key_of(layout, dataset, task.role)
+    position = task.part * ROWS_PER_TASK
+    for chunk in count():
+        packed = []
+        for row in islice(rows, ROWS_PER_CHUNK):
+            key, content = ("", row) if isinstance(row, RejectedRow) else key_of(row)
+            packed.append(_packed(key, position, content))
+            position += 1
+        if not packed:
+            break
+        _write(layout, task, chunk, packed)
+
+
+def _key_of(layout: Layout, dataset: Dataset, role: str) -> Callable[[Row], tuple[str, Row]]:
+    """A function that finds a row's key, and what is kept of the row."""
+    if role != "rows":
+        read_id = getter(input_columns_of(dataset, role)["id"])
+        return lambda row: (_id(read_id(row)), row)
+    if dataset.rule == "qrels":
+        read = {name: getter(column) for name, column in columns_of(dataset).items()}
+
+        def qrel(row: Row) -> tuple[str, Row]:
+            query, document = _id(read["query_id"](row)), _id(read["document_id"](row))
+            kept = {"raw": row, "query_id": query, "document_id": document}
+            return document, kept | {"grade": read["grade"](row)}
+
+        return qrel
+    if dataset.rule not in GROUPED_BY:
+        return lambda row: ("", row)
+    fields, name = Fields(dataset, layout.recipe.transform.max_chars), GROUPED_BY[dataset.rule]
+    return lambda row: (normalized_text(fields.text(row, name)), row)
+
+
+def _id(value: Any) -> str:
+    # Arrow cannot hold a lone surrogate.
+    return str(value).strip().encode("utf-8", "replace").decode()
+
+
+def _join(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
+    """Write one partition of the corpus; send its qrels, with document texts, to the partitions of the queries."""
+    texts, rejected = _texts(layout, dataset, "corpus", task.part)
+    documents = [Document(id=key, text=text) for key, text in texts.items() if text]
+    for part, start in enumerate(range(0, len(documents), ROWS_PER_CHUNK)):
+        table = table_of(documents[start : start + ROWS_PER_CHUNK], Document)
+        name = f"part-{task.part:06d}-{part:04d}.parquet"
+        write_table(layout.folder / "corpora" / dataset.name, name, table)
+    packed = [_packed("", position, one) for position, one in enumerate(rejected)]
+    for row in _partition(layout, dataset, "rows", task.part):
+        if not row["rejected"]:
+            content = json.loads(row["row"]) | {"document": texts.get(row["key"])}
+            row = _packed(content["query_id"], row["position"], content)
+        packed.append(row)
+    _write(layout, task, 0, packed)
+
+
+def _texts(
+    layout: Layout, dataset: Dataset, role: str, partition: int
+) -> tuple[dict[str, str], list[RejectedRow]]:
+    """Id -> cleaned text of the documents or queries of one partition; and the blank and the repeated ones."""
+    read = getter(input_columns_of(dataset, role)["text"])
+    texts: dict[str, str] = {}
+    rejected: list[RejectedRow] = []
+    for packed in _partition(layout, dataset, role, partition):
+        row = _unpacked(packed)
+        if isinstance(row, RejectedRow):
+            rejected.append(row)
+            continue
+        key = packed["key"]
+        text = clean_text(str(read(row) or ""), layout.recipe.transform.max_chars)
+        if not text:
+            detail = f"{role}: '{key}' has no text"
+            rejected.append(RejectedRow("blank_text", detail, packed["row"]))
+        elif texts.get(key):
+            detail = f"{role}: '{key}' came before, and that text counts"
+            rejected.append(RejectedRow("repeated_id", detail, packed["row"]))
+        texts[key] = texts.get(key) or text
+    return texts, rejected
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[Row] | RejectedRow]:
+    """Rows with the same key, in the order in which the first of each group was read."""
+    table = pa.Table.from_batches(list(batches), schema=SHUFFLED)
+    table = table.sort_by([("key", "ascending"), ("position", "ascending")])
+    keys, positions, rejected = (
+        table[name].to_pylist() for name in ("key", "position", "rejected")
+    )
+    groups: list[tuple[int, list[int]]] = []
+    # A rejected row has a group of its own.
+    for _, members in groupby(range(len(keys)), key=lambda row: (keys[row], rejected[row] and row)):
+        rows = list(members)
+        groups.append((positions[rows[0]], rows))
+    for _, rows in sorted(groups):
+        contents = [json.loads(table["row"][row].as_py()) for row in rows]
+        yield RejectedRow(**contents[0]) if rejected[rows[0]] else contents
+
+
+def _read(
+    layout: Layout, dataset: Dataset, role: str, files: FilePart
+) -> Iterator[Row | RejectedRow]:
+    """The rows of raw files; what is wrong with them is said with the dataset's name."""
+    form = format_of(dataset, role)
+    try:
+        yield from read_part(form, files, layout.readers.get(form.reader))
+    except DataError as error:
+        raise DataError(f"dataset '{dataset.name}': {error}") from None
+
+
+def _folder(layout: Layout, dataset: str, role: str) -> Folder:
+    return layout.work / "shuffled" / dataset / role
+
+
+def _batches(
+    layout: Layout, dataset: Dataset, role: str, partition: int
+) -> Iterator[pa.RecordBatch]:
+    """One partition of what was shuffled, by all tasks."""
+    folder = _folder(layout, dataset.name, role)
+    return read_partition(folder, folder.files(".arrow"), partition)
+
+
+def _partition(
+    layout: Layout, dataset: Dataset, role: str, partition: int
+) -> Iterator[dict[str, Any]]:
+    """The same as packed rows."""
+    for batch in _batches(layout, dataset, role, partition):
+        yield from batch.to_pylist()
+
+
+def _write(layout: Layout, task: ShuffleTask, chunk: int, packed: list[dict[str, Any]]) -> None:
+    """Write rows by the hash of their keys; those without one go where their chunk goes."""
+    table = pa.Table.from_pylist(packed, schema=SHUFFLED)
+    partitions = layout.partitions[task.dataset]
+    keys = (row["key"].encode("utf-8", "surrogatepass") for row in packed)
+    hashes = [xxhash.xxh3_64_intdigest(key) if key else chunk for key in keys]
+    numbers = [one % partitions for one in hashes]
+    folder = _folder(layout, task.dataset, task.role)
+    write_partitions(folder, f"{task.part:06d}-{chunk:05d}.arrow", table, numbers, partitions)
+
+
+def _packed(key: str, position: int, row: Mapping[str, Any] | RejectedRow) -> dict[str, Any]:
+    rejected = isinstance(row, RejectedRow)
+    content = asdict(row) if isinstance(row, RejectedRow) else row
+    # A lone surrogate survives as an escape, which Arrow can hold.
+    text = json.dumps(content, ensure_ascii=False, default=str)
+    if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+        text = json.dumps(content, default=str)
+    key = key.encode("utf-8", "replace").decode()
+    return {"key": key, "position": position, "rejected": rejected, "row": text}
+
+
+def _unpacked(packed: Mapping[str, Any]) -> Row | RejectedRow:
+    content: Row = json.loads(packed["row"])
+    return RejectedRow(**content) if packed["rejected"] else content

@@ -1,0 +1,1 @@
+"""Writing examples, corpora, dropped rows, counts and the report."""

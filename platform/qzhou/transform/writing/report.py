@@ -1,0 +1,176 @@
+"""The transform's report: counts, drops, languages, lengths and overlaps, as JSON and as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qzhou.config.dataset import Dataset
+from qzhou.config.recipe import Recipe
+from qzhou.data.storage import Folder, read_table
+from qzhou.errors import DataError
+from qzhou.telemetry.events import as_json, log_event
+from qzhou.transform.contamination.overlap import Overlap
+from qzhou.transform.rules.fields import columns_of
+from qzhou.transform.writing.row_counts import RowCounts
+
+REPORT = "report.json"
+REASONS = 5  # that are named, the commonest first
+TARGET_COLUMNS = {"pair": "score", "classification": "label"}  # what training compares rows by
+
+
+def summary_line(dataset: Dataset, counts: RowCounts, encodings: Mapping[str, int]) -> str:
+    """One line for one dataset: where its rows went, and which encodings were found in its files."""
+    reasons = [f"{rows:,} {reason}" for reason, rows in counts.dropped.most_common(REASONS)]
+    if len(counts.dropped) > REASONS:
+        reasons.append("...")
+    end = f", {counts.sampled_out:,} beyond max_rows" if counts.sampled_out else ""
+    end += f"; dropped {', '.join(reasons)}" if reasons else ""
+    if dataset.rule == "documents":
+        return f"transform: {dataset.name}: {counts.kept:,} documents{end}"
+    examples = counts.written["examples"]
+    kept = f"{examples:,} kept"
+    if dataset.task == "retrieval" and counts.kept != examples:
+        kept += f" from {counts.kept:,} rows"
+    end += f"; read as {', '.join(encodings)}" if encodings else ""
+    return f"transform: {dataset.name}: {kept}, {counts.written['held_out']:,} held out{end}"
+
+
+def warn_of_uniform(recipe: Recipe, folder: Folder) -> None:
+    """Warn of datasets whose training rows all have the same label or score: nothing can be learned from them."""
+    for dataset in recipe.trained_datasets:
+        column = TARGET_COLUMNS.get(dataset.task)
+        if column is None:
+            continue
+        values = _some_values(folder / "examples" / dataset.task / dataset.name, column)
+        if len(values) == 1:
+            # A log that is collected holds nothing of the data.
+            same = "same" if as_json() else repr(values.pop())
+            log_event(
+                f"transform: {dataset.name}: WARNING: all rows have the {column} {same}, so nothing can be "
+                "learned from them. Check 'columns' and 'labels', or take the dataset out",
+                "uniform_dataset",
+                level="warning",
+                dataset=dataset.name,
+            )
+
+
+def refuse_bad_datasets(recipe: Recipe, counts: Mapping[str, RowCounts]) -> None:
+    """Stop where a dataset is empty, leaves nothing to train on, or loses more rows than it may.
+
+    Raises:
+        DataError: With the five commonest reasons and an example of each, for each such dataset.
+    """
+    problems = [_problem(dataset, counts[dataset.name]) for dataset in recipe.datasets]
+    if any(problems):
+        raise DataError("\n".join(filter(None, problems)))
+
+
+def write_report(
+    folder: Folder,
+    recipe: Recipe,
+    counts: Mapping[str, RowCounts],
+    encodings: Mapping[str, Mapping[str, int]],
+    overlaps: Mapping[str, Overlap],
+    kept_of: int,
+) -> None:
+    """Write ``report.json`` into the stage's folder.
+
+    ``counts``, ``encodings`` and ``overlaps`` are by dataset; one in ``kept_of`` n-grams of the evaluation was kept.
+    """
+    datasets = {}
+    for dataset in recipe.datasets:
+        kind = {"task": dataset.task, "rule": dataset.rule, "encodings": encodings[dataset.name]}
+        datasets[dataset.name] = kind | counts[dataset.name].plain()
+    settings = recipe.transform.contamination
+    contamination = {
+        "action": settings.action,
+        "ngram_words": settings.ngram_words,
+        "ngram_chars": settings.ngram_chars,
+        "one_ngram_kept_of": kept_of,
+        "overlaps": overlap_rows(overlaps),
+    }
+    folder.write_json(REPORT, {"datasets": datasets, "contamination": contamination})
+
+
+def overlap_rows(overlaps: Mapping[str, Overlap]) -> list[dict[str, Any]]:
+    """One row per training set and evaluation task that share something, the largest share first."""
+    rows = [
+        {
+            "dataset": name,
+            "task": task,
+            "examples": count,
+            "copied": overlap.copied.get(task, 0),
+            "asked": overlap.asked.get(task, 0),
+            "compared": overlap.compared,
+            "percent": round(100 * count / overlap.compared, 3),
+            "shown": overlap.examples.get(task, []),
+        }
+        for name, overlap in overlaps.items()
+        for task, count in overlap.tasks.items()
+        if count
+    ]
+    return sorted(rows, key=lambda row: (-row["percent"], row["dataset"], row["task"]))
+
+
+def _some_values(folder: Folder, column: str) -> set[Any]:
+    """Different values of a column of a folder's files; two of them suffice."""
+    found: set[Any] = set()
+    for name in folder.files(".parquet"):
+        found |= set(read_table(folder, name, [column])[column].unique().to_pylist())
+        if len(found) > 1:
+            break
+    return found
+
+
+def _problem(dataset: Dataset, counts: RowCounts) -> str:
+    """What is wrong with a dataset, for a person; an empty string if nothing is."""
+    if not counts.read:
+        return f"dataset '{dataset.name}' is empty: its files hold no rows. Check 'paths'."
+    fraction = counts.dropped_rows / counts.read
+    if not counts.kept and not (counts.held_out and dataset.eval_fraction == 1.0):
+        held_out = f"{counts.held_out:,} are held out"
+        problem = f"none of its {counts.read:,} rows can be trained on ({held_out})"
+    elif fraction > dataset.max_dropped_fraction:
+        problem = (
+            f"{counts.dropped_rows:,} of its {counts.read:,} rows ({fraction:.1%}) are dropped, and "
+            f"max_dropped_fraction is {dataset.max_dropped_fraction:g}"
+        )
+    else:
+        return ""
+    lines = [
+        f"dataset '{dataset.name}': {problem}. The commonest reasons, with an example each:",
+        *_reason_lines(counts),
+        f"{_advice(dataset, counts)} Refused rows are in transform/dropped.",
+    ]
+    return "\n".join(lines)
+
+
+def _reason_lines(counts: RowCounts) -> list[str]:
+    lines = []
+    for reason, rows in counts.dropped.most_common(REASONS):
+        line = f"    {rows:,} {reason}"
+        if not as_json():  # a log that is collected holds nothing of the data
+            detail, record = next(iter(counts.examples.get(reason, [])), ("", ""))
+            line += f": {detail} | {record[:160]}"
+        lines.append(line)
+    return lines
+
+
+def _advice(dataset: Dataset, counts: RowCounts) -> str:
+    commonest = next((reason for reason, _ in counts.dropped.most_common(1)), "")
+    if commonest in {"duplicate", "near_duplicate"}:
+        return (
+            "Its rows are in the recipe already, in this dataset or in one that is named before it: take one of the "
+            "two out, or name this one first."
+        )
+    if commonest in {"in_held_out", "contaminated"}:
+        return (
+            "Its texts are held out for evaluation: set allow_overlap if these are official splits that share "
+            "texts, hold out less (eval_fraction), or take the dataset out."
+        )
+    return (
+        f"Look at rule ('{dataset.rule}'), columns ({columns_of(dataset)}), min_positive_chars "
+        f"({dataset.min_positive_chars}), max_dropped_fraction ({dataset.max_dropped_fraction:g}) and "
+        f"eval_fraction ({dataset.eval_fraction}) of this dataset."
+    )

