@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qzhou.cli.job import errors_for_people
+from qzhou.cli.errors import errors_for_people
 from qzhou.errors import DataError, SetupError
 from qzhou.telemetry.events import check_switch, say, show
 from qzhou.telemetry.progress import Progress

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from qzhou.config.dataset import (
+    EXPERIMENTAL,
     AtLeastOne,
     Cosine,
     Count,
@@ -29,7 +30,9 @@ class LossSection(Section):
     """What rivals add to the objectives; all of it is off by default."""
 
     document_document: bool = Field(
-        False, description="Other documents too are pushed from the positive (Qwen3)."
+        False,
+        description="Other documents too are pushed from the positive (Qwen3).",
+        json_schema_extra=EXPERIMENTAL,
     )
     false_negative_margin: Cosine | None = Field(
         None,
@@ -41,20 +44,27 @@ class LossSection(Section):
     focal: NotNegative = Field(
         0.0,
         description="Queries weigh (1 - p)^focal, p the probability of the positive; 0, or 1 and more.",
+        json_schema_extra=EXPERIMENTAL,
     )
     spread_out: NotNegative = Field(
-        0.0, description="Weight of the mean squared cosine of random texts."
+        0.0,
+        description="Weight of the mean squared cosine of random texts.",
+        json_schema_extra=EXPERIMENTAL,
     )
     mixed_negatives: Count = Field(
         0,
         description="Further negatives of each query, mixed from two of its own on the sphere (MoCHi, KaLM-V2.5).",
+        json_schema_extra=EXPERIMENTAL,
     )
     matryoshka_dimensions: tuple[AtLeastOne, ...] = Field(
         (),
         description="The loss is also taken of the first so many components, so that vectors can be cut there.",
+        json_schema_extra=EXPERIMENTAL,
     )
     matryoshka_weights: tuple[Positive, ...] = Field(
-        (), description="Of those losses; default: 1 each."
+        (),
+        description="Of those losses; default: 1 each.",
+        json_schema_extra=EXPERIMENTAL,
     )
 
     @property
@@ -86,24 +96,43 @@ class LossSection(Section):
 class DistillationSection(Section):
     """A teacher's view of each batch, learned beside the labels."""
 
-    teacher: str = Field("", description="Folder, hub id or package of a model; empty: no teacher.")
+    teacher: str = Field(
+        "",
+        description="Folder, hub id or package of a model; empty: no teacher.",
+        json_schema_extra=EXPERIMENTAL,
+    )
     kind: Literal["scores", "embeddings"] = Field(
         "scores",
         description="Its distribution over the documents of a batch, or its vectors (of the same width).",
+        json_schema_extra=EXPERIMENTAL,
     )
-    weight: Positive = Field(1.0, description="Of the teacher's loss beside the labels' loss.")
+    weight: Positive = Field(
+        1.0,
+        description="Of the teacher's loss beside the labels' loss.",
+        json_schema_extra=EXPERIMENTAL,
+    )
     temperature: Positive = Field(
-        0.02, description="Divides both models' cosines, for kind = scores."
+        0.02,
+        description="Divides both models' cosines, for kind = scores.",
+        json_schema_extra=EXPERIMENTAL,
     )
 
 
 class LoraSection(Section):
     """Low-rank adapters in place of all weights (arXiv:2106.09685); the exported model has them merged in."""
 
-    rank: Count = Field(0, description="Of the adapters; 0 trains all weights.")
-    alpha: Positive = Field(32.0, description="The adapters' output is scaled by alpha / rank.")
+    rank: Count = Field(
+        0, description="Of the adapters; 0 trains all weights.", json_schema_extra=EXPERIMENTAL
+    )
+    alpha: Positive = Field(
+        32.0,
+        description="The adapters' output is scaled by alpha / rank.",
+        json_schema_extra=EXPERIMENTAL,
+    )
     target_modules: tuple[str, ...] = Field(
-        (), description="Names of the layers; default: every linear layer."
+        (),
+        description="Names of the layers; default: every linear layer.",
+        json_schema_extra=EXPERIMENTAL,
     )
 
 
@@ -135,6 +164,7 @@ class StageSection(Section):
     soft_mask_steps: Count = Field(
         0,
         description="Steps in which a causal mask opens until every token sees all others (Conan-embedding-v2).",
+        json_schema_extra=EXPERIMENTAL,
     )
 
 

@@ -1,0 +1,137 @@
+"""What the commands of ``qzhou`` have in common: a recipe, overrides of its settings, flags, and a help page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from qzhou.cli.shipped import recipe_path
+from qzhou.config.describe import default_of, is_experimental, kind_of, tables_of, unit_of
+from qzhou.config.recipe import Recipe, load_recipe
+
+Function = TypeVar("Function", bound=Callable[..., None])
+EXPERIMENTAL = " (experimental)"  # no measurement shows yet that it helps
+
+
+class Commands(click.Group):
+    """Commands listed under headings, in the order in which they were added."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one line for each command under the heading of its group."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name in self.commands:
+            command = self.get_command(ctx, name)
+            if isinstance(command, PlainCommand):
+                row = (name, command.get_short_help_str(limit=100))
+                groups.setdefault(command.heading, []).append(row)
+        for heading, rows in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+class PlainCommand(click.Command):
+    """A command under a heading of the list of commands."""
+
+    def __init__(self, *args: Any, heading: str, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.heading = heading
+
+
+class OverridingCommand(PlainCommand):
+    """A command that passes dotted settings of a recipe on; its help page lists those of its tables.
+
+    Args:
+        tables: Of the recipe, each with the tables inside; ``cluster`` is without them.
+    """
+
+    def __init__(self, *args: Any, tables: Sequence[str] = (), **attributes: Any) -> None:
+        super().__init__(*args, context_settings={"ignore_unknown_options": True}, **attributes)
+        metavar = "[--TABLE.SETTING VALUE]..."
+        self.params += [
+            click.Argument(["settings"], nargs=-1, type=click.UNPROCESSED, metavar=metavar),
+            click.Option(["--dry-run"], is_flag=True, help="Print what would be used, and stop."),
+        ]
+        self.tables = tables
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse a flag of another command, which would be taken for a setting."""
+        rest = super().parse_args(ctx, args)
+        for word in ctx.params["settings"]:
+            name = word.partition("=")[0]
+            owners = _commands_with(ctx, name) if name.startswith("--") else []
+            if owners:
+                raise click.UsageError(f"{name} belongs to qzhou {', qzhou '.join(owners)}")
+        return rest
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own flags, then the settings of its tables."""
+        super().format_options(ctx, formatter)
+        for heading, rows in settings_of(self.tables):
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+class RecipeCommand(OverridingCommand):
+    """A command whose first word is a recipe; its function gets it with all overrides."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.params.insert(0, click.Argument(["recipe"]))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Load the recipe and call the function, or print the recipe."""
+        values = {name: value for name, value in ctx.params.items() if name != "settings"}
+        path, keep = values.pop("recipe"), values.pop("keep", ())
+        if path.startswith("-"):
+            raise click.UsageError(f"the recipe comes first, before {path}")
+        recipe = load_recipe(recipe_path(path), ctx.params["settings"])
+        if values.pop("dry_run"):
+            click.echo(recipe.model_dump_json(indent=2))
+            return None
+        if keep:
+            from qzhou.run.run import accept_stages
+
+            accept_stages(keep)
+        return ctx.invoke(self.callback, recipe, **values) if self.callback else None
+
+
+def _commands_with(ctx: click.Context, name: str) -> list[str]:
+    """The commands that have a flag of this name."""
+    group = ctx.find_root().command
+    others = group.commands if isinstance(group, Commands) else {}
+    return [
+        other
+        for other, command in others.items()
+        if any(name in parameter.opts for parameter in command.params)
+    ]
+
+
+def flag(name: str, text: str, kind: Any = str, **more: Any) -> Callable[[Function], Function]:
+    """A flag with a value that may stand once; its function gets None where it does not stand."""
+    return click.option(name, type=kind, help=text, multiple=True, callback=_once, **more)
+
+
+def _once(_: click.Context, parameter: click.Parameter, values: Sequence[Any]) -> Any:
+    if len(values) > 1:
+        raise click.UsageError(f"{parameter.opts[0]} stands there twice; give it once")
+    if values and isinstance(values[0], str) and (not values[0] or values[0].startswith("--")):
+        raise click.UsageError(f"{parameter.opts[0]} has no value")
+    return values[0] if values else None
+
+
+def settings_of(tables: Sequence[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """The settings of some tables of a recipe: the heading of each table and its rows, name and description."""
+    for model, place, listed in tables_of(Recipe):
+        inside = [one for one in tables if one != "cluster" and place.startswith(f"{one}.")]
+        if listed or (place not in tables and not inside):
+            continue
+        schema = model.model_json_schema()["properties"]
+        rows = []
+        for name, field in model.model_fields.items():
+            if field.description:  # a table inside has none, and a heading of its own
+                mark = EXPERIMENTAL if is_experimental(field) else ""
+                value = f"{kind_of(schema[name])}{unit_of(name, schema[name])}; {default_of(field)}"
+                rows.append((f"--{place}.{name}", f"{field.description}{mark} [{value}]"))
+        yield f"[{place}]", rows
