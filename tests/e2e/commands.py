@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+QZHOU = ROOT / "platform" / "qzhou" / "cli" / "__main__.py"  # the command `qzhou` as a script
 TIMEOUT_S = 1800  # of one command; without bfloat16 in hardware the quickstart takes thrice as long
 
 

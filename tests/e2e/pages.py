@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from qzhou.serving.schemas import EmbeddingRequest, parse_request
-from tests.e2e.commands import ROOT, run
+from tests.e2e.commands import QZHOU, ROOT, run
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -24,8 +24,15 @@ def is_a_target(words: list[str]) -> None:
     assert shown.stdout
 
 
+def script_of(words: list[str]) -> list[str | Path]:
+    """A command of the project as Python is given it."""
+    return [QZHOU, *words[1:]] if words[0] == "qzhou" else [*words[1:]]
+
+
 def resolves_its_recipe(words: list[str], folder: Path = ROOT) -> None:
-    done = run(*words[1:], *(["--dry-run"] if "--dry-run" not in words else []), folder=folder)
+    done = run(
+        *script_of(words), *(["--dry-run"] if "--dry-run" not in words else []), folder=folder
+    )
     assert done.status == 0, done.text
     assert json.loads(done.out)["run"]["name"]
 
@@ -37,6 +44,6 @@ def is_a_request(words: list[str]) -> None:
 
 
 def estimates(words: list[str], folder: Path = ROOT) -> None:
-    done = run(*words[1:], folder=folder)
+    done = run(*script_of(words), folder=folder)
     assert done.status == 0, done.text
     assert "GPU hours" in done.out

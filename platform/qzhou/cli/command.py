@@ -123,9 +123,11 @@ def _once(_: click.Context, parameter: click.Parameter, values: Sequence[Any]) -
 
 def settings_of(tables: Sequence[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """The settings of some tables of a recipe: the heading of each table and its rows, name and description."""
-    for model, place, listed in tables_of(Recipe):
-        inside = [one for one in tables if one != "cluster" and place.startswith(f"{one}.")]
-        if listed or (place not in tables and not inside):
+    found = list(tables_of(Recipe))
+    lists = [place for _, place, listed in found if listed]  # a command line cannot override them
+    for model, place, _ in found:
+        outer = [one for one in (*tables, *lists) if place == one or place.startswith(f"{one}.")]
+        if not outer or set(outer) & set(lists) or (outer == ["cluster"] and place != "cluster"):
             continue
         schema = model.model_json_schema()["properties"]
         rows = []

@@ -56,10 +56,12 @@ def main(arguments: Sequence[str] | None = None, *, command: str = "") -> None:
         arguments: Instead of the process's own.
         command: Stands before them, in scripts of one command.
     """
-    words = [*filter(None, [command]), *(sys.argv[1:] if arguments is None else arguments)]
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if command:
+        words.insert(0, command)
     with errors_for_people(words[0] if words else "qzhou"):
         try:
-            with cli.make_context("qzhou", list(words)) as context:
+            with cli.make_context("qzhou", words) as context:
                 cli.invoke(context)
         except click.exceptions.Exit as end:
             sys.exit(end.exit_code)
@@ -245,6 +247,7 @@ def merge(models: Sequence[str], into: str, **options: Any) -> None:
 
 @on_recipe("plan", heading=AROUND, tables=ALL)
 @click.option("--json", "as_json", is_flag=True, help="Print it for machines, in base units.")
+@flag("--stage", "The details of one stage alone.", click.Choice(["training", "synthesis"]))
 @flag("--measured", "A finished run, for what things cost there.", metavar="FOLDER")
 @flag("--rows", "Raw rows; default: the recipe's, or the measured run's.", int)
 @flag("--examples", "Examples that are trained on; default: as for rows.", int)
@@ -264,6 +267,17 @@ def plan(recipe: Recipe, as_json: bool, **options: Any) -> None:
     from qzhou.planning.command import print_json, print_plan
 
     given = {name: value for name, value in options.items() if value is not None}
+    stage = given.pop("stage", None)
+    if stage == "training":
+        from qzhou.training.estimate import print_estimate
+
+        print_estimate(recipe, **given)
+        return
+    if stage == "synthesis":
+        from qzhou.synthesis.pipeline import print_estimate as print_requests
+
+        print_requests(recipe)
+        return
     (print_json if as_json else print_plan)(recipe, **given)
 
 

@@ -158,7 +158,7 @@ def _other_run(name: str, run_folder: Folder) -> Folder:
         if (place / "evaluate" / "judged" / STAGE2).exists():
             return place
     raise DataError(
-        f"--no-worse-than: {places[0].uri} holds no judged run; name the folder of a run whose jobs/evaluate.py is done"
+        f"--no-worse-than: {places[0].uri} holds no judged run; name the folder of a run for which `qzhou evaluate` has finished"
     )
 
 

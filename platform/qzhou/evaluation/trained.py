@@ -42,7 +42,7 @@ def refuse_other_training(recipe: Recipe) -> None:
             for setting, old, new in _changed(before, current, f"{section}."):
                 raise RecipeError(
                     f"{setting} is {json.dumps(new)}, and {place.uri} was made with {json.dumps(old)}. Make it again "
-                    "first (jobs/pipeline.py does all that is needed), or leave the setting as it was."
+                    "first (`qzhou run` does all that is needed), or leave the setting as it was."
                 )
 
 

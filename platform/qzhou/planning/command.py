@@ -1,4 +1,4 @@
-"""What ``jobs/plan.py`` does."""
+"""What ``qzhou plan`` does."""
 
 from __future__ import annotations
 

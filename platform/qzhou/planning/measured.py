@@ -66,7 +66,7 @@ class MeasuredRun:
         if "transform" not in manifests:
             raise DataError(
                 f"command line: --measured: in {folder.uri} the stage 'transform' has not finished, so nothing is "
-                "known of its rows. Run python jobs/transform.py, or jobs/pipeline.py for all of it."
+                "known of its rows. Run `qzhou transform`, or `qzhou run` for all of it."
             )
         recipe = parse_recipe(folder.read_json(RECIPE), place=f"{folder.uri}/{RECIPE}")
         place = {"storage": folder.parent.uri, "name": folder.name}

@@ -76,7 +76,7 @@ class Run:
         run = cls.at(recipe)
         if not run.folder.exists(RECIPE):
             raise DataError(
-                f"{run.folder.uri} has no {RECIPE}: there is no run of that name. Run python jobs/pipeline.py with "
+                f"{run.folder.uri} has no {RECIPE}: there is no run of that name. Run `qzhou run` with "
                 "this recipe first, or name its place with --run.storage and --run.name."
             )
         return run
@@ -92,7 +92,7 @@ class Run:
             job = JOBS.get(stage, stage)
             raise DataError(
                 f"{folder.uri} has no {MANIFEST}: the stage '{stage}' has not finished. "
-                f"Run python jobs/{job}.py with this recipe first, or jobs/pipeline.py for all of it."
+                f"Run `qzhou {job}` with this recipe first, or `qzhou run` for all of it."
             )
         return Manifest(**folder.read_json(MANIFEST))
 

@@ -195,7 +195,7 @@ def index_of(recipe: Recipe, place: str) -> Any:
         return None
     if run.manifest(STAGE).inputs["model"] != run.manifest("model").fingerprint:
         logging.getLogger(ACCESS).warning(
-            f"{folder.uri} is of an earlier model; run jobs/index.py again to search"
+            f"{folder.uri} is of an earlier model; run `qzhou index` again to search"
         )
         return None
     from qzhou.serving.index import SearchIndex  # FAISS takes a while

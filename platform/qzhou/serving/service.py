@@ -185,7 +185,7 @@ class EmbeddingService:
         """
         if self.index is None:
             raise RequestError(
-                "There is no index to search; make one with jobs/index.py, then start the endpoint again or send it "
+                "There is no index to search; make one with `qzhou index`, then start the endpoint again or send it "
                 "SIGHUP.",
                 status=404,
                 code="no_index",

@@ -183,7 +183,7 @@ def _place(name: str) -> str:
             return (folder / inside).uri
     raise ModelError(
         f"'{name}' is neither a model (it has no config.json) nor a run with a finished one ({', '.join(FINISHED)} "
-        f"have no {MANIFEST}). Name a model's folder, or train first: python jobs/train.py RECIPE"
+        f"have no {MANIFEST}). Name a model's folder, or train first: `qzhou train RECIPE`"
     )
 
 

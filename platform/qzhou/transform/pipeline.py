@@ -84,7 +84,7 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     )
     if asked and task_texts is None:
         raise DataError(
-            "transform.contamination.tasks needs mteb; run jobs/transform.py or jobs/pipeline.py"
+            "transform.contamination.tasks needs mteb; run `qzhou transform` or `qzhou run`"
         )
     texts = task_texts(asked) if asked and task_texts else {}
     raw = raw_data(recipe)

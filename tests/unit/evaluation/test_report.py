@@ -244,7 +244,7 @@ def test_any_file_may_be_missing(make_recipe, name, other):
 def test_scores_of_an_earlier_model_are_called_so(make_recipe):
     run = Run.open(make_recipe())
     fill(run)
-    words = "ran again since: jobs/evaluate.py judges what is there"
+    words = "ran again since. Run `qzhou evaluate` to score the models that are there now"
     trained, judged = (
         run.folder.read_json(f"{stage}/manifest.json") for stage in ("train/stage2", "evaluate")
     )

@@ -19,7 +19,7 @@ def outdated(found: Found) -> Iterator[Block]:
     if changed := found.changed_since("evaluate"):
         stages = " and ".join(changed)
         yield Text(
-            f"This is of an earlier making of {stages}, which ran again since: jobs/evaluate.py judges what is there."
+            f"This is of an earlier making of {stages}, which ran again since. Run `qzhou evaluate` to score the models that are there now."
         )
 
 
