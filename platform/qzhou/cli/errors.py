@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qzhou.errors import QzhouError, kind_of
-from qzhou.telemetry.events import as_json, check_switch, say
+from qzhou.telemetry.events import as_json, check_switch, log_event
 
 INTERRUPTED = 130
 
@@ -52,4 +52,4 @@ def errors_for_people(command: str = "") -> Iterator[None]:
 def _log_error(command: str, line: str, event: str, **fields: object) -> None:
     if as_json():
         line = f"{command or Path(sys.argv[0]).stem}: {line.removeprefix('error: ')}"
-    say(line, event, level="error", stream=sys.stderr, **fields)
+    log_event(line, event, level="error", stream=sys.stderr, **fields)

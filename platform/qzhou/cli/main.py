@@ -82,7 +82,7 @@ keep = click.option(
 @keep
 def run(recipe: Recipe) -> None:
     """Run all stages; those that are finished are skipped."""
-    from qzhou.cluster.resources import asks_of_pipeline
+    from qzhou.cluster.resources import resources_of_pipeline
     from qzhou.cluster.session import session
     from qzhou.evaluation.pipeline import evaluate
     from qzhou.evaluation.texts import task_texts
@@ -95,7 +95,7 @@ def run(recipe: Recipe) -> None:
 
     # A wrong name is found here in seconds, and by the stage that needs it after hours.
     resolve_all(recipe.model.backbone, recipe.mining.teacher)
-    with session(*asks_of_pipeline(recipe)):
+    with session(*resources_of_pipeline(recipe)):
         transform(recipe, task_texts)
         synthesize(recipe)
         mine(recipe)
@@ -106,7 +106,7 @@ def run(recipe: Recipe) -> None:
 
 
 def _print_next_steps(recipe: Recipe, folder: str) -> None:
-    from qzhou.telemetry.events import show
+    from qzhou.telemetry.events import print_block
 
     name, serving = shlex.quote(click.get_current_context().params["recipe"]), recipe.serving
     command = (
@@ -117,7 +117,9 @@ report:  {folder}/report.html
 serve it:  {command}        and then, in another terminal:
   curl http://{serving.host}:{serving.port}/v1/embeddings -H 'Content-Type: application/json' \\
     -d '{{"model": "{recipe.run.name}", "input": "Return the sum of the elements."}}'"""
-    show(block, "pipeline", "finished", model=f"{folder}/model", report=f"{folder}/report.html")
+    print_block(
+        block, "pipeline", "finished", model=f"{folder}/model", report=f"{folder}/report.html"
+    )
 
 
 @on_recipe("transform", heading=PIPELINE, tables=(*EVERY, "cluster.transform", "transform"))
@@ -134,7 +136,7 @@ def transform(recipe: Recipe) -> None:
     transform(recipe, task_texts)
 
 
-@on_recipe("synthesize", heading=PIPELINE, tables=(*EVERY, "cluster.synthesize", "synthesis"))
+@on_recipe("synthesize", heading=PIPELINE, tables=(*EVERY, "cluster.synthesis", "synthesis"))
 @keep
 def synthesize(recipe: Recipe) -> None:
     """Let an LLM write paraphrases, negatives, queries and more."""
@@ -143,7 +145,7 @@ def synthesize(recipe: Recipe) -> None:
     synthesize(recipe)
 
 
-@on_recipe("mine", heading=PIPELINE, tables=(*EVERY, "cluster.mine", "mining"))
+@on_recipe("mine", heading=PIPELINE, tables=(*EVERY, "cluster.mining", "mining"))
 @keep
 def mine(recipe: Recipe) -> None:
     """Find hard negatives with a teacher's embeddings."""
@@ -152,7 +154,7 @@ def mine(recipe: Recipe) -> None:
     mine(recipe)
 
 
-@on_recipe("train", heading=PIPELINE, tables=(*EVERY, "cluster.train", "training"))
+@on_recipe("train", heading=PIPELINE, tables=(*EVERY, "cluster.training", "training"))
 @keep
 def train(recipe: Recipe) -> None:
     """Train both stages: retrieval first, then all tasks."""
@@ -175,7 +177,7 @@ def export(recipe: Recipe) -> None:
     export(recipe)
 
 
-@on_recipe("evaluate", heading=PIPELINE, tables=(*EVERY, "cluster.evaluate", "evaluation"))
+@on_recipe("evaluate", heading=PIPELINE, tables=(*EVERY, "cluster.evaluation", "evaluation"))
 @flag("--fail-below", "End with status 1 if a score of stage 2 is lower.", metavar="TASK=SCORE,...")
 @flag("--no-worse-than", "End with status 1 if stage 2 is worse than another run.", metavar="RUN")
 @keep
@@ -193,15 +195,15 @@ def report(recipe: Recipe) -> None:
     """Write report.html again from what there is so far."""
     from qzhou.evaluation.report import PAGE, write_report
     from qzhou.run.run import Run
-    from qzhou.telemetry.events import show
+    from qzhou.telemetry.events import print_block
 
     found = Run.find(recipe)
     write_report(found)
     page = f"{found.folder.uri}/{PAGE}"
-    show(f"report:  {page}", "report", "written", report=page)
+    print_block(f"report:  {page}", "report", "written", report=page)
 
 
-@on_recipe("index", heading=AFTER, tables=(*EVERY, "cluster.mine"))
+@on_recipe("index", heading=AFTER, tables=(*EVERY, "cluster.mining"))
 def index(recipe: Recipe) -> None:
     """Encode the run's documents for POST /v1/search of the endpoint."""
     from qzhou.serving.indexing import index
@@ -209,7 +211,7 @@ def index(recipe: Recipe) -> None:
     index(recipe)
 
 
-@on_recipe("serve", heading=AFTER, tables=(*EVERY, "cluster.serve", "serving"))
+@on_recipe("serve", heading=AFTER, tables=(*EVERY, "cluster.serving", "serving"))
 def serve(recipe: Recipe) -> None:
     """Serve the run's model with OpenAI's API until Ctrl-C."""
     from qzhou.serving.app import serve_until_stopped
