@@ -15,13 +15,13 @@ from qzhou.data.records import (
     PairExample,
     RetrievalExample,
     Source,
+    normalized_text,
     relevant_keys,
     stable_id,
-    normalized_text,
 )
 from qzhou.data.storage import Folder, read_records, schema_of, write_records
 from qzhou.errors import DataError, QzhouError, StorageError, from_json, to_json
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 
 EXAMPLE = RetrievalExample(
     id="1",
@@ -197,7 +197,16 @@ def test_any_filesystem_of_pyarrow_will_do():
 
 
 def stage(run, work=lambda _: {"rows": 1}, **settings):
-    return run.stage("work", work, settings=settings, inputs={}, rooms=("mining",), keep=("paid",))
+    return run.stage(
+        Stage(
+            name="work",
+            settings=settings,
+            inputs={},
+            code_of=("qzhou.data.records",),
+            persistent=("paid",),
+        ),
+        work,
+    )
 
 
 def test_a_finished_stage_is_skipped_and_says_so(make_recipe, capsys):

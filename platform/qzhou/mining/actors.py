@@ -14,13 +14,13 @@ import numpy as np
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prefixes
+from qzhou.data.records import digest
 from qzhou.data.storage import Folder
 from qzhou.errors import ModelError, QzhouError, first_line, to_json
 from qzhou.mining.corpus import Chunk, read_column
 from qzhou.mining.identity import Floats, Ints
 from qzhou.mining.shard import Block, Found, Shard, VectorFile
 from qzhou.run.models import resolve
-from qzhou.run.run import digest
 
 if TYPE_CHECKING:
     from qzhou.encoder import TextEncoder
