@@ -56,7 +56,7 @@ SLIM += ("cluster.resources", "training.estimate", "planning.command", "experime
 PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/pipeline.py"))]
 PYTHON = [
     path
-    for folder in ("platform", "jobs", "serving")
+    for folder in ("platform", "jobs", "serve")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 
@@ -113,7 +113,7 @@ def test_nothing_imports_jobs_or_serve():
     for path in PYTHON:
         assert not {module.split(".")[0] for module in modules_imported_by(path)} & {
             "jobs",
-            "serving",
+            "serve",
         }, path
 
 
@@ -144,7 +144,7 @@ def test_the_recipe_loads_neither_torch_nor_ray():
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["mining", "--help"], ["run", "quickstart", "--dry-run"]]
+    "words", [["--help"], ["mine", "--help"], ["run", "quickstart", "--dry-run"]]
 )
 def test_the_command_answers_without_torch_and_ray(words):
     code = (

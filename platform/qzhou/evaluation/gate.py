@@ -160,7 +160,7 @@ def _other_run(name: str, run_folder: Folder) -> Folder:
         if (place / "evaluation" / "judged" / STAGE2).exists():
             return place
     raise DataError(
-        f"--no-worse-than: {places[0].uri} holds no judged run; name the folder of a run for which `qzhou evaluate` has finished"
+        f"--no-worse-than: {places[0].uri} holds no judged run; name a run for which `qzhou evaluate` has finished"
     )
 
 
