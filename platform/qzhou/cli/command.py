@@ -12,57 +12,56 @@ from qzhou.config.describe import default_of, is_experimental, kind_of, tables_o
 from qzhou.config.recipe import Recipe, load_recipe
 
 Function = TypeVar("Function", bound=Callable[..., None])
+STAGES = ["transform", "synthesize", "mine", "train", "export", "evaluate"]
+GROUPS = {
+    "The pipeline, in its order": ["run", *STAGES],
+    "After a run": ["report", "index", "serve", "merge"],
+    "Before a run, and many runs": ["plan", "experiment", "submit"],
+}
 EXPERIMENTAL = " (experimental)"  # no measurement shows yet that it helps
 
 
 class Commands(click.Group):
-    """Commands listed under headings, in the order in which they were added."""
+    """Commands that are listed in the groups of ``GROUPS``."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one line for each command under the heading of its group."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for name in self.commands:
-            command = self.get_command(ctx, name)
-            if isinstance(command, PlainCommand):
-                row = (name, command.get_short_help_str(limit=100))
-                groups.setdefault(command.heading, []).append(row)
-        for heading, rows in groups.items():
+        for heading, names in GROUPS.items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(heading):
-                formatter.write_dl(rows)
+                formatter.write_dl(
+                    [(name, one.get_short_help_str(100)) for name, one in found if one]
+                )
 
 
-class PlainCommand(click.Command):
-    """A command under a heading of the list of commands."""
-
-    def __init__(self, *args: Any, heading: str, **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
-        self.heading = heading
-
-
-class OverridingCommand(PlainCommand):
+class OverridingCommand(click.Command):
     """A command that passes dotted settings of a recipe on; its help page lists those of its tables.
 
     Args:
         tables: Of the recipe, each with the tables inside; ``cluster`` is without them.
     """
 
+    ignore_unknown_options = True  # they are settings
+
     def __init__(self, *args: Any, tables: Sequence[str] = (), **attributes: Any) -> None:
-        super().__init__(*args, context_settings={"ignore_unknown_options": True}, **attributes)
+        super().__init__(*args, **attributes)
+        self.tables = tables
         metavar = "[--TABLE.SETTING VALUE]..."
         self.params += [
             click.Argument(["settings"], nargs=-1, type=click.UNPROCESSED, metavar=metavar),
             click.Option(["--dry-run"], is_flag=True, help="Print what would be used, and stop."),
         ]
-        self.tables = tables
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse a flag of another command, which would be taken for a setting."""
         rest = super().parse_args(ctx, args)
+        root = ctx.find_root().command
+        commands = root.commands if isinstance(root, Commands) else {}
         for word in ctx.params["settings"]:
             name = word.partition("=")[0]
-            owners = _commands_with(ctx, name) if name.startswith("--") else []
+            owners = [f"qzhou {one}" for one in commands if name in _flags_of(commands[one])]
             if owners:
-                raise click.UsageError(f"{name} belongs to qzhou {', qzhou '.join(owners)}")
+                raise click.UsageError(f"{name} belongs to {', '.join(owners)}")
         return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -97,15 +96,8 @@ class RecipeCommand(OverridingCommand):
         return ctx.invoke(self.callback, recipe, **values) if self.callback else None
 
 
-def _commands_with(ctx: click.Context, name: str) -> list[str]:
-    """The commands that have a flag of this name."""
-    group = ctx.find_root().command
-    others = group.commands if isinstance(group, Commands) else {}
-    return [
-        other
-        for other, command in others.items()
-        if any(name in parameter.opts for parameter in command.params)
-    ]
+def _flags_of(command: click.Command) -> set[str]:
+    return {name for one in command.params if isinstance(one, click.Option) for name in one.opts}
 
 
 def flag(name: str, text: str, kind: Any = str, **more: Any) -> Callable[[Function], Function]:

@@ -16,26 +16,20 @@ from typing import Any
 
 import click
 
-from qzhou.cli.command import Commands, OverridingCommand, PlainCommand, RecipeCommand, flag
+from qzhou.cli.command import STAGES, Commands, OverridingCommand, RecipeCommand, flag
 from qzhou.cli.errors import errors_for_people
 from qzhou.cli.shipped import recipe_path
 from qzhou.config.describe import tables_of
 from qzhou.config.recipe import Recipe
 from qzhou.errors import SetupError, UserError
 
-PIPELINE = "The pipeline, in its order"
-AFTER = "After a run"
-AROUND = "Before a run, and many runs"
 ALL = tuple(place for _, place, _ in tables_of(Recipe))
 EVERY = ("run", "model", "cluster")  # tables that every stage reads
-JOBS = ["run", "transform", "synthesize", "mine", "train", "export", "evaluate", "index", "report"]
+JOBS = ["run", *STAGES, "index", "report"]
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(
-    cls=Commands,
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+@click.group(cls=Commands, invoke_without_command=True, context_settings=CONTEXT)
 @click.version_option(package_name="qzhou")
 @click.pass_context
 def cli(context: click.Context) -> None:
@@ -74,11 +68,11 @@ keep = click.option(
     "--keep",
     multiple=True,
     metavar="STAGE",
-    help="Accept this finished stage as it is, although settings, code or inputs changed. May stand several times.",
+    help="Accept this finished stage as it is, whatever has changed; may stand several times.",
 )
 
 
-@on_recipe("run", heading=PIPELINE, tables=ALL)
+@on_recipe("run", tables=ALL)
 @keep
 def run(recipe: Recipe) -> None:
     """Run all stages; those that are finished are skipped."""
@@ -122,21 +116,21 @@ serve it:  {command}        and then, in another terminal:
     )
 
 
-@on_recipe("transform", heading=PIPELINE, tables=(*EVERY, "cluster.transform", "transform"))
+@on_recipe("transform", tables=(*EVERY, "cluster.transform", "transform"))
 @keep
 def transform(recipe: Recipe) -> None:
     """Turn raw datasets into typed training examples."""
     from qzhou.transform.pipeline import transform
 
-    if not recipe.transform.contamination.tasks:
+    if recipe.transform.contamination.tasks:
+        from qzhou.evaluation.texts import task_texts  # mteb takes seconds to load
+
+        transform(recipe, task_texts)
+    else:
         transform(recipe)
-        return
-    from qzhou.evaluation.texts import task_texts  # mteb takes seconds to load
-
-    transform(recipe, task_texts)
 
 
-@on_recipe("synthesize", heading=PIPELINE, tables=(*EVERY, "cluster.synthesis", "synthesis"))
+@on_recipe("synthesize", tables=(*EVERY, "cluster.synthesis", "synthesis"))
 @keep
 def synthesize(recipe: Recipe) -> None:
     """Let an LLM write paraphrases, negatives, queries and more."""
@@ -145,7 +139,7 @@ def synthesize(recipe: Recipe) -> None:
     synthesize(recipe)
 
 
-@on_recipe("mine", heading=PIPELINE, tables=(*EVERY, "cluster.mining", "mining"))
+@on_recipe("mine", tables=(*EVERY, "cluster.mining", "mining"))
 @keep
 def mine(recipe: Recipe) -> None:
     """Find hard negatives with a teacher's embeddings."""
@@ -154,7 +148,7 @@ def mine(recipe: Recipe) -> None:
     mine(recipe)
 
 
-@on_recipe("train", heading=PIPELINE, tables=(*EVERY, "cluster.training", "training"))
+@on_recipe("train", tables=(*EVERY, "cluster.training", "training"))
 @keep
 def train(recipe: Recipe) -> None:
     """Train both stages: retrieval first, then all tasks."""
@@ -168,7 +162,7 @@ def train(recipe: Recipe) -> None:
         train(recipe)
 
 
-@on_recipe("export", heading=PIPELINE, tables=EVERY)
+@on_recipe("export", tables=EVERY)
 @keep
 def export(recipe: Recipe) -> None:
     """Write the model in sentence-transformers' layout."""
@@ -177,7 +171,7 @@ def export(recipe: Recipe) -> None:
     export(recipe)
 
 
-@on_recipe("evaluate", heading=PIPELINE, tables=(*EVERY, "cluster.evaluation", "evaluation"))
+@on_recipe("evaluate", tables=(*EVERY, "cluster.evaluation", "evaluation"))
 @flag("--fail-below", "End with status 1 if a score of stage 2 is lower.", metavar="TASK=SCORE,...")
 @flag("--no-worse-than", "End with status 1 if stage 2 is worse than another run.", metavar="RUN")
 @keep
@@ -190,7 +184,7 @@ def evaluate(recipe: Recipe, fail_below: str | None, no_worse_than: str | None) 
     evaluate(recipe, gate if fail_below or no_worse_than else None)
 
 
-@on_recipe("report", heading=AFTER, tables=("run",))
+@on_recipe("report", tables=("run",))
 def report(recipe: Recipe) -> None:
     """Write report.html again from what there is so far."""
     from qzhou.evaluation.report import PAGE, write_report
@@ -203,7 +197,7 @@ def report(recipe: Recipe) -> None:
     print_block(f"report:  {page}", "report", "written", report=page)
 
 
-@on_recipe("index", heading=AFTER, tables=(*EVERY, "cluster.mining"))
+@on_recipe("index", tables=(*EVERY, "cluster.mining"))
 def index(recipe: Recipe) -> None:
     """Encode the run's documents for POST /v1/search of the endpoint."""
     from qzhou.serving.indexing import index
@@ -211,7 +205,7 @@ def index(recipe: Recipe) -> None:
     index(recipe)
 
 
-@on_recipe("serve", heading=AFTER, tables=(*EVERY, "cluster.serving", "serving"))
+@on_recipe("serve", tables=(*EVERY, "cluster.serving", "serving"))
 def serve(recipe: Recipe) -> None:
     """Serve the run's model with OpenAI's API until Ctrl-C."""
     from qzhou.serving.app import serve_until_stopped
@@ -227,13 +221,11 @@ def _seeds(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-@cli.command("merge", cls=PlainCommand, heading=AFTER)
+@cli.command("merge")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @flag("--into", "A new folder, local or a URI.", required=True, metavar="FOLDER")
 @flag("--weights", "One for each model; default: equal.", _numbers, metavar="W,W,...")
-@click.option(
-    "--method", type=click.Choice(["average", "slerp"]), default="average", show_default=True
-)
+@click.option("--method", type=click.Choice(["average", "slerp"]), default="average")
 @flag("--prompts-of", "Whose prompts are kept where the models' differ.", metavar="MODEL")
 @click.option("--dry-run", is_flag=True, help="Say whether they can be merged, and stop.")
 def merge(models: Sequence[str], into: str, **options: Any) -> None:
@@ -247,7 +239,7 @@ def merge(models: Sequence[str], into: str, **options: Any) -> None:
     merge_models(models, into, **options)
 
 
-@on_recipe("plan", heading=AROUND, tables=ALL)
+@on_recipe("plan", tables=ALL)
 @click.option("--json", "as_json", is_flag=True, help="Print it for machines, in base units.")
 @flag("--stage", "The details of one stage alone.", click.Choice(["training", "synthesis"]))
 @flag("--measured", "A finished run, for what things cost there.", metavar="FOLDER")
@@ -283,17 +275,11 @@ def plan(recipe: Recipe, as_json: bool, **options: Any) -> None:
     (print_json if as_json else print_plan)(recipe, **given)
 
 
-@cli.command("experiment", cls=OverridingCommand, heading=AROUND)
+@cli.command("experiment", cls=OverridingCommand)
 @click.argument("experiment")
 @flag("--recipe", "Instead of the one that the experiment names.", metavar="RECIPE")
 @flag("--seeds", "Instead of the experiment's own.", _seeds, metavar="K,K,...")
-def experiment(
-    experiment: str,
-    settings: Sequence[str],
-    dry_run: bool,
-    recipe: str | None,
-    seeds: Sequence[int] | None,
-) -> None:
+def experiment(experiment: str, settings: Sequence[str], dry_run: bool, **options: Any) -> None:
     """Train variants of a recipe with several seeds; compare.
 
     EXPERIMENT is a TOML file, or the name of an experiment that ships with qzhou: eta. The same command goes on where
@@ -301,8 +287,9 @@ def experiment(
     """
     from qzhou.experiments.settings import load_experiment
 
-    path, other = recipe_path(experiment, kind="experiment"), recipe_path(recipe) if recipe else ""
-    trials = load_experiment(path, settings, recipe=other, seeds=seeds or ())
+    path = recipe_path(experiment, kind="experiment")
+    recipe = recipe_path(options["recipe"]) if options["recipe"] else ""
+    trials = load_experiment(path, settings, recipe=recipe, seeds=options["seeds"] or ())
     print(trials, flush=True)
     if not dry_run:
         # Trials print the same lines, and each line counts.
@@ -312,7 +299,7 @@ def experiment(
         run_experiment(trials)
 
 
-@on_recipe("submit", heading=AROUND)
+@on_recipe("submit")
 @flag("--address", "Dashboard of a cluster that runs: http://HEAD:8265. Default: start one here.")
 @flag("--job", "One stage instead of all.", click.Choice(JOBS))
 @click.option("--status", is_flag=True, help="Show the jobs of the recipe's run.")
