@@ -135,6 +135,10 @@ def test_a_setting_outside_of_the_commands_tables_is_accepted(capsys):
         (["submit", QUICKSTART, "--status", "--stop"], "--status and --stop are different things"),
         (["submit", QUICKSTART, "--job", "plan"], "'plan' is not one of 'run', 'transform'"),
         (["evaluate", QUICKSTART, "--fail-below", "docs"], "'docs' is not TASK=SCORE"),
+        (
+            ["mine", QUICKSTART, "--keep", "no"],
+            "--keep no: there is no such stage; known: transform",
+        ),
         (["merge", "a", "b"], "Missing option '--into'"),
         (["mime", QUICKSTART], "No such command 'mime'"),
         (["run", "quickstrat"], "none that ships with qzhou: en-zh, english"),
