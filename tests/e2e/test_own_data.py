@@ -48,7 +48,7 @@ def write_data(folder: Path) -> None:
         "judgements.tsv": judgements,
     }
     for name, text in files.items():
-        assert f"mining/{name}" in OWN_DATA
+        assert "mine/" + name in OWN_DATA  # the folder of the page
         (folder / name).write_text(text, "utf-8")
 
 
@@ -57,8 +57,9 @@ def checkout(tmp_path_factory):
     """Looks like the root of the project, and holds the reader's files."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "jobs").symlink_to(ROOT / "jobs")
-    (folder / "mining").mkdir()
-    write_data(folder / "mining")
+    own = folder.joinpath("mine")
+    own.mkdir()
+    write_data(own)
     (recipe,) = blocks(OWN_DATA, "toml")
     (folder / "support.toml").write_text(recipe, "utf-8")
     return folder
