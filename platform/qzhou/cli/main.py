@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,18 +213,14 @@ def serve(recipe: Recipe) -> None:
     serve_until_stopped(recipe)
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def _seeds(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    return lambda text: [kind(part) for part in text.split(",")]
 
 
 @cli.command("merge")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @flag("--into", "A new folder, local or a URI.", required=True, metavar="FOLDER")
-@flag("--weights", "One for each model; default: equal.", _numbers, metavar="W,W,...")
+@flag("--weights", "One for each model; default: equal.", _list_of(float), metavar="W,W,...")
 @click.option("--method", type=click.Choice(["average", "slerp"]), default="average")
 @flag("--prompts-of", "Whose prompts are kept where the models' differ.", metavar="MODEL")
 @click.option("--dry-run", is_flag=True, help="Say whether they can be merged, and stop.")
@@ -278,7 +274,7 @@ def plan(recipe: Recipe, as_json: bool, **options: Any) -> None:
 @cli.command("experiment", cls=OverridingCommand)
 @click.argument("experiment")
 @flag("--recipe", "Instead of the one that the experiment names.", metavar="RECIPE")
-@flag("--seeds", "Instead of the experiment's own.", _seeds, metavar="K,K,...")
+@flag("--seeds", "Instead of the experiment's own.", _list_of(int), metavar="K,K,...")
 def experiment(experiment: str, settings: Sequence[str], dry_run: bool, **options: Any) -> None:
     """Train variants of a recipe with several seeds; compare.
 
