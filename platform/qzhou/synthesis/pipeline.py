@@ -13,7 +13,6 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from qzhou.cluster.metrics import expose
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.api_keys import Keys
@@ -168,7 +167,7 @@ class _Asker(Asker):
     """Asks, and lets Ray see how much."""
 
     def __init__(self, *arguments: Any) -> None:
-        expose()
+        export_metrics()
         super().__init__(*arguments)
 
 
