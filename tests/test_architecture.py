@@ -14,8 +14,8 @@ LEVELS = (
     ("errors",),
     ("data",),
     ("telemetry", "config", "run"),
-    ("cluster", "encoder", "costs"),
-    ("transform", "synthesis", "mining", "training", "evaluation", "serving", "planning"),
+    ("cluster", "encoder"),
+    ("transform", "synthesis", "mining", "training", "evaluation", "serving", "estimate"),
     ("experiments", "cli"),
 )
 ROOMS = LEVELS[4]  # they never import each other
@@ -29,7 +29,7 @@ ONLY_IN = {
         *(
             f"platform/qzhou/{room}/pipeline.py"
             for room in (*ROOMS, "experiments")
-            if room != "planning"
+            if room != "estimate"
         ),
         "platform/qzhou/mining/encoding.py",
         "platform/qzhou/mining/searchers.py",
@@ -57,7 +57,7 @@ SLIM = (
     "run.models",
     "cli.main",
 )
-SLIM += ("cluster.resources", "training.estimate", "planning.command", "experiments.settings")
+SLIM += ("cluster.resources", "estimate.command", "synthesis.details", "experiments.settings")
 PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/pipeline.py"))]
 PYTHON = [
     path

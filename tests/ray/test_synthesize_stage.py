@@ -24,10 +24,11 @@ from qzhou.data.records import (
 from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.errors import EndpointError
 from qzhou.synthesis.builtin import answer_by_rules
+from qzhou.synthesis.details import synthesis_details
 from qzhou.synthesis.journal import Answer, Journal
 from qzhou.synthesis.mock_behaviour import Behaviour
 from qzhou.synthesis.mock_endpoint import MockEndpoint, serving
-from qzhou.synthesis.pipeline import print_estimate, synthesize
+from qzhou.synthesis.pipeline import synthesize
 
 STEPS = {"steps": 1, "learning_rate": 1e-5}
 ROWS = {"paraphrase_rows": 20, "augment_rows": 10, "hard_negative_rows": 30}
@@ -248,7 +249,7 @@ def test_the_teacher_drops_what_is_wrong_by_its_scores(tmp_path):
     assert len(written(tmp_path, "examples/pair/pairs", PairExample)) < 20
 
 
-def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path, capfd):
+def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path):
     write_transformed(tmp_path)
     endpoint = MockEndpoint(answer_by_rules)
     with serving(endpoint) as url:
@@ -260,8 +261,7 @@ def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path, capfd):
             "concurrency": 2,
         }
         some = recipe(tmp_path, **settings, max_cost=4.0, gates={"scores": False})
-        print_estimate(some)
-        told = capfd.readouterr().out
+        told = synthesis_details(some)
         assert endpoint.counts.received == 0
         with pytest.raises(
             EndpointError,

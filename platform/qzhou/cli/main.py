@@ -236,7 +236,7 @@ def merge(models: Sequence[str], into: str, **options: Any) -> None:
 
 
 @on_recipe("plan", tables=ALL)
-@click.option("--json", "as_json", is_flag=True, help="Print it for machines, in base units.")
+@click.option("--json", is_flag=True, help="Print it for machines, in base units.")
 @flag("--stage", "The details of one stage alone.", click.Choice(["training", "synthesis"]))
 @flag("--measured", "A finished run, for what things cost there.", metavar="FOLDER")
 @flag("--rows", "Raw rows; default: the recipe's, or the measured run's.", int)
@@ -252,23 +252,14 @@ def merge(models: Sequence[str], into: str, **options: Any) -> None:
 @flag("--mean-query-tokens", "Instead of what the run's examples say.", float)
 @flag("--mean-document-tokens", "Instead of what the run's examples say.", float)
 @flag("--assume", "Anything that the plan lists as an assumption.", metavar="NAME=VALUE,...")
-def plan(recipe: Recipe, as_json: bool, **options: Any) -> None:
+def plan(recipe: Recipe, **options: Any) -> None:
     """Estimate tokens, FLOPs, bytes, time, machines and money."""
-    from qzhou.planning.command import print_json, print_plan
+    from qzhou.estimate.command import print_plan
+    from qzhou.estimate.options import PlanOptions
+    from qzhou.synthesis.details import synthesis_details
 
     given = {name: value for name, value in options.items() if value is not None}
-    stage = given.pop("stage", None)
-    if stage == "training":
-        from qzhou.training.estimate import print_estimate
-
-        print_estimate(recipe, **given)
-        return
-    if stage == "synthesis":
-        from qzhou.synthesis.pipeline import print_estimate as print_requests
-
-        print_requests(recipe)
-        return
-    (print_json if as_json else print_plan)(recipe, **given)
+    print_plan(recipe, PlanOptions(**given), synthesis_details)
 
 
 @cli.command("experiment", cls=OverridingCommand)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from qzhou.cluster.metrics import export_metrics
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.api_keys import Keys
@@ -24,12 +25,11 @@ from qzhou.run.run import Run, Stage
 from qzhou.synthesis.asker import Asker, outcome_of, throttle_of
 from qzhou.synthesis.batch_api import answered_in_batches
 from qzhou.synthesis.client import Outcome
-from qzhou.synthesis.estimate import Estimate
 from qzhou.synthesis.gate import GateActor
 from qzhou.synthesis.gates import Scores, refused_by_scores
-from qzhou.synthesis.journal import Answer, answers_in, request_key, totals
+from qzhou.synthesis.journal import answers_in, request_key, totals
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.plan import OutcomeOf, Written, following, judged, refused, written
+from qzhou.synthesis.plan import OutcomeOf, Written, judged, refused, written
 from qzhou.synthesis.report import Report
 from qzhou.synthesis.schemas import form_of
 from qzhou.synthesis.scoring import PARTS, texts_to_score
@@ -80,26 +80,6 @@ def synthesize(recipe: Recipe) -> Manifest:
         ),
         functools.partial(_work, run),
     )
-
-
-def print_estimate(recipe: Recipe) -> None:
-    """Say what the stage would ask, and what that would cost, before anything is sent.
-
-    Raises:
-        DataError: The transform stage has not finished.
-    """
-    run = Run.open(recipe)
-    run.manifest("transform")
-    settings, journal = recipe.synthesis, run.folder / "synthesis" / "journal"
-    print("synthesis: estimate; nothing is sent", flush=True)
-    expected = Estimate(settings)
-    for plan in dataset_plans(run):
-        known = _known(plan.requests, settings.temperature, journal)
-        queries = following(known, settings)
-        expected.add(
-            [*plan.requests, *queries], known | _known(queries, settings.temperature, journal)
-        )
-    print(expected.table(spent=totals(journal)[1]), flush=True)
 
 
 def _work(run: Run, folder: Folder) -> dict[str, int]:
@@ -285,14 +265,6 @@ def _tables(requests: Sequence[ChatRequest], *, rows: int) -> list[pa.Table]:
     }
     table = pa.table(columns)
     return [table.slice(start, rows) for start in range(0, len(requests), rows)]
-
-
-def _known(
-    requests: Sequence[ChatRequest], temperature: float, journal: Folder
-) -> dict[ChatRequest, Answer]:
-    """The requests that the journal answers."""
-    keys = {_key(request, temperature): request for request in requests}
-    return {keys[key]: answer for key, answer in answers_in(journal, keys).items()}
 
 
 def _key(request: ChatRequest, temperature: float) -> str:
