@@ -30,12 +30,12 @@ from qzhou.telemetry.progress import recorded
 # Folder of each stage in the run, in the order of the pipeline -> the command that makes it
 COMMANDS: Mapping[str, str] = {
     "transform": "transform",
-    "synthesis": "synthesis",
-    "mining": "mining",
-    "training/stage1": "training",
-    "training/stage2": "training",
+    "synthesis": "synthesize",
+    "mining": "mine",
+    "training/stage1": "train",
+    "training/stage2": "train",
     "model": "export",
-    "evaluation": "evaluation",
+    "evaluation": "evaluate",
     "index": "index",
 }
 UPLOADED = "working_dir_files"  # where Ray keeps the working directories that jobs bring with them
