@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -18,13 +18,13 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(READY)  ## set up, start a local Ray cluster, run recipes/quickstart.toml on it as a job
-	$(BIN)/python jobs/submit.py $(RECIPE)
+	$(BIN)/qzhou submit $(RECIPE)
 
 report: $(READY)  ## write the run's report.html again and print its path
-	$(BIN)/python jobs/report.py $(RECIPE)
+	$(BIN)/qzhou report $(RECIPE)
 
 serve: $(READY)  ## serve the run's model at http://127.0.0.1:8000/v1/embeddings
-	$(BIN)/python serve/app.py $(RECIPE)
+	$(BIN)/qzhou serve $(RECIPE)
 
 dashboards: $(READY)  ## Prometheus and Grafana on this machine, where they are installed
 	$(BIN)/python deploy/dashboards/start.py

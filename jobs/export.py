@@ -1,17 +1,6 @@
-"""The trained model as a sentence-transformers folder, checked against the encoder.
+"""`qzhou export` as a script, for `ray job submit`."""
 
-python jobs/export.py recipes/quickstart.toml [--dry-run] [--SECTION.SETTING VALUE ...]
-"""
-
-from qzhou.cli.job import main
-from qzhou.config.recipe import Recipe
-
-
-def run(recipe: Recipe) -> None:
-    from qzhou.export.pipeline import export
-
-    export(recipe)
-
+from qzhou.cli.main import main
 
 if __name__ == "__main__":
-    main(run, __doc__ or "")
+    main(command="export")

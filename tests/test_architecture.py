@@ -27,7 +27,7 @@ ONLY_IN = {
         "platform/qzhou/cluster/session.py",
         "platform/qzhou/cluster/metrics.py",
         "platform/qzhou/cluster/submission.py",
-        "serve/app.py",
+        "platform/qzhou/serving/app.py",
         *(
             f"platform/qzhou/{room}/pipeline.py"
             for room in (*ROOMS, "experiments")
@@ -59,7 +59,7 @@ SLIM = (
     "config.recipe",
     "run.run",
     "run.models",
-    "cli.job",
+    "cli.main",
 )
 SLIM += ("cluster.resources", "estimate.command", "synthesis.details", "experiments.settings")
 PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/pipeline.py"))]
@@ -136,8 +136,7 @@ def test_jobs_are_short_and_load_heavy_things_only_when_they_work(job):
         node for node in ast.parse(job.read_text("utf-8")).body if isinstance(node, ast.ImportFrom)
     ]
     assert {node.module for node in top if str(node.module).startswith("qzhou")} <= {
-        "qzhou.cli.job",
-        "qzhou.config.recipe",
+        "qzhou.cli.main",
     }
 
 
@@ -149,7 +148,7 @@ def python(code: str, **environment: str) -> str:
 
 
 def test_the_recipe_loads_neither_torch_nor_ray():
-    """--dry-run and plan must answer at once."""
+    """--help, --dry-run and plan must answer at once."""
     names = ", ".join(f"qzhou.{name}" for name in SLIM)
     heavy = "{'torch', 'ray', 'transformers', 'datasets', 'mteb'} & set(sys.modules)"
 
@@ -168,6 +167,18 @@ def loaded_heavy() -> dict[str, list[str]]:
         "print(json.dumps(found))"
     )
     return json.loads(python(code, PYTHONPATH="platform"))
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["mine", "--help"], ["run", "quickstart", "--dry-run"]]
+)
+def test_the_command_answers_without_torch_and_ray(words):
+    code = (
+        f"import sys; from qzhou.cli.main import cli; cli.main({words!r}, standalone_mode=False); "
+        "print('loaded:', {'torch', 'ray', 'transformers', 'datasets', 'mteb'} & set(sys.modules))"
+    )
+
+    assert python(code, PYTHONPATH="platform").splitlines()[-1] == "loaded: set()"
 
 
 @pytest.mark.parametrize("module", STARTED)

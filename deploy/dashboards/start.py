@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from qzhou.cli.job import errors_for_people
+from qzhou.cli.errors import errors_for_people
 from qzhou.errors import SetupError
 from qzhou.telemetry.events import log_event
 

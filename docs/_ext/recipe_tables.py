@@ -11,32 +11,20 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, get_args
-
-from pydantic.fields import FieldInfo
 
 from qzhou.config.dataset import Section
+from qzhou.config.describe import (
+    default_of,
+    is_experimental,
+    kind_of,
+    section_of,
+    tables_of,
+    unit_of,
+)
 
-Schema = Mapping[str, Any]
-
-# What the end of a name says about its unit, the longer ending first; units stand in names (CONTRIBUTING.md).
-UNITS = {
-    "tokens_per_minute": "tokens a minute",
-    "_per_minute": "a minute",
-    "max_cost": "money, in that of the prices",
-    "_price": "money per million tokens",
-    "_s": "seconds",
-    "_gb": "GiB",
-    "_mib": "MiB",
-    "_tokens": "tokens",
-    "_chars": "characters",
-    "_words": "words",
-    "_rows": "rows",
-    "_steps": "optimizer steps",
-}
 CHECKED_BY = {"field_validator", "model_validator"}
 
 
@@ -55,32 +43,21 @@ class Table:
     def anchor(self) -> str:
         return re.sub(r"\W+", "-", self.places[0]).strip("-")
 
+    def anchor_of(self, name: str) -> str:
+        """Of one setting."""
+        return f"{self.anchor}-{name}".replace("_", "-")
+
+    def heading_of(self, name: str) -> str:
+        """The dotted name of one setting."""
+        return f"{self.places[0].strip('[]')}.{name}"
+
 
 def tables(root: type[Section]) -> list[Table]:
     """A model's tables in the order of the file; one that stands in several places comes once, with all of them."""
     found: dict[type[Section], list[str]] = {}
-    for model, place in _walk(root, ""):
-        found.setdefault(model, []).append(place)
+    for model, place, listed in tables_of(root):
+        found.setdefault(model, []).append(f"[[{place}]]" if listed else f"[{place}]")
     return [Table(model, tuple(places)) for model, places in found.items()]
-
-
-def _walk(model: type[Section], prefix: str) -> Iterator[tuple[type[Section], str]]:
-    for name, field in model.model_fields.items():
-        inner, listed = section_of(field.annotation)
-        if inner:
-            place = prefix + name
-            yield inner, f"[[{place}]]" if listed else f"[{place}]"
-            yield from _walk(inner, f"{place}.")
-
-
-def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
-    """The model of a nested table, and whether there is a list of them."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation, False
-    for part in get_args(annotation):
-        if found := section_of(part)[0]:
-            return found, "tuple" in str(annotation)
-    return None, False
 
 
 def reference(root: type[Section]) -> str:
@@ -91,6 +68,7 @@ def reference(root: type[Section]) -> str:
         name for name, field in root.model_fields.items() if not section_of(field.annotation)[0]
     ]:
         parts = ["## At the top of the file\n", *_rows(root, own, "top"), *parts]
+    parts += _experimental(root)
     return "\n".join([*parts, "## Settings that must agree\n", *_bullets(across)])
 
 
@@ -115,100 +93,34 @@ def _rows(model: type[Section], names: list[str], anchor: str) -> Iterator[str]:
         field = model.model_fields[name]
         if section_of(field.annotation)[0] and not field.description:
             continue  # a table of its own, with its own heading
-        kind = kind_of(properties[name]) + unit_of(name, properties[name])
-        value = f"{kind}<br>{default_of(field)}"
+        kind = kind_of(properties[name], _code).replace("|", "\\|") + unit_of(
+            name, properties[name]
+        )
+        default = "**required**" if field.is_required() else default_of(field, _code)
+        mark = " *(experimental)*" if is_experimental(field) else ""
+        value = f"{kind}<br>{default}"
         place = f"{anchor}-{name}".replace("_", "-")
-        yield f"| [`{name}`]{{#{place}}} | {value} | {escaped(field.description or '')} |"
+        yield f"| [`{name}`]{{#{place}}} | {value} | {escaped(field.description or '')}{mark} |"
     yield ""
 
 
-def kind_of(schema: Schema) -> str:
-    """What a value may be, in words: type, range, choices."""
-    if "$ref" in schema:
-        return "table"
-    if "anyOf" in schema:
-        return " or ".join(
-            dict.fromkeys(kind_of(one) for one in schema["anyOf"] if one.get("type") != "null")
-        )
-    if choices := schema.get("enum"):
-        return " \\| ".join(f"`{_toml(one)}`" for one in choices)
-    match schema.get("type"):
-        case "array":
-            return f"list of {plural(kind_of(schema['items']))}{_length(schema)}"
-        case "object":
-            inner = schema.get("additionalProperties")
-            return f"table of {plural(kind_of(inner))}" if isinstance(inner, dict) else "table"
-        case "boolean":
-            return "boolean"
-        case "integer" | "number" as number:
-            return f"{number}{_range(schema)}"
-        case "string":
-            return "text" + (f" that fits `{schema['pattern']}`" if "pattern" in schema else "")
-        case _:
-            return "any value"
+def _code(text: str) -> str:
+    return f"`{text}`"
 
 
-def plural(kind: str) -> str:
-    words = "text|integer|number|boolean|table"
-    return " or ".join(re.sub(rf"^({words})\b", r"\1s", one) for one in kind.split(" or ")).replace(
-        "s fits", "s fit"
-    )
-
-
-def _length(schema: Schema) -> str:
-    return f", {schema['minItems']} or more" if "minItems" in schema else ""
-
-
-def _range(schema: Schema) -> str:
-    low, high = schema.get("minimum"), schema.get("maximum")
-    if low is not None and high is not None:
-        return f", {low:g} to {high:g}"
-    bounds = {
-        "≥": low,
-        ">": schema.get("exclusiveMinimum"),
-        "≤": high,
-        "<": schema.get("exclusiveMaximum"),
-    }
-    told = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
-    return f" {', '.join(told)}" if told else ""
-
-
-def unit_of(name: str, schema: Schema) -> str:
-    """The unit that a number's name ends in."""
-    numbers = {one.get("type") for one in schema.get("anyOf", [schema])}
-    if not numbers & {"integer", "number"}:
-        return ""
-    return next((f", {unit}" for ending, unit in UNITS.items() if name.endswith(ending)), "")
-
-
-def default_of(field: FieldInfo) -> str:
-    """A default as TOML; one that follows from other settings is told by the description."""
-    if field.is_required():
-        return "**required**"
-    if field.default_factory_takes_validated_data:
-        return "computed"
-    default = field.get_default(call_default_factory=True)
-    return "not set" if default is None else f"default `{_toml(default)}`"
-
-
-def _toml(value: Any) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case str():
-            return f"'{value}'" if '"' in value else f'"{value}"'
-        case list() | tuple():
-            return f"[{', '.join(map(_toml, value))}]"
-        case dict():
-            return (
-                "{ " + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + " }"
-                if value
-                else "{}"
-            )
-        case int():
-            return f"{value:_}" if value >= 10_000 else str(value)
-        case _:
-            return str(value)
+def _experimental(root: type[Section]) -> Iterator[str]:
+    """The settings that no measurement of this project shows to help yet, in one table."""
+    rows = [
+        f"| [`{table.heading_of(name)}`](#{table.anchor_of(name)}) | {escaped(field.description or '')} |"
+        for table in tables(root)
+        for name, field in table.model.model_fields.items()
+        if is_experimental(field)
+    ]
+    if rows:
+        yield "## Experimental settings\n"
+        yield "Other projects have them, and no measurement of this one shows yet that they help.\n"
+        yield "| setting | what it does |\n|---|---|"
+        yield from [*rows, ""]
 
 
 def refusals(model: type[Section]) -> Iterator[str]:

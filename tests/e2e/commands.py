@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+QZHOU = ROOT / "platform" / "qzhou" / "cli" / "__main__.py"  # the command `qzhou` as a script
 TIMEOUT_S = 3600  # of one command; without bfloat16 in hardware the quickstart takes thrice as long
 
 # what Ray Train says, with a traceback, where a busy machine is slow to answer; "safe to ignore"

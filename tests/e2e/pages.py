@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from qzhou.serving.schemas import EmbeddingRequest, parse_request
-from tests.e2e.commands import ROOT, call
+from tests.e2e.commands import QZHOU, ROOT, call
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -24,8 +24,14 @@ def is_a_target(words: list[str]) -> None:
     assert shown.stdout
 
 
+def script_of(words: list[str]) -> list[str | Path]:
+    """A command of the project as Python is given it."""
+    return [QZHOU, *words[1:]] if words[0] == "qzhou" else [*words[1:]]
+
+
 def resolves_its_recipe(words: list[str], folder: Path = ROOT) -> None:
-    done = call(*words[1:], *(["--dry-run"] if "--dry-run" not in words else []), folder=folder)
+    dry = [] if "--dry-run" in words else ["--dry-run"]
+    done = call(*script_of(words), *dry, folder=folder)
     assert done.status == 0, done.text
     assert json.loads(done.out)["run"]["name"]
 
@@ -37,6 +43,6 @@ def is_a_request(words: list[str]) -> None:
 
 
 def estimates(words: list[str], folder: Path = ROOT) -> None:
-    done = call(*words[1:], folder=folder)
+    done = call(*script_of(words), folder=folder)
     assert done.status == 0, done.text
     assert "GPU hours" in done.out

@@ -145,7 +145,7 @@ def test_a_storage_path_that_cannot_be_written_is_named(recipe, tmp_path):
 def test_a_stage_without_the_one_before_it_says_which_job_to_run(recipe, tmp_path):
     message = refused(call("jobs/train.py", recipe, "--run.storage", tmp_path))
 
-    assert re.search(r"Run `qzhou min(e|ing)` with this recipe first", message)
+    assert "qzhou mine" in message
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_stage_without_the_one_before_it_says_which_job_to_run(recipe, tmp_pat
         (("/no/such/a", "/no/such/b"), ["/no/such/a", "does not exist"]),
         (("/no/such/a",), ["1 model is named"]),
         (
-            ("/no/such/a", "/no/such/b", "--weights", "0", "0"),
+            ("/no/such/a", "/no/such/b", "--weights", "0,0"),
             ["0, 0", "at least one must be above 0"],
         ),
         (("a", "b", "c", "--method", "slerp"), ["slerp is between two models, and 3 are named"]),

@@ -15,6 +15,7 @@ from tests.e2e.pages import (
     is_a_request,
     is_a_target,
     resolves_its_recipe,
+    script_of,
 )
 
 OWN_DATA, STARTED = (
@@ -47,7 +48,7 @@ def write_data(folder: Path) -> None:
         "judgements.tsv": judgements,
     }
     for name, text in files.items():
-        assert f"mine/{name}" in OWN_DATA
+        assert "mine/" + name in OWN_DATA  # the folder of the page
         (folder / name).write_text(text, "utf-8")
 
 
@@ -56,8 +57,9 @@ def checkout(tmp_path_factory):
     """Looks like the root of the project, and holds the reader's files."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "jobs").symlink_to(ROOT / "jobs")
-    (folder / "mine").mkdir()
-    write_data(folder / "mine")
+    own = folder.joinpath("mine")
+    own.mkdir()
+    write_data(own)
     (recipe,) = blocks(OWN_DATA, "toml")
     (folder / "support.toml").write_text(recipe, "utf-8")
     return folder
@@ -72,17 +74,17 @@ def test_each_command_of_the_page_runs_or_runs_dry(command, checkout, head):
         is_a_request(words)
     elif "--stage" in words:
         estimates(words, checkout)
-    elif words[1] == "jobs/transform.py":
+    elif words[1] == "transform":
         transforms(words, checkout, head)
     else:
-        assert words[0] == "python", f"no test knows how to try: {command}"
+        assert words[0] == "qzhou", f"no test knows how to try: {command}"
         gated = words.index("--no-worse-than") if "--no-worse-than" in words else len(words)
         resolves_its_recipe(words[:gated] + words[gated + 2 :], checkout)
 
 
 def transforms(words: list[str], folder: Path, head: dict[str, str]) -> None:
     """For real: every row is kept or held out, and lies where the page says."""
-    done = call(*words[1:], folder=folder, **head)
+    done = call(*script_of(words), folder=folder, **head)
     assert done.status == 0, done.text
     counts = {
         name: int(kept) + int(held)
@@ -96,7 +98,7 @@ def transforms(words: list[str], folder: Path, head: dict[str, str]) -> None:
 
 
 def test_the_page_starts_with_its_data_and_ends_with_a_request():
-    assert [shlex.split(one)[0] for one in COMMANDS][-3:] == ["make", "curl", "python"]
+    assert [shlex.split(one)[0] for one in COMMANDS][-3:] == ["make", "curl", "qzhou"]
     assert all("support" in one for one in COMMANDS)
 
 

@@ -1,5 +1,6 @@
 """The sdist and the wheel: what is in them, and that the wheel works where nothing else of the project is."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -22,15 +23,21 @@ FILES = sorted(
     if path.is_file() and "__pycache__" not in path.parts
 )
 DATA = [name for name in FILES if not name.endswith(".py")]
+RECIPES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "recipes").rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+)
+PACKED = [f"qzhou/cli/{name}" for name in RECIPES]
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A folder with both, made of a copy: setuptools leaves things beside what it builds."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, source)
-    for folder in ("platform", "tests", "jobs"):
+    for folder in ("platform", "recipes", "tests", "jobs"):
         unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / folder, source / folder, ignore=unwanted)
     done = run("-m", "build", "--no-isolation", "--outdir", source / "dist", source)
@@ -55,18 +62,20 @@ def python(built, tmp_path_factory):
     return python
 
 
-def says(python: Path, code: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def typed(python: Path, folder: Path, *words: str) -> str:
+    """What a program of the environment prints, run outside the checkout."""
+    hidden = ("PYTHONPATH", "RAY_ADDRESS")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
     done = subprocess.run(
-        [python, "-c", code],
-        cwd=python.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+        [python.with_name(words[0]), *words[1:]],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
+
+
+def says(python: Path, code: str) -> str:
+    return typed(python, python.parent, "python", "-c", code)
 
 
 def test_the_wheel_holds_the_package_its_data_and_its_licence_and_nothing_else(built):
@@ -75,7 +84,7 @@ def test_the_wheel_holds_the_package_its_data_and_its_licence_and_nothing_else(b
         names = archive.namelist()
 
     inside = {name for name in names if not name.startswith(f"qzhou-{VERSION}.dist-info/")}
-    assert inside == set(FILES), "package-data of pyproject.toml names each kind of file"
+    assert inside == {*FILES, *PACKED}, "package-data of pyproject.toml names each kind of file"
     assert f"qzhou-{VERSION}.dist-info/licenses/LICENSE" in names
     assert {Path(name).suffix for name in DATA} >= {".html", ".j2", ".css", ".js", ".md", ".toml"}
 
@@ -86,7 +95,7 @@ def test_the_sdist_holds_what_a_wheel_is_built_from(built):
         names = {name.partition("/")[2] for name in archive.getnames()}
 
     assert {f"platform/{name}" for name in FILES} <= names
-    assert {"pyproject.toml", "README.md", "LICENSE"} <= names
+    assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", *RECIPES} <= names
     assert not [name for name in names if name.startswith(("tests", "jobs"))]
 
 
@@ -113,3 +122,21 @@ def test_the_installed_wheel_reads_its_data(python):
 
     assert int(says(python, code)) == len(DATA) - 1, "all but py.typed hold something"
     assert says(python, page) == "loaded"
+
+
+def test_the_command_of_the_wheel_finds_the_recipes_that_ship(python, tmp_path):
+    done = json.loads(typed(python, tmp_path, "qzhou", "run", "quickstart", "--dry-run"))
+
+    assert done["run"] == {
+        "name": "quickstart", "storage": "runs", "seed": done["run"]["seed"], "share_stages": False,
+    }  # fmt: skip
+    assert "(baseline)" in typed(python, tmp_path, "qzhou", "experiment", "eta", "--dry-run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_stage_of_the_quickstart_runs_from_the_wheel(python, tmp_path):
+    """Its workers, too, read the package and the recipe's readers where the wheel has put them."""
+    said = typed(python, tmp_path, "qzhou", "transform", "quickstart")
+
+    assert "transform: done in" in said
+    assert (tmp_path / "runs" / "quickstart" / "transform" / "manifest.json").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qzhou.config.recipe import parse_recipe
-from tests.e2e.commands import ROOT, run
+from tests.e2e.commands import QZHOU, ROOT, run
 from tests.e2e.pages import (
     blocks,
     commands_of,
@@ -18,6 +18,7 @@ from tests.e2e.pages import (
     is_a_request,
     is_a_target,
     resolves_its_recipe,
+    script_of,
 )
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -48,17 +49,14 @@ def loads_a_model(words: list[str], model: Path) -> None:
 def merges_models(words: list[str], finished: Path, into: Path) -> None:
     """It merges whatever runs it names."""
     place = words.index("--into") + 1
-    done = run(
-        *(finished if word.startswith("runs/") else word for word in words[1:place]),
-        into,
-        *words[place + 1 :],
-    )
+    models = [finished if word.startswith("runs/") else word for word in words[2:place]]
+    done = run(QZHOU, "merge", *models, into, *words[place + 1 :])
     assert done.status == 0, done.text
     assert (into / "merge.json").exists()
 
 
 def plans_trials(words: list[str]) -> None:
-    done = run(*words[1:], "--dry-run")
+    done = run(*script_of(words), "--dry-run")
     assert done.status == 0, done.text
     assert "(baseline)" in done.out
 
@@ -72,13 +70,13 @@ def test_each_command_runs_or_runs_dry(command, submitted, tmp_path):
         is_a_request(words)
     elif words[:2] == ["python", "-c"]:
         loads_a_model(words, submitted[0].parent / "runs" / "tiny" / "model")
-    elif "jobs/merge.py" in words:
+    elif words[:2] == ["qzhou", "merge"]:
         merges_models(words, submitted[0].parent / "runs" / "tiny", tmp_path / "merged")
     elif "--stage" in words:
         estimates(words)
-    elif "jobs/experiment.py" in words:
+    elif words[:2] == ["qzhou", "experiment"]:
         plans_trials(words)
-    elif words[0] == "python":
+    elif words[0] == "qzhou":
         resolves_its_recipe(words)
     else:
         assert "ray" in words, f"no test knows how to try: {command}"

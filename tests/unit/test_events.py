@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from qzhou.cli.job import errors_for_people
+from qzhou.cli.errors import errors_for_people
 from qzhou.errors import DataError, SetupError
 from qzhou.telemetry.events import check_switch, log_event, print_block
 from qzhou.telemetry.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = {  # files that print what somebody asked for, and no events
-    "cli/job.py", "telemetry/events.py", "cluster/submission.py", "synthesis/mock_endpoint.py",
+    "cli/main.py", "telemetry/events.py", "cluster/submission.py", "synthesis/mock_endpoint.py",
     "estimate/command.py",
 }  # fmt: skip
 

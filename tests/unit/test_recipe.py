@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from qzhou.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "recipes" / "quickstart.toml"
+RENAMED = ROOT / "platform" / "qzhou" / "config" / "renamed.toml"
 
 
 def changed(tmp_path, *replacements):
@@ -36,6 +38,15 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(tmp_path):
         match=r"mining\.negative_per_query: no such setting; did you mean 'negatives_per",
     ):
         load_recipe(changed(tmp_path, ("negatives_per_query = 2", "negative_per_query = 2")))
+
+
+def test_an_old_name_is_refused_with_the_new_one(tmp_path):
+    old = {new: name for name, new in tomllib.loads(RENAMED.read_text("utf-8")).items()}
+
+    with pytest.raises(RecipeError, match="no such setting; did you mean 'eval_fraction'"):
+        load_recipe(changed(tmp_path, ("eval_fraction =", f"{old['eval_fraction']} =")))
+    with pytest.raises(RecipeError, match=r"did you mean 'cluster\.mining\.cpus'"):
+        load_recipe(QUICKSTART, [f"--cluster.{old['mining']}.cpus", "2"])
 
 
 def test_an_unknown_key_inside_a_dataset_names_the_dataset_and_the_key(tmp_path):

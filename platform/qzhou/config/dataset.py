@@ -9,7 +9,7 @@ import codecs
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import Task
@@ -31,6 +31,8 @@ TaskKind = Literal[
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Repair = Literal["bare_entities", "html_tags", "backslash_breaks", "ptb_brackets"]
 Constant = str | int | float | bool
+# json_schema_extra of a setting that no measurement of this project shows to help yet
+EXPERIMENTAL: dict[str, JsonValue] = {"experimental": True}
 
 READERS = ("jsonl", "json", "csv", "parquet", "text", "aligned_text", "hf")
 RULE_TASKS: Mapping[Rule, Task] = {

@@ -1,18 +1,20 @@
-"""Reading what people write: TOML to typed settings, and what is said where it cannot be."""
+"""Typed settings from TOML, and the messages for settings that cannot be."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import tomllib
-import typing
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from qzhou.config.dataset import Section
+from qzhou.config.describe import section_of
 from qzhou.errors import RecipeError
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # what the shell takes as a name
@@ -21,11 +23,13 @@ SECRET_IN_URL = re.compile(
     re.IGNORECASE,
 )
 PLACES = {"recipe": "recipes/", "experiment": "recipes/experiments/"}
+FOLLOWING = {"too_short", "default_factory_not_called"}  # types of pydantic's errors
+SHOWN_NAMES = 10  # of all that are known, where none is near
 Parsed = TypeVar("Parsed", bound=Section)
 
 
 def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
-    """What stands in a TOML file.
+    """The content of a TOML file.
 
     Args:
         path: The file.
@@ -56,15 +60,10 @@ def parse_section(kind: type[Parsed], content: Mapping[str, Any], *, place: str)
         return kind.model_validate(content)
     except ValidationError as error:
         problems = error.errors()
-        # what a refused dataset or section leaves behind is no second mistake
-        told = [
-            one
-            for one in problems
-            if one["type"] not in {"too_short", "default_factory_not_called"}
-        ] or problems
-        raise RecipeError(
-            "\n       ".join(f"{place}: {_explain(problem, kind)}" for problem in told)
-        ) from None
+        # A refused dataset or section leads to further errors, which are not mistakes of the user.
+        causes = [one for one in problems if one["type"] not in FOLLOWING] or problems
+        lines = [f"{place}: {_explain(problem, kind)}" for problem in causes]
+        raise RecipeError("\n       ".join(lines)) from None
 
 
 def _secrets(content: Any, key: str = "") -> Iterator[str]:
@@ -101,7 +100,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return found
 
 
-def _explain(problem: Any, kind: type[BaseModel]) -> str:
+def _explain(problem: Any, kind: type[Section]) -> str:
     """One line for one pydantic error: dotted key, what is wrong, what would be right."""
     location = problem["loc"]
     key = ".".join(str(part) for part in location)
@@ -115,22 +114,28 @@ def _explain(problem: Any, kind: type[BaseModel]) -> str:
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
-    """The end of a message about an unknown name: the one that may be meant, or all there are."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f". Known: {', '.join(known)}"
+    """The end of a message about an unknown name: the one that may be meant, or some of those that there are."""
+    renamed = ".".join(_renamed().get(part, part) for part in key.split("."))
+    close = (
+        [renamed] if renamed in known else difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    )
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    more = f" and {len(known) - SHOWN_NAMES} more" if len(known) > SHOWN_NAMES else ""
+    return f". Known: {', '.join(known[:SHOWN_NAMES])}{more}"
 
 
-def _keys_beside(location: Sequence[str | int], section: type[BaseModel]) -> list[str]:
+@cache
+def _renamed() -> dict[str, str]:
+    """Old name of a setting -> its name now."""
+    return tomllib.loads(
+        resources.files("qzhou.config").joinpath("renamed.toml").read_text("utf-8")
+    )
+
+
+def _keys_beside(location: Sequence[str | int], section: type[Section]) -> list[str]:
     """The keys that the table at ``location`` of a section knows."""
     for part in location[:-1]:
         if isinstance(part, str):
-            section = _section_type(section.model_fields[part].annotation) or section
+            section = section_of(section.model_fields[part].annotation)[0] or section
     return list(section.model_fields)
-
-
-def _section_type(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(
-        (found for inner in typing.get_args(annotation) if (found := _section_type(inner))), None
-    )

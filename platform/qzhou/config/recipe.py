@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
 from qzhou.config.dataset import Dataset, Section
+from qzhou.config.describe import setting_names
 from qzhou.config.loading import merged, nearest, parse_section, read_toml
 from qzhou.config.sections import (
     ClusterSection,
@@ -67,7 +68,7 @@ class Recipe(Section):
         if not found:
             known = ", ".join(dataset.name for dataset in self.datasets)
             raise DataError(
-                f"the run has examples of a dataset '{name}', and the recipe only has {known}: run jobs/transform.py "
+                f"the run has examples of a dataset '{name}', and the recipe only has {known}: run `qzhou transform` "
                 "and the stages after it with this recipe, or give the run another name"
             )
         return found[0]
@@ -277,7 +278,7 @@ def _with_share(recipe: Recipe) -> Recipe:
 
 
 def overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Nested mapping of the dotted flags; ``--help`` prints them all and exits.
+    """Nested settings of the dotted flags of a command line.
 
     Raises:
         RecipeError: A flag is no setting of a recipe; names the nearest that is one.
@@ -285,33 +286,25 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
             _CommandLine,
-            cli_prog_name="job",
+            cli_prog_name="qzhou",
             cli_parse_args=list(arguments),
             cli_avoid_json=True,
             cli_hide_none_type=True,
             cli_exit_on_error=False,
         )
     except SettingsError as error:
-        unknown = [
-            argument
-            for argument in arguments
-            if argument.startswith("--") and argument[2:] not in _flags()
-        ]
-        if not unknown:
-            raise RecipeError(f"command line: {error}") from None
-        key = unknown[0][2:].split("=")[0]
-        raise RecipeError(
-            f"command line: --{key}: no such setting{nearest(key, _flags())}"
-        ) from None
+        _refuse_unknown_flags(arguments)
+        raise RecipeError(f"command line: {error}") from None
     return dict(source())
 
 
-def _flags(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
-    """Every dotted key of the recipe that can be overridden on the command line."""
-    flags = []
-    for name, setting in section.model_fields.items():
-        if isinstance(setting.annotation, type) and issubclass(setting.annotation, Section):
-            flags += _flags(setting.annotation, f"{prefix}{name}.")
-        else:
-            flags.append(prefix + name)
-    return flags
+def _refuse_unknown_flags(arguments: Sequence[str]) -> None:
+    known = setting_names(Recipe)
+    for argument in arguments:
+        key = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and key not in known:
+            # Where the table is right, only its settings are worth naming.
+            beside = [name for name in known if name.startswith(f"{key.rpartition('.')[0]}.")]
+            raise RecipeError(
+                f"command line: --{key}: no such setting{nearest(key, beside or known)}"
+            )

@@ -10,7 +10,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from qzhou.config.dataset import AtLeastOne, Cosine, Count, Fraction, Name, Positive, Section
+from qzhou.config.dataset import (
+    EXPERIMENTAL,
+    AtLeastOne,
+    Cosine,
+    Count,
+    Fraction,
+    Name,
+    Positive,
+    Section,
+)
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
@@ -176,6 +185,7 @@ class TransformSection(Section):
     near_duplicates: Annotated[float, Field(ge=0.5, lt=1.0)] | None = Field(
         None,
         description="Drop rows whose texts, side by side, have at least about this Jaccard similarity; default: off.",
+        json_schema_extra=EXPERIMENTAL,
     )
     contamination: ContaminationSection = ContaminationSection()
 
@@ -191,7 +201,9 @@ class MiningSection(Section):
         "OPENAI_API_KEY", description="Environment variable with the key of an URL."
     )
     extra_teachers: tuple[str, ...] = Field(
-        (), description="Encoders that mine beside it, named alike."
+        (),
+        description="Encoders that mine beside it, named alike.",
+        json_schema_extra=EXPERIMENTAL,
     )
     teacher_prompts: Literal["recipe", "model"] = Field(
         "recipe",
@@ -204,20 +216,27 @@ class MiningSection(Section):
     reranker: str = Field(
         "",
         description="Cross-encoder, named like a backbone, whose scores (0 to 1) replace the teacher's cosines.",
+        json_schema_extra=EXPERIMENTAL,
     )
     index: str = Field(
-        "Flat", description="FAISS factory string; 'Flat' is exact, 'IVF4096,Flat' faster and not."
+        "Flat",
+        description="FAISS factory string; 'Flat' is exact, 'IVF4096,Flat' faster and not.",
+        json_schema_extra=EXPERIMENTAL,
     )
     index_parameters: str = Field(
-        "", description="Of an approximate search, as FAISS reads them: 'nprobe=32'."
+        "",
+        description="Of an approximate search, as FAISS reads them: 'nprobe=32'.",
+        json_schema_extra=EXPERIMENTAL,
     )
     index_from_documents: Count = Field(
         100_000,
         description="A smaller corpus is searched exactly, whatever the index: it would not pay.",
+        json_schema_extra=EXPERIMENTAL,
     )
     index_memory_gb: Positive = Field(
         4.0,
         description="An approximate index over more vectors is sharded over more actors; 'Flat' streams them.",
+        json_schema_extra=EXPERIMENTAL,
     )
     rank_from: AtLeastOne = Field(
         10, description="First rank of the window, counted from 1 without the positives."
@@ -243,6 +262,7 @@ class MiningSection(Section):
     consistency_top_k: AtLeastOne | None = Field(
         None,
         description="Pairs are dropped whose positives are not among the teacher's first k (KaLM: 50).",
+        json_schema_extra=EXPERIMENTAL,
     )
     sampling: Literal["uniform", "softmax", "top"] = Field(
         "uniform", description="How negatives are drawn from what qualifies; top: the hardest."
@@ -323,6 +343,7 @@ class ServingSection(Section):
     precision: Precision | None = Field(
         None,
         description="What the model computes in; int8 on CPUs. Default: what texts are encoded in elsewhere.",
+        json_schema_extra=EXPERIMENTAL,
     )
     measure_precision: bool = Field(
         True,

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from qzhou.config.dataset import (
+    EXPERIMENTAL,
     AtLeastOne,
     Cosine,
     Count,
@@ -133,7 +134,9 @@ class SynthesisSection(Section):
     )
     gates: GatesSection = GatesSection()
     mode: Literal["live", "batch"] = Field(
-        "live", description="batch: OpenAI's Batch API, slower and cheaper."
+        "live",
+        description="batch: OpenAI's Batch API, slower and cheaper.",
+        json_schema_extra=EXPERIMENTAL,
     )
     concurrency: AtLeastOne = Field(
         16, description="Requests in flight at the same time, in the whole job."

@@ -55,7 +55,7 @@ class MeasuredRun:
         if TRANSFORM not in finished:
             raise DataError(
                 f"command line: --measured: in {folder.uri} the stage '{TRANSFORM}' has not finished, so its rows are "
-                "not known. Run python jobs/transform.py, or jobs/pipeline.py for all stages."
+                "not known. Run `qzhou transform`, or `qzhou run` for all stages."
             )
         recipe = parse_recipe(folder.read_json(RECIPE), place=f"{folder.uri}/{RECIPE}")
         place = {"storage": folder.parent.uri, "name": folder.name}

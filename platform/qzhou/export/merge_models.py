@@ -193,7 +193,7 @@ def _address(name: str) -> str:
     raise ModelError(
         f"'{name}' is neither a model (it has no config.json) nor a run with a finished one "
         f"({', '.join(MODELS_OF_STAGES)} have no {MANIFEST}). Name a model's folder, or train first: "
-        "python jobs/train.py RECIPE"
+        "`qzhou train RECIPE`"
     )
 
 

@@ -1,1 +1,4 @@
-"""A trained encoder as OpenAI's embeddings endpoint; knows neither HTTP nor Ray (they are in ``serve/app.py``)."""
+"""A trained encoder as OpenAI's embeddings endpoint.
+
+HTTP is in ``web.py``; Ray in ``pipeline.py``, ``indexing.py`` and ``app.py``.
+"""

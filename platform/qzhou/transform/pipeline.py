@@ -72,7 +72,7 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     tasks = contamination.tasks if contamination.action != "off" else ()
     if tasks and task_texts is None:
         raise DataError(
-            "transform.contamination.tasks needs mteb; run jobs/transform.py or jobs/pipeline.py"
+            "transform.contamination.tasks needs mteb; run `qzhou transform` or `qzhou run`"
         )
     texts = task_texts(tasks) if tasks and task_texts else {}
     raw = find_inputs(recipe)

@@ -1,4 +1,4 @@
-"""serve/config.yaml says what serve/app.py does."""
+"""serve/config.yaml says what the application of serve/app.py does."""
 
 import importlib
 import os
@@ -17,7 +17,7 @@ RECIPE = ROOT / "recipes" / "quickstart.toml"
 
 @pytest.fixture(scope="module")
 def app():
-    return importlib.import_module("serve.app")
+    return importlib.import_module("qzhou.serving.app")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,7 @@ def test_the_application_named_is_built_from_the_arguments_named(app, config):
     module, _, builder = application.import_path.partition(":")
 
     assert getattr(importlib.import_module(module), builder) is app.build
+    assert module == "serve.app"
     assert (ROOT / app.Arguments(**application.args).recipe).exists()
     assert application.name == load_recipe(RECIPE).run.name
 
