@@ -78,13 +78,14 @@ def run(recipe: Recipe) -> None:
     """Run all stages; those that are finished are skipped."""
     from qzhou.cluster.resources import resources_of_pipeline
     from qzhou.cluster.session import session
+    from qzhou.evaluation.judge.mteb_tasks import task_texts
     from qzhou.evaluation.pipeline import evaluate
-    from qzhou.evaluation.texts import task_texts
+    from qzhou.export.pipeline import export
     from qzhou.mining.pipeline import mine
     from qzhou.run.models import resolve_all
     from qzhou.run.run import Run
     from qzhou.synthesis.pipeline import synthesize
-    from qzhou.training.pipeline import export, train
+    from qzhou.training.pipeline import train
     from qzhou.transform.pipeline import transform
 
     # A wrong name is found here in seconds, and by the stage that needs it after hours.
@@ -123,7 +124,7 @@ def transform(recipe: Recipe) -> None:
     from qzhou.transform.pipeline import transform
 
     if recipe.transform.contamination.tasks:
-        from qzhou.evaluation.texts import task_texts  # mteb takes seconds to load
+        from qzhou.evaluation.judge.mteb_tasks import task_texts  # mteb takes seconds to load
 
         transform(recipe, task_texts)
     else:
@@ -166,7 +167,7 @@ def train(recipe: Recipe) -> None:
 @keep
 def export(recipe: Recipe) -> None:
     """Write the model in sentence-transformers' layout."""
-    from qzhou.training.pipeline import export
+    from qzhou.export.pipeline import export
 
     export(recipe)
 
@@ -177,10 +178,10 @@ def export(recipe: Recipe) -> None:
 @keep
 def evaluate(recipe: Recipe, fail_below: str | None, no_worse_than: str | None) -> None:
     """Score BM25, the backbone and both stages with mteb."""
-    from qzhou.evaluation.gate import Gate, floors_of
+    from qzhou.evaluation.gate import Gate, thresholds_of
     from qzhou.evaluation.pipeline import evaluate
 
-    gate = Gate(floors_of(fail_below) if fail_below else {}, no_worse_than or "")
+    gate = Gate(thresholds_of(fail_below) if fail_below else {}, no_worse_than or "")
     evaluate(recipe, gate if fail_below or no_worse_than else None)
 
 
@@ -230,7 +231,7 @@ def merge(models: Sequence[str], into: str, **options: Any) -> None:
     A MODEL is a sentence-transformers folder, a hub id, package:<import name>/<folder>, or the folder of a run, of
     which the last finished model is taken.
     """
-    from qzhou.training.merge_models import merge_models
+    from qzhou.export.merge_models import merge_models
 
     merge_models(models, into, **options)
 
