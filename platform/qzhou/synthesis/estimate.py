@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.synthesis.ledger import cost_of, expected_tokens
-from qzhou.synthesis.techniques import ChatRequest
+from qzhou.synthesis.techniques import SynthesisRequest
 
 SHOWN_CHARS = 240
 QUERY_ANSWER_TOKENS = 40  # a configuration or a query is short, whatever the document
@@ -26,21 +26,23 @@ class Estimate:
     """Requests, tokens and money by technique and model, and one request of each kind as it would be sent.
 
     Tokens are guessed from characters, an answer's from the length of what it rewrites. Answers that are refused and
-    asked for again, and a judge, come on top.
+    asked for again, and a relevance check, come on top.
     """
 
     def __init__(self, settings: SynthesisSection) -> None:
         self._settings, self._models = settings, {one.model: one for one in settings.pool}
         self._total = _Expected()
         self._found: dict[tuple[str, str], _Expected] = {}
-        self._samples: dict[str, ChatRequest] = {}
+        self._samples: dict[str, SynthesisRequest] = {}
 
-    def add(self, requests: Iterable[ChatRequest], known: Collection[ChatRequest]) -> None:
+    def add(
+        self, requests: Iterable[SynthesisRequest], known: Collection[SynthesisRequest]
+    ) -> None:
         """Take in the requests of a dataset.
 
         Args:
             requests: All that can be known; for a query's configuration without an answer, the query is counted too.
-            known: Those of them that the journal answers.
+            known: Those of them that the response cache answers.
         """
         for request in requests:
             self._samples.setdefault(request.technique, request)
@@ -48,7 +50,7 @@ class Estimate:
             for one in (row, self._total):
                 self._count(one, request, request in known)
 
-    def _count(self, one: _Expected, request: ChatRequest, is_known: bool) -> None:
+    def _count(self, one: _Expected, request: SynthesisRequest, is_known: bool) -> None:
         if is_known:
             one.requests += 1
             one.answered += 1
@@ -63,7 +65,7 @@ class Estimate:
         one.cost += times * cost_of(self._models[request.model], prompt, answer)
 
     def table(self, *, spent: float) -> str:
-        """Lines for the console; ``spent`` is what the journal's answers cost."""
+        """Lines for the console; ``spent`` is the cost of the cached answers."""
         settings, total = self._settings, self._total
         lines = [
             f"  {technique}, {model}: {_sentence(one)}"
@@ -72,7 +74,7 @@ class Estimate:
         more = [
             f"answers that are refused and asked for again (up to {settings.parse_retries} times)"
         ]
-        more += ["a judge for every new text"] if settings.gates.judge else []
+        more += ["a relevance check of every new text"] if settings.filters.relevance_check else []
         lines.append(f"  in all: {_sentence(total)}; on top come {' and '.join(more)}")
         if spent or settings.max_cost is not None:
             limit = (

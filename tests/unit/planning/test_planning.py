@@ -26,7 +26,7 @@ from qzhou.planning.sizes import DatasetRows, Found, requests_of, rows_of
 from qzhou.planning.tables import WIDTH, as_json, as_text, duration, short, size
 from qzhou.planning.target import Target, fleet_of
 from qzhou.planning.workload import workload_of
-from qzhou.synthesis.plan import planned as planned_requests
+from qzhou.synthesis.generation import example_requests
 from tests.slim import without_torch_and_ray
 from tests.unit.planning.run_folder import HELD_OUT, KEPT, RAW, STEP_S, WALLS, finished
 
@@ -175,7 +175,7 @@ def test_requests_are_as_many_as_synthesis_makes(make_recipe, task):
         ],
     }[task]
 
-    made = planned_requests(examples, task, section, seed=0)
+    made = example_requests(examples, task, section, seed=0)
 
     assert (
         sum(requests_of(section, "d", task, 20).values())
@@ -299,7 +299,7 @@ def test_an_llm_is_paid_at_the_recipes_prices_and_by_the_table_where_it_has_none
     def bought(**prices):
         asked = {"endpoint": "http://host/v1", "model": "m", "paraphrase_rows": 100, **prices}
         recipe = make_recipe(
-            synthesis={**asked, "gates": {"scores": False}, "parse_retries": 0}, **SMALL
+            synthesis={**asked, "filters": {"scores": False}, "parse_retries": 0}, **SMALL
         )
         plan = planned(recipe, rows=1000, mean_query_tokens=10, mean_document_tokens=20)
         return next(one for one in plan.stages if one.name == "synthesize").amount.money
@@ -380,7 +380,7 @@ def test_tokens_of_an_llm_are_those_that_the_runs_ledger_has(make_recipe):
         "output_price": 8.0,
     }
     recipe = make_recipe(
-        datasets=[dataset], synthesis={**asked, "gates": {"scores": False}}, **SMALL
+        datasets=[dataset], synthesis={**asked, "filters": {"scores": False}}, **SMALL
     )
     folder = finished(recipe)
     # 50 first requests and 10 follow-ups, of which a fifth was answered before

@@ -5,8 +5,8 @@ import json
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.data.records import Document, RetrievalExample
 from qzhou.synthesis.estimate import Estimate
+from qzhou.synthesis.generation import corpus_requests, example_requests
 from qzhou.synthesis.ledger import expected_tokens
-from qzhou.synthesis.plan import planned, planned_queries
 
 SETTINGS = SynthesisSection(
     endpoint="http://x/v1",
@@ -32,8 +32,8 @@ def test_the_estimate_counts_requests_tokens_money_and_what_is_paid_already():
         RetrievalExample(id=f"r{n}", dataset="d", query="why?", positives=("so",))
         for n in range(10)
     ]
-    requests = planned(examples, "retrieval", SETTINGS, seed=0)[:10]
-    _, queries = planned_queries(
+    requests = example_requests(examples, "retrieval", SETTINGS, seed=0)[:10]
+    _, queries = corpus_requests(
         [Document(id="x", text="text"), Document(id="y", text="t")], "d", SETTINGS, seed=0
     )
     prompt, answer = expected_tokens(requests[0].messages)
