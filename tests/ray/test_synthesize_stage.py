@@ -214,7 +214,7 @@ def test_one_worker_holds_the_limit_and_sends_each_request_once(tmp_path, monkey
     assert not [path for path in kept if b"sk-never-to-be-seen" in path.read_bytes()]
 
 
-def test_queries_are_generated_for_bare_documents_and_a_judge_looks_at_all_of_it(tmp_path):
+def test_queries_are_generated_for_bare_documents_and_all_of_it_is_checked(tmp_path):
     write_transformed(tmp_path)
     corpus = Folder.open(str(tmp_path)) / "run" / "transform" / "corpora" / "docs"
     texts = [

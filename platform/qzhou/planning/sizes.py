@@ -134,7 +134,7 @@ def _synthesized(
 
 
 def requests_of(settings: SynthesisSection, name: str, task: Task, rows: float) -> dict[str, float]:
-    """First requests about a dataset by technique, as :func:`qzhou.synthesis.plan.planned` makes them.
+    """First requests about a dataset by technique, as :func:`qzhou.synthesis.generation.example_requests` makes them.
 
     A query takes two, of which the first only says how to ask.
     """

@@ -130,11 +130,11 @@ class _Work:
         self.parts["synthesize.requests"] = requests
         self.parts["synthesize.score"] = 0.0
         prompt, answer = self._llm_tokens(requests) if requests else (0.0, 0.0)
-        if settings.is_on and settings.gates.scores:
+        if settings.is_on and settings.filters.scores:
             judged = sum((self._example(one).times(one.requests) for one in self.rows), Work())
             self.parts["synthesize.score"] = forward_flops(self.teachers[0], judged)
         out = self._example_bytes(lambda one: one.trained)
-        journal = (prompt + answer) * self.assumed["chars_per_token"] if requests else 0.0
+        responses = (prompt + answer) * self.assumed["chars_per_token"] if requests else 0.0
         return Amount(
             rows_in=sum(one.kept for one in self.rows),
             rows_out=sum(one.trained for one in self.rows),
@@ -142,8 +142,8 @@ class _Work:
             tokens=prompt + answer,
             flops=self.parts["synthesize.score"],
             read=self._example_bytes(lambda one: one.kept),
-            written=out + journal,
-            kept=out + journal,
+            written=out + responses,
+            kept=out + responses,
             money=self._money(prompt, answer) if requests else 0.0,
         )
 

@@ -96,7 +96,7 @@ def synthetic_drifted(facts: Facts) -> Looked:
     if not techniques:
         return f"there is no {SYNTHESIS}" if not facts.synthesis else "nothing was written"
     if not any(one["scores"] for one in techniques.values()):
-        return f"{SYNTHESIS} has no scores of a teacher (synthesis.gates.scores)"
+        return f"{SYNTHESIS} has no scores of a teacher (synthesis.filters.scores)"
     floor, real = _floor(facts)
     usual = {"rewrite": 0.0} if real is None else {"rewrite": 0.0, "positive": real}
     return [
@@ -111,9 +111,9 @@ def synthetic_drifted(facts: Facts) -> Looked:
 def _drift(
     facts: Facts, technique: str, kind: str, counts: Sequence[int], floor: float, usual: float
 ) -> Iterator[Finding]:
-    edges, gate = np.array(facts.synthesis["score_edges"]), facts.synthesis["gates"][DRIFTS[kind]]
-    # what is below a gate was dropped
-    kept = np.array(counts) * (edges[1:] > (-np.inf if gate is None else gate))
+    edges, lowest = np.array(facts.synthesis["score_edges"]), facts.synthesis["filters"][DRIFTS[kind]]
+    # what is below the threshold was dropped
+    kept = np.array(counts) * (edges[1:] > (-np.inf if lowest is None else lowest))
     total = int(kept.sum())
     if not total:
         return
@@ -128,14 +128,14 @@ def _drift(
         f"Synthetic rows drift: much of what {technique} wrote is {what} than a hard negative would be.",
         f"{SYNTHESIS}: {low:,} of {total:,} scores ({limits.value:.0%}, 95 %: {limits.low:.0%} to {limits.high:.0%}) "
         f"are below {floor:.2f}{known}",
-        f"set {facts.setting(f'synthesis.gates.{DRIFTS[kind]}')} to {floor:.2f} or more",
+        f"set {facts.setting(f'synthesis.filters.{DRIFTS[kind]}')} to {floor:.2f} or more",
     )
 
 
 def _floor(facts: Facts) -> tuple[float, float | None]:
-    """The mean score of mined negatives and the share of real positives below it, if the teacher of the gates mined."""
-    mining, gates = facts.settings["mining"], facts.settings["synthesis"]["gates"]
-    alike = gates["teacher"] in ("", mining["teacher"]) and not mining["reranker"]
+    """The mean score of mined negatives and the share of real positives below it, if the teacher of the filters mined."""
+    mining, filters = facts.settings["mining"], facts.settings["synthesis"]["filters"]
+    alike = filters["teacher"] in ("", mining["teacher"]) and not mining["reranker"]
     mined, positives = _pooled(facts.mining.values()) if alike else (None, None)
     if mined is None or positives is None:
         return DRIFTED_SCORE, None

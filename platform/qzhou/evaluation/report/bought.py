@@ -63,7 +63,7 @@ def _blocks(found: Found) -> Iterator[Block]:
     if found.ledger.get("rows"):
         yield _ledger(found.ledger)
         yield Text(
-            "Reused answers had been paid for before, by this run's journal or an identical request. Cost is at the "
+            "Reused answers had been paid for before, by this run's response cache or an identical request. Cost is at the "
             "recipe's prices."
         )
     if techniques:
@@ -73,7 +73,7 @@ def _blocks(found: Found) -> Iterator[Block]:
     if scored and "score_edges" in found.synthesis:
         yield Heading("How the teacher scores them")
         yield Text(
-            "Refused ones included. Dotted lines are the recipe's thresholds: set [synthesis.gates] where the tails "
+            "Refused ones included. Dotted lines are the recipe's thresholds: set [synthesis.filters] where the tails "
             "begin."
         )
         yield Panels([_scores(name, one, found.synthesis) for name, one in scored.items()])
@@ -142,12 +142,12 @@ def _kept(techniques: Content) -> Table:
 
 
 def _scores(name: str, scores: Content, report: Content) -> Plot:
-    gates = report.get("gates", {})
+    filters = report.get("filters", {})
     limits = {
-        gates[limit]: SCORES[key][1]
+        filters[limit]: SCORES[key][1]
         for key in scores
         for limit in LIMITS.get(key, ())
-        if gates.get(limit) is not None
+        if filters.get(limit) is not None
     }
     found = {
         label: (colour, scores[key]) for key, (label, colour) in SCORES.items() if key in scores
