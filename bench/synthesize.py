@@ -1,10 +1,10 @@
-"""Requests per second to a slow endpoint: our LLM worker beside Ray's HttpRequestProcessor, distilabel and a plain loop.
+"""Requests per second to a slow endpoint: our worker beside Ray's HttpRequestProcessor, distilabel and a plain loop.
 
 python bench/synthesize.py [--quick] [--distilabel PYTHON]
 
 Everyone sends the same chats to the LLM server of the tests (its own process, on the same cores), which counts. The
-speed is its completed requests over the time from the first arrival to the last completion, so nobody's start counts. `ideal`
-is limit / latency, with the latency that the endpoint says it had: its timers are up to a millisecond late.
+speed is its completed requests over the time from the first arrival to the last completion, so nobody's start counts.
+`ideal` is limit / latency, with the latency that the server says it had: its timers are up to a millisecond late.
 distilabel does not share our dependencies: name the Python of an environment that has `distilabel[openai]`. CPU
 milliseconds are those of our worker's process, per request, Ray's part included.
 
