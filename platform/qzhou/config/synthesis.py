@@ -48,7 +48,7 @@ class LLMSection(Section):
 class FiltersSection(Section):
     """Which of the LLM's texts are refused. The report draws the teacher's scores, so that thresholds can be set."""
 
-    max_copied: Fraction = Field(
+    max_ngram_overlap: Fraction = Field(
         0.8,
         description="Rewrites that share more of their n-grams with the original are dropped (paper: a fifth new).",
     )
@@ -150,7 +150,7 @@ class SynthesisSection(Section):
     max_cost: Positive | None = Field(
         None, description="Money; the job stops cleanly before it spends more."
     )
-    patience_s: Positive = Field(
+    give_up_after_s: Positive = Field(
         300.0, description="An endpoint that fails for so long is given up."
     )
     timeout_s: Positive = Field(90.0, description="One request; then it is retried.")

@@ -151,7 +151,7 @@ def judged(
 def inconsistent(example: RetrievalExample, top_k: int | None) -> Drop:
     """The drop of a pair that the teacher does not believe in."""
     return Drop(
-        stage="mine",
+        stage="mining",
         dataset=example.dataset,
         reason="inconsistent",
         detail=f"a positive is not among the teacher's first {top_k}",

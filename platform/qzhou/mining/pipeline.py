@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import TASKS, Drop, Manifest, Negative, RetrievalExample
@@ -33,7 +33,7 @@ from qzhou.mining.select import (
 from qzhou.mining.shard import EXACT, Shard, VectorFile
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
 BLOCK_CHUNKS = 16  # of queries that are searched and selected together
@@ -53,17 +53,17 @@ def mine(recipe: Recipe) -> Manifest:
     mining = recipe.mining
     models = {
         "teacher": weights_fingerprint(mining.teacher or recipe.model.backbone),
-        **{f"teacher {name}": weights_fingerprint(name) for name in mining.further_teachers},
+        **{f"teacher {name}": weights_fingerprint(name) for name in mining.extra_teachers},
         **({"reranker": weights_fingerprint(mining.reranker)} if mining.reranker else {}),
     }
     # how an approximate index is divided says which candidates it names; an exact search finds the same however it is
     divided = (
-        {"shards": [recipe.cluster.encoders, mining.index_memory_gb]}
+        {"shards": [recipe.cluster.encode_workers, mining.index_memory_gb]}
         if mining.index != EXACT
         else {}
     )
     return run.stage(
-        "mine",
+        "mining",
         lambda folder: _work(run, folder),
         settings={
             "mining": recipe.mining.model_dump(exclude={"teacher_api_key_env", "index_memory_gb"}),
@@ -77,7 +77,7 @@ def mine(recipe: Recipe) -> Manifest:
         inputs={
             **models,
             "transform": run.manifest("transform").fingerprint,
-            "synthesize": run.manifest("synthesize").fingerprint,
+            "synthesis": run.manifest("synthesis").fingerprint,
         },
         rooms=("mining", "encoder"),
         keep=("embeddings",),
@@ -86,10 +86,10 @@ def mine(recipe: Recipe) -> Manifest:
 
 
 def _work(run: Run, folder: Folder) -> dict[str, int]:
-    recipe, source = run.recipe, run.folder / "synthesize" / "examples"
+    recipe, source = run.recipe, run.folder / "synthesis" / "examples"
     for task in ("pair", "classification"):
         (source / task).copy_to(folder / "examples" / task)
-    with session(ask(recipe, "mine")):
+    with session(resources_for(recipe, "mining")):
         corpora = [_prepared(run, folder, name) for name in (source / "retrieval").folders()]
         vectors = [
             _vectors(recipe, teacher, folder / "embeddings", corpora)
@@ -110,7 +110,7 @@ def _prepared(run: Run, folder: Folder, name: str) -> Corpus:
     corpus = run.folder / "transform" / "corpora" / name
     describe = ray.remote(num_cpus=1)(document_digests)
     known = ray.get([describe.remote(corpus, file) for file in corpus.files(".parquet")])
-    examples = run.folder / "synthesize" / "examples" / "retrieval" / name
+    examples = run.folder / "synthesis" / "examples" / "retrieval" / name
     return prepared(run.recipe.dataset(name), examples, corpus, folder / "documents" / name, known)
 
 
@@ -181,12 +181,12 @@ class _Miner:
             write_table(self._folder / "dropped", f"{name}.parquet", table_of(self._drops, Drop))
         content = self._report.content()
         self._folder.write_json(done, content)
-        say(sentence(name, content), "dataset_mined", dataset=name)
+        log_event(sentence(name, content), "dataset_mined", dataset=name)
         return content
 
     def _start_actors(self) -> None:
         shards = [shards_of(self._recipe, one.folder, one.documents) for one in self._vectors]
-        judges = self._recipe.cluster.encoders if self._mining.reranker else 0
+        judges = self._recipe.cluster.encode_workers if self._mining.reranker else 0
         share = share_of(self._recipe, sum(map(len, shards)) + judges)
         for own, parts in zip(self._vectors, shards, strict=True):
             self._searchers.append(
@@ -196,7 +196,7 @@ class _Miner:
 
     def _examples(self) -> Iterator[RetrievalExample]:
         total = sum(chunk.rows for chunk in self._corpus.queries)
-        with progress(f"mine: {self._corpus.dataset.name}", total=total, unit="queries") as bar:
+        with progress(f"mining: {self._corpus.dataset.name}", total=total, unit="queries") as bar:
             for queries, asked in self._searched():
                 yield from self._finished(queries, asked)
                 bar.advance(

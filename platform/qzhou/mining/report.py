@@ -118,7 +118,7 @@ def sentence(name: str, content: Mapping[str, Any]) -> str:
     )
     found = f"; recall {content['recall']:.1%} of exact search" if "recall" in content else ""
     return (
-        f"mine: {name}: {content['queries']:,} queries, negatives: {origins}; "
+        f"mining: {name}: {content['queries']:,} queries, negatives: {origins}; "
         f"{refused:,} too close to the positive{known}{found}"
     )
 

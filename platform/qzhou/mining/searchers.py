@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.config.recipe import Recipe
 from qzhou.config.sections import MiningSection
 from qzhou.data.storage import Folder
@@ -35,7 +35,9 @@ def shards_of(
     recipe: Recipe, folder: Folder, files: Sequence[VectorFile]
 ) -> list[list[VectorFile]]:
     """A corpus divided over as many searchers as there are encoders, or over more where an index would not fit."""
-    wanted = min(recipe.cluster.encoders, math.ceil(sum(one.rows for one in files) / SHARD_ROWS))
+    wanted = min(
+        recipe.cluster.encode_workers, math.ceil(sum(one.rows for one in files) / SHARD_ROWS)
+    )
     if index_of(recipe.mining, files) != EXACT:
         size_gb = sum(folder.size(one.name) for one in files) / 1e9
         wanted = max(wanted, math.ceil(size_gb / recipe.mining.index_memory_gb))
@@ -49,7 +51,7 @@ def share_of(recipe: Recipe, actors: int) -> dict[str, Any]:
     for, so that a head node that offers nothing gets none of them.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    asked = ask(recipe, "mine").options
+    asked = resources_for(recipe, "mining").options
     return {
         name: asked[name] for name in ("accelerator_type", "label_selector") if name in asked
     } | {
@@ -150,7 +152,8 @@ class Judges:
         longest = recipe.model.max_query_tokens + recipe.model.max_document_tokens
         made = ray.remote(RerankActor).options(**share, **RESTARTED)
         self._actors = [
-            made.remote(recipe.mining.reranker, longest) for _ in range(recipe.cluster.encoders)
+            made.remote(recipe.mining.reranker, longest)
+            for _ in range(recipe.cluster.encode_workers)
         ]
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> Floats:

@@ -6,8 +6,8 @@
     synthesize.score         operations of the teacher that judges what an LLM wrote
     mine.encode              operations of the teachers on every text once
     mine.search              seconds that one CPU would take by ``search_s_per_query`` and ``search_s_per_score``
-    train/stage1.steps       operations, gradient caching included
-    train/stage2.steps
+    training/stage1.steps       operations, gradient caching included
+    training/stage2.steps
     model.export             1
     evaluate.judge           operations of all models on all texts
 
@@ -24,8 +24,8 @@ from qzhou.costs.training import Memory
 from qzhou.planning.sizes import DatasetRows
 
 PARTS = (
-    "transform.rows", "synthesize.requests", "synthesize.score", "mine.encode", "mine.search", "train/stage1.steps",
-    "train/stage2.steps", "model.export", "evaluate.judge",
+    "transform.rows", "synthesize.requests", "synthesize.score", "mine.encode", "mine.search", "training/stage1.steps",
+    "training/stage2.steps", "model.export", "evaluate.judge",
 )  # fmt: skip
 STAGES = tuple(dict.fromkeys(part.partition(".")[0] for part in PARTS))
 

@@ -207,7 +207,7 @@ def _stage(
     moved = amount.read + amount.written if fleet.rented and any(own.values()) else 0.0
     storage = moved / (crew.count * assumed["storage_bytes_per_s"])
     wall = start + max(seconds, storage)
-    scored = costs[SCORE].seconds(work.parts[SCORE]) if name == "synthesize" else 0.0
+    scored = costs[SCORE].seconds(work.parts[SCORE]) if name == "synthesis" else 0.0
     bases = {costs[part].basis for part in own}
     return PlannedStage(
         name=name,
@@ -225,7 +225,7 @@ def _crew(name: str, fleet: Fleet) -> Crew:
     """Synthesis waits for answers, which one machine can do; its teacher's time on GPUs is paid besides."""
     if name == "transform":
         return fleet.cpu
-    return fleet.cpu.one if name == "synthesize" else fleet.gpu
+    return fleet.cpu.one if name == "synthesis" else fleet.gpu
 
 
 def _serving(
@@ -256,10 +256,10 @@ def _notes(recipe: Recipe, work: Workload, fleet: Fleet) -> list[str]:
         found.append(
             f"{state}, activations not counted" if needed < room else f"DOES NOT FIT: {state}"
         )
-        wanted = recipe.training.workers, recipe.cluster.encoders
+        wanted = recipe.training.workers, recipe.cluster.encode_workers
         if wanted != (crew.gpus, crew.gpus):
             found.append(
-                f"the recipe says training.workers = {wanted[0]} and cluster.encoders = {wanted[1]}; planned with "
+                f"the recipe says training.workers = {wanted[0]} and cluster.encode_workers = {wanted[1]}; planned with "
                 f"{crew.gpus} of each"
             )
         idle = crew.count * crew.machine.gpus - crew.gpus

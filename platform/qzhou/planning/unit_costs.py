@@ -67,7 +67,7 @@ def table_costs(
     row_s = work.row_bytes / (assumed["transform_bytes_per_cpu_s"] * _effective(cpu, assumed))
     judged = (
         assumed["judged_task_s"]
-        * work.stages["evaluate"].rows_out
+        * work.stages["evaluation"].rows_out
         / max(1, min(gpu.gpus, work.tasks))
     )
     bases: Mapping[str, tuple[float, float]] = {
@@ -82,8 +82,8 @@ def table_costs(
             assumed["stage_start_s"],
             1 / _effective(dataclasses.replace(gpu, gpu=None), assumed),
         ),
-        "train/stage1.steps": (start + load, train),
-        "train/stage2.steps": (start + load, train),
+        "training/stage1.steps": (start + load, train),
+        "training/stage2.steps": (start + load, train),
         "model.export": (start + load, 0.0),
         "evaluate.judge": (start + load + judged, encode),
     }
@@ -109,7 +109,7 @@ def costs_on(
         return dict(table)
     found = dict(table)
     for part, cost in measured.parts.items():
-        crew = fleet.cpu if part.startswith(("transform", "synthesize")) else fleet.gpu
+        crew = fleet.cpu if part.startswith(("transform", "synthesis")) else fleet.gpu
         if not fleet.rented and measured.gpu is None:
             scales = cpus_told and part != "synthesize.requests"
             speed = crew.cpus / measured.cpus if scales else 1.0

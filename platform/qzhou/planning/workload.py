@@ -82,16 +82,16 @@ class _Work:
     def all(self) -> Workload:
         stages = {
             "transform": self._transform(),
-            "synthesize": self._synthesize(),
-            "mine": self._mine(),
-            "train/stage1": self._train(
-                "train/stage1", self.recipe.training.stage1, only_retrieval=True
+            "synthesis": self._synthesize(),
+            "mining": self._mine(),
+            "training/stage1": self._train(
+                "training/stage1", self.recipe.training.stage1, only_retrieval=True
             ),
-            "train/stage2": self._train(
-                "train/stage2", self.recipe.training.stage2, only_retrieval=False
+            "training/stage2": self._train(
+                "training/stage2", self.recipe.training.stage2, only_retrieval=False
             ),
             "model": self._export(),
-            "evaluate": self._evaluate(),
+            "evaluation": self._evaluate(),
         }
         raw = sum(one.raw for one in self.rows)
         requests = sum(one.requests for one in self.rows)
@@ -105,7 +105,7 @@ class _Work:
             memory=memory_of(self.recipe, self.method),
             tasks=self._tasks(),
             requests=requests,
-            request_tokens=stages["synthesize"].tokens / requests if requests else 0.0,
+            request_tokens=stages["synthesis"].tokens / requests if requests else 0.0,
             notes=self.notes,
         )
 

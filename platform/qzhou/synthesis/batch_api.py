@@ -26,7 +26,7 @@ from qzhou.synthesis.rate_limiter import AttemptStatus
 from qzhou.synthesis.response_cache import ResponseCache, totals
 from qzhou.synthesis.schemas import response_schema, schema_name
 from qzhou.synthesis.techniques import SynthesisRequest
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
 PATH: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -88,7 +88,7 @@ class _BatchSender:
         new = {key: request for key, request in requests.items() if key not in submitted}
         self._check_cost(new)
         results: dict[str, ChatResult] = {}
-        with progress("synthesize: batches", total=len(requests), unit="requests") as bar:
+        with progress("synthesis: batches", total=len(requests), unit="requests") as bar:
             try:
                 for model in self._models.values():
                     for lines in self._parts(new, model):
@@ -121,8 +121,8 @@ class _BatchSender:
             if batch.model in self._models:
                 batches.append(batch)
                 continue
-            say(
-                f"synthesize: batch {batch.id} is skipped: the recipe no longer names its model '{batch.model}'; name "
+            log_event(
+                f"synthesis: batch {batch.id} is skipped: the recipe no longer names its model '{batch.model}'; name "
                 f"it again to fetch its {len(batch.keys):,} answers",
                 "batch_skipped",
                 level="warning",

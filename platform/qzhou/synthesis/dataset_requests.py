@@ -14,7 +14,7 @@ from qzhou.synthesis.generation import SynthesisResult, corpus_requests, example
 from qzhou.synthesis.parsing import SeedExample
 from qzhou.synthesis.report import Report
 from qzhou.synthesis.techniques import SynthesisRequest
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 
 REQUESTS_PER_GROUP = 100_000  # in the driver's memory at a time, with their answers
 
@@ -48,8 +48,8 @@ def _requests(run: Run, task: Task, name: str, *, has_corpus: bool) -> DatasetRe
     limit = settings.max_dataset_rows
     examples = list(islice(_examples(run, task, name), limit + 1))
     if len(examples) > limit:
-        say(
-            f"synthesize: {name} has more rows than synthesis.max_dataset_rows ({limit:,}) and is left alone",
+        log_event(
+            f"synthesis: {name} has more rows than synthesis.max_dataset_rows ({limit:,}) and is left alone",
             "dataset_left_alone",
             dataset=name,
         )

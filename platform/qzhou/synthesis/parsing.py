@@ -31,7 +31,7 @@ from qzhou.synthesis.filters import copied_share
 from qzhou.synthesis.schemas import CHOICES, FIELDS, schema_name
 from qzhou.synthesis.techniques import Side, SynthesisRequest
 
-STAGE = "synthesize"
+STAGE = "synthesis"
 PARAPHRASE_LENGTH = 0.15  # a paraphrase stays within this share of the original's characters
 NEGATIVE_LENGTH = 0.20  # a negative, of its positive's: the length must not give it away
 SLACK_CHARS = 12  # allowed in any case: 15 % of a five-word title is less than one word
@@ -263,8 +263,8 @@ def _check_length(field: str, text: str, original: str, share: float) -> None:
 
 def _check_copied(field: str, text: str, original: str, filters: FiltersSection) -> None:
     copied = copied_share(text, original)
-    if copied > filters.max_copied:
-        detail = f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {filters.max_copied:.0%}"
+    if copied > filters.max_ngram_overlap:
+        detail = f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {filters.max_ngram_overlap:.0%}"
         raise _RefusedError("copied", detail)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray.data
 
 from qzhou.cluster.metrics import expose
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.api_keys import Keys
 from qzhou.config.recipe import Recipe
@@ -47,13 +47,13 @@ from qzhou.synthesis.report import Report
 from qzhou.synthesis.response_cache import cached_answers, totals
 from qzhou.synthesis.schemas import schema_name
 from qzhou.synthesis.techniques import SynthesisRequest
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
 RESPONSES = "responses"  # folder of the response cache in the stage's folder
 # settings that do not change the output
 SPEED_ONLY = {
-    "mode", "concurrency", "requests_per_minute", "tokens_per_minute", "max_cost", "patience_s", "timeout_s",
+    "mode", "concurrency", "requests_per_minute", "tokens_per_minute", "max_cost", "give_up_after_s", "timeout_s",
     "max_retries", "api_key_env", "input_price", "output_price",
 }  # fmt: skip
 BATCHES_IN_FLIGHT = 4  # so that the slots stay full while the last answers of a batch are awaited
@@ -76,7 +76,7 @@ def synthesize(recipe: Recipe) -> Manifest:
         for model in settings.models
     ]
     return run.stage(
-        "synthesize",
+        "synthesis",
         functools.partial(_work, run),
         settings={
             **settings.model_dump(mode="json", exclude=SPEED_ONLY),
@@ -99,8 +99,8 @@ def print_estimate(recipe: Recipe) -> None:
     """
     run = Run.open(recipe)
     run.manifest("transform")
-    settings, responses = recipe.synthesis, run.folder / "synthesize" / RESPONSES
-    print("synthesize: estimate; nothing is sent", flush=True)
+    settings, responses = recipe.synthesis, run.folder / "synthesis" / RESPONSES
+    print("synthesis: estimate; nothing is sent", flush=True)
     expected = Estimate(settings)
     for dataset in dataset_requests(run):
         known = _cached(dataset.requests, settings.temperature, responses)
@@ -121,8 +121,8 @@ def _cached(
 def _work(run: Run, folder: Folder) -> dict[str, int]:
     settings = run.recipe.synthesis
     if not settings.is_on:
-        say(
-            "synthesize: synthesis is off (synthesis.endpoint is empty); examples pass through",
+        log_event(
+            "synthesis: synthesis is off (synthesis.endpoint is empty); examples pass through",
             "synthesis_off",
         )
     for name in ("examples", "dropped"):
@@ -146,7 +146,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     report.write(folder, ledger)
     if settings.is_on:
         total = ledger.total
-        say(
+        log_event(
             report.sentence(ledger),
             "synthesized",
             requests=total.requests,
@@ -165,7 +165,7 @@ def _synthesized(
     if not requests:
         return {}
     seeds = seed_examples(run, group)
-    with session(ask(run.recipe, "synthesize")):
+    with session(resources_for(run.recipe, "synthesis")):
         result = generate(requests, seeds, sender.send, settings, ledger)
         if settings.filters.scores and result.records:
             result = _filtered_by_scores(run.recipe, result, report)
@@ -202,7 +202,7 @@ class Sender:
     def __init__(self, recipe: Recipe, responses: Folder) -> None:
         self._settings, self._responses = recipe.synthesis, responses
         self._keys = Keys.of(model.api_key_env for model in self._settings.pool)
-        self._options = ask(recipe, "synthesize").options
+        self._options = resources_for(recipe, "synthesis").options
 
     def send(self, requests: Sequence[SynthesisRequest]) -> Results:
         """The result of each request; identical requests are sent once.
@@ -242,7 +242,7 @@ class Sender:
         )
         keys, stopped = list(requests), ""
         results: dict[str, ChatResult] = {}
-        with progress("synthesize", total=len(requests), unit="requests") as bar:
+        with progress("synthesis", total=len(requests), unit="requests") as bar:
             for batch in answered.iter_batches(batch_format="pyarrow", batch_size=None):
                 datasets = Counter[str]()
                 for row in batch.to_pylist():
@@ -300,11 +300,11 @@ def _scores(recipe: Recipe, result: SynthesisResult) -> dict[int, Scores]:
         fn_constructor_args=(recipe,),
         batch_format="pyarrow",
         batch_size=SCORED_ROWS,
-        compute=ray.data.ActorPoolStrategy(size=min(recipe.cluster.encoders, blocks)),
-        **ask(recipe, "mine").options,
+        compute=ray.data.ActorPoolStrategy(size=min(recipe.cluster.encode_workers, blocks)),
+        **resources_for(recipe, "mining").options,
     )  # fmt: skip
     scores: dict[int, Scores] = {}
-    with progress("synthesize: score", total=len(texts), unit="records") as bar:
+    with progress("synthesis: score", total=len(texts), unit="records") as bar:
         for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None):
             for row in batch.to_pylist():
                 index = row.pop("index")

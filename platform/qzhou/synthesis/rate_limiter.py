@@ -96,7 +96,7 @@ class RequestLimits:
     """The limits of a job over all its endpoints.
 
     Args:
-        settings: ``concurrency``, ``requests_per_minute``, ``tokens_per_minute``, ``max_cost`` and ``patience_s`` hold.
+        settings: ``concurrency``, ``requests_per_minute``, ``tokens_per_minute``, ``max_cost`` and ``give_up_after_s`` hold.
         spent: Money that earlier attempts spent.
     """
 
@@ -191,7 +191,7 @@ class RequestLimits:
             state.open_s = min(LONGEST_OPEN_S, state.open_s * 2 or FIRST_OPEN_S)
             state.open_until = now + state.open_s
             state.total_open_s += state.open_s
-            if state.total_open_s > self.settings.patience_s:
+            if state.total_open_s > self.settings.give_up_after_s:
                 state.failed = state.failed or attempt.problem
 
 

@@ -104,7 +104,7 @@ class Report:
             f"{count:,} {reason}" for reason, count in reasons.most_common(SHOWN_REASONS)
         )
         line = (
-            f"synthesize: {total.requests:,} requests ({total.reused:,} answered before), {total.tokens:,} tokens, "
+            f"synthesis: {total.requests:,} requests ({total.reused:,} answered before), {total.tokens:,} tokens, "
             f"cost {total.cost:.4f}; {self._made.total():,} records"
         )
         more = ", ..." if len(reasons) > SHOWN_REASONS else ""

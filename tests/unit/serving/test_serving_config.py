@@ -24,7 +24,9 @@ def app():
 def config():
     from ray.serve.schema import ServeDeploySchema
 
-    return ServeDeploySchema(**yaml.safe_load((ROOT / "serve" / "config.yaml").read_text("utf-8")))
+    return ServeDeploySchema(
+        **yaml.safe_load((ROOT / "serving" / "config.yaml").read_text("utf-8"))
+    )
 
 
 def test_the_application_named_is_built_from_the_arguments_named(app, config):

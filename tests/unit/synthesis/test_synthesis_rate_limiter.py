@@ -97,7 +97,7 @@ def test_many_failures_in_a_row_open_the_circuit_and_one_probe_decides():
 
 
 def test_an_endpoint_whose_circuit_is_open_for_too_long_has_failed():
-    limits, now = limits_of(patience_s=30), 0.0
+    limits, now = limits_of(give_up_after_s=30), 0.0
 
     fail(limits, FAILURES_TO_OPEN)
     while not limits.endpoints[A].failed:
