@@ -15,9 +15,9 @@ from qzhou.data.records import (
     PairExample,
     RetrievalExample,
     Source,
+    normalized_text,
     relevant_keys,
     stable_id,
-    normalized_text,
 )
 from qzhou.data.storage import Folder, read_records, schema_of, write_records
 from qzhou.errors import DataError, QzhouError, StorageError, from_json, to_json

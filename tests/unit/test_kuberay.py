@@ -13,7 +13,7 @@ import pytest
 import ray
 import yaml
 
-from qzhou.cluster.resources import PIPELINE, NodeType, resources_for, refuse_impossible
+from qzhou.cluster.resources import PIPELINE, NodeType, refuse_impossible, resources_for
 from qzhou.config.recipe import load_recipe
 from qzhou.config.sections import ServingSection
 from qzhou.errors import SetupError

@@ -264,7 +264,8 @@ class Dataset(Format):
         for kind in self.eval_tasks:
             if kind not in TASK_KINDS[self.task]:
                 raise ValueError(
-                    f"eval_tasks is '{kind}', and rule '{self.rule}' makes {self.task} examples, which can be judged as "
+                    f"eval_tasks is '{kind}', and rule '{self.rule}' makes {self.task} examples, which can be judged "
+                    f"as "
                     f"{' or '.join(TASK_KINDS[self.task])}"
                 )
         return self

@@ -103,10 +103,11 @@ class Recipe(Section):
 def _conflicts(recipe: Recipe) -> Iterator[str]:
     """One sentence for each pair of settings that cannot both hold: both values and the way out."""
     yield from _dataset_conflicts(recipe.datasets)
-    if (
-        least := recipe.cluster.min_encode_workers
-    ) is not None and least > recipe.cluster.encode_workers:
-        yield f"cluster.min_encode_workers ({least}) is above cluster.encode_workers ({recipe.cluster.encode_workers}); lower it"
+    fewest, most = recipe.cluster.min_encode_workers, recipe.cluster.encode_workers
+    if fewest is not None and fewest > most:
+        yield (
+            f"cluster.min_encode_workers ({fewest}) is above cluster.encode_workers ({most}); lower it"
+        )
     yield from _mining_conflicts(recipe.mining)
     yield from _training_conflicts(recipe)
     yield from _synthesis_conflicts(recipe)

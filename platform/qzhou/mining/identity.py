@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qzhou.data.records import RetrievalExample, origin_id, normalized_text
+from qzhou.data.records import RetrievalExample, normalized_text, origin_id
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -33,7 +33,7 @@ def digests(texts: Iterable[str]) -> Digests:
 
 
 def key_digests(texts: Iterable[str]) -> Digests:
-    """Digests of the texts' keys (:func:`qzhou.data.records.normalized_text`): equal where two texts count as the same."""
+    """Digests of the normalized texts: equal where two texts count as the same."""
     return digests(map(normalized_text, texts))
 
 

@@ -22,7 +22,7 @@ from qzhou.data.storage import Folder
 from qzhou.errors import DataError, StorageError
 from qzhou.run.lock import at_work
 from qzhou.run.sharing import MANIFEST as MANIFEST
-from qzhou.run.sharing import reuse_cache, finished_beside, reuse_stage, stage_lock
+from qzhou.run.sharing import finished_beside, reuse_cache, reuse_stage, stage_lock
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import recorded
 

@@ -262,9 +262,9 @@ def _check_length(field: str, text: str, original: str, share: float) -> None:
 
 
 def _check_copied(field: str, text: str, original: str, filters: FiltersSection) -> None:
-    copied = copied_share(text, original)
-    if copied > filters.max_ngram_overlap:
-        detail = f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {filters.max_ngram_overlap:.0%}"
+    copied, limit = copied_share(text, original), filters.max_ngram_overlap
+    if copied > limit:
+        detail = f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {limit:.0%}"
         raise _RefusedError("copied", detail)
 
 

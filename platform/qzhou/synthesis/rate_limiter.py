@@ -96,7 +96,7 @@ class RequestLimits:
     """The limits of a job over all its endpoints.
 
     Args:
-        settings: ``concurrency``, ``requests_per_minute``, ``tokens_per_minute``, ``max_cost`` and ``give_up_after_s`` hold.
+        settings: Endpoints and limits of the recipe.
         spent: Money that earlier attempts spent.
     """
 

@@ -149,7 +149,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's has no types
         super()._register_sigint_handler(controller)
         at_once = signal.getsignal(signal.SIGINT)
 
-        def ask(*_: object) -> None:
+        def resources_for(*_: object) -> None:
             signal.signal(signal.SIGINT, at_once)
             self.stop.ask()
             line = "training: stops after a checkpoint of the next step; Ctrl-C again ends it at once, without one"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qzhou.data.records import RetrievalExample, Source, relevant_keys, normalized_text
+from qzhou.data.records import RetrievalExample, Source, normalized_text, relevant_keys
 from qzhou.mining.identity import Answers, Groups, RowOf, digests, is_among, key_digests
 
 TEXTS = st.sampled_from(["a", "b", "B", " b ", "c", "d", "e f", "E  f", ""])
