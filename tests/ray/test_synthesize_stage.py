@@ -160,7 +160,7 @@ def test_without_an_endpoint_the_examples_pass_through(tmp_path, capfd):
     assert "synthesis is off" in capfd.readouterr().out
 
 
-def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_the_journal(tmp_path):
+def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_the_responses(tmp_path):
     write_transformed(tmp_path)
     cache = Folder.open(str(tmp_path)) / "run" / "synthesis" / "responses"
     paid = Answer(key="paid", model="llm", content="{}", prompt_tokens=1, completion_tokens=1)

@@ -48,45 +48,40 @@ class _Batch:
     keys: tuple[str, ...]
 
 
-def send_in_batches(
-    requests: Mapping[str, SynthesisRequest],
-    settings: SynthesisSection,
-    keys: Keys,
-    folder: Folder,
-    sleep: Sleep = asyncio.sleep,
-) -> dict[str, ChatResult]:
-    """The results of requests, after all batches have ended; answers are kept in the response cache.
+class BatchSender:
+    """Sends requests in batches, waits for them, and keeps the answers in the response cache.
 
     Args:
-        requests: By their keys; none of them is in the cache.
         settings: Models and ``max_cost``.
         keys: Of the endpoints.
         folder: Of the response cache.
         sleep: Waits between two polls; a test passes its own.
-
-    Raises:
-        EndpointError: An endpoint refuses a batch, or ``max_cost`` would be exceeded.
     """
-    return asyncio.run(_BatchSender(settings, keys, folder, sleep).send(requests))
 
-
-class _BatchSender:
     def __init__(
-        self, settings: SynthesisSection, keys: Keys, folder: Folder, sleep: Sleep
+        self, settings: SynthesisSection, keys: Keys, folder: Folder, sleep: Sleep = asyncio.sleep
     ) -> None:
         self._settings, self._keys, self._folder, self._sleep = settings, keys, folder, sleep
         self._cache = ResponseCache(folder, read=False)
         self._models = {model.model: model for model in settings.pool}
-        self._clients = {
-            name: open_client(model.endpoints[0], keys.value(model.api_key_env), settings.timeout_s)
-            for name, model in self._models.items()
-        }
+        self._clients: dict[str, openai.AsyncOpenAI] = {}
 
-    async def send(self, requests: Mapping[str, SynthesisRequest]) -> dict[str, ChatResult]:
+    def send(self, requests: Mapping[str, SynthesisRequest]) -> dict[str, ChatResult]:
+        """The results of requests by their keys, after all batches have ended; none of them is in the cache.
+
+        Raises:
+            EndpointError: An endpoint refuses a batch, or ``max_cost`` would be exceeded.
+        """
+        return asyncio.run(self._send(requests))
+
+    async def _send(self, requests: Mapping[str, SynthesisRequest]) -> dict[str, ChatResult]:
         batches = self._recorded()
         submitted = {key for batch in batches for key in batch.keys}
         new = {key: request for key, request in requests.items() if key not in submitted}
         self._check_cost(new)
+        for name, model in self._models.items():
+            key = self._keys.value(model.api_key_env)
+            self._clients[name] = open_client(model.endpoints[0], key, self._settings.timeout_s)
         results: dict[str, ChatResult] = {}
         with progress("synthesis: batches", total=len(requests), unit="requests") as bar:
             try:

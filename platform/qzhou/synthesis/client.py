@@ -25,14 +25,7 @@ from qzhou.synthesis.chat import Answer, ChatRequest, ChatResult, request_key
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.rate_limiter import Attempt, AttemptStatus, RateLimiter, Reservation
 from qzhou.synthesis.response_cache import ResponseCache
-from qzhou.telemetry.metrics import (
-    LLM_COST,
-    LLM_REQUESTS,
-    LLM_RETRIES,
-    LLM_SECONDS_METRIC,
-    LLM_TOKENS,
-    measure,
-)
+from qzhou.telemetry import metrics
 
 # key, credit, permission, address or model: the next request would fail too
 REFUSED = {401, 402, 403, 404}
@@ -162,7 +155,7 @@ class ChatClient:
                 return result
             await self._back_off(tried, result)
             tried += 1
-            measure(LLM_RETRIES, 1, model=model.model)
+            metrics.measure(metrics.LLM_RETRIES, 1, model=model.model)
 
     async def _acquire(self, model: LLMSection, tokens: float, cost: float) -> Reservation:
         try:
@@ -183,7 +176,9 @@ class ChatClient:
         started = time.monotonic()
         result = await self._post(reservation.endpoint, key, request)
         if isinstance(result, Answer):
-            measure(LLM_SECONDS_METRIC, time.monotonic() - started, model=model.model)
+            metrics.measure(
+                metrics.LLM_SECONDS_METRIC, time.monotonic() - started, model=model.model
+            )
             measure_attempt(model.model, "answered", result)
             used = result.prompt_tokens + result.completion_tokens
             attempt = Attempt(status="answered", used_tokens=used, paid=result.cost)
@@ -295,11 +290,13 @@ def answer_of(key: str, model: LLMSection, completion: Any) -> Answer:
 
 def measure_attempt(model: str, status: AttemptStatus, answer: Answer | None) -> None:
     """Count a request in the metrics, with the tokens and the money of its answer."""
-    measure(LLM_REQUESTS, 1, model=model, result=status)
+    metrics.measure(metrics.LLM_REQUESTS, 1, model=model, result=status)
     if answer is not None:
-        measure(LLM_TOKENS, answer.prompt_tokens, model=model, kind="prompt")
-        measure(LLM_TOKENS, answer.completion_tokens, model=model, kind="completion")
-        measure(LLM_COST, answer.cost, model=model)
+        metrics.measure(metrics.LLM_TOKENS, answer.prompt_tokens, model=model, kind="prompt")
+        metrics.measure(
+            metrics.LLM_TOKENS, answer.completion_tokens, model=model, kind="completion"
+        )
+        metrics.measure(metrics.LLM_COST, answer.cost, model=model)
 
 
 def open_client(url: str, key: str, timeout_s: float) -> openai.AsyncOpenAI:

@@ -93,18 +93,18 @@ def write_dataset(
     dataset: DatasetRequests,
     result: SynthesisResult,
     report: Report,
-) -> tuple[Counter[str], tuple[Drop, ...]]:
+) -> tuple[Counter[str], list[Drop]]:
     """Write one dataset; returns its row counts and drops. A dataset without requests is copied row by row."""
     record_type = EXAMPLE_TYPES[dataset.task]
     target = folder / "examples" / dataset.task / dataset.name
     examples = _examples(run, dataset.task, dataset.name)
     if not dataset.requests:
-        return Counter(examples=write_records(target, examples, record_type)), ()
-    merged = merge(list(examples), result)
-    counts = Counter(examples=write_records(target, merged.examples, record_type))
-    counts.update(f"by {one.request.technique}" for one in merged.records)
-    report.add(merged)
-    return counts, merged.dropped
+        return Counter(examples=write_records(target, examples, record_type)), []
+    merged, kept = merge(list(examples), result)
+    counts = Counter(examples=write_records(target, merged, record_type))
+    counts.update(f"by {one.request.technique}" for one in kept.records)
+    report.add(kept)
+    return counts, kept.dropped
 
 
 def _examples(run: Run, task: Task, name: str) -> Iterator[Example]:

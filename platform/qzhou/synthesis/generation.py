@@ -55,15 +55,6 @@ class SynthesisResult:
     dropped: list[Drop] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergedDataset:
-    """A dataset after synthesis: the raw examples in their order, then the new ones."""
-
-    examples: tuple[Example, ...]
-    dropped: tuple[Drop, ...]
-    records: tuple[SyntheticRecord, ...]
-
-
 def example_requests(
     examples: Sequence[Example], task: Task, settings: SynthesisSection, *, seed: int
 ) -> tuple[SynthesisRequest, ...]:
@@ -187,9 +178,7 @@ def check_relevance(
         ledger.count(request, results[request], refused=refused)
     result = SynthesisResult()
     for index, one in enumerate(records):
-        wrong = [
-            answers for request, answers in claims[index] if verdicts[request] is (not answers)
-        ]
+        wrong = [claim for request, claim in claims[index] if verdicts[request] is (not claim)]
         if not wrong:
             result.records.append(one)
         elif wrong[0]:
@@ -212,8 +201,10 @@ def _claims(one: SyntheticRecord) -> Iterator[tuple[str, str, bool]]:
             yield one.record.query, negative.text, False
 
 
-def merge(examples: Sequence[Example], result: SynthesisResult) -> MergedDataset:
-    """One dataset with its new records.
+def merge(
+    examples: Sequence[Example], result: SynthesisResult
+) -> tuple[list[Example], SynthesisResult]:
+    """The examples of a dataset in their order and then the new ones; and the result without duplicates.
 
     An example keeps its id when it gets a negative: its query is the same. A new example that repeats another one is
     dropped as ``duplicate``, and so is a second negative with the same text.
@@ -221,30 +212,25 @@ def merge(examples: Sequence[Example], result: SynthesisResult) -> MergedDataset
     known = {example.id for example in examples}
     negatives: dict[str, list[Negative]] = defaultdict(list)
     new: list[Example] = []
-    kept: list[SyntheticRecord] = []
-    dropped = list(result.dropped)
+    kept = SynthesisResult(dropped=list(result.dropped))
     for one in result.records:
         record = one.record
         if isinstance(record, Negative):
             others = negatives[one.seed.id]
             if record.text in {other.text for other in others}:
                 detail = "repeats another negative of the example"
-                dropped.append(dropped_record(one, "duplicate", detail))
+                kept.dropped.append(dropped_record(one, "duplicate", detail))
                 continue
             others.append(record)
         else:
             if record.id in known:
                 detail = f"repeats the example {record.id}"
-                dropped.append(dropped_record(one, "duplicate", detail))
+                kept.dropped.append(dropped_record(one, "duplicate", detail))
                 continue
             known.add(record.id)
             new.append(record)
-        kept.append(one)
-    return MergedDataset(
-        examples=(*_with_negatives(examples, negatives), *new),
-        dropped=tuple(dropped),
-        records=tuple(kept),
-    )
+        kept.records.append(one)
+    return [*_with_negatives(examples, negatives), *new], kept
 
 
 def _with_negatives(

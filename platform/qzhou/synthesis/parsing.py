@@ -47,11 +47,7 @@ _WHOLE = re.compile(
 
 
 class _RefusedError(Exception):
-    """Ends the parsing of one answer; never leaves this file."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+    """Ends the parsing of one answer with (reason, detail); never leaves this file."""
 
 
 def parse_configuration(request: SynthesisRequest, answer: Answer) -> Configuration | Drop:
@@ -64,7 +60,7 @@ def parse_configuration(request: SynthesisRequest, answer: Answer) -> Configurat
             raise _RefusedError("no_choice", detail)
         return texts
     except _RefusedError as refusal:
-        return drop(request, refusal.reason, refusal.detail, answer.content)
+        return drop(request, *refusal.args, answer.content)
 
 
 def parse_verdict(request: SynthesisRequest, answer: Answer) -> bool | Drop:
@@ -72,7 +68,7 @@ def parse_verdict(request: SynthesisRequest, answer: Answer) -> bool | Drop:
     try:
         return _texts(request, answer)["verdict"] == "answers"
     except _RefusedError as refusal:
-        return drop(request, refusal.reason, refusal.detail, answer.content)
+        return drop(request, *refusal.args, answer.content)
 
 
 def parse(
@@ -106,7 +102,7 @@ def parse(
             return _augmented(texts, seed, source, filters)
         return _paraphrased(texts, seed, source, filters)
     except _RefusedError as refusal:
-        return drop(request, refusal.reason, refusal.detail, answer.content)
+        return drop(request, *refusal.args, answer.content)
 
 
 def drop(request: SynthesisRequest, reason: str, detail: str, content: str = "") -> Drop:
@@ -264,7 +260,9 @@ def _check_length(field: str, text: str, original: str, share: float) -> None:
 def _check_copied(field: str, text: str, original: str, filters: FiltersSection) -> None:
     copied, limit = copied_share(text, original), filters.max_ngram_overlap
     if copied > limit:
-        detail = f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {limit:.0%}"
+        detail = (
+            f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {limit:.0%}"
+        )
         raise _RefusedError("copied", detail)
 
 

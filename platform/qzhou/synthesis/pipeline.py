@@ -21,7 +21,7 @@ from qzhou.data.records import Drop, Manifest
 from qzhou.data.storage import Folder, table_of, write_table
 from qzhou.errors import EndpointError
 from qzhou.run.run import Run
-from qzhou.synthesis.batch_api import send_in_batches
+from qzhou.synthesis.batch_api import BatchSender
 from qzhou.synthesis.chat import Answer, ChatResult
 from qzhou.synthesis.dataset_requests import (
     DatasetRequests,
@@ -218,7 +218,8 @@ class Sender:
         results = {key: ChatResult(answer=one, reused=True) for key, one in cached.items()}
         new = {key: request for key, request in first.items() if key not in results}
         if new and self._settings.mode == "batch":
-            results |= send_in_batches(new, self._settings, self._keys, self._responses)
+            batches = BatchSender(self._settings, self._keys, self._responses)
+            results |= batches.send(new)
         elif new:
             results |= self._send_live(new)
         found: dict[SynthesisRequest, ChatResult] = {}

@@ -23,11 +23,10 @@ from qzhou.data.records import (
     RetrievalExample,
 )
 from qzhou.data.storage import Folder
-from qzhou.synthesis.generation import MergedDataset, SyntheticRecord
+from qzhou.synthesis.generation import SynthesisResult, SyntheticRecord
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.techniques import SynthesisRequest
 
-REPORT = "report.json"
 SAMPLES = 10  # of each technique
 EXAMPLES = 2  # of each reason
 SHOWN_CHARS = 600
@@ -62,14 +61,14 @@ class Report:
             histograms = self._histograms[technique]
             histograms[name] = histograms.get(name, 0) + counts
 
-    def add(self, merged: MergedDataset) -> None:
-        """Add a dataset."""
-        for one in merged.records:
+    def add(self, result: SynthesisResult) -> None:
+        """Add the kept records and the drops of a dataset."""
+        for one in result.records:
             self._made[one.request.technique] += 1
             self._samples[one.request.technique].append((self._rank(one), one))
         for technique, samples in self._samples.items():
             self._samples[technique] = heapq.nsmallest(SAMPLES, samples, key=itemgetter(0))
-        for drop in merged.dropped:
+        for drop in result.dropped:
             technique = str(json.loads(drop.record)["request"]["technique"])
             self._dropped[technique][drop.reason] += 1
             shown = self._examples[technique].setdefault(drop.reason, [])
@@ -94,7 +93,7 @@ class Report:
             "filters": self._settings.filters.model_dump(),
             "cost": asdict(ledger.total),
         }
-        folder.write_json(REPORT, content)
+        folder.write_json("report.json", content)
 
     def sentence(self, ledger: Ledger) -> str:
         """One line for the console."""

@@ -42,9 +42,6 @@ class ResponseCache:
         self._files_written = 0
         self._committing: asyncio.Task[None] | None = None
 
-    def __len__(self) -> int:
-        return len(self._answers)
-
     def get(self, key: str) -> Answer | None:
         """The answer to a request, or None."""
         return self._answers.get(key)

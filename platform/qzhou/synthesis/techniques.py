@@ -40,15 +40,8 @@ TECHNIQUES: Mapping[Task, tuple[SynthesisTechnique, ...]] = {
     "classification": ("paraphrase",),
 }
 VERSION = "v2"
-PROMPTS: Mapping[SynthesisTechnique, str] = {
-    "paraphrase": "paraphrase",
-    "augmentation": "augment",
-    "hard_negative": "hard_negative",
-    "query_configuration": "query_configuration",
-    "query": "query",
-    "relevance_check": "relevance_check",
-}
-# The user message is part of the key of a cached answer, so its words never change.
+# Prompts and messages with other names than their techniques: records and keys of cached answers depend on them.
+PROMPT_NAMES: Mapping[SynthesisTechnique, str] = {"augmentation": "augment"}
 NAMES_IN_MESSAGES: Mapping[SynthesisTechnique, str] = {"relevance_check": "judge"}
 
 QUESTION_TYPES = ("keywords", "factual", "how_to", "reason", "comparison", "summary", "opinion")
@@ -238,6 +231,7 @@ def _request(
     content: Mapping[str, Any],
     pool: Sequence[LLMSection],
 ) -> SynthesisRequest:
+    prompt = PROMPT_NAMES.get(technique, technique)
     name = NAMES_IN_MESSAGES.get(technique, technique)
     user = json.dumps({"technique": name, **content}, ensure_ascii=False)
     texts = " ".join(str(value) for field, value in content.items() if field != "language")
@@ -245,7 +239,7 @@ def _request(
         technique=technique,
         dataset=dataset,
         example_id=example_id,
-        prompt=f"{PROMPTS[technique]}.{prompt_language(texts)}@{VERSION}",
+        prompt=f"{prompt}.{prompt_language(texts)}@{VERSION}",
         user=user,
         model=model_for(user, pool),
     )

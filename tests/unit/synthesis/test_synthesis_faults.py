@@ -16,7 +16,7 @@ from qzhou.config.synthesis import LLMSection, SynthesisSection
 from qzhou.data.records import RetrievalExample
 from qzhou.data.storage import Folder
 from qzhou.errors import EndpointError
-from qzhou.synthesis.batch_api import send_in_batches
+from qzhou.synthesis.batch_api import BatchSender
 from qzhou.synthesis.builtin import answer_by_rules
 from qzhou.synthesis.chat import ChatRequest, request_key
 from qzhou.synthesis.client import ChatClient
@@ -81,11 +81,11 @@ def test_at_a_tenth_of_faults_of_every_kind_each_row_ends_once(tmp_path):
 
     counts = endpoint.counts
     assert set(counts.faults) == set(FAULTS)  # every kind was met
-    merged = merge(rows, result)
-    ended = [one.seed.id for one in merged.records]
-    ended += [json.loads(one.record)["request"]["example_id"] for one in merged.dropped]
+    _, kept = merge(rows, result)
+    ended = [one.seed.id for one in kept.records]
+    ended += [json.loads(one.record)["request"]["example_id"] for one in kept.dropped]
     assert sorted(ended) == sorted(one.id for one in rows)
-    assert len(merged.records) > 0.97 * ROWS
+    assert len(kept.records) > 0.97 * ROWS
     plain = counts.plain()
     assert plain["completed"] == plain["distinct"]
     assert plain["twice"] == 0
@@ -156,9 +156,8 @@ def batched(url, folder, requests, **more):
     async def sleep(_):
         await asyncio.sleep(0.05)
 
-    return send_in_batches(
-        keyed, settings, Keys.of(["OPENAI_API_KEY"], {"OPENAI_API_KEY": KEY}), folder, sleep
-    ), keyed
+    keys = Keys.of(["OPENAI_API_KEY"], {"OPENAI_API_KEY": KEY})
+    return BatchSender(settings, keys, folder, sleep).send(keyed), keyed
 
 
 def test_a_batch_is_handed_in_and_its_answers_are_kept(tmp_path):

@@ -101,12 +101,12 @@ def test_several_models_share_the_requests_by_weight_and_always_in_the_same_way(
 def test_raw_rows_keep_their_order_and_ids_and_new_rows_follow():
     result, _ = write(well, example_requests(EXAMPLES, "retrieval", SETTINGS, seed=0))
 
-    merged = merge(EXAMPLES, result)
+    examples, kept = merge(EXAMPLES, result)
 
-    assert [example.id for example in merged.examples[:5]] == [example.id for example in EXAMPLES]
-    assert len(merged.examples) == 5 + 3 == len({example.id for example in merged.examples})
-    assert sum(len(example.negatives) for example in merged.examples[:5]) == 3
-    techniques = [one.request.technique for one in merged.records]
+    assert [example.id for example in examples[:5]] == [example.id for example in EXAMPLES]
+    assert len(examples) == 5 + 3 == len({example.id for example in examples})
+    assert sum(len(example.negatives) for example in examples[:5]) == 3
+    techniques = [one.request.technique for one in kept.records]
     assert [techniques.count(name) for name in ("paraphrase", "augmentation", "hard_negative")] == [
         2,
         1,
@@ -123,10 +123,10 @@ def test_the_same_new_example_is_kept_once_and_so_is_the_same_negative():
     result, _ = write(
         lambda _: outcome(content), example_requests(EXAMPLES, "retrieval", settings, seed=0)
     )
-    merged = merge(EXAMPLES, result)
+    examples, kept = merge(EXAMPLES, result)
 
-    assert len(merged.examples) == 6
-    assert [one.reason for one in merged.dropped] == ["duplicate", "duplicate"]
+    assert len(examples) == 6
+    assert [one.reason for one in kept.dropped] == ["duplicate", "duplicate"]
 
 
 def test_a_refused_answer_goes_back_with_the_reason_so_often_as_allowed():
@@ -208,7 +208,7 @@ def test_a_bare_document_gets_its_query_in_two_steps():
         "query.en@v2",
         documents[0].id,
     )
-    assert merge([], result).examples == tuple(one.record for one in result.records)
+    assert merge([], result)[0] == [one.record for one in result.records]
 
 
 def test_a_persona_that_was_not_offered_is_refused():

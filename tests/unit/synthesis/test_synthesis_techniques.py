@@ -1,15 +1,17 @@
 """Which rows are asked about, and in which words."""
 
 import json
+import typing
 
 import pytest
 
 from qzhou.data.records import LabeledExample, PairExample, RetrievalExample, Source
 from qzhou.synthesis.techniques import (
-    PROMPTS,
+    PROMPT_NAMES,
     QUESTION_TYPES,
     TECHNIQUES,
     VERSION,
+    SynthesisTechnique,
     draw,
     personas,
     prompt_language,
@@ -90,12 +92,13 @@ def test_pairs_and_labelled_texts_are_only_paraphrased():
     assert TECHNIQUES["pair"] == TECHNIQUES["classification"] == ("paraphrase",)
 
 
-@pytest.mark.parametrize("name", PROMPTS.values())
+@pytest.mark.parametrize("technique", typing.get_args(SynthesisTechnique))
 @pytest.mark.parametrize(
     ("language", "wanted"),
     [("en", "one JSON object and nothing else"), ("zh", "只回答一个 JSON 对象")],
 )
-def test_every_prompt_is_there_in_both_languages_and_asks_for_json(name, language, wanted):
+def test_every_prompt_is_there_in_both_languages_and_asks_for_json(technique, language, wanted):
+    name = PROMPT_NAMES.get(technique, technique)
     assert wanted in system_prompt(f"{name}.{language}@{VERSION}")
 
 
