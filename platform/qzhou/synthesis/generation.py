@@ -247,4 +247,4 @@ def _with_negatives(
 def dropped_record(one: SyntheticRecord, reason: str, detail: str) -> Drop:
     """The drop of a new record that parsing accepted."""
     record = json.dumps(dataclasses.asdict(one.record), ensure_ascii=False)
-    return drop(one.request, reason, detail, record)
+    return drop(one.request, reason, detail, content=record)

@@ -60,7 +60,7 @@ def parse_configuration(request: SynthesisRequest, answer: Answer) -> Configurat
             raise _RefusedError("no_choice", detail)
         return texts
     except _RefusedError as refusal:
-        return drop(request, *refusal.args, answer.content)
+        return drop(request, *refusal.args, content=answer.content)
 
 
 def parse_verdict(request: SynthesisRequest, answer: Answer) -> bool | Drop:
@@ -68,7 +68,7 @@ def parse_verdict(request: SynthesisRequest, answer: Answer) -> bool | Drop:
     try:
         return _texts(request, answer)["verdict"] == "answers"
     except _RefusedError as refusal:
-        return drop(request, *refusal.args, answer.content)
+        return drop(request, *refusal.args, content=answer.content)
 
 
 def parse(
@@ -102,10 +102,10 @@ def parse(
             return _augmented(texts, seed, source, filters)
         return _paraphrased(texts, seed, source, filters)
     except _RefusedError as refusal:
-        return drop(request, *refusal.args, answer.content)
+        return drop(request, *refusal.args, content=answer.content)
 
 
-def drop(request: SynthesisRequest, reason: str, detail: str, content: str = "") -> Drop:
+def drop(request: SynthesisRequest, reason: str, detail: str, *, content: str = "") -> Drop:
     """The drop of an answer, with its request."""
     record = json.dumps(
         {"request": dataclasses.asdict(request), "answer": content}, ensure_ascii=False

@@ -17,10 +17,14 @@ LENGTH_SHARE = 0.13
 SLACK_CHARS = 12
 LONGEST_QUERY_WORDS = 16
 
+
+def _pairs(text: str) -> list[list[str]]:
+    return [pair.split("=") for pair in re.split("[;\n]", text.strip())]
+
+
 # Synonyms: left -> right. Only words that mean the same wherever documentation uses them.
 SYNONYMS = dict(
-    pair.split("=")
-    for pair in """
+    _pairs("""
 return=give back;returns=gives back;returned=given back;compute=calculate;computes=calculates;computed=calculated
 calculate=compute;calculates=computes;create=build;creates=builds;created=built;construct=build;constructs=builds
 build=construct;remove=delete;removes=deletes;removed=deleted;delete=remove;deletes=removes;get=obtain;gets=obtains
@@ -48,14 +52,11 @@ sets=assigns;implements=realises;implement=realise;implementation=realisation
 register=enrol;registers=enrols;parse=interpret;parses=interprets;close=shut;closes=shuts
 send=transmit;sends=transmits;receive=take in;store=keep;stores=keeps;define=declare;defines=declares;defined=declared
 related=connected;corresponding=matching;multiple=several;first=initial;last=final;large=big;small=little
-""".replace("\n", ";").split(";")
-    if pair
+""")
 )
 
 # Opposites or other things: left -> right and right -> left, of one kind and of about the same length.
-OPPOSITES = [
-    pair.split("=")
-    for pair in """
+OPPOSITES = _pairs("""
 return=accept;returns=accepts;returned=accepted;first=last;maximum=minimum;max=min;add=remove;adds=removes;added=removed
 input=output;inputs=outputs;start=end;starts=ends;begin=finish;open=close;opens=closes;opened=closed;read=write
 reads=writes;reading=writing;encode=decode;encodes=decodes;encoded=decoded;encoding=decoding;before=after;left=right
@@ -77,9 +78,8 @@ object=pattern;objects=patterns;element=header;elements=headers;name=age;names=a
 parameter=exception;parameters=exceptions;argument=comment;arguments=comments;option=warning;options=warnings
 distribution=permission;random=constant;plot=table;figure=archive;image=message;label=margin;layer=folder
 tensor=certificate;gradient=password;query=reply;message=signal;event=record;state=style;context=content
-""".replace("\n", ";").split(";")
-    if pair
-]
+""")
+# Reversed, so that the first pair of a word decides.
 CONTRARY = {
     word: other
     for left, right in reversed(OPPOSITES)
@@ -100,14 +100,12 @@ _ASKS_WHETHER = re.compile(  # "check if it holds": what follows is no condition
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"--|==|>>>|::|\|")  # tables, section lines and sessions are no prose
-_STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        """a an the this that these those it its is are was were be been of to in on at by for from with and or not no
-        as if when which who whose will would can could may might must should has have had do does did so than then
-        but into over under you your they their there here such used use using""",
-    )
-)
+_STOP_TEXT = """
+a an the this that these those it its is are was were be been of to in on at by for from with and or not no
+as if when which who whose will would can could may might must should has have had do does did so than then
+but into over under you your they their there here such used use using
+"""
+_STOP_WORDS = frozenset(_STOP_TEXT.split())
 # only before words whose first sound is clear
 _ARTICLE = re.compile(r"\b(?P<article>[Aa])n? (?=(?P<sound>[a-z]))(?!u|eu|one|hour|hono|[a-z]\b)")
 
