@@ -110,9 +110,8 @@ class BatchSender:
         batches = []
         for name in records.files(".json"):
             content = records.read_json(name)
-            batch = _Batch(
-                id=name.removesuffix(".json"), model=content["model"], keys=tuple(content["keys"])
-            )
+            number, keys = name.removesuffix(".json"), tuple(content["keys"])
+            batch = _Batch(id=number, model=content["model"], keys=keys)
             if batch.model in self._models:
                 batches.append(batch)
                 continue

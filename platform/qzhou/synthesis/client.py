@@ -176,9 +176,8 @@ class ChatClient:
         started = time.monotonic()
         result = await self._post(reservation.endpoint, key, request)
         if isinstance(result, Answer):
-            metrics.measure(
-                metrics.LLM_SECONDS_METRIC, time.monotonic() - started, model=model.model
-            )
+            seconds = time.monotonic() - started
+            metrics.measure(metrics.LLM_SECONDS_METRIC, seconds, model=model.model)
             measure_attempt(model.model, "answered", result)
             used = result.prompt_tokens + result.completion_tokens
             attempt = Attempt(status="answered", used_tokens=used, paid=result.cost)
@@ -191,17 +190,13 @@ class ChatClient:
     async def _post(self, url: str, key: str, request: ChatRequest) -> Answer | _Failure:
         """One HTTP request, or two where the endpoint does not know JSON schemas."""
         model = self._models[request.model]
-        structured = (
-            request.schema is not None
-            and model.structured != "off"
-            and url not in self._unstructured
-        )
+        structured = model.structured != "off" and url not in self._unstructured
+        structured = structured and request.schema is not None
         body = chat_body(request, self._settings.temperature, structured=structured)
         try:
             # Not chat.completions.create, which checks types for 2 ms a request, half of the time.
-            completion = await self._endpoints[url, model.api_key_env].post(
-                "/chat/completions", cast_to=object, body=body
-            )
+            endpoint = self._endpoints[url, model.api_key_env]
+            completion = await endpoint.post("/chat/completions", cast_to=object, body=body)
             return answer_of(key, model, completion)
         except openai.APIConnectionError as error:
             return self._connection_failure(error)
@@ -237,10 +232,8 @@ class ChatClient:
         """Wait without a slot before the next try; wake at once when the work is stopped."""
         backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tried)
         wait_s = failure.retry_after_s + backoff_s * (0.5 + self._jitter() / 2)
-        waits = [
-            asyncio.ensure_future(self._sleep(wait_s)),
-            asyncio.ensure_future(self._stopped.wait()),
-        ]
+        sleeps = (self._sleep(wait_s), self._stopped.wait())
+        waits = [asyncio.ensure_future(sleep) for sleep in sleeps]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()

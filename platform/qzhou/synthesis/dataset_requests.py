@@ -88,11 +88,7 @@ def seed_examples(run: Run, group: Sequence[DatasetRequests]) -> dict[tuple[str,
 
 
 def write_dataset(
-    run: Run,
-    folder: Folder,
-    dataset: DatasetRequests,
-    result: SynthesisResult,
-    report: Report,
+    run: Run, folder: Folder, dataset: DatasetRequests, result: SynthesisResult, report: Report
 ) -> tuple[Counter[str], list[Drop]]:
     """Write one dataset; returns its row counts and drops. A dataset without requests is copied row by row."""
     record_type = EXAMPLE_TYPES[dataset.task]

@@ -84,9 +84,8 @@ def parse(
         texts = _texts(request, answer)
         name = "query_generation" if request.technique == "query" else request.technique
         technique: Technique = name  # type: ignore[assignment]  # a check makes no record
-        source = Source(
-            technique=technique, parent=seed.id, model=answer.model, prompt=request.prompt
-        )
+        model, prompt = answer.model, request.prompt
+        source = Source(technique=technique, parent=seed.id, model=model, prompt=prompt)
         if isinstance(seed, Document):
             return _generated_query(texts["query"], seed, request, source)
         if isinstance(seed, PairExample):
@@ -107,9 +106,8 @@ def parse(
 
 def drop(request: SynthesisRequest, reason: str, detail: str, *, content: str = "") -> Drop:
     """The drop of an answer, with its request."""
-    record = json.dumps(
-        {"request": dataclasses.asdict(request), "answer": content}, ensure_ascii=False
-    )
+    refused = {"request": dataclasses.asdict(request), "answer": content}
+    record = json.dumps(refused, ensure_ascii=False)
     return Drop(stage=STAGE, dataset=request.dataset, reason=reason, detail=detail, record=record)
 
 
@@ -181,11 +179,7 @@ def _augmented(
 
 
 def _retrieval(
-    dataset: str,
-    query: str,
-    positive: str,
-    source: Source,
-    negatives: tuple[Negative, ...] = (),
+    dataset: str, query: str, positive: str, source: Source, negatives: tuple[Negative, ...] = ()
 ) -> RetrievalExample:
     return RetrievalExample(
         id=stable_id(dataset, query, positive),

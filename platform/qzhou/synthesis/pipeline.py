@@ -230,15 +230,13 @@ class Sender:
 
     def _send_live(self, requests: Mapping[str, SynthesisRequest]) -> dict[str, ChatResult]:
         rows = max(16, self._settings.concurrency)
+        pool = ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=BATCHES_IN_FLIGHT)
         answered = ray.data.from_arrow(_tables(list(requests.values()), rows=rows)).map_batches(
             _LLMWorker,
             fn_constructor_args=(self._settings, self._responses, self._keys),
             batch_format="pyarrow",
             batch_size=None,
-            # The answers wait on the network, not on a CPU.
-            compute=ray.data.ActorPoolStrategy(
-                size=1, max_concurrent_calls_per_actor=BATCHES_IN_FLIGHT
-            ),
+            compute=pool,
             **self._options,
         )
         keys, stopped = list(requests), ""
@@ -254,9 +252,8 @@ class Sender:
                 bar.advance(batch.num_rows, rows=datasets)
         if stopped:
             kept = f"{totals(self._responses)[0]:,} answers are kept in {self._responses.uri}"
-            raise EndpointError(
-                f"{stopped} {kept}; none is paid for again when the same command goes on."
-            )
+            again = "none is paid for again when the same command goes on."
+            raise EndpointError(f"{stopped} {kept}; {again}")
         return results
 
 
@@ -289,9 +286,10 @@ def _filtered_by_scores(recipe: Recipe, result: SynthesisResult, report: Report)
 
 def _scores(recipe: Recipe, result: SynthesisResult) -> dict[int, Scores]:
     """Index of a record -> its scores."""
-    texts = [
-        texts_to_score(one, recipe.dataset(one.request.dataset).prompt) for one in result.records
-    ]
+    texts = []
+    for one in result.records:
+        prompt = recipe.dataset(one.request.dataset).prompt
+        texts.append(texts_to_score(one, prompt))
     columns: dict[str, Any] = {"index": list(range(len(texts)))}
     for name in TEXTS:
         columns[name] = pa.array([one.get(name) for one in texts], pa.string())

@@ -99,9 +99,8 @@ class Report:
         """One line for the console."""
         total = ledger.total
         reasons = sum(self._dropped.values(), Counter[str]())
-        shown = ", ".join(
-            f"{count:,} {reason}" for reason, count in reasons.most_common(SHOWN_REASONS)
-        )
+        commonest = reasons.most_common(SHOWN_REASONS)
+        shown = ", ".join(f"{count:,} {reason}" for reason, count in commonest)
         line = (
             f"synthesis: {total.requests:,} requests ({total.reused:,} answered before), {total.tokens:,} tokens, "
             f"cost {total.cost:.4f}; {self._made.total():,} records"
@@ -120,12 +119,8 @@ def _scores(one: SyntheticRecord) -> dict[str, float]:
     """Name -> score, without the names that have none."""
     if one.scores is None:
         return {}
-    values = {
-        "rewrite": one.scores.rewrite,
-        "positive": one.scores.positive,
-        "negative": one.scores.negative,
-        "margin": one.scores.margin,
-    }
+    names = ("rewrite", "positive", "negative", "margin")
+    values = {name: getattr(one.scores, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
