@@ -35,13 +35,27 @@ def settings_of(url, **more):
     return SynthesisSection(endpoint=url, model="m", hard_negative_rows=ROWS, **more)
 
 
-def asking(settings, folder):
+class RecordedLimits(RequestLimits):
+    """Limits that record when they let requests start, by their own clock, which no busy machine delays."""
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.started = []
+
+    def start(self, now, reservation):
+        wait_s = super().start(now, reservation)
+        if wait_s == 0:
+            self.started.append(now)
+        return wait_s
+
+
+def asking(settings, folder, limits=None):
     """What stands for the pipeline's sender: one client, one response cache, one rate limiter."""
 
     def ask(requests):
         async def life():
             cache = ResponseCache(folder)
-            rate_limiter = RateLimiter(RequestLimits(settings))
+            rate_limiter = RateLimiter(limits or RequestLimits(settings))
             keys = Keys.of(["OPENAI_API_KEY"], {})
             client = ChatClient(
                 settings, keys=keys, cache=cache, rate_limiter=rate_limiter, jitter=lambda: 0.0
@@ -100,16 +114,16 @@ def test_limits_of_the_server_are_kept_to_without_a_single_refusal(tmp_path):
     with serving(endpoint) as url:
         settings = settings_of(url, concurrency=3, requests_per_minute=1200, max_retries=0)
         rows = examples(60)
-        found = asking(settings, Folder.open(str(tmp_path)))(
-            example_requests(rows, "retrieval", settings, seed=0)
-        )
+        limits = RecordedLimits(settings)
+        send = asking(settings, Folder.open(str(tmp_path)), limits)
+        found = send(example_requests(rows, "retrieval", settings, seed=0))
 
-    arrivals = endpoint.counts.arrivals
+    started = limits.started
     assert all(one.answer for one in found.values())
-    assert len(arrivals) == 60
+    assert len(started) == endpoint.counts.received == 60
     assert endpoint.counts.peak <= 3
     assert endpoint.counts.faults == {}
-    longest_burst = max(sum(start <= one < start + 1 for one in arrivals) for start in arrivals)
+    longest_burst = max(sum(start <= one < start + 1 for one in started) for start in started)
     assert longest_burst <= 2 * 20  # a second's worth saved up, and a second's worth that comes in
 
 
