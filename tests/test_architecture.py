@@ -56,7 +56,7 @@ SLIM += ("cluster.resources", "training.estimate", "planning.command", "experime
 PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/pipeline.py"))]
 PYTHON = [
     path
-    for folder in ("platform", "jobs", "serving")
+    for folder in ("platform", "jobs", "serve")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 
@@ -113,7 +113,7 @@ def test_nothing_imports_jobs_or_serve():
     for path in PYTHON:
         assert not {module.split(".")[0] for module in modules_imported_by(path)} & {
             "jobs",
-            "serving",
+            "serve",
         }, path
 
 

@@ -193,7 +193,7 @@ def serving(recipe: Path, port: int) -> Iterator[Endpoint]:
     """``python serve/app.py`` for the block, ended as by ``kill``."""
     folder = recipe.parent
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "serving" / "app.py"), str(recipe)],
+        [sys.executable, str(ROOT / "serve" / "app.py"), str(recipe)],
         cwd=folder,  # not the checkout: what is served must not depend on where it is started
         env=environment(folder),
         stdout=subprocess.PIPE,

@@ -406,7 +406,7 @@ def test_the_log_has_a_line_for_each_request_and_no_text_of_one(endpoint):
 
 
 def log_files(endpoint: Endpoint) -> list[Path]:
-    return sorted((session_folder(endpoint) / "logs" / "serving").glob("*EmbeddingServer*"))
+    return sorted((session_folder(endpoint) / "logs" / "serve").glob("*EmbeddingServer*"))
 
 
 def session_folder(endpoint: Endpoint) -> Path:
@@ -495,7 +495,7 @@ def test_every_refusal_has_openai_s_shape(endpoint, method, route, status):
 
 def test_a_taken_port_ends_with_status_2_and_one_line(endpoint, tmp_path):
     started = subprocess.run(
-        [sys.executable, str(ROOT / "serving" / "app.py"), str(endpoint.recipe)],
+        [sys.executable, str(ROOT / "serve" / "app.py"), str(endpoint.recipe)],
         env=environment(tmp_path), capture_output=True, text=True, timeout=START_S, check=False,
     )  # fmt: skip
 

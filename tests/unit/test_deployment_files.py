@@ -69,7 +69,7 @@ def test_serve_takes_the_file_of_a_language_model_of_ones_own():
     from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
     from ray.serve.schema import ServeDeploySchema
 
-    content = yaml.safe_load((ROOT / "serving" / "llm.yaml").read_text("utf-8"))
+    content = yaml.safe_load((ROOT / "serve" / "llm.yaml").read_text("utf-8"))
     (application,) = ServeDeploySchema.model_validate(content).applications
 
     assert application.import_path == "ray.serve.llm:build_openai_app"

@@ -243,7 +243,8 @@ def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
     refuse_impossible([resources_for(recipe, "serving")], node_kinds("RayService"), "the manifests")
     rooms = {
         one.name: {
-            stage: one.room_for(resources_for(recipe, stage)) for stage in (*PIPELINE, "serving")
+            stage: one.capacity_for(resources_for(recipe, stage))
+            for stage in (*PIPELINE, "serving")
         }
         for one in kinds
     }
@@ -261,11 +262,11 @@ def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
         1,
         1,
     ]
-    assert rooms["training"]["training"] == 8, "one worker a GPU, and no GPU idle for want of CPUs"
-    with pytest.raises(SetupError, match=r"cluster\.train"):
+    assert rooms["train"]["training"] == 8, "one worker a GPU, and no GPU idle for want of CPUs"
+    with pytest.raises(SetupError, match=r"cluster\.training"):
         refuse_impossible(
             [resources_for(recipe, "training")],
-            [one for one in kinds if one.name != "training"],
+            [one for one in kinds if one.name != "train"],
             "the manifests",
         )
 
@@ -289,7 +290,7 @@ def test_serve_gets_the_configuration_of_serve_config_yaml_for_the_jobs_model():
 
     ours, theirs = (
         serve_config(),
-        yaml.safe_load((ROOT / "serving" / "config.yaml").read_text("utf-8")),
+        yaml.safe_load((ROOT / "serve" / "config.yaml").read_text("utf-8")),
     )
     (application,) = ServeDeploySchema.model_validate(ours).applications
     recipe, arguments = recipe_of_job(), Arguments.model_validate(application.args)
@@ -300,7 +301,7 @@ def test_serve_gets_the_configuration_of_serve_config_yaml_for_the_jobs_model():
     for config in (ours, theirs):
         del config["applications"][0]["name"], config["applications"][0]["args"]
     assert ours == theirs
-    assert {"name": "serving", "containerPort": ours["http_options"]["port"]} in pods_of(
+    assert {"name": "serve", "containerPort": ours["http_options"]["port"]} in pods_of(
         "RayService"
     )[1][2]["ports"]
 

@@ -233,6 +233,7 @@ class Dataset(Format):
 
     @property
     def task(self) -> Task:
+        """The kind of examples that its rule makes."""
         return RULE_TASKS[self.rule]
 
     @property
@@ -247,6 +248,7 @@ class Dataset(Format):
 
     @property
     def prompt(self) -> Prompt:
+        """The prompt of its texts."""
         both_sides = self.task != "retrieval" or self.rule == "duplicate_questions"
         return Prompt(
             self.instruction.strip(), both_sides if self.symmetric is None else self.symmetric

@@ -52,6 +52,11 @@ class Recipe(Section):
         """Where the recipe file lies: readers of one's own are found beside it."""
         return self._folder or str(Path.cwd())
 
+    def in_folder(self, folder: str) -> Recipe:
+        """This recipe with the folder in which its file lies; empty: the working directory."""
+        self._folder = folder
+        return self
+
     def dataset(self, name: str) -> Dataset:
         """A dataset by its name.
 
@@ -254,12 +259,10 @@ def parse_recipe(content: Mapping[str, Any], *, place: str, folder: str = "") ->
 
     Args:
         content: Of the file, overrides included.
-        place: Names it in errors.
+        place: Name of the recipe in errors.
         folder: In which it lies; default: the working directory.
     """
-    recipe = _with_share(parse_section(Recipe, content, place=place))
-    recipe._folder = folder
-    return recipe
+    return _with_share(parse_section(Recipe, content, place=place)).in_folder(folder)
 
 
 def _with_share(recipe: Recipe) -> Recipe:

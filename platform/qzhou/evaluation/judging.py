@@ -20,6 +20,7 @@ import mteb
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt
+from qzhou.data.records import digest
 from qzhou.data.storage import Folder
 from qzhou.encoder import TextEncoder, load_encoder, load_teacher, stored_as
 from qzhou.errors import DataError, QzhouError, first_line
@@ -32,7 +33,6 @@ from qzhou.evaluation.plan import built, corpora, planned, task_name
 from qzhou.evaluation.tasks import sizes
 from qzhou.evaluation.texts import texts_of
 from qzhou.evaluation.vectors import VectorStore, run_rows
-from qzhou.run.run import digest
 
 VERSION = 2  # of what is kept of a judged task
 HEALTH_TEXTS = 600

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from qzhou.data.records import digest
 from qzhou.data.storage import Folder
 from qzhou.encoder import TextEncoder
-from qzhou.run.run import digest
 
 MTEB_ROWS = 50_000  # documents that mteb asks for at a time; runs begin anew there
 MOST_ROWS = 2000  # documents in a file

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qzhou.config.recipe import Recipe
-from qzhou.data.prompts import Prefixes
+from qzhou.data.prompts import DeclaredPrompts
+from qzhou.data.records import digest
 from qzhou.data.storage import Folder
 from qzhou.errors import ModelError, QzhouError, first_line, to_json
 from qzhou.mining.corpus import Chunk, read_column
 from qzhou.mining.identity import Floats, Ints
 from qzhou.mining.shard import Block, Found, Shard, VectorFile
 from qzhou.run.models import resolve
-from qzhou.run.run import digest
 
 if TYPE_CHECKING:
     from qzhou.encoder import TextEncoder
@@ -58,9 +58,9 @@ class EncodeActor:
         return stored_as(self._encoder, self._folder)
 
     @cached_property
-    def _prefixes(self) -> Prefixes | None:
+    def _prefixes(self) -> DeclaredPrompts | None:
         return (
-            Prefixes.declared(self._encoder.prompts)
+            DeclaredPrompts.of(self._encoder.prompts)
             if self._recipe.mining.teacher_prompts == "model"
             else None
         )

@@ -32,7 +32,7 @@ from qzhou.mining.select import (
 )
 from qzhou.mining.shard import EXACT, Shard, VectorFile
 from qzhou.run.models import weights_fingerprint
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
@@ -63,25 +63,29 @@ def mine(recipe: Recipe) -> Manifest:
         else {}
     )
     return run.stage(
-        "mining",
-        lambda folder: _work(run, folder),
-        settings={
-            "mining": recipe.mining.model_dump(exclude={"teacher_api_key_env", "index_memory_gb"}),
-            "model": recipe.model.model_dump(),
-            "prompts": {
-                dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets
+        Stage(
+            name="mining",
+            settings={
+                "mining": recipe.mining.model_dump(
+                    exclude={"teacher_api_key_env", "index_memory_gb"}
+                ),
+                "model": recipe.model.model_dump(),
+                "prompts": {
+                    dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets
+                },
+                "seed": recipe.training_seed,
+                **divided,
             },
-            "seed": recipe.training_seed,
-            **divided,
-        },
-        inputs={
-            **models,
-            "transform": run.manifest("transform").fingerprint,
-            "synthesis": run.manifest("synthesis").fingerprint,
-        },
-        rooms=("mining", "encoder"),
-        keep=("embeddings",),
-        lend=("embeddings",),
+            inputs={
+                **models,
+                "transform": run.manifest("transform").fingerprint,
+                "synthesis": run.manifest("synthesis").fingerprint,
+            },
+            code_of=("qzhou.mining.pipeline",),
+            persistent=("embeddings",),
+            shared=("embeddings",),
+        ),
+        lambda folder: _work(run, folder),
     )
 
 

@@ -163,23 +163,23 @@ class MeasuredRun:
         if stage == "synthesis":
             score = "synthesis: score"
             return {
-                "synthesize.requests": self._split(stage, lambda label: label != score, 1, None),
-                "synthesize.score": self._split(
-                    stage, lambda label: label == score, encoders, expected["synthesize.score"]
+                "synthesis.requests": self._split(stage, lambda label: label != score, 1, None),
+                "synthesis.score": self._split(
+                    stage, lambda label: label == score, encoders, expected["synthesis.score"]
                 ),
             }
         if stage == "mining":
             encode = "mining: encode"
             return {
-                "mine.encode": self._split(
-                    stage, lambda label: label == encode, encoders, expected["mine.encode"]
+                "mining.encode": self._split(
+                    stage, lambda label: label == encode, encoders, expected["mining.encode"]
                 ),
-                "mine.search": self._split(
-                    stage, lambda label: label != encode, 1, expected["mine.search"]
+                "mining.search": self._split(
+                    stage, lambda label: label != encode, 1, expected["mining.search"]
                 ),
             }
         if stage == "evaluation":
-            return {"evaluate.judge": self._judged()}
+            return {"evaluation.judge": self._judged()}
         if stage == "model":
             return {"model.export": (float(self.manifests[stage]["wall_s"]), 0.0)}
         return {f"{stage}.steps": self._trained(stage)}

@@ -16,7 +16,7 @@ from qzhou.planning.target import Crew, Fleet, Target, fleet_of
 from qzhou.planning.unit_costs import MeasuredCosts, UnitCost, costs_on, table_costs
 from qzhou.planning.workload import workload_of
 
-SCORE = "synthesize.score"
+SCORE = "synthesis.score"
 HOUR, MILLION, GB, GIB = 3600.0, 1e6, 1e9, 2**30
 START = "start"
 
@@ -232,7 +232,7 @@ def _serving(
     work: Workload, costs: Mapping[str, UnitCost], fleet: Fleet, assumed: Assumptions
 ) -> Serving:
     """One replica: a GPU, or this machine. The model is the trained backbone, and texts are as long as told."""
-    encode = costs["mine.encode"]
+    encode = costs["mining.encode"]
     tokens = assumed["request_tokens"]
     flops = forward_flops(work.shape, Work.of(1, Length.always(tokens))) / tokens
     replicas = max(1, fleet.gpu.gpus)

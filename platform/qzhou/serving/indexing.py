@@ -13,7 +13,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder, row_count
 from qzhou.errors import DataError
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.serving.index import ENCODED, EncodePart, Part, assemble
 from qzhou.telemetry.progress import progress
 
@@ -30,15 +30,17 @@ def index(recipe: Recipe) -> Manifest:
     transform, model = run.manifest("transform"), run.manifest("model")
     with session(resources_for(recipe, "mining")):
         return run.stage(
-            STAGE,
+            Stage(
+                name=STAGE,
+                settings={
+                    "max_document_tokens": recipe.model.max_document_tokens,
+                    "encodes_in": recipe.model.encodes_in,
+                    "prompts": {one.name: one.prompt.document_prefix for one in recipe.datasets},
+                },
+                inputs={"transform": transform.fingerprint, "model": model.fingerprint},
+                code_of=("qzhou.serving.indexing",),
+            ),
             partial(_indexed, run),
-            settings={
-                "max_document_tokens": recipe.model.max_document_tokens,
-                "encodes_in": recipe.model.encodes_in,
-                "prompts": {one.name: one.prompt.document_prefix for one in recipe.datasets},
-            },
-            inputs={"transform": transform.fingerprint, "model": model.fingerprint},
-            rooms=("serving", "encoder"),
         )
 
 

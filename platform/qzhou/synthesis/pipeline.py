@@ -20,7 +20,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.records import Drop, Manifest
 from qzhou.data.storage import Folder, table_of, write_table
 from qzhou.errors import EndpointError
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.synthesis.batch_api import BatchSender
 from qzhou.synthesis.chat import Answer, ChatResult
 from qzhou.synthesis.dataset_requests import (
@@ -75,9 +75,8 @@ def synthesize(recipe: Recipe) -> Manifest:
         model.model_dump(mode="json", include={"model", "weight", "structured"})
         for model in settings.models
     ]
-    return run.stage(
-        "synthesis",
-        functools.partial(_work, run),
+    stage = Stage(
+        name="synthesis",
         settings={
             **settings.model_dump(mode="json", exclude=SPEED_ONLY),
             "models": models,
@@ -85,10 +84,12 @@ def synthesize(recipe: Recipe) -> Manifest:
             "seed": recipe.run.seed,
         },
         inputs={"transform": transform.fingerprint},
-        rooms=("synthesis", "encoder") if has_teacher else ("synthesis",),
-        keep=(RESPONSES,),
-        lend=(RESPONSES,),
+        code_of=("qzhou.synthesis.pipeline",),
+        without=() if has_teacher else ("qzhou.encoder",),
+        persistent=(RESPONSES,),
+        shared=(RESPONSES,),
     )
+    return run.stage(stage, functools.partial(_work, run))
 
 
 def print_estimate(recipe: Recipe) -> None:

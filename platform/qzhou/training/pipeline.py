@@ -27,7 +27,7 @@ from qzhou.config.training import TrainingSection
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.errors import QzhouError, TrainingError
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
 from qzhou.training.notes import Notes
 from qzhou.training.stages import StageName, both_stages
@@ -55,11 +55,13 @@ def export(recipe: Recipe) -> Manifest:
     """
     run = Run.open(recipe)
     return run.stage(
-        "model",
+        Stage(
+            name="model",
+            settings={"model": recipe.model.model_dump(), "prompts": recipe.prompts},
+            inputs={"stage2": run.manifest("training/stage2").fingerprint},
+            code_of=("qzhou.training.pipeline",),
+        ),
         lambda folder: _export(run, folder),
-        settings={"model": recipe.model.model_dump(), "prompts": recipe.prompts},
-        inputs={"stage2": run.manifest("training/stage2").fingerprint},
-        rooms=("encoder",),
     )
 
 

@@ -138,8 +138,8 @@ def test_classes_with_too_few_texts_are_left_out_of_the_classification_task():
 
     task = classification_task("d", texts + rare, max_rows=99, seed=0)
 
-    assert set(task.dataset["training"]["label"]) == set(task.dataset["test"]["label"]) == {0, 1, 2}
-    assert not set(task.dataset["training"]["text"]) & set(task.dataset["test"]["text"])
+    assert set(task.dataset["train"]["label"]) == set(task.dataset["test"]["label"]) == {0, 1, 2}
+    assert not set(task.dataset["train"]["text"]) & set(task.dataset["test"]["text"])
     assert score(task) == pytest.approx(1.0)
 
 

@@ -215,11 +215,11 @@ def test_the_work_of_every_stage_by_hand(recipe):
         )
 
     assert found.parts["transform.rows"] == 1000
-    assert found.parts["mine.encode"] == pytest.approx(forward(400, 200))
-    assert found.parts["mine.search"] == pytest.approx(400 * 2.32e-4 + 400 * 200 * 3.4e-9)
+    assert found.parts["mining.encode"] == pytest.approx(forward(400, 200))
+    assert found.parts["mining.search"] == pytest.approx(400 * 2.32e-4 + 400 * 200 * 3.4e-9)
     # 4 steps of 4 queries with a positive and a negative each, forward once and backward twice
     assert found.parts["training/stage1.steps"] == pytest.approx(3 * 4 * forward(4, 8))
-    assert found.parts["evaluate.judge"] == pytest.approx(3 * forward(30, 30))
+    assert found.parts["evaluation.judge"] == pytest.approx(3 * forward(30, 30))
     assert found.row_bytes == 30 * 4
     assert found.stages["mining"].written == pytest.approx(600 * 384 * 4 + 400 * 2 * 30 * 4 * 0.5)
     # one checkpoint: weights, and two moments of the optimizer, all in float32; and the model
