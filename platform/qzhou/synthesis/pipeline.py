@@ -61,7 +61,7 @@ SCORED_ROWS = 256
 
 
 def synthesize(recipe: Recipe) -> Manifest:
-    """Fill ``<run>/synthesize`` from ``<run>/transform``; a finished stage stays as it is.
+    """Fill ``<run>/synthesis`` from ``<run>/transform``; a finished stage stays as it is.
 
     Raises:
         DataError: The transform stage has not finished.
@@ -71,10 +71,8 @@ def synthesize(recipe: Recipe) -> Manifest:
     transform = run.manifest("transform")
     settings = recipe.synthesis
     has_teacher = settings.is_on and settings.filters.scores
-    models = [
-        model.model_dump(mode="json", include={"model", "weight", "structured"})
-        for model in settings.models
-    ]
+    relevant = {"model", "weight", "structured"}
+    models = [model.model_dump(mode="json", include=relevant) for model in settings.models]
     stage = Stage(
         name="synthesis",
         settings={
