@@ -107,8 +107,10 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """An experiment and its trials, those of the first seed first: stopped early, it has still compared."""
+class TrialGrid:
+    """The trials of an experiment: every variant with every seed. Those of the first seed come first, so that an
+    experiment that is stopped early has compared all variants.
+    """
 
     experiment: Experiment
     trials: tuple[Trial, ...]
@@ -144,7 +146,7 @@ class Plan:
 
 def load_experiment(
     path: str | Path, arguments: Sequence[str] = (), *, recipe: str = "", seeds: Sequence[int] = ()
-) -> Plan:
+) -> TrialGrid:
     """Read an experiment file and check the recipe of every variant.
 
     Args:
@@ -178,7 +180,7 @@ def load_experiment(
         for seed in experiment.seeds
         for variant in experiment.variants
     ]
-    return Plan(experiment, tuple(trials), given)
+    return TrialGrid(experiment, tuple(trials), given)
 
 
 def _of_trial(recipe: Recipe, experiment: Experiment, variant: Variant, seed: int) -> Recipe:

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from qzhou.cluster.metrics import expose
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.api_keys import Keys
@@ -184,7 +183,7 @@ class _LLMWorker(LLMWorker):
     """A worker whose metrics Ray exposes."""
 
     def __init__(self, *arguments: Any) -> None:
-        expose()
+        export_metrics()
         super().__init__(*arguments)
 
 

@@ -1,7 +1,7 @@
 """What is measured while jobs run: every metric declared once, and one function that takes a value. No ray in here.
 
 Rooms call :func:`measure`. In a process that has joined Ray the value goes to the node's Prometheus exposition
-(``exposition.py``); elsewhere, under torchrun or in a test, nobody listens and nothing happens.
+(:mod:`qzhou.cluster.metrics`); elsewhere, under torchrun or in a test, nothing happens.
 
 Names follow Prometheus' conventions: the unit is the suffix, counters end in ``_total``. Labels take few values: names
 of the recipe (datasets, models) and words of ours, never ids, paths or texts.
@@ -113,28 +113,28 @@ ENDPOINT_REUSED = _endpoint("qzhou_reused_texts_total", "counter", ("model",),
 
 METRICS = tuple(one for one in list(globals().values()) if isinstance(one, Metric))
 
-Listener = Callable[[Metric, float, Mapping[str, str]], None]
-_listener: Listener | None = None
+Exporter = Callable[[Metric, float, Mapping[str, str]], None]
+_exporter: Exporter | None = None
 
 
 def measure(metric: Metric, value: float, **labels: str) -> None:
-    """Add to a counter, set a gauge, or observe with a histogram; nothing where nobody listens.
+    """Add to a counter, set a gauge, or observe with a histogram; without an exporter nothing happens.
 
     Args:
         metric: One of those above.
         value: In the metric's unit; for a counter the amount to add.
         labels: Exactly those of the metric.
     """
-    if _listener is not None and (value or metric.kind != "counter"):
-        _listener(metric, value, labels)
+    if _exporter is not None and (value or metric.kind != "counter"):
+        _exporter(metric, value, labels)
 
 
-def listen(listener: Listener | None) -> None:
-    """Who hears what this process measures from now on; None: nobody."""
-    global _listener
-    _listener = listener
+def set_exporter(exporter: Exporter | None) -> None:
+    """Pass on what this process measures from now on; None: to nobody."""
+    global _exporter
+    _exporter = exporter
 
 
-def is_heard() -> bool:
-    """Whether this process has a listener."""
-    return _listener is not None
+def has_exporter() -> bool:
+    """Whether what this process measures is passed on."""
+    return _exporter is not None

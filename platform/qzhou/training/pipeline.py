@@ -19,7 +19,6 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-from qzhou.cluster.metrics import expose
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import our_error, session
 from qzhou.config.recipe import Recipe
@@ -236,7 +235,7 @@ def _rank(settings: dict[str, Any]) -> None:
         train_rank,  # loads torch, which the driver and Ray Train's controller can do without
     )
 
-    expose()
+    export_metrics()
     recipe: Recipe = settings["recipe"]
     name: StageName = settings["stage"]
     run_folder, checkpoint = Folder.open(settings["run_folder"]), ray.train.get_checkpoint()
