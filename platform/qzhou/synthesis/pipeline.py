@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
+from qzhou.cluster.metrics import export_metrics
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.api_keys import Keys
