@@ -29,8 +29,8 @@ from rich.console import Console
 
 from bench.report import parsed, table, write
 from qzhou.config.recipe import load_recipe
-from qzhou.planning.command import planned
-from qzhou.planning.plan import START, Plan
+from qzhou.estimate.options import PlanOptions
+from qzhou.estimate.plan import START, Plan, plan_of
 from qzhou.run.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +112,7 @@ def small_recipe(folder: Path) -> Path:
     return path
 
 
-def run(recipe: Path, storage: Path, threads: int, say: Console) -> float:
+def run(recipe: Path, storage: Path, threads: int, console: Console) -> float:
     """The whole pipeline; seconds by the clock."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "platform"),
@@ -124,7 +124,7 @@ def run(recipe: Path, storage: Path, threads: int, say: Console) -> float:
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     seconds = time.monotonic() - started
-    say.print(f"{recipe.name}: {seconds:.1f} s")
+    console.print(f"{recipe.name}: {seconds:.1f} s")
     return seconds
 
 
@@ -162,35 +162,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.toml")
     parser.add_argument("--times", type=int, default=4, help="default: %(default)s")
-    asked = parsed(parser, {})
-    say = Console()
+    options = parsed(parser, {})
+    console = Console()
     with tempfile.TemporaryDirectory(prefix="plan-") as temporary:
         folder = Path(temporary)
-        small = small_recipe(folder) if asked.small else asked.recipe.absolute()
+        small = small_recipe(folder) if options.small else options.recipe.absolute()
         large = folder / f"larger-{small.name}"
-        large.write_text(scaled(small.read_text("utf-8"), asked.times), "utf-8")
+        large.write_text(scaled(small.read_text("utf-8"), options.times), "utf-8")
         once, often = folder / "once", folder / "often"
-        clock = run(small, once, asked.threads, say)
+        clock = run(small, once, options.threads, console)
         recipe = load_recipe(large)
-        plan = planned(recipe, measured=str(once / recipe.run.name))
+        plan = plan_of(recipe, PlanOptions(measured=str(once / recipe.run.name)))
         stages = {one.name: one for one in plan.stages if one.name != START}
         before = walls(small, once, stages) | {"pipeline": clock}
-        clock = run(large, often, asked.threads, say)
+        clock = run(large, often, options.threads, console)
         rows = compared(before, plan, walls(large, often, stages) | {"pipeline": clock})
-    say.print(table(f"{small.stem}, {asked.times} times as large, planned from it", rows))
+    console.print(table(f"{small.stem}, {options.times} times as large, planned from it", rows))
     ratio = next(row["ratio"] for row in rows if row["case"] == "stages")
     within = abs(ratio - 1) <= WITHIN
-    say.print(
+    console.print(
         f"predicted / measured, all stages: {ratio:.2f}, {'within' if within else 'NOT within'} {WITHIN:.0%}"
     )
     content = {
         "recipe": small.name,
-        "times": asked.times,
-        "threads": asked.threads,
+        "times": options.times,
+        "threads": options.threads,
         "within": within,
         "rows": rows,
     }
-    write(asked.results, "plan.json", content)
+    write(options.results, "plan.json", content)
 
 
 if __name__ == "__main__":

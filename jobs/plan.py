@@ -2,48 +2,39 @@
 
 python jobs/plan.py RECIPE [--json] [--rows N] [--examples N] [--gpus N] [--gpu H100] [--SECTION.SETTING VALUE ...]
 
-  --measured FOLDER         a finished run, for what things cost there; default: the table of planning/units.toml
-  --rows N, --examples N    raw rows, and what is trained on; default: the recipe's, or the measured run's
-  --synthetic N             requests to an LLM, instead of what the recipe asks for
+  --stage training          tokens, FLOPs, GPU hours and memory by ZeRO stage on 8, 32 and 64 GPUs
+  --stage synthesis         requests, tokens and cost, and an example of each kind of request
+  --measured FOLDER         a finished run, whose times scale those of the table
+  --rows N, --examples N    raw rows, and what is trained on; --synthetic N: requests to an LLM; default: the recipe's
   --gpu NAME, --gpus N      A100, H100, H200, B200, L40S or L4; default: the recipe's, else none: this machine
   --cpus N                  for transform and synthesis
   --cloud NAME              aws, gcp or lambda: whose list prices; --gpu-price and --cpu-price ($/h of one) replace them
-  --mean-query-tokens N, --mean-document-tokens N, --utilisation SHARE     as with jobs/train.py --estimate
+  --utilisation SHARE       of the GPU's peak that training reaches; default: 0.4
+  --mean-query-tokens N, --mean-document-tokens N    default: what the run's examples say, else 40 and 200
   --assume NAME=VALUE,...   anything that the plan lists as what it rests on
 """
 
+from functools import partial
 from typing import Any
 
 from qzhou.cli.job import Options, main
 from qzhou.config.recipe import Recipe
 
-COUNTS = ("--rows", "--examples", "--synthetic", "--gpus", "--cpus")
-NUMBERS = (
-    "--gpu-price",
-    "--cpu-price",
-    "--utilisation",
-    "--mean-query-tokens",
-    "--mean-document-tokens",
-)
-WORDS = ("--measured", "--gpu", "--cloud", "--assume")
-OPTIONS: Options = {
-    **dict.fromkeys(COUNTS, int),
-    **dict.fromkeys(NUMBERS, float),
-    **dict.fromkeys(WORDS, str),
-}
+WHOLE = "rows examples synthetic gpus cpus"
+FRACTIONS = "gpu-price cpu-price utilisation mean-query-tokens mean-document-tokens"
+TEXT = "stage measured gpu cloud assume"
+KINDS = {int: WHOLE, float: FRACTIONS, str: TEXT}
+OPTIONS: Options = {f"--{name}": kind for kind, names in KINDS.items() for name in names.split()}
 
 
-def run(recipe: Recipe, **asked: Any) -> None:
-    from qzhou.planning.command import print_plan
+def run(recipe: Recipe, **options: Any) -> None:
+    """Print the plan, or the details of a stage."""
+    from qzhou.estimate.command import print_plan
+    from qzhou.estimate.options import PlanOptions
+    from qzhou.synthesis.details import synthesis_details
 
-    print_plan(recipe, **asked)
-
-
-def as_json(recipe: Recipe, **asked: Any) -> None:
-    from qzhou.planning.command import print_json
-
-    print_json(recipe, **asked)
+    print_plan(recipe, PlanOptions(**options), synthesis_details)
 
 
 if __name__ == "__main__":
-    main(run, __doc__ or "", instead={"--json": as_json}, options=OPTIONS)
+    main(run, __doc__ or "", instead={"--json": partial(run, json=True)}, options=OPTIONS)

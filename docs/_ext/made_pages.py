@@ -6,6 +6,7 @@ of the site: links to them become downloads, and links to folders their names.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +29,25 @@ def _bench_picture(bench: str) -> str:
     )
 
 
+def _levels() -> str:
+    """The table of levels, from the one place where they stand."""
+    source = (Path(__file__).parents[2] / "tests" / "test_architecture.py").read_text("utf-8")
+    (levels,) = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LEVELS"
+    ]
+    rows = [
+        f"| {level} | {', '.join(f'`{name}`' for name in names)} |"
+        for level, names in enumerate(levels)
+    ]
+    return "\n".join(["| level | packages |", "|---|---|", *rows])
+
+
 MAKERS: dict[str, Callable[..., str]] = {
     "settings of a recipe": lambda: recipe_tables.reference(Recipe),
     "settings of an experiment": lambda: recipe_tables.reference(Experiment),
+    "levels of the package": _levels,
     "table": bench_tables.table,
     "picture": _bench_picture,
 }

@@ -74,7 +74,7 @@ def test_each_command_runs_or_runs_dry(command, submitted, tmp_path):
         loads_a_model(words, submitted[0].parent / "runs" / "tiny" / "model")
     elif "jobs/merge.py" in words:
         merges_models(words, submitted[0].parent / "runs" / "tiny", tmp_path / "merged")
-    elif "--estimate" in words:
+    elif "--stage" in words:
         estimates(words)
     elif "jobs/experiment.py" in words:
         plans_trials(words)

@@ -25,7 +25,8 @@ from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.errors import EndpointError
 from qzhou.synthesis.builtin import answer_by_rules
 from qzhou.synthesis.chat import Answer
-from qzhou.synthesis.pipeline import print_estimate, synthesize
+from qzhou.synthesis.details import synthesis_details
+from qzhou.synthesis.pipeline import synthesize
 from qzhou.synthesis.response_cache import ResponseCache
 from tests.llm_faults import Behaviour
 from tests.llm_server import LLMServer, serving
@@ -247,7 +248,7 @@ def test_the_teacher_drops_what_is_wrong_by_its_scores(tmp_path):
     assert len(written(tmp_path, "examples/pair/pairs", PairExample)) < 20
 
 
-def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path, capfd):
+def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path):
     write_transformed(tmp_path)
     endpoint = LLMServer(answer_by_rules)
     with serving(endpoint) as url:
@@ -259,8 +260,7 @@ def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path, capfd):
             "concurrency": 2,
         }
         some = recipe(tmp_path, **settings, max_cost=4.0, filters={"scores": False})
-        print_estimate(some)
-        told = capfd.readouterr().out
+        told = synthesis_details(some)
         assert endpoint.counts.received == 0
         with pytest.raises(
             EndpointError,

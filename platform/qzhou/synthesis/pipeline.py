@@ -22,7 +22,7 @@ from qzhou.data.storage import Folder, table_of, write_table
 from qzhou.errors import EndpointError
 from qzhou.run.run import Run, Stage
 from qzhou.synthesis.batch_api import BatchSender
-from qzhou.synthesis.chat import Answer, ChatResult
+from qzhou.synthesis.chat import ChatResult
 from qzhou.synthesis.dataset_requests import (
     DatasetRequests,
     dataset_requests,
@@ -31,7 +31,6 @@ from qzhou.synthesis.dataset_requests import (
     write_dataset,
 )
 from qzhou.synthesis.embedding_scores import TEXTS, EmbeddingScorer, texts_to_score
-from qzhou.synthesis.estimate import Estimate
 from qzhou.synthesis.filters import Scores, refused_by_scores
 from qzhou.synthesis.generation import (
     Results,
@@ -39,18 +38,16 @@ from qzhou.synthesis.generation import (
     check_relevance,
     dropped_record,
     generate,
-    known_query_requests,
 )
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.llm_worker import LLMWorker, result_from_json
 from qzhou.synthesis.report import Report
-from qzhou.synthesis.response_cache import cached_answers, totals
+from qzhou.synthesis.response_cache import RESPONSES, cached_answers, totals
 from qzhou.synthesis.schemas import schema_name
 from qzhou.synthesis.techniques import SynthesisRequest
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
-RESPONSES = "responses"  # folder of the response cache in the stage's folder
 # settings that do not change the output
 SPEED_ONLY = {
     "mode", "concurrency", "requests_per_minute", "tokens_per_minute", "max_cost", "give_up_after_s", "timeout_s",
@@ -88,33 +85,6 @@ def synthesize(recipe: Recipe) -> Manifest:
         shared=(RESPONSES,),
     )
     return run.stage(stage, functools.partial(_work, run))
-
-
-def print_estimate(recipe: Recipe) -> None:
-    """Print the requests of the stage and their cost; sends nothing.
-
-    Raises:
-        DataError: The transform stage has not finished.
-    """
-    run = Run.open(recipe)
-    run.manifest("transform")
-    settings, responses = recipe.synthesis, run.folder / "synthesis" / RESPONSES
-    print("synthesis: estimate; nothing is sent", flush=True)
-    expected = Estimate(settings)
-    for dataset in dataset_requests(run):
-        known = _cached(dataset.requests, settings.temperature, responses)
-        queries = known_query_requests(known, settings)
-        known |= _cached(queries, settings.temperature, responses)
-        expected.add([*dataset.requests, *queries], known)
-    print(expected.table(spent=totals(responses)[1]), flush=True)
-
-
-def _cached(
-    requests: Sequence[SynthesisRequest], temperature: float, responses: Folder
-) -> dict[SynthesisRequest, Answer]:
-    """The requests that the response cache answers."""
-    keys = {request.key(temperature): request for request in requests}
-    return {keys[key]: answer for key, answer in cached_answers(responses, keys).items()}
 
 
 def _work(run: Run, folder: Folder) -> dict[str, int]:

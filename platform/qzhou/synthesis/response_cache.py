@@ -18,6 +18,7 @@ from pathlib import Path
 from qzhou.data.storage import Folder
 from qzhou.synthesis.chat import Answer
 
+RESPONSES = "responses"  # folder of the cache in the stage's folder
 KEY_COLUMNS = slice(9, 73)  # of the request's hash in a line: {"key": "...
 
 

@@ -1,10 +1,14 @@
-"""What a recipe would cost."""
+"""What synthesis would ask an LLM, and what that would cost."""
 
 import json
 
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.data.records import Document, RetrievalExample
-from qzhou.synthesis.estimate import Estimate
+from qzhou.data.storage import write_records
+from qzhou.estimate.command import print_plan
+from qzhou.estimate.options import PlanOptions
+from qzhou.run.run import MANIFEST, Run
+from qzhou.synthesis.details import RequestCounts, synthesis_details
 from qzhou.synthesis.generation import corpus_requests, example_requests
 from qzhou.synthesis.ledger import expected_tokens
 
@@ -27,7 +31,7 @@ def test_tokens_are_guessed_by_the_script():
     assert expected_tokens(chinese) == (268, 160)
 
 
-def test_the_estimate_counts_requests_tokens_money_and_what_is_paid_already():
+def test_the_details_count_requests_tokens_money_and_what_is_paid_already():
     examples = [
         RetrievalExample(id=f"r{n}", dataset="d", query="why?", positives=("so",))
         for n in range(10)
@@ -38,9 +42,9 @@ def test_the_estimate_counts_requests_tokens_money_and_what_is_paid_already():
     )
     prompt, answer = expected_tokens(requests[0].messages)
 
-    expected = Estimate(SETTINGS)
-    expected.add([*requests, *queries], requests[:4])
-    found = expected.table(spent=0.25)
+    counts = RequestCounts(SETTINGS)
+    counts.add([*requests, *queries], requests[:4])
+    found = counts.table(spent=0.25)
 
     assert f"paraphrase, m: 10 requests (4 answered already), about {6 * prompt:,} prompt" in found
     assert f"cost {6 * (prompt * 2 + answer * 8) / 1e6:.4f}" in found
@@ -55,3 +59,24 @@ def test_the_estimate_counts_requests_tokens_money_and_what_is_paid_already():
         "query": "why?",
         "positive": "so",
     }
+
+
+def test_the_details_of_a_run_are_printed_and_nothing_is_sent(make_recipe, capsys):
+    settings = {"endpoint": "http://127.0.0.1:9/v1", "model": "m", "paraphrase_rows": 3}
+    recipe = make_recipe(synthesis={**settings, "paraphrases_per_row": 2})
+    transform = Run.open(recipe).folder / "transform"
+    rows = [
+        RetrievalExample(id=str(n), dataset="docs", query=f"why {n}?", positives=("so",))
+        for n in range(5)
+    ]
+    write_records(transform / "examples" / "retrieval" / "docs", rows, RetrievalExample)
+    names = ("stage", "fingerprint", "code_version", "finished_at")
+    empty = {"inputs": {}, "outputs": {}, "settings": {}, "wall_s": 1.0}
+    transform.write_json(MANIFEST, dict.fromkeys(names, "") | empty)
+
+    print_plan(recipe, PlanOptions(stage="synthesis"), synthesis_details)
+
+    printed = capsys.readouterr().out
+    assert "nothing is sent" in printed
+    assert "in all: 6 requests, about" in printed
+    assert '"query": "why ' in printed

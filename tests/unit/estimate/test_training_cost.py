@@ -5,31 +5,37 @@ from pathlib import Path
 import pytest
 
 from qzhou.config.training import StageSection, TrainingSection
-from qzhou.costs.lengths import texts_of
-from qzhou.costs.shapes import PUBLISHED, Shape, shape_from_config, shape_of
-from qzhou.costs.training import (
-    HELD_TOKENS,
-    DatasetTexts,
-    Length,
-    Memory,
-    Method,
-    StageCost,
-    Steps,
-    Work,
-    expected_steps,
-    gpu_hours,
-)
 from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.data.storage import Folder, write_records
 from qzhou.errors import DataError, ModelError, RecipeError
+from qzhou.estimate.hardware import gpu_named
+from qzhou.estimate.lengths import texts_of
+from qzhou.estimate.model_shape import (
+    ModelShape,
+    published_shapes,
+    shape_from_config,
+    shape_of,
+)
+from qzhou.estimate.options import PlanOptions
+from qzhou.estimate.training import (
+    ACTIVATION_TOKENS,
+    DatasetTexts,
+    EncodedTexts,
+    StepGroup,
+    TrainingMemory,
+    TrainingMethod,
+    TrainingStageCost,
+    expected_steps,
+    gpu_hours,
+)
+from qzhou.estimate.training_details import training_details
 from qzhou.run.run import MANIFEST
-from qzhou.training.estimate import print_estimate
 from qzhou.training.plan import BatchPlan, DatasetSize
 from tests.slim import without_torch_and_ray
 
 ROOT = Path(__file__).parents[3]
-SEVEN_B = PUBLISHED["Qwen/Qwen2.5-7B-Instruct"]
-SMALL = Shape(
+SEVEN_B = published_shapes()["Qwen/Qwen2.5-7B-Instruct"]
+SMALL = ModelShape(
     kind="qwen3",
     vocabulary=50,
     layers=3,
@@ -57,8 +63,8 @@ def texts(name="d", task="retrieval", rows=None, queries=10.0, documents=100.0, 
         name=name,
         task=task,
         rows=rows,
-        queries=Length.always(queries),
-        documents=Length.always(documents),
+        query=EncodedTexts.one(queries),
+        document=EncodedTexts.one(documents),
         negatives=negatives,
     )
 
@@ -97,7 +103,7 @@ def test_parameters_are_those_of_the_librarys_model(config):
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", "Qwen/Qwen3-Embedding-0.6B", "BAAI/bge-m3"])
 def test_a_published_shape_is_one_that_the_library_builds(name):
-    shape = PUBLISHED[name]
+    shape = published_shapes()[name]
     config = {
         "model_type": shape.kind,
         "vocab_size": shape.vocabulary,
@@ -151,9 +157,9 @@ def multiplications(shape, lengths):
 def test_operations_are_those_of_every_product(settings, weights_passes, attention_passes):
     lengths = [1, 7, 12]
     weights, attention = multiplications(SMALL, lengths)
-    work = Work.of(len(lengths), Length.of(lengths))
+    work = EncodedTexts.mean(lengths) * len(lengths)
 
-    flops = Method(shape=SMALL, **settings).flops(work)
+    flops = TrainingMethod(shape=SMALL, **settings).flops(work)
 
     assert work.tokens == pytest.approx(20)
     assert flops == pytest.approx(
@@ -163,8 +169,10 @@ def test_operations_are_those_of_every_product(settings, weights_passes, attenti
 
 def test_what_a_gpu_does_not_hold_is_encoded_twice():
     """A step of 1,000 tokens on 4 GPUs that hold 200 each: 200 of them are encoded again."""
-    work = Work.of(10, Length.always(100))
-    cost = StageCost([Steps("retrieval", 7.0, work)], Method(shape=SMALL, activation_tokens=200))
+    work = EncodedTexts.one(100) * 10
+    cost = TrainingStageCost(
+        [StepGroup("retrieval", 7.0, work)], TrainingMethod(shape=SMALL, activation_tokens=200)
+    )
     weights, attention = multiplications(SMALL, [100] * 10)
 
     assert cost.tokens_twice(4) == pytest.approx(7 * 200)
@@ -176,7 +184,7 @@ def test_what_a_gpu_does_not_hold_is_encoded_twice():
 def test_a_gpu_holds_as_much_as_the_engine_lets_it():
     from qzhou.training.engine import HELD_TOKENS as ENGINES
 
-    assert ENGINES["cuda"] == HELD_TOKENS
+    assert ENGINES["cuda"] == ACTIVATION_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -194,14 +202,14 @@ def test_a_step_encodes_all_texts_of_its_batch(task, count, tokens):
     )
 
     assert (step.task, step.count) == (task, 8000)
-    assert (step.work.texts, step.work.tokens) == (count, tokens)
+    assert (step.texts.texts, step.texts.tokens) == (count, tokens)
 
 
 def test_a_dataset_smaller_than_a_batch_gives_all_it_has():
     small = texts(rows=100, negatives=1.5)
     (step,) = expected_steps([small], TRAINING, StageSection(**STAGE | {"retrieval_share": 1.0}))
 
-    assert step.work.texts == 100 * 3.5
+    assert step.texts.texts == 100 * 3.5
 
 
 SETS = [
@@ -225,16 +233,16 @@ def test_a_stage_encodes_as_many_texts_as_its_plan(grouping):
     training = TRAINING.model_copy(update={"grouping": grouping})
     plan = BatchPlan([DatasetSize(one.name, one.task, one.rows) for one in SETS], stage, alpha=0.5, seed=1,
                      grouping=grouping)  # fmt: skip
-    per_row = {one.name: one.row.texts for one in SETS}
+    per_row = {one.name: one.example.texts for one in SETS}
     drawn = sum(
         per_row[part.dataset] * len(part.rows)
         for step in range(8000)
         for part in plan.at(step).parts
     )
 
-    cost = StageCost(expected_steps(SETS, training, stage), Method(shape=SMALL))
+    cost = TrainingStageCost(expected_steps(SETS, training, stage), TrainingMethod(shape=SMALL))
 
-    assert cost.work.texts == pytest.approx(drawn, rel=0.03)
+    assert cost.texts.texts == pytest.approx(drawn, rel=0.03)
     assert sum(one.count for one in cost.steps) == pytest.approx(8000)
 
 
@@ -245,21 +253,24 @@ def test_a_stage_without_data_for_its_share_is_named():
 
 def test_hours_and_memory_by_hand():
     whole, adapters = (
-        Memory(parameters=1000, trained=1000),
-        Memory(parameters=1000, trained=80, teacher=500),
+        TrainingMemory(parameters=1000, trained=1000),
+        TrainingMemory(parameters=1000, trained=80, teacher=500),
     )
 
-    assert gpu_hours(989e12 * 0.4 * 7200, gpu="H100", utilisation=0.4) == pytest.approx(2)
-    assert gpu_hours(312e12 * 3600, gpu="A100", utilisation=1.0) == pytest.approx(1)
+    assert gpu_hours(989e12 * 0.4 * 7200, gpu=gpu_named("H100"), utilisation=0.4) == pytest.approx(
+        2
+    )
+    assert gpu_hours(312e12 * 3600, gpu=gpu_named("A100"), utilisation=1.0) == pytest.approx(1)
     assert [whole.per_gpu(zero_stage=stage, gpus=8) for stage in range(4)] == [
         16_000, 4000 + 1500, 2000 + 1750, 2000,
     ]  # fmt: skip
     assert (
-        Memory(parameters=1000, trained=1000, bfloat16=False).per_gpu(zero_stage=1, gpus=8)
+        TrainingMemory(parameters=1000, trained=1000, bfloat16=False).per_gpu(zero_stage=1, gpus=8)
         == 8000 + 1000
     )
     assert (
-        Memory(parameters=1000, trained=1000, offloaded=True).per_gpu(zero_stage=1, gpus=8) == 4000
+        TrainingMemory(parameters=1000, trained=1000, offloaded=True).per_gpu(zero_stage=1, gpus=8)
+        == 4000
     )
     assert adapters.per_gpu(zero_stage=3, gpus=8) == 1000 + (2000 + 160 + 960) / 8
 
@@ -282,7 +293,7 @@ def test_adapters_have_two_thin_matrices_for_each_of_the_layers():
 )
 def test_options_out_of_range_are_named(make_recipe, options, said):
     with pytest.raises(RecipeError, match=said):
-        print_estimate(make_recipe(model={"backbone": "BAAI/bge-m3"}), **options)
+        training_details(make_recipe(model={"backbone": "BAAI/bge-m3"}), PlanOptions(**options))
 
 
 def test_a_backbone_that_is_nowhere_is_named_with_the_way_out(tmp_path):
@@ -303,12 +314,12 @@ def test_assumed_lengths_keep_to_the_recipes_limits(make_recipe):
         model={"backbone": "BAAI/bge-m3", "max_query_tokens": 30, "max_document_tokens": 500}
     )
 
-    assumed = texts_of(recipe, query_tokens=None, document_tokens=None)
-    told = texts_of(recipe, query_tokens=20, document_tokens=900)
+    assumed = texts_of(recipe, PlanOptions())
+    told = texts_of(recipe, PlanOptions(mean_query_tokens=20, mean_document_tokens=900))
 
     assert "ASSUMED" in assumed.source
-    assert [(one.queries.mean, one.documents.mean) for one in assumed.datasets] == [(30, 200)]
-    assert [(one.queries.mean, one.documents.mean) for one in told.datasets] == [(20, 500)]
+    assert [(one.query.tokens, one.document.tokens) for one in assumed.datasets] == [(30, 200)]
+    assert [(one.query.tokens, one.document.tokens) for one in told.datasets] == [(20, 500)]
 
 
 @pytest.fixture
@@ -369,34 +380,34 @@ def test_lengths_are_counted_in_the_runs_own_examples(mined):
         for text in (one.text_a, one.text_b)
     ]
 
-    found = texts_of(recipe, query_tokens=None, document_tokens=None)
+    found = texts_of(recipe, PlanOptions())
 
     facts, alike, kinds = found.datasets
     assert "by the backbone's tokenizer" in found.source
     assert [one.rows for one in found.datasets] == [30, 30, 30]
-    assert facts.queries.mean == pytest.approx(sum(asked) / 30)
-    assert facts.documents.mean == pytest.approx(sum(answered) / len(answered))
-    assert facts.documents.mean_square == pytest.approx(
+    assert facts.query.tokens == pytest.approx(sum(asked) / 30)
+    assert facts.document.tokens == pytest.approx(sum(answered) / len(answered))
+    assert facts.document.squares == pytest.approx(
         sum(one * one for one in answered) / len(answered)
     )
     assert facts.negatives == pytest.approx(negatives / 30)
-    assert alike.documents.mean == pytest.approx(sum(sides) / 60)
+    assert alike.document.tokens == pytest.approx(sum(sides) / 60)
     assert kinds.negatives == 2
 
 
 def test_the_command_line_has_the_last_word_on_lengths(mined):
     recipe, _ = mined
 
-    facts, alike, kinds = texts_of(recipe, query_tokens=5, document_tokens=None).datasets
+    facts, alike, kinds = texts_of(recipe, PlanOptions(mean_query_tokens=5)).datasets
 
-    assert (facts.queries.mean, alike.documents.mean, facts.rows) == (5, 5, 30)
-    assert facts.documents.mean != 5
-    assert kinds.documents.mean != 5
+    assert (facts.query.tokens, alike.document.tokens, facts.rows) == (5, 5, 30)
+    assert facts.document.tokens != 5
+    assert kinds.document.tokens != 5
 
 
 def test_the_estimate_of_the_papers_run_is_printed_without_torch_and_ray():
     """From the repository as it is: no hub, no bucket, in a second or two."""
-    said = without_torch_and_ray("jobs/train.py", "recipes/qzhou-7b.toml", "--estimate")
+    said = without_torch_and_ray("jobs/plan.py", "recipes/qzhou-7b.toml", "--stage", "training")
 
     # stage 1: 32,000 steps of 256 queries of 40 tokens and 1,280 documents of 200, four forward passes each
     tokens, squares = 32_000 * (256 * 40 + 1280 * 200), 32_000 * (256 * 40**2 + 1280 * 200**2)

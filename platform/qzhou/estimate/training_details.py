@@ -1,0 +1,121 @@
+"""The details of training: what a step computes, both training stages, and time and memory by number of GPUs."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from qzhou.config.recipe import Recipe
+from qzhou.estimate.assumptions import Assumptions
+from qzhou.estimate.cluster_spec import DEFAULT_GPU, recipe_gpu
+from qzhou.estimate.hardware import Gpu, gpu_named
+from qzhou.estimate.lengths import texts_of
+from qzhou.estimate.options import PlanOptions
+from qzhou.estimate.plan import GIB
+from qzhou.estimate.tables import duration, short
+from qzhou.estimate.training import (
+    TrainingMemory,
+    TrainingMethod,
+    TrainingStageCost,
+    expected_steps,
+    gpu_hours,
+)
+from qzhou.estimate.workload import HOUR_S
+
+GPU_COUNTS = (8, 32, 64)
+ZERO_STAGES = (0, 1, 2, 3)
+NOT_COUNTED = (
+    "padding (utilisation is that of real tokens, so padding lowers it), repeated texts of a batch (encoded once), "
+    "validation, loading, checkpoints, waiting for the network (it grows with the GPUs; one utilisation is used for "
+    "all), and the memory of activations"
+)
+
+
+def training_details(recipe: Recipe, options: PlanOptions) -> RenderableType:
+    """Tokens and operations of both training stages, and their time and memory on some numbers of GPUs.
+
+    Raises:
+        ModelError: The size of the backbone is not known.
+        RecipeError: An option is out of range.
+        DataError: A training stage has no dataset to draw from.
+    """
+    gpu = gpu_named(options.gpu or recipe_gpu(recipe) or DEFAULT_GPU)
+    utilisation = Assumptions.of(options)["train_utilisation"]
+    method, training = TrainingMethod.of(recipe), recipe.training
+    texts = texts_of(recipe, options)
+    retrieval = [one for one in texts.datasets if one.task == "retrieval"]
+    stages = {
+        "stage 1": TrainingStageCost(expected_steps(retrieval, training, training.stage1), method),
+        "stage 2": TrainingStageCost(
+            expected_steps(texts.datasets, training, training.stage2), method
+        ),
+    }
+    shape = method.shape
+    lines = [
+        "training: details; nothing is trained",
+        f"  backbone: {recipe.model.backbone}: {shape.layers} layers of width {shape.width:,}, "
+        f"{shape.parameters:,} parameters, {shape.matrix_parameters:,} of them in matrix products ({shape.source})",
+        f"  lengths: {texts.source}",
+        f"  {_passes(recipe, method)}",
+        *(f"  {name}: {_steps(one)}" for name, one in stages.items()),
+        f"  in all: {_sum(*stages.values())}",
+        f"  on {gpu.name} ({gpu.flops / 1e12:g} TFLOP/s dense bfloat16), utilisation ASSUMED to be {utilisation:.0%}:",
+    ]
+    counts = sorted({*GPU_COUNTS, options.gpus or GPU_COUNTS[0]})
+    return Group(
+        *map(Text, lines),
+        _by_gpus(recipe, list(stages.values()), gpu, utilisation, counts),
+        Text("  * the recipe's ZeRO stage; memory is that of weights, gradients and optimizer"),
+        Text(f"  not counted: {NOT_COUNTED}"),
+    )
+
+
+def _passes(recipe: Recipe, method: TrainingMethod) -> str:
+    """A clause that says what a step computes."""
+    parts = ["a step is one forward pass", "a backward pass worth two"]
+    if method.frozen:
+        parts[1] = "a backward pass worth one and more (LoRA: weights are frozen)"
+    recomputed, is_on = (
+        ("one again", "on") if method.gradient_checkpointing else ("none again", "off")
+    )
+    parts.append(f"{recomputed} (gradient checkpointing is {is_on})")
+    if method.teacher:
+        parts.append(f"one of the teacher '{recipe.training.distillation.teacher}'")
+    parts.append(
+        f"and one more for the tokens beyond {method.activation_tokens:,} on a GPU (gradient caching; 'twice' below)"
+    )
+    return ", ".join(parts)
+
+
+def _steps(cost: TrainingStageCost) -> str:
+    tasks: dict[str, float] = {}
+    for one in cost.steps:
+        tasks[one.task] = tasks.get(one.task, 0.0) + one.count
+    steps = ", ".join(f"{count:,.0f} {task}" for task, count in tasks.items() if count)
+    return f"{sum(tasks.values()):,.0f} steps ({steps}): {_sum(cost)}"
+
+
+def _sum(*costs: TrainingStageCost) -> str:
+    texts, tokens = sum(one.texts.texts for one in costs), sum(one.texts.tokens for one in costs)
+    return f"{texts:,.0f} texts, {tokens:.3g} tokens, {sum(one.flops for one in costs):.3g} FLOPs"
+
+
+def _by_gpus(
+    recipe: Recipe, stages: list[TrainingStageCost], gpu: Gpu, utilisation: float, counts: list[int]
+) -> Table:
+    """A row for each number of GPUs."""
+    memory, own = TrainingMemory.of(recipe, stages[0].method), recipe.training.zero_stage
+    grid = Table(box=None, pad_edge=True)
+    for name in ("GPUs", "twice", "GPU hours", "stage 1", "stage 2", "both", "GiB a GPU:"):
+        grid.add_column(name, justify="right")
+    for zero_stage in ZERO_STAGES:
+        grid.add_column(f"ZeRO {zero_stage}" + "*" * (zero_stage == own), justify="right")
+    tokens = sum(one.texts.tokens for one in stages)
+    for count in counts:
+        hours = [gpu_hours(one.flops_on(count), gpu=gpu, utilisation=utilisation) for one in stages]
+        twice = sum(one.tokens_twice(count) for one in stages) / tokens
+        times = [duration(one / count * HOUR_S) for one in (*hours, sum(hours))]
+        sizes = [memory.per_gpu(zero_stage=one, gpus=count) / GIB for one in ZERO_STAGES]
+        grid.add_row(str(count), f"{twice:.1%}", short(sum(hours)), *times, "", *map(short, sizes))
+    return grid
