@@ -60,7 +60,7 @@ max_rows = 500
 endpoint = "builtin"
 paraphrase_rows = 40
 
-[synthesis.gates]
+[synthesis.filters]
 max_ngram_overlap = 1.0
 
 [mining]

@@ -1,12 +1,12 @@
-"""Requests per second to a slow endpoint: our asker beside Ray's HttpRequestProcessor, distilabel and a plain loop.
+"""Requests per second to a slow endpoint: our worker beside Ray's HttpRequestProcessor, distilabel and a plain loop.
 
 python bench/synthesize.py [--quick] [--distilabel PYTHON]
 
-Everyone sends the same chats to the mock endpoint (its own process, on the same cores), which counts: the speed is
-its completed requests over the time from the first arrival to the last completion, so nobody's start counts. `ideal`
-is limit / latency, with the latency that the endpoint says it had: its timers are up to a millisecond late.
+Everyone sends the same chats to the LLM server of the tests (its own process, on the same cores), which counts. The
+speed is its completed requests over the time from the first arrival to the last completion, so nobody's start counts.
+`ideal` is limit / latency, with the latency that the server says it had: its timers are up to a millisecond late.
 distilabel does not share our dependencies: name the Python of an environment that has `distilabel[openai]`. CPU
-milliseconds are those of our asking actor, per request, Ray's part included.
+milliseconds are those of our worker's process, per request, Ray's part included.
 
 Prints a table and writes bench/results/synthesize.json and synthesize.svg.
 """
@@ -34,6 +34,7 @@ from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
 HERE = Path(__file__)
+ROOT = HERE.resolve().parents[1]
 CASES = [(0.1, 4), (0.1, 16), (1.0, 16), (1.0, 64), (1.0, 256)]
 SECONDS = 10  # of sending, at the ideal speed
 PEERS = ("qzhou", "plain asyncio", "ray.data.llm", "distilabel")
@@ -48,11 +49,10 @@ SYSTEM, DOCUMENT = "You judge. " * 60, "word " * 60
 
 @contextlib.contextmanager
 def endpoint(latency_s: float, port: int = 9377) -> Iterator[str]:
-    """The mock endpoint in a process of its own."""
-    command = [sys.executable, "-m", "qzhou.synthesis.mock_endpoint", "--port", str(port)]
-    with subprocess.Popen(
-        [*command, "--latency_s", str(latency_s)], stdout=subprocess.PIPE, text=True
-    ) as server:
+    """The LLM server of the tests in a process of its own."""
+    command = [sys.executable, "-m", "tests.llm_server", "--port", str(port)]
+    command += ["--latency_s", str(latency_s)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         server.stdout.readline()
         try:
@@ -67,18 +67,18 @@ def counts(url: str) -> dict[str, Any]:
 
 
 def chat(number: int) -> list[dict[str, str]]:
-    """One request: a judge's, which the endpoint's rules answer in no time."""
+    """One request: a relevance check, which the server's rules answer in no time."""
     user = json.dumps({"technique": "judge", "query": f"question {number}", "document": DOCUMENT})
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
 
 
 def send_ours(url: str, limit: int, requests: int) -> dict[str, float]:
-    """Our stage's own sender, journal included; gives the CPU time of its actors."""
+    """Our stage's own sender with its response cache; gives the CPU time of its worker."""
     from qzhou.cluster.session import session
     from qzhou.config.recipe import parse_recipe
     from qzhou.data.storage import Folder
     from qzhou.synthesis.pipeline import Sender
-    from qzhou.synthesis.techniques import ChatRequest
+    from qzhou.synthesis.techniques import SynthesisRequest
 
     steps = {"steps": 1, "learning_rate": 1e-5}
     recipe = parse_recipe(
@@ -99,13 +99,13 @@ def send_ours(url: str, limit: int, requests: int) -> dict[str, float]:
         place="bench",
     )
     asked = [
-        ChatRequest(technique="judge", dataset="d", example_id=str(n), prompt="judge.en@v2", model="m",
-                    user=chat(n)[1]["content"])
+        SynthesisRequest(technique="relevance_check", dataset="d", example_id=str(n), model="m",
+                         prompt="relevance_check.en@v2", user=chat(n)[1]["content"])
         for n in range(requests)
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as journal, session(), cpu_seconds("Asker") as used:
-        outcomes = Sender(recipe, Folder.open(journal)).ask(asked)
-        assert all(one.answer for one in outcomes.values())
+    with tempfile.TemporaryDirectory() as responses, session(), cpu_seconds("LLMWorker") as used:
+        results = Sender(recipe, Folder.open(responses)).send(asked)
+        assert all(result.answer for result in results.values())
     return {"cpu_ms": 1000 * used["seconds"] / requests}
 
 
@@ -135,7 +135,7 @@ def cpu_seconds(name: str) -> Iterator[dict[str, float]]:
 
 
 def send_plain(url: str, limit: int, requests: int) -> dict[str, float]:
-    """What one writes first: the SDK's client, a semaphore, gather. No journal, no retries."""
+    """What one writes first: the SDK's client, a semaphore, gather. No response cache, no retries."""
     import openai
 
     async def life() -> None:

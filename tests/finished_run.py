@@ -128,11 +128,11 @@ def synthesis_report(chance: random.Random) -> dict:
             "scores": {"rewrite": bell(chance, 0.8, 0.1, 500), "positive": bell(chance, 0.6, 0.14, 300)},
         },
     }  # fmt: skip
-    gates = {"min_rewrite_cosine": 0.6, "max_rewrite_cosine": 0.98, "min_positive_score": None}
+    filters = {"min_rewrite_cosine": 0.6, "max_rewrite_cosine": 0.98, "min_positive_score": None}
     return {
         "techniques": techniques,
         "score_edges": EDGES,
-        "gates": gates,
+        "filters": filters,
         "cost": ledger()["total"],
     }
 

@@ -50,7 +50,7 @@ paraphrase_rows = 10
 augment_rows = 5
 hard_negative_rows = 20
 
-[synthesis.gates]
+[synthesis.filters]
 max_ngram_overlap = 1.0       # rules change words where they stand
 scores = false         # a random backbone judges nothing
 

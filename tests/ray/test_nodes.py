@@ -15,10 +15,10 @@ from qzhou.cluster.session import session
 from qzhou.config.recipe import parse_recipe
 from qzhou.mining.pipeline import mine
 from qzhou.synthesis.builtin import answer_by_rules
-from qzhou.synthesis.mock_behaviour import Behaviour
-from qzhou.synthesis.mock_endpoint import MockEndpoint, serving
 from qzhou.synthesis.pipeline import synthesize
 from qzhou.transform.pipeline import transform
+from tests.llm_faults import Behaviour
+from tests.llm_server import LLMServer, serving
 from tests.ray.nodes import kill_a_busy_node, small_nodes
 
 READER = """
@@ -106,7 +106,7 @@ def recipe(folder: Path, name: str, endpoint: str, backbone: str, readers: Path)
                 "endpoint": endpoint,
                 "model": "m",
                 "paraphrase_rows": 200,
-                "gates": {"scores": False},
+                "filters": {"scores": False},
             },
             "mining": {"rank_from": 1, "rank_to": 10, "negatives_per_query": 2},
             "training": {
@@ -131,7 +131,7 @@ def left(folder: Path, *stages: str) -> dict:
 
 def test_a_node_that_dies_in_a_stage_changes_nothing(nodes, tiny_qwen2, tmp_path):
     cluster, added, readers = nodes
-    endpoint = MockEndpoint(answer_by_rules, Behaviour(latency_s=0.3))
+    endpoint = LLMServer(answer_by_rules, Behaviour(latency_s=0.3))
     with serving(endpoint) as url:
         disturbed, calm = (
             recipe(tmp_path, name, url, tiny_qwen2, readers) for name in ("disturbed", "calm")

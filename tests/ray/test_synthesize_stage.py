@@ -23,11 +23,12 @@ from qzhou.data.records import (
 from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.errors import EndpointError
 from qzhou.synthesis.builtin import answer_by_rules
+from qzhou.synthesis.chat import Answer
 from qzhou.synthesis.details import synthesis_details
-from qzhou.synthesis.journal import Answer, Journal
-from qzhou.synthesis.mock_behaviour import Behaviour
-from qzhou.synthesis.mock_endpoint import MockEndpoint, serving
 from qzhou.synthesis.pipeline import synthesize
+from qzhou.synthesis.response_cache import ResponseCache
+from tests.llm_faults import Behaviour
+from tests.llm_server import LLMServer, serving
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -155,11 +156,11 @@ def test_without_an_endpoint_the_examples_pass_through(tmp_path, capfd):
     assert "synthesis is off" in capfd.readouterr().out
 
 
-def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_the_journal(tmp_path):
+def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_the_responses(tmp_path):
     write_transformed(tmp_path)
-    journal = Folder.open(str(tmp_path)) / "run" / "synthesis" / "journal"
+    cache = Folder.open(str(tmp_path)) / "run" / "synthesis" / "responses"
     paid = Answer(key="paid", model="llm", content="{}", prompt_tokens=1, completion_tokens=1)
-    asyncio.run(Journal(journal).add(paid))
+    asyncio.run(ResponseCache(cache).add(paid))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         down = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
@@ -170,7 +171,7 @@ def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_the_journal(tmp_path)
         ):
             synthesize(recipe(tmp_path, endpoint=down, model="llm", max_retries=1))
 
-    assert Journal(journal).get("paid") is not None
+    assert ResponseCache(cache).get("paid") is not None
     assert not (Folder.open(str(tmp_path)) / "run" / "synthesis").exists("manifest.json")
 
 
@@ -191,14 +192,14 @@ def counted(counts):
     return plain["completed"], plain["distinct"], plain["faults"]
 
 
-def test_many_askers_share_one_limit_and_send_each_request_once(tmp_path, monkeypatch):
+def test_one_worker_holds_the_limit_and_sends_each_request_once(tmp_path, monkeypatch):
     monkeypatch.setenv("QZHOU_TEST_KEY", "sk-never-to-be-seen")
     write_transformed(tmp_path)
-    endpoint = MockEndpoint(answer_by_rules, Behaviour(latency_s=0.3))
+    endpoint = LLMServer(answer_by_rules, Behaviour(latency_s=0.3))
     with serving(endpoint) as url:
         settings = {"endpoint": url, "model": "m", "concurrency": 300, "hard_negatives_per_row": 40}
         synthesize(
-            recipe(tmp_path, **settings, api_key_env="QZHOU_TEST_KEY", gates={"scores": False})
+            recipe(tmp_path, **settings, api_key_env="QZHOU_TEST_KEY", filters={"scores": False})
         )
 
     plain = endpoint.counts.plain()
@@ -209,7 +210,7 @@ def test_many_askers_share_one_limit_and_send_each_request_once(tmp_path, monkey
     assert not [path for path in kept if b"sk-never-to-be-seen" in path.read_bytes()]
 
 
-def test_queries_are_generated_for_bare_documents_and_a_judge_looks_at_all_of_it(tmp_path):
+def test_queries_are_generated_for_bare_documents_and_all_of_it_is_checked(tmp_path):
     write_transformed(tmp_path)
     corpus = Folder.open(str(tmp_path)) / "run" / "transform" / "corpora" / "docs"
     texts = [
@@ -218,9 +219,9 @@ def test_queries_are_generated_for_bare_documents_and_a_judge_looks_at_all_of_it
     write_records(
         corpus, [Document(id=f"doc{n}", text=text) for n, text in enumerate(texts)], Document
     )
-    gates = {"judge": True, "scores": False}
+    filters = {"relevance_check": True, "scores": False}
 
-    synthesize(recipe(tmp_path, endpoint="builtin", query_rows=10, gates=gates))
+    synthesize(recipe(tmp_path, endpoint="builtin", query_rows=10, filters=filters))
 
     docs = written(tmp_path, "examples/retrieval/docs", RetrievalExample)
     asked = [one for one in docs if one.source.technique == "query_generation"]
@@ -228,14 +229,14 @@ def test_queries_are_generated_for_bare_documents_and_a_judge_looks_at_all_of_it
     assert {one.positives[0] for one in asked} <= set(texts)
     assert {one.source.prompt for one in asked} == {"query.en@v2"}
     rows = (Folder.open(str(tmp_path)) / "run" / "synthesis").read_json("ledger.json")["rows"]
-    assert {row["technique"] for row in rows} >= {"query_configuration", "query", "judge"}
+    assert {row["technique"] for row in rows} >= {"query_configuration", "query", "relevance_check"}
 
 
 def test_the_teacher_drops_what_is_wrong_by_its_scores(tmp_path):
     write_transformed(tmp_path)
-    gates = {"min_rewrite_cosine": 0.999, "min_positive_score": 0.999}
+    filters = {"min_rewrite_cosine": 0.999, "min_positive_score": 0.999}
 
-    synthesize(recipe(tmp_path, endpoint="builtin", gates=gates))
+    synthesize(recipe(tmp_path, endpoint="builtin", filters=filters))
 
     reasons = [one.reason for one in written(tmp_path, "dropped", Drop)]
     assert {"drifted", "positive_too_far"} <= set(reasons)
@@ -244,7 +245,7 @@ def test_the_teacher_drops_what_is_wrong_by_its_scores(tmp_path):
 
 def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path):
     write_transformed(tmp_path)
-    endpoint = MockEndpoint(answer_by_rules)
+    endpoint = LLMServer(answer_by_rules)
     with serving(endpoint) as url:
         settings = {
             "endpoint": url,
@@ -253,7 +254,7 @@ def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path):
             "output_price": 1e3,
             "concurrency": 2,
         }
-        some = recipe(tmp_path, **settings, max_cost=4.0, gates={"scores": False})
+        some = recipe(tmp_path, **settings, max_cost=4.0, filters={"scores": False})
         told = synthesis_details(some)
         assert endpoint.counts.received == 0
         with pytest.raises(
@@ -262,7 +263,7 @@ def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path):
         ):
             synthesize(some)
         paid, distinct, _ = counted(endpoint.counts)
-        synthesize(recipe(tmp_path, **settings, max_cost=400.0, gates={"scores": False}))
+        synthesize(recipe(tmp_path, **settings, max_cost=400.0, filters={"scores": False}))
 
     assert "nothing is sent" in told
     assert "in all: 80 requests" in told
@@ -275,10 +276,10 @@ def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path):
 
 def test_a_driver_that_is_killed_twice_pays_for_nothing_twice(tmp_path):
     write_transformed(tmp_path)
-    endpoint = MockEndpoint(answer_by_rules, Behaviour(latency_s=0.2))
+    endpoint = LLMServer(answer_by_rules, Behaviour(latency_s=0.2))
     with serving(endpoint) as url:
         settings = {"endpoint": url, "model": "m", "concurrency": 8, "hard_negatives_per_row": 10}
-        asked = recipe(tmp_path, **settings, gates={"scores": False})
+        asked = recipe(tmp_path, **settings, filters={"scores": False})
         path = tmp_path / "recipe.json"
         path.write_text(asked.model_dump_json())
         requests, before = 20 + 10 + 300 + 20, []

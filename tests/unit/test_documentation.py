@@ -16,8 +16,8 @@ from qzhou.evaluation.diagnosis.checks import CHECKS
 from qzhou.experiments.settings import load_experiment
 from qzhou.serving.observing import ROUTES
 from qzhou.serving.schemas import EmbeddingRequest
-from qzhou.synthesis.mock_behaviour import Behaviour
 from qzhou.transform.rules.fields import DEFAULT_COLUMNS, OPTIONAL_FIELDS, columns_of
+from tests.llm_faults import Behaviour
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECIPES = DOCS.parent / "recipes"
@@ -63,13 +63,13 @@ def test_the_reader_of_the_page_reads():
 
 
 def test_the_settings_of_the_synthesis_page_are_valid_and_its_endpoint_takes_its_flags():
-    one, several, gates = (
+    one, several, filters = (
         SynthesisSection.model_validate(tomllib.loads(block)["synthesis"])
         for block in blocks("toml", SYNTHESIS)
     )
     (command,) = blocks("sh", SYNTHESIS)
 
-    assert (one.max_cost, [model.model for model in several.pool], gates.gates.min_positive_score) == (
+    assert (one.max_cost, [model.model for model in several.pool], filters.filters.min_positive_score) == (
         25.0, ["large", "qwen2.5-7b-instruct"], 0.4,
     )  # fmt: skip
     flags = set(re.findall(r"--(\w+)", command)) - {"port"}

@@ -1,4 +1,4 @@
-"""What an LLM writes for a run: how much, by which models, and which of it is refused.
+"""What an LLM writes for a run: how many rows, with which models, and which texts are refused.
 
 Part of :mod:`qzhou.config.recipe`, in a file of its own because an endpoint has many limits.
 """
@@ -30,7 +30,8 @@ class LLMSection(Section):
 
     model: str = Field(description="Model name that is sent.")
     endpoints: tuple[str, ...] = Field(
-        min_length=1, description="OpenAI-compatible base URLs; the first that is well is asked."
+        min_length=1,
+        description="OpenAI-compatible base URLs; the first healthy one gets the requests.",
     )
     weight: Positive = Field(
         1.0, description="Its share of the requests, beside the other models' weights."
@@ -45,8 +46,8 @@ class LLMSection(Section):
     )
 
 
-class GatesSection(Section):
-    """What is refused of the LLM's texts. A teacher's scores are drawn in the report, so that they can be set."""
+class FiltersSection(Section):
+    """Which of the LLM's texts are refused. The report draws the teacher's scores, so that thresholds can be set."""
 
     max_ngram_overlap: Fraction = Field(
         0.8,
@@ -56,9 +57,9 @@ class GatesSection(Section):
         True, description="Texts in another language than the original are dropped."
     )
     teacher: str = Field(
-        "", description="Encoder that judges, named like a backbone; '' takes mining's."
+        "", description="Encoder that scores, named like a backbone; '' takes mining's."
     )
-    scores: bool = Field(True, description="Judge with the teacher at all.")
+    scores: bool = Field(True, description="Score new records with the teacher.")
     min_rewrite_cosine: Cosine | None = Field(
         None, description="Rewrites further from their original are dropped."
     )
@@ -72,7 +73,9 @@ class GatesSection(Section):
     negative_below_positive: bool = Field(
         True, description="Negatives that score above the positive are dropped."
     )
-    judge: bool = Field(False, description="An LLM says whether each document answers its query.")
+    relevance_check: bool = Field(
+        False, description="An LLM says whether each document answers its query."
+    )
 
     @model_validator(mode="after")
     def _thresholds_agree(self) -> Self:
@@ -132,7 +135,7 @@ class SynthesisSection(Section):
     parse_retries: Count = Field(
         1, description="Times that a refused answer goes back to the model with the reason."
     )
-    gates: GatesSection = GatesSection()
+    filters: FiltersSection = FiltersSection()
     mode: Literal["live", "batch"] = Field(
         "live",
         description="batch: OpenAI's Batch API, slower and cheaper.",
@@ -161,13 +164,13 @@ class SynthesisSection(Section):
 
     @property
     def is_on(self) -> bool:
-        """Whether an LLM, or the built-in rules, write anything."""
+        """Whether anything is sent to an LLM or to the builtin rules."""
         return bool(self.endpoint or self.models)
 
     @property
     def is_builtin(self) -> bool:
         """Whether rules answer instead of a model."""
-        return any(BUILTIN in one.endpoints for one in self.pool)
+        return any(BUILTIN in model.endpoints for model in self.pool)
 
     @property
     def pool(self) -> tuple[LLMSection, ...]:
@@ -185,40 +188,47 @@ class SynthesisSection(Section):
         )
 
     @model_validator(mode="after")
-    def _one_way_to_name_models(self) -> Self:
+    def _models_agree(self) -> Self:
         if self.models and self.endpoint:
             raise ValueError(
                 f"endpoint is '{self.endpoint}' and models names {len(self.models)}; take one of the two away"
             )
-        for url in (url for one in self.pool for url in one.endpoints):
-            if url != BUILTIN and not url.startswith(("http://", "https://")):
-                raise ValueError(
-                    f"endpoint '{url}' is no URL; write it as http://host:port/v1 or https://..."
-                )
-        names = [one.model for one in self.models]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise ValueError(f"models: '{twice}' stands twice; give one entry all its endpoints")
-        if self.endpoint == BUILTIN and self.model != BUILTIN_MODEL:
-            raise ValueError(
-                f"model is '{self.model}', but the builtin endpoint only speaks as '{BUILTIN_MODEL}'; "
-                "remove the model or name a URL as endpoint"
-            )
+        names = [model.model for model in self.models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"models: '{name}' stands twice; give one entry all its endpoints")
         if self.endpoint not in {"", BUILTIN} and self.model == BUILTIN_MODEL:
             raise ValueError(
                 f"endpoint is '{self.endpoint}', and no model is named; set model to one that it offers"
             )
-        free = [one.model for one in self.pool if not (one.input_price or one.output_price)]
+        free = [model.model for model in self.pool if not model.input_price + model.output_price]
         if self.max_cost is not None and free:
             raise ValueError(
                 f"max_cost is {self.max_cost:g}, but '{free[0]}' has no price, so nothing would count; set its "
                 "input_price and output_price, in money per million tokens"
             )
-        if self.is_builtin and len([name for one in self.pool for name in one.endpoints]) > 1:
+        return self
+
+    @model_validator(mode="after")
+    def _endpoints_agree(self) -> Self:
+        urls = [url for model in self.pool for url in model.endpoints]
+        for url in urls:
+            if url != BUILTIN and not url.startswith(("http://", "https://")):
+                raise ValueError(
+                    f"endpoint '{url}' is no URL; write it as http://host:port/v1 or https://..."
+                )
+        if not self.is_builtin:
+            return self
+        if self.endpoint and self.model != BUILTIN_MODEL:
+            raise ValueError(
+                f"model is '{self.model}', but the builtin endpoint only speaks as '{BUILTIN_MODEL}'; "
+                "remove the model or name a URL as endpoint"
+            )
+        if len(urls) > 1:
             raise ValueError(
                 "models: the builtin endpoint cannot share requests with others; take it away"
             )
-        if self.is_builtin and self.mode == "batch":
+        if self.mode == "batch":
             raise ValueError(
                 "mode is 'batch', which the builtin endpoint does not know; set mode to 'live'"
             )

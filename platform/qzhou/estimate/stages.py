@@ -148,7 +148,7 @@ class StageEstimator:
             start_s = self.assumed["stage_start_s"]
             tokens = (prompt + answer) / requests
             work_s = requests * seconds_per_request(settings, tokens, self.assumed)
-        if requests and settings.is_on and settings.gates.scores:
+        if requests and settings.is_on and settings.filters.scores:
             scored = sum((self._example(one) * one.requests for one in self.rows), EncodedTexts())
             flops = forward_flops(self.teachers[0], scored)
             encode_s = flops * self.s_per_flop("encode_utilisation")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from qzhou.data.token_bucket import TokenBucket
 from qzhou.serving.errors import RequestError
 
-MINUTE_S = 60.0
 REMEMBERED = 10_000  # keys; those that rest are as good as new
 
 
@@ -36,7 +36,7 @@ class TokenRate:
         self, tokens_per_minute: int | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._limit, self._clock = tokens_per_minute, clock
-        self._buckets: dict[str, tuple[float, float]] = {}  # key -> what is left, and since when
+        self._buckets: dict[str, TokenBucket] = {}
 
     def admit(self, key: str) -> None:
         """Let a request in.
@@ -44,16 +44,14 @@ class TokenRate:
         Raises:
             RequestError: 429 with ``Retry-After``; the key has used up its tokens.
         """
-        if self._limit is None:
-            return
-        left = self._left(key, self._limit)
-        if left <= 0:
+        bucket = self._buckets.get(key)
+        if bucket is not None and bucket.level_at(self._clock()) <= 0:
             raise RequestError(
                 f"Rate limit reached: {self._limit:,} tokens per minute.",
                 status=429,
                 type="rate_limit_error",
                 code="rate_limit_exceeded",
-                retry_after_s=(1 - left) * MINUTE_S / self._limit,
+                retry_after_s=bucket.wait_s(self._clock(), 1.0),
             )
 
     @contextmanager
@@ -73,15 +71,13 @@ class TokenRate:
 
     def charge(self, key: str, tokens: int) -> None:
         """Take off what a request costs; give back what it did not."""
-        if self._limit is not None:
-            self._buckets[key] = (self._left(key, self._limit) - tokens, self._clock())
-            if len(self._buckets) > REMEMBERED:
-                self._buckets = {
-                    one: kept
-                    for one, kept in self._buckets.items()
-                    if self._left(one, self._limit) < self._limit
-                }
-
-    def _left(self, key: str, limit: int) -> float:
-        left, since = self._buckets.get(key, (float(limit), 0.0))
-        return min(float(limit), left + (self._clock() - since) * limit / MINUTE_S)
+        if self._limit is None:
+            return
+        now = self._clock()
+        bucket = self._buckets.setdefault(key, TokenBucket(self._limit, capacity=self._limit))
+        bucket.level_at(now)
+        bucket.take(tokens)
+        if len(self._buckets) > REMEMBERED:
+            self._buckets = {
+                one: kept for one, kept in self._buckets.items() if kept.level_at(now) < self._limit
+            }

@@ -1,7 +1,7 @@
-"""Records to an LLM and back as new records: paraphrase, augmentation, hard negatives.
+"""Records to an LLM and back as new records: paraphrases, augmentations, hard negatives, queries.
 
-``techniques`` says what is asked, ``parsing`` what is accepted, ``plan`` joins them and ``workload`` does so for every
-dataset of a run; ``client`` speaks to any OpenAI-compatible endpoint and ``builtin`` is one made of rules. Only
-``pipeline`` knows Ray.
+``techniques`` writes the requests and ``parsing`` reads the answers; ``generation`` joins them for one dataset and
+``dataset_requests`` for all datasets of a run. ``client`` sends requests to any OpenAI-compatible endpoint, or to the
+rules of ``builtin``. Only ``pipeline`` knows Ray.
 Source: QZhou-Embedding (arXiv:2508.21632), section 4.
 """

@@ -9,11 +9,12 @@ from qzhou.config.recipe import Recipe
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.data.storage import Folder
 from qzhou.run.run import Run
-from qzhou.synthesis.journal import Answer, answers_in, request_key, totals
+from qzhou.synthesis.chat import Answer
+from qzhou.synthesis.dataset_requests import dataset_requests
+from qzhou.synthesis.generation import known_query_requests
 from qzhou.synthesis.ledger import cost_of, expected_tokens
-from qzhou.synthesis.plan import following
-from qzhou.synthesis.techniques import ChatRequest
-from qzhou.synthesis.workload import dataset_plans
+from qzhou.synthesis.response_cache import RESPONSES, cached_answers, totals
+from qzhou.synthesis.techniques import SynthesisRequest
 
 SHOWN_CHARS = 240
 QUERY_ANSWER_TOKENS = 40  # a configuration or a query is short, whatever the document
@@ -43,30 +44,32 @@ def synthesis_details(recipe: Recipe) -> str:
     """
     run = Run.open(recipe)
     run.manifest("transform")
-    settings, journal = recipe.synthesis, run.folder / "synthesis" / "journal"
+    settings, responses = recipe.synthesis, run.folder / "synthesis" / RESPONSES
     counts = RequestCounts(settings)
-    for plan in dataset_plans(run):
-        answered = _answered(plan.requests, settings.temperature, journal)
-        queries = following(answered, settings)
-        known = {*answered, *_answered(queries, settings.temperature, journal)}
-        counts.add([*plan.requests, *queries], known)
-    return f"synthesis: details; nothing is sent\n{counts.table(spent=totals(journal)[1])}"
+    for dataset in dataset_requests(run):
+        answered = _answered(dataset.requests, settings.temperature, responses)
+        queries = known_query_requests(answered, settings)
+        known = {*answered, *_answered(queries, settings.temperature, responses)}
+        counts.add([*dataset.requests, *queries], known)
+    return f"synthesis: details; nothing is sent\n{counts.table(spent=totals(responses)[1])}"
 
 
 class RequestCounts:
     """Counts requests, tokens and cost.
 
     Tokens are guessed from characters, those of an answer from the text that it rewrites. Requests
-    that are sent again and the check by an LLM come on top.
+    that are sent again and the relevance check come on top.
     """
 
     def __init__(self, settings: SynthesisSection) -> None:
         self._settings, self._models = settings, {one.model: one for one in settings.pool}
         self._total = _Count()
         self._counts: dict[tuple[str, str], _Count] = {}
-        self._samples: dict[str, ChatRequest] = {}
+        self._samples: dict[str, SynthesisRequest] = {}
 
-    def add(self, requests: Iterable[ChatRequest], answered: Collection[ChatRequest]) -> None:
+    def add(
+        self, requests: Iterable[SynthesisRequest], answered: Collection[SynthesisRequest]
+    ) -> None:
         """Count the requests of a dataset.
 
         Args:
@@ -79,7 +82,7 @@ class RequestCounts:
             for one in (count, self._total):
                 self._count(one, request, is_answered=request in answered)
 
-    def _count(self, one: _Count, request: ChatRequest, *, is_answered: bool) -> None:
+    def _count(self, one: _Count, request: SynthesisRequest, *, is_answered: bool) -> None:
         if is_answered:
             one.requests += 1
             one.answered += 1
@@ -101,7 +104,9 @@ class RequestCounts:
             for (technique, model), count in sorted(self._counts.items())
         ]
         more = f"unusable answers that are asked for again (up to {settings.parse_retries} times)"
-        more += " and a check of every new text" if settings.gates.judge else ""
+        more += (
+            " and a relevance check of every new text" if settings.filters.relevance_check else ""
+        )
         lines.append(f"  in all: {total}; on top come {more}")
         if spent or settings.max_cost is not None:
             limit = (
@@ -118,8 +123,8 @@ class RequestCounts:
 
 
 def _answered(
-    requests: Sequence[ChatRequest], temperature: float, journal: Folder
-) -> dict[ChatRequest, Answer]:
+    requests: Sequence[SynthesisRequest], temperature: float, responses: Folder
+) -> dict[SynthesisRequest, Answer]:
     """The requests whose answers are cached."""
-    keys = {request_key(one.model, one.messages, temperature): one for one in requests}
-    return {keys[key]: answer for key, answer in answers_in(journal, keys).items()}
+    keys = {request.key(temperature): request for request in requests}
+    return {keys[key]: answer for key, answer in cached_answers(responses, keys).items()}

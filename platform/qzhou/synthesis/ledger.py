@@ -1,4 +1,4 @@
-"""What the answers cost: tokens and money per model, dataset and technique. Pure."""
+"""What the answers cost: tokens and money by model, dataset and technique. Pure."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qzhou.config.synthesis import LLMSection
-from qzhou.synthesis.techniques import ChatRequest, Message
-
-if TYPE_CHECKING:
-    from qzhou.synthesis.client import Outcome
+from qzhou.synthesis.chat import ChatResult, Message
+from qzhou.synthesis.techniques import SynthesisRequest
 
 CHARS_PER_TOKEN = 4.0  # of Latin letters; OpenAI's rule of thumb
 TOKENS_PER_WIDE_CHAR = 0.8  # of Chinese, kana and hangul
-CHAT_TOKENS = 8  # what a chat's frame takes
+CHAT_TOKENS = 8  # overhead of a chat's format
 
 
 def expected_tokens(messages: Sequence[Message]) -> tuple[int, int]:
-    """About how many tokens a request takes: (prompt, answer). A rewrite is about as long as what it rewrites."""
+    """Estimated tokens of a request: (prompt, answer). A rewrite is about as long as its original."""
     counts = [_tokens(message["content"]) for message in messages]
     return sum(counts) + CHAT_TOKENS, counts[1] if len(counts) > 1 else counts[0]
 
@@ -31,18 +28,18 @@ def cost_of(model: LLMSection, prompt_tokens: int, completion_tokens: int) -> fl
 
 
 @dataclass(slots=True, kw_only=True)
-class Tally:
-    """Counts of one model, dataset and technique, or of all of them.
+class Usage:
+    """Requests, tokens and money of one model, dataset and technique, or of all of them.
 
     Attributes:
-        requests: Follow-ups after a refused answer included.
+        requests: Repeated requests after a refused answer included.
         answered: Requests with an answer, whether or not it was accepted.
-        refused: Answers that could not be used, some of which were asked for again, and requests without an answer.
-        reused: Requests answered from the journal or by an identical request; they cost nothing.
+        refused: Requests without an answer, and answers that parsing refused, those that were retried included.
+        reused: Requests answered from the response cache or by an identical request; they cost nothing.
         prompt_tokens: Of requests sent by this attempt, as the endpoint counts them.
         cost: Money for what this attempt sent.
-        reused_tokens: What reused answers had taken when they were sent.
-        reused_cost: What they had cost.
+        reused_tokens: Tokens of reused answers when they were sent.
+        reused_cost: Their cost at that time.
     """
 
     requests: int = 0
@@ -55,14 +52,20 @@ class Tally:
     reused_tokens: int = 0
     reused_cost: float = 0.0
 
-    def count(self, outcome: Outcome, *, refused: bool) -> None:
+    @property
+    def tokens(self) -> int:
+        """Prompt and answer together, of what this attempt sent."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def count(self, result: ChatResult, *, refused: bool) -> None:
+        """Add one request."""
         self.requests += 1
         self.refused += refused
-        answer = outcome.answer
+        answer = result.answer
         if answer is None:
             return
         self.answered += 1
-        if outcome.reused:
+        if result.reused:
             self.reused += 1
             self.reused_tokens += answer.prompt_tokens + answer.completion_tokens
             self.reused_cost += answer.cost
@@ -73,21 +76,19 @@ class Tally:
 
 
 class Ledger:
-    """Collects tallies by the model that was asked; what it calls itself stands beside."""
+    """Usage by the model that was named in the request, with the names that endpoints gave in their answers."""
 
     def __init__(self) -> None:
-        self.total = Tally()
+        self.total = Usage()
         self._names: dict[str, set[str]] = defaultdict(set)
-        self._tallies: dict[tuple[str, str, str], Tally] = {}
+        self._rows: dict[tuple[str, str, str], Usage] = defaultdict(Usage)
 
-    def count(self, request: ChatRequest, outcome: Outcome, *, refused: bool) -> None:
-        tally = self._tallies.setdefault(
-            (request.model, request.dataset, request.technique), Tally()
-        )
-        if outcome.answer is not None:
-            self._names[request.model].add(outcome.answer.model)
-        for one in (tally, self.total):
-            one.count(outcome, refused=refused)
+    def count(self, request: SynthesisRequest, result: ChatResult, *, refused: bool) -> None:
+        """Add one request."""
+        if result.answer is not None:
+            self._names[request.model].add(result.answer.model)
+        self._rows[request.model, request.dataset, request.technique].count(result, refused=refused)
+        self.total.count(result, refused=refused)
 
     def as_json(self) -> dict[str, object]:
         """``total``, and ``rows`` by model, dataset and technique."""
@@ -97,9 +98,9 @@ class Ledger:
                 "answered_as": sorted(self._names[model]),
                 "dataset": dataset,
                 "technique": technique,
-                **dataclasses.asdict(tally),
+                **dataclasses.asdict(usage),
             }
-            for (model, dataset, technique), tally in sorted(self._tallies.items())
+            for (model, dataset, technique), usage in sorted(self._rows.items())
         ]
         return {"total": dataclasses.asdict(self.total), "rows": rows}
 

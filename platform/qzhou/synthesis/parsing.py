@@ -1,7 +1,7 @@
-"""What the LLM answered, as new records or as a drop with its reason. Pure and strict.
+"""From an answer of the LLM to a new record, or to a drop with its reason. Pure and strict.
 
-An answer is data from outside: whatever is not exactly what was asked for is refused, kept in ``dropped/`` and counted,
-never repaired. Only a code fence around the whole object, and the thoughts before it, are looked past.
+An answer comes from outside. Anything that is not exactly what the prompt asks for is refused, kept in ``dropped/`` and
+counted, never repaired. Only a code fence around the whole object, and the thoughts before it, are ignored.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import dataclasses
 import json
 import re
 import unicodedata
+from collections.abc import Mapping
 
-from qzhou.config.synthesis import GatesSection
+from qzhou.config.synthesis import FiltersSection
 from qzhou.data.languages import are_different_languages
 from qzhou.data.records import (
     Document,
@@ -25,21 +26,20 @@ from qzhou.data.records import (
     Technique,
     stable_id,
 )
-from qzhou.synthesis.gates import copied_share
-from qzhou.synthesis.journal import Answer
-from qzhou.synthesis.schemas import CHOICES, FIELDS, form_of
-from qzhou.synthesis.techniques import ChatRequest
+from qzhou.synthesis.chat import Answer
+from qzhou.synthesis.filters import copied_share
+from qzhou.synthesis.schemas import CHOICES, FIELDS, schema_name
+from qzhou.synthesis.techniques import Side, SynthesisRequest
 
 STAGE = "synthesis"
 PARAPHRASE_LENGTH = 0.15  # a paraphrase stays within this share of the original's characters
-NEGATIVE_LENGTH = 0.20  # a negative, of its positive's: length must not give it away
+NEGATIVE_LENGTH = 0.20  # a negative, of its positive's: the length must not give it away
 SLACK_CHARS = 12  # allowed in any case: 15 % of a five-word title is less than one word
-
 LONGEST_QUERY_CHARS = 600
 
-Synthetic = Example | Negative
+NewRecord = Example | Negative
+SeedExample = Example | Document
 Configuration = dict[str, str]
-Subject = Example | Document
 
 _WHOLE = re.compile(
     r"\s*(?:<think>.*</think>)?\s*(?:```(?:json)?\s)?(?P<object>.*?)(?:\s```)?\s*", re.DOTALL
@@ -47,38 +47,34 @@ _WHOLE = re.compile(
 
 
 class _RefusedError(Exception):
-    """Ends the parsing of one answer; never leaves this file."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+    """Ends the parsing of one answer with (reason, detail); never leaves this file."""
 
 
-def parse_configuration(request: ChatRequest, answer: Answer) -> Configuration | Drop:
-    """Who would ask for a document and how, for :func:`qzhou.synthesis.techniques.query_request`; or a refusal."""
+def parse_configuration(request: SynthesisRequest, answer: Answer) -> Configuration | Drop:
+    """Who would ask for a document and how, for :func:`qzhou.synthesis.techniques.query_request`; or a drop."""
     try:
         texts = _texts(request, answer)
-        if texts["persona"] not in request.fields["personas"]:
-            raise _RefusedError(
-                "no_choice", f"'persona' is '{texts['persona'][:80]}', which was not offered"
-            )
+        persona = texts["persona"]
+        if persona not in request.fields["personas"]:
+            detail = f"'persona' is '{persona[:80]}', which was not offered"
+            raise _RefusedError("no_choice", detail)
         return texts
     except _RefusedError as refusal:
-        return drop(request, refusal.reason, refusal.detail, answer.content)
+        return drop(request, *refusal.args, content=answer.content)
 
 
-def parse_verdict(request: ChatRequest, answer: Answer) -> bool | Drop:
-    """Whether a judge says that the document answers the query; or why its answer is none."""
+def parse_verdict(request: SynthesisRequest, answer: Answer) -> bool | Drop:
+    """Whether the relevance check says that the document answers the query; or a drop."""
     try:
         return _texts(request, answer)["verdict"] == "answers"
     except _RefusedError as refusal:
-        return drop(request, refusal.reason, refusal.detail, answer.content)
+        return drop(request, *refusal.args, content=answer.content)
 
 
 def parse(
-    request: ChatRequest, subject: Subject, answer: Answer, gates: GatesSection
-) -> Synthetic | Drop:
-    """The new record that an answer holds, a :class:`Negative` for ``subject``, or why it is refused.
+    request: SynthesisRequest, seed: SeedExample, answer: Answer, filters: FiltersSection
+) -> NewRecord | Drop:
+    """The new record that an answer holds, a :class:`Negative` for ``seed``, or why it is refused.
 
     Reasons: ``not_json``, ``missing_field``, ``empty``, ``no_choice``, ``unchanged``, ``copied``, ``other_language``,
     ``length``, ``negative_is_positive``. An augmentation's query and positive are not measured against the original: a
@@ -86,193 +82,182 @@ def parse(
     """
     try:
         texts = _texts(request, answer)
-        made_by = "query_generation" if request.technique == "query" else request.technique
-        technique: Technique = made_by  # type: ignore[assignment]
-        source = Source(
-            technique=technique, parent=subject.id, model=answer.model, prompt=request.prompt
-        )
-        if isinstance(subject, Document):
-            return _queried(texts["query"], subject, request, source)
+        name = "query_generation" if request.technique == "query" else request.technique
+        technique: Technique = name  # type: ignore[assignment]  # a check makes no record
+        model, prompt = answer.model, request.prompt
+        source = Source(technique=technique, parent=seed.id, model=model, prompt=prompt)
+        if isinstance(seed, Document):
+            return _generated_query(texts["query"], seed, request, source)
+        if isinstance(seed, PairExample):
+            return _paraphrased_pair(texts["text"], seed, request.side, source, filters)
+        if isinstance(seed, LabeledExample):
+            return _paraphrased_text(texts["text"], seed, source, filters)
         if request.technique == "hard_negative":
-            assert isinstance(subject, RetrievalExample)
-            return _negative(texts["negative"], subject, source, gates)
-        if isinstance(subject, PairExample):
-            return _pair(texts["text"], subject, request, source, gates)
-        if isinstance(subject, LabeledExample):
-            return _labeled(texts["text"], subject, source, gates)
-        make = _augmented if "negative" in texts else _paraphrased
-        return make(texts, subject, source, gates)
+            known = [negative.text for negative in seed.negatives]
+            negative = _negative(texts["negative"], seed.positives, source, filters)
+            _check_changed("negative", texts["negative"], *known)
+            return negative
+        if request.technique == "augmentation":
+            return _augmented(texts, seed, source, filters)
+        return _paraphrased(texts, seed, source, filters)
     except _RefusedError as refusal:
-        return drop(request, refusal.reason, refusal.detail, answer.content)
+        return drop(request, *refusal.args, content=answer.content)
 
 
-def drop(request: ChatRequest, reason: str, detail: str, content: str = "") -> Drop:
-    """A refusal in the form in which every stage keeps them."""
-    record = json.dumps(
-        {"request": dataclasses.asdict(request), "answer": content}, ensure_ascii=False
-    )
+def drop(request: SynthesisRequest, reason: str, detail: str, *, content: str = "") -> Drop:
+    """The drop of an answer, with its request."""
+    refused = {"request": dataclasses.asdict(request), "answer": content}
+    record = json.dumps(refused, ensure_ascii=False)
     return Drop(stage=STAGE, dataset=request.dataset, reason=reason, detail=detail, record=record)
 
 
 def normalised(text: str) -> str:
-    """What remains when case, white space and punctuation do not count."""
+    """The words of a text without case, white space and punctuation."""
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-def _texts(request: ChatRequest, answer: Answer) -> dict[str, str]:
-    """Field -> text of the form that a request asked for."""
-    content, fields = answer.content, FIELDS[form_of(request)]
-    whole = _WHOLE.fullmatch(content)
+def _texts(request: SynthesisRequest, answer: Answer) -> dict[str, str]:
+    """Field -> text of the JSON object that a request asked for."""
+    whole = _WHOLE.fullmatch(answer.content)
     try:
-        values = json.loads(whole["object"] if whole else content)
+        values = json.loads(whole["object"] if whole else answer.content)
     except (ValueError, RecursionError) as error:
         raise _RefusedError("not_json", f"it is not one JSON object: {error}") from None
     if not isinstance(values, dict):
         raise _RefusedError("not_json", f"a JSON {type(values).__name__} instead of an object")
-    for field in fields:
-        if not isinstance(values.get(field), str):
-            raise _RefusedError("missing_field", f"'{field}' is missing or no string")
-        # a lone surrogate fits no file
-        values[field] = values[field].encode("utf-8", "replace").decode()
-        if not normalised(values[field]):
-            raise _RefusedError("empty", f"'{field}' says nothing")
-        if field in CHOICES and values[field] not in CHOICES[field]:
-            raise _RefusedError(
-                "no_choice", f"'{field}' is '{values[field][:40]}', not {', '.join(CHOICES[field])}"
-            )
-    return {field: values[field].strip() for field in fields}
+    return {field: _text(field, values.get(field)) for field in FIELDS[schema_name(request)]}
 
 
-def _queried(
-    query: str, document: Document, request: ChatRequest, source: Source
+def _text(field: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise _RefusedError("missing_field", f"'{field}' is missing or no string")
+    # A lone surrogate could not be written to any file.
+    text = value.encode("utf-8", "replace").decode()
+    if not normalised(text):
+        raise _RefusedError("empty", f"'{field}' says nothing")
+    if field in CHOICES and text not in CHOICES[field]:
+        detail = f"'{field}' is '{text[:40]}', not {', '.join(CHOICES[field])}"
+        raise _RefusedError("no_choice", detail)
+    return text.strip()
+
+
+def _generated_query(
+    query: str, document: Document, request: SynthesisRequest, source: Source
 ) -> RetrievalExample:
-    """A document with the question that it answers."""
     _check_changed("query", query, document.text)
     if len(query) > min(LONGEST_QUERY_CHARS, max(SLACK_CHARS, len(document.text))):
-        raise _RefusedError(
-            "length", f"'query' has {len(query)} characters, the document {len(document.text)}"
-        )
+        detail = f"'query' has {len(query)} characters, the document {len(document.text)}"
+        raise _RefusedError("length", detail)
     if request.fields["language"] == "Chinese":
         _check_language("query", query, document.text)
-    return RetrievalExample(
-        id=stable_id(request.dataset, query, document.text),
-        dataset=request.dataset,
-        query=query,
-        positives=(document.text,),
-        source=source,
-    )
+    return _retrieval(request.dataset, query, document.text, source)
 
 
 def _paraphrased(
-    texts: dict[str, str], example: RetrievalExample, source: Source, gates: GatesSection
+    texts: Mapping[str, str], example: RetrievalExample, source: Source, filters: FiltersSection
 ) -> RetrievalExample:
-    """A pair that says the same; mining attaches its negatives, as in the paper."""
+    """A pair that says the same; mining adds its negatives, as in the paper."""
     query, positive = texts["query"], texts["positive"]
-    _check_changed("query", query, example.query)
-    _check_changed("positive", positive, *example.positives)
-    _check_length("query", query, example.query, PARAPHRASE_LENGTH)
-    _check_length("positive", positive, example.positives[0], PARAPHRASE_LENGTH)
-    _check_gates("query", query, example.query, gates)
-    _check_gates("positive", positive, example.positives[0], gates)
-    identity = stable_id(example.dataset, query, positive)
-    return RetrievalExample(
-        id=identity, dataset=example.dataset, query=query, positives=(positive,), source=source
-    )
+    known = {"query": (example.query,), "positive": example.positives}
+    _check_paraphrase(texts, known, filters)
+    return _retrieval(example.dataset, query, positive, source)
 
 
 def _augmented(
-    texts: dict[str, str], example: RetrievalExample, source: Source, gates: GatesSection
+    texts: Mapping[str, str], example: RetrievalExample, source: Source, filters: FiltersSection
 ) -> RetrievalExample:
     query, positive = texts["query"], texts["positive"]
     _check_changed("query", query, example.query)
     _check_changed("positive", positive, *example.positives)
     _check_changed("positive", positive, query)
-    _check_gates("query", query, example.query, gates)
-    if gates.same_language:
+    _check_copied("query", query, example.query, filters)
+    if filters.same_language:
+        _check_language("query", query, example.query)
         _check_language("positive", positive, example.positives[0])
+    negative = _negative(texts["negative"], (positive,), source, filters)
+    return _retrieval(example.dataset, query, positive, source, negatives=(negative,))
+
+
+def _retrieval(
+    dataset: str, query: str, positive: str, source: Source, negatives: tuple[Negative, ...] = ()
+) -> RetrievalExample:
     return RetrievalExample(
-        id=stable_id(example.dataset, query, positive),
-        dataset=example.dataset,
+        id=stable_id(dataset, query, positive),
+        dataset=dataset,
         query=query,
         positives=(positive,),
-        negatives=(_checked_negative(texts["negative"], (positive,), source, gates),),
+        negatives=negatives,
         source=source,
     )
+
+
+def _paraphrased_pair(
+    text: str, example: PairExample, side: Side | None, source: Source, filters: FiltersSection
+) -> PairExample:
+    text_a, text_b = example.text_a, example.text_b
+    # A text that equals the other one would make the score wrong.
+    known = (text_a, text_b) if side == "text_a" else (text_b, text_a)
+    _check_paraphrase({"text": text}, {"text": known}, filters)
+    if side == "text_a":
+        text_a = text
+    else:
+        text_b = text
+    identity = stable_id(example.dataset, text_a, text_b, example.score)
+    return dataclasses.replace(example, id=identity, text_a=text_a, text_b=text_b, source=source)
+
+
+def _paraphrased_text(
+    text: str, example: LabeledExample, source: Source, filters: FiltersSection
+) -> LabeledExample:
+    _check_paraphrase({"text": text}, {"text": (example.text,)}, filters)
+    identity = stable_id(example.dataset, text, example.label)
+    return dataclasses.replace(example, id=identity, text=text, source=source)
 
 
 def _negative(
-    text: str, example: RetrievalExample, source: Source, gates: GatesSection
+    text: str, positives: tuple[str, ...], source: Source, filters: FiltersSection
 ) -> Negative:
-    negative = _checked_negative(text, example.positives, source, gates)
-    _check_changed("negative", text, *(known.text for known in example.negatives))
-    return negative
-
-
-def _pair(
-    text: str, example: PairExample, request: ChatRequest, source: Source, gates: GatesSection
-) -> PairExample:
-    assert request.side is not None
-    original = getattr(example, request.side)
-    # equal to the other side, the score would be wrong
-    _check_changed("text", text, example.text_a, example.text_b)
-    _check_length("text", text, original, PARAPHRASE_LENGTH)
-    _check_gates("text", text, original, gates)
-    text_a, text_b = (text, example.text_b) if request.side == "text_a" else (example.text_a, text)
-    identity = stable_id(example.dataset, text_a, text_b, example.score)
-    return PairExample(
-        id=identity,
-        dataset=example.dataset,
-        text_a=text_a,
-        text_b=text_b,
-        score=example.score,
-        source=source,
-    )
-
-
-def _labeled(
-    text: str, example: LabeledExample, source: Source, gates: GatesSection
-) -> LabeledExample:
-    _check_changed("text", text, example.text)
-    _check_length("text", text, example.text, PARAPHRASE_LENGTH)
-    _check_gates("text", text, example.text, gates)
-    identity = stable_id(example.dataset, text, example.label)
-    return LabeledExample(
-        id=identity, dataset=example.dataset, text=text, label=example.label, source=source
-    )
-
-
-def _checked_negative(
-    text: str, positives: tuple[str, ...], source: Source, gates: GatesSection
-) -> Negative:
-    if normalised(text) in {normalised(positive) for positive in positives}:
+    if normalised(text) in map(normalised, positives):
         raise _RefusedError("negative_is_positive", "the negative repeats a positive")
     _check_length("negative", text, positives[0], NEGATIVE_LENGTH)
-    if gates.same_language:
+    if filters.same_language:
         _check_language("negative", text, positives[0])
     return Negative(text=text, origin="synthetic", source=source)
 
 
-def _check_changed(field: str, text: str, *originals: str) -> None:
-    if normalised(text) in {normalised(original) for original in originals}:
+def _check_paraphrase(
+    texts: Mapping[str, str], known: Mapping[str, tuple[str, ...]], filters: FiltersSection
+) -> None:
+    """Check every field; the first of its ``known`` texts is the original."""
+    for field, text in texts.items():
+        _check_changed(field, text, *known[field])
+    for field, text in texts.items():
+        _check_length(field, text, known[field][0], PARAPHRASE_LENGTH)
+    for field, text in texts.items():
+        _check_copied(field, text, known[field][0], filters)
+        if filters.same_language:
+            _check_language(field, text, known[field][0])
+
+
+def _check_changed(field: str, text: str, *known: str) -> None:
+    if normalised(text) in map(normalised, known):
         raise _RefusedError("unchanged", f"'{field}' repeats a text of the example")
 
 
 def _check_length(field: str, text: str, original: str, share: float) -> None:
     allowed = max(share * len(original), SLACK_CHARS)
     if abs(len(text) - len(original)) > allowed:
-        raise _RefusedError(
-            "length", f"'{field}' has {len(text)} characters, not {len(original)} +- {allowed:.0f}"
+        detail = f"'{field}' has {len(text)} characters, not {len(original)} +- {allowed:.0f}"
+        raise _RefusedError("length", detail)
+
+
+def _check_copied(field: str, text: str, original: str, filters: FiltersSection) -> None:
+    copied, limit = copied_share(text, original), filters.max_ngram_overlap
+    if copied > limit:
+        detail = (
+            f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {limit:.0%}"
         )
-
-
-def _check_gates(field: str, text: str, original: str, gates: GatesSection) -> None:
-    copied = copied_share(text, original)
-    if copied > gates.max_ngram_overlap:
-        limit = f"{gates.max_ngram_overlap:.0%}"
-        detail = f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {limit}"
         raise _RefusedError("copied", detail)
-    if gates.same_language:
-        _check_language(field, text, original)
 
 
 def _check_language(field: str, text: str, original: str) -> None:

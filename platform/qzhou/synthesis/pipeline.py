@@ -1,4 +1,4 @@
-"""The synthesis stage: transformed examples in, the same and synthetic ones out. All of Ray is here."""
+"""The synthesis stage: transformed examples in, the same examples and synthetic ones out. All of Ray is here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import ray
 import ray.data
 
 from qzhou.cluster.metrics import export_metrics
@@ -22,64 +21,70 @@ from qzhou.data.records import Drop, Manifest
 from qzhou.data.storage import Folder, table_of, write_table
 from qzhou.errors import EndpointError
 from qzhou.run.run import Run, Stage
-from qzhou.synthesis.asker import Asker, outcome_of, throttle_of
-from qzhou.synthesis.batch_api import answered_in_batches
-from qzhou.synthesis.client import Outcome
-from qzhou.synthesis.gate import GateActor
-from qzhou.synthesis.gates import Scores, refused_by_scores
-from qzhou.synthesis.journal import answers_in, request_key, totals
+from qzhou.synthesis.batch_api import BatchSender
+from qzhou.synthesis.chat import ChatResult
+from qzhou.synthesis.dataset_requests import (
+    DatasetRequests,
+    dataset_requests,
+    groups,
+    seed_examples,
+    write_dataset,
+)
+from qzhou.synthesis.embedding_scores import TEXTS, EmbeddingScorer, texts_to_score
+from qzhou.synthesis.filters import Scores, refused_by_scores
+from qzhou.synthesis.generation import (
+    Results,
+    SynthesisResult,
+    check_relevance,
+    dropped_record,
+    generate,
+)
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.plan import OutcomeOf, Written, judged, refused, written
+from qzhou.synthesis.llm_worker import LLMWorker, result_from_json
 from qzhou.synthesis.report import Report
-from qzhou.synthesis.schemas import form_of
-from qzhou.synthesis.scoring import PARTS, texts_to_score
-from qzhou.synthesis.teacher import Teacher
-from qzhou.synthesis.techniques import ChatRequest
-from qzhou.synthesis.workload import DatasetPlan, dataset_plans, jobs_of, subjects_of, write_dataset
+from qzhou.synthesis.response_cache import RESPONSES, cached_answers, totals
+from qzhou.synthesis.schemas import schema_name
+from qzhou.synthesis.techniques import SynthesisRequest
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
-# settings that leave the output as it is
+# settings that do not change the output
 SPEED_ONLY = {
     "mode", "concurrency", "requests_per_minute", "tokens_per_minute", "max_cost", "give_up_after_s", "timeout_s",
     "max_retries", "api_key_env", "input_price", "output_price",
 }  # fmt: skip
-BATCHES_UNDER_WAY = 4  # so that the slots stay full while the last answers of a batch are awaited
-SLOTS_PER_ASKER = 128  # one event loop carries about so many requests of a second each
+BATCHES_IN_FLIGHT = 4  # so that the slots stay full while the last answers of a batch are awaited
 SCORED_ROWS = 256
 
 
 def synthesize(recipe: Recipe) -> Manifest:
-    """Fill ``<run>/synthesize`` from ``<run>/transform``; nothing happens if it is filled already.
+    """Fill ``<run>/synthesis`` from ``<run>/transform``; a finished stage stays as it is.
 
     Raises:
         DataError: The transform stage has not finished.
-        EndpointError: No endpoint is left, or the money is spent. What was answered is kept, and a re-run goes on.
+        EndpointError: All endpoints have failed, or the money is spent. Answers are kept, and a re-run goes on.
     """
     run = Run.open(recipe)
     transform = run.manifest("transform")
-    judges = recipe.synthesis.is_on and recipe.synthesis.gates.scores
-    models = [
-        one.model_dump(mode="json", include={"model", "weight", "structured"})
-        for one in recipe.synthesis.models
-    ]
-    return run.stage(
-        Stage(
-            name="synthesis",
-            settings={
-                **recipe.synthesis.model_dump(mode="json", exclude=SPEED_ONLY),
-                "models": models,
-                "teacher": [recipe.mining.teacher, recipe.model.backbone] if judges else [],
-                "seed": recipe.run.seed,
-            },
-            inputs={"transform": transform.fingerprint},
-            code_of=("qzhou.synthesis.pipeline",),
-            without=() if judges else ("qzhou.encoder",),
-            persistent=("journal",),
-            shared=("journal",),
-        ),
-        functools.partial(_work, run),
+    settings = recipe.synthesis
+    has_teacher = settings.is_on and settings.filters.scores
+    relevant = {"model", "weight", "structured"}
+    models = [model.model_dump(mode="json", include=relevant) for model in settings.models]
+    stage = Stage(
+        name="synthesis",
+        settings={
+            **settings.model_dump(mode="json", exclude=SPEED_ONLY),
+            "models": models,
+            "teacher": [recipe.mining.teacher, recipe.model.backbone] if has_teacher else [],
+            "seed": recipe.run.seed,
+        },
+        inputs={"transform": transform.fingerprint},
+        code_of=("qzhou.synthesis.pipeline",),
+        without=() if has_teacher else ("qzhou.encoder",),
+        persistent=(RESPONSES,),
+        shared=(RESPONSES,),
     )
+    return run.stage(stage, functools.partial(_work, run))
 
 
 def _work(run: Run, folder: Folder) -> dict[str, int]:
@@ -89,18 +94,20 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
             "synthesis: synthesis is off (synthesis.endpoint is empty); examples pass through",
             "synthesis_off",
         )
-    for attempted in ("examples", "dropped"):
-        # an earlier attempt may have left more files than this one writes
-        (folder / attempted).delete()
-    ledger, counts, report = Ledger(), Counter[str](), Report(settings, seed=run.recipe.run.seed)
-    sender = Sender(run.recipe, folder / "journal")
-    for number, job in enumerate(jobs_of(dataset_plans(run))):
-        found = _asked(run, job, sender, ledger, report)
+    for name in ("examples", "dropped"):
+        # An earlier attempt may have left more files than this one writes.
+        (folder / name).delete()
+    ledger, report = Ledger(), Report(settings, seed=run.recipe.run.seed)
+    sender = Sender(run.recipe, folder / RESPONSES)
+    counts = Counter[str]()
+    for number, group in enumerate(groups(dataset_requests(run))):
+        results = _synthesized(run, group, sender, ledger, report)
         dropped: list[Drop] = []
-        for plan in job:
-            dropped += write_dataset(
-                plan, run, folder, found.get(plan.name, Written()), report, counts
-            )
+        for dataset in group:
+            result = results.get(dataset.name, SynthesisResult())
+            written, drops = write_dataset(run, folder, dataset, result, report)
+            counts.update(written)
+            dropped += drops
         if dropped:
             write_table(folder / "dropped", f"part-{number:06d}.parquet", table_of(dropped, Drop))
         counts["dropped"] += len(dropped)
@@ -108,43 +115,43 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     report.write(folder, ledger)
     if settings.is_on:
         total = ledger.total
-        tokens = total.prompt_tokens + total.completion_tokens
         log_event(
             report.sentence(ledger),
             "synthesized",
             requests=total.requests,
-            tokens=tokens,
+            tokens=total.tokens,
             cost=total.cost,
         )
     return dict(counts)
 
 
-def _asked(
-    run: Run, job: Sequence[DatasetPlan], sender: Sender, ledger: Ledger, report: Report
-) -> dict[str, Written]:
-    """Dataset -> what was written for it and survived the gates."""
+def _synthesized(
+    run: Run, group: Sequence[DatasetRequests], sender: Sender, ledger: Ledger, report: Report
+) -> dict[str, SynthesisResult]:
+    """Dataset -> its new records that passed all filters."""
     settings = run.recipe.synthesis
-    requests = [request for plan in job for request in plan.requests]
+    requests = [request for dataset in group for request in dataset.requests]
     if not requests:
         return {}
-    subjects = subjects_of(run, job)
+    seeds = seed_examples(run, group)
     with session(resources_for(run.recipe, "synthesis")):
-        result = written(requests, subjects, sender.ask, settings, ledger)
-        if settings.gates.scores and result.made:
-            result = _scored(run.recipe, result, report)
-        if settings.gates.judge and result.made:
-            verdict = judged(result.made, sender.ask, settings, ledger)
-            result = Written(made=verdict.made, dropped=result.dropped + verdict.dropped)
-    found = {plan.name: Written() for plan in job}
-    for one in result.made:
-        found[one.request.dataset].made.append(one)
-    for dropped in result.dropped:
-        found[dropped.dataset].dropped.append(dropped)
-    return found
+        result = generate(requests, seeds, sender.send, settings, ledger)
+        if settings.filters.scores and result.records:
+            result = _filtered_by_scores(run.recipe, result, report)
+        if settings.filters.relevance_check and result.records:
+            checked = check_relevance(result.records, sender.send, settings, ledger)
+            checked.dropped[:0] = result.dropped
+            result = checked
+    results = {dataset.name: SynthesisResult() for dataset in group}
+    for one in result.records:
+        results[one.request.dataset].records.append(one)
+    for drop in result.dropped:
+        results[drop.dataset].dropped.append(drop)
+    return results
 
 
-class _Asker(Asker):
-    """Asks, and lets Ray see how much."""
+class _LLMWorker(LLMWorker):
+    """A worker whose metrics Ray exposes."""
 
     def __init__(self, *arguments: Any) -> None:
         export_metrics()
@@ -152,120 +159,123 @@ class _Asker(Asker):
 
 
 class Sender:
-    """Sends requests through Ray Data and collects their outcomes; what the journal knows is not sent."""
+    """Sends requests through Ray Data and collects their results; cached answers are not asked for again.
 
-    def __init__(self, recipe: Recipe, journal: Folder) -> None:
-        self._settings, self._folder = recipe.synthesis, journal
-        self._keys = Keys.of(one.api_key_env for one in self._settings.pool)
-        self._asked = resources_for(recipe, "synthesis").options
+    One actor sends for the whole job, so the limits of the recipe hold without any talk between processes.
 
-    def ask(self, requests: Sequence[ChatRequest]) -> OutcomeOf:
-        """The outcome of each request; identical ones are sent once.
+    Args:
+        recipe: Its synthesis section, and the resources of the actor.
+        responses: Folder of the response cache.
+    """
+
+    def __init__(self, recipe: Recipe, responses: Folder) -> None:
+        self._settings, self._responses = recipe.synthesis, responses
+        self._keys = Keys.of(model.api_key_env for model in self._settings.pool)
+        self._options = resources_for(recipe, "synthesis").options
+
+    def send(self, requests: Sequence[SynthesisRequest]) -> Results:
+        """The result of each request; identical requests are sent once.
 
         Raises:
-            EndpointError: No endpoint is left, or the money is spent.
+            EndpointError: All endpoints have failed, or the money is spent.
         """
-        keys = [_key(request, self._settings.temperature) for request in requests]
-        first = dict(zip(reversed(keys), reversed(requests), strict=True))
-        known = answers_in(self._folder, first)
-        outcomes = {key: Outcome(answer=answer, reused=True) for key, answer in known.items()}
-        new = {key: request for key, request in first.items() if key not in outcomes}
+        keys = [request.key(self._settings.temperature) for request in requests]
+        first: dict[str, SynthesisRequest] = {}
+        for key, request in zip(keys, requests, strict=True):
+            first.setdefault(key, request)
+        cached = cached_answers(self._responses, first)
+        results = {key: ChatResult(answer=one, reused=True) for key, one in cached.items()}
+        new = {key: request for key, request in first.items() if key not in results}
         if new and self._settings.mode == "batch":
-            outcomes |= answered_in_batches(new, self._settings, self._keys, self._folder)
+            batches = BatchSender(self._settings, self._keys, self._responses)
+            results |= batches.send(new)
         elif new:
-            outcomes |= self._sent(new)
-        return {
-            request: replace(
-                outcomes[key], reused=outcomes[key].reused or first[key] is not request
-            )
-            for key, request in zip(keys, requests, strict=True)
-        }
+            results |= self._send_live(new)
+        found: dict[SynthesisRequest, ChatResult] = {}
+        for key, request in zip(keys, requests, strict=True):
+            reused = results[key].reused or first[key] is not request
+            found[request] = replace(results[key], reused=reused)
+        return found
 
-    def _sent(self, requests: Mapping[str, ChatRequest]) -> dict[str, Outcome]:
-        settings, keys = self._settings, list(requests)
-        # reads the whole journal
-        spent = 0.0 if settings.max_cost is None else totals(self._folder)[1]
-        throttle = throttle_of(settings, spent=spent)
-        askers = 1 if settings.is_builtin else -(-settings.concurrency // SLOTS_PER_ASKER)
-        gate: Any = throttle
-        if askers > 1:
-            gate = ray.remote(num_cpus=0, max_concurrency=1000)(GateActor).remote(throttle)
-        rows = max(16, settings.concurrency // askers)
-        asked = ray.data.from_arrow(_tables(list(requests.values()), rows=rows)).map_batches(
-            _Asker,
-            fn_constructor_args=(settings, self._folder, self._keys, gate),
+    def _send_live(self, requests: Mapping[str, SynthesisRequest]) -> dict[str, ChatResult]:
+        rows = max(16, self._settings.concurrency)
+        pool = ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=BATCHES_IN_FLIGHT)
+        answered = ray.data.from_arrow(_tables(list(requests.values()), rows=rows)).map_batches(
+            _LLMWorker,
+            fn_constructor_args=(self._settings, self._responses, self._keys),
             batch_format="pyarrow",
             batch_size=None,
-            # The answers wait on the network, not on a CPU.
-            compute=ray.data.ActorPoolStrategy(
-                size=askers, max_concurrent_calls_per_actor=BATCHES_UNDER_WAY
-            ),
-            **self._asked,
+            compute=pool,
+            **self._options,
         )
-        stopped = ""
-        outcomes: dict[str, Outcome] = {}
+        keys, stopped = list(requests), ""
+        results: dict[str, ChatResult] = {}
         with progress("synthesis", total=len(requests), unit="requests") as bar:
-            for batch in asked.iter_batches(batch_format="pyarrow", batch_size=None):
-                asked_of = Counter[str]()
+            for batch in answered.iter_batches(batch_format="pyarrow", batch_size=None):
+                datasets = Counter[str]()
                 for row in batch.to_pylist():
                     stopped = stopped or row["stopped"]
                     key = keys[row["index"]]
-                    outcomes[key] = outcome_of(row)
-                    asked_of[requests[key].dataset] += 1
-                bar.advance(batch.num_rows, rows=asked_of)
+                    results[key] = result_from_json(row["result"])
+                    datasets[requests[key].dataset] += 1
+                bar.advance(batch.num_rows, rows=datasets)
         if stopped:
-            kept = f"{totals(self._folder)[0]:,} answers are kept in {self._folder.uri}"
-            raise EndpointError(
-                f"{stopped} {kept}; none is paid for again when the same command goes on."
-            )
-        return outcomes
+            kept = f"{totals(self._responses)[0]:,} answers are kept in {self._responses.uri}"
+            again = "none is paid for again when the same command goes on."
+            raise EndpointError(f"{stopped} {kept}; {again}")
+        return results
 
 
-def _scored(recipe: Recipe, result: Written, report: Report) -> Written:
-    """What the teacher's scores leave."""
-    texts = [texts_to_score(one, recipe.dataset(one.request.dataset).prompt) for one in result.made]
-    columns: dict[str, Any] = {"index": list(range(len(texts)))}
-    columns |= {part: pa.array([one.get(part) for one in texts], pa.string()) for part in PARTS}
-    table = pa.table(columns)
-    size = min(recipe.cluster.encode_workers, max(1, table.num_rows // SCORED_ROWS))
-    scored = ray.data.from_arrow(table).repartition(max(1, table.num_rows // SCORED_ROWS)).map_batches(
-        Teacher,
-        fn_constructor_args=(recipe,),
-        batch_format="pyarrow",
-        batch_size=SCORED_ROWS,
-        compute=ray.data.ActorPoolStrategy(size=size),
-        **resources_for(recipe, "mining").options,
-    )  # fmt: skip
-    scores: dict[int, Scores] = {}
-    with progress("synthesis: score", total=table.num_rows, unit="records") as bar:
-        for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None):
-            for row in batch.to_pylist():
-                index = row.pop("index")
-                scores[index] = Scores(**row)
-            bar.advance(batch.num_rows)
-    made = [replace(one, scores=scores[index]) for index, one in enumerate(result.made)]
-    report.score(made)
-    found = Written(dropped=list(result.dropped))
-    for index, one in enumerate(made):
-        refusal = refused_by_scores(scores[index], recipe.synthesis.gates)
-        if refusal is None:
-            found.made.append(one)
-        else:
-            found.dropped.append(refused(one, *refusal))
-    return found
-
-
-def _tables(requests: Sequence[ChatRequest], *, rows: int) -> list[pa.Table]:
-    """The requests as blocks of ``rows``: one block is one batch of an actor, and one step of progress."""
+def _tables(requests: Sequence[SynthesisRequest], *, rows: int) -> list[pa.Table]:
+    """The requests in blocks of ``rows``: one block is one batch of the actor, and one step of progress."""
     columns = {
         "index": list(range(len(requests))),
         "model": [request.model for request in requests],
-        "form": [form_of(request) for request in requests],
+        "schema": [schema_name(request) for request in requests],
         "messages": [json.dumps(request.messages) for request in requests],
     }
     table = pa.table(columns)
     return [table.slice(start, rows) for start in range(0, len(requests), rows)]
 
 
-def _key(request: ChatRequest, temperature: float) -> str:
-    return request_key(request.model, request.messages, temperature)
+def _filtered_by_scores(recipe: Recipe, result: SynthesisResult, report: Report) -> SynthesisResult:
+    """The records that pass the filters by the teacher's scores."""
+    scores = _scores(recipe, result)
+    records = [replace(one, scores=scores[index]) for index, one in enumerate(result.records)]
+    report.score(records)
+    filtered = SynthesisResult(dropped=list(result.dropped))
+    for index, one in enumerate(records):
+        refusal = refused_by_scores(scores[index], recipe.synthesis.filters)
+        if refusal is None:
+            filtered.records.append(one)
+        else:
+            filtered.dropped.append(dropped_record(one, *refusal))
+    return filtered
+
+
+def _scores(recipe: Recipe, result: SynthesisResult) -> dict[int, Scores]:
+    """Index of a record -> its scores."""
+    texts = []
+    for one in result.records:
+        prompt = recipe.dataset(one.request.dataset).prompt
+        texts.append(texts_to_score(one, prompt))
+    columns: dict[str, Any] = {"index": list(range(len(texts)))}
+    for name in TEXTS:
+        columns[name] = pa.array([one.get(name) for one in texts], pa.string())
+    blocks = max(1, len(texts) // SCORED_ROWS)
+    scored = ray.data.from_arrow(pa.table(columns)).repartition(blocks).map_batches(
+        EmbeddingScorer,
+        fn_constructor_args=(recipe,),
+        batch_format="pyarrow",
+        batch_size=SCORED_ROWS,
+        compute=ray.data.ActorPoolStrategy(size=min(recipe.cluster.encode_workers, blocks)),
+        **resources_for(recipe, "mining").options,
+    )  # fmt: skip
+    scores: dict[int, Scores] = {}
+    with progress("synthesis: score", total=len(texts), unit="records") as bar:
+        for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None):
+            for row in batch.to_pylist():
+                index = row.pop("index")
+                scores[index] = Scores(**row)
+            bar.advance(batch.num_rows)
+    return scores

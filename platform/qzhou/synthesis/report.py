@@ -1,4 +1,4 @@
-"""What was bought: counts by technique, why answers were refused, how the teacher scored them, and some to read."""
+"""The report of the stage: rows by technique, why answers were refused, the teacher's scores, and samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import numpy as np
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.data.records import (
     Document,
-    Drop,
     Example,
     LabeledExample,
     Negative,
@@ -24,24 +23,24 @@ from qzhou.data.records import (
     RetrievalExample,
 )
 from qzhou.data.storage import Folder
+from qzhou.synthesis.generation import SynthesisResult, SyntheticRecord
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.plan import Made, Merged
-from qzhou.synthesis.techniques import ChatRequest
+from qzhou.synthesis.techniques import SynthesisRequest
 
 REPORT = "report.json"
 SAMPLES = 10  # of each technique
 EXAMPLES = 2  # of each reason
 SHOWN_CHARS = 600
-COMMONEST = 4
+SHOWN_REASONS = 4
 EDGES = np.linspace(-0.2, 1.0, 31)
 
 
 class Report:
-    """Gathers what a run of the stage wrote.
+    """Collects the figures and samples of a run of the stage.
 
     Args:
-        settings: Of the recipe; its thresholds are drawn.
-        seed: Which records are shown follows from it.
+        settings: Its thresholds stand beside the scores.
+        seed: Draws the samples.
     """
 
     def __init__(self, settings: SynthesisSection, *, seed: int) -> None:
@@ -50,29 +49,28 @@ class Report:
         self._dropped: dict[str, Counter[str]] = defaultdict(Counter)
         self._examples: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(dict)
         self._histograms: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
-        self._samples: dict[str, list[tuple[str, Made]]] = defaultdict(list)
+        self._samples: dict[str, list[tuple[str, SyntheticRecord]]] = defaultdict(list)
 
-    def score(self, made: Sequence[Made]) -> None:
-        """Take in what the teacher says of records, whether they are kept or not."""
-        found: dict[tuple[str, str], list[float]] = defaultdict(list)
-        for one in made:
-            for name, value in _shown_scores(one).items():
-                found[one.request.technique, name].append(value)
-        for (technique, name), values in found.items():
-            self._histograms[technique][name] = (
-                self._histograms[technique].get(name, 0)
-                + np.histogram(np.clip(values, EDGES[0], EDGES[-1]), EDGES)[0]
-            )
+    def score(self, records: Sequence[SyntheticRecord]) -> None:
+        """Add the teacher's scores of records, whether the filters keep them or not."""
+        values: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for one in records:
+            for name, value in _scores(one).items():
+                values[one.request.technique, name].append(value)
+        for (technique, name), found in values.items():
+            counts = np.histogram(np.clip(found, EDGES[0], EDGES[-1]), EDGES)[0]
+            histograms = self._histograms[technique]
+            histograms[name] = histograms.get(name, 0) + counts
 
-    def add(self, merged: Merged) -> None:
-        """Take in a dataset."""
-        for one in merged.made:
+    def add(self, result: SynthesisResult) -> None:
+        """Add the kept records and the drops of a dataset."""
+        for one in result.records:
             self._made[one.request.technique] += 1
             self._samples[one.request.technique].append((self._rank(one), one))
         for technique, samples in self._samples.items():
             self._samples[technique] = heapq.nsmallest(SAMPLES, samples, key=itemgetter(0))
-        for drop in merged.dropped:
-            technique = _technique_of(drop)
+        for drop in result.dropped:
+            technique = str(json.loads(drop.record)["request"]["technique"])
             self._dropped[technique][drop.reason] += 1
             shown = self._examples[technique].setdefault(drop.reason, [])
             if len(shown) < EXAMPLES:
@@ -85,84 +83,77 @@ class Report:
                 "made": self._made[name],
                 "dropped": dict(self._dropped[name].most_common()),
                 "examples": self._examples[name],
-                "scores": {
-                    key: counts.tolist() for key, counts in self._histograms.get(name, {}).items()
-                },
-                "samples": [_sample(made) for _, made in self._samples[name]],
+                "scores": {key: one.tolist() for key, one in self._histograms[name].items()},
+                "samples": [_sample(one) for _, one in self._samples[name]],
             }
             for name in sorted({*self._made, *self._dropped})
         }
         content = {
             "techniques": techniques,
             "score_edges": [round(float(edge), 3) for edge in EDGES],
-            "gates": self._settings.gates.model_dump(),
+            "filters": self._settings.filters.model_dump(),
             "cost": asdict(ledger.total),
         }
         folder.write_json(REPORT, content)
 
     def sentence(self, ledger: Ledger) -> str:
         """One line for the console."""
-        total, reasons = ledger.total, Counter[str]()
-        for counts in self._dropped.values():
-            reasons.update(counts)
-        shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(COMMONEST))
-        more = ", ..." if len(reasons) > COMMONEST else ""
-        tokens = total.prompt_tokens + total.completion_tokens
-        return (
-            f"synthesis: {total.requests:,} requests ({total.reused:,} answered before), {tokens:,} tokens, "
+        total = ledger.total
+        reasons = sum(self._dropped.values(), Counter[str]())
+        commonest = reasons.most_common(SHOWN_REASONS)
+        shown = ", ".join(f"{count:,} {reason}" for reason, count in commonest)
+        line = (
+            f"synthesis: {total.requests:,} requests ({total.reused:,} answered before), {total.tokens:,} tokens, "
             f"cost {total.cost:.4f}; {self._made.total():,} records"
-            + (f"; dropped {shown}{more}" if shown else "")
         )
+        more = ", ..." if len(reasons) > SHOWN_REASONS else ""
+        return f"{line}; dropped {shown}{more}" if shown else line
 
-    def _rank(self, made: Made) -> str:
-        """By which records are drawn to be shown, whatever their order."""
-        # a negative has no id
-        own = made.record.text if isinstance(made.record, Negative) else made.record.id
-        return hashlib.sha256(f"{self._seed} {made.subject.id} {own}".encode()).hexdigest()
-
-
-def _technique_of(drop: Drop) -> str:
-    return str(json.loads(drop.record)["request"]["technique"])
+    def _rank(self, one: SyntheticRecord) -> str:
+        """The samples are the records with the lowest ranks, whatever their order."""
+        # A negative has no id.
+        own = one.record.text if isinstance(one.record, Negative) else one.record.id
+        return hashlib.sha256(f"{self._seed} {one.seed.id} {own}".encode()).hexdigest()
 
 
-def _shown_scores(made: Made) -> dict[str, float]:
-    """``rewrite``, ``positive``, ``negative``, ``margin`` -> score, of those that there are."""
-    if made.scores is None:
+def _scores(one: SyntheticRecord) -> dict[str, float]:
+    """Name -> score, without the names that have none."""
+    if one.scores is None:
         return {}
-    scores = made.scores
-    found = {"rewrite": scores.rewrite, "positive": scores.positive, "negative": scores.negative}
-    if scores.negative is not None and scores.negative_of is not None:
-        found["margin"] = scores.negative_of - scores.negative
-    return {name: value for name, value in found.items() if value is not None}
+    names = ("rewrite", "positive", "negative", "margin")
+    values = {name: getattr(one.scores, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _sample(made: Made) -> dict[str, Any]:
-    """A record as the report shows it, beside what it was made from."""
-    scores = {} if made.scores is None else asdict(made.scores)
+def _sample(one: SyntheticRecord) -> dict[str, Any]:
+    """A record as the report shows it, beside its original."""
+    scores = {} if one.scores is None else asdict(one.scores)
     return {
-        "dataset": made.request.dataset,
-        "model": made.record.source.model,
-        "original": _texts(made.subject, made.request),
-        "written": _texts(made.record, made.request),
+        "dataset": one.request.dataset,
+        "model": one.record.source.model,
+        "original": _texts(one.seed, one.request),
+        "written": _texts(one.record, one.request),
         "scores": {name: round(value, 3) for name, value in scores.items() if value is not None},
     }
 
 
-def _texts(thing: Example | Negative | Document, request: ChatRequest) -> dict[str, str]:
-    if isinstance(thing, Document):
-        texts = {"document": thing.text}
-    elif isinstance(thing, Negative):
-        texts = {"negative": thing.text}
-    elif isinstance(thing, LabeledExample):
-        texts = {"text": thing.text, "label": thing.label}
-    elif isinstance(thing, PairExample):
-        texts = {request.side or "text_a": getattr(thing, request.side or "text_a")}
+def _texts(record: Example | Negative | Document, request: SynthesisRequest) -> dict[str, str]:
+    if isinstance(record, Document):
+        texts = {"document": record.text}
+    elif isinstance(record, Negative):
+        texts = {"negative": record.text}
+    elif isinstance(record, LabeledExample):
+        texts = {"text": record.text, "label": record.label}
+    elif isinstance(record, PairExample):
+        side = request.side or "text_a"
+        texts = {side: getattr(record, side)}
     else:
-        assert isinstance(thing, RetrievalExample)
-        texts = {"query": thing.query, "positive": thing.positives[0]}
-        if thing.negatives and request.technique == "augmentation":
-            texts["negative"] = thing.negatives[0].text
-    return {
-        name: text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."
-        for name, text in texts.items()
-    }
+        assert isinstance(record, RetrievalExample)
+        texts = {"query": record.query, "positive": record.positives[0]}
+        if record.negatives and request.technique == "augmentation":
+            texts["negative"] = record.negatives[0].text
+    return {name: _shortened(text) for name, text in texts.items()}
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."

@@ -1,7 +1,6 @@
 """The three techniques as rules for English documentation prose. Pure and deterministic; no language model.
 
-They know a few hundred words and the order of clauses. Where they have nothing to say they give an
-empty text, which parsing drops.
+They know a few hundred words and the order of clauses. Where no rule fits, the text is empty, and parsing drops it.
 """
 
 from __future__ import annotations
@@ -11,15 +10,21 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-# below what parsing allows for a paraphrase, so that the sum of rounding stays inside
+from qzhou.synthesis.techniques import NAMES_IN_MESSAGES
+
+# a little less than parsing allows for a paraphrase
 LENGTH_SHARE = 0.13
 SLACK_CHARS = 12
 LONGEST_QUERY_WORDS = 16
 
-# Same meaning: left -> right. Only words that mean the same wherever documentation uses them.
+
+def _pairs(text: str) -> list[list[str]]:
+    return [pair.split("=") for pair in re.split("[;\n]", text.strip())]
+
+
+# Synonyms: left -> right. Only words that mean the same wherever documentation uses them.
 SYNONYMS = dict(
-    pair.split("=")
-    for pair in """
+    _pairs("""
 return=give back;returns=gives back;returned=given back;compute=calculate;computes=calculates;computed=calculated
 calculate=compute;calculates=computes;create=build;creates=builds;created=built;construct=build;constructs=builds
 build=construct;remove=delete;removes=deletes;removed=deleted;delete=remove;deletes=removes;get=obtain;gets=obtains
@@ -47,14 +52,11 @@ sets=assigns;implements=realises;implement=realise;implementation=realisation
 register=enrol;registers=enrols;parse=interpret;parses=interprets;close=shut;closes=shuts
 send=transmit;sends=transmits;receive=take in;store=keep;stores=keeps;define=declare;defines=declares;defined=declared
 related=connected;corresponding=matching;multiple=several;first=initial;last=final;large=big;small=little
-""".replace("\n", ";").split(";")
-    if pair
+""")
 )
 
-# Not the same: left -> right or right -> left, of one kind and about one length, so that the form is kept.
-OPPOSITES = [
-    pair.split("=")
-    for pair in """
+# Opposites or other things: left -> right and right -> left, of one kind and of about the same length.
+OPPOSITES = _pairs("""
 return=accept;returns=accepts;returned=accepted;first=last;maximum=minimum;max=min;add=remove;adds=removes;added=removed
 input=output;inputs=outputs;start=end;starts=ends;begin=finish;open=close;opens=closes;opened=closed;read=write
 reads=writes;reading=writing;encode=decode;encodes=decodes;encoded=decoded;encoding=decoding;before=after;left=right
@@ -76,9 +78,8 @@ object=pattern;objects=patterns;element=header;elements=headers;name=age;names=a
 parameter=exception;parameters=exceptions;argument=comment;arguments=comments;option=warning;options=warnings
 distribution=permission;random=constant;plot=table;figure=archive;image=message;label=margin;layer=folder
 tensor=certificate;gradient=password;query=reply;message=signal;event=record;state=style;context=content
-""".replace("\n", ";").split(";")
-    if pair
-]
+""")
+# Reversed, so that the first pair of a word decides.
 CONTRARY = {
     word: other
     for left, right in reversed(OPPOSITES)
@@ -99,15 +100,13 @@ _ASKS_WHETHER = re.compile(  # "check if it holds": what follows is no condition
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"--|==|>>>|::|\|")  # tables, section lines and sessions are no prose
-_STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        """a an the this that these those it its is are was were be been of to in on at by for from with and or not no
-        as if when which who whose will would can could may might must should has have had do does did so than then
-        but into over under you your they their there here such used use using""",
-    )
-)
-# sounds are clear
+_STOP_TEXT = """
+a an the this that these those it its is are was were be been of to in on at by for from with and or not no
+as if when which who whose will would can could may might must should has have had do does did so than then
+but into over under you your they their there here such used use using
+"""
+_STOP_WORDS = frozenset(_STOP_TEXT.split())
+# only before words whose first sound is clear
 _ARTICLE = re.compile(r"\b(?P<article>[Aa])n? (?=(?P<sound>[a-z]))(?!u|eu|one|hour|hono|[a-z]\b)")
 
 
@@ -136,55 +135,55 @@ def apply_rules(fields: Mapping[str, Any]) -> dict[str, str]:
         }
     if technique == "query":
         return {"query": key_words(fields["document"], int(fields["words"]))}
-    if technique == "judge":
+    if technique == NAMES_IN_MESSAGES["relevance_check"]:
         shared = set(_content_words(fields["query"])) & set(_content_words(fields["document"]))
         return {"verdict": "answers" if shared else "does_not_answer"}
     raise ValueError(f"unknown technique '{technique}'")
 
 
 def paraphrased(text: str) -> str:
-    """The same said otherwise: clauses change places, words give way to synonyms. Empty if no rule fits."""
+    """A paraphrase: clauses in another order, and synonyms. Empty if no rule fits."""
     allowed = max(LENGTH_SHARE * len(text), SLACK_CHARS - 1)
     result = " ".join(_reordered(sentence) for sentence in sentences(text))
     if abs(len(result) - len(text)) > allowed:
         result = text
-    # from the end: places stay valid
+    # From the end, so that the positions of earlier words stay valid.
     for match in reversed(list(re.finditer(r"[A-Za-z][A-Za-z.]*\w", result))):
         synonym = SYNONYMS.get(match[0].lower())
         if synonym and _is_plain_word(result, match):
-            longer = (
-                result[: match.start()] + _cased(synonym, like=match[0]) + result[match.end() :]
-            )
-            if abs(len(longer) - len(text)) <= allowed:
-                result = longer
+            word = _cased(synonym, like=match[0])
+            replaced = result[: match.start()] + word + result[match.end() :]
+            if abs(len(replaced) - len(text)) <= allowed:
+                result = replaced
     return "" if result.split() == text.split() else _with_articles(result)
 
 
 def augmented(positive: str) -> dict[str, str]:
-    """Another question that the document answers, that part of it, and a part made wrong.
+    """A new query, positive and negative from one document.
 
-    The sentence that shares most words with the others becomes the question: the rest speaks of it.
+    The sentence that shares most words with the others becomes the query, and the others become the positive.
     """
     parts = sentences(positive)
-    short = [
-        part
-        for part in parts[1:]
-        if 3 <= len(part.split()) <= LONGEST_QUERY_WORDS and not _MARKUP.search(part)
-    ]
-    if len(parts) < 3 or not short:
-        return {"query": "", "positive": "", "negative": ""}
     words_in = Counter(word for part in parts for word in set(_content_words(part)))
-    query = max(
-        short, key=lambda part: sum(words_in[word] - 1 for word in set(_content_words(part)))
-    )
+
+    def shared_words(part: str) -> int:
+        return sum(words_in[word] - 1 for word in set(_content_words(part)))
+
+    def may_be_query(part: str) -> bool:
+        return 3 <= len(part.split()) <= LONGEST_QUERY_WORDS and not _MARKUP.search(part)
+
+    queries = list(filter(may_be_query, parts[1:]))
+    if len(parts) < 3 or not queries:
+        return {"query": "", "positive": "", "negative": ""}
+    query = max(queries, key=shared_words)
     rest = " ".join(part for part in parts if part != query)
     return {"query": query, "positive": rest, "negative": contradicted(rest, about=query)}
 
 
 def contradicted(text: str, *, about: str) -> str:
-    """The same form about something else: key terms become their opposites or strangers.
+    """A text of the same form that answers something else: key terms are replaced by opposites.
 
-    Empty unless a word that ``about`` also has was changed, or three others: less would leave an answer an answer.
+    Empty unless a word of ``about`` was replaced, or three other words; with fewer it might still be an answer.
     """
     subjects = set(_content_words(about))
     changed: set[str] = set()
@@ -201,19 +200,19 @@ def contradicted(text: str, *, about: str) -> str:
 
 
 def key_words(document: str, words: int) -> str:
-    """The words that a text uses most, in the order in which they first stand; at most ``words`` of them."""
+    """The most frequent words of a text, at most ``words`` of them, in the order of their first use."""
     counts = Counter(_content_words(document))
     most = {word for word, _ in counts.most_common(words)}
     return " ".join(word for word in counts if word in most)
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences in order; a line break is white space like any other."""
+    """Sentences in order; a line break does not end one."""
     return [part for part in _SENTENCE_END.split(" ".join(text.split())) if part]
 
 
 def _reordered(sentence: str) -> str:
-    """Main clause and condition change places, where the sentence has exactly these two."""
+    """The sentence with main clause and condition exchanged, if it has exactly these two."""
     if match := _CLAUSE_BEFORE.match(sentence):
         main, link = _capital(match["main"]), match["link"].lower()
         return f"{main} {link} {match['rest']}{match['end']}"
@@ -229,7 +228,7 @@ def _content_words(text: str) -> list[str]:
 
 
 def _is_plain_word(text: str, match: re.Match[str]) -> bool:
-    """Whether it is prose and not part of a name, a path or code: ``np.sum``, `--all`, ``True_``."""
+    """Whether a word is prose and no part of a name, a path or code: ``np.sum``, `--all`, ``True_``."""
     around = text[max(0, match.start() - 1) : match.start()] + text[match.end() : match.end() + 1]
     followed_by_name = re.match(r"\.\w|\(", text[match.end() :])
     return not followed_by_name and not re.search(r"[\w`_=<>/\\@#-]", around)
@@ -242,10 +241,12 @@ def _cased(word: str, *, like: str) -> str:
 
 
 def _with_articles(text: str) -> str:
-    """``a`` or ``an`` as the next word wants it, which may be a new one."""
-    return _ARTICLE.sub(
-        lambda match: match["article"] + ("n " if match["sound"] in "aeio" else " "), text
-    )
+    """The text with ``a`` or ``an`` as the next word, which may be new, requires it."""
+
+    def article(match: re.Match[str]) -> str:
+        return match["article"] + ("n " if match["sound"] in "aeio" else " ")
+
+    return _ARTICLE.sub(article, text)
 
 
 def _capital(text: str) -> str:
@@ -253,6 +254,6 @@ def _capital(text: str) -> str:
 
 
 def _small(text: str) -> str:
-    """Small first letter, unless the first word is a name or an abbreviation."""
+    """A small first letter, unless the first word is a name or an abbreviation."""
     first = text.split(" ", 1)[0]
     return text if first != first.capitalize() or first == "I" else text[:1].lower() + text[1:]

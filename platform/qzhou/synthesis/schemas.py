@@ -1,20 +1,20 @@
-"""The forms that answers take: one JSON object a technique, as JSON schemas for endpoints that enforce them."""
+"""The JSON object that answers each request, as a JSON schema for endpoints that enforce one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from qzhou.synthesis.techniques import DIFFICULTIES, QUESTION_TYPES, ChatRequest
+from qzhou.synthesis.techniques import DIFFICULTIES, QUESTION_TYPES, SynthesisRequest
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "paraphrase": ("query", "positive"),
-    "text": ("text",),  # a paraphrase of a pair's side, or of a labelled text
+    "text": ("text",),  # a paraphrase of one text of a pair, or of a labelled text
     "augmentation": ("query", "positive", "negative"),
     "hard_negative": ("negative",),
     "query_configuration": ("persona", "question_type", "difficulty"),
     "query": ("query",),
-    "judge": ("verdict",),
+    "relevance_check": ("verdict",),
 }
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "question_type": QUESTION_TYPES,
@@ -23,25 +23,22 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def form_of(request: ChatRequest) -> str:
-    """The name of the form in which a request wants its answer."""
-    return (
-        "text"
-        if request.technique == "paraphrase" and "text" in request.fields
-        else request.technique
-    )
+def schema_name(request: SynthesisRequest) -> str:
+    """The key in ``FIELDS`` of the answer that a request asks for."""
+    if request.technique == "paraphrase" and "text" in request.fields:
+        return "text"
+    return request.technique
 
 
-def schema_of_answer(form: str) -> dict[str, Any]:
-    """``json_schema`` of OpenAI's ``response_format``; strict, as their documentation asks."""
-    properties = {
-        name: {"type": "string", **({"enum": list(CHOICES[name])} if name in CHOICES else {})}
-        for name in FIELDS[form]
-    }
+def response_schema(name: str) -> dict[str, Any]:
+    """``json_schema`` of OpenAI's ``response_format`` for a name in ``FIELDS``; strict, as their documentation asks."""
+    properties: dict[str, dict[str, Any]] = {field: {"type": "string"} for field in FIELDS[name]}
+    for field in CHOICES.keys() & properties.keys():
+        properties[field]["enum"] = list(CHOICES[field])
     schema = {
         "type": "object",
         "properties": properties,
         "required": list(properties),
         "additionalProperties": False,
     }
-    return {"name": form, "strict": True, "schema": schema}
+    return {"name": name, "strict": True, "schema": schema}

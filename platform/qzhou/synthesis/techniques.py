@@ -1,18 +1,19 @@
-"""What is asked of the LLM, of which rows, and in which words. Pure.
+"""The requests to the LLM: for which rows, with which prompt, to which model. Pure.
 
 Retrieval rows are paraphrased, augmented and given hard negatives. Pairs and labelled texts are only paraphrased: a new
-aspect would blur their score or label. Source: QZhou-Embedding (arXiv:2508.21632), section 4.3. Bare documents get a
-query in two steps, first who would ask what, then the question itself: Qwen3-Embedding (arXiv:2506.05176), section 3.
+aspect would blur their score or label. Source: QZhou-Embedding (arXiv:2508.21632), section 4.3. A document without a
+query gets one by two requests: first who would ask what, then the query. Source: Qwen3-Embedding (arXiv:2506.05176),
+section 3.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
@@ -25,13 +26,13 @@ from qzhou.data.records import (
     RetrievalExample,
     Task,
 )
+from qzhou.synthesis.chat import Message, request_key
 
 SynthesisTechnique = Literal[
-    "paraphrase", "augmentation", "hard_negative", "query_configuration", "query", "judge"
+    "paraphrase", "augmentation", "hard_negative", "query_configuration", "query", "relevance_check"
 ]
 Side = Literal["text_a", "text_b"]
 PromptLanguage = Literal["en", "zh"]
-Message = dict[str, str]
 
 TECHNIQUES: Mapping[Task, tuple[SynthesisTechnique, ...]] = {
     "retrieval": ("paraphrase", "augmentation", "hard_negative"),
@@ -39,14 +40,9 @@ TECHNIQUES: Mapping[Task, tuple[SynthesisTechnique, ...]] = {
     "classification": ("paraphrase",),
 }
 VERSION = "v2"
-PROMPTS: Mapping[SynthesisTechnique, str] = {
-    "paraphrase": "paraphrase",
-    "augmentation": "augment",
-    "hard_negative": "hard_negative",
-    "query_configuration": "query_configuration",
-    "query": "query",
-    "judge": "judge",
-}
+# Prompts and messages with other names than their techniques: records and keys of cached answers depend on them.
+PROMPT_NAMES: Mapping[SynthesisTechnique, str] = {"augmentation": "augment"}
+NAMES_IN_MESSAGES: Mapping[SynthesisTechnique, str] = {"relevance_check": "judge"}
 
 QUESTION_TYPES = ("keywords", "factual", "how_to", "reason", "comparison", "summary", "opinion")
 DIFFICULTIES = ("high_school", "university", "phd")
@@ -58,16 +54,16 @@ _KANA_AND_HANGUL = (("\u3040", "\u30ff"), ("\uac00", "\ud7af"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest:
-    """One question to the LLM about one example or document.
+class SynthesisRequest:
+    """One request to the LLM about one example or document.
 
     Attributes:
         example_id: Of the example, or of the document that a query is generated for.
         prompt: System prompt as ``id.language@version``.
         user: The user message, a JSON object with the texts.
-        side: Pairs: the text that is replaced by its paraphrase.
-        model: That is asked.
-        refused: What was answered before and why it was refused, oldest first: (answer, reason).
+        side: Of a pair, the text that the paraphrase replaces.
+        model: Name of the model that gets the request.
+        refused: Refused answers and the replies to them, oldest first: (answer, reply).
     """
 
     technique: SynthesisTechnique
@@ -81,25 +77,29 @@ class ChatRequest:
 
     @property
     def messages(self) -> list[Message]:
-        """The chat as the endpoint wants it."""
+        """The chat as the endpoint expects it."""
         chat = [
             {"role": "system", "content": system_prompt(self.prompt)},
             {"role": "user", "content": self.user},
         ]
-        for answer, reason in self.refused:
-            chat += [{"role": "assistant", "content": answer}, {"role": "user", "content": reason}]
+        for answer, reply in self.refused:
+            chat += [{"role": "assistant", "content": answer}, {"role": "user", "content": reply}]
         return chat
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What the user message holds."""
+        """The content of the user message."""
         found: dict[str, Any] = json.loads(self.user)
         return found
 
-    def again(self, answer: str, reason: str) -> ChatRequest:
-        """The same question once more, with the answer that was refused and the reason."""
-        told = f"Refused: {reason}. Answer the same request again, with the corrected JSON object and nothing else."
-        return replace(self, refused=(*self.refused, (answer, told)))
+    def key(self, temperature: float) -> str:
+        """The key of the answer in the response cache."""
+        return request_key(self.model, self.messages, temperature)
+
+    def again(self, answer: str, reason: str) -> SynthesisRequest:
+        """The same request once more, with the refused answer and the reason."""
+        reply = f"Refused: {reason}. Answer the same request again, with the corrected JSON object and nothing else."
+        return replace(self, refused=(*self.refused, (answer, reply)))
 
 
 def requests_for(
@@ -108,21 +108,23 @@ def requests_for(
     *,
     variants: int = 1,
     pool: Sequence[LLMSection] = (),
-) -> list[ChatRequest]:
-    """The questions that ``technique`` asks about ``example``; the same for the same example, always.
+) -> list[SynthesisRequest]:
+    """The requests of one technique for one example; always the same for the same example.
 
     Args:
-        example: To be rewritten.
+        example: The original.
         technique: One that its task has.
-        variants: How often it is asked; from the second on the message carries a number, so that no two are identical.
+        variants: Number of requests; from the second on the message carries a number, so that no two are identical.
         pool: Models; each request goes to one of them, drawn by weight.
     """
     side = side_to_paraphrase(example) if isinstance(example, PairExample) else None
     texts = _texts(example, side)
-    return [
-        _request(technique, example.dataset, example.id, texts | _variant(number), pool, side=side)
-        for number in range(variants)
-    ]
+    requests = []
+    for number in range(variants):
+        content = texts | _variant(number)
+        request = _request(technique, example.dataset, example.id, content, pool)
+        requests.append(replace(request, side=side))
+    return requests
 
 
 def configuration_requests(
@@ -132,90 +134,89 @@ def configuration_requests(
     seed: int,
     variants: int = 1,
     pool: Sequence[LLMSection] = (),
-) -> list[ChatRequest]:
-    """The first of two questions for a query to a bare document: who would ask, what kind of question, how hard."""
-    language = prompt_language(document.text)
-    found = []
+) -> list[SynthesisRequest]:
+    """The first requests for queries to a document: who would ask, what kind of question, how difficult."""
+    names = personas(prompt_language(document.text))
+    requests = []
     for number in range(variants):
-        shown = sorted(
-            personas(language), key=lambda one: _rank(seed, f"persona {document.id} {number}", one)
-        )
-        content = {
-            "document": document.text,
-            "personas": shown[:PERSONAS_SHOWN],
-            **_variant(number),
-        }
-        found.append(_request("query_configuration", dataset, document.id, content, pool))
-    return found
+        rank = functools.partial(_rank, seed, f"persona {document.id} {number}")
+        drawn = sorted(names, key=rank)[:PERSONAS_SHOWN]
+        content: dict[str, Any] = {"document": document.text, "personas": drawn}
+        content |= _variant(number)
+        requests.append(_request("query_configuration", dataset, document.id, content, pool))
+    return requests
 
 
 def query_request(
-    configured: ChatRequest, configuration: Mapping[str, str], pool: Sequence[LLMSection]
-) -> ChatRequest:
-    """The second question: the query itself, with what the first one's answer says and a length that is drawn."""
-    fields = configured.fields
+    configured: SynthesisRequest, configuration: Mapping[str, str], pool: Sequence[LLMSection]
+) -> SynthesisRequest:
+    """The second request for a query: with the answer to the first one, and a length that is drawn."""
+    document = configured.fields["document"]
     words = QUERY_WORDS[int(_rank(0, "words", configured.user)[:4], 16) % len(QUERY_WORDS)]
     content = {
-        "document": fields["document"],
+        "document": document,
         **configuration,
         "words": words,
-        "language": "Chinese" if prompt_language(fields["document"]) == "zh" else "the document's",
+        "language": "Chinese" if prompt_language(document) == "zh" else "the document's",
     }
     return _request("query", configured.dataset, configured.example_id, content, pool)
 
 
-def judge_request(
-    origin: ChatRequest, query: str, document: str, pool: Sequence[LLMSection]
-) -> ChatRequest:
-    """Does the document answer the query? Asked of what another answer brought."""
-    return _request(
-        "judge", origin.dataset, origin.example_id, {"query": query, "document": document}, pool
-    )
+def relevance_request(
+    origin: SynthesisRequest, query: str, document: str, pool: Sequence[LLMSection]
+) -> SynthesisRequest:
+    """The request whether a document answers a query; both are from the answer to ``origin``."""
+    content = {"query": query, "document": document}
+    return _request("relevance_check", origin.dataset, origin.example_id, content, pool)
 
 
-def chosen(identities: Iterable[Any], purpose: str, *, rows: int, seed: int) -> list[Any]:
-    """At most ``rows`` examples or documents, drawn by the hash of (seed, purpose, id).
+def draw(rows: Iterable[Any], purpose: str, *, count: int, seed: int) -> list[Any]:
+    """At most ``count`` examples or documents, drawn by the hash of (seed, purpose, id).
 
-    A re-run draws the same rows, and asking for more rows keeps those that were drawn before, so that answers which
-    are already paid for stay in use.
+    A re-run draws the same rows. A larger ``count`` keeps the rows of a smaller one, so that answers which are paid
+    for stay in use.
     """
-    return heapq.nsmallest(rows, identities, key=lambda one: _rank(seed, purpose, one.id))
+    return heapq.nsmallest(count, rows, key=lambda row: _rank(seed, purpose, row.id))
 
 
 def side_to_paraphrase(example: PairExample) -> Side:
-    """Half of the pairs change their first text, half their second; the id decides."""
+    """The text of a pair that is paraphrased: the first in half of the pairs, decided by the id."""
     return "text_a" if int(_rank(0, "side", example.id)[:2], 16) % 2 == 0 else "text_b"
 
 
 def prompt_language(text: str) -> PromptLanguage:
-    """Chinese texts are asked about in Chinese, all others in English: instructions in its own language are followed
-    more closely, and two sets of prompts can still be kept alike."""
+    """The language of the prompt: Chinese for Chinese texts, English for all others.
+
+    Models follow instructions in the language of the text more closely, and two sets of prompts can still be kept
+    alike.
+    """
     han = sum(_HAN[0] <= char <= _HAN[1] for char in text)
     others = sum(first <= char <= last for char in text for first, last in _KANA_AND_HANGUL)
+    # Japanese has kana beside Han characters; a quoted character does not make an English text Chinese.
     return "zh" if han > others * 5 and han * 3 > sum(map(str.isalpha, text)) else "en"
 
 
-def model_for(identity: str, pool: Sequence[LLMSection]) -> str:
-    """One of the models, drawn by weight from the hash of what is asked: the same one on every run."""
+def model_for(user: str, pool: Sequence[LLMSection]) -> str:
+    """One of the models, drawn by weight from the hash of the user message: the same one on every run."""
     if not pool:
         return ""
-    place = int(_rank(0, "model", identity)[:12], 16) / 16**12 * sum(one.weight for one in pool)
-    for one in pool:
-        place -= one.weight
+    place = int(_rank(0, "model", user)[:12], 16) / 16**12 * sum(model.weight for model in pool)
+    for model in pool:
+        place -= model.weight
         if place < 0:
-            return one.model
+            return model.model
     return pool[-1].model
 
 
-@cache
+@functools.cache
 def system_prompt(label: str) -> str:
-    """The text of a prompt named ``id.language@version``, kept beside the code as ``prompts/<label>.md``."""
+    """The text of the prompt ``id.language@version``, from the file ``prompts/id.language.version.md``."""
     return _prompt_file(f"{label.replace('@', '.')}.md")
 
 
-@cache
+@functools.cache
 def personas(language: PromptLanguage) -> tuple[str, ...]:
-    """People who might ask, one a line of ``prompts/personas.<language>.txt``."""
+    """People who might ask, from the lines of ``prompts/personas.<language>.txt``."""
     return tuple(_prompt_file(f"personas.{language}.txt").splitlines())
 
 
@@ -226,22 +227,20 @@ def _prompt_file(name: str) -> str:
 def _request(
     technique: SynthesisTechnique,
     dataset: str,
-    identity: str,
+    example_id: str,
     content: Mapping[str, Any],
     pool: Sequence[LLMSection],
-    side: Side | None = None,
-) -> ChatRequest:
-    user = json.dumps({"technique": technique, **content}, ensure_ascii=False)
-    language = prompt_language(
-        " ".join(str(value) for name, value in content.items() if name != "language")
-    )
-    return ChatRequest(
+) -> SynthesisRequest:
+    prompt = PROMPT_NAMES.get(technique, technique)
+    name = NAMES_IN_MESSAGES.get(technique, technique)
+    user = json.dumps({"technique": name, **content}, ensure_ascii=False)
+    texts = " ".join(str(value) for field, value in content.items() if field != "language")
+    return SynthesisRequest(
         technique=technique,
         dataset=dataset,
-        example_id=identity,
-        prompt=f"{PROMPTS[technique]}.{language}@{VERSION}",
+        example_id=example_id,
+        prompt=f"{prompt}.{prompt_language(texts)}@{VERSION}",
         user=user,
-        side=side,
         model=model_for(user, pool),
     )
 
@@ -259,6 +258,5 @@ def _texts(example: Example, side: Side | None) -> dict[str, str]:
 
 
 def _rank(seed: int, purpose: str, identity: str) -> str:
-    return hashlib.sha256(
-        f"{seed}\n{purpose}\n{identity}".encode("utf-8", "surrogatepass")
-    ).hexdigest()
+    content = f"{seed}\n{purpose}\n{identity}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(content).hexdigest()

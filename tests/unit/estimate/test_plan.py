@@ -24,7 +24,7 @@ from qzhou.estimate.rows import DatasetRows, TransformedRows, requests_of, rows_
 from qzhou.estimate.stages import StageEstimator
 from qzhou.estimate.tables import as_json, as_text, duration, short, size
 from qzhou.estimate.training import DatasetTexts, EncodedTexts, gpu_hours
-from qzhou.synthesis.plan import planned as planned_requests
+from qzhou.synthesis.generation import example_requests
 from tests.slim import without_torch_and_ray
 
 ROOT = Path(__file__).parents[3]
@@ -124,7 +124,7 @@ def test_requests_are_as_many_as_synthesis_makes(make_recipe, task):
         ],
     }[task]
 
-    made = planned_requests(examples, task, section, seed=0)
+    made = example_requests(examples, task, section, seed=0)
 
     assert (
         sum(requests_of(section, "d", task, 20).values())
@@ -244,7 +244,7 @@ def test_an_llm_is_paid_at_the_recipes_prices_and_by_the_table_where_it_has_none
     def bought(**prices):
         asked = {"endpoint": "http://host/v1", "model": "m", "paraphrase_rows": 100, **prices}
         recipe = make_recipe(
-            synthesis={**asked, "gates": {"scores": False}, "parse_retries": 0}, **SMALL
+            synthesis={**asked, "filters": {"scores": False}, "parse_retries": 0}, **SMALL
         )
         plan = planned(recipe, rows=1000, mean_query_tokens=10, mean_document_tokens=20)
         return next(one for one in plan.stages if one.name == "synthesis").llm_usd

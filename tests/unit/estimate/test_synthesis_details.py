@@ -9,8 +9,8 @@ from qzhou.estimate.command import print_plan
 from qzhou.estimate.options import PlanOptions
 from qzhou.run.run import MANIFEST, Run
 from qzhou.synthesis.details import RequestCounts, synthesis_details
+from qzhou.synthesis.generation import corpus_requests, example_requests
 from qzhou.synthesis.ledger import expected_tokens
-from qzhou.synthesis.plan import planned, planned_queries
 
 SETTINGS = SynthesisSection(
     endpoint="http://x/v1",
@@ -36,8 +36,8 @@ def test_the_details_count_requests_tokens_money_and_what_is_paid_already():
         RetrievalExample(id=f"r{n}", dataset="d", query="why?", positives=("so",))
         for n in range(10)
     ]
-    requests = planned(examples, "retrieval", SETTINGS, seed=0)[:10]
-    _, queries = planned_queries(
+    requests = example_requests(examples, "retrieval", SETTINGS, seed=0)[:10]
+    _, queries = corpus_requests(
         [Document(id="x", text="text"), Document(id="y", text="t")], "d", SETTINGS, seed=0
     )
     prompt, answer = expected_tokens(requests[0].messages)

@@ -106,7 +106,7 @@ def mined(positive=0.48, negative=0.30, hidden=(200, 30), spread=1.0, seed=0):
     return report.content()
 
 
-def written(rewrite=0.86, positive=0.50, gates=(None, None), records=232, spread=1.0, seed=0):
+def written(rewrite=0.86, positive=0.50, filters=(None, None), records=232, spread=1.0, seed=0):
     """synthesis/report.json, scores drawn around two means."""
     draw = np.random.default_rng(seed)
     drawn = {"rewrite": (rewrite, 0.1), "positive": (positive, 0.18)}
@@ -123,7 +123,7 @@ def written(rewrite=0.86, positive=0.50, gates=(None, None), records=232, spread
             "paraphrase": {"made": records, "dropped": {"empty": 50}, "scores": histograms}
         },
         "score_edges": [round(float(edge), 3) for edge in EDGES],
-        "gates": {"min_rewrite_cosine": gates[0], "min_positive_score": gates[1]},
+        "filters": {"min_rewrite_cosine": filters[0], "min_positive_score": filters[1]},
     }
 
 

@@ -222,7 +222,7 @@ HARMLESS = {
         "mining": {"docs_search": mined(positive=0.25, negative=0.33) | {SIZES: {"0": 21, "2": 9}}}
     },
     "answers of which no mining says what is usual": {"mining": {}, "synthesis": written(positive=0.4)},
-    "what a gate has dropped": {"synthesis": written(rewrite=0.35, positive=0.1, gates=(0.5, 0.5))},
+    "what a filter has dropped": {"synthesis": written(rewrite=0.35, positive=0.1, filters=(0.5, 0.5))},
     "a few records that are far": {"synthesis": written(records=4, positive=0.25)},
     "what was dropped": {"transform": transformed([overlap("docs_search", 600, 400, 4000)], action="drop")},
     "documents that mteb's corpora share": {"transform": transformed([overlap("NQ", 900, 800, 4000)])},

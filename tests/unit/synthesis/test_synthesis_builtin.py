@@ -1,5 +1,6 @@
-"""The endpoint made of rules: its protocol over HTTP and what its rules do to text."""
+"""The builtin endpoint in the process and behind HTTP, and what its rules do to texts."""
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -7,10 +8,18 @@ import urllib.request
 import openai
 import pytest
 
+from qzhou.config.api_keys import Keys
+from qzhou.config.synthesis import LLMSection, SynthesisSection
 from qzhou.data.records import RetrievalExample
-from qzhou.synthesis.builtin import builtin_endpoint
+from qzhou.data.storage import Folder
+from qzhou.synthesis.builtin import answer_by_rules
+from qzhou.synthesis.chat import ChatRequest
+from qzhou.synthesis.client import ChatClient
+from qzhou.synthesis.rate_limiter import RateLimiter, RequestLimits
+from qzhou.synthesis.response_cache import ResponseCache
 from qzhou.synthesis.rules import CONTRARY, apply_rules, augmented, contradicted, paraphrased
 from qzhou.synthesis.techniques import requests_for
+from tests.llm_server import LLMServer, serving
 
 QUERY = "Return the first row of the array."
 POSITIVE = (
@@ -19,9 +28,33 @@ POSITIVE = (
 )
 
 
-def test_the_openai_client_can_talk_to_it_and_it_says_what_it_is():
+def test_the_client_gets_chat_completions_by_rules_without_a_network(tmp_path):
+    model = LLMSection(model="gpt-9", endpoints=("builtin",))
+    settings = SynthesisSection(models=(model,), paraphrase_rows=1)
     example = RetrievalExample(id="x", dataset="d", query=QUERY, positives=(POSITIVE,))
-    with builtin_endpoint() as base_url:
+    messages = requests_for(example, "paraphrase")[0].messages
+
+    async def send():
+        client = ChatClient(
+            settings,
+            keys=Keys.of(["OPENAI_API_KEY"], {}),
+            cache=ResponseCache(Folder.open(str(tmp_path))),
+            rate_limiter=RateLimiter(RequestLimits(settings)),
+        )
+        (result,) = await client.send([ChatRequest(model="gpt-9", messages=messages)])
+        await client.close()
+        return result.answer
+
+    answer = asyncio.run(send())
+
+    assert answer.model == "builtin-rules"
+    assert set(json.loads(answer.content)) == {"query", "positive"}
+    assert answer.prompt_tokens > answer.completion_tokens > 0
+
+
+def test_the_openai_client_can_talk_to_the_server_of_the_tests_and_it_says_what_it_is():
+    example = RetrievalExample(id="x", dataset="d", query=QUERY, positives=(POSITIVE,))
+    with serving(LLMServer(answer_by_rules)) as base_url:
         client = openai.OpenAI(base_url=base_url, api_key="none", max_retries=0)
         names = [model.id for model in client.models.list()]
         messages = requests_for(example, "paraphrase")[0].messages
@@ -35,8 +68,8 @@ def test_the_openai_client_can_talk_to_it_and_it_says_what_it_is():
 
 
 @pytest.mark.parametrize("body", [b"{", b"{}", b'{"messages": [{"content": "hello"}]}'])
-def test_what_is_no_request_of_ours_is_answered_with_400(body):
-    with builtin_endpoint() as base_url:
+def test_the_server_answers_anything_but_our_requests_with_400(body):
+    with serving(LLMServer(answer_by_rules)) as base_url:
         request = urllib.request.Request(f"{base_url}/chat/completions", data=body)
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=60)

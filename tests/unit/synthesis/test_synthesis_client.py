@@ -16,10 +16,10 @@ from qzhou.config.api_keys import Keys
 from qzhou.config.synthesis import LLMSection, SynthesisSection
 from qzhou.data.storage import Folder
 from qzhou.errors import EndpointError
-from qzhou.synthesis.asker import throttle_of
-from qzhou.synthesis.client import ChatClient, Question
-from qzhou.synthesis.gate import LocalGate
-from qzhou.synthesis.journal import Journal, totals
+from qzhou.synthesis.chat import ChatRequest
+from qzhou.synthesis.client import ChatClient
+from qzhou.synthesis.rate_limiter import RateLimiter, RequestLimits
+from qzhou.synthesis.response_cache import ResponseCache, totals
 
 OK = (200, {})
 
@@ -105,7 +105,7 @@ def ask(url, texts, folder, waits=None, **settings):
         asked = SynthesisSection(**{"max_retries": 2, **made})
         client = client_of(asked, folder, sleep=sleep, jitter=lambda: 0.0)
         try:
-            return await client.ask([question(text, asked.pool[0].model) for text in texts])
+            return await client.send([question(text, asked.pool[0].model) for text in texts])
         finally:
             await client.close()
 
@@ -113,14 +113,14 @@ def ask(url, texts, folder, waits=None, **settings):
 
 
 def client_of(settings, folder, **more):
-    journal = folder if isinstance(folder, Journal) else Journal(Folder.open(str(folder)))
-    gate = LocalGate(throttle_of(settings, spent=totals(journal.folder)[1]))
+    cache = folder if isinstance(folder, ResponseCache) else ResponseCache(Folder.open(str(folder)))
+    rate_limiter = RateLimiter(RequestLimits(settings, spent=totals(cache.folder)[1]))
     keys = Keys.of(["OPENAI_API_KEY"], {"OPENAI_API_KEY": "sk-secret-of-mine"})
-    return ChatClient(settings, keys=keys, journal=journal, gate=gate, **more)
+    return ChatClient(settings, keys=keys, cache=cache, rate_limiter=rate_limiter, **more)
 
 
 def question(text, model="m", schema=None):
-    return Question(model=model, messages=[{"role": "user", "content": text}], schema=schema)
+    return ChatRequest(model=model, messages=[{"role": "user", "content": text}], schema=schema)
 
 
 def test_an_answer_names_the_model_the_endpoint_says_it_is(tmp_path):
@@ -232,11 +232,11 @@ def test_the_work_ends_cleanly_before_more_is_spent_than_allowed(tmp_path):
 
 
 def test_structured_output_is_asked_for_until_an_endpoint_refuses_it(tmp_path):
-    schema = {"name": "judge", "strict": True, "schema": {"type": "object"}}
+    schema = {"name": "relevance_check", "strict": True, "schema": {"type": "object"}}
 
     async def life(settings):
         client = client_of(settings, tmp_path)
-        found = [await client.ask([question(text, schema=schema)]) for text in "ab"]
+        found = [await client.send([question(text, schema=schema)]) for text in "ab"]
         await client.close()
         return found
 
@@ -269,7 +269,7 @@ def test_identical_requests_are_sent_once(tmp_path):
     ]
 
 
-def test_a_resumed_journal_sends_nothing_again(tmp_path):
+def test_a_resumed_cache_sends_nothing_again(tmp_path):
     with serving() as server:
         first = ask(server.url, ["a", "b"], tmp_path)
         second = ask(server.url, ["b", "a"], tmp_path)
@@ -309,7 +309,7 @@ def test_waiting_for_a_retry_holds_no_slot(tmp_path):
         )
 
         async def one(text):
-            await client.ask([question(text)])
+            await client.send([question(text)])
             order.append(text)
 
         async with asyncio.timeout(300):
@@ -326,24 +326,24 @@ def test_waiting_for_a_retry_holds_no_slot(tmp_path):
 
 
 def test_answers_under_way_are_kept_when_the_endpoint_is_given_up(tmp_path):
-    async def life(url, journal):
-        client = client_of(SynthesisSection(endpoint=url, model="m"), journal)
-        slow = asyncio.create_task(client.ask([question("slow")]))
+    async def life(url, cache):
+        client = client_of(SynthesisSection(endpoint=url, model="m"), cache)
+        slow = asyncio.create_task(client.send([question("slow")]))
         await asyncio.sleep(0.1)
         server.script, server.delay_s = [(401, {})], 0.0
         with pytest.raises(EndpointError):
-            await client.ask([question("refused")])
+            await client.send([question("refused")])
         (outcome,) = await slow
         await client.close()
         return outcome
 
-    journal = Journal(Folder.open(str(tmp_path)))
+    cache = ResponseCache(Folder.open(str(tmp_path)))
     with serving(script=[], delay_s=0.4) as server:
         server.asked["slow"] = 1  # past the script that is set while it is under way
-        outcome = asyncio.run(life(server.url, journal))
+        outcome = asyncio.run(life(server.url, cache))
 
     assert outcome.answer is not None
-    assert len(journal) == 1
+    assert totals(cache.folder)[0] == 1
 
 
 def test_a_port_that_nobody_listens_on_is_an_endpoint_error(tmp_path):

@@ -16,16 +16,16 @@ from qzhou.config.synthesis import LLMSection, SynthesisSection
 from qzhou.data.records import RetrievalExample
 from qzhou.data.storage import Folder
 from qzhou.errors import EndpointError
-from qzhou.synthesis.asker import throttle_of
-from qzhou.synthesis.batch_api import answered_in_batches
+from qzhou.synthesis.batch_api import BatchSender
 from qzhou.synthesis.builtin import answer_by_rules
-from qzhou.synthesis.client import ChatClient, Question
-from qzhou.synthesis.gate import LocalGate
-from qzhou.synthesis.journal import Journal, request_key, totals
+from qzhou.synthesis.chat import ChatRequest, request_key
+from qzhou.synthesis.client import ChatClient
+from qzhou.synthesis.generation import example_requests, generate, merge
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.mock_behaviour import FAULTS, Behaviour
-from qzhou.synthesis.mock_endpoint import MockEndpoint, serving
-from qzhou.synthesis.plan import merged, planned, written
+from qzhou.synthesis.rate_limiter import RateLimiter, RequestLimits
+from qzhou.synthesis.response_cache import ResponseCache, totals
+from tests.llm_faults import FAULTS, Behaviour
+from tests.llm_server import LLMServer, serving
 
 ROWS = 2000
 KEY = "sk-never-to-be-seen"
@@ -35,17 +35,33 @@ def settings_of(url, **more):
     return SynthesisSection(endpoint=url, model="m", hard_negative_rows=ROWS, **more)
 
 
-def asking(settings, folder):
-    """What stands for the pipeline's sender: one client, one journal, one gate."""
+class RecordedLimits(RequestLimits):
+    """Limits that record when they let requests start, by their own clock, which no busy machine delays."""
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.started = []
+
+    def start(self, now, reservation):
+        wait_s = super().start(now, reservation)
+        if wait_s == 0:
+            self.started.append(now)
+        return wait_s
+
+
+def asking(settings, folder, limits=None):
+    """What stands for the pipeline's sender: one client, one response cache, one rate limiter."""
 
     def ask(requests):
         async def life():
-            journal = Journal(folder)
-            gate = LocalGate(throttle_of(settings, spent=0.0))
+            cache = ResponseCache(folder)
+            rate_limiter = RateLimiter(limits or RequestLimits(settings))
             keys = Keys.of(["OPENAI_API_KEY"], {})
-            client = ChatClient(settings, keys=keys, journal=journal, gate=gate, jitter=lambda: 0.0)
-            outcomes = await client.ask(
-                [Question(model=one.model, messages=one.messages) for one in requests]
+            client = ChatClient(
+                settings, keys=keys, cache=cache, rate_limiter=rate_limiter, jitter=lambda: 0.0
+            )
+            outcomes = await client.send(
+                [ChatRequest(model=one.model, messages=one.messages) for one in requests]
             )
             await client.close()
             return dict(zip(requests, outcomes, strict=True))
@@ -70,22 +86,20 @@ def examples(count):
 def test_at_a_tenth_of_faults_of_every_kind_each_row_ends_once(tmp_path):
     faults = dict.fromkeys(FAULTS, 0.1 / len(FAULTS))
     rows = examples(ROWS)
-    endpoint = MockEndpoint(
-        answer_by_rules, Behaviour(latency_s=0.02, latency_spread=0.5, **faults)
-    )
+    endpoint = LLMServer(answer_by_rules, Behaviour(latency_s=0.02, latency_spread=0.5, **faults))
     with serving(endpoint) as url:
         settings = settings_of(url, concurrency=24, timeout_s=1.0, max_retries=8, parse_retries=3)
-        requests = planned(rows, "retrieval", settings, seed=0)
-        result = written(requests, {("d", one.id): one for one in rows}, asking(settings, Folder.open(str(tmp_path))),
+        requests = example_requests(rows, "retrieval", settings, seed=0)
+        result = generate(requests, {("d", one.id): one for one in rows}, asking(settings, Folder.open(str(tmp_path))),
                          settings, Ledger())  # fmt: skip
 
     counts = endpoint.counts
     assert set(counts.faults) == set(FAULTS)  # every kind was met
-    merge = merged(rows, result)
-    ended = [one.subject.id for one in merge.made]
-    ended += [json.loads(one.record)["request"]["example_id"] for one in merge.dropped]
+    _, kept = merge(rows, result)
+    ended = [one.seed.id for one in kept.records]
+    ended += [json.loads(one.record)["request"]["example_id"] for one in kept.dropped]
     assert sorted(ended) == sorted(one.id for one in rows)
-    assert len(merge.made) > 0.97 * ROWS
+    assert len(kept.records) > 0.97 * ROWS
     plain = counts.plain()
     assert plain["completed"] == plain["distinct"]
     assert plain["twice"] == 0
@@ -96,25 +110,25 @@ def test_at_a_tenth_of_faults_of_every_kind_each_row_ends_once(tmp_path):
 
 
 def test_limits_of_the_server_are_kept_to_without_a_single_refusal(tmp_path):
-    endpoint = MockEndpoint(answer_by_rules, Behaviour(requests_per_minute=100, concurrency=3))
+    endpoint = LLMServer(answer_by_rules, Behaviour(requests_per_minute=100, concurrency=3))
     with serving(endpoint) as url:
         settings = settings_of(url, concurrency=3, requests_per_minute=1200, max_retries=0)
         rows = examples(60)
-        found = asking(settings, Folder.open(str(tmp_path)))(
-            planned(rows, "retrieval", settings, seed=0)
-        )
+        limits = RecordedLimits(settings)
+        send = asking(settings, Folder.open(str(tmp_path)), limits)
+        found = send(example_requests(rows, "retrieval", settings, seed=0))
 
-    arrivals = endpoint.counts.arrivals
+    started = limits.started
     assert all(one.answer for one in found.values())
-    assert len(arrivals) == 60
+    assert len(started) == endpoint.counts.received == 60
     assert endpoint.counts.peak <= 3
     assert endpoint.counts.faults == {}
-    longest_burst = max(sum(start <= one < start + 1 for one in arrivals) for start in arrivals)
+    longest_burst = max(sum(start <= one < start + 1 for one in started) for start in started)
     assert longest_burst <= 2 * 20  # a second's worth saved up, and a second's worth that comes in
 
 
 def test_the_endpoint_knows_the_sdk_and_tells_what_came():
-    with serving(MockEndpoint(answer_by_rules, Behaviour(structured=False))) as url:
+    with serving(LLMServer(answer_by_rules, Behaviour(structured=False))) as url:
         client = openai.OpenAI(base_url=url, api_key="k", max_retries=0)
         with pytest.raises(openai.BadRequestError, match="response_format"):
             client.chat.completions.create(
@@ -129,12 +143,12 @@ def test_the_endpoint_knows_the_sdk_and_tells_what_came():
 
 
 def test_the_endpoint_starts_from_the_command_line_and_refuses_a_taken_port():
-    with serving(MockEndpoint(answer_by_rules)) as url:
+    with serving(LLMServer(answer_by_rules)) as url:
         port = url.split(":")[2].removesuffix("/v1")
         command = [
             sys.executable,
             "-m",
-            "qzhou.synthesis.mock_endpoint",
+            "tests.llm_server",
             "--port",
             port,
             "--latency_s",
@@ -156,17 +170,16 @@ def batched(url, folder, requests, **more):
     async def sleep(_):
         await asyncio.sleep(0.05)
 
-    return answered_in_batches(
-        keyed, settings, Keys.of(["OPENAI_API_KEY"], {"OPENAI_API_KEY": KEY}), folder, sleep
-    ), keyed
+    keys = Keys.of(["OPENAI_API_KEY"], {"OPENAI_API_KEY": KEY})
+    return BatchSender(settings, keys, folder, sleep).send(keyed), keyed
 
 
 def test_a_batch_is_handed_in_and_its_answers_are_kept(tmp_path):
     folder = Folder.open(str(tmp_path))
-    endpoint = MockEndpoint(answer_by_rules, Behaviour(latency_s=0.2, server_error=0.2))
+    endpoint = LLMServer(answer_by_rules, Behaviour(latency_s=0.2, server_error=0.2))
     with serving(endpoint) as url:
         settings = settings_of(url)
-        requests = planned(examples(50), "retrieval", settings, seed=0)
+        requests = example_requests(examples(50), "retrieval", settings, seed=0)
         outcomes, keyed = batched(url, folder, requests)
 
     failed = [one.failure for one in outcomes.values() if one.answer is None]
@@ -181,9 +194,9 @@ def test_a_batch_is_handed_in_and_its_answers_are_kept(tmp_path):
 
 def test_a_batch_that_was_handed_in_before_the_kill_is_found_by_its_id(tmp_path):
     folder = Folder.open(str(tmp_path))
-    endpoint = MockEndpoint(answer_by_rules)
+    endpoint = LLMServer(answer_by_rules)
     with serving(endpoint) as url:
-        requests = planned(examples(10), "retrieval", settings_of(url), seed=0)
+        requests = example_requests(examples(10), "retrieval", settings_of(url), seed=0)
         client = openai.OpenAI(base_url=url, api_key="k")
         keys = [request_key("m", one.messages, 0.7) for one in requests]
         lines = [
@@ -215,9 +228,9 @@ def test_a_batch_of_a_model_that_the_recipe_no_longer_names_is_skipped_and_stays
 ):
     folder = Folder.open(str(tmp_path))
     (folder / "batches").write_json("batch_old.json", {"model": "gone", "keys": ["a", "b"]})
-    with serving(MockEndpoint(answer_by_rules)) as url:
+    with serving(LLMServer(answer_by_rules)) as url:
         outcomes, keyed = batched(
-            url, folder, planned(examples(3), "retrieval", settings_of(url), seed=0)
+            url, folder, example_requests(examples(3), "retrieval", settings_of(url), seed=0)
         )
 
     assert set(outcomes) == set(keyed)
@@ -230,9 +243,9 @@ def test_a_batch_of_a_model_that_the_recipe_no_longer_names_is_skipped_and_stays
 
 
 def test_batches_that_would_cost_more_than_allowed_are_not_handed_in(tmp_path):
-    endpoint = MockEndpoint(answer_by_rules)
+    endpoint = LLMServer(answer_by_rules)
     with serving(endpoint) as url:
-        requests = planned(examples(10), "retrieval", settings_of(url), seed=0)
+        requests = example_requests(examples(10), "retrieval", settings_of(url), seed=0)
         with pytest.raises(
             EndpointError, match=r"max_cost \(0.5\) would be exceeded: 0.0000 is spent, and the 10"
         ):
@@ -263,7 +276,7 @@ def test_the_batch_api_never_shows_the_key(tmp_path):
         batched(
             url,
             Folder.open(str(tmp_path)),
-            planned(examples(3), "retrieval", settings_of(url), seed=0),
+            example_requests(examples(3), "retrieval", settings_of(url), seed=0),
         )
     server.shutdown()
     server.server_close()

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from qzhou.config.synthesis import GatesSection
+from qzhou.config.synthesis import FiltersSection
 from qzhou.data.records import Drop, LabeledExample, Negative, PairExample, RetrievalExample, Source
-from qzhou.synthesis.journal import Answer
+from qzhou.synthesis.chat import Answer
 from qzhou.synthesis.parsing import normalised, parse
 from qzhou.synthesis.techniques import VERSION, requests_for
 
@@ -22,14 +22,14 @@ SAME_MEANING = (
 NEGATIVE = "The days grow longer and trees begin making blossoms, so white petals become visible."
 
 
-GATES = GatesSection()
+FILTERS = FiltersSection()
 
 
-def answered(example, technique, content, gates=GATES):
+def answered(example, technique, content, filters=FILTERS):
     text = content if isinstance(content, str) else json.dumps(content)
     answer = Answer(key="k", model="some-llm", content=text, prompt_tokens=1, completion_tokens=1)
     (request,) = requests_for(example, technique)
-    return parse(request, example, answer, gates)
+    return parse(request, example, answer, filters)
 
 
 def paraphrase(**changes):
@@ -145,7 +145,7 @@ def test_a_rewrite_that_copies_is_refused():
     assert "'positive'" in refused.detail
     texts = {"query": "What makes foliage red?", "positive": copied}
     assert isinstance(
-        answered(EXAMPLE, "paraphrase", texts, GatesSection(max_ngram_overlap=1.0)),
+        answered(EXAMPLE, "paraphrase", texts, FiltersSection(max_ngram_overlap=1.0)),
         RetrievalExample,
     )
 
@@ -156,7 +156,8 @@ def test_a_rewrite_in_another_language_is_refused_unless_that_is_wanted():
 
     assert paraphrase(positive=german).reason == "other_language"
     assert isinstance(
-        answered(EXAMPLE, "paraphrase", texts, GatesSection(same_language=False)), RetrievalExample
+        answered(EXAMPLE, "paraphrase", texts, FiltersSection(same_language=False)),
+        RetrievalExample,
     )
 
 

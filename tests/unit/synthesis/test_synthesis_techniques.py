@@ -1,16 +1,18 @@
 """Which rows are asked about, and in which words."""
 
 import json
+import typing
 
 import pytest
 
 from qzhou.data.records import LabeledExample, PairExample, RetrievalExample, Source
 from qzhou.synthesis.techniques import (
-    PROMPTS,
+    PROMPT_NAMES,
     QUESTION_TYPES,
     TECHNIQUES,
     VERSION,
-    chosen,
+    SynthesisTechnique,
+    draw,
     personas,
     prompt_language,
     requests_for,
@@ -32,17 +34,17 @@ def labeled(number: int, technique: str = "raw") -> LabeledExample:
 def test_the_same_rows_are_chosen_whatever_their_order():
     rows = [labeled(number) for number in range(50)]
 
-    first = chosen(rows, "paraphrase", rows=10, seed=3)
+    first = draw(rows, "paraphrase", count=10, seed=3)
 
     assert len(first) == 10
-    assert chosen(rows[::-1], "paraphrase", rows=10, seed=3) == first
+    assert draw(rows[::-1], "paraphrase", count=10, seed=3) == first
 
 
 def test_more_rows_keep_those_chosen_before():
     rows = [labeled(number) for number in range(50)]
 
-    assert chosen(rows, "paraphrase", rows=20, seed=3)[:10] == chosen(
-        rows, "paraphrase", rows=10, seed=3
+    assert draw(rows, "paraphrase", count=20, seed=3)[:10] == draw(
+        rows, "paraphrase", count=10, seed=3
     )
 
 
@@ -50,10 +52,10 @@ def test_seeds_and_techniques_choose_different_rows():
     rows = [labeled(number) for number in range(50)]
 
     draws = [
-        chosen(rows, "paraphrase", rows=10, seed=3),
-        chosen(rows, "paraphrase", rows=10, seed=4),
+        draw(rows, "paraphrase", count=10, seed=3),
+        draw(rows, "paraphrase", count=10, seed=4),
     ]
-    draws.append(chosen(rows, "hard_negative", rows=10, seed=3))
+    draws.append(draw(rows, "hard_negative", count=10, seed=3))
 
     assert len({tuple(row.id for row in draw) for draw in draws}) == 3
 
@@ -90,12 +92,13 @@ def test_pairs_and_labelled_texts_are_only_paraphrased():
     assert TECHNIQUES["pair"] == TECHNIQUES["classification"] == ("paraphrase",)
 
 
-@pytest.mark.parametrize("name", PROMPTS.values())
+@pytest.mark.parametrize("technique", typing.get_args(SynthesisTechnique))
 @pytest.mark.parametrize(
     ("language", "wanted"),
     [("en", "one JSON object and nothing else"), ("zh", "只回答一个 JSON 对象")],
 )
-def test_every_prompt_is_there_in_both_languages_and_asks_for_json(name, language, wanted):
+def test_every_prompt_is_there_in_both_languages_and_asks_for_json(technique, language, wanted):
+    name = PROMPT_NAMES.get(technique, technique)
     assert wanted in system_prompt(f"{name}.{language}@{VERSION}")
 
 

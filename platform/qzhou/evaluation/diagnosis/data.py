@@ -103,7 +103,7 @@ def synthetic_drifted(facts: Facts) -> CheckResult:
     if not techniques:
         return Skipped("synthetic_drifted", "nothing was written")
     if not any(one["scores"] for one in techniques.values()):
-        reason = f"{SYNTHESIS_REPORT} has no scores of a teacher (synthesis.gates.scores)"
+        reason = f"{SYNTHESIS_REPORT} has no scores of a teacher (synthesis.filters.scores)"
         return Skipped("synthetic_drifted", reason)
     floor, real = _hard_negative_score(facts)
     usual = {"rewrite": 0.0} if real is None else {"rewrite": 0.0, "positive": real}
@@ -118,7 +118,7 @@ def synthetic_drifted(facts: Facts) -> CheckResult:
 
 def _count_below(facts: Facts, kind: str, counts: Sequence[int], floor: float) -> tuple[int, int]:
     """How many of a technique's records score below the floor, and how many there are."""
-    edges, limit = np.array(facts.synthesis["score_edges"]), facts.synthesis["gates"][DRIFTS[kind]]
+    edges, limit = np.array(facts.synthesis["score_edges"]), facts.synthesis["filters"][DRIFTS[kind]]
     kept = np.array(counts)
     if limit is not None:
         kept = kept * (edges[1:] > limit)  # records below a quality filter were dropped
@@ -142,15 +142,15 @@ def _drift(
             "synthetic_drifted",
             f"Synthetic rows drift: much of what {technique} wrote is {what} than a hard negative would be.",
             f"{SYNTHESIS_REPORT}: {count:,} of {total:,} scores {numbers} are below {floor:.2f}{known}",
-            f"set {facts.setting(f'synthesis.gates.{DRIFTS[kind]}')} to {floor:.2f} or more",
+            f"set {facts.setting(f'synthesis.filters.{DRIFTS[kind]}')} to {floor:.2f} or more",
         )
     ]
 
 
 def _hard_negative_score(facts: Facts) -> tuple[float, float | None]:
     """The mean score of mined negatives, and the share of real positives below it, if the same teacher mined."""
-    mining, gates = facts.settings["mining"], facts.settings["synthesis"]["gates"]
-    same_teacher = gates["teacher"] in ("", mining["teacher"]) and not mining["reranker"]
+    mining, filters = facts.settings["mining"], facts.settings["synthesis"]["filters"]
+    same_teacher = filters["teacher"] in ("", mining["teacher"]) and not mining["reranker"]
     pooled = _pooled(facts.mining.values()) if same_teacher else None
     if pooled is None:
         return DRIFTED_SCORE, None

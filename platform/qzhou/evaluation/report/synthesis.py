@@ -51,7 +51,7 @@ def _blocks(files: RunFiles) -> Iterator[Block]:
     if ledger.get("rows"):
         yield _ledger(ledger)
         yield Text(
-            "Reused answers had been paid for before, by this run's journal or an identical request. Cost is at the "
+            "Reused answers had been paid for before, by this run's response cache or an identical request. Cost is at the "
             "recipe's prices."
         )
     if not techniques:
@@ -62,7 +62,7 @@ def _blocks(files: RunFiles) -> Iterator[Block]:
     if scored:
         yield Heading("How the teacher scores them")
         yield Text(
-            "Refused ones included. Dotted lines are the recipe's thresholds: set [synthesis.gates] where the tails "
+            "Refused ones included. Dotted lines are the recipe's thresholds: set [synthesis.filters] where the tails "
             "begin."
         )
         yield Panels([_scores(name, one, report) for name, one in scored.items()])

@@ -1,11 +1,12 @@
-"""The journal keeps what was answered, through kills and on filesystems that cannot append."""
+"""The cache keeps what was answered, through kills and on filesystems that cannot append."""
 
 import asyncio
 import dataclasses
 from pathlib import Path
 
 from qzhou.data.storage import Folder
-from qzhou.synthesis.journal import Answer, Journal, answers_in, request_key, totals
+from qzhou.synthesis.chat import Answer, request_key
+from qzhou.synthesis.response_cache import ResponseCache, cached_answers, totals
 
 
 def answer(key: str) -> Answer:
@@ -14,9 +15,9 @@ def answer(key: str) -> Answer:
     )
 
 
-def add(journal, *keys):
+def add(cache, *keys):
     async def together():
-        await asyncio.gather(*(journal.add(answer(key)) for key in keys))
+        await asyncio.gather(*(cache.add(answer(key)) for key in keys))
 
     asyncio.run(together())
 
@@ -25,50 +26,50 @@ def test_answers_that_come_at_the_same_time_are_each_kept_once(tmp_path):
     folder = Folder.open(str(tmp_path))
     keys = [f"key{number}" for number in range(200)]
 
-    add(Journal(folder), *keys)
+    add(ResponseCache(folder), *keys)
 
     (name,) = folder.files(".jsonl")
     assert folder.read_bytes(name).count(b"\n") == 200
-    assert all(Journal(folder).get(key) == answer(key) for key in keys)
+    assert all(ResponseCache(folder).get(key) == answer(key) for key in keys)
 
 
-def test_answers_are_found_again_by_another_journal(tmp_path):
+def test_answers_are_found_again_by_another_cache(tmp_path):
     folder = Folder.open(str(tmp_path))
-    add(Journal(folder), "a")
-    add(Journal(folder), "b")
+    add(ResponseCache(folder), "a")
+    add(ResponseCache(folder), "b")
 
-    reopened = Journal(folder)
+    reopened = ResponseCache(folder)
 
-    assert (len(reopened), reopened.get("a"), reopened.get("c")) == (2, answer("a"), None)
+    assert [reopened.get(key) for key in "abc"] == [answer("a"), answer("b"), None]
 
 
 def test_a_torn_last_line_is_ignored_and_harms_no_later_answer(tmp_path):
     folder = Folder.open(str(tmp_path))
-    journal = Journal(folder)
-    add(journal, "a")
-    add(journal, "b")
+    cache = ResponseCache(folder)
+    add(cache, "a")
+    add(cache, "b")
     written = next(Path(tmp_path).glob("*.jsonl"))
     written.write_bytes(written.read_bytes()[:-20])
 
-    after_the_kill = Journal(folder)
+    after_the_kill = ResponseCache(folder)
     add(after_the_kill, "c")
 
     assert after_the_kill.get("b") is None
-    assert [Journal(folder).get(key) is not None for key in "abc"] == [True, False, True]
+    assert [ResponseCache(folder).get(key) is not None for key in "abc"] == [True, False, True]
 
 
-def test_a_remote_journal_is_written_one_file_a_flush(tmp_path):
+def test_a_remote_cache_is_written_one_file_a_flush(tmp_path):
     # only is_local asks for the scheme
     remote = dataclasses.replace(Folder.open(str(tmp_path)), scheme="s3://")
-    journal = Journal(remote)
-    add(journal, *"ab")
+    cache = ResponseCache(remote)
+    add(cache, *"ab")
     assert remote.files() == []
 
-    journal.flush()
-    journal.flush()
+    cache.flush()
+    cache.flush()
 
     assert len(remote.files(".jsonl")) == 1
-    assert len(Journal(remote)) == 2
+    assert totals(remote)[0] == 2
 
 
 def test_some_answers_are_found_without_holding_the_others(tmp_path):
@@ -76,10 +77,10 @@ def test_some_answers_are_found_without_holding_the_others(tmp_path):
     keys = [
         request_key("m", [{"role": "user", "content": str(number)}], 0.0) for number in range(9)
     ]
-    add(Journal(folder), *keys[:5])
-    add(Journal(folder), *keys[3:])
+    add(ResponseCache(folder), *keys[:5])
+    add(ResponseCache(folder), *keys[3:])
 
-    assert answers_in(folder, {keys[4], keys[8], "unknown"}) == {
+    assert cached_answers(folder, {keys[4], keys[8], "unknown"}) == {
         key: answer(key) for key in (keys[4], keys[8])
     }
     assert totals(folder) == (9, 9 * 0.5)

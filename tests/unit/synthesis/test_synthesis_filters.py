@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from qzhou.config.synthesis import GatesSection
+from qzhou.config.synthesis import FiltersSection
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalExample
-from qzhou.synthesis.gates import Scores, copied_share, refused_by_scores
-from qzhou.synthesis.plan import Made
-from qzhou.synthesis.scoring import texts_to_score
+from qzhou.synthesis.embedding_scores import texts_to_score
+from qzhou.synthesis.filters import Scores, copied_share, refused_by_scores
+from qzhou.synthesis.generation import SyntheticRecord
 from qzhou.synthesis.techniques import requests_for
 
 
@@ -28,7 +28,7 @@ def test_the_copied_share_counts_trigrams(text, original, share):
 
 
 @pytest.mark.parametrize(
-    ("scores", "gates", "reason"),
+    ("scores", "filters", "reason"),
     [
         (Scores(rewrite=0.3), {"min_rewrite_cosine": 0.4}, "drifted"),
         (Scores(rewrite=0.99), {"max_rewrite_cosine": 0.98}, "too_alike"),
@@ -40,8 +40,8 @@ def test_the_copied_share_counts_trigrams(text, original, share):
         (Scores(rewrite=-1.0, positive=-1.0), {}, None),
     ],
 )
-def test_scores_refuse_what_the_recipe_says(scores, gates, reason):
-    refusal = refused_by_scores(scores, GatesSection(**gates))
+def test_scores_refuse_what_the_recipe_says(scores, filters, reason):
+    refusal = refused_by_scores(scores, FiltersSection(**filters))
 
     assert (refusal[0] if refusal else None) == reason
 
@@ -54,17 +54,19 @@ def test_every_kind_of_record_is_compared_with_what_it_must_be_like():
     new = RetrievalExample(id="y", dataset="d", query="q2", positives=("p2",))
 
     asked = "Instruct: Find it\nQuery: "
-    assert texts_to_score(Made(request=request, subject=subject, record=new), prompt) == {
+    assert texts_to_score(SyntheticRecord(request=request, seed=subject, record=new), prompt) == {
         "query": f"{asked}q2", "positive": "p2", "old_query": f"{asked}q", "old_positive": "p",
     }  # fmt: skip
     wrong = Negative(text="n", origin="synthetic")
-    assert texts_to_score(Made(request=negative, subject=subject, record=wrong), prompt) == {
+    assert texts_to_score(SyntheticRecord(request=negative, seed=subject, record=wrong), prompt) == {
         "query": f"{asked}q", "negative": "n", "better": "p",
     }  # fmt: skip
     text = LabeledExample(id="l", dataset="d", text="t", label="a")
     (request,) = requests_for(text, "paraphrase")
     rewritten = LabeledExample(id="m", dataset="d", text="t2", label="a")
-    assert set(texts_to_score(Made(request=request, subject=text, record=rewritten), prompt)) == {
+    assert set(
+        texts_to_score(SyntheticRecord(request=request, seed=text, record=rewritten), prompt)
+    ) == {
         "query",
         "old_query",
     }
@@ -72,6 +74,8 @@ def test_every_kind_of_record_is_compared_with_what_it_must_be_like():
     (request,) = requests_for(pair, "paraphrase")
     side = {"text_a": "a", "text_b": "b"}[request.side]
     assert (
-        texts_to_score(Made(request=request, subject=pair, record=pair), Prompt())["old_query"]
+        texts_to_score(SyntheticRecord(request=request, seed=pair, record=pair), Prompt())[
+            "old_query"
+        ]
         == side
     )

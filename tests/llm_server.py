@@ -1,8 +1,8 @@
-"""An OpenAI-compatible endpoint without a model, that goes wrong on purpose and counts what it saw.
+"""An OpenAI-compatible LLM server without a model, which fails on purpose and counts the requests.
 
-It is how the client is tested and measured, and what a person can try a recipe against before paying for one:
+Tests and benchmarks start it, and so can anyone who wants to try a recipe before paying for an LLM. From the checkout:
 
-    python -m qzhou.synthesis.mock_endpoint --port 9000 --latency_s 0.2 --server_error 0.05
+    python -m tests.llm_server --port 9000 --latency_s 0.2 --server_error 0.05
 
 answers ``/v1/chat/completions`` and the Batch API (``/v1/files``, ``/v1/batches``); ``GET /counts`` tells what came.
 """
@@ -23,7 +23,8 @@ from typing import Any
 from aiohttp import web
 
 from qzhou.config.synthesis import BUILTIN_MODEL
-from qzhou.synthesis.mock_behaviour import FAULTLESS, Behaviour, Counts, FaultInjector, request_hash
+from qzhou.synthesis.builtin import answer_by_rules, completion
+from tests.llm_faults import FAULTLESS, Behaviour, Counts, FaultInjector, request_hash
 
 HANG_S = 3600.0
 RETRY_AFTER_S = 1
@@ -32,8 +33,8 @@ LARGEST_BODY = 256 * 2**20
 Answer = Callable[[Sequence[Mapping[str, str]]], str]
 
 
-class MockEndpoint:
-    """The application. Not for many threads: one event loop serves it."""
+class LLMServer:
+    """The web application; one event loop serves it."""
 
     def __init__(self, answer: Answer, behaviour: Behaviour = FAULTLESS) -> None:
         self.behaviour, self.counts, self._answer = behaviour, Counts(), answer
@@ -184,43 +185,16 @@ class MockEndpoint:
         return web.json_response(found)
 
 
-def completion(request: Mapping[str, Any], content: str) -> dict[str, Any]:
-    """The body of a chat completion; tokens are words, near enough for a stand-in."""
-    prompt_tokens = sum(len(str(message["content"]).split()) for message in request["messages"])
-    completion_tokens = len(content.split())
-    return {
-        "id": "chatcmpl-mock",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": BUILTIN_MODEL,
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": "stop",
-                "message": {"role": "assistant", "content": content},
-            }
-        ],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-        },
-    }
-
-
 @contextmanager
-def serving(endpoint: MockEndpoint, port: int = 0) -> Iterator[str]:
+def serving(endpoint: LLMServer, port: int = 0) -> Iterator[str]:
     """Serve from a thread for the length of the block, on the loopback address; gives the base URL.
 
     Raises:
         OSError: The port is taken.
     """
-    loop, ready, runner = (
-        asyncio.new_event_loop(),
-        threading.Event(),
-        web.AppRunner(
-            endpoint.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.2
-        ),
+    loop, ready = asyncio.new_event_loop(), threading.Event()
+    runner = web.AppRunner(
+        endpoint.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.2
     )
     bound: list[int | OSError] = []
 
@@ -254,8 +228,6 @@ def serving(endpoint: MockEndpoint, port: int = 0) -> Iterator[str]:
 
 def main() -> None:
     """Serve the rules until interrupted, with the faults that the command line asks for."""
-    from qzhou.synthesis.builtin import answer_by_rules
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -265,7 +237,7 @@ def main() -> None:
         parser.add_argument(f"--{one.name}", type=kind, default=one.default)
     asked = vars(parser.parse_args())
     port = asked.pop("port")
-    endpoint = MockEndpoint(answer_by_rules, Behaviour(**asked))
+    endpoint = LLMServer(answer_by_rules, Behaviour(**asked))
     try:
         with serving(endpoint, port) as url:
             print(
@@ -292,7 +264,7 @@ _STATUS = {
 
 def _error(status: int, message: str, retry_after_s: int | None = None) -> web.Response:
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-    body = {"error": {"message": message, "type": "mock_error", "code": None}}
+    body = {"error": {"message": message, "type": "server_error", "code": None}}
     return web.json_response(body, status=status, headers=headers)
 
 

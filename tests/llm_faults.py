@@ -1,4 +1,4 @@
-"""The mock endpoint without its HTTP: which faults, limits and latency requests meet, and what is counted of them."""
+"""The faults, limits and latency of the LLM server of the tests, and its counts. No HTTP in here."""
 
 from __future__ import annotations
 

@@ -6,10 +6,15 @@ import pytest
 
 from qzhou.config.synthesis import LLMSection, SynthesisSection
 from qzhou.data.records import Document, LabeledExample, Negative, RetrievalExample
-from qzhou.synthesis.client import Outcome
-from qzhou.synthesis.journal import Answer
+from qzhou.synthesis.chat import Answer, ChatResult
+from qzhou.synthesis.generation import (
+    check_relevance,
+    corpus_requests,
+    example_requests,
+    generate,
+    merge,
+)
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.plan import judged, merged, planned, planned_queries, written
 
 SETTINGS = SynthesisSection(
     endpoint="http://x/v1", model="m", paraphrase_rows=2, augment_rows=1, hard_negative_rows=3
@@ -32,7 +37,7 @@ def outcome(content, *, reused=False):
     answer = Answer(
         key="k", model="llm", content=text, prompt_tokens=10, completion_tokens=4, cost=0.5
     )
-    return Outcome(answer=answer, reused=reused)
+    return ChatResult(answer=answer, reused=reused)
 
 
 class LLM:
@@ -48,7 +53,7 @@ class LLM:
 
 def write(answer, requests, settings=SETTINGS, ledger=None):
     llm = LLM(answer)
-    return written(requests, SUBJECTS, llm, settings, ledger or Ledger()), llm
+    return generate(requests, SUBJECTS, llm, settings, ledger or Ledger()), llm
 
 
 def well(request):
@@ -58,7 +63,7 @@ def well(request):
 
 def test_each_technique_asks_for_its_number_of_rows_and_variants():
     settings = SETTINGS.model_copy(update={"hard_negatives_per_row": 2})
-    requests = planned(EXAMPLES, "retrieval", settings, seed=0)
+    requests = example_requests(EXAMPLES, "retrieval", settings, seed=0)
 
     assert [one.technique for one in requests] == ["paraphrase"] * 2 + ["augmentation"] + [
         "hard_negative"
@@ -71,9 +76,9 @@ def test_each_technique_asks_for_its_number_of_rows_and_variants():
 def test_a_labelled_dataset_is_only_paraphrased():
     rows = [LabeledExample(id=str(n), dataset="d", text=f"t{n}", label="a") for n in range(5)]
 
-    assert [one.technique for one in planned(rows, "classification", SETTINGS, seed=0)] == [
-        "paraphrase"
-    ] * 2
+    assert [
+        one.technique for one in example_requests(rows, "classification", SETTINGS, seed=0)
+    ] == ["paraphrase"] * 2
 
 
 def test_several_models_share_the_requests_by_weight_and_always_in_the_same_way():
@@ -87,21 +92,21 @@ def test_several_models_share_the_requests_by_weight_and_always_in_the_same_way(
         for n in range(2000)
     ]
 
-    requests = planned(rows, "classification", settings, seed=0)
+    requests = example_requests(rows, "classification", settings, seed=0)
 
     assert sum(one.model == "a" for one in requests) == pytest.approx(1500, abs=60)
-    assert planned(rows, "classification", settings, seed=0) == requests
+    assert example_requests(rows, "classification", settings, seed=0) == requests
 
 
 def test_raw_rows_keep_their_order_and_ids_and_new_rows_follow():
-    result, _ = write(well, planned(EXAMPLES, "retrieval", SETTINGS, seed=0))
+    result, _ = write(well, example_requests(EXAMPLES, "retrieval", SETTINGS, seed=0))
 
-    merge = merged(EXAMPLES, result)
+    examples, kept = merge(EXAMPLES, result)
 
-    assert [example.id for example in merge.examples[:5]] == [example.id for example in EXAMPLES]
-    assert len(merge.examples) == 5 + 3 == len({example.id for example in merge.examples})
-    assert sum(len(example.negatives) for example in merge.examples[:5]) == 3
-    techniques = [one.request.technique for one in merge.made]
+    assert [example.id for example in examples[:5]] == [example.id for example in EXAMPLES]
+    assert len(examples) == 5 + 3 == len({example.id for example in examples})
+    assert sum(len(example.negatives) for example in examples[:5]) == 3
+    techniques = [one.request.technique for one in kept.records]
     assert [techniques.count(name) for name in ("paraphrase", "augmentation", "hard_negative")] == [
         2,
         1,
@@ -115,15 +120,17 @@ def test_the_same_new_example_is_kept_once_and_so_is_the_same_negative():
     )
     content = {"query": "Query anew?", "positive": "Answer anew.", "negative": "Reply figure 9."}
 
-    result, _ = write(lambda _: outcome(content), planned(EXAMPLES, "retrieval", settings, seed=0))
-    merge = merged(EXAMPLES, result)
+    result, _ = write(
+        lambda _: outcome(content), example_requests(EXAMPLES, "retrieval", settings, seed=0)
+    )
+    examples, kept = merge(EXAMPLES, result)
 
-    assert len(merge.examples) == 6
-    assert [one.reason for one in merge.dropped] == ["duplicate", "duplicate"]
+    assert len(examples) == 6
+    assert [one.reason for one in kept.dropped] == ["duplicate", "duplicate"]
 
 
 def test_a_refused_answer_goes_back_with_the_reason_so_often_as_allowed():
-    request = planned(EXAMPLES, "retrieval", SETTINGS, seed=0)[0]
+    request = example_requests(EXAMPLES, "retrieval", SETTINGS, seed=0)[0]
     settings = SETTINGS.model_copy(update={"parse_retries": 2})
     ledger = Ledger()
 
@@ -134,7 +141,7 @@ def test_a_refused_answer_goes_back_with_the_reason_so_often_as_allowed():
         ledger,
     )
 
-    assert len(result.made) == 1
+    assert len(result.records) == 1
     assert result.dropped == []
     chat = llm.rounds[2][0].messages
     assert [message["role"] for message in chat] == [
@@ -155,9 +162,11 @@ def test_a_refused_answer_goes_back_with_the_reason_so_often_as_allowed():
 
 
 def test_an_unanswered_request_is_dropped_with_its_failure():
-    request = planned(EXAMPLES, "retrieval", SETTINGS, seed=0)[0]
+    request = example_requests(EXAMPLES, "retrieval", SETTINGS, seed=0)[0]
 
-    result, _ = write(lambda _: Outcome(answer=None, failure="status 500: out of order"), [request])
+    result, _ = write(
+        lambda _: ChatResult(answer=None, failure="status 500: out of order"), [request]
+    )
 
     assert [(one.reason, one.detail) for one in result.dropped] == [
         ("no_answer", "status 500: out of order")
@@ -166,7 +175,7 @@ def test_an_unanswered_request_is_dropped_with_its_failure():
 
 def test_a_bare_document_gets_its_query_in_two_steps():
     settings = SETTINGS.model_copy(update={"query_rows": 4, "queries_per_row": 2})
-    documents, requests = planned_queries(DOCUMENTS, "d", settings, seed=0)
+    documents, requests = corpus_requests(DOCUMENTS, "d", settings, seed=0)
 
     def answer(request):
         if request.technique == "query_configuration":
@@ -190,20 +199,20 @@ def test_a_bare_document_gets_its_query_in_two_steps():
     ]
     fields = llm.rounds[1][0].fields
     assert fields["persona"] == llm.rounds[0][0].fields["personas"][1]
-    assert {one.record.positives for one in result.made} == {
+    assert {one.record.positives for one in result.records} == {
         (document.text,) for document in documents
     }
-    source = result.made[0].record.source
+    source = result.records[0].record.source
     assert (source.technique, source.prompt, source.parent) == (
         "query_generation",
         "query.en@v2",
         documents[0].id,
     )
-    assert merged([], result).examples == tuple(one.record for one in result.made)
+    assert merge([], result)[0] == [one.record for one in result.records]
 
 
 def test_a_persona_that_was_not_offered_is_refused():
-    _, requests = planned_queries(
+    _, requests = corpus_requests(
         DOCUMENTS, "d", SETTINGS.model_copy(update={"query_rows": 1}), seed=0
     )
     content = {"persona": "an astronaut", "question_type": "how_to", "difficulty": "phd"}
@@ -213,40 +222,40 @@ def test_a_persona_that_was_not_offered_is_refused():
     assert [one.reason for one in result.dropped] == ["no_choice"]
 
 
-def test_a_judge_drops_positives_that_do_not_answer_and_negatives_that_do():
-    result, _ = write(well, planned(EXAMPLES, "retrieval", SETTINGS, seed=0))
-    new = {one.record.id for one in result.made if not isinstance(one.record, Negative)}
-    bad = next(one.record for one in result.made if one.request.technique == "paraphrase")
+def test_a_relevance_check_drops_positives_that_do_not_answer_and_negatives_that_do():
+    result, _ = write(well, example_requests(EXAMPLES, "retrieval", SETTINGS, seed=0))
+    new = {one.record.id for one in result.records if not isinstance(one.record, Negative)}
+    bad = next(one.record for one in result.records if one.request.technique == "paraphrase")
 
     def verdict(request):
         asked = request.fields
         answers = asked["document"].startswith("Said") and asked["document"] != bad.positives[0]
         return outcome({"verdict": "answers" if answers else "does_not_answer"})
 
-    kept = judged(result.made, LLM(verdict), SETTINGS, Ledger())
-    assert [one.reason for one in kept.dropped] == ["judge_not_answered"]
-    assert {one.record.id for one in kept.made if not isinstance(one.record, Negative)} == new - {
-        bad.id
-    }
+    kept = check_relevance(result.records, LLM(verdict), SETTINGS, Ledger())
+    assert [one.reason for one in kept.dropped] == ["positive_not_relevant"]
+    assert {
+        one.record.id for one in kept.records if not isinstance(one.record, Negative)
+    } == new - {bad.id}
 
-    credulous = judged(
-        result.made, LLM(lambda _: outcome({"verdict": "answers"})), SETTINGS, Ledger()
+    credulous = check_relevance(
+        result.records, LLM(lambda _: outcome({"verdict": "answers"})), SETTINGS, Ledger()
     )
-    assert {one.reason for one in credulous.dropped} == {"judge_negative_answers"}
+    assert {one.reason for one in credulous.dropped} == {"negative_relevant"}
     assert len(credulous.dropped) == 3 + 1  # an augmentation brings its negative
 
-    silent = judged(
-        result.made, LLM(lambda _: Outcome(answer=None, failure="x")), SETTINGS, Ledger()
+    silent = check_relevance(
+        result.records, LLM(lambda _: ChatResult(answer=None, failure="x")), SETTINGS, Ledger()
     )
     assert silent.dropped == []
 
 
 def test_the_ledger_counts_what_was_paid_and_what_was_reused():
-    requests = planned(EXAMPLES, "retrieval", SETTINGS, seed=0)[:2]
+    requests = example_requests(EXAMPLES, "retrieval", SETTINGS, seed=0)[:2]
     ledger = Ledger()
     ledger.count(requests[0], outcome({}), refused=True)
     ledger.count(requests[1], outcome({}, reused=True), refused=False)
-    ledger.count(requests[1], Outcome(answer=None, failure="status 500"), refused=True)
+    ledger.count(requests[1], ChatResult(answer=None, failure="status 500"), refused=True)
 
     found = ledger.as_json()
 

@@ -6,7 +6,7 @@ from qzhou.config.recipe import parse_recipe
 from qzhou.data.records import Document, RetrievalExample
 from qzhou.data.storage import write_records
 from qzhou.run.run import Run
-from qzhou.synthesis.workload import dataset_plans, subjects_of
+from qzhou.synthesis.dataset_requests import dataset_requests, seed_examples
 
 STEPS = {"steps": 1, "learning_rate": 1e-5}
 
@@ -53,7 +53,7 @@ def techniques(plan):
 def test_a_dataset_above_the_limit_gets_neither_rewrites_nor_queries(tmp_path, capsys):
     run = run_with(tmp_path, {"at_limit": 4, "above": 5}, max_dataset_rows=4)
 
-    plans = {plan.name: plan for plan in dataset_plans(run)}
+    plans = {plan.name: plan for plan in dataset_requests(run)}
 
     assert techniques(plans["at_limit"]) == {"paraphrase": 2, "query_configuration": 3}
     assert (plans["above"].requests, plans["above"].documents) == ((), ())
@@ -64,8 +64,8 @@ def test_a_dataset_above_the_limit_gets_neither_rewrites_nor_queries(tmp_path, c
 def test_only_named_datasets_are_asked_about_and_the_others_still_pass_through(tmp_path):
     run = run_with(tmp_path, {"named": 4, "other": 4}, datasets=["named"])
 
-    plans = list(dataset_plans(run))
+    plans = list(dataset_requests(run))
 
     assert {plan.name: bool(plan.requests) for plan in plans} == {"named": True, "other": False}
-    assert {dataset for dataset, _ in subjects_of(run, plans)} == {"named"}
-    assert len(subjects_of(run, plans)) == 2 + 3
+    assert {dataset for dataset, _ in seed_examples(run, plans)} == {"named"}
+    assert len(seed_examples(run, plans)) == 2 + 3

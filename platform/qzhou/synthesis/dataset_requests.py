@@ -1,0 +1,107 @@
+"""The datasets of a run: the requests about each, and the file of its new records. No ray in here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from qzhou.data.records import EXAMPLE_TYPES, TASKS, Document, Drop, Example, Task
+from qzhou.data.storage import Folder, read_records, write_records
+from qzhou.run.run import Run
+from qzhou.synthesis.generation import SynthesisResult, corpus_requests, example_requests, merge
+from qzhou.synthesis.parsing import SeedExample
+from qzhou.synthesis.report import Report
+from qzhou.synthesis.techniques import SynthesisRequest
+from qzhou.telemetry.events import log_event
+
+REQUESTS_PER_GROUP = 100_000  # in the driver's memory at a time, with their answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetRequests:
+    """A dataset and the requests about it; its examples stay on disk."""
+
+    task: Task
+    name: str
+    requests: tuple[SynthesisRequest, ...] = ()
+    documents: tuple[Document, ...] = ()
+
+
+def dataset_requests(run: Run) -> Iterator[DatasetRequests]:
+    """Every dataset that has examples, or a corpus that gets queries."""
+    settings, transform = run.recipe.synthesis, run.folder / "transform"
+    for task in TASKS:
+        names = (transform / "examples" / task).folders()
+        wants_queries = task == "retrieval" and settings.is_on and settings.query_rows
+        corpora = (transform / "corpora").folders() if wants_queries else []
+        for name in dict.fromkeys([*names, *corpora]):
+            if settings.is_on and (not settings.datasets or name in settings.datasets):
+                yield _requests(run, task, name, has_corpus=name in corpora)
+            else:
+                yield DatasetRequests(task=task, name=name)
+
+
+def _requests(run: Run, task: Task, name: str, *, has_corpus: bool) -> DatasetRequests:
+    settings, seed = run.recipe.synthesis, run.recipe.run.seed
+    limit = settings.max_dataset_rows
+    examples = list(islice(_examples(run, task, name), limit + 1))
+    if len(examples) > limit:
+        log_event(
+            f"synthesis: {name} has more rows than synthesis.max_dataset_rows ({limit:,}) and is left alone",
+            "dataset_left_alone",
+            dataset=name,
+        )
+        return DatasetRequests(task=task, name=name)
+    requests = example_requests(examples, task, settings, seed=seed)
+    if not has_corpus:
+        return DatasetRequests(task=task, name=name, requests=requests)
+    corpus = read_records(run.folder / "transform" / "corpora" / name, Document)
+    documents, queries = corpus_requests(corpus, name, settings, seed=seed)
+    return DatasetRequests(task=task, name=name, requests=requests + queries, documents=documents)
+
+
+def groups(datasets: Iterator[DatasetRequests]) -> Iterator[list[DatasetRequests]]:
+    """Datasets whose requests are sent together: few rounds, each small enough for the driver's memory."""
+    group: list[DatasetRequests] = []
+    for dataset in datasets:
+        group.append(dataset)
+        if sum(len(one.requests) for one in group) >= REQUESTS_PER_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def seed_examples(run: Run, group: Sequence[DatasetRequests]) -> dict[tuple[str, str], SeedExample]:
+    """(dataset, id) -> the examples and documents that the requests are about."""
+    seeds: dict[tuple[str, str], SeedExample] = {}
+    for dataset in group:
+        wanted = {request.example_id for request in dataset.requests}
+        if wanted:
+            for example in _examples(run, dataset.task, dataset.name):
+                if example.id in wanted:
+                    seeds[dataset.name, example.id] = example
+            seeds |= {(dataset.name, document.id): document for document in dataset.documents}
+    return seeds
+
+
+def write_dataset(
+    run: Run, folder: Folder, dataset: DatasetRequests, result: SynthesisResult, report: Report
+) -> tuple[Counter[str], list[Drop]]:
+    """Write one dataset; returns its row counts and drops. A dataset without requests is copied row by row."""
+    record_type = EXAMPLE_TYPES[dataset.task]
+    target = folder / "examples" / dataset.task / dataset.name
+    examples = _examples(run, dataset.task, dataset.name)
+    if not dataset.requests:
+        return Counter(examples=write_records(target, examples, record_type)), []
+    merged, kept = merge(list(examples), result)
+    counts = Counter(examples=write_records(target, merged, record_type))
+    counts.update(f"by {one.request.technique}" for one in kept.records)
+    report.add(kept)
+    return counts, kept.dropped
+
+
+def _examples(run: Run, task: Task, name: str) -> Iterator[Example]:
+    return read_records(run.folder / "transform" / "examples" / task / name, EXAMPLE_TYPES[task])

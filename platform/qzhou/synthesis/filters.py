@@ -1,0 +1,67 @@
+"""Quality filters for texts that an LLM wrote: copies of the original, and scores of an encoder. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from qzhou.config.synthesis import FiltersSection
+
+NGRAM_TOKENS = 3
+SHORTEST_TOKENS = 6  # shorter texts have too few n-grams for a share
+
+_TOKEN = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W\u3040-\u30ff\u4e00-\u9fff]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Cosines of a new record by the teacher, an encoder; None where there is nothing to compare.
+
+    Attributes:
+        rewrite: Of a rewritten text and its original, the lowest of the record.
+        positive: Of query and positive.
+        negative: Of query and negative.
+        negative_of: Of query and the positive whose score the negative must stay below.
+    """
+
+    rewrite: float | None = None
+    positive: float | None = None
+    negative: float | None = None
+    negative_of: float | None = None
+
+    @property
+    def margin(self) -> float | None:
+        """How far the negative scores below the positive."""
+        if self.negative is None or self.negative_of is None:
+            return None
+        return self.negative_of - self.negative
+
+
+def copied_share(text: str, original: str) -> float:
+    """Share of the word trigrams of ``text`` that are in ``original`` too; characters of Chinese and kana are words."""
+    ngrams, originals = _ngrams(text), set(_ngrams(original))
+    return sum(ngram in originals for ngram in ngrams) / len(ngrams) if ngrams else 0.0
+
+
+def refused_by_scores(scores: Scores, filters: FiltersSection) -> tuple[str, str] | None:
+    """(reason, detail) why the teacher's scores refuse a record; None if they do not."""
+    rewrite, positive = scores.rewrite, scores.positive
+    lowest, highest = filters.min_rewrite_cosine, filters.max_rewrite_cosine
+    if rewrite is not None and lowest is not None and rewrite < lowest:
+        return "drifted", f"cosine to its original {rewrite:.3f}, below {lowest:g}"
+    if rewrite is not None and highest is not None and rewrite > highest:
+        return "too_alike", f"cosine to its original {rewrite:.3f}, above {highest:g}"
+    lowest = filters.min_positive_score
+    if positive is not None and lowest is not None and positive < lowest:
+        return "positive_too_far", f"query and positive score {positive:.3f}, below {lowest:g}"
+    if filters.negative_below_positive and scores.margin is not None and scores.margin <= 0:
+        scored = f"the negative scores {scores.negative:.3f}, the positive {scores.negative_of:.3f}"
+        return "negative_too_close", scored
+    return None
+
+
+def _ngrams(text: str) -> list[tuple[str, ...]]:
+    tokens = _TOKEN.findall(text.casefold())
+    if len(tokens) < SHORTEST_TOKENS:
+        return []
+    return list(zip(*(tokens[start:] for start in range(NGRAM_TOKENS)), strict=False))

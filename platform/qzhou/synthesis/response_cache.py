@@ -1,0 +1,110 @@
+"""The cache of LLM answers: a run never pays twice for the same request.
+
+JSON lines, keyed by the request. Each process writes files of its own. So a kill can tear only the last line of a
+file, and two attempts never write to the same file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import uuid
+from collections.abc import Collection, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qzhou.data.storage import Folder
+from qzhou.synthesis.chat import Answer
+
+RESPONSES = "responses"  # folder of the cache in the stage's folder
+KEY_COLUMNS = slice(9, 73)  # of the request's hash in a line: {"key": "...
+
+
+class ResponseCache:
+    """Answers by request key.
+
+    On a local filesystem an answer is on disk before :meth:`add` returns; answers that arrive together share one
+    ``fsync``. Object stores cannot append, so :meth:`flush` writes the new answers as one file.
+
+    Args:
+        folder: Of the cache.
+        read: Whether to load the answers that are there; ``False`` only adds to them.
+    """
+
+    def __init__(self, folder: Folder, *, read: bool = True) -> None:
+        self.folder = folder
+        answers = _read_answers(folder) if read else ()
+        self._answers = {answer.key: answer for answer in answers}
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        self._name = f"answers-{stamp}-{uuid.uuid4().hex[:8]}"
+        self._unwritten: list[Answer] = []
+        self._files_written = 0
+        self._committing: asyncio.Task[None] | None = None
+
+    def get(self, key: str) -> Answer | None:
+        """The answer to a request, or None."""
+        return self._answers.get(key)
+
+    async def add(self, answer: Answer) -> None:
+        """Keep an answer. On a local filesystem it survives a kill from here on."""
+        self._unwritten.append(answer)
+        if self.folder.is_local:
+            # One commit writes everything that waits; answers that come meanwhile take the next one.
+            while answer in self._unwritten:
+                if self._committing is None:
+                    self._committing = asyncio.create_task(self._commit())
+                await self._committing
+        self._answers[answer.key] = answer
+
+    def flush(self) -> None:
+        """Write the answers that an object store does not have yet, as one file."""
+        if self._unwritten and not self.folder.is_local:
+            lines = "".join(map(_line, self._unwritten))
+            self.folder.write_bytes(f"{self._name}-{self._files_written:06d}.jsonl", lines.encode())
+            self._unwritten.clear()
+            self._files_written += 1
+
+    async def _commit(self) -> None:
+        written = list(self._unwritten)
+        try:
+            await asyncio.to_thread(self._append, "".join(map(_line, written)))
+            del self._unwritten[: len(written)]
+        finally:
+            self._committing = None
+
+    def _append(self, lines: str) -> None:
+        path = Path(self.folder.path) / f"{self._name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(lines)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def cached_answers(folder: Folder, keys: Collection[str]) -> dict[str, Answer]:
+    """The cached answers to some requests, by their keys; holds one file at a time in memory."""
+    return {answer.key: answer for answer in _read_answers(folder, keys)}
+
+
+def totals(folder: Folder) -> tuple[int, float]:
+    """The number of answers in a cache, and their cost together."""
+    costs = {answer.key: answer.cost for answer in _read_answers(folder)}
+    return len(costs), sum(costs.values())
+
+
+def _line(answer: Answer) -> str:
+    return json.dumps(dataclasses.asdict(answer)) + "\n"  # ASCII: a kill cannot tear a character
+
+
+def _read_answers(folder: Folder, keys: Collection[str] | None = None) -> Iterator[Answer]:
+    for name in folder.files(".jsonl"):
+        for line in folder.read_bytes(name).decode("ascii", "replace").splitlines():
+            if keys is not None and line[KEY_COLUMNS] not in keys:
+                continue
+            try:
+                yield Answer(**json.loads(line))
+            except (ValueError, TypeError):
+                # A torn line was never counted as answered, so its request is sent again.
+                continue
