@@ -118,7 +118,10 @@ def synthetic_drifted(facts: Facts) -> CheckResult:
 
 def _count_below(facts: Facts, kind: str, counts: Sequence[int], floor: float) -> tuple[int, int]:
     """How many of a technique's records score below the floor, and how many there are."""
-    edges, limit = np.array(facts.synthesis["score_edges"]), facts.synthesis["filters"][DRIFTS[kind]]
+    edges, limit = (
+        np.array(facts.synthesis["score_edges"]),
+        facts.synthesis["filters"][DRIFTS[kind]],
+    )
     kept = np.array(counts)
     if limit is not None:
         kept = kept * (edges[1:] > limit)  # records below a quality filter were dropped

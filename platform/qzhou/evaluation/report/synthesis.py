@@ -51,7 +51,8 @@ def _blocks(files: RunFiles) -> Iterator[Block]:
     if ledger.get("rows"):
         yield _ledger(ledger)
         yield Text(
-            "Reused answers had been paid for before, by this run's response cache or an identical request. Cost is at the "
+            "Reused answers had been paid for before: by this run's response cache, or by an identical "
+            "request. Cost is at the "
             "recipe's prices."
         )
     if not techniques:
@@ -124,8 +125,8 @@ def _scores(name: str, scores: Content, report: Content) -> plots.Plot:
     limits = {}
     for key in scores:
         for limit in LIMITS.get(key, ()):
-            if report["gates"].get(limit) is not None:
-                limits[report["gates"][limit]] = SCORES[key][1]
+            if report["filters"].get(limit) is not None:
+                limits[report["filters"][limit]] = SCORES[key][1]
     shown = {}
     for key, (label, colour) in SCORES.items():
         if key in scores:
