@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from mteb.abstasks import (
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from qzhou.config.dataset import TaskKind
+from qzhou.data.languages import script_of
 from qzhou.data.records import (
     Document,
     Example,
@@ -32,21 +32,6 @@ from qzhou.data.records import (
 )
 
 SPLIT = "test"
-# mteb's BM25 cuts texts into words by the language of the task; those without spaces would be one word a clause. Latin
-# letters tell no language: they count as English, whose stop words and endings the baseline then goes by.
-SCRIPTS = {
-    "eng-Latn": "A-Za-z\u00c0-\u024f",
-    "cmn-Hans": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff",
-    "jpn-Jpan": "\u3040-\u30ff",
-    "kor-Hang": "\uac00-\ud7af",
-    "tha-Thai": "\u0e00-\u0e7f",
-    "rus-Cyrl": "\u0400-\u04ff",
-    "arb-Arab": "\u0600-\u06ff",
-    "ell-Grek": "\u0370-\u03ff",
-    "hin-Deva": "\u0900-\u097f",
-}
-LANGUAGE_TEXTS, LANGUAGE_CHARS = 2000, 200  # that the language is told by
-KANA_SHARE = 0.1  # of Japanese letters, which are mostly Chinese characters in names and headings
 TEXTS_PER_CLASS = 4  # two to train the judge's classifier on, two to test it
 MAIN_SCORES = {
     "Retrieval": "ndcg_at_10",
@@ -308,20 +293,6 @@ def not_judgeable(examples: Sequence[Example], kind: TaskKind) -> str:
     return ""
 
 
-def language_of(texts: Iterable[str]) -> str:
-    """The language that most letters of some texts are taken for, as mteb writes it: "cmn-Hans"."""
-    sample = "".join(
-        text[:LANGUAGE_CHARS] for text, _ in zip(texts, range(LANGUAGE_TEXTS), strict=False)
-    )
-    letters = {
-        language: len(re.findall(f"[{script}]", sample)) for language, script in SCRIPTS.items()
-    }
-    chinese, kana = letters["cmn-Hans"], letters["jpn-Jpan"]
-    if kana > KANA_SHARE * (kana + chinese):
-        letters["jpn-Jpan"] += letters.pop("cmn-Hans")
-    return max(letters, key=lambda language: letters[language])
-
-
 def sizes(task: Any) -> int:
     """What the score is a mean over: queries, pairs or test texts, of all subsets."""
     splits = task.metadata.eval_splits
@@ -344,7 +315,8 @@ def _task(kind: type, name: str, task_type: str, texts: Sequence[str], further: 
         modalities=["text"],
         category="t2t",
         eval_splits=[SPLIT],
-        eval_langs=[language_of(texts)],
+        # BM25 cuts words by it: Chinese and Japanese have no spaces between them
+        eval_langs=[script_of(texts)],
         main_score=MAIN_SCORES[task_type],
         dataset={"path": f"local/{name}", "revision": revision},
     )
