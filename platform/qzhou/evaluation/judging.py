@@ -21,7 +21,8 @@ import mteb
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt
 from qzhou.data.storage import Folder
-from qzhou.encoder import TextEncoder, load_encoder, load_teacher, stored_as
+from qzhou.encoder import TextEncoder, load_encoder, load_teacher
+from qzhou.encoder.vectors import VectorStore
 from qzhou.errors import DataError, QzhouError, first_line
 from qzhou.evaluation.candidates import BM25
 from qzhou.evaluation.instructions import prompt_of
@@ -31,7 +32,7 @@ from qzhou.evaluation.outcomes import items_of
 from qzhou.evaluation.plan import built, corpora, planned, task_name
 from qzhou.evaluation.tasks import sizes
 from qzhou.evaluation.texts import texts_of
-from qzhou.evaluation.vectors import VectorStore, run_rows
+from qzhou.evaluation.vectors import chunk_rows
 from qzhou.run.run import digest
 
 VERSION = 2  # of what is kept of a judged task
@@ -79,7 +80,7 @@ class Judge:
                     texts = documents_of(
                         corpus.select(range(first, min(first + store.rows, len(corpus))))
                     )
-                    store.vectors(model.encoder, [prompt.document(text) for text in texts])
+                    store.vectors([prompt.document(text) for text in texts])
             start, end = start - len(corpus), end - len(corpus)
         return int(store.encoded - before)
 
@@ -202,15 +203,14 @@ class Judge:
 
     def _encoder_of(self, candidate: Candidate) -> MtebEncoder:
         encoder = self._opened(candidate)
-        key = stored_as(encoder, self._folder / "vectors")
+        rows = chunk_rows(self._recipe.evaluation.split_documents)
+        store = VectorStore(self._folder / "vectors", encoder, rows=rows)
         return MtebEncoder(
             encoder,
             self._prompts,
             name=f"{self._recipe.run.name}-{candidate.name}",
-            revision=key,
-            store=VectorStore(
-                self._folder / "vectors", key, run_rows(self._recipe.evaluation.split_documents)
-            ),
+            revision=store.key,
+            store=store,
         )
 
     def _opened(self, candidate: Candidate) -> TextEncoder:
@@ -219,7 +219,11 @@ class Judge:
         if candidate.trained:
             with (self._run / candidate.spec).local_copy() as place:
                 return load_encoder(
-                    str(place), max_tokens=most, dtype=own.encodes_in, compiled=own.compiled
+                    str(place),
+                    max_tokens=most,
+                    dtype=own.encodes_in,
+                    library=own.arithmetic,
+                    compiled=own.compiled,
                 )
         model = own.model_copy(update={"max_document_tokens": most})
         return load_teacher(candidate.spec, model, api_key_env=settings.api_key_env)

@@ -15,6 +15,7 @@ from qzhou.cluster.session import our_error, session
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
+from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import DataError, first_line
 from qzhou.evaluation.candidates import BACKBONE, BM25, STAGE1, STAGE2, candidates
 from qzhou.evaluation.comparison import (
@@ -63,7 +64,7 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
         RegressionError: Stage 2 does not pass the gate.
     """
     refuse_other_training(recipe)
-    run = Run.open(recipe)
+    run = with_arithmetic(Run.open(recipe))
     if gate is not None:
         gate.look(run.folder)
     manifest = run.stage(
@@ -71,7 +72,7 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
         lambda folder: _work(run, folder),
         settings={
             "evaluation": recipe.evaluation.model_dump(),
-            "model": recipe.model.model_dump(),
+            "model": run.recipe.model.model_dump(),
             "prompts": {
                 dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets
             },

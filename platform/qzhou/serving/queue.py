@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from qzhou.encoder.batching import nearest_batch
+
 Content = TypeVar("Content")
 
 # budgets: among so many tokens of what is due next, a batch finds texts of like length
@@ -54,10 +56,11 @@ class TextQueue(Generic[Content]):
         return len(self._heap)
 
     def add(self, texts: Iterable[tuple[Content, int]], *, size: int) -> int:
-        """Let texts of a request wait, each with its tokens; gives back when they are due.
+        """The virtual finish time of a request, by which its texts now wait in the queue.
 
         Args:
-            size: Of the request, in tokens.
+            texts: Each with its number of tokens.
+            size: Tokens of the request.
         """
         due = self.computed + size
         for content, tokens in texts:
@@ -76,18 +79,10 @@ class TextQueue(Generic[Content]):
             return []
         room = min(self.budget, self._waiting // takers)
         window = self._window()
-        first = window[0]
-        batch, longest = [first], first.tokens
-        left = []
-        for entry in sorted(window[1:], key=lambda one: (abs(one.tokens - first.tokens), one)):
-            reach = max(longest, entry.tokens)
-            if (len(batch) + 1) * reach <= room:
-                batch.append(entry)
-                longest = reach
-            else:
-                left.append(entry)
-        for entry in left:
-            heapq.heappush(self._heap, entry)
+        taken_rows = nearest_batch([entry.tokens for entry in window], room)
+        batch = [window[row] for row in taken_rows]
+        for row in set(range(len(window))).difference(taken_rows):
+            heapq.heappush(self._heap, window[row])
         taken = sum(entry.tokens for entry in batch)
         self.computed += taken
         self._waiting -= taken

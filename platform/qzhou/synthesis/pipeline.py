@@ -20,6 +20,7 @@ from qzhou.config.api_keys import Keys
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Drop, Manifest
 from qzhou.data.storage import Folder, table_of, write_table
+from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import EndpointError
 from qzhou.run.run import Run
 from qzhou.synthesis.asker import Asker, outcome_of, throttle_of
@@ -149,7 +150,7 @@ def _asked(
     with session(ask(run.recipe, "synthesize")):
         result = written(requests, subjects, sender.ask, settings, ledger)
         if settings.gates.scores and result.made:
-            result = _scored(run.recipe, result, report)
+            result = _scored(with_arithmetic(run).recipe, result, report)
         if settings.gates.judge and result.made:
             verdict = judged(result.made, sender.ask, settings, ledger)
             result = Written(made=verdict.made, dropped=result.dropped + verdict.dropped)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qzhou.config.training import TrainingSection
 from qzhou.encoder import EmbeddingModel
-from qzhou.encoder.attention import PACKED, Packed, Padded, can_pack, opening_mask
+from qzhou.encoder.attention import PACKED, Packed, Padded, can_pack, soft_causal_mask
 from qzhou.training.deal import Ids
 
 CHECKPOINT_FILE, STATE_FILE = "checkpoint.pt", "state.json"
@@ -35,7 +35,7 @@ class Engine(Protocol):
         """Token ids of S texts to vectors [S, D]; with gradient where torch records one.
 
         Args:
-            openness: How far a causal mask has opened (:func:`qzhou.encoder.attention.opening_mask`); None: no mask.
+            openness: How far a causal mask has opened (:func:`qzhou.encoder.attention.soft_causal_mask`); None: no mask.
         """
         ...
 
@@ -88,7 +88,7 @@ class Batcher:
         padded = Padded.of(ids, self._device, pad_token=self._pad)
         if openness is None:
             return padded
-        bias = opening_mask(padded.attention_mask, openness, self._dtype)
+        bias = soft_causal_mask(padded.attention_mask, openness, self._dtype)
         return Padded(padded.input_ids, padded.attention_mask, bias)
 
 

@@ -26,6 +26,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.config.training import TrainingSection
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
+from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import QzhouError, TrainingError
 from qzhou.run.run import Run
 from qzhou.telemetry.events import say
@@ -66,7 +67,7 @@ def export(recipe: Recipe) -> Manifest:
 def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
     training = run.recipe.training
     settings = {
-        "recipe": run.recipe,
+        "recipe": with_arithmetic(run).recipe,
         "stage": stage,
         "run_folder": run.folder.uri,
         "mined": run.manifest("mine").making,

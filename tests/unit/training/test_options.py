@@ -7,7 +7,7 @@ import torch
 
 from qzhou.config.training import DistillationSection, LoraSection
 from qzhou.encoder import load_backbone
-from qzhou.encoder.attention import Padded, opening_mask
+from qzhou.encoder.attention import Padded, soft_causal_mask
 from qzhou.errors import TrainingError
 from qzhou.training.engine import TorchEngine
 from qzhou.training.lora import merged, with_adapters
@@ -63,7 +63,7 @@ def attended(tiny_qwen2, attention, openness=None):
     found = load_backbone(str(tiny_qwen2), attention=attention, dtype=torch.float32)
     texts = Padded.of(IDS, CPU, pad_token=found.tokenizer.pad_token_id)
     if openness is not None:
-        bias = opening_mask(texts.attention_mask, openness, torch.float32)
+        bias = soft_causal_mask(texts.attention_mask, openness, torch.float32)
         texts = Padded(texts.input_ids, texts.attention_mask, bias)
     with torch.no_grad():
         return found.model.eval()(texts)
@@ -81,7 +81,7 @@ def test_a_half_open_mask_halves_the_attention_to_later_tokens():
     """The formula in loops: weights are proportional to e^score, times the openness for later tokens."""
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 1, 4, 8)
-    mask = opening_mask(torch.tensor([[1, 1, 1, 0]]), 0.5, torch.float32)
+    mask = soft_causal_mask(torch.tensor([[1, 1, 1, 0]]), 0.5, torch.float32)
 
     found = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)[
         0, 0
