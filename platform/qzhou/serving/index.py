@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from qzhou.config.recipe import Recipe
-from qzhou.data.storage import Folder, read_table
+from qzhou.data.storage import Folder, read_table, row_count
 from qzhou.encoder.vectors import VectorStore
 from qzhou.serving.cache import key_of
 from qzhou.serving.outputs import Vectors
@@ -59,11 +59,16 @@ class EncodePart:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The number of a part to its rows and, as JSON, its vector files."""
-        part = self._parts[int(batch["id"][0])]
+        number = int(batch["id"][0])
+        rows = row_count(self._parts[number].folder, self._parts[number].name)
+        return {"id": batch["id"], "rows": [rows], "files": [json.dumps(self.files_of(number))]}
+
+    def files_of(self, number: int) -> list[str]:
+        """The files with the vectors of a part's documents, encoded unless they are there."""
+        part = self._parts[number]
         texts = [part.prefix + text for text in part.documents()["text"].to_pylist()]
         starts = range(0, len(texts), self._store.rows)
-        files = [self._store.file(texts[start : start + self._store.rows]) for start in starts]
-        return {"id": batch["id"], "rows": [len(texts)], "files": [json.dumps(files)]}
+        return [self._store.file(texts[start : start + self._store.rows]) for start in starts]
 
     @cached_property
     def _store(self) -> VectorStore:
