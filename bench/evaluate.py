@@ -51,10 +51,10 @@ SMALL = {"documents": 200, "rounds": 1}
 CANDIDATE = Candidate("model", MODEL)
 AGREES = 1e-3
 DATASETS: list[dict[str, Any]] = [
-    {"name": "search", "rule": "title_body", "judged_as": ["retrieval", "reranking"]},
+    {"name": "search", "rule": "title_body", "eval_tasks": ["retrieval", "reranking"]},
     {"name": "alike", "rule": "scored_pair"},
     {"name": "same", "rule": "binary_pair"},
-    {"name": "kinds", "rule": "labeled", "judged_as": ["classification", "clustering"]},
+    {"name": "kinds", "rule": "labeled", "eval_tasks": ["classification", "clustering"]},
 ]
 
 
@@ -64,10 +64,10 @@ def recipe_of(storage: Path, workers: int, split: int) -> Recipe:
         "run": {"name": "run", "storage": str(storage)},
         "model": {"backbone": MODEL, "max_document_tokens": MAX_TOKENS, "dtype": "float32"},
         "datasets": [
-            {"reader": "jsonl", "paths": ["unused"], "held_out_fraction": 1.0, **one}
+            {"reader": "jsonl", "paths": ["unused"], "eval_fraction": 1.0, **one}
             for one in DATASETS
         ],
-        "cluster": {"encoders": workers},
+        "cluster": {"encode_workers": workers},
         "evaluation": {"split_documents": split},
         "training": {"workers": 1, "stage1": stage, "stage2": stage},
     }
@@ -123,7 +123,7 @@ def ours(storage: Path, workers: int, split: int) -> Callable[[], tuple[float, d
     actors.warm_up(CANDIDATE)
 
     def turn() -> tuple[float, dict[str, float]]:
-        (run.folder / "evaluate").delete()
+        (run.folder / "evaluation").delete()
         started = time.perf_counter()
         scores, failed = actors.judged(Queue([CANDIDATE], plans, split))
         seconds = time.perf_counter() - started

@@ -77,7 +77,7 @@ def one_seed(
             theirs(recipe, scale, threads, folder)
         peers += ["--evaluation.models", str(folder)]
     job("evaluate", [*words, *peers])
-    rows = (Run.at(recipe).folder / "evaluate").read_json("comparison.json")["rows"]
+    rows = (Run.at(recipe).folder / "evaluation").read_json("comparison.json")["rows"]
     return {row["model"]: row["score"] for row in rows if row["task"] == TASK}
 
 
@@ -85,7 +85,7 @@ def rows_of(recipe: Recipe) -> DatasetDict:
     """The rows of stage 1: each retrieval dataset's mined triples."""
     found = {}
     for dataset in recipe.datasets:
-        folder = Run.at(recipe).folder / "mine" / "examples" / "retrieval" / dataset.name
+        folder = Run.at(recipe).folder / "mining" / "examples" / "retrieval" / dataset.name
         rows = list(read_records(folder, RetrievalExample)) if folder.exists() else []
         triples = [
             (row.query, row.positives[0], row.negatives[0].text) for row in rows if row.negatives

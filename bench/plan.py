@@ -53,7 +53,7 @@ reader = "jsonl"
 rule = "question_answer"
 paths = ["{data}"]
 columns = {{ query = "question", positive = "answer" }}
-held_out_fraction = 0.1
+eval_fraction = 0.1
 max_rows = 500
 
 [synthesis]
@@ -61,7 +61,7 @@ endpoint = "builtin"
 paraphrase_rows = 40
 
 [synthesis.gates]
-max_copied = 1.0
+max_ngram_overlap = 1.0
 
 [mining]
 rank_from = 1

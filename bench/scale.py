@@ -72,7 +72,7 @@ def recipe_of(stage: str, storage: Path, nodes: int) -> Recipe:
     if stage == "transform":
         search |= {"rule": "question_answer", "paths": [str(storage / "rows.jsonl")]}
     if stage == "evaluate":
-        search |= {"held_out_fraction": 1.0}
+        search |= {"eval_fraction": 1.0}
     content = {
         "run": {"name": "run", "storage": str(storage)},
         "model": {
@@ -82,7 +82,7 @@ def recipe_of(stage: str, storage: Path, nodes: int) -> Recipe:
             "dtype": "float32",
         },
         "datasets": [search],
-        "cluster": {"encoders": nodes, "transform": {"max_workers": nodes}},
+        "cluster": {"encode_workers": nodes, "transform": {"max_workers": nodes}},
         "mining": {"rank_from": 1, "rank_to": 20, "negatives_per_query": 2},
         "training": {"workers": 1, "negatives_per_query": 1, "stage1": steps, "stage2": steps},
     }
@@ -98,7 +98,7 @@ def write_inputs(stage: str, storage: Path, rows: int) -> None:
     if stage == "evaluate":
         write_examples(run / "transform" / "held_out", rows)
         for number, trained in enumerate(("stage1", "stage2"), 1):
-            write_model(storage / "run" / "train" / trained / "model", 1 + number / 1000)
+            write_model(storage / "run" / "training" / trained / "model", 1 + number / 1000)
     else:
         vocabulary = load_encoder(MODEL, max_tokens=8, dtype="float32").tokenizer.get_vocab()
         queries, bodies = made_up_texts(vocabulary, rows // 4, rows)
@@ -107,14 +107,21 @@ def write_inputs(stage: str, storage: Path, rows: int) -> None:
             for n, query in enumerate(queries)
         ]
         write_records(
-            run / "synthesize" / "examples" / "retrieval" / "search", examples, RetrievalExample
+            run / "synthesis" / "examples" / "retrieval" / "search", examples, RetrievalExample
         )
         documents = [Document(id=f"d{n}", text=body) for n, body in enumerate(bodies)]
         # a file each, so that few rows occupy as many encoders as many rows do
         for part in range(max(NODES)):
             share = table_of(documents[part :: max(NODES)], Document)
             write_table(run / "transform" / "corpora" / "search", f"part-{part:06d}.parquet", share)
-    for finished in ("transform", "synthesize", "mine", "train/stage1", "train/stage2", "model"):
+    for finished in (
+        "transform",
+        "synthesize",
+        "mine",
+        "training/stage1",
+        "training/stage2",
+        "model",
+    ):
         manifest = {
             "stage": finished,
             "fingerprint": finished,

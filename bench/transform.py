@@ -39,7 +39,7 @@ from rich.table import Table
 from qzhou.cluster.session import session
 from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe, parse_recipe
-from qzhou.data.records import RetrievalExample, text_key
+from qzhou.data.records import RetrievalExample, normalized_text
 from qzhou.data.storage import table_of
 from qzhou.transform.convert import Converter
 from qzhou.transform.dedup import text_digest
@@ -157,7 +157,9 @@ def dataset_of(path: Path) -> Dataset:
 
 
 def identity(example: Any) -> bytes:
-    return text_digest(text_key(example.query), *sorted(map(text_key, example.positives)))
+    return text_digest(
+        normalized_text(example.query), *sorted(map(normalized_text, example.positives))
+    )
 
 
 class PeakMemory:

@@ -8,7 +8,7 @@ from qzhou.config.recipe import Recipe
 
 
 def run(recipe: Recipe) -> None:
-    from qzhou.cluster.resources import asks_of_pipeline
+    from qzhou.cluster.resources import resources_of_pipeline
     from qzhou.cluster.session import session
     from qzhou.evaluation.pipeline import evaluate
     from qzhou.evaluation.texts import task_texts
@@ -21,7 +21,7 @@ def run(recipe: Recipe) -> None:
 
     # a wrong name costs seconds here, and hours later
     resolve_all(recipe.model.backbone, recipe.mining.teacher)
-    with session(*asks_of_pipeline(recipe)):
+    with session(*resources_of_pipeline(recipe)):
         transform(recipe, task_texts)
         synthesize(recipe)
         mine(recipe)

@@ -10,11 +10,11 @@ from qzhou.config.recipe import Recipe
 def run(recipe: Recipe) -> None:
     from qzhou.evaluation.report import PAGE, write_report
     from qzhou.run.run import Run
-    from qzhou.telemetry.events import show
+    from qzhou.telemetry.events import print_block
 
     found = Run.find(recipe)
     write_report(found)
-    show(
+    print_block(
         f"report:  {found.folder.uri}/{PAGE}",
         "report",
         "written",

@@ -30,7 +30,7 @@ from qzhou.errors import SetupError
 from qzhou.run.run import Run
 from qzhou.serving.pipeline import application
 from qzhou.serving.port import check_port, open_port
-from qzhou.telemetry.events import say, show
+from qzhou.telemetry.events import log_event, print_block
 
 READY_TIMEOUT_S = 60.0
 CLOSING_S = 3.0  # what takes longer is answered too, by the old HAProxy and a replica that drains
@@ -84,8 +84,12 @@ def serve_until_stopped(recipe: Recipe) -> None:
             address = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
             if not joining:
                 _wait_until_ready(address)
-            show(
-                _welcome(address, recipe), "serve", "ready", address=address, model=recipe.run.name
+            print_block(
+                _welcome(address, recipe),
+                "serving",
+                "ready",
+                address=address,
+                model=recipe.run.name,
             )
             while not asked.stop.is_set():
                 asked.anything.wait()
@@ -93,7 +97,7 @@ def serve_until_stopped(recipe: Recipe) -> None:
                 if asked.update.is_set() and not asked.stop.is_set():
                     asked.update.clear()
                     _update(recipe)
-            say("serve: stopping", "stopping")
+            log_event("serve: stopping", "stopping")
             _close_the_door(scratch)
 
 
@@ -169,9 +173,9 @@ def _serving(recipe: Recipe, model: str, *, joining: bool) -> Iterator[None]:
 
 def _update(recipe: Recipe) -> None:
     """Take the run's model into service as it is now; the one that is served leaves when the new one answers."""
-    say("serve: taking the run's model into service as it is now", "updating")
+    log_event("serve: taking the run's model into service as it is now", "updating")
     serve.run(application(recipe, trained_model(recipe)), name=recipe.run.name, logging_config=LOGS)
-    say("serve: updated", "updated")
+    log_event("serve: updated", "updated")
 
 
 def _serve_is_running() -> bool:

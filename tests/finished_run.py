@@ -18,7 +18,15 @@ FIELDS = {
     "pair": ("text_a", "text_b"),
     "classification": ("text",),
 }
-STAGES = ("transform", "synthesize", "mine", "train/stage1", "train/stage2", "model", "evaluate")
+STAGES = (
+    "transform",
+    "synthesis",
+    "mining",
+    "training/stage1",
+    "training/stage2",
+    "model",
+    "evaluation",
+)
 EDGES = [round(-0.2 + 0.03 * place, 3) for place in range(41)]
 MODELS = {"bm25": 0.0, "backbone": 0.02, "stage1": 0.05, "stage2": 0.08}
 TASKS = {
@@ -34,16 +42,16 @@ def fill(run: Run, *, steps: int = 120) -> None:
     chance = random.Random(7)
     folder = run.folder
     (folder / "transform").create().write_json("report.json", transform_report(chance))
-    place = (folder / "synthesize").create()
+    place = (folder / "synthesis").create()
     place.write_json("report.json", synthesis_report(chance))
     place.write_json("ledger.json", ledger())
-    (folder / "mine").create().write_json("report.json", mining_report(chance))
+    (folder / "mining").create().write_json("report.json", mining_report(chance))
     for number, stage in enumerate(("stage1", "stage2")):
         lines = [json.dumps(metrics(chance, number, step, steps)) for step in range(steps)]
-        (folder / "train" / stage).create().write_bytes(
+        (folder / "training" / stage).create().write_bytes(
             "metrics.jsonl", ("\n".join(lines) + "\n").encode()
         )
-    place = (folder / "evaluate").create()
+    place = (folder / "evaluation").create()
     place.write_json("comparison.json", comparison())
     place.write_json("diagnosis.json", diagnosis())
     for number, stage in enumerate(STAGES):
@@ -267,7 +275,7 @@ def diagnosis() -> dict:
         {
             "sign": "classification_poor",
             "says": "Stage 2 is worse than the untouched backbone on docs_package.",
-            "evidence": "evaluate/comparison.json: stage2 - backbone = -0.0240, 95 % from -0.0540 to +0.0060",
+            "evidence": "evaluation/comparison.json: stage2 - backbone = -0.0240, 95 % from -0.0540 to +0.0060",
             "setting": "lower training.stage2.retrieval_share (now 0.72)",
         }
     ]
@@ -279,8 +287,8 @@ def diagnosis() -> dict:
 
 def manifest(stage: str, number: int) -> dict:
     inputs = {
-        "train/stage2": {"mine": "print-2", "stage1": "an-older-one"},
-        "mine": {"transform": "print-0"},
+        "training/stage2": {"mining": "print-2", "stage1": "an-older-one"},
+        "mining": {"transform": "print-0"},
     }
     outputs = {
         "transform": {
@@ -289,7 +297,7 @@ def manifest(stage: str, number: int) -> dict:
             "held-out examples": 9000,
         }
     }
-    outputs["synthesize"] = {"examples": 43232, "by paraphrase": 232, "dropped": 96}
+    outputs["synthesis"] = {"examples": 43232, "by paraphrase": 232, "dropped": 96}
     return {
         "stage": stage, "fingerprint": f"print-{number}", "inputs": inputs.get(stage, {}),
         "outputs": outputs.get(stage, {"steps": 120}), "settings": {}, "code_version": f"code-{number}",

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from qzhou.cli.job import errors_for_people
 from qzhou.errors import SetupError
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 
 HERE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
@@ -121,14 +121,16 @@ def run(found: Mapping[str, str | None], ports: Ports) -> None:
                 words, env=os.environ | environment, start_new_session=True
             )
             stack.callback(_end, running[name])
-        say(
+        log_event(
             f"dashboards: Prometheus {ports.source}, alerts {ports.source}/alerts; Ctrl-C ends it",
             "prometheus_started",
         )
         if "grafana" in running:
-            say(f"dashboards: Grafana http://{HOST}:{ports.grafana}/dashboards", "grafana_started")
+            log_event(
+                f"dashboards: Grafana http://{HOST}:{ports.grafana}/dashboards", "grafana_started"
+            )
         else:
-            say(f"dashboards: {NO_GRAFANA}", "grafana_missing", level="warning")
+            log_event(f"dashboards: {NO_GRAFANA}", "grafana_missing", level="warning")
         while all(one.poll() is None for one in running.values()):
             time.sleep(0.2)
         ended = next(name for name, one in running.items() if one.poll() is not None)
@@ -173,7 +175,7 @@ def main() -> None:
             }
             run(programs, Ports(chosen.prometheus_port, chosen.grafana_port))
         except KeyboardInterrupt:
-            say("dashboards: ended", "ended")
+            log_event("dashboards: ended", "ended")
 
 
 if __name__ == "__main__":

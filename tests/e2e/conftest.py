@@ -26,7 +26,7 @@ rule = "question_answer"
 paths = ["{data}/facts.jsonl"]
 columns = {{ query = "question", positive = "answer" }}
 instruction = "Find the answer"
-held_out_fraction = 0.25
+eval_fraction = 0.25
 
 [[datasets]]
 name = "alike"
@@ -34,7 +34,7 @@ reader = "csv"
 rule = "scored_pair"
 paths = ["{data}/alike.csv"]
 columns = {{ text_a = "0", text_b = "1", score = "2" }}
-held_out_fraction = 0.25
+eval_fraction = 0.25
 
 [[datasets]]
 name = "kinds"
@@ -42,7 +42,7 @@ reader = "parquet"
 rule = "labeled"
 paths = ["{data}/kinds.parquet"]
 columns = {{ text = "text", label = "kind" }}
-held_out_fraction = 0.5
+eval_fraction = 0.5
 
 [synthesis]
 endpoint = "builtin"
@@ -51,7 +51,7 @@ augment_rows = 5
 hard_negative_rows = 20
 
 [synthesis.gates]
-max_copied = 1.0       # rules change words where they stand
+max_ngram_overlap = 1.0       # rules change words where they stand
 scores = false         # a random backbone judges nothing
 
 [mining]

@@ -103,7 +103,7 @@ def test_nodes_come_with_the_pipeline_and_go_when_it_is_over(cluster, write_reci
 
 
 def test_what_no_node_type_can_give_is_refused_before_one_is_started(cluster, write_recipe):
-    done = run("jobs/pipeline.py", write_recipe(), "--cluster.train.cpus", "3", **cluster)
+    done = run("jobs/pipeline.py", write_recipe(), "--cluster.training.cpus", "3", **cluster)
 
     assert done.status == 2
     assert (

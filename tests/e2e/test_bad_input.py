@@ -201,7 +201,7 @@ def test_an_endpoint_that_is_down_keeps_what_is_there_and_says_how_to_go_on(reci
     assert "the same command goes on" in message
     run_folder = recipe.parent / "runs" / "tiny"
     assert json.loads((run_folder / "transform" / "manifest.json").read_text())["outputs"]
-    assert not (run_folder / "synthesize" / "manifest.json").exists()
+    assert not (run_folder / "synthesis" / "manifest.json").exists()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ baseline = "half"
 trials_at_once = 2
 
 [settings]
-cluster = { encoders = 1 }
+cluster = { encode_workers = 1 }
 evaluation = { bm25 = false }
 training = { workers = 1, stage1.steps = 4, stage2.steps = 8, save_every_steps = 2 }
 
@@ -35,11 +35,11 @@ settings = { "training.stage2.retrieval_share" = 0.9 }
 TRIALS = ("half-seed1", "most-seed1")
 MADE = {  # how many of the trials make a stage themselves
     "transform": 1,
-    "synthesize": 1,
-    "mine": 1,
-    "train/stage1": 1,
-    "train/stage2": 2,
-    "evaluate": 2,
+    "synthesis": 1,
+    "mining": 1,
+    "training/stage1": 1,
+    "training/stage2": 2,
+    "evaluation": 2,
 }
 WAIT_S = 240
 
@@ -58,7 +58,7 @@ def killed_in_stage2(words: tuple[str | Path, ...], storage: Path) -> str:
     """What the command printed until it was killed."""
     process = start(*words)
     deadline = time.monotonic() + WAIT_S
-    while not list(storage.glob("eta/*/train/stage2/started.json")):
+    while not list(storage.glob("eta/*/training/stage2/started.json")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, f"no trial has come to stage 2 after {WAIT_S} s"
         time.sleep(0.1)

@@ -48,7 +48,7 @@ def recipe(s3, write_recipe):
 def test_a_killed_run_on_s3_goes_on_and_leaves_a_model_that_loads(s3, recipe):
     folder = Run.at(load_recipe(str(recipe), [])).folder
     first = start("jobs/pipeline.py", recipe)
-    checkpoints = folder / "train" / "stage2" / "checkpoints"
+    checkpoints = folder / "training" / "stage2" / "checkpoints"
     deadline = time.monotonic() + 400
     while not any("step_" in name for name in checkpoints.folders()):
         assert first.poll() is None, first.communicate()
@@ -66,10 +66,10 @@ def test_a_killed_run_on_s3_goes_on_and_leaves_a_model_that_loads(s3, recipe):
     )
     steps = [
         json.loads(line)["step"]
-        for line in folder.read_bytes("train/stage2/metrics.jsonl").splitlines()
+        for line in folder.read_bytes("training/stage2/metrics.jsonl").splitlines()
     ]
     assert steps == list(range(10))
-    assert {"model", "evaluate", "transform", "train"} <= set(folder.folders())
+    assert {"model", "evaluation", "transform", "training"} <= set(folder.folders())
     assert folder.exists("report.html")
     assert (
         "a-secret-that-nobody-should-see"

@@ -47,7 +47,7 @@ def write_data(folder: Path) -> None:
         "judgements.tsv": judgements,
     }
     for name, text in files.items():
-        assert f"mine/{name}" in OWN_DATA
+        assert f"mining/{name}" in OWN_DATA
         (folder / name).write_text(text, "utf-8")
 
 
@@ -56,8 +56,8 @@ def checkout(tmp_path_factory):
     """Looks like the root of the project, and holds the reader's files."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "jobs").symlink_to(ROOT / "jobs")
-    (folder / "mine").mkdir()
-    write_data(folder / "mine")
+    (folder / "mining").mkdir()
+    write_data(folder / "mining")
     (recipe,) = blocks(OWN_DATA, "toml")
     (folder / "support.toml").write_text(recipe, "utf-8")
     return folder

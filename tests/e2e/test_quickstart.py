@@ -20,7 +20,7 @@ def quickstart(tmp_path_factory):
 
 
 def test_training_gains_on_held_out_modules(quickstart):
-    rows = json.loads((quickstart / "evaluate" / "comparison.json").read_text("utf-8"))["rows"]
+    rows = json.loads((quickstart / "evaluation" / "comparison.json").read_text("utf-8"))["rows"]
     score = {row["model"]: row["score"] for row in rows if row["metric"] == "ndcg_at_10"}
 
     assert set(score) == {"bm25", "backbone", "stage1", "stage2"}

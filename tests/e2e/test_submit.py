@@ -77,11 +77,13 @@ def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(
 
     first = start("jobs/submit.py", *longer, "--job", "train", **token)
     wait_until(
-        lambda: not (run_folder / "train" / "stage2" / "manifest.json").exists(), first, seconds=180
+        lambda: not (run_folder / "training" / "stage2" / "manifest.json").exists(),
+        first,
+        seconds=180,
     )
     second = run("jobs/submit.py", *longer, **token)
     status = run("jobs/submit.py", *words, "--status", **token)
-    wait_until((run_folder / "train" / "stage2" / "checkpoints").exists, first, seconds=180)
+    wait_until((run_folder / "training" / "stage2" / "checkpoints").exists, first, seconds=180)
     stopped = run("jobs/submit.py", *words, "--stop", **token)
     said, _ = first.communicate(timeout=60)
     done_before = len(steps_in(run_folder))
@@ -113,7 +115,7 @@ def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(
 
 
 def steps_in(run_folder: Path) -> list[str]:
-    file = run_folder / "train" / "stage2" / "metrics.jsonl"
+    file = run_folder / "training" / "stage2" / "metrics.jsonl"
     return file.read_text().splitlines() if file.exists() else []
 
 

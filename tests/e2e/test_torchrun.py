@@ -26,7 +26,7 @@ def torchrun(ranks, recipe, storage):
 
 
 def losses(storage, stage):
-    lines = (storage / "tiny" / "train" / stage / "metrics.jsonl").read_text().splitlines()
+    lines = (storage / "tiny" / "training" / stage / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
 
@@ -34,12 +34,12 @@ def test_killed_ranks_go_on_in_another_number_and_end_where_ray_train_does(submi
     recipe, _ = submitted
     with_ray, without = recipe.parent / "runs", tmp_path / "runs"
     shutil.copytree(with_ray, without)
-    shutil.rmtree(without / "tiny" / "train")
+    shutil.rmtree(without / "tiny" / "training")
 
     first = start(*torchrun(2, recipe, without))
     deadline = time.monotonic() + WAIT_S
     while not list(
-        (without / "tiny" / "train" / "stage2").glob("torchrun_checkpoints/*/complete.json")
+        (without / "tiny" / "training" / "stage2").glob("torchrun_checkpoints/*/complete.json")
     ):
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < deadline
@@ -50,13 +50,13 @@ def test_killed_ranks_go_on_in_another_number_and_end_where_ray_train_does(submi
     done = run(*torchrun(1, recipe, without))
 
     assert done.status == 0, done.text
-    assert "train/stage1: unchanged since" in done.out
-    assert "train/stage2: resumed with what an earlier attempt had finished" in done.out
-    assert "train: stage2: continues after step " in done.out
+    assert "training/stage1: unchanged since" in done.out
+    assert "training/stage2: resumed with what an earlier attempt had finished" in done.out
+    assert "training: stage2: continues after step " in done.out
     for stage in ("stage1", "stage2"):
         assert losses(without, stage) == pytest.approx(losses(with_ray, stage), rel=1e-3), stage
     again = run("jobs/train.py", recipe, "--run.storage", without)
-    assert "train/stage2: unchanged since" in again.out, "both ways make the same run"
+    assert "training/stage2: unchanged since" in again.out, "both ways make the same run"
 
 
 def test_a_mistake_is_said_by_the_ranks(submitted, tmp_path):

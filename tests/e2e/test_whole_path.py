@@ -13,7 +13,15 @@ import numpy as np
 
 from tests.e2e.commands import run, start
 
-STAGES = ("transform", "synthesize", "mine", "train/stage1", "train/stage2", "model", "evaluate")
+STAGES = (
+    "transform",
+    "synthesis",
+    "mining",
+    "training/stage1",
+    "training/stage2",
+    "model",
+    "evaluation",
+)
 WAIT_S = 240
 
 
@@ -22,12 +30,12 @@ def folder_of(recipe: Path) -> Path:
 
 
 def metrics_of(folder: Path, stage: str) -> list[dict]:
-    lines = (folder / "train" / stage / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "training" / stage / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
 def rows_of(recipe: Path) -> list[dict]:
-    return json.loads((folder_of(recipe) / "evaluate" / "comparison.json").read_text())["rows"]
+    return json.loads((folder_of(recipe) / "evaluation" / "comparison.json").read_text())["rows"]
 
 
 def test_a_submitted_run_says_what_it_does_and_where_things_are(submitted):
@@ -120,7 +128,7 @@ def test_synthetic_rows_say_who_wrote_them(submitted):
 
     recipe, _ = submitted
 
-    examples = folder_of(recipe) / "synthesize" / "examples"
+    examples = folder_of(recipe) / "synthesis" / "examples"
     rows = [
         row for folder in sorted(examples.glob("*/*")) for row in pq.read_table(folder).to_pylist()
     ]
@@ -180,7 +188,7 @@ def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(submitted, tm
     longer = ("--run.storage", tmp_path / "runs", "--training.stage2.steps", "400")
     running = start("jobs/train.py", recipe, *longer)
     wait_for(
-        tmp_path / "runs" / "tiny" / "train" / "stage2" / "checkpoints", "step_000004", running
+        tmp_path / "runs" / "tiny" / "training" / "stage2" / "checkpoints", "step_000004", running
     )
 
     running.send_signal(signal.SIGINT)
@@ -201,9 +209,11 @@ def test_another_setting_redoes_its_stage_alone_and_keeps_the_stale_output(submi
     )
 
     assert done.status == 0, done.text
-    assert "train/stage1: unchanged since" in done.out
-    assert "train/stage2: settings, code or inputs changed; the stale output is kept in" in done.out
-    assert re.search(r"train/stage2: done in .* \(3 steps\)", done.out)
+    assert "training/stage1: unchanged since" in done.out
+    assert (
+        "training/stage2: settings, code or inputs changed; the stale output is kept in" in done.out
+    )
+    assert re.search(r"training/stage2: done in .* \(3 steps\)", done.out)
     assert len(metrics_of(folder, "stage2")) == 3
     (stale,) = (folder / "stale").iterdir()
     assert (stale / "model" / "model.safetensors").exists()

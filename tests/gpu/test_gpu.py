@@ -49,7 +49,7 @@ def assert_same_on_the_cpu(found, expected):
 
 
 def test_each_loss_has_the_gradient_of_the_cpu_direct_and_cached(make_recipe, tiny_qwen2):
-    recipe = three_tasks(make_recipe, chunk_tokens=CHUNK_TOKENS)
+    recipe = three_tasks(make_recipe, micro_batch_tokens=CHUNK_TOKENS)
     engine, tokenizer = engine_of(recipe, tiny_qwen2)
 
     assert_same_on_the_cpu(
@@ -76,7 +76,7 @@ def gradient_rank(rank, world, port, recipe, folder, out):
 def test_ranks_have_the_gradient_of_one(make_recipe, tiny_qwen2, tmp_path, world):
     if world > GPUS:
         pytest.skip(f"{GPUS} GPUs")
-    recipe = three_tasks(make_recipe, chunk_tokens=CHUNK_TOKENS)
+    recipe = three_tasks(make_recipe, micro_batch_tokens=CHUNK_TOKENS)
 
     out = tmp_path / "gradients.pt"
     multiprocessing.spawn(
@@ -103,7 +103,7 @@ def test_deepspeed_trains_like_plain_torch(make_recipe, tiny_qwen2, zero_stage):
     from qzhou.training.deepspeed_engine import DeepSpeedEngine
 
     recipe = three_tasks(
-        make_recipe, zero_stage=zero_stage, chunk_tokens=CHUNK_TOKENS, held_tokens=1
+        make_recipe, zero_stage=zero_stage, micro_batch_tokens=CHUNK_TOKENS, activation_tokens=1
     )
     found = model_of(tiny_qwen2)
     theirs = DeepSpeedEngine(found.model, found.tokenizer, recipe.training, torch.device("cuda"))

@@ -101,7 +101,7 @@ def gradients(engine, recipe, tokenizer, of_weights, temperatures=TEMPERATURES, 
         ids = token_ids(
             tokenizer, [t for b in batches for _, texts in b.kinds for t in texts], max_tokens=64
         )
-        dealt = deal(ids, rank=engine.rank, world=engine.world, chunk_tokens=CHUNK_TOKENS)
+        dealt = deal(ids, rank=engine.rank, world=engine.world, micro_batch_tokens=CHUNK_TOKENS)
         backward(
             dealt, engine.forward, engine.backward, partial(of_batches, batches, training),
             rank=engine.rank, held=HELD[way],

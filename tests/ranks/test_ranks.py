@@ -147,7 +147,7 @@ ZERO_STAGES = (0, 1, 2, 3)
 def on_two_ranks(tmp_path_factory, tiny_qwen2):
     """For each ZeRO stage its recipe, and what DeepSpeed made of it on two ranks."""
     out = tmp_path_factory.mktemp("two_ranks")
-    settings = {"chunk_tokens": CHUNK_TOKENS, "held_tokens": 1}
+    settings = {"micro_batch_tokens": CHUNK_TOKENS, "activation_tokens": 1}
     recipes = {one: three_tasks(recipe_in(out), zero_stage=one, **settings) for one in ZERO_STAGES}
     spawn(deepspeed_rank, 2, recipes, tiny_qwen2, out)
     return {one: (recipe, torch.load(out / f"trained{one}.pt")) for one, recipe in recipes.items()}
@@ -177,14 +177,15 @@ def test_every_option_trains_with_deepspeed_on_two_ranks_as_with_plain_torch_on_
     options = [
         {"zero_stage": 3, "lora": LoraSection(rank=4)},
         {"zero_stage": 2, "offload_optimizer": True},
-        {"zero_stage": 3, "gradient_checkpointing": True, "held_tokens": 1},
+        {"zero_stage": 3, "gradient_checkpointing": True, "activation_tokens": 1},
         {
             "zero_stage": 1,
             "distillation": DistillationSection(teacher=str(tiny_bert), temperature=0.5),
         },
     ]
     recipes = [
-        three_tasks(recipe_in(tmp_path), chunk_tokens=CHUNK_TOKENS, **option) for option in options
+        three_tasks(recipe_in(tmp_path), micro_batch_tokens=CHUNK_TOKENS, **option)
+        for option in options
     ]
 
     spawn(options_rank, 2, recipes, tiny_qwen2, tmp_path)

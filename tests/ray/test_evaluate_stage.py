@@ -48,10 +48,10 @@ DATASETS = [
         "name": "docs",
         "rule": "title_body",
         "instruction": "find",
-        "judged_as": ["retrieval", "reranking"],
+        "eval_tasks": ["retrieval", "reranking"],
     },
     {"name": "alike", "rule": "scored_pair"},
-    {"name": "kinds", "rule": "labeled", "judged_as": ["classification", "clustering"]},
+    {"name": "kinds", "rule": "labeled", "eval_tasks": ["classification", "clustering"]},
 ]
 TASKS = {"docs", "docs_reranking", "alike", "kinds", "kinds_clustering"}
 OWN = ("backbone", "stage1", "stage2")
@@ -98,12 +98,12 @@ def write_inputs(run: Folder, tiny_qwen2: Path) -> None:
     ]
     write_records(held_out / "classification" / "kinds", texts, LabeledExample)
     for stage, spec in (("stage1", str(tiny_qwen2)), ("stage2", MINILM)):
-        place = (run / "train" / stage / "model").create()
+        place = (run / "training" / stage / "model").create()
         one = load_encoder(spec, max_tokens=48, dtype="float32")
         save_sentence_transformer(
             one.model, one.tokenizer, Path(place.path), max_tokens=48, prompts={}
         )
-    for stage in ("transform", "train/stage2"):
+    for stage in ("transform", "training/stage2"):
         done = Manifest(
             stage=stage, fingerprint=stage, inputs={}, outputs={}, settings={}, code_version="c",
             finished_at="today", wall_s=0.0,
@@ -113,7 +113,7 @@ def write_inputs(run: Folder, tiny_qwen2: Path) -> None:
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory, tiny_qwen2):
-    folder = tmp_path_factory.mktemp("evaluate")
+    folder = tmp_path_factory.mktemp("evaluation")
     write_inputs(Folder.open(str(folder)) / "run", tiny_qwen2)
     return folder
 
@@ -130,7 +130,7 @@ def recipe(make_recipe, storage, tiny_qwen2):
                     "max_document_tokens": 48,
                 },
                 "datasets": [
-                    {"reader": "jsonl", "paths": ["unused"], "held_out_fraction": 0.5, **one}
+                    {"reader": "jsonl", "paths": ["unused"], "eval_fraction": 0.5, **one}
                     for one in DATASETS
                 ],
                 "evaluation": {"split_documents": 25},
@@ -142,7 +142,7 @@ def recipe(make_recipe, storage, tiny_qwen2):
 
 
 def stage(recipe) -> Path:
-    return Path(recipe.run.storage) / recipe.run.name / "evaluate"
+    return Path(recipe.run.storage) / recipe.run.name / "evaluation"
 
 
 def written(recipe) -> dict[str, int]:

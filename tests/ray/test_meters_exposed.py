@@ -49,7 +49,7 @@ def exposed(tmp_path_factory):
         transform(recipe)
         synthesize(recipe)
         last = [
-            (ROWS.exposed, "more", "synthesize"),
+            (ROWS.exposed, "more", "synthesis"),
             (LLM_REQUESTS.exposed, "builtin-rules", "answered"),
         ]
         # of driver and actor, which export at times of their own
@@ -84,7 +84,7 @@ def samples_once_there_are(*wanted):
 def test_rows_are_counted_by_stage_and_dataset(exposed):
     found = {key[1:]: value for key, value in exposed.items() if key[0] == ROWS.exposed}
 
-    assert found == {("few", "transform"): 3, ("more", "transform"): 20, ("more", "synthesize"): 5}
+    assert found == {("few", "transform"): 3, ("more", "transform"): 20, ("more", "synthesis"): 5}
 
 
 def test_steps_tell_how_far_they_are(exposed):

@@ -23,8 +23,8 @@ from qzhou.data.records import (
     Manifest,
     Negative,
     RetrievalExample,
-    answers,
-    text_key,
+    relevant_keys,
+    normalized_text,
 )
 from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.encoder import load_encoder
@@ -106,16 +106,16 @@ def write_inputs(storage: Path) -> None:
     run = Folder.open(str(storage)) / "run"
     write_records(run / "transform" / "corpora" / "docs", corpus(), Document)
     write_records(
-        run / "synthesize" / "examples" / "retrieval" / "docs", examples(), RetrievalExample
+        run / "synthesis" / "examples" / "retrieval" / "docs", examples(), RetrievalExample
     )
     labeled = [
         LabeledExample(id=f"l{n}", dataset="texts", text=f"text {n}", label="texts: a")
         for n in range(5)
     ]
     write_records(
-        run / "synthesize" / "examples" / "classification" / "texts", labeled, LabeledExample
+        run / "synthesis" / "examples" / "classification" / "texts", labeled, LabeledExample
     )
-    for stage in ("transform", "synthesize"):
+    for stage in ("transform", "synthesis"):
         done = Manifest(
             stage=stage, fingerprint=stage, inputs={}, outputs={}, settings={}, code_version="c",
             finished_at="today", wall_s=0.0,
@@ -152,7 +152,7 @@ def recipe(make_recipe, tmp_path):
 
 
 def stage(recipe) -> Folder:
-    return Folder.open(recipe.run.storage) / "run" / "mine"
+    return Folder.open(recipe.run.storage) / "run" / "mining"
 
 
 def mined(recipe, layout=SMALL) -> list[RetrievalExample]:
@@ -187,13 +187,13 @@ def brute_force(recipe) -> list[list[str]]:
     asked = [prompt.query(one.query) for one in all_examples]
     query = encoder.encode(asked, max_tokens=recipe.model.max_query_tokens).astype(np.float64)
     document = encoder.encode(texts).astype(np.float64)
-    keys, stands = [text_key(text) for text in texts], {}
+    keys, stands = [normalized_text(text) for text in texts], {}
     # of texts that count as the same, the one with the lowest digest
     for row in np.argsort(digests(texts))[::-1]:
         stands[keys[row]] = row
     row_lookup = {text: row for row, text in reversed(list(enumerate(texts)))}
     found = []
-    for one, vector, own in zip(all_examples, query, answers(all_examples), strict=True):
+    for one, vector, own in zip(all_examples, query, relevant_keys(all_examples), strict=True):
         score = document @ vector
         ranked = [
             row for row in np.argsort(-score) if stands[keys[row]] == row and keys[row] not in own
@@ -214,7 +214,7 @@ def brute_force(recipe) -> list[list[str]]:
 def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe):
     """One actor or three, one block or many: the same negatives as loops over numpy."""
     settings = {"sampling": "top", "llm_negative_fraction": 0.0}
-    alone = recipe(mining=settings, cluster={"encoders": 1})
+    alone = recipe(mining=settings, cluster={"encode_workers": 1})
     expected = brute_force(alone)
 
     found = mined(alone)
@@ -222,7 +222,7 @@ def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe):
     (Path(stage(alone).path) / "manifest.json").unlink()
     (Path(stage(alone).path) / "done" / "docs.json").unlink()
     small = Layout(chunk_rows=128, shard_rows=300, block_chunks=1)
-    sharded = mined(recipe(mining=settings, cluster={"encoders": 3}), small)
+    sharded = mined(recipe(mining=settings, cluster={"encode_workers": 3}), small)
 
     mined_texts = [
         [one.text for one in example.negatives if one.origin == "mined"] for example in found
@@ -320,7 +320,7 @@ def test_a_changed_checkpoint_prompt_or_length_reuses_no_vector_and_the_same_one
     first = set(vector_files(recipe()))
     mine_small(recipe(mining={"rank_to": 9}))
     assert set(vector_files(recipe())) == first
-    assert "mine: encode: 0 texts encoded" in capfd.readouterr().out
+    assert "mining: encode: 0 texts encoded" in capfd.readouterr().out
 
     mine_small(recipe(model={"backbone": MINILM, "dtype": "float32", "max_document_tokens": 25}))
     longer = set(vector_files(recipe())) - first
@@ -347,7 +347,7 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(
     BertForSequenceClassification(config).save_pretrained(judge)
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(judge)
     settings = {
-        "further_teachers": [str(tiny_bert)],
+        "extra_teachers": [str(tiny_bert)],
         "combine": "each",
         "reranker": str(judge),
         "index": "IVF8,Flat",
@@ -371,8 +371,8 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(
     assert {drop.reason for drop in dropped} == {"inconsistent"}
     assert 0.3 < report["recall"] <= 1.0
     assert all(0 <= one.score <= 1 for one in mined_negatives)
-    for example, own in zip(found, answers(found), strict=True):
-        assert not {text_key(one.text) for one in example.negatives} & own
+    for example, own in zip(found, relevant_keys(found), strict=True):
+        assert not {normalized_text(one.text) for one in example.negatives} & own
     assert (
         len({folder.name for folder in (Path(stage(several).path) / "embeddings").iterdir()}) == 2
     )

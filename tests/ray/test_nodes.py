@@ -143,13 +143,13 @@ def test_a_node_that_dies_in_a_stage_changes_nothing(nodes, tiny_qwen2, tmp_path
             transform(disturbed)
         with Chaos(cluster, added, lambda: len(endpoint.counts.completed) > 20):
             assert synthesize(disturbed).outputs["examples"] == 2 * DATASETS * ROWS
-        with Chaos(cluster, added, lambda: [*folder.glob("mine/embeddings/**/*.npy")]):
+        with Chaos(cluster, added, lambda: [*folder.glob("mining/embeddings/**/*.npy")]):
             mine(disturbed)
         assert len(added) == 2
         for stage in (transform, synthesize, mine):
             stage(calm)
 
-    stages = ("transform", "synthesize", "mine")
+    stages = ("transform", "synthesis", "mining")
     expected = left(tmp_path / "runs" / "calm", *stages)
     assert len(expected) >= 3 * DATASETS
     assert left(folder, *stages) == expected

@@ -106,7 +106,7 @@ def write_transformed(storage):
 
 
 def written(storage, path, record_type):
-    return list(read_records(Folder.open(str(storage)) / "run" / "synthesize" / path, record_type))
+    return list(read_records(Folder.open(str(storage)) / "run" / "synthesis" / path, record_type))
 
 
 def test_the_builtin_endpoint_writes_all_three_kinds_once(tmp_path, capfd):
@@ -132,11 +132,11 @@ def test_the_builtin_endpoint_writes_all_three_kinds_once(tmp_path, capfd):
     dropped = written(tmp_path, "dropped", Drop)
     assert manifest.outputs["examples"] == len(docs) + 40
     assert manifest.outputs["dropped"] == len(dropped)
-    ledger = (Folder.open(str(tmp_path)) / "run" / "synthesize").read_json("ledger.json")
+    ledger = (Folder.open(str(tmp_path)) / "run" / "synthesis").read_json("ledger.json")
     assert ledger["total"]["requests"] == ledger["total"]["answered"] == 80
     assert ledger["total"]["refused"] == len(dropped)
 
-    report = (Folder.open(str(tmp_path)) / "run" / "synthesize").read_json("report.json")
+    report = (Folder.open(str(tmp_path)) / "run" / "synthesis").read_json("report.json")
     made = {name: one["made"] for name, one in report["techniques"].items()}
     assert sum(made.values()) == 80 - len(dropped)
     sample = report["techniques"]["hard_negative"]["samples"]
@@ -144,11 +144,11 @@ def test_the_builtin_endpoint_writes_all_three_kinds_once(tmp_path, capfd):
     assert set(sample[0]["original"]) == {"query", "positive"}
     assert set(sample[0]["scores"]) == {"negative", "negative_of"}
     assert sum(report["techniques"]["paraphrase"]["scores"]["rewrite"]) >= made["paraphrase"]
-    picture = (Folder.open(str(tmp_path)) / "run" / "synthesize").read_bytes("scores.svg")
+    picture = (Folder.open(str(tmp_path)) / "run" / "synthesis").read_bytes("scores.svg")
     assert b"query and negative" in picture
 
     assert synthesize(recipe(tmp_path, endpoint="builtin", concurrency=2)) == manifest
-    assert "synthesize: unchanged" in capfd.readouterr().out
+    assert "synthesis: unchanged" in capfd.readouterr().out
 
 
 def test_without_an_endpoint_the_examples_pass_through(tmp_path, capfd):
@@ -163,7 +163,7 @@ def test_without_an_endpoint_the_examples_pass_through(tmp_path, capfd):
 
 def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_the_journal(tmp_path):
     write_transformed(tmp_path)
-    journal = Folder.open(str(tmp_path)) / "run" / "synthesize" / "journal"
+    journal = Folder.open(str(tmp_path)) / "run" / "synthesis" / "journal"
     paid = Answer(key="paid", model="llm", content="{}", prompt_tokens=1, completion_tokens=1)
     asyncio.run(Journal(journal).add(paid))
     with socket.socket() as taken:
@@ -177,7 +177,7 @@ def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_the_journal(tmp_path)
             synthesize(recipe(tmp_path, endpoint=down, model="llm", max_retries=1))
 
     assert Journal(journal).get("paid") is not None
-    assert not (Folder.open(str(tmp_path)) / "run" / "synthesize").exists("manifest.json")
+    assert not (Folder.open(str(tmp_path)) / "run" / "synthesis").exists("manifest.json")
 
 
 def test_a_dataset_with_too_many_rows_passes_through_with_one_line(tmp_path, capfd):
@@ -233,7 +233,7 @@ def test_queries_are_generated_for_bare_documents_and_a_judge_looks_at_all_of_it
     assert len(asked) == 10
     assert {one.positives[0] for one in asked} <= set(texts)
     assert {one.source.prompt for one in asked} == {"query.en@v2"}
-    rows = (Folder.open(str(tmp_path)) / "run" / "synthesize").read_json("ledger.json")["rows"]
+    rows = (Folder.open(str(tmp_path)) / "run" / "synthesis").read_json("ledger.json")["rows"]
     assert {row["technique"] for row in rows} >= {"query_configuration", "query", "judge"}
 
 
@@ -275,7 +275,7 @@ def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path, capfd):
     assert "in all: 80 requests" in told
     assert 0 < paid == distinct < 80
     assert counted(endpoint.counts) == (80, 80, {})
-    ledger = (Folder.open(str(tmp_path)) / "run" / "synthesize").read_json("ledger.json")["total"]
+    ledger = (Folder.open(str(tmp_path)) / "run" / "synthesis").read_json("ledger.json")["total"]
     assert (ledger["requests"], ledger["reused"]) == (80, paid)
     assert ledger["reused_cost"] <= 4.0
 

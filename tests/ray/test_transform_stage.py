@@ -91,13 +91,13 @@ def documentation(name, **settings):
 
 def datasets(folder):
     return (
-        {**questions(folder), "held_out_fraction": 0.3},
+        {**questions(folder), "eval_fraction": 0.3},
         ratings(folder),
         documentation(
             "modules",
             rule="labeled",
             columns={"text": "summary", "label": "module"},
-            held_out_fraction=0.3,
+            eval_fraction=0.3,
             max_rows=10,
         ),
         documentation(
@@ -105,7 +105,7 @@ def datasets(folder):
             rule="scored_pair",
             view="pairs",
             columns={"text_a": "summary_a", "text_b": "summary_b", "score": "shared_path"},
-            held_out_fraction=0.3,
+            eval_fraction=0.3,
         ),
     )
 
@@ -287,7 +287,7 @@ def collection(folder):
 
 def test_judgements_meet_their_texts_and_leave_an_evaluation_task(tmp_path):
     settings = collection(tmp_path / "raw")
-    transform(recipe(tmp_path, {**settings, "held_out_fraction": 1.0}, questions(tmp_path)))
+    transform(recipe(tmp_path, {**settings, "eval_fraction": 1.0}, questions(tmp_path)))
 
     (one, two) = read(tmp_path, "held_out/retrieval/collection", RetrievalExample)
     assert (one.query, set(one.positives), [n.text for n in one.negatives]) == (
@@ -351,7 +351,7 @@ def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
     rows += [{"question": text.format(n), "answer": f"nothing else {n}"} for n in ("one", "two")]
     held = [{"question": "held?", "answer": "before " + text.format("three")}]
     train = {
-        "name": "train",
+        "name": "training",
         "reader": "jsonl",
         "rule": "question_answer",
         "paths": [lines(tmp_path / "t.jsonl", *rows)],
@@ -360,7 +360,7 @@ def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
         **train,
         "name": "test",
         "paths": [lines(tmp_path / "h.jsonl", *held)],
-        "held_out_fraction": 1.0,
+        "eval_fraction": 1.0,
     }
 
     def kept(**settings):
@@ -387,7 +387,7 @@ def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
     assert (count, reasons) == (20, {"contaminated"})
     (overlap,) = folder.read_json("report.json")["contamination"]["overlaps"]
     assert (overlap["dataset"], overlap["task"], overlap["examples"], overlap["compared"]) == (
-        "train",
+        "training",
         "test",
         2,
         22,

@@ -94,7 +94,7 @@ def prepared(make_recipe, backbone: Path, name: str, **training):
     )
     folder = Folder.open(recipe.run.storage) / name
     for task, (dataset, rows) in examples().items():
-        write_records(folder / "mine" / "examples" / task / dataset, rows, EXAMPLE_TYPES[task])
+        write_records(folder / "mining" / "examples" / task / dataset, rows, EXAMPLE_TYPES[task])
     held = folder / "transform" / "held_out" / "retrieval" / "r"
     write_records(held, examples()["retrieval"][1][:30], RetrievalExample)
     nothing = {
@@ -105,13 +105,13 @@ def prepared(make_recipe, backbone: Path, name: str, **training):
         "finished_at": "",
         "wall_s": 0.0,
     }
-    manifest = Manifest(stage="mine", fingerprint="mined", **nothing)
-    (folder / "mine").write_json("manifest.json", dataclasses.asdict(manifest))
+    manifest = Manifest(stage="mining", fingerprint="mined", **nothing)
+    (folder / "mining").write_json("manifest.json", dataclasses.asdict(manifest))
     return recipe
 
 
 def stage_folder(recipe, stage="stage2") -> Path:
-    return Path(recipe.run.storage) / recipe.run.name / "train" / stage
+    return Path(recipe.run.storage) / recipe.run.name / "training" / stage
 
 
 def metrics(recipe, stage="stage2") -> list[dict]:

@@ -8,7 +8,7 @@ import pytest
 
 from qzhou.cli.job import errors_for_people
 from qzhou.errors import DataError, SetupError
-from qzhou.telemetry.events import check_switch, say, show
+from qzhou.telemetry.events import check_switch, log_event, print_block
 from qzhou.telemetry.progress import Progress
 
 ROOT = Path(__file__).parents[2]
@@ -30,23 +30,23 @@ def events(text):
 def test_people_get_the_line(capsys, monkeypatch):
     monkeypatch.delenv("QZHOU_LOG", raising=False)
 
-    say("mine: docs: 3 queries", "dataset_mined", dataset="docs")
-    show("a table\nof two lines", "evaluate", "scores", scores=[])
+    log_event("mining: docs: 3 queries", "dataset_mined", dataset="docs")
+    print_block("a table\nof two lines", "evaluation", "scores", scores=[])
 
-    assert capsys.readouterr().out == "mine: docs: 3 queries\na table\nof two lines\n"
+    assert capsys.readouterr().out == "mining: docs: 3 queries\na table\nof two lines\n"
 
 
 @pytest.mark.usefixtures("for_machines")
 def test_machines_get_one_object_a_line(capsys):
-    say("mine: docs: 3 queries", "dataset_mined", dataset="docs")
-    show("a table\nof two lines", "evaluate", "scores", scores=[0.5])
+    log_event("mining: docs: 3 queries", "dataset_mined", dataset="docs")
+    print_block("a table\nof two lines", "evaluation", "scores", scores=[0.5])
 
     first, second = events(capsys.readouterr().out)
     assert first.pop("time").endswith("+00:00")
     assert first == {
-        "level": "info", "stage": "mine", "event": "dataset_mined", "message": "docs: 3 queries", "dataset": "docs"
+        "level": "info", "stage": "mining", "event": "dataset_mined", "message": "docs: 3 queries", "dataset": "docs"
     }  # fmt: skip
-    assert (second["stage"], second["scores"]) == ("evaluate", [0.5])
+    assert (second["stage"], second["scores"]) == ("evaluation", [0.5])
     assert "message" not in second
 
 
@@ -71,7 +71,7 @@ def test_a_secret_of_the_environment_is_in_no_line(switch, capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", 'sk-"quoted"-12345')
     monkeypatch.setenv("QZHOU_API_KEYS", "first-of-two, second-of-two")
 
-    say(
+    log_event(
         'synthesize: refused sk-"quoted"-12345',
         "refused",
         key="second-of-two",

@@ -15,9 +15,9 @@ from qzhou.data.records import (
     PairExample,
     RetrievalExample,
     Source,
-    answers,
+    relevant_keys,
     stable_id,
-    text_key,
+    normalized_text,
 )
 from qzhou.data.storage import Folder, read_records, schema_of, write_records
 from qzhou.errors import DataError, QzhouError, StorageError, from_json, to_json
@@ -86,7 +86,7 @@ def test_what_answers_a_query_is_known_from_relatives_and_from_the_same_query():
             id=number, dataset="d", query=query, positives=(positive,), source=source
         )
 
-    found = answers(
+    found = relevant_keys(
         [example("a", "Why", "One"), example("b", "why ", "two"), example("c", "how", "three", parent="a"),
          example("d", "else", "four")]
     )  # fmt: skip
@@ -95,8 +95,8 @@ def test_what_answers_a_query_is_known_from_relatives_and_from_the_same_query():
 
 
 def test_case_and_white_space_do_not_make_two_texts_different():
-    assert text_key(" A  b\n") == text_key("a B")
-    assert text_key("a b") != text_key("ab")
+    assert normalized_text(" A  b\n") == normalized_text("a B")
+    assert normalized_text("a b") != normalized_text("ab")
 
 
 @pytest.mark.parametrize("name", [name for name in dir(errors) if name.endswith("Error")])

@@ -11,7 +11,7 @@ from ray._private.parameter import RayParams
 from ray.exceptions import RayTaskError
 
 from qzhou.cli.job import main, one_of
-from qzhou.cluster.session import _Quiet, _worker_env, heard, local_options, our_error
+from qzhou.cluster.session import _Quiet, _worker_env, filter_ray_log, local_options, our_error
 from qzhou.errors import DataError, EndpointError, QzhouError
 
 QUICKSTART = "recipes/quickstart.toml"
@@ -144,18 +144,18 @@ def test_workers_get_no_variable_that_the_job_sets_itself(monkeypatch):
     [
         (
             "\x1b[36m(RayTrainWorker pid=12)\x1b[0m train: stage1: 1/3 steps",
-            "train: stage1: 1/3 steps",
+            "training: stage1: 1/3 steps",
         ),
         (
             "\x1b[36m(TrainController pid=1)\x1b[0m [2026 E 1 1] core_worker.cc:2465: Actor with class name",
             None,
         ),
         ("\x1b[36m(PlacementGroupCleaner pid=7)\x1b[0m Traceback (most recent call last):", None),
-        ("mine: docs: 4,100 queries", "mine: docs: 4,100 queries"),
+        ("mining: docs: 4,100 queries", "mining: docs: 4,100 queries"),
     ],
 )
 def test_people_hear_the_stages_and_not_what_ray_says_to_itself(line, said, capsys):
-    assert heard(line) == said
+    assert filter_ray_log(line) == said
 
     with contextlib.redirect_stdout(_Quiet(sys.stdout)):
         print(line)

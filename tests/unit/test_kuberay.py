@@ -13,7 +13,7 @@ import pytest
 import ray
 import yaml
 
-from qzhou.cluster.resources import PIPELINE, NodeKind, ask, refuse_impossible
+from qzhou.cluster.resources import PIPELINE, NodeType, resources_for, refuse_impossible
 from qzhou.config.recipe import load_recipe
 from qzhou.config.sections import ServingSection
 from qzhou.errors import SetupError
@@ -231,7 +231,7 @@ def node_kinds(kind):
     types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
     assert types.pop("headgroup")["resources"]["CPU"] == 0, "no stage runs on the head"
     return [
-        NodeKind(name, one["resources"], one["labels"], one["max_workers"])
+        NodeType(name, one["resources"], one["labels"], one["max_workers"])
         for name, one in types.items()
     ]
 
@@ -239,25 +239,34 @@ def node_kinds(kind):
 def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
     recipe, kinds = recipe_of_job(), node_kinds("RayJob")
 
-    refuse_impossible([ask(recipe, stage) for stage in PIPELINE], kinds, "the manifests")
-    refuse_impossible([ask(recipe, "serve")], node_kinds("RayService"), "the manifests")
+    refuse_impossible([resources_for(recipe, stage) for stage in PIPELINE], kinds, "the manifests")
+    refuse_impossible([resources_for(recipe, "serving")], node_kinds("RayService"), "the manifests")
     rooms = {
-        one.name: {stage: one.room_for(ask(recipe, stage)) for stage in (*PIPELINE, "serve")}
+        one.name: {
+            stage: one.room_for(resources_for(recipe, stage)) for stage in (*PIPELINE, "serving")
+        }
         for one in kinds
     }
     assert rooms["cpu"] == {
         "transform": 15,
-        "synthesize": 60,
-        "mine": 0,
-        "train": 0,
-        "evaluate": 0,
-        "serve": 0,
+        "synthesis": 60,
+        "mining": 0,
+        "training": 0,
+        "evaluation": 0,
+        "serving": 0,
     }
-    assert [rooms["gpu"][stage] for stage in ("mine", "train", "evaluate", "serve")] == [1, 0, 1, 1]
-    assert rooms["train"]["train"] == 8, "one worker a GPU, and no GPU idle for want of CPUs"
+    assert [rooms["gpu"][stage] for stage in ("mining", "training", "evaluation", "serving")] == [
+        1,
+        0,
+        1,
+        1,
+    ]
+    assert rooms["training"]["training"] == 8, "one worker a GPU, and no GPU idle for want of CPUs"
     with pytest.raises(SetupError, match=r"cluster\.train"):
         refuse_impossible(
-            [ask(recipe, "train")], [one for one in kinds if one.name != "train"], "the manifests"
+            [resources_for(recipe, "training")],
+            [one for one in kinds if one.name != "training"],
+            "the manifests",
         )
 
 

@@ -21,7 +21,7 @@ HOLD = """
     import sys
     from qzhou.run.lock import at_work
     from qzhou.data.storage import Folder
-    with at_work(Folder.open(sys.argv[1]), "mine"):
+    with at_work(Folder.open(sys.argv[1]), "mining"):
         print("held", flush=True)
         sys.stdin.read()
 """
@@ -47,7 +47,7 @@ def test_a_second_process_is_told_who_works_on_the_run_and_goes_on_when_that_is_
     run = Run.open(make_recipe())
 
     def work():
-        return run.stage("mine", lambda _: {"rows": 1}, settings={}, inputs={}, rooms=("mining",))
+        return run.stage("mining", lambda _: {"rows": 1}, settings={}, inputs={}, rooms=("mining",))
 
     with holding(run.folder) as process:
         with pytest.raises(
@@ -55,7 +55,7 @@ def test_a_second_process_is_told_who_works_on_the_run_and_goes_on_when_that_is_
             match=rf"at work on {run.folder.uri} \(mine, process {process.pid} on .*name",
         ):
             work()
-        assert not run.folder.exists("mine"), "nothing was touched"
+        assert not run.folder.exists("mining"), "nothing was touched"
         process.kill()
         process.wait()
 
@@ -73,16 +73,19 @@ def bucket(monkeypatch):
 
 
 def test_an_object_store_tells_a_holder_that_lives_from_one_that_is_gone(bucket):
-    with at_work(bucket, "mine"):
+    with at_work(bucket, "mining"):
         beaten = threading.Event()
         while not bucket.exists(HOLDER):
             beaten.wait(0.01)
-        with pytest.raises(StorageError, match=f"process {os.getpid()}"), at_work(bucket, "train"):
+        with (
+            pytest.raises(StorageError, match=f"process {os.getpid()}"),
+            at_work(bucket, "training"),
+        ):
             pytest.fail("two at work")
     assert not bucket.exists(HOLDER)
 
-    bucket.write_json(HOLDER, {"stage": "mine", "beat": "of somebody who was killed"})
-    with at_work(bucket, "train"):
+    bucket.write_json(HOLDER, {"stage": "mining", "beat": "of somebody who was killed"})
+    with at_work(bucket, "training"):
         pass
     assert not bucket.exists(HOLDER)
 
@@ -92,7 +95,7 @@ def test_a_beat_that_fails_does_not_end_the_work(bucket, monkeypatch):
         raise StorageError("no connection")
 
     monkeypatch.setattr(Folder, "write_json", refuse)
-    with at_work(bucket, "mine"):
+    with at_work(bucket, "mining"):
         pass
 
 
@@ -104,7 +107,7 @@ def test_what_another_machine_holds_is_waited_for_before_it_is_refused(
     monkeypatch.setattr(lock, "UNTIL_NFS_KNOWS_S", 0.2)
     with holding(folder):
         folder.write_json(HOLDER, folder.read_json(HOLDER) | {"host": "another"})
-        with pytest.raises(StorageError, match="on another since"), at_work(folder, "train"):
+        with pytest.raises(StorageError, match="on another since"), at_work(folder, "training"):
             pytest.fail("two at work")
     assert "another machine was at work" in capsys.readouterr().out
 
@@ -114,6 +117,6 @@ def test_a_filesystem_without_locks_is_worked_on_all_the_same(make_recipe, monke
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(lock.FileLock, "acquire", refuse)
-    with at_work(Run.open(make_recipe()).folder, "train"):
+    with at_work(Run.open(make_recipe()).folder, "training"):
         pass
     assert "knows no locks ([Errno 37] No locks available)" in capsys.readouterr().out

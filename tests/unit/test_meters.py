@@ -50,25 +50,25 @@ def test_no_name_stands_twice():
 
 
 def test_where_nobody_listens_nothing_happens():
-    measure(ROWS, 1, stage="mine", dataset="docs")
+    measure(ROWS, 1, stage="mining", dataset="docs")
 
 
 def test_nothing_is_added_to_a_counter_that_stays(heard):
     measure(LLM_COST, 0.0, model="free")
-    measure(PROGRESS, 0.0, stage="mine", step="encode")
+    measure(PROGRESS, 0.0, stage="mining", step="encode")
 
-    assert heard == {(PROGRESS.name, "mine", "encode"): [0.0]}
+    assert heard == {(PROGRESS.name, "mining", "encode"): [0.0]}
 
 
 def test_progress_is_measured_by_step_and_rows_by_dataset(heard):
-    with progress("mine: docs", total=4, unit="queries") as bar:
+    with progress("mining: docs", total=4, unit="queries") as bar:
         bar.advance(1, rows={"docs": 1})
         bar.advance(3, "a note", rows={"docs": 2, "other": 1})
 
-    assert heard[PROGRESS.name, "mine", "docs"] == [0.25, 1.0]
-    assert heard[UNITS.name, "mine", "docs", "queries"] == [1, 3]
-    assert heard[ROWS.name, "mine", "docs"] == [1, 2]
-    assert heard[ROWS.name, "mine", "other"] == [1]
+    assert heard[PROGRESS.name, "mining", "docs"] == [0.25, 1.0]
+    assert heard[UNITS.name, "mining", "docs", "queries"] == [1, 3]
+    assert heard[ROWS.name, "mining", "docs"] == [1, 2]
+    assert heard[ROWS.name, "mining", "other"] == [1]
 
 
 def test_a_step_of_training_is_measured_in_the_units_of_the_names(heard, tmp_path):

@@ -3,13 +3,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qzhou.cluster.resources import STAGES, NodeKind, ask, asks_of_pipeline, refuse_impossible
+from qzhou.cluster.resources import (
+    STAGES,
+    NodeType,
+    resources_for,
+    resources_of_pipeline,
+    refuse_impossible,
+)
 from qzhou.config.recipe import load_recipe
 from qzhou.errors import RecipeError, SetupError
 
 ROOT = Path(__file__).parents[2]
-LAPTOP = NodeKind("laptop", {"CPU": 4.0, "memory": 8 * 2**30}, {})
-GPU_NODE = NodeKind(
+LAPTOP = NodeType("laptop", {"CPU": 4.0, "memory": 8 * 2**30}, {})
+GPU_NODE = NodeType(
     "gpu", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L40S": 1.0}, {"zone": "a"}, most=2
 )
 
@@ -17,17 +23,17 @@ GPU_NODE = NodeKind(
 def test_without_settings_every_worker_takes_a_cpu_and_gpus_go_to_those_who_use_them(make_recipe):
     recipe = make_recipe(cluster={"gpu": True})
 
-    assert {stage: ask(recipe, stage).gpus for stage in STAGES} == {
-        "transform": 0, "synthesize": 0, "mine": 1, "train": 1, "evaluate": 1, "serve": 1,
+    assert {stage: resources_for(recipe, stage).gpus for stage in STAGES} == {
+        "transform": 0, "synthesis": 0, "mining": 1, "training": 1, "evaluation": 1, "serving": 1,
     }  # fmt: skip
-    assert ask(recipe, "transform").options == {"num_cpus": 1.0, "num_gpus": 0.0}
-    assert ask(recipe, "synthesize").cpus == 0.25
+    assert resources_for(recipe, "transform").options == {"num_cpus": 1.0, "num_gpus": 0.0}
+    assert resources_for(recipe, "synthesis").cpus == 0.25
 
 
 def test_what_a_stage_asks_for_reaches_ray_in_its_own_words(make_recipe):
     settings = {"cpus": 8, "gpus": 2, "memory_gb": 1.5, "accelerator_type": "H100"}
     settings |= {"custom": {"big_disk": 1}, "labels": {"ray.io/market-type": "on-demand"}}
-    asked = ask(make_recipe(cluster={"gpu": True, "train": settings}), "train")
+    asked = resources_for(make_recipe(cluster={"gpu": True, "training": settings}), "training")
 
     assert asked.options == {
         "num_cpus": 8.0,
@@ -45,13 +51,13 @@ def test_what_a_stage_asks_for_reaches_ray_in_its_own_words(make_recipe):
 @pytest.mark.parametrize(
     ("cluster", "said"),
     [
-        ({"train": {"gpus": 1}}, "cluster.train.gpus is 1 and cluster.gpu is false"),
+        ({"training": {"gpus": 1}}, "cluster.training.gpus is 1 and cluster.gpu is false"),
         ({"gpu": True, "transform": {"gpus": 1}}, "transform has no use for a GPU"),
         (
-            {"gpu": True, "mine": {"gpus": 1.5}},
+            {"gpu": True, "mining": {"gpus": 1.5}},
             "1.5 is neither a part of one GPU nor a number of them",
         ),
-        ({"mine": {"cpu": 2}}, "cpus"),
+        ({"mining": {"cpu": 2}}, "cpus"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make_recipe, cluster, said):
@@ -60,22 +66,24 @@ def test_settings_that_make_no_sense_are_refused(make_recipe, cluster, said):
 
 
 def test_what_fits_is_let_through(make_recipe):
-    refuse_impossible(asks_of_pipeline(make_recipe()), [LAPTOP], "this machine")
+    refuse_impossible(resources_of_pipeline(make_recipe()), [LAPTOP], "this machine")
     refuse_impossible(
-        [ask(make_recipe(cluster={"gpu": True}), "train")], [GPU_NODE], "this cluster"
+        [resources_for(make_recipe(cluster={"gpu": True}), "training")], [GPU_NODE], "this cluster"
     )
 
 
 def test_a_worker_that_fits_nowhere_is_named_with_what_the_nearest_node_lacks(make_recipe):
     recipe = make_recipe(
-        cluster={"gpu": True, "train": {"gpus": 8, "memory_gb": 64, "accelerator_type": "H100"}}
+        cluster={"gpu": True, "training": {"gpus": 8, "memory_gb": 64, "accelerator_type": "H100"}}
     )
 
     with pytest.raises(SetupError) as caught:
-        refuse_impossible([ask(recipe, "train")], [LAPTOP, GPU_NODE], "this cluster")
+        refuse_impossible([resources_for(recipe, "training")], [LAPTOP, GPU_NODE], "this cluster")
 
     said = str(caught.value)
-    assert "cluster.train: each worker of train asks for 1 CPU, 8 GPU, H100, 64.0 GB memory" in said
+    assert (
+        "cluster.training: each worker of train asks for 1 CPU, 8 GPU, H100, 64.0 GB memory" in said
+    )
     assert (
         "the nearest, laptop, has 0 GPU of 8 GPU, 8.0 GB memory of 64.0 GB memory, 0 H100 of H100"
         in said
@@ -92,31 +100,31 @@ def test_workers_that_must_run_together_need_room_for_all(make_recipe):
     recipe = make_recipe(cluster={"gpu": True}, training=training)
 
     with pytest.raises(SetupError, match="3 must run at the same time, and there is room for 2"):
-        refuse_impossible([ask(recipe, "train")], [LAPTOP, GPU_NODE], "this cluster")
+        refuse_impossible([resources_for(recipe, "training")], [LAPTOP, GPU_NODE], "this cluster")
 
     fewer = make_recipe(cluster={"gpu": True}, training=training | {"min_workers": 2})
-    refuse_impossible([ask(fewer, "train")], [LAPTOP, GPU_NODE], "this cluster")
+    refuse_impossible([resources_for(fewer, "training")], [LAPTOP, GPU_NODE], "this cluster")
 
 
 def test_labels_choose_nodes(make_recipe):
-    here, there = (make_recipe(cluster={"mine": {"labels": {"zone": zone}}}) for zone in "ab")
+    here, there = (make_recipe(cluster={"mining": {"labels": {"zone": zone}}}) for zone in "ab")
 
-    refuse_impossible([ask(here, "mine")], [GPU_NODE], "this cluster")
+    refuse_impossible([resources_for(here, "mining")], [GPU_NODE], "this cluster")
     with pytest.raises(SetupError, match="label zone is 'a', not 'b'"):
-        refuse_impossible([ask(there, "mine")], [GPU_NODE], "this cluster")
+        refuse_impossible([resources_for(there, "mining")], [GPU_NODE], "this cluster")
 
 
 def test_finished_stages_ask_for_nothing(make_recipe, tmp_path):
     recipe = make_recipe(run={"name": "run", "storage": str(tmp_path)})
-    done = tmp_path / "run" / "train" / "stage2"
+    done = tmp_path / "run" / "training" / "stage2"
     done.mkdir(parents=True)
     (done / "manifest.json").write_text("{}")
 
-    assert [one.stage for one in asks_of_pipeline(recipe)] == [
+    assert [one.stage for one in resources_of_pipeline(recipe)] == [
         "transform",
-        "synthesize",
-        "mine",
-        "evaluate",
+        "synthesis",
+        "mining",
+        "evaluation",
     ]
 
 
@@ -124,31 +132,31 @@ def test_finished_stages_ask_for_nothing(make_recipe, tmp_path):
 def test_the_recipe_of_the_paper_fits_the_clusters_that_are_shipped(file):
     types = yaml.safe_load((ROOT / file).read_text("utf-8"))["available_node_types"]
     kinds = [
-        NodeKind(name, kind["resources"], kind.get("labels", {}), kind.get("max_workers", 1))
+        NodeType(name, kind["resources"], kind.get("labels", {}), kind.get("max_workers", 1))
         for name, kind in types.items()
     ]
 
     recipe = load_recipe(ROOT / "recipes" / "qzhou-7b.toml")
-    refuse_impossible([ask(recipe, stage) for stage in STAGES], kinds, file)
+    refuse_impossible([resources_for(recipe, stage) for stage in STAGES], kinds, file)
 
 
 def test_memory_is_asked_of_googles_machines_by_what_the_file_says(make_recipe):
     types = yaml.safe_load((ROOT / "deploy" / "gcp.yaml").read_text("utf-8"))[
         "available_node_types"
     ]
-    kinds = [NodeKind(name, kind["resources"], kind.get("labels", {}), kind["max_workers"])
+    kinds = [NodeType(name, kind["resources"], kind.get("labels", {}), kind["max_workers"])
              for name, kind in types.items() if name != "head"]  # fmt: skip
 
     def asked(memory_gb):
         return [
-            ask(
+            resources_for(
                 make_recipe(
                     cluster={
                         "gpu": True,
-                        "mine": {"memory_gb": memory_gb, "accelerator_type": "L4"},
+                        "mining": {"memory_gb": memory_gb, "accelerator_type": "L4"},
                     }
                 ),
-                "mine",
+                "mining",
             )
         ]
 

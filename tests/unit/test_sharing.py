@@ -33,7 +33,7 @@ def again(_):
     pytest.fail("was made again")
 
 
-def stage(run, work=made, name="train/stage1", **settings):
+def stage(run, work=made, name="training/stage1", **settings):
     return run.stage(
         name, work, settings=settings, inputs={}, rooms=("mining",), keep=("paid",), lend=("paid",)
     )
@@ -45,12 +45,12 @@ def test_a_stage_that_another_run_finished_is_taken_over_without_a_copy(run, cap
     manifest = stage(first, eta=1)
 
     assert stage(second, again, eta=1) == manifest
-    assert "train/stage1: taken over from a (1 rows)" in capsys.readouterr().out
+    assert "training/stage1: taken over from a (1 rows)" in capsys.readouterr().out
     one, other = (
-        Path(each.folder.path, "train/stage1/rows/part").stat() for each in (first, second)
+        Path(each.folder.path, "training/stage1/rows/part").stat() for each in (first, second)
     )
     assert one.st_ino == other.st_ino
-    assert not (second.folder / "train/stage1/checkpoints").exists()
+    assert not (second.folder / "training/stage1/checkpoints").exists()
     first.folder.delete()
     assert stage(second, again, eta=1) == manifest
 
@@ -87,10 +87,10 @@ def test_what_a_run_had_begun_gives_way_and_what_it_paid_for_stays(run):
     stage(first, eta=1)
     stage(second, again, eta=1)
 
-    place = second.folder / "train/stage1"
+    place = second.folder / "training/stage1"
     assert (place / "rows").files() == ["part"]
     assert {"own"} < set((place / "paid").files())
-    assert (first.folder / "train/stage1/paid").exists("own"), (
+    assert (first.folder / "training/stage1/paid").exists("own"), (
         "an answer of a run that died is of use to all"
     )
 
@@ -111,7 +111,7 @@ def test_a_stage_that_two_runs_want_at_the_same_time_is_made_once(run, capsys):
     first.join()
 
     assert len(counted) == 1
-    assert "train/stage1: waits for another run, which makes the same" in capsys.readouterr().out
+    assert "training/stage1: waits for another run, which makes the same" in capsys.readouterr().out
 
 
 def test_a_stage_that_failed_is_made_by_the_run_that_waited(run):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qzhou.config.recipe import Recipe, load_recipe
 from qzhou.errors import QzhouError, RecipeError, kind_of
-from qzhou.telemetry.events import as_json, check_switch, say, show
+from qzhou.telemetry.events import as_json, check_switch, log_event, print_block
 
 USAGE = """usage: {job} RECIPE [--dry-run] [--SECTION.SETTING VALUE ...]
 
@@ -105,14 +105,16 @@ report:  {folder}/report.html
 serve it:  make serve RECIPE={shlex.quote(sys.argv[1])}        and then, in another terminal:
   curl http://{serving.host}:{serving.port}/v1/embeddings -H 'Content-Type: application/json' \\
     -d '{{"model": "{recipe.run.name}", "input": "Return the sum of the elements."}}'"""
-    show(block, "pipeline", "finished", model=f"{folder}/model", report=f"{folder}/report.html")
+    print_block(
+        block, "pipeline", "finished", model=f"{folder}/model", report=f"{folder}/report.html"
+    )
 
 
 def _say_error(line: str, event: str, **fields: object) -> None:
     if as_json():
         job = Path(sys.argv[0]).stem
         line = f"{job}: {line.removeprefix('error: ')}"
-    say(line, event, level="error", stream=sys.stderr, **fields)
+    log_event(line, event, level="error", stream=sys.stderr, **fields)
 
 
 def split_options(words: Sequence[str], options: Options) -> tuple[dict[str, object], list[str]]:

@@ -11,11 +11,11 @@ from qzhou.config.sections import Resources
 from qzhou.errors import SetupError
 from qzhou.run.run import MANIFEST, Run
 
-Stage = Literal["transform", "synthesize", "mine", "train", "evaluate", "serve"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-PIPELINE: tuple[Stage, ...] = ("transform", "synthesize", "mine", "train", "evaluate")
+StageName = Literal["transform", "synthesis", "mining", "training", "evaluation", "serving"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+PIPELINE: tuple[StageName, ...] = ("transform", "synthesis", "mining", "training", "evaluation")
 
-ON_GPU = frozenset(("mine", "train", "evaluate", "serve"))
+ON_GPU = frozenset(("mining", "training", "evaluation", "serving"))
 # the least a local cluster offers: actor pools that take every CPU starve Ray Data's readers
 LOGICAL_CPUS = 4
 WAITING_CPUS = 0.25  # of an actor that waits for an LLM
@@ -23,7 +23,7 @@ SOME_OF_A_TYPE = 0.001  # what Ray takes of the resource that names a type of ac
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ResourceRequest:
     """What a stage asks for.
 
     Attributes:
@@ -37,7 +37,7 @@ class Ask:
         workers: So many at least must run at the same time.
     """
 
-    stage: Stage
+    stage: StageName
     cpus: float
     gpus: float
     memory: int | None
@@ -73,7 +73,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeKind:
+class NodeType:
     """Nodes of a cluster that are alike.
 
     Attributes:
@@ -88,40 +88,43 @@ class NodeKind:
     labels: Mapping[str, str]
     most: int = 1
 
-    def room_for(self, ask: Ask) -> int:
+    def room_for(self, resources_for: ResourceRequest) -> int:
         """So many workers fit on one such node."""
-        if any(self.labels.get(name) != value for name, value in ask.labels.items()):
+        if any(self.labels.get(name) != value for name, value in resources_for.labels.items()):
             return 0
         return min(
             int(self.resources.get(name, 0.0) / amount + 1e-9)
-            for name, amount in ask.bundle.items()
+            for name, amount in resources_for.bundle.items()
         )
 
-    def shortfall(self, ask: Ask) -> float:
+    def shortfall(self, resources_for: ResourceRequest) -> float:
         """How far it is from room for one worker: a sum of shares."""
-        gaps = (1.0 - self.resources.get(name, 0.0) / amount for name, amount in ask.bundle.items())
-        labels = sum(self.labels.get(name) != value for name, value in ask.labels.items())
+        gaps = (
+            1.0 - self.resources.get(name, 0.0) / amount
+            for name, amount in resources_for.bundle.items()
+        )
+        labels = sum(self.labels.get(name) != value for name, value in resources_for.labels.items())
         return sum(max(0.0, gap) for gap in gaps) + labels
 
-    def lacks(self, ask: Ask) -> list[str]:
+    def lacks(self, resources_for: ResourceRequest) -> list[str]:
         """What it has too little of for one worker."""
         found = [
             f"{shown(name, self.resources.get(name, 0.0))} of {shown(name, amount)}"
-            for name, amount in ask.bundle.items()
+            for name, amount in resources_for.bundle.items()
             if self.resources.get(name, 0.0) < amount
         ]
-        found += [f"label {name} is '{self.labels.get(name, '')}', not '{value}'" for name, value in ask.labels.items()
+        found += [f"label {name} is '{self.labels.get(name, '')}', not '{value}'" for name, value in resources_for.labels.items()
                   if self.labels.get(name) != value]  # fmt: skip
         return found
 
 
-def ask(recipe: Recipe, stage: Stage) -> Ask:
+def resources_for(recipe: Recipe, stage: StageName) -> ResourceRequest:
     """What the recipe lets a stage ask for."""
     asked: Resources = getattr(recipe.cluster, stage)
     gpus = asked.gpus if asked.gpus is not None else float(recipe.cluster.gpu and stage in ON_GPU)
-    return Ask(
+    return ResourceRequest(
         stage=stage,
-        cpus=asked.cpus or (WAITING_CPUS if stage == "synthesize" else 1.0),
+        cpus=asked.cpus or (WAITING_CPUS if stage == "synthesis" else 1.0),
         gpus=gpus,
         memory=None if asked.memory_gb is None else int(asked.memory_gb * 2**30),
         accelerator_type=asked.accelerator_type,
@@ -131,26 +134,28 @@ def ask(recipe: Recipe, stage: Stage) -> Ask:
     )
 
 
-def asks_of_pipeline(recipe: Recipe) -> list[Ask]:
+def resources_of_pipeline(recipe: Recipe) -> list[ResourceRequest]:
     """Of the stages that the run has not finished yet."""
     run = Run.at(recipe).folder
-    folders = {stage: "train/stage2" if stage == "train" else stage for stage in PIPELINE}
+    folders = {stage: "training/stage2" if stage == "training" else stage for stage in PIPELINE}
     return [
-        ask(recipe, stage)
+        resources_for(recipe, stage)
         for stage, folder in folders.items()
         if not run.exists(f"{folder}/{MANIFEST}")
     ]
 
 
-def _at_once(recipe: Recipe, stage: Stage) -> int:
-    if stage == "train":
+def _at_once(recipe: Recipe, stage: StageName) -> int:
+    if stage == "training":
         return recipe.training.min_workers or recipe.training.workers
-    if stage == "evaluate":
-        return recipe.cluster.encoders
-    return recipe.serving.replicas if stage == "serve" else 1
+    if stage == "evaluation":
+        return recipe.cluster.encode_workers
+    return recipe.serving.replicas if stage == "serving" else 1
 
 
-def refuse_impossible(asks: Iterable[Ask], kinds: Sequence[NodeKind], where: str) -> None:
+def refuse_impossible(
+    asks: Iterable[ResourceRequest], kinds: Sequence[NodeType], where: str
+) -> None:
     """Say at once what would otherwise be waited for without end.
 
     Args:
@@ -177,7 +182,7 @@ def refuse_impossible(asks: Iterable[Ask], kinds: Sequence[NodeKind], where: str
         )
 
 
-def _problem(asked: Ask, kinds: Sequence[NodeKind]) -> str | None:
+def _problem(asked: ResourceRequest, kinds: Sequence[NodeType]) -> str | None:
     room = sum(kind.most * kind.room_for(asked) for kind in kinds)
     if room >= asked.workers:
         return None

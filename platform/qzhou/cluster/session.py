@@ -25,7 +25,7 @@ from ray._private.parameter import RayParams
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 from qzhou.cluster.metrics import expose, hide
-from qzhou.cluster.resources import LOGICAL_CPUS, Ask, NodeKind, refuse_impossible
+from qzhou.cluster.resources import LOGICAL_CPUS, ResourceRequest, NodeType, refuse_impossible
 from qzhou.errors import QzhouError, SetupError, first_line, kind_of
 from qzhou.telemetry.events import VARIABLE
 from qzhou.telemetry.metrics import STAGE_STARTED, measure
@@ -88,7 +88,7 @@ NOISE = re.compile(
 )
 
 
-def heard(line: str) -> str | None:
+def filter_ray_log(line: str) -> str | None:
     """A line without the prefix of the worker that said it; None where Ray and its libraries talk to themselves."""
     said = WORKER_PREFIX.sub("", line)
     return None if NOISE.search(line) or NOISE.search(said) else said
@@ -105,7 +105,7 @@ class _Quiet(io.TextIOBase):
             said = "" if self._left_out else text
             self._left_out = False
         else:
-            plain = heard(text)
+            plain = filter_ray_log(text)
             self._left_out, said = plain is None, plain or ""
         self._stream.write(said)
         return len(text)
@@ -121,7 +121,7 @@ class _Quiet(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def session(*asks: Ask) -> Iterator[None]:
+def session(*asks: ResourceRequest) -> Iterator[None]:
     """Join the cluster of ``RAY_ADDRESS``, or one that is already joined, or start one for the block.
 
     Args:
@@ -165,13 +165,13 @@ def session(*asks: Ask) -> Iterator[None]:
                 ray.shutdown()
 
 
-def node_kinds() -> list[NodeKind] | None:
+def node_kinds() -> list[NodeType] | None:
     """The nodes that the cluster has and those that its autoscaler may start; None where only the latter knows.
 
     ``ray up`` leaves the node types on the head node, where jobs are driven from. KubeRay keeps them outside.
     """
     there = [
-        NodeKind(node["NodeManagerAddress"], node["Resources"], node.get("Labels") or {})
+        NodeType(node["NodeManagerAddress"], node["Resources"], node.get("Labels") or {})
         for node in ray.nodes()
         if node["Alive"]
     ]
@@ -187,7 +187,7 @@ def node_kinds() -> list[NodeKind] | None:
     }
     head = [node for node in there if "node:__internal_head__" in node.resources]
     return head + [
-        NodeKind(
+        NodeType(
             name,
             kind.get("resources") or {},
             kind.get("labels") or {},

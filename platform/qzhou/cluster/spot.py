@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 
 AWS, GCP = "http://169.254.169.254", "http://metadata.google.internal"
 TIMEOUT_S = 2.0
@@ -58,10 +58,10 @@ def _answer(url: str, headers: dict[str, str], method: str = "GET") -> str | Non
             return str(said.read().decode().strip())
     except urllib.error.HTTPError as error:
         if error.code != 404:
-            say(f"spot: {url}: {error}", "no_answer", level="warning", stream=sys.stderr)
+            log_event(f"spot: {url}: {error}", "no_answer", level="warning", stream=sys.stderr)
         return None
     except OSError as error:
-        say(f"spot: {url}: {error}", "no_answer", level="warning", stream=sys.stderr)
+        log_event(f"spot: {url}: {error}", "no_answer", level="warning", stream=sys.stderr)
         return None
 
 
@@ -97,7 +97,7 @@ def watch(
     """Ask until there is a notice, then drain the node."""
     while (seconds := seconds_left()) is None:
         time.sleep(every_s)
-    say(
+    log_event(
         f"spot: this node goes in {seconds} s; Ray is told",
         "node_leaves",
         level="warning",

@@ -23,11 +23,11 @@ import ray
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from qzhou.cluster.session import heard, local_options
+from qzhou.cluster.session import filter_ray_log, local_options
 from qzhou.config.recipe import Recipe
 from qzhou.errors import SetupError, first_line
 from qzhou.run.run import Run, refuse_what_would_be_lost
-from qzhou.telemetry.events import VARIABLE, say
+from qzhou.telemetry.events import VARIABLE, log_event
 
 RUNTIME_ENV = Path("jobs/runtime_env.yaml")
 RUN = "qzhou_run"  # metadata of a job: the folder of the run
@@ -85,7 +85,7 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
         )
         if submitted.returncode:
             raise SetupError(f"ray job submit failed:\n{submitted.stdout}{submitted.stderr}")
-        say(
+        log_event(
             f"ray job submit: {job}; dashboard: {address}",
             "job_submitted",
             job=job,
@@ -159,7 +159,7 @@ class Jobs:
                 "outside of it, on storage that all nodes share."
             ) from error
         line = f"ray job submit: {job}; dashboard: {self._address}"
-        say(line, "job_submitted", job=job, dashboard=self._address)
+        log_event(line, "job_submitted", job=job, dashboard=self._address)
         return self._follow(job)
 
     def follow(self) -> int:
@@ -270,5 +270,5 @@ async def _follow(client: JobSubmissionClient, job: str) -> None:
     async for text in client.tail_job_logs(job):
         *lines, rest = (rest + text).split("\n")
         for line in lines:
-            if (plain := heard(line)) is not None:
+            if (plain := filter_ray_log(line)) is not None:
                 print(plain, flush=True)

@@ -212,18 +212,18 @@ class Dataset(Format):
     max_dropped_fraction: Fraction = Field(
         1.0, description="More dropped rows than this share fail the job."
     )
-    may_share_texts: bool = Field(
+    allow_overlap: bool = Field(
         False,
         description="Training rows may share one text with held-out data, as official splits do: a document, or one "
         "side of a pair. Held-out queries, classified texts and whole pairs are never trained on.",
     )
-    held_out_fraction: Fraction = Field(
+    eval_fraction: Fraction = Field(
         0.0, description="Share of the groups kept for evaluation, never trained on."
     )
     split_by: str | None = Field(
         None, description="Column whose hash decides what is held out; default: the query."
     )
-    judged_as: tuple[TaskKind, ...] = Field(
+    eval_tasks: tuple[TaskKind, ...] = Field(
         (), description="Evaluation tasks made of what is held out; default: what suits the rule."
     )
     train_split_of: tuple[str, ...] = Field(
@@ -238,12 +238,12 @@ class Dataset(Format):
     @property
     def trains(self) -> bool:
         """Whether any of it is trained on."""
-        return self.held_out_fraction < 1.0
+        return self.eval_fraction < 1.0
 
     @property
     def kinds(self) -> tuple[TaskKind, ...]:
         """The evaluation tasks that its held-out examples become; the first has its name."""
-        return self.judged_as or (RULE_KINDS.get(self.rule, TASK_KINDS[self.task][0]),)
+        return self.eval_tasks or (RULE_KINDS.get(self.rule, TASK_KINDS[self.task][0]),)
 
     @property
     def prompt(self) -> Prompt:
@@ -252,7 +252,7 @@ class Dataset(Format):
             self.instruction.strip(), both_sides if self.symmetric is None else self.symmetric
         )
 
-    @field_validator("judged_as")
+    @field_validator("eval_tasks")
     @classmethod
     def _named_once(cls, kinds: tuple[TaskKind, ...]) -> tuple[TaskKind, ...]:
         if len(set(kinds)) < len(kinds):
@@ -261,10 +261,10 @@ class Dataset(Format):
 
     @model_validator(mode="after")
     def _kinds_suit_the_task(self) -> Self:
-        for kind in self.judged_as:
+        for kind in self.eval_tasks:
             if kind not in TASK_KINDS[self.task]:
                 raise ValueError(
-                    f"judged_as is '{kind}', and rule '{self.rule}' makes {self.task} examples, which can be judged as "
+                    f"eval_tasks is '{kind}', and rule '{self.rule}' makes {self.task} examples, which can be judged as "
                     f"{' or '.join(TASK_KINDS[self.task])}"
                 )
         return self
@@ -286,9 +286,9 @@ class Dataset(Format):
                 )
             if found is not None and found.reader == "python_docs":
                 raise ValueError(f"'{part}' cannot be read by python_docs")
-        if self.rule == "documents" and self.held_out_fraction:
+        if self.rule == "documents" and self.eval_fraction:
             raise ValueError(
-                f"held_out_fraction is {self.held_out_fraction:g}, but documents without queries make no evaluation "
+                f"eval_fraction is {self.eval_fraction:g}, but documents without queries make no evaluation "
                 "task; hold out another dataset"
             )
         if self.negative_grade >= self.positive_grade:

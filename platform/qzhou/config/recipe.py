@@ -103,8 +103,10 @@ class Recipe(Section):
 def _conflicts(recipe: Recipe) -> Iterator[str]:
     """One sentence for each pair of settings that cannot both hold: both values and the way out."""
     yield from _dataset_conflicts(recipe.datasets)
-    if (least := recipe.cluster.min_encoders) is not None and least > recipe.cluster.encoders:
-        yield f"cluster.min_encoders ({least}) is above cluster.encoders ({recipe.cluster.encoders}); lower it"
+    if (
+        least := recipe.cluster.min_encode_workers
+    ) is not None and least > recipe.cluster.encode_workers:
+        yield f"cluster.min_encode_workers ({least}) is above cluster.encode_workers ({recipe.cluster.encode_workers}); lower it"
     yield from _mining_conflicts(recipe.mining)
     yield from _training_conflicts(recipe)
     yield from _synthesis_conflicts(recipe)
@@ -122,8 +124,8 @@ def _dataset_conflicts(datasets: Sequence[Dataset]) -> Iterator[str]:
 def _mining_conflicts(mining: MiningSection) -> Iterator[str]:
     if len(set(mining.teachers)) < len(mining.teachers):
         twice = next(name for name in mining.teachers if mining.teachers.count(name) > 1)
-        yield f"mining.teacher and mining.further_teachers name '{twice}' twice; name each teacher once"
-    if mining.further_teachers and mining.combine == "union" and mining.sampling == "softmax":
+        yield f"mining.teacher and mining.extra_teachers name '{twice}' twice; name each teacher once"
+    if mining.extra_teachers and mining.combine == "union" and mining.sampling == "softmax":
         yield (
             "mining.sampling is 'softmax', and mining.combine 'union' would weigh cosines of different teachers, which "
             "cannot be compared; draw 'uniform' or 'top', or combine 'each'"

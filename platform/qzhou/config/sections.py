@@ -121,29 +121,29 @@ class ClusterSection(Section):
     gpu: bool = Field(
         False, description="Training workers, encoders and replicas take one GPU each."
     )
-    encoders: AtLeastOne = Field(
+    encode_workers: AtLeastOne = Field(
         2, description="Encoder actors that mine or evaluate at the same time."
     )
-    min_encoders: AtLeastOne | None = Field(
+    min_encode_workers: AtLeastOne | None = Field(
         None,
         description="With so many mining begins, and takes more as nodes come; default: all at once.",
     )
     transform: TransformResources = TransformResources()
-    synthesize: Resources = Resources()
-    mine: Resources = Resources()
-    train: Resources = Resources()
-    evaluate: Resources = Resources()
-    serve: Resources = Resources()
+    synthesis: Resources = Resources()
+    mining: Resources = Resources()
+    training: Resources = Resources()
+    evaluation: Resources = Resources()
+    serving: Resources = Resources()
 
     @model_validator(mode="after")
     def _gpus_where_there_are_some(self) -> Self:
-        for stage in ("mine", "train", "evaluate", "serve"):
+        for stage in ("mining", "training", "evaluation", "serving"):
             gpus = getattr(self, stage).gpus
             if gpus and not self.gpu:
                 raise ValueError(
                     f"cluster.{stage}.gpus is {gpus:g} and cluster.gpu is false; set it to true"
                 )
-        for stage in ("transform", "synthesize"):
+        for stage in ("transform", "synthesis"):
             if gpus := getattr(self, stage).gpus:
                 raise ValueError(
                     f"cluster.{stage}.gpus is {gpus:g}, and {stage} has no use for a GPU; leave it out"
@@ -194,7 +194,7 @@ class MiningSection(Section):
     teacher_api_key_env: str = Field(
         "OPENAI_API_KEY", description="Environment variable with the key of an URL."
     )
-    further_teachers: tuple[str, ...] = Field(
+    extra_teachers: tuple[str, ...] = Field(
         (), description="Encoders that mine beside it, named alike."
     )
     teacher_prompts: Literal["recipe", "model"] = Field(
@@ -275,7 +275,7 @@ class MiningSection(Section):
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        return (self.teacher, *self.further_teachers)
+        return (self.teacher, *self.extra_teachers)
 
 
 class EvaluationSection(Section):

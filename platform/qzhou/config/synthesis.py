@@ -47,7 +47,7 @@ class LLMSection(Section):
 class GatesSection(Section):
     """What is refused of the LLM's texts. A teacher's scores are drawn in the report, so that they can be set."""
 
-    max_copied: Fraction = Field(
+    max_ngram_overlap: Fraction = Field(
         0.8,
         description="Rewrites that share more of their n-grams with the original are dropped (paper: a fifth new).",
     )
@@ -147,7 +147,7 @@ class SynthesisSection(Section):
     max_cost: Positive | None = Field(
         None, description="Money; the job stops cleanly before it spends more."
     )
-    patience_s: Positive = Field(
+    give_up_after_s: Positive = Field(
         300.0, description="An endpoint that fails for so long is given up."
     )
     timeout_s: Positive = Field(90.0, description="One request; then it is retried.")

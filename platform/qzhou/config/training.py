@@ -21,7 +21,7 @@ from qzhou.config.dataset import (
 )
 
 Grouping = Literal["dataset", "task", "none"]
-Decay = Literal["linear", "cosine", "constant"]
+LRScheduler = Literal["linear", "cosine", "constant"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -42,7 +42,7 @@ class LossSection(Section):
         0.0,
         description="Queries weigh (1 - p)^focal, p the probability of the positive; 0, or 1 and more.",
     )
-    spread_out: NotNegative = Field(
+    orthogonal_regularisation: NotNegative = Field(
         0.0, description="Weight of the mean squared cosine of random texts."
     )
     mixed_negatives: Count = Field(
@@ -116,7 +116,7 @@ class StageSection(Section):
 
     steps: AtLeastOne = Field(description="Optimizer steps.")
     learning_rate: Positive = Field(description="Peak, reached after the warm-up.")
-    decay: Decay = Field(
+    lr_scheduler: LRScheduler = Field(
         "linear", description="How it falls after the warm-up, to zero at the end of the stage."
     )
     warmup_steps: Count = Field(
@@ -166,7 +166,7 @@ class TrainingSection(Section):
     distillation: DistillationSection = DistillationSection()
     lora: LoraSection = LoraSection()
     grouping: Grouping = Field("dataset", description="What the rows of a batch have in common.")
-    dataset_alpha: Fraction = Field(
+    sampling_alpha: Fraction = Field(
         0.5, description="A dataset is drawn in proportion to rows ** alpha."
     )
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.01, description="AdamW.")
@@ -175,10 +175,10 @@ class TrainingSection(Section):
     offload_optimizer: bool = Field(
         False, description="Keep the optimizer's state in CPU memory (ZeRO 1 to 3)."
     )
-    chunk_tokens: AtLeastOne | None = Field(
+    micro_batch_tokens: AtLeastOne | None = Field(
         None, description="Padded tokens of one forward pass; default: what suits the device."
     )
-    held_tokens: AtLeastOne | None = Field(
+    activation_tokens: AtLeastOne | None = Field(
         None,
         description="Padded tokens whose activations a rank holds; what is beyond is encoded twice (gradient cache).",
     )

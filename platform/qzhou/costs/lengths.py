@@ -128,7 +128,9 @@ def _measured(recipe: Recipe) -> FoundTexts | None:
     if "://" in recipe.run.storage:
         return None
     run = Run.at(recipe).folder
-    stage = next((name for name in ("mine", "transform") if run.exists(f"{name}/{MANIFEST}")), None)
+    stage = next(
+        (name for name in ("mining", "transform") if run.exists(f"{name}/{MANIFEST}")), None
+    )
     if stage is None:
         return None
     counter, how = _counter(recipe.model.backbone)

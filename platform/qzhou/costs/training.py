@@ -128,18 +128,18 @@ class Method:
 
     Attributes:
         teacher: Model that encodes the same texts, for distillation.
-        held_tokens: Tokens whose activations a GPU holds; the others are encoded twice.
+        activation_tokens: Tokens whose activations a GPU holds; the others are encoded twice.
     """
 
     shape: Shape
     teacher: Shape | None = None
     gradient_checkpointing: bool = False
     frozen: bool = False
-    held_tokens: int = HELD_TOKENS
+    activation_tokens: int = HELD_TOKENS
 
     def encoded_twice(self, work: Work, *, gpus: int) -> float:
         """Share of a step's tokens that gradient caching encodes twice."""
-        return max(0.0, 1 - self.held_tokens * gpus / work.tokens) if work.tokens else 0.0
+        return max(0.0, 1 - self.activation_tokens * gpus / work.tokens) if work.tokens else 0.0
 
     def flops(self, work: Work, *, twice: float = 0.0) -> float:
         """Operations of training on some texts, of which a share is encoded twice (see the module's text)."""
@@ -166,7 +166,9 @@ def method_of(training: TrainingSection, shape: Shape, teacher: Shape | None = N
         teacher=teacher,
         gradient_checkpointing=training.gradient_checkpointing,
         frozen=training.lora.rank > 0,
-        held_tokens=max(training.held_tokens or HELD_TOKENS, training.chunk_tokens or 0),
+        activation_tokens=max(
+            training.activation_tokens or HELD_TOKENS, training.micro_batch_tokens or 0
+        ),
     )
 
 
@@ -232,7 +234,7 @@ def expected_steps(
                 f"retrieval_share is {stage.retrieval_share}, but there are no {kind} examples to train on"
             )
         weights = [
-            1.0 if one.rows is None else float(one.rows) ** training.dataset_alpha for one in group
+            1.0 if one.rows is None else float(one.rows) ** training.sampling_alpha for one in group
         ]
         drawn += [
             (one, count * weight / sum(weights)) for one, weight in zip(group, weights, strict=True)

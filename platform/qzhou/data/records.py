@@ -154,7 +154,7 @@ class Manifest:
     phases: Sequence[Mapping[str, Any]] = ()
 
     @property
-    def making(self) -> str:
+    def execution_id(self) -> str:
         """Tells this making from others of the same fingerprint: what an LLM has a part in may come out otherwise."""
         return f"{self.fingerprint}-{''.join(filter(str.isdigit, self.finished_at))}"
 
@@ -174,26 +174,28 @@ def _as_json(part: object) -> str:
     )
 
 
-def family(example: Example) -> str:
+def origin_id(example: Example) -> str:
     """The id of the raw example that this one is, or was made from: its relatives' positives answer it too."""
     return example.source.parent or example.id
 
 
-def answers(examples: Sequence[RetrievalExample]) -> list[set[str]]:
-    """For each example, the keys (:func:`text_key`) of all texts that answer its query.
+def relevant_keys(examples: Sequence[RetrievalExample]) -> list[set[str]]:
+    """For each example, the keys (:func:`normalized_text`) of all texts that answer its query.
 
     These are its own positives, those of its relatives (a paraphrase's positive answers the original
     query, and the reverse), and those of examples with the same query: none of them is a negative.
     """
     by_group: dict[tuple[str, str], set[str]] = {}
-    groups = [(("family", family(one)), ("query", text_key(one.query))) for one in examples]
+    groups = [
+        (("family", origin_id(one)), ("query", normalized_text(one.query))) for one in examples
+    ]
     for one, own in zip(examples, groups, strict=True):
-        keys = {text_key(text) for text in one.positives}
+        keys = {normalized_text(text) for text in one.positives}
         for group in own:
             by_group.setdefault(group, set()).update(keys)
     return [by_group[one] | by_group[other] for one, other in groups]
 
 
-def text_key(text: str) -> str:
+def normalized_text(text: str) -> str:
     """What is compared when two texts count as the same: case and white space make no difference."""
     return " ".join(text.casefold().split())

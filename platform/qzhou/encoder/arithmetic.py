@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from qzhou.config.recipe import Recipe
 from qzhou.run.run import Run
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 
 Library = Literal["torch", "onednn"]
 RECORD = "arithmetic.json"
@@ -124,4 +124,4 @@ def warn_of_other_arithmetic(wanted: str, name: str) -> None:
         f"encoder: this machine cannot multiply in {wanted}; it takes {name} and keeps the vectors "
         "apart. Set model.dtype or model.arithmetic to what every machine can"
     )
-    say(line, "other_arithmetic", level="warning", wanted=wanted, taken=name)
+    log_event(line, "other_arithmetic", level="warning", wanted=wanted, taken=name)

@@ -15,8 +15,8 @@ def candidates(recipe: Recipe) -> list[Candidate]:
     """BM25, the untouched backbone, both stages, and the recipe's further models, in the order of tables."""
     own = [
         Candidate(BACKBONE),
-        Candidate(STAGE1, "train/stage1/model", trained=True),
-        Candidate(STAGE2, "train/stage2/model", trained=True),
+        Candidate(STAGE1, "training/stage1/model", trained=True),
+        Candidate(STAGE2, "training/stage2/model", trained=True),
     ]
     found = [*([Candidate(BM25)] if recipe.evaluation.bm25 else []), *own]
     for spec in recipe.evaluation.models:

@@ -12,7 +12,7 @@ from qzhou.evaluation.comparison import Row
 from qzhou.evaluation.diagnosis.intervals import widest
 from qzhou.evaluation.items import Interval, difference
 from qzhou.evaluation.messages import Judged
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 
 LOWEST, HIGHEST = -1.0, 1.0  # of a main score; correlations fall below zero
 
@@ -53,7 +53,7 @@ class Gate:
             raise RegressionError(
                 "the model does not pass the gate:\n       " + "\n       ".join(failures)
             )
-        say("evaluate: the model passes the gate", "gate_passed")
+        log_event("evaluation: the model passes the gate", "gate_passed")
 
     def _below(self, own: Mapping[str, Row], run_folder: Folder) -> list[str]:
         failures = []
@@ -81,13 +81,15 @@ class Gate:
             apart = _apart(before, now, seed) if before and now else None
             if before is None or now is None or apart is None:
                 why = "was judged on other data" if before else "was not judged on it"
-                line = f"evaluate: {task} cannot be compared with {self.no_worse_than}, which {why}"
-                say(line, "gate_incomparable", level="warning", task=task)
+                line = (
+                    f"evaluation: {task} cannot be compared with {self.no_worse_than}, which {why}"
+                )
+                log_event(line, "gate_incomparable", level="warning", task=task)
                 continue
             found += 1
             said = f"{row.metric} {before.score:.4f} -> {now.score:.4f} ({apart.low:+.4f} to {apart.high:+.4f})"
-            line = f"evaluate: {task}, {self.no_worse_than} -> this run: {said}"
-            say(
+            line = f"evaluation: {task}, {self.no_worse_than} -> this run: {said}"
+            log_event(
                 line,
                 "gate_compared",
                 task=task,
@@ -155,7 +157,7 @@ def _other_run(name: str, run_folder: Folder) -> Folder:
             raise RecipeError(
                 f"--no-worse-than: {name} is this run itself, which is no worse whatever it is"
             )
-        if (place / "evaluate" / "judged" / STAGE2).exists():
+        if (place / "evaluation" / "judged" / STAGE2).exists():
             return place
     raise DataError(
         f"--no-worse-than: {places[0].uri} holds no judged run; name the folder of a run whose jobs/evaluate.py is done"
@@ -164,11 +166,11 @@ def _other_run(name: str, run_folder: Folder) -> Folder:
 
 def _judged_tasks(run_folder: Folder) -> set[str]:
     """Tasks on which stage 2 of a run has a score."""
-    place = run_folder / "evaluate"
+    place = run_folder / "evaluation"
     rows = place.read_json("comparison.json")["rows"] if place.exists("comparison.json") else ()
     return {row["task"] for row in rows if row["model"] == STAGE2}
 
 
 def _judged(run_folder: Folder, task: str) -> Judged | None:
-    place = run_folder / "evaluate" / "judged" / STAGE2
+    place = run_folder / "evaluation" / "judged" / STAGE2
     return Judged(**place.read_json(f"{task}.json")) if place.exists(f"{task}.json") else None

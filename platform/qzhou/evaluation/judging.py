@@ -53,7 +53,7 @@ class Judge:
         warnings.filterwarnings("ignore")
         logging.getLogger("mteb").setLevel(logging.ERROR)
         self._recipe, self._run = recipe, Folder.open(run_uri)
-        self._folder = self._run / "evaluate"
+        self._folder = self._run / "evaluation"
         self._task: tuple[str, Any] = ("", None)
         self._model: tuple[str, Any] = ("", None)
         self._prompts: dict[str, Prompt] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import our_error, session
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
@@ -37,12 +37,12 @@ from qzhou.evaluation.report import PAGE, write_report
 from qzhou.evaluation.trained import refuse_other_training
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run
-from qzhou.telemetry.events import say, show
+from qzhou.telemetry.events import log_event, print_block
 from qzhou.telemetry.progress import progress
 
 NOTHING_HELD_OUT = (
-    "evaluate: there is nothing to judge, because no dataset holds out enough and evaluation.tasks is empty. Give a "
-    "dataset a held_out_fraction above 0, or name tasks of mteb."
+    "evaluation: there is nothing to judge, because no dataset holds out enough and evaluation.tasks is empty. Give a "
+    "dataset a eval_fraction above 0, or name tasks of mteb."
 )
 RETRIES = 2  # of a task whose worker died
 # each is found by what it depends on, whatever else changes
@@ -68,7 +68,7 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
     if gate is not None:
         gate.look(run.folder)
     manifest = run.stage(
-        "evaluate",
+        "evaluation",
         lambda folder: _work(run, folder),
         settings={
             "evaluation": recipe.evaluation.model_dump(),
@@ -83,7 +83,7 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
         },
         inputs={
             "transform": run.manifest("transform").fingerprint,
-            "stage2": run.manifest("train/stage2").fingerprint,
+            "stage2": run.manifest("training/stage2").fingerprint,
             **{spec: weights_fingerprint(spec) for spec in recipe.evaluation.models},
         },
         rooms=("evaluation", "encoder"),
@@ -92,7 +92,7 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
     )
     if not run.folder.exists(PAGE):
         write_report(run)  # now that this stage has its manifest too
-    found = (run.folder / "evaluate").read_json("comparison.json")
+    found = (run.folder / "evaluation").read_json("comparison.json")
     rows = [Row(**row) for row in found["rows"]]
     differences = [Difference(**one) for one in found["differences"]]
     if rows:
@@ -100,26 +100,28 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
             {"task": row.task, "model": row.model, "metric": row.metric, "score": row.score}
             for row in rows
         ]
-        show(f"\n{table(rows, differences)}\n", "evaluate", "scores", scores=scores)
+        print_block(f"\n{table(rows, differences)}\n", "evaluation", "scores", scores=scores)
     else:
-        say(NOTHING_HELD_OUT, "nothing_held_out", level="warning")
+        log_event(NOTHING_HELD_OUT, "nothing_held_out", level="warning")
     for benchmark in found["benchmarks"]:
-        show(f"{benchmark_table(benchmark)}\n", "evaluate", "benchmark", benchmark=benchmark)
-    diagnosis = (run.folder / "evaluate").read_json("diagnosis.json")
+        print_block(
+            f"{benchmark_table(benchmark)}\n", "evaluation", "benchmark", benchmark=benchmark
+        )
+    diagnosis = (run.folder / "evaluation").read_json("diagnosis.json")
     signs = [finding["sign"] for finding in diagnosis["findings"]]
-    show(f"{lines(diagnosis)}\n", "evaluate", "diagnosis", signs=signs)
+    print_block(f"{lines(diagnosis)}\n", "evaluation", "diagnosis", signs=signs)
     if gate is not None:
         gate.check(rows, run.folder, seed=recipe.run.seed)
     return manifest
 
 
 def _work(run: Run, folder: Folder) -> dict[str, int]:
-    with session(ask(run.recipe, "evaluate")):
+    with session(resources_for(run.recipe, "evaluation")):
         workers = Workers(run)
         plans, refused = workers.plan()
         for task, reason in refused.items():
-            say(
-                f"evaluate: {task} is not judged: {reason}",
+            log_event(
+                f"evaluation: {task} is not judged: {reason}",
                 "not_judged",
                 level="warning",
                 task=task,
@@ -135,8 +137,8 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     for (model, task), judged in scores.items():
         if judged.undefined:
             refused[f"{task} ({model})"] = judged.undefined
-            line = f"evaluate: {model} on {task}: {judged.undefined}"
-            say(line, "undefined", level="warning", task=task, model=model)
+            line = f"evaluation: {model} on {task}: {judged.undefined}"
+            log_event(line, "undefined", level="warning", task=task, model=model)
     rows = _rows(models, plans, scores, run.recipe.run.seed)
     comparison = {
         "rows": [dataclasses.asdict(row) for row in rows],
@@ -189,10 +191,13 @@ class Workers:
     def __init__(self, run: Run) -> None:
         cluster = run.recipe.cluster
         kind = ray.remote(_Worker).options(
-            **ask(run.recipe, "evaluate").options, max_restarts=-1, max_task_retries=RETRIES
+            **resources_for(run.recipe, "evaluation").options,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
         )
         self._actors = [
-            kind.remote(judge_class, run.recipe, run.folder.uri) for _ in range(cluster.encoders)
+            kind.remote(judge_class, run.recipe, run.folder.uri)
+            for _ in range(cluster.encode_workers)
         ]
         self.found_health: dict[str, dict[str, float]] = {}
 
@@ -210,7 +215,7 @@ class Workers:
         failed: list[str] = []
         running: dict[Any, tuple[Any, Work]] = {}
         idle = list(self._actors)
-        with progress("evaluate", total=len(queue), unit="tasks") as bar:
+        with progress("evaluation", total=len(queue), unit="tasks") as bar:
             while queue or running:
                 while idle and (work := queue.take(idle[-1])) is not None:
                     actor = idle.pop()
@@ -240,8 +245,10 @@ class Workers:
                     "metric": found.metric,
                     "score": found.score,
                 }
-                line = f"evaluate: {work}: {found.metric} {found.score:.4f}, {found.seconds:.1f} s"
-                say(line, "judged", **said, seconds=found.seconds)
+                line = (
+                    f"evaluation: {work}: {found.metric} {found.score:.4f}, {found.seconds:.1f} s"
+                )
+                log_event(line, "judged", **said, seconds=found.seconds)
             if found.again:
                 return {work.plan.dataset or work.plan.name: found.n}
         return {}

@@ -36,7 +36,7 @@ def planned(recipe: Recipe, run_folder: Folder) -> tuple[list[Planned], dict[str
         examples = list(_held_out(dataset, run_folder))
         for kind in dataset.kinds:
             if reason := local.not_judgeable(examples, kind):
-                refused |= {task_name(dataset, kind): reason} if dataset.held_out_fraction else {}
+                refused |= {task_name(dataset, kind): reason} if dataset.eval_fraction else {}
             else:
                 found.append(_local_plan(dataset, kind, recipe, run_folder))
     found += _named_plans(recipe)

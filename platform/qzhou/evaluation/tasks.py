@@ -28,7 +28,7 @@ from qzhou.data.records import (
     Query,
     RetrievalExample,
     stable_id,
-    text_key,
+    normalized_text,
 )
 
 SPLIT = "test"
@@ -60,9 +60,9 @@ def retrieval_task(
     answers: dict[str, dict[str, str]] = {}
     text_of: dict[str, str] = {}
     for example in examples:
-        text_of.setdefault(text_key(example.query), example.query)
-        own = answers.setdefault(text_key(example.query), {})
-        own.update({text_key(positive): positive for positive in example.positives})
+        text_of.setdefault(normalized_text(example.query), example.query)
+        own = answers.setdefault(normalized_text(example.query), {})
+        own.update({normalized_text(positive): positive for positive in example.positives})
     asked = _sampled(list(answers), max_queries, seed)
     relevant = {key: text for query in asked for key, text in answers[query].items()}
     others = {
@@ -127,9 +127,10 @@ def reranking_task(
     queries: dict[str, str] = {}
     for one in _sampled(list(by_id), max_queries, seed):
         example = by_id[one]
-        answers = {stable_id("d", text_key(text)): text for text in example.positives}
+        answers = {stable_id("d", normalized_text(text)): text for text in example.positives}
         others = {
-            stable_id("d", text_key(negative.text)): negative.text for negative in example.negatives
+            stable_id("d", normalized_text(negative.text)): negative.text
+            for negative in example.negatives
         }
         corpus |= others | answers
         ranked[one] = sorted(others | answers)

@@ -13,10 +13,10 @@ from qzhou.run.run import MANIFEST, Run
 # Stage -> where its manifest has settings ("": at its top), and the section of the recipe that they come from
 SECTIONS: Mapping[str, Mapping[str, str]] = {
     "transform": {"transform": "transform"},
-    "synthesize": {"": "synthesis"},
-    "mine": {"mining": "mining"},
-    "train/stage1": {"training": "training", "stage": "training.stage1", "model": "model"},
-    "train/stage2": {"training": "training", "stage": "training.stage2", "model": "model"},
+    "synthesis": {"": "synthesis"},
+    "mining": {"mining": "mining"},
+    "training/stage1": {"training": "training", "stage": "training.stage1", "model": "model"},
+    "training/stage2": {"training": "training", "stage": "training.stage2", "model": "model"},
 }
 # of encoding alone, or told otherwise there
 NO_MATTER = ("encoding_dtype", "compiled", "saved_dtype", "models")

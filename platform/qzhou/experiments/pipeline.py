@@ -12,7 +12,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import our_error, session
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
@@ -25,7 +25,7 @@ from qzhou.mining.pipeline import mine
 from qzhou.run.models import resolve_all
 from qzhou.run.run import Run
 from qzhou.synthesis.pipeline import synthesize
-from qzhou.telemetry.events import say, show
+from qzhou.telemetry.events import log_event, print_block
 from qzhou.training.pipeline import train
 from qzhou.transform.pipeline import transform
 
@@ -69,9 +69,9 @@ def run_experiment(plan: Plan) -> list[Comparison]:
     folder.write_json("results.json", as_json(plan.experiment, comparisons, outcomes))
     folder.write_bytes("results.svg", picture(comparisons).encode())
     for comparison in comparisons:
-        show(f"\n{table(comparison)}", "experiment", "comparison")
+        print_block(f"\n{table(comparison)}", "experiment", "comparison")
     block = f"\nresults: {folder.uri}/results.json, {folder.uri}/results.svg"
-    show(block, "experiment", "results", folder=folder.uri)
+    print_block(block, "experiment", "results", folder=folder.uri)
     if failed:
         raise together(failed, len(plan.trials))
     return comparisons
@@ -90,8 +90,8 @@ def at_once(recipes: Sequence[Recipe], resources: Mapping[str, float]) -> int:
     hungriest: dict[str, float] = {}
     for recipe in recipes:
         for asked, workers in (
-            (ask(recipe, "mine"), recipe.cluster.encoders),
-            (ask(recipe, "train"), recipe.training.workers),
+            (resources_for(recipe, "mining"), recipe.cluster.encode_workers),
+            (resources_for(recipe, "training"), recipe.training.workers),
         ):
             for name, amount in asked.bundle.items():
                 hungriest[name] = max(hungriest.get(name, 0), amount * workers)
@@ -109,7 +109,7 @@ def _tried(plan: Plan, folder: Folder) -> dict[str, QzhouError]:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     (folder / TUNE).delete()
     line = f"experiment: {plan.experiment.name}: {len(recipes)} trials, {most} at a time"
-    say(line, "trials", trials=len(recipes), at_a_time=most)
+    log_event(line, "trials", trials=len(recipes), at_a_time=most)
     tuner = tune.Tuner(
         tune.with_resources(
             # given by reference, because Tune writes down all else, and keys of endpoints are among the environment
@@ -169,7 +169,7 @@ def _whole_run(recipe: Recipe, started_in: _Place) -> str:
     """All stages of a trial that its scores need; what was raised for people comes back as text."""
     started_in.enter()
     name = recipe.run.name
-    say(f"experiment: {name}: started", "trial_started", trial=name)
+    log_event(f"experiment: {name}: started", "trial_started", trial=name)
     try:
         with session():
             transform(recipe, _task_texts(recipe))
@@ -178,13 +178,13 @@ def _whole_run(recipe: Recipe, started_in: _Place) -> str:
             train(recipe)
             evaluate(recipe)
     except QzhouError as error:
-        say(f"experiment: {name}: failed: {error}", "trial_failed", level="error", trial=name)
+        log_event(f"experiment: {name}: failed: {error}", "trial_failed", level="error", trial=name)
         return to_json(error)
     run = Run.open(recipe)
     for stage in ("stage1", "stage2"):
         # nothing goes on from them, and they are many
-        (run.folder / "train" / stage / "checkpoints").delete()
-    say(f"experiment: {name}: finished", "trial_done", trial=name)
+        (run.folder / "training" / stage / "checkpoints").delete()
+    log_event(f"experiment: {name}: finished", "trial_done", trial=name)
     return ""
 
 

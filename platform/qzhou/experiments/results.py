@@ -40,7 +40,7 @@ class Outcome:
     @classmethod
     def read(cls, variant: str, seed: int, run: Folder) -> Outcome:
         """From the folder of a finished trial."""
-        place = run / "evaluate"
+        place = run / "evaluation"
         found = (Row(**row) for row in place.read_json("comparison.json")["rows"])
         rows = {row.task: row for row in found if row.model == STAGE2}
         judged = {

@@ -245,7 +245,7 @@ def _refuse_unknown_scores(experiment: Experiment, recipe: Recipe, place: str) -
     known = {
         one.name if kind == one.kinds[0] else f"{one.name}_{kind}": TYPES[kind]
         for one in recipe.datasets
-        if one.held_out_fraction
+        if one.eval_fraction
         for kind in one.kinds
     }
     for score in experiment.scores:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import ray
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
 from qzhou.errors import from_json
 from qzhou.mining.actors import EncodeActor
 from qzhou.mining.corpus import Chunk
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
 
@@ -46,12 +46,12 @@ def encoded(
         fn_constructor_args=(recipe, teacher, folder, list(chunks)),
         batch_size=1,
         compute=_pool(recipe, len(chunks)),
-        **ask(recipe, "mine").options,
+        **resources_for(recipe, "mining").options,
     )  # fmt: skip
     names = [""] * len(chunks)
     texts = truncated = 0
     total = sum(chunk.rows for chunk in chunks)
-    with progress("mine: encode", total=total, unit="texts") as bar:
+    with progress("mining: encode", total=total, unit="texts") as bar:
         for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
             for error in filter(None, batch["error"]):
                 raise from_json(error)
@@ -63,13 +63,13 @@ def encoded(
             truncated += int(batch["truncated"].sum())
     whose = f" by {teacher}" if teacher else ""
     known = total - texts
-    line = f"mine: encode: {texts:,} texts encoded{whose}, {known:,} were there already"
-    say(line, "encoded", texts=texts, known=known, truncated=truncated)
+    line = f"mining: encode: {texts:,} texts encoded{whose}, {known:,} were there already"
+    log_event(line, "encoded", texts=texts, known=known, truncated=truncated)
     if truncated:
         query, document = recipe.model.max_query_tokens, recipe.model.max_document_tokens
         limits = f"model.max_query_tokens ({query:,}) or max_document_tokens ({document:,})"
-        line = f"mine: encode: {truncated:,} texts are longer than {limits} and were truncated"
-        say(line, "truncated", level="warning", texts=truncated)
+        line = f"mining: encode: {truncated:,} texts are longer than {limits} and were truncated"
+        log_event(line, "truncated", level="warning", texts=truncated)
     return names
 
 
@@ -78,8 +78,8 @@ def _pool(recipe: Recipe, chunks: int) -> ray.data.ActorPoolStrategy:
     kind = "GPU" if recipe.cluster.gpu else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
     if not there:
-        line = f"mine: encode: the cluster has no {kind} yet (cluster.gpu): waiting for a node with one"
-        say(line, "waits_for_node", level="warning", resource=kind)
-    most = min(recipe.cluster.encoders, chunks)
-    least = min(recipe.cluster.min_encoders or most, most, max(1, there))
+        line = f"mining: encode: the cluster has no {kind} yet (cluster.gpu): waiting for a node with one"
+        log_event(line, "waits_for_node", level="warning", resource=kind)
+    most = min(recipe.cluster.encode_workers, chunks)
+    least = min(recipe.cluster.min_encode_workers or most, most, max(1, there))
     return ray.data.ActorPoolStrategy(min_size=least, max_size=most)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import TASKS, Drop, Manifest, Negative, RetrievalExample
@@ -41,7 +41,7 @@ from qzhou.mining.sharded_index import (
 from qzhou.mining.text_digests import Bools, Floats, Ints, is_among
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
 SEARCHED_AHEAD = 2  # blocks
@@ -63,7 +63,7 @@ def mine(recipe: Recipe, layout: Layout = DEFAULT) -> Manifest:
     run = with_arithmetic(Run.open(recipe))
     recipe, mining = run.recipe, run.recipe.mining
     models = {"teacher": weights_fingerprint(mining.teacher or recipe.model.backbone)}
-    for name in mining.further_teachers:
+    for name in mining.extra_teachers:
         models[f"teacher {name}"] = weights_fingerprint(name)
     if mining.reranker:
         models["reranker"] = weights_fingerprint(mining.reranker)
@@ -75,15 +75,15 @@ def mine(recipe: Recipe, layout: Layout = DEFAULT) -> Manifest:
     }
     # the division of an approximate index changes its candidates; an exact search finds the same however it is divided
     if mining.index != EXACT:
-        settings["shards"] = [recipe.cluster.encoders, mining.index_memory_gb]
+        settings["shards"] = [recipe.cluster.encode_workers, mining.index_memory_gb]
     return run.stage(
-        "mine",
+        "mining",
         lambda folder: _work(run, folder, layout),
         settings=settings,
         inputs={
             **models,
             "transform": run.manifest("transform").fingerprint,
-            "synthesize": run.manifest("synthesize").fingerprint,
+            "synthesis": run.manifest("synthesis").fingerprint,
         },
         rooms=("mining", "encoder"),
         keep=("embeddings",),
@@ -92,10 +92,10 @@ def mine(recipe: Recipe, layout: Layout = DEFAULT) -> Manifest:
 
 
 def _work(run: Run, folder: Folder, layout: Layout) -> dict[str, int]:
-    recipe, source = run.recipe, run.folder / "synthesize" / "examples"
+    recipe, source = run.recipe, run.folder / "synthesis" / "examples"
     for task in ("pair", "classification"):
         (source / task).copy_to(folder / "examples" / task)
-    with session(ask(recipe, "mine")):
+    with session(resources_for(recipe, "mining")):
         names = (source / "retrieval").folders()
         corpora = [_prepared(run, folder, name, layout) for name in names]
         vectors = [
@@ -115,7 +115,7 @@ def _prepared(run: Run, folder: Folder, name: str, layout: Layout) -> Corpus:
     corpus = run.folder / "transform" / "corpora" / name
     describe = ray.remote(num_cpus=1)(document_digests)
     known = ray.get([describe.remote(corpus, file) for file in corpus.files(".parquet")])
-    examples = run.folder / "synthesize" / "examples" / "retrieval" / name
+    examples = run.folder / "synthesis" / "examples" / "retrieval" / name
     return prepared(
         run.recipe.dataset(name),
         examples,
@@ -191,13 +191,13 @@ class _Miner:
             write_table(self._folder / "dropped", f"{name}.parquet", table_of(self._drops, Drop))
         content = self._report.content()
         self._folder.write_json(done, content)
-        say(sentence(name, content), "dataset_mined", dataset=name)
+        log_event(sentence(name, content), "dataset_mined", dataset=name)
         return content
 
     def _start_actors(self) -> None:
         rows = self._layout.shard_rows
         shards = [shards_of(self._recipe, one.folder, one.documents, rows) for one in self._vectors]
-        rerankers = self._recipe.cluster.encoders if self._mining.reranker else 0
+        rerankers = self._recipe.cluster.encode_workers if self._mining.reranker else 0
         share = share_of(self._recipe, sum(map(len, shards)) + rerankers)
         copies = self._corpus.copies
         for own, parts in zip(self._vectors, shards, strict=True):
@@ -208,7 +208,7 @@ class _Miner:
     def _examples(self) -> Iterator[RetrievalExample]:
         name = self._corpus.dataset.name
         total = sum(chunk.rows for chunk in self._corpus.queries)
-        with progress(f"mine: {name}", total=total, unit="queries") as bar:
+        with progress(f"mining: {name}", total=total, unit="queries") as bar:
             for queries, searches in self._searched():
                 yield from self._finished(queries, searches)
                 count = len(queries.examples)

@@ -163,7 +163,7 @@ def reranked(
 def inconsistent(example: RetrievalExample, top_k: int | None) -> Drop:
     """The drop of an example whose positive the teacher does not rank among its first ``top_k``."""
     return Drop(
-        stage="mine",
+        stage="mining",
         dataset=example.dataset,
         reason="inconsistent",
         detail=f"a positive is not among the teacher's first {top_k}",

@@ -107,7 +107,7 @@ def sentence(name: str, content: Mapping[str, Any]) -> str:
     counts = [f"{count:,} {origin}" for origin, count in content["negatives"].items()]
     refused = content["rejected"].get("too close to the positive", 0)
     parts = [
-        f"mine: {name}: {content['queries']:,} queries, negatives: {', '.join(counts) or 'none'}",
+        f"mining: {name}: {content['queries']:,} queries, negatives: {', '.join(counts) or 'none'}",
         f"{refused:,} too close to the positive",
     ]
     hidden = content["hidden positives"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.config.recipe import Recipe
 from qzhou.config.sections import MiningSection
 from qzhou.data.storage import Folder
@@ -36,7 +36,7 @@ def shards_of(
 ) -> list[list[VectorFile]]:
     """A corpus divided over as many shards as there are encoders, or over more where an index would not fit."""
     rows = sum(one.rows for one in files)
-    wanted = min(recipe.cluster.encoders, math.ceil(rows / shard_rows))
+    wanted = min(recipe.cluster.encode_workers, math.ceil(rows / shard_rows))
     if index_of(recipe.mining, files) != EXACT:
         size_gb = sum(folder.size(one.name) for one in files) / 1e9
         wanted = max(wanted, math.ceil(size_gb / recipe.mining.index_memory_gb))
@@ -50,7 +50,7 @@ def share_of(recipe: Recipe, actors: int) -> dict[str, Any]:
     little of a CPU, so that none is placed on a head node that offers nothing.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    wanted = ask(recipe, "mine").options
+    wanted = resources_for(recipe, "mining").options
     share = {
         name: wanted[name] for name in ("accelerator_type", "label_selector") if name in wanted
     }
@@ -162,7 +162,7 @@ class RerankerPool:
     def __init__(self, recipe: Recipe, share: Mapping[str, Any]) -> None:
         longest = recipe.model.max_query_tokens + recipe.model.max_document_tokens
         made = ray.remote(RerankActor).options(**share, **RESTARTED)
-        count = recipe.cluster.encoders
+        count = recipe.cluster.encode_workers
         self._actors = [made.remote(recipe.mining.reranker, longest) for _ in range(count)]
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> Floats:

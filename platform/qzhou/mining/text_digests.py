@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qzhou.data.records import RetrievalExample, family, text_key
+from qzhou.data.records import RetrievalExample, origin_id, normalized_text
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -33,8 +33,8 @@ def digests(texts: Iterable[str]) -> Digests:
 
 
 def key_digests(texts: Iterable[str]) -> Digests:
-    """Digests of the texts' keys (:func:`qzhou.data.records.text_key`): equal where two texts count as the same."""
-    return digests(map(text_key, texts))
+    """Digests of the texts' keys (:func:`qzhou.data.records.normalized_text`): equal where two texts count as the same."""
+    return digests(map(normalized_text, texts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Groups:
         """The groups of some examples' queries."""
         queries = key_digests(one.query for one in examples)
         # the prefix keeps an id apart from a query of the same letters
-        return cls(queries, digests(f"family {family(one)}" for one in examples))
+        return cls(queries, digests(f"family {origin_id(one)}" for one in examples))
 
 
 class RelevantTexts:

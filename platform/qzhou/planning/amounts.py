@@ -2,14 +2,14 @@
 
     part of a stage          amount
     transform.rows           raw rows
-    synthesize.requests      requests
-    synthesize.score         operations of the teacher that judges what an LLM wrote
-    mine.encode              operations of the teachers on every text once
-    mine.search              seconds that one CPU would take by ``search_s_per_query`` and ``search_s_per_score``
-    train/stage1.steps       operations, gradient caching included
-    train/stage2.steps
+    synthesis.requests      requests
+    synthesis.score         operations of the teacher that judges what an LLM wrote
+    mining.encode              operations of the teachers on every text once
+    mining.search              seconds that one CPU would take by ``search_s_per_query`` and ``search_s_per_score``
+    training/stage1.steps       operations, gradient caching included
+    training/stage2.steps
     model.export             1
-    evaluate.judge           operations of all models on all texts
+    evaluation.judge           operations of all models on all texts
 
 A part's time is a start and so many seconds for each unit of its amount.
 """
@@ -24,8 +24,8 @@ from qzhou.costs.training import Memory
 from qzhou.planning.sizes import DatasetRows
 
 PARTS = (
-    "transform.rows", "synthesize.requests", "synthesize.score", "mine.encode", "mine.search", "train/stage1.steps",
-    "train/stage2.steps", "model.export", "evaluate.judge",
+    "transform.rows", "synthesis.requests", "synthesis.score", "mining.encode", "mining.search", "training/stage1.steps",
+    "training/stage2.steps", "model.export", "evaluation.judge",
 )  # fmt: skip
 STAGES = tuple(dict.fromkeys(part.partition(".")[0] for part in PARTS))
 

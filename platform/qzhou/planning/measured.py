@@ -25,7 +25,7 @@ from qzhou.planning.sizes import DatasetRows, Found, requests_of
 from qzhou.planning.unit_costs import MeasuredCosts, UnitCost
 from qzhou.run.run import MANIFEST, RECIPE
 
-TOLD_BY_PHASES = ("transform", "synthesize", "mine")
+TOLD_BY_PHASES = ("transform", "synthesis", "mining")
 # of a phase: what comes within so little time of its end says when it was heard of, not what it
 # took
 AT_ONCE = 0.05
@@ -90,8 +90,8 @@ class MeasuredRun:
         found, rows = self.found(), []
         for one in self.recipe.datasets:
             own, new = found[one.name], 0.0
-            if "synthesize" in self.manifests:
-                there = count_rows(self.folder / "synthesize" / "examples" / one.task / one.name)
+            if "synthesis" in self.manifests:
+                there = count_rows(self.folder / "synthesis" / "examples" / one.task / one.name)
                 new = max(0.0, there - own.kept)
             rows.append(
                 DatasetRows(
@@ -110,7 +110,9 @@ class MeasuredRun:
 
     def counted(self, rows: Sequence[DatasetRows]) -> Counted:
         """What the run has counted; rules in an LLM's place say nothing of its tokens."""
-        texts = sum(one["done"] for one in self._phases("mine") if one["label"] == "mine: encode")
+        texts = sum(
+            one["done"] for one in self._phases("mining") if one["label"] == "mining: encode"
+        )
         examples = sum(one.trained for one in rows if one.task == "retrieval")
         teachers = len(self.recipe.mining.teachers)
         return Counted(
@@ -143,7 +145,7 @@ class MeasuredRun:
                     if amount
                     else UnitCost(start_s + work_s, 0.0, "measured")  # the examples passed through
                 )
-        name = self.recipe.cluster.train.accelerator_type if self.recipe.cluster.gpu else ""
+        name = self.recipe.cluster.training.accelerator_type if self.recipe.cluster.gpu else ""
         gpu = gpu_named(name.partition("-")[0] or "H100") if self.recipe.cluster.gpu else None
         return MeasuredCosts(parts, cpus, gpu, self.recipe.training.workers if gpu else 0)
 
@@ -152,29 +154,32 @@ class MeasuredRun:
     ) -> dict[str, tuple[float, float]]:
         """Part -> seconds of starts, and of work."""
         cluster = self.recipe.cluster
-        encoders, tasks = cluster.encoders, cluster.transform.max_workers or max(LOGICAL_CPUS, cpus)
+        encoders, tasks = (
+            cluster.encode_workers,
+            cluster.transform.max_workers or max(LOGICAL_CPUS, cpus),
+        )
         if stage == "transform":
             return {"transform.rows": self._split(stage, lambda _: True, tasks, None)}
-        if stage == "synthesize":
-            score = "synthesize: score"
+        if stage == "synthesis":
+            score = "synthesis: score"
             return {
-                "synthesize.requests": self._split(stage, lambda label: label != score, 1, None),
-                "synthesize.score": self._split(
-                    stage, lambda label: label == score, encoders, expected["synthesize.score"]
+                "synthesis.requests": self._split(stage, lambda label: label != score, 1, None),
+                "synthesis.score": self._split(
+                    stage, lambda label: label == score, encoders, expected["synthesis.score"]
                 ),
             }
-        if stage == "mine":
-            encode = "mine: encode"
+        if stage == "mining":
+            encode = "mining: encode"
             return {
-                "mine.encode": self._split(
-                    stage, lambda label: label == encode, encoders, expected["mine.encode"]
+                "mining.encode": self._split(
+                    stage, lambda label: label == encode, encoders, expected["mining.encode"]
                 ),
-                "mine.search": self._split(
-                    stage, lambda label: label != encode, 1, expected["mine.search"]
+                "mining.search": self._split(
+                    stage, lambda label: label != encode, 1, expected["mining.search"]
                 ),
             }
-        if stage == "evaluate":
-            return {"evaluate.judge": self._judged()}
+        if stage == "evaluation":
+            return {"evaluation.judge": self._judged()}
         if stage == "model":
             return {"model.export": (float(self.manifests[stage]["wall_s"]), 0.0)}
         return {f"{stage}.steps": self._trained(stage)}
@@ -203,18 +208,19 @@ class MeasuredRun:
 
     def _judged(self) -> tuple[float, float]:
         """Seconds of every model and task, shared by the workers; reading a score that was there took none."""
-        comparison = (self.folder / "evaluate").read_json("comparison.json")
-        wall_s = float(self.manifests["evaluate"]["wall_s"])
+        comparison = (self.folder / "evaluation").read_json("comparison.json")
+        wall_s = float(self.manifests["evaluation"]["wall_s"])
         work = (
-            sum(float(row["seconds"]) for row in comparison["rows"]) / self.recipe.cluster.encoders
+            sum(float(row["seconds"]) for row in comparison["rows"])
+            / self.recipe.cluster.encode_workers
         )
         work = min(work, LARGEST_START * wall_s)
         return wall_s - work, work
 
     def _llm_tokens(self, requests: float) -> tuple[float, float] | None:
-        if not requests or "synthesize" not in self.manifests or self.recipe.synthesis.is_builtin:
+        if not requests or "synthesis" not in self.manifests or self.recipe.synthesis.is_builtin:
             return None
-        total = (self.folder / "synthesize").read_json("ledger.json")["total"]
+        total = (self.folder / "synthesis").read_json("ledger.json")["total"]
         # those paid for earlier say less
         sent = 1 - total["reused"] / total["requests"] if total["requests"] else 0.0
         if not sent:

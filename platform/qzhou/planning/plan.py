@@ -16,7 +16,7 @@ from qzhou.planning.target import Crew, Fleet, Target, fleet_of
 from qzhou.planning.unit_costs import MeasuredCosts, UnitCost, costs_on, table_costs
 from qzhou.planning.workload import workload_of
 
-SCORE = "synthesize.score"
+SCORE = "synthesis.score"
 HOUR, MILLION, GB, GIB = 3600.0, 1e6, 1e9, 2**30
 START = "start"
 
@@ -207,7 +207,7 @@ def _stage(
     moved = amount.read + amount.written if fleet.rented and any(own.values()) else 0.0
     storage = moved / (crew.count * assumed["storage_bytes_per_s"])
     wall = start + max(seconds, storage)
-    scored = costs[SCORE].seconds(work.parts[SCORE]) if name == "synthesize" else 0.0
+    scored = costs[SCORE].seconds(work.parts[SCORE]) if name == "synthesis" else 0.0
     bases = {costs[part].basis for part in own}
     return PlannedStage(
         name=name,
@@ -225,14 +225,14 @@ def _crew(name: str, fleet: Fleet) -> Crew:
     """Synthesis waits for answers, which one machine can do; its teacher's time on GPUs is paid besides."""
     if name == "transform":
         return fleet.cpu
-    return fleet.cpu.one if name == "synthesize" else fleet.gpu
+    return fleet.cpu.one if name == "synthesis" else fleet.gpu
 
 
 def _serving(
     work: Workload, costs: Mapping[str, UnitCost], fleet: Fleet, assumed: Assumptions
 ) -> Serving:
     """One replica: a GPU, or this machine. The model is the trained backbone, and texts are as long as told."""
-    encode = costs["mine.encode"]
+    encode = costs["mining.encode"]
     tokens = assumed["request_tokens"]
     flops = forward_flops(work.shape, Work.of(1, Length.always(tokens))) / tokens
     replicas = max(1, fleet.gpu.gpus)
@@ -256,10 +256,10 @@ def _notes(recipe: Recipe, work: Workload, fleet: Fleet) -> list[str]:
         found.append(
             f"{state}, activations not counted" if needed < room else f"DOES NOT FIT: {state}"
         )
-        wanted = recipe.training.workers, recipe.cluster.encoders
+        wanted = recipe.training.workers, recipe.cluster.encode_workers
         if wanted != (crew.gpus, crew.gpus):
             found.append(
-                f"the recipe says training.workers = {wanted[0]} and cluster.encoders = {wanted[1]}; planned with "
+                f"the recipe says training.workers = {wanted[0]} and cluster.encode_workers = {wanted[1]}; planned with "
                 f"{crew.gpus} of each"
             )
         idle = crew.count * crew.machine.gpus - crew.gpus

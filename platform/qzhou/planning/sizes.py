@@ -96,7 +96,7 @@ def _from_recipe(dataset: Dataset, target: Target, assumed: Assumptions) -> Foun
     if dataset.max_rows is None or target.rows is not None:
         return None
     raw = round(dataset.max_rows / assumed["kept_share"])
-    held_out = assumed["held_out_rows"] if dataset.held_out_fraction else 0.0
+    held_out = assumed["held_out_rows"] if dataset.eval_fraction else 0.0
     return Found(
         raw=raw, available=float(dataset.max_rows), kept=float(dataset.max_rows), held_out=held_out
     )
@@ -104,8 +104,8 @@ def _from_recipe(dataset: Dataset, target: Target, assumed: Assumptions) -> Foun
 
 def _one(dataset: Dataset, raw: float, found: Found | None, assumed: Assumptions) -> DatasetRows:
     if found is None:
-        available = raw * assumed["kept_share"] * (1 - dataset.held_out_fraction)
-        held_out = min(raw, assumed["held_out_rows"]) if dataset.held_out_fraction else 0.0
+        available = raw * assumed["kept_share"] * (1 - dataset.eval_fraction)
+        held_out = min(raw, assumed["held_out_rows"]) if dataset.eval_fraction else 0.0
     else:
         growth = raw / found.raw if found.raw else 0.0
         available, held_out = found.available * growth, found.held_out * growth

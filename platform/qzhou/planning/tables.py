@@ -47,7 +47,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "run": plan.name,
         "total": {"wall_s": plan.wall_s, "usd": plan.money},
         "stages": [_stage_as_json(one) for one in plan.stages],
-        "serve": {
+        "serving": {
             **dataclasses.asdict(plan.serving),
             "million_tokens_s": plan.serving.million_tokens_s,
             "million_requests_s": plan.serving.million_requests_s,

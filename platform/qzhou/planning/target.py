@@ -104,7 +104,7 @@ def fleet_of(recipe: Recipe, target: Target) -> Fleet:
     Raises:
         RecipeError: A GPU or a cloud is not known, or an option means nothing without GPUs.
     """
-    asked = recipe.cluster.train.accelerator_type if recipe.cluster.gpu else ""
+    asked = recipe.cluster.training.accelerator_type if recipe.cluster.gpu else ""
     name = target.gpu or (asked.partition("-")[0] or "H100" if recipe.cluster.gpu else "")
     if not name:
         if told := [one for one in ONLY_RENTED if getattr(target, one)]:

@@ -17,7 +17,7 @@ from qzhou.planning.assumptions import Assumptions
 from qzhou.planning.target import Crew, Fleet
 
 Basis = Literal["measured", "scaled", "assumed"]
-ON_CPUS = ("transform.rows", "synthesize.requests", "mine.search")  # whatever GPUs there are
+ON_CPUS = ("transform.rows", "synthesis.requests", "mining.search")  # whatever GPUs there are
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,25 +67,25 @@ def table_costs(
     row_s = work.row_bytes / (assumed["transform_bytes_per_cpu_s"] * _effective(cpu, assumed))
     judged = (
         assumed["judged_task_s"]
-        * work.stages["evaluate"].rows_out
+        * work.stages["evaluation"].rows_out
         / max(1, min(gpu.gpus, work.tasks))
     )
     bases: Mapping[str, tuple[float, float]] = {
         "transform.rows": (assumed["stage_start_s"], row_s),
-        "synthesize.requests": (
+        "synthesis.requests": (
             assumed["stage_start_s"],
             _seconds_a_request(recipe, work, assumed),
         ),
-        "synthesize.score": (start, encode),
-        "mine.encode": (start + load, encode),
-        "mine.search": (
+        "synthesis.score": (start, encode),
+        "mining.encode": (start + load, encode),
+        "mining.search": (
             assumed["stage_start_s"],
             1 / _effective(dataclasses.replace(gpu, gpu=None), assumed),
         ),
-        "train/stage1.steps": (start + load, train),
-        "train/stage2.steps": (start + load, train),
+        "training/stage1.steps": (start + load, train),
+        "training/stage2.steps": (start + load, train),
         "model.export": (start + load, 0.0),
-        "evaluate.judge": (start + load + judged, encode),
+        "evaluation.judge": (start + load + judged, encode),
     }
     return {part: UnitCost(*bases[part], basis="assumed") for part in PARTS}
 
@@ -109,13 +109,13 @@ def costs_on(
         return dict(table)
     found = dict(table)
     for part, cost in measured.parts.items():
-        crew = fleet.cpu if part.startswith(("transform", "synthesize")) else fleet.gpu
+        crew = fleet.cpu if part.startswith(("transform", "synthesis")) else fleet.gpu
         if not fleet.rented and measured.gpu is None:
-            scales = cpus_told and part != "synthesize.requests"
+            scales = cpus_told and part != "synthesis.requests"
             speed = crew.cpus / measured.cpus if scales else 1.0
         elif part in ON_CPUS:
             speed = (
-                1.0 if part == "synthesize.requests" else _effective(crew, assumed) / measured.cpus
+                1.0 if part == "synthesis.requests" else _effective(crew, assumed) / measured.cpus
             )
         elif measured.gpu is not None and fleet.gpu.gpu is not None:
             speed = fleet.gpu.gpus * fleet.gpu.gpu.flops / (measured.gpus * measured.gpu.flops)

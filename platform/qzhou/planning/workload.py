@@ -82,16 +82,16 @@ class _Work:
     def all(self) -> Workload:
         stages = {
             "transform": self._transform(),
-            "synthesize": self._synthesize(),
-            "mine": self._mine(),
-            "train/stage1": self._train(
-                "train/stage1", self.recipe.training.stage1, only_retrieval=True
+            "synthesis": self._synthesize(),
+            "mining": self._mine(),
+            "training/stage1": self._train(
+                "training/stage1", self.recipe.training.stage1, only_retrieval=True
             ),
-            "train/stage2": self._train(
-                "train/stage2", self.recipe.training.stage2, only_retrieval=False
+            "training/stage2": self._train(
+                "training/stage2", self.recipe.training.stage2, only_retrieval=False
             ),
             "model": self._export(),
-            "evaluate": self._evaluate(),
+            "evaluation": self._evaluate(),
         }
         raw = sum(one.raw for one in self.rows)
         requests = sum(one.requests for one in self.rows)
@@ -105,7 +105,7 @@ class _Work:
             memory=memory_of(self.recipe, self.method),
             tasks=self._tasks(),
             requests=requests,
-            request_tokens=stages["synthesize"].tokens / requests if requests else 0.0,
+            request_tokens=stages["synthesis"].tokens / requests if requests else 0.0,
             notes=self.notes,
         )
 
@@ -127,12 +127,12 @@ class _Work:
     def _synthesize(self) -> Amount:
         settings = self.recipe.synthesis
         requests = sum(one.requests for one in self.rows)
-        self.parts["synthesize.requests"] = requests
-        self.parts["synthesize.score"] = 0.0
+        self.parts["synthesis.requests"] = requests
+        self.parts["synthesis.score"] = 0.0
         prompt, answer = self._llm_tokens(requests) if requests else (0.0, 0.0)
         if settings.is_on and settings.gates.scores:
             judged = sum((self._example(one).times(one.requests) for one in self.rows), Work())
-            self.parts["synthesize.score"] = forward_flops(self.teachers[0], judged)
+            self.parts["synthesis.score"] = forward_flops(self.teachers[0], judged)
         out = self._example_bytes(lambda one: one.trained)
         journal = (prompt + answer) * self.assumed["chars_per_token"] if requests else 0.0
         return Amount(
@@ -140,7 +140,7 @@ class _Work:
             rows_out=sum(one.trained for one in self.rows),
             out="examples",
             tokens=prompt + answer,
-            flops=self.parts["synthesize.score"],
+            flops=self.parts["synthesis.score"],
             read=self._example_bytes(lambda one: one.kept),
             written=out + journal,
             kept=out + journal,
@@ -184,7 +184,7 @@ class _Work:
                 search += scores * self.assumed["search_s_per_score"]
                 vectors += asked.texts * teacher.width * VECTOR_BYTES
         flops = sum(forward_flops(teacher, encoded) for teacher in self.teachers)
-        self.parts |= {"mine.encode": flops, "mine.search": search}
+        self.parts |= {"mining.encode": flops, "mining.search": search}
         # of an example half is query and positive
         negatives = 1 + self.recipe.mining.negatives_per_query / 2
         out = self._example_bytes(
@@ -257,7 +257,7 @@ class _Work:
             work += Work.of(len(settings.tasks) * self.assumed["named_task_texts"], texts.documents)
             scores += len(settings.tasks) * models
         flops = forward_flops(self.shape, work) * models
-        self.parts["evaluate.judge"] = flops
+        self.parts["evaluation.judge"] = flops
         vectors = work.texts * models * self.shape.width * VECTOR_BYTES
         return Amount(
             rows_in=work.texts,

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from qzhou.data.storage import Folder
 from qzhou.errors import StorageError, first_line
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 
 HOLDER, LOCK = "at_work.json", "at_work.lock"
 BEAT_S = 5.0
@@ -56,7 +56,7 @@ def _locked(run: Folder, holder: dict[str, Any]) -> Iterator[None]:
     except Timeout:
         raise _held(run) from None
     except (OSError, NotImplementedError) as error:
-        say(
+        log_event(
             f"{run.uri} knows no locks ({first_line(error)}): nothing keeps a second process away",
             "run_without_lock",
         )
@@ -74,14 +74,18 @@ def _acquire(lock: FileLock, run: Folder, holder: dict[str, Any]) -> None:
     except Timeout:
         here = _who(run).get("host", holder["host"]) == holder["host"]
         where = "another process" if here else "another machine"
-        say(f"{where} was at work on this run; waiting a moment in case it is gone", "run_watched")
+        log_event(
+            f"{where} was at work on this run; waiting a moment in case it is gone", "run_watched"
+        )
         lock.acquire(timeout=UNTIL_KILLED_S if here else UNTIL_NFS_KNOWS_S)
 
 
 @contextmanager
 def _beating(run: Folder, holder: dict[str, Any]) -> Iterator[None]:
     if run.exists(HOLDER):
-        say("another process was at work on this run; looking whether it still is", "run_watched")
+        log_event(
+            "another process was at work on this run; looking whether it still is", "run_watched"
+        )
         seen = run.read_bytes(HOLDER)
         time.sleep(WATCHED_S)
         if run.exists(HOLDER) and run.read_bytes(HOLDER) != seen:

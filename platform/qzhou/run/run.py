@@ -22,12 +22,12 @@ from qzhou.data.storage import Folder
 from qzhou.errors import DataError, StorageError
 from qzhou.run.lock import at_work
 from qzhou.run.sharing import MANIFEST as MANIFEST
-from qzhou.run.sharing import borrow, finished_beside, take_over, turn
-from qzhou.telemetry.events import say
+from qzhou.run.sharing import reuse_cache, finished_beside, reuse_stage, stage_lock
+from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import recorded
 
 # stages not named like their job
-JOBS = {"train/stage1": "train", "train/stage2": "train", "model": "export"}
+JOBS = {"training/stage1": "training", "training/stage2": "training", "model": "export"}
 UPLOADED = "working_dir_files"  # where Ray keeps the working directories that jobs bring with them
 STARTED, RECIPE = "started.json", "recipe.json"
 SHARED_CODE = ("data",)  # what every stage's output depends on
@@ -128,19 +128,19 @@ class Run:
         finished = Manifest(**folder.read_json(MANIFEST)) if folder.exists(MANIFEST) else None
         if finished and finished.fingerprint == fingerprint:
             line = f"{name}: unchanged since {finished.finished_at}, skipped ({_counts(finished.outputs)})"
-            say(line, "stage_skipped", outputs=finished.outputs)
+            log_event(line, "stage_skipped", outputs=finished.outputs)
             return finished
         shares = self.recipe.run.share_stages
         with (
             at_work(self.folder, name),
-            turn(self.folder, name, fingerprint) if shares else nullcontext(),
+            stage_lock(self.folder, name, fingerprint) if shares else nullcontext(),
         ):
             self._make_room(folder, name, fingerprint, keep)
             folder.create().write_json(STARTED, {"fingerprint": fingerprint})
             if shares:
                 if other := finished_beside(self.folder, name, fingerprint):
                     return self._taken_over(other, name, keep)
-                borrow(self.folder, name, lend)
+                reuse_cache(self.folder, name, lend)
             begun = Manifest(
                 stage=name,
                 fingerprint=fingerprint,
@@ -154,10 +154,10 @@ class Run:
             return _finished(begun, folder, work)
 
     def _taken_over(self, other: Folder, name: str, keep: Sequence[str]) -> Manifest:
-        take_over(other, self.folder, name, keep=(*keep, STARTED))
+        reuse_stage(other, self.folder, name, keep=(*keep, STARTED))
         manifest = self.manifest(name)
         line = f"{name}: taken over from {other.name} ({_counts(manifest.outputs)})"
-        say(line, "stage_taken_over", run=other.name, outputs=manifest.outputs)
+        log_event(line, "stage_taken_over", run=other.name, outputs=manifest.outputs)
         return manifest
 
     def _make_room(self, folder: Folder, name: str, fingerprint: str, keep: Sequence[str]) -> None:
@@ -166,13 +166,13 @@ class Run:
             return
         begun = folder.read_json(STARTED)["fingerprint"] if folder.exists(STARTED) else None
         if begun == fingerprint and not folder.exists(MANIFEST):
-            say(f"{name}: resumed with what an earlier attempt had finished", "stage_resumed")
+            log_event(f"{name}: resumed with what an earlier attempt had finished", "stage_resumed")
             return
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         aside = self.folder / "stale" / f"{name.replace('/', '-')}-{stamp}"
         folder.move_to(aside)
         line = f"{name}: settings, code or inputs changed; the stale output is kept in {aside.uri}"
-        say(line, "stage_stale", kept_in=aside.uri)
+        log_event(line, "stage_stale", kept_in=aside.uri)
         for kept in keep:
             if (aside / kept).exists():
                 (aside / kept).move_to(folder / kept)
@@ -196,7 +196,7 @@ def _finished(
     begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[str, int]]
 ) -> Manifest:
     """Do the work of a stage and write its manifest, which says that it is whole."""
-    say(f"{begun.stage}: started", "stage_started")
+    log_event(f"{begun.stage}: started", "stage_started")
     started = time.monotonic()
     with recorded() as phases:
         outputs = work(folder)
@@ -209,7 +209,7 @@ def _finished(
     )
     folder.write_json(MANIFEST, dataclasses.asdict(manifest))
     line = f"{begun.stage}: done in {manifest.wall_s:.1f} s ({_counts(outputs)})"
-    say(line, "stage_done", wall_s=manifest.wall_s, outputs=manifest.outputs)
+    log_event(line, "stage_done", wall_s=manifest.wall_s, outputs=manifest.outputs)
     return manifest
 
 

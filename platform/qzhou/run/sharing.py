@@ -17,14 +17,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from qzhou.data.storage import Folder
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 
 MANIFEST = "manifest.json"
 ONLY_FOR_RESUMING = ("checkpoints",)  # of no use once the stage is finished
 
 
 @contextmanager
-def turn(run: Folder, stage: str, fingerprint: str) -> Iterator[None]:
+def stage_lock(run: Folder, stage: str, fingerprint: str) -> Iterator[None]:
     """Wait while another process of this machine makes the very stage for a run beside this one.
 
     The lock is a file of the machine's, because object stores have none, and ends with its process however that ends.
@@ -37,7 +37,7 @@ def turn(run: Folder, stage: str, fingerprint: str) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        say(f"{stage}: waits for another run, which makes the same", "stage_waits")
+        log_event(f"{stage}: waits for another run, which makes the same", "stage_waits")
         lock.acquire()
     try:
         yield
@@ -54,7 +54,7 @@ def finished_beside(run: Folder, stage: str, fingerprint: str) -> Folder | None:
     return None
 
 
-def take_over(other: Folder, run: Folder, stage: str, *, keep: Sequence[str]) -> None:
+def reuse_stage(other: Folder, run: Folder, stage: str, *, keep: Sequence[str]) -> None:
     """Let a run have a stage that another one finished, beside what it keeps of its own, and nothing else of it."""
     place = run / stage
     for name in place.folders():
@@ -66,7 +66,7 @@ def take_over(other: Folder, run: Folder, stage: str, *, keep: Sequence[str]) ->
     (other / stage).link_to(place, last=MANIFEST, leave_out=ONLY_FOR_RESUMING)
 
 
-def borrow(run: Folder, stage: str, names: Sequence[str]) -> None:
+def reuse_cache(run: Folder, stage: str, names: Sequence[str]) -> None:
     """Take along what the runs beside this one keep of a stage by content: paid answers, embeddings, scores."""
     for other in _beside(run):
         for name in names:

@@ -8,7 +8,7 @@ from functools import partial
 
 import ray
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
@@ -31,7 +31,7 @@ def index(recipe: Recipe) -> Manifest:
     run = with_arithmetic(Run.find(recipe))
     model_settings = run.recipe.model
     transform, model = run.manifest("transform"), run.manifest("model")
-    with session(ask(recipe, "mine")):
+    with session(resources_for(recipe, "mining")):
         return run.stage(
             STAGE,
             partial(_indexed, run),
@@ -55,13 +55,13 @@ def _indexed(run: Run, folder: Folder) -> Mapping[str, int]:
     numbers = ray.data.from_items(
         [{"id": number} for number in range(count)], override_num_blocks=count
     )
-    most = min(run.recipe.cluster.encoders, count)
+    most = min(run.recipe.cluster.encode_workers, count)
     done = numbers.map_batches(
         EncodePart,
         fn_constructor_args=(run.recipe, (run.folder / "model").uri, encoded, parts),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-        **ask(run.recipe, "mine").options,
+        **resources_for(run.recipe, "mining").options,
     )  # fmt: skip
     total = sum(row_count(one.folder, one.name) for one in parts)
     files: list[list[str]] = [[] for _ in parts]

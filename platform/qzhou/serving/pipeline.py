@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.config.recipe import Recipe
 from qzhou.config.sections import ServingSection
 from qzhou.data.storage import Folder
@@ -243,7 +243,7 @@ def options(recipe: Recipe) -> dict[str, Any]:
         **scaled,
         "max_ongoing_requests": MANY,
         "max_queued_requests": MANY,
-        "ray_actor_options": ask(recipe, "serve").options,
+        "ray_actor_options": resources_for(recipe, "serving").options,
         "graceful_shutdown_timeout_s": GRACE_S,
         "max_surge_percent": 100,  # a new version answers before the old one leaves
     }

@@ -43,7 +43,7 @@ def throttle_of(settings: SynthesisSection, *, spent: float) -> Throttle:
         tokens_per_minute=settings.tokens_per_minute,
         max_cost=settings.max_cost,
         spent=spent,
-        patience_s=settings.patience_s,
+        give_up_after_s=settings.give_up_after_s,
     )
 
 

@@ -24,7 +24,7 @@ from qzhou.synthesis.journal import Journal, totals
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.schemas import form_of, schema_of_answer
 from qzhou.synthesis.techniques import ChatRequest
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
 REQUESTS_PER_BATCH = 50_000  # OpenAI's limits
@@ -85,7 +85,7 @@ async def _answered(
     waiting = {key: request for key, request in requests.items() if key not in handed_in}
     _check_cost(waiting, models, settings, folder)
     outcomes: dict[str, Outcome] = {}
-    with progress("synthesize: batches", total=len(requests), unit="requests") as bar:
+    with progress("synthesis: batches", total=len(requests), unit="requests") as bar:
         try:
             for model in models.values():
                 own = {
@@ -190,8 +190,8 @@ def _found(folder: Folder, models: Collection[str]) -> list[_Batch]:
     ]
     for batch in batches:
         if batch.model not in models:
-            say(
-                f"synthesize: batch {batch.id} is skipped: the recipe no longer names its model '{batch.model}'; name "
+            log_event(
+                f"synthesis: batch {batch.id} is skipped: the recipe no longer names its model '{batch.model}'; name "
                 f"it again to fetch its {len(batch.keys):,} answers",
                 "batch_skipped",
                 level="warning",

@@ -30,7 +30,7 @@ from qzhou.synthesis.journal import Answer
 from qzhou.synthesis.schemas import CHOICES, FIELDS, form_of
 from qzhou.synthesis.techniques import ChatRequest
 
-STAGE = "synthesize"
+STAGE = "synthesis"
 PARAPHRASE_LENGTH = 0.15  # a paraphrase stays within this share of the original's characters
 NEGATIVE_LENGTH = 0.20  # a negative, of its positive's: length must not give it away
 SLACK_CHARS = 12  # allowed in any case: 15 % of a five-word title is less than one word
@@ -267,8 +267,8 @@ def _check_length(field: str, text: str, original: str, share: float) -> None:
 
 def _check_gates(field: str, text: str, original: str, gates: GatesSection) -> None:
     copied = copied_share(text, original)
-    if copied > gates.max_copied:
-        detail = f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {gates.max_copied:.0%}"
+    if copied > gates.max_ngram_overlap:
+        detail = f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {gates.max_ngram_overlap:.0%}"
         raise _RefusedError("copied", detail)
     if gates.same_language:
         _check_language(field, text, original)

@@ -14,7 +14,7 @@ import ray
 import ray.data
 
 from qzhou.cluster.metrics import expose
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.api_keys import Keys
 from qzhou.config.recipe import Recipe
@@ -38,12 +38,12 @@ from qzhou.synthesis.scoring import PARTS, texts_to_score
 from qzhou.synthesis.teacher import Teacher
 from qzhou.synthesis.techniques import ChatRequest
 from qzhou.synthesis.workload import DatasetPlan, dataset_plans, jobs_of, subjects_of, write_dataset
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
 # settings that leave the output as it is
 SPEED_ONLY = {
-    "mode", "concurrency", "requests_per_minute", "tokens_per_minute", "max_cost", "patience_s", "timeout_s",
+    "mode", "concurrency", "requests_per_minute", "tokens_per_minute", "max_cost", "give_up_after_s", "timeout_s",
     "max_retries", "api_key_env", "input_price", "output_price",
 }  # fmt: skip
 BATCHES_UNDER_WAY = 4  # so that the slots stay full while the last answers of a batch are awaited
@@ -66,7 +66,7 @@ def synthesize(recipe: Recipe) -> Manifest:
         for one in recipe.synthesis.models
     ]
     return run.stage(
-        "synthesize",
+        "synthesis",
         functools.partial(_work, run),
         settings={
             **recipe.synthesis.model_dump(mode="json", exclude=SPEED_ONLY),
@@ -89,8 +89,8 @@ def print_estimate(recipe: Recipe) -> None:
     """
     run = Run.open(recipe)
     run.manifest("transform")
-    settings, journal = recipe.synthesis, run.folder / "synthesize" / "journal"
-    print("synthesize: estimate; nothing is sent", flush=True)
+    settings, journal = recipe.synthesis, run.folder / "synthesis" / "journal"
+    print("synthesis: estimate; nothing is sent", flush=True)
     expected = Estimate(settings)
     for plan in dataset_plans(run):
         known = _known(plan.requests, settings.temperature, journal)
@@ -104,8 +104,8 @@ def print_estimate(recipe: Recipe) -> None:
 def _work(run: Run, folder: Folder) -> dict[str, int]:
     settings = run.recipe.synthesis
     if not settings.is_on:
-        say(
-            "synthesize: synthesis is off (synthesis.endpoint is empty); examples pass through",
+        log_event(
+            "synthesis: synthesis is off (synthesis.endpoint is empty); examples pass through",
             "synthesis_off",
         )
     for attempted in ("examples", "dropped"):
@@ -128,7 +128,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     if settings.is_on:
         total = ledger.total
         tokens = total.prompt_tokens + total.completion_tokens
-        say(
+        log_event(
             report.sentence(ledger),
             "synthesized",
             requests=total.requests,
@@ -147,7 +147,7 @@ def _asked(
     if not requests:
         return {}
     subjects = subjects_of(run, job)
-    with session(ask(run.recipe, "synthesize")):
+    with session(resources_for(run.recipe, "synthesis")):
         result = written(requests, subjects, sender.ask, settings, ledger)
         if settings.gates.scores and result.made:
             result = _scored(with_arithmetic(run).recipe, result, report)
@@ -176,7 +176,7 @@ class Sender:
     def __init__(self, recipe: Recipe, journal: Folder) -> None:
         self._settings, self._folder = recipe.synthesis, journal
         self._keys = Keys.of(one.api_key_env for one in self._settings.pool)
-        self._asked = ask(recipe, "synthesize").options
+        self._asked = resources_for(recipe, "synthesis").options
 
     def ask(self, requests: Sequence[ChatRequest]) -> OutcomeOf:
         """The outcome of each request; identical ones are sent once.
@@ -223,7 +223,7 @@ class Sender:
         )
         stopped = ""
         outcomes: dict[str, Outcome] = {}
-        with progress("synthesize", total=len(requests), unit="requests") as bar:
+        with progress("synthesis", total=len(requests), unit="requests") as bar:
             for batch in asked.iter_batches(batch_format="pyarrow", batch_size=None):
                 asked_of = Counter[str]()
                 for row in batch.to_pylist():
@@ -246,17 +246,17 @@ def _scored(recipe: Recipe, result: Written, report: Report) -> Written:
     columns: dict[str, Any] = {"index": list(range(len(texts)))}
     columns |= {part: pa.array([one.get(part) for one in texts], pa.string()) for part in PARTS}
     table = pa.table(columns)
-    size = min(recipe.cluster.encoders, max(1, table.num_rows // SCORED_ROWS))
+    size = min(recipe.cluster.encode_workers, max(1, table.num_rows // SCORED_ROWS))
     scored = ray.data.from_arrow(table).repartition(max(1, table.num_rows // SCORED_ROWS)).map_batches(
         Teacher,
         fn_constructor_args=(recipe,),
         batch_format="pyarrow",
         batch_size=SCORED_ROWS,
         compute=ray.data.ActorPoolStrategy(size=size),
-        **ask(recipe, "mine").options,
+        **resources_for(recipe, "mining").options,
     )  # fmt: skip
     scores: dict[int, Scores] = {}
-    with progress("synthesize: score", total=table.num_rows, unit="records") as bar:
+    with progress("synthesis: score", total=table.num_rows, unit="records") as bar:
         for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None):
             for row in batch.to_pylist():
                 index = row.pop("index")

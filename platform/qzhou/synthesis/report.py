@@ -117,7 +117,7 @@ class Report:
         more = ", ..." if len(reasons) > COMMONEST else ""
         tokens = total.prompt_tokens + total.completion_tokens
         return (
-            f"synthesize: {total.requests:,} requests ({total.reused:,} answered before), {tokens:,} tokens, "
+            f"synthesis: {total.requests:,} requests ({total.reused:,} answered before), {tokens:,} tokens, "
             f"cost {total.cost:.4f}; {self._made.total():,} records"
             + (f"; dropped {shown}{more}" if shown else "")
         )

@@ -85,7 +85,7 @@ class Throttle:
         tokens_per_minute: Prompt and answer; estimated when a request starts, corrected when it ends.
         max_cost: Nothing is sent once so much is spent; what is under way is waited for.
         spent: What earlier attempts had spent.
-        patience_s: An endpoint that rests for so long, all together and without an answer, is given up.
+        give_up_after_s: An endpoint that rests for so long, all together and without an answer, is given up.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class Throttle:
         tokens_per_minute: float | None = None,
         max_cost: float | None = None,
         spent: float = 0.0,
-        patience_s: float = 300.0,
+        give_up_after_s: float = 300.0,
     ) -> None:
-        self.concurrency, self.max_cost, self.spent, self.patience_s = (
+        self.concurrency, self.max_cost, self.spent, self.give_up_after_s = (
             concurrency,
             max_cost,
             spent,
-            patience_s,
+            give_up_after_s,
         )
         self.lanes = {name: Lane(limit=float(concurrency)) for name in dict.fromkeys(lanes)}
         self.expected_cost = 0.0  # of what is under way
@@ -212,5 +212,5 @@ class Throttle:
             one.rest_s = min(LONGEST_REST_S, one.rest_s * 2 or FIRST_REST_S)
             one.open_until = now + one.rest_s
             one.rested_s += one.rest_s
-            if one.rested_s > self.patience_s:
+            if one.rested_s > self.give_up_after_s:
                 one.gave_up = one.gave_up or problem

@@ -14,7 +14,7 @@ from qzhou.synthesis.parsing import Subject
 from qzhou.synthesis.plan import Written, merged, planned, planned_queries
 from qzhou.synthesis.report import Report
 from qzhou.synthesis.techniques import ChatRequest
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 
 REQUESTS_PER_JOB = 100_000  # what the driver holds in memory at a time, answers included
 
@@ -50,8 +50,8 @@ def _plan(run: Run, task: Task, name: str, *, asks_queries: bool) -> DatasetPlan
     examples = list(islice(records, settings.max_dataset_rows + 1))
     if len(examples) > settings.max_dataset_rows:
         limit = f"synthesis.max_dataset_rows ({settings.max_dataset_rows:,})"
-        say(
-            f"synthesize: {name} has more rows than {limit} and is left alone",
+        log_event(
+            f"synthesis: {name} has more rows than {limit} and is left alone",
             "dataset_left_alone",
             dataset=name,
         )

@@ -37,7 +37,7 @@ def check_switch() -> None:
         raise SetupError(f"{VARIABLE} is '{chosen}'; set it to json or text, or unset it.")
 
 
-def say(
+def log_event(
     line: str, event: str, *, level: Level = "info", stream: TextIO | None = None, **fields: object
 ) -> None:
     """Say one event.
@@ -54,7 +54,7 @@ def say(
     _write(line, stage, event, level, stream, {"message": message, **fields})
 
 
-def show(block: str, stage: str, event: str, **fields: object) -> None:
+def print_block(block: str, stage: str, event: str, **fields: object) -> None:
     """Show people a table or another block of lines; in JSON it is the fields alone."""
     _write(block, stage, event, "info", None, fields)
 

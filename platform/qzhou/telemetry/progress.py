@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from qzhou.telemetry.events import as_json, say
+from qzhou.telemetry.events import as_json, log_event
 from qzhou.telemetry.metrics import PROGRESS, ROWS, UNITS, measure
 
 LINE_EVERY_S = 10.0
@@ -123,7 +123,7 @@ class Progress:
         left_s = (self.total - self.done) / rate if self.total is not None and rate else None
         known = f"/{self.total} {self.unit}" if self.total is not None else f" {self.unit}"
         eta = f", {left_s:.0f} s left" if left_s is not None else ""
-        say(
+        log_event(
             f"{self.label}: {self.done}{known}, {rate:.1f}/s{eta}{f', {note}' if note else ''}",
             "progress",
             step=self._step,

@@ -23,9 +23,9 @@ from qzhou.data.records import (
     PairExample,
     RetrievalExample,
     Task,
-    answers,
-    family,
-    text_key,
+    relevant_keys,
+    origin_id,
+    normalized_text,
 )
 from qzhou.training.data import Classes, TrainingSet
 from qzhou.training.plan import PlannedBatch, PlannedRows
@@ -182,9 +182,9 @@ def _answers_among(examples: Sequence[RetrievalExample], documents: Sequence[str
     """True [B, M] where a document answers a query although it is not the positive that was drawn for it."""
     places: dict[str, list[int]] = {}
     for place, text in enumerate(documents):
-        places.setdefault(text_key(text), []).append(place)
+        places.setdefault(normalized_text(text), []).append(place)
     blocked_BM = torch.zeros(len(examples), len(documents), dtype=torch.bool)
-    for row, own in enumerate(answers(examples)):
+    for row, own in enumerate(relevant_keys(examples)):
         blocked_BM[row, [place for key in own for place in places.get(key, ())]] = True
         blocked_BM[row, row] = False  # the positive itself stays
     return blocked_BM
@@ -192,8 +192,8 @@ def _answers_among(examples: Sequence[RetrievalExample], documents: Sequence[str
 
 def _same_queries(examples: Sequence[RetrievalExample]) -> Tensor:
     """True [B, B] where two queries are the same text or a paraphrase and its original; also with themselves."""
-    _, family_B = np.unique([family(one) for one in examples], return_inverse=True)
-    _, query_B = np.unique([text_key(one.query) for one in examples], return_inverse=True)
+    _, family_B = np.unique([origin_id(one) for one in examples], return_inverse=True)
+    _, query_B = np.unique([normalized_text(one.query) for one in examples], return_inverse=True)
     return torch.from_numpy((query_B[:, None] == query_B) | (family_B[:, None] == family_B))
 
 

@@ -135,7 +135,7 @@ def training_sets(
     tasks: tuple[Task, ...] = ("retrieval",) if retrieval_only else TASKS
     found: dict[str, tuple[Task, Folder]] = {}
     for task in tasks:
-        parent = run_folder / "mine" / "examples" / task
+        parent = run_folder / "mining" / "examples" / task
         found |= {name: (task, parent / name) for name in parent.folders()}
     place = cache_folder(run_folder, mined)
     sets = {
@@ -151,7 +151,7 @@ def training_sets(
     if not sets:
         raise DataError(
             f"{run_folder.uri}/mine/examples holds no example to train on ({', '.join(tasks)}): all rows were dropped "
-            "or held out.\n       Lower held_out_fraction of a dataset, or see transform/dropped for the reasons."
+            "or held out.\n       Lower eval_fraction of a dataset, or see transform/dropped for the reasons."
         )
     return sets
 

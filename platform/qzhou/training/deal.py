@@ -57,12 +57,12 @@ class Deal:
         return len(self.padded)
 
 
-def deal(ids: Sequence[Ids], *, rank: int = 0, world: int = 1, chunk_tokens: int) -> Deal:
+def deal(ids: Sequence[Ids], *, rank: int = 0, world: int = 1, micro_batch_tokens: int) -> Deal:
     """Deal texts out by length, like cards: every rank gets equal work without a word between them.
 
     Args:
         ids: Token ids of the N texts, the same on every rank; at least one.
-        chunk_tokens: Padded tokens of a chunk; a text that is longer is a chunk of its own.
+        micro_batch_tokens: Padded tokens of a chunk; a text that is longer is a chunk of its own.
     """
     number: dict[tuple[int, ...], int] = {}
     distinct_N = [number.setdefault(tuple(one), len(number)) for one in ids]
@@ -77,8 +77,8 @@ def deal(ids: Sequence[Ids], *, rank: int = 0, world: int = 1, chunk_tokens: int
     for turn in range(share):
         length = len(texts[order[turn * world]])
         following = ((len(chunks[-1]) if chunks else 0) + 1) * longest
-        wasteful = following > chunk_tokens // 4 and filled + length < (1 - WASTE) * following
-        if not chunks or following > chunk_tokens or wasteful:
+        wasteful = following > micro_batch_tokens // 4 and filled + length < (1 - WASTE) * following
+        if not chunks or following > micro_batch_tokens or wasteful:
             chunks.append([])
             padded.append(0)
             longest, filled = length, 0

@@ -50,7 +50,7 @@ class DeepSpeedEngine:
         if training.gradient_checkpointing:
             model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.chunk_tokens, self.held_tokens = token_budgets(training, device)
+        self.micro_batch_tokens, self.activation_tokens = token_budgets(training, device)
         self.training = training
         sharded = training.zero_stage > 0
         self._resharded = (

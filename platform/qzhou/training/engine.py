@@ -28,8 +28,8 @@ class Engine(Protocol):
 
     rank: int
     world: int
-    chunk_tokens: int
-    held_tokens: int
+    micro_batch_tokens: int
+    activation_tokens: int
 
     def forward(self, ids: Sequence[Ids], openness: float | None = None) -> Tensor:
         """Token ids of S texts to vectors [S, D]; with gradient where torch records one.
@@ -113,7 +113,7 @@ class TorchEngine:
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         )
         self.model = model.train()
-        self.chunk_tokens, self.held_tokens = token_budgets(
+        self.micro_batch_tokens, self.activation_tokens = token_budgets(
             training, next(model.parameters()).device
         )
         self.max_norm = training.max_gradient_norm
@@ -170,8 +170,8 @@ class TorchEngine:
 
 def token_budgets(training: TrainingSection, device: torch.device) -> tuple[int, int]:
     """Padded tokens of one forward pass, and of all whose activations a rank holds."""
-    chunk = training.chunk_tokens or CHUNK_TOKENS[device.type]
-    return chunk, max(chunk, training.held_tokens or HELD_TOKENS[device.type])
+    chunk = training.micro_batch_tokens or CHUNK_TOKENS[device.type]
+    return chunk, max(chunk, training.activation_tokens or HELD_TOKENS[device.type])
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -62,7 +62,7 @@ def print_estimate(
         "stage2": StageCost(expected_steps(texts.datasets, training, training.stage2), method),
     }
     lines = [
-        "train: estimate; nothing is trained",
+        "training: estimate; nothing is trained",
         f"  backbone: {_backbone(recipe, found)}",
         f"  lengths: {texts.source}",
         f"  {_passes(recipe, method)}",
@@ -87,7 +87,7 @@ def _passes(recipe: Recipe, method: Method) -> str:
         else "a backward worth two",
         checkpointing or "none again (gradient checkpointing is off)",
         f"one of the teacher '{recipe.training.distillation.teacher}'" if method.teacher else "",
-        f"and one more of what is beyond {method.held_tokens:,} tokens a GPU (gradient caching; 'twice' below)",
+        f"and one more of what is beyond {method.activation_tokens:,} tokens a GPU (gradient caching; 'twice' below)",
     ]
     return ", ".join(part for part in parts if part)
 

@@ -34,7 +34,7 @@ class Preparation:
     """How a step becomes a batch: examples, texts, token ids, shares. From any thread.
 
     Attributes:
-        chunk_tokens: Padded tokens of one forward pass.
+        micro_batch_tokens: Padded tokens of one forward pass.
         teacher_tokenizer: Where a teacher reads the same texts.
     """
 
@@ -44,7 +44,7 @@ class Preparation:
     tokenizer: Any
     rank: int
     world: int
-    chunk_tokens: int
+    micro_batch_tokens: int
     teacher_tokenizer: Any = None
 
     def __call__(self, step: int) -> Prepared:
@@ -70,7 +70,9 @@ class Preparation:
             for side, texts in batch.kinds
             for one in token_ids(own, texts, max_tokens=limit[side])
         ]
-        return deal(ids, rank=self.rank, world=self.world, chunk_tokens=self.chunk_tokens)
+        return deal(
+            ids, rank=self.rank, world=self.world, micro_batch_tokens=self.micro_batch_tokens
+        )
 
 
 def ahead(

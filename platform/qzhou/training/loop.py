@@ -94,10 +94,12 @@ def train_stage(stage: Stage, engine: Engine, keeper: Keeper, *, first_step: int
         stage.tokenizer,
         engine.rank,
         engine.world,
-        engine.chunk_tokens,
+        engine.micro_batch_tokens,
         stage.teacher.tokenizer if stage.teacher else None,
     )
-    with progress(f"train: {stage.name}", total=settings.steps - first_step, unit="steps") as bar:
+    with progress(
+        f"training: {stage.name}", total=settings.steps - first_step, unit="steps"
+    ) as bar:
         for prepared, waited_s in ahead(
             prepare, first_step, settings.steps, threads=training.loader_threads
         ):
@@ -158,7 +160,7 @@ def _step(stage: Stage, engine: Engine, keeper: Keeper, prepared: Prepared) -> M
         engine.backward,
         loss,
         rank=engine.rank,
-        held=engine.held_tokens,
+        held=engine.activation_tokens,
     )
     learning_rate = learning_rate_at(planned.step, settings)
     norm = engine.update(learning_rate)
@@ -179,7 +181,7 @@ def _step(stage: Stage, engine: Engine, keeper: Keeper, prepared: Prepared) -> M
 def _pace(prepared: Prepared, engine: Engine, waited_s: float, seconds: float) -> Metrics:
     """What the step cost. ``encoded_twice`` is the share of the padded tokens that did not fit into memory at once."""
     dealt = prepared.deal
-    twice = sum(dealt.padded[: len(dealt.chunks) - dealt.held(engine.held_tokens)])
+    twice = sum(dealt.padded[: len(dealt.chunks) - dealt.held(engine.activation_tokens)])
     return {
         "tokens": dealt.tokens,
         "tokens_per_s": round(dealt.tokens / seconds, 1),

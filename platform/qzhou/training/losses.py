@@ -125,7 +125,7 @@ def info_nce(
     )
 
 
-def spread_out(vector_ND: Tensor) -> Tensor:
+def orthogonal_regularisation(vector_ND: Tensor) -> Tensor:
     """How far texts that were drawn at random are from orthogonal: the mean of their squared cosines.
 
     Added to a loss it spreads vectors over the sphere, which also makes them bear quantisation.

@@ -25,14 +25,14 @@ from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.errors import ModelError, RecipeError, StorageError
 from qzhou.run.models import resolve, weights_fingerprint
 from qzhou.run.run import MANIFEST, UPLOADED
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.training.merge import Method, State, merge_states, shares_of
 
 MERGE_FILE = "merge.json"
 FINISHED = {
     "model": "model",
-    "train/stage2": "train/stage2/model",
-    "train/stage1": "train/stage1/model",
+    "training/stage2": "training/stage2/model",
+    "training/stage1": "training/stage1/model",
 }
 # Of config.json: what changes no vector, or is compared by what it makes of the model.
 NOT_COMPARED = {
@@ -103,10 +103,10 @@ def merge_models(
             _refuse_another_kind(sources[0], other)
         prompts = _prompts(sources, prompts_of)
         for source, share in zip(sources, shares, strict=True):
-            say(f"merge: {share:.4g} of {source.found}", "share", share=share)
+            log_event(f"merge: {share:.4g} of {source.found}", "share", share=share)
         if dry_run:
             line = f"merge: these can be merged into {target.uri} by {method}; nothing was read or written"
-            say(line, "can_be_merged")
+            log_event(line, "can_be_merged")
             return
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -117,7 +117,7 @@ def merge_models(
             _write_origin(folder, sources, shares, method)
             _move_in(folder, target)
     line = f"merge: {target.uri}: SentenceTransformer and the encoder agree (lowest cosine {lowest:.6f})"
-    say(line, "merged", lowest_cosine=lowest)
+    log_event(line, "merged", lowest_cosine=lowest)
 
 
 def _shares(names: Sequence[str], weights: Sequence[float] | None, method: Method) -> list[float]:
@@ -256,7 +256,7 @@ def _prompts(sources: Sequence[Source], prompts_of: str | None) -> dict[str, str
 def _states(sources: Sequence[Source]) -> Iterator[tuple[str, State]]:
     """The weights of one model after the other; none is held here."""
     for source in sources:
-        say(f"merge: reads {source.found}", "read")
+        log_event(f"merge: reads {source.found}", "read")
         yield source.name, load_backbone(source.place, dtype=source.dtype).model.state_dict()
 
 

@@ -19,7 +19,7 @@ from qzhou.training.losses import (
     cosent,
     info_nce,
     mixed_negatives,
-    spread_out,
+    orthogonal_regularisation,
     teacher_scores,
     teacher_vectors,
 )
@@ -217,8 +217,10 @@ def _retrieval_loss(
             focal=wanted.focal,
         ),
     )
-    if wanted.spread_out:
-        loss = loss + wanted.spread_out * (spread_out(queries) + spread_out(documents[positive_B]))
+    if wanted.orthogonal_regularisation:
+        loss = loss + wanted.orthogonal_regularisation * (
+            orthogonal_regularisation(queries) + orthogonal_regularisation(documents[positive_B])
+        )
     return loss
 
 

@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from qzhou.cluster.metrics import expose
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import our_error, session
 from qzhou.config.recipe import Recipe
 from qzhou.config.training import TrainingSection
@@ -29,7 +29,7 @@ from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import QzhouError, TrainingError
 from qzhou.run.run import Run
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.training.notes import Notes
 from qzhou.training.stages import StageName, both_stages
 
@@ -59,7 +59,7 @@ def export(recipe: Recipe) -> Manifest:
         "model",
         lambda folder: _export(run, folder),
         settings={"model": recipe.model.model_dump(), "prompts": recipe.prompts},
-        inputs={"stage2": run.manifest("train/stage2").fingerprint},
+        inputs={"stage2": run.manifest("training/stage2").fingerprint},
         rooms=("encoder",),
     )
 
@@ -70,12 +70,12 @@ def _work(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
         "recipe": with_arithmetic(run).recipe,
         "stage": stage,
         "run_folder": run.folder.uri,
-        "mined": run.manifest("mine").making,
+        "mined": run.manifest("mining").execution_id,
     }
     # it repeats each line that workers print
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
-    with session(ask(run.recipe, "train")):
+    with session(resources_for(run.recipe, "training")):
         stop = _Stop(folder.uri)
         stop.forget()
         trainer = _Trainer(
@@ -153,14 +153,14 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's has no types
         def ask(*_: object) -> None:
             signal.signal(signal.SIGINT, at_once)
             self.stop.ask()
-            line = "train: stops after a checkpoint of the next step; Ctrl-C again ends it at once, without one"
-            say(line, "stopping", level="warning")
+            line = "training: stops after a checkpoint of the next step; Ctrl-C again ends it at once, without one"
+            log_event(line, "stopping", level="warning")
 
-        signal.signal(signal.SIGINT, ask)
+        signal.signal(signal.SIGINT, resources_for)
 
 
 def _scaling(recipe: Recipe) -> ray.train.ScalingConfig:
-    asked = ask(recipe, "train")
+    asked = resources_for(recipe, "training")
     return ray.train.ScalingConfig(
         num_workers=_workers(recipe.training),
         use_gpu=recipe.cluster.gpu,
@@ -216,7 +216,7 @@ def _export(run: Run, folder: Folder) -> dict[str, int]:
     from qzhou.encoder.export import checked_parity
 
     recipe = run.recipe
-    with (run.folder / "train" / "stage2" / "model").local_copy() as trained:
+    with (run.folder / "training" / "stage2" / "model").local_copy() as trained:
         folder.upload(trained)
         lowest = checked_parity(
             trained, name=folder.uri, max_tokens=recipe.model.max_document_tokens
@@ -225,7 +225,7 @@ def _export(run: Run, folder: Folder) -> dict[str, int]:
     line = (
         f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})"
     )
-    say(line, "exported", lowest_cosine=lowest)
+    log_event(line, "exported", lowest_cosine=lowest)
     return {"dimensions": int(config["hidden_size"])}
 
 
@@ -247,7 +247,7 @@ def _rank(settings: dict[str, Any]) -> None:
                 run_folder,
                 mined=settings["mined"],
                 keeper_of=lambda engine, first_step: _Keeper(
-                    recipe, run_folder / "train" / name, engine, first_step
+                    recipe, run_folder / "training" / name, engine, first_step
                 ),
                 checkpoint=Path(place) if place else None,
             )
@@ -269,8 +269,8 @@ class _Keeper(Notes):
         if self._left or ray.train.get_preemption_info() is None:
             return False
         self._left = True
-        say(
-            "train: a node is about to leave the cluster; a checkpoint is written now",
+        log_event(
+            "training: a node is about to leave the cluster; a checkpoint is written now",
             "node_leaves",
             level="warning",
         )

@@ -18,7 +18,7 @@ from qzhou.encoder.export import save_sentence_transformer
 from qzhou.encoder.arithmetic import library_for, this_processor
 from qzhou.encoder.cpu.onednn import multiply_with_onednn
 from qzhou.errors import TrainingError
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.training.data import training_sets
 from qzhou.training.deepspeed_engine import DeepSpeedEngine
 from qzhou.training.engine import Engine
@@ -59,7 +59,7 @@ def train_rank(
     plan = BatchPlan(
         [DatasetSize(one.name, one.task, one.rows) for one in data.values()],
         getattr(recipe.training, name),
-        alpha=recipe.training.dataset_alpha,
+        alpha=recipe.training.sampling_alpha,
         seed=recipe.training_seed + (0 if name == "stage1" else 1),
         grouping=recipe.training.grouping,
     )
@@ -77,7 +77,9 @@ def train_rank(
         )
         first_step = engine.load(checkpoint) if checkpoint is not None else 0
         if checkpoint is not None and engine.rank == 0:
-            say(f"train: {name}: continues after step {first_step}", "continued", step=first_step)
+            log_event(
+                f"training: {name}: continues after step {first_step}", "continued", step=first_step
+            )
         wanted = recipe.training.validate_every_steps
         judged = (
             Validation.of(held_out(recipe, run_folder), recipe, found.tokenizer, engine)
@@ -98,7 +100,7 @@ def train_rank(
             return  # stopped
         state = engine.full_state()
         if engine.rank == 0:
-            _write_model(recipe, spec, state, run_folder / "train" / name / MODEL)
+            _write_model(recipe, spec, state, run_folder / "training" / name / MODEL)
 
 
 def _load(recipe: Recipe, spec: str, dtype: torch.dtype) -> Backbone:
@@ -123,7 +125,7 @@ def _starting_model(recipe: Recipe, run_folder: Folder, name: StageName) -> Iter
     if name == "stage1":
         yield recipe.model.backbone
         return
-    with (run_folder / "train" / "stage1" / MODEL).local_copy() as place:
+    with (run_folder / "training" / "stage1" / MODEL).local_copy() as place:
         yield str(place)
 
 

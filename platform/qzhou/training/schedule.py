@@ -14,11 +14,11 @@ def learning_rate_at(step: int, stage: StageSection) -> float:
     """
     if step < stage.warmup_steps:
         return stage.learning_rate * (step + 1) / stage.warmup_steps
-    if stage.decay == "constant":
+    if stage.lr_scheduler == "constant":
         return stage.learning_rate
     left = max(0.0, (stage.steps - step) / max(1, stage.steps - stage.warmup_steps))
     return stage.learning_rate * (
-        left if stage.decay == "linear" else (1 - math.cos(math.pi * left)) / 2
+        left if stage.lr_scheduler == "linear" else (1 - math.cos(math.pi * left)) / 2
     )
 
 

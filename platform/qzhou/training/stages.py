@@ -20,8 +20,8 @@ PACE = {
         "workers",
         "min_workers",
         "offload_optimizer",
-        "chunk_tokens",
-        "held_tokens",
+        "micro_batch_tokens",
+        "activation_tokens",
         "gradient_checkpointing",
     ),
     *(
@@ -45,7 +45,7 @@ def both_stages(run: Run, work: Work) -> Manifest:
         DataError: Mining has not finished.
     """
     recipe = run.recipe
-    mined = run.manifest("mine").fingerprint
+    mined = run.manifest("mining").fingerprint
     shared = {
         "training": recipe.training.model_dump(exclude={"stage1", "stage2", "seed", *PACE}),
         "model": recipe.model.model_dump(),
@@ -58,12 +58,12 @@ def both_stages(run: Run, work: Work) -> Manifest:
 
     def stage(name: StageName, inputs: Mapping[str, str]) -> Manifest:
         return run.stage(
-            f"train/{name}",
+            f"training/{name}",
             lambda folder: work(folder, name),
             settings=shared | {"stage": getattr(recipe.training, name).model_dump()},
             inputs=inputs,
             rooms=("training", "encoder"),
         )
 
-    first = stage("stage1", {"mine": mined})
-    return stage("stage2", {"mine": mined, "stage1": first.fingerprint})
+    first = stage("stage1", {"mining": mined})
+    return stage("stage2", {"mining": mined, "stage1": first.fingerprint})

@@ -45,7 +45,7 @@ def train(recipe: Recipe) -> None:
             told = {
                 "run_folder": run.folder.uri,
                 "stage": stage,
-                "mined": run.manifest("mine").making,
+                "mined": run.manifest("mining").execution_id,
             }
             _train(recipe, **_shared(told | {"checkpoint": _latest(folder / CHECKPOINTS)}))
             return {"steps": getattr(recipe.training, stage).steps}
@@ -83,7 +83,7 @@ def _train(
             folder,
             mined=mined,
             keeper_of=lambda engine, first_step: _Keeper(
-                recipe, folder / "train" / stage, engine, first_step
+                recipe, folder / "training" / stage, engine, first_step
             ),
             checkpoint=place,
         )

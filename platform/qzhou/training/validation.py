@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt
-from qzhou.data.records import RetrievalExample, stable_id, text_key
+from qzhou.data.records import RetrievalExample, stable_id, normalized_text
 from qzhou.data.storage import Folder, read_records
 from qzhou.encoder.encoder import token_ids
 from qzhou.training.deal import Deal, deal
@@ -53,21 +53,29 @@ class Validation:
         documents: dict[str, str] = {}
         for prompt, one in chosen:
             if len(documents) < DOCUMENTS or any(one is other for _, other in asked):
-                documents |= {text_key(text): prompt.document(text) for text in one.positives}
+                documents |= {
+                    normalized_text(text): prompt.document(text) for text in one.positives
+                }
         number = {key: place for place, key in enumerate(documents)}
         is_answer_QM = torch.zeros(len(asked), len(documents), dtype=torch.bool)
         answers: dict[str, set[int]] = {}
         for _, one in chosen:
-            own = {number[text_key(text)] for text in one.positives if text_key(text) in number}
-            answers.setdefault(text_key(one.query), set()).update(own)
+            own = {
+                number[normalized_text(text)]
+                for text in one.positives
+                if normalized_text(text) in number
+            }
+            answers.setdefault(normalized_text(one.query), set()).update(own)
         for row, (_, one) in enumerate(asked):
-            is_answer_QM[row, sorted(answers[text_key(one.query)])] = True
+            is_answer_QM[row, sorted(answers[normalized_text(one.query)])] = True
         queries = [prompt.query(one.query) for prompt, one in asked]
         ids = token_ids(tokenizer, queries, max_tokens=recipe.model.max_query_tokens)
         ids += token_ids(
             tokenizer, list(documents.values()), max_tokens=recipe.model.max_document_tokens
         )
-        dealt = deal(ids, rank=engine.rank, world=engine.world, chunk_tokens=engine.chunk_tokens)
+        dealt = deal(
+            ids, rank=engine.rank, world=engine.world, micro_batch_tokens=engine.micro_batch_tokens
+        )
         return cls(dealt, is_answer_QM)
 
     def __call__(self, engine: Engine) -> dict[str, float]:

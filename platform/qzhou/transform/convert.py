@@ -12,7 +12,14 @@ import pyarrow as pa
 
 from qzhou.config.dataset import Dataset
 from qzhou.data.languages import language_of
-from qzhou.data.records import EXAMPLE_TYPES, Drop, Example, PairExample, RetrievalExample, text_key
+from qzhou.data.records import (
+    EXAMPLE_TYPES,
+    Drop,
+    Example,
+    PairExample,
+    RetrievalExample,
+    normalized_text,
+)
 from qzhou.data.storage import Folder, schema_of, table_of, write_table
 from qzhou.transform.columns import Row, getter
 from qzhou.transform.dedup import KeyList, texts_of
@@ -95,7 +102,7 @@ def convert_shard(plan: Plan, shard: Shard) -> int:
             [one for _, one in candidates],
             start,
             settings.near_duplicates,
-            dataset.may_share_texts,
+            dataset.allow_overlap,
         )
         name = f"{part:04d}.parquet"
         write_table(folder, name, _table(candidates, dataset))
@@ -137,11 +144,13 @@ class Converter:
             return None, drops
         # of a document without a query, the document itself
         asked = next(filter(None, texts_of(example)))
-        group = text_key(asked) if self._group_of is None else str(self._group_of(raw[0]) or "")
+        group = (
+            normalized_text(asked) if self._group_of is None else str(self._group_of(raw[0]) or "")
+        )
         if not group:
             detail = f"column '{self._column}', which split_by names, is empty"
             return None, [self.fields.drop("blank_group", detail, row) for row in raw]
-        held = held_out(group, self.dataset.held_out_fraction)
+        held = held_out(group, self.dataset.eval_fraction)
         query_id, judged = "", []
         if self.dataset.rule == "qrels":
             query_id = rows[0]["query_id"]
@@ -252,10 +261,10 @@ def _add_keys(
     candidates: Sequence[Candidate],
     start: int,
     near: float | None,
-    may_share_texts: bool,
+    allow_overlap: bool,
 ) -> None:
     for row, one in enumerate(candidates, start):
-        keys.add(row, one.example, one.held_out, may_share_texts=may_share_texts)
+        keys.add(row, one.example, one.held_out, allow_overlap=allow_overlap)
     if near is None or not candidates:
         return
     sides = [texts_of(one.example) for one in candidates]

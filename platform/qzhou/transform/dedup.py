@@ -14,7 +14,13 @@ from enum import IntEnum
 import numpy as np
 import pyarrow as pa
 
-from qzhou.data.records import Example, LabeledExample, PairExample, RetrievalExample, text_key
+from qzhou.data.records import (
+    Example,
+    LabeledExample,
+    PairExample,
+    RetrievalExample,
+    normalized_text,
+)
 
 DIGEST_BYTES = 16
 
@@ -67,7 +73,7 @@ def texts_of(example: Example) -> tuple[str, ...]:
 
 
 def text_digest(*keys: str) -> bytes:
-    """16 bytes of texts that :func:`qzhou.data.records.text_key` has normalised."""
+    """16 bytes of texts that :func:`qzhou.data.records.normalized_text` has normalised."""
     joined = "\0".join(keys)
     return hashlib.blake2b(
         joined.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES
@@ -85,16 +91,16 @@ class KeyList:
         self._held: list[bool] = []
         self._more: list[pa.Table] = []
 
-    def add(self, row: int, example: Example, held: bool, *, may_share_texts: bool = False) -> None:
+    def add(self, row: int, example: Example, held: bool, *, allow_overlap: bool = False) -> None:
         """Keys of one example.
 
         A query with two answers is two examples. A text with two labels, or a pair with two scores or with its sides
         exchanged, is one: the second contradicts the first or adds nothing. A retrieval text is compared with
         held-out queries and documents; a labelled text or a pair with held-out texts of its kind and with held-out
-        queries: a class may be taught with a text that is somewhere a document. With ``may_share_texts``, a training
+        queries: a class may be taught with a text that is somewhere a document. With ``allow_overlap``, a training
         document and one side of a training pair may be held out elsewhere.
         """
-        keys = [text_key(text) for text in texts_of(example)]
+        keys = [normalized_text(text) for text in texts_of(example)]
         if isinstance(example, RetrievalExample):
             identity, own, text = (
                 Space.RETRIEVAL,
@@ -110,7 +116,7 @@ class KeyList:
         if self._with_texts:
             digests = [text_digest(key) for key in keys]
             own_texts = {Space.RETRIEVAL: 1, Space.PAIR: 0, Space.CLASSIFICATION: 1}[identity]
-            for digest in digests[:own_texts] if may_share_texts and not held else digests:
+            for digest in digests[:own_texts] if allow_overlap and not held else digests:
                 self._append(row, digest, text, held)
             if held and text is Space.RETRIEVAL_TEXT:
                 self._append(row, digests[0], Space.SIMILARITY_TEXT, held)

@@ -13,7 +13,7 @@ from qzhou.data.records import (
     PairExample,
     RetrievalExample,
     stable_id,
-    text_key,
+    normalized_text,
 )
 from qzhou.transform.cleaning import cut
 from qzhou.transform.columns import Row
@@ -82,10 +82,10 @@ def retrieval(
     reason = _refusal(fields, query, positives)
     if reason:
         return [fields.drop(*_named(reason, names, fields), row) for row in rows]
-    query_key, least = text_key(query), fields.dataset.min_positive_chars
+    query_key, least = normalized_text(query), fields.dataset.min_positive_chars
     keyed: dict[str, Scored] = {}
     for one in positives:
-        if (key := text_key(one.text)) != query_key:
+        if (key := normalized_text(one.text)) != query_key:
             keyed.setdefault(key, one)
     kept = [one for one in keyed.values() if len(one.text) >= least]
     if not kept:
@@ -97,7 +97,7 @@ def retrieval(
     ]
     wrong = []
     for one in _distinct(negatives):
-        if (key := text_key(one.text)) in keyed or key == query_key:
+        if (key := normalized_text(one.text)) in keyed or key == query_key:
             detail = "a negative repeats a positive or the query"
             drops.append(fields.drop("negative_is_positive", detail, one.text, part=True))
         else:
@@ -180,7 +180,7 @@ def pair(row: Row, fields: Fields, score: float) -> PairExample | Drop:
     least = fields.dataset.min_query_chars
     if len(text_a) < least or len(text_b) < least:
         return short("text", min(text_a, text_b, key=len), row, fields)
-    if text_key(text_a) == text_key(text_b):
+    if normalized_text(text_a) == normalized_text(text_b):
         # Their cosine is 1 whatever the encoder learns, so the pair could only teach that a score is wrong.
         return fields.drop("texts_equal", cut(text_a, 80), row)
     name = fields.dataset.name

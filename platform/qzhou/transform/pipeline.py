@@ -22,7 +22,7 @@ import ray
 import ray.cloudpickle
 import ray.data
 
-from qzhou.cluster.resources import ask
+from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
@@ -30,7 +30,7 @@ from qzhou.data.records import TASKS, Manifest
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError, QzhouError, from_json, to_json
 from qzhou.run.run import Run
-from qzhou.telemetry.events import say
+from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import NO_ROWS, progress
 from qzhou.transform.contamination import Index, IndexBuilder, Overlap
 from qzhou.transform.convert import candidates_folder, convert_shard, is_converted
@@ -113,7 +113,7 @@ def _work(
     recipe: Recipe, raw: RawData, texts: Mapping[str, Iterable[str]], folder: Folder
 ) -> dict[str, int]:
     plan = make_plan(recipe, folder, raw.inputs, raw.sources, raw.own)
-    with session(ask(recipe, "transform")):
+    with session(resources_for(recipe, "transform")):
         for pieces in plan.rounds:
             _each("shuffle", plan, pieces, shuffle_piece, is_done)
         _each("convert", plan, plan.shards, convert_shard, is_converted)
@@ -132,7 +132,7 @@ def _work(
         tally = counts[dataset.name]
         counted = {"read": tally.read, **tally.written, "dropped": tally.dropped}
         line = summary_line(dataset, tally, encodings[dataset.name])
-        say(line, "dataset_done", dataset=dataset.name, rows=counted)
+        log_event(line, "dataset_done", dataset=dataset.name, rows=counted)
     refuse_bad_datasets(recipe, counts)
     warn_of_uniform(recipe, folder)
     plan.work.delete()
@@ -165,7 +165,7 @@ def _each(
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=plan.recipe.cluster.transform.max_workers),
-        **ask(plan.recipe, "transform").options,
+        **resources_for(plan.recipe, "transform").options,
     )
 
     with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:
@@ -201,9 +201,7 @@ class _Task:
 def _index(plan: Plan, texts: Mapping[str, Iterable[str]]) -> Index:
     """The n-grams of what is held out, and of the mteb tasks that the recipe names."""
     builder = IndexBuilder(plan.recipe.transform.contamination)
-    with_held_out = [
-        shard for shard in plan.shards if plan.dataset(shard.dataset).held_out_fraction
-    ]
+    with_held_out = [shard for shard in plan.shards if plan.dataset(shard.dataset).eval_fraction]
     _each("index", plan, with_held_out, index_shard, is_indexed)
     for shard in with_held_out:
         builder.add(shard.dataset, indexed(plan, shard))

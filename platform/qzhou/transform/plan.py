@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def has_held_out(self) -> bool:
-        return any(dataset.held_out_fraction for dataset in self.recipe.datasets)
+        return any(dataset.eval_fraction for dataset in self.recipe.datasets)
 
     @property
     def is_compared(self) -> bool:

@@ -9,7 +9,7 @@ from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder, read_table
 from qzhou.errors import DataError
-from qzhou.telemetry.events import as_json, say
+from qzhou.telemetry.events import as_json, log_event
 from qzhou.telemetry.pictures import svg
 from qzhou.transform.contamination import Overlap
 from qzhou.transform.fields import columns_of
@@ -51,7 +51,7 @@ def warn_of_uniform(recipe: Recipe, folder: Folder) -> None:
                 [value] = values
                 # a log that is collected holds nothing of the data
                 same = "same" if as_json() else repr(value)
-                say(
+                log_event(
                     f"transform: {dataset.name}: WARNING: all rows have the {column} {same}, so nothing can be "
                     "learned from them. Check 'columns' and 'labels', or take the dataset out",
                     "uniform_dataset",
@@ -85,7 +85,7 @@ def _problem(dataset: Dataset, tally: Tally) -> str:
     """What is wrong with a dataset, for a person; an empty string if nothing is."""
     if not tally.read:
         return f"dataset '{dataset.name}' is empty: its files hold no rows. Check 'paths' or 'packages'."
-    nothing = not tally.kept and not (tally.held_out and dataset.held_out_fraction == 1.0)
+    nothing = not tally.kept and not (tally.held_out and dataset.eval_fraction == 1.0)
     fraction = tally.dropped_rows / tally.read
     if not nothing and fraction <= dataset.max_dropped_fraction:
         return ""
@@ -112,13 +112,13 @@ def _advice(dataset: Dataset, tally: Tally) -> str:
         )
     if commonest in {"in_held_out", "contaminated"}:
         return (
-            "Its texts are held out for evaluation: set may_share_texts if these are official splits that share "
-            "texts, hold out less (held_out_fraction), or take the dataset out."
+            "Its texts are held out for evaluation: set allow_overlap if these are official splits that share "
+            "texts, hold out less (eval_fraction), or take the dataset out."
         )
     return (
         f"Look at rule ('{dataset.rule}'), columns ({columns_of(dataset)}), min_positive_chars "
         f"({dataset.min_positive_chars}), max_dropped_fraction ({dataset.max_dropped_fraction:g}) and "
-        f"held_out_fraction ({dataset.held_out_fraction}) of this dataset."
+        f"eval_fraction ({dataset.eval_fraction}) of this dataset."
     )
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from qzhou.config.dataset import Dataset
-from qzhou.data.records import Document, text_key
+from qzhou.data.records import Document, normalized_text
 from qzhou.data.storage import Folder, table_of, write_table
 from qzhou.transform.cleaning import clean_text
 from qzhou.transform.columns import Row, getter
@@ -154,7 +154,7 @@ def _key_of(plan: Plan, dataset: Dataset, role: str) -> Callable[[Row], tuple[st
     if dataset.rule not in GROUPED_BY:
         return lambda row: ("", row)
     fields, name = Fields(dataset, plan.recipe.transform.max_chars), GROUPED_BY[dataset.rule]
-    return lambda row: (text_key(fields.text(row, name)), row)
+    return lambda row: (normalized_text(fields.text(row, name)), row)
 
 
 def _id(value: Any) -> str:
@@ -260,7 +260,7 @@ def _pair_up(plan: Plan, dataset: Dataset) -> None:
     documented = [row for row in rows if not isinstance(row, Refused)]
     drawn: list[Row | Refused] = [
         *refused,
-        *pairs(documented, partial(held_out, fraction=dataset.held_out_fraction)),
+        *pairs(documented, partial(held_out, fraction=dataset.eval_fraction)),
     ]
     size = -(-len(drawn) // PARSED_PARTS)
     for part in range(PARSED_PARTS):

@@ -164,7 +164,7 @@ def test_operations_are_those_of_every_product(settings, weights_passes, attenti
 def test_what_a_gpu_does_not_hold_is_encoded_twice():
     """A step of 1,000 tokens on 4 GPUs that hold 200 each: 200 of them are encoded again."""
     work = Work.of(10, Length.always(100))
-    cost = StageCost([Steps("retrieval", 7.0, work)], Method(shape=SMALL, held_tokens=200))
+    cost = StageCost([Steps("retrieval", 7.0, work)], Method(shape=SMALL, activation_tokens=200))
     weights, attention = multiplications(SMALL, [100] * 10)
 
     assert cost.tokens_twice(4) == pytest.approx(7 * 200)
@@ -323,7 +323,7 @@ def mined(make_recipe, tiny_qwen2):
         ],
         training={"negatives_per_query": 2},
     )
-    stage = Folder.open(recipe.run.storage) / "tiny" / "mine"
+    stage = Folder.open(recipe.run.storage) / "tiny" / "mining"
     sides = [
         ("the sea " * (number % 5 + 1), "a red tree is green " * (number % 4 + 1))
         for number in range(30)

@@ -99,7 +99,7 @@ def stage2(seed=0, labels_masked=0.3, agreement=0.72):
 
 
 def mined(positive=0.48, negative=0.30, hidden=(200, 30), spread=1.0, seed=0):
-    """A dataset's part of mine/report.json, scores drawn around two means."""
+    """A dataset's part of mining/report.json, scores drawn around two means."""
     draw, report = np.random.default_rng(seed), Report()
     report.score("positive", draw.normal(positive, 0.18 * spread, 4000))
     report.score("mined", draw.normal(negative, 0.10 * spread, 6000))
@@ -108,7 +108,7 @@ def mined(positive=0.48, negative=0.30, hidden=(200, 30), spread=1.0, seed=0):
 
 
 def written(rewrite=0.86, positive=0.50, gates=(None, None), records=232, spread=1.0, seed=0):
-    """synthesize/report.json, scores drawn around two means."""
+    """synthesis/report.json, scores drawn around two means."""
     draw = np.random.default_rng(seed)
     drawn = {"rewrite": (rewrite, 0.1), "positive": (positive, 0.18)}
     scores = {

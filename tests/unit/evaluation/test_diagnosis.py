@@ -223,8 +223,7 @@ def test_what_only_looks_like_a_sign_is_none(harmless, make_recipe):
 def test_official_splits_may_share_texts(make_recipe):
     facts = healthy(make_recipe, transform=transformed([overlap("docs_search", 600, 400, 4000)]))
     shared = [
-        one | {"may_share_texts": one["name"] == "docs_search"}
-        for one in facts.settings["datasets"]
+        one | {"allow_overlap": one["name"] == "docs_search"} for one in facts.settings["datasets"]
     ]
 
     assert signs(facts) == ["contaminated"]
@@ -322,12 +321,12 @@ def test_a_run_folder_is_read_and_so_is_one_of_an_older_version(make_recipe):
         name: [dataclasses.asdict(one) for one in getattr(facts, name)]
         for name in ("rows", "differences")
     }
-    evaluate, train = run.folder / "evaluate", run.folder / "train" / "stage1"
+    evaluate, train = run.folder / "evaluation", run.folder / "training" / "stage1"
     evaluate.create().write_json("comparison.json", comparison | {"health": HEALTH})
     train.create().write_bytes(
         "metrics.jsonl", "\n".join(map(json.dumps, stage1())).encode() + b"\n"
     )
-    (run.folder / "mine").create().write_json("report.json", facts.mining)
+    (run.folder / "mining").create().write_json("report.json", facts.mining)
 
     found = Facts.read(run)
 
@@ -567,7 +566,7 @@ def test_inverted_labels_are_found_in_the_first_steps(make_recipe, tiny_bert):
         found.says
         == "The labels of 'p' look inverted: pairs with higher scores have lower cosines."
     )
-    assert found.evidence.startswith("train/stage2/metrics.jsonl: order_agreement 0.")
+    assert found.evidence.startswith("training/stage2/metrics.jsonl: order_agreement 0.")
 
 
 def test_a_learning_rate_of_nearly_nothing_leaves_the_loss_flat(make_recipe, tiny_bert):

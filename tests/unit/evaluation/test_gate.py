@@ -25,7 +25,7 @@ def judged_run(folder, values, ids=None, data=""):
     found = Judged(
         "k", "docs", "Retrieval", "ndcg_at_10", float(np.mean(values)), len(values), items=items
     )
-    (folder / "evaluate" / "judged" / "stage2").create().write_json("docs.json", asdict(found))
+    (folder / "evaluation" / "judged" / "stage2").create().write_json("docs.json", asdict(found))
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_the_same_queries_over_another_corpus_are_other_data(runs, capsys):
 def test_a_task_without_items_is_compared_by_their_number(runs, before, now, fails):
     for name, score in (("old", before), ("new", now)):
         found = Judged("k", "docs", "Clustering", "v_measure", score, 500, data="r")
-        (runs / name / "evaluate" / "judged" / "stage2").create().write_json(
+        (runs / name / "evaluation" / "judged" / "stage2").create().write_json(
             "docs.json", asdict(found)
         )
 
@@ -96,7 +96,7 @@ def test_a_task_without_a_score_fails_its_floor(runs):
     found = Judged(
         "k", "pairs", "STS", "cosine_spearman", 0.0, 9, undefined="every pair has the same cosine"
     )
-    (runs / "now" / "evaluate" / "judged" / "stage2").write_json("pairs.json", asdict(found))
+    (runs / "now" / "evaluation" / "judged" / "stage2").write_json("pairs.json", asdict(found))
 
     with pytest.raises(
         RegressionError, match="pairs: it has no score: every pair has the same cosine"
@@ -136,7 +136,7 @@ def test_floors_that_mean_nothing_are_refused(floors, said):
 
 def test_a_task_that_the_other_run_was_judged_on_and_this_one_was_not_fails(runs):
     rows = [{"task": task, "model": "stage2"} for task in ("docs", "likeness")]
-    (runs / "worse" / "evaluate").write_json("comparison.json", {"rows": rows})
+    (runs / "worse" / "evaluation").write_json("comparison.json", {"rows": rows})
 
     with pytest.raises(RegressionError, match="likeness: worse has a score, and this run has none"):
         Gate(no_worse_than="worse").check(ROWS, runs / "now", seed=0)

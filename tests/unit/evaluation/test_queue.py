@@ -6,7 +6,7 @@ from qzhou.evaluation.queue import Queue
 MODELS = [
     Candidate("bm25"),
     Candidate("backbone"),
-    Candidate("stage2", "train/stage2/model", trained=True),
+    Candidate("stage2", "training/stage2/model", trained=True),
 ]
 
 

@@ -215,11 +215,11 @@ def test_of_a_run_that_has_just_begun_each_section_says_what_is_missing(make_rec
     assert tuple(re.findall(r'<section id="([\w-]+)"', page)) == SECTIONS
     names = (
         "transform/report.json",
-        "synthesize/ledger.json",
-        "mine/report.json",
-        "train/stage1/metrics.jsonl",
+        "synthesis/ledger.json",
+        "mining/report.json",
+        "training/stage1/metrics.jsonl",
     )
-    names += ("evaluate/comparison.json", "evaluate/diagnosis.json")
+    names += ("evaluation/comparison.json", "evaluation/diagnosis.json")
     for section, name in zip(SECTIONS, names, strict=False):
         assert f"{name} is not there" in section_of(page, section)
     assert "Not finished: transform, synthesize" in section_of(page, "made")
@@ -227,10 +227,10 @@ def test_of_a_run_that_has_just_begun_each_section_says_what_is_missing(make_rec
 
 
 @pytest.mark.parametrize(
-    "name", ["transform/report.json", "synthesize/ledger.json", "synthesize/report.json"]
+    "name", ["transform/report.json", "synthesis/ledger.json", "synthesis/report.json"]
 )
 @pytest.mark.parametrize(
-    "other", ["mine/report.json", "train/stage1/metrics.jsonl", "evaluate/manifest.json"]
+    "other", ["mining/report.json", "training/stage1/metrics.jsonl", "evaluation/manifest.json"]
 )
 def test_any_file_may_be_missing(make_recipe, name, other):
     run = Run.open(make_recipe())
@@ -246,18 +246,19 @@ def test_scores_of_an_earlier_model_are_called_so(make_recipe):
     fill(run)
     words = "ran again since: jobs/evaluate.py judges what is there"
     trained, judged = (
-        run.folder.read_json(f"{stage}/manifest.json") for stage in ("train/stage2", "evaluate")
+        run.folder.read_json(f"{stage}/manifest.json")
+        for stage in ("training/stage2", "evaluation")
     )
     run.folder.write_json(
-        "evaluate/manifest.json", judged | {"inputs": {"stage2": trained["fingerprint"]}}
+        "evaluation/manifest.json", judged | {"inputs": {"stage2": trained["fingerprint"]}}
     )
     before = page_of(run)
-    run.folder.write_json("train/stage2/manifest.json", trained | {"fingerprint": "another"})
+    run.folder.write_json("training/stage2/manifest.json", trained | {"fingerprint": "another"})
     after = page_of(run)
 
     for section in ("results", "diagnosis"):
         assert words not in section_of(before, section)
-        assert f"train/stage2, which {words}" in section_of(after, section)
+        assert f"training/stage2, which {words}" in section_of(after, section)
 
 
 def test_files_of_older_versions_are_read(make_recipe):
@@ -271,9 +272,9 @@ def test_files_of_older_versions_are_read(make_recipe):
         "score": 0.625,
         "n": 9,
     }
-    (run.folder / "evaluate").create().write_json("comparison.json", [row])
+    (run.folder / "evaluation").create().write_json("comparison.json", [row])
     line = json.dumps({"step": 0, "task": "retrieval", "loss": 2.5})
-    (run.folder / "train" / "stage1").create().write_bytes("metrics.jsonl", line.encode())
+    (run.folder / "training" / "stage1").create().write_bytes("metrics.jsonl", line.encode())
 
     page = page_of(run)
 
@@ -286,9 +287,9 @@ def test_files_of_older_versions_are_read(make_recipe):
 def test_what_a_run_did_not_do_is_not_called_missing(make_recipe):
     run = Run.open(make_recipe())
     fill(run)
-    run.folder.remove("synthesize/ledger.json")
-    run.folder.remove("synthesize/report.json")
-    (run.folder / "evaluate").write_json("diagnosis.json", {"findings": [], "unchecked": []})
+    run.folder.remove("synthesis/ledger.json")
+    run.folder.remove("synthesis/report.json")
+    (run.folder / "evaluation").write_json("diagnosis.json", {"findings": [], "unchecked": []})
 
     page = page_of(run)
 
@@ -304,13 +305,13 @@ def test_text_from_data_cannot_write_into_the_page(make_recipe):
     run = Run.open(make_recipe())
     fill(run)
     scores = [asdict(Row(EVIL, "STS", EVIL, model, 0.5, 3)) for model in ("backbone", EVIL)]
-    (run.folder / "evaluate").write_json(
+    (run.folder / "evaluation").write_json(
         "comparison.json", {"rows": scores, "not_judged": {EVIL: EVIL}}
     )
     notice = {"sign": EVIL, "says": EVIL, "evidence": EVIL, "setting": EVIL}
-    (run.folder / "evaluate").write_json("diagnosis.json", [notice])
+    (run.folder / "evaluation").write_json("diagnosis.json", [notice])
     line = {"step": 0, "task": EVIL, "dataset": EVIL, "loss": 2.5}
-    (run.folder / "train" / "stage1").write_bytes("metrics.jsonl", json.dumps(line).encode())
+    (run.folder / "training" / "stage1").write_bytes("metrics.jsonl", json.dumps(line).encode())
 
     page = page_of(run)
 

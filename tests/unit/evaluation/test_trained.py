@@ -31,7 +31,7 @@ def recipe(make_recipe):
             "model": json.loads(found.model.model_dump_json()),
         }
         manifest = made(name, "12", settings)
-        place = Run.at(found).folder / "train" / name
+        place = Run.at(found).folder / "training" / name
         place.create().write_json("manifest.json", dataclasses.asdict(manifest))
     return found
 
@@ -62,8 +62,8 @@ def test_settings_of_every_stage_must_be_those_that_made_the_models(recipe):
     place = Run.at(recipe).folder
     settings = {
         "transform": {"transform": recipe.transform.model_dump(mode="json")},
-        "synthesize": recipe.synthesis.model_dump(mode="json"),
-        "mine": {"mining": recipe.mining.model_dump(mode="json")},
+        "synthesis": recipe.synthesis.model_dump(mode="json"),
+        "mining": {"mining": recipe.mining.model_dump(mode="json")},
     }
     for stage, own in settings.items():
         (place / stage).create().write_json(
@@ -109,7 +109,7 @@ def test_models_of_other_runs_are_named_by_their_run(recipe):
 
 
 def test_another_making_of_the_same_stage_is_told_apart():
-    first, second = (made("mine", seconds, {}) for seconds in ("12", "13"))
+    first, second = (made("mining", seconds, {}) for seconds in ("12", "13"))
 
-    assert first.making != second.making
-    assert first.making.startswith("f-2026")
+    assert first.execution_id != second.execution_id
+    assert first.execution_id.startswith("f-2026")

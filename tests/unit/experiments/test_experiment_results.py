@@ -160,7 +160,7 @@ def test_seeds_of_the_very_same_score_make_nothing_sure():
 
 def test_what_a_trial_left_is_read_from_its_folder(tmp_path):
     known = outcome("a", 1)
-    place = Folder.open(str(tmp_path)) / "evaluate"
+    place = Folder.open(str(tmp_path)) / "evaluation"
     rows = [*known.rows.values(), Row("one", "Retrieval", "ndcg_at_10", "backbone", 0.1, ITEMS)]
     place.write_json("comparison.json", {"rows": [asdict(row) for row in rows]})
     for task, row in known.rows.items():

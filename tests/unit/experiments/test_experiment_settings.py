@@ -11,7 +11,7 @@ from qzhou.experiments.settings import load_experiment
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "recipes" / "experiments").glob("*.toml"))
 EXPERIMENT = """
-name = "mine"
+name = "mining"
 recipe = "{root}/recipes/quickstart.toml"
 seeds = [1, 2]
 scores = [{{ task = "docs_search" }}]

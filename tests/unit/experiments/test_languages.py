@@ -45,5 +45,5 @@ def test_no_passage_is_trained_on_in_one_language_and_judged_in_the_other():
     """What decides is the number of the passage and the share, and both are the same in all four."""
     found = [load_recipe(RECIPES / "en-zh.toml").dataset(way) for way in WAYS]
 
-    assert {(one.split_by, one.held_out_fraction) for one in found} == {("passage", 0.3)}
+    assert {(one.split_by, one.eval_fraction) for one in found} == {("passage", 0.3)}
     assert 60 < sum(held_out(str(number), 0.3) for number in range(240)) < 90

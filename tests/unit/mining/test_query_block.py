@@ -7,7 +7,14 @@ import pytest
 
 from qzhou.config.dataset import Dataset
 from qzhou.config.sections import MiningSection
-from qzhou.data.records import Document, Negative, RetrievalExample, Source, answers, text_key
+from qzhou.data.records import (
+    Document,
+    Negative,
+    RetrievalExample,
+    Source,
+    relevant_keys,
+    normalized_text,
+)
 from qzhou.data.storage import Folder, write_records
 from qzhou.mining.corpus import document_digests, prepared, read_texts
 from qzhou.mining.query_block import Queries, depth_of, ranking_of, reranked, two_lowest
@@ -110,12 +117,12 @@ def test_neither_order_nor_shards_change_a_negative_and_none_is_a_positive(
 
     found = mined(tmp_path / "other", shuffled, other, shards=seed + 1, mining=mining)
 
-    assert {name: sorted(map(text_key, texts)) for name, texts in found.items()} == {
-        name: sorted(map(text_key, texts)) for name, texts in expected.items()
+    assert {name: sorted(map(normalized_text, texts)) for name, texts in found.items()} == {
+        name: sorted(map(normalized_text, texts)) for name, texts in expected.items()
     }
     assert sum(map(len, expected.values())) > 100
-    for one, own in zip(examples, answers(examples), strict=True):
-        negatives = [text_key(text) for text in expected[one.id]]
+    for one, own in zip(examples, relevant_keys(examples), strict=True):
+        negatives = [normalized_text(text) for text in expected[one.id]]
         assert not set(negatives) & own
         # a text that stands twice in the corpus is chosen once
         assert len(set(negatives)) == len(negatives)

@@ -215,20 +215,20 @@ def test_the_work_of_every_stage_by_hand(recipe):
         )
 
     assert found.parts["transform.rows"] == 1000
-    assert found.parts["mine.encode"] == pytest.approx(forward(400, 200))
-    assert found.parts["mine.search"] == pytest.approx(400 * 2.32e-4 + 400 * 200 * 3.4e-9)
+    assert found.parts["mining.encode"] == pytest.approx(forward(400, 200))
+    assert found.parts["mining.search"] == pytest.approx(400 * 2.32e-4 + 400 * 200 * 3.4e-9)
     # 4 steps of 4 queries with a positive and a negative each, forward once and backward twice
-    assert found.parts["train/stage1.steps"] == pytest.approx(3 * 4 * forward(4, 8))
-    assert found.parts["evaluate.judge"] == pytest.approx(3 * forward(30, 30))
+    assert found.parts["training/stage1.steps"] == pytest.approx(3 * 4 * forward(4, 8))
+    assert found.parts["evaluation.judge"] == pytest.approx(3 * forward(30, 30))
     assert found.row_bytes == 30 * 4
-    assert found.stages["mine"].written == pytest.approx(600 * 384 * 4 + 400 * 2 * 30 * 4 * 0.5)
+    assert found.stages["mining"].written == pytest.approx(600 * 384 * 4 + 400 * 2 * 30 * 4 * 0.5)
     # one checkpoint: weights, and two moments of the optimizer, all in float32; and the model
-    assert found.stages["train/stage1"].written == 12 * shape.parameters + 4 * shape.parameters
+    assert found.stages["training/stage1"].written == 12 * shape.parameters + 4 * shape.parameters
 
 
 def test_training_takes_the_hours_of_trainings_own_estimate():
     plan = paper()
-    stage = next(one for one in plan.stages if one.name == "train/stage1")
+    stage = next(one for one in plan.stages if one.name == "training/stage1")
 
     hours = gpu_hours(stage.amount.flops, gpu="H100", utilisation=0.4) / 32
 
@@ -249,7 +249,7 @@ def test_the_sums_are_the_sums():
     assert sum(one.trained for one in plan.rows) == pytest.approx(11_000_000)
     assert sum(one.raw for one in plan.rows) == pytest.approx(100_000_000)
     assert sum(one.requests for one in plan.rows) == pytest.approx(5_000_000)
-    train = next(one for one in plan.stages if one.name == "train/stage1")
+    train = next(one for one in plan.stages if one.name == "training/stage1")
     assert train.money == pytest.approx(4 * 55.04 * train.wall_s / 3600)
     assert plan.dominant("money")[0] is train
     json.dumps(content)
@@ -259,9 +259,9 @@ def test_the_sums_are_the_sums():
     ("more", "stage"),
     [
         ({"rows": 400_000_000}, "transform"),
-        ({"synthetic": 6_000_000}, "synthesize"),
-        ({"examples": 22_000_000}, "mine"),
-        ({"mean_document_tokens": 400.0}, "train/stage1"),
+        ({"synthetic": 6_000_000}, "synthesis"),
+        ({"examples": 22_000_000}, "mining"),
+        ({"mean_document_tokens": 400.0}, "training/stage1"),
     ],
 )
 def test_more_to_do_takes_longer_and_costs_more(more, stage):
@@ -278,19 +278,19 @@ def test_more_to_do_takes_longer_and_costs_more(more, stage):
 def test_more_gpus_or_better_use_of_them_take_less_time_and_starts_stay():
     walls = {count: {one.name: one for one in paper(gpus=count).stages} for count in (8, 32, 128)}
 
-    for name in ("mine", "train/stage1", "train/stage2"):
+    for name in ("mining", "training/stage1", "training/stage2"):
         work = [found[name].wall_s - found[name].start_s for found in walls.values()]
         assert work == sorted(work, reverse=True)
         assert walls[8][name].start_s == walls[128][name].start_s
-    better = next(one for one in paper(utilisation=0.5).stages if one.name == "train/stage2")
+    better = next(one for one in paper(utilisation=0.5).stages if one.name == "training/stage2")
     assert better.wall_s - better.start_s == pytest.approx(
-        (walls[32]["train/stage2"].wall_s - walls[32]["train/stage2"].start_s) * 0.4 / 0.5
+        (walls[32]["training/stage2"].wall_s - walls[32]["training/stage2"].start_s) * 0.4 / 0.5
     )
 
 
 def test_prices_of_ones_own_replace_the_list():
     plan = paper(gpu_price=2.0)
-    stage = next(one for one in plan.stages if one.name == "train/stage2")
+    stage = next(one for one in plan.stages if one.name == "training/stage2")
 
     assert stage.money == pytest.approx(32 * 2.0 * stage.wall_s / 3600)
 
@@ -302,7 +302,7 @@ def test_an_llm_is_paid_at_the_recipes_prices_and_by_the_table_where_it_has_none
             synthesis={**asked, "gates": {"scores": False}, "parse_retries": 0}, **SMALL
         )
         plan = planned(recipe, rows=1000, mean_query_tokens=10, mean_document_tokens=20)
-        return next(one for one in plan.stages if one.name == "synthesize").amount.money
+        return next(one for one in plan.stages if one.name == "synthesis").amount.money
 
     # 100 requests: 400 tokens of instructions and 30 of an example each, and 30 answered
     assert bought(input_price=2.0, output_price=8.0) == pytest.approx(
@@ -313,7 +313,7 @@ def test_an_llm_is_paid_at_the_recipes_prices_and_by_the_table_where_it_has_none
 
 def test_a_measured_run_predicts_itself_and_one_four_times_as_large(make_recipe):
     dataset = {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
-    sections = {**SMALL, "cluster": {"encoders": 2, "transform": {"max_workers": 1}}}
+    sections = {**SMALL, "cluster": {"encode_workers": 2, "transform": {"max_workers": 1}}}
     recipe = make_recipe(datasets=[{**dataset, "max_rows": KEPT}], **sections)
     folder = finished(recipe)
     larger = make_recipe(
@@ -335,10 +335,10 @@ def test_a_measured_run_predicts_itself_and_one_four_times_as_large(make_recipe)
         "the raw rows are the same"
     )
     # encoding: 20 s of 28 grow with the texts; the rest of the stage is its start, but for some search
-    assert four["mine"].wall_s == pytest.approx(20 + 4 * 20, abs=0.1)
-    assert four["train/stage1"].wall_s == pytest.approx(WALLS["train/stage1"] + 12 * STEP_S)
-    assert four["train/stage1"].start_s == pytest.approx(WALLS["train/stage1"] - 4 * STEP_S)
-    assert four["evaluate"].wall_s == pytest.approx(WALLS["evaluate"]), "as much is held out"
+    assert four["mining"].wall_s == pytest.approx(20 + 4 * 20, abs=0.1)
+    assert four["training/stage1"].wall_s == pytest.approx(WALLS["training/stage1"] + 12 * STEP_S)
+    assert four["training/stage1"].start_s == pytest.approx(WALLS["training/stage1"] - 4 * STEP_S)
+    assert four["evaluation"].wall_s == pytest.approx(WALLS["evaluation"]), "as much is held out"
     assert four["model"].wall_s == WALLS["model"]
 
 
@@ -360,7 +360,7 @@ def test_without_phases_all_of_a_stage_grows(make_recipe):
     dataset = {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
     recipe = make_recipe(datasets=[dataset], **SMALL)
     folder = finished(recipe)
-    for stage in ("transform", "mine"):
+    for stage in ("transform", "mining"):
         (folder / stage).write_json("manifest.json", {"wall_s": WALLS[stage]})
 
     plan = planned(recipe, measured=folder.uri, rows=3 * RAW)
@@ -385,11 +385,11 @@ def test_tokens_of_an_llm_are_those_that_the_runs_ledger_has(make_recipe):
     folder = finished(recipe)
     # 50 first requests and 10 follow-ups, of which a fifth was answered before
     total = {"requests": 60, "reused": 12, "prompt_tokens": 24_000, "completion_tokens": 4000}
-    (folder / "synthesize").write_json("ledger.json", {"total": total, "rows": []})
+    (folder / "synthesis").write_json("ledger.json", {"total": total, "rows": []})
 
     plan = planned(recipe, measured=folder.uri, synthetic=500)
 
-    amount = next(one for one in plan.stages if one.name == "synthesize").amount
+    amount = next(one for one in plan.stages if one.name == "synthesis").amount
     assert amount.tokens == pytest.approx(500 / 50 * (30_000 + 5000))
     assert amount.money == pytest.approx(500 / 50 * (30_000 * 2 + 5000 * 8) / 1e6)
 
@@ -397,17 +397,17 @@ def test_tokens_of_an_llm_are_those_that_the_runs_ledger_has(make_recipe):
 def test_a_run_on_cpus_tells_nothing_of_gpus_and_what_is_unfinished_is_by_the_table(make_recipe):
     dataset = {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
     recipe = make_recipe(datasets=[dataset], **SMALL)
-    folder = finished(recipe, stages=("transform", "synthesize"))
+    folder = finished(recipe, stages=("transform", "synthesis"))
 
     plan = planned(recipe, measured=folder.uri, gpu="h100", gpus=8)
 
     bases = {one.name: one.basis for one in plan.stages}
-    assert (bases["transform"], bases["train/stage1"]) == ("scaled", "assumed")
-    assert any("it has not finished mine, train/stage1" in note for note in plan.notes)
+    assert (bases["transform"], bases["training/stage1"]) == ("scaled", "assumed")
+    assert any("it has not finished mine, training/stage1" in note for note in plan.notes)
 
 
 def test_the_share_of_the_peak_that_a_measured_gpu_reached_goes_to_another(make_recipe):
-    cluster = {"gpu": True, "encoders": 2, "train": {"accelerator_type": "A100-80G"}}
+    cluster = {"gpu": True, "encode_workers": 2, "training": {"accelerator_type": "A100-80G"}}
     dataset = {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
     recipe = make_recipe(datasets=[dataset], cluster=cluster, **SMALL)
     folder = finished(recipe)
@@ -416,7 +416,7 @@ def test_the_share_of_the_peak_that_a_measured_gpu_reached_goes_to_another(make_
         next(
             one
             for one in planned(recipe, measured=folder.uri, gpu=gpu, gpus=2).stages
-            if one.name == "train/stage1"
+            if one.name == "training/stage1"
         )
         for gpu in ("A100", "H100")
     )
@@ -517,7 +517,7 @@ def test_serving_costs_by_the_token():
 def test_stages_without_work_take_no_time(recipe):
     plan = plan_of(recipe, Target(rows=1000), Assumptions.of())
 
-    assert {one.name: one.wall_s for one in plan.stages}["evaluate"] == 0, "nothing is held out"
+    assert {one.name: one.wall_s for one in plan.stages}["evaluation"] == 0, "nothing is held out"
 
 
 def test_figures_are_short():

@@ -123,7 +123,7 @@ def test_an_answer_that_is_not_what_was_asked_for_is_dropped(reason, technique, 
     result = answered(EXAMPLE, technique, content)
 
     assert isinstance(result, Drop)
-    assert (result.stage, result.dataset, result.reason) == ("synthesize", "d", reason)
+    assert (result.stage, result.dataset, result.reason) == ("synthesis", "d", reason)
     assert json.loads(result.record)["request"]["example_id"] == "parent"
 
 
@@ -145,7 +145,8 @@ def test_a_rewrite_that_copies_is_refused():
     assert "'positive'" in refused.detail
     texts = {"query": "What makes foliage red?", "positive": copied}
     assert isinstance(
-        answered(EXAMPLE, "paraphrase", texts, GatesSection(max_copied=1.0)), RetrievalExample
+        answered(EXAMPLE, "paraphrase", texts, GatesSection(max_ngram_overlap=1.0)),
+        RetrievalExample,
     )
 
 

@@ -85,7 +85,7 @@ def test_after_many_failures_in_a_row_an_endpoint_rests_and_one_probe_decides():
 
 
 def test_an_endpoint_that_rests_for_too_long_is_given_up():
-    one, now = throttle(patience_s=30), 0.0
+    one, now = throttle(give_up_after_s=30), 0.0
 
     fail(one, FAILURES)
     while not one.lanes[A].gave_up:

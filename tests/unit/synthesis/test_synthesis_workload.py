@@ -57,7 +57,7 @@ def test_a_dataset_above_the_limit_gets_neither_rewrites_nor_queries(tmp_path, c
 
     assert techniques(plans["at_limit"]) == {"paraphrase": 2, "query_configuration": 3}
     assert (plans["above"].requests, plans["above"].documents) == ((), ())
-    said = "synthesize: above has more rows than synthesis.max_dataset_rows (4) and is left alone\n"
+    said = "synthesis: above has more rows than synthesis.max_dataset_rows (4) and is left alone\n"
     assert capsys.readouterr().out == said
 
 

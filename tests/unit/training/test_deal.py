@@ -11,7 +11,7 @@ LISTS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=12), min_size=
 
 @given(ids=LISTS, world=st.integers(1, 5), budget=st.integers(1, 60))
 def test_every_text_is_encoded_once_and_found_again_by_every_rank(ids, world, budget):
-    deals = [deal(ids, rank=rank, world=world, chunk_tokens=budget) for rank in range(world)]
+    deals = [deal(ids, rank=rank, world=world, micro_batch_tokens=budget) for rank in range(world)]
 
     gathered = [tuple(text) for one in deals for chunk in one.chunks for text in chunk]
     for one in deals:
@@ -26,7 +26,7 @@ def test_every_text_is_encoded_once_and_found_again_by_every_rank(ids, world, bu
 
 
 def test_equal_texts_are_encoded_once():
-    found = deal([[1, 2], [3], [1, 2]], chunk_tokens=10)
+    found = deal([[1, 2], [3], [1, 2]], micro_batch_tokens=10)
 
     assert sum(map(len, found.chunks)) == 2
     assert found.place_N.tolist() == [0, 1, 0]
@@ -34,7 +34,7 @@ def test_equal_texts_are_encoded_once():
 
 
 def test_the_last_chunks_are_held_as_long_as_they_fit_and_one_always_is():
-    found = deal([[1] * length for length in (1, 2, 3, 4)], chunk_tokens=1)
+    found = deal([[1] * length for length in (1, 2, 3, 4)], micro_batch_tokens=1)
 
     assert found.padded == [4, 3, 2, 1]
     assert [found.held(budget) for budget in (0, 1, 3, 5, 6, 10)] == [1, 1, 2, 2, 3, 4]

@@ -78,7 +78,7 @@ def test_a_gradient_that_is_not_finite_ends_the_stage_too(
 
 
 def test_metrics_of_a_step_say_what_it_did_and_cost(make_recipe, tiny_bert):
-    recipe = three_tasks(make_recipe, chunk_tokens=CHUNK_TOKENS, held_tokens=1)
+    recipe = three_tasks(make_recipe, micro_batch_tokens=CHUNK_TOKENS, activation_tokens=1)
     found = model_of(tiny_bert)
     engine = TorchEngine(found.model, found.tokenizer, recipe.training)
     notes = Notes()
@@ -118,7 +118,8 @@ def test_the_learning_rate_falls_as_the_recipe_says(make_recipe):
 
     def rates(decay):
         return [
-            learning_rate_at(step, stage.model_copy(update={"decay": decay})) for step in range(10)
+            learning_rate_at(step, stage.model_copy(update={"lr_scheduler": decay}))
+            for step in range(10)
         ]
 
     assert rates("constant") == [1.0] * 10

@@ -7,7 +7,13 @@ import torch
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 
 from qzhou.errors import DataError
-from qzhou.training.losses import Terms, classification_info_nce, cosent, info_nce, spread_out
+from qzhou.training.losses import (
+    Terms,
+    classification_info_nce,
+    cosent,
+    info_nce,
+    orthogonal_regularisation,
+)
 
 TEMPERATURES = [0.02, 0.05, 1.0]
 
@@ -246,6 +252,6 @@ def test_spread_out_is_the_mean_squared_cosine_of_different_texts(count):
 
     expected = [cosine(rows[i], rows[j]) ** 2 for i in range(count) for j in range(count) if i != j]
 
-    assert spread_out(rows).item() == pytest.approx(
+    assert orthogonal_regularisation(rows).item() == pytest.approx(
         sum(expected) / len(expected) if expected else 0.0, rel=1e-9
     )

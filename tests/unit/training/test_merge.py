@@ -302,14 +302,14 @@ def test_a_merged_folder_is_complete_and_can_be_merged_again(trained, tmp_path):
 
 def test_a_run_stands_for_the_last_model_that_it_finished(trained, tmp_path):
     run, other = tmp_path / "run", trained(2)
-    shutil.copytree(trained(1), run / "train" / "stage1" / "model")
-    (run / "train" / "stage1" / "manifest.json").write_text("{}")
+    shutil.copytree(trained(1), run / "training" / "stage1" / "model")
+    (run / "training" / "stage1" / "manifest.json").write_text("{}")
     shutil.copytree(trained(3), run / "model")  # exported halfway: there is no manifest
 
     merge_models([str(run), str(other)], str(tmp_path / "merged"))
 
     origin = json.loads((tmp_path / "merged" / "merge.json").read_text())
-    assert origin["models"][0]["found"] == str(run / "train" / "stage1" / "model")
+    assert origin["models"][0]["found"] == str(run / "training" / "stage1" / "model")
     with pytest.raises(ModelError, match=r"jobs/train\.py"):
         merge_models([str(tmp_path), str(other)], str(tmp_path / "another"))
 
@@ -393,7 +393,7 @@ def test_nothing_is_read_for_a_command_that_cannot_be(tmp_path, monkeypatch):
     names = ["/no/such/model", "/nor/this"]
     full = tmp_path / "full"
     full.mkdir()
-    (full / "kept.txt").write_text("mine")
+    (full / "kept.txt").write_text("mining")
     cases = [
         ({"names": names[:1], "into": "x"}, RecipeError, "1 model is named"),
         (
@@ -420,7 +420,7 @@ def test_nothing_is_read_for_a_command_that_cannot_be(tmp_path, monkeypatch):
     for arguments, error, said in cases:
         with pytest.raises(error, match=said):
             merge_models(**arguments)
-    assert (full / "kept.txt").read_text() == "mine"
+    assert (full / "kept.txt").read_text() == "mining"
     uploaded = tmp_path / "working_dir_files" / "job"
     uploaded.mkdir(parents=True)
     monkeypatch.chdir(uploaded)

@@ -10,7 +10,7 @@ from qzhou.data.records import LabeledExample, Negative, PairExample, RetrievalE
 from qzhou.errors import DataError, TrainingError
 from qzhou.training.batches import build_batches
 from qzhou.training.data import TrainingSet
-from qzhou.training.losses import Terms, info_nce, mixed_negatives, spread_out
+from qzhou.training.losses import Terms, info_nce, mixed_negatives, orthogonal_regularisation
 from qzhou.training.objectives import figures, loss_of
 from qzhou.training.plan import PlannedBatch, PlannedRows
 
@@ -92,7 +92,12 @@ def test_a_querys_own_hard_negatives_are_known_and_spreading_is_added(make_recip
     own = torch.tensor([[text.startswith(f"n{n}.") for text in made.documents] for n in range(5)])
 
     found = loss(
-        made, make_recipe, hardness=4.0, focal=1.0, false_negative_margin=0.2, spread_out=0.3
+        made,
+        make_recipe,
+        hardness=4.0,
+        focal=1.0,
+        false_negative_margin=0.2,
+        orthogonal_regularisation=0.3,
     )
 
     terms = Terms(hardness=4.0, focal=1.0, false_negative_margin=0.2)
@@ -101,7 +106,9 @@ def test_a_querys_own_hard_negatives_are_known_and_spreading_is_added(make_recip
         blocked_document_BM=made.blocked_document_BM, blocked_query_BB=made.blocked_query_BB,
     )  # fmt: skip
     assert own.sum() == 4
-    expected = plain + 0.3 * (spread_out(queries) + spread_out(documents[:5]))
+    expected = plain + 0.3 * (
+        orthogonal_regularisation(queries) + orthogonal_regularisation(documents[:5])
+    )
     assert found.item() == pytest.approx(expected.item(), rel=1e-9)
 
 

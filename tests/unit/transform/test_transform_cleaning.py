@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from qzhou.data.records import text_key
+from qzhou.data.records import normalized_text
 from qzhou.transform.cleaning import clean_text, cut
 
 
@@ -58,5 +58,5 @@ def test_a_cut_ends_with_a_whole_word_where_there_are_words(text, max_chars, hea
 
 
 def test_keys_ignore_case_and_white_space():
-    assert text_key(" Straße\n NAME ") == text_key("STRASSE name")
-    assert text_key("a b") != text_key("ab")
+    assert normalized_text(" Straße\n NAME ") == normalized_text("STRASSE name")
+    assert normalized_text("a b") != normalized_text("ab")

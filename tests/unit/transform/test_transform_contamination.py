@@ -113,7 +113,7 @@ def test_a_text_of_which_most_is_known_is_a_copy_and_a_phrase_in_common_is_none(
 
 
 def test_a_copied_document_is_not_a_copied_query():
-    texts = [("query here", "other"), ("mine", "document here"), ("query here", "document here")]
+    texts = [("query here", "other"), ("mining", "document here"), ("query here", "document here")]
     rows = [
         RetrievalExample(id="", dataset="d", query=query, positives=("new", one))
         for query, one in texts

@@ -27,7 +27,7 @@ def verdicts(*rows, identity=True, share=False, near=None):
     """What becomes of (example, held out) rows, each in a shard of its own, in this order."""
     keys = KeyList(with_identity=identity, with_texts=True)
     for row, (example, held) in enumerate(rows):
-        keys.add(row, example, held, may_share_texts=share)
+        keys.add(row, example, held, allow_overlap=share)
     if near is not None:
         sides = [
             [example.query for example, _ in rows],

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qzhou.config.dataset import RULE_TASKS, Dataset
-from qzhou.data.records import EXAMPLE_TYPES, Drop, RetrievalExample, text_key
+from qzhou.data.records import EXAMPLE_TYPES, Drop, RetrievalExample, normalized_text
 from qzhou.data.storage import from_row, schema_of, table_of
 from qzhou.transform.cleaning import _FTFY, clean_text
 from qzhou.transform.convert import Converter
@@ -58,7 +58,7 @@ def rows_of(rule):
 def test_a_row_is_kept_or_dropped_and_the_output_fits_the_schema(rule, data):
     rows = data.draw(rows_of(rule))
     convert = Converter(
-        dataset(rule, held_out_fraction=0.0 if rule == "documents" else 0.5), max_chars=50
+        dataset(rule, eval_fraction=0.0 if rule == "documents" else 0.5), max_chars=50
     )
 
     candidate, drops = convert(rows)
@@ -78,10 +78,10 @@ def test_a_row_is_kept_or_dropped_and_the_output_fits_the_schema(rule, data):
     assert table.schema == schema_of(record_type)
     assert from_row(record_type, table.to_pylist()[0]) == candidate.example
     if isinstance(candidate.example, RetrievalExample):
-        positives = {text_key(text) for text in candidate.example.positives}
+        positives = {normalized_text(text) for text in candidate.example.positives}
         assert positives
-        assert text_key(candidate.example.query) not in positives
-        assert not positives & {text_key(one.text) for one in candidate.example.negatives}
+        assert normalized_text(candidate.example.query) not in positives
+        assert not positives & {normalized_text(one.text) for one in candidate.example.negatives}
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

@@ -85,9 +85,7 @@ def _copied(facts: Facts, task: str, rows: Sequence[Mapping[str, Any]]) -> Itera
 def _declared(facts: Facts, dataset: str, task: str) -> bool:
     """Whether the recipe says that a dataset is the official training split beside an evaluation task."""
     entry, is_own = facts.dataset(dataset), task in facts.transform["datasets"]
-    return bool(
-        task in entry.get("train_split_of", ()) or (is_own and entry.get("may_share_texts"))
-    )
+    return bool(task in entry.get("train_split_of", ()) or (is_own and entry.get("allow_overlap")))
 
 
 def synthetic_drifted(facts: Facts) -> Looked:

@@ -14,10 +14,10 @@ from qzhou.evaluation.diagnosis.intervals import widest
 from qzhou.evaluation.items import Interval
 from qzhou.run.run import Run
 
-COMPARISON = "evaluate/comparison.json"
-METRICS = "train/{stage}/metrics.jsonl"
+COMPARISON = "evaluation/comparison.json"
+METRICS = "training/{stage}/metrics.jsonl"
 MINING, SYNTHESIS, TRANSFORM = (
-    f"{stage}/report.json" for stage in ("mine", "synthesize", "transform")
+    f"{stage}/report.json" for stage in ("mining", "synthesis", "transform")
 )
 STAGES = ("stage1", "stage2")
 

@@ -153,7 +153,7 @@ def _collapse(facts: Facts, model: str) -> Iterator[Finding]:
     ]
     rate, spread = (
         facts.setting(f"training.{model}.learning_rate"),
-        facts.setting("training.loss.spread_out"),
+        facts.setting("training.loss.orthogonal_regularisation"),
     )
     yield Finding(
         "collapsed",

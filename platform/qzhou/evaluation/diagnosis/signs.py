@@ -60,7 +60,7 @@ def unchecked(facts: Facts) -> list[Unchecked]:
 
 
 def content(facts: Facts) -> dict[str, Any]:
-    """What stands in ``evaluate/diagnosis.json``."""
+    """What stands in ``evaluation/diagnosis.json``."""
     return {
         "findings": [asdict(one) for one in diagnose(facts)],
         "unchecked": [asdict(one) for one in unchecked(facts)],
@@ -68,7 +68,7 @@ def content(facts: Facts) -> dict[str, Any]:
 
 
 def lines(found: Mapping[str, Any]) -> str:
-    """The content of ``evaluate/diagnosis.json`` for the console: three lines a finding."""
+    """The content of ``evaluation/diagnosis.json`` for the console: three lines a finding."""
     findings, rest = found["findings"], found["unchecked"]
     signs = {one["sign"] for one in findings}
     looked = len(LOOKS) - len(rest)

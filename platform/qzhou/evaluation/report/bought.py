@@ -41,7 +41,7 @@ SPENT = ("requests", "answered", "refused", "reused", "prompt_tokens", "completi
 
 
 def section(found: Found) -> Section:
-    """From ``synthesize/ledger.json`` and ``synthesize/report.json``."""
+    """From ``synthesis/ledger.json`` and ``synthesis/report.json``."""
     return Section("bought", "What was bought", list(_blocks(found)))
 
 
@@ -49,11 +49,11 @@ def _blocks(found: Found) -> Iterator[Block]:
     techniques = found.synthesis.get("techniques", {})
     total = found.ledger.get("total") or found.synthesis.get("cost")
     if not total:
-        nothing = "synthesize" in found.manifests
+        nothing = "synthesis" in found.manifests
         yield (
             Text("Nothing: the recipe has no synthesis.")
             if nothing
-            else missing("synthesize/ledger.json")
+            else missing("synthesis/ledger.json")
         )
         return
     if not total["requests"]:
@@ -90,7 +90,7 @@ def _figures(found: Found, total: Content, techniques: Content) -> Figures:
         if name.endswith(" examples") and name != "held-out examples"
     ]
     figures = [("examples before", count(sum(before)))] if before else []
-    after = found.made("synthesize", "examples")
+    after = found.made("synthesis", "examples")
     figures += [("examples after", count(after))] if after is not None else []
     if techniques:
         figures += [

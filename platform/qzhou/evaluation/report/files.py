@@ -10,7 +10,15 @@ from typing import Any
 from qzhou.data.storage import Folder
 from qzhou.run.run import MANIFEST, RECIPE
 
-STAGES = ("transform", "synthesize", "mine", "train/stage1", "train/stage2", "model", "evaluate")
+STAGES = (
+    "transform",
+    "synthesis",
+    "mining",
+    "training/stage1",
+    "training/stage2",
+    "model",
+    "evaluation",
+)
 TRAINED = ("stage1", "stage2")
 
 Content = Mapping[str, Any]
@@ -39,17 +47,17 @@ class Found:
     @classmethod
     def read(cls, folder: Folder) -> Found:
         """All of a run folder."""
-        comparison = _json(folder / "evaluate", "comparison.json")
-        diagnosis = _json(folder / "evaluate", "diagnosis.json")
-        steps = {stage: _lines(folder / "train" / stage, "metrics.jsonl") for stage in TRAINED}
+        comparison = _json(folder / "evaluation", "comparison.json")
+        diagnosis = _json(folder / "evaluation", "diagnosis.json")
+        steps = {stage: _lines(folder / "training" / stage, "metrics.jsonl") for stage in TRAINED}
         manifests = {stage: _json(folder / stage, MANIFEST) for stage in STAGES}
         return cls(
             recipe=_json(folder, RECIPE) or {},
             manifests={stage: found for stage, found in manifests.items() if found},
             transform=_json(folder / "transform", "report.json") or {},
-            synthesis=_json(folder / "synthesize", "report.json") or {},
-            ledger=_json(folder / "synthesize", "ledger.json") or {},
-            mining=_json(folder / "mine", "report.json") or {},
+            synthesis=_json(folder / "synthesis", "report.json") or {},
+            ledger=_json(folder / "synthesis", "ledger.json") or {},
+            mining=_json(folder / "mining", "report.json") or {},
             metrics={stage: found for stage, found in steps.items() if found},
             comparison={"rows": comparison} if isinstance(comparison, list) else comparison or {},
             diagnosis={"findings": diagnosis} if isinstance(diagnosis, list) else diagnosis,
@@ -64,7 +72,7 @@ class Found:
         """Stages that another was made from and that have been run again since."""
         found = []
         for name, fingerprint in self.manifests.get(stage, {}).get("inputs", {}).items():
-            source = f"train/{name}" if f"train/{name}" in STAGES else name
+            source = f"training/{name}" if f"training/{name}" in STAGES else name
             if self.manifests.get(source, {}).get("fingerprint", fingerprint) != fingerprint:
                 found.append(source)
         return found

@@ -10,13 +10,13 @@ from qzhou.evaluation.report.tables import Column, Table
 
 
 def section(found: Found) -> Section:
-    """From ``evaluate/diagnosis.json``."""
+    """From ``evaluation/diagnosis.json``."""
     return Section("diagnosis", "Diagnosis", [*outdated(found), *_blocks(found)])
 
 
 def outdated(found: Found) -> Iterator[Block]:
     """A word of warning where what was judged is there no more."""
-    if changed := found.changed_since("evaluate"):
+    if changed := found.changed_since("evaluation"):
         stages = " and ".join(changed)
         yield Text(
             f"This is of an earlier making of {stages}, which ran again since: jobs/evaluate.py judges what is there."
@@ -25,7 +25,7 @@ def outdated(found: Found) -> Iterator[Block]:
 
 def _blocks(found: Found) -> Iterator[Block]:
     if found.diagnosis is None:
-        yield Text("Signs of trouble were not looked for: evaluate/diagnosis.json is not there.")
+        yield Text("Signs of trouble were not looked for: evaluation/diagnosis.json is not there.")
         return
     findings, unchecked = found.diagnosis.get("findings", []), found.diagnosis.get("unchecked", [])
     if not findings:

@@ -79,7 +79,7 @@ def _outputs(outputs: Content) -> str:
 def _inputs(inputs: Content, manifests: Content) -> Iterator[str]:
     """Each input with its fingerprint, and whether the stage that made it has been run again since."""
     for name, fingerprint in inputs.items():
-        stage = f"train/{name}" if f"train/{name}" in STAGES else name
+        stage = f"training/{name}" if f"training/{name}" in STAGES else name
         now = manifests.get(stage, {}).get("fingerprint", fingerprint)
         yield f"{name} {fingerprint}" + ("" if now == fingerprint else " (another since)")
 

@@ -24,13 +24,13 @@ SIZES = "queries by number of negatives"
 
 
 def section(found: Found) -> Section:
-    """From ``mine/report.json``."""
+    """From ``mining/report.json``."""
     return Section("mined", "What was mined", list(_blocks(found.mining)))
 
 
 def _blocks(report: Content) -> Iterator[Block]:
     if not report:
-        yield missing("mine/report.json")
+        yield missing("mining/report.json")
         return
     totals = {
         origin: sum(one["negatives"].get(origin, 0) for one in report.values())

@@ -25,7 +25,7 @@ SURE = {True: "yes", False: "no"}
 
 
 def section(found: Found) -> Section:
-    """From ``evaluate/comparison.json``."""
+    """From ``evaluation/comparison.json``."""
     return Section("results", "How good it is", [*outdated(found), *_blocks(found.comparison)])
 
 
@@ -44,7 +44,7 @@ def _blocks(comparison: Content) -> Iterator[Block]:
     rows = [Row(**row) for row in comparison.get("rows", [])]
     if not rows:
         yield (
-            missing("evaluate/comparison.json")
+            missing("evaluation/comparison.json")
             if not comparison
             else Text("No task could be judged.")
         )

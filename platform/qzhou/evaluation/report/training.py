@@ -46,10 +46,10 @@ def section(found: Found) -> Section:
 
 def _blocks(metrics: Mapping[str, Steps]) -> Iterator[Block]:
     if not metrics:
-        yield missing("train/stage1/metrics.jsonl")
+        yield missing("training/stage1/metrics.jsonl")
         return
     yield from (
-        missing(f"train/{stage}/metrics.jsonl") for stage in TRAINED if stage not in metrics
+        missing(f"training/{stage}/metrics.jsonl") for stage in TRAINED if stage not in metrics
     )
     yield _stages(metrics)
     yield Heading("Losses")
