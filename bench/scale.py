@@ -116,8 +116,8 @@ def write_inputs(stage: str, storage: Path, rows: int) -> None:
             write_table(run / "transform" / "corpora" / "search", f"part-{part:06d}.parquet", share)
     for finished in (
         "transform",
-        "synthesize",
-        "mine",
+        "synthesis",
+        "mining",
         "training/stage1",
         "training/stage2",
         "model",

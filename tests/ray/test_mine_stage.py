@@ -23,8 +23,8 @@ from qzhou.data.records import (
     Manifest,
     Negative,
     RetrievalExample,
-    relevant_keys,
     normalized_text,
+    relevant_keys,
 )
 from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.encoder import load_encoder

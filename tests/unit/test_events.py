@@ -13,7 +13,7 @@ from qzhou.telemetry.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = {  # files that print what somebody asked for, and no events
-    "job.py", "events.py", "submission.py", "training/estimate.py", "synthesis/mock_endpoint.py",
+    "cli/job.py", "telemetry/events.py", "cluster/submission.py", "training/estimate.py", "synthesis/mock_endpoint.py",
     "synthesis/pipeline.py", "planning/command.py",
 }  # fmt: skip
 

@@ -8,20 +8,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from qzhou import errors
-from qzhou.data.prompts import Prefixes, Prompt
+from qzhou.data.prompts import DeclaredPrompts, Prompt
 from qzhou.data.records import (
     LabeledExample,
     Negative,
     PairExample,
     RetrievalExample,
     Source,
+    normalized_text,
     relevant_keys,
     stable_id,
-    normalized_text,
 )
 from qzhou.data.storage import Folder, read_records, schema_of, write_records
 from qzhou.errors import DataError, QzhouError, StorageError, from_json, to_json
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 
 EXAMPLE = RetrievalExample(
     id="1",
@@ -49,13 +49,13 @@ def test_a_symmetric_prompt_stands_on_both_sides():
 @pytest.mark.parametrize(
     ("declared", "expected"),
     [
-        ({"query": "q: ", "document": "d: ", "passage": "p: "}, Prefixes("q: ", "d: ")),
-        ({"passage": "p: "}, Prefixes("", "p: ")),
+        ({"query": "q: ", "document": "d: ", "passage": "p: "}, DeclaredPrompts("q: ", "d: ")),
+        ({"passage": "p: "}, DeclaredPrompts("", "p: ")),
         ({"query": "", "document": "", "sts": "s: "}, None),
     ],
 )
 def test_the_prefixes_of_another_model_are_those_that_it_declares(declared, expected):
-    assert Prefixes.declared(declared) == expected
+    assert DeclaredPrompts.of(declared) == expected
 
 
 def test_an_empty_text_becomes_the_word_that_the_official_embedder_uses():
@@ -197,7 +197,16 @@ def test_any_filesystem_of_pyarrow_will_do():
 
 
 def stage(run, work=lambda _: {"rows": 1}, **settings):
-    return run.stage("work", work, settings=settings, inputs={}, rooms=("mining",), keep=("paid",))
+    return run.stage(
+        Stage(
+            name="work",
+            settings=settings,
+            inputs={},
+            code_of=("qzhou.data.records",),
+            persistent=("paid",),
+        ),
+        work,
+    )
 
 
 def test_a_finished_stage_is_skipped_and_says_so(make_recipe, capsys):
@@ -243,5 +252,5 @@ def test_a_stage_that_died_is_entered_again_with_what_it_had(make_recipe):
 
 
 def test_a_stage_before_its_input_says_which_job_to_run(make_recipe):
-    with pytest.raises(DataError, match=r"jobs/export\.py"):
+    with pytest.raises(DataError, match="qzhou export"):
         Run.open(make_recipe()).manifest("model")

@@ -143,7 +143,7 @@ def test_workers_get_no_variable_that_the_job_sets_itself(monkeypatch):
     ("line", "said"),
     [
         (
-            "\x1b[36m(RayTrainWorker pid=12)\x1b[0m train: stage1: 1/3 steps",
+            "\x1b[36m(RayTrainWorker pid=12)\x1b[0m training: stage1: 1/3 steps",
             "training: stage1: 1/3 steps",
         ),
         (

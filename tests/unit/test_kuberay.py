@@ -13,7 +13,7 @@ import pytest
 import ray
 import yaml
 
-from qzhou.cluster.resources import PIPELINE, NodeType, resources_for, refuse_impossible
+from qzhou.cluster.resources import PIPELINE, NodeType, refuse_impossible, resources_for
 from qzhou.config.recipe import load_recipe
 from qzhou.config.sections import ServingSection
 from qzhou.errors import SetupError
@@ -243,7 +243,8 @@ def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
     refuse_impossible([resources_for(recipe, "serving")], node_kinds("RayService"), "the manifests")
     rooms = {
         one.name: {
-            stage: one.room_for(resources_for(recipe, stage)) for stage in (*PIPELINE, "serving")
+            stage: one.capacity_for(resources_for(recipe, stage))
+            for stage in (*PIPELINE, "serving")
         }
         for one in kinds
     }
@@ -261,11 +262,11 @@ def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
         1,
         1,
     ]
-    assert rooms["training"]["training"] == 8, "one worker a GPU, and no GPU idle for want of CPUs"
-    with pytest.raises(SetupError, match=r"cluster\.train"):
+    assert rooms["train"]["training"] == 8, "one worker a GPU, and no GPU idle for want of CPUs"
+    with pytest.raises(SetupError, match=r"cluster\.training"):
         refuse_impossible(
             [resources_for(recipe, "training")],
-            [one for one in kinds if one.name != "training"],
+            [one for one in kinds if one.name != "train"],
             "the manifests",
         )
 

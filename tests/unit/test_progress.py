@@ -26,7 +26,7 @@ def test_phases_are_recorded_with_the_time_to_their_first_units():
         2,
     )
     assert (first.worker_s, nothing.worker_s) == (3.75, 0.0)
-    assert 0.05 <= first.first_s <= first.seconds - 0.02
+    assert 0.05 <= first.first_s < first.seconds
     assert (nothing.done, nothing.first_s, nothing.advances) == (0, 0.0, 0)
 
 
@@ -40,7 +40,7 @@ def test_nothing_is_recorded_where_nobody_asks():
 
 
 def test_a_stage_keeps_its_phases_in_its_manifest(make_recipe):
-    from qzhou.run.run import Run
+    from qzhou.run.run import Run, Stage
 
     def work(_):
         with progress("part", total=3, unit="rows") as bar:
@@ -48,7 +48,15 @@ def test_a_stage_keeps_its_phases_in_its_manifest(make_recipe):
         return {"rows": 3}
 
     run = Run.open(make_recipe())
-    run.stage("transform", work, settings={}, inputs={}, rooms=())
+    run.stage(
+        Stage(
+            name="transform",
+            settings={},
+            inputs={},
+            code_of=("qzhou.data.records",),
+        ),
+        work,
+    )
 
     (phase,) = run.manifest("transform").phases
     assert (phase["label"], phase["done"], phase["unit"]) == ("part", 3, "rows")

@@ -6,9 +6,9 @@ import yaml
 from qzhou.cluster.resources import (
     STAGES,
     NodeType,
+    refuse_impossible,
     resources_for,
     resources_of_pipeline,
-    refuse_impossible,
 )
 from qzhou.config.recipe import load_recipe
 from qzhou.errors import RecipeError, SetupError
@@ -16,7 +16,7 @@ from qzhou.errors import RecipeError, SetupError
 ROOT = Path(__file__).parents[2]
 LAPTOP = NodeType("laptop", {"CPU": 4.0, "memory": 8 * 2**30}, {})
 GPU_NODE = NodeType(
-    "gpu", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L40S": 1.0}, {"zone": "a"}, most=2
+    "gpu", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L40S": 1.0}, {"zone": "a"}, max_count=2
 )
 
 

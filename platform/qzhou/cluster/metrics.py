@@ -1,4 +1,4 @@
-"""Meters in Ray: what a process measures goes to its node, where Prometheus fetches it with Ray's own metrics.
+"""Metrics in Ray: the values of a process go to its node, where Prometheus fetches them with Ray's own metrics.
 
 Ray exports every ten seconds and once more when a process ends. It keeps a histogram's buckets and makes up its sum
 from them, so quantiles hold and means do not.
@@ -10,21 +10,21 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from qzhou.telemetry.metrics import Metric, is_heard, listen
+from qzhou.telemetry.metrics import Metric, has_exporter, set_exporter
 
 
-def expose() -> None:
-    """Expose what this process measures from now on. It has joined Ray already: Ray drops what came before that."""
-    if not is_heard():
-        listen(_Exposed().take)
+def export_metrics() -> None:
+    """Export what this process measures from now on. It must have joined Ray: Ray drops what came before that."""
+    if not has_exporter():
+        set_exporter(_RayExporter().take)
 
 
-def hide() -> None:
-    """Stop; the process leaves Ray."""
-    listen(None)
+def stop_export() -> None:
+    """Export nothing any more: the process leaves Ray."""
+    set_exporter(None)
 
 
-class _Exposed:
+class _RayExporter:
     """Ray's instruments, each made when it is first used."""
 
     def __init__(self) -> None:

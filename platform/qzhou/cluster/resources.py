@@ -1,4 +1,4 @@
-"""What the stages ask of a cluster, and whether it can ever give that. No ray in here."""
+"""The resources that each stage requests from a cluster, and whether the cluster can ever give them. No ray here."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 PIPELINE: tuple[StageName, ...] = ("transform", "synthesis", "mining", "training", "evaluation")
 
 ON_GPU = frozenset(("mining", "training", "evaluation", "serving"))
-# the least a local cluster offers: actor pools that take every CPU starve Ray Data's readers
-LOGICAL_CPUS = 4
-WAITING_CPUS = 0.25  # of an actor that waits for an LLM
-SOME_OF_A_TYPE = 0.001  # what Ray takes of the resource that names a type of accelerator
+# A local cluster offers at least this many: actor pools that take every CPU starve Ray Data's readers.
+MIN_LOCAL_CPUS = 4
+LLM_WORKER_CPUS = 0.25  # an actor that only waits for an LLM
+ACCELERATOR_TYPE_AMOUNT = 0.001  # what Ray takes of the resource that names a type of accelerator
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceRequest:
-    """What a stage asks for.
+    """What one stage requests.
 
     Attributes:
-        stage: Of the recipe.
-        cpus: Of each worker; and so all that follow.
-        gpus: A part of one, or a whole number.
-        memory: Bytes; None where it is not counted.
-        accelerator_type: Empty: any.
-        custom: Other resources by name.
-        labels: That its node must have.
-        workers: So many at least must run at the same time.
+        stage: Name of the stage.
+        cpus: CPUs of each worker.
+        gpus: GPUs of each worker: a part of one, or a whole number.
+        memory: Bytes of each worker; None: not counted.
+        accelerator_type: GPU type as Ray names it; empty: any.
+        custom: Amounts of other resources of each worker, by name.
+        labels: Labels that the worker's node must have.
+        workers: Number of workers that must run at the same time.
     """
 
     stage: StageName
@@ -48,94 +48,93 @@ class ResourceRequest:
 
     @property
     def options(self) -> dict[str, Any]:
-        """For ``ray.remote(...).options``, ``map_batches`` and Serve's ``ray_actor_options``."""
-        found: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
-        extra = {
+        """Arguments for ``ray.remote(...).options``, ``map_batches`` and Serve's ``ray_actor_options``."""
+        optional = {
             "memory": self.memory,
             "accelerator_type": self.accelerator_type,
             "label_selector": dict(self.labels),
+            "resources": dict(self.custom),
         }
-        found |= {name: value for name, value in extra.items() if value}
-        return found | ({"resources": dict(self.custom)} if self.custom else {})
+        given = {name: value for name, value in optional.items() if value}
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, **given}
 
     @property
     def bundle(self) -> dict[str, float]:
-        """The same as Ray counts it."""
-        found = {
-            "CPU": self.cpus,
-            "GPU": self.gpus,
-            "memory": float(self.memory or 0),
-            **self.custom,
-        }
+        """The request of one worker as amounts by Ray's resource names, without zeros."""
+        memory = float(self.memory or 0)
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": memory, **self.custom}
         if self.accelerator_type:
-            found[f"accelerator_type:{self.accelerator_type}"] = SOME_OF_A_TYPE
-        return {name: amount for name, amount in found.items() if amount}
+            amounts[f"accelerator_type:{self.accelerator_type}"] = ACCELERATOR_TYPE_AMOUNT
+        return {name: amount for name, amount in amounts.items() if amount}
 
 
 @dataclass(frozen=True, slots=True)
 class NodeType:
-    """Nodes of a cluster that are alike.
+    """Nodes of a cluster with equal resources.
 
     Attributes:
-        name: Of the node type, or of a node.
-        resources: Of each, as Ray counts them.
-        labels: Of each.
-        most: So many there can be.
+        name: Name of the node type, or of a single node.
+        resources: Amounts of each node by Ray's resource names.
+        labels: Labels of each node.
+        max_count: Number of such nodes that the cluster has or can start.
     """
 
     name: str
     resources: Mapping[str, float]
     labels: Mapping[str, str]
-    most: int = 1
+    max_count: int = 1
 
-    def room_for(self, resources_for: ResourceRequest) -> int:
-        """So many workers fit on one such node."""
-        if any(self.labels.get(name) != value for name, value in resources_for.labels.items()):
+    def capacity_for(self, request: ResourceRequest) -> int:
+        """Number of workers that fit on one node."""
+        if any(self.labels.get(name) != value for name, value in request.labels.items()):
             return 0
-        return min(
-            int(self.resources.get(name, 0.0) / amount + 1e-9)
-            for name, amount in resources_for.bundle.items()
-        )
+        fits = (self._amount(name) / amount for name, amount in request.bundle.items())
+        return int(min(fits) + 1e-9)
 
-    def shortfall(self, resources_for: ResourceRequest) -> float:
-        """How far it is from room for one worker: a sum of shares."""
-        gaps = (
-            1.0 - self.resources.get(name, 0.0) / amount
-            for name, amount in resources_for.bundle.items()
-        )
-        labels = sum(self.labels.get(name) != value for name, value in resources_for.labels.items())
-        return sum(max(0.0, gap) for gap in gaps) + labels
+    def shortfall(self, request: ResourceRequest) -> float:
+        """Distance from room for one worker: the missing shares summed, plus 1 for each wrong label."""
+        shares = (self._amount(name) / amount for name, amount in request.bundle.items())
+        wrong_labels = sum(self.labels.get(key) != value for key, value in request.labels.items())
+        return sum(max(0.0, 1.0 - share) for share in shares) + wrong_labels
 
-    def lacks(self, resources_for: ResourceRequest) -> list[str]:
-        """What it has too little of for one worker."""
-        found = [
-            f"{shown(name, self.resources.get(name, 0.0))} of {shown(name, amount)}"
-            for name, amount in resources_for.bundle.items()
-            if self.resources.get(name, 0.0) < amount
+    def missing(self, request: ResourceRequest) -> list[str]:
+        """What one worker lacks on such a node, one phrase for each resource and label."""
+        resources = [
+            f"{shown(name, self._amount(name))} of {shown(name, amount)}"
+            for name, amount in request.bundle.items()
+            if self._amount(name) < amount
         ]
-        found += [f"label {name} is '{self.labels.get(name, '')}', not '{value}'" for name, value in resources_for.labels.items()
-                  if self.labels.get(name) != value]  # fmt: skip
-        return found
+        labels = [
+            f"label {name} is '{self.labels.get(name, '')}', not '{value}'"
+            for name, value in request.labels.items()
+            if self.labels.get(name) != value
+        ]
+        return resources + labels
+
+    def _amount(self, resource: str) -> float:
+        return self.resources.get(resource, 0.0)
 
 
 def resources_for(recipe: Recipe, stage: StageName) -> ResourceRequest:
-    """What the recipe lets a stage ask for."""
-    asked: Resources = getattr(recipe.cluster, stage)
-    gpus = asked.gpus if asked.gpus is not None else float(recipe.cluster.gpu and stage in ON_GPU)
+    """The request of a stage: ``[cluster.<stage>]`` of the recipe with its defaults filled in."""
+    settings: Resources = getattr(recipe.cluster, stage)
+    gpus = settings.gpus
+    if gpus is None:
+        gpus = float(recipe.cluster.gpu and stage in ON_GPU)
     return ResourceRequest(
         stage=stage,
-        cpus=asked.cpus or (WAITING_CPUS if stage == "synthesis" else 1.0),
+        cpus=settings.cpus or (LLM_WORKER_CPUS if stage == "synthesis" else 1.0),
         gpus=gpus,
-        memory=None if asked.memory_gb is None else int(asked.memory_gb * 2**30),
-        accelerator_type=asked.accelerator_type,
-        custom=asked.custom,
-        labels=asked.labels,
-        workers=_at_once(recipe, stage),
+        memory=None if settings.memory_gb is None else int(settings.memory_gb * 2**30),
+        accelerator_type=settings.accelerator_type,
+        custom=settings.custom,
+        labels=settings.labels,
+        workers=_workers_together(recipe, stage),
     )
 
 
 def resources_of_pipeline(recipe: Recipe) -> list[ResourceRequest]:
-    """Of the stages that the run has not finished yet."""
+    """The requests of the stages that the run has not finished yet."""
     run = Run.at(recipe).folder
     folders = {stage: "training/stage2" if stage == "training" else stage for stage in PIPELINE}
     return [
@@ -145,7 +144,7 @@ def resources_of_pipeline(recipe: Recipe) -> list[ResourceRequest]:
     ]
 
 
-def _at_once(recipe: Recipe, stage: StageName) -> int:
+def _workers_together(recipe: Recipe, stage: StageName) -> int:
     if stage == "training":
         return recipe.training.min_workers or recipe.training.workers
     if stage == "evaluation":
@@ -154,71 +153,62 @@ def _at_once(recipe: Recipe, stage: StageName) -> int:
 
 
 def refuse_impossible(
-    asks: Iterable[ResourceRequest], kinds: Sequence[NodeType], where: str
+    requests: Iterable[ResourceRequest], node_types: Sequence[NodeType], where: str
 ) -> None:
-    """Say at once what would otherwise be waited for without end.
+    """Refuse requests that the cluster could never grant, and for which Ray would wait without end.
 
     Args:
-        asks: Of the stages that are about to run.
-        kinds: All nodes that the cluster has or can start.
-        where: The cluster, in words.
+        requests: Those of the stages that are about to run.
+        node_types: All nodes that the cluster has or can start.
+        where: The cluster in words, for the message.
 
     Raises:
-        SetupError: A stage asks for more; says what is missing and which settings ask for it.
+        SetupError: A request cannot be granted; says what is missing and which settings request it.
     """
-    problems = [problem for one in asks if (problem := _problem(one, kinds))]
-    if problems:
-        nodes = (
-            "; ".join(f"{kind.most} x {kind.name} with {_all(kind.resources)}" for kind in kinds)
-            or "none"
-        )
-        raise SetupError(
-            "\n       ".join(
-                [
-                    *problems,
-                    f"Nodes of {where}: {nodes}. Add nodes that fit, or let the stage ask for less.",
-                ]
-            )
-        )
-
-
-def _problem(asked: ResourceRequest, kinds: Sequence[NodeType]) -> str | None:
-    room = sum(kind.most * kind.room_for(asked) for kind in kinds)
-    if room >= asked.workers:
-        return None
-    each = f"each worker of {asked.stage} asks for {_all(asked.bundle)}{_labelled(asked.labels)}"
-    if room:
-        return (
-            f"cluster.{asked.stage}: {each}, {asked.workers} must run at the same time, and there is room for "
-            f"{room}."
-        )
-    nearest = min(kinds, key=lambda kind: kind.shortfall(asked), default=None)
-    missing = (
-        f"; the nearest, {nearest.name}, has {', '.join(nearest.lacks(asked))}" if nearest else ""
+    problems = [problem for one in requests if (problem := _problem(one, node_types))]
+    if not problems:
+        return
+    nodes = "; ".join(
+        f"{one.max_count} x {one.name} with {_all(one.resources)}" for one in node_types
     )
-    return f"cluster.{asked.stage}: {each}, and no node gives that{missing}."
+    hint = (
+        f"Nodes of {where}: {nodes or 'none'}. Add nodes that fit, or let the stage ask for less."
+    )
+    raise SetupError("\n       ".join([*problems, hint]))
+
+
+def _problem(request: ResourceRequest, node_types: Sequence[NodeType]) -> str | None:
+    """Why a request cannot be granted; None where it can."""
+    capacity = sum(one.max_count * one.capacity_for(request) for one in node_types)
+    if capacity >= request.workers:
+        return None
+    labels = ", ".join(f"{name}={value}" for name, value in request.labels.items())
+    on_nodes = f" on nodes with {labels}" if labels else ""
+    place = f"cluster.{request.stage}"
+    each = f"each worker of {request.stage} asks for {_all(request.bundle)}{on_nodes}"
+    if capacity:
+        together = f"{request.workers} must run at the same time, and there is room for {capacity}"
+        return f"{place}: {each}, {together}."
+    nearest = min(node_types, key=lambda one: one.shortfall(request), default=None)
+    missing = ""
+    if nearest:
+        missing = f"; the nearest, {nearest.name}, has {', '.join(nearest.missing(request))}"
+    return f"{place}: {each}, and no node gives that{missing}."
 
 
 def _all(resources: Mapping[str, float]) -> str:
-    told = {
-        name: amount
-        for name, amount in resources.items()
-        if not name.startswith(("node:", "object_store"))
-    }
-    return ", ".join(shown(name, amount) for name, amount in sorted(told.items())) or "nothing"
+    internal = ("node:", "object_store")
+    phrases = [
+        shown(name, amount)
+        for name, amount in sorted(resources.items())
+        if not name.startswith(internal)
+    ]
+    return ", ".join(phrases) or "nothing"
 
 
 def shown(name: str, amount: float) -> str:
-    """A resource as people read it."""
+    """A resource as people read it: ``8 CPU``, ``64.0 GB memory``, ``H100``."""
     if name == "memory":
         return f"{amount / 2**30:.1f} GB memory"
     kind = name.removeprefix("accelerator_type:")
     return kind if kind != name and amount else f"{amount:g} {kind}"
-
-
-def _labelled(labels: Mapping[str, str]) -> str:
-    return (
-        f" on nodes with {', '.join(f'{name}={value}' for name, value in labels.items())}"
-        if labels
-        else ""
-    )

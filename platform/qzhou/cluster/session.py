@@ -24,8 +24,8 @@ import yaml
 from ray._private.parameter import RayParams
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
-from qzhou.cluster.metrics import expose, hide
-from qzhou.cluster.resources import LOGICAL_CPUS, ResourceRequest, NodeType, refuse_impossible
+from qzhou.cluster.metrics import export_metrics, stop_export
+from qzhou.cluster.resources import MIN_LOCAL_CPUS, NodeType, ResourceRequest, refuse_impossible
 from qzhou.errors import QzhouError, SetupError, first_line, kind_of
 from qzhou.telemetry.events import VARIABLE
 from qzhou.telemetry.metrics import STAGE_STARTED, measure
@@ -51,7 +51,7 @@ def local_options() -> dict[str, Any]:
     _free_the_agents_port()
     return {
         "address": "local",
-        "num_cpus": max(LOGICAL_CPUS, os.cpu_count() or 1),
+        "num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
         "include_dashboard": True,  # Ray Train asks it which actors are alive
         "logging_level": logging.WARNING,
     }
@@ -141,7 +141,7 @@ def session(*asks: ResourceRequest) -> Iterator[None]:
                 logging.getLogger(name).setLevel(logging.ERROR)
             _join_or_start()
         _set_up_ray_data()  # in each process: a stage may run in a worker
-        expose()
+        export_metrics()
         # more are a whole pipeline's, each with its own
         began = [one.stage for one in asks] if len(asks) == 1 else []
         for stage in began:
@@ -161,7 +161,7 @@ def session(*asks: ResourceRequest) -> Iterator[None]:
             for stage in began:
                 measure(STAGE_STARTED, 0, stage=stage)
             if not joined:
-                hide()
+                stop_export()
                 ray.shutdown()
 
 

@@ -70,25 +70,15 @@ PROVIDERS: dict[str, Callable[[str], int | None]] = {"aws": aws_seconds, "gcp": 
 
 def drain_command(seconds: int, node: str = "", address: str = "") -> list[str]:
     """Ray's command that lets a node finish and takes no more work for it."""
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "drain-node",
-        "--reason",
-        "DRAIN_NODE_REASON_PREEMPTION",
-    ]
-    command += [
-        "--reason-message",
-        "the cloud takes this spot node",
-        "--deadline-remaining-seconds",
-        str(seconds),
-    ]
-    return [
-        *command,
-        *(["--node-id", node] if node else []),
-        *(["--address", address] if address else []),
-    ]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "the cloud takes this spot node"]
+    command += ["--deadline-remaining-seconds", str(seconds)]
+    if node:
+        command += ["--node-id", node]
+    if address:
+        command += ["--address", address]
+    return command
 
 
 def watch(
@@ -107,6 +97,7 @@ def watch(
 
 
 def main(words: Sequence[str] | None = None) -> None:
+    """Watch for the provider's notice until there is one, then drain the node."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--provider", choices=sorted(PROVIDERS), required=True)
     parser.add_argument("--node-id", default="", help="of the node to drain; default: this one")

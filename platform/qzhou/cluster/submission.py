@@ -118,7 +118,7 @@ class Jobs:
             )
         try:
             self._client = JobSubmissionClient(address)
-        except Exception as error:  # ConnectionError, or RuntimeError for an answer that is none
+        except Exception as error:  # noqa: BLE001 - ConnectionError, or RuntimeError for an answer that is none
             raise SetupError(
                 f"--address is '{address}', and no Ray dashboard lets us in there: {first_line(error).rstrip('.')}. "
                 "`ray dashboard cluster.yaml` or `kubectl port-forward` brings it to this machine; a cluster that is "

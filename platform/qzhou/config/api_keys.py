@@ -48,6 +48,7 @@ class Keys:
         return cls(found)
 
     def value(self, name: str) -> str:
+        """The key that a variable holds."""
         return self.found[name].get_secret_value()
 
     def redacted(self, text: str) -> str:

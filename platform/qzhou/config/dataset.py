@@ -233,6 +233,7 @@ class Dataset(Format):
 
     @property
     def task(self) -> Task:
+        """The kind of examples that its rule makes."""
         return RULE_TASKS[self.rule]
 
     @property
@@ -247,6 +248,7 @@ class Dataset(Format):
 
     @property
     def prompt(self) -> Prompt:
+        """The prompt of its texts."""
         both_sides = self.task != "retrieval" or self.rule == "duplicate_questions"
         return Prompt(
             self.instruction.strip(), both_sides if self.symmetric is None else self.symmetric
@@ -264,7 +266,8 @@ class Dataset(Format):
         for kind in self.eval_tasks:
             if kind not in TASK_KINDS[self.task]:
                 raise ValueError(
-                    f"eval_tasks is '{kind}', and rule '{self.rule}' makes {self.task} examples, which can be judged as "
+                    f"eval_tasks is '{kind}', and rule '{self.rule}' makes {self.task} examples, which can be judged "
+                    f"as "
                     f"{' or '.join(TASK_KINDS[self.task])}"
                 )
         return self

@@ -52,6 +52,11 @@ class Recipe(Section):
         """Where the recipe file lies: readers of one's own are found beside it."""
         return self._folder or str(Path.cwd())
 
+    def in_folder(self, folder: str) -> Recipe:
+        """This recipe with the folder in which its file lies; empty: the working directory."""
+        self._folder = folder
+        return self
+
     def dataset(self, name: str) -> Dataset:
         """A dataset by its name.
 
@@ -103,10 +108,11 @@ class Recipe(Section):
 def _conflicts(recipe: Recipe) -> Iterator[str]:
     """One sentence for each pair of settings that cannot both hold: both values and the way out."""
     yield from _dataset_conflicts(recipe.datasets)
-    if (
-        least := recipe.cluster.min_encode_workers
-    ) is not None and least > recipe.cluster.encode_workers:
-        yield f"cluster.min_encode_workers ({least}) is above cluster.encode_workers ({recipe.cluster.encode_workers}); lower it"
+    fewest, most = recipe.cluster.min_encode_workers, recipe.cluster.encode_workers
+    if fewest is not None and fewest > most:
+        yield (
+            f"cluster.min_encode_workers ({fewest}) is above cluster.encode_workers ({most}); lower it"
+        )
     yield from _mining_conflicts(recipe.mining)
     yield from _training_conflicts(recipe)
     yield from _synthesis_conflicts(recipe)
@@ -253,12 +259,10 @@ def parse_recipe(content: Mapping[str, Any], *, place: str, folder: str = "") ->
 
     Args:
         content: Of the file, overrides included.
-        place: Names it in errors.
+        place: Name of the recipe in errors.
         folder: In which it lies; default: the working directory.
     """
-    recipe = _with_share(parse_section(Recipe, content, place=place))
-    recipe._folder = folder
-    return recipe
+    return _with_share(parse_section(Recipe, content, place=place)).in_folder(folder)
 
 
 def _with_share(recipe: Recipe) -> Recipe:

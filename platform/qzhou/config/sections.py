@@ -275,6 +275,7 @@ class MiningSection(Section):
 
     @property
     def teachers(self) -> tuple[str, ...]:
+        """All encoders that mine, in order; '' is the backbone."""
         return (self.teacher, *self.extra_teachers)
 
 

@@ -158,6 +158,7 @@ class SynthesisSection(Section):
 
     @property
     def is_on(self) -> bool:
+        """Whether an LLM, or the built-in rules, write anything."""
         return bool(self.endpoint or self.models)
 
     @property

@@ -33,39 +33,41 @@ class Prompt:
 
     @property
     def query_prefix(self) -> str:
+        """The text before each query."""
         return instruction_prefix(self.instruction)
 
     @property
     def document_prefix(self) -> str:
+        """The text before each document."""
         return self.query_prefix if self.symmetric else ""
 
     def query(self, text: str) -> str:
-        """The text that asks, ready for the tokenizer."""
+        """A query with its prefix, ready for the tokenizer."""
         return self.query_prefix + (text or EMPTY_TEXT)
 
     def document(self, text: str) -> str:
-        """The text that answers, ready for the tokenizer."""
+        """A document with its prefix, ready for the tokenizer."""
         return self.document_prefix + (text or EMPTY_TEXT)
 
 
 @dataclass(frozen=True, slots=True)
-class Prefixes:
-    """What a model that is not ours was trained to read before a query and before a document."""
+class DeclaredPrompts:
+    """The texts that another model was trained to read before a query and before a document."""
 
     query_prefix: str
     document_prefix: str
 
     @classmethod
-    def declared(cls, prompts: Mapping[str, str]) -> Prefixes | None:
-        """Those of a sentence-transformers model, from the prompts by name that it declares; None if it has none."""
+    def of(cls, prompts: Mapping[str, str]) -> DeclaredPrompts | None:
+        """Those in the ``prompts`` of a sentence-transformers model; None if there is none for either side."""
         found = [prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)]
         prefixes = cls(prompts.get("query") or "", found[0] if found else "")
         return prefixes if prefixes != cls("", "") else None
 
     def query(self, text: str) -> str:
-        """The text that asks, ready for the tokenizer."""
+        """A query with its prefix, ready for the tokenizer."""
         return self.query_prefix + (text or EMPTY_TEXT)
 
     def document(self, text: str) -> str:
-        """The text that answers, ready for the tokenizer."""
+        """A document with its prefix, ready for the tokenizer."""
         return self.document_prefix + (text or EMPTY_TEXT)

@@ -139,8 +139,19 @@ class Drop:
 class Manifest:
     """What a finished stage did; its presence is the stage's completion mark.
 
-    ``fingerprint`` covers settings, code and inputs; ``inputs`` and ``outputs`` count rows. ``phases`` say what the
-    seconds were spent on (:class:`qzhou.telemetry.progress.Phase`), as far as the driver saw it.
+    Attributes:
+        stage: Folder of the stage in the run.
+        fingerprint: 16 hex digits of settings, inputs and code.
+        inputs: Name -> fingerprint of what it read.
+        outputs: Name -> rows that it made.
+        settings: The settings of the recipe that its output depends on.
+        code_version: 16 hex digits of its code.
+        code: Module -> 16 hex digits of its code.
+        finished_at: Date and time, UTC.
+        wall_s: Seconds from start to end.
+        phases: What the seconds were spent on (:class:`qzhou.telemetry.progress.Phase`), as far as the driver saw it.
+        accepted: Later fingerprints for which the user has accepted the stage as it is, each with the time and what
+            had changed.
     """
 
     stage: str
@@ -151,12 +162,24 @@ class Manifest:
     code_version: str
     finished_at: str
     wall_s: float
-    phases: Sequence[Mapping[str, Any]] = ()
+    code: Mapping[str, str] = field(default_factory=dict)
+    phases: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    accepted: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def execution_id(self) -> str:
-        """Tells this making from others of the same fingerprint: what an LLM has a part in may come out otherwise."""
+        """Distinguishes two executions with one fingerprint: what an LLM has written may differ between them."""
         return f"{self.fingerprint}-{''.join(filter(str.isdigit, self.finished_at))}"
+
+    def is_valid_for(self, fingerprint: str) -> bool:
+        """Whether the stage needs no second execution for this fingerprint."""
+        return fingerprint in {self.fingerprint, *(one["fingerprint"] for one in self.accepted)}
+
+
+def digest(content: object) -> str:
+    """16 hex digits of anything that JSON can hold; of other values their text counts."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def stable_id(dataset: str, *parts: object) -> str:
@@ -175,7 +198,7 @@ def _as_json(part: object) -> str:
 
 
 def origin_id(example: Example) -> str:
-    """The id of the raw example that this one is, or was made from: its relatives' positives answer it too."""
+    """The id of the raw example that this one was made from, or its own id if it is raw."""
     return example.source.parent or example.id
 
 
@@ -197,5 +220,5 @@ def relevant_keys(examples: Sequence[RetrievalExample]) -> list[set[str]]:
 
 
 def normalized_text(text: str) -> str:
-    """What is compared when two texts count as the same: case and white space make no difference."""
+    """The text in lower case with single spaces: two texts count as the same where these are equal."""
     return " ".join(text.casefold().split())

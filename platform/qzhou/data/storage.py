@@ -71,14 +71,17 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
+        """Whether the folder is on a filesystem of this machine."""
         return not self.scheme
 
     @property
     def name(self) -> str:
+        """The last part of the path."""
         return self.path.rsplit("/", 1)[-1]
 
     @property
     def parent(self) -> Folder:
+        """The folder that holds this one."""
         return Folder(self.filesystem, self.path.rpartition("/")[0], self.scheme)
 
     def create(self) -> Folder:
@@ -100,6 +103,7 @@ class Folder:
         return self
 
     def exists(self, name: str = "") -> bool:
+        """Whether there is a file or folder of that name; without a name, whether this folder is there."""
         return bool(self._info(name).type != pa.fs.FileType.NotFound)
 
     def files(self, suffix: str = "", *, recursive: bool = False) -> list[str]:
@@ -122,6 +126,11 @@ class Folder:
         return sorted(info.base_name for info in found if info.type == pa.fs.FileType.Directory)
 
     def read_bytes(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
         try:
             with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
                 return bytes(stream.read())
@@ -137,14 +146,20 @@ class Folder:
             stream.write(content)
 
     def read_json(self, name: str) -> Any:
+        """The content of a JSON file."""
         return json.loads(self.read_bytes(name))
 
     def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file, whole or not at all."""
         self.write_bytes(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[str]:
-        """Give a temporary path to write to; it takes its real name when the block ends well."""
+        """A temporary path to write to; it takes its real name when the block ends without an error.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
         parent, _, base = f"{self.path}/{name}".rpartition("/")
         temporary = f"{parent}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{base}"
         self._make(parent)
@@ -200,12 +215,13 @@ class Folder:
         )
 
     def link_to(self, other: Folder, *, last: str = "", leave_out: Sequence[str] = ()) -> None:
-        """Let another folder of this filesystem hold the same files; files that are there already stay.
+        """Put the files of this folder into another one of this filesystem; files that are there already stay.
 
-        Nothing is copied where hard links are known: each folder stays whole when the other is moved or deleted, which
-        a symbolic link would not. An object store makes the copies itself. The files must never be changed in place.
+        Hard links are used where the filesystem has them: unlike with symbolic links, each folder stays whole when the
+        other is moved or deleted. An object store makes the copies itself. The files must never be changed in place.
 
         Args:
+            other: The folder that gets the files.
             last: A file that comes after all others.
             leave_out: Folders directly below that stay behind.
         """
@@ -223,9 +239,8 @@ class Folder:
         self._make(target.rpartition("/")[0])
         try:
             self.filesystem.copy_file(source, target)
-        except (
-            OSError
-        ):  # S3 copies at most 5 GB in one request; what is larger goes through this process
+        except OSError:
+            # S3 copies at most 5 GB in one request; a larger file goes through this process
             pa.fs.copy_files(
                 source,
                 target,

@@ -11,13 +11,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qzhou.config.recipe import Recipe
 from qzhou.run.run import Run
 from qzhou.telemetry.events import log_event
 
-Library = Literal["torch", "onednn"]
 RECORD = "arithmetic.json"
 CPUINFO = Path("/proc/cpuinfo")
 # instructions that multiply in bfloat16, the preferred first; without one it is emulated, slower than float32
@@ -54,13 +53,13 @@ def this_processor(cpuinfo: Path = CPUINFO) -> Processor:
     return Processor(found.get("vendor_id", ""), frozenset(flags.split()))
 
 
-def library_for(setting: str, processor: Processor) -> Library:
+def library_for(setting: str, processor: Processor) -> str:
     """The library for float32 on a CPU: the one that ``model.arithmetic`` names, or what suits the processor.
 
     torch multiplies with MKL, which leaves AVX-512 unused on processors that are not Intel's. On an AMD EPYC with
     AVX-512 oneDNN was 2.2 times faster, on Intel not faster (LOG.md). Other processors were not measured.
     """
-    if setting == "torch" or setting == "onednn":
+    if setting != "auto":
         return setting
     is_slow_in_mkl = processor.vendor == "AuthenticAMD" and "avx512f" in processor.flags
     return "onednn" if is_slow_in_mkl else "torch"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qzhou.data.records import digest
 from qzhou.data.storage import Folder
-from qzhou.run.run import digest
 
 if TYPE_CHECKING:
     from qzhou.encoder.teacher import TextEncoder

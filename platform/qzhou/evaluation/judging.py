@@ -20,6 +20,7 @@ import mteb
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt
+from qzhou.data.records import digest
 from qzhou.data.storage import Folder
 from qzhou.encoder import TextEncoder, load_encoder, load_teacher
 from qzhou.encoder.vectors import VectorStore
@@ -33,7 +34,6 @@ from qzhou.evaluation.plan import built, corpora, planned, task_name
 from qzhou.evaluation.tasks import sizes
 from qzhou.evaluation.texts import texts_of
 from qzhou.evaluation.vectors import chunk_rows
-from qzhou.run.run import digest
 
 VERSION = 2  # of what is kept of a judged task
 HEALTH_TEXTS = 600

@@ -36,7 +36,7 @@ from qzhou.evaluation.queue import Queue, Work
 from qzhou.evaluation.report import PAGE, write_report
 from qzhou.evaluation.trained import refuse_other_training
 from qzhou.run.models import weights_fingerprint
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event, print_block
 from qzhou.telemetry.progress import progress
 
@@ -68,27 +68,30 @@ def evaluate(recipe: Recipe, gate: Gate | None = None) -> Manifest:
     if gate is not None:
         gate.look(run.folder)
     manifest = run.stage(
-        "evaluation",
+        Stage(
+            name="evaluation",
+            settings={
+                "evaluation": recipe.evaluation.model_dump(),
+                "model": run.recipe.model.model_dump(),
+                "prompts": {
+                    dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets
+                },
+                "kinds": {
+                    dataset.name: [dataset.kinds, dataset.train_split_of]
+                    for dataset in recipe.datasets
+                },
+                "seed": recipe.run.seed,
+            },
+            inputs={
+                "transform": run.manifest("transform").fingerprint,
+                "stage2": run.manifest("training/stage2").fingerprint,
+                **{spec: weights_fingerprint(spec) for spec in recipe.evaluation.models},
+            },
+            code_of=("qzhou.evaluation.pipeline",),
+            persistent=KEPT,
+            shared=[f"judged/{one.name}" for one in candidates(recipe) if not one.trained],
+        ),
         lambda folder: _work(run, folder),
-        settings={
-            "evaluation": recipe.evaluation.model_dump(),
-            "model": run.recipe.model.model_dump(),
-            "prompts": {
-                dataset.name: dataclasses.astuple(dataset.prompt) for dataset in recipe.datasets
-            },
-            "kinds": {
-                dataset.name: [dataset.kinds, dataset.train_split_of] for dataset in recipe.datasets
-            },
-            "seed": recipe.run.seed,
-        },
-        inputs={
-            "transform": run.manifest("transform").fingerprint,
-            "stage2": run.manifest("training/stage2").fingerprint,
-            **{spec: weights_fingerprint(spec) for spec in recipe.evaluation.models},
-        },
-        rooms=("evaluation", "encoder"),
-        keep=KEPT,
-        lend=[f"judged/{one.name}" for one in candidates(recipe) if not one.trained],
     )
     if not run.folder.exists(PAGE):
         write_report(run)  # now that this stage has its manifest too

@@ -27,8 +27,8 @@ from qzhou.data.records import (
     Qrel,
     Query,
     RetrievalExample,
-    stable_id,
     normalized_text,
+    stable_id,
 )
 
 SPLIT = "test"

@@ -20,7 +20,7 @@ from qzhou.errors import QzhouError, TrainingError, first_line, from_json, to_js
 from qzhou.evaluation.pipeline import evaluate
 from qzhou.experiments.picture import picture
 from qzhou.experiments.results import Comparison, Outcome, as_json, compared, table
-from qzhou.experiments.settings import Plan
+from qzhou.experiments.settings import TrialGrid
 from qzhou.mining.pipeline import mine
 from qzhou.run.models import resolve_all
 from qzhou.run.run import Run
@@ -41,39 +41,39 @@ QUIET = {
 }
 
 
-def run_experiment(plan: Plan) -> list[Comparison]:
+def run_experiment(grid: TrialGrid) -> list[Comparison]:
     """Run every trial, compare, and leave ``results.json`` and ``results.svg`` in the experiment's folder.
 
     A trial is a run folder of its own. What two trials would make alike is made by one of them
     (:mod:`qzhou.run.sharing`), and finished trials only say so: the same command goes on after any death.
 
     Raises:
-        QzhouError: Trials failed; the others are finished and compared.
+        QzhouError: TrialGrid failed; the others are finished and compared.
     """
     resolve_all(
         *{
             name
-            for one in plan.trials
+            for one in grid.trials
             for name in (one.recipe.model.backbone, one.recipe.mining.teacher)
         }
     )
-    folder = Folder.open(plan.storage).create()
+    folder = Folder.open(grid.storage).create()
     with session():
-        failed = _tried(plan, folder)
+        failed = _tried(grid, folder)
     outcomes = [
         Outcome.read(one.variant, one.seed, folder / one.name)
-        for one in plan.trials
+        for one in grid.trials
         if one.name not in failed
     ]
-    comparisons = compared(plan.experiment, outcomes)
-    folder.write_json("results.json", as_json(plan.experiment, comparisons, outcomes))
+    comparisons = compared(grid.experiment, outcomes)
+    folder.write_json("results.json", as_json(grid.experiment, comparisons, outcomes))
     folder.write_bytes("results.svg", picture(comparisons).encode())
     for comparison in comparisons:
         print_block(f"\n{table(comparison)}", "experiment", "comparison")
     block = f"\nresults: {folder.uri}/results.json, {folder.uri}/results.svg"
     print_block(block, "experiment", "results", folder=folder.uri)
     if failed:
-        raise together(failed, len(plan.trials))
+        raise together(failed, len(grid.trials))
     return comparisons
 
 
@@ -99,16 +99,16 @@ def at_once(recipes: Sequence[Recipe], resources: Mapping[str, float]) -> int:
     return max(1, int(min(resources.get(name, 0) // amount for name, amount in hungriest.items())))
 
 
-def _tried(plan: Plan, folder: Folder) -> dict[str, QzhouError]:
-    """Trials that failed, and of what."""
-    recipes = {one.name: one.recipe for one in plan.trials}
-    most = plan.experiment.trials_at_once or at_once(
+def _tried(grid: TrialGrid, folder: Folder) -> dict[str, QzhouError]:
+    """TrialGrid that failed, and of what."""
+    recipes = {one.name: one.recipe for one in grid.trials}
+    most = grid.experiment.trials_at_once or at_once(
         list(recipes.values()), ray.cluster_resources()
     )
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     (folder / TUNE).delete()
-    line = f"experiment: {plan.experiment.name}: {len(recipes)} trials, {most} at a time"
+    line = f"experiment: {grid.experiment.name}: {len(recipes)} trials, {most} at a time"
     log_event(line, "trials", trials=len(recipes), at_a_time=most)
     tuner = tune.Tuner(
         tune.with_resources(

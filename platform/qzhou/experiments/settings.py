@@ -38,6 +38,7 @@ class Score(Section):
 
     @property
     def label(self) -> str:
+        """What tables and plots call it."""
         return self.task or f"mean of {self.type}"
 
     @model_validator(mode="after")
@@ -101,12 +102,15 @@ class Trial:
 
     @property
     def name(self) -> str:
+        """Folder of the trial's run in the experiment's folder."""
         return self.recipe.run.name
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """An experiment and its trials, those of the first seed first: stopped early, it has still compared."""
+class TrialGrid:
+    """The trials of an experiment: every variant with every seed. Those of the first seed come first, so that an
+    experiment that is stopped early has compared all variants.
+    """
 
     experiment: Experiment
     trials: tuple[Trial, ...]
@@ -142,7 +146,7 @@ class Plan:
 
 def load_experiment(
     path: str | Path, arguments: Sequence[str] = (), *, recipe: str = "", seeds: Sequence[int] = ()
-) -> Plan:
+) -> TrialGrid:
     """Read an experiment file and check the recipe of every variant.
 
     Args:
@@ -176,7 +180,7 @@ def load_experiment(
         for seed in experiment.seeds
         for variant in experiment.variants
     ]
-    return Plan(experiment, tuple(trials), given)
+    return TrialGrid(experiment, tuple(trials), given)
 
 
 def _of_trial(recipe: Recipe, experiment: Experiment, variant: Variant, seed: int) -> Recipe:
@@ -197,13 +201,7 @@ def _conflicts(experiment: Experiment) -> Iterator[str]:
     names = [variant.name for variant in experiment.variants]
     if experiment.baseline not in names:
         yield f"baseline: there is no variant '{experiment.baseline}'{nearest(experiment.baseline, names)}"
-    folders: dict[str, str] = {}
-    for variant in experiment.variants:
-        if not variant.folder:
-            yield f"variants: '{variant.name}' has no letter or digit that could name its folder"
-        elif other := folders.get(variant.folder.lower()):
-            yield f"variants: '{other}' and '{variant.name}' would share the folder {variant.folder}; rename one"
-        folders[variant.folder.lower()] = variant.name
+    yield from _folder_conflicts(experiment.variants)
     made: dict[str, str] = {}
     for variant in experiment.variants:
         changes = json.dumps([_dotted(variant.settings), variant.only_datasets], sort_keys=True)
@@ -212,13 +210,23 @@ def _conflicts(experiment: Experiment) -> Iterator[str]:
         made[changes] = variant.name
     if len(set(experiment.seeds)) < len(experiment.seeds):
         yield f"seeds: {', '.join(map(str, experiment.seeds))} names one twice; name each once"
-    for place, settings in [
-        ("settings", experiment.settings),
-        *((one.name, one.settings) for one in experiment.variants),
-    ]:
-        for key in _dotted(settings):
+    settings = {"settings": experiment.settings} | {
+        one.name: one.settings for one in experiment.variants
+    }
+    for place, content in settings.items():
+        for key in _dotted(content):
             if key.startswith(OWN):
                 yield f"{place}: '{key}' belongs to the experiment, which gives each trial its own; leave it out"
+
+
+def _folder_conflicts(variants: Sequence[Variant]) -> Iterator[str]:
+    folders: dict[str, str] = {}
+    for variant in variants:
+        if not variant.folder:
+            yield f"variants: '{variant.name}' has no letter or digit that could name its folder"
+        elif other := folders.get(variant.folder.lower()):
+            yield f"variants: '{other}' and '{variant.name}' would share the folder {variant.folder}; rename one"
+        folders[variant.folder.lower()] = variant.name
 
 
 def _refuse_overrides(experiment: Experiment, given: Mapping[str, Any]) -> None:

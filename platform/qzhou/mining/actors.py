@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qzhou.config.recipe import Recipe
-from qzhou.data.prompts import Prefixes
+from qzhou.data.prompts import DeclaredPrompts
 from qzhou.data.storage import Folder
 from qzhou.encoder.vectors import Vectors, VectorStore
 from qzhou.errors import ModelError, QzhouError, first_line, to_json
@@ -56,10 +56,10 @@ class EncodeActor:
         return VectorStore(self._folder, self._encoder, check=self._refuse_what_is_not_finite)
 
     @cached_property
-    def _prefixes(self) -> Prefixes | None:
+    def _prefixes(self) -> DeclaredPrompts | None:
         if self._recipe.mining.teacher_prompts != "model":
             return None
-        return Prefixes.declared(self._encoder.prompts)
+        return DeclaredPrompts.of(self._encoder.prompts)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The number of a chunk to its file; a :class:`QzhouError` is a value, which Ray Data would wrap otherwise."""

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from qzhou.config.dataset import Dataset
-from qzhou.data.prompts import Prefixes, Prompt
+from qzhou.data.prompts import DeclaredPrompts, Prompt
 from qzhou.data.records import Document, Negative, RetrievalExample
 from qzhou.data.storage import (
     Folder,
@@ -62,7 +62,7 @@ class Chunk:
         """How many texts."""
         return self.stop - self.start
 
-    def prompted(self, column: Sequence[str], own: Prefixes | None = None) -> list[str]:
+    def prompted(self, column: Sequence[str], own: DeclaredPrompts | None = None) -> list[str]:
         """The texts with their prompt, as the encoder reads them.
 
         Args:

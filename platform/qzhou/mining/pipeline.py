@@ -40,7 +40,7 @@ from qzhou.mining.sharded_index import (
 )
 from qzhou.mining.text_digests import Bools, Floats, Ints, is_among
 from qzhou.run.models import weights_fingerprint
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
@@ -76,19 +76,16 @@ def mine(recipe: Recipe, layout: Layout = DEFAULT) -> Manifest:
     # the division of an approximate index changes its candidates; an exact search finds the same however it is divided
     if mining.index != EXACT:
         settings["shards"] = [recipe.cluster.encode_workers, mining.index_memory_gb]
-    return run.stage(
-        "mining",
-        lambda folder: _work(run, folder, layout),
+    inputs = {name: run.manifest(name).fingerprint for name in ("transform", "synthesis")}
+    stage = Stage(
+        name="mining",
         settings=settings,
-        inputs={
-            **models,
-            "transform": run.manifest("transform").fingerprint,
-            "synthesis": run.manifest("synthesis").fingerprint,
-        },
-        rooms=("mining", "encoder"),
-        keep=("embeddings",),
-        lend=("embeddings",),
+        inputs=models | inputs,
+        code_of=("qzhou.mining.pipeline",),
+        persistent=("embeddings",),
+        shared=("embeddings",),
     )
+    return run.stage(stage, lambda folder: _work(run, folder, layout))
 
 
 def _work(run: Run, folder: Folder, layout: Layout) -> dict[str, int]:

@@ -222,8 +222,9 @@ class Shard:
                 query_ND, document_MD, count, metric=faiss.METRIC_INNER_PRODUCT
             )
             return found
-        halves = query_ND.astype(np.float16), document_MD.astype(np.float16)
-        score, row = faiss.knn_gpu(self._gpu, *halves, count, metric=faiss.METRIC_INNER_PRODUCT)
+        query, document = query_ND.astype(np.float16), document_MD.astype(np.float16)
+        metric = faiss.METRIC_INNER_PRODUCT
+        score, row = faiss.knn_gpu(self._gpu, query, document, count, metric=metric)
         return score, row
 
     def _approximate(self, block: QueryBlock, count: int) -> Ints:

@@ -51,9 +51,8 @@ def share_of(recipe: Recipe, actors: int) -> dict[str, Any]:
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     wanted = resources_for(recipe, "mining").options
-    share = {
-        name: wanted[name] for name in ("accelerator_type", "label_selector") if name in wanted
-    }
+    names = ("accelerator_type", "label_selector")
+    share: dict[str, Any] = {name: value for name, value in wanted.items() if name in names}
     share |= {"num_cpus": 0.01, "num_gpus": 0.0}
     if recipe.cluster.gpu and gpus:
         share["num_gpus"] = math.floor(1000 / math.ceil(actors / gpus)) / 1000

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qzhou.data.records import RetrievalExample, origin_id, normalized_text
+from qzhou.data.records import RetrievalExample, normalized_text, origin_id
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]

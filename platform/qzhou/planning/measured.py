@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qzhou.cluster.resources import LOGICAL_CPUS
+from qzhou.cluster.resources import MIN_LOCAL_CPUS
 from qzhou.config.recipe import Recipe, parse_recipe
 from qzhou.costs.hardware import gpu_named
 from qzhou.costs.training import DatasetTexts
@@ -156,7 +156,7 @@ class MeasuredRun:
         cluster = self.recipe.cluster
         encoders, tasks = (
             cluster.encode_workers,
-            cluster.transform.max_workers or max(LOGICAL_CPUS, cpus),
+            cluster.transform.max_workers or max(MIN_LOCAL_CPUS, cpus),
         )
         if stage == "transform":
             return {"transform.rows": self._split(stage, lambda _: True, tasks, None)}

@@ -259,7 +259,8 @@ def _notes(recipe: Recipe, work: Workload, fleet: Fleet) -> list[str]:
         wanted = recipe.training.workers, recipe.cluster.encode_workers
         if wanted != (crew.gpus, crew.gpus):
             found.append(
-                f"the recipe says training.workers = {wanted[0]} and cluster.encode_workers = {wanted[1]}; planned with "
+                f"the recipe says training.workers = {wanted[0]} and cluster.encode_workers = {wanted[1]}; planned "
+                f"with "
                 f"{crew.gpus} of each"
             )
         idle = crew.count * crew.machine.gpus - crew.gpus

@@ -1,8 +1,8 @@
-"""One process at a time works on a run; a second one is told who does, and nothing of either is harmed.
+"""The lock of a run: one process at a time works on it.
 
-On a filesystem (a disk, NFS, EFS, Lustre) the lease is a lock that ends with its process, however that ends. Object
-stores have no locks: there the holder writes a new beat every few seconds, and whoever comes watches for longer than
-that. No clocks are compared.
+On a filesystem (a disk, NFS, EFS, Lustre) it is a file lock, which ends with its process. Object stores have no locks.
+There the process that works on the run writes a heartbeat, and a second process watches for longer than one interval
+before it takes over. No clocks are compared.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,108 +24,121 @@ from qzhou.data.storage import Folder
 from qzhou.errors import StorageError, first_line
 from qzhou.telemetry.events import log_event
 
-HOLDER, LOCK = "at_work.json", "at_work.lock"
-BEAT_S = 5.0
-WATCHED_S = 2.5 * BEAT_S  # without a new beat: the holder is gone
-UNTIL_KILLED_S = 10.0  # that Ray's workers, which run trials, end after their driver was killed
-# that a machine is gone, and its locks with it: NFS gives clients 90 s to come back
-UNTIL_NFS_KNOWS_S = 120.0
+OWNER, LOCK = "at_work.json", "at_work.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class LockTimes:
+    """Intervals of the lock, in seconds.
+
+    Attributes:
+        heartbeat_s: Between two heartbeats.
+        silence_s: Without a new heartbeat for so long, the owner counts as dead.
+        worker_exit_s: Ray's workers, which run trials, end within this time after their driver was killed.
+        nfs_grace_s: An NFS server frees the locks of a dead machine within this time; it gives clients 90 s to return.
+    """
+
+    heartbeat_s: float = 5.0
+    silence_s: float = 12.5
+    worker_exit_s: float = 10.0
+    nfs_grace_s: float = 120.0
+
+
+TIMES = LockTimes()
 
 
 @contextmanager
-def at_work(run: Folder, stage: str) -> Iterator[None]:
-    """Hold the run for the block.
+def run_lock(run: Folder, stage: str, times: LockTimes = TIMES) -> Iterator[None]:
+    """Own the run for the block.
 
     Args:
         run: The run's folder.
-        stage: What is worked on, for whoever comes meanwhile.
+        stage: What is worked on; a second process reads it.
+        times: Intervals of heartbeats and waits.
 
     Raises:
-        StorageError: Another process holds it.
+        StorageError: Another process owns the run.
     """
     since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S UTC}"
-    holder = {"stage": stage, "host": socket.gethostname(), "pid": os.getpid(), "since": since}
-    with _locked(run, holder) if run.is_local else _beating(run, holder):
+    owner = {"stage": stage, "host": socket.gethostname(), "pid": os.getpid(), "since": since}
+    with _file_lock(run, owner, times) if run.is_local else _heartbeat(run, owner, times):
         yield
 
 
 @contextmanager
-def _locked(run: Folder, holder: dict[str, Any]) -> Iterator[None]:
+def _file_lock(run: Folder, owner: dict[str, Any], times: LockTimes) -> Iterator[None]:
     lock = FileLock(f"{run.path}/{LOCK}")
     try:
-        _acquire(lock, run, holder)
+        _acquire(lock, run, owner, times)
     except Timeout:
-        raise _held(run) from None
+        raise _owned_by_another(run) from None
     except (OSError, NotImplementedError) as error:
         log_event(
             f"{run.uri} knows no locks ({first_line(error)}): nothing keeps a second process away",
             "run_without_lock",
         )
     try:
-        run.write_json(HOLDER, holder)
+        run.write_json(OWNER, owner)
         yield
     finally:
-        _forget(run)
+        _remove_owner(run)
         lock.release()
 
 
-def _acquire(lock: FileLock, run: Folder, holder: dict[str, Any]) -> None:
+def _acquire(lock: FileLock, run: Folder, owner: dict[str, Any], times: LockTimes) -> None:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        here = _who(run).get("host", holder["host"]) == holder["host"]
+        here = _owner(run).get("host", owner["host"]) == owner["host"]
         where = "another process" if here else "another machine"
-        log_event(
-            f"{where} was at work on this run; waiting a moment in case it is gone", "run_watched"
-        )
-        lock.acquire(timeout=UNTIL_KILLED_S if here else UNTIL_NFS_KNOWS_S)
+        line = f"{where} was at work on this run; waiting a moment in case it is gone"
+        log_event(line, "run_watched")
+        lock.acquire(timeout=times.worker_exit_s if here else times.nfs_grace_s)
 
 
 @contextmanager
-def _beating(run: Folder, holder: dict[str, Any]) -> Iterator[None]:
-    if run.exists(HOLDER):
-        log_event(
-            "another process was at work on this run; looking whether it still is", "run_watched"
-        )
-        seen = run.read_bytes(HOLDER)
-        time.sleep(WATCHED_S)
-        if run.exists(HOLDER) and run.read_bytes(HOLDER) != seen:
-            raise _held(run)
-    over = threading.Event()
+def _heartbeat(run: Folder, owner: dict[str, Any], times: LockTimes) -> Iterator[None]:
+    if run.exists(OWNER):
+        line = "another process was at work on this run; checking whether it still is"
+        log_event(line, "run_watched")
+        seen = run.read_bytes(OWNER)
+        time.sleep(times.silence_s)
+        if run.exists(OWNER) and run.read_bytes(OWNER) != seen:
+            raise _owned_by_another(run)
+    done = threading.Event()
 
     def beat() -> None:
-        while not over.is_set():
-            with suppress(StorageError):  # the work itself says what is wrong with the storage
-                run.write_json(HOLDER, holder | {"beat": uuid.uuid4().hex})
-            over.wait(BEAT_S)
+        while not done.is_set():
+            with suppress(StorageError):  # the stage itself reports what is wrong with the storage
+                run.write_json(OWNER, owner | {"heartbeat": uuid.uuid4().hex})
+            done.wait(times.heartbeat_s)
 
-    heart = threading.Thread(target=beat, name="lease", daemon=True)
-    heart.start()
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        over.set()
-        heart.join()
-        _forget(run)
+        done.set()
+        thread.join()
+        _remove_owner(run)
 
 
-def _forget(run: Folder) -> None:
+def _remove_owner(run: Folder) -> None:
     with suppress(OSError):  # somebody has removed the folder
-        run.remove(HOLDER)
+        run.remove(OWNER)
 
 
-def _who(run: Folder) -> dict[str, Any]:
-    """What the holder has left of itself; it may be gone by now."""
-    return run.read_json(HOLDER) if run.exists(HOLDER) else {}
+def _owner(run: Folder) -> dict[str, Any]:
+    """What the owner has written about itself; empty where it is gone by now."""
+    return run.read_json(OWNER) if run.exists(OWNER) else {}
 
 
-def _held(run: Folder) -> StorageError:
-    who = _who(run)
-    known = (
-        f" ({who['stage']}, process {who['pid']} on {who['host']} since {who['since']})"
-        if who
-        else ""
-    )
+def _owned_by_another(run: Folder) -> StorageError:
+    who = _owner(run)
+    known = ""
+    if who:
+        process = f"process {who['pid']} on {who['host']} since {who['since']}"
+        known = f" ({who['stage']}, {process})"
     return StorageError(
         f"another process is at work on {run.uri}{known}, and two would disturb each other. Wait until it is done, "
         "stop it, or give this run a name of its own with --run.name."

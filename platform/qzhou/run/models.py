@@ -7,8 +7,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+from qzhou.data.records import digest
 from qzhou.errors import ModelError
-from qzhou.run.run import digest
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WAYS = "Name a folder with config.json, a hub id like 'Qwen/Qwen2.5-7B-Instruct', or package:<import name>/<folder>."

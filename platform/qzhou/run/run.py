@@ -1,36 +1,97 @@
 """A run is a folder; a stage that is finished and unchanged is skipped.
 
-A stage's fingerprint covers its settings, the code of its rooms and what its inputs were. Equal
-fingerprint: skipped with one line. Unequal: the stale output is moved to ``stale/``, never mixed
-with the new. A stage that died is entered again with what it had finished still in its folder.
+A stage's fingerprint covers its settings, its code (:mod:`qzhou.run.code`) and the fingerprints of
+its inputs. An equal fingerprint skips the stage with one line. Otherwise its old output moves to
+``stale/`` and is never mixed with the new. A stage that died starts again with what it had
+finished.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
 from qzhou.config.recipe import Recipe
-from qzhou.data.records import Manifest
+from qzhou.data.records import Manifest, digest
 from qzhou.data.storage import Folder
-from qzhou.errors import DataError, StorageError
-from qzhou.run.lock import at_work
+from qzhou.errors import DataError, RecipeError, StorageError
+from qzhou.run.changes import Parts, changes, duration
+from qzhou.run.code import code_of_stage
+from qzhou.run.lock import run_lock
 from qzhou.run.sharing import MANIFEST as MANIFEST
-from qzhou.run.sharing import reuse_cache, finished_beside, reuse_stage, stage_lock
+from qzhou.run.sharing import finished_elsewhere, reuse_cache, reuse_stage, stage_lock
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import recorded
 
-# stages not named like their job
-JOBS = {"training/stage1": "training", "training/stage2": "training", "model": "export"}
+# Folder of each stage in the run, in the order of the pipeline -> the command that makes it
+COMMANDS: Mapping[str, str] = {
+    "transform": "transform",
+    "synthesis": "synthesis",
+    "mining": "mining",
+    "training/stage1": "training",
+    "training/stage2": "training",
+    "model": "export",
+    "evaluation": "evaluation",
+    "index": "index",
+}
 UPLOADED = "working_dir_files"  # where Ray keeps the working directories that jobs bring with them
-STARTED, RECIPE = "started.json", "recipe.json"
-SHARED_CODE = ("data",)  # what every stage's output depends on
+STARTED, RECIPE, STALE = "started.json", "recipe.json", "stale"
+
+_accepted: set[str] = set()
+
+
+def accept_stages(names: Iterable[str]) -> None:
+    """Accept finished stages as they are in this process, whatever has changed since.
+
+    Args:
+        names: Folders of stages (``training/stage1``), or ``training`` for both of its stages and
+            ``export`` for the model.
+
+    Raises:
+        RecipeError: There is no such stage.
+    """
+    _accepted.clear()
+    for name in names:
+        place = "model" if name == "export" else name
+        found = [stage for stage in COMMANDS if place in (stage, stage.partition("/")[0])]
+        if not found:
+            raise RecipeError(
+                f"command line: --keep {name}: there is no such stage; known: {', '.join(COMMANDS)}"
+            )
+        _accepted.update(found)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What one stage of a run is made of.
+
+    Attributes:
+        name: Folder of the stage in the run.
+        settings: Those settings of the recipe that its output depends on.
+        inputs: Name -> fingerprint of what it reads: other stages, raw files.
+        code_of: Modules that do its work.
+        without: Modules that these import and that have no part in its output.
+        persistent: Folders of the stage that stay valid when the rest is stale, because their
+            entries are keyed by content: paid LLM answers, embeddings.
+        shared: Those of them that other runs use too, with ``run.share_stages``.
+    """
+
+    name: str
+    settings: Mapping[str, object]
+    inputs: Mapping[str, str]
+    code_of: Sequence[str]
+    without: Sequence[str] = ()
+    persistent: Sequence[str] = ()
+    shared: Sequence[str] = ()
+
+    def parts(self) -> Parts:
+        """All that its fingerprint covers."""
+        code = code_of_stage(self.code_of, without=self.without)
+        return Parts(settings=self.settings, inputs=self.inputs, code=code)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,7 +108,7 @@ class Run:
 
     @staticmethod
     def address(recipe: Recipe) -> str:
-        """The URI of the run's folder, for whoever has no access to its storage: nothing is opened."""
+        """The URI of the run's folder. Nothing is opened, so that no access to the storage is needed."""
         storage = recipe.run.storage
         if "://" not in storage or storage.startswith("file:"):
             return Run.at(recipe).folder.uri
@@ -76,7 +137,7 @@ class Run:
         run = cls.at(recipe)
         if not run.folder.exists(RECIPE):
             raise DataError(
-                f"{run.folder.uri} has no {RECIPE}: there is no run of that name. Run python jobs/pipeline.py with "
+                f"{run.folder.uri} has no {RECIPE}: there is no run of that name. Run `qzhou run` with "
                 "this recipe first, or name its place with --run.storage and --run.name."
             )
         return run
@@ -85,104 +146,135 @@ class Run:
         """The manifest of a finished stage.
 
         Raises:
-            DataError: The stage has not finished; says which job to run.
+            DataError: The stage has not finished; says which command to run.
         """
         folder = self.folder / stage
         if not folder.exists(MANIFEST):
-            job = JOBS.get(stage, stage)
             raise DataError(
                 f"{folder.uri} has no {MANIFEST}: the stage '{stage}' has not finished. "
-                f"Run python jobs/{job}.py with this recipe first, or jobs/pipeline.py for all of it."
+                f"Run `qzhou {COMMANDS.get(stage, stage)}` with this recipe first, or `qzhou run` for all stages."
             )
         return Manifest(**folder.read_json(MANIFEST))
 
-    def stage(
-        self,
-        name: str,
-        work: Callable[[Folder], Mapping[str, int]],
-        *,
-        settings: Mapping[str, object],
-        inputs: Mapping[str, str],
-        rooms: Sequence[str],
-        keep: Sequence[str] = (),
-        lend: Sequence[str] = (),
-    ) -> Manifest:
-        """Do the work of a stage unless it is done already.
+    def stage(self, stage: Stage, work: Callable[[Folder], Mapping[str, int]]) -> Manifest:
+        """Do the work of a stage, unless it is finished and unchanged.
 
         Args:
-            name: The stage's folder in the run.
-            work: Fills the folder and returns what it made: name -> rows.
-            settings: What of the recipe the output depends on.
-            inputs: Name -> fingerprint of what is read (other stages, raw files).
-            rooms: Packages of ``qzhou`` whose code the output depends on.
-            keep: Folders inside the stage that stay valid when the rest is stale, because their
-                entries are keyed by content (paid LLM answers, embeddings).
-            lend: Those of them that are of use to every run that shares its stages (``run.share_stages``).
+            stage: What its fingerprint covers.
+            work: Fills the stage's folder and returns what it made: name -> rows.
 
         Raises:
-            StorageError: Another process is at work on this run.
+            StorageError: Another process works on this run.
+            DataError: The stage shall be kept as it is, and has not finished.
         """
-        code = code_version(*rooms)
-        fingerprint = digest({"settings": settings, "inputs": inputs, "code": code})
-        folder = self.folder / name
+        parts = stage.parts()
+        fingerprint = parts.fingerprint
+        folder = self.folder / stage.name
+        if stage.name in _accepted:
+            return self._accepted(folder, stage.name, parts)
         finished = Manifest(**folder.read_json(MANIFEST)) if folder.exists(MANIFEST) else None
-        if finished and finished.fingerprint == fingerprint:
-            line = f"{name}: unchanged since {finished.finished_at}, skipped ({_counts(finished.outputs)})"
+        if finished and finished.is_valid_for(fingerprint):
+            line = f"{stage.name}: unchanged since {finished.finished_at}, skipped ({_counts(finished.outputs)})"
             log_event(line, "stage_skipped", outputs=finished.outputs)
             return finished
         shares = self.recipe.run.share_stages
-        with (
-            at_work(self.folder, name),
-            stage_lock(self.folder, name, fingerprint) if shares else nullcontext(),
-        ):
-            self._make_room(folder, name, fingerprint, keep)
+        lock = stage_lock(self.folder, stage.name, fingerprint) if shares else nullcontext()
+        with run_lock(self.folder, stage.name), lock:
+            self._make_room(folder, stage, parts, finished)
             folder.create().write_json(STARTED, {"fingerprint": fingerprint})
             if shares:
-                if other := finished_beside(self.folder, name, fingerprint):
-                    return self._taken_over(other, name, keep)
-                reuse_cache(self.folder, name, lend)
+                if other := finished_elsewhere(self.folder, stage.name, fingerprint):
+                    return self._reused(other, stage)
+                reuse_cache(self.folder, stage.name, stage.shared)
             begun = Manifest(
-                stage=name,
+                stage=stage.name,
                 fingerprint=fingerprint,
-                inputs=dict(inputs),
+                inputs=dict(stage.inputs),
                 outputs={},
-                settings=dict(settings),
-                code_version=code,
+                settings=dict(stage.settings),
+                code_version=digest(parts.code),
+                code=dict(parts.code),
                 finished_at="",
                 wall_s=0.0,
             )
             return _finished(begun, folder, work)
 
-    def _taken_over(self, other: Folder, name: str, keep: Sequence[str]) -> Manifest:
-        reuse_stage(other, self.folder, name, keep=(*keep, STARTED))
+    def _accepted(self, folder: Folder, name: str, parts: Parts) -> Manifest:
+        """Keep a finished stage as it is, and write into its manifest what it was accepted for."""
+        if not folder.exists(MANIFEST):
+            self._take_back(folder, name)
         manifest = self.manifest(name)
-        line = f"{name}: taken over from {other.name} ({_counts(manifest.outputs)})"
+        if manifest.is_valid_for(parts.fingerprint):
+            return manifest
+        changed = changes(Parts.of(manifest), parts)
+        now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S UTC}"
+        accepted = {"fingerprint": parts.fingerprint, "at": now, "changed": changed}
+        manifest = dataclasses.replace(manifest, accepted=[*manifest.accepted, accepted])
+        folder.write_json(MANIFEST, dataclasses.asdict(manifest))
+        line = f"{name}: kept as it is, although {'; '.join(changed)} (--keep)"
+        log_event(line, "stage_kept", changed=changed)
+        return manifest
+
+    def _take_back(self, folder: Folder, name: str) -> None:
+        """Move the newest finished output of a stage back from ``stale/``, if there is one."""
+        stale = self.folder / STALE
+        prefix = f"{name.replace('/', '-')}-"
+        aside = (
+            sorted(one for one in stale.folders() if one.startswith(prefix))
+            if stale.exists()
+            else []
+        )
+        finished = [one for one in aside if (stale / one).exists(MANIFEST)]
+        if finished:
+            if folder.exists():
+                folder.move_to(self._place_aside(name))
+            (stale / finished[-1]).move_to(folder)
+            log_event(f"{name}: taken back from {(stale / finished[-1]).uri}", "stage_taken_back")
+
+    def _reused(self, other: Folder, stage: Stage) -> Manifest:
+        reuse_stage(other, self.folder, stage.name, keep=(*stage.persistent, STARTED))
+        manifest = self.manifest(stage.name)
+        line = f"{stage.name}: taken over from {other.name} ({_counts(manifest.outputs)})"
         log_event(line, "stage_taken_over", run=other.name, outputs=manifest.outputs)
         return manifest
 
-    def _make_room(self, folder: Folder, name: str, fingerprint: str, keep: Sequence[str]) -> None:
-        """Move a stale folder aside; leave one that this very work had begun."""
+    def _place_aside(self, name: str) -> Folder:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        return self.folder / STALE / f"{name.replace('/', '-')}-{stamp}"
+
+    def _make_room(
+        self, folder: Folder, stage: Stage, parts: Parts, finished: Manifest | None
+    ) -> None:
+        """Move a stale folder aside; leave one that the same work has begun."""
         if not folder.exists():
             return
         begun = folder.read_json(STARTED)["fingerprint"] if folder.exists(STARTED) else None
-        if begun == fingerprint and not folder.exists(MANIFEST):
-            log_event(f"{name}: resumed with what an earlier attempt had finished", "stage_resumed")
+        if begun == parts.fingerprint and not finished:
+            line = f"{stage.name}: resumed with what an earlier attempt had finished"
+            log_event(line, "stage_resumed")
             return
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        aside = self.folder / "stale" / f"{name.replace('/', '-')}-{stamp}"
+        aside = self._place_aside(stage.name)
+        if finished:
+            changed = changes(Parts.of(finished), parts)
+            line = (
+                f"{stage.name}: runs again, because {'; '.join(changed)}. The finished output, which took "
+                f"{duration(finished.wall_s)}, moves to {aside.uri}; --keep {stage.name} takes it back"
+            )
+        else:
+            changed = []
+            line = f"{stage.name}: an unfinished attempt with other settings, code or inputs moves to {aside.uri}"
+        log_event(line, "stage_stale", kept_in=aside.uri, changed=changed)
         folder.move_to(aside)
-        line = f"{name}: settings, code or inputs changed; the stale output is kept in {aside.uri}"
-        log_event(line, "stage_stale", kept_in=aside.uri)
-        for kept in keep:
-            if (aside / kept).exists():
-                (aside / kept).move_to(folder / kept)
+        for name in stage.persistent:
+            if (aside / name).exists():
+                (aside / name).move_to(folder / name)
 
 
 def refuse_what_would_be_lost(recipe: Recipe) -> None:
-    """For jobs that run from an uploaded directory.
+    """Refuse to write a run below the uploaded working directory of a job.
 
     Raises:
-        StorageError: The run would be written below it.
+        StorageError: The recipe's storage path is relative.
     """
     if not Path(recipe.run.storage).expanduser().is_absolute() and "://" not in recipe.run.storage:
         raise StorageError(
@@ -195,7 +287,7 @@ def refuse_what_would_be_lost(recipe: Recipe) -> None:
 def _finished(
     begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[str, int]]
 ) -> Manifest:
-    """Do the work of a stage and write its manifest, which says that it is whole."""
+    """Do the work of a stage and write its manifest, the mark of a finished stage."""
     log_event(f"{begun.stage}: started", "stage_started")
     started = time.monotonic()
     with recorded() as phases:
@@ -211,33 +303,6 @@ def _finished(
     line = f"{begun.stage}: done in {manifest.wall_s:.1f} s ({_counts(outputs)})"
     log_event(line, "stage_done", wall_s=manifest.wall_s, outputs=manifest.outputs)
     return manifest
-
-
-def digest(content: object) -> str:
-    """16 hex digits of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[
-        :16
-    ]
-
-
-def code_version(*rooms: str) -> str:
-    """Digest of the source of some rooms and of what all rooms share."""
-    package = Path(__file__).parents[1]
-    files: list[Path] = []
-    for room in (*SHARED_CODE, *rooms):
-        files += [
-            path
-            for path in sorted((package / room).rglob("*"))
-            if path.suffix in {".py", ".md", ".txt", ".j2"}
-        ]
-    return digest([[str(path.relative_to(package)), path.read_text("utf-8")] for path in files])
-
-
-def file_fingerprint(paths: Sequence[str]) -> str:
-    """Digest of local files by name, size and time of change; cheap for any size."""
-    return digest(
-        [[path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns] for path in sorted(paths)]
-    )
 
 
 def _counts(outputs: Mapping[str, int]) -> str:

@@ -45,7 +45,7 @@ def stage_lock(run: Folder, stage: str, fingerprint: str) -> Iterator[None]:
         lock.release()
 
 
-def finished_beside(run: Folder, stage: str, fingerprint: str) -> Folder | None:
+def finished_elsewhere(run: Folder, stage: str, fingerprint: str) -> Folder | None:
     """Another run under the same storage path that has finished the stage; None where there is none."""
     for other in _beside(run):
         place = other / stage

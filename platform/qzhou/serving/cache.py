@@ -30,12 +30,14 @@ class VectorCache:
         return len(self._entries)
 
     def get(self, key: bytes) -> tuple[Vectors, int, bool] | None:
+        """Vector, tokens and whether the text was truncated; None for an unknown text."""
         found = self._entries.get(key)
         if found is not None:
             self._entries.move_to_end(key)
         return found
 
     def put(self, key: bytes, vector: Vectors, tokens: int, truncated: bool) -> None:
+        """Keep a vector; the least recently used ones go where memory runs out."""
         if key in self._entries or _size(vector) > self._limit:
             return
         self._entries[key] = (vector, tokens, truncated)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,7 +24,6 @@ from qzhou.serving.queue import TextQueue
 
 TOKENIZED_AT_ONCE = 512  # texts; a large request does not keep small ones waiting
 CHARS_PER_TOKEN = 4  # a guess, for what is not tokenized yet
-GIVE_BACK_EVERY_S = 5.0  # it takes some milliseconds
 MOVING = 0.1  # weight of the last batch in the measured speed
 
 
@@ -33,13 +32,19 @@ class BatchEncoder(Protocol):
 
     batch_tokens: int
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]: ...
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of each text, special tokens included, and whether it was truncated."""
+        ...
 
     def with_special_tokens(
         self, ids: Sequence[Sequence[int]]
-    ) -> tuple[list[list[int]], list[bool]]: ...
+    ) -> tuple[list[list[int]], list[bool]]:
+        """The same for texts that come as token ids without special tokens."""
+        ...
 
-    def vectors(self, ids: list[list[int]]) -> Vectors: ...
+    def vectors(self, ids: list[list[int]]) -> Vectors:
+        """Unit vectors [N, D] of N texts given as token ids."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,44 +91,61 @@ class _Item:
     truncated: bool = False
 
 
-class Engine:
-    """Batches what arrives at the same time. Lives in one event loop.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Limits of an engine.
 
-    Args:
-        encoder: On its device.
-        budget: Padded tokens of a batch; default: what suits the encoder's device.
+    Attributes:
+        batch_tokens: Padded tokens of a batch; default: what suits the encoder's device.
         passes: Batches that go through the model at the same time, each in a thread of its own.
         max_wait_s: A request that would be answered later than this is refused at once.
-        max_waiting_tokens: Of all requests together; bounds memory.
-        max_request_tokens: Of one request.
-        cache_bytes: For vectors of earlier texts.
+        max_waiting_tokens: Tokens of all waiting requests together; bounds memory.
+        max_request_tokens: Tokens of one request.
+        cache_bytes: Memory for the vectors of earlier texts.
+        trim_every_s: Seconds between two calls that return free memory to the system; each takes milliseconds.
+    """
+
+    batch_tokens: int | None = None
+    passes: int = 1
+    max_wait_s: float = 10.0
+    max_waiting_tokens: int = 2**22
+    max_request_tokens: int = 2**20
+    cache_bytes: int = 0
+    trim_every_s: float = 5.0
+
+
+DEFAULTS = EngineOptions()
+
+
+class Engine:
+    """Batches the texts of requests that arrive at the same time. Lives in one event loop.
+
+    Args:
+        encoder: The model on its device.
+        options: Limits.
+        trim: Returns free memory to the system.
     """
 
     def __init__(
         self,
         encoder: BatchEncoder,
-        *,
-        budget: int | None = None,
-        passes: int = 1,
-        max_wait_s: float = 10.0,
-        max_waiting_tokens: int = 2**22,
-        max_request_tokens: int = 2**20,
-        cache_bytes: int = 0,
+        options: EngineOptions = DEFAULTS,
+        trim: Callable[[], None] = give_back,
     ) -> None:
         self.encoder = encoder
-        self._max_wait_s, self._max_waiting_tokens = max_wait_s, max_waiting_tokens
-        self._max_request_tokens = max_request_tokens
-        self._queue: TextQueue[_Item] = TextQueue(budget or encoder.batch_tokens)
-        self._cache = VectorCache(cache_bytes)
+        self._options = options
+        self._trim = trim
+        self._queue: TextQueue[_Item] = TextQueue(options.batch_tokens or encoder.batch_tokens)
+        self._cache = VectorCache(options.cache_bytes)
         self._in_flight: dict[bytes, _Item] = {}
         self._jobs: set[_Job] = set()
         self._untokenized: list[tuple[_Job, list[_Item]]] = []
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
-        self._model = ThreadPoolExecutor(passes, thread_name_prefix="model")
-        self._passes = self._idle_passes = passes
+        self._model = ThreadPoolExecutor(options.passes, thread_name_prefix="model")
+        self._passes = self._idle_passes = options.passes
         self._to_tokenize, self._to_encode = asyncio.Event(), asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
-        self._given_back = time.monotonic()
+        self._trimmed_at = time.monotonic()
         self.tokens_per_s = 0.0
         self.batches = self.computed = self.padded = self.reused = 0
 
@@ -152,15 +174,8 @@ class Engine:
         self._admit(cost)
         count = len(texts)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        job = _Job(
-            done,
-            cost,
-            self._queue.computed + cost,
-            [None] * count,
-            [0] * count,
-            [False] * count,
-            count,
-        )
+        due = self._queue.computed + cost
+        job = _Job(done, cost, due, [None] * count, [0] * count, [False] * count, count)
         self._distribute(job, texts)
         self._jobs.add(job)
         try:
@@ -170,11 +185,8 @@ class Engine:
             self._jobs.discard(job)
             if job.missing:
                 self._forget(job)
-        return Encoded(
-            np.stack([one for one in job.vectors if one is not None]),
-            job.token_counts,
-            job.truncated,
-        )
+        vectors = np.stack([one for one in job.vectors if one is not None])
+        return Encoded(vectors, job.token_counts, job.truncated)
 
     async def warm_up(self) -> None:
         """Compute a full batch twice, so that the first client does not wait for what is set up once."""
@@ -192,15 +204,15 @@ class Engine:
 
     def _admit(self, cost: int) -> None:
         wait_s = self.expected_wait_s(cost)
-        if wait_s > self._max_wait_s or (
-            self._jobs and self.waiting_tokens + cost > self._max_waiting_tokens
-        ):
+        options = self._options
+        too_much = self.waiting_tokens + cost > options.max_waiting_tokens
+        if wait_s > options.max_wait_s or (self._jobs and too_much):
             raise RequestError(
                 f"The model is busy: this would take about {wait_s:.0f} s. Try again later.",
                 status=429,
                 type="rate_limit_error",
                 code="overloaded",
-                retry_after_s=max(1.0, min(wait_s - self._max_wait_s / 2, 60.0)),
+                retry_after_s=max(1.0, min(wait_s - options.max_wait_s / 2, 60.0)),
             )
 
     def _distribute(self, job: _Job, texts: Sequence[Text]) -> None:
@@ -246,16 +258,15 @@ class Engine:
                 items = [item for _, group in groups for item in group]
                 try:
                     await self._tokenize(items)
-                except (
-                    Exception
-                ) as error:  # whatever the tokenizer says of a text, other texts go on
+                except Exception as error:  # noqa: BLE001 - a text that a tokenizer refuses must not stop the others
                     self._fail(items, error)
                     continue
                 for job, group in groups:
                     tokens = sum(len(item.ids) for item in group)
                     job.cost = tokens * len(job.vectors) // len(group)  # no longer a guess
-                    if tokens > self._max_request_tokens and not job.done.done():
-                        job.done.set_exception(_too_many(tokens, self._max_request_tokens))
+                    limit = self._options.max_request_tokens
+                    if tokens > limit and not job.done.done():
+                        job.done.set_exception(_too_many(tokens, limit))
                     waiting = [(item, len(item.ids)) for item in group if item.waiting]
                     job.due = self._queue.add(waiting, size=tokens)
                 self._to_encode.set()
@@ -293,14 +304,12 @@ class Engine:
                     continue
                 try:
                     vectors_ND = await self._compute([item.ids for item in batch])
-                except Exception as error:  # out of memory, say; the next batch may be smaller
+                except Exception as error:  # noqa: BLE001 - out of memory, say; the next batch may be smaller
                     self._fail(batch, error)
                     continue
                 finite = [bool(np.isfinite(vector).all()) for vector in vectors_ND]
-                self._fail(
-                    [item for item, good in zip(batch, finite, strict=True) if not good],
-                    _not_finite(),
-                )
+                bad = [item for item, good in zip(batch, finite, strict=True) if not good]
+                self._fail(bad, _not_finite())
                 for item, vector, good in zip(batch, vectors_ND, finite, strict=True):
                     if good:
                         self._deliver(item, vector)
@@ -323,9 +332,9 @@ class Engine:
     def _pass(self, ids: list[list[int]]) -> Vectors:
         """One forward pass, in a thread of the model's."""
         found = self.encoder.vectors(ids)
-        if time.monotonic() - self._given_back > GIVE_BACK_EVERY_S:
-            self._given_back = time.monotonic()
-            give_back()
+        if time.monotonic() - self._trimmed_at > self._options.trim_every_s:
+            self._trimmed_at = time.monotonic()
+            self._trim()
         return found
 
     def _deliver(self, item: _Item, vector: Vectors) -> None:

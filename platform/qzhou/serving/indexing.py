@@ -1,4 +1,4 @@
-"""The stage that builds the search index of a run's documents, on Ray Data."""
+"""The stage that makes a run's documents searchable, on Ray Data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder, row_count
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import DataError
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.serving.index import ENCODED, EncodePart, Part, assemble
 from qzhou.telemetry.progress import progress
 
@@ -29,20 +29,22 @@ def index(recipe: Recipe) -> Manifest:
         DataError: The run has no model yet, or no dataset with documents.
     """
     run = with_arithmetic(Run.find(recipe))
-    model_settings = run.recipe.model
+    settings = run.recipe.model
     transform, model = run.manifest("transform"), run.manifest("model")
     with session(resources_for(recipe, "mining")):
         return run.stage(
-            STAGE,
+            Stage(
+                name=STAGE,
+                settings={
+                    "max_document_tokens": settings.max_document_tokens,
+                    "encodes_in": settings.encodes_in,
+                    "arithmetic": settings.arithmetic,
+                    "prompts": {one.name: one.prompt.document_prefix for one in recipe.datasets},
+                },
+                inputs={"transform": transform.fingerprint, "model": model.fingerprint},
+                code_of=("qzhou.serving.indexing",),
+            ),
             partial(_indexed, run),
-            settings={
-                "max_document_tokens": model_settings.max_document_tokens,
-                "encodes_in": model_settings.encodes_in,
-                "arithmetic": model_settings.arithmetic,
-                "prompts": {one.name: one.prompt.document_prefix for one in recipe.datasets},
-            },
-            inputs={"transform": transform.fingerprint, "model": model.fingerprint},
-            rooms=("serving", "encoder"),
         )
 
 

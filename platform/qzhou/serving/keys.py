@@ -26,9 +26,10 @@ class ApiKeys:
         Args:
             variable: Unset, it gives none.
             file: A path; empty, it gives none. Lines that begin with # are comments.
+            environment: Variables and their values.
 
         Raises:
-            SetupError: One of both is given and holds no key: whoever gave it did not want an open endpoint.
+            SetupError: The variable or the file is given and holds no key: an open endpoint was not wanted.
         """
         keys = []
         if variable in environment:

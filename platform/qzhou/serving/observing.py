@@ -123,6 +123,7 @@ class Observed:
         self.app, self._meter, self._write = app, meter, write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, count it and write its line of the access log."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

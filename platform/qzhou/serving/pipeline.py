@@ -22,12 +22,12 @@ from qzhou.cluster.resources import resources_for
 from qzhou.config.recipe import Recipe
 from qzhou.config.sections import ServingSection
 from qzhou.data.storage import Folder
+from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import SetupError
 from qzhou.run.models import resolve
-from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.run.run import MANIFEST, Run
 from qzhou.serving.cache import Text
-from qzhou.serving.engine import Encoded, Engine
+from qzhou.serving.engine import Encoded, Engine, EngineOptions
 from qzhou.serving.errors import RequestError
 from qzhou.serving.indexing import STAGE
 from qzhou.serving.keys import ApiKeys
@@ -36,11 +36,11 @@ from qzhou.serving.observing import Meter, Observed
 from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
 from qzhou.serving.web import Endpoint, web_app
 
-# requests at a replica; what is too much its engine refuses, in OpenAI's shape and with reasons
-MANY = 10_000
+# Requests that Ray Serve lets through to a replica. The engine refuses what is too much, with OpenAI's error body.
+MAX_REQUESTS = 10_000
 READY_TIMEOUT_S = 5.0
-GRACE_S = 60.0  # a replica that leaves answers what it has
-# the event loop waits so long for the thread that has the model, not Python's 5 ms
+GRACE_S = 60.0  # a replica that is stopped first answers the requests that it has
+# The event loop waits this long for the thread that has the model, instead of Python's 5 ms.
 SWITCH_S = 0.001
 ACCESS = "ray.serve"  # Ray Serve's logger writes files that rotate, one for each replica
 
@@ -52,6 +52,7 @@ class ModelReplica:
         self.engine, self._model = await engine_of(recipe, name, place)
 
     async def describe(self) -> ServedModel:
+        """What clients may know of the model."""
         return self._model
 
     async def encode(self, texts: Sequence[Text]) -> Encoded:
@@ -59,6 +60,7 @@ class ModelReplica:
         return await self.engine.encode(texts)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The measure by which Ray Serve scales, if the recipe asks for it."""
         return {"waiting_tokens": float(self.engine.waiting_tokens)}
 
     def __del__(self) -> None:
@@ -88,7 +90,7 @@ class EmbeddingServer(ModelReplica):
         }
         for other, handle in others.items():
             described = await handle.describe.remote()
-            self._services[other] = EmbeddingService(AskedByHandle(handle), described, limits)
+            self._services[other] = EmbeddingService(RemoteModel(handle), described, limits)
 
     def __serve_build_asgi_app__(self) -> Observed:  # Ray Serve's name
         endpoint = Endpoint(self._services, self._settings, self._keys, self._ready)
@@ -104,13 +106,14 @@ class EmbeddingServer(ModelReplica):
                 )
 
 
-class AskedByHandle:
+class RemoteModel:
     """Encodes with the replicas of another deployment."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
     async def __call__(self, texts: Sequence[Text]) -> Encoded:
+        """Unit vectors of texts that carry their prompt."""
         async with _refusals():
             encoded: Encoded = await self._handle.encode.remote(texts)
         return encoded
@@ -142,9 +145,11 @@ async def _refusals() -> Any:
 
 
 async def engine_of(recipe: Recipe, name: str, place: str) -> tuple[Engine, ServedModel]:
-    """A model in service, warmed up.
+    """A warmed-up engine, and what clients may know of its model.
 
     Args:
+        recipe: The recipe of the run that is served.
+        name: The name by which clients ask for the model.
         place: A folder, which may be remote, a hub id, or a package.
     """
     encoder, served, passes = await asyncio.get_running_loop().run_in_executor(
@@ -152,15 +157,15 @@ async def engine_of(recipe: Recipe, name: str, place: str) -> tuple[Engine, Serv
     )
     sys.setswitchinterval(SWITCH_S)
     settings = recipe.serving
-    engine = Engine(
-        encoder,
-        budget=settings.max_batch_tokens,
+    options = EngineOptions(
+        batch_tokens=settings.max_batch_tokens,
         passes=passes,
         max_wait_s=settings.max_wait_s,
         max_waiting_tokens=settings.max_waiting_tokens,
         max_request_tokens=settings.max_request_tokens,
         cache_bytes=settings.cache_mib * 2**20,
     )
+    engine = Engine(encoder, options)
     await engine.warm_up()
     return engine, served
 
@@ -197,7 +202,7 @@ def index_of(recipe: Recipe, place: str) -> Any:
         return None
     if run.manifest(STAGE).inputs["model"] != run.manifest("model").fingerprint:
         logging.getLogger(ACCESS).warning(
-            f"{folder.uri} is of an earlier model; run jobs/index.py again to search"
+            f"{folder.uri} is of an earlier model; run `qzhou index` again to search"
         )
         return None
     from qzhou.serving.index import SearchIndex  # FAISS takes a while
@@ -207,9 +212,10 @@ def index_of(recipe: Recipe, place: str) -> Any:
 
 
 def application(recipe: Recipe, model: str) -> serve.Application:
-    """The deployments, wired.
+    """The Serve application: the HTTP deployment, bound to one deployment for each further model.
 
     Args:
+        recipe: The recipe of the run that is served.
         model: What the first model is loaded from; it has the run's name.
 
     Raises:
@@ -241,8 +247,8 @@ def options(recipe: Recipe) -> dict[str, Any]:
         scaled = {"autoscaling_config": autoscaling(settings)}
     return {
         **scaled,
-        "max_ongoing_requests": MANY,
-        "max_queued_requests": MANY,
+        "max_ongoing_requests": MAX_REQUESTS,
+        "max_queued_requests": MAX_REQUESTS,
         "ray_actor_options": resources_for(recipe, "serving").options,
         "graceful_shutdown_timeout_s": GRACE_S,
         "max_surge_percent": 100,  # a new version answers before the old one leaves

@@ -1,10 +1,10 @@
-"""Which texts go through the model next: small requests before large ones, alike in length, within a token budget.
+"""Fair queueing of texts: small requests before large ones, batches of similar lengths within a token budget.
 
-Each request is due when as many tokens have been computed as it holds itself, and what is due first goes first. So none
-waits for many times its own work: a single text passes between two batches of a request of thousands, requests of one
-size are answered one after the other, and a large one cannot be passed for ever. (Deadlines in proportion to size bound
-the stretch: M. A. Bender, S. Chakrabarti, S. Muthukrishnan, Flow and stretch metrics, SODA 1998.) Memory is bounded by
-the budget whatever the requests look like.
+A request is due when as many tokens have been computed as it holds itself (its virtual finish time), and the earliest
+deadline goes first. So no request waits for many times its own work: a single text passes between two batches of a
+request of thousands, requests of one size are answered in order, and a large one is not overtaken for ever. Deadlines
+in proportion to size bound the stretch: M. A. Bender, S. Chakrabarti, S. Muthukrishnan, Flow and stretch metrics, SODA
+1998. The budget bounds the memory, whatever the requests look like.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ class Entry(Generic[Content]):
     """A text that waits.
 
     Attributes:
-        due: In tokens that have been computed by then; smaller is sooner.
-        arrival: Among what is due at the same time, in order of arrival.
-        tokens: How long the text is.
+        due: Virtual finish time, in tokens that have been computed by then; the smallest goes first.
+        arrival: Number in the order of arrival, which decides between equal deadlines.
+        tokens: Tokens of the text.
+        content: What the caller put in.
     """
 
     due: int
@@ -56,11 +57,13 @@ class TextQueue(Generic[Content]):
         return len(self._heap)
 
     def add(self, texts: Iterable[tuple[Content, int]], *, size: int) -> int:
-        """The virtual finish time of a request, by which its texts now wait in the queue.
+        """Put the texts of a request into the queue.
 
         Args:
             texts: Each with its number of tokens.
             size: Tokens of the request.
+
+        Returns: The deadline of the texts, in tokens computed by then.
         """
         due = self.computed + size
         for content, tokens in texts:
@@ -70,18 +73,18 @@ class TextQueue(Generic[Content]):
         return due
 
     def take(self, takers: int = 1) -> list[Content]:
-        """The next batch: the text that is due first, and those like it in length that are due soon.
+        """The next batch: the text that is due first, and texts of similar length that are due soon.
 
         Args:
-            takers: So many take a batch now, this one included; what waits is shared among them.
+            takers: Number of threads that take a batch now, this one included; they share what waits.
         """
         if not self._heap:
             return []
         room = min(self.budget, self._waiting // takers)
         window = self._window()
-        taken_rows = nearest_batch([entry.tokens for entry in window], room)
-        batch = [window[row] for row in taken_rows]
-        for row in set(range(len(window))).difference(taken_rows):
+        rows = nearest_batch([entry.tokens for entry in window], room)
+        batch = [window[row] for row in rows]
+        for row in set(range(len(window))).difference(rows):
             heapq.heappush(self._heap, window[row])
         taken = sum(entry.tokens for entry in batch)
         self.computed += taken

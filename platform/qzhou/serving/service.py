@@ -35,7 +35,9 @@ class Index(Protocol):
 
     def __len__(self) -> int: ...
 
-    def search(self, vector_D: Vectors, count: int) -> list[tuple[str, str, float]]: ...
+    def search(self, vector_D: Vectors, count: int) -> list[tuple[str, str, float]]:
+        """Id, text and cosine of the nearest documents, nearest first."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +67,11 @@ class ServedModel:
 
     @property
     def offered_dimensions(self) -> list[int]:
+        """Widths that a client may ask for."""
         return sorted({*self.matryoshka, self.dimensions})
 
     def listing(self, indexed: int = 0) -> Model:
+        """The entry of ``GET /v1/models``; ``indexed`` counts the documents that can be searched."""
         return Model(
             id=self.name,
             created=self.created,
@@ -146,14 +150,9 @@ class EmbeddingService:
         results = []
         for place in np.argsort(-scores_P, kind="stable")[: request.top_n]:
             result: Answer = {"index": int(place), "relevance_score": float(scores_P[place])}
-            results.append(
-                result
-                | (
-                    {"document": {"text": request.documents[place]}}
-                    if request.return_documents
-                    else {}
-                )
-            )
+            if request.return_documents:
+                result["document"] = {"text": request.documents[place]}
+            results.append(result)
         return {
             "object": "list",
             "model": self.model.name,
@@ -185,7 +184,7 @@ class EmbeddingService:
         """
         if self.index is None:
             raise RequestError(
-                "There is no index to search; make one with jobs/index.py, then start the endpoint again or send it "
+                "There is no index to search; make one with `qzhou index`, then start the endpoint again or send it "
                 "SIGHUP.",
                 status=404,
                 code="no_index",

@@ -151,6 +151,7 @@ def web_app(endpoint: Endpoint, meter: Meter, write: Write | None) -> Observed:
     """The ASGI application.
 
     Args:
+        endpoint: Answers the requests.
         meter: Counts requests; its numbers are at ``/metrics``.
         write: Takes a line of the access log; None keeps none.
     """

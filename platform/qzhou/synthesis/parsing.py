@@ -268,7 +268,8 @@ def _check_length(field: str, text: str, original: str, share: float) -> None:
 def _check_gates(field: str, text: str, original: str, gates: GatesSection) -> None:
     copied = copied_share(text, original)
     if copied > gates.max_ngram_overlap:
-        detail = f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {gates.max_ngram_overlap:.0%}"
+        limit = f"{gates.max_ngram_overlap:.0%}"
+        detail = f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {limit}"
         raise _RefusedError("copied", detail)
     if gates.same_language:
         _check_language(field, text, original)

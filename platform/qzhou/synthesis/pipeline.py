@@ -13,7 +13,6 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from qzhou.cluster.metrics import expose
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.api_keys import Keys
@@ -22,7 +21,7 @@ from qzhou.data.records import Drop, Manifest
 from qzhou.data.storage import Folder, table_of, write_table
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import EndpointError
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.synthesis.asker import Asker, outcome_of, throttle_of
 from qzhou.synthesis.batch_api import answered_in_batches
 from qzhou.synthesis.client import Outcome
@@ -66,18 +65,21 @@ def synthesize(recipe: Recipe) -> Manifest:
         for one in recipe.synthesis.models
     ]
     return run.stage(
-        "synthesis",
+        Stage(
+            name="synthesis",
+            settings={
+                **recipe.synthesis.model_dump(mode="json", exclude=SPEED_ONLY),
+                "models": models,
+                "teacher": [recipe.mining.teacher, recipe.model.backbone] if judges else [],
+                "seed": recipe.run.seed,
+            },
+            inputs={"transform": transform.fingerprint},
+            code_of=("qzhou.synthesis.pipeline",),
+            without=() if judges else ("qzhou.encoder",),
+            persistent=("journal",),
+            shared=("journal",),
+        ),
         functools.partial(_work, run),
-        settings={
-            **recipe.synthesis.model_dump(mode="json", exclude=SPEED_ONLY),
-            "models": models,
-            "teacher": [recipe.mining.teacher, recipe.model.backbone] if judges else [],
-            "seed": recipe.run.seed,
-        },
-        inputs={"transform": transform.fingerprint},
-        rooms=("synthesis", "encoder") if judges else ("synthesis",),
-        keep=("journal",),
-        lend=("journal",),
     )
 
 
@@ -166,7 +168,7 @@ class _Asker(Asker):
     """Asks, and lets Ray see how much."""
 
     def __init__(self, *arguments: Any) -> None:
-        expose()
+        export_metrics()
         super().__init__(*arguments)
 
 

@@ -40,11 +40,12 @@ def check_switch() -> None:
 def log_event(
     line: str, event: str, *, level: Level = "info", stream: TextIO | None = None, **fields: object
 ) -> None:
-    """Say one event.
+    """Print one event.
 
     Args:
         line: ``stage: what happened``, for people.
-        event: What kind of thing happened, in snake case: the same whatever the numbers in the line.
+        event: The kind of event in snake case; it does not depend on the numbers in the line.
+        level: Severity.
         stream: Default: standard output.
         fields: Numbers and names that machines want; never a text of the data.
     """

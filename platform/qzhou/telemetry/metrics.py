@@ -1,7 +1,7 @@
 """What is measured while jobs run: every metric declared once, and one function that takes a value. No ray in here.
 
 Rooms call :func:`measure`. In a process that has joined Ray the value goes to the node's Prometheus exposition
-(``exposition.py``); elsewhere, under torchrun or in a test, nobody listens and nothing happens.
+(:mod:`qzhou.cluster.metrics`); elsewhere, under torchrun or in a test, nothing happens.
 
 Names follow Prometheus' conventions: the unit is the suffix, counters end in ``_total``. Labels take few values: names
 of the recipe (datasets, models) and words of ours, never ids, paths or texts.
@@ -9,9 +9,10 @@ of the recipe (datasets, models) and words of ours, never ids, paths or texts.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 PREFIX = "ray_"  # Ray puts it before the names of all that it exposes
@@ -44,198 +45,96 @@ class Metric:
         return self.name if self.at_endpoint else PREFIX + self.name
 
 
-def _endpoint(
-    name: str,
-    kind: Kind,
-    labels: tuple[str, ...],
-    meaning: str,
-    unit: str,
-    buckets: tuple[float, ...] = (),
-) -> Metric:
-    return Metric(name, kind, (*labels, "replica"), meaning, unit, buckets, at_endpoint=True)
+def _endpoint(name: str, kind: Kind, labels: tuple[str, ...], *rest: Any) -> Metric:
+    """A metric that the endpoint exposes, for each of its replicas."""
+    metric = Metric(name, kind, (*labels, "replica"), *rest)
+    return dataclasses.replace(metric, at_endpoint=True)
 
 
-STAGE_STARTED = Metric(
-    "qzhou_stage_started_timestamp_seconds",
-    "gauge",
-    ("stage",),
-    "When the stage began; 0 once it ended.",
-    "Unix time",
-)
-ROWS = Metric(
-    "qzhou_rows_total",
-    "counter",
-    ("stage", "dataset"),
-    "Rows gone through: raw rows (transform), requests (synthesize), queries (mine), examples of steps (train), "
-    "items judged (evaluate).",
-    "rows",
-)
-UNITS = Metric(
-    "qzhou_units_total",
-    "counter",
-    ("stage", "step", "unit"),
-    "Work finished, as its line of progress counts it.",
-    "-",
-)
-PROGRESS = Metric(
-    "qzhou_progress_ratio",
-    "gauge",
-    ("stage", "step"),
-    "Share of a step's work that is done.",
-    "0 to 1",
-)
-
-TRAINING_STEPS = Metric(
-    "qzhou_training_steps_total", "counter", ("stage",), "Optimizer steps finished.", "steps"
-)
-TRAINING_LAST_STEP = Metric(
-    "qzhou_training_last_step_timestamp_seconds",
-    "gauge",
-    ("stage",),
-    "When the latest step ended.",
-    "Unix time",
-)
-TRAINING_STEP = Metric(
-    "qzhou_training_step_seconds", "gauge", ("stage",), "Time of the latest step.", "seconds"
-)
-TRAINING_LOSS = Metric(
-    "qzhou_training_loss",
-    "gauge",
-    ("stage", "task"),
-    "Loss of the latest step of the task.",
-    "nats; CoSENT: none",
-)
-TRAINING_TOKENS = Metric(
-    "qzhou_training_tokens_total",
-    "counter",
-    ("stage",),
-    "Tokens trained on, all ranks, without padding.",
-    "tokens",
-)
-TRAINING_PADDING = Metric(
-    "qzhou_training_padding_ratio",
-    "gauge",
-    ("stage",),
-    "Share of the latest step's tokens that pad.",
-    "0 to 1",
-)
-TRAINING_WAIT = Metric(
-    "qzhou_training_loader_wait_ratio",
-    "gauge",
-    ("stage",),
-    "Share of the latest step that waited for data.",
-    "0 to 1",
-)
-TRAINING_GRADIENT = Metric(
-    "qzhou_training_gradient_norm",
-    "gauge",
-    ("stage",),
-    "Norm of the latest gradient, before it is clipped.",
-    "-",
-)
-TRAINING_RATE = Metric(
-    "qzhou_training_learning_rate", "gauge", ("stage",), "Learning rate of the latest step.", "-"
-)
-TRAINING_MEMORY = Metric(
-    "qzhou_training_peak_memory_bytes",
-    "gauge",
-    ("stage",),
-    "Most memory of rank 0 so far: its GPU's or its own.",
-    "B",
-)
-
-LLM_REQUESTS = Metric(
-    "qzhou_llm_requests_total",
-    "counter",
-    ("model", "result"),
-    "Requests sent, by how each try ended: answered, overloaded, unreachable, rejected, refused.",
-    "requests",
-)
-LLM_RETRIES = Metric(
-    "qzhou_llm_retries_total", "counter", ("model",), "Requests that were sent again.", "requests"
-)
-LLM_TOKENS = Metric(
-    "qzhou_llm_tokens_total",
-    "counter",
-    ("model", "kind"),
-    "Tokens paid for: prompt or completion.",
-    "tokens",
-)
-LLM_COST = Metric(
-    "qzhou_llm_cost_total", "counter", ("model",), "Money spent.", "currency of the recipe's prices"
-)
-LLM_SECONDS_METRIC = Metric(
-    "qzhou_llm_request_seconds",
-    "histogram",
-    ("model",),
-    "From sending to the answer.",
-    "seconds",
-    LLM_SECONDS,
-)
-
-ENDPOINT_REQUESTS = _endpoint(
-    "qzhou_requests_total", "counter", ("route", "status"), "Requests answered.", "requests"
-)
-ENDPOINT_SECONDS = _endpoint(
-    "qzhou_request_seconds", "histogram", ("route",), "From request to answer.", "seconds", SECONDS
-)
-ENDPOINT_TOKENS = _endpoint(
-    "qzhou_tokens_total", "counter", ("model",), "Tokens of answered requests.", "tokens"
-)
-ENDPOINT_WAITING = _endpoint(
-    "qzhou_waiting_tokens", "gauge", ("model",), "Tokens waiting for the model.", "tokens"
-)
-ENDPOINT_SPEED = _endpoint(
-    "qzhou_tokens_per_second",
-    "gauge",
-    ("model",),
-    "What the model computes while it computes.",
-    "tokens/s",
-)
-ENDPOINT_BATCHES = _endpoint(
-    "qzhou_batches_total", "counter", ("model",), "Forward passes.", "batches"
-)
-ENDPOINT_COMPUTED = _endpoint(
-    "qzhou_computed_tokens_total", "counter", ("model",), "Tokens computed.", "tokens"
-)
-ENDPOINT_PADDED = _endpoint(
-    "qzhou_padded_tokens_total",
-    "counter",
-    ("model",),
-    "Tokens of padding, computed for nothing.",
-    "tokens",
-)
-ENDPOINT_REUSED = _endpoint(
-    "qzhou_reused_texts_total",
-    "counter",
-    ("model",),
-    "Texts that were known or on their way already.",
-    "texts",
-)
+# fmt: off
+STAGE_STARTED = Metric("qzhou_stage_started_timestamp_seconds", "gauge", ("stage",),
+    "When the stage began; 0 once it ended.", "Unix time")
+ROWS = Metric("qzhou_rows_total", "counter", ("stage", "dataset"),
+    "Rows gone through: raw rows (transform), requests (synthesis), queries (mining), examples of steps (training), "
+    "items judged (evaluation).", "rows")
+UNITS = Metric("qzhou_units_total", "counter", ("stage", "step", "unit"),
+    "Work finished, as its line of progress counts it.", "-")
+PROGRESS = Metric("qzhou_progress_ratio", "gauge", ("stage", "step"),
+    "Share of a step's work that is done.", "0 to 1")
+TRAINING_STEPS = Metric("qzhou_training_steps_total", "counter", ("stage",),
+    "Optimizer steps finished.", "steps")
+TRAINING_LAST_STEP = Metric("qzhou_training_last_step_timestamp_seconds", "gauge", ("stage",),
+    "When the latest step ended.", "Unix time")
+TRAINING_STEP = Metric("qzhou_training_step_seconds", "gauge", ("stage",),
+    "Time of the latest step.", "seconds")
+TRAINING_LOSS = Metric("qzhou_training_loss", "gauge", ("stage", "task"),
+    "Loss of the latest step of the task.", "nats; CoSENT: none")
+TRAINING_TOKENS = Metric("qzhou_training_tokens_total", "counter", ("stage",),
+    "Tokens trained on, all ranks, without padding.", "tokens")
+TRAINING_PADDING = Metric("qzhou_training_padding_ratio", "gauge", ("stage",),
+    "Share of the latest step's tokens that pad.", "0 to 1")
+TRAINING_WAIT = Metric("qzhou_training_loader_wait_ratio", "gauge", ("stage",),
+    "Share of the latest step that waited for data.", "0 to 1")
+TRAINING_GRADIENT = Metric("qzhou_training_gradient_norm", "gauge", ("stage",),
+    "Norm of the latest gradient, before it is clipped.", "-")
+TRAINING_RATE = Metric("qzhou_training_learning_rate", "gauge", ("stage",),
+    "Learning rate of the latest step.", "-")
+TRAINING_MEMORY = Metric("qzhou_training_peak_memory_bytes", "gauge", ("stage",),
+    "Most memory of rank 0 so far: its GPU's or its own.", "B")
+LLM_REQUESTS = Metric("qzhou_llm_requests_total", "counter", ("model", "result"),
+    "Requests sent, by how each try ended: answered, overloaded, unreachable, rejected, refused.", "requests")
+LLM_RETRIES = Metric("qzhou_llm_retries_total", "counter", ("model",),
+    "Requests that were sent again.", "requests")
+LLM_TOKENS = Metric("qzhou_llm_tokens_total", "counter", ("model", "kind"),
+    "Tokens paid for: prompt or completion.", "tokens")
+LLM_COST = Metric("qzhou_llm_cost_total", "counter", ("model",),
+    "Money spent.", "currency of the recipe's prices")
+LLM_SECONDS_METRIC = Metric("qzhou_llm_request_seconds", "histogram", ("model",),
+    "From sending to the answer.", "seconds", LLM_SECONDS)
+ENDPOINT_REQUESTS = _endpoint("qzhou_requests_total", "counter", ("route", "status"),
+    "Requests answered.", "requests")
+ENDPOINT_SECONDS = _endpoint("qzhou_request_seconds", "histogram", ("route",),
+    "From request to answer.", "seconds", SECONDS)
+ENDPOINT_TOKENS = _endpoint("qzhou_tokens_total", "counter", ("model",),
+    "Tokens of answered requests.", "tokens")
+ENDPOINT_WAITING = _endpoint("qzhou_waiting_tokens", "gauge", ("model",),
+    "Tokens waiting for the model.", "tokens")
+ENDPOINT_SPEED = _endpoint("qzhou_tokens_per_second", "gauge", ("model",),
+    "What the model computes while it computes.", "tokens/s")
+ENDPOINT_BATCHES = _endpoint("qzhou_batches_total", "counter", ("model",),
+    "Forward passes.", "batches")
+ENDPOINT_COMPUTED = _endpoint("qzhou_computed_tokens_total", "counter", ("model",),
+    "Tokens computed.", "tokens")
+ENDPOINT_PADDED = _endpoint("qzhou_padded_tokens_total", "counter", ("model",),
+    "Tokens of padding, computed for nothing.", "tokens")
+ENDPOINT_REUSED = _endpoint("qzhou_reused_texts_total", "counter", ("model",),
+    "Texts that were known or on their way already.", "texts")
+# fmt: on
 
 METRICS = tuple(one for one in list(globals().values()) if isinstance(one, Metric))
 
-Listener = Callable[[Metric, float, Mapping[str, str]], None]
-_listener: Listener | None = None
+Exporter = Callable[[Metric, float, Mapping[str, str]], None]
+_exporter: Exporter | None = None
 
 
 def measure(metric: Metric, value: float, **labels: str) -> None:
-    """Add to a counter, set a gauge, or observe with a histogram; nothing where nobody listens.
+    """Add to a counter, set a gauge, or observe with a histogram; without an exporter nothing happens.
 
     Args:
-        value: In the metric's unit; for a counter what is added, where 0 changes nothing.
+        metric: One of those above.
+        value: In the metric's unit; for a counter the amount to add.
         labels: Exactly those of the metric.
     """
-    if _listener is not None and (value or metric.kind != "counter"):
-        _listener(metric, value, labels)
+    if _exporter is not None and (value or metric.kind != "counter"):
+        _exporter(metric, value, labels)
 
 
-def listen(listener: Listener | None) -> None:
-    """Who hears what this process measures from now on; None: nobody."""
-    global _listener
-    _listener = listener
+def set_exporter(exporter: Exporter | None) -> None:
+    """Pass on what this process measures from now on; None: to nobody."""
+    global _exporter
+    _exporter = exporter
 
 
-def is_heard() -> bool:
-    """Whether this process has a listener."""
-    return _listener is not None
+def has_exporter() -> bool:
+    """Whether what this process measures is passed on."""
+    return _exporter is not None

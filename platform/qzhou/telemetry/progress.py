@@ -72,6 +72,7 @@ class Progress:
         """Record ``count`` more units.
 
         Args:
+            count: Units done since the last call.
             note: Shown beside them: a loss, say.
             rows: Dataset -> its rows among them, for the meters.
         """
@@ -92,6 +93,7 @@ class Progress:
         self._worker_s += seconds
 
     def close(self) -> None:
+        """Take the bar off the terminal."""
         if self._bar is not None:
             self._bar.close()
 

@@ -23,9 +23,9 @@ from qzhou.data.records import (
     PairExample,
     RetrievalExample,
     Task,
-    relevant_keys,
-    origin_id,
     normalized_text,
+    origin_id,
+    relevant_keys,
 )
 from qzhou.training.data import Classes, TrainingSet
 from qzhou.training.plan import PlannedBatch, PlannedRows

@@ -19,7 +19,6 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-from qzhou.cluster.metrics import expose
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import our_error, session
 from qzhou.config.recipe import Recipe
@@ -28,7 +27,7 @@ from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import QzhouError, TrainingError
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
 from qzhou.training.notes import Notes
 from qzhou.training.stages import StageName, both_stages
@@ -56,11 +55,13 @@ def export(recipe: Recipe) -> Manifest:
     """
     run = Run.open(recipe)
     return run.stage(
-        "model",
+        Stage(
+            name="model",
+            settings={"model": recipe.model.model_dump(), "prompts": recipe.prompts},
+            inputs={"stage2": run.manifest("training/stage2").fingerprint},
+            code_of=("qzhou.training.pipeline",),
+        ),
         lambda folder: _export(run, folder),
-        settings={"model": recipe.model.model_dump(), "prompts": recipe.prompts},
-        inputs={"stage2": run.manifest("training/stage2").fingerprint},
-        rooms=("encoder",),
     )
 
 
@@ -150,7 +151,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's has no types
         super()._register_sigint_handler(controller)
         at_once = signal.getsignal(signal.SIGINT)
 
-        def ask(*_: object) -> None:
+        def resources_for(*_: object) -> None:
             signal.signal(signal.SIGINT, at_once)
             self.stop.ask()
             line = "training: stops after a checkpoint of the next step; Ctrl-C again ends it at once, without one"
@@ -235,7 +236,7 @@ def _rank(settings: dict[str, Any]) -> None:
         train_rank,  # loads torch, which the driver and Ray Train's controller can do without
     )
 
-    expose()
+    export_metrics()
     recipe: Recipe = settings["recipe"]
     name: StageName = settings["stage"]
     run_folder, checkpoint = Folder.open(settings["run_folder"]), ray.train.get_checkpoint()

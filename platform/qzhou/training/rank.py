@@ -13,10 +13,10 @@ from torch import Tensor
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
-from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_causal, load_backbone
-from qzhou.encoder.export import save_sentence_transformer
 from qzhou.encoder.arithmetic import library_for, this_processor
+from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_causal, load_backbone
 from qzhou.encoder.cpu.onednn import multiply_with_onednn
+from qzhou.encoder.export import save_sentence_transformer
 from qzhou.errors import TrainingError
 from qzhou.telemetry.events import log_event
 from qzhou.training.data import training_sets

@@ -9,7 +9,7 @@ from typing import Literal
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.run.models import weights_fingerprint
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 
 StageName = Literal["stage1", "stage2"]
 Work = Callable[[Folder, StageName], Mapping[str, int]]
@@ -58,11 +58,13 @@ def both_stages(run: Run, work: Work) -> Manifest:
 
     def stage(name: StageName, inputs: Mapping[str, str]) -> Manifest:
         return run.stage(
-            f"training/{name}",
+            Stage(
+                name=f"training/{name}",
+                settings=shared | {"stage": getattr(recipe.training, name).model_dump()},
+                inputs=inputs,
+                code_of=("qzhou.training.rank",),
+            ),
             lambda folder: work(folder, name),
-            settings=shared | {"stage": getattr(recipe.training, name).model_dump()},
-            inputs=inputs,
-            rooms=("training", "encoder"),
         )
 
     first = stage("stage1", {"mining": mined})

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qzhou.config.training import Tracker
+from qzhou.data.records import digest
 from qzhou.data.storage import Folder
 from qzhou.errors import SetupError
-from qzhou.run.run import digest
 from qzhou.telemetry.metrics import (
     TRAINING_GRADIENT,
     TRAINING_LAST_STEP,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt
-from qzhou.data.records import RetrievalExample, stable_id, normalized_text
+from qzhou.data.records import RetrievalExample, normalized_text, stable_id
 from qzhou.data.storage import Folder, read_records
 from qzhou.encoder.encoder import token_ids
 from qzhou.training.deal import Deal, deal

@@ -12,8 +12,8 @@ from qzhou.data.records import (
     Negative,
     PairExample,
     RetrievalExample,
-    stable_id,
     normalized_text,
+    stable_id,
 )
 from qzhou.transform.cleaning import cut
 from qzhou.transform.columns import Row

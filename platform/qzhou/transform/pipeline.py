@@ -29,7 +29,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.records import TASKS, Manifest
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError, QzhouError, from_json, to_json
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import NO_ROWS, progress
 from qzhou.transform.contamination import Index, IndexBuilder, Overlap
@@ -91,21 +91,23 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     for module in raw.modules.values():
         ray.cloudpickle.register_pickle_by_value(module)  # it need not be installed on workers
     return Run.open(recipe).stage(
-        "transform",
+        Stage(
+            name="transform",
+            settings={
+                "datasets": [
+                    dataset.model_dump(exclude={"instruction", "symmetric"})
+                    for dataset in recipe.datasets
+                ],
+                "transform": recipe.transform.model_dump(),
+                "backbone": recipe.model.backbone
+                if any(one.max_tokens for one in recipe.datasets)
+                else "",
+                "seed": recipe.run.seed,
+            },
+            inputs=raw.fingerprints(recipe),
+            code_of=("qzhou.transform.pipeline",),
+        ),
         partial(_work, recipe, raw, texts),
-        settings={
-            "datasets": [
-                dataset.model_dump(exclude={"instruction", "symmetric"})
-                for dataset in recipe.datasets
-            ],
-            "transform": recipe.transform.model_dump(),
-            "backbone": recipe.model.backbone
-            if any(one.max_tokens for one in recipe.datasets)
-            else "",
-            "seed": recipe.run.seed,
-        },
-        inputs=raw.fingerprints(recipe),
-        rooms=("transform",),
     )
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from qzhou.config.dataset import Dataset, Format
 from qzhou.config.recipe import Recipe
+from qzhou.data.records import digest
 from qzhou.errors import DataError
-from qzhou.run.run import digest
 from qzhou.transform.convert import split_column
 from qzhou.transform.fields import columns_of, input_columns_of
 from qzhou.transform.inputs import InputFile, Split, input_files

@@ -222,7 +222,7 @@ def test_of_a_run_that_has_just_begun_each_section_says_what_is_missing(make_rec
     names += ("evaluation/comparison.json", "evaluation/diagnosis.json")
     for section, name in zip(SECTIONS, names, strict=False):
         assert f"{name} is not there" in section_of(page, section)
-    assert "Not finished: transform, synthesize" in section_of(page, "made")
+    assert "Not finished: transform, synthesis" in section_of(page, "made")
     assert figures_of(page) == []
 
 

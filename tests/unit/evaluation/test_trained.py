@@ -73,12 +73,12 @@ def test_settings_of_every_stage_must_be_those_that_made_the_models(recipe):
 
     mining = recipe.mining.model_copy(update={"positive_ratio": 0.8})
     with pytest.raises(
-        RecipeError, match=r"mining\.positive_ratio is 0\.8, and .*/mine was made with 0\.95"
+        RecipeError, match=r"mining\.positive_ratio is 0\.8, and .*/mining was made with 0\.95"
     ):
         refuse_other_training(recipe.model_copy(update={"mining": mining}))
     synthesis = recipe.synthesis.model_copy(update={"paraphrase_rows": 7})
     with pytest.raises(
-        RecipeError, match=r"synthesis\.paraphrase_rows is 7, and .*/synthesize was made with 0"
+        RecipeError, match=r"synthesis\.paraphrase_rows is 7, and .*/synthesis was made with 0"
     ):
         refuse_other_training(recipe.model_copy(update={"synthesis": synthesis}))
     model = recipe.model.model_copy(update={"max_document_tokens": 77})

@@ -11,7 +11,7 @@ from qzhou.experiments.settings import load_experiment
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "recipes" / "experiments").glob("*.toml"))
 EXPERIMENT = """
-name = "mining"
+name = "sweep"
 recipe = "{root}/recipes/quickstart.toml"
 seeds = [1, 2]
 scores = [{{ task = "docs_search" }}]
@@ -40,7 +40,7 @@ def write(tmp_path):
         for old, new in replacements:
             assert old in text
             text = text.replace(old, new)
-        path = tmp_path / "mine.toml"
+        path = tmp_path / "sweep.toml"
         path.write_text(text, "utf-8")
         return path
 
@@ -50,25 +50,25 @@ def write(tmp_path):
 def test_a_trial_is_the_recipe_with_the_settings_of_all_of_the_command_line_and_of_its_variant(
     write,
 ):
-    plan = load_experiment(
+    grid = load_experiment(
         write(), ["--training.stage1.learning_rate", "1e-6", "--run.storage", "/there"]
     )
 
-    assert [(one.variant, one.seed) for one in plan.trials] == [
+    assert [(one.variant, one.seed) for one in grid.trials] == [
         ("low eta", 1), ("search alone", 1), ("low eta", 2), ("search alone", 2),
     ]  # fmt: skip
-    recipe = plan.trials[2].recipe
+    recipe = grid.trials[2].recipe
     assert (recipe.training.stage1.steps, recipe.training.stage1.learning_rate) == (6, 1e-6)
     assert (recipe.training.stage2.steps, recipe.training.stage2.retrieval_share) == (8, 0.5)
-    assert (recipe.run.storage, recipe.run.name) == ("/there/mine", "low-eta-seed2")
+    assert (recipe.run.storage, recipe.run.name) == ("/there/sweep", "low-eta-seed2")
     assert recipe.run.share_stages
     assert recipe.folder == str(ROOT / "recipes")
 
 
 def test_the_seed_changes_what_is_learned_and_not_what_is_held_out(write):
-    plan = load_experiment(write(), seeds=[4, 5])
+    grid = load_experiment(write(), seeds=[4, 5])
 
-    assert [(one.recipe.run.seed, one.recipe.training_seed) for one in plan.trials] == [
+    assert [(one.recipe.run.seed, one.recipe.training_seed) for one in grid.trials] == [
         (7, 4),
         (7, 4),
         (7, 5),
@@ -87,7 +87,7 @@ def test_the_plan_says_what_the_variants_differ_in(write):
     said = str(load_experiment(write(), ["--training.temperature", "0.03"]))
 
     assert "  all: training.stage1.steps = 6; training.temperature = 0.03\n" in said
-    assert "mine: 2 variants, seeds 1, 2, in runs/mine" in said
+    assert "sweep: 2 variants, seeds 1, 2, in runs/sweep" in said
     assert (
         "low eta (baseline): training.stage2.retrieval_share = 0.5; training.stage2.steps = 8"
         in said
@@ -97,10 +97,10 @@ def test_the_plan_says_what_the_variants_differ_in(write):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_experiment_of_the_project_is_valid(path):
-    plan = load_experiment(path)
+    grid = load_experiment(path)
 
-    assert plan.experiment.name == path.stem
-    assert len(plan.trials) == 3 * len(plan.experiment.variants)
+    assert grid.experiment.name == path.stem
+    assert len(grid.trials) == 3 * len(grid.experiment.variants)
 
 
 def test_the_experiments_of_the_paper_are_there():
@@ -117,7 +117,7 @@ def test_the_experiments_of_the_paper_are_there():
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("seeds =", "sedes =", r"mine\.toml: sedes: no such setting; did you mean 'seeds'"),
+        ("seeds =", "sedes =", r"sweep\.toml: sedes: no such setting; did you mean 'seeds'"),
         (
             "only_datasets",
             "only_dataset",

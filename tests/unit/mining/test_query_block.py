@@ -12,8 +12,8 @@ from qzhou.data.records import (
     Negative,
     RetrievalExample,
     Source,
-    relevant_keys,
     normalized_text,
+    relevant_keys,
 )
 from qzhou.data.storage import Folder, write_records
 from qzhou.mining.corpus import document_digests, prepared, read_texts

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qzhou.data.records import RetrievalExample, Source, relevant_keys, normalized_text
+from qzhou.data.records import RetrievalExample, Source, normalized_text, relevant_keys
 from qzhou.mining.text_digests import (
     Groups,
     RelevantTexts,

@@ -102,6 +102,6 @@ def test_serve_sees_the_type_of_the_builder_s_arguments(app):
 def test_a_run_without_a_model_is_refused_before_anything_starts(app, tmp_path):
     recipe = load_recipe(RECIPE, ["--run.storage", os.fspath(tmp_path)])
 
-    with pytest.raises(DataError, match=r"the stage 'model' has not finished.*jobs/pipeline.py"):
+    with pytest.raises(DataError, match=r"the stage 'model' has not finished.*qzhou run"):
         app.trained_model(recipe)
     assert list(tmp_path.iterdir()) == []

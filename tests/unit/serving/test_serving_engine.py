@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from qzhou.serving.cache import VectorCache, key_of
-from qzhou.serving.engine import Engine
+from qzhou.serving.engine import Engine, EngineOptions
 from qzhou.serving.errors import RequestError
 from qzhou.serving.memory import give_back
 
@@ -99,7 +99,9 @@ def test_two_passes_share_a_request_and_run_at_the_same_time():
 
     async def ask():
         encoder = Together()
-        found = await Engine(encoder, passes=2).encode([f"text {n}" for n in range(20)])
+        found = await Engine(encoder, EngineOptions(passes=2)).encode(
+            [f"text {n}" for n in range(20)]
+        )
         return encoder.batches, found
 
     batches, found = asyncio.run(ask())
@@ -108,18 +110,17 @@ def test_two_passes_share_a_request_and_run_at_the_same_time():
     assert found.vectors[:, 0].tolist() == [2] * 20
 
 
-def test_memory_is_given_back_now_and_then(monkeypatch):
+def test_memory_is_given_back_now_and_then():
     given = []
-    monkeypatch.setattr("qzhou.serving.engine.give_back", lambda: given.append(1))
 
-    async def ask(engine):
+    async def ask(**options):
+        engine = Engine(WordEncoder(), EngineOptions(**options), lambda: given.append(1))
         for n in range(20):
             await engine.encode([f"text {n}"])
 
-    asyncio.run(ask(Engine(WordEncoder())))
+    asyncio.run(ask(trim_every_s=3600))
     assert not given, "not after every batch"
-    monkeypatch.setattr("qzhou.serving.engine.GIVE_BACK_EVERY_S", -1)
-    asyncio.run(ask(Engine(WordEncoder())))
+    asyncio.run(ask(trim_every_s=-1))
     assert given
 
 
@@ -155,7 +156,7 @@ def test_the_same_text_at_the_same_time_is_computed_once():
 def test_a_text_that_is_asked_for_again_comes_from_the_cache():
     async def ask():
         encoder = WordEncoder()
-        engine = Engine(encoder, cache_bytes=10_000)
+        engine = Engine(encoder, EngineOptions(cache_bytes=10_000))
         first = await engine.encode(["a text", "cut"])
         second = await engine.encode(["cut", "a text"])
         return encoder.computed, first, second
@@ -197,7 +198,7 @@ def test_a_small_request_does_not_wait_for_a_large_one():
 def test_what_would_take_too_long_is_refused_at_once_with_a_time_to_come_back():
     async def ask():
         encoder = WordEncoder(seconds=0.02)
-        engine = Engine(encoder, max_wait_s=0.2)
+        engine = Engine(encoder, EngineOptions(max_wait_s=0.2))
         await engine.encode(["warm up"])
         work = [
             asyncio.create_task(engine.encode([f"{n} {m} " * 8 for m in range(16)]))
@@ -239,7 +240,7 @@ def test_what_a_client_that_left_had_asked_for_is_not_computed():
 
 def test_a_request_above_its_tokens_is_refused_and_others_go_on():
     async def ask():
-        engine = Engine(WordEncoder(), max_request_tokens=10)
+        engine = Engine(WordEncoder(), EngineOptions(max_request_tokens=10))
         return await asyncio.gather(
             engine.encode(["w " * 6, "v " * 6]), engine.encode(["w " * 6]), return_exceptions=True
         )
@@ -252,7 +253,7 @@ def test_a_request_above_its_tokens_is_refused_and_others_go_on():
 
 def test_no_nan_leaves_and_others_of_its_batch_are_answered():
     async def ask():
-        engine = Engine(WordEncoder(), cache_bytes=1000)
+        engine = Engine(WordEncoder(), EngineOptions(cache_bytes=1000))
         return await asyncio.gather(
             engine.encode(["nan"]), engine.encode(["good"]), return_exceptions=True
         )

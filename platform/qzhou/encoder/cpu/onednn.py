@@ -54,9 +54,7 @@ def multiply_with_onednn(model: nn.Module) -> bool:
     Args:
         model: On a CPU; its layers change in place, their weights and names do not.
     """
-    if not torch.backends.mkldnn.is_available() or not hasattr(
-        torch.ops.mkldnn, "_linear_pointwise"
-    ):
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     for layer in model.modules():
         if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:

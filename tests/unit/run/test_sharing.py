@@ -10,7 +10,7 @@ import pytest
 from qzhou.data.records import LabeledExample
 from qzhou.data.storage import Folder, write_records
 from qzhou.errors import DataError
-from qzhou.run.run import Run
+from qzhou.run.run import Run, Stage
 from qzhou.training.data import local_copy
 
 
@@ -35,7 +35,15 @@ def again(_):
 
 def stage(run, work=made, name="training/stage1", **settings):
     return run.stage(
-        name, work, settings=settings, inputs={}, rooms=("mining",), keep=("paid",), lend=("paid",)
+        Stage(
+            name=name,
+            settings=settings,
+            inputs={},
+            code_of=("qzhou.data.records",),
+            persistent=("paid",),
+            shared=("paid",),
+        ),
+        work,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from qzhou.serving.observing import Meter, Note
-from qzhou.telemetry.metrics import LLM_COST, METRICS, PROGRESS, ROWS, UNITS, listen, measure
+from qzhou.telemetry.metrics import LLM_COST, METRICS, PROGRESS, ROWS, UNITS, measure, set_exporter
 from qzhou.telemetry.progress import progress
 from qzhou.training.tracking import METERED, open_sinks
 
@@ -27,13 +27,13 @@ UNITS_IN_NAMES = (
 def heard():
     """What was measured: (metric's name, labels' values) -> values."""
     found = {}
-    listen(
+    set_exporter(
         lambda metric, value, labels: found.setdefault((metric.name, *labels.values()), []).append(
             value
         )
     )
     yield found
-    listen(None)
+    set_exporter(None)
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)

@@ -1,0 +1,140 @@
+"""The version of a stage's code: what it computes, not how its source text reads.
+
+A stage names the modules that do its work. Their import closure inside the package is parsed, and
+each module is hashed as a syntax tree without what cannot change a result: comments, layout,
+docstrings, log lines, the messages of errors, and the declarations of the recipe's settings, whose
+values are part of the fingerprint by themselves. A corrected sentence therefore leaves a finished
+stage valid, and a changed constant anywhere in the closure does not.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import qzhou
+from qzhou.data.records import digest
+
+PACKAGE = "qzhou"
+ROOT = Path(qzhou.__file__).parent
+# They decide where and how fast a stage runs, what it refuses and what it reports: no row, vector or weight comes
+# from them.
+NEUTRAL = (
+    "qzhou.errors", "qzhou.telemetry", "qzhou.cluster", "qzhou.run", "qzhou.cli", "qzhou.config.loading",
+)  # fmt: skip
+DATA_FILES = frozenset((".md", ".txt", ".toml", ".j2"))  # prompts and tables beside the modules
+LOG_CALLS = frozenset(("log_event", "print_block"))
+VALIDATORS = frozenset(("field_validator", "model_validator"))
+
+
+def code_of_stage(
+    modules: Sequence[str], *, without: Sequence[str] = (), root: Path = ROOT
+) -> dict[str, str]:
+    """Digests of everything that a stage's code consists of.
+
+    Args:
+        modules: Dotted names of the modules that do the stage's work.
+        without: Packages or modules that these import, but that have no part in the stage's output.
+        root: Folder of the package ``qzhou``.
+
+    Returns: Module or data file (dotted name, or path inside the package) -> 16 hex digits.
+
+    Raises:
+        ValueError: One of ``modules`` does not exist.
+    """
+    left_out = (*NEUTRAL, *without)
+    found: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in found or _is_inside(name, left_out):
+            continue
+        path = _source(name, root)
+        if path is None:
+            raise ValueError(f"{name} is no module of {PACKAGE}")
+        version, imports = _read(path.read_text("utf-8"))
+        found[name] = version
+        waiting += [one for one in imports if _source(one, root)]
+    return dict(sorted((found | _data_files(found, root)).items()))
+
+
+def _is_inside(module: str, packages: Sequence[str]) -> bool:
+    return any(module == one or module.startswith(f"{one}.") for one in packages)
+
+
+def _source(module: str, root: Path) -> Path | None:
+    """The file of a module; None where there is none of that name."""
+    place = root.joinpath(*module.split(".")[1:])
+    for path in (place.with_suffix(".py"), place / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+@functools.cache
+def _read(source: str) -> tuple[str, list[str]]:
+    """Digest of a module's behaviour, and the names that it imports from the package."""
+    tree = ast.parse(source)
+    imports = sorted(set(_imported(tree)))
+    return digest(ast.dump(_Behaviour().visit(tree))), imports
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names if one.name.split(".")[0] == PACKAGE)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
+            # `from package import name`: the name may be a module too
+            yield str(node.module)
+            yield from (f"{node.module}.{one.name}" for one in node.names)
+
+
+class _Behaviour(ast.NodeTransformer):
+    """Takes out of a syntax tree what cannot change a result."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        """Drop docstrings and log lines."""
+        if isinstance(node.value, ast.Constant) or _is_call(node.value, LOG_CALLS):
+            return None
+        self.generic_visit(node)
+        return node
+
+    def visit_Raise(self, node: ast.Raise) -> ast.Raise:
+        """Drop the message of an error; a private one may carry data to whoever catches it, and stays whole."""
+        if isinstance(node.exc, ast.Call) and isinstance(error := node.exc.func, ast.Name):
+            private = error.id.startswith("_")
+            node = node if private else ast.Raise(exc=error, cause=None)
+        self.generic_visit(node)
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AnnAssign | None:
+        """Drop the declaration of a recipe's setting."""
+        return None if _is_call(node.value, {"Field"}) else node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef | None:
+        """Drop what only checks or completes the values of settings."""
+        if any(_is_call(one, VALIDATORS) for one in node.decorator_list):
+            return None
+        self.generic_visit(node)
+        return node
+
+
+def _is_call(node: ast.AST | None, names: Collection[str]) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
+
+
+def _data_files(modules: Mapping[str, str], root: Path) -> dict[str, str]:
+    """Digests of the data files that lie in the packages of some modules, or in folders below without code."""
+    folders = {
+        path.parent for name in modules if (path := _source(name, root)) and path.parent != root
+    }
+    folders |= {
+        inner
+        for folder in folders
+        for inner in folder.iterdir()
+        if inner.is_dir() and not any(inner.glob("*.py"))
+    }
+    files = (path for folder in folders for path in folder.iterdir() if path.suffix in DATA_FILES)
+    return {path.relative_to(root).as_posix(): digest(path.read_text("utf-8")) for path in files}

@@ -1,0 +1,124 @@
+"""One process at a time works on a run."""
+
+import contextlib
+import datetime
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import filelock
+import pyarrow.fs
+import pytest
+
+from qzhou.data.storage import Folder
+from qzhou.errors import StorageError
+from qzhou.run.lock import OWNER, LockTimes, run_lock
+from qzhou.run.run import Run, Stage
+
+HOLD = """
+    import sys
+    from qzhou.run.lock import run_lock
+    from qzhou.data.storage import Folder
+    with run_lock(Folder.open(sys.argv[1]), "mining"):
+        print("held", flush=True)
+        sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def holding(folder):
+    """A process that holds the folder until it is killed."""
+    command = [sys.executable, "-c", textwrap.dedent(HOLD), folder.path]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+QUICK = LockTimes(heartbeat_s=0.02, silence_s=0.3, worker_exit_s=0.2, nfs_grace_s=0.2)
+
+
+def test_a_second_process_is_told_who_works_on_the_run_and_goes_on_when_that_is_gone(make_recipe):
+    folder = Run.open(make_recipe()).folder
+    with holding(folder) as process:
+        told = rf"at work on {folder.uri} \(mining, process {process.pid} on .*name"
+        with pytest.raises(StorageError, match=told), run_lock(folder, "mining", QUICK):
+            pytest.fail("two at work")
+        process.kill()
+        process.wait()
+
+        with run_lock(folder, "mining"):
+            assert folder.read_json(OWNER)["pid"] == os.getpid()
+    assert not folder.exists(OWNER)
+
+
+def test_a_stage_owns_its_run_while_it_works(make_recipe):
+    run, seen = Run.open(make_recipe()), []
+
+    def work(_):
+        seen.append(run.folder.read_json(OWNER)["stage"])
+        return {}
+
+    run.stage(Stage(name="mining", settings={}, inputs={}, code_of=["qzhou.errors"]), work)
+    assert seen == ["mining"]
+    assert not run.folder.exists(OWNER)
+
+
+@pytest.fixture
+def bucket():
+    """A folder that is not on this machine's disk."""
+    files = pyarrow.fs._MockFileSystem(datetime.datetime(2026, 1, 1))
+    return Folder(files, "bucket/run", "mock://")
+
+
+def test_an_object_store_tells_an_owner_that_lives_from_one_that_is_gone(bucket):
+    with run_lock(bucket, "mining", QUICK):
+        beaten = threading.Event()
+        while not bucket.exists(OWNER):
+            beaten.wait(0.01)
+        told = pytest.raises(StorageError, match=f"process {os.getpid()}")
+        with told, run_lock(bucket, "training", QUICK):
+            pytest.fail("two at work")
+    assert not bucket.exists(OWNER)
+
+    bucket.write_json(OWNER, {"stage": "mining", "heartbeat": "of somebody who was killed"})
+    with run_lock(bucket, "training", QUICK):
+        pass
+    assert not bucket.exists(OWNER)
+
+
+def test_a_heartbeat_that_fails_does_not_end_the_work(bucket):
+    class Unwritable(Folder):
+        def write_json(self, *_):
+            raise StorageError("no connection")
+
+    ended = False
+    with run_lock(Unwritable(bucket.filesystem, bucket.path, bucket.scheme), "mining", QUICK):
+        ended = True
+    assert ended
+
+
+def test_what_another_machine_holds_is_waited_for_before_it_is_refused(make_recipe, capsys):
+    """It may be gone, and its lock not yet."""
+    folder = Run.open(make_recipe()).folder
+    with holding(folder):
+        folder.write_json(OWNER, folder.read_json(OWNER) | {"host": "another"})
+        told = pytest.raises(StorageError, match="on another since")
+        with told, run_lock(folder, "training", QUICK):
+            pytest.fail("two at work")
+    assert "another machine was at work" in capsys.readouterr().out
+
+
+def test_a_filesystem_without_locks_is_worked_on_all_the_same(make_recipe, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with run_lock(Run.open(make_recipe()).folder, "training"):
+        pass
+    assert "knows no locks ([Errno 37] No locks available)" in capsys.readouterr().out
