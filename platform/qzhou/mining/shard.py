@@ -222,9 +222,13 @@ class Shard:
                 query_ND, document_MD, count, metric=faiss.METRIC_INNER_PRODUCT
             )
             return found
-        query, document = query_ND.astype(np.float16), document_MD.astype(np.float16)
-        metric = faiss.METRIC_INNER_PRODUCT
-        score, row = faiss.knn_gpu(self._gpu, query, document, count, metric=metric)
+        score, row = faiss.knn_gpu(
+            self._gpu,
+            query_ND.astype(np.float16),
+            document_MD.astype(np.float16),
+            count,
+            metric=faiss.METRIC_INNER_PRODUCT,
+        )
         return score, row
 
     def _approximate(self, block: QueryBlock, count: int) -> Ints:

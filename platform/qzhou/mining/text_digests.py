@@ -33,7 +33,7 @@ def digests(texts: Iterable[str]) -> Digests:
 
 
 def key_digests(texts: Iterable[str]) -> Digests:
-    """Digests of the texts' keys (:func:`qzhou.data.records.normalized_text`): equal where two texts count as the same."""
+    """Digests of the normalized texts: equal where two texts count as the same."""
     return digests(map(normalized_text, texts))
 
 
