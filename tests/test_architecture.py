@@ -34,8 +34,8 @@ ONLY_IN = {
             if room != "estimate"
         ),
         "platform/qzhou/evaluation/judge/workers.py",
-        "platform/qzhou/mining/encoding.py",
-        "platform/qzhou/mining/searchers.py",
+        "platform/qzhou/mining/encode.py",
+        "platform/qzhou/mining/sharded_index.py",
         "platform/qzhou/serving/indexing.py",
     },
     "deepspeed": {"platform/qzhou/training/deepspeed_engine.py"},

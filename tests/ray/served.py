@@ -172,8 +172,10 @@ def write_index(recipe: Path, texts: list[str]) -> None:
         Document,
     )
     parts = [Part(run / "documents", name, "") for name in (run / "documents").files(".parquet")]
-    EncodePart(loaded, (run / "model").uri, run / "encoded", parts)({"id": range(len(parts))})
-    assert assemble(run / "encoded", (run / "index").create()) == len(set(texts))
+    encode = EncodePart(loaded, (run / "model").uri, run / "encoded", parts)
+    files = [encode.files_of(number) for number in range(len(parts))]
+    count = assemble(parts, files, run / "encoded", (run / "index").create())
+    assert count == len(set(texts))
     write_manifest(Path(run.path) / "index", "i", model="0")
 
 

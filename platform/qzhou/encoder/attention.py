@@ -1,10 +1,9 @@
-"""Attention of two kinds besides what transformers has: without padding, and in float32 on CPUs.
+"""Two kinds of attention that transformers lacks: for packed texts, and in float32 on CPUs.
 
-Texts may lie end to end in one row. A decoder that is made bidirectional must not be packed by its position ids
-alone: transformers separates packed sequences only under a causal mask, and every text would see its neighbours
-without a word of warning. Here attention gets the ends of the texts themselves. On a GPU it is FlashAttention's kernel
-for texts of different lengths (arXiv:2307.08691); elsewhere each text is attended to by itself, which is slow and
-exact: the test of the packing.
+Packed texts lie end to end in one row. Position ids alone do not separate them in a bidirectional decoder: transformers
+tells packed sequences apart only under a causal mask, so every text would see its neighbours. Here attention gets the
+ends of the texts. On a GPU it is FlashAttention's kernel for texts of different lengths (arXiv:2307.08691). Elsewhere
+each text is attended to by itself, which is slow and exact: the reference for tests.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Padded:
     Attributes:
         input_ids: [N, T].
         attention_mask: 1 where there is a token, 0 where there is padding [N, T].
-        attention_bias: What is added to attention in place of the mask [N, 1, T, T] (:func:`soft_causal_mask`).
+        attention_bias: Added to attention scores in place of the mask [N, 1, T, T] (:func:`soft_causal_mask`).
     """
 
     input_ids: Tensor
@@ -64,24 +63,26 @@ def soft_causal_mask(attention_mask: Tensor, later_weight: float, dtype: torch.d
     Source: the soft mask of Conan-embedding-v2 (arXiv:2509.12892), with a linear rise.
     """
     longest, lowest = attention_mask.shape[1], torch.finfo(dtype).min
-    later = torch.ones(longest, longest, dtype=torch.bool, device=attention_mask.device).triu(1)
-    weight = max(lowest, math.log(later_weight)) if later_weight > 0 else lowest
-    bias = torch.zeros(longest, longest, dtype=dtype, device=attention_mask.device).masked_fill(
-        later, weight
-    )
-    return bias[None, None].expand(len(attention_mask), 1, -1, -1).masked_fill(
-        attention_mask[:, None, None, :] == 0, lowest
-    )  # fmt: skip
+    device = attention_mask.device
+    # e^(score + log w) = w * e^score
+    later_bias = max(lowest, math.log(later_weight)) if later_weight > 0 else lowest
+    is_later = torch.ones(longest, longest, dtype=torch.bool, device=device).triu(1)
+    bias = torch.zeros(longest, longest, dtype=dtype, device=device)
+    bias = bias.masked_fill(is_later, later_bias)
+    bias = bias[None, None].expand(len(attention_mask), 1, -1, -1)
+    return bias.masked_fill(attention_mask[:, None, None, :] == 0, lowest)
 
 
 @contextlib.contextmanager
 def using_attention(backbone: Any, name: str) -> Iterator[None]:
     """Compute with another attention inside the block."""
-    before, backbone.config._attn_implementation = backbone.config._attn_implementation, name
+    # set_attn_implementation, which is public, walks through all modules: too slow for each forward pass
+    before = backbone.config._attn_implementation  # noqa: SLF001
+    backbone.config._attn_implementation = name  # noqa: SLF001
     try:
         yield
     finally:
-        backbone.config._attn_implementation = before
+        backbone.config._attn_implementation = before  # noqa: SLF001
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ class Packed:
 
     @classmethod
     def of(cls, ids: Sequence[Sequence[int]], device: torch.device) -> Packed:
+        """Texts end to end, each of one token or more."""
         lengths = [len(one) for one in ids]
         return cls(
             torch.tensor([[token for one in ids for token in one]], device=device),
@@ -123,15 +125,21 @@ def packed_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    ends: Tensor,
-    longest: int,
-    is_causal: bool,
-    **_: Any,
+    **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Attention inside each text: query [1, heads, L, width] to [1, L, heads, width]; registered with transformers."""
-    del module, attention_mask  # the ends say what a mask would
+    """Attention inside each text: [1, L, heads, width]; registered with transformers, which calls it.
+
+    Args:
+        module: Not used.
+        query: [1, heads, L, width].
+        key: The same, perhaps of fewer heads.
+        value: As ``key``.
+        attention_mask: Not used: the ends of the texts replace it.
+        settings: ``ends`` and ``longest`` of :class:`Packed`, ``is_causal`` and ``scaling``.
+    """
+    del module, attention_mask
+    ends, longest, is_causal = settings["ends"], settings["longest"], settings["is_causal"]
+    scaling = settings.get("scaling")
     if query.is_cuda:
         from flash_attn import flash_attn_varlen_func
 
@@ -144,11 +152,10 @@ def packed_attention(
     parts = []
     for start, end in itertools.pairwise(ends.tolist()):
         q, k, v = (one[:, :, start:end].float() for one in (query, key, value))
-        parts.append(
-            scaled_dot_product_attention(
-                q, k, v, scale=scaling, is_causal=is_causal, enable_gqa=grouped
-            )
+        part = scaled_dot_product_attention(
+            q, k, v, scale=scaling, is_causal=is_causal, enable_gqa=grouped
         )
+        parts.append(part)
     return torch.cat(parts, dim=2).transpose(1, 2).to(query.dtype), None
 
 
@@ -160,7 +167,7 @@ def float32_attention(
     attention_mask: Tensor | None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """What ``sdpa`` computes, in float32; registered with transformers.
+    """The output of ``sdpa``, computed in float32; registered with transformers, which calls it.
 
     On CPUs its kernels in 16 bits round differently with and without a mask, so that a text alone and the same text
     beside a longer one differ by 1e-4 in cosine; in float32 by 2e-5, at the same speed.

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from qzhou.encoder.arithmetic import dtype_for, this_processor, warn_of_other_arithmetic
 from qzhou.encoder.attention import PACKED, Packed, Padded, using_attention
 from qzhou.encoder.pooling import Pooling, pool, pool_packed
 from qzhou.errors import ModelError, first_line
@@ -24,6 +25,7 @@ from qzhou.run.models import WAYS, resolve
 Attention = Literal["bidirectional", "causal"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 POOLING_BY_NAME: dict[str, Pooling] = {"mean": "mean", "lasttoken": "last", "cls": "cls"}
 POOLING_BY_OLD_KEY: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
@@ -179,13 +181,19 @@ def load_tokenizer(spec: str) -> Any:
         ) from None
 
 
-def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """The type to compute in; ``auto`` is bfloat16 where the hardware multiplies in it."""
-    if dtype in {"float32", "float16"}:
-        return torch.float32 if dtype == "float32" else torch.float16
-    if dtype == "bfloat16" or _computes_bfloat16(device):
-        return torch.bfloat16
-    return torch.float32
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The type to compute in; ``auto`` is bfloat16 where the hardware multiplies in it.
+
+    Where it is emulated, float32 is faster. With AMX or AVX-512 BF16 bfloat16 is about three times faster (LOG.md).
+    """
+    if device.type == "cpu":
+        dtype = dtype_for(dtype, this_processor())
+    elif dtype == "auto":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if has_bfloat16 else "float32"
+        if not has_bfloat16:
+            warn_of_other_arithmetic("bfloat16", "cuda-float32")
+    return TYPES[dtype]
 
 
 def is_causal(backbone: nn.Module) -> bool:
@@ -197,18 +205,8 @@ def is_causal(backbone: nn.Module) -> bool:
 
 
 def choose_device(device: str | None = None) -> torch.device:
+    """The device of that name; by default the GPU if there is one."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _computes_bfloat16(device: torch.device) -> bool:
-    """Emulated bfloat16 is slower than float32; on AMX or AVX-512 BF16 it is about three times faster."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch 2.11 has none
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(
-        capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") or capabilities.get("bf16")
-    )
 
 
 def _positions(model: Any) -> int:

@@ -16,17 +16,23 @@ import numpy as np
 import torch
 
 from qzhou.data.prompts import EMPTY_TEXT
+from qzhou.encoder.arithmetic import (
+    library_for,
+    name_of,
+    this_processor,
+    warn_of_other_arithmetic,
+)
 from qzhou.encoder.attention import IN_FLOAT32, Packed, Padded, can_pack
 from qzhou.encoder.backbone import (
-    Attention,
+    Backbone,
     Dtype,
     EmbeddingModel,
     choose_device,
     choose_dtype,
     load_backbone,
 )
-from qzhou.encoder.linear import take_faster_linear
-from qzhou.encoder.pooling import Pooling
+from qzhou.encoder.batching import length_batches
+from qzhou.encoder.cpu.onednn import multiply_with_onednn
 from qzhou.errors import ModelError
 
 TOKENIZE_AT_ONCE = 10_000  # texts; bounds the memory that token ids take
@@ -47,6 +53,7 @@ class Encoder:
         max_tokens: int,
         prompts: dict[str, str] | None = None,
         packed: bool = False,
+        arithmetic: str = "",
     ) -> None:
         """Take a model into use.
 
@@ -56,18 +63,23 @@ class Encoder:
             max_tokens: Texts are truncated here.
             prompts: Name -> prefix, as the model's folder declares them.
             packed: Encode without padding (:mod:`qzhou.encoder.attention`), unless the model's vectors change by it.
+            arithmetic: Name of the type and library that multiply; default: torch, in the type of the weights.
         """
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.prompts = prompts or {}
         self.device = next(model.parameters()).device
+        self.arithmetic = arithmetic or f"torch-{_type_name(next(model.parameters()).dtype)}"
+        self.probe = None  # the weights are here: the fingerprint covers them
         self.batch_tokens = BATCH_TOKENS[self.device.type]
+        self.tokenized_at_once = TOKENIZE_AT_ONCE
         self.truncated = 0  # texts so far that were longer than max_tokens
         self.packed = packed and self._packs_exactly()
 
     @property
     def dimensions(self) -> int:
+        """D, the width of a vector."""
         return int(self.model.backbone.config.hidden_size)
 
     def encode(
@@ -91,19 +103,16 @@ class Encoder:
         vectors_ND = np.empty((len(texts), self.dimensions), dtype=np.float32)
         start = 0
         for ids in self._tokens_ahead(texts, max_tokens or self.max_tokens):
-            for rows in batches_by_length(
-                [len(one) for one in ids], batch_tokens or self.batch_tokens
-            ):
+            lengths = [len(one) for one in ids]
+            for rows in length_batches(lengths, batch_tokens or self.batch_tokens):
                 vectors_ND[start + np.asarray(rows)] = self.vectors([ids[row] for row in rows])
             start += len(ids)
         return vectors_ND
 
     def _tokens_ahead(self, texts: Sequence[str], max_tokens: int) -> Iterator[list[list[int]]]:
         """Token ids of some texts at a time; the next ones become tokens while these become vectors."""
-        parts = [
-            texts[start : start + TOKENIZE_AT_ONCE]
-            for start in range(0, len(texts), TOKENIZE_AT_ONCE)
-        ]
+        starts = range(0, len(texts), self.tokenized_at_once)
+        parts = [texts[start : start + self.tokenized_at_once] for start in starts]
         if len(parts) < 2:
             yield from (self._token_ids(part, max_tokens) for part in parts)
             return
@@ -129,9 +138,7 @@ class Encoder:
                 vector = self.model(self._packed(ids) if self.packed else self._padded(ids))
             return np.asarray(vector.cpu().numpy())
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(
-                error
-            ):
+            if not _is_out_of_memory(error):
                 raise
             if len(ids) == 1:
                 raise ModelError(
@@ -154,24 +161,15 @@ class Encoder:
         ids = self._token_ids(PROBES, self.max_tokens)
         try:
             with torch.inference_mode():
-                lowest = float(
-                    (self.model(self._padded(ids)) * self.model(self._packed(ids))).sum(1).min()
-                )
-        except (
-            TypeError,
-            RuntimeError,
-            ValueError,
-        ):  # an architecture that takes no such attention
+                cosine_N = (self.model(self._padded(ids)) * self.model(self._packed(ids))).sum(1)
+        # an architecture that takes no such attention
+        except (TypeError, RuntimeError, ValueError):
             return False
-        return lowest >= SAME_COSINE
+        return float(cosine_N.min()) >= SAME_COSINE
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each text, special tokens included, and whether it was truncated. One thread at a time."""
         return _tokenized(self.tokenizer, texts, self.max_tokens)
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens that each text costs after truncation, special tokens included."""
-        return [len(one) for one in self._token_ids(texts, self.max_tokens)]
 
     def with_special_tokens(
         self, ids: Sequence[Sequence[int]]
@@ -203,16 +201,14 @@ class Encoder:
         for name, tensor in sorted(self.model.state_dict().items()):
             seen.update(name.encode())
             seen.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        config = {
-            k: v for k, v in self.model.backbone.config.to_dict().items() if not k.startswith("_")
-        }
+        described = self.model.backbone.config.to_dict()
+        config = {name: value for name, value in described.items() if not name.startswith("_")}
         settings = [config, self.model.pooling, self.max_tokens, self.tokenizer.padding_side]
         seen.update(json.dumps(settings, sort_keys=True, default=str).encode())
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         # the last call's truncation and padding are written into the tokenizer; they are not part of what it is
-        seen.update(
-            json.dumps(tokenizer | {"truncation": None, "padding": None}, sort_keys=True).encode()
-        )
+        tokenizer |= {"truncation": None, "padding": None}
+        seen.update(json.dumps(tokenizer, sort_keys=True).encode())
         return seen.hexdigest()[:16]
 
     def _token_ids(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
@@ -225,31 +221,47 @@ def load_encoder(
     spec: str,
     *,
     max_tokens: int,
-    pooling: Pooling | None = None,
-    attention: Attention | None = None,
     dtype: Dtype = "auto",
+    library: str = "auto",
     device: str | None = None,
     compiled: bool = False,
-    plain: bool = False,
 ) -> Encoder:
     """An encoder from a folder, a hub id or a package (see :func:`qzhou.encoder.backbone.load_backbone`).
 
     Args:
+        spec: Names the model.
         max_tokens: Texts are truncated here, prompt and special tokens included.
+        dtype: Type to compute in.
+        library: What multiplies float32 on a CPU, as ``model.arithmetic`` names it.
         device: ``cpu`` or ``cuda``; default: the GPU if there is one.
         compiled: Let ``torch.compile`` rewrite the model; pays on a GPU after many batches.
-        plain: Leave torch's own dense layers where others would be faster.
 
     Raises:
         ModelError: There is no such model, or it cannot be loaded.
     """
-    place = choose_device(device)
-    chosen = choose_dtype(dtype, place)
-    found = load_backbone(spec, pooling=pooling, attention=attention, dtype=chosen)
-    if place.type == "cpu" and chosen != torch.float32:
-        found.model.backbone.set_attn_implementation(IN_FLOAT32)
-    if place.type == "cpu" and not compiled and not plain:
-        take_faster_linear(found.model)
+    found = load_backbone(spec, dtype=choose_dtype(dtype, choose_device(device)))
+    return encoder_of(
+        found, max_tokens=max_tokens, library=library, device=device, compiled=compiled
+    )
+
+
+def encoder_of(
+    found: Backbone,
+    *,
+    max_tokens: int,
+    library: str = "auto",
+    device: str | None = None,
+    compiled: bool = False,
+) -> Encoder:
+    """The encoder of a loaded backbone; for the arguments see :func:`load_encoder`."""
+    place, dtype = choose_device(device), next(found.model.parameters()).dtype
+    if place.type == "cpu":
+        taken = "compiled" if compiled else library_for(library, this_processor())
+        if dtype != torch.float32:
+            found.model.backbone.set_attn_implementation(IN_FLOAT32)
+        arithmetic = _take_arithmetic(found.model, taken, _type_name(dtype))
+    else:
+        arithmetic = f"{'compiled' if compiled else place.type}-{_type_name(dtype)}"
     if compiled:
         found.model.backbone.compile(dynamic=True)
     return Encoder(
@@ -257,8 +269,31 @@ def load_encoder(
         found.tokenizer,
         max_tokens=max_tokens,
         prompts=found.prompts,
-        packed=can_pack(place, chosen),
+        packed=can_pack(place, dtype),
+        arithmetic=arithmetic,
     )
+
+
+def _take_arithmetic(model: EmbeddingModel, library: str, dtype: str) -> str:
+    """The name of the arithmetic that a model on this CPU takes, which is the wanted one where it can."""
+    taken = library
+    if dtype != "float32" and library == "onednn":
+        taken = "torch"
+    elif library == "onednn" and not multiply_with_onednn(model):
+        taken = "torch"
+        warn_of_other_arithmetic("onednn-float32", "torch-float32")
+    name = name_of(taken, dtype, this_processor())
+    if name == "emulated-bfloat16":
+        warn_of_other_arithmetic("bfloat16", name)
+    return name
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
@@ -286,21 +321,3 @@ def _tokenized(
         return found, truncated
     empty: list[int] = tokenizer(EMPTY_TEXT, truncation=True, max_length=max_tokens)["input_ids"]
     return [ids or empty for ids in found], truncated
-
-
-def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Rows grouped by length, longest first, so that ``rows * longest <= batch_tokens``.
-
-    A single text above the budget is a batch of its own. Longest first: if memory does not suffice,
-    the first batch says so.
-    """
-    batch: list[int] = []
-    longest = 0
-    for row in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
-        longest = longest or lengths[row]
-        if batch and (len(batch) + 1) * longest > batch_tokens:
-            yield batch
-            batch, longest = [], lengths[row]
-        batch.append(row)
-    if batch:
-        yield batch

@@ -39,6 +39,10 @@ def save_sentence_transformer(
     ``config.is_causal`` is saved with the backbone, so that a bidirectional decoder stays one.
 
     Args:
+        model: In the type in which its weights are saved.
+        tokenizer: Its own.
+        folder: Made if it is not there.
+        max_tokens: Where sentence-transformers truncates texts.
         prompts: Name -> prefix that precedes a text, as sentence-transformers applies it.
     """
     from sentence_transformers import SentenceTransformer
@@ -48,13 +52,11 @@ def save_sentence_transformer(
         model.backbone.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         dtype = next(model.parameters()).dtype
-        pooling_name = next(
-            name for name, pooling in POOLING_BY_NAME.items() if pooling == model.pooling
-        )
+        names = {pooling: name for name, pooling in POOLING_BY_NAME.items()}
         transformer = Transformer(
             temporary, max_seq_length=max_tokens, model_kwargs={"dtype": dtype}
         )
-        pooling = Pooling(transformer.get_embedding_dimension(), pooling_name)
+        pooling = Pooling(transformer.get_embedding_dimension(), names[model.pooling])
         exported = SentenceTransformer(
             modules=[transformer, pooling, Normalize()],
             prompts=dict(prompts),
@@ -85,7 +87,9 @@ def checked_parity(folder: Path, *, name: str, max_tokens: int) -> float:
     """The :func:`parity` of an exported folder with the same weights in our encoder.
 
     Args:
+        folder: Of the exported model.
         name: Of the model, for the error.
+        max_tokens: Where texts are truncated.
 
     Raises:
         TrainingError: SentenceTransformer gives other vectors.

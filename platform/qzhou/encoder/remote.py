@@ -1,4 +1,4 @@
-"""A teacher behind an URL: any OpenAI-compatible ``/v1/embeddings``, used like an encoder on this machine."""
+"""A model behind an URL: any OpenAI-compatible ``/v1/embeddings``, used like an encoder on this machine."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ class RemoteEncoder:
     """
 
     truncated = 0  # endpoints do not tell
+    arithmetic = "remote"  # nor this
 
     def __init__(self, spec: str, keys: Keys, api_key_env: str) -> None:
         self._url, _, self._model = spec.partition("#")
         if not self._model:
             raise ModelError(f"the model '{spec}' names no model; write it as {spec}#model-name")
-        self.prompts: dict[str, str] = {}  # nor do they tell these
+        self.prompts: dict[str, str] = {}  # an endpoint declares none
         self._keys = keys
         self._client = openai.OpenAI(
             base_url=self._url,
@@ -58,49 +59,49 @@ class RemoteEncoder:
 
     @property
     def dimensions(self) -> int:
+        """D, the width of a vector; one text is sent to learn it."""
         return int(self.encode([PROBE]).shape[1])
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of address and model; :func:`qzhou.encoder.teacher.stored_as` finds out which weights answer there."""
+        """Digest of address and model; :func:`qzhou.encoder.vectors.key_of` tells weights apart by the probe."""
         return hashlib.sha256(json.dumps([self._url, self._model]).encode()).hexdigest()[:16]
 
     @cached_property
     def probe(self) -> Vectors:
-        """What it makes of a sentence [D]: other weights make something else."""
+        """The vector of one sentence [D]: other weights give another."""
         return np.asarray(self.encode([PROBE])[0])
 
     def encode(self, texts: Sequence[str], *, max_tokens: int | None = None) -> Vectors:
-        """Unit vectors [N, D] in the order of the texts; the endpoint truncates as it likes, whatever ``max_tokens``.
+        """Unit vectors [N, D] in the order of the texts.
+
+        Args:
+            texts: Any number.
+            max_tokens: Not sent: the endpoint truncates where it does.
 
         Raises:
             ModelError: The endpoint cannot be reached, refuses, or answers with something else than vectors.
         """
         del max_tokens
-        starts = range(0, len(texts), TEXTS_PER_REQUEST)
-        parts = [
-            [text or EMPTY_TEXT for text in texts[start : start + TEXTS_PER_REQUEST]]
-            for start in starts
-        ]
+        sent = [text or EMPTY_TEXT for text in texts]
+        starts = range(0, len(sent), TEXTS_PER_REQUEST)
+        parts = [sent[start : start + TEXTS_PER_REQUEST] for start in starts]
         if not parts:
             return np.empty((0, 0), dtype=np.float32)
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             vectors = np.concatenate(list(pool.map(self._encoded, parts)))
-        return np.asarray(
-            vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        )
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(lengths, 1e-12))
 
     def _encoded(self, texts: Sequence[str]) -> Vectors:
         try:
             found = self._client.embeddings.create(model=self._model, input=list(texts))
-            vectors = np.array(
-                [one.embedding for one in sorted(found.data, key=lambda one: one.index)],
-                dtype=np.float32,
-            )
+            ordered = sorted(found.data, key=lambda one: one.index)
+            vectors = np.array([one.embedding for one in ordered], dtype=np.float32)
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            said = self._keys.redacted(first_line(error))
+            message = self._keys.redacted(first_line(error))
             raise ModelError(
-                f"the model '{self._model}' at {self._url} gives no embeddings: {said}"
+                f"the model '{self._model}' at {self._url} gives no embeddings: {message}"
             ) from None
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ModelError(

@@ -1,4 +1,4 @@
-"""The encoder that judges texts for mining and synthesis: one on this machine, or one behind an URL."""
+"""The teacher of mining and synthesis: the encoder whose scores choose texts, on this machine or behind an URL."""
 
 from __future__ import annotations
 
@@ -9,36 +9,44 @@ import numpy as np
 
 from qzhou.config.api_keys import Keys
 from qzhou.config.sections import ModelSection
-from qzhou.data.storage import Folder
-from qzhou.encoder.encoder import load_encoder
+from qzhou.encoder.backbone import choose_device, choose_dtype, load_backbone
+from qzhou.encoder.encoder import encoder_of
 from qzhou.encoder.remote import RemoteEncoder, is_remote
 
-# what an endpoint makes of one sentence differs in the last digits from call to call
-SAME_COSINE = 0.9999
-PROBE_FILE = "probe.npy"
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class TextEncoder(Protocol):
-    """What mining and synthesis ask of a teacher."""
+    """What mining, evaluation and synthesis need of an encoder."""
 
     truncated: int
 
     @property
-    def prompts(self) -> Mapping[str, str]: ...
+    def prompts(self) -> Mapping[str, str]:
+        """Name -> prefix, as the model declares them."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Digest of what a vector depends on besides the text and the arithmetic."""
 
     @property
-    def dimensions(self) -> int: ...
+    def arithmetic(self) -> str:
+        """Name of the type and the library that multiply: "onednn-float32"."""
 
-    def encode(
-        self, texts: Sequence[str], *, max_tokens: int | None = None
-    ) -> np.ndarray[Any, np.dtype[np.float32]]: ...
+    @property
+    def probe(self) -> Vectors | None:
+        """The vector [D] of one sentence, for a model whose weights cannot be seen."""
+
+    @property
+    def dimensions(self) -> int:
+        """D, the width of a vector."""
+
+    def encode(self, texts: Sequence[str], *, max_tokens: int | None = None) -> Vectors:
+        """Unit vectors [N, D] in the order of the texts."""
 
 
 def load_teacher(spec: str, model: ModelSection, *, api_key_env: str) -> TextEncoder:
-    """The encoder that judges texts: one of its own, or the backbone that a recipe trains.
+    """A teacher of its own, or the backbone that a recipe trains.
 
     Args:
         spec: Named like a backbone, or an URL, ``https://host/v1#model``; an empty string is the backbone.
@@ -51,32 +59,15 @@ def load_teacher(spec: str, model: ModelSection, *, api_key_env: str) -> TextEnc
     """
     if is_remote(spec):
         return RemoteEncoder(spec, Keys.of([api_key_env]), api_key_env)
-    return load_encoder(
+    found = load_backbone(
         spec or model.backbone,
-        max_tokens=model.max_document_tokens,
         pooling=None if spec else model.pooling,
         attention=None if spec else model.attention,
-        dtype=model.encodes_in,
+        dtype=choose_dtype(model.encodes_in, choose_device()),
+    )
+    return encoder_of(
+        found,
+        max_tokens=model.max_document_tokens,
+        library=model.arithmetic,
         compiled=model.compiled,
     )
-
-
-def stored_as(teacher: TextEncoder, folder: Folder) -> str:
-    """The name below which a teacher's vectors are kept in a folder: another one for other weights.
-
-    The fingerprint of a model on this machine covers its weights. One behind an URL has only a name, so what it makes
-    of a sentence is kept beside its vectors and compared.
-    """
-    if not isinstance(teacher, RemoteEncoder):
-        return teacher.fingerprint
-    number = 0
-    while True:
-        name = f"{teacher.fingerprint}-{number}"
-        place = folder / name
-        if not place.exists(PROBE_FILE):
-            place.write_array(PROBE_FILE, teacher.probe)
-            return name
-        known = place.read_array(PROBE_FILE)
-        if known.shape == teacher.probe.shape and float(known @ teacher.probe) >= SAME_COSINE:
-            return name
-        number += 1

@@ -7,6 +7,7 @@ from dataclasses import astuple
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
+from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.evaluation.comparison import benchmark_table, differences_of, rows_of, table
 from qzhou.evaluation.diagnosis import diagnosis_text
 from qzhou.evaluation.gate import Gate
@@ -46,7 +47,7 @@ def evaluate(
         RegressionError: Stage 2 does not pass the gate.
     """
     refuse_other_training(recipe)
-    run = Run.open(recipe)
+    run = with_arithmetic(Run.open(recipe))
     if gate is not None:
         gate.refuse_unknown_run(run.folder)
 
@@ -58,7 +59,7 @@ def evaluate(
 
     stage = Stage(
         name=EVALUATION,
-        settings=_settings(recipe),
+        settings=_settings(run.recipe),
         inputs={
             "transform": run.manifest(TRANSFORM).fingerprint,
             "stage2": run.manifest(TRAINING_STAGE2).fingerprint,

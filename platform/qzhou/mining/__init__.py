@@ -1,1 +1,1 @@
-"""Hard negatives: a teacher encodes, exact search ranks, and what is too close to the positive is refused."""
+"""Mining: encode every text, search the nearest documents of each query, choose hard negatives among them."""

@@ -1,6 +1,6 @@
-"""What runs inside the actors that mine: encoding chunks of texts, searching a shard, judging pairs. No ray in here.
+"""The actors of mining: they encode chunks of texts, search a shard, score pairs. No ray in here.
 
-torch is imported by the actors that need it, when they need it: a searcher starts in a fraction of the time without.
+Only actors that need torch import it, when they need it: a search actor starts in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import numpy as np
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import DeclaredPrompts
-from qzhou.data.records import digest
 from qzhou.data.storage import Folder
+from qzhou.encoder.vectors import Vectors, VectorStore
 from qzhou.errors import ModelError, QzhouError, first_line, to_json
 from qzhou.mining.corpus import Chunk, read_column
-from qzhou.mining.identity import Floats, Ints
-from qzhou.mining.shard import Block, Found, Shard, VectorFile
+from qzhou.mining.shard import QueryBlock, SearchResult, Shard, VectorFile
+from qzhou.mining.text_digests import Floats, Ints
 from qzhou.run.models import resolve
 
 if TYPE_CHECKING:
     from qzhou.encoder import TextEncoder
 
-
-# of the vector files; another one when what they hold is made otherwise, so that no old one is read
-VERSION = 1
 SHOWN_CHARS = 80
 
 
 class EncodeActor:
-    """Holds a teacher; writes the vectors of a chunk of texts, unless they are there.
+    """Holds a teacher; writes the vectors of a chunk of texts into a store, unless they are there.
 
-    A file's name covers the teacher's weights, tokenizer, pooling, dtype and length (its fingerprint) and every text
-    with its prompt: another checkpoint or prompt never finds an old file.
+    Args:
+        recipe: Of the run.
+        teacher: Names the model; empty for the recipe's backbone.
+        folder: Of the store.
+        chunks: All of them; a batch names one by its number.
     """
 
     def __init__(
@@ -52,48 +52,38 @@ class EncodeActor:
         return load_teacher(self._teacher, self._recipe.model, api_key_env=key)
 
     @cached_property
-    def _name(self) -> str:
-        from qzhou.encoder import stored_as
-
-        return stored_as(self._encoder, self._folder)
+    def _store(self) -> VectorStore:
+        return VectorStore(self._folder, self._encoder, check=self._refuse_what_is_not_finite)
 
     @cached_property
     def _prefixes(self) -> DeclaredPrompts | None:
-        return (
-            DeclaredPrompts.of(self._encoder.prompts)
-            if self._recipe.mining.teacher_prompts == "model"
-            else None
-        )
+        if self._recipe.mining.teacher_prompts != "model":
+            return None
+        return DeclaredPrompts.of(self._encoder.prompts)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The number of a chunk to its file; an error for people comes back as a value, or Ray Data would wrap it."""
-        found: dict[str, Any] = {
-            "name": "",
-            "encoded": 0,
-            "truncated": 0,
-            "seconds": 0.0,
-            "error": "",
-        }
+        """The number of a chunk to its file; a :class:`QzhouError` is a value, which Ray Data would wrap otherwise."""
+        found: dict[str, Any] = {"name": "", "encoded": 0, "truncated": 0, "seconds": 0.0}
+        found["error"] = ""
         try:
-            _ = self._name  # the teacher is loaded before a chunk's seconds are counted
-            started = time.monotonic()
-            found["name"], found["encoded"], found["truncated"] = self._encode(
-                self._chunks[int(batch["id"][0])]
-            )
+            store = self._store  # the teacher is loaded before a chunk's seconds are counted
+            started, truncated = time.monotonic(), self._encoder.truncated
+            encoded = store.encoded
+            found["name"] = self._encode(self._chunks[int(batch["id"][0])])
+            found["encoded"] = store.encoded - encoded
+            found["truncated"] = self._encoder.truncated - truncated
             found["seconds"] = time.monotonic() - started
         except QzhouError as refused:
             found["error"] = to_json(refused)
         return {"id": batch["id"], **{name: [value] for name, value in found.items()}}
 
-    def _encode(self, chunk: Chunk) -> tuple[str, int, int]:
+    def _encode(self, chunk: Chunk) -> str:
         texts = chunk.prompted(self._column_of(chunk), self._prefixes)
-        # documents: the encoder's own
-        limit = self._recipe.model.max_query_tokens if chunk.asks else None
-        name = f"{self._name}/{digest([VERSION, limit, texts])}.npy"
-        if self._folder.has_array(name, rows=len(texts)):
-            return name, 0, 0
-        before = self._encoder.truncated
-        vectors = self._encoder.encode(texts, max_tokens=limit)
+        # documents: the encoder's own limit
+        limit = self._recipe.model.max_query_tokens if chunk.are_queries else None
+        return self._store.file(texts, max_tokens=limit)
+
+    def _refuse_what_is_not_finite(self, texts: Sequence[str], vectors: Vectors) -> None:
         wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(wrong):
             teacher = self._teacher or self._recipe.model.backbone
@@ -102,8 +92,6 @@ class EncodeActor:
                 f"of them: {texts[wrong[0]][:SHOWN_CHARS]!r}. In float16 large models overflow: set "
                 "model.encoding_dtype to 'bfloat16' or 'float32'."
             )
-        self._folder.write_array(name, vectors)
-        return name, len(texts), self._encoder.truncated - before
 
     def _column_of(self, chunk: Chunk) -> list[str]:
         """The column that the chunk is a part of; the last one is kept, because its next chunk often follows."""
@@ -126,6 +114,7 @@ class SearchActor:
         return Shard(*self._settings)
 
     def vectors(self, rows: Ints) -> Floats:
+        """See :meth:`qzhou.mining.shard.Shard.vectors`."""
         return self._shard.vectors(rows)
 
     def close(self) -> None:
@@ -133,7 +122,8 @@ class SearchActor:
         if "_shard" in self.__dict__:
             self._shard.close()
 
-    def search(self, block: Block, count: int, exactly: bool = False) -> Found:
+    def search(self, block: QueryBlock, count: int, exactly: bool = False) -> SearchResult:
+        """See :meth:`qzhou.mining.shard.Shard.search`."""
         return self._shard.search(block, count, exactly=exactly)
 
 

@@ -20,10 +20,18 @@ from qzhou.data.storage import (
     row_count,
     write_records,
 )
-from qzhou.mining.identity import Answers, Digests, Groups, Ints, RowOf, digests, key_digests
+from qzhou.encoder.vectors import CHUNK_ROWS
+from qzhou.mining.text_digests import (
+    Digests,
+    Groups,
+    Ints,
+    RelevantTexts,
+    RowLookup,
+    digests,
+    key_digests,
+)
 
 SHOWN_EXAMPLES = 500  # whose given and written negatives are scored for the report
-CHUNK_ROWS = 1024  # texts of one vector file: what is encoded again when an encoder dies
 EXAMPLES_AT_ONCE = 10_000
 
 
@@ -32,8 +40,13 @@ class Chunk:
     """Consecutive texts of one Parquet file that are encoded together.
 
     Attributes:
+        folder: Of the file.
+        file: Its name.
+        column: Of the texts.
+        start: Row of the first text.
+        stop: Row after the last.
         prompt: Of the dataset.
-        asks: Whether they are queries.
+        are_queries: Whether the texts are queries; else they are documents.
     """
 
     folder: Folder
@@ -42,38 +55,54 @@ class Chunk:
     start: int
     stop: int
     prompt: Prompt
-    asks: bool
+    are_queries: bool
 
     @property
     def rows(self) -> int:
+        """How many texts."""
         return self.stop - self.start
 
     def prompted(self, column: Sequence[str], own: DeclaredPrompts | None = None) -> list[str]:
-        """What the encoder reads, from the whole column of the file.
+        """The texts with their prompt, as the encoder reads them.
 
         Args:
-            column: Of the file.
-            own: What the encoder reads before its texts in place of the dataset's instruction.
+            column: The whole column of the file.
+            own: Prompts of the encoder's own, in place of the dataset's instruction.
         """
         prompt = own or self.prompt
-        present = prompt.query if self.asks or self.prompt.symmetric else prompt.document
+        as_queries = self.are_queries or self.prompt.symmetric
+        present = prompt.query if as_queries else prompt.document
         return [present(text) for text in column[self.start : self.stop]]
 
 
-def chunks_of(folder: Folder, column: str, prompt: Prompt, *, asks: bool) -> list[Chunk]:
-    """All texts of a column of a folder's Parquet files, cut into chunks."""
+def chunks_of(
+    folder: Folder,
+    column: str,
+    prompt: Prompt,
+    *,
+    are_queries: bool,
+    chunk_rows: int = CHUNK_ROWS,
+) -> list[Chunk]:
+    """All texts of a column of a folder's Parquet files, cut into chunks.
+
+    Args:
+        folder: Of the files.
+        column: Of the texts.
+        prompt: Of the dataset.
+        are_queries: Whether the texts are queries.
+        chunk_rows: Texts of a chunk.
+    """
     found = []
     for file in folder.files(".parquet"):
         rows = row_count(folder, file)
-        starts = range(0, rows, CHUNK_ROWS)
-        found += [
-            Chunk(folder, file, column, one, min(one + CHUNK_ROWS, rows), prompt, asks)
-            for one in starts
-        ]
+        for start in range(0, rows, chunk_rows):
+            stop = min(start + chunk_rows, rows)
+            found.append(Chunk(folder, file, column, start, stop, prompt, are_queries))
     return found
 
 
 def read_column(folder: Folder, file: str, column: str) -> list[str]:
+    """All texts of a column of a Parquet file."""
     texts: list[str] = read_table(folder, file, [column]).column(column).to_pylist()
     return texts
 
@@ -92,7 +121,13 @@ def document_digests(folder: Folder, file: str) -> tuple[Digests, Digests]:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Negatives that some examples came with, to be scored for the report: which example's each is, and its origin."""
+    """Negatives that some examples came with, to be scored for the report.
+
+    Attributes:
+        chunks: Of their texts.
+        owner: Which example each belongs to.
+        origins: Of each.
+    """
 
     chunks: list[Chunk]
     owner: Ints
@@ -109,9 +144,9 @@ class Corpus:
         shown: Negatives of some of the examples.
         key_M: Of each document; equal where two texts count as the same.
         copies: Rows for which another document stands that counts as the same; they are not searched.
-        most_answers: That one query has, at the most.
-        row_of: Digest of a text -> its row.
-        answers: What answers which query.
+        most_relevant: Texts that are relevant to one query, at the most.
+        row_lookup: Digest of a text -> its row.
+        relevant: The texts that are relevant to each query.
     """
 
     dataset: Dataset
@@ -121,25 +156,24 @@ class Corpus:
     shown: Shown
     key_M: Digests
     copies: Ints
-    most_answers: int
-    row_of: RowOf
-    answers: Answers
+    most_relevant: int
+    row_lookup: RowLookup
+    relevant: RelevantTexts
 
     def blocks(self, chunks: int) -> Iterator[list[RetrievalExample]]:
         """The examples, as many chunks of queries at a time as asked for."""
         examples = read_records(self.examples, RetrievalExample)
         for start in range(0, len(self.queries), chunks):
-            yield list(
-                islice(examples, sum(one.rows for one in self.queries[start : start + chunks]))
-            )
+            count = sum(one.rows for one in self.queries[start : start + chunks])
+            yield list(islice(examples, count))
 
     def places(self, rows: Ints) -> list[tuple[Folder, str, Ints, Ints]]:
         """Where some documents stand: for each file, places in ``rows`` and rows of the file."""
-        ends = np.cumsum([chunk.rows for chunk in self.documents])
+        sizes = np.array([chunk.rows for chunk in self.documents])
+        ends = np.cumsum(sizes)
         chunk = np.searchsorted(ends, rows, side="right")
-        begins = np.array([one.start for one in self.documents]) - (
-            ends - [one.rows for one in self.documents]
-        )
+        # what to add to a row of the corpus for the row of the file
+        shift = np.array([one.start for one in self.documents]) - (ends - sizes)
         files = {(one.folder.path, one.file): one for one in self.documents}
         number_of = {name: number for number, name in enumerate(files)}
         file_of_chunk = np.array([number_of[one.folder.path, one.file] for one in self.documents])
@@ -147,13 +181,13 @@ class Corpus:
         for number, one in enumerate(files.values()):
             place = np.flatnonzero(file_of_chunk[chunk] == number)
             if len(place):
-                found.append((one.folder, one.file, place, rows[place] + begins[chunk[place]]))
+                found.append((one.folder, one.file, place, rows[place] + shift[chunk[place]]))
         return found
 
     def positive_rows(self, examples: Sequence[RetrievalExample]) -> tuple[Ints, Ints]:
         """The documents that are some examples' positives: rows, and which example each belongs to."""
         owner = np.repeat(np.arange(len(examples)), [len(one.positives) for one in examples])
-        return self.row_of(digests(text for one in examples for text in one.positives)), owner
+        return self.row_lookup(digests(text for one in examples for text in one.positives)), owner
 
 
 def prepared(
@@ -162,56 +196,58 @@ def prepared(
     corpus: Folder,
     extra: Folder,
     known: Sequence[tuple[Digests, Digests]],
+    *,
+    chunk_rows: int = CHUNK_ROWS,
 ) -> Corpus:
-    """Find out which documents a dataset has.
+    """The queries and documents of a dataset; positives that are in no corpus are written beside it.
 
     Args:
         dataset: Of the recipe.
-        examples: Of the dataset, as Parquet.
+        examples: Its examples, as Parquet.
         corpus: Of the dataset; may be empty.
         extra: Where the positives are written that are not in the corpus, and the negatives that are shown.
         known: :func:`document_digests` of each file of the corpus.
+        chunk_rows: Texts of a vector file.
     """
     gathered = _gathered(examples)
-    corpus_text, corpus_key = (
-        _joined([text for text, _ in known]),
-        _joined([key for _, key in known]),
-    )
+    corpus_text = _joined([text for text, _ in known])
+    corpus_key = _joined([key for _, key in known])
     _, first_P = np.unique(gathered.text_P, return_index=True)
     new_P = np.sort(first_P[~np.isin(gathered.text_P[first_P], corpus_text)])
     write_records(extra / "positives", _documents(examples, new_P), Document)
-    negatives = (
-        Document(id=f"negative-{n}", text=one.text) for n, (_, one) in enumerate(gathered.shown)
-    )
+    shown = [negative for _, negative in gathered.shown]
+    negatives = (Document(id=f"negative-{n}", text=one.text) for n, one in enumerate(shown))
     write_records(extra / "negatives", negatives, Document)
+
+    def chunks(folder: Folder, column: str = "text") -> list[Chunk]:
+        are_queries = column == "query"
+        prompt = dataset.prompt
+        return chunks_of(folder, column, prompt, are_queries=are_queries, chunk_rows=chunk_rows)
+
     text_M = np.concatenate([corpus_text, gathered.text_P[new_P]])
     key_M = np.concatenate([corpus_key, gathered.key_P[new_P]])
-    answers = Answers(gathered.groups, gathered.key_P, gathered.owner_P)
+    relevant = RelevantTexts(gathered.groups, gathered.key_P, gathered.owner_P)
     return Corpus(
         dataset=dataset,
         examples=examples,
-        queries=chunks_of(examples, "query", dataset.prompt, asks=True),
-        documents=[
-            chunk
-            for folder in (corpus, extra / "positives")
-            for chunk in chunks_of(folder, "text", dataset.prompt, asks=False)
-        ],
+        queries=chunks(examples, "query"),
+        documents=chunks(corpus) + chunks(extra / "positives"),
         shown=Shown(
-            chunks=chunks_of(extra / "negatives", "text", dataset.prompt, asks=False),
+            chunks=chunks(extra / "negatives"),
             owner=np.array([owner for owner, _ in gathered.shown], dtype=np.int64),
-            origins=[negative.origin for _, negative in gathered.shown],
+            origins=[negative.origin for negative in shown],
         ),
         key_M=key_M,
         copies=_copies(key_M, text_M),
-        most_answers=int(np.bincount(answers.of(gathered.groups)[0]).max(initial=0)),
-        row_of=RowOf(text_M),
-        answers=answers,
+        most_relevant=int(np.bincount(relevant.of(gathered.groups)[0]).max(initial=0)),
+        row_lookup=RowLookup(text_M),
+        relevant=relevant,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Gathered:
-    """What one pass over a dataset's examples tells.
+    """The outcome of one pass over a dataset's examples.
 
     Attributes:
         text_P: Digest of each positive.
@@ -239,18 +275,16 @@ def _gathered(examples: Folder) -> _Gathered:
         keys.append(key_digests(positives))
         owners.append(first + np.repeat(np.arange(len(some)), [len(one.positives) for one in some]))
         groups.append(Groups.of(some))
-        shown += [
-            (first + n, negative)
-            for n in range(-first % stride, len(some), stride)
-            for negative in some[n].negatives
-        ]
+        for n in range(-first % stride, len(some), stride):
+            shown += [(first + n, negative) for negative in some[n].negatives]
         first += len(some)
     return _Gathered(
         text_P=_joined(texts),
         key_P=_joined(keys),
         owner_P=np.concatenate([np.empty(0, np.int64), *owners]),
         groups=Groups(
-            _joined([one.query_N for one in groups]), _joined([one.family_N for one in groups])
+            _joined([one.query_N for one in groups]),
+            _joined([one.origin_N for one in groups]),
         ),
         shown=shown,
     )

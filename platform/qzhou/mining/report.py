@@ -1,4 +1,4 @@
-"""What was mined, dataset by dataset: reasons, scores by origin, examples, and how many answers the criteria let in.
+"""The report of mining, dataset by dataset: reasons, scores by origin, examples, and false negatives let in.
 
 Shape letters in this file: N queries, K ranks.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qzhou.data.records import RetrievalExample
-from qzhou.mining.identity import Bools, Floats
+from qzhou.mining.text_digests import Bools, Floats
 
 EDGES = np.linspace(-0.2, 1.0, 41)
 EXAMPLES = 5
@@ -37,16 +37,18 @@ class Report:
     def add(
         self, examples: Sequence[RetrievalExample], rejected: Mapping[str, int], inconsistent: int
     ) -> None:
-        """Take in the examples of a block with the negatives that they keep."""
+        """Count the examples of a block.
+
+        Args:
+            examples: With the negatives that they keep.
+            rejected: Reason -> candidates that were refused for it.
+            inconsistent: Examples that were dropped.
+        """
         self._queries += len(examples)
         self._inconsistent += inconsistent
         self._rejected.update(rejected)
-        mined = [
-            negative.score
-            for one in examples
-            for negative in one.negatives
-            if negative.origin == "mined"
-        ]
+        negatives = [negative for one in examples for negative in one.negatives]
+        mined = [one.score for one in negatives if one.origin == "mined"]
         self.score("mined", [score for score in mined if score is not None])
         for one in examples:
             self._sizes[len(one.negatives)] += 1
@@ -55,19 +57,24 @@ class Report:
                 self._examples.append(_shown(one))
 
     def score(self, kind: str, scores: Floats | Sequence[float]) -> None:
-        """Take in scores of one kind: ``positive``, or the origin of negatives that were there before."""
+        """Count scores of one kind: ``positive``, or the origin of negatives."""
         values = np.asarray(scores, dtype=np.float64)
-        self._histograms[kind] = self._histograms.get(kind, 0) + _counted(values, EDGES)
+        self._histograms[kind] = self._histograms.get(kind, 0) + _histogram(values)
         self._sums[kind] += float(values.sum())  # type: ignore[assignment]
         self._counts[kind] += len(values)
 
     def hide(self, admitted_NK: Bools, hidden: int) -> None:
-        """Take in which known positives would have passed if they were not known, of how many."""
+        """Count the known positives that would have passed if they were not known.
+
+        Args:
+            admitted_NK: Which of the ranked documents they are.
+            hidden: How many were tried.
+        """
         self._hidden += hidden
         self._admitted += int(admitted_NK.sum())
 
     def measure(self, recall: float) -> None:
-        """Take in what an approximate index finds of the exact nearest."""
+        """Note the share of the exact nearest documents that an approximate index finds."""
         self._recall = recall
 
     def content(self) -> dict[str, Any]:
@@ -77,7 +84,7 @@ class Report:
             "inconsistent": self._inconsistent,
             "negatives": dict(self._origins),
             "queries by number of negatives": {
-                str(size): self._sizes[size] for size in sorted(self._sizes)
+                str(size): count for size, count in sorted(self._sizes.items())
             },
             "rejected": dict(self._rejected),
             "mean positive score": self._mean("positive"),
@@ -97,27 +104,24 @@ class Report:
 
 def sentence(name: str, content: Mapping[str, Any]) -> str:
     """One line for the console."""
-    origins = (
-        ", ".join(f"{count:,} {origin}" for origin, count in content["negatives"].items()) or "none"
-    )
+    counts = [f"{count:,} {origin}" for origin, count in content["negatives"].items()]
     refused = content["rejected"].get("too close to the positive", 0)
+    parts = [
+        f"mining: {name}: {content['queries']:,} queries, negatives: {', '.join(counts) or 'none'}",
+        f"{refused:,} too close to the positive",
+    ]
     hidden = content["hidden positives"]
-    rate = hidden["admitted"] / hidden["hidden"] if hidden["hidden"] else None
-    known = (
-        ""
-        if rate is None
-        else f"; {rate:.1%} of {hidden['hidden']:,} known positives would pass if hidden"
-    )
-    found = f"; recall {content['recall']:.1%} of exact search" if "recall" in content else ""
-    return (
-        f"mining: {name}: {content['queries']:,} queries, negatives: {origins}; "
-        f"{refused:,} too close to the positive{known}{found}"
-    )
+    if hidden["hidden"]:
+        rate = hidden["admitted"] / hidden["hidden"]
+        parts.append(f"{rate:.1%} of {hidden['hidden']:,} known positives would pass if hidden")
+    if "recall" in content:
+        parts.append(f"recall {content['recall']:.1%} of exact search")
+    return "; ".join(parts)
 
 
-def _counted(values: Any, edges: np.ndarray) -> np.ndarray:
-    """How many values lie in each bin; those outside count in the first and the last."""
-    return np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+def _histogram(values: np.ndarray) -> np.ndarray:
+    """How many values lie between each two edges; those outside count in the first and the last bin."""
+    return np.histogram(np.clip(values, EDGES[0], EDGES[-1]), EDGES)[0]
 
 
 def _shortened(text: str) -> str:
@@ -125,15 +129,16 @@ def _shortened(text: str) -> str:
 
 
 def _shown(example: RetrievalExample) -> dict[str, Any]:
+    negatives = [
+        {
+            "text": _shortened(one.text),
+            "origin": one.origin,
+            "score": None if one.score is None else round(one.score, 3),
+        }
+        for one in example.negatives
+    ]
     return {
         "query": _shortened(example.query),
         "positive": _shortened(example.positives[0]),
-        "negatives": [
-            {
-                "text": _shortened(one.text),
-                "origin": one.origin,
-                "score": None if one.score is None else round(one.score, 3),
-            }
-            for one in example.negatives
-        ],
+        "negatives": negatives,
     }

@@ -1,4 +1,4 @@
-"""Which of the ranked documents become negatives. Pure, one vectorised pass per block of queries.
+"""Selection of negatives among the ranked documents. Pure, one vectorised pass per block of queries.
 
 Shape letters in this file: N queries, K ranks, T teachers.
 """
@@ -15,19 +15,19 @@ import numpy as np
 from qzhou.config.sections import MiningSection
 from qzhou.data.records import Negative
 from qzhou.data.splitmix import splitmix64
-from qzhou.mining.identity import Bools, Digests, Floats, Ints, is_among, key_digests
+from qzhou.mining.text_digests import Bools, Digests, Floats, Ints, is_among, key_digests
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """What one teacher says of some queries, over the K documents that it found.
+    """The K documents that one teacher ranks first for each of some queries.
 
     Attributes:
         score_NK: How well each document fits the query (a cosine, or a reranker's score), the teacher's best document
             first; -inf where there is none.
         row_NK: Row of the corpus.
         key_NK: Key digest of the document; the draw depends on it, not on its place in the corpus.
-        is_positive_NK: Whether the document answers the query: by id or by normalised text.
+        is_positive_NK: Whether the document is relevant to the query: by id or by normalised text.
         is_own_NK: Whether it is one of the query's negatives already; counted among the ranks, never chosen.
         is_repeat_NK: Whether the document says the same as a positive; counted among the ranks, never chosen.
         positive_score_N: The lowest score of one of the query's positives.
@@ -43,17 +43,18 @@ class Ranking:
 
     @property
     def is_there(self) -> Bools:
+        """Whether there is a document at this rank [N, K]."""
         return self.score_NK > -np.inf
 
     @property
     def rank(self) -> Ints:
-        """From 1, over the documents that are not positives."""
+        """Ranks from 1, over the documents that are not positives [N, K]."""
         return np.cumsum(self.is_there & ~self.is_positive_NK, axis=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Chosen documents per query, and what became of the others.
+    """Chosen documents per query, and why others were refused.
 
     Attributes:
         rows: Per query, rows of the corpus, in the order in which they were drawn; may be shorter than asked, never
@@ -78,10 +79,14 @@ def _is_candidate(ranking: Ranking, first: int, last: int) -> Bools:
 
 
 def ceiling(positive_score_N: Floats, mining: MiningSection) -> Floats:
-    """What a negative's score stays below [N].
+    """The score that a negative must stay below [N].
 
     It is ``p - (1 - positive_ratio) * |p|`` with p the positive's score, which equals ``positive_ratio * p`` for p > 0
     and stays below p for a negative score too; and ``p - margin``, whichever is lower; infinite without either.
+
+    Args:
+        positive_score_N: The lowest score of each query's positives.
+        mining: Of the recipe.
 
     Source: ratio and margin: TopK-PercPos and TopK-MarginPos, NV-Retriever (arXiv:2407.15831).
     """
@@ -98,9 +103,9 @@ def select_negatives(
 ) -> Selection:
     """Choose up to ``mining.negatives_per_query`` negatives per query from a window of ranks.
 
-    Inside the window a document must score below :func:`ceiling`, and between ``min_score`` and ``max_score``. From
-    what is left they are drawn, uniformly or by softmax; the draw depends on the query's key and the document alone.
-    Of several teachers, each has a window of its own, and what one of them refuses none may choose.
+    Inside the window a document must score below :func:`ceiling`, and between ``min_score`` and ``max_score``. The
+    others are drawn from, uniformly or by softmax; the draw depends on the query's key and the document alone.
+    Each of several teachers has a window of its own, and what one of them refuses none may choose.
 
     Args:
         rankings: Of the same queries, one for each teacher.
@@ -121,23 +126,19 @@ def select_negatives(
                 vetoed = allowed[number] & _named(ranking, rival, refused[other])
                 rejected["refused by another teacher"] += int(vetoed.sum())
                 allowed[number] = allowed[number] & ~vetoed
-                if other < number:  # named by both: it is drawn once
+                # named by both: it is drawn once
+                if other < number:
                     allowed[number] &= ~_named(ranking, rival, allowed[other])
-    score_NK, row_NK, allowed_NK = (
-        np.concatenate(parts, axis=1)
-        for parts in ([one.score_NK for one in rankings], [one.row_NK for one in rankings], allowed)
-    )
+    score_NK = np.concatenate([one.score_NK for one in rankings], axis=1)
+    row_NK = np.concatenate([one.row_NK for one in rankings], axis=1)
+    allowed_NK = np.concatenate(allowed, axis=1)
     order_NK = np.where(allowed_NK, _order(rankings, allowed, key_N, mining), np.inf)
     drawn_NK = np.argsort(order_NK, axis=1, kind="stable")[:, : mining.negatives_per_query]
     chosen = [drawn[allowed_NK[query, drawn]] for query, drawn in enumerate(drawn_NK)]
     rejected["not drawn"] = int(allowed_NK.sum()) - sum(map(len, chosen))
-    return Selection(
-        rows=[row_NK[query, drawn].tolist() for query, drawn in enumerate(chosen)],
-        scores=[
-            score_NK[query, drawn].astype(float).tolist() for query, drawn in enumerate(chosen)
-        ],
-        rejected=dict(rejected),
-    )
+    rows = [row_NK[query, drawn].tolist() for query, drawn in enumerate(chosen)]
+    scores = [score_NK[query, drawn].astype(float).tolist() for query, drawn in enumerate(chosen)]
+    return Selection(rows, scores, dict(rejected))
 
 
 def _named(ranking: Ranking, rival: Ranking, marked_NK: Bools) -> Bools:
@@ -164,10 +165,13 @@ def _allowed(ranking: Ranking, mining: MiningSection, rejected: Counter[str]) ->
     return left
 
 
-def admitted_if_hidden(ranking: Ranking, second_score_N: Floats, mining: MiningSection) -> Bools:
-    """Which positives would qualify as negatives, if it were not known that they answer the query [N, K].
+def leave_one_out_false_negatives(
+    ranking: Ranking, second_score_N: Floats, mining: MiningSection
+) -> Bools:
+    """Which positives would qualify as negatives, if they were not known to be relevant [N, K].
 
-    Each is hidden alone; the others give the positive's score. It says how many unknown answers the criteria let in.
+    Each is left out alone; the others give the positive's score. The share of positives that qualify estimates how many
+    unknown positives the criteria let in.
 
     Args:
         ranking: Of one teacher.
@@ -176,51 +180,58 @@ def admitted_if_hidden(ranking: Ranking, second_score_N: Floats, mining: MiningS
     """
     is_lowest = ranking.score_NK <= ranking.positive_score_N[:, None]
     left_NK = np.where(is_lowest, second_score_N[:, None], ranking.positive_score_N[:, None])
+    # a positive takes no rank while it is known
     rank_NK = ranking.rank + 1
     window = (rank_NK >= mining.rank_from) & (rank_NK <= mining.rank_to)
     low = -np.inf if mining.min_score is None else mining.min_score
     high = np.inf if mining.max_score is None else mining.max_score
-    fits = (
-        (ranking.score_NK < ceiling(left_NK, mining))
-        & (ranking.score_NK >= low)
-        & (ranking.score_NK <= high)
-    )
+    score_NK = ranking.score_NK
+    fits = (score_NK < ceiling(left_NK, mining)) & (score_NK >= low) & (score_NK <= high)
     several = ~np.isnan(second_score_N)[:, None]
     return np.asarray(several & ranking.is_positive_NK & ranking.is_there & window & fits)
 
 
-def standing(
-    existing: Sequence[Negative], answering: AbstractSet[int], mining: MiningSection
+def existing_negatives(
+    existing: Sequence[Negative], relevant_keys: AbstractSet[int], mining: MiningSection
 ) -> list[Negative]:
     """The negatives that an example keeps whatever is mined: all given ones, then LLM-written up to their share.
 
     Args:
-        existing: That it came with.
-        answering: Key digests of what answers the query (:func:`qzhou.mining.identity.key_digests`).
+        existing: Negatives of the example before mining.
+        relevant_keys: Key digests of the texts relevant to the query.
         mining: Of the recipe; the share is rounded to the nearest number of negatives.
     """
     count = mining.negatives_per_query
-    given = _distinct([one for one in existing if one.origin != "synthetic"], answering)
-    written = [one for one in existing if one.origin == "synthetic"][
-        : round(mining.llm_negative_fraction * count)
-    ]
-    return _distinct([*given, *written], answering)[: max(count, len(given))]
+    given = _distinct([one for one in existing if one.origin != "synthetic"], relevant_keys)
+    written = [one for one in existing if one.origin == "synthetic"]
+    share = round(mining.llm_negative_fraction * count)
+    return _distinct([*given, *written[:share]], relevant_keys)[: max(count, len(given))]
 
 
 def combine(
-    own: Sequence[Negative], mined: Sequence[Negative], answering: AbstractSet[int], *, count: int
+    own: Sequence[Negative],
+    mined: Sequence[Negative],
+    relevant_keys: AbstractSet[int],
+    *,
+    count: int,
 ) -> tuple[Negative, ...]:
-    """The negatives of an example: those that it keeps (:func:`standing`), then mined ones up to ``count``."""
-    return tuple(_distinct([*own, *mined], answering)[: max(count, len(own))])
+    """The negatives of an example: existing ones, then mined ones up to ``count``.
+
+    Args:
+        own: The existing ones that are kept (:func:`existing_negatives`).
+        mined: In the order of the draw.
+        relevant_keys: Key digests of the texts relevant to the query.
+        count: Negatives wanted.
+    """
+    return tuple(_distinct([*own, *mined], relevant_keys)[: max(count, len(own))])
 
 
-def _distinct(negatives: Sequence[Negative], answering: AbstractSet[int]) -> list[Negative]:
-    """Without those that repeat one before them or answer the query, compared by the digests of their keys."""
+def _distinct(negatives: Sequence[Negative], relevant_keys: AbstractSet[int]) -> list[Negative]:
+    """Negatives without those that repeat one before them or are relevant, compared by the digests of their keys."""
     kept: list[Negative] = []
-    seen = set(answering)
-    for negative, key in zip(
-        negatives, key_digests(one.text for one in negatives).tolist(), strict=True
-    ):
+    seen = set(relevant_keys)
+    keys = key_digests(one.text for one in negatives).tolist()
+    for negative, key in zip(negatives, keys, strict=True):
         if key not in seen:
             seen.add(key)
             kept.append(negative)
@@ -250,9 +261,8 @@ def _order(
     if mining.combine == "each" and len(rankings) > 1:
         turns = []
         for number, (order, fine) in enumerate(zip(orders, allowed, strict=True)):
-            place = np.argsort(
-                np.argsort(np.where(fine, order, np.inf), axis=1, kind="stable"), axis=1
-            )
+            sorted_NK = np.argsort(np.where(fine, order, np.inf), axis=1, kind="stable")
+            place = np.argsort(sorted_NK, axis=1)
             turns.append((place * len(rankings) + number).astype(np.float32))
         orders = turns
     return np.concatenate(orders, axis=1)

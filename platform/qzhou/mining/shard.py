@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,14 @@ import faiss
 import numpy as np
 
 from qzhou.data.storage import Folder
+from qzhou.encoder.arithmetic import this_processor
 from qzhou.errors import RecipeError, first_line
-from qzhou.mining.identity import Floats, Ints
+from qzhou.mining.text_digests import Floats, Ints
 
 EXACT = "Flat"
 NO_ROWS: Ints = np.empty(0, dtype=np.int64)
 # of an index that has to learn its cells; FAISS asks for some dozens a cell
 TRAINING_ROWS = 200_000
-BLOCK_BYTES = 64 << 20  # of document vectors that are searched at once
-SIFTED_PRODUCTS = 1_000_000_000  # of queries and documents; fewer are not worth the import of torch
-SIFTED_SPARE = 40  # candidates beyond the ranks asked for; more prove more and cost more
 SPARE = 8  # ranks beyond those asked for: rounding may exchange neighbours at the last one
 
 
@@ -42,7 +40,7 @@ class VectorFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class QueryBlock:
     """Queries that are searched together, with the vectors of their positives.
 
     Attributes:
@@ -55,16 +53,16 @@ class Block:
     positive_PD: Floats
     owner_P: Ints
 
-    def only(self, queries: Ints) -> Block:
+    def only(self, queries: Ints) -> QueryBlock:
         """Some of the queries; ``queries`` is ascending."""
         mine = np.isin(self.owner_P, queries)
         owner_P = np.searchsorted(queries, self.owner_P[mine])
-        return Block(self.query_ND[queries], self.positive_PD[mine], owner_P)
+        return QueryBlock(self.query_ND[queries], self.positive_PD[mine], owner_P)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The best documents for each query, best first; ties in the order of the corpus.
+class SearchResult:
+    """The best documents for each query, the best first; ties in the order of the corpus.
 
     Attributes:
         score_NK: Cosine to the query; -inf where there is no document.
@@ -77,7 +75,7 @@ class Found:
     positive_cosine_NK: Floats
 
     @classmethod
-    def merged(cls, parts: Sequence[Found], count: int) -> Found:
+    def merged(cls, parts: Sequence[SearchResult], count: int) -> SearchResult:
         """The best ``count`` of what several shards found."""
         score, row, cosine = (
             np.concatenate([getattr(part, name) for part in parts], axis=1)
@@ -85,6 +83,26 @@ class Found:
         )
         best = np.lexsort((row, -score), axis=1)[:, :count]
         return cls(*(np.take_along_axis(one, best, axis=1) for one in (score, row, cosine)))
+
+
+@dataclass(frozen=True, slots=True)
+class ExactSearch:
+    """How an exact search works; results do not depend on it.
+
+    Attributes:
+        block_bytes: Document vectors that are searched at once.
+        prefilters: Whether a CPU takes candidates from products in bfloat16; instructions for it make them twice as
+            fast and more (LOG.md).
+        least_products: Of queries and documents; a prefilter for fewer is not worth the import of torch.
+        spare: Candidates beyond the ranks asked for; more prove more and cost more.
+        queries_at_once: Their products with a block of documents are in memory together.
+    """
+
+    block_bytes: int = 64 << 20
+    prefilters: bool = field(default_factory=lambda: bool(this_processor().bfloat16_unit))
+    least_products: int = 1_000_000_000
+    spare: int = 40
+    queries_at_once: int = 1024
 
 
 class Shard:
@@ -98,6 +116,7 @@ class Shard:
         index: FAISS factory string; ``Flat`` is exact.
         parameters: Of the search, as FAISS reads them: ``nprobe=32``.
         copies: Rows of the corpus for which another one stands; they are never found.
+        exact: Settings of an exact search.
 
     Raises:
         RecipeError: FAISS knows no such index or parameter, or the shard is too small for it.
@@ -110,22 +129,23 @@ class Shard:
         index: str = EXACT,
         parameters: str = "",
         copies: Ints = NO_ROWS,
+        exact: ExactSearch | None = None,
     ) -> None:
+        self._exact_search = exact or ExactSearch()
         self._files = list(files)
         self._starts = np.array([one.first for one in files])
         self._end = files[0].first + sum(one.rows for one in files)
         self.first = files[0].first
         self.searched = np.setdiff1d(np.arange(self.first, self._end), copies)
         self.rows = len(self.searched)
-        self._copies = (
-            None if folder.is_local else tempfile.TemporaryDirectory(prefix="qzhou-vectors-")
-        )
+        self._copies: tempfile.TemporaryDirectory[str] | None = None
+        if not folder.is_local:
+            self._copies = tempfile.TemporaryDirectory(prefix="qzhou-vectors-")
         self._paths = [self._local(folder, one.name) for one in files]
         # what is read is in the system's cache
         self._maps = [np.load(path, mmap_mode="r") for path in self._paths]
         self._width = int(self._maps[0].shape[1])
         self._gpu = faiss.StandardGpuResources() if on_gpu() and faiss.get_num_gpus() else None
-        self._sifting: bool | None = None
         self._index = None if index == EXACT else self._built(index, parameters)
 
     def close(self) -> None:
@@ -144,7 +164,7 @@ class Shard:
                 found[wanted] = self._maps[number][rows[wanted] - self._files[number].first]
         return found
 
-    def search(self, block: Block, count: int, *, exactly: bool = False) -> Found:
+    def search(self, block: QueryBlock, count: int, *, exactly: bool = False) -> SearchResult:
         """The nearest ``count`` documents to each query, or all where the shard has fewer.
 
         Args:
@@ -155,32 +175,29 @@ class Shard:
         kept, wanted = min(count, self.rows), min(count + SPARE, self.rows)
         if self._index is not None and not exactly:
             return self._scored(block, self._approximate(block, wanted), kept)
-        if self._sifts(len(block.query_ND)):
-            return self._sifted(block, kept)
+        settings, products = self._exact_search, len(block.query_ND) * self.rows
+        if self._gpu is None and settings.prefilters and products >= settings.least_products:
+            return self._prefiltered(block, kept)
         return self._scored(block, self._exact(block.query_ND, wanted), kept)
 
-    def _sifts(self, queries: int) -> bool:
-        """Whether products in bfloat16 pay: the problem is worth importing torch, and they are faster here."""
-        if self._gpu is not None or queries * self.rows < SIFTED_PRODUCTS:
-            return False
-        if self._sifting is None:
-            from qzhou.mining.sift import is_faster
-
-            self._sifting = is_faster(self._width)
-        return self._sifting
-
-    def _sifted(self, block: Block, count: int) -> Found:
+    def _prefiltered(self, block: QueryBlock, count: int) -> SearchResult:
         """The exact search by way of bfloat16; queries for which it proves nothing are searched again in float32."""
-        from qzhou.mining.sift import sift
+        # loads torch
+        from qzhou.mining.bf16_prefilter import bf16_prefilter
 
-        sifted = sift(block.query_ND, self._blocks(), count + SIFTED_SPARE)
-        found = self._scored(block, sifted.row_NC, count)
-        open_N = np.flatnonzero(found.score_NK[:, -1] <= sifted.outside_N)
+        settings = self._exact_search
+        candidates = bf16_prefilter(
+            block.query_ND,
+            self._blocks(),
+            count + settings.spare,
+            queries_at_once=settings.queries_at_once,
+        )
+        found = self._scored(block, candidates.row_NC, count)
+        open_N = np.flatnonzero(found.score_NK[:, -1] <= candidates.outside_N)
         if len(open_N):
             again = block.only(open_N)
-            exact = self._scored(
-                again, self._exact(again.query_ND, min(count + SPARE, self.rows)), count
-            )
+            rows = self._exact(again.query_ND, min(count + SPARE, self.rows))
+            exact = self._scored(again, rows, count)
             for name in ("score_NK", "row_NK", "positive_cosine_NK"):
                 getattr(found, name)[open_N] = getattr(exact, name)
         return found
@@ -191,10 +208,8 @@ class Shard:
         best_row = np.zeros((len(query_ND), 0), dtype=np.int64)
         for row_M, document_MD in self._blocks():
             score, place = self._nearest(query_ND, document_MD, min(count, len(document_MD)))
-            best_score, best_row = (
-                np.hstack([best_score, score]),
-                np.hstack([best_row, row_M[place]]),
-            )
+            best_score = np.hstack([best_score, score])
+            best_row = np.hstack([best_row, row_M[place]])
             if best_score.shape[1] > count:
                 kept = np.argpartition(-best_score, count - 1, axis=1)[:, :count]
                 best_score = np.take_along_axis(best_score, kept, axis=1)
@@ -216,26 +231,27 @@ class Shard:
         )
         return score, row
 
-    def _approximate(self, block: Block, count: int) -> Ints:
+    def _approximate(self, block: QueryBlock, count: int) -> Ints:
         """Rows [N, count] that the index names; -1 where it finds fewer."""
         assert self._index is not None
         _, place = self._index.search(block.query_ND, count)
         return np.where(place < 0, -1, self.searched[place])
 
-    def _scored(self, block: Block, row_NK: Ints, count: int) -> Found:
+    def _scored(self, block: QueryBlock, row_NK: Ints, count: int) -> SearchResult:
         """Exact cosines of candidates, sorted, the best ``count`` of them; a row of -1 is none."""
         queries, ranks = row_NK.shape
         query_J = np.repeat(np.arange(queries), ranks)
         score_NK = self._cosines(block.query_ND, query_J, row_NK.ravel()).reshape(queries, ranks)
         positive_J = np.repeat(np.arange(len(block.owner_P)), ranks)
-        cosine_PK = self._cosines(
-            block.positive_PD, positive_J, row_NK[block.owner_P].ravel()
-        ).reshape(-1, ranks)
+        cosine_J = self._cosines(block.positive_PD, positive_J, row_NK[block.owner_P].ravel())
+        cosine_PK = cosine_J.reshape(-1, ranks)
         cosine_NK = np.full(row_NK.shape, -np.inf, dtype=np.float32)
         owners, starts = np.unique(block.owner_P, return_index=True)
         if len(owners):
             cosine_NK[owners] = np.maximum.reduceat(cosine_PK, starts, axis=0)
-        return Found.merged([Found(score_NK, np.maximum(row_NK, 0), cosine_NK)], count)
+        return SearchResult.merged(
+            [SearchResult(score_NK, np.maximum(row_NK, 0), cosine_NK)], count
+        )
 
     def _cosines(self, vector_XD: Floats, which_J: Ints, row_J: Ints) -> Floats:
         """Cosines of pairs: row ``which_J[j]`` of some vectors and document ``row_J[j]``; -inf where that is -1.
@@ -263,10 +279,9 @@ class Shard:
         try:
             index = faiss.index_factory(self._width, factory, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:
-                spread = np.linspace(0, self.rows - 1, min(self.rows, TRAINING_ROWS)).astype(
-                    np.int64
-                )
-                index.train(self.vectors(self.searched[np.unique(spread)]))
+                spread = np.linspace(0, self.rows - 1, min(self.rows, TRAINING_ROWS))
+                rows = self.searched[np.unique(spread.astype(np.int64))]
+                index.train(self.vectors(rows))
             for _, document_MD in self._blocks():
                 index.add(document_MD)
             if self._gpu is not None:
@@ -274,9 +289,8 @@ class Shard:
                 options.useFloat16 = True
                 index = faiss.index_cpu_to_gpu(self._gpu, 0, index, options)
             if parameters:
-                space = (
-                    faiss.GpuParameterSpace() if self._gpu is not None else faiss.ParameterSpace()
-                )
+                on_gpu = self._gpu is not None
+                space = faiss.GpuParameterSpace() if on_gpu else faiss.ParameterSpace()
                 space.set_index_parameters(index, parameters)  # type: ignore[arg-type]  # its stub is wrong
         except RuntimeError as error:
             raise RecipeError(
@@ -286,21 +300,20 @@ class Shard:
         return index
 
     def _blocks(self) -> Iterator[tuple[Ints, Floats]]:
-        """Rows and vectors of the documents of some files, as many at a time as BLOCK_BYTES holds."""
+        """Rows and vectors of the documents of some files, as many at a time as ``block_bytes`` hold."""
         together: list[int] = []
         size = 0
         for number, file in enumerate(self._files):
             together.append(number)
             size += file.rows * self._width * 4
-            if size >= BLOCK_BYTES or number == len(self._files) - 1:
+            if size >= self._exact_search.block_bytes or number == len(self._files) - 1:
                 first, end = self._files[together[0]].first, file.first + file.rows
                 row_M = self.searched[slice(*np.searchsorted(self.searched, [first, end]))]
                 vectors_MD = np.concatenate([np.load(self._paths[one]) for one in together])
+                if len(row_M) < len(vectors_MD):
+                    vectors_MD = vectors_MD[row_M - first]
                 if len(row_M):
-                    yield (
-                        row_M,
-                        vectors_MD if len(row_M) == len(vectors_MD) else vectors_MD[row_M - first],
-                    )
+                    yield row_M, vectors_MD
                 together, size = [], 0
 
     def _local(self, folder: Folder, name: str) -> Path:
@@ -317,7 +330,7 @@ def on_gpu() -> bool:
 
 
 def divided(files: Sequence[VectorFile], shards: int) -> list[list[VectorFile]]:
-    """Files in as many runs of about equal rows as asked for, or fewer where there are fewer files."""
+    """Files in ``shards`` runs of about equal rows, or in fewer where there are fewer files."""
     total = sum(one.rows for one in files)
     runs: list[list[VectorFile]] = []
     done = 0

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
 
 from qzhou.config.recipe import Recipe
-from qzhou.data.storage import Folder, read_table, write_table
+from qzhou.data.storage import Folder, read_table, row_count
+from qzhou.encoder.vectors import VectorStore
 from qzhou.serving.cache import key_of
 from qzhou.serving.outputs import Vectors
-
-if TYPE_CHECKING:
-    from qzhou.encoder import Encoder
 
 VECTORS, TEXTS = "vectors.faiss", "texts.arrow"
 ENCODED = "encoded"
@@ -28,53 +27,79 @@ SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file of documents of the run, and what its documents carry before them."""
+    """A file of the run's documents.
+
+    Attributes:
+        folder: Holds the file.
+        name: Of the file.
+        prefix: Stands before each document when it is encoded.
+    """
 
     folder: Folder
     name: str
     prefix: str
 
+    def documents(self) -> pa.Table:
+        """Id and text of each document."""
+        return read_table(self.folder, self.name, SCHEMA.names)
+
 
 class EncodePart:
-    """Writes the vectors of a part's documents beside their texts, unless they are there."""
+    """Keeps the vectors of a part's documents in a :class:`qzhou.encoder.vectors.VectorStore`.
+
+    Args:
+        recipe: Of the run.
+        model: Folder of the run's model.
+        target: Of the vectors.
+        parts: All of them; a batch names one by its number.
+    """
 
     def __init__(self, recipe: Recipe, model: str, target: Folder, parts: Sequence[Part]) -> None:
         self._recipe, self._model, self._target, self._parts = recipe, model, target, parts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        rows = [self._encoded(int(number)) for number in batch["id"]]
-        return {"rows": np.array(rows, dtype=np.int64)}
+        """The number of a part to its rows and, as JSON, its vector files."""
+        number = int(batch["id"][0])
+        rows = row_count(self._parts[number].folder, self._parts[number].name)
+        return {"id": batch["id"], "rows": [rows], "files": [json.dumps(self.files_of(number))]}
 
-    def _encoded(self, number: int) -> int:
-        part, name = self._parts[number], f"{number:06}.parquet"
-        documents = read_table(part.folder, part.name, ["id", "text"])
-        if not self._target.exists(name):
-            texts = [part.prefix + text for text in documents["text"].to_pylist()]
-            vectors_ND = self._encoder.encode(texts).astype(np.float16)
-            vectors = pa.FixedSizeListArray.from_arrays(
-                pa.array(vectors_ND.ravel()), vectors_ND.shape[1]
-            )
-            write_table(self._target, name, documents.append_column("vector", vectors))
-        return int(documents.num_rows)
+    def files_of(self, number: int) -> list[str]:
+        """The files with the vectors of a part's documents, encoded unless they are there."""
+        part = self._parts[number]
+        texts = [part.prefix + text for text in part.documents()["text"].to_pylist()]
+        starts = range(0, len(texts), self._store.rows)
+        return [self._store.file(texts[start : start + self._store.rows]) for start in starts]
 
     @cached_property
-    def _encoder(self) -> Encoder:
+    def _store(self) -> VectorStore:
+        # torch takes seconds to load
         from qzhou.encoder import load_encoder
 
+        model = self._recipe.model
         with Folder.open(self._model).local_copy() as place:
-            return load_encoder(
+            encoder = load_encoder(
                 str(place),
-                max_tokens=self._recipe.model.max_document_tokens,
-                dtype=self._recipe.model.encodes_in,
+                max_tokens=model.max_document_tokens,
+                dtype=model.encodes_in,
+                library=model.arithmetic,
                 device=None if self._recipe.cluster.gpu else "cpu",
             )
+        return VectorStore(self._target, encoder)
 
 
-def assemble(encoded: Folder, target: Folder) -> int:
-    """One index of all parts, texts that occur twice once; gives back how many documents it holds.
+def assemble(
+    parts: Sequence[Part], files: Sequence[Sequence[str]], encoded: Folder, target: Folder
+) -> int:
+    """How many documents the index of all parts holds; a text that occurs twice is there once.
 
     The vectors are kept in 16 bits and searched whole: nothing is missed, and a million documents of 384 dimensions
     take 768 MB.
+
+    Args:
+        parts: In the order of the index.
+        files: Of each part, the names of its vector files.
+        encoded: Holds these.
+        target: Where the index is written.
     """
     seen: set[bytes] = set()
     index: Any = None
@@ -83,33 +108,34 @@ def assemble(encoded: Folder, target: Folder) -> int:
         target.filesystem.open_output_stream(place) as sink,
         pa.ipc.new_file(sink, SCHEMA) as writer,
     ):
-        for name in encoded.files(".parquet"):
-            table = _first_seen(read_table(encoded, name), seen)
-            if not len(table):
+        for part, names in zip(parts, files, strict=True):
+            table = part.documents()
+            is_new = _first_seen(table["text"].to_pylist(), seen)
+            if not is_new.any():
                 continue
-            vectors_ND = np.stack(table["vector"].to_numpy())
+            vectors_ND = np.concatenate([encoded.read_array(name) for name in names])[is_new]
             if index is None:
-                index = faiss.IndexScalarQuantizer(
-                    vectors_ND.shape[1], faiss.ScalarQuantizer.QT_fp16, COSINE
-                )
-            index.add(vectors_ND.astype(np.float32))
-            writer.write_table(table.select(SCHEMA.names).cast(SCHEMA))
+                width, kind = vectors_ND.shape[1], faiss.ScalarQuantizer.QT_fp16
+                index = faiss.IndexScalarQuantizer(width, kind, COSINE)
+            # rounded by numpy: to the nearest on every machine
+            index.add(vectors_ND.astype(np.float16).astype(np.float32))
+            writer.write_table(table.filter(pa.array(is_new)).cast(SCHEMA))
     target.write_bytes(VECTORS, faiss.serialize_index(index).tobytes())
     return int(index.ntotal)
 
 
-def _first_seen(table: pa.Table, seen: set[bytes]) -> pa.Table:
-    """Rows whose text is not among those seen; it is then."""
+def _first_seen(texts: Sequence[str], seen: set[bytes]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Whether each text is not among those seen; it is from then on."""
     new = []
-    for text in table["text"].to_pylist():
+    for text in texts:
         key = key_of(text)
         new.append(key not in seen)
         seen.add(key)
-    return table.filter(pa.array(new, pa.bool_()))
+    return np.array(new, dtype=bool)
 
 
 class SearchIndex:
-    """What :func:`assemble` wrote, in memory; texts are mapped from the file and read when they are found."""
+    """The index that :func:`assemble` wrote, in memory; texts stay in the file and are read when they are found."""
 
     def __init__(self, folder: Path) -> None:
         self._index: Any = faiss.read_index(str(folder / VECTORS))
@@ -122,11 +148,5 @@ class SearchIndex:
         """The nearest documents: id, text and cosine, nearest first."""
         scores, rows = self._index.search(vector_D[None], min(count, len(self)))
         found = self._texts.take(pa.array(rows[0]))
-        return list(
-            zip(
-                found["id"].to_pylist(),
-                found["text"].to_pylist(),
-                map(float, scores[0]),
-                strict=True,
-            )
-        )
+        columns = found["id"].to_pylist(), found["text"].to_pylist(), map(float, scores[0])
+        return list(zip(*columns, strict=True))

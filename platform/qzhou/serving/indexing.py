@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 
@@ -12,6 +13,7 @@ from qzhou.cluster.session import session
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder, row_count
+from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import DataError
 from qzhou.run.run import Run, Stage
 from qzhou.serving.index import ENCODED, EncodePart, Part, assemble
@@ -26,15 +28,17 @@ def index(recipe: Recipe) -> Manifest:
     Raises:
         DataError: The run has no model yet, or no dataset with documents.
     """
-    run = Run.find(recipe)
+    run = with_arithmetic(Run.find(recipe))
+    settings = run.recipe.model
     transform, model = run.manifest("transform"), run.manifest("model")
     with session(resources_for(recipe, "mining")):
         return run.stage(
             Stage(
                 name=STAGE,
                 settings={
-                    "max_document_tokens": recipe.model.max_document_tokens,
-                    "encodes_in": recipe.model.encodes_in,
+                    "max_document_tokens": settings.max_document_tokens,
+                    "encodes_in": settings.encodes_in,
+                    "arithmetic": settings.arithmetic,
                     "prompts": {one.name: one.prompt.document_prefix for one in recipe.datasets},
                 },
                 inputs={"transform": transform.fingerprint, "model": model.fingerprint},
@@ -61,14 +65,14 @@ def _indexed(run: Run, folder: Folder) -> Mapping[str, int]:
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         **resources_for(run.recipe, "mining").options,
     )  # fmt: skip
-    with progress(
-        "index: encode",
-        total=sum(row_count(one.folder, one.name) for one in parts),
-        unit="documents",
-    ) as bar:
+    total = sum(row_count(one.folder, one.name) for one in parts)
+    files: list[list[str]] = [[] for _ in parts]
+    with progress("index: encode", total=total, unit="documents") as bar:
         for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
+            for number, names in zip(batch["id"], batch["files"], strict=True):
+                files[int(number)] = json.loads(names)
             bar.advance(int(batch["rows"].sum()))
-    documents = assemble(encoded, folder)
+    documents = assemble(parts, files, encoded, folder)
     encoded.delete()
     return {"documents": documents}
 

@@ -11,7 +11,7 @@ import torch
 
 from qzhou.config.sections import Precision
 from qzhou.encoder import Encoder, load_encoder
-from qzhou.encoder.int8 import to_int8
+from qzhou.encoder.cpu.int8 import to_int8
 from qzhou.serving.outputs import Vectors
 from qzhou.serving.service import ServedModel
 
@@ -32,6 +32,7 @@ class Settings:
 
     Attributes:
         precision: What it computes in; int8 only on CPUs.
+        library: What multiplies float32 on a CPU (``model.arithmetic``).
         device: ``cpu``, ``cuda``, or None for the GPU if there is one.
         threads: Of a CPU, for all passes together.
         measured: Whether its cosines to float32 are measured, for which it is loaded twice.
@@ -39,6 +40,7 @@ class Settings:
 
     max_tokens: int
     precision: Precision
+    library: str = "auto"
     compiled: bool = False
     device: str | None = None
     threads: int | None = None
@@ -99,13 +101,18 @@ def _loaded(place: str, settings: Settings, precision: Precision, *, compiled: b
     if precision == "int8":
         return to_int8(
             load_encoder(
-                place, max_tokens=settings.max_tokens, device="cpu", dtype="float32", plain=True
+                place,
+                max_tokens=settings.max_tokens,
+                device="cpu",
+                dtype="float32",
+                library="torch",
             )
         )
     return load_encoder(
         place,
         max_tokens=settings.max_tokens,
         dtype=precision,
+        library=settings.library,
         compiled=compiled,
         device=settings.device,
     )

@@ -22,6 +22,7 @@ from qzhou.cluster.resources import resources_for
 from qzhou.config.recipe import Recipe
 from qzhou.config.sections import ServingSection
 from qzhou.data.storage import Folder
+from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import SetupError
 from qzhou.run.models import resolve
 from qzhou.run.run import MANIFEST, Run
@@ -179,6 +180,7 @@ def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel, int]
     settings = Settings(
         max_tokens=max(recipe.model.max_query_tokens, recipe.model.max_document_tokens),
         precision=serving.precision or recipe.model.encodes_in,
+        library=recipe.model.arithmetic,
         compiled=recipe.model.compiled,
         device=None if gpu else "cpu",
         threads=None if gpu else threads_for(copies),
@@ -220,6 +222,7 @@ def application(recipe: Recipe, model: str) -> serve.Application:
         ModelError: A name in ``serving.models`` leads nowhere.
         SetupError: Keys are expected and there are none.
     """
+    recipe = with_arithmetic(Run.at(recipe), record=False).recipe  # the same in every replica
     settings = recipe.serving
     keys = ApiKeys.found(settings.api_keys_env, settings.api_keys_file, os.environ)
     others = {}

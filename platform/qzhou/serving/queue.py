@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from qzhou.encoder.batching import nearest_batch
+
 Content = TypeVar("Content")
 
 # budgets: among so many tokens of what is due next, a batch finds texts of like length
@@ -80,18 +82,10 @@ class TextQueue(Generic[Content]):
             return []
         room = min(self.budget, self._waiting // takers)
         window = self._window()
-        first = window[0]
-        batch, longest = [first], first.tokens
-        left = []
-        for entry in sorted(window[1:], key=lambda one: (abs(one.tokens - first.tokens), one)):
-            reach = max(longest, entry.tokens)
-            if (len(batch) + 1) * reach <= room:
-                batch.append(entry)
-                longest = reach
-            else:
-                left.append(entry)
-        for entry in left:
-            heapq.heappush(self._heap, entry)
+        rows = nearest_batch([entry.tokens for entry in window], room)
+        batch = [window[row] for row in rows]
+        for row in set(range(len(window))).difference(rows):
+            heapq.heappush(self._heap, window[row])
         taken = sum(entry.tokens for entry in batch)
         self.computed += taken
         self._waiting -= taken

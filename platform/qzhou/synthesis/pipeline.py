@@ -19,6 +19,7 @@ from qzhou.config.api_keys import Keys
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Drop, Manifest
 from qzhou.data.storage import Folder, table_of, write_table
+from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import EndpointError
 from qzhou.run.run import Run, Stage
 from qzhou.synthesis.batch_api import BatchSender
@@ -137,7 +138,7 @@ def _synthesized(
     with session(resources_for(run.recipe, "synthesis")):
         result = generate(requests, seeds, sender.send, settings, ledger)
         if settings.filters.scores and result.records:
-            result = _filtered_by_scores(run.recipe, result, report)
+            result = _filtered_by_scores(with_arithmetic(run).recipe, result, report)
         if settings.filters.relevance_check and result.records:
             checked = check_relevance(result.records, sender.send, settings, ledger)
             checked.dropped[:0] = result.dropped

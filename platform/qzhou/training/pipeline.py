@@ -25,6 +25,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.config.training import TrainingSection
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
+from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import QzhouError, TrainingError
 from qzhou.run.run import Run
 from qzhou.telemetry.events import log_event
@@ -48,7 +49,7 @@ def train(recipe: Recipe) -> Manifest:
 
 def _train_stage(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
     settings = {
-        "recipe": run.recipe,
+        "recipe": with_arithmetic(run).recipe,
         "stage": stage,
         "run_folder": run.folder.uri,
         "mined": run.manifest("mining").execution_id,

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
+from qzhou.encoder.arithmetic import library_for, this_processor
 from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_causal, load_backbone
+from qzhou.encoder.cpu.onednn import multiply_with_onednn
 from qzhou.encoder.export import save_sentence_transformer
-from qzhou.encoder.linear import take_faster_linear
 from qzhou.errors import TrainingError
 from qzhou.telemetry.events import log_event
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
@@ -60,8 +61,9 @@ def train_worker(
         found = _load(recipe, spec, dtype)
         _refuse_soft_mask(recipe, name, found)
         model = add_adapters(found.model, recipe.training.lora).to(device)
-        if device.type == "cpu":
-            take_faster_linear(model)
+        library = library_for(recipe.model.arithmetic, this_processor())
+        if device.type == "cpu" and library == "onednn":
+            multiply_with_onednn(model)
         engine = DeepSpeedEngine(
             model, found.tokenizer, recipe.training, device, checkpoint=checkpoint
         )

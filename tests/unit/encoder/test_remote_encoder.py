@@ -11,7 +11,8 @@ import pytest
 
 from qzhou.config.sections import ModelSection
 from qzhou.data.storage import Folder
-from qzhou.encoder import load_teacher, stored_as
+from qzhou.encoder import load_teacher
+from qzhou.encoder.vectors import key_of
 from qzhou.errors import ModelError
 
 BACKBONE = ModelSection(backbone="unused")
@@ -90,15 +91,15 @@ def test_vectors_that_differ_in_their_last_digits_are_the_same_model_and_others_
     folder = Folder.open(str(tmp_path))
     reply = [embeddings()]
     with serving(lambda body, key: reply[0](body, key)) as spec:
-        first = stored_as(load(spec), folder)
+        first = key_of(load(spec), folder)
         reply[0] = embeddings(jitter=0.2)  # of 128: a cosine of 0.99999
-        again = stored_as(load(spec), folder)
+        again = key_of(load(spec), folder)
         reply[0] = embeddings(salt="retrained")
-        other = stored_as(load(spec), folder)
+        other = key_of(load(spec), folder)
         reply[0] = embeddings()
-        back = stored_as(load(spec), folder)
+        back = key_of(load(spec), folder)
         reply[0] = embeddings(width=16)
-        narrow = stored_as(load(spec), folder)
+        narrow = key_of(load(spec), folder)
 
     assert first == again == back
     assert len({first, other, narrow}) == 3
@@ -108,7 +109,7 @@ def test_two_models_at_one_address_are_stored_apart(tmp_path):
     folder = Folder.open(str(tmp_path))
 
     with serving(embeddings()) as spec:
-        assert stored_as(load(spec), folder) != stored_as(load(f"{spec}-large"), folder)
+        assert key_of(load(spec), folder) != key_of(load(f"{spec}-large"), folder)
 
 
 @pytest.mark.parametrize(

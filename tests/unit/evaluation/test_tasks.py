@@ -6,6 +6,7 @@ import mteb
 import numpy as np
 import pytest
 
+from qzhou.data.languages import script_of
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import (
     Document,
@@ -21,7 +22,6 @@ from qzhou.evaluation.judge.local_tasks import (
     classification_task,
     clustering_task,
     example_count,
-    language_of,
     pair_classification_task,
     qrels_task,
     reranking_task,
@@ -218,7 +218,7 @@ def test_a_sample_of_pairs_has_both_kinds_and_the_highest_score_is_that_of_all(s
     ],
 )
 def test_the_language_of_a_task_is_told_by_its_letters(texts, language):
-    assert language_of(texts) == language
+    assert script_of(texts) == language
 
 
 def test_bm25_finds_chinese_answers():

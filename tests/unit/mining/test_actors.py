@@ -14,7 +14,7 @@ from qzhou.mining.corpus import chunks_of
 class Teacher:
     """Vectors of two numbers; a text that says so has none."""
 
-    fingerprint = "teacher"
+    fingerprint, arithmetic, probe = "teacher", "torch-float32", None
 
     def __init__(self):
         self.seen, self.truncated, self.prompts = [], 0, {}
@@ -29,9 +29,8 @@ class Teacher:
 
 
 @pytest.fixture
-def make_actor(tmp_path, make_recipe, monkeypatch):
+def make_actor(tmp_path, make_recipe):
     """An actor that encodes documents; keyword arguments are settings of mining."""
-    monkeypatch.setattr("qzhou.mining.corpus.CHUNK_ROWS", 3)
     folder = Folder.open(str(tmp_path))
     texts = ["one", "", "a very long text", "four", "five", "six", "seven", "nothing"]
     write_records(
@@ -39,9 +38,8 @@ def make_actor(tmp_path, make_recipe, monkeypatch):
     )
 
     def make(*, symmetric=True, **mining):
-        chunks = chunks_of(
-            folder / "texts", "text", Prompt(instruction="find", symmetric=symmetric), asks=False
-        )
+        prompt = Prompt(instruction="find", symmetric=symmetric)
+        chunks = chunks_of(folder / "texts", "text", prompt, are_queries=False, chunk_rows=3)
         made = EncodeActor(make_recipe(mining=mining), "", folder / "vectors", chunks)
         made.__dict__["_encoder"] = Teacher()  # in place of a model
         return made
@@ -66,7 +64,7 @@ def test_a_chunk_is_encoded_with_its_prompt_and_only_once(actor, tmp_path):
     assert actor._encoder.seen[:3] == [f"{prefix}one", f"{prefix}Null", f"{prefix}a very long text"]
     assert (first["encoded"], again["encoded"], second["encoded"]) == (3, 0, 3)
     assert first["name"] == again["name"] != second["name"]
-    assert first["name"].startswith("teacher/")
+    assert first["name"].startswith("teacher-torch-float32/")
     assert np.load(tmp_path / "vectors" / first["name"]).shape == (3, 2)
     assert len(actor._encoder.seen) == 6
 
@@ -100,16 +98,6 @@ def test_a_teacher_reads_the_prompts_that_its_folder_declares(
     encoded(actor, 0)
 
     assert actor._encoder.seen[:2] == [f"{before}one", f"{before}Null"]
-
-
-def test_files_of_another_version_are_not_read(actor, monkeypatch):
-    first = encoded(actor, 0)
-    monkeypatch.setattr("qzhou.mining.actors.VERSION", 2)
-
-    second = encoded(actor, 0)
-
-    assert second["encoded"] == 3
-    assert second["name"] != first["name"]
 
 
 def test_a_vector_file_that_is_cut_off_is_made_again(actor, tmp_path):

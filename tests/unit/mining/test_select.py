@@ -7,15 +7,15 @@ import pytest
 
 from qzhou.config.sections import MiningSection
 from qzhou.data.records import Negative
-from qzhou.mining.identity import digests, key_digests
 from qzhou.mining.select import (
     Ranking,
-    admitted_if_hidden,
     combine,
+    existing_negatives,
     is_consistent,
+    leave_one_out_false_negatives,
     select_negatives,
-    standing,
 )
+from qzhou.mining.text_digests import digests, key_digests
 
 KEY = np.array([7], dtype=np.uint64)
 
@@ -269,12 +269,14 @@ def test_a_hidden_positive_is_admitted_when_it_passes_every_criterion(hidden_sco
     positive = [score != 0.45 for score in scores]
     one = ranking(scores, positive_score=min(0.8, hidden_score), is_positive=positive)
 
-    found = admitted_if_hidden(one, np.array([0.8], dtype=np.float32), settings_of(min_score=0.4))
+    found = leave_one_out_false_negatives(
+        one, np.array([0.8], dtype=np.float32), settings_of(min_score=0.4)
+    )
 
     assert found[0].tolist() == [
         score == np.float32(hidden_score) and admitted for score in np.float32(scores)
     ]
-    alone = admitted_if_hidden(one, np.array([np.nan], dtype=np.float32), settings_of())
+    alone = leave_one_out_false_negatives(one, np.array([np.nan], dtype=np.float32), settings_of())
     assert not alone.any()
 
 
@@ -323,8 +325,8 @@ def test_the_draw_follows_from_the_key_alone_and_spreads_over_the_window():
 def test_combining_drops_what_repeats_a_positive(text):
     mined = [Negative(text=text, origin="mined"), Negative(text="other", origin="mined")]
 
-    answering = set(key_digests(["the answer"]).tolist())
-    assert [one.text for one in combine([], mined, answering, count=2)] == ["other"]
+    relevant_keys = set(key_digests(["the answer"]).tolist())
+    assert [one.text for one in combine([], mined, relevant_keys, count=2)] == ["other"]
 
 
 def test_given_negatives_come_first_and_written_ones_stay_within_their_share():
@@ -333,7 +335,7 @@ def test_given_negatives_come_first_and_written_ones_stay_within_their_share():
     ]
     mined = [Negative(text=f"m{i}", origin="mined") for i in range(9)]
 
-    own = standing(existing, set(), settings_of(count=10, llm_negative_fraction=0.3))
+    own = existing_negatives(existing, set(), settings_of(count=10, llm_negative_fraction=0.3))
     kept = combine(own, mined, set(), count=10)
 
     assert [one.text for one in kept] == ["g", "w0", "w1", "w2", "m0", "m1", "m2", "m3", "m4", "m5"]

@@ -7,9 +7,16 @@ from hypothesis import strategies as st
 
 from qzhou.data.storage import Folder
 from qzhou.errors import RecipeError
-from qzhou.mining import shard
-from qzhou.mining.shard import Block, Found, Shard, VectorFile, divided, recall
-from qzhou.mining.sift import sift
+from qzhou.mining.bf16_prefilter import bf16_prefilter
+from qzhou.mining.shard import (
+    ExactSearch,
+    QueryBlock,
+    SearchResult,
+    Shard,
+    VectorFile,
+    divided,
+    recall,
+)
 
 
 def unit(rows: int, width: int, seed: int) -> np.ndarray:
@@ -26,8 +33,8 @@ def written(folder, vectors: np.ndarray, rows_per_file: int) -> tuple[Folder, li
     return place, files
 
 
-def block_of(query: np.ndarray, positive: np.ndarray | None = None, owner=()) -> Block:
-    return Block(
+def block_of(query: np.ndarray, positive: np.ndarray | None = None, owner=()) -> QueryBlock:
+    return QueryBlock(
         query, query[:0] if positive is None else positive, np.array(owner, dtype=np.int64)
     )
 
@@ -58,7 +65,7 @@ def test_any_number_of_shards_equals_one_and_equals_brute_force(
     block = block_of(query)
 
     alone = Shard(folder, files).search(block, count)
-    together = Found.merged(
+    together = SearchResult.merged(
         [Shard(folder, part).search(block, count) for part in divided(files, shards)], count
     )
 
@@ -69,14 +76,14 @@ def test_any_number_of_shards_equals_one_and_equals_brute_force(
     assert sum(one.rows for part in divided(files, shards) for one in part) == len(document)
 
 
-def test_blocks_of_documents_change_nothing(tmp_path, monkeypatch):
+def test_blocks_of_documents_change_nothing(tmp_path):
     query, document = unit(50, 16, 0), unit(900, 16, 1)
     folder, files = written(tmp_path, document, 64)
     positive, owner = document[[3, 5, 8, 900 - 1]], [0, 0, 7, 49]
     whole = Shard(folder, files).search(block_of(query, positive, owner), 30)
 
-    monkeypatch.setattr(shard, "BLOCK_BYTES", 1)
-    small = Shard(folder, files).search(block_of(query, positive, owner), 30)
+    one_file = ExactSearch(block_bytes=1)
+    small = Shard(folder, files, exact=one_file).search(block_of(query, positive, owner), 30)
 
     assert all(
         (getattr(whole, name) == getattr(small, name)).all() for name in ("score_NK", "row_NK")
@@ -107,24 +114,21 @@ def test_a_search_by_way_of_bfloat16_finds_what_float32_finds(
     query = unit(9, 12, seed + 1)
     folder, files = written(tmp_path_factory.mktemp("vectors"), document, 60)
     block = block_of(query, document[[0, rows - 1]], [3, 8])
-    expected = Shard(folder, files).search(block, count)
+    plain = ExactSearch(prefilters=False)
+    expected = Shard(folder, files, exact=plain).search(block, count)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard, "SIFTED_PRODUCTS", 0)
-        patch.setattr(shard, "SIFTED_SPARE", spare)
-        patch.setattr("qzhou.mining.sift.FASTER", 0.0)
-        patch.setattr("qzhou.mining.sift.QUERIES_AT_ONCE", 4)
-        found = Shard(folder, files).search(block, count)
+    prefiltered = ExactSearch(prefilters=True, least_products=0, spare=spare, queries_at_once=4)
+    found = Shard(folder, files, exact=prefiltered).search(block, count)
 
     assert (found.row_NK == expected.row_NK).all()
     assert (found.score_NK == expected.score_NK).all()
     assert (found.positive_cosine_NK == expected.positive_cosine_NK).all()
 
 
-def test_sifting_names_a_bound_that_holds_and_most_queries_need_no_second_search():
+def test_the_prefilter_names_a_bound_that_holds_and_most_queries_need_no_second_search():
     query, document = unit(200, 64, 0), unit(5000, 64, 1)
 
-    found = sift(
+    found = bf16_prefilter(
         query, [(np.arange(3000), document[:3000]), (np.arange(3000, 5000), document[3000:])], 80
     )
 
@@ -136,16 +140,14 @@ def test_sifting_names_a_bound_that_holds_and_most_queries_need_no_second_search
 
 
 @pytest.mark.parametrize("index", ["Flat", "IVF4,Flat"])
-@pytest.mark.parametrize("sifted", [False, True])
-def test_copies_are_not_searched(tmp_path, monkeypatch, index, sifted):
+@pytest.mark.parametrize("prefilters", [False, True])
+def test_copies_are_not_searched(tmp_path, index, prefilters):
     query, document = unit(5, 8, 0), unit(60, 8, 1)
     folder, files = written(tmp_path, document, 17)
     copies = np.array([0, 16, 17, 18, 40, 59])
-    if sifted:
-        monkeypatch.setattr(shard, "SIFTED_PRODUCTS", 0)
-        monkeypatch.setattr("qzhou.mining.sift.FASTER", 0.0)
+    exact = ExactSearch(prefilters=prefilters, least_products=0)
 
-    one = Shard(folder, files, index, "nprobe=4" if index != "Flat" else "", copies)
+    one = Shard(folder, files, index, "nprobe=4" if index != "Flat" else "", copies, exact)
 
     left = np.setdiff1d(np.arange(60), copies)
     expected = left[brute_force(query, document[left], 54)]

@@ -88,10 +88,10 @@ def test_an_index_finds_what_brute_force_finds_and_holds_a_text_once(model, tmp_
     parts = [
         Part(folder / name, file, "") for name in "ab" for file in (folder / name).files(".parquet")
     ]
-    for number in range(len(parts)):
-        EncodePart(recipe, model, folder / "encoded", parts)({"id": [number]})
+    encode = EncodePart(recipe, model, folder / "encoded", parts)
+    files = [encode.files_of(number) for number in range(len(parts))]
 
-    count = assemble(folder / "encoded", (folder / "index").create())
+    count = assemble(parts, files, folder / "encoded", (folder / "index").create())
     index = SearchIndex(tmp_path / "index")
 
     assert count == len(index) == len(texts)

@@ -21,7 +21,8 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import digest
 from qzhou.data.storage import Folder
-from qzhou.encoder import TextEncoder, load_encoder, load_teacher, stored_as
+from qzhou.encoder import TextEncoder, load_encoder, load_teacher
+from qzhou.encoder.vectors import VectorStore
 from qzhou.errors import DataError, QzhouError, first_line
 from qzhou.evaluation.judge.local_tasks import example_count
 from qzhou.evaluation.judge.model_specs import BM25, ModelSpec
@@ -31,12 +32,13 @@ from qzhou.evaluation.judge.predictions import per_example_scores_of
 from qzhou.evaluation.judge.prompts import prompt_of
 from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
 from qzhou.evaluation.judge.tasks import SETTING, build_task, eval_tasks, task_name
-from qzhou.evaluation.vectors import VectorStore, run_rows
 from qzhou.run.files import EVALUATION, SCORES, RunFiles
 
 VERSION = 3  # of the stored scores
 HEALTH_TEXTS = 600
 UNDEFINED = "mteb gives no {metric}, as it does where every text has the same vector or every pair the same cosine"
+MTEB_ROWS = 50_000  # documents that mteb asks for at a time; chunks begin anew there
+CHUNK_ROWS = 2000  # documents in a file of vectors
 BATCH_TEXTS = 2000  # that mteb hands over at once; the encoder makes batches of its own
 
 
@@ -84,7 +86,7 @@ class Evaluator:
                 if start <= first < end:
                     rows = corpus.select(range(first, min(first + store.rows, len(corpus))))
                     texts = [prompt.document(text) for text in corpus_texts(rows)]
-                    store.vectors(loaded.encoder, texts)
+                    store.vectors(texts)
             start, end = start - len(corpus), end - len(corpus)
         return int(store.encoded - before)
 
@@ -194,15 +196,15 @@ class Evaluator:
         return found
 
     def _mteb_encoder(self, model: ModelSpec) -> MtebEncoder:
-        encoder, vectors = self._encoder(model), self._folder / "vectors"
-        key = stored_as(encoder, vectors)
-        rows = run_rows(self._recipe.evaluation.split_documents)
+        encoder = self._encoder(model)
+        rows = chunk_rows(self._recipe.evaluation.split_documents)
+        store = VectorStore(self._folder / "vectors", encoder, rows=rows)
         return MtebEncoder(
             encoder,
             self._prompts,
             name=f"{self._recipe.run.name}-{model.name}",
-            revision=key,
-            store=VectorStore(vectors, key, rows),
+            revision=store.key,
+            store=store,
         )
 
     def _encoder(self, model: ModelSpec) -> TextEncoder:
@@ -211,7 +213,11 @@ class Evaluator:
         if model.trained:
             with (self._run / model.source).local_copy() as place:
                 return load_encoder(
-                    str(place), max_tokens=most, dtype=own.encodes_in, compiled=own.compiled
+                    str(place),
+                    max_tokens=most,
+                    dtype=own.encodes_in,
+                    library=own.arithmetic,
+                    compiled=own.compiled,
                 )
         limited = own.model_copy(update={"max_document_tokens": most})
         return load_teacher(model.source, limited, api_key_env=settings.api_key_env)
@@ -225,3 +231,13 @@ class Evaluator:
     def _prompt(self, task: EvalTask) -> Prompt:
         instructions = self._recipe.evaluation.instructions
         return prompt_of(self._bare_task(task), self._own_prompts, instructions)
+
+
+def chunk_rows(split_documents: int) -> int:
+    """Documents in a file of vectors: a divisor of what mteb asks for at a time.
+
+    Args:
+        split_documents: Documents of a corpus that one worker encodes at a time.
+    """
+    most = min(CHUNK_ROWS, split_documents, MTEB_ROWS)
+    return next(rows for rows in range(most, 0, -1) if MTEB_ROWS % rows == 0)

@@ -20,6 +20,7 @@ from mteb.abstasks import (
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from qzhou.config.dataset import TaskKind
+from qzhou.data.languages import script_of
 from qzhou.data.records import (
     Document,
     LabeledExample,
@@ -32,23 +33,6 @@ from qzhou.data.records import (
 )
 
 SPLIT = "test"
-# mteb's BM25 cuts texts into words by the language of the task; in scripts without spaces a clause would be one word.
-# Latin letters do not tell the language: they count as English, whose stop words and endings the baseline then uses.
-SCRIPTS = {
-    "eng-Latn": "A-Za-z\u00c0-\u024f",
-    "cmn-Hans": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff",
-    "jpn-Jpan": "\u3040-\u30ff",
-    "kor-Hang": "\uac00-\ud7af",
-    "tha-Thai": "\u0e00-\u0e7f",
-    "rus-Cyrl": "\u0400-\u04ff",
-    "arb-Arab": "\u0600-\u06ff",
-    "ell-Grek": "\u0370-\u03ff",
-    "hin-Deva": "\u0900-\u097f",
-}
-# How much text decides on the language.
-LANGUAGE_TEXTS, LANGUAGE_CHARS = 2000, 200
-# A share of kana that marks Japanese, which consists mostly of Chinese characters in names and headings.
-KANA_SHARE = 0.1
 TEXTS_PER_CLASS = 4  # two to train mteb's classifier, two to test it
 MAIN_SCORES = {
     "Retrieval": "ndcg_at_10",
@@ -292,16 +276,6 @@ def why_no_task(examples: Sequence[Any], kind: TaskKind) -> str:
     return ""
 
 
-def language_of(texts: Iterable[str]) -> str:
-    """The language to which most letters of some texts belong, as mteb writes it: "cmn-Hans"."""
-    sample = "".join(text[:LANGUAGE_CHARS] for text in islice(texts, LANGUAGE_TEXTS))
-    letters = {code: len(re.findall(f"[{script}]", sample)) for code, script in SCRIPTS.items()}
-    chinese, kana = letters["cmn-Hans"], letters["jpn-Jpan"]
-    if kana > KANA_SHARE * (kana + chinese):
-        letters["jpn-Jpan"] += letters.pop("cmn-Hans")
-    return max(letters, key=lambda language: letters[language])
-
-
 def example_count(task: Any) -> int:
     """How many queries, pairs or test texts the score of a loaded task is a mean over, in all subsets."""
     splits = task.metadata.eval_splits
@@ -322,7 +296,8 @@ def _task(kind: type, name: str, task_type: str, texts: Sequence[str], grades: s
         modalities=["text"],
         category="t2t",
         eval_splits=[SPLIT],
-        eval_langs=[language_of(texts)],
+        # BM25 cuts words by it: Chinese and Japanese have no spaces between them
+        eval_langs=[script_of(texts)],
         main_score=MAIN_SCORES[task_type],
         dataset={"path": f"local/{name}", "revision": revision},
     )

@@ -11,7 +11,7 @@ from mteb.types import PromptType
 
 from qzhou.data.prompts import Prompt
 from qzhou.encoder import TextEncoder
-from qzhou.evaluation.vectors import VectorStore
+from qzhou.encoder.vectors import VectorStore
 
 BM25_MODEL = "mteb/baseline-bm25s"  # with stemming and stop words (library: bm25s)
 
@@ -57,7 +57,7 @@ class MtebEncoder:
         texts = [present(text) for batch in inputs for text in batch["text"]]
         if self.store is None or not is_document:
             return self.encoder.encode(texts)
-        return self.store.vectors(self.encoder, texts)
+        return self.store.vectors(texts)
 
     def similarity(self, one: Any, other: Any) -> Any:
         """All cosines [N, M]."""

@@ -1,15 +1,14 @@
-"""Candidates for an exact search from products in bfloat16, with a bound that proves that none is missing.
+"""Candidates for an exact search on CPUs from products in bfloat16, with a bound that proves that none is missing.
 
-Processors that multiply in bfloat16 do so two to ten times faster than in float32. A product of rounded unit vectors is
-wrong by no more than what the rounding took from them: a document that is not among the candidates is further away
-than the last one by more than that, or the query is searched again in float32. What is found is what float32 finds.
+Processors that multiply in bfloat16 do so two to ten times faster than in float32 (LOG.md). Rounding changes a product
+of unit vectors by no more than the lengths of what it took from them. A document that is not among the candidates
+scores lower than the last one by more than that, or the query is searched again in float32: the result is float32's.
 
 Shape letters in this file: N queries, M documents of a block, D embedding width, C candidates.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,19 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qzhou.mining.identity import Floats, Ints
+from qzhou.mining.text_digests import Floats, Ints
 
-QUERIES_AT_ONCE = 1024
+QUERIES_AT_ONCE = 1024  # more take more memory for their products
 GROUP = 16  # documents of which one maximum is taken
 ROUNDED_ROWS = 4096  # at once, within memory that is used again
 RELATIVE = 2.0**-8  # twice what rounding to bfloat16 changes a product by
 ABSOLUTE = 1e-5  # what summing in float32 does
-# times, of products alone; below, finding the best in them and proving it costs what they save
-FASTER = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Sifted:
+class Candidates:
     """Candidates of each query.
 
     Attributes:
@@ -41,13 +38,20 @@ class Sifted:
     outside_N: Floats
 
 
-def sift(query_ND: Floats, blocks: Iterable[tuple[Ints, Floats]], count: int) -> Sifted:
+def bf16_prefilter(
+    query_ND: Floats,
+    blocks: Iterable[tuple[Ints, Floats]],
+    count: int,
+    *,
+    queries_at_once: int = QUERIES_AT_ONCE,
+) -> Candidates:
     """The ``count`` documents that bfloat16 ranks first, for each query.
 
     Args:
         query_ND: Unit rows.
         blocks: Rows of some documents, and their unit vectors.
         count: Candidates; fewer come back where there are fewer documents, and then none is missing.
+        queries_at_once: Their products with a block of documents are in memory together.
     """
     query, error_N = _rounded(query_ND)
     score = torch.full((len(query), count), -torch.inf, dtype=torch.bfloat16)
@@ -58,47 +62,28 @@ def sift(query_ND: Floats, blocks: Iterable[tuple[Ints, Floats]], count: int) ->
     with torch.inference_mode():
         for row_M, document_MD in blocks:
             document, error_M = _rounded(document_MD)
-            worst, seen = max(worst, float(error_M.max())), seen + len(document)
-            if len(document) * QUERIES_AT_ONCE > len(products):
-                products = torch.empty(len(document) * QUERIES_AT_ONCE, dtype=torch.bfloat16)
-            for start in range(0, len(query), QUERIES_AT_ONCE):
-                here = slice(start, start + QUERIES_AT_ONCE)
+            worst = max(worst, float(error_M.max()))
+            seen += len(document)
+            needed = len(document) * queries_at_once
+            if needed > len(products):
+                products = torch.empty(needed, dtype=torch.bfloat16)
+            for start in range(0, len(query), queries_at_once):
+                here = slice(start, start + queries_at_once)
                 some = query[here]
                 product = products[: len(some) * len(document)].view(len(some), len(document))
                 torch.mm(some, document.T, out=product)
                 found, place = _better(product, score[here, -1:], count)
                 together = torch.cat([score[here], found], dim=1)
                 score[here], kept = torch.topk(together, count, dim=1)
-                row[here] = torch.cat([row[here], torch.from_numpy(row_M)[place]], dim=1).gather(
-                    1, kept
-                )
+                rows = torch.cat([row[here], torch.from_numpy(row_M)[place]], dim=1)
+                row[here] = rows.gather(1, kept)
     score, row = score[:, :seen], row[:, :seen]
     if seen <= count:
-        return Sifted(row.numpy(), np.full(len(query), -np.inf, dtype=np.float32))
+        return Candidates(row.numpy(), np.full(len(query), -np.inf, dtype=np.float32))
     lowest_N = score.float().min(dim=1).values
-    return Sifted(
-        row.numpy(),
-        (lowest_N + RELATIVE * lowest_N.abs() + 1.01 * (error_N + worst) + ABSOLUTE).numpy(),
-    )
-
-
-def is_faster(width: int) -> bool:
-    """Whether products in bfloat16 are fast enough here to pay, by a measurement of a quarter of a second."""
-    generator = torch.Generator().manual_seed(0)
-    query, document = (
-        torch.randn(rows, width, generator=generator) for rows in (QUERIES_AT_ONCE, 16_384)
-    )
-
-    def seconds(dtype: torch.dtype) -> float:
-        some, others, taken = query.to(dtype), document.to(dtype), []
-        product = torch.empty(len(query), len(document), dtype=dtype)
-        for _ in range(3):
-            started = time.perf_counter()
-            torch.mm(some, others.T, out=product)
-            taken.append(time.perf_counter() - started)
-        return min(taken)
-
-    return seconds(torch.float32) > FASTER * seconds(torch.bfloat16)
+    # |q.d - q'.d'| <= |q - q'| + |d - d'| for unit q and d; 1.01 because rounded rows may be longer than 1
+    outside_N = lowest_N + RELATIVE * lowest_N.abs() + 1.01 * (error_N + worst) + ABSOLUTE
+    return Candidates(row.numpy(), outside_N.numpy())
 
 
 def _rounded(rows: Floats) -> tuple[Tensor, Tensor]:

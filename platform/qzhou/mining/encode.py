@@ -1,4 +1,4 @@
-"""Encoding on Ray Data: a pool of actors writes the vectors of every chunk of texts once, to shared storage."""
+"""Encoding on Ray Data: a pool of actors writes the vectors of each chunk of texts once, to shared storage."""
 
 from __future__ import annotations
 
@@ -16,8 +16,21 @@ from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
 
-def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk]) -> list[str]:
+def encoded(
+    recipe: Recipe,
+    teacher: str,
+    folder: Folder,
+    chunks: Sequence[Chunk],
+    actor: type[EncodeActor] = EncodeActor,
+) -> list[str]:
     """The vector file of each chunk, below ``folder``; those that are there already are not encoded again.
+
+    Args:
+        recipe: Of the run.
+        teacher: Names the model; empty for the recipe's backbone.
+        folder: Of the store of vectors.
+        chunks: Any number.
+        actor: What encodes.
 
     Raises:
         ModelError: The teacher cannot be loaded.
@@ -29,7 +42,7 @@ def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk
         [{"id": number} for number in range(len(chunks))], override_num_blocks=len(chunks)
     )
     done = numbers.map_batches(
-        EncodeActor,
+        actor,
         fn_constructor_args=(recipe, teacher, folder, list(chunks)),
         batch_size=1,
         compute=_pool(recipe, len(chunks)),
@@ -37,7 +50,8 @@ def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk
     )  # fmt: skip
     names = [""] * len(chunks)
     texts = truncated = 0
-    with progress("mining: encode", total=sum(chunk.rows for chunk in chunks), unit="texts") as bar:
+    total = sum(chunk.rows for chunk in chunks)
+    with progress("mining: encode", total=total, unit="texts") as bar:
         for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
             for error in filter(None, batch["error"]):
                 raise from_json(error)
@@ -45,14 +59,12 @@ def encoded(recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk
             for number, name in zip(batch["id"], batch["name"], strict=True):
                 names[int(number)] = str(name)
                 bar.advance(chunks[int(number)].rows)
-            texts, truncated = (
-                texts + int(batch["encoded"].sum()),
-                truncated + int(batch["truncated"].sum()),
-            )
-    total = sum(chunk.rows for chunk in chunks)
+            texts += int(batch["encoded"].sum())
+            truncated += int(batch["truncated"].sum())
     whose = f" by {teacher}" if teacher else ""
-    line = f"mining: encode: {texts:,} texts encoded{whose}, {total - texts:,} were there already"
-    log_event(line, "encoded", texts=texts, known=total - texts, truncated=truncated)
+    known = total - texts
+    line = f"mining: encode: {texts:,} texts encoded{whose}, {known:,} were there already"
+    log_event(line, "encoded", texts=texts, known=known, truncated=truncated)
     if truncated:
         query, document = recipe.model.max_query_tokens, recipe.model.max_document_tokens
         limits = f"model.max_query_tokens ({query:,}) or max_document_tokens ({document:,})"

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qzhou.data.records import RetrievalExample, Source, normalized_text, relevant_keys
-from qzhou.mining.identity import Answers, Groups, RowOf, digests, is_among, key_digests
+from qzhou.mining.text_digests import (
+    Groups,
+    RelevantTexts,
+    RowLookup,
+    digests,
+    is_among,
+    key_digests,
+)
 
 TEXTS = st.sampled_from(["a", "b", "B", " b ", "c", "d", "e f", "E  f", ""])
 EXAMPLES = st.lists(
@@ -27,7 +34,7 @@ def test_answers_in_arrays_equal_answers_in_sets(rows, start):
     positives = key_digests(text for one in examples for text in one.positives)
     some = examples[start:]
 
-    found = Answers(Groups.of(examples), positives, owner).of(Groups.of(some))
+    found = RelevantTexts(Groups.of(examples), positives, owner).of(Groups.of(some))
 
     candidates = ["a", "B", "c", "D", "e f", "", "x"]
     key_NK = np.tile(key_digests(candidates), (len(some), 1))
@@ -39,13 +46,13 @@ def test_answers_in_arrays_equal_answers_in_sets(rows, start):
 
 
 def test_a_text_is_found_by_its_first_row_and_an_unknown_one_is_an_error():
-    row_of = RowOf(digests(["x", "y", "x", "z"]))
+    row_lookup = RowLookup(digests(["x", "y", "x", "z"]))
 
-    assert row_of(digests(["z", "x", "y"])).tolist() == [3, 0, 1]
+    assert row_lookup(digests(["z", "x", "y"])).tolist() == [3, 0, 1]
     with pytest.raises(KeyError):
-        row_of(digests(["w"]))
+        row_lookup(digests(["w"]))
     with pytest.raises(KeyError):
-        RowOf(digests([]))(digests(["w"]))
+        RowLookup(digests([]))(digests(["w"]))
 
 
 def test_texts_that_are_not_valid_unicode_have_a_digest():

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qzhou.encoder import linear
-from qzhou.encoder.linear import OneDnnLinear, take_faster_linear
+from qzhou.encoder.cpu.onednn import OneDnnLinear, multiply_with_onednn
 
 
 def model() -> nn.Module:
@@ -15,17 +14,12 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 8, bias=False))
 
 
-@pytest.fixture(autouse=True)
-def always(monkeypatch):
-    monkeypatch.setattr(linear, "FASTER", 0.0)
-
-
 def test_the_layers_compute_the_same_with_the_same_weights():
     usual = model()
     other = copy.deepcopy(usual)
     texts = torch.randn(3, 5, 16)
 
-    assert take_faster_linear(other)
+    assert multiply_with_onednn(other)
 
     with torch.inference_mode():
         assert torch.allclose(usual(texts), other(texts), atol=1e-5)
@@ -36,7 +30,7 @@ def test_the_layers_compute_the_same_with_the_same_weights():
 @pytest.mark.parametrize("shape", [(4, 16), (3, 5, 16)])
 def test_gradients_are_those_of_the_usual_layer(shape):
     usual, other = model(), model()
-    take_faster_linear(other)
+    multiply_with_onednn(other)
     texts = [torch.ones(shape).cumsum(-1).sin().requires_grad_() for _ in range(2)]
 
     for one, given in zip((usual, other), texts, strict=True):
@@ -49,7 +43,7 @@ def test_gradients_are_those_of_the_usual_layer(shape):
 
 def test_a_frozen_layer_has_no_gradient():
     other = model()
-    take_faster_linear(other)
+    multiply_with_onednn(other)
     other[0].requires_grad_(False)
 
     other(torch.randn(4, 16)).sum().backward()
@@ -58,11 +52,9 @@ def test_a_frozen_layer_has_no_gradient():
     assert other[2].weight.grad is not None
 
 
-def test_nothing_changes_where_it_is_not_faster_or_not_float32(monkeypatch):
+def test_layers_of_another_type_stay():
     halves = model().bfloat16()
-    assert not take_faster_linear(halves)
 
-    monkeypatch.setattr(linear, "FASTER", 1e9)
-    usual = model()
-    assert not take_faster_linear(usual)
-    assert type(usual[0]) is nn.Linear
+    multiply_with_onednn(halves)
+
+    assert type(halves[0]) is nn.Linear

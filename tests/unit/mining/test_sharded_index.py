@@ -1,11 +1,11 @@
-"""How a corpus is divided over searchers, without starting Ray."""
+"""How a corpus is divided over indexes, without starting Ray."""
 
 import numpy as np
 import pytest
 
 from qzhou.data.storage import Folder
-from qzhou.mining.searchers import index_of, shards_of
 from qzhou.mining.shard import VectorFile
+from qzhou.mining.sharded_index import index_of, shards_of
 
 
 @pytest.mark.parametrize(
@@ -27,4 +27,4 @@ def test_only_an_index_that_is_built_has_to_fit_into_memory(
     recipe = make_recipe(mining=mining)
 
     assert index_of(recipe.mining, files) == taken
-    assert len(shards_of(recipe, folder, files)) == shards
+    assert len(shards_of(recipe, folder, files, shard_rows=20_000)) == shards

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qzhou.mining.sift import GROUP, sift
+from qzhou.mining.bf16_prefilter import GROUP, bf16_prefilter
 
 
 def unit(generator, rows, width=16):
@@ -29,7 +29,7 @@ def test_what_is_left_out_is_below_the_bound_and_the_candidates_are_the_best(see
         for size, end in zip(sizes, ends, strict=True)
     ]
 
-    found = sift(query_ND, blocks, count)
+    found = bf16_prefilter(query_ND, blocks, count)
 
     kept = min(count, len(document_MD))
     rounded = (
@@ -59,7 +59,7 @@ def test_later_blocks_are_searched_where_they_hold_something_better(better_last)
         for start in range(0, 1060, 500)
     ]
 
-    found = sift(query, blocks, 10)
+    found = bf16_prefilter(query, blocks, 10)
 
     exact = np.argsort(-(query @ document.T), axis=1)[:, :5]
     for query_rows, best in zip(found.row_NC, exact, strict=True):

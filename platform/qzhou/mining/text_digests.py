@@ -1,4 +1,4 @@
-"""Which texts are the same and which answer a query, for millions of rows: 64-bit digests in sorted arrays.
+"""Which texts are the same and which are relevant to a query, for millions of rows: 64-bit digests, sorted.
 
 Shape letters in this file: P positives of a dataset, N queries of a block, E (query, text) pairs of a block.
 """
@@ -37,66 +37,71 @@ def key_digests(texts: Iterable[str]) -> Digests:
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """To what each query belongs; the members of a group share their answers.
+    """The two groups of each query; the members of a group share their relevant texts.
 
     Attributes:
         query_N: Equal for queries of the same text.
-        family_N: Equal for a raw example and what was made from it.
+        origin_N: Equal for a raw example and what was made from it.
     """
 
     query_N: Digests
-    family_N: Digests
+    origin_N: Digests
 
     @classmethod
     def of(cls, examples: Sequence[RetrievalExample]) -> Groups:
-        return cls(
-            key_digests(one.query for one in examples),
-            digests(f"family {origin_id(one)}" for one in examples),
-        )
+        """The groups of some examples' queries."""
+        queries = key_digests(one.query for one in examples)
+        # the prefix keeps an id apart from a query of the same letters
+        return cls(queries, digests(f"family {origin_id(one)}" for one in examples))
 
 
-class Answers:
-    """What answers each query of a dataset: its own positives, its relatives', and those of an equal query.
+class RelevantTexts:
+    """The texts relevant to each query of a dataset: its own positives, its relatives', and those of an equal query.
 
-    The same as :func:`qzhou.data.records.answers`, in 32 bytes for each positive of the dataset.
+    :func:`qzhou.data.records.answers` for millions of queries: 32 bytes for each positive in place of sets of texts.
+
+    Args:
+        groups: Of all queries.
+        positive_P: Key digests of their positives.
+        owner_P: Which query each belongs to.
     """
 
     def __init__(self, groups: Groups, positive_P: Digests, owner_P: Ints) -> None:
-        """Take in a dataset.
-
-        Args:
-            groups: Of all queries.
-            positive_P: Key digests of their positives.
-            owner_P: Which query each belongs to.
-        """
-        group = np.concatenate([groups.query_N[owner_P], groups.family_N[owner_P]])
-        answer = np.concatenate([positive_P, positive_P])
+        group = np.concatenate([groups.query_N[owner_P], groups.origin_N[owner_P]])
+        key = np.concatenate([positive_P, positive_P])
         order = np.argsort(group, kind="stable")
-        self._group, self._answer = group[order], answer[order]
+        self._group, self._key = group[order], key[order]
 
     def of(self, groups: Groups) -> tuple[Ints, Digests]:
-        """The answers to some queries: owner [E] and key digest [E]; one that holds twice may stand twice."""
+        """The texts relevant to some queries: owner [E] and key digest [E]; a text may stand twice."""
         owners, found = [], []
-        for wanted in (groups.query_N, groups.family_N):
+        for wanted in (groups.query_N, groups.origin_N):
             first = np.searchsorted(self._group, wanted, side="left")
             count = np.searchsorted(self._group, wanted, side="right") - first
             owner = np.repeat(np.arange(len(wanted)), count)
             within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
             owners.append(owner)
-            found.append(self._answer[np.repeat(first, count) + within])
+            found.append(self._key[np.repeat(first, count) + within])
         return np.concatenate(owners), np.concatenate(found)
 
 
 def is_among(owner_E: Ints, key_E: Digests, key_NK: Digests) -> Bools:
-    """Whether each candidate of a query is one of the texts that belong to it, its answers for one [N, K]."""
+    """Whether each candidate of a query is one of the texts that belong to it [N, K].
+
+    Args:
+        owner_E: Which query each text belongs to.
+        key_E: Its key digest.
+        key_NK: Key digests of the candidates.
+    """
+    # one number for query and text, so that one search answers for all queries
     with np.errstate(over="ignore"):
         asked = key_NK + GOLDEN * np.arange(1, len(key_NK) + 1, dtype=np.uint64)[:, None]
         known = key_E + GOLDEN * (owner_E + 1).astype(np.uint64)
     return np.isin(asked, known)
 
 
-class RowOf:
-    """Where a text stands among the documents: its digest -> the first row with it."""
+class RowLookup:
+    """Digest of a text -> the first row of the documents with it."""
 
     def __init__(self, digest_M: Digests) -> None:
         self._order = np.argsort(digest_M, kind="stable")

@@ -13,16 +13,16 @@ from qzhou.encoder.encoder import Encoder
 def to_int8(encoder: Encoder) -> Encoder:
     """The same encoder with the weights of its dense layers in 8 bits, one scale a layer.
 
-    What goes into a layer is brought to 8 bits too, by the largest value in the batch (dynamic quantization): so a
-    vector depends a little on its batch, and less than it differs from float32.
+    The input of a layer is brought to 8 bits too, scaled by the largest value in the batch (dynamic quantization). So a
+    vector depends a little on its batch, by less than it differs from float32.
 
     Args:
-        encoder: In float32 on a CPU; it is changed.
+        encoder: In float32 on a CPU, with torch's own layers; it is changed.
     """
     fingerprint = f"{encoder.fingerprint}-int8"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.ao's future
+        warnings.simplefilter("ignore")  # torch.ao will move to another package
         quantize: Any = torch.ao.quantization.quantize_dynamic
         encoder.model = quantize(encoder.model, {torch.nn.Linear}, dtype=torch.qint8)
-    encoder.__dict__["fingerprint"] = fingerprint
+    encoder.fingerprint = fingerprint
     return encoder

@@ -16,10 +16,10 @@ from qzhou.data.records import (
     relevant_keys,
 )
 from qzhou.data.storage import Folder, write_records
-from qzhou.mining.blocks import Queries, depth_of, judged, ranking_of, two_lowest
 from qzhou.mining.corpus import document_digests, prepared, read_texts
+from qzhou.mining.query_block import Queries, depth_of, ranking_of, reranked, two_lowest
 from qzhou.mining.select import select_negatives
-from qzhou.mining.shard import Block, Found, Shard, VectorFile, divided
+from qzhou.mining.shard import QueryBlock, SearchResult, Shard, VectorFile, divided
 
 DATASET = Dataset.model_validate(
     {"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
@@ -55,7 +55,7 @@ def content() -> tuple[list[RetrievalExample], list[Document]]:
 
 
 def mined(
-    place, examples, documents, *, shards=1, mining=MINING, judge=None
+    place, examples, documents, *, shards=1, mining=MINING, rerank=None
 ) -> dict[str, list[str]]:
     """Query id -> the texts of its negatives, by everything that the stage does between its actors."""
     folder = Folder.open(str(place))
@@ -64,7 +64,8 @@ def mined(
     known = [
         document_digests(folder / "corpus", file) for file in (folder / "corpus").files(".parquet")
     ]
-    corpus = prepared(DATASET, folder / "examples", folder / "corpus", folder / "extra", known)
+    places = folder / "examples", folder / "corpus", folder / "extra"
+    corpus = prepared(DATASET, *places, known, chunk_rows=13)
     files, texts = [], []
     for number, chunk in enumerate(corpus.documents):
         texts += read_texts(chunk.folder, chunk.file, np.arange(chunk.start, chunk.stop))
@@ -78,18 +79,18 @@ def mined(
     for some in corpus.blocks(2):
         queries = Queries.of(corpus, some, mining)
         positive = np.stack([vector(texts[row]) for row in queries.positive_row_P])
-        block = Block(np.stack([vector(one.query) for one in some]), positive, queries.owner_P)
+        block = QueryBlock(np.stack([vector(one.query) for one in some]), positive, queries.owner_P)
         ranking, second = ranking_of(
             corpus,
             queries,
             block,
-            Found.merged([part.search(block, depth) for part in parts], depth),
+            SearchResult.merged([part.search(block, depth) for part in parts], depth),
             0.98,
         )
         rankings = [ranking]
-        if judge:
-            rankings, second = judged(
-                rankings, queries, mining, lambda rows: [texts[row] for row in rows], judge
+        if rerank:
+            rankings, second = reranked(
+                rankings, queries, mining, lambda rows: [texts[row] for row in rows], rerank
             )
         assert second.shape == (len(some),)
         chosen = select_negatives(rankings, queries.seeds(1), mining)
@@ -100,11 +101,6 @@ def mined(
         for one, rows in zip(some, chosen.rows, strict=True):
             found[one.id] = [texts[row] for row in rows]
     return found
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr("qzhou.mining.corpus.CHUNK_ROWS", 13)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -156,7 +152,7 @@ def test_a_reranker_reads_each_pair_once_and_its_scores_decide(tmp_path):
     examples = [one for one in examples if one.query != "asked often"]
     asked = []
 
-    def judge(pairs):
+    def rerank(pairs):
         asked.append(pairs)
         return np.array(
             [0.9 if "TEXT" in text or "text1" in text else 0.2 for _, text in pairs],
@@ -164,7 +160,7 @@ def test_a_reranker_reads_each_pair_once_and_its_scores_decide(tmp_path):
         )
 
     hardest = MINING.model_copy(update={"max_score": 0.5, "sampling": "top"})
-    found = mined(tmp_path, examples, documents, judge=judge, mining=hardest)
+    found = mined(tmp_path, examples, documents, rerank=rerank, mining=hardest)
 
     assert all(len(set(pairs)) == len(pairs) for pairs in asked)
     assert not [text for texts in found.values() for text in texts if "text1" in text]

@@ -1,0 +1,171 @@
+"""A block of queries: its relevant texts, its rankings after the search, its reranking. No ray in here.
+
+Shape letters in this file: N queries, K ranks, P positives, E (query, relevant text) pairs, G negatives that are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qzhou.config.sections import MiningSection
+from qzhou.data.records import Drop, Negative, RetrievalExample, stable_id
+from qzhou.mining.corpus import Corpus
+from qzhou.mining.select import Ranking, existing_negatives, in_window
+from qzhou.mining.shard import QueryBlock, SearchResult
+from qzhou.mining.text_digests import Digests, Floats, Groups, Ints, is_among, key_digests
+
+# ranks for a query's relevant documents before the window; with more of them it may get fewer negatives
+RELEVANT_RANKED = 100
+
+Texts = Callable[[Ints], list[str]]
+Score = Callable[[Sequence[tuple[str, str]]], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """A block of examples, the texts relevant to them, and the negatives that they keep whatever is mined.
+
+    Attributes:
+        positive_row_P: Rows of their positives among the documents.
+        owner_P: Which example each belongs to.
+        owner_E: Which example each relevant text belongs to, those of relatives and equal queries included.
+        key_E: Its key digest.
+        relevant_keys: The same as a set for each example.
+        own: Negatives that each example came with and keeps.
+        owner_G: Which example each of them belongs to.
+        own_G: Its key digest.
+    """
+
+    examples: list[RetrievalExample]
+    positive_row_P: Ints
+    owner_P: Ints
+    owner_E: Ints
+    key_E: Digests
+    relevant_keys: list[set[int]]
+    own: list[list[Negative]]
+    owner_G: Ints
+    own_G: Digests
+
+    @classmethod
+    def of(cls, corpus: Corpus, examples: list[RetrievalExample], mining: MiningSection) -> Queries:
+        """The block of some examples of a corpus."""
+        owner_E, key_E = corpus.relevant.of(Groups.of(examples))
+        relevant_keys: list[set[int]] = [set() for _ in examples]
+        for owner, key in zip(owner_E.tolist(), key_E.tolist(), strict=True):
+            relevant_keys[owner].add(key)
+        own = [
+            existing_negatives(one.negatives, keys, mining)
+            for one, keys in zip(examples, relevant_keys, strict=True)
+        ]
+        return cls(
+            examples,
+            *corpus.positive_rows(examples),
+            owner_E,
+            key_E,
+            relevant_keys,
+            own,
+            owner_G=np.repeat(np.arange(len(examples)), [len(negatives) for negatives in own]),
+            own_G=key_digests(negative.text for negatives in own for negative in negatives),
+        )
+
+    def seeds(self, seed: int) -> Digests:
+        """Seeds each query's draw [N]."""
+        ids = [stable_id(one.dataset, seed, one.id)[:16] for one in self.examples]
+        return np.array([int(one, 16) for one in ids], dtype=np.uint64)
+
+
+def depth_of(corpus: Corpus, mining: MiningSection) -> int:
+    """How many ranks are needed of each query; the same for all, or neighbours in a block would change one."""
+    last = max(mining.rank_to, mining.consistency_top_k or 0)
+    return last + min(corpus.most_relevant, RELEVANT_RANKED)
+
+
+def ranking_of(
+    corpus: Corpus, queries: Queries, block: QueryBlock, found: SearchResult, closest: float
+) -> tuple[Ranking, Floats]:
+    """The ranking by a teacher, and the second lowest score of each query's positives (nan where there is one) [N].
+
+    Args:
+        corpus: Of the queries.
+        queries: The block.
+        block: Its vectors.
+        found: The result of the search.
+        closest: A document with a higher cosine to a positive repeats it.
+    """
+    score_P = np.einsum("pd,pd->p", block.query_ND[queries.owner_P], block.positive_PD)
+    lowest_N, second_N = two_lowest(score_P, queries.owner_P, len(queries.examples))
+    key_NK = corpus.key_M[found.row_NK]
+    ranking = Ranking(
+        score_NK=found.score_NK,
+        row_NK=found.row_NK,
+        key_NK=key_NK,
+        is_positive_NK=is_among(queries.owner_E, queries.key_E, key_NK),
+        is_own_NK=is_among(queries.owner_G, queries.own_G, key_NK),
+        is_repeat_NK=found.positive_cosine_NK > closest,
+        positive_score_N=lowest_N,
+    )
+    return ranking, second_N
+
+
+def two_lowest(score_P: Floats, owner_P: Ints, count: int) -> tuple[Floats, Floats]:
+    """The lowest and the second lowest score of each owner [count]; nan where there is none.
+
+    Args:
+        score_P: Scores of all owners.
+        owner_P: Which owner each score belongs to.
+        count: Of the owners.
+    """
+    order = np.lexsort((score_P, owner_P))
+    first = np.searchsorted(owner_P[order], np.arange(count))
+    size = np.bincount(owner_P, minlength=count)
+    padded = np.append(score_P[order], [np.nan, np.nan]).astype(np.float32)
+    lowest = np.where(size > 0, padded[first], np.nan)
+    return lowest, np.where(size > 1, padded[first + 1], np.nan)
+
+
+def reranked(
+    rankings: Sequence[Ranking], queries: Queries, mining: MiningSection, texts: Texts, score: Score
+) -> tuple[list[Ranking], Floats]:
+    """The rankings with a reranker's scores in place of the teachers', and the second lowest of the positives [N].
+
+    The reranker reads every candidate inside a window and every relevant text that was found, each pair once.
+
+    Args:
+        rankings: Of the same queries, one for each teacher.
+        queries: The block.
+        mining: Of the recipe.
+        texts: Rows of the corpus to their texts.
+        score: Pairs of query and document to their scores.
+    """
+    wanted = [in_window(one, mining) | (one.is_positive_NK & one.is_there) for one in rankings]
+    rows = [one.row_NK[fits] for one, fits in zip(rankings, wanted, strict=True)]
+    query = np.concatenate([*(np.nonzero(fits)[0] for fits in wanted), queries.owner_P])
+    row = np.concatenate([*rows, queries.positive_row_P])
+    pairs, place = np.unique(np.stack([query, row], axis=1), axis=0, return_inverse=True)
+    asking = [queries.examples[number].query for number in pairs[:, 0]]
+    found = score(list(zip(asking, texts(pairs[:, 1]), strict=True)))[place.ravel()]
+    # in the order in which the pairs were put together: a part for each ranking, then the positives
+    *parts, positive_P = np.split(found, np.cumsum([len(one) for one in rows]))
+    lowest_N, second_N = two_lowest(positive_P, queries.owner_P, len(queries.examples))
+    replaced = []
+    for ranking, fits, part in zip(rankings, wanted, parts, strict=True):
+        score_NK = ranking.score_NK.copy()
+        score_NK[fits] = part
+        replaced.append(dataclasses.replace(ranking, score_NK=score_NK, positive_score_N=lowest_N))
+    return replaced, second_N
+
+
+def inconsistent(example: RetrievalExample, top_k: int | None) -> Drop:
+    """The drop of an example whose positive the teacher does not rank among its first ``top_k``."""
+    return Drop(
+        stage="mining",
+        dataset=example.dataset,
+        reason="inconsistent",
+        detail=f"a positive is not among the teacher's first {top_k}",
+        record=json.dumps(dataclasses.asdict(example), ensure_ascii=False),
+    )
