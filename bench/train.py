@@ -43,7 +43,8 @@ from qzhou.data.prompts import Prompt
 from qzhou.data.records import Example, PairExample, RetrievalExample
 from qzhou.encoder import load_backbone
 from qzhou.encoder.encoder import token_ids
-from qzhou.encoder.linear import take_faster_linear
+from qzhou.encoder.arithmetic import library_for, this_processor
+from qzhou.encoder.cpu.onednn import multiply_with_onednn
 from qzhou.run.models import resolve
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.examples import TrainingSet
@@ -118,7 +119,8 @@ def ours(case: Case, tell: Connection) -> None:
     recipe = recipe_of(case)
     data = TrainingSet.of("d", Prompt(), examples)
     found = load_backbone(MODEL, dtype=torch.float32)
-    take_faster_linear(found.model)
+    if library_for("auto", this_processor()) == "onednn":
+        multiply_with_onednn(found.model)
     engine = TorchEngine(found.model, found.tokenizer, recipe.training)
     plan = InOrder(
         [DatasetSize("d", data.task, data.rows)], recipe.training.stage2, alpha=0.5, seed=0
