@@ -57,7 +57,11 @@ SIZES, NODES, FIXED_RUNS = (1, 4, 16), (1, 2, 4), 3
 SIZE_OF_NODES, NODES_OF_SIZE = 4, 2
 SMALL = {"divisor": 50}
 INK = "#7a7a7a"  # to be read on white and on near-black
-STAGES: dict[str, Callable[[Recipe], Any]] = {"transform": transform, "mine": mine, "evaluate": evaluate}
+STAGES: dict[str, Callable[[Recipe], Any]] = {
+    "transform": transform,
+    "mine": mine,
+    "evaluate": evaluate,
+}
 
 
 def recipe_of(stage: str, storage: Path, nodes: int) -> Recipe:

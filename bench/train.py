@@ -42,9 +42,9 @@ from qzhou.config.recipe import Recipe, parse_recipe
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import Example, PairExample, RetrievalExample
 from qzhou.encoder import load_backbone
-from qzhou.encoder.encoder import token_ids
 from qzhou.encoder.arithmetic import library_for, this_processor
 from qzhou.encoder.cpu.onednn import multiply_with_onednn
+from qzhou.encoder.encoder import token_ids
 from qzhou.run.models import resolve
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.examples import TrainingSet

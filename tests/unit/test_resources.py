@@ -82,7 +82,8 @@ def test_a_worker_that_fits_nowhere_is_named_with_what_the_nearest_node_lacks(ma
 
     said = str(caught.value)
     assert (
-        "cluster.training: each worker of training asks for 1 CPU, 8 GPU, H100, 64.0 GB memory" in said
+        "cluster.training: each worker of training asks for 1 CPU, 8 GPU, H100, 64.0 GB memory"
+        in said
     )
     assert (
         "the nearest, laptop, has 0 GPU of 8 GPU, 8.0 GB memory of 64.0 GB memory, 0 H100 of H100"

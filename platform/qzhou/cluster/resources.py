@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 from qzhou.config.recipe import Recipe
 from qzhou.config.sections import Resources
 from qzhou.errors import SetupError
-from qzhou.run.run import MANIFEST, Run
+from qzhou.run.files import MANIFEST
+from qzhou.run.run import Run
 
 StageName = Literal["transform", "synthesis", "mining", "training", "evaluation", "serving"]
 STAGES: tuple[StageName, ...] = get_args(StageName)

@@ -15,9 +15,9 @@ from qzhou.data.storage import Folder, count_rows, from_row
 from qzhou.estimate.model_shape import model_file
 from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.training import DatasetTexts, EncodedTexts
-from qzhou.estimate.workload import MINING, TRANSFORM
+from qzhou.run.files import MANIFEST, MINING, TRANSFORM
 from qzhou.run.models import resolve
-from qzhou.run.run import MANIFEST, Run
+from qzhou.run.run import Run
 
 # 256 queries and 1,280 documents of these lengths: the 266,000 tokens of a step of the paper
 QUERY_TOKENS, DOCUMENT_TOKENS = 40.0, 200.0

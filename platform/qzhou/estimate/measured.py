@@ -21,20 +21,21 @@ from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.rows import DatasetRows, TransformedRows, rows_of
 from qzhou.estimate.stages import StageEstimator
 from qzhou.estimate.training import DatasetTexts
-from qzhou.estimate.workload import STAGES, SYNTHESIS, TRANSFORM, Basis, Workload
-from qzhou.run.run import MANIFEST, RECIPE
+from qzhou.estimate.workload import Basis, Workload
+from qzhou.run.files import RECIPE, STAGES, SYNTHESIS, TRANSFORM, RunFiles
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MeasuredRun:
-    """A run's folder.
+    """A run with finished stages.
 
     Attributes:
+        files: The files of its folder.
         recipe: Its own recipe, with the folder's present place.
         seconds: Stage -> its time, for the stages that have finished.
     """
 
-    folder: Folder
+    files: RunFiles
     recipe: Recipe
     seconds: Mapping[str, float]
 
@@ -51,21 +52,20 @@ class MeasuredRun:
             raise DataError(
                 f"command line: --measured: {folder.uri} has no {RECIPE}; name the folder of a run"
             )
-        finished = [one for one in STAGES if folder.exists(f"{one}/{MANIFEST}")]
-        if TRANSFORM not in finished:
+        files = RunFiles(folder)
+        if TRANSFORM not in files.manifests:
             raise DataError(
                 f"command line: --measured: in {folder.uri} the stage '{TRANSFORM}' has not finished, so its rows are "
                 "not known. Run `qzhou transform`, or `qzhou run` for all stages."
             )
-        recipe = parse_recipe(folder.read_json(RECIPE), place=f"{folder.uri}/{RECIPE}")
+        recipe = parse_recipe(files.recipe, place=f"{folder.uri}/{RECIPE}")
         place = {"storage": folder.parent.uri, "name": folder.name}
         recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update=place)})
-        seconds = {one: float((folder / one).read_json(MANIFEST)["wall_s"]) for one in finished}
-        return cls(folder, recipe, seconds)
+        return cls(files, recipe, {name: one.wall_s for name, one in files.manifests.items()})
 
     def transformed(self) -> dict[str, TransformedRows]:
         """Dataset -> what the transform made of it."""
-        datasets = (self.folder / TRANSFORM).read_json("report.json")["datasets"]
+        datasets = self.files.transform["datasets"]
         return {name: _transformed(counts) for name, counts in datasets.items()}
 
     def llm_tokens(self, rows: Sequence[DatasetRows]) -> tuple[float, float] | None:
@@ -73,7 +73,7 @@ class MeasuredRun:
         requests = sum(one.requests for one in rows)
         if not requests or SYNTHESIS not in self.seconds or self.recipe.synthesis.is_builtin:
             return None
-        total = (self.folder / SYNTHESIS).read_json("ledger.json")["total"]
+        total = self.files.ledger["total"]
         # the tokens of reused answers were counted by an earlier run
         sent = 1 - total["reused"] / total["requests"] if total["requests"] else 0.0
         counted = sent * requests
@@ -114,7 +114,7 @@ class MeasuredRun:
         factors = [f"{one.name} {one.factor:.3g}" for one in stages if one.factor is not None]
         cpus = cluster_spec(self.recipe, PlanOptions()).cpu.cpus
         found = [
-            f"times of {self.folder.uri} / times of the table: {', '.join(factors) or 'none'}",
+            f"times of {self.files.folder.uri} / times of the table: {', '.join(factors) or 'none'}",
             f"that run is taken to have had {cpus} CPUs, as this machine has",
         ]
         if missing := [one for one in STAGES if one not in self.seconds]:

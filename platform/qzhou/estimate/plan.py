@@ -14,7 +14,8 @@ from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.rows import DatasetRows, rows_of
 from qzhou.estimate.stages import StageEstimator
 from qzhou.estimate.training import EncodedTexts, TrainingMemory, forward_flops
-from qzhou.estimate.workload import MINING, Basis, Workload
+from qzhou.estimate.workload import Basis, Workload
+from qzhou.run.files import MINING
 
 START = "start"
 MILLION, GB, GIB = 1e6, 1e9, 2**30

@@ -32,16 +32,15 @@ from qzhou.estimate.training import (
     expected_steps,
     forward_flops,
 )
-from qzhou.estimate.workload import (
+from qzhou.estimate.workload import HOUR_S, Workload
+from qzhou.run.files import (
     EVALUATION,
     EXPORT,
-    HOUR_S,
     MINING,
-    STAGE1,
-    STAGE2,
     SYNTHESIS,
+    TRAINING_STAGE1,
+    TRAINING_STAGE2,
     TRANSFORM,
-    Workload,
 )
 
 SEARCH_WIDTH = 384  # of the vectors that search was measured with
@@ -90,8 +89,8 @@ class StageEstimator:
             self._transform(),
             self._synthesis(),
             self._mining(),
-            self._training(STAGE1, training.stage1, retrieval),
-            self._training(STAGE2, training.stage2, self.rows),
+            self._training(TRAINING_STAGE1, training.stage1, retrieval),
+            self._training(TRAINING_STAGE2, training.stage2, self.rows),
             self._export(),
             self._evaluation(),
         ]

@@ -7,10 +7,6 @@ from typing import Literal
 
 from qzhou.estimate.cluster_spec import MachineGroup
 
-TRANSFORM, SYNTHESIS, MINING, EVALUATION = "transform", "synthesis", "mining", "evaluation"
-STAGE1, STAGE2, EXPORT = "training/stage1", "training/stage2", "model"
-STAGES = (TRANSFORM, SYNTHESIS, MINING, STAGE1, STAGE2, EXPORT, EVALUATION)
-
 HOUR_S = 3600
 
 Basis = Literal["measured", "scaled", "assumed"]

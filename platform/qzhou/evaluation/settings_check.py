@@ -8,8 +8,8 @@ from typing import Any
 
 from qzhou.config.recipe import Recipe
 from qzhou.errors import RecipeError
-from qzhou.run.files import MINING, SYNTHESIS, TRAINING_STAGE1, TRAINING_STAGE2, TRANSFORM
-from qzhou.run.run import MANIFEST, Run
+from qzhou.run.files import MANIFEST, MINING, SYNTHESIS, TRAINING_STAGE1, TRAINING_STAGE2, TRANSFORM
+from qzhou.run.run import Run
 
 # Stage folder -> key of the settings in its manifest ("": all of them) -> the section of the recipe that they are.
 SECTIONS: Mapping[str, Mapping[str, str]] = {

@@ -24,8 +24,9 @@ from qzhou.encoder.backbone import (
 from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.errors import ModelError, RecipeError, StorageError
 from qzhou.export.merge_weights import Method, State, merge_states, shares_of
+from qzhou.run.files import MANIFEST
 from qzhou.run.models import resolve, weights_fingerprint
-from qzhou.run.run import MANIFEST, UPLOADED
+from qzhou.run.run import UPLOADED
 from qzhou.telemetry.events import log_event
 
 MERGE_FILE = "merge.json"

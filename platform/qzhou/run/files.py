@@ -9,8 +9,8 @@ from typing import Any
 
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
-from qzhou.run.run import MANIFEST, RECIPE
 
+RECIPE, MANIFEST = "recipe.json", "manifest.json"
 # The folder of each stage, in the order in which they run.
 TRANSFORM, SYNTHESIS, MINING = "transform", "synthesis", "mining"
 TRAINING_STAGE1, TRAINING_STAGE2 = "training/stage1", "training/stage2"

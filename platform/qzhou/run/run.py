@@ -21,25 +21,35 @@ from qzhou.data.storage import Folder
 from qzhou.errors import DataError, RecipeError, StorageError
 from qzhou.run.changes import Parts, changes, duration
 from qzhou.run.code import code_of_stage
+from qzhou.run.files import (
+    EVALUATION,
+    EXPORT,
+    MANIFEST,
+    MINING,
+    RECIPE,
+    SYNTHESIS,
+    TRAINING_STAGE1,
+    TRAINING_STAGE2,
+    TRANSFORM,
+)
 from qzhou.run.lock import run_lock
-from qzhou.run.sharing import MANIFEST as MANIFEST
 from qzhou.run.sharing import finished_elsewhere, reuse_cache, reuse_stage, stage_lock
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import recorded
 
 # Folder of each stage in the run, in the order of the pipeline -> the command that makes it
 COMMANDS: Mapping[str, str] = {
-    "transform": "transform",
-    "synthesis": "synthesize",
-    "mining": "mine",
-    "training/stage1": "train",
-    "training/stage2": "train",
-    "model": "export",
-    "evaluation": "evaluate",
+    TRANSFORM: "transform",
+    SYNTHESIS: "synthesize",
+    MINING: "mine",
+    TRAINING_STAGE1: "train",
+    TRAINING_STAGE2: "train",
+    EXPORT: "export",
+    EVALUATION: "evaluate",
     "index": "index",
 }
 UPLOADED = "working_dir_files"  # where Ray keeps the working directories that jobs bring with them
-STARTED, RECIPE, STALE = "started.json", "recipe.json", "stale"
+STARTED, STALE = "started.json", "stale"
 
 _accepted: set[str] = set()
 
@@ -56,7 +66,7 @@ def accept_stages(names: Iterable[str]) -> None:
     """
     _accepted.clear()
     for name in names:
-        place = "model" if name == "export" else name
+        place = EXPORT if name == "export" else name
         found = [stage for stage in COMMANDS if place in (stage, stage.partition("/")[0])]
         if not found:
             raise RecipeError(

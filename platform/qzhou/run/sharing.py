@@ -17,9 +17,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from qzhou.data.storage import Folder
+from qzhou.run.files import MANIFEST
 from qzhou.telemetry.events import log_event
 
-MANIFEST = "manifest.json"
 ONLY_FOR_RESUMING = ("checkpoints",)  # of no use once the stage is finished
 
 

@@ -24,8 +24,9 @@ from qzhou.config.sections import ServingSection
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import SetupError
+from qzhou.run.files import MANIFEST
 from qzhou.run.models import resolve
-from qzhou.run.run import MANIFEST, Run
+from qzhou.run.run import Run
 from qzhou.serving.cache import Text
 from qzhou.serving.engine import Encoded, Engine, EngineOptions
 from qzhou.serving.errors import RequestError

@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass
 
 from qzhou.config.synthesis import FiltersSection
+from qzhou.data.languages import CJK
 
 NGRAM_TOKENS = 3
 SHORTEST_TOKENS = 6  # shorter texts have too few n-grams for a share
 
-_TOKEN = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W\u3040-\u30ff\u4e00-\u9fff]+")
+_TOKEN = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,14 @@ import functools
 import hashlib
 import heapq
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal
 
 from qzhou.config.synthesis import LLMSection
+from qzhou.data.languages import HAN, HANGUL, KANA
 from qzhou.data.records import (
     Document,
     Example,
@@ -48,9 +50,6 @@ QUESTION_TYPES = ("keywords", "factual", "how_to", "reason", "comparison", "summ
 DIFFICULTIES = ("high_school", "university", "phd")
 QUERY_WORDS = (4, 8, 12, 20, 30)  # a length is drawn for each query
 PERSONAS_SHOWN = 5
-
-_HAN = ("\u4e00", "\u9fff")
-_KANA_AND_HANGUL = (("\u3040", "\u30ff"), ("\uac00", "\ud7af"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,8 +189,8 @@ def prompt_language(text: str) -> PromptLanguage:
     Models follow instructions in the language of the text more closely, and two sets of prompts can still be kept
     alike.
     """
-    han = sum(_HAN[0] <= char <= _HAN[1] for char in text)
-    others = sum(first <= char <= last for char in text for first, last in _KANA_AND_HANGUL)
+    han = len(re.findall(f"[{HAN}]", text))
+    others = len(re.findall(f"[{KANA}{HANGUL}]", text))
     # Japanese has kana beside Han characters; a quoted character does not make an English text Chinese.
     return "zh" if han > others * 5 and han * 3 > sum(map(str.isalpha, text)) else "en"
 

@@ -12,6 +12,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from qzhou.encoder.batching import length_batches
+
 Ids = Sequence[int]
 MicroBatches = list[list[Ids]]
 
@@ -77,7 +79,8 @@ def shard_batch(
     # the shortest text fills up the last shares
     order += order[-1:] * (share * world - len(order))
     longest = [len(texts[text]) for text in order[::world]]
-    sizes = _micro_batch_sizes(longest, micro_batch_tokens)
+    batches = length_batches(longest, micro_batch_tokens, most_padding=MAX_PADDING)
+    sizes = [len(batch) for batch in batches]
     starts = list(accumulate(sizes, initial=0))[:-1]
     own = [texts[text] for text in order[rank::world]]
     row_N = [position[text] % world * share + position[text] // world for text in text_N]
@@ -88,18 +91,3 @@ def shard_batch(
         sum(map(len, texts)),
         world,
     )
-
-
-def _micro_batch_sizes(lengths: Sequence[int], budget: int) -> list[int]:
-    """Number of texts in each micro-batch, for texts in falling order of length."""
-    sizes: list[int] = []
-    longest = filled = 0
-    for length in lengths:
-        padded = (sizes[-1] + 1) * longest if sizes else 0
-        wasteful = padded > budget // 4 and filled + length < (1 - MAX_PADDING) * padded
-        if not sizes or padded > budget or wasteful:
-            sizes.append(0)
-            longest, filled = length, 0
-        sizes[-1] += 1
-        filled += length
-    return sizes

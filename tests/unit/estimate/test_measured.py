@@ -16,7 +16,7 @@ from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.plan import plan_of
 from qzhou.estimate.tables import as_json
 from qzhou.run.run import Run
-from tests.unit.estimate.run_folder import HELD_OUT, KEPT, RAW, WALLS, finished
+from tests.unit.estimate.run_folder import HELD_OUT, KEPT, RAW, WALLS, finished, write_manifest
 
 ROOT = Path(__file__).parents[3]
 SMALL = {"model": {"backbone": "BAAI/bge-small-en-v1.5", "dtype": "float32"}}
@@ -87,7 +87,7 @@ def test_the_recorded_quickstart_predicts_itself_and_one_four_times_as_large(tmp
     }
     (run / "transform").write_json("report.json", {"datasets": counts})
     for stage, one in seconds.items():
-        (run / stage).write_json("manifest.json", {"wall_s": one["small_s"]})
+        write_manifest(run, stage, one["small_s"])
     lengths = {"mean_query_tokens": 17, "mean_document_tokens": 57}
 
     same = stages_of(small, measured=run.uri, **lengths)

@@ -7,7 +7,8 @@ from qzhou.data.records import Document, RetrievalExample
 from qzhou.data.storage import write_records
 from qzhou.estimate.command import print_plan
 from qzhou.estimate.options import PlanOptions
-from qzhou.run.run import MANIFEST, Run
+from qzhou.run.files import MANIFEST
+from qzhou.run.run import Run
 from qzhou.synthesis.details import RequestCounts, synthesis_details
 from qzhou.synthesis.generation import corpus_requests, example_requests
 from qzhou.synthesis.ledger import expected_tokens

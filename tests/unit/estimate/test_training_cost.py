@@ -29,7 +29,7 @@ from qzhou.estimate.training import (
     gpu_hours,
 )
 from qzhou.estimate.training_details import training_details
-from qzhou.run.run import MANIFEST
+from qzhou.run.files import MANIFEST
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from tests.slim import without_torch_and_ray
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+from qzhou.data.languages import CJK
 from qzhou.data.splitmix import GOLDEN
 
-_CHARACTER = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Chinese characters
-_TOKEN = re.compile(f"[{_CHARACTER}]|[^\\W_{_CHARACTER}]+")
-_SINGLE = re.compile(f"[{_CHARACTER}]")
+_TOKEN = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")
+_SINGLE = re.compile(f"[{CJK}]")
 
 
 @dataclass(frozen=True, slots=True)
