@@ -10,4 +10,4 @@ from qzhou.serving.app import Arguments, build
 __all__ = ["Arguments", "build"]
 
 if __name__ == "__main__":
-    main(command="serving")
+    main(command="serve")
