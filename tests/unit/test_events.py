@@ -51,10 +51,8 @@ def test_machines_get_one_object_a_line(capsys):
 
 
 @pytest.mark.usefixtures("for_machines")
-def test_progress_is_an_event_with_numbers(capsys, monkeypatch):
-    monkeypatch.setattr("qzhou.telemetry.progress.LINE_EVERY_S", 0.0)
-
-    Progress("transform: convert", total=4, unit="shards").advance(1)
+def test_progress_is_an_event_with_numbers(capsys):
+    Progress("transform: convert", total=4, unit="shards", line_every_s=0.0).advance(1)
 
     (event,) = events(capsys.readouterr().out)
     assert (event["stage"], event["step"], event["done"], event["total"]) == (

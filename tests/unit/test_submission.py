@@ -2,11 +2,11 @@
 
 import shlex
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 from ray.job_submission import JobStatus
 
-from qzhou.cluster import submission
 from qzhou.cluster.submission import RUN, Jobs
 from qzhou.errors import SetupError, StorageError
 
@@ -46,13 +46,20 @@ class Client:
     def get_job_status(self, _: str) -> JobStatus:
         return self.after_stop
 
+    async def tail_job_logs(self, _: str):
+        yield "done\n"
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        return SimpleNamespace(status=JobStatus.SUCCEEDED, driver_exit_code=0, job=job)
+
 
 @pytest.fixture
-def client(monkeypatch):
-    made = Client()
-    monkeypatch.setattr(submission, "JobSubmissionClient", lambda _: made)
-    monkeypatch.setattr(submission, "_followed", lambda *_: 0)
-    return made
+def client():
+    return Client()
+
+
+def jobs_of(recipe, client, **options):
+    return Jobs(recipe, ADDRESS, lambda _: client, **options)
 
 
 @pytest.fixture
@@ -64,7 +71,7 @@ def test_every_word_reaches_the_job_as_it_was_typed(client, run_folder, monkeypa
     recipe, folder = run_folder
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")  # pragma: allowlist secret
 
-    Jobs(recipe, ADDRESS).submit(
+    jobs_of(recipe, client).submit(
         "jobs/mine.py", ["recipes/quickstart.toml", "--model.backbone", NASTY]
     )
 
@@ -83,14 +90,14 @@ def test_every_word_reaches_the_job_as_it_was_typed(client, run_folder, monkeypa
 @pytest.mark.parametrize("name", ["../recipe.toml", "recipes/not-there.toml"])
 def test_a_recipe_that_does_not_travel_is_refused(client, run_folder, name):
     with pytest.raises(SetupError, match=f"'{name}' does not lie below"):
-        Jobs(run_folder[0], ADDRESS).submit("jobs/mine.py", [name])
+        jobs_of(run_folder[0], client).submit("jobs/mine.py", [name])
 
     assert not client.submitted
 
 
 def test_a_run_that_would_go_with_its_job_is_refused_before_anything_is_sent(client, make_recipe):
     with pytest.raises(StorageError, match=r"run\.storage is 'runs', a path below the copy"):
-        Jobs(make_recipe(run={"name": "tiny", "storage": "runs"}), ADDRESS).submit(
+        jobs_of(make_recipe(run={"name": "tiny", "storage": "runs"}), client).submit(
             "jobs/mine.py", ["recipes/quickstart.toml"]
         )
 
@@ -105,7 +112,7 @@ def test_a_runs_jobs_are_found_without_access_to_its_storage(client, make_recipe
         Job("mine-a", JobStatus.RUNNING, {RUN: "s3://a-bucket-that-nobody-has/runs/tiny"}, 1)
     ]
 
-    Jobs(recipe, ADDRESS).status()
+    jobs_of(recipe, client).status()
 
     assert "mine-a" in capsys.readouterr().out
 
@@ -116,7 +123,7 @@ def test_a_run_has_one_job_at_a_time_and_other_runs_do_not_count(client, run_fol
         Job("mine-1", JobStatus.RUNNING, {RUN: f"{folder}-2"}, 1),
         Job("mine-2", JobStatus.FAILED, {RUN: folder}, 2),
     ]
-    jobs = Jobs(recipe, ADDRESS)
+    jobs = jobs_of(recipe, client)
 
     assert jobs.submit("jobs/mine.py", ["recipes/quickstart.toml"]) == 0
     client.jobs.append(Job("mine-3", JobStatus.PENDING, {RUN: folder}, 3))
@@ -141,7 +148,7 @@ def test_status_shows_the_runs_jobs_in_their_order_and_where_the_results_are(
         Job("other", JobStatus.RUNNING, {}, 1),
     ]
 
-    Jobs(recipe, ADDRESS).status()
+    jobs_of(recipe, client).status()
 
     first, second, last = capsys.readouterr().out.splitlines()
     assert first.startswith("mine-a  SUCCEEDED  2023-11-1")
@@ -153,7 +160,7 @@ def test_status_shows_the_runs_jobs_in_their_order_and_where_the_results_are(
 
 def test_only_what_runs_is_stopped(client, run_folder):
     recipe, folder = run_folder
-    jobs = Jobs(recipe, ADDRESS)
+    jobs = jobs_of(recipe, client)
     with pytest.raises(SetupError, match="no job works on"):
         jobs.stop()
     client.jobs = [
@@ -171,34 +178,31 @@ def test_an_address_that_is_no_dashboards_is_refused_at_once(run_folder):
         Jobs(run_folder[0], "10.0.0.1:6379")
 
 
-def test_a_directory_that_is_too_large_to_travel_is_named(client, run_folder, monkeypatch):
+def test_a_directory_that_is_too_large_to_travel_is_named(client, run_folder):
     def too_large(**_):
         raise RuntimeError("Package size (600.00MiB) exceeds the maximum size of 512.00MiB.")
 
-    monkeypatch.setattr(client, "submit_job", too_large)
+    client.submit_job = too_large
 
     with pytest.raises(
         SetupError,
         match=r"600\.00MiB\) exceeds the maximum size of 512\.00MiB\. The whole.*\.rayignore",
     ):
-        Jobs(run_folder[0], ADDRESS).submit("jobs/pipeline.py", ["recipes/quickstart.toml"])
+        jobs_of(run_folder[0], client).submit("jobs/pipeline.py", ["recipes/quickstart.toml"])
 
 
-def test_a_job_that_does_not_end_is_named(client, run_folder, monkeypatch):
+def test_a_job_that_does_not_end_is_named(client, run_folder):
     recipe, folder = run_folder
     client.jobs, client.after_stop = (
         [Job("a", JobStatus.RUNNING, {RUN: folder}, 1)],
         JobStatus.RUNNING,
     )
-    monkeypatch.setattr(submission, "STOPPING_S", 0)
-
     with pytest.raises(
         SetupError, match=r"a was told to stop 0 s ago and is still RUNNING.*ray job logs a"
     ):
-        Jobs(recipe, ADDRESS).stop()
+        jobs_of(recipe, client, stop_timeout_s=0).stop()
 
 
-@pytest.mark.usefixtures("client")
-def test_without_a_job_there_is_nothing_to_follow(run_folder):
+def test_without_a_job_there_is_nothing_to_follow(client, run_folder):
     with pytest.raises(SetupError, match="no job has worked on"):
-        Jobs(run_folder[0], ADDRESS).follow()
+        jobs_of(run_folder[0], client).follow()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ TALKATIVE = (  # loggers: "WebSocket closed", what of a directory is uploaded
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
 )
-STOPPING_S = 150.0  # more than jobs/runtime_env.yaml gives a job to end
+STOP_TIMEOUT_S = 150.0  # more than jobs/runtime_env.yaml gives a job to end
 
 
 def run_as_job(script: str, arguments: Sequence[str]) -> int:
@@ -100,14 +100,23 @@ class Jobs:
     """The jobs of one run on a cluster that runs already.
 
     Args:
-        recipe: Its run's folder tells which jobs.
-        address: Of the cluster's dashboard: ``http://head:8265``.
+        recipe: The recipe of the run; jobs are found by its run folder.
+        address: URL of the cluster's dashboard: ``http://head:8265``.
+        connect: Opens a client of the dashboard.
+        stop_timeout_s: Seconds that a job may take to stop.
 
     Raises:
         SetupError: Nothing answers there, or it wants a token.
     """
 
-    def __init__(self, recipe: Recipe, address: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        address: str,
+        connect: Callable[[str], JobSubmissionClient] = JobSubmissionClient,
+        stop_timeout_s: float = STOP_TIMEOUT_S,
+    ) -> None:
+        self._stop_timeout_s = stop_timeout_s
         self._recipe, self._run, self._address = recipe, Run.address(recipe), address
         for name in TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -117,7 +126,7 @@ class Jobs:
                 "http://127.0.0.1:8265; port 6379 is another one of Ray's."
             )
         try:
-            self._client = JobSubmissionClient(address)
+            self._client = connect(address)
         except Exception as error:  # noqa: BLE001 - ConnectionError, or RuntimeError for an answer that is none
             raise SetupError(
                 f"--address is '{address}', and no Ray dashboard lets us in there: {first_line(error).rstrip('.')}. "
@@ -214,11 +223,12 @@ class Jobs:
             return INTERRUPTED
 
     def _wait_for_the_end(self, job: str) -> None:
-        patience = time.monotonic() + STOPPING_S
+        patience = time.monotonic() + self._stop_timeout_s
         while (state := self._client.get_job_status(job)) in GOING_ON:
             if time.monotonic() > patience:
                 raise SetupError(
-                    f"{job} was told to stop {STOPPING_S} s ago and is still {state.value}; --status shows it, and "
+                    f"{job} was told to stop {self._stop_timeout_s:g} s ago and is still {state.value}; --status shows "
+                    "it, and "
                     f"`ray job logs {job}` what it does. The nodes may be gone, or too busy to end it."
                 )
             time.sleep(0.5)

@@ -56,9 +56,19 @@ def recorded() -> Iterator[list[Phase]]:
 
 
 class Progress:
-    """Counts units of work done; ``advance`` is cheap enough to call for every batch."""
+    """Counts units of work done; ``advance`` is cheap enough to call for every batch.
 
-    def __init__(self, label: str, *, total: int | None, unit: str) -> None:
+    Args:
+        label: What is done: ``stage: step``, or the stage alone.
+        total: Units of work in all; None where it is not known.
+        unit: What is counted, in the plural.
+        line_every_s: Seconds between two lines where there is no terminal.
+    """
+
+    def __init__(
+        self, label: str, *, total: int | None, unit: str, line_every_s: float = LINE_EVERY_S
+    ) -> None:
+        self._line_every_s = line_every_s
         self.label, self.total, self.unit = label, total, unit
         self.done = self.advances = self.first_done = 0
         self._first_s = self._worker_s = 0.0
@@ -84,7 +94,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._last_line >= LINE_EVERY_S:
+        elif time.monotonic() - self._last_line >= self._line_every_s:
             self._last_line = time.monotonic()
             self._say(note)
 
