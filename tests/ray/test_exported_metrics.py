@@ -51,6 +51,9 @@ def exposed(tmp_path_factory):
         last = [
             (ROWS.exposed, "more", "synthesis"),
             (LLM_REQUESTS.exposed, "builtin-rules", "answered"),
+            (PROGRESS.exposed, "transform", "convert"),
+            (UNITS.exposed, "transform", "convert", "shards"),
+            (STAGE_STARTED.exposed, "transform"),
         ]
         # of driver and actor, which export at times of their own
         yield samples_once_there_are(*last)
@@ -67,7 +70,8 @@ def samples_once_there_are(*wanted):
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     deadline = time.monotonic() + PATIENCE_S
     found = {}
-    while not {*wanted} <= found.keys() and time.monotonic() < deadline:
+    ended = STAGE_STARTED.exposed, "transform"
+    while not ({*wanted} <= found.keys() and found[ended] == 0) and time.monotonic() < deadline:
         time.sleep(0.5)
         with urllib.request.urlopen(url, timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
