@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from qzhou.config.sections import MiningSection
+from qzhou.config.mining import MiningSection
 from qzhou.data.records import Document, Qrel, Query
 from qzhou.data.storage import Folder, read_records
 from qzhou.encoder import Encoder, load_encoder

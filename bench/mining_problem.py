@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from qzhou.config.sections import MiningSection
+from qzhou.config.mining import MiningSection
 from qzhou.data.storage import Folder
 from qzhou.mining.shard import VectorFile
 from qzhou.mining.text_digests import Floats, Ints

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
-from qzhou.config.dataset import Section
 from qzhou.config.describe import (
     default_of,
     is_experimental,
@@ -24,6 +23,7 @@ from qzhou.config.describe import (
     tables_of,
     unit_of,
 )
+from qzhou.config.section import Section
 
 CHECKED_BY = {"field_validator", "model_validator"}
 

@@ -26,7 +26,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from sentence_transformers import SentenceTransformer
 
-from qzhou.config.sections import ModelSection
+from qzhou.config.model import ModelSection
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import PairExample, RetrievalExample
 from qzhou.encoder import load_encoder, load_teacher

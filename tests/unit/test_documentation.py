@@ -8,8 +8,12 @@ import tomllib
 import typing
 from pathlib import Path
 
-from qzhou.config.dataset import READERS, RULE_TASKS, Dataset, Section
-from qzhou.config.sections import ClusterSection, MiningSection, ModelSection, ServingSection
+from qzhou.config.cluster import ClusterSection
+from qzhou.config.dataset import READERS, RULE_TASKS, Dataset
+from qzhou.config.mining import MiningSection
+from qzhou.config.model import ModelSection
+from qzhou.config.section import Section
+from qzhou.config.serving import ServingSection
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.evaluation.diagnosis import Facts
 from qzhou.evaluation.diagnosis.checks import CHECKS

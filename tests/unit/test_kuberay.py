@@ -15,7 +15,7 @@ import yaml
 
 from qzhou.cluster.resources import PIPELINE, NodeType, refuse_impossible, resources_for
 from qzhou.config.recipe import load_recipe
-from qzhou.config.sections import ServingSection
+from qzhou.config.serving import ServingSection
 from qzhou.errors import SetupError
 from tests.manifests import built, by_kind, check, check_with_crds
 

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, field_validator
 
-from qzhou.config.dataset import Section
 from qzhou.config.recipe import Recipe
+from qzhou.config.section import Section
 from qzhou.experiments.settings import Experiment
 
 CODE = Path(__file__).parents[2] / "docs" / "_ext" / "recipe_tables.py"

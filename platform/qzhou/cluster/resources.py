@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from qzhou.config.cluster import Resources
 from qzhou.config.recipe import Recipe
-from qzhou.config.sections import Resources
 from qzhou.errors import SetupError
 from qzhou.run.files import MANIFEST
 from qzhou.run.run import Run

@@ -9,18 +9,12 @@ import codecs
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from qzhou.config.section import AtLeastOne, Count, Fraction, Name, Section
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import Task
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Rule = Literal[
     "title_body", "question_answer", "chat", "reading_comprehension", "claim_evidence", "qrels", "triplets", "graded",
     "duplicate_questions", "scored_pair", "binary_pair", "nli", "labeled", "clustering", "documents",
@@ -31,8 +25,6 @@ TaskKind = Literal[
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Repair = Literal["bare_entities", "html_tags", "backslash_breaks", "ptb_brackets"]
 Constant = str | int | float | bool
-# json_schema_extra of a setting that no measurement of this project shows to help yet
-EXPERIMENTAL: dict[str, JsonValue] = {"experimental": True}
 
 READERS = ("jsonl", "json", "csv", "parquet", "text", "aligned_text", "hf")
 RULE_TASKS: Mapping[Rule, Task] = {
@@ -63,12 +55,6 @@ RULE_KINDS: Mapping[Rule, TaskKind] = {
     "binary_pair": "pair_classification",
     "clustering": "clustering",
 }
-
-
-class Section(BaseModel):
-    """A table of the recipe: read-only, and every key must be known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
 
 class Format(Section):

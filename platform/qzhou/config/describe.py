@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from qzhou.config.dataset import Section
+from qzhou.config.section import Section
 
 Schema = Mapping[str, Any]
 Markup = Callable[[str], str]

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from qzhou.config.dataset import Section
 from qzhou.config.describe import section_of
+from qzhou.config.section import Section
 from qzhou.errors import RecipeError
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # what the shell takes as a name

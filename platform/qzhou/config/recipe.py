@@ -16,20 +16,19 @@ from pydantic import Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
-from qzhou.config.dataset import Dataset, Section
+from qzhou.config.cluster import ClusterSection
+from qzhou.config.dataset import Dataset
 from qzhou.config.describe import setting_names
+from qzhou.config.evaluation import EvaluationSection
 from qzhou.config.loading import merged, nearest, parse_section, read_toml
-from qzhou.config.sections import (
-    ClusterSection,
-    EvaluationSection,
-    MiningSection,
-    ModelSection,
-    RunSection,
-    ServingSection,
-    TransformSection,
-)
+from qzhou.config.mining import MiningSection
+from qzhou.config.model import ModelSection
+from qzhou.config.run import RunSection
+from qzhou.config.section import Section
+from qzhou.config.serving import ServingSection
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.config.training import RETRIEVAL_SHARE, StageSection, TrainingSection
+from qzhou.config.transform import TransformSection
 from qzhou.errors import DataError, RecipeError
 
 

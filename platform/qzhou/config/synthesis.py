@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from qzhou.config.dataset import (
+from qzhou.config.section import (
     EXPERIMENTAL,
     AtLeastOne,
     Cosine,

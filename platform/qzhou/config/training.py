@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from qzhou.config.dataset import (
+from qzhou.config.section import (
     EXPERIMENTAL,
     AtLeastOne,
     Cosine,

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from qzhou.config.api_keys import Keys
-from qzhou.config.sections import ModelSection
+from qzhou.config.model import ModelSection
 from qzhou.encoder.backbone import choose_device, choose_dtype, load_backbone
 from qzhou.encoder.encoder import encoder_of
 from qzhou.encoder.remote import RemoteEncoder, is_remote

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from qzhou.config.dataset import AtLeastOne, Count, Name, Section, TaskKind
+from qzhou.config.dataset import TaskKind
 from qzhou.config.loading import merged, nearest, parse_section, read_toml
 from qzhou.config.recipe import Recipe, overrides, parse_recipe
+from qzhou.config.section import AtLeastOne, Count, Name, Section
 from qzhou.errors import RecipeError
 
 TYPES: Mapping[TaskKind, str] = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qzhou.config.sections import MiningSection
+from qzhou.config.mining import MiningSection
 from qzhou.data.records import Drop, Negative, RetrievalExample, stable_id
 from qzhou.mining.corpus import Corpus
 from qzhou.mining.select import Ranking, existing_negatives, in_window

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qzhou.config.sections import MiningSection
+from qzhou.config.mining import MiningSection
 from qzhou.data.records import Negative
 from qzhou.data.splitmix import splitmix64
 from qzhou.mining.text_digests import Bools, Digests, Floats, Ints, is_among, key_digests

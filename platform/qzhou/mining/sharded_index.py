@@ -12,8 +12,8 @@ import numpy as np
 import ray
 
 from qzhou.cluster.resources import resources_for
+from qzhou.config.mining import MiningSection
 from qzhou.config.recipe import Recipe
-from qzhou.config.sections import MiningSection
 from qzhou.data.storage import Folder
 from qzhou.mining.actors import RerankActor
 from qzhou.mining.layout import DEFAULT, Layout

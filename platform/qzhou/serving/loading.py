@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qzhou.config.sections import Precision
+from qzhou.config.serving import Precision
 from qzhou.encoder import Encoder, load_encoder
 from qzhou.encoder.cpu.int8 import to_int8
 from qzhou.serving.outputs import Vectors

@@ -20,7 +20,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from qzhou.cluster.resources import resources_for
 from qzhou.config.recipe import Recipe
-from qzhou.config.sections import ServingSection
+from qzhou.config.serving import ServingSection
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import SetupError

@@ -12,7 +12,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from qzhou.config.sections import ServingSection
+from qzhou.config.serving import ServingSection
 from qzhou.serving.errors import RequestError
 from qzhou.serving.keys import ApiKeys
 from qzhou.serving.limits import TokenRate

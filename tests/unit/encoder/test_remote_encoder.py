@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from qzhou.config.sections import ModelSection
+from qzhou.config.model import ModelSection
 from qzhou.data.storage import Folder
 from qzhou.encoder import load_teacher
 from qzhou.encoder.vectors import key_of

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from qzhou.config.recipe import load_recipe
-from qzhou.config.sections import ContaminationSection
+from qzhou.config.transform import ContaminationSection
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import LabeledExample, PairExample, RetrievalExample
 from qzhou.data.storage import table_of

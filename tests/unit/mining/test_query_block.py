@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qzhou.config.dataset import Dataset
-from qzhou.config.sections import MiningSection
+from qzhou.config.mining import MiningSection
 from qzhou.data.records import (
     Document,
     Negative,

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from qzhou.config.sections import MiningSection
+from qzhou.config.mining import MiningSection
 from qzhou.data.records import Negative
 from qzhou.mining.select import (
     Ranking,

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from qzhou.config.sections import ContaminationSection
+from qzhou.config.transform import ContaminationSection
 from qzhou.data.records import LabeledExample, PairExample, RetrievalExample
 from qzhou.data.storage import table_of
 from qzhou.transform.contamination.ngrams import Tokens, windows

@@ -1,5 +1,5 @@
 from qzhou.config.dataset import Dataset
-from qzhou.config.sections import ModelSection
+from qzhou.config.model import ModelSection
 from qzhou.data.records import LabeledExample, RetrievalExample
 from qzhou.transform.rules.filters import language_of, refusals
 

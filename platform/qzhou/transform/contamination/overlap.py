@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qzhou.config.sections import ContaminationSection
+from qzhou.config.transform import ContaminationSection
 from qzhou.data.records import Task
 from qzhou.transform.contamination.ngrams import Tokens, windows
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qzhou.config.dataset import Dataset
-from qzhou.config.sections import ModelSection
+from qzhou.config.model import ModelSection
 from qzhou.data.languages import language_of
 from qzhou.data.records import Example
 from qzhou.transform.rules.examples import texts_of
