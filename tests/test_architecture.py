@@ -219,3 +219,27 @@ def test_tests_end_only_what_they_started():
     for path in (ROOT / "tests").rglob("*.py"):
         if path != Path(__file__):
             assert not [word for word in forbidden if word in path.read_text("utf-8")], path
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function's body, without its docstring."""
+    documented = ast.get_docstring(function, clean=False) is not None
+    body = function.body[documented:]
+    return function.end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_functions_are_short():
+    """Ruff counts statements; a statement may be long."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = {
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}": body_lines(node)
+        for path in PYTHON
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, functions)
+    }
+    assert {name: lines for name, lines in found.items() if lines > 40} == {}
+
+
+def test_the_top_of_the_package_is_a_short_list():
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert len(entries) <= 19

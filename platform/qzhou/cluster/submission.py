@@ -57,43 +57,33 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
     # "WebSocket closed"
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
-        # Ray lets a job's driver join any cluster of the machine
+        # Ray lets a job's driver join any cluster of the machine; this names the one just started.
         own = context.address_info["gcs_address"]
         there = f"cd {shlex.quote(str(Path.cwd()))} && RAY_ADDRESS={own} RAY_API_SERVER_ADDRESS={address}"
-        command = f"{there} exec {shlex.join(['python', script, *arguments])}"
-        submit = [
-            "job",
-            "submit",
-            "--no-wait",
-            "--address",
-            address,
-            "--submission-id",
-            job,
-            "--",
-            "sh",
-            "-c",
-            command,
-        ]
-        # Ray has put token authentication on; its client needs to be told
-        environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
         client = JobSubmissionClient(address)
-        submitted = subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", *submit],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        if submitted.returncode:
-            raise SetupError(f"ray job submit failed:\n{submitted.stdout}{submitted.stderr}")
-        log_event(
-            f"ray job submit: {job}; dashboard: {address}",
-            "job_submitted",
-            job=job,
-            dashboard=address,
+        _submit_here(
+            f"{there} exec {shlex.join(['python', script, *arguments])}", job=job, address=address
         )
         return _followed(client, job)
     finally:
         ray.shutdown()
+
+
+def _submit_here(command: str, *, job: str, address: str) -> None:
+    """``ray job submit`` of a shell command, to the cluster that this process has started."""
+    submit = ["job", "submit", "--no-wait", "--address", address, "--submission-id", job]
+    # Ray has turned token authentication on; its client must be told.
+    environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
+    submitted = subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", *submit, "--", "sh", "-c", command],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if submitted.returncode:
+        raise SetupError(f"ray job submit failed:\n{submitted.stdout}{submitted.stderr}")
+    line = f"ray job submit: {job}; dashboard: {address}"
+    log_event(line, "job_submitted", job=job, dashboard=address)
 
 
 class Jobs:

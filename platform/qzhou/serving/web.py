@@ -215,7 +215,17 @@ def _add_routes(web: FastAPI, endpoint: Endpoint, meter: Meter) -> None:
             response_model=answered,
             openapi_extra=_takes(kind),
         )
+    _add_model_routes(web, endpoint)
+    _add_operator_routes(web, endpoint, meter)
+    page = PLAYGROUND.read_bytes()
 
+    @web.get("/", response_class=Response)
+    async def playground() -> Response:
+        """A page to try the models on."""
+        return Response(page, media_type="text/html; charset=utf-8", headers=HARDENED)
+
+
+def _add_model_routes(web: FastAPI, endpoint: Endpoint) -> None:
     @web.get("/v1/models", response_model=ModelList)
     async def models(request: Request) -> Response:
         """What is served."""
@@ -229,6 +239,8 @@ def _add_routes(web: FastAPI, endpoint: Endpoint, meter: Meter) -> None:
         endpoint.admit(request)
         return Response(endpoint.service(name).listing().model_dump_json(), media_type=JSON)
 
+
+def _add_operator_routes(web: FastAPI, endpoint: Endpoint, meter: Meter) -> None:
     @web.get("/health")
     async def health() -> dict[str, str]:
         """The endpoint lives."""
@@ -244,13 +256,6 @@ def _add_routes(web: FastAPI, endpoint: Endpoint, meter: Meter) -> None:
     async def metrics() -> Response:
         """Of this replica, for Prometheus."""
         return Response(meter.exposition(), media_type=meter.CONTENT_TYPE)
-
-    page = PLAYGROUND.read_bytes()
-
-    @web.get("/", response_class=Response)
-    async def playground() -> Response:
-        """A page to try the models on."""
-        return Response(page, media_type="text/html; charset=utf-8", headers=HARDENED)
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -90,11 +90,7 @@ def info_nce(
 
     Source: equation 1.
     """
-    if query_BD.shape[1] != document_MD.shape[1] or len(positive_B) != len(query_BD):
-        raise DataError(
-            f"queries {tuple(query_BD.shape)}, documents {tuple(document_MD.shape)} and positives "
-            f"{tuple(positive_B.shape)} do not fit: widths must be equal, with one positive per query"
-        )
+    _check_shapes(query_BD, document_MD, positive_B)
     row_B = torch.arange(len(query_BD), device=query_BD.device)
     score_BM = query_BD @ document_MD.T
     is_positive_BM = torch.zeros_like(score_BM, dtype=torch.bool)
@@ -133,6 +129,14 @@ def info_nce(
     if options.focal:
         loss_B = (1.0 - torch.exp(-loss_B)) ** options.focal * loss_B
     return loss_B.mean()
+
+
+def _check_shapes(query_BD: Tensor, document_MD: Tensor, positive_B: Tensor) -> None:
+    if query_BD.shape[1] != document_MD.shape[1] or len(positive_B) != len(query_BD):
+        raise DataError(
+            f"queries {tuple(query_BD.shape)}, documents {tuple(document_MD.shape)} and positives "
+            f"{tuple(positive_B.shape)} do not fit: widths must be equal, with one positive per query"
+        )
 
 
 def orthogonal_regularisation(vector_ND: Tensor) -> Tensor:
