@@ -89,9 +89,7 @@ def cases(count: int) -> dict[str, Texts]:
     draw = random.Random(0)
     return {
         "short, 8 words": texts_of([8] * count, 1),
-        "mixed, 5 to 200 words": texts_of(
-            [round(5 * 40 ** draw.random()) for _ in range(count)], 2
-        ),
+        "mixed, 5 to 200 words": texts_of([round(5 * 40 ** draw.random()) for _ in range(count)], 2),
         "long, 180 words": texts_of([180] * (count // 4), 3),
     }
 
@@ -134,9 +132,7 @@ def watched(backbone: Any) -> Iterator[Work]:
         hook.remove()
 
 
-def matrix_speeds(
-    dtype: Dtype, size: int, device: torch.device, tries: int = 5
-) -> dict[str, float]:
+def matrix_speeds(dtype: Dtype, size: int, device: torch.device, tries: int = 5) -> dict[str, float]:
     """GFLOP/s of multiplying square matrices, best of several."""
     one = torch.randn(size, size, device=device).to(getattr(torch, dtype))
     ways: dict[str, Callable[[], torch.Tensor]] = {"torch.mm": lambda: torch.mm(one, one)}
@@ -240,9 +236,7 @@ def rows_of(
             "tokens_s": round(work.tokens / seconds),
             "of_peak": round(work.flops / seconds / peak, 3),
             "padded": round(work.padded_flops / seconds / peak, 3) if work.padded_flops else None,
-            "padding": round(work.padded_tokens / work.tokens - 1, 3)
-            if work.padded_tokens
-            else None,
+            "padding": round(work.padded_tokens / work.tokens - 1, 3) if work.padded_tokens else None,
             "ratio": round(seconds / measured[OURS].seconds, 2),
             "agree": round(one.agree, 6),
         }
@@ -284,10 +278,7 @@ def compared(asked: argparse.Namespace, peaks: dict[Dtype, float]) -> list[dict[
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--texts",
-        type=int,
-        default=512,
-        help="of a case, a quarter of the long; default: %(default)s",
+        "--texts", type=int, default=512, help="of a case, a quarter of the long; default: %(default)s"
     )
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
     parser.add_argument(

@@ -65,8 +65,7 @@ def recipe_of(storage: Path, workers: int, split: int) -> Recipe:
         "run": {"name": "run", "storage": str(storage)},
         "model": {"backbone": MODEL, "max_document_tokens": MAX_TOKENS, "dtype": "float32"},
         "datasets": [
-            {"reader": "jsonl", "paths": ["unused"], "eval_fraction": 1.0, **one}
-            for one in DATASETS
+            {"reader": "jsonl", "paths": ["unused"], "eval_fraction": 1.0, **one} for one in DATASETS
         ],
         "cluster": {"encode_workers": workers},
         "evaluation": {"split_documents": split},
@@ -145,9 +144,7 @@ def theirs(storage: Path, threads: int) -> Callable[[], tuple[float, dict[str, f
 
     def turn() -> tuple[float, dict[str, float]]:
         started = time.perf_counter()
-        found = mteb.evaluate(
-            wrapped, tasks, cache=None, show_progress_bar=False, co2_tracker=False
-        )
+        found = mteb.evaluate(wrapped, tasks, cache=None, show_progress_bar=False, co2_tracker=False)
         seconds = time.perf_counter() - started
         return seconds, {one.task_name: float(one.get_score()) for one in found.task_results}
 
@@ -186,9 +183,7 @@ def main() -> None:
     )
 
 
-def _rows(
-    taken: dict[str, list[float]], scores: dict[str, dict[str, float]]
-) -> list[dict[str, Any]]:
+def _rows(taken: dict[str, list[float]], scores: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     first, *_ = taken
     best = statistics.median(taken[first])
     rows = []

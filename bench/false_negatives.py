@@ -116,8 +116,7 @@ def mined(collection: Collection, way: str) -> list[list[int]]:
 def counted(collection: Collection, negatives: Sequence[Sequence[int]]) -> dict[str, float]:
     """Negatives, how many of them were judged answers, and of how many queries."""
     wrong = [
-        len(set(rows) & relevant)
-        for rows, relevant in zip(negatives, collection.relevant, strict=True)
+        len(set(rows) & relevant) for rows, relevant in zip(negatives, collection.relevant, strict=True)
     ]
     total = sum(map(len, negatives))
     return {
@@ -152,20 +151,9 @@ def main() -> None:
 
 def _table(dataset: str, collection: Collection, rows: Mapping[str, Mapping[str, float]]) -> Table:
     answers = sum(map(len, collection.relevant))
-    table = Table(
-        title=f"{dataset}: {len(collection.revealed):,} queries, {answers:,} judged answers"
-    )
-    for column in (
-        "way of mining",
-        "negatives",
-        "false",
-        "share",
-        "queries with one",
-        "mean cosine",
-    ):
-        table.add_column(
-            column, justify="left" if column == "way of mining" else "right", no_wrap=True
-        )
+    table = Table(title=f"{dataset}: {len(collection.revealed):,} queries, {answers:,} judged answers")
+    for column in ("way of mining", "negatives", "false", "share", "queries with one", "mean cosine"):
+        table.add_column(column, justify="left" if column == "way of mining" else "right", no_wrap=True)
     for way, row in rows.items():
         table.add_row(
             way, f"{row['negatives']:,}", f"{row['false']:,}", f"{row['share']:.1%}", f"{row['queries']:.1%}",

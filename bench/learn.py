@@ -92,9 +92,7 @@ def rows_of(recipe: Recipe) -> DatasetDict:
         ]
         if triples:
             columns = zip(
-                ("query", "positive", "negative"),
-                map(list, zip(*triples, strict=True)),
-                strict=True,
+                ("query", "positive", "negative"), map(list, zip(*triples, strict=True)), strict=True
             )
             found[dataset.name] = Dataset.from_dict(dict(columns))
     return DatasetDict(found)

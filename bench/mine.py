@@ -100,9 +100,7 @@ def turn(who: str, problem: Problem, threads: int) -> Turn:
     return Turn(seconds, max(0.0, peak_mib - before_mib), received(process, receiver, who))
 
 
-def started(
-    work: Callable[..., None], threads: int, *given: object
-) -> tuple[BaseProcess, Connection]:
+def started(work: Callable[..., None], threads: int, *given: object) -> tuple[BaseProcess, Connection]:
     """A fresh process that has everything imported, and where its answers come from."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.mining_ways", "pandas"])
@@ -161,11 +159,7 @@ def agreement(problem: Problem, ours: Rows, theirs: Rows) -> tuple[float, float]
 
 
 def compared(
-    case: str,
-    problems: Mapping[str, Problem],
-    encode_s: Mapping[str, float],
-    rounds: int,
-    threads: int,
+    case: str, problems: Mapping[str, Problem], encode_s: Mapping[str, float], rounds: int, threads: int
 ) -> list[dict[str, Any]]:
     """A row for each: median seconds over rounds in which they take turns, memory and choices of the first."""
     side = {who: "ours" if who == OURS else "theirs" for who in WHO}
@@ -174,8 +168,7 @@ def compared(
         for who, taken in turns.items():
             taken.append(turn(who, problems[side[who]], threads))
             print(
-                f"{case}, {who}: {taken[-1].seconds:.2f} s, turn {number + 1} of {rounds}",
-                flush=True,
+                f"{case}, {who}: {taken[-1].seconds:.2f} s, turn {number + 1} of {rounds}", flush=True
             )
     mine_s = {who: statistics.median(one.seconds for one in taken) for who, taken in turns.items()}
     found: list[dict[str, Any]] = []
@@ -201,9 +194,7 @@ def grown(problems: Sequence[Problem], threads: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for problem in problems:
         one, documents = turn(OURS, problem, threads), rows_of(problem.documents)
-        print(
-            f"{documents:,} documents, {OURS}: {one.seconds:.2f} s, {one.mib:.0f} MiB", flush=True
-        )
+        print(f"{documents:,} documents, {OURS}: {one.seconds:.2f} s, {one.mib:.0f} MiB", flush=True)
         vectors_mib = (
             problem.folder.size(problem.documents[0].name)
             * documents
@@ -224,12 +215,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=10_000, help="texts; default: %(default)s")
     parser.add_argument("--documents", type=int, default=30_000, help="texts; default: %(default)s")
     parser.add_argument("--vector-queries", type=int, default=50_000, help="default: %(default)s")
-    parser.add_argument(
-        "--vector-documents", type=int, default=200_000, help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--width", type=int, default=384, help="of the vectors; default: %(default)s"
-    )
+    parser.add_argument("--vector-documents", type=int, default=200_000, help="default: %(default)s")
+    parser.add_argument("--width", type=int, default=384, help="of the vectors; default: %(default)s")
     parser.add_argument(
         "--rounds", type=int, default=3, help="turns of each in the first two parts; %(default)s"
     )

@@ -52,9 +52,7 @@ class Problem:
         for file in files:
             part = self.folder.read_array(file.name)
             found = (
-                np.empty((rows_of(files), part.shape[1]), dtype=np.float32)
-                if found is None
-                else found
+                np.empty((rows_of(files), part.shape[1]), dtype=np.float32) if found is None else found
             )
             found[file.first : file.first + file.rows] = part
         assert found is not None
@@ -84,9 +82,7 @@ def write_vectors(folder: Folder, name: str, parts: Iterable[Floats]) -> list[Ve
     return files
 
 
-def vector_problems(
-    folder: Folder, queries: int, sizes: Sequence[int], width: int
-) -> list[Problem]:
+def vector_problems(folder: Folder, queries: int, sizes: Sequence[int], width: int) -> list[Problem]:
     """Documents around topics, a problem for each number of them; the queries are the same.
 
     Some queries lie nearer to their topic than to their positive, so that its limit refuses something. One file of
@@ -153,9 +149,7 @@ def made_up_texts(vocabulary: Iterable[str], queries: int, documents: int) -> tu
         count = round(8 * 15 ** draw.random())
         own = draw.choices(draw.choice(topics), k=count // 2)
         bodies.append(
-            draw.sample(
-                [*own, *draw.choices(words, cum_weights=cumulated, k=count - len(own))], count
-            )
+            draw.sample([*own, *draw.choices(words, cum_weights=cumulated, k=count - len(own))], count)
         )
     apart = documents // queries
     asked = [

@@ -83,12 +83,8 @@ def text_problems(
             for kind, part in zip(("q", "d"), texts, strict=True)
         ]
         seconds[name] = time.perf_counter() - started
-        problems[name] = Problem(
-            place, files[0], files[1], documents // queries * np.arange(queries)
-        )
-        print(
-            f"{queries + documents:,} texts, {name}: encoded in {seconds[name]:.1f} s", flush=True
-        )
+        problems[name] = Problem(place, files[0], files[1], documents // queries * np.arange(queries))
+        print(f"{queries + documents:,} texts, {name}: encoded in {seconds[name]:.1f} s", flush=True)
     return problems, seconds
 
 
@@ -159,8 +155,7 @@ def sentence_transformers(problem: Problem, watch: Watch, *, use_faiss: bool) ->
     batch = PEER_BATCH if use_faiss else peer_batch(len(documents))
     if batch < PEER_BATCH:
         print(
-            f"sentence-transformers: {batch:,} queries at a time, because memory is short",
-            flush=True,
+            f"sentence-transformers: {batch:,} queries at a time, because memory is short", flush=True
         )
     with watch:
         found = util.mine_hard_negatives(
@@ -174,9 +169,7 @@ def sentence_transformers(problem: Problem, watch: Watch, *, use_faiss: bool) ->
             use_faiss=use_faiss,
             verbose=False,
         )
-    number, row = (
-        {text: place for place, text in enumerate(texts)} for texts in (queries, documents)
-    )
+    number, row = ({text: place for place, text in enumerate(texts)} for texts in (queries, documents))
     chosen: Rows = [[] for _ in queries]
     for query, negative in zip(found["query"], found["negative"], strict=True):
         chosen[number[query]].append(row[negative])
@@ -197,9 +190,7 @@ def flag_embedding(problem: Problem, watch: Watch) -> Rows:
             queries, problem.positive_row_N.tolist(), ranked, strict=True
         ):
             others = [
-                row
-                for row in found
-                if row >= 0 and documents[row] not in (query, documents[positive])
+                row for row in found if row >= 0 and documents[row] not in (query, documents[positive])
             ]
             chosen.append(draw.sample(others, min(len(others), MINING.negatives_per_query)))
     return chosen

@@ -114,10 +114,7 @@ def small_recipe(folder: Path) -> Path:
 
 def run(recipe: Path, storage: Path, threads: int, console: Console) -> float:
     """The whole pipeline; seconds by the clock."""
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "platform"),
-        "OMP_NUM_THREADS": str(threads),
-    }
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "jobs/pipeline.py", str(recipe), "--run.storage", str(storage)]
     started = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -25,9 +25,7 @@ def parsed(parser: argparse.ArgumentParser, small: Mapping[str, int]) -> argpars
         "--threads", type=int, default=os.cpu_count(), help="of everyone; default: all cores"
     )
     parser.add_argument(
-        "--results",
-        type=Path,
-        help="folder of the JSON file; default: bench/results, or none if small",
+        "--results", type=Path, help="folder of the JSON file; default: bench/results, or none if small"
     )
     parser.add_argument("--small", action="store_true", help="a few rows, one round")
     if parser.parse_args().small:

@@ -117,14 +117,7 @@ def write_inputs(stage: str, storage: Path, rows: int) -> None:
         for part in range(max(NODES)):
             share = table_of(documents[part :: max(NODES)], Document)
             write_table(run / "transform" / "corpora" / "search", f"part-{part:06d}.parquet", share)
-    for finished in (
-        "transform",
-        "synthesize",
-        "mine",
-        "training/stage1",
-        "training/stage2",
-        "model",
-    ):
+    for finished in ("transform", "synthesize", "mine", "training/stage1", "training/stage2", "model"):
         manifest = {
             "stage": finished,
             "fingerprint": finished,
@@ -167,9 +160,7 @@ def drive(stage: str, storage: Path, nodes: int) -> None:
 @contextlib.contextmanager
 def cluster_of(nodes: int) -> Iterator[str]:
     """A head without CPUs and nodes of one CPU; its address."""
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-    )
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(nodes):
             cluster.add_node(num_cpus=1)

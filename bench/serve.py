@@ -99,8 +99,7 @@ def bodies_of(case: Case, folder: Path, count: int) -> Bodies:
             lengths = [draw.randint(*case.words) for _ in range(draw.randint(*case.texts))]
             given = [" ".join(draw.choices(vocabulary, k=length)) for length in lengths]
             sink.write(
-                json.dumps({"model": NAME, "input": given[0] if case.texts == (1, 1) else given})
-                + "\n"
+                json.dumps({"model": NAME, "input": given[0] if case.texts == (1, 1) else given}) + "\n"
             )
             texts += len(given)
             # a word is a token, and two stand around
@@ -120,22 +119,10 @@ class Server:
     ) -> dict[str, Any]:
         """What wrk found: requests, how many were refused or failed, percentiles."""
         pause = 0 if rate is None else 1000 * clients / rate
-        command = [
-            "wrk",
-            "-t1",
-            f"-c{clients}",
-            f"-d{seconds}s",
-            "--timeout",
-            "60s",
-            "-s",
-            str(LOAD),
-        ]
+        command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "60s", "-s", str(LOAD)]
         command += [f"http://127.0.0.1:{self.port}", "--", str(bodies.file), "/v1/embeddings"]
         done = subprocess.run(
-            [*command, str(self._sent), str(round(pause))],
-            capture_output=True,
-            text=True,
-            check=True,
+            [*command, str(self._sent), str(round(pause))], capture_output=True, text=True, check=True
         )
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         self._sent = (self._sent + found["requests"]) % bodies.count
@@ -162,9 +149,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(
-    command: Sequence[str], port: int, threads: int, **environment: str
-) -> Iterator[Server]:
+def running(command: Sequence[str], port: int, threads: int, **environment: str) -> Iterator[Server]:
     """A server for the block, from the moment it answers."""
     settings = {
         **os.environ,
@@ -235,24 +220,8 @@ def infinity(python: str, port: int, threads: int) -> Any:
         "--served-model-name",
         NAME,
     ]
-    command += [
-        "--engine",
-        "torch",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--no-bettertransformer",
-    ]
-    command += [
-        "--url-prefix",
-        "/v1",
-        "--port",
-        str(port),
-        "--no-model-warmup",
-        "--log-level",
-        "error",
-    ]
+    command += ["--engine", "torch", "--device", "cpu", "--dtype", "float32", "--no-bettertransformer"]
+    command += ["--url-prefix", "/v1", "--port", str(port), "--no-model-warmup", "--log-level", "error"]
     offline = {
         "HF_HUB_OFFLINE": "1",
         "DO_NOT_TRACK": "1",
@@ -273,9 +242,7 @@ def main() -> None:
     parser.add_argument(
         "--infinity", help="Python of a virtual environment with infinity_emb[torch,server]"
     )
-    parser.add_argument(
-        "--seconds", type=int, default=15, help="of each load; default: %(default)s"
-    )
+    parser.add_argument("--seconds", type=int, default=15, help="of each load; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
     parser.add_argument(
         "--longest", type=int, default=200, help="words of a mixed text; default: %(default)s"
@@ -291,11 +258,7 @@ def main() -> None:
             servers[INFINITY] = lambda: infinity(asked.infinity, port, asked.threads)
         servers[PLAIN] = lambda: plain(port, asked.threads)
         mixed = Case("mixed, 16 clients", (1, 32), (3, asked.longest), 16)
-        counts = {
-            BATCHES: 40 * asked.seconds,
-            SINGLES: 1500 * asked.seconds,
-            mixed: 30 * asked.seconds,
-        }
+        counts = {BATCHES: 40 * asked.seconds, SINGLES: 1500 * asked.seconds, mixed: 30 * asked.seconds}
         bodies = {case: bodies_of(case, folder, count) for case, count in counts.items()}
         rows, speeds = _throughput(servers, bodies, asked)
         rate = min(speeds[who, SINGLES.name] for who in servers if who != PLAIN) / 2
@@ -305,9 +268,7 @@ def main() -> None:
 
 
 def _throughput(
-    servers: Mapping[str, Callable[[], Any]],
-    bodies: Mapping[Case, Bodies],
-    asked: argparse.Namespace,
+    servers: Mapping[str, Callable[[], Any]], bodies: Mapping[Case, Bodies], asked: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, str], float]]:
     """The rows, and (who, case) -> requests a second."""
     speeds: dict[tuple[str, str], float] = {}
@@ -347,12 +308,7 @@ def _throughput(
             flush=True,
         )
         rows.append(
-            {
-                "case": "no model",
-                "who": who,
-                "requests_per_s": round(rate),
-                "cpu_ms": round(cpu_ms, 3),
-            }
+            {"case": "no model", "who": who, "requests_per_s": round(rate), "cpu_ms": round(cpu_ms, 3)}
         )
     return rows, speeds
 

@@ -85,16 +85,9 @@ def send_ours(url: str, limit: int, requests: int) -> dict[str, float]:
         {
             "run": {"name": "bench"},
             "model": {"backbone": "unused"},
-            "datasets": [
-                {"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
-            ],
+            "datasets": [{"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}],
             "training": {"stage1": steps, "stage2": steps},
-            "synthesis": {
-                "endpoint": url,
-                "model": "m",
-                "concurrency": limit,
-                "paraphrase_rows": 1,
-            },
+            "synthesis": {"endpoint": url, "model": "m", "concurrency": limit, "paraphrase_rows": 1},
         },
         place="bench",
     )
@@ -160,9 +153,7 @@ def send_ray(url: str, limit: int, requests: int) -> dict[str, float]:
     from ray.data.llm import HttpRequestProcessorConfig, build_processor
 
     ray.init(logging_level="ERROR", include_dashboard=False)
-    config = HttpRequestProcessorConfig(
-        url=f"{url}/chat/completions", batch_size=limit, concurrency=1
-    )
+    config = HttpRequestProcessorConfig(url=f"{url}/chat/completions", batch_size=limit, concurrency=1)
     processor = build_processor(
         config,
         preprocess=lambda row: {
@@ -234,8 +225,7 @@ def picture(rows: list[dict[str, Any]]) -> None:
                     )
     axes.axhline(100, color="#9aa5b1", linewidth=0.8, linestyle=":")
     labels = [
-        f"{limit} at {1000 * latency:.0f} ms\nideal {limit / latency:.0f}/s"
-        for latency, limit in cases
+        f"{limit} at {1000 * latency:.0f} ms\nideal {limit / latency:.0f}/s" for latency, limit in cases
     ]
     axes.set_xticks(range(len(cases)), labels, fontsize=8)
     axes.set_ylabel("% of ideal; numbers: requests/s")

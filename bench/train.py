@@ -122,9 +122,7 @@ def ours(case: Case, tell: Connection) -> None:
     if library_for("auto", this_processor()) == "onednn":
         multiply_with_onednn(found.model)
     engine = TorchEngine(found.model, found.tokenizer, recipe.training)
-    plan = InOrder(
-        [DatasetSize("d", data.task, data.rows)], recipe.training.stage2, alpha=0.5, seed=0
-    )
+    plan = InOrder([DatasetSize("d", data.task, data.rows)], recipe.training.stage2, alpha=0.5, seed=0)
     stage = TrainingStage("stage2", plan, {"d": data}, recipe, found.tokenizer)
     timer = Timer(tell)
     train_stage(stage, engine, timer, first_step=0)
@@ -315,9 +313,7 @@ def measured(
     lengths = [len(ids) for ids in token_ids(found.tokenizer, timed, max_tokens=MAX_TOKENS)]
     work = 3 * sum(flops(found.model.backbone.config, length) for length in lengths) / 1e9
     seconds = {who: statistics.median(one.seconds for one in taken) for who, taken in turns.items()}
-    agree = abs(turns[OURS][0].loss - turns[THEIRS][0].loss) <= SAME_LOSS * abs(
-        turns[THEIRS][0].loss
-    )
+    agree = abs(turns[OURS][0].loss - turns[THEIRS][0].loss) <= SAME_LOSS * abs(turns[THEIRS][0].loss)
     return [
         {
             "case": case.name,

@@ -78,9 +78,7 @@ def recipe_of(path: Path, storage: Path) -> Recipe:
     content = {
         "run": {"name": "run", "storage": str(storage)},
         "model": {"backbone": "not used"},
-        "datasets": [
-            {"name": "d", "reader": "jsonl", "rule": "question_answer", "paths": [str(path)]}
-        ],
+        "datasets": [{"name": "d", "reader": "jsonl", "rule": "question_answer", "paths": [str(path)]}],
         "training": {"stage1": stage, "stage2": stage},
     }
     return parse_recipe(content, place="bench")
@@ -139,9 +137,7 @@ def with_datasets(processes: int) -> Callable[[Path, Path], Ids]:
 
 def convert_batch(batch: dict[str, list[Any]], path: str) -> dict[str, list[Any]]:
     convert = Converter(dataset_of(Path(path)), 20_000)
-    made: dict[str, list[Any]] = {
-        name: [] for name in ("id", "dataset", "query", "positives", "key")
-    }
+    made: dict[str, list[Any]] = {name: [] for name in ("id", "dataset", "query", "positives", "key")}
     for question, answer in zip(batch["question"], batch["answer"], strict=True):
         candidate, _ = convert([{"question": question, "answer": answer}])
         if candidate and isinstance(candidate.example, RetrievalExample):
@@ -157,9 +153,7 @@ def dataset_of(path: Path) -> Dataset:
 
 
 def identity(example: Any) -> bytes:
-    return text_digest(
-        normalized_text(example.query), *sorted(map(normalized_text, example.positives))
-    )
+    return text_digest(normalized_text(example.query), *sorted(map(normalized_text, example.positives)))
 
 
 class PeakMemory:
@@ -244,11 +238,7 @@ def memory_rows(folder: Path) -> list[dict[str, Any]]:
             timed(run_only, path)
         first = made[0]["peak MiB"] if made else round(peak.mib)
         made.append(
-            {
-                "rows": rows,
-                "peak MiB": round(peak.mib),
-                "of the smallest": round(peak.mib / first, 2),
-            }
+            {"rows": rows, "peak MiB": round(peak.mib), "of the smallest": round(peak.mib / first, 2)}
         )
         path.unlink()
     return made

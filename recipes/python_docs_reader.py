@@ -55,9 +55,7 @@ def files(packages: Sequence[str], **_: object) -> Iterator[Path]:
     for package in packages:
         found = [file for root in _package_roots(package) for file in _files_below(root)]
         if not found:
-            raise DataError(
-                f"packages: '{package}' holds no Python source; take it out of 'packages'."
-            )
+            raise DataError(f"packages: '{package}' holds no Python source; take it out of 'packages'.")
         yield from found
 
 
@@ -204,11 +202,7 @@ def _package_roots(package: str) -> list[Path]:
     except (ImportError, ValueError):
         spec = None
     if spec is None:
-        hint = (
-            "name its top-level package"
-            if "." in package
-            else f"install it (pip install {package})"
-        )
+        hint = "name its top-level package" if "." in package else f"install it (pip install {package})"
         raise DataError(
             f"packages: '{package}' is not installed here; {hint}, or take it out of 'packages'."
         )
@@ -244,8 +238,7 @@ def _documented(tree: ast.Module, module: str) -> Iterator[tuple[str, Documented
             yield prefix, node
         if isinstance(node, COMPOUND):
             blocks = (
-                getattr(node, name, ())
-                for name in ("body", "handlers", "orelse", "finalbody", "cases")
+                getattr(node, name, ()) for name in ("body", "handlers", "orelse", "finalbody", "cases")
             )
             waiting += reversed([(prefix, child) for block in blocks for child in block])
 
@@ -262,9 +255,7 @@ def _partner(index: int, row: Mapping[str, str], circle: str, members: Sequence[
         f"{circle} {row['module']} {row['name']}".encode("utf-8", "surrogatepass")
     ).digest()
     position = int.from_bytes(choice[:8], "big") % len(members)
-    return (
-        members[position] if members[position] != index else members[(position + 1) % len(members)]
-    )
+    return members[position] if members[position] != index else members[(position + 1) % len(members)]
 
 
 def _pair(row_a: Mapping[str, str], row_b: Mapping[str, str]) -> dict[str, str | int]:

@@ -65,9 +65,7 @@ def tiny_qwen2(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("qwen2")
     trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(
-        [" ".join(WORDS)] * 9, vocab_size=400, special_tokens=["<|endoftext|>"]
-    )
+    trained.train_from_iterator([" ".join(WORDS)] * 9, vocab_size=400, special_tokens=["<|endoftext|>"])
     trained.save_model(str(folder))
     tokenizer = Qwen2Tokenizer.from_pretrained(folder)
     config = Qwen2Config(

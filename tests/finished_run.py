@@ -62,11 +62,7 @@ def transform_report(chance: random.Random) -> dict:
     datasets = {}
     for number, (name, task) in enumerate(DATASETS.items(), 1):
         read = 9000 * number
-        dropped = {
-            "blank_positive": 310 * number,
-            "short_positive": 40 * number,
-            "near_duplicate": 7,
-        }
+        dropped = {"blank_positive": 310 * number, "short_positive": 40 * number, "near_duplicate": 7}
         held_out = read // 10
         datasets[name] = {
             "task": task, "rule": RULES[task], "encodings": {}, "dataset": name, "read": read,
@@ -84,22 +80,14 @@ def transform_report(chance: random.Random) -> dict:
         "percent": 0.067,
     }
     overlap |= {"copied": 5, "asked": 4}
-    contamination = {
-        "action": "report",
-        "ngram_words": 13,
-        "ngram_chars": 20,
-        "one_ngram_kept_of": 1,
-    }
-    overlaps = [
-        {**overlap, "shown": ["a text that stands on both sides of the divide, word for word"]}
-    ]
+    contamination = {"action": "report", "ngram_words": 13, "ngram_chars": 20, "one_ngram_kept_of": 1}
+    overlaps = [{**overlap, "shown": ["a text that stands on both sides of the divide, word for word"]}]
     return {"datasets": datasets, "contamination": {**contamination, "overlaps": overlaps}}
 
 
 def lengths(chance: random.Random, power: int) -> dict:
     return {
-        str(2 ** (power + step)): chance.randint(100, 900) * (4 - abs(step - 2))
-        for step in range(5)
+        str(2 ** (power + step)): chance.randint(100, 900) * (4 - abs(step - 2)) for step in range(5)
     }
 
 
@@ -191,10 +179,7 @@ def metrics(chance: random.Random, stage: int, step: int, steps: int) -> dict:
         found |= {"masked_share": 0.031, "negative_hardness": 0.883}
         found |= {"negative_cosine": 0.5 - 0.1 * done, "accuracy": min(1.0, 0.4 + 0.5 * done)}
     if (step + 1) % 20 == 0:
-        found |= {
-            "validation_ndcg_at_10": 0.55 + 0.08 * done,
-            "validation_accuracy": 0.4 + 0.1 * done,
-        }
+        found |= {"validation_ndcg_at_10": 0.55 + 0.08 * done, "validation_accuracy": 0.4 + 0.1 * done}
     return found
 
 
@@ -209,36 +194,18 @@ def comparison() -> dict:
             half = round(1 / math.sqrt(n), 6)
             limits = {"low": round(score - half, 6), "high": round(score + half, 6)}
             rows.append(
-                {
-                    "task": task,
-                    "type": kind,
-                    "metric": metric,
-                    "model": model,
-                    "score": score,
-                    "n": n,
-                }
+                {"task": task, "type": kind, "metric": metric, "model": model, "score": score, "n": n}
             )
             rows[-1] |= {**limits, "seen": task != "forum", "seconds": 3.2}
         gained = round(sign * 0.06, 6)
         pair = {"task": task, "model": "stage2", "against": "backbone", "difference": gained}
-        differences.append(
-            {**pair, "low": round(gained - 0.03, 6), "high": round(gained + 0.03, 6)}
-        )
+        differences.append({**pair, "low": round(gained - 0.03, 6), "high": round(gained + 0.03, 6)})
     spread = {"effective_rank": 212.7, "dimensions": 384, "texts": 2000}
-    health = {
-        "backbone": {"mean_cosine": 0.113, **spread},
-        "stage2": {"mean_cosine": 0.087, **spread},
-    }
+    health = {"backbone": {"mean_cosine": 0.113, **spread}, "stage2": {"mean_cosine": 0.087, **spread}}
     seen = [{"model": "stage2", "seen": True, "tasks": 3, "mean": 50.6}]
     types = ["Retrieval", "STS"]
     models = [
-        {
-            "model": "stage2",
-            "ours": True,
-            "types": {"STS": 71.2},
-            "mean_task": 68.1,
-            "mean_type": 67.0,
-        }
+        {"model": "stage2", "ours": True, "types": {"STS": 71.2}, "mean_task": 68.1, "mean_type": 67.0}
     ]
     models += [
         {
@@ -261,13 +228,7 @@ def comparison() -> dict:
     published = [
         {"task": "STSB", "type": "STS", "stage2": 64.12, "published": {"QZhou-Embedding": 91.4}}
     ]
-    return {
-        **found,
-        "published": published,
-        "seen": seen,
-        "health": health,
-        "not_judged": not_judged,
-    }
+    return {**found, "published": published, "seen": seen, "health": health, "not_judged": not_judged}
 
 
 def diagnosis() -> dict:
@@ -287,11 +248,7 @@ def manifest(stage: str, number: int) -> dict:
         "mining": {"transform": "print-0"},
     }
     outputs = {
-        "transform": {
-            "retrieval examples": 22000,
-            "pair examples": 21000,
-            "held-out examples": 9000,
-        }
+        "transform": {"retrieval examples": 22000, "pair examples": 21000, "held-out examples": 9000}
     }
     outputs["synthesis"] = {"examples": 43232, "by paraphrase": 232, "dropped": 96}
     return {

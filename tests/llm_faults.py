@@ -112,9 +112,7 @@ class FaultInjector:
 
     def next_fault(self, digest: str) -> str:
         """The fault that the next try of a request meets, or an empty string."""
-        place = random.Random(
-            f"{self._behaviour.seed} fault {digest} {self._tries[digest]}"
-        ).random()
+        place = random.Random(f"{self._behaviour.seed} fault {digest} {self._tries[digest]}").random()
         self._tries[digest] += 1
         for name in FAULTS:
             place -= getattr(self._behaviour, name)

@@ -254,12 +254,7 @@ def main() -> None:
 
 
 _USELESS = {"empty": "", "babble": "Certainly! Here you are."}
-_STATUS = {
-    "rate_limited": 429,
-    "rate_limited_silently": 429,
-    "server_error": 500,
-    "unavailable": 503,
-}
+_STATUS = {"rate_limited": 429, "rate_limited_silently": 429, "server_error": 500, "unavailable": 503}
 
 
 def _error(status: int, message: str, retry_after_s: int | None = None) -> web.Response:

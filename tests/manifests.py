@@ -24,9 +24,7 @@ Object = dict[str, Any]
 
 def built(folder: Path) -> list[Object]:
     """The objects of a kustomization: resources, names of images, replacements; without those that are local."""
-    return [
-        one for one in _accumulated(folder) if LOCAL not in one["metadata"].get("annotations", {})
-    ]
+    return [one for one in _accumulated(folder) if LOCAL not in one["metadata"].get("annotations", {})]
 
 
 def by_kind(objects: list[Object], kind: str) -> Object:
@@ -48,9 +46,7 @@ def _accumulated(folder: Path) -> list[Object]:
     for component in plan.get("components", []):
         _name_images(
             objects,
-            yaml.safe_load((folder / component / "kustomization.yaml").read_text("utf-8"))[
-                "images"
-            ],
+            yaml.safe_load((folder / component / "kustomization.yaml").read_text("utf-8"))["images"],
         )
     for patch in plan.get("patches", []):
         (step,) = yaml.safe_load(patch["patch"])
@@ -75,9 +71,7 @@ def _name_images(tree: Any, images: list[Object]) -> None:
             if isinstance(tree.get("image"), str)
             else {}
         )
-    for child in (
-        tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    ):
+    for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
         _name_images(child, images)
 
 
@@ -163,10 +157,6 @@ def _ray_schema() -> tuple[str, Registry]:
         importlib.resources.files("kubernetes_validate")
         / f"kubernetes-json-schema/v{version}-local-strict"
     )
-    kubernetes = Resource.from_contents(
-        json.loads((folder / "_definitions.json").read_text("utf-8"))
-    )
-    ray = Resource.from_contents(
-        yaml.safe_load((HERE / "schemas" / "kuberay.yaml").read_text("utf-8"))
-    )
+    kubernetes = Resource.from_contents(json.loads((folder / "_definitions.json").read_text("utf-8")))
+    ray = Resource.from_contents(yaml.safe_load((HERE / "schemas" / "kuberay.yaml").read_text("utf-8")))
     return "ray", Registry().with_resources([("ray", ray), (kubernetes.id() or "", kubernetes)])

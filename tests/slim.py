@@ -10,9 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 def without_torch_and_ray(job: str, *words: str) -> str:
     """What a job prints where torch, ray and transformers cannot be imported."""
-    blocked = (
-        "import sys, runpy; sys.modules |= {'torch': None, 'ray': None, 'transformers': None}; "
-    )
+    blocked = "import sys, runpy; sys.modules |= {'torch': None, 'ray': None, 'transformers': None}; "
     code = blocked + f"sys.argv = sys.argv[1:]; runpy.run_path({job!r}, run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", code, job, *words],

@@ -66,9 +66,7 @@ PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/p
 STARTED = ["mining.actors", *PIPELINES]  # the searcher first: it loads less than all others
 HEAVY = ("torch", "transformers", "sentence_transformers", "deepspeed", "mteb")
 PYTHON = [
-    path
-    for folder in ("platform", "jobs", "serve")
-    for path in sorted((ROOT / folder).rglob("*.py"))
+    path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 
 
@@ -98,11 +96,7 @@ def test_imports_point_down_and_rooms_do_not_know_each_other(path):
     if own == "__init__":
         return
     for module in modules_imported_by(path):
-        if (
-            module.startswith("qzhou.")
-            and (other := module.split(".")[1]) != own
-            and other in LEVEL
-        ):
+        if module.startswith("qzhou.") and (other := module.split(".")[1]) != own and other in LEVEL:
             assert LEVEL[other] <= LEVEL[own], f"{own} imports {other}, which is above it"
             assert not (other in ROOMS and own in ROOMS), f"the room {own} imports the room {other}"
 
@@ -123,21 +117,16 @@ def test_a_heavy_library_is_imported_in_its_own_place_only(library):
 
 def test_nothing_imports_jobs_or_serve():
     for path in PYTHON:
-        assert not {module.split(".")[0] for module in modules_imported_by(path)} & {
-            "jobs",
-            "serve",
-        }, path
+        assert not {module.split(".")[0] for module in modules_imported_by(path)} & {"jobs", "serve"}, (
+            path
+        )
 
 
 @pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)
 def test_jobs_are_short_and_load_heavy_things_only_when_they_work(job):
     assert len(job.read_text("utf-8").splitlines()) <= 40
-    top = [
-        node for node in ast.parse(job.read_text("utf-8")).body if isinstance(node, ast.ImportFrom)
-    ]
-    assert {node.module for node in top if str(node.module).startswith("qzhou")} <= {
-        "qzhou.cli.main",
-    }
+    top = [node for node in ast.parse(job.read_text("utf-8")).body if isinstance(node, ast.ImportFrom)]
+    assert {node.module for node in top if str(node.module).startswith("qzhou")} <= {"qzhou.cli.main"}
 
 
 def python(code: str, **environment: str) -> str:
@@ -169,9 +158,7 @@ def loaded_heavy() -> dict[str, list[str]]:
     return json.loads(python(code, PYTHONPATH="platform"))
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], ["mine", "--help"], ["run", "quickstart", "--dry-run"]]
-)
+@pytest.mark.parametrize("words", [["--help"], ["mine", "--help"], ["run", "quickstart", "--dry-run"]])
 def test_the_command_answers_without_torch_and_ray(words):
     code = (
         f"import sys; from qzhou.cli.main import cli; cli.main({words!r}, standalone_mode=False); "
@@ -206,8 +193,7 @@ def test_the_wheel_holds_qzhou_and_never_platform():
 
 
 @pytest.mark.parametrize(
-    "phrase",
-    ["trust_remote_code=True", "pickle.load(", "weights_only=False", "except:", "yaml.load("],
+    "phrase", ["trust_remote_code=True", "pickle.load(", "weights_only=False", "except:", "yaml.load("]
 )
 def test_what_runs_foreign_code_or_hides_errors_is_not_there(phrase):
     assert not [path for path in PYTHON if phrase in path.read_text("utf-8")]

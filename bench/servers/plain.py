@@ -27,8 +27,7 @@ def embeddings(request: Request) -> dict[str, object]:
     texts = [request.input] if isinstance(request.input, str) else request.input
     vectors = model.encode(texts, normalize_embeddings=True)
     data = [
-        {"object": "embedding", "index": n, "embedding": one.tolist()}
-        for n, one in enumerate(vectors)
+        {"object": "embedding", "index": n, "embedding": one.tolist()} for n, one in enumerate(vectors)
     ]
     return {"object": "list", "model": request.model, "data": data}
 

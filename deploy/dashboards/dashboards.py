@@ -70,9 +70,7 @@ PIPELINE = (
         {"{{stage}}: {{step}}": "max by (stage, step) (ray_qzhou_progress_ratio)"},
     ),
     Panel(
-        "Rows",
-        "rowsps",
-        {"{{stage}}: {{dataset}}": _rate("ray_qzhou_rows_total", "stage, dataset")},
+        "Rows", "rowsps", {"{{stage}}: {{dataset}}": _rate("ray_qzhou_rows_total", "stage, dataset")}
     ),
     Panel(
         "Work",
@@ -118,9 +116,7 @@ TRAINING = (
         {"{{stage}} {{task}}": _mean("ray_qzhou_training_loss", "stage, task")},
         "Tasks are on different scales.",
     ),
-    Panel(
-        "Learning rate", "sci", {"{{stage}}": _mean("ray_qzhou_training_learning_rate", "stage")}
-    ),
+    Panel("Learning rate", "sci", {"{{stage}}": _mean("ray_qzhou_training_learning_rate", "stage")}),
     Panel(
         "Gradient norm",
         "none",
@@ -139,9 +135,7 @@ TRAINING = (
         {"{{stage}}": "60 * " + _rate("ray_qzhou_training_steps_total", "stage")},
     ),
     Panel("Time of a step", "s", {"{{stage}}": _mean("ray_qzhou_training_step_seconds", "stage")}),
-    Panel(
-        "Padding", "percentunit", {"{{stage}}": _mean("ray_qzhou_training_padding_ratio", "stage")}
-    ),
+    Panel("Padding", "percentunit", {"{{stage}}": _mean("ray_qzhou_training_padding_ratio", "stage")}),
     Panel(
         "Wait for data",
         "percentunit",
@@ -163,9 +157,7 @@ TRAINING = (
 
 SERVING = (
     Panel(
-        "Requests",
-        "reqps",
-        {"{{route}} {{status}}": _rate("qzhou_requests_total", "route, status")},
+        "Requests", "reqps", {"{{route}} {{status}}": _rate("qzhou_requests_total", "route, status")}
     ),
     Panel("Latency", "s", _quantiles("qzhou_request_seconds", "route", 0.5, 0.95, 0.99)),
     Panel(

@@ -31,7 +31,9 @@ NO_PROMETHEUS = (
     "Prometheus is not on PATH: apt-get install prometheus, or the archive of prometheus.io.\n"
     "       Grafana, for the dashboards: the package or the archive of grafana.com, its bin folder on PATH."
 )
-NO_GRAFANA = "Grafana is not on PATH, so there are no dashboards: take the package or the archive of grafana.com"
+NO_GRAFANA = (
+    "Grafana is not on PATH, so there are no dashboards: take the package or the archive of grafana.com"
+)
 ENDING_S = 20.0
 
 Command = tuple[list[str], dict[str, str]]
@@ -60,10 +62,7 @@ def commands(found: Mapping[str, str | None], scratch: Path, ports: Ports) -> di
     Raises:
         SetupError: Without Prometheus there is nothing to see.
     """
-    prometheus, grafana = (
-        found.get("prometheus"),
-        found.get("grafana") or found.get("grafana-server"),
-    )
+    prometheus, grafana = (found.get("prometheus"), found.get("grafana") or found.get("grafana-server"))
     if not prometheus:
         raise SetupError(NO_PROMETHEUS)
     words = [

@@ -96,9 +96,7 @@ PICTURES = {
         lambda row: 1 / row["ratio"],
         SPEED,
     ),
-    "mine": Bars(
-        lambda row: row["case"], lambda row: row["who"], lambda row: 1 / row["ratio"], SPEED
-    ),
+    "mine": Bars(lambda row: row["case"], lambda row: row["who"], lambda row: 1 / row["ratio"], SPEED),
     "false_negatives": Bars(
         lambda row: row["collection"],
         lambda row: row["way"],
@@ -106,10 +104,7 @@ PICTURES = {
         "false negatives, % of what is mined",
     ),
     "train": Bars(
-        lambda row: row["case"],
-        lambda row: row["who"],
-        lambda row: row["samples_per_s"],
-        "samples/s",
+        lambda row: row["case"], lambda row: row["who"], lambda row: row["samples_per_s"], "samples/s"
     ),
     "evaluate": Bars(
         lambda _: "seven tasks", lambda row: row["who"], lambda row: row["seconds"], "seconds"

@@ -24,9 +24,7 @@ MARK = re.compile(r"^<!-- made: (.*?) -->$", re.MULTILINE)
 
 
 def _bench_picture(bench: str) -> str:
-    return (
-        f"````{{raw}} html\n<figure class='bars'>\n{bench_tables.picture(bench)}\n</figure>\n````"
-    )
+    return f"````{{raw}} html\n<figure class='bars'>\n{bench_tables.picture(bench)}\n</figure>\n````"
 
 
 def _levels() -> str:

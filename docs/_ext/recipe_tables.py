@@ -15,14 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
-from qzhou.config.describe import (
-    default_of,
-    is_experimental,
-    kind_of,
-    section_of,
-    tables_of,
-    unit_of,
-)
+from qzhou.config.describe import default_of, is_experimental, kind_of, section_of, tables_of, unit_of
 from qzhou.config.section import Section
 
 CHECKED_BY = {"field_validator", "model_validator"}
@@ -76,8 +69,7 @@ def _table(table: Table) -> Iterator[str]:
     yield f"(table-{table.anchor})="  # a setting of an outer table may have the same name
     yield f"## {table.heading}\n"
     yield (
-        escaped(" ".join(inspect.cleandoc(table.model.__doc__ or "").split("\n\n")[0].split()))
-        + "\n"
+        escaped(" ".join(inspect.cleandoc(table.model.__doc__ or "").split("\n\n")[0].split())) + "\n"
     )
     yield from _rows(table.model, list(table.model.model_fields), table.anchor)
     if found := list(refusals(table.model)):
@@ -93,9 +85,7 @@ def _rows(model: type[Section], names: list[str], anchor: str) -> Iterator[str]:
         field = model.model_fields[name]
         if section_of(field.annotation)[0] and not field.description:
             continue  # a table of its own, with its own heading
-        kind = kind_of(properties[name], _code).replace("|", "\\|") + unit_of(
-            name, properties[name]
-        )
+        kind = kind_of(properties[name], _code).replace("|", "\\|") + unit_of(name, properties[name])
         default = "**required**" if field.is_required() else default_of(field, _code)
         mark = " *(experimental)*" if is_experimental(field) else ""
         value = f"{kind}<br>{default}"
@@ -127,9 +117,7 @@ def refusals(model: type[Section]) -> Iterator[str]:
     """The messages of a model's own validators and of those that it inherits, values left out."""
     for one in reversed(model.__mro__):
         if issubclass(one, Section) and one is not Section:
-            yield from _messages(
-                ast.parse(textwrap.dedent(inspect.getsource(one))), validators=True
-            )
+            yield from _messages(ast.parse(textwrap.dedent(inspect.getsource(one))), validators=True)
 
 
 def module_refusals(module: ModuleType) -> Iterator[str]:
@@ -167,9 +155,7 @@ def _template(told: ast.Constant | ast.JoinedStr) -> str:
     for part in told.values:
         if isinstance(part, ast.FormattedValue):
             named = (
-                isinstance(part.value, ast.Name)
-                and part.format_spec is None
-                and part.conversion == -1
+                isinstance(part.value, ast.Name) and part.format_spec is None and part.conversion == -1
             )
             shown += f"<{ast.unparse(part.value)}>" if named else "…"
         elif isinstance(part, ast.Constant):

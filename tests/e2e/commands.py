@@ -55,9 +55,7 @@ def start(*words: str | Path, folder: Path = ROOT, **environment: str) -> subpro
     return subprocess.Popen(command, cwd=folder, env=own | environment, text=True, **pipes)
 
 
-def call(
-    script: str | Path, *words: str | Path, folder: Path = ROOT, **environment: str
-) -> Finished:
+def call(script: str | Path, *words: str | Path, folder: Path = ROOT, **environment: str) -> Finished:
     """``python <script> <words>`` inside this process, which has loaded what takes seconds to load.
 
     A command that needs Ray is given a head to join by ``RAY_ADDRESS``.

@@ -94,9 +94,7 @@ def write_data(folder: Path) -> None:
         }
         for n in range(160)
     ]
-    folder.joinpath("facts.jsonl").write_text(
-        "\n".join(json.dumps(fact) for fact in facts), "utf-8"
-    )
+    folder.joinpath("facts.jsonl").write_text("\n".join(json.dumps(fact) for fact in facts), "utf-8")
     pairs = [
         f"the {colours[n % 3]} {things[n % 4]} {n},a {colours[n % 2]} {things[n % 4]} {n},{n % 5}"
         for n in range(120)

@@ -50,12 +50,7 @@ def configuration(gcs: str) -> dict:
         "head_node_type": HEAD,
         "available_node_types": {
             HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "cpu": {
-                "resources": {"CPU": 2},
-                "node_config": {},
-                "min_workers": 0,
-                "max_workers": NODES,
-            },
+            "cpu": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": NODES},
         },
         "file_mounts_sync_continuously": False,
         **{name: {} for name in nothing},

@@ -107,9 +107,7 @@ def with_facts(recipe: Path, folder: Path, content: str | None) -> Path:
     ],
     ids=["missing file", "empty dataset", "no row survives", "wrong columns"],
 )
-def test_data_that_gives_no_example_is_named_with_the_reasons(
-    head, recipe, tmp_path, content, said
-):
+def test_data_that_gives_no_example_is_named_with_the_reasons(head, recipe, tmp_path, content, said):
     message = refused(call("jobs/transform.py", with_facts(recipe, tmp_path, content), **head))
 
     for part in said:
@@ -133,9 +131,7 @@ def test_a_backbone_that_is_not_there_is_named_before_any_work(recipe, tmp_path,
 def test_a_storage_path_that_cannot_be_written_is_named(recipe, tmp_path):
     tmp_path.joinpath("file").write_text("not a folder")
 
-    message = refused(
-        call("jobs/transform.py", recipe, "--run.storage", tmp_path / "file" / "runs")
-    )
+    message = refused(call("jobs/transform.py", recipe, "--run.storage", tmp_path / "file" / "runs"))
 
     assert f"{tmp_path}/file/runs" in message
     assert "run.storage" in message
@@ -152,10 +148,7 @@ def test_a_stage_without_the_one_before_it_says_which_job_to_run(recipe, tmp_pat
     [
         (("/no/such/a", "/no/such/b"), ["/no/such/a", "does not exist"]),
         (("/no/such/a",), ["1 model is named"]),
-        (
-            ("/no/such/a", "/no/such/b", "--weights", "0,0"),
-            ["0, 0", "at least one must be above 0"],
-        ),
+        (("/no/such/a", "/no/such/b", "--weights", "0,0"), ["0, 0", "at least one must be above 0"]),
         (("a", "b", "c", "--method", "slerp"), ["slerp is between two models, and 3 are named"]),
         (("a", "b", "--method", "sum"), ["--method", "average", "slerp"]),
     ],

@@ -125,9 +125,7 @@ def test_every_server_answers_the_load(tmp_path):
 
 
 def test_the_flops_of_an_encoder_are_those_that_torch_counts(tiny_bert):
-    model = BertModel.from_pretrained(
-        tiny_bert, attn_implementation="eager", add_pooling_layer=False
-    )
+    model = BertModel.from_pretrained(tiny_bert, attn_implementation="eager", add_pooling_layer=False)
     ids = torch.tensor([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0]])
 
     with FlopCounterMode(display=False) as counted, watched(model) as work:

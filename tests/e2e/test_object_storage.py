@@ -68,8 +68,7 @@ def test_a_killed_run_on_s3_goes_on_and_leaves_a_model_that_loads(s3, recipe):
     assert {"model", "evaluation", "transform", "training"} <= set(folder.folders())
     assert folder.exists("report.html")
     assert (
-        "a-secret-that-nobody-should-see"
-        not in folder.read_bytes("recipe.json").decode() + done.text
+        "a-secret-that-nobody-should-see" not in folder.read_bytes("recipe.json").decode() + done.text
     )
     assert done.text.count("unchanged since") >= 4, "transform, synthesize, mine, stage 1"
     with (folder / "model").local_copy() as local:

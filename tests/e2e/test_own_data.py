@@ -35,9 +35,7 @@ def write_data(folder: Path) -> None:
         )
         queries += json.dumps({"id": f"filter{n}", "text": f"filter {n}"}) + "\n"
         documents += (
-            json.dumps(
-                {"id": f"part{n}", "title": f"Part {n * 7}", "text": f"It holds filter {n}."}
-            )
+            json.dumps({"id": f"part{n}", "title": f"Part {n * 7}", "text": f"It holds filter {n}."})
             + "\n"
         )
         judgements += f"filter{n}\tpart{n}\t1\n"

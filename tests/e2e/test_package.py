@@ -52,9 +52,7 @@ def python(built, tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     python = venv / "bin" / "python"
     (wheel,) = built.glob("*.whl")
-    done = run(
-        "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel
-    )
+    done = run("-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
     assert done.status == 0, done.text
     (site,) = venv.glob("lib/python*/site-packages")
     # after the wheel's own place

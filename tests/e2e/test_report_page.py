@@ -60,9 +60,7 @@ def draw_all(page) -> None:
 
 
 def column(page, table, number: int) -> list[str]:
-    cells = (
-        "return [...arguments[0].tBodies[0].rows].map(row => row.cells[arguments[1]].textContent)"
-    )
+    cells = "return [...arguments[0].tBodies[0].rows].map(row => row.cells[arguments[1]].textContent)"
     return page.execute_script(cells, table, number)
 
 
@@ -106,9 +104,7 @@ def test_a_click_on_a_heading_sorts_and_another_turns_the_order(opened):
     assert heading.get_attribute("aria-sort") == "descending"
 
     button.send_keys(Keys.ENTER)
-    assert column(page, table, number) == ["0.4100", "0.5500", "–", "–"], (
-        "what is missing stays last"
-    )
+    assert column(page, table, number) == ["0.4100", "0.5500", "–", "–"], "what is missing stays last"
     assert heading.get_attribute("aria-sort") == "ascending"
 
 
@@ -120,9 +116,7 @@ def test_numbers_sort_by_value_and_not_by_their_digits(opened):
     assert column(page, table, 3) == ["1,204", "1,000", "498", "300"]
 
 
-@pytest.mark.parametrize(
-    ("theme", "before", "after"), [("light", LIGHT, DARK), ("dark", DARK, LIGHT)]
-)
+@pytest.mark.parametrize(("theme", "before", "after"), [("light", LIGHT, DARK), ("dark", DARK, LIGHT)])
 def test_the_page_follows_the_system_until_its_button_says_otherwise(opened, theme, before, after):
     page = opened(theme=theme)
     draw_all(page)
@@ -148,8 +142,7 @@ def test_a_name_in_the_legend_hides_its_line(opened):
 
     assert key.get_attribute("aria-pressed") == "false"
     assert (
-        page.execute_script("return document.querySelector('#training .plot').data[0].visible")
-        is False
+        page.execute_script("return document.querySelector('#training .plot').data[0].visible") is False
     )
 
 

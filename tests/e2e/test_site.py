@@ -101,8 +101,6 @@ def test_pages_fit_their_window_and_load_nothing_from_elsewhere(site, page):
     with chromium() as driver:
         for width, theme in ((1400, "light"), (420, "dark")):
             show(driver, (site / f"{page}.html").as_uri(), width=width, theme=theme)
-            assert driver.execute_script(
-                "return document.documentElement.scrollWidth <= innerWidth"
-            )
+            assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
             assert not [one for one in driver.get_log("browser") if one["level"] == "SEVERE"]
         assert all(address.startswith(("file:", "data:")) for address in loaded(driver))

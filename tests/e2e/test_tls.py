@@ -19,11 +19,7 @@ from tests.ports import free_port
 
 def key_file(path: Path) -> ec.EllipticCurvePrivateKey:
     key = ec.generate_private_key(ec.SECP256R1())
-    kind = (
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
+    kind = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     path.write_bytes(key.private_bytes(*kind))
     return key
 
@@ -38,9 +34,9 @@ def certificate(name: str, key, *, signed_by: x509.Name, with_key, extension) ->
         not_valid_before=now - datetime.timedelta(hours=1),
         not_valid_after=now + datetime.timedelta(days=1),
     )
-    return builder.add_extension(
-        extension, critical=isinstance(extension, x509.BasicConstraints)
-    ).sign(with_key, hashes.SHA256())
+    return builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints)).sign(
+        with_key, hashes.SHA256()
+    )
 
 
 def named(name: str) -> x509.Name:

@@ -118,9 +118,7 @@ def test_the_trained_model_is_not_the_backbone_and_still_looks_both_ways(submitt
         load_file(model / "model.safetensors"),
     )
     assert before.keys() == after.keys()
-    assert not np.allclose(
-        before["layers.0.mlp.up_proj.weight"], after["layers.0.mlp.up_proj.weight"]
-    )
+    assert not np.allclose(before["layers.0.mlp.up_proj.weight"], after["layers.0.mlp.up_proj.weight"])
 
 
 def test_synthetic_rows_say_who_wrote_them(submitted):
@@ -129,9 +127,7 @@ def test_synthetic_rows_say_who_wrote_them(submitted):
     recipe, _ = submitted
 
     examples = folder_of(recipe) / "synthesis" / "examples"
-    rows = [
-        row for folder in sorted(examples.glob("*/*")) for row in pq.read_table(folder).to_pylist()
-    ]
+    rows = [row for folder in sorted(examples.glob("*/*")) for row in pq.read_table(folder).to_pylist()]
     sources = [row["source"] for row in rows if row["source"]["technique"] != "raw"]
     negatives = [negative for row in rows for negative in row.get("negatives", [])]
 
@@ -182,9 +178,7 @@ def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(submitted, he
     shutil.copytree(recipe.parent / "runs", tmp_path / "runs")
     longer = ("--run.storage", tmp_path / "runs", "--training.stage2.steps", "400")
     running = start("jobs/train.py", recipe, *longer, **head)
-    wait_for(
-        tmp_path / "runs" / "tiny" / "training" / "stage2" / "checkpoints", "step_000004", running
-    )
+    wait_for(tmp_path / "runs" / "tiny" / "training" / "stage2" / "checkpoints", "step_000004", running)
 
     running.send_signal(signal.SIGINT)
 
@@ -194,9 +188,7 @@ def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(submitted, he
     assert "Traceback" not in on_an_idle_machine(said)
 
 
-def test_another_setting_redoes_its_stage_alone_and_keeps_the_stale_output(
-    submitted, head, tmp_path
-):
+def test_another_setting_redoes_its_stage_alone_and_keeps_the_stale_output(submitted, head, tmp_path):
     recipe, _ = submitted
     folder = tmp_path / "runs" / "tiny"
     shutil.copytree(recipe.parent / "runs", tmp_path / "runs")
@@ -207,9 +199,7 @@ def test_another_setting_redoes_its_stage_alone_and_keeps_the_stale_output(
 
     assert done.status == 0, done.text
     assert "training/stage1: unchanged since" in done.out
-    assert (
-        "training/stage2: settings, code or inputs changed; the stale output is kept in" in done.out
-    )
+    assert "training/stage2: settings, code or inputs changed; the stale output is kept in" in done.out
     assert re.search(r"training/stage2: done in .* \(3 steps\)", done.out)
     assert len(metrics_of(folder, "stage2")) == 3
     (stale,) = (folder / "stale").iterdir()

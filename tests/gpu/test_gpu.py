@@ -60,9 +60,7 @@ def test_each_loss_has_the_gradient_of_the_cpu_direct_and_cached(make_recipe, ti
 def gradient_rank(rank, world, port, recipe, folder, out):
     os.environ["LOCAL_RANK"] = str(rank)
     torch.cuda.set_device(rank)
-    dist.init_process_group(
-        "nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
-    )
+    dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     engine, tokenizer = engine_of(recipe, folder)
     gathered = gradients(engine, recipe, tokenizer, torch_gradient)
     if rank == world - 1:
@@ -79,9 +77,7 @@ def test_ranks_have_the_gradient_of_one(make_recipe, tiny_qwen2, tmp_path, world
     recipe = three_tasks(make_recipe, micro_batch_tokens=CHUNK_TOKENS)
 
     out = tmp_path / "gradients.pt"
-    multiprocessing.spawn(
-        gradient_rank, (world, free_port(), recipe, tiny_qwen2, out), nprocs=world
-    )
+    multiprocessing.spawn(gradient_rank, (world, free_port(), recipe, tiny_qwen2, out), nprocs=world)
 
     assert_same_on_the_cpu(torch.load(out), plain_gradients(recipe, tiny_qwen2))
 
@@ -89,9 +85,7 @@ def test_ranks_have_the_gradient_of_one(make_recipe, tiny_qwen2, tmp_path, world
 @pytest.fixture(scope="module")
 def a_world_of_one():
     os.environ["LOCAL_RANK"] = "0"
-    dist.init_process_group(
-        "nccl", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1
-    )
+    dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
@@ -129,9 +123,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(make_recipe, tiny_qwen2
     second, _ = engine_of(recipe, tiny_qwen2)
     assert second.load(tmp_path) == 3
 
-    assert begun + run(second, recipe, plan, tokenizer, first_step=3) == pytest.approx(
-        losses, rel=1e-5
-    )
+    assert begun + run(second, recipe, plan, tokenizer, first_step=3) == pytest.approx(losses, rel=1e-5)
 
 
 def test_packed_texts_have_the_vectors_of_padded_ones(make_recipe, tiny_qwen2):
@@ -149,9 +141,7 @@ def test_packed_texts_have_the_vectors_of_padded_ones(make_recipe, tiny_qwen2):
 
 @pytest.mark.parametrize(("dtype", "closeness"), [("float32", 0.99999), ("bfloat16", 0.999)])
 def test_the_encoder_gives_the_vectors_of_the_cpu_in_any_batch(tiny_qwen2, dtype, closeness):
-    wanted = load_encoder(str(tiny_qwen2), max_tokens=64, dtype="float32", device="cpu").encode(
-        TEXTS
-    )
+    wanted = load_encoder(str(tiny_qwen2), max_tokens=64, dtype="float32", device="cpu").encode(TEXTS)
     encoder = load_encoder(str(tiny_qwen2), max_tokens=64, dtype=dtype, device="cuda")
 
     together, alone = (

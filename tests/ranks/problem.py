@@ -102,9 +102,7 @@ def gradients(
         planned = PlannedBatch(0, (PlannedRows(name, TASKS[name], np.arange(11)),))
         batches = build_batches(planned, DATA, negatives_per_query=1, seed=1)
         ids = token_ids(
-            tokenizer,
-            [t for b in batches for _, texts in b.text_groups for t in texts],
-            max_tokens=64,
+            tokenizer, [t for b in batches for _, texts in b.text_groups for t in texts], max_tokens=64
         )
         sharded = shard_batch(
             ids, rank=engine.rank, world=engine.world, micro_batch_tokens=CHUNK_TOKENS
@@ -121,9 +119,7 @@ def of_batches(batches, training, vector_ND):
 
 
 def torch_gradient(engine):
-    return torch.cat(
-        [one.grad.flatten() for one in engine.model.parameters() if one.grad is not None]
-    )
+    return torch.cat([one.grad.flatten() for one in engine.model.parameters() if one.grad is not None])
 
 
 def plain_gradients(recipe, folder):

@@ -29,9 +29,7 @@ from tests.torch_engine import TorchEngine
 def join(rank, world, port):
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
-    )
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
 
 
 def leave(everyone_done):
@@ -96,9 +94,7 @@ def trainable(recipe, folder):
 def deepspeed_gradient(engine):
     from deepspeed.utils import safe_get_full_grad
 
-    return torch.cat(
-        [safe_get_full_grad(one).flatten() for one in engine.engine.module.parameters()]
-    )
+    return torch.cat([safe_get_full_grad(one).flatten() for one in engine.engine.module.parameters()])
 
 
 def deepspeed_rank(rank, world, port, everyone_done, recipes, folder, out):
@@ -135,9 +131,7 @@ def options_rank(rank, world, port, everyone_done, recipes, folder, out):
 
 def teacher_of(recipe):
     teacher = recipe.training.distillation.teacher
-    return (
-        Teacher.load(teacher, device=torch.device("cpu"), dtype=torch.float32) if teacher else None
-    )
+    return Teacher.load(teacher, device=torch.device("cpu"), dtype=torch.float32) if teacher else None
 
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -154,9 +148,7 @@ def on_two_ranks(tmp_path_factory, tiny_qwen2):
 
 
 @pytest.mark.parametrize("zero_stage", ZERO_STAGES)
-def test_deepspeed_on_two_ranks_trains_like_plain_torch_on_one(
-    on_two_ranks, tiny_qwen2, zero_stage
-):
+def test_deepspeed_on_two_ranks_trains_like_plain_torch_on_one(on_two_ranks, tiny_qwen2, zero_stage):
     recipe, theirs = on_two_ranks[zero_stage]
     found = model_of(tiny_qwen2)
     plain = TorchEngine(found.model, found.tokenizer, recipe.training)
@@ -178,10 +170,7 @@ def test_every_option_trains_with_deepspeed_on_two_ranks_as_with_plain_torch_on_
         {"zero_stage": 3, "lora": LoraSection(rank=4)},
         {"zero_stage": 2, "offload_optimizer": True},
         {"zero_stage": 3, "gradient_checkpointing": True, "activation_tokens": 1},
-        {
-            "zero_stage": 1,
-            "distillation": DistillationSection(teacher=str(tiny_bert), temperature=0.5),
-        },
+        {"zero_stage": 1, "distillation": DistillationSection(teacher=str(tiny_bert), temperature=0.5)},
     ]
     recipes = [
         three_tasks(recipe_in(tmp_path), micro_batch_tokens=CHUNK_TOKENS, **option)
@@ -208,9 +197,7 @@ def elastic_rank(rank, world, port, everyone_done, recipes, folder, out, first, 
         before, after = (out / f"zero{zero_stage}_step{step}" for step in (first, last))
         engine, tokenizer = deepspeed_engine(recipe, folder, checkpoint=before if first else None)
         assert (engine.load(before) if first else 0) == first
-        losses = run(
-            engine, recipe, stage_plan(recipe), tokenizer, first_step=first, last_step=last
-        )
+        losses = run(engine, recipe, stage_plan(recipe), tokenizer, first_step=first, last_step=last)
         if rank == 0:
             after.mkdir()
             torch.save(losses, out / f"losses{zero_stage}_{last}.pt")
@@ -239,9 +226,7 @@ def over_many_worlds(tmp_path_factory, tiny_qwen2):
 
 
 @pytest.mark.parametrize("zero_stage", ZERO_STAGES)
-def test_a_checkpoint_is_continued_by_fewer_and_by_more_ranks(
-    over_many_worlds, tiny_qwen2, zero_stage
-):
+def test_a_checkpoint_is_continued_by_fewer_and_by_more_ranks(over_many_worlds, tiny_qwen2, zero_stage):
     recipe, theirs = over_many_worlds[zero_stage]
     found = model_of(tiny_qwen2)
     plain = TorchEngine(found.model, found.tokenizer, recipe.training)

@@ -128,15 +128,7 @@ def write_run(folder: Path, port: int, more: str = "") -> Path:
 def write_model(place: Path, seed: int, **settings: object) -> None:
     """A finished model of random weights; its manifest's fingerprint is the seed."""
     place.mkdir(parents=True)
-    vocabulary = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *"abcdefghijklmnopqrstuvwxyz:",
-        *WORDS,
-    ]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz:", *WORDS]
     vocabulary += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
     words = place.parent / "vocab.txt"
     words.write_text("\n".join(dict.fromkeys(vocabulary)), "utf-8")
@@ -148,9 +140,7 @@ def write_model(place: Path, seed: int, **settings: object) -> None:
         **{"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, **settings},
     )  # fmt: skip
     model = EmbeddingModel(BertModel(config, add_pooling_layer=False), "mean").eval()
-    save_sentence_transformer(
-        model, tokenizer, place, max_tokens=MAX_TOKENS, prompts={"code": "key: "}
-    )
+    save_sentence_transformer(model, tokenizer, place, max_tokens=MAX_TOKENS, prompts={"code": "key: "})
     write_manifest(place, str(seed))
 
 
@@ -167,9 +157,7 @@ def write_index(recipe: Path, texts: list[str]) -> None:
     loaded = load_recipe(recipe)
     run = Run.at(loaded).folder
     write_records(
-        run / "documents",
-        [Document(id=f"d{n}", text=text) for n, text in enumerate(texts)],
-        Document,
+        run / "documents", [Document(id=f"d{n}", text=text) for n, text in enumerate(texts)], Document
     )
     parts = [Part(run / "documents", name, "") for name in (run / "documents").files(".parquet")]
     encode = EncodePart(loaded, (run / "model").uri, run / "encoded", parts)

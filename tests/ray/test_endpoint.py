@@ -83,9 +83,7 @@ def vectors(response) -> np.ndarray:
 
 
 def own(endpoint: Endpoint, texts: list[str]) -> np.ndarray:
-    encoder = load_encoder(
-        str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu"
-    )
+    encoder = load_encoder(str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu")
     return encoder.encode(texts)
 
 
@@ -96,9 +94,7 @@ def test_the_endpoint_returns_what_the_encoder_returns_in_the_order_asked(endpoi
 
     assert (served * own(endpoint, texts)).sum(axis=1).min() >= 0.9999
     others = served @ own(endpoint, texts).T - 2 * np.eye(len(texts))
-    assert others.max() < 0.9999, (
-        "the random model must tell the texts apart for the order to be seen"
-    )
+    assert others.max() < 0.9999, "the random model must tell the texts apart for the order to be seen"
 
 
 def test_decimals_and_base64_are_the_same_vectors(client):
@@ -134,9 +130,7 @@ def test_a_text_above_the_token_budget_is_truncated_and_encoded(client):
 
 
 def test_usage_counts_real_tokens(endpoint, client):
-    encoder = load_encoder(
-        str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu"
-    )
+    encoder = load_encoder(str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu")
     texts = sentences(7)
 
     usage = client.embeddings.create(model="tiny", input=texts).usage
@@ -217,9 +211,7 @@ def test_each_model_answers_under_its_name(endpoint, client):
 
 
 def test_token_ids_give_the_vectors_of_their_texts(endpoint, client):
-    encoder = load_encoder(
-        str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu"
-    )
+    encoder = load_encoder(str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu")
     texts = sentences(6)
     whole = encoder.tokenizer(texts)["input_ids"]
     plain = encoder.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -276,9 +268,7 @@ def test_reranking_similarity_and_search_go_by_the_model_s_cosines(endpoint):
     found = asked(endpoint, "/v1/search", query=query, top_n=2)["results"]
 
     assert [one["index"] for one in ranked] == order[:3]
-    np.testing.assert_allclose(
-        [one["relevance_score"] for one in ranked], scores[order[:3]], atol=1e-5
-    )
+    np.testing.assert_allclose([one["relevance_score"] for one in ranked], scores[order[:3]], atol=1e-5)
     np.testing.assert_allclose(similar, scores[None], atol=1e-5)
     assert [one["text"] for one in found] == [DOCUMENTS[n] for n in order[:2]]
     # 16 bits
@@ -291,9 +281,9 @@ def test_eight_bits_and_one_bit(endpoint):
     eight = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="int8")["data"][0][
         "embedding"
     ]
-    bits = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="ubinary")["data"][
-        0
-    ]["embedding"]
+    bits = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="ubinary")["data"][0][
+        "embedding"
+    ]
 
     assert float(np.array(eight) @ whole) / np.linalg.norm(eight) > 0.999
     assert bits == np.packbits(whole > 0).tolist()
@@ -394,11 +384,7 @@ def test_the_log_has_a_line_for_each_request_and_no_text_of_one(endpoint):
     lines = logged(endpoint, "mine-1")
 
     assert lines[0]["trace_id"] == trace.split("-")[1]
-    assert (lines[0]["status"], lines[0]["path"], lines[0]["model"]) == (
-        200,
-        "/v1/embeddings",
-        "tiny",
-    )
+    assert (lines[0]["status"], lines[0]["path"], lines[0]["model"]) == (200, "/v1/embeddings", "tiny")
     assert lines[0]["tokens"] > 0
     written = "".join(path.read_text("utf-8", "replace") for path in log_files(endpoint))
     assert "secret tree" not in written
@@ -423,9 +409,7 @@ def logged(endpoint: Endpoint, request_id: str) -> list[dict]:
             for path in log_files(endpoint)
             for line in path.read_text("utf-8").splitlines()
         ]
-        if found := [
-            line for line in lines if line.get("request_id") == request_id and "path" in line
-        ]:
+        if found := [line for line in lines if line.get("request_id") == request_id and "path" in line]:
             return found
         # Serve keeps some lines back before it writes them
         for _ in range(200):
@@ -452,16 +436,12 @@ def test_the_page_works_in_a_browser(endpoint):
         assert len(similar) == len(found) == len(DOCUMENTS)
         assert scores == sorted(scores, reverse=True)
         severe = [line["message"] for line in page.get_log("browser") if line["level"] == "SEVERE"]
-        assert not [said for said in severe if "401" not in said], (
-            "the page first asks without a key"
-        )
+        assert not [said for said in severe if "401" not in said], "the page first asks without a key"
         assert all(address.startswith((endpoint.url, "data:")) for address in loaded(page))
 
 
 def test_the_response_carries_the_model_s_fingerprint(endpoint, client):
-    encoder = load_encoder(
-        str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu"
-    )
+    encoder = load_encoder(str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu")
 
     raw = client.embeddings.with_raw_response.create(model="tiny", input="x")
 
@@ -476,11 +456,7 @@ def test_probes_need_no_key(endpoint, route):
 
 @pytest.mark.parametrize(
     ("method", "route", "status"),
-    [
-        ("GET", "/v1/embedding", 404),
-        ("GET", "/v1/embeddings", 405),
-        ("POST", "/v1/embeddings", 401),
-    ],
+    [("GET", "/v1/embedding", 404), ("GET", "/v1/embeddings", 405), ("POST", "/v1/embeddings", 401)],
 )
 def test_every_refusal_has_openai_s_shape(endpoint, method, route, status):
     request = urllib.request.Request(

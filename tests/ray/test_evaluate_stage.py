@@ -59,7 +59,9 @@ OWN = ("backbone", "stage1", "stage2")
 
 
 def body(n: int) -> str:
-    return f"the {COLOURS[n % 6]} {THINGS[n % 12]} number {n} stands beside a {THINGS[(5 * n + 1) % 12]}"
+    return (
+        f"the {COLOURS[n % 6]} {THINGS[n % 12]} number {n} stands beside a {THINGS[(5 * n + 1) % 12]}"
+    )
 
 
 def write_inputs(run: Folder, tiny_qwen2: Path) -> None:
@@ -78,11 +80,7 @@ def write_inputs(run: Folder, tiny_qwen2: Path) -> None:
     write_records(held_out / "retrieval" / "docs", asked, RetrievalExample)
     pairs = [
         PairExample(
-            id=f"p{n}",
-            dataset="alike",
-            text_a=body(n),
-            text_b=body(n + n % 3 * 6),
-            score=2.0 - n % 3,
+            id=f"p{n}", dataset="alike", text_a=body(n), text_b=body(n + n % 3 * 6), score=2.0 - n % 3
         )
         for n in range(40)
     ]
@@ -95,9 +93,7 @@ def write_inputs(run: Folder, tiny_qwen2: Path) -> None:
     for stage, spec in (("stage1", str(tiny_qwen2)), ("stage2", MINILM)):
         place = (run / "training" / stage / "model").create()
         one = load_encoder(spec, max_tokens=48, dtype="float32")
-        save_sentence_transformer(
-            one.model, one.tokenizer, Path(place.path), max_tokens=48, prompts={}
-        )
+        save_sentence_transformer(one.model, one.tokenizer, Path(place.path), max_tokens=48, prompts={})
     for stage in ("transform", "training/stage2"):
         done = Manifest(
             stage=stage, fingerprint=stage, inputs={}, outputs={}, settings={}, code_version="c",
@@ -119,11 +115,7 @@ def recipe(make_recipe, storage, tiny_qwen2):
         return make_recipe(
             **{
                 "run": {"name": "run", "storage": str(storage)},
-                "model": {
-                    "backbone": str(tiny_qwen2),
-                    "dtype": "float32",
-                    "max_document_tokens": 48,
-                },
+                "model": {"backbone": str(tiny_qwen2), "dtype": "float32", "max_document_tokens": 48},
                 "datasets": [
                     {"reader": "jsonl", "paths": ["unused"], "eval_fraction": 0.5, **one}
                     for one in DATASETS
@@ -142,10 +134,7 @@ def stage(recipe) -> Path:
 
 def written(recipe) -> dict[str, int]:
     """Each score that is kept, and each file of vectors, with the time of its writing."""
-    found = [
-        *(stage(recipe) / "scores").rglob("*.json"),
-        *(stage(recipe) / "vectors").rglob("*.npy"),
-    ]
+    found = [*(stage(recipe) / "scores").rglob("*.json"), *(stage(recipe) / "vectors").rglob("*.npy")]
     return {str(path.relative_to(stage(recipe))): path.stat().st_mtime_ns for path in found}
 
 
@@ -191,9 +180,7 @@ def test_every_model_has_a_score_on_every_task_with_an_interval(recipe):
     assert against == {"bm25", "backbone", "stage1"}
     assert set(found["health"]) == set(OWN)
     assert 0 < found["health"]["stage2"]["mean_cosine"] < 1
-    assert (
-        1 < found["health"]["stage2"]["effective_rank"] <= found["health"]["stage2"]["dimensions"]
-    )
+    assert 1 < found["health"]["stage2"]["effective_rank"] <= found["health"]["stage2"]["dimensions"]
 
 
 def test_signs_of_trouble_are_written_and_said(recipe, capfd):

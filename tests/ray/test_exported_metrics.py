@@ -28,11 +28,7 @@ def exposed(tmp_path_factory):
             for n in range(count)
         ]
         (folder / f"{name}.jsonl").write_text("\n".join(rows), "utf-8")
-        shape = {
-            "reader": "jsonl",
-            "rule": "question_answer",
-            "paths": [str(folder / f"{name}.jsonl")],
-        }
+        shape = {"reader": "jsonl", "rule": "question_answer", "paths": [str(folder / f"{name}.jsonl")]}
         datasets.append({"name": name, **shape})
     steps = {"steps": 1, "learning_rate": 1e-5}
     recipe = parse_recipe(
@@ -77,10 +73,7 @@ def samples_once_there_are(*wanted):
             families = list(text_string_to_metric_families(answer.read().decode()))
         found = {}
         for sample in (
-            one
-            for family in families
-            for one in family.samples
-            if one.name.startswith("ray_qzhou_")
+            one for family in families for one in family.samples if one.name.startswith("ray_qzhou_")
         ):
             ours = {
                 key: sample.labels[key]

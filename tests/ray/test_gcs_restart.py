@@ -35,10 +35,7 @@ def redis(tmp_path_factory):
         "--dir",
         folder,
     ]
-    with (
-        (folder / "log").open("w") as log,
-        subprocess.Popen(words, stdout=log, stderr=log) as process,
-    ):
+    with (folder / "log").open("w") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
         try:
             yield f"127.0.0.1:{port}"
         finally:
@@ -64,9 +61,7 @@ class Memory:
         return self._word
 
 
-def test_training_and_actors_outlive_a_gcs_that_comes_back(
-    cluster, make_recipe, tiny_qwen2, tmp_path
-):
+def test_training_and_actors_outlive_a_gcs_that_comes_back(cluster, make_recipe, tiny_qwen2, tmp_path):
     """The driver is a process of its own: this one starts the GCS again, and nothing here may wait for it meanwhile."""
     recipe = prepared(make_recipe, tiny_qwen2, "gcs", max_failures=0, stage1={**STAGE, "steps": 60})
     with session():

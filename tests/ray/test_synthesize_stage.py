@@ -12,14 +12,7 @@ import time
 import pytest
 
 from qzhou.config.recipe import parse_recipe
-from qzhou.data.records import (
-    Document,
-    Drop,
-    LabeledExample,
-    Manifest,
-    PairExample,
-    RetrievalExample,
-)
+from qzhou.data.records import Document, Drop, LabeledExample, Manifest, PairExample, RetrievalExample
 from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.errors import EndpointError
 from qzhou.synthesis.builtin import answer_by_rules
@@ -117,11 +110,7 @@ def test_the_builtin_endpoint_writes_all_three_kinds_once(tmp_path, capfd):
     assert {example.source.model for example in new} == {"builtin-rules"}
     assert {example.source.technique for example in new} == {"paraphrase", "augmentation"}
     assert (
-        sum(
-            negative.origin == "synthetic"
-            for example in docs[:40]
-            for negative in example.negatives
-        )
+        sum(negative.origin == "synthetic" for example in docs[:40] for negative in example.negatives)
         == 30
     )
     assert len(written(tmp_path, "examples/pair/pairs", PairExample)) == 20
@@ -166,8 +155,7 @@ def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_the_responses(tmp_pat
         down = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
 
         with pytest.raises(
-            EndpointError,
-            match=r"cannot be reached.* 1 answers are kept in .*none is paid for again",
+            EndpointError, match=r"cannot be reached.* 1 answers are kept in .*none is paid for again"
         ):
             synthesize(recipe(tmp_path, endpoint=down, model="llm", max_retries=1))
 
@@ -181,9 +169,7 @@ def test_a_dataset_with_too_many_rows_passes_through_with_one_line(tmp_path, cap
     synthesize(recipe(tmp_path, endpoint="builtin", max_dataset_rows=9))
 
     assert len(written(tmp_path, "examples/retrieval/docs", RetrievalExample)) == 40
-    assert (
-        capfd.readouterr().out.count("docs has more rows than synthesis.max_dataset_rows (9)") == 1
-    )
+    assert capfd.readouterr().out.count("docs has more rows than synthesis.max_dataset_rows (9)") == 1
 
 
 def counted(counts):
@@ -216,9 +202,7 @@ def test_queries_are_generated_for_bare_documents_and_all_of_it_is_checked(tmp_p
     texts = [
         f"The parser reads table {n} and returns its columns, parsed row by row." for n in range(30)
     ]
-    write_records(
-        corpus, [Document(id=f"doc{n}", text=text) for n, text in enumerate(texts)], Document
-    )
+    write_records(corpus, [Document(id=f"doc{n}", text=text) for n, text in enumerate(texts)], Document)
     filters = {"relevance_check": True, "scores": False}
 
     synthesize(recipe(tmp_path, endpoint="builtin", query_rows=10, filters=filters))

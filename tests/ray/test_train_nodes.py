@@ -9,14 +9,7 @@ from qzhou.cluster.session import session
 from qzhou.training.pipeline import train
 from tests.metadata import metadata_server
 from tests.ray.nodes import busy_node, kill_a_busy_node, small_nodes
-from tests.ray.training_run import (
-    LOSS_TOLERANCE,
-    STAGE,
-    losses,
-    metrics,
-    prepared,
-    wait_for_checkpoint,
-)
+from tests.ray.training_run import LOSS_TOLERANCE, STAGE, losses, metrics, prepared, wait_for_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +27,7 @@ def test_a_dead_node_and_a_leaving_one_cost_no_step(nodes, make_recipe, tiny_qwe
     """In stage 1 a node dies; in stage 2 another gets a notice, and a checkpoint is written at once."""
     cluster, added = nodes
     long = {**STAGE, "retrieval_share": 0.5, "steps": 100}
-    recipe = prepared(
-        make_recipe, tiny_qwen2, "nodes", save_every_steps=4, max_failures=3, stage2=long
-    )
+    recipe = prepared(make_recipe, tiny_qwen2, "nodes", save_every_steps=4, max_failures=3, stage2=long)
     failed = []
 
     def disturb():
@@ -60,9 +51,7 @@ def test_a_dead_node_and_a_leaving_one_cost_no_step(nodes, make_recipe, tiny_qwe
     train(calm := prepared(make_recipe, tiny_qwen2, "calm", save_every_steps=50, stage2=long))
     for stage in ("stage1", "stage2"):
         assert losses(recipe, stage) == pytest.approx(losses(calm, stage), abs=LOSS_TOLERANCE)
-    assert (
-        "a node is about to leave the cluster; a checkpoint is written now" in told.out + told.err
-    )
+    assert "a node is about to leave the cluster; a checkpoint is written now" in told.out + told.err
 
 
 def give_notice(address: str, node: str) -> None:
@@ -70,7 +59,5 @@ def give_notice(address: str, node: str) -> None:
     with metadata_server() as (metadata, url):
         metadata.notice = True
         with pytest.raises(SystemExit) as end:
-            spot.main(
-                ["--provider", "aws", "--metadata", url, "--node-id", node, "--address", address]
-            )
+            spot.main(["--provider", "aws", "--metadata", url, "--node-id", node, "--address", address])
     assert end.value.code == 0

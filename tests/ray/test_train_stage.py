@@ -47,10 +47,7 @@ def cluster():
 def undisturbed(tmp_path_factory, tiny_qwen2):
     """The losses of all steps and the folder of a run to which nothing happened."""
     recipe = prepared(
-        recipe_in(tmp_path_factory.mktemp("undisturbed")),
-        tiny_qwen2,
-        "calm",
-        validate_every_steps=6,
+        recipe_in(tmp_path_factory.mktemp("undisturbed")), tiny_qwen2, "calm", validate_every_steps=6
     )
     train(recipe)
     return recipe
@@ -64,16 +61,12 @@ def test_both_stages_leave_metrics_checkpoints_and_a_model(undisturbed):
         assert all(
             0 <= one["validation_accuracy"] <= 1 for one in lines if "validation_accuracy" in one
         )
-        kept = [
-            path.name for path in (stage_folder(undisturbed, stage) / "checkpoints").glob("step_*")
-        ]
+        kept = [path.name for path in (stage_folder(undisturbed, stage) / "checkpoints").glob("step_*")]
         assert sorted(kept) == ["step_000010", "step_000012"]
     assert {one["task"] for one in metrics(undisturbed, "stage1")} == {"retrieval"}
     assert len({one["task"] for one in metrics(undisturbed, "stage2")}) == 3
     export(undisturbed)
-    model = SentenceTransformer(
-        str(stage_folder(undisturbed).parent.parent / "model"), device="cpu"
-    )
+    model = SentenceTransformer(str(stage_folder(undisturbed).parent.parent / "model"), device="cpu")
     assert model.encode(["a text"]).shape == (1, 32)
 
 
@@ -106,9 +99,7 @@ def test_killed_workers_and_a_killed_driver_cost_no_step(
     with pytest.raises(TrainingError, match="continues from the last checkpoint"):
         train(with_training(recipe, max_failures=0))
     killer.join()
-    assert losses(recipe, "stage1") == pytest.approx(
-        losses(undisturbed, "stage1"), abs=LOSS_TOLERANCE
-    )
+    assert losses(recipe, "stage1") == pytest.approx(losses(undisturbed, "stage1"), abs=LOSS_TOLERANCE)
 
     train(with_training(recipe, workers=1))
 

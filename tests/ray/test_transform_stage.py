@@ -51,8 +51,7 @@ def read(storage, path, record_type):
 def questions(folder):
     """Twenty good rows, a repeat, a blank one and a malformed one."""
     rows = [
-        json.dumps({"question": f"Question {i}?", "answer": f"The answer is {i}."})
-        for i in range(20)
+        json.dumps({"question": f"Question {i}?", "answer": f"The answer is {i}."}) for i in range(20)
     ]
     rows += [
         json.dumps({"question": "question  0?", "answer": "the answer is 0."}),
@@ -135,9 +134,7 @@ def test_the_corpus_is_what_the_training_examples_are_answered_by(finished):
 
     documents = read(storage, "corpora/questions", Document)
 
-    assert [document.text for document in documents] == [
-        example.positives[0] for example in examples
-    ]
+    assert [document.text for document in documents] == [example.positives[0] for example in examples]
     assert [document.id for document in documents] == [
         stable_id("questions", row.text) for row in documents
     ]
@@ -149,9 +146,7 @@ def test_pairs_are_trained_on_from_both_sides_and_held_out_once(finished):
         (row.text_a, row.text_b, row.score)
         for row in read(storage, "examples/pair/ratings", PairExample)
     ]
-    held = {
-        (row.text_a, row.text_b) for row in read(storage, "held_out/pair/siblings", PairExample)
-    }
+    held = {(row.text_a, row.text_b) for row in read(storage, "held_out/pair/siblings", PairExample)}
 
     assert rated == [
         ("a cat", "a kitten", 4.5),
@@ -245,10 +240,7 @@ def collection(folder):
         {"_id": "b", "title": "", "text": "second"},
     ]
     documents += [{"_id": "a", "title": "A", "text": "again"}]
-    documents += [
-        {"_id": "c", "title": "", "text": " "},
-        {"_id": "d", "title": "", "text": "third"},
-    ]
+    documents += [{"_id": "c", "title": "", "text": " "}, {"_id": "d", "title": "", "text": "third"}]
     qrels = [
         ("1", "a", 2),
         ("1", "b", 0),
@@ -272,9 +264,7 @@ def collection(folder):
             "reader": "jsonl",
             "paths": [
                 lines(
-                    folder / "queries.jsonl",
-                    {"_id": "1", "text": "one?"},
-                    {"_id": "2", "text": "two?"},
+                    folder / "queries.jsonl", {"_id": "1", "text": "one?"}, {"_id": "2", "text": "two?"}
                 )
             ],
         },
@@ -300,8 +290,7 @@ def test_judgements_meet_their_texts_and_leave_an_evaluation_task(tmp_path):
     }
     assert [row.id for row in read(tmp_path, "queries/collection", Query)] == ["1", "2"]
     judged = {
-        (row.query_id, row.document_id): row.grade
-        for row in read(tmp_path, "qrels/collection", Qrel)
+        (row.query_id, row.document_id): row.grade for row in read(tmp_path, "qrels/collection", Qrel)
     }
     assert judged == {("1", "a"): 2, ("1", "b"): 0, ("1", "d"): 1, ("2", "b"): 1}
     dropped = {
@@ -340,7 +329,9 @@ def test_rows_of_one_query_meet_wherever_they_stand(tmp_path):
 
 
 def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
-    text = "a sentence that is long enough for thirteen words in a row to be found number {} in the list"
+    text = (
+        "a sentence that is long enough for thirteen words in a row to be found number {} in the list"
+    )
     rows = [
         {"question": f"entirely different question {n} {n * n}?", "answer": f"{n} {'x' * n}"}
         for n in range(20)
@@ -406,9 +397,7 @@ def test_too_many_dropped_rows_fail_the_job_with_the_reasons(tmp_path):
     ):
         assert part in str(raised.value)
     assert (
-        transform(recipe(tmp_path, {**settings, "max_dropped_fraction": 0.2})).outputs[
-            "dropped rows"
-        ]
+        transform(recipe(tmp_path, {**settings, "max_dropped_fraction": 0.2})).outputs["dropped rows"]
         == 3
     )
 
@@ -420,8 +409,7 @@ def test_a_file_that_is_damaged_far_down_is_named_and_by_choice_skipped(tmp_path
     settings = {**questions(tmp_path), "paths": [str(tmp_path / "cut.jsonl.gz")]}
 
     with pytest.raises(
-        DataError,
-        match=r"cut\.jsonl\.gz is damaged or truncated after .* on_corrupt_file = \"skip\"",
+        DataError, match=r"cut\.jsonl\.gz is damaged or truncated after .* on_corrupt_file = \"skip\""
     ):
         transform(recipe(tmp_path, settings))
 

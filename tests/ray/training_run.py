@@ -39,13 +39,7 @@ WORDS = [
 ]
 DATASETS = [
     {"name": "r", "reader": "jsonl", "rule": "title_body", "paths": ["x"], "instruction": "Find"},
-    {
-        "name": "p",
-        "reader": "jsonl",
-        "rule": "scored_pair",
-        "paths": ["x"],
-        "instruction": "Compare",
-    },
+    {"name": "p", "reader": "jsonl", "rule": "scored_pair", "paths": ["x"], "instruction": "Compare"},
     {"name": "c", "reader": "jsonl", "rule": "labeled", "paths": ["x"]},
 ]
 STAGE = {
@@ -130,9 +124,7 @@ def wait_for_checkpoint(recipe, step: int, stage="stage1", timeout_s: float = 60
     snapshot = stage_folder(recipe, stage) / "checkpoints" / "checkpoint_manager_snapshot.json"
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        if snapshot.exists() and any(
-            f"step_{n:06d}" in snapshot.read_text() for n in range(step, 100)
-        ):
+        if snapshot.exists() and any(f"step_{n:06d}" in snapshot.read_text() for n in range(step, 100)):
             return
         time.sleep(0.05)
     raise TimeoutError(f"no checkpoint of step {step} in {snapshot}")

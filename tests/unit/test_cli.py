@@ -78,9 +78,7 @@ def test_a_help_page_has_the_flags_and_the_settings_of_its_tables_alone():
 
     for part in ("--keep STAGE", "--dry-run", "[run]:", "[model]:", "[cluster]:", "[mining]:"):
         assert part in page
-    assert re.search(
-        r"--mining\.rank_to +Last rank .*\[integer ≥ 1; default\s+30\]", page, re.DOTALL
-    )
+    assert re.search(r"--mining\.rank_to +Last rank .*\[integer ≥ 1; default\s+30\]", page, re.DOTALL)
     assert "--training." not in page
     assert "--fail-below" not in page
 
@@ -125,20 +123,14 @@ def test_a_setting_outside_of_the_commands_tables_is_accepted(capsys):
         (["mine", QUICKSTART, "--fail-below", "a=1"], "--fail-below belongs to qzhou evaluate"),
         (["mine", QUICKSTART, "--seeds=1"], "--seeds belongs to qzhou experiment"),
         (["plan", QUICKSTART, "--utilisation", "half"], "'half' is not a valid float"),
-        (
-            ["plan", QUICKSTART, "--rows", "1", "--rows=2"],
-            "--rows stands there twice; give it once",
-        ),
+        (["plan", QUICKSTART, "--rows", "1", "--rows=2"], "--rows stands there twice; give it once"),
         (["plan", QUICKSTART, "--gpu"], "'--gpu' requires an argument"),
         (["plan", QUICKSTART, "--gpu="], "--gpu has no value"),
         (["plan", QUICKSTART, "--gpu", "--run.seed", "1"], "--gpu has no value"),
         (["submit", QUICKSTART, "--status", "--stop"], "--status and --stop are different things"),
         (["submit", QUICKSTART, "--job", "plan"], "'plan' is not one of 'run', 'transform'"),
         (["evaluate", QUICKSTART, "--fail-below", "docs"], "'docs' is not TASK=SCORE"),
-        (
-            ["mine", QUICKSTART, "--keep", "no"],
-            "--keep no: there is no such stage; known: transform",
-        ),
+        (["mine", QUICKSTART, "--keep", "no"], "--keep no: there is no such stage; known: transform"),
         (["merge", "a", "b"], "Missing option '--into'"),
         (["mime", QUICKSTART], "No such command 'mime'"),
         (["run", "quickstrat"], "none that ships with qzhou: en-zh, english"),
@@ -167,9 +159,7 @@ def test_an_unknown_setting_is_answered_with_the_nearest_or_with_ten_and_a_count
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_an_old_name_is_answered_with_the_new_one(old, new):
     assert nearest(old, ["other", new]) == f"; did you mean '{new}'?"
-    assert (
-        nearest(f"some.{old}.{old}", [f"some.{new}.{new}"]) == f"; did you mean 'some.{new}.{new}'?"
-    )
+    assert nearest(f"some.{old}.{old}", [f"some.{new}.{new}"]) == f"; did you mean 'some.{new}.{new}'?"
 
 
 def seen_by(*words):

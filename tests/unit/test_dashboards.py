@@ -39,14 +39,9 @@ def exposed():
         for suffix in (("_bucket", "_count", "_sum") if metric.kind == "histogram" else ("",))
     }
     package = Path(ray.__file__).parent
-    sources = [
-        *package.glob("dashboard/modules/reporter/*.py"),
-        *package.glob("serve/_private/*.py"),
-    ]
+    sources = [*package.glob("dashboard/modules/reporter/*.py"), *package.glob("serve/_private/*.py")]
     text = "\n".join(path.read_text("utf-8") for path in sources)
-    rays = {
-        f"ray_{name}" for name in re.findall(r'(?:Gauge|Counter|Histogram)\(\s*"([a-z_]+)"', text)
-    }
+    rays = {f"ray_{name}" for name in re.findall(r'(?:Gauge|Counter|Histogram)\(\s*"([a-z_]+)"', text)}
     return ours | rays
 
 
@@ -60,9 +55,7 @@ def expressions():
 
 
 def test_every_number_that_is_asked_for_exists(exposed):
-    asked = {
-        (place, name) for place, expression in expressions() for name in NAME.findall(expression)
-    }
+    asked = {(place, name) for place, expression in expressions() for name in NAME.findall(expression)}
 
     assert len(asked) > 40
     assert {(place, name) for place, name in asked if name not in exposed} == set()
@@ -96,11 +89,7 @@ def test_every_panel_has_a_title_a_unit_and_a_place_of_its_own():
     assert set(BOARDS) == {"pipeline", "training", "serving"}
     for board in BOARDS.values():
         places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]}
-        assert (
-            len(places)
-            == len(board["panels"])
-            == len({panel["title"] for panel in board["panels"]})
-        )
+        assert len(places) == len(board["panels"]) == len({panel["title"] for panel in board["panels"]})
         for panel in board["panels"]:
             assert panel["title"]
             assert panel["fieldConfig"]["defaults"]["unit"]
@@ -126,9 +115,7 @@ def test_the_page_names_every_metric_with_its_labels_and_unit():
     page = (ROOT / "docs" / "observability.md").read_text("utf-8")
     for metric in METRICS:
         labels = ", ".join(label for label in metric.labels if label != "replica")
-        assert f"| `{metric.name}` | {labels} | {metric.meaning} | {metric.unit} |" in page, (
-            metric.name
-        )
+        assert f"| `{metric.name}` | {labels} | {metric.meaning} | {metric.unit} |" in page, metric.name
 
 
 def test_every_alert_says_what_happened_and_stands_in_the_page():
@@ -144,9 +131,7 @@ def test_every_alert_says_what_happened_and_stands_in_the_page():
 )
 @pytest.mark.parametrize(("what", "file"), [("config", "prometheus.yml"), ("rules", "alerts.yml")])
 def test_prometheus_takes_the_files(what, file):
-    checked = subprocess.run(
-        ["promtool", "check", what, FOLDER / file], capture_output=True, text=True
-    )
+    checked = subprocess.run(["promtool", "check", what, FOLDER / file], capture_output=True, text=True)
 
     assert checked.returncode == 0, checked.stdout + checked.stderr
 

@@ -33,9 +33,7 @@ def test_ray_up_accepts_the_cluster_file(cluster):
 
 def test_the_clusters_limits_hold_together(cluster):
     workers = [
-        node["max_workers"]
-        for name, node in cluster["available_node_types"].items()
-        if name != "head"
+        node["max_workers"] for name, node in cluster["available_node_types"].items() if name != "head"
     ]
 
     assert sum(workers) == cluster["max_workers"]
@@ -51,9 +49,7 @@ def test_nodes_have_what_recipes_may_ask_for_and_images_of_their_own_choice(clus
 
 
 def test_notices_of_spot_nodes_are_watched_for_with_the_words_that_the_watcher_knows(cluster):
-    (command,) = [
-        one for one in cluster["worker_start_ray_commands"] if "qzhou.cluster.spot" in one
-    ]
+    (command,) = [one for one in cluster["worker_start_ray_commands"] if "qzhou.cluster.spot" in one]
 
     assert cluster["provider"]["type"] in PROVIDERS
     assert f"-m qzhou.cluster.spot --provider {cluster['provider']['type']} " in command

@@ -116,11 +116,7 @@ def test_the_experiment_of_the_page_is_valid_and_every_one_of_the_project_is_lis
 
     plan = load_experiment(path, recipe=str(RECIPES / "quickstart.toml"))
 
-    assert [one.recipe.training.stage2.retrieval_share for one in plan.trials[:3]] == [
-        0.72,
-        0.9,
-        1.0,
-    ]
+    assert [one.recipe.training.stage2.retrieval_share for one in plan.trials[:3]] == [0.72, 0.9, 1.0]
     listed = re.findall(r"^\| `(\w+\.toml)` \|.*\| (\S+) \|$", EXPERIMENTS, re.MULTILINE)
     recipes = {
         file.name: Path(load_experiment(file).experiment.recipe).stem
@@ -139,8 +135,6 @@ def test_the_settings_routes_and_fields_of_the_serving_page_exist():
     limits = re.search(r"## Too much(.*?)##", SERVING, re.DOTALL)[1]
     named |= {name for name in re.findall(r"`([a-z_]+)`", limits) if name.startswith("max_")}
     assert named <= set(ServingSection.model_fields)
-    assert set(re.findall(r"`(?:GET|POST) (/[a-z0-9/]*)`", SERVING)) - {"/openapi.json"} == set(
-        ROUTES
-    )
+    assert set(re.findall(r"`(?:GET|POST) (/[a-z0-9/]*)`", SERVING)) - {"/openapi.json"} == set(ROUTES)
     fields = {*re.findall(r"^\| `([a-z_]+)` \|", SERVING, re.MULTILINE)}
     assert fields <= set(EmbeddingRequest.model_fields)

@@ -70,10 +70,7 @@ def test_a_secret_of_the_environment_is_in_no_line(switch, capsys, monkeypatch):
     monkeypatch.setenv("QZHOU_API_KEYS", "first-of-two, second-of-two")
 
     log_event(
-        'synthesize: refused sk-"quoted"-12345',
-        "refused",
-        key="second-of-two",
-        other=["first-of-two"],
+        'synthesize: refused sk-"quoted"-12345', "refused", key="second-of-two", other=["first-of-two"]
     )
 
     said = capsys.readouterr().out
@@ -133,13 +130,9 @@ def test_the_package_says_what_happens_through_events():
     package = ROOT / "platform" / "qzhou"
     for path in package.rglob("*.py"):
         calls = [
-            node
-            for node in ast.walk(ast.parse(path.read_text("utf-8")))
-            if isinstance(node, ast.Call)
+            node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
         ]
         printing = [
-            call.lineno
-            for call in calls
-            if isinstance(call.func, ast.Name) and call.func.id == "print"
+            call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"
         ]
         assert not printing or str(path.relative_to(package)) in ANSWERS, (path, printing)

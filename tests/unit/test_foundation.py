@@ -246,9 +246,7 @@ def test_a_stage_that_died_is_entered_again_with_what_it_had(make_recipe):
     with pytest.raises(DataError):
         stage(run, dies, a=1)
 
-    assert stage(run, lambda folder: {"found": int(folder.exists("half"))}, a=1).outputs == {
-        "found": 1
-    }
+    assert stage(run, lambda folder: {"found": int(folder.exists("half"))}, a=1).outputs == {"found": 1}
 
 
 def test_a_stage_before_its_input_says_which_job_to_run(make_recipe):

@@ -37,9 +37,7 @@ def copied(dockerfile):
 def test_the_linter_has_nothing_to_say():
     hadolint = Path(sys.executable).with_name("hadolint")
 
-    done = subprocess.run(
-        [hadolint, ROOT / "deploy" / "Dockerfile"], capture_output=True, text=True
-    )
+    done = subprocess.run([hadolint, ROOT / "deploy" / "Dockerfile"], capture_output=True, text=True)
 
     assert (done.returncode, done.stdout) == (0, "")
 
@@ -62,16 +60,12 @@ def test_dependencies_are_the_pinned_ones_and_both_extras_exist(dockerfile):
     assert "--constraint constraints.txt" in install
     assert {"cpu", "gpu", *extras} <= PROJECT["optional-dependencies"].keys()
     bases = [value.split()[0] for value in steps(dockerfile, "FROM")]
-    assert set(bases) == {"python:3.11-slim-bookworm"}, (
-        "what the first stage installs fits the second"
-    )
+    assert set(bases) == {"python:3.11-slim-bookworm"}, "what the first stage installs fits the second"
     assert PROJECT["requires-python"] == ">=3.11"
 
 
 def test_the_manifests_name_the_ray_that_is_installed():
-    pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)[
-        1
-    ]
+    pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)[1]
     (wanted,) = [one for one in PROJECT["dependencies"] if one.startswith("ray[")]
 
     assert wanted.partition(">=")[2].split(",")[0] == pinned.rpartition(".")[0]
@@ -87,9 +81,7 @@ def test_nothing_runs_as_root(dockerfile):
     instructions = [one["instruction"] for one in dockerfile.structure]
 
     assert steps(dockerfile, "USER") == ["1000"]
-    assert instructions.index("USER") > max(
-        n for n, name in enumerate(instructions) if name == "COPY"
-    )
+    assert instructions.index("USER") > max(n for n, name in enumerate(instructions) if name == "COPY")
 
 
 def test_jobs_run_in_the_image_without_an_upload(dockerfile, tmp_path):

@@ -22,11 +22,7 @@ from tests.manifests import built, by_kind, check, check_with_crds
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"
 IN_IMAGE = "/home/ray/qzhou"
-FOLDERS = {
-    "RayCluster": KUBERAY,
-    "RayJob": KUBERAY / "pipeline",
-    "RayService": KUBERAY / "endpoint",
-}
+FOLDERS = {"RayCluster": KUBERAY, "RayJob": KUBERAY / "pipeline", "RayService": KUBERAY / "endpoint"}
 CLUSTER_OF = {"RayCluster": "spec", "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
 
 
@@ -58,9 +54,7 @@ def job():
 
 
 def serve_config():
-    return yaml.safe_load(
-        by_kind(built(FOLDERS["RayService"]), "RayService")["spec"]["serveConfigV2"]
-    )
+    return yaml.safe_load(by_kind(built(FOLDERS["RayService"]), "RayService")["spec"]["serveConfigV2"])
 
 
 def recipe_of_job():
@@ -90,18 +84,12 @@ def test_kuberays_own_crds_take_every_object(kind):
 
 
 def test_crds_refuse_unknown_fields_and_wrong_types(tmp_path):
-    number = {
-        "anyOf": [{"type": "integer"}, {"type": "string"}],
-        "x-kubernetes-int-or-string": True,
-    }
+    number = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
     spec = {"type": "object", "required": ["size"], "properties": {"size": number, "free": {"type": "object",
             "x-kubernetes-preserve-unknown-fields": True}}}  # fmt: skip
     top = {"type": "object", "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"},
            "metadata": {"type": "object"}, "spec": spec}}  # fmt: skip
-    versions = [
-        {"name": "v1", "schema": {"openAPIV3Schema": top}},
-        {"name": "v1alpha1", "schema": {}},
-    ]
+    versions = [{"name": "v1", "schema": {"openAPIV3Schema": top}}, {"name": "v1alpha1", "schema": {}}]
     (tmp_path / "ray.io_rayjobs.yaml").write_text(yaml.safe_dump({"spec": {"versions": versions}}))
     good = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "n"}}
     good["spec"] = {"size": "1Gi", "free": {"a": 1}}
@@ -146,8 +134,7 @@ def test_a_slip_is_refused(kind, place, wrong):
     at |= wrong
 
     with pytest.raises(
-        jsonschema.ValidationError,
-        match="|".join(str(part) for pair in wrong.items() for part in pair),
+        jsonschema.ValidationError, match="|".join(str(part) for pair in wrong.items() for part in pair)
     ):
         check(one)
 
@@ -189,9 +176,9 @@ def test_no_pod_may_do_more_than_it_needs(kind):
         assert (name == "head") != (pod.get("automountServiceAccountToken") is False), (
             "the autoscaler is on the head"
         )
-        assert {"cpu", "memory"} <= container["resources"]["requests"].keys() & container[
-            "resources"
-        ]["limits"].keys()
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys() & container["resources"][
+            "limits"
+        ].keys()
         assert pod["restartPolicy"] == "Never"
     autoscaler = cluster_of(kind)["autoscalerOptions"]
     assert autoscaler["securityContext"] == container["securityContext"]
@@ -243,8 +230,7 @@ def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
     refuse_impossible([resources_for(recipe, "serving")], node_kinds("RayService"), "the manifests")
     rooms = {
         one.name: {
-            stage: one.capacity_for(resources_for(recipe, stage))
-            for stage in (*PIPELINE, "serving")
+            stage: one.capacity_for(resources_for(recipe, stage)) for stage in (*PIPELINE, "serving")
         }
         for one in kinds
     }
@@ -273,9 +259,7 @@ def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
 
 def test_the_job_goes_on_where_it_stopped_and_is_found_by_its_run():
     spec, recipe = job(), recipe_of_job()
-    environment = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text("utf-8"))[
-        "env_vars"
-    ]
+    environment = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text("utf-8"))["env_vars"]
     del environment["PYTHONPATH"]  # the image has it
 
     assert (spec["backoffLimit"], spec["shutdownAfterJobFinishes"]) == (3, True)
@@ -288,10 +272,7 @@ def test_serve_gets_the_configuration_of_serve_config_yaml_for_the_jobs_model():
     from ray.serve.schema import ServeDeploySchema
     from serve.app import Arguments
 
-    ours, theirs = (
-        serve_config(),
-        yaml.safe_load((ROOT / "serve" / "config.yaml").read_text("utf-8")),
-    )
+    ours, theirs = (serve_config(), yaml.safe_load((ROOT / "serve" / "config.yaml").read_text("utf-8")))
     (application,) = ServeDeploySchema.model_validate(ours).applications
     recipe, arguments = recipe_of_job(), Arguments.model_validate(application.args)
 
@@ -301,9 +282,9 @@ def test_serve_gets_the_configuration_of_serve_config_yaml_for_the_jobs_model():
     for config in (ours, theirs):
         del config["applications"][0]["name"], config["applications"][0]["args"]
     assert ours == theirs
-    assert {"name": "serve", "containerPort": ours["http_options"]["port"]} in pods_of(
-        "RayService"
-    )[1][2]["ports"]
+    assert {"name": "serve", "containerPort": ours["http_options"]["port"]} in pods_of("RayService")[1][
+        2
+    ]["ports"]
 
 
 def test_only_the_endpoint_is_open_to_other_namespaces(kind):

@@ -48,15 +48,7 @@ def test_a_stage_keeps_its_phases_in_its_manifest(make_recipe):
         return {"rows": 3}
 
     run = Run.open(make_recipe())
-    run.stage(
-        Stage(
-            name="transform",
-            settings={},
-            inputs={},
-            code_of=("qzhou.data.records",),
-        ),
-        work,
-    )
+    run.stage(Stage(name="transform", settings={}, inputs={}, code_of=("qzhou.data.records",)), work)
 
     (phase,) = run.manifest("transform").phases
     assert (phase["label"], phase["done"], phase["unit"]) == ("part", 3, "rows")

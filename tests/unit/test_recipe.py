@@ -34,8 +34,7 @@ def test_every_recipe_of_the_project_loads(recipe):
 
 def test_an_unknown_key_is_answered_with_the_nearest_known_one(tmp_path):
     with pytest.raises(
-        RecipeError,
-        match=r"mining\.negative_per_query: no such setting; did you mean 'negatives_per",
+        RecipeError, match=r"mining\.negative_per_query: no such setting; did you mean 'negatives_per"
     ):
         load_recipe(changed(tmp_path, ("negatives_per_query = 2", "negative_per_query = 2")))
 
@@ -53,9 +52,7 @@ def test_an_unknown_key_inside_a_dataset_names_the_dataset_and_the_key(tmp_path)
     with pytest.raises(
         RecipeError, match=r"datasets\.0\.redaer: no such setting; did you mean 'reader'"
     ):
-        load_recipe(
-            changed(tmp_path, ('name = "docs_search"\nreader', 'name = "docs_search"\nredaer'))
-        )
+        load_recipe(changed(tmp_path, ('name = "docs_search"\nreader', 'name = "docs_search"\nredaer')))
 
 
 def test_a_wrong_type_names_the_key_and_the_value(tmp_path):
@@ -63,9 +60,7 @@ def test_a_wrong_type_names_the_key_and_the_value(tmp_path):
         RecipeError, match=r"training\.stage1\.steps: .*integer.*found 'many'"
     ) as raised:
         load_recipe(
-            changed(
-                tmp_path, ("[training.stage1]\nsteps = 24", '[training.stage1]\nsteps = "many"')
-            )
+            changed(tmp_path, ("[training.stage1]\nsteps = 24", '[training.stage1]\nsteps = "many"'))
         )
 
     assert len(str(raised.value).splitlines()) == 1, "what follows from it is no second mistake"
@@ -89,8 +84,7 @@ def test_a_secret_is_refused_and_not_repeated(setting, value):
 
 
 @pytest.mark.parametrize(
-    "value",
-    ["s3://bucket/runs?region=eu-west-1", "abfs://container@account.dfs.core.windows.net/r"],
+    "value", ["s3://bucket/runs?region=eu-west-1", "abfs://container@account.dfs.core.windows.net/r"]
 )
 def test_an_address_without_a_secret_is_none(value):
     recipe = load_recipe(QUICKSTART, ["--run.storage", value])
@@ -261,9 +255,7 @@ def test_stage_2_trains_on_everything_unless_the_recipe_says_otherwise(tmp_path)
     assert load_recipe(unsaid).training.stage2.retrieval_share == 0.72
     assert load_recipe(unsaid).training.stage1.retrieval_share == 1.0
     assert (
-        load_recipe(
-            unsaid, ["--training.stage2.retrieval_share", "1"]
-        ).training.stage2.retrieval_share
+        load_recipe(unsaid, ["--training.stage2.retrieval_share", "1"]).training.stage2.retrieval_share
         == 1.0
     )
     assert (

@@ -82,8 +82,7 @@ def test_a_worker_that_fits_nowhere_is_named_with_what_the_nearest_node_lacks(ma
 
     said = str(caught.value)
     assert (
-        "cluster.training: each worker of training asks for 1 CPU, 8 GPU, H100, 64.0 GB memory"
-        in said
+        "cluster.training: each worker of training asks for 1 CPU, 8 GPU, H100, 64.0 GB memory" in said
     )
     assert (
         "the nearest, laptop, has 0 GPU of 8 GPU, 8.0 GB memory of 64.0 GB memory, 0 H100 of H100"
@@ -142,9 +141,7 @@ def test_the_recipe_of_the_paper_fits_the_clusters_that_are_shipped(file):
 
 
 def test_memory_is_asked_of_googles_machines_by_what_the_file_says(make_recipe):
-    types = yaml.safe_load((ROOT / "deploy" / "gcp.yaml").read_text("utf-8"))[
-        "available_node_types"
-    ]
+    types = yaml.safe_load((ROOT / "deploy" / "gcp.yaml").read_text("utf-8"))["available_node_types"]
     kinds = [NodeType(name, kind["resources"], kind.get("labels", {}), kind["max_workers"])
              for name, kind in types.items() if name != "head"]  # fmt: skip
 
@@ -152,17 +149,12 @@ def test_memory_is_asked_of_googles_machines_by_what_the_file_says(make_recipe):
         return [
             resources_for(
                 make_recipe(
-                    cluster={
-                        "gpu": True,
-                        "mining": {"memory_gb": memory_gb, "accelerator_type": "L4"},
-                    }
+                    cluster={"gpu": True, "mining": {"memory_gb": memory_gb, "accelerator_type": "L4"}}
                 ),
                 "mining",
             )
         ]
 
     refuse_impossible(asked(20), kinds, "gcp.yaml")
-    with pytest.raises(
-        SetupError, match=r"30\.0 GB memory, .*the nearest, gpu, has 22\.0 GB memory"
-    ):
+    with pytest.raises(SetupError, match=r"30\.0 GB memory, .*the nearest, gpu, has 22\.0 GB memory"):
         refuse_impossible(asked(30), kinds, "gcp.yaml")

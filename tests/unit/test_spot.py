@@ -43,9 +43,7 @@ def test_ray_knows_the_command_and_its_options():
     from ray.scripts.scripts import drain_node
 
     command = drain_command(90, node="ab", address="10.0.0.1:6379")
-    parsed = drain_node.make_context(
-        "drain-node", command[command.index("drain-node") + 1 :]
-    ).params
+    parsed = drain_node.make_context("drain-node", command[command.index("drain-node") + 1 :]).params
 
     assert parsed["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
     assert parsed["deadline_remaining_seconds"] == 90

@@ -137,14 +137,7 @@ def test_status_shows_the_runs_jobs_in_their_order_and_where_the_results_are(
     recipe, folder = run_folder
     client.jobs = [
         Job("train-b", JobStatus.RUNNING, {RUN: folder}, 1_700_000_100_000),
-        Job(
-            "mine-a",
-            JobStatus.SUCCEEDED,
-            {RUN: folder},
-            1_700_000_000_000,
-            1_700_000_050_000,
-            "done",
-        ),
+        Job("mine-a", JobStatus.SUCCEEDED, {RUN: folder}, 1_700_000_000_000, 1_700_000_050_000, "done"),
         Job("other", JobStatus.RUNNING, {}, 1),
     ]
 

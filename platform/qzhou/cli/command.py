@@ -29,9 +29,7 @@ class Commands(click.Group):
         for heading, names in GROUPS.items():
             found = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(heading):
-                formatter.write_dl(
-                    [(name, one.get_short_help_str(100)) for name, one in found if one]
-                )
+                formatter.write_dl([(name, one.get_short_help_str(100)) for name, one in found if one])
 
 
 class OverridingCommand(click.Command):

@@ -43,9 +43,7 @@ def errors_for_people(command: str = "") -> Iterator[None]:
         if as_json():
             frames = traceback.extract_tb(error.__traceback__)
             where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-            _log_error(
-                command, "error: unexpected", "crashed", kind=type(error).__name__, where=where
-            )
+            _log_error(command, "error: unexpected", "crashed", kind=type(error).__name__, where=where)
         raise
 
 

@@ -104,17 +104,13 @@ def _print_next_steps(recipe: Recipe, folder: str) -> None:
     from qzhou.telemetry.events import print_block
 
     name, serving = shlex.quote(click.get_current_context().params["recipe"]), recipe.serving
-    command = (
-        f"make serve RECIPE={name}" if Path("serve/app.py").exists() else f"qzhou serve {name}"
-    )
+    command = f"make serve RECIPE={name}" if Path("serve/app.py").exists() else f"qzhou serve {name}"
     block = f"""model:   {folder}/model
 report:  {folder}/report.html
 serve it:  {command}        and then, in another terminal:
   curl http://{serving.host}:{serving.port}/v1/embeddings -H 'Content-Type: application/json' \\
     -d '{{"model": "{recipe.run.name}", "input": "Return the sum of the elements."}}'"""
-    print_block(
-        block, "pipeline", "finished", model=f"{folder}/model", report=f"{folder}/report.html"
-    )
+    print_block(block, "pipeline", "finished", model=f"{folder}/model", report=f"{folder}/report.html")
 
 
 @on_recipe("transform", tables=(*EVERY, "cluster.transform", "transform"))

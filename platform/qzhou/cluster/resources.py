@@ -169,12 +169,8 @@ def refuse_impossible(
     problems = [problem for one in requests if (problem := _problem(one, node_types))]
     if not problems:
         return
-    nodes = "; ".join(
-        f"{one.max_count} x {one.name} with {_all(one.resources)}" for one in node_types
-    )
-    hint = (
-        f"Nodes of {where}: {nodes or 'none'}. Add nodes that fit, or let the stage ask for less."
-    )
+    nodes = "; ".join(f"{one.max_count} x {one.name} with {_all(one.resources)}" for one in node_types)
+    hint = f"Nodes of {where}: {nodes or 'none'}. Add nodes that fit, or let the stage ask for less."
     raise SetupError("\n       ".join([*problems, hint]))
 
 

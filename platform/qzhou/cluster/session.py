@@ -71,9 +71,7 @@ def _free_the_agents_port() -> None:
             initialise = RayParams.__init__
             _, *names = inspect.signature(initialise).parameters  # the first is self
             defaults = dict(zip(names, initialise.__defaults__ or (), strict=True))
-            initialise.__defaults__ = tuple(
-                (defaults | {"dashboard_agent_listen_port": 0}).values()
-            )
+            initialise.__defaults__ = tuple((defaults | {"dashboard_agent_listen_port": 0}).values())
 
 
 WORKER_PREFIX = re.compile(r"^\x1b\[\d+m\(\w+ pid=\d+\)\x1b\[0m ")
@@ -131,10 +129,7 @@ def session(*asks: ResourceRequest) -> Iterator[None]:
         QzhouError: One that was raised on a worker comes out as itself, without Ray's wrapping.
         SetupError: There is no cluster at ``RAY_ADDRESS``, or it refuses, or it can never give what is asked.
     """
-    with (
-        contextlib.redirect_stdout(_Quiet(sys.stdout)),
-        contextlib.redirect_stderr(_Quiet(sys.stderr)),
-    ):
+    with contextlib.redirect_stdout(_Quiet(sys.stdout)), contextlib.redirect_stderr(_Quiet(sys.stderr)):
         joined = ray.is_initialized()
         if not joined:
             for name in CHATTY:
@@ -188,10 +183,7 @@ def node_kinds() -> list[NodeType] | None:
     head = [node for node in there if "node:__internal_head__" in node.resources]
     return head + [
         NodeType(
-            name,
-            kind.get("resources") or {},
-            kind.get("labels") or {},
-            int(kind.get("max_workers", 0)),
+            name, kind.get("resources") or {}, kind.get("labels") or {}, int(kind.get("max_workers", 0))
         )
         for name, kind in types.items()
     ]

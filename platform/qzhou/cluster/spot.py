@@ -32,8 +32,7 @@ def aws_seconds(metadata: str = AWS) -> int | None:
         f"{metadata}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT"
     )
     notice = _answer(
-        f"{metadata}/latest/meta-data/spot/instance-action",
-        {"X-aws-ec2-metadata-token": token or ""},
+        f"{metadata}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token or ""}
     )
     if notice is None:
         return None
@@ -43,9 +42,7 @@ def aws_seconds(metadata: str = AWS) -> int | None:
 
 def gcp_seconds(metadata: str = GCP) -> int | None:
     """Seconds until Google Cloud takes this instance; None while there is no notice."""
-    said = _answer(
-        f"{metadata}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}
-    )
+    said = _answer(f"{metadata}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
     return GCP_SECONDS if said == "TRUE" else None
 
 
@@ -81,9 +78,7 @@ def drain_command(seconds: int, node: str = "", address: str = "") -> list[str]:
     return command
 
 
-def watch(
-    seconds_left: Callable[[], int | None], drain: Callable[[int], None], every_s: float
-) -> None:
+def watch(seconds_left: Callable[[], int | None], drain: Callable[[int], None], every_s: float) -> None:
     """Ask until there is a notice, then drain the node."""
     while (seconds := seconds_left()) is None:
         time.sleep(every_s)

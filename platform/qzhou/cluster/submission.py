@@ -59,7 +59,9 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
     try:
         # Ray lets a job's driver join any cluster of the machine; this names the one just started.
         own = context.address_info["gcs_address"]
-        there = f"cd {shlex.quote(str(Path.cwd()))} && RAY_ADDRESS={own} RAY_API_SERVER_ADDRESS={address}"
+        there = (
+            f"cd {shlex.quote(str(Path.cwd()))} && RAY_ADDRESS={own} RAY_API_SERVER_ADDRESS={address}"
+        )
         client = JobSubmissionClient(address)
         _submit_here(
             f"{there} exec {shlex.join(['python', script, *arguments])}", job=job, address=address
@@ -191,9 +193,7 @@ class Jobs:
 
     def _those(self, *states: JobStatus) -> list[JobDetails]:
         """Jobs of this run in the order of their submission."""
-        found = [
-            one for one in self._client.list_jobs() if (one.metadata or {}).get(RUN) == self._run
-        ]
+        found = [one for one in self._client.list_jobs() if (one.metadata or {}).get(RUN) == self._run]
         return sorted(
             (one for one in found if not states or one.status in states),
             key=lambda one: one.start_time or 0,
@@ -248,11 +248,7 @@ def _job_id(script: str) -> str:
 
 
 def _clock(milliseconds: int | None) -> str:
-    return (
-        f"{datetime.fromtimestamp(milliseconds / 1000):%Y-%m-%d %H:%M:%S}"
-        if milliseconds
-        else "now"
-    )
+    return f"{datetime.fromtimestamp(milliseconds / 1000):%Y-%m-%d %H:%M:%S}" if milliseconds else "now"
 
 
 def _followed(client: JobSubmissionClient, job: str) -> int:

@@ -57,9 +57,7 @@ class Keys:
             key = secret.get_secret_value()
             if key == NO_KEY:
                 continue
-            ends = (
-                {key[:QUOTED_CHARS], key[-QUOTED_CHARS:]} if len(key) >= 2 * QUOTED_CHARS else {key}
-            )
+            ends = {key[:QUOTED_CHARS], key[-QUOTED_CHARS:]} if len(key) >= 2 * QUOTED_CHARS else {key}
             for end in ends:
                 text = re.sub(rf"[^\s'\",(){{}}]*{re.escape(end)}[^\s'\",(){{}}]*", "***", text)
         return text

@@ -12,9 +12,7 @@ from qzhou.config.section import AtLeastOne, Positive, Section
 class Resources(Section):
     """What each task, actor, training worker or replica of a stage asks of the cluster."""
 
-    cpus: Positive | None = Field(
-        None, description="Default: 1; of what waits for an LLM a quarter."
-    )
+    cpus: Positive | None = Field(None, description="Default: 1; of what waits for an LLM a quarter.")
     gpus: Annotated[float, Field(ge=0)] | None = Field(
         None,
         description="Default: 1 with cluster.gpu where the stage can use one; 0.5 lets two share one.",
@@ -26,8 +24,7 @@ class Resources(Section):
         "", description="As Ray names it: 'H100', 'A100-80G', 'L40S'; empty: any."
     )
     custom: dict[str, Positive] = Field(
-        default_factory=dict,
-        description="Other resources that nodes of yours declare: {big_disk = 1}.",
+        default_factory=dict, description="Other resources that nodes of yours declare: {big_disk = 1}."
     )
     labels: dict[str, str] = Field(
         default_factory=dict,
@@ -59,9 +56,7 @@ class ClusterSection(Section):
     it in ``training.workers``, ``training.min_workers``, ``serving.replicas`` and ``serving.max_replicas``.
     """
 
-    gpu: bool = Field(
-        False, description="Training workers, encoders and replicas take one GPU each."
-    )
+    gpu: bool = Field(False, description="Training workers, encoders and replicas take one GPU each.")
     encode_workers: AtLeastOne = Field(
         2, description="Encoder actors that mine or evaluate at the same time."
     )

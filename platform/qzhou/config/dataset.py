@@ -51,10 +51,7 @@ TASK_KINDS: Mapping[Task, tuple[TaskKind, ...]] = {
     "pair": ("sts", "pair_classification"),
     "classification": ("classification", "clustering"),
 }
-RULE_KINDS: Mapping[Rule, TaskKind] = {
-    "binary_pair": "pair_classification",
-    "clustering": "clustering",
-}
+RULE_KINDS: Mapping[Rule, TaskKind] = {"binary_pair": "pair_classification", "clustering": "clustering"}
 
 
 class Format(Section):
@@ -85,9 +82,7 @@ class Format(Section):
     max_columns: AtLeastOne | None = Field(
         None, description="text: the last column takes the rest of the line."
     )
-    records: str = Field(
-        "", description="json: path to the rows, e.g. 'data[].paragraphs[].qas[]'."
-    )
+    records: str = Field("", description="json: path to the rows, e.g. 'data[].paragraphs[].qas[]'.")
     explode: tuple[str, ...] = Field(
         (), description="Columns with lists of equal length: one row per element."
     )
@@ -151,16 +146,12 @@ class Dataset(Format):
 
     name: Name = Field(description="Of its folders, its prompt and its evaluation task.")
     rule: Rule = Field(description="The shape of a raw row.")
-    corpus: Format | None = Field(
-        None, description="qrels: the documents; columns id, title, text."
-    )
+    corpus: Format | None = Field(None, description="qrels: the documents; columns id, title, text.")
     queries: Format | None = Field(None, description="qrels: the queries; columns id, text.")
     positive_grade: float = Field(
         1.0, description="graded, qrels: from this grade on a document is a positive."
     )
-    negative_grade: float = Field(
-        0.0, description="graded, qrels: up to this grade it is a negative."
-    )
+    negative_grade: float = Field(0.0, description="graded, qrels: up to this grade it is a negative.")
     labels: dict[str, str] = Field(
         default_factory=dict,
         description="claim_evidence, nli, binary_pair, duplicate_questions: raw label -> known one.",
@@ -176,9 +167,7 @@ class Dataset(Format):
         None,
         description="Instruction on both sides; default: all tasks but retrieval, and duplicate questions.",
     )
-    repairs: tuple[Repair, ...] = Field(
-        (), description="Known damage that is mended before cleaning."
-    )
+    repairs: tuple[Repair, ...] = Field((), description="Known damage that is mended before cleaning.")
     languages: tuple[Language, ...] = Field(
         (), description="ISO 639-1 codes; rows in others are dropped; default: keep all."
     )
@@ -266,9 +255,7 @@ class Dataset(Format):
                     f"rule 'qrels' joins three inputs: give '{part}' with a reader and its paths"
                 )
             if self.rule != "qrels" and found is not None:
-                raise ValueError(
-                    f"'{part}' belongs to the rule 'qrels', and the rule is '{self.rule}'"
-                )
+                raise ValueError(f"'{part}' belongs to the rule 'qrels', and the rule is '{self.rule}'")
         if self.rule == "documents" and self.eval_fraction:
             raise ValueError(
                 f"eval_fraction is {self.eval_fraction:g}, but documents without queries make no evaluation "

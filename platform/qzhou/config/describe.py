@@ -54,9 +54,7 @@ def setting_names(model: type[Section], prefix: str = "") -> list[str]:
     names = []
     for name, field in model.model_fields.items():
         inner, listed = section_of(field.annotation)
-        names += (
-            [prefix + name] if listed or not inner else setting_names(inner, f"{prefix}{name}.")
-        )
+        names += [prefix + name] if listed or not inner else setting_names(inner, f"{prefix}{name}.")
     return names
 
 
@@ -85,9 +83,7 @@ def kind_of(schema: Schema, code: Markup = str) -> str:
             return f"list of {_plural(kind_of(schema['items'], code))}{_length(schema)}"
         case "object":
             inner = schema.get("additionalProperties")
-            return (
-                f"table of {_plural(kind_of(inner, code))}" if isinstance(inner, dict) else "table"
-            )
+            return f"table of {_plural(kind_of(inner, code))}" if isinstance(inner, dict) else "table"
         case "integer" | "number" as number:
             return f"{number}{_range(schema)}"
         case "string":

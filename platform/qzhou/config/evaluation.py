@@ -33,9 +33,7 @@ class EvaluationSection(Section):
         20_000,
         description="Documents of a corpus that one worker encodes at a time; larger ones go to several.",
     )
-    max_queries: AtLeastOne = Field(
-        1000, description="Retrieval: held-out queries, a seeded sample."
-    )
+    max_queries: AtLeastOne = Field(1000, description="Retrieval: held-out queries, a seeded sample.")
     max_documents: AtLeastOne = Field(
         100_000, description="Retrieval: corpus size; relevant documents always stay."
     )

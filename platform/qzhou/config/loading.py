@@ -116,9 +116,7 @@ def _explain(problem: Any, kind: type[Section]) -> str:
 def nearest(key: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: the one that may be meant, or some of those that there are."""
     renamed = ".".join(_renamed().get(part, part) for part in key.split("."))
-    close = (
-        [renamed] if renamed in known else difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    )
+    close = [renamed] if renamed in known else difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean '{close[0]}'?"
     more = f" and {len(known) - SHOWN_NAMES} more" if len(known) > SHOWN_NAMES else ""
@@ -128,9 +126,7 @@ def nearest(key: str, known: Sequence[str]) -> str:
 @cache
 def _renamed() -> dict[str, str]:
     """Old name of a setting -> its name now."""
-    return tomllib.loads(
-        resources.files("qzhou.config").joinpath("renamed.toml").read_text("utf-8")
-    )
+    return tomllib.loads(resources.files("qzhou.config").joinpath("renamed.toml").read_text("utf-8"))
 
 
 def _keys_beside(location: Sequence[str | int], section: type[Section]) -> list[str]:

@@ -6,15 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from qzhou.config.section import (
-    EXPERIMENTAL,
-    AtLeastOne,
-    Cosine,
-    Count,
-    Fraction,
-    Positive,
-    Section,
-)
+from qzhou.config.section import EXPERIMENTAL, AtLeastOne, Cosine, Count, Fraction, Positive, Section
 
 
 class MiningSection(Section):
@@ -28,9 +20,7 @@ class MiningSection(Section):
         "OPENAI_API_KEY", description="Environment variable with the key of an URL."
     )
     extra_teachers: tuple[str, ...] = Field(
-        (),
-        description="Encoders that mine beside it, named alike.",
-        json_schema_extra=EXPERIMENTAL,
+        (), description="Encoders that mine beside it, named alike.", json_schema_extra=EXPERIMENTAL
     )
     teacher_prompts: Literal["recipe", "model"] = Field(
         "recipe",
@@ -68,9 +58,7 @@ class MiningSection(Section):
     rank_from: AtLeastOne = Field(
         10, description="First rank of the window, counted from 1 without the positives."
     )
-    rank_to: AtLeastOne = Field(
-        30, description="Last rank of the window (paper: 'top-10 to top-30')."
-    )
+    rank_to: AtLeastOne = Field(30, description="Last rank of the window (paper: 'top-10 to top-30').")
     positive_ratio: float | None = Field(
         0.95,
         description="A negative scores below this share of its positive's score, 1 at most; 'off': no such limit.",

@@ -76,9 +76,7 @@ class Recipe(Section):
     def trained_datasets(self) -> tuple[Dataset, ...]:
         """The datasets that are trained on, in order."""
         named = self.training.datasets
-        return tuple(
-            one for one in self.datasets if one.trains and (not named or one.name in named)
-        )
+        return tuple(one for one in self.datasets if one.trains and (not named or one.name in named))
 
     @property
     def training_seed(self) -> int:
@@ -304,6 +302,4 @@ def _refuse_unknown_flags(arguments: Sequence[str]) -> None:
         if argument.startswith("--") and key not in known:
             # Where the table is right, only its settings are worth naming.
             beside = [name for name in known if name.startswith(f"{key.rpartition('.')[0]}.")]
-            raise RecipeError(
-                f"command line: --{key}: no such setting{nearest(key, beside or known)}"
-            )
+            raise RecipeError(f"command line: --{key}: no such setting{nearest(key, beside or known)}")

@@ -61,24 +61,16 @@ class ServingSection(Section):
     max_request_tokens: AtLeastOne = Field(
         1_000_000, description="Tokens per request; more is refused with 400."
     )
-    max_body_mib: AtLeastOne = Field(
-        64, description="Of a request's body; more is refused with 413."
-    )
-    request_timeout_s: Positive = Field(
-        600.0, description="Then 503; OpenAI's clients wait as long."
-    )
-    cache_mib: Count = Field(
-        64, description="Vectors of earlier texts that a replica keeps; 0: none."
-    )
+    max_body_mib: AtLeastOne = Field(64, description="Of a request's body; more is refused with 413.")
+    request_timeout_s: Positive = Field(600.0, description="Then 503; OpenAI's clients wait as long.")
+    cache_mib: Count = Field(64, description="Vectors of earlier texts that a replica keeps; 0: none.")
     tokens_per_minute: AtLeastOne | None = Field(
         None, description="Of a key, at each replica; more is refused with 429."
     )
     api_keys_env: str = Field(
         "QZHOU_API_KEYS", description="Variable with comma-separated keys; unset: no key asked."
     )
-    api_keys_file: str = Field(
-        "", description="File with one key a line, on every node; empty: none."
-    )
+    api_keys_file: str = Field("", description="File with one key a line, on every node; empty: none.")
     cors_origins: tuple[str, ...] = Field(
         (), description="Web pages of other origins that browsers may let ask."
     )
@@ -89,9 +81,7 @@ class ServingSection(Section):
     @model_validator(mode="after")
     def _scales(self) -> Self:
         if self.max_replicas is None and self.min_replicas is not None:
-            raise ValueError(
-                "min_replicas needs max_replicas; without it, replicas is all there is"
-            )
+            raise ValueError("min_replicas needs max_replicas; without it, replicas is all there is")
         if (
             self.max_replicas is not None
             and not (self.min_replicas or 0) <= self.replicas <= self.max_replicas

@@ -36,9 +36,7 @@ class LLMSection(Section):
     weight: Positive = Field(
         1.0, description="Its share of the requests, beside the other models' weights."
     )
-    api_key_env: str = Field(
-        "OPENAI_API_KEY", description="Environment variable that holds the key."
-    )
+    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
     input_price: NotNegative = Field(0.0, description="Money per million prompt tokens.")
     output_price: NotNegative = Field(0.0, description="Money per million answered tokens.")
     structured: Literal["auto", "on", "off"] = Field(
@@ -104,9 +102,7 @@ class SynthesisSection(Section):
         "", description="OpenAI-compatible base URL; 'builtin' for the rules; '' writes nothing."
     )
     model: str = Field(BUILTIN_MODEL, description="Model name that is sent to the endpoint.")
-    api_key_env: str = Field(
-        "OPENAI_API_KEY", description="Environment variable that holds the key."
-    )
+    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
     input_price: NotNegative = Field(0.0, description="Money per million prompt tokens.")
     output_price: NotNegative = Field(0.0, description="Money per million answered tokens.")
     models: tuple[LLMSection, ...] = Field(

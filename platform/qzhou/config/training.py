@@ -36,8 +36,7 @@ class LossSection(Section):
         description="A text whose cosine exceeds the positive's by more is left out as a likely answer (Qwen3: 0.1).",
     )
     hardness: NotNegative = Field(
-        0.0,
-        description="A query's own hard negatives weigh e^(hardness * cosine) (EmbeddingGemma: 5).",
+        0.0, description="A query's own hard negatives weigh e^(hardness * cosine) (EmbeddingGemma: 5)."
     )
     focal: NotNegative = Field(
         0.0,
@@ -120,9 +119,7 @@ class LoraSection(Section):
     """Low-rank adapters in place of all weights (arXiv:2106.09685); the exported model has them merged in."""
 
     rank: Count = Field(
-        0,
-        description="Rank of the adapters; 0 trains all weights.",
-        json_schema_extra=EXPERIMENTAL,
+        0, description="Rank of the adapters; 0 trains all weights.", json_schema_extra=EXPERIMENTAL
     )
     alpha: Positive = Field(
         32.0,
@@ -154,9 +151,7 @@ class StageSection(Section):
         description="Linear warm-up; default: the paper's 300, but at most a tenth of the steps.",
     )
     batch_size: AtLeastOne = Field(256, description="Examples per InfoNCE step over all workers.")
-    cosent_batch_size: AtLeastOne = Field(
-        768, description="Pairs per CoSENT step over all workers."
-    )
+    cosent_batch_size: AtLeastOne = Field(768, description="Pairs per CoSENT step over all workers.")
     retrieval_share: Fraction = Field(
         1.0,
         description="Share of the STEPS that are retrieval batches (eta). Default: 1 in stage 1; in stage 2 the "
@@ -173,8 +168,7 @@ class TrainingSection(Section):
     """Two-stage contrastive training with DeepSpeed on Ray Train."""
 
     seed: Count | None = Field(
-        None,
-        description="Seed of the batches and of the draw of mined negatives; default: run.seed.",
+        None, description="Seed of the batches and of the draw of mined negatives; default: run.seed."
     )
     datasets: tuple[Name, ...] = Field(
         (),
@@ -182,8 +176,7 @@ class TrainingSection(Section):
     )
     workers: AtLeastOne = Field(2, description="Data-parallel ranks.")
     min_workers: AtLeastOne | None = Field(
-        None,
-        description="Lowest number of ranks with which training goes on while nodes are missing.",
+        None, description="Lowest number of ranks with which training goes on while nodes are missing."
     )
     negatives_per_query: Count = Field(
         4, description="Hard negatives for each query and step; fewer where fewer were mined."
@@ -200,9 +193,7 @@ class TrainingSection(Section):
     sampling_alpha: Fraction = Field(
         0.5, description="A dataset is drawn in proportion to rows ** alpha."
     )
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
-        0.01, description="Weight decay of AdamW."
-    )
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.01, description="Weight decay of AdamW.")
     max_gradient_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage.")
     offload_optimizer: bool = Field(

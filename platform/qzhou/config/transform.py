@@ -19,9 +19,7 @@ class ContaminationSection(Section):
         (), description="mteb tasks or benchmarks besides the recipe's own held-out data."
     )
     ngram_words: AtLeastOne = Field(13, description="Words in a row that count as overlap.")
-    ngram_chars: AtLeastOne = Field(
-        20, description="The same for texts in Chinese characters or kana."
-    )
+    ngram_chars: AtLeastOne = Field(20, description="The same for texts in Chinese characters or kana.")
     max_index_ngrams: AtLeastOne = Field(
         50_000_000,
         description="Above this, a hash picks the n-grams that are kept: memory stays at 10 bytes each.",

@@ -209,9 +209,7 @@ def relevant_keys(examples: Sequence[RetrievalExample]) -> list[set[str]]:
     query, and the reverse), and those of examples with the same query: none of them is a negative.
     """
     by_group: dict[tuple[str, str], set[str]] = {}
-    groups = [
-        (("family", origin_id(one)), ("query", normalized_text(one.query))) for one in examples
-    ]
+    groups = [(("family", origin_id(one)), ("query", normalized_text(one.query))) for one in examples]
     for one, own in zip(examples, groups, strict=True):
         keys = {normalized_text(text) for text in one.positives}
         for group in own:

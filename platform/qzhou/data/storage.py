@@ -110,14 +110,10 @@ class Folder:
         """Names of the files below, relative to this folder, sorted; empty if there is no such folder."""
         selector = pa.fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
         found = [
-            info
-            for info in self.filesystem.get_file_info(selector)
-            if info.type == pa.fs.FileType.File
+            info for info in self.filesystem.get_file_info(selector) if info.type == pa.fs.FileType.File
         ]
         names = (info.path[len(self.path.rstrip("/")) + 1 :] for info in found)
-        return sorted(
-            name for name in names if name.endswith(suffix) and TEMPORARY_PREFIX not in name
-        )
+        return sorted(name for name in names if name.endswith(suffix) and TEMPORARY_PREFIX not in name)
 
     def folders(self) -> list[str]:
         """Names of the folders directly below, sorted."""
@@ -139,10 +135,7 @@ class Folder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all."""
-        with (
-            self.writing(name) as temporary,
-            self.filesystem.open_output_stream(temporary) as stream,
-        ):
+        with self.writing(name) as temporary, self.filesystem.open_output_stream(temporary) as stream:
             stream.write(content)
 
     def read_json(self, name: str) -> Any:

@@ -69,11 +69,7 @@ class Backbone:
 
 
 def load_backbone(
-    spec: str,
-    *,
-    pooling: Pooling | None = None,
-    attention: Attention | None = None,
-    dtype: torch.dtype,
+    spec: str, *, pooling: Pooling | None = None, attention: Attention | None = None, dtype: torch.dtype
 ) -> Backbone:
     """Load a model and its tokenizer for embedding.
 
@@ -95,11 +91,7 @@ def load_backbone(
             config.is_causal = attention == "causal"
         config.use_cache = False  # an encoder never continues a text
         model, loaded = AutoModel.from_pretrained(
-            place,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
+            place, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, SafetensorError) as error:

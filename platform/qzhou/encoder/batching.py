@@ -26,8 +26,7 @@ def length_batches(
         longest = longest or lengths[row]
         padded = (len(batch) + 1) * longest
         is_wasteful = (
-            padded > batch_tokens // SMALL_SHARE
-            and filled + lengths[row] < (1 - most_padding) * padded
+            padded > batch_tokens // SMALL_SHARE and filled + lengths[row] < (1 - most_padding) * padded
         )
         if batch and (padded > batch_tokens or is_wasteful):
             yield batch
@@ -48,9 +47,7 @@ def nearest_batch(lengths: Sequence[int], batch_tokens: int) -> list[int]:
         batch_tokens: Padded tokens of the batch at most.
     """
     batch, longest = [0], lengths[0]
-    for row in sorted(
-        range(1, len(lengths)), key=lambda one: (abs(lengths[one] - lengths[0]), one)
-    ):
+    for row in sorted(range(1, len(lengths)), key=lambda one: (abs(lengths[one] - lengths[0]), one)):
         reach = max(longest, lengths[row])
         if (len(batch) + 1) * reach <= batch_tokens:
             batch.append(row)

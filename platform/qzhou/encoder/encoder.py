@@ -16,12 +16,7 @@ import numpy as np
 import torch
 
 from qzhou.data.prompts import EMPTY_TEXT
-from qzhou.encoder.arithmetic import (
-    library_for,
-    name_of,
-    this_processor,
-    warn_of_other_arithmetic,
-)
+from qzhou.encoder.arithmetic import library_for, name_of, this_processor, warn_of_other_arithmetic
 from qzhou.encoder.attention import IN_FLOAT32, Packed, Padded, can_pack
 from qzhou.encoder.backbone import (
     Backbone,
@@ -83,11 +78,7 @@ class Encoder:
         return int(self.model.backbone.config.hidden_size)
 
     def encode(
-        self,
-        texts: Sequence[str],
-        *,
-        batch_tokens: int | None = None,
-        max_tokens: int | None = None,
+        self, texts: Sequence[str], *, batch_tokens: int | None = None, max_tokens: int | None = None
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Unit vectors [N, D] in the order of the texts; longer texts are truncated.
 
@@ -171,9 +162,7 @@ class Encoder:
         """Token ids of each text, special tokens included, and whether it was truncated. One thread at a time."""
         return _tokenized(self.tokenizer, texts, self.max_tokens)
 
-    def with_special_tokens(
-        self, ids: Sequence[Sequence[int]]
-    ) -> tuple[list[list[int]], list[bool]]:
+    def with_special_tokens(self, ids: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[bool]]:
         """Texts that come as token ids, with the tokenizer's special tokens where they lack them, truncated."""
         before, after = self._special_tokens
         room = min(self.max_tokens, self.tokenizer.model_max_length) - len(before) - len(after)
@@ -240,9 +229,7 @@ def load_encoder(
         ModelError: There is no such model, or it cannot be loaded.
     """
     found = load_backbone(spec, dtype=choose_dtype(dtype, choose_device(device)))
-    return encoder_of(
-        found, max_tokens=max_tokens, library=library, device=device, compiled=compiled
-    )
+    return encoder_of(found, max_tokens=max_tokens, library=library, device=device, compiled=compiled)
 
 
 def encoder_of(
@@ -312,9 +299,7 @@ def _tokenized(
     if not texts:
         return [], []
     max_tokens = min(max_tokens, tokenizer.model_max_length)
-    encoded = tokenizer(
-        [text or EMPTY_TEXT for text in texts], truncation=True, max_length=max_tokens
-    )
+    encoded = tokenizer([text or EMPTY_TEXT for text in texts], truncation=True, max_length=max_tokens)
     found: list[list[int]] = encoded["input_ids"]
     truncated = [bool(one.overflowing) for one in encoded.encodings or ()] or [False] * len(found)
     if all(found):

@@ -10,12 +10,7 @@ from typing import Any
 
 import torch
 
-from qzhou.encoder.backbone import (
-    POOLING_BY_NAME,
-    POOLING_BY_OLD_KEY,
-    EmbeddingModel,
-    load_backbone,
-)
+from qzhou.encoder.backbone import POOLING_BY_NAME, POOLING_BY_OLD_KEY, EmbeddingModel, load_backbone
 from qzhou.errors import TrainingError
 
 PARITY_COSINE = 0.9999
@@ -27,12 +22,7 @@ PARITY_TEXTS = (
 
 
 def save_sentence_transformer(
-    model: EmbeddingModel,
-    tokenizer: Any,
-    folder: Path,
-    *,
-    max_tokens: int,
-    prompts: Mapping[str, str],
+    model: EmbeddingModel, tokenizer: Any, folder: Path, *, max_tokens: int, prompts: Mapping[str, str]
 ) -> None:
     """Write weights, tokenizer, pooling, normalisation, prompts and similarity to ``folder``.
 
@@ -53,9 +43,7 @@ def save_sentence_transformer(
         tokenizer.save_pretrained(temporary)
         dtype = next(model.parameters()).dtype
         names = {pooling: name for name, pooling in POOLING_BY_NAME.items()}
-        transformer = Transformer(
-            temporary, max_seq_length=max_tokens, model_kwargs={"dtype": dtype}
-        )
+        transformer = Transformer(temporary, max_seq_length=max_tokens, model_kwargs={"dtype": dtype})
         pooling = Pooling(transformer.get_embedding_dimension(), names[model.pooling])
         exported = SentenceTransformer(
             modules=[transformer, pooling, Normalize()],

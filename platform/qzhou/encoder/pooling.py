@@ -24,9 +24,7 @@ def pool_packed(hidden_LD: Tensor, ends: Tensor, pooling: Pooling) -> Tensor:
     hidden_LD = hidden_LD.float()
     if pooling == "mean":
         length_N = ends.diff().long()
-        text_L = torch.repeat_interleave(
-            torch.arange(len(length_N), device=hidden_LD.device), length_N
-        )
+        text_L = torch.repeat_interleave(torch.arange(len(length_N), device=hidden_LD.device), length_N)
         sum_ND = torch.zeros(len(length_N), hidden_LD.shape[1], device=hidden_LD.device)
         vector_ND = sum_ND.index_add(0, text_L, hidden_LD) / length_N[:, None]
     else:

@@ -66,8 +66,5 @@ def load_teacher(spec: str, model: ModelSection, *, api_key_env: str) -> TextEnc
         dtype=choose_dtype(model.encodes_in, choose_device()),
     )
     return encoder_of(
-        found,
-        max_tokens=model.max_document_tokens,
-        library=model.arithmetic,
-        compiled=model.compiled,
+        found, max_tokens=model.max_document_tokens, library=model.arithmetic, compiled=model.compiled
     )

@@ -131,11 +131,7 @@ def _sampled(recipe: Recipe) -> RunTexts | None:
 
 
 def _texts(
-    recipe: Recipe,
-    dataset: Dataset,
-    sample: Sequence[Example],
-    rows: int,
-    count_tokens: CountTokens,
+    recipe: Recipe, dataset: Dataset, sample: Sequence[Example], rows: int, count_tokens: CountTokens
 ) -> DatasetTexts:
     queries: list[str] = []
     documents: list[str] = []

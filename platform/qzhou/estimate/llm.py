@@ -20,9 +20,7 @@ def llm_tokens(
     return tries * (requests * assumed["prompt_tokens"] + text), tries * text
 
 
-def llm_price(
-    settings: SynthesisSection, prompt: float, answer: float, assumed: Assumptions
-) -> float:
+def llm_price(settings: SynthesisSection, prompt: float, answer: float, assumed: Assumptions) -> float:
     """US dollars at the prices of the recipe; at those of the table for a model without prices."""
     if settings.is_builtin:
         return 0.0

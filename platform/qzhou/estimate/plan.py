@@ -117,10 +117,7 @@ def _serving(estimator: StageEstimator, mining: Workload) -> list[Workload]:
     basis: Basis = "assumed" if mining.factor is None else "scaled"
     return [
         Workload(name=name, machines=replica, tokens=count, work_s=count * s_per_token, basis=basis)
-        for name, count in (
-            ("serve 1M tokens", MILLION),
-            ("serve 1M requests", MILLION * tokens),
-        )
+        for name, count in (("serve 1M tokens", MILLION), ("serve 1M requests", MILLION * tokens))
     ]
 
 

@@ -70,10 +70,7 @@ def rows_of(
 
 
 def _transformed(
-    recipe: Recipe,
-    options: PlanOptions,
-    assumed: Assumptions,
-    measured: Mapping[str, TransformedRows],
+    recipe: Recipe, options: PlanOptions, assumed: Assumptions, measured: Mapping[str, TransformedRows]
 ) -> list[DatasetRows]:
     known = {
         one.name: measured.get(one.name) or _by_max_rows(one, options, assumed)

@@ -191,8 +191,7 @@ class TrainingStageCost:
     def flops_on(self, gpus: int) -> float:
         """Operations, with what gradient caching encodes twice."""
         return sum(
-            one.count * self.method.flops(one.texts, twice=self._twice(one, gpus))
-            for one in self.steps
+            one.count * self.method.flops(one.texts, twice=self._twice(one, gpus)) for one in self.steps
         )
 
     def tokens_twice(self, gpus: int) -> float:
@@ -236,8 +235,7 @@ def expected_steps(
         ]
     if training.grouping != "none":
         return [
-            StepGroup(one.task, count, one.example * _batch_size(one, stage))
-            for one, count in drawn
+            StepGroup(one.task, count, one.example * _batch_size(one, stage)) for one, count in drawn
         ]
     only_pairs = all(one.task == "pair" for one in datasets)
     size = stage.cosent_batch_size if only_pairs else stage.batch_size

@@ -47,9 +47,7 @@ def training_details(recipe: Recipe, options: PlanOptions) -> RenderableType:
     retrieval = [one for one in texts.datasets if one.task == "retrieval"]
     stages = {
         "stage 1": TrainingStageCost(expected_steps(retrieval, training, training.stage1), method),
-        "stage 2": TrainingStageCost(
-            expected_steps(texts.datasets, training, training.stage2), method
-        ),
+        "stage 2": TrainingStageCost(expected_steps(texts.datasets, training, training.stage2), method),
     }
     shape = method.shape
     lines = [
@@ -76,9 +74,7 @@ def _passes(recipe: Recipe, method: TrainingMethod) -> str:
     parts = ["a step is one forward pass", "a backward pass worth two"]
     if method.frozen:
         parts[1] = "a backward pass worth one and more (LoRA: weights are frozen)"
-    recomputed, is_on = (
-        ("one again", "on") if method.gradient_checkpointing else ("none again", "off")
-    )
+    recomputed, is_on = ("one again", "on") if method.gradient_checkpointing else ("none again", "off")
     parts.append(f"{recomputed} (gradient checkpointing is {is_on})")
     if method.teacher:
         parts.append(f"one of the teacher '{recipe.training.distillation.teacher}'")

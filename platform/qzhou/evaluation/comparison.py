@@ -106,8 +106,7 @@ def _benchmark(
     judged = {row.task for row in inside}
     types = published.get("types") or sorted({row.type for row in inside})
     models = [
-        {"model": one, "ours": True, **_means(inside, one, types, type_of)}
-        for one in models_of(inside)
+        {"model": one, "ours": True, **_means(inside, one, types, type_of)} for one in models_of(inside)
     ]
     if judged == set(type_of) and len(type_of) == published.get("tasks"):
         for one, means in published["models"].items():

@@ -103,8 +103,6 @@ def _print_results(files: RunFiles) -> None:
     else:
         log_event(NOTHING_HELD_OUT, "nothing_held_out", level="warning")
     for benchmark in comparison["benchmarks"]:
-        print_block(
-            f"{benchmark_table(benchmark)}\n", "evaluation", "benchmark", benchmark=benchmark
-        )
+        print_block(f"{benchmark_table(benchmark)}\n", "evaluation", "benchmark", benchmark=benchmark)
     checks = [finding["check"] for finding in files.diagnosis["findings"]]
     print_block(f"{diagnosis_text(files.diagnosis)}\n", "evaluation", "diagnosis", checks=checks)

@@ -103,9 +103,7 @@ def at_once(recipes: Sequence[Recipe], resources: Mapping[str, float]) -> int:
 def _tried(grid: TrialGrid, folder: Folder) -> dict[str, QzhouError]:
     """TrialGrid that failed, and of what."""
     recipes = {one.name: one.recipe for one in grid.trials}
-    most = grid.experiment.trials_at_once or at_once(
-        list(recipes.values()), ray.cluster_resources()
-    )
+    most = grid.experiment.trials_at_once or at_once(list(recipes.values()), ray.cluster_resources())
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     (folder / TUNE).delete()
@@ -123,10 +121,7 @@ def _tried(grid: TrialGrid, folder: Folder) -> dict[str, QzhouError]:
     )
     failed = {}
     for result in tuner.fit():
-        said, name = (
-            (result.metrics or {}).get("error", ""),
-            str((result.config or {}).get("trial")),
-        )
+        said, name = ((result.metrics or {}).get("error", ""), str((result.config or {}).get("trial")))
         if result.error is not None:
             failed[name] = our_error(result.error) or TrainingError(first_line(result.error))
         elif said:
@@ -210,6 +205,4 @@ def together(failed: Mapping[str, QzhouError], trials: int) -> QzhouError:
     told = "".join(f"\n       {', '.join(names)}: {said}" for said, names in alike.items())
     kinds = {type(error) for error in failed.values()}
     kind = kinds.pop() if len(kinds) == 1 else TrainingError
-    return kind(
-        f"{len(failed)} of {trials} trials failed; the same command goes on with them:{told}"
-    )
+    return kind(f"{len(failed)} of {trials} trials failed; the same command goes on with them:{told}")

@@ -51,9 +51,7 @@ class Outcome:
     def tasks(self, score: Score) -> list[str]:
         """The tasks that a score is the mean of."""
         return sorted(
-            row.task
-            for row in self.rows.values()
-            if score.task == row.task or score.type == row.type
+            row.task for row in self.rows.values() if score.task == row.task or score.type == row.type
         )
 
 
@@ -106,8 +104,7 @@ def as_json(
                 "variant": one.variant,
                 "seed": one.seed,
                 "scores": {
-                    row.task: {"metric": row.metric, "score": row.score}
-                    for row in one.rows.values()
+                    row.task: {"metric": row.metric, "score": row.score} for row in one.rows.values()
                 },
             }
             for one in outcomes
@@ -133,11 +130,7 @@ def table(comparison: Comparison) -> str:
         grid.add_column(heading, justify="right")
     for line in comparison.lines:
         spread, ahead, by_items = line.spread, line.ahead, line.by_items
-        cells = [
-            str(len(line.scores)),
-            f"{spread.mean:.4f}" if spread else "-",
-            _limits(spread, ""),
-        ]
+        cells = [str(len(line.scores)), f"{spread.mean:.4f}" if spread else "-", _limits(spread, "")]
         cells += [f"{ahead.mean:+.4f}" if ahead else "-", _limits(ahead, "+")]
         grid.add_row(line.variant, *cells, _limits(by_items, "+"))
     seeds = max((len(line.scores) for line in comparison.lines), default=0)
@@ -155,9 +148,7 @@ def table(comparison: Comparison) -> str:
 def _compared(experiment: Experiment, score: Score, outcomes: Sequence[Outcome]) -> Comparison:
     metric_of = {task: one.rows[task].metric for one in outcomes for task in one.tasks(score)}
     tasks, metrics = sorted(metric_of), sorted(set(metric_of.values()))
-    by_variant: dict[str, dict[int, Outcome]] = {
-        variant.name: {} for variant in experiment.variants
-    }
+    by_variant: dict[str, dict[int, Outcome]] = {variant.name: {} for variant in experiment.variants}
     for one in outcomes if tasks else ():
         by_variant[one.variant][one.seed] = one
     base = by_variant[experiment.baseline]
@@ -168,9 +159,7 @@ def _compared(experiment: Experiment, score: Score, outcomes: Sequence[Outcome])
         for name, own in by_variant.items()
         if own
     ]
-    return Comparison(
-        score.label, ", ".join(metrics), tuple(tasks), experiment.baseline, tuple(lines)
-    )
+    return Comparison(score.label, ", ".join(metrics), tuple(tasks), experiment.baseline, tuple(lines))
 
 
 def _line(
@@ -186,9 +175,7 @@ def _line(
     lacking = {task: [seed for seed in sorted(own) if task not in own[seed].rows] for task in tasks}
     if any(lacking.values()):
         said = (
-            f"{task} (seed {', '.join(map(str, seeds))})"
-            for task, seeds in lacking.items()
-            if seeds
+            f"{task} (seed {', '.join(map(str, seeds))})" for task, seeds in lacking.items() if seeds
         )
         return Line(name, scores, None, undefined=f"has no score on {', '.join(said)}")
     both = [seed for seed in scores if seed in base]

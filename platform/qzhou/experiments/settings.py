@@ -77,9 +77,7 @@ class Experiment(Section):
     )
     scores: Annotated[tuple[Score, ...], Field(min_length=1)]
     baseline: str = Field(description="The variant that the others are compared with.")
-    settings: Settings = Field(
-        default_factory=dict, description="Of all variants, as in a variant."
-    )
+    settings: Settings = Field(default_factory=dict, description="Of all variants, as in a variant.")
     trials_at_once: AtLeastOne | None = Field(
         None,
         description="Default: as many as the cluster's CPUs and GPUs carry when the experiment starts.",
@@ -284,8 +282,6 @@ def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in settings.items():
         found |= (
-            _dotted(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {prefix + key: value}
+            _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
         )
     return found

@@ -118,7 +118,9 @@ def merge_models(
         for source, share in zip(sources, shares, strict=True):
             log_event(f"merge: {share:.4g} of {source.address}", "share", share=share)
         if dry_run:
-            line = f"merge: these can be merged into {target.uri} by {method}; nothing was read or written"
+            line = (
+                f"merge: these can be merged into {target.uri} by {method}; nothing was read or written"
+            )
             log_event(line, "can_be_merged")
             return
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -127,16 +129,16 @@ def merge_models(
         lowest = checked_parity(folder, name="the merged model", max_tokens=max_tokens)
         _write_origin(folder, sources, shares, method)
         _publish(folder, target)
-    line = f"merge: {target.uri}: SentenceTransformer and the encoder agree (lowest cosine {lowest:.6f})"
+    line = (
+        f"merge: {target.uri}: SentenceTransformer and the encoder agree (lowest cosine {lowest:.6f})"
+    )
     log_event(line, "merged", lowest_cosine=lowest)
 
 
 def _shares(names: Sequence[str], weights: Sequence[float] | None, method: Method) -> list[float]:
     """Each model's share of the result; numbers that make no sense are refused before anything is read."""
     if len(names) < 2:
-        raise RecipeError(
-            f"command line: {len(names)} model is named, and merging takes two or more"
-        )
+        raise RecipeError(f"command line: {len(names)} model is named, and merging takes two or more")
     if weights is not None and len(weights) != len(names):
         raise RecipeError(
             f"command line: --weights has {len(weights)} numbers for {len(names)} models; give one for each"

@@ -77,9 +77,7 @@ def shares_of(weights: Sequence[float], *, method: Method) -> list[float]:
         raise RecipeError(f"the weights are {shown}; a weight is a number, 0 or above")
     total = sum(weights)
     if total <= 0:
-        raise RecipeError(
-            f"the weights are {shown} and sum to {total:g}; at least one must be above 0"
-        )
+        raise RecipeError(f"the weights are {shown} and sum to {total:g}; at least one must be above 0")
     if method == "slerp" and len(weights) != 2:
         raise RecipeError(
             f"slerp is between two models, and {len(weights)} are named; of more, the result would depend on their "
@@ -155,10 +153,7 @@ def _refuse_infinite(name: str, state: State) -> None:
 
 
 def _refuse_other_weights(first: str, merged: State, name: str, state: State) -> None:
-    for lacking, present, one, other in (
-        (name, first, state, merged),
-        (first, name, merged, state),
-    ):
+    for lacking, present, one, other in ((name, first, state, merged), (first, name, merged, state)):
         if missing := [key for key in other if key not in one]:
             raise ModelError(
                 f"'{lacking}' lacks weights that '{present}' has: {_some(missing)}. Merge models of one backbone."

@@ -39,8 +39,6 @@ def _export(run: Run, folder: Folder) -> dict[str, int]:
         folder.upload(trained)
         lowest = checked_parity(trained, name=folder.uri, max_tokens=max_tokens)
         config = json.loads((trained / "config.json").read_text("utf-8"))
-    line = (
-        f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})"
-    )
+    line = f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})"
     log_event(line, "exported", lowest_cosine=lowest)
     return {"dimensions": int(config["hidden_size"])}

@@ -38,9 +38,7 @@ class EncodeActor:
         chunks: All of them; a batch names one by its number.
     """
 
-    def __init__(
-        self, recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk]
-    ) -> None:
+    def __init__(self, recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk]) -> None:
         self._recipe, self._teacher, self._folder, self._chunks = recipe, teacher, folder, chunks
         self._column: tuple[str, list[str]] = ("", [])
 

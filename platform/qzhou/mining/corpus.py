@@ -12,14 +12,7 @@ import pyarrow.compute as pc
 from qzhou.config.dataset import Dataset
 from qzhou.data.prompts import DeclaredPrompts, Prompt
 from qzhou.data.records import Document, Negative, RetrievalExample
-from qzhou.data.storage import (
-    Folder,
-    count_rows,
-    read_records,
-    read_table,
-    row_count,
-    write_records,
-)
+from qzhou.data.storage import Folder, count_rows, read_records, read_table, row_count, write_records
 from qzhou.encoder.vectors import CHUNK_ROWS
 from qzhou.mining.text_digests import (
     Digests,
@@ -76,12 +69,7 @@ class Chunk:
 
 
 def chunks_of(
-    folder: Folder,
-    column: str,
-    prompt: Prompt,
-    *,
-    are_queries: bool,
-    chunk_rows: int = CHUNK_ROWS,
+    folder: Folder, column: str, prompt: Prompt, *, are_queries: bool, chunk_rows: int = CHUNK_ROWS
 ) -> list[Chunk]:
     """All texts of a column of a folder's Parquet files, cut into chunks.
 
@@ -283,8 +271,7 @@ def _gathered(examples: Folder) -> _Gathered:
         key_P=_joined(keys),
         owner_P=np.concatenate([np.empty(0, np.int64), *owners]),
         groups=Groups(
-            _joined([one.query_N for one in groups]),
-            _joined([one.origin_N for one in groups]),
+            _joined([one.query_N for one in groups]), _joined([one.origin_N for one in groups])
         ),
         shown=shown,
     )

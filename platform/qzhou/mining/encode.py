@@ -78,7 +78,9 @@ def _pool(recipe: Recipe, chunks: int) -> ray.data.ActorPoolStrategy:
     kind = "GPU" if recipe.cluster.gpu else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
     if not there:
-        line = f"mining: encode: the cluster has no {kind} yet (cluster.gpu): waiting for a node with one"
+        line = (
+            f"mining: encode: the cluster has no {kind} yet (cluster.gpu): waiting for a node with one"
+        )
         log_event(line, "waits_for_node", level="warning", resource=kind)
     most = min(recipe.cluster.encode_workers, chunks)
     least = min(recipe.cluster.min_encode_workers or most, most, max(1, there))

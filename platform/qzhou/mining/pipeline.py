@@ -31,13 +31,7 @@ from qzhou.mining.select import (
     select_negatives,
 )
 from qzhou.mining.shard import EXACT, Shard, VectorFile
-from qzhou.mining.sharded_index import (
-    PendingSearch,
-    RerankerPool,
-    ShardedIndex,
-    shards_of,
-    share_of,
-)
+from qzhou.mining.sharded_index import PendingSearch, RerankerPool, ShardedIndex, shards_of, share_of
 from qzhou.mining.text_digests import Bools, Floats, Ints, is_among
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
@@ -230,9 +224,7 @@ class _Miner:
                 yield waiting.popleft()
         yield from waiting
 
-    def _finished(
-        self, queries: Queries, searches: Sequence[PendingSearch]
-    ) -> list[RetrievalExample]:
+    def _finished(self, queries: Queries, searches: Sequence[PendingSearch]) -> list[RetrievalExample]:
         """The examples of a block that are kept, with their negatives; the report counts what happened."""
         mining = self._mining
         closest = mining.max_positive_cosine

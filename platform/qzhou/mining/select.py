@@ -98,9 +98,7 @@ def ceiling(positive_score_N: Floats, mining: MiningSection) -> Floats:
     return np.asarray(np.min(limits, axis=0))
 
 
-def select_negatives(
-    rankings: Sequence[Ranking], key_N: Digests, mining: MiningSection
-) -> Selection:
+def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: MiningSection) -> Selection:
     """Choose up to ``mining.negatives_per_query`` negatives per query from a window of ranks.
 
     Inside the window a document must score below :func:`ceiling`, and between ``min_score`` and ``max_score``. The
@@ -209,11 +207,7 @@ def existing_negatives(
 
 
 def combine(
-    own: Sequence[Negative],
-    mined: Sequence[Negative],
-    relevant_keys: AbstractSet[int],
-    *,
-    count: int,
+    own: Sequence[Negative], mined: Sequence[Negative], relevant_keys: AbstractSet[int], *, count: int
 ) -> tuple[Negative, ...]:
     """The negatives of an example: existing ones, then mined ones up to ``count``.
 

@@ -249,9 +249,7 @@ class Shard:
         owners, starts = np.unique(block.owner_P, return_index=True)
         if len(owners):
             cosine_NK[owners] = np.maximum.reduceat(cosine_PK, starts, axis=0)
-        return SearchResult.merged(
-            [SearchResult(score_NK, np.maximum(row_NK, 0), cosine_NK)], count
-        )
+        return SearchResult.merged([SearchResult(score_NK, np.maximum(row_NK, 0), cosine_NK)], count)
 
     def _cosines(self, vector_XD: Floats, which_J: Ints, row_J: Ints) -> Floats:
         """Cosines of pairs: row ``which_J[j]`` of some vectors and document ``row_J[j]``; -inf where that is -1.

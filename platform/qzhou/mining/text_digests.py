@@ -24,8 +24,7 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 def digests(texts: Iterable[str]) -> Digests:
     """64 bits of each text; two different ones among a hundred million are equal with odds of 1 to 3,700."""
     found = [
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        for text in texts
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts
     ]
     return np.frombuffer(b"".join(found), dtype=np.uint64)
 

@@ -36,10 +36,7 @@ def changes(before: Parts, after: Parts) -> list[str]:
     settings = list(_changed_settings(_plain(before.settings), _plain(after.settings), ""))
     if settings:
         found.append(f"settings changed: {_listed(settings)}")
-    for kind, old, new in (
-        ("inputs", before.inputs, after.inputs),
-        ("code", before.code, after.code),
-    ):
+    for kind, old, new in (("inputs", before.inputs, after.inputs), ("code", before.code, after.code)):
         names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
         if names:
             found.append(f"{kind} changed: {_listed(names)}")
@@ -54,9 +51,7 @@ def _plain(content: object) -> object:
 def _changed_settings(before: object, after: object, key: str) -> Iterator[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         for name in sorted({*before, *after}):
-            yield from _changed_settings(
-                before.get(name), after.get(name), f"{key}.{name}".strip(".")
-            )
+            yield from _changed_settings(before.get(name), after.get(name), f"{key}.{name}".strip("."))
     elif before != after:
         yield f"{key} {_short(before)} -> {_short(after)}"
 

@@ -127,9 +127,7 @@ def _is_call(node: ast.AST | None, names: Collection[str]) -> bool:
 
 def _data_files(modules: Mapping[str, str], root: Path) -> dict[str, str]:
     """Digests of the data files that lie in the packages of some modules, or in folders below without code."""
-    folders = {
-        path.parent for name in modules if (path := _source(name, root)) and path.parent != root
-    }
+    folders = {path.parent for name in modules if (path := _source(name, root)) and path.parent != root}
     folders |= {
         inner
         for folder in folders

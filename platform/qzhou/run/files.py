@@ -113,9 +113,7 @@ class RunFiles:
         manifest = self.manifests.get(stage)
         inputs = manifest.inputs.items() if manifest is not None else ()
         return [
-            TRAINING_STAGES.get(name, name)
-            for name, value in inputs
-            if self.is_outdated(name, value)
+            TRAINING_STAGES.get(name, name) for name, value in inputs if self.is_outdated(name, value)
         ]
 
     def _json(self, name: str) -> Content:

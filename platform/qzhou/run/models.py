@@ -64,10 +64,7 @@ def weights_fingerprint(spec: str) -> str:
         return spec
     files = sorted(path for path in Path(place).rglob("*") if path.is_file())
     return digest(
-        [
-            [path.relative_to(place).as_posix(), path.stat().st_size, _sampled(path)]
-            for path in files
-        ]
+        [[path.relative_to(place).as_posix(), path.stat().st_size, _sampled(path)] for path in files]
     )
 
 

@@ -230,9 +230,7 @@ class Run:
         stale = self.folder / STALE
         prefix = f"{name.replace('/', '-')}-"
         aside = (
-            sorted(one for one in stale.folders() if one.startswith(prefix))
-            if stale.exists()
-            else []
+            sorted(one for one in stale.folders() if one.startswith(prefix)) if stale.exists() else []
         )
         finished = [one for one in aside if (stale / one).exists(MANIFEST)]
         if finished:
@@ -252,9 +250,7 @@ class Run:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         return self.folder / STALE / f"{name.replace('/', '-')}-{stamp}"
 
-    def _make_room(
-        self, folder: Folder, stage: Stage, parts: Parts, finished: Manifest | None
-    ) -> None:
+    def _make_room(self, folder: Folder, stage: Stage, parts: Parts, finished: Manifest | None) -> None:
         """Move a stale folder aside; leave one that the same work has begun."""
         if not folder.exists():
             return
@@ -294,9 +290,7 @@ def refuse_what_would_be_lost(recipe: Recipe) -> None:
         )
 
 
-def _finished(
-    begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[str, int]]
-) -> Manifest:
+def _finished(begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[str, int]]) -> Manifest:
     """Do the work of a stage and write its manifest, the mark of a finished stage."""
     log_event(f"{begun.stage}: started", "stage_started")
     started = time.monotonic()

@@ -77,15 +77,13 @@ def serve_until_stopped(recipe: Recipe) -> None:
             check_port(settings.host, settings.port)
             os.environ.update(throughput(settings.port, scratch) | os.environ)
         with session(), _serving(recipe, model, joining=joining), _signals() as asked:
-            address = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
+            address = (
+                f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
+            )
             if not joining:
                 _wait_until_ready(address)
             print_block(
-                _welcome(address, recipe),
-                "serving",
-                "ready",
-                address=address,
-                model=recipe.run.name,
+                _welcome(address, recipe), "serving", "ready", address=address, model=recipe.run.name
             )
             while not asked.stop.is_set():
                 asked.anything.wait()

@@ -36,9 +36,7 @@ class BatchEncoder(Protocol):
         """Token ids of each text, special tokens included, and whether it was truncated."""
         ...
 
-    def with_special_tokens(
-        self, ids: Sequence[Sequence[int]]
-    ) -> tuple[list[list[int]], list[bool]]:
+    def with_special_tokens(self, ids: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[bool]]:
         """The same for texts that come as token ids without special tokens."""
         ...
 
@@ -168,8 +166,7 @@ class Engine:
             RequestError: 429; it would take too long. The error says when to come back.
         """
         cost = sum(
-            len(text) // CHARS_PER_TOKEN + 2 if isinstance(text, str) else len(text)
-            for text in texts
+            len(text) // CHARS_PER_TOKEN + 2 if isinstance(text, str) else len(text) for text in texts
         )
         self._admit(cost)
         count = len(texts)
@@ -284,10 +281,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         words = [item for item in items if isinstance(item.text, str)]
         numbers = [item for item in items if not isinstance(item.text, str)]
-        for some, work in (
-            (words, self.encoder.tokenize),
-            (numbers, self.encoder.with_special_tokens),
-        ):
+        for some, work in ((words, self.encoder.tokenize), (numbers, self.encoder.with_special_tokens)):
             if some:
                 texts: list[Any] = [item.text for item in some]
                 ids, truncated = await loop.run_in_executor(self._tokenizer, work, texts)
@@ -361,8 +355,5 @@ def _too_many(tokens: int, limit: int) -> RequestError:
 
 def _not_finite() -> RequestError:
     return RequestError(
-        "The model gave no numbers for this text.",
-        status=500,
-        type="server_error",
-        code="not_finite",
+        "The model gave no numbers for this text.", status=500, type="server_error", code="not_finite"
     )

@@ -7,9 +7,7 @@ from typing import Literal
 
 from qzhou.errors import QzhouError
 
-ErrorType = Literal[
-    "invalid_request_error", "authentication_error", "rate_limit_error", "server_error"
-]
+ErrorType = Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
 
 
 class RequestError(QzhouError):
@@ -46,10 +44,5 @@ class RequestError(QzhouError):
     def body(self) -> dict[str, object]:
         """The JSON body that OpenAI's clients parse."""
         return {
-            "error": {
-                "message": str(self),
-                "type": self.type,
-                "param": self.param,
-                "code": self.code,
-            }
+            "error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}
         }

@@ -79,9 +79,7 @@ def load(place: str, name: str, settings: Settings) -> tuple[Encoder, ServedMode
         prompts=dict(encoder.prompts),
         matryoshka=tuple(matryoshka),
         precision=settings.precision if settings.precision == "int8" else _precision_of(encoder),
-        cosine_to_float32=None
-        if exact_ND is None
-        else lowest_cosine(exact_ND, encoder.encode(PROBES)),
+        cosine_to_float32=None if exact_ND is None else lowest_cosine(exact_ND, encoder.encode(PROBES)),
         created=int(time.time()),
     )
     return encoder, served
@@ -101,11 +99,7 @@ def _loaded(place: str, settings: Settings, precision: Precision, *, compiled: b
     if precision == "int8":
         return to_int8(
             load_encoder(
-                place,
-                max_tokens=settings.max_tokens,
-                device="cpu",
-                dtype="float32",
-                library="torch",
+                place, max_tokens=settings.max_tokens, device="cpu", dtype="float32", library="torch"
             )
         )
     return load_encoder(

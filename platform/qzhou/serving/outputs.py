@@ -36,9 +36,7 @@ def quantized(vectors_NK: Vectors, dtype: OutputDtype) -> Array:
     - ``ubinary`` [N, ceil(K / 8)]: one bit a coordinate, whether it is above 0, packed as ``numpy.packbits`` does.
     """
     if dtype == "int8":
-        reach_N1 = np.maximum(
-            np.abs(vectors_NK).max(axis=1, keepdims=True), np.finfo(np.float32).tiny
-        )
+        reach_N1 = np.maximum(np.abs(vectors_NK).max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
         scaled: Array = np.rint(vectors_NK * (INT8_REACH / reach_N1)).astype(np.int8)
         return scaled
     if dtype == "ubinary":

@@ -102,9 +102,7 @@ class EmbeddingServer(ModelReplica):
     async def _ready(self) -> None:
         async with _refusals():
             async with asyncio.timeout(READY_TIMEOUT_S):
-                await asyncio.gather(
-                    *(handle.describe.remote() for handle in self._others.values())
-                )
+                await asyncio.gather(*(handle.describe.remote() for handle in self._others.values()))
 
 
 class RemoteModel:
@@ -187,11 +185,7 @@ def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel, int]
         threads=None if gpu else threads_for(copies),
         measured=serving.measure_precision,
     )
-    with (
-        Folder.open(place).local_copy()
-        if "://" in place
-        else contextlib.nullcontext(place) as local
-    ):
+    with Folder.open(place).local_copy() if "://" in place else contextlib.nullcontext(place) as local:
         return *load(str(local), name, settings), settings.passes
 
 
@@ -259,9 +253,7 @@ def options(recipe: Recipe) -> dict[str, Any]:
 def autoscaling(settings: ServingSection) -> AutoscalingConfig:
     """By requests at the same time, or by tokens that wait."""
     bounds: dict[str, Any] = {
-        "min_replicas": settings.replicas
-        if settings.min_replicas is None
-        else settings.min_replicas,
+        "min_replicas": settings.replicas if settings.min_replicas is None else settings.min_replicas,
         "initial_replicas": settings.replicas,
         "max_replicas": settings.max_replicas,
         "target_ongoing_requests": settings.target_requests,

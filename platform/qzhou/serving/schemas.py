@@ -14,9 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from qzhou.serving.errors import RequestError
 from qzhou.serving.outputs import OutputDtype
 
-INPUT_SHAPE = (
-    "'input' must be a string, a list of strings, token ids, or a list of lists of token ids"
-)
+INPUT_SHAPE = "'input' must be a string, a list of strings, token ids, or a list of lists of token ids"
 TEXTS_SHAPE = "a string or a list of strings is wanted"
 Side = Literal["query", "document"]
 Texts = Annotated[str | list[str], Field(description="One text or several.")]
@@ -29,9 +27,7 @@ class _Request(BaseModel):
 
     model: str = Field(description="A name that GET /v1/models lists.")
     user: str | None = Field(None, description="Accepted and ignored.")
-    instruction: str | None = Field(
-        None, description="The task in one sentence; put before queries."
-    )
+    instruction: str | None = Field(None, description="The task in one sentence; put before queries.")
     truncate: bool = Field(
         True, description="Cut texts above the model's limit; false refuses them with 400."
     )
@@ -95,8 +91,7 @@ class RerankRequest(_Request):
         if not isinstance(value, list):
             return value
         return [
-            one["text"] if isinstance(one, dict) and one.keys() == {"text"} else one
-            for one in value
+            one["text"] if isinstance(one, dict) and one.keys() == {"text"} else one for one in value
         ]
 
 
@@ -261,17 +256,13 @@ def _explained(kind: type[BaseModel], problem: Any) -> RequestError:
     field = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(field, list(kind.model_fields), n=1, cutoff=0.5)
-        hint = (
-            f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(kind.model_fields)}."
-        )
+        hint = f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(kind.model_fields)}."
         return RequestError(
             f"Unknown parameter: '{field:.60}'.{hint}", param=field, code="unknown_parameter"
         )
     if problem["type"] == "missing":
         return RequestError(
-            f"Missing required parameter: '{field}'.",
-            param=field,
-            code="missing_required_parameter",
+            f"Missing required parameter: '{field}'.", param=field, code="missing_required_parameter"
         )
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r:.60})"

@@ -129,9 +129,7 @@ class EmbeddingService:
                 param="output_dtype",
                 code="invalid_value",
             )
-        encoded = await self._encoded(
-            self._presented(request, inputs), "input", cut=request.truncate
-        )
+        encoded = await self._encoded(self._presented(request, inputs), "input", cut=request.truncate)
         vectors_NK = quantized(shortened(encoded.vectors, dimensions), request.output_dtype)
         written: Any = as_base64(vectors_NK) if request.encoding_format == "base64" else vectors_NK
         data = [
@@ -213,17 +211,14 @@ class EmbeddingService:
             )
         return encoded
 
-    def _presented(
-        self, request: EmbeddingRequest, inputs: list[str] | list[list[int]]
-    ) -> list[Text]:
+    def _presented(self, request: EmbeddingRequest, inputs: list[str] | list[list[int]]) -> list[Text]:
         self._check_count(len(inputs), "input")
         self._check_instruction(request.instruction)
         texts = [one for one in inputs if isinstance(one, str)]
         if texts:
             return list(presented(request, texts, self.model.prompts))
         chosen = next(
-            (one for one in ("instruction", "input_type", "prompt_name") if getattr(request, one)),
-            None,
+            (one for one in ("instruction", "input_type", "prompt_name") if getattr(request, one)), None
         )
         if chosen:
             raise RequestError(
@@ -300,9 +295,7 @@ class EmbeddingService:
         return asked or self.model.dimensions
 
 
-def presented(
-    request: EmbeddingRequest, texts: Sequence[str], prompts: Mapping[str, str]
-) -> list[str]:
+def presented(request: EmbeddingRequest, texts: Sequence[str], prompts: Mapping[str, str]) -> list[str]:
     """Texts of a request with their prompt, as the encoder saw such texts in training.
 
     Raises:

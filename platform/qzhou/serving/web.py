@@ -111,9 +111,7 @@ class Endpoint:
             bill.tokens = note.tokens = answer["usage"]["total_tokens"]
         headers = {FINGERPRINT_HEADER: service.model.fingerprint}
         return Response(
-            orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY),
-            media_type=JSON,
-            headers=headers,
+            orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON, headers=headers
         )
 
     def service(self, name: str) -> EmbeddingService:
@@ -155,11 +153,7 @@ def web_app(endpoint: Endpoint, meter: Meter, write: Write | None) -> Observed:
         meter: Counts requests; its numbers are at ``/metrics``.
         write: Takes a line of the access log; None keeps none.
     """
-    web = FastAPI(
-        title="qzhou",
-        description="Text embeddings in OpenAI's format.",
-        responses=REFUSALS,
-    )
+    web = FastAPI(title="qzhou", description="Text embeddings in OpenAI's format.", responses=REFUSALS)
     _add_routes(web, endpoint, meter)
     web.exception_handler(RequestError)(_refused)
     web.exception_handler(HTTPException)(_no_such_route)
@@ -195,9 +189,7 @@ POSTS: tuple[tuple[str, Any, type[BaseModel], Any], ...] = (
 )
 
 
-def _answering(
-    endpoint: Endpoint, kind: Any, work: Any
-) -> Callable[[Request], Awaitable[Response]]:
+def _answering(endpoint: Endpoint, kind: Any, work: Any) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         return await endpoint.answer(request, kind, work)
 

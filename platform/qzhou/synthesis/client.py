@@ -286,9 +286,7 @@ def measure_attempt(model: str, status: AttemptStatus, answer: Answer | None) ->
     metrics.measure(metrics.LLM_REQUESTS, 1, model=model, result=status)
     if answer is not None:
         metrics.measure(metrics.LLM_TOKENS, answer.prompt_tokens, model=model, kind="prompt")
-        metrics.measure(
-            metrics.LLM_TOKENS, answer.completion_tokens, model=model, kind="completion"
-        )
+        metrics.measure(metrics.LLM_TOKENS, answer.completion_tokens, model=model, kind="completion")
         metrics.measure(metrics.LLM_COST, answer.cost, model=model)
 
 

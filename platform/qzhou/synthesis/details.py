@@ -67,9 +67,7 @@ class RequestCounts:
         self._counts: dict[tuple[str, str], _Count] = {}
         self._samples: dict[str, SynthesisRequest] = {}
 
-    def add(
-        self, requests: Iterable[SynthesisRequest], answered: Collection[SynthesisRequest]
-    ) -> None:
+    def add(self, requests: Iterable[SynthesisRequest], answered: Collection[SynthesisRequest]) -> None:
         """Count the requests of a dataset.
 
         Args:
@@ -104,14 +102,10 @@ class RequestCounts:
             for (technique, model), count in sorted(self._counts.items())
         ]
         more = f"unusable answers that are asked for again (up to {settings.parse_retries} times)"
-        more += (
-            " and a relevance check of every new text" if settings.filters.relevance_check else ""
-        )
+        more += " and a relevance check of every new text" if settings.filters.relevance_check else ""
         lines.append(f"  in all: {total}; on top come {more}")
         if spent or settings.max_cost is not None:
-            limit = (
-                "no max_cost" if settings.max_cost is None else f"max_cost {settings.max_cost:g}"
-            )
+            limit = "no max_cost" if settings.max_cost is None else f"max_cost {settings.max_cost:g}"
             lines.append(f"  spent by earlier attempts: {spent:.4f}; {limit}")
         if rate := settings.requests_per_minute:
             minutes = (total.requests - total.answered) / rate

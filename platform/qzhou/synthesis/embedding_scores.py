@@ -48,9 +48,7 @@ def texts_to_score(one: SyntheticRecord, prompt: Prompt) -> dict[str, str]:
     }
 
 
-def _retrieval_texts(
-    one: SyntheticRecord, record: RetrievalExample, prompt: Prompt
-) -> dict[str, str]:
+def _retrieval_texts(one: SyntheticRecord, record: RetrievalExample, prompt: Prompt) -> dict[str, str]:
     positive = prompt.document(record.positives[0])
     texts = {"query": prompt.query(record.query), "positive": positive}
     if record.negatives:

@@ -254,9 +254,7 @@ def _check_length(field: str, text: str, original: str, share: float) -> None:
 def _check_copied(field: str, text: str, original: str, filters: FiltersSection) -> None:
     copied, limit = copied_share(text, original), filters.max_ngram_overlap
     if copied > limit:
-        detail = (
-            f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {limit:.0%}"
-        )
+        detail = f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {limit:.0%}"
         raise _RefusedError("copied", detail)
 
 

@@ -136,10 +136,7 @@ class RequestLimits:
             return state.open_until - now
         if state.circuit_open and state.probing:
             return math.inf
-        if (
-            state.in_flight >= max(1, int(state.limit))
-            or self.in_flight >= self.settings.concurrency
-        ):
+        if state.in_flight >= max(1, int(state.limit)) or self.in_flight >= self.settings.concurrency:
             return math.inf
         wanted = [(self._requests, 1.0), (self._tokens, reservation.tokens)]
         limited = [(bucket, units) for bucket, units in wanted if bucket]
@@ -208,9 +205,7 @@ class RateLimiter:
         self._queues: dict[tuple[str, ...], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._changed = asyncio.Event()
 
-    async def acquire(
-        self, endpoints: tuple[str, ...], *, tokens: float, cost: float
-    ) -> Reservation:
+    async def acquire(self, endpoints: tuple[str, ...], *, tokens: float, cost: float) -> Reservation:
         """Wait for a slot at one of some endpoints that offer the same model.
 
         Raises:

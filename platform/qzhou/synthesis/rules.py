@@ -81,9 +81,7 @@ tensor=certificate;gradient=password;query=reply;message=signal;event=record;sta
 """)
 # Reversed, so that the first pair of a word decides.
 CONTRARY = {
-    word: other
-    for left, right in reversed(OPPOSITES)
-    for word, other in ((right, left), (left, right))
+    word: other for left, right in reversed(OPPOSITES) for word, other in ((right, left), (left, right))
 }
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(*])")

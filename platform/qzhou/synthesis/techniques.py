@@ -20,14 +20,7 @@ from typing import Any, Literal
 
 from qzhou.config.synthesis import LLMSection
 from qzhou.data.languages import HAN, HANGUL, KANA
-from qzhou.data.records import (
-    Document,
-    Example,
-    LabeledExample,
-    PairExample,
-    RetrievalExample,
-    Task,
-)
+from qzhou.data.records import Document, Example, LabeledExample, PairExample, RetrievalExample, Task
 from qzhou.synthesis.chat import Message, request_key
 
 SynthesisTechnique = Literal[
@@ -127,12 +120,7 @@ def requests_for(
 
 
 def configuration_requests(
-    document: Document,
-    dataset: str,
-    *,
-    seed: int,
-    variants: int = 1,
-    pool: Sequence[LLMSection] = (),
+    document: Document, dataset: str, *, seed: int, variants: int = 1, pool: Sequence[LLMSection] = ()
 ) -> list[SynthesisRequest]:
     """The first requests for queries to a document: who would ask, what kind of question, how difficult."""
     names = personas(prompt_language(document.text))

@@ -61,12 +61,7 @@ def print_block(block: str, stage: str, event: str, **fields: object) -> None:
 
 
 def _write(
-    text: str,
-    stage: str,
-    event: str,
-    level: Level,
-    stream: TextIO | None,
-    fields: dict[str, object],
+    text: str, stage: str, event: str, level: Level, stream: TextIO | None, fields: dict[str, object]
 ) -> None:
     line = text
     if as_json():

@@ -102,9 +102,7 @@ class BatchPlan:
         for number in range(len(self._groups)):
             is_drawn = self._group_of_step == number
             self._earlier_draws[is_drawn] = np.arange(is_drawn.sum())
-        self._rows_before = [
-            self._rows_by_draw(number, weights) for number in range(len(self._groups))
-        ]
+        self._rows_before = [self._rows_by_draw(number, weights) for number in range(len(self._groups))]
 
     def at(self, step: int) -> PlannedBatch:
         """The batch of a step, in [0, steps)."""

@@ -66,9 +66,7 @@ class Engine(Protocol):
 class Collator:
     """Token ids of texts to the tensors that a model takes: packed where that is faster and exact, else padded."""
 
-    def __init__(
-        self, model: EmbeddingModel, tokenizer: Any, *, packed: bool | None = None
-    ) -> None:
+    def __init__(self, model: EmbeddingModel, tokenizer: Any, *, packed: bool | None = None) -> None:
         """Choose packing or padding for good: gradient checkpointing computes attention in the backward pass too.
 
         By default texts are packed where FlashAttention is installed and computes in the model's dtype.
@@ -79,9 +77,7 @@ class Collator:
         if self._packed:
             model.backbone.set_attn_implementation(PACKED)
 
-    def __call__(
-        self, ids: Sequence[Ids], soft_mask_weight: float | None = None
-    ) -> Padded | Packed:
+    def __call__(self, ids: Sequence[Ids], soft_mask_weight: float | None = None) -> Padded | Packed:
         """The texts as tensors on the model's device."""
         if self._packed:
             assert soft_mask_weight is None, "packed attention takes no mask"
@@ -94,11 +90,7 @@ class Collator:
 
 
 def prepare_model(
-    model: EmbeddingModel,
-    tokenizer: Any,
-    training: TrainingSection,
-    *,
-    packed: bool | None = None,
+    model: EmbeddingModel, tokenizer: Any, training: TrainingSection, *, packed: bool | None = None
 ) -> Collator:
     """The collator of a model, which is put into training mode without dropout, in place.
 

@@ -74,9 +74,7 @@ def _step(
     of_batch: Metrics = {}
 
     def loss(vector_ND: Tensor) -> Tensor:
-        value = loss_of(
-            batch.batches, vector_ND, training, teacher_ND=teacher_ND, seed=planned.step
-        )
+        value = loss_of(batch.batches, vector_ND, training, teacher_ND=teacher_ND, seed=planned.step)
         margin = training.loss.false_negative_margin
         of_batch.update(batch_metrics(batch.batches, vector_ND.detach(), margin=margin))
         if not math.isfinite(float(value.detach())):
@@ -126,16 +124,14 @@ def _memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def _refuse(
-    stage: TrainingStage, recorder: StageRecorder, batch: PreparedBatch, reason: str
-) -> None:
+def _refuse(stage: TrainingStage, recorder: StageRecorder, batch: PreparedBatch, reason: str) -> None:
     planned = batch.planned
     address = recorder.save_batch(
         {
             "step": planned.step,
             "rows": {part.dataset: part.rows.tolist() for part in planned.parts},
             "texts": [texts for one in batch.batches for _, texts in one.text_groups],
-        },
+        }
     )
     raise TrainingError(
         f"{stage.name}: {reason} at step {planned.step} on '{planned.dataset}'; its batch is in {address}.\n"

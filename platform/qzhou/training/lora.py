@@ -25,9 +25,7 @@ def add_adapters(model: EmbeddingModel, lora: LoraSection) -> EmbeddingModel:
             f"training.lora needs peft, which cannot be imported: {error}. pip install 'qzhou[lora]'"
         ) from None
     targets = list(lora.target_modules) or EVERY_LINEAR
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0
-    )
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
     try:
         model.backbone = get_peft_model(model.backbone, config)
     except ValueError as error:

@@ -227,12 +227,7 @@ def teacher_vectors(vector_ND: Tensor, teacher_ND: Tensor) -> Tensor:
 
 
 def cosent(
-    a_PD: Tensor,
-    b_PD: Tensor,
-    score_P: Tensor,
-    *,
-    temperature: float,
-    scale_P: Tensor | None = None,
+    a_PD: Tensor, b_PD: Tensor, score_P: Tensor, *, temperature: float, scale_P: Tensor | None = None
 ) -> Tensor:
     """CoSENT in nats: a pair with a higher score should have a higher cosine, over all ordered pairs of pairs.
 

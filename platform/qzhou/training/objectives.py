@@ -129,9 +129,7 @@ def _retrieval_metrics(
     others_BM = ~known_BM
     others_BM[rows, positive_B] = False
     found = {
-        **_positives_and_negatives(
-            positive_cosine_B, cosine_BM.masked_fill(~others_BM, -torch.inf)
-        ),
+        **_positives_and_negatives(positive_cosine_B, cosine_BM.masked_fill(~others_BM, -torch.inf)),
         "masked_share": masked_BM.sum(1) / max(1, cosine_BM.shape[1] - 1),
     }
     own_BM, strange_BM = hard_BM & others_BM, others_BM & ~hard_BM
@@ -140,9 +138,7 @@ def _retrieval_metrics(
     return found | {"negative_hardness": below_B[own_BM.any(1) & strange_BM.any(1)]}
 
 
-def _classification_metrics(
-    batch: ClassificationBatch, parts: Sequence[Tensor]
-) -> dict[str, Tensor]:
+def _classification_metrics(batch: ClassificationBatch, parts: Sequence[Tensor]) -> dict[str, Tensor]:
     device = parts[0].device
     same_BM = (batch.label_B[:, None] == batch.negative_label_M[None, :]).to(device)
     same_BB = (batch.label_B[:, None] == batch.label_B[None, :]).float()

@@ -35,9 +35,7 @@ def train_both_stages(
     recipe = run.recipe
     mined = run.manifest("mining").fingerprint
     shared = {
-        "training": recipe.training.model_dump(
-            exclude={"stage1", "stage2", "seed", *SPEED_SETTINGS}
-        ),
+        "training": recipe.training.model_dump(exclude={"stage1", "stage2", "seed", *SPEED_SETTINGS}),
         "model": recipe.model.model_dump(),
         "weights": weights_fingerprint(recipe.model.backbone),
         "prompts": {one.name: dataclasses.astuple(one.prompt) for one in recipe.datasets},

@@ -53,9 +53,7 @@ class Validation:
         documents: dict[str, str] = {}
         for place, (prompt, one) in enumerate(shuffled):
             if len(documents) < DOCUMENTS or place < QUERIES:
-                documents |= {
-                    normalized_text(text): prompt.document(text) for text in one.positives
-                }
+                documents |= {normalized_text(text): prompt.document(text) for text in one.positives}
         number = {key: str(place) for place, key in enumerate(documents)}
         # examples with the same query have all their positives in common
         relevant: dict[str, dict[str, int]] = {}

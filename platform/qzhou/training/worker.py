@@ -64,9 +64,7 @@ def train_worker(
         library = library_for(recipe.model.arithmetic, this_processor())
         if device.type == "cpu" and library == "onednn":
             multiply_with_onednn(model)
-        engine = DeepSpeedEngine(
-            model, found.tokenizer, recipe.training, device, checkpoint=checkpoint
-        )
+        engine = DeepSpeedEngine(model, found.tokenizer, recipe.training, device, checkpoint=checkpoint)
         first_step = engine.load(checkpoint) if checkpoint is not None else 0
         if checkpoint is not None and engine.rank == 0:
             log_event(

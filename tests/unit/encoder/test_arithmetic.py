@@ -108,9 +108,7 @@ def test_types_on_a_gpu_are_left_to_the_workers_that_have_one(make_recipe):
 
 @pytest.mark.parametrize("library", ["torch", "onednn"])
 def test_vectors_of_two_libraries_lie_under_two_keys(tiny_bert, tmp_path, library):
-    encoder = load_encoder(
-        str(tiny_bert), max_tokens=8, dtype="float32", device="cpu", library=library
-    )
+    encoder = load_encoder(str(tiny_bert), max_tokens=8, dtype="float32", device="cpu", library=library)
 
     key = key_of(encoder, Folder.open(str(tmp_path)))
 
@@ -154,9 +152,9 @@ def test_both_libraries_point_the_same_way(tiny_bert):
     texts = ["one line", "a longer text that says several things"]
 
     torch_ND, onednn_ND = (
-        load_encoder(
-            str(tiny_bert), max_tokens=24, dtype="float32", device="cpu", library=one
-        ).encode(texts)
+        load_encoder(str(tiny_bert), max_tokens=24, dtype="float32", device="cpu", library=one).encode(
+            texts
+        )
         for one in ("torch", "onednn")
     )
 

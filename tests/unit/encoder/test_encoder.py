@@ -129,9 +129,7 @@ def test_vectors_are_those_of_sentence_transformers():
         "long " * 300,
         *(f"Sentence {n} says what {n * n} is. " * (n % 5 + 1) for n in range(30)),
     ]
-    theirs = SentenceTransformer(resolve(MINILM), device="cpu").encode(
-        texts, normalize_embeddings=True
-    )
+    theirs = SentenceTransformer(resolve(MINILM), device="cpu").encode(texts, normalize_embeddings=True)
 
     ours = load_encoder(MINILM, max_tokens=256, dtype="float32", device="cpu").encode(texts)
 
@@ -152,9 +150,7 @@ def test_a_compiled_model_gives_the_same_vectors(tiny_bert):
 @pytest.mark.parametrize(("attention", "sees_ahead"), [("bidirectional", True), ("causal", False)])
 def test_attention_is_what_the_recipe_says(tiny_qwen2, attention, sees_ahead):
     """transformers before 5.2 ignored the switch silently."""
-    backbone = load_backbone(
-        str(tiny_qwen2), attention=attention, dtype=torch.float32
-    ).model.backbone
+    backbone = load_backbone(str(tiny_qwen2), attention=attention, dtype=torch.float32).model.backbone
     one, other = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 6, 9]])
 
     first = [backbone(input_ids=ids).last_hidden_state[0, 0] for ids in (one, other)]
@@ -206,9 +202,7 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_vectors_are_the_same(
     assert max(rows * tokens for rows, tokens in scarce.passes) <= 60
     assert encoder.batch_tokens < budget
     scarce.tokens = 3
-    with pytest.raises(
-        ModelError, match=r"one text of \d+ tokens does not fit into the memory of cpu"
-    ):
+    with pytest.raises(ModelError, match=r"one text of \d+ tokens does not fit into the memory of cpu"):
         encoder.encode(["the red tree is the answer"])
 
 
@@ -259,9 +253,7 @@ def fingerprint(folder, *, max_tokens=24, **changes):
     return encoder_of(found, max_tokens=max_tokens, device="cpu").fingerprint
 
 
-def test_two_checkpoints_and_two_settings_never_share_a_fingerprint(
-    tiny_qwen2, tiny_bert, tmp_path
-):
+def test_two_checkpoints_and_two_settings_never_share_a_fingerprint(tiny_qwen2, tiny_bert, tmp_path):
     """Defect of a peer: its cache is keyed by the base model's name, so a new checkpoint gets old vectors."""
     found = load_backbone(str(tiny_qwen2), dtype=torch.float32)
     with torch.no_grad():
@@ -298,9 +290,7 @@ def test_sentence_transformers_loads_the_export_and_gives_the_same_vectors(
     )
     prompts = {"query": "Instruct: find\nQuery: ", "document": ""}
 
-    save_sentence_transformer(
-        found.model, found.tokenizer, tmp_path, max_tokens=24, prompts=prompts
-    )
+    save_sentence_transformer(found.model, found.tokenizer, tmp_path, max_tokens=24, prompts=prompts)
 
     again = load_encoder(str(tmp_path), max_tokens=24, dtype="float32", device="cpu")
     assert (again.model.pooling, again.prompts) == (pooling, prompts)
@@ -373,14 +363,10 @@ def reads_from(folder, loader):
     )
 
 
-def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(
-    tiny_bert, tmp_path, monkeypatch
-):
+def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(tiny_bert, tmp_path, monkeypatch):
     """Defect of the first version: only folders were read, and every hub model was mean-pooled."""
     folder = saved(tmp_path / "model", tiny_bert)
-    monkeypatch.setattr(
-        "qzhou.encoder.backbone.cached_file", lambda _, name, **__: str(folder / name)
-    )
+    monkeypatch.setattr("qzhou.encoder.backbone.cached_file", lambda _, name, **__: str(folder / name))
     for name in ("AutoConfig", "AutoModel", "AutoTokenizer"):
         monkeypatch.setattr(backbone, name, reads_from(folder, getattr(backbone, name)))
 
@@ -399,20 +385,12 @@ def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(
             "pools by pooling_mode_max_tokens",
         ),
         (
-            {
-                "modules.json": [
-                    {"type": "x.Transformer"},
-                    {"type": "x.Pooling"},
-                    {"type": "x.Dense"},
-                ]
-            },
+            {"modules.json": [{"type": "x.Transformer"}, {"type": "x.Pooling"}, {"type": "x.Dense"}]},
             "has a module Dense",
         ),
     ],
 )
-def test_a_model_that_this_encoder_would_compute_wrongly_is_refused(
-    tiny_bert, tmp_path, changed, said
-):
+def test_a_model_that_this_encoder_would_compute_wrongly_is_refused(tiny_bert, tmp_path, changed, said):
     folder = saved(tmp_path / "model", tiny_bert, changed)
 
     with pytest.raises(ModelError, match=said):

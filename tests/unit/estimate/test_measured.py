@@ -145,9 +145,7 @@ def test_tokens_of_an_llm_are_those_that_the_runs_ledger_has(make_recipe):
         "input_price": 2.0,
         "output_price": 8.0,
     }
-    recipe = make_recipe(
-        datasets=[DATASET], synthesis={**asked, "filters": {"scores": False}}, **SMALL
-    )
+    recipe = make_recipe(datasets=[DATASET], synthesis={**asked, "filters": {"scores": False}}, **SMALL)
     folder = finished(recipe)
     # 50 first requests and 10 follow-ups, of which a fifth was answered before
     total = {"requests": 60, "reused": 12, "prompt_tokens": 24_000, "completion_tokens": 4000}

@@ -81,9 +81,7 @@ def test_rows_without_a_measured_run_are_shared_and_some_of_them_kept(make_recip
 
 
 def test_examples_are_those_that_are_trained_on_and_synthetic_ones_count(make_recipe):
-    recipe = make_recipe(
-        synthesis={"endpoint": "http://host/v1", "model": "m", "paraphrase_rows": 10}
-    )
+    recipe = make_recipe(synthesis={"endpoint": "http://host/v1", "model": "m", "paraphrase_rows": 10})
     target = PlanOptions(rows=1000, examples=700, synthetic=200)
 
     (one,) = rows_of(recipe, target, Assumptions({"synthesis_yield": 0.5}))
@@ -96,9 +94,7 @@ def test_sizes_that_cannot_be_are_refused_with_both_values_and_the_way_out(recip
         rows_of(recipe, PlanOptions(), Assumptions())
     with pytest.raises(RecipeError, match=r"--examples is 2,000, but 1,000 raw rows.*--synthetic"):
         rows_of(recipe, PlanOptions(rows=1000, examples=2000), Assumptions())
-    with pytest.raises(
-        RecipeError, match=r"--rows is 0; it is a number from 1 to 1,000,000,000,000"
-    ):
+    with pytest.raises(RecipeError, match=r"--rows is 0; it is a number from 1 to 1,000,000,000,000"):
         PlanOptions(rows=0)
     with pytest.raises(RecipeError, match=r"--gpu-price is nan"):
         PlanOptions(gpu_price=float("nan"))
@@ -119,8 +115,7 @@ def test_requests_are_as_many_as_synthesis_makes(make_recipe, task):
             for n in range(20)
         ],
         "pair": [
-            PairExample(id=str(n), dataset="d", text_a=f"a {n}", text_b="b", score=1)
-            for n in range(20)
+            PairExample(id=str(n), dataset="d", text_a=f"a {n}", text_b="b", score=1) for n in range(20)
         ],
     }[task]
 
@@ -212,9 +207,7 @@ def test_the_sums_are_the_sums():
 def test_more_to_do_takes_longer_and_costs_more(more, stage):
     plan, larger = paper(), paper(**more)
 
-    before, after = (
-        next(one for one in made.stages if one.name == stage) for made in (plan, larger)
-    )
+    before, after = (next(one for one in made.stages if one.name == stage) for made in (plan, larger))
     assert after.wall_s > before.wall_s
     assert after.usd > before.usd
     assert larger.wall_s > plan.wall_s
@@ -250,9 +243,7 @@ def test_an_llm_is_paid_at_the_recipes_prices_and_by_the_table_where_it_has_none
         return next(one for one in plan.stages if one.name == "synthesis").llm_usd
 
     # 100 requests: 400 tokens of instructions and 30 of an example each, and 30 answered
-    assert bought(input_price=2.0, output_price=8.0) == pytest.approx(
-        100 * (430 * 2 + 30 * 8) / 1e6
-    )
+    assert bought(input_price=2.0, output_price=8.0) == pytest.approx(100 * (430 * 2 + 30 * 8) / 1e6)
     assert bought() == pytest.approx(100 * (430 * 0.15 + 30 * 0.6) / 1e6)
 
 
@@ -264,8 +255,7 @@ def test_unknown_gpus_and_clouds_are_answered_with_the_nearest(recipe):
     with pytest.raises(RecipeError, match=r"--cloud is 'awss'; did you mean aws\?"):
         machine_of("awss", gpu="H100")
     with pytest.raises(
-        RecipeError,
-        match=r"no price of a machine with a L4 there; clouds with one: gcp.*--gpu-price",
+        RecipeError, match=r"no price of a machine with a L4 there; clouds with one: gcp.*--gpu-price"
     ):
         machine_of("aws", gpu="L4")
     with pytest.raises(RecipeError, match=r"--gpus without --gpu.*--gpu H100"):
@@ -297,7 +287,9 @@ def test_weights_that_do_not_fit_are_noted(make_recipe):
     plan = planned(recipe, rows=1000, gpu="H100", gpus=8)
 
     needed = 16 * published_shapes()["Qwen/Qwen3-8B"].parameters / 2**30
-    said = f"DOES NOT FIT: weights, gradients and optimizer take {needed:.1f} of 74.5 GiB a GPU (ZeRO 0)"
+    said = (
+        f"DOES NOT FIT: weights, gradients and optimizer take {needed:.1f} of 74.5 GiB a GPU (ZeRO 0)"
+    )
     assert said in plan.notes
 
 
@@ -393,10 +385,7 @@ def test_a_stage_knows_whether_it_waits_for_storage():
     slow = {one.name: one for one in paper(assume="storage_bytes_per_s=1e6").stages}
     fast = {one.name: one for one in paper().stages}
 
-    assert (slow["transform"].waits_for_storage, fast["transform"].waits_for_storage) == (
-        True,
-        False,
-    )
+    assert (slow["transform"].waits_for_storage, fast["transform"].waits_for_storage) == (True, False)
     moved = slow["transform"].read_bytes + slow["transform"].written_bytes
     assert slow["transform"].wall_s - slow["transform"].start_s == pytest.approx(moved / 8e6)
 

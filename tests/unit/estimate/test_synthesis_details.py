@@ -34,8 +34,7 @@ def test_tokens_are_guessed_by_the_script():
 
 def test_the_details_count_requests_tokens_money_and_what_is_paid_already():
     examples = [
-        RetrievalExample(id=f"r{n}", dataset="d", query="why?", positives=("so",))
-        for n in range(10)
+        RetrievalExample(id=f"r{n}", dataset="d", query="why?", positives=("so",)) for n in range(10)
     ]
     requests = example_requests(examples, "retrieval", SETTINGS, seed=0)[:10]
     _, queries = corpus_requests(
@@ -52,9 +51,7 @@ def test_the_details_count_requests_tokens_money_and_what_is_paid_already():
     assert "query_configuration, m: 4 requests" in found  # a configuration and a query for each
     assert "in all: 14 requests" in found
     assert "spent by earlier attempts: 0.2500; max_cost 9" in found
-    shown = next(
-        line for line in found.splitlines() if "e.g. paraphrase (paraphrase.en@v2)" in line
-    )
+    shown = next(line for line in found.splitlines() if "e.g. paraphrase (paraphrase.en@v2)" in line)
     assert json.loads(shown.split("): ", 1)[1]) == {
         "technique": "paraphrase",
         "query": "why?",

@@ -10,12 +10,7 @@ from qzhou.data.storage import Folder, write_records
 from qzhou.errors import DataError, ModelError, RecipeError
 from qzhou.estimate.hardware import gpu_named
 from qzhou.estimate.lengths import texts_of
-from qzhou.estimate.model_shape import (
-    ModelShape,
-    published_shapes,
-    shape_from_config,
-    shape_of,
-)
+from qzhou.estimate.model_shape import ModelShape, published_shapes, shape_from_config, shape_of
 from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.training import (
     ACTIVATION_TOKENS,
@@ -235,9 +230,7 @@ def test_a_stage_encodes_as_many_texts_as_its_plan(grouping):
                      grouping=grouping)  # fmt: skip
     per_row = {one.name: one.example.texts for one in SETS}
     drawn = sum(
-        per_row[part.dataset] * len(part.rows)
-        for step in range(8000)
-        for part in plan.at(step).parts
+        per_row[part.dataset] * len(part.rows) for step in range(8000) for part in plan.at(step).parts
     )
 
     cost = TrainingStageCost(expected_steps(SETS, training, stage), TrainingMethod(shape=SMALL))
@@ -257,9 +250,7 @@ def test_hours_and_memory_by_hand():
         TrainingMemory(parameters=1000, trained=80, teacher=500),
     )
 
-    assert gpu_hours(989e12 * 0.4 * 7200, gpu=gpu_named("H100"), utilisation=0.4) == pytest.approx(
-        2
-    )
+    assert gpu_hours(989e12 * 0.4 * 7200, gpu=gpu_named("H100"), utilisation=0.4) == pytest.approx(2)
     assert gpu_hours(312e12 * 3600, gpu=gpu_named("A100"), utilisation=1.0) == pytest.approx(1)
     assert [whole.per_gpu(zero_stage=stage, gpus=8) for stage in range(4)] == [
         16_000, 4000 + 1500, 2000 + 1750, 2000,
@@ -387,9 +378,7 @@ def test_lengths_are_counted_in_the_runs_own_examples(mined):
     assert [one.rows for one in found.datasets] == [30, 30, 30]
     assert facts.query.tokens == pytest.approx(sum(asked) / 30)
     assert facts.document.tokens == pytest.approx(sum(answered) / len(answered))
-    assert facts.document.squares == pytest.approx(
-        sum(one * one for one in answered) / len(answered)
-    )
+    assert facts.document.squares == pytest.approx(sum(one * one for one in answered) / len(answered))
     assert facts.negatives == pytest.approx(negatives / 30)
     assert alike.document.tokens == pytest.approx(sum(sides) / 60)
     assert kinds.negatives == 2
@@ -418,15 +407,11 @@ def test_the_estimate_of_the_papers_run_is_printed_without_torch_and_ray():
     )
     assert "7,070,619,136 parameters" in said
     assert "gradient checkpointing is on" in said
-    rows = [
-        line.split() for line in said.splitlines() if line.split()[:1] in (["8"], ["32"], ["64"])
-    ]
+    rows = [line.split() for line in said.splitlines() if line.split()[:1] in (["8"], ["32"], ["64"])]
     assert [row[-1] for row in rows] == ["13.2", "3.29", "1.65"]  # 16 bytes a parameter / GPUs
     # 266,240 tokens a step; 8 GPUs hold 262,144
     assert [row[1] for row in rows] == ["1.8%", "0.0%", "0.0%"]
-    hours = [
-        flops * more / (989e12 * 0.4) / 3600 for more in (1 + (1 - 262_144 / 266_240) / 4, 1, 1)
-    ]
+    hours = [flops * more / (989e12 * 0.4) / 3600 for more in (1 + (1 - 262_144 / 266_240) / 4, 1, 1)]
     assert [row[3] for row in rows] == [
         f"{one / count:.1f}" for one, count in zip(hours, (8, 32, 64), strict=True)
     ]

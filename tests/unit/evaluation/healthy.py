@@ -54,14 +54,7 @@ def differences(found):
 
 
 def step(number, task, dataset, loss, **more):
-    return {
-        "step": number,
-        "task": task,
-        "dataset": dataset,
-        "rows": 64,
-        "loss": float(loss),
-        **more,
-    }
+    return {"step": number, "task": task, "dataset": dataset, "rows": 64, "loss": float(loss), **more}
 
 
 def retrieval(number, loss, hardness=0.97, masked=0.05):
@@ -111,17 +104,14 @@ def written(rewrite=0.86, positive=0.50, filters=(None, None), records=232, spre
     draw = np.random.default_rng(seed)
     drawn = {"rewrite": (rewrite, 0.1), "positive": (positive, 0.18)}
     scores = {
-        kind: draw.normal(middle, spread * width, records)
-        for kind, (middle, width) in drawn.items()
+        kind: draw.normal(middle, spread * width, records) for kind, (middle, width) in drawn.items()
     }
     histograms = {
         kind: np.histogram(values.clip(EDGES[0], EDGES[-1]), EDGES)[0].tolist()
         for kind, values in scores.items()
     }
     return {
-        "techniques": {
-            "paraphrase": {"made": records, "dropped": {"empty": 50}, "scores": histograms}
-        },
+        "techniques": {"paraphrase": {"made": records, "dropped": {"empty": 50}, "scores": histograms}},
         "score_edges": [round(float(edge), 3) for edge in EDGES],
         "filters": {"min_rewrite_cosine": filters[0], "min_positive_score": filters[1]},
     }

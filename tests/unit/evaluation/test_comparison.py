@@ -22,8 +22,7 @@ from qzhou.evaluation.judge.task_scores import EvalTask
 
 def rows(**scores):
     return [
-        Row("docs", "Retrieval", "ndcg_at_10", model, score, 1300)
-        for model, score in scores.items()
+        Row("docs", "Retrieval", "ndcg_at_10", model, score, 1300) for model, score in scores.items()
     ]
 
 
@@ -55,12 +54,10 @@ def test_a_gain_that_is_sure_is_marked_and_further_models_have_a_column():
 
 def benchmark(tasks, name="MTEB(cmn, v1)"):
     plans = [
-        EvalTask(f"t{n}", "STS", "", "retrieval", 9, 0, False, benchmarks=(name,))
-        for n in range(tasks)
+        EvalTask(f"t{n}", "STS", "", "retrieval", 9, 0, False, benchmarks=(name,)) for n in range(tasks)
     ]
     return [
-        Row(f"t{n}", "STS", "cosine_spearman", "stage2", 0.5 + 0.01 * (n % 2), 9)
-        for n in range(tasks)
+        Row(f"t{n}", "STS", "cosine_spearman", "stage2", 0.5 + 0.01 * (n % 2), 9) for n in range(tasks)
     ], plans
 
 

@@ -261,9 +261,7 @@ def test_many_small_falls_together_are_a_fall_and_one_of_many_tasks_may_fall_by_
     assert "retrieval_fell" not in signs(tasks(0.011, *[-0.001] * 14)), (
         "its own interval leaves out zero"
     )
-    (alone,) = (
-        one for one in findings(tasks(0.05, *[-0.01] * 14)) if one.check == "retrieval_fell"
-    )
+    (alone,) = (one for one in findings(tasks(0.05, *[-0.01] * 14)) if one.check == "retrieval_fell")
     assert "on 1 of 15 tasks" in alone.message
     assert "t0 ndcg_at_10 0.6000 -> 0.5500 (-0.0500, 95 %: -0.0600 to -0.0400)" in alone.evidence
 
@@ -331,9 +329,7 @@ def test_a_run_folder_is_read(make_recipe):
     }
     evaluate, train = run.folder / "evaluation", run.folder / "training" / "stage1"
     evaluate.create().write_json("comparison.json", comparison | {"health": HEALTH})
-    train.create().write_bytes(
-        "metrics.jsonl", "\n".join(map(json.dumps, stage1())).encode() + b"\n"
-    )
+    train.create().write_bytes("metrics.jsonl", "\n".join(map(json.dumps, stage1())).encode() + b"\n")
     (run.folder / "mining").create().write_json("report.json", facts.mining)
 
     found = Facts.of(RunFiles(run.folder))
@@ -391,9 +387,7 @@ def test_intervals_are_those_of_the_formulas():
     generator = np.random.default_rng(0)
     one, other = generator.normal(size=7), generator.normal(0.5, 4.0, size=12)
     expected = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
-    assert [fall(one, other).low, fall(one, other).high] == pytest.approx(
-        [expected.low, expected.high]
-    )
+    assert [fall(one, other).low, fall(one, other).high] == pytest.approx([expected.low, expected.high])
     expected = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.995)
     assert fall(one, other, comparisons=10).high == pytest.approx(expected.high)
     assert fall([2.0, 2.0], [1.0, 1.0]).low == 1
@@ -452,16 +446,11 @@ def test_copies_in_real_rows_are_a_contamination(make_recipe):
         return transformed(overlap_rows({"docs_package": found}), held_out=400)
 
     copies = [f"so {text.rpartition(' ')[0]} it" for text in held_out[:40]]
-    phrases = [
-        f"{' '.join(text.split()[:15])} {new}" for text, new in zip(held_out, own, strict=False)
-    ]
+    phrases = [f"{' '.join(text.split()[:15])} {new}" for text, new in zip(held_out, own, strict=False)]
 
     (found,) = findings(healthy(make_recipe, transform=reported(own + copies)))
 
-    assert (found.check, "'docs_package' is contaminated" in found.message) == (
-        "contaminated",
-        True,
-    )
+    assert (found.check, "'docs_package' is contaminated" in found.message) == ("contaminated", True)
     assert (
         "copies of docs_package, which has 400 examples: 40 of 240 examples of docs_package"
         in found.evidence
@@ -482,10 +471,7 @@ def test_a_model_that_gives_all_texts_one_vector_has_collapsed(make_recipe, tiny
 
     (found,) = findings(healthy(make_recipe, health={"backbone": before, "stage2": after}))
 
-    assert (found.check, found.setting[:37]) == (
-        "collapsed",
-        "lower training.stage2.learning_rate (",
-    )
+    assert (found.check, found.setting[:37]) == ("collapsed", "lower training.stage2.learning_rate (")
     assert findings(healthy(make_recipe, health={"backbone": before, "stage2": before})) == []
 
 
@@ -496,9 +482,7 @@ def test_vectors_in_few_directions_have_collapsed(make_recipe):
 
     (found,) = findings(healthy(make_recipe, health={"stage2": embedding_health(vectors)}))
 
-    assert (
-        found.message == "The embeddings of stage2 have collapsed: vectors lie in few directions."
-    )
+    assert found.message == "The embeddings of stage2 have collapsed: vectors lie in few directions."
 
 
 def trained(make_recipe, folder, score_of, learning_rate):
@@ -518,10 +502,7 @@ def trained(make_recipe, folder, score_of, learning_rate):
     ]
     asked = [
         RetrievalExample(
-            id=str(n),
-            dataset="r",
-            query=" ".join(words),
-            positives=(" ".join(reversed(words[:3])),),
+            id=str(n), dataset="r", query=" ".join(words), positives=(" ".join(reversed(words[:3])),)
         )
         for n, words in enumerate(drawn)
     ]
@@ -571,17 +552,14 @@ def test_inverted_labels_are_found_in_the_first_steps(make_recipe, tiny_bert):
     (found,) = (one for one in findings(facts) if one.check == "labels_inverted")
 
     assert (
-        found.message
-        == "The labels of 'p' look inverted: pairs with higher scores have lower cosines."
+        found.message == "The labels of 'p' look inverted: pairs with higher scores have lower cosines."
     )
     assert found.evidence.startswith("training/stage2/metrics.jsonl: order_agreement 0.")
 
 
 def test_a_learning_rate_of_nearly_nothing_leaves_the_loss_flat(make_recipe, tiny_bert):
     facts = trained(make_recipe, tiny_bert, float, learning_rate=1e-9)
-    judged = dataclasses.replace(
-        facts, **fallen(docs_search=[0.558] * 3, docs_siblings=[0.503] * 3)
-    )
+    judged = dataclasses.replace(facts, **fallen(docs_search=[0.558] * 3, docs_siblings=[0.503] * 3))
 
     assert findings(facts) == [], "so few steps do not tell, without scores"
     assert [(one.check, one.setting.split(" (")[0]) for one in findings(judged)] == [

@@ -23,13 +23,7 @@ def judged_run(folder, values, ids=None, data=""):
     part = Part("default/test", tuple(values), ids=tuple(ids or map(str, range(len(values)))))
     items = PerExampleScores("mean", (part,), data)
     found = TaskScore(
-        "k",
-        "docs",
-        "Retrieval",
-        "ndcg_at_10",
-        float(np.mean(values)),
-        len(values),
-        per_example=items,
+        "k", "docs", "Retrieval", "ndcg_at_10", float(np.mean(values)), len(values), per_example=items
     )
     (folder / "evaluation" / "scores" / "stage2").create().write_json("docs.json", asdict(found))
 
@@ -104,9 +98,7 @@ def test_a_task_without_a_score_fails_its_threshold(runs):
     )
     (runs / "now" / "evaluation" / "scores" / "stage2").write_json("pairs.json", asdict(found))
 
-    with pytest.raises(
-        RegressionError, match="pairs: it has no score: every pair has the same cosine"
-    ):
+    with pytest.raises(RegressionError, match="pairs: it has no score: every pair has the same cosine"):
         Gate({"pairs": 0.5}).check(ROWS, runs / "now", seed=0)
 
 

@@ -24,9 +24,7 @@ GENERATOR = np.random.default_rng(5)
 
 
 def items(statistic, values, gold=(), ids=()):
-    return PerExampleScores(
-        statistic, (Part("default/test", tuple(values), tuple(ids), tuple(gold)),)
-    )
+    return PerExampleScores(statistic, (Part("default/test", tuple(values), tuple(ids), tuple(gold)),))
 
 
 def test_each_statistic_is_that_of_a_library():
@@ -68,10 +66,7 @@ def test_intervals_of_a_difference_are_those_of_scipy(statistic):
 def test_pairing_sees_what_two_intervals_would_hide():
     # how hard a query is weighs far more than which model is asked
     hard = GENERATOR.normal(size=200)
-    one, other = (
-        items("mean", hard + 0.05),
-        items("mean", hard + 0.001 * GENERATOR.normal(size=200)),
-    )
+    one, other = (items("mean", hard + 0.05), items("mean", hard + 0.001 * GENERATOR.normal(size=200)))
 
     found = paired_difference(one, other, seed=0)
 
@@ -86,9 +81,7 @@ def test_models_that_were_judged_on_other_items_are_not_compared():
     )
     assert paired_difference(items("mean", [1, 0]), items("mean", [1, 0, 1]), seed=0) is None
     assert (
-        paired_difference(
-            items("spearman", [1, 0], [1, 2]), items("spearman", [1, 0], [2, 1]), seed=0
-        )
+        paired_difference(items("spearman", [1, 0], [1, 2]), items("spearman", [1, 0], [2, 1]), seed=0)
         is None
     )
 
@@ -108,10 +101,10 @@ def test_the_same_items_over_other_data_are_not_compared():
 def test_of_a_few_items_nothing_is_sure(count):
     one, other = items("mean", [0.9] * count), items("mean", [0.1] * count)
 
-    assert (
-        paired_difference(one, other, seed=0).low,
-        paired_difference(one, other, seed=0).high,
-    ) == (-2, 2)
+    assert (paired_difference(one, other, seed=0).low, paired_difference(one, other, seed=0).high) == (
+        -2,
+        2,
+    )
     assert (score_interval(one, seed=0).low, score_interval(one, seed=0).high) == (-1, 1)
     assert pooled_difference([([one], [other])], seed=0).low == -2
 
@@ -171,11 +164,7 @@ def test_draws_follow_the_seed_and_json_changes_nothing():
     again = PerExampleScores.from_json(json.loads(json.dumps(asdict(some))))
 
     assert again == some
-    assert (
-        score_interval(some, seed=3)
-        == score_interval(again, seed=3)
-        != score_interval(some, seed=4)
-    )
+    assert score_interval(some, seed=3) == score_interval(again, seed=3) != score_interval(some, seed=4)
 
 
 def pairs(scores):
@@ -215,12 +204,7 @@ TASKS = {
 def test_the_items_of_a_task_add_up_to_the_score_of_mteb(kind, tmp_path):
     task, model = TASKS[kind](), MtebEncoder(known.WordEncoder(), {}, name="words")
     judged = mteb.evaluate(
-        model,
-        task,
-        cache=None,
-        prediction_folder=tmp_path,
-        show_progress_bar=False,
-        co2_tracker=False,
+        model, task, cache=None, prediction_folder=tmp_path, show_progress_bar=False, co2_tracker=False
     )
     score = judged.task_results[0].get_score()
 

@@ -34,8 +34,7 @@ def section_of(page: str, name: str) -> str:
 
 def figures_of(page: str) -> list[dict]:
     return [
-        json.loads(one)
-        for one in re.findall(r'<script type="application/json">(.*?)</script>', page)
+        json.loads(one) for one in re.findall(r'<script type="application/json">(.*?)</script>', page)
     ]
 
 
@@ -55,21 +54,10 @@ def finished(tmp_path_factory):
             "data",
             ["docs_search", "9,000", "blank_positive", "1,240", "3.44", "en 90 %, zh 8 %, de 2 %"],
         ),
-        (
-            "data",
-            ["part of a row", "shares 13 words", "copied queries", "0.07", "word for word"],
-        ),
+        ("data", ["part of a row", "shares 13 words", "copied queries", "0.07", "word for word"]),
         (
             "synthesis",
-            [
-                "43,000",
-                "43,232",
-                "95,600",
-                "0.0397",
-                "a-model-2026",
-                "60 too_far, 12 empty",
-                "76.32",
-            ],
+            ["43,000", "43,232", "95,600", "0.0397", "a-model-2026", "60 too_far, 12 empty", "76.32"],
         ),
         (
             "synthesis",
@@ -105,26 +93,11 @@ def finished(tmp_path_factory):
         ),
         (
             "results",
-            [
-                "ndcg_at_10",
-                "0.6300",
-                "+0.0600",
-                "+0.0300",
-                "MTEB(cmn, v1)",
-                "76.90",
-                "212.7",
-                "1,204",
-            ],
+            ["ndcg_at_10", "0.6300", "+0.0600", "+0.0300", "MTEB(cmn, v1)", "76.90", "212.7", "1,204"],
         ),
         (
             "results",
-            [
-                "forum_reranking",
-                "no query has a negative",
-                "Beside published scores",
-                "64.12",
-                "91.40",
-            ],
+            ["forum_reranking", "no query has a negative", "Beside published scores", "64.12", "91.40"],
         ),
         (
             "diagnosis",
@@ -246,8 +219,7 @@ def test_scores_of_an_earlier_model_are_called_so(make_recipe):
     fill(run)
     words = "ran again since. Run `qzhou evaluate` to score the models that are there now"
     trained, judged = (
-        run.folder.read_json(f"{stage}/manifest.json")
-        for stage in ("training/stage2", "evaluation")
+        run.folder.read_json(f"{stage}/manifest.json") for stage in ("training/stage2", "evaluation")
     )
     run.folder.write_json(
         "evaluation/manifest.json", judged | {"inputs": {"stage2": trained["fingerprint"]}}

@@ -335,8 +335,7 @@ def test_graded_judgements_are_scored_over_their_own_corpus():
 
 def test_the_texts_of_a_task_are_what_it_judges():
     pairs = [
-        PairExample(id=f"{n}", dataset="d", text_a=f"a{n}", text_b=f"b{n}", score=n)
-        for n in range(2)
+        PairExample(id=f"{n}", dataset="d", text_a=f"a{n}", text_b=f"b{n}", score=n) for n in range(2)
     ]
 
     assert set(texts_of(collection())) == {

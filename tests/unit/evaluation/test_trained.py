@@ -46,9 +46,7 @@ def test_the_recipe_that_trained_may_judge_and_so_may_another_pace(recipe):
 
 
 def test_settings_that_did_not_make_the_models_are_refused_with_both_values(recipe):
-    with pytest.raises(
-        RecipeError, match=r"training\.temperature is 0\.9, and .* was made with 0\.02"
-    ):
+    with pytest.raises(RecipeError, match=r"training\.temperature is 0\.9, and .* was made with 0\.02"):
         refuse_other_training(other(recipe, temperature=0.9))
     stage2 = recipe.training.stage2.model_copy(update={"steps": 99})
     with pytest.raises(
@@ -66,9 +64,7 @@ def test_settings_of_every_stage_must_be_those_that_made_the_models(recipe):
         "mining": {"mining": recipe.mining.model_dump(mode="json")},
     }
     for stage, own in settings.items():
-        (place / stage).create().write_json(
-            "manifest.json", dataclasses.asdict(made(stage, "12", own))
-        )
+        (place / stage).create().write_json("manifest.json", dataclasses.asdict(made(stage, "12", own)))
     refuse_other_training(recipe)
 
     mining = recipe.mining.model_copy(update={"positive_ratio": 0.8})

@@ -24,9 +24,7 @@ LIGHT, DARK = "#ffffff", "#0d1117"
 
 
 def experiment(**settings):
-    variants = [
-        {"name": name, "settings": {"training.workers": n}} for n, name in enumerate("abc", 1)
-    ]
+    variants = [{"name": name, "settings": {"training.workers": n}} for n, name in enumerate("abc", 1)]
     scores = [{"task": "one"}, {"type": "Retrieval"}]
     return Experiment.model_validate(
         {"name": "e", "baseline": "a", "variants": variants, "scores": scores, **settings}
@@ -114,8 +112,7 @@ def test_only_seeds_that_both_finished_are_paired(outcomes):
     line = compared(experiment(), left)[0].lines[1]
 
     ours, theirs = (
-        scores_of([one for one in outcomes if one.seed != 2], variant, "one")
-        for variant in ("b", "a")
+        scores_of([one for one in outcomes if one.seed != 2], variant, "one") for variant in ("b", "a")
     )
     assert len(line.scores) == 3
     assert line.ahead.mean == pytest.approx((ours - theirs).mean())
@@ -130,8 +127,7 @@ def test_without_the_baseline_there_is_no_difference(outcomes):
 def test_a_variant_that_collapses_on_a_task_wins_no_mean(outcomes):
     """Its mean over the tasks that are left would be another score, that of the seeds that are left a luckier one."""
     collapsed = [
-        outcome("c", seed, 0.4, tasks=("one",) if seed == 2 else ("one", "two"))
-        for seed in (1, 2, 3)
+        outcome("c", seed, 0.4, tasks=("one",) if seed == 2 else ("one", "two")) for seed in (1, 2, 3)
     ]
     of_one, of_both = compared(experiment(), [*outcomes, *collapsed])
 
@@ -167,13 +163,7 @@ def test_what_a_trial_left_is_read_from_its_folder(tmp_path):
     place.write_json("comparison.json", {"rows": [asdict(row) for row in rows]})
     for task, row in known.rows.items():
         judged = TaskScore(
-            "key",
-            task,
-            row.type,
-            row.metric,
-            row.score,
-            ITEMS,
-            per_example=known.items[task],
+            "key", task, row.type, row.metric, row.score, ITEMS, per_example=known.items[task]
         )
         (place / "scores" / "stage2").write_json(f"{task}.json", asdict(judged))
 

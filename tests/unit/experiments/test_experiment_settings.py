@@ -47,9 +47,7 @@ def write(tmp_path):
     return written
 
 
-def test_a_trial_is_the_recipe_with_the_settings_of_all_of_the_command_line_and_of_its_variant(
-    write,
-):
+def test_a_trial_is_the_recipe_with_the_settings_of_all_of_the_command_line_and_of_its_variant(write):
     grid = load_experiment(
         write(), ["--training.stage1.learning_rate", "1e-6", "--run.storage", "/there"]
     )
@@ -89,8 +87,7 @@ def test_the_plan_says_what_the_variants_differ_in(write):
     assert "  all: training.stage1.steps = 6; training.temperature = 0.03\n" in said
     assert "sweep: 2 variants, seeds 1, 2, in runs/sweep" in said
     assert (
-        "low eta (baseline): training.stage2.retrieval_share = 0.5; training.stage2.steps = 8"
-        in said
+        "low eta (baseline): training.stage2.retrieval_share = 0.5; training.stage2.steps = 8" in said
     )
     assert "search alone: training.stage2.retrieval_share = 1.0; trained on docs_search" in said
 
@@ -108,9 +105,7 @@ def test_the_experiments_of_the_paper_are_there():
         "synthesis", "eta", "grouping", "llm_negatives", "alpha", "cosent_temperature", "query_query", "mining",
         "languages",
     }  # fmt: skip
-    shares = {
-        one.recipe.training.stage2.retrieval_share for one in load_experiment(SHIPPED[2]).trials
-    }
+    shares = {one.recipe.training.stage2.retrieval_share for one in load_experiment(SHIPPED[2]).trials}
     assert shares == {0.5, 0.6, 0.72, 0.8, 0.9}
 
 
@@ -188,10 +183,7 @@ def test_a_file_that_cannot_be_is_refused_before_anything_runs(write, old, new, 
         ),
         (["--run.name", "x"], r"--run\.name belongs to the experiment"),
         (["--training.seed", "3"], r"--training\.seed belongs to the experiment"),
-        (
-            ["--training.stage1.setps", "3"],
-            r"no such setting; did you mean 'training\.stage1\.steps'",
-        ),
+        (["--training.stage1.setps", "3"], r"no such setting; did you mean 'training\.stage1\.steps'"),
     ],
 )
 def test_an_override_that_would_undo_the_experiment_is_refused(write, words, said):
@@ -213,9 +205,7 @@ def test_as_many_trials_run_at_once_as_there_is_room_for_the_hungriest_stage(
     make_recipe, resources, gpu, count
 ):
     """Two training workers, or two encoders, and a CPU for what reads."""
-    recipes = [
-        make_recipe(training={"workers": workers}, cluster={"gpu": gpu}) for workers in (1, 2)
-    ]
+    recipes = [make_recipe(training={"workers": workers}, cluster={"gpu": gpu}) for workers in (1, 2)]
 
     assert at_once(recipes, resources) == count
 

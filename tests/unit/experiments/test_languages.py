@@ -13,9 +13,7 @@ WAYS = ("en_en", "zh_zh", "en_zh", "zh_en")
 
 
 def readers():
-    spec = importlib.util.spec_from_file_location(
-        "multitask_readers", RECIPES / "multitask_readers.py"
-    )
+    spec = importlib.util.spec_from_file_location("multitask_readers", RECIPES / "multitask_readers.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -35,9 +33,7 @@ def test_questions_and_passages_of_two_languages_have_the_same_numbers():
     en, zh = (list(readers().squad_questions(squad(language))) for language in ("en", "zh"))
 
     assert en[1] == {"id": "q1", "question": "en? 1", "passage": "1", "grade": "1"}
-    assert [(one["id"], one["passage"]) for one in en] == [
-        (one["id"], one["passage"]) for one in zh
-    ]
+    assert [(one["id"], one["passage"]) for one in en] == [(one["id"], one["passage"]) for one in zh]
     assert list(readers().squad_passages(squad("zh")))[1] == {"id": "1", "text": "zh 1"}
 
 

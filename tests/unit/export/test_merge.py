@@ -23,10 +23,7 @@ def states(count, seed=0):
     """Weights of some models of two tensors."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        {
-            "matrix": torch.randn(3, 4, generator=generator),
-            "bias": torch.randn(4, generator=generator),
-        }
+        {"matrix": torch.randn(3, 4, generator=generator), "bias": torch.randn(4, generator=generator)}
         for _ in range(count)
     ]
 
@@ -47,19 +44,14 @@ def test_the_average_is_the_weighted_sum_of_each_number(weights):
                 weight / sum(weights) * float(state[key].flatten()[place])
                 for weight, state in zip(weights, models, strict=True)
             )
-            assert float(merged[key].flatten()[place]) == pytest.approx(
-                expected, rel=1e-6, abs=1e-7
-            )
+            assert float(merged[key].flatten()[place]) == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
 def slerp_by_hand(one, other, t):
     """Shoemake's formula over lists of Python's floats."""
     dot = sum(a * b for a, b in zip(one, other, strict=True))
     angle = math.acos(dot / math.sqrt(sum(a * a for a in one) * sum(b * b for b in other)))
-    mine, theirs = (
-        math.sin((1 - t) * angle) / math.sin(angle),
-        math.sin(t * angle) / math.sin(angle),
-    )
+    mine, theirs = (math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle))
     return [mine * a + theirs * b for a, b in zip(one, other, strict=True)]
 
 
@@ -99,8 +91,7 @@ def test_slerp_begins_and_ends_at_its_inputs():
 @pytest.mark.parametrize("t", [0.0, 0.2, 0.5, 0.9, 1.0])
 def test_slerp_of_unit_vectors_is_a_unit_vector_and_divides_the_angle(t):
     first, second = (
-        torch.nn.functional.normalize(state["matrix"].double().flatten(), dim=0)
-        for state in states(2)
+        torch.nn.functional.normalize(state["matrix"].double().flatten(), dim=0) for state in states(2)
     )
 
     found = slerp(first, second, t)
@@ -172,10 +163,7 @@ def test_weights_that_do_not_fit_are_named_with_both_models():
     nan[1] = math.nan
     cases = [
         ({"matrix": second["matrix"]}, r"'model 1' lacks weights that 'model 0' has: bias"),
-        (
-            replaced(second, "gate", second["bias"]),
-            r"'model 0' lacks weights that 'model 1' has: gate",
-        ),
+        (replaced(second, "gate", second["bias"]), r"'model 0' lacks weights that 'model 1' has: gate"),
         (
             replaced(second, "matrix", torch.ones(4, 3)),
             r"matrix has the shape \[3, 4\] in 'model 0' and \[4, 3\] in",
@@ -226,9 +214,7 @@ def trained(tmp_path_factory, tiny_qwen2):
                 one += 0.1 * torch.randn_like(one)
         if widths:
             found.model.backbone.config.matryoshka_dimensions = list(widths)
-        prompts = (
-            {"query": "Instruct: Find\nQuery: ", "document": ""} if prompts is None else prompts
-        )
+        prompts = {"query": "Instruct: Find\nQuery: ", "document": ""} if prompts is None else prompts
         save_sentence_transformer(
             found.model.to(dtype), found.tokenizer, folder, max_tokens=48, prompts=prompts
         )
@@ -254,9 +240,7 @@ def test_merged_models_give_the_vectors_of_weights_merged_by_hand(trained, tmp_p
                 value.copy_(0.75 * value + 0.25 * second[name])
             else:
                 flat = slerp_by_hand(
-                    value.double().flatten().tolist(),
-                    second[name].double().flatten().tolist(),
-                    0.25,
+                    value.double().flatten().tolist(), second[name].double().flatten().tolist(), 0.25
                 )
                 value.copy_(torch.tensor(flat).reshape(value.shape))
     save_sentence_transformer(
@@ -377,8 +361,7 @@ def test_files_that_lack_weights_are_refused_and_not_made_up(trained, tmp_path):
     weights = load_file(broken / "model.safetensors")
     key = next(name for name in weights if "down_proj" in name)
     save_file(
-        {name: value for name, value in weights.items() if name != key},
-        broken / "model.safetensors",
+        {name: value for name, value in weights.items() if name != key}, broken / "model.safetensors"
     )
 
     with pytest.raises(ModelError, match=rf"broken.*{key}"):
@@ -402,18 +385,10 @@ def test_nothing_is_read_for_a_command_that_cannot_be(tmp_path, monkeypatch):
             "--weights has 1 numbers for 2 models",
         ),
         ({"names": names, "into": "x", "weights": [0, 0]}, RecipeError, "sum to 0"),
-        (
-            {"names": [*names, "c"], "into": "x", "method": "slerp"},
-            RecipeError,
-            "slerp is between two",
-        ),
+        ({"names": [*names, "c"], "into": "x", "method": "slerp"}, RecipeError, "slerp is between two"),
         ({"names": names, "into": "x", "prompts_of": "c"}, RecipeError, "--prompts-of is 'c'"),
         ({"names": names, "into": str(full)}, StorageError, "full.*there are files in it"),
-        (
-            {"names": names, "into": str(full / "kept.txt" / "x")},
-            StorageError,
-            "--into: .*kept.txt/x",
-        ),
+        ({"names": names, "into": str(full / "kept.txt" / "x")}, StorageError, "--into: .*kept.txt/x"),
         ({"names": names, "into": str(tmp_path / "new")}, ModelError, "/no/such/model"),
     ]
 

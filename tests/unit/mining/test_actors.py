@@ -89,9 +89,7 @@ def test_a_vector_that_is_no_number_is_an_error_that_names_the_text(actor, tmp_p
         ({"query": "", "document": ""}, True, "Instruct: find\nQuery: "),  # nothing of its own
     ],
 )
-def test_a_teacher_reads_the_prompts_that_its_folder_declares(
-    make_actor, declared, symmetric, before
-):
+def test_a_teacher_reads_the_prompts_that_its_folder_declares(make_actor, declared, symmetric, before):
     actor = make_actor(symmetric=symmetric, teacher_prompts="model")
     actor._encoder.prompts = declared
 

@@ -49,14 +49,11 @@ def content() -> tuple[list[RetrievalExample], list[Document]]:
     ]
     copies = [f"{' ' * n}{texts[60]}" for n in range(60)]  # more of them than ranks
     return examples, [
-        Document(id=str(n), text=text)
-        for n, text in enumerate([*texts[40:], *texts[45:50], *copies])
+        Document(id=str(n), text=text) for n, text in enumerate([*texts[40:], *texts[45:50], *copies])
     ]
 
 
-def mined(
-    place, examples, documents, *, shards=1, mining=MINING, rerank=None
-) -> dict[str, list[str]]:
+def mined(place, examples, documents, *, shards=1, mining=MINING, rerank=None) -> dict[str, list[str]]:
     """Query id -> the texts of its negatives, by everything that the stage does between its actors."""
     folder = Folder.open(str(place))
     write_records(folder / "examples", examples, RetrievalExample)
@@ -70,9 +67,7 @@ def mined(
     for number, chunk in enumerate(corpus.documents):
         texts += read_texts(chunk.folder, chunk.file, np.arange(chunk.start, chunk.stop))
         files.append(VectorFile(f"{number}.npy", len(texts) - chunk.rows, chunk.rows))
-        folder.write_array(
-            files[-1].name, np.stack([vector(text) for text in texts[-chunk.rows :]])
-        )
+        folder.write_array(files[-1].name, np.stack([vector(text) for text in texts[-chunk.rows :]]))
     parts = [Shard(folder, part, copies=corpus.copies) for part in divided(files, shards)]
     depth = depth_of(corpus, mining)
     found = {}
@@ -94,9 +89,7 @@ def mined(
             )
         assert second.shape == (len(some),)
         chosen = select_negatives(rankings, queries.seeds(1), mining)
-        places = corpus.places(
-            np.array([row for rows in chosen.rows for row in rows], dtype=np.int64)
-        )
+        places = corpus.places(np.array([row for rows in chosen.rows for row in rows], dtype=np.int64))
         assert sum(len(rows) for _, _, rows, _ in places) == sum(map(len, chosen.rows))
         for one, rows in zip(some, chosen.rows, strict=True):
             found[one.id] = [texts[row] for row in rows]
@@ -105,9 +98,7 @@ def mined(
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("sampling", ["uniform", "softmax", "top"])
-def test_neither_order_nor_shards_change_a_negative_and_none_is_a_positive(
-    tmp_path, seed, sampling
-):
+def test_neither_order_nor_shards_change_a_negative_and_none_is_a_positive(tmp_path, seed, sampling):
     examples, documents = content()
     mining = MINING.model_copy(update={"sampling": sampling})
     expected = mined(tmp_path / "one", examples, documents, mining=mining)
@@ -155,8 +146,7 @@ def test_a_reranker_reads_each_pair_once_and_its_scores_decide(tmp_path):
     def rerank(pairs):
         asked.append(pairs)
         return np.array(
-            [0.9 if "TEXT" in text or "text1" in text else 0.2 for _, text in pairs],
-            dtype=np.float32,
+            [0.9 if "TEXT" in text or "text1" in text else 0.2 for _, text in pairs], dtype=np.float32
         )
 
     hardest = MINING.model_copy(update={"max_score": 0.5, "sampling": "top"})
@@ -168,9 +158,7 @@ def test_a_reranker_reads_each_pair_once_and_its_scores_decide(tmp_path):
 
 
 def test_the_two_lowest_scores_of_each_owner():
-    lowest, second = two_lowest(
-        np.array([0.5, 0.2, 0.9, 0.4], np.float32), np.array([0, 0, 2, 2]), 4
-    )
+    lowest, second = two_lowest(np.array([0.5, 0.2, 0.9, 0.4], np.float32), np.array([0, 0, 2, 2]), 4)
 
     assert lowest == pytest.approx([0.2, np.nan, 0.4, np.nan], nan_ok=True)
     assert second == pytest.approx([0.5, np.nan, 0.9, np.nan], nan_ok=True)

@@ -13,9 +13,7 @@ def test_the_scores_of_mined_negatives_are_those_that_are_kept():
         Negative(text="c", origin="given"),
         Negative(text="d", origin="mined"),  # it came with the data, without a score
     )
-    example = RetrievalExample(
-        id="1", dataset="d", query="q", positives=("p",), negatives=negatives
-    )
+    example = RetrievalExample(id="1", dataset="d", query="q", positives=("p",), negatives=negatives)
     report = Report()
 
     report.add([example], {"not drawn": 2}, inconsistent=1)

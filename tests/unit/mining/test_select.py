@@ -20,9 +20,7 @@ from qzhou.mining.text_digests import digests, key_digests
 KEY = np.array([7], dtype=np.uint64)
 
 
-def ranking(
-    scores, *, positive_score, is_positive=None, rows=None, repeats=None, own=None
-) -> Ranking:
+def ranking(scores, *, positive_score, is_positive=None, rows=None, repeats=None, own=None) -> Ranking:
     """What a teacher says of one query."""
     score = np.array([scores], dtype=np.float32)
     no = [False] * score.shape[1]
@@ -38,18 +36,11 @@ def ranking(
 
 
 def settings_of(*, count=2, ratio=0.95, **settings) -> MiningSection:
-    everything = {
-        "rank_from": 1,
-        "rank_to": 99,
-        "positive_ratio": ratio,
-        "negatives_per_query": count,
-    }
+    everything = {"rank_from": 1, "rank_to": 99, "positive_ratio": ratio, "negatives_per_query": count}
     return MiningSection(**{**everything, **settings})
 
 
-def select(
-    scores, *, positive_score, is_positive=None, key=KEY, repeats=None, own=None, **settings
-):
+def select(scores, *, positive_score, is_positive=None, key=KEY, repeats=None, own=None, **settings):
     one = ranking(
         scores, positive_score=positive_score, is_positive=is_positive, repeats=repeats, own=own
     )
@@ -112,9 +103,7 @@ def test_a_pair_is_consistent_when_its_worst_positive_is_among_the_first():
         score_NK=np.array([[0.9, 0.8, 0.7, 0.6]] * 3, dtype=np.float32),
         row_NK=np.array([range(4)] * 3),
         key_NK=np.array([range(4)] * 3, dtype=np.uint64),
-        is_positive_NK=np.array(
-            [[True, False, False, True], [False] * 4, [False, True, False, False]]
-        ),
+        is_positive_NK=np.array([[True, False, False, True], [False] * 4, [False, True, False, False]]),
         is_own_NK=np.zeros((3, 4), dtype=bool),
         is_repeat_NK=np.zeros((3, 4), dtype=bool),
         positive_score_N=np.array([0.6, 0.95, 0.8], dtype=np.float32),
@@ -171,14 +160,11 @@ def test_what_teachers_refuse_each_other_is_what_comparing_every_pair_of_documen
 def by_pairs(rankings, settings):
     """The rows that no teacher refuses, and how many were vetoed, with every two documents of a query compared."""
     names = [
-        select_negatives([one], np.zeros(len(one.row_NK), np.uint64), settings).rows
-        for one in rankings
+        select_negatives([one], np.zeros(len(one.row_NK), np.uint64), settings).rows for one in rankings
     ]
     allowed = [np.array([np.isin(row, own) for row, own in zip(one.row_NK, rows, strict=True)])
                for one, rows in zip(rankings, names, strict=True)]  # fmt: skip
-    ranked = [
-        one.is_there & ~one.is_positive_NK & (one.rank <= settings.rank_to) for one in rankings
-    ]
+    ranked = [one.is_there & ~one.is_positive_NK & (one.rank <= settings.rank_to) for one in rankings]
     refused = [early & ~fine for early, fine in zip(ranked, allowed, strict=True)]
     vetoes = 0
     for number, ranking in enumerate(rankings):

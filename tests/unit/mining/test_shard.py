@@ -8,15 +8,7 @@ from hypothesis import strategies as st
 from qzhou.data.storage import Folder
 from qzhou.errors import RecipeError
 from qzhou.mining.bf16_prefilter import bf16_prefilter
-from qzhou.mining.shard import (
-    ExactSearch,
-    QueryBlock,
-    SearchResult,
-    Shard,
-    VectorFile,
-    divided,
-    recall,
-)
+from qzhou.mining.shard import ExactSearch, QueryBlock, SearchResult, Shard, VectorFile, divided, recall
 
 
 def unit(rows: int, width: int, seed: int) -> np.ndarray:
@@ -56,9 +48,7 @@ def brute_force(query: np.ndarray, document: np.ndarray, count: int) -> np.ndarr
 def test_any_number_of_shards_equals_one_and_equals_brute_force(
     tmp_path_factory, rows, per_file, shards, count, copies, seed
 ):
-    query, document = (
-        np.round(64 * one) / 64 for one in (unit(7, 12, seed), unit(rows, 12, seed + 1))
-    )
+    query, document = (np.round(64 * one) / 64 for one in (unit(7, 12, seed), unit(rows, 12, seed + 1)))
     # products of 64ths are exact on every machine
     document = np.concatenate([document, *[document[:1]] * copies])
     folder, files = written(tmp_path_factory.mktemp("vectors"), document, per_file)
@@ -85,13 +75,9 @@ def test_blocks_of_documents_change_nothing(tmp_path):
     one_file = ExactSearch(block_bytes=1)
     small = Shard(folder, files, exact=one_file).search(block_of(query, positive, owner), 30)
 
-    assert all(
-        (getattr(whole, name) == getattr(small, name)).all() for name in ("score_NK", "row_NK")
-    )
+    assert all((getattr(whole, name) == getattr(small, name)).all() for name in ("score_NK", "row_NK"))
     assert (whole.positive_cosine_NK == small.positive_cosine_NK).all()
-    near = np.maximum(
-        document[whole.row_NK[0]] @ positive[0], document[whole.row_NK[0]] @ positive[1]
-    )
+    near = np.maximum(document[whole.row_NK[0]] @ positive[0], document[whole.row_NK[0]] @ positive[1])
     assert whole.positive_cosine_NK[0] == pytest.approx(near, abs=1e-6)
     assert (whole.positive_cosine_NK[1] == -np.inf).all()  # it has no positive
 
@@ -203,8 +189,7 @@ def test_an_index_that_faiss_does_not_know_is_refused_by_name(tmp_path):
     folder, files = written(tmp_path, np.eye(3, dtype=np.float32), 3)
 
     with pytest.raises(
-        RecipeError,
-        match=r"mining.index 'Flatt' .* 3 documents of 3 dimensions: .*'Flat' always does",
+        RecipeError, match=r"mining.index 'Flatt' .* 3 documents of 3 dimensions: .*'Flat' always does"
     ):
         Shard(folder, files, "Flatt")
 

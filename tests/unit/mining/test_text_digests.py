@@ -6,14 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qzhou.data.records import RetrievalExample, Source, normalized_text, relevant_keys
-from qzhou.mining.text_digests import (
-    Groups,
-    RelevantTexts,
-    RowLookup,
-    digests,
-    is_among,
-    key_digests,
-)
+from qzhou.mining.text_digests import Groups, RelevantTexts, RowLookup, digests, is_among, key_digests
 
 TEXTS = st.sampled_from(["a", "b", "B", " b ", "c", "d", "e f", "E  f", ""])
 EXAMPLES = st.lists(
@@ -39,8 +32,7 @@ def test_answers_in_arrays_equal_answers_in_sets(rows, start):
     candidates = ["a", "B", "c", "D", "e f", "", "x"]
     key_NK = np.tile(key_digests(candidates), (len(some), 1))
     expected = [
-        [normalized_text(text) in own for text in candidates]
-        for own in relevant_keys(examples)[start:]
+        [normalized_text(text) in own for text in candidates] for own in relevant_keys(examples)[start:]
     ]
     assert is_among(*found, key_NK).tolist() == expected
 

@@ -85,9 +85,7 @@ def test_code_outside_the_closure_changes_nothing(package):
     assert changed(package, OUTSIDE, with_line("return 1")) == set()
 
 
-def test_the_declaration_of_a_setting_changes_nothing_and_what_is_computed_from_settings_does(
-    package,
-):
+def test_the_declaration_of_a_setting_changes_nothing_and_what_is_computed_from_settings_does(package):
     place = "class LossSection(Section):\n"
     setting = '    added: int = Field(1, description="What it is.")\n'
     share = replaced("RETRIEVAL_SHARE = 0.72", "RETRIEVAL_SHARE = 0.73")

@@ -148,9 +148,7 @@ def test_an_object_store_copies_for_itself():
 def test_runs_that_train_on_the_same_examples_share_the_copy_of_a_node(tmp_path):
     """The examples are told by the fingerprint of the stage that mined them."""
     folder = Folder.open(str(tmp_path / "examples"))
-    write_records(
-        folder, [LabeledExample(id="1", dataset="d", text="x", label="l")], LabeledExample
-    )
+    write_records(folder, [LabeledExample(id="1", dataset="d", text="x", label="l")], LabeledExample)
 
     first, second = (
         local_copy(folder, tmp_path / run / "mined" / "d.arrow") for run in ("run-a", "run-b")

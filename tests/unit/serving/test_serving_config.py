@@ -44,9 +44,7 @@ def test_the_deployments_named_exist_and_have_the_limits_of_the_recipe(app, conf
 
     assert override.name == built.name
     assert given["max_ongoing_requests"] == built.max_ongoing_requests
-    assert (
-        given["graceful_shutdown_timeout_s"] == built._deployment_config.graceful_shutdown_timeout_s
-    )
+    assert given["graceful_shutdown_timeout_s"] == built._deployment_config.graceful_shutdown_timeout_s
 
 
 def test_the_proxy_waits_longer_than_the_endpoint(config):

@@ -99,9 +99,7 @@ def test_two_passes_share_a_request_and_run_at_the_same_time():
 
     async def ask():
         encoder = Together()
-        found = await Engine(encoder, EngineOptions(passes=2)).encode(
-            [f"text {n}" for n in range(20)]
-        )
+        found = await Engine(encoder, EngineOptions(passes=2)).encode([f"text {n}" for n in range(20)])
         return encoder.batches, found
 
     batches, found = asyncio.run(ask())
@@ -201,8 +199,7 @@ def test_what_would_take_too_long_is_refused_at_once_with_a_time_to_come_back():
         engine = Engine(encoder, EngineOptions(max_wait_s=0.2))
         await engine.encode(["warm up"])
         work = [
-            asyncio.create_task(engine.encode([f"{n} {m} " * 8 for m in range(16)]))
-            for n in range(40)
+            asyncio.create_task(engine.encode([f"{n} {m} " * 8 for m in range(16)])) for n in range(40)
         ]
         results = await asyncio.gather(*work, return_exceptions=True)
         after = await engine.encode(["again"])

@@ -20,8 +20,7 @@ def test_every_text_is_taken_once_and_no_batch_is_above_the_budget(requests):
     queue: TextQueue = TextQueue(64)
     for number, lengths in enumerate(requests):
         queue.add(
-            [((number, row, length), length) for row, length in enumerate(lengths)],
-            size=sum(lengths),
+            [((number, row, length), length) for row, length in enumerate(lengths)], size=sum(lengths)
         )
 
     batches = drained(queue)

@@ -55,8 +55,7 @@ def test_token_ids_are_those_of_one_text_or_of_several(given, read):
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [5, None, {"a": 1}, ["a", 1], ["a", None], [True], [1, "a"], [[1], "a"], [[[1]]], [1.5]],
+    "wrong", [5, None, {"a": 1}, ["a", 1], ["a", None], [True], [1, "a"], [[1], "a"], [[[1]]], [1.5]]
 )
 def test_an_input_of_another_shape_is_refused_with_one_sentence(wrong):
     error = refusal(body(input=wrong))
@@ -102,8 +101,7 @@ def test_half_a_surrogate_pair_is_refused_before_the_tokenizer_meets_it():
 
 def test_null_is_the_default_where_openai_s_clients_send_it():
     found = parse_request(
-        EmbeddingRequest,
-        b'{"model": "m", "input": "x", "encoding_format": null, "output_dtype": null}',
+        EmbeddingRequest, b'{"model": "m", "input": "x", "encoding_format": null, "output_dtype": null}'
     )
 
     assert (found.encoding_format, found.output_dtype) == ("float", "float")
@@ -132,9 +130,7 @@ def test_the_error_body_has_openai_s_shape():
 
 
 def test_a_request_error_crosses_processes_whole():
-    error = RequestError(
-        "busy", status=429, type="rate_limit_error", param="input", code="overloaded"
-    )
+    error = RequestError("busy", status=429, type="rate_limit_error", param="input", code="overloaded")
 
     copy = pickle.loads(pickle.dumps(error))
 
@@ -150,8 +146,6 @@ def test_a_rerank_request_wants_a_query_and_documents():
 
 
 def test_a_similarity_request_takes_one_text_or_several_on_either_side():
-    found = parse_request(
-        SimilarityRequest, b'{"model": "m", "queries": "q", "documents": ["a", "b"]}'
-    )
+    found = parse_request(SimilarityRequest, b'{"model": "m", "queries": "q", "documents": ["a", "b"]}')
 
     assert (found.queries, found.documents) == (["q"], ["a", "b"])

@@ -53,9 +53,7 @@ def answer(
     encoder: HashEncoder, *, matryoshka=(), max_inputs=4, truncated=False, **fields
 ) -> EmbeddingResponse:
     service = service_of(encoder, matryoshka=matryoshka, max_inputs=max_inputs, truncated=truncated)
-    found = asyncio.run(
-        service.embed(EmbeddingRequest(**{"model": "m", "input": "a text", **fields}))
-    )
+    found = asyncio.run(service.embed(EmbeddingRequest(**{"model": "m", "input": "a text", **fields})))
     for one in found["data"]:
         if not isinstance(one["embedding"], str):
             one["embedding"] = one["embedding"].tolist()

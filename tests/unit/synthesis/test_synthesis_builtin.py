@@ -88,8 +88,7 @@ def test_a_paraphrase_swaps_clauses_and_words_and_keeps_its_length():
 
 def test_a_paraphrase_leaves_names_and_code_alone():
     assert (
-        paraphrased("Use `return` or np.compute(x) here.")
-        == "Employ `return` or np.compute(x) here."
+        paraphrased("Use `return` or np.compute(x) here.") == "Employ `return` or np.compute(x) here."
     )
 
 

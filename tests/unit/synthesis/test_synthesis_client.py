@@ -213,14 +213,7 @@ def test_the_work_ends_cleanly_before_more_is_spent_than_allowed(tmp_path):
     prices = {"input_price": 1e5, "output_price": 1e5}  # five tokens an answer: 0.5
     with serving() as server:
         with pytest.raises(EndpointError, match=r"max_cost \(4\) is spent: 3\.5000 for"):
-            ask(
-                server.url,
-                [str(n) for n in range(50)],
-                tmp_path,
-                max_cost=4,
-                concurrency=2,
-                **prices,
-            )
+            ask(server.url, [str(n) for n in range(50)], tmp_path, max_cost=4, concurrency=2, **prices)
         first = server.asked.total()
         answers, cost = totals(Folder.open(str(tmp_path)))
         assert answers == first

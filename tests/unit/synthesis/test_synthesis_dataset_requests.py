@@ -14,8 +14,7 @@ STEPS = {"steps": 1, "learning_rate": 1e-5}
 def run_with(storage, rows, **synthesis):
     """A transformed run: dataset -> so many examples, each with a corpus of three documents."""
     datasets = [
-        {"name": name, "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
-        for name in rows
+        {"name": name, "reader": "jsonl", "rule": "title_body", "paths": ["unused"]} for name in rows
     ]
     recipe = {
         "run": {"name": "run", "storage": str(storage)},

@@ -145,15 +145,7 @@ def test_the_endpoint_knows_the_sdk_and_tells_what_came():
 def test_the_endpoint_starts_from_the_command_line_and_refuses_a_taken_port():
     with serving(LLMServer(answer_by_rules)) as url:
         port = url.split(":")[2].removesuffix("/v1")
-        command = [
-            sys.executable,
-            "-m",
-            "tests.llm_server",
-            "--port",
-            port,
-            "--latency_s",
-            "0.5",
-        ]
+        command = [sys.executable, "-m", "tests.llm_server", "--port", port, "--latency_s", "0.5"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
 
     assert done.returncode == 1
@@ -201,16 +193,11 @@ def test_a_batch_that_was_handed_in_before_the_kill_is_found_by_its_id(tmp_path)
         keys = [request_key("m", one.messages, 0.7) for one in requests]
         lines = [
             json.dumps(
-                {
-                    "custom_id": key,
-                    "body": {"model": "m", "messages": one.messages, "temperature": 0.7},
-                }
+                {"custom_id": key, "body": {"model": "m", "messages": one.messages, "temperature": 0.7}}
             )
             for key, one in zip(keys, requests, strict=True)
         ]
-        file = client.files.create(
-            file=("requests.jsonl", "\n".join(lines).encode()), purpose="batch"
-        )
+        file = client.files.create(file=("requests.jsonl", "\n".join(lines).encode()), purpose="batch")
         batch = client.batches.create(
             input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
         )

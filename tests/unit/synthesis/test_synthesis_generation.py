@@ -34,9 +34,7 @@ SUBJECTS = {("d", one.id): one for one in (*EXAMPLES, *DOCUMENTS)}
 
 def outcome(content, *, reused=False):
     text = content if isinstance(content, str) else json.dumps(content)
-    answer = Answer(
-        key="k", model="llm", content=text, prompt_tokens=10, completion_tokens=4, cost=0.5
-    )
+    answer = Answer(key="k", model="llm", content=text, prompt_tokens=10, completion_tokens=4, cost=0.5)
     return ChatResult(answer=answer, reused=reused)
 
 
@@ -76,9 +74,9 @@ def test_each_technique_asks_for_its_number_of_rows_and_variants():
 def test_a_labelled_dataset_is_only_paraphrased():
     rows = [LabeledExample(id=str(n), dataset="d", text=f"t{n}", label="a") for n in range(5)]
 
-    assert [
-        one.technique for one in example_requests(rows, "classification", SETTINGS, seed=0)
-    ] == ["paraphrase"] * 2
+    assert [one.technique for one in example_requests(rows, "classification", SETTINGS, seed=0)] == [
+        "paraphrase"
+    ] * 2
 
 
 def test_several_models_share_the_requests_by_weight_and_always_in_the_same_way():
@@ -88,8 +86,7 @@ def test_several_models_share_the_requests_by_weight_and_always_in_the_same_way(
     )
     settings = SynthesisSection(models=pool, paraphrase_rows=2000)
     rows = [
-        LabeledExample(id=str(n), dataset="d", text=f"text number {n}", label="a")
-        for n in range(2000)
+        LabeledExample(id=str(n), dataset="d", text=f"text number {n}", label="a") for n in range(2000)
     ]
 
     requests = example_requests(rows, "classification", settings, seed=0)
@@ -164,9 +161,7 @@ def test_a_refused_answer_goes_back_with_the_reason_so_often_as_allowed():
 def test_an_unanswered_request_is_dropped_with_its_failure():
     request = example_requests(EXAMPLES, "retrieval", SETTINGS, seed=0)[0]
 
-    result, _ = write(
-        lambda _: ChatResult(answer=None, failure="status 500: out of order"), [request]
-    )
+    result, _ = write(lambda _: ChatResult(answer=None, failure="status 500: out of order"), [request])
 
     assert [(one.reason, one.detail) for one in result.dropped] == [
         ("no_answer", "status 500: out of order")
@@ -212,9 +207,7 @@ def test_a_bare_document_gets_its_query_in_two_steps():
 
 
 def test_a_persona_that_was_not_offered_is_refused():
-    _, requests = corpus_requests(
-        DOCUMENTS, "d", SETTINGS.model_copy(update={"query_rows": 1}), seed=0
-    )
+    _, requests = corpus_requests(DOCUMENTS, "d", SETTINGS.model_copy(update={"query_rows": 1}), seed=0)
     content = {"persona": "an astronaut", "question_type": "how_to", "difficulty": "phd"}
 
     result, _ = write(lambda _: outcome(content), requests)
@@ -234,9 +227,9 @@ def test_a_relevance_check_drops_positives_that_do_not_answer_and_negatives_that
 
     kept = check_relevance(result.records, LLM(verdict), SETTINGS, Ledger())
     assert [one.reason for one in kept.dropped] == ["positive_not_relevant"]
-    assert {
-        one.record.id for one in kept.records if not isinstance(one.record, Negative)
-    } == new - {bad.id}
+    assert {one.record.id for one in kept.records if not isinstance(one.record, Negative)} == new - {
+        bad.id
+    }
 
     credulous = check_relevance(
         result.records, LLM(lambda _: outcome({"verdict": "answers"})), SETTINGS, Ledger()

@@ -10,15 +10,11 @@ from qzhou.synthesis.chat import Answer
 from qzhou.synthesis.parsing import normalised, parse
 from qzhou.synthesis.techniques import VERSION, requests_for
 
-POSITIVE = (
-    "The days grow shorter and trees stop making chlorophyll, so red pigments become visible."
-)
+POSITIVE = "The days grow shorter and trees stop making chlorophyll, so red pigments become visible."
 EXAMPLE = RetrievalExample(
     id="parent", dataset="d", query="Why do leaves turn red?", positives=(POSITIVE,)
 )
-SAME_MEANING = (
-    "Trees cease to produce chlorophyll once the days shorten, which lets red pigments show."
-)
+SAME_MEANING = "Trees cease to produce chlorophyll once the days shorten, which lets red pigments show."
 NEGATIVE = "The days grow longer and trees begin making blossoms, so white petals become visible."
 
 
@@ -104,11 +100,7 @@ def test_a_paraphrased_text_keeps_its_label():
         ("missing_field", "hard_negative", {"negative": None}),
         ("empty", "hard_negative", {"negative": " ... "}),
         ("unchanged", "paraphrase", {"query": "why do leaves turn RED", "positive": NEGATIVE}),
-        (
-            "unchanged",
-            "augmentation",
-            {"query": "New?", "positive": POSITIVE, "negative": NEGATIVE},
-        ),
+        ("unchanged", "augmentation", {"query": "New?", "positive": POSITIVE, "negative": NEGATIVE}),
         ("length", "paraphrase", {"query": "What makes foliage red?", "positive": NEGATIVE * 2}),
         ("length", "hard_negative", {"negative": "Too short."}),
         ("negative_is_positive", "hard_negative", {"negative": POSITIVE.upper()}),
@@ -145,19 +137,19 @@ def test_a_rewrite_that_copies_is_refused():
     assert "'positive'" in refused.detail
     texts = {"query": "What makes foliage red?", "positive": copied}
     assert isinstance(
-        answered(EXAMPLE, "paraphrase", texts, FiltersSection(max_ngram_overlap=1.0)),
-        RetrievalExample,
+        answered(EXAMPLE, "paraphrase", texts, FiltersSection(max_ngram_overlap=1.0)), RetrievalExample
     )
 
 
 def test_a_rewrite_in_another_language_is_refused_unless_that_is_wanted():
-    german = "Die Tage werden kürzer, und die Bäume bilden kein Chlorophyll mehr, sodass Rot sichtbar wird."
+    german = (
+        "Die Tage werden kürzer, und die Bäume bilden kein Chlorophyll mehr, sodass Rot sichtbar wird."
+    )
     texts = {"query": "What makes foliage red?", "positive": german}
 
     assert paraphrase(positive=german).reason == "other_language"
     assert isinstance(
-        answered(EXAMPLE, "paraphrase", texts, FiltersSection(same_language=False)),
-        RetrievalExample,
+        answered(EXAMPLE, "paraphrase", texts, FiltersSection(same_language=False)), RetrievalExample
     )
 
 

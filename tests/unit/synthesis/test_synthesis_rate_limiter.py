@@ -30,9 +30,7 @@ def start(limits, now, endpoint=A, **estimates):
 
 
 def end(limits, now, status="answered", endpoint=A, *, problem="", **estimates):
-    return limits.end(
-        now, Reservation(endpoint, **estimates), Attempt(status=status, problem=problem)
-    )
+    return limits.end(now, Reservation(endpoint, **estimates), Attempt(status=status, problem=problem))
 
 
 def fail(limits, times, *, now=0.0, status="overloaded"):
@@ -154,9 +152,7 @@ def test_requests_that_wait_end_when_all_endpoints_have_failed():
     async def life():
         rate_limiter = RateLimiter(limits_of(concurrency=1))
         reservation = await rate_limiter.acquire((A,), tokens=0, cost=0)
-        waiting = [
-            asyncio.create_task(rate_limiter.acquire((A,), tokens=0, cost=0)) for _ in range(3)
-        ]
+        waiting = [asyncio.create_task(rate_limiter.acquire((A,), tokens=0, cost=0)) for _ in range(3)]
         await asyncio.sleep(0.02)
         attempt = Attempt(status="refused", problem="refuses the key")
         assert rate_limiter.release(reservation, attempt) is True

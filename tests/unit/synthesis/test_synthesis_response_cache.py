@@ -74,9 +74,7 @@ def test_a_remote_cache_is_written_one_file_a_flush(tmp_path):
 
 def test_some_answers_are_found_without_holding_the_others(tmp_path):
     folder = Folder.open(str(tmp_path))
-    keys = [
-        request_key("m", [{"role": "user", "content": str(number)}], 0.0) for number in range(9)
-    ]
+    keys = [request_key("m", [{"role": "user", "content": str(number)}], 0.0) for number in range(9)]
     add(ResponseCache(folder), *keys[:5])
     add(ResponseCache(folder), *keys[3:])
 

@@ -43,18 +43,13 @@ def test_the_same_rows_are_chosen_whatever_their_order():
 def test_more_rows_keep_those_chosen_before():
     rows = [labeled(number) for number in range(50)]
 
-    assert draw(rows, "paraphrase", count=20, seed=3)[:10] == draw(
-        rows, "paraphrase", count=10, seed=3
-    )
+    assert draw(rows, "paraphrase", count=20, seed=3)[:10] == draw(rows, "paraphrase", count=10, seed=3)
 
 
 def test_seeds_and_techniques_choose_different_rows():
     rows = [labeled(number) for number in range(50)]
 
-    draws = [
-        draw(rows, "paraphrase", count=10, seed=3),
-        draw(rows, "paraphrase", count=10, seed=4),
-    ]
+    draws = [draw(rows, "paraphrase", count=10, seed=3), draw(rows, "paraphrase", count=10, seed=4)]
     draws.append(draw(rows, "hard_negative", count=10, seed=3))
 
     assert len({tuple(row.id for row in draw) for draw in draws}) == 3
@@ -81,8 +76,7 @@ def test_a_pair_request_carries_one_side_and_both_sides_get_their_turn():
     ]
 
     texts = {
-        (side_to_paraphrase(pair), requests_for(pair, "paraphrase")[0].fields["text"])
-        for pair in pairs
+        (side_to_paraphrase(pair), requests_for(pair, "paraphrase")[0].fields["text"]) for pair in pairs
     }
 
     assert texts == {("text_a", "left"), ("text_b", "right")}
@@ -94,8 +88,7 @@ def test_pairs_and_labelled_texts_are_only_paraphrased():
 
 @pytest.mark.parametrize("technique", typing.get_args(SynthesisTechnique))
 @pytest.mark.parametrize(
-    ("language", "wanted"),
-    [("en", "one JSON object and nothing else"), ("zh", "只回答一个 JSON 对象")],
+    ("language", "wanted"), [("en", "one JSON object and nothing else"), ("zh", "只回答一个 JSON 对象")]
 )
 def test_every_prompt_is_there_in_both_languages_and_asks_for_json(technique, language, wanted):
     name = PROMPT_NAMES.get(technique, technique)

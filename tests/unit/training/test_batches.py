@@ -26,8 +26,7 @@ def batch(examples, task, prompt=None, negatives=2, step=0):
 
 def batches(datasets, negatives=2, step=0):
     data = {
-        name: TrainingSet.of(name, prompt, examples)
-        for name, (examples, prompt) in datasets.items()
+        name: TrainingSet.of(name, prompt, examples) for name, (examples, prompt) in datasets.items()
     }
     parts = tuple(PlannedRows(name, one.task, np.arange(one.rows)) for name, one in data.items())
     return build_batches(PlannedBatch(step, parts), data, negatives_per_query=negatives, seed=1)
@@ -58,17 +57,13 @@ def test_the_draw_follows_from_seed_and_step():
 
 
 def test_the_same_text_is_no_negative_of_its_own_query():
-    made = batch(
-        [retrieval(0, positives=("Same",)), retrieval(1, positives=(" same ",))], "retrieval"
-    )
+    made = batch([retrieval(0, positives=("Same",)), retrieval(1, positives=(" same ",))], "retrieval")
 
     assert made.false_negative_mask_BM.tolist() == [[False, True], [True, False]]
 
 
 def test_two_answers_to_the_same_query_are_no_negatives_of_it():
-    made = batch(
-        [retrieval(0, query="Same"), retrieval(1, query="same "), retrieval(2)], "retrieval"
-    )
+    made = batch([retrieval(0, query="Same"), retrieval(1, query="same "), retrieval(2)], "retrieval")
 
     assert made.false_negative_mask_BM.tolist() == [
         [False, True, False],
@@ -97,9 +92,7 @@ def test_prompts_stand_where_the_dataset_wants_them():
 def test_pairs_keep_their_scores_and_prompt_both_sides():
     prompt = Prompt("Compare", symmetric=True)
 
-    made = batch(
-        [PairExample(id="1", dataset="d", text_a="a", text_b="b", score=2.0)], "pair", prompt
-    )
+    made = batch([PairExample(id="1", dataset="d", text_a="a", text_b="b", score=2.0)], "pair", prompt)
 
     assert (made.texts_a, made.texts_b) == ([prompt.query("a")], [prompt.query("b")])
     assert made.score_P.tolist() == [2.0]

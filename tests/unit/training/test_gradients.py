@@ -16,17 +16,14 @@ from tests.ranks.problem import (
 from tests.torch_engine import TorchEngine
 
 
-def test_chunks_held_or_encoded_twice_have_the_gradient_of_one_padded_batch(
-    make_recipe, tiny_qwen2
-):
+def test_chunks_held_or_encoded_twice_have_the_gradient_of_one_padded_batch(make_recipe, tiny_qwen2):
     """Defect of peers: a gradient cache that forgets the temperature."""
     recipe = three_tasks(make_recipe)
     found = model_of(tiny_qwen2)
     engine = TorchEngine(found.model, found.tokenizer, recipe.training)
 
     assert_same(
-        gradients(engine, recipe, found.tokenizer, torch_gradient),
-        plain_gradients(recipe, tiny_qwen2),
+        gradients(engine, recipe, found.tokenizer, torch_gradient), plain_gradients(recipe, tiny_qwen2)
     )
 
 

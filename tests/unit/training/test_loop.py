@@ -133,22 +133,13 @@ def test_the_learning_rate_falls_as_the_recipe_says(make_recipe):
         ]
 
     assert rates("constant") == [1.0] * 10
-    assert rates("cosine") == pytest.approx(
-        [(1 + np.cos(np.pi * step / 10)) / 2 for step in range(10)]
-    )
+    assert rates("cosine") == pytest.approx([(1 + np.cos(np.pi * step / 10)) / 2 for step in range(10)])
 
 
 def test_a_soft_mask_opens_linearly_and_is_gone_then(make_recipe):
     stage = make_recipe().training.stage1.model_copy(update={"steps": 10, "soft_mask_steps": 4})
 
-    assert [soft_mask_weight_at(step, stage) for step in range(6)] == [
-        0.0,
-        0.25,
-        0.5,
-        0.75,
-        None,
-        None,
-    ]
+    assert [soft_mask_weight_at(step, stage) for step in range(6)] == [0.0, 0.25, 0.5, 0.75, None, None]
 
 
 def test_no_code_of_ours_unpickles_a_checkpoint():

@@ -105,11 +105,7 @@ def test_cosent_matches_the_formula(scores, temperature):
 
 
 def test_cosent_equals_the_library():
-    a, b, score = (
-        unit_rows(6, 8, 0),
-        unit_rows(6, 8, 1),
-        torch.tensor([0.0, 1.0, 0.5, 2.0, 2.0, 0.0]),
-    )
+    a, b, score = (unit_rows(6, 8, 0), unit_rows(6, 8, 1), torch.tensor([0.0, 1.0, 0.5, 2.0, 2.0, 0.0]))
 
     theirs = CoSENTLoss(model=None, scale=20.0).compute_loss_from_embeddings([a, b], score)
 
@@ -158,9 +154,7 @@ def test_a_text_of_the_same_class_never_pushes():
     assert loss.item() == 0.0
 
 
-def optional_terms_by_hand(
-    query, document, positive, temperature, terms, blocked, blocked_query, own
-):
+def optional_terms_by_hand(query, document, positive, temperature, terms, blocked, blocked_query, own):
     """InfoNCE with every optional term, in loops."""
     total = 0.0
     for i in range(len(query)):
@@ -172,9 +166,7 @@ def optional_terms_by_hand(
         for m in range(len(document)):
             s = cosine(query[i], document[m])
             if m != positive[i] and not blocked[i][m] and s <= ceiling:
-                denominator += math.exp(
-                    s / temperature + (terms.hardness * s if own[i][m] else 0.0)
-                )
+                denominator += math.exp(s / temperature + (terms.hardness * s if own[i][m] else 0.0))
             v = cosine(document[positive[i]], document[m])
             if terms.document_document and m != positive[i] and not blocked[i][m] and v <= ceiling:
                 denominator += math.exp(v / temperature)
@@ -226,9 +218,7 @@ def test_every_optional_term_matches_its_formula(terms, temperature):
         options=dataclasses.replace(terms, temperature=temperature),
     )
 
-    by_hand = optional_terms_by_hand(
-        query, document, positive, temperature, terms, blocked, twins, own
-    )
+    by_hand = optional_terms_by_hand(query, document, positive, temperature, terms, blocked, twins, own)
     assert loss.item() == pytest.approx(by_hand, rel=1e-9)
 
 

@@ -77,9 +77,7 @@ def test_matryoshka_adds_the_loss_of_shorter_vectors(task, make_recipe):
     found = loss(made, make_recipe, matryoshka_dimensions=[4, 2], matryoshka_weights=[0.5, 0.25])
 
     parts = [loss(made, make_recipe, how=how) for how in (embed, shortened(4), shortened(2))]
-    assert found.item() == pytest.approx(
-        (parts[0] + 0.5 * parts[1] + 0.25 * parts[2]).item(), rel=1e-9
-    )
+    assert found.item() == pytest.approx((parts[0] + 0.5 * parts[1] + 0.25 * parts[2]).item(), rel=1e-9)
 
 
 def test_a_dimension_that_the_model_does_not_have_is_refused(make_recipe):
@@ -157,9 +155,7 @@ def test_a_teachers_vectors_are_learned_beside_the_labels(make_recipe):
     found = loss(made, make_recipe, teacher=other, distillation=wanted)
 
     all_texts = texts([made])
-    distance = sum(1 - float(embed([one])[0] @ other([one])[0]) for one in all_texts) / len(
-        all_texts
-    )
+    distance = sum(1 - float(embed([one])[0] @ other([one])[0]) for one in all_texts) / len(all_texts)
     assert found.item() == pytest.approx(loss(made, make_recipe).item() + 2 * distance, rel=1e-9)
 
 
@@ -189,19 +185,12 @@ def test_mixed_negatives_lie_between_two_own_ones_and_raise_the_loss(make_recipe
     total = torch.cat([documents, mixed_KD])
     logits = torch.cat([queries @ total.T, queries @ queries.T], 1) / 0.02
     left_out = torch.cat(
-        [
-            made.false_negative_mask_BM,
-            owner_K[None] != torch.arange(5)[:, None],
-            torch.eye(5).bool(),
-        ],
-        1,
+        [made.false_negative_mask_BM, owner_K[None] != torch.arange(5)[:, None], torch.eye(5).bool()], 1
     )
     expected = torch.nn.functional.cross_entropy(
         logits.masked_fill(left_out, -torch.inf), made.positive_B
     )
-    assert loss(made, make_recipe, mixed_negatives=3).item() == pytest.approx(
-        expected.item(), rel=1e-9
-    )
+    assert loss(made, make_recipe, mixed_negatives=3).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_metrics_of_a_batch_in_loops():
@@ -228,9 +217,7 @@ def test_metrics_of_a_batch_in_loops():
     ]
     sides = [cosine(a, b) for a, b in zip(pair.texts_a, pair.texts_b, strict=True)]
     correct = [p > n for p, n in zip(positive + of_classes, others + highest, strict=True)]
-    assert found["positive_cosine"] == pytest.approx(
-        np.mean(positive + sides + of_classes), abs=1e-6
-    )
+    assert found["positive_cosine"] == pytest.approx(np.mean(positive + sides + of_classes), abs=1e-6)
     assert found["negative_cosine"] == pytest.approx(np.mean(others + highest), abs=1e-6)
     assert found["accuracy"] == pytest.approx(np.mean(correct), abs=1e-6)
 

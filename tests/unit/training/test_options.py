@@ -40,9 +40,7 @@ def test_adapters_learn_and_the_rest_stays_and_the_merged_model_is_the_trained_o
     plain = merge_adapters(again)
 
     assert losses[-1] != losses[0]
-    assert not torch.allclose(
-        trained, vectors(model_of(tiny_qwen2).model, found.tokenizer), atol=1e-3
-    )
+    assert not torch.allclose(trained, vectors(model_of(tiny_qwen2).model, found.tokenizer), atol=1e-3)
     assert torch.allclose(vectors(plain, found.tokenizer), trained, atol=1e-5)
     assert plain.state_dict().keys() == before.keys()
     changed = {
@@ -54,9 +52,7 @@ def test_adapters_learn_and_the_rest_stays_and_the_merged_model_is_the_trained_o
 
 def test_a_layer_that_the_model_does_not_have_is_named(tiny_qwen2):
     with pytest.raises(TrainingError, match="no_such_layer"):
-        add_adapters(
-            model_of(tiny_qwen2).model, LoraSection(rank=4, target_modules=("no_such_layer",))
-        )
+        add_adapters(model_of(tiny_qwen2).model, LoraSection(rank=4, target_modules=("no_such_layer",)))
 
 
 def attended(tiny_qwen2, attention, soft_mask_weight=None):
@@ -83,9 +79,7 @@ def test_a_half_open_mask_halves_the_attention_to_later_tokens():
     query, key, value = torch.randn(3, 1, 1, 4, 8)
     mask = soft_causal_mask(torch.tensor([[1, 1, 1, 0]]), 0.5, torch.float32)
 
-    found = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)[
-        0, 0
-    ]
+    found = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)[0, 0]
 
     for i in range(3):
         weight = [
@@ -110,9 +104,7 @@ def test_a_stage_with_a_soft_mask_trains(make_recipe, tiny_qwen2):
     assert losses[0][0] != losses[1][0]
 
 
-def test_a_teacher_that_is_the_model_itself_changes_nothing_at_the_first_step(
-    make_recipe, tiny_qwen2
-):
+def test_a_teacher_that_is_the_model_itself_changes_nothing_at_the_first_step(make_recipe, tiny_qwen2):
     teacher = Teacher.load(str(tiny_qwen2), device=CPU, dtype=torch.float32)
     found = load_backbone(str(tiny_qwen2), dtype=torch.float32)
     alone, taught = (

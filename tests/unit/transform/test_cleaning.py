@@ -46,11 +46,7 @@ def test_cleaning_twice_changes_nothing(raw):
         ("one two three", 6, "one"),
         ("unbroken", 3, "unb"),
         ("猫" * 500, 300, "猫" * 300),
-        (
-            "x " + "猫" * 500,
-            300,
-            "x " + "猫" * 298,
-        ),  # a blank far back does not cost the whole text
+        ("x " + "猫" * 500, 300, "x " + "猫" * 298),  # a blank far back does not cost the whole text
     ],
 )
 def test_a_cut_ends_with_a_whole_word_where_there_are_words(text, max_chars, head):

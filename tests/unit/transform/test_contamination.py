@@ -64,10 +64,7 @@ def test_chinese_is_compared_by_characters():
     index = index_of(task=[text])
 
     assert hits(
-        [
-            "前面的话" + text[3:25] + "后面的话题完全不同于此",
-            text[:10] + "别的内容别的内容别的内容",
-        ],
+        ["前面的话" + text[3:25] + "后面的话题完全不同于此", text[:10] + "别的内容别的内容别的内容"],
         index,
     )[0] == [True, False]
 
@@ -75,14 +72,9 @@ def test_chinese_is_compared_by_characters():
 def test_short_texts_overlap_when_they_are_equal():
     index = index_of(task=["What is a transformer?", "你好"])
 
-    assert hits(
-        ["what is a TRANSFORMER", "what is a transformer model", "你好！", "你好吗"], index
-    )[0] == [
-        True,
-        False,
-        True,
-        False,
-    ]
+    assert hits(["what is a TRANSFORMER", "what is a transformer model", "你好！", "你好吗"], index)[
+        0
+    ] == [True, False, True, False]
 
 
 def test_every_side_counts_and_each_task_is_counted_by_itself():
@@ -121,9 +113,7 @@ def test_a_copied_document_is_not_a_copied_query():
     overlap = Overlap("d")
 
     overlap.compare(
-        table_of(rows, RetrievalExample),
-        "retrieval",
-        index_of(task=["query here", "document here"]),
+        table_of(rows, RetrievalExample), "retrieval", index_of(task=["query here", "document here"])
     )
 
     assert (overlap.copied, overlap.asked) == ({"task": 3}, {"task": 2})

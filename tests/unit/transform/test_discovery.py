@@ -25,11 +25,7 @@ def test_every_bad_dataset_is_named_at_once(tmp_path, make_recipe):
     good, odd = tmp_path / "good.jsonl", tmp_path / "odd.jsonl"
     good.write_text(json.dumps({"question": "q", "answer": "a"}))
     odd.write_text(json.dumps({"question": "q", "reply": "a"}))
-    datasets = [
-        dataset("good", good),
-        dataset("odd", odd),
-        dataset("gone", tmp_path / "gone.jsonl"),
-    ]
+    datasets = [dataset("good", good), dataset("odd", odd), dataset("gone", tmp_path / "gone.jsonl")]
     datasets += [
         dataset("lists", good, explode=["nope"]),
         dataset("foreign", good, reader="no_such_module:rows"),
@@ -50,9 +46,7 @@ def test_encodings_that_were_found_are_counted(tmp_path, make_recipe):
         row = json.dumps({"question": text, "answer": text}, ensure_ascii=False) + "\n"
         (tmp_path / f"{name}.jsonl").write_bytes((row * 20).encode(encoding))
 
-    found = find_inputs(
-        make_recipe(datasets=[dataset("d", tmp_path / "*.jsonl", encoding="detect")])
-    )
+    found = find_inputs(make_recipe(datasets=[dataset("d", tmp_path / "*.jsonl", encoding="detect")]))
 
     assert found.encodings("d") == {"cp1251": 1, "utf-8": 1, "utf-16": 1}
 

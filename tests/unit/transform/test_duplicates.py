@@ -12,9 +12,7 @@ from qzhou.transform.rules.held_out import held_out
 
 
 def retrieval(query, *positives):
-    return RetrievalExample(
-        id=f"{query}-{positives}", dataset="d", query=query, positives=positives
-    )
+    return RetrievalExample(id=f"{query}-{positives}", dataset="d", query=query, positives=positives)
 
 
 def pair(text_a, text_b, score=1.0):
@@ -27,9 +25,7 @@ def labeled(text, label="x"):
 
 def reasons(*rows, identity=True, share=False, near=None):
     """What becomes of (example, held out) rows, each in a shard of its own, in this order."""
-    keys = KeyList(
-        with_identity=identity, with_texts=True, near_threshold=near, allow_overlap=share
-    )
+    keys = KeyList(with_identity=identity, with_texts=True, near_threshold=near, allow_overlap=share)
     for row in rows:
         keys.add_all([row])
     table = keys.table()
@@ -38,8 +34,7 @@ def reasons(*rows, identity=True, share=False, near=None):
         *find_duplicates(table, np.zeros(table.num_rows, dtype=np.int64)), strict=True
     ):
         assert all(
-            table[name][int(position)] == table[name][int(first)]
-            for name in ("high", "low", "space")
+            table[name][int(position)] == table[name][int(first)] for name in ("high", "low", "space")
         )
         row = table["row"][int(position)].as_py()
         found[row] = min(filter(None, (found[row], DropReason(reason).name.lower())), key=_rank)
@@ -75,10 +70,7 @@ def test_repeats_are_equal_up_to_case_and_white_space_and_the_first_stays():
 
 
 def test_a_second_label_score_or_side_makes_a_repeat():
-    assert reasons((labeled("text", "x"), False), (labeled("Text", "y"), False)) == [
-        "",
-        "duplicate",
-    ]
+    assert reasons((labeled("text", "x"), False), (labeled("Text", "y"), False)) == ["", "duplicate"]
     assert reasons((pair("a", "b", 1.0), False), (pair("B", "A", 0.0), False)) == ["", "duplicate"]
 
 

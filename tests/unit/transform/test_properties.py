@@ -57,9 +57,7 @@ def rows_of(rule):
 @given(data=st.data())
 def test_a_row_is_kept_or_dropped_and_the_output_fits_the_schema(rule, data):
     rows = data.draw(rows_of(rule))
-    convert = Converter(
-        dataset(rule, eval_fraction=0.0 if rule == "documents" else 0.5), max_chars=50
-    )
+    convert = Converter(dataset(rule, eval_fraction=0.0 if rule == "documents" else 0.5), max_chars=50)
 
     candidate, drops = convert(rows)
     again, _ = convert(rows)

@@ -71,11 +71,7 @@ def test_each_docstring_is_a_row_with_summary_and_body(package):
     rows = rows_of(package, SOURCE)
 
     assert [(row["name"], row["summary"], row["body"]) for row in rows] == [
-        (
-            "qz_one.thing",
-            "Module summary on two lines.",
-            "Its body,\n\n    with an indented block.",
-        ),
+        ("qz_one.thing", "Module summary on two lines.", "Its body,\n\n    with an indented block."),
         ("qz_one.thing.Box", "Holds things.", ""),
         ("qz_one.thing.Box.__init__", "Start empty.", "No argument is needed."),
         ("qz_one.thing.Box.fill.inner", "Nested.", ""),
@@ -204,8 +200,6 @@ def test_pairs_of_sources_hold_the_split_and_the_refusals(package):
 
 
 def test_rows_without_a_summary_are_not_paired():
-    rows = [
-        {"package": "one", "module": "one", "name": f"one.f{i}", "summary": ""} for i in range(3)
-    ]
+    rows = [{"package": "one", "module": "one", "name": f"one.f{i}", "summary": ""} for i in range(3)]
 
     assert list(reader.draw_pairs(rows, nothing_held_out)) == []

@@ -44,9 +44,9 @@ def test_json_lines_go_on_after_a_malformed_line_and_name_its_number(tmp_path):
     assert rows[-1] == {"a": "é"}
     refused = rows[1:-1]
     assert reasons(refused) == ["not_json", "not_an_object", "undecodable"]
-    assert [
-        f"line {number}" in row.detail for number, row in zip((3, 4, 5), refused, strict=True)
-    ] == [True] * 3
+    assert [f"line {number}" in row.detail for number, row in zip((3, 4, 5), refused, strict=True)] == [
+        True
+    ] * 3
     assert refused[2].content == '{"a": "\\xff"}'  # nothing is replaced without a trace
 
 
@@ -68,10 +68,7 @@ def test_members_of_a_zip_archive_are_files(tmp_path):
     whole = input_files(form("csv", paths=[f"zip://*.csv::{archive}"]))
 
     assert [file.member for file in whole] == ["a/one.csv", "b/two.csv"]
-    assert list(read_part(form("csv"), FilePart(tuple(whole)))) == [
-        {"text": "eins"},
-        {"text": "zwei"},
-    ]
+    assert list(read_part(form("csv"), FilePart(tuple(whole)))) == [{"text": "eins"}, {"text": "zwei"}]
     with pytest.raises(
         DataError, match=r"no member .* matches 'x'; it holds a/one.csv, b/two.csv, readme.txt"
     ):
@@ -105,13 +102,7 @@ def test_a_bad_csv_line_is_refused_with_file_and_line_and_reading_goes_on(tmp_pa
     rows = read(path, "csv")
 
     found = [row.reason if isinstance(row, RejectedRow) else row for row in rows]
-    assert found == [
-        "wrong_cell_count",
-        "not_csv",
-        "undecodable",
-        {"a": "good", "b": "row"},
-        "not_csv",
-    ]
+    assert found == ["wrong_cell_count", "not_csv", "undecodable", {"a": "good", "b": "row"}, "not_csv"]
     assert rows[1].content == '"x"y,2\n'
     assert [
         f"{path}, line {number}:" in row.detail
@@ -327,9 +318,7 @@ def test_other_filesystems_are_globbed_and_read(tmp_path):
 def test_what_lies_on_an_object_store_is_read_in_large_pieces(tmp_path, monkeypatch, name):
     from fsspec.implementations.arrow import ArrowFile
 
-    lines = [
-        f'{{"name": "{number}"}}' if "jsonl" in name else str(number) for number in range(60000)
-    ]
+    lines = [f'{{"name": "{number}"}}' if "jsonl" in name else str(number) for number in range(60000)]
     content = "\n".join(lines if "jsonl" in name else ["name", *lines]).encode()
     if name == "rows.zip":
         with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -365,8 +354,7 @@ def test_an_environment_variable_that_is_not_set_is_named(tmp_path, monkeypatch)
 
     assert len(input_files(form("csv", paths=["$MY_DATA/a.csv", "${MY_DATA}/a.csv"]))) == 1
     with pytest.raises(
-        DataError,
-        match=r"needs the environment variable NO_DATA, which is not set.*export NO_DATA=",
+        DataError, match=r"needs the environment variable NO_DATA, which is not set.*export NO_DATA="
     ):
         input_files(form("csv", paths=["$NO_DATA/a.csv"]))
 
@@ -390,9 +378,7 @@ def test_a_large_file_is_cut_at_lines_and_every_line_is_read_once(tmp_path, size
     )
     length = path.stat().st_size
     file = InputFile(str(path), length)
-    tasks = [
-        FilePart((file,), start, min(start + size, length)) for start in range(0, length, size)
-    ]
+    tasks = [FilePart((file,), start, min(start + size, length)) for start in range(0, length, size)]
 
     rows = [row for task in tasks for row in read_part(form("jsonl"), task)]
 
@@ -419,10 +405,7 @@ TEXTS = [
         "latin-1",
         "frage;antwort\nWie heißt der größte Fluss Österreichs?;Die Donau fließt durch Österreich\n",
     ),
-    (
-        "cp1250",
-        "pytanie,odpowiedź\nGdzie leży Łódź?,Łódź leży w środkowej Polsce, nad rzeką Łódką\n",
-    ),
+    ("cp1250", "pytanie,odpowiedź\nGdzie leży Łódź?,Łódź leży w środkowej Polsce, nad rzeką Łódką\n"),
     ("cp1251", "вопрос,ответ\nГде находится Москва?,Москва находится в России\n"),
     ("gb18030", "问题,答案\n法国的首都是哪里？,巴黎是法国的首都。\n"),
     ("shift_jis", "質問,答え\nフランスの首都はどこですか,パリです。\n"),
@@ -439,9 +422,7 @@ def test_legacy_encodings_are_told_apart(encoding, text):
 
 def test_an_encoding_that_was_found_is_on_record_and_lets_a_file_be_cut(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(
-        (json.dumps({"t": TEXTS[3][1]}, ensure_ascii=False) + "\n").encode("cp1251") * 100
-    )
+    path.write_bytes((json.dumps({"t": TEXTS[3][1]}, ensure_ascii=False) + "\n").encode("cp1251") * 100)
     asked = form("jsonl", encoding="detect")
 
     (file,) = detect_encodings(asked, [InputFile(str(path), 4 * SPLIT_BYTES)])
@@ -454,9 +435,7 @@ def test_what_is_said_to_be_utf_8_and_starts_like_utf_16_is_refused_with_the_way
     path = tmp_path / "wide.jsonl"
     path.write_bytes('{"text": "wide"}\n'.encode("utf-16"))
 
-    with pytest.raises(
-        DataError, match=r"wide.jsonl has the byte order mark of utf-16.*encoding ="
-    ):
+    with pytest.raises(DataError, match=r"wide.jsonl has the byte order mark of utf-16.*encoding ="):
         read(path, "jsonl")
 
 
@@ -507,9 +486,7 @@ def test_row_groups_of_a_large_parquet_file_are_shared_out(tmp_path):
     parts = file_parts(form("parquet"), [file])
 
     assert len(parts) == 10  # not more than there are row groups
-    assert [row["n"] for part in parts for row in read_part(form("parquet"), part)] == list(
-        range(1000)
-    )
+    assert [row["n"] for part in parts for row in read_part(form("parquet"), part)] == list(range(1000))
 
 
 def test_a_missing_column_is_answered_with_the_nearest_one():
@@ -523,13 +500,7 @@ def test_a_missing_column_is_answered_with_the_nearest_one():
 
 
 def test_expressions_read_columns_paths_and_templates():
-    row = {
-        "a": {"b": [{"c": 1}, {"c": 2}, {}]},
-        "a.b": "dotted",
-        "t": "Title ",
-        "n": None,
-        "x": "Text",
-    }
+    row = {"a": {"b": [{"c": 1}, {"c": 2}, {}]}, "a.b": "dotted", "t": "Title ", "n": None, "x": "Text"}
 
     assert getter("t")(row) == "Title "
     assert getter("a.b")(row) == "dotted"  # a column of that name comes first

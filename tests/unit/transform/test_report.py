@@ -15,8 +15,7 @@ def test_datasets_whose_rows_have_all_the_same_answer_are_named(make_recipe, tmp
     examples = Folder.open(str(tmp_path)) / "examples"
     for name, labels in (("same", "aaa"), ("kinds", "aab")):
         rows = [
-            LabeledExample(id=f"{n}", dataset=name, text="t", label=one)
-            for n, one in enumerate(labels)
+            LabeledExample(id=f"{n}", dataset=name, text="t", label=one) for n, one in enumerate(labels)
         ]
         write_records(examples / "classification" / name, rows, LabeledExample)
     pairs = [

@@ -193,11 +193,7 @@ def test_a_longer_conversation_has_no_single_question(roles, reason):
 
 
 def test_a_question_asks_for_its_passage_and_in_the_older_form_both_for_the_answer():
-    row = {
-        "question": "Who?",
-        "context": "It was Ada.",
-        "answers": [{"text": "Ada"}, {"text": "Ada"}],
-    }
+    row = {"question": "Who?", "context": "It was Ada.", "answers": [{"text": "Ada"}, {"text": "Ada"}]}
 
     made, older = (
         make("reading_comprehension", row),
@@ -206,8 +202,7 @@ def test_a_question_asks_for_its_passage_and_in_the_older_form_both_for_the_answ
 
     assert (made.query, made.positives) == ("Who?", ("It was Ada.",))
     assert (
-        older.query
-        == "It was Ada.\n<please read the text above and answer the question below:>\nWho?"
+        older.query == "It was Ada.\n<please read the text above and answer the question below:>\nWho?"
     )
     assert older.positives == ("Ada",)
 
@@ -263,9 +258,7 @@ def test_rows_of_one_claim_become_one_example():
 
 
 def test_grades_make_positives_and_negatives_and_the_middle_neither():
-    rows = [
-        {"query": "q", "document": f"d{grade}", "grade": str(grade)} for grade in (2, 0, 1, "x")
-    ]
+    rows = [{"query": "q", "document": f"d{grade}", "grade": str(grade)} for grade in (2, 0, 1, "x")]
 
     made, *drops = sorted(
         outcomes("graded", *rows, positive_grade=2), key=lambda one: isinstance(one, Drop)
@@ -289,21 +282,14 @@ def test_judgements_without_their_document_or_query_are_named():
 
     assert outcomes("qrels", row)[0].positives == ("text",)
     lost, made = outcomes("qrels", {**row, "document": None}, row)
-    assert (lost.reason, "'7'" in lost.detail, made.positives) == (
-        "unknown_document",
-        True,
-        ("text",),
-    )
+    assert (lost.reason, "'7'" in lost.detail, made.positives) == ("unknown_document", True, ("text",))
     assert json.loads(lost.record) == raw  # as it stood, without what it was joined with
     assert [one.reason for one in outcomes("qrels", {**row, "query": None})] == ["unknown_query"]
     assert [one.reason for one in outcomes("qrels", {**row, "document": " "})] == ["blank_document"]
 
 
 def test_duplicate_questions_are_symmetric_and_different_ones_are_negatives():
-    rows = [
-        {"text_a": "a", "text_b": "b", "label": 1.0},
-        {"text_a": "a", "text_b": "c", "label": "0"},
-    ]
+    rows = [{"text_a": "a", "text_b": "b", "label": 1.0}, {"text_a": "a", "text_b": "c", "label": "0"}]
 
     (made,) = outcomes("duplicate_questions", *rows)
 
@@ -331,8 +317,7 @@ def test_binary_pairs_are_one_and_zero(label, score):
 
 def test_short_texts_are_dropped_where_that_is_asked_for():
     assert (
-        make("title_body", {"title": "ab", "body": "text"}, min_query_chars=3).reason
-        == "short_query"
+        make("title_body", {"title": "ab", "body": "text"}, min_query_chars=3).reason == "short_query"
     )
     assert make("clustering", {"text": "ab", "label": 1}, min_query_chars=3).reason == "short_text"
     assert (

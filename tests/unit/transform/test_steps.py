@@ -71,10 +71,7 @@ def test_a_file_that_cannot_be_cut_is_dealt_out_and_gives_the_same(tmp_path, rec
         InputFile(str(path), PARTITION_BYTES),
     )  # said to be larger than it is
 
-    whole, dealt = (
-        run(recipe, tmp_path / "whole", [small]),
-        run(recipe, tmp_path / "dealt", [large]),
-    )
+    whole, dealt = (run(recipe, tmp_path / "whole", [small]), run(recipe, tmp_path / "dealt", [large]))
 
     assert [shard.kind for shard in whole.shards] == ["file"]
     assert [shard.kind for shard in dealt.shards] == ["spread"] * (4)
@@ -84,9 +81,7 @@ def test_a_file_that_cannot_be_cut_is_dealt_out_and_gives_the_same(tmp_path, rec
     ]
     assert ids[0] == ids[1]
     assert len(ids[0]) == 12_000 - 240 - 120
-    texts = [
-        sorted(row.text for row in read(made, "corpora/d", Document)) for made in (whole, dealt)
-    ]
+    texts = [sorted(row.text for row in read(made, "corpora/d", Document)) for made in (whole, dealt)]
     assert texts[0] == texts[1]
     assert len({text.casefold() for text in texts[0]}) == 777
     dropped = [
@@ -131,9 +126,7 @@ def test_documents_without_queries_fill_the_corpus_and_make_no_example(tmp_path,
     pairs = {"name": "p", "reader": "jsonl", "rule": "question_answer", "paths": ["unused"]}
 
     made = run(
-        make_recipe(datasets=[dataset], synthesis=asked),
-        tmp_path / "out",
-        [InputFile(str(path), 100)],
+        make_recipe(datasets=[dataset], synthesis=asked), tmp_path / "out", [InputFile(str(path), 100)]
     )
 
     assert read(made, "examples/retrieval/d", RetrievalExample) == []

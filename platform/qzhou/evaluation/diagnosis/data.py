@@ -26,10 +26,7 @@ DRIFTED_SHARE = 0.1
 # Where no mining by the same teacher says what a hard negative scores, and what real pairs do: Conan-embedding-v2
 # (arXiv:2509.12892) drops pairs below it. Only rewrites are held to it: of MiniLM's real pairs a third is below.
 DRIFTED_SCORE = 0.4
-DRIFTS = {
-    "rewrite": "min_rewrite_cosine",
-    "positive": "min_positive_score",
-}  # score -> quality filter
+DRIFTS = {"rewrite": "min_rewrite_cosine", "positive": "min_positive_score"}  # score -> quality filter
 
 # Half way between documents drawn at random (0.5) and always nearer than those (1). Of docstrings and MiniLM, ranks
 # 10 to 30 give 0.98, and ranks 200 to 300 of 600 documents 0.67.
@@ -118,10 +115,7 @@ def synthetic_drifted(facts: Facts) -> CheckResult:
 
 def _count_below(facts: Facts, kind: str, counts: Sequence[int], floor: float) -> tuple[int, int]:
     """How many of a technique's records score below the floor, and how many there are."""
-    edges, limit = (
-        np.array(facts.synthesis["score_edges"]),
-        facts.synthesis["filters"][DRIFTS[kind]],
-    )
+    edges, limit = (np.array(facts.synthesis["score_edges"]), facts.synthesis["filters"][DRIFTS[kind]])
     kept = np.array(counts)
     if limit is not None:
         kept = kept * (edges[1:] > limit)  # records below a quality filter were dropped

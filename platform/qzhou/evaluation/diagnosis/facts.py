@@ -24,9 +24,7 @@ class ScoreChange:
     change: Interval
 
     def __str__(self) -> str:
-        limits = (
-            f"{self.change.value:+.4f}, 95 %: {self.change.low:+.4f} to {self.change.high:+.4f}"
-        )
+        limits = f"{self.change.value:+.4f}, 95 %: {self.change.low:+.4f} to {self.change.high:+.4f}"
         return f"{self.task} {self.metric} {self.before:.4f} -> {self.after:.4f} ({limits})"
 
 

@@ -104,9 +104,7 @@ class Evaluator:
             found = self._computed(model, task, key)
         except QzhouError:
             raise
-        except (
-            Exception
-        ) as error:  # every task of mteb has code of its own, which fails in its own way
+        except Exception as error:  # every task of mteb has code of its own, which fails in its own way
             raise DataError(
                 f"evaluation: mteb cannot judge '{model.name}' on '{task.name}': {first_line(error)}"
             ) from error
@@ -224,9 +222,7 @@ class Evaluator:
 
     @cached_property
     def _own_prompts(self) -> dict[str, Prompt]:
-        return {
-            task_name(one, kind): one.prompt for one in self._recipe.datasets for kind in one.kinds
-        }
+        return {task_name(one, kind): one.prompt for one in self._recipe.datasets for kind in one.kinds}
 
     def _prompt(self, task: EvalTask) -> Prompt:
         instructions = self._recipe.evaluation.instructions

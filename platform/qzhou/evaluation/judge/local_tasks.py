@@ -43,12 +43,7 @@ MAIN_SCORES = {
 
 
 def retrieval_task(
-    name: str,
-    examples: Sequence[RetrievalExample],
-    *,
-    max_queries: int,
-    max_documents: int,
-    seed: int,
+    name: str, examples: Sequence[RetrievalExample], *, max_queries: int, max_documents: int, seed: int
 ) -> Any:
     """Queries that must find their positives among the positives of all examples.
 
@@ -199,16 +194,12 @@ def _sampled_pairs(examples: Sequence[PairExample], max_rows: int, seed: int) ->
     best = max(example.score for example in examples)
     rows = order[:max_rows]
     if len({row.score == best for row in rows}) < 2:
-        missing = (
-            one for one in order[max_rows:] if (one.score == best) != (rows[0].score == best)
-        )
+        missing = (one for one in order[max_rows:] if (one.score == best) != (rows[0].score == best))
         rows[-1] = next(missing, rows[-1])
     return rows
 
 
-def clustering_task(
-    name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int
-) -> Any:
+def clustering_task(name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int) -> Any:
     """The V-measure of k-means clusters of the texts against their labels."""
     rows = _sampled_texts(examples, max_rows, seed)
     task = _task(AbsTaskClustering, name, "Clustering", list(map(_label_text, rows)))
@@ -256,9 +247,7 @@ def why_no_task(examples: Sequence[Any], kind: TaskKind) -> str:
     if not examples:
         return "nothing was held out"
     if kind == "reranking" and not any(one.negatives for one in examples):
-        return (
-            "none of its held-out examples has negatives of its own, which leaves nothing to rank"
-        )
+        return "none of its held-out examples has negatives of its own, which leaves nothing to rank"
     if kind == "clustering" and len({one.label for one in examples}) < 2:
         return "its held-out texts all have the same label"
     if isinstance(examples[0], PairExample) and len({one.score for one in examples}) < 2:
@@ -268,9 +257,7 @@ def why_no_task(examples: Sequence[Any], kind: TaskKind) -> str:
         class_sizes = Counter(one.label for one in examples)
         if sum(size >= TEXTS_PER_CLASS for size in class_sizes.values()) < 2:
             largest = max(class_sizes.values())
-            return (
-                f"fewer than two classes have {TEXTS_PER_CLASS} held-out texts (largest: {largest})"
-            )
+            return f"fewer than two classes have {TEXTS_PER_CLASS} held-out texts (largest: {largest})"
     return ""
 
 

@@ -128,13 +128,9 @@ def pooled_difference(
             return None
     value, leads = 0.0, []
     for number, (ours, theirs) in enumerate(tasks):
-        value += float(
-            np.mean([one.score for one in ours]) - np.mean([one.score for one in theirs])
-        )
+        value += float(np.mean([one.score for one in ours]) - np.mean([one.score for one in theirs]))
         resampled = _resampled([*ours, *theirs], [seed, number])
-        leads.append(
-            np.mean(resampled[: len(ours)], axis=0) - np.mean(resampled[len(ours) :], axis=0)
-        )
+        leads.append(np.mean(resampled[: len(ours)], axis=0) - np.mean(resampled[len(ours) :], axis=0))
     fewest = min(map(len, leads))  # tasks with very many examples have fewer resamples
     means_B = np.mean([one[:fewest] for one in leads], axis=0)
     count = min(ours[0].count for ours, _ in tasks)

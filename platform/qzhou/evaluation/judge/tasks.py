@@ -57,9 +57,7 @@ def build_task(task: EvalTask, recipe: Recipe, run_folder: Folder) -> Any:
     return found
 
 
-def _sized_local_task(
-    dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Folder
-) -> EvalTask:
+def _sized_local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Folder) -> EvalTask:
     trained = {name for one in recipe.trained_datasets for name in (one.name, *one.train_split_of)}
     task = _local_task(dataset, kind, recipe, run_folder)
     chars = sum(map(len, texts_of(task)))

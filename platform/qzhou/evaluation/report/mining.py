@@ -19,12 +19,7 @@ from qzhou.evaluation.report.blocks import (
 from qzhou.evaluation.report.tables import Table, Value, numbers, share, texts
 from qzhou.run.files import MINING_REPORT, Content, RunFiles
 
-KINDS = {
-    "positive": plots.GREEN,
-    "mined": plots.RED,
-    "given": plots.BLUE,
-    "synthetic": plots.ORANGE,
-}
+KINDS = {"positive": plots.GREEN, "mined": plots.RED, "given": plots.BLUE, "synthetic": plots.ORANGE}
 ORIGINS = ("given", "synthetic", "mined")
 SIZES = "queries by number of negatives"
 
@@ -87,9 +82,7 @@ def _datasets(report: Content) -> Table:
 
 def _scores(name: str, found: Content) -> plots.Plot:
     shown = {kind: (colour, found["scores"].get(kind, [])) for kind, colour in KINDS.items()}
-    return plots.histograms(
-        name, found["score_edges"], shown, x="score to the query", y="% of texts"
-    )
+    return plots.histograms(name, found["score_edges"], shown, x="score to the query", y="% of texts")
 
 
 def _sizes(report: Content) -> plots.Plot:
@@ -115,8 +108,7 @@ def _examples(name: str, examples: list[Content]) -> Iterator[Block]:
     if not examples:
         return
     rows: list[list[Value]] = [
-        [one["query"], one["positive"], "\n".join(map(_negative, one["negatives"]))]
-        for one in examples
+        [one["query"], one["positive"], "\n".join(map(_negative, one["negatives"]))] for one in examples
     ]
     columns = texts("query", "positive", "negatives", style="prose")
     table = Table(f"Queries of {name} with their negatives", columns, rows)

@@ -9,15 +9,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from qzhou.evaluation.report import (
-    data,
-    findings,
-    mining,
-    provenance,
-    results,
-    synthesis,
-    training,
-)
+from qzhou.evaluation.report import data, findings, mining, provenance, results, synthesis, training
 from qzhou.evaluation.report.blocks import Figures, Section
 from qzhou.evaluation.report.tables import counts
 from qzhou.run.files import RunFiles
@@ -39,11 +31,7 @@ def write_report(run: Run) -> None:
 
 
 def render(
-    name: str,
-    sections: Sequence[Section],
-    *,
-    summary: Figures | None = None,
-    backbone: str = "",
+    name: str, sections: Sequence[Section], *, summary: Figures | None = None, backbone: str = ""
 ) -> str:
     """A page that needs no network.
 

@@ -28,12 +28,7 @@ LABEL_CHARS = 22  # longer labels of bars are broken
 BETWEEN_WORDS = re.compile(r"(?<=[ _./-])|(?<=[a-z0-9])(?=[A-Z])")
 
 # An axis of names, the first on top.
-CATEGORIES = {
-    "type": "category",
-    "autorange": "reversed",
-    "automargin": True,
-    "tickfont": {"size": 11},
-}
+CATEGORIES = {"type": "category", "autorange": "reversed", "automargin": True, "tickfont": {"size": 11}}
 LOG_AXIS = {"type": "log", "dtick": math.log10(4)}  # doublings are equally far apart
 
 Points = Sequence[tuple[float, float | None]]

@@ -97,10 +97,7 @@ def _differences(found: Sequence[Difference]) -> Iterator[Block]:
     yield Text(
         "Paired bootstrap over the same items. A difference is sure where its interval leaves out zero."
     )
-    columns = [
-        *texts("task", "model", "against"),
-        *numbers("signed", "difference", "95 % from", "to"),
-    ]
+    columns = [*texts("task", "model", "against"), *numbers("signed", "difference", "95 % from", "to")]
     rows: list[list[Value]] = []
     for one in found:
         limits = [one.difference, one.low, one.high]
@@ -160,14 +157,8 @@ def _health(found: Content) -> Iterator[Block]:
         "Mean cosine of different texts: 0 is spread out, 1 is all the same. Effective rank: over how many dimensions "
         "they spread."
     )
-    columns = [
-        *texts("model"),
-        *numbers("score", "mean cosine"),
-        *numbers("tenths", "effective rank"),
-    ]
+    columns = [*texts("model"), *numbers("score", "mean cosine"), *numbers("tenths", "effective rank")]
     columns += numbers("count", "dimensions", "texts")
     names = ("mean_cosine", "effective_rank", "dimensions", "texts")
-    rows: list[list[Value]] = [
-        [model, *(one[name] for name in names)] for model, one in found.items()
-    ]
+    rows: list[list[Value]] = [[model, *(one[name] for name in names)] for model, one in found.items()]
     yield Table("Spread of embeddings", columns, rows)

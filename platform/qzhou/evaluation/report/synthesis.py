@@ -24,10 +24,7 @@ SCORES = {
     "negative": ("query and negative", plots.RED),
     "margin": ("positive minus negative", plots.ORANGE),
 }
-LIMITS = {
-    "rewrite": ("min_rewrite_cosine", "max_rewrite_cosine"),
-    "positive": ("min_positive_score",),
-}
+LIMITS = {"rewrite": ("min_rewrite_cosine", "max_rewrite_cosine"), "positive": ("min_positive_score",)}
 SPENT = ("requests", "answered", "refused", "reused", "prompt_tokens", "completion_tokens")
 
 
@@ -107,11 +104,7 @@ def _ledger(ledger: Content) -> Table:
 
 
 def _kept(techniques: Content) -> Table:
-    columns = [
-        *texts("technique"),
-        *numbers("count", "kept", "refused"),
-        *numbers("percent", "% kept"),
-    ]
+    columns = [*texts("technique"), *numbers("count", "kept", "refused"), *numbers("percent", "% kept")]
     columns += texts("why refused", style="prose")
     rows: list[list[Value]] = []
     for name, one in techniques.items():

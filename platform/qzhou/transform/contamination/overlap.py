@@ -109,9 +109,7 @@ class IndexBuilder:
         owners = np.repeat(np.arange(len(arrays), dtype=np.uint16), [len(one) for one in arrays])
         hashes = np.concatenate(arrays)
         order = np.argsort(hashes, kind="stable")
-        return Index(
-            tuple(self._hashes), hashes[order], owners[order], self._kept_of, self._settings
-        )
+        return Index(tuple(self._hashes), hashes[order], owners[order], self._kept_of, self._settings)
 
     def _size(self) -> int:
         return sum(len(one) for own in self._hashes.values() for one in own)

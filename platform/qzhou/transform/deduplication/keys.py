@@ -13,13 +13,7 @@ from enum import IntEnum
 import numpy as np
 import pyarrow as pa
 
-from qzhou.data.records import (
-    Example,
-    LabeledExample,
-    PairExample,
-    RetrievalExample,
-    normalized_text,
-)
+from qzhou.data.records import Example, LabeledExample, PairExample, RetrievalExample, normalized_text
 from qzhou.transform.deduplication.near_duplicates import band_keys
 from qzhou.transform.rules.examples import texts_of
 

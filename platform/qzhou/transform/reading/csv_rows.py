@@ -92,9 +92,7 @@ def _checked_header(names: list[str], place: str) -> list[str]:
     return names
 
 
-def _row(
-    names: Sequence[str], cells: Sequence[str], place: str, encoding: str
-) -> Row | RejectedRow:
+def _row(names: Sequence[str], cells: Sequence[str], place: str, encoding: str) -> Row | RejectedRow:
     content = ",".join(cells)
     if not content.isascii() and _UNDECODED.search(content):
         return RejectedRow("undecodable", f"{place}: not {encoding}", _escaped(content))

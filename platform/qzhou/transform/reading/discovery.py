@@ -50,16 +50,11 @@ class RawInputs:
         found = {}
         for dataset, inputs in self.files.items():
             found[dataset] = digest(
-                {
-                    role: [[one.name, one.size, one.changed] for one in inputs[role]]
-                    for role in inputs
-                }
+                {role: [[one.name, one.size, one.changed] for one in inputs[role]] for role in inputs}
             )
         if self.modules:
             files = {name: Path(str(module.__file__)) for name, module in self.modules.items()}
-            found["readers"] = digest(
-                {name: file.read_text("utf-8") for name, file in files.items()}
-            )
+            found["readers"] = digest({name: file.read_text("utf-8") for name, file in files.items()})
         return found
 
     def encodings(self, dataset: str) -> Counter[str]:
@@ -174,10 +169,7 @@ def _files_of_reader(form: Format, found: RawInputs) -> list[InputFile]:
 
 
 def _check_files(
-    form: Format,
-    files: Sequence[InputFile],
-    wanted: Sequence[str],
-    custom: CustomReader | None,
+    form: Format, files: Sequence[InputFile], wanted: Sequence[str], custom: CustomReader | None
 ) -> None:
     """Refuse files that lack a column, the lists to be exploded included."""
     lists = form.model_copy(update={"explode": ()})

@@ -49,9 +49,7 @@ def detected_encoding(head: bytes) -> str:
     except UnicodeDecodeError:
         best = from_bytes(head, cp_isolation=LEGACY_ENCODINGS).best() or from_bytes(head).best()
         if best is None:
-            raise DataError(
-                "its encoding cannot be detected; name it with encoding = '...'"
-            ) from None
+            raise DataError("its encoding cannot be detected; name it with encoding = '...'") from None
         return best.encoding
     return "utf-8"
 

@@ -183,9 +183,7 @@ def _matches(pattern: str) -> list[InputFile]:
         listed = filesystem.glob(path, detail=True)
     except Exception as error:  # noqa: BLE001 - every filesystem has its own errors
         raise DataError(f"'{pattern}' cannot be listed: {first_line(error)}") from None
-    files = {
-        f"{scheme}{name}": info for name, info in sorted(listed.items()) if info["type"] == "file"
-    }
+    files = {f"{scheme}{name}": info for name, info in sorted(listed.items()) if info["type"] == "file"}
     return [
         InputFile(uri, int(info["size"] or 0), str(info.get("mtime") or info.get("ETag") or ""))
         for uri, info in files.items()

@@ -33,9 +33,7 @@ class FilePart:
     end: int | None = None
 
 
-def file_parts(
-    form: Format, files: Sequence[InputFile], *, together: bool = False
-) -> list[FilePart]:
+def file_parts(form: Format, files: Sequence[InputFile], *, together: bool = False) -> list[FilePart]:
     """The parts that tasks read, in the order of the files; the same files always give the same parts.
 
     ``together`` says that the reader needs all files at once.

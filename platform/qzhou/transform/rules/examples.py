@@ -185,5 +185,7 @@ def short(name: str, text: str, row: Row, fields: Fields) -> Drop:
 
 def unknown_label(row: Row, fields: Fields, known: Iterable[str]) -> Drop:
     """The drop of a row whose label is none of the known ones."""
-    detail = f"label is {fields.raw(row, 'label')!r}; known: {', '.join(known)}; 'labels' translates others"
+    detail = (
+        f"label is {fields.raw(row, 'label')!r}; known: {', '.join(known)}; 'labels' translates others"
+    )
     return fields.drop("unknown_label", detail, row)

@@ -21,11 +21,7 @@ DEFAULT_COLUMNS: Mapping[Rule, Mapping[str, str]] = {
     "title_body": {"query": "title", "positive": "body"},
     "question_answer": {"query": "question", "positive": "answer"},
     "chat": {"messages": "messages"},
-    "reading_comprehension": {
-        "question": "question",
-        "context": "context",
-        "answer": "answers[].text",
-    },
+    "reading_comprehension": {"question": "question", "context": "context", "answer": "answers[].text"},
     "claim_evidence": {"claim": "claim", "evidence": "evidence", "label": "label"},
     "qrels": {"query_id": "query-id", "document_id": "corpus-id", "grade": "score"},
     "triplets": {"query": "query", "positive": "pos", "negative": "neg"},

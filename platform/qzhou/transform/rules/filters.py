@@ -51,8 +51,7 @@ def _too_many_tokens(
     longest = [max(next(counts) for _ in own) for own in texts]
     detail = f"tokens; max_tokens is {max_tokens}"
     return [
-        ("too_many_tokens", f"{count} {detail}") if count > max_tokens else None
-        for count in longest
+        ("too_many_tokens", f"{count} {detail}") if count > max_tokens else None for count in longest
     ]
 
 

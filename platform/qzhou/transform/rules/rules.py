@@ -39,9 +39,7 @@ REFUTES = {"refutes", "refute", "refuted", "contradict", "contradiction", "contr
 USER, ASSISTANT = {"user", "human", "prompter"}, {"assistant", "gpt", "bot", "model"}
 
 # The older form of the report asks with the whole passage (its figure, in the official repository's history).
-CONTEXT_IN_QUERY = (
-    "{context}\n<please read the text above and answer the question below:>\n{question}"
-)
+CONTEXT_IN_QUERY = "{context}\n<please read the text above and answer the question below:>\n{question}"
 
 
 def query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
@@ -119,8 +117,7 @@ def claim_evidence(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 def graded(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """Grades of search relevance, and graded answers: high ones are positives, low ones negatives."""
     texts = [
-        GradedText(row, number(fields.raw(row, "grade")), fields.text(row, "document"))
-        for row in rows
+        GradedText(row, number(fields.raw(row, "grade")), fields.text(row, "document")) for row in rows
     ]
     return by_grade(texts, fields, fields.text(rows[0], "query"), ("query", "document", "grade"))
 

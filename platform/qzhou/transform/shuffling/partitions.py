@@ -38,9 +38,7 @@ def write_partitions(
             writer.write_batch(batches[0] if batches else empty)
 
 
-def read_partition(
-    folder: Folder, names: Iterable[str], partition: int
-) -> Iterator[pa.RecordBatch]:
+def read_partition(folder: Folder, names: Iterable[str], partition: int) -> Iterator[pa.RecordBatch]:
     """One partition of each of some files, in their order."""
     for name in names:
         with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:

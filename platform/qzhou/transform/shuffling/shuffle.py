@@ -152,9 +152,7 @@ def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[Row] | RejectedR
     """Rows with the same key, in the order in which the first of each group was read."""
     table = pa.Table.from_batches(list(batches), schema=SHUFFLED)
     table = table.sort_by([("key", "ascending"), ("position", "ascending")])
-    keys, positions, rejected = (
-        table[name].to_pylist() for name in ("key", "position", "rejected")
-    )
+    keys, positions, rejected = (table[name].to_pylist() for name in ("key", "position", "rejected"))
     groups: list[tuple[int, list[int]]] = []
     # A rejected row has a group of its own.
     for _, members in groupby(range(len(keys)), key=lambda row: (keys[row], rejected[row] and row)):
@@ -165,9 +163,7 @@ def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[Row] | RejectedR
         yield RejectedRow(**contents[0]) if rejected[rows[0]] else contents
 
 
-def _read(
-    layout: Layout, dataset: Dataset, role: str, files: FilePart
-) -> Iterator[Row | RejectedRow]:
+def _read(layout: Layout, dataset: Dataset, role: str, files: FilePart) -> Iterator[Row | RejectedRow]:
     """The rows of raw files; what is wrong with them is said with the dataset's name."""
     form = format_of(dataset, role)
     try:
@@ -180,17 +176,13 @@ def _folder(layout: Layout, dataset: str, role: str) -> Folder:
     return layout.work / "shuffled" / dataset / role
 
 
-def _batches(
-    layout: Layout, dataset: Dataset, role: str, partition: int
-) -> Iterator[pa.RecordBatch]:
+def _batches(layout: Layout, dataset: Dataset, role: str, partition: int) -> Iterator[pa.RecordBatch]:
     """One partition of what was shuffled, by all tasks."""
     folder = _folder(layout, dataset.name, role)
     return read_partition(folder, folder.files(".arrow"), partition)
 
 
-def _partition(
-    layout: Layout, dataset: Dataset, role: str, partition: int
-) -> Iterator[dict[str, Any]]:
+def _partition(layout: Layout, dataset: Dataset, role: str, partition: int) -> Iterator[dict[str, Any]]:
     """The same as packed rows."""
     for batch in _batches(layout, dataset, role, partition):
         yield from batch.to_pylist()
