@@ -26,7 +26,7 @@ from qzhou.config.mining import MiningSection
 from qzhou.data.records import Document, Qrel, Query
 from qzhou.data.storage import Folder, read_records
 from qzhou.encoder import Encoder, load_encoder
-from qzhou.mining.select import Ranking, select_negatives
+from qzhou.mining.negative_selection import Ranking, select_negatives
 from qzhou.mining.shard import QueryBlock, Shard, VectorFile
 from qzhou.mining.text_digests import key_digests
 

@@ -43,7 +43,7 @@ from rich.console import Console
 from bench.mining_problem import MINING, OURS, RANDOM, WHO, Problem, Rows, rows_of, vector_problems
 from bench.report import parsed, table, write
 from qzhou.data.storage import Folder
-from qzhou.mining.select import ceiling
+from qzhou.mining.negative_selection import max_negative_score
 from qzhou.mining.shard import Shard
 
 GROWTH = (1, 2, 4)  # times the documents
@@ -150,7 +150,7 @@ def agreement(problem: Problem, ours: Rows, theirs: Rows) -> tuple[float, float]
     documents, tied = Shard(problem.folder, problem.documents), 0
     query_ND = Shard(problem.folder, problem.queries).vectors(np.array(differ, dtype=np.int64))
     positive_ND = documents.vectors(problem.positive_row_N[differ])
-    limit_N = ceiling(np.einsum("nd,nd->n", query_ND, positive_ND), MINING)
+    limit_N = max_negative_score(np.einsum("nd,nd->n", query_ND, positive_ND), MINING)
     for number, query, limit in zip(differ, query_ND, limit_N, strict=True):
         exchanged = np.array(sorted(set(ours[number]) ^ set(theirs[number])))
         score = documents.vectors(exchanged) @ query

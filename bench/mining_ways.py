@@ -34,7 +34,7 @@ from bench.mining_problem import (
 from qzhou.data.storage import Folder
 from qzhou.encoder import load_encoder
 from qzhou.encoder.vectors import CHUNK_ROWS
-from qzhou.mining.select import Ranking, select_negatives
+from qzhou.mining.negative_selection import Ranking, select_negatives
 from qzhou.mining.shard import QueryBlock, Shard
 from qzhou.mining.text_digests import Floats
 from qzhou.run.models import resolve

@@ -171,7 +171,8 @@ def metrics(chance: random.Random, stage: int, step: int, steps: int) -> dict:
         "positive_cosine": 0.55 + 0.2 * done, "gradient_norm": 3 * chance.uniform(0.5, 1.5),
         "learning_rate": (5e-5, 2e-5)[stage] * min((step + 1) / 10, 1 - step / steps),
         "tokens": chance.randint(5500, 6500), "tokens_per_s": 3000 * chance.uniform(0.85, 1.1),
-        "padding_share": 0.06, "encoded_twice": 0.0, "loader_wait_share": 0.002, "memory_gb": 1.9, "seconds": 2.0,
+        "padding_share": 0.06, "gradient_cache_share": 0.0, "loader_wait_share": 0.002,
+        "memory_gb": 1.9, "seconds": 2.0,
     }  # fmt: skip
     if found["task"] == "pair":
         found |= {"order_agreement": 0.71}

@@ -29,7 +29,7 @@ from sentence_transformers import SentenceTransformer
 from qzhou.config.model import ModelSection
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import PairExample, RetrievalExample
-from qzhou.encoder import load_encoder, load_teacher
+from qzhou.encoder import load_encoder, load_text_encoder
 from qzhou.evaluation.judge.local_tasks import retrieval_task, sts_task
 from qzhou.evaluation.judge.mteb_models import MtebEncoder
 from tests.browser import chromium, loaded, show
@@ -485,7 +485,7 @@ def test_mteb_gives_the_endpoint_the_scores_of_the_folder_behind_it(endpoint, mo
     monkeypatch.setenv("JUDGED_KEY", KEY)
     section = ModelSection(backbone="unused", max_document_tokens=MAX_TOKENS, dtype="float32")
     folder = load_encoder(str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32")
-    served = load_teacher(f"{endpoint.url}/v1#tiny", section, api_key_env="JUDGED_KEY")
+    served = load_text_encoder(f"{endpoint.url}/v1#tiny", section, api_key_env="JUDGED_KEY")
     asked = [f"how to {verb} {noun}" for verb in WORDS[2:8] for noun in WORDS[3:]]
     retrieval = [
         RetrievalExample(

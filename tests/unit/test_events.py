@@ -8,7 +8,7 @@ import pytest
 
 from qzhou.cli.errors import errors_for_people
 from qzhou.errors import DataError, SetupError
-from qzhou.telemetry.events import check_switch, log_event, print_block
+from qzhou.telemetry.events import check_log_format, log_event, print_block
 from qzhou.telemetry.progress import Progress
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +123,7 @@ def test_a_switch_that_means_nothing_is_refused(monkeypatch):
     monkeypatch.setenv("QZHOU_LOG", "yaml")
 
     with pytest.raises(SetupError, match="QZHOU_LOG is 'yaml'; set it to json or text"):
-        check_switch()
+        check_log_format()
 
 
 def test_the_package_says_what_happens_through_events():

@@ -5,7 +5,7 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from qzhou.serving.observing import Meter, Note
+from qzhou.serving.observing import EndpointMetrics, RequestLog
 from qzhou.telemetry.metrics import LLM_COST, METRICS, PROGRESS, ROWS, UNITS, measure, set_exporter
 from qzhou.telemetry.progress import progress
 from qzhou.training.tracking import DASHBOARD_METRICS, open_sinks
@@ -98,8 +98,8 @@ class _Engine:
 
 
 def test_the_endpoint_exposes_what_the_table_declares_and_says_which_replica_it_is():
-    meter = Meter({"tiny": _Engine()}, "r1")
-    meter.count("/v1/embeddings", 200, 0.02, Note(model="tiny", tokens=9))
+    meter = EndpointMetrics({"tiny": _Engine()}, "r1")
+    meter.count("/v1/embeddings", 200, 0.02, RequestLog(model="tiny", tokens=9))
 
     families = list(text_string_to_metric_families(meter.exposition().decode()))
 

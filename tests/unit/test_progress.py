@@ -12,8 +12,8 @@ def test_phases_are_recorded_with_the_time_to_their_first_units():
             bar.advance(2)
             time.sleep(0.02)
             bar.advance(3)
-            bar.worked(1.5)
-            bar.worked(2.25)
+            bar.add_worker_seconds(1.5)
+            bar.add_worker_seconds(2.25)
         with progress("nothing", total=None, unit="rows"):
             pass
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qzhou.errors import QzhouError, kind_of
-from qzhou.telemetry.events import as_json, check_switch, log_event
+from qzhou.telemetry.events import as_json, check_log_format, log_event
 
 INTERRUPTED = 130
 
@@ -25,7 +25,7 @@ def errors_for_people(command: str = "") -> Iterator[None]:
         command: Names the source of the message in a JSON log; default: the running script.
     """
     try:
-        check_switch()
+        check_log_format()
         yield
     except QzhouError as error:
         kind, status = kind_of(error).__name__, error.exit_status

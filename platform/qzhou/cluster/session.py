@@ -27,7 +27,7 @@ from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from qzhou.cluster.metrics import export_metrics, stop_export
 from qzhou.cluster.resources import MIN_LOCAL_CPUS, NodeType, ResourceRequest, refuse_impossible
 from qzhou.errors import QzhouError, SetupError, first_line, kind_of
-from qzhou.telemetry.events import VARIABLE
+from qzhou.telemetry.events import LOG_FORMAT_VARIABLE
 from qzhou.telemetry.metrics import STAGE_STARTED, measure
 
 PACKAGE = Path(__file__).parents[1]
@@ -93,7 +93,10 @@ def filter_ray_log(line: str) -> str | None:
 
 
 class _Quiet(io.TextIOBase):
-    """A standard stream that passes on what :func:`heard` lets through. ``print`` writes a text, then its line end."""
+    """A standard stream without the lines that :func:`filter_ray_log` drops.
+
+    ``print`` writes a text, then its line end.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._left_out = stream, False
@@ -235,7 +238,11 @@ def _worker_env() -> dict[str, str]:
     Ray refuses to hear it twice.
     """
     ours = {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
-    return ours | ({VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {})
+    return ours | (
+        {LOG_FORMAT_VARIABLE: os.environ[LOG_FORMAT_VARIABLE]}
+        if LOG_FORMAT_VARIABLE in os.environ
+        else {}
+    )
 
 
 def _set_up_ray_data() -> None:

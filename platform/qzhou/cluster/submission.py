@@ -27,7 +27,7 @@ from qzhou.cluster.session import filter_ray_log, local_options
 from qzhou.config.recipe import Recipe
 from qzhou.errors import SetupError, first_line
 from qzhou.run.run import Run, refuse_what_would_be_lost
-from qzhou.telemetry.events import VARIABLE, log_event
+from qzhou.telemetry.events import LOG_FORMAT_VARIABLE, log_event
 
 RUNTIME_ENV = Path("jobs/runtime_env.yaml")
 RUN = "qzhou_run"  # metadata of a job: the folder of the run
@@ -240,7 +240,11 @@ def _refuse_what_stays_behind(script: str, recipe: str) -> None:
 
 def _switched() -> list[str]:
     """The switch of the log for the job: in its command, because its runtime environment may hold it already."""
-    return ["env", f"{VARIABLE}={os.environ[VARIABLE]}"] if VARIABLE in os.environ else []
+    return (
+        ["env", f"{LOG_FORMAT_VARIABLE}={os.environ[LOG_FORMAT_VARIABLE]}"]
+        if LOG_FORMAT_VARIABLE in os.environ
+        else []
+    )
 
 
 def _job_id(script: str) -> str:

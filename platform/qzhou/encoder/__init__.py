@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qzhou.encoder.backbone import EmbeddingModel, choose_device, load_backbone
     from qzhou.encoder.encoder import Encoder, load_encoder
-    from qzhou.encoder.teacher import TextEncoder, load_teacher
+    from qzhou.encoder.text_encoder import TextEncoder, load_text_encoder
 
 __all__ = [
     "EmbeddingModel",
@@ -18,7 +18,7 @@ __all__ = [
     "choose_device",
     "load_backbone",
     "load_encoder",
-    "load_teacher",
+    "load_text_encoder",
 ]
 MODULES = ("backbone", "encoder", "teacher")
 

@@ -79,7 +79,7 @@ def name_of(library: str, dtype: str, processor: Processor) -> str:
     return f"{library}-{dtype}"
 
 
-def decided(recipe: Recipe, processor: Processor) -> dict[str, Any]:
+def resolved_arithmetic(recipe: Recipe, processor: Processor) -> dict[str, Any]:
     """Settings of the table ``model`` with every ``auto`` of the arithmetic replaced.
 
     With ``cluster.gpu`` the types stay as they are: the driver need not have a GPU. Each worker then takes bfloat16
@@ -110,7 +110,10 @@ def with_arithmetic(run: Run, processor: Processor | None = None, *, record: boo
     asked["gpu"] = run.recipe.cluster.gpu
     known = run.folder.read_json(RECORD) if run.folder.exists(RECORD) else {}
     if known.get("asked") != asked:
-        known = {"asked": asked, "decided": decided(run.recipe, processor or this_processor())}
+        known = {
+            "asked": asked,
+            "decided": resolved_arithmetic(run.recipe, processor or this_processor()),
+        }
         if record:
             run.folder.write_json(RECORD, known)
     settled = model.model_copy(update=known["decided"])

@@ -20,7 +20,7 @@ from qzhou.encoder.arithmetic import dtype_for, this_processor, warn_of_other_ar
 from qzhou.encoder.attention import PACKED, Packed, Padded, using_attention
 from qzhou.encoder.pooling import Pooling, pool, pool_packed
 from qzhou.errors import ModelError, first_line
-from qzhou.run.models import WAYS, resolve
+from qzhou.run.models import MODEL_NAME_HELP, resolve
 
 Attention = Literal["bidirectional", "causal"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -96,7 +96,7 @@ def load_backbone(
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
-            f"the model '{spec}' cannot be loaded: {first_line(error)}\n       {WAYS}"
+            f"the model '{spec}' cannot be loaded: {first_line(error)}\n       {MODEL_NAME_HELP}"
         ) from None
     _refuse_random_weights(spec, loaded)
     if tokenizer.pad_token is None:
@@ -111,7 +111,7 @@ def load_backbone(
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
+class ModelMetadata:
     """What a model's files say besides its weights; None where they say nothing.
 
     Attributes:
@@ -128,7 +128,7 @@ class Declared:
     max_tokens: int | None
 
 
-def declared(spec: str) -> Declared:
+def read_metadata(spec: str) -> ModelMetadata:
     """What a model's files say of it, weights unread.
 
     Raises:
@@ -139,12 +139,12 @@ def declared(spec: str) -> Declared:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"the model '{spec}' cannot be read: {first_line(error)}\n       {WAYS}"
+            f"the model '{spec}' cannot be read: {first_line(error)}\n       {MODEL_NAME_HELP}"
         ) from None
     _refuse_other_modules(spec, place)
     modules = [str(one["type"]).rsplit(".", 1)[-1] for one in _declared_list(place, "modules.json")]
     longest = _declared(place, "sentence_bert_config.json").get("max_seq_length")
-    return Declared(
+    return ModelMetadata(
         config=config,
         pooling=_declared_pooling(spec, place),
         is_normalised="Normalize" in modules if modules else None,
@@ -153,7 +153,7 @@ def declared(spec: str) -> Declared:
     )
 
 
-def without_weights(config: Any) -> Any:
+def meta_model(config: Any) -> Any:
     """A backbone of a config's shape that has no memory for weights: names, shapes, and how it attends."""
     with torch.device("meta"):
         return AutoModel.from_config(config)
@@ -169,7 +169,7 @@ def load_tokenizer(spec: str) -> Any:
         return AutoTokenizer.from_pretrained(resolve(spec))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"the tokenizer of '{spec}' cannot be loaded: {first_line(error)}\n       {WAYS}"
+            f"the tokenizer of '{spec}' cannot be loaded: {first_line(error)}\n       {MODEL_NAME_HELP}"
         ) from None
 
 
@@ -190,9 +190,9 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def is_causal(backbone: nn.Module) -> bool:
     """Whether a backbone's tokens see only what stands before them: a decoder that nobody made bidirectional."""
-    declared = getattr(backbone.config, "is_causal", None)
-    if declared is not None:
-        return bool(declared)
+    read_metadata = getattr(backbone.config, "is_causal", None)
+    if read_metadata is not None:
+        return bool(read_metadata)
     return any(getattr(module, "is_causal", False) for module in backbone.modules())
 
 
@@ -215,10 +215,10 @@ def _declared_pooling(spec: str, place: str) -> Pooling | None:
     Raises:
         ModelError: It is one that this encoder does not know.
     """
-    declared = _declared(place, "1_Pooling/config.json")
-    mode = declared.get("pooling_mode")
+    read_metadata = _declared(place, "1_Pooling/config.json")
+    mode = read_metadata.get("pooling_mode")
     asked = [mode] if isinstance(mode, str) else [
-        key for key, value in declared.items() if key.startswith("pooling_mode_") and value is True
+        key for key, value in read_metadata.items() if key.startswith("pooling_mode_") and value is True
     ]  # fmt: skip
     known = POOLING_BY_NAME | POOLING_BY_OLD_KEY
     if not asked:
@@ -256,7 +256,7 @@ def _refuse_random_weights(spec: str, loaded: Mapping[str, Any]) -> None:
         if names:
             raise ModelError(
                 f"the model '{spec}' cannot be loaded: {len(names)} of its weights {what} ({', '.join(names[:3])}"
-                f"{', ...' if len(names) > 3 else ''}). Its files are not whole, or not of one model. {WAYS}"
+                f"{', ...' if len(names) > 3 else ''}). Its files are not whole, or not of one model. {MODEL_NAME_HELP}"
             )
 
 

@@ -16,7 +16,7 @@ from qzhou.data.records import digest
 from qzhou.data.storage import Folder
 
 if TYPE_CHECKING:
-    from qzhou.encoder.teacher import TextEncoder
+    from qzhou.encoder.text_encoder import TextEncoder
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 VERSION = 2  # of the files

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError, RecipeError, RegressionError
 from qzhou.evaluation.comparison import Row
-from qzhou.evaluation.intervals import Interval, widest
+from qzhou.evaluation.intervals import Interval, worst_case_interval
 from qzhou.evaluation.judge.model_specs import STAGE2
 from qzhou.evaluation.judge.per_example_scores import paired_difference
 from qzhou.evaluation.judge.task_scores import TaskScore
@@ -147,7 +147,7 @@ def _change(before: TaskScore, now: TaskScore, seed: int) -> Interval | None:
         return paired_difference(ours, theirs, seed=seed)
     if before.undefined or before.data_revision != now.data_revision:
         return None
-    return widest(now.score - before.score, min(before.n, now.n))
+    return worst_case_interval(now.score - before.score, min(before.n, now.n))
 
 
 def _other_run(name: str, run_folder: Folder) -> Folder:

@@ -30,7 +30,7 @@ def mean(values: Sequence[float]) -> Interval:
     return _of_test(fmean(values), CONFIDENCE, ttest_1samp, values, 0.0)
 
 
-def fall(before: Sequence[float], after: Sequence[float], comparisons: int = 1) -> Interval:
+def mean_decrease(before: Sequence[float], after: Sequence[float], comparisons: int = 1) -> Interval:
     """By how much a mean fell, from at least two values to at least two others (Welch's test).
 
     Args:
@@ -74,7 +74,7 @@ def mean_of(found: Sequence[Interval]) -> Interval:
     return Interval(value, value - below, value + above)
 
 
-def widest(difference: float, n: int) -> Interval:
+def worst_case_interval(difference: float, n: int) -> Interval:
     """The widest interval of a difference of two scores of which only ``n`` is known.
 
     Each score is a mean of ``n`` values from 0 to 1, whose variance is at most a quarter. On the same examples the

@@ -15,7 +15,7 @@ from qzhou.evaluation.judge.model_specs import models_to_score
 from qzhou.evaluation.judge.workers import MakeEvaluator, make_evaluator
 from qzhou.evaluation.report import PAGE, write_report
 from qzhou.evaluation.scoring import score_run
-from qzhou.evaluation.settings_check import refuse_other_training
+from qzhou.evaluation.settings_check import refuse_changed_settings
 from qzhou.run.files import EVALUATION, TRAINING_STAGE2, TRANSFORM, RunFiles
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
@@ -23,7 +23,7 @@ from qzhou.telemetry.events import log_event, print_block
 
 NOTHING_HELD_OUT = (
     "evaluation: there is nothing to judge, because no dataset holds out enough and evaluation.tasks is empty. Give a "
-    "dataset a eval_fraction above 0, or name tasks of mteb."
+    "dataset an eval_fraction above 0, or name tasks of mteb."
 )
 # These folders stay valid when settings change: their entries carry the key of all that they depend on.
 PERSISTENT = ("scores", "results", "vectors")
@@ -46,7 +46,7 @@ def evaluate(
         DataError: Training has not finished, or a task could not be scored; the scores of the others are kept.
         RegressionError: Stage 2 does not pass the gate.
     """
-    refuse_other_training(recipe)
+    refuse_changed_settings(recipe)
     run = with_arithmetic(Run.open(recipe))
     if gate is not None:
         gate.refuse_unknown_run(run.folder)

@@ -23,7 +23,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
 IGNORED = ("encoding_dtype", "compiled", "saved_dtype", "models")
 
 
-def refuse_other_training(recipe: Recipe) -> None:
+def refuse_changed_settings(recipe: Recipe) -> None:
     """Refuse to score models under settings that did not make them, because the report would show wrong settings.
 
     Raises:

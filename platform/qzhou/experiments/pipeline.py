@@ -48,7 +48,7 @@ def run_experiment(grid: TrialGrid) -> list[Comparison]:
     (:mod:`qzhou.run.sharing`), and finished trials only say so: the same command goes on after any death.
 
     Raises:
-        QzhouError: TrialGrid failed; the others are finished and compared.
+        QzhouError: Trials failed; the others are finished and compared.
     """
     resolve_all(
         *{
@@ -59,7 +59,7 @@ def run_experiment(grid: TrialGrid) -> list[Comparison]:
     )
     folder = Folder.open(grid.storage).create()
     with session():
-        failed = _tried(grid, folder)
+        failed = _run_trials(grid, folder)
     outcomes = [
         Outcome.read(one.variant, one.seed, folder / one.name)
         for one in grid.trials
@@ -74,11 +74,11 @@ def run_experiment(grid: TrialGrid) -> list[Comparison]:
     block = f"\nresults: {folder.uri}/results.json, {folder.uri}/results.html"
     print_block(block, "experiment", "results", folder=folder.uri)
     if failed:
-        raise together(failed, len(grid.trials))
+        raise combined_error(failed, len(grid.trials))
     return comparisons
 
 
-def at_once(recipes: Sequence[Recipe], resources: Mapping[str, float]) -> int:
+def max_parallel_trials(recipes: Sequence[Recipe], resources: Mapping[str, float]) -> int:
     """How many trials a cluster carries at the same time, at least one.
 
     A stage takes its actors one by one, so two trials that both got half of what they need would wait for ever: a
@@ -100,10 +100,12 @@ def at_once(recipes: Sequence[Recipe], resources: Mapping[str, float]) -> int:
     return max(1, int(min(resources.get(name, 0) // amount for name, amount in hungriest.items())))
 
 
-def _tried(grid: TrialGrid, folder: Folder) -> dict[str, QzhouError]:
-    """TrialGrid that failed, and of what."""
+def _run_trials(grid: TrialGrid, folder: Folder) -> dict[str, QzhouError]:
+    """The error of each trial that failed, by the name of the trial."""
     recipes = {one.name: one.recipe for one in grid.trials}
-    most = grid.experiment.trials_at_once or at_once(list(recipes.values()), ray.cluster_resources())
+    most = grid.experiment.trials_at_once or max_parallel_trials(
+        list(recipes.values()), ray.cluster_resources()
+    )
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     (folder / TUNE).delete()
@@ -192,7 +194,7 @@ def _task_texts(recipe: Recipe) -> Any:
     return task_texts
 
 
-def together(failed: Mapping[str, QzhouError], trials: int) -> QzhouError:
+def combined_error(failed: Mapping[str, QzhouError], trials: int) -> QzhouError:
     """One error for all trials that failed, of their kind if that is one; those that failed alike are named once.
 
     Args:

@@ -71,7 +71,7 @@ class Line:
     variant: str
     scores: Mapping[int, float]
     spread: Spread | None
-    ahead: Spread | None = None
+    difference: Spread | None = None
     by_items: Interval | None = None
     undefined: str = ""
 
@@ -129,9 +129,9 @@ def table(comparison: Comparison) -> str:
     for heading in headings:
         grid.add_column(heading, justify="right")
     for line in comparison.lines:
-        spread, ahead, by_items = line.spread, line.ahead, line.by_items
+        spread, difference, by_items = line.spread, line.difference, line.by_items
         cells = [str(len(line.scores)), f"{spread.mean:.4f}" if spread else "-", _limits(spread, "")]
-        cells += [f"{ahead.mean:+.4f}" if ahead else "-", _limits(ahead, "+")]
+        cells += [f"{difference.mean:+.4f}" if difference else "-", _limits(difference, "+")]
         grid.add_row(line.variant, *cells, _limits(by_items, "+"))
     seeds = max((len(line.scores) for line in comparison.lines), default=0)
     marks = "* leaves out zero; differences are paired by seed, and by item (bootstrap)"
@@ -182,12 +182,12 @@ def _line(
     spread = over_seeds(list(scores.values()))
     if not both:
         return Line(name, scores, spread)
-    ahead = over_seeds([scores[seed] - _score(base[seed], score) for seed in both])
+    difference = over_seeds([scores[seed] - _score(base[seed], score) for seed in both])
     return Line(
         name,
         scores,
         spread,
-        ahead,
+        difference,
         _by_items([own[seed] for seed in both], [base[seed] for seed in both], score),
     )
 

@@ -14,12 +14,12 @@ import torch
 
 from qzhou.data.storage import TEMPORARY_PREFIX, Folder
 from qzhou.encoder.backbone import (
-    Declared,
-    declared,
+    ModelMetadata,
     is_causal,
     load_backbone,
     load_tokenizer,
-    without_weights,
+    meta_model,
+    read_metadata,
 )
 from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.errors import ModelError, RecipeError, StorageError
@@ -60,7 +60,7 @@ class Source:
         name: As the user named it.
         address: Where it was found.
         local: Its folder on this machine, or its hub id.
-        declared: What its files say of it.
+        read_metadata: What its files say of it.
         tokenizer: Its tokenizer.
         is_causal: Whether its tokens see earlier tokens only.
     """
@@ -68,14 +68,14 @@ class Source:
     name: str
     address: str
     local: str
-    declared: Declared
+    read_metadata: ModelMetadata
     tokenizer: Any
     is_causal: bool
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the saved weights."""
-        dtype = getattr(self.declared.config, "dtype", None)
+        dtype = getattr(self.read_metadata.config, "dtype", None)
         return getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
 
 
@@ -174,8 +174,8 @@ def _source(name: str, stack: ExitStack) -> Source:
     address = local = _address(name)
     if "://" in address:
         local = str(stack.enter_context(Folder.open(address).local_copy()))
-    files = declared(local)
-    backwards = is_causal(without_weights(files.config))
+    files = read_metadata(local)
+    backwards = is_causal(meta_model(files.config))
     return Source(name, address, local, files, load_tokenizer(local), backwards)
 
 
@@ -217,15 +217,19 @@ def _refuse_another_kind(one: Source, other: Source) -> None:
 
 def _traits(one: Source, other: Source) -> Iterator[tuple[str, object, object]]:
     """Name and both values of what must be equal where both models declare it, the clearest difference first."""
-    mine, theirs = (dict(source.declared.config.to_dict()) for source in (one, other))
+    mine, theirs = (dict(source.read_metadata.config.to_dict()) for source in (one, other))
     yield "the architecture", mine.get("model_type"), theirs.get("model_type")
     for key in sorted((set(mine) | set(theirs)) - NOT_COMPARED):
         yield key, mine.get(key), theirs.get(key)
     attention = {False: "bidirectional", True: "causal"}
     yield "attention", attention[one.is_causal], attention[other.is_causal]
-    yield "pooling", one.declared.pooling, other.declared.pooling
+    yield "pooling", one.read_metadata.pooling, other.read_metadata.pooling
     switch = {None: None, False: "off", True: "on"}
-    yield "normalisation", switch[one.declared.is_normalised], switch[other.declared.is_normalised]
+    yield (
+        "normalisation",
+        switch[one.read_metadata.is_normalised],
+        switch[other.read_metadata.is_normalised],
+    )
 
 
 def _tokenizer_difference(one: Any, other: Any) -> str | None:
@@ -253,7 +257,7 @@ def _prompts(sources: Sequence[Source], prompts_of: str | None) -> dict[str, str
         sources = [next(source for source in sources if source.name == prompts_of)]
     found: dict[str, tuple[str, str]] = {}
     for source in sources:
-        for name, prompt in (source.declared.prompts or {}).items():
+        for name, prompt in (source.read_metadata.prompts or {}).items():
             before, owner = found.setdefault(name, (prompt, source.name))
             if before != prompt:
                 raise ModelError(
@@ -278,17 +282,17 @@ def _save(sources: Sequence[Source], state: State, folder: Path, prompts: dict[s
     dtype = sources[0].dtype
     for source in sources[1:]:
         dtype = torch.promote_types(dtype, source.dtype)
-    pooling = next((one.declared.pooling for one in sources if one.declared.pooling), None)
+    pooling = next((one.read_metadata.pooling for one in sources if one.read_metadata.pooling), None)
     found = load_backbone(sources[0].local, pooling=pooling, dtype=dtype)
     found.model.load_state_dict(state)
     config = found.model.backbone.config
-    widths = [getattr(one.declared.config, "matryoshka_dimensions", None) or () for one in sources]
+    widths = [getattr(one.read_metadata.config, "matryoshka_dimensions", None) or () for one in sources]
     if any(widths):
         # vectors may be cut where all sources were trained to be cut
         config.matryoshka_dimensions = sorted(set.intersection(*map(set, widths)), reverse=True)
     limits = [found.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
     for source in sources:
-        limits += [source.declared.max_tokens, source.tokenizer.model_max_length]
+        limits += [source.read_metadata.max_tokens, source.tokenizer.model_max_length]
     max_tokens = min(int(one) for one in limits if one is not None)
     save_sentence_transformer(
         found.model, found.tokenizer, folder, max_tokens=max_tokens, prompts=prompts

@@ -44,10 +44,10 @@ class EncodeActor:
 
     @cached_property
     def _encoder(self) -> TextEncoder:
-        from qzhou.encoder import load_teacher
+        from qzhou.encoder import load_text_encoder
 
         key = self._recipe.mining.teacher_api_key_env
-        return load_teacher(self._teacher, self._recipe.model, api_key_env=key)
+        return load_text_encoder(self._teacher, self._recipe.model, api_key_env=key)
 
     @cached_property
     def _store(self) -> VectorStore:

@@ -108,7 +108,7 @@ def document_digests(folder: Folder, file: str) -> tuple[Digests, Digests]:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ReportSample:
     """Negatives that some examples came with, to be scored for the report.
 
     Attributes:
@@ -141,7 +141,7 @@ class Corpus:
     examples: Folder
     queries: list[Chunk]
     documents: list[Chunk]
-    shown: Shown
+    shown: ReportSample
     key_M: Digests
     copies: Ints
     most_relevant: int
@@ -220,7 +220,7 @@ def prepared(
         examples=examples,
         queries=chunks(examples, "query"),
         documents=chunks(corpus) + chunks(extra / "positives"),
-        shown=Shown(
+        shown=ReportSample(
             chunks=chunks(extra / "negatives"),
             owner=np.array([owner for owner, _ in gathered.shown], dtype=np.int64),
             origins=[negative.origin for negative in shown],

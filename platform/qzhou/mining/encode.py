@@ -55,7 +55,7 @@ def encoded(
         for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
             for error in filter(None, batch["error"]):
                 raise from_json(error)
-            bar.worked(float(batch["seconds"].sum()))
+            bar.add_worker_seconds(float(batch["seconds"].sum()))
             for number, name in zip(batch["id"], batch["name"], strict=True):
                 names[int(number)] = str(name)
                 bar.advance(chunks[int(number)].rows)

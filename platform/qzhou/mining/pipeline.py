@@ -20,9 +20,7 @@ from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.mining.corpus import Chunk, Corpus, document_digests, prepared, read_texts
 from qzhou.mining.encode import encoded
 from qzhou.mining.layout import DEFAULT, Layout
-from qzhou.mining.query_block import Queries, depth_of, inconsistent, ranking_of, reranked
-from qzhou.mining.report import Report, sentence
-from qzhou.mining.select import (
+from qzhou.mining.negative_selection import (
     Ranking,
     Selection,
     combine,
@@ -30,8 +28,16 @@ from qzhou.mining.select import (
     leave_one_out_false_negatives,
     select_negatives,
 )
+from qzhou.mining.query_block import Queries, depth_of, inconsistent, ranking_of, reranked
+from qzhou.mining.report import Report, sentence
 from qzhou.mining.shard import EXACT, Shard, VectorFile
-from qzhou.mining.sharded_index import PendingSearch, RerankerPool, ShardedIndex, shards_of, share_of
+from qzhou.mining.sharded_index import (
+    PendingSearch,
+    RerankerPool,
+    ShardedIndex,
+    actor_resources,
+    shards_of,
+)
 from qzhou.mining.text_digests import Bools, Floats, Ints, is_among
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
@@ -189,7 +195,7 @@ class _Miner:
         rows = self._layout.shard_rows
         shards = [shards_of(self._recipe, one.folder, one.documents, rows) for one in self._vectors]
         rerankers = self._recipe.cluster.encode_workers if self._mining.reranker else 0
-        share = share_of(self._recipe, sum(map(len, shards)) + rerankers)
+        share = actor_resources(self._recipe, sum(map(len, shards)) + rerankers)
         copies = self._corpus.copies
         for own, parts in zip(self._vectors, shards, strict=True):
             index = ShardedIndex(self._recipe, own.folder, parts, copies, share, self._layout)

@@ -43,7 +43,7 @@ def shards_of(
     return divided(files, wanted)
 
 
-def share_of(recipe: Recipe, actors: int) -> dict[str, Any]:
+def actor_resources(recipe: Recipe, actors: int) -> dict[str, Any]:
     """The resources of each of so many actors: next to nothing of a CPU, and its part of a GPU with ``cluster.gpu``.
 
     They all run at the same time, and for one that finds no room the stage would wait without end. They ask for a
@@ -86,7 +86,7 @@ class ShardedIndex:
         folder: Holds the vector files.
         shards: Vector files of the documents, in the order of the corpus; an actor for each.
         copies: Rows of the corpus that are not searched.
-        share: Resources of each actor (:func:`share_of`).
+        share: Resources of each actor (:func:`actor_resources`).
         layout: Names the class of the actors.
     """
 

@@ -57,7 +57,8 @@ class Groups:
 class RelevantTexts:
     """The texts relevant to each query of a dataset: its own positives, its relatives', and those of an equal query.
 
-    :func:`qzhou.data.records.answers` for millions of queries: 32 bytes for each positive in place of sets of texts.
+    This is :func:`qzhou.data.records.relevant_keys` for millions of queries: 32 bytes for each positive instead of
+    sets of texts.
 
     Args:
         groups: Of all queries.

@@ -11,7 +11,7 @@ from qzhou.data.records import digest
 from qzhou.errors import ModelError
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-WAYS = "Name a folder with config.json, a hub id like 'Qwen/Qwen2.5-7B-Instruct', or package:<import name>/<folder>."
+MODEL_NAME_HELP = "Name a folder with config.json, a hub id like 'Qwen/Qwen2.5-7B-Instruct', or package:<import name>/<folder>."
 PARTS, PART_BYTES = 256, 16_384
 
 
@@ -26,7 +26,7 @@ def resolve(spec: str) -> str:
         found = importlib.util.find_spec(package) if package else None
         if found is None or not found.submodule_search_locations:
             raise ModelError(
-                f"the model '{spec}' needs the Python package '{package}': pip install it first. {WAYS}"
+                f"the model '{spec}' needs the Python package '{package}': pip install it first. {MODEL_NAME_HELP}"
             )
         folder = Path(found.submodule_search_locations[0]) / inside
     else:
@@ -35,7 +35,7 @@ def resolve(spec: str) -> str:
             return spec
     if not (folder / "config.json").exists():
         what = "has no config.json" if folder.exists() else "does not exist"
-        raise ModelError(f"the model '{spec}': the folder {folder} {what}. {WAYS}")
+        raise ModelError(f"the model '{spec}': the folder {folder} {what}. {MODEL_NAME_HELP}")
     return str(folder)
 
 

@@ -19,7 +19,6 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest, digest
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError, RecipeError, StorageError
-from qzhou.run.changes import Parts, changes, duration
 from qzhou.run.code import code_of_stage
 from qzhou.run.files import (
     EVALUATION,
@@ -32,6 +31,7 @@ from qzhou.run.files import (
     TRAINING_STAGE2,
     TRANSFORM,
 )
+from qzhou.run.fingerprint import FingerprintInputs, changes, duration
 from qzhou.run.lock import run_lock
 from qzhou.run.sharing import finished_elsewhere, reuse_cache, reuse_stage, stage_lock
 from qzhou.telemetry.events import log_event
@@ -98,10 +98,10 @@ class Stage:
     persistent: Sequence[str] = ()
     shared: Sequence[str] = ()
 
-    def parts(self) -> Parts:
+    def parts(self) -> FingerprintInputs:
         """All that its fingerprint covers."""
         code = code_of_stage(self.code_of, without=self.without)
-        return Parts(settings=self.settings, inputs=self.inputs, code=code)
+        return FingerprintInputs(settings=self.settings, inputs=self.inputs, code=code)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -209,14 +209,14 @@ class Run:
             )
             return _finished(begun, folder, work)
 
-    def _accepted(self, folder: Folder, name: str, parts: Parts) -> Manifest:
+    def _accepted(self, folder: Folder, name: str, parts: FingerprintInputs) -> Manifest:
         """Keep a finished stage as it is, and write into its manifest what it was accepted for."""
         if not folder.exists(MANIFEST):
             self._take_back(folder, name)
         manifest = self.manifest(name)
         if manifest.is_valid_for(parts.fingerprint):
             return manifest
-        changed = changes(Parts.of(manifest), parts)
+        changed = changes(FingerprintInputs.of(manifest), parts)
         now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S UTC}"
         accepted = {"fingerprint": parts.fingerprint, "at": now, "changed": changed}
         manifest = dataclasses.replace(manifest, accepted=[*manifest.accepted, accepted])
@@ -250,7 +250,9 @@ class Run:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         return self.folder / STALE / f"{name.replace('/', '-')}-{stamp}"
 
-    def _make_room(self, folder: Folder, stage: Stage, parts: Parts, finished: Manifest | None) -> None:
+    def _make_room(
+        self, folder: Folder, stage: Stage, parts: FingerprintInputs, finished: Manifest | None
+    ) -> None:
         """Move a stale folder aside; leave one that the same work has begun."""
         if not folder.exists():
             return
@@ -261,7 +263,7 @@ class Run:
             return
         aside = self._place_aside(stage.name)
         if finished:
-            changed = changes(Parts.of(finished), parts)
+            changed = changes(FingerprintInputs.of(finished), parts)
             line = (
                 f"{stage.name}: runs again, because {'; '.join(changed)}. The finished output, which took "
                 f"{duration(finished.wall_s)}, moves to {aside.uri}; --keep {stage.name} takes it back"

@@ -75,7 +75,7 @@ def serve_until_stopped(recipe: Recipe) -> None:
     with tempfile.TemporaryDirectory(prefix="qzhou-serve-", ignore_cleanup_errors=True) as scratch:
         if not joining:
             check_port(settings.host, settings.port)
-            os.environ.update(throughput(settings.port, scratch) | os.environ)
+            os.environ.update(haproxy_environment(settings.port, scratch) | os.environ)
         with session(), _serving(recipe, model, joining=joining), _signals() as asked:
             address = (
                 f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
@@ -92,10 +92,10 @@ def serve_until_stopped(recipe: Recipe) -> None:
                     asked.update.clear()
                     _update(recipe)
             log_event("serve: stopping", "stopping")
-            _close_the_door(scratch)
+            _drain_haproxy(scratch)
 
 
-def throughput(port: int, scratch: str) -> dict[str, str]:
+def haproxy_environment(port: int, scratch: str) -> dict[str, str]:
     """The environment in which Ray Serve forwards a request to its replica in one step instead of three.
 
     HAProxy stands in front of the replicas and asks them itself. Its files and ports are this endpoint's own, so that
@@ -129,7 +129,7 @@ def throughput(port: int, scratch: str) -> dict[str, str]:
     }
 
 
-def _close_the_door(scratch: str) -> None:
+def _drain_haproxy(scratch: str) -> None:
     """Take no more connections and answer what is there: HAProxy's soft stop.
 
     Without it Ray Serve would forget the application first, and clients would hear 404 until the end.

@@ -14,7 +14,7 @@ REMEMBERED = 10_000  # keys; those that rest are as good as new
 
 
 @dataclass(slots=True)
-class Bill:
+class TokenCharge:
     """What a request has cost in the end."""
 
     tokens: int = 0
@@ -55,7 +55,7 @@ class TokenRate:
             )
 
     @contextmanager
-    def held(self, key: str, guess: int) -> Iterator[Bill]:
+    def reserve_tokens(self, key: str, guess: int) -> Iterator[TokenCharge]:
         """Hold a guess back for the block, then take off what stands in the bill: nothing, unless the block says so.
 
         Raises:
@@ -63,7 +63,7 @@ class TokenRate:
         """
         self.admit(key)
         self.charge(key, guess)
-        bill = Bill()
+        bill = TokenCharge()
         try:
             yield bill
         finally:

@@ -62,7 +62,7 @@ Write = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(slots=True)
-class Note:
+class RequestLog:
     """What the routes tell of a request; nothing of its texts."""
 
     key: str = "-"
@@ -70,7 +70,7 @@ class Note:
     tokens: int = 0
 
 
-class Meter:
+class EndpointMetrics:
     """The endpoint's numbers in Prometheus' format.
 
     Args:
@@ -94,7 +94,7 @@ class Meter:
         )
         self.registry.register(self)  # for collect()
 
-    def count(self, route: str, status: int, seconds: float, note: Note) -> None:
+    def count(self, route: str, status: int, seconds: float, note: RequestLog) -> None:
         """One answered request."""
         shown = route if route in ROUTES else "other"
         self._requests.labels(shown, str(status), self._replica).inc()
@@ -116,10 +116,10 @@ class Meter:
             yield found
 
 
-class Observed:
+class AccessLogMiddleware:
     """An ASGI application whose requests are counted and logged, under the id that Ray Serve gives and answers with."""
 
-    def __init__(self, app: Any, meter: Meter, write: Write | None) -> None:
+    def __init__(self, app: Any, meter: EndpointMetrics, write: Write | None) -> None:
         self.app, self._meter, self._write = app, meter, write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,7 +128,7 @@ class Observed:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        note = scope[NOTE] = Note()
+        note = scope[NOTE] = RequestLog()
         headers = dict(scope["headers"])
         status = 499  # the client left
 
@@ -148,7 +148,7 @@ class Observed:
 
 
 def _line(
-    scope: Scope, headers: Mapping[bytes, bytes], status: int, seconds: float, note: Note
+    scope: Scope, headers: Mapping[bytes, bytes], status: int, seconds: float, note: RequestLog
 ) -> dict[str, Any]:
     request_id = headers.get(REQUEST_ID, b"").decode("latin-1")
     trace = TRACE.fullmatch(headers.get(b"traceparent", b"").decode("latin-1"))

@@ -33,7 +33,7 @@ from qzhou.serving.errors import RequestError
 from qzhou.serving.indexing import STAGE
 from qzhou.serving.keys import ApiKeys
 from qzhou.serving.memory import remember_fewer_shapes
-from qzhou.serving.observing import Meter, Observed
+from qzhou.serving.observing import AccessLogMiddleware, EndpointMetrics
 from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
 from qzhou.serving.web import Endpoint, web_app
 
@@ -93,10 +93,10 @@ class EmbeddingServer(ModelReplica):
             described = await handle.describe.remote()
             self._services[other] = EmbeddingService(RemoteModel(handle), described, limits)
 
-    def __serve_build_asgi_app__(self) -> Observed:  # Ray Serve's name
+    def __serve_build_asgi_app__(self) -> AccessLogMiddleware:  # Ray Serve's name
         endpoint = Endpoint(self._services, self._settings, self._keys, self._ready)
         replica = serve.get_replica_context().replica_tag
-        meter = Meter({self._model.name: self.engine}, replica)
+        meter = EndpointMetrics({self._model.name: self.engine}, replica)
         return web_app(endpoint, meter, _write_line if self._settings.access_log else None)
 
     async def _ready(self) -> None:

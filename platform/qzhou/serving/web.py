@@ -16,7 +16,7 @@ from qzhou.config.serving import ServingSection
 from qzhou.serving.errors import RequestError
 from qzhou.serving.keys import ApiKeys
 from qzhou.serving.limits import TokenRate
-from qzhou.serving.observing import NOTE, Meter, Note, Observed, Write
+from qzhou.serving.observing import NOTE, AccessLogMiddleware, EndpointMetrics, RequestLog, Write
 from qzhou.serving.schemas import (
     EmbeddingRequest,
     EmbeddingResponse,
@@ -97,7 +97,7 @@ class Endpoint:
         asked = parse_request(kind, body)
         service = self.service(asked.model)
         note.model = service.model.name
-        with self._rate.held(key, len(body) // BYTES_A_TOKEN) as bill:
+        with self._rate.reserve_tokens(key, len(body) // BYTES_A_TOKEN) as bill:
             try:
                 async with asyncio.timeout(self.settings.request_timeout_s):
                     answer = await work(service, asked)
@@ -145,7 +145,7 @@ class Endpoint:
         return bytes(body)
 
 
-def web_app(endpoint: Endpoint, meter: Meter, write: Write | None) -> Observed:
+def web_app(endpoint: Endpoint, meter: EndpointMetrics, write: Write | None) -> AccessLogMiddleware:
     """The ASGI application.
 
     Args:
@@ -165,12 +165,12 @@ def web_app(endpoint: Endpoint, meter: Meter, write: Write | None) -> Observed:
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type"],
         )
-    return Observed(web, meter, write)
+    return AccessLogMiddleware(web, meter, write)
 
 
-def note_of(request: Request) -> Note:
+def note_of(request: Request) -> RequestLog:
     """What is noted of a request for the log."""
-    note: Note = request.scope[NOTE]
+    note: RequestLog = request.scope[NOTE]
     return note
 
 
@@ -196,7 +196,7 @@ def _answering(endpoint: Endpoint, kind: Any, work: Any) -> Callable[[Request], 
     return answer
 
 
-def _add_routes(web: FastAPI, endpoint: Endpoint, meter: Meter) -> None:
+def _add_routes(web: FastAPI, endpoint: Endpoint, meter: EndpointMetrics) -> None:
     for path, kind, answered, work in POSTS:
         web.add_api_route(
             path,
@@ -232,7 +232,7 @@ def _add_model_routes(web: FastAPI, endpoint: Endpoint) -> None:
         return Response(endpoint.service(name).listing().model_dump_json(), media_type=JSON)
 
 
-def _add_operator_routes(web: FastAPI, endpoint: Endpoint, meter: Meter) -> None:
+def _add_operator_routes(web: FastAPI, endpoint: Endpoint, meter: EndpointMetrics) -> None:
     @web.get("/health")
     async def health() -> dict[str, str]:
         """The endpoint lives."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qzhou.config.synthesis import BUILTIN_MODEL
-from qzhou.synthesis.rules import apply_rules
+from qzhou.synthesis.builtin_rules import apply_rules
 
 
 class BuiltinEndpoint:

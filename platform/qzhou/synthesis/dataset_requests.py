@@ -62,7 +62,7 @@ def _requests(run: Run, task: Task, name: str, *, has_corpus: bool) -> DatasetRe
     return DatasetRequests(task=task, name=name, requests=requests + queries, documents=documents)
 
 
-def groups(datasets: Iterator[DatasetRequests]) -> Iterator[list[DatasetRequests]]:
+def request_groups(datasets: Iterator[DatasetRequests]) -> Iterator[list[DatasetRequests]]:
     """Datasets whose requests are sent together: few rounds, each small enough for the driver's memory."""
     group: list[DatasetRequests] = []
     for dataset in datasets:

@@ -67,10 +67,10 @@ class EmbeddingScorer:
 
     def __init__(self, recipe: Recipe) -> None:
         # Loads torch, which the driver and other actors that import this file do not need.
-        from qzhou.encoder import load_teacher
+        from qzhou.encoder import load_text_encoder
 
         spec = recipe.synthesis.filters.teacher or recipe.mining.teacher
-        self._encoder: TextEncoder = load_teacher(
+        self._encoder: TextEncoder = load_text_encoder(
             spec, recipe.model, api_key_env=recipe.mining.teacher_api_key_env
         )
 
@@ -96,5 +96,5 @@ def _scores(row: dict[str, Any], vectors: dict[str, np.ndarray]) -> dict[str, fl
         "rewrite": min((score for score in rewrites if score is not None), default=None),
         "positive": cosine("query", "positive"),
         "negative": cosine("query", "negative"),
-        "negative_of": cosine("query", "better"),
+        "reference_positive": cosine("query", "better"),
     }

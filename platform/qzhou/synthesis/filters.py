@@ -22,20 +22,20 @@ class Scores:
         rewrite: Of a rewritten text and its original, the lowest of the record.
         positive: Of query and positive.
         negative: Of query and negative.
-        negative_of: Of query and the positive whose score the negative must stay below.
+        reference_positive: Of query and the positive whose score the negative must stay below.
     """
 
     rewrite: float | None = None
     positive: float | None = None
     negative: float | None = None
-    negative_of: float | None = None
+    reference_positive: float | None = None
 
     @property
     def margin(self) -> float | None:
         """How far the negative scores below the positive."""
-        if self.negative is None or self.negative_of is None:
+        if self.negative is None or self.reference_positive is None:
             return None
-        return self.negative_of - self.negative
+        return self.reference_positive - self.negative
 
 
 def copied_share(text: str, original: str) -> float:
@@ -56,7 +56,9 @@ def refused_by_scores(scores: Scores, filters: FiltersSection) -> tuple[str, str
     if positive is not None and lowest is not None and positive < lowest:
         return "positive_too_far", f"query and positive score {positive:.3f}, below {lowest:g}"
     if filters.negative_below_positive and scores.margin is not None and scores.margin <= 0:
-        scored = f"the negative scores {scores.negative:.3f}, the positive {scores.negative_of:.3f}"
+        scored = (
+            f"the negative scores {scores.negative:.3f}, the positive {scores.reference_positive:.3f}"
+        )
         return "negative_too_close", scored
     return None
 

@@ -27,7 +27,7 @@ from qzhou.synthesis.chat import ChatResult
 from qzhou.synthesis.dataset_requests import (
     DatasetRequests,
     dataset_requests,
-    groups,
+    request_groups,
     seed_examples,
     write_dataset,
 )
@@ -92,8 +92,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     settings = run.recipe.synthesis
     if not settings.is_on:
         log_event(
-            "synthesis: synthesis is off (synthesis.endpoint is empty); examples pass through",
-            "synthesis_off",
+            "synthesis: off (synthesis.endpoint is empty); examples pass through", "synthesis_off"
         )
     for name in ("examples", "dropped"):
         # An earlier attempt may have left more files than this one writes.
@@ -101,7 +100,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     ledger, report = Ledger(), Report(settings, seed=run.recipe.run.seed)
     sender = Sender(run.recipe, folder / RESPONSES)
     counts = Counter[str]()
-    for number, group in enumerate(groups(dataset_requests(run))):
+    for number, group in enumerate(request_groups(dataset_requests(run))):
         results = _synthesized(run, group, sender, ledger, report)
         dropped: list[Drop] = []
         for dataset in group:

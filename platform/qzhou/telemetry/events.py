@@ -16,25 +16,25 @@ from typing import Literal, TextIO
 from qzhou.errors import SetupError
 
 Level = Literal["info", "warning", "error"]
-VARIABLE = "QZHOU_LOG"
+LOG_FORMAT_VARIABLE = "QZHOU_LOG"
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?$", re.IGNORECASE)
 SHORTEST_SECRET = 8  # characters; a shorter value would be found in ordinary words
 
 
 def as_json() -> bool:
     """Whether events are JSON objects."""
-    return os.environ.get(VARIABLE) == "json"
+    return os.environ.get(LOG_FORMAT_VARIABLE) == "json"
 
 
-def check_switch() -> None:
+def check_log_format() -> None:
     """Refuse a value of the switch that means nothing.
 
     Raises:
         SetupError: It is neither ``json`` nor ``text``.
     """
-    chosen = os.environ.get(VARIABLE, "")
+    chosen = os.environ.get(LOG_FORMAT_VARIABLE, "")
     if chosen not in {"", "text", "json"}:
-        raise SetupError(f"{VARIABLE} is '{chosen}'; set it to json or text, or unset it.")
+        raise SetupError(f"{LOG_FORMAT_VARIABLE} is '{chosen}'; set it to json or text, or unset it.")
 
 
 def log_event(

@@ -98,7 +98,7 @@ class Progress:
             self._last_line = time.monotonic()
             self._say(note)
 
-    def worked(self, seconds: float) -> None:
+    def add_worker_seconds(self, seconds: float) -> None:
         """Record what a worker spent on units: they may be heard of late, and all at once."""
         self._worker_s += seconds
 

@@ -121,7 +121,11 @@ def training_sets(
 ) -> dict[str, TrainingSet]:
     """The mined examples of every dataset, in the recipe's order.
 
-    ``mined`` says which making of the mined examples is read (:attr:`qzhou.data.records.Manifest.making`).
+    Args:
+        recipe: Names the datasets that are trained on.
+        run_folder: Folder of the run.
+        mined: The execution of mining whose examples are read (:attr:`qzhou.data.records.Manifest.execution_id`).
+        retrieval_only: For stage 1.
 
     Raises:
         DataError: There are none.
@@ -140,8 +144,8 @@ def training_sets(
             sets[dataset.name] = TrainingSet.stored(dataset.name, task, dataset.prompt, file)
     if not sets:
         raise DataError(
-            f"{run_folder.uri}/mine/examples holds no example to train on ({', '.join(tasks)}): all rows were dropped "
-            "or held out.\n       Lower eval_fraction of a dataset, or see transform/dropped for the reasons."
+            f"{run_folder.uri}/mining/examples holds no example to train on ({', '.join(tasks)}): all rows were "
+            "dropped or held out.\n       Lower eval_fraction of a dataset, or see transform/dropped for the reasons."
         )
     return sets
 

@@ -102,14 +102,16 @@ def _step(
 
 
 def _cost(batch: PreparedBatch, engine: Engine, waited_s: float, seconds: float) -> Metrics:
-    """What the step cost. ``encoded_twice`` is the share of padded tokens whose activations did not fit."""
+    """What the step cost. ``gradient_cache_share`` is the share of padded tokens whose activations did not fit."""
     sharded = batch.sharded
     cached = len(sharded.micro_batches) - sharded.count_within(engine.activation_tokens)
     return {
         "tokens": sharded.tokens,
         "tokens_per_s": round(sharded.tokens / seconds, 1),
         "padding_share": round(sharded.padding_share, 4),
-        "encoded_twice": round(sum(sharded.padded_tokens[:cached]) / sum(sharded.padded_tokens), 4),
+        "gradient_cache_share": round(
+            sum(sharded.padded_tokens[:cached]) / sum(sharded.padded_tokens), 4
+        ),
         "loader_wait_share": round(waited_s / seconds, 4),
         "memory_gb": round(_memory_gb(), 3),
         "seconds": round(seconds, 4),

@@ -55,7 +55,7 @@ class InfoNCEMasks:
     hard_negative_BM: Tensor | None = None
 
 
-QZHOU, NO_MASKS = InfoNCEOptions(), InfoNCEMasks()
+PAPER_OPTIONS, NO_MASKS = InfoNCEOptions(), InfoNCEMasks()
 
 
 def info_nce(
@@ -65,7 +65,7 @@ def info_nce(
     *,
     masks: InfoNCEMasks = NO_MASKS,
     mixed: tuple[Tensor, Tensor] | None = None,
-    options: InfoNCEOptions = QZHOU,
+    options: InfoNCEOptions = PAPER_OPTIONS,
 ) -> Tensor:
     """InfoNCE whose negatives are every other document and every other query of the batch: the mean loss in nats.
 
@@ -183,7 +183,7 @@ def mixed_negatives(
     return torch.nn.functional.normalize(mixed_KD, dim=1), owner_K
 
 
-def teacher_scores(
+def distillation_kl_loss(
     query_BD: Tensor,
     document_MD: Tensor,
     teacher_BM: Tensor,
@@ -212,7 +212,7 @@ def teacher_scores(
     return terms.masked_fill(excluded_BM, 0.0).sum(1).mean()
 
 
-def teacher_vectors(vector_ND: Tensor, teacher_ND: Tensor) -> Tensor:
+def distillation_cosine_loss(vector_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     """Mean of ``1 - cos(student, teacher)`` over texts; widths are equal (as in Jasper, arXiv:2412.19048).
 
     Raises:

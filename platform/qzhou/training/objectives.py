@@ -18,11 +18,11 @@ from qzhou.training.losses import (
     InfoNCEOptions,
     classification_info_nce,
     cosent,
+    distillation_cosine_loss,
+    distillation_kl_loss,
     info_nce,
     mixed_negatives,
     orthogonal_regularisation,
-    teacher_scores,
-    teacher_vectors,
 )
 
 
@@ -228,7 +228,7 @@ def _distillation_loss(
 ) -> Tensor:
     """The teacher's part of the loss. With scores, the task decides what a query is compared with."""
     if training.distillation.kind == "embeddings":
-        return teacher_vectors(torch.cat(list(parts)), torch.cat(list(teacher)))
+        return distillation_cosine_loss(torch.cat(list(parts)), torch.cat(list(teacher)))
     queries = parts[0]
     documents, teacher_documents = torch.cat(list(parts[1:])), torch.cat(list(teacher[1:]))
     excluded = torch.zeros(len(queries), len(documents), dtype=torch.bool, device=queries.device)
@@ -236,4 +236,4 @@ def _distillation_loss(
         excluded = batch.false_negative_mask_BM.to(queries.device)
     scores = teacher[0] @ teacher_documents.T
     temperature = training.distillation.temperature
-    return teacher_scores(queries, documents, scores, excluded, temperature=temperature)
+    return distillation_kl_loss(queries, documents, scores, excluded, temperature=temperature)

@@ -30,7 +30,7 @@ from qzhou.errors import QzhouError, TrainingError
 from qzhou.run.run import Run
 from qzhou.telemetry.events import log_event
 from qzhou.training.recorder import StageRecorder
-from qzhou.training.stages import StageName, train_both_stages
+from qzhou.training.stages import TrainingStageName, train_both_stages
 
 # Ray's 60 s is too short while nodes start or DeepSpeed compiles
 START_TIMEOUT_S = "900"
@@ -47,7 +47,7 @@ def train(recipe: Recipe) -> Manifest:
     return train_both_stages(run, partial(_train_stage, run))
 
 
-def _train_stage(run: Run, folder: Folder, stage: StageName) -> dict[str, int]:
+def _train_stage(run: Run, folder: Folder, stage: TrainingStageName) -> dict[str, int]:
     settings = {
         "recipe": with_arithmetic(run).recipe,
         "stage": stage,

@@ -11,7 +11,7 @@ from qzhou.data.storage import Folder
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
 
-StageName = Literal["stage1", "stage2"]
+TrainingStageName = Literal["stage1", "stage2"]
 
 # settings of speed, place and safety; what a model learns does not depend on them
 SPEED_SETTINGS = {
@@ -21,7 +21,7 @@ SPEED_SETTINGS = {
 
 
 def train_both_stages(
-    run: Run, train_stage: Callable[[Folder, StageName], Mapping[str, int]]
+    run: Run, train_stage: Callable[[Folder, TrainingStageName], Mapping[str, int]]
 ) -> Manifest:
     """The manifest of stage 2; a stage that is finished and unchanged is skipped.
 
@@ -42,7 +42,7 @@ def train_both_stages(
         "seed": recipe.training_seed,
     }
 
-    def stage(name: StageName, inputs: Mapping[str, str]) -> Manifest:
+    def stage(name: TrainingStageName, inputs: Mapping[str, str]) -> Manifest:
         return run.stage(
             Stage(
                 name=f"training/{name}",

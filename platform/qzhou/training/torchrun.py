@@ -20,7 +20,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
 from qzhou.run.run import Run
 from qzhou.training.recorder import StageRecorder
-from qzhou.training.stages import StageName, train_both_stages
+from qzhou.training.stages import TrainingStageName, train_both_stages
 from qzhou.training.worker import train_worker
 
 CHECKPOINTS, COMPLETE = "torchrun_checkpoints", "complete.json"
@@ -47,7 +47,7 @@ def _lead(recipe: Recipe) -> None:
     """Tell the other ranks which stages to train, and train with them."""
     run = Run.open(recipe)
 
-    def train_stage(folder: Folder, stage: StageName) -> Mapping[str, int]:
+    def train_stage(folder: Folder, stage: TrainingStageName) -> Mapping[str, int]:
         arguments = {
             "run_folder": run.folder.uri,
             "stage": stage,
@@ -80,7 +80,7 @@ def _from_rank_0(message: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _train_stage(
-    recipe: Recipe, *, run_folder: str, stage: StageName, mined: str, checkpoint: str
+    recipe: Recipe, *, run_folder: str, stage: TrainingStageName, mined: str, checkpoint: str
 ) -> None:
     with Folder.open(checkpoint).local_copy() if checkpoint else nullcontext() as local:
         train_worker(

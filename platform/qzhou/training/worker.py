@@ -27,7 +27,7 @@ from qzhou.training.loader import TrainingStage
 from qzhou.training.loop import train_stage
 from qzhou.training.lora import add_adapters, merge_adapters
 from qzhou.training.recorder import StageRecorder
-from qzhou.training.stages import StageName
+from qzhou.training.stages import TrainingStageName
 from qzhou.training.validation import Validation, held_out_examples
 
 MODEL = "model"
@@ -35,7 +35,7 @@ MODEL = "model"
 
 def train_worker(
     recipe: Recipe,
-    name: StageName,
+    name: TrainingStageName,
     run_folder: Folder,
     *,
     mined: str,
@@ -92,7 +92,7 @@ def train_worker(
             _write_model(recipe, spec, state, stage_folder / MODEL)
 
 
-def _batch_plan(recipe: Recipe, name: StageName, data: Mapping[str, TrainingSet]) -> BatchPlan:
+def _batch_plan(recipe: Recipe, name: TrainingStageName, data: Mapping[str, TrainingSet]) -> BatchPlan:
     return BatchPlan(
         [DatasetSize(one.name, one.task, one.rows) for one in data.values()],
         getattr(recipe.training, name),
@@ -108,7 +108,7 @@ def _load(recipe: Recipe, spec: str, dtype: torch.dtype) -> Backbone:
     )
 
 
-def _refuse_soft_mask(recipe: Recipe, name: StageName, found: Backbone) -> None:
+def _refuse_soft_mask(recipe: Recipe, name: TrainingStageName, found: Backbone) -> None:
     """A soft mask needs attention that is bidirectional at the end."""
     steps = getattr(recipe.training, name).soft_mask_steps
     if steps and is_causal(found.model.backbone):
@@ -119,7 +119,7 @@ def _refuse_soft_mask(recipe: Recipe, name: StageName, found: Backbone) -> None:
 
 
 @contextmanager
-def _starting_model(recipe: Recipe, run_folder: Folder, name: StageName) -> Iterator[str]:
+def _starting_model(recipe: Recipe, run_folder: Folder, name: TrainingStageName) -> Iterator[str]:
     """Stage 1 starts from the backbone, stage 2 from the model of stage 1."""
     if name == "stage1":
         yield recipe.model.backbone

@@ -13,10 +13,10 @@ from qzhou.encoder import load_encoder
 from qzhou.encoder.arithmetic import (
     RECORD,
     Processor,
-    decided,
     dtype_for,
     library_for,
     name_of,
+    resolved_arithmetic,
     this_processor,
     with_arithmetic,
 )
@@ -103,7 +103,7 @@ def test_a_decision_that_is_not_recorded_leaves_the_run_as_it_is(make_recipe, tm
 
 
 def test_types_on_a_gpu_are_left_to_the_workers_that_have_one(make_recipe):
-    assert decided(make_recipe(cluster={"gpu": True}), XEON) == {"arithmetic": "torch"}
+    assert resolved_arithmetic(make_recipe(cluster={"gpu": True}), XEON) == {"arithmetic": "torch"}
 
 
 @pytest.mark.parametrize("library", ["torch", "onednn"])

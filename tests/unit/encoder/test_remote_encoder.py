@@ -11,7 +11,7 @@ import pytest
 
 from qzhou.config.model import ModelSection
 from qzhou.data.storage import Folder
-from qzhou.encoder import load_teacher
+from qzhou.encoder import load_text_encoder
 from qzhou.encoder.vectors import key_of
 from qzhou.errors import ModelError
 
@@ -73,7 +73,7 @@ def key(monkeypatch):
 
 
 def load(spec):
-    return load_teacher(spec, BACKBONE, api_key_env="TEACHER_KEY")
+    return load_text_encoder(spec, BACKBONE, api_key_env="TEACHER_KEY")
 
 
 def test_vectors_are_of_unit_length_and_in_the_order_of_the_texts():

@@ -18,7 +18,15 @@ from qzhou.data.storage import table_of
 from qzhou.encoder import load_encoder
 from qzhou.evaluation.diagnosis import Facts, diagnose, diagnosis_text
 from qzhou.evaluation.diagnosis.checks import CHECKS
-from qzhou.evaluation.intervals import Interval, fall, mean, mean_of, share, widened, widest
+from qzhou.evaluation.intervals import (
+    Interval,
+    mean,
+    mean_decrease,
+    mean_of,
+    share,
+    widened,
+    worst_case_interval,
+)
 from qzhou.evaluation.judge.mteb_models import embedding_health
 from qzhou.evaluation.judge.per_example_scores import Part, PerExampleScores, paired_difference
 from qzhou.run.files import RunFiles
@@ -248,8 +256,8 @@ def test_official_splits_may_share_texts(make_recipe):
 def test_many_small_falls_together_are_a_fall_and_one_of_many_tasks_may_fall_by_chance(make_recipe):
     def tasks(*falls):
         found = [
-            dataclasses.replace(row, task=f"t{n}", score=0.6 - fall * (row.model == "stage2"))
-            for n, fall in enumerate(falls)
+            dataclasses.replace(row, task=f"t{n}", score=0.6 - mean_decrease * (row.model == "stage2"))
+            for n, mean_decrease in enumerate(falls)
             for row in rows()
             if row.task == "docs_search"
         ]
@@ -387,16 +395,18 @@ def test_intervals_are_those_of_the_formulas():
     generator = np.random.default_rng(0)
     one, other = generator.normal(size=7), generator.normal(0.5, 4.0, size=12)
     expected = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
-    assert [fall(one, other).low, fall(one, other).high] == pytest.approx([expected.low, expected.high])
+    assert [mean_decrease(one, other).low, mean_decrease(one, other).high] == pytest.approx(
+        [expected.low, expected.high]
+    )
     expected = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.995)
-    assert fall(one, other, comparisons=10).high == pytest.approx(expected.high)
-    assert fall([2.0, 2.0], [1.0, 1.0]).low == 1
+    assert mean_decrease(one, other, comparisons=10).high == pytest.approx(expected.high)
+    assert mean_decrease([2.0, 2.0], [1.0, 1.0]).low == 1
     values = generator.normal(5, 2, 12).tolist()
     # Student's t with 11 degrees
     by_hand = np.mean(values) - 2.200985 * np.std(values, ddof=1) / np.sqrt(12)
     assert mean(values).low == pytest.approx(by_hand, rel=1e-6)
-    assert fall([3.0, 4.0, 5.0], [1.0, 2.0, 3.0]).value == 2
-    assert fall([3.0, 4.0, 5.0], [1.0, 2.0, 3.0]).low == pytest.approx(
+    assert mean_decrease([3.0, 4.0, 5.0], [1.0, 2.0, 3.0]).value == 2
+    assert mean_decrease([3.0, 4.0, 5.0], [1.0, 2.0, 3.0]).low == pytest.approx(
         2 - 2.776445 * np.sqrt(2 / 3), rel=1e-6
     )
     assert (share(0, 10).low, share(10, 10).high) == pytest.approx((0, 1))
@@ -419,7 +429,7 @@ def test_what_is_known_of_n_alone_is_wider_than_the_paired_bootstrap():
 
     found = paired_difference(*items, seed=0)
 
-    bound = widest(found.value, 300)
+    bound = worst_case_interval(found.value, 300)
     assert bound.low < found.low
     assert found.high < bound.high
     assert bound.high - bound.value < 2.5 * (found.high - found.value), "and not by an order"

@@ -6,7 +6,7 @@ import pytest
 from qzhou.data.records import Manifest
 from qzhou.errors import RecipeError
 from qzhou.evaluation.judge.model_specs import models_to_score
-from qzhou.evaluation.settings_check import refuse_other_training
+from qzhou.evaluation.settings_check import refuse_changed_settings
 from qzhou.run.run import Run
 from qzhou.training.stages import SPEED_SETTINGS
 
@@ -41,18 +41,18 @@ def other(recipe, **training):
 
 
 def test_the_recipe_that_trained_may_judge_and_so_may_another_pace(recipe):
-    refuse_other_training(recipe)
-    refuse_other_training(other(recipe, workers=7, save_every_steps=3))
+    refuse_changed_settings(recipe)
+    refuse_changed_settings(other(recipe, workers=7, save_every_steps=3))
 
 
 def test_settings_that_did_not_make_the_models_are_refused_with_both_values(recipe):
     with pytest.raises(RecipeError, match=r"training\.temperature is 0\.9, and .* was made with 0\.02"):
-        refuse_other_training(other(recipe, temperature=0.9))
+        refuse_changed_settings(other(recipe, temperature=0.9))
     stage2 = recipe.training.stage2.model_copy(update={"steps": 99})
     with pytest.raises(
         RecipeError, match=r"training\.stage2\.steps is 99, and .*/stage2 was made with"
     ):
-        refuse_other_training(other(recipe, stage2=stage2))
+        refuse_changed_settings(other(recipe, stage2=stage2))
 
 
 def test_settings_of_every_stage_must_be_those_that_made_the_models(recipe):
@@ -65,25 +65,25 @@ def test_settings_of_every_stage_must_be_those_that_made_the_models(recipe):
     }
     for stage, own in settings.items():
         (place / stage).create().write_json("manifest.json", dataclasses.asdict(made(stage, "12", own)))
-    refuse_other_training(recipe)
+    refuse_changed_settings(recipe)
 
     mining = recipe.mining.model_copy(update={"positive_ratio": 0.8})
     with pytest.raises(
         RecipeError, match=r"mining\.positive_ratio is 0\.8, and .*/mining was made with 0\.95"
     ):
-        refuse_other_training(recipe.model_copy(update={"mining": mining}))
+        refuse_changed_settings(recipe.model_copy(update={"mining": mining}))
     synthesis = recipe.synthesis.model_copy(update={"paraphrase_rows": 7})
     with pytest.raises(
         RecipeError, match=r"synthesis\.paraphrase_rows is 7, and .*/synthesis was made with 0"
     ):
-        refuse_other_training(recipe.model_copy(update={"synthesis": synthesis}))
+        refuse_changed_settings(recipe.model_copy(update={"synthesis": synthesis}))
     model = recipe.model.model_copy(update={"max_document_tokens": 77})
     with pytest.raises(
         RecipeError, match=r"model\.max_document_tokens is 77, and .*/stage1 was made with"
     ):
-        refuse_other_training(recipe.model_copy(update={"model": model}))
+        refuse_changed_settings(recipe.model_copy(update={"model": model}))
     encoding = recipe.model.model_copy(update={"encoding_dtype": "float32", "compiled": True})
-    refuse_other_training(recipe.model_copy(update={"model": encoding}))
+    refuse_changed_settings(recipe.model_copy(update={"model": encoding}))
 
 
 def test_models_of_other_runs_are_named_by_their_run(recipe):

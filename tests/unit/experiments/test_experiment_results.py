@@ -71,7 +71,7 @@ def test_one_seed_has_no_interval_and_the_table_says_so(outcomes):
     comparisons = compared(experiment(), [one for one in outcomes if one.seed == 1])
 
     assert over_seeds([0.5]).low is None
-    assert comparisons[0].lines[1].ahead.low is None
+    assert comparisons[0].lines[1].difference.low is None
     assert ONE_SEED in table(comparisons[0])
 
 
@@ -80,7 +80,7 @@ def test_a_difference_is_paired_by_seed(outcomes):
 
     ours, theirs = (scores_of(outcomes, variant, "one") for variant in ("b", "a"))
     expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    assert (line.ahead.mean, line.ahead.low, line.ahead.high) == pytest.approx(
+    assert (line.difference.mean, line.difference.low, line.difference.high) == pytest.approx(
         ((ours - theirs).mean(), expected.low, expected.high)
     )
     assert line.scores == {
@@ -103,7 +103,7 @@ def test_a_type_is_the_mean_of_its_tasks(outcomes):
     assert comparison.tasks == ("one", "two")
     expected = (scores_of(outcomes, "b", "one") + scores_of(outcomes, "b", "two")) / 2
     assert list(comparison.lines[1].scores.values()) == pytest.approx(expected.tolist())
-    assert comparison.lines[1].by_items.value == pytest.approx(comparison.lines[1].ahead.mean)
+    assert comparison.lines[1].by_items.value == pytest.approx(comparison.lines[1].difference.mean)
 
 
 def test_only_seeds_that_both_finished_are_paired(outcomes):
@@ -115,13 +115,13 @@ def test_only_seeds_that_both_finished_are_paired(outcomes):
         scores_of([one for one in outcomes if one.seed != 2], variant, "one") for variant in ("b", "a")
     )
     assert len(line.scores) == 3
-    assert line.ahead.mean == pytest.approx((ours - theirs).mean())
+    assert line.difference.mean == pytest.approx((ours - theirs).mean())
 
 
 def test_without_the_baseline_there_is_no_difference(outcomes):
     alone = compared(experiment(), [one for one in outcomes if one.variant == "b"])[0]
 
-    assert (alone.lines[0].ahead, alone.lines[0].by_items) == (None, None)
+    assert (alone.lines[0].difference, alone.lines[0].by_items) == (None, None)
 
 
 def test_a_variant_that_collapses_on_a_task_wins_no_mean(outcomes):
@@ -131,9 +131,9 @@ def test_a_variant_that_collapses_on_a_task_wins_no_mean(outcomes):
     ]
     of_one, of_both = compared(experiment(), [*outcomes, *collapsed])
 
-    assert of_one.lines[2].ahead.mean > 0
+    assert of_one.lines[2].difference.mean > 0
     line = of_both.lines[2]
-    assert (line.spread, line.ahead, line.by_items) == (None, None, None)
+    assert (line.spread, line.difference, line.by_items) == (None, None, None)
     assert sorted(line.scores) == [1, 3]
     assert "c has no score on two (seed 2), so it has no mean" in " ".join(table(of_both).split())
     assert "c" in plots_of(results_page("e", [of_both]))[0]["data"][-1]["y"]
@@ -147,7 +147,7 @@ def test_a_variant_without_any_score_stays_in_sight_and_a_baseline_without_one_c
 
     assert [line.variant for line in comparison.lines] == ["a", "b", "c"]
     assert comparison.lines[2].undefined == "has no score on one (seed 1, 2)"
-    assert all(line.ahead is None for line in comparison.lines)
+    assert all(line.difference is None for line in comparison.lines)
     assert comparison.lines[0].spread.mean > 0
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qzhou.errors import DataError, EndpointError, RecipeError, TrainingError
-from qzhou.experiments.pipeline import at_once, together
+from qzhou.experiments.pipeline import combined_error, max_parallel_trials
 from qzhou.experiments.settings import load_experiment
 
 ROOT = Path(__file__).parents[3]
@@ -207,12 +207,12 @@ def test_as_many_trials_run_at_once_as_there_is_room_for_the_hungriest_stage(
     """Two training workers, or two encoders, and a CPU for what reads."""
     recipes = [make_recipe(training={"workers": workers}, cluster={"gpu": gpu}) for workers in (1, 2)]
 
-    assert at_once(recipes, resources) == count
+    assert max_parallel_trials(recipes, resources) == count
 
 
 def test_trials_that_failed_alike_are_told_once_and_the_kind_of_their_error_stays():
-    alike = together({"a-seed1": DataError("no rows"), "a-seed2": DataError("no rows")}, 4)
-    mixed = together({"a-seed1": DataError("no rows"), "b-seed1": EndpointError("down")}, 4)
+    alike = combined_error({"a-seed1": DataError("no rows"), "a-seed2": DataError("no rows")}, 4)
+    mixed = combined_error({"a-seed1": DataError("no rows"), "b-seed1": EndpointError("down")}, 4)
 
     assert type(alike) is DataError
     assert "2 of 4 trials failed; the same command goes on with them" in str(alike)

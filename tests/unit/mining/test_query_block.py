@@ -17,8 +17,8 @@ from qzhou.data.records import (
 )
 from qzhou.data.storage import Folder, write_records
 from qzhou.mining.corpus import document_digests, prepared, read_texts
+from qzhou.mining.negative_selection import select_negatives
 from qzhou.mining.query_block import Queries, depth_of, ranking_of, reranked, two_lowest
-from qzhou.mining.select import select_negatives
 from qzhou.mining.shard import QueryBlock, SearchResult, Shard, VectorFile, divided
 
 DATASET = Dataset.model_validate(

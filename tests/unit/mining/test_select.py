@@ -7,7 +7,7 @@ import pytest
 
 from qzhou.config.mining import MiningSection
 from qzhou.data.records import Negative
-from qzhou.mining.select import (
+from qzhou.mining.negative_selection import (
     Ranking,
     combine,
     existing_negatives,

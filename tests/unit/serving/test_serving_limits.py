@@ -29,14 +29,14 @@ def test_a_key_that_has_used_up_its_minute_is_told_when_to_come_back():
 
 def test_many_at_the_same_time_do_not_all_pass():
     rate = TokenRate(600, Clock())
-    with rate.held("a", 400), rate.held("a", 400) as second:
+    with rate.reserve_tokens("a", 400), rate.reserve_tokens("a", 400) as second:
         second.tokens = 250
         with pytest.raises(RequestError, match="Rate limit reached"):
             rate.admit("a")
     rate.admit("a")  # the first has cost nothing, the second less than was guessed
-    with rate.held("a", 0) as third:
+    with rate.reserve_tokens("a", 0) as third:
         third.tokens = 350
-    with pytest.raises(RequestError, match="Rate limit reached"), rate.held("a", 0):
+    with pytest.raises(RequestError, match="Rate limit reached"), rate.reserve_tokens("a", 0):
         pytest.fail("350 were left, and 350 are spent")
 
 

@@ -13,11 +13,11 @@ from qzhou.config.synthesis import LLMSection, SynthesisSection
 from qzhou.data.records import RetrievalExample
 from qzhou.data.storage import Folder
 from qzhou.synthesis.builtin import answer_by_rules
+from qzhou.synthesis.builtin_rules import CONTRARY, apply_rules, augmented, contradicted, paraphrased
 from qzhou.synthesis.chat import ChatRequest
 from qzhou.synthesis.client import ChatClient
 from qzhou.synthesis.rate_limiter import RateLimiter, RequestLimits
 from qzhou.synthesis.response_cache import ResponseCache
-from qzhou.synthesis.rules import CONTRARY, apply_rules, augmented, contradicted, paraphrased
 from qzhou.synthesis.techniques import requests_for
 from tests.llm_server import LLMServer, serving
 

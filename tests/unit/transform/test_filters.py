@@ -36,9 +36,9 @@ def test_other_languages_are_refused_and_texts_too_short_to_tell_stay():
 
 def test_a_row_with_a_text_of_too_many_tokens_is_refused():
     long = RetrievalExample(id="", dataset="d", query="short", positives=("fine", "word " * 50))
-    short = RetrievalExample(id="", dataset="d", query="short", positives=("fine",))
+    short_text_drop = RetrievalExample(id="", dataset="d", query="short", positives=("fine",))
 
-    found = refusals([long, short], dataset(rule="title_body", max_tokens=52), MODEL)
+    found = refusals([long, short_text_drop], dataset(rule="title_body", max_tokens=52), MODEL)
     assert found == [None, None]  # fifty words, and the two tokens at the ends
-    found = refusals([long, short], dataset(rule="title_body", max_tokens=51), MODEL)
+    found = refusals([long, short_text_drop], dataset(rule="title_body", max_tokens=51), MODEL)
     assert found == [("too_many_tokens", "52 tokens; max_tokens is 51"), None]

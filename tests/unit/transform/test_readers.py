@@ -9,7 +9,7 @@ import pytest
 
 from qzhou.config.dataset import Format
 from qzhou.errors import DataError, RecipeError
-from qzhou.transform.reading.columns import RejectedRow, exploded, getter, roots, steps_of
+from qzhou.transform.reading.columns import RejectedRow, column_names, exploded, getter, steps_of
 from qzhou.transform.reading.discovery import check_columns
 from qzhou.transform.reading.encodings import detect_encodings, detected_encoding
 from qzhou.transform.reading.files import InputFile, input_files
@@ -509,6 +509,6 @@ def test_expressions_read_columns_paths_and_templates():
     assert getter("{n}\n{x}")(row) == "Text"
     assert getter("{t}\n{n}")(row) == "Title"
     assert getter("{n}{nowhere}")(row) == ""
-    assert roots("{t}\n{a.b[].c}") == ["t", "a"]
+    assert column_names("{t}\n{a.b[].c}") == ["t", "a"]
     with pytest.raises(RecipeError, match="is not a template"):
         getter("{t")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qzhou.evaluation.comparison import Difference, Row, differences_of, rows_of
-from qzhou.evaluation.intervals import Interval, widest
+from qzhou.evaluation.intervals import Interval, worst_case_interval
 from qzhou.run.files import RunFiles
 
 Step = Mapping[str, Any]
@@ -96,7 +96,7 @@ class Facts:
         for row in self.rows:
             earlier = score.get((row.task, before))
             if row.model == after and row.type in types and earlier is not None:
-                change = known.get(row.task) or widest(row.score - earlier, row.n)
+                change = known.get(row.task) or worst_case_interval(row.score - earlier, row.n)
                 found.append(ScoreChange(row.task, row.metric, earlier, row.score, change))
         return found
 

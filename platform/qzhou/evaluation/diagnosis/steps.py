@@ -9,7 +9,7 @@ from statistics import fmean, median
 from qzhou.evaluation.diagnosis.facts import Facts, Step
 from qzhou.evaluation.diagnosis.finding import CheckResult, Finding, Skipped
 from qzhou.evaluation.diagnosis.scores import CLASSES, PAIRS, RETRIEVAL
-from qzhou.evaluation.intervals import fall, mean, share, widened
+from qzhou.evaluation.intervals import mean, mean_decrease, share, widened
 from qzhou.evaluation.judge.model_specs import BACKBONE, STAGE1, STAGE2
 from qzhou.run.files import METRICS
 
@@ -67,7 +67,7 @@ def _relative_losses(facts: Facts, stage: str, task: str) -> list[float]:
 def _flat(facts: Facts, stage: str, task: str, losses: Sequence[float]) -> list[Finding]:
     quarter = len(losses) // 4
     first, last = losses[:quarter], losses[-quarter:]
-    fell, level = fall(first, last), fmean(first)
+    fell, level = mean_decrease(first, last), fmean(first)
     if fell.low > 0 or fell.value >= FLAT_FALL * level:
         return []
     gains = [one.change for one in facts.changes(BEFORE[stage], stage, TYPES[task])]
@@ -86,7 +86,7 @@ def _flat(facts: Facts, stage: str, task: str, losses: Sequence[float]) -> list[
     return [
         Finding(
             "loss_flat",
-            f"The {task} loss of {stage} is flat: it did not fall.",
+            f"The {task} loss of {stage} is flat: it did not mean_decrease.",
             f"{METRICS[stage]}: {steps}, it fell by {limits}",
             f"raise {rate}, or look at {temperature}",
         )
@@ -125,7 +125,7 @@ def _unstable(
 ) -> list[Finding]:
     half = len(losses) // 2
     before, after = losses[:half], losses[half:]
-    fell, level = fall(before, after, comparisons), median(losses)
+    fell, level = mean_decrease(before, after, comparisons), median(losses)
     changes = [abs(one - other) for one, other in pairwise(losses)]
     wide = sum(change > SWING * max(1.0, level) for change in changes)
     problems = []

@@ -21,7 +21,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import digest
 from qzhou.data.storage import Folder
-from qzhou.encoder import TextEncoder, load_encoder, load_teacher
+from qzhou.encoder import TextEncoder, load_encoder, load_text_encoder
 from qzhou.encoder.vectors import VectorStore
 from qzhou.errors import DataError, QzhouError, first_line
 from qzhou.evaluation.judge.local_tasks import example_count
@@ -218,7 +218,7 @@ class Evaluator:
                     compiled=own.compiled,
                 )
         limited = own.model_copy(update={"max_document_tokens": most})
-        return load_teacher(model.source, limited, api_key_env=settings.api_key_env)
+        return load_text_encoder(model.source, limited, api_key_env=settings.api_key_env)
 
     @cached_property
     def _own_prompts(self) -> dict[str, Prompt]:

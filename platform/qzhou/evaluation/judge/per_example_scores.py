@@ -143,14 +143,16 @@ def _examples(scores: PerExampleScores) -> tuple[object, ...]:
     return scores.statistic, scores.data_revision, parts
 
 
-def _percentile_interval(value: float, resampled_B: Values, count: int, widest: float) -> Interval:
+def _percentile_interval(
+    value: float, resampled_B: Values, count: int, worst_case_interval: float
+) -> Interval:
     """The limits that enclose 95 % of the resamples, widened by Student's t as few examples require.
 
     Source: Hesterberg, What Teachers Should Know About the Bootstrap (The American Statistician, 2015), section 4.4.3:
     the expanded percentile interval.
     """
     if count < FEWEST_EXAMPLES:
-        return Interval(value, -widest, widest)
+        return Interval(value, -worst_case_interval, worst_case_interval)
     reach = math.sqrt(count / (count - 1)) * student.ppf(TAIL, count - 1)
     tail = float(norm.cdf(-reach))
     low, high = np.nanquantile(resampled_B, [tail, 1 - tail])

@@ -27,7 +27,7 @@ class Heading:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class KeyNumbers:
     """A row of key figures: labels with formatted numbers."""
 
     kind: ClassVar[str] = "figures"
@@ -76,7 +76,7 @@ class Folded:
     blocks: Sequence[Block]
 
 
-Block = Text | Heading | Figures | Panels | Source | Notice | Folded | Table
+Block = Text | Heading | KeyNumbers | Panels | Source | Notice | Folded | Table
 
 
 @dataclass(frozen=True, slots=True)

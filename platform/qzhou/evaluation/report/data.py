@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qzhou.evaluation.report import plots
-from qzhou.evaluation.report.blocks import Block, Figures, Heading, Panels, Section, Text, missing
+from qzhou.evaluation.report.blocks import Block, Heading, KeyNumbers, Panels, Section, Text, missing
 from qzhou.evaluation.report.tables import Table, Value, numbers, share, texts
 from qzhou.run.files import TRANSFORM_REPORT, Content, RunFiles
 
@@ -31,7 +31,7 @@ def _blocks(report: Content) -> Iterator[Block]:
     dropped = sum(sum(one["dropped"].values()) for one in datasets.values())
     totals = {"datasets": len(datasets), "rows read": read, "trained on": kept}
     totals |= {"held out": held_out, "dropped": dropped}
-    yield Figures(totals)
+    yield KeyNumbers(totals)
     yield _datasets(datasets)
     yield Text(
         "Rows read = trained on + held out + beyond max_rows + dropped. Languages are those of a sample."

@@ -19,7 +19,7 @@ def outdated(files: RunFiles) -> Iterator[Block]:
     if changed := files.outdated_inputs(EVALUATION):
         stages = " and ".join(changed)
         yield Text(
-            f"This is of an earlier making of {stages}, which ran again since. Run `qzhou evaluate` to score the "
+            f"This shows an earlier execution of {stages}, which ran again since. Run `qzhou evaluate` to score the "
             "models that are there now."
         )
 

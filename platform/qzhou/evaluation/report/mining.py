@@ -8,9 +8,9 @@ from itertools import cycle
 from qzhou.evaluation.report import plots
 from qzhou.evaluation.report.blocks import (
     Block,
-    Figures,
     Folded,
     Heading,
+    KeyNumbers,
     Panels,
     Section,
     Text,
@@ -37,7 +37,7 @@ def _blocks(report: Content) -> Iterator[Block]:
     for origin in ORIGINS:
         total = sum(one["negatives"].get(origin, 0) for one in report.values())
         totals[f"negatives, {origin}"] = total
-    yield Figures(totals)
+    yield KeyNumbers(totals)
     yield _datasets(report)
     yield Text(
         "Hidden positives: each known positive is hidden in turn where a query has several, and the share that would "

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from qzhou.evaluation.report import data, findings, mining, provenance, results, synthesis, training
-from qzhou.evaluation.report.blocks import Figures, Section
+from qzhou.evaluation.report.blocks import KeyNumbers, Section
 from qzhou.evaluation.report.tables import counts
 from qzhou.run.files import RunFiles
 from qzhou.run.run import Run
@@ -31,7 +31,7 @@ def write_report(run: Run) -> None:
 
 
 def render(
-    name: str, sections: Sequence[Section], *, summary: Figures | None = None, backbone: str = ""
+    name: str, sections: Sequence[Section], *, summary: KeyNumbers | None = None, backbone: str = ""
 ) -> str:
     """A page that needs no network.
 
@@ -55,7 +55,7 @@ def render(
     )
 
 
-def _summary(files: RunFiles) -> Figures:
+def _summary(files: RunFiles) -> KeyNumbers:
     """The run in a few numbers; unknown ones are left out."""
     found: dict[str, int | str] = {}
     if files.transform:
@@ -80,4 +80,4 @@ def _summary(files: RunFiles) -> Figures:
         seconds = sum(one.wall_s for one in files.manifests.values())
         minutes, hours = f"{seconds / 60:,.1f} min", f"{seconds / 3600:,.1f} h"
         found["wall time"] = minutes if seconds < 7200 else hours
-    return Figures(found)
+    return KeyNumbers(found)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from qzhou.evaluation.report import plots
 from qzhou.evaluation.report.blocks import (
     Block,
-    Figures,
     Folded,
     Heading,
+    KeyNumbers,
     Panels,
     Section,
     Text,
@@ -69,7 +69,7 @@ def _blocks(files: RunFiles) -> Iterator[Block]:
         yield from _samples(name, one)
 
 
-def _figures(files: RunFiles, total: Content, techniques: Content) -> Figures:
+def _figures(files: RunFiles, total: Content, techniques: Content) -> KeyNumbers:
     found: dict[str, int | str] = {}
     if TRANSFORM in files.manifests:
         outputs = files.manifests[TRANSFORM].outputs
@@ -87,7 +87,7 @@ def _figures(files: RunFiles, total: Content, techniques: Content) -> Figures:
     found["tokens"] = total["prompt_tokens"] + total["completion_tokens"] + total["reused_tokens"]
     cost = total["cost"] + total["reused_cost"]
     found["cost"] = f"{cost:,.2f}" if cost else "0"
-    return Figures(found)
+    return KeyNumbers(found)
 
 
 def _ledger(ledger: Content) -> Table:

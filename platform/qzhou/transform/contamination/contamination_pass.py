@@ -84,7 +84,7 @@ def sample_limits(layout: Layout) -> Mapping[str, int]:
     return limits
 
 
-def sort_candidates(
+def select_rows(
     layout: Layout, shard: Shard, table: pa.Table, limit: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each candidate a :class:`DropReason` or 0, the shard of the row it repeats, and whether it is sampled out.

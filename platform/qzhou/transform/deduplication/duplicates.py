@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from qzhou.data.storage import Folder
 from qzhou.transform.conversion import candidates_folder
-from qzhou.transform.deduplication.keys import KEYS, Space
+from qzhou.transform.deduplication.keys import KEYS, KeyKind
 from qzhou.transform.layout import Layout, Shard
 from qzhou.transform.shuffling.partitions import read_partition, write_partitions
 
@@ -93,8 +93,8 @@ def find_duplicates(keys: pa.Table, shard: np.ndarray) -> tuple[np.ndarray, np.n
     starts = np.ones(len(order), dtype=bool)
     starts[1:] = (np.diff(high) != 0) | (np.diff(low) != 0) | (space[1:] != space[:-1])
     first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
-    is_text = np.isin(space, (Space.RETRIEVAL_TEXT, Space.SIMILARITY_TEXT))
-    is_near = space == Space.NEAR
+    is_text = np.isin(space, (KeyKind.RETRIEVAL_TEXT, KeyKind.SIMILARITY_TEXT))
+    is_near = space == KeyKind.NEAR
     # A text that stands twice in one example repeats nothing.
     same_row = place == place[first]
     in_held_out = is_text & held_out[first] & ~held_out

@@ -20,7 +20,7 @@ from qzhou.transform.rules.examples import texts_of
 DIGEST_BYTES = 16
 
 
-class Space(IntEnum):
+class KeyKind(IntEnum):
     """What a key says is equal; keys of different spaces never meet."""
 
     RETRIEVAL = 0  # the same query and positives
@@ -71,7 +71,7 @@ class KeyList:
         self._count = 0
         self._digests: list[bytes] = []
         self._rows: list[int] = []
-        self._spaces: list[Space] = []
+        self._spaces: list[KeyKind] = []
         self._held_out: list[bool] = []
         self._near: list[pa.Table] = []
 
@@ -104,15 +104,15 @@ class KeyList:
         held-out queries, but not documents: a class may be taught with a text that is a document elsewhere.
         """
         keys = [normalized_text(text) for text in texts_of(example)]
-        text_space = Space.SIMILARITY_TEXT
+        text_space = KeyKind.SIMILARITY_TEXT
         shareable = 0  # how many texts, from the first on, are compared even with allow_overlap
         if isinstance(example, RetrievalExample):
-            space, own, shareable = Space.RETRIEVAL, [keys[0], *sorted(keys[1:])], 1
-            text_space = Space.RETRIEVAL_TEXT
+            space, own, shareable = KeyKind.RETRIEVAL, [keys[0], *sorted(keys[1:])], 1
+            text_space = KeyKind.RETRIEVAL_TEXT
         elif isinstance(example, PairExample):
-            space, own = Space.PAIR, sorted(keys)
+            space, own = KeyKind.PAIR, sorted(keys)
         else:
-            space, own, shareable = Space.CLASSIFICATION, keys, 1
+            space, own, shareable = KeyKind.CLASSIFICATION, keys, 1
         if self._with_identity:
             self._append(row, text_digest(*own), space, held_out)
         if self._with_texts:
@@ -121,7 +121,7 @@ class KeyList:
             for digest in compared:
                 self._append(row, digest, text_space, held_out)
             if held_out and isinstance(example, RetrievalExample):
-                self._append(row, digests[0], Space.SIMILARITY_TEXT, held_out)
+                self._append(row, digests[0], KeyKind.SIMILARITY_TEXT, held_out)
 
     def _add_near(self, examples: Sequence[tuple[Example, bool]], threshold: float) -> None:
         """Add a key for each band of each example that has words on every side."""
@@ -138,12 +138,12 @@ class KeyList:
             "high": bands.ravel(),
             "low": np.tile(np.arange(width, dtype=np.uint64), count),
             "row": np.repeat(rows, width),
-            "space": np.full(count * width, Space.NEAR, dtype=np.uint8),
+            "space": np.full(count * width, KeyKind.NEAR, dtype=np.uint8),
             "held_out": np.repeat(held_out, width),
         }
         self._near.append(pa.table(columns, schema=KEYS))
 
-    def _append(self, row: int, digest: bytes, space: Space, held_out: bool) -> None:
+    def _append(self, row: int, digest: bytes, space: KeyKind, held_out: bool) -> None:
         self._digests.append(digest)
         self._rows.append(row)
         self._spaces.append(space)

@@ -43,10 +43,10 @@ def getter(expression: str) -> Getter:
     return lambda row: row[expression] if expression in row else walk(row, steps)
 
 
-def roots(expression: str) -> list[str]:
+def column_names(expression: str) -> list[str]:
     """The columns that an expression reads; a path is known by its first name."""
     if "{" in expression:
-        return [root for _, name in _pieces(expression) if name for root in roots(name)]
+        return [root for _, name in _pieces(expression) if name for root in column_names(name)]
     if "[]" not in expression and "." not in expression:
         return [expression]
     return [re.split(r"\.|\[\]", expression)[0]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from qzhou.config.dataset import Format
 from qzhou.errors import DataError
-from qzhou.transform.reading.columns import RejectedRow, Row, roots
+from qzhou.transform.reading.columns import RejectedRow, Row, column_names
 from qzhou.transform.reading.encodings import encoding_of
 from qzhou.transform.reading.files import InputFile, open_bytes
 
@@ -77,7 +77,7 @@ def _has_header(form: Format) -> bool:
     """Whether the first line names the columns. Columns named by number mean that it does not."""
     if form.header is not None:
         return form.header
-    named = [root for column in form.columns.values() for root in roots(column)]
+    named = [root for column in form.columns.values() for root in column_names(column)]
     return not (named and all(root.isdecimal() for root in named))
 
 

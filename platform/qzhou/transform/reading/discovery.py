@@ -16,7 +16,7 @@ from qzhou.config.dataset import Dataset, Format
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import digest
 from qzhou.errors import DataError, QzhouError
-from qzhou.transform.reading.columns import RejectedRow, Row, roots
+from qzhou.transform.reading.columns import RejectedRow, Row, column_names
 from qzhou.transform.reading.encodings import detect_encodings
 from qzhou.transform.reading.files import InputFile, input_files, local_file
 from qzhou.transform.reading.parts import FilePart
@@ -102,7 +102,7 @@ def check_columns(place: str, wanted: Iterable[str], rows: Iterable[Row | Reject
     for row in islice(rows, CHECKED_ROWS):
         if isinstance(row, dict):
             present |= dict.fromkeys(row)
-    needed = [root for one in wanted if one not in present for root in roots(one)]
+    needed = [root for one in wanted if one not in present for root in column_names(one)]
     missing = [root for root in needed if root not in present]
     if not present or not missing:
         return

@@ -163,7 +163,7 @@ def pair(row: Row, fields: Fields, score: float) -> PairExample | Drop:
         return fields.blank("text_b" if text_a else "text_a", row)
     least = fields.dataset.min_query_chars
     if len(text_a) < least or len(text_b) < least:
-        return short("text", min(text_a, text_b, key=len), row, fields)
+        return short_text_drop("text", min(text_a, text_b, key=len), row, fields)
     if normalized_text(text_a) == normalized_text(text_b):
         # Their cosine is 1 with any weights, so the pair could only teach that a score is wrong.
         return fields.drop("texts_equal", cut(text_a, 80), row)
@@ -177,7 +177,7 @@ def _distinct(texts: Sequence[Scored]) -> list[Scored]:
     return list({one.text: one for one in reversed(texts)}.values())[::-1]
 
 
-def short(name: str, text: str, row: Row, fields: Fields) -> Drop:
+def short_text_drop(name: str, text: str, row: Row, fields: Fields) -> Drop:
     """The drop of a row with a text below ``min_query_chars``."""
     least = fields.dataset.min_query_chars
     return fields.drop(f"short_{name}", f"{len(text)} characters; min_query_chars is {least}", row)

@@ -25,7 +25,7 @@ from qzhou.transform.rules.examples import (
     by_grade,
     pair,
     retrieval,
-    short,
+    short_text_drop,
     unknown_label,
 )
 from qzhou.transform.rules.fields import Fields, number
@@ -202,7 +202,7 @@ def labeled(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     if not text or not label:
         return [fields.blank("label" if text else "text", row)]
     if len(text) < fields.dataset.min_query_chars:
-        return [short("text", text, row, fields)]
+        return [short_text_drop("text", text, row, fields)]
     name = fields.dataset.name
     identity = stable_id(name, text, label)
     return [LabeledExample(id=identity, dataset=name, text=text, label=f"{name}/{label}")]

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from qzhou.config.dataset import Dataset
 from qzhou.data.records import EXAMPLE_TYPES, Document, Drop, Qrel, Query, stable_id
 from qzhou.data.storage import Folder, schema_of, table_of, write_table
-from qzhou.transform.contamination.contamination_pass import sort_candidates, write_overlap
+from qzhou.transform.contamination.contamination_pass import select_rows, write_overlap
 from qzhou.transform.contamination.overlap import TEXT_COLUMNS, Index
 from qzhou.transform.conversion import raw_rows_of, read_candidates
 from qzhou.transform.deduplication.duplicates import DETAILS, DropReason
@@ -33,7 +33,7 @@ def write_shard(layout: Layout, shard: Shard, limit: int | None, index: Index | 
     dataset = layout.dataset(shard.dataset)
     counts = RowCounts(dataset.name)
     table = read_candidates(layout, shard)
-    reasons, first, sampled_out = sort_candidates(layout, shard, table, limit)
+    reasons, first, sampled_out = select_rows(layout, shard, table, limit)
     is_held_out, rows = table["held_out"].to_numpy(), table["rows"].to_numpy()
     trains = (reasons == 0) & ~is_held_out & ~sampled_out
     evaluates = (reasons == 0) & is_held_out

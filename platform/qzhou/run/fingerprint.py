@@ -12,7 +12,7 @@ SHOWN = 3  # changes of each kind that a line names; the rest is counted
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class FingerprintInputs:
     """Settings, inputs (name -> fingerprint) and code (module -> digest) of one version of a stage."""
 
     settings: Mapping[str, object]
@@ -20,7 +20,7 @@ class Parts:
     code: Mapping[str, str]
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Parts:
+    def of(cls, manifest: Manifest) -> FingerprintInputs:
         """Those of a finished stage."""
         return cls(manifest.settings, manifest.inputs, manifest.code)
 
@@ -30,7 +30,7 @@ class Parts:
         return digest({"settings": self.settings, "inputs": self.inputs, "code": self.code})
 
 
-def changes(before: Parts, after: Parts) -> list[str]:
+def changes(before: FingerprintInputs, after: FingerprintInputs) -> list[str]:
     """A phrase for each kind of change: settings with both values, inputs by name, modules by name."""
     found = []
     settings = list(_changed_settings(_plain(before.settings), _plain(after.settings), ""))

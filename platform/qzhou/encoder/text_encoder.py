@@ -45,7 +45,7 @@ class TextEncoder(Protocol):
         """Unit vectors [N, D] in the order of the texts."""
 
 
-def load_teacher(spec: str, model: ModelSection, *, api_key_env: str) -> TextEncoder:
+def load_text_encoder(spec: str, model: ModelSection, *, api_key_env: str) -> TextEncoder:
     """A teacher of its own, or the backbone that a recipe trains.
 
     Args:

@@ -78,7 +78,7 @@ def _is_candidate(ranking: Ranking, first: int, last: int) -> Bools:
     return ranking.is_there & ~ranking.is_positive_NK & (rank_NK >= first) & (rank_NK <= last)
 
 
-def ceiling(positive_score_N: Floats, mining: MiningSection) -> Floats:
+def max_negative_score(positive_score_N: Floats, mining: MiningSection) -> Floats:
     """The score that a negative must stay below [N].
 
     It is ``p - (1 - positive_ratio) * |p|`` with p the positive's score, which equals ``positive_ratio * p`` for p > 0
@@ -153,7 +153,8 @@ def _allowed(ranking: Ranking, mining: MiningSection, rejected: Counter[str]) ->
     criteria = {
         "is a negative already": ranking.is_own_NK,
         "repeats a positive": ranking.is_repeat_NK,
-        "too close to the positive": score_NK >= ceiling(ranking.positive_score_N, mining)[:, None],
+        "too close to the positive": score_NK
+        >= max_negative_score(ranking.positive_score_N, mining)[:, None],
         "above max_score": score_NK > (np.inf if mining.max_score is None else mining.max_score),
         "below min_score": score_NK < (-np.inf if mining.min_score is None else mining.min_score),
     }
@@ -184,7 +185,7 @@ def leave_one_out_false_negatives(
     low = -np.inf if mining.min_score is None else mining.min_score
     high = np.inf if mining.max_score is None else mining.max_score
     score_NK = ranking.score_NK
-    fits = (score_NK < ceiling(left_NK, mining)) & (score_NK >= low) & (score_NK <= high)
+    fits = (score_NK < max_negative_score(left_NK, mining)) & (score_NK >= low) & (score_NK <= high)
     several = ~np.isnan(second_score_N)[:, None]
     return np.asarray(several & ranking.is_positive_NK & ranking.is_there & window & fits)
 
