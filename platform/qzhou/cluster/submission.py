@@ -145,7 +145,7 @@ class Jobs:
         environment: dict[str, Any] = yaml.safe_load(RUNTIME_ENV.read_text("utf-8"))
         try:
             job = self._client.submit_job(
-                entrypoint=shlex.join([*_switched(), "python", script, *words]),
+                entrypoint=shlex.join([*_log_format(), "python", script, *words]),
                 submission_id=_job_id(script),
                 runtime_env={**environment, "working_dir": "."},
                 metadata={RUN: self._run},
@@ -238,13 +238,10 @@ def _refuse_what_stays_behind(script: str, recipe: str) -> None:
             )
 
 
-def _switched() -> list[str]:
-    """The switch of the log for the job: in its command, because its runtime environment may hold it already."""
-    return (
-        ["env", f"{LOG_FORMAT_VARIABLE}={os.environ[LOG_FORMAT_VARIABLE]}"]
-        if LOG_FORMAT_VARIABLE in os.environ
-        else []
-    )
+def _log_format() -> list[str]:
+    """Sets the log format in the job's command, because the job's runtime environment may set it already."""
+    chosen = os.environ.get(LOG_FORMAT_VARIABLE)
+    return [] if chosen is None else ["env", f"{LOG_FORMAT_VARIABLE}={chosen}"]
 
 
 def _job_id(script: str) -> str:

@@ -11,7 +11,10 @@ from qzhou.data.records import digest
 from qzhou.errors import ModelError
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-MODEL_NAME_HELP = "Name a folder with config.json, a hub id like 'Qwen/Qwen2.5-7B-Instruct', or package:<import name>/<folder>."
+MODEL_NAME_HELP = (
+    "Name a folder with config.json, a hub id like 'Qwen/Qwen2.5-7B-Instruct', "
+    "or package:<import name>/<folder>."
+)
 PARTS, PART_BYTES = 256, 16_384
 
 
