@@ -30,6 +30,7 @@ dashboards: $(READY)  ## Prometheus and Grafana on this machine, where they are 
 	$(BIN)/python deploy/dashboards/start.py
 
 test: $(READY) check  ## everything: format, lint, types, unit, Ray and end-to-end tests
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal -m slow tests/unit
 	$(BIN)/pytest --durations=25 tests/ranks tests/ray tests/e2e tests/gpu
 
 quickstart-test: $(READY)  ## the quickstart, and that it gains what the README promises
@@ -42,7 +43,7 @@ check: $(READY)  ## the fast loop: format, lint, types, a scan for secrets, unit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@$(MAKE) --no-print-directory -j 2 -O types secrets
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal tests/unit tests/test_architecture.py
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal -m "not slow" tests/unit tests/test_architecture.py
 
 types: $(READY)
 	$(BIN)/mypy

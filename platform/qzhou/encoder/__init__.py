@@ -20,7 +20,7 @@ __all__ = [
     "load_encoder",
     "load_text_encoder",
 ]
-MODULES = ("backbone", "encoder", "teacher")
+MODULES = ("backbone", "encoder", "text_encoder")
 
 
 def __getattr__(name: str) -> Any:

@@ -125,6 +125,7 @@ print(encoder.arithmetic, hashlib.sha256(encoder.encode(texts).tobytes()).hexdig
 """
 
 
+@pytest.mark.slow
 def test_processes_beside_busy_ones_decide_alike_and_give_the_same_bits():
     """Defect of an earlier version: a stopwatch chose the library at each load, 9 times of 20 the other one."""
     quiet = loaded(1)

@@ -67,6 +67,7 @@ def test_a_vector_does_not_depend_on_its_batch_or_padding(tiny_qwen2, side):
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_vector_of_a_real_model_does_not_depend_on_its_batch(dtype):
     """Beyond rounding: cosine 0.9999, also in 16 bits."""
@@ -121,6 +122,7 @@ def test_an_encoder_packs_too_and_a_model_whose_positions_begin_elsewhere_stays_
     assert not Encoder(roberta, bert.tokenizer, max_tokens=24, packed=True).packed
 
 
+@pytest.mark.slow
 def test_vectors_are_those_of_sentence_transformers():
     from sentence_transformers import SentenceTransformer
 
@@ -136,6 +138,7 @@ def test_vectors_are_those_of_sentence_transformers():
     assert cosines(ours, theirs).min() >= 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_model_gives_the_same_vectors(tiny_bert):
     plain, compiled = (

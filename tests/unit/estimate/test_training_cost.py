@@ -221,6 +221,7 @@ def test_steps_go_to_datasets_as_the_plan_draws_them():
     assert [one.count for one in found] == pytest.approx([5760 * 0.75, 5760 * 0.25, 1120, 1120])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouping", ["dataset", "task", "none"])
 def test_a_stage_encodes_as_many_texts_as_its_plan(grouping):
     """The plan draws rows by chance: within a few of a hundred."""

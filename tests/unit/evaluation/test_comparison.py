@@ -143,6 +143,7 @@ def test_a_task_of_mteb_stands_beside_what_others_scored_on_it():
     )
 
 
+@pytest.mark.slow
 def test_published_scores_are_of_tasks_of_their_benchmark():
     for name, board in tomllib.loads(PUBLISHED.read_text("utf-8")).items():
         tasks = {task.metadata.name for task in mteb.get_benchmark(name).tasks}

@@ -134,6 +134,7 @@ def test_inputs_are_left_as_they_are():
         assert all(torch.equal(state[key], old[key]) for key in state)
 
 
+@pytest.mark.slow
 def test_only_one_model_is_held_at_a_time():
     """Ten 7B models must not have to fit."""
     alive: list[weakref.ref] = []

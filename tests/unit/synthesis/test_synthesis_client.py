@@ -187,6 +187,7 @@ def test_an_endpoint_that_is_down_is_reported_with_what_was_kept(tmp_path):
         ask(server.url, ["c"], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_failing_endpoint_rests_and_a_single_probe_brings_it_back(tmp_path):
     waits = []
     with serving(script=[(503, {})]) as server:

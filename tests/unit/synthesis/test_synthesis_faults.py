@@ -83,6 +83,7 @@ def examples(count):
     ]
 
 
+@pytest.mark.slow
 def test_at_a_tenth_of_faults_of_every_kind_each_row_ends_once(tmp_path):
     faults = dict.fromkeys(FAULTS, 0.1 / len(FAULTS))
     rows = examples(ROWS)

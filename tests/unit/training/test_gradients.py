@@ -16,6 +16,7 @@ from tests.ranks.problem import (
 from tests.torch_engine import TorchEngine
 
 
+@pytest.mark.slow
 def test_chunks_held_or_encoded_twice_have_the_gradient_of_one_padded_batch(make_recipe, tiny_qwen2):
     """Defect of peers: a gradient cache that forgets the temperature."""
     recipe = three_tasks(make_recipe)
@@ -27,6 +28,7 @@ def test_chunks_held_or_encoded_twice_have_the_gradient_of_one_padded_batch(make
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -100,6 +100,7 @@ def test_tensorboard_reads_the_curves_of_all_steps_and_of_each_dataset(tmp_path)
     assert "dataset" not in events.Tags()["scalars"]
 
 
+@pytest.mark.slow
 def test_wandb_writes_a_run_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

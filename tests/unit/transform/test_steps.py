@@ -63,6 +63,7 @@ def recipe(make_recipe):
     return make_recipe(datasets=[dataset])
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_cut_is_dealt_out_and_gives_the_same(tmp_path, recipe):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(rows()).encode()))
@@ -145,6 +146,7 @@ def test_documents_without_queries_fill_the_corpus_and_make_no_example(tmp_path,
         make_recipe(datasets=[dataset, pairs])
 
 
+@pytest.mark.slow
 def test_pieces_of_a_file_give_what_the_whole_gives(tmp_path, recipe):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(rows()))
