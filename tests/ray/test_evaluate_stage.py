@@ -151,6 +151,7 @@ def test_a_run_that_is_killed_goes_on_with_what_is_missing(recipe, storage, capf
     )  # fmt: skip
     deadline = time.monotonic() + 600
     while sum("scores/" in name for name in written(recipe())) < 2 and time.monotonic() < deadline:
+        assert killed.poll() is None, "the driver has ended by itself"
         time.sleep(0.02)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()

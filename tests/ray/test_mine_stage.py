@@ -238,6 +238,7 @@ def test_a_driver_that_is_killed_encodes_nothing_twice(recipe, tmp_path):
     killed = start(path)
     deadline = time.monotonic() + 600
     while len(vector_files(asked)) < 4 and time.monotonic() < deadline:
+        assert killed.poll() is None, "the driver has ended by itself"
         time.sleep(0.02)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()

@@ -117,7 +117,7 @@ def recipe(folder: Path, name: str, endpoint: str, backbone: str, readers: Path)
         },
         place="test",
     )
-    made._folder = str(readers)
+    made.in_folder(str(readers))
     return made
 
 

@@ -476,7 +476,7 @@ def test_a_killed_worker_changes_nothing(tmp_path):
     datasets = own(tmp_path, 2, dies_at=str(tmp_path / "died"))
     made = {name: recipe(tmp_path / name, *datasets) for name in ("once", "calm")}
     for one in made.values():
-        one._folder = str(tmp_path)
+        one.in_folder(str(tmp_path))
 
     transform(made["once"])
     assert (tmp_path / "died").exists()
@@ -492,10 +492,10 @@ def test_a_killed_driver_goes_on_with_the_shards_that_were_not_finished(tmp_path
 
     def start(name, leave_out="RAY_ADDRESS"):
         code = (
-            "import json, sys; from qzhou.config.recipe import parse_recipe; from qzhou.cli.job import main\n"
+            "import json; from qzhou.config.recipe import parse_recipe\n"
             "from qzhou.transform.pipeline import transform\n"
             f"content = json.load(open({str(path)!r})); content['run']['name'] = {name!r}\n"
-            f"recipe = parse_recipe(content, place='test'); recipe._folder = {str(tmp_path)!r}; transform(recipe)"
+            f"recipe = parse_recipe(content, place='test'); transform(recipe.in_folder({str(tmp_path)!r}))"
         )
         outside = {name: value for name, value in os.environ.items() if name != leave_out}
         return subprocess.Popen([sys.executable, "-c", code], env=outside, start_new_session=True)
@@ -504,6 +504,7 @@ def test_a_killed_driver_goes_on_with_the_shards_that_were_not_finished(tmp_path
     folder = tmp_path / "killed" / "transform"
     deadline = time.monotonic() + 600
     while len(list(folder.glob("work/done/convert/*.json"))) < 5 and time.monotonic() < deadline:
+        assert killed.poll() is None, "the driver has ended by itself"
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()

@@ -78,7 +78,7 @@ def test_a_reader_of_ones_own_may_find_its_files_whose_versions_count(tmp_path, 
     for name in "ba":
         (tmp_path / "in" / name).write_text("text\n")
     recipe = make_recipe(datasets=[own("lines", tmp_path / "in")])
-    recipe._folder = str(tmp_path)
+    recipe.in_folder(str(tmp_path))
 
     found = find_inputs(recipe)
     (tmp_path / "in" / "a").write_text("longer text\n")
@@ -97,7 +97,7 @@ def test_a_reader_that_takes_all_files_is_one_shard(tmp_path, make_recipe):
     shards = {}
     for name in ("lines", "all_lines"):
         recipe = make_recipe(datasets=[own(name, tmp_path / "in")])
-        recipe._folder = str(tmp_path)
+        recipe.in_folder(str(tmp_path))
         found = find_inputs(recipe)
         folder = Folder.open(str(tmp_path / "out"))
         shards[name] = make_layout(recipe, folder, found.files, found.readers).shards
@@ -110,7 +110,7 @@ def test_a_reader_that_takes_all_files_is_one_shard(tmp_path, make_recipe):
 def test_a_reader_without_paths_that_lists_no_files_is_refused(tmp_path, make_recipe):
     (tmp_path / "bare_reader.py").write_text("def lines(stream):\n    yield {}\n")
     recipe = make_recipe(datasets=[dataset("d", "", reader="bare_reader:lines") | {"paths": []}])
-    recipe._folder = str(tmp_path)
+    recipe.in_folder(str(tmp_path))
 
     with pytest.raises(DataError, match="'d': reader 'bare_reader:lines' needs 'paths', or a func"):
         find_inputs(recipe)
