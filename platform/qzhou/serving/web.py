@@ -1,4 +1,9 @@
-"""The endpoint as HTTP: routes, keys, limits, OpenAI's shapes. Knows nothing of Ray."""
+"""The endpoint as HTTP: routes, keys, limits, OpenAI's shapes. Knows nothing of Ray.
+
+A request is refused with 429 in three places: :class:`qzhou.serving.limits.TokenRate` (tokens a minute of a key),
+:meth:`qzhou.serving.engine.Engine.encode` (the model is too busy) and ``_refusals`` in :mod:`qzhou.serving.pipeline`
+(the replicas of a further model are too busy).
+"""
 # No `from __future__ import annotations`: FastAPI reads the annotations below as types.
 
 import asyncio

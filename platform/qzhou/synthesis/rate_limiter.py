@@ -1,5 +1,7 @@
 """The limits of a synthesis job: concurrency, requests and tokens a minute, money, and endpoints that fail.
 
+An answer's ``Retry-After`` header delays that request alone: :mod:`qzhou.synthesis.client` waits for it.
+
 :class:`RequestLimits` is pure state and arithmetic: the caller passes the time. :class:`RateLimiter` makes coroutines
 wait for it. Three rules from the literature:
 

@@ -211,7 +211,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
                 settings["stage"],
                 Folder.open(settings["run_folder"]),
                 mined=settings["mined"],
-                recorder_type=_Recorder,
+                recorder_type=RayRecorder,
                 checkpoint=Path(local) if local else None,
             )
     except QzhouError:
@@ -220,7 +220,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
         raise
 
 
-class _Recorder(StageRecorder):
+class RayRecorder(StageRecorder):
     """Checkpoints go to Ray Train, which also reports preemption."""
 
     _was_preempted = False

@@ -88,7 +88,7 @@ def _train_stage(
             stage,
             Folder.open(run_folder),
             mined=mined,
-            recorder_type=_Recorder,
+            recorder_type=TorchrunRecorder,
             checkpoint=local,
         )
 
@@ -105,7 +105,7 @@ def _latest(checkpoints: Folder) -> str:
     return (checkpoints / names[-1]).uri if names else ""
 
 
-class _Recorder(StageRecorder):
+class TorchrunRecorder(StageRecorder):
     """Checkpoints go to the stage's folder. torchrun reports no preemption, and ends its ranks at once."""
 
     def save(self, step: int) -> None:

@@ -3,7 +3,8 @@
     shuffle        rows that belong together are brought together, where a rule needs it
     convert        raw rows become candidates by their dataset's rule; keys and drops are written
     compare        equal keys meet: duplicates, near-duplicates, texts that are held out
-    contamination  training texts are compared with the evaluation's; the sample is numbered
+    index          n-grams of the evaluation's texts
+    contamination  training texts are compared with that index; the sample is numbered
     write          examples, held-out examples, drops
     corpora        distinct documents
 
