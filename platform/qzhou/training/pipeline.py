@@ -226,9 +226,11 @@ class RayRecorder(StageRecorder):
     _was_preempted = False
 
     def stop_requested(self, step: int) -> bool:
+        """Whether the driver was told to stop; the same answer on every rank."""
         return _StopSignal(self.folder.uri).is_last_step(step, self.engine.rank)
 
     def preempted(self) -> bool:
+        """Whether Ray Train reports that a node is about to leave; True once."""
         if self._was_preempted or ray.train.get_preemption_info() is None:
             return False
         self._was_preempted = True
@@ -237,6 +239,7 @@ class RayRecorder(StageRecorder):
         return True
 
     def save(self, step: int) -> None:
+        """Report a checkpoint to Ray Train."""
         self.flush()
         # Ray uploads this folder while training goes on, and removes it
         local = tempfile.mkdtemp()

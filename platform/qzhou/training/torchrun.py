@@ -109,6 +109,7 @@ class TorchrunRecorder(StageRecorder):
     """Checkpoints go to the stage's folder. torchrun reports no preemption, and ends its ranks at once."""
 
     def save(self, step: int) -> None:
+        """Write a checkpoint into the stage's folder."""
         self.flush()
         checkpoints = self.folder / CHECKPOINTS
         target = checkpoints / f"step_{step:09d}"
