@@ -142,7 +142,7 @@ def test_without_an_endpoint_the_examples_pass_through(tmp_path, capfd):
 
     assert written(tmp_path, "examples/retrieval/docs", RetrievalExample) == raw
     assert manifest.outputs == {"examples": 60, "dropped": 0}
-    assert "synthesis is off" in capfd.readouterr().out
+    assert "synthesis: off" in capfd.readouterr().out
 
 
 def test_an_endpoint_that_is_down_ends_the_stage_and_keeps_the_responses(tmp_path):
