@@ -102,7 +102,7 @@ def test_what_no_node_type_can_give_is_refused_before_one_is_started(cluster, wr
 
     assert done.status == 2
     assert (
-        "each worker of train asks for 3 CPU, and no node gives that; the nearest, cpu, has 2 CPU of 3 CPU"
+        "each worker of training asks for 3 CPU, and no node gives that; the nearest, cpu, has 2 CPU of 3 CPU"
         in done.err
     )
     assert f"{NODES} x cpu with 2 CPU" in done.err
