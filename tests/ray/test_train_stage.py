@@ -73,7 +73,7 @@ def test_both_stages_leave_metrics_checkpoints_and_a_model(undisturbed):
 @pytest.mark.usefixtures("undisturbed")
 def test_training_asks_its_own_cluster_and_no_other_of_the_machine(cluster):
     controllers = [
-        path.read_text() for path in (cluster / "training").glob("ray-train-sys-controller-*.log")
+        path.read_text() for path in (cluster / "train").glob("ray-train-sys-controller-*.log")
     ]
     assert controllers
     assert not [said for said in controllers if "Failed to stop" in said]
