@@ -58,4 +58,4 @@ def test_a_mistake_is_said_by_the_ranks(submitted, tmp_path):
     done = run(*torchrun(2, recipe, tmp_path / "nothing"))
 
     assert done.status != 0
-    assert "the stage 'mine' has not finished" in done.err
+    assert "the stage 'mining' has not finished" in done.err
