@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from qzhou.config.cluster import Resources
 from qzhou.config.recipe import Recipe
 from qzhou.errors import SetupError
-from qzhou.run.files import MANIFEST
+from qzhou.run.files import MANIFEST, TRAINING_STAGE2
 from qzhou.run.run import Run
 
 StageName = Literal["transform", "synthesis", "mining", "training", "evaluation", "serving"]
@@ -137,7 +137,7 @@ def resources_for(recipe: Recipe, stage: StageName) -> ResourceRequest:
 def resources_of_pipeline(recipe: Recipe) -> list[ResourceRequest]:
     """The requests of the stages that the run has not finished yet."""
     run = Run.at(recipe).folder
-    folders = {stage: "training/stage2" if stage == "training" else stage for stage in PIPELINE}
+    folders = {stage: TRAINING_STAGE2 if stage == "training" else stage for stage in PIPELINE}
     return [
         resources_for(recipe, stage)
         for stage, folder in folders.items()
