@@ -104,11 +104,11 @@ def test_every_trial_is_a_run_of_its_own_judged_on_the_same_items(finished):
     }
     for comparison in found["comparisons"]:
         baseline, other = comparison["lines"]
-        assert baseline["ahead"] is None
-        assert other["ahead"]["mean"] == pytest.approx(
+        assert baseline["difference"] is None
+        assert other["difference"]["mean"] == pytest.approx(
             other["spread"]["mean"] - baseline["spread"]["mean"]
         )
-        assert other["by_items"]["value"] == pytest.approx(other["ahead"]["mean"], abs=1e-3)
+        assert other["by_items"]["value"] == pytest.approx(other["difference"]["mean"], abs=1e-3)
 
 
 def test_the_table_and_the_plot_show_every_variant(finished):

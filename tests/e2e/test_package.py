@@ -1,11 +1,6 @@
 """The sdist and the wheel: what is in them, and that the wheel works where nothing else of the project is."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -13,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.commands import ROOT, run
+from tests.e2e.commands import ROOT
+from tests.e2e.installed import build, install, typed
 
 PACKAGE = ROOT / "platform" / "qzhou"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
@@ -33,43 +29,12 @@ PACKED = [f"qzhou/cli/{name}" for name in RECIPES]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A folder with both, made of a copy: setuptools leaves things beside what it builds."""
-    source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
-        shutil.copy(ROOT / name, source)
-    for folder in ("platform", "recipes", "tests", "jobs"):
-        unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        shutil.copytree(ROOT / folder, source / folder, ignore=unwanted)
-    done = run("-m", "build", "--no-isolation", "--outdir", source / "dist", source)
-    assert done.status == 0, done.text
-    return source / "dist"
+    return build(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
 def python(built, tmp_path_factory):
-    """Of an environment with the wheel, and with the libraries of this one in place of downloaded ones."""
-    venv = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
-    python = venv / "bin" / "python"
-    (wheel,) = built.glob("*.whl")
-    done = run("-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
-    assert done.status == 0, done.text
-    (site,) = venv.glob("lib/python*/site-packages")
-    # after the wheel's own place
-    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
-    return python
-
-
-def typed(python: Path, folder: Path, *words: str) -> str:
-    """What a program of the environment prints, run outside the checkout."""
-    hidden = ("PYTHONPATH", "RAY_ADDRESS")
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    done = subprocess.run(
-        [python.with_name(words[0]), *words[1:]],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.strip()
+    return install(built, tmp_path_factory.mktemp("venv"))
 
 
 def says(python: Path, code: str) -> str:
@@ -130,21 +95,3 @@ def test_the_command_of_the_wheel_finds_the_recipes_that_ship(python, tmp_path):
     }  # fmt: skip
     assert "(baseline)" in typed(python, tmp_path, "qzhou", "experiment", "eta", "--dry-run")
     assert list(tmp_path.iterdir()) == []
-
-
-# One step each and few texts to judge: that every stage works from a wheel is the point, not what it gains.
-FEW = (
-    "--training.stage1.steps", "1", "--training.stage1.warmup_steps", "0", "--training.stage1.batch_size", "8",
-    "--training.stage2.steps", "1", "--training.stage2.warmup_steps", "0", "--training.stage2.batch_size", "8",
-    "--evaluation.max_queries", "20", "--evaluation.max_documents", "200", "--evaluation.max_rows", "60",
-)  # fmt: skip
-
-
-def test_the_whole_quickstart_runs_from_the_wheel(python, tmp_path):
-    """Its workers, too, read the package and the recipe's readers where the wheel has put them."""
-    said = typed(python, tmp_path, "qzhou", "run", "quickstart", *FEW)
-
-    assert "evaluation: done in" in said
-    run = tmp_path / "runs" / "quickstart"
-    assert (run / "model" / "config.json").exists()
-    assert (run / "report.html").exists()

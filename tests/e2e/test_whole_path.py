@@ -199,7 +199,11 @@ def test_another_setting_redoes_its_stage_alone_and_keeps_the_stale_output(submi
 
     assert done.status == 0, done.text
     assert "training/stage1: unchanged since" in done.out
-    assert "training/stage2: settings, code or inputs changed; the stale output is kept in" in done.out
+    assert (
+        "training/stage2: runs again, because settings changed: training.stage2.steps 10 -> 3"
+        in done.out
+    )
+    assert "--keep training/stage2 takes it back" in done.out
     assert re.search(r"training/stage2: done in .* \(3 steps\)", done.out)
     assert len(metrics_of(folder, "stage2")) == 3
     (stale,) = (folder / "stale").iterdir()

@@ -34,8 +34,8 @@ def train_both_stages(
     """
     recipe = run.recipe
     mined = run.manifest("mining").fingerprint
+    both = recipe.training.model_dump(exclude={"stage1", "stage2", "seed", *SPEED_SETTINGS})
     shared = {
-        "training": recipe.training.model_dump(exclude={"stage1", "stage2", "seed", *SPEED_SETTINGS}),
         "model": recipe.model.model_dump(),
         "weights": weights_fingerprint(recipe.model.backbone),
         "prompts": {one.name: dataclasses.astuple(one.prompt) for one in recipe.datasets},
@@ -46,7 +46,8 @@ def train_both_stages(
         return run.stage(
             Stage(
                 name=f"training/{name}",
-                settings=shared | {"stage": getattr(recipe.training, name).model_dump()},
+                settings=shared
+                | {"training": both | {name: getattr(recipe.training, name).model_dump()}},
                 inputs=inputs,
                 code_of=("qzhou.training.worker",),
                 # it decides where metrics and checkpoints go, and no weight
