@@ -2,8 +2,9 @@
 
 Two libraries, or two types, round differently, so vectors of one run must not mix them unnoticed. The driver decides
 from its processor and the recipe, writes the decision into the run's folder and hands it to every worker. The name of
-what an encoder really computes with is a part of the key of its vectors. On one kind of processor, vectors of one name
-are equal bit for bit.
+what an encoder really computes with is a part of the key of its vectors. On one kind of processor, one batch of texts
+has the same vectors to the bit under one name; in a batch with other texts a vector may differ by the rounding of its
+type (cosine of a 16-bit one: above 0.9999).
 """
 
 from __future__ import annotations
