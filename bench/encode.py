@@ -54,22 +54,7 @@ PEER = Path(__file__).with_name("fastembed_peer.py")
 PACKAGES = "`pip install fastembed onnx onnxscript torch transformers`"
 OURS, THEIRS, ONNX = "qzhou", "sentence-transformers", "fastembed"
 SMALL = {"texts": 16, "rounds": 1, "matrix": 256}
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "to",
-    "list",
-    "array",
-    "value",
-    "file",
-    "index",
-    "key",
-    "graph",
-    "node",
-    "row",
-    "first",
-]
+WORDS = ["the", "a", "of", "to", "list", "array", "value", "file", "index", "key", "graph", "node", "row", "first"]
 
 Texts = list[str]
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
@@ -165,9 +150,7 @@ def encoders(dtype: Dtype) -> dict[str, tuple[Encode, Any]]:
     peer.max_seq_length = MAX_TOKENS
 
     def theirs(texts: Texts) -> Vectors:
-        vectors: Vectors = peer.encode(
-            texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False
-        )
+        vectors: Vectors = peer.encode(texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
         return vectors.astype(np.float32)
 
     return {OURS: (ours.encode, ours.model.backbone), THEIRS: (theirs, peer[0].auto_model)}
@@ -184,9 +167,7 @@ def taking_turns(encode: dict[str, Encode], texts: Texts, rounds: int) -> dict[s
     return {who: statistics.median(taken) for who, taken in seconds.items()}
 
 
-def fastembed(
-    python: str, texts: dict[str, Texts], threads: int, rounds: int
-) -> dict[str, tuple[float, Vectors]]:
+def fastembed(python: str, texts: dict[str, Texts], threads: int, rounds: int) -> dict[str, tuple[float, Vectors]]:
     """Median seconds and vectors of each case."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, given = Path(temporary) / "model", Path(temporary) / "texts.json"
@@ -203,10 +184,7 @@ def fastembed(
         if done.returncode:
             raise SystemExit(f"fastembed: {done.stderr[-2000:]}")
         seconds = json.loads(done.stdout.splitlines()[-1])
-        return {
-            case: (seconds[case], np.load(folder / f"{number}.npy"))
-            for number, case in enumerate(texts)
-        }
+        return {case: (seconds[case], np.load(folder / f"{number}.npy")) for number, case in enumerate(texts)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +201,7 @@ def rows_of(
 ) -> Iterator[dict[str, Any]]:
     for who, one in measured.items():
         if one.agree < AGREE[dtype]:
-            raise SystemExit(
-                f"{case}, {dtype}, {who}: lowest cosine {one.agree:.6f}, so no speed is quoted"
-            )
+            raise SystemExit(f"{case}, {dtype}, {who}: lowest cosine {one.agree:.6f}, so no speed is quoted")
         work, seconds = one.work, one.seconds
         print(f"{case}, {dtype}, {who}: {len(texts) / seconds:.1f} texts/s", flush=True)
         yield {
@@ -245,11 +221,7 @@ def rows_of(
 def compared(asked: argparse.Namespace, peaks: dict[Dtype, float]) -> list[dict[str, Any]]:
     """A row for each case, dtype and encoder."""
     texts_of_case = cases(asked.texts)
-    onnx = (
-        fastembed(asked.fastembed, texts_of_case, asked.threads, asked.rounds)
-        if asked.fastembed
-        else {}
-    )
+    onnx = fastembed(asked.fastembed, texts_of_case, asked.threads, asked.rounds) if asked.fastembed else {}
     reference: dict[str, Vectors] = {}
     rows: list[dict[str, Any]] = []
     for dtype in DTYPES:
@@ -260,12 +232,9 @@ def compared(asked: argparse.Namespace, peaks: dict[Dtype, float]) -> list[dict[
                 with watched(backbone) as work[who]:
                     vectors[who] = encode(texts)
             reference.setdefault(case, vectors[THEIRS])  # float32 comes first
-            seconds = taking_turns(
-                {who: encode for who, (encode, _) in found.items()}, texts, asked.rounds
-            )
+            seconds = taking_turns({who: encode for who, (encode, _) in found.items()}, texts, asked.rounds)
             measured = {
-                who: Measured(seconds[who], work[who], agreement(vectors[who], reference[case]))
-                for who in found
+                who: Measured(seconds[who], work[who], agreement(vectors[who], reference[case])) for who in found
             }
             if onnx and dtype == "float32":
                 onnx_s, its = onnx[case]
@@ -281,12 +250,8 @@ def arguments() -> argparse.Namespace:
         "--texts", type=int, default=512, help="of a case, a quarter of the long; default: %(default)s"
     )
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
-    parser.add_argument(
-        "--matrix", type=int, default=4096, help="size of the matrices; default: %(default)s"
-    )
-    parser.add_argument(
-        "--fastembed", default="", metavar="PYTHON", help="of an environment that has it"
-    )
+    parser.add_argument("--matrix", type=int, default=4096, help="size of the matrices; default: %(default)s")
+    parser.add_argument("--fastembed", default="", metavar="PYTHON", help="of an environment that has it")
     return parsed(parser, SMALL)
 
 
@@ -295,10 +260,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     os.environ["RAYON_NUM_THREADS"] = str(asked.threads)  # of the tokenizers
     if not asked.fastembed:
-        print(
-            f"fastembed is left out: --fastembed names the Python of an environment with {PACKAGES}",
-            flush=True,
-        )
+        print(f"fastembed is left out: --fastembed names the Python of an environment with {PACKAGES}", flush=True)
     speeds = {dtype: matrix_speeds(dtype, asked.matrix, choose_device()) for dtype in DTYPES}
     print("; ".join(f"{dtype}: {shown}, GFLOP/s" for dtype, shown in speeds.items()), flush=True)
     rows = compared(asked, {dtype: 1e9 * max(found.values()) for dtype, found in speeds.items()})

@@ -64,9 +64,7 @@ def recipe_of(storage: Path, workers: int, split: int) -> Recipe:
     content = {
         "run": {"name": "run", "storage": str(storage)},
         "model": {"backbone": MODEL, "max_document_tokens": MAX_TOKENS, "dtype": "float32"},
-        "datasets": [
-            {"reader": "jsonl", "paths": ["unused"], "eval_fraction": 1.0, **one} for one in DATASETS
-        ],
+        "datasets": [{"reader": "jsonl", "paths": ["unused"], "eval_fraction": 1.0, **one} for one in DATASETS],
         "cluster": {"encode_workers": workers},
         "evaluation": {"split_documents": split},
         "training": {"workers": 1, "stage1": stage, "stage2": stage},
@@ -99,11 +97,7 @@ def write_examples(folder: Folder, documents: int) -> None:
         grade = draw.integers(scores, size=len(queries))
         pairs = [
             PairExample(
-                id=f"p{n}",
-                dataset=name,
-                text_a=query,
-                text_b=bodies[4 * n + int(score)],
-                score=-float(score),
+                id=f"p{n}", dataset=name, text_a=query, text_b=bodies[4 * n + int(score)], score=-float(score)
             )
             for n, (query, score) in enumerate(zip(queries[:-1], grade, strict=False))
         ]
@@ -176,11 +170,7 @@ def main() -> None:
                 print(f"{who}: {seconds:.1f} s, turn {number + 1} of {asked.rounds}", flush=True)
     rows = _rows(taken, scores)
     Console(width=130).print(table("One model on seven tasks", rows))
-    write(
-        asked.results,
-        "evaluate.json",
-        {"threads": asked.threads, "documents": asked.documents, "rows": rows},
-    )
+    write(asked.results, "evaluate.json", {"threads": asked.threads, "documents": asked.documents, "rows": rows})
 
 
 def _rows(taken: dict[str, list[float]], scores: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
@@ -188,13 +178,9 @@ def _rows(taken: dict[str, list[float]], scores: dict[str, dict[str, float]]) ->
     best = statistics.median(taken[first])
     rows = []
     for who, seconds in taken.items():
-        apart, task = max(
-            (abs(scores[who][task] - score), task) for task, score in scores[first].items()
-        )
+        apart, task = max((abs(scores[who][task] - score), task) for task, score in scores[first].items())
         if set(scores[who]) != set(scores[first]) or apart > AGREES:
-            raise SystemExit(
-                f"{who} and {first} differ by {apart:.5f} on {task}, so no speed is quoted"
-            )
+            raise SystemExit(f"{who} and {first} differ by {apart:.5f} on {task}, so no speed is quoted")
         median = statistics.median(seconds)
         rows.append(
             {

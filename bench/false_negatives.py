@@ -36,12 +36,7 @@ RANKS = 100
 COUNT = 4
 WAYS: dict[str, dict[str, float | None]] = {
     "naive: the first ranks": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": None},
-    "margin: 0.05 below the positive": {
-        "rank_from": 1,
-        "rank_to": RANKS,
-        "positive_ratio": None,
-        "margin": 0.05,
-    },
+    "margin: 0.05 below the positive": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": None, "margin": 0.05},
     "ratio: below 0.95 of the positive": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": 0.95},
     "window: ranks 10 to 30": {"rank_from": 10, "rank_to": 30, "positive_ratio": None},
     "window and ratio (the default)": {"rank_from": 10, "rank_to": 30, "positive_ratio": 0.95},
@@ -79,9 +74,7 @@ def load(folder: Folder, dataset: str, encoder: Encoder) -> Collection:
     revealed = [max(sorted(one), key=one.__getitem__) for one in own]
     query_vectors = encoder.encode([query.text for query in queries])
     document_vectors = encoder.encode([document.text for document in documents])
-    ranking = _ranked(
-        query_vectors, document_vectors, revealed, key_digests(one.text for one in documents)
-    )
+    ranking = _ranked(query_vectors, document_vectors, revealed, key_digests(one.text for one in documents))
     return Collection(revealed, [set(one) for one in own], ranking, query_vectors, document_vectors)
 
 
@@ -115,9 +108,7 @@ def mined(collection: Collection, way: str) -> list[list[int]]:
 
 def counted(collection: Collection, negatives: Sequence[Sequence[int]]) -> dict[str, float]:
     """Negatives, how many of them were judged answers, and of how many queries."""
-    wrong = [
-        len(set(rows) & relevant) for rows, relevant in zip(negatives, collection.relevant, strict=True)
-    ]
+    wrong = [len(set(rows) & relevant) for rows, relevant in zip(negatives, collection.relevant, strict=True)]
     total = sum(map(len, negatives))
     return {
         "negatives": total,
@@ -132,9 +123,7 @@ def counted(collection: Collection, negatives: Sequence[Sequence[int]]) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="what the transform stage left")
     parser.add_argument("datasets", nargs="+", help="with a corpus, queries and judgements")
     parser.add_argument("--max-tokens", type=int, default=256)

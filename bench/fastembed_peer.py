@@ -22,13 +22,9 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 def export(source: Path, folder: Path, max_tokens: int) -> None:
     """A folder that fastembed loads: the graph of the backbone, and its tokenizer with our length."""
-    shutil.copytree(
-        source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.bin")
-    )
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
     settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(settings | {"model_max_length": max_tokens}), "utf-8"
-    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": max_tokens}), "utf-8")
     model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
     texts, tokens = torch.export.Dim("texts"), torch.export.Dim("tokens", max=max_tokens)
     torch.onnx.export(

@@ -87,13 +87,9 @@ def rows_of(recipe: Recipe) -> DatasetDict:
     for dataset in recipe.datasets:
         folder = Run.at(recipe).folder / "mining" / "examples" / "retrieval" / dataset.name
         rows = list(read_records(folder, RetrievalExample)) if folder.exists() else []
-        triples = [
-            (row.query, row.positives[0], row.negatives[0].text) for row in rows if row.negatives
-        ]
+        triples = [(row.query, row.positives[0], row.negatives[0].text) for row in rows if row.negatives]
         if triples:
-            columns = zip(
-                ("query", "positive", "negative"), map(list, zip(*triples, strict=True)), strict=True
-            )
+            columns = zip(("query", "positive", "negative"), map(list, zip(*triples, strict=True)), strict=True)
             found[dataset.name] = Dataset.from_dict(dict(columns))
     return DatasetDict(found)
 
@@ -151,10 +147,7 @@ def main() -> None:
     overrides += ["--training.stage2.steps", str(asked.steps)] if asked.steps else []
     with tempfile.TemporaryDirectory() as new:
         storage = (asked.storage or Path(new)).absolute()
-        rows = [
-            one_seed(seed, storage, overrides, asked.scales, asked.threads)
-            for seed in range(asked.seeds)
-        ]
+        rows = [one_seed(seed, storage, overrides, asked.scales, asked.threads) for seed in range(asked.seeds)]
     compared = [{"who": who, **_over_seeds([row[who] for row in rows])} for who in rows[0]]
     Console().print(table(f"nDCG@10 on the test claims of SciFact, {asked.seeds} seeds", compared))
     write(asked.results, "learn.json", {"seeds": asked.seeds, "rows": compared})

@@ -48,14 +48,7 @@ from qzhou.mining.shard import Shard
 
 GROWTH = (1, 2, 4)  # times the documents
 TIE = 1e-5
-SMALL = {
-    "queries": 16,
-    "documents": 48,
-    "vector_queries": 400,
-    "vector_documents": 4000,
-    "width": 64,
-    "rounds": 1,
-}
+SMALL = {"queries": 16, "documents": 48, "vector_queries": 400, "vector_documents": 4000, "width": 64, "rounds": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +109,7 @@ def received(process: BaseProcess, receiver: Connection, who: str) -> Any:
         return receiver.recv()
     except EOFError:
         process.join()
-        raise SystemExit(
-            f"{who}: its process ended with {process.exitcode}; -9: no memory was left"
-        ) from None
+        raise SystemExit(f"{who}: its process ended with {process.exitcode}; -9: no memory was left") from None
 
 
 def _mine(sender: Connection, threads: int, who: str, problem: Problem) -> None:
@@ -144,9 +135,7 @@ def _set_threads(threads: int) -> None:
 
 def agreement(problem: Problem, ours: Rows, theirs: Rows) -> tuple[float, float]:
     """The shares of queries with the same negatives, and with others that a tie in float32 explains."""
-    differ = [
-        n for n, (one, other) in enumerate(zip(ours, theirs, strict=True)) if set(one) != set(other)
-    ]
+    differ = [n for n, (one, other) in enumerate(zip(ours, theirs, strict=True)) if set(one) != set(other)]
     documents, tied = Shard(problem.folder, problem.documents), 0
     query_ND = Shard(problem.folder, problem.queries).vectors(np.array(differ, dtype=np.int64))
     positive_ND = documents.vectors(problem.positive_row_N[differ])
@@ -167,9 +156,7 @@ def compared(
     for number in range(rounds):
         for who, taken in turns.items():
             taken.append(turn(who, problems[side[who]], threads))
-            print(
-                f"{case}, {who}: {taken[-1].seconds:.2f} s, turn {number + 1} of {rounds}", flush=True
-            )
+            print(f"{case}, {who}: {taken[-1].seconds:.2f} s, turn {number + 1} of {rounds}", flush=True)
     mine_s = {who: statistics.median(one.seconds for one in taken) for who, taken in turns.items()}
     found: list[dict[str, Any]] = []
     for who, (first, *_) in turns.items():
@@ -181,9 +168,7 @@ def compared(
         if who not in (OURS, RANDOM):
             same, tied = agreement(problems["ours"], turns[OURS][0].chosen, first.chosen)
             if round(len(first.chosen) * (1 - same - tied)):
-                raise SystemExit(
-                    f"{case}: {1 - same - tied:.3%} of {who}'s choices differ, so no speed is quoted"
-                )
+                raise SystemExit(f"{case}: {1 - same - tied:.3%} of {who}'s choices differ, so no speed is quoted")
             row |= {"same": round(same, 6), "tied": round(tied, 6)}
         found.append(row)
     return found
@@ -195,17 +180,8 @@ def grown(problems: Sequence[Problem], threads: int) -> list[dict[str, Any]]:
     for problem in problems:
         one, documents = turn(OURS, problem, threads), rows_of(problem.documents)
         print(f"{documents:,} documents, {OURS}: {one.seconds:.2f} s, {one.mib:.0f} MiB", flush=True)
-        vectors_mib = (
-            problem.folder.size(problem.documents[0].name)
-            * documents
-            / problem.documents[0].rows
-            / 2**20
-        )
-        row = {
-            "documents": documents,
-            "vectors_mib": round(vectors_mib),
-            "mine_s": round(one.seconds, 2),
-        }
+        vectors_mib = problem.folder.size(problem.documents[0].name) * documents / problem.documents[0].rows / 2**20
+        row = {"documents": documents, "vectors_mib": round(vectors_mib), "mine_s": round(one.seconds, 2)}
         found.append(row | {"mib": round(one.mib)})
     return found
 
@@ -217,14 +193,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vector-queries", type=int, default=50_000, help="default: %(default)s")
     parser.add_argument("--vector-documents", type=int, default=200_000, help="default: %(default)s")
     parser.add_argument("--width", type=int, default=384, help="of the vectors; default: %(default)s")
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="turns of each in the first two parts; %(default)s"
-    )
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each in the first two parts; %(default)s")
     asked = parsed(parser, SMALL)
-    for queries, documents in (
-        (asked.queries, asked.documents),
-        (asked.vector_queries, asked.vector_documents),
-    ):
+    for queries, documents in ((asked.queries, asked.documents), (asked.vector_queries, asked.vector_documents)):
         if not 0 < queries <= documents:
             parser.error(
                 f"{queries:,} queries need as many documents, each its own positive; there are {documents:,}"
@@ -244,9 +215,7 @@ def main() -> None:
         sizes = [times * asked.vector_documents for times in GROWTH]
         stored = vector_problems(folder / "vectors", asked.vector_queries, sizes, asked.width)
         case = f"{asked.vector_queries:,} x {sizes[0]:,} vectors"
-        rows += compared(
-            case, {"ours": stored[0], "theirs": stored[0]}, {}, asked.rounds, asked.threads
-        )
+        rows += compared(case, {"ours": stored[0], "theirs": stored[0]}, {}, asked.rounds, asked.threads)
         growth = grown(stored, asked.threads)
     console = Console(width=130)
     console.print(table("Mining", rows))

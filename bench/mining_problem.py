@@ -51,9 +51,7 @@ class Problem:
         found: Floats | None = None
         for file in files:
             part = self.folder.read_array(file.name)
-            found = (
-                np.empty((rows_of(files), part.shape[1]), dtype=np.float32) if found is None else found
-            )
+            found = np.empty((rows_of(files), part.shape[1]), dtype=np.float32) if found is None else found
             found[file.first : file.first + file.rows] = part
         assert found is not None
         return found
@@ -63,9 +61,7 @@ class Problem:
         if self.folder.exists("texts.json"):
             queries, documents = self.folder.read_json("texts.json")
             return queries, documents
-        return [f"q{n}" for n in range(rows_of(self.queries))], [
-            f"d{m}" for m in range(rows_of(self.documents))
-        ]
+        return [f"q{n}" for n in range(rows_of(self.queries))], [f"d{m}" for m in range(rows_of(self.documents))]
 
 
 def rows_of(files: Sequence[VectorFile]) -> int:
@@ -95,19 +91,12 @@ def vector_problems(folder: Folder, queries: int, sizes: Sequence[int], width: i
     def documents() -> Iterator[Floats]:
         for low, high in zip([0, *sizes[:-1]], sizes, strict=True):
             for first in range(low, high, FILE_ROWS):
-                draw, row = (
-                    np.random.default_rng([1, first]),
-                    np.arange(first, min(first + FILE_ROWS, high)),
-                )
+                draw, row = (np.random.default_rng([1, first]), np.arange(first, min(first + FILE_ROWS, high)))
                 centre_MD = topic_TD[draw.integers(len(topic_TD), size=len(row))]
                 document_MD = unit(centre_MD + _noise(draw, len(row), width, 0.3, 1.2))
                 own = (row % apart == 0) & (row < apart * queries)
                 drift = draw.uniform(0, 1.5, (int(own.sum()), 1))
-                query_ND = (
-                    document_MD[own]
-                    + drift * centre_MD[own]
-                    + _noise(draw, len(drift), width, 0.8, 0.8)
-                )
+                query_ND = document_MD[own] + drift * centre_MD[own] + _noise(draw, len(drift), width, 0.8, 0.8)
                 asked.append(unit(query_ND))
                 yield document_MD
 
@@ -115,8 +104,7 @@ def vector_problems(folder: Folder, queries: int, sizes: Sequence[int], width: i
     query_files = write_vectors(folder, "queries", [part for part in asked if len(part)])
     positive_row_N = apart * np.arange(queries)
     return [
-        Problem(folder, query_files, [one for one in files if one.first < size], positive_row_N)
-        for size in sizes
+        Problem(folder, query_files, [one for one in files if one.first < size], positive_row_N) for size in sizes
     ]
 
 
@@ -148,15 +136,10 @@ def made_up_texts(vocabulary: Iterable[str], queries: int, documents: int) -> tu
     for _ in range(documents):
         count = round(8 * 15 ** draw.random())
         own = draw.choices(draw.choice(topics), k=count // 2)
-        bodies.append(
-            draw.sample([*own, *draw.choices(words, cum_weights=cumulated, k=count - len(own))], count)
-        )
+        bodies.append(draw.sample([*own, *draw.choices(words, cum_weights=cumulated, k=count - len(own))], count))
     apart = documents // queries
     asked = [
-        [
-            *draw.sample(body, min(len(body), draw.randint(4, 12))),
-            *draw.choices(words, cum_weights=cumulated, k=2),
-        ]
+        [*draw.sample(body, min(len(body), draw.randint(4, 12))), *draw.choices(words, cum_weights=cumulated, k=2)]
         for body in bodies[: apart * queries : apart]
     ]
     return [" ".join(one) for one in asked], [" ".join(one) for one in bodies]

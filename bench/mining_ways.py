@@ -21,16 +21,7 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, util
 
-from bench.mining_problem import (
-    MINING,
-    POSITIVE_RATIO,
-    WHO,
-    Problem,
-    Rows,
-    Texts,
-    made_up_texts,
-    write_vectors,
-)
+from bench.mining_problem import MINING, POSITIVE_RATIO, WHO, Problem, Rows, Texts, made_up_texts, write_vectors
 from qzhou.data.storage import Folder
 from qzhou.encoder import load_encoder
 from qzhou.encoder.vectors import CHUNK_ROWS
@@ -50,14 +41,10 @@ Way = Callable[[Problem, Watch], Rows]
 Encode = Callable[[Texts], Iterable[Floats]]
 
 
-def text_problems(
-    folder: Folder, queries: int, documents: int
-) -> tuple[dict[str, Problem], dict[str, float]]:
+def text_problems(folder: Folder, queries: int, documents: int) -> tuple[dict[str, Problem], dict[str, float]]:
     """The same texts as vectors of our encoder and of theirs, and the seconds that each took."""
     encoder = load_encoder(MODEL, max_tokens=MAX_TOKENS, dtype="float32")
-    model = SentenceTransformer(
-        resolve(MODEL), device=str(encoder.device), model_kwargs={"dtype": torch.float32}
-    )
+    model = SentenceTransformer(resolve(MODEL), device=str(encoder.device), model_kwargs={"dtype": torch.float32})
     model.max_seq_length = MAX_TOKENS
 
     def ours(texts: Texts) -> Iterator[Floats]:
@@ -78,10 +65,7 @@ def text_problems(
         place.write_json("texts.json", texts)
         list(encode(texts[0][:32]))  # warm-up
         started = time.perf_counter()
-        files = [
-            write_vectors(place, kind, encode(part))
-            for kind, part in zip(("q", "d"), texts, strict=True)
-        ]
+        files = [write_vectors(place, kind, encode(part)) for kind, part in zip(("q", "d"), texts, strict=True)]
         seconds[name] = time.perf_counter() - started
         problems[name] = Problem(place, files[0], files[1], documents // queries * np.arange(queries))
         print(f"{queries + documents:,} texts, {name}: encoded in {seconds[name]:.1f} s", flush=True)
@@ -92,17 +76,12 @@ def ours(problem: Problem, watch: Watch) -> Rows:
     """What the stage does with blocks of queries, without Ray; reading the vectors is timed: it streams them."""
     chosen: Rows = []
     with watch:
-        documents, queries = (
-            Shard(problem.folder, problem.documents),
-            Shard(problem.folder, problem.queries),
-        )
+        documents, queries = (Shard(problem.folder, problem.documents), Shard(problem.folder, problem.queries))
         for start in range(0, queries.rows, BLOCK_QUERIES):
             number = np.arange(start, min(start + BLOCK_QUERIES, queries.rows))
             query_ND, positive_row_N = queries.vectors(number), problem.positive_row_N[number]
             positive_ND = documents.vectors(positive_row_N)
-            found = documents.search(
-                QueryBlock(query_ND, positive_ND, number - start), MINING.rank_to + 1
-            )
+            found = documents.search(QueryBlock(query_ND, positive_ND, number - start), MINING.rank_to + 1)
             ranking = Ranking(
                 score_NK=found.score_NK,
                 row_NK=found.row_NK,
@@ -154,9 +133,7 @@ def sentence_transformers(problem: Problem, watch: Watch, *, use_faiss: bool) ->
     pairs = Dataset.from_dict({"query": queries, "positive": positives})
     batch = PEER_BATCH if use_faiss else peer_batch(len(documents))
     if batch < PEER_BATCH:
-        print(
-            f"sentence-transformers: {batch:,} queries at a time, because memory is short", flush=True
-        )
+        print(f"sentence-transformers: {batch:,} queries at a time, because memory is short", flush=True)
     with watch:
         found = util.mine_hard_negatives(
             pairs,
@@ -186,12 +163,8 @@ def flag_embedding(problem: Problem, watch: Watch) -> Rows:
         index.add(document_MD)
         for start in range(0, len(query_ND), FLAG_BATCH):
             ranked += index.search(query_ND[start : start + FLAG_BATCH], MINING.rank_to)[1].tolist()
-        for query, positive, found in zip(
-            queries, problem.positive_row_N.tolist(), ranked, strict=True
-        ):
-            others = [
-                row for row in found if row >= 0 and documents[row] not in (query, documents[positive])
-            ]
+        for query, positive, found in zip(queries, problem.positive_row_N.tolist(), ranked, strict=True):
+            others = [row for row in found if row >= 0 and documents[row] not in (query, documents[positive])]
             chosen.append(draw.sample(others, min(len(others), MINING.negatives_per_query)))
     return chosen
 

@@ -100,10 +100,7 @@ def scaled(recipe: str, times: int) -> str:
 def small_recipe(folder: Path) -> Path:
     """Facts about numbers, and a recipe that learns them."""
     rows = [
-        {
-            "question": f"what is the sum of {n} and {n * n}?",
-            "answer": f"{n} and {n * n} make {n * n + n} in all",
-        }
+        {"question": f"what is the sum of {n} and {n * n}?", "answer": f"{n} and {n * n} make {n * n + n} in all"}
         for n in range(SMALL_ROWS)
     ]
     (folder / "facts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
@@ -131,9 +128,7 @@ def walls(recipe: Path, storage: Path, stages: Mapping[str, Any]) -> dict[str, f
     return {stage: found.manifest(stage).wall_s for stage in stages}
 
 
-def compared(
-    small: Mapping[str, float], plan: Plan, large: Mapping[str, float]
-) -> list[dict[str, Any]]:
+def compared(small: Mapping[str, float], plan: Plan, large: Mapping[str, float]) -> list[dict[str, Any]]:
     """A row for each stage, their sum, and the pipeline by the clock."""
     predicted = {one.name: one.wall_s for one in plan.stages if one.name != START}
     stages = list(predicted)

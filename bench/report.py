@@ -21,9 +21,7 @@ WORDS = {"case", "dtype", "who"}  # columns that hold no numbers
 def parsed(parser: argparse.ArgumentParser, small: Mapping[str, int]) -> argparse.Namespace:
     """The options, with ``--threads``, ``--results`` and ``--small``; the last changes the defaults of others."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="of everyone; default: all cores"
-    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of everyone; default: all cores")
     parser.add_argument(
         "--results", type=Path, help="folder of the JSON file; default: bench/results, or none if small"
     )

@@ -57,33 +57,19 @@ SIZES, NODES, FIXED_RUNS = (1, 4, 16), (1, 2, 4), 3
 SIZE_OF_NODES, NODES_OF_SIZE = 4, 2
 SMALL = {"divisor": 50}
 INK = "#7a7a7a"  # to be read on white and on near-black
-STAGES: dict[str, Callable[[Recipe], Any]] = {
-    "transform": transform,
-    "mine": mine,
-    "evaluate": evaluate,
-}
+STAGES: dict[str, Callable[[Recipe], Any]] = {"transform": transform, "mine": mine, "evaluate": evaluate}
 
 
 def recipe_of(stage: str, storage: Path, nodes: int) -> Recipe:
     steps = {"steps": 1, "learning_rate": 1e-4}
-    search: dict[str, Any] = {
-        "name": "search",
-        "reader": "jsonl",
-        "rule": "title_body",
-        "paths": ["unused"],
-    }
+    search: dict[str, Any] = {"name": "search", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
     if stage == "transform":
         search |= {"rule": "question_answer", "paths": [str(storage / "rows.jsonl")]}
     if stage == "evaluate":
         search |= {"eval_fraction": 1.0}
     content = {
         "run": {"name": "run", "storage": str(storage)},
-        "model": {
-            "backbone": MODEL,
-            "max_query_tokens": 32,
-            "max_document_tokens": 64,
-            "dtype": "float32",
-        },
+        "model": {"backbone": MODEL, "max_query_tokens": 32, "max_document_tokens": 64, "dtype": "float32"},
         "datasets": [search],
         "cluster": {"encode_workers": nodes, "transform": {"max_workers": nodes}},
         "mining": {"rank_from": 1, "rank_to": 20, "negatives_per_query": 2},
@@ -109,9 +95,7 @@ def write_inputs(stage: str, storage: Path, rows: int) -> None:
             RetrievalExample(id=f"q{n}", dataset="search", query=query, positives=(bodies[4 * n],))
             for n, query in enumerate(queries)
         ]
-        write_records(
-            run / "synthesis" / "examples" / "retrieval" / "search", examples, RetrievalExample
-        )
+        write_records(run / "synthesis" / "examples" / "retrieval" / "search", examples, RetrievalExample)
         documents = [Document(id=f"d{n}", text=body) for n, body in enumerate(bodies)]
         # a file each, so that few rows occupy as many encoders as many rows do
         for part in range(max(NODES)):
@@ -136,9 +120,7 @@ def write_model(folder: Path, factor: float) -> None:
     weights = load_file(folder / "model.safetensors")
     changed = next(name for name, tensor in weights.items() if tensor.is_floating_point())
     save_file(
-        weights | {changed: weights[changed] * factor},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
+        weights | {changed: weights[changed] * factor}, folder / "model.safetensors", metadata={"format": "pt"}
     )
 
 
@@ -150,9 +132,7 @@ def drive(stage: str, storage: Path, nodes: int) -> None:
         STAGES[stage](recipe_of(stage, storage, nodes))
     # and not ru_maxrss, which a new program inherits from the one that started it
     peak_kib = next(
-        line.split()[1]
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if "VmHWM" in line
+        line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line
     )
     print(json.dumps({"peak_mib": int(peak_kib) / 1024}))
 
@@ -195,9 +175,7 @@ def measured(stage: str, rows: int, nodes: int) -> dict[str, float]:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         spent = busy_s() - before
         if done.returncode:
-            raise SystemExit(
-                f"{stage} of {rows:,} rows on {nodes} nodes failed:\n{done.stdout}{done.stderr}"
-            )
+            raise SystemExit(f"{stage} of {rows:,} rows on {nodes} nodes failed:\n{done.stdout}{done.stderr}")
     return {"cpu_s": spent, **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -210,9 +188,7 @@ def rows_of(stage: str, divisor: int) -> list[dict[str, Any]]:
     base = max(2 * FEW[stage], ROWS[stage] // divisor)
     fixed = {nodes: fixed_s(stage, nodes) for nodes in NODES}
     print(f"{stage}: fixed", fixed, flush=True)
-    cases = [("data", size, NODES_OF_SIZE) for size in SIZES] + [
-        ("nodes", SIZE_OF_NODES, nodes) for nodes in NODES
-    ]
+    cases = [("data", size, NODES_OF_SIZE) for size in SIZES] + [("nodes", SIZE_OF_NODES, nodes) for nodes in NODES]
     found: dict[tuple[int, int], dict[str, float]] = {}
     rows: list[dict[str, Any]] = []
     for case, size, nodes in cases:
@@ -226,11 +202,7 @@ def rows_of(stage: str, divisor: int) -> list[dict[str, Any]]:
             "rows": count,
             "us_per_row": round(per_row, 1),
         }
-        row |= {
-            "ratio": None,
-            "fixed_cpu_s": round(fixed[nodes], 1),
-            "driver_mib": round(one["peak_mib"]),
-        }
+        row |= {"ratio": None, "fixed_cpu_s": round(fixed[nodes], 1), "driver_mib": round(one["peak_mib"])}
         rows.append(row)
         print(row, flush=True)
     for name in {row["case"] for row in rows}:
@@ -280,9 +252,7 @@ def main() -> None:
     there = asked.results / "scale.json" if asked.results else None
     rows = json.loads(there.read_text("utf-8"))["rows"] if there and there.exists() else []
     for stage in asked.stages:  # written after each: the next may fail
-        rows = [row for row in rows if not row["case"].startswith(f"{stage}, ")] + rows_of(
-            stage, asked.divisor
-        )
+        rows = [row for row in rows if not row["case"].startswith(f"{stage}, ")] + rows_of(stage, asked.divisor)
         write(asked.results, "scale.json", {"rows": rows})
         if asked.results:
             (asked.results / "scale.svg").write_text(picture(rows), "utf-8")

@@ -88,9 +88,7 @@ def bodies_of(case: Case, folder: Path, count: int) -> Bodies:
     """As many different requests, of words of the model's vocabulary."""
     encoder = load_encoder(MODEL, max_tokens=MAX_TOKENS, dtype="float32", device="cpu")
     vocabulary = [
-        word
-        for word in encoder.tokenizer.get_vocab()
-        if word.isascii() and word.isalpha() and len(word) > 2
+        word for word in encoder.tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2
     ]
     draw = random.Random(case.name)
     file, texts, tokens = folder / f"{case.name}.jsonl", 0, 0
@@ -98,9 +96,7 @@ def bodies_of(case: Case, folder: Path, count: int) -> Bodies:
         for _ in range(count):
             lengths = [draw.randint(*case.words) for _ in range(draw.randint(*case.texts))]
             given = [" ".join(draw.choices(vocabulary, k=length)) for length in lengths]
-            sink.write(
-                json.dumps({"model": NAME, "input": given[0] if case.texts == (1, 1) else given}) + "\n"
-            )
+            sink.write(json.dumps({"model": NAME, "input": given[0] if case.texts == (1, 1) else given}) + "\n")
             texts += len(given)
             # a word is a token, and two stand around
             tokens += sum(min(MAX_TOKENS, length + 2) for length in lengths)
@@ -114,9 +110,7 @@ class Server:
         self._process, self.port = process, port
         self._sent = 0
 
-    def load(
-        self, bodies: Bodies, *, clients: int, seconds: float, rate: float | None = None
-    ) -> dict[str, Any]:
+    def load(self, bodies: Bodies, *, clients: int, seconds: float, rate: float | None = None) -> dict[str, Any]:
         """What wrk found: requests, how many were refused or failed, percentiles."""
         pause = 0 if rate is None else 1000 * clients / rate
         command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "60s", "-s", str(LOAD)]
@@ -151,16 +145,9 @@ class Server:
 @contextlib.contextmanager
 def running(command: Sequence[str], port: int, threads: int, **environment: str) -> Iterator[Server]:
     """A server for the block, from the moment it answers."""
-    settings = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        **environment,
-    }
+    settings = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **environment}
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=settings, stdout=said, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=said, stderr=subprocess.STDOUT)
         try:
             _wait_until_it_answers(process, port, said)
             yield Server(process, port)
@@ -189,24 +176,12 @@ def ours(folder: Path, port: int, threads: int, wait_s: float = 60.0) -> Any:
     place = folder / "runs" / NAME / "model"
     if not place.exists():
         shutil.copytree(resolve(MODEL), place)
-        manifest = {
-            "stage": "model",
-            "fingerprint": "f",
-            "finished_at": "",
-            "wall_s": 0.0,
-            "code_version": "",
-        }
+        manifest = {"stage": "model", "fingerprint": "f", "finished_at": "", "wall_s": 0.0, "code_version": ""}
         (place / "manifest.json").write_text(
             json.dumps(manifest | {key: {} for key in ("inputs", "outputs", "settings")})
         )
     recipe = folder / "recipe.toml"
-    settings = {
-        "name": NAME,
-        "storage": folder / "runs",
-        "model": MODEL,
-        "tokens": MAX_TOKENS,
-        "port": port,
-    }
+    settings = {"name": NAME, "storage": folder / "runs", "model": MODEL, "tokens": MAX_TOKENS, "port": port}
     recipe.write_text(RECIPE.format(wait=wait_s, **settings))
     return running([sys.executable, "serve/app.py", str(recipe)], port, threads)
 
@@ -222,31 +197,20 @@ def infinity(python: str, port: int, threads: int) -> Any:
     ]
     command += ["--engine", "torch", "--device", "cpu", "--dtype", "float32", "--no-bettertransformer"]
     command += ["--url-prefix", "/v1", "--port", str(port), "--no-model-warmup", "--log-level", "error"]
-    offline = {
-        "HF_HUB_OFFLINE": "1",
-        "DO_NOT_TRACK": "1",
-        "INFINITY_ANONYMOUS_USAGE_STATS": "0",
-        "PYTHONPATH": "",
-    }
+    offline = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "PYTHONPATH": ""}
     return running(command, port, threads, **offline)
 
 
 def plain(port: int, threads: int) -> Any:
-    return running(
-        [sys.executable, "-m", "bench.servers.plain", str(resolve(MODEL)), str(port)], port, threads
-    )
+    return running([sys.executable, "-m", "bench.servers.plain", str(resolve(MODEL)), str(port)], port, threads)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--infinity", help="Python of a virtual environment with infinity_emb[torch,server]"
-    )
+    parser.add_argument("--infinity", help="Python of a virtual environment with infinity_emb[torch,server]")
     parser.add_argument("--seconds", type=int, default=15, help="of each load; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
-    parser.add_argument(
-        "--longest", type=int, default=200, help="words of a mixed text; default: %(default)s"
-    )
+    parser.add_argument("--longest", type=int, default=200, help="words of a mixed text; default: %(default)s")
     parser.add_argument("--port", type=int, default=8490, help="default: %(default)s")
     asked = parsed(parser, SMALL)
     if not shutil.which("wrk"):
@@ -303,13 +267,8 @@ def _throughput(
         row["ratio"] = round(speeds[OURS, row["case"]] / theirs, 2) if theirs else None
     Console(width=140).print(table("Closed loop; ratio: how many times as much we answer", rows))
     for who, (rate, cpu_ms) in nothing.items():
-        print(
-            f"{who}: a request without a model takes {cpu_ms:.2f} ms of CPU, {rate:.0f} a second",
-            flush=True,
-        )
-        rows.append(
-            {"case": "no model", "who": who, "requests_per_s": round(rate), "cpu_ms": round(cpu_ms, 3)}
-        )
+        print(f"{who}: a request without a model takes {cpu_ms:.2f} ms of CPU, {rate:.0f} a second", flush=True)
+        rows.append({"case": "no model", "who": who, "requests_per_s": round(rate), "cpu_ms": round(cpu_ms, 3)})
     return rows, speeds
 
 
@@ -325,21 +284,13 @@ def _steady(
         reached = round(result["requests"] / result["seconds"])
         kept = {key: result[key] for key in ("p50_ms", "p99_ms", "max_ms", "failed", "refused")}
         rows.append(
-            {
-                "case": "1 text, half load",
-                "who": who,
-                "asked_per_s": round(rate),
-                "answered_per_s": reached,
-                **kept,
-            }
+            {"case": "1 text, half load", "who": who, "asked_per_s": round(rate), "answered_per_s": reached, **kept}
         )
     Console(width=140).print(table("Steady rate", rows))
     return rows
 
 
-def _overload(
-    folder: Path, bodies: Bodies, asked: argparse.Namespace, rate: float
-) -> list[dict[str, Any]]:
+def _overload(folder: Path, bodies: Bodies, asked: argparse.Namespace, rate: float) -> list[dict[str, Any]]:
     """More than we answer, with a limit of two seconds on waiting; and a moment later."""
     with ours(folder, asked.port, asked.threads, wait_s=2.0) as server:
         server.load(bodies, clients=16, seconds=max(1, asked.seconds // 5))

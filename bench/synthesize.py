@@ -38,12 +38,7 @@ ROOT = HERE.resolve().parents[1]
 CASES = [(0.1, 4), (0.1, 16), (1.0, 16), (1.0, 64), (1.0, 256)]
 SECONDS = 10  # of sending, at the ideal speed
 PEERS = ("qzhou", "plain asyncio", "ray.data.llm", "distilabel")
-COLOURS = {
-    "qzhou": "#2f9e6e",
-    "plain asyncio": "#9aa5b1",
-    "ray.data.llm": "#5b7db1",
-    "distilabel": "#e8a33d",
-}
+COLOURS = {"qzhou": "#2f9e6e", "plain asyncio": "#9aa5b1", "ray.data.llm": "#5b7db1", "distilabel": "#e8a33d"}
 SYSTEM, DOCUMENT = "You judge. " * 60, "word " * 60
 
 
@@ -156,9 +151,7 @@ def send_ray(url: str, limit: int, requests: int) -> dict[str, float]:
     config = HttpRequestProcessorConfig(url=f"{url}/chat/completions", batch_size=limit, concurrency=1)
     processor = build_processor(
         config,
-        preprocess=lambda row: {
-            "payload": {"model": "m", "messages": chat(row["id"]), "temperature": 0.7}
-        },
+        preprocess=lambda row: {"payload": {"model": "m", "messages": chat(row["id"]), "temperature": 0.7}},
         postprocess=lambda row: {"answer": row["http_response"]},
     )
     assert processor(ray.data.range(requests)).count() == requests
@@ -169,9 +162,7 @@ def send_ray(url: str, limit: int, requests: int) -> dict[str, float]:
 SENDERS = {"qzhou": send_ours, "plain asyncio": send_plain, "ray.data.llm": send_ray}
 
 
-def measured(
-    peer: str, latency_s: float, limit: int, seconds: float, distilabel: str
-) -> dict[str, Any] | None:
+def measured(peer: str, latency_s: float, limit: int, seconds: float, distilabel: str) -> dict[str, Any] | None:
     """One peer on one case; None where it is not there."""
     requests = int(limit / latency_s * seconds)
     if peer == "ray.data.llm":
@@ -214,19 +205,11 @@ def picture(rows: list[dict[str, Any]]) -> None:
                 if row["peer"] == peer and (row["latency_s"], row["limit"]) == case:
                     x = place + (number - (len(peers) - 1) / 2) * width
                     axes.bar(
-                        x,
-                        100 * row["of_ideal"],
-                        width,
-                        color=COLOURS[peer],
-                        label=peer if place == 0 else None,
+                        x, 100 * row["of_ideal"], width, color=COLOURS[peer], label=peer if place == 0 else None
                     )
-                    axes.text(
-                        x, 100 * row["of_ideal"] + 1, f"{row['rate']:.0f}", ha="center", fontsize=7
-                    )
+                    axes.text(x, 100 * row["of_ideal"] + 1, f"{row['rate']:.0f}", ha="center", fontsize=7)
     axes.axhline(100, color="#9aa5b1", linewidth=0.8, linestyle=":")
-    labels = [
-        f"{limit} at {1000 * latency:.0f} ms\nideal {limit / latency:.0f}/s" for latency, limit in cases
-    ]
+    labels = [f"{limit} at {1000 * latency:.0f} ms\nideal {limit / latency:.0f}/s" for latency, limit in cases]
     axes.set_xticks(range(len(cases)), labels, fontsize=8)
     axes.set_ylabel("% of ideal; numbers: requests/s")
     axes.set_ylim(0, 118)
@@ -236,16 +219,10 @@ def picture(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="two cases of three seconds; writes no results"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two cases of three seconds; writes no results")
     parser.add_argument("--distilabel", default="", metavar="PYTHON")
-    parser.add_argument(
-        "--send", nargs=4, metavar=("PEER", "URL", "LIMIT", "REQUESTS"), help=argparse.SUPPRESS
-    )
+    parser.add_argument("--send", nargs=4, metavar=("PEER", "URL", "LIMIT", "REQUESTS"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.send:
         peer, url, limit, requests = asked.send

@@ -109,13 +109,10 @@ def ours(case: Case, tell: Connection) -> None:
     pairs = list(enumerate(zip(first, second, strict=True)))
     if case.loss == "CoSENT":
         examples = [
-            PairExample(id=str(n), dataset="d", text_a=a, text_b=b, score=score_of(n))
-            for n, (a, b) in pairs
+            PairExample(id=str(n), dataset="d", text_a=a, text_b=b, score=score_of(n)) for n, (a, b) in pairs
         ]
     else:
-        examples = [
-            RetrievalExample(id=str(n), dataset="d", query=a, positives=(b,)) for n, (a, b) in pairs
-        ]
+        examples = [RetrievalExample(id=str(n), dataset="d", query=a, positives=(b,)) for n, (a, b) in pairs]
     recipe = recipe_of(case)
     data = TrainingSet.of("d", Prompt(), examples)
     found = load_backbone(MODEL, dtype=torch.float32)
@@ -178,11 +175,7 @@ def recipe_of(case: Case) -> Recipe:
     return parse_recipe(
         {
             "run": {"name": "bench", "storage": "unused"},
-            "model": {
-                "backbone": MODEL,
-                "max_query_tokens": MAX_TOKENS,
-                "max_document_tokens": MAX_TOKENS,
-            },
+            "model": {"backbone": MODEL, "max_query_tokens": MAX_TOKENS, "max_document_tokens": MAX_TOKENS},
             "datasets": [{"reader": "jsonl", "paths": ["unused"], **one} for one in datasets],
             "training": {
                 "query_query": False,
@@ -224,9 +217,7 @@ def theirs(case: Case, tell: Connection) -> None:
         columns["score"] = [score_of(row) for row in range(case.rows)]
     losses = {
         "MNRL": lambda: MultipleNegativesRankingLoss(model, scale=SCALE),
-        "cached MNRL": lambda: CachedMultipleNegativesRankingLoss(
-            model, scale=SCALE, mini_batch_size=MINI_BATCH
-        ),
+        "cached MNRL": lambda: CachedMultipleNegativesRankingLoss(model, scale=SCALE, mini_batch_size=MINI_BATCH),
         "CoSENT": lambda: CoSENTLoss(model, scale=SCALE),
     }
     timer = Timer(tell)
@@ -263,9 +254,7 @@ def theirs(case: Case, tell: Connection) -> None:
 
 def in_order(trainer: Any, batch: int) -> Any:
     """Their loader with the rows as they come."""
-    return torch.utils.data.DataLoader(
-        trainer.train_dataset, batch_size=batch, collate_fn=trainer.data_collator
-    )
+    return torch.utils.data.DataLoader(trainer.train_dataset, batch_size=batch, collate_fn=trainer.data_collator)
 
 
 WAYS = {OURS: ours, THEIRS: theirs}
@@ -296,17 +285,13 @@ def _run(who: str, case: Case, threads: int, tell: Connection) -> None:
     WAYS[who](case, tell)
 
 
-def measured(
-    case: Case, *, rounds: int, threads: int, peak_gflops: float, say: Console
-) -> list[dict[str, Any]]:
+def measured(case: Case, *, rounds: int, threads: int, peak_gflops: float, say: Console) -> list[dict[str, Any]]:
     """A row for each of both: medians over rounds in which they take turns."""
     turns: dict[str, list[Turn]] = {who: [] for who in WAYS}
     for number in range(rounds):
         for who in WAYS:
             turns[who].append(turn(who, case, threads))
-            say.print(
-                f"{case.name}, {who}: {turns[who][-1].seconds:.1f} s, turn {number + 1} of {rounds}"
-            )
+            say.print(f"{case.name}, {who}: {turns[who][-1].seconds:.1f} s, turn {number + 1} of {rounds}")
     first, second = texts(case)
     found = load_backbone(MODEL, dtype=torch.float32)
     timed = [*first[case.batch :], *second[case.batch :]]  # the first step is not
@@ -331,17 +316,11 @@ def measured(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--steps", type=int, default=6, help="of a turn, the first not timed; default: %(default)s"
-    )
+    parser.add_argument("--steps", type=int, default=6, help="of a turn, the first not timed; default: %(default)s")
     parser.add_argument("--batch", type=int, default=64, help="rows; default: %(default)s")
-    parser.add_argument(
-        "--large", type=int, default=1024, help="rows of the cached batch; default: %(default)s"
-    )
+    parser.add_argument("--large", type=int, default=1024, help="rows of the cached batch; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument(
-        "--matrix", type=int, default=4096, help="size of the matrices; default: %(default)s"
-    )
+    parser.add_argument("--matrix", type=int, default=4096, help="size of the matrices; default: %(default)s")
     asked = parsed(parser, SMALL)
     torch.set_num_threads(asked.threads)
     say = Console()
@@ -357,11 +336,7 @@ def main() -> None:
         rows += measured(case, rounds=rounds, threads=asked.threads, peak_gflops=peak, say=say)
     say.print(table("Training", rows))
     say.print(f"peak of float32 matrix products: {peak:,.0f} GFLOP/s with {asked.threads} threads")
-    write(
-        asked.results,
-        "train.json",
-        {"threads": asked.threads, "peak_gflops": round(peak), "rows": rows},
-    )
+    write(asked.results, "train.json", {"threads": asked.threads, "peak_gflops": round(peak), "rows": rows})
 
 
 if __name__ == "__main__":

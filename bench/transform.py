@@ -113,9 +113,7 @@ def with_datasets(processes: int) -> Callable[[Path, Path], Ids]:
 
     def run(path: Path, place: Path) -> Ids:
         datasets.disable_progress_bars()
-        rows = datasets.load_dataset(
-            "json", data_files=str(path), split="train", cache_dir=str(place / "cache")
-        )
+        rows = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(place / "cache"))
         mapped = rows.map(
             convert_batch,
             batched=True,
@@ -210,9 +208,7 @@ def speed_rows(path: Path, rows: int, rounds: int) -> list[dict[str, Any]]:
             seconds.setdefault(name, []).append(elapsed_s)
     for name in peers:
         if ids[name] != ids["ours"]:
-            raise SystemExit(
-                f"{name}: {len(ids[name] ^ ids['ours'])} ids differ from ours, so no speed is quoted"
-            )
+            raise SystemExit(f"{name}: {len(ids[name] ^ ids['ours'])} ids differ from ours, so no speed is quoted")
     median = {name: statistics.median(found) for name, found in seconds.items()}
     return [
         {
@@ -237,9 +233,7 @@ def memory_rows(folder: Path) -> list[dict[str, Any]]:
         with PeakMemory() as peak:
             timed(run_only, path)
         first = made[0]["peak MiB"] if made else round(peak.mib)
-        made.append(
-            {"rows": rows, "peak MiB": round(peak.mib), "of the smallest": round(peak.mib / first, 2)}
-        )
+        made.append({"rows": rows, "peak MiB": round(peak.mib), "of the smallest": round(peak.mib / first, 2)})
         path.unlink()
     return made
 
@@ -261,10 +255,7 @@ def picture(speed: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any]]) -
     left.set_xlim(0, 1.25 * max(bars.values()))
     left.set_title(f"rows a second, {shown[0]['case']}", fontsize=10)
     right.plot(
-        [one["rows"] / 1e6 for one in memory],
-        [one["peak MiB"] for one in memory],
-        marker="o",
-        color="#2f9e6e",
+        [one["rows"] / 1e6 for one in memory], [one["peak MiB"] for one in memory], marker="o", color="#2f9e6e"
     )
     right.set_ylim(0, 1.2 * max(one["peak MiB"] for one in memory))
     right.set_title("peak memory of all processes (MiB)", fontsize=10)
@@ -281,22 +272,14 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     for name in rows[0]:
         grid.add_column(name, justify="left" if name in {"case", "peer"} else "right")
     for one in rows:
-        grid.add_row(
-            *(f"{value:,}" if isinstance(value, int) else str(value) for value in one.values())
-        )
+        grid.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in one.values()))
     return grid
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    arguments.add_argument(
-        "--quick", action="store_true", help="30,000 rows, one round, no memory; within 50 s"
-    )
-    arguments.add_argument(
-        "--memory", action="store_true", help="memory alone, as JSON; for a process of its own"
-    )
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--quick", action="store_true", help="30,000 rows, one round, no memory; within 50 s")
+    arguments.add_argument("--memory", action="store_true", help="memory alone, as JSON; for a process of its own")
     parsed = arguments.parse_args()
     quick = parsed.quick
     with tempfile.TemporaryDirectory() as temporary:

@@ -48,9 +48,7 @@ def trec_documents(stream: BinaryIO) -> Iterator[dict[str, str]]:
 def trec_topics(stream: BinaryIO) -> Iterator[dict[str, str]]:
     """Topics in TREC's markup; ``ordinal`` is the place in the file, which Cranfield's judgements count by."""
     for ordinal, match in enumerate(_TOPIC.finditer(stream.read().decode("utf-8")), start=1):
-        yield {"ordinal": str(ordinal)} | {
-            name: content.strip() for name, content in _ELEMENT.findall(match[1])
-        }
+        yield {"ordinal": str(ordinal)} | {name: content.strip() for name, content in _ELEMENT.findall(match[1])}
 
 
 def numpy_sentences(stream: BinaryIO, column: str) -> Iterator[dict[str, str]]:
@@ -67,12 +65,7 @@ def squad_questions(stream: BinaryIO) -> Iterator[dict[str, str]]:
     """Questions in SQuAD's layout; ``passage`` is the number of their passage in the file, which translations share."""
     for number, passage in enumerate(_squad(stream)):
         for asked in passage["qas"]:
-            yield {
-                "id": asked["id"],
-                "question": asked["question"],
-                "passage": str(number),
-                "grade": "1",
-            }
+            yield {"id": asked["id"], "question": asked["question"], "passage": str(number), "grade": "1"}
 
 
 def squad_passages(stream: BinaryIO) -> Iterator[dict[str, str]]:

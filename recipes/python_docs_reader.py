@@ -105,9 +105,7 @@ def draw_pairs(
         rows: Rows of :func:`docstrings`, in any order; ``body`` is not needed.
         is_held_out: Whether a module, by its name, is held out.
     """
-    documented = sorted(
-        (row for row in rows if row["summary"]), key=lambda row: (row["module"], row["name"])
-    )
+    documented = sorted((row for row in rows if row["summary"]), key=lambda row: (row["module"], row["name"]))
     circles: dict[tuple[str, str, bool], list[int]] = defaultdict(list)
     memberships = []
     side_of = {module: is_held_out(module) for module in {row["module"] for row in documented}}
@@ -203,9 +201,7 @@ def _package_roots(package: str) -> list[Path]:
         spec = None
     if spec is None:
         hint = "name its top-level package" if "." in package else f"install it (pip install {package})"
-        raise DataError(
-            f"packages: '{package}' is not installed here; {hint}, or take it out of 'packages'."
-        )
+        raise DataError(f"packages: '{package}' is not installed here; {hint}, or take it out of 'packages'.")
     if spec.submodule_search_locations is not None:
         return [Path(location) for location in spec.submodule_search_locations]
     return [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
@@ -216,9 +212,7 @@ def _files_below(root: Path) -> Iterator[Path]:
         yield root
         return
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(
-            name for name in subfolders if name not in SKIPPED_FOLDERS and "." not in name
-        )
+        subfolders[:] = sorted(name for name in subfolders if name not in SKIPPED_FOLDERS and "." not in name)
         for name in sorted(names):
             if name.endswith(".py"):
                 yield Path(folder) / name
@@ -237,9 +231,7 @@ def _documented(tree: ast.Module, module: str) -> Iterator[tuple[str, Documented
             prefix = f"{prefix}.{node.name}"
             yield prefix, node
         if isinstance(node, COMPOUND):
-            blocks = (
-                getattr(node, name, ()) for name in ("body", "handlers", "orelse", "finalbody", "cases")
-            )
+            blocks = (getattr(node, name, ()) for name in ("body", "handlers", "orelse", "finalbody", "cases"))
             waiting += reversed([(prefix, child) for block in blocks for child in block])
 
 
@@ -251,18 +243,14 @@ def _parts(docstring: str) -> tuple[str, str]:
 
 def _partner(index: int, row: Mapping[str, str], circle: str, members: Sequence[int]) -> int:
     """A member of the circle other than the row itself, or the row where it is alone."""
-    choice = hashlib.sha256(
-        f"{circle} {row['module']} {row['name']}".encode("utf-8", "surrogatepass")
-    ).digest()
+    choice = hashlib.sha256(f"{circle} {row['module']} {row['name']}".encode("utf-8", "surrogatepass")).digest()
     position = int.from_bytes(choice[:8], "big") % len(members)
     return members[position] if members[position] != index else members[(position + 1) % len(members)]
 
 
 def _pair(row_a: Mapping[str, str], row_b: Mapping[str, str]) -> dict[str, str | int]:
     path_a, path_b = row_a["module"].split("."), row_b["module"].split(".")
-    shared = takewhile(
-        lambda components: components[0] == components[1], zip(path_a, path_b, strict=False)
-    )
+    shared = takewhile(lambda components: components[0] == components[1], zip(path_a, path_b, strict=False))
     return {
         "summary_a": row_a["summary"],
         "summary_b": row_b["summary"],

@@ -40,8 +40,4 @@ def show(driver: webdriver.Chrome, address: str, *, width: int, theme: str) -> N
 def loaded(driver: webdriver.Chrome) -> list[str]:
     """The addresses that pages asked for since this was called last."""
     events = [json.loads(line["message"])["message"] for line in driver.get_log("performance")]
-    return [
-        one["params"]["request"]["url"]
-        for one in events
-        if one["method"] == "Network.requestWillBeSent"
-    ]
+    return [one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"]

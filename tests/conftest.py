@@ -16,22 +16,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 # as for each cluster that `ray.init` starts, but from the beginning: this process keeps the mode that it begins with
 os.environ["RAY_AUTH_MODE"] = "token"
 
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "to",
-    "sum",
-    "list",
-    "word",
-    "red",
-    "blue",
-    "green",
-    "query",
-    "text",
-    "answer",
-    "paris",
-]
+WORDS = ["the", "a", "of", "to", "sum", "list", "word", "red", "blue", "green", "query", "text", "answer", "paris"]
 WORDS += ["london", "sea", "tree", "is", "are", "what", "where"]
 
 
@@ -118,25 +103,13 @@ def recipe_in(folder: Path):
     """Makes recipes whose runs lie in a folder."""
 
     def make(**sections):
-        stage = {
-            "steps": 4,
-            "learning_rate": 1e-3,
-            "warmup_steps": 1,
-            "batch_size": 4,
-            "cosent_batch_size": 6,
-        }
+        stage = {"steps": 4, "learning_rate": 1e-3, "warmup_steps": 1, "batch_size": 4, "cosent_batch_size": 6}
         content = {
             "run": {"name": "tiny", "storage": str(folder / "runs"), "seed": 1},
             "model": {"backbone": "unused", "max_query_tokens": 16, "max_document_tokens": 24},
-            "datasets": [
-                {"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
-            ],
+            "datasets": [{"name": "docs", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}],
             "mining": {"rank_from": 1, "rank_to": 8, "negatives_per_query": 2},
-            "training": {
-                "negatives_per_query": 1,
-                "stage1": stage,
-                "stage2": {**stage, "retrieval_share": 1.0},
-            },
+            "training": {"negatives_per_query": 1, "stage1": stage, "stage2": {**stage, "retrieval_share": 1.0}},
         }
         for name, section in sections.items():
             content[name] = section if name == "datasets" else {**content.get(name, {}), **section}

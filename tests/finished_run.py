@@ -13,20 +13,8 @@ DATASETS = {
     "docs_package": "classification",
 }
 RULES = {"retrieval": "title_body", "pair": "scored_pair", "classification": "labeled"}
-FIELDS = {
-    "retrieval": ("query", "positives"),
-    "pair": ("text_a", "text_b"),
-    "classification": ("text",),
-}
-STAGES = (
-    "transform",
-    "synthesis",
-    "mining",
-    "training/stage1",
-    "training/stage2",
-    "model",
-    "evaluation",
-)
+FIELDS = {"retrieval": ("query", "positives"), "pair": ("text_a", "text_b"), "classification": ("text",)}
+STAGES = ("transform", "synthesis", "mining", "training/stage1", "training/stage2", "model", "evaluation")
 EDGES = [round(-0.2 + 0.03 * place, 3) for place in range(41)]
 MODELS = {"bm25": 0.0, "backbone": 0.02, "stage1": 0.05, "stage2": 0.08}
 TASKS = {
@@ -48,9 +36,7 @@ def fill(run: Run, *, steps: int = 120) -> None:
     (folder / "mining").create().write_json("report.json", mining_report(chance))
     for number, stage in enumerate(("stage1", "stage2")):
         lines = [json.dumps(metrics(chance, number, step, steps)) for step in range(steps)]
-        (folder / "training" / stage).create().write_bytes(
-            "metrics.jsonl", ("\n".join(lines) + "\n").encode()
-        )
+        (folder / "training" / stage).create().write_bytes("metrics.jsonl", ("\n".join(lines) + "\n").encode())
     place = (folder / "evaluation").create()
     place.write_json("comparison.json", comparison())
     place.write_json("diagnosis.json", diagnosis())
@@ -72,13 +58,7 @@ def transform_report(chance: random.Random) -> dict:
             "languages": {"en": 90, "zh": 8, "de": 2}, "written": {"examples": read - held_out, "held_out": held_out},
             "lengths": {field: lengths(chance, 4 + place) for place, field in enumerate(FIELDS[task])},
         }  # fmt: skip
-    overlap = {
-        "dataset": "forum",
-        "task": "docs_search",
-        "examples": 12,
-        "compared": 18000,
-        "percent": 0.067,
-    }
+    overlap = {"dataset": "forum", "task": "docs_search", "examples": 12, "compared": 18000, "percent": 0.067}
     overlap |= {"copied": 5, "asked": 4}
     contamination = {"action": "report", "ngram_words": 13, "ngram_chars": 20, "one_ngram_kept_of": 1}
     overlaps = [{**overlap, "shown": ["a text that stands on both sides of the divide, word for word"]}]
@@ -86,9 +66,7 @@ def transform_report(chance: random.Random) -> dict:
 
 
 def lengths(chance: random.Random, power: int) -> dict:
-    return {
-        str(2 ** (power + step)): chance.randint(100, 900) * (4 - abs(step - 2)) for step in range(5)
-    }
+    return {str(2 ** (power + step)): chance.randint(100, 900) * (4 - abs(step - 2)) for step in range(5)}
 
 
 def bell(chance: random.Random, middle: float, width: float, total: int) -> list:
@@ -117,12 +95,7 @@ def synthesis_report(chance: random.Random) -> dict:
         },
     }  # fmt: skip
     filters = {"min_rewrite_cosine": 0.6, "max_rewrite_cosine": 0.98, "min_positive_score": None}
-    return {
-        "techniques": techniques,
-        "score_edges": EDGES,
-        "filters": filters,
-        "cost": ledger()["total"],
-    }
+    return {"techniques": techniques, "score_edges": EDGES, "filters": filters, "cost": ledger()["total"]}
 
 
 def ledger() -> dict:
@@ -131,19 +104,13 @@ def ledger() -> dict:
     bought = {"paraphrase": (304, 300, 72, 11, 41200, 9800, 0.0214, 1100, 0.0006)}
     bought["hard_negative"] = (204, 200, 24, 0, 36100, 7400, 0.0183, 0, 0.0)
     model = {"model": "a-model", "answered_as": ["a-model-2026"], "dataset": "docs_search"}
-    rows = [
-        {**model, "technique": name, **dict(zip(names, found, strict=True))}
-        for name, found in bought.items()
-    ]
+    rows = [{**model, "technique": name, **dict(zip(names, found, strict=True))} for name, found in bought.items()]
     total = {name: round(sum(row[name] for row in rows), 6) for name in names}
     return {"total": total, "rows": rows}
 
 
 def mining_report(chance: random.Random) -> dict:
-    example = {
-        "query": "Return the sum of the elements.",
-        "positive": "Adds up the items of an iterable.",
-    }
+    example = {"query": "Return the sum of the elements.", "positive": "Adds up the items of an iterable."}
     negatives = [{"text": "Returns the largest element.", "origin": "mined", "score": 0.553}]
     negatives += [{"text": "Subtracts the elements.", "origin": "synthetic", "score": None}]
     return {
@@ -194,9 +161,7 @@ def comparison() -> dict:
             score = round(base + sign * gain, 6)
             half = round(1 / math.sqrt(n), 6)
             limits = {"low": round(score - half, 6), "high": round(score + half, 6)}
-            rows.append(
-                {"task": task, "type": kind, "metric": metric, "model": model, "score": score, "n": n}
-            )
+            rows.append({"task": task, "type": kind, "metric": metric, "model": model, "score": score, "n": n})
             rows[-1] |= {**limits, "seen": task != "forum", "seconds": 3.2}
         gained = round(sign * 0.06, 6)
         pair = {"task": task, "model": "stage2", "against": "backbone", "difference": gained}
@@ -205,30 +170,14 @@ def comparison() -> dict:
     health = {"backbone": {"mean_cosine": 0.113, **spread}, "stage2": {"mean_cosine": 0.087, **spread}}
     seen = [{"model": "stage2", "seen": True, "tasks": 3, "mean": 50.6}]
     types = ["Retrieval", "STS"]
-    models = [
-        {"model": "stage2", "ours": True, "types": {"STS": 71.2}, "mean_task": 68.1, "mean_type": 67.0}
-    ]
+    models = [{"model": "stage2", "ours": True, "types": {"STS": 71.2}, "mean_task": 68.1, "mean_type": 67.0}]
     models += [
-        {
-            "model": "published-1",
-            "ours": False,
-            "types": {"STS": 77.0},
-            "mean_task": 76.9,
-            "mean_type": 78.5,
-        }
+        {"model": "published-1", "ours": False, "types": {"STS": 77.0}, "mean_task": 76.9, "mean_type": 78.5}
     ]
-    benchmark = {
-        "benchmark": "MTEB(cmn, v1)",
-        "tasks": 31,
-        "judged": 31,
-        "types": types,
-        "models": models,
-    }
+    benchmark = {"benchmark": "MTEB(cmn, v1)", "tasks": 31, "judged": 31, "types": types, "models": models}
     not_judged = {"forum_reranking": "no query has a negative"}
     found = {"rows": rows, "differences": differences, "benchmarks": [benchmark]}
-    published = [
-        {"task": "STSB", "type": "STS", "stage2": 64.12, "published": {"QZhou-Embedding": 91.4}}
-    ]
+    published = [{"task": "STSB", "type": "STS", "stage2": 64.12, "published": {"QZhou-Embedding": 91.4}}]
     return {**found, "published": published, "seen": seen, "health": health, "not_judged": not_judged}
 
 
@@ -248,9 +197,7 @@ def manifest(stage: str, number: int) -> dict:
         "training/stage2": {"mining": "print-2", "stage1": "an-older-one"},
         "mining": {"transform": "print-0"},
     }
-    outputs = {
-        "transform": {"retrieval examples": 22000, "pair examples": 21000, "held-out examples": 9000}
-    }
+    outputs = {"transform": {"retrieval examples": 22000, "pair examples": 21000, "held-out examples": 9000}}
     outputs["synthesis"] = {"examples": 43232, "by paraphrase": 232, "dropped": 96}
     return {
         "stage": stage, "fingerprint": f"print-{number}", "inputs": inputs.get(stage, {}),

@@ -95,9 +95,7 @@ class Counts:
             "completed": sum(self.completed.values()),
             "distinct": len(self.completed),
             "twice": sum(count > 1 for count in self.completed.values()),
-            "latency_s": round(self.served_s / sum(self.completed.values()), 6)
-            if self.completed
-            else 0.0,
+            "latency_s": round(self.served_s / sum(self.completed.values()), 6) if self.completed else 0.0,
             "seconds": round(self.last_completed - self.arrivals[0], 4) if self.completed else 0.0,
         }
 
@@ -145,7 +143,5 @@ class FaultInjector:
 
 def request_hash(body: Mapping[str, Any]) -> str:
     """What makes two requests the same: model, messages, temperature."""
-    sent = {name: body[name] for name in ("model", "messages")} | {
-        "temperature": body.get("temperature")
-    }
+    sent = {name: body[name] for name in ("model", "messages")} | {"temperature": body.get("temperature")}
     return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()

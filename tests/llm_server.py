@@ -97,9 +97,7 @@ class LLMServer:
         self.counts.complete(digest, served_s=time.monotonic() - arrived)
         return web.json_response(completed)
 
-    async def _broken(
-        self, request: web.Request, fault: str, completed: Mapping[str, Any]
-    ) -> web.StreamResponse:
+    async def _broken(self, request: web.Request, fault: str, completed: Mapping[str, Any]) -> web.StreamResponse:
         """What comes instead of a completion."""
         if fault in _STATUS:
             wait_s = RETRY_AFTER_S if fault == "rate_limited" else None
@@ -193,9 +191,7 @@ def serving(endpoint: LLMServer, port: int = 0) -> Iterator[str]:
         OSError: The port is taken.
     """
     loop, ready = asyncio.new_event_loop(), threading.Event()
-    runner = web.AppRunner(
-        endpoint.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.2
-    )
+    runner = web.AppRunner(endpoint.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.2)
     bound: list[int | OSError] = []
 
     async def start() -> None:
@@ -228,9 +224,7 @@ def serving(endpoint: LLMServer, port: int = 0) -> Iterator[str]:
 
 def main() -> None:
     """Serve the rules until interrupted, with the faults that the command line asks for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=9000)
     for one in dataclasses.fields(Behaviour):
         kind: Any = {"bool": lambda text: text == "true", "int": int}.get(str(one.type), float)
@@ -241,8 +235,7 @@ def main() -> None:
     try:
         with serving(endpoint, port) as url:
             print(
-                f"{url}: answers by rules; what came: {url.removesuffix('/v1')}/counts; Ctrl-C ends it",
-                flush=True,
+                f"{url}: answers by rules; what came: {url.removesuffix('/v1')}/counts; Ctrl-C ends it", flush=True
             )
             threading.Event().wait()
     except OSError as error:

@@ -37,22 +37,17 @@ def _accumulated(folder: Path) -> list[Object]:
     objects: list[Object] = []
     for name in plan["resources"]:
         place = folder / name
-        objects += (
-            built(place) if place.is_dir() else list(yaml.safe_load_all(place.read_text("utf-8")))
-        )
+        objects += built(place) if place.is_dir() else list(yaml.safe_load_all(place.read_text("utf-8")))
     for one in objects:
         if one["kind"] != "Namespace":
             one["metadata"]["namespace"] = plan.get("namespace", one["metadata"].get("namespace"))
     for component in plan.get("components", []):
         _name_images(
-            objects,
-            yaml.safe_load((folder / component / "kustomization.yaml").read_text("utf-8"))["images"],
+            objects, yaml.safe_load((folder / component / "kustomization.yaml").read_text("utf-8"))["images"]
         )
     for patch in plan.get("patches", []):
         (step,) = yaml.safe_load(patch["patch"])
-        assert (step["op"], step["path"]) == ("add", "/metadata/annotations"), (
-            "the only patch that is known here"
-        )
+        assert (step["op"], step["path"]) == ("add", "/metadata/annotations"), "the only patch that is known here"
         by_kind(objects, patch["target"]["kind"])["metadata"]["annotations"] = step["value"]
     for replacement in plan.get("replacements", []):
         source = replacement["source"]
@@ -66,11 +61,7 @@ def _accumulated(folder: Path) -> list[Object]:
 def _name_images(tree: Any, images: list[Object]) -> None:
     named = {one["name"]: f"{one['newName']}:{one['newTag']}" for one in images}
     if isinstance(tree, dict):
-        tree |= (
-            {"image": named.get(tree["image"], tree["image"])}
-            if isinstance(tree.get("image"), str)
-            else {}
-        )
+        tree |= {"image": named.get(tree["image"], tree["image"])} if isinstance(tree.get("image"), str) else {}
     for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
         _name_images(child, images)
 
@@ -111,9 +102,7 @@ def check(one: Object) -> None:
         kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
         return
     schema, registry = _ray_schema()
-    validator = jsonschema.Draft202012Validator(
-        {"$ref": f"{schema}#/$defs/{one['kind']}"}, registry=registry
-    )
+    validator = jsonschema.Draft202012Validator({"$ref": f"{schema}#/$defs/{one['kind']}"}, registry=registry)
     validator.validate(one)
 
 
@@ -127,9 +116,7 @@ def check_with_crds(one: Object, folder: Path) -> None:
         jsonschema.ValidationError: Names the place and what is wrong there.
     """
     crd = yaml.safe_load((folder / f"ray.io_{one['kind'].lower()}s.yaml").read_text("utf-8"))
-    (version,) = [
-        each for each in crd["spec"]["versions"] if f"ray.io/{each['name']}" == one["apiVersion"]
-    ]
+    (version,) = [each for each in crd["spec"]["versions"] if f"ray.io/{each['name']}" == one["apiVersion"]]
     jsonschema.Draft202012Validator(_closed(version["schema"]["openAPIV3Schema"])).validate(one)
 
 
@@ -153,10 +140,7 @@ def _closed(schema: Any) -> Any:
 @cache
 def _ray_schema() -> tuple[str, Registry]:
     version = kubernetes_validate.latest_version()
-    folder = (
-        importlib.resources.files("kubernetes_validate")
-        / f"kubernetes-json-schema/v{version}-local-strict"
-    )
+    folder = importlib.resources.files("kubernetes_validate") / f"kubernetes-json-schema/v{version}-local-strict"
     kubernetes = Resource.from_contents(json.loads((folder / "_definitions.json").read_text("utf-8")))
     ray = Resource.from_contents(yaml.safe_load((HERE / "schemas" / "kuberay.yaml").read_text("utf-8")))
     return "ray", Registry().with_resources([("ray", ray), (kubernetes.id() or "", kubernetes)])

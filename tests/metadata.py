@@ -23,20 +23,14 @@ class Metadata:
         self.asked += 1
         if path == "/computeMetadata/v1/instance/preempted":
             return (
-                (200, "TRUE" if self.notice else "FALSE")
-                if headers["Metadata-Flavor"] == "Google"
-                else (403, "")
+                (200, "TRUE" if self.notice else "FALSE") if headers["Metadata-Flavor"] == "Google" else (403, "")
             )
         if (method, path) == ("PUT", "/latest/api/token"):
             return 200, TOKEN
         if headers["X-aws-ec2-metadata-token"] != TOKEN:
             return 401, ""
         at = datetime.now(UTC) + timedelta(seconds=self.seconds)
-        return (
-            (200, f'{{"action": "terminate", "time": "{at:%Y-%m-%dT%H:%M:%SZ}"}}')
-            if self.notice
-            else (404, "")
-        )
+        return (200, f'{{"action": "terminate", "time": "{at:%Y-%m-%dT%H:%M:%SZ}"}}') if self.notice else (404, "")
 
 
 @contextlib.contextmanager

@@ -28,11 +28,7 @@ ONLY_IN = {
         "platform/qzhou/cluster/metrics.py",
         "platform/qzhou/cluster/submission.py",
         "platform/qzhou/serving/app.py",
-        *(
-            f"platform/qzhou/{room}/pipeline.py"
-            for room in (*ROOMS, "experiments")
-            if room != "estimate"
-        ),
+        *(f"platform/qzhou/{room}/pipeline.py" for room in (*ROOMS, "experiments") if room != "estimate"),
         "platform/qzhou/evaluation/judge/workers.py",
         "platform/qzhou/mining/encode.py",
         "platform/qzhou/mining/sharded_index.py",
@@ -46,8 +42,7 @@ ONLY_IN = {
     "faiss": {"platform/qzhou/mining/shard.py", "platform/qzhou/serving/index.py"},
     "fastapi": {"platform/qzhou/serving/web.py"},
     "openai": {
-        f"platform/qzhou/{file}.py"
-        for file in ("encoder/remote", "synthesis/batch_api", "synthesis/client")
+        f"platform/qzhou/{file}.py" for file in ("encoder/remote", "synthesis/batch_api", "synthesis/client")
     },
     "aiohttp": set(),
 }
@@ -65,9 +60,7 @@ SLIM += ("cluster.resources", "estimate.command", "synthesis.details", "experime
 PIPELINES = [f"{path.parent.name}.pipeline" for path in sorted(PACKAGE.glob("*/pipeline.py"))]
 STARTED = ["mining.actors", *PIPELINES]  # the searcher first: it loads less than all others
 HEAVY = ("torch", "transformers", "sentence_transformers", "deepspeed", "mteb")
-PYTHON = [
-    path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))
-]
+PYTHON = [path for folder in ("platform", "jobs", "serve") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 @functools.cache
@@ -88,9 +81,7 @@ def part_of(path: Path) -> str:
     return inside.parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
-)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down_and_rooms_do_not_know_each_other(path):
     own = part_of(path)
     if own == "__init__":
@@ -117,9 +108,7 @@ def test_a_heavy_library_is_imported_in_its_own_place_only(library):
 
 def test_nothing_imports_jobs_or_serve():
     for path in PYTHON:
-        assert not {module.split(".")[0] for module in modules_imported_by(path)} & {"jobs", "serve"}, (
-            path
-        )
+        assert not {module.split(".")[0] for module in modules_imported_by(path)} & {"jobs", "serve"}, path
 
 
 @pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)
@@ -131,9 +120,7 @@ def test_jobs_are_short_and_load_heavy_things_only_when_they_work(job):
 
 def python(code: str, **environment: str) -> str:
     command = [sys.executable, "-c", code]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_recipe_loads_neither_torch_nor_ray():

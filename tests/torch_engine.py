@@ -22,12 +22,7 @@ class TorchEngine:
     """AdamW, and an all-reduce of gradients over the process group that is there; each rank has the whole model."""
 
     def __init__(
-        self,
-        model: EmbeddingModel,
-        tokenizer: Any,
-        training: TrainingSection,
-        *,
-        packed: bool | None = None,
+        self, model: EmbeddingModel, tokenizer: Any, training: TrainingSection, *, packed: bool | None = None
     ) -> None:
         is_distributed = dist.is_initialized()
         self.rank = dist.get_rank() if is_distributed else 0
@@ -62,11 +57,7 @@ class TorchEngine:
 
     def save(self, folder: Path, step: int) -> None:
         if self.rank == 0:
-            state = {
-                "step": step,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            }
+            state = {"step": step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
             torch.save(state, folder / CHECKPOINT_FILE)
 
     def load(self, folder: Path) -> int:

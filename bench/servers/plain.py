@@ -26,9 +26,7 @@ class Request(BaseModel):
 def embeddings(request: Request) -> dict[str, object]:
     texts = [request.input] if isinstance(request.input, str) else request.input
     vectors = model.encode(texts, normalize_embeddings=True)
-    data = [
-        {"object": "embedding", "index": n, "embedding": one.tolist()} for n, one in enumerate(vectors)
-    ]
+    data = [{"object": "embedding", "index": n, "embedding": one.tolist()} for n, one in enumerate(vectors)]
     return {"object": "list", "model": request.model, "data": data}
 
 

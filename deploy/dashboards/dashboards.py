@@ -39,15 +39,11 @@ def _rate(metric: str, by: str, where: str = "") -> str:
 
 def _quantiles(histogram: str, by: str, *shares: float) -> dict[str, str]:
     rate = _rate(f"{histogram}_bucket", f"le, {by}")
-    return {
-        f"p{100 * share:g} {{{{{by}}}}}": f"histogram_quantile({share}, {rate})" for share in shares
-    }
+    return {f"p{100 * share:g} {{{{{by}}}}}": f"histogram_quantile({share}, {rate})" for share in shares}
 
 
 def _share_of_requests(status: str) -> str:
-    answered, every = (
-        f"sum(rate(qzhou_requests_total{where}[$__rate_interval]))" for where in (status, "")
-    )
+    answered, every = (f"sum(rate(qzhou_requests_total{where}[$__rate_interval]))" for where in (status, ""))
     return f"{answered} / {every}"
 
 
@@ -64,30 +60,16 @@ PIPELINE = (
         "s",
         {"{{stage}}": "time() - max by (stage) (ray_qzhou_stage_started_timestamp_seconds > 0)"},
     ),
-    Panel(
-        "Progress",
-        "percentunit",
-        {"{{stage}}: {{step}}": "max by (stage, step) (ray_qzhou_progress_ratio)"},
-    ),
-    Panel(
-        "Rows", "rowsps", {"{{stage}}: {{dataset}}": _rate("ray_qzhou_rows_total", "stage, dataset")}
-    ),
-    Panel(
-        "Work",
-        "ops",
-        {"{{stage}}: {{step}}, {{unit}}": _rate("ray_qzhou_units_total", "stage, step, unit")},
-    ),
+    Panel("Progress", "percentunit", {"{{stage}}: {{step}}": "max by (stage, step) (ray_qzhou_progress_ratio)"}),
+    Panel("Rows", "rowsps", {"{{stage}}: {{dataset}}": _rate("ray_qzhou_rows_total", "stage, dataset")}),
+    Panel("Work", "ops", {"{{stage}}: {{step}}, {{unit}}": _rate("ray_qzhou_units_total", "stage, step, unit")}),
     Panel("Rows so far", "short", {"{{stage}}": "sum by (stage) (ray_qzhou_rows_total)"}),
     Panel(
-        "LLM requests",
-        "reqps",
-        {"{{model}} {{result}}": _rate("ray_qzhou_llm_requests_total", "model, result")},
+        "LLM requests", "reqps", {"{{model}} {{result}}": _rate("ray_qzhou_llm_requests_total", "model, result")}
     ),
     Panel("LLM retries", "reqps", {"{{model}}": _rate("ray_qzhou_llm_retries_total", "model")}),
     Panel(
-        "LLM tokens a second",
-        "short",
-        {"{{model}} {{kind}}": _rate("ray_qzhou_llm_tokens_total", "model, kind")},
+        "LLM tokens a second", "short", {"{{model}} {{kind}}": _rate("ray_qzhou_llm_tokens_total", "model, kind")}
     ),
     Panel("LLM latency", "s", _quantiles("ray_qzhou_llm_request_seconds", "model", 0.5, 0.95)),
     Panel(
@@ -102,10 +84,7 @@ PIPELINE = (
     Panel(
         "Nodes",
         "short",
-        {
-            f"{{{{node_type}}}} {state}": f"sum by (node_type) (ray_cluster_{state}_nodes)"
-            for state in NODE_STATES
-        },
+        {f"{{{{node_type}}}} {state}": f"sum by (node_type) (ray_cluster_{state}_nodes)" for state in NODE_STATES},
     ),
 )
 
@@ -124,52 +103,31 @@ TRAINING = (
         "Before clipping.",
     ),
     Panel(
-        "Tokens a second",
-        "short",
-        {"{{stage}}": _rate("ray_qzhou_training_tokens_total", "stage")},
-        "All ranks.",
+        "Tokens a second", "short", {"{{stage}}": _rate("ray_qzhou_training_tokens_total", "stage")}, "All ranks."
     ),
-    Panel(
-        "Steps a minute",
-        "none",
-        {"{{stage}}": "60 * " + _rate("ray_qzhou_training_steps_total", "stage")},
-    ),
+    Panel("Steps a minute", "none", {"{{stage}}": "60 * " + _rate("ray_qzhou_training_steps_total", "stage")}),
     Panel("Time of a step", "s", {"{{stage}}": _mean("ray_qzhou_training_step_seconds", "stage")}),
     Panel("Padding", "percentunit", {"{{stage}}": _mean("ray_qzhou_training_padding_ratio", "stage")}),
-    Panel(
-        "Wait for data",
-        "percentunit",
-        {"{{stage}}": _mean("ray_qzhou_training_loader_wait_ratio", "stage")},
-    ),
+    Panel("Wait for data", "percentunit", {"{{stage}}": _mean("ray_qzhou_training_loader_wait_ratio", "stage")}),
     Panel(
         "Since the last step",
         "s",
         {"{{stage}}": "time() - max by (stage) (ray_qzhou_training_last_step_timestamp_seconds)"},
     ),
-    Panel(
-        "Peak memory of rank 0",
-        "bytes",
-        {"{{stage}}": "max by (stage) (ray_qzhou_training_peak_memory_bytes)"},
-    ),
+    Panel("Peak memory of rank 0", "bytes", {"{{stage}}": "max by (stage) (ray_qzhou_training_peak_memory_bytes)"}),
     Panel("GPU utilisation", "percent", {"{{ip}} {{GpuIndex}}": "ray_node_gpus_utilization"}),
     Panel("GPU memory used", "decmbytes", {"{{ip}} {{GpuIndex}}": "ray_node_gram_used"}),
 )
 
 SERVING = (
-    Panel(
-        "Requests", "reqps", {"{{route}} {{status}}": _rate("qzhou_requests_total", "route, status")}
-    ),
+    Panel("Requests", "reqps", {"{{route}} {{status}}": _rate("qzhou_requests_total", "route, status")}),
     Panel("Latency", "s", _quantiles("qzhou_request_seconds", "route", 0.5, 0.95, 0.99)),
     Panel(
         "Refused and failed",
         "percentunit",
         {"429": _share_of_requests('{status="429"}'), "5xx": _share_of_requests('{status=~"5.."}')},
     ),
-    Panel(
-        "Tokens that wait",
-        "short",
-        {"{{model}} {{replica}}": "max_over_time(qzhou_waiting_tokens[1m])"},
-    ),
+    Panel("Tokens that wait", "short", {"{{model}} {{replica}}": "max_over_time(qzhou_waiting_tokens[1m])"}),
     Panel("Tokens answered a second", "short", {"{{model}}": _rate("qzhou_tokens_total", "model")}),
     Panel(
         "Speed while computing",
@@ -222,24 +180,11 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
         "title": panel.title,
         "description": panel.description,
         "datasource": SOURCE,
-        "gridPos": {
-            "x": number % COLUMNS * width,
-            "y": number // COLUMNS * HEIGHT,
-            "w": width,
-            "h": HEIGHT,
-        },
+        "gridPos": {"x": number % COLUMNS * width, "y": number // COLUMNS * HEIGHT, "w": width, "h": HEIGHT},
         "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
-        "options": {
-            "legend": {"displayMode": "list", "placement": "bottom"},
-            "tooltip": {"mode": "multi"},
-        },
+        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
         "targets": [
-            {
-                "refId": chr(ord("A") + place),
-                "datasource": SOURCE,
-                "expr": expression,
-                "legendFormat": legend,
-            }
+            {"refId": chr(ord("A") + place), "datasource": SOURCE, "expr": expression, "legendFormat": legend}
             for place, (legend, expression) in enumerate(panel.lines.items())
         ],
     }

@@ -31,9 +31,7 @@ NO_PROMETHEUS = (
     "Prometheus is not on PATH: apt-get install prometheus, or the archive of prometheus.io.\n"
     "       Grafana, for the dashboards: the package or the archive of grafana.com, its bin folder on PATH."
 )
-NO_GRAFANA = (
-    "Grafana is not on PATH, so there are no dashboards: take the package or the archive of grafana.com"
-)
+NO_GRAFANA = "Grafana is not on PATH, so there are no dashboards: take the package or the archive of grafana.com"
 ENDING_S = 20.0
 
 Command = tuple[list[str], dict[str, str]]
@@ -116,26 +114,20 @@ def run(found: Mapping[str, str | None], ports: Ports) -> None:
             _check_free(name, getattr(ports, name))
         running: dict[str, subprocess.Popen[bytes]] = {}
         for name, (words, environment) in wanted.items():
-            running[name] = subprocess.Popen(
-                words, env=os.environ | environment, start_new_session=True
-            )
+            running[name] = subprocess.Popen(words, env=os.environ | environment, start_new_session=True)
             stack.callback(_end, running[name])
         log_event(
             f"dashboards: Prometheus {ports.source}, alerts {ports.source}/alerts; Ctrl-C ends it",
             "prometheus_started",
         )
         if "grafana" in running:
-            log_event(
-                f"dashboards: Grafana http://{HOST}:{ports.grafana}/dashboards", "grafana_started"
-            )
+            log_event(f"dashboards: Grafana http://{HOST}:{ports.grafana}/dashboards", "grafana_started")
         else:
             log_event(f"dashboards: {NO_GRAFANA}", "grafana_missing", level="warning")
         while all(one.poll() is None for one in running.values()):
             time.sleep(0.2)
         ended = next(name for name, one in running.items() if one.poll() is not None)
-        raise SetupError(
-            f"{ended} ended by itself with status {running[ended].returncode}; what it said is above."
-        )
+        raise SetupError(f"{ended} ended by itself with status {running[ended].returncode}; what it said is above.")
 
 
 def _check_free(name: str, port: int) -> None:
@@ -160,18 +152,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prometheus-port", type=int, default=Ports().prometheus)
     parser.add_argument("--grafana-port", type=int, default=Ports().grafana)
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with errors_for_people():
         try:
-            programs = {
-                name: shutil.which(name) for name in ("prometheus", "grafana", "grafana-server")
-            }
+            programs = {name: shutil.which(name) for name in ("prometheus", "grafana", "grafana-server")}
             run(programs, Ports(chosen.prometheus_port, chosen.grafana_port))
         except KeyboardInterrupt:
             log_event("dashboards: ended", "ended")

@@ -81,9 +81,7 @@ class Bars:
 
 SPEED = "speed, ours = 1"
 PICTURES = {
-    "transform": Bars(
-        lambda row: row["case"], lambda row: row["peer"], lambda row: 1 / row["ratio"], SPEED
-    ),
+    "transform": Bars(lambda row: row["case"], lambda row: row["peer"], lambda row: 1 / row["ratio"], SPEED),
     "synthesize": Bars(
         lambda row: f"{row['latency_s']:g} s, limit {row['limit']}",
         lambda row: row["peer"],
@@ -91,10 +89,7 @@ PICTURES = {
         "share of the ideal, limit / latency",
     ),
     "encode": Bars(
-        lambda row: f"{row['case']}, {row['dtype']}",
-        lambda row: row["who"],
-        lambda row: 1 / row["ratio"],
-        SPEED,
+        lambda row: f"{row['case']}, {row['dtype']}", lambda row: row["who"], lambda row: 1 / row["ratio"], SPEED
     ),
     "mine": Bars(lambda row: row["case"], lambda row: row["who"], lambda row: 1 / row["ratio"], SPEED),
     "false_negatives": Bars(
@@ -103,17 +98,10 @@ PICTURES = {
         lambda row: 100 * row["share"],
         "false negatives, % of what is mined",
     ),
-    "train": Bars(
-        lambda row: row["case"], lambda row: row["who"], lambda row: row["samples_per_s"], "samples/s"
-    ),
-    "evaluate": Bars(
-        lambda _: "seven tasks", lambda row: row["who"], lambda row: row["seconds"], "seconds"
-    ),
+    "train": Bars(lambda row: row["case"], lambda row: row["who"], lambda row: row["samples_per_s"], "samples/s"),
+    "evaluate": Bars(lambda _: "seven tasks", lambda row: row["who"], lambda row: row["seconds"], "seconds"),
     "serve": Bars(
-        lambda row: row["case"],
-        lambda row: row["who"],
-        lambda row: 1 / row["ratio"],
-        "tokens/s, ours = 1",
+        lambda row: row["case"], lambda row: row["who"], lambda row: 1 / row["ratio"], "tokens/s, ours = 1"
     ),
 }
 
@@ -157,13 +145,7 @@ def cell(key: str, value: Any) -> str:
     if key in SHARES:
         return f"{value:.1%}"
     if isinstance(value, float):
-        return (
-            f"{value:.6g}"
-            if key in EXACT
-            else f"{value:,.4g}"
-            if abs(value) < 1000
-            else f"{value:,.0f}"
-        )
+        return f"{value:.6g}" if key in EXACT else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -199,12 +181,6 @@ def picture(bench: str) -> str:
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.set_title(" ", fontsize=12)  # room for the legend
     figure.legend(
-        handles.values(),
-        handles,
-        loc="upper center",
-        ncols=len(handles),
-        fontsize=7,
-        frameon=False,
-        labelcolor=INK,
+        handles.values(), handles, loc="upper center", ncols=len(handles), fontsize=7, frameon=False, labelcolor=INK
     )
     return svg(figure, bench)

@@ -35,10 +35,7 @@ def _levels() -> str:
         for node in ast.parse(source).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LEVELS"
     ]
-    rows = [
-        f"| {level} | {', '.join(f'`{name}`' for name in names)} |"
-        for level, names in enumerate(levels)
-    ]
+    rows = [f"| {level} | {', '.join(f'`{name}`' for name in names)} |" for level, names in enumerate(levels)]
     return "\n".join(["| level | packages |", "|---|---|", *rows])
 
 

@@ -57,9 +57,7 @@ def reference(root: type[Section]) -> str:
     """Markdown: a heading, a table and what is refused, for each table of a TOML file; then what spans several."""
     parts = [part for table in tables(root) for part in _table(table)]
     across = [*refusals(root), *module_refusals(sys.modules[root.__module__])]
-    if own := [
-        name for name, field in root.model_fields.items() if not section_of(field.annotation)[0]
-    ]:
+    if own := [name for name, field in root.model_fields.items() if not section_of(field.annotation)[0]]:
         parts = ["## At the top of the file\n", *_rows(root, own, "top"), *parts]
     parts += _experimental(root)
     return "\n".join([*parts, "## Settings that must agree\n", *_bullets(across)])
@@ -68,9 +66,7 @@ def reference(root: type[Section]) -> str:
 def _table(table: Table) -> Iterator[str]:
     yield f"(table-{table.anchor})="  # a setting of an outer table may have the same name
     yield f"## {table.heading}\n"
-    yield (
-        escaped(" ".join(inspect.cleandoc(table.model.__doc__ or "").split("\n\n")[0].split())) + "\n"
-    )
+    yield (escaped(" ".join(inspect.cleandoc(table.model.__doc__ or "").split("\n\n")[0].split())) + "\n")
     yield from _rows(table.model, list(table.model.model_fields), table.anchor)
     if found := list(refusals(table.model)):
         yield "Refused:\n"
@@ -130,9 +126,7 @@ def module_refusals(module: ModuleType) -> Iterator[str]:
 def _messages(tree: ast.AST, *, validators: bool) -> Iterator[str]:
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     for function in functions:
-        if validators and not any(
-            ast.unparse(one).split("(")[0] in CHECKED_BY for one in function.decorator_list
-        ):
+        if validators and not any(ast.unparse(one).split("(")[0] in CHECKED_BY for one in function.decorator_list):
             continue
         for node in ast.walk(function):
             raised = node.exc if isinstance(node, ast.Raise) else None
@@ -154,9 +148,7 @@ def _template(told: ast.Constant | ast.JoinedStr) -> str:
     shown = ""
     for part in told.values:
         if isinstance(part, ast.FormattedValue):
-            named = (
-                isinstance(part.value, ast.Name) and part.format_spec is None and part.conversion == -1
-            )
+            named = isinstance(part.value, ast.Name) and part.format_spec is None and part.conversion == -1
             shown += f"<{ast.unparse(part.value)}>" if named else "…"
         elif isinstance(part, ast.Constant):
             shown += str(part.value)

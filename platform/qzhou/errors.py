@@ -15,8 +15,6 @@ The message is for a person: the place, the values that clash, and the way out. 
 process boundaries in Ray, so each holds its message and nothing else, and pickles.
 """
 
-from __future__ import annotations
-
 import json
 
 
@@ -72,9 +70,7 @@ class RegressionError(QzhouError):
 def kind_of(error: QzhouError) -> type[QzhouError]:
     """The class of the tree above that an error belongs to; Ray derives classes of its own from it."""
     return next(
-        kind
-        for kind in type(error).__mro__
-        if issubclass(kind, QzhouError) and kind.__module__ == __name__
+        kind for kind in type(error).__mro__ if issubclass(kind, QzhouError) and kind.__module__ == __name__
     )
 
 

@@ -22,9 +22,7 @@ QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 PATIENCE_S = 600.0
 
 
-def wait_until(
-    condition: Callable[[], object], process: subprocess.Popen, seconds: float = PATIENCE_S
-) -> None:
+def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = PATIENCE_S) -> None:
     """Until something holds, while a process lives."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -113,9 +113,7 @@ def write_recipe(tmp_path_factory, tiny_qwen2):
         folder = tmp_path_factory.mktemp("tiny")
         write_data(folder)
         recipe = folder / "recipe.toml"
-        recipe.write_text(
-            RECIPE.format(storage=folder / "runs", backbone=tiny_qwen2, data=folder), "utf-8"
-        )
+        recipe.write_text(RECIPE.format(storage=folder / "runs", backbone=tiny_qwen2, data=folder), "utf-8")
         return recipe
 
     return write

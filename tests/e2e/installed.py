@@ -40,8 +40,6 @@ def typed(python: Path, folder: Path, *words: str) -> str:
     hidden = ("PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_MODE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     command = [python.with_name(words[0]), *words[1:]]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()

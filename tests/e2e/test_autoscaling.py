@@ -21,12 +21,7 @@ NODES = 2
 def configuration(gcs: str) -> dict:
     """What ``ray up`` leaves on a head node, for nodes that are processes of this machine."""
     nothing = ("auth", "file_mounts")
-    lists = (
-        "setup_commands",
-        "head_setup_commands",
-        "worker_setup_commands",
-        "initialization_commands",
-    )
+    lists = ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands")
     lists += (
         "head_start_ray_commands",
         "worker_start_ray_commands",
@@ -66,11 +61,7 @@ def cluster(tmp_path_factory):
     gcs = f"{ray.util.get_node_ip_address()}:{port}"
     file = home / "ray_bootstrap_config.yaml"
     file.write_text(json.dumps(configuration(gcs)))
-    fake = {
-        "RAY_FAKE_CLUSTER": "1",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_enable_autoscaler_v2": "1",
-    }
+    fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
     fake |= {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
     words = (*head_words(port), "--autoscaling-config", file)
     with ray_node(*words, log=home / "head.log", **fake) as head:

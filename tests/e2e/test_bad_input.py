@@ -29,10 +29,7 @@ def refused(done: Finished, status: int = 2) -> str:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (
-            ("--training.stage1.step", "3"),
-            ["training.stage1.step", "did you mean", "training.stage1.steps"],
-        ),
+        (("--training.stage1.step", "3"), ["training.stage1.step", "did you mean", "training.stage1.steps"]),
         (("--training.stage1.steps", "many"), ["training.stage1.steps", "valid integer", "many"]),
         (("--model.pooling", "max"), ["model.pooling", "'mean', 'last' or 'cls'", "max"]),
         (("--serving.port", "0"), ["serving.port", "greater than or equal to 1"]),
@@ -53,11 +50,7 @@ def test_an_override_that_cannot_be_is_named(recipe, words, said):
         ("rank_to = 20", "rank_too = 20", ["mining.rank_too", "did you mean 'rank_to'"]),
         ("rank_to = 20", 'rank_to = "twenty"', ["mining.rank_to", "twenty"]),
         ("rank_to = 20", "rank_to = 0", ["mining.rank_to", "greater than or equal to 1"]),
-        (
-            "negatives_per_query = 1",
-            "negatives_per_query = 3",
-            ["(3)", "(2)", "mine more or train with fewer"],
-        ),
+        ("negatives_per_query = 1", "negatives_per_query = 3", ["(3)", "(2)", "mine more or train with fewer"]),
     ],
 )
 def test_a_recipe_that_cannot_be_is_named(recipe, tmp_path, before, after, said):
@@ -115,8 +108,7 @@ def test_data_that_gives_no_example_is_named_with_the_reasons(head, recipe, tmp_
 
 
 @pytest.mark.parametrize(
-    ("backbone", "said"),
-    [("/no/such/model", "does not exist"), ("package:no_such_package/model", "pip install")],
+    ("backbone", "said"), [("/no/such/model", "does not exist"), ("package:no_such_package/model", "pip install")]
 )
 def test_a_backbone_that_is_not_there_is_named_before_any_work(recipe, tmp_path, backbone, said):
     changed = ("--model.backbone", backbone, "--run.storage", tmp_path / "runs")
@@ -181,9 +173,7 @@ def test_an_endpoint_that_is_down_keeps_what_is_there_and_says_how_to_go_on(head
         port = probe.getsockname()[1]
     down = ("--synthesis.endpoint", f"http://127.0.0.1:{port}/v1", "--synthesis.model", "any")
 
-    message = refused(
-        run("jobs/synthesize.py", recipe, *down, "--synthesis.max_retries", "0", **head), status=1
-    )
+    message = refused(run("jobs/synthesize.py", recipe, *down, "--synthesis.max_retries", "0", **head), status=1)
 
     assert f"127.0.0.1:{port}" in message
     assert "the same command goes on" in message
@@ -199,14 +189,8 @@ def path_without_compiler(tmp_path) -> str:
     tools.mkdir()
     for folder in os.environ["PATH"].split(os.pathsep):
         for program in Path(folder).iterdir() if Path(folder).is_dir() else ():
-            compiles = any(
-                program.name == name or program.name.startswith(f"{name}-") for name in COMPILERS
-            )
-            if (
-                not compiles
-                and "-linux-gnu-" not in program.name
-                and not (tools / program.name).exists()
-            ):
+            compiles = any(program.name == name or program.name.startswith(f"{name}-") for name in COMPILERS)
+            if not compiles and "-linux-gnu-" not in program.name and not (tools / program.name).exists():
                 (tools / program.name).symlink_to(program)
     return str(tools)
 

@@ -25,16 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 def results(script, folder):
     """What a script writes at its small size, on one thread: other tests may run beside it."""
-    command = [
-        sys.executable,
-        "-m",
-        f"bench.{script}",
-        "--small",
-        "--threads",
-        "1",
-        "--results",
-        str(folder),
-    ]
+    command = [sys.executable, "-m", f"bench.{script}", "--small", "--threads", "1", "--results", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=1800)
     return json.loads((folder / f"{script}.json").read_text("utf-8"))
 
@@ -103,11 +94,7 @@ def test_everyone_judges_the_same(tmp_path):
 
     found = results("evaluate", tmp_path)
 
-    assert [row["who"] for row in found["rows"]] == [
-        "qzhou, 1 workers",
-        "qzhou, 1 worker",
-        "mteb.evaluate",
-    ]
+    assert [row["who"] for row in found["rows"]] == ["qzhou, 1 workers", "qzhou, 1 worker", "mteb.evaluate"]
     assert all(row["seconds"] > 0 and row["apart"] <= 1e-3 for row in found["rows"])
 
 

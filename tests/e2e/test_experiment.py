@@ -50,9 +50,7 @@ def finished(submitted, head, tmp_path_factory):
     path.write_text(EXPERIMENT, "utf-8")
     storage = tmp_path_factory.mktemp("experiment")
     shutil.copytree(
-        runs / "runs" / "tiny",
-        storage / "eta" / "tiny",
-        ignore=shutil.ignore_patterns("checkpoints", "stale"),
+        runs / "runs" / "tiny", storage / "eta" / "tiny", ignore=shutil.ignore_patterns("checkpoints", "stale")
     )
     words = ("jobs/experiment.py", path, "--run.storage", storage)
     before = killed_in_stage2(words, storage)
@@ -105,9 +103,7 @@ def test_every_trial_is_a_run_of_its_own_judged_on_the_same_items(finished):
     for comparison in found["comparisons"]:
         baseline, other = comparison["lines"]
         assert baseline["difference"] is None
-        assert other["difference"]["mean"] == pytest.approx(
-            other["spread"]["mean"] - baseline["spread"]["mean"]
-        )
+        assert other["difference"]["mean"] == pytest.approx(other["spread"]["mean"] - baseline["spread"]["mean"])
         assert other["by_items"]["value"] == pytest.approx(other["difference"]["mean"], abs=1e-3)
 
 

@@ -57,19 +57,12 @@ def test_a_killed_run_on_s3_goes_on_and_leaves_a_model_that_loads(s3, recipe):
 
     assert folder.uri == f"{s3}/runs/tiny"
     assert done.status == 0, done.text
-    assert "transform: unchanged since" in done.text, (
-        "what was finished before the kill is not done again"
-    )
-    steps = [
-        json.loads(line)["step"]
-        for line in folder.read_bytes("training/stage2/metrics.jsonl").splitlines()
-    ]
+    assert "transform: unchanged since" in done.text, "what was finished before the kill is not done again"
+    steps = [json.loads(line)["step"] for line in folder.read_bytes("training/stage2/metrics.jsonl").splitlines()]
     assert steps == list(range(10))
     assert {"model", "evaluation", "transform", "training"} <= set(folder.folders())
     assert folder.exists("report.html")
-    assert (
-        "a-secret-that-nobody-should-see" not in folder.read_bytes("recipe.json").decode() + done.text
-    )
+    assert "a-secret-that-nobody-should-see" not in folder.read_bytes("recipe.json").decode() + done.text
     assert done.text.count("unchanged since") >= 4, "transform, synthesize, mine, stage 1"
     with (folder / "model").local_copy() as local:
         from sentence_transformers import SentenceTransformer

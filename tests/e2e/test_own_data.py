@@ -18,9 +18,7 @@ from tests.e2e.pages import (
     script_of,
 )
 
-OWN_DATA, STARTED = (
-    (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("own-data", "getting-started")
-)
+OWN_DATA, STARTED = ((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("own-data", "getting-started"))
 COMMANDS = commands_of(OWN_DATA)
 ROWS = 40
 
@@ -30,13 +28,10 @@ def write_data(folder: Path) -> None:
     (tickets,), judgements = blocks(OWN_DATA, "csv"), blocks(OWN_DATA, "text")[0]
     queries, documents = blocks(OWN_DATA, "json")
     for n in range(ROWS):
-        tickets += (
-            f'"Which part number has filter {n}?","Filter {n} is listed as part {n * 7 + 1000}."\n'
-        )
+        tickets += f'"Which part number has filter {n}?","Filter {n} is listed as part {n * 7 + 1000}."\n'
         queries += json.dumps({"id": f"filter{n}", "text": f"filter {n}"}) + "\n"
         documents += (
-            json.dumps({"id": f"part{n}", "title": f"Part {n * 7}", "text": f"It holds filter {n}."})
-            + "\n"
+            json.dumps({"id": f"part{n}", "title": f"Part {n * 7}", "text": f"It holds filter {n}."}) + "\n"
         )
         judgements += f"filter{n}\tpart{n}\t1\n"
     files = {

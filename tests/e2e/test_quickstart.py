@@ -41,9 +41,7 @@ def test_training_gains_on_held_out_modules(quickstart):
 
 def test_no_module_is_on_both_sides_and_the_corpus_is_large_enough(quickstart):
     def texts(folder: str) -> set[str]:
-        rows = pq.read_table(
-            quickstart / "transform" / folder / "retrieval" / "docs_search"
-        ).to_pylist()
+        rows = pq.read_table(quickstart / "transform" / folder / "retrieval" / "docs_search").to_pylist()
         return {positive for row in rows for positive in row["positives"]}
 
     trained, held_out = texts("examples"), texts("held_out")

@@ -108,9 +108,7 @@ def test_what_the_readme_points_at_exists():
 
 
 def test_each_make_target_says_what_it_does():
-    shown = subprocess.run(
-        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     for target in ("quickstart", "test", "check", "serve"):
         assert re.search(rf"make {target} +\w", shown)

@@ -93,9 +93,9 @@ def test_nothing_but_the_file_is_asked_for(opened):
 def test_a_click_on_a_heading_sorts_and_another_turns_the_order(opened):
     page = opened()
     table = page.find_element(By.CSS_SELECTOR, "#results table")
-    number = [
-        one.text.split("\n")[0].strip(" ↕\xa0") for one in table.find_elements(By.TAG_NAME, "th")
-    ].index("bm25")
+    number = [one.text.split("\n")[0].strip(" ↕\xa0") for one in table.find_elements(By.TAG_NAME, "th")].index(
+        "bm25"
+    )
     heading = table.find_elements(By.TAG_NAME, "th")[number]
     button = heading.find_element(By.TAG_NAME, "button")
 
@@ -126,9 +126,7 @@ def test_the_page_follows_the_system_until_its_button_says_otherwise(opened, the
 
     assert background(page) == after
     ink = page.execute_script("return getComputedStyle(document.body).color")
-    plots = page.execute_script(
-        "return [...document.querySelectorAll('.plot')].map(one => one.layout.font.color)"
-    )
+    plots = page.execute_script("return [...document.querySelectorAll('.plot')].map(one => one.layout.font.color)")
     assert set(plots) == {ink}
     assert page.get_log("browser") == []
 
@@ -141,9 +139,7 @@ def test_a_name_in_the_legend_hides_its_line(opened):
     page.execute_script("arguments[0].click()", key)
 
     assert key.get_attribute("aria-pressed") == "false"
-    assert (
-        page.execute_script("return document.querySelector('#training .plot').data[0].visible") is False
-    )
+    assert page.execute_script("return document.querySelector('#training .plot').data[0].visible") is False
 
 
 def test_the_page_can_be_written_again_and_its_place_is_said(tmp_path):

@@ -40,9 +40,7 @@ def test_the_makefile_builds_it_with_the_same_words():
 
 
 def test_settings_and_figures_are_in_the_pages(site):
-    settings, benchmarks = (
-        (site / f"{name}.html").read_text("utf-8") for name in ("recipe", "benchmarks")
-    )
+    settings, benchmarks = ((site / f"{name}.html").read_text("utf-8") for name in ("recipe", "benchmarks"))
 
     for section in Recipe.model_fields:
         assert f'id="table-{section}"' in settings

@@ -27,17 +27,7 @@ def cluster():
 
 def submit(cluster: str, *job: str | Path) -> Finished:
     place = ("--address", cluster, "--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml")
-    return run(
-        "-m",
-        "ray.scripts.scripts",
-        "job",
-        "submit",
-        *place,
-        "--",
-        "python",
-        *job,
-        RAY_AUTH_MODE="token",
-    )
+    return run("-m", "ray.scripts.scripts", "job", "submit", *place, "--", "python", *job, RAY_AUTH_MODE="token")
 
 
 def test_a_job_runs_on_the_cluster_from_an_uploaded_copy_of_the_project(cluster, write_recipe):
@@ -62,9 +52,7 @@ STEPS = 600  # the stop comes a second or two after the first
 SECRET = "sk-the-key-of-an-endpoint"  # pragma: allowlist secret
 
 
-def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(
-    cluster, submitted, tmp_path
-):
+def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(cluster, submitted, tmp_path):
     """Stopped in training, as by Ctrl-C; the log, the listing and the run folder hold no key."""
     storage = tmp_path / "runs"
     shutil.copytree(submitted[0].parent / "runs" / "tiny", storage / "tiny")
@@ -102,9 +90,7 @@ def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(
     for text in (listing.text, status.text, said, again.text):
         assert SECRET not in text
     files = [
-        path
-        for path in run_folder.rglob("*")
-        if path.is_file() and path.suffix in (".json", ".jsonl", ".html")
+        path for path in run_folder.rglob("*") if path.is_file() and path.suffix in (".json", ".jsonl", ".html")
     ]
     assert files
     assert not [path for path in files if SECRET in path.read_text("utf-8")]

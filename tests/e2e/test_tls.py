@@ -50,18 +50,12 @@ def tls(tmp_path_factory) -> dict[str, str]:
     authority, own = key_file(folder / "ca.key"), key_file(folder / "tls.key")
     addresses = {"127.0.0.1", ray.util.get_node_ip_address()}
     names = x509.SubjectAlternativeName(
-        [
-            x509.DNSName("localhost"),
-            *(x509.IPAddress(ipaddress.ip_address(one)) for one in sorted(addresses)),
-        ]
+        [x509.DNSName("localhost"), *(x509.IPAddress(ipaddress.ip_address(one)) for one in sorted(addresses))]
     )
     issued = {"signed_by": named("test authority"), "with_key": authority}
     made = {
         "ca.crt": certificate(
-            "test authority",
-            authority,
-            extension=x509.BasicConstraints(ca=True, path_length=0),
-            **issued,
+            "test authority", authority, extension=x509.BasicConstraints(ca=True, path_length=0), **issued
         ),
         "tls.crt": certificate("test node", own, extension=names, **issued),
     }

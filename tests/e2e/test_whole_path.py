@@ -13,15 +13,7 @@ import numpy as np
 from tests.e2e.clusters import wait_until
 from tests.e2e.commands import call, on_an_idle_machine, run, start
 
-STAGES = (
-    "transform",
-    "synthesis",
-    "mining",
-    "training/stage1",
-    "training/stage2",
-    "model",
-    "evaluation",
-)
+STAGES = ("transform", "synthesis", "mining", "training/stage1", "training/stage2", "model", "evaluation")
 ENDING_S = 600  # reached only in failure
 
 
@@ -113,10 +105,7 @@ def test_the_trained_model_is_not_the_backbone_and_still_looks_both_ways(submitt
     model = folder_of(recipe) / "model"
 
     assert json.loads((model / "config.json").read_text())["is_causal"] is False
-    before, after = (
-        load_file(tiny_qwen2 / "model.safetensors"),
-        load_file(model / "model.safetensors"),
-    )
+    before, after = (load_file(tiny_qwen2 / "model.safetensors"), load_file(model / "model.safetensors"))
     assert before.keys() == after.keys()
     assert not np.allclose(before["layers.0.mlp.up_proj.weight"], after["layers.0.mlp.up_proj.weight"])
 
@@ -199,10 +188,7 @@ def test_another_setting_redoes_its_stage_alone_and_keeps_the_stale_output(submi
 
     assert done.status == 0, done.text
     assert "training/stage1: unchanged since" in done.out
-    assert (
-        "training/stage2: runs again, because settings changed: training.stage2.steps 10 -> 3"
-        in done.out
-    )
+    assert "training/stage2: runs again, because settings changed: training.stage2.steps 10 -> 3" in done.out
     assert "--keep training/stage2 takes it back" in done.out
     assert re.search(r"training/stage2: done in .* \(3 steps\)", done.out)
     assert len(metrics_of(folder, "stage2")) == 3

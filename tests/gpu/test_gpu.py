@@ -36,9 +36,7 @@ TEXTS = ["a red tree", "what is the sum of a list", "paris " * 40, "blue"]
 def engine_of(recipe, folder, **options):
     """The tests' model on the GPU of this process."""
     found = model_of(folder)
-    return TorchEngine(
-        found.model.to("cuda"), found.tokenizer, recipe.training, **options
-    ), found.tokenizer
+    return TorchEngine(found.model.to("cuda"), found.tokenizer, recipe.training, **options), found.tokenizer
 
 
 def assert_same_on_the_cpu(found, expected):
@@ -96,9 +94,7 @@ def test_deepspeed_trains_like_plain_torch(make_recipe, tiny_qwen2, zero_stage):
     pytest.importorskip("deepspeed")
     from qzhou.training.deepspeed_engine import DeepSpeedEngine
 
-    recipe = three_tasks(
-        make_recipe, zero_stage=zero_stage, micro_batch_tokens=CHUNK_TOKENS, activation_tokens=1
-    )
+    recipe = three_tasks(make_recipe, zero_stage=zero_stage, micro_batch_tokens=CHUNK_TOKENS, activation_tokens=1)
     found = model_of(tiny_qwen2)
     theirs = DeepSpeedEngine(found.model, found.tokenizer, recipe.training, torch.device("cuda"))
     plain, tokenizer = engine_of(recipe, tiny_qwen2)
@@ -144,10 +140,7 @@ def test_the_encoder_gives_the_vectors_of_the_cpu_in_any_batch(tiny_qwen2, dtype
     wanted = load_encoder(str(tiny_qwen2), max_tokens=64, dtype="float32", device="cpu").encode(TEXTS)
     encoder = load_encoder(str(tiny_qwen2), max_tokens=64, dtype=dtype, device="cuda")
 
-    together, alone = (
-        encoder.encode(TEXTS),
-        np.concatenate([encoder.encode([text]) for text in TEXTS]),
-    )
+    together, alone = (encoder.encode(TEXTS), np.concatenate([encoder.encode([text]) for text in TEXTS]))
 
     assert (together * wanted).sum(axis=1).min() > closeness
     assert (together * alone).sum(axis=1).min() > closeness

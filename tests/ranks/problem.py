@@ -35,8 +35,7 @@ PAIRS = [
     for i, c in enumerate(COLOURS)
 ]
 LABELED = [
-    LabeledExample(id=str(i), dataset="c", text=f"{c} word", label=str(i % 3))
-    for i, c in enumerate(COLOURS)
+    LabeledExample(id=str(i), dataset="c", text=f"{c} word", label=str(i % 3)) for i, c in enumerate(COLOURS)
 ]
 DATA = {
     "r": TrainingSet.of("r", Prompt("Find", symmetric=False), RETRIEVAL),
@@ -62,51 +61,27 @@ def three_tasks(make_recipe, **settings):
     """A recipe of one dataset of each task, whose stage 2 has six steps, with these training settings."""
     recipe = make_recipe(
         datasets=[
-            {
-                "name": "r",
-                "reader": "jsonl",
-                "rule": "title_body",
-                "paths": ["x"],
-                "instruction": "Find",
-            },
-            {
-                "name": "p",
-                "reader": "jsonl",
-                "rule": "scored_pair",
-                "paths": ["x"],
-                "instruction": "Compare",
-            },
+            {"name": "r", "reader": "jsonl", "rule": "title_body", "paths": ["x"], "instruction": "Find"},
+            {"name": "p", "reader": "jsonl", "rule": "scored_pair", "paths": ["x"], "instruction": "Compare"},
             {"name": "c", "reader": "jsonl", "rule": "labeled", "paths": ["x"]},
         ]
     )
-    stage = recipe.training.stage2.model_copy(
-        update={"steps": 6, "retrieval_share": 0.5, "batch_size": 5}
-    )
+    stage = recipe.training.stage2.model_copy(update={"steps": 6, "retrieval_share": 0.5, "batch_size": 5})
     return with_training(recipe, **{"stage2": stage, "save_every_steps": 3} | settings)
 
 
-def gradients(
-    engine, recipe, tokenizer, of_weights, temperatures=TEMPERATURES, ways=tuple(ACTIVATIONS)
-):
+def gradients(engine, recipe, tokenizer, of_weights, temperatures=TEMPERATURES, ways=tuple(ACTIVATIONS)):
     """The gradient of each loss at each temperature, direct and cached, averaged over ranks as engines do."""
     found = {}
     for name, temperature, way in itertools.product(TASKS, temperatures, ways):
         training = recipe.training.model_copy(
-            update={
-                "temperature": temperature,
-                "cosent_temperature": temperature,
-                "negatives_per_query": 1,
-            }
+            update={"temperature": temperature, "cosent_temperature": temperature, "negatives_per_query": 1}
         )
         # 11: uneven shares
         planned = PlannedBatch(0, (PlannedRows(name, TASKS[name], np.arange(11)),))
         batches = build_batches(planned, DATA, negatives_per_query=1, seed=1)
-        ids = token_ids(
-            tokenizer, [t for b in batches for _, texts in b.text_groups for t in texts], max_tokens=64
-        )
-        sharded = shard_batch(
-            ids, rank=engine.rank, world=engine.world, micro_batch_tokens=CHUNK_TOKENS
-        )
+        ids = token_ids(tokenizer, [t for b in batches for _, texts in b.text_groups for t in texts], max_tokens=64)
+        sharded = shard_batch(ids, rank=engine.rank, world=engine.world, micro_batch_tokens=CHUNK_TOKENS)
         engine.activation_tokens = ACTIVATIONS[way]
         backward(sharded, engine.forward, partial(of_batches, batches, training), engine)
         found[name, temperature, way] = of_weights(engine)
@@ -134,9 +109,7 @@ def plain_gradients(recipe, folder):
         planned = PlannedBatch(0, (PlannedRows(name, TASKS[name], np.arange(11)),))
         batches = build_batches(planned, DATA, negatives_per_query=1, seed=1)
         texts = [text for batch in batches for _, kind in batch.text_groups for text in kind]
-        tokens = found.tokenizer(
-            texts, padding=True, truncation=True, max_length=64, return_tensors="pt"
-        )
+        tokens = found.tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
         hidden = found.model.backbone(**tokens).last_hidden_state
         mask = tokens["attention_mask"][..., None].float()
         vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
@@ -190,10 +163,7 @@ def run(engine, recipe, plan, tokenizer, first_step=0, last_step=None, **stage):
     recorder = FakeRecorder(last_step)
     with contextlib.suppress(StopError):
         train_stage(
-            TrainingStage("stage2", plan, DATA, recipe, tokenizer, **stage),
-            engine,
-            recorder,
-            first_step=first_step,
+            TrainingStage("stage2", plan, DATA, recipe, tokenizer, **stage), engine, recorder, first_step=first_step
         )
     return [one["loss"] for one in recorder.metrics]
 

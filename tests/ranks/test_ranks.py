@@ -54,9 +54,7 @@ def spawn(function, world, *arguments):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_have_the_gradient_of_one_for_each_loss_at_each_temperature(
-    make_recipe, tiny_qwen2, tmp_path, world
-):
+def test_ranks_have_the_gradient_of_one_for_each_loss_at_each_temperature(make_recipe, tiny_qwen2, tmp_path, world):
     """Defects of peers: gathered without gradient, or each rank with another dataset."""
     recipe = three_tasks(make_recipe)
 
@@ -69,9 +67,7 @@ def deepspeed_engine(recipe, folder, checkpoint=None):
     from qzhou.training.deepspeed_engine import DeepSpeedEngine
 
     model, tokenizer = trainable(recipe, folder)
-    engine = DeepSpeedEngine(
-        model, tokenizer, recipe.training, torch.device("cpu"), checkpoint=checkpoint
-    )
+    engine = DeepSpeedEngine(model, tokenizer, recipe.training, torch.device("cpu"), checkpoint=checkpoint)
     return engine, tokenizer
 
 
@@ -111,10 +107,7 @@ def deepspeed_rank(rank, world, port, everyone_done, recipes, folder, out):
         engine.save(checkpoint, 6)
         state = engine.full_state()
         if rank == 0:
-            torch.save(
-                {"losses": losses, "state": state, "gradients": gathered},
-                out / f"trained{zero_stage}.pt",
-            )
+            torch.save({"losses": losses, "state": state, "gradients": gathered}, out / f"trained{zero_stage}.pt")
     leave(everyone_done)
 
 
@@ -172,10 +165,7 @@ def test_every_option_trains_with_deepspeed_on_two_ranks_as_with_plain_torch_on_
         {"zero_stage": 3, "gradient_checkpointing": True, "activation_tokens": 1},
         {"zero_stage": 1, "distillation": DistillationSection(teacher=str(tiny_bert), temperature=0.5)},
     ]
-    recipes = [
-        three_tasks(recipe_in(tmp_path), micro_batch_tokens=CHUNK_TOKENS, **option)
-        for option in options
-    ]
+    recipes = [three_tasks(recipe_in(tmp_path), micro_batch_tokens=CHUNK_TOKENS, **option) for option in options]
 
     spawn(options_rank, 2, recipes, tiny_qwen2, tmp_path)
 
@@ -213,9 +203,7 @@ WORLDS = (2, 1, 3)
 def over_many_worlds(tmp_path_factory, tiny_qwen2):
     """For each ZeRO stage its recipe, and the losses of two steps on each number of ranks."""
     out = tmp_path_factory.mktemp("worlds")
-    recipes = {
-        one: three_tasks(recipe_in(out), zero_stage=one, save_every_steps=2) for one in ZERO_STAGES
-    }
+    recipes = {one: three_tasks(recipe_in(out), zero_stage=one, save_every_steps=2) for one in ZERO_STAGES}
     for turn, world in enumerate(WORLDS):
         spawn(elastic_rank, world, recipes, tiny_qwen2, out, 2 * turn, 2 * turn + 2)
     ends = [2 * turn + 2 for turn in range(len(WORLDS))]

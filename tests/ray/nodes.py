@@ -15,10 +15,7 @@ def small_nodes(count: int) -> Iterator[tuple[Cluster, dict]]:
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quickly}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        yield (
-            cluster,
-            {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(count))},
-        )
+        yield (cluster, {node.node_id: node for node in (cluster.add_node(num_cpus=1) for _ in range(count))})
     finally:
         cluster.shutdown()
 

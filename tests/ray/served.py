@@ -156,9 +156,7 @@ def write_index(recipe: Path, texts: list[str]) -> None:
     """What ``jobs/index.py`` leaves in the run."""
     loaded = load_recipe(recipe)
     run = Run.at(loaded).folder
-    write_records(
-        run / "documents", [Document(id=f"d{n}", text=text) for n, text in enumerate(texts)], Document
-    )
+    write_records(run / "documents", [Document(id=f"d{n}", text=text) for n, text in enumerate(texts)], Document)
     parts = [Part(run / "documents", name, "") for name in (run / "documents").files(".parquet")]
     encode = EncodePart(loaded, (run / "model").uri, run / "encoded", parts)
     files = [encode.files_of(number) for number in range(len(parts))]
@@ -171,12 +169,7 @@ def environment(home: Path) -> dict[str, str]:
     ours = ("RAY_ADDRESS", "RAY_AUTH_MODE")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     # Ray writes its token below HOME.
-    return {
-        **kept,
-        "PYTHONPATH": str(ROOT / "platform"),
-        "HOME": str(home),
-        "QZHOU_API_KEYS": f"another,{KEY}",
-    }
+    return {**kept, "PYTHONPATH": str(ROOT / "platform"), "HOME": str(home), "QZHOU_API_KEYS": f"another,{KEY}"}
 
 
 @contextlib.contextmanager

@@ -49,12 +49,7 @@ from tests.ray.served import (
 )
 
 GENERATED = 250  # requests for each route that takes some, and mode
-DOCUMENTS = [
-    "sort the list",
-    "open a file and read lines",
-    "the key and value of a map",
-    "a tree is a graph",
-]
+DOCUMENTS = ["sort the list", "open a file and read lines", "the key and value of a map", "a tree is a graph"]
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +106,8 @@ def test_requests_at_the_same_time_get_the_vectors_they_get_alone(endpoint):
     texts = sentences(48)
 
     async def together():
-        async with openai.AsyncOpenAI(
-            base_url=f"{endpoint.url}/v1", api_key=KEY, max_retries=0
-        ) as asking:
-            return await asyncio.gather(
-                *(asking.embeddings.create(model="tiny", input=text) for text in texts)
-            )
+        async with openai.AsyncOpenAI(base_url=f"{endpoint.url}/v1", api_key=KEY, max_retries=0) as asking:
+            return await asyncio.gather(*(asking.embeddings.create(model="tiny", input=text) for text in texts))
 
     batched = np.concatenate([vectors(response) for response in asyncio.run(together())])
 
@@ -139,12 +130,8 @@ def test_usage_counts_real_tokens(endpoint, client):
 
 
 def test_an_instruction_goes_through_extra_body(endpoint, client):
-    asked = client.embeddings.create(
-        model="tiny", input="sort a list", extra_body={"instruction": "find the key"}
-    )
-    named = client.embeddings.create(
-        model="tiny", input="sort a list", extra_body={"prompt_name": "code"}
-    )
+    asked = client.embeddings.create(model="tiny", input="sort a list", extra_body={"instruction": "find the key"})
+    named = client.embeddings.create(model="tiny", input="sort a list", extra_body={"prompt_name": "code"})
 
     expected = own(endpoint, [Prompt("find the key").query("sort a list"), "key: sort a list"])
     assert (np.concatenate([vectors(asked), vectors(named)]) * expected).sum(axis=1).min() >= 0.9999
@@ -225,9 +212,7 @@ def test_token_ids_give_the_vectors_of_their_texts(endpoint, client):
 
 def test_the_endpoint_the_encoder_and_sentence_transformers_agree(endpoint, client):
     texts = sentences(20)
-    theirs = SentenceTransformer(str(endpoint.model), device="cpu").encode(
-        texts, normalize_embeddings=True
-    )
+    theirs = SentenceTransformer(str(endpoint.model), device="cpu").encode(texts, normalize_embeddings=True)
 
     served = vectors(client.embeddings.create(model="tiny", input=texts))
 
@@ -250,9 +235,7 @@ def test_langchain_s_and_llamaindex_s_clients_work(endpoint):
 
 def asked(endpoint: Endpoint, route: str, **body: object) -> dict:
     request = urllib.request.Request(
-        endpoint.url + route,
-        json.dumps({"model": "tiny", **body}).encode(),
-        {"Authorization": f"Bearer {KEY}"},
+        endpoint.url + route, json.dumps({"model": "tiny", **body}).encode(), {"Authorization": f"Bearer {KEY}"}
     )
     with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)
@@ -278,12 +261,8 @@ def test_reranking_similarity_and_search_go_by_the_model_s_cosines(endpoint):
 def test_eight_bits_and_one_bit(endpoint):
     whole = own(endpoint, ["sort a list"])[0]
 
-    eight = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="int8")["data"][0][
-        "embedding"
-    ]
-    bits = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="ubinary")["data"][0][
-        "embedding"
-    ]
+    eight = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="int8")["data"][0]["embedding"]
+    bits = asked(endpoint, "/v1/embeddings", input="sort a list", output_dtype="ubinary")["data"][0]["embedding"]
 
     assert float(np.array(eight) @ whole) / np.linalg.norm(eight) > 0.999
     assert bits == np.packbits(whole > 0).tolist()
@@ -295,9 +274,7 @@ def test_limits_are_refused_with_both_numbers(client):
     with pytest.raises(openai.BadRequestError, match="30,001 characters"):
         client.embeddings.create(model="tiny", input="x" * 30_001)
     with pytest.raises(openai.BadRequestError, match="Text 1 has more than the model's 24 tokens"):
-        client.embeddings.create(
-            model="tiny", input=["x", "tree " * 50], extra_body={"truncate": False}
-        )
+        client.embeddings.create(model="tiny", input=["x", "tree " * 50], extra_body={"truncate": False})
 
 
 def test_a_body_that_is_too_long_is_refused_with_413(endpoint):
@@ -327,17 +304,12 @@ def test_thousands_of_generated_requests_are_answered_and_none_fails_inside(endp
 
                 @given(case=operation.as_strategy(generation_mode=mode))
                 @settings(
-                    max_examples=GENERATED,
-                    deadline=None,
-                    database=None,
-                    suppress_health_check=[*HealthCheck],
+                    max_examples=GENERATED, deadline=None, database=None, suppress_health_check=[*HealthCheck]
                 )
                 def ask(case):
                     if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
                         case.body["model"] = "tiny"
-                    answer = case.call(
-                        session=http, headers={"Authorization": f"Bearer {KEY}"}, timeout=300
-                    )
+                    answer = case.call(session=http, headers={"Authorization": f"Bearer {KEY}"}, timeout=300)
                     statuses[answer.status_code] += 1
                     assert answer.status_code < 500, answer.text
 
@@ -362,12 +334,7 @@ def metric(endpoint: Endpoint, name: str, **labels: str) -> float:
         families = text_string_to_metric_families(answer.read().decode())
     samples = (sample for family in families for sample in family.samples if sample.name == name)
     return next(
-        (
-            one.value
-            for one in samples
-            if labels.items() <= one.labels.items() and one.labels["replica"]
-        ),
-        0.0,
+        (one.value for one in samples if labels.items() <= one.labels.items() and one.labels["replica"]), 0.0
     )
 
 
@@ -404,11 +371,7 @@ def session_folder(endpoint: Endpoint) -> Path:
 def logged(endpoint: Endpoint, request_id: str) -> list[dict]:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        lines = [
-            json.loads(line)
-            for path in log_files(endpoint)
-            for line in path.read_text("utf-8").splitlines()
-        ]
+        lines = [json.loads(line) for path in log_files(endpoint) for line in path.read_text("utf-8").splitlines()]
         if found := [line for line in lines if line.get("request_id") == request_id and "path" in line]:
             return found
         # Serve keeps some lines back before it writes them
@@ -459,9 +422,7 @@ def test_probes_need_no_key(endpoint, route):
     [("GET", "/v1/embedding", 404), ("GET", "/v1/embeddings", 405), ("POST", "/v1/embeddings", 401)],
 )
 def test_every_refusal_has_openai_s_shape(endpoint, method, route, status):
-    request = urllib.request.Request(
-        endpoint.url + route, method=method, data=b"{" if method == "POST" else None
-    )
+    request = urllib.request.Request(endpoint.url + route, method=method, data=b"{" if method == "POST" else None)
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request, timeout=300)
 
@@ -488,9 +449,7 @@ def test_mteb_gives_the_endpoint_the_scores_of_the_folder_behind_it(endpoint, mo
     served = load_text_encoder(f"{endpoint.url}/v1#tiny", section, api_key_env="JUDGED_KEY")
     asked = [f"how to {verb} {noun}" for verb in WORDS[2:8] for noun in WORDS[3:]]
     retrieval = [
-        RetrievalExample(
-            id=one, dataset="d", query=one, positives=(" ".join([*one.split()[2:], WORDS[n % 14]]),)
-        )
+        RetrievalExample(id=one, dataset="d", query=one, positives=(" ".join([*one.split()[2:], WORDS[n % 14]]),))
         for n, one in enumerate(asked)
     ]
     pairs = [

@@ -47,10 +47,7 @@ class Load:
         number = 0
         while not self._stop.is_set():
             number += 1
-            body = {
-                "model": "tiny",
-                "input": [f"sort the list {client} {number} {n}" for n in range(4)],
-            }
+            body = {"model": "tiny", "input": [f"sort the list {client} {number} {n}" for n in range(4)]}
             try:
                 async with http.post(self._url, json=body) as answer:
                     await answer.read()
@@ -92,11 +89,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def replicas(endpoint: Endpoint) -> list[psutil.Process]:
-    return [
-        one
-        for one, words in endpoint.processes()
-        if "ServeReplica:tiny:EmbeddingServer" in " ".join(words)
-    ]
+    return [one for one, words in endpoint.processes() if "ServeReplica:tiny:EmbeddingServer" in " ".join(words)]
 
 
 def test_a_new_model_is_taken_into_service_without_a_failed_request(endpoint):
@@ -125,9 +118,7 @@ def test_a_replica_that_is_killed_leaves_no_request_without_an_answer(endpoint):
     load = Load(endpoint, clients=8)
     with load.running():
         os.kill(first[0].pid, signal.SIGKILL)
-        wait_until(
-            lambda: len([one for one in replicas(endpoint) if one.pid != first[0].pid]) >= REPLICAS
-        )
+        wait_until(lambda: len([one for one in replicas(endpoint) if one.pid != first[0].pid]) >= REPLICAS)
         load.go_on()
 
     failed = sum(load.statuses.values()) - load.statuses[200] + len(load.broken)

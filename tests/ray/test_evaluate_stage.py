@@ -45,12 +45,7 @@ THINGS = [
 ]
 QUERIES = 60
 DATASETS = [
-    {
-        "name": "docs",
-        "rule": "title_body",
-        "instruction": "find",
-        "eval_tasks": ["retrieval", "reranking"],
-    },
+    {"name": "docs", "rule": "title_body", "instruction": "find", "eval_tasks": ["retrieval", "reranking"]},
     {"name": "alike", "rule": "scored_pair"},
     {"name": "kinds", "rule": "labeled", "eval_tasks": ["classification", "clustering"]},
 ]
@@ -59,9 +54,7 @@ OWN = ("backbone", "stage1", "stage2")
 
 
 def body(n: int) -> str:
-    return (
-        f"the {COLOURS[n % 6]} {THINGS[n % 12]} number {n} stands beside a {THINGS[(5 * n + 1) % 12]}"
-    )
+    return f"the {COLOURS[n % 6]} {THINGS[n % 12]} number {n} stands beside a {THINGS[(5 * n + 1) % 12]}"
 
 
 def write_inputs(run: Folder, tiny_qwen2: Path) -> None:
@@ -79,16 +72,11 @@ def write_inputs(run: Folder, tiny_qwen2: Path) -> None:
     ]
     write_records(held_out / "retrieval" / "docs", asked, RetrievalExample)
     pairs = [
-        PairExample(
-            id=f"p{n}", dataset="alike", text_a=body(n), text_b=body(n + n % 3 * 6), score=2.0 - n % 3
-        )
+        PairExample(id=f"p{n}", dataset="alike", text_a=body(n), text_b=body(n + n % 3 * 6), score=2.0 - n % 3)
         for n in range(40)
     ]
     write_records(held_out / "pair" / "alike", pairs, PairExample)
-    texts = [
-        LabeledExample(id=f"l{n}", dataset="kinds", text=body(n), label=COLOURS[n % 3])
-        for n in range(60)
-    ]
+    texts = [LabeledExample(id=f"l{n}", dataset="kinds", text=body(n), label=COLOURS[n % 3]) for n in range(60)]
     write_records(held_out / "classification" / "kinds", texts, LabeledExample)
     for stage, spec in (("stage1", str(tiny_qwen2)), ("stage2", MINILM)):
         place = (run / "training" / stage / "model").create()
@@ -117,8 +105,7 @@ def recipe(make_recipe, storage, tiny_qwen2):
                 "run": {"name": "run", "storage": str(storage)},
                 "model": {"backbone": str(tiny_qwen2), "dtype": "float32", "max_document_tokens": 48},
                 "datasets": [
-                    {"reader": "jsonl", "paths": ["unused"], "eval_fraction": 0.5, **one}
-                    for one in DATASETS
+                    {"reader": "jsonl", "paths": ["unused"], "eval_fraction": 0.5, **one} for one in DATASETS
                 ],
                 "evaluation": {"split_documents": 25},
                 **sections,
@@ -174,9 +161,7 @@ def test_every_model_has_a_score_on_every_task_with_an_interval(recipe):
         assert row["low"] <= row["score"] <= row["high"], row
         assert row["low"] < row["high"] or row["type"] == "Clustering" or row["score"] == 1.0, row
     ahead = {(one["task"], one["model"], one["against"]): one for one in found["differences"]}
-    assert ahead["docs", "stage2", "backbone"]["low"] > 0, (
-        "a real MiniLM beats random weights, and surely"
-    )
+    assert ahead["docs", "stage2", "backbone"]["low"] > 0, "a real MiniLM beats random weights, and surely"
     against = {one["against"] for one in found["differences"] if one["model"] == "stage2"}
     assert against == {"bm25", "backbone", "stage1"}
     assert set(found["health"]) == set(OWN)
@@ -200,8 +185,7 @@ def test_signs_of_trouble_are_written_and_said(recipe, capfd):
     assert {one["check"] for one in found["skipped"]} == checked
     said = capfd.readouterr().out
     assert (
-        "Diagnosis: 0 of 5 signs of trouble are there\n  not checked: contaminated (there is no transform/"
-        in said
+        "Diagnosis: 0 of 5 signs of trouble are there\n  not checked: contaminated (there is no transform/" in said
     )
 
 
@@ -267,16 +251,10 @@ def test_further_models_are_judged_alone_though_a_worker_dies_and_a_gate_is_chec
 
 
 def test_a_task_that_cannot_be_loaded_is_named_and_the_others_are_kept(recipe):
-    named = recipe(
-        evaluation={"tasks": ["SciFact"]}, run={"name": "run", "storage": recipe().run.storage}
-    )
+    named = recipe(evaluation={"tasks": ["SciFact"]}, run={"name": "run", "storage": recipe().run.storage})
 
-    with pytest.raises(
-        DataError, match=r"of \d+ tasks could not be judged(.|\n)*'SciFact' cannot be loaded"
-    ):
+    with pytest.raises(DataError, match=r"of \d+ tasks could not be judged(.|\n)*'SciFact' cannot be loaded"):
         evaluate(named)
     assert (stage(recipe()) / "scores" / "stage2" / "docs.json").exists()
-    with pytest.raises(
-        DataError, match=r"evaluation.tasks: mteb knows no task and no benchmark 'Nope'"
-    ):
+    with pytest.raises(DataError, match=r"evaluation.tasks: mteb knows no task and no benchmark 'Nope'"):
         Evaluator(recipe(evaluation={"tasks": ["Nope"]}), str(stage(recipe()).parent)).tasks()

@@ -24,8 +24,7 @@ def exposed(tmp_path_factory):
     datasets = []
     for name, count in (("few", 3), ("more", 20)):
         rows = [
-            json.dumps({"question": f"Question {n} of {name}?", "answer": f"Answer {n}."})
-            for n in range(count)
+            json.dumps({"question": f"Question {n} of {name}?", "answer": f"Answer {n}."}) for n in range(count)
         ]
         (folder / f"{name}.jsonl").write_text("\n".join(rows), "utf-8")
         shape = {"reader": "jsonl", "rule": "question_answer", "paths": [str(folder / f"{name}.jsonl")]}
@@ -44,10 +43,7 @@ def exposed(tmp_path_factory):
     with session():  # a cluster of its own, because counters outlive the stages of other tests
         transform(recipe)
         synthesize(recipe)
-        last = [
-            (ROWS.exposed, "more", "synthesis"),
-            (LLM_REQUESTS.exposed, "builtin-rules", "answered"),
-        ]
+        last = [(ROWS.exposed, "more", "synthesis"), (LLM_REQUESTS.exposed, "builtin-rules", "answered")]
         # of driver and actor, which export at times of their own
         yield samples_once_there_are(*last)
 
@@ -62,9 +58,7 @@ def samples_once_there_are(*wanted):
         with urllib.request.urlopen(url, timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
         found = {}
-        for sample in (
-            one for family in families for one in family.samples if one.name.startswith("ray_qzhou_")
-        ):
+        for sample in (one for family in families for one in family.samples if one.name.startswith("ray_qzhou_")):
             ours = {
                 key: sample.labels[key]
                 for key in ("dataset", "model", "result", "kind", "stage", "step", "unit")

@@ -50,13 +50,8 @@ WINDOW = {"rank_from": 2, "rank_to": 12, "negatives_per_query": 3}
 
 def sentences(count: int, seed: int) -> list[str]:
     generator = np.random.default_rng(seed)
-    parts = [
-        generator.choice(words.split(), count) for words in (NOUNS, VERBS, NOUNS, NOUNS, VERBS, NOUNS)
-    ]
-    return [
-        f"The {a} {b} the {c} while a {d} {e} every {f}"
-        for a, b, c, d, e, f in zip(*parts, strict=True)
-    ]
+    parts = [generator.choice(words.split(), count) for words in (NOUNS, VERBS, NOUNS, NOUNS, VERBS, NOUNS)]
+    return [f"The {a} {b} the {c} while a {d} {e} every {f}" for a, b, c, d, e, f in zip(*parts, strict=True)]
 
 
 def examples() -> list[RetrievalExample]:
@@ -72,10 +67,7 @@ def examples() -> list[RetrievalExample]:
                 query=queries[n if n % 10 else max(0, n - 1)],
                 positives=(texts[n], texts[(n * 7) % QUERIES]) if n % 3 == 0 else (texts[n],),
                 negatives=(
-                    (
-                        Negative(text=spare[n], origin="given"),
-                        Negative(text=spare[n - 1], origin="synthetic"),
-                    )
+                    (Negative(text=spare[n], origin="given"), Negative(text=spare[n - 1], origin="synthetic"))
                     if n % 5 == 0
                     else ()
                 ),
@@ -88,8 +80,7 @@ def corpus() -> list[Document]:
     """Documents of their own, every third answer among them, and some texts twice in another case."""
     texts = sentences(QUERIES, 1)[::3] + sentences(DOCUMENTS - QUERIES // 3 - 20, 3)
     return [
-        Document(id=f"d{n}", text=text)
-        for n, text in enumerate([*texts, *(one.upper() for one in texts[:20])])
+        Document(id=f"d{n}", text=text) for n, text in enumerate([*texts, *(one.upper() for one in texts[:20])])
     ]
 
 
@@ -98,10 +89,7 @@ def write_inputs(storage: Path) -> None:
     run = Folder.open(str(storage)) / "run"
     write_records(run / "transform" / "corpora" / "docs", corpus(), Document)
     write_records(run / "synthesis" / "examples" / "retrieval" / "docs", examples(), RetrievalExample)
-    labeled = [
-        LabeledExample(id=f"l{n}", dataset="texts", text=f"text {n}", label="texts: a")
-        for n in range(5)
-    ]
+    labeled = [LabeledExample(id=f"l{n}", dataset="texts", text=f"text {n}", label="texts: a") for n in range(5)]
     write_records(run / "synthesis" / "examples" / "classification" / "texts", labeled, LabeledExample)
     for stage in ("transform", "synthesis"):
         done = Manifest(
@@ -160,16 +148,10 @@ def vector_files(recipe) -> dict[str, float]:
 
 def brute_force(recipe) -> list[list[str]]:
     """The negatives that the recipe asks for, found with numpy, loops and sets."""
-    encoder = load_encoder(
-        recipe.model.backbone, max_tokens=recipe.model.max_document_tokens, dtype="float32"
-    )
+    encoder = load_encoder(recipe.model.backbone, max_tokens=recipe.model.max_document_tokens, dtype="float32")
     prompt, all_examples, window = recipe.dataset("docs").prompt, examples(), recipe.mining
     texts = [one.text for one in corpus()]
-    texts += [
-        text
-        for text in dict.fromkeys(t for one in all_examples for t in one.positives)
-        if text not in texts
-    ]
+    texts += [text for text in dict.fromkeys(t for one in all_examples for t in one.positives) if text not in texts]
     asked = [prompt.query(one.query) for one in all_examples]
     query = encoder.encode(asked, max_tokens=recipe.model.max_query_tokens).astype(np.float64)
     document = encoder.encode(texts).astype(np.float64)
@@ -181,17 +163,14 @@ def brute_force(recipe) -> list[list[str]]:
     found = []
     for one, vector, own in zip(all_examples, query, relevant_keys(all_examples), strict=True):
         score = document @ vector
-        ranked = [
-            row for row in np.argsort(-score) if stands[keys[row]] == row and keys[row] not in own
-        ]
+        ranked = [row for row in np.argsort(-score) if stands[keys[row]] == row and keys[row] not in own]
         positives = [row_lookup[text] for text in one.positives]
         lowest = min(score[positives])
         fits = [
             row
             for row in ranked[window.rank_from - 1 : window.rank_to]
             if score[row] < lowest - 0.05 * abs(lowest)
-            and max(document[row] @ document[positive] for positive in positives)
-            <= window.max_positive_cosine
+            and max(document[row] @ document[positive] for positive in positives) <= window.max_positive_cosine
         ]
         found.append([texts[row] for row in fits[: window.negatives_per_query]])
     return found
@@ -210,9 +189,7 @@ def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe):
     small = Layout(chunk_rows=128, shard_rows=300, block_chunks=1)
     sharded = mined(recipe(mining=settings, cluster={"encode_workers": 3}), small)
 
-    mined_texts = [
-        [one.text for one in example.negatives if one.origin == "mined"] for example in found
-    ]
+    mined_texts = [[one.text for one in example.negatives if one.origin == "mined"] for example in found]
     differing = [
         n for n, (ours, theirs) in enumerate(zip(mined_texts, expected, strict=True))
         if ours != theirs[: 3 - len([one for one in examples()[n].negatives if one.origin == "given"])]
@@ -287,9 +264,7 @@ def test_dead_encoders_and_searchers_change_nothing(recipe, tmp_path):
             (searched / str(time.time_ns())).touch()
             return found
 
-    layout = Layout(
-        chunk_rows=128, block_chunks=1, encode_actor=DyingEncoder, search_actor=DyingSearcher
-    )
+    layout = Layout(chunk_rows=128, block_chunks=1, encode_actor=DyingEncoder, search_actor=DyingSearcher)
 
     assert mined(recipe(), layout) == expected
     assert encoder_died.exists()
@@ -321,9 +296,7 @@ def with_instruction(recipe, instruction):
     return parse_recipe(content, place="test")
 
 
-def test_several_teachers_a_reranker_and_an_approximate_index_work_together(
-    recipe, tiny_bert, tmp_path, capfd
-):
+def test_several_teachers_a_reranker_and_an_approximate_index_work_together(recipe, tiny_bert, tmp_path, capfd):
     judge = tmp_path / "judge"
     config = BertConfig.from_pretrained(tiny_bert, num_labels=1)
     torch.manual_seed(0)

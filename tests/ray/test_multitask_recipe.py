@@ -16,15 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from bench.false_negatives import MODEL, WAYS, counted, load, mined, settings_of
 from qzhou.config.recipe import load_recipe
-from qzhou.data.records import (
-    Document,
-    Drop,
-    LabeledExample,
-    PairExample,
-    Qrel,
-    Query,
-    RetrievalExample,
-)
+from qzhou.data.records import Document, Drop, LabeledExample, PairExample, Qrel, Query, RetrievalExample
 from qzhou.data.storage import Folder, read_records
 from qzhou.encoder import load_encoder
 from qzhou.evaluation.judge.mteb_models import MtebEncoder
@@ -68,9 +60,7 @@ def counts(folder, dataset):
 
 
 def drops(folder, dataset, reason):
-    return [
-        row for row in read(folder, "dropped", Drop) if (row.dataset, row.reason) == (dataset, reason)
-    ]
+    return [row for row in read(folder, "dropped", Drop) if (row.dataset, row.reason) == (dataset, reason)]
 
 
 def test_every_row_of_every_dataset_is_accounted_for(converted):
@@ -79,16 +69,11 @@ def test_every_row_of_every_dataset_is_accounted_for(converted):
         assert found["read"] == rows, name
         kept = found["kept"] + found["held_out"] + found["sampled_out"]
         assert kept + sum(found["dropped"].values()) == rows, name
-        assert (
-            kept == 0 or not {"blank_query", "blank_text"} >= set(found["dropped"]) or kept > rows / 2
-        ), name
+        assert kept == 0 or not {"blank_query", "blank_text"} >= set(found["dropped"]) or kept > rows / 2, name
 
 
 def ndcg_at_10(folder, dataset, stemmer):
-    documents, queries = (
-        read(folder, f"corpora/{dataset}", Document),
-        read(folder, f"queries/{dataset}", Query),
-    )
+    documents, queries = (read(folder, f"corpora/{dataset}", Document), read(folder, f"queries/{dataset}", Query))
     grades = {}
     for row in read(folder, f"qrels/{dataset}", Qrel):
         grades.setdefault(row.query_id, {})[row.document_id] = row.grade
@@ -112,15 +97,9 @@ def _dcg(gains):
 
 @pytest.mark.parametrize(
     ("dataset", "stemmer", "low", "high"),
-    [
-        ("scifact_test", None, 0.66, 0.68),
-        ("cranfield", "english", 0.36, 0.39),
-        ("cisi", None, 0.35, 0.37),
-    ],
+    [("scifact_test", None, 0.66, 0.68), ("cranfield", "english", 0.36, 0.39), ("cisi", None, 0.35, 0.37)],
 )
-def test_bm25_gives_the_known_answers_so_ids_and_judgements_are_right(
-    converted, dataset, stemmer, low, high
-):
+def test_bm25_gives_the_known_answers_so_ids_and_judgements_are_right(converted, dataset, stemmer, low, high):
     """Published for SciFact: 0.665. Cranfield by <num> instead of by place would give 0.01."""
     assert low <= ndcg_at_10(converted, dataset, stemmer and Stemmer.Stemmer(stemmer)) <= high
 
@@ -129,9 +108,7 @@ def test_scifact_sentences_are_parted_by_blanks_and_nothing_of_numpy_is_left(con
     documents = {row.id: row.text for row in read(converted, "corpora/scifact_test", Document)}
 
     assert len(documents) == 5183
-    assert documents["4983"].startswith(
-        "Microstructural development of human newborn cerebral white matter"
-    )
+    assert documents["4983"].startswith("Microstructural development of human newborn cerebral white matter")
     assert "functional disabilities. A line scan diffusion-weighted" in documents["4983"]
     assert not [text for text in documents.values() if "['" in text or "'\n '" in text]
     assert len(read(converted, "queries/scifact_test", Query)) == 300
@@ -147,15 +124,11 @@ def test_cranfields_blank_documents_and_unjudged_queries_are_left_out(converted)
 
 
 def test_latin_1_is_read_as_latin_1(converted):
-    texts = {
-        row.text for row in read(converted, "examples/classification/trec_questions", LabeledExample)
-    }
+    texts = {row.text for row in read(converted, "examples/classification/trec_questions", LabeledExample)}
 
     assert any("Ã" not in text and not text.isascii() for text in texts)
     assert not drops(converted, "trec_questions", "undecodable")
-    labels = {
-        row.label for row in read(converted, "examples/classification/trec_questions", LabeledExample)
-    }
+    labels = {row.label for row in read(converted, "examples/classification/trec_questions", LabeledExample)}
     assert len(labels) == 50
     assert "trec_questions/NUM:dist" in labels
 
@@ -179,16 +152,12 @@ def test_nli_is_2_1_0_and_pairs_stand_both_ways(converted):
     rows = read(converted, "examples/pair/ocnli", PairExample)
 
     assert {row.score for row in rows} == {0.0, 1.0, 2.0}
-    assert all(
-        (a.text_a, a.text_b) == (b.text_b, b.text_a) for a, b in zip(rows[::2], rows[1::2], strict=True)
-    )
+    assert all((a.text_a, a.text_b) == (b.text_b, b.text_a) for a, b in zip(rows[::2], rows[1::2], strict=True))
 
 
 def test_evidence_that_refutes_is_a_negative(converted):
     examples = read(converted, "examples/retrieval/climate_fever", RetrievalExample)
-    parts = Counter(
-        row.reason for row in read(converted, "dropped", Drop) if row.dataset == "climate_fever"
-    )
+    parts = Counter(row.reason for row in read(converted, "dropped", Drop) if row.dataset == "climate_fever")
 
     assert any(row.negatives for row in examples)
     assert {negative.origin for row in examples for negative in row.negatives} == {"given"}
@@ -196,10 +165,7 @@ def test_evidence_that_refutes_is_a_negative(converted):
 
 
 def test_grades_and_scores_come_along(converted):
-    assert all(
-        row.positive_scores
-        for row in read(converted, "examples/retrieval/bge_scored", RetrievalExample)
-    )
+    assert all(row.positive_scores for row in read(converted, "examples/retrieval/bge_scored", RetrievalExample))
     trecqa = read(converted, "examples/retrieval/trecqa", RetrievalExample)
     assert sum(len(row.negatives) for row in trecqa) > 3000
     judged = {row.grade for row in read(converted, "qrels/msmarco_mini", Qrel)}
@@ -208,9 +174,7 @@ def test_grades_and_scores_come_along(converted):
 
 def test_the_splits_of_csl_do_not_mix(converted):
     train = {row.query for row in read(converted, "examples/retrieval/csl_abstracts", RetrievalExample)}
-    test = {
-        row.query for row in read(converted, "held_out/retrieval/csl_abstracts_test", RetrievalExample)
-    }
+    test = {row.query for row in read(converted, "held_out/retrieval/csl_abstracts_test", RetrievalExample)}
 
     assert (len(train), len(test), len(train & test)) == (1000, 1000, 0)
 
@@ -255,11 +219,7 @@ def by_loops(collection, settings):
         if settings.margin is not None:
             ceiling = min(ceiling, scores[revealed] - settings.margin)
         window = ranked[settings.rank_from - 1 : settings.rank_to]
-        chosen.append(
-            sorted(
-                [int(row) for row in window if scores[row] < ceiling][: settings.negatives_per_query]
-            )
-        )
+        chosen.append(sorted([int(row) for row in window if scores[row] < ceiling][: settings.negatives_per_query]))
     return chosen
 
 

@@ -102,18 +102,9 @@ def recipe(folder: Path, name: str, endpoint: str, backbone: str, readers: Path)
                 "dtype": "float32",
             },
             "datasets": datasets,
-            "synthesis": {
-                "endpoint": endpoint,
-                "model": "m",
-                "paraphrase_rows": 200,
-                "filters": {"scores": False},
-            },
+            "synthesis": {"endpoint": endpoint, "model": "m", "paraphrase_rows": 200, "filters": {"scores": False}},
             "mining": {"rank_from": 1, "rank_to": 10, "negatives_per_query": 2},
-            "training": {
-                "negatives_per_query": 1,
-                "stage1": STEPS,
-                "stage2": {**STEPS, "retrieval_share": 1.0},
-            },
+            "training": {"negatives_per_query": 1, "stage1": STEPS, "stage2": {**STEPS, "retrieval_share": 1.0}},
         },
         place="test",
     )
@@ -123,9 +114,7 @@ def recipe(folder: Path, name: str, endpoint: str, backbone: str, readers: Path)
 
 def left(folder: Path, *stages: str) -> dict:
     """File -> rows, of what stages leave for others."""
-    files = [
-        path for stage in stages for path in sorted((folder / stage).rglob("examples/**/*.parquet"))
-    ]
+    files = [path for stage in stages for path in sorted((folder / stage).rglob("examples/**/*.parquet"))]
     return {str(path.relative_to(folder)): pq.read_table(path).to_pylist() for path in files}
 
 
@@ -133,9 +122,7 @@ def test_a_node_that_dies_in_a_stage_changes_nothing(nodes, tiny_qwen2, tmp_path
     cluster, added, readers = nodes
     endpoint = LLMServer(answer_by_rules, Behaviour(latency_s=0.3))
     with serving(endpoint) as url:
-        disturbed, calm = (
-            recipe(tmp_path, name, url, tiny_qwen2, readers) for name in ("disturbed", "calm")
-        )
+        disturbed, calm = (recipe(tmp_path, name, url, tiny_qwen2, readers) for name in ("disturbed", "calm"))
         folder = tmp_path / "runs" / "disturbed"
         with Chaos(cluster, added, lambda: [*folder.glob("transform/work/candidates/*/summary.json")]):
             transform(disturbed)

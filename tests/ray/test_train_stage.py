@@ -46,9 +46,7 @@ def cluster():
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, tiny_qwen2):
     """The losses of all steps and the folder of a run to which nothing happened."""
-    recipe = prepared(
-        recipe_in(tmp_path_factory.mktemp("undisturbed")), tiny_qwen2, "calm", validate_every_steps=6
-    )
+    recipe = prepared(recipe_in(tmp_path_factory.mktemp("undisturbed")), tiny_qwen2, "calm", validate_every_steps=6)
     train(recipe)
     return recipe
 
@@ -58,9 +56,7 @@ def test_both_stages_leave_metrics_checkpoints_and_a_model(undisturbed):
         lines = metrics(undisturbed, stage)
         assert [one["step"] for one in lines] == list(range(12))
         assert [one["step"] for one in lines if "validation_ndcg_at_10" in one] == [5, 11]
-        assert all(
-            0 <= one["validation_accuracy"] <= 1 for one in lines if "validation_accuracy" in one
-        )
+        assert all(0 <= one["validation_accuracy"] <= 1 for one in lines if "validation_accuracy" in one)
         kept = [path.name for path in (stage_folder(undisturbed, stage) / "checkpoints").glob("step_*")]
         assert sorted(kept) == ["step_000010", "step_000012"]
     assert {one["task"] for one in metrics(undisturbed, "stage1")} == {"retrieval"}
@@ -72,16 +68,12 @@ def test_both_stages_leave_metrics_checkpoints_and_a_model(undisturbed):
 
 @pytest.mark.usefixtures("undisturbed")
 def test_training_asks_its_own_cluster_and_no_other_of_the_machine(cluster):
-    controllers = [
-        path.read_text() for path in (cluster / "train").glob("ray-train-sys-controller-*.log")
-    ]
+    controllers = [path.read_text() for path in (cluster / "train").glob("ray-train-sys-controller-*.log")]
     assert controllers
     assert not [said for said in controllers if "Failed to stop" in said]
 
 
-def test_killed_workers_and_a_killed_driver_cost_no_step(
-    undisturbed, make_recipe, tiny_qwen2, tmp_path
-):
+def test_killed_workers_and_a_killed_driver_cost_no_step(undisturbed, make_recipe, tiny_qwen2, tmp_path):
     """A worker and then the driver die in stage 1; stage 2 is given up by two workers and ended by one."""
     recipe = prepared(make_recipe, tiny_qwen2, "disturbed")
     job = start_driver(recipe, tmp_path)
@@ -92,9 +84,7 @@ def test_killed_workers_and_a_killed_driver_cost_no_step(
     job.wait()
     assert not (stage_folder(recipe, "stage1") / "manifest.json").exists()
 
-    killer = threading.Thread(
-        target=lambda: (wait_for_checkpoint(recipe, 4, "stage2"), kill_a_worker())
-    )
+    killer = threading.Thread(target=lambda: (wait_for_checkpoint(recipe, 4, "stage2"), kill_a_worker()))
     killer.start()
     with pytest.raises(TrainingError, match="continues from the last checkpoint"):
         train(with_training(recipe, max_failures=0))
@@ -106,9 +96,7 @@ def test_killed_workers_and_a_killed_driver_cost_no_step(
     assert losses(recipe, "stage2") == pytest.approx(losses(undisturbed, "stage2"), rel=1e-3)
 
 
-def test_a_stage_whose_loss_is_not_finite_keeps_its_batch_and_says_where(
-    make_recipe, tiny_qwen2, tmp_path
-):
+def test_a_stage_whose_loss_is_not_finite_keeps_its_batch_and_says_where(make_recipe, tiny_qwen2, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_qwen2, broken)
     weights = load_file(broken / "model.safetensors")

@@ -11,16 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qzhou.config.recipe import parse_recipe
-from qzhou.data.records import (
-    Document,
-    Drop,
-    LabeledExample,
-    PairExample,
-    Qrel,
-    Query,
-    RetrievalExample,
-    stable_id,
-)
+from qzhou.data.records import Document, Drop, LabeledExample, PairExample, Qrel, Query, RetrievalExample, stable_id
 from qzhou.data.storage import Folder, read_records
 from qzhou.errors import DataError
 from qzhou.transform.pipeline import transform
@@ -50,9 +41,7 @@ def read(storage, path, record_type):
 
 def questions(folder):
     """Twenty good rows, a repeat, a blank one and a malformed one."""
-    rows = [
-        json.dumps({"question": f"Question {i}?", "answer": f"The answer is {i}."}) for i in range(20)
-    ]
+    rows = [json.dumps({"question": f"Question {i}?", "answer": f"The answer is {i}."}) for i in range(20)]
     rows += [
         json.dumps({"question": "question  0?", "answer": "the answer is 0."}),
         json.dumps({"question": "Unanswered?", "answer": " "}),
@@ -67,13 +56,7 @@ def ratings(folder):
     path = folder / "ratings.csv"
     path.write_text('a cat,"a kitten",4.5\na cat,a lorry,0\nx,y,\n', "utf-8")
     columns = {"text_a": "0", "text_b": "1", "score": "2"}
-    return {
-        "name": "ratings",
-        "reader": "csv",
-        "rule": "scored_pair",
-        "paths": [str(path)],
-        "columns": columns,
-    }
+    return {"name": "ratings", "reader": "csv", "rule": "scored_pair", "paths": [str(path)], "columns": columns}
 
 
 def documentation(name, view, **settings):
@@ -135,17 +118,12 @@ def test_the_corpus_is_what_the_training_examples_are_answered_by(finished):
     documents = read(storage, "corpora/questions", Document)
 
     assert [document.text for document in documents] == [example.positives[0] for example in examples]
-    assert [document.id for document in documents] == [
-        stable_id("questions", row.text) for row in documents
-    ]
+    assert [document.id for document in documents] == [stable_id("questions", row.text) for row in documents]
 
 
 def test_pairs_are_trained_on_from_both_sides_and_held_out_once(finished):
     storage, _, _ = finished
-    rated = [
-        (row.text_a, row.text_b, row.score)
-        for row in read(storage, "examples/pair/ratings", PairExample)
-    ]
+    rated = [(row.text_a, row.text_b, row.score) for row in read(storage, "examples/pair/ratings", PairExample)]
     held = {(row.text_a, row.text_b) for row in read(storage, "held_out/pair/siblings", PairExample)}
 
     assert rated == [
@@ -162,15 +140,11 @@ def test_no_training_text_is_asked_by_evaluation(finished):
     storage, _, _ = finished
     asked = {row.text for row in read(storage, "held_out/classification/modules", LabeledExample)}
     asked |= {
-        text
-        for row in read(storage, "held_out/pair/siblings", PairExample)
-        for text in (row.text_a, row.text_b)
+        text for row in read(storage, "held_out/pair/siblings", PairExample) for text in (row.text_a, row.text_b)
     }
     trained = {row.text for row in read(storage, "examples/classification/modules", LabeledExample)}
     trained |= {
-        text
-        for row in read(storage, "examples/pair/siblings", PairExample)
-        for text in (row.text_a, row.text_b)
+        text for row in read(storage, "examples/pair/siblings", PairExample) for text in (row.text_a, row.text_b)
     }
 
     assert len(read(storage, "examples/classification/modules", LabeledExample)) == 10
@@ -235,10 +209,7 @@ def lines(path, *rows):
 
 def collection(folder):
     """Four documents, one of them blank and one twice; two queries; judgements of which two lead nowhere."""
-    documents = [
-        {"_id": "a", "title": "A", "text": "first"},
-        {"_id": "b", "title": "", "text": "second"},
-    ]
+    documents = [{"_id": "a", "title": "A", "text": "first"}, {"_id": "b", "title": "", "text": "second"}]
     documents += [{"_id": "a", "title": "A", "text": "again"}]
     documents += [{"_id": "c", "title": "", "text": " "}, {"_id": "d", "title": "", "text": "third"}]
     qrels = [
@@ -255,18 +226,11 @@ def collection(folder):
         "rule": "qrels",
         "reader": "jsonl",
         "paths": [
-            lines(
-                folder / "qrels.jsonl",
-                *({"query-id": q, "corpus-id": d, "score": s} for q, d, s in qrels),
-            )
+            lines(folder / "qrels.jsonl", *({"query-id": q, "corpus-id": d, "score": s} for q, d, s in qrels))
         ],
         "queries": {
             "reader": "jsonl",
-            "paths": [
-                lines(
-                    folder / "queries.jsonl", {"_id": "1", "text": "one?"}, {"_id": "2", "text": "two?"}
-                )
-            ],
+            "paths": [lines(folder / "queries.jsonl", {"_id": "1", "text": "one?"}, {"_id": "2", "text": "two?"})],
         },
         "corpus": {"reader": "jsonl", "paths": [lines(folder / "corpus.jsonl", *documents)]},
     }
@@ -289,25 +253,11 @@ def test_judgements_meet_their_texts_and_leave_an_evaluation_task(tmp_path):
         "d": "third",
     }
     assert [row.id for row in read(tmp_path, "queries/collection", Query)] == ["1", "2"]
-    judged = {
-        (row.query_id, row.document_id): row.grade for row in read(tmp_path, "qrels/collection", Qrel)
-    }
+    judged = {(row.query_id, row.document_id): row.grade for row in read(tmp_path, "qrels/collection", Qrel)}
     assert judged == {("1", "a"): 2, ("1", "b"): 0, ("1", "d"): 1, ("2", "b"): 1}
-    dropped = {
-        row.reason: row for row in read(tmp_path, "dropped", Drop) if row.dataset == "collection"
-    }
-    assert sorted(dropped) == [
-        "blank_document",
-        "blank_text",
-        "repeated_id",
-        "unknown_document",
-        "unknown_query",
-    ]
-    assert json.loads(dropped["unknown_document"].record) == {
-        "query-id": "1",
-        "corpus-id": "x",
-        "score": 1,
-    }
+    dropped = {row.reason: row for row in read(tmp_path, "dropped", Drop) if row.dataset == "collection"}
+    assert sorted(dropped) == ["blank_document", "blank_text", "repeated_id", "unknown_document", "unknown_query"]
+    assert json.loads(dropped["unknown_document"].record) == {"query-id": "1", "corpus-id": "x", "score": 1}
     assert json.loads(dropped["repeated_id"].record)["text"] == "again"
 
 
@@ -329,12 +279,9 @@ def test_rows_of_one_query_meet_wherever_they_stand(tmp_path):
 
 
 def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
-    text = (
-        "a sentence that is long enough for thirteen words in a row to be found number {} in the list"
-    )
+    text = "a sentence that is long enough for thirteen words in a row to be found number {} in the list"
     rows = [
-        {"question": f"entirely different question {n} {n * n}?", "answer": f"{n} {'x' * n}"}
-        for n in range(20)
+        {"question": f"entirely different question {n} {n * n}?", "answer": f"{n} {'x' * n}"} for n in range(20)
     ]
     rows += [{"question": text.format(n), "answer": f"nothing else {n}"} for n in ("one", "two")]
     held = [{"question": "held?", "answer": "before " + text.format("three")}]
@@ -344,12 +291,7 @@ def test_near_duplicates_and_contamination_can_be_dropped(tmp_path):
         "rule": "question_answer",
         "paths": [lines(tmp_path / "t.jsonl", *rows)],
     }
-    test = {
-        **train,
-        "name": "test",
-        "paths": [lines(tmp_path / "h.jsonl", *held)],
-        "eval_fraction": 1.0,
-    }
+    test = {**train, "name": "test", "paths": [lines(tmp_path / "h.jsonl", *held)], "eval_fraction": 1.0}
 
     def kept(**settings):
         made = parse_recipe(
@@ -396,10 +338,7 @@ def test_too_many_dropped_rows_fail_the_job_with_the_reasons(tmp_path):
         "1 not_json",
     ):
         assert part in str(raised.value)
-    assert (
-        transform(recipe(tmp_path, {**settings, "max_dropped_fraction": 0.2})).outputs["dropped rows"]
-        == 3
-    )
+    assert transform(recipe(tmp_path, {**settings, "max_dropped_fraction": 0.2})).outputs["dropped rows"] == 3
 
 
 def test_a_file_that_is_damaged_far_down_is_named_and_by_choice_skipped(tmp_path):
@@ -427,9 +366,7 @@ def test_the_report_counts_every_row(finished):
 
     for dataset in settings:
         row = report["datasets"][dataset["name"]]
-        assert row["read"] == row["kept"] + row["held_out"] + row["sampled_out"] + sum(
-            row["dropped"].values()
-        )
+        assert row["read"] == row["kept"] + row["held_out"] + row["sampled_out"] + sum(row["dropped"].values())
         assert row["languages"]
         assert row["lengths"]
     assert not (folder / "work").exists()
@@ -464,9 +401,7 @@ def own(folder, count, **options):
 
 def tables(folder):
     """Everything that a transform leaves, its manifest apart: file -> content."""
-    found = {
-        path.relative_to(folder): pq.read_table(path) for path in sorted(folder.rglob("*.parquet"))
-    }
+    found = {path.relative_to(folder): pq.read_table(path) for path in sorted(folder.rglob("*.parquet"))}
     return found | {"report.json": (folder / "report.json").read_text()}
 
 
@@ -516,7 +451,5 @@ def test_a_killed_driver_goes_on_with_the_shards_that_were_not_finished(tmp_path
     assert start("calm", leave_out="").wait(timeout=900) == 0
 
     assert 5 <= len(done) < 12
-    assert {
-        name: (folder / f"dropped/{name}-0000.parquet").stat().st_mtime_ns for name in done
-    } == before
+    assert {name: (folder / f"dropped/{name}-0000.parquet").stat().st_mtime_ns for name in done} == before
     assert tables(folder) == tables(tmp_path / "calm/transform")

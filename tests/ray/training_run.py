@@ -12,43 +12,16 @@ from pathlib import Path
 
 import psutil
 
-from qzhou.data.records import (
-    EXAMPLE_TYPES,
-    LabeledExample,
-    Manifest,
-    Negative,
-    PairExample,
-    RetrievalExample,
-)
+from qzhou.data.records import EXAMPLE_TYPES, LabeledExample, Manifest, Negative, PairExample, RetrievalExample
 from qzhou.data.storage import Folder, write_records
 
-WORDS = [
-    "red",
-    "blue",
-    "green",
-    "tree",
-    "sea",
-    "list",
-    "text",
-    "word",
-    "sum",
-    "paris",
-    "london",
-    "query",
-    "answer",
-]
+WORDS = ["red", "blue", "green", "tree", "sea", "list", "text", "word", "sum", "paris", "london", "query", "answer"]
 DATASETS = [
     {"name": "r", "reader": "jsonl", "rule": "title_body", "paths": ["x"], "instruction": "Find"},
     {"name": "p", "reader": "jsonl", "rule": "scored_pair", "paths": ["x"], "instruction": "Compare"},
     {"name": "c", "reader": "jsonl", "rule": "labeled", "paths": ["x"]},
 ]
-STAGE = {
-    "steps": 12,
-    "learning_rate": 1e-3,
-    "warmup_steps": 2,
-    "batch_size": 16,
-    "cosent_batch_size": 24,
-}
+STAGE = {"steps": 12, "learning_rate": 1e-3, "warmup_steps": 2, "batch_size": 16, "cosent_batch_size": 24}
 LOSS_TOLERANCE = 2e-6  # float32, of losses around one
 
 
@@ -65,10 +38,7 @@ def examples() -> dict:
         PairExample(id=str(n), dataset="p", text_a=two, text_b=f"a {two}", score=n % 3)
         for n, two in enumerate(words)
     ]
-    labeled = [
-        LabeledExample(id=str(n), dataset="c", text=two, label=f"c:{n % 4}")
-        for n, two in enumerate(words)
-    ]
+    labeled = [LabeledExample(id=str(n), dataset="c", text=two, label=f"c:{n % 4}") for n, two in enumerate(words)]
     return {"retrieval": ("r", retrieval), "pair": ("p", pairs), "classification": ("c", labeled)}
 
 
@@ -91,14 +61,7 @@ def prepared(make_recipe, backbone: Path, name: str, **training):
         write_records(folder / "mining" / "examples" / task / dataset, rows, EXAMPLE_TYPES[task])
     held = folder / "transform" / "held_out" / "retrieval" / "r"
     write_records(held, examples()["retrieval"][1][:30], RetrievalExample)
-    nothing = {
-        "inputs": {},
-        "outputs": {},
-        "settings": {},
-        "code_version": "",
-        "finished_at": "",
-        "wall_s": 0.0,
-    }
+    nothing = {"inputs": {}, "outputs": {}, "settings": {}, "code_version": "", "finished_at": "", "wall_s": 0.0}
     manifest = Manifest(stage="mining", fingerprint="mined", **nothing)
     (folder / "mining").write_json("manifest.json", dataclasses.asdict(manifest))
     return recipe
@@ -109,10 +72,7 @@ def stage_folder(recipe, stage="stage2") -> Path:
 
 
 def metrics(recipe, stage="stage2") -> list[dict]:
-    return [
-        json.loads(line)
-        for line in (stage_folder(recipe, stage) / "metrics.jsonl").read_text().splitlines()
-    ]
+    return [json.loads(line) for line in (stage_folder(recipe, stage) / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(recipe, stage) -> list[float]:
@@ -140,8 +100,8 @@ def kill_a_worker(driver: int | None = None) -> None:
 def start_driver(recipe, folder: Path) -> subprocess.Popen:
     """``train`` in a process of its own, on the cluster of ``RAY_ADDRESS`` or one of its own."""
     (folder / "recipe.pickle").write_bytes(pickle.dumps(recipe))
-    code = "import pickle, sys; from qzhou.training.pipeline import train; train(pickle.load(open(sys.argv[1], 'rb')))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(folder / "recipe.pickle")], env=environment
+    code = (
+        "import pickle, sys; from qzhou.training.pipeline import train; train(pickle.load(open(sys.argv[1], 'rb')))"
     )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-c", code, str(folder / "recipe.pickle")], env=environment)

@@ -19,10 +19,7 @@ FOLDER = ROOT / "deploy" / "dashboards"
 NAME = re.compile(r"\b(?:ray_|qzhou_)[a-z_]+\b")
 
 
-BOARDS = {
-    path.stem: json.loads(path.read_text("utf-8"))
-    for path in sorted((FOLDER / "grafana").rglob("*.json"))
-}
+BOARDS = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((FOLDER / "grafana").rglob("*.json"))}
 RULES = [
     rule
     for group in yaml.safe_load((FOLDER / "alerts.yml").read_text("utf-8"))["groups"]
@@ -71,9 +68,7 @@ def test_every_number_of_ours_is_on_a_dashboard_or_in_an_alert():
 def test_labels_that_are_asked_for_are_labels_of_the_metric():
     labels = {metric.exposed: {*metric.labels, "le"} for metric in METRICS}
     for place, expression in expressions():
-        for by, name in re.findall(
-            r"by \(([a-z, ]+)\) \((?:rate|increase)?\(?(\w+?)(?:_bucket)?\b", expression
-        ):
+        for by, name in re.findall(r"by \(([a-z, ]+)\) \((?:rate|increase)?\(?(\w+?)(?:_bucket)?\b", expression):
             if name in labels:
                 assert set(by.split(", ")) <= labels[name], (place, expression)
 
@@ -98,8 +93,7 @@ def test_every_panel_has_a_title_a_unit_and_a_place_of_its_own():
 
 def test_grafana_finds_the_source_and_the_dashboards():
     provisioned = {
-        path.stem: yaml.safe_load(path.read_text("utf-8"))
-        for path in (FOLDER / "grafana").rglob("*.yml")
+        path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (FOLDER / "grafana").rglob("*.yml")
     }
 
     assert provisioned["prometheus"]["datasources"][0]["uid"] == "prometheus"
@@ -126,9 +120,7 @@ def test_every_alert_says_what_happened_and_stands_in_the_page():
         assert f"| `{rule['alert']}` |" in page
 
 
-@pytest.mark.skipif(
-    not shutil.which("promtool"), reason="promtool (Debian's package prometheus) is not installed"
-)
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian's package prometheus) is not installed")
 @pytest.mark.parametrize(("what", "file"), [("config", "prometheus.yml"), ("rules", "alerts.yml")])
 def test_prometheus_takes_the_files(what, file):
     checked = subprocess.run(["promtool", "check", what, FOLDER / file], capture_output=True, text=True)
@@ -136,14 +128,10 @@ def test_prometheus_takes_the_files(what, file):
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-@pytest.mark.skipif(
-    not shutil.which("promtool"), reason="promtool (Debian's package prometheus) is not installed"
-)
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian's package prometheus) is not installed")
 def test_alerts_fire_when_they_should_and_not_before():
     checked = subprocess.run(
-        ["promtool", "test", "rules", ROOT / "tests" / "unit" / "alerts_fire.yml"],
-        capture_output=True,
-        text=True,
+        ["promtool", "test", "rules", ROOT / "tests" / "unit" / "alerts_fire.yml"], capture_output=True, text=True
     )
 
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -163,14 +151,10 @@ def test_grafana_is_started_where_it_is_found(tmp_path):
     (home / "conf" / "defaults.ini").touch()
 
     found = start.commands(
-        {"prometheus": "/usr/bin/prometheus", "grafana": str(home / "bin" / "grafana")},
-        tmp_path,
-        start.Ports(),
+        {"prometheus": "/usr/bin/prometheus", "grafana": str(home / "bin" / "grafana")}, tmp_path, start.Ports()
     )
 
     words, environment = found["grafana"]
     assert words[1:] == ["server", "--homepath", str(home)]
     assert Path(environment["GF_PATHS_PROVISIONING"]).is_dir()
-    assert set(start.commands({"prometheus": "/usr/bin/prometheus"}, tmp_path, start.Ports())) == {
-        "prometheus"
-    }
+    assert set(start.commands({"prometheus": "/usr/bin/prometheus"}, tmp_path, start.Ports())) == {"prometheus"}

@@ -32,9 +32,7 @@ def test_ray_up_accepts_the_cluster_file(cluster):
 
 
 def test_the_clusters_limits_hold_together(cluster):
-    workers = [
-        node["max_workers"] for name, node in cluster["available_node_types"].items() if name != "head"
-    ]
+    workers = [node["max_workers"] for name, node in cluster["available_node_types"].items() if name != "head"]
 
     assert sum(workers) == cluster["max_workers"]
 
@@ -87,8 +85,7 @@ def test_constraints_pin_every_requirement_that_the_project_names():
     }
 
     names = {
-        requirement.split("[")[0].split(">")[0].split("=")[0].lower().replace("_", "-")
-        for requirement in wanted
+        requirement.split("[")[0].split(">")[0].split("=")[0].lower().replace("_", "-") for requirement in wanted
     }
 
     assert names - {project["name"]} <= pinned  # [dev] names extras of the project itself

@@ -48,11 +48,7 @@ def test_the_tables_name_every_reader_and_every_rule_with_its_fields():
     for reader in READERS:
         assert f"| `{reader}` |" in readers
     for rule in RULE_TASKS:
-        (row,) = [
-            line
-            for line in rules.splitlines()
-            if line.startswith("|") and f"`{rule}`" in line.split("|")[1]
-        ]
+        (row,) = [line for line in rules.splitlines() if line.startswith("|") and f"`{rule}`" in line.split("|")[1]]
         for field in (*DEFAULT_COLUMNS[rule], *OPTIONAL_FIELDS.get(rule, ())):
             assert f"`{field}`" in row, (rule, field)
 
@@ -61,15 +57,12 @@ def test_the_reader_of_the_page_reads():
     scope: dict[str, typing.Any] = {}
     exec(blocks("python")[0], scope)
 
-    assert list(scope["rows"](io.BytesIO(b"why::because\n"))) == [
-        {"question": "why", "answer": "because\n"}
-    ]
+    assert list(scope["rows"](io.BytesIO(b"why::because\n"))) == [{"question": "why", "answer": "because\n"}]
 
 
 def test_the_settings_of_the_synthesis_page_are_valid_and_its_endpoint_takes_its_flags():
     one, several, filters = (
-        SynthesisSection.model_validate(tomllib.loads(block)["synthesis"])
-        for block in blocks("toml", SYNTHESIS)
+        SynthesisSection.model_validate(tomllib.loads(block)["synthesis"]) for block in blocks("toml", SYNTHESIS)
     )
     (command,) = blocks("sh", SYNTHESIS)
 
@@ -118,10 +111,7 @@ def test_the_experiment_of_the_page_is_valid_and_every_one_of_the_project_is_lis
 
     assert [one.recipe.training.stage2.retrieval_share for one in plan.trials[:3]] == [0.72, 0.9, 1.0]
     listed = re.findall(r"^\| `(\w+\.toml)` \|.*\| (\S+) \|$", EXPERIMENTS, re.MULTILINE)
-    recipes = {
-        file.name: Path(load_experiment(file).experiment.recipe).stem
-        for file in RECIPES.glob("*/*.toml")
-    }
+    recipes = {file.name: Path(load_experiment(file).experiment.recipe).stem for file in RECIPES.glob("*/*.toml")}
     assert dict(listed) == recipes
 
 

@@ -38,15 +38,11 @@ def test_a_key_that_no_header_can_carry_is_refused_by_its_variables_name(key):
     assert "sk-" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:9000/v1", "http://LOCALHOST/v1", "https://[::1]:8000/v1#model"]
-)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9000/v1", "http://LOCALHOST/v1", "https://[::1]:8000/v1#model"])
 def test_this_machine_is_known_by_each_of_its_names(url):
     assert is_loopback(url)
 
 
-@pytest.mark.parametrize(
-    "url", ["http://localhost.example.com/v1", "http://10.0.0.1/v1", "https://x/127.0.0.1"]
-)
+@pytest.mark.parametrize("url", ["http://localhost.example.com/v1", "http://10.0.0.1/v1", "https://x/127.0.0.1"])
 def test_other_machines_are_not_taken_for_this_one(url):
     assert not is_loopback(url)

@@ -55,12 +55,7 @@ def test_progress_is_an_event_with_numbers(capsys):
     Progress("transform: convert", total=4, unit="shards", line_every_s=0.0).advance(1)
 
     (event,) = events(capsys.readouterr().out)
-    assert (event["stage"], event["step"], event["done"], event["total"]) == (
-        "transform",
-        "convert",
-        1,
-        4,
-    )
+    assert (event["stage"], event["step"], event["done"], event["total"]) == ("transform", "convert", 1, 4)
 
 
 @pytest.mark.parametrize("switch", ["text", "json"])
@@ -69,9 +64,7 @@ def test_a_secret_of_the_environment_is_in_no_line(switch, capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", 'sk-"quoted"-12345')
     monkeypatch.setenv("QZHOU_API_KEYS", "first-of-two, second-of-two")
 
-    log_event(
-        'synthesize: refused sk-"quoted"-12345', "refused", key="second-of-two", other=["first-of-two"]
-    )
+    log_event('synthesize: refused sk-"quoted"-12345', "refused", key="second-of-two", other=["first-of-two"])
 
     said = capsys.readouterr().out
     assert "***" in said
@@ -129,10 +122,6 @@ def test_a_switch_that_means_nothing_is_refused(monkeypatch):
 def test_the_package_says_what_happens_through_events():
     package = ROOT / "platform" / "qzhou"
     for path in package.rglob("*.py"):
-        calls = [
-            node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
-        ]
-        printing = [
-            call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"
-        ]
+        calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        printing = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
         assert not printing or str(path.relative_to(package)) in ANSWERS, (path, printing)

@@ -65,14 +65,7 @@ def test_an_empty_text_becomes_the_word_that_the_official_embedder_uses():
 def test_ids_depend_on_dataset_and_content_alone():
     assert stable_id("d", "a", "b") == stable_id("d", "a", "b")
     assert (
-        len(
-            {
-                stable_id("d", "a", "b"),
-                stable_id("e", "a", "b"),
-                stable_id("d", "ab", ""),
-                stable_id("d", "a"),
-            }
-        )
+        len({stable_id("d", "a", "b"), stable_id("e", "a", "b"), stable_id("d", "ab", ""), stable_id("d", "a")})
         == 4
     )
 
@@ -82,9 +75,7 @@ def test_what_answers_a_query_is_known_from_relatives_and_from_the_same_query():
 
     def example(number, query, positive, parent=""):
         source = Source(parent=parent)
-        return RetrievalExample(
-            id=number, dataset="d", query=query, positives=(positive,), source=source
-        )
+        return RetrievalExample(id=number, dataset="d", query=query, positives=(positive,), source=source)
 
     found = relevant_keys(
         [example("a", "Why", "One"), example("b", "why ", "two"), example("c", "how", "three", parent="a"),
@@ -148,9 +139,7 @@ def test_a_record_comes_back_from_parquet_as_it_went(tmp_path, record):
 def test_reading_another_schema_names_the_file_and_both_schemas(tmp_path):
     pq.write_table(pa.table({"id": ["1"], "surprise": [2]}), tmp_path / "part-000000.parquet")
 
-    with pytest.raises(
-        DataError, match=r"part-000000\.parquet does not hold LabeledExample(.|\n)*surprise"
-    ):
+    with pytest.raises(DataError, match=r"part-000000\.parquet does not hold LabeledExample(.|\n)*surprise"):
         list(read_records(Folder.open(str(tmp_path)), LabeledExample))
 
 
@@ -198,13 +187,7 @@ def test_any_filesystem_of_pyarrow_will_do():
 
 def stage(run, work=lambda _: {"rows": 1}, **settings):
     return run.stage(
-        Stage(
-            name="work",
-            settings=settings,
-            inputs={},
-            code_of=("qzhou.data.records",),
-            persistent=("paid",),
-        ),
+        Stage(name="work", settings=settings, inputs={}, code_of=("qzhou.data.records",), persistent=("paid",)),
         work,
     )
 

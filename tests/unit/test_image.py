@@ -44,9 +44,7 @@ def test_the_linter_has_nothing_to_say():
 
 def test_what_is_copied_is_there_and_travels_to_the_builder(dockerfile):
     sources = [name for names, _ in copied(dockerfile) for name in names]
-    ignored, *wanted = [
-        line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line[0] != "#"
-    ]
+    ignored, *wanted = [line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line[0] != "#"]
 
     assert all((ROOT / name).exists() for name in sources)
     assert ignored == "*"
@@ -70,9 +68,7 @@ def test_the_manifests_name_the_ray_that_is_installed():
 
     assert wanted.partition(">=")[2].split(",")[0] == pinned.rpartition(".")[0]
     for file in ("Dockerfile", "kuberay/images/kustomization.yaml", "kuberay/cluster/cluster.yaml"):
-        found = re.findall(
-            r"(?:-ray|rayVersion: )([\d.]+)", (ROOT / "deploy" / file).read_text("utf-8")
-        )
+        found = re.findall(r"(?:-ray|rayVersion: )([\d.]+)", (ROOT / "deploy" / file).read_text("utf-8"))
         assert found
         assert set(found) == {pinned}, file
 
@@ -87,32 +83,20 @@ def test_nothing_runs_as_root(dockerfile):
 def test_jobs_run_in_the_image_without_an_upload(dockerfile, tmp_path):
     for sources, target in copied(dockerfile):
         if (ROOT / sources[0]).is_dir():
-            shutil.copytree(
-                ROOT / sources[0], tmp_path / target, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            shutil.copytree(ROOT / sources[0], tmp_path / target, ignore=shutil.ignore_patterns("__pycache__"))
     (environment,) = steps(dockerfile, "ENV")
     path = re.search(r"PYTHONPATH=(\S+)", environment)[1].replace(IN_IMAGE, str(tmp_path))
 
     def run(*words):
         command = [sys.executable, *words]
         return subprocess.run(
-            command,
-            cwd="/",
-            env=os.environ | {"PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            check=True,
+            command, cwd="/", env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True
         ).stdout
 
     assert '"name": "qzhou-7b"' in run(
         tmp_path / "jobs" / "pipeline.py", tmp_path / "recipes" / "qzhou-7b.toml", "--dry-run"
     )
     said = run(
-        "-c",
-        "import platform, qzhou, serve.app; print(platform.system(), qzhou.__file__, serve.app.__file__)",
+        "-c", "import platform, qzhou, serve.app; print(platform.system(), qzhou.__file__, serve.app.__file__)"
     )
-    assert said.split() == [
-        "Linux",
-        f"{tmp_path}/platform/qzhou/__init__.py",
-        f"{tmp_path}/serve/app.py",
-    ]
+    assert said.split() == ["Linux", f"{tmp_path}/platform/qzhou/__init__.py", f"{tmp_path}/serve/app.py"]

@@ -26,14 +26,8 @@ def test_workers_get_no_variable_that_the_job_sets_itself(monkeypatch):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (
-            "\x1b[36m(RayTrainWorker pid=12)\x1b[0m training: stage1: 1/3 steps",
-            "training: stage1: 1/3 steps",
-        ),
-        (
-            "\x1b[36m(TrainController pid=1)\x1b[0m [2026 E 1 1] core_worker.cc:2465: Actor with class name",
-            None,
-        ),
+        ("\x1b[36m(RayTrainWorker pid=12)\x1b[0m training: stage1: 1/3 steps", "training: stage1: 1/3 steps"),
+        ("\x1b[36m(TrainController pid=1)\x1b[0m [2026 E 1 1] core_worker.cc:2465: Actor with class name", None),
         ("\x1b[36m(PlacementGroupCleaner pid=7)\x1b[0m Traceback (most recent call last):", None),
         ("mining: docs: 4,100 queries", "mining: docs: 4,100 queries"),
     ],
@@ -90,9 +84,7 @@ def test_where_another_cluster_has_the_agents_port_ours_takes_another(monkeypatc
     with socket.socket() as other:
         other.bind((ray.util.get_node_ip_address(), 0))
         other.listen()
-        monkeypatch.setattr(
-            "qzhou.cluster.session.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT", other.getsockname()[1]
-        )
+        monkeypatch.setattr("qzhou.cluster.session.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT", other.getsockname()[1])
         try:
             local_options()
             assert RayParams().dashboard_agent_listen_port == 0

@@ -39,10 +39,7 @@ def cluster_of(kind):
 def pods_of(kind):
     """Name, pod and Ray container of every group, and of the pod that submits."""
     cluster, spec = cluster_of(kind), by_kind(built(FOLDERS[kind]), kind)["spec"]
-    groups = [
-        ("head", cluster["headGroupSpec"]),
-        *((one["groupName"], one) for one in cluster["workerGroupSpecs"]),
-    ]
+    groups = [("head", cluster["headGroupSpec"]), *((one["groupName"], one) for one in cluster["workerGroupSpecs"])]
     pods = [(name, group["template"]["spec"]) for name, group in groups]
     if "submitterPodTemplate" in spec:
         pods.append(("submitter", spec["submitterPodTemplate"]["spec"]))
@@ -76,9 +73,7 @@ def test_kubernetes_takes_every_object(kind):
         assert one["metadata"].get("namespace", "qzhou") == "qzhou"
 
 
-@pytest.mark.skipif(
-    "KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS names no folder with KubeRay's CRDs"
-)
+@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS names no folder with KubeRay's CRDs")
 def test_kuberays_own_crds_take_every_object(kind):
     check_with_crds(by_kind(built(FOLDERS[kind]), kind), Path(os.environ["KUBERAY_CRDS"]))
 
@@ -109,16 +104,8 @@ def test_crds_refuse_unknown_fields_and_wrong_types(tmp_path):
         ("RayCluster", ("headGroupSpec",), {"rayStartParams": {"num-cpus": 0}}),
         ("RayCluster", ("headGroupSpec", "template", "spec"), {"terminationGracePeriodSecond": 9}),
         ("RayCluster", ("workerGroupSpecs", 0), {"maxReplica": 3}),
-        (
-            "RayCluster",
-            ("workerGroupSpecs", 2, "template", "spec", "containers", 0),
-            {"imagePullPolcy": "Always"},
-        ),
-        (
-            "RayCluster",
-            ("workerGroupSpecs", 1, "template", "spec", "volumes", 1, "emptyDir"),
-            {"size": "1Gi"},
-        ),
+        ("RayCluster", ("workerGroupSpecs", 2, "template", "spec", "containers", 0), {"imagePullPolcy": "Always"}),
+        ("RayCluster", ("workerGroupSpecs", 1, "template", "spec", "volumes", 1, "emptyDir"), {"size": "1Gi"}),
         ("RayJob", (), {"backofLimit": 3}),
         ("RayJob", (), {"shutdownAfterJobFinishes": "yes"}),
         ("RayJob", ("rayClusterSpec", "headGroupSpec"), {"templates": {}}),
@@ -159,9 +146,7 @@ def test_the_job_and_the_endpoint_run_on_pods_of_the_cluster():
 def test_ray_is_the_pinned_one_everywhere(kind):
     assert cluster_of(kind)["rayVersion"] == ray.__version__
     for name, _, container in pods_of(kind):
-        assert re.fullmatch(
-            rf"your-registry/qzhou-[cg]pu:[\d.]+-ray{ray.__version__}", container["image"]
-        ), name
+        assert re.fullmatch(rf"your-registry/qzhou-[cg]pu:[\d.]+-ray{ray.__version__}", container["image"]), name
 
 
 def test_no_pod_may_do_more_than_it_needs(kind):
@@ -193,8 +178,7 @@ def test_ray_gets_what_it_counts_on_and_shared_memory_for_its_objects(kind):
         assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
         assert shm["medium"] == "Memory"
         size, memory = (
-            int(text.removesuffix("Gi"))
-            for text in (shm["sizeLimit"], container["resources"]["limits"]["memory"])
+            int(text.removesuffix("Gi")) for text in (shm["sizeLimit"], container["resources"]["limits"]["memory"])
         )
         assert 0.3 * memory <= size < 0.5 * memory
 
@@ -210,17 +194,12 @@ def test_a_pod_that_goes_has_time_to_drain(kind):
 
 def node_kinds(kind):
     """What the autoscaler will make of the groups, by its own reading."""
-    from ray.autoscaler._private.kuberay.autoscaling_config import (
-        _derive_autoscaling_config_from_ray_cr,
-    )
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
     cluster = {"metadata": {"name": "qzhou", "namespace": "qzhou"}, "spec": cluster_of(kind)}
     types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
     assert types.pop("headgroup")["resources"]["CPU"] == 0, "no stage runs on the head"
-    return [
-        NodeType(name, one["resources"], one["labels"], one["max_workers"])
-        for name, one in types.items()
-    ]
+    return [NodeType(name, one["resources"], one["labels"], one["max_workers"]) for name, one in types.items()]
 
 
 def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
@@ -229,9 +208,7 @@ def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
     refuse_impossible([resources_for(recipe, stage) for stage in PIPELINE], kinds, "the manifests")
     refuse_impossible([resources_for(recipe, "serving")], node_kinds("RayService"), "the manifests")
     rooms = {
-        one.name: {
-            stage: one.capacity_for(resources_for(recipe, stage)) for stage in (*PIPELINE, "serving")
-        }
+        one.name: {stage: one.capacity_for(resources_for(recipe, stage)) for stage in (*PIPELINE, "serving")}
         for one in kinds
     }
     assert rooms["cpu"] == {
@@ -242,18 +219,11 @@ def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
         "evaluation": 0,
         "serving": 0,
     }
-    assert [rooms["gpu"][stage] for stage in ("mining", "training", "evaluation", "serving")] == [
-        1,
-        0,
-        1,
-        1,
-    ]
+    assert [rooms["gpu"][stage] for stage in ("mining", "training", "evaluation", "serving")] == [1, 0, 1, 1]
     assert rooms["train"]["training"] == 8, "one worker a GPU, and no GPU idle for want of CPUs"
     with pytest.raises(SetupError, match=r"cluster\.training"):
         refuse_impossible(
-            [resources_for(recipe, "training")],
-            [one for one in kinds if one.name != "train"],
-            "the manifests",
+            [resources_for(recipe, "training")], [one for one in kinds if one.name != "train"], "the manifests"
         )
 
 
@@ -282,16 +252,12 @@ def test_serve_gets_the_configuration_of_serve_config_yaml_for_the_jobs_model():
     for config in (ours, theirs):
         del config["applications"][0]["name"], config["applications"][0]["args"]
     assert ours == theirs
-    assert {"name": "serve", "containerPort": ours["http_options"]["port"]} in pods_of("RayService")[1][
-        2
-    ]["ports"]
+    assert {"name": "serve", "containerPort": ours["http_options"]["port"]} in pods_of("RayService")[1][2]["ports"]
 
 
 def test_only_the_endpoint_is_open_to_other_namespaces(kind):
     policies = {
-        one["metadata"]["name"]: one["spec"]
-        for one in built(FOLDERS[kind])
-        if one["kind"] == "NetworkPolicy"
+        one["metadata"]["name"]: one["spec"] for one in built(FOLDERS[kind]) if one["kind"] == "NetworkPolicy"
     }
 
     assert policies.pop("inside-only") == {
@@ -310,8 +276,7 @@ def test_keys_come_from_secrets_that_hold_no_values_here():
     asked = {}
     for name, _, container in pods_of("RayCluster"):
         asked[name] = {
-            one["secretRef"]["name"]: one["secretRef"].get("optional", False)
-            for one in container["envFrom"]
+            one["secretRef"]["name"]: one["secretRef"].get("optional", False) for one in container["envFrom"]
         }
 
     assert not any(value for data in named.values() for value in data.values())
@@ -322,9 +287,7 @@ def test_keys_come_from_secrets_that_hold_no_values_here():
 
 def test_what_the_page_adds_is_taken_too():
     page = (ROOT / "docs" / "kubernetes.md").read_text("utf-8")
-    claim, redis = (
-        yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    )
+    claim, redis = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
 
     check(claim)
     service = by_kind(built(FOLDERS["RayService"]), "RayService")
@@ -339,6 +302,4 @@ def test_the_commands_of_the_page_name_what_there_is():
         assert (ROOT / path.rstrip("`,")).exists(), path
     created = set(re.findall(r"create secret generic (\S+)", page))
     assert created == {one["metadata"]["name"] for one in secrets()}
-    assert set(re.findall(r"your-registry/\S+:([\d.]+-ray[\d.]+)", page)) == {
-        f"0.1.0-ray{ray.__version__}"
-    }
+    assert set(re.findall(r"your-registry/\S+:([\d.]+-ray[\d.]+)", page)) == {f"0.1.0-ray{ray.__version__}"}

@@ -10,28 +10,14 @@ from qzhou.telemetry.metrics import LLM_COST, METRICS, PROGRESS, ROWS, UNITS, me
 from qzhou.telemetry.progress import progress
 from qzhou.training.tracking import DASHBOARD_METRICS, open_sinks
 
-UNITS_IN_NAMES = (
-    "_total",
-    "_seconds",
-    "_ratio",
-    "_bytes",
-    "_tokens",
-    "_per_second",
-    "_loss",
-    "_norm",
-    "_rate",
-)
+UNITS_IN_NAMES = ("_total", "_seconds", "_ratio", "_bytes", "_tokens", "_per_second", "_loss", "_norm", "_rate")
 
 
 @pytest.fixture
 def heard():
     """What was measured: (metric's name, labels' values) -> values."""
     found = {}
-    set_exporter(
-        lambda metric, value, labels: found.setdefault((metric.name, *labels.values()), []).append(
-            value
-        )
-    )
+    set_exporter(lambda metric, value, labels: found.setdefault((metric.name, *labels.values()), []).append(value))
     yield found
     set_exporter(None)
 
@@ -103,12 +89,7 @@ def test_the_endpoint_exposes_what_the_table_declares_and_says_which_replica_it_
 
     families = list(text_string_to_metric_families(meter.exposition().decode()))
 
-    samples = {
-        one.name: one
-        for family in families
-        for one in family.samples
-        if not one.name.endswith("_created")
-    }
+    samples = {one.name: one for family in families for one in family.samples if not one.name.endswith("_created")}
     declared = [metric for metric in METRICS if metric.at_endpoint]
     for metric in declared:
         sample = samples[f"{metric.name}_count" if metric.kind == "histogram" else metric.name]

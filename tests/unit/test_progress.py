@@ -18,13 +18,7 @@ def test_phases_are_recorded_with_the_time_to_their_first_units():
             pass
 
     first, nothing = phases
-    assert (first.label, first.unit, first.done, first.first_done, first.advances) == (
-        "first",
-        "texts",
-        5,
-        2,
-        2,
-    )
+    assert (first.label, first.unit, first.done, first.first_done, first.advances) == ("first", "texts", 5, 2, 2)
     assert (first.worker_s, nothing.worker_s) == (3.75, 0.0)
     assert 0.05 <= first.first_s < first.seconds
     assert (nothing.done, nothing.first_s, nothing.advances) == (0, 0.0, 0)

@@ -25,9 +25,7 @@ def changed(tmp_path, *replacements):
     return path
 
 
-@pytest.mark.parametrize(
-    "recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.name
-)
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.name)
 def test_every_recipe_of_the_project_loads(recipe):
     assert load_recipe(recipe).run.name == recipe.stem
 
@@ -49,19 +47,13 @@ def test_an_old_name_is_refused_with_the_new_one(tmp_path):
 
 
 def test_an_unknown_key_inside_a_dataset_names_the_dataset_and_the_key(tmp_path):
-    with pytest.raises(
-        RecipeError, match=r"datasets\.0\.redaer: no such setting; did you mean 'reader'"
-    ):
+    with pytest.raises(RecipeError, match=r"datasets\.0\.redaer: no such setting; did you mean 'reader'"):
         load_recipe(changed(tmp_path, ('name = "docs_search"\nreader', 'name = "docs_search"\nredaer')))
 
 
 def test_a_wrong_type_names_the_key_and_the_value(tmp_path):
-    with pytest.raises(
-        RecipeError, match=r"training\.stage1\.steps: .*integer.*found 'many'"
-    ) as raised:
-        load_recipe(
-            changed(tmp_path, ("[training.stage1]\nsteps = 24", '[training.stage1]\nsteps = "many"'))
-        )
+    with pytest.raises(RecipeError, match=r"training\.stage1\.steps: .*integer.*found 'many'") as raised:
+        load_recipe(changed(tmp_path, ("[training.stage1]\nsteps = 24", '[training.stage1]\nsteps = "many"')))
 
     assert len(str(raised.value).splitlines()) == 1, "what follows from it is no second mistake"
 
@@ -99,9 +91,7 @@ def test_settings_that_contradict_each_other_are_refused_with_both_values():
 
 @pytest.mark.parametrize("ratio", ["10", "1.01", "0", "-0.5", "nan"])
 def test_a_ratio_that_is_no_share_is_refused_with_the_way_to_switch_it_off(ratio):
-    with pytest.raises(
-        RecipeError, match=rf"mining\.positive_ratio: {ratio} is no share of a score; .* or 'off'"
-    ):
+    with pytest.raises(RecipeError, match=rf"mining\.positive_ratio: {ratio} is no share of a score; .* or 'off'"):
         load_recipe(QUICKSTART, ["--mining.positive_ratio", ratio])
 
 
@@ -135,9 +125,7 @@ def test_the_warm_up_fits_the_stage_where_the_recipe_names_none(make_recipe, ste
 def test_a_warm_up_longer_than_its_stage_is_refused_with_both_values(make_recipe):
     stages = {"stage1": {"steps": 20, "warmup_steps": 300, "learning_rate": 1e-4, "batch_size": 4}}
 
-    with pytest.raises(
-        RecipeError, match=r"warmup_steps \(300\) is above training.stage1.steps \(20\)"
-    ):
+    with pytest.raises(RecipeError, match=r"warmup_steps \(300\) is above training.stage1.steps \(20\)"):
         make_recipe(training=stages)
 
 
@@ -177,9 +165,7 @@ def test_loading_a_recipe_loads_neither_torch_nor_ray():
         f"load_recipe({str(QUICKSTART)!r}); print(*sys.modules)"
     )
 
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
     assert "qzhou.config.recipe" in loaded
     assert not {"torch", "ray", "transformers", "datasets"} & set(loaded)
@@ -233,15 +219,9 @@ def test_training_may_leave_datasets_out_that_are_judged_all_the_same():
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (
-            "docs_serach",
-            r"training\.datasets: there is no dataset 'docs_serach'; did you mean 'docs_search'",
-        ),
+        ("docs_serach", r"training\.datasets: there is no dataset 'docs_serach'; did you mean 'docs_search'"),
         ("docs_siblings", "stage 1 trains on retrieval alone; name a retrieval dataset too"),
-        (
-            "docs_search",
-            r"training\.stage2\.retrieval_share is 0\.72, but every dataset that is trained",
-        ),
+        ("docs_search", r"training\.stage2\.retrieval_share is 0\.72, but every dataset that is trained"),
     ],
 )
 def test_datasets_to_train_on_that_cannot_be_are_refused(names, said):
@@ -254,14 +234,8 @@ def test_stage_2_trains_on_everything_unless_the_recipe_says_otherwise(tmp_path)
 
     assert load_recipe(unsaid).training.stage2.retrieval_share == 0.72
     assert load_recipe(unsaid).training.stage1.retrieval_share == 1.0
-    assert (
-        load_recipe(unsaid, ["--training.stage2.retrieval_share", "1"]).training.stage2.retrieval_share
-        == 1.0
-    )
-    assert (
-        load_recipe(unsaid, ["--training.datasets", "docs_search"]).training.stage2.retrieval_share
-        == 1.0
-    )
+    assert load_recipe(unsaid, ["--training.stage2.retrieval_share", "1"]).training.stage2.retrieval_share == 1.0
+    assert load_recipe(unsaid, ["--training.datasets", "docs_search"]).training.stage2.retrieval_share == 1.0
 
 
 @pytest.mark.parametrize(
@@ -272,10 +246,7 @@ def test_stage_2_trains_on_everything_unless_the_recipe_says_otherwise(tmp_path)
             ["--evaluation.instructions", '{"docs_search": "x"}'],
             "'docs_search' is a dataset, which is judged with the",
         ),
-        (
-            ["--evaluation.instructions", '{"SciFact": "x"}'],
-            "no task that is judged: evaluation.tasks is empty",
-        ),
+        (["--evaluation.instructions", '{"SciFact": "x"}'], "no task that is judged: evaluation.tasks is empty"),
         (["--training.loss.focal", "0.5"], "has no finite gradient where a positive is certain"),
         (["--training.stage1.learning_rate", "inf"], "finite number"),
     ],

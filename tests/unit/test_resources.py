@@ -3,21 +3,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qzhou.cluster.resources import (
-    STAGES,
-    NodeType,
-    refuse_impossible,
-    resources_for,
-    resources_of_pipeline,
-)
+from qzhou.cluster.resources import STAGES, NodeType, refuse_impossible, resources_for, resources_of_pipeline
 from qzhou.config.recipe import load_recipe
 from qzhou.errors import RecipeError, SetupError
 
 ROOT = Path(__file__).parents[2]
 LAPTOP = NodeType("laptop", {"CPU": 4.0, "memory": 8 * 2**30}, {})
-GPU_NODE = NodeType(
-    "gpu", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L40S": 1.0}, {"zone": "a"}, max_count=2
-)
+GPU_NODE = NodeType("gpu", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L40S": 1.0}, {"zone": "a"}, max_count=2)
 
 
 def test_without_settings_every_worker_takes_a_cpu_and_gpus_go_to_those_who_use_them(make_recipe):
@@ -53,10 +45,7 @@ def test_what_a_stage_asks_for_reaches_ray_in_its_own_words(make_recipe):
     [
         ({"training": {"gpus": 1}}, "cluster.training.gpus is 1 and cluster.gpu is false"),
         ({"gpu": True, "transform": {"gpus": 1}}, "transform has no use for a GPU"),
-        (
-            {"gpu": True, "mining": {"gpus": 1.5}},
-            "1.5 is neither a part of one GPU nor a number of them",
-        ),
+        ({"gpu": True, "mining": {"gpus": 1.5}}, "1.5 is neither a part of one GPU nor a number of them"),
         ({"mining": {"cpu": 2}}, "cpus"),
     ],
 )
@@ -67,9 +56,7 @@ def test_settings_that_make_no_sense_are_refused(make_recipe, cluster, said):
 
 def test_what_fits_is_let_through(make_recipe):
     refuse_impossible(resources_of_pipeline(make_recipe()), [LAPTOP], "this machine")
-    refuse_impossible(
-        [resources_for(make_recipe(cluster={"gpu": True}), "training")], [GPU_NODE], "this cluster"
-    )
+    refuse_impossible([resources_for(make_recipe(cluster={"gpu": True}), "training")], [GPU_NODE], "this cluster")
 
 
 def test_a_worker_that_fits_nowhere_is_named_with_what_the_nearest_node_lacks(make_recipe):
@@ -81,13 +68,8 @@ def test_a_worker_that_fits_nowhere_is_named_with_what_the_nearest_node_lacks(ma
         refuse_impossible([resources_for(recipe, "training")], [LAPTOP, GPU_NODE], "this cluster")
 
     said = str(caught.value)
-    assert (
-        "cluster.training: each worker of training asks for 1 CPU, 8 GPU, H100, 64.0 GB memory" in said
-    )
-    assert (
-        "the nearest, laptop, has 0 GPU of 8 GPU, 8.0 GB memory of 64.0 GB memory, 0 H100 of H100"
-        in said
-    )
+    assert "cluster.training: each worker of training asks for 1 CPU, 8 GPU, H100, 64.0 GB memory" in said
+    assert "the nearest, laptop, has 0 GPU of 8 GPU, 8.0 GB memory of 64.0 GB memory, 0 H100 of H100" in said
     assert "1 x laptop with 4 CPU, 8.0 GB memory; 2 x gpu with 8 CPU, 1 GPU, L40S" in said
 
 
@@ -148,9 +130,7 @@ def test_memory_is_asked_of_googles_machines_by_what_the_file_says(make_recipe):
     def asked(memory_gb):
         return [
             resources_for(
-                make_recipe(
-                    cluster={"gpu": True, "mining": {"memory_gb": memory_gb, "accelerator_type": "L4"}}
-                ),
+                make_recipe(cluster={"gpu": True, "mining": {"memory_gb": memory_gb, "accelerator_type": "L4"}}),
                 "mining",
             )
         ]

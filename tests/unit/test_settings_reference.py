@@ -86,10 +86,5 @@ def test_what_the_recipe_refuses_stands_in_the_words_of_its_messages(tables, mak
         make_recipe(mining={"rank_from": 9, "rank_to": 3})
     assert "mining.rank_to (3) is below mining.rank_from (9); raise rank_to" in str(refused.value)
     assert "- mining.rank_to (…) is below mining.rank_from (…); raise rank_to" in page
-    for words in (
-        "two examples each",
-        "cluster.gpu is false",
-        "is no URL",
-        "max_replicas (…) must not",
-    ):
+    for words in ("two examples each", "cluster.gpu is false", "is no URL", "max_replicas (…) must not"):
         assert words in page, words

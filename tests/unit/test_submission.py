@@ -71,9 +71,7 @@ def test_every_word_reaches_the_job_as_it_was_typed(client, run_folder, monkeypa
     recipe, folder = run_folder
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")  # pragma: allowlist secret
 
-    jobs_of(recipe, client).submit(
-        "jobs/mine.py", ["recipes/quickstart.toml", "--model.backbone", NASTY]
-    )
+    jobs_of(recipe, client).submit("jobs/mine.py", ["recipes/quickstart.toml", "--model.backbone", NASTY])
 
     told = client.submitted
     assert shlex.split(told["entrypoint"]) == [
@@ -105,12 +103,8 @@ def test_a_run_that_would_go_with_its_job_is_refused_before_anything_is_sent(cli
 
 
 def test_a_runs_jobs_are_found_without_access_to_its_storage(client, make_recipe, capsys):
-    recipe = make_recipe(
-        run={"name": "tiny", "storage": "s3://a-bucket-that-nobody-has/runs/?region=eu-north-1"}
-    )
-    client.jobs = [
-        Job("mine-a", JobStatus.RUNNING, {RUN: "s3://a-bucket-that-nobody-has/runs/tiny"}, 1)
-    ]
+    recipe = make_recipe(run={"name": "tiny", "storage": "s3://a-bucket-that-nobody-has/runs/?region=eu-north-1"})
+    client.jobs = [Job("mine-a", JobStatus.RUNNING, {RUN: "s3://a-bucket-that-nobody-has/runs/tiny"}, 1)]
 
     jobs_of(recipe, client).status()
 
@@ -131,9 +125,7 @@ def test_a_run_has_one_job_at_a_time_and_other_runs_do_not_count(client, run_fol
         jobs.submit("jobs/mine.py", ["recipes/quickstart.toml"])
 
 
-def test_status_shows_the_runs_jobs_in_their_order_and_where_the_results_are(
-    client, run_folder, capsys
-):
+def test_status_shows_the_runs_jobs_in_their_order_and_where_the_results_are(client, run_folder, capsys):
     recipe, folder = run_folder
     client.jobs = [
         Job("train-b", JobStatus.RUNNING, {RUN: folder}, 1_700_000_100_000),
@@ -156,10 +148,7 @@ def test_only_what_runs_is_stopped(client, run_folder):
     jobs = jobs_of(recipe, client)
     with pytest.raises(SetupError, match="no job works on"):
         jobs.stop()
-    client.jobs = [
-        Job("a", JobStatus.RUNNING, {RUN: folder}, 1),
-        Job("b", JobStatus.SUCCEEDED, {RUN: folder}, 2),
-    ]
+    client.jobs = [Job("a", JobStatus.RUNNING, {RUN: folder}, 1), Job("b", JobStatus.SUCCEEDED, {RUN: folder}, 2)]
 
     jobs.stop()
 
@@ -178,21 +167,15 @@ def test_a_directory_that_is_too_large_to_travel_is_named(client, run_folder):
     client.submit_job = too_large
 
     with pytest.raises(
-        SetupError,
-        match=r"600\.00MiB\) exceeds the maximum size of 512\.00MiB\. The whole.*\.rayignore",
+        SetupError, match=r"600\.00MiB\) exceeds the maximum size of 512\.00MiB\. The whole.*\.rayignore"
     ):
         jobs_of(run_folder[0], client).submit("jobs/pipeline.py", ["recipes/quickstart.toml"])
 
 
 def test_a_job_that_does_not_end_is_named(client, run_folder):
     recipe, folder = run_folder
-    client.jobs, client.after_stop = (
-        [Job("a", JobStatus.RUNNING, {RUN: folder}, 1)],
-        JobStatus.RUNNING,
-    )
-    with pytest.raises(
-        SetupError, match=r"a was told to stop 0 s ago and is still RUNNING.*ray job logs a"
-    ):
+    client.jobs, client.after_stop = ([Job("a", JobStatus.RUNNING, {RUN: folder}, 1)], JobStatus.RUNNING)
+    with pytest.raises(SetupError, match=r"a was told to stop 0 s ago and is still RUNNING.*ray job logs a"):
         jobs_of(recipe, client, stop_timeout_s=0).stop()
 
 

@@ -1,7 +1,5 @@
 """What the commands of ``qzhou`` have in common: a recipe, overrides of its settings, flags, and a help page."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 

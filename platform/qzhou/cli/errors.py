@@ -1,7 +1,5 @@
 """Errors as one message and an exit status."""
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback
@@ -19,7 +17,8 @@ INTERRUPTED = 130
 def errors_for_people(command: str = "") -> Iterator[None]:
     """End the process with one message where the block raises an error that is meant for people.
 
-    Exit status: 1 a failure, 2 a mistake of the user's (see :mod:`qzhou.errors`), 130 interrupted.
+    Exit status: 1 a failure, 2 a mistake of the user's (see :mod:`qzhou.errors`), 130
+    interrupted.
 
     Args:
         command: Names the source of the message in a JSON log; default: the running script.

@@ -1,9 +1,8 @@
 """The command ``qzhou``: one subcommand for each stage, for the whole run, and for what comes before and after it.
 
-Each function imports its stage when it is called, so that ``--help`` and ``--dry-run`` load neither torch nor ray.
+Each function imports its stage when it is called, so that ``--help`` and ``--dry-run`` load
+neither torch nor ray.
 """
-
-from __future__ import annotations
 
 import functools
 import os
@@ -35,9 +34,9 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 def cli(context: click.Context) -> None:
     """Turn raw text datasets into a text-embedding model, and serve it.
 
-    RECIPE is a TOML file, or the name of a recipe that ships with qzhou: quickstart. Every setting of a recipe can be
-    overridden by its dotted name: qzhou train quickstart --training.stage1.steps 20. The help of a command lists the
-    settings that it reads.
+    RECIPE is a TOML file, or the name of a recipe that ships with qzhou: quickstart. Every
+    setting of a recipe can be overridden by its dotted name: qzhou train quickstart
+    --training.stage1.steps 20. The help of a command lists the settings that it reads.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -224,8 +223,8 @@ def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 def merge(models: Sequence[str], into: str, **options: Any) -> None:
     """Merge models: average their weights, or slerp two.
 
-    A MODEL is a sentence-transformers folder, a hub id, package:<import name>/<folder>, or the folder of a run, of
-    which the last finished model is taken.
+    A MODEL is a sentence-transformers folder, a hub id, package:<import name>/<folder>, or
+    the folder of a run, of which the last finished model is taken.
     """
     from qzhou.export.merge_models import merge_models
 
@@ -266,8 +265,8 @@ def plan(recipe: Recipe, **options: Any) -> None:
 def experiment(experiment: str, settings: Sequence[str], dry_run: bool, **options: Any) -> None:
     """Train variants of a recipe with several seeds; compare.
 
-    EXPERIMENT is a TOML file, or the name of an experiment that ships with qzhou: eta. The same command goes on where
-    an earlier one ended.
+    EXPERIMENT is a TOML file, or the name of an experiment that ships with qzhou: eta. The
+    same command goes on where an earlier one ended.
     """
     from qzhou.experiments.settings import load_experiment
 
@@ -291,9 +290,7 @@ def experiment(experiment: str, settings: Sequence[str], dry_run: bool, **option
 @click.option("--stop", is_flag=True, help="End the run's job; the next one goes on from there.")
 @keep
 @click.pass_context
-def submit(
-    context: click.Context, /, recipe: Recipe, address: str | None, job: str | None, **asked: bool
-) -> None:
+def submit(context: click.Context, /, recipe: Recipe, address: str | None, job: str | None, **asked: bool) -> None:
     """Run the pipeline as a Ray job, here or on a cluster.
 
     Ctrl-C leaves a job alone that runs on a cluster, and ends one that runs here.

@@ -1,10 +1,8 @@
 """Metrics in Ray: the values of a process go to its node, where Prometheus fetches them with Ray's own metrics.
 
-Ray exports every ten seconds and once more when a process ends. It keeps a histogram's buckets and makes up its sum
-from them, so quantiles hold and means do not.
+Ray exports every ten seconds and once more when a process ends. It keeps a histogram's
+buckets and makes up its sum from them, so quantiles hold and means do not.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 
@@ -40,9 +38,5 @@ class _RayExporter:
 
 def _instrument(metric: Metric) -> Counter | Gauge | Histogram:
     if metric.kind == "histogram":
-        return Histogram(
-            metric.name, metric.meaning, boundaries=list(metric.buckets), tag_keys=metric.labels
-        )
-    return (Counter if metric.kind == "counter" else Gauge)(
-        metric.name, metric.meaning, tag_keys=metric.labels
-    )
+        return Histogram(metric.name, metric.meaning, boundaries=list(metric.buckets), tag_keys=metric.labels)
+    return (Counter if metric.kind == "counter" else Gauge)(metric.name, metric.meaning, tag_keys=metric.labels)

@@ -1,7 +1,5 @@
 """The resources that each stage requests from a cluster, and whether the cluster can ever give them. No ray here."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -139,9 +137,7 @@ def resources_of_pipeline(recipe: Recipe) -> list[ResourceRequest]:
     run = Run.at(recipe).folder
     folders = {stage: TRAINING_STAGE2 if stage == "training" else stage for stage in PIPELINE}
     return [
-        resources_for(recipe, stage)
-        for stage, folder in folders.items()
-        if not run.exists(f"{folder}/{MANIFEST}")
+        resources_for(recipe, stage) for stage, folder in folders.items() if not run.exists(f"{folder}/{MANIFEST}")
     ]
 
 
@@ -153,9 +149,7 @@ def _workers_together(recipe: Recipe, stage: StageName) -> int:
     return recipe.serving.replicas if stage == "serving" else 1
 
 
-def refuse_impossible(
-    requests: Iterable[ResourceRequest], node_types: Sequence[NodeType], where: str
-) -> None:
+def refuse_impossible(requests: Iterable[ResourceRequest], node_types: Sequence[NodeType], where: str) -> None:
     """Refuse requests that the cluster could never grant, and for which Ray would wait without end.
 
     Args:
@@ -195,11 +189,7 @@ def _problem(request: ResourceRequest, node_types: Sequence[NodeType]) -> str | 
 
 def _all(resources: Mapping[str, float]) -> str:
     internal = ("node:", "object_store")
-    phrases = [
-        shown(name, amount)
-        for name, amount in sorted(resources.items())
-        if not name.startswith(internal)
-    ]
+    phrases = [shown(name, amount) for name, amount in sorted(resources.items()) if not name.startswith(internal)]
     return ", ".join(phrases) or "nothing"
 
 

@@ -1,10 +1,9 @@
 """The door to Ray: every stage runs inside :func:`session`.
 
-Inside a submitted job the session joins the job's cluster; otherwise it starts one on this machine
-and ends it by handle. The package travels to every worker, so that workers run the driver's code.
+Inside a submitted job the session joins the job's cluster; otherwise it starts one on this
+machine and ends it by handle. The package travels to every worker, so that workers run the
+driver's code.
 """
-
-from __future__ import annotations
 
 import contextlib
 import inspect
@@ -60,8 +59,9 @@ def local_options() -> dict[str, Any]:
 def _free_the_agents_port() -> None:
     """Let the dashboard's agent choose its port if the usual one is taken.
 
-    Jobs are submitted through the agent, and every cluster of a machine wants the same port for it; ``ray start`` has a
-    setting for that, ``ray.init`` has none and takes the default of this function.
+    Jobs are submitted through the agent, and every cluster of a machine wants the same port
+    for it; ``ray start`` has a setting for that, ``ray.init`` has none and takes the
+    default of this function.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -146,9 +146,7 @@ def session(*asks: ResourceRequest) -> Iterator[None]:
             measure(STAGE_STARTED, time.time(), stage=stage)
         try:
             if asks and (kinds := node_kinds()) is not None:
-                refuse_impossible(
-                    asks, kinds, "this cluster" if os.environ.get("RAY_ADDRESS") else "this machine"
-                )
+                refuse_impossible(asks, kinds, "this cluster" if os.environ.get("RAY_ADDRESS") else "this machine")
             yield
         except Exception as error:  # to take off what Ray wrapped around an error meant for people
             ours = our_error(error)
@@ -166,7 +164,8 @@ def session(*asks: ResourceRequest) -> Iterator[None]:
 def node_kinds() -> list[NodeType] | None:
     """The nodes that the cluster has and those that its autoscaler may start; None where only the latter knows.
 
-    ``ray up`` leaves the node types on the head node, where jobs are driven from. KubeRay keeps them outside.
+    ``ray up`` leaves the node types on the head node, where jobs are driven from. KubeRay
+    keeps them outside.
     """
     there = [
         NodeType(node["NodeManagerAddress"], node["Resources"], node.get("Labels") or {})
@@ -179,15 +178,11 @@ def node_kinds() -> list[NodeType] | None:
         return there
     config = yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))
     types = {
-        name: kind
-        for name, kind in config["available_node_types"].items()
-        if name != config["head_node_type"]
+        name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]
     }
     head = [node for node in there if "node:__internal_head__" in node.resources]
     return head + [
-        NodeType(
-            name, kind.get("resources") or {}, kind.get("labels") or {}, int(kind.get("max_workers", 0))
-        )
+        NodeType(name, kind.get("resources") or {}, kind.get("labels") or {}, int(kind.get("max_workers", 0)))
         for name, kind in types.items()
     ]
 
@@ -223,25 +218,19 @@ def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None
         return original if isinstance(original, QzhouError) else kind_of(error)(*error.args)
     inner = [getattr(error, "cause", None), error.__cause__, error.__context__]
     inner += list(getattr(error, "worker_failures", {}).values())
-    found = (
-        our_error(one, depth - 1)
-        for one in inner
-        if isinstance(one, BaseException) and one is not error
-    )
+    found = (our_error(one, depth - 1) for one in inner if isinstance(one, BaseException) and one is not error)
     return next((one for one in found if one), None)
 
 
 def _worker_env() -> dict[str, str]:
     """``WORKER_ENV`` and the switch of the log.
 
-    What the environment sets already, by the job's own runtime environment for one, reaches the workers without us;
-    Ray refuses to hear it twice.
+    What the environment sets already, by the job's own runtime environment for one, reaches
+    the workers without us; Ray refuses to hear it twice.
     """
     ours = {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
     return ours | (
-        {LOG_FORMAT_VARIABLE: os.environ[LOG_FORMAT_VARIABLE]}
-        if LOG_FORMAT_VARIABLE in os.environ
-        else {}
+        {LOG_FORMAT_VARIABLE: os.environ[LOG_FORMAT_VARIABLE]} if LOG_FORMAT_VARIABLE in os.environ else {}
     )
 
 

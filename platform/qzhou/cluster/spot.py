@@ -2,12 +2,11 @@
 
 python -m qzhou.cluster.spot --provider aws|gcp [--node-id HEX] [--address HOST:PORT]
 
-Ray's own autoscaler does not watch for such notices. Run this beside Ray on every spot node (cluster.yaml does); it
-ends once it has told Ray. Sources of the notices: AWS, "Spot Instance interruption notices" (two minutes ahead); Google
-Cloud, "Handle preemption" (thirty seconds ahead).
+Ray's own autoscaler does not watch for such notices. Run this beside Ray on every spot node
+(cluster.yaml does); it ends once it has told Ray. Sources of the notices: AWS, "Spot
+Instance interruption notices" (two minutes ahead); Google Cloud, "Handle preemption"
+(thirty seconds ahead).
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -28,12 +27,8 @@ GCP_SECONDS = 30
 
 def aws_seconds(metadata: str = AWS) -> int | None:
     """Seconds until AWS takes this instance; None while there is no notice."""
-    token = _answer(
-        f"{metadata}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT"
-    )
-    notice = _answer(
-        f"{metadata}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token or ""}
-    )
+    token = _answer(f"{metadata}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT")
+    notice = _answer(f"{metadata}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token or ""})
     if notice is None:
         return None
     at = datetime.fromisoformat(json.loads(notice)["time"])
@@ -82,12 +77,7 @@ def watch(seconds_left: Callable[[], int | None], drain: Callable[[int], None], 
     """Ask until there is a notice, then drain the node."""
     while (seconds := seconds_left()) is None:
         time.sleep(every_s)
-    log_event(
-        f"spot: this node goes in {seconds} s; Ray is told",
-        "node_leaves",
-        level="warning",
-        seconds=seconds,
-    )
+    log_event(f"spot: this node goes in {seconds} s; Ray is told", "node_leaves", level="warning", seconds=seconds)
     drain(seconds)
 
 
@@ -96,20 +86,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--provider", choices=sorted(PROVIDERS), required=True)
     parser.add_argument("--node-id", default="", help="of the node to drain; default: this one")
-    parser.add_argument(
-        "--address", default="", help="of the cluster's GCS; default: the one this node belongs to"
-    )
-    parser.add_argument(
-        "--metadata", default="", help="base URL of the metadata server; default: the provider's"
-    )
+    parser.add_argument("--address", default="", help="of the cluster's GCS; default: the one this node belongs to")
+    parser.add_argument("--metadata", default="", help="base URL of the metadata server; default: the provider's")
     parser.add_argument("--every-s", type=float, default=5.0, help="seconds between two questions")
     asked = parser.parse_args(words)
     metadata = asked.metadata or {"aws": AWS, "gcp": GCP}[asked.provider]
     watch(
         lambda: PROVIDERS[asked.provider](metadata),
-        lambda seconds: sys.exit(
-            subprocess.run(drain_command(seconds, asked.node_id, asked.address)).returncode
-        ),
+        lambda seconds: sys.exit(subprocess.run(drain_command(seconds, asked.node_id, asked.address)).returncode),
         asked.every_s,
     )
 

@@ -1,10 +1,9 @@
 """Jobs of a cluster: submitted, followed, stopped and found again by the run that they work on.
 
-A job carries its run's folder as metadata, so that nobody has to remember its id. What it needs to know of itself is in
-the run folder: a job that is submitted again goes on where the last one stopped.
+A job carries its run's folder as metadata, so that nobody has to remember its id. What it
+needs to know of itself is in the run folder: a job that is submitted again goes on where
+the last one stopped.
 """
-
-from __future__ import annotations
 
 import asyncio
 import logging
@@ -59,13 +58,9 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
     try:
         # Ray lets a job's driver join any cluster of the machine; this names the one just started.
         own = context.address_info["gcs_address"]
-        there = (
-            f"cd {shlex.quote(str(Path.cwd()))} && RAY_ADDRESS={own} RAY_API_SERVER_ADDRESS={address}"
-        )
+        there = f"cd {shlex.quote(str(Path.cwd()))} && RAY_ADDRESS={own} RAY_API_SERVER_ADDRESS={address}"
         client = JobSubmissionClient(address)
-        _submit_here(
-            f"{there} exec {shlex.join(['python', script, *arguments])}", job=job, address=address
-        )
+        _submit_here(f"{there} exec {shlex.join(['python', script, *arguments])}", job=job, address=address)
         return _followed(client, job)
     finally:
         ray.shutdown()
@@ -150,10 +145,7 @@ class Jobs:
                 runtime_env={**environment, "working_dir": "."},
                 metadata={RUN: self._run},
             )
-        except (
-            RuntimeError,
-            ValueError,
-        ) as error:  # the directory is too large, or the cluster refuses
+        except (RuntimeError, ValueError) as error:  # the directory is too large, or the cluster refuses
             raise SetupError(
                 f"{Path.cwd()} could not be submitted to {self._address}: {first_line(error).rstrip('.')}. The whole "
                 "directory travels with a job, but for what .gitignore and .rayignore leave out: large data belong "
@@ -171,14 +163,9 @@ class Jobs:
         """Let the run's job end as by Ctrl-C: finished work and checkpoints stay."""
         running = self._those(*GOING_ON)
         if not running:
-            raise SetupError(
-                f"no job works on {self._run} at {self._address}; --status shows those that did"
-            )
+            raise SetupError(f"no job works on {self._run} at {self._address}; --status shows those that did")
         for one in running:
-            print(
-                f"stopping {one.submission_id}; the same submission goes on from what is finished",
-                flush=True,
-            )
+            print(f"stopping {one.submission_id}; the same submission goes on from what is finished", flush=True)
             self._client.stop_job(one.submission_id)
             self._wait_for_the_end(one.submission_id)
 
@@ -186,17 +173,14 @@ class Jobs:
         """Print the run's jobs and where the results are."""
         for one in self._those():
             started, ended = (_clock(at) for at in (one.start_time, one.end_time))
-            print(
-                f"{one.submission_id}  {one.status.value:<10} {started} to {ended}  {one.message or ''}".rstrip()
-            )
+            print(f"{one.submission_id}  {one.status.value:<10} {started} to {ended}  {one.message or ''}".rstrip())
         print(f"results: {self._run}", flush=True)
 
     def _those(self, *states: JobStatus) -> list[JobDetails]:
         """Jobs of this run in the order of their submission."""
         found = [one for one in self._client.list_jobs() if (one.metadata or {}).get(RUN) == self._run]
         return sorted(
-            (one for one in found if not states or one.status in states),
-            key=lambda one: one.start_time or 0,
+            (one for one in found if not states or one.status in states), key=lambda one: one.start_time or 0
         )
 
     def _latest(self) -> str:

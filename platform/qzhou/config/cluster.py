@@ -1,7 +1,5 @@
 """The tables ``[cluster]`` and ``[cluster.<stage>]``: the resources that stages request."""
 
-from __future__ import annotations
-
 from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -14,21 +12,15 @@ class Resources(Section):
 
     cpus: Positive | None = Field(None, description="Default: 1; of what waits for an LLM a quarter.")
     gpus: Annotated[float, Field(ge=0)] | None = Field(
-        None,
-        description="Default: 1 with cluster.gpu where the stage can use one; 0.5 lets two share one.",
+        None, description="Default: 1 with cluster.gpu where the stage can use one; 0.5 lets two share one."
     )
-    memory_gb: Positive | None = Field(
-        None, description="Of main memory; default: Ray does not count it."
-    )
-    accelerator_type: str = Field(
-        "", description="As Ray names it: 'H100', 'A100-80G', 'L40S'; empty: any."
-    )
+    memory_gb: Positive | None = Field(None, description="Of main memory; default: Ray does not count it.")
+    accelerator_type: str = Field("", description="As Ray names it: 'H100', 'A100-80G', 'L40S'; empty: any.")
     custom: dict[str, Positive] = Field(
         default_factory=dict, description="Other resources that nodes of yours declare: {big_disk = 1}."
     )
     labels: dict[str, str] = Field(
-        default_factory=dict,
-        description="Only on nodes with these labels: {'ray.io/market-type' = 'on-demand'}.",
+        default_factory=dict, description="Only on nodes with these labels: {'ray.io/market-type' = 'on-demand'}."
     )
 
     @field_validator("gpus")
@@ -52,17 +44,15 @@ class TransformResources(Resources):
 class ClusterSection(Section):
     """What the stages ask of the cluster: each worker, and how many there are.
 
-    How many work at the same time is said here for transform and for encoders, and where the stage has more to say of
-    it in ``training.workers``, ``training.min_workers``, ``serving.replicas`` and ``serving.max_replicas``.
+    How many work at the same time is said here for transform and for encoders, and where
+    the stage has more to say of it in ``training.workers``, ``training.min_workers``,
+    ``serving.replicas`` and ``serving.max_replicas``.
     """
 
     gpu: bool = Field(False, description="Training workers, encoders and replicas take one GPU each.")
-    encode_workers: AtLeastOne = Field(
-        2, description="Encoder actors that mine or evaluate at the same time."
-    )
+    encode_workers: AtLeastOne = Field(2, description="Encoder actors that mine or evaluate at the same time.")
     min_encode_workers: AtLeastOne | None = Field(
-        None,
-        description="With so many mining begins, and takes more as nodes come; default: all at once.",
+        None, description="With so many mining begins, and takes more as nodes come; default: all at once."
     )
     transform: TransformResources = TransformResources()
     synthesis: Resources = Resources()
@@ -76,9 +66,7 @@ class ClusterSection(Section):
         for stage in ("mining", "training", "evaluation", "serving"):
             gpus = getattr(self, stage).gpus
             if gpus and not self.gpu:
-                raise ValueError(
-                    f"cluster.{stage}.gpus is {gpus:g} and cluster.gpu is false; set it to true"
-                )
+                raise ValueError(f"cluster.{stage}.gpus is {gpus:g} and cluster.gpu is false; set it to true")
         for stage in ("transform", "synthesis"):
             if gpus := getattr(self, stage).gpus:
                 raise ValueError(

@@ -1,6 +1,7 @@
 """One raw dataset of a recipe: how it is read, and which examples it becomes.
 
-Part of :mod:`qzhou.config.recipe`, in a file of its own because a dataset has many ways to lie on a disk.
+Part of :mod:`qzhou.config.recipe`, in a file of its own because a dataset has many ways to
+lie on a disk.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ Rule = Literal[
     "title_body", "question_answer", "chat", "reading_comprehension", "claim_evidence", "qrels", "triplets", "graded",
     "duplicate_questions", "scored_pair", "binary_pair", "nli", "labeled", "clustering", "documents",
 ]  # fmt: skip
-TaskKind = Literal[
-    "retrieval", "reranking", "sts", "pair_classification", "classification", "clustering"
-]
+TaskKind = Literal["retrieval", "reranking", "sts", "pair_classification", "classification", "clustering"]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Repair = Literal["bare_entities", "html_tags", "backslash_breaks", "ptb_brackets"]
 Constant = str | int | float | bool
@@ -79,34 +78,22 @@ class Format(Section):
     header: bool | None = Field(
         None, description="csv: names in the first line; default: unless columns are numbers."
     )
-    max_columns: AtLeastOne | None = Field(
-        None, description="text: the last column takes the rest of the line."
-    )
+    max_columns: AtLeastOne | None = Field(None, description="text: the last column takes the rest of the line.")
     records: str = Field("", description="json: path to the rows, e.g. 'data[].paragraphs[].qas[]'.")
-    explode: tuple[str, ...] = Field(
-        (), description="Columns with lists of equal length: one row per element."
-    )
-    reader_options: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments for a reader of your own."
-    )
+    explode: tuple[str, ...] = Field((), description="Columns with lists of equal length: one row per element.")
+    reader_options: dict[str, Any] = Field(default_factory=dict, description="Arguments for a reader of your own.")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Field of the rule -> column, path 'answers[].text', or template '{title}\\n{text}'.",
     )
-    constants: dict[str, Constant] = Field(
-        default_factory=dict, description="Columns that every row gets."
-    )
-    on_corrupt_file: Literal["fatal", "skip"] = Field(
-        "fatal", description="A truncated or damaged file."
-    )
+    constants: dict[str, Constant] = Field(default_factory=dict, description="Columns that every row gets.")
+    on_corrupt_file: Literal["fatal", "skip"] = Field("fatal", description="A truncated or damaged file.")
 
     @field_validator("reader")
     @classmethod
     def _known_reader(cls, reader: str) -> str:
         module, colon, function = reader.partition(":")
-        if reader in READERS or (
-            colon and function.isidentifier() and module.replace(".", "").isidentifier()
-        ):
+        if reader in READERS or (colon and function.isidentifier() and module.replace(".", "").isidentifier()):
             return reader
         raise ValueError(
             f"no such reader '{reader}'; known: {', '.join(READERS)}, or 'module:function' of your own"
@@ -148,24 +135,18 @@ class Dataset(Format):
     rule: Rule = Field(description="The shape of a raw row.")
     corpus: Format | None = Field(None, description="qrels: the documents; columns id, title, text.")
     queries: Format | None = Field(None, description="qrels: the queries; columns id, text.")
-    positive_grade: float = Field(
-        1.0, description="graded, qrels: from this grade on a document is a positive."
-    )
+    positive_grade: float = Field(1.0, description="graded, qrels: from this grade on a document is a positive.")
     negative_grade: float = Field(0.0, description="graded, qrels: up to this grade it is a negative.")
     labels: dict[str, str] = Field(
         default_factory=dict,
         description="claim_evidence, nli, binary_pair, duplicate_questions: raw label -> known one.",
     )
     context_in_query: bool = Field(
-        False,
-        description="reading_comprehension: the older form, context and question ask for the short answer.",
+        False, description="reading_comprehension: the older form, context and question ask for the short answer."
     )
-    instruction: str = Field(
-        "", description="The task in one sentence, put before queries by qzhou.data.prompts."
-    )
+    instruction: str = Field("", description="The task in one sentence, put before queries by qzhou.data.prompts.")
     symmetric: bool | None = Field(
-        None,
-        description="Instruction on both sides; default: all tasks but retrieval, and duplicate questions.",
+        None, description="Instruction on both sides; default: all tasks but retrieval, and duplicate questions."
     )
     repairs: tuple[Repair, ...] = Field((), description="Known damage that is mended before cleaning.")
     languages: tuple[Language, ...] = Field(
@@ -174,24 +155,16 @@ class Dataset(Format):
     max_tokens: AtLeastOne | None = Field(
         None, description="Rows with a longer text (backbone's tokens) are dropped."
     )
-    max_rows: AtLeastOne | None = Field(
-        None, description="Seeded sample of the training examples; default: all."
-    )
-    min_query_chars: Count = Field(
-        1, description="Shorter queries, and shorter texts of other tasks, are dropped."
-    )
+    max_rows: AtLeastOne | None = Field(None, description="Seeded sample of the training examples; default: all.")
+    min_query_chars: Count = Field(1, description="Shorter queries, and shorter texts of other tasks, are dropped.")
     min_positive_chars: Count = Field(1, description="Retrieval: shorter answers are dropped.")
-    max_dropped_fraction: Fraction = Field(
-        1.0, description="More dropped rows than this share fail the job."
-    )
+    max_dropped_fraction: Fraction = Field(1.0, description="More dropped rows than this share fail the job.")
     allow_overlap: bool = Field(
         False,
         description="Training rows may share one text with held-out data, as official splits do: a document, or one "
         "side of a pair. Held-out queries, classified texts and whole pairs are never trained on.",
     )
-    eval_fraction: Fraction = Field(
-        0.0, description="Share of the groups kept for evaluation, never trained on."
-    )
+    eval_fraction: Fraction = Field(0.0, description="Share of the groups kept for evaluation, never trained on.")
     split_by: str | None = Field(
         None, description="Column whose hash decides what is held out; default: the query."
     )
@@ -222,9 +195,7 @@ class Dataset(Format):
     def prompt(self) -> Prompt:
         """The prompt of its texts."""
         both_sides = self.task != "retrieval" or self.rule == "duplicate_questions"
-        return Prompt(
-            self.instruction.strip(), both_sides if self.symmetric is None else self.symmetric
-        )
+        return Prompt(self.instruction.strip(), both_sides if self.symmetric is None else self.symmetric)
 
     @field_validator("eval_tasks")
     @classmethod
@@ -251,9 +222,7 @@ class Dataset(Format):
         for part in ("corpus", "queries"):
             found = getattr(self, part)
             if self.rule == "qrels" and (found is None or not (found.paths or ":" in found.reader)):
-                raise ValueError(
-                    f"rule 'qrels' joins three inputs: give '{part}' with a reader and its paths"
-                )
+                raise ValueError(f"rule 'qrels' joins three inputs: give '{part}' with a reader and its paths")
             if self.rule != "qrels" and found is not None:
                 raise ValueError(f"'{part}' belongs to the rule 'qrels', and the rule is '{self.rule}'")
         if self.rule == "documents" and self.eval_fraction:

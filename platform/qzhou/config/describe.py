@@ -1,7 +1,5 @@
 """A setting in words: type, range, choices, unit and default, for ``--help`` and for the reference in the docs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
@@ -106,12 +104,7 @@ def _range(schema: Schema) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None and high is not None:
         return f", {low:g} to {high:g}"
-    bounds = {
-        "≥": low,
-        ">": schema.get("exclusiveMinimum"),
-        "≤": high,
-        "<": schema.get("exclusiveMaximum"),
-    }
+    bounds = {"≥": low, ">": schema.get("exclusiveMinimum"), "≤": high, "<": schema.get("exclusiveMaximum")}
     limits = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
     return f" {', '.join(limits)}" if limits else ""
 

@@ -1,7 +1,5 @@
 """The table ``[evaluation]``: what mteb judges."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from qzhou.config.section import AtLeastOne, Section
@@ -11,27 +9,22 @@ class EvaluationSection(Section):
     """What mteb judges, and how."""
 
     tasks: tuple[str, ...] = Field(
-        (),
-        description="mteb tasks or benchmarks besides the held-out data: 'SciFact', 'MTEB(eng, v2)'.",
+        (), description="mteb tasks or benchmarks besides the held-out data: 'SciFact', 'MTEB(eng, v2)'."
     )
     models: tuple[str, ...] = Field(
         (),
         description="Further models to judge: path, hub id, package:<import name>/<folder>, or an endpoint's URL, "
         "https://host/v1#model.",
     )
-    api_key_env: str = Field(
-        "QZHOU_JUDGED_API_KEY", description="Variable with the key of such an endpoint."
-    )
+    api_key_env: str = Field("QZHOU_JUDGED_API_KEY", description="Variable with the key of such an endpoint.")
     instructions: dict[str, str] = Field(
-        default_factory=dict,
-        description="mteb task -> instruction; default: what mteb declares for it.",
+        default_factory=dict, description="mteb task -> instruction; default: what mteb declares for it."
     )
     max_tokens: AtLeastOne | None = Field(
         None, description="Longer texts are truncated; default: model.max_document_tokens."
     )
     split_documents: AtLeastOne = Field(
-        20_000,
-        description="Documents of a corpus that one worker encodes at a time; larger ones go to several.",
+        20_000, description="Documents of a corpus that one worker encodes at a time; larger ones go to several."
     )
     max_queries: AtLeastOne = Field(1000, description="Retrieval: held-out queries, a seeded sample.")
     max_documents: AtLeastOne = Field(

@@ -1,7 +1,5 @@
 """Typed settings from TOML, and the messages for settings that cannot be."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import tomllib
@@ -41,9 +39,7 @@ def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text("utf-8"))
     except (FileNotFoundError, IsADirectoryError):
-        raise RecipeError(
-            f"{path}: no such {kind} file. Those of this project are in {PLACES[kind]}."
-        ) from None
+        raise RecipeError(f"{path}: no such {kind} file. Those of this project are in {PLACES[kind]}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a TOML file: {error}") from None
 
@@ -72,12 +68,7 @@ def _secrets(content: Any, key: str = "") -> Iterator[str]:
         inside = content.items() if isinstance(content, Mapping) else enumerate(content)
         for name, value in inside:
             yield from _secrets(value, f"{key}.{name}".removeprefix("."))
-    elif (
-        isinstance(content, str)
-        and key.endswith("_env")
-        and content
-        and not VARIABLE.fullmatch(content)
-    ):
+    elif isinstance(content, str) and key.endswith("_env") and content and not VARIABLE.fullmatch(content):
         yield (
             f"{key}: what stands there (not shown: it may be a secret) is no name of an environment variable. Give the "
             "name, like MY_API_KEY, and keep the key itself in that variable"
@@ -94,9 +85,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     found = dict(base)
     for key, value in changes.items():
         inner = found.get(key)
-        found[key] = (
-            merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
-        )
+        found[key] = merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
     return found
 
 

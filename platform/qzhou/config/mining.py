@@ -1,7 +1,5 @@
 """The table ``[mining]``: how hard negatives are found."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -16,9 +14,7 @@ class MiningSection(Section):
         "",
         description="Encoder that mines: named like a backbone, or 'https://host/v1#model'; '': the backbone itself.",
     )
-    teacher_api_key_env: str = Field(
-        "OPENAI_API_KEY", description="Environment variable with the key of an URL."
-    )
+    teacher_api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable with the key of an URL.")
     extra_teachers: tuple[str, ...] = Field(
         (), description="Encoders that mine beside it, named alike.", json_schema_extra=EXPERIMENTAL
     )
@@ -27,8 +23,7 @@ class MiningSection(Section):
         description="What a teacher reads before texts; model: the prompts that its folder declares, if any.",
     )
     combine: Literal["union", "each"] = Field(
-        "union",
-        description="Several teachers: union draws from all that they name; each lets them take turns.",
+        "union", description="Several teachers: union draws from all that they name; each lets them take turns."
     )
     reranker: str = Field(
         "",
@@ -55,24 +50,17 @@ class MiningSection(Section):
         description="An approximate index over more vectors is sharded over more actors; 'Flat' streams them.",
         json_schema_extra=EXPERIMENTAL,
     )
-    rank_from: AtLeastOne = Field(
-        10, description="First rank of the window, counted from 1 without the positives."
-    )
+    rank_from: AtLeastOne = Field(10, description="First rank of the window, counted from 1 without the positives.")
     rank_to: AtLeastOne = Field(30, description="Last rank of the window (paper: 'top-10 to top-30').")
     positive_ratio: float | None = Field(
         0.95,
         description="A negative scores below this share of its positive's score, 1 at most; 'off': no such limit.",
     )
-    margin: Cosine | None = Field(
-        None, description="A negative scores at least this much below its positive."
-    )
+    margin: Cosine | None = Field(None, description="A negative scores at least this much below its positive.")
     min_score: Cosine | None = Field(None, description="Candidates below it are too easy.")
-    max_score: Cosine | None = Field(
-        None, description="Candidates above it are too close, whatever the positive."
-    )
+    max_score: Cosine | None = Field(None, description="Candidates above it are too close, whatever the positive.")
     max_positive_cosine: Cosine = Field(
-        0.98,
-        description="Candidates nearer than this to a positive say the same, and are no negatives.",
+        0.98, description="Candidates nearer than this to a positive say the same, and are no negatives."
     )
     consistency_top_k: AtLeastOne | None = Field(
         None,
@@ -83,9 +71,7 @@ class MiningSection(Section):
         "uniform", description="How negatives are drawn from what qualifies; top: the hardest."
     )
     sampling_temperature: Positive = Field(0.05, description="softmax: divides the scores.")
-    negatives_per_query: Count = Field(
-        4, description="Negatives kept; fewer where fewer qualify, never filled up."
-    )
+    negatives_per_query: Count = Field(4, description="Negatives kept; fewer where fewer qualify, never filled up.")
     llm_negative_fraction: Fraction = Field(
         0.3, description="Share of them that may be LLM-written, where there are."
     )

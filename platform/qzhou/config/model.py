@@ -1,7 +1,5 @@
 """The table ``[model]``: the encoder that is trained."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field
@@ -16,28 +14,21 @@ class ModelSection(Section):
     attention: Literal["bidirectional", "causal"] = Field(
         "bidirectional", description="A decoder is made bidirectional by config.is_causal = false."
     )
-    pooling: Literal["mean", "last", "cls"] = Field(
-        "mean", description="How token vectors become one vector."
-    )
-    max_query_tokens: AtLeastOne = Field(
-        256, description="Longer queries are truncated, prompt included."
-    )
+    pooling: Literal["mean", "last", "cls"] = Field("mean", description="How token vectors become one vector.")
+    max_query_tokens: AtLeastOne = Field(256, description="Longer queries are truncated, prompt included.")
     max_document_tokens: AtLeastOne = Field(1536, description="Longer documents are truncated.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="auto: bfloat16 where the hardware computes in it (GPU, AMX, AVX-512 BF16), else float32.",
     )
     encoding_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(
-        None,
-        description="Type in which texts are encoded for mining, evaluation and serving; default: as dtype.",
+        None, description="Type in which texts are encoded for mining, evaluation and serving; default: as dtype."
     )
     arithmetic: Literal["auto", "torch", "onednn"] = Field(
         "auto",
         description="Library that multiplies float32 on CPUs; auto: oneDNN on AMD with AVX-512, else torch's own.",
     )
-    compiled: bool = Field(
-        False, description="torch.compile for encoding; pays on a GPU, needs a C++ compiler."
-    )
+    compiled: bool = Field(False, description="torch.compile for encoding; pays on a GPU, needs a C++ compiler.")
     saved_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Type of the weights in the model folder."
     )

@@ -1,9 +1,9 @@
 """The typed recipe: one TOML file is a whole run.
 
-Every job reads the same file and uses its section. Unknown keys are refused with the nearest known
-name, settings that contradict each other are refused at load, and loading imports neither torch
-nor ray, so that ``--dry-run`` answers at once. Secrets never stand in a recipe: they come from the
-environment variables that it names.
+Every job reads the same file and uses its section. Unknown keys are refused with the
+nearest known name, settings that contradict each other are refused at load, and loading
+imports neither torch nor ray, so that ``--dry-run`` answers at once. Secrets never stand in
+a recipe: they come from the environment variables that it names.
 """
 
 from __future__ import annotations
@@ -87,11 +87,10 @@ class Recipe(Section):
     def prompts(self) -> dict[str, str]:
         """Name -> prefix, as the model folder carries it: one per dataset, and ``query`` and ``document``.
 
-        ``query`` is the prefix of retrieval where all retrieval datasets share one, else empty.
+        ``query`` is the prefix of retrieval where all retrieval datasets share one, else
+        empty.
         """
-        shared = {
-            dataset.prompt.query_prefix for dataset in self.datasets if dataset.task == "retrieval"
-        }
+        shared = {dataset.prompt.query_prefix for dataset in self.datasets if dataset.task == "retrieval"}
         named = {dataset.name: dataset.prompt.query_prefix for dataset in self.datasets}
         return named | {"query": shared.pop() if len(shared) == 1 else "", "document": ""}
 
@@ -108,9 +107,7 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
     yield from _dataset_conflicts(recipe.datasets)
     fewest, most = recipe.cluster.min_encode_workers, recipe.cluster.encode_workers
     if fewest is not None and fewest > most:
-        yield (
-            f"cluster.min_encode_workers ({fewest}) is above cluster.encode_workers ({most}); lower it"
-        )
+        yield (f"cluster.min_encode_workers ({fewest}) is above cluster.encode_workers ({most}); lower it")
     yield from _mining_conflicts(recipe.mining)
     yield from _training_conflicts(recipe)
     yield from _synthesis_conflicts(recipe)
@@ -142,11 +139,7 @@ def _mining_conflicts(mining: MiningSection) -> Iterator[str]:
     if mining.rank_to < mining.rank_from:
         yield f"mining.rank_to ({mining.rank_to}) is below mining.rank_from ({mining.rank_from}); raise rank_to"
     window = mining.rank_to - mining.rank_from + 1
-    if (
-        mining.min_score is not None
-        and mining.max_score is not None
-        and mining.min_score >= mining.max_score
-    ):
+    if mining.min_score is not None and mining.max_score is not None and mining.min_score >= mining.max_score:
         yield (
             f"mining.min_score ({mining.min_score:g}) is not below mining.max_score ({mining.max_score:g}), so no "
             "document could qualify; lower the one or raise the other"
@@ -246,7 +239,8 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: The file is missing or not TOML, a key is unknown, a value has the wrong type, or
-            settings contradict each other. The message names the file, the key and the way out.
+            settings contradict each other. The message names the file, the key and the way
+            out.
     """
     content = merged(read_toml(path, "recipe"), overrides(arguments))
     return parse_recipe(content, place=str(path), folder=str(Path(path).absolute().parent))

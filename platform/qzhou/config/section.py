@@ -1,7 +1,5 @@
 """What all tables of a recipe share: the base class and the types of numbers and names."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue

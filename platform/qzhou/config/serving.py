@@ -1,7 +1,5 @@
 """The table ``[serving]``: the endpoint."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -17,8 +15,7 @@ class ServingSection(Section):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="HTTP port.")
     models: dict[Name, str] = Field(
-        default_factory=dict,
-        description="More models in the same endpoint: name -> folder, hub id or package.",
+        default_factory=dict, description="More models in the same endpoint: name -> folder, hub id or package."
     )
     precision: Precision | None = Field(
         None,
@@ -26,31 +23,21 @@ class ServingSection(Section):
         json_schema_extra=EXPERIMENTAL,
     )
     measure_precision: bool = Field(
-        True,
-        description="Below float32, measure its cosine to float32 when it is loaded (twice, once for each).",
+        True, description="Below float32, measure its cosine to float32 when it is loaded (twice, once for each)."
     )
-    replicas: AtLeastOne = Field(
-        1, description="Copies of each model; with max_replicas, those it starts with."
-    )
+    replicas: AtLeastOne = Field(1, description="Copies of each model; with max_replicas, those it starts with.")
     min_replicas: Count | None = Field(
         None, description="When there is little to do; 0 is allowed. Default: replicas."
     )
-    max_replicas: AtLeastOne | None = Field(
-        None, description="When there is much to do; default: no autoscaling."
-    )
-    target_requests: AtLeastOne = Field(
-        32, description="At the same time; autoscaling keeps a replica at so many."
-    )
+    max_replicas: AtLeastOne | None = Field(None, description="When there is much to do; default: no autoscaling.")
+    target_requests: AtLeastOne = Field(32, description="At the same time; autoscaling keeps a replica at so many.")
     target_waiting_tokens: AtLeastOne | None = Field(
         None, description="Autoscale by tokens that wait, so many a replica, and not by requests."
     )
     max_batch_tokens: AtLeastOne | None = Field(
-        None,
-        description="Padded tokens that one forward pass may hold; default: what suits the device.",
+        None, description="Padded tokens that one forward pass may hold; default: what suits the device."
     )
-    max_wait_s: Positive = Field(
-        10.0, description="A request that would be answered later is refused with 429."
-    )
+    max_wait_s: Positive = Field(10.0, description="A request that would be answered later is refused with 429.")
     max_waiting_tokens: AtLeastOne = Field(
         4_000_000, description="Of all requests at a replica; bounds its memory."
     )
@@ -58,9 +45,7 @@ class ServingSection(Section):
     max_request_chars: AtLeastOne = Field(
         8_000_000, description="Characters per request; more is refused with 400."
     )
-    max_request_tokens: AtLeastOne = Field(
-        1_000_000, description="Tokens per request; more is refused with 400."
-    )
+    max_request_tokens: AtLeastOne = Field(1_000_000, description="Tokens per request; more is refused with 400.")
     max_body_mib: AtLeastOne = Field(64, description="Of a request's body; more is refused with 413.")
     request_timeout_s: Positive = Field(600.0, description="Then 503; OpenAI's clients wait as long.")
     cache_mib: Count = Field(64, description="Vectors of earlier texts that a replica keeps; 0: none.")
@@ -71,9 +56,7 @@ class ServingSection(Section):
         "QZHOU_API_KEYS", description="Variable with comma-separated keys; unset: no key asked."
     )
     api_keys_file: str = Field("", description="File with one key a line, on every node; empty: none.")
-    cors_origins: tuple[str, ...] = Field(
-        (), description="Web pages of other origins that browsers may let ask."
-    )
+    cors_origins: tuple[str, ...] = Field((), description="Web pages of other origins that browsers may let ask.")
     access_log: bool = Field(
         True, description="A line of JSON for each request in Ray's Serve logs, without its texts."
     )
@@ -82,10 +65,7 @@ class ServingSection(Section):
     def _scales(self) -> Self:
         if self.max_replicas is None and self.min_replicas is not None:
             raise ValueError("min_replicas needs max_replicas; without it, replicas is all there is")
-        if (
-            self.max_replicas is not None
-            and not (self.min_replicas or 0) <= self.replicas <= self.max_replicas
-        ):
+        if self.max_replicas is not None and not (self.min_replicas or 0) <= self.replicas <= self.max_replicas:
             raise ValueError(
                 f"min_replicas ({self.min_replicas}), replicas ({self.replicas}) and max_replicas "
                 f"({self.max_replicas}) must not fall in this order"

@@ -1,9 +1,8 @@
 """What an LLM writes for a run: how many rows, with which models, and which texts are refused.
 
-Part of :mod:`qzhou.config.recipe`, in a file of its own because an endpoint has many limits.
+Part of :mod:`qzhou.config.recipe`, in a file of its own because an endpoint has many
+limits.
 """
-
-from __future__ import annotations
 
 from typing import Literal, Self
 
@@ -30,12 +29,9 @@ class LLMSection(Section):
 
     model: str = Field(description="Model name that is sent.")
     endpoints: tuple[str, ...] = Field(
-        min_length=1,
-        description="OpenAI-compatible base URLs; the first healthy one gets the requests.",
+        min_length=1, description="OpenAI-compatible base URLs; the first healthy one gets the requests."
     )
-    weight: Positive = Field(
-        1.0, description="Its share of the requests, beside the other models' weights."
-    )
+    weight: Positive = Field(1.0, description="Its share of the requests, beside the other models' weights.")
     api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
     input_price: NotNegative = Field(0.0, description="Money per million prompt tokens.")
     output_price: NotNegative = Field(0.0, description="Money per million answered tokens.")
@@ -51,29 +47,17 @@ class FiltersSection(Section):
         0.8,
         description="Rewrites that share more of their n-grams with the original are dropped (paper: a fifth new).",
     )
-    same_language: bool = Field(
-        True, description="Texts in another language than the original are dropped."
-    )
-    teacher: str = Field(
-        "", description="Encoder that scores, named like a backbone; '' takes mining's."
-    )
+    same_language: bool = Field(True, description="Texts in another language than the original are dropped.")
+    teacher: str = Field("", description="Encoder that scores, named like a backbone; '' takes mining's.")
     scores: bool = Field(True, description="Score new records with the teacher.")
-    min_rewrite_cosine: Cosine | None = Field(
-        None, description="Rewrites further from their original are dropped."
-    )
-    max_rewrite_cosine: Cosine | None = Field(
-        None, description="Rewrites nearer to their original are dropped."
-    )
+    min_rewrite_cosine: Cosine | None = Field(None, description="Rewrites further from their original are dropped.")
+    max_rewrite_cosine: Cosine | None = Field(None, description="Rewrites nearer to their original are dropped.")
     min_positive_score: Cosine | None = Field(
         None,
         description="Pairs whose query and positive are further apart are dropped (Conan-v2: 0.4, Qwen3: 0.7).",
     )
-    negative_below_positive: bool = Field(
-        True, description="Negatives that score above the positive are dropped."
-    )
-    relevance_check: bool = Field(
-        False, description="An LLM says whether each document answers its query."
-    )
+    negative_below_positive: bool = Field(True, description="Negatives that score above the positive are dropped.")
+    relevance_check: bool = Field(False, description="An LLM says whether each document answers its query.")
 
     @model_validator(mode="after")
     def _thresholds_agree(self) -> Self:
@@ -98,9 +82,7 @@ class FiltersSection(Section):
 class SynthesisSection(Section):
     """An LLM paraphrases, augments and writes hard negatives (QZhou-Embedding, section 4)."""
 
-    endpoint: str = Field(
-        "", description="OpenAI-compatible base URL; 'builtin' for the rules; '' writes nothing."
-    )
+    endpoint: str = Field("", description="OpenAI-compatible base URL; 'builtin' for the rules; '' writes nothing.")
     model: str = Field(BUILTIN_MODEL, description="Model name that is sent to the endpoint.")
     api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
     input_price: NotNegative = Field(0.0, description="Money per million prompt tokens.")
@@ -108,54 +90,30 @@ class SynthesisSection(Section):
     models: tuple[LLMSection, ...] = Field(
         (), description="Several models, drawn by weight, instead of 'endpoint' and 'model'."
     )
-    datasets: tuple[Name, ...] = Field(
-        (), description="Datasets that are written for; default: all small enough."
-    )
-    max_dataset_rows: Count = Field(
-        60_000, description="Larger datasets are left alone, as in the paper."
-    )
+    datasets: tuple[Name, ...] = Field((), description="Datasets that are written for; default: all small enough.")
+    max_dataset_rows: Count = Field(60_000, description="Larger datasets are left alone, as in the paper.")
     paraphrase_rows: Count = Field(0, description="Examples per dataset that are paraphrased.")
     paraphrases_per_row: AtLeastOne = Field(1, description="Paraphrases of each of them.")
     augment_rows: Count = Field(0, description="Retrieval examples per dataset that are augmented.")
     augmentations_per_row: AtLeastOne = Field(1, description="New examples from each of them.")
-    hard_negative_rows: Count = Field(
-        0, description="Retrieval examples per dataset that get written negatives."
-    )
+    hard_negative_rows: Count = Field(0, description="Retrieval examples per dataset that get written negatives.")
     hard_negatives_per_row: AtLeastOne = Field(1, description="Negatives for each of them.")
-    query_rows: Count = Field(
-        0, description="Documents per corpus that get a generated query (two requests each)."
-    )
-    queries_per_row: AtLeastOne = Field(
-        1, description="Queries for each of them, asked by different persons."
-    )
+    query_rows: Count = Field(0, description="Documents per corpus that get a generated query (two requests each).")
+    queries_per_row: AtLeastOne = Field(1, description="Queries for each of them, asked by different persons.")
     parse_retries: Count = Field(
         1, description="Times that a refused answer goes back to the model with the reason."
     )
     filters: FiltersSection = FiltersSection()
     mode: Literal["live", "batch"] = Field(
-        "live",
-        description="batch: OpenAI's Batch API, slower and cheaper.",
-        json_schema_extra=EXPERIMENTAL,
+        "live", description="batch: OpenAI's Batch API, slower and cheaper.", json_schema_extra=EXPERIMENTAL
     )
-    concurrency: AtLeastOne = Field(
-        16, description="Requests in flight at the same time, in the whole job."
-    )
-    requests_per_minute: Positive | None = Field(
-        None, description="Budget of the whole job; default: none."
-    )
-    tokens_per_minute: Positive | None = Field(
-        None, description="Budget of the whole job; default: none."
-    )
-    max_cost: Positive | None = Field(
-        None, description="Money; the job stops cleanly before it spends more."
-    )
-    give_up_after_s: Positive = Field(
-        300.0, description="An endpoint that fails for so long is given up."
-    )
+    concurrency: AtLeastOne = Field(16, description="Requests in flight at the same time, in the whole job.")
+    requests_per_minute: Positive | None = Field(None, description="Budget of the whole job; default: none.")
+    tokens_per_minute: Positive | None = Field(None, description="Budget of the whole job; default: none.")
+    max_cost: Positive | None = Field(None, description="Money; the job stops cleanly before it spends more.")
+    give_up_after_s: Positive = Field(300.0, description="An endpoint that fails for so long is given up.")
     timeout_s: Positive = Field(90.0, description="One request; then it is retried.")
-    max_retries: Count = Field(
-        5, description="Further tries after 429, 5xx, a timeout or a broken connection."
-    )
+    max_retries: Count = Field(5, description="Further tries after 429, 5xx, a timeout or a broken connection.")
     temperature: NotNegative = Field(0.7, description="Sampling temperature of the LLM.")
 
     @property
@@ -210,9 +168,7 @@ class SynthesisSection(Section):
         urls = [url for model in self.pool for url in model.endpoints]
         for url in urls:
             if url != BUILTIN and not url.startswith(("http://", "https://")):
-                raise ValueError(
-                    f"endpoint '{url}' is no URL; write it as http://host:port/v1 or https://..."
-                )
+                raise ValueError(f"endpoint '{url}' is no URL; write it as http://host:port/v1 or https://...")
         if not self.is_builtin:
             return self
         if self.endpoint and self.model != BUILTIN_MODEL:
@@ -221,11 +177,7 @@ class SynthesisSection(Section):
                 "remove the model or name a URL as endpoint"
             )
         if len(urls) > 1:
-            raise ValueError(
-                "models: the builtin endpoint cannot share requests with others; take it away"
-            )
+            raise ValueError("models: the builtin endpoint cannot share requests with others; take it away")
         if self.mode == "batch":
-            raise ValueError(
-                "mode is 'batch', which the builtin endpoint does not know; set mode to 'live'"
-            )
+            raise ValueError("mode is 'batch', which the builtin endpoint does not know; set mode to 'live'")
         return self

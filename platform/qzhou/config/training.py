@@ -1,7 +1,5 @@
 """The recipe table ``[training]``: two stages, the losses, and the terms that other models add to them."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -44,9 +42,7 @@ class LossSection(Section):
         json_schema_extra=EXPERIMENTAL,
     )
     orthogonal_regularisation: NotNegative = Field(
-        0.0,
-        description="Weight of the mean squared cosine of random texts.",
-        json_schema_extra=EXPERIMENTAL,
+        0.0, description="Weight of the mean squared cosine of random texts.", json_schema_extra=EXPERIMENTAL
     )
     mixed_negatives: Count = Field(
         0,
@@ -74,9 +70,7 @@ class LossSection(Section):
     @classmethod
     def _is_smooth(cls, value: float) -> float:
         if 0 < value < 1:
-            raise ValueError(
-                f"{value:g} has no finite gradient where a positive is certain; take 0, or 1 and more"
-            )
+            raise ValueError(f"{value:g} has no finite gradient where a positive is certain; take 0, or 1 and more")
         return value
 
     @model_validator(mode="after")
@@ -94,9 +88,7 @@ class DistillationSection(Section):
     """Knowledge distillation from a teacher, beside the labels."""
 
     teacher: str = Field(
-        "",
-        description="Folder, hub id or package of a model; empty: no teacher.",
-        json_schema_extra=EXPERIMENTAL,
+        "", description="Folder, hub id or package of a model; empty: no teacher.", json_schema_extra=EXPERIMENTAL
     )
     kind: Literal["scores", "embeddings"] = Field(
         "scores",
@@ -109,9 +101,7 @@ class DistillationSection(Section):
         json_schema_extra=EXPERIMENTAL,
     )
     temperature: Positive = Field(
-        0.02,
-        description="Divides both models' cosines, for kind = scores.",
-        json_schema_extra=EXPERIMENTAL,
+        0.02, description="Divides both models' cosines, for kind = scores.", json_schema_extra=EXPERIMENTAL
     )
 
 
@@ -122,14 +112,10 @@ class LoraSection(Section):
         0, description="Rank of the adapters; 0 trains all weights.", json_schema_extra=EXPERIMENTAL
     )
     alpha: Positive = Field(
-        32.0,
-        description="The adapters' output is scaled by alpha / rank.",
-        json_schema_extra=EXPERIMENTAL,
+        32.0, description="The adapters' output is scaled by alpha / rank.", json_schema_extra=EXPERIMENTAL
     )
     target_modules: tuple[str, ...] = Field(
-        (),
-        description="Names of the layers; default: every linear layer.",
-        json_schema_extra=EXPERIMENTAL,
+        (), description="Names of the layers; default: every linear layer.", json_schema_extra=EXPERIMENTAL
     )
 
 
@@ -143,8 +129,7 @@ class StageSection(Section):
     steps: AtLeastOne = Field(description="Optimizer steps.")
     learning_rate: Positive = Field(description="Highest learning rate, reached after the warm-up.")
     lr_scheduler: LRScheduler = Field(
-        "linear",
-        description="How the learning rate falls after the warm-up, to zero at the end of the stage.",
+        "linear", description="How the learning rate falls after the warm-up, to zero at the end of the stage."
     )
     warmup_steps: Count = Field(
         default_factory=lambda stage: min(300, stage.get("steps", 0) // 10),
@@ -171,8 +156,7 @@ class TrainingSection(Section):
         None, description="Seed of the batches and of the draw of mined negatives; default: run.seed."
     )
     datasets: tuple[Name, ...] = Field(
-        (),
-        description="Datasets to train on; the others are still held out and evaluated. Default: all.",
+        (), description="Datasets to train on; the others are still held out and evaluated. Default: all."
     )
     workers: AtLeastOne = Field(2, description="Data-parallel ranks.")
     min_workers: AtLeastOne | None = Field(
@@ -183,22 +167,16 @@ class TrainingSection(Section):
     )
     temperature: Positive = Field(0.02, description="Divides cosines in InfoNCE.")
     cosent_temperature: Positive = Field(0.05, description="Divides cosines in CoSENT.")
-    query_query: bool = Field(
-        True, description="Other queries stand in the denominator of retrieval InfoNCE."
-    )
+    query_query: bool = Field(True, description="Other queries stand in the denominator of retrieval InfoNCE.")
     loss: LossSection = LossSection()
     distillation: DistillationSection = DistillationSection()
     lora: LoraSection = LoraSection()
     grouping: Grouping = Field("dataset", description="What the rows of a batch have in common.")
-    sampling_alpha: Fraction = Field(
-        0.5, description="A dataset is drawn in proportion to rows ** alpha."
-    )
+    sampling_alpha: Fraction = Field(0.5, description="A dataset is drawn in proportion to rows ** alpha.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.01, description="Weight decay of AdamW.")
     max_gradient_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage.")
-    offload_optimizer: bool = Field(
-        False, description="Keep the optimizer's state in CPU memory (ZeRO 1 to 3)."
-    )
+    offload_optimizer: bool = Field(False, description="Keep the optimizer's state in CPU memory (ZeRO 1 to 3).")
     micro_batch_tokens: AtLeastOne | None = Field(
         None, description="Padded tokens of one forward pass; default: what suits the device."
     )
@@ -206,25 +184,13 @@ class TrainingSection(Section):
         None,
         description="Padded tokens whose activations a rank keeps; texts beyond are encoded twice (gradient cache).",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass."
-    )
-    loader_threads: AtLeastOne = Field(
-        2, description="Threads of a rank that prepare the next batches."
-    )
-    validate_every_steps: Count = Field(
-        0, description="Steps between validations on held-out rows; 0: none."
-    )
-    trackers: tuple[Tracker, ...] = Field(
-        (), description="Trackers that get the metrics besides metrics.jsonl."
-    )
-    save_every_steps: AtLeastOne = Field(
-        500, description="Checkpoint interval; the last step is always saved."
-    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    loader_threads: AtLeastOne = Field(2, description="Threads of a rank that prepare the next batches.")
+    validate_every_steps: Count = Field(0, description="Steps between validations on held-out rows; 0: none.")
+    trackers: tuple[Tracker, ...] = Field((), description="Trackers that get the metrics besides metrics.jsonl.")
+    save_every_steps: AtLeastOne = Field(500, description="Checkpoint interval; the last step is always saved.")
     keep_checkpoints: AtLeastOne = Field(2, description="Number of last checkpoints that are kept.")
-    max_failures: Count = Field(
-        2, description="Restarts from the last checkpoint before the stage gives up."
-    )
+    max_failures: Count = Field(2, description="Restarts from the last checkpoint before the stage gives up.")
     stage1: StageSection
     stage2: StageSection
 

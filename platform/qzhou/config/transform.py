@@ -1,7 +1,5 @@
 """The table ``[transform]``: how raw rows become examples."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -12,17 +10,14 @@ from qzhou.config.section import EXPERIMENTAL, AtLeastOne, Section
 class ContaminationSection(Section):
     """Training texts compared with the texts of the evaluation tasks: the held-out data, and mteb's by name."""
 
-    action: Literal["report", "drop", "off"] = Field(
-        "report", description="What becomes of rows that overlap."
-    )
+    action: Literal["report", "drop", "off"] = Field("report", description="What becomes of rows that overlap.")
     tasks: tuple[str, ...] = Field(
         (), description="mteb tasks or benchmarks besides the recipe's own held-out data."
     )
     ngram_words: AtLeastOne = Field(13, description="Words in a row that count as overlap.")
     ngram_chars: AtLeastOne = Field(20, description="The same for texts in Chinese characters or kana.")
     max_index_ngrams: AtLeastOne = Field(
-        50_000_000,
-        description="Above this, a hash picks the n-grams that are kept: memory stays at 10 bytes each.",
+        50_000_000, description="Above this, a hash picks the n-grams that are kept: memory stays at 10 bytes each."
     )
 
 
@@ -30,9 +25,7 @@ class TransformSection(Section):
     """Raw rows to examples."""
 
     max_chars: AtLeastOne = Field(20_000, description="Longer texts are cut here, at a word.")
-    deduplicate: bool = Field(
-        True, description="Drop exact repeats, compared as normalised (query, positive)."
-    )
+    deduplicate: bool = Field(True, description="Drop exact repeats, compared as normalised (query, positive).")
     near_duplicates: Annotated[float, Field(ge=0.5, lt=1.0)] | None = Field(
         None,
         description="Drop rows whose texts, side by side, have at least about this Jaccard similarity; default: off.",

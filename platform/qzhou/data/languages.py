@@ -1,7 +1,5 @@
 """The language of a text, by py3langid's naive Bayes, and the script of its letters, by their code points."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Iterable

@@ -1,8 +1,9 @@
 """The only place where a prompt is put together.
 
-Training, mining, evaluation, the exported model and the endpoint all take their text from here,
-so that an instruction is byte-identical everywhere. The template is the one of the official
-QZhou-Embedding evaluation scripts: a space follows ``Query:`` (its README leaves it out).
+Training, mining, evaluation, the exported model and the endpoint all take their text from
+here, so that an instruction is byte-identical everywhere. The template is the one of the
+official QZhou-Embedding evaluation scripts: a space follows ``Query:`` (its README leaves
+it out).
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Records are what the stages hand to each other, one Parquet column per field. Id
 hashes of dataset and content, so that a second run gives the same ids.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -24,8 +22,8 @@ TASKS: tuple[Task, ...] = ("retrieval", "pair", "classification")
 class Source:
     """Where a record came from.
 
-    ``raw`` rows have no parent; a synthetic row names the record it was made from, the model
-    that wrote it and the prompt (``id@version``) that asked for it.
+    ``raw`` rows have no parent; a synthetic row names the record it was made from, the
+    model that wrote it and the prompt (``id@version``) that asked for it.
     """
 
     technique: Technique = "raw"
@@ -76,7 +74,8 @@ class PairExample:
 class LabeledExample:
     """A text and its class. Trained with same-label-masked InfoNCE.
 
-    A label starts with its dataset's name, so that class "1" of one dataset never counts as class "1" of another.
+    A label starts with its dataset's name, so that class "1" of one dataset never counts as
+    class "1" of another.
     """
 
     id: str
@@ -124,7 +123,8 @@ class Qrel:
 class Drop:
     """What a rule, filter or parser refused, and why. ``record`` is the refused row as JSON.
 
-    ``part`` says that only a part of a row was refused (one piece of evidence, one negative) and the rest kept.
+    ``part`` says that only a part of a row was refused (one piece of evidence, one
+    negative) and the rest kept.
     """
 
     stage: str
@@ -191,9 +191,7 @@ def stable_id(dataset: str, *parts: object) -> str:
 def _as_json(part: object) -> str:
     """What ``json.dumps`` writes, without making an encoder for every text."""
     return (
-        encode_basestring(part)
-        if isinstance(part, str)
-        else json.dumps(part, ensure_ascii=False, sort_keys=True)
+        encode_basestring(part) if isinstance(part, str) else json.dumps(part, ensure_ascii=False, sort_keys=True)
     )
 
 
@@ -205,8 +203,9 @@ def origin_id(example: Example) -> str:
 def relevant_keys(examples: Sequence[RetrievalExample]) -> list[set[str]]:
     """For each example, the keys (:func:`normalized_text`) of all texts that answer its query.
 
-    These are its own positives, those of its relatives (a paraphrase's positive answers the original
-    query, and the reverse), and those of examples with the same query: none of them is a negative.
+    These are its own positives, those of its relatives (a paraphrase's positive answers the
+    original query, and the reverse), and those of examples with the same query: none of
+    them is a negative.
     """
     by_group: dict[tuple[str, str], set[str]] = {}
     groups = [(("family", origin_id(one)), ("query", normalized_text(one.query))) for one in examples]

@@ -1,7 +1,5 @@
 """Well-mixed 64-bit numbers: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

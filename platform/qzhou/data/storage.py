@@ -1,7 +1,7 @@
 """Records to Parquet and back, on any filesystem that pyarrow opens.
 
-A write goes to a temporary name and is renamed, so that a file which exists is whole. Reading
-checks the schema against the record type.
+A write goes to a temporary name and is renamed, so that a file which exists is whole.
+Reading checks the schema against the record type.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ class Folder:
     def files(self, suffix: str = "", *, recursive: bool = False) -> list[str]:
         """Names of the files below, relative to this folder, sorted; empty if there is no such folder."""
         selector = pa.fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-        found = [
-            info for info in self.filesystem.get_file_info(selector) if info.type == pa.fs.FileType.File
-        ]
+        found = [info for info in self.filesystem.get_file_info(selector) if info.type == pa.fs.FileType.File]
         names = (info.path[len(self.path.rstrip("/")) + 1 :] for info in found)
         return sorted(name for name in names if name.endswith(suffix) and TEMPORARY_PREFIX not in name)
 
@@ -183,8 +181,7 @@ class Folder:
                     return False
                 shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
                 return bool(
-                    shape[:1] == (rows,)
-                    and stream.size() == stream.tell() + dtype.itemsize * np.prod(shape)
+                    shape[:1] == (rows,) and stream.size() == stream.tell() + dtype.itemsize * np.prod(shape)
                 )
         except ValueError:
             return False
@@ -201,17 +198,15 @@ class Folder:
             return
         self.filesystem.create_dir(other.path, recursive=True)
         pa.fs.copy_files(
-            self.path,
-            other.path,
-            source_filesystem=self.filesystem,
-            destination_filesystem=other.filesystem,
+            self.path, other.path, source_filesystem=self.filesystem, destination_filesystem=other.filesystem
         )
 
     def link_to(self, other: Folder, *, last: str = "", leave_out: Sequence[str] = ()) -> None:
         """Put the files of this folder into another one of this filesystem; files that are there already stay.
 
-        Hard links are used where the filesystem has them: unlike with symbolic links, each folder stays whole when the
-        other is moved or deleted. An object store makes the copies itself. The files must never be changed in place.
+        Hard links are used where the filesystem has them: unlike with symbolic links, each
+        folder stays whole when the other is moved or deleted. An object store makes the
+        copies itself. The files must never be changed in place.
 
         Args:
             other: The folder that gets the files.
@@ -235,10 +230,7 @@ class Folder:
         except OSError:
             # S3 copies at most 5 GB in one request; a larger file goes through this process
             pa.fs.copy_files(
-                source,
-                target,
-                source_filesystem=self.filesystem,
-                destination_filesystem=self.filesystem,
+                source, target, source_filesystem=self.filesystem, destination_filesystem=self.filesystem
             )
 
     def move_to(self, other: Folder) -> None:
@@ -264,10 +256,7 @@ class Folder:
         self.delete()
         self.filesystem.create_dir(self.path, recursive=True)
         pa.fs.copy_files(
-            str(local),
-            self.path,
-            source_filesystem=pa.fs.LocalFileSystem(),
-            destination_filesystem=self.filesystem,
+            str(local), self.path, source_filesystem=pa.fs.LocalFileSystem(), destination_filesystem=self.filesystem
         )
 
     @contextlib.contextmanager
@@ -302,9 +291,7 @@ _hints: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints
 def schema_of(record_type: type) -> pa.Schema:
     """The Arrow schema of a record type: one column per field."""
     hints = _hints(record_type)
-    return pa.schema(
-        [_arrow_field(field.name, hints[field.name]) for field in dataclasses.fields(record_type)]
-    )
+    return pa.schema([_arrow_field(field.name, hints[field.name]) for field in dataclasses.fields(record_type)])
 
 
 def write_records(folder: Folder, records: Iterable[Record], record_type: type[Record]) -> int:
@@ -353,8 +340,7 @@ def _column(values: Sequence[Any], hint: Any, arrow_type: pa.DataType) -> pa.Arr
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         hints = _hints(hint)
         parts = [
-            _column([getattr(one, part.name) for one in values], hints[part.name], part.type)
-            for part in arrow_type
+            _column([getattr(one, part.name) for one in values], hints[part.name], part.type) for part in arrow_type
         ]
         return pa.StructArray.from_arrays(parts, fields=list(arrow_type))
     return pa.array(values, type=arrow_type)

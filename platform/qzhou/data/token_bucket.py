@@ -1,7 +1,5 @@
 """A rate limit as a token bucket. Pure: the caller passes the time."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 

@@ -1,6 +1,7 @@
 """Text to unit vectors: one encoder for mining, evaluation, serving and the model under training.
 
-The names below load torch and transformers, which takes seconds, so each is imported when it is first used.
+The names below load torch and transformers, which takes seconds, so each is imported when
+it is first used.
 """
 
 from importlib import import_module

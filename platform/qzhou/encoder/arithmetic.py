@@ -1,13 +1,12 @@
 """The arithmetic of a run's encoders: the type and the library that multiply, decided once and never by a stopwatch.
 
-Two libraries, or two types, round differently, so vectors of one run must not mix them unnoticed. The driver decides
-from its processor and the recipe, writes the decision into the run's folder and hands it to every worker. The name of
-what an encoder really computes with is a part of the key of its vectors. On one kind of processor, one batch of texts
-has the same vectors to the bit under one name; in a batch with other texts a vector may differ by the rounding of its
-type (cosine of a 16-bit one: above 0.9999).
+Two libraries, or two types, round differently, so vectors of one run must not mix them
+unnoticed. The driver decides from its processor and the recipe, writes the decision into
+the run's folder and hands it to every worker. The name of what an encoder really computes
+with is a part of the key of its vectors. On one kind of processor, one batch of texts has
+the same vectors to the bit under one name; in a batch with other texts a vector may differ
+by the rounding of its type (cosine of a 16-bit one: above 0.9999).
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
@@ -57,8 +56,9 @@ def this_processor(cpuinfo: Path = CPUINFO) -> Processor:
 def library_for(setting: str, processor: Processor) -> str:
     """The library for float32 on a CPU: the one that ``model.arithmetic`` names, or what suits the processor.
 
-    torch multiplies with MKL, which leaves AVX-512 unused on processors that are not Intel's. On an AMD EPYC with
-    AVX-512 oneDNN was 2.2 times faster, on Intel not faster (LOG.md). Other processors were not measured.
+    torch multiplies with MKL, which leaves AVX-512 unused on processors that are not
+    Intel's. On an AMD EPYC with AVX-512 oneDNN was 2.2 times faster, on Intel not faster
+    (LOG.md). Other processors were not measured.
     """
     if setting != "auto":
         return setting
@@ -83,8 +83,9 @@ def name_of(library: str, dtype: str, processor: Processor) -> str:
 def resolved_arithmetic(recipe: Recipe, processor: Processor) -> dict[str, Any]:
     """Settings of the table ``model`` with every ``auto`` of the arithmetic replaced.
 
-    With ``cluster.gpu`` the types stay as they are: the driver need not have a GPU. Each worker then takes bfloat16
-    where its GPU multiplies in it, which the name of its vectors says.
+    With ``cluster.gpu`` the types stay as they are: the driver need not have a GPU. Each
+    worker then takes bfloat16 where its GPU multiplies in it, which the name of its vectors
+    says.
     """
     model = recipe.model
     if recipe.cluster.gpu:
@@ -99,7 +100,8 @@ def resolved_arithmetic(recipe: Recipe, processor: Processor) -> dict[str, Any]:
 def with_arithmetic(run: Run, processor: Processor | None = None, *, record: bool = True) -> Run:
     """The run with a decided arithmetic in its recipe: what an earlier driver decided, as long as the recipe is alike.
 
-    A run that goes on under a driver on another processor so keeps its arithmetic, and its finished stages.
+    A run that goes on under a driver on another processor so keeps its arithmetic, and its
+    finished stages.
 
     Args:
         run: Its folder is there if ``record``.
@@ -111,10 +113,7 @@ def with_arithmetic(run: Run, processor: Processor | None = None, *, record: boo
     asked["gpu"] = run.recipe.cluster.gpu
     known = run.folder.read_json(RECORD) if run.folder.exists(RECORD) else {}
     if known.get("asked") != asked:
-        known = {
-            "asked": asked,
-            "decided": resolved_arithmetic(run.recipe, processor or this_processor()),
-        }
+        known = {"asked": asked, "decided": resolved_arithmetic(run.recipe, processor or this_processor())}
         if record:
             run.folder.write_json(RECORD, known)
     settled = model.model_copy(update=known["decided"])

@@ -1,8 +1,9 @@
 """Two kinds of attention that transformers lacks: for packed texts, and in float32 on CPUs.
 
-Packed texts lie end to end in one row. Position ids alone do not separate them in a bidirectional decoder: transformers
-tells packed sequences apart only under a causal mask, so every text would see its neighbours. Here attention gets the
-ends of the texts. On a GPU it is FlashAttention's kernel for texts of different lengths (arXiv:2307.08691). Elsewhere
+Packed texts lie end to end in one row. Position ids alone do not separate them in a
+bidirectional decoder: transformers tells packed sequences apart only under a causal mask,
+so every text would see its neighbours. Here attention gets the ends of the texts. On a GPU
+it is FlashAttention's kernel for texts of different lengths (arXiv:2307.08691). Elsewhere
 each text is attended to by itself, which is slow and exact: the reference for tests.
 """
 
@@ -52,8 +53,8 @@ class Padded:
 def soft_causal_mask(attention_mask: Tensor, later_weight: float, dtype: torch.dtype) -> Tensor:
     """The bias [N, 1, T, T] of a soft causal mask, which is added to attention scores.
 
-    Attention to later tokens is multiplied by ``later_weight`` before it is normalised. Training that raises the weight
-    step by step turns a decoder gently into an encoder.
+    Attention to later tokens is multiplied by ``later_weight`` before it is normalised.
+    Training that raises the weight step by step turns a decoder gently into an encoder.
 
     Args:
         attention_mask: 1 where there is a token [N, T].
@@ -144,17 +145,13 @@ def packed_attention(
         from flash_attn import flash_attn_varlen_func
 
         rows = [one[0].transpose(0, 1) for one in (query, key, value)]
-        found = flash_attn_varlen_func(
-            *rows, ends, ends, longest, longest, softmax_scale=scaling, causal=is_causal
-        )
+        found = flash_attn_varlen_func(*rows, ends, ends, longest, longest, softmax_scale=scaling, causal=is_causal)
         return found[None], None
     grouped = query.shape[1] != key.shape[1]
     parts = []
     for start, end in itertools.pairwise(ends.tolist()):
         q, k, v = (one[:, :, start:end].float() for one in (query, key, value))
-        part = scaled_dot_product_attention(
-            q, k, v, scale=scaling, is_causal=is_causal, enable_gqa=grouped
-        )
+        part = scaled_dot_product_attention(q, k, v, scale=scaling, is_causal=is_causal, enable_gqa=grouped)
         parts.append(part)
     return torch.cat(parts, dim=2).transpose(1, 2).to(query.dtype), None
 
@@ -169,12 +166,11 @@ def float32_attention(
 ) -> tuple[Tensor, None]:
     """The output of ``sdpa``, computed in float32; registered with transformers, which calls it.
 
-    On CPUs its kernels in 16 bits round differently with and without a mask, so that a text alone and the same text
-    beside a longer one differ by 1e-4 in cosine; in float32 by 2e-5, at the same speed.
+    On CPUs its kernels in 16 bits round differently with and without a mask, so that a text
+    alone and the same text beside a longer one differ by 1e-4 in cosine; in float32 by
+    2e-5, at the same speed.
     """
-    found, _ = sdpa_attention_forward(
-        module, query.float(), key.float(), value.float(), attention_mask, **settings
-    )
+    found, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **settings)
     return found.to(query.dtype), None
 
 

@@ -1,7 +1,5 @@
 """Loading a backbone: a folder, a hub id, or a model that ships inside a Python package."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping
@@ -176,7 +174,8 @@ def load_tokenizer(spec: str) -> Any:
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The type to compute in; ``auto`` is bfloat16 where the hardware multiplies in it.
 
-    Where it is emulated, float32 is faster. With AMX or AVX-512 BF16 bfloat16 is about three times faster (LOG.md).
+    Where it is emulated, float32 is faster. With AMX or AVX-512 BF16 bfloat16 is about
+    three times faster (LOG.md).
     """
     if device.type == "cpu":
         dtype = dtype_for(dtype, this_processor())

@@ -1,19 +1,15 @@
 """Texts of like length together, so that little of a batch is padding."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 SMALL_SHARE = 4  # a batch below this part of the budget is filled whatever the padding
 
 
-def length_batches(
-    lengths: Sequence[int], batch_tokens: int, *, most_padding: float = 1.0
-) -> Iterator[list[int]]:
+def length_batches(lengths: Sequence[int], batch_tokens: int, *, most_padding: float = 1.0) -> Iterator[list[int]]:
     """Rows grouped by length, longest first, so that ``rows * longest <= batch_tokens``.
 
-    A single text above the budget is a batch of its own. Longest first: if memory does not suffice,
-    the first batch says so.
+    A single text above the budget is a batch of its own. Longest first: if memory does not
+    suffice, the first batch says so.
 
     Args:
         lengths: Tokens of each text.
@@ -25,9 +21,7 @@ def length_batches(
     for row in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
         longest = longest or lengths[row]
         padded = (len(batch) + 1) * longest
-        is_wasteful = (
-            padded > batch_tokens // SMALL_SHARE and filled + lengths[row] < (1 - most_padding) * padded
-        )
+        is_wasteful = padded > batch_tokens // SMALL_SHARE and filled + lengths[row] < (1 - most_padding) * padded
         if batch and (padded > batch_tokens or is_wasteful):
             yield batch
             batch, longest, filled = [], lengths[row], 0
@@ -40,7 +34,8 @@ def length_batches(
 def nearest_batch(lengths: Sequence[int], batch_tokens: int) -> list[int]:
     """The first row and those that are nearest to it in length, so that ``rows * longest <= batch_tokens``.
 
-    Of rows that are equally near, the earlier goes first. The first row is there whatever its length.
+    Of rows that are equally near, the earlier goes first. The first row is there whatever
+    its length.
 
     Args:
         lengths: Tokens of each text; at least one.

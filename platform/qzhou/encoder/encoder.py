@@ -3,8 +3,6 @@
 Shape letters in this file: N texts, D embedding width.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -18,14 +16,7 @@ import torch
 from qzhou.data.prompts import EMPTY_TEXT
 from qzhou.encoder.arithmetic import library_for, name_of, this_processor, warn_of_other_arithmetic
 from qzhou.encoder.attention import IN_FLOAT32, Packed, Padded, can_pack
-from qzhou.encoder.backbone import (
-    Backbone,
-    Dtype,
-    EmbeddingModel,
-    choose_device,
-    choose_dtype,
-    load_backbone,
-)
+from qzhou.encoder.backbone import Backbone, Dtype, EmbeddingModel, choose_device, choose_dtype, load_backbone
 from qzhou.encoder.batching import length_batches
 from qzhou.encoder.cpu.onednn import multiply_with_onednn
 from qzhou.errors import ModelError
@@ -233,12 +224,7 @@ def load_encoder(
 
 
 def encoder_of(
-    found: Backbone,
-    *,
-    max_tokens: int,
-    library: str = "auto",
-    device: str | None = None,
-    compiled: bool = False,
+    found: Backbone, *, max_tokens: int, library: str = "auto", device: str | None = None, compiled: bool = False
 ) -> Encoder:
     """The encoder of a loaded backbone; for the arguments see :func:`load_encoder`."""
     place, dtype = choose_device(device), next(found.model.parameters()).dtype
@@ -286,15 +272,14 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def token_ids(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
     """Token ids of each text, special tokens included, truncated at ``max_tokens``; at least one a text.
 
-    An empty text, and one without a token, is encoded as :data:`qzhou.data.prompts.EMPTY_TEXT`, because nothing has no
-    mean. A model whose positions end before ``max_tokens`` truncates there.
+    An empty text, and one without a token, is encoded as
+    :data:`qzhou.data.prompts.EMPTY_TEXT`, because nothing has no mean. A model whose
+    positions end before ``max_tokens`` truncates there.
     """
     return _tokenized(tokenizer, texts, max_tokens)[0]
 
 
-def _tokenized(
-    tokenizer: Any, texts: Sequence[str], max_tokens: int
-) -> tuple[list[list[int]], list[bool]]:
+def _tokenized(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], list[bool]]:
     """:func:`token_ids`, and which of the texts were truncated."""
     if not texts:
         return [], []

@@ -1,7 +1,5 @@
 """Writing a model as a sentence-transformers folder, which other tools load with no code of ours."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Mapping
@@ -14,11 +12,7 @@ from qzhou.encoder.backbone import POOLING_BY_NAME, POOLING_BY_OLD_KEY, Embeddin
 from qzhou.errors import TrainingError
 
 PARITY_COSINE = 0.9999
-PARITY_TEXTS = (
-    "Null",
-    "one line",
-    "a longer text that says several things, one after the other. " * 40,
-)
+PARITY_TEXTS = ("Null", "one line", "a longer text that says several things, one after the other. " * 40)
 
 
 def save_sentence_transformer(
@@ -26,7 +20,8 @@ def save_sentence_transformer(
 ) -> None:
     """Write weights, tokenizer, pooling, normalisation, prompts and similarity to ``folder``.
 
-    ``config.is_causal`` is saved with the backbone, so that a bidirectional decoder stays one.
+    ``config.is_causal`` is saved with the backbone, so that a bidirectional decoder stays
+    one.
 
     Args:
         model: In the type in which its weights are saved.
@@ -56,17 +51,13 @@ def save_sentence_transformer(
     _add_older_pooling_keys(folder / "1_Pooling" / "config.json", model)
 
 
-def parity(
-    folder: Path, model: EmbeddingModel, tokenizer: Any, texts: list[str], *, max_tokens: int
-) -> float:
+def parity(folder: Path, model: EmbeddingModel, tokenizer: Any, texts: list[str], *, max_tokens: int) -> float:
     """Lowest cosine between SentenceTransformer(folder) and our encoder over some texts, both in float32."""
     from sentence_transformers import SentenceTransformer
 
     from qzhou.encoder.encoder import Encoder
 
-    theirs = SentenceTransformer(
-        str(folder), device="cpu", model_kwargs={"dtype": torch.float32}
-    ).encode(texts)
+    theirs = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32}).encode(texts)
     ours = Encoder(model.float(), tokenizer, max_tokens=max_tokens).encode(texts)
     return float((theirs * ours).sum(1).min())
 

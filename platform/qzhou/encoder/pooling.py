@@ -3,8 +3,6 @@
 Shape letters in this file: N texts, T tokens, L tokens of all texts, D embedding width.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """A model behind an URL: any OpenAI-compatible ``/v1/embeddings``, used like an encoder on this machine."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
@@ -100,9 +98,7 @@ class RemoteEncoder:
             vectors = np.array([one.embedding for one in ordered], dtype=np.float32)
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
             message = self._keys.redacted(first_line(error))
-            raise ModelError(
-                f"the model '{self._model}' at {self._url} gives no embeddings: {message}"
-            ) from None
+            raise ModelError(f"the model '{self._model}' at {self._url} gives no embeddings: {message}") from None
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ModelError(
                 f"the model '{self._model}' at {self._url} gave {len(vectors)} vectors for {len(texts)} texts"

@@ -1,7 +1,5 @@
 """The teacher of mining and synthesis: the encoder whose scores choose texts, on this machine or behind an URL."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 

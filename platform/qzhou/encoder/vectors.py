@@ -1,8 +1,9 @@
 """Vectors of texts, kept in files under everything that they depend on: written once, read by everybody.
 
-Mining, evaluation and the index encode the same way: in chunks of texts, each by whichever worker is free. A chunk's
-file is named by its texts with their prompts and the length at which they are cut. It lies in a folder that is named
-by weights, tokenizer, pooling, length and arithmetic. So no checkpoint, prompt or library ever finds another's vectors.
+Mining, evaluation and the index encode the same way: in chunks of texts, each by whichever
+worker is free. A chunk's file is named by its texts with their prompts and the length at
+which they are cut. It lies in a folder that is named by weights, tokenizer, pooling, length
+and arithmetic. So no checkpoint, prompt or library ever finds another's vectors.
 """
 
 from __future__ import annotations
@@ -85,8 +86,9 @@ class VectorStore:
 def key_of(encoder: TextEncoder, folder: Folder) -> str:
     """The name of the folder of an encoder's vectors: another one for other weights or another arithmetic.
 
-    The fingerprint of a model on this machine covers its weights. A model behind an URL has only a name. So its vector
-    of one sentence is kept beside its other vectors, and compared: other weights give another vector.
+    The fingerprint of a model on this machine covers its weights. A model behind an URL has
+    only a name. So its vector of one sentence is kept beside its other vectors, and
+    compared: other weights give another vector.
     """
     key = f"{encoder.fingerprint}-{encoder.arithmetic}"
     if encoder.probe is None:

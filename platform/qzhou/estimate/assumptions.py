@@ -91,7 +91,5 @@ def _replaced(values: Mapping[str, Assumption], name: str, value: float) -> Assu
     enough = value >= 0 if may_be_zero else value > 0
     if not enough or value > (1 if is_share else math.inf) or value == math.inf:
         limits = ("0 or more" if may_be_zero else "above 0") + " and at most 1" * is_share
-        raise RecipeError(
-            f"command line: --assume {name} is {value:g}; it is a number {limits} ({unit})"
-        )
+        raise RecipeError(f"command line: --assume {name} is {value:g}; it is a number {limits} ({unit})")
     return dataclasses.replace(values[name], value=value, kind="given", source="command line")

@@ -1,7 +1,5 @@
 """What ``qzhou plan`` prints."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 
@@ -16,13 +14,11 @@ from qzhou.estimate.training_details import training_details
 WIDTH = 150  # where there is no terminal
 
 
-def print_plan(
-    recipe: Recipe, options: PlanOptions, synthesis_details: Callable[[Recipe], str]
-) -> None:
+def print_plan(recipe: Recipe, options: PlanOptions, synthesis_details: Callable[[Recipe], str]) -> None:
     """Print the plan of a run, or the details of one stage.
 
-    ``synthesis_details`` describes the requests of synthesis. It is passed in because only that
-    package knows the prompts, and packages of stages do not import each other.
+    ``synthesis_details`` describes the requests of synthesis. It is passed in because only
+    that package knows the prompts, and packages of stages do not import each other.
 
     Raises:
         RecipeError: An option is out of range, or a number of rows is not known.

@@ -1,7 +1,5 @@
 """GPUs, and machines that clouds rent, from ``hardware.toml``."""
 
-from __future__ import annotations
-
 import difflib
 import tomllib
 from collections.abc import Iterable

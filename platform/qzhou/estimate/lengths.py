@@ -1,7 +1,5 @@
 """How long the texts of a run are: counted in a sample of its examples where it has some, else assumed."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
@@ -40,8 +38,9 @@ class RunTexts:
 def texts_of(recipe: Recipe, options: PlanOptions) -> RunTexts:
     """The texts that training encodes, by dataset; the mean lengths of the options replace all others.
 
-    They are sampled from the output of mining, else from that of the transform, if the run lies in a
-    folder of this machine. Remote storage is left out: it may take a minute to answer.
+    They are sampled from the output of mining, else from that of the transform, if the run
+    lies in a folder of this machine. Remote storage is left out: it may take a minute to
+    answer.
     """
     query_tokens, document_tokens = options.mean_query_tokens, options.mean_document_tokens
     found = _sampled(recipe)

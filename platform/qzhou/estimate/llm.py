@@ -1,7 +1,5 @@
 """Tokens, price and speed of the LLM that synthesis asks."""
 
-from __future__ import annotations
-
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.estimate.assumptions import Assumptions
 
@@ -11,8 +9,8 @@ def llm_tokens(
 ) -> tuple[float, float]:
     """Tokens of all prompts and of all answers, where no run has counted them.
 
-    A prompt is the instructions and an example, and an answer is as long as the example; ``text`` is
-    the tokens of all these examples.
+    A prompt is the instructions and an example, and an answer is as long as the example;
+    ``text`` is the tokens of all these examples.
     """
     tries = 1.0
     if not settings.is_builtin and settings.parse_retries:

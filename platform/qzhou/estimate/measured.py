@@ -1,8 +1,8 @@
 """A finished run as a plan uses it: its rows, the tokens of its LLM, and a scale factor per stage.
 
-A factor is the measured time of a stage divided by what the table of assumptions predicts for that
-run. A larger run is predicted by the table times the factor, so the best run to measure is one whose
-work takes much longer than its start.
+A factor is the measured time of a stage divided by what the table of assumptions predicts
+for that run. A larger run is predicted by the table times the factor, so the best run to
+measure is one whose work takes much longer than its start.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ class MeasuredRun:
         """
         folder = Folder.open(uri.rstrip("/"))
         if not folder.exists(RECIPE):
-            raise DataError(
-                f"command line: --measured: {folder.uri} has no {RECIPE}; name the folder of a run"
-            )
+            raise DataError(f"command line: --measured: {folder.uri} has no {RECIPE}; name the folder of a run")
         files = RunFiles(folder)
         if TRANSFORM not in files.manifests:
             raise DataError(
@@ -88,9 +86,7 @@ class MeasuredRun:
         llm_tokens = self.llm_tokens(rows)
         return StageEstimator(self.recipe, rows, lengths, assumed, cluster, llm_tokens)
 
-    def scale(
-        self, stages: Sequence[Workload], plan: StageEstimator, own: StageEstimator
-    ) -> list[Workload]:
+    def scale(self, stages: Sequence[Workload], plan: StageEstimator, own: StageEstimator) -> list[Workload]:
         """The stages of a plan; their seconds are scaled where the run tells something of their machines.
 
         - On machines like the run's, and on others of the same kind: by the factor of the stage. The

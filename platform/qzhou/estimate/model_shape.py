@@ -1,7 +1,5 @@
 """The size of a transformer, from its config.json alone: no weights, no torch, no network."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 from collections.abc import Mapping
@@ -67,8 +65,8 @@ class ModelShape:
     def matrix_parameters(self) -> int:
         """Weights that every token is multiplied with.
 
-        The embedding is a look-up, an embedding model has no head over the vocabulary, and norms and
-        biases cost next to nothing. A pooler after the last layer is not used.
+        The embedding is a look-up, an embedding model has no head over the vocabulary, and
+        norms and biases cost next to nothing. A pooler after the last layer is not used.
         """
         return self.layers * sum(rows * columns for rows, columns in self.matrices)
 
@@ -107,8 +105,8 @@ def published_shapes() -> dict[str, ModelShape]:
 def shape_of(spec: str) -> ModelShape:
     """The shape of a model, named as in a recipe.
 
-    It comes from the config.json of a folder or of the hub's cache; nothing is downloaded. Without
-    one, it comes from a table of the published shapes of well-known models.
+    It comes from the config.json of a folder or of the hub's cache; nothing is downloaded.
+    Without one, it comes from a table of the published shapes of well-known models.
 
     Raises:
         ModelError: The size is not known here, or the kind of model is not.

@@ -1,7 +1,5 @@
 """The options of ``qzhou plan``."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """The plan of a run: the workload of every stage, their sums, and what they rest on."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 
@@ -104,8 +102,8 @@ def _start(cluster: ClusterSpec, assumed: Assumptions) -> Workload:
 def _serving(estimator: StageEstimator, mining: Workload) -> list[Workload]:
     """A million tokens and a million requests on one replica: one GPU, or this machine.
 
-    The trained backbone encodes as the teachers of mining do, with the factor of mining if it was
-    measured.
+    The trained backbone encodes as the teachers of mining do, with the factor of mining if
+    it was measured.
     """
     assumed, group = estimator.assumed, estimator.cluster.gpu
     tokens, replicas = assumed["request_tokens"], max(1, group.gpus)

@@ -1,7 +1,5 @@
 """How many rows each dataset has: raw, kept, held out, written by an LLM, trained on."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -72,10 +70,7 @@ def rows_of(
 def _transformed(
     recipe: Recipe, options: PlanOptions, assumed: Assumptions, measured: Mapping[str, TransformedRows]
 ) -> list[DatasetRows]:
-    known = {
-        one.name: measured.get(one.name) or _by_max_rows(one, options, assumed)
-        for one in recipe.datasets
-    }
+    known = {one.name: measured.get(one.name) or _by_max_rows(one, options, assumed) for one in recipe.datasets}
     raw = {name: one.raw if one else 0.0 for name, one in known.items()}
     unknown = [name for name, one in known.items() if one is None]
     total = sum(raw.values())
@@ -91,9 +86,7 @@ def _transformed(
     return [_one(one, raw[one.name], known[one.name], assumed) for one in recipe.datasets]
 
 
-def _by_max_rows(
-    dataset: Dataset, options: PlanOptions, assumed: Assumptions
-) -> TransformedRows | None:
+def _by_max_rows(dataset: Dataset, options: PlanOptions, assumed: Assumptions) -> TransformedRows | None:
     """The rows that ``max_rows`` of a dataset needs; None where it is not set, or ``--rows`` is given."""
     if dataset.max_rows is None or options.rows is not None:
         return None
@@ -104,9 +97,7 @@ def _by_max_rows(
     )
 
 
-def _one(
-    dataset: Dataset, raw: float, known: TransformedRows | None, assumed: Assumptions
-) -> DatasetRows:
+def _one(dataset: Dataset, raw: float, known: TransformedRows | None, assumed: Assumptions) -> DatasetRows:
     if known is None:
         kept = raw * assumed["kept_share"] * (1 - dataset.eval_fraction)
         held_out = min(raw, assumed["held_out_rows"]) if dataset.eval_fraction else 0.0
@@ -159,9 +150,7 @@ def requests_of(settings: SynthesisSection, name: str, task: Task, rows: float) 
     return {technique: count for technique, count in found.items() if count}
 
 
-def _shared(
-    total: int, requests: Sequence[Mapping[str, float]], kept: Sequence[float]
-) -> list[dict[str, float]]:
+def _shared(total: int, requests: Sequence[Mapping[str, float]], kept: Sequence[float]) -> list[dict[str, float]]:
     """So many requests in all, in the proportions of the recipe; else paraphrases of every dataset."""
     by_recipe = sum(sum(one.values()) for one in requests)
     if by_recipe:

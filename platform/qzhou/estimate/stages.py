@@ -11,8 +11,6 @@
 Workers, models and tasks of mteb also have a start, which does not grow with the rows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
@@ -33,15 +31,7 @@ from qzhou.estimate.training import (
     forward_flops,
 )
 from qzhou.estimate.workload import HOUR_S, Workload
-from qzhou.run.files import (
-    EVALUATION,
-    EXPORT,
-    MINING,
-    SYNTHESIS,
-    TRAINING_STAGE1,
-    TRAINING_STAGE2,
-    TRANSFORM,
-)
+from qzhou.run.files import EVALUATION, EXPORT, MINING, SYNTHESIS, TRAINING_STAGE1, TRAINING_STAGE2, TRANSFORM
 
 SEARCH_WIDTH = 384  # of the vectors that search was measured with
 OWN_MODELS = 3  # that evaluation scores besides those of the recipe: backbone and both stages
@@ -187,9 +177,7 @@ class StageEstimator:
                 vector_bytes += texts.texts * teacher.width * VECTOR_BYTES
         # query and positive are about one half of an example each, and so is a negative
         growth = 1 + self.recipe.mining.negatives_per_query / 2
-        examples = self._parquet_bytes(
-            lambda one: one.trained * (growth if one.task == "retrieval" else 1)
-        )
+        examples = self._parquet_bytes(lambda one: one.trained * (growth if one.task == "retrieval" else 1))
         flops = sum(forward_flops(teacher, encoded) for teacher in self.teachers)
         search_s /= _effective_cpus(self.cluster.gpu, self.assumed)
         start_s = self._load_s + self.assumed["stage_start_s"] if flops else 0.0
@@ -295,9 +283,7 @@ class StageEstimator:
         try:
             return shape_of(name)
         except ModelError:
-            self.notes.append(
-                f"the size of the teacher '{name}' is not known: counted as {LIKE_A_TEACHER}"
-            )
+            self.notes.append(f"the size of the teacher '{name}' is not known: counted as {LIKE_A_TEACHER}")
             return published_shapes()[LIKE_A_TEACHER]
 
     @property

@@ -1,7 +1,5 @@
 """A plan as people read it, and as JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -13,7 +11,9 @@ from qzhou.estimate.plan import GB, Plan
 from qzhou.estimate.workload import Workload
 
 MARKS = {"measured": "", "scaled": "~", "assumed": "*"}
-LEGEND = "Times: no mark: measured; ~ measured on other machines, scaled; * assumed, never measured on such machines."
+LEGEND = (
+    "Times: no mark: measured; ~ measured on other machines, scaled; * assumed, never measured on such machines."
+)
 COLUMNS = (
     "stage", "rows in", "rows out", "tokens", "FLOPs", "read", "written", "start", "time", "machines", "$",
 )  # fmt: skip
@@ -92,9 +92,7 @@ def _sentences(plan: Plan) -> list[str]:
         found.append(f"${plan.usd:,.0f} in all{spent}; {dearest.name} is {share:.0%} of it.")
     machines = {one.machine: None for one in (plan.cluster.cpu, plan.cluster.gpu) if one.machine}
     for machine in machines:
-        found.append(
-            f"{machine.name} ({machine.cloud}): list price ${machine.price:g}/h, read {machine.read}."
-        )
+        found.append(f"{machine.name} ({machine.cloud}): list price ${machine.price:g}/h, read {machine.read}.")
     month = ""
     if plan.storage_gb >= 1:
         month = f", ${plan.storage_usd:,.2f} a month in an object store"

@@ -1,22 +1,23 @@
 """What training costs: tokens, operations, GPU hours, memory. Arithmetic only, no torch.
 
-Letters in this file: P weights in matrix products, L layers, A width of attention (heads * head
-width), T tokens of a text.
+Letters in this file: P weights in matrix products, L layers, A width of attention (heads *
+head width), T tokens of a text.
 
 Operations of a text. A product of a [T, m] and an [m, n] matrix is 2 T m n operations, a
-multiplication and an addition for each; all weight matrices together are 2 P T. In each layer the
-queries meet the keys of the same text, [T, A] with [A, T], and the attention weights meet the
-values, [T, T] with [T, A]: 4 A T^2. A causal model computes the hidden half too, as soon as there
-is padding to mask. So
+multiplication and an addition for each; all weight matrices together are 2 P T. In each
+layer the queries meet the keys of the same text, [T, A] with [A, T], and the attention
+weights meet the values, [T, T] with [T, A]: 4 A T^2. A causal model computes the hidden
+half too, as soon as there is padding to mask. So
 
     forward = 2 P T + 4 L A T^2
 
-The backward pass makes two products of each, for the gradients of input and weight: with the
-forward pass 6 P T + 12 L A T^2. Frozen weights (LoRA) need the first of the two only, 2 P T less.
-Gradient checkpointing computes the forward pass again during the backward pass. Gradient caching
-(GradCache, arXiv:2101.06983) computes it once more before, for the texts whose activations a GPU
-does not hold; the more GPUs share a batch, the fewer these are. Softmax, norms, adapters, optimizer
-and loss are left out: they wait for memory, and the utilisation accounts for that.
+The backward pass makes two products of each, for the gradients of input and weight: with
+the forward pass 6 P T + 12 L A T^2. Frozen weights (LoRA) need the first of the two only, 2
+P T less. Gradient checkpointing computes the forward pass again during the backward pass.
+Gradient caching (GradCache, arXiv:2101.06983) computes it once more before, for the texts
+whose activations a GPU does not hold; the more GPUs share a batch, the fewer these are.
+Softmax, norms, adapters, optimizer and loss are left out: they wait for memory, and the
+utilisation accounts for that.
 """
 
 from __future__ import annotations
@@ -190,9 +191,7 @@ class TrainingStageCost:
 
     def flops_on(self, gpus: int) -> float:
         """Operations, with what gradient caching encodes twice."""
-        return sum(
-            one.count * self.method.flops(one.texts, twice=self._twice(one, gpus)) for one in self.steps
-        )
+        return sum(one.count * self.method.flops(one.texts, twice=self._twice(one, gpus)) for one in self.steps)
 
     def tokens_twice(self, gpus: int) -> float:
         """Tokens that gradient caching encodes twice."""
@@ -216,10 +215,7 @@ def expected_steps(
     retrieval = stage.steps * share // SHARE_UNIT  # the batch plan keeps to the share exactly
     kinds = {
         "retrieval": (retrieval, [one for one in datasets if one.task == "retrieval"]),
-        "pair or classification": (
-            stage.steps - retrieval,
-            [one for one in datasets if one.task != "retrieval"],
-        ),
+        "pair or classification": (stage.steps - retrieval, [one for one in datasets if one.task != "retrieval"]),
     }
     # dataset, and the steps or steps' worth of rows that it gives
     drawn: list[tuple[DatasetTexts, float]] = []
@@ -230,13 +226,9 @@ def expected_steps(
             )
         sizes = [1.0 if one.rows is None else float(one.rows) for one in group]
         weights = [size**training.sampling_alpha for size in sizes]
-        drawn += [
-            (one, count * weight / sum(weights)) for one, weight in zip(group, weights, strict=True)
-        ]
+        drawn += [(one, count * weight / sum(weights)) for one, weight in zip(group, weights, strict=True)]
     if training.grouping != "none":
-        return [
-            StepGroup(one.task, count, one.example * _batch_size(one, stage)) for one, count in drawn
-        ]
+        return [StepGroup(one.task, count, one.example * _batch_size(one, stage)) for one, count in drawn]
     only_pairs = all(one.task == "pair" for one in datasets)
     size = stage.cosent_batch_size if only_pairs else stage.batch_size
     mean = sum((one.example * (count / stage.steps) for one, count in drawn), EncodedTexts())
@@ -258,8 +250,9 @@ def gpu_hours(flops: float, *, gpu: Gpu, utilisation: float) -> float:
 class TrainingMemory:
     """What lies in a GPU's memory besides activations.
 
-    In bfloat16 a weight has 2 bytes, its gradient 2, and the optimizer 12: a float32 copy and the two
-    moments of Adam. In float32 they have 4, 4 and 8, for the weight is its own copy.
+    In bfloat16 a weight has 2 bytes, its gradient 2, and the optimizer 12: a float32 copy
+    and the two moments of Adam. In float32 they have 4, 4 and 8, for the weight is its own
+    copy.
 
     Attributes:
         parameters: All weights.

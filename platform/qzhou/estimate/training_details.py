@@ -1,7 +1,5 @@
 """The details of training: what a step computes, both training stages, and time and memory by number of GPUs."""
 
-from __future__ import annotations
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,13 +12,7 @@ from qzhou.estimate.lengths import texts_of
 from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.plan import GIB
 from qzhou.estimate.tables import duration, short
-from qzhou.estimate.training import (
-    TrainingMemory,
-    TrainingMethod,
-    TrainingStageCost,
-    expected_steps,
-    gpu_hours,
-)
+from qzhou.estimate.training import TrainingMemory, TrainingMethod, TrainingStageCost, expected_steps, gpu_hours
 from qzhou.estimate.workload import HOUR_S
 
 GPU_COUNTS = (8, 32, 64)

@@ -1,7 +1,5 @@
 """One stage of a plan: what it has to do, how long that takes, what it costs."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

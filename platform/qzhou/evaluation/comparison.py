@@ -88,8 +88,9 @@ def models_of(rows: Sequence[Row]) -> list[str]:
 def benchmark_means(rows: Sequence[Row], tasks: Sequence[EvalTask]) -> list[dict[str, Any]]:
     """For each benchmark that the recipe names, the means of our models beside published ones, in percent.
 
-    ``judged`` is the number of its tasks that have scores. A model has a mean where it has a score on every task,
-    because a mean over some of them is another number. Published means are left out where not all tasks have scores.
+    ``judged`` is the number of its tasks that have scores. A model has a mean where it has
+    a score on every task, because a mean over some of them is another number. Published
+    means are left out where not all tasks have scores.
     """
     published = tomllib.loads(PUBLISHED.read_text("utf-8"))
     return [
@@ -105,9 +106,7 @@ def _benchmark(
     inside = [row for row in rows if row.task in type_of]
     judged = {row.task for row in inside}
     types = published.get("types") or sorted({row.type for row in inside})
-    models = [
-        {"model": one, "ours": True, **_means(inside, one, types, type_of)} for one in models_of(inside)
-    ]
+    models = [{"model": one, "ours": True, **_means(inside, one, types, type_of)} for one in models_of(inside)]
     if judged == set(type_of) and len(type_of) == published.get("tasks"):
         for one, means in published["models"].items():
             by_type = dict(zip(types, means, strict=False))
@@ -117,9 +116,7 @@ def _benchmark(
     return {"benchmark": name, **sizes, "types": types, "models": models}
 
 
-def _means(
-    rows: Sequence[Row], model: str, types: Sequence[str], type_of: Mapping[str, str]
-) -> dict[str, Any]:
+def _means(rows: Sequence[Row], model: str, types: Sequence[str], type_of: Mapping[str, str]) -> dict[str, Any]:
     score = {row.task: row.score for row in rows if row.model == model}
     by_type = {}
     for one in types:

@@ -1,7 +1,5 @@
 """The release gate: least scores, and no regression against an earlier run, before a model may replace another."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -73,9 +71,7 @@ class Gate:
             now = TaskScore.read(files, STAGE2, task)
             if now is None or not now.undefined:
                 known = ", ".join(own) or "none"
-                raise RecipeError(
-                    f"--fail-below: '{task}' is no task that was judged; those are: {known}"
-                )
+                raise RecipeError(f"--fail-below: '{task}' is no task that was judged; those are: {known}")
             yield f"{task}: it has no score: {now.undefined}"
 
     def _worse(self, own: Mapping[str, Row], files: RunFiles, seed: int) -> list[str]:
@@ -125,17 +121,11 @@ def thresholds_of(text: str) -> dict[str, float]:
         except ValueError:
             task = ""
         if not task:
-            raise RecipeError(
-                f"command line: --fail-below: '{one}' is not TASK=SCORE, as in docs_search=0.6"
-            )
+            raise RecipeError(f"command line: --fail-below: '{one}' is not TASK=SCORE, as in docs_search=0.6")
         if task in found:
-            raise RecipeError(
-                f"command line: --fail-below names '{task}' twice: {found[task]:g} and {least:g}"
-            )
+            raise RecipeError(f"command line: --fail-below names '{task}' twice: {found[task]:g} and {least:g}")
         if not LOWEST <= least <= HIGHEST:
-            raise RecipeError(
-                f"command line: --fail-below: no score is {least:g}; they reach from -1 to 1"
-            )
+            raise RecipeError(f"command line: --fail-below: no score is {least:g}; they reach from -1 to 1")
         found[task] = least
     return found
 
@@ -154,9 +144,7 @@ def _other_run(name: str, run_folder: Folder) -> Folder:
     """The folder of another run that has scores."""
     place = Folder.open(name) if "/" in name else run_folder.parent / name
     if place.uri.rstrip("/") == run_folder.uri.rstrip("/"):
-        raise RecipeError(
-            f"--no-worse-than: {name} is this run itself, which is no worse whatever it is"
-        )
+        raise RecipeError(f"--no-worse-than: {name} is this run itself, which is no worse whatever it is")
     if not (place / SCORES / STAGE2).exists():
         raise DataError(
             f"--no-worse-than: {place.uri} holds no judged run; name the folder of a run for which `qzhou evaluate` "

@@ -1,7 +1,5 @@
 """95 % confidence intervals of means, shares and differences."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,9 +41,7 @@ def mean_decrease(before: Sequence[float], after: Sequence[float], comparisons: 
     return _of_test(value, confidence, ttest_ind, before, after, equal_var=False)
 
 
-def _of_test(
-    value: float, confidence: float, test: Callable[..., Any], *samples: Any, **options: Any
-) -> Interval:
+def _of_test(value: float, confidence: float, test: Callable[..., Any], *samples: Any, **options: Any) -> Interval:
     with warnings.catch_warnings():
         # SciPy warns of equal values, whose interval has no width.
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -77,8 +73,8 @@ def mean_of(found: Sequence[Interval]) -> Interval:
 def worst_case_interval(difference: float, n: int) -> Interval:
     """The widest interval of a difference of two scores of which only ``n`` is known.
 
-    Each score is a mean of ``n`` values from 0 to 1, whose variance is at most a quarter. On the same examples the
-    difference varies less.
+    Each score is a mean of ``n`` values from 0 to 1, whose variance is at most a quarter.
+    On the same examples the difference varies less.
     """
     half = Z * math.sqrt(0.5 / max(1, n))
     return Interval(difference, difference - half, difference + half)

@@ -1,7 +1,5 @@
 """The evaluation of a run: the stage, the tables that it prints, the report, and the gate at the end."""
 
-from __future__ import annotations
-
 from dataclasses import astuple
 
 from qzhou.config.recipe import Recipe
@@ -95,10 +93,7 @@ def _print_results(files: RunFiles) -> None:
     rows = rows_of(comparison)
     if rows:
         shown = table(rows, differences_of(comparison))
-        scores = [
-            {"task": row.task, "model": row.model, "metric": row.metric, "score": row.score}
-            for row in rows
-        ]
+        scores = [{"task": row.task, "model": row.model, "metric": row.metric, "score": row.score} for row in rows]
         print_block(f"\n{shown}\n", "evaluation", "scores", scores=scores)
     else:
         log_event(NOTHING_HELD_OUT, "nothing_held_out", level="warning")

@@ -1,7 +1,5 @@
 """The work of the evaluation stage: score every model on every task, compare the models, diagnose the run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -19,14 +17,7 @@ from qzhou.evaluation.comparison import (
     seen_and_unseen,
 )
 from qzhou.evaluation.diagnosis import Facts, diagnose
-from qzhou.evaluation.judge.model_specs import (
-    BACKBONE,
-    BM25,
-    STAGE1,
-    STAGE2,
-    ModelSpec,
-    models_to_score,
-)
+from qzhou.evaluation.judge.model_specs import BACKBONE, BM25, STAGE1, STAGE2, ModelSpec, models_to_score
 from qzhou.evaluation.judge.per_example_scores import paired_difference, score_interval
 from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
 from qzhou.evaluation.judge.work_queue import WorkQueue
@@ -90,9 +81,7 @@ def _undefined(results: Results) -> dict[str, str]:
     return found
 
 
-def _rows(
-    models: Sequence[ModelSpec], tasks: Sequence[EvalTask], scores: Scores, seed: int
-) -> list[Row]:
+def _rows(models: Sequence[ModelSpec], tasks: Sequence[EvalTask], scores: Scores, seed: int) -> list[Row]:
     """By task, for each its models in order; tasks of benchmarks come last."""
     found = []
     for task in sorted(tasks, key=lambda task: (bool(task.benchmarks), task.name)):

@@ -1,7 +1,5 @@
 """Whether the recipe is the one with which the run's models were made."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -50,7 +48,8 @@ def refuse_changed_settings(recipe: Recipe) -> None:
 def _changed(before: Any, now: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
     """Each changed setting with its old and new value.
 
-    A manifest leaves out the settings that only the speed of its stage depends on, so those may change.
+    A manifest leaves out the settings that only the speed of its stage depends on, so those
+    may change.
     """
     for key, old in before.items():
         if key in IGNORED:

@@ -1,7 +1,5 @@
 """The results of an experiment as a page that needs no network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from html import escape
 from typing import Any

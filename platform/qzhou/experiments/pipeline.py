@@ -44,26 +44,19 @@ QUIET = {
 def run_experiment(grid: TrialGrid) -> list[Comparison]:
     """Run every trial, compare, and leave ``results.json`` and ``results.html`` in the experiment's folder.
 
-    A trial is a run folder of its own. What two trials would make alike is made by one of them
-    (:mod:`qzhou.run.sharing`), and finished trials only say so: the same command goes on after any death.
+    A trial is a run folder of its own. What two trials would make alike is made by one of
+    them (:mod:`qzhou.run.sharing`), and finished trials only say so: the same command goes
+    on after any death.
 
     Raises:
         QzhouError: Trials failed; the others are finished and compared.
     """
-    resolve_all(
-        *{
-            name
-            for one in grid.trials
-            for name in (one.recipe.model.backbone, one.recipe.mining.teacher)
-        }
-    )
+    resolve_all(*{name for one in grid.trials for name in (one.recipe.model.backbone, one.recipe.mining.teacher)})
     folder = Folder.open(grid.storage).create()
     with session():
         failed = _run_trials(grid, folder)
     outcomes = [
-        Outcome.read(one.variant, one.seed, folder / one.name)
-        for one in grid.trials
-        if one.name not in failed
+        Outcome.read(one.variant, one.seed, folder / one.name) for one in grid.trials if one.name not in failed
     ]
     comparisons = compared(grid.experiment, outcomes)
     folder.write_json("results.json", as_json(grid.experiment, comparisons, outcomes))
@@ -81,8 +74,9 @@ def run_experiment(grid: TrialGrid) -> list[Comparison]:
 def max_parallel_trials(recipes: Sequence[Recipe], resources: Mapping[str, float]) -> int:
     """How many trials a cluster carries at the same time, at least one.
 
-    A stage takes its actors one by one, so two trials that both got half of what they need would wait for ever: a
-    trial begins only where there is room for the hungriest stage of every trial that runs.
+    A stage takes its actors one by one, so two trials that both got half of what they need
+    would wait for ever: a trial begins only where there is room for the hungriest stage of
+    every trial that runs.
 
     Args:
         recipes: Of all trials.
@@ -103,9 +97,7 @@ def max_parallel_trials(recipes: Sequence[Recipe], resources: Mapping[str, float
 def _run_trials(grid: TrialGrid, folder: Folder) -> dict[str, QzhouError]:
     """The error of each trial that failed, by the name of the trial."""
     recipes = {one.name: one.recipe for one in grid.trials}
-    most = grid.experiment.trials_at_once or max_parallel_trials(
-        list(recipes.values()), ray.cluster_resources()
-    )
+    most = grid.experiment.trials_at_once or max_parallel_trials(list(recipes.values()), ray.cluster_resources())
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     (folder / TUNE).delete()
@@ -148,14 +140,13 @@ class _Place:
             os.environ.setdefault(name, value)
 
 
-def _trial(
-    config: Mapping[str, Any], *, recipes: Mapping[str, Recipe], started_in: _Place
-) -> dict[str, str]:
+def _trial(config: Mapping[str, Any], *, recipes: Mapping[str, Recipe], started_in: _Place) -> dict[str, str]:
     """What Tune calls for a trial, in an actor.
 
-    The stages run in a process of their own, on the node that the command was given on, as for any job: in Tune's actor
-    they would not be in the main thread, and Ray would look for the CPUs of their tasks inside what Tune set aside for
-    the actor, which is nothing (Tune's placement groups capture what their actors start).
+    The stages run in a process of their own, on the node that the command was given on, as
+    for any job: in Tune's actor they would not be in the main thread, and Ray would look
+    for the CPUs of their tasks inside what Tune set aside for the actor, which is nothing
+    (Tune's placement groups capture what their actors start).
     """
     name = config["trial"]
     here = NodeAffinitySchedulingStrategy(started_in.node, soft=False)

@@ -50,9 +50,7 @@ class Outcome:
 
     def tasks(self, score: Score) -> list[str]:
         """The tasks that a score is the mean of."""
-        return sorted(
-            row.task for row in self.rows.values() if score.task == row.task or score.type == row.type
-        )
+        return sorted(row.task for row in self.rows.values() if score.task == row.task or score.type == row.type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +101,7 @@ def as_json(
             {
                 "variant": one.variant,
                 "seed": one.seed,
-                "scores": {
-                    row.task: {"metric": row.metric, "score": row.score} for row in one.rows.values()
-                },
+                "scores": {row.task: {"metric": row.metric, "score": row.score} for row in one.rows.values()},
             }
             for one in outcomes
         ],
@@ -136,11 +132,7 @@ def table(comparison: Comparison) -> str:
     seeds = max((len(line.scores) for line in comparison.lines), default=0)
     marks = "* leaves out zero; differences are paired by seed, and by item (bootstrap)"
     notes = [marks, *([] if seeds > 1 else [ONE_SEED])]
-    notes += [
-        f"{line.variant} {line.undefined}, so it has no mean"
-        for line in comparison.lines
-        if line.undefined
-    ]
+    notes += [f"{line.variant} {line.undefined}, so it has no mean" for line in comparison.lines if line.undefined]
     grid.caption, grid.caption_justify = "\n".join(notes), "left"
     return printed(grid)
 
@@ -163,20 +155,12 @@ def _compared(experiment: Experiment, score: Score, outcomes: Sequence[Outcome])
 
 
 def _line(
-    name: str,
-    own: Mapping[int, Outcome],
-    base: Mapping[int, Outcome],
-    score: Score,
-    tasks: Sequence[str],
+    name: str, own: Mapping[int, Outcome], base: Mapping[int, Outcome], score: Score, tasks: Sequence[str]
 ) -> Line:
-    scores = {
-        seed: _score(one, score) for seed, one in sorted(own.items()) if one.tasks(score) == tasks
-    }
+    scores = {seed: _score(one, score) for seed, one in sorted(own.items()) if one.tasks(score) == tasks}
     lacking = {task: [seed for seed in sorted(own) if task not in own[seed].rows] for task in tasks}
     if any(lacking.values()):
-        said = (
-            f"{task} (seed {', '.join(map(str, seeds))})" for task, seeds in lacking.items() if seeds
-        )
+        said = (f"{task} (seed {', '.join(map(str, seeds))})" for task, seeds in lacking.items() if seeds)
         return Line(name, scores, None, undefined=f"has no score on {', '.join(said)}")
     both = [seed for seed in scores if seed in base]
     spread = over_seeds(list(scores.values()))
@@ -202,8 +186,7 @@ def _by_items(own: Sequence[Outcome], base: Sequence[Outcome], score: Score) -> 
     if not all(set(tasks) <= set(one.items) for one in (*own, *base)):
         return None
     return pooled_difference(
-        [([one.items[task] for one in own], [one.items[task] for one in base]) for task in tasks],
-        seed=0,
+        [([one.items[task] for one in own], [one.items[task] for one in base]) for task in tasks], seed=0
     )
 
 

@@ -1,7 +1,5 @@
 """The experiment file: a recipe, seeds, variants, and the scores that are compared. Loads neither torch nor ray."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,9 +30,7 @@ Settings = dict[str, Any]
 class Score(Section):
     """What is compared: the main score of the trained model on a task, or its mean over all tasks of a type."""
 
-    task: str = Field(
-        "", description="A dataset that is held out, or a task of mteb that the recipe names."
-    )
+    task: str = Field("", description="A dataset that is held out, or a task of mteb that the recipe names.")
     type: str = Field("", description="mteb's: Retrieval, STS, ...")
 
     @property
@@ -53,9 +49,7 @@ class Variant(Section):
     """The recipe with some settings changed."""
 
     name: Annotated[str, Field(min_length=1)] = Field(description="In tables, plots and folders.")
-    settings: Settings = Field(
-        default_factory=dict, description="Dotted setting of the recipe -> value."
-    )
+    settings: Settings = Field(default_factory=dict, description="Dotted setting of the recipe -> value.")
     only_datasets: tuple[Name, ...] = Field(
         (), description="What is trained on; all datasets are judged all the same."
     )
@@ -72,15 +66,13 @@ class Experiment(Section):
     name: Name = Field(description="Folder of the experiment under the recipe's storage path.")
     recipe: str = Field("../quickstart.toml", description="Beside the experiment file.")
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
-        (1, 2, 3),
-        description="Of mined negatives and batches; what is held out does not depend on them.",
+        (1, 2, 3), description="Of mined negatives and batches; what is held out does not depend on them."
     )
     scores: Annotated[tuple[Score, ...], Field(min_length=1)]
     baseline: str = Field(description="The variant that the others are compared with.")
     settings: Settings = Field(default_factory=dict, description="Of all variants, as in a variant.")
     trials_at_once: AtLeastOne | None = Field(
-        None,
-        description="Default: as many as the cluster's CPUs and GPUs carry when the experiment starts.",
+        None, description="Default: as many as the cluster's CPUs and GPUs carry when the experiment starts."
     )
     variants: Annotated[tuple[Variant, ...], Field(min_length=2)]
 
@@ -127,17 +119,12 @@ class TrialGrid:
         ]
         if shared := {**_dotted(one.settings), **_dotted(self.overrides)}:
             said = (
-                f"{key} = {value if isinstance(value, str) else json.dumps(value)}"
-                for key, value in shared.items()
+                f"{key} = {value if isinstance(value, str) else json.dumps(value)}" for key, value in shared.items()
             )
             lines.append(f"  all: {'; '.join(said)}")
         for variant in one.variants:
-            changed = [
-                f"{key} = {json.dumps(value)}" for key, value in _dotted(variant.settings).items()
-            ]
-            changed += (
-                [f"trained on {', '.join(variant.only_datasets)}"] if variant.only_datasets else []
-            )
+            changed = [f"{key} = {json.dumps(value)}" for key, value in _dotted(variant.settings).items()]
+            changed += [f"trained on {', '.join(variant.only_datasets)}"] if variant.only_datasets else []
             mark = " (baseline)" if variant.name == one.baseline else ""
             lines.append(f"  {variant.name}{mark}: {'; '.join(changed) or 'the recipe as it is'}")
         return "\n".join([*lines, f"compared: {', '.join(score.label for score in one.scores)}"])
@@ -170,9 +157,7 @@ def load_experiment(
         if variant.only_datasets:
             changes = merged(changes, {"training": {"datasets": list(variant.only_datasets)}})
         place = f"{path}: variant '{variant.name}' of {source}"
-        found[variant.name] = parse_recipe(
-            merged(base, changes), place=place, folder=str(source.absolute().parent)
-        )
+        found[variant.name] = parse_recipe(merged(base, changes), place=place, folder=str(source.absolute().parent))
         _refuse_unknown_scores(experiment, found[variant.name], place)
     trials = [
         Trial(variant.name, seed, _of_trial(found[variant.name], experiment, variant, seed))
@@ -209,9 +194,7 @@ def _conflicts(experiment: Experiment) -> Iterator[str]:
         made[changes] = variant.name
     if len(set(experiment.seeds)) < len(experiment.seeds):
         yield f"seeds: {', '.join(map(str, experiment.seeds))} names one twice; name each once"
-    settings = {"settings": experiment.settings} | {
-        one.name: one.settings for one in experiment.variants
-    }
+    settings = {"settings": experiment.settings} | {one.name: one.settings for one in experiment.variants}
     for place, content in settings.items():
         for key in _dotted(content):
             if key.startswith(OWN):
@@ -240,9 +223,7 @@ def _refuse_overrides(experiment: Experiment, given: Mapping[str, Any]) -> None:
                 "experiment file instead"
             )
         if key.startswith(OWN) and key not in {"run.storage", "run.seed"}:
-            raise RecipeError(
-                f"command line: --{key} belongs to the experiment, which gives each trial its own"
-            )
+            raise RecipeError(f"command line: --{key} belongs to the experiment, which gives each trial its own")
 
 
 def _refuse_unknown_scores(experiment: Experiment, recipe: Recipe, place: str) -> None:
@@ -256,14 +237,10 @@ def _refuse_unknown_scores(experiment: Experiment, recipe: Recipe, place: str) -
         for kind in one.kinds
     }
     for score in experiment.scores:
-        name, names = (
-            (score.task, list(known)) if score.task else (score.type, sorted(set(known.values())))
-        )
+        name, names = (score.task, list(known)) if score.task else (score.type, sorted(set(known.values())))
         if name not in names:
             what = "is held out as a task" if score.task else "of the tasks is of the type"
-            raise RecipeError(
-                f"{place}: scores: none {what} '{name}'{nearest(name, names) if names else ''}"
-            )
+            raise RecipeError(f"{place}: scores: none {what} '{name}'{nearest(name, names) if names else ''}")
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,7 +258,5 @@ def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Tables as dotted keys."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= (
-            _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-        )
+        found |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return found

@@ -1,7 +1,5 @@
 """How far the scores of several seeds lie apart: Student's t."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -28,7 +26,8 @@ def over_seeds(values: Sequence[float]) -> Spread:
 
         mean +- t(0.975, n - 1) * s / sqrt(n)
 
-    with s the standard deviation (n - 1 in its denominator). It takes the scores of seeds as normally distributed.
+    with s the standard deviation (n - 1 in its denominator). It takes the scores of seeds
+    as normally distributed.
 
     Source: Student, The probable error of a mean (Biometrika, 1908).
     """

@@ -1,7 +1,5 @@
 """Several model folders or runs merged into one sentence-transformers folder (arithmetic: :mod:`.merge_weights`)."""
 
-from __future__ import annotations
-
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -44,12 +42,7 @@ NOT_COMPARED = {
     "max_window_layers", "pad_token_id", "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 # texts that two tokenizers must cut in the same way
-PROBES = (
-    "The quick brown FOX's tail",
-    "naïve cafés, übermäßig",
-    "今天天气很好。",
-    "x = f(1, 23);\n\treturn",
-)
+PROBES = ("The quick brown FOX's tail", "naïve cafés, übermäßig", "今天天气很好。", "x = f(1, 23);\n\treturn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +99,7 @@ def merge_models(
     """
     shares = _shares(names, weights, method)
     if prompts_of is not None and prompts_of not in names:
-        raise RecipeError(
-            f"--prompts-of is '{prompts_of}', which is none of the models: {', '.join(names)}"
-        )
+        raise RecipeError(f"--prompts-of is '{prompts_of}', which is none of the models: {', '.join(names)}")
     target = _new_folder(into, create=not dry_run)
     with ExitStack() as stack:
         sources = [_source(name, stack) for name in names]
@@ -118,9 +109,7 @@ def merge_models(
         for source, share in zip(sources, shares, strict=True):
             log_event(f"merge: {share:.4g} of {source.address}", "share", share=share)
         if dry_run:
-            line = (
-                f"merge: these can be merged into {target.uri} by {method}; nothing was read or written"
-            )
+            line = f"merge: these can be merged into {target.uri} by {method}; nothing was read or written"
             log_event(line, "can_be_merged")
             return
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -129,9 +118,7 @@ def merge_models(
         lowest = checked_parity(folder, name="the merged model", max_tokens=max_tokens)
         _write_origin(folder, sources, shares, method)
         _publish(folder, target)
-    line = (
-        f"merge: {target.uri}: SentenceTransformer and the encoder agree (lowest cosine {lowest:.6f})"
-    )
+    line = f"merge: {target.uri}: SentenceTransformer and the encoder agree (lowest cosine {lowest:.6f})"
     log_event(line, "merged", lowest_cosine=lowest)
 
 
@@ -225,11 +212,7 @@ def _traits(one: Source, other: Source) -> Iterator[tuple[str, object, object]]:
     yield "attention", attention[one.is_causal], attention[other.is_causal]
     yield "pooling", one.read_metadata.pooling, other.read_metadata.pooling
     switch = {None: None, False: "off", True: "on"}
-    yield (
-        "normalisation",
-        switch[one.read_metadata.is_normalised],
-        switch[other.read_metadata.is_normalised],
-    )
+    yield ("normalisation", switch[one.read_metadata.is_normalised], switch[other.read_metadata.is_normalised])
 
 
 def _tokenizer_difference(one: Any, other: Any) -> str | None:
@@ -294,15 +277,11 @@ def _save(sources: Sequence[Source], state: State, folder: Path, prompts: dict[s
     for source in sources:
         limits += [source.read_metadata.max_tokens, source.tokenizer.model_max_length]
     max_tokens = min(int(one) for one in limits if one is not None)
-    save_sentence_transformer(
-        found.model, found.tokenizer, folder, max_tokens=max_tokens, prompts=prompts
-    )
+    save_sentence_transformer(found.model, found.tokenizer, folder, max_tokens=max_tokens, prompts=prompts)
     return max_tokens
 
 
-def _write_origin(
-    folder: Path, sources: Sequence[Source], shares: Sequence[float], method: Method
-) -> None:
+def _write_origin(folder: Path, sources: Sequence[Source], shares: Sequence[float], method: Method) -> None:
     """Write ``merge.json``: what the model was made of."""
     models = [
         {

@@ -1,15 +1,15 @@
 """The weights of several models merged into one model's: averaged, or two models interpolated on a sphere.
 
-Models that were fine-tuned from one backbone lie in one basin of the loss, and what lies between them is often better
-than each: model soups (arXiv:2203.05482). Qwen3-Embedding interpolates checkpoints by slerp (arXiv:2506.05176; without
-it the 0.6B model loses 2.5 points of MTEB). EmbeddingGemma (arXiv:2509.20354) and llama-embed-nemotron-8b
+Models that were fine-tuned from one backbone lie in one basin of the loss, and what lies
+between them is often better than each: model soups (arXiv:2203.05482). Qwen3-Embedding
+interpolates checkpoints by slerp (arXiv:2506.05176; without it the 0.6B model loses 2.5
+points of MTEB). EmbeddingGemma (arXiv:2509.20354) and llama-embed-nemotron-8b
 (arXiv:2511.07025) average runs with different mixtures of data.
 
-Models are read one at a time into a running result, so memory holds the result and one model. Products are computed in
-float64 and the result is kept in float32: a model merged with itself is itself.
+Models are read one at a time into a running result, so memory holds the result and one
+model. Products are computed in float64 and the result is kept in float32: a model merged
+with itself is itself.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,8 +41,9 @@ def merge_states(
         models: Name for errors, and weights by name; read once, in order, and not kept.
         weights: One for each model, not negative; only their proportions matter.
         method: ``average``: sum of w_i x_i over sum of w_i. ``slerp``: :func:`slerp` of two models, tensor by tensor,
-            with t the second model's share. It takes exactly two models, because slerp of slerps depends on the
-            order in which three are named, and nobody has shown which order is right.
+            with t the second model's share. It takes exactly two models, because slerp of
+            slerps depends on the order in which three are named, and nobody has shown which
+            order is right.
 
     Raises:
         RecipeError: Weights without a positive sum, or not two models for slerp.
@@ -91,8 +92,9 @@ def slerp(one: Tensor, other: Tensor, t: float) -> Tensor:
 
         sin((1 - t) a) / sin(a) * one + sin(t a) / sin(a) * other,   a the angle between them
 
-    Between unit vectors the result is a unit vector; that of a straight line would be shorter. Without an angle (a
-    tensor of zeros, parallel or opposite tensors) it is the straight line. The result is float32 or wider.
+    Between unit vectors the result is a unit vector; that of a straight line would be
+    shorter. Without an angle (a tensor of zeros, parallel or opposite tensors) it is the
+    straight line. The result is float32 or wider.
 
     Args:
         one: The result at t = 0.
@@ -147,9 +149,7 @@ def _refuse_infinite(name: str, state: State) -> None:
     floats = {key: value for key, value in state.items() if value.is_floating_point()}
     bad = [key for key, value in floats.items() if not bool(value.isfinite().all())]
     if bad:
-        raise ModelError(
-            f"'{name}' has weights that are no numbers (NaN or infinite): {_some(bad)}. Leave it out."
-        )
+        raise ModelError(f"'{name}' has weights that are no numbers (NaN or infinite): {_some(bad)}. Leave it out.")
 
 
 def _refuse_other_weights(first: str, merged: State, name: str, state: State) -> None:
@@ -165,9 +165,7 @@ def _refuse_other_weights(first: str, merged: State, name: str, state: State) ->
                 f"'{name}'. Merge models of one backbone."
             )
         if not value.is_floating_point() and not torch.equal(value, merged[key]):
-            raise ModelError(
-                f"{key}, which cannot be averaged, is another in '{first}' than in '{name}'"
-            )
+            raise ModelError(f"{key}, which cannot be averaged, is another in '{first}' than in '{name}'")
 
 
 def _some(names: Sequence[str]) -> str:

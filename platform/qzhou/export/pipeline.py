@@ -1,7 +1,5 @@
 """The stage ``export``: the trained model as a sentence-transformers folder."""
 
-from __future__ import annotations
-
 import json
 
 from qzhou.config.recipe import Recipe

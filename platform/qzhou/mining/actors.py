@@ -1,6 +1,7 @@
 """The actors of mining: they encode chunks of texts, search a shard, score pairs. No ray in here.
 
-Only actors that need torch import it, when they need it: a search actor starts in a fraction of the time.
+Only actors that need torch import it, when they need it: a search actor starts in a
+fraction of the time.
 """
 
 from __future__ import annotations
@@ -154,9 +155,7 @@ class RerankActor:
                 )
             model = CrossEncoder(place, device=str(choose_device()), num_labels=1)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"mining.reranker '{spec}' cannot be loaded: {first_line(error)}"
-            ) from None
+            raise ModelError(f"mining.reranker '{spec}' cannot be loaded: {first_line(error)}") from None
         model.max_length = min(max_tokens, model.max_length or max_tokens)
         return model
 
@@ -164,7 +163,5 @@ class RerankActor:
         """How well each document answers its query, from 0 to 1 [len(pairs)]."""
         import torch
 
-        found = self._model.predict(
-            list(pairs), activation_fn=torch.nn.Sigmoid(), show_progress_bar=False
-        )
+        found = self._model.predict(list(pairs), activation_fn=torch.nn.Sigmoid(), show_progress_bar=False)
         return np.asarray(found, dtype=np.float32)

@@ -1,13 +1,13 @@
 """Candidates for an exact search on CPUs from products in bfloat16, with a bound that proves that none is missing.
 
-Processors that multiply in bfloat16 do so two to ten times faster than in float32 (LOG.md). Rounding changes a product
-of unit vectors by no more than the lengths of what it took from them. A document that is not among the candidates
-scores lower than the last one by more than that, or the query is searched again in float32: the result is float32's.
+Processors that multiply in bfloat16 do so two to ten times faster than in float32 (LOG.md).
+Rounding changes a product of unit vectors by no more than the lengths of what it took from
+them. A document that is not among the candidates scores lower than the last one by more
+than that, or the query is searched again in float32: the result is float32's.
 
-Shape letters in this file: N queries, M documents of a block, D embedding width, C candidates.
+Shape letters in this file: N queries, M documents of a block, D embedding width, C
+candidates.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,11 +39,7 @@ class Candidates:
 
 
 def bf16_prefilter(
-    query_ND: Floats,
-    blocks: Iterable[tuple[Ints, Floats]],
-    count: int,
-    *,
-    queries_at_once: int = QUERIES_AT_ONCE,
+    query_ND: Floats, blocks: Iterable[tuple[Ints, Floats]], count: int, *, queries_at_once: int = QUERIES_AT_ONCE
 ) -> Candidates:
     """The ``count`` documents that bfloat16 ranks first, for each query.
 
@@ -101,9 +97,9 @@ def _rounded(rows: Floats) -> tuple[Tensor, Tensor]:
 def _better(score_NM: Tensor, lowest_N1: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Scores and places of what may be among the best ``count``: all above ``lowest``, but no more than that many.
 
-    The best ``count`` lie in the ``count`` groups whose own best is highest, and most groups have nothing above what
-    earlier blocks had: only the others are looked at. A group is every so manieth document, which is how processors
-    take maxima fastest.
+    The best ``count`` lie in the ``count`` groups whose own best is highest, and most
+    groups have nothing above what earlier blocks had: only the others are looked at. A
+    group is every so manieth document, which is how processors take maxima fastest.
     """
     groups = score_NM.shape[1] // GROUP
     kept = min(count, score_NM.shape[1])

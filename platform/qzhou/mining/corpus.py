@@ -1,7 +1,5 @@
 """The texts of one retrieval dataset, where they lie: queries, and the documents among which negatives are mined."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,15 +12,7 @@ from qzhou.data.prompts import DeclaredPrompts, Prompt
 from qzhou.data.records import Document, Negative, RetrievalExample
 from qzhou.data.storage import Folder, count_rows, read_records, read_table, row_count, write_records
 from qzhou.encoder.vectors import CHUNK_ROWS
-from qzhou.mining.text_digests import (
-    Digests,
-    Groups,
-    Ints,
-    RelevantTexts,
-    RowLookup,
-    digests,
-    key_digests,
-)
+from qzhou.mining.text_digests import Digests, Groups, Ints, RelevantTexts, RowLookup, digests, key_digests
 
 SHOWN_EXAMPLES = 500  # whose given and written negatives are scored for the report
 EXAMPLES_AT_ONCE = 10_000
@@ -270,9 +260,7 @@ def _gathered(examples: Folder) -> _Gathered:
         text_P=_joined(texts),
         key_P=_joined(keys),
         owner_P=np.concatenate([np.empty(0, np.int64), *owners]),
-        groups=Groups(
-            _joined([one.query_N for one in groups]), _joined([one.origin_N for one in groups])
-        ),
+        groups=Groups(_joined([one.query_N for one in groups]), _joined([one.origin_N for one in groups])),
         shown=shown,
     )
 

@@ -1,7 +1,5 @@
 """Encoding on Ray Data: a pool of actors writes the vectors of each chunk of texts once, to shared storage."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import ray
@@ -17,11 +15,7 @@ from qzhou.telemetry.progress import progress
 
 
 def encoded(
-    recipe: Recipe,
-    teacher: str,
-    folder: Folder,
-    chunks: Sequence[Chunk],
-    actor: type[EncodeActor] = EncodeActor,
+    recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk], actor: type[EncodeActor] = EncodeActor
 ) -> list[str]:
     """The vector file of each chunk, below ``folder``; those that are there already are not encoded again.
 
@@ -78,9 +72,7 @@ def _pool(recipe: Recipe, chunks: int) -> ray.data.ActorPoolStrategy:
     kind = "GPU" if recipe.cluster.gpu else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
     if not there:
-        line = (
-            f"mining: encode: the cluster has no {kind} yet (cluster.gpu): waiting for a node with one"
-        )
+        line = f"mining: encode: the cluster has no {kind} yet (cluster.gpu): waiting for a node with one"
         log_event(line, "waits_for_node", level="warning", resource=kind)
     most = min(recipe.cluster.encode_workers, chunks)
     least = min(recipe.cluster.min_encode_workers or most, most, max(1, there))

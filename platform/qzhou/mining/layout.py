@@ -1,7 +1,5 @@
 """How the work of mining is cut up and who does it; nothing here changes a result. No ray in here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from qzhou.encoder.vectors import CHUNK_ROWS

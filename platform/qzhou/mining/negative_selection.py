@@ -3,8 +3,6 @@
 Shape letters in this file: N queries, K ranks, T teachers.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -26,10 +24,14 @@ class Ranking:
         score_NK: How well each document fits the query (a cosine, or a reranker's score), the teacher's best document
             first; -inf where there is none.
         row_NK: Row of the corpus.
-        key_NK: Key digest of the document; the draw depends on it, not on its place in the corpus.
-        is_positive_NK: Whether the document is relevant to the query: by id or by normalised text.
-        is_own_NK: Whether it is one of the query's negatives already; counted among the ranks, never chosen.
-        is_repeat_NK: Whether the document says the same as a positive; counted among the ranks, never chosen.
+        key_NK: Key digest of the document; the draw depends on it, not on its place in the
+            corpus.
+        is_positive_NK: Whether the document is relevant to the query: by id or by
+            normalised text.
+        is_own_NK: Whether it is one of the query's negatives already; counted among the
+            ranks, never chosen.
+        is_repeat_NK: Whether the document says the same as a positive; counted among the
+            ranks, never chosen.
         positive_score_N: The lowest score of one of the query's positives.
     """
 
@@ -81,14 +83,16 @@ def _is_candidate(ranking: Ranking, first: int, last: int) -> Bools:
 def max_negative_score(positive_score_N: Floats, mining: MiningSection) -> Floats:
     """The score that a negative must stay below [N].
 
-    It is ``p - (1 - positive_ratio) * |p|`` with p the positive's score, which equals ``positive_ratio * p`` for p > 0
-    and stays below p for a negative score too; and ``p - margin``, whichever is lower; infinite without either.
+    It is ``p - (1 - positive_ratio) * |p|`` with p the positive's score, which equals
+    ``positive_ratio * p`` for p > 0 and stays below p for a negative score too; and ``p -
+    margin``, whichever is lower; infinite without either.
 
     Args:
         positive_score_N: The lowest score of each query's positives.
         mining: Of the recipe.
 
-    Source: ratio and margin: TopK-PercPos and TopK-MarginPos, NV-Retriever (arXiv:2407.15831).
+    Source: ratio and margin: TopK-PercPos and TopK-MarginPos, NV-Retriever
+        (arXiv:2407.15831).
     """
     limits: list[np.ndarray] = [np.full_like(positive_score_N, np.inf)]
     if mining.positive_ratio is not None:
@@ -101,9 +105,10 @@ def max_negative_score(positive_score_N: Floats, mining: MiningSection) -> Float
 def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: MiningSection) -> Selection:
     """Choose up to ``mining.negatives_per_query`` negatives per query from a window of ranks.
 
-    Inside the window a document must score below :func:`ceiling`, and between ``min_score`` and ``max_score``. The
-    others are drawn from, uniformly or by softmax; the draw depends on the query's key and the document alone.
-    Each of several teachers has a window of its own, and what one of them refuses none may choose.
+    Inside the window a document must score below :func:`ceiling`, and between ``min_score``
+    and ``max_score``. The others are drawn from, uniformly or by softmax; the draw depends
+    on the query's key and the document alone. Each of several teachers has a window of its
+    own, and what one of them refuses none may choose.
 
     Args:
         rankings: Of the same queries, one for each teacher.
@@ -114,10 +119,7 @@ def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: Mining
     """
     rejected: Counter[str] = Counter()
     allowed = [_allowed(ranking, mining, rejected) for ranking in rankings]
-    refused = [
-        _is_candidate(one, 1, mining.rank_to) & ~fine
-        for one, fine in zip(rankings, allowed, strict=True)
-    ]
+    refused = [_is_candidate(one, 1, mining.rank_to) & ~fine for one, fine in zip(rankings, allowed, strict=True)]
     for number, ranking in enumerate(rankings):
         for other, rival in enumerate(rankings):
             if other != number:
@@ -153,8 +155,7 @@ def _allowed(ranking: Ranking, mining: MiningSection, rejected: Counter[str]) ->
     criteria = {
         "is a negative already": ranking.is_own_NK,
         "repeats a positive": ranking.is_repeat_NK,
-        "too close to the positive": score_NK
-        >= max_negative_score(ranking.positive_score_N, mining)[:, None],
+        "too close to the positive": score_NK >= max_negative_score(ranking.positive_score_N, mining)[:, None],
         "above max_score": score_NK > (np.inf if mining.max_score is None else mining.max_score),
         "below min_score": score_NK < (-np.inf if mining.min_score is None else mining.min_score),
     }
@@ -164,13 +165,11 @@ def _allowed(ranking: Ranking, mining: MiningSection, rejected: Counter[str]) ->
     return left
 
 
-def leave_one_out_false_negatives(
-    ranking: Ranking, second_score_N: Floats, mining: MiningSection
-) -> Bools:
+def leave_one_out_false_negatives(ranking: Ranking, second_score_N: Floats, mining: MiningSection) -> Bools:
     """Which positives would qualify as negatives, if they were not known to be relevant [N, K].
 
-    Each is left out alone; the others give the positive's score. The share of positives that qualify estimates how many
-    unknown positives the criteria let in.
+    Each is left out alone; the others give the positive's score. The share of positives
+    that qualify estimates how many unknown positives the criteria let in.
 
     Args:
         ranking: Of one teacher.
@@ -246,9 +245,7 @@ def is_consistent(ranking: Ranking, *, top_k: int) -> Bools:
     return np.asarray(better.sum(axis=1) < top_k)
 
 
-def _order(
-    rankings: Sequence[Ranking], allowed: Sequence[Bools], key_N: Digests, mining: MiningSection
-) -> Floats:
+def _order(rankings: Sequence[Ranking], allowed: Sequence[Bools], key_N: Digests, mining: MiningSection) -> Floats:
     """A number by which candidates are drawn, the smallest first [N, T * K]."""
     by_rank = len(rankings) > 1 and not mining.reranker  # teachers' cosines cannot be compared
     orders = [_drawn(ranking, key_N, mining, by_rank) for ranking in rankings]

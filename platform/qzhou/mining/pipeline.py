@@ -1,7 +1,5 @@
 """The mining stage on Ray: encode every text once, search, select, write."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -31,13 +29,7 @@ from qzhou.mining.negative_selection import (
 from qzhou.mining.query_block import Queries, depth_of, inconsistent, ranking_of, reranked
 from qzhou.mining.report import Report, sentence
 from qzhou.mining.shard import EXACT, Shard, VectorFile
-from qzhou.mining.sharded_index import (
-    PendingSearch,
-    RerankerPool,
-    ShardedIndex,
-    actor_resources,
-    shards_of,
-)
+from qzhou.mining.sharded_index import PendingSearch, RerankerPool, ShardedIndex, actor_resources, shards_of
 from qzhou.mining.text_digests import Bools, Floats, Ints, is_among
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
@@ -96,8 +88,7 @@ def _work(run: Run, folder: Folder, layout: Layout) -> dict[str, int]:
         names = (source / "retrieval").folders()
         corpora = [_prepared(run, folder, name, layout) for name in names]
         vectors = [
-            _vectors(recipe, teacher, folder / "embeddings", corpora, layout)
-            for teacher in recipe.mining.teachers
+            _vectors(recipe, teacher, folder / "embeddings", corpora, layout) for teacher in recipe.mining.teachers
         ]
         reports = {}
         for corpus, *own in zip(corpora, *vectors, strict=True):
@@ -114,12 +105,7 @@ def _prepared(run: Run, folder: Folder, name: str, layout: Layout) -> Corpus:
     known = ray.get([describe.remote(corpus, file) for file in corpus.files(".parquet")])
     examples = run.folder / "synthesis" / "examples" / "retrieval" / name
     return prepared(
-        run.recipe.dataset(name),
-        examples,
-        corpus,
-        folder / "documents" / name,
-        known,
-        chunk_rows=layout.chunk_rows,
+        run.recipe.dataset(name), examples, corpus, folder / "documents" / name, known, chunk_rows=layout.chunk_rows
     )
 
 
@@ -153,12 +139,7 @@ class _Miner:
     """Mines one dataset, block by block."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        folder: Folder,
-        corpus: Corpus,
-        vectors: Sequence[_Vectors],
-        layout: Layout,
+        self, recipe: Recipe, folder: Folder, corpus: Corpus, vectors: Sequence[_Vectors], layout: Layout
     ) -> None:
         self._recipe, self._mining, self._layout = recipe, recipe.mining, layout
         self._folder, self._corpus, self._vectors = folder, corpus, vectors
@@ -235,9 +216,7 @@ class _Miner:
         mining = self._mining
         closest = mining.max_positive_cosine
         # the first teacher's positives are the ones that the report speaks of
-        found = [
-            ranking_of(self._corpus, queries, one.block, one.result(), closest) for one in searches
-        ]
+        found = [ranking_of(self._corpus, queries, one.block, one.result(), closest) for one in searches]
         rankings, second_N = [ranking for ranking, _ in found], found[0][1]
         keep_N = np.ones(len(queries.examples), dtype=bool)
         if mining.consistency_top_k is not None:
@@ -252,9 +231,7 @@ class _Miner:
         self._note_scores(rankings[0], second_N, queries)
         return examples
 
-    def _combined(
-        self, queries: Queries, selection: Selection, keep_N: Bools
-    ) -> list[RetrievalExample]:
+    def _combined(self, queries: Queries, selection: Selection, keep_N: Bools) -> list[RetrievalExample]:
         rows = np.array([row for rows in selection.rows for row in rows], dtype=np.int64)
         texts = iter(self._texts(rows))
         count, found = self._mining.negatives_per_query, []

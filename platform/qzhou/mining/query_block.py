@@ -1,6 +1,7 @@
 """A block of queries: its relevant texts, its rankings after the search, its reranking. No ray in here.
 
-Shape letters in this file: N queries, K ranks, P positives, E (query, relevant text) pairs, G negatives that are kept.
+Shape letters in this file: N queries, K ranks, P positives, E (query, relevant text) pairs,
+G negatives that are kept.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ def reranked(
 ) -> tuple[list[Ranking], Floats]:
     """The rankings with a reranker's scores in place of the teachers', and the second lowest of the positives [N].
 
-    The reranker reads every candidate inside a window and every relevant text that was found, each pair once.
+    The reranker reads every candidate inside a window and every relevant text that was
+    found, each pair once.
 
     Args:
         rankings: Of the same queries, one for each teacher.

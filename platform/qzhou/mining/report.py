@@ -3,8 +3,6 @@
 Shape letters in this file: N queries, K ranks.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,9 +32,7 @@ class Report:
         self._examples: list[dict[str, Any]] = []
         self._recall: float | None = None
 
-    def add(
-        self, examples: Sequence[RetrievalExample], rejected: Mapping[str, int], inconsistent: int
-    ) -> None:
+    def add(self, examples: Sequence[RetrievalExample], rejected: Mapping[str, int], inconsistent: int) -> None:
         """Count the examples of a block.
 
         Args:
@@ -83,9 +79,7 @@ class Report:
             "queries": self._queries,
             "inconsistent": self._inconsistent,
             "negatives": dict(self._origins),
-            "queries by number of negatives": {
-                str(size): count for size, count in sorted(self._sizes.items())
-            },
+            "queries by number of negatives": {str(size): count for size, count in sorted(self._sizes.items())},
             "rejected": dict(self._rejected),
             "mean positive score": self._mean("positive"),
             "mean mined score": self._mean("mined"),

@@ -1,9 +1,10 @@
 """Nearest documents by cosine among a part of a corpus, read from its vector files. No ray in here.
 
-Scores are always exact: what the index ranks first is scored again from the vectors themselves, so that neither the
-number of shards nor half precision changes one.
+Scores are always exact: what the index ranks first is scored again from the vectors
+themselves, so that neither the number of shards nor half precision changes one.
 
-Shape letters in this file: N queries, P positives of theirs, M documents, D embedding width, K ranks.
+Shape letters in this file: N queries, P positives of theirs, M documents, D embedding
+width, K ranks.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class ExactSearch:
         block_bytes: Document vectors that are searched at once.
         prefilters: Whether a CPU takes candidates from products in bfloat16; instructions for it make them twice as
             fast and more (LOG.md).
-        least_products: Of queries and documents; a prefilter for fewer is not worth the import of torch.
+        least_products: Of queries and documents; a prefilter for fewer is not worth the
+            import of torch.
         spare: Candidates beyond the ranks asked for; more prove more and cost more.
         queries_at_once: Their products with a block of documents are in memory together.
     """
@@ -108,7 +110,8 @@ class ExactSearch:
 class Shard:
     """Consecutive vector files of a corpus.
 
-    An exact search streams them, whatever their size; an approximate index is built once and held in memory.
+    An exact search streams them, whatever their size; an approximate index is built once
+    and held in memory.
 
     Args:
         folder: Where the files are; remote ones are copied to this machine once.
@@ -187,10 +190,7 @@ class Shard:
 
         settings = self._exact_search
         candidates = bf16_prefilter(
-            block.query_ND,
-            self._blocks(),
-            count + settings.spare,
-            queries_at_once=settings.queries_at_once,
+            block.query_ND, self._blocks(), count + settings.spare, queries_at_once=settings.queries_at_once
         )
         found = self._scored(block, candidates.row_NC, count)
         open_N = np.flatnonzero(found.score_NK[:, -1] <= candidates.outside_N)
@@ -218,9 +218,7 @@ class Shard:
 
     def _nearest(self, query_ND: Floats, document_MD: Floats, count: int) -> tuple[Floats, Ints]:
         if self._gpu is None:
-            found: tuple[Floats, Ints] = faiss.knn(
-                query_ND, document_MD, count, metric=faiss.METRIC_INNER_PRODUCT
-            )
+            found: tuple[Floats, Ints] = faiss.knn(query_ND, document_MD, count, metric=faiss.METRIC_INNER_PRODUCT)
             return found
         score, row = faiss.knn_gpu(
             self._gpu,
@@ -254,7 +252,8 @@ class Shard:
     def _cosines(self, vector_XD: Floats, which_J: Ints, row_J: Ints) -> Floats:
         """Cosines of pairs: row ``which_J[j]`` of some vectors and document ``row_J[j]``; -inf where that is -1.
 
-        FAISS takes each product by itself, from where the vectors lie: none depends on what else is asked.
+        FAISS takes each product by itself, from where the vectors lie: none depends on what
+        else is asked.
         """
         found = np.full(len(row_J), -np.inf, dtype=np.float32)
         vector_XD = np.ascontiguousarray(vector_XD, dtype=np.float32)
@@ -342,8 +341,5 @@ def divided(files: Sequence[VectorFile], shards: int) -> list[list[VectorFile]]:
 
 def recall(found_NK: Ints, exact_NK: Ints) -> float:
     """The share of the exact nearest documents that a search found."""
-    there = [
-        len(set(found.tolist()) & set(best.tolist()))
-        for found, best in zip(found_NK, exact_NK, strict=True)
-    ]
+    there = [len(set(found.tolist()) & set(best.tolist())) for found, best in zip(found_NK, exact_NK, strict=True)]
     return float(np.sum(there)) / max(1, exact_NK.size)

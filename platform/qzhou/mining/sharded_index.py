@@ -1,7 +1,5 @@
 """Search and reranking on Ray: actors that each hold a shard of a corpus, or a reranker."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -46,8 +44,9 @@ def shards_of(
 def actor_resources(recipe: Recipe, actors: int) -> dict[str, Any]:
     """The resources of each of so many actors: next to nothing of a CPU, and its part of a GPU with ``cluster.gpu``.
 
-    They all run at the same time, and for one that finds no room the stage would wait without end. They ask for a
-    little of a CPU, so that none is placed on a head node that offers nothing.
+    They all run at the same time, and for one that finds no room the stage would wait
+    without end. They ask for a little of a CPU, so that none is placed on a head node that
+    offers nothing.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     wanted = resources_for(recipe, "mining").options
@@ -110,9 +109,7 @@ class ShardedIndex:
             own = copies[(copies >= shard[0].first) & (copies < shard[-1].first + shard[-1].rows)]
             self._actors.append(made.remote(folder, shard, index, mining.index_parameters, own))
 
-    def search(
-        self, query_ND: Floats, positive_row_P: Ints, owner_P: Ints, count: int
-    ) -> PendingSearch:
+    def search(self, query_ND: Floats, positive_row_P: Ints, owner_P: Ints, count: int) -> PendingSearch:
         """A search that has begun.
 
         Args:
@@ -141,8 +138,7 @@ class ShardedIndex:
         """The share of the exact nearest documents that the index finds."""
         block = ray.put(QueryBlock(query_ND, query_ND[:0], np.empty(0, np.int64)))
         parts = [
-            [actor.search.remote(block, count, exactly) for actor in self._actors]
-            for exactly in (False, True)
+            [actor.search.remote(block, count, exactly) for actor in self._actors] for exactly in (False, True)
         ]
         found, exact = (SearchResult.merged(ray.get(part), count) for part in parts)
         return recall(np.where(found.score_NK > -np.inf, found.row_NK, -1), exact.row_NK)

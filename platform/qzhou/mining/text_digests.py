@@ -1,6 +1,7 @@
 """Which texts are the same and which are relevant to a query, for millions of rows: 64-bit digests, sorted.
 
-Shape letters in this file: P positives of a dataset, N queries of a block, E (query, text) pairs of a block.
+Shape letters in this file: P positives of a dataset, N queries of a block, E (query, text)
+pairs of a block.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 def digests(texts: Iterable[str]) -> Digests:
     """64 bits of each text; two different ones among a hundred million are equal with odds of 1 to 3,700."""
-    found = [
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts
-    ]
+    found = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts]
     return np.frombuffer(b"".join(found), dtype=np.uint64)
 
 
@@ -57,8 +56,8 @@ class Groups:
 class RelevantTexts:
     """The texts relevant to each query of a dataset: its own positives, its relatives', and those of an equal query.
 
-    This is :func:`qzhou.data.records.relevant_keys` for millions of queries: 32 bytes for each positive instead of
-    sets of texts.
+    This is :func:`qzhou.data.records.relevant_keys` for millions of queries: 32 bytes for
+    each positive instead of sets of texts.
 
     Args:
         groups: Of all queries.

@@ -1,13 +1,12 @@
 """The version of a stage's code: what it computes, not how its source text reads.
 
-A stage names the modules that do its work. Their import closure inside the package is parsed, and
-each module is hashed as a syntax tree without what cannot change a result: comments, layout,
-docstrings, log lines, the messages of errors, and the declarations of the recipe's settings, whose
-values are part of the fingerprint by themselves. A corrected sentence therefore leaves a finished
-stage valid, and a changed constant anywhere in the closure does not.
+A stage names the modules that do its work. Their import closure inside the package is
+parsed, and each module is hashed as a syntax tree without what cannot change a result:
+comments, layout, docstrings, log lines, the messages of errors, and the declarations of the
+recipe's settings, whose values are part of the fingerprint by themselves. A corrected
+sentence therefore leaves a finished stage valid, and a changed constant anywhere in the
+closure does not.
 """
-
-from __future__ import annotations
 
 import ast
 import functools
@@ -29,9 +28,7 @@ LOG_CALLS = frozenset(("log_event", "print_block"))
 VALIDATORS = frozenset(("field_validator", "model_validator"))
 
 
-def code_of_stage(
-    modules: Sequence[str], *, without: Sequence[str] = (), root: Path = ROOT
-) -> dict[str, str]:
+def code_of_stage(modules: Sequence[str], *, without: Sequence[str] = (), root: Path = ROOT) -> dict[str, str]:
     """Digests of everything that a stage's code consists of.
 
     Args:
@@ -129,10 +126,7 @@ def _data_files(modules: Mapping[str, str], root: Path) -> dict[str, str]:
     """Digests of the data files that lie in the packages of some modules, or in folders below without code."""
     folders = {path.parent for name in modules if (path := _source(name, root)) and path.parent != root}
     folders |= {
-        inner
-        for folder in folders
-        for inner in folder.iterdir()
-        if inner.is_dir() and not any(inner.glob("*.py"))
+        inner for folder in folders for inner in folder.iterdir() if inner.is_dir() and not any(inner.glob("*.py"))
     }
     files = (path for folder in folders for path in folder.iterdir() if path.suffix in DATA_FILES)
     return {path.relative_to(root).as_posix(): digest(path.read_text("utf-8")) for path in files}

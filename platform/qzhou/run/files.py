@@ -1,7 +1,5 @@
 """What the stages left in a run folder, for everything that reads a run: reports, diagnosis, gate, estimates."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -112,9 +110,7 @@ class RunFiles:
         """The stages that a finished stage has read and that have run again since."""
         manifest = self.manifests.get(stage)
         inputs = manifest.inputs.items() if manifest is not None else ()
-        return [
-            TRAINING_STAGES.get(name, name) for name, value in inputs if self.is_outdated(name, value)
-        ]
+        return [TRAINING_STAGES.get(name, name) for name, value in inputs if self.is_outdated(name, value)]
 
     def _json(self, name: str) -> Content:
         found: Content = self.folder.read_json(name) if self.folder.exists(name) else {}

@@ -1,11 +1,10 @@
 """The lock of a run: one process at a time works on it.
 
-On a filesystem (a disk, NFS, EFS, Lustre) it is a file lock, which ends with its process. Object stores have no locks.
-There the process that works on the run writes a heartbeat, and a second process watches for longer than one interval
-before it takes over. No clocks are compared.
+On a filesystem (a disk, NFS, EFS, Lustre) it is a file lock, which ends with its process.
+Object stores have no locks. There the process that works on the run writes a heartbeat, and
+a second process watches for longer than one interval before it takes over. No clocks are
+compared.
 """
-
-from __future__ import annotations
 
 import os
 import socket

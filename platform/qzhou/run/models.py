@@ -1,7 +1,5 @@
 """Where a model's files are, and which ones: no torch, so that an unchanged stage is skipped at once."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import re
@@ -12,8 +10,7 @@ from qzhou.errors import ModelError
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MODEL_NAME_HELP = (
-    "Name a folder with config.json, a hub id like 'Qwen/Qwen2.5-7B-Instruct', "
-    "or package:<import name>/<folder>."
+    "Name a folder with config.json, a hub id like 'Qwen/Qwen2.5-7B-Instruct', or package:<import name>/<folder>."
 )
 PARTS, PART_BYTES = 256, 16_384
 
@@ -55,7 +52,8 @@ def resolve_all(*specs: str) -> None:
 def weights_fingerprint(spec: str) -> str:
     """Changes when a model's files do, wherever they lie; the name itself of what is not a folder.
 
-    Of large files some thousand bytes here and there are read: training changes every weight.
+    Of large files some thousand bytes here and there are read: training changes every
+    weight.
 
     Raises:
         ModelError: There is no such model.
@@ -66,9 +64,7 @@ def weights_fingerprint(spec: str) -> str:
     if place == spec and not Path(place).exists():
         return spec
     files = sorted(path for path in Path(place).rglob("*") if path.is_file())
-    return digest(
-        [[path.relative_to(place).as_posix(), path.stat().st_size, _sampled(path)] for path in files]
-    )
+    return digest([[path.relative_to(place).as_posix(), path.stat().st_size, _sampled(path)] for path in files])
 
 
 def _sampled(path: Path) -> str:

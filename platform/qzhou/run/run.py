@@ -1,9 +1,9 @@
 """A run is a folder; a stage that is finished and unchanged is skipped.
 
-A stage's fingerprint covers its settings, its code (:mod:`qzhou.run.code`) and the fingerprints of
-its inputs. An equal fingerprint skips the stage with one line. Otherwise its old output moves to
-``stale/`` and is never mixed with the new. A stage that died starts again with what it had
-finished.
+A stage's fingerprint covers its settings, its code (:mod:`qzhou.run.code`) and the
+fingerprints of its inputs. An equal fingerprint skips the stage with one line. Otherwise
+its old output moves to ``stale/`` and is never mixed with the new. A stage that died starts
+again with what it had finished.
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def accept_stages(names: Iterable[str]) -> None:
         place = EXPORT if name == "export" else name
         found = [stage for stage in COMMANDS if place in (stage, stage.partition("/")[0])]
         if not found:
-            raise RecipeError(
-                f"command line: --keep {name}: there is no such stage; known: {', '.join(COMMANDS)}"
-            )
+            raise RecipeError(f"command line: --keep {name}: there is no such stage; known: {', '.join(COMMANDS)}")
         _accepted.update(found)
 
 
@@ -229,9 +227,7 @@ class Run:
         """Move the newest finished output of a stage back from ``stale/``, if there is one."""
         stale = self.folder / STALE
         prefix = f"{name.replace('/', '-')}-"
-        aside = (
-            sorted(one for one in stale.folders() if one.startswith(prefix)) if stale.exists() else []
-        )
+        aside = sorted(one for one in stale.folders() if one.startswith(prefix)) if stale.exists() else []
         finished = [one for one in aside if (stale / one).exists(MANIFEST)]
         if finished:
             if folder.exists():
@@ -250,9 +246,7 @@ class Run:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         return self.folder / STALE / f"{name.replace('/', '-')}-{stamp}"
 
-    def _make_room(
-        self, folder: Folder, stage: Stage, parts: FingerprintInputs, finished: Manifest | None
-    ) -> None:
+    def _make_room(self, folder: Folder, stage: Stage, parts: FingerprintInputs, finished: Manifest | None) -> None:
         """Move a stale folder aside; leave one that the same work has begun."""
         if not folder.exists():
             return

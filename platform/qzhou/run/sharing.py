@@ -1,11 +1,10 @@
 """What runs under one storage path have in common: a stage that one has finished need not be made by another.
 
-The settings, the inputs and the code of a stage are its fingerprint, and what it makes follows from them, whichever run
-makes it. So another run's files are taken over (:meth:`qzhou.data.storage.Folder.link_to`), and each run remains a
-folder that is whole by itself: it can be read, moved and deleted as if it had made everything.
+The settings, the inputs and the code of a stage are its fingerprint, and what it makes
+follows from them, whichever run makes it. So another run's files are taken over
+(:meth:`qzhou.data.storage.Folder.link_to`), and each run remains a folder that is whole by
+itself: it can be read, moved and deleted as if it had made everything.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
@@ -27,8 +26,9 @@ ONLY_FOR_RESUMING = ("checkpoints",)  # of no use once the stage is finished
 def stage_lock(run: Folder, stage: str, fingerprint: str) -> Iterator[None]:
     """Wait while another process of this machine makes the very stage for a run beside this one.
 
-    The lock is a file of the machine's, because object stores have none, and ends with its process however that ends.
-    Runs that start on different machines in the same moment do not wait for each other: then both make the stage.
+    The lock is a file of the machine's, because object stores have none, and ends with its
+    process however that ends. Runs that start on different machines in the same moment do
+    not wait for each other: then both make the stage.
     """
     key = hashlib.sha256(f"{run.parent.uri} {stage} {fingerprint}".encode()).hexdigest()[:32]
     place = Path(tempfile.gettempdir()) / f"qzhou-{os.getuid()}"

@@ -1,7 +1,8 @@
 """The Ray Serve application, and the loop of ``qzhou serve`` around it.
 
-``qzhou serve`` starts a cluster on this machine, or joins the one of RAY_ADDRESS, and serves until Ctrl-C. SIGHUP
-takes the run's newest model into service without refusing a request.
+``qzhou serve`` starts a cluster on this machine, or joins the one of RAY_ADDRESS, and
+serves until Ctrl-C. SIGHUP takes the run's newest model into service without refusing a
+request.
 """
 
 import contextlib
@@ -77,14 +78,10 @@ def serve_until_stopped(recipe: Recipe) -> None:
             check_port(settings.host, settings.port)
             os.environ.update(haproxy_environment(settings.port, scratch) | os.environ)
         with session(), _serving(recipe, model, joining=joining), _signals() as asked:
-            address = (
-                f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
-            )
+            address = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
             if not joining:
                 _wait_until_ready(address)
-            print_block(
-                _welcome(address, recipe), "serving", "ready", address=address, model=recipe.run.name
-            )
+            print_block(_welcome(address, recipe), "serving", "ready", address=address, model=recipe.run.name)
             while not asked.stop.is_set():
                 asked.anything.wait()
                 asked.anything.clear()
@@ -98,8 +95,8 @@ def serve_until_stopped(recipe: Recipe) -> None:
 def haproxy_environment(port: int, scratch: str) -> dict[str, str]:
     """The environment in which Ray Serve forwards a request to its replica in one step instead of three.
 
-    HAProxy stands in front of the replicas and asks them itself. Its files and ports are this endpoint's own, so that
-    two endpoints fit on one machine.
+    HAProxy stands in front of the replicas and asks them itself. Its files and ports are
+    this endpoint's own, so that two endpoints fit on one machine.
 
     Args:
         port: Of the endpoint.
@@ -132,7 +129,8 @@ def haproxy_environment(port: int, scratch: str) -> dict[str, str]:
 def _drain_haproxy(scratch: str) -> None:
     """Take no more connections and answer what is there: HAProxy's soft stop.
 
-    Without it Ray Serve would forget the application first, and clients would hear 404 until the end.
+    Without it Ray Serve would forget the application first, and clients would hear 404
+    until the end.
     """
     doors = [
         one
@@ -154,9 +152,7 @@ def _serving(recipe: Recipe, model: str, *, joining: bool) -> Iterator[None]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         if not found:
-            serve.start(
-                http_options={"host": settings.host, "port": settings.port}, logging_config=QUIET
-            )
+            serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=QUIET)
         serve.run(application(recipe, model), name=recipe.run.name, logging_config=LOGS)
         yield
     finally:
@@ -184,11 +180,7 @@ class _Asked:
     """What signals asked for."""
 
     def __init__(self) -> None:
-        self.anything, self.stop, self.update = (
-            threading.Event(),
-            threading.Event(),
-            threading.Event(),
-        )
+        self.anything, self.stop, self.update = (threading.Event(), threading.Event(), threading.Event())
 
     def take(self, number: int) -> None:
         (self.update if number == signal.SIGHUP else self.stop).set()
@@ -212,15 +204,10 @@ def _wait_until_ready(address: str) -> None:
     """Wait for the proxy to have learnt the route: an application runs a little before it can be reached."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
-        with (
-            contextlib.suppress(OSError),
-            urllib.request.urlopen(f"{address}/ready", timeout=READY_TIMEOUT_S),
-        ):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/ready", timeout=READY_TIMEOUT_S):
             return
         time.sleep(0.1)
-    raise SetupError(
-        f"{address}/ready did not answer in {READY_TIMEOUT_S:g} s; see the logs of Ray Serve."
-    )
+    raise SetupError(f"{address}/ready did not answer in {READY_TIMEOUT_S:g} s; see the logs of Ray Serve.")
 
 
 def _welcome(address: str, recipe: Recipe) -> str:

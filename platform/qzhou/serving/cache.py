@@ -1,7 +1,5 @@
 """Vectors of texts that were asked for before, the latest used ones, within so many bytes."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import OrderedDict
 
@@ -51,9 +49,7 @@ def key_of(text: Text) -> bytes:
     """A digest that tells texts apart, and a string from token ids."""
     if isinstance(text, str):
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).digest()
-    return hashlib.blake2b(
-        np.asarray(text, dtype="<i8").tobytes(), digest_size=20, person=b"ids"
-    ).digest()
+    return hashlib.blake2b(np.asarray(text, dtype="<i8").tobytes(), digest_size=20, person=b"ids").digest()
 
 
 def _size(vector: Vectors) -> int:

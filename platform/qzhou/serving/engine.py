@@ -1,8 +1,9 @@
 """Texts of many requests at the same time through one model.
 
-One thread makes tokens, one has the model, and the event loop stands between them; while a batch is computed the next
-texts become tokens. Texts wait for nobody: whatever is there when the model is free goes together (``queue.py``).
-The same text asked for twice at the same time is computed once.
+One thread makes tokens, one has the model, and the event loop stands between them; while a
+batch is computed the next texts become tokens. Texts wait for nobody: whatever is there
+when the model is free goes together (``queue.py``). The same text asked for twice at the
+same time is computed once.
 """
 
 from __future__ import annotations
@@ -165,9 +166,7 @@ class Engine:
         Raises:
             RequestError: 429; it would take too long. The error says when to come back.
         """
-        cost = sum(
-            len(text) // CHARS_PER_TOKEN + 2 if isinstance(text, str) else len(text) for text in texts
-        )
+        cost = sum(len(text) // CHARS_PER_TOKEN + 2 if isinstance(text, str) else len(text) for text in texts)
         self._admit(cost)
         count = len(texts)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

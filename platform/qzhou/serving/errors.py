@@ -1,7 +1,5 @@
 """What the endpoint refuses with, in OpenAI's shape."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 
@@ -43,6 +41,4 @@ class RequestError(QzhouError):
 
     def body(self) -> dict[str, object]:
         """The JSON body that OpenAI's clients parse."""
-        return {
-            "error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}
-        }
+        return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}

@@ -1,7 +1,5 @@
 """The distinct documents of a run, found by their vectors. No ray in here."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,13 +85,11 @@ class EncodePart:
         return VectorStore(self._target, encoder)
 
 
-def assemble(
-    parts: Sequence[Part], files: Sequence[Sequence[str]], encoded: Folder, target: Folder
-) -> int:
+def assemble(parts: Sequence[Part], files: Sequence[Sequence[str]], encoded: Folder, target: Folder) -> int:
     """How many documents the index of all parts holds; a text that occurs twice is there once.
 
-    The vectors are kept in 16 bits and searched whole: nothing is missed, and a million documents of 384 dimensions
-    take 768 MB.
+    The vectors are kept in 16 bits and searched whole: nothing is missed, and a million
+    documents of 384 dimensions take 768 MB.
 
     Args:
         parts: In the order of the index.

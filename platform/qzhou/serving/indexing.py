@@ -1,7 +1,5 @@
 """The stage that makes a run's documents searchable, on Ray Data."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -54,9 +52,7 @@ def _indexed(run: Run, folder: Folder) -> Mapping[str, int]:
         raise DataError(f"{run.folder.uri} has no documents: none of its datasets is for retrieval")
     encoded, count = folder / ENCODED, len(parts)
     # items and no range: its tasks would need a CPU, and the actors may have taken every one
-    numbers = ray.data.from_items(
-        [{"id": number} for number in range(count)], override_num_blocks=count
-    )
+    numbers = ray.data.from_items([{"id": number} for number in range(count)], override_num_blocks=count)
     most = min(run.recipe.cluster.encode_workers, count)
     done = numbers.map_batches(
         EncodePart,

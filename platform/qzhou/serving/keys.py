@@ -34,16 +34,10 @@ class ApiKeys:
         keys = []
         if variable in environment:
             keys += _some(
-                environment[variable].split(","),
-                f"{variable} is set but",
-                "comma-separated keys, or unset it",
+                environment[variable].split(","), f"{variable} is set but", "comma-separated keys, or unset it"
             )
         if file:
-            keys += _some(
-                _lines(file),
-                f"{file} (serving.api_keys_file)",
-                "a key a line, or leave the setting out",
-            )
+            keys += _some(_lines(file), f"{file} (serving.api_keys_file)", "a key a line, or leave the setting out")
         return cls(*keys)
 
     @property
@@ -69,9 +63,7 @@ class ApiKeys:
         # Every key is compared, in constant time: how long a refusal takes tells nothing.
         known = [hmac.compare_digest(given, digest) for digest in self._digests]
         if scheme.lower() != "bearer" or not any(known):
-            problem = (
-                "Incorrect API key provided." if authorization else "You didn't provide an API key."
-            )
+            problem = "Incorrect API key provided." if authorization else "You didn't provide an API key."
             raise RequestError(
                 f"{problem} Send it in the header 'Authorization: Bearer <key>'.",
                 status=401,

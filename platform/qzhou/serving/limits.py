@@ -1,7 +1,5 @@
 """How much a key may ask for in a minute."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,18 +21,17 @@ class TokenCharge:
 class TokenRate:
     """A token bucket for each key: full at first, filled evenly, at most a minute's worth.
 
-    What a request costs is known when its texts have become tokens. So a request is let in while anything is left; a
-    guess of its cost is held back while it is worked on, so that many at the same time do not all pass; and in the end
-    the cost itself is taken off, below zero if need be: a large request is paid for by waiting longer.
+    What a request costs is known when its texts have become tokens. So a request is let in
+    while anything is left; a guess of its cost is held back while it is worked on, so that
+    many at the same time do not all pass; and in the end the cost itself is taken off,
+    below zero if need be: a large request is paid for by waiting longer.
 
     Args:
         tokens_per_minute: Of each key; None asks for nothing.
         clock: Seconds.
     """
 
-    def __init__(
-        self, tokens_per_minute: int | None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, tokens_per_minute: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._clock = tokens_per_minute, clock
         self._buckets: dict[str, TokenBucket] = {}
 
@@ -78,6 +75,4 @@ class TokenRate:
         bucket.level_at(now)
         bucket.take(tokens)
         if len(self._buckets) > REMEMBERED:
-            self._buckets = {
-                one: kept for one, kept in self._buckets.items() if kept.level_at(now) < self._limit
-            }
+            self._buckets = {one: kept for one, kept in self._buckets.items() if kept.level_at(now) < self._limit}

@@ -1,7 +1,5 @@
 """A model taken into service: in the precision that was asked for, with what that costs in accuracy."""
 
-from __future__ import annotations
-
 import os
 import time
 from dataclasses import dataclass
@@ -50,7 +48,8 @@ class Settings:
     def passes(self) -> int:
         """Forward passes at the same time.
 
-        On a CPU several passes of few threads do more than one of many, whose threads wait for each other.
+        On a CPU several passes of few threads do more than one of many, whose threads wait
+        for each other.
         """
         return 1 if self.compiled or not self.threads else min(self.threads, PASSES)
 
@@ -98,9 +97,7 @@ def threads_for(replicas: int) -> int:
 def _loaded(place: str, settings: Settings, precision: Precision, *, compiled: bool) -> Encoder:
     if precision == "int8":
         return to_int8(
-            load_encoder(
-                place, max_tokens=settings.max_tokens, device="cpu", dtype="float32", library="torch"
-            )
+            load_encoder(place, max_tokens=settings.max_tokens, device="cpu", dtype="float32", library="torch")
         )
     return load_encoder(
         place,

@@ -1,7 +1,5 @@
 """Keep the memory of a replica small: oneDNN caches what it compiled for each of the last thousand shapes."""
 
-from __future__ import annotations
-
 import os
 
 # shapes that oneDNN caches; a batch of mixed texts seldom has the shape of an earlier one

@@ -1,20 +1,12 @@
 """What is seen of requests from outside: a line in the log, numbers for Prometheus, an id to find them by."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    generate_latest,
-)
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from qzhou.serving.engine import Engine
@@ -89,9 +81,7 @@ class EndpointMetrics:
             for one in (ENDPOINT_REQUESTS, ENDPOINT_TOKENS)
         )
         one = ENDPOINT_SECONDS
-        self._seconds = Histogram(
-            one.name, one.meaning, one.labels, buckets=one.buckets, registry=self.registry
-        )
+        self._seconds = Histogram(one.name, one.meaning, one.labels, buckets=one.buckets, registry=self.registry)
         self.registry.register(self)  # for collect()
 
     def count(self, route: str, status: int, seconds: float, note: RequestLog) -> None:

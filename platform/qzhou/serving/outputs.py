@@ -3,8 +3,6 @@
 Shape letters in this file: N texts, D embedding width, K dimensions asked for (K <= D).
 """
 
-from __future__ import annotations
-
 import base64
 from typing import Any, Literal
 
@@ -32,7 +30,8 @@ def quantized(vectors_NK: Vectors, dtype: OutputDtype) -> Array:
 
     - ``float``: as they are.
     - ``int8`` [N, K]: each vector in multiples of its own largest coordinate / 127. A vector's length is lost with its
-      scale, and cosines are kept; no other text has a part in it, so that a text has one answer.
+      scale, and cosines are kept; no other text has a part in it, so that a text has one
+      answer.
     - ``ubinary`` [N, ceil(K / 8)]: one bit a coordinate, whether it is above 0, packed as ``numpy.packbits`` does.
     """
     if dtype == "int8":

@@ -1,7 +1,7 @@
 """The endpoint on Ray Serve.
 
-The model of the run lives in the replicas that answer HTTP, so that a request for it takes no step inside the cluster;
-more models have replicas of their own behind them.
+The model of the run lives in the replicas that answer HTTP, so that a request for it takes
+no step inside the cluster; more models have replicas of their own behind them.
 """
 # No `from __future__ import annotations`: Ray Serve reads the annotations below as types.
 
@@ -86,9 +86,7 @@ class EmbeddingServer(ModelReplica):
         await super().__init__(recipe, name, place)
         self._settings, self._others = settings, others
         limits = RequestLimits(settings.max_inputs, settings.max_request_chars)
-        self._services = {
-            name: EmbeddingService(self.engine.encode, self._model, limits, index_of(recipe, place))
-        }
+        self._services = {name: EmbeddingService(self.engine.encode, self._model, limits, index_of(recipe, place))}
         for other, handle in others.items():
             described = await handle.describe.remote()
             self._services[other] = EmbeddingService(RemoteModel(handle), described, limits)
@@ -125,10 +123,7 @@ async def _refusals() -> Any:
         yield
     except BackPressureError:
         raise RequestError(
-            "Too many requests are waiting; try again.",
-            status=429,
-            type="rate_limit_error",
-            code="overloaded",
+            "Too many requests are waiting; try again.", status=429, type="rate_limit_error", code="overloaded"
         ) from None
     except RayTaskError as error:
         if isinstance(error.cause, RequestError):
@@ -136,10 +131,7 @@ async def _refusals() -> Any:
         raise
     except (DeploymentUnavailableError, RayActorError, TimeoutError):
         raise RequestError(
-            "The model is not available; try again.",
-            status=503,
-            type="server_error",
-            code="unavailable",
+            "The model is not available; try again.", status=503, type="server_error", code="unavailable"
         ) from None
 
 
@@ -151,9 +143,7 @@ async def engine_of(recipe: Recipe, name: str, place: str) -> tuple[Engine, Serv
         name: The name by which clients ask for the model.
         place: A folder, which may be remote, a hub id, or a package.
     """
-    encoder, served, passes = await asyncio.get_running_loop().run_in_executor(
-        None, _load, recipe, name, place
-    )
+    encoder, served, passes = await asyncio.get_running_loop().run_in_executor(None, _load, recipe, name, place)
     sys.setswitchinterval(SWITCH_S)
     settings = recipe.serving
     options = EngineOptions(
@@ -196,9 +186,7 @@ def index_of(recipe: Recipe, place: str) -> Any:
     if place != (run.folder / "model").uri or not folder.exists(MANIFEST):
         return None
     if run.manifest(STAGE).inputs["model"] != run.manifest("model").fingerprint:
-        logging.getLogger(ACCESS).warning(
-            f"{folder.uri} is of an earlier model; run `qzhou index` again to search"
-        )
+        logging.getLogger(ACCESS).warning(f"{folder.uri} is of an earlier model; run `qzhou index` again to search")
         return None
     from qzhou.serving.index import SearchIndex  # FAISS takes a while
 
@@ -223,9 +211,7 @@ def application(recipe: Recipe, model: str) -> serve.Application:
     others = {}
     for name, place in settings.models.items():
         if name == recipe.run.name:
-            raise SetupError(
-                f"serving.models: '{name}' is the name of the run's own model; take another"
-            )
+            raise SetupError(f"serving.models: '{name}' is the name of the run's own model; take another")
         if "://" not in place:
             resolve(place)
         replica = serve.deployment(ModelReplica).options(name=name, **options(recipe))

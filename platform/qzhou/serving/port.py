@@ -1,7 +1,5 @@
 """Whether the endpoint can listen where it is told to."""
 
-from __future__ import annotations
-
 import errno
 import socket
 

@@ -1,13 +1,13 @@
 """Fair queueing of texts: small requests before large ones, batches of similar lengths within a token budget.
 
-A request is due when as many tokens have been computed as it holds itself (its virtual finish time), and the earliest
-deadline goes first. So no request waits for many times its own work: a single text passes between two batches of a
-request of thousands, requests of one size are answered in order, and a large one is not overtaken for ever. Deadlines
-in proportion to size bound the stretch: M. A. Bender, S. Chakrabarti, S. Muthukrishnan, Flow and stretch metrics, SODA
-1998. The budget bounds the memory, whatever the requests look like.
+A request is due when as many tokens have been computed as it holds itself (its virtual
+finish time), and the earliest deadline goes first. So no request waits for many times its
+own work: a single text passes between two batches of a request of thousands, requests of
+one size are answered in order, and a large one is not overtaken for ever. Deadlines in
+proportion to size bound the stretch: M. A. Bender, S. Chakrabarti, S. Muthukrishnan, Flow
+and stretch metrics, SODA 1998. The budget bounds the memory, whatever the requests look
+like.
 """
-
-from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable

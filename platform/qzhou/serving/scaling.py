@@ -1,7 +1,5 @@
 """How many replicas the waiting tokens want."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -9,7 +7,8 @@ from typing import Any
 class ByWaitingTokens:
     """An autoscaling policy of Ray Serve; its delays, factors and bounds apply to what it says.
 
-    Requests are a poor measure for an encoder: one may hold a word, another two thousand pages.
+    Requests are a poor measure for an encoder: one may hold a word, another two thousand
+    pages.
 
     Args:
         target: Tokens that wait at a replica.

@@ -1,10 +1,9 @@
 """The wire format: OpenAI's embeddings, Cohere's and Jina's rerank, cosines, and some fields of ours.
 
-OpenAI's clients send fields that OpenAI does not know through ``extra_body``. An unknown field is refused, as OpenAI
-does it: a misspelt ``instruction`` that is ignored would give vectors of a silently different kind.
+OpenAI's clients send fields that OpenAI does not know through ``extra_body``. An unknown
+field is refused, as OpenAI does it: a misspelt ``instruction`` that is ignored would give
+vectors of a silently different kind.
 """
-
-from __future__ import annotations
 
 import difflib
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,9 +27,7 @@ class _Request(BaseModel):
     model: str = Field(description="A name that GET /v1/models lists.")
     user: str | None = Field(None, description="Accepted and ignored.")
     instruction: str | None = Field(None, description="The task in one sentence; put before queries.")
-    truncate: bool = Field(
-        True, description="Cut texts above the model's limit; false refuses them with 400."
-    )
+    truncate: bool = Field(True, description="Cut texts above the model's limit; false refuses them with 400.")
 
 
 class EmbeddingRequest(_Request):
@@ -40,16 +37,10 @@ class EmbeddingRequest(_Request):
         description="A text, texts, the token ids of a text, or those of several; an empty text is encoded as 'Null'. "
         "Token ids are those of the served model's tokenizer; its special tokens are added where they are missing."
     )
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: of the little-endian bytes."
-    )
-    dimensions: int | None = Field(
-        None, description="Fewer than all only where the model is trained for it."
-    )
+    encoding_format: Literal["float", "base64"] = Field("float", description="base64: of the little-endian bytes.")
+    dimensions: int | None = Field(None, description="Fewer than all only where the model is trained for it.")
     input_type: Side | None = Field(None, description="Side of the search the texts are on.")
-    prompt_name: str | None = Field(
-        None, description="One of the prompts that the model folder declares."
-    )
+    prompt_name: str | None = Field(None, description="One of the prompts that the model folder declares.")
     output_dtype: OutputDtype = Field(
         "float", description="int8: scaled by its largest coordinate; ubinary: a bit each."
     )
@@ -79,9 +70,7 @@ class RerankRequest(_Request):
 
     query: str
     documents: list[str] = Field(description="Of which the nearest to the query come first.")
-    top_n: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="So many results; default: all."
-    )
+    top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="So many results; default: all.")
     return_documents: bool = Field(False, description="Repeat the texts in the answer.")
 
     @field_validator("documents", mode="before")
@@ -90,9 +79,7 @@ class RerankRequest(_Request):
         """Cohere and Jina take ``{"text": ...}`` for a document, too."""
         if not isinstance(value, list):
             return value
-        return [
-            one["text"] if isinstance(one, dict) and one.keys() == {"text"} else one for one in value
-        ]
+        return [one["text"] if isinstance(one, dict) and one.keys() == {"text"} else one for one in value]
 
 
 class SimilarityRequest(_Request):
@@ -197,9 +184,7 @@ class Model(BaseModel):
     fingerprint: str = Field(description="Of weights, tokenizer and settings.")
     prompts: list[str] = Field(description="Names for prompt_name.")
     precision: str = Field(description="What it computes in.")
-    cosine_to_float32: float | None = Field(
-        description="The lowest of some texts, measured when it was loaded."
-    )
+    cosine_to_float32: float | None = Field(description="The lowest of some texts, measured when it was loaded.")
     indexed: int = Field(0, description="Documents that POST /v1/search looks through.")
 
 
@@ -250,22 +235,16 @@ def _explained(kind: type[BaseModel], problem: Any) -> RequestError:
     """OpenAI's error for one pydantic error."""
     if not problem["loc"]:
         detail = str(problem.get("ctx", {}).get("error", problem["msg"]))
-        return RequestError(
-            f"The body could not be read as a JSON object: {detail}.", code="invalid_json"
-        )
+        return RequestError(f"The body could not be read as a JSON object: {detail}.", code="invalid_json")
     field = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(field, list(kind.model_fields), n=1, cutoff=0.5)
         hint = f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(kind.model_fields)}."
-        return RequestError(
-            f"Unknown parameter: '{field:.60}'.{hint}", param=field, code="unknown_parameter"
-        )
+        return RequestError(f"Unknown parameter: '{field:.60}'.{hint}", param=field, code="unknown_parameter")
     if problem["type"] == "missing":
         return RequestError(
             f"Missing required parameter: '{field}'.", param=field, code="missing_required_parameter"
         )
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r:.60})"
-    return RequestError(
-        f"Invalid value for '{field}': {message}{shown}.", param=field, code="invalid_value"
-    )
+    return RequestError(f"Invalid value for '{field}': {message}{shown}.", param=field, code="invalid_value")

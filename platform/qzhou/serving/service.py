@@ -1,9 +1,8 @@
 """From a request to its response, for one model.
 
-Shape letters in this file: N texts, D embedding width, K dimensions asked for (K <= D), Q queries, P documents.
+Shape letters in this file: N texts, D embedding width, K dimensions asked for (K <= D), Q
+queries, P documents.
 """
-
-from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,7 @@ from qzhou.serving.cache import Text
 from qzhou.serving.engine import Encoded
 from qzhou.serving.errors import RequestError
 from qzhou.serving.outputs import Vectors, as_base64, quantized, shortened
-from qzhou.serving.schemas import (
-    EmbeddingRequest,
-    Model,
-    RerankRequest,
-    SearchRequest,
-    Side,
-    SimilarityRequest,
-)
+from qzhou.serving.schemas import EmbeddingRequest, Model, RerankRequest, SearchRequest, Side, SimilarityRequest
 
 Encode = Callable[[Sequence[Text]], Awaitable[Encoded]]
 CHARS_A_TOKEN = 4  # of plain English, about; of most other texts fewer
@@ -132,10 +124,7 @@ class EmbeddingService:
         encoded = await self._encoded(self._presented(request, inputs), "input", cut=request.truncate)
         vectors_NK = quantized(shortened(encoded.vectors, dimensions), request.output_dtype)
         written: Any = as_base64(vectors_NK) if request.encoding_format == "base64" else vectors_NK
-        data = [
-            {"object": "embedding", "index": index, "embedding": one}
-            for index, one in enumerate(written)
-        ]
+        data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(written)]
         return {"object": "list", "data": data, "model": self.model.name, "usage": _usage(encoded)}
 
     async def rerank(self, request: RerankRequest) -> Answer:
@@ -151,12 +140,7 @@ class EmbeddingService:
             if request.return_documents:
                 result["document"] = {"text": request.documents[place]}
             results.append(result)
-        return {
-            "object": "list",
-            "model": self.model.name,
-            "results": results,
-            "usage": _usage(encoded),
-        }
+        return {"object": "list", "model": self.model.name, "results": results, "usage": _usage(encoded)}
 
     async def similarity(self, request: SimilarityRequest) -> Answer:
         """The cosine of every query to every document [Q, P]."""
@@ -167,12 +151,7 @@ class EmbeddingService:
         texts += self._side(documents, "document", request.instruction)
         encoded = await self._encoded(texts, "documents", cut=request.truncate)
         scores_QP = encoded.vectors[: len(queries)] @ encoded.vectors[len(queries) :].T
-        return {
-            "object": "list",
-            "model": self.model.name,
-            "scores": list(scores_QP),
-            "usage": _usage(encoded),
-        }
+        return {"object": "list", "model": self.model.name, "scores": list(scores_QP), "usage": _usage(encoded)}
 
     async def search(self, request: SearchRequest) -> Answer:
         """The documents of the index that are nearest to the query.
@@ -191,12 +170,7 @@ class EmbeddingService:
         encoded = await self._encoded(texts, "query", cut=request.truncate)
         found = self.index.search(encoded.vectors[0], request.top_n)
         results = [{"id": id, "text": text, "score": score} for id, text, score in found]
-        return {
-            "object": "list",
-            "model": self.model.name,
-            "results": results,
-            "usage": _usage(encoded),
-        }
+        return {"object": "list", "model": self.model.name, "results": results, "usage": _usage(encoded)}
 
     async def _encoded(self, texts: Sequence[Text], param: str, *, cut: bool) -> Encoded:
         self._check_size(texts, param)
@@ -217,9 +191,7 @@ class EmbeddingService:
         texts = [one for one in inputs if isinstance(one, str)]
         if texts:
             return list(presented(request, texts, self.model.prompts))
-        chosen = next(
-            (one for one in ("instruction", "input_type", "prompt_name") if getattr(request, one)), None
-        )
+        chosen = next((one for one in ("instruction", "input_type", "prompt_name") if getattr(request, one)), None)
         if chosen:
             raise RequestError(
                 f"'{chosen}' puts a prompt before texts, and 'input' holds token ids; send the texts.",
@@ -238,9 +210,7 @@ class EmbeddingService:
 
     def _check_count(self, count: int, param: str) -> None:
         if not count:
-            raise RequestError(
-                f"'{param}' is empty; send at least one text.", param=param, code="empty_input"
-            )
+            raise RequestError(f"'{param}' is empty; send at least one text.", param=param, code="empty_input")
         if count > self._limits.inputs:
             raise RequestError(
                 f"'{param}' holds {count} texts, and a request may hold {self._limits.inputs}; send several.",
@@ -270,9 +240,7 @@ class EmbeddingService:
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if not ids:
-            raise RequestError(
-                "'input' holds a list without a token id.", param="input", code="empty_input"
-            )
+            raise RequestError("'input' holds a list without a token id.", param="input", code="empty_input")
         wrong = next((one for one in ids if not 0 <= one < self.model.vocabulary), None)
         if wrong is not None:
             raise RequestError(
@@ -301,9 +269,7 @@ def presented(request: EmbeddingRequest, texts: Sequence[str], prompts: Mapping[
     Raises:
         RequestError: The prompt is unknown, or it is chosen in two ways at once.
     """
-    other = next(
-        (one for one in ("instruction", "input_type") if getattr(request, one) is not None), None
-    )
+    other = next((one for one in ("instruction", "input_type") if getattr(request, one) is not None), None)
     if request.prompt_name is not None and other:
         raise RequestError(
             f"'prompt_name' and '{other}' both choose the prompt; send one of them.",

@@ -1,8 +1,9 @@
 """The endpoint as HTTP: routes, keys, limits, OpenAI's shapes. Knows nothing of Ray.
 
-A request is refused with 429 in three places: :class:`qzhou.serving.limits.TokenRate` (tokens a minute of a key),
-:meth:`qzhou.serving.engine.Engine.encode` (the model is too busy) and ``_refusals`` in :mod:`qzhou.serving.pipeline`
-(the replicas of a further model are too busy).
+A request is refused with 429 in three places: :class:`qzhou.serving.limits.TokenRate`
+(tokens a minute of a key), :meth:`qzhou.serving.engine.Engine.encode` (the model is too
+busy) and ``_refusals`` in :mod:`qzhou.serving.pipeline` (the replicas of a further model
+are too busy).
 """
 # No `from __future__ import annotations`: FastAPI reads the annotations below as types.
 
@@ -89,10 +90,7 @@ class Endpoint:
         return key
 
     async def answer(
-        self,
-        request: Request,
-        kind: type[Asked],
-        work: Callable[[EmbeddingService, Asked], Awaitable[Answer]],
+        self, request: Request, kind: type[Asked], work: Callable[[EmbeddingService, Asked], Awaitable[Answer]]
     ) -> Response:
         """Admit, read, compute, charge, write."""
         key = self.admit(request)
@@ -115,9 +113,7 @@ class Endpoint:
                 ) from None
             bill.tokens = note.tokens = answer["usage"]["total_tokens"]
         headers = {FINGERPRINT_HEADER: service.model.fingerprint}
-        return Response(
-            orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON, headers=headers
-        )
+        return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON, headers=headers)
 
     def service(self, name: str) -> EmbeddingService:
         """What answers for a model.
@@ -143,9 +139,7 @@ class Endpoint:
             body += chunk
             if len(body) > limit:
                 raise RequestError(
-                    f"The body is above {limit} bytes; send fewer texts.",
-                    status=413,
-                    code="body_too_large",
+                    f"The body is above {limit} bytes; send fewer texts.", status=413, code="body_too_large"
                 )
         return bytes(body)
 
@@ -273,9 +267,7 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
 
 async def _failed(_: Request, __: Exception) -> Response:
     """What went wrong stands in the log of the replica; clients are not shown the inside."""
-    return _json(
-        RequestError("The server failed to answer this request.", status=500, type="server_error")
-    )
+    return _json(RequestError("The server failed to answer this request.", status=500, type="server_error"))
 
 
 def _json(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:

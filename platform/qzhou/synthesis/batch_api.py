@@ -1,10 +1,8 @@
 """OpenAI's Batch API: a file of requests is uploaded, a file of answers is downloaded within a day, at a lower price.
 
-Every batch is recorded in the response cache before it is waited for. So a job that was killed finds its batches again
-by their ids, and pays for none twice.
+Every batch is recorded in the response cache before it is waited for. So a job that was
+killed finds its batches again by their ids, and pays for none twice.
 """
-
-from __future__ import annotations
 
 import asyncio
 import json
@@ -138,9 +136,7 @@ class BatchSender:
                 f"{len(requests):,} requests of this round take about {expected:.4f}. Raise it, or ask for fewer rows."
             )
 
-    def _parts(
-        self, requests: Mapping[str, SynthesisRequest], model: LLMSection
-    ) -> list[dict[str, str]]:
+    def _parts(self, requests: Mapping[str, SynthesisRequest], model: LLMSection) -> list[dict[str, str]]:
         """Key -> line of the upload for one model's requests, split where a batch would be too large."""
         parts: list[dict[str, str]] = []
         size = BYTES_PER_BATCH
@@ -163,9 +159,7 @@ class BatchSender:
         client = self._clients[model.model]
         content = "\n".join(lines.values()).encode()
         uploaded = await client.files.create(file=("requests.jsonl", content), purpose="batch")
-        created = await client.batches.create(
-            input_file_id=uploaded.id, endpoint=PATH, completion_window="24h"
-        )
+        created = await client.batches.create(input_file_id=uploaded.id, endpoint=PATH, completion_window="24h")
         batch = _Batch(id=created.id, model=model.model, keys=tuple(lines))
         record = {"model": batch.model, "keys": batch.keys}
         (self._folder / BATCHES).write_json(f"{batch.id}.json", record)

@@ -1,11 +1,9 @@
 """The builtin endpoint: rules instead of a language model, inside the process.
 
-It needs neither a network nor a key, so that the whole pipeline can be tried offline. It is used like an endpoint of
-the SDK, and every answer names ``builtin-rules`` as its model, so that no record passes for an LLM's. For real data
-name a real endpoint.
+It needs neither a network nor a key, so that the whole pipeline can be tried offline. It is
+used like an endpoint of the SDK, and every answer names ``builtin-rules`` as its model, so
+that no record passes for an LLM's. For real data name a real endpoint.
 """
-
-from __future__ import annotations
 
 import json
 import time

@@ -1,9 +1,8 @@
 """The three techniques as rules for English documentation prose. Pure and deterministic; no language model.
 
-They know a few hundred words and the order of clauses. Where no rule fits, the text is empty, and parsing drops it.
+They know a few hundred words and the order of clauses. Where no rule fits, the text is
+empty, and parsing drops it.
 """
-
-from __future__ import annotations
 
 import re
 from collections import Counter
@@ -80,9 +79,7 @@ distribution=permission;random=constant;plot=table;figure=archive;image=message;
 tensor=certificate;gradient=password;query=reply;message=signal;event=record;state=style;context=content
 """)
 # Reversed, so that the first pair of a word decides.
-CONTRARY = {
-    word: other for left, right in reversed(OPPOSITES) for word, other in ((right, left), (left, right))
-}
+CONTRARY = {word: other for left, right in reversed(OPPOSITES) for word, other in ((right, left), (left, right))}
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(*])")
 _CLAUSE_AFTER = re.compile(
@@ -116,21 +113,13 @@ def apply_rules(fields: Mapping[str, Any]) -> dict[str, str]:
     """
     technique = fields["technique"]
     if technique == "paraphrase":
-        return {
-            name: paraphrased(text)
-            for name, text in fields.items()
-            if name not in {"technique", "variant"}
-        }
+        return {name: paraphrased(text) for name, text in fields.items() if name not in {"technique", "variant"}}
     if technique == "augmentation":
         return augmented(fields["positive"])
     if technique == "hard_negative":
         return {"negative": contradicted(fields["positive"], about=fields["query"])}
     if technique == "query_configuration":
-        return {
-            "persona": fields["personas"][0],
-            "question_type": "keywords",
-            "difficulty": "university",
-        }
+        return {"persona": fields["personas"][0], "question_type": "keywords", "difficulty": "university"}
     if technique == "query":
         return {"query": key_words(fields["document"], int(fields["words"]))}
     if technique == NAMES_IN_MESSAGES["relevance_check"]:
@@ -159,7 +148,8 @@ def paraphrased(text: str) -> str:
 def augmented(positive: str) -> dict[str, str]:
     """A new query, positive and negative from one document.
 
-    The sentence that shares most words with the others becomes the query, and the others become the positive.
+    The sentence that shares most words with the others becomes the query, and the others
+    become the positive.
     """
     parts = sentences(positive)
     words_in = Counter(word for part in parts for word in set(_content_words(part)))
@@ -181,7 +171,8 @@ def augmented(positive: str) -> dict[str, str]:
 def contradicted(text: str, *, about: str) -> str:
     """A text of the same form that answers something else: key terms are replaced by opposites.
 
-    Empty unless a word of ``about`` was replaced, or three other words; with fewer it might still be an answer.
+    Empty unless a word of ``about`` was replaced, or three other words; with fewer it might
+    still be an answer.
     """
     subjects = set(_content_words(about))
     changed: set[str] = set()

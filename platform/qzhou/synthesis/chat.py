@@ -1,7 +1,5 @@
 """One exchange with an LLM: what is sent, what is answered, and the key under which the answer is cached. Pure."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -42,7 +40,8 @@ class Answer:
 class ChatResult:
     """How a request ended: with an answer, or with the reason why there is none.
 
-    ``reused`` answers come from the response cache or from an identical request, and cost nothing.
+    ``reused`` answers come from the response cache or from an identical request, and cost
+    nothing.
     """
 
     answer: Answer | None

@@ -1,10 +1,9 @@
 """The client of the LLM endpoints: it keeps to the limits, retries, and never pays twice for a request.
 
-A problem of one request becomes a :class:`ChatResult` without an answer. A problem of all endpoints becomes an
-``EndpointError``, which ends the work. The SDK's own retries are off: they would wait while they hold a slot.
+A problem of one request becomes a :class:`ChatResult` without an answer. A problem of all
+endpoints becomes an ``EndpointError``, which ends the work. The SDK's own retries are off:
+they would wait while they hold a slot.
 """
-
-from __future__ import annotations
 
 import asyncio
 import dataclasses
@@ -246,11 +245,7 @@ class ChatClient:
 
 def chat_body(request: ChatRequest, temperature: float, *, structured: bool) -> dict[str, Any]:
     """The body of ``/chat/completions``, with the JSON schema of the answer if ``structured``."""
-    body: dict[str, Any] = {
-        "model": request.model,
-        "messages": request.messages,
-        "temperature": temperature,
-    }
+    body: dict[str, Any] = {"model": request.model, "messages": request.messages, "temperature": temperature}
     if structured:
         body["response_format"] = {"type": "json_schema", "json_schema": request.schema}
     return body

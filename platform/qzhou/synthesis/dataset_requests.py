@@ -1,7 +1,5 @@
 """The datasets of a run: the requests about each, and the file of its new records. No ray in here."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What synthesis would ask an LLM and what that would cost, before anything is sent. No Ray in here."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -57,8 +55,8 @@ def synthesis_details(recipe: Recipe) -> str:
 class RequestCounts:
     """Counts requests, tokens and cost.
 
-    Tokens are guessed from characters, those of an answer from the text that it rewrites. Requests
-    that are sent again and the relevance check come on top.
+    Tokens are guessed from characters, those of an answer from the text that it rewrites.
+    Requests that are sent again and the relevance check come on top.
     """
 
     def __init__(self, settings: SynthesisSection) -> None:
@@ -97,10 +95,7 @@ class RequestCounts:
     def table(self, *, spent: float) -> str:
         """Lines for the console; ``spent`` is the cost of the cached answers."""
         settings, total = self._settings, self._total
-        lines = [
-            f"  {technique}, {model}: {count}"
-            for (technique, model), count in sorted(self._counts.items())
-        ]
+        lines = [f"  {technique}, {model}: {count}" for (technique, model), count in sorted(self._counts.items())]
         more = f"unusable answers that are asked for again (up to {settings.parse_retries} times)"
         more += " and a relevance check of every new text" if settings.filters.relevance_check else ""
         lines.append(f"  in all: {total}; on top come {more}")

@@ -17,16 +17,15 @@ if TYPE_CHECKING:
     from qzhou.encoder import TextEncoder
 
 TEXTS = ("query", "positive", "negative", "better", "old_query", "old_positive")
-SCORED = pa.schema(
-    [("index", pa.int64()), *((name, pa.float64()) for name in Scores.__dataclass_fields__)]
-)
+SCORED = pa.schema([("index", pa.int64()), *((name, pa.float64()) for name in Scores.__dataclass_fields__)])
 
 
 def texts_to_score(one: SyntheticRecord, prompt: Prompt) -> dict[str, str]:
     """Name in ``TEXTS`` -> text with its prompt, for :class:`EmbeddingScorer`.
 
-    ``old_query`` and ``old_positive`` are the originals of a rewrite; ``better`` is the positive that must score above
-    the negative. A labelled text, or one text of a pair, is a ``query``.
+    ``old_query`` and ``old_positive`` are the originals of a rewrite; ``better`` is the
+    positive that must score above the negative. A labelled text, or one text of a pair, is
+    a ``query``.
     """
     record, seed = one.record, one.seed
     if isinstance(record, Negative):
@@ -42,10 +41,7 @@ def texts_to_score(one: SyntheticRecord, prompt: Prompt) -> dict[str, str]:
     if isinstance(record, PairExample):
         side = one.request.side or "text_a"
     assert isinstance(seed, PairExample | LabeledExample)
-    return {
-        "query": prompt.query(getattr(record, side)),
-        "old_query": prompt.query(getattr(seed, side)),
-    }
+    return {"query": prompt.query(getattr(record, side)), "old_query": prompt.query(getattr(seed, side))}
 
 
 def _retrieval_texts(one: SyntheticRecord, record: RetrievalExample, prompt: Prompt) -> dict[str, str]:
@@ -77,9 +73,7 @@ class EmbeddingScorer:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Columns of ``SCORED`` for columns ``index`` and ``TEXTS``."""
         rows = batch.to_pylist()
-        texts = list(
-            dict.fromkeys(row[name] for row in rows for name in TEXTS if row[name] is not None)
-        )
+        texts = list(dict.fromkeys(row[name] for row in rows for name in TEXTS if row[name] is not None))
         vectors = dict(zip(texts, self._encoder.encode(texts), strict=True))
         scored = [{"index": row["index"], **_scores(row, vectors)} for row in rows]
         return pa.Table.from_pylist(scored, schema=SCORED)

@@ -1,7 +1,5 @@
 """Quality filters for texts that an LLM wrote: copies of the original, and scores of an encoder. Pure."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
@@ -56,9 +54,7 @@ def refused_by_scores(scores: Scores, filters: FiltersSection) -> tuple[str, str
     if positive is not None and lowest is not None and positive < lowest:
         return "positive_too_far", f"query and positive score {positive:.3f}, below {lowest:g}"
     if filters.negative_below_positive and scores.margin is not None and scores.margin <= 0:
-        scored = (
-            f"the negative scores {scores.negative:.3f}, the positive {scores.reference_positive:.3f}"
-        )
+        scored = f"the negative scores {scores.negative:.3f}, the positive {scores.reference_positive:.3f}"
         return "negative_too_close", scored
     return None
 

@@ -1,7 +1,5 @@
 """From examples and documents to requests, and from results back to records. Pure: no Ray, no network."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import defaultdict
@@ -95,8 +93,8 @@ def generate(
 ) -> SynthesisResult:
     """The new records that come of some requests.
 
-    It works in rounds: a refused answer goes back with the reason, and the configuration of a query is followed by the
-    request for the query.
+    It works in rounds: a refused answer goes back with the reason, and the configuration of
+    a query is followed by the request for the query.
 
     Args:
         requests: The first round.
@@ -201,13 +199,12 @@ def _claims(one: SyntheticRecord) -> Iterator[tuple[str, str, bool]]:
             yield one.record.query, negative.text, False
 
 
-def merge(
-    examples: Sequence[Example], result: SynthesisResult
-) -> tuple[list[Example], SynthesisResult]:
+def merge(examples: Sequence[Example], result: SynthesisResult) -> tuple[list[Example], SynthesisResult]:
     """The examples of a dataset in their order and then the new ones; and the result without duplicates.
 
-    An example keeps its id when it gets a negative: its query is the same. A new example that repeats another one is
-    dropped as ``duplicate``, and so is a second negative with the same text.
+    An example keeps its id when it gets a negative: its query is the same. A new example
+    that repeats another one is dropped as ``duplicate``, and so is a second negative with
+    the same text.
     """
     known = {example.id for example in examples}
     negatives: dict[str, list[Negative]] = defaultdict(list)
@@ -233,9 +230,7 @@ def merge(
     return [*_with_negatives(examples, negatives), *new], kept
 
 
-def _with_negatives(
-    examples: Iterable[Example], negatives: Mapping[str, list[Negative]]
-) -> Iterator[Example]:
+def _with_negatives(examples: Iterable[Example], negatives: Mapping[str, list[Negative]]) -> Iterator[Example]:
     for example in examples:
         more = negatives.get(example.id)
         if more and isinstance(example, RetrievalExample):

@@ -1,7 +1,5 @@
 """What the answers cost: tokens and money by model, dataset and technique. Pure."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence

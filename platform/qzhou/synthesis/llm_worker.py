@@ -1,7 +1,5 @@
 """The body of the actor that sends requests to the LLM endpoints. No ray in here."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging
@@ -44,14 +42,12 @@ class LLMWorker:
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Columns ``index``, ``result`` (JSON) and ``stopped`` for a batch of requests.
 
-        ``stopped`` holds the message of an ``EndpointError``: raised here, it would end other batches whose answers
-        are paid for.
+        ``stopped`` holds the message of an ``EndpointError``: raised here, it would end
+        other batches whose answers are paid for.
         """
         requests = [
             ChatRequest(
-                model=row["model"],
-                messages=json.loads(row["messages"]),
-                schema=response_schema(row["schema"]),
+                model=row["model"], messages=json.loads(row["messages"]), schema=response_schema(row["schema"])
             )
             for row in batch.to_pylist()
         ]

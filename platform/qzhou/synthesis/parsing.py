@@ -1,10 +1,9 @@
 """From an answer of the LLM to a new record, or to a drop with its reason. Pure and strict.
 
-An answer comes from outside. Anything that is not exactly what the prompt asks for is refused, kept in ``dropped/`` and
-counted, never repaired. Only a code fence around the whole object, and the thoughts before it, are ignored.
+An answer comes from outside. Anything that is not exactly what the prompt asks for is
+refused, kept in ``dropped/`` and counted, never repaired. Only a code fence around the
+whole object, and the thoughts before it, are ignored.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import json
@@ -41,9 +40,7 @@ NewRecord = Example | Negative
 SeedExample = Example | Document
 Configuration = dict[str, str]
 
-_WHOLE = re.compile(
-    r"\s*(?:<think>.*</think>)?\s*(?:```(?:json)?\s)?(?P<object>.*?)(?:\s```)?\s*", re.DOTALL
-)
+_WHOLE = re.compile(r"\s*(?:<think>.*</think>)?\s*(?:```(?:json)?\s)?(?P<object>.*?)(?:\s```)?\s*", re.DOTALL)
 
 
 class _RefusedError(Exception):
@@ -76,9 +73,10 @@ def parse(
 ) -> NewRecord | Drop:
     """The new record that an answer holds, a :class:`Negative` for ``seed``, or why it is refused.
 
-    Reasons: ``not_json``, ``missing_field``, ``empty``, ``no_choice``, ``unchanged``, ``copied``, ``other_language``,
-    ``length``, ``negative_is_positive``. An augmentation's query and positive are not measured against the original: a
-    perfect answer to another question may well be shorter. Its negative is measured against its own positive.
+    Reasons: ``not_json``, ``missing_field``, ``empty``, ``no_choice``, ``unchanged``,
+    ``copied``, ``other_language``, ``length``, ``negative_is_positive``. An augmentation's
+    query and positive are not measured against the original: a perfect answer to another
+    question may well be shorter. Its negative is measured against its own positive.
     """
     try:
         texts = _texts(request, answer)
@@ -141,9 +139,7 @@ def _text(field: str, value: object) -> str:
     return text.strip()
 
 
-def _generated_query(
-    query: str, document: Document, request: SynthesisRequest, source: Source
-) -> RetrievalExample:
+def _generated_query(query: str, document: Document, request: SynthesisRequest, source: Source) -> RetrievalExample:
     _check_changed("query", query, document.text)
     if len(query) > min(LONGEST_QUERY_CHARS, max(SLACK_CHARS, len(document.text))):
         detail = f"'query' has {len(query)} characters, the document {len(document.text)}"
@@ -214,9 +210,7 @@ def _paraphrased_text(
     return dataclasses.replace(example, id=identity, text=text, source=source)
 
 
-def _negative(
-    text: str, positives: tuple[str, ...], source: Source, filters: FiltersSection
-) -> Negative:
+def _negative(text: str, positives: tuple[str, ...], source: Source, filters: FiltersSection) -> Negative:
     if normalised(text) in map(normalised, positives):
         raise _RefusedError("negative_is_positive", "the negative repeats a positive")
     _check_length("negative", text, positives[0], NEGATIVE_LENGTH)

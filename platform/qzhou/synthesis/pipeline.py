@@ -33,13 +33,7 @@ from qzhou.synthesis.dataset_requests import (
 )
 from qzhou.synthesis.embedding_scores import TEXTS, EmbeddingScorer, texts_to_score
 from qzhou.synthesis.filters import Scores, refused_by_scores
-from qzhou.synthesis.generation import (
-    Results,
-    SynthesisResult,
-    check_relevance,
-    dropped_record,
-    generate,
-)
+from qzhou.synthesis.generation import Results, SynthesisResult, check_relevance, dropped_record, generate
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.llm_worker import LLMWorker, result_from_json
 from qzhou.synthesis.report import Report
@@ -91,9 +85,7 @@ def synthesize(recipe: Recipe) -> Manifest:
 def _work(run: Run, folder: Folder) -> dict[str, int]:
     settings = run.recipe.synthesis
     if not settings.is_on:
-        log_event(
-            "synthesis: off (synthesis.endpoint is empty); examples pass through", "synthesis_off"
-        )
+        log_event("synthesis: off (synthesis.endpoint is empty); examples pass through", "synthesis_off")
     for name in ("examples", "dropped"):
         # An earlier attempt may have left more files than this one writes.
         (folder / name).delete()
@@ -116,11 +108,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     if settings.is_on:
         total = ledger.total
         log_event(
-            report.sentence(ledger),
-            "synthesized",
-            requests=total.requests,
-            tokens=total.tokens,
-            cost=total.cost,
+            report.sentence(ledger), "synthesized", requests=total.requests, tokens=total.tokens, cost=total.cost
         )
     return dict(counts)
 
@@ -161,7 +149,8 @@ class _LLMWorker(LLMWorker):
 class Sender:
     """Sends requests through Ray Data and collects their results; cached answers are not asked for again.
 
-    One actor sends for the whole job, so the limits of the recipe hold without any talk between processes.
+    One actor sends for the whole job, so the limits of the recipe hold without any talk
+    between processes.
 
     Args:
         recipe: Its synthesis section, and the resources of the actor.

@@ -1,17 +1,16 @@
 """The limits of a synthesis job: concurrency, requests and tokens a minute, money, and endpoints that fail.
 
-An answer's ``Retry-After`` header delays that request alone: :mod:`qzhou.synthesis.client` waits for it.
+An answer's ``Retry-After`` header delays that request alone: :mod:`qzhou.synthesis.client`
+waits for it.
 
-:class:`RequestLimits` is pure state and arithmetic: the caller passes the time. :class:`RateLimiter` makes coroutines
-wait for it. Three rules from the literature:
+:class:`RequestLimits` is pure state and arithmetic: the caller passes the time.
+:class:`RateLimiter` makes coroutines wait for it. Three rules from the literature:
 
 - Concurrency adapts to the endpoint by additive increase and multiplicative decrease (D. Chiu and R. Jain, Analysis of
   the increase and decrease algorithms for congestion avoidance, 1989).
 - Requests and tokens a minute are token buckets.
 - An endpoint that keeps failing gets no requests until one probe succeeds (circuit breaker; M. Nygard, Release It!).
 """
-
-from __future__ import annotations
 
 import asyncio
 import contextlib
@@ -51,10 +50,12 @@ class Attempt:
 
     Attributes:
         status: ``answered``; ``overloaded`` (429, 5xx, no answer in time); ``unreachable``; ``rejected`` (this request
-            is at fault); ``refused`` (key, credit, address or model: every request would fail).
+            is at fault); ``refused`` (key, credit, address or model: every request would
+            fail).
         used_tokens: As the endpoint counted them.
         paid: Money for the answer.
-        problem: What is wrong with the endpoint, for the message when it has failed for good.
+        problem: What is wrong with the endpoint, for the message when it has failed for
+            good.
         is_last_try: The request will not be sent again.
     """
 
@@ -228,9 +229,7 @@ class RateLimiter:
         self._changed = asyncio.Event()
         return endpoint_to_blame
 
-    def _try_acquire(
-        self, endpoints: tuple[str, ...], tokens: float, cost: float
-    ) -> Reservation | float:
+    def _try_acquire(self, endpoints: tuple[str, ...], tokens: float, cost: float) -> Reservation | float:
         """The slot, or seconds to wait for one."""
         limits = self._limits
         endpoint = limits.choose(endpoints)

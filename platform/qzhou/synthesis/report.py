@@ -1,7 +1,5 @@
 """The report of the stage: rows by technique, why answers were refused, the teacher's scores, and samples."""
 
-from __future__ import annotations
-
 import hashlib
 import heapq
 import json
@@ -14,14 +12,7 @@ from typing import Any
 import numpy as np
 
 from qzhou.config.synthesis import SynthesisSection
-from qzhou.data.records import (
-    Document,
-    Example,
-    LabeledExample,
-    Negative,
-    PairExample,
-    RetrievalExample,
-)
+from qzhou.data.records import Document, Example, LabeledExample, Negative, PairExample, RetrievalExample
 from qzhou.data.storage import Folder
 from qzhou.synthesis.generation import SynthesisResult, SyntheticRecord
 from qzhou.synthesis.ledger import Ledger

@@ -1,10 +1,8 @@
 """The cache of LLM answers: a run never pays twice for the same request.
 
-JSON lines, keyed by the request. Each process writes files of its own. So a kill can tear only the last line of a
-file, and two attempts never write to the same file.
+JSON lines, keyed by the request. Each process writes files of its own. So a kill can tear
+only the last line of a file, and two attempts never write to the same file.
 """
-
-from __future__ import annotations
 
 import asyncio
 import dataclasses
@@ -25,8 +23,9 @@ KEY_COLUMNS = slice(9, 73)  # of the request's hash in a line: {"key": "...
 class ResponseCache:
     """Answers by request key.
 
-    On a local filesystem an answer is on disk before :meth:`add` returns; answers that arrive together share one
-    ``fsync``. Object stores cannot append, so :meth:`flush` writes the new answers as one file.
+    On a local filesystem an answer is on disk before :meth:`add` returns; answers that
+    arrive together share one ``fsync``. Object stores cannot append, so :meth:`flush`
+    writes the new answers as one file.
 
     Args:
         folder: Of the cache.

@@ -1,7 +1,5 @@
 """The JSON object that answers each request, as a JSON schema for endpoints that enforce one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

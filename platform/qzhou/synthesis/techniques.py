@@ -1,9 +1,9 @@
 """The requests to the LLM: for which rows, with which prompt, to which model. Pure.
 
-Retrieval rows are paraphrased, augmented and given hard negatives. Pairs and labelled texts are only paraphrased: a new
-aspect would blur their score or label. Source: QZhou-Embedding (arXiv:2508.21632), section 4.3. A document without a
-query gets one by two requests: first who would ask what, then the query. Source: Qwen3-Embedding (arXiv:2506.05176),
-section 3.
+Retrieval rows are paraphrased, augmented and given hard negatives. Pairs and labelled texts
+are only paraphrased: a new aspect would blur their score or label. Source: QZhou-Embedding
+(arXiv:2508.21632), section 4.3. A document without a query gets one by two requests: first
+who would ask what, then the query. Source: Qwen3-Embedding (arXiv:2506.05176), section 3.
 """
 
 from __future__ import annotations
@@ -70,10 +70,7 @@ class SynthesisRequest:
     @property
     def messages(self) -> list[Message]:
         """The chat as the endpoint expects it."""
-        chat = [
-            {"role": "system", "content": system_prompt(self.prompt)},
-            {"role": "user", "content": self.user},
-        ]
+        chat = [{"role": "system", "content": system_prompt(self.prompt)}, {"role": "user", "content": self.user}]
         for answer, reply in self.refused:
             chat += [{"role": "assistant", "content": answer}, {"role": "user", "content": reply}]
         return chat
@@ -90,16 +87,14 @@ class SynthesisRequest:
 
     def again(self, answer: str, reason: str) -> SynthesisRequest:
         """The same request once more, with the refused answer and the reason."""
-        reply = f"Refused: {reason}. Answer the same request again, with the corrected JSON object and nothing else."
+        reply = (
+            f"Refused: {reason}. Answer the same request again, with the corrected JSON object and nothing else."
+        )
         return replace(self, refused=(*self.refused, (answer, reply)))
 
 
 def requests_for(
-    example: Example,
-    technique: SynthesisTechnique,
-    *,
-    variants: int = 1,
-    pool: Sequence[LLMSection] = (),
+    example: Example, technique: SynthesisTechnique, *, variants: int = 1, pool: Sequence[LLMSection] = ()
 ) -> list[SynthesisRequest]:
     """The requests of one technique for one example; always the same for the same example.
 
@@ -160,8 +155,8 @@ def relevance_request(
 def draw(rows: Iterable[Any], purpose: str, *, count: int, seed: int) -> list[Any]:
     """At most ``count`` examples or documents, drawn by the hash of (seed, purpose, id).
 
-    A re-run draws the same rows. A larger ``count`` keeps the rows of a smaller one, so that answers which are paid
-    for stay in use.
+    A re-run draws the same rows. A larger ``count`` keeps the rows of a smaller one, so
+    that answers which are paid for stay in use.
     """
     return heapq.nsmallest(count, rows, key=lambda row: _rank(seed, purpose, row.id))
 
@@ -174,8 +169,8 @@ def side_to_paraphrase(example: PairExample) -> Side:
 def prompt_language(text: str) -> PromptLanguage:
     """The language of the prompt: Chinese for Chinese texts, English for all others.
 
-    Models follow instructions in the language of the text more closely, and two sets of prompts can still be kept
-    alike.
+    Models follow instructions in the language of the text more closely, and two sets of
+    prompts can still be kept alike.
     """
     han = len(re.findall(f"[{HAN}]", text))
     others = len(re.findall(f"[{KANA}{HANGUL}]", text))

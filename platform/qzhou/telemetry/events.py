@@ -1,10 +1,9 @@
 """What jobs say of themselves, one event a line: for people, or JSON objects where ``QZHOU_LOG`` is ``json``.
 
-A line for people is ``stage: what happened``. The same event in JSON has ``time`` (ISO 8601, UTC), ``level``,
-``stage``, ``event``, ``message`` and fields of its own. Values of the environment's secrets are taken out of both.
+A line for people is ``stage: what happened``. The same event in JSON has ``time`` (ISO
+8601, UTC), ``level``, ``stage``, ``event``, ``message`` and fields of its own. Values of
+the environment's secrets are taken out of both.
 """
-
-from __future__ import annotations
 
 import json
 import os

@@ -1,11 +1,10 @@
 """Return freed memory to the operating system.
 
-Forward passes over texts of many lengths make tensors of many sizes, and glibc keeps what is freed for the next tensor
-that fits. Without this call, a training step of 1,024 rows holds twice the memory of one of 64, and a replica under
-mixed load grew from 1.1 to 2.6 GB within fourteen minutes (LOG.md). The call costs a twentieth of a training step.
+Forward passes over texts of many lengths make tensors of many sizes, and glibc keeps what
+is freed for the next tensor that fits. Without this call, a training step of 1,024 rows
+holds twice the memory of one of 64, and a replica under mixed load grew from 1.1 to 2.6 GB
+within fourteen minutes (LOG.md). The call costs a twentieth of a training step.
 """
-
-from __future__ import annotations
 
 import ctypes
 import functools

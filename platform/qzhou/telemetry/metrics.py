@@ -1,13 +1,13 @@
 """What is measured while jobs run: every metric declared once, and one function that takes a value. No ray in here.
 
-Rooms call :func:`measure`. In a process that has joined Ray the value goes to the node's Prometheus exposition
-(:mod:`qzhou.cluster.metrics`); elsewhere, under torchrun or in a test, nothing happens.
+Rooms call :func:`measure`. In a process that has joined Ray the value goes to the node's
+Prometheus exposition (:mod:`qzhou.cluster.metrics`); elsewhere, under torchrun or in a
+test, nothing happens.
 
-Names follow Prometheus' conventions: the unit is the suffix, counters end in ``_total``. Labels take few values: names
-of the recipe (datasets, models) and words of ours, never ids, paths or texts.
+Names follow Prometheus' conventions: the unit is the suffix, counters end in ``_total``.
+Labels take few values: names of the recipe (datasets, models) and words of ours, never ids,
+paths or texts.
 """
-
-from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping

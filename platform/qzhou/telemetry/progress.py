@@ -1,7 +1,5 @@
 """Progress of long work: a bar with rate and ETA on a terminal, plain lines otherwise; meters, and how long it took."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -65,9 +63,7 @@ class Progress:
         line_every_s: Seconds between two lines where there is no terminal.
     """
 
-    def __init__(
-        self, label: str, *, total: int | None, unit: str, line_every_s: float = LINE_EVERY_S
-    ) -> None:
+    def __init__(self, label: str, *, total: int | None, unit: str, line_every_s: float = LINE_EVERY_S) -> None:
         self._line_every_s = line_every_s
         self.label, self.total, self.unit = label, total, unit
         self.done = self.advances = self.first_done = 0

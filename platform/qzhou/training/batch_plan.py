@@ -1,10 +1,8 @@
 """Which rows each step trains on: a pure function of (seed, step).
 
-Every rank computes the same plan and no state is kept, so resuming is an integer and the global
-batches do not depend on the number of workers.
+Every rank computes the same plan and no state is kept, so resuming is an integer and the
+global batches do not depend on the number of workers.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,8 +63,8 @@ class PlannedBatch:
 class BatchPlan:
     """Task by share of steps, dataset by rows ** alpha within the task group, rows by seeded permutation.
 
-    The paper gives eta as a probability. Here exactly that share of any run of steps is retrieval (within one step),
-    because a short stage would otherwise miss it by chance.
+    The paper gives eta as a probability. Here exactly that share of any run of steps is
+    retrieval (within one step), because a short stage would otherwise miss it by chance.
 
     Source: QZhou-Embedding (arXiv:2508.21632), sections 5.1 and 5.2.
     """
@@ -82,8 +80,9 @@ class BatchPlan:
     ) -> None:
         """Draw the datasets of all steps.
 
-        ``grouping`` says what the rows of a batch have in common: their ``dataset`` (the paper's), their ``task`` (as
-        in SFR-Embedding), or nothing; then each row is drawn for itself and eta is a share of rows.
+        ``grouping`` says what the rows of a batch have in common: their ``dataset`` (the
+        paper's), their ``task`` (as in SFR-Embedding), or nothing; then each row is drawn
+        for itself and eta is a share of rows.
 
         Raises:
             DataError: A group that the stage draws from has no dataset, or a dataset has no rows.
@@ -149,15 +148,10 @@ def _weights(datasets: Sequence[DatasetSize], retrieval_share: float, alpha: flo
     """Each dataset's share of the batches: eta among retrieval, the rest among the others, by rows ** alpha."""
     weight = np.array([dataset.rows for dataset in datasets], dtype=np.float64) ** alpha
     retrieval = np.array([dataset.task == "retrieval" for dataset in datasets])
-    both = (
-        ("retrieval", retrieval, retrieval_share),
-        ("pair or classification", ~retrieval, 1 - retrieval_share),
-    )
+    both = (("retrieval", retrieval, retrieval_share), ("pair or classification", ~retrieval, 1 - retrieval_share))
     for name, group, share in both:
         if share > 0 and not group.any():
-            raise DataError(
-                f"retrieval_share is {retrieval_share}, but there are no {name} examples to train on"
-            )
+            raise DataError(f"retrieval_share is {retrieval_share}, but there are no {name} examples to train on")
         weight[group] *= share / max(weight[group].sum(), np.finfo(float).tiny)
     return weight
 
@@ -174,20 +168,14 @@ def _groups(datasets: Sequence[DatasetSize], grouping: Grouping) -> list[list[in
 
 
 def _drawn_groups(
-    datasets: Sequence[DatasetSize],
-    groups: Sequence[list[int]],
-    weights: Floats,
-    stage: StageSection,
-    seed: int,
+    datasets: Sequence[DatasetSize], groups: Sequence[list[int]], weights: Floats, stage: StageSection, seed: int
 ) -> Ints:
     """The group of each step; a prefix does not depend on the number of steps."""
     steps = np.arange(stage.steps, dtype=np.int64)
     share = round(stage.retrieval_share * SHARE_UNIT)
     is_retrieval = (steps + 1) * share // SHARE_UNIT > steps * share // SHARE_UNIT
     draw = np.random.default_rng([seed, 1]).random(stage.steps)
-    of_retrieval = [
-        number for number, group in enumerate(groups) if datasets[group[0]].task == "retrieval"
-    ]
+    of_retrieval = [number for number, group in enumerate(groups) if datasets[group[0]].task == "retrieval"]
     others = [number for number in range(len(groups)) if number not in of_retrieval]
     weight = np.array([weights[group].sum() for group in groups])
     return np.where(is_retrieval, _pick(of_retrieval, weight, draw), _pick(others, weight, draw))

@@ -1,12 +1,11 @@
 """From planned rows to the texts, targets and masks of one global batch.
 
-Every rank builds the whole batch, which costs nothing beside encoding it. So losses and masks need no communication.
-Choices inside a batch (which positive, which negatives) follow from (seed, step).
+Every rank builds the whole batch, which costs nothing beside encoding it. So losses and
+masks need no communication. Choices inside a batch (which positive, which negatives) follow
+from (seed, step).
 
 Shape letters in this file: B queries or texts, M documents, P pairs.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -170,9 +169,7 @@ def _retrieval(parts: Parts, count: int, generator: np.random.Generator) -> Batc
         if isinstance(one, RetrievalExample)
     ]
     examples = [one for _, one in found]
-    documents = [
-        (prompt, one.positives[generator.integers(len(one.positives))]) for prompt, one in found
-    ]
+    documents = [(prompt, one.positives[generator.integers(len(one.positives))]) for prompt, one in found]
     owners = list(range(len(found)))
     for number, (prompt, one) in enumerate(found):
         drawn = generator.permutation(len(one.negatives))[:count]
@@ -228,11 +225,7 @@ def _classification(parts: Parts, count: int, generator: np.random.Generator) ->
         negative_labels += (first + data.classes.number_N[others]).tolist()
         first += len(data.classes)
     return ClassificationBatch(
-        texts,
-        positives,
-        negatives,
-        torch.tensor(labels),
-        torch.tensor(negative_labels, dtype=torch.int64),
+        texts, positives, negatives, torch.tensor(labels), torch.tensor(negative_labels, dtype=torch.int64)
     )
 
 

@@ -1,7 +1,5 @@
 """The DeepSpeed ZeRO engine: the only file that imports deepspeed."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -42,8 +40,8 @@ class DeepSpeedEngine:
     ) -> None:
         """Shard a model over the ranks; the dtype of its weights, float32 or bfloat16, decides the dtype to train in.
 
-        ``checkpoint`` is the folder that :meth:`load` will read: ZeRO must know beforehand whether the same number
-        of ranks wrote it.
+        ``checkpoint`` is the folder that :meth:`load` will read: ZeRO must know beforehand
+        whether the same number of ranks wrote it.
         """
         deepspeed = _import_deepspeed(device)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -51,9 +49,7 @@ class DeepSpeedEngine:
         self._zero_stage = training.zero_stage
         # stage 0 shards nothing: any number of ranks reads the same file
         self._resharded = (
-            training.zero_stage > 0
-            and checkpoint is not None
-            and _state(checkpoint)["workers"] != self.world
+            training.zero_stage > 0 and checkpoint is not None and _state(checkpoint)["workers"] != self.world
         )
         self._collate = prepare_model(model, tokenizer, training)
         is_bfloat16 = next(model.parameters()).dtype == torch.bfloat16
@@ -115,14 +111,13 @@ class DeepSpeedEngine:
         return state
 
 
-def deepspeed_config(
-    training: TrainingSection, *, bfloat16: bool, universal: bool = False
-) -> dict[str, Any]:
+def deepspeed_config(training: TrainingSection, *, bfloat16: bool, universal: bool = False) -> dict[str, Any]:
     """The settings of DeepSpeed.
 
-    A step may have several backward passes (gradient cache), and the engine itself marks the last. So no step counts
-    as gradient accumulation, which would cut the negatives of a batch.
-    ``universal`` says that the checkpoint to load was converted from another number of ranks.
+    A step may have several backward passes (gradient cache), and the engine itself marks
+    the last. So no step counts as gradient accumulation, which would cut the negatives of a
+    batch. ``universal`` says that the checkpoint to load was converted from another number
+    of ranks.
     """
     zero: dict[str, Any] = {"stage": training.zero_stage}
     if training.offload_optimizer:
@@ -204,9 +199,9 @@ def _convert(folder: Path, target: Path) -> str:
 def _import_deepspeed(device: torch.device) -> Any:
     """The package deepspeed; on a CPU without its compiled extension.
 
-    The extension (all-reduce through shared memory) is compiled with a C++ compiler for up to a minute at first use.
-    Without it DeepSpeed reduces through gloo: a step of MiniLM on two ranks takes 2.0 s either way, and a machine
-    without a compiler can train.
+    The extension (all-reduce through shared memory) is compiled with a C++ compiler for up
+    to a minute at first use. Without it DeepSpeed reduces through gloo: a step of MiniLM on
+    two ranks takes 2.0 s either way, and a machine without a compiler can train.
     """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -215,9 +210,7 @@ def _import_deepspeed(device: torch.device) -> Any:
         import deepspeed
         import deepspeed.ops
     except ImportError as error:
-        raise SetupError(
-            f"DeepSpeed cannot be imported: {error}. pip install 'deepspeed>=0.19.8,<0.20'"
-        ) from None
+        raise SetupError(f"DeepSpeed cannot be imported: {error}. pip install 'deepspeed>=0.19.8,<0.20'") from None
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__[CPU_EXTENSION] = False
     return deepspeed

@@ -1,7 +1,5 @@
 """What the training loop needs of an engine, and what every engine does with a model before it trains."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +36,8 @@ class Engine(Protocol):
     def forward(self, ids: Sequence[Ids], soft_mask_weight: float | None = None) -> Tensor:
         """Vectors [S, D] of the token ids of S texts; with gradient where torch records one.
 
-        With a weight, attention has a soft mask (:func:`qzhou.encoder.attention.soft_causal_mask`).
+        With a weight, attention has a soft mask
+        (:func:`qzhou.encoder.attention.soft_causal_mask`).
         """
         ...
 
@@ -69,7 +68,8 @@ class Collator:
     def __init__(self, model: EmbeddingModel, tokenizer: Any, *, packed: bool | None = None) -> None:
         """Choose packing or padding for good: gradient checkpointing computes attention in the backward pass too.
 
-        By default texts are packed where FlashAttention is installed and computes in the model's dtype.
+        By default texts are packed where FlashAttention is installed and computes in the
+        model's dtype.
         """
         weight = next(model.parameters())
         self._device, self._dtype, self._pad = weight.device, weight.dtype, tokenizer.pad_token_id
@@ -114,8 +114,9 @@ def token_budgets(training: TrainingSection, device: torch.device) -> tuple[int,
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout to zero.
 
-    The paper's backbone has none. With dropout, a resumed run, another number of workers and a recomputed
-    activation would each see other random numbers than the run whose result they must repeat.
+    The paper's backbone has none. With dropout, a resumed run, another number of workers
+    and a recomputed activation would each see other random numbers than the run whose
+    result they must repeat.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):

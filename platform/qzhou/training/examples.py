@@ -103,9 +103,7 @@ class TrainingSet:
 
 def _with_classes(whole: TrainingSet, labels: Sequence[str]) -> TrainingSet:
     """The same set without classes of a single text, which could have no positive."""
-    _, number_N, counts = np.unique(
-        np.asarray(labels).astype(str), return_inverse=True, return_counts=True
-    )
+    _, number_N, counts = np.unique(np.asarray(labels).astype(str), return_inverse=True, return_counts=True)
     kept = np.flatnonzero(counts[number_N] > 1)
     _, kept_number_N = np.unique(number_N[kept], return_inverse=True)
     return dataclasses.replace(
@@ -161,8 +159,8 @@ def cache_folder(run_folder: Folder, mined: str) -> Path:
 def local_copy(folder: Folder, file: Path) -> Path:
     """One Arrow file with the rows of all Parquet files of a folder.
 
-    The first rank of a node that asks makes the file. Copies of the same run whose examples have changed since are
-    removed.
+    The first rank of a node that asks makes the file. Copies of the same run whose examples
+    have changed since are removed.
 
     Raises:
         StorageError: The folder cannot be read.

@@ -1,17 +1,17 @@
 """The gradient of a loss over a global batch, whatever part of the batch fits into memory.
 
-1. Every rank encodes its share, and the vectors of all ranks are gathered.
-2. Every rank computes the loss of the whole batch and its gradient with respect to the vectors.
-3. Every rank sends its own slice of that gradient back through its share.
+1. Every rank encodes its share, and the vectors of all ranks are gathered. 2. Every rank
+computes the loss of the whole batch and its gradient with respect to the vectors. 3. Every
+rank sends its own slice of that gradient back through its share.
 
-Micro-batches whose activations fit into memory are encoded once. The others are encoded twice: without activations for
-the loss, and again, one at a time, for the gradient (gradient caching, arXiv:2101.06983). The gradient is the same,
-because the loss reaches the weights through the vectors alone.
+Micro-batches whose activations fit into memory are encoded once. The others are encoded
+twice: without activations for the loss, and again, one at a time, for the gradient
+(gradient caching, arXiv:2101.06983). The gradient is the same, because the loss reaches the
+weights through the vectors alone.
 
-Shape letters in this file: N texts of the global batch, S texts of one rank's share, D embedding width.
+Shape letters in this file: N texts of the global batch, S texts of one rank's share, D
+embedding width.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -44,9 +44,7 @@ def embed(batch: ShardedBatch, forward: Forward) -> Tensor:
     return gathered(local_SD, batch.world)[batch.row_N.to(local_SD.device)]
 
 
-def backward(
-    batch: ShardedBatch, forward: Forward, loss_of: Callable[[Tensor], Tensor], ranks: Ranks
-) -> Tensor:
+def backward(batch: ShardedBatch, forward: Forward, loss_of: Callable[[Tensor], Tensor], ranks: Ranks) -> Tensor:
     """The loss of a batch; its gradient is added to the weights' gradients.
 
     Args:

@@ -1,7 +1,5 @@
 """What a stage trains on, and the batches of the next steps, prepared in threads while a step trains."""
 
-from __future__ import annotations
-
 import copy
 import threading
 from collections import deque
@@ -25,8 +23,8 @@ from qzhou.training.sharding import ShardedBatch, shard_batch
 class TrainingStage:
     """What one stage trains on.
 
-    ``data`` has the examples of every dataset of the plan by name. ``validate`` returns validation scores of the
-    model as it is; every rank calls it.
+    ``data`` has the examples of every dataset of the plan by name. ``validate`` returns
+    validation scores of the model as it is; every rank calls it.
     """
 
     name: str
@@ -52,10 +50,7 @@ def prepare_batch(stage: TrainingStage, engine: Engine, step: int) -> PreparedBa
     """The batch of a step, with this rank's share of its texts as token ids; from any thread."""
     planned, training = stage.plan.at(step), stage.recipe.training
     batches = build_batches(
-        planned,
-        stage.data,
-        negatives_per_query=training.negatives_per_query,
-        seed=stage.recipe.training_seed,
+        planned, stage.data, negatives_per_query=training.negatives_per_query, seed=stage.recipe.training_seed
     )
 
     def sharded(tokenizer: Any) -> ShardedBatch:
@@ -66,9 +61,7 @@ def prepare_batch(stage: TrainingStage, engine: Engine, step: int) -> PreparedBa
         for batch in batches:
             for side, texts in batch.text_groups:
                 ids += token_ids(own, texts, max_tokens=limit[side])
-        return shard_batch(
-            ids, rank=engine.rank, world=engine.world, micro_batch_tokens=engine.micro_batch_tokens
-        )
+        return shard_batch(ids, rank=engine.rank, world=engine.world, micro_batch_tokens=engine.micro_batch_tokens)
 
     for_teacher = sharded(stage.teacher.tokenizer) if stage.teacher else None
     return PreparedBatch(planned, batches, sharded(stage.tokenizer), for_teacher)

@@ -3,8 +3,6 @@
 One screen: next batch, loss and gradient, step, record, validate and save if due.
 """
 
-from __future__ import annotations
-
 import math
 import resource
 import sys
@@ -27,9 +25,7 @@ from qzhou.training.schedule import learning_rate_at, soft_mask_weight_at
 Metrics = dict[str, Any]
 
 
-def train_stage(
-    stage: TrainingStage, engine: Engine, recorder: StageRecorder, *, first_step: int
-) -> bool:
+def train_stage(stage: TrainingStage, engine: Engine, recorder: StageRecorder, *, first_step: int) -> bool:
     """Whether training reached the end of the stage; False if it was stopped, with a checkpoint.
 
     ``first_step`` is 0, or the step that a checkpoint had reached.
@@ -63,9 +59,7 @@ def train_stage(
     return True
 
 
-def _step(
-    stage: TrainingStage, engine: Engine, recorder: StageRecorder, batch: PreparedBatch
-) -> Metrics:
+def _step(stage: TrainingStage, engine: Engine, recorder: StageRecorder, batch: PreparedBatch) -> Metrics:
     """What one optimizer step did."""
     planned, training = batch.planned, stage.recipe.training
     teacher_ND = None
@@ -109,9 +103,7 @@ def _cost(batch: PreparedBatch, engine: Engine, waited_s: float, seconds: float)
         "tokens": sharded.tokens,
         "tokens_per_s": round(sharded.tokens / seconds, 1),
         "padding_share": round(sharded.padding_share, 4),
-        "gradient_cache_share": round(
-            sum(sharded.padded_tokens[:cached]) / sum(sharded.padded_tokens), 4
-        ),
+        "gradient_cache_share": round(sum(sharded.padded_tokens[:cached]) / sum(sharded.padded_tokens), 4),
         "loader_wait_share": round(waited_s / seconds, 4),
         "memory_gb": round(_memory_gb(), 3),
         "seconds": round(seconds, 4),

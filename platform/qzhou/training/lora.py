@@ -1,7 +1,5 @@
 """Low-rank adapters in place of all weights (arXiv:2106.09685), by peft."""
 
-from __future__ import annotations
-
 from qzhou.config.training import LoraSection
 from qzhou.encoder import EmbeddingModel
 from qzhou.errors import SetupError, TrainingError

@@ -1,11 +1,10 @@
 """The three losses of QZhou-Embedding (arXiv:2508.21632) as pure functions, and terms that other models add.
 
-Shape letters in this file: B queries or texts, M documents (positives and negatives), P pairs, N texts,
-D embedding width. All vectors are unit length, so a dot product is a cosine. Each function sees the
-whole global batch; who computed which vector does not matter here.
+Shape letters in this file: B queries or texts, M documents (positives and negatives), P
+pairs, N texts, D embedding width. All vectors are unit length, so a dot product is a
+cosine. Each function sees the whole global batch; who computed which vector does not matter
+here.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -26,9 +25,10 @@ class InfoNCEOptions:
         document_document: So do the other documents, compared with the positive (Qwen3-Embedding, arXiv:2506.05176).
         false_negative_margin: A cosine that exceeds the positive's by more is left out: it may belong to an answer
             that nobody labelled (Qwen3-Embedding: 0.1). None leaves nothing out.
-        hardness: The query's own hard negatives weigh ``e^(hardness * s)``, s their cosine without gradient
-            (EmbeddingGemma, arXiv:2509.20354: 5).
-        focal: A query weighs ``(1 - p)^focal``, p the probability of its positive (arXiv:1708.02002).
+        hardness: The query's own hard negatives weigh ``e^(hardness * s)``, s their cosine
+            without gradient (EmbeddingGemma, arXiv:2509.20354: 5).
+        focal: A query weighs ``(1 - p)^focal``, p the probability of its positive
+            (arXiv:1708.02002).
     """
 
     temperature: float = 0.02
@@ -47,7 +47,8 @@ class InfoNCEMasks:
         false_negative_BM: True where a document is the same text as another answer to the query, and is therefore
             left out of its denominator; never at the positive.
         same_query_BB: True where two queries are the same text.
-        hard_negative_BM: True where a document is a hard negative of the query; needed for hardness.
+        hard_negative_BM: True where a document is a hard negative of the query; needed for
+            hardness.
     """
 
     false_negative_BM: Tensor | None = None
@@ -72,9 +73,10 @@ def info_nce(
         L_i = -log( e^(s_ip / t) / (sum_m w_im e^(s_im / t) + sum_{j != i} e^(u_ij / t) + sum_{m != p} e^(v_im / t)) )
         L   = 1/B * sum_i (1 - e^(-L_i))^focal * L_i
 
-    with s_im = query_i . document_m, u_ij = query_i . query_j, v_im = document_p . document_m, p = positive_B[i],
-    t = temperature, w_im = e^(hardness * s_im) for the query's own hard negatives and 1 for all others. The sum over m
-    takes in the query's own negatives and all documents of the other queries. The third sum and the weights are off
+    with s_im = query_i . document_m, u_ij = query_i . query_j, v_im = document_p .
+    document_m, p = positive_B[i], t = temperature, w_im = e^(hardness * s_im) for the
+    query's own hard negatives and 1 for all others. The sum over m takes in the query's own
+    negatives and all documents of the other queries. The third sum and the weights are off
     by default; a summand whose cosine is above s_ip + false_negative_margin is left out.
 
     Args:
@@ -142,9 +144,11 @@ def _check_shapes(query_BD: Tensor, document_MD: Tensor, positive_B: Tensor) -> 
 def orthogonal_regularisation(vector_ND: Tensor) -> Tensor:
     """The mean squared cosine of different texts, from 0 to 1; 0 for a single text.
 
-    Added to a loss it spreads the vectors over the sphere, which also makes them robust to quantisation.
+    Added to a loss it spreads the vectors over the sphere, which also makes them robust to
+    quantisation.
 
-    Source: global orthogonal regularisation, arXiv:1708.06320; EmbeddingGemma, arXiv:2509.20354.
+    Source: global orthogonal regularisation, arXiv:1708.06320; EmbeddingGemma,
+        arXiv:2509.20354.
     """
     count = len(vector_ND)
     if count < 2:
@@ -184,12 +188,7 @@ def mixed_negatives(
 
 
 def distillation_kl_loss(
-    query_BD: Tensor,
-    document_MD: Tensor,
-    teacher_BM: Tensor,
-    excluded_BM: Tensor,
-    *,
-    temperature: float,
+    query_BD: Tensor, document_MD: Tensor, teacher_BM: Tensor, excluded_BM: Tensor, *, temperature: float
 ) -> Tensor:
     """Kullback-Leibler divergence of the student's distribution over the documents from the teacher's.
 
@@ -202,7 +201,8 @@ def distillation_kl_loss(
         excluded_BM: True where a document is left out of both distributions.
         temperature: Divides the cosines of both.
 
-    Source: knowledge distillation (arXiv:1503.02531) over the scores of a batch, as in KaLM-Embedding-V2.5.
+    Source: knowledge distillation (arXiv:1503.02531) over the scores of a batch, as in
+        KaLM-Embedding-V2.5.
     """
     student_BM = query_BD @ document_MD.T / temperature
     student_BM = student_BM.masked_fill(excluded_BM, -torch.inf).log_softmax(dim=1)
@@ -268,8 +268,8 @@ def classification_info_nce(
         Z_i = e^(t_i.p_i / t) + sum_m MASK(i, m) e^(t_i.n_m / t) + sum_{j != i} MASK(i, j) e^(t_i.t_j / t)
         L   = -1/B * sum_i log( e^(t_i.p_i / t) / Z_i ),   MASK = 0 where the labels are equal
 
-    The sum over m takes in the negatives of the whole batch: a text's own ones have another label by
-    construction. Other texts' positives do not appear, as printed in the paper.
+    The sum over m takes in the negatives of the whole batch: a text's own ones have another
+    label by construction. Other texts' positives do not appear, as printed in the paper.
 
     Args:
         text_BD: The texts.

@@ -3,8 +3,6 @@
 Shape letters in this file: N texts of all kinds, B queries, M documents, D embedding width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -36,8 +34,9 @@ def loss_of(
 ) -> Tensor:
     """The scalar loss of a global batch.
 
-    Parts of several tasks count by their numbers of examples. With Matryoshka dimensions the loss is also taken of
-    the vectors' first components, normalised again, and added with its weight (arXiv:2205.13147).
+    Parts of several tasks count by their numbers of examples. With Matryoshka dimensions
+    the loss is also taken of the vectors' first components, normalised again, and added
+    with its weight (arXiv:2205.13147).
 
     Args:
         batches: One for each task of the step.
@@ -69,9 +68,7 @@ def split(batches: Sequence[Batch], vector_ND: Tensor) -> list[list[Tensor]]:
 
 
 @torch.no_grad()
-def batch_metrics(
-    batches: Sequence[Batch], vector_ND: Tensor, *, margin: float | None = None
-) -> dict[str, float]:
+def batch_metrics(batches: Sequence[Batch], vector_ND: Tensor, *, margin: float | None = None) -> dict[str, float]:
     """Metrics of a batch beside its loss; a metric that does not apply to the batch is left out.
 
     - ``positive_cosine``: mean cosine of the positives; of pairs, of both sides.
@@ -80,7 +77,8 @@ def batch_metrics(
     - ``order_agreement``: share of comparisons of two pairs in which the cosines have the order of the scores
       (0.5 by chance).
     - ``masked_share``: share of the other documents that are left out of the denominator as false negatives, known
-      ones or by ``margin``; in classification, share of the other texts with the same label.
+      ones or by ``margin``; in classification, share of the other texts with the same
+      label.
     - ``negative_hardness``: share of other queries' documents below a query's own hard negatives (0.5: no harder
       than what is drawn at random).
 
@@ -112,9 +110,7 @@ def _pair_metrics(batch: PairBatch, parts: Sequence[Tensor]) -> dict[str, Tensor
     return {"positive_cosine": cosine_P, "order_agreement": agrees}
 
 
-def _retrieval_metrics(
-    batch: RetrievalBatch, parts: Sequence[Tensor], margin: float | None
-) -> dict[str, Tensor]:
+def _retrieval_metrics(batch: RetrievalBatch, parts: Sequence[Tensor], margin: float | None) -> dict[str, Tensor]:
     device = parts[0].device
     rows = torch.arange(batch.size, device=device)
     positive_B = batch.positive_B.to(device)
@@ -162,9 +158,7 @@ def _positives_and_negatives(positive_B: Tensor, cosine_BM: Tensor) -> dict[str,
     }
 
 
-def _with_matryoshka(
-    batch: Batch, parts: Sequence[Tensor], training: TrainingSection, seed: int
-) -> Tensor:
+def _with_matryoshka(batch: Batch, parts: Sequence[Tensor], training: TrainingSection, seed: int) -> Tensor:
     loss = _loss(batch, parts, training, seed)
     for dimensions, weight in training.loss.matryoshka:
         if dimensions >= parts[0].shape[1]:
@@ -204,9 +198,7 @@ def _retrieval_loss(
     )
     mixed = None
     if terms.mixed_negatives:
-        mixed = mixed_negatives(
-            documents, batch.hard_negative_mask, count=terms.mixed_negatives, seed=seed
-        )
+        mixed = mixed_negatives(documents, batch.hard_negative_mask, count=terms.mixed_negatives, seed=seed)
     options = InfoNCEOptions(
         temperature=training.temperature,
         query_query=training.query_query,

@@ -1,7 +1,5 @@
 """A pseudo-random order of the rows of a dataset that is computed, not stored."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,9 @@ ONE = np.uint64(1)
 def permuted(positions: Ints, *, rows: int, key: tuple[int, ...]) -> Ints:
     """The row at each position of a pseudo-random order, in [0, rows); all positions together give each row once.
 
-    A Feistel network permutes the numbers below the next power of four. A result outside of the rows goes through the
-    network again until it is inside (cycle walking, Black and Rogaway, 2002). Memory is that of the positions,
-    whatever the number of rows.
+    A Feistel network permutes the numbers below the next power of four. A result outside of
+    the rows goes through the network again until it is inside (cycle walking, Black and
+    Rogaway, 2002). Memory is that of the positions, whatever the number of rows.
 
     Args:
         positions: In [0, rows).

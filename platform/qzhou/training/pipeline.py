@@ -1,7 +1,5 @@
 """The training stages on Ray Train: a worker per rank, checkpoints through ``ray.train.report``."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal
@@ -96,9 +94,9 @@ def _run_config(folder: Folder, training: TrainingSection) -> ray.train.RunConfi
 class _StopSignal:
     """A request to end a stage with a checkpoint, which reaches all ranks at the same step.
 
-    1. The driver sets the request.
-    2. Rank 0 sees it at the end of a step and names the next step as the last one.
-    3. Every rank looks for that name at the end of each step. Ranks meet in the gradients of a step, so no rank can
+    1. The driver sets the request. 2. Rank 0 sees it at the end of a step and names the
+    next step as the last one. 3. Every rank looks for that name at the end of each step.
+    Ranks meet in the gradients of a step, so no rank can
        have passed the named step before the name was there.
 
     Args:
@@ -179,13 +177,12 @@ def _interruptible() -> Iterator[None]:
 def _own_dashboard() -> Iterator[None]:
     """Make Ray Train look for its controller on the dashboard of this cluster.
 
-    By default it asks the cluster that ``ray start`` last recorded on this machine. If that is another cluster, or a
-    dead one, every training ends with twelve seconds of waiting and a traceback.
+    By default it asks the cluster that ``ray start`` last recorded on this machine. If that
+    is another cluster, or a dead one, every training ends with twelve seconds of waiting
+    and a traceback.
     """
     name = ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE
-    address = _internal_kv_get(
-        ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD
-    )
+    address = _internal_kv_get(ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD)
     if address is None or name in os.environ:
         yield
         return

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 class StageRecorder:
     """Metrics and checkpoints of a training stage.
 
-    Two subclasses write checkpoints: ``RayRecorder`` (:mod:`qzhou.training.pipeline`) reports them to Ray Train, and
-    ``TorchrunRecorder`` (:mod:`qzhou.training.torchrun`) writes them into the stage's folder. The state itself comes
-    from :meth:`qzhou.training.engine.Engine.save`.
+    Two subclasses write checkpoints: ``RayRecorder`` (:mod:`qzhou.training.pipeline`)
+    reports them to Ray Train, and ``TorchrunRecorder`` (:mod:`qzhou.training.torchrun`)
+    writes them into the stage's folder. The state itself comes from
+    :meth:`qzhou.training.engine.Engine.save`.
 
-    Every rank calls each method, and all ranks are at the same step. Rank 0 alone writes metrics.
+    Every rank calls each method, and all ranks are at the same step. Rank 0 alone writes
+    metrics.
 
     Attributes:
         last: Metrics of the last step, on every rank.

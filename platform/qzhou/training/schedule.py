@@ -1,7 +1,5 @@
 """Schedules by step: the learning rate, and the soft mask of a decoder that becomes an encoder."""
 
-from __future__ import annotations
-
 import math
 
 from qzhou.config.training import StageSection

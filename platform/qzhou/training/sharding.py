@@ -3,8 +3,6 @@
 Shape letters in this file: N texts of the global batch, S texts of one rank's share.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,7 +23,8 @@ MAX_PADDING = 0.1
 class ShardedBatch:
     """One rank's share of a batch: the same number of micro-batches, of the same sizes, on every rank.
 
-    In ZeRO-3, ranks that make different numbers of forward passes would wait for each other for ever.
+    In ZeRO-3, ranks that make different numbers of forward passes would wait for each other
+    for ever.
 
     Attributes:
         micro_batches: Token ids of the texts of each forward pass, longest first.
@@ -57,9 +56,7 @@ class ShardedBatch:
         return len(self.padded_tokens)
 
 
-def shard_batch(
-    ids: Sequence[Ids], *, rank: int = 0, world: int = 1, micro_batch_tokens: int
-) -> ShardedBatch:
+def shard_batch(ids: Sequence[Ids], *, rank: int = 0, world: int = 1, micro_batch_tokens: int) -> ShardedBatch:
     """One rank's share of the texts; texts are distributed by length, so that all ranks have equal work.
 
     Every rank computes the same distribution from the same texts, without communication.

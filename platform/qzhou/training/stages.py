@@ -1,7 +1,5 @@
 """The two training stages of a run, for whoever starts the ranks: Ray Train (``pipeline``) or ``torchrun``."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -20,9 +18,7 @@ SPEED_SETTINGS = {
 }  # fmt: skip
 
 
-def train_both_stages(
-    run: Run, train_stage: Callable[[Folder, TrainingStageName], Mapping[str, int]]
-) -> Manifest:
+def train_both_stages(run: Run, train_stage: Callable[[Folder, TrainingStageName], Mapping[str, int]]) -> Manifest:
     """The manifest of stage 2; a stage that is finished and unchanged is skipped.
 
     Args:
@@ -46,8 +42,7 @@ def train_both_stages(
         return run.stage(
             Stage(
                 name=f"training/{name}",
-                settings=shared
-                | {"training": both | {name: getattr(recipe.training, name).model_dump()}},
+                settings=shared | {"training": both | {name: getattr(recipe.training, name).model_dump()}},
                 inputs=inputs,
                 code_of=("qzhou.training.worker",),
                 # it decides where metrics and checkpoints go, and no weight

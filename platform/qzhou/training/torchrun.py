@@ -1,9 +1,8 @@
 """Both stages without Ray, on ranks that ``torchrun`` started: for clusters that have a scheduler of their own.
 
-The run's folder, its fingerprints and the model are those of :mod:`qzhou.training.pipeline`; checkpoints are not.
+The run's folder, its fingerprints and the model are those of
+:mod:`qzhou.training.pipeline`; checkpoints are not.
 """
-
-from __future__ import annotations
 
 import os
 import tempfile
@@ -79,17 +78,10 @@ def _from_rank_0(message: dict[str, Any] | None) -> dict[str, Any]:
     return box[0] or {}
 
 
-def _train_stage(
-    recipe: Recipe, *, run_folder: str, stage: TrainingStageName, mined: str, checkpoint: str
-) -> None:
+def _train_stage(recipe: Recipe, *, run_folder: str, stage: TrainingStageName, mined: str, checkpoint: str) -> None:
     with Folder.open(checkpoint).local_copy() if checkpoint else nullcontext() as local:
         train_worker(
-            recipe,
-            stage,
-            Folder.open(run_folder),
-            mined=mined,
-            recorder_type=TorchrunRecorder,
-            checkpoint=local,
+            recipe, stage, Folder.open(run_folder), mined=mined, recorder_type=TorchrunRecorder, checkpoint=local
         )
 
 

@@ -1,7 +1,5 @@
 """Where the metrics of a stage go: ``metrics.jsonl``, dashboards, and the trackers that the recipe names."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -58,8 +56,9 @@ class Sink:
 class MetricsFile:
     """``metrics.jsonl`` of a stage: one line for each step, also after restarts.
 
-    On local filesystems a line is appended at the end of its step, so that ``tail -f`` follows the training. Object
-    stores cannot append: there the whole file is written at each checkpoint.
+    On local filesystems a line is appended at the end of its step, so that ``tail -f``
+    follows the training. Object stores cannot append: there the whole file is written at
+    each checkpoint.
     """
 
     def __init__(self, folder: Folder, first_step: int) -> None:
@@ -104,8 +103,9 @@ def open_sinks(
 ) -> list[Sink]:
     """``metrics.jsonl``, the dashboards and the trackers.
 
-    Trackers show the settings beside the curves; those that write files use ``scratch``, a local folder, where the
-    stage's folder is remote. ``first_step`` is the step with which this attempt begins.
+    Trackers show the settings beside the curves; those that write files use ``scratch``, a
+    local folder, where the stage's folder is remote. ``first_step`` is the step with which
+    this attempt begins.
 
     Raises:
         SetupError: A tracker is not installed.

@@ -39,11 +39,7 @@ class Validation:
 
     @classmethod
     def of(
-        cls,
-        examples: Sequence[tuple[Prompt, RetrievalExample]],
-        recipe: Recipe,
-        tokenizer: Any,
-        engine: Engine,
+        cls, examples: Sequence[tuple[Prompt, RetrievalExample]], recipe: Recipe, tokenizer: Any, engine: Engine
     ) -> Validation | None:
         """A validation on a sample of held-out examples, drawn by hash; None if there are none."""
         shuffled = sorted(examples, key=lambda one: stable_id("validation", one[1].id))
@@ -65,9 +61,7 @@ class Validation:
         model = recipe.model
         ids = token_ids(tokenizer, queries, max_tokens=model.max_query_tokens)
         ids += token_ids(tokenizer, list(documents.values()), max_tokens=model.max_document_tokens)
-        texts = shard_batch(
-            ids, rank=engine.rank, world=engine.world, micro_batch_tokens=engine.micro_batch_tokens
-        )
+        texts = shard_batch(ids, rank=engine.rank, world=engine.world, micro_batch_tokens=engine.micro_batch_tokens)
         qrels = {str(q): relevant[normalized_text(one.query)] for q, (_, one) in enumerate(asked)}
         return cls(texts, qrels)
 
@@ -78,9 +72,7 @@ class Validation:
         best = score_QM.topk(min(RANKS, score_QM.shape[1]), dim=1)
         rankings = {
             str(q): dict(zip(map(str, documents), scores, strict=True))
-            for q, (documents, scores) in enumerate(
-                zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            )
+            for q, (documents, scores) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         }
         evaluator = pytrec_eval.RelevanceEvaluator(self.qrels, {"ndcg_cut.10", "P.1"})
         measures = evaluator.evaluate(rankings).values()

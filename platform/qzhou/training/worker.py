@@ -1,7 +1,5 @@
 """What one rank of a stage does, from loading a model to writing the trained one; runs with or without Ray."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +44,8 @@ def train_worker(
 
     The process group of the ranks must be there already.
 
-    ``mined`` says which making of the mined examples to train on, and ``recorder_type`` how checkpoints are kept.
+    ``mined`` says which making of the mined examples to train on, and ``recorder_type`` how
+    checkpoints are kept.
 
     Raises:
         DataError: There is nothing to train on.
@@ -67,9 +66,7 @@ def train_worker(
         engine = DeepSpeedEngine(model, found.tokenizer, recipe.training, device, checkpoint=checkpoint)
         first_step = engine.load(checkpoint) if checkpoint is not None else 0
         if checkpoint is not None and engine.rank == 0:
-            log_event(
-                f"training: {name}: continues after step {first_step}", "continued", step=first_step
-            )
+            log_event(f"training: {name}: continues after step {first_step}", "continued", step=first_step)
         validation = None
         if recipe.training.validate_every_steps:
             examples = held_out_examples(recipe, run_folder)
@@ -103,9 +100,7 @@ def _batch_plan(recipe: Recipe, name: TrainingStageName, data: Mapping[str, Trai
 
 
 def _load(recipe: Recipe, spec: str, dtype: torch.dtype) -> Backbone:
-    return load_backbone(
-        spec, pooling=recipe.model.pooling, attention=recipe.model.attention, dtype=dtype
-    )
+    return load_backbone(spec, pooling=recipe.model.pooling, attention=recipe.model.attention, dtype=dtype)
 
 
 def _refuse_soft_mask(recipe: Recipe, name: TrainingStageName, found: Backbone) -> None:

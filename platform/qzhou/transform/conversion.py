@@ -1,7 +1,5 @@
 """One shard of raw rows to candidates: examples that no rule refuses, and the keys that find duplicates."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -92,9 +90,7 @@ def read_candidates(layout: Layout, shard: Shard) -> pa.Table:
     return pa.concat_tables([empty, *tables]).combine_chunks()
 
 
-def raw_rows_of(
-    layout: Layout, shard: Shard, candidates: Sequence[tuple[int, str]]
-) -> Iterator[list[Row]]:
+def raw_rows_of(layout: Layout, shard: Shard, candidates: Sequence[tuple[int, str]]) -> Iterator[list[Row]]:
     """The raw rows of some candidates, read once more; none where the raw data gives another example now.
 
     ``candidates`` are (place, id), ascending.

@@ -1,6 +1,7 @@
 """The layout of a transform: its shards, its shuffles, and the folders in which tasks leave files for each other.
 
-It follows from the recipe and the sizes of the raw files alone. So a run that was killed finds the same shards again.
+It follows from the recipe and the sizes of the raw files alone. So a run that was killed
+finds the same shards again.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ Kind = Literal["file", "grouped", "joined", "spread"]
 class Shard:
     """A part of a dataset that one task converts and one task writes; numbered in the order of the recipe.
 
-    ``kind`` says where its rows are: in raw files, or in the partition ``part`` of a shuffle (grouped by query,
-    joined with documents, or only spread).
+    ``kind`` says where its rows are: in raw files, or in the partition ``part`` of a
+    shuffle (grouped by query, joined with documents, or only spread).
     """
 
     number: int
@@ -137,10 +138,7 @@ class Layout:
 
 
 def make_layout(
-    recipe: Recipe,
-    folder: Folder,
-    inputs: Inputs,
-    readers: Mapping[str, CustomReader] = MappingProxyType({}),
+    recipe: Recipe, folder: Folder, inputs: Inputs, readers: Mapping[str, CustomReader] = MappingProxyType({})
 ) -> Layout:
     """The layout of a recipe's inputs: shards, and what is shuffled before they are converted."""
     shards: list[Shard] = []

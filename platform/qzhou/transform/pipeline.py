@@ -8,10 +8,9 @@
     write          examples, held-out examples, drops
     corpora        distinct documents
 
-Only file names and counts pass through the driver. A run that was killed goes on with what is not finished.
+Only file names and counts pass through the driver. A run that was killed goes on with what
+is not finished.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,12 +32,7 @@ from qzhou.errors import DataError, QzhouError, from_json, to_json
 from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import NO_ROWS, progress
-from qzhou.transform.contamination.contamination_pass import (
-    check_shard,
-    read_ngrams,
-    sample_limits,
-    write_ngrams,
-)
+from qzhou.transform.contamination.contamination_pass import check_shard, read_ngrams, sample_limits, write_ngrams
 from qzhou.transform.contamination.overlap import Index, IndexBuilder, Overlap
 from qzhou.transform.conversion import SUMMARY, candidates_folder, convert_shard
 from qzhou.transform.deduplication.duplicates import compare_bucket
@@ -56,9 +50,9 @@ TaskTexts = Callable[[Sequence[str]], Mapping[str, Iterable[str]]]
 def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     """Turn the raw datasets of a recipe into examples, corpora and held-out examples.
 
-    Writes ``examples/<task>/<dataset>``, ``held_out/<task>/<dataset>``, ``corpora/<dataset>``, for qrels datasets
-    ``queries/<dataset>`` and ``qrels/<dataset>``, ``dropped`` and ``report.json`` into the run's
-    folder ``transform``.
+    Writes ``examples/<task>/<dataset>``, ``held_out/<task>/<dataset>``,
+    ``corpora/<dataset>``, for qrels datasets ``queries/<dataset>`` and ``qrels/<dataset>``,
+    ``dropped`` and ``report.json`` into the run's folder ``transform``.
 
     Args:
         recipe: Of the run.
@@ -72,9 +66,7 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     contamination = recipe.transform.contamination
     tasks = contamination.tasks if contamination.action != "off" else ()
     if tasks and task_texts is None:
-        raise DataError(
-            "transform.contamination.tasks needs mteb; run `qzhou transform` or `qzhou run`"
-        )
+        raise DataError("transform.contamination.tasks needs mteb; run `qzhou transform` or `qzhou run`")
     texts = task_texts(tasks) if tasks and task_texts else {}
     raw = find_inputs(recipe)
     for module in raw.modules.values():
@@ -95,9 +87,7 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     return Run.open(recipe).stage(stage, partial(_work, recipe, raw, texts))
 
 
-def _work(
-    recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], folder: Folder
-) -> dict[str, int]:
+def _work(recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], folder: Folder) -> dict[str, int]:
     layout = make_layout(recipe, folder, raw.files, raw.readers)
     with session(resources_for(recipe, "transform")):
         for tasks in layout.shuffle_phases:
@@ -205,9 +195,7 @@ def _write(layout: Layout, shared: Any) -> None:
         write_corpus(layout, *item)
 
     _each("write", layout, _named(layout.shards), write)
-    with_corpus = [
-        one for one in layout.recipe.datasets if one.task == "retrieval" and one.rule != "qrels"
-    ]
+    with_corpus = [one for one in layout.recipe.datasets if one.task == "retrieval" and one.rule != "qrels"]
     parts = [(one.name, part) for one in with_corpus for part in range(layout.partitions[one.name])]
     named = {f"{dataset}-{part}": (dataset, part) for dataset, part in parts}
     _each("corpora", layout, named, corpus)

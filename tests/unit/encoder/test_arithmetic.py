@@ -153,9 +153,7 @@ def test_both_libraries_point_the_same_way(tiny_bert):
     texts = ["one line", "a longer text that says several things"]
 
     torch_ND, onednn_ND = (
-        load_encoder(str(tiny_bert), max_tokens=24, dtype="float32", device="cpu", library=one).encode(
-            texts
-        )
+        load_encoder(str(tiny_bert), max_tokens=24, dtype="float32", device="cpu", library=one).encode(texts)
         for one in ("torch", "onednn")
     )
 

@@ -72,11 +72,7 @@ def test_a_vector_does_not_depend_on_its_batch_or_padding(tiny_qwen2, side):
 def test_a_vector_of_a_real_model_does_not_depend_on_its_batch(dtype):
     """Beyond rounding: cosine 0.9999, also in 16 bits."""
     encoder = load_encoder(MINILM, max_tokens=128, dtype=dtype, device="cpu")
-    texts = [
-        *TEXTS,
-        "long " * 200,
-        *(f"Sentence {n} says what {n * n} is. " * (n % 7 + 1) for n in range(40)),
-    ]
+    texts = [*TEXTS, "long " * 200, *(f"Sentence {n} says what {n * n} is. " * (n % 7 + 1) for n in range(40))]
 
     together = encoder.encode(texts)
 
@@ -86,10 +82,7 @@ def test_a_vector_of_a_real_model_does_not_depend_on_its_batch(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_point_where_float32_does(tiny_qwen2, dtype):
-    both = [
-        decoder_as_encoder(tiny_qwen2, attention="bidirectional", dtype=one)
-        for one in (torch.float32, dtype)
-    ]
+    both = [decoder_as_encoder(tiny_qwen2, attention="bidirectional", dtype=one) for one in (torch.float32, dtype)]
 
     assert cosines(both[0].encode(TEXTS), both[1].encode(TEXTS)).min() >= 0.999
 
@@ -126,11 +119,7 @@ def test_an_encoder_packs_too_and_a_model_whose_positions_begin_elsewhere_stays_
 def test_vectors_are_those_of_sentence_transformers():
     from sentence_transformers import SentenceTransformer
 
-    texts = [
-        *TEXTS[:3],
-        "long " * 300,
-        *(f"Sentence {n} says what {n * n} is. " * (n % 5 + 1) for n in range(30)),
-    ]
+    texts = [*TEXTS[:3], "long " * 300, *(f"Sentence {n} says what {n * n} is. " * (n % 5 + 1) for n in range(30))]
     theirs = SentenceTransformer(resolve(MINILM), device="cpu").encode(texts, normalize_embeddings=True)
 
     ours = load_encoder(MINILM, max_tokens=256, dtype="float32", device="cpu").encode(texts)
@@ -246,9 +235,7 @@ def test_batches_stay_within_the_token_budget_and_lose_nothing():
     batches = list(length_batches(lengths, 64))
 
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    assert all(
-        len(batch) * max(lengths[row] for row in batch) <= 64 for batch in batches if len(batch) > 1
-    )
+    assert all(len(batch) * max(lengths[row] for row in batch) <= 64 for batch in batches if len(batch) > 1)
 
 
 def fingerprint(folder, *, max_tokens=24, **changes):
@@ -285,12 +272,8 @@ def test_a_fingerprint_does_not_change_with_use(tiny_bert):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
-def test_sentence_transformers_loads_the_export_and_gives_the_same_vectors(
-    tiny_qwen2, tmp_path, pooling
-):
-    found = load_backbone(
-        str(tiny_qwen2), attention="bidirectional", pooling=pooling, dtype=torch.float32
-    )
+def test_sentence_transformers_loads_the_export_and_gives_the_same_vectors(tiny_qwen2, tmp_path, pooling):
+    found = load_backbone(str(tiny_qwen2), attention="bidirectional", pooling=pooling, dtype=torch.float32)
     prompts = {"query": "Instruct: find\nQuery: ", "document": ""}
 
     save_sentence_transformer(found.model, found.tokenizer, tmp_path, max_tokens=24, prompts=prompts)
@@ -299,9 +282,9 @@ def test_sentence_transformers_loads_the_export_and_gives_the_same_vectors(
     assert (again.model.pooling, again.prompts) == (pooling, prompts)
     assert again.model.backbone.config.is_causal is False
     assert parity(tmp_path, again.model, again.tokenizer, TEXTS[:3], max_tokens=24) >= 0.9999
-    assert json.loads((tmp_path / "1_Pooling" / "config.json").read_text())[
-        "pooling_mode_mean_tokens"
-    ] is (pooling == "mean")
+    assert json.loads((tmp_path / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"] is (
+        pooling == "mean"
+    )
 
 
 @pytest.mark.parametrize(
@@ -351,9 +334,7 @@ def test_a_text_beyond_the_models_positions_is_cut_and_counted(tiny_bert):
 def saved(folder, model, changed=None):
     """A folder as sentence-transformers writes it, with some of its files changed."""
     loaded = load_backbone(str(model), pooling="cls", dtype=torch.float32)
-    save_sentence_transformer(
-        loaded.model, loaded.tokenizer, folder, max_tokens=32, prompts={"query": "ask: "}
-    )
+    save_sentence_transformer(loaded.model, loaded.tokenizer, folder, max_tokens=32, prompts={"query": "ask: "})
     for name, content in (changed or {}).items():
         (folder / name).write_text(json.dumps(content))
     return folder
@@ -361,9 +342,7 @@ def saved(folder, model, changed=None):
 
 def reads_from(folder, loader):
     """A loader of transformers that finds everything in one folder, as in the cache of a hub."""
-    return SimpleNamespace(
-        from_pretrained=lambda _, **settings: loader.from_pretrained(folder, **settings)
-    )
+    return SimpleNamespace(from_pretrained=lambda _, **settings: loader.from_pretrained(folder, **settings))
 
 
 def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(tiny_bert, tmp_path, monkeypatch):
@@ -383,10 +362,7 @@ def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(tiny_bert,
     ("changed", "said"),
     [
         ({"1_Pooling/config.json": {"pooling_mode": "max"}}, "pools by max"),
-        (
-            {"1_Pooling/config.json": {"pooling_mode_max_tokens": True}},
-            "pools by pooling_mode_max_tokens",
-        ),
+        ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, "pools by pooling_mode_max_tokens"),
         (
             {"modules.json": [{"type": "x.Transformer"}, {"type": "x.Pooling"}, {"type": "x.Dense"}]},
             "has a module Dense",

@@ -115,16 +115,10 @@ def test_two_models_at_one_address_are_stored_apart(tmp_path):
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (
-            (401, {"error": {"message": f"wrong key Bearer {KEY}"}}),
-            r"gives no embeddings: .*wrong key .*\*\*\*",
-        ),
+        ((401, {"error": {"message": f"wrong key Bearer {KEY}"}}), r"gives no embeddings: .*wrong key .*\*\*\*"),
         ((200, {"object": "list", "data": []}), "gives no embeddings"),
         ((200, {"unexpected": True}), "gives no embeddings"),
-        (
-            (200, {"data": [{"index": 0, "embedding": [1.0]}], "object": "list"}),
-            "1 vectors for 2 texts",
-        ),
+        ((200, {"data": [{"index": 0, "embedding": [1.0]}], "object": "list"}), "1 vectors for 2 texts"),
     ],
 )
 def test_what_is_no_embedding_is_one_clear_error_without_the_key(answer, said):

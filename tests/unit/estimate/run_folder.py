@@ -41,10 +41,7 @@ def finished(recipe, stages=tuple(WALLS)):
     }
     (run / "transform").write_json("report.json", {"datasets": {"docs": tally}})
     (run / "synthesis").write_json("ledger.json", {"rows": []})
-    rows = [
-        RetrievalExample(id=str(n), dataset="docs", query="a b", positives=("c d e",))
-        for n in range(KEPT)
-    ]
+    rows = [RetrievalExample(id=str(n), dataset="docs", query="a b", positives=("c d e",)) for n in range(KEPT)]
     write_records(run / "synthesis" / "examples" / "retrieval" / "docs", rows, RetrievalExample)
     for stage in stages:
         write_manifest(run, stage, WALLS[stage])

@@ -47,9 +47,7 @@ def test_a_measured_run_predicts_itself_and_one_four_times_as_large(make_recipe)
     folder = finished(recipe)
     stage = {"steps": 16, "learning_rate": 1e-3, "batch_size": 4, "retrieval_share": 1.0}
     larger = make_recipe(
-        datasets=[{**DATASET, "max_rows": 4 * KEPT}],
-        training={"stage1": stage, "stage2": stage},
-        **SMALL,
+        datasets=[{**DATASET, "max_rows": 4 * KEPT}], training={"stage1": stage, "stage2": stage}, **SMALL
     )
     sizes = {"mean_query_tokens": 10, "mean_document_tokens": 20}
 
@@ -81,8 +79,7 @@ def test_the_recorded_quickstart_predicts_itself_and_one_four_times_as_large(tmp
     run = Run.open(small).folder
     names = ("read", "kept", "sampled_out")
     counts = {
-        name: dict(zip(names, row, strict=False))
-        | {"written": {"examples": row[3], "held_out": row[4]}}
+        name: dict(zip(names, row, strict=False)) | {"written": {"examples": row[3], "held_out": row[4]}}
         for name, row in QUICKSTART.items()
     }
     (run / "transform").write_json("report.json", {"datasets": counts})

@@ -44,13 +44,7 @@ def planned(recipe, **options):
 
 
 def paper(**asked):
-    asked = {
-        "rows": 100_000_000,
-        "examples": 11_000_000,
-        "synthetic": 5_000_000,
-        "gpus": 32,
-        "gpu": "H100",
-    } | asked
+    asked = {"rows": 100_000_000, "examples": 11_000_000, "synthetic": 5_000_000, "gpus": 32, "gpu": "H100"} | asked
     return planned(load_recipe(ROOT / "recipes" / "qzhou-7b.toml"), **asked)
 
 
@@ -59,9 +53,7 @@ def test_rows_follow_a_measured_run_up_to_max_rows(make_recipe):
     limited = make_recipe(datasets=[{**DATASET, "max_rows": 400}])
 
     (as_it_was,) = rows_of(limited, PlanOptions(), Assumptions(), found)
-    (ten_times,) = rows_of(
-        make_recipe(datasets=[DATASET]), PlanOptions(rows=10_000), Assumptions(), found
-    )
+    (ten_times,) = rows_of(make_recipe(datasets=[DATASET]), PlanOptions(rows=10_000), Assumptions(), found)
 
     assert (as_it_was.raw, as_it_was.kept, as_it_was.held_out) == (1000, 400, 50)
     assert (ten_times.raw, ten_times.kept, ten_times.held_out) == (10_000, 6000, 500)
@@ -69,13 +61,9 @@ def test_rows_follow_a_measured_run_up_to_max_rows(make_recipe):
 
 def test_rows_without_a_measured_run_are_shared_and_some_of_them_kept(make_recipe):
     names = ("a", "b")
-    datasets = [
-        {"name": name, "reader": "jsonl", "rule": "title_body", "paths": ["x"]} for name in names
-    ]
+    datasets = [{"name": name, "reader": "jsonl", "rule": "title_body", "paths": ["x"]} for name in names]
 
-    rows = rows_of(
-        make_recipe(datasets=datasets), PlanOptions(rows=1000), Assumptions({"kept_share": 0.8})
-    )
+    rows = rows_of(make_recipe(datasets=datasets), PlanOptions(rows=1000), Assumptions({"kept_share": 0.8}))
 
     assert [(one.name, one.raw, one.kept) for one in rows] == [("a", 500, 400), ("b", 500, 400)]
 
@@ -102,21 +90,13 @@ def test_sizes_that_cannot_be_are_refused_with_both_values_and_the_way_out(recip
 
 @pytest.mark.parametrize("task", ["retrieval", "pair"])
 def test_requests_are_as_many_as_synthesis_makes(make_recipe, task):
-    settings = {
-        "paraphrase_rows": 7,
-        "augment_rows": 30,
-        "hard_negative_rows": 5,
-        "hard_negatives_per_row": 2,
-    }
+    settings = {"paraphrase_rows": 7, "augment_rows": 30, "hard_negative_rows": 5, "hard_negatives_per_row": 2}
     section = make_recipe(synthesis={"endpoint": "builtin", **settings}).synthesis
     examples = {
         "retrieval": [
-            RetrievalExample(id=str(n), dataset="d", query=f"q {n}", positives=("p",))
-            for n in range(20)
+            RetrievalExample(id=str(n), dataset="d", query=f"q {n}", positives=("p",)) for n in range(20)
         ],
-        "pair": [
-            PairExample(id=str(n), dataset="d", text_a=f"a {n}", text_b="b", score=1) for n in range(20)
-        ],
+        "pair": [PairExample(id=str(n), dataset="d", text_a=f"a {n}", text_b="b", score=1) for n in range(20)],
     }[task]
 
     made = example_requests(examples, task, section, seed=0)
@@ -181,11 +161,7 @@ def test_the_sums_are_the_sums():
     content = as_json(plan)
 
     assert plan.wall_s == pytest.approx(sum(one["wall_s"] for one in content["stages"]))
-    assert (
-        plan.usd
-        == pytest.approx(sum(one["usd"] for one in content["stages"]))
-        == content["total"]["usd"]
-    )
+    assert plan.usd == pytest.approx(sum(one["usd"] for one in content["stages"])) == content["total"]["usd"]
     assert sum(one.trained for one in plan.rows) == pytest.approx(11_000_000)
     assert sum(one.raw for one in plan.rows) == pytest.approx(100_000_000)
     assert sum(one.requests for one in plan.rows) == pytest.approx(5_000_000)
@@ -236,9 +212,7 @@ def test_prices_of_ones_own_replace_the_list():
 def test_an_llm_is_paid_at_the_recipes_prices_and_by_the_table_where_it_has_none(make_recipe):
     def bought(**prices):
         asked = {"endpoint": "http://host/v1", "model": "m", "paraphrase_rows": 100, **prices}
-        recipe = make_recipe(
-            synthesis={**asked, "filters": {"scores": False}, "parse_retries": 0}, **SMALL
-        )
+        recipe = make_recipe(synthesis={**asked, "filters": {"scores": False}, "parse_retries": 0}, **SMALL)
         plan = planned(recipe, rows=1000, mean_query_tokens=10, mean_document_tokens=20)
         return next(one for one in plan.stages if one.name == "synthesis").llm_usd
 
@@ -248,9 +222,7 @@ def test_an_llm_is_paid_at_the_recipes_prices_and_by_the_table_where_it_has_none
 
 
 def test_unknown_gpus_and_clouds_are_answered_with_the_nearest(recipe):
-    with pytest.raises(
-        RecipeError, match=r"--gpu is 'H1000'; did you mean H100.*known: A100, H100, H200"
-    ):
+    with pytest.raises(RecipeError, match=r"--gpu is 'H1000'; did you mean H100.*known: A100, H100, H200"):
         gpu_named("H1000")
     with pytest.raises(RecipeError, match=r"--cloud is 'awss'; did you mean aws\?"):
         machine_of("awss", gpu="H100")
@@ -280,16 +252,12 @@ def test_machines_are_whole_and_idle_gpus_are_noted(recipe):
 
 
 def test_weights_that_do_not_fit_are_noted(make_recipe):
-    recipe = make_recipe(
-        model={"backbone": "Qwen/Qwen3-8B", "dtype": "bfloat16"}, training={"zero_stage": 0}
-    )
+    recipe = make_recipe(model={"backbone": "Qwen/Qwen3-8B", "dtype": "bfloat16"}, training={"zero_stage": 0})
 
     plan = planned(recipe, rows=1000, gpu="H100", gpus=8)
 
     needed = 16 * published_shapes()["Qwen/Qwen3-8B"].parameters / 2**30
-    said = (
-        f"DOES NOT FIT: weights, gradients and optimizer take {needed:.1f} of 74.5 GiB a GPU (ZeRO 0)"
-    )
+    said = f"DOES NOT FIT: weights, gradients and optimizer take {needed:.1f} of 74.5 GiB a GPU (ZeRO 0)"
     assert said in plan.notes
 
 
@@ -355,25 +323,11 @@ def test_figures_are_short():
         "0", "0.5", "512", "8,000", "11M", "4.47e+20",
     ]  # fmt: skip
     assert [size(one) for one in (12, 2_300_000, 6.35e12)] == ["12 B", "2.3 MB", "6.35 TB"]
-    assert [duration(one) for one in (0.2, 90, 7200, 400_000)] == [
-        "0.2 s",
-        "1.5 min",
-        "2.0 h",
-        "4.6 days",
-    ]
+    assert [duration(one) for one in (0.2, 90, 7200, 400_000)] == ["0.2 s", "1.5 min", "2.0 h", "4.6 days"]
 
 
 def test_the_plan_is_printed_without_torch_and_ray():
-    asked = [
-        "recipes/qzhou-7b.toml",
-        "--rows",
-        "100_000_000",
-        "--examples",
-        "11_000_000",
-        "--gpus",
-        "32",
-        "--json",
-    ]
+    asked = ["recipes/qzhou-7b.toml", "--rows", "100_000_000", "--examples", "11_000_000", "--gpus", "32", "--json"]
 
     content = json.loads(without_torch_and_ray("jobs/plan.py", *asked))
 
@@ -396,9 +350,9 @@ def test_the_page_names_every_option_and_prints_what_its_command_prints():
     console.print(as_text(paper()))
     printed = [line.rstrip() for line in console.export_text().splitlines()]
 
-    assert {
-        name for one in cli.commands["plan"].params for name in one.opts if name.startswith("--")
-    } - {"--dry-run"} == set(re.findall(r"--[a-z]+(?:-[a-z]+)*", page)) - SETTINGS_OF_OTHERS
+    assert {name for one in cli.commands["plan"].params for name in one.opts if name.startswith("--")} - {
+        "--dry-run"
+    } == set(re.findall(r"--[a-z]+(?:-[a-z]+)*", page)) - SETTINGS_OF_OTHERS
     (block,) = re.findall(r"\n\n```\n(.*?)```", page, re.DOTALL)
     shown = [line.rstrip() for line in block.splitlines()]
     assert shown == printed[: len(shown)]
@@ -409,10 +363,7 @@ def test_the_larger_quickstart_of_the_bench_differs_in_its_sizes_alone(tmp_path)
     small = (ROOT / "recipes" / "quickstart.toml").read_text("utf-8")
     (tmp_path / "larger.toml").write_text(scaled(small, 4), "utf-8")
 
-    one, four = (
-        load_recipe(ROOT / "recipes" / "quickstart.toml"),
-        load_recipe(tmp_path / "larger.toml"),
-    )
+    one, four = (load_recipe(ROOT / "recipes" / "quickstart.toml"), load_recipe(tmp_path / "larger.toml"))
 
     assert [one.max_rows for one in four.datasets] == [16_000, 8000, 8000]
     assert (four.training.stage1.steps, four.training.stage2.steps) == (96, 96)

@@ -33,13 +33,9 @@ def test_tokens_are_guessed_by_the_script():
 
 
 def test_the_details_count_requests_tokens_money_and_what_is_paid_already():
-    examples = [
-        RetrievalExample(id=f"r{n}", dataset="d", query="why?", positives=("so",)) for n in range(10)
-    ]
+    examples = [RetrievalExample(id=f"r{n}", dataset="d", query="why?", positives=("so",)) for n in range(10)]
     requests = example_requests(examples, "retrieval", SETTINGS, seed=0)[:10]
-    _, queries = corpus_requests(
-        [Document(id="x", text="text"), Document(id="y", text="t")], "d", SETTINGS, seed=0
-    )
+    _, queries = corpus_requests([Document(id="x", text="text"), Document(id="y", text="t")], "d", SETTINGS, seed=0)
     prompt, answer = expected_tokens(requests[0].messages)
 
     counts = RequestCounts(SETTINGS)
@@ -52,21 +48,14 @@ def test_the_details_count_requests_tokens_money_and_what_is_paid_already():
     assert "in all: 14 requests" in found
     assert "spent by earlier attempts: 0.2500; max_cost 9" in found
     shown = next(line for line in found.splitlines() if "e.g. paraphrase (paraphrase.en@v2)" in line)
-    assert json.loads(shown.split("): ", 1)[1]) == {
-        "technique": "paraphrase",
-        "query": "why?",
-        "positive": "so",
-    }
+    assert json.loads(shown.split("): ", 1)[1]) == {"technique": "paraphrase", "query": "why?", "positive": "so"}
 
 
 def test_the_details_of_a_run_are_printed_and_nothing_is_sent(make_recipe, capsys):
     settings = {"endpoint": "http://127.0.0.1:9/v1", "model": "m", "paraphrase_rows": 3}
     recipe = make_recipe(synthesis={**settings, "paraphrases_per_row": 2})
     transform = Run.open(recipe).folder / "transform"
-    rows = [
-        RetrievalExample(id=str(n), dataset="docs", query=f"why {n}?", positives=("so",))
-        for n in range(5)
-    ]
+    rows = [RetrievalExample(id=str(n), dataset="docs", query=f"why {n}?", positives=("so",)) for n in range(5)]
     write_records(transform / "examples" / "retrieval" / "docs", rows, RetrievalExample)
     names = ("stage", "fingerprint", "code_version", "finished_at")
     empty = {"inputs": {}, "outputs": {}, "settings": {}, "wall_s": 1.0}

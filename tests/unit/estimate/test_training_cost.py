@@ -31,22 +31,9 @@ from tests.slim import without_torch_and_ray
 ROOT = Path(__file__).parents[3]
 SEVEN_B = published_shapes()["Qwen/Qwen2.5-7B-Instruct"]
 SMALL = ModelShape(
-    kind="qwen3",
-    vocabulary=50,
-    layers=3,
-    width=8,
-    feed_forward=20,
-    heads=4,
-    key_value_heads=2,
-    head_width=3,
+    kind="qwen3", vocabulary=50, layers=3, width=8, feed_forward=20, heads=4, key_value_heads=2, head_width=3
 )
-STAGE = {
-    "steps": 8000,
-    "learning_rate": 1e-5,
-    "batch_size": 256,
-    "cosent_batch_size": 768,
-    "retrieval_share": 0.72,
-}
+STAGE = {"steps": 8000, "learning_rate": 1e-5, "batch_size": 256, "cosent_batch_size": 768, "retrieval_share": 0.72}
 TRAINING = TrainingSection(stage1=STAGE, stage2=STAGE, negatives_per_query=4)
 SIZES = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -70,11 +57,7 @@ def test_the_papers_backbone_has_the_parameters_that_are_published():
     small = (3584 + 512 + 512) + 2 * 3584  # biases of queries, keys and values; two norms
 
     assert SEVEN_B.matrix_parameters == 28 * (attention + feed_forward) == 6_525_288_448
-    assert (
-        SEVEN_B.parameters
-        == 152_064 * 3584 + 28 * (attention + feed_forward + small) + 3584
-        == 7_070_619_136
-    )
+    assert SEVEN_B.parameters == 152_064 * 3584 + 28 * (attention + feed_forward + small) + 3584 == 7_070_619_136
 
 
 @pytest.mark.parametrize(
@@ -91,9 +74,7 @@ def test_the_papers_backbone_has_the_parameters_that_are_published():
     ids=lambda config: config["model_type"],
 )
 def test_parameters_are_those_of_the_librarys_model(config):
-    assert shape_from_config(config | SIZES, "test").parameters == parameters_by_transformers(
-        config | SIZES
-    )
+    assert shape_from_config(config | SIZES, "test").parameters == parameters_by_transformers(config | SIZES)
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", "Qwen/Qwen3-Embedding-0.6B", "BAAI/bge-m3"])
@@ -157,9 +138,7 @@ def test_operations_are_those_of_every_product(settings, weights_passes, attenti
     flops = TrainingMethod(shape=SMALL, **settings).flops(work)
 
     assert work.tokens == pytest.approx(20)
-    assert flops == pytest.approx(
-        2 * (weights_passes * weights + attention_passes * attention), rel=1e-12
-    )
+    assert flops == pytest.approx(2 * (weights_passes * weights + attention_passes * attention), rel=1e-12)
 
 
 def test_what_a_gpu_does_not_hold_is_encoded_twice():
@@ -192,9 +171,7 @@ def test_a_gpu_holds_as_much_as_the_engine_lets_it():
 )
 def test_a_step_encodes_all_texts_of_its_batch(task, count, tokens):
     share = 1.0 if task == "retrieval" else 0.0
-    (step,) = expected_steps(
-        [texts(task=task)], TRAINING, StageSection(**STAGE | {"retrieval_share": share})
-    )
+    (step,) = expected_steps([texts(task=task)], TRAINING, StageSection(**STAGE | {"retrieval_share": share}))
 
     assert (step.task, step.count) == (task, 8000)
     assert (step.texts.texts, step.texts.tokens) == (count, tokens)
@@ -207,12 +184,7 @@ def test_a_dataset_smaller_than_a_batch_gives_all_it_has():
     assert step.texts.texts == 100 * 3.5
 
 
-SETS = [
-    texts("a", rows=900),
-    texts("b", rows=100),
-    texts("p", "pair", rows=400),
-    texts("c", "classification", 400),
-]
+SETS = [texts("a", rows=900), texts("b", rows=100), texts("p", "pair", rows=400), texts("c", "classification", 400)]
 
 
 def test_steps_go_to_datasets_as_the_plan_draws_them():
@@ -230,9 +202,7 @@ def test_a_stage_encodes_as_many_texts_as_its_plan(grouping):
     plan = BatchPlan([DatasetSize(one.name, one.task, one.rows) for one in SETS], stage, alpha=0.5, seed=1,
                      grouping=grouping)  # fmt: skip
     per_row = {one.name: one.example.texts for one in SETS}
-    drawn = sum(
-        per_row[part.dataset] * len(part.rows) for step in range(8000) for part in plan.at(step).parts
-    )
+    drawn = sum(per_row[part.dataset] * len(part.rows) for step in range(8000) for part in plan.at(step).parts)
 
     cost = TrainingStageCost(expected_steps(SETS, training, stage), TrainingMethod(shape=SMALL))
 
@@ -257,13 +227,9 @@ def test_hours_and_memory_by_hand():
         16_000, 4000 + 1500, 2000 + 1750, 2000,
     ]  # fmt: skip
     assert (
-        TrainingMemory(parameters=1000, trained=1000, bfloat16=False).per_gpu(zero_stage=1, gpus=8)
-        == 8000 + 1000
+        TrainingMemory(parameters=1000, trained=1000, bfloat16=False).per_gpu(zero_stage=1, gpus=8) == 8000 + 1000
     )
-    assert (
-        TrainingMemory(parameters=1000, trained=1000, offloaded=True).per_gpu(zero_stage=1, gpus=8)
-        == 4000
-    )
+    assert TrainingMemory(parameters=1000, trained=1000, offloaded=True).per_gpu(zero_stage=1, gpus=8) == 4000
     assert adapters.per_gpu(zero_stage=3, gpus=8) == 1000 + (2000 + 160 + 960) / 8
 
 
@@ -289,9 +255,7 @@ def test_options_out_of_range_are_named(make_recipe, options, said):
 
 
 def test_a_backbone_that_is_nowhere_is_named_with_the_way_out(tmp_path):
-    with pytest.raises(
-        ModelError, match=r"(?s)some/model.*hf download some/model config\.json.*Qwen/Qwen2\.5-7B"
-    ):
+    with pytest.raises(ModelError, match=r"(?s)some/model.*hf download some/model config\.json.*Qwen/Qwen2\.5-7B"):
         shape_of("some/model")
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(ModelError, match=r"'mamba'.*qwen2"):
@@ -302,9 +266,7 @@ def test_a_backbone_that_is_nowhere_is_named_with_the_way_out(tmp_path):
 
 
 def test_assumed_lengths_keep_to_the_recipes_limits(make_recipe):
-    recipe = make_recipe(
-        model={"backbone": "BAAI/bge-m3", "max_query_tokens": 30, "max_document_tokens": 500}
-    )
+    recipe = make_recipe(model={"backbone": "BAAI/bge-m3", "max_query_tokens": 30, "max_document_tokens": 500})
 
     assumed = texts_of(recipe, PlanOptions())
     told = texts_of(recipe, PlanOptions(mean_query_tokens=20, mean_document_tokens=900))
@@ -327,25 +289,18 @@ def mined(make_recipe, tiny_qwen2):
         training={"negatives_per_query": 2},
     )
     stage = Folder.open(recipe.run.storage) / "tiny" / "mining"
-    sides = [
-        ("the sea " * (number % 5 + 1), "a red tree is green " * (number % 4 + 1))
-        for number in range(30)
-    ]
+    sides = [("the sea " * (number % 5 + 1), "a red tree is green " * (number % 4 + 1)) for number in range(30)]
     negatives = (Negative(text="the list of paris", origin="mined"),)
     rows = {
         "retrieval/facts": [
-            RetrievalExample(
-                id=str(n), dataset="facts", query=a, positives=(b,), negatives=negatives * (n % 4)
-            )
+            RetrievalExample(id=str(n), dataset="facts", query=a, positives=(b,), negatives=negatives * (n % 4))
             for n, (a, b) in enumerate(sides)
         ],
         "pair/alike": [
-            PairExample(id=str(n), dataset="alike", text_a=a, text_b=b, score=1)
-            for n, (a, b) in enumerate(sides)
+            PairExample(id=str(n), dataset="alike", text_a=a, text_b=b, score=1) for n, (a, b) in enumerate(sides)
         ],
         "classification/kinds": [
-            LabeledExample(id=str(n), dataset="kinds", text=a, label=str(n % 3))
-            for n, (a, _) in enumerate(sides)
+            LabeledExample(id=str(n), dataset="kinds", text=a, label=str(n % 3)) for n, (a, _) in enumerate(sides)
         ],
     }
     for place, records in rows.items():
@@ -402,10 +357,7 @@ def test_the_estimate_of_the_papers_run_is_printed_without_torch_and_ray():
     # stage 1: 32,000 steps of 256 queries of 40 tokens and 1,280 documents of 200, four forward passes each
     tokens, squares = 32_000 * (256 * 40 + 1280 * 200), 32_000 * (256 * 40**2 + 1280 * 200**2)
     flops = 4 * (2 * 6_525_288_448 * tokens + 4 * 28 * 3584 * squares)
-    assert (
-        f"32,000 steps (32,000 retrieval): 49,152,000 texts, {tokens:.3g} tokens, {flops:.3g} FLOPs"
-        in said
-    )
+    assert f"32,000 steps (32,000 retrieval): 49,152,000 texts, {tokens:.3g} tokens, {flops:.3g} FLOPs" in said
     assert "7,070,619,136 parameters" in said
     assert "gradient checkpointing is on" in said
     rows = [line.split() for line in said.splitlines() if line.split()[:1] in (["8"], ["32"], ["64"])]
@@ -413,6 +365,4 @@ def test_the_estimate_of_the_papers_run_is_printed_without_torch_and_ray():
     # 266,240 tokens a step; 8 GPUs hold 262,144
     assert [row[1] for row in rows] == ["1.8%", "0.0%", "0.0%"]
     hours = [flops * more / (989e12 * 0.4) / 3600 for more in (1 + (1 - 262_144 / 266_240) / 4, 1, 1)]
-    assert [row[3] for row in rows] == [
-        f"{one / count:.1f}" for one, count in zip(hours, (8, 32, 64), strict=True)
-    ]
+    assert [row[3] for row in rows] == [f"{one / count:.1f}" for one, count in zip(hours, (8, 32, 64), strict=True)]

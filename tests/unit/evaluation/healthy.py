@@ -58,18 +58,13 @@ def step(number, task, dataset, loss, **more):
 
 
 def retrieval(number, loss, hardness=0.97, masked=0.05):
-    return step(
-        number, "retrieval", "docs_search", loss, negative_hardness=hardness, masked_share=masked
-    )
+    return step(number, "retrieval", "docs_search", loss, negative_hardness=hardness, masked_share=masked)
 
 
 def stage1(seed=0, hardness=0.97, start=2.1, end=1.05):
     noise = np.random.default_rng(seed).normal(1, 0.15, 24)
     losses = np.linspace(start, end, 24) * noise
-    return [
-        retrieval(n, loss, hardness + 0.005 * (n % 3), 0.08 - 0.002 * n)
-        for n, loss in enumerate(losses)
-    ]
+    return [retrieval(n, loss, hardness + 0.005 * (n % 3), 0.08 - 0.002 * n) for n, loss in enumerate(losses)]
 
 
 def stage2(seed=0, labels_masked=0.3, agreement=0.72):
@@ -103,12 +98,9 @@ def written(rewrite=0.86, positive=0.50, filters=(None, None), records=232, spre
     """synthesis/report.json, scores drawn around two means."""
     draw = np.random.default_rng(seed)
     drawn = {"rewrite": (rewrite, 0.1), "positive": (positive, 0.18)}
-    scores = {
-        kind: draw.normal(middle, spread * width, records) for kind, (middle, width) in drawn.items()
-    }
+    scores = {kind: draw.normal(middle, spread * width, records) for kind, (middle, width) in drawn.items()}
     histograms = {
-        kind: np.histogram(values.clip(EDGES[0], EDGES[-1]), EDGES)[0].tolist()
-        for kind, values in scores.items()
+        kind: np.histogram(values.clip(EDGES[0], EDGES[-1]), EDGES)[0].tolist() for kind, values in scores.items()
     }
     return {
         "techniques": {"paraphrase": {"made": records, "dropped": {"empty": 50}, "scores": histograms}},
@@ -126,18 +118,11 @@ def transformed(overlaps=None, action="report", held_out=3577):
 
 def overlap(task, examples, copied, compared, asked=0):
     counts = {"examples": examples, "copied": copied, "asked": asked, "compared": compared}
-    return {
-        "dataset": "docs_search",
-        "task": task,
-        **counts,
-        "percent": 100 * examples / compared,
-        "shown": [],
-    }
+    return {"dataset": "docs_search", "task": task, **counts, "percent": 100 * examples / compared, "shown": []}
 
 
 HEALTH = {
-    model: {"mean_cosine": 0.12, "effective_rank": 253.6, "dimensions": 384, "texts": 2000}
-    for model in MODELS
+    model: {"mean_cosine": 0.12, "effective_rank": 253.6, "dimensions": 384, "texts": 2000} for model in MODELS
 }
 
 

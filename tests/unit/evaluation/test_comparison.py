@@ -21,9 +21,7 @@ from qzhou.evaluation.judge.task_scores import EvalTask
 
 
 def rows(**scores):
-    return [
-        Row("docs", "Retrieval", "ndcg_at_10", model, score, 1300) for model, score in scores.items()
-    ]
+    return [Row("docs", "Retrieval", "ndcg_at_10", model, score, 1300) for model, score in scores.items()]
 
 
 def test_the_table_shows_each_score_and_the_gain():
@@ -53,12 +51,8 @@ def test_a_gain_that_is_sure_is_marked_and_further_models_have_a_column():
 
 
 def benchmark(tasks, name="MTEB(cmn, v1)"):
-    plans = [
-        EvalTask(f"t{n}", "STS", "", "retrieval", 9, 0, False, benchmarks=(name,)) for n in range(tasks)
-    ]
-    return [
-        Row(f"t{n}", "STS", "cosine_spearman", "stage2", 0.5 + 0.01 * (n % 2), 9) for n in range(tasks)
-    ], plans
+    plans = [EvalTask(f"t{n}", "STS", "", "retrieval", 9, 0, False, benchmarks=(name,)) for n in range(tasks)]
+    return [Row(f"t{n}", "STS", "cosine_spearman", "stage2", 0.5 + 0.01 * (n % 2), 9) for n in range(tasks)], plans
 
 
 def test_a_whole_benchmark_stands_beside_published_means():
@@ -66,13 +60,8 @@ def test_a_whole_benchmark_stands_beside_published_means():
 
     means = {one["model"]: one for one in found["models"]}
     assert means["stage2"]["mean_task"] == pytest.approx(50.48)
-    assert means["QZhou-Embedding"]["types"]["Clustering"] == 70.91, (
-        "the paper's headings are interchanged"
-    )
-    assert (means["QZhou-Embedding"]["mean_task"], means["QZhou-Embedding"]["mean_type"]) == (
-        76.99,
-        78.58,
-    )
+    assert means["QZhou-Embedding"]["types"]["Clustering"] == 70.91, "the paper's headings are interchanged"
+    assert (means["QZhou-Embedding"]["mean_task"], means["QZhou-Embedding"]["mean_type"]) == (76.99, 78.58)
     shown = benchmark_table(found)
     assert shown.index("QZhou-Embedding") < shown.index("stage2")
 
@@ -94,20 +83,14 @@ def test_a_model_has_a_mean_where_it_has_a_score_on_every_task():
     (found,) = benchmark_means([*found_rows, *lexical], plans)
 
     means = {one["model"]: one for one in found["models"]}
-    assert (means["bm25"]["mean_task"], means["bm25"]["mean_type"], means["bm25"]["types"]) == (
-        None,
-        None,
-        {},
-    )
+    assert (means["bm25"]["mean_task"], means["bm25"]["mean_type"], means["bm25"]["types"]) == (None, None, {})
     assert means["stage2"]["mean_task"] == pytest.approx(50.48)
     assert "QZhou-Embedding" in means
 
 
 def test_long_names_are_broken_and_not_cut():
     models = [f"Qwen3-Embedding-{size}-of-somebody" for size in ("0.6B", "4B", "8B", "32B")]
-    found = table(
-        [Row(f"customer_questions_{n}", "STS", "x", one, 0.5, 9) for one in models for n in "ab"]
-    )
+    found = table([Row(f"customer_questions_{n}", "STS", "x", one, 0.5, 9) for one in models for n in "ab"])
 
     assert "…" not in found
 
@@ -123,14 +106,10 @@ def test_published_means_are_the_means_of_their_types():
 
 def test_a_task_of_mteb_stands_beside_what_others_scored_on_it():
     found_rows = [
-        Row(task, "Retrieval", "ndcg_at_10", "stage2", 0.5, 9)
-        for task in ("SCIDOCS", "T2Retrieval", "own")
+        Row(task, "Retrieval", "ndcg_at_10", "stage2", 0.5, 9) for task in ("SCIDOCS", "T2Retrieval", "own")
     ]
     plans = [EvalTask(row.task, "Retrieval", "", "retrieval", 9, 0, False) for row in found_rows]
-    own = [
-        dataclasses.replace(plan, dataset="SCIDOCS") if plan.name == "SCIDOCS" else plan
-        for plan in plans
-    ]
+    own = [dataclasses.replace(plan, dataset="SCIDOCS") if plan.name == "SCIDOCS" else plan for plan in plans]
 
     scidocs, t2 = published_scores(found_rows, plans)
     assert (scidocs["stage2"], scidocs["published"]) == (
@@ -153,12 +132,6 @@ def test_published_scores_are_of_tasks_of_their_benchmark():
 
 
 def test_seen_and_unseen_tasks_have_means_of_their_own():
-    found = [
-        Row("a", "STS", "x", "stage2", 0.5, 1, seen=True),
-        Row("b", "STS", "x", "stage2", 0.7, 1, seen=False),
-    ]
+    found = [Row("a", "STS", "x", "stage2", 0.5, 1, seen=True), Row("b", "STS", "x", "stage2", 0.7, 1, seen=False)]
 
-    assert [(one["seen"], one["mean"]) for one in seen_and_unseen(found)] == [
-        (True, 50.0),
-        (False, 70.0),
-    ]
+    assert [(one["seen"], one["mean"]) for one in seen_and_unseen(found)] == [(True, 50.0), (False, 70.0)]

@@ -18,15 +18,7 @@ from qzhou.data.storage import table_of
 from qzhou.encoder import load_encoder
 from qzhou.evaluation.diagnosis import Facts, diagnose, diagnosis_text
 from qzhou.evaluation.diagnosis.checks import CHECKS
-from qzhou.evaluation.intervals import (
-    Interval,
-    mean,
-    mean_decrease,
-    mean_of,
-    share,
-    widened,
-    worst_case_interval,
-)
+from qzhou.evaluation.intervals import Interval, mean, mean_decrease, mean_of, share, widened, worst_case_interval
 from qzhou.evaluation.judge.mteb_models import embedding_health
 from qzhou.evaluation.judge.per_example_scores import Part, PerExampleScores, paired_difference
 from qzhou.run.files import RunFiles
@@ -101,9 +93,7 @@ def test_a_quickstart_that_was_run_shows_no_sign():
 
 
 def vector_health(mean_cosine=0.12, effective_rank=253.6):
-    return HEALTH | {
-        "stage2": HEALTH["stage2"] | {"mean_cosine": mean_cosine, "effective_rank": effective_rank}
-    }
+    return HEALTH | {"stage2": HEALTH["stage2"] | {"mean_cosine": mean_cosine, "effective_rank": effective_rank}}
 
 
 def losses_of_pairs(of):
@@ -125,8 +115,7 @@ def gaining(by, **scores):
     """Other scores, with differences that are known to ``by`` above and below."""
     found = fallen(**scores)
     sure = [
-        dataclasses.replace(one, low=one.difference - by, high=one.difference + by)
-        for one in found["differences"]
+        dataclasses.replace(one, low=one.difference - by, high=one.difference + by) for one in found["differences"]
     ]
     return found | {"differences": sure}
 
@@ -146,9 +135,7 @@ PLANTED = {
     "collapsed by cosine": {"health": vector_health(mean_cosine=0.96)},
     "collapsed by rank": {"health": vector_health(effective_rank=12.5)},
     "collapsed to nothing": {"health": vector_health(mean_cosine=0.0, effective_rank=0.0)},
-    "collapsed to no numbers": {
-        "health": {**HEALTH, "stage2": HEALTH["stage2"] | {"not_numbers": 600}}
-    },
+    "collapsed to no numbers": {"health": {**HEALTH, "stage2": HEALTH["stage2"] | {"not_numbers": 600}}},
     "loss_flat while scores rise by nearly nothing": {
         **in_stages(stage1(start=2.1, end=2.1)),
         **gaining(docs_search=[0.558, 0.559, 0.559], by=0.0005),
@@ -188,14 +175,10 @@ def test_a_planted_sign_is_found_and_no_other(planted, make_recipe):
     assert found.message.endswith(".")
     assert re.search(r"(comparison|report)\.json|metrics\.jsonl", found.evidence)
     assert re.search(r"\d", found.evidence)
-    named = re.findall(
-        r"(?:training|mining|synthesis|transform|datasets)\.[a-z_0-9.]+\b", found.setting
-    )
+    named = re.findall(r"(?:training|mining|synthesis|transform|datasets)\.[a-z_0-9.]+\b", found.setting)
     assert named
     for name in named:
-        assert name in ("datasets.columns", "datasets.labels", "datasets.rule") or facts.setting(
-            name
-        ), name
+        assert name in ("datasets.columns", "datasets.labels", "datasets.rule") or facts.setting(name), name
 
 
 SIZES = "queries by number of negatives"
@@ -245,9 +228,7 @@ def test_what_only_looks_like_a_sign_is_none(harmless, make_recipe):
 
 def test_official_splits_may_share_texts(make_recipe):
     facts = healthy(make_recipe, transform=transformed([overlap("docs_search", 600, 400, 4000)]))
-    shared = [
-        one | {"allow_overlap": one["name"] == "docs_search"} for one in facts.settings["datasets"]
-    ]
+    shared = [one | {"allow_overlap": one["name"] == "docs_search"} for one in facts.settings["datasets"]]
 
     assert signs(facts) == ["contaminated"]
     assert signs(dataclasses.replace(facts, settings=facts.settings | {"datasets": shared})) == []
@@ -266,9 +247,7 @@ def test_many_small_falls_together_are_a_fall_and_one_of_many_tasks_may_fall_by_
     (together,) = (one for one in findings(tasks(*[0.007] * 15)) if one.check == "retrieval_fell")
     assert "over 15 tasks together" in together.message
     assert "mean of 15 tasks -0.0070 (95 %: -0.0096 to -0.0044)" in together.evidence
-    assert "retrieval_fell" not in signs(tasks(0.011, *[-0.001] * 14)), (
-        "its own interval leaves out zero"
-    )
+    assert "retrieval_fell" not in signs(tasks(0.011, *[-0.001] * 14)), "its own interval leaves out zero"
     (alone,) = (one for one in findings(tasks(0.05, *[-0.01] * 14)) if one.check == "retrieval_fell")
     assert "on 1 of 15 tasks" in alone.message
     assert "t0 ndcg_at_10 0.6000 -> 0.5500 (-0.0500, 95 %: -0.0600 to -0.0400)" in alone.evidence
@@ -321,10 +300,7 @@ def test_nothing_is_said_of_what_is_missing(make_recipe):
     assert without(mining={}) == {"negatives_close"}
     assert without(synthesis={}) == {"synthetic_drifted"}
     assert without(transform={}) == without(transform=transformed(action="off")) == {"contaminated"}
-    short = {
-        "stage1": stage1()[:4],
-        "stage2": [step(0, "pair", "p", 9.0), step(1, "mixed", "mixed", 3.0)],
-    }
+    short = {"stage1": stage1()[:4], "stage2": [step(0, "pair", "p", 9.0), step(1, "mixed", "mixed", 3.0)]}
     assert without(steps=short) == {"loss_flat", "cosent_unstable"}
 
 
@@ -332,8 +308,7 @@ def test_a_run_folder_is_read(make_recipe):
     facts = healthy(make_recipe, **PLANTED["retrieval_fell"])
     run = Run.open(make_recipe(datasets=DATASETS))
     comparison = {
-        name: [dataclasses.asdict(one) for one in getattr(facts, name)]
-        for name in ("rows", "differences")
+        name: [dataclasses.asdict(one) for one in getattr(facts, name)] for name in ("rows", "differences")
     }
     evaluate, train = run.folder / "evaluation", run.folder / "training" / "stage1"
     evaluate.create().write_json("comparison.json", comparison | {"health": HEALTH})
@@ -355,9 +330,7 @@ def test_without_intervals_a_fall_must_be_larger_than_so_few_values_can_show_by_
         "0.05 of 300 queries may be chance, as far as their number tells"
     )
     far = [
-        dataclasses.replace(
-            row, score=row.score - 0.2 * (row.model == "stage2" and row.type == "Retrieval")
-        )
+        dataclasses.replace(row, score=row.score - 0.2 * (row.model == "stage2" and row.type == "Retrieval"))
         for row in fallen_rows
     ]
     found = signs(healthy(make_recipe, rows=far, differences=[]))
@@ -370,9 +343,7 @@ def test_noise_alone_makes_no_loss_of_pairs_unstable(make_recipe):
     def shown(seed):
         draw = np.random.default_rng(seed)
         steps = [step(n, "pair", f"p{n % 10}", 3 + 0.9 * draw.standard_normal()) for n in range(60)]
-        return "cosent_unstable" in signs(
-            healthy(make_recipe, steps={"stage1": stage1(), "stage2": steps})
-        )
+        return "cosent_unstable" in signs(healthy(make_recipe, steps={"stage1": stage1(), "stage2": steps}))
 
     assert sum(map(shown, range(60))) <= 10
 
@@ -412,13 +383,9 @@ def test_intervals_are_those_of_the_formulas():
     assert (share(0, 10).low, share(10, 10).high) == pytest.approx((0, 1))
     assert share(5, 10).low == pytest.approx(0.2366, abs=1e-4)
     assert widened(Interval(0.0, -1.0, 2.0), 1) == Interval(0.0, -1.0, 2.0)
-    assert widened(Interval(0.0, -1.0, 2.0), 10).high == pytest.approx(
-        2 * 2.807034 / 1.959964, rel=1e-6
-    )
+    assert widened(Interval(0.0, -1.0, 2.0), 10).high == pytest.approx(2 * 2.807034 / 1.959964, rel=1e-6)
     together = mean_of([Interval(1.0, 0.0, 3.0), Interval(3.0, 2.0, 5.0)])
-    assert (together.value, together.low, together.high) == pytest.approx(
-        (2, 2 - 0.5**0.5, 2 + 2 * 0.5**0.5)
-    )
+    assert (together.value, together.low, together.high) == pytest.approx((2, 2 - 0.5**0.5, 2 + 2 * 0.5**0.5))
 
 
 def test_what_is_known_of_n_alone_is_wider_than_the_paired_bootstrap():
@@ -448,8 +415,7 @@ def test_copies_in_real_rows_are_a_contamination(make_recipe):
 
     def reported(texts):
         examples = [
-            LabeledExample(id=str(n), dataset="docs_package", text=text, label="a")
-            for n, text in enumerate(texts)
+            LabeledExample(id=str(n), dataset="docs_package", text=text, label="a") for n, text in enumerate(texts)
         ]
         found = Overlap("docs_package")
         found.compare(table_of(examples, LabeledExample), "classification", builder.index())
@@ -461,10 +427,7 @@ def test_copies_in_real_rows_are_a_contamination(make_recipe):
     (found,) = findings(healthy(make_recipe, transform=reported(own + copies)))
 
     assert (found.check, "'docs_package' is contaminated" in found.message) == ("contaminated", True)
-    assert (
-        "copies of docs_package, which has 400 examples: 40 of 240 examples of docs_package"
-        in found.evidence
-    )
+    assert "copies of docs_package, which has 400 examples: 40 of 240 examples of docs_package" in found.evidence
     assert findings(healthy(make_recipe, transform=reported(own + phrases))) == [], (
         "half a sentence in common is no copy"
     )
@@ -511,27 +474,17 @@ def trained(make_recipe, folder, score_of, learning_rate):
         for same in [n % 4 + 1]
     ]
     asked = [
-        RetrievalExample(
-            id=str(n), dataset="r", query=" ".join(words), positives=(" ".join(reversed(words[:3])),)
-        )
+        RetrievalExample(id=str(n), dataset="r", query=" ".join(words), positives=(" ".join(reversed(words[:3])),))
         for n, words in enumerate(drawn)
     ]
     data = {"r": TrainingSet.of("r", Prompt(), asked), "p": TrainingSet.of("p", Prompt(), pairs)}
-    shared = {
-        "learning_rate": learning_rate,
-        "warmup_steps": 1,
-        "batch_size": 24,
-        "cosent_batch_size": 48,
-    }
+    shared = {"learning_rate": learning_rate, "warmup_steps": 1, "batch_size": 24, "cosent_batch_size": 48}
     recipe = make_recipe(
         datasets=[
             {"name": "r", "reader": "jsonl", "rule": "title_body", "paths": ["x"]},
             {"name": "p", "reader": "jsonl", "rule": "scored_pair", "paths": ["x"]},
         ],
-        training={
-            "stage1": {"steps": 24, **shared},
-            "stage2": {"steps": 12, "retrieval_share": 0.0, **shared},
-        },
+        training={"stage1": {"steps": 24, **shared}, "stage2": {"steps": 12, "retrieval_share": 0.0, **shared}},
     )
     found = model_of(folder)
     steps = {}
@@ -542,9 +495,7 @@ def trained(make_recipe, folder, score_of, learning_rate):
         )  # fmt: skip
         notes = FakeRecorder()
         engine = TorchEngine(found.model, found.tokenizer, recipe.training)
-        train_stage(
-            TrainingStage(stage, plan, data, recipe, found.tokenizer), engine, notes, first_step=0
-        )
+        train_stage(TrainingStage(stage, plan, data, recipe, found.tokenizer), engine, notes, first_step=0)
         steps[stage] = notes.metrics
     return Facts(settings=recipe.model_dump(mode="json"), steps=steps)
 
@@ -561,9 +512,7 @@ def test_inverted_labels_are_found_in_the_first_steps(make_recipe, tiny_bert):
 
     (found,) = (one for one in findings(facts) if one.check == "labels_inverted")
 
-    assert (
-        found.message == "The labels of 'p' look inverted: pairs with higher scores have lower cosines."
-    )
+    assert found.message == "The labels of 'p' look inverted: pairs with higher scores have lower cosines."
     assert found.evidence.startswith("training/stage2/metrics.jsonl: order_agreement 0.")
 
 

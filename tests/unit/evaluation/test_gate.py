@@ -13,8 +13,7 @@ from qzhou.evaluation.judge.per_example_scores import Part, PerExampleScores
 from qzhou.evaluation.judge.task_scores import TaskScore
 
 ROWS = [
-    Row("docs", "Retrieval", "ndcg_at_10", model, score, 9)
-    for model, score in [("stage2", 0.6), ("bm25", 0.9)]
+    Row("docs", "Retrieval", "ndcg_at_10", model, score, 9) for model, score in [("stage2", 0.6), ("bm25", 0.9)]
 ]
 VALUES = np.linspace(0.2, 0.8, 100)
 
@@ -68,15 +67,11 @@ def test_the_same_queries_over_another_corpus_are_other_data(runs, capsys):
     assert "judged on other data" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("before", "now", "fails"), [(0.9, 0.1, True), (0.9, 0.88, False), (0.5, 0.9, False)]
-)
+@pytest.mark.parametrize(("before", "now", "fails"), [(0.9, 0.1, True), (0.9, 0.88, False), (0.5, 0.9, False)])
 def test_a_task_without_items_is_compared_by_their_number(runs, before, now, fails):
     for name, score in (("old", before), ("new", now)):
         found = TaskScore("k", "docs", "Clustering", "v_measure", score, 500, data_revision="r")
-        (runs / name / "evaluation" / "scores" / "stage2").create().write_json(
-            "docs.json", asdict(found)
-        )
+        (runs / name / "evaluation" / "scores" / "stage2").create().write_json("docs.json", asdict(found))
 
     def check():
         Gate(no_worse_than="old").check(
@@ -84,18 +79,14 @@ def test_a_task_without_items_is_compared_by_their_number(runs, before, now, fai
         )
 
     if fails:
-        with pytest.raises(
-            RegressionError, match=r"docs: v_measure 0.9000 -> 0.1000 .* is worse than old"
-        ):
+        with pytest.raises(RegressionError, match=r"docs: v_measure 0.9000 -> 0.1000 .* is worse than old"):
             check()
     else:
         check()
 
 
 def test_a_task_without_a_score_fails_its_threshold(runs):
-    found = TaskScore(
-        "k", "pairs", "STS", "cosine_spearman", 0.0, 9, undefined="every pair has the same cosine"
-    )
+    found = TaskScore("k", "pairs", "STS", "cosine_spearman", 0.0, 9, undefined="every pair has the same cosine")
     (runs / "now" / "evaluation" / "scores" / "stage2").write_json("pairs.json", asdict(found))
 
     with pytest.raises(RegressionError, match="pairs: it has no score: every pair has the same cosine"):

@@ -32,9 +32,7 @@ def test_each_statistic_is_that_of_a_library():
     cosines = np.round(gold / 9 + GENERATOR.normal(size=60), 1)  # rounded, so that some are equal
 
     assert items("mean", cosines).score == pytest.approx(cosines.mean())
-    assert items("spearman", cosines, gold).score == pytest.approx(
-        stats.spearmanr(cosines, gold).statistic
-    )
+    assert items("spearman", cosines, gold).score == pytest.approx(stats.spearmanr(cosines, gold).statistic)
     hits = gold > 2
     expected = average_precision_score(hits, cosines)
     assert items("average_precision", cosines, hits.astype(float)).score == pytest.approx(expected)
@@ -75,21 +73,14 @@ def test_pairing_sees_what_two_intervals_would_hide():
 
 
 def test_models_that_were_judged_on_other_items_are_not_compared():
-    assert (
-        paired_difference(items("mean", [1, 0], ids="ab"), items("mean", [1, 0], ids="ac"), seed=0)
-        is None
-    )
+    assert paired_difference(items("mean", [1, 0], ids="ab"), items("mean", [1, 0], ids="ac"), seed=0) is None
     assert paired_difference(items("mean", [1, 0]), items("mean", [1, 0, 1]), seed=0) is None
-    assert (
-        paired_difference(items("spearman", [1, 0], [1, 2]), items("spearman", [1, 0], [2, 1]), seed=0)
-        is None
-    )
+    assert paired_difference(items("spearman", [1, 0], [1, 2]), items("spearman", [1, 0], [2, 1]), seed=0) is None
 
 
 def test_the_same_items_over_other_data_are_not_compared():
     here, there = (
-        PerExampleScores("mean", items("mean", [1, 0] * 9, ids="abcdefghijklmnopqr").parts, data)
-        for data in "xy"
+        PerExampleScores("mean", items("mean", [1, 0] * 9, ids="abcdefghijklmnopqr").parts, data) for data in "xy"
     )
 
     assert paired_difference(here, there, seed=0) is None
@@ -101,10 +92,7 @@ def test_the_same_items_over_other_data_are_not_compared():
 def test_of_a_few_items_nothing_is_sure(count):
     one, other = items("mean", [0.9] * count), items("mean", [0.1] * count)
 
-    assert (paired_difference(one, other, seed=0).low, paired_difference(one, other, seed=0).high) == (
-        -2,
-        2,
-    )
+    assert (paired_difference(one, other, seed=0).low, paired_difference(one, other, seed=0).high) == (-2, 2)
     assert (score_interval(one, seed=0).low, score_interval(one, seed=0).high) == (-1, 1)
     assert pooled_difference([([one], [other])], seed=0).low == -2
 
@@ -113,9 +101,7 @@ def test_of_a_few_items_nothing_is_sure(count):
 def test_two_equal_models_are_seldom_surely_apart(count, most):
     """A percentile bootstrap says so of ten items in every tenth comparison."""
     draws = np.random.default_rng(11).normal(size=(300, 2, count))
-    found = [
-        paired_difference(items("mean", one), items("mean", other), seed=0) for one, other in draws
-    ]
+    found = [paired_difference(items("mean", one), items("mean", other), seed=0) for one, other in draws]
 
     assert np.mean([one.low > 0 or one.high < 0 for one in found]) <= most
 
@@ -145,9 +131,7 @@ def test_pooled_limits_of_several_tasks_are_those_of_the_formula():
     tasks = [([items("mean", rows[0])], [items("mean", rows[1])]) for rows in (first, second)]
     found = pooled_difference(tasks, seed=0)
 
-    assert found.value == pytest.approx(
-        ((first[0] - first[1]).mean() + (second[0] - second[1]).mean()) / 2
-    )
+    assert found.value == pytest.approx(((first[0] - first[1]).mean() + (second[0] - second[1]).mean()) / 2)
     assert [found.low, found.high] == pytest.approx(expected, abs=0.1 * (expected[1] - expected[0]))
 
 
@@ -180,10 +164,7 @@ def pairs(scores):
     ]
 
 
-TEXTS = [
-    known.text(f"{known.TOPICS[n % 3]} {n}{' dates' * (n % 4 == 0)}", known.TOPICS[n % 3])
-    for n in range(40)
-]
+TEXTS = [known.text(f"{known.TOPICS[n % 3]} {n}{' dates' * (n % 4 == 0)}", known.TOPICS[n % 3]) for n in range(40)]
 TEXTS += [known.text(f"graphs {n}", known.TOPICS[n % 3]) for n in range(9)]
 SWAPPED = [
     known.retrieval("how sorting", "files is done so"),
@@ -213,6 +194,4 @@ def test_the_items_of_a_task_add_up_to_the_score_of_mteb(kind, tmp_path):
     assert found is not None
     assert found.score == pytest.approx(score, abs=1e-4)
     assert abs(score) < 1, "the task tells models apart"
-    assert per_example_scores_of(task, tmp_path, score + 0.1) is None, (
-        "items that do not add up are not used"
-    )
+    assert per_example_scores_of(task, tmp_path, score + 0.1) is None, "items that do not add up are not used"

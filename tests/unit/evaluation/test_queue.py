@@ -4,11 +4,7 @@ from qzhou.evaluation.judge.model_specs import ModelSpec
 from qzhou.evaluation.judge.task_scores import EvalTask
 from qzhou.evaluation.judge.work_queue import WorkQueue
 
-MODELS = [
-    ModelSpec("bm25"),
-    ModelSpec("backbone"),
-    ModelSpec("stage2", "training/stage2/model", trained=True),
-]
+MODELS = [ModelSpec("bm25"), ModelSpec("backbone"), ModelSpec("stage2", "training/stage2/model", trained=True)]
 
 
 def task(name, chars, kind="Retrieval", documents=10):
@@ -35,10 +31,7 @@ def test_every_model_is_judged_on_every_task_and_bm25_on_retrieval_alone():
     judged = [(model, task) for method, model, task in done if method == "score"]
     retrieval = {(model, "long") for model in ("bm25", "backbone", "stage2")}
     assert sorted(judged) == sorted(retrieval | {("backbone", "pairs"), ("stage2", "pairs")})
-    assert sorted(model for method, model, _ in done if method == "embedding_health") == [
-        "backbone",
-        "stage2",
-    ]
+    assert sorted(model for method, model, _ in done if method == "embedding_health") == ["backbone", "stage2"]
     assert len(done) == expected
 
 
@@ -48,9 +41,7 @@ def test_the_longest_comes_first_and_a_worker_keeps_its_model():
     for worker in ("a", "b"):
         models = {work.model.name for one, work in done if one == worker} - {"bm25"}
         assert len(models) == 1
-    judged = [
-        work.task.name for _, work in done if work.method == "score" and work.model.name == "stage2"
-    ]
+    judged = [work.task.name for _, work in done if work.method == "score" and work.model.name == "stage2"]
     assert judged == ["long", "short"]
 
 

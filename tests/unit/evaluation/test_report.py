@@ -33,9 +33,7 @@ def section_of(page: str, name: str) -> str:
 
 
 def figures_of(page: str) -> list[dict]:
-    return [
-        json.loads(one) for one in re.findall(r'<script type="application/json">(.*?)</script>', page)
-    ]
+    return [json.loads(one) for one in re.findall(r'<script type="application/json">(.*?)</script>', page)]
 
 
 @pytest.fixture(scope="module")
@@ -50,34 +48,11 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize(
     ("section", "shown"),
     [
-        (
-            "data",
-            ["docs_search", "9,000", "blank_positive", "1,240", "3.44", "en 90 %, zh 8 %, de 2 %"],
-        ),
+        ("data", ["docs_search", "9,000", "blank_positive", "1,240", "3.44", "en 90 %, zh 8 %, de 2 %"]),
         ("data", ["part of a row", "shares 13 words", "copied queries", "0.07", "word for word"]),
-        (
-            "synthesis",
-            ["43,000", "43,232", "95,600", "0.0397", "a-model-2026", "60 too_far, 12 empty", "76.32"],
-        ),
-        (
-            "synthesis",
-            [
-                "Give back what the elements add up to.",
-                "rewrite: 0.871",
-                "&#39;query&#39; says nothing",
-            ],
-        ),
-        (
-            "mining",
-            [
-                "12,300",
-                "6,015",
-                "0.6412",
-                "7.75",
-                "24,787",
-                "[mined 0.553] Returns the largest element.",
-            ],
-        ),
+        ("synthesis", ["43,000", "43,232", "95,600", "0.0397", "a-model-2026", "60 too_far, 12 empty", "76.32"]),
+        ("synthesis", ["Give back what the elements add up to.", "rewrite: 0.871", "&#39;query&#39; says nothing"]),
+        ("mining", ["12,300", "6,015", "0.6412", "7.75", "24,787", "[mined 0.553] Returns the largest element."]),
         (
             "training",
             [
@@ -91,33 +66,15 @@ def finished(tmp_path_factory):
                 "0.7100",
             ],
         ),
-        (
-            "results",
-            ["ndcg_at_10", "0.6300", "+0.0600", "+0.0300", "MTEB(cmn, v1)", "76.90", "212.7", "1,204"],
-        ),
-        (
-            "results",
-            ["forum_reranking", "no query has a negative", "Beside published scores", "64.12", "91.40"],
-        ),
+        ("results", ["ndcg_at_10", "0.6300", "+0.0600", "+0.0300", "MTEB(cmn, v1)", "76.90", "212.7", "1,204"]),
+        ("results", ["forum_reranking", "no query has a negative", "Beside published scores", "64.12", "91.40"]),
         (
             "diagnosis",
-            [
-                "classification_poor",
-                "95 % from -0.0540",
-                "training.stage2.retrieval_share",
-                "fewer than 6 steps",
-            ],
+            ["classification_poor", "95 % from -0.0540", "training.stage2.retrieval_share", "fewer than 6 steps"],
         ),
         (
             "provenance",
-            [
-                "print-4",
-                "stage1 an-older-one (another since)",
-                "code-6",
-                "140.5",
-                "deepspeed",
-                "max_query_tokens",
-            ],
+            ["print-4", "stage1 an-older-one (another since)", "code-6", "140.5", "deepspeed", "max_query_tokens"],
         ),
     ],
 )
@@ -133,9 +90,7 @@ def test_the_sections_stand_in_order_in_the_page_and_in_its_contents(finished):
 
 
 def test_every_score_has_a_bar_with_its_interval(finished):
-    found = {
-        figure["data"][0]["y"][0]: figure for figure in figures_of(section_of(finished, "results"))
-    }
+    found = {figure["data"][0]["y"][0]: figure for figure in figures_of(section_of(finished, "results"))}
 
     stage2 = found["docs_search"]["data"][3]
     assert (stage2["name"], stage2["x"]) == ("stage2", [0.63, 0.49])
@@ -146,12 +101,7 @@ def test_every_score_has_a_bar_with_its_interval(finished):
 def test_there_is_a_panel_of_losses_for_each_stage_and_task(finished):
     titles = re.findall(r"<figcaption>(.*?)</figcaption>", section_of(finished, "training"))
 
-    assert titles[:4] == [
-        "stage1: retrieval",
-        "stage2: retrieval",
-        "stage2: pair",
-        "stage2: classification",
-    ]
+    assert titles[:4] == ["stage1: retrieval", "stage2: retrieval", "stage2: pair", "stage2: classification"]
     losses = figures_of(section_of(finished, "training"))[0]["data"]
     assert [line["name"] for line in losses] == ["docs_search", "forum"]
     assert [len(line["x"]) for line in losses] == [60, 60]
@@ -199,9 +149,7 @@ def test_of_a_run_that_has_just_begun_each_section_says_what_is_missing(make_rec
     assert figures_of(page) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["transform/report.json", "synthesis/ledger.json", "synthesis/report.json"]
-)
+@pytest.mark.parametrize("name", ["transform/report.json", "synthesis/ledger.json", "synthesis/report.json"])
 @pytest.mark.parametrize(
     "other", ["mining/report.json", "training/stage1/metrics.jsonl", "evaluation/manifest.json"]
 )
@@ -221,9 +169,7 @@ def test_scores_of_an_earlier_model_are_called_so(make_recipe):
     trained, judged = (
         run.folder.read_json(f"{stage}/manifest.json") for stage in ("training/stage2", "evaluation")
     )
-    run.folder.write_json(
-        "evaluation/manifest.json", judged | {"inputs": {"stage2": trained["fingerprint"]}}
-    )
+    run.folder.write_json("evaluation/manifest.json", judged | {"inputs": {"stage2": trained["fingerprint"]}})
     before = page_of(run)
     run.folder.write_json("training/stage2/manifest.json", trained | {"fingerprint": "another"})
     after = page_of(run)
@@ -273,10 +219,7 @@ def test_text_from_data_cannot_write_into_the_page(make_recipe):
 
 def test_numbers_that_json_has_no_word_for_leave_a_gap():
     plot = lines(
-        "loss",
-        [Line("docs", [(0, 1.0), (1, float("nan")), (2, float("inf"))], "red")],
-        x="step",
-        y="loss",
+        "loss", [Line("docs", [(0, 1.0), (1, float("nan")), (2, float("inf"))], "red")], x="step", y="loss"
     )
 
     assert plot.traces[0]["y"] == [1.0, None, None]
@@ -295,18 +238,14 @@ def test_a_long_line_is_averaged():
 
 
 def test_histograms_are_in_percent_of_what_each_counts():
-    plot = histograms(
-        "docs", [0.0, 0.5, 1.0], {"mined": ("red", [1, 3]), "given": ("blue", [0, 0])}, x="x", y="y"
-    )
+    plot = histograms("docs", [0.0, 0.5, 1.0], {"mined": ("red", [1, 3]), "given": ("blue", [0, 0])}, x="x", y="y")
 
     assert [trace["name"] for trace in plot.traces] == ["mined"]
     assert (plot.traces[0]["x"], plot.traces[0]["y"]) == ([0.25, 0.75], [25.0, 75.0])
 
 
 def test_a_bar_without_a_score_has_neither_length_nor_whiskers():
-    (trace,) = bars(
-        "STS", ["a", "b"], [Bar("stage2", "red", [0.5, None], [(0.4, 0.7), None])], x="score"
-    ).traces
+    (trace,) = bars("STS", ["a", "b"], [Bar("stage2", "red", [0.5, None], [(0.4, 0.7), None])], x="score").traces
 
     assert trace["x"] == [0.5, None]
     assert trace["error_x"]["array"] == [pytest.approx(0.2), 0]

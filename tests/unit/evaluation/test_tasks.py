@@ -8,15 +8,7 @@ import pytest
 
 from qzhou.data.languages import script_of
 from qzhou.data.prompts import Prompt
-from qzhou.data.records import (
-    Document,
-    LabeledExample,
-    Negative,
-    PairExample,
-    Qrel,
-    Query,
-    RetrievalExample,
-)
+from qzhou.data.records import Document, LabeledExample, Negative, PairExample, Qrel, Query, RetrievalExample
 from qzhou.errors import DataError
 from qzhou.evaluation.judge.local_tasks import (
     classification_task,
@@ -45,17 +37,13 @@ class WordEncoder:
 
     def encode(self, texts):
         self.seen += texts
-        vectors = np.array(
-            [[float(topic in text) for topic in TOPICS] for text in texts], dtype=np.float32
-        )
+        vectors = np.array([[float(topic in text) for topic in TOPICS] for text in texts], dtype=np.float32)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
 
 
 def score(task, prompts=None, encoder=None):
     model = MtebEncoder(encoder or WordEncoder(), prompts or {}, name="words")
-    (result,) = mteb.evaluate(
-        model, task, cache=None, show_progress_bar=False, co2_tracker=False
-    ).task_results
+    (result,) = mteb.evaluate(model, task, cache=None, show_progress_bar=False, co2_tracker=False).task_results
     return result.get_score()
 
 
@@ -67,9 +55,7 @@ ASKED = [retrieval(f"how {topic}", f"{topic} is done so") for topic in TOPICS]
 
 
 def task_of(examples, max_queries=99, max_documents=99, seed=0):
-    return retrieval_task(
-        "d", examples, max_queries=max_queries, max_documents=max_documents, seed=seed
-    )
+    return retrieval_task("d", examples, max_queries=max_queries, max_documents=max_documents, seed=seed)
 
 
 def test_perfect_retrieval_scores_one_and_a_wrong_answer_less():
@@ -84,9 +70,7 @@ def test_perfect_retrieval_scores_one_and_a_wrong_answer_less():
 
 
 def test_queries_with_the_same_text_are_one_query_with_all_answers():
-    task = task_of(
-        [retrieval("How Sorting", "sorting a"), retrieval("how  sorting", "sorting b"), *ASKED[1:]]
-    )
+    task = task_of([retrieval("How Sorting", "sorting a"), retrieval("how  sorting", "sorting b"), *ASKED[1:]])
 
     data = task.dataset["default"]["test"]
     assert example_count(task) == 6
@@ -103,15 +87,13 @@ def test_relevant_documents_stay_when_the_corpus_is_cut():
 
 
 def test_the_sample_does_not_depend_on_the_order_of_the_examples():
-    one, other = (
-        task_of(order, max_queries=3).dataset["default"]["test"] for order in (ASKED, ASKED[::-1])
-    )
+    one, other = (task_of(order, max_queries=3).dataset["default"]["test"] for order in (ASKED, ASKED[::-1]))
 
     assert set(one["queries"]["text"]) == set(other["queries"]["text"])
     assert one["relevant_docs"] == other["relevant_docs"]
-    assert set(
-        task_of(ASKED, max_queries=3, seed=1).dataset["default"]["test"]["queries"]["text"]
-    ) != set(one["queries"]["text"])
+    assert set(task_of(ASKED, max_queries=3, seed=1).dataset["default"]["test"]["queries"]["text"]) != set(
+        one["queries"]["text"]
+    )
 
 
 def test_a_sts_task_is_the_rank_correlation():
@@ -146,11 +128,7 @@ def test_classes_with_too_few_texts_are_left_out_of_the_classification_task():
 def test_reranking_orders_each_query_s_own_documents():
     def example(topic, wrong):
         return RetrievalExample(
-            id=topic,
-            dataset="d",
-            query=f"how {topic}",
-            positives=(f"{topic} so",),
-            negatives=(negative(wrong),),
+            id=topic, dataset="d", query=f"how {topic}", positives=(f"{topic} so",), negatives=(negative(wrong),)
         )
 
     right = [example(topic, f"{TOPICS[n - 1]} not") for n, topic in enumerate(TOPICS)]
@@ -161,9 +139,7 @@ def test_reranking_orders_each_query_s_own_documents():
     assert example_count(task) == 6, "the example without negatives is left out"
     assert score(task) == pytest.approx(1.0)
     wrong = [
-        RetrievalExample(
-            id="w", dataset="d", query="dates", positives=("sums",), negatives=(negative("dates"),)
-        )
+        RetrievalExample(id="w", dataset="d", query="dates", positives=("sums",), negatives=(negative("dates"),))
     ]
     assert score(reranking_task("d", [*wrong, *tied], max_queries=99, seed=0)) < 1.0
 
@@ -173,13 +149,9 @@ def negative(words):
 
 
 def test_pairs_of_two_scores_are_told_apart_by_average_precision():
-    pairs = [
-        PairExample(id=f"{n}", dataset="d", text_a=TOPICS[n], text_b=TOPICS[n], score=1)
-        for n in range(4)
-    ]
+    pairs = [PairExample(id=f"{n}", dataset="d", text_a=TOPICS[n], text_b=TOPICS[n], score=1) for n in range(4)]
     pairs += [
-        PairExample(id=f"{n}-", dataset="d", text_a=TOPICS[n], text_b=TOPICS[n + 1], score=0)
-        for n in range(4)
+        PairExample(id=f"{n}-", dataset="d", text_a=TOPICS[n], text_b=TOPICS[n + 1], score=0) for n in range(4)
     ]
 
     assert score(pair_classification_task("d", pairs, max_rows=99, seed=0)) == pytest.approx(1.0)
@@ -189,13 +161,7 @@ def test_pairs_of_two_scores_are_told_apart_by_average_precision():
 def test_a_sample_of_pairs_has_both_kinds_and_the_highest_score_is_that_of_all(seed):
     """Three of three thousand belong together: most samples of a hundred would hold none."""
     pairs = [
-        PairExample(
-            id=f"{n}",
-            dataset="d",
-            text_a=f"{TOPICS[n % 6]} {n}",
-            text_b=TOPICS[n % 5],
-            score=float(n < 3),
-        )
+        PairExample(id=f"{n}", dataset="d", text_a=f"{TOPICS[n % 6]} {n}", text_b=TOPICS[n % 5], score=float(n < 3))
         for n in range(3000)
     ]
     labels = pair_classification_task("d", pairs, max_rows=100, seed=seed).dataset["test"]["labels"]
@@ -255,11 +221,7 @@ def text(number, label):
     [
         ("retrieval", [], "nothing was held out"),
         ("sts", [pair(n, 1.0) for n in range(5)], "all have the score 1"),
-        (
-            "classification",
-            [text(n, "a") for n in range(9)] + [text(n, "b") for n in range(3)],
-            "fewer than two",
-        ),
+        ("classification", [text(n, "a") for n in range(9)] + [text(n, "b") for n in range(3)], "fewer than two"),
         ("clustering", [text(n, "a") for n in range(9)], "all have the same label"),
         ("reranking", ASKED, "negatives of its own"),
         ("sts", [pair(n, n % 2) for n in range(5)], ""),
@@ -289,9 +251,7 @@ def test_a_task_without_prompt_gets_bare_texts():
     encoder = WordEncoder()
     model = MtebEncoder(encoder, {}, name="words")
 
-    vectors = model.encode(
-        [{"text": ["sums"]}, {"text": ["trees"]}], task_metadata=SimpleNamespace(name="other")
-    )
+    vectors = model.encode([{"text": ["sums"]}, {"text": ["trees"]}], task_metadata=SimpleNamespace(name="other"))
 
     assert encoder.seen == ["sums", "trees"]
     assert vectors.shape == (2, 6)
@@ -304,17 +264,8 @@ def collection(*, extra=(), **limits):
     documents = [Document(id=f"d{n}", text=f"about {topic}") for n, topic in enumerate(TOPICS)]
     documents.append(Document(id="d0", text="a second document of that id"))
     queries = [Query(id="q0", text="sorting files"), Query(id="q1", text="dates")]
-    qrels = [
-        ("q0", "d0", 1),
-        ("q0", "d1", 2),
-        ("q0", "d3", 0),
-        ("q1", "d3", 1),
-        ("q9", "d2", 1),
-        *extra,
-    ]
-    judged = [
-        Qrel(query_id=query, document_id=document, grade=grade) for query, document, grade in qrels
-    ]
+    qrels = [("q0", "d0", 1), ("q0", "d1", 2), ("q0", "d3", 0), ("q1", "d3", 1), ("q9", "d2", 1), *extra]
+    judged = [Qrel(query_id=query, document_id=document, grade=grade) for query, document, grade in qrels]
     limits = {"max_queries": 10, "max_documents": 100, "seed": 0} | limits
     return qrels_task("judged", (documents, queries, judged), **limits)
 
@@ -325,26 +276,14 @@ def test_graded_judgements_are_scored_over_their_own_corpus():
     assert data["relevant_docs"] == {"q0": {"d0": 1, "d1": 2, "d3": 0}, "q1": {"d3": 1}}
     assert sorted(data["corpus"]["text"]) == sorted(f"about {topic}" for topic in TOPICS)
     assert score(collection()) > 0.9
-    assert set(collection(max_documents=1).dataset["default"]["test"]["corpus"]["id"]) == {
-        "d0",
-        "d1",
-        "d3",
-    }
+    assert set(collection(max_documents=1).dataset["default"]["test"]["corpus"]["id"]) == {"d0", "d1", "d3"}
     assert example_count(collection(max_queries=1)) == 1
 
 
 def test_the_texts_of_a_task_are_what_it_judges():
-    pairs = [
-        PairExample(id=f"{n}", dataset="d", text_a=f"a{n}", text_b=f"b{n}", score=n) for n in range(2)
-    ]
+    pairs = [PairExample(id=f"{n}", dataset="d", text_a=f"a{n}", text_b=f"b{n}", score=n) for n in range(2)]
 
-    assert set(texts_of(collection())) == {
-        "sorting files",
-        "dates",
-        "about sorting",
-        "about files",
-        "about dates",
-    }
+    assert set(texts_of(collection())) == {"sorting files", "dates", "about sorting", "about files", "about dates"}
     assert set(texts_of(sts_task("p", pairs, max_rows=9, seed=0))) == {"a0", "a1", "b0", "b1"}
     with pytest.raises(DataError, match="mteb knows no task and no benchmark 'nope'"):
         task_texts(["nope"])

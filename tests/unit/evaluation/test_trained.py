@@ -49,9 +49,7 @@ def test_settings_that_did_not_make_the_models_are_refused_with_both_values(reci
     with pytest.raises(RecipeError, match=r"training\.temperature is 0\.9, and .* was made with 0\.02"):
         refuse_changed_settings(other(recipe, temperature=0.9))
     stage2 = recipe.training.stage2.model_copy(update={"steps": 99})
-    with pytest.raises(
-        RecipeError, match=r"training\.stage2\.steps is 99, and .*/stage2 was made with"
-    ):
+    with pytest.raises(RecipeError, match=r"training\.stage2\.steps is 99, and .*/stage2 was made with"):
         refuse_changed_settings(other(recipe, stage2=stage2))
 
 
@@ -68,36 +66,22 @@ def test_settings_of_every_stage_must_be_those_that_made_the_models(recipe):
     refuse_changed_settings(recipe)
 
     mining = recipe.mining.model_copy(update={"positive_ratio": 0.8})
-    with pytest.raises(
-        RecipeError, match=r"mining\.positive_ratio is 0\.8, and .*/mining was made with 0\.95"
-    ):
+    with pytest.raises(RecipeError, match=r"mining\.positive_ratio is 0\.8, and .*/mining was made with 0\.95"):
         refuse_changed_settings(recipe.model_copy(update={"mining": mining}))
     synthesis = recipe.synthesis.model_copy(update={"paraphrase_rows": 7})
-    with pytest.raises(
-        RecipeError, match=r"synthesis\.paraphrase_rows is 7, and .*/synthesis was made with 0"
-    ):
+    with pytest.raises(RecipeError, match=r"synthesis\.paraphrase_rows is 7, and .*/synthesis was made with 0"):
         refuse_changed_settings(recipe.model_copy(update={"synthesis": synthesis}))
     model = recipe.model.model_copy(update={"max_document_tokens": 77})
-    with pytest.raises(
-        RecipeError, match=r"model\.max_document_tokens is 77, and .*/stage1 was made with"
-    ):
+    with pytest.raises(RecipeError, match=r"model\.max_document_tokens is 77, and .*/stage1 was made with"):
         refuse_changed_settings(recipe.model_copy(update={"model": model}))
     encoding = recipe.model.model_copy(update={"encoding_dtype": "float32", "compiled": True})
     refuse_changed_settings(recipe.model_copy(update={"model": encoding}))
 
 
 def test_models_of_other_runs_are_named_by_their_run(recipe):
-    models = (
-        "/runs/first/model",
-        "runs/second/model/",
-        "package:minilm/model",
-        "https://host/v1#name",
-        "plain",
-    )
+    models = ("/runs/first/model", "runs/second/model/", "package:minilm/model", "https://host/v1#name", "plain")
     models += ("..", "runs/STAGE2", "../Plain")
-    judged = recipe.model_copy(
-        update={"evaluation": recipe.evaluation.model_copy(update={"models": models})}
-    )
+    judged = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"models": models})})
 
     assert [one.name for one in models_to_score(judged)][-8:] == [
         *("first", "second", "minilm", "name", "plain", "model", "STAGE2-2", "Plain-2")

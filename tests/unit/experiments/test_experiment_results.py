@@ -38,8 +38,7 @@ def outcome(variant, seed, shift=0.0, tasks=("one", "two")):
         for task, own in values.items()
     }
     items = {
-        task: PerExampleScores("mean", (Part("default/test", tuple(own.tolist())),))
-        for task, own in values.items()
+        task: PerExampleScores("mean", (Part("default/test", tuple(own.tolist())),)) for task, own in values.items()
     }
     return Outcome(variant, seed, rows, items)
 
@@ -50,9 +49,7 @@ def scores_of(outcomes, variant, task):
 
 @pytest.fixture
 def outcomes():
-    return [
-        outcome(name, seed, shift) for seed in (1, 2, 3) for name, shift in (("a", 0.0), ("b", 0.2))
-    ]
+    return [outcome(name, seed, shift) for seed in (1, 2, 3) for name, shift in (("a", 0.0), ("b", 0.2))]
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
@@ -62,9 +59,7 @@ def test_the_interval_over_seeds_is_students(count):
     found = over_seeds(values)
 
     expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    assert (found.mean, found.low, found.high) == pytest.approx(
-        (np.mean(values), expected.low, expected.high)
-    )
+    assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), expected.low, expected.high))
 
 
 def test_one_seed_has_no_interval_and_the_table_says_so(outcomes):
@@ -83,17 +78,13 @@ def test_a_difference_is_paired_by_seed(outcomes):
     assert (line.difference.mean, line.difference.low, line.difference.high) == pytest.approx(
         ((ours - theirs).mean(), expected.low, expected.high)
     )
-    assert line.scores == {
-        seed: pytest.approx(score) for seed, score in zip((1, 2, 3), ours, strict=True)
-    }
+    assert line.scores == {seed: pytest.approx(score) for seed, score in zip((1, 2, 3), ours, strict=True)}
 
 
 def test_a_difference_is_paired_by_item_over_all_seeds(outcomes):
     line = compared(experiment(), outcomes)[0].lines[1]
 
-    by_variant = [
-        [one.items["one"] for one in outcomes if one.variant == variant] for variant in ("b", "a")
-    ]
+    by_variant = [[one.items["one"] for one in outcomes if one.variant == variant] for variant in ("b", "a")]
     assert line.by_items == pooled_difference([(by_variant[0], by_variant[1])], seed=0)
 
 
@@ -111,9 +102,7 @@ def test_only_seeds_that_both_finished_are_paired(outcomes):
 
     line = compared(experiment(), left)[0].lines[1]
 
-    ours, theirs = (
-        scores_of([one for one in outcomes if one.seed != 2], variant, "one") for variant in ("b", "a")
-    )
+    ours, theirs = (scores_of([one for one in outcomes if one.seed != 2], variant, "one") for variant in ("b", "a"))
     assert len(line.scores) == 3
     assert line.difference.mean == pytest.approx((ours - theirs).mean())
 
@@ -126,9 +115,7 @@ def test_without_the_baseline_there_is_no_difference(outcomes):
 
 def test_a_variant_that_collapses_on_a_task_wins_no_mean(outcomes):
     """Its mean over the tasks that are left would be another score, that of the seeds that are left a luckier one."""
-    collapsed = [
-        outcome("c", seed, 0.4, tasks=("one",) if seed == 2 else ("one", "two")) for seed in (1, 2, 3)
-    ]
+    collapsed = [outcome("c", seed, 0.4, tasks=("one",) if seed == 2 else ("one", "two")) for seed in (1, 2, 3)]
     of_one, of_both = compared(experiment(), [*outcomes, *collapsed])
 
     assert of_one.lines[2].difference.mean > 0
@@ -139,9 +126,7 @@ def test_a_variant_that_collapses_on_a_task_wins_no_mean(outcomes):
     assert "c" in plots_of(results_page("e", [of_both]))[0]["data"][-1]["y"]
 
 
-def test_a_variant_without_any_score_stays_in_sight_and_a_baseline_without_one_compares_nothing(
-    outcomes,
-):
+def test_a_variant_without_any_score_stays_in_sight_and_a_baseline_without_one_compares_nothing(outcomes):
     gone = [outcome("c", seed, tasks=("two",)) for seed in (1, 2)]
     comparison = compared(experiment(baseline="c"), [*outcomes, *gone])[0]
 
@@ -162,9 +147,7 @@ def test_what_a_trial_left_is_read_from_its_folder(tmp_path):
     rows = [*known.rows.values(), Row("one", "Retrieval", "ndcg_at_10", "backbone", 0.1, ITEMS)]
     place.write_json("comparison.json", {"rows": [asdict(row) for row in rows]})
     for task, row in known.rows.items():
-        judged = TaskScore(
-            "key", task, row.type, row.metric, row.score, ITEMS, per_example=known.items[task]
-        )
+        judged = TaskScore("key", task, row.type, row.metric, row.score, ITEMS, per_example=known.items[task])
         (place / "scores" / "stage2").write_json(f"{task}.json", asdict(judged))
 
     assert Outcome.read("a", 1, Folder.open(str(tmp_path))) == known
@@ -176,10 +159,7 @@ def test_the_json_holds_every_score_and_every_comparison(outcomes):
     found = json.loads(json.dumps(as_json(experiment(), comparisons, outcomes)))
 
     assert [one["score"] for one in found["comparisons"]] == ["one", "mean of Retrieval"]
-    assert found["trials"][0]["scores"]["two"] == {
-        "metric": "ndcg_at_10",
-        "score": outcomes[0].rows["two"].score,
-    }
+    assert found["trials"][0]["scores"]["two"] == {"metric": "ndcg_at_10", "score": outcomes[0].rows["two"].score}
 
 
 def test_the_table_marks_what_leaves_out_zero(outcomes):

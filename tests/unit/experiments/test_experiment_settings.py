@@ -48,9 +48,7 @@ def write(tmp_path):
 
 
 def test_a_trial_is_the_recipe_with_the_settings_of_all_of_the_command_line_and_of_its_variant(write):
-    grid = load_experiment(
-        write(), ["--training.stage1.learning_rate", "1e-6", "--run.storage", "/there"]
-    )
+    grid = load_experiment(write(), ["--training.stage1.learning_rate", "1e-6", "--run.storage", "/there"])
 
     assert [(one.variant, one.seed) for one in grid.trials] == [
         ("low eta", 1), ("search alone", 1), ("low eta", 2), ("search alone", 2),
@@ -86,9 +84,7 @@ def test_the_plan_says_what_the_variants_differ_in(write):
 
     assert "  all: training.stage1.steps = 6; training.temperature = 0.03\n" in said
     assert "sweep: 2 variants, seeds 1, 2, in runs/sweep" in said
-    assert (
-        "low eta (baseline): training.stage2.retrieval_share = 0.5; training.stage2.steps = 8" in said
-    )
+    assert "low eta (baseline): training.stage2.retrieval_share = 0.5; training.stage2.steps = 8" in said
     assert "search alone: training.stage2.retrieval_share = 1.0; trained on docs_search" in said
 
 
@@ -123,11 +119,7 @@ def test_the_experiments_of_the_paper_are_there():
             "stage2.setps",
             r"variant 'low eta' of .*quickstart\.toml: training\.stage2\.setps: no such",
         ),
-        (
-            "= 0.5",
-            "= 1.5",
-            r"variant 'low eta' .*training\.stage2\.retrieval_share: .*less than or equal to 1",
-        ),
+        ("= 0.5", "= 1.5", r"variant 'low eta' .*training\.stage2\.retrieval_share: .*less than or equal to 1"),
         (
             '"docs_search"]',
             '"docs_serach"]',
@@ -144,11 +136,7 @@ def test_the_experiments_of_the_paper_are_there():
             r"none of the tasks is of the type 'Retrival'; did you mean 'Re",
         ),
         ('task = "docs_search"', 'task = "x", type = "STS"', "a score is of a task or of a type"),
-        (
-            'baseline = "low eta"',
-            'baseline = "low"',
-            "baseline: there is no variant 'low'; did you mean 'low eta'",
-        ),
+        ('baseline = "low eta"', 'baseline = "low"', "baseline: there is no variant 'low'; did you mean 'low eta'"),
         ('"search alone"', '"low-eta"', "'low eta' and 'low-eta' would share the folder low-eta"),
         ('"search alone"', '"???"', r"'\?\?\?' has no letter or digit"),
         (
@@ -157,11 +145,7 @@ def test_the_experiments_of_the_paper_are_there():
             "'low eta' and 'search alone' change the same",
         ),
         ("[1, 2]", "[1, 1]", "seeds: 1, 1 names one twice"),
-        (
-            '"training.stage2.steps" = 8',
-            '"run.seed" = 8',
-            "low eta: 'run.seed' belongs to the experiment",
-        ),
+        ('"training.stage2.steps" = 8', '"run.seed" = 8', "low eta: 'run.seed' belongs to the experiment"),
         ("quickstart.toml", "nowhere.toml", r"nowhere\.toml: no such recipe file"),
     ],
 )
@@ -173,10 +157,7 @@ def test_a_file_that_cannot_be_is_refused_before_anything_runs(write, old, new, 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (
-            ["--training.stage2.steps", "3"],
-            r"--training\.stage2\.steps is what the variants differ in \('low eta'",
-        ),
+        (["--training.stage2.steps", "3"], r"--training\.stage2\.steps is what the variants differ in \('low eta'"),
         (
             ["--training.datasets", "docs_search"],
             r"--training\.datasets is what the variants differ in \('search alone'",
@@ -201,9 +182,7 @@ def test_an_override_that_would_undo_the_experiment_is_refused(write, words, sai
         ({"CPU": 64.0}, True, 1),
     ],
 )
-def test_as_many_trials_run_at_once_as_there_is_room_for_the_hungriest_stage(
-    make_recipe, resources, gpu, count
-):
+def test_as_many_trials_run_at_once_as_there_is_room_for_the_hungriest_stage(make_recipe, resources, gpu, count):
     """Two training workers, or two encoders, and a CPU for what reads."""
     recipes = [make_recipe(training={"workers": workers}, cluster={"gpu": gpu}) for workers in (1, 2)]
 

@@ -64,9 +64,7 @@ def test_slerp_is_the_formula_for_each_tensor(t, apart):
     merged = merge_states(named([first, second]), [1 - t, t], method="slerp")
 
     for key, value in merged.items():
-        by_hand = slerp_by_hand(
-            first[key].double().flatten().tolist(), second[key].double().flatten().tolist(), t
-        )
+        by_hand = slerp_by_hand(first[key].double().flatten().tolist(), second[key].double().flatten().tolist(), t)
         assert value.flatten().tolist() == pytest.approx(by_hand, rel=1e-6, abs=1e-7)
         assert value.shape == first[key].shape
 
@@ -196,19 +194,9 @@ def test_slerp_of_three_is_refused_with_the_reason():
 def trained(tmp_path_factory, tiny_qwen2):
     """Writes a model as a run leaves it: the same backbone, moved by a seed."""
 
-    def write(
-        seed=0,
-        *,
-        prompts=None,
-        pooling="mean",
-        attention="bidirectional",
-        dtype=torch.float32,
-        widths=(),
-    ):
+    def write(seed=0, *, prompts=None, pooling="mean", attention="bidirectional", dtype=torch.float32, widths=()):
         folder = tmp_path_factory.mktemp("trained") / "model"
-        found = load_backbone(
-            str(tiny_qwen2), pooling=pooling, attention=attention, dtype=torch.float32
-        )
+        found = load_backbone(str(tiny_qwen2), pooling=pooling, attention=attention, dtype=torch.float32)
         torch.manual_seed(seed)
         with torch.no_grad():
             for one in found.model.parameters():
@@ -216,9 +204,7 @@ def trained(tmp_path_factory, tiny_qwen2):
         if widths:
             found.model.backbone.config.matryoshka_dimensions = list(widths)
         prompts = {"query": "Instruct: Find\nQuery: ", "document": ""} if prompts is None else prompts
-        save_sentence_transformer(
-            found.model.to(dtype), found.tokenizer, folder, max_tokens=48, prompts=prompts
-        )
+        save_sentence_transformer(found.model.to(dtype), found.tokenizer, folder, max_tokens=48, prompts=prompts)
         return folder
 
     return write
@@ -244,9 +230,7 @@ def test_merged_models_give_the_vectors_of_weights_merged_by_hand(trained, tmp_p
                     value.double().flatten().tolist(), second[name].double().flatten().tolist(), 0.25
                 )
                 value.copy_(torch.tensor(flat).reshape(value.shape))
-    save_sentence_transformer(
-        by_hand.model, by_hand.tokenizer, tmp_path / "by_hand", max_tokens=48, prompts={}
-    )
+    save_sentence_transformer(by_hand.model, by_hand.tokenizer, tmp_path / "by_hand", max_tokens=48, prompts={})
 
     merge_models([str(one), str(other)], str(tmp_path / "merged"), method=method, weights=[3, 1])
 
@@ -269,20 +253,14 @@ def test_a_merged_folder_is_complete_and_can_be_merged_again(trained, tmp_path):
     merge_models([str(one)] * 3, str(tmp_path / "itself"))
     merge_models([str(tmp_path / "itself"), str(other)], str(tmp_path / "both"))
 
-    before, after = (
-        load_backbone(str(place), dtype=torch.float32) for place in (one, tmp_path / "itself")
-    )
+    before, after = (load_backbone(str(place), dtype=torch.float32) for place in (one, tmp_path / "itself"))
     for name, value in before.model.state_dict().items():
         assert torch.equal(after.model.state_dict()[name], value)
     assert after.tokenizer.model_max_length == 48
     files = {path.name for path in (tmp_path / "itself").rglob("*") if path.is_file()}
     assert files == {path.name for path in one.rglob("*") if path.is_file()} | {"merge.json"}
     config = json.loads((tmp_path / "both" / "config.json").read_text())
-    assert (config["dtype"], config["is_causal"], config["matryoshka_dimensions"]) == (
-        "bfloat16",
-        False,
-        [8],
-    )
+    assert (config["dtype"], config["is_causal"], config["matryoshka_dimensions"]) == ("bfloat16", False, [8])
 
 
 def test_a_run_stands_for_the_last_model_that_it_finished(trained, tmp_path):
@@ -299,9 +277,7 @@ def test_a_run_stands_for_the_last_model_that_it_finished(trained, tmp_path):
         merge_models([str(tmp_path), str(other)], str(tmp_path / "another"))
 
 
-def test_models_that_are_of_another_kind_are_named_with_both_values(
-    trained, tiny_bert, tiny_qwen2, tmp_path
-):
+def test_models_that_are_of_another_kind_are_named_with_both_values(trained, tiny_bert, tiny_qwen2, tmp_path):
     one = trained(1)
     wider = tmp_path / "wider"
     shutil.copytree(one, wider)
@@ -361,9 +337,7 @@ def test_files_that_lack_weights_are_refused_and_not_made_up(trained, tmp_path):
     shutil.copytree(one, broken)
     weights = load_file(broken / "model.safetensors")
     key = next(name for name in weights if "down_proj" in name)
-    save_file(
-        {name: value for name, value in weights.items() if name != key}, broken / "model.safetensors"
-    )
+    save_file({name: value for name, value in weights.items() if name != key}, broken / "model.safetensors")
 
     with pytest.raises(ModelError, match=rf"broken.*{key}"):
         merge_models([str(one), str(broken)], str(tmp_path / "merged"))
@@ -380,11 +354,7 @@ def test_nothing_is_read_for_a_command_that_cannot_be(tmp_path, monkeypatch):
     (full / "kept.txt").write_text("mining")
     cases = [
         ({"names": names[:1], "into": "x"}, RecipeError, "1 model is named"),
-        (
-            {"names": names, "into": "x", "weights": [1]},
-            RecipeError,
-            "--weights has 1 numbers for 2 models",
-        ),
+        ({"names": names, "into": "x", "weights": [1]}, RecipeError, "--weights has 1 numbers for 2 models"),
         ({"names": names, "into": "x", "weights": [0, 0]}, RecipeError, "sum to 0"),
         ({"names": [*names, "c"], "into": "x", "method": "slerp"}, RecipeError, "slerp is between two"),
         ({"names": names, "into": "x", "prompts_of": "c"}, RecipeError, "--prompts-of is 'c'"),

@@ -23,9 +23,7 @@ class Teacher:
         assert max_tokens is None  # documents have the encoder's own limit
         self.seen += texts
         self.truncated += sum(len(text) > 12 for text in texts)
-        return np.array(
-            [[1.0, np.nan if "nothing" in text else 0.0] for text in texts], dtype=np.float32
-        )
+        return np.array([[1.0, np.nan if "nothing" in text else 0.0] for text in texts], dtype=np.float32)
 
 
 @pytest.fixture
@@ -33,9 +31,7 @@ def make_actor(tmp_path, make_recipe):
     """An actor that encodes documents; keyword arguments are settings of mining."""
     folder = Folder.open(str(tmp_path))
     texts = ["one", "", "a very long text", "four", "five", "six", "seven", "nothing"]
-    write_records(
-        folder / "texts", (Document(id=str(n), text=text) for n, text in enumerate(texts)), Document
-    )
+    write_records(folder / "texts", (Document(id=str(n), text=text) for n, text in enumerate(texts)), Document)
 
     def make(*, symmetric=True, **mining):
         prompt = Prompt(instruction="find", symmetric=symmetric)

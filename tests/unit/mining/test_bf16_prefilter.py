@@ -25,18 +25,13 @@ def test_what_is_left_out_is_below_the_bound_and_the_candidates_are_the_best(see
     query_ND, document_MD = unit(generator, 7), unit(generator, sum(sizes))
     ends = np.cumsum(sizes)
     blocks = [
-        (np.arange(end - size, end), document_MD[end - size : end])
-        for size, end in zip(sizes, ends, strict=True)
+        (np.arange(end - size, end), document_MD[end - size : end]) for size, end in zip(sizes, ends, strict=True)
     ]
 
     found = bf16_prefilter(query_ND, blocks, count)
 
     kept = min(count, len(document_MD))
-    rounded = (
-        (torch.from_numpy(query_ND).bfloat16() @ torch.from_numpy(document_MD).bfloat16().T)
-        .float()
-        .numpy()
-    )
+    rounded = (torch.from_numpy(query_ND).bfloat16() @ torch.from_numpy(document_MD).bfloat16().T).float().numpy()
     for query, rows in enumerate(found.row_NC):
         assert len(set(rows.tolist())) == kept
         best = np.sort(rounded[query])[::-1][:kept]
@@ -55,8 +50,7 @@ def test_later_blocks_are_searched_where_they_hold_something_better(better_last)
     parts = [unit(generator, 1000), near.astype(np.float32)]
     document = np.concatenate(parts if better_last else parts[::-1])
     blocks = [
-        (np.arange(start, min(start + 500, 1060)), document[start : start + 500])
-        for start in range(0, 1060, 500)
+        (np.arange(start, min(start + 500, 1060)), document[start : start + 500]) for start in range(0, 1060, 500)
     ]
 
     found = bf16_prefilter(query, blocks, 10)

@@ -7,23 +7,14 @@ import pytest
 
 from qzhou.config.dataset import Dataset
 from qzhou.config.mining import MiningSection
-from qzhou.data.records import (
-    Document,
-    Negative,
-    RetrievalExample,
-    Source,
-    normalized_text,
-    relevant_keys,
-)
+from qzhou.data.records import Document, Negative, RetrievalExample, Source, normalized_text, relevant_keys
 from qzhou.data.storage import Folder, write_records
 from qzhou.mining.corpus import document_digests, prepared, read_texts
 from qzhou.mining.negative_selection import select_negatives
 from qzhou.mining.query_block import Queries, depth_of, ranking_of, reranked, two_lowest
 from qzhou.mining.shard import QueryBlock, SearchResult, Shard, VectorFile, divided
 
-DATASET = Dataset.model_validate(
-    {"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]}
-)
+DATASET = Dataset.model_validate({"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]})
 MINING = MiningSection(rank_from=2, rank_to=15, negatives_per_query=3, positive_ratio=None)
 
 
@@ -58,9 +49,7 @@ def mined(place, examples, documents, *, shards=1, mining=MINING, rerank=None) -
     folder = Folder.open(str(place))
     write_records(folder / "examples", examples, RetrievalExample)
     write_records(folder / "corpus", documents, Document)
-    known = [
-        document_digests(folder / "corpus", file) for file in (folder / "corpus").files(".parquet")
-    ]
+    known = [document_digests(folder / "corpus", file) for file in (folder / "corpus").files(".parquet")]
     places = folder / "examples", folder / "corpus", folder / "extra"
     corpus = prepared(DATASET, *places, known, chunk_rows=13)
     files, texts = [], []
@@ -76,11 +65,7 @@ def mined(place, examples, documents, *, shards=1, mining=MINING, rerank=None) -
         positive = np.stack([vector(texts[row]) for row in queries.positive_row_P])
         block = QueryBlock(np.stack([vector(one.query) for one in some]), positive, queries.owner_P)
         ranking, second = ranking_of(
-            corpus,
-            queries,
-            block,
-            SearchResult.merged([part.search(block, depth) for part in parts], depth),
-            0.98,
+            corpus, queries, block, SearchResult.merged([part.search(block, depth) for part in parts], depth), 0.98
         )
         rankings = [ranking]
         if rerank:
@@ -124,16 +109,13 @@ def test_a_document_that_is_a_negative_already_is_not_drawn_and_another_one_is(t
     expected = mined(tmp_path / "without", examples, documents)
     fits = {name for name, texts in expected.items() if len(texts) == 3}
     first = {
-        name: [Negative(text=text.upper(), origin="given") for text in own[:1]]
-        for name, own in expected.items()
+        name: [Negative(text=text.upper(), origin="given") for text in own[:1]] for name, own in expected.items()
     }
     given = [dataclasses.replace(one, negatives=tuple(first[one.id])) for one in examples]
 
     found = mined(tmp_path / "with", given, documents)
 
-    assert not [
-        name for name, texts in found.items() if expected[name][:1] and expected[name][0] in texts
-    ]
+    assert not [name for name, texts in found.items() if expected[name][:1] and expected[name][0] in texts]
     assert all(found[name][:2] == expected[name][1:] for name in fits)
     assert sum(len(found[name]) == 3 for name in fits) > len(fits) / 2
 
@@ -145,9 +127,7 @@ def test_a_reranker_reads_each_pair_once_and_its_scores_decide(tmp_path):
 
     def rerank(pairs):
         asked.append(pairs)
-        return np.array(
-            [0.9 if "TEXT" in text or "text1" in text else 0.2 for _, text in pairs], dtype=np.float32
-        )
+        return np.array([0.9 if "TEXT" in text or "text1" in text else 0.2 for _, text in pairs], dtype=np.float32)
 
     hardest = MINING.model_copy(update={"max_score": 0.5, "sampling": "top"})
     found = mined(tmp_path, examples, documents, rerank=rerank, mining=hardest)

@@ -41,9 +41,7 @@ def settings_of(*, count=2, ratio=0.95, **settings) -> MiningSection:
 
 
 def select(scores, *, positive_score, is_positive=None, key=KEY, repeats=None, own=None, **settings):
-    one = ranking(
-        scores, positive_score=positive_score, is_positive=is_positive, repeats=repeats, own=own
-    )
+    one = ranking(scores, positive_score=positive_score, is_positive=is_positive, repeats=repeats, own=own)
     return select_negatives([one], key, settings_of(**settings))
 
 
@@ -127,9 +125,7 @@ def test_a_document_that_one_teacher_refuses_is_chosen_by_none():
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("teachers", [2, 3])
-def test_what_teachers_refuse_each_other_is_what_comparing_every_pair_of_documents_refuses(
-    teachers, seed
-):
+def test_what_teachers_refuse_each_other_is_what_comparing_every_pair_of_documents_refuses(teachers, seed):
     generator = np.random.default_rng(seed)
     row = np.stack([[generator.permutation(60)[:20] for _ in range(50)] for _ in range(teachers)])
     score = -np.sort(-generator.uniform(-0.2, 1, row.shape).astype(np.float32), axis=2)
@@ -159,9 +155,7 @@ def test_what_teachers_refuse_each_other_is_what_comparing_every_pair_of_documen
 
 def by_pairs(rankings, settings):
     """The rows that no teacher refuses, and how many were vetoed, with every two documents of a query compared."""
-    names = [
-        select_negatives([one], np.zeros(len(one.row_NK), np.uint64), settings).rows for one in rankings
-    ]
+    names = [select_negatives([one], np.zeros(len(one.row_NK), np.uint64), settings).rows for one in rankings]
     allowed = [np.array([np.isin(row, own) for row, own in zip(one.row_NK, rows, strict=True)])
                for one, rows in zip(rankings, names, strict=True)]  # fmt: skip
     ranked = [one.is_there & ~one.is_positive_NK & (one.rank <= settings.rank_to) for one in rankings]
@@ -211,9 +205,7 @@ def test_teachers_take_turns_or_are_merged_by_rank(combine, rows):
     first = ranking([0.9, 0.8, 0.7], positive_score=2.0, rows=[1, 2, 3])
     second = ranking([0.3, 0.2, 0.1], positive_score=2.0, rows=[11, 12, 13])
 
-    found = select_negatives(
-        [first, second], KEY, settings_of(count=4, sampling="top", combine=combine)
-    )
+    found = select_negatives([first, second], KEY, settings_of(count=4, sampling="top", combine=combine))
 
     assert sorted(found.rows[0]) == rows
 
@@ -255,13 +247,9 @@ def test_a_hidden_positive_is_admitted_when_it_passes_every_criterion(hidden_sco
     positive = [score != 0.45 for score in scores]
     one = ranking(scores, positive_score=min(0.8, hidden_score), is_positive=positive)
 
-    found = leave_one_out_false_negatives(
-        one, np.array([0.8], dtype=np.float32), settings_of(min_score=0.4)
-    )
+    found = leave_one_out_false_negatives(one, np.array([0.8], dtype=np.float32), settings_of(min_score=0.4))
 
-    assert found[0].tolist() == [
-        score == np.float32(hidden_score) and admitted for score in np.float32(scores)
-    ]
+    assert found[0].tolist() == [score == np.float32(hidden_score) and admitted for score in np.float32(scores)]
     alone = leave_one_out_false_negatives(one, np.array([np.nan], dtype=np.float32), settings_of())
     assert not alone.any()
 
@@ -287,9 +275,7 @@ def test_a_positive_is_never_chosen_whatever_its_score():
     for trial in range(200):
         scores = np.sort(generator.uniform(-1, 1, 12))[::-1]
         positive = generator.random(12) < 0.5
-        found = select(
-            scores, positive_score=0.9, is_positive=positive, key=np.array([trial], dtype=np.uint64)
-        )
+        found = select(scores, positive_score=0.9, is_positive=positive, key=np.array([trial], dtype=np.uint64))
         assert not positive[found.rows[0]].any()
         assert len(found.rows[0]) <= 2
 
@@ -316,9 +302,7 @@ def test_combining_drops_what_repeats_a_positive(text):
 
 
 def test_given_negatives_come_first_and_written_ones_stay_within_their_share():
-    existing = [Negative(text=f"w{i}", origin="synthetic") for i in range(5)] + [
-        Negative(text="g", origin="given")
-    ]
+    existing = [Negative(text=f"w{i}", origin="synthetic") for i in range(5)] + [Negative(text="g", origin="given")]
     mined = [Negative(text=f"m{i}", origin="mined") for i in range(9)]
 
     own = existing_negatives(existing, set(), settings_of(count=10, llm_negative_fraction=0.3))

@@ -26,9 +26,7 @@ def written(folder, vectors: np.ndarray, rows_per_file: int) -> tuple[Folder, li
 
 
 def block_of(query: np.ndarray, positive: np.ndarray | None = None, owner=()) -> QueryBlock:
-    return QueryBlock(
-        query, query[:0] if positive is None else positive, np.array(owner, dtype=np.int64)
-    )
+    return QueryBlock(query, query[:0] if positive is None else positive, np.array(owner, dtype=np.int64))
 
 
 def brute_force(query: np.ndarray, document: np.ndarray, count: int) -> np.ndarray:
@@ -91,9 +89,7 @@ def test_blocks_of_documents_change_nothing(tmp_path):
     spread=st.sampled_from([1.0, 0.05, 0.001]),
     seed=st.integers(0, 99),
 )
-def test_a_search_by_way_of_bfloat16_finds_what_float32_finds(
-    tmp_path_factory, rows, count, spare, spread, seed
-):
+def test_a_search_by_way_of_bfloat16_finds_what_float32_finds(tmp_path_factory, rows, count, spare, spread, seed):
     generator = np.random.default_rng(seed)
     document = (np.eye(1, 12) + spread * generator.normal(size=(rows, 12))).astype(np.float32)
     document /= np.linalg.norm(document, axis=1, keepdims=True)
@@ -162,8 +158,7 @@ def test_an_approximate_index_is_measured_and_its_scores_are_exact(tmp_path):
     found = few.search(block_of(query), 20)
     assert (exact.row_NK == brute_force(query, document, 20)).all()
     shared = [
-        len(set(ours) & set(best))
-        for ours, best in zip(found.row_NK.tolist(), exact.row_NK.tolist(), strict=True)
+        len(set(ours) & set(best)) for ours, best in zip(found.row_NK.tolist(), exact.row_NK.tolist(), strict=True)
     ]
     assert recall(found.row_NK, exact.row_NK) == pytest.approx(sum(shared) / 1000)
     assert 0.02 < recall(found.row_NK, exact.row_NK) < 0.9
@@ -176,9 +171,7 @@ def test_an_approximate_index_is_measured_and_its_scores_are_exact(tmp_path):
 def test_what_an_approximate_index_does_not_find_is_not_there(tmp_path):
     folder, files = written(tmp_path, np.eye(8, dtype=np.float32), 8)
 
-    found = Shard(folder, files, "IVF8,Flat", "nprobe=1").search(
-        block_of(np.eye(8, dtype=np.float32)[:1]), 8
-    )
+    found = Shard(folder, files, "IVF8,Flat", "nprobe=1").search(block_of(np.eye(8, dtype=np.float32)[:1]), 8)
 
     assert found.score_NK[0, 0] == 1.0
     assert (found.score_NK[0, 1:] == -np.inf).all()
@@ -197,9 +190,5 @@ def test_an_index_that_faiss_does_not_know_is_refused_by_name(tmp_path):
 def test_files_are_divided_into_runs_of_about_equal_rows():
     files = [VectorFile(str(n), 10 * n, 10) for n in range(7)]
 
-    assert [[one.name for one in part] for part in divided(files, 3)] == [
-        ["0", "1", "2"],
-        ["3", "4"],
-        ["5", "6"],
-    ]
+    assert [[one.name for one in part] for part in divided(files, 3)] == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
     assert len(divided(files[:2], 5)) == 2

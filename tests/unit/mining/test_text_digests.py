@@ -10,17 +10,14 @@ from qzhou.mining.text_digests import Groups, RelevantTexts, RowLookup, digests,
 
 TEXTS = st.sampled_from(["a", "b", "B", " b ", "c", "d", "e f", "E  f", ""])
 EXAMPLES = st.lists(
-    st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3), st.sampled_from(["", "0", "1", "2"])),
-    max_size=12,
+    st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3), st.sampled_from(["", "0", "1", "2"])), max_size=12
 )
 
 
 @given(rows=EXAMPLES, start=st.integers(0, 5))
 def test_answers_in_arrays_equal_answers_in_sets(rows, start):
     examples = [
-        RetrievalExample(
-            id=str(n), dataset="d", query=query, positives=tuple(own), source=Source(parent=parent)
-        )
+        RetrievalExample(id=str(n), dataset="d", query=query, positives=tuple(own), source=Source(parent=parent))
         for n, (query, own, parent) in enumerate(rows)
     ]
     owner = np.repeat(np.arange(len(examples)), [len(one.positives) for one in examples])
@@ -31,9 +28,7 @@ def test_answers_in_arrays_equal_answers_in_sets(rows, start):
 
     candidates = ["a", "B", "c", "D", "e f", "", "x"]
     key_NK = np.tile(key_digests(candidates), (len(some), 1))
-    expected = [
-        [normalized_text(text) in own for text in candidates] for own in relevant_keys(examples)[start:]
-    ]
+    expected = [[normalized_text(text) in own for text in candidates] for own in relevant_keys(examples)[start:]]
     assert is_among(*found, key_NK).tolist() == expected
 
 

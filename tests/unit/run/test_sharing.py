@@ -54,9 +54,7 @@ def test_a_stage_that_another_run_finished_is_taken_over_without_a_copy(run, cap
 
     assert stage(second, again, eta=1) == manifest
     assert "training/stage1: taken over from a (1 rows)" in capsys.readouterr().out
-    one, other = (
-        Path(each.folder.path, "training/stage1/rows/part").stat() for each in (first, second)
-    )
+    one, other = (Path(each.folder.path, "training/stage1/rows/part").stat() for each in (first, second))
     assert one.st_ino == other.st_ino
     assert not (second.folder / "training/stage1/checkpoints").exists()
     first.folder.delete()
@@ -98,9 +96,7 @@ def test_what_a_run_had_begun_gives_way_and_what_it_paid_for_stays(run):
     place = second.folder / "training/stage1"
     assert (place / "rows").files() == ["part"]
     assert {"own"} < set((place / "paid").files())
-    assert (first.folder / "training/stage1/paid").exists("own"), (
-        "an answer of a run that died is of use to all"
-    )
+    assert (first.folder / "training/stage1/paid").exists("own"), "an answer of a run that died is of use to all"
 
 
 def test_a_stage_that_two_runs_want_at_the_same_time_is_made_once(run, capsys):
@@ -150,8 +146,6 @@ def test_runs_that_train_on_the_same_examples_share_the_copy_of_a_node(tmp_path)
     folder = Folder.open(str(tmp_path / "examples"))
     write_records(folder, [LabeledExample(id="1", dataset="d", text="x", label="l")], LabeledExample)
 
-    first, second = (
-        local_copy(folder, tmp_path / run / "mined" / "d.arrow") for run in ("run-a", "run-b")
-    )
+    first, second = (local_copy(folder, tmp_path / run / "mined" / "d.arrow") for run in ("run-a", "run-b"))
 
     assert first.stat().st_ino == second.stat().st_ino

@@ -16,12 +16,7 @@ def nothing_accepted():
 
 
 def train(run, work=lambda _: {"steps": 1}, inputs=None, **settings):
-    stage = Stage(
-        name="training/stage1",
-        settings=settings,
-        inputs=inputs or {},
-        code_of=["qzhou.training.losses"],
-    )
+    stage = Stage(name="training/stage1", settings=settings, inputs=inputs or {}, code_of=["qzhou.training.losses"])
     return run.stage(stage, work)
 
 
@@ -29,9 +24,7 @@ def not_again(_):
     pytest.fail("the stage ran again")
 
 
-def test_before_a_finished_stage_runs_again_one_line_says_what_changed_and_what_it_cost(
-    make_recipe, capsys
-):
+def test_before_a_finished_stage_runs_again_one_line_says_what_changed_and_what_it_cost(make_recipe, capsys):
     run = Run.open(make_recipe())
     train(run, temperature=0.02, data={"names": ("a", "b")})
     manifest = run.folder / "training/stage1"

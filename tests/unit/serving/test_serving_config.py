@@ -54,24 +54,11 @@ def test_the_proxy_waits_longer_than_the_endpoint(config):
 def test_autoscaling_is_what_the_recipe_says():
     from qzhou.serving.pipeline import options
 
-    words = [
-        "--serving.max_replicas",
-        "4",
-        "--serving.min_replicas",
-        "0",
-        "--serving.target_requests",
-        "20",
-    ]
+    words = ["--serving.max_replicas", "4", "--serving.min_replicas", "0", "--serving.target_requests", "20"]
     by_requests = options(load_recipe(RECIPE, words))["autoscaling_config"]
-    by_tokens = options(load_recipe(RECIPE, [*words, "--serving.target_waiting_tokens", "9"]))[
-        "autoscaling_config"
-    ]
+    by_tokens = options(load_recipe(RECIPE, [*words, "--serving.target_waiting_tokens", "9"]))["autoscaling_config"]
 
-    assert (
-        by_requests.min_replicas,
-        by_requests.max_replicas,
-        by_requests.target_ongoing_requests,
-    ) == (0, 4, 20)
+    assert (by_requests.min_replicas, by_requests.max_replicas, by_requests.target_ongoing_requests) == (0, 4, 20)
     assert by_tokens.policy.policy_function == "qzhou.serving.scaling:ByWaitingTokens"
     assert by_tokens.policy.policy_kwargs == {"target": 9}
     with pytest.raises(RecipeError, match="min_replicas needs max_replicas"):
@@ -80,9 +67,7 @@ def test_autoscaling_is_what_the_recipe_says():
         load_recipe(RECIPE, ["--serving.max_replicas", "1", "--serving.min_replicas", "2"])
 
 
-@pytest.mark.parametrize(
-    ("waiting", "requests", "wanted"), [({}, 0, 0), ({}, 1, 1), ({"a": 250, "b": 51}, 9, 4)]
-)
+@pytest.mark.parametrize(("waiting", "requests", "wanted"), [({}, 0, 0), ({}, 1, 1), ({"a": 250, "b": 51}, 9, 4)])
 def test_waiting_tokens_say_how_many_replicas(waiting, requests, wanted):
     from qzhou.serving.scaling import ByWaitingTokens
 

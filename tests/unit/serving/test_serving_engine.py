@@ -27,9 +27,7 @@ class WordEncoder:
     def tokenize(self, texts):
         if any("unspeakable" in text for text in texts):
             raise ValueError("no such word")
-        return [[hash(word) for word in text.split()] for text in texts], [
-            "cut" in text for text in texts
-        ]
+        return [[hash(word) for word in text.split()] for text in texts], ["cut" in text for text in texts]
 
     def with_special_tokens(self, ids):
         return [[0, *one] for one in ids], [False] * len(ids)
@@ -198,9 +196,7 @@ def test_what_would_take_too_long_is_refused_at_once_with_a_time_to_come_back():
         encoder = WordEncoder(seconds=0.02)
         engine = Engine(encoder, EngineOptions(max_wait_s=0.2))
         await engine.encode(["warm up"])
-        work = [
-            asyncio.create_task(engine.encode([f"{n} {m} " * 8 for m in range(16)])) for n in range(40)
-        ]
+        work = [asyncio.create_task(engine.encode([f"{n} {m} " * 8 for m in range(16)])) for n in range(40)]
         results = await asyncio.gather(*work, return_exceptions=True)
         after = await engine.encode(["again"])
         return results, after
@@ -251,9 +247,7 @@ def test_a_request_above_its_tokens_is_refused_and_others_go_on():
 def test_no_nan_leaves_and_others_of_its_batch_are_answered():
     async def ask():
         engine = Engine(WordEncoder(), EngineOptions(cache_bytes=1000))
-        return await asyncio.gather(
-            engine.encode(["nan"]), engine.encode(["good"]), return_exceptions=True
-        )
+        return await asyncio.gather(engine.encode(["nan"]), engine.encode(["good"]), return_exceptions=True)
 
     bad, good = asyncio.run(ask())
 

@@ -17,9 +17,7 @@ def model(tmp_path_factory) -> str:
     return str(place)
 
 
-@pytest.mark.parametrize(
-    ("precision", "lowest"), [("float32", None), ("bfloat16", 0.99), ("int8", 0.95)]
-)
+@pytest.mark.parametrize(("precision", "lowest"), [("float32", None), ("bfloat16", 0.99), ("int8", 0.95)])
 def test_a_precision_says_how_near_it_is_to_float32(model, precision, lowest):
     exact = load_encoder(model, max_tokens=16, dtype="float32", device="cpu").encode(PROBES)
 
@@ -81,13 +79,9 @@ def test_an_index_finds_what_brute_force_finds_and_holds_a_text_once(model, tmp_
     texts = [f"{one} {other}" for one in words for other in words]
     for name, some in (("a", texts[:60]), ("b", texts[40:])):
         write_records(
-            folder / name,
-            [Document(id=f"{name}{n}", text=text) for n, text in enumerate(some)],
-            Document,
+            folder / name, [Document(id=f"{name}{n}", text=text) for n, text in enumerate(some)], Document
         )
-    parts = [
-        Part(folder / name, file, "") for name in "ab" for file in (folder / name).files(".parquet")
-    ]
+    parts = [Part(folder / name, file, "") for name in "ab" for file in (folder / name).files(".parquet")]
     encode = EncodePart(recipe, model, folder / "encoded", parts)
     files = [encode.files_of(number) for number in range(len(parts))]
 

@@ -19,9 +19,7 @@ def drained(queue: TextQueue) -> list[list]:
 def test_every_text_is_taken_once_and_no_batch_is_above_the_budget(requests):
     queue: TextQueue = TextQueue(64)
     for number, lengths in enumerate(requests):
-        queue.add(
-            [((number, row, length), length) for row, length in enumerate(lengths)], size=sum(lengths)
-        )
+        queue.add([((number, row, length), length) for row, length in enumerate(lengths)], size=sum(lengths))
 
     batches = drained(queue)
 
@@ -30,9 +28,7 @@ def test_every_text_is_taken_once_and_no_batch_is_above_the_budget(requests):
         (n, row, size) for n, lengths in enumerate(requests) for row, size in enumerate(lengths)
     )
     assert len(set(taken)) == len(taken)
-    assert all(
-        len(batch) == 1 or len(batch) * max(size for *_, size in batch) <= 64 for batch in batches
-    )
+    assert all(len(batch) == 1 or len(batch) * max(size for *_, size in batch) <= 64 for batch in batches)
 
 
 def test_a_text_above_the_budget_goes_alone():

@@ -25,9 +25,7 @@ def test_one_text_and_several_are_both_texts():
 
 
 def test_the_fields_that_openai_knows_are_taken():
-    request = parse_request(
-        EmbeddingRequest, body(encoding_format="base64", dimensions=8, user="someone")
-    )
+    request = parse_request(EmbeddingRequest, body(encoding_format="base64", dimensions=8, user="someone"))
 
     assert (request.encoding_format, request.dimensions) == ("base64", 8)
 
@@ -47,9 +45,7 @@ def test_an_unknown_field_without_a_likeness_is_refused_with_all_known_ones():
     assert "Known: model, user, instruction" in str(refusal(body(zzz=1)))
 
 
-@pytest.mark.parametrize(
-    ("given", "read"), [([1, 2, 3], [[1, 2, 3]]), ([[1, 2], [3]], [[1, 2], [3]]), ([], [])]
-)
+@pytest.mark.parametrize(("given", "read"), [([1, 2, 3], [[1, 2, 3]]), ([[1, 2], [3]], [[1, 2], [3]]), ([], [])])
 def test_token_ids_are_those_of_one_text_or_of_several(given, read):
     assert parse_request(EmbeddingRequest, body(input=given)).inputs == read
 
@@ -120,12 +116,7 @@ def test_the_error_body_has_openai_s_shape():
     error = RequestError("no", status=404, param="model", code="model_not_found")
 
     assert error.body() == {
-        "error": {
-            "message": "no",
-            "type": "invalid_request_error",
-            "param": "model",
-            "code": "model_not_found",
-        }
+        "error": {"message": "no", "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
     }
 
 

@@ -49,9 +49,7 @@ def service_of(
     return EmbeddingService(encode, model, RequestLimits(max_inputs, 1000), index)
 
 
-def answer(
-    encoder: HashEncoder, *, matryoshka=(), max_inputs=4, truncated=False, **fields
-) -> EmbeddingResponse:
+def answer(encoder: HashEncoder, *, matryoshka=(), max_inputs=4, truncated=False, **fields) -> EmbeddingResponse:
     service = service_of(encoder, matryoshka=matryoshka, max_inputs=max_inputs, truncated=truncated)
     found = asyncio.run(service.embed(EmbeddingRequest(**{"model": "m", "input": "a text", **fields})))
     for one in found["data"]:
@@ -165,11 +163,7 @@ def test_the_listing_has_openai_s_fields_and_says_what_the_model_can():
     listing = service_of(HashEncoder(), matryoshka=(4,)).model.listing().model_dump()
 
     assert listing | {"id": "m", "object": "model", "created": 12, "owned_by": "qzhou"} == listing
-    assert (listing["dimensions"], listing["max_tokens"], listing["prompts"]) == (
-        [4, 8],
-        16,
-        ["code", "query"],
-    )
+    assert (listing["dimensions"], listing["max_tokens"], listing["prompts"]) == ([4, 8], 16, ["code", "query"])
 
 
 def test_token_ids_reach_the_encoder_as_they_are():
@@ -189,9 +183,7 @@ def test_a_text_without_a_token_id_is_refused():
     assert refusal(input=[[1], []]).code == "empty_input"
 
 
-@pytest.mark.parametrize(
-    "field", [{"instruction": "x"}, {"input_type": "query"}, {"prompt_name": "code"}]
-)
+@pytest.mark.parametrize("field", [{"instruction": "x"}, {"input_type": "query"}, {"prompt_name": "code"}])
 def test_a_prompt_before_token_ids_is_refused(field):
     assert refusal(input=[1, 2], **field).param == next(iter(field))
 
@@ -235,9 +227,7 @@ def test_an_instruction_that_would_fill_the_model_is_refused():
 def test_reranking_sorts_by_cosine_and_keeps_the_places_of_the_request():
     encoder = HashEncoder()
     documents = ["one", "two", "three"]
-    request = RerankRequest(
-        model="m", query="a text", documents=documents, top_n=2, return_documents=True
-    )
+    request = RerankRequest(model="m", query="a text", documents=documents, top_n=2, return_documents=True)
 
     found = asyncio.run(service_of(encoder).rerank(request))
 

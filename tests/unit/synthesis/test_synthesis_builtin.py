@@ -87,9 +87,7 @@ def test_a_paraphrase_swaps_clauses_and_words_and_keeps_its_length():
 
 
 def test_a_paraphrase_leaves_names_and_code_alone():
-    assert (
-        paraphrased("Use `return` or np.compute(x) here.") == "Employ `return` or np.compute(x) here."
-    )
+    assert paraphrased("Use `return` or np.compute(x) here.") == "Employ `return` or np.compute(x) here."
 
 
 def test_a_question_of_whether_is_no_condition():

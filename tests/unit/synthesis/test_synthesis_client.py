@@ -63,17 +63,11 @@ class FaultyHandler(BaseHTTPRequestHandler):
         answer["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
         answer["usage"] = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
         said = self.headers["Authorization"]
-        content = json.dumps(
-            answer if status == 200 else {"error": {"message": f"no, {said}"}}
-        ).encode()
+        content = json.dumps(answer if status == 200 else {"error": {"message": f"no, {said}"}}).encode()
         with self.server.lock:
             self.server.busy -= 1
         self.send_response(status)
-        for name, value in {
-            "Content-Type": "application/json",
-            "Content-Length": len(content),
-            **headers,
-        }.items():
+        for name, value in {"Content-Type": "application/json", "Content-Length": len(content), **headers}.items():
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(content)
@@ -191,9 +185,7 @@ def test_an_endpoint_that_is_down_is_reported_with_what_was_kept(tmp_path):
 def test_a_failing_endpoint_rests_and_a_single_probe_brings_it_back(tmp_path):
     waits = []
     with serving(script=[(503, {})]) as server:
-        outcomes = ask(
-            server.url, [str(n) for n in range(30)], tmp_path, waits, concurrency=30, max_retries=0
-        )
+        outcomes = ask(server.url, [str(n) for n in range(30)], tmp_path, waits, concurrency=30, max_retries=0)
 
     lost = [outcome for outcome in outcomes if outcome.answer is None]
     # from the twentieth failure in a row on it is the endpoint's: nobody else loses a try
@@ -255,12 +247,7 @@ def test_identical_requests_are_sent_once(tmp_path):
 
     assert server.asked == {"same": 1, "other": 1}
     assert [outcome.reused for outcome in outcomes] == [False, False, True, True]
-    assert [outcome.answer.content for outcome in outcomes] == [
-        "re: same",
-        "re: other",
-        "re: same",
-        "re: same",
-    ]
+    assert [outcome.answer.content for outcome in outcomes] == ["re: same", "re: other", "re: same", "re: same"]
 
 
 def test_a_resumed_cache_sends_nothing_again(tmp_path):
@@ -298,9 +285,7 @@ def test_waiting_for_a_retry_holds_no_slot(tmp_path):
             while "b" not in order:  # would hang if "a" slept in the only slot
                 await asyncio.sleep(0.01)
 
-        client = client_of(
-            SynthesisSection(endpoint=url, model="m", concurrency=1), tmp_path, sleep=sleep
-        )
+        client = client_of(SynthesisSection(endpoint=url, model="m", concurrency=1), tmp_path, sleep=sleep)
 
         async def one(text):
             await client.send([question(text)])

@@ -13,34 +13,22 @@ STEPS = {"steps": 1, "learning_rate": 1e-5}
 
 def run_with(storage, rows, **synthesis):
     """A transformed run: dataset -> so many examples, each with a corpus of three documents."""
-    datasets = [
-        {"name": name, "reader": "jsonl", "rule": "title_body", "paths": ["unused"]} for name in rows
-    ]
+    datasets = [{"name": name, "reader": "jsonl", "rule": "title_body", "paths": ["unused"]} for name in rows]
     recipe = {
         "run": {"name": "run", "storage": str(storage)},
         "model": {"backbone": "unused"},
         "datasets": datasets,
         "training": {"stage1": STEPS, "stage2": {**STEPS, "retrieval_share": 1.0}},
-        "synthesis": {
-            "endpoint": "http://x/v1",
-            "model": "m",
-            "paraphrase_rows": 2,
-            "query_rows": 3,
-            **synthesis,
-        },
+        "synthesis": {"endpoint": "http://x/v1", "model": "m", "paraphrase_rows": 2, "query_rows": 3, **synthesis},
     }
     run = Run.open(parse_recipe(recipe, place="test"))
     for name, count in rows.items():
         examples = [
-            RetrievalExample(
-                id=f"{name}{n}", dataset=name, query=f"Query {n}?", positives=(f"Answer {n}.",)
-            )
+            RetrievalExample(id=f"{name}{n}", dataset=name, query=f"Query {n}?", positives=(f"Answer {n}.",))
             for n in range(count)
         ]
         documents = [Document(id=f"doc{n}", text=f"Document {n}.") for n in range(3)]
-        write_records(
-            run.folder / "transform" / "examples" / "retrieval" / name, examples, RetrievalExample
-        )
+        write_records(run.folder / "transform" / "examples" / "retrieval" / name, examples, RetrievalExample)
         write_records(run.folder / "transform" / "corpora" / name, documents, Document)
     return run
 

@@ -57,12 +57,8 @@ def asking(settings, folder, limits=None):
             cache = ResponseCache(folder)
             rate_limiter = RateLimiter(limits or RequestLimits(settings))
             keys = Keys.of(["OPENAI_API_KEY"], {})
-            client = ChatClient(
-                settings, keys=keys, cache=cache, rate_limiter=rate_limiter, jitter=lambda: 0.0
-            )
-            outcomes = await client.send(
-                [ChatRequest(model=one.model, messages=one.messages) for one in requests]
-            )
+            client = ChatClient(settings, keys=keys, cache=cache, rate_limiter=rate_limiter, jitter=lambda: 0.0)
+            outcomes = await client.send([ChatRequest(model=one.model, messages=one.messages) for one in requests])
             await client.close()
             return dict(zip(requests, outcomes, strict=True))
 
@@ -133,9 +129,7 @@ def test_the_endpoint_knows_the_sdk_and_tells_what_came():
         client = openai.OpenAI(base_url=url, api_key="k", max_retries=0)
         with pytest.raises(openai.BadRequestError, match="response_format"):
             client.chat.completions.create(
-                model="m",
-                messages=[{"role": "user", "content": "x"}],
-                response_format={"type": "json_object"},
+                model="m", messages=[{"role": "user", "content": "x"}], response_format={"type": "json_object"}
             )
         client.close()
         counts = json.load(urllib.request.urlopen(url.removesuffix("/v1") + "/counts", timeout=60))
@@ -155,9 +149,7 @@ def test_the_endpoint_starts_from_the_command_line_and_refuses_a_taken_port():
 
 def batched(url, folder, requests, **more):
     prices = {"input_price": 1e3, "output_price": 1e3}
-    settings = SynthesisSection(
-        models=(LLMSection(model="m", endpoints=(url,), **prices),), mode="batch", **more
-    )
+    settings = SynthesisSection(models=(LLMSection(model="m", endpoints=(url,), **prices),), mode="batch", **more)
     keyed = {request_key("m", one.messages, settings.temperature): one for one in requests}
 
     async def sleep(_):
@@ -193,9 +185,7 @@ def test_a_batch_that_was_handed_in_before_the_kill_is_found_by_its_id(tmp_path)
         client = openai.OpenAI(base_url=url, api_key="k")
         keys = [request_key("m", one.messages, 0.7) for one in requests]
         lines = [
-            json.dumps(
-                {"custom_id": key, "body": {"model": "m", "messages": one.messages, "temperature": 0.7}}
-            )
+            json.dumps({"custom_id": key, "body": {"model": "m", "messages": one.messages, "temperature": 0.7}})
             for key, one in zip(keys, requests, strict=True)
         ]
         file = client.files.create(file=("requests.jsonl", "\n".join(lines).encode()), purpose="batch")
@@ -211,22 +201,15 @@ def test_a_batch_that_was_handed_in_before_the_kill_is_found_by_its_id(tmp_path)
     assert endpoint.counts.plain()["completed"] == 10  # not twenty
 
 
-def test_a_batch_of_a_model_that_the_recipe_no_longer_names_is_skipped_and_stays_on_record(
-    tmp_path, capsys
-):
+def test_a_batch_of_a_model_that_the_recipe_no_longer_names_is_skipped_and_stays_on_record(tmp_path, capsys):
     folder = Folder.open(str(tmp_path))
     (folder / "batches").write_json("batch_old.json", {"model": "gone", "keys": ["a", "b"]})
     with serving(LLMServer(answer_by_rules)) as url:
-        outcomes, keyed = batched(
-            url, folder, example_requests(examples(3), "retrieval", settings_of(url), seed=0)
-        )
+        outcomes, keyed = batched(url, folder, example_requests(examples(3), "retrieval", settings_of(url), seed=0))
 
     assert set(outcomes) == set(keyed)
     assert all(one.answer for one in outcomes.values())
-    assert (
-        "batch batch_old is skipped: the recipe no longer names its model 'gone'"
-        in capsys.readouterr().out
-    )
+    assert "batch batch_old is skipped: the recipe no longer names its model 'gone'" in capsys.readouterr().out
     assert (folder / "batches").files() == ["batch_old.json"]
 
 
@@ -234,9 +217,7 @@ def test_batches_that_would_cost_more_than_allowed_are_not_handed_in(tmp_path):
     endpoint = LLMServer(answer_by_rules)
     with serving(endpoint) as url:
         requests = example_requests(examples(10), "retrieval", settings_of(url), seed=0)
-        with pytest.raises(
-            EndpointError, match=r"max_cost \(0.5\) would be exceeded: 0.0000 is spent, and the 10"
-        ):
+        with pytest.raises(EndpointError, match=r"max_cost \(0.5\) would be exceeded: 0.0000 is spent, and the 10"):
             batched(url, Folder.open(str(tmp_path)), requests, max_cost=0.5)
 
     assert endpoint.counts.received == 0
@@ -246,9 +227,7 @@ def test_the_batch_api_never_shows_the_key(tmp_path):
     class Quoting(BaseHTTPRequestHandler):
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
-            body = json.dumps(
-                {"error": {"message": f"wrong key {self.headers['Authorization']}"}}
-            ).encode()
+            body = json.dumps({"error": {"message": f"wrong key {self.headers['Authorization']}"}}).encode()
             self.send_response(401)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -262,9 +241,7 @@ def test_the_batch_api_never_shows_the_key(tmp_path):
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     with pytest.raises(EndpointError, match=r"Batch API refuses: .*\*\*\*") as caught:
         batched(
-            url,
-            Folder.open(str(tmp_path)),
-            example_requests(examples(3), "retrieval", settings_of(url), seed=0),
+            url, Folder.open(str(tmp_path)), example_requests(examples(3), "retrieval", settings_of(url), seed=0)
         )
     server.shutdown()
     server.server_close()

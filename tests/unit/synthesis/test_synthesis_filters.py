@@ -64,13 +64,11 @@ def test_every_kind_of_record_is_compared_with_what_it_must_be_like():
     text = LabeledExample(id="l", dataset="d", text="t", label="a")
     (request,) = requests_for(text, "paraphrase")
     rewritten = LabeledExample(id="m", dataset="d", text="t2", label="a")
-    assert set(
-        texts_to_score(SyntheticRecord(request=request, seed=text, record=rewritten), prompt)
-    ) == {"query", "old_query"}
+    assert set(texts_to_score(SyntheticRecord(request=request, seed=text, record=rewritten), prompt)) == {
+        "query",
+        "old_query",
+    }
     pair = PairExample(id="l", dataset="d", text_a="a", text_b="b", score=math.pi)
     (request,) = requests_for(pair, "paraphrase")
     side = {"text_a": "a", "text_b": "b"}[request.side]
-    assert (
-        texts_to_score(SyntheticRecord(request=request, seed=pair, record=pair), Prompt())["old_query"]
-        == side
-    )
+    assert texts_to_score(SyntheticRecord(request=request, seed=pair, record=pair), Prompt())["old_query"] == side

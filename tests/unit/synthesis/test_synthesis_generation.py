@@ -7,27 +7,18 @@ import pytest
 from qzhou.config.synthesis import LLMSection, SynthesisSection
 from qzhou.data.records import Document, LabeledExample, Negative, RetrievalExample
 from qzhou.synthesis.chat import Answer, ChatResult
-from qzhou.synthesis.generation import (
-    check_relevance,
-    corpus_requests,
-    example_requests,
-    generate,
-    merge,
-)
+from qzhou.synthesis.generation import check_relevance, corpus_requests, example_requests, generate, merge
 from qzhou.synthesis.ledger import Ledger
 
 SETTINGS = SynthesisSection(
     endpoint="http://x/v1", model="m", paraphrase_rows=2, augment_rows=1, hard_negative_rows=3
 )
 EXAMPLES = [
-    RetrievalExample(
-        id=f"r{n}", dataset="d", query=f"Query number {n}?", positives=(f"Answer number {n}.",)
-    )
+    RetrievalExample(id=f"r{n}", dataset="d", query=f"Query number {n}?", positives=(f"Answer number {n}.",))
     for n in range(5)
 ]
 DOCUMENTS = [
-    Document(id=f"doc{n}", text=f"Document {n} tells how glass is blown, cut and cooled.")
-    for n in range(9)
+    Document(id=f"doc{n}", text=f"Document {n} tells how glass is blown, cut and cooled.") for n in range(9)
 ]
 SUBJECTS = {("d", one.id): one for one in (*EXAMPLES, *DOCUMENTS)}
 
@@ -63,9 +54,7 @@ def test_each_technique_asks_for_its_number_of_rows_and_variants():
     settings = SETTINGS.model_copy(update={"hard_negatives_per_row": 2})
     requests = example_requests(EXAMPLES, "retrieval", settings, seed=0)
 
-    assert [one.technique for one in requests] == ["paraphrase"] * 2 + ["augmentation"] + [
-        "hard_negative"
-    ] * 6
+    assert [one.technique for one in requests] == ["paraphrase"] * 2 + ["augmentation"] + ["hard_negative"] * 6
     assert (
         len({one.user for one in requests}) == 9
     )  # no two are identical, or the second would be answered by the first
@@ -81,13 +70,10 @@ def test_a_labelled_dataset_is_only_paraphrased():
 
 def test_several_models_share_the_requests_by_weight_and_always_in_the_same_way():
     pool = tuple(
-        LLMSection(model=name, endpoints=("http://x",), weight=weight)
-        for name, weight in (("a", 3), ("b", 1))
+        LLMSection(model=name, endpoints=("http://x",), weight=weight) for name, weight in (("a", 3), ("b", 1))
     )
     settings = SynthesisSection(models=pool, paraphrase_rows=2000)
-    rows = [
-        LabeledExample(id=str(n), dataset="d", text=f"text number {n}", label="a") for n in range(2000)
-    ]
+    rows = [LabeledExample(id=str(n), dataset="d", text=f"text number {n}", label="a") for n in range(2000)]
 
     requests = example_requests(rows, "classification", settings, seed=0)
 
@@ -104,22 +90,14 @@ def test_raw_rows_keep_their_order_and_ids_and_new_rows_follow():
     assert len(examples) == 5 + 3 == len({example.id for example in examples})
     assert sum(len(example.negatives) for example in examples[:5]) == 3
     techniques = [one.request.technique for one in kept.records]
-    assert [techniques.count(name) for name in ("paraphrase", "augmentation", "hard_negative")] == [
-        2,
-        1,
-        3,
-    ]
+    assert [techniques.count(name) for name in ("paraphrase", "augmentation", "hard_negative")] == [2, 1, 3]
 
 
 def test_the_same_new_example_is_kept_once_and_so_is_the_same_negative():
-    settings = SETTINGS.model_copy(
-        update={"augment_rows": 0, "hard_negative_rows": 1, "hard_negatives_per_row": 2}
-    )
+    settings = SETTINGS.model_copy(update={"augment_rows": 0, "hard_negative_rows": 1, "hard_negatives_per_row": 2})
     content = {"query": "Query anew?", "positive": "Answer anew.", "negative": "Reply figure 9."}
 
-    result, _ = write(
-        lambda _: outcome(content), example_requests(EXAMPLES, "retrieval", settings, seed=0)
-    )
+    result, _ = write(lambda _: outcome(content), example_requests(EXAMPLES, "retrieval", settings, seed=0))
     examples, kept = merge(EXAMPLES, result)
 
     assert len(examples) == 6
@@ -132,23 +110,13 @@ def test_a_refused_answer_goes_back_with_the_reason_so_often_as_allowed():
     ledger = Ledger()
 
     result, llm = write(
-        lambda one: well(one) if len(one.refused) == 2 else outcome("Sure!"),
-        [request],
-        settings,
-        ledger,
+        lambda one: well(one) if len(one.refused) == 2 else outcome("Sure!"), [request], settings, ledger
     )
 
     assert len(result.records) == 1
     assert result.dropped == []
     chat = llm.rounds[2][0].messages
-    assert [message["role"] for message in chat] == [
-        "system",
-        "user",
-        "assistant",
-        "user",
-        "assistant",
-        "user",
-    ]
+    assert [message["role"] for message in chat] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert chat[2]["content"] == "Sure!"
     assert "not one JSON object" in chat[3]["content"]
     assert (ledger.total.requests, ledger.total.refused, ledger.total.cost) == (3, 2, 1.5)
@@ -163,9 +131,7 @@ def test_an_unanswered_request_is_dropped_with_its_failure():
 
     result, _ = write(lambda _: ChatResult(answer=None, failure="status 500: out of order"), [request])
 
-    assert [(one.reason, one.detail) for one in result.dropped] == [
-        ("no_answer", "status 500: out of order")
-    ]
+    assert [(one.reason, one.detail) for one in result.dropped] == [("no_answer", "status 500: out of order")]
 
 
 def test_a_bare_document_gets_its_query_in_two_steps():
@@ -175,34 +141,19 @@ def test_a_bare_document_gets_its_query_in_two_steps():
     def answer(request):
         if request.technique == "query_configuration":
             return outcome(
-                {
-                    "persona": request.fields["personas"][1],
-                    "question_type": "how_to",
-                    "difficulty": "phd",
-                }
+                {"persona": request.fields["personas"][1], "question_type": "how_to", "difficulty": "phd"}
             )
-        return outcome(
-            {"query": f"how is glass shaped, part {request.fields['words']} {request.user[-9:]}?"}
-        )
+        return outcome({"query": f"how is glass shaped, part {request.fields['words']} {request.user[-9:]}?"})
 
     result, llm = write(answer, requests, settings)
 
     assert (len(documents), len(requests)) == (4, 8)
-    assert [{one.technique for one in ones} for ones in llm.rounds] == [
-        {"query_configuration"},
-        {"query"},
-    ]
+    assert [{one.technique for one in ones} for ones in llm.rounds] == [{"query_configuration"}, {"query"}]
     fields = llm.rounds[1][0].fields
     assert fields["persona"] == llm.rounds[0][0].fields["personas"][1]
-    assert {one.record.positives for one in result.records} == {
-        (document.text,) for document in documents
-    }
+    assert {one.record.positives for one in result.records} == {(document.text,) for document in documents}
     source = result.records[0].record.source
-    assert (source.technique, source.prompt, source.parent) == (
-        "query_generation",
-        "query.en@v2",
-        documents[0].id,
-    )
+    assert (source.technique, source.prompt, source.parent) == ("query_generation", "query.en@v2", documents[0].id)
     assert merge([], result)[0] == [one.record for one in result.records]
 
 
@@ -227,13 +178,9 @@ def test_a_relevance_check_drops_positives_that_do_not_answer_and_negatives_that
 
     kept = check_relevance(result.records, LLM(verdict), SETTINGS, Ledger())
     assert [one.reason for one in kept.dropped] == ["positive_not_relevant"]
-    assert {one.record.id for one in kept.records if not isinstance(one.record, Negative)} == new - {
-        bad.id
-    }
+    assert {one.record.id for one in kept.records if not isinstance(one.record, Negative)} == new - {bad.id}
 
-    credulous = check_relevance(
-        result.records, LLM(lambda _: outcome({"verdict": "answers"})), SETTINGS, Ledger()
-    )
+    credulous = check_relevance(result.records, LLM(lambda _: outcome({"verdict": "answers"})), SETTINGS, Ledger())
     assert {one.reason for one in credulous.dropped} == {"negative_relevant"}
     assert len(credulous.dropped) == 3 + 1  # an augmentation brings its negative
 

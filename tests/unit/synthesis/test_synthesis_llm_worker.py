@@ -61,8 +61,6 @@ def test_what_earlier_attempts_spent_is_counted_and_the_message_travels_in_a_col
         first = answered(settings, folder, requests)
         again = answered(settings, folder, requests)
 
-    assert {stopped.partition(" is spent")[0] for _, stopped in first.values()} == {
-        "synthesis.max_cost (1)"
-    }
+    assert {stopped.partition(" is spent")[0] for _, stopped in first.values()} == {"synthesis.max_cost (1)"}
     assert all(result.answer is None for result, _ in again.values())
     assert len(cached_answers(folder, [one.key(settings.temperature) for one in requests])) > 0

@@ -11,9 +11,7 @@ from qzhou.synthesis.parsing import normalised, parse
 from qzhou.synthesis.techniques import VERSION, requests_for
 
 POSITIVE = "The days grow shorter and trees stop making chlorophyll, so red pigments become visible."
-EXAMPLE = RetrievalExample(
-    id="parent", dataset="d", query="Why do leaves turn red?", positives=(POSITIVE,)
-)
+EXAMPLE = RetrievalExample(id="parent", dataset="d", query="Why do leaves turn red?", positives=(POSITIVE,))
 SAME_MEANING = "Trees cease to produce chlorophyll once the days shorten, which lets red pigments show."
 NEGATIVE = "The days grow longer and trees begin making blossoms, so white petals become visible."
 
@@ -52,9 +50,7 @@ def test_an_augmentation_brings_its_own_negative():
 
     new = answered(EXAMPLE, "augmentation", texts)
 
-    assert new.negatives == (
-        Negative(text="Cold days kill them.", origin="synthetic", source=new.source),
-    )
+    assert new.negatives == (Negative(text="Cold days kill them.", origin="synthetic", source=new.source),)
     assert new.source.technique == "augmentation"
 
 
@@ -62,18 +58,13 @@ def test_a_hard_negative_is_a_negative_of_its_example():
     result = answered(EXAMPLE, "hard_negative", {"negative": NEGATIVE})
 
     source = Source(
-        technique="hard_negative",
-        parent="parent",
-        model="some-llm",
-        prompt=f"hard_negative.en@{VERSION}",
+        technique="hard_negative", parent="parent", model="some-llm", prompt=f"hard_negative.en@{VERSION}"
     )
     assert result == Negative(text=NEGATIVE, origin="synthetic", source=source)
 
 
 def test_a_paraphrased_pair_keeps_its_score_and_its_other_side():
-    pair = PairExample(
-        id="p", dataset="d", text_a="A man plays a guitar.", text_b="A dog runs.", score=0.2
-    )
+    pair = PairExample(id="p", dataset="d", text_a="A man plays a guitar.", text_b="A dog runs.", score=0.2)
 
     new = answered(pair, "paraphrase", {"text": "Someone is playing."})
 
@@ -104,11 +95,7 @@ def test_a_paraphrased_text_keeps_its_label():
         ("length", "paraphrase", {"query": "What makes foliage red?", "positive": NEGATIVE * 2}),
         ("length", "hard_negative", {"negative": "Too short."}),
         ("negative_is_positive", "hard_negative", {"negative": POSITIVE.upper()}),
-        (
-            "negative_is_positive",
-            "augmentation",
-            {"query": "New?", "positive": "It is.", "negative": "it is"},
-        ),
+        ("negative_is_positive", "augmentation", {"query": "New?", "positive": "It is.", "negative": "it is"}),
     ],
 )
 def test_an_answer_that_is_not_what_was_asked_for_is_dropped(reason, technique, content):
@@ -142,15 +129,11 @@ def test_a_rewrite_that_copies_is_refused():
 
 
 def test_a_rewrite_in_another_language_is_refused_unless_that_is_wanted():
-    german = (
-        "Die Tage werden kürzer, und die Bäume bilden kein Chlorophyll mehr, sodass Rot sichtbar wird."
-    )
+    german = "Die Tage werden kürzer, und die Bäume bilden kein Chlorophyll mehr, sodass Rot sichtbar wird."
     texts = {"query": "What makes foliage red?", "positive": german}
 
     assert paraphrase(positive=german).reason == "other_language"
-    assert isinstance(
-        answered(EXAMPLE, "paraphrase", texts, FiltersSection(same_language=False)), RetrievalExample
-    )
+    assert isinstance(answered(EXAMPLE, "paraphrase", texts, FiltersSection(same_language=False)), RetrievalExample)
 
 
 @pytest.mark.parametrize(("added", "accepted"), [(12, True), (13, False)])

@@ -10,9 +10,7 @@ from qzhou.synthesis.response_cache import ResponseCache, cached_answers, totals
 
 
 def answer(key: str) -> Answer:
-    return Answer(
-        key=key, model="m", content="{}\n\u2028 é", prompt_tokens=1, completion_tokens=2, cost=0.5
-    )
+    return Answer(key=key, model="m", content="{}\n\u2028 é", prompt_tokens=1, completion_tokens=2, cost=0.5)
 
 
 def add(cache, *keys):
@@ -78,9 +76,7 @@ def test_some_answers_are_found_without_holding_the_others(tmp_path):
     add(ResponseCache(folder), *keys[:5])
     add(ResponseCache(folder), *keys[3:])
 
-    assert cached_answers(folder, {keys[4], keys[8], "unknown"}) == {
-        key: answer(key) for key in (keys[4], keys[8])
-    }
+    assert cached_answers(folder, {keys[4], keys[8], "unknown"}) == {key: answer(key) for key in (keys[4], keys[8])}
     assert totals(folder) == (9, 9 * 0.5)
 
 

@@ -23,11 +23,7 @@ from qzhou.synthesis.techniques import (
 
 def labeled(number: int, technique: str = "raw") -> LabeledExample:
     return LabeledExample(
-        id=f"id{number}",
-        dataset="d",
-        text=f"text {number}",
-        label="a",
-        source=Source(technique=technique),
+        id=f"id{number}", dataset="d", text=f"text {number}", label="a", source=Source(technique=technique)
     )
 
 
@@ -60,24 +56,15 @@ def test_a_retrieval_request_carries_query_and_first_positive():
 
     (request,) = requests_for(example, "augmentation")
 
-    assert json.loads(request.user) == {
-        "technique": "augmentation",
-        "query": "why?",
-        "positive": "because",
-    }
+    assert json.loads(request.user) == {"technique": "augmentation", "query": "why?", "positive": "because"}
     assert [message["role"] for message in request.messages] == ["system", "user"]
     assert request.prompt == f"augment.en@{VERSION}"
 
 
 def test_a_pair_request_carries_one_side_and_both_sides_get_their_turn():
-    pairs = [
-        PairExample(id=f"p{n}", dataset="d", text_a="left", text_b="right", score=1.0)
-        for n in range(20)
-    ]
+    pairs = [PairExample(id=f"p{n}", dataset="d", text_a="left", text_b="right", score=1.0) for n in range(20)]
 
-    texts = {
-        (side_to_paraphrase(pair), requests_for(pair, "paraphrase")[0].fields["text"]) for pair in pairs
-    }
+    texts = {(side_to_paraphrase(pair), requests_for(pair, "paraphrase")[0].fields["text"]) for pair in pairs}
 
     assert texts == {("text_a", "left"), ("text_b", "right")}
 

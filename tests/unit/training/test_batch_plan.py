@@ -24,9 +24,7 @@ def plan(datasets=SETS, seed=1, alpha=0.5, grouping="dataset", **changes):
         "cosent_batch_size": 24,
         "retrieval_share": 0.72,
     }
-    return BatchPlan(
-        datasets, StageSection(**settings | changes), alpha=alpha, seed=seed, grouping=grouping
-    )
+    return BatchPlan(datasets, StageSection(**settings | changes), alpha=alpha, seed=seed, grouping=grouping)
 
 
 def plain(batch):
@@ -91,9 +89,7 @@ def test_grouped_by_task_a_batch_mixes_the_datasets_of_one_task_in_their_shares(
 def test_without_grouping_rows_of_all_tasks_share_a_batch_and_eta_is_a_share_of_rows():
     made = plan(grouping="none", steps=500)
     batches = [made.at(step) for step in range(500)]
-    retrieval = sum(
-        len(part.rows) for batch in batches for part in batch.parts if part.task == "retrieval"
-    )
+    retrieval = sum(len(part.rows) for batch in batches for part in batch.parts if part.task == "retrieval")
 
     assert all(batch.size == 8 for batch in batches)
     assert any(batch.task == "mixed" for batch in batches)
@@ -106,12 +102,7 @@ def test_every_row_is_seen_before_any_is_seen_twice(grouping):
     made = plan(sets, retrieval_share=1.0, batch_size=8, grouping=grouping, steps=200)
 
     for dataset in sets:
-        parts = [
-            part.rows
-            for step in range(200)
-            for part in made.at(step).parts
-            if part.dataset == dataset.name
-        ]
+        parts = [part.rows for step in range(200) for part in made.at(step).parts if part.dataset == dataset.name]
         seen = np.concatenate(parts)
         for epoch in range(len(seen) // dataset.rows):
             rows = seen[epoch * dataset.rows : (epoch + 1) * dataset.rows]
@@ -144,10 +135,7 @@ def test_a_hundred_million_rows_are_planned_in_the_memory_of_a_batch():
     tracemalloc.stop()
 
     assert peak < 2**20
-    assert (
-        len({row for batch in batches for part in batch.parts for row in part.rows.tolist()})
-        == 50 * 256
-    )
+    assert len({row for batch in batches for part in batch.parts for row in part.rows.tolist()}) == 50 * 256
 
 
 @given(rows=st.integers(1, 3000), key=st.tuples(st.integers(0, 2**32), st.integers(0, 100)))

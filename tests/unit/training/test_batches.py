@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 
 from qzhou.data.prompts import Prompt
-from qzhou.data.records import (
-    EXAMPLE_TYPES,
-    LabeledExample,
-    Negative,
-    PairExample,
-    RetrievalExample,
-    Source,
-)
+from qzhou.data.records import EXAMPLE_TYPES, LabeledExample, Negative, PairExample, RetrievalExample, Source
 from qzhou.data.storage import Folder, table_of, write_records, write_table
 from qzhou.training.batch_plan import PlannedBatch, PlannedRows
 from qzhou.training.batches import build_batches
@@ -25,9 +18,7 @@ def batch(examples, task, prompt=None, negatives=2, step=0):
 
 
 def batches(datasets, negatives=2, step=0):
-    data = {
-        name: TrainingSet.of(name, prompt, examples) for name, (examples, prompt) in datasets.items()
-    }
+    data = {name: TrainingSet.of(name, prompt, examples) for name, (examples, prompt) in datasets.items()}
     parts = tuple(PlannedRows(name, one.task, np.arange(one.rows)) for name, one in data.items())
     return build_batches(PlannedBatch(step, parts), data, negatives_per_query=negatives, seed=1)
 
@@ -65,11 +56,7 @@ def test_the_same_text_is_no_negative_of_its_own_query():
 def test_two_answers_to_the_same_query_are_no_negatives_of_it():
     made = batch([retrieval(0, query="Same"), retrieval(1, query="same "), retrieval(2)], "retrieval")
 
-    assert made.false_negative_mask_BM.tolist() == [
-        [False, True, False],
-        [True, False, False],
-        [False] * 3,
-    ]
+    assert made.false_negative_mask_BM.tolist() == [[False, True, False], [True, False, False], [False] * 3]
     assert made.same_query_mask_BB[0].tolist() == [True, True, False]
 
 
@@ -162,15 +149,9 @@ def test_classes_of_different_datasets_are_different():
 def test_rows_of_several_tasks_become_a_batch_of_each():
     pair = PairExample(id="1", dataset="d", text_a="a", text_b="b", score=2.0)
 
-    made = batches(
-        {"p": ([pair], Prompt()), "r": ([retrieval(0)], Prompt()), "c": (labeled(4, 2), Prompt())}
-    )
+    made = batches({"p": ([pair], Prompt()), "r": ([retrieval(0)], Prompt()), "c": (labeled(4, 2), Prompt())})
 
-    assert [(one.task, one.size) for one in made] == [
-        ("retrieval", 1),
-        ("pair", 1),
-        ("classification", 4),
-    ]
+    assert [(one.task, one.size) for one in made] == [("retrieval", 1), ("pair", 1), ("classification", 4)]
 
 
 def test_stored_examples_are_those_that_were_written(tmp_path):

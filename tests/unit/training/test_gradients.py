@@ -23,29 +23,21 @@ def test_chunks_held_or_encoded_twice_have_the_gradient_of_one_padded_batch(make
     found = model_of(tiny_qwen2)
     engine = TorchEngine(found.model, found.tokenizer, recipe.training)
 
-    assert_same(
-        gradients(engine, recipe, found.tokenizer, torch_gradient), plain_gradients(recipe, tiny_qwen2)
-    )
+    assert_same(gradients(engine, recipe, found.tokenizer, torch_gradient), plain_gradients(recipe, tiny_qwen2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_packed_texts_have_the_gradient_of_padded_ones(
-    make_recipe, tiny_qwen2, attention, pooling, checkpointing
-):
+def test_packed_texts_have_the_gradient_of_padded_ones(make_recipe, tiny_qwen2, attention, pooling, checkpointing):
     """Defect of peers: packed by position ids alone, the texts of a bidirectional decoder see each other."""
     recipe = three_tasks(make_recipe, gradient_checkpointing=checkpointing)
     gathered = []
     for packed in (False, True):
-        found = load_backbone(
-            str(tiny_qwen2), attention=attention, pooling=pooling, dtype=torch.float32
-        )
+        found = load_backbone(str(tiny_qwen2), attention=attention, pooling=pooling, dtype=torch.float32)
         engine = TorchEngine(found.model, found.tokenizer, recipe.training, packed=packed)
-        gathered.append(
-            gradients(engine, recipe, found.tokenizer, torch_gradient, (0.05,), ("cached",))
-        )
+        gathered.append(gradients(engine, recipe, found.tokenizer, torch_gradient, (0.05,), ("cached",)))
 
     for key, gradient in gathered[0].items():
         assert float((gradient - gathered[1][key]).norm() / gradient.norm()) < TOLERANCE, key

@@ -14,16 +14,7 @@ from qzhou.errors import TrainingError
 from qzhou.training.loader import TrainingStage
 from qzhou.training.loop import train_stage
 from qzhou.training.schedule import learning_rate_at, soft_mask_weight_at
-from tests.ranks.problem import (
-    CHUNK_TOKENS,
-    DATA,
-    TASKS,
-    FakeRecorder,
-    model_of,
-    run,
-    stage_plan,
-    three_tasks,
-)
+from tests.ranks.problem import CHUNK_TOKENS, DATA, TASKS, FakeRecorder, model_of, run, stage_plan, three_tasks
 from tests.torch_engine import TorchEngine
 
 
@@ -45,9 +36,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(make_recipe, tiny_bert, t
         assert torch.equal(weight, second.full_state()[name]), name
 
 
-def test_a_loss_that_is_not_finite_names_step_and_dataset_and_keeps_the_batch(
-    make_recipe, tiny_bert, tmp_path
-):
+def test_a_loss_that_is_not_finite_names_step_and_dataset_and_keeps_the_batch(make_recipe, tiny_bert, tmp_path):
     recipe = three_tasks(make_recipe)
     found = model_of(tiny_bert)
     with torch.no_grad():
@@ -55,9 +44,7 @@ def test_a_loss_that_is_not_finite_names_step_and_dataset_and_keeps_the_batch(
     engine = TorchEngine(found.model, found.tokenizer, recipe.training)
     stage = TrainingStage("stage2", stage_plan(recipe), DATA, recipe, found.tokenizer)
 
-    with pytest.raises(
-        TrainingError, match=r"the loss is nan at step 0 on '\w'; its batch is in batch.json"
-    ):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 0 on '\w'; its batch is in batch.json"):
         train_stage(stage, engine, FakeRecorder(folder=tmp_path), first_step=0)
 
     kept = json.loads((tmp_path / "batch.json").read_text())
@@ -111,9 +98,7 @@ def test_metrics_of_a_step_say_what_it_did_and_cost(make_recipe, tiny_bert):
 
 
 def test_the_learning_rate_warms_up_to_the_peak_and_ends_near_zero(make_recipe):
-    stage = make_recipe().training.stage1.model_copy(
-        update={"steps": 10, "warmup_steps": 4, "learning_rate": 1.0}
-    )
+    stage = make_recipe().training.stage1.model_copy(update={"steps": 10, "warmup_steps": 4, "learning_rate": 1.0})
 
     rates = [learning_rate_at(step, stage) for step in range(10)]
 
@@ -122,15 +107,10 @@ def test_the_learning_rate_warms_up_to_the_peak_and_ends_near_zero(make_recipe):
 
 
 def test_the_learning_rate_falls_as_the_recipe_says(make_recipe):
-    stage = make_recipe().training.stage1.model_copy(
-        update={"steps": 10, "warmup_steps": 0, "learning_rate": 1.0}
-    )
+    stage = make_recipe().training.stage1.model_copy(update={"steps": 10, "warmup_steps": 0, "learning_rate": 1.0})
 
     def rates(decay):
-        return [
-            learning_rate_at(step, stage.model_copy(update={"lr_scheduler": decay}))
-            for step in range(10)
-        ]
+        return [learning_rate_at(step, stage.model_copy(update={"lr_scheduler": decay})) for step in range(10)]
 
     assert rates("constant") == [1.0] * 10
     assert rates("cosine") == pytest.approx([(1 + np.cos(np.pi * step / 10)) / 2 for step in range(10)])

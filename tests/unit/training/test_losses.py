@@ -30,9 +30,7 @@ def cosine(one, other):
     return sum(float(a) * float(b) for a, b in zip(one, other, strict=True))
 
 
-def info_nce_by_hand(
-    query, document, positive, temperature, query_query=True, blocked=None, blocked_query=None
-):
+def info_nce_by_hand(query, document, positive, temperature, query_query=True, blocked=None, blocked_query=None):
     total = 0.0
     for i in range(len(query)):
         documents = [
@@ -57,9 +55,7 @@ def test_info_nce_matches_the_formula(queries, documents, temperature, query_que
     query, document = unit_rows(queries, 8, seed=0), unit_rows(documents, 8, seed=1)
     positive = torch.arange(queries)
 
-    loss = info_nce(
-        query, document, positive, options=InfoNCEOptions(temperature, query_query=query_query)
-    )
+    loss = info_nce(query, document, positive, options=InfoNCEOptions(temperature, query_query=query_query))
 
     assert loss.item() == pytest.approx(
         info_nce_by_hand(query, document, positive, temperature, query_query), rel=1e-9
@@ -67,11 +63,7 @@ def test_info_nce_matches_the_formula(queries, documents, temperature, query_que
 
 
 def test_masked_documents_and_queries_leave_the_denominator():
-    query, document, positive = (
-        unit_rows(3, 8, seed=0),
-        unit_rows(5, 8, seed=1),
-        torch.tensor([0, 1, 2]),
-    )
+    query, document, positive = (unit_rows(3, 8, seed=0), unit_rows(5, 8, seed=1), torch.tensor([0, 1, 2]))
     blocked = torch.zeros(3, 5, dtype=torch.bool)
     blocked[0, 3] = blocked[2, 1] = True
     twins = torch.zeros(3, 3, dtype=torch.bool)
@@ -118,12 +110,7 @@ def test_classification_matches_equation_three(temperature):
     text, positive, negative = unit_rows(4, 8, 0), unit_rows(4, 8, 1), unit_rows(5, 8, 2)
 
     loss = classification_info_nce(
-        text,
-        positive,
-        negative,
-        torch.tensor(labels),
-        torch.tensor(negative_labels),
-        temperature=temperature,
+        text, positive, negative, torch.tensor(labels), torch.tensor(negative_labels), temperature=temperature
     )
 
     total = 0.0
@@ -135,9 +122,7 @@ def test_classification_matches_equation_three(temperature):
             if labels[i] != negative_labels[n]
         )
         queries = sum(
-            math.exp(cosine(text[i], text[j]) / temperature)
-            for j in range(4)
-            if j != i and labels[i] != labels[j]
+            math.exp(cosine(text[i], text[j]) / temperature) for j in range(4) if j != i and labels[i] != labels[j]
         )
         total -= math.log(own / (own + others + queries))
     assert loss.item() == pytest.approx(total / 4, rel=1e-9)
@@ -147,9 +132,7 @@ def test_a_text_of_the_same_class_never_pushes():
     text = unit_rows(2, 8, 0).requires_grad_()
     same = torch.tensor([0, 0])
 
-    loss = classification_info_nce(
-        text, unit_rows(2, 8, 1), unit_rows(2, 8, 2), same, same, temperature=0.1
-    )
+    loss = classification_info_nce(text, unit_rows(2, 8, 1), unit_rows(2, 8, 2), same, same, temperature=0.1)
 
     assert loss.item() == 0.0
 
@@ -159,9 +142,7 @@ def optional_terms_by_hand(query, document, positive, temperature, terms, blocke
     total = 0.0
     for i in range(len(query)):
         score = cosine(query[i], document[positive[i]])
-        ceiling = (
-            math.inf if terms.false_negative_margin is None else score + terms.false_negative_margin
-        )
+        ceiling = math.inf if terms.false_negative_margin is None else score + terms.false_negative_margin
         own_term = denominator = math.exp(score / temperature)
         for m in range(len(document)):
             s = cosine(query[i], document[m])
@@ -189,20 +170,12 @@ def optional_terms_by_hand(query, document, positive, temperature, terms, blocke
         InfoNCEOptions(hardness=5.0),
         InfoNCEOptions(focal=2.0, query_query=False),
         InfoNCEOptions(
-            query_query=True,
-            document_document=True,
-            false_negative_margin=0.05,
-            hardness=2.0,
-            focal=0.5,
+            query_query=True, document_document=True, false_negative_margin=0.05, hardness=2.0, focal=0.5
         ),
     ],
 )
 def test_every_optional_term_matches_its_formula(terms, temperature):
-    query, document, positive = (
-        unit_rows(4, 8, seed=0),
-        unit_rows(10, 8, seed=1),
-        torch.tensor([0, 1, 2, 3]),
-    )
+    query, document, positive = (unit_rows(4, 8, seed=0), unit_rows(10, 8, seed=1), torch.tensor([0, 1, 2, 3]))
     blocked = torch.zeros(4, 10, dtype=torch.bool)
     blocked[0, 5] = blocked[3, 1] = True
     twins = torch.zeros(4, 4, dtype=torch.bool)
@@ -235,9 +208,7 @@ def test_the_mask_and_the_hardness_weight_carry_no_gradient():
     cosines = again @ document.T
     constant = cosines.detach()
     logits = cosines / 0.1 + 3.0 * constant * own
-    logits = logits.masked_fill(
-        constant > constant.gather(1, torch.arange(3)[:, None]) + 0.1, -torch.inf
-    )
+    logits = logits.masked_fill(constant > constant.gather(1, torch.arange(3)[:, None]) + 0.1, -torch.inf)
     torch.nn.functional.cross_entropy(logits, torch.arange(3)).backward()
 
     assert torch.allclose(query.grad, again.grad, atol=1e-12)

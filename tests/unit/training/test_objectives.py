@@ -11,13 +11,7 @@ from qzhou.errors import DataError, TrainingError
 from qzhou.training.batch_plan import PlannedBatch, PlannedRows
 from qzhou.training.batches import build_batches
 from qzhou.training.examples import TrainingSet
-from qzhou.training.losses import (
-    InfoNCEMasks,
-    InfoNCEOptions,
-    info_nce,
-    mixed_negatives,
-    orthogonal_regularisation,
-)
+from qzhou.training.losses import InfoNCEMasks, InfoNCEOptions, info_nce, mixed_negatives, orthogonal_regularisation
 from qzhou.training.objectives import batch_metrics, loss_of
 
 EXAMPLES = {
@@ -35,9 +29,7 @@ EXAMPLES = {
 
 def embed(texts):
     seeds = [int.from_bytes(text.encode(), "big") % 2**31 for text in texts]
-    rows = torch.stack(
-        [torch.randn(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    ).double()
+    rows = torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).double()
     return torch.nn.functional.normalize(rows, dim=1)
 
 
@@ -58,9 +50,7 @@ def texts(made):
 def loss(made, make_recipe, how=embed, teacher=None, distillation=None, **settings):
     made = made if isinstance(made, list) else [made]
     training = make_recipe(training={"loss": settings, "distillation": distillation or {}}).training
-    return loss_of(
-        made, how(texts(made)), training, teacher_ND=teacher and teacher(texts(made)), seed=5
-    )
+    return loss_of(made, how(texts(made)), training, teacher_ND=teacher and teacher(texts(made)), seed=5)
 
 
 def shortened(dimensions):
@@ -96,12 +86,7 @@ def test_a_querys_own_hard_negatives_are_known_and_spreading_is_added(make_recip
     own = torch.tensor([[text.startswith(f"n{n}.") for text in made.documents] for n in range(5)])
 
     found = loss(
-        made,
-        make_recipe,
-        hardness=4.0,
-        focal=1.0,
-        false_negative_margin=0.2,
-        orthogonal_regularisation=0.3,
+        made, make_recipe, hardness=4.0, focal=1.0, false_negative_margin=0.2, orthogonal_regularisation=0.3
     )
 
     plain = info_nce(
@@ -112,9 +97,7 @@ def test_a_querys_own_hard_negatives_are_known_and_spreading_is_added(make_recip
         options=InfoNCEOptions(0.02, hardness=4.0, focal=1.0, false_negative_margin=0.2),
     )
     assert own.sum() == 4
-    expected = plain + 0.3 * (
-        orthogonal_regularisation(queries) + orthogonal_regularisation(documents[:5])
-    )
+    expected = plain + 0.3 * (orthogonal_regularisation(queries) + orthogonal_regularisation(documents[:5]))
     assert found.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
@@ -162,9 +145,7 @@ def test_a_teachers_vectors_are_learned_beside_the_labels(make_recipe):
 def test_a_teacher_of_another_width_cannot_give_its_vectors(make_recipe):
     wanted = {"teacher": "x", "kind": "embeddings"}
 
-    with pytest.raises(
-        DataError, match=r"teacher's vectors have 4 dimensions and the model's 8.*scores"
-    ):
+    with pytest.raises(DataError, match=r"teacher's vectors have 4 dimensions and the model's 8.*scores"):
         loss(batch("pair"), make_recipe, teacher=shortened(4), distillation=wanted)
 
 
@@ -187,9 +168,7 @@ def test_mixed_negatives_lie_between_two_own_ones_and_raise_the_loss(make_recipe
     left_out = torch.cat(
         [made.false_negative_mask_BM, owner_K[None] != torch.arange(5)[:, None], torch.eye(5).bool()], 1
     )
-    expected = torch.nn.functional.cross_entropy(
-        logits.masked_fill(left_out, -torch.inf), made.positive_B
-    )
+    expected = torch.nn.functional.cross_entropy(logits.masked_fill(left_out, -torch.inf), made.positive_B)
     assert loss(made, make_recipe, mixed_negatives=3).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
@@ -230,9 +209,7 @@ def test_what_is_masked_how_hard_negatives_are_and_whether_orders_agree_in_loops
 
     found = batch_metrics([retrieval], embed(texts([retrieval])), margin=0.1)
 
-    masked = [
-        blocked[i, m] or cosine[i][m] > cosine[i][i] + 0.1 for i in rows for m in columns if m != i
-    ]
+    masked = [blocked[i, m] or cosine[i][m] > cosine[i][i] + 0.1 for i in rows for m in columns if m != i]
     harder = []
     for i in rows:
         own = [cosine[i][m] for m in columns if owner[m] == i and m != i]

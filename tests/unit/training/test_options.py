@@ -23,15 +23,11 @@ def vectors(model, tokenizer):
         return model.eval()(Padded.of(IDS, CPU, pad_token=tokenizer.pad_token_id))
 
 
-def test_adapters_learn_and_the_rest_stays_and_the_merged_model_is_the_trained_one(
-    make_recipe, tiny_qwen2
-):
+def test_adapters_learn_and_the_rest_stays_and_the_merged_model_is_the_trained_one(make_recipe, tiny_qwen2):
     recipe = three_tasks(make_recipe, lora=LoraSection(rank=4))
     found = model_of(tiny_qwen2)
     before = copy.deepcopy(found.model.state_dict())
-    engine = TorchEngine(
-        add_adapters(found.model, recipe.training.lora), found.tokenizer, recipe.training
-    )
+    engine = TorchEngine(add_adapters(found.model, recipe.training.lora), found.tokenizer, recipe.training)
     losses = run(engine, recipe, stage_plan(recipe), found.tokenizer)
     trained = vectors(engine.model, found.tokenizer)
 
@@ -43,9 +39,7 @@ def test_adapters_learn_and_the_rest_stays_and_the_merged_model_is_the_trained_o
     assert not torch.allclose(trained, vectors(model_of(tiny_qwen2).model, found.tokenizer), atol=1e-3)
     assert torch.allclose(vectors(plain, found.tokenizer), trained, atol=1e-5)
     assert plain.state_dict().keys() == before.keys()
-    changed = {
-        name for name, value in plain.state_dict().items() if not torch.equal(value, before[name])
-    }
+    changed = {name for name, value in plain.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.endswith("proj.weight") for name in changed)
 
@@ -83,8 +77,7 @@ def test_a_half_open_mask_halves_the_attention_to_later_tokens():
 
     for i in range(3):
         weight = [
-            float(torch.exp(query[0, 0, i] @ key[0, 0, j] / 8**0.5)) * (0.5 if j > i else 1)
-            for j in range(3)
+            float(torch.exp(query[0, 0, i] @ key[0, 0, j] / 8**0.5)) * (0.5 if j > i else 1) for j in range(3)
         ]
         expected = sum(weight[j] / sum(weight) * value[0, 0, j] for j in range(3))
         assert torch.allclose(found[i], expected, atol=1e-5)
@@ -108,8 +101,7 @@ def test_a_teacher_that_is_the_model_itself_changes_nothing_at_the_first_step(ma
     teacher = Teacher.load(str(tiny_qwen2), device=CPU, dtype=torch.float32)
     found = load_backbone(str(tiny_qwen2), dtype=torch.float32)
     alone, taught = (
-        three_tasks(make_recipe, distillation=DistillationSection(teacher=name))
-        for name in ("", "itself")
+        three_tasks(make_recipe, distillation=DistillationSection(teacher=name)) for name in ("", "itself")
     )
     losses = []
     for recipe, who in ((alone, None), (taught, teacher)):

@@ -11,16 +11,12 @@ LISTS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=12), min_size=
 
 @given(ids=LISTS, world=st.integers(1, 5), budget=st.integers(1, 60))
 def test_every_text_is_encoded_once_and_found_again_by_every_rank(ids, world, budget):
-    shards = [
-        shard_batch(ids, rank=rank, world=world, micro_batch_tokens=budget) for rank in range(world)
-    ]
+    shards = [shard_batch(ids, rank=rank, world=world, micro_batch_tokens=budget) for rank in range(world)]
 
     gathered = [tuple(text) for one in shards for chunk in one.micro_batches for text in chunk]
     for one in shards:
         assert [gathered[place] for place in one.row_N.tolist()] == [tuple(text) for text in ids]
-        assert [len(chunk) for chunk in one.micro_batches] == [
-            len(chunk) for chunk in shards[0].micro_batches
-        ]
+        assert [len(chunk) for chunk in one.micro_batches] == [len(chunk) for chunk in shards[0].micro_batches]
         assert one.padded_tokens == shards[0].padded_tokens
         for chunk, padded in zip(one.micro_batches, one.padded_tokens, strict=True):
             assert len(chunk) == 1 or padded <= budget

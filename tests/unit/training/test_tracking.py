@@ -13,13 +13,7 @@ from qzhou.training.tracking import MetricsFile, open_sinks
 
 
 def metrics(step):
-    return {
-        "step": step,
-        "task": "pair",
-        "dataset": "sts",
-        "loss": 1.0 / (step + 1),
-        "learning_rate": 1e-3,
-    }
+    return {"step": step, "task": "pair", "dataset": "sts", "loss": 1.0 / (step + 1), "learning_rate": 1e-3}
 
 
 def sinks(folder, *trackers, first_step=0):

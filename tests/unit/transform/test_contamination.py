@@ -64,17 +64,19 @@ def test_chinese_is_compared_by_characters():
     index = index_of(task=[text])
 
     assert hits(
-        ["前面的话" + text[3:25] + "后面的话题完全不同于此", text[:10] + "别的内容别的内容别的内容"],
-        index,
+        ["前面的话" + text[3:25] + "后面的话题完全不同于此", text[:10] + "别的内容别的内容别的内容"], index
     )[0] == [True, False]
 
 
 def test_short_texts_overlap_when_they_are_equal():
     index = index_of(task=["What is a transformer?", "你好"])
 
-    assert hits(["what is a TRANSFORMER", "what is a transformer model", "你好！", "你好吗"], index)[
-        0
-    ] == [True, False, True, False]
+    assert hits(["what is a TRANSFORMER", "what is a transformer model", "你好！", "你好吗"], index)[0] == [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_every_side_counts_and_each_task_is_counted_by_itself():
@@ -106,15 +108,10 @@ def test_a_text_of_which_most_is_known_is_a_copy_and_a_phrase_in_common_is_none(
 
 def test_a_copied_document_is_not_a_copied_query():
     texts = [("query here", "other"), ("mine", "document here"), ("query here", "document here")]
-    rows = [
-        RetrievalExample(id="", dataset="d", query=query, positives=("new", one))
-        for query, one in texts
-    ]
+    rows = [RetrievalExample(id="", dataset="d", query=query, positives=("new", one)) for query, one in texts]
     overlap = Overlap("d")
 
-    overlap.compare(
-        table_of(rows, RetrievalExample), "retrieval", index_of(task=["query here", "document here"])
-    )
+    overlap.compare(table_of(rows, RetrievalExample), "retrieval", index_of(task=["query here", "document here"]))
 
     assert (overlap.copied, overlap.asked) == ({"task": 3}, {"task": 2})
 
@@ -122,10 +119,7 @@ def test_a_copied_document_is_not_a_copied_query():
 def test_a_pair_is_a_copy_where_both_sides_are():
     first, second = ("One two three four.", "Five six seven.")
     pairs = [(first, second), (first, "Something else."), ("Something else.", second)]
-    rows = [
-        PairExample(id=str(n), dataset="d", text_a=a, text_b=b, score=0)
-        for n, (a, b) in enumerate(pairs)
-    ]
+    rows = [PairExample(id=str(n), dataset="d", text_a=a, text_b=b, score=0) for n, (a, b) in enumerate(pairs)]
     parts = [Overlap("d"), Overlap("d")]
     for part in parts:
         part.compare(table_of(rows, PairExample), "pair", index_of(task=[first, second]))

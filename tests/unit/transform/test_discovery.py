@@ -12,13 +12,7 @@ from qzhou.transform.reading.discovery import find_inputs
 
 
 def dataset(name, path, **settings):
-    return {
-        "name": name,
-        "reader": "jsonl",
-        "rule": "question_answer",
-        "paths": [str(path)],
-        **settings,
-    }
+    return {"name": name, "reader": "jsonl", "rule": "question_answer", "paths": [str(path)], **settings}
 
 
 def test_every_bad_dataset_is_named_at_once(tmp_path, make_recipe):
@@ -26,10 +20,7 @@ def test_every_bad_dataset_is_named_at_once(tmp_path, make_recipe):
     good.write_text(json.dumps({"question": "q", "answer": "a"}))
     odd.write_text(json.dumps({"question": "q", "reply": "a"}))
     datasets = [dataset("good", good), dataset("odd", odd), dataset("gone", tmp_path / "gone.jsonl")]
-    datasets += [
-        dataset("lists", good, explode=["nope"]),
-        dataset("foreign", good, reader="no_such_module:rows"),
-    ]
+    datasets += [dataset("lists", good, explode=["nope"]), dataset("foreign", good, reader="no_such_module:rows")]
 
     with pytest.raises(DataError) as caught:
         find_inputs(make_recipe(datasets=datasets))

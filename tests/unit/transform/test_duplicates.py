@@ -33,9 +33,7 @@ def reasons(*rows, identity=True, share=False, near=None):
     for position, reason, first in zip(
         *find_duplicates(table, np.zeros(table.num_rows, dtype=np.int64)), strict=True
     ):
-        assert all(
-            table[name][int(position)] == table[name][int(first)] for name in ("high", "low", "space")
-        )
+        assert all(table[name][int(position)] == table[name][int(first)] for name in ("high", "low", "space"))
         row = table["row"][int(position)].as_py()
         found[row] = min(filter(None, (found[row], DropReason(reason).name.lower())), key=_rank)
     return list(found.values())
@@ -59,11 +57,7 @@ def test_the_side_of_a_group_follows_from_its_name_alone():
 
 
 def test_repeats_are_equal_up_to_case_and_white_space_and_the_first_stays():
-    rows = [
-        retrieval("A query", "Answer"),
-        retrieval("a  QUERY", "answer"),
-        retrieval("A query", "other"),
-    ]
+    rows = [retrieval("A query", "Answer"), retrieval("a  QUERY", "answer"), retrieval("A query", "other")]
 
     assert reasons(*((row, False) for row in rows)) == ["", "duplicate", ""]
     assert reasons((retrieval("a b", "c"), False), (retrieval("a", "b c"), False)) == ["", ""]
@@ -112,15 +106,14 @@ def test_an_official_split_may_share_documents_and_sides_but_no_queries_and_no_p
 
 
 def test_without_deduplication_repeats_stay_and_held_out_texts_still_go():
-    rows = [(retrieval("q", "d"), False)] * 2 + [
-        (retrieval("h", "x"), True),
-        (retrieval("h", "y"), False),
-    ]
+    rows = [(retrieval("q", "d"), False)] * 2 + [(retrieval("h", "x"), True), (retrieval("h", "y"), False)]
 
     assert reasons(*rows, identity=False) == ["", "", "", "in_held_out"]
 
 
-SENTENCE = "the quick brown fox jumps over the lazy dog while nine old engineers look on and drink their cold tea in {}"
+SENTENCE = (
+    "the quick brown fox jumps over the lazy dog while nine old engineers look on and drink their cold tea in {}"
+)
 
 
 def test_near_duplicates_are_near_on_every_side():

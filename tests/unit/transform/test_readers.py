@@ -34,9 +34,7 @@ def reasons(rows):
 
 def test_json_lines_go_on_after_a_malformed_line_and_name_its_number(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(
-        '\ufeff{"a": 1}\n\n{"a": \n[1]\n'.encode() + b'{"a": "\xff"}\n' + '{"a": "é"}'.encode()
-    )
+    path.write_bytes('\ufeff{"a": 1}\n\n{"a": \n[1]\n'.encode() + b'{"a": "\xff"}\n' + '{"a": "é"}'.encode())
 
     rows = read(path, "jsonl")
 
@@ -44,9 +42,7 @@ def test_json_lines_go_on_after_a_malformed_line_and_name_its_number(tmp_path):
     assert rows[-1] == {"a": "é"}
     refused = rows[1:-1]
     assert reasons(refused) == ["not_json", "not_an_object", "undecodable"]
-    assert [f"line {number}" in row.detail for number, row in zip((3, 4, 5), refused, strict=True)] == [
-        True
-    ] * 3
+    assert [f"line {number}" in row.detail for number, row in zip((3, 4, 5), refused, strict=True)] == [True] * 3
     assert refused[2].content == '{"a": "\\xff"}'  # nothing is replaced without a trace
 
 
@@ -69,9 +65,7 @@ def test_members_of_a_zip_archive_are_files(tmp_path):
 
     assert [file.member for file in whole] == ["a/one.csv", "b/two.csv"]
     assert list(read_part(form("csv"), FilePart(tuple(whole)))) == [{"text": "eins"}, {"text": "zwei"}]
-    with pytest.raises(
-        DataError, match=r"no member .* matches 'x'; it holds a/one.csv, b/two.csv, readme.txt"
-    ):
+    with pytest.raises(DataError, match=r"no member .* matches 'x'; it holds a/one.csv, b/two.csv, readme.txt"):
         input_files(form("csv", paths=[f"zip://x::{archive}"]))
 
 
@@ -79,20 +73,14 @@ def test_csv_cells_may_hold_line_breaks_and_quotes(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('text,label\n"two\nlines, ""quoted""",x\r\nplain,y\n', "utf-8")
 
-    assert read(path, "csv") == [
-        {"text": 'two\nlines, "quoted"', "label": "x"},
-        {"text": "plain", "label": "y"},
-    ]
+    assert read(path, "csv") == [{"text": 'two\nlines, "quoted"', "label": "x"}, {"text": "plain", "label": "y"}]
 
 
 def test_csv_without_a_header_has_numbered_columns_and_tsv_is_split_at_tabs(tmp_path):
     path = tmp_path / "rows.tsv"
     path.write_text('a,"b\t1\n"c\t2\n', "utf-8")
 
-    assert read(path, "csv", columns={"text": "0"}, quote="") == [
-        {"0": 'a,"b', "1": "1"},
-        {"0": '"c', "1": "2"},
-    ]
+    assert read(path, "csv", columns={"text": "0"}, quote="") == [{"0": 'a,"b', "1": "1"}, {"0": '"c', "1": "2"}]
 
 
 def test_a_bad_csv_line_is_refused_with_file_and_line_and_reading_goes_on(tmp_path):
@@ -105,8 +93,7 @@ def test_a_bad_csv_line_is_refused_with_file_and_line_and_reading_goes_on(tmp_pa
     assert found == ["wrong_cell_count", "not_csv", "undecodable", {"a": "good", "b": "row"}, "not_csv"]
     assert rows[1].content == '"x"y,2\n'
     assert [
-        f"{path}, line {number}:" in row.detail
-        for number, row in ((2, rows[0]), (3, rows[1]), (6, rows[4]))
+        f"{path}, line {number}:" in row.detail for number, row in ((2, rows[0]), (3, rows[1]), (6, rows[4]))
     ] == [True] * 3
 
 
@@ -159,12 +146,7 @@ def test_aligned_files_make_one_row_a_line_and_must_be_equally_long(tmp_path):
 
 SQUAD = {
     "version": 1,
-    "data": [
-        {
-            "title": "T",
-            "paragraphs": [{"context": "C", "qas": [{"id": 1, "question": "Q?"}, {"id": 2}]}],
-        }
-    ],
+    "data": [{"title": "T", "paragraphs": [{"context": "C", "qas": [{"id": 1, "question": "Q?"}, {"id": 2}]}]}],
 }
 
 
@@ -185,9 +167,7 @@ def test_trees_are_exploded_and_inner_fields_win(tmp_path):
 
 def test_lists_explode_into_rows_and_unequal_ones_are_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text(
-        '{"t": ["a", "b"], "l": [1, 2], "k": 0}\n{"t": ["a"], "l": [1, 2]}\n{"t": [], "l": []}\n'
-    )
+    path.write_text('{"t": ["a", "b"], "l": [1, 2], "k": 0}\n{"t": ["a"], "l": [1, 2]}\n{"t": [], "l": []}\n')
 
     rows = read(path, "jsonl", explode=["t", "l"])
 
@@ -217,9 +197,7 @@ def test_a_damaged_file_is_named_and_by_choice_skipped(tmp_path, name, content, 
     path = tmp_path / name
     path.write_bytes(content)
 
-    with pytest.raises(
-        DataError, match=rf'{name} is damaged or truncated after .* on_corrupt_file = "skip"'
-    ):
+    with pytest.raises(DataError, match=rf'{name} is damaged or truncated after .* on_corrupt_file = "skip"'):
         read(path, reader)
     rows = read(path, reader, on_corrupt_file="skip")
     assert reasons(rows)[-1] == "corrupt_file"
@@ -265,10 +243,7 @@ def test_a_reader_of_ones_own_may_take_all_files_at_once(tmp_path):
     files = [InputFile(str(tmp_path / name)) for name in ("a", "b")]
     (part,) = file_parts(form("mine:crossed"), files, together=True)
 
-    assert list(read_part(form("mine:crossed"), part, crossed)) == [
-        {0: "a 1", 1: "b 1"},
-        {0: "a 2", 1: "b 2"},
-    ]
+    assert list(read_part(form("mine:crossed"), part, crossed)) == [{0: "a 1", 1: "b 1"}, {0: "a 2", 1: "b 2"}]
     with pytest.raises(DataError, match=r"failed on .*/b: KeyError: 'missing' \(line \d+ of"):
         list(read_part(form("mine:broken"), part, broken))
 
@@ -280,10 +255,7 @@ def test_a_dataset_of_the_hub_is_read_through_datasets(tmp_path):
     (part,) = file_parts(form("hf"), [file])
 
     assert [row["text"] for row in read_part(form("hf"), part)] == ["a", "b"]
-    for address, said in (
-        (f"hf://{tmp_path}:nowhere", "cannot be loaded"),
-        ("hf://x", "hf://name/config:split"),
-    ):
+    for address, said in ((f"hf://{tmp_path}:nowhere", "cannot be loaded"), ("hf://x", "hf://name/config:split")):
         with pytest.raises(DataError, match=said):
             hf_dataset(InputFile(address))
 
@@ -336,9 +308,7 @@ def test_what_lies_on_an_object_store_is_read_in_large_pieces(tmp_path, monkeypa
 
         return ask
 
-    found = input_files(
-        form("jsonl" if "jsonl" in name else "csv", paths=[f"file://{tmp_path}/{name}"])
-    )
+    found = input_files(form("jsonl" if "jsonl" in name else "csv", paths=[f"file://{tmp_path}/{name}"]))
     for method in ("read", "readinto"):
         monkeypatch.setattr(ArrowFile, method, counted(method))
     read = list(read_part(form("jsonl" if "jsonl" in name else "csv"), FilePart(tuple(found))))
@@ -373,9 +343,7 @@ def test_a_pattern_that_matches_nothing_is_named_with_the_working_directory(tmp_
 @pytest.mark.parametrize("end", ["\n", ""])
 def test_a_large_file_is_cut_at_lines_and_every_line_is_read_once(tmp_path, size, end):
     path = tmp_path / "rows.jsonl"
-    path.write_text(
-        "\n".join(json.dumps({"n": n, "text": "é" * (n % 50)}) for n in range(200)) + end, "utf-8"
-    )
+    path.write_text("\n".join(json.dumps({"n": n, "text": "é" * (n % 50)}) for n in range(200)) + end, "utf-8")
     length = path.stat().st_size
     file = InputFile(str(path), length)
     tasks = [FilePart((file,), start, min(start + size, length)) for start in range(0, length, size)]
@@ -401,10 +369,7 @@ def test_large_files_are_cut_and_small_ones_read_together():
 
 TEXTS = [
     ("latin-1", "question,réponse\nOù est né le président ?,Il est né à Besançon en été\n"),
-    (
-        "latin-1",
-        "frage;antwort\nWie heißt der größte Fluss Österreichs?;Die Donau fließt durch Österreich\n",
-    ),
+    ("latin-1", "frage;antwort\nWie heißt der größte Fluss Österreichs?;Die Donau fließt durch Österreich\n"),
     ("cp1250", "pytanie,odpowiedź\nGdzie leży Łódź?,Łódź leży w środkowej Polsce, nad rzeką Łódką\n"),
     ("cp1251", "вопрос,ответ\nГде находится Москва?,Москва находится в России\n"),
     ("gb18030", "问题,答案\n法国的首都是哪里？,巴黎是法国的首都。\n"),
@@ -459,9 +424,7 @@ def test_a_truncated_archive_is_fatal_or_skipped(tmp_path):
     archive.write_bytes(archive.read_bytes()[:-30])
     skipped = form("jsonl", paths=[str(archive)], on_corrupt_file="skip")
 
-    with pytest.raises(
-        DataError, match=r"rows.zip is damaged or truncated .* set on_corrupt_file = \"skip\""
-    ):
+    with pytest.raises(DataError, match=r"rows.zip is damaged or truncated .* set on_corrupt_file = \"skip\""):
         input_files(form("jsonl", paths=[str(archive)]))
     assert reasons(read_part(skipped, FilePart(tuple(input_files(skipped))))) == ["corrupt_file"]
 
@@ -490,9 +453,7 @@ def test_row_groups_of_a_large_parquet_file_are_shared_out(tmp_path):
 
 
 def test_a_missing_column_is_answered_with_the_nearest_one():
-    with pytest.raises(
-        DataError, match=r"no column 'sumary'; did you mean 'summary'\? It has: summary, body"
-    ):
+    with pytest.raises(DataError, match=r"no column 'sumary'; did you mean 'summary'\? It has: summary, body"):
         check_columns("rows.csv", ["body", "sumary"], [{"summary": "", "body": ""}])
     with pytest.raises(DataError, match="no column 'bod'"):
         check_columns("rows.csv", ["{summary}\n{bod}"], [{"summary": "", "body": ""}])

@@ -14,9 +14,7 @@ from qzhou.transform.rules.rules import RULES
 def dataset(rule, **settings):
     if rule == "qrels":
         settings |= {key: {"reader": "jsonl", "paths": ("x",)} for key in ("corpus", "queries")}
-    return Dataset.model_validate(
-        {"name": "d", "reader": "jsonl", "paths": ("x",), "rule": rule, **settings}
-    )
+    return Dataset.model_validate({"name": "d", "reader": "jsonl", "paths": ("x",), "rule": rule, **settings})
 
 
 def outcomes(rule, *rows, **settings):
@@ -82,8 +80,7 @@ def test_a_label_may_be_a_number_and_neither_side_may_be_blank():
 
 
 @pytest.mark.parametrize(
-    ("value", "score"),
-    [(3, 3.0), ("3.8", 3.8), (" Yes ", 1.0), (False, 0.0), ("true", 1.0), ("no", 0.0)],
+    ("value", "score"), [(3, 3.0), ("3.8", 3.8), (" Yes ", 1.0), (False, 0.0), ("true", 1.0), ("no", 0.0)]
 )
 def test_a_score_is_a_number_or_yes_and_no(value, score):
     made = make("scored_pair", {"text_a": "a", "text_b": "b", "score": value})
@@ -105,8 +102,7 @@ def test_a_pair_of_equal_texts_is_dropped():
 
 
 @pytest.mark.parametrize(
-    ("label", "score"),
-    [("entailment", 2), ("Neutral", 1), ("contradiction", 0), (0, 2), (1, 1), (2, 0), ("0", 2)],
+    ("label", "score"), [("entailment", 2), ("Neutral", 1), ("contradiction", 0), (0, 2), (1, 1), (2, 0), ("0", 2)]
 )
 def test_nli_labels_become_the_scores_of_the_paper(label, score):
     assert make("nli", {"text_a": "a", "text_b": "b", "label": label}).score == score
@@ -126,9 +122,7 @@ def test_the_swapped_id_of_a_pair_is_the_id_of_the_pair_with_its_sides_exchanged
 
 
 def test_a_field_that_the_rule_does_not_have_is_refused():
-    with pytest.raises(
-        RecipeError, match=r"columns\.quer: the rule 'title_body' has no such field. Known: query"
-    ):
+    with pytest.raises(RecipeError, match=r"columns\.quer: the rule 'title_body' has no such field. Known: query"):
         columns_of(dataset("title_body", columns={"quer": "title"}))
 
 
@@ -176,34 +170,21 @@ def test_a_number_that_became_a_float_is_the_same_label_and_bytes_are_text():
 
 @pytest.mark.parametrize(
     ("roles", "reason"),
-    [
-        ("uaua", "not_single_turn"),
-        ("ua u", "not_single_turn"),
-        ("au", "not_single_turn"),
-        ("", "blank_messages"),
-    ],
+    [("uaua", "not_single_turn"), ("ua u", "not_single_turn"), ("au", "not_single_turn"), ("", "blank_messages")],
 )
 def test_a_longer_conversation_has_no_single_question(roles, reason):
     names = {"u": "user", "a": "assistant", " ": "tool"}
 
-    assert (
-        make("chat", {"messages": [{"role": names[one], "content": one} for one in roles]}).reason
-        == reason
-    )
+    assert make("chat", {"messages": [{"role": names[one], "content": one} for one in roles]}).reason == reason
 
 
 def test_a_question_asks_for_its_passage_and_in_the_older_form_both_for_the_answer():
     row = {"question": "Who?", "context": "It was Ada.", "answers": [{"text": "Ada"}, {"text": "Ada"}]}
 
-    made, older = (
-        make("reading_comprehension", row),
-        make("reading_comprehension", row, context_in_query=True),
-    )
+    made, older = (make("reading_comprehension", row), make("reading_comprehension", row, context_in_query=True))
 
     assert (made.query, made.positives) == ("Who?", ("It was Ada.",))
-    assert (
-        older.query == "It was Ada.\n<please read the text above and answer the question below:>\nWho?"
-    )
+    assert older.query == "It was Ada.\n<please read the text above and answer the question below:>\nWho?"
     assert older.positives == ("Ada",)
 
 
@@ -217,21 +198,15 @@ def test_evidence_supports_refutes_or_is_dropped():
     made, *parts = sorted(outcomes("claim_evidence", row), key=lambda one: isinstance(one, Drop))
 
     assert (made.query, made.positives, texts(made.negatives)) == ("c", ("for",), ["against"])
-    assert [(one.reason, one.part) for one in parts] == [
-        ("not_enough_info", True),
-        ("blank_evidence", True),
-    ]
+    assert [(one.reason, one.part) for one in parts] == [("not_enough_info", True), ("blank_evidence", True)]
 
 
 def test_evidence_without_a_label_is_not_lost():
-    found = outcomes(
-        "claim_evidence", {"claim": "c", "evidence": ["for", "more"], "label": ["supports"]}
-    )
+    found = outcomes("claim_evidence", {"claim": "c", "evidence": ["for", "more"], "label": ["supports"]})
 
-    assert sorted(getattr(one, "reason", "") for one in found) == [
-        "",
-        "unknown_label",
-    ] or "not_enough_info" in str(found)
+    assert sorted(getattr(one, "reason", "") for one in found) == ["", "unknown_label"] or "not_enough_info" in str(
+        found
+    )
 
 
 def test_rows_of_one_claim_become_one_example():
@@ -241,18 +216,12 @@ def test_rows_of_one_claim_become_one_example():
         {"claim": "c", "evidence": "other", "label": "none"},
     ]
 
-    found = outcomes(
-        "claim_evidence", *rows, labels={"entailment": "supports", "not_entailment": "refutes"}
-    )
+    found = outcomes("claim_evidence", *rows, labels={"entailment": "supports", "not_entailment": "refutes"})
 
     made = next(one for one in found if not isinstance(one, Drop))
     assert (made.positives, texts(made.negatives)) == (("for",), ["against"])
-    assert [(one.reason, one.part) for one in found if isinstance(one, Drop)] == [
-        ("not_enough_info", False)
-    ]
-    assert [one.reason for one in outcomes("claim_evidence", rows[2], rows[2])] == [
-        "not_enough_info"
-    ] * 2
+    assert [(one.reason, one.part) for one in found if isinstance(one, Drop)] == [("not_enough_info", False)]
+    assert [one.reason for one in outcomes("claim_evidence", rows[2], rows[2])] == ["not_enough_info"] * 2
     refuted = [{"claim": "c", "evidence": "against", "label": "REFUTES"}] * 2
     assert [one.reason for one in outcomes("claim_evidence", *refuted)] == ["no_support"] * 2
 
@@ -260,9 +229,7 @@ def test_rows_of_one_claim_become_one_example():
 def test_grades_make_positives_and_negatives_and_the_middle_neither():
     rows = [{"query": "q", "document": f"d{grade}", "grade": str(grade)} for grade in (2, 0, 1, "x")]
 
-    made, *drops = sorted(
-        outcomes("graded", *rows, positive_grade=2), key=lambda one: isinstance(one, Drop)
-    )
+    made, *drops = sorted(outcomes("graded", *rows, positive_grade=2), key=lambda one: isinstance(one, Drop))
 
     assert (made.positives, texts(made.negatives)) == (("d2",), ["d0"])
     assert sorted(one.reason for one in drops) == ["between_grades", "grade_not_a_number"]
@@ -271,14 +238,7 @@ def test_grades_make_positives_and_negatives_and_the_middle_neither():
 
 def test_judgements_without_their_document_or_query_are_named():
     raw = {"query-id": "1", "corpus-id": "7", "score": 1}
-    row = {
-        "raw": raw,
-        "query_id": "1",
-        "query": "q",
-        "document_id": "7",
-        "document": "text",
-        "grade": 1,
-    }
+    row = {"raw": raw, "query_id": "1", "query": "q", "document_id": "7", "document": "text", "grade": 1}
 
     assert outcomes("qrels", row)[0].positives == ("text",)
     lost, made = outcomes("qrels", {**row, "document": None}, row)
@@ -308,19 +268,14 @@ def test_triplets_keep_the_scores_of_their_teacher():
     assert [(one.text, one.score) for one in made.negatives] == [("n", 0.4), ("m", None)]
 
 
-@pytest.mark.parametrize(
-    ("label", "score"), [(1, 1.0), ("0", 0.0), (True, 1.0), ("yes", 1.0), (0.0, 0.0)]
-)
+@pytest.mark.parametrize(("label", "score"), [(1, 1.0), ("0", 0.0), (True, 1.0), ("yes", 1.0), (0.0, 0.0)])
 def test_binary_pairs_are_one_and_zero(label, score):
     assert make("binary_pair", {"text_a": "a", "text_b": "b", "label": label}).score == score
 
 
 def test_short_texts_are_dropped_where_that_is_asked_for():
-    assert (
-        make("title_body", {"title": "ab", "body": "text"}, min_query_chars=3).reason == "short_query"
-    )
+    assert make("title_body", {"title": "ab", "body": "text"}, min_query_chars=3).reason == "short_query"
     assert make("clustering", {"text": "ab", "label": 1}, min_query_chars=3).reason == "short_text"
     assert (
-        make("binary_pair", {"text_a": "ab", "text_b": "abc", "label": 1}, min_query_chars=3).reason
-        == "short_text"
+        make("binary_pair", {"text_a": "ab", "text_b": "abc", "label": 1}, min_query_chars=3).reason == "short_text"
     )

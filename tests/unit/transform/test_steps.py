@@ -25,9 +25,7 @@ def rows():
     """Repeats, blanks and one line that is no JSON, more than a chunk of them."""
     for number in range(12_000):
         if number % 50 == 3:
-            yield json.dumps(
-                {"question": f"{LONG} {number - 3}", "answer": f"Answer {(number - 3) % 777}"}
-            )
+            yield json.dumps({"question": f"{LONG} {number - 3}", "answer": f"Answer {(number - 3) % 777}"})
         elif number % 100 == 7:
             yield json.dumps({"question": " ", "answer": "x"})
         else:
@@ -76,18 +74,13 @@ def test_a_file_that_cannot_be_cut_is_dealt_out_and_gives_the_same(tmp_path, rec
 
     assert [shard.kind for shard in whole.shards] == ["file"]
     assert [shard.kind for shard in dealt.shards] == ["spread"] * (4)
-    ids = [
-        {row.id for row in read(made, "examples/retrieval/d", RetrievalExample)}
-        for made in (whole, dealt)
-    ]
+    ids = [{row.id for row in read(made, "examples/retrieval/d", RetrievalExample)} for made in (whole, dealt)]
     assert ids[0] == ids[1]
     assert len(ids[0]) == 12_000 - 240 - 120
     texts = [sorted(row.text for row in read(made, "corpora/d", Document)) for made in (whole, dealt)]
     assert texts[0] == texts[1]
     assert len({text.casefold() for text in texts[0]}) == 777
-    dropped = [
-        sorted(read(made, "dropped", Drop), key=lambda row: row.record) for made in (whole, dealt)
-    ]
+    dropped = [sorted(read(made, "dropped", Drop), key=lambda row: row.record) for made in (whole, dealt)]
     assert [row.record for row in dropped[0]] == [row.record for row in dropped[1]]
     raw = Counter(rows())
     assert all(raw[row.record] for row in dropped[0])  # as it stood in the file
@@ -106,9 +99,7 @@ def test_a_file_that_cannot_be_cut_is_dealt_out_and_gives_the_same(tmp_path, rec
 
 def test_what_is_done_is_known_by_step_and_name(tmp_path, recipe):
     files = [InputFile("x.jsonl.gz", 2**30)]
-    first, again = (
-        make_layout(recipe, Folder.open(str(tmp_path)), {"d": {"rows": files}}) for _ in range(2)
-    )
+    first, again = (make_layout(recipe, Folder.open(str(tmp_path)), {"d": {"rows": files}}) for _ in range(2))
     (task,), shard = first.shuffle_phases[0], first.shards[0]
 
     first.mark_done("shuffle", task.name)
@@ -126,9 +117,7 @@ def test_documents_without_queries_fill_the_corpus_and_make_no_example(tmp_path,
     dataset = {"name": "d", "reader": "jsonl", "rule": "documents", "paths": ["unused"]}
     pairs = {"name": "p", "reader": "jsonl", "rule": "question_answer", "paths": ["unused"]}
 
-    made = run(
-        make_recipe(datasets=[dataset], synthesis=asked), tmp_path / "out", [InputFile(str(path), 100)]
-    )
+    made = run(make_recipe(datasets=[dataset], synthesis=asked), tmp_path / "out", [InputFile(str(path), 100)])
 
     assert read(made, "examples/retrieval/d", RetrievalExample) == []
     assert sorted(row.text for row in read(made, "corpora/d", Document)) == [
@@ -140,9 +129,7 @@ def test_documents_without_queries_fill_the_corpus_and_make_no_example(tmp_path,
         "duplicate",
         "duplicate",
     ]
-    with pytest.raises(
-        RecipeError, match=r"'d' has documents and no queries, and synthesis.query_rows is 0"
-    ):
+    with pytest.raises(RecipeError, match=r"'d' has documents and no queries, and synthesis.query_rows is 0"):
         make_recipe(datasets=[dataset, pairs])
 
 
@@ -153,8 +140,7 @@ def test_pieces_of_a_file_give_what_the_whole_gives(tmp_path, recipe):
     size = path.stat().st_size
 
     tasks, whole = (
-        run(recipe, tmp_path / name, [InputFile(str(path), said)])
-        for name, said in (("a", size), ("b", 1000))
+        run(recipe, tmp_path / name, [InputFile(str(path), said)]) for name, said in (("a", size), ("b", 1000))
     )
 
     assert size > SMALLEST_SPLIT_BYTES

@@ -1,7 +1,5 @@
 """Dense layers in eight bits, on CPUs."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 
@@ -13,8 +11,9 @@ from qzhou.encoder.encoder import Encoder
 def to_int8(encoder: Encoder) -> Encoder:
     """The same encoder with the weights of its dense layers in 8 bits, one scale a layer.
 
-    The input of a layer is brought to 8 bits too, scaled by the largest value in the batch (dynamic quantization). So a
-    vector depends a little on its batch, by less than it differs from float32.
+    The input of a layer is brought to 8 bits too, scaled by the largest value in the batch
+    (dynamic quantization). So a vector depends a little on its batch, by less than it
+    differs from float32.
 
     Args:
         encoder: In float32 on a CPU, with torch's own layers; it is changed.

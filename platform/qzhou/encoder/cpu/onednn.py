@@ -1,11 +1,10 @@
 """Dense layers in float32 that multiply with oneDNN, for CPUs on which torch's own choice of library is slow.
 
-torch multiplies float32 matrices with MKL, which takes its slow path on processors that are not Intel's: on an AMD EPYC
-with AVX-512 it reaches 95 GFLOP/s a core where oneDNN, which torch carries too, reaches 210 (LOG.md). Which one a run
-takes is decided in :mod:`qzhou.encoder.arithmetic`.
+torch multiplies float32 matrices with MKL, which takes its slow path on processors that are
+not Intel's: on an AMD EPYC with AVX-512 it reaches 95 GFLOP/s a core where oneDNN, which
+torch carries too, reaches 210 (LOG.md). Which one a run takes is decided in
+:mod:`qzhou.encoder.arithmetic`.
 """
-
-from __future__ import annotations
 
 from typing import Any
 

@@ -1,26 +1,14 @@
 """All checks, and their results as JSON and as text."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qzhou.evaluation.diagnosis.data import (
-    contaminated,
-    negatives_close,
-    negatives_easy,
-    synthetic_drifted,
-)
+from qzhou.evaluation.diagnosis.data import contaminated, negatives_close, negatives_easy, synthetic_drifted
 from qzhou.evaluation.diagnosis.facts import Facts
 from qzhou.evaluation.diagnosis.finding import CheckResult, Finding, Skipped
 from qzhou.evaluation.diagnosis.labels import labels_inverted
-from qzhou.evaluation.diagnosis.scores import (
-    below_backbone,
-    classification_poor,
-    collapsed,
-    retrieval_fell,
-)
+from qzhou.evaluation.diagnosis.scores import below_backbone, classification_poor, collapsed, retrieval_fell
 from qzhou.evaluation.diagnosis.steps import cosent_unstable, false_negatives_many, loss_flat
 
 # What makes scores worthless comes first.

@@ -1,7 +1,5 @@
 """What the reports of transform, synthesis and mining show of the training data."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -42,8 +40,9 @@ HIDDEN_ADMITTED = 0.5
 def contaminated(facts: Facts) -> CheckResult:
     """Training examples repeat texts of an evaluation task; of mteb's tasks, queries.
 
-    Held-out examples share no exact text with training, so what repeats them has come in with small changes. Documents
-    of mteb's tasks stand in many training sets, and are not counted.
+    Held-out examples share no exact text with training, so what repeats them has come in
+    with small changes. Documents of mteb's tasks stand in many training sets, and are not
+    counted.
     """
     found = facts.transform.get("contamination")
     if not found:

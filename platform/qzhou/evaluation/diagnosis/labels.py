@@ -1,7 +1,5 @@
 """Whether the scores of pairs contradict the vectors."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from statistics import fmean
@@ -67,8 +65,9 @@ def _negative_correlation(row: Row) -> list[str]:
 def _disagreement(stage: str, steps: list[Step]) -> list[str]:
     """The evidence of an agreement that is surely below chance.
 
-    Its standard error is at least that of Mann and Whitney's U without a relation: sqrt(1 / 3n) for two halves of n
-    pairs. Where one score is rare the error is larger, which shows in how far the steps lie apart.
+    Its standard error is at least that of Mann and Whitney's U without a relation: sqrt(1 /
+    3n) for two halves of n pairs. Where one score is rare the error is larger, which shows
+    in how far the steps lie apart.
     """
     pairs = sum(step["rows"] for step in steps)
     agreements = [step["order_agreement"] for step in steps]

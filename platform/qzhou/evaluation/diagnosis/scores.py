@@ -1,7 +1,5 @@
 """What the scores and the embeddings of the trained models show."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from qzhou.evaluation.diagnosis.facts import Facts, ScoreChange
@@ -71,9 +69,7 @@ def below_backbone(facts: Facts) -> CheckResult:
     return found
 
 
-def _findings(
-    check: str, message: str, models: str, changes: Sequence[ScoreChange], remedy: str
-) -> list[Finding]:
+def _findings(check: str, message: str, models: str, changes: Sequence[ScoreChange], remedy: str) -> list[Finding]:
     """A finding where scores fell beyond chance; ``{where}`` in the message names how many tasks."""
     fallen = _fallen(changes)
     if not fallen:
@@ -86,7 +82,8 @@ def _findings(
 def _fallen(changes: Sequence[ScoreChange]) -> tuple[str, str] | None:
     """Where scores fell beyond chance, in words and in numbers; None where they did not.
 
-    A single task has to fall beyond what one of so many tasks would by chance. All together may fall a little each.
+    A single task has to fall beyond what one of so many tasks would by chance. All together
+    may fall a little each.
     """
     if not changes:
         return None

@@ -1,7 +1,5 @@
 """What the metrics of training steps show of losses, and of what is left out of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean, median
@@ -120,9 +118,7 @@ def _unstable_pairs(facts: Facts) -> list[Finding]:
     return found
 
 
-def _unstable(
-    facts: Facts, stage: str, name: str, losses: Sequence[float], comparisons: int
-) -> list[Finding]:
+def _unstable(facts: Facts, stage: str, name: str, losses: Sequence[float], comparisons: int) -> list[Finding]:
     half = len(losses) // 2
     before, after = losses[:half], losses[half:]
     fell, level = mean_decrease(before, after, comparisons), median(losses)

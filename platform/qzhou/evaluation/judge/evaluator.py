@@ -1,7 +1,5 @@
 """What an evaluation worker does: it scores one model on one task at a time. Loads mteb, and no ray."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
@@ -198,11 +196,7 @@ class Evaluator:
         rows = chunk_rows(self._recipe.evaluation.split_documents)
         store = VectorStore(self._folder / "vectors", encoder, rows=rows)
         return MtebEncoder(
-            encoder,
-            self._prompts,
-            name=f"{self._recipe.run.name}-{model.name}",
-            revision=store.key,
-            store=store,
+            encoder, self._prompts, name=f"{self._recipe.run.name}-{model.name}", revision=store.key, store=store
         )
 
     def _encoder(self, model: ModelSpec) -> TextEncoder:
@@ -211,11 +205,7 @@ class Evaluator:
         if model.trained:
             with (self._run / model.source).local_copy() as place:
                 return load_encoder(
-                    str(place),
-                    max_tokens=most,
-                    dtype=own.encodes_in,
-                    library=own.arithmetic,
-                    compiled=own.compiled,
+                    str(place), max_tokens=most, dtype=own.encodes_in, library=own.arithmetic, compiled=own.compiled
                 )
         limited = own.model_copy(update={"max_document_tokens": most})
         return load_text_encoder(model.source, limited, api_key_env=settings.api_key_env)

@@ -1,7 +1,5 @@
 """Held-out examples as mteb task objects, so that mteb's own code scores models on the user's data."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,8 +45,9 @@ def retrieval_task(
 ) -> Any:
     """Queries that must find their positives among the positives of all examples.
 
-    Queries with the same text are one query with all their positives. A hash draws the sample of queries. Relevant
-    documents always stay, and others fill the corpus up to ``max_documents``.
+    Queries with the same text are one query with all their positives. A hash draws the
+    sample of queries. Relevant documents always stay, and others fill the corpus up to
+    ``max_documents``.
     """
     relevant_of: dict[str, dict[str, str]] = {}
     query_text: dict[str, str] = {}
@@ -87,8 +86,9 @@ def qrels_task(
 ) -> Any:
     """Queries with graded relevance over the corpus of their own collection.
 
-    A hash draws the sample of queries. Every graded document of a sampled query stays, and others fill the corpus up
-    to ``max_documents``. Of documents with the same id the first counts.
+    A hash draws the sample of queries. Every graded document of a sampled query stays, and
+    others fill the corpus up to ``max_documents``. Of documents with the same id the first
+    counts.
 
     Args:
         name: The name of the task.
@@ -114,9 +114,7 @@ def qrels_task(
     return _retrieval(name, chosen, {one: query_text[one] for one in grades}, grades)
 
 
-def reranking_task(
-    name: str, examples: Sequence[RetrievalExample], *, max_queries: int, seed: int
-) -> Any:
+def reranking_task(name: str, examples: Sequence[RetrievalExample], *, max_queries: int, seed: int) -> Any:
     """Queries whose own positives must rank above their own negatives; examples without negatives are left out."""
     by_id = {example.id: example for example in examples if example.negatives}
     corpus: dict[str, str] = {}
@@ -126,9 +124,7 @@ def reranking_task(
     for one in _sampled(list(by_id), max_queries, seed):
         example = by_id[one]
         positives = {stable_id("d", normalized_text(text)): text for text in example.positives}
-        negatives = {
-            stable_id("d", normalized_text(each.text)): each.text for each in example.negatives
-        }
+        negatives = {stable_id("d", normalized_text(each.text)): each.text for each in example.negatives}
         corpus |= negatives | positives
         ranked[one] = sorted(negatives | positives)
         grades[one] = {document: int(document in positives) for document in ranked[one]}
@@ -169,9 +165,7 @@ def sts_task(name: str, examples: Sequence[PairExample], *, max_rows: int, seed:
     return task
 
 
-def pair_classification_task(
-    name: str, examples: Sequence[PairExample], *, max_rows: int, seed: int
-) -> Any:
+def pair_classification_task(name: str, examples: Sequence[PairExample], *, max_rows: int, seed: int) -> Any:
     """The average precision of cosines for the pairs with the highest score."""
     rows = _sampled_pairs(examples, max_rows, seed)
     kind = "PairClassification"
@@ -209,9 +203,7 @@ def clustering_task(name: str, examples: Sequence[LabeledExample], *, max_rows: 
     return task
 
 
-def classification_task(
-    name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int
-) -> Any:
+def classification_task(name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int) -> Any:
     """The accuracy of a logistic regression on a few held-out texts per class, tested on the other held-out texts.
 
     Classes with fewer than ``TEXTS_PER_CLASS`` held-out texts are left out.
@@ -235,9 +227,7 @@ def _label_text(row: LabeledExample) -> str:
     return f"{row.text}\x00{row.label}"
 
 
-def _sampled_texts(
-    examples: Sequence[LabeledExample], max_rows: int, seed: int
-) -> list[LabeledExample]:
+def _sampled_texts(examples: Sequence[LabeledExample], max_rows: int, seed: int) -> list[LabeledExample]:
     by_id = {example.id: example for example in examples}
     return [by_id[one] for one in _sampled(list(by_id), max_rows, seed)]
 

@@ -1,7 +1,5 @@
 """The models that an evaluation scores, under the names that its tables show. Loads nothing heavy."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

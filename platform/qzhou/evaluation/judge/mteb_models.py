@@ -1,7 +1,5 @@
 """The models that mteb scores: an encoder behind mteb's encoder protocol, and the lexical baseline."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

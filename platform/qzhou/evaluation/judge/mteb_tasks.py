@@ -1,7 +1,5 @@
 """Tasks and benchmarks of mteb by name, and the texts of a task."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 

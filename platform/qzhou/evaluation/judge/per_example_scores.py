@@ -1,8 +1,9 @@
 """The scores of single examples, and confidence intervals over them by the paired bootstrap.
 
-Two models that are scored on the same queries, pairs or texts are compared on resampled sets of these examples
-(Efron and Tibshirani, An Introduction to the Bootstrap, 1993; for retrieval Smucker et al., CIKM 2007).
-scipy.stats.bootstrap resamples one set of examples; a task has several parts, and a mean over tasks several sets.
+Two models that are scored on the same queries, pairs or texts are compared on resampled
+sets of these examples (Efron and Tibshirani, An Introduction to the Bootstrap, 1993; for
+retrieval Smucker et al., CIKM 2007). scipy.stats.bootstrap resamples one set of examples; a
+task has several parts, and a mean over tasks several sets.
 
 Shape letters in this file: N examples, B resamples.
 """
@@ -99,9 +100,7 @@ def score_interval(scores: PerExampleScores, *, seed: int) -> Interval:
     return _percentile_interval(scores.score, resampled_B, scores.count, HIGHEST)
 
 
-def paired_difference(
-    scores: PerExampleScores, baseline: PerExampleScores, *, seed: int
-) -> Interval | None:
+def paired_difference(scores: PerExampleScores, baseline: PerExampleScores, *, seed: int) -> Interval | None:
     """By how much one model leads another on the same examples; None where their examples differ."""
     return pooled_difference([([scores], [baseline])], seed=seed)
 
@@ -111,9 +110,9 @@ def pooled_difference(
 ) -> Interval | None:
     """By how much several trained models lead several others, on the mean over some tasks.
 
-    All models see the same resampled examples. So a query that is asked of six models counts once and not six times.
-    The limits tell what other queries would have shown of these very models. They do not tell what training again
-    would have changed.
+    All models see the same resampled examples. So a query that is asked of six models
+    counts once and not six times. The limits tell what other queries would have shown of
+    these very models. They do not tell what training again would have changed.
 
     Args:
         tasks: For each task, the scores of the leading models and of the others.
@@ -143,9 +142,7 @@ def _examples(scores: PerExampleScores) -> tuple[object, ...]:
     return scores.statistic, scores.data_revision, parts
 
 
-def _percentile_interval(
-    value: float, resampled_B: Values, count: int, worst_case_interval: float
-) -> Interval:
+def _percentile_interval(value: float, resampled_B: Values, count: int, worst_case_interval: float) -> Interval:
     """The limits that enclose 95 % of the resamples, widened by Student's t as few examples require.
 
     Source: Hesterberg, What Teachers Should Know About the Bootstrap (The American Statistician, 2015), section 4.4.3:

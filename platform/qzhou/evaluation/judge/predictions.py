@@ -1,7 +1,5 @@
 """The scores of single examples, from the predictions that mteb saves of a model."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,9 +42,7 @@ def per_example_scores_of(task: Any, predictions: Path, score: float) -> PerExam
     return found if parts and abs(found.score - score) <= TOLERANCE else None
 
 
-def _of_retrieval(
-    name: str, task: Any, data: Any, predicted: Mapping[str, Mapping[str, float]]
-) -> Part | None:
+def _of_retrieval(name: str, task: Any, data: Any, predicted: Mapping[str, Mapping[str, float]]) -> Part | None:
     """The main metric of each query, as trec_eval computes it."""
     metric, _, depth = task.metadata.main_score.rpartition("_")
     if metric not in MEASURES:

@@ -1,11 +1,10 @@
 """Which instruction the texts of an mteb task carry, and on which sides.
 
-A task of the recipe's dataset has the instruction that the dataset has in training. A task of mteb has the recipe's
-(``[evaluation.instructions]``), or else the one that mteb declares. The QZhou-Embedding evaluation scripts put it
-before the queries alone in retrieval, and before both sides in every other type of task.
+A task of the recipe's dataset has the instruction that the dataset has in training. A task
+of mteb has the recipe's (``[evaluation.instructions]``), or else the one that mteb
+declares. The QZhou-Embedding evaluation scripts put it before the queries alone in
+retrieval, and before both sides in every other type of task.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The tasks on which a recipe's models are scored, with their sizes, and how each is built."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

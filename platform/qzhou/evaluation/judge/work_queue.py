@@ -1,7 +1,5 @@
 """The order of the work: longest first, and a worker keeps its model while there is work for it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -55,7 +53,8 @@ class Work:
 class WorkQueue:
     """All work of an evaluation.
 
-    Several workers encode the parts of a corpus above ``split_documents`` before its task is scored.
+    Several workers encode the parts of a corpus above ``split_documents`` before its task
+    is scored.
 
     Args:
         models: The models to score.
@@ -63,9 +62,7 @@ class WorkQueue:
         split_documents: How many documents one worker encodes at a time.
     """
 
-    def __init__(
-        self, models: Sequence[ModelSpec], tasks: Sequence[EvalTask], split_documents: int
-    ) -> None:
+    def __init__(self, models: Sequence[ModelSpec], tasks: Sequence[EvalTask], split_documents: int) -> None:
         self._ready: list[Work] = []
         # (model, task) -> the scoring that waits, and how many parts of its corpus are missing
         self._waiting: dict[tuple[str, str], Work] = {}

@@ -1,7 +1,7 @@
 """``report.html`` of a run: one page that needs no network, made of the files in the run folder.
 
-Each section has a module that turns files into ``blocks`` (texts, tables, plots). ``page`` puts these into the template
-with its style sheet, its script and Plotly's.
+Each section has a module that turns files into ``blocks`` (texts, tables, plots). ``page``
+puts these into the template with its style sheet, its script and Plotly's.
 """
 
 from qzhou.evaluation.report.page import PAGE, write_report

@@ -1,7 +1,5 @@
 """What went in: datasets, what became of their rows, lengths of texts, overlap with evaluation data."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from qzhou.evaluation.report import plots
@@ -25,17 +23,13 @@ def _blocks(report: Content) -> Iterator[Block]:
     if not datasets:
         yield missing(TRANSFORM_REPORT)
         return
-    read, kept, held_out = (
-        sum(one[name] for one in datasets.values()) for name in ("read", "kept", "held_out")
-    )
+    read, kept, held_out = (sum(one[name] for one in datasets.values()) for name in ("read", "kept", "held_out"))
     dropped = sum(sum(one["dropped"].values()) for one in datasets.values())
     totals = {"datasets": len(datasets), "rows read": read, "trained on": kept}
     totals |= {"held out": held_out, "dropped": dropped}
     yield KeyNumbers(totals)
     yield _datasets(datasets)
-    yield Text(
-        "Rows read = trained on + held out + beyond max_rows + dropped. Languages are those of a sample."
-    )
+    yield Text("Rows read = trained on + held out + beyond max_rows + dropped. Languages are those of a sample.")
     yield Heading("Lengths of the texts that are trained on")
     lengths = {name: one["lengths"] for name, one in datasets.items() if one.get("lengths")}
     yield Panels([_lengths(name, found) for name, found in lengths.items()])
@@ -92,9 +86,7 @@ def _dropped(datasets: Content) -> Iterator[Block]:
     columns += [*numbers("percent", "% of read"), *texts("for example", style="prose")]
     found.sort(key=lambda one: -one[0])
     yield Table("Dropped rows by dataset and reason", columns, [row for _, row in found])
-    yield Text(
-        "A part of a row is one negative, one answer or one piece of evidence; the rest of the row is kept."
-    )
+    yield Text("A part of a row is one negative, one answer or one piece of evidence; the rest of the row is kept.")
 
 
 def _contamination(found: Content) -> Iterator[Block]:

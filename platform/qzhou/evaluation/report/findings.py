@@ -1,7 +1,5 @@
 """What the diagnosis found."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from qzhou.evaluation.report.blocks import Block, Heading, Notice, Section, Text

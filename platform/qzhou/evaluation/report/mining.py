@@ -1,21 +1,10 @@
 """What was mined: negatives by origin, scores beside those of the positives, why candidates were refused."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import cycle
 
 from qzhou.evaluation.report import plots
-from qzhou.evaluation.report.blocks import (
-    Block,
-    Folded,
-    Heading,
-    KeyNumbers,
-    Panels,
-    Section,
-    Text,
-    missing,
-)
+from qzhou.evaluation.report.blocks import Block, Folded, Heading, KeyNumbers, Panels, Section, Text, missing
 from qzhou.evaluation.report.tables import Table, Value, numbers, share, texts
 from qzhou.run.files import MINING_REPORT, Content, RunFiles
 
@@ -47,9 +36,7 @@ def _blocks(report: Content) -> Iterator[Block]:
     scored = {name: one for name, one in report.items() if one.get("scores")}
     if scored:
         yield Heading("Scores of positives and negatives")
-        yield Text(
-            "Of the teacher, to the query. Negatives that lie among the positives are too close to them."
-        )
+        yield Text("Of the teacher, to the query. Negatives that lie among the positives are too close to them.")
         yield Panels([_scores(name, one) for name, one in scored.items()])
     yield Heading("Negatives a query")
     yield Panels([_sizes(report)])

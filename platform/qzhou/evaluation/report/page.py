@@ -1,7 +1,5 @@
 """The page itself: sections in the template, with the style sheet, the script and Plotly's own script inside."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,9 +28,7 @@ def write_report(run: Run) -> None:
     run.folder.write_bytes(PAGE, page.encode())
 
 
-def render(
-    name: str, sections: Sequence[Section], *, summary: KeyNumbers | None = None, backbone: str = ""
-) -> str:
+def render(name: str, sections: Sequence[Section], *, summary: KeyNumbers | None = None, backbone: str = "") -> str:
     """A page that needs no network.
 
     Args:
@@ -41,9 +37,7 @@ def render(
         summary: Key figures at the top.
         backbone: The backbone to name below the title; empty for none.
     """
-    environment = Environment(
-        loader=FileSystemLoader(PLACE), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(loader=FileSystemLoader(PLACE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("page.html.j2").render(
         name=name,
         backbone=backbone,

@@ -1,7 +1,5 @@
 """Plots as Plotly takes them: traces and a layout as plain data. The page sets the colours of text and grid."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -70,13 +68,7 @@ class Line:
 
 
 def lines(
-    title: str,
-    shown: Sequence[Line],
-    *,
-    x: str,
-    y: str,
-    limits: Mapping[float, str] | None = None,
-    **axes: Any,
+    title: str, shown: Sequence[Line], *, x: str, y: str, limits: Mapping[float, str] | None = None, **axes: Any
 ) -> Plot:
     """Lines over a common axis.
 
@@ -160,9 +152,7 @@ class Bar:
     limits: Sequence[tuple[float, float] | None] = ()
 
 
-def bars(
-    title: str, labels: Sequence[str], shown: Sequence[Bar], *, x: str, stacked: bool = False
-) -> Plot:
+def bars(title: str, labels: Sequence[str], shown: Sequence[Bar], *, x: str, stacked: bool = False) -> Plot:
     """Bars from left to right, a group for each label, the first on top."""
     x = escape(x)
     broken = [broken_label(label) for label in labels]

@@ -1,23 +1,12 @@
 """How the run was made: stages with their inputs, outputs and times, versions, the recipe."""
 
-from __future__ import annotations
-
 import json
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from qzhou.evaluation.report import plots
-from qzhou.evaluation.report.blocks import (
-    Block,
-    Folded,
-    Heading,
-    Panels,
-    Section,
-    Source,
-    Text,
-    missing,
-)
+from qzhou.evaluation.report.blocks import Block, Folded, Heading, Panels, Section, Source, Text, missing
 from qzhou.evaluation.report.tables import Table, Value, numbers, texts
 from qzhou.run.files import STAGES, RunFiles
 
@@ -67,14 +56,7 @@ def _lineage(files: RunFiles) -> Table:
         for name, fingerprint in one.inputs.items():
             note = " (another since)" if files.is_outdated(name, fingerprint) else ""
             inputs.append(f"{name} {fingerprint}{note}")
-        row: list[Value] = [
-            stage,
-            one.wall_s,
-            made,
-            one.finished_at,
-            one.fingerprint,
-            "\n".join(inputs),
-        ]
+        row: list[Value] = [stage, one.wall_s, made, one.finished_at, one.fingerprint, "\n".join(inputs)]
         rows.append([*row, one.code_version])
     return Table("Stages, what they read and what they made", columns, rows)
 

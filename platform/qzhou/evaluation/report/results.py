@@ -1,7 +1,5 @@
 """How good the models are: scores and differences with intervals, benchmarks, embedding health, unscored tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from qzhou.evaluation.comparison import Difference, Row, differences_of, models_of, rows_of
@@ -94,9 +92,7 @@ def _differences(found: Sequence[Difference]) -> Iterator[Block]:
     if not found:
         return
     yield Heading("Differences")
-    yield Text(
-        "Paired bootstrap over the same items. A difference is sure where its interval leaves out zero."
-    )
+    yield Text("Paired bootstrap over the same items. A difference is sure where its interval leaves out zero.")
     columns = [*texts("task", "model", "against"), *numbers("signed", "difference", "95 % from", "to")]
     rows: list[list[Value]] = []
     for one in found:
@@ -110,9 +106,7 @@ def _benchmark(found: Content) -> Iterator[Block]:
         yield Heading(found["benchmark"])
     else:
         yield Heading(f"{found['benchmark']}: {found['judged']} of {found['tasks']} tasks")
-        yield Text(
-            "Means over some of its tasks cannot be compared with published ones, so these are left out."
-        )
+        yield Text("Means over some of its tasks cannot be compared with published ones, so these are left out.")
     columns = [*texts("model", "from"), *numbers("percent", *found["types"])]
     columns += numbers("percent", "mean (task)", "mean (type)")
     rows: list[list[Value]] = []
@@ -140,11 +134,7 @@ def _seen(found: Sequence[Content]) -> Iterator[Block]:
     if not found:
         return
     yield Heading("Seen and unseen tasks")
-    columns = [
-        *texts("model", "seen"),
-        *numbers("count", "tasks"),
-        *numbers("percent", "mean score, %"),
-    ]
+    columns = [*texts("model", "seen"), *numbers("count", "tasks"), *numbers("percent", "mean score, %")]
     rows = [[one["model"], YES_NO[one["seen"]], one["tasks"], one["mean"]] for one in found]
     yield Table("Mean scores of seen and unseen tasks", columns, rows)
 

@@ -1,20 +1,9 @@
 """What was bought: tokens and money, records kept and refused, their scores, and samples beside their originals."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from qzhou.evaluation.report import plots
-from qzhou.evaluation.report.blocks import (
-    Block,
-    Folded,
-    Heading,
-    KeyNumbers,
-    Panels,
-    Section,
-    Text,
-    missing,
-)
+from qzhou.evaluation.report.blocks import Block, Folded, Heading, KeyNumbers, Panels, Section, Text, missing
 from qzhou.evaluation.report.tables import Table, Value, counts, numbers, share, texts
 from qzhou.run.files import LEDGER, SYNTHESIS, TRANSFORM, Content, RunFiles
 

@@ -1,7 +1,5 @@
 """Tables of the page: each cell has the text that it shows and the value that it sorts by."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How training went: losses by dataset, validation, learning rate, throughput."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
@@ -10,11 +8,7 @@ from qzhou.evaluation.report.blocks import Block, Heading, Panels, Section, Text
 from qzhou.evaluation.report.tables import Table, Value, numbers, texts
 from qzhou.run.files import METRICS, Content, RunFiles
 
-PACE = {
-    "learning_rate": "learning rate",
-    "tokens_per_s": "tokens per second",
-    "gradient_norm": "gradient norm",
-}
+PACE = {"learning_rate": "learning rate", "tokens_per_s": "tokens per second", "gradient_norm": "gradient norm"}
 VALIDATION = "validation_"
 TENTH = 10  # the first and the last tenth of a dataset's steps are compared
 

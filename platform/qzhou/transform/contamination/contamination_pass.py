@@ -1,7 +1,5 @@
 """The contamination pass: candidates are read once more, to find those to drop and to draw the sample."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 
@@ -36,7 +34,8 @@ def read_ngrams(layout: Layout, shard: Shard) -> np.ndarray:
 def check_shard(layout: Layout, shard: Shard, index: Index | None) -> None:
     """Find the candidates that overlap with evaluation texts, if those are dropped; number the others for the sample.
 
-    Writes ``<shard>.npz``: ``contaminated`` (rows) and ``sample`` (a number for each candidate that may be drawn).
+    Writes ``<shard>.npz``: ``contaminated`` (rows) and ``sample`` (a number for each
+    candidate that may be drawn).
     """
     table = read_candidates(layout, shard)
     reasons, _ = drop_reasons_of(layout, shard, table.num_rows)
@@ -64,7 +63,8 @@ def write_overlap(layout: Layout, shard: Shard, table: pa.Table, index: Index) -
 def sample_limits(layout: Layout) -> Mapping[str, int]:
     """Dataset with ``max_rows`` -> the largest number of a candidate in its sample; none where all are drawn.
 
-    A pair counts twice, because it is trained on from both sides. Memory: 8 bytes a row of the sample.
+    A pair counts twice, because it is trained on from both sides. Memory: 8 bytes a row of
+    the sample.
     """
     limits = {}
     for dataset in layout.recipe.datasets:
@@ -105,8 +105,8 @@ def select_rows(
 def sample_numbers(ids: Sequence[str], seed: int) -> np.ndarray:
     """A number for each id; a sample is the ids with the smallest ones.
 
-    The number depends on the id alone. So a dataset that grows keeps most of its sample, and the order of its files
-    does not matter.
+    The number depends on the id alone. So a dataset that grows keeps most of its sample,
+    and the order of its files does not matter.
     """
     digests = b"".join(hashlib.sha256(f"{seed} {one}".encode()).digest()[:8] for one in ids)
     return np.frombuffer(digests, dtype=">u8").astype(np.uint64)

@@ -55,10 +55,11 @@ class Tokens:
 def windows(tokens: Tokens, size: int, *, whole_if_shorter: bool) -> tuple[np.ndarray, np.ndarray]:
     """The n-grams of ``size`` tokens of every text.
 
-    With ``whole_if_shorter``, a text with fewer tokens is one n-gram by itself, if it has any tokens. Its hash differs
-    from that of the same tokens inside a longer text.
+    With ``whole_if_shorter``, a text with fewer tokens is one n-gram by itself, if it has
+    any tokens. Its hash differs from that of the same tokens inside a longer text.
 
-    Returns: Hashes (uint64), and int64 ends: text i has the n-grams ``ends[i]`` to ``ends[i + 1]``.
+    Returns: Hashes (uint64), and int64 ends: text i has the n-grams ``ends[i]`` to ``ends[i
+        + 1]``.
     """
     lengths, begins = np.diff(tokens.ends), tokens.ends[:-1]
     counts = np.maximum(lengths - size + 1, 0)

@@ -4,10 +4,11 @@ The n-grams of all evaluation texts make one sorted array of 64-bit hashes with 
 above ``max_index_ngrams`` only the hashes that a power of two divides are kept. Long overlaps are still found, because
 they share many n-grams.
 
-One n-gram in common is often a common phrase. So the copies are counted too: examples that repeat most of a text.
+One n-gram in common is often a common phrase. So the copies are counted too: examples that
+repeat most of a text.
 
-Source: the 13-gram test of GPT-3 (arXiv:2005.14165, appendix C); a share of n-grams as in PaLM (arXiv:2204.02311,
-section 8); sampling by hash as in FracMinHash.
+Source: the 13-gram test of GPT-3 (arXiv:2005.14165, appendix C); a share of n-grams as in
+PaLM (arXiv:2204.02311, section 8); sampling by hash as in FracMinHash.
 """
 
 from __future__ import annotations
@@ -128,8 +129,9 @@ class IndexBuilder:
 class Overlap:
     """How many training examples of a dataset share something with each evaluation task, and some of them.
 
-    ``copied`` counts examples with a text most of whose n-grams the task has; of a pair, both texts. ``asked`` counts
-    those whose query is such a text: a document alone (Wikipedia's, say) is in many corpora and gives no answer away.
+    ``copied`` counts examples with a text most of whose n-grams the task has; of a pair,
+    both texts. ``asked`` counts those whose query is such a text: a document alone
+    (Wikipedia's, say) is in many corpora and gives no answer away.
     """
 
     dataset: str
@@ -182,9 +184,7 @@ class Overlap:
         """The counts as JSON holds them."""
         return asdict(self)
 
-    def _remember(
-        self, texts: Sequence[str], places: np.ndarray, tasks: np.ndarray, index: Index
-    ) -> None:
+    def _remember(self, texts: Sequence[str], places: np.ndarray, tasks: np.ndarray, index: Index) -> None:
         for number, name in enumerate(index.tasks):
             shown = self.examples.setdefault(name, [])
             for place in places[tasks == number][: 20 * EXAMPLES]:

@@ -1,9 +1,8 @@
 """Which examples repeat others, or share a text with held-out ones: one sort of all keys of a bucket.
 
-A bucket is compared by itself, so the work spreads over a cluster, and memory depends on the size of a bucket alone.
+A bucket is compared by itself, so the work spreads over a cluster, and memory depends on
+the size of a bucket alone.
 """
-
-from __future__ import annotations
 
 from enum import IntEnum
 
@@ -72,24 +71,22 @@ def drop_reasons_of(layout: Layout, shard: Shard, count: int) -> tuple[np.ndarra
 def find_duplicates(keys: pa.Table, shard: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The keys whose examples are dropped.
 
-    Of equal keys the first one stays: held-out examples come before others, then the order of the recipe counts. A
-    training text that equals a held-out one is dropped in any case.
+    Of equal keys the first one stays: held-out examples come before others, then the order
+    of the recipe counts. A training text that equals a held-out one is dropped in any case.
 
     Args:
         keys: KEYS of all shards, one bucket of them.
         shard: For each key, the number of its shard; shards are numbered in the order of the recipe.
 
-    Returns: Positions in ``keys``, a :class:`DropReason` for each, and the positions of the keys that they repeat;
-        all int64.
+    Returns: Positions in ``keys``, a :class:`DropReason` for each, and the positions of the
+        keys that they repeat; all int64.
     """
     if not keys.num_rows:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     high, low, row, space, held_out = (keys[name].to_numpy() for name in KEYS.names)
     place = (shard.astype(np.uint64) << np.uint64(32)) | row.astype(np.uint64)
     order = np.lexsort((place, ~held_out, low, high, space))
-    high, low, place, space, held_out = (
-        column[order] for column in (high, low, place, space, held_out)
-    )
+    high, low, place, space, held_out = (column[order] for column in (high, low, place, space, held_out))
     starts = np.ones(len(order), dtype=bool)
     starts[1:] = (np.diff(high) != 0) | (np.diff(low) != 0) | (space[1:] != space[:-1])
     first = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))

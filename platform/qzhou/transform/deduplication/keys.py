@@ -1,10 +1,9 @@
 """The keys by which examples are compared: digests of their texts, and bands of MinHash signatures.
 
-Every example gives some keys: one for itself, one for each of its texts, some for near-duplicates. Equal keys meet in
-the same bucket, whichever dataset and shard they come from.
+Every example gives some keys: one for itself, one for each of its texts, some for
+near-duplicates. Equal keys meet in the same bucket, whichever dataset and shard they come
+from.
 """
-
-from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
@@ -98,10 +97,12 @@ class KeyList:
     def _add(self, row: int, example: Example, held_out: bool) -> None:
         """Add the digests of one example.
 
-        A query with two answers is two examples. A text with two labels, or a pair with two scores or with its sides
-        exchanged, is one: the second contradicts the first or adds nothing. A retrieval text is compared with
-        held-out queries and documents. A labelled text or a pair is compared with held-out texts of its kind and with
-        held-out queries, but not documents: a class may be taught with a text that is a document elsewhere.
+        A query with two answers is two examples. A text with two labels, or a pair with two
+        scores or with its sides exchanged, is one: the second contradicts the first or adds
+        nothing. A retrieval text is compared with held-out queries and documents. A
+        labelled text or a pair is compared with held-out texts of its kind and with
+        held-out queries, but not documents: a class may be taught with a text that is a
+        document elsewhere.
         """
         keys = [normalized_text(text) for text in texts_of(example)]
         text_space = KeyKind.SIMILARITY_TEXT

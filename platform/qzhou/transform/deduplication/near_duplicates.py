@@ -1,14 +1,13 @@
 """Near-duplicates by MinHash and locality-sensitive hashing; the signatures are rensa's.
 
-Two examples are compared side by side, query with query and positive with positive: five questions about one passage
-are five examples. A band is equal where ``rows`` minima of BOTH sides are equal, so examples whose sides have the
-Jaccard similarities s and t share one of b bands with probability 1 - (1 - (s t)^rows)^b.
+Two examples are compared side by side, query with query and positive with positive: five
+questions about one passage are five examples. A band is equal where ``rows`` minima of BOTH
+sides are equal, so examples whose sides have the Jaccard similarities s and t share one of
+b bands with probability 1 - (1 - (s t)^rows)^b.
 
-Source: A. Broder, On the resemblance and containment of documents, 1997; the banding of Leskovec, Rajaraman and
-Ullman, Mining of Massive Datasets, section 3.4.
+Source: A. Broder, On the resemblance and containment of documents, 1997; the banding of
+Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -26,7 +25,8 @@ SEED = 20250829
 def bands_for(threshold: float) -> tuple[int, int]:
     """(bands, rows a band) whose curve rises nearest to ``threshold`` on both sides.
 
-    Chosen so that false positives below and false negatives above the threshold are together fewest.
+    Chosen so that false positives below and false negatives above the threshold are
+    together fewest.
     """
     below, above = np.linspace(0, threshold, 100), np.linspace(threshold, 1, 100)
 
@@ -42,8 +42,9 @@ def bands_for(threshold: float) -> tuple[int, int]:
 def band_keys(sides: Sequence[Sequence[str]], threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """For each example, a hash of each band (uint64), and whether it has words on every side.
 
-    ``sides`` are the texts to compare, one sequence of the same length per side. At the Jaccard similarity
-    ``threshold`` of token trigrams, half of the pairs are found. Without words an example is near to nothing.
+    ``sides`` are the texts to compare, one sequence of the same length per side. At the
+    Jaccard similarity ``threshold`` of token trigrams, half of the pairs are found. Without
+    words an example is near to nothing.
     """
     bands, rows = bands_for(threshold)
     keys = np.zeros((len(sides[0]), bands), dtype=np.uint64)
@@ -51,9 +52,7 @@ def band_keys(sides: Sequence[Sequence[str]], threshold: float) -> tuple[np.ndar
     for side in sides:
         grams, ends = windows(Tokens.of(side), SHINGLE_TOKENS, whole_if_shorter=True)
         comparable &= np.diff(ends) > 0
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-            grams, ends.astype(np.uint64), PERMUTATIONS, SEED
-        )
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(grams, ends.astype(np.uint64), PERMUTATIONS, SEED)
         signatures = np.array(matrix.to_rows(), dtype=np.uint64).reshape(len(side), PERMUTATIONS)
         minima = signatures[:, : bands * rows].reshape(len(side), bands, rows)
         for row in range(rows):

@@ -6,8 +6,6 @@ metadata.author.name       one value, three objects deep
 {title}\\n{text}            several columns put together; a blank column leaves no blank line behind
 """
 
-from __future__ import annotations
-
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping
@@ -76,7 +74,8 @@ def walk(value: Any, steps: tuple[str, ...]) -> Any:
 def exploded(record: Any, steps: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """The rows at the end of a path; each inherits the fields of the objects around it, and nearer ones win.
 
-    ``data[].paragraphs[].qas[]`` makes of a SQuAD file one row a question, with its context and title.
+    ``data[].paragraphs[].qas[]`` makes of a SQuAD file one row a question, with its context
+    and title.
     """
     waiting: list[tuple[Any, dict[str, Any], int]] = [(record, {}, 0)]
     while waiting:
@@ -120,6 +119,4 @@ def _pieces(expression: str) -> list[tuple[str, str | None]]:
             raise ValueError("{} names no column")
         return tasks
     except ValueError as error:
-        raise RecipeError(
-            f"'{expression}' is not a template: {error}; literal braces are doubled"
-        ) from None
+        raise RecipeError(f"'{expression}' is not a template: {error}; literal braces are doubled") from None

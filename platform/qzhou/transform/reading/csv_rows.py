@@ -1,7 +1,5 @@
 """Rows of CSV and TSV files. Quoted fields may hold line breaks; ``.tsv`` files are split at tabs."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -1,7 +1,5 @@
 """The raw inputs of a recipe: their files, the columns in them, and custom readers."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import sys
@@ -130,9 +128,7 @@ def _import_reader(found: RawInputs, folder: str, reader: str) -> None:
     if not callable(getattr(module, function, None)):
         public = {one: value for one, value in vars(module).items() if not one.startswith("_")}
         known = ", ".join(one for one, value in public.items() if callable(value)) or "none"
-        raise DataError(
-            f"reader '{reader}': {module.__file__} has no function '{function}'. It has: {known}."
-        )
+        raise DataError(f"reader '{reader}': {module.__file__} has no function '{function}'. It has: {known}.")
     found.modules[name] = module
     found.readers[reader] = getattr(module, function)
 
@@ -163,9 +159,7 @@ def _files_of_reader(form: Format, found: RawInputs) -> list[InputFile]:
     except QzhouError:
         raise
     except Exception as error:  # noqa: BLE001 - anything may go wrong in foreign code
-        raise DataError(
-            f"reader '{form.reader}' found no files: {type(error).__name__}: {error}"
-        ) from None
+        raise DataError(f"reader '{form.reader}' found no files: {type(error).__name__}: {error}") from None
 
 
 def _check_files(

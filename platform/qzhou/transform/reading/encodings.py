@@ -1,7 +1,5 @@
 """The encodings of text files."""
 
-from __future__ import annotations
-
 import codecs
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

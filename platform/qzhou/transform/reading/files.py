@@ -1,10 +1,9 @@
 """Raw files: where they are and how they are opened.
 
-Local paths and globs, everything pyarrow or fsspec opens (``s3://``, ``gs://``, ``hdfs://``, ...), and members of
-zip archives. What is compressed is unpacked while reading.
+Local paths and globs, everything pyarrow or fsspec opens (``s3://``, ``gs://``,
+``hdfs://``, ...), and members of zip archives. What is compressed is unpacked while
+reading.
 """
-
-from __future__ import annotations
 
 import bz2
 import fnmatch
@@ -154,9 +153,7 @@ def open_raw(file: InputFile) -> BinaryIO:
         filesystem, path, _ = _filesystem(file.uri)
         return cast(BinaryIO, filesystem.open(path, "rb"))
     except FileNotFoundError:
-        raise DataError(
-            f"{file.name} has gone since the run began; put it back, or start again."
-        ) from None
+        raise DataError(f"{file.name} has gone since the run began; put it back, or start again.") from None
 
 
 def _expanded(path: str) -> str:

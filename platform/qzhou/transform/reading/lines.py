@@ -1,7 +1,5 @@
 """The lines of text files. Bytes that do not fit the encoding are refused, never replaced."""
 
-from __future__ import annotations
-
 import codecs
 import io
 from collections.abc import Iterator
@@ -17,8 +15,8 @@ from qzhou.transform.reading.parts import FilePart
 def lines(form: Format, file: InputFile, part: FilePart) -> Iterator[tuple[str | RejectedRow, str]]:
     """(line or its refusal, place) of the lines that are not empty.
 
-    A line belongs to the part in which it starts. A part that starts in the middle of a line leaves that line to the
-    part before.
+    A line belongs to the part in which it starts. A part that starts in the middle of a
+    line leaves that line to the part before.
 
     Raises:
         DataError: A file said to be UTF-8 has the byte order mark of another encoding.

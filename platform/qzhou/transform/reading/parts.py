@@ -1,7 +1,5 @@
 """Files cut into parts, one for each task: large files in pieces, small files together."""
 
-from __future__ import annotations
-
 import codecs
 import itertools
 from collections.abc import Sequence
@@ -24,8 +22,8 @@ SPLITS = 16  # of a small dataset, so that all cores of one machine have work to
 class FilePart:
     """What one task reads: whole files, or a part of one.
 
-    ``start`` and ``end`` count bytes (jsonl, text), row groups (parquet) or shards (hf). ``end`` is None for the
-    whole of every file.
+    ``start`` and ``end`` count bytes (jsonl, text), row groups (parquet) or shards (hf).
+    ``end`` is None for the whole of every file.
     """
 
     files: tuple[InputFile, ...]

@@ -1,10 +1,9 @@
 """Readers of raw files: rows as plain mappings, one at a time, in the order of the file.
 
-A row that cannot be read is rejected with its place, and reading goes on. A file that is damaged as a whole is named
-and, as ``on_corrupt_file`` says, skipped or fatal. Bytes that do not fit the encoding are never replaced.
+A row that cannot be read is rejected with its place, and reading goes on. A file that is
+damaged as a whole is named and, as ``on_corrupt_file`` says, skipped or fatal. Bytes that
+do not fit the encoding are never replaced.
 """
-
-from __future__ import annotations
 
 import codecs
 import inspect
@@ -35,8 +34,9 @@ Rows = Iterator[Row | RejectedRow]
 def read_part(form: Format, part: FilePart, custom: CustomReader | None = None) -> Rows:
     """The rows of one part of the input, constants included.
 
-    ``custom`` is the function that ``reader = "module:function"`` names. It is called with each file, open in binary
-    mode and unpacked, and with ``reader_options``; see :func:`reads_together`.
+    ``custom`` is the function that ``reader = "module:function"`` names. It is called with
+    each file, open in binary mode and unpacked, and with ``reader_options``; see
+    :func:`reads_together`.
 
     Raises:
         DataError: A file is damaged and ``on_corrupt_file`` is fatal, or a custom reader fails.
@@ -146,9 +146,7 @@ def _aligned_rows(form: Format, files: Sequence[InputFile]) -> Rows:
     for number, cells in enumerate(zip_longest(*sides), start=1):
         if None in cells:
             short = files[cells.index(None)].name
-            raise DataError(
-                f"aligned_text: {short} ends before line {number}, and the other files go on."
-            )
+            raise DataError(f"aligned_text: {short} ends before line {number}, and the other files go on.")
         rejected = next((cell for cell in cells if isinstance(cell, RejectedRow)), None)
         yield rejected or {str(position): cell for position, cell in enumerate(cells)}
 

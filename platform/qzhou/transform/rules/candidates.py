@@ -1,7 +1,5 @@
 """The raw rows of one example to a candidate: an example that no rule refuses, and its side of the split."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple

@@ -1,10 +1,8 @@
 """Normalisation of raw text: the same text always gives the same characters.
 
-Only damage is repaired. Curly quotes and full-width punctuation stay, because people who search
-type them too.
+Only damage is repaired. Curly quotes and full-width punctuation stay, because people who
+search type them too.
 """
-
-from __future__ import annotations
 
 import html
 import re
@@ -20,11 +18,7 @@ from qzhou.config.dataset import Repair
 WORD_SEARCH_CHARS = 100
 
 _FTFY = ftfy.TextFixerConfig(
-    uncurl_quotes=False,
-    fix_character_width=False,
-    normalization="NFC",
-    explain=False,
-    max_decode_length=100_000,
+    uncurl_quotes=False, fix_character_width=False, normalization="NFC", explain=False, max_decode_length=100_000
 )
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff]")
 # ftfy has nothing to repair in texts of only these: ASCII, the commonest typographic signs, CJK, kana, hangul and their
@@ -47,8 +41,8 @@ _ENTITY = re.compile(r"&(?:#\d|#[xX][\da-fA-F]|[A-Za-z]\w*;)")
 def clean_text(text: str, max_chars: int) -> str:
     """The text with mojibake repaired, in NFC, without entities and invisible characters, blanks collapsed, cut.
 
-    Lines stay lines and paragraphs stay paragraphs: runs of blanks become one, and several empty
-    lines become one.
+    Lines stay lines and paragraphs stay paragraphs: runs of blanks become one, and several
+    empty lines become one.
 
     Args:
         text: Any string, even with lone surrogates.

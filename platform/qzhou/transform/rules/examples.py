@@ -1,7 +1,5 @@
 """Cleaned texts to examples, with the checks that all rules share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -64,10 +62,11 @@ def retrieval(
 ) -> list[Outcome]:
     """An example of cleaned texts, or a drop for each of its rows.
 
-    Left out are a positive that only repeats the query, a negative that is a positive or the query, and the second of
-    two equal texts on one side.
+    Left out are a positive that only repeats the query, a negative that is a positive or
+    the query, and the second of two equal texts on one side.
 
-    ``positives`` and ``negatives`` are never blank. ``names`` are the fields of query and positives, for the reasons.
+    ``positives`` and ``negatives`` are never blank. ``names`` are the fields of query and
+    positives, for the reasons.
     """
     if refusal := _refusal(fields, query, positives, names):
         return [fields.drop(*refusal, row) for row in rows]
@@ -185,7 +184,5 @@ def short_text_drop(name: str, text: str, row: Row, fields: Fields) -> Drop:
 
 def unknown_label(row: Row, fields: Fields, known: Iterable[str]) -> Drop:
     """The drop of a row whose label is none of the known ones."""
-    detail = (
-        f"label is {fields.raw(row, 'label')!r}; known: {', '.join(known)}; 'labels' translates others"
-    )
+    detail = f"label is {fields.raw(row, 'label')!r}; known: {', '.join(known)}; 'labels' translates others"
     return fields.drop("unknown_label", detail, row)

@@ -1,7 +1,5 @@
 """The fields of a rule, read from raw rows: cleaned texts, numbers, labels."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math
@@ -44,11 +42,7 @@ INPUT_COLUMNS: Mapping[str, Mapping[str, str]] = {
     "queries": {"id": "_id", "text": "text"},
 }
 # The field whose text brings rows together into one example.
-GROUPED_BY: Mapping[Rule, str] = {
-    "claim_evidence": "claim",
-    "graded": "query",
-    "duplicate_questions": "text_a",
-}
+GROUPED_BY: Mapping[Rule, str] = {"claim_evidence": "claim", "graded": "query", "duplicate_questions": "text_a"}
 
 # A raw row is kept whole; this is for a line that is no row at all.
 DROPPED_RECORD_CHARS = 1_000_000
@@ -74,11 +68,7 @@ def input_columns_of(dataset: Dataset, part: str) -> dict[str, str]:
 
 
 def _columns(
-    place: str,
-    given: Mapping[str, str],
-    defaults: Mapping[str, str],
-    known: tuple[str, ...],
-    owner: str,
+    place: str, given: Mapping[str, str], defaults: Mapping[str, str], known: tuple[str, ...], owner: str
 ) -> dict[str, str]:
     unknown = [name for name in given if name not in known]
     if unknown:

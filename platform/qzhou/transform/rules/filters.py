@@ -1,7 +1,5 @@
 """Filters by language and by length in tokens, which a dataset switches on."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +15,7 @@ MIN_LANGUAGE_CHARS = 15  # shorter texts are too short to tell a language by
 Refusal = tuple[str, str]  # reason, detail
 
 
-def refusals(
-    examples: Sequence[Example], dataset: Dataset, model: ModelSection
-) -> list[Refusal | None]:
+def refusals(examples: Sequence[Example], dataset: Dataset, model: ModelSection) -> list[Refusal | None]:
     """For each example, why the dataset's filters refuse it: (reason, detail), or None."""
     texts = [texts_of(example) for example in examples]
     found: list[Refusal | None] = [None] * len(examples)
@@ -40,19 +36,13 @@ def _other_language(text: str, languages: Sequence[str]) -> Refusal | None:
     return "other_language", f"{language}; languages is {', '.join(languages)}"
 
 
-def _too_many_tokens(
-    texts: Sequence[Sequence[str]], max_tokens: int, backbone: str
-) -> list[Refusal | None]:
+def _too_many_tokens(texts: Sequence[Sequence[str]], max_tokens: int, backbone: str) -> list[Refusal | None]:
     flat = [text for own in texts for text in own]
-    encoded = _tokenizer(backbone)(
-        flat, add_special_tokens=True, padding=False, truncation=False, verbose=False
-    )
+    encoded = _tokenizer(backbone)(flat, add_special_tokens=True, padding=False, truncation=False, verbose=False)
     counts = iter(map(len, encoded["input_ids"]))
     longest = [max(next(counts) for _ in own) for own in texts]
     detail = f"tokens; max_tokens is {max_tokens}"
-    return [
-        ("too_many_tokens", f"{count} {detail}") if count > max_tokens else None for count in longest
-    ]
+    return [("too_many_tokens", f"{count} {detail}") if count > max_tokens else None for count in longest]
 
 
 @functools.lru_cache(maxsize=2)

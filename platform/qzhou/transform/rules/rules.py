@@ -1,13 +1,12 @@
 """One rule per source shape: raw rows become an example, or drops with their reasons.
 
-A rule is a pure function of the rows that make one example (one row, or all rows with the same query, claim or
-question) and of :class:`Fields`. It returns the example, if there is one, and a drop for every row, or part of a row,
-that the example does not hold: rows in = rows of the example + rows dropped.
+A rule is a pure function of the rows that make one example (one row, or all rows with the
+same query, claim or question) and of :class:`Fields`. It returns the example, if there is
+one, and a drop for every row, or part of a row, that the example does not hold: rows in =
+rows of the example + rows dropped.
 
 Source: QZhou-Embedding (arXiv:2508.21632), section 3.2.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +44,8 @@ CONTEXT_IN_QUERY = "{context}\n<please read the text above and answer the questi
 def query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """A query asks for its positives: a title for its body, a question for its answers, as given in triplets.
 
-    ``negative``, where it has a column, holds texts that do not answer. Triplets may have a teacher's scores.
+    ``negative``, where it has a column, holds texts that do not answer. Triplets may have a
+    teacher's scores.
     """
     (row,) = rows
     query, positives = fields.text(row, "query"), _scored(row, fields, "positive")
@@ -116,9 +116,7 @@ def claim_evidence(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 
 def graded(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """Grades of search relevance, and graded answers: high ones are positives, low ones negatives."""
-    texts = [
-        GradedText(row, number(fields.raw(row, "grade")), fields.text(row, "document")) for row in rows
-    ]
+    texts = [GradedText(row, number(fields.raw(row, "grade")), fields.text(row, "document")) for row in rows]
     return by_grade(texts, fields, fields.text(rows[0], "query"), ("query", "document", "grade"))
 
 
@@ -143,10 +141,7 @@ def qrels(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 def duplicate_questions(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """A question asks for its duplicates; questions that people found different are its negatives."""
     grades = {True: fields.dataset.positive_grade, False: fields.dataset.negative_grade, None: None}
-    texts = [
-        GradedText(row, grades[YES_NO.get(fields.label(row))], fields.text(row, "text_b"))
-        for row in rows
-    ]
+    texts = [GradedText(row, grades[YES_NO.get(fields.label(row))], fields.text(row, "text_b")) for row in rows]
     return by_grade(texts, fields, fields.text(rows[0], "text_a"), ("text_a", "text_b", "label"))
 
 

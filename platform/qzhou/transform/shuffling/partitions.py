@@ -1,10 +1,9 @@
 """Tables cut into numbered partitions, all in one file: what a shuffle writes and reads.
 
-An Arrow file holds one record batch per partition, so that a reader fetches its partition of many files without
-reading the rest, and a shuffle of S inputs into P partitions makes S files, not S x P.
+An Arrow file holds one record batch per partition, so that a reader fetches its partition
+of many files without reading the rest, and a shuffle of S inputs into P partitions makes S
+files, not S x P.
 """
-
-from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence

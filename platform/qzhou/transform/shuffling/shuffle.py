@@ -3,8 +3,6 @@
 Each function does one task on files and knows nothing of Ray.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -124,9 +122,7 @@ def _join(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
     _write(layout, task, 0, packed)
 
 
-def _texts(
-    layout: Layout, dataset: Dataset, role: str, partition: int
-) -> tuple[dict[str, str], list[RejectedRow]]:
+def _texts(layout: Layout, dataset: Dataset, role: str, partition: int) -> tuple[dict[str, str], list[RejectedRow]]:
     """Id -> cleaned text of the documents or queries of one partition; and the blank and the repeated ones."""
     read = getter(input_columns_of(dataset, role)["text"])
     texts: dict[str, str] = {}

@@ -1,7 +1,5 @@
 """The transform's report: counts, drops, languages, lengths and overlaps, as JSON and as lines."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,7 +74,8 @@ def write_report(
 ) -> None:
     """Write ``report.json`` into the stage's folder.
 
-    ``counts``, ``encodings`` and ``overlaps`` are by dataset; one in ``kept_of`` n-grams of the evaluation was kept.
+    ``counts``, ``encodings`` and ``overlaps`` are by dataset; one in ``kept_of`` n-grams of
+    the evaluation was kept.
     """
     datasets = {}
     for dataset in recipe.datasets:

@@ -74,8 +74,6 @@ class RowCounts:
     @classmethod
     def of(cls, content: dict[str, Any]) -> RowCounts:
         """The counts from what :meth:`plain` gave."""
-        counters = {
-            name: Counter(content[name]) for name in ("dropped", "parts", "languages", "written")
-        }
+        counters = {name: Counter(content[name]) for name in ("dropped", "parts", "languages", "written")}
         lengths = {name: Counter(counts) for name, counts in content["lengths"].items()}
         return cls(**{**content, **counters, "lengths": lengths})

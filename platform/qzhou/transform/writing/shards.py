@@ -1,7 +1,5 @@
 """Candidates to the files that the next stages read: examples, held-out examples, documents, drops and counts."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from itertools import count, islice
@@ -28,7 +26,8 @@ ROWS_PER_FILE = 20_000
 def write_shard(layout: Layout, shard: Shard, limit: int | None, index: Index | None) -> None:
     """Write what becomes of a shard's candidates.
 
-    ``limit`` is that of the sample (None: all are drawn); ``index`` is given if overlaps may be reported.
+    ``limit`` is that of the sample (None: all are drawn); ``index`` is given if overlaps
+    may be reported.
     """
     dataset = layout.dataset(shard.dataset)
     counts = RowCounts(dataset.name)
@@ -95,11 +94,7 @@ def _both_ways(table: pa.Table, dataset: Dataset) -> pa.Table:
 
 
 def _write_drops(
-    layout: Layout,
-    shard: Shard,
-    table: pa.Table,
-    dropped: tuple[np.ndarray, np.ndarray],
-    counts: RowCounts,
+    layout: Layout, shard: Shard, table: pa.Table, dropped: tuple[np.ndarray, np.ndarray], counts: RowCounts
 ) -> None:
     """Write the raw rows of dropped candidates, each with its reason."""
     drops = _drops(layout, shard, table, *dropped)
@@ -113,9 +108,7 @@ def _write_drops(
         write_table(layout.folder / "dropped", name, table_of(some, Drop))
 
 
-def _drops(
-    layout: Layout, shard: Shard, table: pa.Table, reasons: np.ndarray, first: np.ndarray
-) -> Iterator[Drop]:
+def _drops(layout: Layout, shard: Shard, table: pa.Table, reasons: np.ndarray, first: np.ndarray) -> Iterator[Drop]:
     dataset = layout.dataset(shard.dataset)
     positions = np.flatnonzero(reasons)
     found = table.take(pa.array(positions))
@@ -133,9 +126,7 @@ def _drops(
             yield drop(dataset.name, reason.name.lower(), detail, row)
 
 
-def _write_qrels(
-    folder: Folder, shard: Shard, dataset: Dataset, held_out: pa.Table, counts: RowCounts
-) -> None:
+def _write_qrels(folder: Folder, shard: Shard, dataset: Dataset, held_out: pa.Table, counts: RowCounts) -> None:
     """Write the held-out queries of a qrels dataset and their qrels: with its corpus, an evaluation task."""
     queries, qrels = [], []
     for row in held_out.select(["query_id", "query", "grades"]).to_pylist():
