@@ -61,19 +61,27 @@ def end(node: subprocess.Popen) -> None:
     node.wait(PATIENCE_S)
 
 
-def head_words(gcs_port: int, cpus: int = 0) -> list[object]:
+def head_words(gcs_port: int, cpus: int = 0, dashboard_port: int = 0) -> list[object]:
     """For a head on ports of its own, that runs no task unless it is given CPUs."""
-    dashboard = ["--dashboard-port", free_port(), "--dashboard-agent-listen-port", 0]
+    dashboard = ["--dashboard-port", dashboard_port or free_port(), "--dashboard-agent-listen-port", 0]
     return ["--head", "--num-cpus", cpus, "--port", gcs_port, *dashboard]
 
 
 @contextlib.contextmanager
 def shared_head(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment that lets a job join a head with the CPUs of a local cluster, guarded by a token as that is."""
-    port, guarded = free_port(), {"RAY_AUTH_MODE": "token"}
-    words = head_words(port, cpus=max(MIN_LOCAL_CPUS, os.cpu_count() or 1))
-    with ray_node(*words, log=folder / "head.log", **guarded):
-        yield {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}", **guarded}
+    """The environment that lets a job join a head with the CPUs of a local cluster, guarded by a token as that is.
+
+    What is submitted there as a job finds this Python first.
+    """
+    gcs, dashboard, guarded = free_port(), free_port(), {"RAY_AUTH_MODE": "token"}
+    words = head_words(gcs, max(MIN_LOCAL_CPUS, os.cpu_count() or 1), dashboard)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with ray_node(*words, log=folder / "head.log", PATH=path, **guarded):
+        yield {
+            "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{gcs}",
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+            **guarded,
+        }
 
 
 def asked(code: str, **environment: str) -> str:

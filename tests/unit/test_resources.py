@@ -1,9 +1,10 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from qzhou.cluster.resources import STAGES, NodeType, refuse_impossible, resources_for, resources_of_pipeline
+from qzhou.cluster.resources import NodeType, StageName, refuse_impossible, resources_for, resources_of_pipeline
 from qzhou.config.recipe import load_recipe
 from qzhou.errors import RecipeError, SetupError
 
@@ -15,7 +16,7 @@ GPU_NODE = NodeType("gpu", {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L40S": 1.0
 def test_without_settings_every_worker_takes_a_cpu_and_gpus_go_to_those_who_use_them(make_recipe):
     recipe = make_recipe(cluster={"gpu": True})
 
-    assert {stage: resources_for(recipe, stage).gpus for stage in STAGES} == {
+    assert {stage: resources_for(recipe, stage).gpus for stage in get_args(StageName)} == {
         "transform": 0, "synthesis": 0, "mining": 1, "training": 1, "evaluation": 1, "serving": 1,
     }  # fmt: skip
     assert resources_for(recipe, "transform").options == {"num_cpus": 1.0, "num_gpus": 0.0}
@@ -119,7 +120,7 @@ def test_the_recipe_of_the_paper_fits_the_clusters_that_are_shipped(file):
     ]
 
     recipe = load_recipe(ROOT / "recipes" / "qzhou-7b.toml")
-    refuse_impossible([resources_for(recipe, stage) for stage in STAGES], kinds, file)
+    refuse_impossible([resources_for(recipe, stage) for stage in get_args(StageName)], kinds, file)
 
 
 def test_memory_is_asked_of_googles_machines_by_what_the_file_says(make_recipe):

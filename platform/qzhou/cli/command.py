@@ -55,8 +55,7 @@ class OverridingCommand(click.Command):
         commands = root.commands if isinstance(root, Commands) else {}
         for word in ctx.params["settings"]:
             name = word.partition("=")[0]
-            owners = [f"qzhou {one}" for one in commands if name in _flags_of(commands[one])]
-            if owners:
+            if owners := [f"qzhou {one}" for one in commands if name in _flags_of(commands[one])]:
                 raise click.UsageError(f"{name} belongs to {', '.join(owners)}")
         return rest
 

@@ -18,10 +18,8 @@ def errors_for_people(command: str = "") -> Iterator[None]:
     """End the process with one message where the block raises an error that is meant for people.
 
     Exit status: 1 a failure, 2 a mistake of the user's (see :mod:`qzhou.errors`), 130
-    interrupted.
-
-    Args:
-        command: Names the source of the message in a JSON log; default: the running script.
+    interrupted. ``command`` names the source of the message in a JSON log; default: the
+    running script.
     """
     try:
         check_log_format()

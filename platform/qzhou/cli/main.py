@@ -45,13 +45,11 @@ def cli(context: click.Context) -> None:
 def main(arguments: Sequence[str] | None = None, *, command: str = "") -> None:
     """Run a command and end the process where it failed.
 
-    Args:
-        arguments: Instead of the process's own.
-        command: Stands before them, in scripts of one command.
+    ``arguments`` are read instead of the process's own; ``command`` stands before them, in
+    scripts of one command.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if command:
-        words.insert(0, command)
+    words = [command, *words] if command else words
     with errors_for_people(words[0] if words else "qzhou"):
         try:
             with cli.make_context("qzhou", words) as context:

@@ -12,9 +12,7 @@ CHECKOUT = Path(__file__).parents[3]  # otherwise: the root of the project
 def recipe_path(name: str, *, kind: str = "recipe") -> str:
     """The file that RECIPE on a command line names: a path, or the bare name of one that ships with the package.
 
-    Args:
-        name: What was typed: ``my/recipe.toml`` or ``quickstart``.
-        kind: ``recipe`` or ``experiment``.
+    ``kind`` is ``recipe`` or ``experiment``.
 
     Raises:
         RecipeError: It is a bare name, and nothing of that name ships.

@@ -4,6 +4,7 @@ Ray exports every ten seconds and once more when a process ends. It keeps a hist
 buckets and makes up its sum from them, so quantiles hold and means do not.
 """
 
+import functools
 from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -13,27 +14,20 @@ from qzhou.telemetry.metrics import Metric, has_exporter, set_exporter
 
 def export_metrics() -> None:
     """Export what this process measures from now on. It must have joined Ray: Ray drops what came before that."""
-    if not has_exporter():
-        set_exporter(_RayExporter().take)
+    if has_exporter():
+        return
+    instrument_of = functools.cache(_instrument)  # each is made when it is first used
+
+    def export(metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        act = {"counter": "inc", "gauge": "set", "histogram": "observe"}[metric.kind]
+        getattr(instrument_of(metric), act)(float(value), dict(labels))
+
+    set_exporter(export)
 
 
 def stop_export() -> None:
     """Export nothing any more: the process leaves Ray."""
     set_exporter(None)
-
-
-class _RayExporter:
-    """Ray's instruments, each made when it is first used."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, Counter | Gauge | Histogram] = {}
-
-    def take(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        found = self._made.get(metric.name)
-        if found is None:
-            found = self._made[metric.name] = _instrument(metric)
-        act = {"counter": "inc", "gauge": "set", "histogram": "observe"}[metric.kind]
-        getattr(found, act)(float(value), dict(labels))
 
 
 def _instrument(metric: Metric) -> Counter | Gauge | Histogram:

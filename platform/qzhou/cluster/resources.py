@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from qzhou.config.cluster import Resources
 from qzhou.config.recipe import Recipe
@@ -11,7 +11,6 @@ from qzhou.run.files import MANIFEST, TRAINING_STAGE2
 from qzhou.run.run import Run
 
 StageName = Literal["transform", "synthesis", "mining", "training", "evaluation", "serving"]
-STAGES: tuple[StageName, ...] = get_args(StageName)
 PIPELINE: tuple[StageName, ...] = ("transform", "synthesis", "mining", "training", "evaluation")
 
 ON_GPU = frozenset(("mining", "training", "evaluation", "serving"))
@@ -60,8 +59,7 @@ class ResourceRequest:
     @property
     def bundle(self) -> dict[str, float]:
         """The request of one worker as amounts by Ray's resource names, without zeros."""
-        memory = float(self.memory or 0)
-        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": memory, **self.custom}
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory or 0), **self.custom}
         if self.accelerator_type:
             amounts[f"accelerator_type:{self.accelerator_type}"] = ACCELERATOR_TYPE_AMOUNT
         return {name: amount for name, amount in amounts.items() if amount}
@@ -117,13 +115,11 @@ class NodeType:
 def resources_for(recipe: Recipe, stage: StageName) -> ResourceRequest:
     """The request of a stage: ``[cluster.<stage>]`` of the recipe with its defaults filled in."""
     settings: Resources = getattr(recipe.cluster, stage)
-    gpus = settings.gpus
-    if gpus is None:
-        gpus = float(recipe.cluster.gpu and stage in ON_GPU)
+    default_gpus = float(recipe.cluster.gpu and stage in ON_GPU)
     return ResourceRequest(
         stage=stage,
         cpus=settings.cpus or (LLM_WORKER_CPUS if stage == "synthesis" else 1.0),
-        gpus=gpus,
+        gpus=default_gpus if settings.gpus is None else settings.gpus,
         memory=None if settings.memory_gb is None else int(settings.memory_gb * 2**30),
         accelerator_type=settings.accelerator_type,
         custom=settings.custom,
@@ -181,9 +177,7 @@ def _problem(request: ResourceRequest, node_types: Sequence[NodeType]) -> str | 
         together = f"{request.workers} must run at the same time, and there is room for {capacity}"
         return f"{place}: {each}, {together}."
     nearest = min(node_types, key=lambda one: one.shortfall(request), default=None)
-    missing = ""
-    if nearest:
-        missing = f"; the nearest, {nearest.name}, has {', '.join(nearest.missing(request))}"
+    missing = f"; the nearest, {nearest.name}, has {', '.join(nearest.missing(request))}" if nearest else ""
     return f"{place}: {each}, and no node gives that{missing}."
 
 

@@ -177,13 +177,11 @@ def node_kinds() -> list[NodeType] | None:
     if not os.environ.get("RAY_ADDRESS") or not BOOTSTRAP.expanduser().exists():
         return there
     config = yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))
-    types = {
-        name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]
-    }
     head = [node for node in there if "node:__internal_head__" in node.resources]
     return head + [
         NodeType(name, kind.get("resources") or {}, kind.get("labels") or {}, int(kind.get("max_workers", 0)))
-        for name, kind in types.items()
+        for name, kind in config["available_node_types"].items()
+        if name != config["head_node_type"]
     ]
 
 
@@ -229,9 +227,7 @@ def _worker_env() -> dict[str, str]:
     the workers without us; Ray refuses to hear it twice.
     """
     ours = {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
-    return ours | (
-        {LOG_FORMAT_VARIABLE: os.environ[LOG_FORMAT_VARIABLE]} if LOG_FORMAT_VARIABLE in os.environ else {}
-    )
+    return ours | {name: value for name, value in os.environ.items() if name == LOG_FORMAT_VARIABLE}
 
 
 def _set_up_ray_data() -> None:

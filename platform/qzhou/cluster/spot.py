@@ -44,16 +44,12 @@ def gcp_seconds(metadata: str = GCP) -> int | None:
 def _answer(url: str, headers: dict[str, str], method: str = "GET") -> str | None:
     """What the metadata server says; None for 404, and where it does not answer in time."""
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers, method=method), timeout=TIMEOUT_S
-        ) as said:
+        request = urllib.request.Request(url, headers=headers, method=method)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as said:
             return str(said.read().decode().strip())
-    except urllib.error.HTTPError as error:
-        if error.code != 404:
-            log_event(f"spot: {url}: {error}", "no_answer", level="warning", stream=sys.stderr)
-        return None
     except OSError as error:
-        log_event(f"spot: {url}: {error}", "no_answer", level="warning", stream=sys.stderr)
+        if not isinstance(error, urllib.error.HTTPError) or error.code != 404:
+            log_event(f"spot: {url}: {error}", "no_answer", level="warning", stream=sys.stderr)
         return None
 
 

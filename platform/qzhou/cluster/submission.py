@@ -79,8 +79,7 @@ def _submit_here(command: str, *, job: str, address: str) -> None:
     )
     if submitted.returncode:
         raise SetupError(f"ray job submit failed:\n{submitted.stdout}{submitted.stderr}")
-    line = f"ray job submit: {job}; dashboard: {address}"
-    log_event(line, "job_submitted", job=job, dashboard=address)
+    log_event(f"ray job submit: {job}; dashboard: {address}", "job_submitted", job=job, dashboard=address)
 
 
 class Jobs:
@@ -179,9 +178,8 @@ class Jobs:
     def _those(self, *states: JobStatus) -> list[JobDetails]:
         """Jobs of this run in the order of their submission."""
         found = [one for one in self._client.list_jobs() if (one.metadata or {}).get(RUN) == self._run]
-        return sorted(
-            (one for one in found if not states or one.status in states), key=lambda one: one.start_time or 0
-        )
+        wanted = (one for one in found if not states or one.status in states)
+        return sorted(wanted, key=lambda one: one.start_time or 0)
 
     def _latest(self) -> str:
         found = self._those()
@@ -202,8 +200,7 @@ class Jobs:
             if time.monotonic() > patience:
                 raise SetupError(
                     f"{job} was told to stop {self._stop_timeout_s:g} s ago and is still {state.value}; --status shows "
-                    "it, and "
-                    f"`ray job logs {job}` what it does. The nodes may be gone, or too busy to end it."
+                    f"it, and `ray job logs {job}` what it does. The nodes may be gone, or too busy to end it."
                 )
             time.sleep(0.5)
         print(f"{job}: {state.value}", flush=True)
@@ -212,10 +209,9 @@ class Jobs:
 def _refuse_what_stays_behind(script: str, recipe: str) -> None:
     here = Path.cwd()
     for name in (script, recipe, str(RUNTIME_ENV)):
-        place = Path(name)
-        if place.is_absolute():
-            continue  # on storage that all nodes share
-        if not place.exists() or not place.resolve().is_relative_to(here):
+        place = Path(name)  # an absolute one is on storage that all nodes share
+        travels = place.exists() and place.resolve().is_relative_to(here)
+        if not place.is_absolute() and not travels:
             raise SetupError(
                 f"'{name}' does not lie below {here}, which is what the job takes along. Submit from the project's "
                 "root, with paths below it."

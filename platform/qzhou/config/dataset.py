@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -27,24 +27,13 @@ Constant = str | int | float | bool
 
 READERS = ("jsonl", "json", "csv", "parquet", "text", "aligned_text", "hf")
 RULE_TASKS: Mapping[Rule, Task] = {
-    "title_body": "retrieval",
-    "question_answer": "retrieval",
-    "chat": "retrieval",
-    "reading_comprehension": "retrieval",
-    "claim_evidence": "retrieval",
-    "qrels": "retrieval",
-    "triplets": "retrieval",
-    "graded": "retrieval",
-    "duplicate_questions": "retrieval",
-    "documents": "retrieval",
+    **dict.fromkeys(get_args(Rule), "retrieval"),
     "scored_pair": "pair",
     "binary_pair": "pair",
     "nli": "pair",
     "labeled": "classification",
     "clustering": "classification",
 }
-
-
 TASK_KINDS: Mapping[Task, tuple[TaskKind, ...]] = {
     "retrieval": ("retrieval", "reranking"),
     "pair": ("sts", "pair_classification"),
@@ -210,8 +199,7 @@ class Dataset(Format):
             if kind not in TASK_KINDS[self.task]:
                 raise ValueError(
                     f"eval_tasks is '{kind}', and rule '{self.rule}' makes {self.task} examples, which can be judged "
-                    f"as "
-                    f"{' or '.join(TASK_KINDS[self.task])}"
+                    f"as {' or '.join(TASK_KINDS[self.task])}"
                 )
         return self
 

@@ -63,12 +63,7 @@ def is_experimental(field: FieldInfo) -> bool:
 
 
 def kind_of(schema: Schema, code: Markup = str) -> str:
-    """What a value may be, in words: type, range, choices.
-
-    Args:
-        schema: Of the setting, as JSON schema.
-        code: Marks up values and patterns, for pages.
-    """
+    """What a value may be by its JSON schema, in words; ``code`` marks up values and patterns, for pages."""
     if "$ref" in schema:
         return "table"
     if "anyOf" in schema:
@@ -78,7 +73,8 @@ def kind_of(schema: Schema, code: Markup = str) -> str:
         return " | ".join(code(as_toml(one)) for one in choices)
     match schema.get("type"):
         case "array":
-            return f"list of {_plural(kind_of(schema['items'], code))}{_length(schema)}"
+            length = f", {schema['minItems']} or more" if "minItems" in schema else ""
+            return f"list of {_plural(kind_of(schema['items'], code))}{length}"
         case "object":
             inner = schema.get("additionalProperties")
             return f"table of {_plural(kind_of(inner, code))}" if isinstance(inner, dict) else "table"
@@ -94,10 +90,6 @@ def _plural(kind: str) -> str:
     words = "text|integer|number|boolean|table"
     plurals = [re.sub(rf"^({words})\b", r"\1s", one) for one in kind.split(" or ")]
     return " or ".join(plurals).replace("s fits", "s fit")
-
-
-def _length(schema: Schema) -> str:
-    return f", {schema['minItems']} or more" if "minItems" in schema else ""
 
 
 def _range(schema: Schema) -> str:

@@ -27,11 +27,7 @@ Parsed = TypeVar("Parsed", bound=Section)
 
 
 def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
-    """The content of a TOML file.
-
-    Args:
-        path: The file.
-        kind: What it is, for errors; its examples are in ``recipes``.
+    """The content of a TOML file; ``kind`` names it in errors, a recipe or an experiment.
 
     Raises:
         RecipeError: The file is missing or not TOML.
@@ -58,8 +54,7 @@ def parse_section(kind: type[Parsed], content: Mapping[str, Any], *, place: str)
         problems = error.errors()
         # A refused dataset or section leads to further errors, which are not mistakes of the user.
         causes = [one for one in problems if one["type"] not in FOLLOWING] or problems
-        lines = [f"{place}: {_explain(problem, kind)}" for problem in causes]
-        raise RecipeError("\n       ".join(lines)) from None
+        raise RecipeError("\n       ".join(f"{place}: {_explain(one, kind)}" for one in causes)) from None
 
 
 def _secrets(content: Any, key: str = "") -> Iterator[str]:

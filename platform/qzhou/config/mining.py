@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from qzhou.config.section import EXPERIMENTAL, AtLeastOne, Cosine, Count, Fraction, Positive, Section
+from qzhou.config.section import AtLeastOne, Cosine, Count, Experimental, Fraction, Positive, Section
 
 
 class MiningSection(Section):
@@ -15,8 +15,8 @@ class MiningSection(Section):
         description="Encoder that mines: named like a backbone, or 'https://host/v1#model'; '': the backbone itself.",
     )
     teacher_api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable with the key of an URL.")
-    extra_teachers: tuple[str, ...] = Field(
-        (), description="Encoders that mine beside it, named alike.", json_schema_extra=EXPERIMENTAL
+    extra_teachers: Experimental[tuple[str, ...]] = Field(
+        (), description="Encoders that mine beside it, named alike."
     )
     teacher_prompts: Literal["recipe", "model"] = Field(
         "recipe",
@@ -25,30 +25,20 @@ class MiningSection(Section):
     combine: Literal["union", "each"] = Field(
         "union", description="Several teachers: union draws from all that they name; each lets them take turns."
     )
-    reranker: str = Field(
-        "",
-        description="Cross-encoder, named like a backbone, whose scores (0 to 1) replace the teacher's cosines.",
-        json_schema_extra=EXPERIMENTAL,
+    reranker: Experimental[str] = Field(
+        "", description="Cross-encoder, named like a backbone, whose scores (0 to 1) replace the teacher's cosines."
     )
-    index: str = Field(
-        "Flat",
-        description="FAISS factory string; 'Flat' is exact, 'IVF4096,Flat' faster and not.",
-        json_schema_extra=EXPERIMENTAL,
+    index: Experimental[str] = Field(
+        "Flat", description="FAISS factory string; 'Flat' is exact, 'IVF4096,Flat' faster and not."
     )
-    index_parameters: str = Field(
-        "",
-        description="Of an approximate search, as FAISS reads them: 'nprobe=32'.",
-        json_schema_extra=EXPERIMENTAL,
+    index_parameters: Experimental[str] = Field(
+        "", description="Of an approximate search, as FAISS reads them: 'nprobe=32'."
     )
-    index_from_documents: Count = Field(
-        100_000,
-        description="A smaller corpus is searched exactly, whatever the index: it would not pay.",
-        json_schema_extra=EXPERIMENTAL,
+    index_from_documents: Experimental[Count] = Field(
+        100_000, description="A smaller corpus is searched exactly, whatever the index: it would not pay."
     )
-    index_memory_gb: Positive = Field(
-        4.0,
-        description="An approximate index over more vectors is sharded over more actors; 'Flat' streams them.",
-        json_schema_extra=EXPERIMENTAL,
+    index_memory_gb: Experimental[Positive] = Field(
+        4.0, description="An approximate index over more vectors is sharded over more actors; 'Flat' streams them."
     )
     rank_from: AtLeastOne = Field(10, description="First rank of the window, counted from 1 without the positives.")
     rank_to: AtLeastOne = Field(30, description="Last rank of the window (paper: 'top-10 to top-30').")
@@ -62,10 +52,8 @@ class MiningSection(Section):
     max_positive_cosine: Cosine = Field(
         0.98, description="Candidates nearer than this to a positive say the same, and are no negatives."
     )
-    consistency_top_k: AtLeastOne | None = Field(
-        None,
-        description="Pairs are dropped whose positives are not among the teacher's first k (KaLM: 50).",
-        json_schema_extra=EXPERIMENTAL,
+    consistency_top_k: Experimental[AtLeastOne | None] = Field(
+        None, description="Pairs are dropped whose positives are not among the teacher's first k (KaLM: 50)."
     )
     sampling: Literal["uniform", "softmax", "top"] = Field(
         "uniform", description="How negatives are drawn from what qualifies; top: the hardest."

@@ -63,14 +63,14 @@ class Recipe(Section):
         Raises:
             DataError: A stage before this one had it, and the recipe does not.
         """
-        found = [dataset for dataset in self.datasets if dataset.name == name]
-        if not found:
-            known = ", ".join(dataset.name for dataset in self.datasets)
-            raise DataError(
-                f"the run has examples of a dataset '{name}', and the recipe only has {known}: run `qzhou transform` "
-                "and the stages after it with this recipe, or give the run another name"
-            )
-        return found[0]
+        for dataset in self.datasets:
+            if dataset.name == name:
+                return dataset
+        known = ", ".join(dataset.name for dataset in self.datasets)
+        raise DataError(
+            f"the run has examples of a dataset '{name}', and the recipe only has {known}: run `qzhou transform` "
+            "and the stages after it with this recipe, or give the run another name"
+        )
 
     @property
     def trained_datasets(self) -> tuple[Dataset, ...]:
@@ -96,8 +96,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Recipe:
-        conflicts = list(_conflicts(self))
-        if conflicts:
+        if conflicts := list(_conflicts(self)):
             raise ValueError("; ".join(conflicts))
         return self
 
@@ -107,7 +106,7 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
     yield from _dataset_conflicts(recipe.datasets)
     fewest, most = recipe.cluster.min_encode_workers, recipe.cluster.encode_workers
     if fewest is not None and fewest > most:
-        yield (f"cluster.min_encode_workers ({fewest}) is above cluster.encode_workers ({most}); lower it")
+        yield f"cluster.min_encode_workers ({fewest}) is above cluster.encode_workers ({most}); lower it"
     yield from _mining_conflicts(recipe.mining)
     yield from _training_conflicts(recipe)
     yield from _synthesis_conflicts(recipe)
@@ -231,11 +230,7 @@ class _CommandLine(BaseSettings, Recipe):  # type: ignore[misc]  # both set mode
 
 
 def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
-    """Read a TOML recipe and apply overrides.
-
-    Args:
-        path: The recipe file.
-        arguments: Dotted overrides as on a command line, e.g. ``["--training.stage1.steps", "20"]``.
+    """Read a TOML recipe and apply dotted overrides, as on a command line: ``["--run.seed", "20"]``.
 
     Raises:
         RecipeError: The file is missing or not TOML, a key is unknown, a value has the wrong type, or
@@ -247,12 +242,9 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(content: Mapping[str, Any], *, place: str, folder: str = "") -> Recipe:
-    """Validate a recipe given as nested mappings.
+    """Validate a recipe given as nested mappings; ``place`` names it in errors.
 
-    Args:
-        content: Of the file, overrides included.
-        place: Name of the recipe in errors.
-        folder: In which it lies; default: the working directory.
+    It lies in ``folder``; default: the working directory.
     """
     return _with_share(parse_section(Recipe, content, place=place)).in_folder(folder)
 
@@ -260,9 +252,8 @@ def parse_recipe(content: Mapping[str, Any], *, place: str, folder: str = "") ->
 def _with_share(recipe: Recipe) -> Recipe:
     """Stage 2 trains on everything that is there, unless the recipe says what share of it is retrieval."""
     training = recipe.training
-    if "retrieval_share" in training.stage2.model_fields_set:
-        return recipe
-    if all(dataset.task == "retrieval" for dataset in recipe.trained_datasets):
+    only_retrieval = all(dataset.task == "retrieval" for dataset in recipe.trained_datasets)
+    if only_retrieval or "retrieval_share" in training.stage2.model_fields_set:
         return recipe
     stage2 = training.stage2.model_copy(update={"retrieval_share": RETRIEVAL_SHARE})
     return recipe.model_copy(update={"training": training.model_copy(update={"stage2": stage2})})

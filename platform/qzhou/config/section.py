@@ -1,8 +1,8 @@
 """What all tables of a recipe share: the base class and the types of numbers and names."""
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
@@ -11,8 +11,9 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-# json_schema_extra of a setting that no measurement of this project shows to help yet
-EXPERIMENTAL: dict[str, JsonValue] = {"experimental": True}
+Value = TypeVar("Value")
+# of a setting that no measurement of this project shows to help yet
+Experimental = Annotated[Value, Field(json_schema_extra={"experimental": True})]
 
 
 class Section(BaseModel):

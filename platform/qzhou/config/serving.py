@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from qzhou.config.section import EXPERIMENTAL, AtLeastOne, Count, Name, Positive, Section
+from qzhou.config.section import AtLeastOne, Count, Experimental, Name, Positive, Section
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
@@ -17,10 +17,8 @@ class ServingSection(Section):
     models: dict[Name, str] = Field(
         default_factory=dict, description="More models in the same endpoint: name -> folder, hub id or package."
     )
-    precision: Precision | None = Field(
-        None,
-        description="What the model computes in; int8 on CPUs. Default: what texts are encoded in elsewhere.",
-        json_schema_extra=EXPERIMENTAL,
+    precision: Experimental[Precision | None] = Field(
+        None, description="What the model computes in; int8 on CPUs. Default: what texts are encoded in elsewhere."
     )
     measure_precision: bool = Field(
         True, description="Below float32, measure its cosine to float32 when it is loaded (twice, once for each)."

@@ -9,10 +9,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from qzhou.config.section import (
-    EXPERIMENTAL,
     AtLeastOne,
     Cosine,
     Count,
+    Experimental,
     Fraction,
     Name,
     NotNegative,
@@ -67,15 +67,9 @@ class FiltersSection(Section):
                 f"min_rewrite_cosine ({low:g}) is not below max_rewrite_cosine ({high:g}), so every rewrite would be "
                 "dropped; lower the one or raise the other"
             )
-        asked = [
-            name
-            for name in ("min_rewrite_cosine", "max_rewrite_cosine", "min_positive_score")
-            if self.__dict__[name]
-        ]
-        if asked and not self.scores:
-            raise ValueError(
-                f"{asked[0]} is {self.__dict__[asked[0]]:g}, but scores is false; let the teacher score"
-            )
+        for name in ("min_rewrite_cosine", "max_rewrite_cosine", "min_positive_score"):
+            if (value := getattr(self, name)) and not self.scores:
+                raise ValueError(f"{name} is {value:g}, but scores is false; let the teacher score")
         return self
 
 
@@ -104,8 +98,8 @@ class SynthesisSection(Section):
         1, description="Times that a refused answer goes back to the model with the reason."
     )
     filters: FiltersSection = FiltersSection()
-    mode: Literal["live", "batch"] = Field(
-        "live", description="batch: OpenAI's Batch API, slower and cheaper.", json_schema_extra=EXPERIMENTAL
+    mode: Experimental[Literal["live", "batch"]] = Field(
+        "live", description="batch: OpenAI's Batch API, slower and cheaper."
     )
     concurrency: AtLeastOne = Field(16, description="Requests in flight at the same time, in the whole job.")
     requests_per_minute: Positive | None = Field(None, description="Budget of the whole job; default: none.")
@@ -131,15 +125,8 @@ class SynthesisSection(Section):
         """The models that share the requests."""
         if self.models or not self.endpoint:
             return self.models
-        return (
-            LLMSection(
-                model=self.model,
-                endpoints=(self.endpoint,),
-                api_key_env=self.api_key_env,
-                input_price=self.input_price,
-                output_price=self.output_price,
-            ),
-        )
+        shared = self.model_dump(include={"model", "api_key_env", "input_price", "output_price"})
+        return (LLMSection(endpoints=(self.endpoint,), **shared),)
 
     @model_validator(mode="after")
     def _models_agree(self) -> Self:

@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from qzhou.config.section import (
-    EXPERIMENTAL,
     AtLeastOne,
     Cosine,
     Count,
+    Experimental,
     Fraction,
     Name,
     NotNegative,
@@ -24,10 +24,8 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 class LossSection(Section):
     """Loss terms that other models use; all are off by default."""
 
-    document_document: bool = Field(
-        False,
-        description="Other documents are negatives of the positive document too (Qwen3).",
-        json_schema_extra=EXPERIMENTAL,
+    document_document: Experimental[bool] = Field(
+        False, description="Other documents are negatives of the positive document too (Qwen3)."
     )
     false_negative_margin: Cosine | None = Field(
         None,
@@ -36,28 +34,21 @@ class LossSection(Section):
     hardness: NotNegative = Field(
         0.0, description="A query's own hard negatives weigh e^(hardness * cosine) (EmbeddingGemma: 5)."
     )
-    focal: NotNegative = Field(
-        0.0,
-        description="A query weighs (1 - p)^focal, p the probability of its positive; 0, or 1 and more.",
-        json_schema_extra=EXPERIMENTAL,
+    focal: Experimental[NotNegative] = Field(
+        0.0, description="A query weighs (1 - p)^focal, p the probability of its positive; 0, or 1 and more."
     )
-    orthogonal_regularisation: NotNegative = Field(
-        0.0, description="Weight of the mean squared cosine of random texts.", json_schema_extra=EXPERIMENTAL
+    orthogonal_regularisation: Experimental[NotNegative] = Field(
+        0.0, description="Weight of the mean squared cosine of random texts."
     )
-    mixed_negatives: Count = Field(
+    mixed_negatives: Experimental[Count] = Field(
         0,
         description="More negatives for each query, each mixed from two of its hard negatives (MoCHi, KaLM-V2.5).",
-        json_schema_extra=EXPERIMENTAL,
     )
-    matryoshka_dimensions: tuple[AtLeastOne, ...] = Field(
-        (),
-        description="Widths at which vectors can be cut: the loss is also computed on so many first components.",
-        json_schema_extra=EXPERIMENTAL,
+    matryoshka_dimensions: Experimental[tuple[AtLeastOne, ...]] = Field(
+        (), description="Widths at which vectors can be cut: the loss is also computed on so many first components."
     )
-    matryoshka_weights: tuple[Positive, ...] = Field(
-        (),
-        description="Weight of the loss at each of these widths; default: 1 each.",
-        json_schema_extra=EXPERIMENTAL,
+    matryoshka_weights: Experimental[tuple[Positive, ...]] = Field(
+        (), description="Weight of the loss at each of these widths; default: 1 each."
     )
 
     @property
@@ -87,35 +78,26 @@ class LossSection(Section):
 class DistillationSection(Section):
     """Knowledge distillation from a teacher, beside the labels."""
 
-    teacher: str = Field(
-        "", description="Folder, hub id or package of a model; empty: no teacher.", json_schema_extra=EXPERIMENTAL
-    )
-    kind: Literal["scores", "embeddings"] = Field(
+    teacher: Experimental[str] = Field("", description="Folder, hub id or package of a model; empty: no teacher.")
+    kind: Experimental[Literal["scores", "embeddings"]] = Field(
         "scores",
         description="The teacher's distribution over the documents of a batch, or its vectors (of the same width).",
-        json_schema_extra=EXPERIMENTAL,
     )
-    weight: Positive = Field(
-        1.0,
-        description="Weight of the distillation loss beside the loss of the labels.",
-        json_schema_extra=EXPERIMENTAL,
+    weight: Experimental[Positive] = Field(
+        1.0, description="Weight of the distillation loss beside the loss of the labels."
     )
-    temperature: Positive = Field(
-        0.02, description="Divides both models' cosines, for kind = scores.", json_schema_extra=EXPERIMENTAL
+    temperature: Experimental[Positive] = Field(
+        0.02, description="Divides both models' cosines, for kind = scores."
     )
 
 
 class LoraSection(Section):
     """Low-rank adapters in place of all weights (arXiv:2106.09685); the exported model has them merged in."""
 
-    rank: Count = Field(
-        0, description="Rank of the adapters; 0 trains all weights.", json_schema_extra=EXPERIMENTAL
-    )
-    alpha: Positive = Field(
-        32.0, description="The adapters' output is scaled by alpha / rank.", json_schema_extra=EXPERIMENTAL
-    )
-    target_modules: tuple[str, ...] = Field(
-        (), description="Names of the layers; default: every linear layer.", json_schema_extra=EXPERIMENTAL
+    rank: Experimental[Count] = Field(0, description="Rank of the adapters; 0 trains all weights.")
+    alpha: Experimental[Positive] = Field(32.0, description="The adapters' output is scaled by alpha / rank.")
+    target_modules: Experimental[tuple[str, ...]] = Field(
+        (), description="Names of the layers; default: every linear layer."
     )
 
 
@@ -142,10 +124,8 @@ class StageSection(Section):
         description="Share of the STEPS that are retrieval batches (eta). Default: 1 in stage 1; in stage 2 the "
         "paper's 0.72, or 1 where nothing else is trained on.",
     )
-    soft_mask_steps: Count = Field(
-        0,
-        description="Steps in which attention to later tokens rises from 0 (causal) to 1 (Conan-embedding-v2).",
-        json_schema_extra=EXPERIMENTAL,
+    soft_mask_steps: Experimental[Count] = Field(
+        0, description="Steps in which attention to later tokens rises from 0 (causal) to 1 (Conan-embedding-v2)."
     )
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qzhou.config.section import EXPERIMENTAL, AtLeastOne, Section
+from qzhou.config.section import AtLeastOne, Experimental, Section
 
 
 class ContaminationSection(Section):
@@ -26,9 +26,8 @@ class TransformSection(Section):
 
     max_chars: AtLeastOne = Field(20_000, description="Longer texts are cut here, at a word.")
     deduplicate: bool = Field(True, description="Drop exact repeats, compared as normalised (query, positive).")
-    near_duplicates: Annotated[float, Field(ge=0.5, lt=1.0)] | None = Field(
+    near_duplicates: Experimental[Annotated[float, Field(ge=0.5, lt=1.0)] | None] = Field(
         None,
         description="Drop rows whose texts, side by side, have at least about this Jaccard similarity; default: off.",
-        json_schema_extra=EXPERIMENTAL,
     )
     contamination: ContaminationSection = ContaminationSection()

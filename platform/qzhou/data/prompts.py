@@ -14,11 +14,6 @@ from dataclasses import dataclass
 EMPTY_TEXT = "Null"  # what the official embedder encodes for an empty string
 
 
-def instruction_prefix(instruction: str) -> str:
-    """What precedes a text that carries ``instruction``; empty for an empty instruction."""
-    return f"Instruct: {instruction}\nQuery: " if instruction else ""
-
-
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """How the texts of one dataset or task are presented to the encoder.
@@ -34,8 +29,8 @@ class Prompt:
 
     @property
     def query_prefix(self) -> str:
-        """The text before each query."""
-        return instruction_prefix(self.instruction)
+        """The text before each query; empty for an empty instruction."""
+        return f"Instruct: {self.instruction}\nQuery: " if self.instruction else ""
 
     @property
     def document_prefix(self) -> str:

@@ -14,11 +14,11 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 import types
 import typing
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from qzhou.errors import DataError, StorageError
 
 Record = TypeVar("Record")
+Item = TypeVar("Item")
 
 ROWS_PER_FILE = 50_000
 TEMPORARY_PREFIX = ".writing-"
@@ -180,9 +181,8 @@ class Folder:
                 if np.lib.format.read_magic(stream) != (1, 0):
                     return False
                 shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-                return bool(
-                    shape[:1] == (rows,) and stream.size() == stream.tell() + dtype.itemsize * np.prod(shape)
-                )
+                end = stream.tell() + dtype.itemsize * np.prod(shape)
+                return bool(shape[:1] == (rows,) and stream.size() == end)
         except ValueError:
             return False
 
@@ -197,9 +197,7 @@ class Folder:
         if not self.exists():
             return
         self.filesystem.create_dir(other.path, recursive=True)
-        pa.fs.copy_files(
-            self.path, other.path, source_filesystem=self.filesystem, destination_filesystem=other.filesystem
-        )
+        _copy(self, other)
 
     def link_to(self, other: Folder, *, last: str = "", leave_out: Sequence[str] = ()) -> None:
         """Put the files of this folder into another one of this filesystem; files that are there already stay.
@@ -221,17 +219,14 @@ class Folder:
                 with other.writing(name) as temporary:
                     _link_file(f"{self.path}/{name}", temporary)
             else:
-                self._copy_inside(f"{self.path}/{name}", f"{other.path}/{name}")
+                self._copy_inside(self / name, other / name)
 
-    def _copy_inside(self, source: str, target: str) -> None:
-        self._make(target.rpartition("/")[0])
+    def _copy_inside(self, source: Folder, target: Folder) -> None:
+        self._make(target.parent.path)
         try:
-            self.filesystem.copy_file(source, target)
+            self.filesystem.copy_file(source.path, target.path)
         except OSError:
-            # S3 copies at most 5 GB in one request; a larger file goes through this process
-            pa.fs.copy_files(
-                source, target, source_filesystem=self.filesystem, destination_filesystem=self.filesystem
-            )
+            _copy(source, target)  # S3 copies at most 5 GB in one request; a larger file goes through this process
 
     def move_to(self, other: Folder) -> None:
         """Rename this folder; on an object store this copies and deletes."""
@@ -255,9 +250,7 @@ class Folder:
         """Copy a local folder here, replacing what was here."""
         self.delete()
         self.filesystem.create_dir(self.path, recursive=True)
-        pa.fs.copy_files(
-            str(local), self.path, source_filesystem=pa.fs.LocalFileSystem(), destination_filesystem=self.filesystem
-        )
+        _copy(Folder(pa.fs.LocalFileSystem(), str(local)), self)
 
     @contextlib.contextmanager
     def local_copy(self) -> Iterator[Path]:
@@ -265,15 +258,8 @@ class Folder:
         if self.is_local:
             yield Path(self.path)
             return
-        import tempfile
-
         with tempfile.TemporaryDirectory() as temporary:
-            pa.fs.copy_files(
-                self.path,
-                temporary,
-                source_filesystem=self.filesystem,
-                destination_filesystem=pa.fs.LocalFileSystem(),
-            )
+            _copy(self, Folder(pa.fs.LocalFileSystem(), temporary))
             yield Path(temporary)
 
     def _make(self, path: str) -> None:
@@ -299,14 +285,18 @@ def write_records(folder: Folder, records: Iterable[Record], record_type: type[R
 
     Returns: How many records were written. No file is made for none.
     """
-    iterator, written = iter(records), 0
-    for part in range(10**6):
-        rows = list(islice(iterator, ROWS_PER_FILE))
-        if not rows:
-            break
+    written = 0
+    for part, rows in enumerate(batched(records, ROWS_PER_FILE)):
         write_table(folder, f"part-{part:06d}.parquet", table_of(rows, record_type))
         written += len(rows)
     return written
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of ``size`` items, the last one perhaps shorter: ``itertools.batched``, which Python 3.12 brings."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
 
 
 def write_table(folder: Folder, name: str, table: pa.Table) -> None:
@@ -320,14 +310,12 @@ def table_of(records: Sequence[Record], record_type: type[Record]) -> pa.Table:
     schema = schema_of(record_type)
     if not records:
         return schema.empty_table()
+    return pa.Table.from_arrays(_columns(records, record_type, schema), schema=schema)
+
+
+def _columns(records: Sequence[Any], record_type: type, fields: Iterable[pa.Field]) -> list[pa.Array]:
     hints = _hints(record_type)
-    return pa.Table.from_arrays(
-        [
-            _column([getattr(one, column.name) for one in records], hints[column.name], column.type)
-            for column in schema
-        ],
-        schema=schema,
-    )
+    return [_column([getattr(one, part.name) for one in records], hints[part.name], part.type) for part in fields]
 
 
 def _column(values: Sequence[Any], hint: Any, arrow_type: pa.DataType) -> pa.Array:
@@ -338,11 +326,7 @@ def _column(values: Sequence[Any], hint: Any, arrow_type: pa.DataType) -> pa.Arr
         elements = _column(flat, typing.get_args(hint)[0], arrow_type.value_type)
         return pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), elements, type=arrow_type)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        hints = _hints(hint)
-        parts = [
-            _column([getattr(one, part.name) for one in values], hints[part.name], part.type) for part in arrow_type
-        ]
-        return pa.StructArray.from_arrays(parts, fields=list(arrow_type))
+        return pa.StructArray.from_arrays(_columns(values, hint, arrow_type), fields=list(arrow_type))
     return pa.array(values, type=arrow_type)
 
 
@@ -421,6 +405,13 @@ def _from_plain(hint: Any, value: Any) -> Any:
 
 def _indented(schema: pa.Schema) -> str:
     return "\n".join(f"    {line}" for line in str(schema).splitlines())
+
+
+def _copy(source: Folder, target: Folder) -> None:
+    """Copy a file, or a folder and everything in it."""
+    pa.fs.copy_files(
+        source.path, target.path, source_filesystem=source.filesystem, destination_filesystem=target.filesystem
+    )
 
 
 def _link_file(source: str, target: str) -> None:

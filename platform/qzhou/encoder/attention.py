@@ -68,8 +68,7 @@ def soft_causal_mask(attention_mask: Tensor, later_weight: float, dtype: torch.d
     # e^(score + log w) = w * e^score
     later_bias = max(lowest, math.log(later_weight)) if later_weight > 0 else lowest
     is_later = torch.ones(longest, longest, dtype=torch.bool, device=device).triu(1)
-    bias = torch.zeros(longest, longest, dtype=dtype, device=device)
-    bias = bias.masked_fill(is_later, later_bias)
+    bias = torch.zeros(longest, longest, dtype=dtype, device=device).masked_fill(is_later, later_bias)
     bias = bias[None, None].expand(len(attention_mask), 1, -1, -1)
     return bias.masked_fill(attention_mask[:, None, None, :] == 0, lowest)
 
@@ -151,8 +150,7 @@ def packed_attention(
     parts = []
     for start, end in itertools.pairwise(ends.tolist()):
         q, k, v = (one[:, :, start:end].float() for one in (query, key, value))
-        part = scaled_dot_product_attention(q, k, v, scale=scaling, is_causal=is_causal, enable_gqa=grouped)
-        parts.append(part)
+        parts.append(scaled_dot_product_attention(q, k, v, scale=scaling, is_causal=is_causal, enable_gqa=grouped))
     return torch.cat(parts, dim=2).transpose(1, 2).to(query.dtype), None
 
 

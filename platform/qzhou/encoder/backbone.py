@@ -140,7 +140,7 @@ def read_metadata(spec: str) -> ModelMetadata:
             f"the model '{spec}' cannot be read: {first_line(error)}\n       {MODEL_NAME_HELP}"
         ) from None
     _refuse_other_modules(spec, place)
-    modules = [str(one["type"]).rsplit(".", 1)[-1] for one in _declared_list(place, "modules.json")]
+    modules = _modules(place)
     longest = _declared(place, "sentence_bert_config.json").get("max_seq_length")
     return ModelMetadata(
         config=config,
@@ -189,9 +189,9 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def is_causal(backbone: nn.Module) -> bool:
     """Whether a backbone's tokens see only what stands before them: a decoder that nobody made bidirectional."""
-    read_metadata = getattr(backbone.config, "is_causal", None)
-    if read_metadata is not None:
-        return bool(read_metadata)
+    declared = getattr(backbone.config, "is_causal", None)
+    if declared is not None:
+        return bool(declared)
     return any(getattr(module, "is_causal", False) for module in backbone.modules())
 
 
@@ -214,11 +214,10 @@ def _declared_pooling(spec: str, place: str) -> Pooling | None:
     Raises:
         ModelError: It is one that this encoder does not know.
     """
-    read_metadata = _declared(place, "1_Pooling/config.json")
-    mode = read_metadata.get("pooling_mode")
-    asked = [mode] if isinstance(mode, str) else [
-        key for key, value in read_metadata.items() if key.startswith("pooling_mode_") and value is True
-    ]  # fmt: skip
+    declared = _declared(place, "1_Pooling/config.json")
+    mode = declared.get("pooling_mode")
+    old = [key for key, value in declared.items() if key.startswith("pooling_mode_") and value is True]
+    asked = [mode] if isinstance(mode, str) else old
     known = POOLING_BY_NAME | POOLING_BY_OLD_KEY
     if not asked:
         return None
@@ -232,8 +231,7 @@ def _declared_pooling(spec: str, place: str) -> Pooling | None:
 
 def _refuse_other_modules(spec: str, place: str) -> None:
     """A sentence-transformers model may have more parts than a backbone, pooling and normalisation."""
-    parts = [str(one["type"]).rsplit(".", 1)[-1] for one in _declared_list(place, "modules.json")]
-    other = [part for part in parts if part not in {"Transformer", "Pooling", "Normalize"}]
+    other = [one for one in _modules(place) if one not in {"Transformer", "Pooling", "Normalize"}]
     if other:
         raise ModelError(
             f"the model '{spec}' has a module {other[0]} after its backbone, which this encoder does not compute; its "
@@ -248,14 +246,11 @@ def _refuse_random_weights(spec: str, loaded: Mapping[str, Any]) -> None:
     """
     missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key)
     other = sorted(str(key) for key, *_ in loaded["mismatched_keys"])
-    for names, what in (
-        (missing, "are not in its files"),
-        (other, "have other shapes there than config.json says"),
-    ):
-        if names:
+    for keys, what in ((missing, "are not in its files"), (other, "have other shapes there than config.json says")):
+        if keys:
             raise ModelError(
-                f"the model '{spec}' cannot be loaded: {len(names)} of its weights {what} ({', '.join(names[:3])}"
-                f"{', ...' if len(names) > 3 else ''}). Its files are not whole, or not of one model. {MODEL_NAME_HELP}"
+                f"the model '{spec}' cannot be loaded: {len(keys)} of its weights {what} ({', '.join(keys[:3])}"
+                f"{', ...' if len(keys) > 3 else ''}). Its files are not whole, or not of one model. {MODEL_NAME_HELP}"
             )
 
 
@@ -265,9 +260,10 @@ def _declared(place: str, name: str) -> dict[str, Any]:
     return dict(json.loads(file.read_text("utf-8"))) if file else {}
 
 
-def _declared_list(place: str, name: str) -> list[Any]:
-    file = _file(place, name)
-    return list(json.loads(file.read_text("utf-8"))) if file else []
+def _modules(place: str) -> list[str]:
+    """The kinds of a sentence-transformers model's parts; empty where it declares none."""
+    file = _file(place, "modules.json")
+    return [str(one["type"]).rsplit(".", 1)[-1] for one in json.loads(file.read_text("utf-8"))] if file else []
 
 
 def _file(place: str, name: str) -> Path | None:

@@ -19,6 +19,7 @@ from qzhou.encoder.attention import IN_FLOAT32, Packed, Padded, can_pack
 from qzhou.encoder.backbone import Backbone, Dtype, EmbeddingModel, choose_device, choose_dtype, load_backbone
 from qzhou.encoder.batching import length_batches
 from qzhou.encoder.cpu.onednn import multiply_with_onednn
+from qzhou.encoder.vectors import Vectors
 from qzhou.errors import ModelError
 
 TOKENIZE_AT_ONCE = 10_000  # texts; bounds the memory that token ids take
@@ -70,7 +71,7 @@ class Encoder:
 
     def encode(
         self, texts: Sequence[str], *, batch_tokens: int | None = None, max_tokens: int | None = None
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+    ) -> Vectors:
         """Unit vectors [N, D] in the order of the texts; longer texts are truncated.
 
         Args:
@@ -106,7 +107,7 @@ class Encoder:
                     following = thread.submit(self._token_ids, part, max_tokens)
                 yield ids
 
-    def vectors(self, ids: list[list[int]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def vectors(self, ids: list[list[int]]) -> Vectors:
         """Unit vectors [N, D] of N texts' tokens in one pass, in halves where memory runs out.
 
         Args:
@@ -144,8 +145,7 @@ class Encoder:
         try:
             with torch.inference_mode():
                 cosine_N = (self.model(self._padded(ids)) * self.model(self._packed(ids))).sum(1)
-        # an architecture that takes no such attention
-        except (TypeError, RuntimeError, ValueError):
+        except (TypeError, RuntimeError, ValueError):  # an architecture that takes no such attention
             return False
         return float(cosine_N.min()) >= SAME_COSINE
 
@@ -185,9 +185,8 @@ class Encoder:
         config = {name: value for name, value in described.items() if not name.startswith("_")}
         settings = [config, self.model.pooling, self.max_tokens, self.tokenizer.padding_side]
         seen.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         # the last call's truncation and padding are written into the tokenizer; they are not part of what it is
-        tokenizer |= {"truncation": None, "padding": None}
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
         seen.update(json.dumps(tokenizer, sort_keys=True).encode())
         return seen.hexdigest()[:16]
 
@@ -249,13 +248,12 @@ def encoder_of(
 
 def _take_arithmetic(model: EmbeddingModel, library: str, dtype: str) -> str:
     """The name of the arithmetic that a model on this CPU takes, which is the wanted one where it can."""
-    taken = library
-    if dtype != "float32" and library == "onednn":
-        taken = "torch"
+    if library == "onednn" and dtype != "float32":
+        library = "torch"
     elif library == "onednn" and not multiply_with_onednn(model):
-        taken = "torch"
+        library = "torch"
         warn_of_other_arithmetic("onednn-float32", "torch-float32")
-    name = name_of(taken, dtype, this_processor())
+    name = name_of(library, dtype, this_processor())
     if name == "emulated-bfloat16":
         warn_of_other_arithmetic("bfloat16", name)
     return name

@@ -39,12 +39,9 @@ def save_sentence_transformer(
         dtype = next(model.parameters()).dtype
         names = {pooling: name for name, pooling in POOLING_BY_NAME.items()}
         transformer = Transformer(temporary, max_seq_length=max_tokens, model_kwargs={"dtype": dtype})
-        pooling = Pooling(transformer.get_embedding_dimension(), names[model.pooling])
+        modules = [transformer, Pooling(transformer.get_embedding_dimension(), names[model.pooling]), Normalize()]
         exported = SentenceTransformer(
-            modules=[transformer, pooling, Normalize()],
-            prompts=dict(prompts),
-            similarity_fn_name="cosine",
-            device="cpu",
+            modules=modules, prompts=dict(prompts), similarity_fn_name="cosine", device="cpu"
         )
         folder.mkdir(parents=True, exist_ok=True)
         exported.save_pretrained(str(folder), create_model_card=False)

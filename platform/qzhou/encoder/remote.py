@@ -5,21 +5,19 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import openai
 
 from qzhou.config.api_keys import Keys, is_loopback
 from qzhou.data.prompts import EMPTY_TEXT
+from qzhou.encoder.vectors import Vectors
 from qzhou.errors import ModelError, first_line
 
 TEXTS_PER_REQUEST = 64
 REQUESTS_AT_ONCE = 8
 RETRIES = 5
 PROBE = "The quick brown fox jumps over the lazy dog."
-
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def is_remote(spec: str) -> bool:
@@ -82,10 +80,9 @@ class RemoteEncoder:
         """
         del max_tokens
         sent = [text or EMPTY_TEXT for text in texts]
-        starts = range(0, len(sent), TEXTS_PER_REQUEST)
-        parts = [sent[start : start + TEXTS_PER_REQUEST] for start in starts]
-        if not parts:
+        if not sent:
             return np.empty((0, 0), dtype=np.float32)
+        parts = [sent[start : start + TEXTS_PER_REQUEST] for start in range(0, len(sent), TEXTS_PER_REQUEST)]
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             vectors = np.concatenate(list(pool.map(self._encoded, parts)))
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)

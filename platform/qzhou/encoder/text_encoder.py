@@ -1,17 +1,14 @@
 """The teacher of mining and synthesis: the encoder whose scores choose texts, on this machine or behind an URL."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Protocol
 
 from qzhou.config.api_keys import Keys
 from qzhou.config.model import ModelSection
 from qzhou.encoder.backbone import choose_device, choose_dtype, load_backbone
 from qzhou.encoder.encoder import encoder_of
 from qzhou.encoder.remote import RemoteEncoder, is_remote
-
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
+from qzhou.encoder.vectors import Vectors
 
 
 class TextEncoder(Protocol):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qzhou.encoder.text_encoder import TextEncoder
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
-VERSION = 2  # of the files
+VERSION = 2  # of the files; those of another version are not read
 CHUNK_ROWS = 1024  # texts of a file: what is encoded again when a worker dies
 # what an endpoint answers for one text differs in the last digits from call to call
 SAME_COSINE = 0.9999
@@ -35,7 +35,6 @@ class VectorStore:
         encoder: Encodes what is not there yet.
         rows: Texts of a file.
         check: Called with texts and their vectors before these are written; may refuse them by an error.
-        version: Files of another version are not read.
     """
 
     def __init__(
@@ -45,10 +44,8 @@ class VectorStore:
         *,
         rows: int = CHUNK_ROWS,
         check: Callable[[Sequence[str], Vectors], None] | None = None,
-        version: int = VERSION,
     ) -> None:
         self._folder, self._encoder, self._check = folder, encoder, check
-        self._version = version
         self.rows = rows
         self.key = key_of(encoder, folder)
         self.encoded = 0  # texts that were not there
@@ -72,7 +69,7 @@ class VectorStore:
 
     def _kept(self, texts: Sequence[str], max_tokens: int | None) -> tuple[str, Vectors | None]:
         """The file of some texts, and their vectors if they had to be encoded."""
-        name = f"{self.key}/{digest([self._version, max_tokens, list(texts)])}.npy"
+        name = f"{self.key}/{digest([VERSION, max_tokens, list(texts)])}.npy"
         if self._folder.has_array(name, rows=len(texts)):
             return name, None
         found = self._encoder.encode(texts, max_tokens=max_tokens)

@@ -32,10 +32,7 @@ class Assumptions:
     """Values by name. It remembers which were read, so that a plan lists those it rests on."""
 
     def __init__(self, given: Mapping[str, float] | None = None) -> None:
-        """Read the table, and replace some values.
-
-        Args:
-            given: Name -> value of the command line.
+        """Read the table, and replace the ``given`` values, those of the command line.
 
         Raises:
             RecipeError: There is no such assumption, or a value is out of range.

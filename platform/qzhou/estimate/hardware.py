@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,10 +57,7 @@ def gpus() -> dict[str, Gpu]:
 def machines() -> list[Machine]:
     """All known machines, in the order of the table."""
     clouds = tomllib.loads(TABLE.read_text("utf-8"))["machines"]
-    found: list[Machine] = []
-    for cloud, rows in clouds.items():
-        found += [Machine(cloud, name, *row) for name, row in rows.items()]
-    return found
+    return [Machine(cloud, name, *row) for cloud, rows in clouds.items() for name, row in rows.items()]
 
 
 def gpu_named(name: str) -> Gpu:
@@ -69,10 +66,9 @@ def gpu_named(name: str) -> Gpu:
     Raises:
         RecipeError: The GPU is not known; the message names similar ones.
     """
-    found = gpus().get(name.upper())
-    if found is None:
+    if name.upper() not in gpus():
         raise RecipeError(f"command line: --gpu is '{name}'; {_nearest(name.upper(), gpus())}")
-    return found
+    return gpus()[name.upper()]
 
 
 def machine_of(cloud: str, *, gpu: str = "") -> Machine:
@@ -81,7 +77,7 @@ def machine_of(cloud: str, *, gpu: str = "") -> Machine:
     Raises:
         RecipeError: The cloud is not known, or has no such machine in the table.
     """
-    clouds = list(dict.fromkeys(one.cloud for one in machines()))
+    clouds = dict.fromkeys(one.cloud for one in machines())
     if cloud not in clouds:
         raise RecipeError(f"command line: --cloud is '{cloud}'; {_nearest(cloud, clouds)}")
     suited = [one for one in machines() if one.gpu == gpu]
@@ -96,9 +92,8 @@ def machine_of(cloud: str, *, gpu: str = "") -> Machine:
     return found
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _nearest(name: str, known: Collection[str]) -> str:
     """A question with the similar names, and all known ones."""
-    listed = list(known)
-    near = difflib.get_close_matches(name, listed, n=2, cutoff=0.4)
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
     meant = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{meant}known: {', '.join(listed)}"
+    return f"{meant}known: {', '.join(known)}"

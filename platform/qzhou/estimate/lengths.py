@@ -50,7 +50,10 @@ def texts_of(recipe: Recipe, options: PlanOptions) -> RunTexts:
         is_remote = "://" in recipe.run.storage
         why = "remote storage is not looked into" if is_remote else "the run has no examples yet"
         sentence = _sentence(recipe, query_tokens, document_tokens)
-        unknown = [_unknown(recipe, one) for one in recipe.trained_datasets]
+        negatives = float(recipe.training.negatives_per_query)
+        unknown = [
+            DatasetTexts(name=one.name, task=one.task, negatives=negatives) for one in recipe.trained_datasets
+        ]
         found = RunTexts(unknown, f"ASSUMED ({why}): {sentence}, datasets of a kind equally large")
     elif given := _sentence(recipe, query_tokens, document_tokens):
         found = RunTexts(found.datasets, f"{found.source}; but by the command line {given}")
@@ -84,17 +87,6 @@ def _sentence(recipe: Recipe, query_tokens: float | None, document_tokens: float
         tokens = min(document_tokens, model.max_document_tokens)
         parts.append(f"{tokens:g} a document or classified text")
     return ", ".join(parts) + (", prompts included" if parts else "")
-
-
-def _unknown(recipe: Recipe, dataset: Dataset) -> DatasetTexts:
-    return DatasetTexts(
-        name=dataset.name,
-        task=dataset.task,
-        rows=None,
-        query=EncodedTexts(),
-        document=EncodedTexts(),
-        negatives=float(recipe.training.negatives_per_query),
-    )
 
 
 def _replaced(
@@ -194,9 +186,6 @@ def _tokenizer(backbone: str) -> tuple[CountTokens, str]:
 
 
 def _guessed(texts: Sequence[str]) -> list[int]:
-    found = []
-    for text in texts:
-        wide = len(WIDE.findall(text))
-        tokens = (len(text) - wide) / CHARS_PER_TOKEN + wide * TOKENS_PER_WIDE_CHAR
-        found.append(max(1, round(tokens)))
-    return found
+    counts = [(len(text), len(WIDE.findall(text))) for text in texts]
+    tokens = [(chars - wide) / CHARS_PER_TOKEN + wide * TOKENS_PER_WIDE_CHAR for chars, wide in counts]
+    return [max(1, round(one)) for one in tokens]

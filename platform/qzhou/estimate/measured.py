@@ -63,8 +63,7 @@ class MeasuredRun:
 
     def transformed(self) -> dict[str, TransformedRows]:
         """Dataset -> what the transform made of it."""
-        datasets = self.files.transform["datasets"]
-        return {name: _transformed(counts) for name, counts in datasets.items()}
+        return {name: _transformed(counts) for name, counts in self.files.transform["datasets"].items()}
 
     def llm_tokens(self, rows: Sequence[DatasetRows]) -> tuple[float, float] | None:
         """Tokens of prompts and of answers per first request of its rows; None where no LLM has answered."""
@@ -75,16 +74,13 @@ class MeasuredRun:
         # the tokens of reused answers were counted by an earlier run
         sent = 1 - total["reused"] / total["requests"] if total["requests"] else 0.0
         counted = sent * requests
-        if not counted:
-            return None
-        return total["prompt_tokens"] / counted, total["completion_tokens"] / counted
+        return (total["prompt_tokens"] / counted, total["completion_tokens"] / counted) if counted else None
 
     def estimator(self, texts: Sequence[DatasetTexts], assumed: Assumptions) -> StageEstimator:
         """Predicts the run itself, by the table; ``texts`` are those of its datasets."""
         rows = rows_of(self.recipe, PlanOptions(), assumed, self.transformed())
         cluster, lengths = cluster_spec(self.recipe, PlanOptions()), lengths_for(self.recipe, texts)
-        llm_tokens = self.llm_tokens(rows)
-        return StageEstimator(self.recipe, rows, lengths, assumed, cluster, llm_tokens)
+        return StageEstimator(self.recipe, rows, lengths, assumed, cluster, self.llm_tokens(rows))
 
     def scale(self, stages: Sequence[Workload], plan: StageEstimator, own: StageEstimator) -> list[Workload]:
         """The stages of a plan; their seconds are scaled where the run tells something of their machines.

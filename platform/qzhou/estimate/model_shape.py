@@ -53,13 +53,8 @@ class ModelShape:
         """Rows and columns of the weight matrices of one layer."""
         keys = self.key_value_heads * self.head_width
         attention = [(self.attention_width, self.width), (keys, self.width), (keys, self.width)]
-        inward = 1 if self.kind in ENCODERS else 2  # decoders have a gate
-        return [
-            *attention,
-            (self.width, self.attention_width),
-            *[(self.feed_forward, self.width)] * inward,
-            (self.width, self.feed_forward),
-        ]
+        inward = [(self.feed_forward, self.width)] * (1 if self.kind in ENCODERS else 2)  # decoders have a gate
+        return [*attention, (self.width, self.attention_width), *inward, (self.width, self.feed_forward)]
 
     @property
     def matrix_parameters(self) -> int:
@@ -111,11 +106,9 @@ def shape_of(spec: str) -> ModelShape:
     Raises:
         ModelError: The size is not known here, or the kind of model is not.
     """
-    place = resolve(spec)
-    file = model_file(place, "config.json")
-    if file is not None:
+    place, known = resolve(spec), published_shapes()
+    if file := model_file(place, "config.json"):
         return shape_from_config(json.loads(file.read_text("utf-8")), spec)
-    known = published_shapes()
     if place in known:
         return known[place]
     plain = [name for name in known if not name.endswith(("-Instruct", "-Base"))]

@@ -33,14 +33,12 @@ class PlanOptions:
         examples: Examples that are trained on, after synthesis.
         synthetic: Requests to an LLM, instead of those that the recipe asks for.
         gpu: Name of a GPU; empty: the GPU of the recipe, or none.
-        gpus: How many GPUs.
         cpus: CPUs for transform and synthesis; without GPUs, of the one machine that does everything.
         cloud: The cloud whose machines are rented.
         gpu_price: US dollars per hour and GPU, instead of the list price.
         cpu_price: US dollars per hour and CPU, instead of the list price.
         utilisation: Share of the GPU's peak that training reaches; short for ``--assume train_utilisation=``.
         mean_query_tokens: Mean length of queries, instead of what examples say or what is assumed.
-        mean_document_tokens: Mean length of documents.
         assume: ``NAME=VALUE,NAME=VALUE``: assumptions that replace those of the table.
 
     Raises:
@@ -70,10 +68,8 @@ class PlanOptions:
             if value is not None and not lowest <= value <= highest:
                 raise RecipeError(f"command line: {flag(name)} is {value:,}; it is {range_}")
         if self.stage and self.stage not in OF_STAGES:
-            known = " or ".join(OF_STAGES)
-            raise RecipeError(f"command line: --stage is '{self.stage}'; it is {known}")
-        others = [name for name in self.given if name not in OF_STAGES.get(self.stage, self.given)]
-        if others:
+            raise RecipeError(f"command line: --stage is '{self.stage}'; it is {' or '.join(OF_STAGES)}")
+        if others := [name for name in self.given if name not in OF_STAGES.get(self.stage, self.given)]:
             raise RecipeError(
                 f"command line: {flag(others[0])} changes nothing in the details of {self.stage}; "
                 "leave it out, or leave out --stage"

@@ -63,7 +63,7 @@ def plan_of(recipe: Recipe, options: PlanOptions) -> Plan:
     """
     assumed, cluster = Assumptions.of(options), cluster_spec(recipe, options)
     run = MeasuredRun.open(options.measured) if options.measured else None
-    rows = rows_of(recipe, options, assumed, run.transformed() if run else None)
+    rows = rows_of(recipe, options, assumed, run.transformed() if run else {})
     own = texts_of(run.recipe if run else recipe, options)
     others = texts_of(recipe, options).datasets if run else []
     texts = lengths_for(recipe, own.datasets, others)
@@ -92,9 +92,7 @@ def plan_of(recipe: Recipe, options: PlanOptions) -> Plan:
 
 def _start(cluster: ClusterSpec, assumed: Assumptions) -> Workload:
     """The start of Ray and its first workers; rented machines boot before."""
-    seconds = assumed["cluster_start_s"]
-    if cluster.rented:
-        seconds += assumed["node_start_s"]
+    seconds = assumed["cluster_start_s"] + (assumed["node_start_s"] if cluster.rented else 0.0)
     basis: Basis = "assumed" if cluster.rented else "measured"
     return Workload(name=START, machines=cluster.gpu, start_s=seconds, basis=basis)
 
@@ -110,8 +108,8 @@ def _serving(estimator: StageEstimator, mining: Workload) -> list[Workload]:
     flops = forward_flops(estimator.method.shape, EncodedTexts.one(tokens)) / tokens
     s_per_flop = estimator.s_per_flop("encode_utilisation") * replicas * (mining.factor or 1.0)
     s_per_token = flops * s_per_flop / assumed["serve_share"]
-    cpus, price = group.cpus // replicas, group.price / replicas
-    replica = MachineGroup(None, 1, cpus, group.gpu, group.gpus // replicas, price)
+    cpus, gpus = group.cpus // replicas, group.gpus // replicas
+    replica = MachineGroup(None, 1, cpus, group.gpu, gpus, group.price / replicas)
     basis: Basis = "assumed" if mining.factor is None else "scaled"
     return [
         Workload(name=name, machines=replica, tokens=count, work_s=count * s_per_token, basis=basis)
@@ -126,12 +124,9 @@ def _notes(estimator: StageEstimator) -> list[str]:
         zero_stage, memory = recipe.training.zero_stage, TrainingMemory.of(recipe, estimator.method)
         needed = memory.per_gpu(zero_stage=zero_stage, gpus=group.gpus)
         room = group.gpu.memory_gb * GB
-        state = (
-            f"weights, gradients and optimizer take {needed / GIB:.1f} of {room / GIB:.1f} GiB a GPU "
-            f"(ZeRO {zero_stage})"
-        )
-        fits = needed < room
-        found.append(f"{state}, activations not counted" if fits else f"DOES NOT FIT: {state}")
+        share = f"{needed / GIB:.1f} of {room / GIB:.1f} GiB a GPU (ZeRO {zero_stage})"
+        state = f"weights, gradients and optimizer take {share}"
+        found.append(f"{state}, activations not counted" if needed < room else f"DOES NOT FIT: {state}")
         workers, encoders = recipe.training.workers, recipe.cluster.encode_workers
         if (workers, encoders) != (group.gpus, group.gpus):
             found.append(

@@ -40,11 +40,7 @@ class DatasetRows:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TransformedRows:
-    """What the transform of a finished run made of a dataset.
-
-    Attributes:
-        available: Examples before ``max_rows`` of the dataset.
-    """
+    """What the transform of a finished run made of a dataset; ``available``: examples before its ``max_rows``."""
 
     raw: int
     available: float
@@ -52,17 +48,14 @@ class TransformedRows:
 
 
 def rows_of(
-    recipe: Recipe,
-    options: PlanOptions,
-    assumed: Assumptions,
-    measured: Mapping[str, TransformedRows] | None = None,
+    recipe: Recipe, options: PlanOptions, assumed: Assumptions, measured: Mapping[str, TransformedRows] = {}
 ) -> list[DatasetRows]:
     """The rows of every dataset of a recipe, in the proportions of a finished run if one was measured.
 
     Raises:
         RecipeError: The raw rows of a dataset are not known, or ``--examples`` asks for more than there can be.
     """
-    rows = _transformed(recipe, options, assumed, measured or {})
+    rows = _transformed(recipe, options, assumed, measured)
     rows = _synthesized(recipe, options, assumed, rows)
     return rows if options.examples is None else _as_many_as(options.examples, rows, recipe)
 
@@ -121,8 +114,7 @@ def _synthesized(
     for one, by_technique in zip(rows, requests, strict=True):
         total = sum(by_technique.values())
         # negatives add no example, and a query takes two requests
-        no_example = by_technique.get("hard_negative", 0.0)
-        no_example += by_technique.get("query_configuration", 0.0)
+        no_example = by_technique.get("hard_negative", 0.0) + by_technique.get("query_configuration", 0.0)
         new = total - no_example
         new *= assumed["synthesis_yield"] if new else 0.0
         result.append(dataclasses.replace(one, requests=total, new=new))

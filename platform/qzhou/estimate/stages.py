@@ -104,8 +104,7 @@ class StageEstimator:
         if not one.start_s:
             return one
         bytes_per_s = one.machines.count * self.assumed["storage_bytes_per_s"]
-        moved = one.read_bytes + one.written_bytes
-        return dataclasses.replace(one, storage_s=moved / bytes_per_s)
+        return dataclasses.replace(one, storage_s=(one.read_bytes + one.written_bytes) / bytes_per_s)
 
     def _transform(self) -> Workload:
         read = sum(one.raw * self._example_bytes(one) for one in self.rows)
@@ -180,7 +179,6 @@ class StageEstimator:
         examples = self._parquet_bytes(lambda one: one.trained * (growth if one.task == "retrieval" else 1))
         flops = sum(forward_flops(teacher, encoded) for teacher in self.teachers)
         search_s /= _effective_cpus(self.cluster.gpu, self.assumed)
-        start_s = self._load_s + self.assumed["stage_start_s"] if flops else 0.0
         trained = sum(one.trained for one in self.rows)
         return Workload(
             name=MINING,
@@ -192,7 +190,7 @@ class StageEstimator:
             flops=flops,
             read_bytes=self._parquet_bytes(lambda one: one.trained) + vector_bytes * 2,
             written_bytes=vector_bytes + examples,
-            start_s=start_s,
+            start_s=self._load_s + self.assumed["stage_start_s"] if flops else 0.0,
             work_s=flops * self.s_per_flop("encode_utilisation") + search_s,
         )
 
@@ -206,11 +204,9 @@ class StageEstimator:
         ]
         cost = TrainingStageCost(expected_steps(datasets, training, stage), self.method)
         flops = cost.flops_on(max(1, self.cluster.gpu.gpus))
-        is_float32 = self.recipe.model.dtype == "float32"
         trained = shape.adapter_parameters(training.lora.rank) or shape.parameters
-        checkpoint = trained * (FLOAT32_STATE if is_float32 else BFLOAT16_STATE)
+        checkpoint = trained * (FLOAT32_STATE if self.recipe.model.dtype == "float32" else BFLOAT16_STATE)
         saves = -(-stage.steps // training.save_every_steps)
-        read = self._parquet_bytes(lambda one: one.trained) + shape.parameters * 2
         return Workload(
             name=name,
             machines=self.cluster.gpu,
@@ -219,7 +215,7 @@ class StageEstimator:
             unit="steps",
             tokens=cost.texts.tokens,
             flops=flops,
-            read_bytes=read,
+            read_bytes=self._parquet_bytes(lambda one: one.trained) + shape.parameters * 2,
             written_bytes=saves * checkpoint + self._model_bytes,
             deleted_bytes=max(0, saves - training.keep_checkpoints) * checkpoint,
             start_s=self._load_s,
@@ -296,8 +292,7 @@ class StageEstimator:
 
     @property
     def _model_bytes(self) -> float:
-        weight = 4.0 if self.recipe.model.saved_dtype == "float32" else 2.0
-        return self.method.shape.parameters * weight
+        return self.method.shape.parameters * (4.0 if self.recipe.model.saved_dtype == "float32" else 2.0)
 
     def _example(self, rows: DatasetRows) -> EncodedTexts:
         """The texts of one example, without negatives; none where no text of the dataset is known."""
@@ -309,8 +304,7 @@ class StageEstimator:
 
     def _parquet_bytes(self, count: Callable[[DatasetRows], float]) -> float:
         """Bytes of so many examples of each dataset."""
-        text = sum(count(one) * self._example_bytes(one) for one in self.rows)
-        return text * self.assumed["parquet_share"]
+        return sum(count(one) * self._example_bytes(one) for one in self.rows) * self.assumed["parquet_share"]
 
 
 def _effective_cpus(group: MachineGroup, assumed: Assumptions) -> float:

@@ -41,12 +41,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def _stage_as_json(one: Workload) -> dict[str, Any]:
-    computed = {
-        "machines": str(one.machines),
-        "wall_s": one.wall_s,
-        "bound_by": "storage" if one.waits_for_storage else "work",
-        "usd": one.usd,
-    }
+    bound_by = "storage" if one.waits_for_storage else "work"
+    computed = {"machines": str(one.machines), "wall_s": one.wall_s, "bound_by": bound_by, "usd": one.usd}
     return dataclasses.asdict(one) | computed
 
 
@@ -88,14 +84,11 @@ def _sentences(plan: Plan) -> list[str]:
     if plan.usd:
         llm_usd = sum(one.llm_usd for one in plan.stages)
         spent = f", of which {llm_usd:,.0f} for an LLM's tokens" if llm_usd else ""
-        share = dearest.usd / plan.usd
-        found.append(f"${plan.usd:,.0f} in all{spent}; {dearest.name} is {share:.0%} of it.")
-    machines = {one.machine: None for one in (plan.cluster.cpu, plan.cluster.gpu) if one.machine}
-    for machine in machines:
-        found.append(f"{machine.name} ({machine.cloud}): list price ${machine.price:g}/h, read {machine.read}.")
-    month = ""
-    if plan.storage_gb >= 1:
-        month = f", ${plan.storage_usd:,.2f} a month in an object store"
+        found.append(f"${plan.usd:,.0f} in all{spent}; {dearest.name} is {dearest.usd / plan.usd:.0%} of it.")
+    for one in dict.fromkeys(group.machine for group in (plan.cluster.cpu, plan.cluster.gpu)):
+        if one:
+            found.append(f"{one.name} ({one.cloud}): list price ${one.price:g}/h, read {one.read}.")
+    month = f", ${plan.storage_usd:,.2f} a month in an object store" if plan.storage_gb >= 1 else ""
     found.append(f"What stays: {size(plan.storage_gb * GB)}{month}.")
     found.append(f"Lengths: {plan.lengths}.")
     return [*found, *(f"Note: {note}." for note in plan.notes)]
@@ -121,11 +114,9 @@ def short(number: float) -> str:
     """Three figures, and K, M, G, T for tokens and rows; a power of ten beyond."""
     if number >= 1e15 or 0 < number < 1e-2:
         return f"{number:.3g}"
-    for power, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= power:
+    for lowest, power, letter in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "K")):
+        if number >= lowest:
             return f"{number / power:.3g}{letter}"
-    if number >= 1e4:
-        return f"{number / 1e3:.3g}K"
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
@@ -139,10 +130,7 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """In days from two days on, else in hours, minutes or seconds."""
-    if seconds >= 172_800:
-        return f"{seconds / 86_400:.1f} days"
-    if seconds >= 3600:
-        return f"{seconds / 3600:.1f} h"
-    if seconds >= 60:
-        return f"{seconds / 60:.1f} min"
+    for lowest, unit_s, unit in ((172_800, 86_400, "days"), (3600, 3600, "h"), (60, 60, "min")):
+        if seconds >= lowest:
+            return f"{seconds / unit_s:.1f} {unit}"
     return f"{seconds:.1f} s" if seconds >= 0.1 or not seconds else f"{seconds:.2g} s"

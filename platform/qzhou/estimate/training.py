@@ -57,12 +57,10 @@ class EncodedTexts:
         """The average of counted texts; nothing where there are none."""
         if not lengths:
             return cls()
-        squares = sum(one * one for one in lengths)
-        return cls(1.0, sum(lengths) / len(lengths), squares / len(lengths))
+        return cls(1.0, sum(lengths) / len(lengths), sum(one * one for one in lengths) / len(lengths))
 
     def __add__(self, other: EncodedTexts) -> EncodedTexts:
-        texts, tokens = self.texts + other.texts, self.tokens + other.tokens
-        return EncodedTexts(texts, tokens, self.squares + other.squares)
+        return EncodedTexts(self.texts + other.texts, self.tokens + other.tokens, self.squares + other.squares)
 
     def __mul__(self, count: float) -> EncodedTexts:
         return EncodedTexts(self.texts * count, self.tokens * count, self.squares * count)
@@ -81,9 +79,9 @@ class DatasetTexts:
 
     name: str
     task: Task
-    rows: int | None
-    query: EncodedTexts
-    document: EncodedTexts
+    rows: int | None = None
+    query: EncodedTexts = EncodedTexts()
+    document: EncodedTexts = EncodedTexts()
     negatives: float
 
     @property
@@ -153,8 +151,7 @@ class TrainingMethod:
 
     def encoded_twice(self, texts: EncodedTexts, *, gpus: int) -> float:
         """Share of a step's tokens that gradient caching encodes twice."""
-        once = self.activation_tokens * gpus
-        return max(0.0, 1 - once / texts.tokens) if texts.tokens else 0.0
+        return max(0.0, 1 - self.activation_tokens * gpus / texts.tokens) if texts.tokens else 0.0
 
     def flops(self, texts: EncodedTexts, *, twice: float = 0.0) -> float:
         """Operations of training on some texts, of which a share is encoded twice."""
@@ -280,11 +277,7 @@ class TrainingMemory:
         )
 
     def per_gpu(self, *, zero_stage: int, gpus: int) -> float:
-        """Bytes on each GPU.
-
-        ZeRO stage 1 shards the optimizer, stage 2 also gradients, stage 3 also weights
-        (arXiv:1910.02054).
-        """
+        """Bytes on each GPU: ZeRO 1 shards the optimizer, 2 also gradients, 3 also weights (arXiv:1910.02054)."""
         weight, gradient, optimizer = (2, 2, 12) if self.bfloat16 else (4, 4, 8)
         if self.offloaded and zero_stage:
             optimizer = 0

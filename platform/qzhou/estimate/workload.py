@@ -16,7 +16,6 @@ class Workload:
 
     Attributes:
         machines: The machines that do it, and are paid for.
-        rows_in: Rows that it reads.
         rows_out: Rows, examples, steps or scores that it writes; ``unit`` says which.
         tokens: Encoded or trained on by models, or those of an LLM.
         flops: Operations of models; those of an LLM are its provider's.

@@ -13,7 +13,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qzhou.evaluation.intervals import Interval
 from qzhou.evaluation.judge.model_specs import BACKBONE, OWN_MODELS, STAGE2
 from qzhou.evaluation.judge.task_scores import EvalTask
 
@@ -56,12 +55,6 @@ class Difference:
     low: float
     high: float
 
-    @classmethod
-    def of(cls, task: str, model: str, against: str, found: Interval) -> Difference:
-        """The difference rounded to six digits, as it is stored."""
-        values = (round(one, 6) for one in (found.value, found.low, found.high))
-        return cls(task, model, against, *values)
-
     @property
     def is_significant(self) -> bool:
         """Whether the interval leaves out zero."""
@@ -78,11 +71,15 @@ def differences_of(comparison: Mapping[str, Any]) -> list[Difference]:
     return [Difference(**one) for one in comparison.get("differences", [])]
 
 
+def gains(differences: Iterable[Difference]) -> list[Difference]:
+    """By how much stage 2 leads the untouched backbone on each task."""
+    return [one for one in differences if (one.model, one.against) == (STAGE2, BACKBONE)]
+
+
 def models_of(rows: Sequence[Row]) -> list[str]:
     """The models that have a score: our own in their order, then the others."""
     found = dict.fromkeys(row.model for row in rows)
-    further = [one for one in found if one not in OWN_MODELS]
-    return [one for one in OWN_MODELS if one in found] + further
+    return [*(one for one in OWN_MODELS if one in found), *(one for one in found if one not in OWN_MODELS)]
 
 
 def benchmark_means(rows: Sequence[Row], tasks: Sequence[EvalTask]) -> list[dict[str, Any]]:
@@ -152,8 +149,7 @@ def seen_and_unseen(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for seen in (True, False):
             scores = [row.score for row in rows if row.model == model and row.seen == seen]
             if scores:
-                mean = _percent(scores)
-                found.append({"model": model, "seen": seen, "tasks": len(scores), "mean": mean})
+                found.append({"model": model, "seen": seen, "tasks": len(scores), "mean": _percent(scores)})
     return found
 
 
@@ -170,15 +166,13 @@ def table(rows: Sequence[Row], differences: Sequence[Difference] = ()) -> str:
     for model in models:
         grid.add_column(model, justify="right", overflow="fold")
     grid.add_column("stage2 - backbone", justify="right")
-    gains = [one for one in differences if (one.model, one.against) == (STAGE2, BACKBONE)]
-    significant = {one.task for one in gains if one.is_significant}
+    significant = {one.task for one in gains(differences) if one.is_significant}
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
         score = {row.model: row.score for row in of_task}
         cells = [f"{score[model]:.4f}" if model in score else "-" for model in models]
-        gain = "-"
-        if STAGE2 in score and BACKBONE in score:
-            gain = f"{score[STAGE2] - score[BACKBONE]:+.4f}"
+        has_both = STAGE2 in score and BACKBONE in score
+        gain = f"{score[STAGE2] - score[BACKBONE]:+.4f}" if has_both else "-"
         mark = "*" if task in significant else ""
         grid.add_row(task, of_task[0].metric, f"{of_task[0].n:,}", *cells, gain + mark)
     if significant:

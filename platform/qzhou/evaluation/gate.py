@@ -62,11 +62,9 @@ class Gate:
     def _below(self, own: Mapping[str, Row], files: RunFiles) -> Iterator[str]:
         for task, least in self.thresholds.items():
             if task in own:
-                score = own[task].score
-                if score < least:
-                    yield (
-                        f"{task}: {own[task].metric} {score:.4f} is below the {least:g} that --fail-below asks for"
-                    )
+                row = own[task]
+                if row.score < least:
+                    yield f"{task}: {row.metric} {row.score:.4f} is below the {least:g} that --fail-below asks for"
                 continue
             now = TaskScore.read(files, STAGE2, task)
             if now is None or not now.undefined:
@@ -98,8 +96,7 @@ class Gate:
             if change.high < 0:
                 failures.append(f"{task}: {scores} is worse than {name}, with 95 % confidence")
         theirs = {row["task"] for row in other.comparison.get("rows", ()) if row["model"] == STAGE2}
-        for task in sorted(theirs - set(own)):
-            failures.append(f"{task}: {name} has a score, and this run has none")
+        failures += [f"{task}: {name} has a score, and this run has none" for task in sorted(theirs - set(own))]
         if not compared:
             raise DataError(
                 f"--no-worse-than: no task of this run was judged on the same data in {other.folder.uri}"

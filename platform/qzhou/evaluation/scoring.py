@@ -115,13 +115,10 @@ def _differences(rows: Sequence[Row], scores: Scores, seed: int) -> Iterator[Dif
     further = [one for one in models if one not in (STAGE2, STAGE1, BACKBONE, BM25)]
     order = [one for one in (STAGE2, STAGE1, *further, BACKBONE, BM25) if one in models]
     for task in dict.fromkeys(row.task for row in rows):
-        examples = {}
-        for model in order:
-            scored = scores.get((model, task))
-            examples[model] = scored.per_example if scored else None
-        for model, against in combinations(order, 2):
-            ours, theirs = examples[model], examples[against]
-            if ours is not None and theirs is not None:
-                found = paired_difference(ours, theirs, seed=seed)
-                if found is not None:
-                    yield Difference.of(task, model, against, found)
+        scored = {model: scores[model, task].per_example for model in order if (model, task) in scores}
+        known = {model: examples for model, examples in scored.items() if examples is not None}
+        for model, against in combinations(known, 2):
+            found = paired_difference(known[model], known[against], seed=seed)
+            if found is not None:
+                limits = round(found.low, 6), round(found.high, 6)
+                yield Difference(task, model, against, round(found.value, 6), *limits)

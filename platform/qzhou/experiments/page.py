@@ -16,26 +16,23 @@ MARGINS, VARIANT = 90, 32  # pixels: axis and margins, and each variant
 
 def results_page(name: str, comparisons: Sequence[Comparison]) -> str:
     """A plot for each score: a point for each seed, the mean with its interval, a dotted line at the baseline."""
-    shown = [one for one in comparisons if one.lines]
     text = Text(
         "A point is the score of a seed, a bar the 95 % interval of the mean over seeds, the dotted line the mean of "
         "the baseline."
     )
-    panels = Panels([_plot(one) for one in shown])
+    panels = Panels([_plot(one) for one in comparisons if one.lines])
     return render(name, [Section("scores", "Scores by variant", [text, panels])])
 
 
 def _plot(comparison: Comparison) -> plots.Plot:
     traces = [*map(_interval, comparison.lines), _seeds(comparison.lines)]
     baselines = [one.spread for one in comparison.lines if one.variant == comparison.baseline]
-    shapes = [plots.vertical_line(one.mean, INK) for one in baselines if one is not None]
     layout = {
         "xaxis": {"title": {"text": escape(comparison.metric)}},
         "yaxis": {**plots.CATEGORIES, "categoryarray": [_label(one) for one in comparison.lines]},
-        "shapes": shapes,
+        "shapes": [plots.vertical_line(one.mean, INK) for one in baselines if one is not None],
     }
-    height = MARGINS + VARIANT * len(comparison.lines)
-    return plots.Plot(comparison.score, traces, layout, height=height)
+    return plots.Plot(comparison.score, traces, layout, height=MARGINS + VARIANT * len(comparison.lines))
 
 
 def _label(line: Line) -> str:
@@ -63,7 +60,6 @@ def _interval(line: Line) -> dict[str, Any]:
         points, sizes = [spread.mean], [14]
         if spread.low is not None and spread.high is not None:
             points, sizes = [spread.low, spread.mean, spread.high], [0, 14, 0]
-    mark = {"symbol": "line-ns", "size": sizes, "line": {"width": 2.5, "color": INTERVAL}}
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -71,6 +67,6 @@ def _interval(line: Line) -> dict[str, Any]:
         "x": points,
         "y": [_label(line)] * len(points),
         "line": {"color": INTERVAL, "width": 4},
-        "marker": mark,
+        "marker": {"symbol": "line-ns", "size": sizes, "line": {"width": 2.5, "color": INTERVAL}},
         "hovertemplate": "%{y}, mean and interval: %{x:.4f}<extra></extra>",
     }

@@ -22,6 +22,7 @@ from qzhou.experiments.page import results_page
 from qzhou.experiments.results import Comparison, Outcome, as_json, compared, table
 from qzhou.experiments.settings import TrialGrid
 from qzhou.mining.pipeline import mine
+from qzhou.run.files import TRAINING_STAGES
 from qzhou.run.models import resolve_all
 from qzhou.run.run import Run
 from qzhou.synthesis.pipeline import synthesize
@@ -60,8 +61,7 @@ def run_experiment(grid: TrialGrid) -> list[Comparison]:
     ]
     comparisons = compared(grid.experiment, outcomes)
     folder.write_json("results.json", as_json(grid.experiment, comparisons, outcomes))
-    page = results_page(grid.experiment.name, comparisons)
-    folder.write_bytes("results.html", page.encode())
+    folder.write_bytes("results.html", results_page(grid.experiment.name, comparisons).encode())
     for comparison in comparisons:
         print_block(f"\n{table(comparison)}", "experiment", "comparison")
     block = f"\nresults: {folder.uri}/results.json, {folder.uri}/results.html"
@@ -106,7 +106,7 @@ def _run_trials(grid: TrialGrid, folder: Folder) -> dict[str, QzhouError]:
     tuner = tune.Tuner(
         tune.with_resources(
             # given by reference, because Tune writes down all else, and keys of endpoints are among the environment
-            tune.with_parameters(_trial, recipes=recipes, started_in=_Place.here()),
+            tune.with_parameters(_trial, recipes=recipes, started_in=_Place()),
             {"CPU": 0, "memory": DRIVER_BYTES},
         ),
         param_space={"trial": tune.grid_search(list(recipes))},
@@ -115,10 +115,10 @@ def _run_trials(grid: TrialGrid, folder: Folder) -> dict[str, QzhouError]:
     )
     failed = {}
     for result in tuner.fit():
-        said, name = ((result.metrics or {}).get("error", ""), str((result.config or {}).get("trial")))
+        name = str((result.config or {}).get("trial"))
         if result.error is not None:
             failed[name] = our_error(result.error) or TrainingError(first_line(result.error))
-        elif said:
+        elif said := (result.metrics or {}).get("error", ""):
             failed[name] = from_json(said)
     (folder / TUNE).delete()
     return failed
@@ -127,12 +127,9 @@ def _run_trials(grid: TrialGrid, folder: Folder) -> dict[str, QzhouError]:
 class _Place:
     """Where the command was given: trials find there what its relative paths and its variables mean."""
 
-    def __init__(self, node: str, folder: str, environment: Mapping[str, str]) -> None:
-        self.node, self.folder, self.environment = node, folder, environment
-
-    @classmethod
-    def here(cls) -> _Place:
-        return cls(ray.get_runtime_context().get_node_id(), str(Path.cwd()), dict(os.environ))
+    def __init__(self) -> None:
+        self.node = ray.get_runtime_context().get_node_id()
+        self.folder, self.environment = str(Path.cwd()), dict(os.environ)
 
     def enter(self) -> None:
         os.chdir(self.folder)
@@ -148,10 +145,9 @@ def _trial(config: Mapping[str, Any], *, recipes: Mapping[str, Recipe], started_
     for the CPUs of their tasks inside what Tune set aside for the actor, which is nothing
     (Tune's placement groups capture what their actors start).
     """
-    name = config["trial"]
     here = NodeAffinitySchedulingStrategy(started_in.node, soft=False)
     process = ray.remote(num_cpus=0, max_retries=RESTARTS, scheduling_strategy=here)(_whole_run)
-    return {"error": ray.get(process.remote(recipes[name], started_in))}
+    return {"error": ray.get(process.remote(recipes[config["trial"]], started_in))}
 
 
 def _whole_run(recipe: Recipe, started_in: _Place) -> str:
@@ -170,9 +166,9 @@ def _whole_run(recipe: Recipe, started_in: _Place) -> str:
         log_event(f"experiment: {name}: failed: {error}", "trial_failed", level="error", trial=name)
         return to_json(error)
     run = Run.open(recipe)
-    for stage in ("stage1", "stage2"):
+    for stage in TRAINING_STAGES.values():
         # nothing goes on from them, and they are many
-        (run.folder / "training" / stage / "checkpoints").delete()
+        (run.folder / stage / "checkpoints").delete()
     log_event(f"experiment: {name}: finished", "trial_done", trial=name)
     return ""
 

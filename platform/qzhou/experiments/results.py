@@ -41,11 +41,8 @@ class Outcome:
         """From the folder of a finished trial."""
         files = RunFiles(run)
         rows = {row.task: row for row in rows_of(files.comparison) if row.model == STAGE2}
-        items = {}
-        for task in rows:
-            score = TaskScore.read(files, STAGE2, task)
-            if score is not None and score.per_example is not None:
-                items[task] = score.per_example
+        scores = {task: TaskScore.read(files, STAGE2, task) for task in rows}
+        items = {task: one.per_example for task, one in scores.items() if one is not None and one.per_example}
         return cls(variant, seed, rows, items)
 
     def tasks(self, score: Score) -> list[str]:
@@ -60,7 +57,7 @@ class Line:
     Attributes:
         scores: Seed -> score, of the seeds that have one on every task.
         spread: Over seeds; None where a seed has no score: the mean of those that did not collapse is no mean.
-        ahead: Of the baseline, paired by seed; None for the baseline itself, and where no seed is common to both.
+        difference: To the baseline, paired by seed; None for the baseline itself, and where no seed is common to both.
         by_items: The same difference over the items of those seeds' tasks (paired bootstrap); None where the two were
             not judged on the same.
         undefined: Tasks on which seeds have no score, in words; empty where all have all.
@@ -114,24 +111,17 @@ def table(comparison: Comparison) -> str:
         return f"{comparison.score}: no finished trial was judged by it"
     grid = Table(title=f"{comparison.score} ({comparison.metric})", title_justify="left")
     grid.add_column("variant")
-    headings = (
-        "seeds",
-        "mean",
-        "95 % over seeds",
-        f"- {comparison.baseline}",
-        "95 % over seeds",
-        "95 % over items",
-    )
-    for heading in headings:
+    over = "95 % over seeds"
+    for heading in ("seeds", "mean", over, f"- {comparison.baseline}", over, "95 % over items"):
         grid.add_column(heading, justify="right")
     for line in comparison.lines:
-        spread, difference, by_items = line.spread, line.difference, line.by_items
+        spread, difference = line.spread, line.difference
         cells = [str(len(line.scores)), f"{spread.mean:.4f}" if spread else "-", _limits(spread, "")]
         cells += [f"{difference.mean:+.4f}" if difference else "-", _limits(difference, "+")]
-        grid.add_row(line.variant, *cells, _limits(by_items, "+"))
+        grid.add_row(line.variant, *cells, _limits(line.by_items, "+"))
     seeds = max((len(line.scores) for line in comparison.lines), default=0)
-    marks = "* leaves out zero; differences are paired by seed, and by item (bootstrap)"
-    notes = [marks, *([] if seeds > 1 else [ONE_SEED])]
+    notes = ["* leaves out zero; differences are paired by seed, and by item (bootstrap)"]
+    notes += [] if seeds > 1 else [ONE_SEED]
     notes += [f"{line.variant} {line.undefined}, so it has no mean" for line in comparison.lines if line.undefined]
     grid.caption, grid.caption_justify = "\n".join(notes), "left"
     return printed(grid)
@@ -167,13 +157,8 @@ def _line(
     if not both:
         return Line(name, scores, spread)
     difference = over_seeds([scores[seed] - _score(base[seed], score) for seed in both])
-    return Line(
-        name,
-        scores,
-        spread,
-        difference,
-        _by_items([own[seed] for seed in both], [base[seed] for seed in both], score),
-    )
+    by_items = _by_items([own[seed] for seed in both], [base[seed] for seed in both], score)
+    return Line(name, scores, spread, difference, by_items)
 
 
 def _score(outcome: Outcome, score: Score) -> float:
@@ -185,9 +170,8 @@ def _by_items(own: Sequence[Outcome], base: Sequence[Outcome], score: Score) -> 
     tasks = own[0].tasks(score)
     if not all(set(tasks) <= set(one.items) for one in (*own, *base)):
         return None
-    return pooled_difference(
-        [([one.items[task] for one in own], [one.items[task] for one in base]) for task in tasks], seed=0
-    )
+    paired = [([one.items[task] for one in own], [one.items[task] for one in base]) for task in tasks]
+    return pooled_difference(paired, seed=0)
 
 
 def _limits(found: Spread | Interval | None, sign: str) -> str:

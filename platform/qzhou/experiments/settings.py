@@ -117,11 +117,9 @@ class TrialGrid:
         lines = [
             f"{one.name}: {len(one.variants)} variants, seeds {', '.join(map(str, one.seeds))}, in {self.storage}"
         ]
-        if shared := {**_dotted(one.settings), **_dotted(self.overrides)}:
-            said = (
-                f"{key} = {value if isinstance(value, str) else json.dumps(value)}" for key, value in shared.items()
-            )
-            lines.append(f"  all: {'; '.join(said)}")
+        if shared := _dotted(one.settings) | _dotted(self.overrides):
+            texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in shared.items()}
+            lines.append(f"  all: {'; '.join(f'{key} = {text}' for key, text in texts.items())}")
         for variant in one.variants:
             changed = [f"{key} = {json.dumps(value)}" for key, value in _dotted(variant.settings).items()]
             changed += [f"trained on {', '.join(variant.only_datasets)}"] if variant.only_datasets else []
@@ -173,12 +171,8 @@ def _of_trial(recipe: Recipe, experiment: Experiment, variant: Variant, seed: in
         "storage": f"{recipe.run.storage.rstrip('/')}/{experiment.name}",
         "share_stages": True,
     }
-    return recipe.model_copy(
-        update={
-            "run": recipe.run.model_copy(update=run),
-            "training": recipe.training.model_copy(update={"seed": seed}),
-        }
-    )
+    training = recipe.training.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update=run), "training": training})
 
 
 def _conflicts(experiment: Experiment) -> Iterator[str]:

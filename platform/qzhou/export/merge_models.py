@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,12 @@ from qzhou.encoder.backbone import (
 from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.errors import ModelError, RecipeError, StorageError
 from qzhou.export.merge_weights import Method, State, merge_states, shares_of
-from qzhou.run.files import MANIFEST
+from qzhou.run.files import MANIFEST, MODELS_OF_STAGES
 from qzhou.run.models import resolve, weights_fingerprint
 from qzhou.run.run import UPLOADED
 from qzhou.telemetry.events import log_event
 
 MERGE_FILE = "merge.json"
-# stages of a run, the last one first -> where their models are
-MODELS_OF_STAGES = {
-    "model": "model",
-    "training/stage2": "training/stage2/model",
-    "training/stage1": "training/stage1/model",
-}
 # keys of config.json that change no vector, or whose effect is compared by itself
 NOT_COMPARED = {
     "_name_or_path", "architectures", "attention_dropout", "attention_probs_dropout_prob", "bos_token_id",
@@ -53,7 +48,7 @@ class Source:
         name: As the user named it.
         address: Where it was found.
         local: Its folder on this machine, or its hub id.
-        read_metadata: What its files say of it.
+        metadata: What its files say of it.
         tokenizer: Its tokenizer.
         is_causal: Whether its tokens see earlier tokens only.
     """
@@ -61,14 +56,14 @@ class Source:
     name: str
     address: str
     local: str
-    read_metadata: ModelMetadata
+    metadata: ModelMetadata
     tokenizer: Any
     is_causal: bool
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the saved weights."""
-        dtype = getattr(self.read_metadata.config, "dtype", None)
+        dtype = getattr(self.metadata.config, "dtype", None)
         return getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
 
 
@@ -161,9 +156,9 @@ def _source(name: str, stack: ExitStack) -> Source:
     address = local = _address(name)
     if "://" in address:
         local = str(stack.enter_context(Folder.open(address).local_copy()))
-    files = read_metadata(local)
-    backwards = is_causal(meta_model(files.config))
-    return Source(name, address, local, files, load_tokenizer(local), backwards)
+    metadata = read_metadata(local)
+    backwards = is_causal(meta_model(metadata.config))
+    return Source(name, address, local, metadata, load_tokenizer(local), backwards)
 
 
 def _address(name: str) -> str:
@@ -204,15 +199,15 @@ def _refuse_another_kind(one: Source, other: Source) -> None:
 
 def _traits(one: Source, other: Source) -> Iterator[tuple[str, object, object]]:
     """Name and both values of what must be equal where both models declare it, the clearest difference first."""
-    mine, theirs = (dict(source.read_metadata.config.to_dict()) for source in (one, other))
+    mine, theirs = (dict(source.metadata.config.to_dict()) for source in (one, other))
     yield "the architecture", mine.get("model_type"), theirs.get("model_type")
     for key in sorted((set(mine) | set(theirs)) - NOT_COMPARED):
         yield key, mine.get(key), theirs.get(key)
     attention = {False: "bidirectional", True: "causal"}
     yield "attention", attention[one.is_causal], attention[other.is_causal]
-    yield "pooling", one.read_metadata.pooling, other.read_metadata.pooling
+    yield "pooling", one.metadata.pooling, other.metadata.pooling
     switch = {None: None, False: "off", True: "on"}
-    yield ("normalisation", switch[one.read_metadata.is_normalised], switch[other.read_metadata.is_normalised])
+    yield "normalisation", switch[one.metadata.is_normalised], switch[other.metadata.is_normalised]
 
 
 def _tokenizer_difference(one: Any, other: Any) -> str | None:
@@ -240,7 +235,7 @@ def _prompts(sources: Sequence[Source], prompts_of: str | None) -> dict[str, str
         sources = [next(source for source in sources if source.name == prompts_of)]
     found: dict[str, tuple[str, str]] = {}
     for source in sources:
-        for name, prompt in (source.read_metadata.prompts or {}).items():
+        for name, prompt in (source.metadata.prompts or {}).items():
             before, owner = found.setdefault(name, (prompt, source.name))
             if before != prompt:
                 raise ModelError(
@@ -262,20 +257,18 @@ def _save(sources: Sequence[Source], state: State, folder: Path, prompts: dict[s
 
     The weights are written in the widest type of the sources.
     """
-    dtype = sources[0].dtype
-    for source in sources[1:]:
-        dtype = torch.promote_types(dtype, source.dtype)
-    pooling = next((one.read_metadata.pooling for one in sources if one.read_metadata.pooling), None)
+    dtype = reduce(torch.promote_types, (source.dtype for source in sources))
+    pooling = next((one.metadata.pooling for one in sources if one.metadata.pooling), None)
     found = load_backbone(sources[0].local, pooling=pooling, dtype=dtype)
     found.model.load_state_dict(state)
     config = found.model.backbone.config
-    widths = [getattr(one.read_metadata.config, "matryoshka_dimensions", None) or () for one in sources]
+    widths = [getattr(one.metadata.config, "matryoshka_dimensions", None) or () for one in sources]
     if any(widths):
         # vectors may be cut where all sources were trained to be cut
         config.matryoshka_dimensions = sorted(set.intersection(*map(set, widths)), reverse=True)
     limits = [found.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
     for source in sources:
-        limits += [source.read_metadata.max_tokens, source.tokenizer.model_max_length]
+        limits += [source.metadata.max_tokens, source.tokenizer.model_max_length]
     max_tokens = min(int(one) for one in limits if one is not None)
     save_sentence_transformer(found.model, found.tokenizer, folder, max_tokens=max_tokens, prompts=prompts)
     return max_tokens

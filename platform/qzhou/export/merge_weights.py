@@ -108,9 +108,7 @@ def slerp(one: Tensor, other: Tensor, t: float) -> Tensor:
 
 def _copy(value: Tensor) -> Tensor:
     """A new tensor; numbers are kept in float32 at least."""
-    dtype = value.dtype
-    if value.is_floating_point():
-        dtype = torch.promote_types(dtype, torch.float32)
+    dtype = torch.promote_types(value.dtype, torch.float32) if value.is_floating_point() else value.dtype
     return value.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
@@ -146,9 +144,7 @@ def _blocks(one: Tensor, other: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
 
 
 def _refuse_infinite(name: str, state: State) -> None:
-    floats = {key: value for key, value in state.items() if value.is_floating_point()}
-    bad = [key for key, value in floats.items() if not bool(value.isfinite().all())]
-    if bad:
+    if bad := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise ModelError(f"'{name}' has weights that are no numbers (NaN or infinite): {_some(bad)}. Leave it out.")
 
 

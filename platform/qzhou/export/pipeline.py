@@ -5,6 +5,7 @@ import json
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
+from qzhou.run.files import EXPORT, MODELS_OF_STAGES, TRAINING_STAGE2
 from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
 
@@ -19,9 +20,9 @@ def export(recipe: Recipe) -> Manifest:
     run = Run.open(recipe)
     return run.stage(
         Stage(
-            name="model",
+            name=EXPORT,
             settings={"model": recipe.model.model_dump(), "prompts": recipe.prompts},
-            inputs={"stage2": run.manifest("training/stage2").fingerprint},
+            inputs={"stage2": run.manifest(TRAINING_STAGE2).fingerprint},
             code_of=("qzhou.export.pipeline",),
         ),
         lambda folder: _export(run, folder),
@@ -32,10 +33,9 @@ def _export(run: Run, folder: Folder) -> dict[str, int]:
     # loads torch, which a driver whose export is finished can do without
     from qzhou.encoder.export import checked_parity
 
-    max_tokens = run.recipe.model.max_document_tokens
-    with (run.folder / "training" / "stage2" / "model").local_copy() as trained:
+    with (run.folder / MODELS_OF_STAGES[TRAINING_STAGE2]).local_copy() as trained:
         folder.upload(trained)
-        lowest = checked_parity(trained, name=folder.uri, max_tokens=max_tokens)
+        lowest = checked_parity(trained, name=folder.uri, max_tokens=run.recipe.model.max_document_tokens)
         config = json.loads((trained / "config.json").read_text("utf-8"))
     line = f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})"
     log_event(line, "exported", lowest_cosine=lowest)

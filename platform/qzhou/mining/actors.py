@@ -32,11 +32,8 @@ SHOWN_CHARS = 80
 class EncodeActor:
     """Holds a teacher; writes the vectors of a chunk of texts into a store, unless they are there.
 
-    Args:
-        recipe: Of the run.
-        teacher: Names the model; empty for the recipe's backbone.
-        folder: Of the store.
-        chunks: All of them; a batch names one by its number.
+    An empty ``teacher`` is the recipe's backbone; a batch names one of ``chunks`` by its
+    number.
     """
 
     def __init__(self, recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk]) -> None:
@@ -62,8 +59,7 @@ class EncodeActor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The number of a chunk to its file; a :class:`QzhouError` is a value, which Ray Data would wrap otherwise."""
-        found: dict[str, Any] = {"name": "", "encoded": 0, "truncated": 0, "seconds": 0.0}
-        found["error"] = ""
+        found: dict[str, Any] = {"name": "", "encoded": 0, "truncated": 0, "seconds": 0.0, "error": ""}
         try:
             store = self._store  # the teacher is loaded before a chunk's seconds are counted
             started, truncated = time.monotonic(), self._encoder.truncated

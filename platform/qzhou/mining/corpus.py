@@ -20,17 +20,7 @@ EXAMPLES_AT_ONCE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive texts of one Parquet file that are encoded together.
-
-    Attributes:
-        folder: Of the file.
-        file: Its name.
-        column: Of the texts.
-        start: Row of the first text.
-        stop: Row after the last.
-        prompt: Of the dataset.
-        are_queries: Whether the texts are queries; else they are documents.
-    """
+    """Texts of one Parquet file that are encoded together, from row ``start`` to the one before ``stop``."""
 
     folder: Folder
     file: str
@@ -46,11 +36,9 @@ class Chunk:
         return self.stop - self.start
 
     def prompted(self, column: Sequence[str], own: DeclaredPrompts | None = None) -> list[str]:
-        """The texts with their prompt, as the encoder reads them.
+        """The texts with their prompt, as the encoder reads them; ``column`` is the whole column of the file.
 
-        Args:
-            column: The whole column of the file.
-            own: Prompts of the encoder's own, in place of the dataset's instruction.
+        ``own`` prompts of the encoder stand in place of the dataset's instruction.
         """
         prompt = own or self.prompt
         as_queries = self.are_queries or self.prompt.symmetric
@@ -61,15 +49,7 @@ class Chunk:
 def chunks_of(
     folder: Folder, column: str, prompt: Prompt, *, are_queries: bool, chunk_rows: int = CHUNK_ROWS
 ) -> list[Chunk]:
-    """All texts of a column of a folder's Parquet files, cut into chunks.
-
-    Args:
-        folder: Of the files.
-        column: Of the texts.
-        prompt: Of the dataset.
-        are_queries: Whether the texts are queries.
-        chunk_rows: Texts of a chunk.
-    """
+    """All texts of a column of a folder's Parquet files, cut into chunks."""
     found = []
     for file in folder.files(".parquet"):
         rows = row_count(folder, file)
@@ -99,13 +79,7 @@ def document_digests(folder: Folder, file: str) -> tuple[Digests, Digests]:
 
 @dataclass(frozen=True, slots=True)
 class ReportSample:
-    """Negatives that some examples came with, to be scored for the report.
-
-    Attributes:
-        chunks: Of their texts.
-        owner: Which example each belongs to.
-        origins: Of each.
-    """
+    """Negatives that some examples came with, to be scored for the report; ``owner`` is the example of each."""
 
     chunks: list[Chunk]
     owner: Ints
@@ -179,13 +153,8 @@ def prepared(
 ) -> Corpus:
     """The queries and documents of a dataset; positives that are in no corpus are written beside it.
 
-    Args:
-        dataset: Of the recipe.
-        examples: Its examples, as Parquet.
-        corpus: Of the dataset; may be empty.
-        extra: Where the positives are written that are not in the corpus, and the negatives that are shown.
-        known: :func:`document_digests` of each file of the corpus.
-        chunk_rows: Texts of a vector file.
+    They are written below ``extra``, and so are the negatives that are shown. ``known`` are
+    the :func:`document_digests` of each file of the corpus, which may be empty.
     """
     gathered = _gathered(examples)
     corpus_text = _joined([text for text, _ in known])
@@ -198,9 +167,7 @@ def prepared(
     write_records(extra / "negatives", negatives, Document)
 
     def chunks(folder: Folder, column: str = "text") -> list[Chunk]:
-        are_queries = column == "query"
-        prompt = dataset.prompt
-        return chunks_of(folder, column, prompt, are_queries=are_queries, chunk_rows=chunk_rows)
+        return chunks_of(folder, column, dataset.prompt, are_queries=column == "query", chunk_rows=chunk_rows)
 
     text_M = np.concatenate([corpus_text, gathered.text_P[new_P]])
     key_M = np.concatenate([corpus_key, gathered.key_P[new_P]])
@@ -225,14 +192,10 @@ def prepared(
 
 @dataclass(frozen=True, slots=True)
 class _Gathered:
-    """The outcome of one pass over a dataset's examples.
+    """The outcome of one pass over a dataset's examples: digests of its positives and of their keys, and the rest.
 
-    Attributes:
-        text_P: Digest of each positive.
-        key_P: Digest of its key.
-        owner_P: Which example it belongs to.
-        groups: Of all examples.
-        shown: Negatives of some examples, and which example each belongs to.
+    ``owner_P`` says which example a positive belongs to, and so does the number in
+    ``shown`` for the negatives of some examples.
     """
 
     text_P: Digests

@@ -19,30 +19,24 @@ def encoded(
 ) -> list[str]:
     """The vector file of each chunk, below ``folder``; those that are there already are not encoded again.
 
-    Args:
-        recipe: Of the run.
-        teacher: Names the model; empty for the recipe's backbone.
-        folder: Of the store of vectors.
-        chunks: Any number.
-        actor: What encodes.
+    An empty ``teacher`` is the recipe's backbone.
 
     Raises:
         ModelError: The teacher cannot be loaded.
     """
     if not chunks:
         return []
+    count = len(chunks)
     # items and no range: its tasks would need a CPU, and the actors may have taken every one
-    numbers = ray.data.from_items(
-        [{"id": number} for number in range(len(chunks))], override_num_blocks=len(chunks)
-    )
+    numbers = ray.data.from_items([{"id": number} for number in range(count)], override_num_blocks=count)
     done = numbers.map_batches(
         actor,
         fn_constructor_args=(recipe, teacher, folder, list(chunks)),
         batch_size=1,
-        compute=_pool(recipe, len(chunks)),
+        compute=_pool(recipe, count),
         **resources_for(recipe, "mining").options,
     )  # fmt: skip
-    names = [""] * len(chunks)
+    names = [""] * count
     texts = truncated = 0
     total = sum(chunk.rows for chunk in chunks)
     with progress("mining: encode", total=total, unit="texts") as bar:

@@ -24,14 +24,10 @@ class Ranking:
         score_NK: How well each document fits the query (a cosine, or a reranker's score), the teacher's best document
             first; -inf where there is none.
         row_NK: Row of the corpus.
-        key_NK: Key digest of the document; the draw depends on it, not on its place in the
-            corpus.
-        is_positive_NK: Whether the document is relevant to the query: by id or by
-            normalised text.
-        is_own_NK: Whether it is one of the query's negatives already; counted among the
-            ranks, never chosen.
-        is_repeat_NK: Whether the document says the same as a positive; counted among the
-            ranks, never chosen.
+        key_NK: Key digest of the document; the draw depends on it, not on the row.
+        is_positive_NK: Whether it is relevant to the query: by id or by normalised text.
+        is_own_NK: Whether it is one of the query's negatives already; ranked, never chosen.
+        is_repeat_NK: Whether it says the same as a positive; ranked, never chosen.
         positive_score_N: The lowest score of one of the query's positives.
     """
 
@@ -83,13 +79,9 @@ def _is_candidate(ranking: Ranking, first: int, last: int) -> Bools:
 def max_negative_score(positive_score_N: Floats, mining: MiningSection) -> Floats:
     """The score that a negative must stay below [N].
 
-    It is ``p - (1 - positive_ratio) * |p|`` with p the positive's score, which equals
-    ``positive_ratio * p`` for p > 0 and stays below p for a negative score too; and ``p -
-    margin``, whichever is lower; infinite without either.
-
-    Args:
-        positive_score_N: The lowest score of each query's positives.
-        mining: Of the recipe.
+    It is ``p - (1 - positive_ratio) * |p|`` with p the lowest score of the query's
+    positives, which equals ``positive_ratio * p`` for p > 0 and stays below p for a
+    negative score too; and ``p - margin``, whichever is lower; infinite without either.
 
     Source: ratio and margin: TopK-PercPos and TopK-MarginPos, NV-Retriever
         (arXiv:2407.15831).
@@ -105,15 +97,11 @@ def max_negative_score(positive_score_N: Floats, mining: MiningSection) -> Float
 def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: MiningSection) -> Selection:
     """Choose up to ``mining.negatives_per_query`` negatives per query from a window of ranks.
 
-    Inside the window a document must score below :func:`ceiling`, and between ``min_score``
-    and ``max_score``. The others are drawn from, uniformly or by softmax; the draw depends
-    on the query's key and the document alone. Each of several teachers has a window of its
-    own, and what one of them refuses none may choose.
-
-    Args:
-        rankings: Of the same queries, one for each teacher.
-        key_N: Seeds the draw of each query.
-        mining: Of the recipe.
+    Inside the window a document must score below :func:`max_negative_score`, and between
+    ``min_score`` and ``max_score``. Of these it draws, uniformly or by softmax; the draw
+    depends on the query's key, of ``key_N``, and the document alone. Each of several
+    teachers has a ranking and a window of its own, and what one of them refuses none may
+    choose.
 
     Source: rank window: QZhou-Embedding (arXiv:2508.21632), section 6.1.
     """
@@ -168,13 +156,9 @@ def _allowed(ranking: Ranking, mining: MiningSection, rejected: Counter[str]) ->
 def leave_one_out_false_negatives(ranking: Ranking, second_score_N: Floats, mining: MiningSection) -> Bools:
     """Which positives would qualify as negatives, if they were not known to be relevant [N, K].
 
-    Each is left out alone; the others give the positive's score. The share of positives
-    that qualify estimates how many unknown positives the criteria let in.
-
-    Args:
-        ranking: Of one teacher.
-        second_score_N: The second lowest score of a query's positives; nan where there is only one.
-        mining: Of the recipe.
+    Each is left out alone; the others give the positive's score: ``second_score_N`` is the
+    second lowest of a query, nan where there is only one. The share of positives that
+    qualify estimates how many unknown positives the criteria let in.
     """
     is_lowest = ranking.score_NK <= ranking.positive_score_N[:, None]
     left_NK = np.where(is_lowest, second_score_N[:, None], ranking.positive_score_N[:, None])
@@ -194,10 +178,8 @@ def existing_negatives(
 ) -> list[Negative]:
     """The negatives that an example keeps whatever is mined: all given ones, then LLM-written up to their share.
 
-    Args:
-        existing: Negatives of the example before mining.
-        relevant_keys: Key digests of the texts relevant to the query.
-        mining: Of the recipe; the share is rounded to the nearest number of negatives.
+    The share is rounded to the nearest number of negatives; ``relevant_keys`` are key
+    digests of the texts relevant to the query.
     """
     count = mining.negatives_per_query
     given = _distinct([one for one in existing if one.origin != "synthetic"], relevant_keys)
@@ -209,14 +191,7 @@ def existing_negatives(
 def combine(
     own: Sequence[Negative], mined: Sequence[Negative], relevant_keys: AbstractSet[int], *, count: int
 ) -> tuple[Negative, ...]:
-    """The negatives of an example: existing ones, then mined ones up to ``count``.
-
-    Args:
-        own: The existing ones that are kept (:func:`existing_negatives`).
-        mined: In the order of the draw.
-        relevant_keys: Key digests of the texts relevant to the query.
-        count: Negatives wanted.
-    """
+    """The negatives of an example: its own (:func:`existing_negatives`), then mined ones up to ``count``."""
     return tuple(_distinct([*own, *mined], relevant_keys)[: max(count, len(own))])
 
 

@@ -43,10 +43,6 @@ RECALL_QUERIES = 1000
 def mine(recipe: Recipe, layout: Layout = DEFAULT) -> Manifest:
     """Give every retrieval example its negatives; other tasks' examples pass through.
 
-    Args:
-        recipe: Of the run.
-        layout: How the work is cut up.
-
     Raises:
         DataError: Synthesis has not finished.
         ModelError: A teacher or the reranker cannot be loaded.
@@ -55,8 +51,7 @@ def mine(recipe: Recipe, layout: Layout = DEFAULT) -> Manifest:
     run = with_arithmetic(Run.open(recipe))
     recipe, mining = run.recipe, run.recipe.mining
     models = {"teacher": weights_fingerprint(mining.teacher or recipe.model.backbone)}
-    for name in mining.extra_teachers:
-        models[f"teacher {name}"] = weights_fingerprint(name)
+    models |= {f"teacher {name}": weights_fingerprint(name) for name in mining.extra_teachers}
     if mining.reranker:
         models["reranker"] = weights_fingerprint(mining.reranker)
     settings: dict[str, object] = {
@@ -87,9 +82,8 @@ def _work(run: Run, folder: Folder, layout: Layout) -> dict[str, int]:
     with session(resources_for(recipe, "mining")):
         names = (source / "retrieval").folders()
         corpora = [_prepared(run, folder, name, layout) for name in names]
-        vectors = [
-            _vectors(recipe, teacher, folder / "embeddings", corpora, layout) for teacher in recipe.mining.teachers
-        ]
+        store, teachers = folder / "embeddings", recipe.mining.teachers
+        vectors = [_vectors(recipe, teacher, store, corpora, layout) for teacher in teachers]
         reports = {}
         for corpus, *own in zip(corpora, *vectors, strict=True):
             miner = _Miner(recipe, folder, corpus, own, layout)
@@ -179,8 +173,7 @@ class _Miner:
         share = actor_resources(self._recipe, sum(map(len, shards)) + rerankers)
         copies = self._corpus.copies
         for own, parts in zip(self._vectors, shards, strict=True):
-            index = ShardedIndex(self._recipe, own.folder, parts, copies, share, self._layout)
-            self._indexes.append(index)
+            self._indexes.append(ShardedIndex(self._recipe, own.folder, parts, copies, share, self._layout))
         self._rerankers = RerankerPool(self._recipe, share) if rerankers else None
 
     def _examples(self) -> Iterator[RetrievalExample]:
@@ -203,8 +196,7 @@ class _Miner:
             for index, own in zip(self._indexes, self._vectors, strict=True):
                 files = own.queries[chunk : chunk + size]
                 query_ND = np.concatenate([own.folder.read_array(file.name) for file in files])
-                positives = queries.positive_row_P, queries.owner_P
-                searches.append(index.search(query_ND, *positives, depth))
+                searches.append(index.search(query_ND, queries.positive_row_P, queries.owner_P, depth))
             chunk += size
             waiting.append((queries, searches))
             if len(waiting) > SEARCHED_AHEAD:
@@ -223,8 +215,7 @@ class _Miner:
             for ranking in rankings:
                 keep_N &= is_consistent(ranking, top_k=mining.consistency_top_k)
         if self._rerankers is not None:
-            score = self._rerankers.scores
-            rankings, second_N = reranked(rankings, queries, mining, self._texts, score)
+            rankings, second_N = reranked(rankings, queries, mining, self._texts, self._rerankers.scores)
         selection = select_negatives(rankings, queries.seeds(self._recipe.training_seed), mining)
         examples = self._combined(queries, selection, keep_N)
         self._report.add(examples, selection.rejected, int((~keep_N).sum()))
@@ -236,8 +227,7 @@ class _Miner:
         texts = iter(self._texts(rows))
         count, found = self._mining.negatives_per_query, []
         for number, example in enumerate(queries.examples):
-            scores = selection.scores[number]
-            mined = [Negative(text=next(texts), origin="mined", score=score) for score in scores]
+            mined = [Negative(text=next(texts), origin="mined", score=score) for score in selection.scores[number]]
             if not keep_N[number]:
                 self._drops.append(inconsistent(example, self._mining.consistency_top_k))
                 continue

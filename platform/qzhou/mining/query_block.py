@@ -23,8 +23,8 @@ from qzhou.mining.text_digests import Digests, Floats, Groups, Ints, is_among, k
 # ranks for a query's relevant documents before the window; with more of them it may get fewer negatives
 RELEVANT_RANKED = 100
 
-Texts = Callable[[Ints], list[str]]
-Score = Callable[[Sequence[tuple[str, str]]], Floats]
+Texts = Callable[[Ints], list[str]]  # rows of the corpus to their texts
+Score = Callable[[Sequence[tuple[str, str]]], Floats]  # pairs of query and document to their scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +91,7 @@ def ranking_of(
 ) -> tuple[Ranking, Floats]:
     """The ranking by a teacher, and the second lowest score of each query's positives (nan where there is one) [N].
 
-    Args:
-        corpus: Of the queries.
-        queries: The block.
-        block: Its vectors.
-        found: The result of the search.
-        closest: A document with a higher cosine to a positive repeats it.
+    A document whose cosine to a positive is above ``closest`` repeats it.
     """
     score_P = np.einsum("pd,pd->p", block.query_ND[queries.owner_P], block.positive_PD)
     lowest_N, second_N = two_lowest(score_P, queries.owner_P, len(queries.examples))
@@ -114,13 +109,7 @@ def ranking_of(
 
 
 def two_lowest(score_P: Floats, owner_P: Ints, count: int) -> tuple[Floats, Floats]:
-    """The lowest and the second lowest score of each owner [count]; nan where there is none.
-
-    Args:
-        score_P: Scores of all owners.
-        owner_P: Which owner each score belongs to.
-        count: Of the owners.
-    """
+    """The lowest and the second lowest score of each of ``count`` owners [count]; nan where there is none."""
     order = np.lexsort((score_P, owner_P))
     first = np.searchsorted(owner_P[order], np.arange(count))
     size = np.bincount(owner_P, minlength=count)
@@ -134,15 +123,8 @@ def reranked(
 ) -> tuple[list[Ranking], Floats]:
     """The rankings with a reranker's scores in place of the teachers', and the second lowest of the positives [N].
 
-    The reranker reads every candidate inside a window and every relevant text that was
-    found, each pair once.
-
-    Args:
-        rankings: Of the same queries, one for each teacher.
-        queries: The block.
-        mining: Of the recipe.
-        texts: Rows of the corpus to their texts.
-        score: Pairs of query and document to their scores.
+    The reranker reads every candidate inside a teacher's window and every relevant text
+    that was found, each pair once.
     """
     wanted = [in_window(one, mining) | (one.is_positive_NK & one.is_there) for one in rankings]
     rows = [one.row_NK[fits] for one, fits in zip(rankings, wanted, strict=True)]

@@ -33,13 +33,7 @@ class Report:
         self._recall: float | None = None
 
     def add(self, examples: Sequence[RetrievalExample], rejected: Mapping[str, int], inconsistent: int) -> None:
-        """Count the examples of a block.
-
-        Args:
-            examples: With the negatives that they keep.
-            rejected: Reason -> candidates that were refused for it.
-            inconsistent: Examples that were dropped.
-        """
+        """Count the examples of a block with the negatives that they keep; ``inconsistent`` others were dropped."""
         self._queries += len(examples)
         self._inconsistent += inconsistent
         self._rejected.update(rejected)
@@ -55,17 +49,13 @@ class Report:
     def score(self, kind: str, scores: Floats | Sequence[float]) -> None:
         """Count scores of one kind: ``positive``, or the origin of negatives."""
         values = np.asarray(scores, dtype=np.float64)
-        self._histograms[kind] = self._histograms.get(kind, 0) + _histogram(values)
+        counts = np.histogram(np.clip(values, EDGES[0], EDGES[-1]), EDGES)[0]  # those outside: in the end bins
+        self._histograms[kind] = self._histograms.get(kind, 0) + counts
         self._sums[kind] += float(values.sum())  # type: ignore[assignment]
         self._counts[kind] += len(values)
 
     def hide(self, admitted_NK: Bools, hidden: int) -> None:
-        """Count the known positives that would have passed if they were not known.
-
-        Args:
-            admitted_NK: Which of the ranked documents they are.
-            hidden: How many were tried.
-        """
+        """Count the known positives that would have passed if they were not known, of ``hidden`` ones tried."""
         self._hidden += hidden
         self._admitted += int(admitted_NK.sum())
 
@@ -113,11 +103,6 @@ def sentence(name: str, content: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _histogram(values: np.ndarray) -> np.ndarray:
-    """How many values lie between each two edges; those outside count in the first and the last bin."""
-    return np.histogram(np.clip(values, EDGES[0], EDGES[-1]), EDGES)[0]
-
-
 def _shortened(text: str) -> str:
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."
 
@@ -131,8 +116,5 @@ def _shown(example: RetrievalExample) -> dict[str, Any]:
         }
         for one in example.negatives
     ]
-    return {
-        "query": _shortened(example.query),
-        "positive": _shortened(example.positives[0]),
-        "negatives": negatives,
-    }
+    query, positive = _shortened(example.query), _shortened(example.positives[0])
+    return {"query": query, "positive": positive, "negatives": negatives}

@@ -94,8 +94,7 @@ class ExactSearch:
         block_bytes: Document vectors that are searched at once.
         prefilters: Whether a CPU takes candidates from products in bfloat16; instructions for it make them twice as
             fast and more (LOG.md).
-        least_products: Of queries and documents; a prefilter for fewer is not worth the
-            import of torch.
+        least_products: Of queries and documents; fewer are not worth the import of torch.
         spare: Candidates beyond the ranks asked for; more prove more and cost more.
         queries_at_once: Their products with a block of documents are in memory together.
     """
@@ -217,15 +216,12 @@ class Shard:
         return best_row
 
     def _nearest(self, query_ND: Floats, document_MD: Floats, count: int) -> tuple[Floats, Ints]:
+        metric = faiss.METRIC_INNER_PRODUCT
         if self._gpu is None:
-            found: tuple[Floats, Ints] = faiss.knn(query_ND, document_MD, count, metric=faiss.METRIC_INNER_PRODUCT)
+            found: tuple[Floats, Ints] = faiss.knn(query_ND, document_MD, count, metric=metric)
             return found
         score, row = faiss.knn_gpu(
-            self._gpu,
-            query_ND.astype(np.float16),
-            document_MD.astype(np.float16),
-            count,
-            metric=faiss.METRIC_INNER_PRODUCT,
+            self._gpu, query_ND.astype(np.float16), document_MD.astype(np.float16), count, metric=metric
         )
         return score, row
 
@@ -286,8 +282,7 @@ class Shard:
                 options.useFloat16 = True
                 index = faiss.index_cpu_to_gpu(self._gpu, 0, index, options)
             if parameters:
-                on_gpu = self._gpu is not None
-                space = faiss.GpuParameterSpace() if on_gpu else faiss.ParameterSpace()
+                space = faiss.ParameterSpace() if self._gpu is None else faiss.GpuParameterSpace()
                 space.set_index_parameters(index, parameters)  # type: ignore[arg-type]  # its stub is wrong
         except RuntimeError as error:
             raise RecipeError(

@@ -60,13 +60,7 @@ def actor_resources(recipe: Recipe, actors: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class PendingSearch:
-    """A block of queries that the shards are searching.
-
-    Attributes:
-        block: The queries.
-        count: Ranks wanted.
-        parts: Ray's references to what each shard finds.
-    """
+    """A block of queries that the shards are searching; ``parts`` are Ray's references to what each finds."""
 
     block: QueryBlock
     count: int
@@ -78,15 +72,10 @@ class PendingSearch:
 
 
 class ShardedIndex:
-    """The actors that search one corpus by the vectors of one teacher.
+    """The actors that search one corpus by the vectors of one teacher, one for each of the shards.
 
-    Args:
-        recipe: Of the run.
-        folder: Holds the vector files.
-        shards: Vector files of the documents, in the order of the corpus; an actor for each.
-        copies: Rows of the corpus that are not searched.
-        share: Resources of each actor (:func:`actor_resources`).
-        layout: Names the class of the actors.
+    ``copies`` are rows of the corpus that are not searched, ``share`` the resources of an
+    actor (:func:`actor_resources`).
     """
 
     def __init__(
@@ -110,13 +99,9 @@ class ShardedIndex:
             self._actors.append(made.remote(folder, shard, index, mining.index_parameters, own))
 
     def search(self, query_ND: Floats, positive_row_P: Ints, owner_P: Ints, count: int) -> PendingSearch:
-        """A search that has begun.
+        """A search for ``count`` ranks that has begun; the positives' vectors come from the shards.
 
-        Args:
-            query_ND: Unit rows.
-            positive_row_P: Rows of the positives; their vectors come from the shards.
-            owner_P: Which query each positive belongs to, ascending.
-            count: Ranks wanted.
+        The rows of ``query_ND`` are unit vectors; ``owner_P`` is ascending.
         """
         block = QueryBlock(query_ND, self.vectors(positive_row_P), owner_P)
         sent = ray.put(block)

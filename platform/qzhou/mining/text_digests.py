@@ -57,12 +57,7 @@ class RelevantTexts:
     """The texts relevant to each query of a dataset: its own positives, its relatives', and those of an equal query.
 
     This is :func:`qzhou.data.records.relevant_keys` for millions of queries: 32 bytes for
-    each positive instead of sets of texts.
-
-    Args:
-        groups: Of all queries.
-        positive_P: Key digests of their positives.
-        owner_P: Which query each belongs to.
+    each positive instead of sets of texts. ``positive_P`` are key digests.
     """
 
     def __init__(self, groups: Groups, positive_P: Digests, owner_P: Ints) -> None:
@@ -85,13 +80,7 @@ class RelevantTexts:
 
 
 def is_among(owner_E: Ints, key_E: Digests, key_NK: Digests) -> Bools:
-    """Whether each candidate of a query is one of the texts that belong to it [N, K].
-
-    Args:
-        owner_E: Which query each text belongs to.
-        key_E: Its key digest.
-        key_NK: Key digests of the candidates.
-    """
+    """Whether each candidate of a query is one of the texts that belong to it [N, K], by their key digests."""
     # one number for query and text, so that one search answers for all queries
     with np.errstate(over="ignore"):
         asked = key_NK + GOLDEN * np.arange(1, len(key_NK) + 1, dtype=np.uint64)[:, None]

@@ -41,12 +41,12 @@ def code_of_stage(modules: Sequence[str], *, without: Sequence[str] = (), root: 
     Raises:
         ValueError: One of ``modules`` does not exist.
     """
-    left_out = (*NEUTRAL, *without)
+    left_out = tuple(f"{one}." for one in (*NEUTRAL, *without))
     found: dict[str, str] = {}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in found or _is_inside(name, left_out):
+        if name in found or f"{name}.".startswith(left_out):
             continue
         path = _source(name, root)
         if path is None:
@@ -57,17 +57,10 @@ def code_of_stage(modules: Sequence[str], *, without: Sequence[str] = (), root: 
     return dict(sorted((found | _data_files(found, root)).items()))
 
 
-def _is_inside(module: str, packages: Sequence[str]) -> bool:
-    return any(module == one or module.startswith(f"{one}.") for one in packages)
-
-
 def _source(module: str, root: Path) -> Path | None:
     """The file of a module; None where there is none of that name."""
     place = root.joinpath(*module.split(".")[1:])
-    for path in (place.with_suffix(".py"), place / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
 
 @functools.cache

@@ -15,6 +15,18 @@ TRAINING_STAGE1, TRAINING_STAGE2 = "training/stage1", "training/stage2"
 EXPORT, EVALUATION = "model", "evaluation"
 STAGES = (TRANSFORM, SYNTHESIS, MINING, TRAINING_STAGE1, TRAINING_STAGE2, EXPORT, EVALUATION)
 TRAINING_STAGES = {"stage1": TRAINING_STAGE1, "stage2": TRAINING_STAGE2}
+COMMANDS: Mapping[str, str] = {  # folder of each stage -> the command that makes it
+    TRANSFORM: "transform",
+    SYNTHESIS: "synthesize",
+    MINING: "mine",
+    TRAINING_STAGE1: "train",
+    TRAINING_STAGE2: "train",
+    EXPORT: "export",
+    EVALUATION: "evaluate",
+    "index": "index",
+}
+# Stages that make a model, the last one first -> where it is.
+MODELS_OF_STAGES = {EXPORT: EXPORT} | {one: f"{one}/model" for one in (TRAINING_STAGE2, TRAINING_STAGE1)}
 # Files, by their path in the run folder.
 TRANSFORM_REPORT = f"{TRANSFORM}/report.json"
 SYNTHESIS_REPORT, LEDGER = f"{SYNTHESIS}/report.json", f"{SYNTHESIS}/ledger.json"
@@ -26,20 +38,34 @@ SCORES = f"{EVALUATION}/scores"
 Content = Mapping[str, Any]
 
 
+def _json_file(name: str) -> cached_property[Content]:
+    return cached_property(lambda self: self._json(name))
+
+
 class RunFiles:
     """The files of a run folder, each read when it is first asked for; a missing file reads as empty.
 
     Args:
         folder: The folder of the run.
+
+    Attributes:
+        recipe: The resolved recipe.
+        transform: The report of the transform.
+        synthesis: The report of the synthesis.
+        ledger: Requests, tokens and cost of the synthesis.
+        mining: Dataset -> the report of its mining.
+        comparison: Scores, differences and embedding health of all models.
+        diagnosis: Findings and skipped checks.
     """
+
+    recipe = _json_file(RECIPE)
+    transform = _json_file(TRANSFORM_REPORT)
+    synthesis, ledger = _json_file(SYNTHESIS_REPORT), _json_file(LEDGER)
+    mining = _json_file(MINING_REPORT)
+    comparison, diagnosis = _json_file(COMPARISON), _json_file(DIAGNOSIS)
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-
-    @cached_property
-    def recipe(self) -> Content:
-        """The resolved recipe as JSON."""
-        return self._json(RECIPE)
 
     @property
     def name(self) -> str:
@@ -53,26 +79,6 @@ class RunFiles:
         return {stage: Manifest(**content) for stage, content in found.items() if content}
 
     @cached_property
-    def transform(self) -> Content:
-        """The report of the transform."""
-        return self._json(TRANSFORM_REPORT)
-
-    @cached_property
-    def synthesis(self) -> Content:
-        """The report of the synthesis."""
-        return self._json(SYNTHESIS_REPORT)
-
-    @cached_property
-    def ledger(self) -> Content:
-        """Requests, tokens and cost of the synthesis."""
-        return self._json(LEDGER)
-
-    @cached_property
-    def mining(self) -> Content:
-        """Dataset -> the report of its mining."""
-        return self._json(MINING_REPORT)
-
-    @cached_property
     def metrics(self) -> Mapping[str, Sequence[Content]]:
         """``stage1`` and ``stage2`` -> the metrics of each step, of the stages that have any."""
         found = {}
@@ -81,16 +87,6 @@ class RunFiles:
             if lines:
                 found[stage] = [json.loads(line) for line in lines if line.strip()]
         return found
-
-    @cached_property
-    def comparison(self) -> Content:
-        """Scores, differences and embedding health of all models."""
-        return self._json(COMPARISON)
-
-    @cached_property
-    def diagnosis(self) -> Content:
-        """Findings and skipped checks."""
-        return self._json(DIAGNOSIS)
 
     def task_score(self, model: str, task: str) -> Content | None:
         """The stored score of a model on a task; None where there is none."""

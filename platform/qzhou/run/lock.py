@@ -72,10 +72,8 @@ def _file_lock(run: Folder, owner: dict[str, Any], times: LockTimes) -> Iterator
     except Timeout:
         raise _owned_by_another(run) from None
     except (OSError, NotImplementedError) as error:
-        log_event(
-            f"{run.uri} knows no locks ({first_line(error)}): nothing keeps a second process away",
-            "run_without_lock",
-        )
+        line = f"{run.uri} knows no locks ({first_line(error)}): nothing keeps a second process away"
+        log_event(line, "run_without_lock")
     try:
         run.write_json(OWNER, owner)
         yield
@@ -90,16 +88,14 @@ def _acquire(lock: FileLock, run: Folder, owner: dict[str, Any], times: LockTime
     except Timeout:
         here = _owner(run).get("host", owner["host"]) == owner["host"]
         where = "another process" if here else "another machine"
-        line = f"{where} was at work on this run; waiting a moment in case it is gone"
-        log_event(line, "run_watched")
+        log_event(f"{where} was at work on this run; waiting a moment in case it is gone", "run_watched")
         lock.acquire(timeout=times.worker_exit_s if here else times.nfs_grace_s)
 
 
 @contextmanager
 def _heartbeat(run: Folder, owner: dict[str, Any], times: LockTimes) -> Iterator[None]:
     if run.exists(OWNER):
-        line = "another process was at work on this run; checking whether it still is"
-        log_event(line, "run_watched")
+        log_event("another process was at work on this run; checking whether it still is", "run_watched")
         seen = run.read_bytes(OWNER)
         time.sleep(times.silence_s)
         if run.exists(OWNER) and run.read_bytes(OWNER) != seen:
@@ -134,10 +130,7 @@ def _owner(run: Folder) -> dict[str, Any]:
 
 def _owned_by_another(run: Folder) -> StorageError:
     who = _owner(run)
-    known = ""
-    if who:
-        process = f"process {who['pid']} on {who['host']} since {who['since']}"
-        known = f" ({who['stage']}, {process})"
+    known = f" ({who['stage']}, process {who['pid']} on {who['host']} since {who['since']})" if who else ""
     return StorageError(
         f"another process is at work on {run.uri}{known}, and two would disturb each other. Wait until it is done, "
         "stop it, or give this run a name of its own with --run.name."

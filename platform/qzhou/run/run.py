@@ -20,36 +20,17 @@ from qzhou.data.records import Manifest, digest
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError, RecipeError, StorageError
 from qzhou.run.code import code_of_stage
-from qzhou.run.files import (
-    EVALUATION,
-    EXPORT,
-    MANIFEST,
-    MINING,
-    RECIPE,
-    SYNTHESIS,
-    TRAINING_STAGE1,
-    TRAINING_STAGE2,
-    TRANSFORM,
-)
+from qzhou.run.files import COMMANDS, EXPORT, MANIFEST, RECIPE
 from qzhou.run.fingerprint import FingerprintInputs, changes, duration
 from qzhou.run.lock import run_lock
 from qzhou.run.sharing import finished_elsewhere, reuse_cache, reuse_stage, stage_lock
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import recorded
 
-# Folder of each stage in the run, in the order of the pipeline -> the command that makes it
-COMMANDS: Mapping[str, str] = {
-    TRANSFORM: "transform",
-    SYNTHESIS: "synthesize",
-    MINING: "mine",
-    TRAINING_STAGE1: "train",
-    TRAINING_STAGE2: "train",
-    EXPORT: "export",
-    EVALUATION: "evaluate",
-    "index": "index",
-}
 UPLOADED = "working_dir_files"  # where Ray keeps the working directories that jobs bring with them
 STARTED, STALE = "started.json", "stale"
+
+Work = Callable[[Folder], Mapping[str, int]]
 
 _accepted: set[str] = set()
 
@@ -164,7 +145,7 @@ class Run:
             )
         return Manifest(**folder.read_json(MANIFEST))
 
-    def stage(self, stage: Stage, work: Callable[[Folder], Mapping[str, int]]) -> Manifest:
+    def stage(self, stage: Stage, work: Work) -> Manifest:
         """Do the work of a stage, unless it is finished and unchanged.
 
         Args:
@@ -194,18 +175,7 @@ class Run:
                 if other := finished_elsewhere(self.folder, stage.name, fingerprint):
                     return self._reused(other, stage)
                 reuse_cache(self.folder, stage.name, stage.shared)
-            begun = Manifest(
-                stage=stage.name,
-                fingerprint=fingerprint,
-                inputs=dict(stage.inputs),
-                outputs={},
-                settings=dict(stage.settings),
-                code_version=digest(parts.code),
-                code=dict(parts.code),
-                finished_at="",
-                wall_s=0.0,
-            )
-            return _finished(begun, folder, work)
+            return _finished(stage, parts, folder, work)
 
     def _accepted(self, folder: Folder, name: str, parts: FingerprintInputs) -> Manifest:
         """Keep a finished stage as it is, and write into its manifest what it was accepted for."""
@@ -252,8 +222,7 @@ class Run:
             return
         begun = folder.read_json(STARTED)["fingerprint"] if folder.exists(STARTED) else None
         if begun == parts.fingerprint and not finished:
-            line = f"{stage.name}: resumed with what an earlier attempt had finished"
-            log_event(line, "stage_resumed")
+            log_event(f"{stage.name}: resumed with what an earlier attempt had finished", "stage_resumed")
             return
         aside = self._place_aside(stage.name)
         if finished:
@@ -286,21 +255,26 @@ def refuse_what_would_be_lost(recipe: Recipe) -> None:
         )
 
 
-def _finished(begun: Manifest, folder: Folder, work: Callable[[Folder], Mapping[str, int]]) -> Manifest:
+def _finished(stage: Stage, parts: FingerprintInputs, folder: Folder, work: Work) -> Manifest:
     """Do the work of a stage and write its manifest, the mark of a finished stage."""
-    log_event(f"{begun.stage}: started", "stage_started")
+    log_event(f"{stage.name}: started", "stage_started")
     started = time.monotonic()
     with recorded() as phases:
         outputs = work(folder)
-    manifest = dataclasses.replace(
-        begun,
+    manifest = Manifest(
+        stage=stage.name,
+        fingerprint=parts.fingerprint,
+        inputs=dict(parts.inputs),
         outputs=dict(outputs),
+        settings=dict(parts.settings),
+        code_version=digest(parts.code),
+        code=dict(parts.code),
         finished_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         wall_s=round(time.monotonic() - started, 3),
         phases=[dataclasses.asdict(one) for one in phases],
     )
     folder.write_json(MANIFEST, dataclasses.asdict(manifest))
-    line = f"{begun.stage}: done in {manifest.wall_s:.1f} s ({_counts(outputs)})"
+    line = f"{stage.name}: done in {manifest.wall_s:.1f} s ({_counts(outputs)})"
     log_event(line, "stage_done", wall_s=manifest.wall_s, outputs=manifest.outputs)
     return manifest
 

@@ -95,12 +95,8 @@ def serve_until_stopped(recipe: Recipe) -> None:
 def haproxy_environment(port: int, scratch: str) -> dict[str, str]:
     """The environment in which Ray Serve forwards a request to its replica in one step instead of three.
 
-    HAProxy stands in front of the replicas and asks them itself. Its files and ports are
-    this endpoint's own, so that two endpoints fit on one machine.
-
-    Args:
-        port: Of the endpoint.
-        scratch: A folder of its own.
+    HAProxy stands in front of the replicas and asks them itself. Its files (in ``scratch``)
+    and ports are this endpoint's own, so that two endpoints fit on one machine.
     """
     haproxy = {
         "NBTHREAD": "1",
@@ -169,11 +165,10 @@ def _update(recipe: Recipe) -> None:
 
 
 def _serve_is_running() -> bool:
-    try:
+    with contextlib.suppress(ValueError):
         ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
-    except ValueError:
-        return False
-    return True
+        return True
+    return False
 
 
 class _Asked:

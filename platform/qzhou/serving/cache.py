@@ -15,13 +15,11 @@ ENTRY_BYTES = 300  # what Python needs for an entry besides the vector, about
 class VectorCache:
     """Text -> its vector, token count and whether it was truncated. Holds digests of texts and no text.
 
-    Args:
-        limit: Bytes; 0 keeps nothing.
+    ``limit`` is in bytes; 0 keeps nothing.
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._held = 0
+        self._limit, self._held = limit, 0
         self._entries: OrderedDict[bytes, tuple[Vectors, int, bool]] = OrderedDict()
 
     def __len__(self) -> int:

@@ -119,10 +119,7 @@ DEFAULTS = EngineOptions()
 class Engine:
     """Batches the texts of requests that arrive at the same time. Lives in one event loop.
 
-    Args:
-        encoder: The model on its device.
-        options: Limits.
-        trim: Returns free memory to the system.
+    ``trim`` returns free memory to the system.
     """
 
     def __init__(
@@ -132,8 +129,7 @@ class Engine:
         trim: Callable[[], None] = release_freed_memory,
     ) -> None:
         self.encoder = encoder
-        self._options = options
-        self._trim = trim
+        self._options, self._trim = options, trim
         self._queue: TextQueue[_Item] = TextQueue(options.batch_tokens or encoder.batch_tokens)
         self._cache = VectorCache(options.cache_bytes)
         self._in_flight: dict[bytes, _Item] = {}
@@ -203,13 +199,9 @@ class Engine:
         options = self._options
         too_much = self.waiting_tokens + cost > options.max_waiting_tokens
         if wait_s > options.max_wait_s or (self._jobs and too_much):
-            raise RequestError(
-                f"The model is busy: this would take about {wait_s:.0f} s. Try again later.",
-                status=429,
-                type="rate_limit_error",
-                code="overloaded",
-                retry_after_s=max(1.0, min(wait_s - options.max_wait_s / 2, 60.0)),
-            )
+            problem = f"The model is busy: this would take about {wait_s:.0f} s. Try again later."
+            retry_after_s = max(1.0, min(wait_s - options.max_wait_s / 2, 60.0))
+            raise RequestError(problem, status=429, code="overloaded", retry_after_s=retry_after_s)
 
     def _distribute(self, job: _Job, texts: Sequence[Text]) -> None:
         """Give each text what the cache has, join it to one on its way, or send it on its way."""
@@ -302,7 +294,8 @@ class Engine:
                     continue
                 finite = [bool(np.isfinite(vector).all()) for vector in vectors_ND]
                 bad = [item for item, good in zip(batch, finite, strict=True) if not good]
-                self._fail(bad, _not_finite())
+                problem = "The model gave no numbers for this text."
+                self._fail(bad, RequestError(problem, status=500, code="not_finite"))
                 for item, vector, good in zip(batch, vectors_ND, finite, strict=True):
                     if good:
                         self._deliver(item, vector)
@@ -346,13 +339,5 @@ class Engine:
 
 
 def _too_many(tokens: int, limit: int) -> RequestError:
-    return RequestError(
-        f"The request holds {tokens:,} tokens, and a request may hold {limit:,}; send several.",
-        code="too_many_tokens",
-    )
-
-
-def _not_finite() -> RequestError:
-    return RequestError(
-        "The model gave no numbers for this text.", status=500, type="server_error", code="not_finite"
-    )
+    problem = f"The request holds {tokens:,} tokens, and a request may hold {limit:,}; send several."
+    return RequestError(problem, code="too_many_tokens")

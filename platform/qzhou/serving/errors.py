@@ -1,11 +1,11 @@
 """What the endpoint refuses with, in OpenAI's shape."""
 
 import math
-from typing import Literal
 
 from qzhou.errors import QzhouError
 
-ErrorType = Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
+# OpenAI's families of errors; every other status is of the request
+TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
 class RequestError(QzhouError):
@@ -13,7 +13,7 @@ class RequestError(QzhouError):
 
     Attributes:
         status: HTTP status; OpenAI's clients pick their exception by it.
-        type: OpenAI's family of errors.
+        type: OpenAI's family of errors, which follows from the status.
         param: The field of the request that is to blame, if one is.
         code: Short name for programs, e.g. ``model_not_found``.
         retry_after_s: When it may be tried again, where that is known.
@@ -24,14 +24,13 @@ class RequestError(QzhouError):
         message: str,
         *,
         status: int = 400,
-        type: ErrorType = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.type, self.param, self.code = status, type, param, code
-        self.retry_after_s = retry_after_s
+        self.status, self.param, self.code, self.retry_after_s = status, param, code, retry_after_s
+        self.type = TYPES.get(status, "invalid_request_error")
 
     def headers(self) -> dict[str, str]:
         """``Retry-After`` in whole seconds, where waiting may help."""

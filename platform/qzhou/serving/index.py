@@ -25,13 +25,7 @@ SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file of the run's documents.
-
-    Attributes:
-        folder: Holds the file.
-        name: Of the file.
-        prefix: Stands before each document when it is encoded.
-    """
+    """A file of the run's documents; ``prefix`` stands before each of them when it is encoded."""
 
     folder: Folder
     name: str
@@ -45,11 +39,8 @@ class Part:
 class EncodePart:
     """Keeps the vectors of a part's documents in a :class:`qzhou.encoder.vectors.VectorStore`.
 
-    Args:
-        recipe: Of the run.
-        model: Folder of the run's model.
-        target: Of the vectors.
-        parts: All of them; a batch names one by its number.
+    ``model`` and ``target`` are the folders of the run's model and of the vectors; a batch
+    names one of the parts by its number.
     """
 
     def __init__(self, recipe: Recipe, model: str, target: Folder, parts: Sequence[Part]) -> None:
@@ -89,13 +80,8 @@ def assemble(parts: Sequence[Part], files: Sequence[Sequence[str]], encoded: Fol
     """How many documents the index of all parts holds; a text that occurs twice is there once.
 
     The vectors are kept in 16 bits and searched whole: nothing is missed, and a million
-    documents of 384 dimensions take 768 MB.
-
-    Args:
-        parts: In the order of the index.
-        files: Of each part, the names of its vector files.
-        encoded: Holds these.
-        target: Where the index is written.
+    documents of 384 dimensions take 768 MB. ``files`` names the vector files of each part,
+    in ``encoded``; the index is written into ``target``.
     """
     seen: set[bytes] = set()
     index: Any = None
@@ -111,8 +97,7 @@ def assemble(parts: Sequence[Part], files: Sequence[Sequence[str]], encoded: Fol
                 continue
             vectors_ND = np.concatenate([encoded.read_array(name) for name in names])[is_new]
             if index is None:
-                width, kind = vectors_ND.shape[1], faiss.ScalarQuantizer.QT_fp16
-                index = faiss.IndexScalarQuantizer(width, kind, COSINE)
+                index = faiss.IndexScalarQuantizer(vectors_ND.shape[1], faiss.ScalarQuantizer.QT_fp16, COSINE)
             # rounded by numpy: to the nearest on every machine
             index.add(vectors_ND.astype(np.float16).astype(np.float32))
             writer.write_table(table.filter(pa.array(is_new)).cast(SCHEMA))

@@ -33,9 +33,8 @@ class ApiKeys:
         """
         keys = []
         if variable in environment:
-            keys += _some(
-                environment[variable].split(","), f"{variable} is set but", "comma-separated keys, or unset it"
-            )
+            given = environment[variable].split(",")
+            keys += _some(given, f"{variable} is set but", "comma-separated keys, or unset it")
         if file:
             keys += _some(_lines(file), f"{file} (serving.api_keys_file)", "a key a line, or leave the setting out")
         return cls(*keys)
@@ -64,12 +63,8 @@ class ApiKeys:
         known = [hmac.compare_digest(given, digest) for digest in self._digests]
         if scheme.lower() != "bearer" or not any(known):
             problem = "Incorrect API key provided." if authorization else "You didn't provide an API key."
-            raise RequestError(
-                f"{problem} Send it in the header 'Authorization: Bearer <key>'.",
-                status=401,
-                type="authentication_error",
-                code="invalid_api_key",
-            )
+            problem += " Send it in the header 'Authorization: Bearer <key>'."
+            raise RequestError(problem, status=401, code="invalid_api_key")
         return hashlib.sha256(given).hexdigest()[:8]
 
 
@@ -78,9 +73,8 @@ def _some(candidates: list[str], where: str, wanted: str) -> list[str]:
     if not keys:
         raise SetupError(f"{where} holds no API key. Give it {wanted} to ask for none.")
     if not all(key.isascii() and key.isprintable() for key in keys):
-        raise SetupError(
-            f"{where} holds an API key with other characters than ASCII's, which no HTTP header can carry."
-        )
+        problem = "holds an API key with other characters than ASCII's, which no HTTP header can carry."
+        raise SetupError(f"{where} {problem}")
     return keys
 
 

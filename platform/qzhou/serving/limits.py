@@ -43,13 +43,9 @@ class TokenRate:
         """
         bucket = self._buckets.get(key)
         if bucket is not None and bucket.level_at(self._clock()) <= 0:
-            raise RequestError(
-                f"Rate limit reached: {self._limit:,} tokens per minute.",
-                status=429,
-                type="rate_limit_error",
-                code="rate_limit_exceeded",
-                retry_after_s=bucket.wait_s(self._clock(), 1.0),
-            )
+            problem = f"Rate limit reached: {self._limit:,} tokens per minute."
+            wait_s = bucket.wait_s(self._clock(), 1.0)
+            raise RequestError(problem, status=429, code="rate_limit_exceeded", retry_after_s=wait_s)
 
     @contextmanager
     def reserve_tokens(self, key: str, guess: int) -> Iterator[TokenCharge]:

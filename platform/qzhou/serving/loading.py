@@ -1,5 +1,6 @@
 """A model taken into service: in the precision that was asked for, with what that costs in accuracy."""
 
+import functools
 import os
 import time
 from dataclasses import dataclass
@@ -95,18 +96,10 @@ def threads_for(replicas: int) -> int:
 
 
 def _loaded(place: str, settings: Settings, precision: Precision, *, compiled: bool) -> Encoder:
+    encoder = functools.partial(load_encoder, place, max_tokens=settings.max_tokens)
     if precision == "int8":
-        return to_int8(
-            load_encoder(place, max_tokens=settings.max_tokens, device="cpu", dtype="float32", library="torch")
-        )
-    return load_encoder(
-        place,
-        max_tokens=settings.max_tokens,
-        dtype=precision,
-        library=settings.library,
-        compiled=compiled,
-        device=settings.device,
-    )
+        return to_int8(encoder(device="cpu", dtype="float32", library="torch"))
+    return encoder(dtype=precision, library=settings.library, compiled=compiled, device=settings.device)
 
 
 def _precision_of(encoder: Encoder) -> str:

@@ -10,17 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from qzhou.serving.engine import Engine
-from qzhou.telemetry.metrics import (
-    ENDPOINT_BATCHES,
-    ENDPOINT_COMPUTED,
-    ENDPOINT_PADDED,
-    ENDPOINT_REQUESTS,
-    ENDPOINT_REUSED,
-    ENDPOINT_SECONDS,
-    ENDPOINT_SPEED,
-    ENDPOINT_TOKENS,
-    ENDPOINT_WAITING,
-)
+from qzhou.telemetry import metrics
 
 NOTE = "qzhou.note"  # in an ASGI scope
 REQUEST_ID = b"x-request-id"
@@ -38,12 +28,12 @@ ROUTES = (
     "/",
 )
 ENGINE_NUMBERS = {  # attributes of an engine
-    "waiting_tokens": ENDPOINT_WAITING,
-    "tokens_per_s": ENDPOINT_SPEED,
-    "batches": ENDPOINT_BATCHES,
-    "computed": ENDPOINT_COMPUTED,
-    "padded": ENDPOINT_PADDED,
-    "reused": ENDPOINT_REUSED,
+    "waiting_tokens": metrics.ENDPOINT_WAITING,
+    "tokens_per_s": metrics.ENDPOINT_SPEED,
+    "batches": metrics.ENDPOINT_BATCHES,
+    "computed": metrics.ENDPOINT_COMPUTED,
+    "padded": metrics.ENDPOINT_PADDED,
+    "reused": metrics.ENDPOINT_REUSED,
 }
 
 Scope = MutableMapping[str, Any]
@@ -78,9 +68,9 @@ class EndpointMetrics:
         self._engines, self._replica = engines, replica
         self._requests, self._tokens = (
             Counter(one.name, one.meaning, one.labels, registry=self.registry)
-            for one in (ENDPOINT_REQUESTS, ENDPOINT_TOKENS)
+            for one in (metrics.ENDPOINT_REQUESTS, metrics.ENDPOINT_TOKENS)
         )
-        one = ENDPOINT_SECONDS
+        one = metrics.ENDPOINT_SECONDS
         self._seconds = Histogram(one.name, one.meaning, one.labels, buckets=one.buckets, registry=self.registry)
         self.registry.register(self)  # for collect()
 

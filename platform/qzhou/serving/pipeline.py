@@ -32,7 +32,6 @@ from qzhou.serving.engine import Encoded, Engine, EngineOptions
 from qzhou.serving.errors import RequestError
 from qzhou.serving.indexing import STAGE
 from qzhou.serving.keys import ApiKeys
-from qzhou.serving.memory import remember_fewer_shapes
 from qzhou.serving.observing import AccessLogMiddleware, EndpointMetrics
 from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
 from qzhou.serving.web import Endpoint, web_app
@@ -43,6 +42,10 @@ READY_TIMEOUT_S = 5.0
 GRACE_S = 60.0  # a replica that is stopped first answers the requests that it has
 # The event loop waits this long for the thread that has the model, instead of Python's 5 ms.
 SWITCH_S = 0.001
+# oneDNN caches what it compiled for each of the last thousand shapes, and torch's layer above it does so too. A batch
+# of mixed texts seldom has the shape of an earlier one: so many keep the memory of a replica small.
+SHAPES = "128"
+SHAPE_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 ACCESS = "ray.serve"  # Ray Serve's logger writes files that rotate, one for each replica
 
 
@@ -98,9 +101,8 @@ class EmbeddingServer(ModelReplica):
         return web_app(endpoint, meter, _write_line if self._settings.access_log else None)
 
     async def _ready(self) -> None:
-        async with _refusals():
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                await asyncio.gather(*(handle.describe.remote() for handle in self._others.values()))
+        async with _refusals(), asyncio.timeout(READY_TIMEOUT_S):
+            await asyncio.gather(*(handle.describe.remote() for handle in self._others.values()))
 
 
 class RemoteModel:
@@ -122,26 +124,19 @@ async def _refusals() -> Any:
     try:
         yield
     except BackPressureError:
-        raise RequestError(
-            "Too many requests are waiting; try again.", status=429, type="rate_limit_error", code="overloaded"
-        ) from None
+        raise RequestError("Too many requests are waiting; try again.", status=429, code="overloaded") from None
     except RayTaskError as error:
         if isinstance(error.cause, RequestError):
             raise error.cause from None
         raise
     except (DeploymentUnavailableError, RayActorError, TimeoutError):
-        raise RequestError(
-            "The model is not available; try again.", status=503, type="server_error", code="unavailable"
-        ) from None
+        raise RequestError("The model is not available; try again.", status=503, code="unavailable") from None
 
 
 async def engine_of(recipe: Recipe, name: str, place: str) -> tuple[Engine, ServedModel]:
-    """A warmed-up engine, and what clients may know of its model.
+    """A warmed-up engine, and what clients, who ask for it by ``name``, may know of its model.
 
-    Args:
-        recipe: The recipe of the run that is served.
-        name: The name by which clients ask for the model.
-        place: A folder, which may be remote, a hub id, or a package.
+    ``place`` is a folder, which may be remote, a hub id, or a package.
     """
     encoder, served, passes = await asyncio.get_running_loop().run_in_executor(None, _load, recipe, name, place)
     sys.setswitchinterval(SWITCH_S)
@@ -160,7 +155,8 @@ async def engine_of(recipe: Recipe, name: str, place: str) -> tuple[Engine, Serv
 
 
 def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel, int]:
-    remember_fewer_shapes()
+    for cache in SHAPE_CACHES:  # before torch computes anything
+        os.environ.setdefault(cache, SHAPES)
     # torch and transformers take seconds
     from qzhou.serving.loading import Settings, load, threads_for
 
@@ -197,9 +193,7 @@ def index_of(recipe: Recipe, place: str) -> Any:
 def application(recipe: Recipe, model: str) -> serve.Application:
     """The Serve application: the HTTP deployment, bound to one deployment for each further model.
 
-    Args:
-        recipe: The recipe of the run that is served.
-        model: What the first model is loaded from; it has the run's name.
+    ``model`` is what the first model is loaded from; it has the run's name.
 
     Raises:
         ModelError: A name in ``serving.models`` leads nowhere.
@@ -245,11 +239,8 @@ def autoscaling(settings: ServingSection) -> AutoscalingConfig:
         "target_ongoing_requests": settings.target_requests,
     }
     if settings.target_waiting_tokens is not None:
-        policy = {
-            "policy_function": "qzhou.serving.scaling:ByWaitingTokens",
-            "policy_kwargs": {"target": settings.target_waiting_tokens},
-        }
-        bounds["policy"] = policy
+        target = {"target": settings.target_waiting_tokens}
+        bounds["policy"] = {"policy_function": "qzhou.serving.scaling:ByWaitingTokens", "policy_kwargs": target}
     return AutoscalingConfig(**bounds)
 
 

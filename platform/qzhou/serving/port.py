@@ -19,13 +19,12 @@ def check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise SetupError(
-                f"port {port} on {host} is taken by another process. Choose another one with --serving.port."
-            ) from None
-        raise SetupError(
+        problem = (
             f"cannot listen on {host}:{port}: {error.strerror}. Choose with --serving.host and --serving.port."
-        ) from None
+        )
+        if error.errno == errno.EADDRINUSE:
+            problem = f"port {port} on {host} is taken by another process. Choose another one with --serving.port."
+        raise SetupError(problem) from None
 
 
 def open_port(wanted: int) -> int:

@@ -57,11 +57,7 @@ class TextQueue(Generic[Content]):
         return len(self._heap)
 
     def add(self, texts: Iterable[tuple[Content, int]], *, size: int) -> int:
-        """Put the texts of a request into the queue.
-
-        Args:
-            texts: Each with its number of tokens.
-            size: Tokens of the request.
+        """Put the texts of a request of ``size`` tokens into the queue, each with its number of tokens.
 
         Returns: The deadline of the texts, in tokens computed by then.
         """

@@ -8,21 +8,14 @@ class ByWaitingTokens:
     """An autoscaling policy of Ray Serve; its delays, factors and bounds apply to what it says.
 
     Requests are a poor measure for an encoder: one may hold a word, another two thousand
-    pages.
-
-    Args:
-        target: Tokens that wait at a replica.
+    pages. ``target`` is how many tokens wait at a replica.
     """
 
     def __init__(self, target: int) -> None:
         self._target = target
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """The number of replicas, and the state that Serve keeps for the policy.
-
-        Args:
-            context: Ray Serve's ``AutoscalingContext``.
-        """
+        """The number of replicas for an ``AutoscalingContext``, and the state that Serve keeps for the policy."""
         by_replica = (context.aggregated_metrics or {}).get("waiting_tokens", {})
         waiting = sum(by_replica.values())
         wanted = math.ceil(waiting / self._target)

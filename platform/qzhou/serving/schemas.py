@@ -242,9 +242,8 @@ def _explained(kind: type[BaseModel], problem: Any) -> RequestError:
         hint = f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(kind.model_fields)}."
         return RequestError(f"Unknown parameter: '{field:.60}'.{hint}", param=field, code="unknown_parameter")
     if problem["type"] == "missing":
-        return RequestError(
-            f"Missing required parameter: '{field}'.", param=field, code="missing_required_parameter"
-        )
+        missing = f"Missing required parameter: '{field}'."
+        return RequestError(missing, param=field, code="missing_required_parameter")
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r:.60})"
     return RequestError(f"Invalid value for '{field}': {message}{shown}.", param=field, code="invalid_value")

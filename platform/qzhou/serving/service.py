@@ -6,7 +6,7 @@ queries, P documents.
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,22 +14,15 @@ from qzhou.data.prompts import Prompt
 from qzhou.serving.cache import Text
 from qzhou.serving.engine import Encoded
 from qzhou.serving.errors import RequestError
-from qzhou.serving.outputs import Vectors, as_base64, quantized, shortened
+from qzhou.serving.outputs import as_base64, quantized, shortened
 from qzhou.serving.schemas import EmbeddingRequest, Model, RerankRequest, SearchRequest, Side, SimilarityRequest
+
+if TYPE_CHECKING:
+    from qzhou.serving.index import SearchIndex  # FAISS takes a while
 
 Encode = Callable[[Sequence[Text]], Awaitable[Encoded]]
 CHARS_A_TOKEN = 4  # of plain English, about; of most other texts fewer
 Answer = dict[str, Any]  # a response of ``schemas.py``, its vectors still arrays
-
-
-class Index(Protocol):
-    """What can be searched; :class:`qzhou.serving.index.SearchIndex` is one."""
-
-    def __len__(self) -> int: ...
-
-    def search(self, vector_D: Vectors, count: int) -> list[tuple[str, str, float]]:
-        """Id, text and cosine of the nearest documents, nearest first."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +87,9 @@ class EmbeddingService:
     """
 
     def __init__(
-        self, encode: Encode, model: ServedModel, limits: RequestLimits, index: Index | None = None
+        self, encode: Encode, model: ServedModel, limits: RequestLimits, index: "SearchIndex | None" = None
     ) -> None:
-        self.model = model
-        self.index = index
-        self._encode = encode
-        self._limits = limits
+        self.model, self.index, self._encode, self._limits = model, index, encode, limits
 
     def listing(self) -> Model:
         """What clients may know."""
@@ -176,13 +166,11 @@ class EmbeddingService:
         self._check_size(texts, param)
         encoded = await self._encode(texts)
         if not cut and any(encoded.truncated):
-            place = encoded.truncated.index(True)
-            raise RequestError(
-                f"Text {place} has more than the model's {self.model.max_tokens} tokens; send 'truncate': true to have "
-                "it cut.",
-                param=param,
-                code="context_length_exceeded",
+            place, limit = encoded.truncated.index(True), self.model.max_tokens
+            problem = (
+                f"Text {place} has more than the model's {limit} tokens; send 'truncate': true to have it cut."
             )
+            raise RequestError(problem, param=param, code="context_length_exceeded")
         return encoded
 
     def _presented(self, request: EmbeddingRequest, inputs: list[str] | list[list[int]]) -> list[Text]:
@@ -193,11 +181,8 @@ class EmbeddingService:
             return list(presented(request, texts, self.model.prompts))
         chosen = next((one for one in ("instruction", "input_type", "prompt_name") if getattr(request, one)), None)
         if chosen:
-            raise RequestError(
-                f"'{chosen}' puts a prompt before texts, and 'input' holds token ids; send the texts.",
-                param=chosen,
-                code="invalid_value",
-            )
+            problem = f"'{chosen}' puts a prompt before texts, and 'input' holds token ids; send the texts."
+            raise RequestError(problem, param=chosen, code="invalid_value")
         tokens = [tuple(one) for one in inputs if not isinstance(one, str)]
         for ids in tokens:
             self._check_ids(ids)
@@ -212,20 +197,14 @@ class EmbeddingService:
         if not count:
             raise RequestError(f"'{param}' is empty; send at least one text.", param=param, code="empty_input")
         if count > self._limits.inputs:
-            raise RequestError(
-                f"'{param}' holds {count} texts, and a request may hold {self._limits.inputs}; send several.",
-                param=param,
-                code="too_many_inputs",
-            )
+            problem = f"'{param}' holds {count} texts, and a request may hold {self._limits.inputs}; send several."
+            raise RequestError(problem, param=param, code="too_many_inputs")
 
     def _check_size(self, texts: Sequence[Text], param: str) -> None:
-        chars = sum(map(len, texts))
-        if chars > self._limits.chars:
-            raise RequestError(
-                f"'{param}' holds {chars:,} characters, and a request may hold {self._limits.chars:,}; send several.",
-                param=param,
-                code="too_many_characters",
-            )
+        chars, limit = sum(map(len, texts)), self._limits.chars
+        if chars > limit:
+            problem = f"'{param}' holds {chars:,} characters, and a request may hold {limit:,}; send several."
+            raise RequestError(problem, param=param, code="too_many_characters")
 
     def _check_instruction(self, instruction: str | None) -> None:
         """One that fills the model by itself would leave every text the same vector."""
@@ -271,20 +250,14 @@ def presented(request: EmbeddingRequest, texts: Sequence[str], prompts: Mapping[
     """
     other = next((one for one in ("instruction", "input_type") if getattr(request, one) is not None), None)
     if request.prompt_name is not None and other:
-        raise RequestError(
-            f"'prompt_name' and '{other}' both choose the prompt; send one of them.",
-            param="prompt_name",
-            code="invalid_value",
-        )
+        problem = f"'prompt_name' and '{other}' both choose the prompt; send one of them."
+        raise RequestError(problem, param="prompt_name", code="invalid_value")
     name = request.prompt_name
     if name is not None:
         if name not in prompts:
             known = ", ".join(f"'{one}'" for one in prompts) or "none"
-            raise RequestError(
-                f"The model declares no prompt '{name:.60}'; it declares {known}.",
-                param="prompt_name",
-                code="invalid_value",
-            )
+            problem = f"The model declares no prompt '{name:.60}'; it declares {known}."
+            raise RequestError(problem, param="prompt_name", code="invalid_value")
         return [prompts[name] + Prompt().query(text) for text in texts]
     return _with_prompt(texts, request.input_type, request.instruction, prompts)
 

@@ -80,8 +80,7 @@ class Endpoint:
         ready: Callable[[], Awaitable[None]],
     ) -> None:
         self.services, self.settings, self.ready = services, settings, ready
-        self._keys = keys
-        self._rate = TokenRate(settings.tokens_per_minute)
+        self._keys, self._rate = keys, TokenRate(settings.tokens_per_minute)
 
     def admit(self, request: Request) -> str:
         """The name of the key that asks (:meth:`ApiKeys.admit`)."""
@@ -105,12 +104,8 @@ class Endpoint:
                 async with asyncio.timeout(self.settings.request_timeout_s):
                     answer = await work(service, asked)
             except TimeoutError:
-                raise RequestError(
-                    f"This was not done in {self.settings.request_timeout_s:g} s; send less at once.",
-                    status=503,
-                    type="server_error",
-                    code="timeout",
-                ) from None
+                problem = f"This was not done in {self.settings.request_timeout_s:g} s; send less at once."
+                raise RequestError(problem, status=503, code="timeout") from None
             bill.tokens = note.tokens = answer["usage"]["total_tokens"]
         headers = {FINGERPRINT_HEADER: service.model.fingerprint}
         return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON, headers=headers)
@@ -123,12 +118,8 @@ class Endpoint:
         """
         if name not in self.services:
             served = ", ".join(f"'{one}'" for one in self.services)
-            raise RequestError(
-                f"The model '{name:.60}' does not exist here; this endpoint serves {served}.",
-                status=404,
-                param="model",
-                code="model_not_found",
-            )
+            problem = f"The model '{name:.60}' does not exist here; this endpoint serves {served}."
+            raise RequestError(problem, status=404, param="model", code="model_not_found")
         return self.services[name]
 
     async def _body(self, request: Request) -> bytes:
@@ -138,20 +129,13 @@ class Endpoint:
         async for chunk in request.stream():
             body += chunk
             if len(body) > limit:
-                raise RequestError(
-                    f"The body is above {limit} bytes; send fewer texts.", status=413, code="body_too_large"
-                )
+                problem = f"The body is above {limit} bytes; send fewer texts."
+                raise RequestError(problem, status=413, code="body_too_large")
         return bytes(body)
 
 
 def web_app(endpoint: Endpoint, meter: EndpointMetrics, write: Write | None) -> AccessLogMiddleware:
-    """The ASGI application.
-
-    Args:
-        endpoint: Answers the requests.
-        meter: Counts requests; its numbers are at ``/metrics``.
-        write: Takes a line of the access log; None keeps none.
-    """
+    """The ASGI application; ``write`` takes a line of the access log, and None keeps none."""
     web = FastAPI(title="qzhou", description="Text embeddings in OpenAI's format.", responses=REFUSALS)
     _add_routes(web, endpoint, meter)
     web.exception_handler(RequestError)(_refused)
@@ -175,8 +159,7 @@ def note_of(request: Request) -> RequestLog:
 
 def _takes(kind: type[BaseModel]) -> dict[str, Any]:
     """The request's shape in the OpenAPI document, although the route reads the body itself."""
-    schema = kind.model_json_schema()
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": kind.model_json_schema()}}}}
 
 
 # path, request, response, and what answers
@@ -257,17 +240,14 @@ async def _refused(_: Request, error: Exception) -> Response:
 async def _no_such_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     known = "POST /v1/embeddings, /v1/rerank, /v1/similarity, /v1/search, GET /v1/models, /health, /ready, /metrics"
-    refused = RequestError(
-        f"{error.detail}: {request.method} {request.url.path:.100}. Known: {known}.",
-        status=error.status_code,
-        code="method_not_allowed" if error.status_code == 405 else "unknown_url",
-    )
-    return _json(refused, error.headers)
+    problem = f"{error.detail}: {request.method} {request.url.path:.100}. Known: {known}."
+    code = "method_not_allowed" if error.status_code == 405 else "unknown_url"
+    return _json(RequestError(problem, status=error.status_code, code=code), error.headers)
 
 
 async def _failed(_: Request, __: Exception) -> Response:
     """What went wrong stands in the log of the replica; clients are not shown the inside."""
-    return _json(RequestError("The server failed to answer this request.", status=500, type="server_error"))
+    return _json(RequestError("The server failed to answer this request.", status=500))
 
 
 def _json(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:

@@ -20,7 +20,6 @@ from qzhou.errors import EndpointError, first_line
 from qzhou.synthesis.chat import ChatRequest, ChatResult
 from qzhou.synthesis.client import answer_of, chat_body, measure_attempt, open_client
 from qzhou.synthesis.ledger import cost_of, expected_tokens
-from qzhou.synthesis.rate_limiter import AttemptStatus
 from qzhou.synthesis.response_cache import ResponseCache, totals
 from qzhou.synthesis.schemas import response_schema, schema_name
 from qzhou.synthesis.techniques import SynthesisRequest
@@ -47,13 +46,9 @@ class _Batch:
 
 
 class BatchSender:
-    """Sends requests in batches, waits for them, and keeps the answers in the response cache.
+    """Sends requests in batches, waits for them, and keeps the answers in the response cache in ``folder``.
 
-    Args:
-        settings: Models and ``max_cost``.
-        keys: Of the endpoints.
-        folder: Of the response cache.
-        sleep: Waits between two polls; a test passes its own.
+    ``sleep`` waits between two polls; a test passes its own.
     """
 
     def __init__(
@@ -108,8 +103,7 @@ class BatchSender:
         batches = []
         for name in records.files(".json"):
             content = records.read_json(name)
-            number, keys = name.removesuffix(".json"), tuple(content["keys"])
-            batch = _Batch(id=number, model=content["model"], keys=keys)
+            batch = _Batch(id=name.removesuffix(".json"), model=content["model"], keys=tuple(content["keys"]))
             if batch.model in self._models:
                 batches.append(batch)
                 continue
@@ -126,10 +120,8 @@ class BatchSender:
         if max_cost is None:
             return
         spent = totals(self._folder)[1]
-        expected = sum(
-            cost_of(self._models[request.model], *expected_tokens(request.messages))
-            for request in requests.values()
-        )
+        costs = (cost_of(self._models[one.model], *expected_tokens(one.messages)) for one in requests.values())
+        expected = sum(costs)
         if spent + expected > max_cost:
             raise EndpointError(
                 f"synthesis.max_cost ({max_cost:g}) would be exceeded: {spent:.4f} is spent, and the "
@@ -145,8 +137,7 @@ class BatchSender:
                 continue
             schema = response_schema(schema_name(request))
             chat = ChatRequest(model=request.model, messages=request.messages, schema=schema)
-            structured = model.structured != "off"
-            body = chat_body(chat, self._settings.temperature, structured=structured)
+            body = chat_body(chat, self._settings.temperature, structured=model.structured != "off")
             line = json.dumps({"custom_id": key, "method": "POST", "url": PATH, "body": body})
             if size + len(line) > BYTES_PER_BATCH or len(parts[-1]) == REQUESTS_PER_BATCH:
                 parts.append({})
@@ -161,8 +152,7 @@ class BatchSender:
         uploaded = await client.files.create(file=("requests.jsonl", content), purpose="batch")
         created = await client.batches.create(input_file_id=uploaded.id, endpoint=PATH, completion_window="24h")
         batch = _Batch(id=created.id, model=model.model, keys=tuple(lines))
-        record = {"model": batch.model, "keys": batch.keys}
-        (self._folder / BATCHES).write_json(f"{batch.id}.json", record)
+        (self._folder / BATCHES).write_json(f"{batch.id}.json", {"model": batch.model, "keys": batch.keys})
         return batch
 
     async def _collect(self, batch: _Batch) -> dict[str, ChatResult]:
@@ -172,15 +162,13 @@ class BatchSender:
         while ended.status not in ENDED:
             await self._sleep(POLL_S)
             ended = await client.batches.retrieve(batch.id)
-        failure = f"batch {batch.id} has {ended.status}"
-        results = dict.fromkeys(batch.keys, ChatResult(answer=None, failure=failure))
+        results = dict.fromkeys(batch.keys, ChatResult(answer=None, failure=f"batch {batch.id} has {ended.status}"))
         if ended.output_file_id:
             content = (await client.files.content(ended.output_file_id)).text
             lines = [json.loads(line) for line in content.splitlines()]
             results = {line["custom_id"]: self._result(line, batch.model) for line in lines}
         for result in results.values():
-            status: AttemptStatus = "rejected" if result.answer is None else "answered"
-            measure_attempt(batch.model, status, result.answer)
+            measure_attempt(batch.model, "rejected" if result.answer is None else "answered", result.answer)
             if result.answer is not None:
                 await self._cache.add(result.answer)
         self._cache.flush()

@@ -231,11 +231,7 @@ def _cased(word: str, *, like: str) -> str:
 
 def _with_articles(text: str) -> str:
     """The text with ``a`` or ``an`` as the next word, which may be new, requires it."""
-
-    def article(match: re.Match[str]) -> str:
-        return match["article"] + ("n " if match["sound"] in "aeio" else " ")
-
-    return _ARTICLE.sub(article, text)
+    return _ARTICLE.sub(lambda match: match["article"] + ("n " if match["sound"] in "aeio" else " "), text)
 
 
 def _capital(text: str) -> str:

@@ -6,6 +6,7 @@ they would wait while they hold a slot.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import random
 import time
@@ -175,22 +176,19 @@ class ChatClient:
         started = time.monotonic()
         result = await self._post(reservation.endpoint, key, request)
         if isinstance(result, Answer):
-            seconds = time.monotonic() - started
-            metrics.measure(metrics.LLM_SECONDS_METRIC, seconds, model=model.model)
+            metrics.measure(metrics.LLM_SECONDS_METRIC, time.monotonic() - started, model=model.model)
             measure_attempt(model.model, "answered", result)
             used = result.prompt_tokens + result.completion_tokens
             attempt = Attempt(status="answered", used_tokens=used, paid=result.cost)
         else:
             measure_attempt(model.model, result.status, None)
-            problem = _problem(model, result)
-            attempt = Attempt(status=result.status, problem=problem, is_last_try=is_last)
+            attempt = Attempt(status=result.status, problem=_problem(model, result), is_last_try=is_last)
         return result, self._rate_limiter.release(reservation, attempt)
 
     async def _post(self, url: str, key: str, request: ChatRequest) -> Answer | _Failure:
         """One HTTP request, or two where the endpoint does not know JSON schemas."""
         model = self._models[request.model]
-        structured = model.structured != "off" and url not in self._unstructured
-        structured = structured and request.schema is not None
+        structured = model.structured != "off" and url not in self._unstructured and request.schema is not None
         body = chat_body(request, self._settings.temperature, structured=structured)
         try:
             # Not chat.completions.create, which checks types for 2 ms a request, half of the time.
@@ -213,10 +211,8 @@ class ChatClient:
         is_timeout = isinstance(error, openai.APITimeoutError)
         # A connection that aiohttp lost comes as a timeout too; only a failed connect never reached the endpoint.
         if is_timeout and type(error.__cause__).__name__ != "ConnectTimeout":
-            text = f"no answer within {self._settings.timeout_s:g} s"
-            return _Failure(text=text, http_status=408)
-        text = self._shown(error.__cause__ or error)
-        return _Failure(text=text, http_status=0, status="unreachable")
+            return _Failure(text=f"no answer within {self._settings.timeout_s:g} s", http_status=408)
+        return _Failure(text=self._shown(error.__cause__ or error), http_status=0, status="unreachable")
 
     def _status_failure(self, error: openai.APIStatusError) -> _Failure:
         code = error.status_code
@@ -224,15 +220,13 @@ class ChatClient:
         if code in RETRIED or code >= 500:
             status = "overloaded"
         retry_after_s = _retry_after_s(error.response.headers.get("retry-after", ""))
-        text = self._shown(error)
-        return _Failure(text=text, http_status=code, status=status, retry_after_s=retry_after_s)
+        return _Failure(text=self._shown(error), http_status=code, status=status, retry_after_s=retry_after_s)
 
     async def _back_off(self, tried: int, failure: _Failure) -> None:
         """Wait without a slot before the next try; wake at once when the work is stopped."""
         backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tried)
         wait_s = failure.retry_after_s + backoff_s * (0.5 + self._jitter() / 2)
-        sleeps = (self._sleep(wait_s), self._stopped.wait())
-        waits = [asyncio.ensure_future(sleep) for sleep in sleeps]
+        waits = [asyncio.ensure_future(wait) for wait in (self._sleep(wait_s), self._stopped.wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
@@ -297,9 +291,7 @@ def open_client(url: str, key: str, timeout_s: float) -> openai.AsyncOpenAI:
 
 
 def _endpoint(url: str, key: str, settings: SynthesisSection) -> ChatEndpoint:
-    if url == BUILTIN:
-        return BuiltinEndpoint()
-    return open_client(url, key, settings.timeout_s)
+    return BuiltinEndpoint() if url == BUILTIN else open_client(url, key, settings.timeout_s)
 
 
 def _problem(model: LLMSection, failure: _Failure) -> str:
@@ -316,11 +308,8 @@ def _problem(model: LLMSection, failure: _Failure) -> str:
 
 def _retry_after_s(header: str) -> float:
     """Seconds of a ``Retry-After`` header, which holds a number or a date; 0 if it holds neither."""
-    try:
+    with contextlib.suppress(ValueError):
         return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
+    with contextlib.suppress(ValueError):
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+    return 0.0

@@ -46,11 +46,8 @@ def _requests(run: Run, task: Task, name: str, *, has_corpus: bool) -> DatasetRe
     limit = settings.max_dataset_rows
     examples = list(islice(_examples(run, task, name), limit + 1))
     if len(examples) > limit:
-        log_event(
-            f"synthesis: {name} has more rows than synthesis.max_dataset_rows ({limit:,}) and is left alone",
-            "dataset_left_alone",
-            dataset=name,
-        )
+        line = f"synthesis: {name} has more rows than synthesis.max_dataset_rows ({limit:,}) and is left alone"
+        log_event(line, "dataset_left_alone", dataset=name)
         return DatasetRequests(task=task, name=name)
     requests = example_requests(examples, task, settings, seed=seed)
     if not has_corpus:
@@ -78,9 +75,8 @@ def seed_examples(run: Run, group: Sequence[DatasetRequests]) -> dict[tuple[str,
     for dataset in group:
         wanted = {request.example_id for request in dataset.requests}
         if wanted:
-            for example in _examples(run, dataset.task, dataset.name):
-                if example.id in wanted:
-                    seeds[dataset.name, example.id] = example
+            examples = _examples(run, dataset.task, dataset.name)
+            seeds |= {(dataset.name, example.id): example for example in examples if example.id in wanted}
             seeds |= {(dataset.name, document.id): document for document in dataset.documents}
     return seeds
 

@@ -1,7 +1,6 @@
 """What synthesis would ask an LLM and what that would cost, before anything is sent. No Ray in here."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 from qzhou.config.recipe import Recipe
 from qzhou.config.synthesis import SynthesisSection
@@ -10,7 +9,7 @@ from qzhou.run.run import Run
 from qzhou.synthesis.chat import Answer
 from qzhou.synthesis.dataset_requests import dataset_requests
 from qzhou.synthesis.generation import known_query_requests
-from qzhou.synthesis.ledger import cost_of, expected_tokens
+from qzhou.synthesis.ledger import Usage, cost_of, expected_tokens
 from qzhou.synthesis.response_cache import RESPONSES, cached_answers, totals
 from qzhou.synthesis.techniques import SynthesisRequest
 
@@ -18,13 +17,8 @@ SHOWN_CHARS = 240
 QUERY_ANSWER_TOKENS = 40  # a configuration or a query is short, whatever the document
 
 
-@dataclass(slots=True)
-class _Count:
-    requests: int = 0
-    answered: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float = 0.0
+class _Count(Usage):
+    """What is expected; ``answered`` are those whose answers are cached."""
 
     def __str__(self) -> str:
         answered = f" ({self.answered:,} answered already)" if self.answered else ""
@@ -66,11 +60,9 @@ class RequestCounts:
         self._samples: dict[str, SynthesisRequest] = {}
 
     def add(self, requests: Iterable[SynthesisRequest], answered: Collection[SynthesisRequest]) -> None:
-        """Count the requests of a dataset.
+        """Count all known requests of a dataset, and those among them whose answers are cached.
 
-        Args:
-            requests: All known ones. A query's configuration without an answer counts the query too.
-            answered: The requests among them whose answers are cached.
+        A query's configuration without an answer counts the query too.
         """
         for request in requests:
             self._samples.setdefault(request.technique, request)

@@ -37,9 +37,7 @@ def texts_to_score(one: SyntheticRecord, prompt: Prompt) -> dict[str, str]:
         }
     if isinstance(record, RetrievalExample):
         return _retrieval_texts(one, record, prompt)
-    side = "text"
-    if isinstance(record, PairExample):
-        side = one.request.side or "text_a"
+    side = (one.request.side or "text_a") if isinstance(record, PairExample) else "text"
     assert isinstance(seed, PairExample | LabeledExample)
     return {"query": prompt.query(getattr(record, side)), "old_query": prompt.query(getattr(seed, side))}
 
@@ -65,10 +63,8 @@ class EmbeddingScorer:
         # Loads torch, which the driver and other actors that import this file do not need.
         from qzhou.encoder import load_text_encoder
 
-        spec = recipe.synthesis.filters.teacher or recipe.mining.teacher
-        self._encoder: TextEncoder = load_text_encoder(
-            spec, recipe.model, api_key_env=recipe.mining.teacher_api_key_env
-        )
+        spec, key = recipe.synthesis.filters.teacher or recipe.mining.teacher, recipe.mining.teacher_api_key_env
+        self._encoder: TextEncoder = load_text_encoder(spec, recipe.model, api_key_env=key)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Columns of ``SCORED`` for columns ``index`` and ``TEXTS``."""

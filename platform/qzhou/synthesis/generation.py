@@ -11,15 +11,7 @@ from qzhou.data.records import Document, Drop, Example, Negative, RetrievalExamp
 from qzhou.synthesis.chat import Answer, ChatResult
 from qzhou.synthesis.filters import Scores
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.parsing import (
-    Configuration,
-    NewRecord,
-    SeedExample,
-    drop,
-    parse,
-    parse_configuration,
-    parse_verdict,
-)
+from qzhou.synthesis.parsing import NewRecord, SeedExample, drop, parse, parse_configuration, parse_verdict
 from qzhou.synthesis.techniques import (
     TECHNIQUES,
     SynthesisRequest,
@@ -93,15 +85,9 @@ def generate(
 ) -> SynthesisResult:
     """The new records that come of some requests.
 
-    It works in rounds: a refused answer goes back with the reason, and the configuration of
-    a query is followed by the request for the query.
-
-    Args:
-        requests: The first round.
-        seeds: (dataset, id) -> the example or document that a request is about.
-        send: Sends requests and returns their results.
-        settings: Filters and retries.
-        ledger: Counts every answer.
+    It works in rounds, of which ``requests`` are the first: a refused answer goes back with
+    the reason, and the configuration of a query is followed by the request for the query.
+    ``seeds`` maps (dataset, id) to the example or document that a request is about.
     """
     result = SynthesisResult()
     waiting = list(requests)
@@ -120,15 +106,15 @@ def generate(
             elif isinstance(parsed, dict):
                 next_round.append(query_request(request, parsed, settings.pool))
             else:
-                new = SyntheticRecord(request=request, seed=seed, record=parsed)
-                result.records.append(new)
+                result.records.append(SyntheticRecord(request=request, seed=seed, record=parsed))
         waiting = list(dict.fromkeys(next_round))
     return result
 
 
 def _parsed(
     request: SynthesisRequest, seed: SeedExample, chat: ChatResult, settings: SynthesisSection
-) -> NewRecord | Configuration | Drop:
+) -> NewRecord | dict[str, str] | Drop:
+    """The new record, the configuration of a query, or why there is none."""
     if chat.answer is None:
         return drop(request, "no_answer", chat.failure)
     if request.technique == "query_configuration":
@@ -172,8 +158,7 @@ def check_relevance(
     for request in requests:
         answer = results[request].answer
         verdicts[request] = None if answer is None else parse_verdict(request, answer)
-        refused = not isinstance(verdicts[request], bool)
-        ledger.count(request, results[request], refused=refused)
+        ledger.count(request, results[request], refused=not isinstance(verdicts[request], bool))
     result = SynthesisResult()
     for index, one in enumerate(records):
         wrong = [claim for request, claim in claims[index] if verdicts[request] is (not claim)]

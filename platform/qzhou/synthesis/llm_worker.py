@@ -21,10 +21,7 @@ from qzhou.synthesis.schemas import response_schema
 class LLMWorker:
     """Turns batches of requests into batches of results; one event loop keeps hundreds of requests in flight.
 
-    Args:
-        settings: Models and limits.
-        responses: Folder of the response cache.
-        keys: Of the endpoints.
+    ``responses`` is the folder of the response cache.
     """
 
     def __init__(self, settings: SynthesisSection, responses: Folder, keys: Keys) -> None:
@@ -57,13 +54,8 @@ class LLMWorker:
         except EndpointError as error:
             results = [ChatResult(answer=None)] * len(requests)
             stopped = str(error)
-        return pa.table(
-            {
-                "index": batch["index"],
-                "result": [json.dumps(dataclasses.asdict(result)) for result in results],
-                "stopped": [stopped] * len(requests),
-            }
-        )
+        written = [json.dumps(dataclasses.asdict(result)) for result in results]
+        return pa.table({"index": batch["index"], "result": written, "stopped": [stopped] * len(requests)})
 
 
 def result_from_json(text: str) -> ChatResult:

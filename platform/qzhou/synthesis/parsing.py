@@ -38,7 +38,6 @@ LONGEST_QUERY_CHARS = 600
 
 NewRecord = Example | Negative
 SeedExample = Example | Document
-Configuration = dict[str, str]
 
 _WHOLE = re.compile(r"\s*(?:<think>.*</think>)?\s*(?:```(?:json)?\s)?(?P<object>.*?)(?:\s```)?\s*", re.DOTALL)
 
@@ -47,14 +46,13 @@ class _RefusedError(Exception):
     """Ends the parsing of one answer with (reason, detail); never leaves this file."""
 
 
-def parse_configuration(request: SynthesisRequest, answer: Answer) -> Configuration | Drop:
+def parse_configuration(request: SynthesisRequest, answer: Answer) -> dict[str, str] | Drop:
     """Who would ask for a document and how, for :func:`qzhou.synthesis.techniques.query_request`; or a drop."""
     try:
         texts = _texts(request, answer)
         persona = texts["persona"]
         if persona not in request.fields["personas"]:
-            detail = f"'persona' is '{persona[:80]}', which was not offered"
-            raise _RefusedError("no_choice", detail)
+            raise _RefusedError("no_choice", f"'persona' is '{persona[:80]}', which was not offered")
         return texts
     except _RefusedError as refusal:
         return drop(request, *refusal.args, content=answer.content)
@@ -82,8 +80,7 @@ def parse(
         texts = _texts(request, answer)
         name = "query_generation" if request.technique == "query" else request.technique
         technique: Technique = name  # type: ignore[assignment]  # a check makes no record
-        model, prompt = answer.model, request.prompt
-        source = Source(technique=technique, parent=seed.id, model=model, prompt=prompt)
+        source = Source(technique=technique, parent=seed.id, model=answer.model, prompt=request.prompt)
         if isinstance(seed, Document):
             return _generated_query(texts["query"], seed, request, source)
         if isinstance(seed, PairExample):
@@ -91,9 +88,8 @@ def parse(
         if isinstance(seed, LabeledExample):
             return _paraphrased_text(texts["text"], seed, source, filters)
         if request.technique == "hard_negative":
-            known = [negative.text for negative in seed.negatives]
             negative = _negative(texts["negative"], seed.positives, source, filters)
-            _check_changed("negative", texts["negative"], *known)
+            _check_changed("negative", texts["negative"], *(known.text for known in seed.negatives))
             return negative
         if request.technique == "augmentation":
             return _augmented(texts, seed, source, filters)
@@ -104,8 +100,7 @@ def parse(
 
 def drop(request: SynthesisRequest, reason: str, detail: str, *, content: str = "") -> Drop:
     """The drop of an answer, with its request."""
-    refused = {"request": dataclasses.asdict(request), "answer": content}
-    record = json.dumps(refused, ensure_ascii=False)
+    record = json.dumps({"request": dataclasses.asdict(request), "answer": content}, ensure_ascii=False)
     return Drop(stage=STAGE, dataset=request.dataset, reason=reason, detail=detail, record=record)
 
 
@@ -134,16 +129,14 @@ def _text(field: str, value: object) -> str:
     if not normalised(text):
         raise _RefusedError("empty", f"'{field}' says nothing")
     if field in CHOICES and text not in CHOICES[field]:
-        detail = f"'{field}' is '{text[:40]}', not {', '.join(CHOICES[field])}"
-        raise _RefusedError("no_choice", detail)
+        raise _RefusedError("no_choice", f"'{field}' is '{text[:40]}', not {', '.join(CHOICES[field])}")
     return text.strip()
 
 
 def _generated_query(query: str, document: Document, request: SynthesisRequest, source: Source) -> RetrievalExample:
     _check_changed("query", query, document.text)
     if len(query) > min(LONGEST_QUERY_CHARS, max(SLACK_CHARS, len(document.text))):
-        detail = f"'query' has {len(query)} characters, the document {len(document.text)}"
-        raise _RefusedError("length", detail)
+        raise _RefusedError("length", f"'query' has {len(query)} characters, the document {len(document.text)}")
     if request.fields["language"] == "Chinese":
         _check_language("query", query, document.text)
     return _retrieval(request.dataset, query, document.text, source)
@@ -153,10 +146,8 @@ def _paraphrased(
     texts: Mapping[str, str], example: RetrievalExample, source: Source, filters: FiltersSection
 ) -> RetrievalExample:
     """A pair that says the same; mining adds its negatives, as in the paper."""
-    query, positive = texts["query"], texts["positive"]
-    known = {"query": (example.query,), "positive": example.positives}
-    _check_paraphrase(texts, known, filters)
-    return _retrieval(example.dataset, query, positive, source)
+    _check_paraphrase(texts, {"query": (example.query,), "positive": example.positives}, filters)
+    return _retrieval(example.dataset, texts["query"], texts["positive"], source)
 
 
 def _augmented(
@@ -177,13 +168,9 @@ def _augmented(
 def _retrieval(
     dataset: str, query: str, positive: str, source: Source, negatives: tuple[Negative, ...] = ()
 ) -> RetrievalExample:
+    identity = stable_id(dataset, query, positive)
     return RetrievalExample(
-        id=stable_id(dataset, query, positive),
-        dataset=dataset,
-        query=query,
-        positives=(positive,),
-        negatives=negatives,
-        source=source,
+        id=identity, dataset=dataset, query=query, positives=(positive,), negatives=negatives, source=source
     )
 
 

@@ -106,10 +106,8 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     folder.write_json("ledger.json", ledger.as_json())
     report.write(folder, ledger)
     if settings.is_on:
-        total = ledger.total
-        log_event(
-            report.sentence(ledger), "synthesized", requests=total.requests, tokens=total.tokens, cost=total.cost
-        )
+        line, total = report.sentence(ledger), ledger.total
+        log_event(line, "synthesized", requests=total.requests, tokens=total.tokens, cost=total.cost)
     return dict(counts)
 
 
@@ -150,11 +148,7 @@ class Sender:
     """Sends requests through Ray Data and collects their results; cached answers are not asked for again.
 
     One actor sends for the whole job, so the limits of the recipe hold without any talk
-    between processes.
-
-    Args:
-        recipe: Its synthesis section, and the resources of the actor.
-        responses: Folder of the response cache.
+    between processes. ``responses`` is the folder of the response cache.
     """
 
     def __init__(self, recipe: Recipe, responses: Folder) -> None:
@@ -176,15 +170,13 @@ class Sender:
         results = {key: ChatResult(answer=one, reused=True) for key, one in cached.items()}
         new = {key: request for key, request in first.items() if key not in results}
         if new and self._settings.mode == "batch":
-            batches = BatchSender(self._settings, self._keys, self._responses)
-            results |= batches.send(new)
+            results |= BatchSender(self._settings, self._keys, self._responses).send(new)
         elif new:
             results |= self._send_live(new)
-        found: dict[SynthesisRequest, ChatResult] = {}
-        for key, request in zip(keys, requests, strict=True):
-            reused = results[key].reused or first[key] is not request
-            found[request] = replace(results[key], reused=reused)
-        return found
+        return {
+            request: replace(results[key], reused=results[key].reused or first[key] is not request)
+            for key, request in zip(keys, requests, strict=True)
+        }
 
     def _send_live(self, requests: Mapping[str, SynthesisRequest]) -> dict[str, ChatResult]:
         rows = max(16, self._settings.concurrency)
@@ -244,13 +236,9 @@ def _filtered_by_scores(recipe: Recipe, result: SynthesisResult, report: Report)
 
 def _scores(recipe: Recipe, result: SynthesisResult) -> dict[int, Scores]:
     """Index of a record -> its scores."""
-    texts = []
-    for one in result.records:
-        prompt = recipe.dataset(one.request.dataset).prompt
-        texts.append(texts_to_score(one, prompt))
+    texts = [texts_to_score(one, recipe.dataset(one.request.dataset).prompt) for one in result.records]
     columns: dict[str, Any] = {"index": list(range(len(texts)))}
-    for name in TEXTS:
-        columns[name] = pa.array([one.get(name) for one in texts], pa.string())
+    columns |= {name: pa.array([one.get(name) for one in texts], pa.string()) for name in TEXTS}
     blocks = max(1, len(texts) // SCORED_ROWS)
     scored = ray.data.from_arrow(pa.table(columns)).repartition(blocks).map_batches(
         EmbeddingScorer,

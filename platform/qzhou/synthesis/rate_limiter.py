@@ -96,12 +96,7 @@ class EndpointState:
 
 
 class RequestLimits:
-    """The limits of a job over all its endpoints.
-
-    Args:
-        settings: Endpoints and limits of the recipe.
-        spent: Money that earlier attempts spent.
-    """
+    """The limits of a job over all its endpoints; ``spent`` is the money of earlier attempts."""
 
     def __init__(self, settings: SynthesisSection, *, spent: float = 0.0) -> None:
         self.settings, self.spent = settings, spent
@@ -198,9 +193,7 @@ class RequestLimits:
 class RateLimiter:
     """Lets requests start in the order in which they came, as soon as the limits allow.
 
-    Args:
-        limits: Of the job.
-        clock: Seconds, monotonic.
+    ``clock`` gives seconds, monotonic.
     """
 
     def __init__(self, limits: RequestLimits, clock: Callable[[], float] = time.monotonic) -> None:

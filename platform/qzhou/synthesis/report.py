@@ -27,12 +27,7 @@ EDGES = np.linspace(-0.2, 1.0, 31)
 
 
 class Report:
-    """Collects the figures and samples of a run of the stage.
-
-    Args:
-        settings: Its thresholds stand beside the scores.
-        seed: Draws the samples.
-    """
+    """Collects the figures and samples of a run of the stage; ``seed`` draws the samples."""
 
     def __init__(self, settings: SynthesisSection, *, seed: int) -> None:
         self._settings, self._seed = settings, seed
@@ -91,8 +86,7 @@ class Report:
         """One line for the console."""
         total = ledger.total
         reasons = sum(self._dropped.values(), Counter[str]())
-        commonest = reasons.most_common(SHOWN_REASONS)
-        shown = ", ".join(f"{count:,} {reason}" for reason, count in commonest)
+        shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(SHOWN_REASONS))
         line = (
             f"synthesis: {total.requests:,} requests ({total.reused:,} answered before), {total.tokens:,} tokens, "
             f"cost {total.cost:.4f}; {self._made.total():,} records"
@@ -143,8 +137,4 @@ def _texts(record: Example | Negative | Document, request: SynthesisRequest) -> 
         texts = {"query": record.query, "positive": record.positives[0]}
         if record.negatives and request.technique == "augmentation":
             texts["negative"] = record.negatives[0].text
-    return {name: _shortened(text) for name, text in texts.items()}
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."
+    return {name: text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..." for name, text in texts.items()}

@@ -33,10 +33,6 @@ def response_schema(name: str) -> dict[str, Any]:
     properties: dict[str, dict[str, Any]] = {field: {"type": "string"} for field in FIELDS[name]}
     for field in CHOICES.keys() & properties.keys():
         properties[field]["enum"] = list(CHOICES[field])
-    schema = {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    required = list(properties)
+    schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     return {"name": name, "strict": True, "schema": schema}

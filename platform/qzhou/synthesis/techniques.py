@@ -98,20 +98,14 @@ def requests_for(
 ) -> list[SynthesisRequest]:
     """The requests of one technique for one example; always the same for the same example.
 
-    Args:
-        example: The original.
-        technique: One that its task has.
-        variants: Number of requests; from the second on the message carries a number, so that no two are identical.
-        pool: Models; each request goes to one of them, drawn by weight.
+    From the second variant on the message carries a number, so that no two are identical.
+    Each request goes to one model of ``pool``, drawn by weight.
     """
     side = side_to_paraphrase(example) if isinstance(example, PairExample) else None
     texts = _texts(example, side)
-    requests = []
-    for number in range(variants):
-        content = texts | _variant(number)
-        request = _request(technique, example.dataset, example.id, content, pool)
-        requests.append(replace(request, side=side))
-    return requests
+    contents = [texts | _variant(number) for number in range(variants)]
+    requests = [_request(technique, example.dataset, example.id, content, pool) for content in contents]
+    return [replace(request, side=side) for request in requests]
 
 
 def configuration_requests(
@@ -123,8 +117,7 @@ def configuration_requests(
     for number in range(variants):
         rank = functools.partial(_rank, seed, f"persona {document.id} {number}")
         drawn = sorted(names, key=rank)[:PERSONAS_SHOWN]
-        content: dict[str, Any] = {"document": document.text, "personas": drawn}
-        content |= _variant(number)
+        content: dict[str, Any] = {"document": document.text, "personas": drawn, **_variant(number)}
         requests.append(_request("query_configuration", dataset, document.id, content, pool))
     return requests
 
@@ -135,12 +128,8 @@ def query_request(
     """The second request for a query: with the answer to the first one, and a length that is drawn."""
     document = configured.fields["document"]
     words = QUERY_WORDS[int(_rank(0, "words", configured.user)[:4], 16) % len(QUERY_WORDS)]
-    content = {
-        "document": document,
-        **configuration,
-        "words": words,
-        "language": "Chinese" if prompt_language(document) == "zh" else "the document's",
-    }
+    language = "Chinese" if prompt_language(document) == "zh" else "the document's"
+    content = {"document": document, **configuration, "words": words, "language": language}
     return _request("query", configured.dataset, configured.example_id, content, pool)
 
 

@@ -9,9 +9,8 @@ Labels take few values: names of the recipe (datasets, models) and words of ours
 paths or texts.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -47,8 +46,7 @@ class Metric:
 
 def _endpoint(name: str, kind: Kind, labels: tuple[str, ...], *rest: Any) -> Metric:
     """A metric that the endpoint exposes, for each of its replicas."""
-    metric = Metric(name, kind, (*labels, "replica"), *rest)
-    return dataclasses.replace(metric, at_endpoint=True)
+    return replace(Metric(name, kind, (*labels, "replica"), *rest), at_endpoint=True)
 
 
 # fmt: off
@@ -61,12 +59,10 @@ UNITS = Metric("qzhou_units_total", "counter", ("stage", "step", "unit"),
     "Work finished, as its line of progress counts it.", "-")
 PROGRESS = Metric("qzhou_progress_ratio", "gauge", ("stage", "step"),
     "Share of a step's work that is done.", "0 to 1")
-TRAINING_STEPS = Metric("qzhou_training_steps_total", "counter", ("stage",),
-    "Optimizer steps finished.", "steps")
+TRAINING_STEPS = Metric("qzhou_training_steps_total", "counter", ("stage",), "Optimizer steps finished.", "steps")
 TRAINING_LAST_STEP = Metric("qzhou_training_last_step_timestamp_seconds", "gauge", ("stage",),
     "When the latest step ended.", "Unix time")
-TRAINING_STEP = Metric("qzhou_training_step_seconds", "gauge", ("stage",),
-    "Time of the latest step.", "seconds")
+TRAINING_STEP = Metric("qzhou_training_step_seconds", "gauge", ("stage",), "Time of the latest step.", "seconds")
 TRAINING_LOSS = Metric("qzhou_training_loss", "gauge", ("stage", "task"),
     "Loss of the latest step of the task.", "nats; CoSENT: none")
 TRAINING_TOKENS = Metric("qzhou_training_tokens_total", "counter", ("stage",),
@@ -83,28 +79,22 @@ TRAINING_MEMORY = Metric("qzhou_training_peak_memory_bytes", "gauge", ("stage",)
     "Most memory of rank 0 so far: its GPU's or its own.", "B")
 LLM_REQUESTS = Metric("qzhou_llm_requests_total", "counter", ("model", "result"),
     "Requests sent, by how each try ended: answered, overloaded, unreachable, rejected, refused.", "requests")
-LLM_RETRIES = Metric("qzhou_llm_retries_total", "counter", ("model",),
-    "Requests that were sent again.", "requests")
+LLM_RETRIES = Metric("qzhou_llm_retries_total", "counter", ("model",), "Requests that were sent again.", "requests")
 LLM_TOKENS = Metric("qzhou_llm_tokens_total", "counter", ("model", "kind"),
     "Tokens paid for: prompt or completion.", "tokens")
-LLM_COST = Metric("qzhou_llm_cost_total", "counter", ("model",),
-    "Money spent.", "currency of the recipe's prices")
+LLM_COST = Metric("qzhou_llm_cost_total", "counter", ("model",), "Money spent.", "currency of the recipe's prices")
 LLM_SECONDS_METRIC = Metric("qzhou_llm_request_seconds", "histogram", ("model",),
     "From sending to the answer.", "seconds", LLM_SECONDS)
 ENDPOINT_REQUESTS = _endpoint("qzhou_requests_total", "counter", ("route", "status"),
     "Requests answered.", "requests")
 ENDPOINT_SECONDS = _endpoint("qzhou_request_seconds", "histogram", ("route",),
     "From request to answer.", "seconds", SECONDS)
-ENDPOINT_TOKENS = _endpoint("qzhou_tokens_total", "counter", ("model",),
-    "Tokens of answered requests.", "tokens")
-ENDPOINT_WAITING = _endpoint("qzhou_waiting_tokens", "gauge", ("model",),
-    "Tokens waiting for the model.", "tokens")
+ENDPOINT_TOKENS = _endpoint("qzhou_tokens_total", "counter", ("model",), "Tokens of answered requests.", "tokens")
+ENDPOINT_WAITING = _endpoint("qzhou_waiting_tokens", "gauge", ("model",), "Tokens waiting for the model.", "tokens")
 ENDPOINT_SPEED = _endpoint("qzhou_tokens_per_second", "gauge", ("model",),
     "What the model computes while it computes.", "tokens/s")
-ENDPOINT_BATCHES = _endpoint("qzhou_batches_total", "counter", ("model",),
-    "Forward passes.", "batches")
-ENDPOINT_COMPUTED = _endpoint("qzhou_computed_tokens_total", "counter", ("model",),
-    "Tokens computed.", "tokens")
+ENDPOINT_BATCHES = _endpoint("qzhou_batches_total", "counter", ("model",), "Forward passes.", "batches")
+ENDPOINT_COMPUTED = _endpoint("qzhou_computed_tokens_total", "counter", ("model",), "Tokens computed.", "tokens")
 ENDPOINT_PADDED = _endpoint("qzhou_padded_tokens_total", "counter", ("model",),
     "Tokens of padding, computed for nothing.", "tokens")
 ENDPOINT_REUSED = _endpoint("qzhou_reused_texts_total", "counter", ("model",),
@@ -120,10 +110,7 @@ _exporter: Exporter | None = None
 def measure(metric: Metric, value: float, **labels: str) -> None:
     """Add to a counter, set a gauge, or observe with a histogram; without an exporter nothing happens.
 
-    Args:
-        metric: One of those above.
-        value: In the metric's unit; for a counter the amount to add.
-        labels: Exactly those of the metric.
+    ``value`` is in the metric's unit, and ``labels`` are exactly those of the metric.
     """
     if _exporter is not None and (value or metric.kind != "counter"):
         _exporter(metric, value, labels)

@@ -58,7 +58,7 @@ class Progress:
 
     Args:
         label: What is done: ``stage: step``, or the stage alone.
-        total: Units of work in all; None where it is not known.
+        total: Units of work in all; None where it is not known (no ETA then).
         unit: What is counted, in the plural.
         line_every_s: Seconds between two lines where there is no terminal.
     """
@@ -106,17 +106,8 @@ class Progress:
     def phase(self) -> Phase:
         """What was done so far, and how long it took."""
         seconds = round(time.monotonic() - self._started, 3)
-        first_s = round(self._first_s, 3)
-        return Phase(
-            self.label,
-            self.unit,
-            self.done,
-            seconds,
-            self.first_done,
-            first_s,
-            self.advances,
-            round(self._worker_s, 3),
-        )
+        first_s, worker_s = round(self._first_s, 3), round(self._worker_s, 3)
+        return Phase(self.label, self.unit, self.done, seconds, self.first_done, first_s, self.advances, worker_s)
 
     def _measure(self, count: int, rows: Mapping[str, int]) -> None:
         measure(UNITS, count, stage=self._stage, step=self._step, unit=self.unit)
@@ -129,10 +120,10 @@ class Progress:
         elapsed_s = time.monotonic() - self._started
         rate = self.done / elapsed_s if elapsed_s else 0.0
         left_s = (self.total - self.done) / rate if self.total is not None and rate else None
-        known = f"/{self.total} {self.unit}" if self.total is not None else f" {self.unit}"
+        known = f"/{self.total}" if self.total is not None else ""
         eta = f", {left_s:.0f} s left" if left_s is not None else ""
         log_event(
-            f"{self.label}: {self.done}{known}, {rate:.1f}/s{eta}{f', {note}' if note else ''}",
+            f"{self.label}: {self.done}{known} {self.unit}, {rate:.1f}/s{eta}{f', {note}' if note else ''}",
             "progress",
             step=self._step,
             done=self.done,
@@ -145,13 +136,7 @@ class Progress:
 
 @contextmanager
 def progress(label: str, *, total: int | None, unit: str) -> Iterator[Progress]:
-    """Show the progress of the enclosed work.
-
-    Args:
-        label: What is being done, as the user would call it: ``stage: step``, or the stage alone.
-        total: Units of work in all; ``None`` when not known in advance (no ETA then).
-        unit: What is counted, in the plural.
-    """
+    """Show the progress of the enclosed work; label, total and unit are those of :class:`Progress`."""
     bar = Progress(label, total=total, unit=unit)
     try:
         yield bar

@@ -51,8 +51,7 @@ class PlannedBatch:
     @property
     def task(self) -> str:
         """The task, or ``mixed``."""
-        tasks = {part.task for part in self.parts}
-        return next(iter(tasks)) if len(tasks) == 1 else "mixed"
+        return self.parts[0].task if len({part.task for part in self.parts}) == 1 else "mixed"
 
     @property
     def dataset(self) -> str:

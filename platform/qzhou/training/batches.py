@@ -114,8 +114,7 @@ class ClassificationBatch:
     @property
     def text_groups(self) -> TextGroups:
         """The texts to encode."""
-        groups = (self.texts, self.positives, self.negatives)
-        return [("document", group) for group in groups]
+        return [("document", self.texts), ("document", self.positives), ("document", self.negatives)]
 
 
 Batch = RetrievalBatch | PairBatch | ClassificationBatch

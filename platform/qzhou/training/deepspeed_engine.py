@@ -104,8 +104,7 @@ class DeepSpeedEngine:
 
         state = {}
         for name, parameter in self.engine.module.named_parameters():
-            whole = safe_get_full_fp32_param if parameter.requires_grad else _gathered_weight
-            full = whole(parameter)
+            full = (safe_get_full_fp32_param if parameter.requires_grad else _gathered_weight)(parameter)
             if self.rank == 0:
                 state[name] = (parameter if full is None else full).detach().float().cpu().clone()
         return state
@@ -119,6 +118,8 @@ def deepspeed_config(training: TrainingSection, *, bfloat16: bool, universal: bo
     batch. ``universal`` says that the checkpoint to load was converted from another number
     of ranks.
     """
+    # torch's AdamW needs no compiled kernel
+    adamw = {"lr": 0.0, "weight_decay": training.weight_decay, "torch_adam": True}
     zero: dict[str, Any] = {"stage": training.zero_stage}
     if training.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -130,11 +131,7 @@ def deepspeed_config(training: TrainingSection, *, bfloat16: bool, universal: bo
         "bf16": {"enabled": bfloat16},
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
-        # torch's AdamW needs no compiled kernel
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": 0.0, "weight_decay": training.weight_decay, "torch_adam": True},
-        },
+        "optimizer": {"type": "AdamW", "params": adamw},
         "checkpoint": {"load_universal": universal},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
@@ -166,8 +163,7 @@ def _universal(folder: Path, before: int, now: int) -> Iterator[Path]:
     failure = _convert(folder, Path(own)) if own else ""
     results: list[tuple[str, str]] = [("", "")] * dist.get_world_size()
     dist.all_gather_object(results, (own, failure))
-    failures = [failure for _, failure in results if failure]
-    if failures:
+    if failures := [failure for _, failure in results if failure]:
         raise TrainingError(
             f"the checkpoint in {folder} was written by {before} workers, and DeepSpeed cannot convert it for {now}: "
             f"{failures[0]}\n       Set training.workers to {before} to go on, or remove the stage's folder to start "

@@ -39,27 +39,21 @@ class Engine(Protocol):
         With a weight, attention has a soft mask
         (:func:`qzhou.encoder.attention.soft_causal_mask`).
         """
-        ...
 
     def backward(self, value: Tensor, *, last: bool) -> None:
         """One of the backward passes of a step; gradients are averaged over ranks after the last."""
-        ...
 
     def update(self, learning_rate: float) -> float:
         """The gradient norm before clipping, after one optimizer step."""
-        ...
 
     def save(self, folder: Path, step: int) -> None:
         """Write this rank's part of a checkpoint after ``step`` finished steps."""
-        ...
 
     def load(self, folder: Path) -> int:
         """The step of a checkpoint, whose state the engine takes over."""
-        ...
 
     def full_state(self) -> dict[str, Tensor]:
         """All weights in float32 on the CPU, complete on rank 0; every rank must call it."""
-        ...
 
 
 class Collator:

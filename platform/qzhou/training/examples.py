@@ -87,12 +87,11 @@ class TrainingSet:
         """A set of examples in an Arrow file of :func:`local_copy`; rows stay on disk until they are taken."""
         from datasets import Dataset
 
-        stored = Dataset.from_file(str(file))
+        stored, record = Dataset.from_file(str(file)), EXAMPLE_TYPES[task]
 
         def take(numbers: Ints) -> list[Example]:
             columns = stored[numbers.tolist()]
             rows = zip(*columns.values(), strict=True)
-            record = EXAMPLE_TYPES[task]
             return [from_row(record, dict(zip(columns, row, strict=True))) for row in rows]
 
         whole = cls(name, task, prompt, len(stored), take)
@@ -190,8 +189,7 @@ def local_copy(folder: Folder, file: Path) -> Path:
 
 def _link_copy_of_another_run(file: Path, target: Path) -> bool:
     """Whether another run has a copy of the same making of the examples, which is then linked to ``target``."""
-    mined, runs = file.parent, file.parents[2]
-    for twin in runs.glob(f"*/{mined.name}/{file.name}"):
+    for twin in file.parents[2].glob(f"*/{file.parent.name}/{file.name}"):  # <run>/<mined>/<file>
         with contextlib.suppress(OSError):  # it may be removed meanwhile
             os.link(twin, target)
             return True

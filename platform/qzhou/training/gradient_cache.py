@@ -14,27 +14,16 @@ embedding width.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from qzhou.telemetry.memory import release_freed_memory
+from qzhou.training.engine import Engine
 from qzhou.training.sharding import Ids, ShardedBatch
 
 Forward = Callable[[Sequence[Ids]], Tensor]
-
-
-class Ranks(Protocol):
-    """What the gradient cache needs of :class:`qzhou.training.engine.Engine`."""
-
-    rank: int
-    activation_tokens: int
-
-    def backward(self, value: Tensor, *, last: bool) -> None:
-        """One of the backward passes of a step; gradients are averaged over ranks after the last."""
-        ...
 
 
 def embed(batch: ShardedBatch, forward: Forward) -> Tensor:
@@ -44,16 +33,16 @@ def embed(batch: ShardedBatch, forward: Forward) -> Tensor:
     return gathered(local_SD, batch.world)[batch.row_N.to(local_SD.device)]
 
 
-def backward(batch: ShardedBatch, forward: Forward, loss_of: Callable[[Tensor], Tensor], ranks: Ranks) -> Tensor:
+def backward(batch: ShardedBatch, forward: Forward, loss_of: Callable[[Tensor], Tensor], engine: Engine) -> Tensor:
     """The loss of a batch; its gradient is added to the weights' gradients.
 
     Args:
         batch: This rank's share.
         forward: Token ids of S texts to vectors [S, D]; with gradient where torch records one.
         loss_of: Vectors [N, D] of the global batch to a scalar; the same function on every rank.
-        ranks: The engine, whose ``activation_tokens`` is the padded tokens whose activations fit into memory.
+        engine: Takes the gradients of this rank's share.
     """
-    cached = len(batch.micro_batches) - batch.count_within(ranks.activation_tokens)
+    cached = len(batch.micro_batches) - batch.count_within(engine.activation_tokens)
     with torch.no_grad():
         parts = [forward(texts) for texts in batch.micro_batches[:cached]]
     active_SD = torch.cat([forward(texts) for texts in batch.micro_batches[cached:]])
@@ -67,15 +56,15 @@ def backward(batch: ShardedBatch, forward: Forward, loss_of: Callable[[Tensor], 
     # equal texts have one vector, so their gradients add up
     gradient.index_add_(0, row_N, gradient_ND)
     # engines average over ranks, and each rank has a part of one sum
-    own_SD = gradient[ranks.rank * share : (ranks.rank + 1) * share] * batch.world
-    ranks.backward((active_SD * own_SD[share - len(active_SD) :]).sum(), last=cached == 0)
+    own_SD = gradient[engine.rank * share : (engine.rank + 1) * share] * batch.world
+    engine.backward((active_SD * own_SD[share - len(active_SD) :]).sum(), last=cached == 0)
     del active_SD
     _release(local_SD)
     start = 0
     for number, texts in enumerate(batch.micro_batches[:cached]):
         again_SD = forward(texts)
         slice_SD = own_SD[start : start + len(texts)]
-        ranks.backward((again_SD * slice_SD).sum(), last=number + 1 == cached)
+        engine.backward((again_SD * slice_SD).sum(), last=number + 1 == cached)
         start += len(texts)
         _release(local_SD)
     return loss.detach()

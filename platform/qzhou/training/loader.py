@@ -57,10 +57,8 @@ def prepare_batch(stage: TrainingStage, engine: Engine, step: int) -> PreparedBa
         model = stage.recipe.model
         limit = {"query": model.max_query_tokens, "document": model.max_document_tokens}
         own = _own_tokenizer(tokenizer)
-        ids: list[list[int]] = []
-        for batch in batches:
-            for side, texts in batch.text_groups:
-                ids += token_ids(own, texts, max_tokens=limit[side])
+        groups = [group for batch in batches for group in batch.text_groups]
+        ids = [one for side, texts in groups for one in token_ids(own, texts, max_tokens=limit[side])]
         return shard_batch(ids, rank=engine.rank, world=engine.world, micro_batch_tokens=engine.micro_batch_tokens)
 
     for_teacher = sharded(stage.teacher.tokenizer) if stage.teacher else None

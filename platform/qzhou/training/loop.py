@@ -75,8 +75,7 @@ def _step(stage: TrainingStage, engine: Engine, recorder: StageRecorder, batch: 
             _refuse(stage, recorder, batch, f"the loss is {float(value.detach())}")
         return value
 
-    mask_weight = soft_mask_weight_at(planned.step, stage.plan.stage)
-    forward = partial(engine.forward, soft_mask_weight=mask_weight)
+    forward = partial(engine.forward, soft_mask_weight=soft_mask_weight_at(planned.step, stage.plan.stage))
     value = backward(batch.sharded, forward, loss, engine)
     learning_rate = learning_rate_at(planned.step, stage.plan.stage)
     norm = engine.update(learning_rate)
@@ -120,13 +119,9 @@ def _memory_gb() -> float:
 
 def _refuse(stage: TrainingStage, recorder: StageRecorder, batch: PreparedBatch, reason: str) -> None:
     planned = batch.planned
-    address = recorder.save_batch(
-        {
-            "step": planned.step,
-            "rows": {part.dataset: part.rows.tolist() for part in planned.parts},
-            "texts": [texts for one in batch.batches for _, texts in one.text_groups],
-        }
-    )
+    rows = {part.dataset: part.rows.tolist() for part in planned.parts}
+    texts = [texts for one in batch.batches for _, texts in one.text_groups]
+    address = recorder.save_batch({"step": planned.step, "rows": rows, "texts": texts})
     raise TrainingError(
         f"{stage.name}: {reason} at step {planned.step} on '{planned.dataset}'; its batch is in {address}.\n"
         f"       Lower training.{stage.name}.learning_rate ({stage.plan.stage.learning_rate}) or raise "

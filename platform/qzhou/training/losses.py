@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize, pad
 
 from qzhou.errors import DataError
 
@@ -122,12 +123,9 @@ def info_nce(
     logits = score / options.temperature
     if options.hardness and masks.hard_negative_BM is not None:
         weight_BM = options.hardness * score_BM.detach() * masks.hard_negative_BM
-        columns = [len(document_MD), logits.shape[1] - len(document_MD)]
-        by_document, others = torch.split(logits, columns, dim=1)
-        logits = torch.cat([by_document + weight_BM, others], dim=1)
-    loss_B = torch.nn.functional.cross_entropy(
-        logits.masked_fill(left_out, -torch.inf), positive_B, reduction="none"
-    )
+        logits = logits + pad(weight_BM, (0, logits.shape[1] - len(document_MD)))
+    logits = logits.masked_fill(left_out, -torch.inf)
+    loss_B = cross_entropy(logits, positive_B, reduction="none")
     if options.focal:
         loss_B = (1.0 - torch.exp(-loss_B)) ** options.focal * loss_B
     return loss_B.mean()
@@ -184,7 +182,7 @@ def mixed_negatives(
     weight_K1 = torch.tensor(weights, dtype=document_MD.dtype, device=device)[:, None]
     mixed_KD = weight_K1 * document_MD[first] + (1 - weight_K1) * document_MD[second]
     owner_K = torch.tensor(owners, dtype=torch.int64, device=device)
-    return torch.nn.functional.normalize(mixed_KD, dim=1), owner_K
+    return normalize(mixed_KD, dim=1), owner_K
 
 
 def distillation_kl_loss(
@@ -288,4 +286,4 @@ def classification_info_nce(
     other_BB = (text_BD @ text_BD.T).masked_fill(same_BB, -torch.inf)
     logits = torch.cat([positive_B1, negative_BM, other_BB], dim=1) / temperature
     target_B = torch.zeros(len(text_BD), dtype=torch.int64, device=logits.device)
-    return torch.nn.functional.cross_entropy(logits, target_B)
+    return cross_entropy(logits, target_B)

@@ -54,8 +54,7 @@ def loss_of(
     for batch, parts, teacher in zip(batches, split(batches, vector_ND), teachers, strict=True):
         of_batch = _with_matryoshka(batch, parts, training, seed)
         if teacher is not None:
-            distilled = _distillation_loss(batch, parts, teacher, training)
-            of_batch = of_batch + training.distillation.weight * distilled
+            of_batch = of_batch + training.distillation.weight * _distillation_loss(batch, parts, teacher, training)
         loss = loss + of_batch * (batch.size / total)
     return loss
 
@@ -176,14 +175,11 @@ def _loss(batch: Batch, parts: Sequence[Tensor], training: TrainingSection, seed
     if isinstance(batch, RetrievalBatch):
         return _retrieval_loss(batch, parts[0], parts[1], training, seed)
     if isinstance(batch, PairBatch):
-        a, b = parts
-        temperature, scale_P = training.cosent_temperature, batch.scale_P.to(device)
-        return cosent(a, b, batch.score_P.to(device), temperature=temperature, scale_P=scale_P)
+        (a, b), score_P, scale_P = parts, batch.score_P.to(device), batch.scale_P.to(device)
+        return cosent(a, b, score_P, temperature=training.cosent_temperature, scale_P=scale_P)
     texts, positives, negatives = parts
-    label_B, negative_label_M = batch.label_B.to(device), batch.negative_label_M.to(device)
-    return classification_info_nce(
-        texts, positives, negatives, label_B, negative_label_M, temperature=training.temperature
-    )
+    own, others = batch.label_B.to(device), batch.negative_label_M.to(device)
+    return classification_info_nce(texts, positives, negatives, own, others, temperature=training.temperature)
 
 
 def _retrieval_loss(
@@ -191,11 +187,8 @@ def _retrieval_loss(
 ) -> Tensor:
     device, terms = queries.device, training.loss
     positive_B = batch.positive_B.to(device)
-    masks = InfoNCEMasks(
-        batch.false_negative_mask_BM.to(device),
-        batch.same_query_mask_BB.to(device),
-        batch.hard_negative_mask.to(device),
-    )
+    known = (batch.false_negative_mask_BM, batch.same_query_mask_BB, batch.hard_negative_mask)
+    masks = InfoNCEMasks(*(mask.to(device) for mask in known))
     mixed = None
     if terms.mixed_negatives:
         mixed = mixed_negatives(documents, batch.hard_negative_mask, count=terms.mixed_negatives, seed=seed)

@@ -96,8 +96,8 @@ class _StopSignal:
 
     1. The driver sets the request. 2. Rank 0 sees it at the end of a step and names the
     next step as the last one. 3. Every rank looks for that name at the end of each step.
-    Ranks meet in the gradients of a step, so no rank can
-       have passed the named step before the name was there.
+    Ranks meet in the gradients of a step, so no rank can have passed the named step before
+    the name was there.
 
     Args:
         folder: The address of the stage's folder.
@@ -144,21 +144,15 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's has no types
 
 
 def _scaling(recipe: Recipe) -> ray.train.ScalingConfig:
-    asked = resources_for(recipe, "training")
+    asked, most = resources_for(recipe, "training"), recipe.training.workers
     resources = {name: amount for name, amount in asked.bundle.items() if ":" not in name}
     return ray.train.ScalingConfig(
-        num_workers=_workers(recipe.training),
+        num_workers=most if asked.workers == most else (asked.workers, most),
         use_gpu=recipe.cluster.gpu,
         resources_per_worker=resources,
         accelerator_type=asked.accelerator_type or None,
         label_selector=dict(asked.labels) or None,
     )
-
-
-def _workers(training: TrainingSection) -> int | tuple[int, int]:
-    """Number of ranks; fewest and most where training may go on with fewer."""
-    fewest = training.min_workers or training.workers
-    return training.workers if fewest == training.workers else (fewest, training.workers)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Literal
 
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
+from qzhou.run.files import TRAINING_STAGES
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
 
@@ -41,7 +42,7 @@ def train_both_stages(run: Run, train_stage: Callable[[Folder, TrainingStageName
     def stage(name: TrainingStageName, inputs: Mapping[str, str]) -> Manifest:
         return run.stage(
             Stage(
-                name=f"training/{name}",
+                name=TRAINING_STAGES[name],
                 settings=shared | {"training": both | {name: getattr(recipe.training, name).model_dump()}},
                 inputs=inputs,
                 code_of=("qzhou.training.worker",),

@@ -114,7 +114,6 @@ class TorchrunRecorder(StageRecorder):
             Folder.open(place).copy_to(target)
         dist.barrier()
         if self.engine.rank == 0:
-            complete = {"step": step, "loss": self.last["loss"], "workers": self.engine.world}
-            target.write_json(COMPLETE, complete)
+            target.write_json(COMPLETE, {"step": step, "loss": self.last["loss"], "workers": self.engine.world})
             for name in _complete(checkpoints)[: -self.recipe.training.keep_checkpoints]:
                 (checkpoints / name).delete()

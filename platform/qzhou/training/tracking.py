@@ -67,9 +67,8 @@ class MetricsFile:
         self._lines: list[str] = []
         if folder.exists(METRICS_FILE):
             # a killed process can leave half a line at the end
-            complete = folder.read_bytes(METRICS_FILE).decode().rpartition("\n")[0]
-            before = complete.splitlines()
-            self._lines = [line for line in before if json.loads(line)["step"] < first_step]
+            complete = folder.read_bytes(METRICS_FILE).decode().rpartition("\n")[0].splitlines()
+            self._lines = [line for line in complete if json.loads(line)["step"] < first_step]
         if folder.is_local:
             self._write()
 

@@ -16,6 +16,7 @@ from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_cau
 from qzhou.encoder.cpu.onednn import multiply_with_onednn
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.errors import TrainingError
+from qzhou.run.files import MODELS_OF_STAGES, TRAINING_STAGE1, TRAINING_STAGES
 from qzhou.telemetry.events import log_event
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.deepspeed_engine import DeepSpeedEngine
@@ -27,8 +28,6 @@ from qzhou.training.lora import add_adapters, merge_adapters
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.stages import TrainingStageName
 from qzhou.training.validation import Validation, held_out_examples
-
-MODEL = "model"
 
 
 def train_worker(
@@ -53,7 +52,6 @@ def train_worker(
     """
     data = training_sets(recipe, run_folder, mined=mined, retrieval_only=name == "stage1")
     plan = _batch_plan(recipe, name, data)
-    stage_folder = run_folder / "training" / name
     device = choose_device(None if recipe.cluster.gpu else "cpu")
     dtype = choose_dtype(recipe.model.dtype, device)
     with _starting_model(recipe, run_folder, name) as spec:
@@ -81,12 +79,12 @@ def train_worker(
             teacher=Teacher.load(teacher, device=device, dtype=dtype) if teacher else None,
             validate=partial(validation, engine) if validation else None,
         )
-        recorder = recorder_type(recipe, stage_folder, engine, first_step)
+        recorder = recorder_type(recipe, run_folder / TRAINING_STAGES[name], engine, first_step)
         if not train_stage(stage, engine, recorder, first_step=first_step):
             return  # stopped
         state = engine.full_state()
         if engine.rank == 0:
-            _write_model(recipe, spec, state, stage_folder / MODEL)
+            _write_model(recipe, spec, state, run_folder / MODELS_OF_STAGES[TRAINING_STAGES[name]])
 
 
 def _batch_plan(recipe: Recipe, name: TrainingStageName, data: Mapping[str, TrainingSet]) -> BatchPlan:
@@ -119,7 +117,7 @@ def _starting_model(recipe: Recipe, run_folder: Folder, name: TrainingStageName)
     if name == "stage1":
         yield recipe.model.backbone
         return
-    with (run_folder / "training" / "stage1" / MODEL).local_copy() as place:
+    with (run_folder / MODELS_OF_STAGES[TRAINING_STAGE1]).local_copy() as place:
         yield str(place)
 
 
@@ -129,16 +127,10 @@ def _write_model(recipe: Recipe, spec: str, state: dict[str, Tensor], target: Fo
     model = add_adapters(found.model, recipe.training.lora)
     model.load_state_dict(model.state_dict() | state)  # buffers are not trained
     model = merge_adapters(model).to(getattr(torch, recipe.model.saved_dtype))
-    widths = list(recipe.training.loss.matryoshka_dimensions)
-    if widths:
+    if widths := list(recipe.training.loss.matryoshka_dimensions):
         # an endpoint may cut vectors to these
         model.backbone.config.matryoshka_dimensions = widths
     with tempfile.TemporaryDirectory() as temporary:
-        save_sentence_transformer(
-            model,
-            found.tokenizer,
-            Path(temporary),
-            max_tokens=recipe.model.max_document_tokens,
-            prompts=recipe.prompts,
-        )
-        target.upload(Path(temporary))
+        folder, max_tokens = Path(temporary), recipe.model.max_document_tokens
+        save_sentence_transformer(model, found.tokenizer, folder, max_tokens=max_tokens, prompts=recipe.prompts)
+        target.upload(folder)

@@ -1,7 +1,6 @@
 """One shard of raw rows to candidates: examples that no rule refuses, and the keys that find duplicates."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +8,7 @@ import pyarrow as pa
 from qzhou.config.dataset import Dataset
 from qzhou.data.languages import language_of
 from qzhou.data.records import EXAMPLE_TYPES, Drop, PairExample
-from qzhou.data.storage import Folder, read_table, schema_of, table_of, write_table
+from qzhou.data.storage import Folder, batched, read_table, schema_of, table_of, write_table
 from qzhou.transform.deduplication.keys import KeyList
 from qzhou.transform.layout import Layout, Shard
 from qzhou.transform.reading.columns import RejectedRow, Row
@@ -53,9 +52,7 @@ def convert_shard(layout: Layout, shard: Shard) -> int:
         allow_overlap=dataset.allow_overlap,
     )
     counts = RowCounts(dataset.name)
-    rows = rows_by_example(layout, shard)
-    part = 0
-    while chunk := list(islice(rows, EXAMPLES_PER_TABLE)):
+    for part, chunk in enumerate(batched(rows_by_example(layout, shard), EXAMPLES_PER_TABLE)):
         counts.read += sum(1 if isinstance(one, RejectedRow) else len(one) for one in chunk)
         candidates, drops = _candidates(chunk, part * EXAMPLES_PER_TABLE, convert)
         candidates, refused = _filtered(candidates, layout, dataset)
@@ -68,7 +65,6 @@ def convert_shard(layout: Layout, shard: Shard) -> int:
         write_table(folder, name, _table(candidates, dataset))
         if drops:
             write_table(layout.folder / "dropped", f"{shard.name}-{name}", table_of(drops, Drop))
-        part += 1
     if layout.finds_duplicates:
         table = keys.table()
         buckets = table["high"].to_numpy() % np.uint64(layout.buckets)

@@ -154,8 +154,7 @@ def make_layout(
         parts = {}
         for role, files in found.items():
             form = format_of(dataset, role)
-            together = reads_together(readers.get(form.reader))
-            parts[role] = file_parts(form, files, together=together)
+            parts[role] = file_parts(form, files, together=reads_together(readers.get(form.reader)))
         if dataset.rule == "qrels":
             for role in INPUTS:
                 phases[0].extend(_shuffle_tasks(dataset, role, parts[role]))

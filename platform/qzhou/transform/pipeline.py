@@ -41,7 +41,7 @@ from qzhou.transform.reading.discovery import RawInputs, find_inputs
 from qzhou.transform.shuffling.shuffle import run_shuffle_task
 from qzhou.transform.writing import report
 from qzhou.transform.writing.row_counts import RowCounts
-from qzhou.transform.writing.shards import write_corpus, write_shard, written_counts
+from qzhou.transform.writing.shards import write_corpus, write_shard
 
 DONE = pa.schema({"error": pa.string(), "rows": pa.int64(), "dataset": pa.string()})
 TaskTexts = Callable[[Sequence[str]], Mapping[str, Iterable[str]]]
@@ -99,7 +99,7 @@ def _work(recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], fo
         index = _index(layout, texts) if layout.compares_with_evaluation else None
         shared = ray.put(index)  # one copy a node, for all tasks
         if layout.has_contamination_pass:
-            _check(layout, shared)
+            _each("contamination", layout, _named(layout.shards), partial(_check, shared))
         _write(layout, shared)
     counts = {dataset.name: _counts(layout, dataset) for dataset in recipe.datasets}
     overlaps = _overlaps(layout) if index else {}
@@ -178,11 +178,8 @@ def _index(layout: Layout, texts: Mapping[str, Iterable[str]]) -> Index:
     return builder.index()
 
 
-def _check(layout: Layout, shared: Any) -> None:
-    def check(layout: Layout, shard: Shard) -> None:
-        check_shard(layout, shard, ray.get(shared))
-
-    _each("contamination", layout, _named(layout.shards), check)
+def _check(shared: Any, layout: Layout, shard: Shard) -> None:
+    check_shard(layout, shard, ray.get(shared))
 
 
 def _write(layout: Layout, shared: Any) -> None:
@@ -191,14 +188,11 @@ def _write(layout: Layout, shared: Any) -> None:
     def write(layout: Layout, shard: Shard) -> None:
         write_shard(layout, shard, limits.get(shard.dataset), ray.get(shared))
 
-    def corpus(layout: Layout, item: tuple[str, int]) -> None:
-        write_corpus(layout, *item)
-
     _each("write", layout, _named(layout.shards), write)
     with_corpus = [one for one in layout.recipe.datasets if one.task == "retrieval" and one.rule != "qrels"]
     parts = [(one.name, part) for one in with_corpus for part in range(layout.partitions[one.name])]
     named = {f"{dataset}-{part}": (dataset, part) for dataset, part in parts}
-    _each("corpora", layout, named, corpus)
+    _each("corpora", layout, named, lambda layout, item: write_corpus(layout, *item))
 
 
 def _counts(layout: Layout, dataset: Dataset) -> RowCounts:
@@ -206,7 +200,7 @@ def _counts(layout: Layout, dataset: Dataset) -> RowCounts:
     total = RowCounts(dataset.name)
     for shard in layout.shards_of(dataset.name):
         total.add(RowCounts.of(candidates_folder(layout, shard).read_json(SUMMARY)))
-        total.add(written_counts(layout, shard))
+        total.add(RowCounts.of((layout.work / "written").read_json(f"{shard.name}.json")))
     return total
 
 

@@ -40,12 +40,11 @@ def test_texts_are_encoded_once_and_come_back_in_their_order(folder):
     assert first.vectors([]).shape == (0, 2)
 
 
-def test_another_arithmetic_length_version_or_text_finds_no_old_file(folder):
+def test_another_arithmetic_length_or_text_finds_no_old_file(folder):
     names = [
         VectorStore(folder, Lengths()).file(["a long text"]),
         VectorStore(folder, Lengths("onednn-float32")).file(["a long text"]),
         VectorStore(folder, Lengths()).file(["a long text"], max_tokens=3),
-        VectorStore(folder, Lengths(), version=99).file(["a long text"]),
         VectorStore(folder, Lengths()).file(["another text"]),
     ]
 

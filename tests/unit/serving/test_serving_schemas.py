@@ -121,7 +121,7 @@ def test_the_error_body_has_openai_s_shape():
 
 
 def test_a_request_error_crosses_processes_whole():
-    error = RequestError("busy", status=429, type="rate_limit_error", param="input", code="overloaded")
+    error = RequestError("busy", status=429, param="input", code="overloaded")
 
     copy = pickle.loads(pickle.dumps(error))
 

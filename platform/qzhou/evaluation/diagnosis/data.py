@@ -66,9 +66,7 @@ def _copied(facts: Facts, task: str, rows: Sequence[Mapping[str, Any]]) -> list[
         kind, examples = "asked", next((row.n for row in facts.rows if row.task == task), None)
     found = sorted((row for row in rows if row[kind]), key=lambda row: -row[kind])
     count = sum(row[kind] for row in found)
-    if count < FEWEST_COPIES:
-        return []
-    if count < CONTAMINATED_SHARE * (examples or max(row["compared"] for row in found)):
+    if count < FEWEST_COPIES or count < CONTAMINATED_SHARE * (examples or max(row["compared"] for row in found)):
         return []
     parts = [f"{row[kind]:,} of {row['compared']:,} examples of {row['dataset']}" for row in found]
     size = f", which has {examples:,} examples" if examples else ""
@@ -128,9 +126,7 @@ def _drift(
     limits = share(count, total) if total else None
     if limits is None or limits.low <= usual_share + DRIFTED_SHARE:
         return []
-    what = "no better an answer to its query"
-    if kind == "rewrite":
-        what = "no nearer to its original"
+    what = "no nearer to its original" if kind == "rewrite" else "no better an answer to its query"
     known = f"; of real pairs {usual_share:.0%} are" if usual_share else ""
     numbers = f"({limits.value:.0%}, 95 %: {limits.low:.0%} to {limits.high:.0%})"
     return [
@@ -174,21 +170,16 @@ def negatives_easy(facts: Facts) -> CheckResult:
     """Hard negatives are hardly nearer to their queries than any other document."""
     hardness = {}
     for name, steps in facts.steps_by_dataset(STAGE1, "retrieval").items():
-        first = steps[:FIRST_STEPS]
-        values = [one["negative_hardness"] for one in first if "negative_hardness" in one]
+        values = [one["negative_hardness"] for one in steps[:FIRST_STEPS] if "negative_hardness" in one]
         if len(values) > 1:
             hardness[name] = mean(values)
     if not facts.mining and not hardness:
-        reason = f"there is no {MINING_REPORT}, and no metrics have negative_hardness"
-        return Skipped("negatives_easy", reason)
+        return Skipped("negatives_easy", f"there is no {MINING_REPORT}, and no metrics have negative_hardness")
     evidence: dict[str, list[str]] = defaultdict(list)
     for name, one in facts.mining.items():
         mined, positive = one.get("mean mined score"), one.get("mean positive score")
-        if mined is None or positive is None or positive <= 0:
-            continue
-        if mined < EASY_RATIO * positive:
-            numbers = f"mean score {mined:.3f}, of positives {positive:.3f}"
-            evidence[name].append(f"{MINING_REPORT}: {numbers}")
+        if None not in (mined, positive) and positive > 0 and mined < EASY_RATIO * positive:
+            evidence[name].append(f"{MINING_REPORT}: mean score {mined:.3f}, of positives {positive:.3f}")
     for name, limits in hardness.items():
         if limits.high < EASY_HARDNESS:
             numbers = f"negative_hardness {limits.value:.3f} (95 %: up to {limits.high:.3f})"
@@ -210,20 +201,17 @@ def negatives_close(facts: Facts) -> CheckResult:
     """Mined negatives look like answers: they outscore positives, or known answers would pass for them."""
     if not facts.mining:
         return Skipped("negatives_close", f"there is no {MINING_REPORT}")
-    found = []
-    for name, one in facts.mining.items():
-        numbers = [*_outscored(one), *_hidden_admitted(one)]
-        if numbers:
-            ratio, first = facts.setting("mining.positive_ratio"), facts.setting("mining.rank_from")
-            found.append(
-                Finding(
-                    "negatives_close",
-                    f"The mined negatives of '{name}' are too close: many may be answers that nobody labelled.",
-                    f"{MINING_REPORT}: {shown(numbers)}",
-                    f"set a lower {ratio}, at most 0.95, or raise {first}",
-                )
-            )
-    return found
+    ratio, first = facts.setting("mining.positive_ratio"), facts.setting("mining.rank_from")
+    return [
+        Finding(
+            "negatives_close",
+            f"The mined negatives of '{name}' are too close: many may be answers that nobody labelled.",
+            f"{MINING_REPORT}: {shown(numbers)}",
+            f"set a lower {ratio}, at most 0.95, or raise {first}",
+        )
+        for name, one in facts.mining.items()
+        if (numbers := [*_outscored(one), *_hidden_admitted(one)])
+    ]
 
 
 def _outscored(report: Mapping[str, Any]) -> list[str]:
@@ -234,8 +222,7 @@ def _outscored(report: Mapping[str, Any]) -> list[str]:
     if pooled is None or 2 * sizes.get("0", 0) > sum(sizes.values()):
         return []
     mined, positives = pooled
-    pairs = positives.sum() * mined.sum()
-    order = float((positives * (np.cumsum(mined) - mined / 2)).sum() / pairs)
+    order = float((positives * (np.cumsum(mined) - mined / 2)).sum() / (positives.sum() * mined.sum()))
     if order >= CLOSE_ORDER:
         return []
     return [f"a positive outscores a mined negative in {order:.0%} of all comparisons"]

@@ -102,8 +102,13 @@ class Facts:
 
     def steps_by_dataset(self, stage: str, task: str) -> dict[str, list[Step]]:
         """Dataset -> the steps of a stage that trained on it for a task, in their order."""
-        found: dict[str, list[Step]] = {}
-        for step in self.steps.get(stage, ()):
-            if step["task"] == task:
-                found.setdefault(step["dataset"], []).append(step)
-        return found
+        return by_dataset(self.steps.get(stage, ()), task)
+
+
+def by_dataset(steps: Sequence[Step], task: str) -> dict[str, list[Step]]:
+    """Dataset -> those of some steps that trained on it for a task, in their order."""
+    found: dict[str, list[Step]] = {}
+    for step in steps:
+        if step["task"] == task:
+            found.setdefault(step["dataset"], []).append(step)
+    return found

@@ -37,8 +37,7 @@ def labels_inverted(facts: Facts) -> CheckResult:
                 for part in _disagreement(stage, first):
                     evidence[name].append(part)
     if not checked:
-        reason = f"{COMPARISON} has no STS task, and no metrics have order_agreement"
-        return Skipped("labels_inverted", reason)
+        return Skipped("labels_inverted", f"{COMPARISON} has no STS task, and no metrics have order_agreement")
     return [
         Finding(
             "labels_inverted",
@@ -58,8 +57,7 @@ def _negative_correlation(row: Row) -> list[str]:
         high = row.score + Z / math.sqrt(max(1, row.n - 3))
     if row.score >= INVERTED_SPEARMAN or high >= 0:
         return []
-    limits = f"{row.score:.4f} (95 %: up to {high:.4f})"
-    return [f"{COMPARISON}: {row.task} {row.metric} of {row.model} {limits}"]
+    return [f"{COMPARISON}: {row.task} {row.metric} of {row.model} {row.score:.4f} (95 %: up to {high:.4f})"]
 
 
 def _disagreement(stage: str, steps: list[Step]) -> list[str]:

@@ -39,8 +39,7 @@ def classification_poor(facts: Facts) -> CheckResult:
         reason = f"{COMPARISON} has no classification or clustering task of backbone and stage 2"
         return Skipped("classification_poor", reason)
     message = "Classification is poor: training made it worse than the untouched backbone {where}."
-    share = facts.setting("training.stage2.retrieval_share")
-    remedy = f"lower {share}, so that more steps are of other tasks"
+    remedy = f"lower {facts.setting('training.stage2.retrieval_share')}, so that more steps are of other tasks"
     if _fallen(facts.changes(BACKBONE, STAGE1, CLASSES)):
         margin = facts.setting("training.loss.false_negative_margin")
         rate = facts.setting("training.stage1.learning_rate")
@@ -71,12 +70,10 @@ def below_backbone(facts: Facts) -> CheckResult:
 
 def _findings(check: str, message: str, models: str, changes: Sequence[ScoreChange], remedy: str) -> list[Finding]:
     """A finding where scores fell beyond chance; ``{where}`` in the message names how many tasks."""
-    fallen = _fallen(changes)
-    if not fallen:
-        return []
-    where, numbers = fallen
-    evidence = f"{COMPARISON}, {models}: {numbers}"
-    return [Finding(check, message.format(where=where), evidence, remedy)]
+    if fallen := _fallen(changes):
+        where, numbers = fallen
+        return [Finding(check, message.format(where=where), f"{COMPARISON}, {models}: {numbers}", remedy)]
+    return []
 
 
 def _fallen(changes: Sequence[ScoreChange]) -> tuple[str, str] | None:
@@ -111,16 +108,15 @@ def collapsed(facts: Facts) -> CheckResult:
 
 def _collapse(facts: Facts, model: str) -> list[Finding]:
     own = facts.health[model]
-    problems = []
+    most, problems = min(own["dimensions"], own["texts"]), []
     if own["mean_cosine"] > COLLAPSED_COSINE:
         problems.append("different texts have nearly the same vector")
-    if own["effective_rank"] < COLLAPSED_RANK * min(own["dimensions"], own["texts"]):
+    if own["effective_rank"] < COLLAPSED_RANK * most:
         problems.append("vectors lie in few directions")
     if own.get("not_numbers", 0):
         problems.append(f"{own['not_numbers']:,} vectors are no numbers")
     if not problems:
         return []
-    most = min(own["dimensions"], own["texts"])
     numbers = []
     for name in (BACKBONE, model):
         if one := facts.health.get(name):

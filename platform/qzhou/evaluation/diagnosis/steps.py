@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean, median
 
-from qzhou.evaluation.diagnosis.facts import Facts, Step
+from qzhou.evaluation.diagnosis.facts import Facts
 from qzhou.evaluation.diagnosis.finding import CheckResult, Finding, Skipped
 from qzhou.evaluation.diagnosis.scores import CLASSES, PAIRS, RETRIEVAL
 from qzhou.evaluation.intervals import mean, mean_decrease, share, widened
@@ -47,8 +47,7 @@ def loss_flat(facts: Facts) -> CheckResult:
                 long_enough = True
                 found += _flat(facts, stage, task, relative)
     if not long_enough:
-        reason = f"no task has {FEWEST_STEPS} steps in which its loss could fall"
-        return Skipped("loss_flat", reason)
+        return Skipped("loss_flat", f"no task has {FEWEST_STEPS} steps in which its loss could fall")
     return found
 
 
@@ -84,7 +83,7 @@ def _flat(facts: Facts, stage: str, task: str, losses: Sequence[float]) -> list[
     return [
         Finding(
             "loss_flat",
-            f"The {task} loss of {stage} is flat: it did not mean_decrease.",
+            f"The {task} loss of {stage} is flat: it did not fall.",
             f"{METRICS[stage]}: {steps}, it fell by {limits}",
             f"raise {rate}, or look at {temperature}",
         )
@@ -102,12 +101,12 @@ def cosent_unstable(facts: Facts) -> CheckResult:
 
 def _series_of_pairs(facts: Facts) -> dict[tuple[str, str], list[float]]:
     """(Stage, dataset of pairs) -> its losses, of those with enough steps."""
-    found = {}
-    for stage in METRICS:
-        for name, steps in facts.steps_by_dataset(stage, "pair").items():
-            if len(steps) >= COSENT_STEPS:
-                found[stage, name] = [step["loss"] for step in steps]
-    return found
+    return {
+        (stage, name): [step["loss"] for step in steps]
+        for stage in METRICS
+        for name, steps in facts.steps_by_dataset(stage, "pair").items()
+        if len(steps) >= COSENT_STEPS
+    }
 
 
 def _unstable_pairs(facts: Facts) -> list[Finding]:
@@ -157,9 +156,7 @@ def false_negatives_many(facts: Facts) -> CheckResult:
         limits = mean(shares)
         if limits.low <= (MASKED_BY_MARGIN if task == "retrieval" else MASKED_BY_LABEL):
             continue
-        what = "texts have a text's own label"
-        if task == "retrieval":
-            what = "documents may be answers"
+        what = "documents may be answers" if task == "retrieval" else "texts have a text's own label"
         numbers = f"{limits.value:.3f} (95 %: {limits.low:.3f} to {limits.high:.3f})"
         found.append(
             Finding(
@@ -178,22 +175,17 @@ def _last_masked_shares(facts: Facts) -> Mapping[tuple[str, str], tuple[str, lis
     for stage in METRICS:
         for task in ("retrieval", "classification"):
             for name, steps in facts.steps_by_dataset(stage, task).items():
-                shares = _masked_shares(steps[len(steps) // 2 :])
+                shares = [one["masked_share"] for one in steps[len(steps) // 2 :] if "masked_share" in one]
                 if len(shares) > 1:
                     found[task, name] = stage, shares
     return found
 
 
-def _masked_shares(steps: Sequence[Step]) -> list[float]:
-    return [step["masked_share"] for step in steps if "masked_share" in step]
-
-
 def _remedy(facts: Facts, task: str, name: str) -> str:
     margin = "training.loss.false_negative_margin"
     if task == "classification":
-        negatives = facts.setting("training.negatives_per_query")
-        column = f"name a column of finer labels in datasets.columns of '{name}'"
-        return f"raise {negatives}, all of other classes, or {column}"
+        raised = f"raise {facts.setting('training.negatives_per_query')}, all of other classes"
+        return f"{raised}, or name a column of finer labels in datasets.columns of '{name}'"
     if facts.value(margin) is None:
         return f"set datasets.rule of '{name}' to 'labeled': it has few documents, and they are rather labels"
     return f"raise {facts.setting(margin)}, or set {facts.setting('mining.consistency_top_k')} to drop poor pairs"

@@ -8,7 +8,6 @@ import tempfile
 import time
 import warnings
 from dataclasses import asdict, replace
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,6 +55,8 @@ class Evaluator:
         self._task: tuple[str, Any] = ("", None)
         self._model: tuple[str, Any] = ("", None)
         self._prompts: dict[str, Prompt] = {}
+        datasets = recipe.datasets
+        self._own_prompts = {task_name(one, kind): one.prompt for one in datasets for kind in one.kinds}
 
     def tasks(self) -> tuple[list[EvalTask], dict[str, str]]:
         """See :func:`qzhou.evaluation.judge.tasks.eval_tasks`."""
@@ -106,8 +107,7 @@ class Evaluator:
             raise DataError(
                 f"evaluation: mteb cannot judge '{model.name}' on '{task.name}': {first_line(error)}"
             ) from error
-        place = (self._run / SCORES / model.name).create()
-        place.write_json(f"{task.name}.json", asdict(found))
+        (self._run / SCORES / model.name).create().write_json(f"{task.name}.json", asdict(found))
         return found
 
     def embedding_health(self, model: ModelSpec, task: EvalTask) -> dict[str, float]:
@@ -192,12 +192,10 @@ class Evaluator:
         return found
 
     def _mteb_encoder(self, model: ModelSpec) -> MtebEncoder:
-        encoder = self._encoder(model)
+        encoder, name = self._encoder(model), f"{self._recipe.run.name}-{model.name}"
         rows = chunk_rows(self._recipe.evaluation.split_documents)
         store = VectorStore(self._folder / "vectors", encoder, rows=rows)
-        return MtebEncoder(
-            encoder, self._prompts, name=f"{self._recipe.run.name}-{model.name}", revision=store.key, store=store
-        )
+        return MtebEncoder(encoder, self._prompts, name=name, revision=store.key, store=store)
 
     def _encoder(self, model: ModelSpec) -> TextEncoder:
         own, settings = self._recipe.model, self._recipe.evaluation
@@ -210,20 +208,11 @@ class Evaluator:
         limited = own.model_copy(update={"max_document_tokens": most})
         return load_text_encoder(model.source, limited, api_key_env=settings.api_key_env)
 
-    @cached_property
-    def _own_prompts(self) -> dict[str, Prompt]:
-        return {task_name(one, kind): one.prompt for one in self._recipe.datasets for kind in one.kinds}
-
     def _prompt(self, task: EvalTask) -> Prompt:
-        instructions = self._recipe.evaluation.instructions
-        return prompt_of(self._bare_task(task), self._own_prompts, instructions)
+        return prompt_of(self._bare_task(task), self._own_prompts, self._recipe.evaluation.instructions)
 
 
 def chunk_rows(split_documents: int) -> int:
-    """Documents in a file of vectors: a divisor of what mteb asks for at a time.
-
-    Args:
-        split_documents: Documents of a corpus that one worker encodes at a time.
-    """
+    """Documents in a file of vectors: a divisor of what mteb asks for at a time, at most what a worker encodes."""
     most = min(CHUNK_ROWS, split_documents, MTEB_ROWS)
     return next(rows for rows in range(most, 0, -1) if MTEB_ROWS % rows == 0)

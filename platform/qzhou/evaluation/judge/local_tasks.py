@@ -6,13 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from mteb.abstasks import (
-    AbsTaskClassification,
-    AbsTaskClustering,
-    AbsTaskPairClassification,
-    AbsTaskRetrieval,
-    AbsTaskSTS,
-)
+from mteb import abstasks
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from qzhou.config.dataset import TaskKind
@@ -30,13 +24,14 @@ from qzhou.data.records import (
 
 SPLIT = "test"
 TEXTS_PER_CLASS = 4  # two to train mteb's classifier, two to test it
-MAIN_SCORES = {
-    "Retrieval": "ndcg_at_10",
-    "Reranking": "map_at_1000",
-    "Classification": "accuracy",
-    "Clustering": "v_measure",
-    "STS": "cosine_spearman",
-    "PairClassification": "max_ap",
+# mteb's name of a type of task -> its class and its main score
+TASK_TYPES: Mapping[str, tuple[type, str]] = {
+    "Retrieval": (abstasks.AbsTaskRetrieval, "ndcg_at_10"),
+    "Reranking": (abstasks.AbsTaskRetrieval, "map_at_1000"),
+    "Classification": (abstasks.AbsTaskClassification, "accuracy"),
+    "Clustering": (abstasks.AbsTaskClustering, "v_measure"),
+    "STS": (abstasks.AbsTaskSTS, "cosine_spearman"),
+    "PairClassification": (abstasks.AbsTaskPairClassification, "max_ap"),
 }
 
 
@@ -57,17 +52,11 @@ def retrieval_task(
         own = relevant_of.setdefault(query, {})
         own.update({normalized_text(positive): positive for positive in example.positives})
     queries = _sampled(list(relevant_of), max_queries, seed)
-    corpus: dict[str, str] = {}
-    for query in queries:
-        corpus |= relevant_of[query]
-    others: dict[str, str] = {}
-    for own in relevant_of.values():
-        others |= {key: text for key, text in own.items() if key not in corpus}
+    corpus = {key: text for query in queries for key, text in relevant_of[query].items()}
+    others = {key: text for own in relevant_of.values() for key, text in own.items() if key not in corpus}
     filled = _sampled(list(others), max(0, max_documents - len(corpus)), seed)
     corpus |= {key: others[key] for key in filled}
-    qrels = {}
-    for query in queries:
-        qrels[stable_id("q", query)] = {stable_id("d", key): 1 for key in relevant_of[query]}
+    qrels = {stable_id("q", query): {stable_id("d", key): 1 for key in relevant_of[query]} for query in queries}
     return _retrieval(
         name,
         {stable_id("d", key): text for key, text in corpus.items()},
@@ -84,18 +73,11 @@ def qrels_task(
     max_documents: int,
     seed: int,
 ) -> Any:
-    """Queries with graded relevance over the corpus of their own collection.
+    """Queries with graded relevance over the corpus of their own collection of documents, queries and qrels.
 
     A hash draws the sample of queries. Every graded document of a sampled query stays, and
     others fill the corpus up to ``max_documents``. Of documents with the same id the first
     counts.
-
-    Args:
-        name: The name of the task.
-        collection: Documents, queries and qrels.
-        max_queries: The largest number of queries.
-        max_documents: The size of the corpus, unless more documents are graded.
-        seed: Seed of the samples.
     """
     documents, queries, qrels = collection
     query_text = {query.id: query.text for query in queries}
@@ -140,12 +122,10 @@ def _retrieval(
     ranked: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
     """A retrieval task of texts and grades by id; a reranking task where each query has candidates."""
-    kind = "Reranking" if ranked else "Retrieval"
     texts = [*corpus.values(), *queries.values()]
-    task = _task(AbsTaskRetrieval, name, kind, texts, repr(sorted(qrels.items())))
-    documents = [{"id": one, "title": "", "text": text} for one, text in corpus.items()]
+    task = _task(name, "Reranking" if ranked else "Retrieval", texts, repr(sorted(qrels.items())))
     data = {
-        "corpus": Dataset.from_list(documents),
+        "corpus": Dataset.from_list([{"id": one, "title": "", "text": text} for one, text in corpus.items()]),
         "queries": Dataset.from_list([{"id": one, "text": text} for one, text in queries.items()]),
         "relevant_docs": qrels,
         "top_ranked": ranked,
@@ -157,28 +137,24 @@ def _retrieval(
 def sts_task(name: str, examples: Sequence[PairExample], *, max_rows: int, seed: int) -> Any:
     """The Spearman correlation of cosines and ordinal scores."""
     rows = _sampled_pairs(examples, max_rows, seed)
-    task = _task(AbsTaskSTS, name, "STS", list(map(_pair_text, rows)))
     scores = [row.score for row in rows]
+    task = _pair_task(name, "STS", rows, score=scores)
     task.min_score, task.max_score = min(scores), max(scores)
-    columns = {"sentence1": [row.text_a for row in rows], "sentence2": [row.text_b for row in rows]}
-    task.dataset = DatasetDict({SPLIT: Dataset.from_dict(columns | {"score": scores})})
     return task
 
 
 def pair_classification_task(name: str, examples: Sequence[PairExample], *, max_rows: int, seed: int) -> Any:
     """The average precision of cosines for the pairs with the highest score."""
     rows = _sampled_pairs(examples, max_rows, seed)
-    kind = "PairClassification"
-    task = _task(AbsTaskPairClassification, name, kind, list(map(_pair_text, rows)))
     best = max(example.score for example in examples)
-    columns = {"sentence1": [row.text_a for row in rows], "sentence2": [row.text_b for row in rows]}
-    labels = [int(row.score == best) for row in rows]
-    task.dataset = DatasetDict({SPLIT: Dataset.from_dict(columns | {"labels": labels})})
+    return _pair_task(name, "PairClassification", rows, labels=[int(row.score == best) for row in rows])
+
+
+def _pair_task(name: str, task_type: str, rows: Sequence[PairExample], **gold: Sequence[float]) -> Any:
+    task = _task(name, task_type, [f"{row.text_a}\x00{row.text_b}\x00{row.score}" for row in rows])
+    columns = {"sentence1": [row.text_a for row in rows], "sentence2": [row.text_b for row in rows], **gold}
+    task.dataset = DatasetDict({SPLIT: Dataset.from_dict(columns)})
     return task
-
-
-def _pair_text(row: PairExample) -> str:
-    return f"{row.text_a}\x00{row.text_b}\x00{row.score}"
 
 
 def _sampled_pairs(examples: Sequence[PairExample], max_rows: int, seed: int) -> list[PairExample]:
@@ -196,7 +172,7 @@ def _sampled_pairs(examples: Sequence[PairExample], max_rows: int, seed: int) ->
 def clustering_task(name: str, examples: Sequence[LabeledExample], *, max_rows: int, seed: int) -> Any:
     """The V-measure of k-means clusters of the texts against their labels."""
     rows = _sampled_texts(examples, max_rows, seed)
-    task = _task(AbsTaskClustering, name, "Clustering", list(map(_label_text, rows)))
+    task = _task(name, "Clustering", list(map(_label_text, rows)))
     columns = {"sentences": [row.text for row in rows], "labels": [row.label for row in rows]}
     task.dataset = DatasetDict({SPLIT: Dataset.from_dict(columns)})
     task.max_fraction_of_documents_to_embed, task.max_document_to_embed = None, len(rows)
@@ -217,7 +193,7 @@ def classification_task(name: str, examples: Sequence[LabeledExample], *, max_ro
     for row in rows:
         seen[row.label] += 1
         halves[seen[row.label] % 2].append({"text": row.text, "label": numbers[row.label]})
-    task = _task(AbsTaskClassification, name, "Classification", list(map(_label_text, rows)))
+    task = _task(name, "Classification", list(map(_label_text, rows)))
     tested, trained = map(Dataset.from_list, halves)
     task.dataset = DatasetDict(train=trained, **{SPLIT: tested})
     return task
@@ -260,10 +236,11 @@ def example_count(task: Any) -> int:
     return sum(len(one["queries"] if isinstance(one, dict) else one) for one in found)
 
 
-def _task(kind: type, name: str, task_type: str, texts: Sequence[str], grades: str = "") -> Any:
+def _task(name: str, task_type: str, texts: Sequence[str], grades: str = "") -> Any:
     """An mteb task whose data is set by the caller; its revision is a digest of texts and grades."""
     content = "\x00".join([*texts, grades]).encode("utf-8", "surrogatepass")
     revision = hashlib.sha256(content).hexdigest()[:16]
+    kind, main_score = TASK_TYPES[task_type]
     metadata = TaskMetadata(
         name=name,
         description=f"Held-out examples of the dataset '{name}'.",
@@ -273,7 +250,7 @@ def _task(kind: type, name: str, task_type: str, texts: Sequence[str], grades: s
         eval_splits=[SPLIT],
         # BM25 cuts words by it: Chinese and Japanese have no spaces between them
         eval_langs=[script_of(texts)],
-        main_score=MAIN_SCORES[task_type],
+        main_score=main_score,
         dataset={"path": f"local/{name}", "revision": revision},
     )
     task = type(f"Local{task_type}", (kind,), {"metadata": metadata})()

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from qzhou.config.recipe import Recipe
-from qzhou.run.files import TRAINING_STAGE1, TRAINING_STAGE2
+from qzhou.run.files import MODELS_OF_STAGES, TRAINING_STAGE1, TRAINING_STAGE2
 
 BM25, BACKBONE, STAGE1, STAGE2 = "bm25", "backbone", "stage1", "stage2"
 OWN_MODELS = (BM25, BACKBONE, STAGE1, STAGE2)
@@ -30,8 +30,8 @@ def models_to_score(recipe: Recipe) -> list[ModelSpec]:
     found = [ModelSpec(BM25)] if recipe.evaluation.bm25 else []
     found += [
         ModelSpec(BACKBONE),
-        ModelSpec(STAGE1, f"{TRAINING_STAGE1}/model", trained=True),
-        ModelSpec(STAGE2, f"{TRAINING_STAGE2}/model", trained=True),
+        ModelSpec(STAGE1, MODELS_OF_STAGES[TRAINING_STAGE1], trained=True),
+        ModelSpec(STAGE2, MODELS_OF_STAGES[TRAINING_STAGE2], trained=True),
     ]
     for source in recipe.evaluation.models:
         found.append(ModelSpec(_short_name(source, {one.name for one in found}), source))

@@ -37,12 +37,9 @@ class MtebEncoder:
         store: VectorStore | None = None,
     ) -> None:
         self.encoder, self.prompts, self.store = encoder, prompts, store
+        # mteb wants organisation/model
         self.mteb_model_meta = ModelMeta.create_empty(
-            {
-                "name": f"local/{name}",  # mteb wants organisation/model
-                "revision": revision or encoder.fingerprint,
-                "embed_dim": encoder.dimensions,
-            }
+            {"name": f"local/{name}", "revision": revision or encoder.fingerprint, "embed_dim": encoder.dimensions}
         )
 
     def encode(

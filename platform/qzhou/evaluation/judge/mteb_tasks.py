@@ -1,6 +1,7 @@
 """Tasks and benchmarks of mteb by name, and the texts of a task."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import mteb
@@ -25,16 +26,13 @@ def named_tasks(names: Sequence[str], *, setting: str) -> dict[str, list[Any]]:
 
 
 def _tasks(name: str, setting: str) -> list[Any]:
-    try:
+    with suppress(KeyError, ValueError):
         return list(mteb.get_benchmark(name).tasks)
-    except (KeyError, ValueError):
-        pass
-    try:
+    with suppress(KeyError, ValueError):
         return [mteb.get_task(name)]
-    except (KeyError, ValueError):
-        raise DataError(
-            f"{setting}: mteb knows no task and no benchmark '{name}'; see mteb.get_tasks() and mteb.get_benchmarks()."
-        ) from None
+    raise DataError(
+        f"{setting}: mteb knows no task and no benchmark '{name}'; see mteb.get_tasks() and mteb.get_benchmarks()."
+    )
 
 
 def load(task: Any, *, setting: str) -> None:
@@ -59,9 +57,6 @@ def load(task: Any, *, setting: str) -> None:
 
 def task_texts(names: Sequence[str]) -> dict[str, Iterable[str]]:
     """Task -> its texts, for the contamination check of training data; each task is loaded when it is iterated.
-
-    Args:
-        names: Tasks or benchmarks of mteb, e.g. ``SciFact`` or ``MTEB(eng, v2)``.
 
     Raises:
         DataError: There is no such task, or its data cannot be loaded.
@@ -104,9 +99,8 @@ def corpus_texts(corpus: Iterable[Any]) -> list[str]:
 
 
 def _retrieval_texts(split: Mapping[str, Any]) -> Iterator[str]:
-    relevant = set()
-    for grades in split["relevant_docs"].values():
-        relevant |= {document for document, grade in grades.items() if grade > 0}
+    qrels = split["relevant_docs"].values()
+    relevant = {document for grades in qrels for document, grade in grades.items() if grade > 0}
     yield from (row["text"] for row in split["queries"] if isinstance(row["text"], str))
     yield from corpus_texts(row for row in split["corpus"] if row["id"] in relevant)
 

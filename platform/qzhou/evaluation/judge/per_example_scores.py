@@ -120,11 +120,9 @@ def pooled_difference(
 
     Returns: None where the models of a task were scored on different examples.
     """
-    if not tasks:
+    compared = ((ours[0], one) for ours, theirs in tasks for one in (*ours, *theirs))
+    if not tasks or any(_examples(first) != _examples(one) for first, one in compared):
         return None
-    for ours, theirs in tasks:
-        if any(_examples(ours[0]) != _examples(one) for one in (*ours, *theirs)):
-            return None
     value, leads = 0.0, []
     for number, (ours, theirs) in enumerate(tasks):
         value += float(np.mean([one.score for one in ours]) - np.mean([one.score for one in theirs]))

@@ -58,16 +58,9 @@ def build_task(task: EvalTask, recipe: Recipe, run_folder: Folder) -> Any:
 def _sized_local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Folder) -> EvalTask:
     trained = {name for one in recipe.trained_datasets for name in (one.name, *one.train_split_of)}
     task = _local_task(dataset, kind, recipe, run_folder)
-    chars = sum(map(len, texts_of(task)))
-    return EvalTask(
-        name=task.metadata.name,
-        type=task.metadata.type,
-        dataset=dataset.name,
-        kind=kind,
-        chars=chars + sum(len(row["text"]) for corpus in corpora(task) for row in corpus),
-        documents=sum(map(len, corpora(task))),
-        seen=dataset.name in trained,
-    )
+    chars = sum(map(len, texts_of(task))) + sum(len(row["text"]) for corpus in corpora(task) for row in corpus)
+    documents, seen = sum(map(len, corpora(task))), dataset.name in trained
+    return EvalTask(task.metadata.name, task.metadata.type, dataset.name, kind, chars, documents, seen)
 
 
 def _sized_mteb_tasks(recipe: Recipe) -> Iterator[EvalTask]:
@@ -81,16 +74,8 @@ def _sized_mteb_tasks(recipe: Recipe) -> Iterator[EvalTask]:
     trained = {name for one in recipe.trained_datasets for name in one.train_split_of}
     for name, task in by_name.items():
         chars, documents = _declared_size(task)
-        yield EvalTask(
-            name=name,
-            type=task.metadata.type,
-            dataset="",
-            kind="retrieval",
-            chars=chars,
-            documents=documents,
-            seen=name in trained,
-            benchmarks=tuple(benchmarks.get(name, ())),
-        )
+        seen, within = name in trained, tuple(benchmarks.get(name, ()))
+        yield EvalTask(name, task.metadata.type, "", "retrieval", chars, documents, seen, within)
 
 
 def _declared_size(task: Any) -> tuple[int, int]:
@@ -113,8 +98,7 @@ def _local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Fo
     settings, seed = recipe.evaluation, recipe.run.seed
     name, examples = task_name(dataset, kind), list(_held_out(dataset, run_folder))
     if kind == "reranking":
-        most_queries = settings.max_queries
-        return local_tasks.reranking_task(name, examples, max_queries=most_queries, seed=seed)
+        return local_tasks.reranking_task(name, examples, max_queries=settings.max_queries, seed=seed)
     if kind != "retrieval":
         return BUILDERS[kind](name, examples, max_rows=settings.max_rows, seed=seed)
     sizes = {"max_queries": settings.max_queries, "max_documents": settings.max_documents}

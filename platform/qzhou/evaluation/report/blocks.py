@@ -36,8 +36,7 @@ class KeyNumbers:
     @property
     def figures(self) -> list[tuple[str, str]]:
         """Labels and numbers as they are shown."""
-        values = self.values.items()
-        return [(name, one if isinstance(one, str) else f"{one:,}") for name, one in values]
+        return [(name, one if isinstance(one, str) else f"{one:,}") for name, one in self.values.items()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from qzhou.evaluation.report import plots
-from qzhou.evaluation.report.blocks import Block, Heading, KeyNumbers, Panels, Section, Text, missing
+from qzhou.evaluation.report.blocks import Block, Heading, KeyNumbers, Panels, Text, missing
 from qzhou.evaluation.report.tables import Table, Value, numbers, share, texts
 from qzhou.run.files import TRANSFORM_REPORT, Content, RunFiles
 
@@ -13,26 +13,21 @@ LANGUAGES = 3  # shown of each dataset
 OVERLAPS = 100
 
 
-def section(files: RunFiles) -> Section:
-    """The section of the transform's report."""
-    return Section("data", "What went in", list(_blocks(files.transform)))
-
-
-def _blocks(report: Content) -> Iterator[Block]:
+def blocks(files: RunFiles) -> Iterator[Block]:
+    """What the transform's report shows."""
+    report = files.transform
     datasets = report.get("datasets", {})
     if not datasets:
         yield missing(TRANSFORM_REPORT)
         return
     read, kept, held_out = (sum(one[name] for one in datasets.values()) for name in ("read", "kept", "held_out"))
     dropped = sum(sum(one["dropped"].values()) for one in datasets.values())
-    totals = {"datasets": len(datasets), "rows read": read, "trained on": kept}
-    totals |= {"held out": held_out, "dropped": dropped}
-    yield KeyNumbers(totals)
+    totals = {"datasets": len(datasets), "rows read": read, "trained on": kept, "held out": held_out}
+    yield KeyNumbers({**totals, "dropped": dropped})
     yield _datasets(datasets)
     yield Text("Rows read = trained on + held out + beyond max_rows + dropped. Languages are those of a sample.")
     yield Heading("Lengths of the texts that are trained on")
-    lengths = {name: one["lengths"] for name, one in datasets.items() if one.get("lengths")}
-    yield Panels([_lengths(name, found) for name, found in lengths.items()])
+    yield Panels([_lengths(name, one["lengths"]) for name, one in datasets.items() if one.get("lengths")])
     yield Heading("Dropped rows")
     yield from _dropped(datasets)
     yield Heading("Overlap of training data with evaluation data")
@@ -61,8 +56,7 @@ def _languages(counts: Content) -> str:
 def _lengths(name: str, lengths: Content) -> plots.Plot:
     """Shares of texts by their characters, rounded up to a power of two, with an empty bin at the left."""
     sizes = [int(size) for found in lengths.values() for size in found]
-    exponents = range(min(sizes).bit_length() - 2, max(sizes).bit_length() + 1)
-    powers = [2**exponent for exponent in exponents]
+    powers = [2**exponent for exponent in range(min(sizes).bit_length() - 2, max(sizes).bit_length() + 1)]
     shown = []
     for field, found in lengths.items():
         points = [(power, share(found.get(str(power), 0), sum(found.values()))) for power in powers]

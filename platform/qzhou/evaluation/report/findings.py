@@ -2,14 +2,9 @@
 
 from collections.abc import Iterator
 
-from qzhou.evaluation.report.blocks import Block, Heading, Notice, Section, Text
+from qzhou.evaluation.report.blocks import Block, Heading, Notice, Text
 from qzhou.evaluation.report.tables import Table, texts
-from qzhou.run.files import DIAGNOSIS, EVALUATION, Content, RunFiles
-
-
-def section(files: RunFiles) -> Section:
-    """The section of the diagnosis."""
-    return Section("diagnosis", "Diagnosis", [*outdated(files), *_blocks(files.diagnosis)])
+from qzhou.run.files import DIAGNOSIS, EVALUATION, RunFiles
 
 
 def outdated(files: RunFiles) -> Iterator[Block]:
@@ -22,7 +17,10 @@ def outdated(files: RunFiles) -> Iterator[Block]:
         )
 
 
-def _blocks(diagnosis: Content) -> Iterator[Block]:
+def blocks(files: RunFiles) -> Iterator[Block]:
+    """What the diagnosis found, and what it did not look for."""
+    yield from outdated(files)
+    diagnosis = files.diagnosis
     if not diagnosis:
         yield Text(f"Signs of trouble were not looked for: {DIAGNOSIS} is not there.")
         return
@@ -33,5 +31,4 @@ def _blocks(diagnosis: Content) -> Iterator[Block]:
     if diagnosis["skipped"]:
         yield Heading("Not looked for")
         rows = [[one["check"], one["reason"]] for one in diagnosis["skipped"]]
-        columns = [*texts("sign"), *texts("why", style="prose")]
-        yield Table("Signs that were not looked for", columns, rows)
+        yield Table("Signs that were not looked for", [*texts("sign"), *texts("why", style="prose")], rows)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import cycle
 
 from qzhou.evaluation.report import plots
-from qzhou.evaluation.report.blocks import Block, Folded, Heading, KeyNumbers, Panels, Section, Text, missing
+from qzhou.evaluation.report.blocks import Block, Folded, Heading, KeyNumbers, Panels, Text, missing
 from qzhou.evaluation.report.tables import Table, Value, numbers, share, texts
 from qzhou.run.files import MINING_REPORT, Content, RunFiles
 
@@ -13,19 +13,15 @@ ORIGINS = ("given", "synthetic", "mined")
 SIZES = "queries by number of negatives"
 
 
-def section(files: RunFiles) -> Section:
-    """The section of the mining report."""
-    return Section("mining", "What was mined", list(_blocks(files.mining)))
-
-
-def _blocks(report: Content) -> Iterator[Block]:
+def blocks(files: RunFiles) -> Iterator[Block]:
+    """What the mining report shows."""
+    report = files.mining
     if not report:
         yield missing(MINING_REPORT)
         return
     totals = {"queries": sum(one["queries"] for one in report.values())}
     for origin in ORIGINS:
-        total = sum(one["negatives"].get(origin, 0) for one in report.values())
-        totals[f"negatives, {origin}"] = total
+        totals[f"negatives, {origin}"] = sum(one["negatives"].get(origin, 0) for one in report.values())
     yield KeyNumbers(totals)
     yield _datasets(report)
     yield Text(
@@ -33,11 +29,10 @@ def _blocks(report: Content) -> Iterator[Block]:
         "then pass as a negative is what the criteria let in. Recall is that of an approximate index against exact "
         "search."
     )
-    scored = {name: one for name, one in report.items() if one.get("scores")}
-    if scored:
+    if scored := [_scores(name, one) for name, one in report.items() if one.get("scores")]:
         yield Heading("Scores of positives and negatives")
         yield Text("Of the teacher, to the query. Negatives that lie among the positives are too close to them.")
-        yield Panels([_scores(name, one) for name, one in scored.items()])
+        yield Panels(scored)
     yield Heading("Negatives a query")
     yield Panels([_sizes(report)])
     yield Heading("Why candidates were refused")
@@ -63,8 +58,7 @@ def _datasets(report: Content) -> Table:
                 one.get("inconsistent"), one.get("recall"),
             ]
         )  # fmt: skip
-    title = "Queries and their negatives by dataset"
-    return Table(title, [*columns, *numbers("score", "recall")], rows)
+    return Table("Queries and their negatives by dataset", [*columns, *numbers("score", "recall")], rows)
 
 
 def _scores(name: str, found: Content) -> plots.Plot:
@@ -87,8 +81,7 @@ def _refused(report: Content) -> Table:
     rows: list[list[Value]] = [
         [name, *(one["rejected"].get(reason) for reason in reasons)] for name, one in report.items()
     ]
-    columns = [*texts("dataset"), *numbers("count", *reasons)]
-    return Table("Refused candidates by reason", columns, rows)
+    return Table("Refused candidates by reason", [*texts("dataset"), *numbers("count", *reasons)], rows)
 
 
 def _examples(name: str, examples: list[Content]) -> Iterator[Block]:

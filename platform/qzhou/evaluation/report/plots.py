@@ -70,15 +70,10 @@ class Line:
 def lines(
     title: str, shown: Sequence[Line], *, x: str, y: str, limits: Mapping[float, str] | None = None, **axes: Any
 ) -> Plot:
-    """Lines over a common axis.
+    """Lines over a common axis; ``x`` and ``y`` say what the axes mean, with their units.
 
-    Args:
-        title: Above the plot.
-        shown: The lines.
-        x: What the horizontal axis means, with its unit.
-        y: What the vertical axis means, with its unit.
-        limits: Place on the horizontal axis -> colour of a dotted line.
-        axes: Further properties of Plotly's ``xaxis`` and ``yaxis``.
+    ``limits`` gives places on the horizontal axis the colours of their dotted lines, and
+    ``axes`` has further properties of Plotly's ``xaxis`` and ``yaxis``.
     """
     x, y = escape(x), escape(y)
     shapes = [vertical_line(place, colour) for place, colour in (limits or {}).items()]
@@ -93,9 +88,8 @@ def lines(
 
 def vertical_line(place: float, colour: str) -> dict[str, Any]:
     """A dotted line over the whole height of a plot."""
-    line = {"color": colour, "width": 1, "dash": "dot"}
     ends = {"x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "paper"}
-    return {"type": "line", **ends, "line": line}
+    return {"type": "line", **ends, "line": {"color": colour, "width": 1, "dash": "dot"}}
 
 
 def _line_trace(line: Line, x: str, y: str) -> dict[str, Any]:
@@ -124,19 +118,13 @@ def histograms(
 ) -> Plot:
     """Outlines of histograms with the same bins, each in percent of what it counts.
 
-    Args:
-        title: Above the plot.
-        edges: The edges of the bins.
-        found: Name -> colour and counts; one that counts nothing is left out.
-        x: What is counted.
-        y: What the percentages are parts of.
-        limits: Place on the horizontal axis -> colour of a dotted line.
+    ``found`` has names with colours and counts; one that counts nothing is left out.
+    ``x``, ``y`` and ``limits`` are those of :func:`lines`.
     """
     middles = [(one + other) / 2 for one, other in pairwise(edges)]
     shown = []
     for name, (colour, counts) in found.items():
-        total = sum(counts)
-        if total:
+        if total := sum(counts):
             shares = [100 * one / total for one in counts]
             shown.append(Line(name, list(zip(middles, shares, strict=True)), colour, steps=True))
     return lines(title, shown, x=x, y=y, limits=limits)
@@ -166,8 +154,8 @@ def bars(title: str, labels: Sequence[str], shown: Sequence[Bar], *, x: str, sta
     keys = [(bar.name, bar.colour) for bar in shown] if len(shown) > 1 else []
     group = BAR if stacked else BAR * len(shown)
     tallest = max(group, LABEL_LINE * max(map(len, broken), default=1)) + BETWEEN
-    traces = [_bar_trace(bar, names, x) for bar in shown]
-    return Plot(title, traces, layout, keys, AROUND + len(labels) * tallest)
+    height = AROUND + len(labels) * tallest
+    return Plot(title, [_bar_trace(bar, names, x) for bar in shown], layout, keys, height)
 
 
 def _bar_trace(bar: Bar, labels: Sequence[str], x: str) -> dict[str, Any]:

@@ -6,19 +6,15 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from qzhou.evaluation.report import plots
-from qzhou.evaluation.report.blocks import Block, Folded, Heading, Panels, Section, Source, Text, missing
+from qzhou.evaluation.report.blocks import Block, Folded, Heading, Panels, Source, Text, missing
 from qzhou.evaluation.report.tables import Table, Value, numbers, texts
 from qzhou.run.files import STAGES, RunFiles
 
 PACKAGES = ("qzhou", "torch", "ray", "transformers", "sentence-transformers", "deepspeed", "mteb")
 
 
-def section(files: RunFiles) -> Section:
-    """The section of the manifests, the recipe and the installed packages."""
-    return Section("provenance", "How it was made", list(_blocks(files)))
-
-
-def _blocks(files: RunFiles) -> Iterator[Block]:
+def blocks(files: RunFiles) -> Iterator[Block]:
+    """The manifests, the installed packages and the recipe."""
     yield Heading("Stages")
     if files.manifests:
         yield Panels([_times(files)])
@@ -32,23 +28,20 @@ def _blocks(files: RunFiles) -> Iterator[Block]:
     yield Table("Versions", texts("package", "version"), rows)
     yield Heading("Recipe")
     if files.recipe:
-        whole = json.dumps(files.recipe, indent=2, ensure_ascii=False)
-        yield Folded("The resolved recipe: every setting", [Source(whole)])
+        source = Source(json.dumps(files.recipe, indent=2, ensure_ascii=False))
+        yield Folded("The resolved recipe: every setting", [source])
     else:
         yield missing("recipe.json")
 
 
 def _times(files: RunFiles) -> plots.Plot:
-    minutes = [one.wall_s / 60 for one in files.manifests.values()]
-    stages = list(files.manifests)
-    shown = [plots.Bar("minutes", plots.BLUE, minutes)]
-    return plots.bars("wall time by stage", stages, shown, x="minutes", stacked=True)
+    minutes = plots.Bar("minutes", plots.BLUE, [one.wall_s / 60 for one in files.manifests.values()])
+    return plots.bars("wall time by stage", list(files.manifests), [minutes], x="minutes", stacked=True)
 
 
 def _lineage(files: RunFiles) -> Table:
     columns = [*texts("stage"), *numbers("tenths", "wall time, s"), *texts("made", style="prose")]
-    columns += texts("finished")
-    columns += texts("fingerprint", "inputs", "code version", style="code")
+    columns += [*texts("finished"), *texts("fingerprint", "inputs", "code version", style="code")]
     rows: list[list[Value]] = []
     for stage, one in files.manifests.items():
         made = ", ".join(f"{number:,} {name}" for name, number in one.outputs.items())
@@ -56,8 +49,8 @@ def _lineage(files: RunFiles) -> Table:
         for name, fingerprint in one.inputs.items():
             note = " (another since)" if files.is_outdated(name, fingerprint) else ""
             inputs.append(f"{name} {fingerprint}{note}")
-        row: list[Value] = [stage, one.wall_s, made, one.finished_at, one.fingerprint, "\n".join(inputs)]
-        rows.append([*row, one.code_version])
+        read = "\n".join(inputs)
+        rows.append([stage, one.wall_s, made, one.finished_at, one.fingerprint, read, one.code_version])
     return Table("Stages, what they read and what they made", columns, rows)
 
 

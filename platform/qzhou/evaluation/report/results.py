@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from qzhou.evaluation.comparison import Difference, Row, differences_of, models_of, rows_of
+from qzhou.evaluation.comparison import Difference, Row, differences_of, gains, models_of, rows_of
 from qzhou.evaluation.judge.model_specs import BACKBONE, STAGE2
 from qzhou.evaluation.report import plots
-from qzhou.evaluation.report.blocks import Block, Heading, Panels, Section, Text, missing
+from qzhou.evaluation.report.blocks import Block, Heading, Panels, Text, missing
 from qzhou.evaluation.report.findings import outdated
 from qzhou.evaluation.report.tables import Table, Value, numbers, texts
 from qzhou.run.files import COMPARISON, Content, RunFiles
@@ -13,19 +13,10 @@ from qzhou.run.files import COMPARISON, Content, RunFiles
 YES_NO = {True: "yes", False: "no"}
 
 
-def section(files: RunFiles) -> Section:
-    """The section of the comparison of models."""
-    blocks = [*outdated(files), *_blocks(files.comparison)]
-    return Section("results", "How good it is", blocks)
-
-
-def gains(comparison: Content) -> list[Difference]:
-    """By how much stage 2 leads the untouched backbone on each task."""
-    found = differences_of(comparison)
-    return [one for one in found if (one.model, one.against) == (STAGE2, BACKBONE)]
-
-
-def _blocks(comparison: Content) -> Iterator[Block]:
+def blocks(files: RunFiles) -> Iterator[Block]:
+    """What the comparison of models shows."""
+    yield from outdated(files)
+    comparison = files.comparison
     if not comparison:
         yield missing(COMPARISON)
         return
@@ -36,8 +27,8 @@ def _blocks(comparison: Content) -> Iterator[Block]:
         yield Text("No task could be judged.")
     if found := comparison["not_judged"]:
         yield Heading("Not judged")
-        columns = [*texts("task"), *texts("why", style="prose")]
-        yield Table("Tasks that were not judged", columns, list(map(list, found.items())))
+        unscored = list(map(list, found.items()))
+        yield Table("Tasks that were not judged", [*texts("task"), *texts("why", style="prose")], unscored)
 
 
 def _scores(rows: Sequence[Row], comparison: Content) -> Iterator[Block]:
@@ -47,8 +38,9 @@ def _scores(rows: Sequence[Row], comparison: Content) -> Iterator[Block]:
     )
     types = list(dict.fromkeys(row.type for row in rows))
     yield Panels([_score_bars(one, [row for row in rows if row.type == one]) for one in types])
-    yield _score_table(rows, gains(comparison))
-    yield from _differences(differences_of(comparison))
+    differences = differences_of(comparison)
+    yield _score_table(rows, gains(differences))
+    yield from _differences(differences)
     for benchmark in comparison["benchmarks"]:
         yield from _benchmark(benchmark)
     yield from _published(comparison["published"])
@@ -72,8 +64,7 @@ def _score_bars(kind: str, rows: Sequence[Row]) -> plots.Plot:
 
 def _score_table(rows: Sequence[Row], gained: Sequence[Difference]) -> Table:
     models, gain_of = models_of(rows), {one.task: one for one in gained}
-    columns = [*texts("task", "type", "metric"), *numbers("count", "n"), *texts("seen")]
-    columns += numbers("score", *models)
+    columns = [*texts("task", "type", "metric"), *numbers("count", "n"), *texts("seen"), *numbers("score", *models)]
     columns += numbers("signed", "stage2 − backbone", "95 % from", "to")
     lines: list[list[Value]] = []
     for task in dict.fromkeys(row.task for row in rows):
@@ -94,10 +85,10 @@ def _differences(found: Sequence[Difference]) -> Iterator[Block]:
     yield Heading("Differences")
     yield Text("Paired bootstrap over the same items. A difference is sure where its interval leaves out zero.")
     columns = [*texts("task", "model", "against"), *numbers("signed", "difference", "95 % from", "to")]
-    rows: list[list[Value]] = []
-    for one in found:
-        limits = [one.difference, one.low, one.high]
-        rows.append([one.task, one.model, one.against, *limits, YES_NO[one.is_significant]])
+    rows: list[list[Value]] = [
+        [one.task, one.model, one.against, one.difference, one.low, one.high, YES_NO[one.is_significant]]
+        for one in found
+    ]
     yield Table("Differences between models", [*columns, *texts("sure")], rows)
 
 
@@ -107,13 +98,11 @@ def _benchmark(found: Content) -> Iterator[Block]:
     else:
         yield Heading(f"{found['benchmark']}: {found['judged']} of {found['tasks']} tasks")
         yield Text("Means over some of its tasks cannot be compared with published ones, so these are left out.")
-    columns = [*texts("model", "from"), *numbers("percent", *found["types"])]
-    columns += numbers("percent", "mean (task)", "mean (type)")
+    columns = [*texts("model", "from"), *numbers("percent", *found["types"], "mean (task)", "mean (type)")]
     rows: list[list[Value]] = []
     for one in sorted(found["models"], key=lambda one: -(one["mean_task"] or 0)):
-        row = [one["model"], "this run" if one["ours"] else "published"]
-        row += [one["types"].get(kind) for kind in found["types"]]
-        rows.append([*row, one["mean_task"], one["mean_type"]])
+        source, means = "this run" if one["ours"] else "published", map(one["types"].get, found["types"])
+        rows.append([one["model"], source, *means, one["mean_task"], one["mean_type"]])
     yield Table(f"Means on {found['benchmark']}", columns, rows)
 
 
@@ -123,10 +112,9 @@ def _published(found: Sequence[Content]) -> Iterator[Block]:
     yield Heading("Beside published scores")
     models = list(dict.fromkeys(model for one in found for model in one["published"]))
     columns = [*texts("task", "type"), *numbers("percent", STAGE2, *models)]
-    rows: list[list[Value]] = []
-    for one in found:
-        scores = [one["published"].get(model) for model in models]
-        rows.append([one["task"], one["type"], one[STAGE2], *scores])
+    rows: list[list[Value]] = [
+        [one["task"], one["type"], one[STAGE2], *map(one["published"].get, models)] for one in found
+    ]
     yield Table("Scores on tasks of mteb, in percent", columns, rows)
 
 

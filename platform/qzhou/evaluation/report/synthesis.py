@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from qzhou.evaluation.report import plots
-from qzhou.evaluation.report.blocks import Block, Folded, Heading, KeyNumbers, Panels, Section, Text, missing
+from qzhou.evaluation.report.blocks import Block, Folded, Heading, KeyNumbers, Panels, Text, missing
 from qzhou.evaluation.report.tables import Table, Value, counts, numbers, share, texts
 from qzhou.run.files import LEDGER, SYNTHESIS, TRANSFORM, Content, RunFiles
 
@@ -17,12 +17,8 @@ LIMITS = {"rewrite": ("min_rewrite_cosine", "max_rewrite_cosine"), "positive": (
 SPENT = ("requests", "answered", "refused", "reused", "prompt_tokens", "completion_tokens")
 
 
-def section(files: RunFiles) -> Section:
-    """The section of the synthesis: its ledger and its report."""
-    return Section("synthesis", "What was bought", list(_blocks(files)))
-
-
-def _blocks(files: RunFiles) -> Iterator[Block]:
+def blocks(files: RunFiles) -> Iterator[Block]:
+    """What the ledger and the report of the synthesis show."""
     report, ledger = files.synthesis, files.ledger
     techniques = report.get("techniques", {})
     total = ledger.get("total") or report.get("cost")
@@ -37,22 +33,20 @@ def _blocks(files: RunFiles) -> Iterator[Block]:
     if ledger.get("rows"):
         yield _ledger(ledger)
         yield Text(
-            "Reused answers had been paid for before: by this run's response cache, or by an identical "
-            "request. Cost is at the "
-            "recipe's prices."
+            "Reused answers had been paid for before: by this run's response cache, or by an identical request. "
+            "Cost is at the recipe's prices."
         )
     if not techniques:
         return
     yield Heading("What became of the answers")
     yield _kept(techniques)
-    scored = {name: one["scores"] for name, one in techniques.items() if one.get("scores")}
-    if scored:
+    if scored := [_scores(name, one["scores"], report) for name, one in techniques.items() if one.get("scores")]:
         yield Heading("How the teacher scores them")
         yield Text(
             "Refused ones included. Dotted lines are the recipe's thresholds: set [synthesis.filters] where the tails "
             "begin."
         )
-        yield Panels([_scores(name, one, report) for name, one in scored.items()])
+        yield Panels(scored)
     yield Heading("Before and after")
     for name, one in techniques.items():
         yield from _samples(name, one)
@@ -62,17 +56,15 @@ def _figures(files: RunFiles, total: Content, techniques: Content) -> KeyNumbers
     found: dict[str, int | str] = {}
     if TRANSFORM in files.manifests:
         outputs = files.manifests[TRANSFORM].outputs
-        made = [name for name in outputs if name.endswith(" examples")]
-        before = [outputs[name] for name in made if name != "held-out examples"]
-        if before:
+        made = {name: count for name, count in outputs.items() if name.endswith(" examples")}
+        if before := [count for name, count in made.items() if name != "held-out examples"]:
             found["examples before"] = sum(before)
     after = files.output(SYNTHESIS, "examples")
     if after is not None:
         found["examples after"] = after
     if techniques:
-        dropped = [sum(one["dropped"].values()) for one in techniques.values()]
         found["records kept"] = sum(one["made"] for one in techniques.values())
-        found["answers refused"] = sum(dropped)
+        found["answers refused"] = sum(sum(one["dropped"].values()) for one in techniques.values())
     found["tokens"] = total["prompt_tokens"] + total["completion_tokens"] + total["reused_tokens"]
     cost = total["cost"] + total["reused_cost"]
     found["cost"] = f"{cost:,.2f}" if cost else "0"
@@ -109,12 +101,8 @@ def _scores(name: str, scores: Content, report: Content) -> plots.Plot:
         for limit in LIMITS.get(key, ()):
             if report["filters"].get(limit) is not None:
                 limits[report["filters"][limit]] = SCORES[key][1]
-    shown = {}
-    for key, (label, colour) in SCORES.items():
-        if key in scores:
-            shown[label] = colour, scores[key]
-    edges = report["score_edges"]
-    return plots.histograms(name, edges, shown, x="cosine", y="% of records", limits=limits)
+    shown = {label: (colour, scores[key]) for key, (label, colour) in SCORES.items() if key in scores}
+    return plots.histograms(name, report["score_edges"], shown, x="cosine", y="% of records", limits=limits)
 
 
 def _samples(name: str, technique: Content) -> Iterator[Block]:
@@ -126,9 +114,8 @@ def _samples(name: str, technique: Content) -> Iterator[Block]:
         columns = [*texts("dataset"), *texts("original", "written", style="prose")]
         table = Table(f"Samples of {name}", [*columns, *texts("scores", "model")], rows)
         yield Folded(f"{name}: {len(rows)} to read", [table])
-    refused: list[list[Value]] = []
-    for reason, some in technique.get("examples", {}).items():
-        refused += [[reason, one["detail"], one["record"]] for one in some]
+    examples = technique.get("examples", {})
+    refused = [[reason, one["detail"], one["record"]] for reason, some in examples.items() for one in some]
     if refused:
         columns = [*texts("reason"), *texts("detail", "request and answer", style="prose")]
         table = Table(f"Refused answers of {name}", columns, refused)

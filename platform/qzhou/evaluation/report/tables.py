@@ -80,8 +80,7 @@ class Table:
 
     def cells(self, row: Sequence[Value]) -> list[tuple[Column, Cell]]:
         """A row, each cell beside its column."""
-        pairs = zip(self.columns, row, strict=True)
-        return [(column, column.cell(value)) for column, value in pairs]
+        return [(column, column.cell(value)) for column, value in zip(self.columns, row, strict=True)]
 
 
 def share(part: float, whole: float) -> float | None:

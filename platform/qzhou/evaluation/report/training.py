@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
+from qzhou.evaluation.diagnosis.facts import by_dataset
 from qzhou.evaluation.report import plots
-from qzhou.evaluation.report.blocks import Block, Heading, Panels, Section, Text, missing
+from qzhou.evaluation.report.blocks import Block, Heading, Panels, Text, missing
 from qzhou.evaluation.report.tables import Table, Value, numbers, texts
 from qzhou.run.files import METRICS, Content, RunFiles
 
@@ -15,12 +16,9 @@ TENTH = 10  # the first and the last tenth of a dataset's steps are compared
 Steps = Sequence[Content]
 
 
-def section(files: RunFiles) -> Section:
-    """The section of the metrics of both training stages."""
-    return Section("training", "How training went", list(_blocks(files.metrics)))
-
-
-def _blocks(metrics: Mapping[str, Steps]) -> Iterator[Block]:
+def blocks(files: RunFiles) -> Iterator[Block]:
+    """What the metrics of both training stages show."""
+    metrics = files.metrics
     if not metrics:
         yield missing(METRICS["stage1"])
         return
@@ -31,11 +29,8 @@ def _blocks(metrics: Mapping[str, Steps]) -> Iterator[Block]:
         "Each task has a loss of its own kind and scale: compare a panel with itself, not with its neighbours. In long "
         "runs a point is the mean of neighbouring steps."
     )
-    panels = []
-    for stage, steps in metrics.items():
-        for task in dict.fromkeys(one["task"] for one in steps):
-            panels.append(_losses(stage, task, steps))
-    yield Panels(panels)
+    tasks = {stage: dict.fromkeys(one["task"] for one in steps) for stage, steps in metrics.items()}
+    yield Panels([_losses(stage, task, metrics[stage]) for stage, own in tasks.items() for task in own])
     recorded = {name for steps in metrics.values() for one in steps for name in one}
     watched = sorted(name for name in recorded if VALIDATION in name)
     if watched:
@@ -77,22 +72,14 @@ def _stages(metrics: Mapping[str, Steps]) -> Table:
 
 def _losses(stage: str, task: str, steps: Steps) -> plots.Plot:
     """A line for each dataset of a task."""
-    by_dataset = _by_dataset(steps, task)
+    steps_of = by_dataset(steps, task)
     # Of many lines fewer points, so that each can be followed.
-    most = max(plots.FEWEST, plots.POINTS // len(by_dataset))
+    most = max(plots.FEWEST, plots.POINTS // len(steps_of))
     shown = []
-    for name, style in plots.coloured(by_dataset):
-        points = [(one["step"], one["loss"]) for one in by_dataset[name]]
+    for name, style in plots.coloured(steps_of):
+        points = [(one["step"], one["loss"]) for one in steps_of[name]]
         shown.append(plots.Line(name, plots.thinned(points, most), *style))
     return plots.lines(f"{stage}: {task}", shown, x="step", y="loss (nats)")
-
-
-def _by_dataset(steps: Steps, task: str) -> dict[str, list[Content]]:
-    found: dict[str, list[Content]] = {}
-    for one in steps:
-        if one["task"] == task:
-            found.setdefault(one["dataset"], []).append(one)
-    return found
 
 
 def _curve(name: str, title: str, metrics: Mapping[str, Steps]) -> plots.Plot:
@@ -113,7 +100,7 @@ def _datasets(metrics: Mapping[str, Steps]) -> Table:
     rows: list[list[Value]] = []
     for stage, steps in metrics.items():
         for task, dataset in dict.fromkeys((one["task"], one["dataset"]) for one in steps):
-            own = _by_dataset(steps, task)[dataset]
+            own = by_dataset(steps, task)[dataset]
             tenth = -(-len(own) // TENTH)
             first, last = own[:tenth], own[-tenth:]
             rows.append(

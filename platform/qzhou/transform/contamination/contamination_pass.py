@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +28,7 @@ def write_ngrams(layout: Layout, shard: Shard) -> None:
 
 def read_ngrams(layout: Layout, shard: Shard) -> np.ndarray:
     """What :func:`write_ngrams` wrote; uint64."""
-    content = (layout.work / "ngrams").read_bytes(f"{shard.name}.u8")
-    return np.frombuffer(content, dtype=np.uint64)
+    return np.frombuffer((layout.work / "ngrams").read_bytes(f"{shard.name}.u8"), dtype=np.uint64)
 
 
 def check_shard(layout: Layout, shard: Shard, index: Index | None) -> None:
@@ -56,7 +56,7 @@ def write_overlap(layout: Layout, shard: Shard, table: pa.Table, index: Index) -
     """Which examples of a table overlap with evaluation texts; the counts are written for the report."""
     overlap = Overlap(shard.dataset)
     hit = overlap.compare(table, layout.dataset(shard.dataset).task, index)
-    (layout.work / "overlaps").write_json(f"{shard.name}.json", overlap.plain())
+    (layout.work / "overlaps").write_json(f"{shard.name}.json", asdict(overlap))
     return hit
 
 
@@ -113,8 +113,7 @@ def sample_numbers(ids: Sequence[str], seed: int) -> np.ndarray:
 
 
 def _sample_numbers(layout: Layout, table: pa.Table, rows: np.ndarray) -> np.ndarray:
-    ids = table["id"].take(pa.array(rows)).to_pylist()
-    return sample_numbers(ids, layout.recipe.run.seed)
+    return sample_numbers(table["id"].take(pa.array(rows)).to_pylist(), layout.recipe.run.seed)
 
 
 def _read(layout: Layout, shard: Shard, name: str) -> np.ndarray:

@@ -14,15 +14,14 @@ PaLM (arXiv:2204.02311, section 8); sampling by hash as in FracMinHash.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import islice
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from qzhou.config.transform import ContaminationSection
 from qzhou.data.records import Task
+from qzhou.data.storage import batched
 from qzhou.transform.contamination.ngrams import Tokens, windows
 
 TEXTS_PER_BATCH = 5_000
@@ -99,8 +98,7 @@ class IndexBuilder:
     def add_texts(self, task: str, texts: Iterable[str]) -> None:
         """The same for the texts themselves."""
         self.add(task, np.empty(0, dtype=np.uint64))
-        rest = iter(texts)
-        while batch := list(islice(rest, TEXTS_PER_BATCH)):
+        for batch in batched(texts, TEXTS_PER_BATCH):
             self.add(task, grams_of(batch, self._settings)[0])
 
     def index(self) -> Index:
@@ -179,10 +177,6 @@ class Overlap:
         for name, texts in other.examples.items():
             shown = self.examples.setdefault(name, [])
             shown += texts[: EXAMPLES - len(shown)]
-
-    def plain(self) -> dict[str, Any]:
-        """The counts as JSON holds them."""
-        return asdict(self)
 
     def _remember(self, texts: Sequence[str], places: np.ndarray, tasks: np.ndarray, index: Index) -> None:
         for number, name in enumerate(index.tasks):

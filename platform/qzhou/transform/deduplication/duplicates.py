@@ -9,7 +9,6 @@ from enum import IntEnum
 import numpy as np
 import pyarrow as pa
 
-from qzhou.data.storage import Folder
 from qzhou.transform.conversion import candidates_folder
 from qzhou.transform.deduplication.keys import KEYS, KeyKind
 from qzhou.transform.layout import Layout, Shard
@@ -51,8 +50,8 @@ def compare_bucket(layout: Layout, bucket: int) -> None:
         "first": shards[first].astype(np.uint32),
     }
     table = pa.table(columns, schema=DUPLICATES)
-    name = f"{bucket:06d}.arrow"
-    write_partitions(_folder(layout), name, table, shards[positions], len(layout.shards))
+    folder, name = layout.work / "duplicates", f"{bucket:06d}.arrow"
+    write_partitions(folder, name, table, shards[positions], len(layout.shards))
 
 
 def drop_reasons_of(layout: Layout, shard: Shard, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +60,7 @@ def drop_reasons_of(layout: Layout, shard: Shard, count: int) -> tuple[np.ndarra
     found = np.full(count, NOTHING, dtype=np.uint64)
     buckets = range(layout.buckets) if layout.finds_duplicates else ()
     names = [f"{bucket:06d}.arrow" for bucket in buckets]
-    for batch in read_partition(_folder(layout), names, shard.number):
+    for batch in read_partition(layout.work / "duplicates", names, shard.number):
         reason, first = (batch[name].to_numpy().astype(np.uint64) for name in ("reason", "first"))
         np.minimum.at(found, batch["row"].to_numpy(), reason << np.uint64(32) | first)
     found[found == NOTHING] = 0
@@ -81,8 +80,6 @@ def find_duplicates(keys: pa.Table, shard: np.ndarray) -> tuple[np.ndarray, np.n
     Returns: Positions in ``keys``, a :class:`DropReason` for each, and the positions of the
         keys that they repeat; all int64.
     """
-    if not keys.num_rows:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     high, low, row, space, held_out = (keys[name].to_numpy() for name in KEYS.names)
     place = (shard.astype(np.uint64) << np.uint64(32)) | row.astype(np.uint64)
     order = np.lexsort((place, ~held_out, low, high, space))
@@ -102,7 +99,3 @@ def find_duplicates(keys: pa.Table, shard: np.ndarray) -> tuple[np.ndarray, np.n
     )
     found = np.flatnonzero(reasons)
     return order[found], reasons[found], order[first[found]]
-
-
-def _folder(layout: Layout) -> Folder:
-    return layout.work / "duplicates"

@@ -31,13 +31,7 @@ class KeyKind(IntEnum):
 
 
 KEYS = pa.schema(
-    [
-        ("high", pa.uint64()),
-        ("low", pa.uint64()),
-        ("row", pa.uint32()),
-        ("space", pa.uint8()),
-        ("held_out", pa.bool_()),
-    ]
+    {"high": pa.uint64(), "low": pa.uint64(), "row": pa.uint32(), "space": pa.uint8(), "held_out": pa.bool_()}
 )
 
 

@@ -50,8 +50,7 @@ def csv_rows(form: Format, file: InputFile) -> Iterator[Row | RejectedRow]:
                 content = "".join(record)
                 if "unexpected end of data" in str(error) and content.count("\n") > 1:
                     raise EOFError(f"a quote that opens in line {line} is never closed") from None
-                detail = f"{place}: {error} (up to line {table.line_num})"
-                yield RejectedRow("not_csv", detail, _escaped(content))
+                yield RejectedRow("not_csv", f"{place}: {error} (up to line {table.line_num})", _escaped(content))
                 continue
             if not cells:
                 continue
@@ -65,9 +64,7 @@ def csv_rows(form: Format, file: InputFile) -> Iterator[Row | RejectedRow]:
 def _dialect(form: Format, file: InputFile) -> dict[str, Any]:
     inner = re.sub(r"\.(gz|bz2)$", "", file.member or file.uri)
     delimiter = form.delimiter or ("\t" if inner.endswith((".tsv", ".tab")) else ",")
-    quoting: dict[str, Any] = {"quotechar": form.quote}
-    if not form.quote:
-        quoting = {"quoting": csv.QUOTE_NONE, "quotechar": None}
+    quoting = {"quotechar": form.quote} if form.quote else {"quoting": csv.QUOTE_NONE, "quotechar": None}
     return {"delimiter": delimiter, **quoting}
 
 
@@ -95,8 +92,7 @@ def _row(names: Sequence[str], cells: Sequence[str], place: str, encoding: str) 
     if not content.isascii() and _UNDECODED.search(content):
         return RejectedRow("undecodable", f"{place}: not {encoding}", _escaped(content))
     if len(cells) != len(names):
-        detail = f"{place}: {len(cells)} cells, and {len(names)} columns"
-        return RejectedRow("wrong_cell_count", detail, content)
+        return RejectedRow("wrong_cell_count", f"{place}: {len(cells)} cells, and {len(names)} columns", content)
     return dict(zip(names, cells, strict=True))
 
 

@@ -45,11 +45,10 @@ class RawInputs:
 
     def fingerprints(self) -> dict[str, str]:
         """Dataset -> digest of its files' versions; "readers" -> digest of the code of custom readers."""
-        found = {}
-        for dataset, inputs in self.files.items():
-            found[dataset] = digest(
-                {role: [[one.name, one.size, one.changed] for one in inputs[role]] for role in inputs}
-            )
+        found = {
+            dataset: digest({role: [[one.name, one.size, one.changed] for one in inputs[role]] for role in inputs})
+            for dataset, inputs in self.files.items()
+        }
         if self.modules:
             files = {name: Path(str(module.__file__)) for name, module in self.modules.items()}
             found["readers"] = digest({name: file.read_text("utf-8") for name, file in files.items()})
@@ -138,9 +137,7 @@ def _inputs(dataset: Dataset, found: RawInputs) -> dict[str, list[InputFile]]:
     inputs = {}
     for role in INPUTS if dataset.rule == "qrels" else INPUTS[:1]:
         form = format_of(dataset, role)
-        wanted = _wanted(dataset)
-        if role != "rows":
-            wanted = list(input_columns_of(dataset, role).values())
+        wanted = _wanted(dataset) if role == "rows" else list(input_columns_of(dataset, role).values())
         files = input_files(form) if form.paths else _files_of_reader(form, found)
         inputs[role] = detect_encodings(form, files)
         _check_files(form, inputs[role], wanted, found.readers.get(form.reader))
@@ -173,8 +170,7 @@ def _check_files(
     elif reads_together(custom):
         parts = [FilePart(tuple(files[:CHECKED_FILES]))]
     for part in parts[:CHECKED_FILES]:
-        rows = read_part(lists, part, custom)
-        check_columns(part.files[0].name, [*wanted, *form.explode], rows)
+        check_columns(part.files[0].name, [*wanted, *form.explode], read_part(lists, part, custom))
 
 
 def _wanted(dataset: Dataset) -> list[str]:

@@ -10,7 +10,6 @@ import fnmatch
 import glob
 import gzip
 import io
-import itertools
 import os
 import re
 import zipfile
@@ -77,8 +76,7 @@ def input_files(form: Format) -> list[InputFile]:
             raise DataError(_no_match(pattern, archive))
         if address or archive.endswith(".zip"):
             chosen = address["members"] if address else "*"
-            members = [_members(file, chosen, form.on_corrupt_file) for file in matches]
-            matches = list(itertools.chain.from_iterable(members))
+            matches = [one for file in matches for one in _members(file, chosen, form.on_corrupt_file)]
         found |= dict.fromkeys(matches)
     return list(found)
 
@@ -91,8 +89,7 @@ def local_file(path: Path) -> InputFile:
 
 def _no_match(pattern: str, archive: str) -> str:
     if "://" not in archive and Path(archive).expanduser().is_dir():
-        example = f"{pattern.rstrip('/')}/*.jsonl"
-        return f"'{pattern}' is a folder; name its files, e.g. '{example}'."
+        return f"'{pattern}' is a folder; name its files, e.g. '{pattern.rstrip('/')}/*.jsonl'."
     return (
         f"no file matches '{pattern}' (working directory {Path.cwd()}). "
         "Correct 'paths', or run from the folder that the path starts at."
@@ -136,9 +133,7 @@ class _ReadAhead(io.BufferedReader):
 
 def damage_message(file: InputFile, rows: int, error: Exception) -> str:
     """The message about a file that cannot be read to its end."""
-    problem = "damaged or truncated"
-    if isinstance(error, UnicodeDecodeError):
-        problem = f"not {error.encoding}"
+    problem = f"not {error.encoding}" if isinstance(error, UnicodeDecodeError) else "damaged or truncated"
     return (
         f"{file.name} is {problem} after {rows:,} rows: {str(error) or type(error).__name__}. Replace the file, or set "
         'on_corrupt_file = "skip" to keep what was read before the damage.'

@@ -18,11 +18,6 @@ def hf_rows(file: InputFile, shard: int) -> Iterator[Row]:
     yield from rows
 
 
-def hf_shards(file: InputFile) -> int:
-    """How many parts of a dataset can be read at the same time."""
-    return int(hf_dataset(file).num_shards)
-
-
 def hf_dataset(file: InputFile) -> Any:
     """The streaming ``datasets`` object behind ``hf://name/config:split``; ``name`` may have an owner before it.
 

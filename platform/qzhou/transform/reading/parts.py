@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from qzhou.config.dataset import Format
 from qzhou.transform.reading.files import WIDE_ENCODINGS, InputFile, open_raw, unpacked_bytes
-from qzhou.transform.reading.hub import hf_shards
+from qzhou.transform.reading.hub import hf_dataset
 
 # What one task reads at most: seconds of work, so that a killed task loses little.
 SPLIT_BYTES = 16 * 2**20
@@ -39,10 +39,9 @@ def file_parts(form: Format, files: Sequence[InputFile], *, together: bool = Fal
     if together or form.reader == "aligned_text":
         return [FilePart(tuple(files))]
     if form.reader == "hf":
-        shards = [(file, shard) for file in files for shard in range(hf_shards(file))]
+        shards = [(file, shard) for file in files for shard in range(hf_dataset(file).num_shards)]
         return [FilePart((file,), shard, shard + 1) for file, shard in shards]
-    largest = sum(map(unpacked_bytes, files)) // SPLITS
-    largest = min(SPLIT_BYTES, max(SMALLEST_SPLIT_BYTES, largest))
+    largest = min(SPLIT_BYTES, max(SMALLEST_SPLIT_BYTES, sum(map(unpacked_bytes, files)) // SPLITS))
     parts: list[FilePart] = []
     small: list[InputFile] = []
     small_bytes = 0

@@ -58,7 +58,8 @@ def clean_text(text: str, max_chars: int) -> str:
                 return clean_text(unescaped, max_chars)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _without_invisible(text)
+    # invisible characters go, and blanks become plain
+    text = text.translate(_ASCII_SIGNS) if text.isascii() else _OTHER_BLANK.sub(" ", _INVISIBLE.sub("", text))
     # Each turn halves every run of blanks; much faster than a pattern that matches every blank.
     while "  " in text:
         text = text.replace("  ", " ")
@@ -68,38 +69,15 @@ def clean_text(text: str, max_chars: int) -> str:
     return cut(text.strip(), max_chars)
 
 
-def _without_invisible(text: str) -> str:
-    """The text without invisible characters, and with plain blanks."""
-    if text.isascii():
-        return text.translate(_ASCII_SIGNS)
-    return _OTHER_BLANK.sub(" ", _INVISIBLE.sub("", text))
-
-
-def _bare_entities(text: str) -> str:
-    """``the #36;10 prize`` and ``he said, quot;no``: a blank stands where the ampersand was, as in AG News."""
-    return _BARE_ENTITY.sub(lambda match: html.unescape(f"&{match[1]};"), text)
-
-
-def _html_tags(text: str) -> str:
-    """Markup goes, its text stays; entities first, because markup is often escaped."""
-    return _TAG.sub(" ", html.unescape(text))
-
-
-def _backslash_breaks(text: str) -> str:
-    """A backslash that stands for a line break, as in AG News."""
-    return text.replace("\\", "\n")
-
-
-def _ptb_brackets(text: str) -> str:
-    """Brackets and quotes of the Penn Treebank: ``-LRB-`` is ``(``."""
-    return _PTB.sub(lambda match: _PTB_SIGNS[match[0]], text)
-
-
 _REPAIRS: Mapping[Repair, Callable[[str], str]] = {
-    "bare_entities": _bare_entities,
-    "html_tags": _html_tags,
-    "backslash_breaks": _backslash_breaks,
-    "ptb_brackets": _ptb_brackets,
+    # `the #36;10 prize` and `he said, quot;no`: a blank stands where the ampersand was, as in AG News
+    "bare_entities": lambda text: _BARE_ENTITY.sub(lambda match: html.unescape(f"&{match[1]};"), text),
+    # markup goes, its text stays; entities first, because markup is often escaped
+    "html_tags": lambda text: _TAG.sub(" ", html.unescape(text)),
+    # a backslash that stands for a line break, as in AG News
+    "backslash_breaks": lambda text: text.replace("\\", "\n"),
+    # brackets and quotes of the Penn Treebank: `-LRB-` is `(`
+    "ptb_brackets": lambda text: _PTB.sub(lambda match: _PTB_SIGNS[match[0]], text),
 }
 
 

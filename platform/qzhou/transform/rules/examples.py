@@ -1,6 +1,6 @@
 """Cleaned texts to examples, with the checks that all rules share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from qzhou.data.records import (
@@ -113,14 +113,12 @@ def _refusal(
     if not query:
         return "blank_query", fields.empty(names[0])
     if len(query) < dataset.min_query_chars:
-        limit = f"min_query_chars is {dataset.min_query_chars}"
-        return "short_query", f"{len(query)} characters; {limit}"
+        return "short_query", f"{len(query)} characters; min_query_chars is {dataset.min_query_chars}"
     if not positives:
         return "blank_positive", fields.empty(names[1])
     longest = max(len(one.text) for one in positives)
     if longest < dataset.min_positive_chars:
-        limit = f"min_positive_chars is {dataset.min_positive_chars}"
-        return "short_positive", f"{longest} characters; {limit}"
+        return "short_positive", f"{longest} characters; min_positive_chars is {dataset.min_positive_chars}"
     return None
 
 
@@ -135,10 +133,9 @@ def by_grade(
     kept = []
     for row, grade, text in graded:
         if grade is None and names[2] == "label":
-            drops.append(unknown_label(row, fields, YES_NO))
+            drops.append(fields.unknown_label(row, YES_NO))
         elif grade is None:
-            detail = f"column '{fields.columns[names[2]]}'"
-            drops.append(fields.drop("grade_not_a_number", detail, row))
+            drops.append(fields.drop("grade_not_a_number", f"column '{fields.columns[names[2]]}'", row))
         elif not text:
             drops.append(fields.blank(names[1], row))
         elif dataset.negative_grade < grade < dataset.positive_grade:
@@ -162,7 +159,7 @@ def pair(row: Row, fields: Fields, score: float) -> PairExample | Drop:
         return fields.blank("text_b" if text_a else "text_a", row)
     least = fields.dataset.min_query_chars
     if len(text_a) < least or len(text_b) < least:
-        return short_text_drop("text", min(text_a, text_b, key=len), row, fields)
+        return fields.short_text(min(text_a, text_b, key=len), row)
     if normalized_text(text_a) == normalized_text(text_b):
         # Their cosine is 1 with any weights, so the pair could only teach that a score is wrong.
         return fields.drop("texts_equal", cut(text_a, 80), row)
@@ -174,15 +171,3 @@ def pair(row: Row, fields: Fields, score: float) -> PairExample | Drop:
 def _distinct(texts: Sequence[Scored]) -> list[Scored]:
     """Each text once, in order, with its first score."""
     return list({one.text: one for one in reversed(texts)}.values())[::-1]
-
-
-def short_text_drop(name: str, text: str, row: Row, fields: Fields) -> Drop:
-    """The drop of a row with a text below ``min_query_chars``."""
-    least = fields.dataset.min_query_chars
-    return fields.drop(f"short_{name}", f"{len(text)} characters; min_query_chars is {least}", row)
-
-
-def unknown_label(row: Row, fields: Fields, known: Iterable[str]) -> Drop:
-    """The drop of a row whose label is none of the known ones."""
-    detail = f"label is {fields.raw(row, 'label')!r}; known: {', '.join(known)}; 'labels' translates others"
-    return fields.drop("unknown_label", detail, row)

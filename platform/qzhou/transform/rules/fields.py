@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,19 +115,13 @@ class Fields:
     def texts(self, row: Row, name: str) -> list[str]:
         """The distinct cleaned texts of a field that holds one text or a list of them."""
         value = self._getters[name](row)
-        if isinstance(value, str):
-            text = self.clean(value)
-            return [text] if text else []
         cells = value if isinstance(value, list | tuple) else [value]
         return [text for text in dict.fromkeys(self.clean(cell) for cell in cells) if text]
 
     def clean(self, value: Any) -> str:
         """The cleaned text of a cell; an empty string for what is no text."""
-        if not isinstance(value, str):
-            value = _as_text(value)
-        if self.dataset.repairs:
-            value = repaired(value, self.dataset.repairs)
-        return clean_text(value, self.max_chars)
+        text = value if isinstance(value, str) else _as_text(value)
+        return clean_text(repaired(text, self.dataset.repairs), self.max_chars)
 
     def label(self, row: Row) -> str:
         """The raw label, as ``labels`` of the dataset translates it, in lower case."""
@@ -143,6 +137,16 @@ class Fields:
         """The detail of such a drop."""
         return f"column '{self.columns.get(name, name)}' is empty"
 
+    def short_text(self, text: str, row: Row) -> Drop:
+        """The drop of a row with a text below ``min_query_chars``."""
+        detail = f"{len(text)} characters; min_query_chars is {self.dataset.min_query_chars}"
+        return self.drop("short_text", detail, row)
+
+    def unknown_label(self, row: Row, known: Iterable[str]) -> Drop:
+        """The drop of a row whose label is none of the known ones."""
+        detail = f"label is {self.raw(row, 'label')!r}; known: {', '.join(known)}; 'labels' translates others"
+        return self.drop("unknown_label", detail, row)
+
     def drop(self, reason: str, detail: str, content: object, *, part: bool = False) -> Drop:
         """The drop of a row, or of a part of one."""
         return drop(self.dataset.name, reason, detail, content, part=part)
@@ -150,13 +154,9 @@ class Fields:
 
 def drop(dataset: str, reason: str, detail: str, content: object, *, part: bool = False) -> Drop:
     """A refused row, or any other content, as it is written to ``dropped/``."""
+    shown = _printable(detail[:DROPPED_DETAIL_CHARS])
     return Drop(
-        stage="transform",
-        dataset=dataset,
-        reason=reason,
-        detail=_printable(detail[:DROPPED_DETAIL_CHARS]),
-        record=as_record(content),
-        part=part,
+        stage="transform", dataset=dataset, reason=reason, detail=shown, record=as_record(content), part=part
     )
 
 

@@ -16,17 +16,7 @@ from typing import Any
 from qzhou.config.dataset import Rule
 from qzhou.data.records import Drop, LabeledExample, RetrievalExample, stable_id
 from qzhou.transform.reading.columns import Row
-from qzhou.transform.rules.examples import (
-    YES_NO,
-    GradedText,
-    Outcome,
-    Scored,
-    by_grade,
-    pair,
-    retrieval,
-    short_text_drop,
-    unknown_label,
-)
+from qzhou.transform.rules.examples import YES_NO, GradedText, Outcome, Scored, by_grade, pair, retrieval
 from qzhou.transform.rules.fields import Fields, number
 
 RuleFunction = Callable[[Sequence[Row], Fields], list[Outcome]]
@@ -35,7 +25,8 @@ RuleFunction = Callable[[Sequence[Row], Fields], list[Outcome]]
 NLI_SCORES = {"entailment": 2.0, "neutral": 1.0, "contradiction": 0.0, "0": 2.0, "1": 1.0, "2": 0.0}
 SUPPORTS = {"supports", "support", "supported", "entailment", "true"}
 REFUTES = {"refutes", "refute", "refuted", "contradict", "contradiction", "contradicts", "false"}
-USER, ASSISTANT = {"user", "human", "prompter"}, {"assistant", "gpt", "bot", "model"}
+SPEAKERS = dict.fromkeys(("user", "human", "prompter"), "user")
+SPEAKERS |= dict.fromkeys(("assistant", "gpt", "bot", "model"), "assistant")
 
 # The older form of the report asks with the whole passage (its figure, in the official repository's history).
 CONTEXT_IN_QUERY = "{context}\n<please read the text above and answer the question below:>\n{question}"
@@ -60,7 +51,7 @@ def chat(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     spoken = [(role, content) for role, content in turns if role != "system"]
     if not spoken:
         return [fields.blank("messages", row)]
-    if [_speaker(role) for role, _ in spoken] != ["user", "assistant"]:
+    if [SPEAKERS.get(role, role) for role, _ in spoken] != ["user", "assistant"]:
         shape = ", ".join(role for role, _ in spoken[:6])
         return [fields.drop("not_single_turn", f"{len(spoken)} turns: {shape}", row)]
     question, answer = (fields.clean(content) for _, content in spoken)
@@ -92,15 +83,13 @@ def claim_evidence(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     kept = []
     for row in rows:
         refused = []
-        used = False
-        for text, label in _evidence(row, fields):
-            drop = _evidence_refusal(text, label, fields, row)
-            if drop is None:
-                sides["supports" if label in SUPPORTS else "refutes"].append(Scored(text))
-                used = True
-            else:
+        pieces = _evidence(row, fields)
+        for text, label in pieces:
+            if drop := _evidence_refusal(text, label, fields, row):
                 refused.append(drop)
-        if used:
+            else:
+                sides["supports" if label in SUPPORTS else "refutes"].append(Scored(text))
+        if len(refused) < len(pieces):
             kept.append(row)
             drops += [replace(one, part=True) for one in refused]
         else:
@@ -108,8 +97,7 @@ def claim_evidence(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     if not kept:
         return drops
     if not sides["supports"]:
-        detail = f"{len(sides['refutes'])} refute it"
-        return drops + [fields.drop("no_support", detail, row) for row in kept]
+        return drops + [fields.drop("no_support", f"{len(sides['refutes'])} refute it", row) for row in kept]
     claim, names = fields.text(rows[0], "claim"), ("claim", "evidence")
     return drops + retrieval(kept, fields, claim, sides["supports"], sides["refutes"], names)
 
@@ -132,8 +120,7 @@ def qrels(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
             detail = f"document '{row['document_id']}' is not in the corpus"
             drops.append(fields.drop("unknown_document", detail, row["raw"]))
         else:
-            text = fields.clean(row["document"])
-            texts.append(GradedText(row["raw"], number(row["grade"]), text))
+            texts.append(GradedText(row["raw"], number(row["grade"]), fields.clean(row["document"])))
     query = fields.clean(rows[0]["query"])
     return drops + by_grade(texts, fields, query, ("query", "document", "grade"))
 
@@ -152,8 +139,7 @@ def documents(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     if not text:
         return [fields.blank("text", row)]
     if len(text) < least:
-        detail = f"{len(text)} characters; min_positive_chars is {least}"
-        return [fields.drop("short_text", detail, row)]
+        return [fields.drop("short_text", f"{len(text)} characters; min_positive_chars is {least}", row)]
     name = fields.dataset.name
     return [RetrievalExample(id=stable_id(name, text), dataset=name, query="", positives=(text,))]
 
@@ -164,8 +150,7 @@ def scored_pair(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     value = fields.raw(row, "score")
     score = number(value)
     if score is None:
-        same = YES_NO.get(str(value).strip().casefold())
-        score = None if same is None else float(same)
+        score = number(YES_NO.get(str(value).strip().casefold()))
     if score is None:
         return [fields.drop("score_not_a_number", f"score is {value!r}", row)]
     return [pair(row, fields, score)]
@@ -175,9 +160,7 @@ def binary_pair(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """Two texts that mean the same (1, yes, true) or do not (0, no, false)."""
     (row,) = rows
     same = YES_NO.get(fields.label(row))
-    if same is None:
-        return [unknown_label(row, fields, YES_NO)]
-    return [pair(row, fields, float(same))]
+    return [fields.unknown_label(row, YES_NO) if same is None else pair(row, fields, float(same))]
 
 
 def nli(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
@@ -187,7 +170,7 @@ def nli(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """
     (row,) = rows
     score = NLI_SCORES.get(fields.label(row))
-    return [unknown_label(row, fields, NLI_SCORES) if score is None else pair(row, fields, score)]
+    return [fields.unknown_label(row, NLI_SCORES) if score is None else pair(row, fields, score)]
 
 
 def labeled(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
@@ -197,10 +180,9 @@ def labeled(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     if not text or not label:
         return [fields.blank("label" if text else "text", row)]
     if len(text) < fields.dataset.min_query_chars:
-        return [short_text_drop("text", text, row, fields)]
+        return [fields.short_text(text, row)]
     name = fields.dataset.name
-    identity = stable_id(name, text, label)
-    return [LabeledExample(id=identity, dataset=name, text=text, label=f"{name}/{label}")]
+    return [LabeledExample(id=stable_id(name, text, label), dataset=name, text=text, label=f"{name}/{label}")]
 
 
 RULES: Mapping[Rule, RuleFunction] = {
@@ -259,7 +241,7 @@ def _evidence_refusal(text: str, label: str, fields: Fields, row: Row) -> Drop |
         return None
     if label in {"not_enough_info", "not enough info", "nei", "neutral", "disputed", "none", ""}:
         return fields.drop("not_enough_info", f"label is '{label}'", row)
-    return unknown_label(row, fields, [*sorted(SUPPORTS), *sorted(REFUTES), "not_enough_info"])
+    return fields.unknown_label(row, [*sorted(SUPPORTS), *sorted(REFUTES), "not_enough_info"])
 
 
 def _messages(value: Any) -> Sequence[Any]:
@@ -282,9 +264,3 @@ def _turn(message: Any) -> tuple[str, Any]:
         parts = (part.get("text") for part in content if isinstance(part, Mapping))
         content = "\n".join(part for part in parts if isinstance(part, str))
     return str(role).casefold(), content
-
-
-def _speaker(role: str) -> str:
-    if role in USER:
-        return "user"
-    return "assistant" if role in ASSISTANT else role

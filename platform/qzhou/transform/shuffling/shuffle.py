@@ -6,7 +6,7 @@ Each function does one task on files and knows nothing of Ray.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
-from itertools import count, groupby, islice
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ import xxhash
 
 from qzhou.config.dataset import Dataset
 from qzhou.data.records import Document, normalized_text
-from qzhou.data.storage import Folder, table_of, write_table
+from qzhou.data.storage import Folder, batched, table_of, write_table
 from qzhou.errors import DataError
 from qzhou.transform.layout import Layout, Shard, ShuffleTask
 from qzhou.transform.reading.columns import RejectedRow, Row, getter
@@ -29,9 +29,7 @@ ROWS_PER_CHUNK = 10_000  # what a task holds in memory at a time
 ROWS_PER_TASK = 2**40  # positions of a task's rows start at part * this
 
 # ``row`` is JSON; ``rejected`` says that it is a RejectedRow, which belongs to no group.
-SHUFFLED = pa.schema(
-    [("key", pa.string()), ("position", pa.int64()), ("rejected", pa.bool_()), ("row", pa.string())]
-)
+SHUFFLED = pa.schema({"key": pa.string(), "position": pa.int64(), "rejected": pa.bool_(), "row": pa.string()})
 
 
 def rows_by_example(layout: Layout, shard: Shard) -> Iterator[list[Row] | RejectedRow]:
@@ -56,11 +54,8 @@ def rows_by_example(layout: Layout, shard: Shard) -> Iterator[list[Row] | Reject
 
 def run_shuffle_task(layout: Layout, task: ShuffleTask) -> None:
     """Distribute a part of an input over partitions, or join one partition of documents."""
-    dataset = layout.dataset(task.dataset)
-    if task.role == "join":
-        _join(layout, dataset, task)
-    else:
-        _spread(layout, dataset, task)
+    work = _join if task.role == "join" else _spread
+    work(layout, layout.dataset(task.dataset), task)
 
 
 def _spread(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
@@ -68,16 +63,10 @@ def _spread(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
     assert task.files is not None
     rows = _read(layout, dataset, task.role, task.files)
     key_of = _key_of(layout, dataset, task.role)
-    position = task.part * ROWS_PER_TASK
-    for chunk in count():
-        packed = []
-        for row in islice(rows, ROWS_PER_CHUNK):
-            key, content = ("", row) if isinstance(row, RejectedRow) else key_of(row)
-            packed.append(_packed(key, position, content))
-            position += 1
-        if not packed:
-            break
-        _write(layout, task, chunk, packed)
+    keyed = (("", row) if isinstance(row, RejectedRow) else key_of(row) for row in rows)
+    packed = (_packed(key, position, row) for position, (key, row) in enumerate(keyed, task.part * ROWS_PER_TASK))
+    for chunk, some in enumerate(batched(packed, ROWS_PER_CHUNK)):
+        _write(layout, task, chunk, some)
 
 
 def _key_of(layout: Layout, dataset: Dataset, role: str) -> Callable[[Row], tuple[str, Row]]:
@@ -90,8 +79,7 @@ def _key_of(layout: Layout, dataset: Dataset, role: str) -> Callable[[Row], tupl
 
         def qrel(row: Row) -> tuple[str, Row]:
             query, document = _id(read["query_id"](row)), _id(read["document_id"](row))
-            kept = {"raw": row, "query_id": query, "document_id": document}
-            return document, kept | {"grade": read["grade"](row)}
+            return document, {"raw": row, "query_id": query, "document_id": document, "grade": read["grade"](row)}
 
         return qrel
     if dataset.rule not in GROUPED_BY:
@@ -109,10 +97,9 @@ def _join(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
     """Write one partition of the corpus; send its qrels, with document texts, to the partitions of the queries."""
     texts, rejected = _texts(layout, dataset, "corpus", task.part)
     documents = [Document(id=key, text=text) for key, text in texts.items() if text]
-    for part, start in enumerate(range(0, len(documents), ROWS_PER_CHUNK)):
-        table = table_of(documents[start : start + ROWS_PER_CHUNK], Document)
+    for part, some in enumerate(batched(documents, ROWS_PER_CHUNK)):
         name = f"part-{task.part:06d}-{part:04d}.parquet"
-        write_table(layout.folder / "corpora" / dataset.name, name, table)
+        write_table(layout.folder / "corpora" / dataset.name, name, table_of(some, Document))
     packed = [_packed("", position, one) for position, one in enumerate(rejected)]
     for row in _partition(layout, dataset, "rows", task.part):
         if not row["rejected"]:
@@ -135,8 +122,7 @@ def _texts(layout: Layout, dataset: Dataset, role: str, partition: int) -> tuple
         key = packed["key"]
         text = clean_text(str(read(row) or ""), layout.recipe.transform.max_chars)
         if not text:
-            detail = f"{role}: '{key}' has no text"
-            rejected.append(RejectedRow("blank_text", detail, packed["row"]))
+            rejected.append(RejectedRow("blank_text", f"{role}: '{key}' has no text", packed["row"]))
         elif texts.get(key):
             detail = f"{role}: '{key}' came before, and that text counts"
             rejected.append(RejectedRow("repeated_id", detail, packed["row"]))
@@ -149,12 +135,10 @@ def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[Row] | RejectedR
     table = pa.Table.from_batches(list(batches), schema=SHUFFLED)
     table = table.sort_by([("key", "ascending"), ("position", "ascending")])
     keys, positions, rejected = (table[name].to_pylist() for name in ("key", "position", "rejected"))
-    groups: list[tuple[int, list[int]]] = []
     # A rejected row has a group of its own.
-    for _, members in groupby(range(len(keys)), key=lambda row: (keys[row], rejected[row] and row)):
-        rows = list(members)
-        groups.append((positions[rows[0]], rows))
-    for _, rows in sorted(groups):
+    neighbours = groupby(range(len(keys)), key=lambda row: (keys[row], rejected[row] and row))
+    groups = [list(rows) for _, rows in neighbours]
+    for rows in sorted(groups, key=lambda rows: positions[rows[0]]):
         contents = [json.loads(table["row"][row].as_py()) for row in rows]
         yield RejectedRow(**contents[0]) if rejected[rows[0]] else contents
 
@@ -189,8 +173,7 @@ def _write(layout: Layout, task: ShuffleTask, chunk: int, packed: list[dict[str,
     table = pa.Table.from_pylist(packed, schema=SHUFFLED)
     partitions = layout.partitions[task.dataset]
     keys = (row["key"].encode("utf-8", "surrogatepass") for row in packed)
-    hashes = [xxhash.xxh3_64_intdigest(key) if key else chunk for key in keys]
-    numbers = [one % partitions for one in hashes]
+    numbers = [(xxhash.xxh3_64_intdigest(key) if key else chunk) % partitions for key in keys]
     folder = _folder(layout, task.dataset, task.role)
     write_partitions(folder, f"{task.part:06d}-{chunk:05d}.arrow", table, numbers, partitions)
 

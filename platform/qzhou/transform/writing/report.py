@@ -44,13 +44,11 @@ def warn_of_uniform(recipe: Recipe, folder: Folder) -> None:
         if len(values) == 1:
             # A log that is collected holds nothing of the data.
             same = "same" if as_json() else repr(values.pop())
-            log_event(
+            line = (
                 f"transform: {dataset.name}: WARNING: all rows have the {column} {same}, so nothing can be "
-                "learned from them. Check 'columns' and 'labels', or take the dataset out",
-                "uniform_dataset",
-                level="warning",
-                dataset=dataset.name,
+                "learned from them. Check 'columns' and 'labels', or take the dataset out"
             )
+            log_event(line, "uniform_dataset", level="warning", dataset=dataset.name)
 
 
 def refuse_bad_datasets(recipe: Recipe, counts: Mapping[str, RowCounts]) -> None:
@@ -128,8 +126,7 @@ def _problem(dataset: Dataset, counts: RowCounts) -> str:
         return f"dataset '{dataset.name}' is empty: its files hold no rows. Check 'paths'."
     fraction = counts.dropped_rows / counts.read
     if not counts.kept and not (counts.held_out and dataset.eval_fraction == 1.0):
-        held_out = f"{counts.held_out:,} are held out"
-        problem = f"none of its {counts.read:,} rows can be trained on ({held_out})"
+        problem = f"none of its {counts.read:,} rows can be trained on ({counts.held_out:,} are held out)"
     elif fraction > dataset.max_dropped_fraction:
         problem = (
             f"{counts.dropped_rows:,} of its {counts.read:,} rows ({fraction:.1%}) are dropped, and "

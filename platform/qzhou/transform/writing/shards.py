@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import count, islice
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +9,7 @@ import pyarrow.compute as pc
 
 from qzhou.config.dataset import Dataset
 from qzhou.data.records import EXAMPLE_TYPES, Document, Drop, Qrel, Query, stable_id
-from qzhou.data.storage import Folder, schema_of, table_of, write_table
+from qzhou.data.storage import Folder, batched, schema_of, table_of, write_table
 from qzhou.transform.contamination.contamination_pass import select_rows, write_overlap
 from qzhou.transform.contamination.overlap import TEXT_COLUMNS, Index
 from qzhou.transform.conversion import raw_rows_of, read_candidates
@@ -53,14 +52,9 @@ def write_shard(layout: Layout, shard: Shard, limit: int | None, index: Index | 
         counts.written[folder] = found.num_rows
     if dataset.rule == "qrels":
         _write_qrels(layout.folder, shard, dataset, held_out, counts)
-    _write_drops(layout, shard, table, (reasons, first), counts)
+    _write_drops(layout, shard, _drops(layout, shard, table, reasons, first), counts)
     counts.lengths = _lengths(training, dataset)
     (layout.work / "written").write_json(f"{shard.name}.json", counts.plain())
-
-
-def written_counts(layout: Layout, shard: Shard) -> RowCounts:
-    """The counts of a shard that is written."""
-    return RowCounts.of((layout.work / "written").read_json(f"{shard.name}.json"))
 
 
 def write_corpus(layout: Layout, dataset: str, partition: int) -> None:
@@ -93,15 +87,9 @@ def _both_ways(table: pa.Table, dataset: Dataset) -> pa.Table:
     return pa.concat_tables([plain, swapped]).take(pa.array(order)).cast(plain.schema)
 
 
-def _write_drops(
-    layout: Layout, shard: Shard, table: pa.Table, dropped: tuple[np.ndarray, np.ndarray], counts: RowCounts
-) -> None:
+def _write_drops(layout: Layout, shard: Shard, drops: Iterator[Drop], counts: RowCounts) -> None:
     """Write the raw rows of dropped candidates, each with its reason."""
-    drops = _drops(layout, shard, table, *dropped)
-    for part in count():
-        some = list(islice(drops, ROWS_PER_FILE))
-        if not some:
-            return
+    for part, some in enumerate(batched(drops, ROWS_PER_FILE)):
         for one in some:
             counts.drop(one)
         name = f"{shard.name}-compared-{part:04d}.parquet"
@@ -133,8 +121,7 @@ def _write_qrels(folder: Folder, shard: Shard, dataset: Dataset, held_out: pa.Ta
         identity = row["query_id"]
         queries.append(Query(id=identity, text=row["query"]))
         for one in row["grades"]:
-            document, grade = one["document_id"], int(one["grade"])
-            qrels.append(Qrel(query_id=identity, document_id=document, grade=grade))
+            qrels.append(Qrel(query_id=identity, document_id=one["document_id"], grade=int(one["grade"])))
     _write(folder / "queries" / dataset.name, shard, table_of(queries, Query))
     _write(folder / "qrels" / dataset.name, shard, table_of(qrels, Qrel))
     counts.written.update({"queries": len(queries), "qrels": len(qrels)})
