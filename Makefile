@@ -4,8 +4,9 @@ RECIPE ?= recipes/quickstart.toml
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+UNIT   := -n logical --maxprocesses 4 --dist worksteal tests/unit tests/test_architecture.py
 
-.PHONY: help quickstart report dashboards test quickstart-test bench-test check types secrets serve docs audit format clean
+.PHONY: help quickstart report dashboards test quickstart-test bench-test check style types secrets serve docs audit format clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -29,9 +30,9 @@ serve: $(READY)  ## serve the run's model at http://127.0.0.1:8000/v1/embeddings
 dashboards: $(READY)  ## Prometheus and Grafana on this machine, where they are installed
 	$(BIN)/python deploy/dashboards/start.py
 
-test: $(READY) check  ## everything: format, lint, types, unit, Ray and end-to-end tests
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal -m slow tests/unit
-	$(BIN)/pytest --durations=25 tests/ranks tests/ray tests/e2e tests/gpu
+test: $(READY) style  ## everything: format, lint, types, unit, Ray and end-to-end tests
+	$(BIN)/pytest $(UNIT)
+	$(BIN)/pytest -n 2 --dist loadgroup --durations=25 tests/ranks tests/ray tests/e2e tests/gpu
 
 quickstart-test: $(READY)  ## the quickstart, and that it gains what the README promises
 	$(BIN)/pytest -m quickstart tests/e2e/test_quickstart.py
@@ -39,11 +40,13 @@ quickstart-test: $(READY)  ## the quickstart, and that it gains what the README 
 bench-test: $(READY)  ## the benchmarks at a small size, peers beside us
 	$(BIN)/pytest -m bench tests/e2e/test_bench.py
 
-check: $(READY)  ## the fast loop: format, lint, types, a scan for secrets, unit tests
+check: $(READY) style  ## the fast loop: format, lint, types, a scan for secrets, unit tests
+	$(BIN)/pytest $(UNIT) -m "not slow"
+
+style: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@$(MAKE) --no-print-directory -j 2 -O types secrets
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal -m "not slow" tests/unit tests/test_architecture.py
 
 types: $(READY)
 	$(BIN)/mypy

@@ -1,11 +1,15 @@
 """A tiny run of every stage, as a user starts it: a recipe file, and commands at the root of the project."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.commands import run
+
+COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "clang++", "nvcc")
 
 RECIPE = """
 [run]
@@ -120,7 +124,19 @@ def write_recipe(tmp_path_factory, tiny_qwen2):
 
 
 @pytest.fixture(scope="session")
-def submitted(write_recipe):
+def path_without_compiler(tmp_path_factory) -> str:
+    """This Python's folder, and every program of the PATH but those that compile."""
+    tools = tmp_path_factory.mktemp("tools")
+    for folder in map(Path, os.environ["PATH"].split(os.pathsep)):
+        for program in folder.iterdir() if folder.is_dir() else ():
+            compiles = any(program.name == name or program.name.startswith(f"{name}-") for name in COMPILERS)
+            if not compiles and "-linux-gnu-" not in program.name and not (tools / program.name).exists():
+                (tools / program.name).symlink_to(program)
+    return f"{Path(sys.executable).parent}{os.pathsep}{tools}"
+
+
+@pytest.fixture(scope="session")
+def submitted(write_recipe, path_without_compiler):
     """The tiny recipe, run by ``jobs/submit.py``: its path and what the command said."""
     recipe = write_recipe()
-    return recipe, run("jobs/submit.py", recipe)
+    return recipe, run("jobs/submit.py", recipe, PATH=path_without_compiler, CC="", CXX="")

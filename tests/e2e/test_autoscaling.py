@@ -78,7 +78,7 @@ def test_nodes_come_with_the_pipeline_and_go_when_it_is_over(cluster, write_reci
     recipe = write_recipe()
     assert workers(environment) == 0
 
-    done = run("jobs/pipeline.py", recipe, **environment)
+    done = run("jobs/pipeline.py", recipe, "--training.workers", "1", **environment)
 
     assert done.status == 0, done.text
     assert "report.html" in done.out

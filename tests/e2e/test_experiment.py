@@ -13,7 +13,7 @@ import pytest
 
 from qzhou.experiments.results import ONE_SEED
 from tests.e2e.clusters import wait_until
-from tests.e2e.commands import Finished, on_an_idle_machine, run, start
+from tests.e2e.commands import Finished, call, on_an_idle_machine, run, start
 
 EXPERIMENT = """
 name = "eta"
@@ -53,13 +53,13 @@ def finished(submitted, head, tmp_path_factory):
         runs / "runs" / "tiny", storage / "eta" / "tiny", ignore=shutil.ignore_patterns("checkpoints", "stale")
     )
     words = ("jobs/experiment.py", path, "--run.storage", storage)
-    before = killed_in_stage2(words, storage)
-    return storage / "eta", before, run(*words, **head), run(*words, **head)
+    before = killed_in_stage2(words, storage, head)
+    return storage / "eta", before, run(*words, **head), call(*words, **head)
 
 
-def killed_in_stage2(words: tuple[str | Path, ...], storage: Path) -> str:
+def killed_in_stage2(words: tuple[str | Path, ...], storage: Path, head: dict[str, str]) -> str:
     """What the command printed until it was killed."""
-    process = start(*words)
+    process = start(*words, **head)
     trials = [storage / "eta" / trial / "training" / "stage2" / "started.json" for trial in TRIALS]
     wait_until(lambda: any(one.exists() for one in trials), process)
     process.send_signal(signal.SIGKILL)

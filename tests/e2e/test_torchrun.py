@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from tests.e2e.clusters import wait_until
-from tests.e2e.commands import run, start
+from tests.e2e.commands import call, run, start
 
 
 def torchrun(ranks, recipe, storage):
@@ -28,7 +28,7 @@ def losses(storage, stage):
     return [json.loads(line)["loss"] for line in lines]
 
 
-def test_killed_ranks_go_on_in_another_number_and_end_where_ray_train_does(submitted, tmp_path):
+def test_killed_ranks_go_on_in_another_number_and_end_where_ray_train_does(submitted, head, tmp_path):
     recipe, _ = submitted
     with_ray, without = recipe.parent / "runs", tmp_path / "runs"
     shutil.copytree(with_ray, without)
@@ -48,14 +48,14 @@ def test_killed_ranks_go_on_in_another_number_and_end_where_ray_train_does(submi
     assert "training: stage2: continues after step " in done.out
     for stage in ("stage1", "stage2"):
         assert losses(without, stage) == pytest.approx(losses(with_ray, stage), rel=1e-3), stage
-    again = run("jobs/train.py", recipe, "--run.storage", without)
+    again = call("jobs/train.py", recipe, "--run.storage", without, **head)
     assert "training/stage2: unchanged since" in again.out, "both ways make the same run"
 
 
 def test_a_mistake_is_said_by_the_ranks(submitted, tmp_path):
     recipe, _ = submitted
 
-    done = run(*torchrun(2, recipe, tmp_path / "nothing"))
+    done = run(*torchrun(1, recipe, tmp_path / "nothing"))
 
     assert done.status != 0
     assert "the stage 'mining' has not finished" in done.err

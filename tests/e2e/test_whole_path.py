@@ -12,6 +12,7 @@ import numpy as np
 
 from tests.e2e.clusters import wait_until
 from tests.e2e.commands import call, on_an_idle_machine, run, start
+from tests.e2e.conftest import COMPILERS
 
 STAGES = ("transform", "synthesis", "mining", "training/stage1", "training/stage2", "model", "evaluation")
 ENDING_S = 600  # reached only in failure
@@ -43,6 +44,11 @@ def test_a_submitted_run_says_what_it_does_and_where_things_are(submitted):
     assert "make serve" in done.out
     assert "curl http://127.0.0.1:8000/v1/embeddings" in done.out
     assert "Traceback" not in on_an_idle_machine(done.text)
+
+
+def test_no_stage_needs_a_compiler(submitted, path_without_compiler):
+    assert submitted[1].status == 0
+    assert [name for name in COMPILERS if shutil.which(name, path=path_without_compiler)] == []
 
 
 def test_each_stage_leaves_a_manifest_with_what_it_made(submitted):

@@ -109,6 +109,7 @@ def recipe(make_recipe, tmp_path):
             **{
                 "run": {"name": "run", "storage": str(tmp_path)},
                 "model": {"backbone": MINILM, "dtype": "float32"},
+                "cluster": {"encode_workers": 1},  # each loads torch and a model
                 "datasets": [
                     {
                         "name": "docs",
@@ -179,7 +180,7 @@ def brute_force(recipe) -> list[list[str]]:
 def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe):
     """One actor or three, one block or many: the same negatives as loops over numpy."""
     settings = {"sampling": "top", "llm_negative_fraction": 0.0}
-    alone = recipe(mining=settings, cluster={"encode_workers": 1})
+    alone = recipe(mining=settings)
     expected = brute_force(alone)
 
     found = mined(alone)
@@ -242,8 +243,9 @@ def start(path: Path) -> subprocess.Popen:
 
 def test_dead_encoders_and_searchers_change_nothing(recipe, tmp_path):
     """An encoder dies in the middle, and the actor that searches before its second block."""
-    expected = mined(recipe())
-    shutil.move(stage(recipe()).path, tmp_path / "undisturbed")
+    two = recipe(cluster={"encode_workers": 2})
+    expected = mined(two)
+    shutil.move(stage(two).path, tmp_path / "undisturbed")
     encoder_died, searcher_died = tmp_path / "encoder-died", tmp_path / "searcher-died"
     searched = tmp_path / "searched"
     searched.mkdir()
@@ -266,7 +268,7 @@ def test_dead_encoders_and_searchers_change_nothing(recipe, tmp_path):
 
     layout = Layout(chunk_rows=128, block_chunks=1, encode_actor=DyingEncoder, search_actor=DyingSearcher)
 
-    assert mined(recipe(), layout) == expected
+    assert mined(two, layout) == expected
     assert encoder_died.exists()
     assert searcher_died.exists()
     assert len(list(searched.iterdir())) == 4  # blocks of 128 queries

@@ -189,12 +189,9 @@ def test_known_overlaps_are_reported(converted):
     assert json.dumps(overlaps)
 
 
-@pytest.mark.parametrize(("dataset", "max_tokens"), [("cranfield", 256), ("scifact_test", 64)])
-def test_mining_takes_no_more_hidden_answers_than_exact_search_and_its_criteria_admit(
-    converted, dataset, max_tokens
-):
+def test_mining_takes_no_more_hidden_answers_than_exact_search_and_its_criteria_admit(converted):
     """One judged answer a query is known, the others are hidden; the same criteria in loops over numpy agree."""
-    collection = load(converted, dataset, load_encoder(MODEL, max_tokens=max_tokens))
+    collection = load(converted, "cranfield", load_encoder(MODEL, max_tokens=64))
 
     shares = {}
     for way in WAYS:
@@ -223,9 +220,9 @@ def by_loops(collection, settings):
     return chosen
 
 
-@pytest.mark.parametrize("dataset", ["scifact_test", "cranfield", "stsb_en_test", "banking77_test"])
+@pytest.mark.parametrize("dataset", ["scifact_test", "stsb_en_test", "banking77_test"])
 def test_mteb_gives_our_encoder_the_scores_of_its_own_wrapper(converted, dataset):
-    limits = {"max_queries": 60, "max_documents": 400, "max_rows": 300}
+    limits = {"max_queries": 40, "max_documents": 200, "max_rows": 300}
     recipe = load_recipe(RECIPE)
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=limits)})
     plan = EvalTask(dataset, "", dataset, recipe.dataset(dataset).kinds[0], 0, 0, False)

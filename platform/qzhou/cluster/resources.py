@@ -46,7 +46,7 @@ class ResourceRequest:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments for ``ray.remote(...).options``, ``map_batches`` and Serve's ``ray_actor_options``."""
+        """Arguments of ``ray.remote().options``, ``map_batches``, ``ray_actor_options``."""
         optional = {
             "memory": self.memory,
             "accelerator_type": self.accelerator_type,
@@ -89,7 +89,7 @@ class NodeType:
         return int(min(fits) + 1e-9)
 
     def shortfall(self, request: ResourceRequest) -> float:
-        """Distance from room for one worker: the missing shares summed, plus 1 for each wrong label."""
+        """Distance from room for a worker: missing shares' sum, plus 1 per wrong label."""
         shares = (self._amount(name) / amount for name, amount in request.bundle.items())
         wrong_labels = sum(self.labels.get(key) != value for key, value in request.labels.items())
         return sum(max(0.0, 1.0 - share) for share in shares) + wrong_labels
@@ -113,7 +113,7 @@ class NodeType:
 
 
 def resources_for(recipe: Recipe, stage: StageName) -> ResourceRequest:
-    """The request of a stage: ``[cluster.<stage>]`` of the recipe with its defaults filled in."""
+    """A stage's request: ``[cluster.<stage>]`` of the recipe with defaults filled in."""
     settings: Resources = getattr(recipe.cluster, stage)
     default_gpus = float(recipe.cluster.gpu and stage in ON_GPU)
     return ResourceRequest(
@@ -146,7 +146,7 @@ def _workers_together(recipe: Recipe, stage: StageName) -> int:
 
 
 def refuse_impossible(requests: Iterable[ResourceRequest], node_types: Sequence[NodeType], where: str) -> None:
-    """Refuse requests that the cluster could never grant, and for which Ray would wait without end.
+    """Refuse requests that the cluster can never grant, for which Ray would wait endlessly.
 
     Args:
         requests: Those of the stages that are about to run.
@@ -154,7 +154,7 @@ def refuse_impossible(requests: Iterable[ResourceRequest], node_types: Sequence[
         where: The cluster in words, for the message.
 
     Raises:
-        SetupError: A request cannot be granted; says what is missing and which settings request it.
+        SetupError: A request cannot be granted; names what is missing and the settings.
     """
     problems = [problem for one in requests if (problem := _problem(one, node_types))]
     if not problems:

@@ -123,7 +123,7 @@ class _Quiet(io.TextIOBase):
 
 @contextlib.contextmanager
 def session(*asks: ResourceRequest) -> Iterator[None]:
-    """Join the cluster of ``RAY_ADDRESS``, or one that is already joined, or start one for the block.
+    """Join ``RAY_ADDRESS``'s cluster, or one already joined, or start one for the block.
 
     Args:
         asks: What will be asked of the cluster in the block.
@@ -231,7 +231,7 @@ def _worker_env() -> dict[str, str]:
 
 
 def _set_up_ray_data() -> None:
-    """Ray Data's bars are for terminals, ours say the same in lines; and rows keep their order."""
+    """Ray Data's bars suit terminals, ours say the same in lines; and rows keep order."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True  # a second run gives the same files

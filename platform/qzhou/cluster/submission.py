@@ -1,4 +1,4 @@
-"""Jobs of a cluster: submitted, followed, stopped and found again by the run that they work on.
+"""Cluster jobs: submitted, followed, stopped, and found again by the run they work on.
 
 A job carries its run's folder as metadata, so that nobody has to remember its id. What it
 needs to know of itself is in the run folder: a job that is submitted again goes on where
@@ -41,7 +41,7 @@ STOP_TIMEOUT_S = 150.0  # more than jobs/runtime_env.yaml gives a job to end
 
 
 def run_as_job(script: str, arguments: Sequence[str]) -> int:
-    """Start a cluster with its dashboard on this machine, submit a job to it, follow it, end the cluster.
+    """Start a local cluster with dashboard, submit a job to it, follow it, end the cluster.
 
     Args:
         script: Relative to the working directory, in which the job runs.
@@ -67,7 +67,7 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
 
 
 def _submit_here(command: str, *, job: str, address: str) -> None:
-    """``ray job submit`` of a shell command, to the cluster that this process has started."""
+    """``ray job submit`` of a shell command to the cluster that this process started."""
     submit = ["job", "submit", "--no-wait", "--address", address, "--submission-id", job]
     # Ray has turned token authentication on; its client must be told.
     environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
@@ -242,7 +242,7 @@ def _followed(client: JobSubmissionClient, job: str) -> int:
 
 
 async def _follow(client: JobSubmissionClient, job: str) -> None:
-    """Print the job's log as it grows, without what Ray says to itself; the dashboard shows all of it."""
+    """Print a job's log as it grows, less Ray's own chatter; the dashboard shows it all."""
     rest = ""
     async for text in client.tail_job_logs(job):
         *lines, rest = (rest + text).split("\n")

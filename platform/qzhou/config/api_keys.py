@@ -34,7 +34,7 @@ class Keys:
         """Read some variables.
 
         Raises:
-            SetupError: A key holds what no header can carry; names the variable, not the key.
+            SetupError: A key holds what no header can carry; names only the variable.
         """
         found = {}
         for name in names:

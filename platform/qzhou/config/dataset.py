@@ -177,7 +177,7 @@ class Dataset(Format):
 
     @property
     def kinds(self) -> tuple[TaskKind, ...]:
-        """The evaluation tasks that its held-out examples become; the first has its name."""
+        """The evaluation tasks of its held-out examples; the first has its name."""
         return self.eval_tasks or (RULE_KINDS.get(self.rule, TASK_KINDS[self.task][0]),)
 
     @property

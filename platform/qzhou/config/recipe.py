@@ -53,7 +53,7 @@ class Recipe(Section):
         return self._folder or str(Path.cwd())
 
     def in_folder(self, folder: str) -> Recipe:
-        """This recipe with the folder in which its file lies; empty: the working directory."""
+        """This recipe with the folder of its file; empty: the working directory."""
         self._folder = folder
         return self
 
@@ -102,7 +102,7 @@ class Recipe(Section):
 
 
 def _conflicts(recipe: Recipe) -> Iterator[str]:
-    """One sentence for each pair of settings that cannot both hold: both values and the way out."""
+    """A sentence for each pair of settings that conflict: both values and the way out."""
     yield from _dataset_conflicts(recipe.datasets)
     fewest, most = recipe.cluster.min_encode_workers, recipe.cluster.encode_workers
     if fewest is not None and fewest > most:
@@ -230,10 +230,10 @@ class _CommandLine(BaseSettings, Recipe):  # type: ignore[misc]  # both set mode
 
 
 def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
-    """Read a TOML recipe and apply dotted overrides, as on a command line: ``["--run.seed", "20"]``.
+    """Read a TOML recipe and apply dotted overrides, as in ``["--run.seed", "20"]``.
 
     Raises:
-        RecipeError: The file is missing or not TOML, a key is unknown, a value has the wrong type, or
+        RecipeError: The file is missing or no TOML, a key is unknown, a type is wrong, or
             settings contradict each other. The message names the file, the key and the way
             out.
     """

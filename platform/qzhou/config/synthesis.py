@@ -1,4 +1,4 @@
-"""What an LLM writes for a run: how many rows, with which models, and which texts are refused.
+"""What an LLM writes for a run: how many rows, by which models, which texts are refused.
 
 Part of :mod:`qzhou.config.recipe`, in a file of its own because an endpoint has many
 limits.
@@ -74,7 +74,7 @@ class FiltersSection(Section):
 
 
 class SynthesisSection(Section):
-    """An LLM paraphrases, augments and writes hard negatives (QZhou-Embedding, section 4)."""
+    """An LLM paraphrases, augments, writes hard negatives (QZhou-Embedding, section 4)."""
 
     endpoint: str = Field("", description="OpenAI-compatible base URL; 'builtin' for the rules; '' writes nothing.")
     model: str = Field(BUILTIN_MODEL, description="Model name that is sent to the endpoint.")

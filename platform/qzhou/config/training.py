@@ -1,4 +1,4 @@
-"""The recipe table ``[training]``: two stages, the losses, and the terms that other models add to them."""
+"""The recipe table ``[training]``: two stages, losses, and terms that other models add."""
 
 from typing import Annotated, Literal, Self
 

@@ -1,1 +1,1 @@
-"""The records that flow through a run, the prompts put before them, and the storage they lie on."""
+"""The records that flow through a run, their prompts, and the storage they lie on."""

@@ -20,7 +20,7 @@ class Prompt:
 
     Attributes:
         instruction: The task in one sentence; empty for none.
-        symmetric: Whether both sides carry the instruction (STS, classification, clustering,
+        symmetric: Whether both sides have the instruction (STS, classification, clustering,
             pair classification, reranking). Retrieval is asymmetric: documents stay bare.
     """
 
@@ -48,7 +48,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class DeclaredPrompts:
-    """The texts that another model was trained to read before a query and before a document."""
+    """What another model was trained to read before a query and before a document."""
 
     query_prefix: str
     document_prefix: str

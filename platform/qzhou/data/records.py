@@ -34,7 +34,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Negative:
-    """A document that does not answer the query; ``score`` is the teacher's cosine, if one judged it."""
+    """A document that is no answer; ``score`` is a teacher's cosine, if one judged it."""
 
     text: str
     origin: Origin
@@ -44,7 +44,7 @@ class Negative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrievalExample:
-    """A query with the documents that answer it. Trained with InfoNCE and its query-query term.
+    """A query with documents that answer it. Trained with InfoNCE and its query-query term.
 
     ``positive_scores`` are a teacher's, one per positive, where the data came with them.
     """
@@ -60,7 +60,7 @@ class RetrievalExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairExample:
-    """Two texts and how close they are. ``score`` is ordinal: only its order counts. Trained with CoSENT."""
+    """Two texts and their ordinal ``score``: only its order counts. Trained with CoSENT."""
 
     id: str
     dataset: str
@@ -112,7 +112,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qrel:
-    """One relevance judgement: this document answers this query, with this grade (above 0 is relevant)."""
+    """A relevance judgement: a document's grade as a query's answer (relevant above 0)."""
 
     query_id: str
     document_id: str
@@ -121,7 +121,7 @@ class Qrel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
-    """What a rule, filter or parser refused, and why. ``record`` is the refused row as JSON.
+    """What a rule, filter or parser refused, and why. ``record``: the refused row as JSON.
 
     ``part`` says that only a part of a row was refused (one piece of evidence, one
     negative) and the rest kept.
@@ -201,7 +201,7 @@ def origin_id(example: Example) -> str:
 
 
 def relevant_keys(examples: Sequence[RetrievalExample]) -> list[set[str]]:
-    """For each example, the keys (:func:`normalized_text`) of all texts that answer its query.
+    """For each example, the keys (:func:`normalized_text`) of all its query's answers.
 
     These are its own positives, those of its relatives (a paraphrase's positive answers the
     original query, and the reverse), and those of examples with the same query: none of
@@ -217,5 +217,5 @@ def relevant_keys(examples: Sequence[RetrievalExample]) -> list[set[str]]:
 
 
 def normalized_text(text: str) -> str:
-    """The text in lower case with single spaces: two texts count as the same where these are equal."""
+    """The text in lower case with single spaces: equal ones count as the same text."""
     return " ".join(text.casefold().split())

@@ -104,11 +104,11 @@ class Folder:
         return self
 
     def exists(self, name: str = "") -> bool:
-        """Whether there is a file or folder of that name; without a name, whether this folder is there."""
+        """Whether a file or folder of that name, or without a name this folder, exists."""
         return bool(self._info(name).type != pa.fs.FileType.NotFound)
 
     def files(self, suffix: str = "", *, recursive: bool = False) -> list[str]:
-        """Names of the files below, relative to this folder, sorted; empty if there is no such folder."""
+        """Sorted names of files below, relative to this folder; empty if it is missing."""
         selector = pa.fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
         found = [info for info in self.filesystem.get_file_info(selector) if info.type == pa.fs.FileType.File]
         names = (info.path[len(self.path.rstrip("/")) + 1 :] for info in found)
@@ -147,7 +147,7 @@ class Folder:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[str]:
-        """A temporary path to write to; it takes its real name when the block ends without an error.
+        """A temporary path to write; gets its real name when the block ends without error.
 
         Raises:
             StorageError: The file cannot be written.
@@ -254,7 +254,7 @@ class Folder:
 
     @contextlib.contextmanager
     def local_copy(self) -> Iterator[Path]:
-        """This folder as a local path, downloaded for the length of the block if it is remote."""
+        """This folder as a local path, downloaded for the block if it is remote."""
         if self.is_local:
             yield Path(self.path)
             return
@@ -348,7 +348,7 @@ def read_table(folder: Folder, name: str, columns: Sequence[str] | None = None) 
 
 
 def read_records(folder: Folder, record_type: type[Record]) -> Iterator[Record]:
-    """Read back what :func:`write_records` wrote, in the same order; nothing if there is no such folder.
+    """Read what :func:`write_records` wrote, in its order; nothing if there is no folder.
 
     Raises:
         DataError: A file's columns are not the record's; names the file and both schemas.

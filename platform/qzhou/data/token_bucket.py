@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class TokenBucket:
-    """At most ``per_minute`` units a minute: full at first, refilled evenly, below zero after an overdraft.
+    """At most ``per_minute`` units: full at first, refilled evenly, negative if overdrawn.
 
     Attributes:
         per_minute: Units that are added in a minute.

@@ -1,4 +1,4 @@
-"""Text to unit vectors: one encoder for mining, evaluation, serving and the model under training.
+"""Text to unit vectors: one encoder for mining, evaluation, serving and training.
 
 The names below load torch and transformers, which takes seconds, so each is imported when
 it is first used.

@@ -114,7 +114,7 @@ class Packed:
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether packing is faster than padding: FlashAttention is installed and computes in this type."""
+    """Whether packing is faster: FlashAttention is installed and computes in this type."""
     fits = device.type == "cuda" and dtype in {torch.float16, torch.bfloat16}
     return fits and importlib.util.find_spec("flash_attn") is not None
 
@@ -127,7 +127,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Attention inside each text: [1, L, heads, width]; registered with transformers, which calls it.
+    """Attention inside each text [1, L, heads, width]; registered for transformers to call.
 
     Args:
         module: Not used.
@@ -135,7 +135,7 @@ def packed_attention(
         key: The same, perhaps of fewer heads.
         value: As ``key``.
         attention_mask: Not used: the ends of the texts replace it.
-        settings: ``ends`` and ``longest`` of :class:`Packed`, ``is_causal`` and ``scaling``.
+        settings: ``ends`` and ``longest`` of :class:`Packed`, ``is_causal``, ``scaling``.
     """
     del module, attention_mask
     ends, longest, is_causal = settings["ends"], settings["longest"], settings["is_causal"]
@@ -162,7 +162,7 @@ def float32_attention(
     attention_mask: Tensor | None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """The output of ``sdpa``, computed in float32; registered with transformers, which calls it.
+    """The output of ``sdpa``, computed in float32; registered for transformers to call.
 
     On CPUs its kernels in 16 bits round differently with and without a mask, so that a text
     alone and the same text beside a longer one differ by 1e-4 in cosine; in float32 by

@@ -74,12 +74,12 @@ def load_backbone(
     Args:
         spec: A local folder, a hub id, or ``package:<import name>/<folder>``.
         pooling: ``None`` takes what a sentence-transformers folder declares, else ``mean``.
-        attention: ``bidirectional`` sets ``config.is_causal = False``, which transformers (5.2 and later)
+        attention: ``bidirectional``: ``config.is_causal = False``, which transformers 5.2+
             honours for decoders; ``None`` keeps what the folder declares.
         dtype: Type of the weights.
 
     Raises:
-        ModelError: There is no such model, or it cannot be loaded; says what was looked for.
+        ModelError: There is no such model, or it cannot be loaded; says what was sought.
     """
     place = resolve(spec)
     transformers_logging.disable_progress_bar()
@@ -116,7 +116,7 @@ class ModelMetadata:
         config: Of its backbone.
         is_normalised: Whether its vectors have unit length in sentence-transformers.
         prompts: Name -> prefix.
-        max_tokens: Where sentence-transformers truncates, if that is not left to the tokenizer.
+        max_tokens: Where sentence-transformers truncates, if not left to the tokenizer.
     """
 
     config: Any
@@ -152,7 +152,7 @@ def read_metadata(spec: str) -> ModelMetadata:
 
 
 def meta_model(config: Any) -> Any:
-    """A backbone of a config's shape that has no memory for weights: names, shapes, and how it attends."""
+    """A config's backbone without memory for weights: names, shapes, and how it attends."""
     with torch.device("meta"):
         return AutoModel.from_config(config)
 
@@ -201,7 +201,7 @@ def choose_device(device: str | None = None) -> torch.device:
 
 
 def _positions(model: Any) -> int:
-    """Tokens for which the model has learned positions; positions that are computed have no end."""
+    """Tokens for which the model learned positions; computed positions have no end."""
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     if not isinstance(table, nn.Embedding):
         return sys.maxsize
@@ -209,7 +209,7 @@ def _positions(model: Any) -> int:
 
 
 def _declared_pooling(spec: str, place: str) -> Pooling | None:
-    """The pooling that a sentence-transformers model declares, in its old or its new spelling.
+    """The pooling that a sentence-transformers model declares, in its old or new spelling.
 
     Raises:
         ModelError: It is one that this encoder does not know.
@@ -230,7 +230,7 @@ def _declared_pooling(spec: str, place: str) -> Pooling | None:
 
 
 def _refuse_other_modules(spec: str, place: str) -> None:
-    """A sentence-transformers model may have more parts than a backbone, pooling and normalisation."""
+    """A sentence-transformers model may have more than backbone, pooling, normalisation."""
     other = [one for one in _modules(place) if one not in {"Transformer", "Pooling", "Normalize"}]
     if other:
         raise ModelError(
@@ -255,7 +255,7 @@ def _refuse_random_weights(spec: str, loaded: Mapping[str, Any]) -> None:
 
 
 def _declared(place: str, name: str) -> dict[str, Any]:
-    """A JSON object beside the weights, in a folder or on the hub; empty if there is none."""
+    """A JSON object beside the weights, in a folder or on the hub; empty without one."""
     file = _file(place, name)
     return dict(json.loads(file.read_text("utf-8"))) if file else {}
 

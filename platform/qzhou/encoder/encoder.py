@@ -93,7 +93,7 @@ class Encoder:
         return vectors_ND
 
     def _tokens_ahead(self, texts: Sequence[str], max_tokens: int) -> Iterator[list[list[int]]]:
-        """Token ids of some texts at a time; the next ones become tokens while these become vectors."""
+        """Some texts' token ids at a time; the next are made while these become vectors."""
         starts = range(0, len(texts), self.tokenized_at_once)
         parts = [texts[start : start + self.tokenized_at_once] for start in starts]
         if len(parts) < 2:
@@ -108,7 +108,7 @@ class Encoder:
                 yield ids
 
     def vectors(self, ids: list[list[int]]) -> Vectors:
-        """Unit vectors [N, D] of N texts' tokens in one pass, in halves where memory runs out.
+        """Unit vectors [N, D] of N texts' tokens in one pass, halved where memory runs out.
 
         Args:
             ids: Special tokens included, as :meth:`tokenize` gives them; at least one text.
@@ -205,7 +205,7 @@ def load_encoder(
     device: str | None = None,
     compiled: bool = False,
 ) -> Encoder:
-    """An encoder from a folder, a hub id or a package (see :func:`qzhou.encoder.backbone.load_backbone`).
+    """An encoder by folder, hub id, package (:func:`qzhou.encoder.backbone.load_backbone`).
 
     Args:
         spec: Names the model.
@@ -247,7 +247,7 @@ def encoder_of(
 
 
 def _take_arithmetic(model: EmbeddingModel, library: str, dtype: str) -> str:
-    """The name of the arithmetic that a model on this CPU takes, which is the wanted one where it can."""
+    """Name of the arithmetic that a model on this CPU takes: the wanted one if it can."""
     if library == "onednn" and dtype != "float32":
         library = "torch"
     elif library == "onednn" and not multiply_with_onednn(model):
@@ -268,7 +268,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
-    """Token ids of each text, special tokens included, truncated at ``max_tokens``; at least one a text.
+    """Each text's token ids, special ones too, up to ``max_tokens``; at least one a text.
 
     An empty text, and one without a token, is encoded as
     :data:`qzhou.data.prompts.EMPTY_TEXT`, because nothing has no mean. A model whose

@@ -1,4 +1,4 @@
-"""Writing a model as a sentence-transformers folder, which other tools load with no code of ours."""
+"""Writing a model as a sentence-transformers folder, which others load without our code."""
 
 import json
 import tempfile
@@ -18,7 +18,7 @@ PARITY_TEXTS = ("Null", "one line", "a longer text that says several things, one
 def save_sentence_transformer(
     model: EmbeddingModel, tokenizer: Any, folder: Path, *, max_tokens: int, prompts: Mapping[str, str]
 ) -> None:
-    """Write weights, tokenizer, pooling, normalisation, prompts and similarity to ``folder``.
+    """Write weights, tokenizer, pooling, normalisation, prompts, similarity to ``folder``.
 
     ``config.is_causal`` is saved with the backbone, so that a bidirectional decoder stays
     one.
@@ -81,7 +81,7 @@ def checked_parity(folder: Path, *, name: str, max_tokens: int) -> float:
 
 
 def _add_older_pooling_keys(file: Path, model: EmbeddingModel) -> None:
-    """Servers that read sentence-transformers folders themselves still look for one boolean per mode."""
+    """Servers that parse sentence-transformers folders still seek a boolean per mode."""
     config = json.loads(file.read_text("utf-8"))
     config["word_embedding_dimension"] = config["embedding_dimension"]
     config |= {key: pooling == model.pooling for key, pooling in POOLING_BY_OLD_KEY.items()}

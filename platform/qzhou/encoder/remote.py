@@ -1,4 +1,4 @@
-"""A model behind an URL: any OpenAI-compatible ``/v1/embeddings``, used like an encoder on this machine."""
+"""A model behind a URL: any OpenAI-compatible ``/v1/embeddings``, used like a local one."""
 
 import hashlib
 import json

@@ -44,7 +44,7 @@ def load_text_encoder(spec: str, model: ModelSection, *, api_key_env: str) -> Te
     """A teacher of its own, or the backbone that a recipe trains.
 
     Args:
-        spec: Named like a backbone, or an URL, ``https://host/v1#model``; an empty string is the backbone.
+        spec: Named as a backbone, or a URL ``https://host/v1#model``; empty: the backbone.
         model: Of the recipe.
         api_key_env: Variable of the environment with the key of an URL.
 

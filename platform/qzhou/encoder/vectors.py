@@ -34,7 +34,7 @@ class VectorStore:
         folder: For all encoders.
         encoder: Encodes what is not there yet.
         rows: Texts of a file.
-        check: Called with texts and their vectors before these are written; may refuse them by an error.
+        check: Called with texts and vectors before they are written; refuses by an error.
     """
 
     def __init__(

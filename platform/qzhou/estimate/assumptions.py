@@ -1,4 +1,4 @@
-"""What a plan assumes: ``assumptions.toml``, and the values of the command line in its place."""
+"""What a plan assumes: ``assumptions.toml``, and the command line's values in its place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Assumption:
 
 
 class Assumptions:
-    """Values by name. It remembers which were read, so that a plan lists those it rests on."""
+    """Values by name. It remembers which were read: those that a plan rests on."""
 
     def __init__(self, given: Mapping[str, float] | None = None) -> None:
         """Read the table, and replace the ``given`` values, those of the command line.

@@ -45,7 +45,7 @@ class MachineGroup:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClusterSpec:
-    """``cpu`` transforms and synthesizes, ``gpu`` does the rest; without GPUs both are this machine."""
+    """``cpu`` transforms and synthesizes, ``gpu`` does the rest; both local if no GPUs."""
 
     cpu: MachineGroup
     gpu: MachineGroup
@@ -67,7 +67,7 @@ def cluster_spec(recipe: Recipe, options: PlanOptions) -> ClusterSpec:
     """The machines that a recipe and the command line ask for.
 
     Raises:
-        RecipeError: A GPU or a cloud is not known, or an option has no meaning without GPUs.
+        RecipeError: A GPU or cloud is not known, or an option has no meaning without GPUs.
     """
     name = options.gpu or recipe_gpu(recipe)
     if not name:
@@ -88,7 +88,7 @@ def cluster_spec(recipe: Recipe, options: PlanOptions) -> ClusterSpec:
 
 
 def _cpu_group(options: PlanOptions, gpu_group: MachineGroup) -> MachineGroup:
-    """Machines for work on CPUs; those with GPUs, where the cloud has no others in the table."""
+    """Machines for work on CPUs; those with GPUs, where the cloud has no others listed."""
     try:
         machine = machine_of(options.cloud or DEFAULT_CLOUD)
     except RecipeError:

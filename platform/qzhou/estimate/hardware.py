@@ -72,7 +72,7 @@ def gpu_named(name: str) -> Gpu:
 
 
 def machine_of(cloud: str, *, gpu: str = "") -> Machine:
-    """The machine of a cloud that has a GPU of this name; with no name, the machine without GPUs.
+    """A cloud's machine with a GPU of this name; with no name, the machine without GPUs.
 
     Raises:
         RecipeError: The cloud is not known, or has no such machine in the table.

@@ -36,7 +36,7 @@ class RunTexts:
 
 
 def texts_of(recipe: Recipe, options: PlanOptions) -> RunTexts:
-    """The texts that training encodes, by dataset; the mean lengths of the options replace all others.
+    """The texts that training encodes, by dataset; the options' mean lengths override them.
 
     They are sampled from the output of mining, else from that of the transform, if the run
     lies in a folder of this machine. Remote storage is left out: it may take a minute to
@@ -64,7 +64,7 @@ def texts_of(recipe: Recipe, options: PlanOptions) -> RunTexts:
 def lengths_for(
     recipe: Recipe, known: Sequence[DatasetTexts], others: Sequence[DatasetTexts] = ()
 ) -> dict[str, DatasetTexts]:
-    """Dataset of a recipe -> its texts among the known ones, else those of a dataset of the same task.
+    """Dataset of a recipe -> its known texts, else those of a dataset of the same task.
 
     ``others`` stand in where no known dataset has the task.
     """
@@ -92,7 +92,7 @@ def _sentence(recipe: Recipe, query_tokens: float | None, document_tokens: float
 def _replaced(
     recipe: Recipe, texts: DatasetTexts, query_tokens: float | None, document_tokens: float | None
 ) -> DatasetTexts:
-    """The texts with other lengths. Texts of pairs are mostly sentences, so they are as long as queries."""
+    """Texts of other lengths; those of pairs, mostly sentences, are as long as queries."""
     model, query, document = recipe.model, texts.query, texts.document
     if query_tokens is not None:
         query = EncodedTexts.one(min(query_tokens, model.max_query_tokens))
@@ -103,7 +103,7 @@ def _replaced(
 
 
 def _sampled(recipe: Recipe) -> RunTexts | None:
-    """The run's own examples, with negatives if mining has finished; None where it has none."""
+    """The run's own examples, with negatives once mining has finished; None without any."""
     if "://" in recipe.run.storage:
         return None
     run = Run.at(recipe).folder

@@ -19,7 +19,7 @@ def llm_tokens(
 
 
 def llm_price(settings: SynthesisSection, prompt: float, answer: float, assumed: Assumptions) -> float:
-    """US dollars at the prices of the recipe; at those of the table for a model without prices."""
+    """US dollars at the recipe's prices; at the table's for a model without prices."""
     if settings.is_builtin:
         return 0.0
     usd = weights = 0.0
@@ -33,7 +33,7 @@ def llm_price(settings: SynthesisSection, prompt: float, answer: float, assumed:
 
 
 def seconds_per_request(settings: SynthesisSection, tokens: float, assumed: Assumptions) -> float:
-    """The slowest of latency, requests per minute and tokens per minute, for requests of so many tokens."""
+    """The slowest of latency, requests and tokens per minute, for requests of this size."""
     if settings.is_builtin:
         return 1 / assumed["builtin_requests_per_s"]
     slowest = assumed["llm_latency_s"] / (settings.concurrency * assumed["llm_efficiency"])

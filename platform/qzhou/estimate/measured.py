@@ -1,4 +1,4 @@
-"""A finished run as a plan uses it: its rows, the tokens of its LLM, and a scale factor per stage.
+"""A finished run as a plan uses it: rows, its LLM's tokens, and a scale factor per stage.
 
 A factor is the measured time of a stage divided by what the table of assumptions predicts
 for that run. A larger run is predicted by the table times the factor, so the best run to
@@ -83,11 +83,11 @@ class MeasuredRun:
         return StageEstimator(self.recipe, rows, lengths, assumed, cluster, self.llm_tokens(rows))
 
     def scale(self, stages: Sequence[Workload], plan: StageEstimator, own: StageEstimator) -> list[Workload]:
-        """The stages of a plan; their seconds are scaled where the run tells something of their machines.
+        """A plan's stages; seconds are scaled if the run tells something of their machines.
 
-        - On machines like the run's, and on others of the same kind: by the factor of the stage. The
+        - On machines like the run's, or others of the same kind: by the stage's factor. The
           table accounts for more CPUs, and for the peaks of GPUs.
-        - A run on CPUs tells nothing of GPUs, and built-in rules tell nothing of an LLM: by the table.
+        - A run on CPUs tells nothing of GPUs, nor built-in rules of an LLM: by the table.
         """
         same_llm = plan.recipe.synthesis.is_builtin == own.recipe.synthesis.is_builtin
         same_kind = plan.cluster.rented == own.cluster.rented

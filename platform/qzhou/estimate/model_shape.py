@@ -1,4 +1,4 @@
-"""The size of a transformer, from its config.json alone: no weights, no torch, no network."""
+"""The size of a transformer, from its config.json alone: no weights, torch or network."""
 
 import json
 import tomllib
@@ -156,7 +156,7 @@ def shape_from_config(config: Mapping[str, Any], spec: str) -> ModelShape:
 
 
 def model_file(place: str, name: str) -> Path | None:
-    """A file of a model's folder, or of a hub model that was downloaded before; None if there is none."""
+    """A file of a model's folder, or of a downloaded hub model; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     if Path(place).is_dir():

@@ -26,14 +26,14 @@ class PlanOptions:
     """What the command line asks for; None or empty is not given.
 
     Attributes:
-        stage: ``training`` or ``synthesis`` for the details of one stage; empty for the plan of all.
+        stage: ``training`` or ``synthesis`` for its details; empty for the plan of all.
         json: Whether to print JSON in base units.
         measured: Folder of a finished run, or of one that has finished some stages.
         rows: Raw rows of all datasets together.
         examples: Examples that are trained on, after synthesis.
         synthetic: Requests to an LLM, instead of those that the recipe asks for.
         gpu: Name of a GPU; empty: the GPU of the recipe, or none.
-        cpus: CPUs for transform and synthesis; without GPUs, of the one machine that does everything.
+        cpus: CPUs for transform and synthesis; without GPUs, of the one machine for all.
         cloud: The cloud whose machines are rented.
         gpu_price: US dollars per hour and GPU, instead of the list price.
         cpu_price: US dollars per hour and CPU, instead of the list price.

@@ -26,7 +26,7 @@ class Plan:
     Attributes:
         stages: The start of the cluster, and the stages of the pipeline.
         serving: A million tokens, and a million requests, under load; in no sum.
-        storage_gb: Kept when the run is done; ``storage_usd`` is the price of a month, and in no sum.
+        storage_gb: Kept after the run; ``storage_usd`` is the price of a month, in no sum.
         lengths: How the lengths of texts are known.
         notes: Sentences on what else changes the plan.
     """

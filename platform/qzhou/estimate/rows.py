@@ -50,7 +50,7 @@ class TransformedRows:
 def rows_of(
     recipe: Recipe, options: PlanOptions, assumed: Assumptions, measured: Mapping[str, TransformedRows] = {}
 ) -> list[DatasetRows]:
-    """The rows of every dataset of a recipe, in the proportions of a finished run if one was measured.
+    """The rows of a recipe's datasets, in a finished run's proportions if one was measured.
 
     Raises:
         RecipeError: The raw rows of a dataset are not known, or ``--examples`` asks for more than there can be.
@@ -80,7 +80,7 @@ def _transformed(
 
 
 def _by_max_rows(dataset: Dataset, options: PlanOptions, assumed: Assumptions) -> TransformedRows | None:
-    """The rows that ``max_rows`` of a dataset needs; None where it is not set, or ``--rows`` is given."""
+    """Rows that a dataset's ``max_rows`` needs; None if unset, or ``--rows`` is given."""
     if dataset.max_rows is None or options.rows is not None:
         return None
     return TransformedRows(
@@ -143,7 +143,7 @@ def requests_of(settings: SynthesisSection, name: str, task: Task, rows: float) 
 
 
 def _shared(total: int, requests: Sequence[Mapping[str, float]], kept: Sequence[float]) -> list[dict[str, float]]:
-    """So many requests in all, in the proportions of the recipe; else paraphrases of every dataset."""
+    """So many requests, in the recipe's proportions; else paraphrases of every dataset."""
     by_recipe = sum(sum(one.values()) for one in requests)
     if by_recipe:
         growth = total / by_recipe

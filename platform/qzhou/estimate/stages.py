@@ -1,4 +1,4 @@
-"""What each stage of a run has to do, and how long its machines take by the table of assumptions.
+"""What each stage of a run has to do, and how long it takes by the table of assumptions.
 
     stage                    its work                                       grows with
     transform                raw rows                                       their bytes
@@ -49,7 +49,7 @@ class StageEstimator:
     Attributes:
         rows: Rows of every dataset.
         texts: Dataset -> its texts; only their lengths count.
-        llm_tokens: Tokens of prompts and of answers per request, as a finished run has counted them.
+        llm_tokens: Prompt and answer tokens per request, as counted in a finished run.
         notes: Sizes that are taken for others.
 
     Raises:
@@ -100,7 +100,7 @@ class StageEstimator:
         return sum(one.requests for one in self.rows)
 
     def _with_storage(self, one: Workload) -> Workload:
-        """On rented machines all bytes pass through an object store; a stage without work moves none."""
+        """On rented machines bytes pass through an object store; without work, none do."""
         if not one.start_s:
             return one
         bytes_per_s = one.machines.count * self.assumed["storage_bytes_per_s"]
@@ -122,7 +122,7 @@ class StageEstimator:
         )
 
     def _synthesis(self) -> Workload:
-        """One machine waits for the answers; a teacher scores them on the machines with GPUs."""
+        """One machine waits for the answers; a teacher scores them on those with GPUs."""
         settings, requests = self.recipe.synthesis, self.requests
         written = self._parquet_bytes(lambda one: one.trained)
         prompt = answer = flops = start_s = work_s = scoring_s = llm_usd = 0.0
@@ -295,7 +295,7 @@ class StageEstimator:
         return self.method.shape.parameters * (4.0 if self.recipe.model.saved_dtype == "float32" else 2.0)
 
     def _example(self, rows: DatasetRows) -> EncodedTexts:
-        """The texts of one example, without negatives; none where no text of the dataset is known."""
+        """One example's texts, no negatives; none if no text of its dataset is known."""
         own = self.texts.get(rows.name)
         return EncodedTexts() if own is None else own.bare_example
 

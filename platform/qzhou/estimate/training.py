@@ -38,7 +38,7 @@ ACTIVATION_TOKENS = 32_768
 
 @dataclass(frozen=True, slots=True)
 class EncodedTexts:
-    """A number of texts, their tokens, and the sum of their squared lengths, which attention costs.
+    """A number of texts, tokens, and the sum of squared lengths, which attention costs.
 
     Lengths are in tokens, prompts included, after truncation.
     """
@@ -123,7 +123,7 @@ class TrainingMethod:
     Attributes:
         teacher: Model that encodes the same texts, for distillation.
         frozen: Whether the weights get no gradients (LoRA).
-        activation_tokens: Tokens whose activations a GPU holds; all others are encoded twice.
+        activation_tokens: Tokens whose activations a GPU holds; others are encoded twice.
     """
 
     shape: ModelShape
@@ -137,7 +137,7 @@ class TrainingMethod:
         """The method of a recipe.
 
         Raises:
-            ModelError: The size of the backbone, or of the teacher of distillation, is not known.
+            ModelError: The size of the backbone, or of distillation's teacher, is unknown.
         """
         training, teacher = recipe.training, recipe.training.distillation.teacher
         by_default = training.activation_tokens or ACTIVATION_TOKENS
@@ -206,7 +206,7 @@ def expected_steps(
     Where rows are not known, all datasets of a kind count as equally large.
 
     Raises:
-        DataError: The stage draws from retrieval or from other datasets, and there are none.
+        DataError: The stage draws from retrieval or other datasets, and there are none.
     """
     share = round(stage.retrieval_share * SHARE_UNIT)
     retrieval = stage.steps * share // SHARE_UNIT  # the batch plan keeps to the share exactly

@@ -25,7 +25,7 @@ NOT_COUNTED = (
 
 
 def training_details(recipe: Recipe, options: PlanOptions) -> RenderableType:
-    """Tokens and operations of both training stages, and their time and memory on some numbers of GPUs.
+    """Tokens and operations of both stages, their time and memory on some numbers of GPUs.
 
     Raises:
         ModelError: The size of the backbone is not known.

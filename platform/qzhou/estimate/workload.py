@@ -26,7 +26,7 @@ class Workload:
         storage_s: Seconds in which the bytes pass, at the same time as the work.
         llm_usd: Price of the tokens of an LLM.
         scoring_usd: Price of the machines that score what an LLM wrote.
-        basis: What the seconds rest on: a measured run on such machines, on others, or the table.
+        basis: What the seconds rest on: a run on such machines, on others, or the table.
         factor: Measured seconds of the stage / seconds of the table, for the measured run.
     """
 

@@ -1,1 +1,1 @@
-"""Held-out examples become mteb tasks; mteb judges; the comparison and the report say what was measured."""
+"""Held-out examples become mteb tasks; mteb judges; comparison and report show results."""

@@ -26,7 +26,7 @@ class Row:
 
     Attributes:
         n: How many queries, pairs or test texts the score is a mean over.
-        low: Lower limit of the 95 % interval; the score itself where the single examples are not known.
+        low: Lower limit of the 95 % interval; the score where single examples are unknown.
         high: Upper limit, likewise.
         seen: Whether training had data of the same source.
         seconds: How long scoring took.
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """By how much a model leads another on a task, with the 95 % interval of a paired bootstrap."""
+    """A model's lead over another on a task, with a paired bootstrap's 95 % interval."""
 
     task: str
     model: str
@@ -83,7 +83,7 @@ def models_of(rows: Sequence[Row]) -> list[str]:
 
 
 def benchmark_means(rows: Sequence[Row], tasks: Sequence[EvalTask]) -> list[dict[str, Any]]:
-    """For each benchmark that the recipe names, the means of our models beside published ones, in percent.
+    """For each benchmark of the recipe, our models' means beside published ones in percent.
 
     ``judged`` is the number of its tasks that have scores. A model has a mean where it has
     a score on every task, because a mean over some of them is another number. Published
@@ -127,7 +127,7 @@ def _means(rows: Sequence[Row], model: str, types: Sequence[str], type_of: Mappi
 
 
 def published_scores(rows: Sequence[Row], tasks: Sequence[EvalTask]) -> list[dict[str, Any]]:
-    """For each of mteb's own tasks the score of stage 2 beside published ones, in percent."""
+    """For each of mteb's own tasks, stage 2's score beside published ones, in percent."""
     known: dict[str, dict[str, float]] = {}
     for board in tomllib.loads(PUBLISHED.read_text("utf-8")).values():
         for model, scores in board["scores"].items():

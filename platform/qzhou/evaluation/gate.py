@@ -22,7 +22,7 @@ class Gate:
 
     Attributes:
         thresholds: Task -> the least score.
-        no_worse_than: Another run's folder, or its name where it lies beside this run; empty for none.
+        no_worse_than: Another run's folder, or its name if beside this run; empty for none.
     """
 
     thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Gate:
             seed: Seed of the bootstrap.
 
         Raises:
-            RecipeError: A threshold names a task that has no score, or the other run is this one.
+            RecipeError: A threshold's task has no score, or the other run is this one.
             DataError: There is no such run, or it was scored on other data.
             RegressionError: A score is below its threshold, or significantly below that of the other run.
         """

@@ -29,12 +29,12 @@ def mean(values: Sequence[float]) -> Interval:
 
 
 def mean_decrease(before: Sequence[float], after: Sequence[float], comparisons: int = 1) -> Interval:
-    """By how much a mean fell, from at least two values to at least two others (Welch's test).
+    """By how much a mean fell between two sets of at least two values (Welch's test).
 
     Args:
         before: The first values.
         after: The later values.
-        comparisons: How many such comparisons are made; their limits hold together (Bonferroni).
+        comparisons: How many are made in all; their limits hold together (Bonferroni).
     """
     confidence = 1 - (1 - CONFIDENCE) / comparisons
     value = fmean(before) - fmean(after)
@@ -56,14 +56,14 @@ def share(count: int, total: int) -> Interval:
 
 
 def widened(found: Interval, comparisons: int) -> Interval:
-    """An interval for one of several comparisons, whose intervals then hold together (Bonferroni)."""
+    """An interval for one of several comparisons, which then hold together (Bonferroni)."""
     factor = NormalDist().inv_cdf(1 - (1 - TAIL) / comparisons) / Z
     low, high = (found.value + factor * (limit - found.value) for limit in (found.low, found.high))
     return Interval(found.value, low, high)
 
 
 def mean_of(found: Sequence[Interval]) -> Interval:
-    """The mean of values that are independent of each other, as those of different tasks are."""
+    """The mean of values independent of each other, as those of different tasks are."""
     value = fmean(one.value for one in found)
     below = math.sqrt(sum((one.low - one.value) ** 2 for one in found)) / len(found)
     above = math.sqrt(sum((one.high - one.value) ** 2 for one in found)) / len(found)

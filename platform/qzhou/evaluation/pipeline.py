@@ -1,4 +1,4 @@
-"""The evaluation of a run: the stage, the tables that it prints, the report, and the gate at the end."""
+"""A run's evaluation: the stage, its printed tables, the report, the gate at the end."""
 
 from dataclasses import astuple
 
@@ -30,7 +30,7 @@ PERSISTENT = ("scores", "results", "vectors")
 def evaluate(
     recipe: Recipe, gate: Gate | None = None, *, make_evaluator: MakeEvaluator = make_evaluator
 ) -> Manifest:
-    """Score BM25, the backbone, both stages and further models; returns the manifest of the stage.
+    """Score BM25, backbone, both stages and further models; returns the stage's manifest.
 
     Writes the comparison, the diagnosis and the report, and prints them.
 

@@ -1,4 +1,4 @@
-"""The work of the evaluation stage: score every model on every task, compare the models, diagnose the run."""
+"""The evaluation stage's work: score each model on each task, compare, diagnose the run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -110,7 +110,7 @@ def _rows(models: Sequence[ModelSpec], tasks: Sequence[EvalTask], scores: Scores
 
 
 def _differences(rows: Sequence[Row], scores: Scores, seed: int) -> Iterator[Difference]:
-    """Between any two models, the later one first: stage 2, stage 1, further models, the backbone, BM25."""
+    """Between any two, the later first: stage 2, stage 1, other models, backbone, BM25."""
     models = models_of(rows)
     further = [one for one in models if one not in (STAGE2, STAGE1, BACKBONE, BM25)]
     order = [one for one in (STAGE2, STAGE1, *further, BACKBONE, BM25) if one in models]

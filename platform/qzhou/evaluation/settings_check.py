@@ -25,7 +25,7 @@ def refuse_changed_settings(recipe: Recipe) -> None:
     """Refuse to score models under settings that did not make them, because the report would show wrong settings.
 
     Raises:
-        RecipeError: A setting of a stage has changed; names it, both values and the way out.
+        RecipeError: A stage's setting has changed; names it, both values and the way out.
     """
     run, now = Run.at(recipe), json.loads(recipe.model_dump_json())
     for stage, sections in SECTIONS.items():

@@ -1,1 +1,1 @@
-"""Experiments: one recipe with some settings changed, trained with several seeds, and compared."""
+"""Experiments: a recipe with some settings changed, trained by several seeds, compared."""

@@ -125,7 +125,7 @@ def _run_trials(grid: TrialGrid, folder: Folder) -> dict[str, QzhouError]:
 
 
 class _Place:
-    """Where the command was given: trials find there what its relative paths and its variables mean."""
+    """Where the command was given: what its relative paths and variables mean to trials."""
 
     def __init__(self) -> None:
         self.node = ray.get_runtime_context().get_node_id()
@@ -151,7 +151,7 @@ def _trial(config: Mapping[str, Any], *, recipes: Mapping[str, Recipe], started_
 
 
 def _whole_run(recipe: Recipe, started_in: _Place) -> str:
-    """All stages of a trial that its scores need; what was raised for people comes back as text."""
+    """A trial's stages that its scores need; errors meant for people come back as text."""
     started_in.enter()
     name = recipe.run.name
     log_event(f"experiment: {name}: started", "trial_started", trial=name)

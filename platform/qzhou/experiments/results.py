@@ -1,4 +1,4 @@
-"""What came out of an experiment: scores by variant and seed, differences to the baseline, a table."""
+"""An experiment's outcome: scores by variant and seed, differences to baseline, a table."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def compared(experiment: Experiment, outcomes: Sequence[Outcome]) -> list[Compar
 def as_json(
     experiment: Experiment, comparisons: Sequence[Comparison], outcomes: Sequence[Outcome]
 ) -> dict[str, Any]:
-    """What ``results.json`` holds: the comparisons, and the score of every trial on every task."""
+    """Content of ``results.json``: the comparisons, every trial's score on every task."""
     return {
         "experiment": experiment.model_dump(mode="json"),
         "comparisons": [asdict(one) for one in comparisons],
@@ -175,7 +175,7 @@ def _by_items(own: Sequence[Outcome], base: Sequence[Outcome], score: Score) -> 
 
 
 def _limits(found: Spread | Interval | None, sign: str) -> str:
-    """Both limits; marked where they leave out zero, if it is a difference that they are of."""
+    """Both limits; marked where they leave out zero, if they are of a difference."""
     if found is None or found.low is None or found.high is None:
         return "-"
     mark = "*" if sign and (found.low > 0 or found.high < 0) else ""

@@ -162,7 +162,7 @@ def _source(name: str, stack: ExitStack) -> Source:
 
 
 def _address(name: str) -> str:
-    """The model folder, URI or hub id of a name; for a run, the last model that it finished.
+    """A name's model folder, URI or hub id; for a run, the last model that it finished.
 
     Raises:
         ModelError: There is none.
@@ -183,7 +183,7 @@ def _address(name: str) -> str:
 
 
 def _refuse_another_kind(one: Source, other: Source) -> None:
-    """Refuse models whose weights mean something else, or whose vectors are made in another way."""
+    """Refuse models whose weights mean something else, or that make vectors otherwise."""
     for what, mine, theirs in _traits(one, other):
         if mine is not None and theirs is not None and mine != theirs:
             raise ModelError(
@@ -253,7 +253,7 @@ def _states(sources: Sequence[Source]) -> Iterator[tuple[str, State]]:
 
 
 def _save(sources: Sequence[Source], state: State, folder: Path, prompts: dict[str, str]) -> int:
-    """The most tokens of a text that every source reads, after writing a sentence-transformers folder.
+    """The most tokens that all sources read, after writing a sentence-transformers folder.
 
     The weights are written in the widest type of the sources.
     """

@@ -71,7 +71,7 @@ def shares_of(weights: Sequence[float], *, method: Method) -> list[float]:
     """The weights divided by their sum.
 
     Raises:
-        RecipeError: One is negative or no number, all are zero, or slerp is asked of other than two.
+        RecipeError: One is negative or no number, all are zero, or slerp has not two.
     """
     shown = ", ".join(f"{weight:g}" for weight in weights)
     if not all(0 <= weight < math.inf for weight in weights):
@@ -90,7 +90,7 @@ def shares_of(weights: Sequence[float], *, method: Method) -> list[float]:
 def slerp(one: Tensor, other: Tensor, t: float) -> Tensor:
     """Spherical linear interpolation of two tensors of one shape, seen as vectors (Shoemake, SIGGRAPH 1985).
 
-        sin((1 - t) a) / sin(a) * one + sin(t a) / sin(a) * other,   a the angle between them
+        sin((1 - t) a) / sin(a) * one + sin(t a) / sin(a) * other,   a their angle
 
     Between unit vectors the result is a unit vector; that of a straight line would be
     shorter. Without an angle (a tensor of zeros, parallel or opposite tensors) it is the
@@ -139,7 +139,7 @@ def _coefficients(one: Tensor, other: Tensor, t: float) -> tuple[float, float]:
 
 
 def _blocks(one: Tensor, other: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Corresponding parts of two tensors of one shape; those of ``one`` share its memory."""
+    """Corresponding parts of two equal-shape tensors; those of ``one`` share its memory."""
     return zip(torch.split(one.view(-1), BLOCK), torch.split(other.reshape(-1), BLOCK), strict=True)
 
 

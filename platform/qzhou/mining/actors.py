@@ -1,4 +1,4 @@
-"""The actors of mining: they encode chunks of texts, search a shard, score pairs. No ray in here.
+"""The actors of mining: they encode texts, search a shard, score pairs. No ray in here.
 
 Only actors that need torch import it, when they need it: a search actor starts in a
 fraction of the time.
@@ -97,7 +97,7 @@ class EncodeActor:
 
 
 class SearchActor:
-    """A shard of a corpus, opened by the first call: an error of the recipe then comes back as itself."""
+    """A shard of a corpus, opened by the first call: a recipe's error then stays itself."""
 
     def __init__(
         self, folder: Folder, files: Sequence[VectorFile], index: str, parameters: str, copies: Ints
@@ -126,7 +126,7 @@ class RerankActor:
     """A cross-encoder that reads query and document together.
 
     Args:
-        spec: Named like a backbone: a folder, a hub id, or ``package:<import name>/<folder>``.
+        spec: Named like a backbone: a folder, hub id or ``package:<import name>/<folder>``.
         max_tokens: Pairs are truncated here.
     """
 

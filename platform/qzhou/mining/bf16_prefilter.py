@@ -46,7 +46,7 @@ def bf16_prefilter(
     Args:
         query_ND: Unit rows.
         blocks: Rows of some documents, and their unit vectors.
-        count: Candidates; fewer come back where there are fewer documents, and then none is missing.
+        count: Candidates; fewer where there are fewer documents, and none is missing.
         queries_at_once: Their products with a block of documents are in memory together.
     """
     query, error_N = _rounded(query_ND)

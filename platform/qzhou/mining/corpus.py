@@ -20,7 +20,7 @@ EXAMPLES_AT_ONCE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Texts of one Parquet file that are encoded together, from row ``start`` to the one before ``stop``."""
+    """Texts of a Parquet file that are encoded together, rows ``start`` to ``stop`` - 1."""
 
     folder: Folder
     file: str
@@ -120,7 +120,7 @@ class Corpus:
             yield list(islice(examples, count))
 
     def places(self, rows: Ints) -> list[tuple[Folder, str, Ints, Ints]]:
-        """Where some documents stand: for each file, places in ``rows`` and rows of the file."""
+        """Where documents stand: for each file, places in ``rows`` and rows of the file."""
         sizes = np.array([chunk.rows for chunk in self.documents])
         ends = np.cumsum(sizes)
         chunk = np.searchsorted(ends, rows, side="right")
@@ -137,7 +137,7 @@ class Corpus:
         return found
 
     def positive_rows(self, examples: Sequence[RetrievalExample]) -> tuple[Ints, Ints]:
-        """The documents that are some examples' positives: rows, and which example each belongs to."""
+        """The documents that are examples' positives: rows, and the example of each."""
         owner = np.repeat(np.arange(len(examples)), [len(one.positives) for one in examples])
         return self.row_lookup(digests(text for one in examples for text in one.positives)), owner
 
@@ -151,7 +151,7 @@ def prepared(
     *,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Corpus:
-    """The queries and documents of a dataset; positives that are in no corpus are written beside it.
+    """The queries and documents of a dataset; positives in no corpus are written beside it.
 
     They are written below ``extra``, and so are the negatives that are shown. ``known`` are
     the :func:`document_digests` of each file of the corpus, which may be empty.

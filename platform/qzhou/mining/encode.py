@@ -17,7 +17,7 @@ from qzhou.telemetry.progress import progress
 def encoded(
     recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk], actor: type[EncodeActor] = EncodeActor
 ) -> list[str]:
-    """The vector file of each chunk, below ``folder``; those that are there already are not encoded again.
+    """The vector file of each chunk, below ``folder``; existing ones are not encoded again.
 
     An empty ``teacher`` is the recipe's backbone.
 
@@ -62,7 +62,7 @@ def encoded(
 
 
 def _pool(recipe: Recipe, chunks: int) -> ray.data.ActorPoolStrategy:
-    """As many actors as the recipe allows and there are chunks; fewer to begin with where it says so."""
+    """As many actors as the recipe allows and chunks need; fewer at first if it says so."""
     kind = "GPU" if recipe.cluster.gpu else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
     if not there:

@@ -1,4 +1,4 @@
-"""Selection of negatives among the ranked documents. Pure, one vectorised pass per block of queries.
+"""Selection of negatives among ranked documents. Pure, one vectorised pass per block.
 
 Shape letters in this file: N queries, K ranks, T teachers.
 """
@@ -67,7 +67,7 @@ class Selection:
 
 
 def in_window(ranking: Ranking, mining: MiningSection) -> Bools:
-    """Whether each document is a candidate at all [N, K]: no positive, and its rank inside the window."""
+    """Whether each document is a candidate [N, K]: no positive, its rank in the window."""
     return _is_candidate(ranking, mining.rank_from, mining.rank_to)
 
 
@@ -95,7 +95,7 @@ def max_negative_score(positive_score_N: Floats, mining: MiningSection) -> Float
 
 
 def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: MiningSection) -> Selection:
-    """Choose up to ``mining.negatives_per_query`` negatives per query from a window of ranks.
+    """Choose at most ``mining.negatives_per_query`` negatives per query from a rank window.
 
     Inside the window a document must score below :func:`max_negative_score`, and between
     ``min_score`` and ``max_score``. Of these it draws, uniformly or by softmax; the draw
@@ -135,7 +135,7 @@ def _named(ranking: Ranking, rival: Ranking, marked_NK: Bools) -> Bools:
 
 
 def _allowed(ranking: Ranking, mining: MiningSection, rejected: Counter[str]) -> Bools:
-    """The candidates that pass every criterion [N, K]; counts the others by the first that they fail."""
+    """Candidates that pass all criteria [N, K]; counts others by the first they fail."""
     score_NK, left = ranking.score_NK, in_window(ranking, mining)
     rejected["is a positive"] += int((ranking.is_positive_NK & ranking.is_there).sum())
     before = ~ranking.is_positive_NK & ranking.is_there & (ranking.rank < mining.rank_from)
@@ -154,7 +154,7 @@ def _allowed(ranking: Ranking, mining: MiningSection, rejected: Counter[str]) ->
 
 
 def leave_one_out_false_negatives(ranking: Ranking, second_score_N: Floats, mining: MiningSection) -> Bools:
-    """Which positives would qualify as negatives, if they were not known to be relevant [N, K].
+    """Which positives would qualify as negatives, were they not known as relevant [N, K].
 
     Each is left out alone; the others give the positive's score: ``second_score_N`` is the
     second lowest of a query, nan where there is only one. The share of positives that

@@ -244,7 +244,7 @@ class _Miner:
         self._report.hide(admitted & own, int(several[several > 1].sum()))
 
     def _score_shown(self) -> None:
-        """Note scores of given and LLM-written negatives of some examples by the first teacher.
+        """Note the first teacher's scores of some given and LLM-written negatives.
 
         Not where a reranker scores the others: the two cannot be compared.
         """

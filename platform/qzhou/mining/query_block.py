@@ -145,7 +145,7 @@ def reranked(
 
 
 def inconsistent(example: RetrievalExample, top_k: int | None) -> Drop:
-    """The drop of an example whose positive the teacher does not rank among its first ``top_k``."""
+    """The drop of an example with a positive outside the teacher's first ``top_k``."""
     return Drop(
         stage="mining",
         dataset=example.dataset,

@@ -1,4 +1,4 @@
-"""Nearest documents by cosine among a part of a corpus, read from its vector files. No ray in here.
+"""Nearest documents by cosine in part of a corpus, from its vector files. No ray in here.
 
 Scores are always exact: what the index ranks first is scored again from the vectors
 themselves, so that neither the number of shards nor half precision changes one.
@@ -121,7 +121,7 @@ class Shard:
         exact: Settings of an exact search.
 
     Raises:
-        RecipeError: FAISS knows no such index or parameter, or the shard is too small for it.
+        RecipeError: FAISS knows no such index or parameter, or the shard is too small.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class Shard:
         return np.where(place < 0, -1, self.searched[place])
 
     def _scored(self, block: QueryBlock, row_NK: Ints, count: int) -> SearchResult:
-        """Exact cosines of candidates, sorted, the best ``count`` of them; a row of -1 is none."""
+        """Exact cosines of candidates, sorted, the best ``count``; a row of -1 is none."""
         queries, ranks = row_NK.shape
         query_J = np.repeat(np.arange(queries), ranks)
         score_NK = self._cosines(block.query_ND, query_J, row_NK.ravel()).reshape(queries, ranks)
@@ -322,7 +322,7 @@ def on_gpu() -> bool:
 
 
 def divided(files: Sequence[VectorFile], shards: int) -> list[list[VectorFile]]:
-    """Files in ``shards`` runs of about equal rows, or in fewer where there are fewer files."""
+    """Files in ``shards`` runs of about equal rows, or fewer if there are fewer files."""
     total = sum(one.rows for one in files)
     runs: list[list[VectorFile]] = []
     done = 0

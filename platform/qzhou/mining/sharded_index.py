@@ -32,12 +32,12 @@ def index_of(mining: MiningSection, files: Sequence[VectorFile]) -> str:
 def shards_of(
     recipe: Recipe, folder: Folder, files: Sequence[VectorFile], shard_rows: int
 ) -> list[list[VectorFile]]:
-    """A corpus divided over as many shards as there are encoders, or over more where an index would not fit."""
+    """A corpus in at most as many shards as encoders, or more where an index would not fit."""
     rows = sum(one.rows for one in files)
     wanted = min(recipe.cluster.encode_workers, math.ceil(rows / shard_rows))
     if index_of(recipe.mining, files) != EXACT:
-        size_gb = sum(folder.size(one.name) for one in files) / 1e9
-        wanted = max(wanted, math.ceil(size_gb / recipe.mining.index_memory_gb))
+        size_gib = sum(folder.size(one.name) for one in files) / 2**30
+        wanted = max(wanted, math.ceil(size_gib / recipe.mining.index_memory_gb))
     return divided(files, wanted)
 
 
@@ -72,7 +72,7 @@ class PendingSearch:
 
 
 class ShardedIndex:
-    """The actors that search one corpus by the vectors of one teacher, one for each of the shards.
+    """The actors that search one corpus by one teacher's vectors, one for each shard.
 
     ``copies`` are rows of the corpus that are not searched, ``share`` the resources of an
     actor (:func:`actor_resources`).
@@ -99,7 +99,7 @@ class ShardedIndex:
             self._actors.append(made.remote(folder, shard, index, mining.index_parameters, own))
 
     def search(self, query_ND: Floats, positive_row_P: Ints, owner_P: Ints, count: int) -> PendingSearch:
-        """A search for ``count`` ranks that has begun; the positives' vectors come from the shards.
+        """A begun search for ``count`` ranks; the positives' vectors come from the shards.
 
         The rows of ``query_ND`` are unit vectors; ``owner_P`` is ascending.
         """

@@ -67,7 +67,7 @@ class RelevantTexts:
         self._group, self._key = group[order], key[order]
 
     def of(self, groups: Groups) -> tuple[Ints, Digests]:
-        """The texts relevant to some queries: owner [E] and key digest [E]; a text may stand twice."""
+        """Texts relevant to queries: owner [E], key digest [E]; a text may stand twice."""
         owners, found = [], []
         for wanted in (groups.query_N, groups.origin_N):
             first = np.searchsorted(self._group, wanted, side="left")

@@ -1,1 +1,1 @@
-"""The run folder: stages, manifests, fingerprints, locks, and the models that a recipe names."""
+"""The run folder: stages, manifests, fingerprints, locks, and the recipe's models."""

@@ -33,7 +33,7 @@ def code_of_stage(modules: Sequence[str], *, without: Sequence[str] = (), root: 
 
     Args:
         modules: Dotted names of the modules that do the stage's work.
-        without: Packages or modules that these import, but that have no part in the stage's output.
+        without: Packages or modules that these import, with no part in the stage's output.
         root: Folder of the package ``qzhou``.
 
     Returns: Module or data file (dotted name, or path inside the package) -> 16 hex digits.

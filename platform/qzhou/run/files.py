@@ -43,7 +43,7 @@ def _json_file(name: str) -> cached_property[Content]:
 
 
 class RunFiles:
-    """The files of a run folder, each read when it is first asked for; a missing file reads as empty.
+    """The files of a run folder, each read at its first use; a missing file reads as empty.
 
     Args:
         folder: The folder of the run.
@@ -80,7 +80,7 @@ class RunFiles:
 
     @cached_property
     def metrics(self) -> Mapping[str, Sequence[Content]]:
-        """``stage1`` and ``stage2`` -> the metrics of each step, of the stages that have any."""
+        """``stage1`` and ``stage2`` -> metrics of each step, of stages that have any."""
         found = {}
         for stage, name in METRICS.items():
             lines = self.folder.read_bytes(name).splitlines() if self.folder.exists(name) else []

@@ -1,4 +1,4 @@
-"""What a stage's fingerprint covers, and in which of it two versions of the stage differ."""
+"""What a stage's fingerprint covers, and which of it differs between two versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 3  # changes of each kind that a line names; the rest is counted
 
 @dataclass(frozen=True, slots=True)
 class FingerprintInputs:
-    """Settings, inputs (name -> fingerprint) and code (module -> digest) of one version of a stage."""
+    """Settings, inputs (name -> fingerprint), code (module -> digest) of one version."""
 
     settings: Mapping[str, object]
     inputs: Mapping[str, str]
@@ -31,7 +31,7 @@ class FingerprintInputs:
 
 
 def changes(before: FingerprintInputs, after: FingerprintInputs) -> list[str]:
-    """A phrase for each kind of change: settings with both values, inputs by name, modules by name."""
+    """A phrase per kind of change: settings with both values, inputs, modules by name."""
     found = []
     settings = list(_changed_settings(_plain(before.settings), _plain(after.settings), ""))
     if settings:

@@ -1,4 +1,4 @@
-"""Where a model's files are, and which ones: no torch, so that an unchanged stage is skipped at once."""
+"""Where a model's files are, and which: no torch, to skip an unchanged stage at once."""
 
 import hashlib
 import importlib.util
@@ -19,7 +19,7 @@ def resolve(spec: str) -> str:
     """The folder or hub id behind a model's name.
 
     Raises:
-        ModelError: The package is not installed or has no such folder, or a path does not exist.
+        ModelError: The package or its folder is not there, or a path does not exist.
     """
     if spec.startswith("package:"):
         package, _, inside = spec.removeprefix("package:").partition("/")
@@ -50,7 +50,7 @@ def resolve_all(*specs: str) -> None:
 
 
 def weights_fingerprint(spec: str) -> str:
-    """Changes when a model's files do, wherever they lie; the name itself of what is not a folder.
+    """Changes when a model's files do, wherever they lie; for what is no folder, its name.
 
     Of large files some thousand bytes here and there are read: training changes every
     weight.

@@ -39,7 +39,7 @@ def accept_stages(names: Iterable[str]) -> None:
     """Accept finished stages as they are in this process, whatever has changed since.
 
     Args:
-        names: Folders of stages (``training/stage1``), or ``training`` for both of its stages and
+        names: Stage folders (``training/stage1``), or ``training`` for both stages and
             ``export`` for the model.
 
     Raises:
@@ -64,7 +64,7 @@ class Stage:
         inputs: Name -> fingerprint of what it reads: other stages, raw files.
         code_of: Modules that do its work.
         without: Modules that these import and that have no part in its output.
-        persistent: Folders of the stage that stay valid when the rest is stale, because their
+        persistent: Folders that stay valid when the rest of the stage is stale: their
             entries are keyed by content: paid LLM answers, embeddings.
         shared: Those of them that other runs use too, with ``run.share_stages``.
     """
@@ -92,12 +92,12 @@ class Run:
 
     @classmethod
     def at(cls, recipe: Recipe) -> Run:
-        """The run where the recipe says it is, whether it is there or not; writes nothing."""
+        """The run where the recipe says it is, there or not; writes nothing."""
         return cls(recipe, Folder.open(recipe.run.storage) / recipe.run.name)
 
     @staticmethod
     def address(recipe: Recipe) -> str:
-        """The URI of the run's folder. Nothing is opened, so that no access to the storage is needed."""
+        """The run folder's URI. Nothing is opened, so no access to storage is needed."""
         storage = recipe.run.storage
         if "://" not in storage or storage.startswith("file:"):
             return Run.at(recipe).folder.uri
@@ -178,7 +178,7 @@ class Run:
             return _finished(stage, parts, folder, work)
 
     def _accepted(self, folder: Folder, name: str, parts: FingerprintInputs) -> Manifest:
-        """Keep a finished stage as it is, and write into its manifest what it was accepted for."""
+        """Keep a finished stage as it is; its manifest says what it was accepted for."""
         if not folder.exists(MANIFEST):
             self._take_back(folder, name)
         manifest = self.manifest(name)
@@ -194,7 +194,7 @@ class Run:
         return manifest
 
     def _take_back(self, folder: Folder, name: str) -> None:
-        """Move the newest finished output of a stage back from ``stale/``, if there is one."""
+        """Move a stage's newest finished output back from ``stale/``, if there is one."""
         stale = self.folder / STALE
         prefix = f"{name.replace('/', '-')}-"
         aside = sorted(one for one in stale.folders() if one.startswith(prefix)) if stale.exists() else []

@@ -24,7 +24,7 @@ ONLY_FOR_RESUMING = ("checkpoints",)  # of no use once the stage is finished
 
 @contextmanager
 def stage_lock(run: Folder, stage: str, fingerprint: str) -> Iterator[None]:
-    """Wait while another process of this machine makes the very stage for a run beside this one.
+    """Wait while another local process makes the very stage for a run beside this one.
 
     The lock is a file of the machine's, because object stores have none, and ends with its
     process however that ends. Runs that start on different machines in the same moment do
@@ -46,7 +46,7 @@ def stage_lock(run: Folder, stage: str, fingerprint: str) -> Iterator[None]:
 
 
 def finished_elsewhere(run: Folder, stage: str, fingerprint: str) -> Folder | None:
-    """Another run under the same storage path that has finished the stage; None where there is none."""
+    """Another run under the same storage path with the stage finished; None if none has."""
     for other in _beside(run):
         place = other / stage
         if place.exists(MANIFEST) and place.read_json(MANIFEST)["fingerprint"] == fingerprint:

@@ -93,7 +93,7 @@ def serve_until_stopped(recipe: Recipe) -> None:
 
 
 def haproxy_environment(port: int, scratch: str) -> dict[str, str]:
-    """The environment in which Ray Serve forwards a request to its replica in one step instead of three.
+    """The environment in which Ray Serve forwards a request in one step instead of three.
 
     HAProxy stands in front of the replicas and asks them itself. Its files (in ``scratch``)
     and ports are this endpoint's own, so that two endpoints fit on one machine.
@@ -142,7 +142,7 @@ def _drain_haproxy(scratch: str) -> None:
 
 @contextlib.contextmanager
 def _serving(recipe: Recipe, model: str, *, joining: bool) -> Iterator[None]:
-    """Run the application for the block; a Serve that was already running on a joined cluster goes on."""
+    """Run the application for the block; a joined cluster's Serve, if running, goes on."""
     settings, found = recipe.serving, _serve_is_running()
     # of this process; replicas have their own
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -13,7 +13,7 @@ ENTRY_BYTES = 300  # what Python needs for an entry besides the vector, about
 
 
 class VectorCache:
-    """Text -> its vector, token count and whether it was truncated. Holds digests of texts and no text.
+    """Text -> vector, token count, whether it was truncated. Holds digests and no text.
 
     ``limit`` is in bytes; 0 keeps nothing.
     """

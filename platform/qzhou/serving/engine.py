@@ -57,7 +57,7 @@ class Encoded:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """One request's texts; ``cost`` is in tokens, ``due`` in those that are computed by then."""
+    """One request's texts; ``cost`` is in tokens, ``due`` in those computed by then."""
 
     done: asyncio.Future[None]
     cost: int
@@ -96,7 +96,7 @@ class EngineOptions:
 
     Attributes:
         batch_tokens: Padded tokens of a batch; default: what suits the encoder's device.
-        passes: Batches that go through the model at the same time, each in a thread of its own.
+        passes: Batches that go through the model at once, each in a thread of its own.
         max_wait_s: A request that would be answered later than this is refused at once.
         max_waiting_tokens: Tokens of all waiting requests together; bounds memory.
         max_request_tokens: Tokens of one request.
@@ -150,7 +150,7 @@ class Engine:
         return sum(job.tokens_left for job in self._jobs)
 
     def expected_wait_s(self, tokens: int) -> float:
-        """How long a request of so many tokens would wait for those that are due before it."""
+        """How long a request of so many tokens would wait for those due before it."""
         if not self.tokens_per_s:
             return 0.0
         due = self._queue.computed + tokens
@@ -204,7 +204,7 @@ class Engine:
             raise RequestError(problem, status=429, code="overloaded", retry_after_s=retry_after_s)
 
     def _distribute(self, job: _Job, texts: Sequence[Text]) -> None:
-        """Give each text what the cache has, join it to one on its way, or send it on its way."""
+        """Give each text its cached vector, join it to one on its way, or send it."""
         fresh = []
         for row, text in enumerate(texts):
             key = key_of(text)

@@ -25,7 +25,7 @@ SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file of the run's documents; ``prefix`` stands before each of them when it is encoded."""
+    """A file of the run's documents; ``prefix`` stands before each when encoded."""
 
     folder: Folder
     name: str
@@ -37,7 +37,7 @@ class Part:
 
 
 class EncodePart:
-    """Keeps the vectors of a part's documents in a :class:`qzhou.encoder.vectors.VectorStore`.
+    """Keeps a part's document vectors in a :class:`qzhou.encoder.vectors.VectorStore`.
 
     ``model`` and ``target`` are the folders of the run's model and of the vectors; a batch
     names one of the parts by its number.
@@ -53,7 +53,7 @@ class EncodePart:
         return {"id": batch["id"], "rows": [rows], "files": [json.dumps(self.files_of(number))]}
 
     def files_of(self, number: int) -> list[str]:
-        """The files with the vectors of a part's documents, encoded unless they are there."""
+        """The files with a part's document vectors, encoded unless they are there."""
         part = self._parts[number]
         texts = [part.prefix + text for text in part.documents()["text"].to_pylist()]
         starts = range(0, len(texts), self._store.rows)
@@ -77,7 +77,7 @@ class EncodePart:
 
 
 def assemble(parts: Sequence[Part], files: Sequence[Sequence[str]], encoded: Folder, target: Folder) -> int:
-    """How many documents the index of all parts holds; a text that occurs twice is there once.
+    """How many documents the index of all parts holds; repeated texts are there once.
 
     The vectors are kept in 16 bits and searched whole: nothing is missed, and a million
     documents of 384 dimensions take 768 MB. ``files`` names the vector files of each part,

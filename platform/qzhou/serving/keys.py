@@ -21,7 +21,7 @@ class ApiKeys:
 
     @classmethod
     def found(cls, variable: str, file: str, environment: Mapping[str, str]) -> ApiKeys:
-        """The comma-separated keys in an environment variable, and those in a file, one a line.
+        """The comma-separated keys in an environment variable, and a file's, one a line.
 
         Args:
             variable: Unset, it gives none.

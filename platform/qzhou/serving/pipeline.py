@@ -134,7 +134,7 @@ async def _refusals() -> Any:
 
 
 async def engine_of(recipe: Recipe, name: str, place: str) -> tuple[Engine, ServedModel]:
-    """A warmed-up engine, and what clients, who ask for it by ``name``, may know of its model.
+    """A warmed-up engine, and what clients, who ask for ``name``, may know of its model.
 
     ``place`` is a folder, which may be remote, a hub id, or a package.
     """
@@ -176,7 +176,7 @@ def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel, int]
 
 
 def index_of(recipe: Recipe, place: str) -> Any:
-    """The run's index of documents, if it has one that the very model has made that is served."""
+    """The run's index of documents, if there is one and the served model made it."""
     run = Run.at(recipe)
     folder = run.folder / STAGE
     if place != (run.folder / "model").uri or not folder.exists(MANIFEST):
@@ -191,7 +191,7 @@ def index_of(recipe: Recipe, place: str) -> Any:
 
 
 def application(recipe: Recipe, model: str) -> serve.Application:
-    """The Serve application: the HTTP deployment, bound to one deployment for each further model.
+    """The Serve application: the HTTP deployment, bound to one for each further model.
 
     ``model`` is what the first model is loaded from; it has the run's name.
 

@@ -7,7 +7,7 @@ from qzhou.errors import SetupError
 
 
 def check_port(host: str, port: int) -> None:
-    """Make sure that a server can listen; Ray's proxy would come up without and say so only in a log.
+    """Make sure that a server can listen; Ray's proxy would report failure only in a log.
 
     Raises:
         SetupError: It cannot; says why and what to choose instead.
@@ -28,7 +28,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def open_port(wanted: int) -> int:
-    """``wanted`` where a server could listen on it on all interfaces, else another port that is free."""
+    """``wanted`` where a server could listen on all interfaces, else another free port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -27,7 +27,7 @@ class Entry(Generic[Content]):
     """A text that waits.
 
     Attributes:
-        due: Virtual finish time, in tokens that have been computed by then; the smallest goes first.
+        due: Virtual finish time, in tokens computed by then; the smallest goes first.
         arrival: Number in the order of arrival, which decides between equal deadlines.
         tokens: Tokens of the text.
         content: What the caller put in.
@@ -57,7 +57,7 @@ class TextQueue(Generic[Content]):
         return len(self._heap)
 
     def add(self, texts: Iterable[tuple[Content, int]], *, size: int) -> int:
-        """Put the texts of a request of ``size`` tokens into the queue, each with its number of tokens.
+        """Queue the texts of a request of ``size`` tokens, each with its number of tokens.
 
         Returns: The deadline of the texts, in tokens computed by then.
         """
@@ -72,7 +72,7 @@ class TextQueue(Generic[Content]):
         """The next batch: the text that is due first, and texts of similar length that are due soon.
 
         Args:
-            takers: Number of threads that take a batch now, this one included; they share what waits.
+            takers: Threads that take a batch now, this one included; they share what waits.
         """
         if not self._heap:
             return []

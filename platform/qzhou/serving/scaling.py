@@ -5,7 +5,7 @@ from typing import Any
 
 
 class ByWaitingTokens:
-    """An autoscaling policy of Ray Serve; its delays, factors and bounds apply to what it says.
+    """A Ray Serve autoscaling policy; its delays, factors and bounds apply to what it says.
 
     Requests are a poor measure for an encoder: one may hold a word, another two thousand
     pages. ``target`` is how many tokens wait at a replica.

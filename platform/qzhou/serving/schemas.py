@@ -1,4 +1,4 @@
-"""The wire format: OpenAI's embeddings, Cohere's and Jina's rerank, cosines, and some fields of ours.
+"""The wire format: OpenAI's embeddings, Cohere's and Jina's rerank, cosines, own fields.
 
 OpenAI's clients send fields that OpenAI does not know through ``extra_body``. An unknown
 field is refused, as OpenAI does it: a misspelt ``instruction`` that is ignored would give
@@ -59,7 +59,7 @@ class EmbeddingRequest(_Request):
     @field_validator("input", mode="before")
     @classmethod
     def _is_input(cls, value: Any) -> Any:
-        """Answer each wrong shape with one sentence instead of one error per member of the union."""
+        """Answer wrong shapes with one sentence instead of an error per union member."""
         if isinstance(value, str) or (isinstance(value, list) and _all_of_a_kind(value)):
             return value
         raise ValueError(INPUT_SHAPE)
@@ -130,7 +130,7 @@ class EmbeddingResponse(BaseModel):
 
 
 class RerankResult(BaseModel):
-    """A document; ``index`` is its place in the request, the score its cosine to the query."""
+    """A document: its place in the request (``index``) and its cosine to the query."""
 
     index: int
     relevance_score: float
@@ -217,7 +217,7 @@ def parse_request(kind: type[Asked], body: bytes) -> Asked:
     """The request in a JSON body.
 
     Raises:
-        RequestError: Not JSON, an unknown or missing field, or a wrong value; names the first one.
+        RequestError: No JSON, an unknown or missing field, or wrong value; names the first.
     """
     try:
         return kind.model_validate_json(body)

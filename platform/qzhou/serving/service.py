@@ -56,7 +56,7 @@ class ServedModel:
         return sorted({*self.matryoshka, self.dimensions})
 
     def listing(self, indexed: int = 0) -> Model:
-        """The entry of ``GET /v1/models``; ``indexed`` counts the documents that can be searched."""
+        """The entry of ``GET /v1/models``; ``indexed`` counts the searchable documents."""
         return Model(
             id=self.name,
             created=self.created,

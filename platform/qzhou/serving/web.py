@@ -135,7 +135,7 @@ class Endpoint:
 
 
 def web_app(endpoint: Endpoint, meter: EndpointMetrics, write: Write | None) -> AccessLogMiddleware:
-    """The ASGI application; ``write`` takes a line of the access log, and None keeps none."""
+    """The ASGI application; ``write`` takes access log lines, and None keeps none."""
     web = FastAPI(title="qzhou", description="Text embeddings in OpenAI's format.", responses=REFUSALS)
     _add_routes(web, endpoint, meter)
     web.exception_handler(RequestError)(_refused)
@@ -158,7 +158,7 @@ def note_of(request: Request) -> RequestLog:
 
 
 def _takes(kind: type[BaseModel]) -> dict[str, Any]:
-    """The request's shape in the OpenAPI document, although the route reads the body itself."""
+    """The request's shape in OpenAPI, although the route reads the body itself."""
     return {"requestBody": {"required": True, "content": {JSON: {"schema": kind.model_json_schema()}}}}
 
 
@@ -246,7 +246,7 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
 
 
 async def _failed(_: Request, __: Exception) -> Response:
-    """What went wrong stands in the log of the replica; clients are not shown the inside."""
+    """What went wrong is in the replica's log; clients are not shown the inside."""
     return _json(RequestError("The server failed to answer this request.", status=500))
 
 

@@ -31,7 +31,7 @@ class BuiltinEndpoint:
 
 
 def answer_by_rules(messages: Sequence[Mapping[str, str]]) -> str:
-    """The answer to a chat of the synthesis prompts, whose first user message holds the request.
+    """The answer to a synthesis chat, whose first user message holds the request.
 
     Raises:
         ValueError: It is no such chat.

@@ -169,7 +169,7 @@ def augmented(positive: str) -> dict[str, str]:
 
 
 def contradicted(text: str, *, about: str) -> str:
-    """A text of the same form that answers something else: key terms are replaced by opposites.
+    """A text of the same form that answers something else: opposites replace key terms.
 
     Empty unless a word of ``about`` was replaced, or three other words; with fewer it might
     still be an answer.
@@ -189,7 +189,7 @@ def contradicted(text: str, *, about: str) -> str:
 
 
 def key_words(document: str, words: int) -> str:
-    """The most frequent words of a text, at most ``words`` of them, in the order of their first use."""
+    """The most frequent words of a text, at most ``words``, in the order of first use."""
     counts = Counter(_content_words(document))
     most = {word for word, _ in counts.most_common(words)}
     return " ".join(word for word in counts if word in most)
@@ -201,7 +201,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _reordered(sentence: str) -> str:
-    """The sentence with main clause and condition exchanged, if it has exactly these two."""
+    """The sentence, main clause and condition exchanged if it has exactly these two."""
     if match := _CLAUSE_BEFORE.match(sentence):
         main, link = _capital(match["main"]), match["link"].lower()
         return f"{main} {link} {match['rest']}{match['end']}"
@@ -217,7 +217,7 @@ def _content_words(text: str) -> list[str]:
 
 
 def _is_plain_word(text: str, match: re.Match[str]) -> bool:
-    """Whether a word is prose and no part of a name, a path or code: ``np.sum``, `--all`, ``True_``."""
+    """Whether a word is prose, not a name, path or code: ``np.sum``, `--all`, ``True_``."""
     around = text[max(0, match.start() - 1) : match.start()] + text[match.end() : match.end() + 1]
     followed_by_name = re.match(r"\.\w|\(", text[match.end() :])
     return not followed_by_name and not re.search(r"[\w`_=<>/\\@#-]", around)

@@ -11,7 +11,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """Messages for one model, and the JSON schema of the answer if the endpoint can enforce one."""
+    """Messages for one model, and the answer's JSON schema if endpoints can enforce it."""
 
     model: str
     messages: Sequence[Message]

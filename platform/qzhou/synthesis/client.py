@@ -1,4 +1,4 @@
-"""The client of the LLM endpoints: it keeps to the limits, retries, and never pays twice for a request.
+"""The client of the LLM endpoints: keeps to limits, retries, never pays a request twice.
 
 A problem of one request becomes a :class:`ChatResult` without an answer. A problem of all
 endpoints becomes an ``EndpointError``, which ends the work. The SDK's own retries are off:
@@ -35,7 +35,7 @@ SHOWN_CHARS = 300
 
 
 class ChatEndpoint(Protocol):
-    """What the client needs of an endpoint: the SDK's ``AsyncOpenAI`` and the builtin rules have it."""
+    """What the client needs of endpoints; ``AsyncOpenAI`` and the builtin rules have it."""
 
     async def post(self, path: str, *, cast_to: type[object], body: Any) -> object:
         """The JSON that answers one request."""
@@ -46,7 +46,7 @@ class ChatEndpoint(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Failure:
-    """One try without an answer; ``http_status`` is 0 where the endpoint could not be reached."""
+    """One try without an answer; ``http_status`` is 0 if the endpoint was unreachable."""
 
     text: str
     http_status: int
@@ -59,7 +59,7 @@ class _Failure:
 
 
 class ChatClient:
-    """Sends requests to the models of a recipe, each to the first healthy endpoint of its model.
+    """Sends requests to a recipe's models, each to its model's first healthy endpoint.
 
     Args:
         settings: Models, timeout, retries, temperature.
@@ -171,7 +171,7 @@ class ChatClient:
     async def _send_once(
         self, reservation: Reservation, key: str, request: ChatRequest, is_last: bool
     ) -> tuple[Answer | _Failure, bool]:
-        """The answer or the failure, and whether the endpoint is to blame; gives the slot back."""
+        """The answer or failure, and whether the endpoint is to blame; frees the slot."""
         model = self._models[request.model]
         started = time.monotonic()
         result = await self._post(reservation.endpoint, key, request)
@@ -223,7 +223,7 @@ class ChatClient:
         return _Failure(text=self._shown(error), http_status=code, status=status, retry_after_s=retry_after_s)
 
     async def _back_off(self, tried: int, failure: _Failure) -> None:
-        """Wait without a slot before the next try; wake at once when the work is stopped."""
+        """Wait without a slot before the next try; wake at once when work stops."""
         backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tried)
         wait_s = failure.retry_after_s + backoff_s * (0.5 + self._jitter() / 2)
         waits = [asyncio.ensure_future(wait) for wait in (self._sleep(wait_s), self._stopped.wait())]
@@ -232,13 +232,13 @@ class ChatClient:
             wait.cancel()
 
     def _shown(self, error: BaseException) -> str:
-        """The text of an error for a message: short, and without a key if the endpoint quotes one."""
+        """An error's text for a message: short, without a key that the endpoint quotes."""
         text = " ".join((str(error) or type(error).__name__).split())
         return self._keys.redacted(text)[:SHOWN_CHARS]
 
 
 def chat_body(request: ChatRequest, temperature: float, *, structured: bool) -> dict[str, Any]:
-    """The body of ``/chat/completions``, with the JSON schema of the answer if ``structured``."""
+    """The body of ``/chat/completions``, with the answer's schema if ``structured``."""
     body: dict[str, Any] = {"model": request.model, "messages": request.messages, "temperature": temperature}
     if structured:
         body["response_format"] = {"type": "json_schema", "json_schema": request.schema}
@@ -307,7 +307,7 @@ def _problem(model: LLMSection, failure: _Failure) -> str:
 
 
 def _retry_after_s(header: str) -> float:
-    """Seconds of a ``Retry-After`` header, which holds a number or a date; 0 if it holds neither."""
+    """Seconds of a ``Retry-After`` header, from a number or a date; 0 if it is neither."""
     with contextlib.suppress(ValueError):
         return max(0.0, float(header))
     with contextlib.suppress(ValueError):

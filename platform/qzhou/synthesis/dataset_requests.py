@@ -1,4 +1,4 @@
-"""The datasets of a run: the requests about each, and the file of its new records. No ray in here."""
+"""A run's datasets: requests about each, and the file of new records. No ray in here."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -58,7 +58,7 @@ def _requests(run: Run, task: Task, name: str, *, has_corpus: bool) -> DatasetRe
 
 
 def request_groups(datasets: Iterator[DatasetRequests]) -> Iterator[list[DatasetRequests]]:
-    """Datasets whose requests are sent together: few rounds, each small enough for the driver's memory."""
+    """Datasets whose requests go out together: few rounds that fit the driver's memory."""
     group: list[DatasetRequests] = []
     for dataset in datasets:
         group.append(dataset)

@@ -1,4 +1,4 @@
-"""What synthesis would ask an LLM and what that would cost, before anything is sent. No Ray in here."""
+"""Synthesis requests and what they would cost, before anything is sent. No Ray in here."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -60,7 +60,7 @@ class RequestCounts:
         self._samples: dict[str, SynthesisRequest] = {}
 
     def add(self, requests: Iterable[SynthesisRequest], answered: Collection[SynthesisRequest]) -> None:
-        """Count all known requests of a dataset, and those among them whose answers are cached.
+        """Count all known requests of a dataset, and those whose answers are cached.
 
         A query's configuration without an answer counts the query too.
         """

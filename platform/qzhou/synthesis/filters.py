@@ -14,13 +14,13 @@ _TOKEN = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Cosines of a new record by the teacher, an encoder; None where there is nothing to compare.
+    """The teacher's cosines of a new record; None where there is nothing to compare.
 
     Attributes:
         rewrite: Of a rewritten text and its original, the lowest of the record.
         positive: Of query and positive.
         negative: Of query and negative.
-        reference_positive: Of query and the positive whose score the negative must stay below.
+        reference_positive: Of query and the positive that bounds the negative's score.
     """
 
     rewrite: float | None = None

@@ -185,7 +185,7 @@ def _claims(one: SyntheticRecord) -> Iterator[tuple[str, str, bool]]:
 
 
 def merge(examples: Sequence[Example], result: SynthesisResult) -> tuple[list[Example], SynthesisResult]:
-    """The examples of a dataset in their order and then the new ones; and the result without duplicates.
+    """A dataset's examples in order, then the new ones; and the result without duplicates.
 
     An example keeps its id when it gets a negative: its query is the same. A new example
     that repeats another one is dropped as ``duplicate``, and so is a second negative with

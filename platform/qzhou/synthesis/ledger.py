@@ -15,7 +15,7 @@ CHAT_TOKENS = 8  # overhead of a chat's format
 
 
 def expected_tokens(messages: Sequence[Message]) -> tuple[int, int]:
-    """Estimated tokens of a request: (prompt, answer). A rewrite is about as long as its original."""
+    """Estimated (prompt, answer) tokens; a rewrite is about as long as its original."""
     counts = [_tokens(message["content"]) for message in messages]
     return sum(counts) + CHAT_TOKENS, counts[1] if len(counts) > 1 else counts[0]
 

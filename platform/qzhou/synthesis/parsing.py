@@ -69,7 +69,7 @@ def parse_verdict(request: SynthesisRequest, answer: Answer) -> bool | Drop:
 def parse(
     request: SynthesisRequest, seed: SeedExample, answer: Answer, filters: FiltersSection
 ) -> NewRecord | Drop:
-    """The new record that an answer holds, a :class:`Negative` for ``seed``, or why it is refused.
+    """An answer's new record, a :class:`Negative` for ``seed``, or why it is refused.
 
     Reasons: ``not_json``, ``missing_field``, ``empty``, ``no_choice``, ``unchanged``,
     ``copied``, ``other_language``, ``length``, ``negative_is_positive``. An augmentation's

@@ -96,7 +96,7 @@ class EndpointState:
 
 
 class RequestLimits:
-    """The limits of a job over all its endpoints; ``spent`` is the money of earlier attempts."""
+    """A job's limits over all its endpoints; ``spent`` is the money of earlier attempts."""
 
     def __init__(self, settings: SynthesisSection, *, spent: float = 0.0) -> None:
         self.settings, self.spent = settings, spent
@@ -115,7 +115,7 @@ class RequestLimits:
         return sum(state.in_flight for state in self.endpoints.values())
 
     def choose(self, endpoints: tuple[str, ...]) -> str | None:
-        """The first healthy endpoint, else the one whose circuit closes first; None if all have failed."""
+        """The first healthy endpoint, or whose circuit closes first; None if all failed."""
         usable = [name for name in endpoints if not self.endpoints[name].failed]
         for name in usable:
             if not self.endpoints[name].circuit_open:

@@ -27,7 +27,7 @@ EDGES = np.linspace(-0.2, 1.0, 31)
 
 
 class Report:
-    """Collects the figures and samples of a run of the stage; ``seed`` draws the samples."""
+    """Collects the stage's figures and samples; ``seed`` draws the samples."""
 
     def __init__(self, settings: SynthesisSection, *, seed: int) -> None:
         self._settings, self._seed = settings, seed

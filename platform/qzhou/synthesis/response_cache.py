@@ -83,7 +83,7 @@ class ResponseCache:
 
 
 def cached_answers(folder: Folder, keys: Collection[str]) -> dict[str, Answer]:
-    """The cached answers to some requests, by their keys; holds one file at a time in memory."""
+    """The cached answers to some requests, by key; holds one file at a time in memory."""
     return {answer.key: answer for answer in _read_answers(folder, keys)}
 
 

@@ -1,4 +1,4 @@
-"""The JSON object that answers each request, as a JSON schema for endpoints that enforce one."""
+"""Each request's JSON answer as a JSON schema, for endpoints that enforce one."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -111,7 +111,7 @@ def requests_for(
 def configuration_requests(
     document: Document, dataset: str, *, seed: int, variants: int = 1, pool: Sequence[LLMSection] = ()
 ) -> list[SynthesisRequest]:
-    """The first requests for queries to a document: who would ask, what kind of question, how difficult."""
+    """First requests for a document's queries: who asks, which question, how difficult."""
     names = personas(prompt_language(document.text))
     requests = []
     for number in range(variants):
@@ -125,7 +125,7 @@ def configuration_requests(
 def query_request(
     configured: SynthesisRequest, configuration: Mapping[str, str], pool: Sequence[LLMSection]
 ) -> SynthesisRequest:
-    """The second request for a query: with the answer to the first one, and a length that is drawn."""
+    """The second request for a query: with the first one's answer and a drawn length."""
     document = configured.fields["document"]
     words = QUERY_WORDS[int(_rank(0, "words", configured.user)[:4], 16) % len(QUERY_WORDS)]
     language = "Chinese" if prompt_language(document) == "zh" else "the document's"
@@ -136,7 +136,7 @@ def query_request(
 def relevance_request(
     origin: SynthesisRequest, query: str, document: str, pool: Sequence[LLMSection]
 ) -> SynthesisRequest:
-    """The request whether a document answers a query; both are from the answer to ``origin``."""
+    """The request whether a document answers a query, both from ``origin``'s answer."""
     content = {"query": query, "document": document}
     return _request("relevance_check", origin.dataset, origin.example_id, content, pool)
 
@@ -151,7 +151,7 @@ def draw(rows: Iterable[Any], purpose: str, *, count: int, seed: int) -> list[An
 
 
 def side_to_paraphrase(example: PairExample) -> Side:
-    """The text of a pair that is paraphrased: the first in half of the pairs, decided by the id."""
+    """The text of a pair to paraphrase: the first in half of the pairs, by the id."""
     return "text_a" if int(_rank(0, "side", example.id)[:2], 16) % 2 == 0 else "text_b"
 
 

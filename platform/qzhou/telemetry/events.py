@@ -43,7 +43,7 @@ def log_event(
 
     Args:
         line: ``stage: what happened``, for people.
-        event: The kind of event in snake case; it does not depend on the numbers in the line.
+        event: The kind of event in snake case, independent of the numbers in the line.
         level: Severity.
         stream: Default: standard output.
         fields: Numbers and names that machines want; never a text of the data.

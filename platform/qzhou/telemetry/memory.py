@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 
 def release_freed_memory() -> None:
-    """Return the free pages of the heap; nothing happens where the C library is not glibc."""
+    """Return the heap's free pages; does nothing where the C library is not glibc."""
     _malloc_trim()(0)
 
 

@@ -108,7 +108,7 @@ _exporter: Exporter | None = None
 
 
 def measure(metric: Metric, value: float, **labels: str) -> None:
-    """Add to a counter, set a gauge, or observe with a histogram; without an exporter nothing happens.
+    """Add to a counter, set a gauge, observe by histogram; nothing without an exporter.
 
     ``value`` is in the metric's unit, and ``labels`` are exactly those of the metric.
     """

@@ -26,7 +26,7 @@ class Phase:
         seconds: From beginning to end, the start of workers included.
         first_s: Until the first units were done, which says how long the start took; 0 where nothing was done.
         advances: How often some units were done.
-        worker_s: What the workers say they spent on the units, all together; 0 where they do not say.
+        worker_s: What the workers say they spent on the units together; 0 if they do not.
     """
 
     label: str
@@ -44,7 +44,7 @@ _phases: ContextVar[list[Phase] | None] = ContextVar("phases", default=None)
 
 @contextmanager
 def recorded() -> Iterator[list[Phase]]:
-    """Collect the phases of the enclosed work, those of this process, in the order in which they end."""
+    """Collect the phases of the enclosed work in this process, in the order they end."""
     found: list[Phase] = []
     token = _phases.set(found)
     try:
@@ -95,7 +95,7 @@ class Progress:
             self._say(note)
 
     def add_worker_seconds(self, seconds: float) -> None:
-        """Record what a worker spent on units: they may be heard of late, and all at once."""
+        """Record a worker's time on units; it may be heard of late, and all at once."""
         self._worker_s += seconds
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class Progress:
 
 @contextmanager
 def progress(label: str, *, total: int | None, unit: str) -> Iterator[Progress]:
-    """Show the progress of the enclosed work; label, total and unit are those of :class:`Progress`."""
+    """Show the enclosed work's progress; label, total and unit as in :class:`Progress`."""
     bar = Progress(label, total=total, unit=unit)
     try:
         yield bar

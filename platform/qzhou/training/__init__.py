@@ -1,1 +1,1 @@
-"""Two-stage contrastive training. Everything but ``pipeline.py`` runs without Ray in the process."""
+"""Two-stage contrastive training. All but ``pipeline.py`` runs in processes without Ray."""

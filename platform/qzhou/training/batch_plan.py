@@ -60,7 +60,7 @@ class PlannedBatch:
 
 
 class BatchPlan:
-    """Task by share of steps, dataset by rows ** alpha within the task group, rows by seeded permutation.
+    """Task by share of steps, dataset by rows ** alpha in its task, rows by seeded order.
 
     The paper gives eta as a probability. Here exactly that share of any run of steps is
     retrieval (within one step), because a short stage would otherwise miss it by chance.
@@ -84,7 +84,7 @@ class BatchPlan:
         for itself and eta is a share of rows.
 
         Raises:
-            DataError: A group that the stage draws from has no dataset, or a dataset has no rows.
+            DataError: A group that the stage draws from is empty, or a dataset has no rows.
         """
         for dataset in datasets:
             if dataset.rows == 0:

@@ -96,7 +96,7 @@ class PairBatch:
 
 @dataclass(frozen=True, slots=True)
 class ClassificationBatch:
-    """Texts, one positive for each, and the negatives of the whole batch with their labels."""
+    """Texts, a positive for each, and the whole batch's negatives with their labels."""
 
     texts: list[str]
     positives: list[str]
@@ -128,7 +128,7 @@ def build_batches(
     Args:
         planned: The rows of the step.
         data: Dataset name -> its examples; at least the planned datasets.
-        negatives_per_query: Hard negatives drawn for each example; fewer where an example has fewer.
+        negatives_per_query: Hard negatives drawn per example; fewer where it has fewer.
         seed: Of the run.
     """
     builders = {"retrieval": _retrieval, "pair": _pairs, "classification": _classification}
@@ -185,7 +185,7 @@ def _retrieval(parts: Parts, count: int, generator: np.random.Generator) -> Batc
 
 
 def _false_negatives(examples: Sequence[RetrievalExample], documents: Sequence[str]) -> Tensor:
-    """True [B, M] where a document answers a query and is not the positive that was drawn for it."""
+    """True [B, M] where a document answers a query and is not its drawn positive."""
     places: dict[str, list[int]] = {}
     for place, text in enumerate(documents):
         places.setdefault(normalized_text(text), []).append(place)

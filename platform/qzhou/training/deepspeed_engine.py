@@ -154,7 +154,7 @@ def _gathered_weight(parameter: Tensor) -> Tensor:
 
 @contextmanager
 def _universal(folder: Path, before: int, now: int) -> Iterator[Path]:
-    """A copy of a checkpoint that any number of ranks can load; it is removed after the block.
+    """A copy of a checkpoint that any number of ranks can load, removed after the block.
 
     The first rank of each node converts the checkpoint, which it reads whole.
     """

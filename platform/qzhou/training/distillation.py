@@ -1,4 +1,4 @@
-"""Knowledge distillation: a frozen teacher whose scores or vectors are learned beside the labels."""
+"""Knowledge distillation: a frozen teacher's scores or vectors, learned beside labels."""
 
 from __future__ import annotations
 

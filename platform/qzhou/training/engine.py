@@ -1,4 +1,4 @@
-"""What the training loop needs of an engine, and what every engine does with a model before it trains."""
+"""What the training loop needs of engines, and what each does with a model beforehand."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,14 +34,14 @@ class Engine(Protocol):
     activation_tokens: int
 
     def forward(self, ids: Sequence[Ids], soft_mask_weight: float | None = None) -> Tensor:
-        """Vectors [S, D] of the token ids of S texts; with gradient where torch records one.
+        """Vectors [S, D] of S texts' token ids; with gradient where torch records one.
 
         With a weight, attention has a soft mask
         (:func:`qzhou.encoder.attention.soft_causal_mask`).
         """
 
     def backward(self, value: Tensor, *, last: bool) -> None:
-        """One of the backward passes of a step; gradients are averaged over ranks after the last."""
+        """One backward pass of a step; gradients are averaged over ranks after the last."""
 
     def update(self, learning_rate: float) -> float:
         """The gradient norm before clipping, after one optimizer step."""
@@ -53,7 +53,7 @@ class Engine(Protocol):
         """The step of a checkpoint, whose state the engine takes over."""
 
     def full_state(self) -> dict[str, Tensor]:
-        """All weights in float32 on the CPU, complete on rank 0; every rank must call it."""
+        """All weights in float32 on the CPU, complete on rank 0; all ranks must call it."""
 
 
 class Collator:
@@ -100,7 +100,7 @@ def prepare_model(
 
 
 def token_budgets(training: TrainingSection, device: torch.device) -> tuple[int, int]:
-    """Padded tokens of one forward pass, and padded tokens whose activations a rank holds."""
+    """Padded tokens of a forward pass, and those whose activations a rank holds."""
     chunk = training.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
     return chunk, max(chunk, training.activation_tokens or ACTIVATION_TOKENS[device.type])
 

@@ -38,8 +38,8 @@ def backward(batch: ShardedBatch, forward: Forward, loss_of: Callable[[Tensor], 
 
     Args:
         batch: This rank's share.
-        forward: Token ids of S texts to vectors [S, D]; with gradient where torch records one.
-        loss_of: Vectors [N, D] of the global batch to a scalar; the same function on every rank.
+        forward: S texts' token ids to vectors [S, D]; with gradient if torch records one.
+        loss_of: Vectors [N, D] of the global batch to a scalar; the same on every rank.
         engine: Takes the gradients of this rank's share.
     """
     cached = len(batch.micro_batches) - batch.count_within(engine.activation_tokens)
@@ -80,6 +80,6 @@ def gathered(local_SD: Tensor, world: int) -> Tensor:
 
 
 def _release(vectors: Tensor) -> None:
-    """Shrink the heap between micro-batches on a CPU; GPUs have an allocator of their own."""
+    """Shrink the heap between micro-batches on a CPU; GPUs have their own allocator."""
     if vectors.device.type == "cpu":
         release_freed_memory()

@@ -1,4 +1,4 @@
-"""What a stage trains on, and the batches of the next steps, prepared in threads while a step trains."""
+"""What a stage trains on, and the next steps' batches, prepared in threads meanwhile."""
 
 import copy
 import threading
@@ -38,7 +38,7 @@ class TrainingStage:
 
 @dataclass(frozen=True, slots=True)
 class PreparedBatch:
-    """A step's batch, ready to be encoded by the model and, if there is one, by its teacher."""
+    """A step's batch, ready to be encoded by the model and its teacher, if any."""
 
     planned: PlannedBatch
     batches: list[Batch]
@@ -47,7 +47,7 @@ class PreparedBatch:
 
 
 def prepare_batch(stage: TrainingStage, engine: Engine, step: int) -> PreparedBatch:
-    """The batch of a step, with this rank's share of its texts as token ids; from any thread."""
+    """A step's batch, with this rank's share of texts as token ids; from any thread."""
     planned, training = stage.plan.at(step), stage.recipe.training
     batches = build_batches(
         planned, stage.data, negatives_per_query=training.negatives_per_query, seed=stage.recipe.training_seed
@@ -96,7 +96,7 @@ _of_thread = threading.local()
 
 
 def _own_tokenizer(tokenizer: Any) -> Any:
-    """This thread's copy: a tokenizer remembers the truncation of its last call and cannot be shared."""
+    """This thread's copy: tokenizers keep their last truncation and cannot be shared."""
     copies: list[tuple[Any, Any]] = _of_thread.__dict__.setdefault("copies", [])
     for original, own in copies:
         if original is tokenizer:

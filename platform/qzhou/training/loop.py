@@ -26,12 +26,12 @@ Metrics = dict[str, Any]
 
 
 def train_stage(stage: TrainingStage, engine: Engine, recorder: StageRecorder, *, first_step: int) -> bool:
-    """Whether training reached the end of the stage; False if it was stopped, with a checkpoint.
+    """Whether training reached the stage's end; False if stopped, with a checkpoint.
 
     ``first_step`` is 0, or the step that a checkpoint had reached.
 
     Raises:
-        TrainingError: Loss or gradient is not finite; names step and dataset, and the batch is kept.
+        TrainingError: Non-finite loss or gradient; names step and dataset, keeps the batch.
     """
     steps, training = stage.plan.stage.steps, stage.recipe.training
     prepare = partial(prepare_batch, stage, engine)
@@ -110,7 +110,7 @@ def _cost(batch: PreparedBatch, engine: Engine, waited_s: float, seconds: float)
 
 
 def _memory_gb() -> float:
-    """Highest memory of this rank so far: of the GPU if there is one, else of the process."""
+    """This rank's peak memory so far: the GPU's if there is one, else the process's."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated()) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

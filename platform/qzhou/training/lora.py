@@ -8,7 +8,7 @@ EVERY_LINEAR = "all-linear"
 
 
 def add_adapters(model: EmbeddingModel, lora: LoraSection) -> EmbeddingModel:
-    """The same model, frozen and with trainable adapters; unchanged where ``lora.rank`` is 0.
+    """The same model, frozen with trainable adapters; unchanged where ``lora.rank`` is 0.
 
     Raises:
         SetupError: peft is not installed.

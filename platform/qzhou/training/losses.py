@@ -85,7 +85,7 @@ def info_nce(
         document_MD: Positives and negatives in any order.
         positive_B: Row of ``document_MD`` that answers each query, int64.
         masks: Which negatives are left out, and which are hard negatives.
-        mixed: More negatives [K, D] and the query [K] that each belongs to (:func:`mixed_negatives`).
+        mixed: More negatives [K, D] and the query [K] of each (:func:`mixed_negatives`).
         options: Temperature, and the optional terms.
 
     Raises:
@@ -188,7 +188,7 @@ def mixed_negatives(
 def distillation_kl_loss(
     query_BD: Tensor, document_MD: Tensor, teacher_BM: Tensor, excluded_BM: Tensor, *, temperature: float
 ) -> Tensor:
-    """Kullback-Leibler divergence of the student's distribution over the documents from the teacher's.
+    """KL divergence of the student's distribution over the documents from the teacher's.
 
         L = 1/B * sum_i sum_m q_im log(q_im / p_im),   p_i = softmax(s_i / t), q_i = softmax(teacher_i / t)
 
@@ -264,7 +264,7 @@ def classification_info_nce(
     """InfoNCE over texts and labels in which a text of the same class is never a negative: the mean loss in nats.
 
         Z_i = e^(t_i.p_i / t) + sum_m MASK(i, m) e^(t_i.n_m / t) + sum_{j != i} MASK(i, j) e^(t_i.t_j / t)
-        L   = -1/B * sum_i log( e^(t_i.p_i / t) / Z_i ),   MASK = 0 where the labels are equal
+        L   = -1/B * sum_i log( e^(t_i.p_i / t) / Z_i ),   MASK = 0 where labels are equal
 
     The sum over m takes in the negatives of the whole batch: a text's own ones have another
     label by construction. Other texts' positives do not appear, as printed in the paper.

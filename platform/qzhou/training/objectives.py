@@ -40,7 +40,7 @@ def loss_of(
 
     Args:
         batches: One for each task of the step.
-        vector_ND: Vectors of all texts in the order of :attr:`Batch.text_groups`, batch after batch.
+        vector_ND: Vectors of all texts, as :attr:`Batch.text_groups` orders, by batch.
         training: Temperatures, weights and optional terms.
         teacher_ND: A teacher's vectors of the same texts, of any width.
         seed: Of this step, for mixed negatives.
@@ -68,7 +68,7 @@ def split(batches: Sequence[Batch], vector_ND: Tensor) -> list[list[Tensor]]:
 
 @torch.no_grad()
 def batch_metrics(batches: Sequence[Batch], vector_ND: Tensor, *, margin: float | None = None) -> dict[str, float]:
-    """Metrics of a batch beside its loss; a metric that does not apply to the batch is left out.
+    """Metrics of a batch beside its loss; those that do not apply to it are left out.
 
     - ``positive_cosine``: mean cosine of the positives; of pairs, of both sides.
     - ``negative_cosine``: mean over each query's highest negative.
@@ -146,7 +146,7 @@ def _classification_metrics(batch: ClassificationBatch, parts: Sequence[Tensor])
 
 
 def _positives_and_negatives(positive_B: Tensor, cosine_BM: Tensor) -> dict[str, Tensor]:
-    """Metrics of positives beside the highest of their negatives; -inf stands for no negative."""
+    """Metrics of positives beside their highest negatives; -inf stands for no negative."""
     if not cosine_BM.shape[1]:
         return {"positive_cosine": positive_B}
     highest_B = cosine_BM.max(1).values
@@ -211,7 +211,7 @@ def _retrieval_loss(
 def _distillation_loss(
     batch: Batch, parts: Sequence[Tensor], teacher: Sequence[Tensor], training: TrainingSection
 ) -> Tensor:
-    """The teacher's part of the loss. With scores, the task decides what a query is compared with."""
+    """The teacher's loss. With scores, the task decides what a query is compared with."""
     if training.distillation.kind == "embeddings":
         return distillation_cosine_loss(torch.cat(list(parts)), torch.cat(list(teacher)))
     queries = parts[0]

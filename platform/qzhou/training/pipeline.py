@@ -1,4 +1,4 @@
-"""The training stages on Ray Train: a worker per rank, checkpoints through ``ray.train.report``."""
+"""Training stages on Ray Train: a worker per rank, checkpoints by ``ray.train.report``."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ def train(recipe: Recipe) -> Manifest:
 
     Raises:
         DataError: Mining has not finished, or there is nothing to train on.
-        TrainingError: A stage failed for good; its checkpoints are kept and the same job continues.
+        TrainingError: A stage failed for good; the same job continues from checkpoints.
     """
     run = Run.open(recipe)
     return train_both_stages(run, partial(_train_stage, run))

@@ -1,4 +1,4 @@
-"""Schedules by step: the learning rate, and the soft mask of a decoder that becomes an encoder."""
+"""Schedules by step: learning rate, and the soft mask of a decoder becoming an encoder."""
 
 import math
 
@@ -6,7 +6,7 @@ from qzhou.config.training import StageSection
 
 
 def learning_rate_at(step: int, stage: StageSection) -> float:
-    """The learning rate of a step: linear warm-up to the peak, then the stage's decay to zero, or none.
+    """A step's learning rate: linear warm-up to the peak, then decay to zero, or no decay.
 
     The paper states peak and warm-up but no decay; other reports state a linear one.
     """
@@ -21,5 +21,5 @@ def learning_rate_at(step: int, stage: StageSection) -> float:
 
 
 def soft_mask_weight_at(step: int, stage: StageSection) -> float | None:
-    """Weight of attention to later tokens, in [0, 1); None after the last step of the soft mask."""
+    """Weight of attention to later tokens, in [0, 1); None after the soft mask's steps."""
     return step / stage.soft_mask_steps if step < stage.soft_mask_steps else None

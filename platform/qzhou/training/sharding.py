@@ -21,15 +21,15 @@ MAX_PADDING = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ShardedBatch:
-    """One rank's share of a batch: the same number of micro-batches, of the same sizes, on every rank.
+    """A rank's share of a batch: as many micro-batches, of the same sizes, on every rank.
 
     In ZeRO-3, ranks that make different numbers of forward passes would wait for each other
     for ever.
 
     Attributes:
         micro_batches: Token ids of the texts of each forward pass, longest first.
-        padded_tokens: Tokens of each micro-batch with padding, by the longest text of any rank.
-        row_N: Row of each text's vector when the shares of all ranks, rank 0 first, are one matrix.
+        padded_tokens: Tokens of each padded micro-batch, by the longest text of any rank.
+        row_N: Row of each text's vector in the matrix of all ranks' shares, rank 0 first.
             Equal texts are encoded once and have the same row.
         tokens: Tokens of all ranks without padding; equal texts count once.
         world: Number of ranks.
@@ -43,7 +43,7 @@ class ShardedBatch:
 
     @property
     def padding_share(self) -> float:
-        """Share of the encoded tokens that are padding or repeat a text to fill up a rank's share."""
+        """Share of encoded tokens that are padding or texts repeated to fill up a share."""
         return 1 - self.tokens / (self.world * sum(self.padded_tokens))
 
     def count_within(self, budget: int) -> int:
@@ -57,7 +57,7 @@ class ShardedBatch:
 
 
 def shard_batch(ids: Sequence[Ids], *, rank: int = 0, world: int = 1, micro_batch_tokens: int) -> ShardedBatch:
-    """One rank's share of the texts; texts are distributed by length, so that all ranks have equal work.
+    """A rank's share of the texts, distributed by length, so that ranks have equal work.
 
     Every rank computes the same distribution from the same texts, without communication.
 

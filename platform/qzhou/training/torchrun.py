@@ -28,11 +28,11 @@ TIMEOUT = timedelta(hours=2)
 
 
 def train(recipe: Recipe) -> None:
-    """Train both stages; every rank calls it. Rank 0 decides what is left to train, and the others follow.
+    """Train both stages, on every rank. Rank 0 decides what is left, and the others follow.
 
     Raises:
         DataError: Mining has not finished, or there is nothing to train on.
-        TrainingError: A stage failed; its checkpoints are kept and the same command continues.
+        TrainingError: A stage failed; the same command continues from its checkpoints.
     """
     with _process_group(gpu=recipe.cluster.gpu):
         if dist.get_rank() == 0:

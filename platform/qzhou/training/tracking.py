@@ -46,7 +46,7 @@ class Sink:
 
     Attributes:
         log: Records what one step did; ``metrics["step"]`` says which.
-        flush: Makes durable what was logged so far; does nothing where each step is sent at once.
+        flush: Makes durable what was logged; does nothing where each step is sent at once.
     """
 
     log: Callable[[Metrics], None]

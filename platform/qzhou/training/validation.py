@@ -41,7 +41,7 @@ class Validation:
     def of(
         cls, examples: Sequence[tuple[Prompt, RetrievalExample]], recipe: Recipe, tokenizer: Any, engine: Engine
     ) -> Validation | None:
-        """A validation on a sample of held-out examples, drawn by hash; None if there are none."""
+        """Validation on a sample of held-out examples, drawn by hash; None without any."""
         shuffled = sorted(examples, key=lambda one: stable_id("validation", one[1].id))
         asked = shuffled[:QUERIES]
         if not asked:
@@ -66,7 +66,7 @@ class Validation:
         return cls(texts, qrels)
 
     def __call__(self, engine: Engine) -> dict[str, float]:
-        """``ndcg_at_10``, and ``accuracy``: the share of queries whose first document is relevant."""
+        """``ndcg_at_10``; ``accuracy``: share of queries with a relevant first document."""
         vectors = embed(self.texts, engine.forward).float().cpu()
         score_QM = vectors[: len(self.qrels)] @ vectors[len(self.qrels) :].T
         best = score_QM.topk(min(RANKS, score_QM.shape[1]), dim=1)
@@ -83,7 +83,7 @@ class Validation:
 
 
 def held_out_examples(recipe: Recipe, run_folder: Folder) -> list[tuple[Prompt, RetrievalExample]]:
-    """The retrieval examples that no stage trains on, each with the prompt of its dataset."""
+    """The retrieval examples that no stage trains on, with their datasets' prompts."""
     parent = run_folder / "transform" / "held_out" / "retrieval"
     return [
         (dataset.prompt, one)

@@ -39,7 +39,7 @@ def train_worker(
     recorder_type: type[StageRecorder],
     checkpoint: Path | None,
 ) -> None:
-    """Train one rank of a stage, from a checkpoint if there is one; rank 0 writes the model at the end.
+    """Train one rank of a stage, from any checkpoint; rank 0 writes the model at the end.
 
     The process group of the ranks must be there already.
 

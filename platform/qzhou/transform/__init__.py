@@ -1,1 +1,1 @@
-"""Raw rows to examples: readers, one rule per source shape, cleaning, splits and deduplication."""
+"""Raw rows to examples: readers, a rule per source shape, cleaning, splits, duplicates."""

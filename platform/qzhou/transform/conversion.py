@@ -1,4 +1,4 @@
-"""One shard of raw rows to candidates: examples that no rule refuses, and the keys that find duplicates."""
+"""One shard of raw rows to candidates: examples that no rule refuses; duplicates' keys."""
 
 from collections.abc import Iterator, Sequence
 
@@ -102,7 +102,7 @@ def raw_rows_of(layout: Layout, shard: Shard, candidates: Sequence[tuple[int, st
 def _candidates(
     chunk: Sequence[Sequence[Row] | RejectedRow], start: int, convert: Converter
 ) -> tuple[list[Candidate], list[Drop]]:
-    """The candidates of some examples' rows, whose places count from ``start``; and what is dropped."""
+    """The candidates of some examples' rows, with places from ``start``; and the drops."""
     candidates: list[Candidate] = []
     drops: list[Drop] = []
     for place, rows in enumerate(chunk, start):

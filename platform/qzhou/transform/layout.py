@@ -31,7 +31,7 @@ Kind = Literal["file", "grouped", "joined", "spread"]
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A part of a dataset that one task converts and one task writes; numbered in the order of the recipe.
+    """A part of a dataset that one task converts and one writes; numbered in recipe order.
 
     ``kind`` says where its rows are: in raw files, or in the partition ``part`` of a
     shuffle (grouped by query, joined with documents, or only spread).
@@ -51,7 +51,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class ShuffleTask:
-    """One task of a shuffle: it distributes a part of an input, or joins one partition of documents."""
+    """A shuffle's task: it spreads part of an input, or joins a partition of documents."""
 
     dataset: str
     role: str  # one of INPUTS, or "join"
@@ -105,7 +105,7 @@ class Layout:
         return self.folder / "work"
 
     def is_done(self, step: str, item: str) -> bool:
-        """Whether a step has done its work on a shard, shuffle task, bucket or partition, by its name."""
+        """Whether a step is done with a named shard, shuffle task, bucket or partition."""
         return (self.work / "done" / step).exists(f"{item}.json")
 
     def mark_done(self, step: str, item: str) -> None:
@@ -140,7 +140,7 @@ class Layout:
 def make_layout(
     recipe: Recipe, folder: Folder, inputs: Inputs, readers: Mapping[str, CustomReader] = MappingProxyType({})
 ) -> Layout:
-    """The layout of a recipe's inputs: shards, and what is shuffled before they are converted."""
+    """The layout of a recipe's inputs: shards, and what is shuffled before conversion."""
     shards: list[Shard] = []
     phases: tuple[list[ShuffleTask], list[ShuffleTask]] = ([], [])
     partitions: dict[str, int] = {}

@@ -1,7 +1,7 @@
-"""The transform stage on Ray Data: every step maps a function over shards or buckets, and leaves files.
+"""The transform stage on Ray Data: steps map functions over shards or buckets to files.
 
     shuffle        rows that belong together are brought together, where a rule needs it
-    convert        raw rows become candidates by their dataset's rule; keys and drops are written
+    convert        raw rows become candidates by their dataset's rule, with keys and drops
     compare        equal keys meet: duplicates, near-duplicates, texts that are held out
     index          n-grams of the evaluation's texts
     contamination  training texts are compared with that index; the sample is numbered
@@ -56,7 +56,7 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
 
     Args:
         recipe: Of the run.
-        task_texts: Gives the texts of mteb tasks by name, for ``transform.contamination.tasks``.
+        task_texts: Gives the texts of mteb tasks for ``transform.contamination.tasks``.
 
     Raises:
         DataError: A file or column is missing, a dataset is empty, or too few of its rows survive. What was dropped

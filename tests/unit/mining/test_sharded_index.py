@@ -23,7 +23,7 @@ def test_only_an_index_that_is_built_has_to_fit_into_memory(
     files = [VectorFile(f"{number}.npy", 20 * number, 20) for number in range(3)]
     for file in files:
         folder.write_array(file.name, np.zeros((20, 16), np.float32))
-    mining = {"index": index, "index_from_documents": from_documents, "index_memory_gb": 1.5e-6}
+    mining = {"index": index, "index_from_documents": from_documents, "index_memory_gb": 1500 / 2**30}
     recipe = make_recipe(mining=mining)
 
     assert index_of(recipe.mining, files) == taken

@@ -1,4 +1,4 @@
-"""Checks a run for signs of trouble; each finding has its evidence and the setting to change."""
+"""Checks a run for signs of trouble; a finding has evidence and the setting to change."""
 
 from qzhou.evaluation.diagnosis.checks import Diagnosis, diagnose, diagnosis_text
 from qzhou.evaluation.diagnosis.facts import Facts

@@ -82,7 +82,7 @@ def _copied(facts: Facts, task: str, rows: Sequence[Mapping[str, Any]]) -> list[
 
 
 def _is_declared(facts: Facts, dataset: str, task: str) -> bool:
-    """Whether the recipe says that a dataset is the official training split of an evaluation task."""
+    """Whether the recipe calls a dataset an evaluation task's official training split."""
     entry = facts.dataset(dataset)
     if task in entry.get("train_split_of", ()):
         return True
@@ -90,7 +90,7 @@ def _is_declared(facts: Facts, dataset: str, task: str) -> bool:
 
 
 def synthetic_drifted(facts: Facts) -> CheckResult:
-    """Synthetic texts are too far from their originals, or written answers too far from their queries."""
+    """Synthetic texts are too far from originals, or written answers from their queries."""
     if not facts.synthesis:
         return Skipped("synthetic_drifted", f"there is no {SYNTHESIS_REPORT}")
     techniques = facts.synthesis.get("techniques")
@@ -153,7 +153,7 @@ def _hard_negative_score(facts: Facts) -> tuple[float, float | None]:
 
 
 def _below(floor: float, counts: Counts, edges: Any) -> float:
-    """How many values of a histogram lie below a floor; the bin that the floor divides counts in part."""
+    """A histogram's values below a floor; the bin that the floor divides counts in part."""
     return float((counts * np.clip((floor - edges[:-1]) / np.diff(edges), 0.0, 1.0)).sum())
 
 
@@ -198,7 +198,7 @@ def negatives_easy(facts: Facts) -> CheckResult:
 
 
 def negatives_close(facts: Facts) -> CheckResult:
-    """Mined negatives look like answers: they outscore positives, or known answers would pass for them."""
+    """Mined negatives look like answers: they beat positives, or known answers pass too."""
     if not facts.mining:
         return Skipped("negatives_close", f"there is no {MINING_REPORT}")
     ratio, first = facts.setting("mining.positive_ratio"), facts.setting("mining.rank_from")
@@ -215,7 +215,7 @@ def negatives_close(facts: Facts) -> CheckResult:
 
 
 def _outscored(report: Mapping[str, Any]) -> list[str]:
-    """How often a positive outscores a mined negative, where that is less than half of the time."""
+    """How often a positive outscores a mined negative, if less than half of the time."""
     sizes = report.get("queries by number of negatives", {})
     pooled = _pooled([report])
     # Where most queries have no negative, those that have some are those with the best positives.

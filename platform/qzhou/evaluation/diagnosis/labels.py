@@ -21,7 +21,7 @@ FIRST_STEPS = 8
 
 
 def labels_inverted(facts: Facts) -> CheckResult:
-    """Pairs with higher scores have lower cosines: held out, or in the first steps of training."""
+    """Pairs with higher scores have lower cosines: held out, or early in training."""
     evidence: dict[str, list[str]] = defaultdict(list)
     checked = False
     for row in facts.rows:

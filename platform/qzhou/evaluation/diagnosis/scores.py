@@ -48,7 +48,7 @@ def classification_poor(facts: Facts) -> CheckResult:
 
 
 def below_backbone(facts: Facts) -> CheckResult:
-    """After all training, retrieval or pairs are surely worse than with the untouched backbone."""
+    """After all training, retrieval or pairs are surely worse than with the backbone."""
     found: list[Finding] = []
     kinds = {"retrieval": RETRIEVAL, "pairs": PAIRS}
     changes = {kind: facts.changes(BACKBONE, STAGE2, types) for kind, types in kinds.items()}
@@ -69,7 +69,7 @@ def below_backbone(facts: Facts) -> CheckResult:
 
 
 def _findings(check: str, message: str, models: str, changes: Sequence[ScoreChange], remedy: str) -> list[Finding]:
-    """A finding where scores fell beyond chance; ``{where}`` in the message names how many tasks."""
+    """A finding where scores fell beyond chance; ``{where}`` says on how many tasks."""
     if fallen := _fallen(changes):
         where, numbers = fallen
         return [Finding(check, message.format(where=where), f"{COMPARISON}, {models}: {numbers}", remedy)]

@@ -145,7 +145,7 @@ def _unstable(facts: Facts, stage: str, name: str, losses: Sequence[float], comp
 
 
 def false_negatives_many(facts: Facts) -> CheckResult:
-    """Much of a batch is left out of the denominator, because it has the same label or may be an answer."""
+    """Much of a batch is left out of the denominator: same label, or possibly an answer."""
     if not facts.steps:
         return Skipped("false_negatives_many", NO_METRICS)
     masked = _last_masked_shares(facts)
@@ -170,7 +170,7 @@ def false_negatives_many(facts: Facts) -> CheckResult:
 
 
 def _last_masked_shares(facts: Facts) -> Mapping[tuple[str, str], tuple[str, list[float]]]:
-    """(Task, dataset) -> the last stage that trained on it, and the masked shares of its second half."""
+    """(Task, dataset) -> the last stage to train on it, its second half's masked shares."""
     found = {}
     for stage in METRICS:
         for task in ("retrieval", "classification"):

@@ -158,7 +158,7 @@ class Evaluator:
         )
 
     def _keep_results(self, temporary: Path) -> None:
-        """Copy mteb's own result files into the run folder, where mteb's tools can read them."""
+        """Copy mteb's result files into the run folder, where its tools can read them."""
         for path in (temporary / "results").rglob("*.json"):
             folder = self._folder / path.relative_to(temporary).parent.as_posix()
             folder.create().write_bytes(path.name, path.read_bytes())
@@ -181,7 +181,7 @@ class Evaluator:
         return self._model[1]
 
     def _bare_task(self, task: EvalTask) -> Any:
-        """The task, perhaps without its data: loading takes long, and a stored score does not need it."""
+        """The task, perhaps without data: that loads slowly; a stored score needs none."""
         if self._task[0] != task.name:
             self._task = task.name, build_task(task, self._recipe, self._run)
         return self._task[1]

@@ -1,4 +1,4 @@
-"""Held-out examples as mteb task objects, so that mteb's own code scores models on the user's data."""
+"""Held-out examples as mteb tasks: mteb's own code scores models on the user's data."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -121,7 +121,7 @@ def _retrieval(
     qrels: Mapping[str, Any],
     ranked: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
-    """A retrieval task of texts and grades by id; a reranking task where each query has candidates."""
+    """A retrieval task of texts and grades by id; reranking if queries have candidates."""
     texts = [*corpus.values(), *queries.values()]
     task = _task(name, "Reranking" if ranked else "Retrieval", texts, repr(sorted(qrels.items())))
     data = {
@@ -209,7 +209,7 @@ def _sampled_texts(examples: Sequence[LabeledExample], max_rows: int, seed: int)
 
 
 def why_no_task(examples: Sequence[Any], kind: TaskKind) -> str:
-    """Why held-out examples of one dataset cannot make a task of a kind; empty where they can."""
+    """Why a dataset's held-out examples cannot make a task of a kind; empty if they can."""
     if not examples:
         return "nothing was held out"
     if kind == "reranking" and not any(one.negatives for one in examples):
@@ -228,7 +228,7 @@ def why_no_task(examples: Sequence[Any], kind: TaskKind) -> str:
 
 
 def example_count(task: Any) -> int:
-    """How many queries, pairs or test texts the score of a loaded task is a mean over, in all subsets."""
+    """How many queries, pairs or texts a loaded task's score averages, in all subsets."""
     splits = task.metadata.eval_splits
     has_splits = any(split in task.dataset for split in splits)
     subsets = [task.dataset] if has_splits else task.dataset.values()
@@ -237,7 +237,7 @@ def example_count(task: Any) -> int:
 
 
 def _task(name: str, task_type: str, texts: Sequence[str], grades: str = "") -> Any:
-    """An mteb task whose data is set by the caller; its revision is a digest of texts and grades."""
+    """An mteb task with data set by the caller; its revision digests texts and grades."""
     content = "\x00".join([*texts, grades]).encode("utf-8", "surrogatepass")
     revision = hashlib.sha256(content).hexdigest()[:16]
     kind, main_score = TASK_TYPES[task_type]

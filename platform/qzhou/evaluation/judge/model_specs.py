@@ -1,4 +1,4 @@
-"""The models that an evaluation scores, under the names that its tables show. Loads nothing heavy."""
+"""The models that an evaluation scores, by their names in tables. Loads nothing heavy."""
 
 import re
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class ModelSpec:
 
 
 def models_to_score(recipe: Recipe) -> list[ModelSpec]:
-    """BM25, the untouched backbone, both stages and ``evaluation.models``, in the order of the tables."""
+    """BM25, the backbone, both stages and ``evaluation.models``, in the tables' order."""
     found = [ModelSpec(BM25)] if recipe.evaluation.bm25 else []
     found += [
         ModelSpec(BACKBONE),
@@ -39,7 +39,7 @@ def models_to_score(recipe: Recipe) -> list[ModelSpec]:
 
 
 def _short_name(source: str, taken: set[str]) -> str:
-    """The model of a URL, the run of a run's model, or the end of a path; numbered where it is taken."""
+    """A URL's model, the run of its model, or a path's end; numbered where it is taken."""
     parts = [part for part in re.split(r"[/#:]", source.rstrip("/")) if part]
     if parts[-1:] == ["model"] and len(parts) > 1:
         parts = parts[:-1]  # runs/NAME/model is called NAME

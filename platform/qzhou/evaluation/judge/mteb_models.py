@@ -17,13 +17,13 @@ Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class MtebEncoder:
-    """An encoder that mteb can call; its prompts come from :mod:`qzhou.data.prompts`, as everywhere.
+    """An encoder for mteb; its prompts come from :mod:`qzhou.data.prompts`, as everywhere.
 
     Args:
         encoder: An encoder on this machine or behind a URL.
         prompts: Task name -> prompt; a task that is missing gets none.
         name: The name in mteb's results.
-        revision: Digest of what a score depends on besides the task; by default the encoder's fingerprint.
+        revision: Digest of what makes a score but the task; default: encoder's fingerprint.
         store: Keeps the vectors of documents, and is looked up first.
     """
 

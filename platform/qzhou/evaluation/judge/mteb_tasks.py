@@ -13,7 +13,7 @@ CONTAMINATION_TASKS = "transform.contamination.tasks"
 
 
 def named_tasks(names: Sequence[str], *, setting: str) -> dict[str, list[Any]]:
-    """Name -> the tasks of that benchmark, or the one task of that name; none of them loaded.
+    """Name -> the tasks of that benchmark, or the task of that name; none of them loaded.
 
     Args:
         names: Tasks or benchmarks of mteb, e.g. ``SciFact`` or ``MTEB(eng, v2)``.

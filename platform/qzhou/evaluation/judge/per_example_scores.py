@@ -1,4 +1,4 @@
-"""The scores of single examples, and confidence intervals over them by the paired bootstrap.
+"""Scores of single examples, and confidence intervals over them by the paired bootstrap.
 
 Two models that are scored on the same queries, pairs or texts are compared on resampled
 sets of these examples (Efron and Tibshirani, An Introduction to the Bootstrap, 1993; for
@@ -55,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PerExampleScores:
-    """The examples behind a score, which is the mean over all parts of a statistic of their examples.
+    """The examples behind a score: the mean over all parts of a statistic of examples.
 
     Attributes:
         data_revision: The revision of the task's data: the same queries over another corpus are another task.
@@ -101,7 +101,7 @@ def score_interval(scores: PerExampleScores, *, seed: int) -> Interval:
 
 
 def paired_difference(scores: PerExampleScores, baseline: PerExampleScores, *, seed: int) -> Interval | None:
-    """By how much one model leads another on the same examples; None where their examples differ."""
+    """By how much a model leads another on the same examples; None where these differ."""
     return pooled_difference([([scores], [baseline])], seed=seed)
 
 
@@ -141,7 +141,7 @@ def _examples(scores: PerExampleScores) -> tuple[object, ...]:
 
 
 def _percentile_interval(value: float, resampled_B: Values, count: int, worst_case_interval: float) -> Interval:
-    """The limits that enclose 95 % of the resamples, widened by Student's t as few examples require.
+    """The limits of 95 % of the resamples, widened by Student's t as few examples require.
 
     Source: Hesterberg, What Teachers Should Know About the Bootstrap (The American Statistician, 2015), section 4.4.3:
     the expanded percentile interval.
@@ -155,7 +155,7 @@ def _percentile_interval(value: float, resampled_B: Values, count: int, worst_ca
 
 
 def _resampled(compared: Sequence[PerExampleScores], seed: int | list[int]) -> list[Values]:
-    """For each of the scores its resamples [B]; all of them see the same examples in a resample."""
+    """For each score its resamples [B]; a resample has the same examples for all scores."""
     generator = np.random.default_rng(seed)
     sizes = [len(part.values) for part in compared[0].parts]
     examples = max(1, sum(sizes))

@@ -1,4 +1,4 @@
-"""What the driver and the evaluation workers exchange: tasks and scores. Loads neither mteb nor torch."""
+"""Tasks and scores that driver and evaluation workers exchange. Loads no mteb, no torch."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class TaskScore:
         key: Digest of everything that the score depends on.
         n: How many queries, pairs or test texts the score is a mean over.
         data_revision: The revision of the task's data.
-        per_example: The scores of single examples; None where mteb's predictions do not tell them.
+        per_example: Scores of single examples; None where mteb's predictions tell none.
         seconds: How long scoring took.
         encoded_texts: Documents whose vectors were not in the store yet.
-        computed: Whether this run of the stage computed it; else it was read from the run folder.
+        computed: Whether this run of the stage computed it, or read it from the run folder.
         undefined: Why there is no score; empty where there is one.
     """
 

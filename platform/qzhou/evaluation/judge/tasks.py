@@ -1,4 +1,4 @@
-"""The tasks on which a recipe's models are scored, with their sizes, and how each is built."""
+"""The tasks on which a recipe's models are scored, their sizes, and how each is built."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -79,7 +79,7 @@ def _sized_mteb_tasks(recipe: Recipe) -> Iterator[EvalTask]:
 
 
 def _declared_size(task: Any) -> tuple[int, int]:
-    """Characters and documents of a task, as mteb declares them before its data is loaded."""
+    """Characters and documents of a task, as mteb declares them before loading its data."""
     chars = documents = 0
     for split in (task.metadata.descriptive_stats or {}).values():
         if isinstance(split, dict):

@@ -1,4 +1,4 @@
-"""The order of the work: longest first, and a worker keeps its model while there is work for it."""
+"""The order of work: longest first; a worker keeps its model while that has work left."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Work:
 
     @property
     def cost(self) -> float:
-        """How long it takes compared with other work, in characters that an encoder reads."""
+        """How long it takes beside other work, in characters that an encoder reads."""
         if self.method == "embedding_health":
             return HEALTH_CHARS
         if self.method == "encode":
@@ -104,7 +104,7 @@ class WorkQueue:
             self._ready.insert(0, self._waiting.pop(key))
 
     def _longest_of_busiest_model(self) -> Work:
-        """The longest work of the model that has most work left, models without a worker first."""
+        """Longest work of the model with most left, models without a worker first."""
         loaded = set(self._model_of_worker.values())
         left: dict[str, float] = {}
         for work in self._ready:

@@ -1,4 +1,4 @@
-"""``report.html`` of a run: one page that needs no network, made of the files in the run folder.
+"""``report.html``: one page that needs no network, made of the files in a run folder.
 
 Each section has a module that turns files into ``blocks`` (texts, tables, plots). ``page``
 puts these into the template with its style sheet, its script and Plotly's.

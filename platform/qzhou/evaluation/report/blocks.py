@@ -57,7 +57,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something to act on: its name, what it says, the numbers that show it, and what to change."""
+    """Something to act on: its name, its message, the numbers behind it, what to change."""
 
     kind: ClassVar[str] = "notice"
     title: str

@@ -1,4 +1,4 @@
-"""What went in: datasets, what became of their rows, lengths of texts, overlap with evaluation data."""
+"""What went in: datasets, their rows' fate, text lengths, overlap with evaluation data."""
 
 from collections.abc import Iterator
 

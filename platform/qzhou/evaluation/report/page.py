@@ -29,7 +29,7 @@ SECTIONS = {
 
 
 def write_report(run: Run) -> None:
-    """Write ``report.html`` into the run folder, from the files that the stages left there."""
+    """Write ``report.html`` into the run folder, from the files that the stages left."""
     files = RunFiles(run.folder)
     sections = [Section(anchor, title, list(blocks(files))) for anchor, (title, blocks) in SECTIONS.items()]
     backbone = files.recipe.get("model", {}).get("backbone", "")

@@ -40,7 +40,7 @@ class Plot:
         title: Above it.
         traces: As Plotly takes them.
         layout: As Plotly takes it.
-        keys: Name and colour of each trace, for the legend; empty where there is nothing to tell apart.
+        keys: Each trace's name and colour in the legend; empty with nothing to tell apart.
         height: In pixels.
     """
 
@@ -132,7 +132,7 @@ def histograms(
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Bars of one colour: for each label a length, and its confidence limits where these are known."""
+    """Bars of one colour: each label's length, and its confidence limits where known."""
 
     name: str
     colour: str
@@ -204,7 +204,7 @@ def colour_of_models(names: Sequence[str]) -> dict[str, str]:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
-    """At most so many points: each the mean of as many neighbours, at the last one's place."""
+    """At most so many points: each the mean of as many neighbours, at the last's place."""
     size = -(-len(points) // most) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]

@@ -1,4 +1,4 @@
-"""How the run was made: stages with their inputs, outputs and times, versions, the recipe."""
+"""How the run was made: stages with inputs, outputs and times, versions, the recipe."""
 
 import json
 import platform

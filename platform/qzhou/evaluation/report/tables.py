@@ -1,4 +1,4 @@
-"""Tables of the page: each cell has the text that it shows and the value that it sorts by."""
+"""Tables of the page: each cell has the text that it shows and the value it sorts by."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class Column:
 
     Attributes:
         title: Its heading.
-        number: The key in ``FORMATS`` by which its numbers are written; empty for a column of texts.
+        number: Key in ``FORMATS`` by which numbers are written; empty for columns of texts.
         style: ``prose`` for long texts, ``code`` for fingerprints and settings.
     """
 

@@ -1,4 +1,4 @@
-"""The contamination pass: candidates are read once more, to find those to drop and to draw the sample."""
+"""The contamination pass: a second reading of candidates, for overlaps and the sample."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ def check_shard(layout: Layout, shard: Shard, index: Index | None) -> None:
 
 
 def write_overlap(layout: Layout, shard: Shard, table: pa.Table, index: Index) -> np.ndarray:
-    """Which examples of a table overlap with evaluation texts; the counts are written for the report."""
+    """Which examples overlap with evaluation texts; writes the counts for the report."""
     overlap = Overlap(shard.dataset)
     hit = overlap.compare(table, layout.dataset(shard.dataset).task, index)
     (layout.work / "overlaps").write_json(f"{shard.name}.json", asdict(overlap))

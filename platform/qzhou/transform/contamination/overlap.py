@@ -1,4 +1,4 @@
-"""Overlap of training texts with evaluation texts: shared n-grams, and exact matches of short texts.
+"""Overlap of training with evaluation texts: shared n-grams, exact matches of short texts.
 
 The n-grams of all evaluation texts make one sorted array of 64-bit hashes with the task each came from. It is bounded:
 above ``max_index_ngrams`` only the hashes that a power of two divides are kept. Long overlaps are still found, because
@@ -125,7 +125,7 @@ class IndexBuilder:
 
 @dataclass(slots=True)
 class Overlap:
-    """How many training examples of a dataset share something with each evaluation task, and some of them.
+    """How many of a dataset's examples overlap with each evaluation task, and some of them.
 
     ``copied`` counts examples with a text most of whose n-grams the task has; of a pair,
     both texts. ``asked`` counts those whose query is such a text: a document alone

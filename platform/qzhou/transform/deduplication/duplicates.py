@@ -1,4 +1,4 @@
-"""Which examples repeat others, or share a text with held-out ones: one sort of all keys of a bucket.
+"""Which examples repeat others or share held-out texts: one sort of all keys of a bucket.
 
 A bucket is compared by itself, so the work spreads over a cluster, and memory depends on
 the size of a bucket alone.

@@ -1,4 +1,4 @@
-"""The keys by which examples are compared: digests of their texts, and bands of MinHash signatures.
+"""Keys by which examples are compared: digests of texts, and bands of MinHash signatures.
 
 Every example gives some keys: one for itself, one for each of its texts, some for
 near-duplicates. Equal keys meet in the same bucket, whichever dataset and shard they come
@@ -42,7 +42,7 @@ def text_digest(*keys: str) -> bytes:
 
 
 class KeyList:
-    """The keys of a shard's examples, which are numbered in the order in which they are added.
+    """The keys of a shard's examples, numbered in the order in which they are added.
 
     Args:
         with_identity: Whether examples are compared as a whole, to find duplicates.
@@ -69,7 +69,7 @@ class KeyList:
         self._near: list[pa.Table] = []
 
     def add_all(self, examples: Sequence[tuple[Example, bool]]) -> None:
-        """Add the keys of some examples, each with its side of the split; all of one record type."""
+        """Add the keys of some examples of one record type, each with its split side."""
         for row, (example, held_out) in enumerate(examples, self._count):
             self._add(row, example, held_out)
         if self._near_threshold is not None and examples:

@@ -40,7 +40,7 @@ def bands_for(threshold: float) -> tuple[int, int]:
 
 
 def band_keys(sides: Sequence[Sequence[str]], threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """For each example, a hash of each band (uint64), and whether it has words on every side.
+    """For each example, a hash per band (uint64), and whether every side has words.
 
     ``sides`` are the texts to compare, one sequence of the same length per side. At the
     Jaccard similarity ``threshold`` of token trigrams, half of the pairs are found. Without

@@ -1,9 +1,9 @@
-"""Raw rows, and the column expressions of a recipe: a column, a path into nested values, or a template.
+"""Raw rows, and a recipe's column expressions: a column, a path into values, or a template.
 
 title                      the column
 answers[].text             every text of a list of objects: a list
 metadata.author.name       one value, three objects deep
-{title}\\n{text}            several columns put together; a blank column leaves no blank line behind
+{title}\\n{text}            several columns joined; a blank one leaves no blank line
 """
 
 import re
@@ -28,7 +28,7 @@ class RejectedRow:
 
 
 def getter(expression: str) -> Getter:
-    """A function that reads an expression's value from a row, or None where the row has none.
+    """A function that reads an expression's value from a row; None where there is none.
 
     Raises:
         RecipeError: A template's braces do not match.
@@ -56,7 +56,7 @@ def steps_of(path: str) -> tuple[str, ...]:
 
 
 def walk(value: Any, steps: tuple[str, ...]) -> Any:
-    """Follow a path; ``[]`` takes every element of a list, and lists of lists become one list."""
+    """Follow a path; ``[]`` takes every element of a list, and nested lists are joined."""
     for position, step in enumerate(steps):
         if step == "[]":
             elements = value if isinstance(value, list) else []
@@ -72,7 +72,7 @@ def walk(value: Any, steps: tuple[str, ...]) -> Any:
 
 
 def exploded(record: Any, steps: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The rows at the end of a path; each inherits the fields of the objects around it, and nearer ones win.
+    """The rows at a path's end; each inherits fields of objects around it, nearer ones win.
 
     ``data[].paragraphs[].qas[]`` makes of a SQuAD file one row a question, with its context
     and title.

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files. Quoted fields may hold line breaks; ``.tsv`` files are split at tabs."""
+"""Rows of CSV and TSV files. Quoted fields may hold line breaks; tabs split ``.tsv``."""
 
 import csv
 import io
@@ -69,7 +69,7 @@ def _dialect(form: Format, file: InputFile) -> dict[str, Any]:
 
 
 def _has_header(form: Format) -> bool:
-    """Whether the first line names the columns. Columns named by number mean that it does not."""
+    """Whether the first line names the columns; not if they are named by number."""
     if form.header is not None:
         return form.header
     named = [root for column in form.columns.values() for root in column_names(column)]
@@ -77,7 +77,7 @@ def _has_header(form: Format) -> bool:
 
 
 def _checked_header(names: list[str], place: str) -> list[str]:
-    """The names of a header, none of them twice; empty ones may repeat, pandas writes them for its index."""
+    """A header's names, none repeated but empty ones, which pandas writes for its index."""
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     if twice:
         raise DataError(

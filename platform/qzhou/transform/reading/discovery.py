@@ -64,7 +64,7 @@ def find_inputs(recipe: Recipe) -> RawInputs:
     """The files and readers of all datasets of a recipe, after a look at their columns.
 
     Raises:
-        DataError: A file, module or column is missing; names the first problem of every dataset.
+        DataError: A file, module or column is missing; names each dataset's first problem.
         RecipeError: ``columns`` names a field that the dataset's rule does not have.
     """
     found = RawInputs()
@@ -93,7 +93,7 @@ def check_columns(place: str, wanted: Iterable[str], rows: Iterable[Row | Reject
     """Refuse a file whose first rows lack a column that the recipe names.
 
     Raises:
-        DataError: Names the file (``place``), the column, and the nearest column that exists.
+        DataError: Names the file (``place``), the column, and the nearest existing one.
     """
     present: dict[str, None] = {}
     for row in islice(rows, CHECKED_ROWS):
@@ -145,7 +145,7 @@ def _inputs(dataset: Dataset, found: RawInputs) -> dict[str, list[InputFile]]:
 
 
 def _files_of_reader(form: Format, found: RawInputs) -> list[InputFile]:
-    """The local files that a custom reader finds itself: those that ``files`` of its module lists."""
+    """Local files that a custom reader finds itself, listed by ``files`` of its module."""
     list_files = getattr(found.modules[form.reader.partition(":")[0]], "files", None)
     if list_files is None:
         raise DataError(

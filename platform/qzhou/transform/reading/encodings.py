@@ -20,7 +20,7 @@ LEGACY_ENCODINGS = [
 
 
 def detect_encodings(form: Format, files: list[InputFile]) -> list[InputFile]:
-    """The files with the encodings that are found in them, where the format says ``detect``.
+    """The files with the encodings found in them, where the format says ``detect``.
 
     Raises:
         DataError: A file looks like no text at all; names it.
@@ -32,7 +32,7 @@ def detect_encodings(form: Format, files: list[InputFile]) -> list[InputFile]:
 
 
 def detected_encoding(head: bytes) -> str:
-    """The encoding of a text: by its byte order mark, by being UTF-8, or by charset-normalizer.
+    """The encoding of a text: by byte order mark, by being UTF-8, or by charset-normalizer.
 
     Raises:
         DataError: It looks like no text at all.
@@ -53,7 +53,7 @@ def detected_encoding(head: bytes) -> str:
 
 
 def encoding_of(form: Format, file: InputFile) -> str:
-    """The codec of a file, from the file or from the format; "utf-8" for all of its kind."""
+    """The codec of a file, its own or the format's; "utf-8" for all of its kind."""
     assert file.encoding or form.encoding != "detect", "detect_encodings comes first"
     encoding = file.encoding or form.encoding
     return "utf-8" if codecs.lookup(encoding).name in {"utf-8", "utf-8-sig", "ascii"} else encoding

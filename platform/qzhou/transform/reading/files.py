@@ -62,7 +62,7 @@ def input_files(form: Format) -> list[InputFile]:
     """The files that a format's paths name, sorted within each path, each once.
 
     Raises:
-        DataError: A path matches nothing or cannot be reached; names the path and the way out.
+        DataError: A path matches nothing or is unreachable; names it and the way out.
     """
     if form.reader == "hf":
         return [InputFile(_expanded(path)) for path in form.paths]
@@ -124,7 +124,7 @@ def open_bytes(file: InputFile) -> BinaryIO:
 
 
 class _ReadAhead(io.BufferedReader):
-    """A buffer, which pyarrow's streams lack: without it every search for a line end would be a request."""
+    """A buffer, which pyarrow's streams lack; without it each line end costs a request."""
 
     def read1(self, size: int = -1, /) -> bytes:
         self.peek(1)  # text streams ask this for 8 KiB, which would pass by an empty buffer
@@ -198,7 +198,7 @@ def _filesystem(uri: str) -> tuple[Any, str, str]:
 
 
 def _members(file: InputFile, pattern: str, on_corrupt_file: str) -> list[InputFile]:
-    """The members of a zip archive whose names match; the archive itself where it is damaged and skipped."""
+    """A zip archive's members whose names match; itself where it is damaged and skipped."""
     with open_raw(file) as stream:
         try:
             entries = zipfile.ZipFile(stream).infolist()

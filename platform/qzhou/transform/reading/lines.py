@@ -1,4 +1,4 @@
-"""The lines of text files. Bytes that do not fit the encoding are refused, never replaced."""
+"""The lines of text files. Bytes outside the encoding are refused, never replaced."""
 
 import codecs
 import io
@@ -65,7 +65,7 @@ def _without_mark(first: bytes, encoding: str, file: InputFile) -> bytes:
 
 
 def _decoded(raw: bytes, encoding: str, place: str) -> str | RejectedRow:
-    """A line without its end; or its refusal, with every byte that does not fit as an escape."""
+    """A line without its end; or its refusal, with the wrong bytes as escapes."""
     try:
         return raw.decode(encoding).rstrip("\r\n")
     except UnicodeDecodeError as error:

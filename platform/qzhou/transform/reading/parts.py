@@ -32,7 +32,7 @@ class FilePart:
 
 
 def file_parts(form: Format, files: Sequence[InputFile], *, together: bool = False) -> list[FilePart]:
-    """The parts that tasks read, in the order of the files; the same files always give the same parts.
+    """The parts that tasks read, in file order; the same files always give the same parts.
 
     ``together`` says that the reader needs all files at once.
     """

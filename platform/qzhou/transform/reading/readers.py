@@ -39,7 +39,7 @@ def read_part(form: Format, part: FilePart, custom: CustomReader | None = None) 
     :func:`reads_together`.
 
     Raises:
-        DataError: A file is damaged and ``on_corrupt_file`` is fatal, or a custom reader fails.
+        DataError: A damaged file is fatal (``on_corrupt_file``), or a custom reader fails.
     """
     rows = _rows(form, part, custom)
     if form.explode:
@@ -50,7 +50,7 @@ def read_part(form: Format, part: FilePart, custom: CustomReader | None = None) 
 
 
 def reads_together(custom: CustomReader | None) -> bool:
-    """Whether a custom reader gets all files in one call: its first parameter is named ``streams``."""
+    """Whether a custom reader takes all files at once, by a first parameter ``streams``."""
     return custom is not None and next(iter(inspect.signature(custom).parameters), "") == "streams"
 
 
@@ -141,7 +141,7 @@ def _text_row(form: Format, line: str | RejectedRow, place: str) -> Row | Reject
 
 
 def _aligned_rows(form: Format, files: Sequence[InputFile]) -> Rows:
-    """Line n of every file makes row n; the files are columns "0", "1", ... in the order of ``paths``."""
+    """Line n of every file makes row n; files are columns "0", "1", ... as in ``paths``."""
     sides = [all_lines(form, file) for file in files]
     for number, cells in enumerate(zip_longest(*sides), start=1):
         if None in cells:
@@ -152,7 +152,7 @@ def _aligned_rows(form: Format, files: Sequence[InputFile]) -> Rows:
 
 
 def _json_rows(form: Format, file: InputFile) -> Rows:
-    """Rows of a JSON document, read piece by piece down to the first list of ``records``."""
+    """Rows of a JSON document, read piecewise down to the first list of ``records``."""
     import ijson
 
     steps = steps_of(form.records or "[]")
@@ -191,7 +191,7 @@ def _parquet_rows(file: InputFile, part: FilePart) -> Rows:
 
 
 def _custom_rows(form: Format, files: Sequence[InputFile], custom: CustomReader) -> Rows:
-    """Rows of a custom reader. An error in it is reported with file and line, without a traceback."""
+    """Rows of a custom reader. Its errors are reported with file and line, no traceback."""
     place = files[0].name
 
     def opened() -> Generator[BinaryIO, None, None]:

@@ -1,1 +1,1 @@
-"""Raw rows to examples: cleaning, one rule per source shape, filters, and the held-out split."""
+"""Raw rows to examples: cleaning, a rule per source shape, filters, the held-out split."""

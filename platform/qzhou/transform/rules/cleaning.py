@@ -89,7 +89,7 @@ def repaired(text: str, repairs: Sequence[Repair]) -> str:
 
 
 def cut(text: str, max_chars: int) -> str:
-    """The head of a text, at most ``max_chars`` long, that ends with a whole word where there are words."""
+    """A text's head, at most ``max_chars`` long, that ends with a whole word if it can."""
     if len(text) <= max_chars:
         return text
     head = text[: max_chars + 1]  # one more, to see whether the last word ends exactly here

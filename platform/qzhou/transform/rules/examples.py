@@ -48,7 +48,7 @@ def texts_of(example: Example) -> tuple[str, ...]:
 
 
 def swapped_id(example: PairExample) -> str:
-    """The id of the same pair with its sides exchanged; training sees both, evaluation one."""
+    """The id of the pair with its sides exchanged; training sees both, evaluation one."""
     return stable_id(example.dataset, example.text_b, example.text_a, example.score)
 
 
@@ -125,7 +125,7 @@ def _refusal(
 def by_grade(
     graded: Sequence[GradedText], fields: Fields, query: str, names: tuple[str, str, str]
 ) -> list[Outcome]:
-    """The example of a query and its graded texts; ``names`` are the fields of query, text and grade."""
+    """The example of a query and graded texts; ``names``: query, text and grade fields."""
     dataset = fields.dataset
     positives: list[Scored] = []
     negatives: list[Scored] = []

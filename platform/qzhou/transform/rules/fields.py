@@ -177,7 +177,7 @@ def number(value: Any) -> float | None:
 
 
 def _as_text(value: Any) -> str:
-    """A cell that is not a text, as one: numbers in plain digits, UTF-8 bytes decoded, "" for the rest."""
+    """A cell that is no text as one: plain digits, decoded UTF-8 bytes, "" for the rest."""
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
@@ -192,5 +192,5 @@ def _as_text(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text without lone surrogates: UTF-8 cannot hold them, and a dropped row must not stop the run."""
+    """The text without lone surrogates, which UTF-8 cannot hold; drops must stop no run."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

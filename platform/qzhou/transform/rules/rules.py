@@ -45,7 +45,7 @@ def query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 
 
 def chat(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """One user turn asks for one assistant turn; a longer conversation has no single question."""
+    """One user turn asks for one assistant turn; longer chats have no single question."""
     (row,) = rows
     turns = [_turn(message) for message in _messages(fields.raw(row, "messages"))]
     spoken = [(role, content) for role, content in turns if role != "system"]
@@ -103,7 +103,7 @@ def claim_evidence(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 
 
 def graded(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """Grades of search relevance, and graded answers: high ones are positives, low ones negatives."""
+    """Grades of search results and answers: high ones are positives, low ones negatives."""
     texts = [GradedText(row, number(fields.raw(row, "grade")), fields.text(row, "document")) for row in rows]
     return by_grade(texts, fields, fields.text(rows[0], "query"), ("query", "document", "grade"))
 
@@ -126,14 +126,14 @@ def qrels(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 
 
 def duplicate_questions(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """A question asks for its duplicates; questions that people found different are its negatives."""
+    """A question asks for its duplicates; questions judged different are its negatives."""
     grades = {True: fields.dataset.positive_grade, False: fields.dataset.negative_grade, None: None}
     texts = [GradedText(row, grades[YES_NO.get(fields.label(row))], fields.text(row, "text_b")) for row in rows]
     return by_grade(texts, fields, fields.text(rows[0], "text_a"), ("text_a", "text_b", "label"))
 
 
 def documents(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """A text that nobody has asked for yet: a document of the corpus, for which synthesis writes queries."""
+    """A text without a query yet: a corpus document, for which synthesis writes queries."""
     (row,) = rows
     text, least = fields.text(row, "text"), fields.dataset.min_positive_chars
     if not text:
@@ -174,7 +174,7 @@ def nli(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 
 
 def labeled(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """A text and its class or cluster: both are trained alike. The label may be a number."""
+    """A text and its class or cluster, trained alike. The label may be a number."""
     (row,) = rows
     text, label = fields.text(row, "text"), fields.text(row, "label")
     if not text or not label:
@@ -205,7 +205,7 @@ RULES: Mapping[Rule, RuleFunction] = {
 
 
 def _scored(row: Row, fields: Fields, side: str) -> list[Scored]:
-    """The texts of one side with their scores; a score belongs to the raw text at its place."""
+    """The texts of one side, scored; a score belongs to the raw text at its place."""
     if not fields.has(f"{side}_score"):
         return [Scored(text) for text in fields.texts(row, side)]
     texts, scores = _as_list(fields.raw(row, side)), _as_list(fields.raw(row, f"{side}_score"))

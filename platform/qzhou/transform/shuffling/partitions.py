@@ -17,7 +17,7 @@ from qzhou.data.storage import Folder
 def write_partitions(
     folder: Folder, name: str, table: pa.Table, partition: Sequence[int] | np.ndarray, count: int
 ) -> None:
-    """Write a table's rows by partition, each partition's in their order; the file is whole or absent.
+    """Write a table's rows by partition, each in their order; the file is whole or absent.
 
     ``partition`` is the number of each row's partition, from 0 to ``count`` - 1.
     """

@@ -1,4 +1,4 @@
-"""The transform's report: counts, drops, languages, lengths and overlaps, as JSON and as lines."""
+"""The transform report: counts, drops, languages, lengths, overlaps, as JSON and lines."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ TARGET_COLUMNS = {"pair": "score", "classification": "label"}  # what training c
 
 
 def summary_line(dataset: Dataset, counts: RowCounts, encodings: Mapping[str, int]) -> str:
-    """One line for one dataset: where its rows went, and which encodings were found in its files."""
+    """One line for one dataset: where its rows went, and its files' detected encodings."""
     reasons = [f"{rows:,} {reason}" for reason, rows in counts.dropped.most_common(REASONS)]
     if len(counts.dropped) > REASONS:
         reasons.append("...")
@@ -52,10 +52,10 @@ def warn_of_uniform(recipe: Recipe, folder: Folder) -> None:
 
 
 def refuse_bad_datasets(recipe: Recipe, counts: Mapping[str, RowCounts]) -> None:
-    """Stop where a dataset is empty, leaves nothing to train on, or loses more rows than it may.
+    """Stop where a dataset is empty, leaves nothing to train on, or loses too many rows.
 
     Raises:
-        DataError: With the five commonest reasons and an example of each, for each such dataset.
+        DataError: For each such dataset, the five commonest reasons, each with an example.
     """
     problems = [_problem(dataset, counts[dataset.name]) for dataset in recipe.datasets]
     if any(problems):
@@ -91,7 +91,7 @@ def write_report(
 
 
 def overlap_rows(overlaps: Mapping[str, Overlap]) -> list[dict[str, Any]]:
-    """One row per training set and evaluation task that share something, the largest share first."""
+    """A row per training set and evaluation task that overlap, the largest share first."""
     rows = [
         {
             "dataset": name,

@@ -26,7 +26,7 @@ class RowCounts:
         parts: Reason -> parts of rows that were kept otherwise.
         examples: Reason -> some (detail, record).
         languages: ISO 639-1 code -> texts of a sample.
-        lengths: Field -> characters rounded up to a power of two -> texts that are trained on.
+        lengths: Field -> characters rounded up to a power of two -> training texts.
         written: Kind of record -> how many were written.
     """
 

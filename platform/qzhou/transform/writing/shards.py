@@ -76,7 +76,7 @@ def _write(folder: Folder, shard: Shard, table: pa.Table) -> None:
 
 
 def _both_ways(table: pa.Table, dataset: Dataset) -> pa.Table:
-    """The columns of the record; each pair is followed by itself with its sides exchanged (section 3.2)."""
+    """The record's columns; each pair is followed by its exchanged sides (section 3.2)."""
     plain = table.select(schema_of(EXAMPLE_TYPES[dataset.task]).names)
     if dataset.task != "pair" or not table.num_rows:
         return plain
@@ -115,7 +115,7 @@ def _drops(layout: Layout, shard: Shard, table: pa.Table, reasons: np.ndarray, f
 
 
 def _write_qrels(folder: Folder, shard: Shard, dataset: Dataset, held_out: pa.Table, counts: RowCounts) -> None:
-    """Write the held-out queries of a qrels dataset and their qrels: with its corpus, an evaluation task."""
+    """Write a dataset's held-out queries and qrels: with its corpus, an evaluation task."""
     queries, qrels = [], []
     for row in held_out.select(["query_id", "query", "grades"]).to_pylist():
         identity = row["query_id"]
@@ -128,7 +128,7 @@ def _write_qrels(folder: Folder, shard: Shard, dataset: Dataset, held_out: pa.Ta
 
 
 def _write_documents(layout: Layout, shard: Shard, dataset: Dataset, examples: pa.Table) -> None:
-    """Write the shard's distinct positives by the hash of their ids, for :func:`write_corpus`."""
+    """Write the shard's distinct positives by their ids' hash, for :func:`write_corpus`."""
     texts = dict.fromkeys(pc.list_flatten(examples["positives"]).to_pylist())
     documents = [Document(id=stable_id(dataset.name, text), text=text) for text in texts]
     count = layout.partitions[dataset.name]
