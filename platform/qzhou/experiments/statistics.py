@@ -15,11 +15,6 @@ class Spread:
     low: float | None = None
     high: float | None = None
 
-    @property
-    def sure(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
 
 def over_seeds(values: Sequence[float]) -> Spread:
     """The mean of at least one value, with its confidence interval.

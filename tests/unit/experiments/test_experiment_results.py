@@ -16,7 +16,7 @@ from qzhou.evaluation.judge.task_scores import TaskScore
 from qzhou.experiments.page import INK, INTERVAL, SEEDS, results_page
 from qzhou.experiments.results import ONE_SEED, Outcome, as_json, compared, table
 from qzhou.experiments.settings import Experiment
-from qzhou.experiments.statistics import over_seeds
+from qzhou.experiments.statistics import Spread, over_seeds
 
 GENERATOR = np.random.default_rng(2)
 ITEMS = 50
@@ -137,8 +137,8 @@ def test_a_variant_without_any_score_stays_in_sight_and_a_baseline_without_one_c
 
 
 def test_seeds_of_the_very_same_score_make_nothing_sure():
-    assert over_seeds([0.002, 0.002]).sure is False
-    assert over_seeds([0.002, 0.002, 0.0021]).sure is True
+    assert over_seeds([0.002, 0.002]) == Spread(0.002)
+    assert over_seeds([0.002, 0.002, 0.0021]).low > 0
 
 
 def test_what_a_trial_left_is_read_from_its_folder(tmp_path):
