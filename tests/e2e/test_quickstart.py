@@ -19,11 +19,15 @@ pytestmark = pytest.mark.quickstart
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory):
+def installed(tmp_path_factory):
+    return install(build(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("venv"))
+
+
+@pytest.fixture(scope="module")
+def quickstart(installed, tmp_path_factory):
     """The finished run: its workers, too, read the package and the recipe's readers where the wheel has put them."""
-    python = install(build(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("venv"))
     folder = tmp_path_factory.mktemp("quickstart")
-    assert "evaluation: done in" in typed(python, folder, "qzhou", "run", "quickstart")
+    assert "evaluation: done in" in typed(installed, folder, "qzhou", "run", "quickstart")
     made = folder / "runs" / "quickstart"
     assert (made / "model" / "config.json").exists()
     assert (made / "report.html").exists()
@@ -49,3 +53,10 @@ def test_no_module_is_on_both_sides_and_the_corpus_is_large_enough(quickstart):
     assert not trained & held_out
     assert len(held_out) >= 3000
     assert len(trained) > 3500
+
+
+def test_submitted_as_a_job_it_skips_what_is_finished(installed, quickstart):
+    said = typed(installed, quickstart.parents[1], "qzhou", "submit", "quickstart")
+
+    assert said.count("unchanged since") == 7
+    assert "Held-out evaluation (mteb)" in said
