@@ -20,6 +20,7 @@ WORDS = ["the", "a", "of", "to", "sum", "list", "word", "red", "blue", "green", 
 WORDS += ["london", "sea", "tree", "is", "are", "what", "where"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under ``pytest -n``, the tests of a file stay together, and so do files that look at one finished run."""
     sharing = {item.path for item in items if "submitted" in getattr(item, "fixturenames", ())}
