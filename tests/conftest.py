@@ -20,15 +20,6 @@ WORDS = ["the", "a", "of", "to", "sum", "list", "word", "red", "blue", "green", 
 WORDS += ["london", "sea", "tree", "is", "are", "what", "where"]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under ``pytest -n``, the tests of a file stay together, and so do files that look at one finished run."""
-    sharing = {item.path for item in items if "submitted" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = "submitted" if item.path in sharing else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def isolated_home(tmp_path_factory):
     """The token that Ray guards its clusters with lies in a home folder of the tests, not in the user's."""
