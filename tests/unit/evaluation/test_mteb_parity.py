@@ -37,6 +37,7 @@ def models():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MOCKS)
 def test_scores_on_mteb_s_mock_tasks_are_those_of_its_own_wrapper(models, kind):
     def score(model):
