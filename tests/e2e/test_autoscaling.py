@@ -5,6 +5,7 @@ machine before it begins and when it is over. This one is started and ended by i
 """
 
 import json
+import shutil
 
 import pytest
 import ray
@@ -73,16 +74,21 @@ def workers(environment) -> int:
     return int(asked("print(sum(node['Alive'] for node in ray.nodes()) - 1)", **environment))
 
 
-def test_nodes_come_with_the_pipeline_and_go_when_it_is_over(cluster, write_recipe):
+def test_nodes_come_with_the_pipeline_and_go_when_it_is_over(cluster, submitted, tmp_path):
     head, environment = cluster
-    recipe = write_recipe()
+    recipe, storage = submitted[0], tmp_path / "runs"
+    shutil.copytree(recipe.parent / "runs", storage)
+    made_there = ("mining", "training/stage2", "model", "evaluation")  # what nodes of this cluster do
+    for stage in made_there:
+        shutil.rmtree(storage / "tiny" / stage)
     assert workers(environment) == 0
 
-    done = run("jobs/pipeline.py", recipe, "--training.workers", "1", **environment)
+    settings = ("--run.storage", storage, "--training.workers", "1")
+    done = run("jobs/pipeline.py", recipe, *settings, **environment)
 
     assert done.status == 0, done.text
     assert "report.html" in done.out
-    assert (recipe.parent / "runs" / "tiny" / "model" / "manifest.json").exists()
+    assert [stage for stage in made_there if f"\n{stage}: done in" not in f"\n{done.out}"] == []
     wait_until(lambda: workers(environment) == 0, head)
 
 

@@ -107,10 +107,3 @@ def test_a_submission_that_cannot_be_is_named(words, said):
     assert done.status == 2
     assert said in done.err
     assert "Traceback" not in done.text
-
-
-def test_models_are_merged_on_the_cluster(cluster, tiny_qwen2, tmp_path):
-    done = submit(cluster, "jobs/merge.py", tiny_qwen2, tiny_qwen2, "--into", tmp_path / "merged")
-
-    assert done.status == 0, done.text
-    assert (tmp_path / "merged" / "merge.json").exists()
