@@ -7,6 +7,7 @@ import click
 
 from qzhou.cli.shipped import recipe_path
 from qzhou.config.describe import default_of, is_experimental, kind_of, tables_of, unit_of
+from qzhou.config.loading import nearest
 from qzhou.config.recipe import Recipe, load_recipe
 
 Function = TypeVar("Function", bound=Callable[..., None])
@@ -21,6 +22,16 @@ EXPERIMENTAL = " (experimental)"  # no measurement shows yet that it helps
 
 class Commands(click.Group):
     """Commands that are listed in the groups of ``GROUPS``."""
+
+    def owners(self, flag: str) -> str:
+        """The commands that a flag belongs to: ``qzhou experiment, qzhou submit``; empty where there are none."""
+        return ", ".join(f"qzhou {name}" for name, one in self.commands.items() if flag in _flags_of(one))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The command of a first word; an unknown one is named with the one that may be meant."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise click.UsageError(f"there is no command '{args[0]}'{nearest(args[0], list(self.commands))}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one line for each command under the heading of its group."""
@@ -52,11 +63,10 @@ class OverridingCommand(click.Command):
         """Refuse a flag of another command, which would be taken for a setting."""
         rest = super().parse_args(ctx, args)
         root = ctx.find_root().command
-        commands = root.commands if isinstance(root, Commands) else {}
         for word in ctx.params["settings"]:
             name = word.partition("=")[0]
-            if owners := [f"qzhou {one}" for one in commands if name in _flags_of(commands[one])]:
-                raise click.UsageError(f"{name} belongs to {', '.join(owners)}")
+            if isinstance(root, Commands) and (owners := root.owners(name)):
+                raise click.UsageError(f"{name} belongs to {owners}")
         return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -81,13 +91,13 @@ class RecipeCommand(OverridingCommand):
         if path.startswith("-"):
             raise click.UsageError(f"the recipe comes first, before {path}")
         recipe = load_recipe(recipe_path(path), ctx.params["settings"])
-        if values.pop("dry_run"):
-            click.echo(recipe.model_dump_json(indent=2))
-            return None
         if keep:
             from qzhou.run.run import accept_stages
 
             accept_stages(keep)
+        if values.pop("dry_run"):
+            click.echo(recipe.model_dump_json(indent=2))
+            return None
         return ctx.invoke(self.callback, recipe, **values) if self.callback else None
 
 

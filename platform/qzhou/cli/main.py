@@ -56,6 +56,11 @@ def main(arguments: Sequence[str] | None = None, *, command: str = "") -> None:
                 cli.invoke(context)
         except click.exceptions.Exit as end:
             sys.exit(end.exit_code)
+        except click.NoSuchOption as error:
+            owners = cli.owners(error.option_name)
+            raise UserError(
+                f"{error.option_name} belongs to {owners}" if owners else error.format_message()
+            ) from None
         except click.UsageError as error:
             raise UserError(error.format_message()) from None
 

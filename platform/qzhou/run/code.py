@@ -10,7 +10,8 @@ closure does not.
 
 import ast
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import qzhou
@@ -22,10 +23,13 @@ ROOT = Path(qzhou.__file__).parent
 # from them.
 NEUTRAL = (
     "qzhou.errors", "qzhou.telemetry", "qzhou.cluster", "qzhou.run", "qzhou.cli", "qzhou.config.loading",
+    "qzhou.config.describe",
 )  # fmt: skip
+NEUTRAL_FILES = frozenset(("config/renamed.toml",))  # of a neutral module
 DATA_FILES = frozenset((".md", ".txt", ".toml", ".j2"))  # prompts and tables beside the modules
 LOG_CALLS = frozenset(("log_event", "print_block"))
 VALIDATORS = frozenset(("field_validator", "model_validator"))
+TEXTS = (ast.Constant, ast.JoinedStr, ast.IfExp, ast.BinOp)  # what a message is put together of
 
 
 def code_of_stage(modules: Sequence[str], *, without: Sequence[str] = (), root: Path = ROOT) -> dict[str, str]:
@@ -107,8 +111,42 @@ class _Behaviour(ast.NodeTransformer):
         """Drop what only checks or completes the values of settings."""
         if any(_is_call(one, VALIDATORS) for one in node.decorator_list):
             return None
-        self.generic_visit(node)
-        return node
+        return _Unlogged(node).visit_body()
+
+
+class _Unlogged(_Behaviour):
+    """Takes out of a function the texts as well that are put together for its log lines alone."""
+
+    def __init__(self, function: ast.FunctionDef) -> None:
+        self._function, self._said = function, set[str]()
+        nodes = list(ast.walk(function))
+        read = Counter(_names_read(nodes))
+        for _ in nodes:  # a text may be a part of another; at most so many times
+            lines = [one for one in nodes if self._is_logged(one)]
+            logged = Counter(name for one in lines for name in _names_read(ast.walk(one)))
+            said = {name for name, count in logged.items() if count == read[name]}
+            if said == self._said:
+                break
+            self._said = said
+
+    def visit_body(self) -> ast.FunctionDef:
+        """The function itself; those inside it have log lines of their own."""
+        self.generic_visit(self._function)
+        return self._function
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign | None:
+        """Drop a text that only log lines read."""
+        return None if self._is_logged(node) else node
+
+    def _is_logged(self, node: ast.AST) -> bool:
+        """Whether a statement is a line of the log, or puts a text together for one."""
+        if isinstance(node, ast.Assign) and isinstance(node.value, TEXTS):
+            return self._said.issuperset(one.id if isinstance(one, ast.Name) else "" for one in node.targets)
+        return isinstance(node, ast.Expr) and _is_call(node.value, LOG_CALLS)
+
+
+def _names_read(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    return (one.id for one in nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load))
 
 
 def _is_call(node: ast.AST | None, names: Collection[str]) -> bool:
@@ -122,4 +160,5 @@ def _data_files(modules: Mapping[str, str], root: Path) -> dict[str, str]:
         inner for folder in folders for inner in folder.iterdir() if inner.is_dir() and not any(inner.glob("*.py"))
     }
     files = (path for folder in folders for path in folder.iterdir() if path.suffix in DATA_FILES)
-    return {path.relative_to(root).as_posix(): digest(path.read_text("utf-8")) for path in files}
+    names = {path.relative_to(root).as_posix(): path for path in files}
+    return {name: digest(path.read_text("utf-8")) for name, path in names.items() if name not in NEUTRAL_FILES}

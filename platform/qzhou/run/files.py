@@ -83,9 +83,9 @@ class RunFiles:
         """``stage1`` and ``stage2`` -> metrics of each step, of stages that have any."""
         found = {}
         for stage, name in METRICS.items():
-            lines = self.folder.read_bytes(name).splitlines() if self.folder.exists(name) else []
+            lines = complete_lines(self.folder, name)
             if lines:
-                found[stage] = [json.loads(line) for line in lines if line.strip()]
+                found[stage] = [json.loads(line) for line in lines]
         return found
 
     def task_score(self, model: str, task: str) -> Content | None:
@@ -111,3 +111,9 @@ class RunFiles:
     def _json(self, name: str) -> Content:
         found: Content = self.folder.read_json(name) if self.folder.exists(name) else {}
         return found
+
+
+def complete_lines(folder: Folder, name: str) -> list[str]:
+    """The lines of a file that grows; half a line at its end, of a killed process or one at work, is left out."""
+    content = folder.read_bytes(name).decode() if folder.exists(name) else ""
+    return content.rpartition("\n")[0].splitlines()

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
+from qzhou.config.loading import nearest
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest, digest
 from qzhou.data.storage import Folder
@@ -50,7 +51,8 @@ def accept_stages(names: Iterable[str]) -> None:
         place = EXPORT if name == "export" else name
         found = [stage for stage in COMMANDS if place in (stage, stage.partition("/")[0])]
         if not found:
-            raise RecipeError(f"command line: --keep {name}: there is no such stage; known: {', '.join(COMMANDS)}")
+            known = nearest(name, ["training", "export", *COMMANDS])
+            raise RecipeError(f"command line: --keep {name}: there is no such stage{known}")
         _accepted.update(found)
 
 

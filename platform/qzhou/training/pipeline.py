@@ -41,13 +41,13 @@ def train(recipe: Recipe) -> Manifest:
         DataError: Mining has not finished, or there is nothing to train on.
         TrainingError: A stage failed for good; the same job continues from checkpoints.
     """
-    run = Run.open(recipe)
+    run = with_arithmetic(Run.open(recipe))
     return train_both_stages(run, partial(_train_stage, run))
 
 
 def _train_stage(run: Run, folder: Folder, stage: TrainingStageName) -> dict[str, int]:
     settings = {
-        "recipe": with_arithmetic(run).recipe,
+        "recipe": run.recipe,
         "stage": stage,
         "run_folder": run.folder.uri,
         "mined": run.manifest("mining").execution_id,

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
+from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.run.run import Run
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.stages import TrainingStageName, train_both_stages
@@ -39,21 +40,22 @@ def train(recipe: Recipe) -> None:
             _lead(recipe)
             return
         while stage := _from_rank_0(None):
-            _train_stage(recipe, **stage)
+            _train_stage(**stage)
 
 
 def _lead(recipe: Recipe) -> None:
     """Tell the other ranks which stages to train, and train with them."""
-    run = Run.open(recipe)
+    run = with_arithmetic(Run.open(recipe))
 
     def train_stage(folder: Folder, stage: TrainingStageName) -> Mapping[str, int]:
         arguments = {
+            "recipe": run.recipe,  # with the arithmetic that rank 0 has decided for all
             "run_folder": run.folder.uri,
             "stage": stage,
             "mined": run.manifest("mining").execution_id,
             "checkpoint": _latest(folder / CHECKPOINTS),
         }
-        _train_stage(recipe, **_from_rank_0(arguments))
+        _train_stage(**_from_rank_0(arguments))
         return {"steps": getattr(recipe.training, stage).steps}
 
     train_both_stages(run, train_stage)
@@ -78,7 +80,7 @@ def _from_rank_0(message: dict[str, Any] | None) -> dict[str, Any]:
     return box[0] or {}
 
 
-def _train_stage(recipe: Recipe, *, run_folder: str, stage: TrainingStageName, mined: str, checkpoint: str) -> None:
+def _train_stage(*, recipe: Recipe, run_folder: str, stage: TrainingStageName, mined: str, checkpoint: str) -> None:
     with Folder.open(checkpoint).local_copy() if checkpoint else nullcontext() as local:
         train_worker(
             recipe, stage, Folder.open(run_folder), mined=mined, recorder_type=TorchrunRecorder, checkpoint=local

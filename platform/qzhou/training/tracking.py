@@ -11,6 +11,7 @@ from qzhou.config.training import Tracker
 from qzhou.data.records import digest
 from qzhou.data.storage import Folder
 from qzhou.errors import SetupError
+from qzhou.run.files import complete_lines
 from qzhou.telemetry.metrics import (
     TRAINING_GRADIENT,
     TRAINING_LAST_STEP,
@@ -64,11 +65,8 @@ class MetricsFile:
     def __init__(self, folder: Folder, first_step: int) -> None:
         """Drop the lines of steps from ``first_step`` on, which an earlier attempt did after its last checkpoint."""
         self._folder = folder
-        self._lines: list[str] = []
-        if folder.exists(METRICS_FILE):
-            # a killed process can leave half a line at the end
-            complete = folder.read_bytes(METRICS_FILE).decode().rpartition("\n")[0].splitlines()
-            self._lines = [line for line in complete if json.loads(line)["step"] < first_step]
+        before = complete_lines(folder, METRICS_FILE)
+        self._lines = [line for line in before if json.loads(line)["step"] < first_step]
         if folder.is_local:
             self._write()
 

@@ -1,7 +1,11 @@
 """Pooling, the encoder, and the exported folder, on tiny random models."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaModel
 
+import qzhou
 from qzhou.encoder import EmbeddingModel, Encoder, backbone, load_backbone, load_encoder
 from qzhou.encoder.batching import length_batches
 from qzhou.encoder.encoder import encoder_of
@@ -392,3 +397,30 @@ def test_an_empty_text_is_null_for_an_encoder_too(tiny_bert):
     empty, null = encoder.encode(["", "Null"])
 
     assert empty @ null >= 0.99999
+
+
+SAYS_FINGERPRINT = (
+    "import sys; from qzhou.encoder import load_encoder; "
+    "print(load_encoder(sys.argv[1], max_tokens=24, dtype='float32', device='cpu').fingerprint)"
+)
+
+
+@pytest.mark.slow
+def test_another_way_to_pool_makes_other_vectors_by_name_too(tiny_bert, tmp_path):
+    """Stored vectors outlive the code; found by the weights alone they would be the old ones."""
+    package = tmp_path / "qzhou"
+    shutil.copytree(Path(qzhou.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def fingerprint() -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        words = [sys.executable, "-c", SAYS_FINGERPRINT, str(tiny_bert)]
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+
+    before = fingerprint()
+    (package / "data" / "storage.py").open("a").write("\nANOTHER = 1\n")
+    assert fingerprint() == before
+    pooling = package / "encoder" / "pooling.py"
+    pooling.write_text(
+        pooling.read_text("utf-8").replace("/ weight_NT1.sum(1)", "/ weight_NT1.sum(1).sqrt()"), "utf-8"
+    )
+    assert fingerprint() != before

@@ -69,10 +69,24 @@ def test_text_that_computes_nothing_changes_nothing(package, before, after):
     assert changed(package, LOSSES, replaced(before, after)) == set()
 
 
-@pytest.mark.parametrize("line", ['raise ValueError("old")', 'log_event("old", "event")'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        'raise ValueError("said before")',
+        'log_event("said before", "event")',
+        'line = f"said before {1 + 1}"; log_event(line, "event")',
+        'more = "said before" if LossSection else ""; line = f"a{more}"; log_event(line + more, "event")',
+    ],
+)
 def test_the_message_of_an_error_and_a_line_of_the_log_change_nothing(package, line):
-    change = replaced('"old"', '"new"')
+    change = replaced("said before", "said after")
     assert changed(package, LOSSES, change, prepare=with_line(line)) == set()
+
+
+def test_a_text_counts_that_more_than_the_log_reads(package):
+    line = 'line = "said before"; log_event(line, "event"); return line'
+    change = replaced("said before", "said after")
+    assert changed(package, LOSSES, change, prepare=with_line(line)) == {"qzhou.training.losses"}
 
 
 def test_the_message_of_a_private_error_counts_because_it_may_be_kept_with_a_dropped_row(package):

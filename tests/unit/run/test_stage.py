@@ -95,7 +95,7 @@ def test_what_has_not_finished_cannot_be_kept(make_recipe):
 
 
 def test_a_stage_that_does_not_exist_is_refused():
-    with pytest.raises(RecipeError, match="--keep trainin: there is no such stage; known: transform"):
+    with pytest.raises(RecipeError, match="--keep trainin: there is no such stage; did you mean 'training'"):
         accept_stages(["trainin"])
 
 

@@ -29,9 +29,9 @@ from qzhou.evaluation.judge.predictions import per_example_scores_of
 from qzhou.evaluation.judge.prompts import prompt_of
 from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
 from qzhou.evaluation.judge.tasks import SETTING, build_task, eval_tasks, task_name
+from qzhou.run.code import code_of_stage
 from qzhou.run.files import EVALUATION, SCORES, RunFiles
 
-VERSION = 3  # of the stored scores
 HEALTH_TEXTS = 600
 UNDEFINED = "mteb gives no {metric}, as it does where every text has the same vector or every pair the same cosine"
 MTEB_ROWS = 50_000  # documents that mteb asks for at a time; chunks begin anew there
@@ -164,9 +164,10 @@ class Evaluator:
             folder.create().write_bytes(path.name, path.read_bytes())
 
     def _key(self, model: ModelSpec, task: EvalTask) -> str:
-        """Digest of weights, prompt, data and libraries."""
+        """Digest of weights, prompt, data, libraries and our own code; the weights' covers the encoder's."""
         revision = self._bare_task(task).metadata.dataset["revision"]
-        parts: list[object] = [VERSION, version("mteb")]
+        code = code_of_stage([__name__], without=("qzhou.config", "qzhou.data", "qzhou.encoder"))
+        parts: list[object] = [code, version("mteb")]
         if model.name == BM25:
             return digest([*parts, version("bm25s"), revision])
         weights = self._loaded(model).mteb_model_meta.revision
