@@ -47,11 +47,9 @@ class WordEncoder:
 
 
 async def until(condition) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.002)
-    raise AssertionError("it did not come to that")
+    async with asyncio.timeout(300):  # reached only in failure
+        while not condition():
+            await asyncio.sleep(0.002)
 
 
 def test_vectors_come_in_the_order_of_the_texts_with_their_tokens():

@@ -281,7 +281,10 @@ def test_waiting_for_a_retry_holds_no_slot(tmp_path):
     order = []
 
     async def life(url):
+        waits = asyncio.Event()
+
         async def sleep(_):
+            waits.set()
             while "b" not in order:  # would hang if "a" slept in the only slot
                 await asyncio.sleep(0.01)
 
@@ -293,7 +296,7 @@ def test_waiting_for_a_retry_holds_no_slot(tmp_path):
 
         async with asyncio.timeout(300):
             first = asyncio.create_task(one("a"))
-            await asyncio.sleep(0.1)
+            await waits.wait()
             server.script = []
             await asyncio.gather(first, one("b"))
         await client.close()
@@ -308,7 +311,8 @@ def test_answers_under_way_are_kept_when_the_endpoint_is_given_up(tmp_path):
     async def life(url, cache):
         client = client_of(SynthesisSection(endpoint=url, model="m"), cache)
         slow = asyncio.create_task(client.send([question("slow")]))
-        await asyncio.sleep(0.1)
+        while server.asked["slow"] < 2:
+            await asyncio.sleep(0.01)
         server.script, server.delay_s = [(401, {})], 0.0
         with pytest.raises(EndpointError):
             await client.send([question("refused")])
