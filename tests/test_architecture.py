@@ -20,7 +20,7 @@ LEVELS = (
     ("transform", "synthesis", "mining", "training", "export", "evaluation", "serving", "estimate"),
     ("experiments", "cli"),
 )
-ROOMS = LEVELS[4]  # they never import each other
+STAGES = LEVELS[4]  # they never import each other
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 ONLY_IN = {
     "ray": {
@@ -28,7 +28,7 @@ ONLY_IN = {
         "platform/qzhou/cluster/metrics.py",
         "platform/qzhou/cluster/submission.py",
         "platform/qzhou/serving/app.py",
-        *(f"platform/qzhou/{room}/pipeline.py" for room in (*ROOMS, "experiments") if room != "estimate"),
+        *(f"platform/qzhou/{stage}/pipeline.py" for stage in (*STAGES, "experiments") if stage != "estimate"),
         "platform/qzhou/evaluation/judge/workers.py",
         "platform/qzhou/mining/encode.py",
         "platform/qzhou/mining/sharded_index.py",
@@ -82,14 +82,14 @@ def part_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down_and_rooms_do_not_know_each_other(path):
+def test_imports_point_down_and_packages_of_stages_do_not_import_each_other(path):
     own = part_of(path)
     if own == "__init__":
         return
     for module in modules_imported_by(path):
         if module.startswith("qzhou.") and (other := module.split(".")[1]) != own and other in LEVEL:
             assert LEVEL[other] <= LEVEL[own], f"{own} imports {other}, which is above it"
-            assert not (other in ROOMS and own in ROOMS), f"the room {own} imports the room {other}"
+            assert not (other in STAGES and own in STAGES), f"{own} imports {other}"
 
 
 def test_every_part_of_the_package_has_a_level():

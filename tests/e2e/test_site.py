@@ -85,7 +85,7 @@ def test_what_nobody_makes_cannot_be_asked_for(tmp_path):
 def test_a_new_page_is_listed_without_being_named(tmp_path):
     for page in (*DOCS.glob("*.md"), DOCS / "runbook.md"):
         (tmp_path / page.name).write_text(f"# {page.stem}\n", "utf-8")
-    for file in ("index.md", "rooms.svg"):
+    for file in ("index.md", "stages.svg"):
         shutil.copy(DOCS / file, tmp_path)
 
     done = build(tmp_path, tmp_path / "site")

@@ -207,11 +207,11 @@ def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
 
     refuse_impossible([resources_for(recipe, stage) for stage in PIPELINE], kinds, "the manifests")
     refuse_impossible([resources_for(recipe, "serving")], node_kinds("RayService"), "the manifests")
-    rooms = {
+    nodes_of = {
         one.name: {stage: one.capacity_for(resources_for(recipe, stage)) for stage in (*PIPELINE, "serving")}
         for one in kinds
     }
-    assert rooms["cpu"] == {
+    assert nodes_of["cpu"] == {
         "transform": 15,
         "synthesis": 60,
         "mining": 0,
@@ -219,8 +219,8 @@ def test_the_groups_can_give_every_stage_of_the_recipe_what_it_asks():
         "evaluation": 0,
         "serving": 0,
     }
-    assert [rooms["gpu"][stage] for stage in ("mining", "training", "evaluation", "serving")] == [1, 0, 1, 1]
-    assert rooms["train"]["training"] == 8, "one worker a GPU, and no GPU idle for want of CPUs"
+    assert [nodes_of["gpu"][stage] for stage in ("mining", "training", "evaluation", "serving")] == [1, 0, 1, 1]
+    assert nodes_of["train"]["training"] == 8, "one worker a GPU, and no GPU idle for want of CPUs"
     with pytest.raises(SetupError, match=r"cluster\.training"):
         refuse_impossible(
             [resources_for(recipe, "training")], [one for one in kinds if one.name != "train"], "the manifests"
