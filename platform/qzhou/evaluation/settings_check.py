@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qzhou.config.recipe import Recipe
+from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import RecipeError
 from qzhou.run.files import MANIFEST, MINING, SYNTHESIS, TRAINING_STAGE1, TRAINING_STAGE2, TRANSFORM
 from qzhou.run.run import Run
@@ -14,8 +15,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     TRANSFORM: {"transform": "transform"},
     SYNTHESIS: {"": "synthesis"},
     MINING: {"mining": "mining"},
-    TRAINING_STAGE1: {"training": "training", "stage": "training.stage1", "model": "model"},
-    TRAINING_STAGE2: {"training": "training", "stage": "training.stage2", "model": "model"},
+    TRAINING_STAGE1: {"training": "training", "model": "model"},
+    TRAINING_STAGE2: {"training": "training", "model": "model"},
 }
 # Settings of encoding alone, and those of which the manifest keeps another form.
 IGNORED = ("encoding_dtype", "compiled", "saved_dtype", "models")
@@ -27,18 +28,16 @@ def refuse_changed_settings(recipe: Recipe) -> None:
     Raises:
         RecipeError: A stage's setting has changed; names it, both values and the way out.
     """
-    run, now = Run.at(recipe), json.loads(recipe.model_dump_json())
+    run = with_arithmetic(Run.at(recipe), record=False)
+    now = json.loads(run.recipe.model_dump_json())
     for stage, sections in SECTIONS.items():
         place = run.folder / stage
         if not place.exists(MANIFEST):
             continue
         settings = run.manifest(stage).settings
         for name, section in sections.items():
-            current: Any = now
-            for part in section.split("."):
-                current = current[part]
             before = settings.get(name, {}) if name else settings
-            for setting, old, new in _changed(before, current, f"{section}."):
+            for setting, old, new in _changed(before, now[section], f"{section}."):
                 raise RecipeError(
                     f"{setting} is {json.dumps(new)}, and {place.uri} was made with {json.dumps(old)}. Make it again "
                     "first (`qzhou run` does all that is needed), or leave the setting as it was."

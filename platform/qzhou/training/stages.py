@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
+from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.run.files import TRAINING_STAGES
@@ -19,6 +20,13 @@ SPEED_SETTINGS = {
 }  # fmt: skip
 
 
+def learning_settings(recipe: Recipe, stage: TrainingStageName) -> dict[str, dict[str, Any]]:
+    """The settings of a recipe that what a stage learns depends on: table of the recipe -> its settings."""
+    both = recipe.training.model_dump(exclude={"stage1", "stage2", "seed", *SPEED_SETTINGS})
+    own = {stage: getattr(recipe.training, stage).model_dump()}
+    return {"training": both | own, "model": recipe.model.model_dump()}
+
+
 def train_both_stages(run: Run, train_stage: Callable[[Folder, TrainingStageName], Mapping[str, int]]) -> Manifest:
     """The manifest of stage 2; a stage that is finished and unchanged is skipped.
 
@@ -31,9 +39,7 @@ def train_both_stages(run: Run, train_stage: Callable[[Folder, TrainingStageName
     """
     recipe = run.recipe
     mined = run.manifest("mining").fingerprint
-    both = recipe.training.model_dump(exclude={"stage1", "stage2", "seed", *SPEED_SETTINGS})
     shared = {
-        "model": recipe.model.model_dump(),
         "weights": weights_fingerprint(recipe.model.backbone),
         "prompts": {one.name: dataclasses.astuple(one.prompt) for one in recipe.datasets},
         "seed": recipe.training_seed,
@@ -43,7 +49,7 @@ def train_both_stages(run: Run, train_stage: Callable[[Folder, TrainingStageName
         return run.stage(
             Stage(
                 name=TRAINING_STAGES[name],
-                settings=shared | {"training": both | {name: getattr(recipe.training, name).model_dump()}},
+                settings=shared | learning_settings(recipe, name),
                 inputs=inputs,
                 code_of=("qzhou.training.worker",),
                 # it decides where metrics and checkpoints go, and no weight

@@ -1,14 +1,14 @@
 import dataclasses
-import json
 
 import pytest
 
 from qzhou.data.records import Manifest
+from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import RecipeError
 from qzhou.evaluation.judge.model_specs import models_to_score
 from qzhou.evaluation.settings_check import refuse_changed_settings
 from qzhou.run.run import Run
-from qzhou.training.stages import SPEED_SETTINGS
+from qzhou.training.stages import learning_settings
 
 
 def made(stage: str, seconds: str, settings: dict) -> Manifest:
@@ -22,16 +22,10 @@ def made(stage: str, seconds: str, settings: dict) -> Manifest:
 def recipe(make_recipe):
     """A recipe with whose settings both stages were trained."""
     found = make_recipe()
-    training = json.loads(found.training.model_dump_json())
-    left_out = {"stage1", "stage2", "seed", *SPEED_SETTINGS}
+    run = with_arithmetic(Run.at(found))
     for name in ("stage1", "stage2"):
-        settings = {
-            "training": {key: value for key, value in training.items() if key not in left_out},
-            "stage": training[name],
-            "model": json.loads(found.model.model_dump_json()),
-        }
-        manifest = made(name, "12", settings)
-        place = Run.at(found).folder / "training" / name
+        manifest = made(name, "12", learning_settings(run.recipe, name))
+        place = run.folder / "training" / name
         place.create().write_json("manifest.json", dataclasses.asdict(manifest))
     return found
 
@@ -43,6 +37,14 @@ def other(recipe, **training):
 def test_the_recipe_that_trained_may_judge_and_so_may_another_pace(recipe):
     refuse_changed_settings(recipe)
     refuse_changed_settings(other(recipe, workers=7, save_every_steps=3))
+
+
+def test_another_type_to_compute_in_did_not_make_the_models(recipe):
+    """``auto`` is what the run has decided, on whatever processor the question comes up."""
+    dtype = with_arithmetic(Run.at(recipe)).recipe.model.dtype
+    changed = {"dtype": "float16"}
+    with pytest.raises(RecipeError, match=rf'model\.dtype is "float16", and .*/stage1 was made with "{dtype}"'):
+        refuse_changed_settings(recipe.model_copy(update={"model": recipe.model.model_copy(update=changed)}))
 
 
 def test_settings_that_did_not_make_the_models_are_refused_with_both_values(recipe):
