@@ -19,7 +19,9 @@ QZHOU = ROOT / "platform" / "qzhou" / "cli" / "__main__.py"  # the command `qzho
 TIMEOUT_S = 3600  # of one command; without bfloat16 in hardware the quickstart takes thrice as long
 
 # what Ray Train says, with a traceback, where a busy machine is slow to answer; "safe to ignore"
-OVERLOADED = re.compile(r"Failed to send resource request.*?GetTimeoutError:[^\n]*", re.DOTALL)
+OVERLOADED = re.compile(
+    r"Failed to (send resource request|stop \w+ gracefully).*?GetTimeoutError:[^\n]*", re.DOTALL
+)
 
 
 def on_an_idle_machine(text: str) -> str:
