@@ -32,7 +32,7 @@ dashboards: $(READY)  ## Prometheus and Grafana on this machine, where they are 
 
 test: $(READY) style  ## everything: format, lint, types, unit, Ray and end-to-end tests
 	$(BIN)/pytest $(UNIT)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 tests/e2e tests/ray tests/ranks tests/gpu
+	$(BIN)/pytest --durations=25 tests/ranks tests/ray tests/e2e tests/gpu
 
 quickstart-test: $(READY)  ## the quickstart, and that it gains what the README promises
 	$(BIN)/pytest -m quickstart tests/e2e/test_quickstart.py
