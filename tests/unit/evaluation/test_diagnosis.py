@@ -500,6 +500,7 @@ def trained(make_recipe, folder, score_of, learning_rate):
     return Facts(settings=recipe.model_dump(mode="json"), steps=steps)
 
 
+@pytest.mark.slow
 def test_a_training_that_learns_shows_no_sign(make_recipe, tiny_bert):
     facts = trained(make_recipe, tiny_bert, float, learning_rate=1e-3)
 
@@ -507,6 +508,7 @@ def test_a_training_that_learns_shows_no_sign(make_recipe, tiny_bert):
     assert not {"labels_inverted", "loss_flat", "cosent_unstable"} & skipped(facts)
 
 
+@pytest.mark.slow
 def test_inverted_labels_are_found_in_the_first_steps(make_recipe, tiny_bert):
     facts = trained(make_recipe, tiny_bert, lambda same: 4.0 - same, learning_rate=1e-3)
 
@@ -516,6 +518,7 @@ def test_inverted_labels_are_found_in_the_first_steps(make_recipe, tiny_bert):
     assert found.evidence.startswith("training/stage2/metrics.jsonl: order_agreement 0.")
 
 
+@pytest.mark.slow
 def test_a_learning_rate_of_nearly_nothing_leaves_the_loss_flat(make_recipe, tiny_bert):
     facts = trained(make_recipe, tiny_bert, float, learning_rate=1e-9)
     judged = dataclasses.replace(facts, **fallen(docs_search=[0.558] * 3, docs_siblings=[0.503] * 3))

@@ -280,6 +280,7 @@ def test_graded_judgements_are_scored_over_their_own_corpus():
     assert example_count(collection(max_queries=1)) == 1
 
 
+@pytest.mark.slow
 def test_the_texts_of_a_task_are_what_it_judges():
     pairs = [PairExample(id=f"{n}", dataset="d", text_a=f"a{n}", text_b=f"b{n}", score=n) for n in range(2)]
 

@@ -18,6 +18,7 @@ from tests.ranks.problem import CHUNK_TOKENS, DATA, TASKS, FakeRecorder, model_o
 from tests.torch_engine import TorchEngine
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_where_an_unbroken_one_does(make_recipe, tiny_bert, tmp_path):
     recipe = three_tasks(make_recipe)
     plan, found = stage_plan(recipe), model_of(tiny_bert)
@@ -74,6 +75,7 @@ def test_a_gradient_that_is_not_finite_ends_the_stage_too(make_recipe, tiny_bert
     assert (tmp_path / "batch.json").exists()
 
 
+@pytest.mark.slow
 def test_metrics_of_a_step_say_what_it_did_and_cost(make_recipe, tiny_bert):
     recipe = three_tasks(make_recipe, micro_batch_tokens=CHUNK_TOKENS, activation_tokens=1)
     found = model_of(tiny_bert)

@@ -83,6 +83,7 @@ def test_a_half_open_mask_halves_the_attention_to_later_tokens():
         assert torch.allclose(found[i], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stage_with_a_soft_mask_trains(make_recipe, tiny_qwen2):
     recipe = three_tasks(make_recipe)
     stage = recipe.training.stage2.model_copy(update={"soft_mask_steps": 4})
@@ -97,6 +98,7 @@ def test_a_stage_with_a_soft_mask_trains(make_recipe, tiny_qwen2):
     assert losses[0][0] != losses[1][0]
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_the_model_itself_changes_nothing_at_the_first_step(make_recipe, tiny_qwen2):
     teacher = Teacher.load(str(tiny_qwen2), device=CPU, dtype=torch.float32)
     found = load_backbone(str(tiny_qwen2), dtype=torch.float32)
