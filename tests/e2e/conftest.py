@@ -2,12 +2,10 @@
 
 import json
 import os
-import pickle
 import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from tests.e2e.commands import Finished, run
 
@@ -138,17 +136,7 @@ def path_without_compiler(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def submitted(write_recipe, path_without_compiler, tmp_path_factory) -> tuple[Path, Finished]:
-    """The tiny recipe, run by ``jobs/submit.py``: its path and what the command said; once for all processes of tests.
-
-    They read it, or copy it first.
-    """
-    own = tmp_path_factory.getbasetemp()
-    known = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "submitted.pickle"
-    with FileLock(f"{known}.lock"):
-        if not known.exists():
-            recipe = write_recipe()
-            done = run("jobs/submit.py", recipe, PATH=path_without_compiler, CC="", CXX="")
-            known.write_bytes(pickle.dumps((recipe, done)))
-        recipe, done = pickle.loads(known.read_bytes())
-    return recipe, done
+def submitted(write_recipe, path_without_compiler) -> tuple[Path, Finished]:
+    """The tiny recipe, run by ``jobs/submit.py``: its path and what the command said. It is read, or copied first."""
+    recipe = write_recipe()
+    return recipe, run("jobs/submit.py", recipe, PATH=path_without_compiler, CC="", CXX="")
