@@ -13,6 +13,7 @@ import functools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import qzhou
 from qzhou.data.records import digest
@@ -28,6 +29,7 @@ NEUTRAL = (
 NEUTRAL_FILES = frozenset(("config/renamed.toml",))  # of a neutral module
 DATA_FILES = frozenset((".md", ".txt", ".toml", ".j2"))  # prompts and tables beside the modules
 LOG_CALLS = frozenset(("log_event", "print_block"))
+Function = TypeVar("Function", ast.FunctionDef, ast.AsyncFunctionDef)
 VALIDATORS = frozenset(("field_validator", "model_validator"))
 TEXTS = (ast.Constant, ast.JoinedStr, ast.IfExp, ast.BinOp)  # what a message is put together of
 
@@ -88,6 +90,9 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 class _Behaviour(ast.NodeTransformer):
     """Takes out of a syntax tree what cannot change a result."""
 
+    def __init__(self) -> None:
+        self._said: frozenset[str] = frozenset()  # in the function that is visited
+
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         """Drop docstrings and log lines."""
         if isinstance(node.value, ast.Constant) or _is_call(node.value, LOG_CALLS):
@@ -96,10 +101,9 @@ class _Behaviour(ast.NodeTransformer):
         return node
 
     def visit_Raise(self, node: ast.Raise) -> ast.Raise:
-        """Drop the message of an error; a private one may carry data to whoever catches it, and stays whole."""
-        if isinstance(node.exc, ast.Call) and isinstance(error := node.exc.func, ast.Name):
-            private = error.id.startswith("_")
-            node = node if private else ast.Raise(exc=error, cause=None)
+        """Drop the message of an error for people."""
+        if _is_public_error(node) and isinstance(node.exc, ast.Call):
+            node = ast.Raise(exc=node.exc.func, cause=None)
         self.generic_visit(node)
         return node
 
@@ -108,41 +112,52 @@ class _Behaviour(ast.NodeTransformer):
         return None if _is_call(node.value, {"Field"}) else node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef | None:
-        """Drop what only checks or completes the values of settings."""
+        """Drop what only checks or completes the values of settings; of another function, texts that are only said."""
         if any(_is_call(one, VALIDATORS) for one in node.decorator_list):
             return None
-        return _Unlogged(node).visit_body()
+        return self._without_texts(node)
 
-
-class _Unlogged(_Behaviour):
-    """Takes out of a function the texts as well that are put together for its log lines alone."""
-
-    def __init__(self, function: ast.FunctionDef) -> None:
-        self._function, self._said = function, set[str]()
-        nodes = list(ast.walk(function))
-        read = Counter(_names_read(nodes))
-        for _ in nodes:  # a text may be a part of another; at most so many times
-            lines = [one for one in nodes if self._is_logged(one)]
-            logged = Counter(name for one in lines for name in _names_read(ast.walk(one)))
-            said = {name for name, count in logged.items() if count == read[name]}
-            if said == self._said:
-                break
-            self._said = said
-
-    def visit_body(self) -> ast.FunctionDef:
-        """The function itself; those inside it have log lines of their own."""
-        self.generic_visit(self._function)
-        return self._function
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AsyncFunctionDef:
+        """Drop texts that are only said."""
+        return self._without_texts(node)
 
     def visit_Assign(self, node: ast.Assign) -> ast.Assign | None:
-        """Drop a text that only log lines read."""
-        return None if self._is_logged(node) else node
+        """Drop a text that only log lines and errors read."""
+        return None if _is_said(node, self._said) else node
 
-    def _is_logged(self, node: ast.AST) -> bool:
-        """Whether a statement is a line of the log, or puts a text together for one."""
-        if isinstance(node, ast.Assign) and isinstance(node.value, TEXTS):
-            return self._said.issuperset(one.id if isinstance(one, ast.Name) else "" for one in node.targets)
-        return isinstance(node, ast.Expr) and _is_call(node.value, LOG_CALLS)
+    def _without_texts(self, node: Function) -> Function:
+        outside, self._said = self._said, self._said | _said_in(node)
+        self.generic_visit(node)
+        self._said = outside
+        return node
+
+
+def _said_in(function: Function) -> frozenset[str]:
+    """Names that a function reads for its log lines and errors alone, and for the texts that these are made of."""
+    nodes = list(ast.walk(function))
+    read = Counter(_names_read(nodes))
+    said: frozenset[str] = frozenset()
+    while True:
+        lines = [one for one in nodes if _is_said(one, said)]
+        logged = Counter(name for one in lines for name in _names_read(ast.walk(one)))
+        more = frozenset(name for name, count in logged.items() if count == read[name])
+        if more == said:
+            return said
+        said = more  # a text may be a part of another
+
+
+def _is_said(node: ast.AST, said: Collection[str]) -> bool:
+    """Whether a statement logs, raises an error for people, or puts together a text for one of these."""
+    if isinstance(node, ast.Assign):
+        targets = [one.id if isinstance(one, ast.Name) else "" for one in node.targets]
+        return isinstance(node.value, TEXTS) and all(one in said for one in targets)
+    return _is_public_error(node) or (isinstance(node, ast.Expr) and _is_call(node.value, LOG_CALLS))
+
+
+def _is_public_error(node: ast.AST) -> bool:
+    """Whether a statement raises an error by a name; a private one may carry data to whoever catches it."""
+    error = node.exc.func if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) else None
+    return isinstance(error, ast.Name) and not error.id.startswith("_")
 
 
 def _names_read(nodes: Iterable[ast.AST]) -> Iterator[str]:

@@ -75,12 +75,20 @@ def test_text_that_computes_nothing_changes_nothing(package, before, after):
         'raise ValueError("said before")',
         'log_event("said before", "event")',
         'line = f"said before {1 + 1}"; log_event(line, "event")',
+        'problem = "said before"; raise ValueError(problem)',
         'more = "said before" if LossSection else ""; line = f"a{more}"; log_event(line + more, "event")',
     ],
 )
 def test_the_message_of_an_error_and_a_line_of_the_log_change_nothing(package, line):
     change = replaced("said before", "said after")
     assert changed(package, LOSSES, change, prepare=with_line(line)) == set()
+
+
+def test_a_coroutine_s_line_of_the_log_changes_nothing(package):
+    line = with_line('line = "said before"; log_event(line, "event")')
+    change = replaced("said before", "said after")
+    found = changed(package, LOSSES, change, prepare=lambda text: line(text).replace("def f()", "async def f()"))
+    assert found == set()
 
 
 def test_a_text_counts_that_more_than_the_log_reads(package):
