@@ -22,7 +22,7 @@ class TextEncoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what a vector depends on besides the text and the arithmetic."""
+        """Digest of what a vector depends on besides the text, the arithmetic and our code."""
 
     @property
     def arithmetic(self) -> str:

@@ -1,9 +1,10 @@
 """Vectors of texts, kept in files under everything that they depend on: written once, read by everybody.
 
 Mining, evaluation and the index encode the same way: in chunks of texts, each by whichever
-worker is free. A chunk's file is named by its texts with their prompts and the length at
-which they are cut. It lies in a folder that is named by weights, tokenizer, pooling, length
-and arithmetic. So no checkpoint, prompt or library ever finds another's vectors.
+worker is free. A chunk's file is named by its texts with their prompts, the length at which
+they are cut, and the encoder's code. It lies in a folder that is named by weights, tokenizer,
+pooling, length and arithmetic. So no checkpoint, prompt, library or version of the code ever
+finds another's vectors.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from qzhou.data.records import digest
 from qzhou.data.storage import Folder
+from qzhou.run.code import code_of_stage
 
 if TYPE_CHECKING:
     from qzhou.encoder.text_encoder import TextEncoder
@@ -25,6 +27,12 @@ CHUNK_ROWS = 1024  # texts of a file: what is encoded again when a worker dies
 # what an endpoint answers for one text differs in the last digits from call to call
 SAME_COSINE = 0.9999
 PROBE_FILE = "probe.npy"
+ENCODER = ("qzhou.encoder.encoder",)
+# modules that it imports, and from which no number of a vector comes
+NO_PART_OF_A_VECTOR = (
+    "qzhou.config", "qzhou.data.records", "qzhou.data.storage", "qzhou.encoder.remote", "qzhou.encoder.text_encoder",
+    "qzhou.encoder.vectors",
+)  # fmt: skip
 
 
 class VectorStore:
@@ -48,6 +56,9 @@ class VectorStore:
         self._folder, self._encoder, self._check = folder, encoder, check
         self.rows = rows
         self.key = key_of(encoder, folder)
+        # a model behind an URL is encoded by code that is not ours
+        own = {} if encoder.probe is not None else code_of_stage(ENCODER, without=NO_PART_OF_A_VECTOR)
+        self._code = digest(own)
         self.encoded = 0  # texts that were not there
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
@@ -69,7 +80,7 @@ class VectorStore:
 
     def _kept(self, texts: Sequence[str], max_tokens: int | None) -> tuple[str, Vectors | None]:
         """The file of some texts, and their vectors if they had to be encoded."""
-        name = f"{self.key}/{digest([VERSION, max_tokens, list(texts)])}.npy"
+        name = f"{self.key}/{digest([VERSION, self._code, max_tokens, list(texts)])}.npy"
         if self._folder.has_array(name, rows=len(texts)):
             return name, None
         found = self._encoder.encode(texts, max_tokens=max_tokens)

@@ -399,9 +399,11 @@ def test_an_empty_text_is_null_for_an_encoder_too(tiny_bert):
     assert empty @ null >= 0.99999
 
 
-SAYS_FINGERPRINT = (
-    "import sys; from qzhou.encoder import load_encoder; "
-    "print(load_encoder(sys.argv[1], max_tokens=24, dtype='float32', device='cpu').fingerprint)"
+SAYS_FILE = (
+    "import sys; from qzhou.data.storage import Folder; from qzhou.encoder import load_encoder; "
+    "from qzhou.encoder.vectors import VectorStore; "
+    "encoder = load_encoder(sys.argv[1], max_tokens=24, dtype='float32', device='cpu'); "
+    "print(VectorStore(Folder.open(sys.argv[2]), encoder).file(['the red tree']))"
 )
 
 
@@ -411,16 +413,16 @@ def test_another_way_to_pool_makes_other_vectors_by_name_too(tiny_bert, tmp_path
     package = tmp_path / "qzhou"
     shutil.copytree(Path(qzhou.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
 
-    def fingerprint() -> str:
+    def file() -> str:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        words = [sys.executable, "-c", SAYS_FINGERPRINT, str(tiny_bert)]
+        words = [sys.executable, "-c", SAYS_FILE, str(tiny_bert), str(tmp_path / "vectors")]
         return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
 
-    before = fingerprint()
+    before = file()
     (package / "data" / "storage.py").open("a").write("\nANOTHER = 1\n")
-    assert fingerprint() == before
+    assert file() == before
     pooling = package / "encoder" / "pooling.py"
     pooling.write_text(
         pooling.read_text("utf-8").replace("/ weight_NT1.sum(1)", "/ weight_NT1.sum(1).sqrt()"), "utf-8"
     )
-    assert fingerprint() != before
+    assert file() != before

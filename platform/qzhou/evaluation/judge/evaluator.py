@@ -55,6 +55,7 @@ class Evaluator:
         self._task: tuple[str, Any] = ("", None)
         self._model: tuple[str, Any] = ("", None)
         self._prompts: dict[str, Prompt] = {}
+        self._code = code_of_stage([__name__], without=("qzhou.config", "qzhou.data"))
         datasets = recipe.datasets
         self._own_prompts = {task_name(one, kind): one.prompt for one in datasets for kind in one.kinds}
 
@@ -164,10 +165,9 @@ class Evaluator:
             folder.create().write_bytes(path.name, path.read_bytes())
 
     def _key(self, model: ModelSpec, task: EvalTask) -> str:
-        """Digest of weights, prompt, data, libraries and our own code; the weights' covers the encoder's."""
+        """Digest of weights, prompt, data, libraries and our own code."""
         revision = self._bare_task(task).metadata.dataset["revision"]
-        code = code_of_stage([__name__], without=("qzhou.config", "qzhou.data", "qzhou.encoder"))
-        parts: list[object] = [code, version("mteb")]
+        parts: list[object] = [self._code, version("mteb")]
         if model.name == BM25:
             return digest([*parts, version("bm25s"), revision])
         weights = self._loaded(model).mteb_model_meta.revision
