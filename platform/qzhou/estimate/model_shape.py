@@ -106,7 +106,8 @@ def shape_of(spec: str) -> ModelShape:
     Raises:
         ModelError: The size is not known here, or the kind of model is not.
     """
-    place, known = resolve(spec), published_shapes()
+    place = resolve(spec)
+    known = published_shapes()
     if file := model_file(place, "config.json"):
         return shape_from_config(json.loads(file.read_text("utf-8")), spec)
     if place in known:

@@ -129,7 +129,8 @@ class _Place:
 
     def __init__(self) -> None:
         self.node = ray.get_runtime_context().get_node_id()
-        self.folder, self.environment = str(Path.cwd()), dict(os.environ)
+        self.folder = str(Path.cwd())
+        self.environment = dict(os.environ)
 
     def enter(self) -> None:
         os.chdir(self.folder)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from qzhou.config.dataset import Dataset
 from qzhou.data.prompts import DeclaredPrompts, Prompt
 from qzhou.data.records import Document, Negative, RetrievalExample
-from qzhou.data.storage import Folder, count_rows, read_records, read_table, row_count, write_records
+from qzhou.data.storage import Folder, batched, count_rows, read_records, read_table, row_count, write_records
 from qzhou.encoder.vectors import CHUNK_ROWS
 from qzhou.mining.text_digests import Digests, Groups, Ints, RelevantTexts, RowLookup, digests, key_digests
 
@@ -247,9 +247,7 @@ def _documents(examples: Folder, wanted_P: Ints) -> Iterator[Document]:
 
 
 def _batches(examples: Folder) -> Iterator[list[RetrievalExample]]:
-    records = read_records(examples, RetrievalExample)
-    while some := list(islice(records, EXAMPLES_AT_ONCE)):
-        yield some
+    return batched(read_records(examples, RetrievalExample), EXAMPLES_AT_ONCE)
 
 
 def _joined(parts: Sequence[Digests]) -> Digests:

@@ -82,7 +82,8 @@ def _work(run: Run, folder: Folder, layout: Layout) -> dict[str, int]:
     with session(resources_for(recipe, "mining")):
         names = (source / "retrieval").folders()
         corpora = [_prepared(run, folder, name, layout) for name in names]
-        store, teachers = folder / "embeddings", recipe.mining.teachers
+        store = folder / "embeddings"
+        teachers = recipe.mining.teachers
         vectors = [_vectors(recipe, teacher, store, corpora, layout) for teacher in teachers]
         reports = {}
         for corpus, *own in zip(corpora, *vectors, strict=True):

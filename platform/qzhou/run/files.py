@@ -60,9 +60,11 @@ class RunFiles:
 
     recipe = _json_file(RECIPE)
     transform = _json_file(TRANSFORM_REPORT)
-    synthesis, ledger = _json_file(SYNTHESIS_REPORT), _json_file(LEDGER)
+    synthesis = _json_file(SYNTHESIS_REPORT)
+    ledger = _json_file(LEDGER)
     mining = _json_file(MINING_REPORT)
-    comparison, diagnosis = _json_file(COMPARISON), _json_file(DIAGNOSIS)
+    comparison = _json_file(COMPARISON)
+    diagnosis = _json_file(DIAGNOSIS)
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder

@@ -19,7 +19,8 @@ class VectorCache:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
+        self._limit = limit
+        self._held = 0
         self._entries: OrderedDict[bytes, tuple[Vectors, int, bool]] = OrderedDict()
 
     def __len__(self) -> int:

@@ -129,7 +129,8 @@ class Engine:
         trim: Callable[[], None] = release_freed_memory,
     ) -> None:
         self.encoder = encoder
-        self._options, self._trim = options, trim
+        self._options = options
+        self._trim = trim
         self._queue: TextQueue[_Item] = TextQueue(options.batch_tokens or encoder.batch_tokens)
         self._cache = VectorCache(options.cache_bytes)
         self._in_flight: dict[bytes, _Item] = {}

@@ -29,7 +29,10 @@ class RequestError(QzhouError):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.param, self.code, self.retry_after_s = status, param, code, retry_after_s
+        self.status = status
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
         self.type = TYPES.get(status, "invalid_request_error")
 
     def headers(self) -> dict[str, str]:

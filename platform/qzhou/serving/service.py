@@ -89,7 +89,10 @@ class EmbeddingService:
     def __init__(
         self, encode: Encode, model: ServedModel, limits: RequestLimits, index: "SearchIndex | None" = None
     ) -> None:
-        self.model, self.index, self._encode, self._limits = model, index, encode, limits
+        self.model = model
+        self.index = index
+        self._encode = encode
+        self._limits = limits
 
     def listing(self) -> Model:
         """What clients may know."""
@@ -166,7 +169,8 @@ class EmbeddingService:
         self._check_size(texts, param)
         encoded = await self._encode(texts)
         if not cut and any(encoded.truncated):
-            place, limit = encoded.truncated.index(True), self.model.max_tokens
+            place = encoded.truncated.index(True)
+            limit = self.model.max_tokens
             problem = (
                 f"Text {place} has more than the model's {limit} tokens; send 'truncate': true to have it cut."
             )
@@ -201,7 +205,8 @@ class EmbeddingService:
             raise RequestError(problem, param=param, code="too_many_inputs")
 
     def _check_size(self, texts: Sequence[Text], param: str) -> None:
-        chars, limit = sum(map(len, texts)), self._limits.chars
+        chars = sum(map(len, texts))
+        limit = self._limits.chars
         if chars > limit:
             problem = f"'{param}' holds {chars:,} characters, and a request may hold {limit:,}; send several."
             raise RequestError(problem, param=param, code="too_many_characters")

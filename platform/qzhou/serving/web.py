@@ -80,7 +80,8 @@ class Endpoint:
         ready: Callable[[], Awaitable[None]],
     ) -> None:
         self.services, self.settings, self.ready = services, settings, ready
-        self._keys, self._rate = keys, TokenRate(settings.tokens_per_minute)
+        self._keys = keys
+        self._rate = TokenRate(settings.tokens_per_minute)
 
     def admit(self, request: Request) -> str:
         """The name of the key that asks (:meth:`ApiKeys.admit`)."""

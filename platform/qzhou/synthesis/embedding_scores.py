@@ -63,7 +63,8 @@ class EmbeddingScorer:
         # Loads torch, which the driver and other actors that import this file do not need.
         from qzhou.encoder import load_text_encoder
 
-        spec, key = recipe.synthesis.filters.teacher or recipe.mining.teacher, recipe.mining.teacher_api_key_env
+        spec = recipe.synthesis.filters.teacher or recipe.mining.teacher
+        key = recipe.mining.teacher_api_key_env
         self._encoder: TextEncoder = load_text_encoder(spec, recipe.model, api_key_env=key)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

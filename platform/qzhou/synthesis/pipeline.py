@@ -106,7 +106,8 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     folder.write_json("ledger.json", ledger.as_json())
     report.write(folder, ledger)
     if settings.is_on:
-        line, total = report.sentence(ledger), ledger.total
+        line = report.sentence(ledger)
+        total = ledger.total
         log_event(line, "synthesized", requests=total.requests, tokens=total.tokens, cost=total.cost)
     return dict(counts)
 

@@ -87,7 +87,8 @@ class TrainingSet:
         """A set of examples in an Arrow file of :func:`local_copy`; rows stay on disk until they are taken."""
         from datasets import Dataset
 
-        stored, record = Dataset.from_file(str(file)), EXAMPLE_TYPES[task]
+        stored = Dataset.from_file(str(file))
+        record = EXAMPLE_TYPES[task]
 
         def take(numbers: Ints) -> list[Example]:
             columns = stored[numbers.tolist()]

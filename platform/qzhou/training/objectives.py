@@ -175,11 +175,13 @@ def _loss(batch: Batch, parts: Sequence[Tensor], training: TrainingSection, seed
     if isinstance(batch, RetrievalBatch):
         return _retrieval_loss(batch, parts[0], parts[1], training, seed)
     if isinstance(batch, PairBatch):
-        (a, b), score_P, scale_P = parts, batch.score_P.to(device), batch.scale_P.to(device)
+        a, b = parts
+        score_P, scale_P = batch.score_P.to(device), batch.scale_P.to(device)
         return cosent(a, b, score_P, temperature=training.cosent_temperature, scale_P=scale_P)
     texts, positives, negatives = parts
-    own, others = batch.label_B.to(device), batch.negative_label_M.to(device)
-    return classification_info_nce(texts, positives, negatives, own, others, temperature=training.temperature)
+    label_B, negative_label_M = batch.label_B.to(device), batch.negative_label_M.to(device)
+    temperature = training.temperature
+    return classification_info_nce(texts, positives, negatives, label_B, negative_label_M, temperature=temperature)
 
 
 def _retrieval_loss(

@@ -144,7 +144,8 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's has no types
 
 
 def _scaling(recipe: Recipe) -> ray.train.ScalingConfig:
-    asked, most = resources_for(recipe, "training"), recipe.training.workers
+    asked = resources_for(recipe, "training")
+    most = recipe.training.workers
     resources = {name: amount for name, amount in asked.bundle.items() if ":" not in name}
     return ray.train.ScalingConfig(
         num_workers=most if asked.workers == most else (asked.workers, most),

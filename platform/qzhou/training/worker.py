@@ -131,6 +131,7 @@ def _write_model(recipe: Recipe, spec: str, state: dict[str, Tensor], target: Fo
         # an endpoint may cut vectors to these
         model.backbone.config.matryoshka_dimensions = widths
     with tempfile.TemporaryDirectory() as temporary:
-        folder, max_tokens = Path(temporary), recipe.model.max_document_tokens
+        folder = Path(temporary)
+        max_tokens = recipe.model.max_document_tokens
         save_sentence_transformer(model, found.tokenizer, folder, max_tokens=max_tokens, prompts=recipe.prompts)
         target.upload(folder)

@@ -108,7 +108,8 @@ def collapsed(facts: Facts) -> CheckResult:
 
 def _collapse(facts: Facts, model: str) -> list[Finding]:
     own = facts.health[model]
-    most, problems = min(own["dimensions"], own["texts"]), []
+    most = min(own["dimensions"], own["texts"])
+    problems = []
     if own["mean_cosine"] > COLLAPSED_COSINE:
         problems.append("different texts have nearly the same vector")
     if own["effective_rank"] < COLLAPSED_RANK * most:

@@ -193,7 +193,8 @@ class Evaluator:
         return found
 
     def _mteb_encoder(self, model: ModelSpec) -> MtebEncoder:
-        encoder, name = self._encoder(model), f"{self._recipe.run.name}-{model.name}"
+        encoder = self._encoder(model)
+        name = f"{self._recipe.run.name}-{model.name}"
         rows = chunk_rows(self._recipe.evaluation.split_documents)
         store = VectorStore(self._folder / "vectors", encoder, rows=rows)
         return MtebEncoder(encoder, self._prompts, name=name, revision=store.key, store=store)

@@ -59,8 +59,15 @@ def _sized_local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_fold
     trained = {name for one in recipe.trained_datasets for name in (one.name, *one.train_split_of)}
     task = _local_task(dataset, kind, recipe, run_folder)
     chars = sum(map(len, texts_of(task))) + sum(len(row["text"]) for corpus in corpora(task) for row in corpus)
-    documents, seen = sum(map(len, corpora(task))), dataset.name in trained
-    return EvalTask(task.metadata.name, task.metadata.type, dataset.name, kind, chars, documents, seen)
+    return EvalTask(
+        name=task.metadata.name,
+        type=task.metadata.type,
+        dataset=dataset.name,
+        kind=kind,
+        chars=chars,
+        documents=sum(map(len, corpora(task))),
+        seen=dataset.name in trained,
+    )
 
 
 def _sized_mteb_tasks(recipe: Recipe) -> Iterator[EvalTask]:
@@ -74,8 +81,16 @@ def _sized_mteb_tasks(recipe: Recipe) -> Iterator[EvalTask]:
     trained = {name for one in recipe.trained_datasets for name in one.train_split_of}
     for name, task in by_name.items():
         chars, documents = _declared_size(task)
-        seen, within = name in trained, tuple(benchmarks.get(name, ()))
-        yield EvalTask(name, task.metadata.type, "", "retrieval", chars, documents, seen, within)
+        yield EvalTask(
+            name=name,
+            type=task.metadata.type,
+            dataset="",
+            kind="retrieval",
+            chars=chars,
+            documents=documents,
+            seen=name in trained,
+            benchmarks=tuple(benchmarks.get(name, ())),
+        )
 
 
 def _declared_size(task: Any) -> tuple[int, int]:

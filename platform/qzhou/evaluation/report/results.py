@@ -101,7 +101,8 @@ def _benchmark(found: Content) -> Iterator[Block]:
     columns = [*texts("model", "from"), *numbers("percent", *found["types"], "mean (task)", "mean (type)")]
     rows: list[list[Value]] = []
     for one in sorted(found["models"], key=lambda one: -(one["mean_task"] or 0)):
-        source, means = "this run" if one["ours"] else "published", map(one["types"].get, found["types"])
+        source = "this run" if one["ours"] else "published"
+        means = map(one["types"].get, found["types"])
         rows.append([one["model"], source, *means, one["mean_task"], one["mean_type"]])
     yield Table(f"Means on {found['benchmark']}", columns, rows)
 

@@ -50,7 +50,8 @@ def compare_bucket(layout: Layout, bucket: int) -> None:
         "first": shards[first].astype(np.uint32),
     }
     table = pa.table(columns, schema=DUPLICATES)
-    folder, name = layout.work / "duplicates", f"{bucket:06d}.arrow"
+    folder = layout.work / "duplicates"
+    name = f"{bucket:06d}.arrow"
     write_partitions(folder, name, table, shards[positions], len(layout.shards))
 
 
