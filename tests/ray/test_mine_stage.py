@@ -178,7 +178,7 @@ def brute_force(recipe) -> list[list[str]]:
 
 
 def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe):
-    """One actor or three, one block or many: the same negatives as loops over numpy."""
+    """One actor or two, one block or many: the same negatives as loops over numpy."""
     settings = {"sampling": "top", "llm_negative_fraction": 0.0}
     alone = recipe(mining=settings)
     expected = brute_force(alone)
@@ -188,7 +188,7 @@ def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe):
     (Path(stage(alone).path) / "manifest.json").unlink()
     (Path(stage(alone).path) / "done" / "docs.json").unlink()
     small = Layout(chunk_rows=128, shard_rows=300, block_chunks=1)
-    sharded = mined(recipe(mining=settings, cluster={"encode_workers": 3}), small)
+    sharded = mined(recipe(mining=settings, cluster={"encode_workers": 2}), small)
 
     mined_texts = [[one.text for one in example.negatives if one.origin == "mined"] for example in found]
     differing = [
@@ -274,19 +274,20 @@ def test_dead_encoders_and_searchers_change_nothing(recipe, tmp_path):
     assert len(list(searched.iterdir())) == 4  # blocks of 128 queries
 
 
-def test_a_changed_checkpoint_prompt_or_length_reuses_no_vector_and_the_same_ones_do(recipe, capfd):
+def test_a_changed_checkpoint_prompt_or_length_reuses_no_vector_and_the_same_ones_do(recipe, tiny_bert, capfd):
     """Defect of a peer: its cache of embeddings is keyed by the texts alone."""
-    mine_small(recipe())
-    first = set(vector_files(recipe()))
-    mine_small(recipe(mining={"rank_to": 9}))
-    assert set(vector_files(recipe())) == first
+    model = {"backbone": str(tiny_bert), "dtype": "float32"}
+    same = recipe(model=model)
+    mine_small(same)
+    first = set(vector_files(same))
+    mine_small(recipe(model=model, mining={"rank_to": 9}))
+    assert set(vector_files(same)) == first
     assert "mining: encode: 0 texts encoded" in capfd.readouterr().out
 
-    mine_small(recipe(model={"backbone": MINILM, "dtype": "float32", "max_document_tokens": 25}))
-    longer = set(vector_files(recipe())) - first
-    other = recipe().model_copy(deep=True)
-    mine_small(with_instruction(other, "look up"))
-    prompted = set(vector_files(recipe())) - first - longer
+    mine_small(recipe(model={**model, "max_document_tokens": 25}))
+    longer = set(vector_files(same)) - first
+    mine_small(with_instruction(same, "look up"))
+    prompted = set(vector_files(same)) - first - longer
 
     assert len(longer) == len(first)
     assert len(prompted) == 4  # the chunks of queries; documents carry no instruction
@@ -339,13 +340,13 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
         (
             {"index": "Flatt", "index_from_documents": 0},
             RecipeError,
-            r"mining.index 'Flatt' .* documents of 384 dimensions: .*'Flat' always does",
+            r"mining.index 'Flatt' .* documents of 32 dimensions: .*'Flat' always does",
         ),
         ({"teacher": "no/such/model"}, ModelError, "no/such/model"),
         ({"reranker": "./nowhere"}, ModelError, "nowhere"),
         ({"reranker": MINILM}, ModelError, "is no cross-encoder: it is saved as BertModel"),
     ],
 )
-def test_what_cannot_be_loaded_or_built_is_named(recipe, settings, kind, message):
+def test_what_cannot_be_loaded_or_built_is_named(recipe, tiny_bert, settings, kind, message):
     with pytest.raises(kind, match=message):
-        mine_small(recipe(mining=settings))
+        mine_small(recipe(model={"backbone": str(tiny_bert), "dtype": "float32"}, mining=settings))
