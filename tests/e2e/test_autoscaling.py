@@ -78,7 +78,7 @@ def test_nodes_come_with_the_pipeline_and_go_when_it_is_over(cluster, submitted,
     head, environment = cluster
     recipe, storage = submitted[0], tmp_path / "runs"
     shutil.copytree(recipe.parent / "runs", storage)
-    made_there = ("mining", "training/stage2")  # by nodes of this cluster: actors, and ranks of Ray Train
+    made_there = ("mining", "training/stage2", "model", "evaluation")  # what nodes of this cluster do
     for stage in made_there:
         shutil.rmtree(storage / "tiny" / stage)
     assert workers(environment) == 0

@@ -49,7 +49,7 @@ def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(cl
     storage = tmp_path / "runs"
     shutil.copytree(submitted[0].parent / "runs" / "tiny", storage / "tiny")
     run_folder = storage / "tiny"
-    words = (submitted[0], "--run.storage", storage, "--training.workers", "1", "--address", cluster)
+    words = (submitted[0], "--run.storage", storage, "--address", cluster)
     # what is left there was saved because of the stop
     seldom = ("--training.save_every_steps", str(STEPS))
     longer = (*words, "--training.stage2.steps", str(STEPS), *seldom)

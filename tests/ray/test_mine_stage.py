@@ -108,7 +108,6 @@ def recipe(make_recipe, tmp_path):
         return make_recipe(
             **{
                 "run": {"name": "run", "storage": str(tmp_path)},
-                "model": {"backbone": MINILM, "dtype": "float32"},
                 "cluster": {"encode_workers": 1},  # each loads torch and a model
                 "datasets": [
                     {
@@ -121,6 +120,7 @@ def recipe(make_recipe, tmp_path):
                     {"name": "texts", "reader": "jsonl", "rule": "labeled", "paths": ["unused"]},
                 ],
                 **sections,
+                "model": {"backbone": MINILM, "dtype": "float32", **sections.get("model", {})},
                 "mining": {**WINDOW, **sections.get("mining", {})},
             }
         )
@@ -178,7 +178,7 @@ def brute_force(recipe) -> list[list[str]]:
 
 
 def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe):
-    """One actor or two, one block or many: the same negatives as loops over numpy."""
+    """One actor or three, one block or many: the same negatives as loops over numpy."""
     settings = {"sampling": "top", "llm_negative_fraction": 0.0}
     alone = recipe(mining=settings)
     expected = brute_force(alone)
@@ -188,7 +188,7 @@ def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe):
     (Path(stage(alone).path) / "manifest.json").unlink()
     (Path(stage(alone).path) / "done" / "docs.json").unlink()
     small = Layout(chunk_rows=128, shard_rows=300, block_chunks=1)
-    sharded = mined(recipe(mining=settings, cluster={"encode_workers": 2}), small)
+    sharded = mined(recipe(mining=settings, cluster={"encode_workers": 3}), small)
 
     mined_texts = [[one.text for one in example.negatives if one.origin == "mined"] for example in found]
     differing = [
@@ -276,7 +276,7 @@ def test_dead_encoders_and_searchers_change_nothing(recipe, tmp_path):
 
 def test_a_changed_checkpoint_prompt_or_length_reuses_no_vector_and_the_same_ones_do(recipe, tiny_bert, capfd):
     """Defect of a peer: its cache of embeddings is keyed by the texts alone."""
-    model = {"backbone": str(tiny_bert), "dtype": "float32"}
+    model = {"backbone": str(tiny_bert)}
     same = recipe(model=model)
     mine_small(same)
     first = set(vector_files(same))
@@ -349,4 +349,4 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
 )
 def test_what_cannot_be_loaded_or_built_is_named(recipe, tiny_bert, settings, kind, message):
     with pytest.raises(kind, match=message):
-        mine_small(recipe(model={"backbone": str(tiny_bert), "dtype": "float32"}, mining=settings))
+        mine_small(recipe(model={"backbone": str(tiny_bert)}, mining=settings))
