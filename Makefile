@@ -4,6 +4,8 @@ RECIPE ?= recipes/quickstart.toml
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# where it is set, each of some hundred processes of Ray would compile the package anew
+unexport PYTHONDONTWRITEBYTECODE
 UNIT   := -n logical --maxprocesses 4 --dist worksteal tests/unit tests/test_architecture.py
 
 .PHONY: help quickstart report dashboards test quickstart-test bench-test check style types secrets serve docs audit format clean
