@@ -5,6 +5,7 @@
     │   ├── RecipeError     the recipe file: unknown key, wrong type, settings that contradict
     │   ├── DataError       input data: missing file, empty dataset, wrong columns, nothing survives
     │   ├── ModelError      a backbone, teacher or model folder that cannot be loaded
+    │   │   └── HubError    files are missing on this machine, and the model hub cannot be asked
     │   ├── StorageError    a storage path that cannot be read or written
     │   └── SetupError      the machine: busy port, missing package, missing compiler
     ├── EndpointError       an LLM endpoint that does not answer or refuses
@@ -45,6 +46,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A backbone, teacher or model folder cannot be loaded."""
+
+
+class HubError(ModelError):
+    """Files of a model are missing on this machine, and the hub cannot be asked for them."""
 
 
 class StorageError(UserError):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qzhou import errors
-from qzhou.data.prompts import DeclaredPrompts, Prompt
+from qzhou.data.prompts import Prompt, declared_prompt
 from qzhou.data.records import (
     LabeledExample,
     Negative,
@@ -49,13 +49,13 @@ def test_a_symmetric_prompt_stands_on_both_sides():
 @pytest.mark.parametrize(
     ("declared", "expected"),
     [
-        ({"query": "q: ", "document": "d: ", "passage": "p: "}, DeclaredPrompts("q: ", "d: ")),
-        ({"passage": "p: "}, DeclaredPrompts("", "p: ")),
+        ({"query": "q: ", "document": "d: ", "passage": "p: "}, Prompt(prefixes=("q: ", "d: "))),
+        ({"passage": "p: "}, Prompt(prefixes=("", "p: "))),
         ({"query": "", "document": "", "sts": "s: "}, None),
     ],
 )
 def test_the_prefixes_of_another_model_are_those_that_it_declares(declared, expected):
-    assert DeclaredPrompts.of(declared) == expected
+    assert declared_prompt(declared) == expected
 
 
 def test_an_empty_text_becomes_the_word_that_the_official_embedder_uses():

@@ -9,6 +9,7 @@ from qzhou.cli.shipped import recipe_path
 from qzhou.config.describe import default_of, is_experimental, kind_of, tables_of, unit_of
 from qzhou.config.loading import nearest
 from qzhou.config.recipe import Recipe, load_recipe
+from qzhou.encoder.model_check import check_models
 
 Function = TypeVar("Function", bound=Callable[..., None])
 STAGES = ["transform", "synthesize", "mine", "train", "export", "evaluate"]
@@ -91,6 +92,9 @@ class RecipeCommand(OverridingCommand):
         if path.startswith("-"):
             raise click.UsageError(f"the recipe comes first, before {path}")
         recipe = load_recipe(recipe_path(path), ctx.params["settings"])
+        if ctx.command.name in {"run", *STAGES}:
+            # a wrong model is found here in seconds, and by the stage that needs it after hours
+            recipe = check_models(recipe)
         if keep:
             from qzhou.run.run import accept_stages
 

@@ -84,14 +84,11 @@ def run(recipe: Recipe) -> None:
     from qzhou.evaluation.pipeline import evaluate
     from qzhou.export.pipeline import export
     from qzhou.mining.pipeline import mine
-    from qzhou.run.models import resolve_all
     from qzhou.run.run import Run
     from qzhou.synthesis.pipeline import synthesize
     from qzhou.training.pipeline import train
     from qzhou.transform.pipeline import transform
 
-    # A wrong name is found here in seconds, and by the stage that needs it after hours.
-    resolve_all(recipe.model.backbone, recipe.mining.teacher)
     with session(*resources_of_pipeline(recipe)):
         transform(recipe, task_texts)
         synthesize(recipe)

@@ -134,6 +134,10 @@ class Dataset(Format):
         False, description="reading_comprehension: the older form, context and question ask for the short answer."
     )
     instruction: str = Field("", description="The task in one sentence, put before queries by qzhou.data.prompts.")
+    query_prefix: str | None = Field(
+        None, description="Stands before queries byte for byte, in place of an instruction: 'query: '."
+    )
+    document_prefix: str | None = Field(None, description="Stands before documents byte for byte: 'passage: '.")
     symmetric: bool | None = Field(
         None, description="Instruction on both sides; default: all tasks but retrieval, and duplicate questions."
     )
@@ -184,7 +188,24 @@ class Dataset(Format):
     def prompt(self) -> Prompt:
         """The prompt of its texts."""
         both_sides = self.task != "retrieval" or self.rule == "duplicate_questions"
-        return Prompt(self.instruction.strip(), both_sides if self.symmetric is None else self.symmetric)
+        prefixes = None
+        if self.query_prefix is not None or self.document_prefix is not None:
+            prefixes = self.query_prefix or "", self.document_prefix or ""
+        return Prompt(self.instruction.strip(), both_sides if self.symmetric is None else self.symmetric, prefixes)
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether the recipe says what stands before its texts."""
+        return bool(self.instruction.strip()) or self.prompt.prefixes is not None
+
+    @model_validator(mode="after")
+    def _one_kind_of_prompt(self) -> Self:
+        if self.instruction.strip() and (self.query_prefix is not None or self.document_prefix is not None):
+            raise ValueError(
+                f"instruction is '{self.instruction}', and query_prefix or document_prefix is set, too; the "
+                "instruction is a prefix already ('Instruct: ...'): keep one of them"
+            )
+        return self
 
     @field_validator("eval_tasks")
     @classmethod

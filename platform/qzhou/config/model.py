@@ -1,20 +1,39 @@
 """The table ``[model]``: the encoder that is trained."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from qzhou.config.section import AtLeastOne, Section
 
+Prefixes = Annotated[tuple[str, ...], Field(min_length=2, max_length=2)]
+
 
 class ModelSection(Section):
     """The encoder that is trained."""
 
-    backbone: str = Field(description="Local path, hub id, or package:<import name>/<folder>.")
-    attention: Literal["bidirectional", "causal"] = Field(
-        "bidirectional", description="A decoder is made bidirectional by config.is_causal = false."
+    backbone: str = Field(description="Local path, GGUF file, hub id, or package:<import name>/<folder>.")
+    attention: Literal["bidirectional", "causal"] | None = Field(
+        None,
+        description="A decoder is made bidirectional by config.is_causal = false. Default: as an embedding model "
+        "declares; a bare language model becomes bidirectional.",
     )
-    pooling: Literal["mean", "last", "cls"] = Field("mean", description="How token vectors become one vector.")
+    pooling: Literal["mean", "last", "cls", "weightedmean"] | None = Field(
+        None, description="How token vectors become one vector. Default: as an embedding model declares; else mean."
+    )
+    attention_of: dict[str, Literal["bidirectional", "causal"]] = Field(
+        default_factory=dict, description="Other models of the recipe whose own code is not run -> how they attend."
+    )
+    prefixes_of: dict[str, Prefixes] = Field(
+        default_factory=dict,
+        description="Other models of the recipe whose files declare no prompts -> what stands before queries and "
+        "before documents: ['query: ', 'passage: '].",
+    )
+    prompts: Literal["recipe", "model"] = Field(
+        "recipe",
+        description="What stands before the texts of a dataset without instruction and prefixes: nothing, or model: "
+        "what the backbone's files declare.",
+    )
     max_query_tokens: AtLeastOne = Field(256, description="Longer queries are truncated, prompt included.")
     max_document_tokens: AtLeastOne = Field(1536, description="Longer documents are truncated.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

@@ -87,12 +87,17 @@ class Recipe(Section):
     def prompts(self) -> dict[str, str]:
         """Name -> prefix, as the model folder carries it: one per dataset, and ``query`` and ``document``.
 
-        ``query`` is the prefix of retrieval where all retrieval datasets share one, else
-        empty.
+        ``query`` and ``document`` are the prefixes of retrieval where all retrieval datasets
+        share one, else empty.
         """
-        shared = {dataset.prompt.query_prefix for dataset in self.datasets if dataset.task == "retrieval"}
+        retrieval = [dataset.prompt for dataset in self.datasets if dataset.task == "retrieval"]
+        queries = {prompt.query_prefix for prompt in retrieval}
+        documents = {prompt.document_prefix for prompt in retrieval if not prompt.symmetric}
         named = {dataset.name: dataset.prompt.query_prefix for dataset in self.datasets}
-        return named | {"query": shared.pop() if len(shared) == 1 else "", "document": ""}
+        return named | {
+            "query": queries.pop() if len(queries) == 1 else "",
+            "document": documents.pop() if len(documents) == 1 else "",
+        }
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Recipe:

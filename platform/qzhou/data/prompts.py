@@ -20,22 +20,28 @@ class Prompt:
 
     Attributes:
         instruction: The task in one sentence; empty for none.
-        symmetric: Whether both sides have the instruction (STS, classification, clustering,
-            pair classification, reranking). Retrieval is asymmetric: documents stay bare.
+        symmetric: Whether both sides have the prompt of queries (STS, classification, clustering,
+            pair classification, reranking). Retrieval is asymmetric.
+        prefixes: Before a query and before a document, byte for byte, in place of the template.
     """
 
     instruction: str = ""
     symmetric: bool = False
+    prefixes: tuple[str, str] | None = None
 
     @property
     def query_prefix(self) -> str:
         """The text before each query; empty for an empty instruction."""
+        if self.prefixes is not None:
+            return self.prefixes[0]
         return f"Instruct: {self.instruction}\nQuery: " if self.instruction else ""
 
     @property
     def document_prefix(self) -> str:
-        """The text before each document."""
-        return self.query_prefix if self.symmetric else ""
+        """The text before each document; with an instruction, documents of retrieval stay bare."""
+        if self.symmetric:
+            return self.query_prefix
+        return self.prefixes[1] if self.prefixes is not None else ""
 
     def query(self, text: str) -> str:
         """A query with its prefix, ready for the tokenizer."""
@@ -46,24 +52,12 @@ class Prompt:
         return self.document_prefix + (text or EMPTY_TEXT)
 
 
-@dataclass(frozen=True, slots=True)
-class DeclaredPrompts:
-    """What another model was trained to read before a query and before a document."""
+def declared_prompt(prompts: Mapping[str, str]) -> Prompt | None:
+    """The prefixes of queries and documents among the ``prompts`` of a sentence-transformers model; None without any.
 
-    query_prefix: str
-    document_prefix: str
-
-    @classmethod
-    def of(cls, prompts: Mapping[str, str]) -> DeclaredPrompts | None:
-        """Those in the ``prompts`` of a sentence-transformers model; None if there is none for either side."""
-        found = [prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)]
-        prefixes = cls(prompts.get("query") or "", found[0] if found else "")
-        return prefixes if prefixes != cls("", "") else None
-
-    def query(self, text: str) -> str:
-        """A query with its prefix, ready for the tokenizer."""
-        return self.query_prefix + (text or EMPTY_TEXT)
-
-    def document(self, text: str) -> str:
-        """A document with its prefix, ready for the tokenizer."""
-        return self.document_prefix + (text or EMPTY_TEXT)
+    Args:
+        prompts: Name -> prefix. Documents' is named ``document``, ``passage`` or ``corpus``.
+    """
+    found = [prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)]
+    prefixes = prompts.get("query") or "", found[0] if found else ""
+    return Prompt(prefixes=prefixes) if any(prefixes) else None

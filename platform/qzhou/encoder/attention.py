@@ -136,8 +136,14 @@ def packed_attention(
         value: As ``key``.
         attention_mask: Not used: the ends of the texts replace it.
         settings: ``ends`` and ``longest`` of :class:`Packed`, ``is_causal``, ``scaling``.
+
+    Raises:
+        TypeError: The model attends in a way that is not computed here, by a sliding window for instance.
     """
     del module, attention_mask
+    for name in ("sliding_window", "softcap", "s_aux"):
+        if settings.get(name) is not None:
+            raise TypeError(f"attention with {name} is not computed for packed texts")
     ends, longest, is_causal = settings["ends"], settings["longest"], settings["is_causal"]
     scaling = settings.get("scaling")
     if query.is_cuda:

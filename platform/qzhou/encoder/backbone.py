@@ -1,51 +1,62 @@
 """Loading a backbone: a folder, a hub id, or a model that ships inside a Python package."""
 
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from qzhou.config.model import ModelSection
 from qzhou.encoder.arithmetic import dtype_for, this_processor, warn_of_other_arithmetic
 from qzhou.encoder.attention import PACKED, Packed, Padded, using_attention
-from qzhou.encoder.pooling import Pooling, pool, pool_packed
+from qzhou.encoder.model_files import DenseLayer, Pooling, read_metadata
+from qzhou.encoder.pooling import pool, pool_packed
 from qzhou.errors import ModelError, first_line
-from qzhou.run.models import MODEL_NAME_HELP, resolve
+from qzhou.run.models import MODEL_NAME_HELP, is_gguf, model_file, resolve
 
 Attention = Literal["bidirectional", "causal"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-POOLING_BY_NAME: dict[str, Pooling] = {"mean": "mean", "lasttoken": "last", "cls": "cls"}
-POOLING_BY_OLD_KEY: dict[str, Pooling] = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
-    "pooling_mode_cls_token": "cls",
-}
 
 
 class EmbeddingModel(nn.Module):
-    """A backbone with pooling and normalisation: token ids to unit vectors."""
+    """A backbone with pooling, perhaps dense layers, and normalisation: token ids to unit vectors."""
 
-    def __init__(self, backbone: Any, pooling: Pooling) -> None:
+    def __init__(self, backbone: Any, pooling: Pooling, dense: Sequence[nn.Module] = ()) -> None:
+        """Put together what is loaded.
+
+        Args:
+            backbone: Gives hidden states.
+            pooling: How they become one vector.
+            dense: Applied to it in order, before normalisation; each is a linear layer with its activation.
+        """
         super().__init__()
         self.backbone = backbone
         self.pooling: Pooling = pooling
+        self.dense = nn.Sequential(*dense)
+
+    @property
+    def dimensions(self) -> int:
+        """D, the width of a vector."""
+        if len(self.dense):
+            return int(self.dense[-1][0].out_features)  # type: ignore[index]
+        return int(self.backbone.config.hidden_size)
 
     def forward(self, texts: Padded | Packed) -> Tensor:
         """Token ids of N texts to float32 unit vectors [N, D]."""
         if isinstance(texts, Padded):
             mask = texts.attention_mask if texts.attention_bias is None else texts.attention_bias
             hidden = self.backbone(input_ids=texts.input_ids, attention_mask=mask).last_hidden_state
-            return pool(hidden, texts.attention_mask, self.pooling)
+            return self._finished(pool(hidden, texts.attention_mask, self.pooling))
         with using_attention(self.backbone, PACKED):
             hidden = self.backbone(
                 input_ids=texts.input_ids,
@@ -54,16 +65,29 @@ class EmbeddingModel(nn.Module):
                 longest=texts.longest,
                 is_causal=is_causal(self.backbone),
             ).last_hidden_state
-        return pool_packed(hidden[0], texts.ends, self.pooling)
+        return self._finished(pool_packed(hidden[0], texts.ends, self.pooling))
+
+    def _finished(self, vector_ND: Tensor) -> Tensor:
+        if len(self.dense):
+            dtype = next(self.dense.parameters()).dtype
+            vector_ND = self.dense(vector_ND.to(dtype)).float()
+        return torch.nn.functional.normalize(vector_ND, dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """What :func:`load_backbone` found."""
+    """What :func:`load_backbone` found.
+
+    Attributes:
+        tokenizer: Its own.
+        prompts: Name -> prefix, as its files declare them.
+        max_tokens: Where sentence-transformers truncates its texts; ``sys.maxsize`` if its files do not say.
+    """
 
     model: EmbeddingModel
     tokenizer: Any
     prompts: dict[str, str]
+    max_tokens: int = sys.maxsize
 
 
 def load_backbone(
@@ -72,27 +96,28 @@ def load_backbone(
     """Load a model and its tokenizer for embedding.
 
     Args:
-        spec: A local folder, a hub id, or ``package:<import name>/<folder>``.
+        spec: A local folder, a GGUF file, a hub id, or ``package:<import name>/<folder>``.
         pooling: ``None`` takes what a sentence-transformers folder declares, else ``mean``.
         attention: ``bidirectional``: ``config.is_causal = False``, which transformers 5.2+
             honours for decoders; ``None`` keeps what the folder declares.
         dtype: Type of the weights.
 
     Raises:
-        ModelError: There is no such model, or it cannot be loaded; says what was sought.
+        ModelError: There is no such model, it cannot be loaded, or it computes something that this encoder does not.
     """
-    place = resolve(spec)
+    metadata = read_metadata(spec, pooling=pooling, attention=attention)
+    files = _files_of(resolve(spec))
     transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(**files)
         if attention is not None:
-            config.is_causal = attention == "causal"
+            config = _attending(config, attention)
         config.use_cache = False  # an encoder never continues a text
         model, loaded = AutoModel.from_pretrained(
-            place, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            **files, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, SafetensorError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(**files)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"the model '{spec}' cannot be loaded: {first_line(error)}\n       {MODEL_NAME_HELP}"
         ) from None
@@ -100,55 +125,48 @@ def load_backbone(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model))
-    _refuse_other_modules(spec, place)
+    dense = [_dense(spec, one).to(dtype) for one in metadata.dense]
     return Backbone(
-        EmbeddingModel(model, pooling or _declared_pooling(spec, place) or "mean"),
+        EmbeddingModel(model, metadata.pooling or "mean", dense),
         tokenizer,
-        _declared(place, "config_sentence_transformers.json").get("prompts") or {},
+        dict(metadata.prompts or {}),
+        metadata.max_tokens or sys.maxsize,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ModelMetadata:
-    """What a model's files say besides its weights; None where they say nothing.
+def load_recipe_model(model: ModelSection, *, dtype: torch.dtype, spec: str = "") -> Backbone:
+    """The model that a recipe trains, as training starts from it.
 
-    Attributes:
-        config: Of its backbone.
-        is_normalised: Whether its vectors have unit length in sentence-transformers.
-        prompts: Name -> prefix.
-        max_tokens: Where sentence-transformers truncates, if not left to the tokenizer.
-    """
+    What ``[model]`` leaves open is as the model's files declare it. A language model that
+    declares no embedding becomes bidirectional, with mean pooling.
 
-    config: Any
-    pooling: Pooling | None
-    is_normalised: bool | None
-    prompts: dict[str, str] | None
-    max_tokens: int | None
-
-
-def read_metadata(spec: str) -> ModelMetadata:
-    """What a model's files say of it, weights unread.
+    Args:
+        model: Of the recipe.
+        dtype: Type of the weights.
+        spec: In place of ``model.backbone``: the same model after a stage of training.
 
     Raises:
-        ModelError: There is no such model, or it computes something else than a backbone and a pooling.
+        ModelError: As for :func:`load_backbone`.
     """
-    place = resolve(spec)
+    spec = spec or model.backbone
+    attention = model.attention
+    if attention is None and not read_metadata(spec, pooling=model.pooling).is_embedding_model:
+        attention = "bidirectional"
+    return load_backbone(spec, pooling=model.pooling, attention=attention, dtype=dtype)
+
+
+def load_config(spec: str) -> Any:
+    """The config of a model's backbone, weights unread.
+
+    Raises:
+        ModelError: There is no such model.
+    """
     try:
-        config = AutoConfig.from_pretrained(place)
+        return AutoConfig.from_pretrained(**_files_of(resolve(spec)))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the model '{spec}' cannot be read: {first_line(error)}\n       {MODEL_NAME_HELP}"
         ) from None
-    _refuse_other_modules(spec, place)
-    modules = _modules(place)
-    longest = _declared(place, "sentence_bert_config.json").get("max_seq_length")
-    return ModelMetadata(
-        config=config,
-        pooling=_declared_pooling(spec, place),
-        is_normalised="Normalize" in modules if modules else None,
-        prompts=_declared(place, "config_sentence_transformers.json").get("prompts"),
-        max_tokens=None if longest is None else int(longest),
-    )
 
 
 def meta_model(config: Any) -> Any:
@@ -164,7 +182,7 @@ def load_tokenizer(spec: str) -> Any:
         ModelError: There is no such model.
     """
     try:
-        return AutoTokenizer.from_pretrained(resolve(spec))
+        return AutoTokenizer.from_pretrained(**_files_of(resolve(spec)))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the tokenizer of '{spec}' cannot be loaded: {first_line(error)}\n       {MODEL_NAME_HELP}"
@@ -208,35 +226,43 @@ def _positions(model: Any) -> int:
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
-def _declared_pooling(spec: str, place: str) -> Pooling | None:
-    """The pooling that a sentence-transformers model declares, in its old or new spelling.
+def _files_of(place: str) -> dict[str, str]:
+    """Arguments of ``from_pretrained``."""
+    if is_gguf(place):
+        file = Path(place)
+        return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    return {"pretrained_model_name_or_path": place}
 
-    Raises:
-        ModelError: It is one that this encoder does not know.
-    """
-    declared = _declared(place, "1_Pooling/config.json")
-    mode = declared.get("pooling_mode")
-    old = [key for key, value in declared.items() if key.startswith("pooling_mode_") and value is True]
-    asked = [mode] if isinstance(mode, str) else old
-    known = POOLING_BY_NAME | POOLING_BY_OLD_KEY
-    if not asked:
-        return None
-    if len(asked) > 1 or asked[0] not in known:
+
+def _attending(config: Any, attention: Attention) -> Any:
+    """The config of a model that attends in one or both directions."""
+    if hasattr(config, "use_bidirectional_attention"):
+        # Gemma's own name for it, by which the constructor also sets the width of its sliding window
+        both = {"use_bidirectional_attention": attention == "bidirectional"}
+        config = type(config).from_dict(config.to_dict() | both)
+    config.is_causal = attention == "causal"
+    return config
+
+
+def _dense(spec: str, layer: DenseLayer) -> nn.Module:
+    """A dense layer with its weights."""
+    place = resolve(spec)
+    file = model_file(place, f"{layer.folder}/model.safetensors", download=True)
+    older = None if file else model_file(place, f"{layer.folder}/pytorch_model.bin", download=True)
+    linear = nn.Linear(layer.in_features, layer.out_features, layer.bias)
+    activation = getattr(nn, layer.activation, None)
+    try:
+        if activation is None:
+            raise ValueError(f"torch.nn has no {layer.activation}")
+        if file is None and older is None:
+            raise ValueError("its weights are missing")
+        state = load_file(file) if file else torch.load(str(older), map_location="cpu", weights_only=True)
+        linear.load_state_dict({key.removeprefix("linear."): value for key, value in state.items()})
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise ModelError(
-            f"the model '{spec}' pools by {' and '.join(asked)}; this encoder pools by {', '.join(POOLING_BY_NAME)}. "
-            "Set model.pooling, or take another model."
-        )
-    return known[asked[0]]
-
-
-def _refuse_other_modules(spec: str, place: str) -> None:
-    """A sentence-transformers model may have more than backbone, pooling, normalisation."""
-    other = [one for one in _modules(place) if one not in {"Transformer", "Pooling", "Normalize"}]
-    if other:
-        raise ModelError(
-            f"the model '{spec}' has a module {other[0]} after its backbone, which this encoder does not compute; its "
-            "vectors would be others. Serve it and name its URL, https://host/v1#model, or take another model."
-        )
+            f"the model '{spec}': the layer {layer.folder} cannot be loaded: {first_line(error)}. {MODEL_NAME_HELP}"
+        ) from None
+    return nn.Sequential(linear, activation())
 
 
 def _refuse_random_weights(spec: str, loaded: Mapping[str, Any]) -> None:
@@ -252,24 +278,3 @@ def _refuse_random_weights(spec: str, loaded: Mapping[str, Any]) -> None:
                 f"the model '{spec}' cannot be loaded: {len(keys)} of its weights {what} ({', '.join(keys[:3])}"
                 f"{', ...' if len(keys) > 3 else ''}). Its files are not whole, or not of one model. {MODEL_NAME_HELP}"
             )
-
-
-def _declared(place: str, name: str) -> dict[str, Any]:
-    """A JSON object beside the weights, in a folder or on the hub; empty without one."""
-    file = _file(place, name)
-    return dict(json.loads(file.read_text("utf-8"))) if file else {}
-
-
-def _modules(place: str) -> list[str]:
-    """The kinds of a sentence-transformers model's parts; empty where it declares none."""
-    file = _file(place, "modules.json")
-    return [str(one["type"]).rsplit(".", 1)[-1] for one in json.loads(file.read_text("utf-8"))] if file else []
-
-
-def _file(place: str, name: str) -> Path | None:
-    if Path(place).is_dir():
-        file = Path(place) / name
-        return file if file.exists() else None
-    quiet = ("gated_repo", "missing_entries", "connection_errors")
-    found = cached_file(place, name, **{f"_raise_exceptions_for_{what}": False for what in quiet})
-    return Path(found) if found else None

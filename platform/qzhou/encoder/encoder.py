@@ -24,6 +24,7 @@ from qzhou.errors import ModelError
 
 TOKENIZE_AT_ONCE = 10_000  # texts; bounds the memory that token ids take
 PROBES = ("one line", "a longer text that says several things, one after the other")
+PROBE_TOKENS = 512
 SAME_COSINE = 0.999  # of padded and packed vectors, in 16 bits too
 # cpu: twice as fast as 16,384 on texts of mixed length (LOG.md)
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
@@ -62,12 +63,12 @@ class Encoder:
         self.batch_tokens = BATCH_TOKENS[self.device.type]
         self.tokenized_at_once = TOKENIZE_AT_ONCE
         self.truncated = 0  # texts so far that were longer than max_tokens
-        self.packed = packed and self._packs_exactly()
+        self.packed = packed and packs_exactly(model, tokenizer)
 
     @property
     def dimensions(self) -> int:
         """D, the width of a vector."""
-        return int(self.model.backbone.config.hidden_size)
+        return self.model.dimensions
 
     def encode(
         self, texts: Sequence[str], *, batch_tokens: int | None = None, max_tokens: int | None = None
@@ -139,16 +140,6 @@ class Encoder:
     def _packed(self, ids: list[list[int]]) -> Packed:
         return Packed.of(ids, self.device)
 
-    def _packs_exactly(self) -> bool:
-        """Whether packed texts give the padded ones' vectors: not where positions begin at another number, say."""
-        ids = self._token_ids(PROBES, self.max_tokens)
-        try:
-            with torch.inference_mode():
-                cosine_N = (self.model(self._padded(ids)) * self.model(self._packed(ids))).sum(1)
-        except (TypeError, RuntimeError, ValueError):  # an architecture that takes no such attention
-            return False
-        return float(cosine_N.min()) >= SAME_COSINE
-
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each text, special tokens included, and whether it was truncated. One thread at a time."""
         return _tokenized(self.tokenizer, texts, self.max_tokens)
@@ -183,7 +174,8 @@ class Encoder:
             seen.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         described = self.model.backbone.config.to_dict()
         config = {name: value for name, value in described.items() if not name.startswith("_")}
-        settings = [config, self.model.pooling, self.max_tokens, self.tokenizer.padding_side]
+        length = min(self.max_tokens, self.tokenizer.model_max_length)
+        settings = [config, self.model.pooling, str(self.model.dense), length, self.tokenizer.padding_side]
         seen.update(json.dumps(settings, sort_keys=True, default=str).encode())
         # the last call's truncation and padding are written into the tokenizer; they are not part of what it is
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
@@ -265,6 +257,28 @@ def _type_name(dtype: torch.dtype) -> str:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def packs_exactly(model: EmbeddingModel, tokenizer: Any) -> bool:
+    """Whether a model gives packed texts the vectors of padded ones.
+
+    Not where positions begin at another number than 0 (RoBERTa), or where attention has a
+    sliding window.
+    """
+    device = next(model.parameters()).device
+    training = [one for one in model.modules() if one.training]
+    ids = token_ids(tokenizer, PROBES, max_tokens=PROBE_TOKENS)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            padded_ND = model(Padded.of(ids, device, pad_token=tokenizer.pad_token_id))
+            cosine_N = (padded_ND * model(Packed.of(ids, device))).sum(1)
+    except (TypeError, RuntimeError, ValueError):  # an architecture that takes no such attention
+        return False
+    finally:
+        for one in training:
+            one.training = True
+    return float(cosine_N.min()) >= SAME_COSINE
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:

@@ -1,14 +1,21 @@
-"""Writing a model as a sentence-transformers folder, which others load without our code."""
+"""Writing a model as a sentence-transformers folder, which others load without our code.
+
+The files are written in the spelling of sentence-transformers 2 to 5, which version 6 reads
+too. Other readers know no other: with the type names of version 6, vLLM before its pull
+request 54533 takes the architecture's usual pooling, and sentence-transformers before 5.4
+does not load the folder at all.
+"""
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
-from qzhou.encoder.backbone import POOLING_BY_NAME, POOLING_BY_OLD_KEY, EmbeddingModel, load_backbone
+from qzhou.encoder.backbone import EmbeddingModel, load_backbone
+from qzhou.encoder.model_files import POOLING_BY_OLD_KEY
 from qzhou.errors import TrainingError
 
 PARITY_COSINE = 0.9999
@@ -18,7 +25,7 @@ PARITY_TEXTS = ("Null", "one line", "a longer text that says several things, one
 def save_sentence_transformer(
     model: EmbeddingModel, tokenizer: Any, folder: Path, *, max_tokens: int, prompts: Mapping[str, str]
 ) -> None:
-    """Write weights, tokenizer, pooling, normalisation, prompts, similarity to ``folder``.
+    """Write weights, tokenizer, pooling, dense layers, normalisation, prompts, similarity to ``folder``.
 
     ``config.is_causal`` is saved with the backbone, so that a bidirectional decoder stays
     one.
@@ -30,22 +37,59 @@ def save_sentence_transformer(
         max_tokens: Where sentence-transformers truncates texts.
         prompts: Name -> prefix that precedes a text, as sentence-transformers applies it.
     """
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    folder.mkdir(parents=True, exist_ok=True)
+    model.backbone.save_pretrained(folder)
+    most, tokenizer.model_max_length = tokenizer.model_max_length, min(max_tokens, tokenizer.model_max_length)
+    tokenizer.save_pretrained(folder)
+    tokenizer.model_max_length = most
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    kinds = ["Transformer", "Pooling", *("Dense" for _ in model.dense), "Normalize"]
+    modules = [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": f"{number}_{kind}" if number else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for number, kind in enumerate(kinds)
+    ]
+    _write_json(folder / "modules.json", modules)
+    width = int(model.backbone.config.hidden_size)
+    pooling = {key: pooling == model.pooling for key, pooling in POOLING_BY_OLD_KEY.items()}
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": width, **pooling, "pooling_mode_mean_sqrt_len_tokens": False,
+         "include_prompt": True},
+    )  # fmt: skip
+    for number, layer in enumerate(model.dense, start=2):
+        _write_dense(folder / f"{number}_Dense", layer)
+    (folder / f"{len(kinds) - 1}_Normalize").mkdir(exist_ok=True)
+    sides = {"query": "", "document": ""}
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": sides | dict(prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    )
 
-    with tempfile.TemporaryDirectory() as temporary:
-        model.backbone.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        dtype = next(model.parameters()).dtype
-        names = {pooling: name for name, pooling in POOLING_BY_NAME.items()}
-        transformer = Transformer(temporary, max_seq_length=max_tokens, model_kwargs={"dtype": dtype})
-        modules = [transformer, Pooling(transformer.get_embedding_dimension(), names[model.pooling]), Normalize()]
-        exported = SentenceTransformer(
-            modules=modules, prompts=dict(prompts), similarity_fn_name="cosine", device="cpu"
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        exported.save_pretrained(str(folder), create_model_card=False)
-    _add_older_pooling_keys(folder / "1_Pooling" / "config.json", model)
+
+def _write_dense(folder: Path, layer: Any) -> None:
+    linear, activation = layer
+    named = f"{type(activation).__module__}.{type(activation).__qualname__}"
+    _write_json(
+        folder / "config.json",
+        {
+            "in_features": linear.in_features,
+            "out_features": linear.out_features,
+            "bias": linear.bias is not None,
+            "activation_function": named,
+        },
+    )
+    state = {f"linear.{key}": value.contiguous() for key, value in linear.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_json(file: Path, content: object) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def parity(folder: Path, model: EmbeddingModel, tokenizer: Any, texts: list[str], *, max_tokens: int) -> float:
@@ -78,11 +122,3 @@ def checked_parity(folder: Path, *, name: str, max_tokens: int) -> float:
             f"{PARITY_COSINE} needed)"
         )
     return lowest
-
-
-def _add_older_pooling_keys(file: Path, model: EmbeddingModel) -> None:
-    """Servers that parse sentence-transformers folders still seek a boolean per mode."""
-    config = json.loads(file.read_text("utf-8"))
-    config["word_embedding_dimension"] = config["embedding_dimension"]
-    config |= {key: pooling == model.pooling for key, pooling in POOLING_BY_OLD_KEY.items()}
-    file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")

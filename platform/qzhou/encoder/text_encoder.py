@@ -1,11 +1,12 @@
 """The teacher of mining and synthesis: the encoder whose scores choose texts, on this machine or behind an URL."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from qzhou.config.api_keys import Keys
 from qzhou.config.model import ModelSection
-from qzhou.encoder.backbone import choose_device, choose_dtype, load_backbone
+from qzhou.encoder.backbone import choose_device, choose_dtype, load_backbone, load_recipe_model
 from qzhou.encoder.encoder import encoder_of
 from qzhou.encoder.remote import RemoteEncoder, is_remote
 from qzhou.encoder.vectors import Vectors
@@ -54,12 +55,14 @@ def load_text_encoder(spec: str, model: ModelSection, *, api_key_env: str) -> Te
     """
     if is_remote(spec):
         return RemoteEncoder(spec, Keys.of([api_key_env]), api_key_env)
-    found = load_backbone(
-        spec or model.backbone,
-        pooling=None if spec else model.pooling,
-        attention=None if spec else model.attention,
-        dtype=choose_dtype(model.encodes_in, choose_device()),
-    )
-    return encoder_of(
-        found, max_tokens=model.max_document_tokens, library=model.arithmetic, compiled=model.compiled
-    )
+    dtype = choose_dtype(model.encodes_in, choose_device())
+    most = model.max_document_tokens
+    if spec:
+        found = load_backbone(spec, attention=model.attention_of.get(spec), dtype=dtype)
+        if spec in model.prefixes_of:
+            query, document = model.prefixes_of[spec]
+            found = replace(found, prompts={"query": query, "document": document})
+        most = min(most, found.max_tokens)
+    else:
+        found = load_recipe_model(model, dtype=dtype)
+    return encoder_of(found, max_tokens=most, library=model.arithmetic, compiled=model.compiled)

@@ -10,11 +10,10 @@ from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import EXAMPLE_TYPES, Example, LabeledExample, PairExample, RetrievalExample
 from qzhou.data.storage import Folder, count_rows, from_row
-from qzhou.estimate.model_shape import model_file
 from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.training import DatasetTexts, EncodedTexts
 from qzhou.run.files import MANIFEST, MINING, TRANSFORM
-from qzhou.run.models import resolve
+from qzhou.run.models import model_file, resolve
 from qzhou.run.run import Run
 
 # 256 queries and 1,280 documents of these lengths: the 266,000 tokens of a step of the paper

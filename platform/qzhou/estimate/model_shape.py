@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qzhou.errors import ModelError
-from qzhou.run.models import resolve
+from qzhou.run.models import model_file, resolve
 
 TABLE = Path(__file__).with_name("model_shapes.toml")
 DECODERS = ("qwen2", "qwen3", "llama", "mistral")
@@ -154,13 +154,3 @@ def shape_from_config(config: Mapping[str, Any], spec: str) -> ModelShape:
         raise ModelError(
             f"the config.json of '{spec}' does not tell its size: {error} is missing or no number"
         ) from None
-
-
-def model_file(place: str, name: str) -> Path | None:
-    """A file of a model's folder, or of a downloaded hub model; None if there is none."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if Path(place).is_dir():
-        return Path(place) / name
-    found = try_to_load_from_cache(place, name)
-    return Path(found) if isinstance(found, str) else None

@@ -16,6 +16,7 @@ from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import our_error, session
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
+from qzhou.encoder.model_check import check_models
 from qzhou.errors import QzhouError, TrainingError, first_line, from_json, to_json
 from qzhou.evaluation.pipeline import evaluate
 from qzhou.experiments.page import results_page
@@ -23,7 +24,6 @@ from qzhou.experiments.results import Comparison, Outcome, as_json, compared, ta
 from qzhou.experiments.settings import TrialGrid
 from qzhou.mining.pipeline import mine
 from qzhou.run.files import TRAINING_STAGES
-from qzhou.run.models import resolve_all
 from qzhou.run.run import Run
 from qzhou.synthesis.pipeline import synthesize
 from qzhou.telemetry.events import log_event, print_block
@@ -52,7 +52,8 @@ def run_experiment(grid: TrialGrid) -> list[Comparison]:
     Raises:
         QzhouError: Trials failed; the others are finished and compared.
     """
-    resolve_all(*{name for one in grid.trials for name in (one.recipe.model.backbone, one.recipe.mining.teacher)})
+    for recipe in {one.recipe.model.model_dump_json(): one.recipe for one in grid.trials}.values():
+        check_models(recipe)
     folder = Folder.open(grid.storage).create()
     with session():
         failed = _run_trials(grid, folder)

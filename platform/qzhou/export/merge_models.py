@@ -12,15 +12,9 @@ from typing import Any
 import torch
 
 from qzhou.data.storage import TEMPORARY_PREFIX, Folder
-from qzhou.encoder.backbone import (
-    ModelMetadata,
-    is_causal,
-    load_backbone,
-    load_tokenizer,
-    meta_model,
-    read_metadata,
-)
+from qzhou.encoder.backbone import is_causal, load_backbone, load_config, load_tokenizer, meta_model
 from qzhou.encoder.export import checked_parity, save_sentence_transformer
+from qzhou.encoder.model_files import ModelMetadata, read_metadata
 from qzhou.errors import ModelError, RecipeError, StorageError
 from qzhou.export.merge_weights import Method, State, merge_states, shares_of
 from qzhou.run.files import MANIFEST, MODELS_OF_STAGES
@@ -49,6 +43,7 @@ class Source:
         address: Where it was found.
         local: Its folder on this machine, or its hub id.
         metadata: What its files say of it.
+        config: Of its backbone.
         tokenizer: Its tokenizer.
         is_causal: Whether its tokens see earlier tokens only.
     """
@@ -57,13 +52,14 @@ class Source:
     address: str
     local: str
     metadata: ModelMetadata
+    config: Any
     tokenizer: Any
     is_causal: bool
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the saved weights."""
-        dtype = getattr(self.metadata.config, "dtype", None)
+        dtype = getattr(self.config, "dtype", None)
         return getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
 
 
@@ -156,9 +152,8 @@ def _source(name: str, stack: ExitStack) -> Source:
     address = local = _address(name)
     if "://" in address:
         local = str(stack.enter_context(Folder.open(address).local_copy()))
-    metadata = read_metadata(local)
-    backwards = is_causal(meta_model(metadata.config))
-    return Source(name, address, local, metadata, load_tokenizer(local), backwards)
+    metadata, config = read_metadata(local), load_config(local)
+    return Source(name, address, local, metadata, config, load_tokenizer(local), is_causal(meta_model(config)))
 
 
 def _address(name: str) -> str:
@@ -199,7 +194,7 @@ def _refuse_another_kind(one: Source, other: Source) -> None:
 
 def _traits(one: Source, other: Source) -> Iterator[tuple[str, object, object]]:
     """Name and both values of what must be equal where both models declare it, the clearest difference first."""
-    mine, theirs = (dict(source.metadata.config.to_dict()) for source in (one, other))
+    mine, theirs = (dict(source.config.to_dict()) for source in (one, other))
     yield "the architecture", mine.get("model_type"), theirs.get("model_type")
     for key in sorted((set(mine) | set(theirs)) - NOT_COMPARED):
         yield key, mine.get(key), theirs.get(key)
@@ -207,6 +202,10 @@ def _traits(one: Source, other: Source) -> Iterator[tuple[str, object, object]]:
     yield "attention", attention[one.is_causal], attention[other.is_causal]
     yield "pooling", one.metadata.pooling, other.metadata.pooling
     switch = {None: None, False: "off", True: "on"}
+    layers = [
+        [(layer.out_features, layer.activation) for layer in one.dense] for one in (one.metadata, other.metadata)
+    ]
+    yield "the layers after pooling", layers[0], layers[1]
     yield "normalisation", switch[one.metadata.is_normalised], switch[other.metadata.is_normalised]
 
 
@@ -262,7 +261,7 @@ def _save(sources: Sequence[Source], state: State, folder: Path, prompts: dict[s
     found = load_backbone(sources[0].local, pooling=pooling, dtype=dtype)
     found.model.load_state_dict(state)
     config = found.model.backbone.config
-    widths = [getattr(one.metadata.config, "matryoshka_dimensions", None) or () for one in sources]
+    widths = [getattr(one.config, "matryoshka_dimensions", None) or () for one in sources]
     if any(widths):
         # vectors may be cut where all sources were trained to be cut
         config.matryoshka_dimensions = sorted(set.intersection(*map(set, widths)), reverse=True)

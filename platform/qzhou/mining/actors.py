@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qzhou.config.recipe import Recipe
-from qzhou.data.prompts import DeclaredPrompts
+from qzhou.data.prompts import Prompt, declared_prompt
 from qzhou.data.storage import Folder
+from qzhou.encoder.model_check import refuse_no_cross_encoder
 from qzhou.encoder.vectors import Vectors, VectorStore
 from qzhou.errors import ModelError, QzhouError, first_line, to_json
 from qzhou.mining.corpus import Chunk, read_column
@@ -52,10 +53,10 @@ class EncodeActor:
         return VectorStore(self._folder, self._encoder, check=self._refuse_what_is_not_finite)
 
     @cached_property
-    def _prefixes(self) -> DeclaredPrompts | None:
+    def _prefixes(self) -> Prompt | None:
         if self._recipe.mining.teacher_prompts != "model":
             return None
-        return DeclaredPrompts.of(self._encoder.prompts)
+        return declared_prompt(self._encoder.prompts)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The number of a chunk to its file; a :class:`QzhouError` is a value, which Ray Data would wrap otherwise."""
@@ -143,12 +144,7 @@ class RerankActor:
         spec, max_tokens = self._settings
         place = resolve(spec)
         try:
-            kinds = AutoConfig.from_pretrained(place).architectures or []
-            if not any("ForSequenceClassification" in kind for kind in kinds):
-                raise ModelError(
-                    f"mining.reranker '{spec}' is no cross-encoder: it is saved as {', '.join(kinds) or 'nothing'}, "
-                    "without a head that scores. Name one that is saved as ...ForSequenceClassification."
-                )
+            refuse_no_cross_encoder(spec, AutoConfig.from_pretrained(place).architectures or [])
             model = CrossEncoder(place, device=str(choose_device()), num_labels=1)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"mining.reranker '{spec}' cannot be loaded: {first_line(error)}") from None

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from qzhou.config.dataset import Dataset
-from qzhou.data.prompts import DeclaredPrompts, Prompt
+from qzhou.data.prompts import Prompt
 from qzhou.data.records import Document, Negative, RetrievalExample
 from qzhou.data.storage import Folder, batched, count_rows, read_records, read_table, row_count, write_records
 from qzhou.encoder.vectors import CHUNK_ROWS
@@ -35,7 +35,7 @@ class Chunk:
         """How many texts."""
         return self.stop - self.start
 
-    def prompted(self, column: Sequence[str], own: DeclaredPrompts | None = None) -> list[str]:
+    def prompted(self, column: Sequence[str], own: Prompt | None = None) -> list[str]:
         """The texts with their prompt, as the encoder reads them; ``column`` is the whole column of the file.
 
         ``own`` prompts of the encoder stand in place of the dataset's instruction.

@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 from qzhou.data.records import digest
-from qzhou.errors import ModelError
+from qzhou.errors import HubError, ModelError, first_line
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 MODEL_NAME_HELP = (
-    "Name a folder with config.json, a hub id like 'Qwen/Qwen2.5-7B-Instruct', or package:<import name>/<folder>."
+    "Name a folder with config.json, a GGUF file, a hub id like 'Qwen/Qwen2.5-7B-Instruct', or "
+    "package:<import name>/<folder>."
 )
 PARTS, PART_BYTES = 256, 16_384
 
@@ -33,27 +34,60 @@ def resolve(spec: str) -> str:
         folder = Path(spec).expanduser()
         if not folder.exists() and HUB_ID.fullmatch(spec):
             return spec
+    if is_gguf(str(folder)) and folder.is_file():
+        return str(folder)
     if not (folder / "config.json").exists():
         what = "has no config.json" if folder.exists() else "does not exist"
         raise ModelError(f"the model '{spec}': the folder {folder} {what}. {MODEL_NAME_HELP}")
     return str(folder)
 
 
-def resolve_all(*specs: str) -> None:
-    """Make sure of the models that are named; empty names are left out.
+def is_gguf(place: str) -> bool:
+    """Whether a model is one file of llama.cpp's format."""
+    return place.endswith(".gguf")
+
+
+def model_file(place: str, name: str, *, download: bool = False) -> Path | None:
+    """A file of a model; None if the model has no such file, or it was not downloaded.
+
+    Args:
+        place: A folder or a hub id (:func:`resolve`).
+        name: Relative to the model's folder.
+        download: Fetch it from the hub where it is not on this machine.
 
     Raises:
-        ModelError: One leads nowhere.
+        HubError: It is on this machine only in part, and the hub cannot be asked.
+        ModelError: The hub has no such model, or does not give it.
     """
-    for spec in filter(None, specs):
-        resolve(spec)
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    if Path(place).is_dir():
+        file = Path(place) / name
+        return file if file.exists() else None
+    known = try_to_load_from_cache(place, name)
+    if not download or isinstance(known, str):
+        return Path(known) if isinstance(known, str) else None
+    try:
+        return Path(hf_hub_download(place, name))
+    except LocalEntryNotFoundError:
+        if known is not None:
+            return None  # the hub said earlier that there is none
+        raise HubError(
+            f"the model '{place}': {name} is not on this machine, and the hub cannot be asked for it.\n       "
+            f"Fetch the whole model where there is a network: hf download {place}"
+        ) from None
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(f"the model '{place}' cannot be read: {first_line(error)}. {MODEL_NAME_HELP}") from None
 
 
 def weights_fingerprint(spec: str) -> str:
     """Changes when a model's files do, wherever they lie; for what is no folder, its name.
 
     Of large files some thousand bytes here and there are read: training changes every
-    weight.
+    weight. A hub id stands with the commit of its files on this machine.
 
     Raises:
         ModelError: There is no such model.
@@ -62,7 +96,10 @@ def weights_fingerprint(spec: str) -> str:
         return spec
     place = resolve(spec)
     if place == spec and not Path(place).exists():
-        return spec
+        config = model_file(place, "config.json")
+        return f"{spec}@{config.parent.name}" if config else spec
+    if is_gguf(place):
+        return digest([Path(place).stat().st_size, _sampled(Path(place))])
     files = sorted(path for path in Path(place).rglob("*") if path.is_file())
     return digest([[path.relative_to(place).as_posix(), path.stat().st_size, _sampled(path)] for path in files])
 

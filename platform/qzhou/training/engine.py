@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qzhou.config.training import TrainingSection
 from qzhou.encoder import EmbeddingModel
 from qzhou.encoder.attention import PACKED, Packed, Padded, can_pack, soft_causal_mask
+from qzhou.encoder.encoder import packs_exactly
 from qzhou.training.sharding import Ids
 
 # Defaults by device: a batch of the quickstart fits into memory, and so does a batch of a 7B model with gradient
@@ -63,11 +64,13 @@ class Collator:
         """Choose packing or padding for good: gradient checkpointing computes attention in the backward pass too.
 
         By default texts are packed where FlashAttention is installed and computes in the
-        model's dtype.
+        model's dtype, and the vectors are those of padded texts.
         """
         weight = next(model.parameters())
         self._device, self._dtype, self._pad = weight.device, weight.dtype, tokenizer.pad_token_id
-        self._packed = can_pack(weight.device, weight.dtype) if packed is None else packed
+        if packed is None:
+            packed = can_pack(weight.device, weight.dtype) and packs_exactly(model, tokenizer)
+        self._packed = packed
         if self._packed:
             model.backbone.set_attn_implementation(PACKED)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import library_for, this_processor
-from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_causal, load_backbone
+from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_causal, load_recipe_model
 from qzhou.encoder.cpu.onednn import multiply_with_onednn
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.errors import TrainingError
@@ -55,7 +55,7 @@ def train_worker(
     device = choose_device(None if recipe.cluster.gpu else "cpu")
     dtype = choose_dtype(recipe.model.dtype, device)
     with _starting_model(recipe, run_folder, name) as spec:
-        found = _load(recipe, spec, dtype)
+        found = load_recipe_model(recipe.model, spec=spec, dtype=dtype)
         _refuse_soft_mask(recipe, name, found)
         model = add_adapters(found.model, recipe.training.lora).to(device)
         library = library_for(recipe.model.arithmetic, this_processor())
@@ -97,10 +97,6 @@ def _batch_plan(recipe: Recipe, name: TrainingStageName, data: Mapping[str, Trai
     )
 
 
-def _load(recipe: Recipe, spec: str, dtype: torch.dtype) -> Backbone:
-    return load_backbone(spec, pooling=recipe.model.pooling, attention=recipe.model.attention, dtype=dtype)
-
-
 def _refuse_soft_mask(recipe: Recipe, name: TrainingStageName, found: Backbone) -> None:
     """A soft mask needs attention that is bidirectional at the end."""
     steps = getattr(recipe.training, name).soft_mask_steps
@@ -123,7 +119,7 @@ def _starting_model(recipe: Recipe, run_folder: Folder, name: TrainingStageName)
 
 def _write_model(recipe: Recipe, spec: str, state: dict[str, Tensor], target: Folder) -> None:
     """Full weights into a sentence-transformers folder."""
-    found = _load(recipe, spec, torch.float32)
+    found = load_recipe_model(recipe.model, spec=spec, dtype=torch.float32)
     model = add_adapters(found.model, recipe.training.lora)
     model.load_state_dict(model.state_dict() | state)  # buffers are not trained
     model = merge_adapters(model).to(getattr(torch, recipe.model.saved_dtype))

@@ -1,0 +1,144 @@
+"""Every model that a recipe names is opened as far as its config, before a stage starts. Loads no torch."""
+
+import sys
+from collections.abc import Iterator
+
+from qzhou.config.recipe import Recipe
+from qzhou.data.prompts import declared_prompt
+from qzhou.encoder.model_files import ModelMetadata, read_metadata
+from qzhou.errors import HubError, ModelError, RecipeError
+from qzhou.telemetry.events import log_event
+
+
+def check_models(recipe: Recipe) -> Recipe:
+    """The recipe, with the prompts that its backbone declares where ``model.prompts`` asks for them.
+
+    Prints one line for each setting that contradicts what the backbone declares, and for
+    each model of which the hub cannot be asked.
+
+    Raises:
+        ModelError: A model is not there, or would be computed otherwise than it declares.
+        RecipeError: A setting does not fit the backbone.
+    """
+    for setting, spec in _other_models(recipe):
+        _opened(recipe, setting, spec)
+    backbone = _opened(recipe, "model.backbone", recipe.model.backbone)
+    if backbone is None:
+        if recipe.model.prompts == "model":
+            raise ModelError("model.prompts is 'model', and the files of model.backbone cannot be read here")
+        return recipe
+    for line in _contradictions(recipe, backbone):
+        log_event(f"model: {line}", "setting_beats_model_files", stream=sys.stderr)
+    _refuse_width(recipe, backbone)
+    return with_declared_prompts(recipe, backbone)
+
+
+def with_declared_prompts(recipe: Recipe, backbone: ModelMetadata) -> Recipe:
+    """The recipe whose datasets have the backbone's own prefixes, where ``model.prompts`` asks for them.
+
+    A dataset with an instruction or prefixes of its own keeps them.
+
+    Raises:
+        RecipeError: The backbone declares no prompts.
+    """
+    if recipe.model.prompts != "model":
+        return recipe
+    own = declared_prompt(backbone.prompts or {})
+    if own is None or own.prefixes is None:
+        raise RecipeError(
+            f"model.prompts is 'model', and '{recipe.model.backbone}' declares no prompts for queries or documents "
+            "(config_sentence_transformers.json). Set query_prefix and document_prefix of the datasets."
+        )
+    query, document = own.prefixes
+    datasets = [
+        one if one.has_prompt else one.model_copy(update={"query_prefix": query, "document_prefix": document})
+        for one in recipe.datasets
+    ]
+    return recipe.model_copy(update={"datasets": tuple(datasets)})
+
+
+def _other_models(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Setting and name of each model but the backbone."""
+    mining = recipe.mining
+    named = [("mining.teacher", mining.teacher), ("mining.reranker", mining.reranker)]
+    named += [("mining.extra_teachers", spec) for spec in mining.extra_teachers]
+    named += [("training.distillation.teacher", recipe.training.distillation.teacher)]
+    named += [("evaluation.models", spec) for spec in recipe.evaluation.models]
+    yield from ((setting, spec) for setting, spec in named if spec)
+
+
+def _opened(recipe: Recipe, setting: str, spec: str) -> ModelMetadata | None:
+    """What a model's files say; None for an endpoint, and where the hub cannot be asked."""
+    if "://" in spec:
+        if spec.startswith("http") and not spec.partition("#")[2]:
+            raise ModelError(f"{setting}: '{spec}' names no model; write it as {spec}#model-name")
+        return None
+    own = setting == "model.backbone"
+    attention = recipe.model.attention if own else recipe.model.attention_of.get(spec)
+    try:
+        found = read_metadata(spec, pooling=recipe.model.pooling if own else None, attention=attention)
+    except HubError as error:
+        line = f"model: {setting} is not checked: {str(error).splitlines()[0]}"
+        log_event(line, "model_not_checked", level="warning", stream=sys.stderr)
+        return None
+    if setting == "mining.reranker":
+        refuse_no_cross_encoder(spec, found.config.get("architectures") or [])
+    elif not own and found.similarity in {"dot", "euclidean", "manhattan"} and found.is_normalised is False:
+        raise ModelError(
+            f"{setting}: '{spec}' compares vectors by '{found.similarity}' and leaves them at their lengths; vectors "
+            "have unit length here, so its ranking would be another. Take a model that compares by cosine."
+        )
+    return found
+
+
+def refuse_no_cross_encoder(spec: str, architectures: list[str]) -> None:
+    """Refuse a reranker whose files hold no head that scores.
+
+    Raises:
+        ModelError: It is none.
+    """
+    if not any("ForSequenceClassification" in kind for kind in architectures):
+        raise ModelError(
+            f"mining.reranker '{spec}' is no cross-encoder: it is saved as {', '.join(architectures) or 'nothing'}, "
+            "without a head that scores. Name one that is saved as ...ForSequenceClassification."
+        )
+
+
+def _contradictions(recipe: Recipe, backbone: ModelMetadata) -> Iterator[str]:
+    """A line for each setting of ``[model]`` that beats what the backbone's files declare."""
+    model = recipe.model
+    declared = None
+    if backbone.is_embedding_model and model.pooling is not None:
+        try:
+            declared = read_metadata(model.backbone, attention=model.attention).pooling
+        except ModelError:
+            declared = None  # one that is not computed here
+        if declared != model.pooling:
+            yield f"model.pooling '{model.pooling}' of the recipe replaces what {model.backbone} declares ({declared})"
+    causal = backbone.config.get("is_causal")
+    if backbone.is_embedding_model and model.attention is not None and causal != (model.attention == "causal"):
+        said = "nothing in its config.json" if causal is None else "causal" if causal else "bidirectional"
+        yield f"model.attention '{model.attention}' of the recipe stands, whatever {model.backbone} declares ({said})"
+    if backbone.similarity in {"dot", "euclidean", "manhattan"} and backbone.is_normalised is False:
+        yield (
+            f"{model.backbone} compares vectors by '{backbone.similarity}' and leaves them at their lengths; here they "
+            "get unit length, for cosines"
+        )
+    if backbone.prompts and any(backbone.prompts.values()) and model.prompts == "recipe":
+        names = ", ".join(f"'{name}'" for name, text in backbone.prompts.items() if text)
+        yield (
+            f'{model.backbone} declares prompts ({names}), and the datasets\' own are used; model.prompts = "model" '
+            "takes those that it declares"
+        )
+
+
+def _refuse_width(recipe: Recipe, backbone: ModelMetadata) -> None:
+    """Refuse Matryoshka widths that are no part of the vectors, before the first step."""
+    config = backbone.config
+    width = backbone.dense[-1].out_features if backbone.dense else config.get("hidden_size")
+    for dimensions in recipe.training.loss.matryoshka_dimensions:
+        if width is not None and dimensions >= int(width):
+            raise RecipeError(
+                f"training.loss.matryoshka_dimensions has {dimensions}, and the vectors of '{recipe.model.backbone}' "
+                f"have {width} dimensions; name smaller ones, all of them are trained anyway"
+            )

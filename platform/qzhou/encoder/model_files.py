@@ -1,0 +1,198 @@
+"""What a model's files say of it besides its weights.
+
+Loads no torch, so that a command opens every model of its recipe in its first second. What
+this encoder would compute otherwise than sentence-transformers does is refused here, before
+anything is paid.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qzhou.errors import ModelError
+from qzhou.run.models import MODEL_NAME_HELP, is_gguf, model_file, resolve
+
+Pooling = Literal["mean", "last", "cls", "weightedmean", "max"]
+
+POOLING_BY_NAME: dict[str, Pooling] = {
+    "mean": "mean", "lasttoken": "last", "cls": "cls", "weightedmean": "weightedmean", "max": "max",
+}  # fmt: skip
+POOLING_BY_OLD_KEY: dict[str, Pooling] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_max_tokens": "max",
+}
+COMPUTED = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLayer:
+    """A linear layer and an activation after pooling, as sentence-transformers' ``Dense``.
+
+    Attributes:
+        folder: With its weights, below the model's.
+        activation: A class of ``torch.nn``.
+    """
+
+    folder: str
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """What a model's files say besides its weights; None where they say nothing.
+
+    Attributes:
+        config: Its config.json; empty for a GGUF file.
+        is_embedding_model: Whether it is saved as sentence-transformers saves one, with a list of its modules.
+        pooling: How token vectors become one.
+        dense: Layers between pooling and normalisation, in order.
+        is_normalised: Whether its vectors have unit length in sentence-transformers.
+        similarity: How it compares vectors: "cosine", "dot", "euclidean", "manhattan".
+        prompts: Name -> prefix.
+        max_tokens: Where sentence-transformers truncates, if not left to the tokenizer.
+    """
+
+    config: dict[str, Any]
+    is_embedding_model: bool
+    pooling: Pooling | None
+    dense: tuple[DenseLayer, ...]
+    is_normalised: bool | None
+    similarity: str | None
+    prompts: dict[str, str] | None
+    max_tokens: int | None
+
+
+def read_metadata(spec: str, *, pooling: Pooling | None = None, attention: str | None = None) -> ModelMetadata:
+    """What a model's files say of it.
+
+    Args:
+        spec: A local folder, a hub id, or ``package:<import name>/<folder>``.
+        pooling: What a recipe says in place of the files.
+        attention: Likewise.
+
+    Raises:
+        ModelError: There is no such model, or it computes something that this encoder does not.
+    """
+    place = resolve(spec)
+    if is_gguf(place):
+        return ModelMetadata({}, False, None, (), None, None, None, None)
+    config = _declared(spec, place, "config.json")
+    if not config:
+        raise ModelError(f"the model '{spec}' has no config.json. {MODEL_NAME_HELP}")
+    _refuse_code_of_its_own(spec, config, attention)
+    modules = _modules(spec, place)
+    folders = dict(modules)
+    declared = pooling
+    if not pooling and (modules == [] or "Pooling" in folders):
+        declared = _pooling(spec, place, folders.get("Pooling", "1_Pooling"))
+    of_text = _declared(spec, place, "sentence_bert_config.json")
+    if of_text.get("do_lower_case"):
+        _refuse(spec, "lower-cases its texts (do_lower_case in sentence_bert_config.json)")
+    whole = _declared(spec, place, "config_sentence_transformers.json")
+    longest = of_text.get("max_seq_length")
+    return ModelMetadata(
+        config=config,
+        is_embedding_model=bool(modules),
+        pooling=declared,
+        dense=tuple(_dense(spec, place, folder) for kind, folder in modules if kind == "Dense"),
+        is_normalised="Normalize" in folders if modules else None,
+        similarity=whole.get("similarity_fn_name"),
+        prompts=whole.get("prompts"),
+        max_tokens=None if longest is None else int(longest),
+    )
+
+
+def _refuse(spec: str, what: str) -> None:
+    raise ModelError(
+        f"the model '{spec}' {what}, which this encoder does not compute; its vectors would be others. Serve it and "
+        "name its URL, https://host/v1#model, or take another model."
+    )
+
+
+def _refuse_code_of_its_own(spec: str, config: dict[str, Any], attention: str | None) -> None:
+    """Code that a model brings is not run, and the class of its kind in transformers may attend otherwise."""
+    own = (config.get("auto_map") or {}).get("AutoModel")
+    if own and attention is None:
+        raise ModelError(
+            f"the model '{spec}' brings code of its own ({str(own).rsplit('.', 1)[-1]}), which is not run; as the "
+            f"{config.get('model_type')} of transformers it might attend in another direction, and give other "
+            f'vectors.\n       Say how it attends: attention = "bidirectional" or "causal" in [model] for the '
+            "backbone, for another model in [model.attention_of]. Or serve it and name its URL, https://host/v1#model."
+        )
+    if config.get("is_encoder_decoder"):
+        _refuse(spec, f"is an encoder with a decoder ({config.get('model_type')})")
+
+
+def _modules(spec: str, place: str) -> list[tuple[str, str]]:
+    """Kind and folder of each part of a sentence-transformers model; none where it declares none."""
+    file = model_file(place, "modules.json", download=True)
+    if file is None:
+        return []
+    found = [(str(one["type"]).rsplit(".", 1)[-1], str(one["path"])) for one in json.loads(file.read_text("utf-8"))]
+    kinds = [kind for kind, _ in found]
+    for kind in kinds:
+        if kind not in COMPUTED:
+            _refuse(spec, f"has a module {kind}")
+    # cosines do not change by a normalisation at the end; before another module it does
+    order = [kind for kind in kinds if kind != "Dropout"]
+    ends = ["Normalize"] if order[-1:] == ["Normalize"] else []
+    between = order[2 : len(order) - len(ends)]
+    if order[:2] != ["Transformer", "Pooling"] or set(between) - {"Dense"}:
+        _refuse(spec, f"has its modules in the order {', '.join(kinds)}")
+    if found[0][1]:
+        _refuse(spec, f"has its weights in a folder of their own ({found[0][1]})")
+    return found
+
+
+def _pooling(spec: str, place: str, folder: str) -> Pooling | None:
+    """The pooling that a sentence-transformers model declares, in its old or new spelling."""
+    declared = _declared(spec, place, f"{folder}/config.json")
+    mode = declared.get("pooling_mode")
+    old = [key for key, value in declared.items() if key.startswith("pooling_mode_") and value is True]
+    asked = list(mode) if isinstance(mode, list) else [mode] if isinstance(mode, str) else old
+    if declared.get("include_prompt") is False:
+        _refuse(spec, "leaves its prompt out of pooling (include_prompt = false)")
+    known = POOLING_BY_NAME | POOLING_BY_OLD_KEY
+    if not asked:
+        return None
+    if len(asked) > 1 or asked[0] not in known:
+        raise ModelError(
+            f"the model '{spec}' pools by {' and '.join(map(str, asked))}; this encoder pools by "
+            f"{', '.join(POOLING_BY_NAME)}. Set model.pooling, or take another model."
+        )
+    return known[asked[0]]
+
+
+def _dense(spec: str, place: str, folder: str) -> DenseLayer:
+    declared = _declared(spec, place, f"{folder}/config.json")
+    activation = str(declared.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    if not activation.startswith("torch.nn."):
+        _refuse(spec, f"has an activation {activation}")
+    takes = declared.get("module_input_name", "sentence_embedding")
+    gives = declared.get("module_output_name") or takes
+    if {takes, gives} != {"sentence_embedding"} or declared.get("use_residual"):
+        _refuse(spec, f"has a module Dense from {takes} to {gives}{' with a residual' if takes == gives else ''}")
+    return DenseLayer(
+        folder,
+        int(declared["in_features"]),
+        int(declared["out_features"]),
+        bool(declared.get("bias", True)),
+        activation.rsplit(".", 1)[-1],
+    )
+
+
+def _declared(spec: str, place: str, name: str) -> dict[str, Any]:
+    """A JSON object beside the weights, in a folder or on the hub; empty without one."""
+    file = model_file(place, name, download=True)
+    if file is None:
+        return {}
+    try:
+        return dict(json.loads(file.read_text("utf-8")))
+    except ValueError as error:
+        raise ModelError(f"the model '{spec}': {name} is no JSON object: {error}. {MODEL_NAME_HELP}") from None
