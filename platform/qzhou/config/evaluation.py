@@ -20,6 +20,11 @@ class EvaluationSection(Section):
     instructions: dict[str, str] = Field(
         default_factory=dict, description="mteb task -> instruction; default: what mteb declares for it."
     )
+    models_with_recipe_prompts: tuple[str, ...] = Field(
+        (),
+        description="Models that this recipe did not train, by their names in the table ('backbone'), that are judged "
+        "with its prompts; default: with the prompts that their own files declare.",
+    )
     max_tokens: AtLeastOne | None = Field(
         None, description="Longer texts are truncated; default: model.max_document_tokens."
     )

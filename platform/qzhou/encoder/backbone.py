@@ -122,6 +122,10 @@ def load_backbone(
             f"the model '{spec}' cannot be loaded: {first_line(error)}\n       {MODEL_NAME_HELP}"
         ) from None
     _refuse_random_weights(spec, loaded)
+    with torch.no_grad():
+        # a pooler, which no vector depends on: random weights would give each load another fingerprint
+        for name in loaded["missing_keys"]:
+            model.get_parameter(name).zero_()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model))

@@ -99,7 +99,7 @@ def benchmark_means(rows: Sequence[Row], tasks: Sequence[EvalTask]) -> list[dict
 def _benchmark(
     name: str, rows: Sequence[Row], tasks: Sequence[EvalTask], published: Mapping[str, Any]
 ) -> dict[str, Any]:
-    type_of = {task.name: task.type for task in tasks if name in task.benchmarks}
+    type_of = {task.aggregate or task.name: task.type for task in tasks if name in task.benchmarks}
     inside = [row for row in rows if row.task in type_of]
     judged = {row.task for row in inside}
     types = published.get("types") or sorted({row.type for row in inside})
@@ -127,16 +127,16 @@ def _means(rows: Sequence[Row], model: str, types: Sequence[str], type_of: Mappi
 
 
 def published_scores(rows: Sequence[Row], tasks: Sequence[EvalTask]) -> list[dict[str, Any]]:
-    """For each of mteb's own tasks, stage 2's score beside published ones, in percent."""
+    """For each task of mteb that has published scores on the same data, stage 2's score beside them, in percent."""
     known: dict[str, dict[str, float]] = {}
     for board in tomllib.loads(PUBLISHED.read_text("utf-8")).values():
         for model, scores in board["scores"].items():
             known.setdefault(model, {}).update(scores)
-    of_mteb = {task.name for task in tasks if not task.dataset}
+    comparable = {task.name for task in tasks if task.is_published}
     found = []
     for row in rows:
         theirs = {model: scores[row.task] for model, scores in known.items() if row.task in scores}
-        if row.model == STAGE2 and row.task in of_mteb and theirs:
+        if row.model == STAGE2 and row.task in comparable and theirs:
             ours = round(100 * row.score, 2)
             found.append({"task": row.task, "type": row.type, STAGE2: ours, "published": theirs})
     return found

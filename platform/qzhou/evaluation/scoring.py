@@ -1,8 +1,9 @@
 """The evaluation stage's work: score each model on each task, compare, diagnose the run."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
+from statistics import fmean
 
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
@@ -106,7 +107,30 @@ def _rows(models: Sequence[ModelSpec], tasks: Sequence[EvalTask], scores: Scores
                 seconds=scored.seconds,
             )
             found.append(row)
-    return found
+    return found + list(_aggregates(tasks, found))
+
+
+def _aggregates(tasks: Sequence[EvalTask], rows: Sequence[Row]) -> Iterator[Row]:
+    """The rows of mteb's aggregate tasks: the mean over their parts, for models with a score on each."""
+    parts: dict[str, list[str]] = {}
+    for task in tasks:
+        if task.aggregate:
+            parts.setdefault(task.aggregate, []).append(task.name)
+    for name, inside in parts.items():
+        for model in models_of(rows):
+            of_model = [row for row in rows if row.model == model and row.task in inside]
+            if len(of_model) == len(inside):
+                score = round(fmean(row.score for row in of_model), 6)
+                yield replace(
+                    of_model[0],
+                    task=name,
+                    score=score,
+                    low=score,
+                    high=score,
+                    n=sum(row.n for row in of_model),
+                    seen=any(row.seen for row in of_model),
+                    seconds=sum(row.seconds for row in of_model),
+                )
 
 
 def _differences(rows: Sequence[Row], scores: Scores, seed: int) -> Iterator[Difference]:

@@ -347,6 +347,17 @@ def test_a_teacher_truncates_where_it_declares(bare, tmp_path, make_recipe):
     assert lowest_cosine(found, of_sentence_transformers(folder, TEXTS)) >= SAME
 
 
+def test_a_model_without_a_pooler_has_one_fingerprint(bare, tmp_path):
+    """Such encoders are common, and transformers makes up a pooler's weights at each load."""
+    folder = shutil.copytree(bare / "bert", tmp_path / "model")
+    weights = {name: one for name, one in load_file(folder / "model.safetensors").items() if "pooler" not in name}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    keys = {load_encoder(str(folder), max_tokens=60, dtype="float32", device="cpu").fingerprint for _ in range(2)}
+
+    assert len(keys) == 1
+
+
 def test_the_length_at_which_a_tokenizer_truncates_belongs_to_the_key(bare, tmp_path):
     keys = set()
     for length in (20, 40, 80):

@@ -1,6 +1,7 @@
 """What an evaluation worker does: it scores one model on one task at a time. Loads mteb, and no ray."""
 
 import contextlib
+import copy
 import io
 import logging
 import math
@@ -19,6 +20,8 @@ from qzhou.data.prompts import Prompt
 from qzhou.data.records import digest
 from qzhou.data.storage import Folder
 from qzhou.encoder import TextEncoder, load_encoder, load_text_encoder
+from qzhou.encoder.model_files import read_metadata
+from qzhou.encoder.remote import is_remote
 from qzhou.encoder.vectors import VectorStore
 from qzhou.errors import DataError, QzhouError, first_line
 from qzhou.evaluation.judge.local_tasks import example_count
@@ -26,7 +29,7 @@ from qzhou.evaluation.judge.model_specs import BM25, ModelSpec
 from qzhou.evaluation.judge.mteb_models import BM25_MODEL, MtebEncoder, embedding_health
 from qzhou.evaluation.judge.mteb_tasks import corpora, corpus_texts, load, texts_of
 from qzhou.evaluation.judge.predictions import per_example_scores_of
-from qzhou.evaluation.judge.prompts import prompt_of
+from qzhou.evaluation.judge.prompts import prompt_of, prompt_of_model
 from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
 from qzhou.evaluation.judge.tasks import SETTING, build_task, eval_tasks, task_name
 from qzhou.run.code import code_of_stage
@@ -53,6 +56,7 @@ class Evaluator:
         self._recipe, self._run = recipe, Folder.open(run_uri)
         self._folder = self._run / EVALUATION
         self._task: tuple[str, Any] = ("", None)
+        self._random: tuple[Any, Any] = (None, None)
         self._model: tuple[str, Any] = ("", None)
         self._prompts: dict[str, Prompt] = {}
         self._code = code_of_stage([__name__], without=("qzhou.config", "qzhou.data"))
@@ -79,7 +83,7 @@ class Evaluator:
             count: The number of documents.
         """
         loaded = self._loaded(model)
-        prompt, store = self._prompt(task), loaded.store
+        prompt, store = self._prompt(model, task), loaded.store
         before, end = store.encoded, start + count
         for corpus in corpora(self._loaded_task(task)):
             for first in range(0, len(corpus), store.rows):
@@ -116,14 +120,17 @@ class Evaluator:
 
         See :func:`qzhou.evaluation.judge.mteb_models.embedding_health`.
         """
-        prompt, encoder = self._prompt(task), self._loaded(model).encoder
+        prompt, encoder = self._prompt(model, task), self._loaded(model).encoder
         texts = sorted(set(texts_of(self._loaded_task(task))), key=digest)[:HEALTH_TEXTS]
         return embedding_health(encoder.encode([prompt.document(text) for text in texts]))
 
     def _computed(self, model: ModelSpec, task: EvalTask, key: str) -> TaskScore:
         started = time.monotonic()
         loaded, mteb_task = self._loaded(model), self._loaded_task(task)
-        self._prompts[task.name] = self._prompt(task)
+        if model.name != BM25:
+            self._prompts[task.name] = self._prompt(model, task)
+        # mteb samples texts and classes by these; another model must get the same
+        mteb_task.rng_state, mteb_task.np_rng = copy.deepcopy(self._random)
         store = getattr(loaded, "store", None)  # BM25 has none
         before = store.encoded if store else 0
         # mteb and bm25s draw progress bars even where there is no terminal.
@@ -167,11 +174,11 @@ class Evaluator:
     def _key(self, model: ModelSpec, task: EvalTask) -> str:
         """Digest of weights, prompt, data, libraries and our own code."""
         revision = self._bare_task(task).metadata.dataset["revision"]
-        parts: list[object] = [self._code, version("mteb")]
+        parts: list[object] = [self._code, version("mteb"), task.subsets, task.splits]
         if model.name == BM25:
             return digest([*parts, version("bm25s"), revision])
         weights = self._loaded(model).mteb_model_meta.revision
-        return digest([*parts, weights, asdict(self._prompt(task)), revision])
+        return digest([*parts, weights, asdict(self._prompt(model, task)), revision])
 
     def _loaded(self, model: ModelSpec) -> Any:
         """The model as mteb calls it."""
@@ -185,6 +192,7 @@ class Evaluator:
         """The task, perhaps without data: that loads slowly; a stored score needs none."""
         if self._task[0] != task.name:
             self._task = task.name, build_task(task, self._recipe, self._run)
+            self._random = copy.deepcopy((self._task[1].rng_state, self._task[1].np_rng))
         return self._task[1]
 
     def _loaded_task(self, task: EvalTask) -> Any:
@@ -210,8 +218,18 @@ class Evaluator:
         limited = own.model_copy(update={"max_document_tokens": most})
         return load_text_encoder(model.source, limited, api_key_env=settings.api_key_env)
 
-    def _prompt(self, task: EvalTask) -> Prompt:
-        return prompt_of(self._bare_task(task), self._own_prompts, self._recipe.evaluation.instructions)
+    def _prompt(self, model: ModelSpec, task: EvalTask) -> Prompt:
+        """The prompt of a task's texts: the recipe's for what it trained, and the model's own for other models."""
+        bare, settings = self._bare_task(task), self._recipe.evaluation
+        if not model.trained and model.name not in settings.models_with_recipe_prompts:
+            spec = model.source or self._recipe.model.backbone
+            declared = self._loaded(model).encoder.prompts
+            # a language model and an endpoint have no prompts of their own
+            if declared or not (
+                is_remote(spec) or not read_metadata(spec, pooling="mean", attention="").is_embedding_model
+            ):
+                return prompt_of_model(bare, declared)
+        return prompt_of(bare, self._own_prompts, settings.instructions, task.aggregate)
 
 
 def chunk_rows(split_documents: int) -> int:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import mteb
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
 from qzhou.errors import DataError, QzhouError, first_line
 
@@ -35,6 +36,27 @@ def _tasks(name: str, setting: str) -> list[Any]:
     )
 
 
+def parts_of(task: Any) -> list[Any]:
+    """The tasks whose mean score is that of an aggregate task, CQADupstackRetrieval for instance; else the task alone.
+
+    Raises:
+        DataError: It aggregates its parts in a way of its own.
+    """
+    if not isinstance(task, AbsTaskAggregate):
+        return [task]
+    if type(task).task_results_to_scores is not AbsTaskAggregate.task_results_to_scores:
+        raise DataError(
+            f"the task '{task.metadata.name}' of mteb has its own way to make one score of its parts; name those: "
+            f"{', '.join(part.metadata.name for part in task.tasks)}"
+        )
+    return list(task.tasks)
+
+
+def same_task(name: str, subsets: Sequence[str], splits: Sequence[str]) -> Any:
+    """A task of mteb by name, on some of its subsets and splits; new, without data."""
+    return mteb.get_task(name, hf_subsets=list(subsets) or None, eval_splits=list(splits) or None)
+
+
 def load(task: Any, *, setting: str) -> None:
     """Load the data of a task where that has not been done.
 
@@ -62,7 +84,8 @@ def task_texts(names: Sequence[str]) -> dict[str, Iterable[str]]:
         DataError: There is no such task, or its data cannot be loaded.
     """
     found = named_tasks(names, setting=CONTAMINATION_TASKS)
-    return {task.metadata.name: _loaded_texts(task) for tasks in found.values() for task in tasks}
+    tasks = [part for group in found.values() for task in group for part in parts_of(task)]
+    return {task.metadata.name: _loaded_texts(task) for task in tasks}
 
 
 def _loaded_texts(task: Any) -> Iterator[str]:

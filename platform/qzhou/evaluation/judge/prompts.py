@@ -3,32 +3,56 @@
 A task of the recipe's dataset has the instruction that the dataset has in training. A task
 of mteb has the recipe's (``[evaluation.instructions]``), or else the one that mteb
 declares. The QZhou-Embedding evaluation scripts put it before the queries alone in
-retrieval, and before both sides in every other type of task.
+retrieval, and before both sides in every other type of task. A model that this recipe did
+not train is judged with the prompts that its own files declare.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from qzhou.data.prompts import Prompt
+from qzhou.data.prompts import Prompt, declared_prompt
 
 BARE_DOCUMENTS = {"Retrieval", "InstructionRetrieval", "InstructionReranking"}
+# types whose texts mteb tells apart as queries and documents
+TWO_SIDED = BARE_DOCUMENTS | {"Reranking"}
 # Retrieval tasks in which queries and documents are texts of the same kind.
 BOTH_SIDES = {"ArguAna", "CQADupstackGamingRetrieval", "CQADupstackUnixRetrieval"}
 
 
-def prompt_of(task: Any, own: Mapping[str, Prompt], instructions: Mapping[str, str]) -> Prompt:
+def prompt_of(task: Any, own: Mapping[str, Prompt], instructions: Mapping[str, str], aggregate: str = "") -> Prompt:
     """The prompt with which a task's texts are encoded.
 
     Args:
         task: A task of mteb.
         own: Task name -> prompt, of the tasks made of the recipe's datasets.
         instructions: Task name -> instruction, as the recipe sets them.
+        aggregate: The aggregate task to which it belongs, whose instruction it has if it has none of its own.
     """
     metadata = task.metadata
     if metadata.name in own:
         return own[metadata.name]
     symmetric = metadata.type not in BARE_DOCUMENTS or metadata.name in BOTH_SIDES
-    return Prompt(instructions.get(metadata.name, _declared(task)), symmetric)
+    return Prompt(instructions.get(metadata.name, instructions.get(aggregate, _declared(task))), symmetric)
+
+
+def prompt_of_model(task: Any, prompts: Mapping[str, str]) -> Prompt:
+    """The prompt that a model's files declare for a task, chosen as mteb chooses it; bare texts where they have none.
+
+    Args:
+        task: A task of mteb.
+        prompts: Name -> prefix. The name is a task, a type of task, either followed by ``-query`` or ``-document``,
+            or a side: ``query``, ``document`` (``passage``, ``corpus``).
+    """
+    name, kind = task.metadata.name, task.metadata.type
+    if kind not in TWO_SIDED:
+        prefix = prompts.get(name, prompts.get(kind, ""))
+        return Prompt(symmetric=True, prefixes=(prefix, prefix))
+    sides = declared_prompt(prompts) or Prompt(prefixes=("", ""))
+    found = []
+    for side, prefix in (("query", sides.query_prefix), ("document", sides.document_prefix)):
+        names = (f"{name}-{side}", name, f"{kind}-{side}", kind)
+        found.append(next((prompts[one] for one in names if one in prompts), prefix))
+    return Prompt(prefixes=(found[0], found[1]))
 
 
 def _declared(task: Any) -> str:

@@ -22,6 +22,10 @@ class EvalTask:
         documents: Documents in its corpus; 0 where there is none, or where mteb does not tell before loading.
         seen: Whether training had data of the same source.
         benchmarks: Those benchmarks of the recipe to which it belongs.
+        subsets: Of mteb's data, languages for instance; those of the benchmark, which often has not all.
+        splits: Likewise.
+        aggregate: The task of mteb whose score is the mean over this one and others; empty for none.
+        is_published: Whether a board of published scores has just these subsets and splits.
     """
 
     name: str
@@ -32,6 +36,10 @@ class EvalTask:
     documents: int
     seen: bool
     benchmarks: tuple[str, ...] = ()
+    subsets: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    aggregate: str = ""
+    is_published: bool = False
 
 
 @dataclass(frozen=True, slots=True)

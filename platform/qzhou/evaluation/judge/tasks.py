@@ -1,14 +1,18 @@
 """The tasks on which a recipe's models are scored, their sizes, and how each is built."""
 
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from qzhou.config.dataset import Dataset, TaskKind
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import EXAMPLE_TYPES, Document, Qrel, Query
 from qzhou.data.storage import Folder, read_records
+from qzhou.errors import DataError
+from qzhou.evaluation.comparison import PUBLISHED
 from qzhou.evaluation.judge import local_tasks
-from qzhou.evaluation.judge.mteb_tasks import corpora, named_tasks, texts_of
+from qzhou.evaluation.judge.mteb_tasks import corpora, named_tasks, parts_of, same_task, texts_of
 from qzhou.evaluation.judge.task_scores import EvalTask
 from qzhou.run.files import TRANSFORM
 
@@ -51,8 +55,7 @@ def build_task(task: EvalTask, recipe: Recipe, run_folder: Folder) -> Any:
     """The task as an object of mteb; a task of mteb's own has no data yet."""
     if task.dataset:
         return _local_task(recipe.dataset(task.dataset), task.kind, recipe, run_folder)
-    (found,) = named_tasks([task.name], setting=SETTING)[task.name]
-    return found
+    return same_task(task.name, task.subsets, task.splits)
 
 
 def _sized_local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Folder) -> EvalTask:
@@ -71,26 +74,57 @@ def _sized_local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_fold
 
 
 def _sized_mteb_tasks(recipe: Recipe) -> Iterator[EvalTask]:
-    by_name: dict[str, Any] = {}
-    benchmarks: dict[str, list[str]] = {}
-    for name, group in named_tasks(recipe.evaluation.tasks, setting=SETTING).items():
-        for task in group:
-            by_name[task.metadata.name] = task
-            if len(group) > 1:
-                benchmarks.setdefault(task.metadata.name, []).append(name)
+    found: dict[str, EvalTask] = {}
+    published = _published_tasks()
     trained = {name for one in recipe.trained_datasets for name in one.train_split_of}
-    for name, task in by_name.items():
-        chars, documents = _declared_size(task)
-        yield EvalTask(
-            name=name,
-            type=task.metadata.type,
-            dataset="",
-            kind="retrieval",
-            chars=chars,
-            documents=documents,
-            seen=name in trained,
-            benchmarks=tuple(benchmarks.get(name, ())),
-        )
+    for name, group in named_tasks(recipe.evaluation.tasks, setting=SETTING).items():
+        benchmark = (name,) if len(group) > 1 else ()
+        for task in group:
+            for part in parts_of(task):
+                one = _mteb_task(part, "" if part is task else task.metadata.name)
+                seen = bool(trained & {one.name, one.aggregate})
+                known = found.get(one.name, one)
+                if (known.subsets, known.splits) != (one.subsets, one.splits):
+                    raise DataError(
+                        f"{SETTING}: '{one.name}' is judged on {_data_of(known)} in {' and '.join(known.benchmarks)}, "
+                        f"and on {_data_of(one)} in {name}. One run has one score for it; judge the other in a run of "
+                        "its own."
+                    )
+                found[one.name] = replace(
+                    known,
+                    seen=seen,
+                    benchmarks=(*known.benchmarks, *benchmark),
+                    is_published=(one.name, one.subsets, one.splits) in published,
+                )
+    yield from found.values()
+
+
+def _mteb_task(task: Any, aggregate: str) -> EvalTask:
+    chars, documents = _declared_size(task)
+    return EvalTask(
+        name=task.metadata.name,
+        type=task.metadata.type,
+        dataset="",
+        kind="retrieval",
+        chars=chars,
+        documents=documents,
+        seen=False,
+        subsets=tuple(task.hf_subsets),
+        splits=tuple(task.eval_splits),
+        aggregate=aggregate,
+    )
+
+
+def _data_of(task: EvalTask) -> str:
+    return f"{', '.join(task.subsets)} ({', '.join(task.splits)})"
+
+
+def _published_tasks() -> set[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Name, subsets and splits of the tasks for which there are published scores."""
+    groups = named_tasks(list(tomllib.loads(PUBLISHED.read_text("utf-8"))), setting=SETTING).values()
+    return {
+        (task.metadata.name, tuple(task.hf_subsets), tuple(task.eval_splits)) for group in groups for task in group
+    }
 
 
 def _declared_size(task: Any) -> tuple[int, int]:

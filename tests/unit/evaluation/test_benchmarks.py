@@ -1,0 +1,105 @@
+"""A benchmark's tasks are judged as the benchmark has them: its languages, its splits, its parts. No network."""
+
+import warnings
+from types import SimpleNamespace
+
+import mteb
+import pytest
+
+from qzhou.data.storage import Folder
+from qzhou.errors import DataError
+from qzhou.evaluation.comparison import Row, benchmark_means
+from qzhou.evaluation.judge.mteb_tasks import parts_of
+from qzhou.evaluation.judge.prompts import prompt_of_model
+from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
+from qzhou.evaluation.judge.tasks import build_task, eval_tasks
+from qzhou.evaluation.scoring import _rows
+
+BOARDS = (
+    "MTEB(eng, v2)", "MTEB(cmn, v1)", pytest.param("MTEB(Multilingual, v2)", marks=pytest.mark.slow), "RTEB(eng, beta)", "RTEB(beta)", "MTEB(eng, v1)",
+    "BEIR", "BEIR-NL", "MTEB(fas, v1)",
+)  # fmt: skip
+
+
+def judged(make_recipe, tmp_path, *names, **dataset):
+    recipe = make_recipe(evaluation={"tasks": list(names)})
+    found, _ = eval_tasks(recipe, Folder.open(str(tmp_path)))
+    return recipe, {task.name: task for task in found}
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_what_is_judged_is_the_benchmark_s_own_task(make_recipe, tmp_path, board):
+    """Built by name alone, STS17 of MTEB(eng, v2) had 11 languages in place of one: 0.364 for 0.876."""
+    recipe, found = judged(make_recipe, tmp_path, board)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        own = [part for task in mteb.get_benchmark(board).tasks for part in parts_of(task)]
+
+    assert {task.metadata.name for task in own} == set(found)
+    for task in own:
+        built = build_task(found[task.metadata.name], recipe, Folder.open(str(tmp_path)))
+        assert type(built) is type(task)
+        assert (list(built.hf_subsets), list(built.eval_splits)) == (list(task.hf_subsets), list(task.eval_splits))
+        assert found[task.metadata.name].benchmarks == (board,)
+
+
+def test_published_scores_stand_only_beside_the_same_languages(make_recipe, tmp_path):
+    _, alone = judged(make_recipe, tmp_path, "STS17", "SCIDOCS")
+    _, whole = judged(make_recipe, tmp_path, "MTEB(eng, v2)")
+
+    assert [alone["STS17"].is_published, whole["STS17"].is_published] == [False, True]
+    assert alone["SCIDOCS"].is_published  # one language, as on the board
+
+
+def test_a_task_that_two_benchmarks_have_in_other_languages_is_refused(make_recipe, tmp_path):
+    with pytest.raises(DataError, match=r"'STS17' is judged on en-en .* in MTEB\(eng, v2\), and on"):
+        judged(make_recipe, tmp_path, "MTEB(eng, v2)", "STS17")
+
+
+def test_the_parts_of_an_aggregate_task_are_judged_and_their_mean_is_its_score(make_recipe, tmp_path):
+    """mteb cannot load CQADupstackRetrieval as one task, and a benchmark counts it once."""
+    _, found = judged(make_recipe, tmp_path, "BEIR")
+    parts = [task for task in found.values() if task.aggregate == "CQADupstackRetrieval"]
+    assert len(parts) == 12
+
+    scores = {
+        ("stage2", name): TaskScore("k", name, "Retrieval", "ndcg_at_10", 0.5 + n / 100, 10)
+        for n, name in enumerate(sorted(found))
+    }
+    rows = _rows([SimpleNamespace(name="stage2")], list(found.values()), scores, 0)
+    whole = next(row for row in rows if row.task == "CQADupstackRetrieval")
+    assert whole.score == pytest.approx(sum(scores["stage2", part.name].score for part in parts) / 12)
+    assert whole.n == 120
+    (means,) = benchmark_means(rows, list(found.values()))
+    assert (means["tasks"], means["judged"]) == (15, 15)
+    assert means["models"][0]["mean_task"] is not None
+
+
+def task(name, kind):
+    return SimpleNamespace(metadata=SimpleNamespace(name=name, type=kind))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "name", "kind", "sides"),
+    [
+        ({"query": "query: ", "passage": "passage: "}, "SciFact", "Retrieval", ("query: ", "passage: ")),
+        ({"query": "query: ", "passage": "passage: "}, "STS17", "STS", ("", "")),
+        ({"query": "q: ", "STS": "sts: "}, "STS17", "STS", ("sts: ", "sts: ")),
+        ({"query": "q: ", "SciFact-query": "fact: "}, "SciFact", "Retrieval", ("fact: ", "")),
+        ({"Clustering": "c: ", "ArXiv": "a: "}, "ArXiv", "Clustering", ("a: ", "a: ")),
+        ({}, "SciFact", "Retrieval", ("", "")),
+    ],
+)
+def test_a_model_is_judged_with_the_prompts_that_it_declares(prompts, name, kind, sides):
+    found = prompt_of_model(task(name, kind), prompts)
+
+    assert (found.query_prefix, found.document_prefix) == sides
+
+
+def test_rows_of_one_task_stay_as_they_are():
+    plain = EvalTask("t", "STS", "", "retrieval", 9, 0, False)
+    rows = _rows(
+        [SimpleNamespace(name="stage2")], [plain], {("stage2", "t"): TaskScore("k", "t", "STS", "m", 0.5, 3)}, 0
+    )
+
+    assert rows == [Row("t", "STS", "m", "stage2", 0.5, 3, 0.5, 0.5, False)]
