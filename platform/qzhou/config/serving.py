@@ -44,6 +44,11 @@ class ServingSection(Section):
         8_000_000, description="Characters per request; more is refused with 400."
     )
     max_request_tokens: AtLeastOne = Field(1_000_000, description="Tokens per request; more is refused with 400.")
+    token_ids: bool = Field(
+        False,
+        description="Take token ids in place of texts. They must be of the served model's tokenizer, and some clients "
+        "send those of OpenAI's by default.",
+    )
     max_body_mib: AtLeastOne = Field(64, description="Of a request's body; more is refused with 413.")
     request_timeout_s: Positive = Field(600.0, description="Then 503; OpenAI's clients wait as long.")
     cache_mib: Count = Field(64, description="Vectors of earlier texts that a replica keeps; 0: none.")

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -17,7 +19,15 @@ from qzhou.errors import ModelError, first_line
 TEXTS_PER_REQUEST = 64
 REQUESTS_AT_ONCE = 8
 RETRIES = 5
+# statuses of a refused text, and words in which endpoints say that it is too long
+REFUSALS = (400, 413, 422)
+TOO_LONG = re.compile(r"context|too long|too large|maximum|max(_|imum )?(length|tokens)|exceed", re.IGNORECASE)
+SHORTEST_CUT = 16  # characters of a text that is not cut further
 PROBE = "The quick brown fox jumps over the lazy dog."
+
+
+class _TooLongError(Exception):
+    """An endpoint refuses texts because of their length."""
 
 
 def is_remote(spec: str) -> bool:
@@ -37,14 +47,17 @@ class RemoteEncoder:
         ModelError: The URL names no model.
     """
 
-    truncated = 0  # endpoints do not tell
-    arithmetic = "remote"  # nor this
+    arithmetic = "remote"  # endpoints do not tell
 
     def __init__(self, spec: str, keys: Keys, api_key_env: str) -> None:
         self._url, _, self._model = spec.partition("#")
         if not self._model:
             raise ModelError(f"the model '{spec}' names no model; write it as {spec}#model-name")
         self.prompts: dict[str, str] = {}  # an endpoint declares none
+        self.truncated = (
+            0  # texts that were too long for it, and were cut here; what it cuts itself it does not tell
+        )
+        self._lock = threading.Lock()
         self._keys = keys
         self._client = openai.OpenAI(
             base_url=self._url,
@@ -73,7 +86,8 @@ class RemoteEncoder:
 
         Args:
             texts: Any number.
-            max_tokens: Not sent: the endpoint truncates where it does.
+            max_tokens: Not sent: the endpoint truncates where it does. A text that it refuses as too long is sent again
+                without its end, a quarter shorter each time.
 
         Raises:
             ModelError: The endpoint cannot be reached, refuses, or answers with something else than vectors.
@@ -88,14 +102,31 @@ class RemoteEncoder:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.maximum(lengths, 1e-12))
 
-    def _encoded(self, texts: Sequence[str]) -> Vectors:
+    def _encoded(self, texts: Sequence[str], *, is_cut: bool = False) -> Vectors:
+        """The vectors of some texts; of those that the endpoint refuses as too long, of as much as it takes."""
+        try:
+            return self._answered(texts)
+        except _TooLongError as error:
+            if len(texts) == 1 and len(texts[0]) < SHORTEST_CUT:
+                raise ModelError(str(error)) from None
+        if len(texts) > 1:
+            half = len(texts) // 2
+            return np.concatenate([self._encoded(texts[:half]), self._encoded(texts[half:])])
+        if not is_cut:
+            with self._lock:
+                self.truncated += 1
+        return self._encoded([texts[0][: len(texts[0]) * 3 // 4]], is_cut=True)
+
+    def _answered(self, texts: Sequence[str]) -> Vectors:
         try:
             found = self._client.embeddings.create(model=self._model, input=list(texts))
             ordered = sorted(found.data, key=lambda one: one.index)
             vectors = np.array([one.embedding for one in ordered], dtype=np.float32)
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
             message = self._keys.redacted(first_line(error))
-            raise ModelError(f"the model '{self._model}' at {self._url} gives no embeddings: {message}") from None
+            problem = f"the model '{self._model}' at {self._url} gives no embeddings: {message}"
+            is_refusal = isinstance(error, openai.APIStatusError) and error.status_code in REFUSALS
+            raise (_TooLongError if is_refusal and TOO_LONG.search(message) else ModelError)(problem) from None
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ModelError(
                 f"the model '{self._model}' at {self._url} gave {len(vectors)} vectors for {len(texts)} texts"

@@ -247,3 +247,20 @@ def _explained(kind: type[BaseModel], problem: Any) -> RequestError:
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r:.60})"
     return RequestError(f"Invalid value for '{field}': {message}{shown}.", param=field, code="invalid_value")
+
+
+def with_side(asked: Asked, side: str) -> Asked:
+    """A request whose side of the search stands in the name of the model, for clients that know nothing but that.
+
+    Raises:
+        RequestError: The request has no sides to choose from, or chooses another one itself.
+    """
+    if not isinstance(asked, EmbeddingRequest):
+        problem = (
+            f"'model' ends in ':{side}', which chooses a prompt for /v1/embeddings; here, send the name alone."
+        )
+        raise RequestError(problem, param="model", code="invalid_value")
+    if asked.input_type not in (None, side):
+        problem = f"'model' ends in ':{side}', and 'input_type' is '{asked.input_type}'; send one of them."
+        raise RequestError(problem, param="input_type", code="invalid_value")
+    return asked.model_copy(update={"input_type": side})

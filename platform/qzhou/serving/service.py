@@ -72,10 +72,15 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one request may hold; above, it is refused with 400. (What it may hold of tokens the engine knows.)"""
+    """What one request may hold; above, it is refused with 400. (What it may hold of tokens the engine knows.)
+
+    Attributes:
+        token_ids: Whether token ids may stand in place of texts.
+    """
 
     inputs: int
     chars: int
+    token_ids: bool = False
 
 
 class EmbeddingService:
@@ -187,6 +192,14 @@ class EmbeddingService:
         if chosen:
             problem = f"'{chosen}' puts a prompt before texts, and 'input' holds token ids; send the texts."
             raise RequestError(problem, param=chosen, code="invalid_value")
+        if not self._limits.token_ids:
+            raise RequestError(
+                "'input' holds token ids, and this endpoint takes texts: ids of another model's tokenizer are other "
+                "words to this one. Send the texts (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False)), or "
+                "have the endpoint take ids (serving.token_ids = true).",
+                param="input",
+                code="invalid_value",
+            )
         tokens = [tuple(one) for one in inputs if not isinstance(one, str)]
         for ids in tokens:
             self._check_ids(ids)

@@ -10,7 +10,7 @@ are too busy).
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -33,9 +33,11 @@ from qzhou.serving.schemas import (
     RerankResponse,
     SearchRequest,
     SearchResponse,
+    Side,
     SimilarityRequest,
     SimilarityResponse,
     parse_request,
+    with_side,
 )
 from qzhou.serving.service import Answer, EmbeddingService
 
@@ -98,7 +100,10 @@ class Endpoint:
         note = note_of(request)
         body = await self._body(request)
         asked = parse_request(kind, body)
-        service = self.service(asked.model)
+        name, side = self._side_of(asked.model)
+        service = self.service(name)
+        if side:
+            asked = with_side(asked, side)
         note.model = service.model.name
         with self._rate.reserve_tokens(key, len(body) // BYTES_A_TOKEN) as bill:
             try:
@@ -110,6 +115,11 @@ class Endpoint:
             bill.tokens = note.tokens = answer["usage"]["total_tokens"]
         headers = {FINGERPRINT_HEADER: service.model.fingerprint}
         return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON, headers=headers)
+
+    def _side_of(self, name: str) -> tuple[str, str]:
+        """A model's name, and the side that ``NAME:query`` and ``NAME:document`` say behind it; else empty."""
+        whole, _, side = name.rpartition(":")
+        return (whole, side) if whole in self.services and side in get_args(Side) else (name, "")
 
     def service(self, name: str) -> EmbeddingService:
         """What answers for a model.

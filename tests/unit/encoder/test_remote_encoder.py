@@ -131,3 +131,35 @@ def test_what_is_no_embedding_is_one_clear_error_without_the_key(answer, said):
 def test_an_url_without_a_model_is_refused():
     with pytest.raises(ModelError, match=r"names no model; write it as http://x/v1#model-name"):
         load("http://x/v1")
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_text_that_is_too_long_for_an_endpoint_is_cut_and_counted_and_the_others_stay(status):
+    """OpenAI and vLLM answer 400 beyond their context: one text of 1,024 would end mining."""
+
+    def reply(body, authorization):
+        if max(map(len, body["input"])) > 100:
+            return status, {"error": {"message": "This model's maximum context length is 100 tokens."}}
+        return embeddings()(body, authorization)
+
+    texts = ["short", "x" * 1000, "another"]
+    with serving(reply) as spec:
+        encoder = load(spec)
+        found = encoder.encode(texts)
+        short = encoder.encode([texts[0], "x" * 75, texts[2]])
+
+    assert encoder.truncated == 1
+    assert np.allclose(found[[0, 2]], short[[0, 2]])
+    assert np.isfinite(found).all()
+
+
+def test_another_refusal_is_an_error_at_once():
+    asked = []
+
+    def reply(body, _):
+        asked.append(len(body["input"]))
+        return 400, {"error": {"message": "there is no such model"}}
+
+    with serving(reply) as spec, pytest.raises(ModelError, match="no such model"):
+        load(spec).encode(["a", "b"])
+    assert asked == [2]

@@ -16,12 +16,19 @@ from qzhou.evaluation.judge.tasks import build_task, eval_tasks
 from qzhou.evaluation.scoring import _rows
 
 BOARDS = (
-    "MTEB(eng, v2)", "MTEB(cmn, v1)", pytest.param("MTEB(Multilingual, v2)", marks=pytest.mark.slow), "RTEB(eng, beta)", "RTEB(beta)", "MTEB(eng, v1)",
-    "BEIR", "BEIR-NL", "MTEB(fas, v1)",
-)  # fmt: skip
+    "MTEB(eng, v2)",
+    "MTEB(cmn, v1)",
+    pytest.param("MTEB(Multilingual, v2)", marks=pytest.mark.slow),
+    "RTEB(eng, beta)",
+    "RTEB(beta)",
+    "MTEB(eng, v1)",
+    "BEIR",
+    "BEIR-NL",
+    "MTEB(fas, v1)",
+)
 
 
-def judged(make_recipe, tmp_path, *names, **dataset):
+def judged(make_recipe, tmp_path, *names):
     recipe = make_recipe(evaluation={"tasks": list(names)})
     found, _ = eval_tasks(recipe, Folder.open(str(tmp_path)))
     return recipe, {task.name: task for task in found}

@@ -14,6 +14,7 @@ from qzhou.serving.schemas import (
     RerankRequest,
     SearchRequest,
     SimilarityRequest,
+    with_side,
 )
 from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
 
@@ -37,7 +38,7 @@ class HashEncoder:
 
 
 def service_of(
-    encoder: HashEncoder, *, matryoshka=(), max_inputs=4, truncated=False, index=None
+    encoder: HashEncoder, *, matryoshka=(), max_inputs=4, truncated=False, index=None, token_ids=True
 ) -> EmbeddingService:
     async def encode(texts):
         return Encoded(encoder.encode(texts), encoder.count_tokens(texts), [truncated] * len(texts))
@@ -46,7 +47,7 @@ def service_of(
         name="m", dimensions=WIDTH, fingerprint="f00d", max_tokens=16, vocabulary=100,
         prompts={"query": "Q: ", "code": "Find code: "}, matryoshka=matryoshka, created=12,
     )  # fmt: skip
-    return EmbeddingService(encode, model, RequestLimits(max_inputs, 1000), index)
+    return EmbeddingService(encode, model, RequestLimits(max_inputs, 1000, token_ids=token_ids), index)
 
 
 def answer(encoder: HashEncoder, *, matryoshka=(), max_inputs=4, truncated=False, **fields) -> EmbeddingResponse:
@@ -177,6 +178,27 @@ def test_token_ids_of_another_tokenizer_are_refused_with_the_way_out(ids):
 
     assert "end at 99" in str(error)
     assert "check_embedding_ctx_length=False" in str(error)
+
+
+def test_token_ids_are_refused_unless_the_recipe_allows_them():
+    """LangChain's default client sends OpenAI's ids, which are other words to every other tokenizer."""
+    service = service_of(HashEncoder(), token_ids=False)
+
+    for ids in ([5269, 311, 3460, 264, 1160], [[1, 2], [3]]):
+        with pytest.raises(RequestError, match=r"check_embedding_ctx_length=False.*serving.token_ids = true"):
+            asyncio.run(service.embed(EmbeddingRequest(model="m", input=ids)))
+
+
+@pytest.mark.parametrize("side", ["query", "document"])
+def test_the_name_of_the_model_may_choose_the_side(side):
+    asked = with_side(EmbeddingRequest(model=f"m:{side}", input="a text"), side)
+
+    assert asked.input_type == side
+    assert with_side(asked, side) == asked
+    with pytest.raises(RequestError, match="send one of them"):
+        with_side(asked, "document" if side == "query" else "query")
+    with pytest.raises(RequestError, match="send the name alone"):
+        with_side(SearchRequest(model=f"m:{side}", query="a"), side)
 
 
 def test_a_text_without_a_token_id_is_refused():
