@@ -122,6 +122,7 @@ class Dataset(Format):
 
     name: Name = Field(description="Of its folders, its prompt and its evaluation task.")
     rule: Rule = Field(description="The shape of a raw row.")
+    license: str = Field("", description="Of the data, for the card of the model: 'cc-by-4.0'.")
     corpus: Format | None = Field(None, description="qrels: the documents; columns id, title, text.")
     queries: Format | None = Field(None, description="qrels: the queries; columns id, text.")
     positive_grade: float = Field(1.0, description="graded, qrels: from this grade on a document is a positive.")

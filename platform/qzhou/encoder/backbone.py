@@ -1,5 +1,6 @@
 """Loading a backbone: a folder, a hub id, or a model that ships inside a Python package."""
 
+import struct
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from qzhou.encoder.model_files import DenseLayer, Pooling, read_metadata
 from qzhou.encoder.pooling import pool, pool_packed
 from qzhou.errors import ModelError, first_line
 from qzhou.run.models import MODEL_NAME_HELP, is_gguf, model_file, resolve
+
+# what reading a model's files may raise; the last of GGUF
+UNREADABLE = (OSError, ValueError, ImportError, SafetensorError, struct.error)
 
 Attention = Literal["bidirectional", "causal"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -106,7 +110,8 @@ def load_backbone(
         ModelError: There is no such model, it cannot be loaded, or it computes something that this encoder does not.
     """
     metadata = read_metadata(spec, pooling=pooling, attention=attention)
-    files = _files_of(resolve(spec))
+    place = resolve(spec)
+    files = _files_of(place)
     transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(**files)
@@ -116,8 +121,10 @@ def load_backbone(
         model, loaded = AutoModel.from_pretrained(
             **files, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
+        if is_gguf(place):
+            model = _unpacked(model, dtype)
         tokenizer = AutoTokenizer.from_pretrained(**files)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise ModelError(
             f"the model '{spec}' cannot be loaded: {first_line(error)}\n       {MODEL_NAME_HELP}"
         ) from None
@@ -236,6 +243,16 @@ def _files_of(place: str) -> dict[str, str]:
         file = Path(place)
         return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     return {"pretrained_model_name_or_path": place}
+
+
+def _unpacked(model: Any, dtype: torch.dtype) -> Any:
+    """The model of a GGUF file as any other: transformers would not save one that it has read from such a file."""
+    config = type(model.config).from_dict(
+        {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+    )
+    plain = AutoModel.from_config(config, dtype=dtype)
+    plain.load_state_dict(model.state_dict())
+    return plain.eval()
 
 
 def _attending(config: Any, attention: Attention) -> Any:

@@ -15,6 +15,7 @@ from qzhou.evaluation.report import PAGE, write_report
 from qzhou.evaluation.scoring import score_run
 from qzhou.evaluation.settings_check import refuse_changed_settings
 from qzhou.run.files import EVALUATION, TRAINING_STAGE2, TRANSFORM, RunFiles
+from qzhou.run.model_card import write_model_card
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event, print_block
@@ -61,6 +62,7 @@ def evaluate(
         inputs={
             "transform": run.manifest(TRANSFORM).fingerprint,
             "stage2": run.manifest(TRAINING_STAGE2).fingerprint,
+            "backbone": weights_fingerprint(recipe.model.backbone),
             **{source: weights_fingerprint(source) for source in recipe.evaluation.models},
         },
         code_of=("qzhou.evaluation.scoring",),
@@ -69,7 +71,9 @@ def evaluate(
     )
     manifest = run.stage(stage, work)
     if not run.folder.exists(PAGE):
-        write_report(run)  # after the stage, so that the page has its manifest too
+        # after the stage, so that they have its manifest too
+        write_report(run)
+        write_model_card(run.recipe, run.folder)
     files = RunFiles(run.folder)
     _print_results(files)
     if gate is not None:

@@ -6,6 +6,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.run.files import EXPORT, MODELS_OF_STAGES, TRAINING_STAGE2
+from qzhou.run.model_card import CARD, write_model_card
 from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
 
@@ -18,7 +19,7 @@ def export(recipe: Recipe) -> Manifest:
         TrainingError: The exported folder does not give the encoder's vectors.
     """
     run = Run.open(recipe)
-    return run.stage(
+    manifest = run.stage(
         Stage(
             name=EXPORT,
             settings={"model": recipe.model.model_dump(), "prompts": recipe.prompts},
@@ -27,6 +28,9 @@ def export(recipe: Recipe) -> Manifest:
         ),
         lambda folder: _export(run, folder),
     )
+    if not (run.folder / EXPORT).exists(CARD):
+        write_model_card(recipe, run.folder)
+    return manifest
 
 
 def _export(run: Run, folder: Folder) -> dict[str, int]:

@@ -62,6 +62,8 @@ def model_file(place: str, name: str, *, download: bool = False) -> Path | None:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    if is_gguf(place):
+        return None
     if Path(place).is_dir():
         file = Path(place) / name
         return file if file.exists() else None
@@ -87,7 +89,7 @@ def weights_fingerprint(spec: str) -> str:
     """Changes when a model's files do, wherever they lie; for what is no folder, its name.
 
     Of large files some thousand bytes here and there are read: training changes every
-    weight. A hub id stands with the commit of its files on this machine.
+    weight. Its model card does not count. A hub id stands with the commit of its files on this machine.
 
     Raises:
         ModelError: There is no such model.
@@ -100,7 +102,7 @@ def weights_fingerprint(spec: str) -> str:
         return f"{spec}@{config.parent.name}" if config else spec
     if is_gguf(place):
         return digest([Path(place).stat().st_size, _sampled(Path(place))])
-    files = sorted(path for path in Path(place).rglob("*") if path.is_file())
+    files = sorted(path for path in Path(place).rglob("*") if path.is_file() and path.suffix != ".md")
     return digest([[path.relative_to(place).as_posix(), path.stat().st_size, _sampled(path)] for path in files])
 
 
