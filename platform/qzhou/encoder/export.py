@@ -1,13 +1,15 @@
 """Writing a model as a sentence-transformers folder, which others load without our code.
 
-The files are written in the spelling of sentence-transformers 2 to 5, which version 6 reads
-too. Other readers know no other: with the type names of version 6, vLLM before its pull
-request 54533 takes the architecture's usual pooling, and sentence-transformers before 5.4
-does not load the folder at all.
+The files are written in the spelling of sentence-transformers 2 to 5 and transformers 4,
+which their later versions read too. Other readers know no other. With the type names of
+sentence-transformers 6, vLLM before its pull request 54533 takes the architecture's usual
+pooling. With ``rope_parameters`` alone, transformers 4 rotates by another angle without a
+word (cosine 0.77).
 """
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ def save_sentence_transformer(
     most, tokenizer.model_max_length = tokenizer.model_max_length, min(max_tokens, tokenizer.model_max_length)
     tokenizer.save_pretrained(folder)
     tokenizer.model_max_length = most
+    _add_older_keys(folder)
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
     kinds = ["Transformer", "Pooling", *("Dense" for _ in model.dense), "Normalize"]
     modules = [
@@ -67,8 +70,37 @@ def save_sentence_transformer(
     sides = {"query": "", "document": ""}
     _write_json(
         folder / "config_sentence_transformers.json",
-        {"prompts": sides | dict(prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        {
+            # an older sentence-transformers warns
+            "__version__": {
+                "sentence_transformers": version("sentence-transformers"),
+                "transformers": version("transformers"),
+                "pytorch": version("torch"),
+            },
+            "prompts": sides | dict(prompts),
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
     )
+
+
+def _add_older_keys(folder: Path) -> None:
+    """Write what transformers 4 reads in place of names that version 5 has changed."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["torch_dtype"] = config.get("dtype")
+    if rope := config.get("rope_parameters"):
+        # for each kind of layer, or for all
+        whole, window = rope.get("full_attention", rope), rope.get("sliding_attention")
+        config["rope_theta"] = whole["rope_theta"]
+        if window is not None:
+            config["rope_local_base_freq"] = window["rope_theta"]
+        if whole.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {key: value for key, value in whole.items() if key != "rope_theta"}
+    _write_json(folder / "config.json", config)
+    settings = folder / "tokenizer_config.json"
+    tokenizer = json.loads(settings.read_text("utf-8"))
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        _write_json(settings, tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _write_dense(folder: Path, layer: Any) -> None:

@@ -421,3 +421,41 @@ def test_the_prompts_of_a_model_are_those_of_datasets_that_have_none(bare, tmp_p
     assert sides == [("the query ", "a text "), ("query: ", "passage: "), ("Instruct: Find it\nQuery: ", "")]
     alone = check_models(make_recipe(model={"backbone": str(folder), "prompts": "model"}, datasets=[plain]))
     assert alone.prompts == {"plain": "the query ", "query": "the query ", "document": "a text "}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "qwen2", "gemma3"])
+def test_the_files_of_an_export_are_what_other_readers_look_for(bare, tmp_path, architecture):
+    """vLLM compares the types of modules.json and reads booleans of 1_Pooling, text-embeddings-inference the booleans,
+    sentence-transformers 2 to 5 pass the files' keys to constructors that know no others, transformers 4 knows
+    ``rope_theta`` and ``torch_dtype``."""
+    found = load_backbone(
+        str(declaring(bare / architecture, tmp_path / "model", pooling="lasttoken", dense=[(16, TANH)])),
+        dtype=torch.bfloat16,
+    )
+    folder = tmp_path / "export"
+    save_sentence_transformer(found.model, found.tokenizer, folder, max_tokens=90, prompts=PROMPTS)
+
+    def read(name):
+        return json.loads((folder / name).read_text())
+
+    kinds = ["Transformer", "Pooling", "Dense", "Normalize"]
+    assert [one["type"] for one in read("modules.json")] == [f"sentence_transformers.models.{one}" for one in kinds]
+    assert [one["path"] for one in read("modules.json")] == ["", "1_Pooling", "2_Dense", "3_Normalize"]
+    pooling = read("1_Pooling/config.json")
+    assert [name for name, value in pooling.items() if value is True] == [
+        "pooling_mode_lasttoken",
+        "include_prompt",
+    ]
+    assert set(pooling) - set(OLD_POOLING.values()) == {
+        "word_embedding_dimension", "include_prompt", "pooling_mode_mean_sqrt_len_tokens",
+    }  # fmt: skip
+    assert read("sentence_bert_config.json") == {"max_seq_length": 90, "do_lower_case": False}
+    assert read("2_Dense/config.json") == {
+        "in_features": 32, "out_features": 16, "bias": True, "activation_function": TANH,
+    }  # fmt: skip
+    assert read("config_sentence_transformers.json")["prompts"] == PROMPTS
+    config = read("config.json")
+    assert config["torch_dtype"] == config["dtype"] == "bfloat16"
+    assert ("rope_theta" in config) == (architecture != "bert")
+    assert ("rope_local_base_freq" in config) == (architecture == "gemma3")
+    assert read("tokenizer_config.json")["tokenizer_class"] != "TokenizersBackend"
