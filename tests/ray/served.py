@@ -71,6 +71,7 @@ learning_rate = 1e-4
 port = {port}
 max_batch_tokens = {batch_tokens}
 max_inputs = 64
+token_ids = true
 max_body_mib = 1
 max_request_chars = 30_000
 measure_precision = false

@@ -226,7 +226,11 @@ def test_further_models_are_judged_alone_though_a_worker_dies_and_a_gate_is_chec
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().score(model, task)
 
-    further = {"split_documents": 25, "models": [MINILM, str(tiny_bert)]}
+    further = {
+        "split_documents": 25,
+        "models": [MINILM, str(tiny_bert)],
+        "models_with_recipe_prompts": [NAMED],  # as stage 2, of the same weights
+    }
     before = written(recipe())
     for name, said in (("run", "is this run itself"), ("nowhere", "holds no judged run")):
         with pytest.raises(QzhouError, match=said):
