@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 
+import datasets
 import mteb
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from qzhou.evaluation.judge.per_example_scores import (
     pooled_difference,
     score_interval,
 )
-from qzhou.evaluation.judge.predictions import per_example_scores_of
+from qzhou.evaluation.judge.predictions import PAIR_MEASURES, per_example_scores_of
 from tests.unit.evaluation import test_tasks as known
 
 GENERATOR = np.random.default_rng(5)
@@ -195,3 +197,31 @@ def test_the_items_of_a_task_add_up_to_the_score_of_mteb(kind, tmp_path):
     assert found.score == pytest.approx(score, abs=1e-4)
     assert abs(score) < 1, "the task tells models apart"
     assert per_example_scores_of(task, tmp_path, score + 0.1) is None, "items that do not add up are not used"
+
+
+@pytest.mark.parametrize("measure", PAIR_MEASURES)
+def test_pair_classification_keeps_its_items_whichever_measure_wins(tmp_path, measure):
+    """mteb's max_ap is the best of five; where Manhattan led by 0.0005, the interval was gone."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 60)
+    values = {one: random.uniform(0, 1, 60) for one in PAIR_MEASURES}
+    values[measure] = random.normal(labels, 0.7)
+    if measure.endswith("distances"):
+        values[measure] = -values[measure]
+    (tmp_path / "pairs_predictions.json").write_text(
+        json.dumps({"default": {"test": {name: list(map(float, one)) for name, one in values.items()}}})
+    )
+    data = datasets.Dataset.from_dict({"labels": labels.tolist()})
+    task = SimpleNamespace(
+        metadata=SimpleNamespace(
+            name="pairs", type="PairClassification", main_score="max_ap", dataset={"revision": "r"}
+        ),
+        dataset={"default": {"test": data}},
+        label_column_name="labels",
+    )
+    likeness = -values[measure] if measure.endswith("distances") else values[measure]
+
+    found = per_example_scores_of(task, tmp_path, average_precision_score(labels, likeness))
+
+    assert found is not None
+    assert found.parts[0].values == pytest.approx(likeness)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,20 @@ def per_example_scores_of(task: Any, predictions: Path, score: float) -> PerExam
     path = predictions / f"{task.metadata.name}_predictions.json"
     if task.metadata.type not in READERS or not path.exists():
         return None
-    statistic, reader = READERS[task.metadata.type]
+    saved = json.loads(path.read_text("utf-8"))
+    for statistic, reader in READERS[task.metadata.type]:
+        found = _read(task, saved, statistic, reader)
+        # a score that is not a number differs from every other, so the comparison must hold to be accepted
+        if found is not None and abs(found.score - score) <= TOLERANCE:
+            return found
+    return None
+
+
+def _read(
+    task: Any, saved: Mapping[str, Any], statistic: Statistic, reader: Callable[..., Part | None]
+) -> PerExampleScores | None:
     parts = []
-    for subset, splits in json.loads(path.read_text("utf-8")).items():
+    for subset, splits in saved.items():
         if subset == "mteb_model_meta":
             continue
         for split, predicted in splits.items():
@@ -37,9 +49,7 @@ def per_example_scores_of(task: Any, predictions: Path, score: float) -> PerExam
             if part is None:
                 return None
             parts.append(part)
-    found = PerExampleScores(statistic, tuple(parts), str(task.metadata.dataset["revision"]))
-    # A score that is not a number differs from every other, so the comparison must hold to be accepted.
-    return found if parts and abs(found.score - score) <= TOLERANCE else None
+    return PerExampleScores(statistic, tuple(parts), str(task.metadata.dataset["revision"])) if parts else None
 
 
 def _of_retrieval(name: str, task: Any, data: Any, predicted: Mapping[str, Mapping[str, float]]) -> Part | None:
@@ -59,13 +69,20 @@ def _of_retrieval(name: str, task: Any, data: Any, predicted: Mapping[str, Mappi
     return Part(name, values, ids=tuple(queries))
 
 
-def _of_similarity(name: str, task: Any, data: Any, predicted: Mapping[str, Any]) -> Part:
-    """The cosine of each pair, beside its gold score or label."""
+def _of_similarity(name: str, task: Any, data: Any, predicted: Mapping[str, Any], *, kind: str = "") -> Part | None:
+    """The likeness of each pair, beside its gold score or label.
+
+    ``kind`` names the measure; by default the one of the main score. Distances become
+    likenesses by their sign.
+    """
     column = getattr(task, "label_column_name", "score")
     gold = data[column] if column in data.column_names else data["score"]
-    kind = "cosine_scores" if task.metadata.main_score.startswith("cosine") else "similarity_scores"
-    values = predicted.get(kind) or predicted["cosine_scores"]
-    return Part(name, tuple(map(float, values)), gold=tuple(map(float, gold)))
+    asked = kind or ("cosine_scores" if task.metadata.main_score.startswith("cosine") else "similarity_scores")
+    values = predicted.get(asked) or (None if kind else predicted["cosine_scores"])
+    if values is None:
+        return None
+    sign = -1.0 if asked.endswith("distances") else 1.0
+    return Part(name, tuple(sign * float(one) for one in values), gold=tuple(map(float, gold)))
 
 
 def _of_classification(name: str, task: Any, data: Any, predicted: Any) -> Part | None:
@@ -77,10 +94,15 @@ def _of_classification(name: str, task: Any, data: Any, predicted: Any) -> Part 
     return Part(name, tuple(map(float, right)))
 
 
-READERS: dict[str, tuple[Statistic, Callable[..., Part | None]]] = {
-    "Retrieval": ("mean", _of_retrieval),
-    "Reranking": ("mean", _of_retrieval),
-    "STS": ("spearman", _of_similarity),
-    "PairClassification": ("average_precision", _of_similarity),
-    "Classification": ("mean", _of_classification),
+# mteb's score of pair classification is the highest of these measures, by a hair in the last digits
+PAIR_MEASURES = ("similarity_scores", "cosine_scores", "dot_scores", "euclidean_distances", "manhattan_distances")
+# Type of task -> how its examples may make up its score; the first that does is taken.
+READERS: dict[str, list[tuple[Statistic, Callable[..., Part | None]]]] = {
+    "Retrieval": [("mean", _of_retrieval)],
+    "Reranking": [("mean", _of_retrieval)],
+    "STS": [("spearman", _of_similarity)],
+    "PairClassification": [
+        ("average_precision", partial(_of_similarity, kind=measure)) for measure in PAIR_MEASURES
+    ],
+    "Classification": [("mean", _of_classification)],
 }
