@@ -28,7 +28,10 @@ def refused(done: Finished, status: int = 2) -> str:
     [
         (("--training.stage1.step", "3"), ["training.stage1.step", "did you mean", "training.stage1.steps"]),
         (("--training.stage1.steps", "many"), ["training.stage1.steps", "valid integer", "many"]),
-        (("--model.pooling", "max"), ["model.pooling", "'mean', 'last', 'cls' or 'weightedmean'", "max"]),
+        (
+            ("--model.pooling", "middle"),
+            ["model.pooling", "'mean', 'last', 'cls', 'weightedmean' or 'max'", "middle"],
+        ),
         (("--serving.port", "0"), ["serving.port", "greater than or equal to 1"]),
         (("--training.stage1.steps",), ["training.stage1.steps"]),
     ],

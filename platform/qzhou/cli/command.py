@@ -18,6 +18,7 @@ GROUPS = {
     "After a run": ["report", "index", "serve", "merge"],
     "Before a run, and many runs": ["plan", "experiment", "submit"],
 }
+CHECKED = {"run", "serve", *STAGES}  # commands that load models
 EXPERIMENTAL = " (experimental)"  # no measurement shows yet that it helps
 
 
@@ -92,9 +93,11 @@ class RecipeCommand(OverridingCommand):
         if path.startswith("-"):
             raise click.UsageError(f"the recipe comes first, before {path}")
         recipe = load_recipe(recipe_path(path), ctx.params["settings"])
-        if ctx.command.name in {"run", *STAGES}:
+        if ctx.command.name in CHECKED:
             # a wrong model is found here in seconds, and by the stage that needs it after hours
             recipe = check_models(recipe)
+        elif recipe.model.prompts == "model":
+            recipe = check_models(recipe, quiet=True)
         if keep:
             from qzhou.run.run import accept_stages
 

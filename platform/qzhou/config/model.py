@@ -1,6 +1,6 @@
 """The table ``[model]``: the encoder that is trained."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ class ModelSection(Section):
         description="A decoder is made bidirectional by config.is_causal = false. Default: as an embedding model "
         "declares; a bare language model becomes bidirectional.",
     )
-    pooling: Literal["mean", "last", "cls", "weightedmean"] | None = Field(
+    pooling: Literal["mean", "last", "cls", "weightedmean", "max"] | None = Field(
         None, description="How token vectors become one vector. Default: as an embedding model declares; else mean."
     )
     attention_of: dict[str, Literal["bidirectional", "causal"]] = Field(
@@ -51,6 +51,17 @@ class ModelSection(Section):
     saved_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Type of the weights in the model folder."
     )
+
+    def settings_for(self, *others: str) -> dict[str, Any]:
+        """The settings that a stage depends on which uses these other models besides the backbone.
+
+        Prompts of the backbone are those of the datasets by then.
+        """
+        own = self.model_dump(exclude={"prompts", "attention_of", "prefixes_of"})
+        return own | {
+            "attention_of": {spec: one for spec, one in self.attention_of.items() if spec in others},
+            "prefixes_of": {spec: one for spec, one in self.prefixes_of.items() if spec in others},
+        }
 
     @property
     def encodes_in(self) -> Literal["auto", "float32", "bfloat16", "float16"]:

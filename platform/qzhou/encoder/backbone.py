@@ -9,6 +9,7 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,10 +22,10 @@ from qzhou.encoder.attention import PACKED, Packed, Padded, using_attention
 from qzhou.encoder.model_files import DenseLayer, Pooling, read_metadata
 from qzhou.encoder.pooling import pool, pool_packed
 from qzhou.errors import ModelError, first_line
-from qzhou.run.models import MODEL_NAME_HELP, is_gguf, model_file, resolve
+from qzhou.run.models import MODEL_NAME_HELP, commit_of, is_gguf, model_file, resolve
 
 # what reading a model's files may raise; the last of GGUF
-UNREADABLE = (OSError, ValueError, ImportError, SafetensorError, struct.error)
+UNREADABLE = (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError, struct.error)
 
 Attention = Literal["bidirectional", "causal"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -73,8 +74,8 @@ class EmbeddingModel(nn.Module):
 
     def _finished(self, vector_ND: Tensor) -> Tensor:
         if len(self.dense):
-            dtype = next(self.dense.parameters()).dtype
-            vector_ND = self.dense(vector_ND.to(dtype)).float()
+            weight = next(self.dense.parameters(), vector_ND)  # in eight bits there are none, and it takes float32
+            vector_ND = self.dense(vector_ND.to(weight.dtype)).float()
         return torch.nn.functional.normalize(vector_ND, dim=-1)
 
 
@@ -110,6 +111,7 @@ def load_backbone(
         ModelError: There is no such model, it cannot be loaded, or it computes something that this encoder does not.
     """
     metadata = read_metadata(spec, pooling=pooling, attention=attention)
+    attention = attention or metadata.attention
     place = resolve(spec)
     files = _files_of(place)
     transformers_logging.disable_progress_bar()
@@ -174,7 +176,7 @@ def load_config(spec: str) -> Any:
     """
     try:
         return AutoConfig.from_pretrained(**_files_of(resolve(spec)))
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ModelError(
             f"the model '{spec}' cannot be read: {first_line(error)}\n       {MODEL_NAME_HELP}"
         ) from None
@@ -242,7 +244,8 @@ def _files_of(place: str) -> dict[str, str]:
     if is_gguf(place):
         file = Path(place)
         return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    return {"pretrained_model_name_or_path": place}
+    commit = commit_of(place)
+    return {"pretrained_model_name_or_path": place} | ({"revision": commit} if commit else {})
 
 
 def _unpacked(model: Any, dtype: torch.dtype) -> Any:

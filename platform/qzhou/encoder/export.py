@@ -87,6 +87,8 @@ def save_sentence_transformer(
 def _add_older_keys(folder: Path) -> None:
     """Write what transformers 4 reads in place of names that version 5 has changed."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
+    # the class of transformers is saved, whatever code its weights came with
+    config.pop("auto_map", None)
     config["torch_dtype"] = config.get("dtype")
     if rope := config.get("rope_parameters"):
         # for each kind of layer, or for all

@@ -3,31 +3,34 @@
 import sys
 from collections.abc import Iterator
 
+from qzhou.config.loading import nearest
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import declared_prompt
-from qzhou.encoder.model_files import ModelMetadata, read_metadata
+from qzhou.encoder.model_files import ModelMetadata, read_config, read_metadata
 from qzhou.errors import HubError, ModelError, RecipeError
 from qzhou.telemetry.events import log_event
 
 
-def check_models(recipe: Recipe) -> Recipe:
+def check_models(recipe: Recipe, *, quiet: bool = False) -> Recipe:
     """The recipe, with the prompts that its backbone declares where ``model.prompts`` asks for them.
 
     Prints one line for each setting that contradicts what the backbone declares, and for
-    each model of which the hub cannot be asked.
+    each model of which the hub cannot be asked, unless ``quiet``.
 
     Raises:
         ModelError: A model is not there, or would be computed otherwise than it declares.
         RecipeError: A setting does not fit the backbone.
     """
-    for setting, spec in _other_models(recipe):
-        _opened(recipe, setting, spec)
-    backbone = _opened(recipe, "model.backbone", recipe.model.backbone)
+    others = list(_other_models(recipe))
+    _refuse_unknown_models(recipe, [spec for _, spec in others])
+    for setting, spec in others:
+        _opened(recipe, setting, spec, quiet=quiet)
+    backbone = _opened(recipe, "model.backbone", recipe.model.backbone, quiet=quiet)
     if backbone is None:
         if recipe.model.prompts == "model":
             raise ModelError("model.prompts is 'model', and the files of model.backbone cannot be read here")
         return recipe
-    for line in _contradictions(recipe, backbone):
+    for line in () if quiet else _contradictions(recipe, backbone):
         log_event(f"model: {line}", "setting_beats_model_files", stream=sys.stderr)
     _refuse_width(recipe, backbone)
     return with_declared_prompts(recipe, backbone)
@@ -63,12 +66,23 @@ def _other_models(recipe: Recipe) -> Iterator[tuple[str, str]]:
     named = [("mining.teacher", mining.teacher), ("mining.reranker", mining.reranker)]
     named += [("mining.extra_teachers", spec) for spec in mining.extra_teachers]
     named += [("training.distillation.teacher", recipe.training.distillation.teacher)]
+    named += [("synthesis.filters.teacher", recipe.synthesis.filters.teacher)]
     named += [("evaluation.models", spec) for spec in recipe.evaluation.models]
+    named += [("serving.models", spec) for spec in recipe.serving.models.values()]
     yield from ((setting, spec) for setting, spec in named if spec)
 
 
-def _opened(recipe: Recipe, setting: str, spec: str) -> ModelMetadata | None:
-    """What a model's files say; None for an endpoint, and where the hub cannot be asked."""
+def _refuse_unknown_models(recipe: Recipe, named: list[str]) -> None:
+    for table in ("attention_of", "prefixes_of"):
+        for spec in getattr(recipe.model, table):
+            if spec not in named:
+                raise RecipeError(
+                    f"model.{table}: '{spec}' is no model of this recipe besides the backbone{nearest(spec, named)}"
+                )
+
+
+def _opened(recipe: Recipe, setting: str, spec: str, *, quiet: bool) -> ModelMetadata | None:
+    """What a model's files say; None for an endpoint or a reranker, and where the hub cannot be asked."""
     if "://" in spec:
         if spec.startswith("http") and not spec.partition("#")[2]:
             raise ModelError(f"{setting}: '{spec}' names no model; write it as {spec}#model-name")
@@ -76,14 +90,16 @@ def _opened(recipe: Recipe, setting: str, spec: str) -> ModelMetadata | None:
     own = setting == "model.backbone"
     attention = recipe.model.attention if own else recipe.model.attention_of.get(spec)
     try:
+        if setting == "mining.reranker":
+            refuse_no_cross_encoder(spec, read_config(spec).get("architectures") or [])
+            return None
         found = read_metadata(spec, pooling=recipe.model.pooling if own else None, attention=attention)
     except HubError as error:
-        line = f"model: {setting} is not checked: {str(error).splitlines()[0]}"
-        log_event(line, "model_not_checked", level="warning", stream=sys.stderr)
+        if not quiet:
+            line = f"model: {setting} is not checked: {str(error).splitlines()[0]}"
+            log_event(line, "model_not_checked", level="warning", stream=sys.stderr)
         return None
-    if setting == "mining.reranker":
-        refuse_no_cross_encoder(spec, found.config.get("architectures") or [])
-    elif not own and found.similarity in {"dot", "euclidean", "manhattan"} and found.is_normalised is False:
+    if not own and found.similarity in {"dot", "euclidean", "manhattan"} and found.is_normalised is False:
         raise ModelError(
             f"{setting}: '{spec}' compares vectors by '{found.similarity}' and leaves them at their lengths; vectors "
             "have unit length here, so its ranking would be another. Take a model that compares by cosine."

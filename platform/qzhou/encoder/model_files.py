@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qzhou.errors import ModelError
+from qzhou.errors import ModelError, first_line
 from qzhou.run.models import MODEL_NAME_HELP, is_gguf, model_file, resolve
 
 Pooling = Literal["mean", "last", "cls", "weightedmean", "max"]
@@ -24,6 +24,12 @@ POOLING_BY_OLD_KEY: dict[str, Pooling] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_max_tokens": "max",
 }
+POOLING_OF_GGUF: dict[int, Pooling] = {1: "mean", 2: "cls", 3: "last"}
+# where sentence-transformers looks for the length at which it truncates, in this order
+TEXT_SETTINGS = [
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+]
 COMPUTED = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 
 
@@ -49,6 +55,7 @@ class ModelMetadata:
 
     Attributes:
         config: Its config.json; empty for a GGUF file.
+        attention: What a GGUF file says of it; None leaves it to the config.
         is_embedding_model: Whether it is saved as sentence-transformers saves one, with a list of its modules.
         pooling: How token vectors become one.
         dense: Layers between pooling and normalisation, in order.
@@ -59,6 +66,7 @@ class ModelMetadata:
     """
 
     config: dict[str, Any]
+    attention: Literal["bidirectional", "causal"] | None
     is_embedding_model: bool
     pooling: Pooling | None
     dense: tuple[DenseLayer, ...]
@@ -81,23 +89,25 @@ def read_metadata(spec: str, *, pooling: Pooling | None = None, attention: str |
     """
     place = resolve(spec)
     if is_gguf(place):
-        return ModelMetadata({}, False, None, (), None, None, None, None)
-    config = _declared(spec, place, "config.json")
-    if not config:
-        raise ModelError(f"the model '{spec}' has no config.json. {MODEL_NAME_HELP}")
+        return _of_gguf(spec, place, pooling)
+    config = read_config(spec)
     _refuse_code_of_its_own(spec, config, attention)
     modules = _modules(spec, place)
     folders = dict(modules)
     declared = pooling
     if not pooling and (modules == [] or "Pooling" in folders):
         declared = _pooling(spec, place, folders.get("Pooling", "1_Pooling"))
-    of_text = _declared(spec, place, "sentence_bert_config.json")
+    of_text: dict[str, Any] = {}
+    for file in TEXT_SETTINGS if modules else ():
+        if of_text := _declared(spec, place, file):
+            break
     if of_text.get("do_lower_case"):
-        _refuse(spec, "lower-cases its texts (do_lower_case in sentence_bert_config.json)")
+        _refuse(spec, f"lower-cases its texts (do_lower_case in {file})")
     whole = _declared(spec, place, "config_sentence_transformers.json")
     longest = of_text.get("max_seq_length")
     return ModelMetadata(
         config=config,
+        attention=None,
         is_embedding_model=bool(modules),
         pooling=declared,
         dense=tuple(_dense(spec, place, folder) for kind, folder in modules if kind == "Dense"),
@@ -105,6 +115,52 @@ def read_metadata(spec: str, *, pooling: Pooling | None = None, attention: str |
         similarity=whole.get("similarity_fn_name"),
         prompts=whole.get("prompts"),
         max_tokens=None if longest is None else int(longest),
+    )
+
+
+def read_config(spec: str) -> dict[str, Any]:
+    """A model's config.json.
+
+    Raises:
+        ModelError: There is none.
+    """
+    found = _declared(spec, resolve(spec), "config.json")
+    if not found:
+        raise ModelError(f"the model '{spec}' has no config.json. {MODEL_NAME_HELP}")
+    return found
+
+
+def _of_gguf(spec: str, place: str, pooling: Pooling | None) -> ModelMetadata:
+    """What one file of llama.cpp's format says; an embedding model's names its pooling."""
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise ModelError(
+            f"the model '{spec}' is a GGUF file, which the package gguf reads: pip install 'qzhou[gguf]'"
+        ) from None
+    try:
+        reader = GGUFReader(place)
+        kind = reader.fields["general.architecture"].contents()
+        pooled = reader.fields.get(f"{kind}.pooling_type")
+        causal = reader.fields.get(f"{kind}.attention.causal")
+    # it reads whatever bytes are there
+    except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
+        raise ModelError(
+            f"the model '{spec}' cannot be read as GGUF: {first_line(error)}. {MODEL_NAME_HELP}"
+        ) from None
+    number = int(pooled.contents()) if pooled else 0
+    if number and not pooling and number not in POOLING_OF_GGUF:
+        _refuse(spec, f"pools by llama.cpp's type {number}")
+    return ModelMetadata(
+        config={},
+        attention=("causal" if causal.contents() else "bidirectional") if causal else None,
+        is_embedding_model=bool(number),
+        pooling=pooling or POOLING_OF_GGUF.get(number),
+        dense=(),
+        is_normalised=None,
+        similarity=None,
+        prompts=None,
+        max_tokens=None,
     )
 
 
@@ -134,7 +190,11 @@ def _modules(spec: str, place: str) -> list[tuple[str, str]]:
     file = model_file(place, "modules.json", download=True)
     if file is None:
         return []
-    found = [(str(one["type"]).rsplit(".", 1)[-1], str(one["path"])) for one in json.loads(file.read_text("utf-8"))]
+    declared = [(str(one["type"]), str(one["path"])) for one in json.loads(file.read_text("utf-8"))]
+    for kind, _ in declared:
+        if not kind.startswith("sentence_transformers."):
+            _refuse(spec, f"has a module of its own ({kind})")
+    found = [(kind.rsplit(".", 1)[-1], path) for kind, path in declared]
     kinds = [kind for kind, _ in found]
     for kind in kinds:
         if kind not in COMPUTED:

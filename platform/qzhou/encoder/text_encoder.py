@@ -11,6 +11,8 @@ from qzhou.encoder.encoder import encoder_of
 from qzhou.encoder.remote import RemoteEncoder, is_remote
 from qzhou.encoder.vectors import Vectors
 
+SIDES = ("query", "document")
+
 
 class TextEncoder(Protocol):
     """What mining, evaluation and synthesis need of an encoder."""
@@ -54,14 +56,16 @@ def load_text_encoder(spec: str, model: ModelSection, *, api_key_env: str) -> Te
         SetupError: The key cannot be sent.
     """
     if is_remote(spec):
-        return RemoteEncoder(spec, Keys.of([api_key_env]), api_key_env)
+        remote = RemoteEncoder(spec, Keys.of([api_key_env]), api_key_env)
+        if spec in model.prefixes_of:
+            remote.prompts = dict(zip(SIDES, model.prefixes_of[spec], strict=True))
+        return remote
     dtype = choose_dtype(model.encodes_in, choose_device())
     most = model.max_document_tokens
     if spec:
         found = load_backbone(spec, attention=model.attention_of.get(spec), dtype=dtype)
         if spec in model.prefixes_of:
-            query, document = model.prefixes_of[spec]
-            found = replace(found, prompts={"query": query, "document": document})
+            found = replace(found, prompts=dict(zip(SIDES, model.prefixes_of[spec], strict=True)))
         most = min(most, found.max_tokens)
     else:
         found = load_recipe_model(model, dtype=dtype)

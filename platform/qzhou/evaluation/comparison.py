@@ -92,14 +92,20 @@ def benchmark_means(rows: Sequence[Row], tasks: Sequence[EvalTask]) -> list[dict
     published = tomllib.loads(PUBLISHED.read_text("utf-8"))
     return [
         _benchmark(name, rows, tasks, published.get(name, {}))
-        for name in dict.fromkeys(one for task in tasks for one in task.benchmarks)
+        for name in dict.fromkeys(one for task in tasks for one in _benchmarks_of(task))
     ]
+
+
+def _benchmarks_of(task: EvalTask) -> list[str]:
+    return [*task.benchmarks, *(benchmark for _, benchmark in task.aggregates if benchmark)]
 
 
 def _benchmark(
     name: str, rows: Sequence[Row], tasks: Sequence[EvalTask], published: Mapping[str, Any]
 ) -> dict[str, Any]:
-    type_of = {task.aggregate or task.name: task.type for task in tasks if name in task.benchmarks}
+    type_of = {task.name: task.type for task in tasks if name in task.benchmarks}
+    for task in tasks:
+        type_of |= {aggregate: task.type for aggregate, benchmark in task.aggregates if benchmark == name}
     inside = [row for row in rows if row.task in type_of]
     judged = {row.task for row in inside}
     types = published.get("types") or sorted({row.type for row in inside})

@@ -6,6 +6,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import with_arithmetic
+from qzhou.errors import RecipeError
 from qzhou.evaluation.comparison import benchmark_table, differences_of, rows_of, table
 from qzhou.evaluation.diagnosis import diagnosis_text
 from qzhou.evaluation.gate import Gate
@@ -46,6 +47,7 @@ def evaluate(
         RegressionError: Stage 2 does not pass the gate.
     """
     refuse_changed_settings(recipe)
+    _refuse_unknown_names(recipe)
     run = with_arithmetic(Run.open(recipe))
     if gate is not None:
         gate.refuse_unknown_run(run.folder)
@@ -81,11 +83,20 @@ def evaluate(
     return manifest
 
 
+def _refuse_unknown_names(recipe: Recipe) -> None:
+    known = [one.name for one in models_to_score(recipe)]
+    for name in recipe.evaluation.models_with_recipe_prompts:
+        if name not in known:
+            raise RecipeError(
+                f"evaluation.models_with_recipe_prompts: the table has no model '{name}'; it has {', '.join(known)}"
+            )
+
+
 def _settings(recipe: Recipe) -> dict[str, object]:
     """The parts of the recipe that scores depend on."""
     return {
         "evaluation": recipe.evaluation.model_dump(),
-        "model": recipe.model.model_dump(),
+        "model": recipe.model.settings_for(*recipe.evaluation.models),
         "prompts": {one.name: astuple(one.prompt) for one in recipe.datasets},
         "kinds": {one.name: [one.kinds, one.train_split_of] for one in recipe.datasets},
         "seed": recipe.run.seed,

@@ -55,13 +55,14 @@ def score_run(run: Run, folder: Folder, make_evaluator: MakeEvaluator) -> dict[s
             f"{len(results.failed)} of {len(queue)} tasks could not be judged; the others are kept, and the same "
             "command goes on with the rest:\n       " + "\n       ".join(results.failed)
         )
-    rows = _rows(models, tasks, results.scores, seed)
+    single = _rows(models, tasks, results.scores, seed)
+    rows = [*single, *_aggregates(tasks, single)]
     comparison = {
         "rows": [asdict(row) for row in rows],
         "differences": [asdict(one) for one in _differences(rows, results.scores, seed)],
         "benchmarks": benchmark_means(rows, tasks),
         "published": published_scores(rows, tasks),
-        "seen": seen_and_unseen(rows),
+        "seen": seen_and_unseen(single),
         "health": results.health,
         "not_judged": not_judged | _undefined(results),
     }
@@ -85,7 +86,7 @@ def _undefined(results: Results) -> dict[str, str]:
 def _rows(models: Sequence[ModelSpec], tasks: Sequence[EvalTask], scores: Scores, seed: int) -> list[Row]:
     """By task, for each its models in order; tasks of benchmarks come last."""
     found = []
-    for task in sorted(tasks, key=lambda task: (bool(task.benchmarks), task.name)):
+    for task in sorted(tasks, key=lambda task: (bool(task.benchmarks or task.aggregates), task.name)):
         for model in models:
             scored = scores.get((model.name, task.name))
             if scored is None or scored.undefined:
@@ -107,15 +108,15 @@ def _rows(models: Sequence[ModelSpec], tasks: Sequence[EvalTask], scores: Scores
                 seconds=scored.seconds,
             )
             found.append(row)
-    return found + list(_aggregates(tasks, found))
+    return found
 
 
 def _aggregates(tasks: Sequence[EvalTask], rows: Sequence[Row]) -> Iterator[Row]:
     """The rows of mteb's aggregate tasks: the mean over their parts, for models with a score on each."""
     parts: dict[str, list[str]] = {}
     for task in tasks:
-        if task.aggregate:
-            parts.setdefault(task.aggregate, []).append(task.name)
+        for aggregate in dict(task.aggregates):
+            parts.setdefault(aggregate, []).append(task.name)
     for name, inside in parts.items():
         for model in models_of(rows):
             of_model = [row for row in rows if row.model == model and row.task in inside]

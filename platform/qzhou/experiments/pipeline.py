@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,14 @@ def run_experiment(grid: TrialGrid) -> list[Comparison]:
     Raises:
         QzhouError: Trials failed; the others are finished and compared.
     """
-    for recipe in {one.recipe.model.model_dump_json(): one.recipe for one in grid.trials}.values():
-        check_models(recipe)
+    said: set[str] = set()
+    trials = []
+    for trial in grid.trials:
+        # what is said of one backbone is said once
+        backbone = trial.recipe.model.model_dump_json()
+        trials.append(replace(trial, recipe=check_models(trial.recipe, quiet=backbone in said)))
+        said.add(backbone)
+    grid = replace(grid, trials=tuple(trials))
     folder = Folder.open(grid.storage).create()
     with session():
         failed = _run_trials(grid, folder)

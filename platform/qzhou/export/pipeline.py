@@ -1,10 +1,9 @@
 """The stage ``export``: the trained model as a sentence-transformers folder."""
 
-import json
-
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
+from qzhou.encoder.model_files import read_metadata
 from qzhou.run.files import EXPORT, MODELS_OF_STAGES, TRAINING_STAGE2
 from qzhou.run.model_card import CARD, write_model_card
 from qzhou.run.run import Run, Stage
@@ -22,7 +21,7 @@ def export(recipe: Recipe) -> Manifest:
     manifest = run.stage(
         Stage(
             name=EXPORT,
-            settings={"model": recipe.model.model_dump(), "prompts": recipe.prompts},
+            settings={"model": recipe.model.settings_for(), "prompts": recipe.prompts},
             inputs={"stage2": run.manifest(TRAINING_STAGE2).fingerprint},
             code_of=("qzhou.export.pipeline",),
         ),
@@ -40,7 +39,8 @@ def _export(run: Run, folder: Folder) -> dict[str, int]:
     with (run.folder / MODELS_OF_STAGES[TRAINING_STAGE2]).local_copy() as trained:
         folder.upload(trained)
         lowest = checked_parity(trained, name=folder.uri, max_tokens=run.recipe.model.max_document_tokens)
-        config = json.loads((trained / "config.json").read_text("utf-8"))
+        metadata = read_metadata(str(trained))
+        dimensions = metadata.dense[-1].out_features if metadata.dense else int(metadata.config["hidden_size"])
     line = f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})"
     log_event(line, "exported", lowest_cosine=lowest)
-    return {"dimensions": int(config["hidden_size"])}
+    return {"dimensions": dimensions}

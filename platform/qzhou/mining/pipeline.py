@@ -56,7 +56,7 @@ def mine(recipe: Recipe, layout: Layout = DEFAULT) -> Manifest:
         models["reranker"] = weights_fingerprint(mining.reranker)
     settings: dict[str, object] = {
         "mining": mining.model_dump(exclude={"teacher_api_key_env", "index_memory_gb"}),
-        "model": recipe.model.model_dump(),
+        "model": recipe.model.settings_for(*mining.teachers),
         "prompts": {one.name: dataclasses.astuple(one.prompt) for one in recipe.datasets},
         "seed": recipe.training_seed,
     }

@@ -1,11 +1,13 @@
 """The model card: a ``README.md`` in the model's folder that says what it is, how it was made, and how to use it."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
 from qzhou.run.files import EXPORT, STAGES, RunFiles
+from qzhou.run.models import HUB_ID
 
 CARD = "README.md"
 STAGE2, BACKBONE = "stage2", "backbone"
@@ -62,7 +64,7 @@ def _front_matter(recipe: Recipe) -> Iterator[str]:
     yield "library_name: sentence-transformers"
     yield "pipeline_tag: sentence-similarity"
     yield "tags: [sentence-transformers, feature-extraction, sentence-similarity]"
-    if "/" in recipe.model.backbone and ":" not in recipe.model.backbone and recipe.model.backbone[0] not in "./~":
+    if HUB_ID.fullmatch(recipe.model.backbone) and not Path(recipe.model.backbone).exists():
         yield f"base_model: {recipe.model.backbone}"
     if licenses := sorted({one.license for one in recipe.trained_datasets if one.license}):
         yield f"# licences of the data: {', '.join(licenses)}"
@@ -73,8 +75,8 @@ def _usage(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
         'model = SentenceTransformer("PATH")\n'
-        'queries = model.encode_query(["how to sort a list"])\n'
-        'documents = model.encode_document(["Return the sorted list."])\n'
+        'queries = model.encode(["how to sort a list"], prompt_name="query")\n'
+        'documents = model.encode(["Return the sorted list."], prompt_name="document")\n'
         "print(model.similarity(queries, documents))\n```"
     )
     yield (

@@ -32,7 +32,7 @@ def resolve(spec: str) -> str:
         folder = Path(found.submodule_search_locations[0]) / inside
     else:
         folder = Path(spec).expanduser()
-        if not folder.exists() and HUB_ID.fullmatch(spec):
+        if not folder.exists() and HUB_ID.fullmatch(spec) and not is_gguf(spec):
             return spec
     if is_gguf(str(folder)) and folder.is_file():
         return str(folder)
@@ -71,10 +71,11 @@ def model_file(place: str, name: str, *, download: bool = False) -> Path | None:
     if not download or isinstance(known, str):
         return Path(known) if isinstance(known, str) else None
     try:
-        return Path(hf_hub_download(place, name))
+        return Path(hf_hub_download(place, name, revision=commit_of(place) or None))
     except LocalEntryNotFoundError:
-        if known is not None:
-            return None  # the hub said earlier that there is none
+        # the hub said that there is none, or all was downloaded: this file is a part of every repository
+        if known is not None or isinstance(try_to_load_from_cache(place, ".gitattributes"), str):
+            return None
         raise HubError(
             f"the model '{place}': {name} is not on this machine, and the hub cannot be asked for it.\n       "
             f"Fetch the whole model where there is a network: hf download {place}"
@@ -83,6 +84,17 @@ def model_file(place: str, name: str, *, download: bool = False) -> Path | None:
         return None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"the model '{place}' cannot be read: {first_line(error)}. {MODEL_NAME_HELP}") from None
+
+
+def commit_of(place: str) -> str:
+    """The commit of a hub model's files on this machine; empty for a folder, and where there are none.
+
+    All its files are read at this commit, until the cache of the hub is emptied.
+    """
+    if Path(place).exists() or is_gguf(place):
+        return ""
+    config = model_file(place, "config.json")
+    return config.parent.name if config else ""
 
 
 def weights_fingerprint(spec: str) -> str:
@@ -98,8 +110,8 @@ def weights_fingerprint(spec: str) -> str:
         return spec
     place = resolve(spec)
     if place == spec and not Path(place).exists():
-        config = model_file(place, "config.json")
-        return f"{spec}@{config.parent.name}" if config else spec
+        commit = commit_of(place)
+        return f"{spec}@{commit}" if commit else spec
     if is_gguf(place):
         return digest([Path(place).stat().st_size, _sampled(Path(place))])
     files = sorted(path for path in Path(place).rglob("*") if path.is_file() and path.suffix != ".md")

@@ -1,6 +1,5 @@
 """A model taken into service: in the precision that was asked for, with what that costs in accuracy."""
 
-import functools
 import os
 import time
 from dataclasses import dataclass
@@ -9,8 +8,10 @@ from typing import Any
 import torch
 
 from qzhou.config.serving import Precision
-from qzhou.encoder import Encoder, load_encoder
+from qzhou.encoder import Encoder
+from qzhou.encoder.backbone import Attention, choose_device, choose_dtype, load_backbone
 from qzhou.encoder.cpu.int8 import to_int8
+from qzhou.encoder.encoder import encoder_of
 from qzhou.serving.outputs import Vectors
 from qzhou.serving.service import ServedModel
 
@@ -31,6 +32,7 @@ class Settings:
 
     Attributes:
         precision: What it computes in; int8 only on CPUs.
+        attention: How a model attends whose own code is not run; default: as it declares.
         library: What multiplies float32 on a CPU (``model.arithmetic``).
         device: ``cpu``, ``cuda``, or None for the GPU if there is one.
         threads: Of a CPU, for all passes together.
@@ -39,6 +41,7 @@ class Settings:
 
     max_tokens: int
     precision: Precision
+    attention: Attention | None = None
     library: str = "auto"
     compiled: bool = False
     device: str | None = None
@@ -96,10 +99,14 @@ def threads_for(replicas: int) -> int:
 
 
 def _loaded(place: str, settings: Settings, precision: Precision, *, compiled: bool) -> Encoder:
-    encoder = functools.partial(load_encoder, place, max_tokens=settings.max_tokens)
     if precision == "int8":
-        return to_int8(encoder(device="cpu", dtype="float32", library="torch"))
-    return encoder(dtype=precision, library=settings.library, compiled=compiled, device=settings.device)
+        found = load_backbone(place, attention=settings.attention, dtype=torch.float32)
+        return to_int8(encoder_of(found, max_tokens=settings.max_tokens, device="cpu", library="torch"))
+    dtype = choose_dtype(precision, choose_device(settings.device))
+    found = load_backbone(place, attention=settings.attention, dtype=dtype)
+    return encoder_of(
+        found, max_tokens=settings.max_tokens, library=settings.library, device=settings.device, compiled=compiled
+    )
 
 
 def _precision_of(encoder: Encoder) -> str:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -23,6 +24,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.config.serving import ServingSection
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import with_arithmetic
+from qzhou.encoder.model_files import read_metadata
 from qzhou.errors import SetupError
 from qzhou.run.files import MANIFEST
 from qzhou.run.models import resolve
@@ -172,6 +174,11 @@ def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel, int]
         measured=serving.measure_precision,
     )
     with Folder.open(place).local_copy() if "://" in place else contextlib.nullcontext(place) as local:
+        if name != recipe.run.name:
+            attention = recipe.model.attention_of.get(place)
+            declared = read_metadata(str(local), attention=attention).max_tokens or settings.max_tokens
+            most = min(settings.max_tokens, declared)
+            settings = replace(settings, attention=attention, max_tokens=most)
         return *load(str(local), name, settings), settings.passes
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qzhou.encoder import EmbeddingModel, load_backbone
+from qzhou.encoder.backbone import Attention
 from qzhou.training.engine import Collator
 from qzhou.training.sharding import Ids
 
@@ -23,13 +24,15 @@ class Teacher:
     collate: Collator
 
     @classmethod
-    def load(cls, spec: str, *, device: torch.device, dtype: torch.dtype) -> Teacher:
-        """The teacher that ``training.distillation.teacher`` names.
+    def load(
+        cls, spec: str, *, attention: Attention | None = None, device: torch.device, dtype: torch.dtype
+    ) -> Teacher:
+        """The teacher that ``training.distillation.teacher`` names, and ``model.attention_of`` may know more of.
 
         Raises:
             ModelError: There is no such model, or it cannot be loaded.
         """
-        found = load_backbone(spec, dtype=dtype)
+        found = load_backbone(spec, attention=attention, dtype=dtype)
         model = found.model.to(device).eval().requires_grad_(False)
         return cls(model, found.tokenizer, Collator(model, found.tokenizer))
 

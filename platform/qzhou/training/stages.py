@@ -24,7 +24,7 @@ def learning_settings(recipe: Recipe, stage: TrainingStageName) -> dict[str, dic
     """The settings of a recipe that what a stage learns depends on: table of the recipe -> its settings."""
     both = recipe.training.model_dump(exclude={"stage1", "stage2", "seed", *SPEED_SETTINGS})
     own = {stage: getattr(recipe.training, stage).model_dump()}
-    return {"training": both | own, "model": recipe.model.model_dump()}
+    return {"training": both | own, "model": recipe.model.settings_for(recipe.training.distillation.teacher)}
 
 
 def train_both_stages(run: Run, train_stage: Callable[[Folder, TrainingStageName], Mapping[str, int]]) -> Manifest:

@@ -76,7 +76,11 @@ def train_worker(
             data,
             recipe,
             found.tokenizer,
-            teacher=Teacher.load(teacher, device=device, dtype=dtype) if teacher else None,
+            teacher=Teacher.load(
+                teacher, attention=recipe.model.attention_of.get(teacher), device=device, dtype=dtype
+            )
+            if teacher
+            else None,
             validate=partial(validation, engine) if validation else None,
         )
         recorder = recorder_type(recipe, run_folder / TRAINING_STAGES[name], engine, first_step)

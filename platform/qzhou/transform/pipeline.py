@@ -46,6 +46,9 @@ from qzhou.transform.writing.shards import write_corpus, write_shard
 DONE = pa.schema({"error": pa.string(), "rows": pa.int64(), "dataset": pa.string()})
 TaskTexts = Callable[[Sequence[str]], Mapping[str, Iterable[str]]]
 
+# settings of a dataset that no row depends on
+NO_PART_OF_A_ROW = {"instruction", "symmetric", "query_prefix", "document_prefix", "license"}
+
 
 def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     """Turn the raw datasets of a recipe into examples, corpora and held-out examples.
@@ -71,7 +74,7 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     raw = find_inputs(recipe)
     for module in raw.modules.values():
         ray.cloudpickle.register_pickle_by_value(module)  # it need not be installed on workers
-    datasets = [one.model_dump(exclude={"instruction", "symmetric"}) for one in recipe.datasets]
+    datasets = [one.model_dump(exclude=NO_PART_OF_A_ROW) for one in recipe.datasets]
     counts_tokens = any(one.max_tokens for one in recipe.datasets)
     stage = Stage(
         name="transform",

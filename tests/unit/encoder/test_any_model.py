@@ -22,6 +22,7 @@ from transformers import (
 from qzhou.encoder import load_text_encoder
 from qzhou.encoder.attention import Packed, Padded
 from qzhou.encoder.backbone import load_backbone, load_recipe_model
+from qzhou.encoder.cpu.int8 import to_int8
 from qzhou.encoder.encoder import encoder_of, load_encoder, packs_exactly
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.encoder.model_check import check_models
@@ -254,6 +255,7 @@ REFUSED = {
         "has a module Dense from token",
     ),
     "lower case": ("sentence_bert_config.json", {"do_lower_case": True}, "lower-cases its texts"),
+    "lower case, older": ("sentence_roberta_config.json", {"do_lower_case": True}, "lower-cases its texts"),
 }
 KINDS = (
     "LSTM",
@@ -301,6 +303,15 @@ def test_a_module_that_is_not_computed_is_refused(bare, tmp_path, kind):
         read_metadata(str(folder))
 
 
+def test_a_module_of_a_model_s_own_is_refused(bare, tmp_path):
+    folder = declaring(bare / "bert", tmp_path / "model")
+    modules = json.loads((folder / "modules.json").read_text())
+    write(folder, "modules.json", [{**modules[0], "type": "custom_st.Transformer"}, *modules[1:]])
+
+    with pytest.raises(ModelError, match=r"has a module of its own \(custom_st.Transformer\)"):
+        read_metadata(str(folder))
+
+
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 def test_code_of_its_own_is_not_run_and_the_recipe_may_say_how_it_attends(bare, tmp_path, make_recipe, attention):
     """QZhou-Embedding and gte-Qwen2 are Qwen2 whose own code attends in both directions."""
@@ -310,13 +321,23 @@ def test_code_of_its_own_is_not_run_and_the_recipe_may_say_how_it_attends(bare, 
     folder = declaring(bare / "qwen2", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     write(folder, "config.json", config | {"auto_map": {"AutoModel": "modeling_qzhou.QZhouModel"}})
-    recipe = recipe_of(make_recipe, folder, attention=attention, attention_of={str(folder): attention})
+    model = {
+        "backbone": str(folder), "dtype": "float32", "max_document_tokens": 90, "attention": attention,
+        "attention_of": {str(folder): attention},
+    }  # fmt: skip
+    recipe = check_models(make_recipe(model=model, mining={"teacher": str(folder)}))
 
-    as_backbone = load_recipe_model(check_models(recipe).model, dtype=torch.float32)
+    as_backbone = load_recipe_model(recipe.model, dtype=torch.float32)
     as_teacher = load_text_encoder(str(folder), recipe.model, api_key_env="")
+    save_sentence_transformer(
+        as_backbone.model, as_backbone.tokenizer, tmp_path / "export", max_tokens=90, prompts={}
+    )
 
     assert lowest_cosine(vectors(as_backbone), expected) >= SAME
     assert lowest_cosine(as_teacher.encode(TEXTS), expected) >= SAME
+    # what was trained is the class of transformers, and needs no word of its own
+    again = load_encoder(str(tmp_path / "export"), max_tokens=90, dtype="float32", device="cpu")
+    assert lowest_cosine(again.encode(TEXTS), expected) >= SAME
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -345,6 +366,25 @@ def test_a_teacher_truncates_where_it_declares(bare, tmp_path, make_recipe):
     found = load_text_encoder(str(folder), recipe.model, api_key_env="").encode(TEXTS)
 
     assert lowest_cosine(found, of_sentence_transformers(folder, TEXTS)) >= SAME
+
+
+def test_layers_after_pooling_work_in_eight_bits(bare, tmp_path):
+    folder = declaring(bare / "bert", tmp_path / "model", dense=[(48, TANH)])
+    exact = load_encoder(str(folder), max_tokens=60, dtype="float32", device="cpu", library="torch")
+    expected = exact.encode(TEXTS)
+
+    assert lowest_cosine(to_int8(exact).encode(TEXTS), expected) >= 0.98
+
+
+def test_a_reranker_of_today_s_sentence_transformers_is_one(bare, tmp_path, make_recipe):
+    """It writes a modules.json of one module beside the head that scores."""
+    folder = shutil.copytree(bare / "bert", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    write(folder, "config.json", config | {"architectures": ["BertForSequenceClassification"]})
+    own = "sentence_transformers.base.modules.transformer.Transformer"
+    write(folder, "modules.json", [{"idx": 0, "name": "0", "path": "", "type": own}])
+
+    check_models(make_recipe(model={"backbone": str(bare / "bert")}, mining={"reranker": str(folder)}))
 
 
 def test_a_model_without_a_pooler_has_one_fingerprint(bare, tmp_path):
@@ -382,6 +422,14 @@ def test_the_length_at_which_a_tokenizer_truncates_belongs_to_the_key(bare, tmp_
         ({"model": {"backbone": "./nowhere"}}, ModelError, "does not exist"),
         ({"training": {"loss": {"matryoshka_dimensions": [4096]}}}, RecipeError, "have 32 dimensions"),
         ({"model": {"prompts": "model"}}, RecipeError, "declares no prompts"),
+        ({"synthesis": {"filters": {"teacher": "./nowhere"}}}, ModelError, "does not exist"),
+        ({"serving": {"models": {"other": "./nowhere"}}}, ModelError, "does not exist"),
+        ({"model": {"attention_of": {"org/x": "causal"}}}, RecipeError, "'org/x' is no model of this recipe"),
+        (
+            {"mining": {"teacher": "org/model"}, "model": {"prefixes_of": {"org/modle": ["q: ", "d: "]}}},
+            RecipeError,
+            "did you mean 'org/model'",
+        ),
     ],
 )
 def test_every_model_of_a_recipe_is_opened_before_a_stage_starts(bare, make_recipe, sections, error, said):

@@ -354,7 +354,7 @@ def saved(folder, model, changed=None):
 LOADS_FROM_HUB = (
     "import torch; from qzhou.encoder import load_backbone; from qzhou.run.models import weights_fingerprint; "
     "found = load_backbone('some/model', dtype=torch.float32); "
-    "print(found.model.pooling, found.prompts['query'], weights_fingerprint('some/model'))"
+    "print(found.model.pooling, found.prompts.get('query'), weights_fingerprint('some/model'))"
 )
 
 
@@ -376,6 +376,10 @@ def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(tiny_bert,
     # transformers alone downloads no modules.json: without it, the model would be taken for a bare one
     (folder / "modules.json").unlink()
     assert "modules.json is not on this machine, and the hub cannot be asked for it" in loaded().stderr
+
+    # a whole download (`hf download`) has this file of every repository, so that what is missing is not there
+    (folder / ".gitattributes").touch()
+    assert loaded().stdout.startswith("mean ")
 
 
 def test_weights_that_are_cut_off_are_an_error_for_people(tiny_bert, tmp_path):

@@ -13,6 +13,7 @@ from qzhou.encoder.backbone import load_recipe_model
 from qzhou.encoder.encoder import encoder_of, load_encoder
 from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.encoder.model_check import check_models
+from qzhou.encoder.model_files import read_metadata
 from qzhou.errors import ModelError
 from qzhou.run.models import weights_fingerprint
 
@@ -99,6 +100,22 @@ def test_the_recipe_may_keep_it_causal(model):
     assert torch.allclose(*first)
 
 
+@pytest.mark.parametrize(("number", "pooling"), [(1, "mean"), (2, "cls"), (3, "last")])
+def test_a_gguf_embedding_model_is_pooled_as_it_says(number, pooling, tmp_path):
+    file = tmp_path / "embeds.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_pooling_type(gguf.PoolingType(number))
+    writer.add_causal_attention(True)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    found = read_metadata(str(file))
+
+    assert (found.pooling, found.attention, found.is_embedding_model) == (pooling, "causal", True)
+
+
 def test_another_file_has_another_fingerprint(model, tmp_path):
     other = tmp_path / "other.gguf"
     content = Path(model[1]).read_bytes()
@@ -111,6 +128,6 @@ def test_a_file_that_is_not_there_or_cut_off_is_named(model, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(Path(model[1]).read_bytes()[:200])
 
-    for name in (str(broken), str(tmp_path / "none.gguf")):
+    for name in (str(broken), str(tmp_path / "none.gguf"), "models/none.gguf"):
         with pytest.raises(ModelError, match=name):
             load_recipe_model(ModelSection(backbone=name), dtype=torch.float32)

@@ -13,7 +13,7 @@ from qzhou.evaluation.judge.mteb_tasks import parts_of
 from qzhou.evaluation.judge.prompts import prompt_of_model
 from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
 from qzhou.evaluation.judge.tasks import build_task, eval_tasks
-from qzhou.evaluation.scoring import _rows
+from qzhou.evaluation.scoring import _aggregates, _rows
 
 BOARDS = (
     "MTEB(eng, v2)",
@@ -47,7 +47,8 @@ def test_what_is_judged_is_the_benchmark_s_own_task(make_recipe, tmp_path, board
         built = build_task(found[task.metadata.name], recipe, Folder.open(str(tmp_path)))
         assert type(built) is type(task)
         assert (list(built.hf_subsets), list(built.eval_splits)) == (list(task.hf_subsets), list(task.eval_splits))
-        assert found[task.metadata.name].benchmarks == (board,)
+        one = found[task.metadata.name]
+        assert {*one.benchmarks, *(benchmark for _, benchmark in one.aggregates)} == {board}
 
 
 def test_published_scores_stand_only_beside_the_same_languages(make_recipe, tmp_path):
@@ -59,27 +60,52 @@ def test_published_scores_stand_only_beside_the_same_languages(make_recipe, tmp_
 
 
 def test_a_task_that_two_benchmarks_have_in_other_languages_is_refused(make_recipe, tmp_path):
-    with pytest.raises(DataError, match=r"'STS17' is judged on en-en .* in MTEB\(eng, v2\), and on"):
+    with pytest.raises(DataError, match=r"'STS17' is judged on en-en .* for MTEB\(eng, v2\), and on"):
         judged(make_recipe, tmp_path, "MTEB(eng, v2)", "STS17")
 
 
 def test_the_parts_of_an_aggregate_task_are_judged_and_their_mean_is_its_score(make_recipe, tmp_path):
     """mteb cannot load CQADupstackRetrieval as one task, and a benchmark counts it once."""
     _, found = judged(make_recipe, tmp_path, "BEIR")
-    parts = [task for task in found.values() if task.aggregate == "CQADupstackRetrieval"]
+    parts = [task for task in found.values() if "CQADupstackRetrieval" in dict(task.aggregates)]
     assert len(parts) == 12
 
     scores = {
         ("stage2", name): TaskScore("k", name, "Retrieval", "ndcg_at_10", 0.5 + n / 100, 10)
         for n, name in enumerate(sorted(found))
     }
-    rows = _rows([SimpleNamespace(name="stage2")], list(found.values()), scores, 0)
+    single = _rows([SimpleNamespace(name="stage2")], list(found.values()), scores, 0)
+    rows = [*single, *_aggregates(list(found.values()), single)]
     whole = next(row for row in rows if row.task == "CQADupstackRetrieval")
     assert whole.score == pytest.approx(sum(scores["stage2", part.name].score for part in parts) / 12)
     assert whole.n == 120
     (means,) = benchmark_means(rows, list(found.values()))
     assert (means["tasks"], means["judged"]) == (15, 15)
     assert means["models"][0]["mean_task"] is not None
+
+
+@pytest.mark.parametrize("names", [("MTEB(eng, v2)", "CQADupstackRetrieval"), ("BEIR", "MTEB(eng, v2)")])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_benchmark_may_have_some_parts_of_an_aggregate_task_that_is_judged_too(
+    make_recipe, tmp_path, names, order
+):
+    """MTEB(eng, v2) has two of the twelve as tasks of their own."""
+    _, found = judged(make_recipe, tmp_path, *names[::order])
+    scores = {
+        ("stage2", name): TaskScore("k", name, "Retrieval", "ndcg_at_10", n / 100, 10)
+        for n, name in enumerate(sorted(found))
+    }
+    tasks = list(found.values())
+    single = _rows([SimpleNamespace(name="stage2")], tasks, scores, 0)
+    rows = [*single, *_aggregates(tasks, single)]
+    parts = [name for name, one in found.items() if one.aggregates]
+
+    assert len(parts) == 12
+    (whole,) = [row for row in rows if row.task == "CQADupstackRetrieval"]
+    assert whole.score == pytest.approx(sum(scores["stage2", part].score for part in parts) / 12, abs=1e-6)
+    english = next(one for one in benchmark_means(rows, tasks) if one["benchmark"] == "MTEB(eng, v2)")
+    assert (english["tasks"], english["judged"]) == (41, 41)
+    assert any(not model["ours"] for model in english["models"]), "published means stand beside it"
 
 
 def task(name, kind):

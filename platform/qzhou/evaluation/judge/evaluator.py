@@ -229,7 +229,7 @@ class Evaluator:
                 is_remote(spec) or not read_metadata(spec, pooling="mean", attention="").is_embedding_model
             ):
                 return prompt_of_model(bare, declared)
-        return prompt_of(bare, self._own_prompts, settings.instructions, task.aggregate)
+        return prompt_of(bare, self._own_prompts, settings.instructions, [*dict(task.aggregates)])
 
 
 def chunk_rows(split_documents: int) -> int:

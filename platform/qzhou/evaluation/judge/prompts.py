@@ -7,7 +7,7 @@ retrieval, and before both sides in every other type of task. A model that this 
 not train is judged with the prompts that its own files declare.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qzhou.data.prompts import Prompt, declared_prompt
@@ -19,20 +19,23 @@ TWO_SIDED = BARE_DOCUMENTS | {"Reranking"}
 BOTH_SIDES = {"ArguAna", "CQADupstackGamingRetrieval", "CQADupstackUnixRetrieval"}
 
 
-def prompt_of(task: Any, own: Mapping[str, Prompt], instructions: Mapping[str, str], aggregate: str = "") -> Prompt:
+def prompt_of(
+    task: Any, own: Mapping[str, Prompt], instructions: Mapping[str, str], aggregates: Sequence[str] = ()
+) -> Prompt:
     """The prompt with which a task's texts are encoded.
 
     Args:
         task: A task of mteb.
         own: Task name -> prompt, of the tasks made of the recipe's datasets.
         instructions: Task name -> instruction, as the recipe sets them.
-        aggregate: The aggregate task to which it belongs, whose instruction it has if it has none of its own.
+        aggregates: Aggregate tasks to which it belongs, whose instruction it has if it has none of its own.
     """
     metadata = task.metadata
     if metadata.name in own:
         return own[metadata.name]
     symmetric = metadata.type not in BARE_DOCUMENTS or metadata.name in BOTH_SIDES
-    return Prompt(instructions.get(metadata.name, instructions.get(aggregate, _declared(task))), symmetric)
+    set_for = [instructions[name] for name in (metadata.name, *aggregates) if name in instructions]
+    return Prompt(set_for[0] if set_for else _declared(task), symmetric)
 
 
 def prompt_of_model(task: Any, prompts: Mapping[str, str]) -> Prompt:

@@ -24,7 +24,7 @@ class EvalTask:
         benchmarks: Those benchmarks of the recipe to which it belongs.
         subsets: Of mteb's data, languages for instance; those of the benchmark, which often has not all.
         splits: Likewise.
-        aggregate: The task of mteb whose score is the mean over this one and others; empty for none.
+        aggregates: Tasks of mteb whose scores are means over this one and others, each with its benchmark or "".
         is_published: Whether a board of published scores has just these subsets and splits.
     """
 
@@ -38,7 +38,7 @@ class EvalTask:
     benchmarks: tuple[str, ...] = ()
     subsets: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
-    aggregate: str = ""
+    aggregates: tuple[tuple[str, str], ...] = ()
     is_published: bool = False
 
 

@@ -75,31 +75,34 @@ def _sized_local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_fold
 
 def _sized_mteb_tasks(recipe: Recipe) -> Iterator[EvalTask]:
     found: dict[str, EvalTask] = {}
+    named_by: dict[str, str] = {}
     published = _published_tasks()
     trained = {name for one in recipe.trained_datasets for name in one.train_split_of}
     for name, group in named_tasks(recipe.evaluation.tasks, setting=SETTING).items():
-        benchmark = (name,) if len(group) > 1 else ()
+        benchmark = name if len(group) > 1 else ""
         for task in group:
             for part in parts_of(task):
-                one = _mteb_task(part, "" if part is task else task.metadata.name)
-                seen = bool(trained & {one.name, one.aggregate})
+                one = _mteb_task(part)
                 known = found.get(one.name, one)
                 if (known.subsets, known.splits) != (one.subsets, one.splits):
                     raise DataError(
-                        f"{SETTING}: '{one.name}' is judged on {_data_of(known)} in {' and '.join(known.benchmarks)}, "
-                        f"and on {_data_of(one)} in {name}. One run has one score for it; judge the other in a run of "
-                        "its own."
+                        f"{SETTING}: '{one.name}' is judged on {_data_of(known)} for {named_by[one.name]}, and on "
+                        f"{_data_of(one)} for {name}. A run has one score for it: judge the other in a run of its own."
                     )
+                named_by[one.name] = name
+                if part is task:
+                    known = replace(known, benchmarks=(*known.benchmarks, *([benchmark] if benchmark else [])))
+                else:
+                    known = replace(known, aggregates=(*known.aggregates, (task.metadata.name, benchmark)))
                 found[one.name] = replace(
                     known,
-                    seen=seen,
-                    benchmarks=(*known.benchmarks, *benchmark),
+                    seen=bool(trained & {one.name, *(aggregate for aggregate, _ in known.aggregates)}),
                     is_published=(one.name, one.subsets, one.splits) in published,
                 )
     yield from found.values()
 
 
-def _mteb_task(task: Any, aggregate: str) -> EvalTask:
+def _mteb_task(task: Any) -> EvalTask:
     chars, documents = _declared_size(task)
     return EvalTask(
         name=task.metadata.name,
@@ -111,7 +114,6 @@ def _mteb_task(task: Any, aggregate: str) -> EvalTask:
         seen=False,
         subsets=tuple(task.hf_subsets),
         splits=tuple(task.eval_splits),
-        aggregate=aggregate,
     )
 
 
