@@ -343,8 +343,6 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
             r"mining.index 'Flatt' .* documents of 32 dimensions: .*'Flat' always does",
         ),
         ({"teacher": "no/such/model"}, ModelError, "no/such/model"),
-        ({"reranker": "./nowhere"}, ModelError, "nowhere"),
-        ({"reranker": MINILM}, ModelError, "is no cross-encoder: it is saved as BertModel"),
     ],
 )
 def test_what_cannot_be_loaded_or_built_is_named(recipe, tiny_bert, settings, kind, message):
