@@ -18,7 +18,7 @@ GROUPS = {
     "After a run": ["report", "index", "serve", "merge"],
     "Before a run, and many runs": ["plan", "experiment", "submit"],
 }
-CHECKED = {"run", "serve", *STAGES}  # commands that load models
+CHECKED = {"run", *STAGES}  # commands that load the models of a recipe
 EXPERIMENTAL = " (experimental)"  # no measurement shows yet that it helps
 
 
