@@ -67,6 +67,10 @@ def save_sentence_transformer(
     for number, layer in enumerate(model.dense, start=2):
         _write_dense(folder / f"{number}_Dense", layer)
     (folder / f"{len(kinds) - 1}_Normalize").mkdir(exist_ok=True)
+    _write_prompts(folder, prompts)
+
+
+def _write_prompts(folder: Path, prompts: Mapping[str, str]) -> None:
     sides = {"query": "", "document": ""}
     _write_json(
         folder / "config_sentence_transformers.json",

@@ -95,8 +95,8 @@ def read_metadata(spec: str, *, pooling: Pooling | None = None, attention: str |
     modules = _modules(spec, place)
     folders = dict(modules)
     declared = pooling
-    if not pooling and (modules == [] or "Pooling" in folders):
-        declared = _pooling(spec, place, folders.get("Pooling", "1_Pooling"))
+    if not pooling and "Pooling" in folders:
+        declared = _pooling(spec, place, folders["Pooling"])
     of_text: dict[str, Any] = {}
     for file in TEXT_SETTINGS if modules else ():
         if of_text := _declared(spec, place, file):
