@@ -85,18 +85,23 @@ class Backbone:
 
     Attributes:
         tokenizer: Its own.
-        prompts: Name -> prefix, as its files declare them.
+        prompts: Name -> prefix, as its files declare them; None of a language model that declares no embedding.
         max_tokens: Where sentence-transformers truncates its texts; ``sys.maxsize`` if its files do not say.
     """
 
     model: EmbeddingModel
     tokenizer: Any
-    prompts: dict[str, str]
+    prompts: dict[str, str] | None
     max_tokens: int = sys.maxsize
 
 
 def load_backbone(
-    spec: str, *, pooling: Pooling | None = None, attention: Attention | None = None, dtype: torch.dtype
+    spec: str,
+    *,
+    pooling: Pooling | None = None,
+    attention: Attention | None = None,
+    bare_attention: Attention | None = None,
+    dtype: torch.dtype,
 ) -> Backbone:
     """Load a model and its tokenizer for embedding.
 
@@ -105,13 +110,14 @@ def load_backbone(
         pooling: ``None`` takes what a sentence-transformers folder declares, else ``mean``.
         attention: ``bidirectional``: ``config.is_causal = False``, which transformers 5.2+
             honours for decoders; ``None`` keeps what the folder declares.
+        bare_attention: Likewise, of a language model that declares no embedding.
         dtype: Type of the weights.
 
     Raises:
         ModelError: There is no such model, it cannot be loaded, or it computes something that this encoder does not.
     """
     metadata = read_metadata(spec, pooling=pooling, attention=attention)
-    attention = attention or metadata.attention
+    attention = attention or (None if metadata.is_embedding_model else bare_attention) or metadata.attention
     place = resolve(spec)
     files = _files_of(place)
     transformers_logging.disable_progress_bar()
@@ -142,7 +148,7 @@ def load_backbone(
     return Backbone(
         EmbeddingModel(model, metadata.pooling or "mean", dense),
         tokenizer,
-        dict(metadata.prompts or {}),
+        metadata.prompts or ({} if metadata.is_embedding_model else None),
         metadata.max_tokens or sys.maxsize,
     )
 
@@ -161,11 +167,13 @@ def load_recipe_model(model: ModelSection, *, dtype: torch.dtype, spec: str = ""
     Raises:
         ModelError: As for :func:`load_backbone`.
     """
-    spec = spec or model.backbone
-    attention = model.attention
-    if attention is None and not read_metadata(spec, pooling=model.pooling).is_embedding_model:
-        attention = "bidirectional"
-    return load_backbone(spec, pooling=model.pooling, attention=attention, dtype=dtype)
+    return load_backbone(
+        spec or model.backbone,
+        pooling=model.pooling,
+        attention=model.attention,
+        bare_attention="bidirectional",
+        dtype=dtype,
+    )
 
 
 def load_config(spec: str) -> Any:

@@ -5,7 +5,7 @@ Shape letters in this file: N texts, D embedding width.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -39,7 +39,7 @@ class Encoder:
         tokenizer: Any,
         *,
         max_tokens: int,
-        prompts: dict[str, str] | None = None,
+        prompts: Mapping[str, str] | None = None,
         packed: bool = False,
         arithmetic: str = "",
     ) -> None:
@@ -49,14 +49,14 @@ class Encoder:
             model: On the device on which it encodes.
             tokenizer: Its own.
             max_tokens: Texts are truncated here.
-            prompts: Name -> prefix, as the model's folder declares them.
+            prompts: Name -> prefix, as the model's folder declares them; None where it is no embedding model's.
             packed: Encode without padding (:mod:`qzhou.encoder.attention`), unless the model's vectors change by it.
             arithmetic: Name of the type and library that multiply; default: torch, in the type of the weights.
         """
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self.prompts = prompts or {}
+        self.prompts = prompts
         self.device = next(model.parameters()).device
         self.arithmetic = arithmetic or f"torch-{_type_name(next(model.parameters()).dtype)}"
         self.probe = None  # the weights are here: the fingerprint covers them

@@ -99,7 +99,7 @@ def _opened(recipe: Recipe, setting: str, spec: str, *, quiet: bool) -> ModelMet
             line = f"model: {setting} is not checked: {str(error).splitlines()[0]}"
             log_event(line, "model_not_checked", level="warning", stream=sys.stderr)
         return None
-    if not own and found.similarity in {"dot", "euclidean", "manhattan"} and found.is_normalised is False:
+    if not own and found.ranks_by_length:
         raise ModelError(
             f"{setting}: '{spec}' compares vectors by '{found.similarity}' and leaves them at their lengths; vectors "
             "have unit length here, so its ranking would be another. Take a model that compares by cosine."
@@ -135,7 +135,7 @@ def _contradictions(recipe: Recipe, backbone: ModelMetadata) -> Iterator[str]:
     if backbone.is_embedding_model and model.attention is not None and causal != (model.attention == "causal"):
         said = "nothing in its config.json" if causal is None else "causal" if causal else "bidirectional"
         yield f"model.attention '{model.attention}' of the recipe stands, whatever {model.backbone} declares ({said})"
-    if backbone.similarity in {"dot", "euclidean", "manhattan"} and backbone.is_normalised is False:
+    if backbone.ranks_by_length:
         yield (
             f"{model.backbone} compares vectors by '{backbone.similarity}' and leaves them at their lengths; here they "
             "get unit length, for cosines"
@@ -150,10 +150,9 @@ def _contradictions(recipe: Recipe, backbone: ModelMetadata) -> Iterator[str]:
 
 def _refuse_width(recipe: Recipe, backbone: ModelMetadata) -> None:
     """Refuse Matryoshka widths that are no part of the vectors, before the first step."""
-    config = backbone.config
-    width = backbone.dense[-1].out_features if backbone.dense else config.get("hidden_size")
+    width = backbone.dimensions
     for dimensions in recipe.training.loss.matryoshka_dimensions:
-        if width is not None and dimensions >= int(width):
+        if width is not None and dimensions >= width:
             raise RecipeError(
                 f"training.loss.matryoshka_dimensions has {dimensions}, and the vectors of '{recipe.model.backbone}' "
                 f"have {width} dimensions; name smaller ones, all of them are trained anyway"

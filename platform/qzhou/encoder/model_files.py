@@ -75,6 +75,17 @@ class ModelMetadata:
     prompts: dict[str, str] | None
     max_tokens: int | None
 
+    @property
+    def dimensions(self) -> int | None:
+        """D, the width of its vectors; None where config.json does not tell."""
+        width = self.dense[-1].out_features if self.dense else self.config.get("hidden_size")
+        return None if width is None else int(width)
+
+    @property
+    def ranks_by_length(self) -> bool:
+        """Whether its own ranking depends on the lengths of its vectors, which are 1 here."""
+        return self.similarity in {"dot", "euclidean", "manhattan"} and self.is_normalised is False
+
 
 def read_metadata(spec: str, *, pooling: Pooling | None = None, attention: str | None = None) -> ModelMetadata:
     """What a model's files say of it.

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
@@ -53,10 +53,9 @@ class RemoteEncoder:
         self._url, _, self._model = spec.partition("#")
         if not self._model:
             raise ModelError(f"the model '{spec}' names no model; write it as {spec}#model-name")
-        self.prompts: dict[str, str] = {}  # an endpoint declares none
-        self.truncated = (
-            0  # texts that were too long for it, and were cut here; what it cuts itself it does not tell
-        )
+        self.prompts: Mapping[str, str] | None = None  # an endpoint declares none
+        # texts that were too long for it, and were cut here; what it cuts itself it does not tell
+        self.truncated = 0
         self._lock = threading.Lock()
         self._keys = keys
         self._client = openai.OpenAI(

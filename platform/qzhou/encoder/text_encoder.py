@@ -20,8 +20,8 @@ class TextEncoder(Protocol):
     truncated: int
 
     @property
-    def prompts(self) -> Mapping[str, str]:
-        """Name -> prefix, as the model declares them."""
+    def prompts(self) -> Mapping[str, str] | None:
+        """Name -> prefix, as the model declares them; None of a language model, and of an endpoint."""
 
     @property
     def fingerprint(self) -> str:
@@ -55,17 +55,16 @@ def load_text_encoder(spec: str, model: ModelSection, *, api_key_env: str) -> Te
         ModelError: There is no such model, or it cannot be loaded.
         SetupError: The key cannot be sent.
     """
+    own = dict(zip(SIDES, model.prefixes_of[spec], strict=True)) if spec in model.prefixes_of else None
     if is_remote(spec):
         remote = RemoteEncoder(spec, Keys.of([api_key_env]), api_key_env)
-        if spec in model.prefixes_of:
-            remote.prompts = dict(zip(SIDES, model.prefixes_of[spec], strict=True))
+        remote.prompts = own
         return remote
     dtype = choose_dtype(model.encodes_in, choose_device())
     most = model.max_document_tokens
     if spec:
         found = load_backbone(spec, attention=model.attention_of.get(spec), dtype=dtype)
-        if spec in model.prefixes_of:
-            found = replace(found, prompts=dict(zip(SIDES, model.prefixes_of[spec], strict=True)))
+        found = replace(found, prompts=own or found.prompts)
         most = min(most, found.max_tokens)
     else:
         found = load_recipe_model(model, dtype=dtype)

@@ -39,8 +39,8 @@ def _export(run: Run, folder: Folder) -> dict[str, int]:
     with (run.folder / MODELS_OF_STAGES[TRAINING_STAGE2]).local_copy() as trained:
         folder.upload(trained)
         lowest = checked_parity(trained, name=folder.uri, max_tokens=run.recipe.model.max_document_tokens)
-        metadata = read_metadata(str(trained))
-        dimensions = metadata.dense[-1].out_features if metadata.dense else int(metadata.config["hidden_size"])
+        dimensions = read_metadata(str(trained)).dimensions
+        assert dimensions is not None, "every encoder that is trained says its width"
     line = f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})"
     log_event(line, "exported", lowest_cosine=lowest)
     return {"dimensions": dimensions}

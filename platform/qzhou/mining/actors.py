@@ -56,7 +56,7 @@ class EncodeActor:
     def _prefixes(self) -> Prompt | None:
         if self._recipe.mining.teacher_prompts != "model":
             return None
-        return declared_prompt(self._encoder.prompts)
+        return declared_prompt(self._encoder.prompts or {})
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The number of a chunk to its file; a :class:`QzhouError` is a value, which Ray Data would wrap otherwise."""

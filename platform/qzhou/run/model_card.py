@@ -24,13 +24,11 @@ def write_model_card(recipe: Recipe, run_folder: Folder) -> None:
     if model.exists("config.json"):
         files = RunFiles(run_folder)
         config = model.read_json("config.json")
-        dense = [one for one in model.folders() if one.endswith("_Dense")]
-        width = model.read_json(f"{dense[-1]}/config.json")["out_features"] if dense else config["hidden_size"]
-        parts = _parts(recipe, files, int(width), config)
+        parts = _parts(recipe, files, files.output(EXPORT, "dimensions"), config)
         model.write_bytes(CARD, ("\n\n".join(parts) + "\n").encode())
 
 
-def _parts(recipe: Recipe, files: RunFiles, width: int, config: Mapping[str, Any]) -> Iterator[str]:
+def _parts(recipe: Recipe, files: RunFiles, width: int | None, config: Mapping[str, Any]) -> Iterator[str]:
     name, backbone = recipe.run.name, recipe.model.backbone
     yield "\n".join(_front_matter(recipe))
     yield f"# {name}"

@@ -68,13 +68,14 @@ def model_file(place: str, name: str, *, download: bool = False) -> Path | None:
         file = Path(place) / name
         return file if file.exists() else None
     known = try_to_load_from_cache(place, name)
-    if not download or isinstance(known, str):
+    if not download or known is not None:
+        # a path, or the mark of a file that the hub said it does not have
         return Path(known) if isinstance(known, str) else None
     try:
         return Path(hf_hub_download(place, name, revision=commit_of(place) or None))
     except LocalEntryNotFoundError:
-        # the hub said that there is none, or all was downloaded: this file is a part of every repository
-        if known is not None or isinstance(try_to_load_from_cache(place, ".gitattributes"), str):
+        # where all was downloaded, what is missing is not there: this file is a part of every repository
+        if isinstance(try_to_load_from_cache(place, ".gitattributes"), str):
             return None
         raise HubError(
             f"the model '{place}': {name} is not on this machine, and the hub cannot be asked for it.\n       "

@@ -79,7 +79,7 @@ def load(place: str, name: str, settings: Settings) -> tuple[Encoder, ServedMode
         fingerprint=encoder.fingerprint,
         max_tokens=min(encoder.max_tokens, encoder.tokenizer.model_max_length),
         vocabulary=int(config.vocab_size),
-        prompts=dict(encoder.prompts),
+        prompts=dict(encoder.prompts or {}),
         matryoshka=tuple(matryoshka),
         precision=settings.precision if settings.precision == "int8" else _precision_of(encoder),
         cosine_to_float32=None if exact_ND is None else lowest_cosine(exact_ND, encoder.encode(PROBES)),

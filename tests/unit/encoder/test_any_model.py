@@ -229,6 +229,7 @@ def test_layers_after_pooling_are_computed_trained_and_exported(bare, tmp_path, 
 
     expected = of_sentence_transformers(folder, TEXTS)
     assert found.model.dimensions == expected.shape[1] == dense[-1][0]
+    assert read_metadata(str(tmp_path / "export")).dimensions == dense[-1][0]
     assert lowest_cosine(vectors(found), expected) >= SAME
     assert lowest_cosine(of_sentence_transformers(tmp_path / "export", TEXTS), expected) >= SAME
     exported = load_file(tmp_path / "export" / "2_Dense" / "model.safetensors")

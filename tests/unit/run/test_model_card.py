@@ -18,7 +18,7 @@ def run(tmp_path):
     folder = Folder.open(str(tmp_path / "run"))
     (folder / "model").create().write_json("config.json", {"hidden_size": 32, "is_causal": False})
     done = Manifest(
-        stage="model", fingerprint="f00d", inputs={}, outputs={}, settings={}, code_version="0.9",
+        stage="model", fingerprint="f00d", inputs={}, outputs={"dimensions": 32}, settings={}, code_version="0.9",
         finished_at="today", wall_s=0.0,
     )  # fmt: skip
     (folder / "model").write_json("manifest.json", dataclasses.asdict(done))
@@ -62,6 +62,8 @@ def test_the_card_does_not_change_what_the_model_is(make_recipe, run):
 
 
 def test_layers_after_pooling_give_the_width(make_recipe, run):
-    (run / "model" / "2_Dense").create().write_json("config.json", {"out_features": 16})
+    """As the export has found it in the files of the model, and wrote it into its manifest."""
+    manifest = (run / "model").read_json("manifest.json")
+    (run / "model").write_json("manifest.json", {**manifest, "outputs": {"dimensions": 16}})
 
     assert "vectors of 16 dimensions" in card(make_recipe, run)

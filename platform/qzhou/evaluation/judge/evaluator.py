@@ -20,8 +20,6 @@ from qzhou.data.prompts import Prompt
 from qzhou.data.records import digest
 from qzhou.data.storage import Folder
 from qzhou.encoder import TextEncoder, load_encoder, load_text_encoder
-from qzhou.encoder.model_files import read_metadata
-from qzhou.encoder.remote import is_remote
 from qzhou.encoder.vectors import VectorStore
 from qzhou.errors import DataError, QzhouError, first_line
 from qzhou.evaluation.judge.local_tasks import example_count
@@ -222,12 +220,8 @@ class Evaluator:
         """The prompt of a task's texts: the recipe's for what it trained, and the model's own for other models."""
         bare, settings = self._bare_task(task), self._recipe.evaluation
         if not model.trained and model.name not in settings.models_with_recipe_prompts:
-            spec = model.source or self._recipe.model.backbone
             declared = self._loaded(model).encoder.prompts
-            # a language model and an endpoint have no prompts of their own
-            if declared or not (
-                is_remote(spec) or not read_metadata(spec, pooling="mean", attention="").is_embedding_model
-            ):
+            if declared is not None:
                 return prompt_of_model(bare, declared)
         return prompt_of(bare, self._own_prompts, settings.instructions, [*dict(task.aggregates)])
 

@@ -76,7 +76,7 @@ def _sized_local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_fold
 def _sized_mteb_tasks(recipe: Recipe) -> Iterator[EvalTask]:
     found: dict[str, EvalTask] = {}
     named_by: dict[str, str] = {}
-    published = _published_tasks()
+    published = _published_tasks() if recipe.evaluation.tasks else set()
     trained = {name for one in recipe.trained_datasets for name in one.train_split_of}
     for name, group in named_tasks(recipe.evaluation.tasks, setting=SETTING).items():
         benchmark = name if len(group) > 1 else ""
