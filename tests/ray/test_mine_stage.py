@@ -142,9 +142,9 @@ def mine_small(recipe) -> Manifest:
 
 
 def vector_files(recipe) -> dict[str, float]:
-    """Each vector file and when it was written."""
+    """Each finished vector file and when it was written."""
     folder = Path(stage(recipe).path) / "embeddings"
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("[!.]*.npy")}
 
 
 def brute_force(recipe) -> list[list[str]]:
