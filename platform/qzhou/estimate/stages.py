@@ -237,7 +237,7 @@ class StageEstimator:
     def _evaluation(self) -> Workload:
         settings = self.recipe.evaluation
         models = OWN_MODELS + len(settings.models)
-        texts, tasks, scores = EncodedTexts(), len(settings.tasks), 0
+        texts, tasks, scores = EncodedTexts(), 0, 0
         for one in self.rows:
             own = self.texts.get(one.name)
             if not one.held_out or own is None:
@@ -252,9 +252,10 @@ class StageEstimator:
         if settings.tasks:
             # stage 1 trains on retrieval, so there is such a dataset
             own = next(one for one in self.texts.values() if one.task == "retrieval")
-            named = len(settings.tasks)
+            # instructions are set task by task, also for those of a benchmark
+            named = max(len(settings.tasks), len(settings.instructions))
             texts += own.document * (named * self.assumed["named_task_texts"])
-            scores += named * models
+            tasks, scores = tasks + named, scores + named * models
         flops = forward_flops(self.method.shape, texts) * models
         # tasks are shared by the workers, but not each task
         workers = max(1, min(self.cluster.gpu.gpus, tasks))

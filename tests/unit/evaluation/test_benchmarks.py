@@ -1,19 +1,23 @@
 """A benchmark's tasks are judged as the benchmark has them: its languages, its splits, its parts. No network."""
 
+import json
 import warnings
+from hashlib import sha256
 from types import SimpleNamespace
 
 import mteb
 import pytest
 
+from qzhou.config.recipe import load_recipe
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError
 from qzhou.evaluation.comparison import Row, benchmark_means
 from qzhou.evaluation.judge.mteb_tasks import parts_of
-from qzhou.evaluation.judge.prompts import prompt_of_model
+from qzhou.evaluation.judge.prompts import prompt_of, prompt_of_model
 from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
 from qzhou.evaluation.judge.tasks import build_task, eval_tasks
 from qzhou.evaluation.scoring import _aggregates, _rows
+from tests.slim import ROOT
 
 BOARDS = (
     "MTEB(eng, v2)",
@@ -49,6 +53,29 @@ def test_what_is_judged_is_the_benchmark_s_own_task(make_recipe, tmp_path, board
         assert (list(built.hf_subsets), list(built.eval_splits)) == (list(task.hf_subsets), list(task.eval_splits))
         one = found[task.metadata.name]
         assert {*one.benchmarks, *(benchmark for _, benchmark in one.aggregates)} == {board}
+
+
+def test_the_paper_s_tasks_have_its_instructions_byte_for_byte(tmp_path):
+    """On the sides on which the official scripts put them: their list, made of the types of tasks."""
+    recipe = load_recipe(ROOT / "recipes" / "qzhou-7b.toml")
+    instructions = recipe.evaluation.instructions
+    found, _ = eval_tasks(recipe, Folder.open(str(tmp_path)))
+    tasks = {task.name: build_task(task, recipe, Folder.open(str(tmp_path))) for task in found if task.benchmarks}
+
+    prompts = {name: prompt_of(task, {}, instructions) for name, task in tasks.items()}
+
+    text = json.dumps(instructions, sort_keys=True)
+    # of task_to_instructions_v2.json and run_cmteb_all.py together
+    assert sha256(text.encode()).hexdigest() == "593b4c64317c6949fb620c3124b3d65d611a836360d0edb8b9e2cebbfb49cc44"
+    assert set(tasks) == set(instructions)
+    queries_alone = {name for name, prompt in prompts.items() if not prompt.document_prefix}
+    assert queries_alone == {
+        *("ClimateFEVERHardNegatives", "FEVERHardNegatives", "FiQA2018", "HotpotQAHardNegatives", "SCIDOCS"),
+        *("TRECCOVID", "Touche2020Retrieval.v3"),
+        *("CmedqaRetrieval", "CovidRetrieval", "DuRetrieval", "EcomRetrieval", "MMarcoRetrieval"),
+        *("MedicalRetrieval", "T2Retrieval", "VideoRetrieval"),
+    }
+    assert prompts["Ocnli"].query("x") == "Instruct: Retrieve semantically similar text.\nQuery: x"
 
 
 def test_published_scores_stand_only_beside_the_same_languages(make_recipe, tmp_path):
