@@ -11,7 +11,7 @@ import pytest
 from qzhou.config.recipe import load_recipe
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError
-from qzhou.evaluation.comparison import Row, benchmark_means
+from qzhou.evaluation.comparison import Row, benchmark_means, published_scores
 from qzhou.evaluation.judge.mteb_tasks import parts_of
 from qzhou.evaluation.judge.prompts import prompt_of, prompt_of_model
 from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
@@ -44,7 +44,10 @@ def test_what_is_judged_is_the_benchmark_s_own_task(make_recipe, tmp_path, board
     recipe, found = judged(make_recipe, tmp_path, board)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        own = [part for task in mteb.get_benchmark(board).tasks for part in parts_of(task)]
+        every = list(mteb.get_benchmark(board).tasks)
+    own = [part for task in every if task.metadata.is_public for part in parts_of(task)]
+    public = sum(bool(task.metadata.is_public) for task in every)
+    name = board if public == len(every) else f"{board}, its {public} public tasks"
 
     assert {task.metadata.name for task in own} == set(found)
     for task in own:
@@ -52,7 +55,21 @@ def test_what_is_judged_is_the_benchmark_s_own_task(make_recipe, tmp_path, board
         assert type(built) is type(task)
         assert (list(built.hf_subsets), list(built.eval_splits)) == (list(task.hf_subsets), list(task.eval_splits))
         one = found[task.metadata.name]
-        assert {*one.benchmarks, *(benchmark for _, benchmark in one.aggregates)} == {board}
+        assert {*one.benchmarks, *(benchmark for _, benchmark in one.aggregates)} == {name}
+
+
+def test_private_tasks_of_a_benchmark_are_left_out_and_said(make_recipe, tmp_path):
+    recipe = make_recipe(evaluation={"tasks": ["RTEB(eng, beta)", "Code1Retrieval"]})
+
+    found, refused = eval_tasks(recipe, Folder.open(str(tmp_path)))
+
+    assert len(found) == 15 + 1
+    assert [one.benchmarks for one in found if one.name == "Code1Retrieval"] == [()]
+    assert set(refused) == {"EnglishHealthcare1Retrieval", *(f"EnglishFinance{n}Retrieval" for n in (1, 2, 3, 4))}
+    published = {one.name for one in found if one.is_published}
+    rows = [Row("AILACasedocs", "Retrieval", "ndcg_at_10", "stage2", 0.5, 10, 0.4, 0.6, False)]
+    assert "AILACasedocs" in published
+    assert published_scores(rows, found)[0]["published"] == {"Qwen3-Embedding-8B": 43.69}
 
 
 def test_the_paper_s_tasks_have_its_instructions_byte_for_byte(tmp_path):

@@ -1,7 +1,7 @@
 """The tasks on which a recipe's models are scored, their sizes, and how each is built."""
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +42,10 @@ def eval_tasks(recipe: Recipe, run_folder: Folder) -> tuple[list[EvalTask], dict
                 found.append(_sized_local_task(dataset, kind, recipe, run_folder))
             elif dataset.eval_fraction:
                 refused[task_name(dataset, kind)] = reason
-    found += _sized_mteb_tasks(recipe)
+    groups = named_tasks(recipe.evaluation.tasks, setting=SETTING)
+    found += _sized_mteb_tasks(groups, recipe)
+    known = {task.name for task in found}
+    refused |= {name: reason for name, reason in _private_tasks(groups).items() if name not in known}
     return sorted(found, key=lambda task: -task.chars), refused
 
 
@@ -73,14 +76,27 @@ def _sized_local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_fold
     )
 
 
-def _sized_mteb_tasks(recipe: Recipe) -> Iterator[EvalTask]:
+def _private_tasks(groups: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Tasks of benchmarks whose data nobody but mteb has, and why they are not judged."""
+    return {
+        task.metadata.name: f"its data is private; who has access names it in {SETTING} besides {name}"
+        for name, group in groups.items()
+        for task in group
+        if not task.metadata.is_public
+    }
+
+
+def _sized_mteb_tasks(groups: Mapping[str, Sequence[Any]], recipe: Recipe) -> Iterator[EvalTask]:
     found: dict[str, EvalTask] = {}
     named_by: dict[str, str] = {}
-    published = _published_tasks() if recipe.evaluation.tasks else set()
+    published = _published_tasks() if groups else set()
     trained = {name for one in recipe.trained_datasets for name in one.train_split_of}
-    for name, group in named_tasks(recipe.evaluation.tasks, setting=SETTING).items():
+    for name, group in groups.items():
         benchmark = name if len(group) > 1 else ""
-        for task in group:
+        public = [task for task in group if task.metadata.is_public or not benchmark]
+        if len(public) < len(group):
+            benchmark = f"{name}, its {len(public)} public tasks"
+        for task in public:
             for part in parts_of(task):
                 one = _mteb_task(part)
                 known = found.get(one.name, one)
