@@ -208,6 +208,22 @@ class Dataset(Format):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rows_own_instructions_have_a_default(self) -> Self:
+        if "instruction" not in self.columns:
+            return self
+        if not self.instruction.strip():
+            raise ValueError(
+                "columns.instruction gives queries instructions of their own: set 'instruction', too. It stands where "
+                "a row has none, and it is what the exported model and the endpoint put before queries"
+            )
+        if self.prompt.symmetric:
+            raise ValueError(
+                "columns.instruction is set, and symmetric = true puts the instruction before documents, which belong "
+                "to no row when negatives are mined among them: take one of them out"
+            )
+        return self
+
     @field_validator("eval_tasks")
     @classmethod
     def _named_once(cls, kinds: tuple[TaskKind, ...]) -> tuple[TaskKind, ...]:

@@ -9,7 +9,7 @@ it out).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 EMPTY_TEXT = "Null"  # what the official embedder encodes for an empty string
 
@@ -42,6 +42,10 @@ class Prompt:
         if self.symmetric:
             return self.query_prefix
         return self.prefixes[1] if self.prefixes is not None else ""
+
+    def with_instruction(self, instruction: str) -> Prompt:
+        """The prompt of a query that has an instruction of its own; the same where that is empty."""
+        return replace(self, instruction=instruction) if instruction else self
 
     def query(self, text: str) -> str:
         """A query with its prefix, ready for the tokenizer."""

@@ -47,6 +47,7 @@ class RetrievalExample:
     """A query with documents that answer it. Trained with InfoNCE and its query-query term.
 
     ``positive_scores`` are a teacher's, one per positive, where the data came with them.
+    ``instruction`` is the query's own, in place of the dataset's; empty where it has none.
     """
 
     id: str
@@ -55,6 +56,7 @@ class RetrievalExample:
     positives: tuple[str, ...]
     negatives: tuple[Negative, ...] = ()
     positive_scores: tuple[float, ...] = ()
+    instruction: str = ""
     source: Source = field(default_factory=Source)
 
 

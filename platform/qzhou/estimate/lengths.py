@@ -131,14 +131,14 @@ def _texts(
         if isinstance(one, RetrievalExample):
             negatives = one.negatives[:most]
             found_negatives += len(negatives)
-            queries.append(one.query)
+            queries.append(dataset.prompt.with_instruction(one.instruction).query(one.query))
             documents += [one.positives[0], *(negative.text for negative in negatives)]
         elif isinstance(one, PairExample):
-            queries.append(one.text_a)
+            queries.append(dataset.prompt.query(one.text_a))
             documents.append(one.text_b)
         elif isinstance(one, LabeledExample):
             documents.append(one.text)
-    query_tokens = count_tokens([dataset.prompt.query(text) for text in queries])
+    query_tokens = count_tokens(queries)
     document_tokens = count_tokens([dataset.prompt.document(text) for text in documents])
     if dataset.task == "pair":  # both sides count alike
         query_tokens, document_tokens = [], query_tokens + document_tokens

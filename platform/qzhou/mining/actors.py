@@ -19,7 +19,7 @@ from qzhou.data.storage import Folder
 from qzhou.encoder.model_check import refuse_no_cross_encoder
 from qzhou.encoder.vectors import Vectors, VectorStore
 from qzhou.errors import ModelError, QzhouError, first_line, to_json
-from qzhou.mining.corpus import Chunk, read_column
+from qzhou.mining.corpus import Chunk, Texts, read_column
 from qzhou.mining.shard import QueryBlock, SearchResult, Shard, VectorFile
 from qzhou.mining.text_digests import Floats, Ints
 from qzhou.run.models import resolve
@@ -39,7 +39,7 @@ class EncodeActor:
 
     def __init__(self, recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk]) -> None:
         self._recipe, self._teacher, self._folder, self._chunks = recipe, teacher, folder, chunks
-        self._column: tuple[str, list[str]] = ("", [])
+        self._column: tuple[str, Texts] = ("", Texts([], []))
 
     @cached_property
     def _encoder(self) -> TextEncoder:
@@ -89,7 +89,7 @@ class EncodeActor:
                 "model.encoding_dtype to 'bfloat16' or 'float32'."
             )
 
-    def _column_of(self, chunk: Chunk) -> list[str]:
+    def _column_of(self, chunk: Chunk) -> Texts:
         """The column that the chunk is a part of; the last one is kept, because its next chunk often follows."""
         name = f"{chunk.folder.uri}/{chunk.file}/{chunk.column}"
         if self._column[0] != name:

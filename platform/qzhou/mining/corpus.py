@@ -19,6 +19,14 @@ EXAMPLES_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """A column of texts of a Parquet file, and the instruction of each, if it is a column of queries."""
+
+    texts: list[str]
+    instructions: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Texts of a Parquet file that are encoded together, rows ``start`` to ``stop`` - 1."""
 
@@ -35,15 +43,20 @@ class Chunk:
         """How many texts."""
         return self.stop - self.start
 
-    def prompted(self, column: Sequence[str], own: Prompt | None = None) -> list[str]:
-        """The texts with their prompt, as the encoder reads them; ``column`` is the whole column of the file.
+    def prompted(self, texts: Texts, own: Prompt | None = None) -> list[str]:
+        """The texts with their prompt, as the encoder reads them.
 
-        ``own`` prompts of the encoder stand in place of the dataset's instruction.
+        Args:
+            texts: All texts of the column of the file.
+            own: Prompts of the encoder, in place of all instructions.
         """
-        prompt = own or self.prompt
+        prompt, rows = own or self.prompt, slice(self.start, self.stop)
+        if self.are_queries and texts.instructions and own is None:
+            asked = zip(texts.texts[rows], texts.instructions[rows], strict=True)
+            return [prompt.with_instruction(instruction).query(text) for text, instruction in asked]
         as_queries = self.are_queries or self.prompt.symmetric
         present = prompt.query if as_queries else prompt.document
-        return [present(text) for text in column[self.start : self.stop]]
+        return [present(text) for text in texts.texts[rows]]
 
 
 def chunks_of(
@@ -59,10 +72,11 @@ def chunks_of(
     return found
 
 
-def read_column(folder: Folder, file: str, column: str) -> list[str]:
+def read_column(folder: Folder, file: str, column: str) -> Texts:
     """All texts of a column of a Parquet file."""
-    texts: list[str] = read_table(folder, file, [column]).column(column).to_pylist()
-    return texts
+    names = [column, "instruction"] if column == "query" else [column]
+    texts, *instructions = (one.to_pylist() for one in read_table(folder, file, names).select(names).columns)
+    return Texts(texts, instructions[0] if instructions else [])
 
 
 def read_texts(folder: Folder, file: str, rows: Ints) -> list[str]:
@@ -73,7 +87,7 @@ def read_texts(folder: Folder, file: str, rows: Ints) -> list[str]:
 
 def document_digests(folder: Folder, file: str) -> tuple[Digests, Digests]:
     """Digests of the documents of a file: of the texts, and of their keys."""
-    texts = read_column(folder, file, "text")
+    texts = read_column(folder, file, "text").texts
     return digests(texts), key_digests(texts)
 
 

@@ -28,6 +28,8 @@ def texts_to_score(one: SyntheticRecord, prompt: Prompt) -> dict[str, str]:
     a ``query``.
     """
     record, seed = one.record, one.seed
+    if isinstance(seed, RetrievalExample):
+        prompt = prompt.with_instruction(seed.instruction)
     if isinstance(record, Negative):
         assert isinstance(seed, RetrievalExample)
         return {

@@ -147,7 +147,8 @@ def _paraphrased(
 ) -> RetrievalExample:
     """A pair that says the same; mining adds its negatives, as in the paper."""
     _check_paraphrase(texts, {"query": (example.query,), "positive": example.positives}, filters)
-    return _retrieval(example.dataset, texts["query"], texts["positive"], source)
+    record = _retrieval(example.dataset, texts["query"], texts["positive"], source)
+    return dataclasses.replace(record, instruction=example.instruction)
 
 
 def _augmented(
@@ -162,7 +163,8 @@ def _augmented(
         _check_language("query", query, example.query)
         _check_language("positive", positive, example.positives[0])
     negative = _negative(texts["negative"], (positive,), source, filters)
-    return _retrieval(example.dataset, query, positive, source, negatives=(negative,))
+    record = _retrieval(example.dataset, query, positive, source, negatives=(negative,))
+    return dataclasses.replace(record, instruction=example.instruction)
 
 
 def _retrieval(

@@ -162,7 +162,7 @@ def _pairs(parts: Parts, count: int, generator: np.random.Generator) -> Batch:
 
 def _retrieval(parts: Parts, count: int, generator: np.random.Generator) -> Batch:
     found = [
-        (data.prompt, one)
+        (data.prompt.with_instruction(one.instruction), one)
         for planned, data in parts
         for one in data.take(planned.rows)
         if isinstance(one, RetrievalExample)

@@ -83,10 +83,10 @@ class Validation:
 
 
 def held_out_examples(recipe: Recipe, run_folder: Folder) -> list[tuple[Prompt, RetrievalExample]]:
-    """The retrieval examples that no stage trains on, with their datasets' prompts."""
+    """The retrieval examples that no stage trains on, with their prompts."""
     parent = run_folder / "transform" / "held_out" / "retrieval"
     return [
-        (dataset.prompt, one)
+        (dataset.prompt.with_instruction(one.instruction), one)
         for dataset in recipe.datasets
         for one in read_records(parent / dataset.name, RetrievalExample)
     ]

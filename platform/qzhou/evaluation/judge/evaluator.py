@@ -8,6 +8,7 @@ import math
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,7 @@ from qzhou.evaluation.judge.mteb_tasks import corpora, corpus_texts, load, texts
 from qzhou.evaluation.judge.predictions import per_example_scores_of
 from qzhou.evaluation.judge.prompts import prompt_of, prompt_of_model
 from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
-from qzhou.evaluation.judge.tasks import SETTING, build_task, eval_tasks, task_name
+from qzhou.evaluation.judge.tasks import SETTING, build_task, eval_tasks, query_instructions, task_name
 from qzhou.run.code import code_of_stage
 from qzhou.run.files import EVALUATION, SCORES, RunFiles
 
@@ -57,6 +58,7 @@ class Evaluator:
         self._random: tuple[Any, Any] = (None, None)
         self._model: tuple[str, Any] = ("", None)
         self._prompts: dict[str, Prompt] = {}
+        self._instructions: dict[str, dict[str, str]] = {}
         self._code = code_of_stage([__name__], without=("qzhou.config", "qzhou.data"))
         datasets = recipe.datasets
         self._own_prompts = {task_name(one, kind): one.prompt for one in datasets for kind in one.kinds}
@@ -127,6 +129,7 @@ class Evaluator:
         loaded, mteb_task = self._loaded(model), self._loaded_task(task)
         if model.name != BM25:
             self._prompts[task.name] = self._prompt(model, task)
+            self._instructions[task.name] = self._query_instructions(model, task)
         # mteb samples texts and classes by these; another model must get the same
         mteb_task.rng_state, mteb_task.np_rng = copy.deepcopy(self._random)
         store = getattr(loaded, "store", None)  # BM25 has none
@@ -176,7 +179,8 @@ class Evaluator:
         if model.name == BM25:
             return digest([*parts, version("bm25s"), revision])
         weights = self._loaded(model).mteb_model_meta.revision
-        return digest([*parts, weights, asdict(self._prompt(model, task)), revision])
+        prompts = asdict(self._prompt(model, task)), self._query_instructions(model, task)
+        return digest([*parts, weights, prompts, revision])
 
     def _loaded(self, model: ModelSpec) -> Any:
         """The model as mteb calls it."""
@@ -203,7 +207,9 @@ class Evaluator:
         name = f"{self._recipe.run.name}-{model.name}"
         rows = chunk_rows(self._recipe.evaluation.split_documents)
         store = VectorStore(self._folder / "vectors", encoder, rows=rows)
-        return MtebEncoder(encoder, self._prompts, name=name, revision=store.key, store=store)
+        texts = MtebEncoder(encoder, self._prompts, name=name, revision=store.key, store=store)
+        texts.instructions = self._instructions
+        return texts
 
     def _encoder(self, model: ModelSpec) -> TextEncoder:
         own, settings = self._recipe.model, self._recipe.evaluation
@@ -218,12 +224,24 @@ class Evaluator:
 
     def _prompt(self, model: ModelSpec, task: EvalTask) -> Prompt:
         """The prompt of a task's texts: the recipe's for what it trained, and the model's own for other models."""
-        bare, settings = self._bare_task(task), self._recipe.evaluation
-        if not model.trained and model.name not in settings.models_with_recipe_prompts:
-            declared = self._loaded(model).encoder.prompts
-            if declared is not None:
-                return prompt_of_model(bare, declared)
-        return prompt_of(bare, self._own_prompts, settings.instructions, [*dict(task.aggregates)])
+        bare, declared = self._bare_task(task), self._declared_prompts(model)
+        if declared is not None:
+            return prompt_of_model(bare, declared)
+        instructions = self._recipe.evaluation.instructions
+        return prompt_of(bare, self._own_prompts, instructions, [*dict(task.aggregates)])
+
+    def _query_instructions(self, model: ModelSpec, task: EvalTask) -> dict[str, str]:
+        """Query -> its own instruction, for models that are judged with the recipe's prompts."""
+        if self._declared_prompts(model) is not None:
+            return {}
+        return query_instructions(task, self._recipe, self._run)
+
+    def _declared_prompts(self, model: ModelSpec) -> Mapping[str, str] | None:
+        """The prompts of a model that is judged with its own; None where the recipe's are used."""
+        if model.trained or model.name in self._recipe.evaluation.models_with_recipe_prompts:
+            return None
+        declared: Mapping[str, str] | None = self._loaded(model).encoder.prompts
+        return declared
 
 
 def chunk_rows(split_documents: int) -> int:

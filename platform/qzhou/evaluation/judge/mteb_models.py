@@ -37,6 +37,8 @@ class MtebEncoder:
         store: VectorStore | None = None,
     ) -> None:
         self.encoder, self.prompts, self.store = encoder, prompts, store
+        # task name -> query -> its own instruction, in place of the task's
+        self.instructions: Mapping[str, Mapping[str, str]] = {}
         # mteb wants organisation/model
         self.mteb_model_meta = ModelMeta.create_empty(
             {"name": f"local/{name}", "revision": revision or encoder.fingerprint, "embed_dim": encoder.dimensions}
@@ -48,11 +50,12 @@ class MtebEncoder:
         """Vectors [N, D] of all batches of ``inputs``, in order."""
         is_document = prompt_type == PromptType.document
         prompt = self.prompts.get(task_metadata.name, Prompt())
-        present = prompt.document if is_document else prompt.query
-        texts = [present(text) for batch in inputs for text in batch["text"]]
-        if self.store is None or not is_document:
-            return self.encoder.encode(texts)
-        return self.store.vectors(texts)
+        texts = [text for batch in inputs for text in batch["text"]]
+        if not is_document:
+            own = self.instructions.get(task_metadata.name, {})
+            return self.encoder.encode([prompt.with_instruction(own.get(text, "")).query(text) for text in texts])
+        texts = [prompt.document(text) for text in texts]
+        return self.encoder.encode(texts) if self.store is None else self.store.vectors(texts)
 
     def similarity(self, one: Any, other: Any) -> Any:
         """All cosines [N, M]."""

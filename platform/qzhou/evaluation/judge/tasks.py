@@ -61,6 +61,15 @@ def build_task(task: EvalTask, recipe: Recipe, run_folder: Folder) -> Any:
     return same_task(task.name, task.subsets, task.splits)
 
 
+def query_instructions(task: EvalTask, recipe: Recipe, run_folder: Folder) -> dict[str, str]:
+    """Query -> its own instruction; of queries with the same text the first one's, as :func:`build_task` keeps them."""
+    dataset = recipe.dataset(task.dataset) if task.dataset else None
+    if dataset is None or "instruction" not in dataset.columns:
+        return {}
+    found = {one.query: one.instruction for one in reversed(list(_held_out(dataset, run_folder)))}
+    return {query: instruction for query, instruction in found.items() if instruction}
+
+
 def _sized_local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Folder) -> EvalTask:
     trained = {name for one in recipe.trained_datasets for name in (one.name, *one.train_split_of)}
     task = _local_task(dataset, kind, recipe, run_folder)

@@ -22,7 +22,7 @@ DIGEST_BYTES = 16
 class KeyKind(IntEnum):
     """What a key says is equal; keys of different spaces never meet."""
 
-    RETRIEVAL = 0  # the same query and positives
+    RETRIEVAL = 0  # the same query, positives and instruction
     PAIR = 1  # the same two texts
     CLASSIFICATION = 2  # the same text
     RETRIEVAL_TEXT = 3  # a query or document of retrieval
@@ -102,7 +102,8 @@ class KeyList:
         text_space = KeyKind.SIMILARITY_TEXT
         shareable = 0  # how many texts, from the first on, are compared even with allow_overlap
         if isinstance(example, RetrievalExample):
-            space, own, shareable = KeyKind.RETRIEVAL, [keys[0], *sorted(keys[1:])], 1
+            instruction = [normalized_text(example.instruction)] if example.instruction else []
+            space, own, shareable = KeyKind.RETRIEVAL, [keys[0], *sorted(keys[1:]), *instruction], 1
             text_space = KeyKind.RETRIEVAL_TEXT
         elif isinstance(example, PairExample):
             space, own = KeyKind.PAIR, sorted(keys)

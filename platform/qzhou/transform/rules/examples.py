@@ -94,13 +94,16 @@ def retrieval(
             wrong.append(Negative(text=one.text, origin="given", score=one.score))
     scores = tuple(one.score for one in kept if one.score is not None)
     texts = tuple(one.text for one in kept)
+    instruction = fields.text(rows[0], "instruction") if fields.has("instruction") else ""
+    own = [instruction] if instruction else []
     example = RetrievalExample(
-        id=stable_id(fields.dataset.name, query, *texts),
+        id=stable_id(fields.dataset.name, query, *texts, *own),
         dataset=fields.dataset.name,
         query=query,
         positives=texts,
         negatives=tuple(wrong),
         positive_scores=scores if len(scores) == len(kept) else (),
+        instruction=instruction,
     )
     return [example, *drops]
 

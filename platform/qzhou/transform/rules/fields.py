@@ -33,9 +33,11 @@ DEFAULT_COLUMNS: Mapping[Rule, Mapping[str, str]] = {
     "clustering": {"text": "text", "label": "label"},
 }
 OPTIONAL_FIELDS: Mapping[Rule, tuple[str, ...]] = {
-    "title_body": ("negative",),
-    "question_answer": ("negative",),
-    "triplets": ("positive_score", "negative_score"),
+    "title_body": ("negative", "instruction"),
+    "question_answer": ("negative", "instruction"),
+    "chat": ("instruction",),
+    "reading_comprehension": ("instruction",),
+    "triplets": ("positive_score", "negative_score", "instruction"),
 }
 INPUT_COLUMNS: Mapping[str, Mapping[str, str]] = {
     "corpus": {"id": "_id", "text": "{title}\n{text}"},
