@@ -110,13 +110,14 @@ def shape_of(spec: str) -> ModelShape:
     known = published_shapes()
     if file := model_file(place, "config.json"):
         return shape_from_config(json.loads(file.read_text("utf-8")), spec)
-    if place in known:
-        return known[place]
+    repository = place.partition("@")[0]
+    if repository in known:
+        return known[repository]
     plain = [name for name in known if not name.endswith(("-Instruct", "-Base"))]
     raise ModelError(
         f"the size of '{spec}' is not known: its config.json is not on this machine, and the table of published shapes "
-        f"does not have it.\n       Fetch that small file (hf download {spec} config.json), or estimate with one of "
-        f"these: --model.backbone {', '.join(plain)}"
+        f"does not have it.\n       Fetch that small file (hf download {repository} config.json), or estimate with one "
+        f"of these: --model.backbone {', '.join(plain)}"
     )
 
 

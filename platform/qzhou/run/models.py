@@ -8,10 +8,10 @@ from pathlib import Path
 from qzhou.data.records import digest
 from qzhou.errors import HubError, ModelError, first_line
 
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?")
 MODEL_NAME_HELP = (
-    "Name a folder with config.json, a GGUF file, a hub id like 'Qwen/Qwen2.5-7B-Instruct', or "
-    "package:<import name>/<folder>."
+    "Name a folder with config.json, a GGUF file, a hub id like 'Qwen/Qwen2.5-7B-Instruct' (or one of its revisions: "
+    "'...@main'), or package:<import name>/<folder>."
 )
 PARTS, PART_BYTES = 256, 16_384
 
@@ -67,19 +67,20 @@ def model_file(place: str, name: str, *, download: bool = False) -> Path | None:
     if Path(place).is_dir():
         file = Path(place) / name
         return file if file.exists() else None
-    known = try_to_load_from_cache(place, name)
+    repository, _, revision = place.partition("@")
+    known = try_to_load_from_cache(repository, name, revision=revision or None)
     if not download or known is not None:
         # a path, or the mark of a file that the hub said it does not have
         return Path(known) if isinstance(known, str) else None
     try:
-        return Path(hf_hub_download(place, name, revision=commit_of(place) or None))
+        return Path(hf_hub_download(repository, name, revision=commit_of(place) or revision or None))
     except LocalEntryNotFoundError:
         # where all was downloaded, what is missing is not there: this file is a part of every repository
-        if isinstance(try_to_load_from_cache(place, ".gitattributes"), str):
+        if isinstance(try_to_load_from_cache(repository, ".gitattributes", revision=revision or None), str):
             return None
         raise HubError(
             f"the model '{place}': {name} is not on this machine, and the hub cannot be asked for it.\n       "
-            f"Fetch the whole model where there is a network: hf download {place}"
+            f"Fetch the whole model where there is a network: hf download {place.replace('@', ' --revision ')}"
         ) from None
     except EntryNotFoundError:
         return None
@@ -98,6 +99,15 @@ def commit_of(place: str) -> str:
     return config.parent.name if config else ""
 
 
+def repository_of(place: str) -> dict[str, str]:
+    """What ``from_pretrained`` is told of a folder or a hub id: ``pretrained_model_name_or_path``, ``revision``."""
+    if Path(place).exists():
+        return {"pretrained_model_name_or_path": place}
+    repository, _, revision = place.partition("@")
+    revision = commit_of(place) or revision
+    return {"pretrained_model_name_or_path": repository} | ({"revision": revision} if revision else {})
+
+
 def weights_fingerprint(spec: str) -> str:
     """Changes when a model's files do, wherever they lie; for what is no folder, its name.
 
@@ -112,7 +122,7 @@ def weights_fingerprint(spec: str) -> str:
     place = resolve(spec)
     if place == spec and not Path(place).exists():
         commit = commit_of(place)
-        return f"{spec}@{commit}" if commit else spec
+        return f"{spec.partition('@')[0]}@{commit}" if commit else spec
     if is_gguf(place):
         return digest([Path(place).stat().st_size, _sampled(Path(place))])
     files = sorted(path for path in Path(place).rglob("*") if path.is_file() and path.suffix != ".md")

@@ -352,9 +352,10 @@ def saved(folder, model, changed=None):
 
 
 LOADS_FROM_HUB = (
-    "import torch; from qzhou.encoder import load_backbone; from qzhou.run.models import weights_fingerprint; "
-    "found = load_backbone('some/model', dtype=torch.float32); "
-    "print(found.model.pooling, found.prompts.get('query'), weights_fingerprint('some/model'))"
+    "import sys, torch; from qzhou.encoder import load_backbone; from qzhou.run.models import weights_fingerprint\n"
+    "for name in sys.argv[1:]:\n"
+    "    found = load_backbone(name, dtype=torch.float32)\n"
+    "    print(found.model.pooling, found.prompts and found.prompts.get('query'), weights_fingerprint(name))"
 )
 
 
@@ -365,13 +366,17 @@ def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(tiny_bert,
     folder = saved(cached / "snapshots" / "c0ffee", tiny_bert)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("c0ffee")
+    shutil.copytree(tiny_bert, cached / "snapshots" / "facade")
+    (cached / "snapshots" / "facade" / ".gitattributes").touch()
+    (cached / "refs" / "v1").write_text("facade")
 
-    def loaded():
+    def loaded(*names):
         environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-        words = [sys.executable, "-c", LOADS_FROM_HUB]
+        words = [sys.executable, "-c", LOADS_FROM_HUB, *(names or ["some/model"])]
         return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
-    assert loaded().stdout == "cls ask:  some/model@c0ffee\n"
+    found = loaded("some/model", "some/model@v1", "some/model@facade").stdout
+    assert found == "cls ask:  some/model@c0ffee\n" + 2 * "mean None some/model@facade\n"
 
     # transformers alone downloads no modules.json: without it, the model would be taken for a bare one
     (folder / "modules.json").unlink()

@@ -29,7 +29,7 @@ def test_other_weights_in_the_same_folder_are_another_model(model, tmp_path):
     assert weights_fingerprint(str(model)) != before
 
 
-@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B-Instruct", "https://host/v1#model"])
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen3-0.6B@v1.0", "https://host/v1#model"])
 def test_what_is_no_folder_is_known_by_its_name(name):
     assert weights_fingerprint(name) == name
 
