@@ -90,7 +90,15 @@ def gradients(engine, recipe, tokenizer, of_weights, temperatures=TEMPERATURES, 
 
 
 def of_batches(batches, training, vector_ND):
-    return loss_of(batches, vector_ND, training)
+    return loss_of(batches, vector_ND, training, teacher_ND=teacher_of(vector_ND, training))
+
+
+def teacher_of(vector_ND, training):
+    """Vectors of a teacher, random and always the same; None without one."""
+    if not training.distillation.teacher:
+        return None
+    random = torch.randn(vector_ND.shape, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(random, dim=1)
 
 
 def torch_gradient(engine):
@@ -114,7 +122,7 @@ def plain_gradients(recipe, folder):
         mask = tokens["attention_mask"][..., None].float()
         vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
         found.model.zero_grad()
-        loss_of(batches, vectors, training).backward()
+        of_batches(batches, training, vectors).backward()
         gathered[name, temperature] = torch.cat(
             [one.grad.flatten() for one in found.model.parameters() if one.grad is not None]
         )

@@ -63,7 +63,7 @@ def _front_matter(recipe: Recipe) -> Iterator[str]:
     yield "pipeline_tag: sentence-similarity"
     yield "tags: [sentence-transformers, feature-extraction, sentence-similarity]"
     if HUB_ID.fullmatch(recipe.model.backbone) and not Path(recipe.model.backbone).exists():
-        yield f"base_model: {recipe.model.backbone}"
+        yield f"base_model: {recipe.model.backbone.partition('@')[0]}"
     if licenses := sorted({one.license for one in recipe.trained_datasets if one.license}):
         yield f"# licences of the data: {', '.join(licenses)}"
     yield "---"

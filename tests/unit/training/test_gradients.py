@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qzhou.config.training import DistillationSection, LossSection
 from qzhou.encoder import load_backbone
 from tests.ranks.problem import (
     TOLERANCE,
@@ -17,9 +18,19 @@ from tests.torch_engine import TorchEngine
 
 
 @pytest.mark.slow
-def test_chunks_held_or_encoded_twice_have_the_gradient_of_one_padded_batch(make_recipe, tiny_qwen2):
-    """Defect of peers: a gradient cache that forgets the temperature."""
-    recipe = three_tasks(make_recipe)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"loss": LossSection(matryoshka_dimensions=(8, 16), matryoshka_weights=(0.5, 2.0))},
+        {"distillation": DistillationSection(teacher="t")},
+        {"distillation": DistillationSection(teacher="t", kind="embeddings")},
+    ],
+    ids=["losses", "matryoshka", "distilled scores", "distilled embeddings"],
+)
+def test_chunks_held_or_encoded_twice_have_the_gradient_of_one_padded_batch(make_recipe, tiny_qwen2, settings):
+    """Defects of peers: a gradient cache that forgets the temperature, or all chunks but the last."""
+    recipe = three_tasks(make_recipe, **settings)
     found = model_of(tiny_qwen2)
     engine = TorchEngine(found.model, found.tokenizer, recipe.training)
 

@@ -470,6 +470,7 @@ def test_expressions_read_columns_paths_and_templates():
     assert getter("{n}\n{x}")(row) == "Text"
     assert getter("{t}\n{n}")(row) == "Title"
     assert getter("{n}{nowhere}")(row) == ""
+    assert getter("{n}\n{x}")(row | {"n": float("nan")}) == "Text"
     assert column_names("{t}\n{a.b[].c}") == ["t", "a"]
     with pytest.raises(RecipeError, match="is not a template"):
         getter("{t")

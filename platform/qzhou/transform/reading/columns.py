@@ -6,6 +6,7 @@ metadata.author.name       one value, three objects deep
 {title}\\n{text}            several columns joined; a blank one leaves no blank line
 """
 
+import math
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping
@@ -107,7 +108,7 @@ def _template(expression: str) -> Getter:
 
 
 def _plain(value: Any) -> str:
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return " ".join(map(str, value)).strip() if isinstance(value, list) else str(value).strip()
 
