@@ -1,17 +1,22 @@
-"""The pipeline on a cluster that has no worker node when it begins: Ray's autoscaler with nodes of this machine.
+"""The pipeline with its data on S3, on a cluster that has no worker node when it begins; its driver is killed once.
 
+S3 is moto's server; the nodes that Ray's autoscaler starts are processes of this machine.
 Ray's own helper for such clusters (``ray.cluster_utils.AutoscalingCluster``) ends the clusters of everybody on the
 machine before it begins and when it is over. This one is started and ended by its handle.
 """
 
 import json
-import shutil
 
 import pytest
 import ray
+import requests
+from moto.server import ThreadedMotoServer
 
+from qzhou.config.recipe import load_recipe
+from qzhou.data.storage import Folder
+from qzhou.run.run import Run
 from tests.e2e.clusters import QUIET, asked, head_words, ray_node, wait_until
-from tests.e2e.commands import run
+from tests.e2e.commands import run, start
 from tests.ports import free_port
 
 HEAD = "ray.head.default"  # what the provider calls its head
@@ -55,8 +60,41 @@ def configuration(gcs: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def s3():
+    """A bucket, in an environment in which S3 is a server of this machine."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "an-id",
+            "AWS_SECRET_ACCESS_KEY": "a-secret-that-nobody-should-see",  # pragma: allowlist secret
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            patch.setenv(name, value)
+        requests.put(f"http://{host}:{port}/a-bucket", timeout=10).raise_for_status()
+        yield "s3://a-bucket"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def recipe(s3, write_recipe):
+    """The tiny recipe with everything on S3."""
+    path = write_recipe()
+    data, text = path.parent, path.read_text("utf-8")
+    for name in ("facts.jsonl", "alike.csv", "kinds.parquet"):
+        Folder.open(f"{s3}/data").write_bytes(name, (data / name).read_bytes())
+    text = text.replace(f'"{data}/runs"', f'"{s3}/runs"').replace(f'"{data}/', f'"{s3}/data/')
+    path.write_text(text, "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster(s3, tmp_path_factory):
     """The head node of a cluster without worker nodes, and the environment of a job there."""
+    assert s3
     home = tmp_path_factory.mktemp("home")
     port = free_port()
     gcs = f"{ray.util.get_node_ip_address()}:{port}"
@@ -74,21 +112,35 @@ def workers(environment) -> int:
     return int(asked("print(sum(node['Alive'] for node in ray.nodes()) - 1)", **environment))
 
 
-def test_nodes_come_with_the_pipeline_and_go_when_it_is_over(cluster, submitted, tmp_path):
+def test_nodes_come_with_the_pipeline_and_go_when_it_is_over_and_a_kill_loses_no_finished_stage(
+    cluster, s3, recipe
+):
     head, environment = cluster
-    recipe, storage = submitted[0], tmp_path / "runs"
-    shutil.copytree(recipe.parent / "runs", storage)
-    made_there = ("mining", "training/stage2", "model", "evaluation")  # what nodes of this cluster do
-    for stage in made_there:
-        shutil.rmtree(storage / "tiny" / stage)
+    folder = Run.at(load_recipe(str(recipe), [])).folder
+    # two workers are tried on local files
+    words = ("jobs/pipeline.py", recipe, "--training.workers", "1")
     assert workers(environment) == 0
+    first = start(*words, **environment)
+    checkpoints = folder / "training" / "stage2" / "checkpoints"
+    wait_until(lambda: any("step_" in name for name in checkpoints.folders()), first)
+    first.kill()
+    first.communicate()
 
-    settings = ("--run.storage", storage, "--training.workers", "1")
-    done = run("jobs/pipeline.py", recipe, *settings, **environment)
+    done = run(*words, **environment)
 
+    assert folder.uri == f"{s3}/runs/tiny"
     assert done.status == 0, done.text
-    assert "report.html" in done.out
-    assert [stage for stage in made_there if f"\n{stage}: done in" not in f"\n{done.out}"] == []
+    unchanged = ("transform", "synthesis", "mining", "training/stage1")
+    assert [stage for stage in unchanged if f"{stage}: unchanged since" not in done.text] == []
+    steps = [json.loads(line)["step"] for line in folder.read_bytes("training/stage2/metrics.jsonl").splitlines()]
+    assert steps == list(range(10))
+    assert {"model", "evaluation", "transform", "training"} <= set(folder.folders())
+    assert folder.exists("report.html")
+    assert "a-secret-that-nobody-should-see" not in folder.read_bytes("recipe.json").decode() + done.text
+    with (folder / "model").local_copy() as local:
+        from sentence_transformers import SentenceTransformer
+
+        assert SentenceTransformer(str(local)).encode(["a text"]).shape[0] == 1
     wait_until(lambda: workers(environment) == 0, head)
 
 

@@ -237,8 +237,7 @@ def start(path: Path) -> subprocess.Popen:
         f"recipe = parse_recipe(json.load(open({str(path)!r})), place='test')\n"
         "mine(recipe, Layout(chunk_rows=128))"
     )
-    outside = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen([sys.executable, "-c", code], env=outside, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
 
 
 def test_dead_encoders_and_searchers_change_nothing(recipe, tmp_path):

@@ -16,7 +16,6 @@ from qzhou.cluster.session import session
 from qzhou.errors import TrainingError
 from qzhou.export.pipeline import export
 from qzhou.training.pipeline import train
-from tests.conftest import recipe_in
 from tests.ranks.problem import with_training
 from tests.ray.training_run import (
     LOSS_TOLERANCE,
@@ -44,11 +43,10 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, tiny_qwen2):
-    """The losses of all steps and the folder of a run to which nothing happened."""
-    recipe = prepared(recipe_in(tmp_path_factory.mktemp("undisturbed")), tiny_qwen2, "calm", validate_every_steps=6)
-    train(recipe)
-    return recipe
+def undisturbed(cluster, train_undisturbed):
+    """A run to which nothing happened."""
+    assert cluster
+    return train_undisturbed()
 
 
 def test_both_stages_leave_metrics_checkpoints_and_a_model(undisturbed):
@@ -66,14 +64,7 @@ def test_both_stages_leave_metrics_checkpoints_and_a_model(undisturbed):
     assert model.encode(["a text"]).shape == (1, 32)
 
 
-@pytest.mark.usefixtures("undisturbed")
-def test_training_asks_its_own_cluster_and_no_other_of_the_machine(cluster):
-    controllers = [path.read_text() for path in (cluster / "train").glob("ray-train-sys-controller-*.log")]
-    assert controllers
-    assert not [said for said in controllers if "Failed to stop" in said]
-
-
-def test_killed_workers_and_a_killed_driver_cost_no_step(undisturbed, make_recipe, tiny_qwen2, tmp_path):
+def test_killed_workers_and_a_killed_driver_cost_no_step(cluster, undisturbed, make_recipe, tiny_qwen2, tmp_path):
     """A worker and then the driver die in stage 1; stage 2 is given up by two workers and ended by one."""
     recipe = prepared(make_recipe, tiny_qwen2, "disturbed")
     job = start_driver(recipe, tmp_path)
@@ -94,6 +85,9 @@ def test_killed_workers_and_a_killed_driver_cost_no_step(undisturbed, make_recip
     train(with_training(recipe, workers=1))
 
     assert losses(recipe, "stage2") == pytest.approx(losses(undisturbed, "stage2"), rel=1e-3)
+    controllers = [path.read_text() for path in (cluster / "train").glob("ray-train-sys-controller-*.log")]
+    assert controllers
+    assert not [said for said in controllers if "Failed to stop" in said], "it asks no other cluster of the machine"
 
 
 def test_a_stage_whose_loss_is_not_finite_keeps_its_batch_and_says_where(make_recipe, tiny_qwen2, tmp_path):
