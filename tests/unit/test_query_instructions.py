@@ -141,7 +141,7 @@ def test_rows_that_differ_in_it_alone_are_two_examples(recipe):
     convert = Converter(recipe.datasets[0], 1000)
     rows = [ROWS[0], ROWS[0] | {"prompt": "another"}, ROWS[0] | {"prompt": CLAIM}]
     examples = [convert([row])[0].example for row in rows]
-    keys = KeyList(with_identity=True, with_texts=False)
+    keys = KeyList(recipe.datasets[0], with_identity=True, with_texts=False)
     keys.add_all([(one, False) for one in examples])
 
     first, other, again = keys.table()["high"].to_pylist()

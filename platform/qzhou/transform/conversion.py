@@ -46,10 +46,10 @@ def convert_shard(layout: Layout, shard: Shard) -> int:
     folder, settings = candidates_folder(layout, shard), layout.recipe.transform
     convert = Converter(dataset, settings.max_chars)
     keys = KeyList(
+        dataset,
         with_identity=settings.deduplicate,
         with_texts=layout.has_held_out,
         near_threshold=settings.near_duplicates,
-        allow_overlap=dataset.allow_overlap,
     )
     counts = RowCounts(dataset.name)
     for part, chunk in enumerate(batched(rows_by_example(layout, shard), EXAMPLES_PER_TABLE)):

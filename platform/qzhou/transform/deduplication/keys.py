@@ -12,6 +12,7 @@ from enum import IntEnum
 import numpy as np
 import pyarrow as pa
 
+from qzhou.config.dataset import Dataset
 from qzhou.data.records import Example, LabeledExample, PairExample, RetrievalExample, normalized_text
 from qzhou.transform.deduplication.near_duplicates import band_keys
 from qzhou.transform.rules.examples import texts_of
@@ -23,8 +24,8 @@ class KeyKind(IntEnum):
     """What a key says is equal; keys of different spaces never meet."""
 
     RETRIEVAL = 0  # the same query, positives and instruction
-    PAIR = 1  # the same two texts
-    CLASSIFICATION = 2  # the same text
+    PAIR = 1  # the same two texts, within a dataset
+    CLASSIFICATION = 2  # the same text, within a dataset
     RETRIEVAL_TEXT = 3  # a query or document of retrieval
     SIMILARITY_TEXT = 4  # a text of a pair or class, or a held-out query
     NEAR = 5  # the same band of a MinHash signature
@@ -45,22 +46,19 @@ class KeyList:
     """The keys of a shard's examples, numbered in the order in which they are added.
 
     Args:
+        dataset: Whose examples they are. With ``allow_overlap`` a training document, or one side of a training pair,
+            may be held out elsewhere; documents of a qrels dataset may always be, since its queries share a corpus.
         with_identity: Whether examples are compared as a whole, to find duplicates.
         with_texts: Whether single texts are compared, to find those that are held out.
         near_threshold: The Jaccard similarity of near-duplicates; None if they are not looked for.
-        allow_overlap: Whether a training document, or one side of a training pair, may be held out elsewhere.
     """
 
     def __init__(
-        self,
-        *,
-        with_identity: bool,
-        with_texts: bool,
-        near_threshold: float | None = None,
-        allow_overlap: bool = False,
+        self, dataset: Dataset, *, with_identity: bool, with_texts: bool, near_threshold: float | None = None
     ) -> None:
+        self._dataset = dataset
         self._with_identity, self._with_texts = with_identity, with_texts
-        self._near_threshold, self._may_share_texts = near_threshold, allow_overlap
+        self._near_threshold = near_threshold
         self._count = 0
         self._digests: list[bytes] = []
         self._rows: list[int] = []
@@ -93,10 +91,12 @@ class KeyList:
 
         A query with two answers is two examples. A text with two labels, or a pair with two
         scores or with its sides exchanged, is one: the second contradicts the first or adds
-        nothing. A retrieval text is compared with held-out queries and documents. A
-        labelled text or a pair is compared with held-out texts of its kind and with
-        held-out queries, but not documents: a class may be taught with a text that is a
-        document elsewhere.
+        nothing. Premise and hypothesis (nli) exchanged are another pair. Labels and scores of
+        two datasets are not compared, so neither are their texts.
+
+        A retrieval text is compared with held-out queries and documents. A labelled text or a
+        pair is compared with held-out texts of its kind and with held-out queries, but not
+        documents: a class may be taught with a text that is a document elsewhere.
         """
         keys = [normalized_text(text) for text in texts_of(example)]
         text_space = KeyKind.SIMILARITY_TEXT
@@ -106,14 +106,19 @@ class KeyList:
             space, own, shareable = KeyKind.RETRIEVAL, [keys[0], *sorted(keys[1:]), *instruction], 1
             text_space = KeyKind.RETRIEVAL_TEXT
         elif isinstance(example, PairExample):
-            space, own = KeyKind.PAIR, sorted(keys)
+            ordered = keys if self._dataset.rule == "nli" else sorted(keys)
+            space, own = KeyKind.PAIR, [self._dataset.name, *ordered]
         else:
-            space, own, shareable = KeyKind.CLASSIFICATION, keys, 1
+            space, own, shareable = KeyKind.CLASSIFICATION, [self._dataset.name, *keys], 1
         if self._with_identity:
             self._append(row, text_digest(*own), space, held_out)
         if self._with_texts:
             digests = [text_digest(key) for key in keys]
-            compared = digests[:shareable] if self._may_share_texts and not held_out else digests
+            has_corpus = self._dataset.rule == "qrels"
+            shares = has_corpus or (self._dataset.allow_overlap and not held_out)
+            compared = digests[:shareable] if shares else digests
+            if isinstance(example, PairExample):
+                compared = [*compared, text_digest(*sorted(keys))]  # a whole pair may never be shared
             for digest in compared:
                 self._append(row, digest, text_space, held_out)
             if held_out and isinstance(example, RetrievalExample):
@@ -127,6 +132,8 @@ class KeyList:
             sides.append(["\n".join(own[1:]) for own in texts])
         bands, comparable = band_keys(sides, threshold)
         bands = bands[comparable]
+        if not isinstance(examples[0][0], RetrievalExample):
+            bands ^= np.frombuffer(text_digest(self._dataset.name)[:8], dtype=np.uint64)[0]
         rows = np.arange(self._count, self._count + len(examples), dtype=np.uint32)[comparable]
         held_out = np.array([held for _, held in examples])[comparable]
         count, width = bands.shape

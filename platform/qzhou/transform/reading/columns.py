@@ -4,12 +4,13 @@ title                      the column
 answers[].text             every text of a list of objects: a list
 metadata.author.name       one value, three objects deep
 {title}\\n{text}            several columns joined; a blank one leaves no blank line
+{docs[].title}\\n{docs[].text}  the same for every element of a list: a list
 """
 
 import math
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from qzhou.errors import RecipeError
 
 Row = dict[str, Any]
 Getter = Callable[[Row], Any]
+ELEMENT = "\0element"  # what a template over a list calls its element: no column has such a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,38 @@ class RejectedRow:
     content: str
 
 
+def decoded(value: Any) -> Any:
+    """A row, or any value in it, whose bytes are text where they are UTF-8; Spark and Hive write text as bytes."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        try:
+            return bytes(value).decode("utf-8")
+        except UnicodeDecodeError:
+            return bytes(value)  # a picture, say; as the text of a rule it is blank
+    if isinstance(value, dict):
+        return {name: decoded(inner) for name, inner in value.items()}
+    return [decoded(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def as_text(value: Any) -> str:
+    """A value of a raw row as text: plain digits, decoded UTF-8 bytes, "" for the rest."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        value = decoded(value)
+        return value if isinstance(value, str) else ""
+    if isinstance(value, float):
+        # A column of integers with a gap in it becomes floats, and the gap becomes NaN.
+        if value.is_integer():
+            return str(int(value))
+        return "" if math.isnan(value) else str(value)
+    return "" if value is None or isinstance(value, list | tuple | dict) else str(value)
+
+
 def getter(expression: str) -> Getter:
     """A function that reads an expression's value from a row; None where there is none.
 
     Raises:
-        RecipeError: A template's braces do not match.
+        RecipeError: A template's braces do not match, or it joins elements of two lists.
     """
     if "{" in expression:
         return _template(expression)
@@ -92,7 +121,33 @@ def exploded(record: Any, steps: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 
 
 def _template(expression: str) -> Getter:
-    parts = [(literal, getter(name) if name else None) for literal, name in _pieces(expression)]
+    pieces = _pieces(expression)
+    lists = {name.partition("[]")[0] for _, name in pieces if name and "[]" in name}
+    if not lists:
+        return _joined(pieces)
+    if len(lists) > 1:
+        raise RecipeError(
+            f"'{expression}' joins elements of two lists ({', '.join(sorted(lists))}); take one of them"
+        )
+    (of,) = lists
+    elements = steps_of(of)
+    inner = _joined([(literal, _inside(name) if name else None) for literal, name in pieces])
+
+    def values(row: Row) -> list[str]:
+        found = walk(row, elements)
+        texts = [inner({**row, ELEMENT: one}) for one in found] if isinstance(found, list) else []
+        return [text for text in texts if text]
+
+    return values
+
+
+def _inside(name: str) -> str:
+    """A path below the element of a list; another column stays itself."""
+    return ELEMENT + name.partition("[]")[2] if "[]" in name else name
+
+
+def _joined(pieces: Sequence[tuple[str, str | None]]) -> Getter:
+    parts = [(literal, getter(name) if name else None) for literal, name in pieces]
 
     def value(row: Row) -> str:
         text = ""
@@ -108,9 +163,7 @@ def _template(expression: str) -> Getter:
 
 
 def _plain(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return " ".join(map(str, value)).strip() if isinstance(value, list) else str(value).strip()
+    return " ".join(map(as_text, value)).strip() if isinstance(value, list) else as_text(value).strip()
 
 
 def _pieces(expression: str) -> list[tuple[str, str | None]]:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from qzhou.config.dataset import Format
 from qzhou.errors import DataError, QzhouError, first_line
-from qzhou.transform.reading.columns import RejectedRow, Row, exploded, steps_of
+from qzhou.transform.reading.columns import RejectedRow, Row, decoded, exploded, steps_of
 from qzhou.transform.reading.csv_rows import csv_rows
 from qzhou.transform.reading.encodings import encoding_of
 from qzhou.transform.reading.files import DAMAGE, InputFile, damage_message, open_bytes, open_raw
@@ -56,7 +56,7 @@ def reads_together(custom: CustomReader | None) -> bool:
 
 def _rows(form: Format, part: FilePart, custom: CustomReader | None) -> Rows:
     if form.reader == "hf":
-        yield from hf_rows(part.files[0], part.start)
+        yield from map(decoded, hf_rows(part.files[0], part.start))
     elif form.reader == "aligned_text":
         yield from _guarded(form, part.files[0], _aligned_rows(form, part.files))
     elif custom is not None and reads_together(custom):
@@ -186,8 +186,9 @@ def _json_rows(form: Format, file: InputFile) -> Rows:
 def _parquet_rows(file: InputFile, part: FilePart) -> Rows:
     with open_raw(file) as stream, pq.ParquetFile(stream) as parquet:
         groups = None if part.end is None else list(range(part.start, part.end))
+        holds_bytes = any("binary" in str(column.type) for column in parquet.schema_arrow)
         for batch in parquet.iter_batches(batch_size=1024, row_groups=groups):
-            yield from batch.to_pylist()
+            yield from map(decoded, batch.to_pylist()) if holds_bytes else batch.to_pylist()
 
 
 def _custom_rows(form: Format, files: Sequence[InputFile], custom: CustomReader) -> Rows:
@@ -206,7 +207,7 @@ def _custom_rows(form: Format, files: Sequence[InputFile], custom: CustomReader)
         argument = streams if reads_together(custom) else next(streams)
         for number, row in enumerate(custom(argument, **form.reader_options), start=1):
             if isinstance(row, dict | RejectedRow):
-                yield row
+                yield decoded(row)
             else:
                 detail = f"{place}, row {number} of {form.reader}: {type(row).__name__}, not a dict"
                 yield RejectedRow("not_an_object", detail, str(row))

@@ -10,7 +10,7 @@ from typing import Any
 from qzhou.config.dataset import Dataset, Rule
 from qzhou.data.records import Drop
 from qzhou.errors import RecipeError
-from qzhou.transform.reading.columns import Getter, Row, getter
+from qzhou.transform.reading.columns import Getter, Row, as_text, getter
 from qzhou.transform.rules.cleaning import clean_text, repaired
 
 _PAIR = {"text_a": "text_a", "text_b": "text_b"}
@@ -122,8 +122,7 @@ class Fields:
 
     def clean(self, value: Any) -> str:
         """The cleaned text of a cell; an empty string for what is no text."""
-        text = value if isinstance(value, str) else _as_text(value)
-        return clean_text(repaired(text, self.dataset.repairs), self.max_chars)
+        return clean_text(repaired(as_text(value), self.dataset.repairs), self.max_chars)
 
     def label(self, row: Row) -> str:
         """The raw label, as ``labels`` of the dataset translates it, in lower case."""
@@ -176,21 +175,6 @@ def number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
-
-
-def _as_text(value: Any) -> str:
-    """A cell that is no text as one: plain digits, decoded UTF-8 bytes, "" for the rest."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return ""
-    if isinstance(value, float):
-        # A column of integers with a gap in it becomes floats, and the gap becomes NaN.
-        if value.is_integer():
-            return str(int(value))
-        return "" if math.isnan(value) else str(value)
-    return "" if value is None or isinstance(value, list | tuple | dict) else str(value)
 
 
 def _printable(text: str) -> str:

@@ -17,7 +17,7 @@ from qzhou.data.records import Document, normalized_text
 from qzhou.data.storage import Folder, batched, table_of, write_table
 from qzhou.errors import DataError
 from qzhou.transform.layout import Layout, Shard, ShuffleTask
-from qzhou.transform.reading.columns import RejectedRow, Row, getter
+from qzhou.transform.reading.columns import RejectedRow, Row, as_text, getter
 from qzhou.transform.reading.discovery import format_of
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part
@@ -90,7 +90,7 @@ def _key_of(layout: Layout, dataset: Dataset, role: str) -> Callable[[Row], tupl
 
 def _id(value: Any) -> str:
     # Arrow cannot hold a lone surrogate.
-    return str(value).strip().encode("utf-8", "replace").decode()
+    return as_text(value).strip().encode("utf-8", "replace").decode()
 
 
 def _join(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
@@ -120,7 +120,7 @@ def _texts(layout: Layout, dataset: Dataset, role: str, partition: int) -> tuple
             rejected.append(row)
             continue
         key = packed["key"]
-        text = clean_text(str(read(row) or ""), layout.recipe.transform.max_chars)
+        text = clean_text(as_text(read(row)), layout.recipe.transform.max_chars)
         if not text:
             rejected.append(RejectedRow("blank_text", f"{role}: '{key}' has no text", packed["row"]))
         elif texts.get(key):
@@ -182,9 +182,9 @@ def _packed(key: str, position: int, row: Mapping[str, Any] | RejectedRow) -> di
     rejected = isinstance(row, RejectedRow)
     content = asdict(row) if isinstance(row, RejectedRow) else row
     # A lone surrogate survives as an escape, which Arrow can hold.
-    text = json.dumps(content, ensure_ascii=False, default=str)
+    text = json.dumps(content, ensure_ascii=False, default=as_text)
     if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
-        text = json.dumps(content, default=str)
+        text = json.dumps(content, default=as_text)
     key = key.encode("utf-8", "replace").decode()
     return {"key": key, "position": position, "rejected": rejected, "row": text}
 
