@@ -125,6 +125,11 @@ class Dataset(Format):
     license: str = Field("", description="Of the data, for the card of the model: 'cc-by-4.0'.")
     corpus: Format | None = Field(None, description="qrels: the documents; columns id, title, text.")
     queries: Format | None = Field(None, description="qrels: the queries; columns id, text.")
+    merge_rows: bool | None = Field(
+        None,
+        description="Rows with the same query and positives are one example with the negatives of all; default: where "
+        "a row has one negative.",
+    )
     positive_grade: float = Field(1.0, description="graded, qrels: from this grade on a document is a positive.")
     negative_grade: float = Field(0.0, description="graded, qrels: up to this grade it is a negative.")
     labels: dict[str, str] = Field(

@@ -6,7 +6,7 @@ finds the same shards again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
@@ -76,6 +76,7 @@ class Layout:
         partitions: Dataset -> partitions of its shuffles and of its corpus.
         buckets: In how many parts the keys of all examples are compared.
         readers: ``module:function`` -> the function.
+        merged: Datasets whose rows with the same query and positives become one example.
     """
 
     recipe: Recipe
@@ -85,6 +86,7 @@ class Layout:
     partitions: Mapping[str, int]
     buckets: int
     readers: Mapping[str, CustomReader] = field(default_factory=dict)
+    merged: frozenset[str] = frozenset()
 
     def dataset(self, name: str) -> Dataset:
         """The dataset of the recipe with this name."""
@@ -138,7 +140,11 @@ class Layout:
 
 
 def make_layout(
-    recipe: Recipe, folder: Folder, inputs: Inputs, readers: Mapping[str, CustomReader] = MappingProxyType({})
+    recipe: Recipe,
+    folder: Folder,
+    inputs: Inputs,
+    readers: Mapping[str, CustomReader] = MappingProxyType({}),
+    merged: Collection[str] = (),
 ) -> Layout:
     """The layout of a recipe's inputs: shards, and what is shuffled before conversion."""
     shards: list[Shard] = []
@@ -160,7 +166,7 @@ def make_layout(
                 phases[0].extend(_shuffle_tasks(dataset, role, parts[role]))
             phases[1].extend(ShuffleTask(dataset.name, "join", part) for part in range(count))
             shards += _partition_shards(len(shards), dataset, "joined", count)
-        elif dataset.rule in GROUPED_BY:
+        elif dataset.rule in GROUPED_BY or dataset.name in merged:
             phases[0].extend(_shuffle_tasks(dataset, "rows", parts["rows"]))
             shards += _partition_shards(len(shards), dataset, "grouped", count)
         else:
@@ -173,7 +179,7 @@ def make_layout(
                 shards += _partition_shards(len(shards), dataset, "spread", count)
     buckets = min(MAX_PARTITIONS, max(1, -(-total // BUCKET_BYTES)))
     shuffle_phases = tuple(tuple(tasks) for tasks in phases if tasks)
-    return Layout(recipe, folder, tuple(shards), shuffle_phases, partitions, buckets, readers)
+    return Layout(recipe, folder, tuple(shards), shuffle_phases, partitions, buckets, readers, frozenset(merged))
 
 
 def _shuffle_tasks(dataset: Dataset, role: str, parts: Sequence[FilePart]) -> list[ShuffleTask]:

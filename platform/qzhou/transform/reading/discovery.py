@@ -14,12 +14,12 @@ from qzhou.config.dataset import Dataset, Format
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import digest
 from qzhou.errors import DataError, QzhouError
-from qzhou.transform.reading.columns import RejectedRow, Row, column_names
+from qzhou.transform.reading.columns import RejectedRow, Row, column_names, getter
 from qzhou.transform.reading.encodings import detect_encodings
 from qzhou.transform.reading.files import InputFile, input_files, local_file
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import CustomReader, read_part, reads_together
-from qzhou.transform.rules.fields import columns_of, input_columns_of
+from qzhou.transform.rules.fields import columns_of, has_negatives, input_columns_of
 
 INPUTS = ("rows", "corpus", "queries")
 # Files of each input that are opened before the work starts, to see whether their columns are there.
@@ -37,11 +37,13 @@ class RawInputs:
         files: Dataset -> one of INPUTS -> files.
         readers: ``module:function`` -> the function.
         modules: The modules of those functions by name; tasks get them by value.
+        merged: Datasets whose rows with the same query and positives become one example (``merge_rows``).
     """
 
     files: dict[str, dict[str, list[InputFile]]] = field(default_factory=dict)
     readers: dict[str, CustomReader] = field(default_factory=dict)
     modules: dict[str, ModuleType] = field(default_factory=dict)
+    merged: set[str] = field(default_factory=set)
 
     def fingerprints(self) -> dict[str, str]:
         """Dataset -> digest of its files' versions; "readers" -> digest of the code of custom readers."""
@@ -75,6 +77,8 @@ def find_inputs(recipe: Recipe) -> RawInputs:
                 if form is not None and ":" in form.reader and form.reader not in found.readers:
                     _import_reader(found, recipe.folder, form.reader)
             found.files[dataset.name] = _inputs(dataset, found)
+            if _merges_rows(dataset, found):
+                found.merged.add(dataset.name)
         except DataError as error:
             problems.append(f"dataset '{dataset.name}': {error}")
     if problems:
@@ -142,6 +146,17 @@ def _inputs(dataset: Dataset, found: RawInputs) -> dict[str, list[InputFile]]:
         inputs[role] = detect_encodings(form, files)
         _check_files(form, inputs[role], wanted, found.readers.get(form.reader))
     return inputs
+
+
+def _merges_rows(dataset: Dataset, found: RawInputs) -> bool:
+    """Whether rows are brought together by query and positives: as the recipe says, or where a row has one negative."""
+    if not has_negatives(dataset) or dataset.merge_rows is not None:
+        return has_negatives(dataset) and bool(dataset.merge_rows)
+    read, files = getter(columns_of(dataset)["negative"]), found.files[dataset.name]["rows"]
+    part = FilePart(tuple(files[:1]), 0, 1 if dataset.reader == "hf" else None)
+    rows = islice(read_part(dataset, part, found.readers.get(dataset.reader)), CHECKED_ROWS)
+    negatives = [read(row) for row in rows if isinstance(row, dict)]
+    return bool(negatives) and not any(isinstance(one, list) and len(one) != 1 for one in negatives)
 
 
 def _files_of_reader(form: Format, found: RawInputs) -> list[InputFile]:

@@ -43,6 +43,7 @@ INPUT_COLUMNS: Mapping[str, Mapping[str, str]] = {
     "corpus": {"id": "_id", "text": "{title}\n{text}"},
     "queries": {"id": "_id", "text": "text"},
 }
+WITH_NEGATIVES: tuple[Rule, ...] = ("title_body", "question_answer", "triplets")
 # The field whose text brings rows together into one example.
 GROUPED_BY: Mapping[Rule, str] = {"claim_evidence": "claim", "graded": "query", "duplicate_questions": "text_a"}
 
@@ -60,6 +61,11 @@ def columns_of(dataset: Dataset) -> dict[str, str]:
     defaults = DEFAULT_COLUMNS[dataset.rule]
     known = (*defaults, *OPTIONAL_FIELDS.get(dataset.rule, ()))
     return _columns(dataset.name, dataset.columns, defaults, known, f"the rule '{dataset.rule}'")
+
+
+def has_negatives(dataset: Dataset) -> bool:
+    """Whether its rows are a query with positives and negatives."""
+    return dataset.rule in WITH_NEGATIVES and "negative" in columns_of(dataset)
 
 
 def input_columns_of(dataset: Dataset, part: str) -> dict[str, str]:

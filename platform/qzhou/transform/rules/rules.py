@@ -35,12 +35,15 @@ CONTEXT_IN_QUERY = "{context}\n<please read the text above and answer the questi
 def query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """A query asks for its positives: a title for its body, a question for its answers, as given in triplets.
 
-    ``negative``, where it has a column, holds texts that do not answer. Triplets may have a
+    ``negative``, where it has a column, holds texts that do not answer; those of several
+    rows, which have query and positives in common, come together. Triplets may have a
     teacher's scores.
     """
-    (row,) = rows
+    row = rows[0]
     query, positives = fields.text(row, "query"), _scored(row, fields, "positive")
-    negatives = _scored(row, fields, "negative") if fields.has("negative") else []
+    negatives = (
+        [one for each in rows for one in _scored(each, fields, "negative")] if fields.has("negative") else []
+    )
     return retrieval(rows, fields, query, positives, negatives, ("query", "positive"))
 
 

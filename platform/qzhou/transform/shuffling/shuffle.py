@@ -82,10 +82,20 @@ def _key_of(layout: Layout, dataset: Dataset, role: str) -> Callable[[Row], tupl
             return document, {"raw": row, "query_id": query, "document_id": document, "grade": read["grade"](row)}
 
         return qrel
+    fields = Fields(dataset, layout.recipe.transform.max_chars)
+    if dataset.name in layout.merged:
+        return lambda row: (_question(row, fields), row)
     if dataset.rule not in GROUPED_BY:
         return lambda row: ("", row)
-    fields, name = Fields(dataset, layout.recipe.transform.max_chars), GROUPED_BY[dataset.rule]
+    name = GROUPED_BY[dataset.rule]
     return lambda row: (normalized_text(fields.text(row, name)), row)
+
+
+def _question(row: Row, fields: Fields) -> str:
+    """What rows have in common whose negatives come together: query, positives and instruction."""
+    texts = [fields.text(row, "query"), *sorted(fields.texts(row, "positive"))]
+    texts += [fields.text(row, "instruction")] if fields.has("instruction") else []
+    return "\n".join(map(normalized_text, texts))
 
 
 def _id(value: Any) -> str:
