@@ -63,17 +63,26 @@ class Format(Section):
     delimiter: str | None = Field(
         None, description="csv, text: between columns; default: tab for .tsv, else comma."
     )
-    quote: str = Field('"', description="csv: the quoting character; '' where quotes mean nothing.")
+    quote: str | None = Field(
+        None,
+        description="csv: the quoting character; '' where quotes mean nothing. Default: '\"'; between tabs only around "
+        "a whole cell, as a line of search logs may hold one quote.",
+    )
     header: bool | None = Field(
         None, description="csv: names in the first line; default: unless columns are numbers."
     )
     max_columns: AtLeastOne | None = Field(None, description="text: the last column takes the rest of the line.")
-    records: str = Field("", description="json: path to the rows, e.g. 'data[].paragraphs[].qas[]'.")
+    records: str = Field(
+        "",
+        description="json: path to the rows: 'data[].paragraphs[].qas[]', '{}' for the values of an object (whose "
+        "names are the column 'key'), '.' for the whole document; default: '[]'.",
+    )
     explode: tuple[str, ...] = Field((), description="Columns with lists of equal length: one row per element.")
     reader_options: dict[str, Any] = Field(default_factory=dict, description="Arguments for a reader of your own.")
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="Field of the rule -> column, path 'answers[].text', or template '{title}\\n{text}'.",
+        description="Field of the rule -> column, path 'answers[].text' or 'value[0]', pattern 'negative_*', or "
+        "template '{title}\\n{text}'.",
     )
     constants: dict[str, Constant] = Field(default_factory=dict, description="Columns that every row gets.")
     on_corrupt_file: Literal["fatal", "skip"] = Field("fatal", description="A truncated or damaged file.")
@@ -111,8 +120,8 @@ class Format(Section):
 
     @field_validator("quote")
     @classmethod
-    def _one_character(cls, quote: str) -> str:
-        if len(quote) > 1:
+    def _one_character(cls, quote: str | None) -> str | None:
+        if quote is not None and len(quote) > 1:
             raise ValueError(f"quote is {quote!r}; it is one character, or '' for none")
         return quote
 

@@ -21,6 +21,17 @@ SCRIPTS = {  # language and script as mteb writes them
     "ell-Grek": "\u0370-\u03ff",
     "hin-Deva": "\u0900-\u097f",
 }
+# the letters of a text rule out all languages but these; Latin ones tell nothing
+LANGUAGES_OF_SCRIPT = {
+    "cmn-Hans": {"zh", "ja", "ko"},
+    "jpn-Jpan": {"ja"},
+    "kor-Hang": {"ko"},
+    "tha-Thai": {"th"},
+    "rus-Cyrl": {"be", "bg", "kk", "ky", "mk", "mn", "ru", "sr", "tg", "uk"},
+    "arb-Arab": {"ar", "fa", "ku", "ps", "sd", "ug", "ur"},
+    "ell-Grek": {"el"},
+    "hin-Deva": {"hi", "mr", "ne", "sa"},
+}
 SCRIPT_TEXTS = 2000  # enough to tell the script of a dataset
 SCRIPT_CHARS = 200  # of each text
 KANA_SHARE = 0.1  # of Japanese letters: names and headings are mostly Han
@@ -50,13 +61,18 @@ def script_of(texts: Iterable[str]) -> str:
     return max(letters, key=lambda name: letters[name])
 
 
+def certain_language(text: str) -> str:
+    """ISO 639-1 code of a text's language where it is beyond doubt, else empty; short texts leave doubt."""
+    if len(text.encode("utf-8", "replace")) < SHORTEST_BYTES:
+        return ""
+    language, share = _classified(text)
+    return language if share >= CERTAIN else ""
+
+
 def are_different_languages(text: str, other: str) -> bool:
     """Whether two texts are in different languages beyond doubt; short ones leave doubt."""
-    sizes = (len(one.encode("utf-8", "replace")) for one in (text, other))
-    if min(sizes) < SHORTEST_BYTES:
-        return False
-    (first, first_share), (second, second_share) = _classified(text), _classified(other)
-    return first != second and min(first_share, second_share) >= CERTAIN
+    first, second = certain_language(text), certain_language(other)
+    return bool(first and second) and first != second
 
 
 def _classified(text: str) -> tuple[str, float]:

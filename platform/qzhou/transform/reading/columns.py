@@ -3,10 +3,13 @@
 title                      the column
 answers[].text             every text of a list of objects: a list
 metadata.author.name       one value, three objects deep
+value[0]                   the first element of a list; [-1] is the last
+negative_*                 every column of such a name, in order of their numbers: a list
 {title}\\n{text}            several columns joined; a blank one leaves no blank line
 {docs[].title}\\n{docs[].text}  the same for every element of a list: a list
 """
 
+import fnmatch
 import math
 import re
 import string
@@ -18,6 +21,7 @@ from qzhou.errors import RecipeError
 
 Row = dict[str, Any]
 Getter = Callable[[Row], Any]
+_INDEX = re.compile(r"\[(-?\d+)\]")
 ELEMENT = "\0element"  # what a template over a list calls its element: no column has such a name
 
 
@@ -65,29 +69,42 @@ def getter(expression: str) -> Getter:
     """
     if "{" in expression:
         return _template(expression)
-    if "." not in expression and "[]" not in expression:
+    if "*" in expression:
+        return lambda row: row[expression] if expression in row else _matching(row, expression)
+    if "." not in expression and "[" not in expression:
         return lambda row: row.get(expression)
     steps = steps_of(expression)
     return lambda row: row[expression] if expression in row else walk(row, steps)
 
 
+def _matching(row: Row, pattern: str) -> list[Any]:
+    """The values of the columns that a pattern matches, lists joined; ``negative_2`` comes before ``negative_10``."""
+    names = sorted(fnmatch.filter(row, pattern), key=lambda name: [int(n) for n in re.findall(r"\d+", name)] or [0])
+    values = [row[name] for name in names]
+    cells = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    return [one for one in cells if one is not None]
+
+
 def column_names(expression: str) -> list[str]:
-    """The columns that an expression reads; a path is known by its first name."""
+    """The columns that an expression reads, or their pattern; a path is known by its first name."""
     if "{" in expression:
         return [root for _, name in _pieces(expression) if name for root in column_names(name)]
-    if "[]" not in expression and "." not in expression:
-        return [expression]
-    return [re.split(r"\.|\[\]", expression)[0]]
+    return [re.split(r"[.\[]", expression)[0]]
 
 
 def steps_of(path: str) -> tuple[str, ...]:
     """``answers[].text`` -> ("answers", "[]", "text")."""
-    return tuple(re.findall(r"\[\]|[^.\[\]]+", path))
+    return tuple(re.findall(r"\[-?\d*\]|\{\}|[^.\[\]{}]+", path))
 
 
 def walk(value: Any, steps: tuple[str, ...]) -> Any:
-    """Follow a path; ``[]`` takes every element of a list, and nested lists are joined."""
+    """Follow a path; ``[]`` takes every element of a list, and nested lists are joined; ``[0]`` takes one of them."""
     for position, step in enumerate(steps):
+        if index := _INDEX.fullmatch(step):
+            number = int(index[1])
+            there = isinstance(value, list) and -len(value) <= number < len(value)
+            value = value[number] if there else None
+            continue
         if step == "[]":
             elements = value if isinstance(value, list) else []
             found: list[Any] = []
@@ -105,7 +122,7 @@ def exploded(record: Any, steps: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """The rows at a path's end; each inherits fields of objects around it, nearer ones win.
 
     ``data[].paragraphs[].qas[]`` makes of a SQuAD file one row a question, with its context
-    and title.
+    and title. ``{}`` takes every value of an object, and its name is the column ``key``.
     """
     waiting: list[tuple[Any, dict[str, Any], int]] = [(record, {}, 0)]
     while waiting:
@@ -115,6 +132,10 @@ def exploded(record: Any, steps: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         elif steps[position] == "[]":
             elements = value if isinstance(value, list) else []
             waiting += [(element, inherited, position + 1) for element in reversed(elements)]
+        elif steps[position] == "{}":
+            named = value.items() if isinstance(value, dict) else ()
+            entries = [(one, {**inherited, "key": name}, position + 1) for name, one in named]
+            waiting += reversed(entries)
         elif isinstance(value, dict) and steps[position] in value:
             around = {name: inner for name, inner in value.items() if name != steps[position]}
             waiting.append((value[steps[position]], {**inherited, **around}, position + 1))

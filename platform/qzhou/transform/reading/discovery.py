@@ -1,6 +1,7 @@
 """The raw inputs of a recipe: their files, the columns in them, and custom readers."""
 
 import difflib
+import fnmatch
 import importlib
 import sys
 from collections import Counter
@@ -104,7 +105,7 @@ def check_columns(place: str, wanted: Iterable[str], rows: Iterable[Row | Reject
         if isinstance(row, dict):
             present |= dict.fromkeys(row)
     needed = [root for one in wanted if one not in present for root in column_names(one)]
-    missing = [root for root in needed if root not in present]
+    missing = [root for root in needed if root not in present and not fnmatch.filter(present, root)]
     if not present or not missing:
         return
     close = difflib.get_close_matches(missing[0], list(present), n=1, cutoff=0.5)

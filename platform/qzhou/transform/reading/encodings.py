@@ -7,7 +7,7 @@ from functools import partial
 
 from qzhou.config.dataset import Format
 from qzhou.errors import DataError
-from qzhou.transform.reading.files import DAMAGE, InputFile, damage_message, open_bytes
+from qzhou.transform.reading.files import DAMAGE, WIDE_ENCODINGS, InputFile, damage_message, open_bytes
 
 DETECTED_BYTES = 8 * 2**20  # what encoding = "detect" looks at
 DETECTING_THREADS = 16
@@ -67,6 +67,20 @@ def marked_encoding(head: bytes) -> str:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     return "utf-8" if head.startswith(codecs.BOM_UTF8) else ""
+
+
+def refuse_wide_mark(head: bytes, encoding: str, file: InputFile) -> None:
+    """Refuse a file of wide characters that is read as another encoding.
+
+    Raises:
+        DataError: ``head``, the first bytes of the file, has such a byte order mark.
+    """
+    marked = marked_encoding(head)
+    if marked.startswith(WIDE_ENCODINGS) and not codecs.lookup(encoding).name.startswith(WIDE_ENCODINGS):
+        raise DataError(
+            f"{file.name} has the byte order mark of {marked}, and is read as {encoding}. "
+            f"Set encoding = '{marked}', or 'detect'."
+        )
 
 
 def _with_encoding(form: Format, file: InputFile) -> InputFile:

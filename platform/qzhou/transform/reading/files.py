@@ -1,7 +1,7 @@
 """Raw files: where they are and how they are opened.
 
 Local paths and globs, everything pyarrow or fsspec opens (``s3://``, ``gs://``,
-``hdfs://``, ...), and members of zip archives. What is compressed is unpacked while
+``hdfs://``, ...), and members of zip and tar archives. What is compressed is unpacked while
 reading.
 """
 
@@ -10,8 +10,10 @@ import fnmatch
 import glob
 import gzip
 import io
+import lzma
 import os
 import re
+import tarfile
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.fs
+import zstandard
 
 from qzhou.config.dataset import Format
 from qzhou.errors import DataError, first_line
@@ -27,16 +30,20 @@ from qzhou.errors import DataError, first_line
 REMOTE_READ_BYTES = 4 * 2**20  # what one request to an object store brings
 UNPACKED_RATIO = 4  # text shrinks to about a quarter
 WIDE_ENCODINGS = ("utf-16", "utf-32")  # their line ends are not one byte
-PACKED_SUFFIXES = (".gz", ".bz2", ".zip")
+PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
+ARCHIVE = re.compile(r".+\.(zip|tar|tgz|tar\.(gz|bz2|xz|zst))")
 # What reading a broken file raises.
-DAMAGE = (EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid)
+DAMAGE = (
+    EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid, lzma.LZMAError, tarfile.TarError,
+    zstandard.ZstdError,
+)  # fmt: skip
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A raw file, or a member of a zip archive; ``changed`` tells its versions apart.
+    """A raw file, or a member of an archive; ``changed`` tells its versions apart.
 
     ``encoding`` is what was found in it, where the recipe says ``detect``.
     """
@@ -50,7 +57,8 @@ class InputFile:
     @property
     def name(self) -> str:
         """The name in messages; a member's is in fsspec's notation."""
-        return f"zip://{self.member}::{self.uri}" if self.member else self.uri
+        kind = "zip" if self.uri.endswith(".zip") else "tar"
+        return f"{kind}://{self.member}::{self.uri}" if self.member else self.uri
 
     @property
     def is_packed(self) -> bool:
@@ -69,12 +77,12 @@ def input_files(form: Format) -> list[InputFile]:
     found: dict[InputFile, None] = {}
     for pattern in form.paths:
         place = _expanded(pattern)
-        address = re.fullmatch(r"zip://(?P<members>.+?)::(?P<archive>.+)", place, re.DOTALL)
+        address = re.fullmatch(r"(zip|tar)://(?P<members>.+?)::(?P<archive>.+)", place, re.DOTALL)
         archive = address["archive"] if address else place
         matches = _matches(archive)
         if not matches:
             raise DataError(_no_match(pattern, archive))
-        if address or archive.endswith(".zip"):
+        if address or ARCHIVE.fullmatch(archive):
             chosen = address["members"] if address else "*"
             matches = [one for file in matches for one in _members(file, chosen, form.on_corrupt_file)]
         found |= dict.fromkeys(matches)
@@ -106,21 +114,67 @@ def open_bytes(file: InputFile) -> BinaryIO:
 
     Raises:
         DataError: The file has gone.
-        OSError, EOFError, zlib.error, zipfile.BadZipFile: While reading: it is damaged.
+        One of DAMAGE: While reading.
     """
     stream = open_raw(file)
     if "://" in file.uri:
         stream = _ReadAhead(cast(io.RawIOBase, stream), REMOTE_READ_BYTES)
     name = file.uri
     # An archive whose list of members is broken has no member, and raises here.
-    if file.member or name.endswith(".zip"):
+    if file.member or ARCHIVE.fullmatch(name):
         name = file.member
-        stream = cast(BinaryIO, zipfile.ZipFile(stream).open(name))  # noqa: SIM115 - the caller closes
-    if name.endswith(".gz"):
+        stream = _open_archive(file.uri, stream).open(name)
+    return _unpacked(name, stream)
+
+
+def _unpacked(name: str, stream: BinaryIO) -> BinaryIO:
+    """What a stream holds, unpacked as its name says."""
+    if name.endswith((".gz", ".tgz")):
         return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
     if name.endswith(".bz2"):
         return cast(BinaryIO, bz2.BZ2File(stream))
+    if name.endswith(".xz"):
+        return cast(BinaryIO, lzma.LZMAFile(stream))
+    if name.endswith(".zst"):
+        unpacked = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, unpacked)))
     return stream
+
+
+class _Tar:
+    """A tar archive, packed or not, with the methods of a zip archive that are used here."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        # as a stream, since some packed ones cannot go back
+        self._archive = tarfile.open(fileobj=stream, mode="r|")  # noqa: SIM115 - the caller closes
+
+    def sizes(self) -> dict[str, int]:
+        """Member -> its size, as if it were packed."""
+        return {one.name: one.size // UNPACKED_RATIO for one in self._archive if one.isfile()}
+
+    def open(self, name: str) -> BinaryIO:
+        """A member's content."""
+        member = next(one for one in self._archive if one.name == name)
+        return cast(BinaryIO, self._archive.extractfile(member))
+
+
+class _Zip:
+    """A zip archive."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._archive = zipfile.ZipFile(stream)
+
+    def sizes(self) -> dict[str, int]:
+        """Member -> its packed size."""
+        return {one.filename: one.compress_size for one in self._archive.infolist() if not one.is_dir()}
+
+    def open(self, name: str) -> BinaryIO:
+        """A member's content."""
+        return cast(BinaryIO, self._archive.open(name))
+
+
+def _open_archive(uri: str, stream: BinaryIO) -> _Zip | _Tar:
+    return _Zip(stream) if uri.endswith(".zip") else _Tar(_unpacked(uri, stream))
 
 
 class _ReadAhead(io.BufferedReader):
@@ -198,18 +252,18 @@ def _filesystem(uri: str) -> tuple[Any, str, str]:
 
 
 def _members(file: InputFile, pattern: str, on_corrupt_file: str) -> list[InputFile]:
-    """A zip archive's members whose names match; itself where it is damaged and skipped."""
+    """An archive's members whose names match; itself where it is damaged and skipped."""
     with open_raw(file) as stream:
         try:
-            entries = zipfile.ZipFile(stream).infolist()
-        except (zipfile.BadZipFile, OSError) as error:
+            sizes = _open_archive(file.uri, stream).sizes()
+        except DAMAGE as error:
             if on_corrupt_file == "skip":
                 return [file]
             raise DataError(damage_message(file, 0, error)) from None
     found = [
-        InputFile(file.uri, entry.compress_size, file.changed, entry.filename)
-        for entry in sorted(entries, key=lambda entry: entry.filename)
-        if not entry.is_dir() and not entry.filename.startswith("__MACOSX/")
+        InputFile(file.uri, size, file.changed, name)
+        for name, size in sorted(sizes.items())
+        if not Path(name).name.startswith("._") and not name.startswith("__MACOSX/")
     ]
     chosen = [one for one in found if fnmatch.fnmatchcase(one.member, pattern)]
     if not chosen:

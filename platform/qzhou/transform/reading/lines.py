@@ -5,9 +5,8 @@ import io
 from collections.abc import Iterator
 
 from qzhou.config.dataset import Format
-from qzhou.errors import DataError
 from qzhou.transform.reading.columns import RejectedRow
-from qzhou.transform.reading.encodings import encoding_of, marked_encoding
+from qzhou.transform.reading.encodings import encoding_of, refuse_wide_mark
 from qzhou.transform.reading.files import WIDE_ENCODINGS, InputFile, open_bytes
 from qzhou.transform.reading.parts import FilePart
 
@@ -55,12 +54,7 @@ def all_lines(form: Format, file: InputFile) -> Iterator[str | RejectedRow]:
 
 def _without_mark(first: bytes, encoding: str, file: InputFile) -> bytes:
     """The first line of a file without its byte order mark."""
-    marked = marked_encoding(first)
-    if marked.startswith(WIDE_ENCODINGS):
-        raise DataError(
-            f"{file.name} has the byte order mark of {marked}, and is read as {encoding}. "
-            f"Set encoding = '{marked}', or 'detect'."
-        )
+    refuse_wide_mark(first, encoding, file)
     return first.removeprefix(codecs.BOM_UTF8)
 
 

@@ -123,9 +123,7 @@ def _json_row(line: str | RejectedRow, place: str) -> Row | RejectedRow:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         return RejectedRow("not_json", f"{place}: {error}", line)
-    if isinstance(row, dict):
-        return row
-    return RejectedRow("not_an_object", f"{place}: {type(row).__name__}", line)
+    return row if isinstance(row, dict) else {"value": row}
 
 
 def _text_row(form: Format, line: str | RejectedRow, place: str) -> Row | RejectedRow:
@@ -152,12 +150,14 @@ def _aligned_rows(form: Format, files: Sequence[InputFile]) -> Rows:
 
 
 def _json_rows(form: Format, file: InputFile) -> Rows:
-    """Rows of a JSON document, read piecewise down to the first list of ``records``."""
+    """Rows of a JSON document, read piecewise down to the first list or object of ``records`` that has many."""
     import ijson
 
-    steps = steps_of(form.records or "[]")
-    outer = steps[: steps.index("[]") + 1] if "[]" in steps else steps
-    prefix = ".".join("item" if step == "[]" else step for step in outer)
+    steps = steps_of("" if form.records == "." else form.records or "[]")
+    many = next((place for place, step in enumerate(steps) if step in {"[]", "{}"}), len(steps))
+    outer, inner = steps[: many + 1], steps[many + 1 :]
+    prefix = ".".join([*steps[:many], *(["item"] if outer[-1:] == ("[]",) else [])])
+    by_name = outer[-1:] == ("{}",)
     encoding = encoding_of(form, file)
     found = 0
     with open_bytes(file) as stream:
@@ -168,18 +168,25 @@ def _json_rows(form: Format, file: InputFile) -> Rows:
         elif content.peek(3).startswith(codecs.BOM_UTF8):
             content.read(3)
         try:
-            for element in ijson.items(content, prefix, use_float=True):
-                for row in exploded(element, steps[len(outer) :]):
+            read = ijson.kvitems if by_name else ijson.items
+            for element in read(content, prefix, use_float=True):
+                name, value = element if by_name else ("", element)
+                for row in exploded(value, inner):
                     found += 1
-                    yield row
+                    yield {"key": name, **row} if by_name else row
         except ijson.IncompleteJSONError as error:
+            if "trailing garbage" in str(error):
+                raise DataError(
+                    f"{file.name} holds several JSON values, one a line: set reader = 'jsonl'."
+                ) from None
             raise EOFError(f"not whole JSON: {first_line(error)}") from None
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise EOFError(f"not JSON: {first_line(error)}") from None
     if not found:
         raise DataError(
-            f"{file.name} holds no rows at '{form.records or '[]'}'. Set 'records' to the path of the rows, "
-            'e.g. records = "data[].paragraphs[].qas[]".'
+            f"{file.name} holds no rows at '{form.records or '[]'}'. Set 'records' to the path of the rows, e.g. "
+            '"data[].paragraphs[].qas[]", or "{}" where each value of an object is a row, or "." where the whole '
+            "document is one (with explode, for columns that are lists)."
         )
 
 

@@ -6,11 +6,9 @@ from typing import Any
 
 from qzhou.config.dataset import Dataset
 from qzhou.config.model import ModelSection
-from qzhou.data.languages import language_of
+from qzhou.data.languages import LANGUAGES_OF_SCRIPT, certain_language, language_of, script_of
 from qzhou.data.records import Example
 from qzhou.transform.rules.examples import texts_of
-
-MIN_LANGUAGE_CHARS = 15  # shorter texts are too short to tell a language by
 
 Refusal = tuple[str, str]  # reason, detail
 
@@ -28,10 +26,11 @@ def refusals(examples: Sequence[Example], dataset: Dataset, model: ModelSection)
 
 
 def _other_language(text: str, languages: Sequence[str]) -> Refusal | None:
-    if len(text) < MIN_LANGUAGE_CHARS:
-        return None
-    language = language_of(text)
-    if language in languages:
+    language = certain_language(text)
+    others = LANGUAGES_OF_SCRIPT.get(script_of([text]))
+    if others is not None and others.isdisjoint(languages):
+        language = language_of(text)
+    if not language or language in languages:
         return None
     return "other_language", f"{language}; languages is {', '.join(languages)}"
 
