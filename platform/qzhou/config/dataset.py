@@ -148,6 +148,7 @@ class Dataset(Format):
     context_in_query: bool = Field(
         False, description="reading_comprehension: the older form, context and question ask for the short answer."
     )
+    first_turn: bool = Field(False, description="chat: of longer ones the first question and its answer.")
     instruction: str = Field("", description="The task in one sentence, put before queries by qzhou.data.prompts.")
     query_prefix: str | None = Field(
         None, description="Stands before queries byte for byte, in place of an instruction: 'query: '."

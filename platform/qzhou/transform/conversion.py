@@ -69,6 +69,7 @@ def convert_shard(layout: Layout, shard: Shard) -> int:
         table = keys.table()
         buckets = table["high"].to_numpy() % np.uint64(layout.buckets)
         write_partitions(folder, "keys.arrow", table, buckets, layout.buckets)
+    counts.cut = convert.fields.cut["texts"]
     folder.write_json(SUMMARY, counts.plain())
     return counts.read
 

@@ -119,6 +119,7 @@ def _work(recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], fo
         line = report.summary_line(dataset, own, encodings[dataset.name])
         rows = {"read": own.read, **own.written, "dropped": own.dropped}
         log_event(line, "dataset_done", dataset=dataset.name, rows=rows)
+        report.warn_of_losses(dataset, own, recipe.transform.max_chars)
         outputs[f"{dataset.task} examples"] += own.written["examples"]
         outputs["held-out examples"] += own.written["held_out"]
     report.refuse_bad_datasets(recipe, counts)
@@ -209,6 +210,8 @@ def _counts(layout: Layout, dataset: Dataset) -> RowCounts:
     for shard in layout.shards_of(dataset.name):
         total.add(RowCounts.of(candidates_folder(layout, shard).read_json(SUMMARY)))
         total.add(RowCounts.of((layout.work / "written").read_json(f"{shard.name}.json")))
+    for name in (layout.work / "cut" / dataset.name).files(".json"):
+        total.cut += (layout.work / "cut" / dataset.name).read_json(name).get("texts", 0)
     return total
 
 

@@ -23,18 +23,18 @@ from qzhou.transform.rules.cleaning import clean_text, cut
     ],
 )
 def test_damage_is_repaired_and_nothing_else(raw, clean):
-    assert clean_text(raw, 1000) == clean
+    assert clean_text(raw) == clean
 
 
 def test_text_is_composed():
     decomposed = unicodedata.normalize("NFD", "é Å 각")
 
-    assert clean_text(decomposed, 100) == unicodedata.normalize("NFC", decomposed)
+    assert clean_text(decomposed) == unicodedata.normalize("NFC", decomposed)
 
 
 @pytest.mark.parametrize("raw", ["  a &amp; b\r\n\n\n c\u200b ", "schÃ¶n \x00 x", "猫  と犬"])
 def test_cleaning_twice_changes_nothing(raw):
-    assert clean_text(clean_text(raw, 100), 100) == clean_text(raw, 100)
+    assert clean_text(clean_text(raw)) == clean_text(raw)
 
 
 @pytest.mark.parametrize(

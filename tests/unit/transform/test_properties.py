@@ -9,7 +9,7 @@ from qzhou.config.dataset import RULE_TASKS, Dataset
 from qzhou.data.records import EXAMPLE_TYPES, Drop, RetrievalExample, normalized_text
 from qzhou.data.storage import from_row, schema_of, table_of
 from qzhou.transform.rules.candidates import Converter
-from qzhou.transform.rules.cleaning import _FTFY, clean_text
+from qzhou.transform.rules.cleaning import _FTFY, clean_text, cut
 from qzhou.transform.rules.fields import DEFAULT_COLUMNS, GROUPED_BY, as_record
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
@@ -21,7 +21,8 @@ CELL = st.one_of(
 RAW = st.fixed_dictionaries({"score": CELL})
 QREL = (
     {"raw": RAW}
-    | dict.fromkeys(("document", "query", "grade"), CELL)
+    | dict.fromkeys(("document", "query"), st.one_of(st.none(), TEXT.map(clean_text)))  # joined and clean
+    | {"grade": CELL}
     | dict.fromkeys(("query_id", "document_id"), TEXT)
 )
 
@@ -71,10 +72,10 @@ def test_a_row_is_kept_or_dropped_and_the_output_fits_the_schema(rule, data):
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(TEXT, st.integers(1, 20))
 def test_cleaned_text_is_bounded_and_stays_as_it_is(text, max_chars):
-    whole = clean_text(text, 1000)
+    whole = clean_text(text)
 
-    assert len(clean_text(text, max_chars)) <= max_chars
-    assert clean_text(whole, 1000) == whole
+    assert len(cut(clean_text(text), max_chars)) <= max_chars
+    assert clean_text(whole) == whole
 
 
 PLAIN = st.lists(
@@ -85,4 +86,4 @@ PLAIN = st.lists(
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(PLAIN)
 def test_texts_that_ftfy_need_not_see_come_out_as_if_it_had_seen_them(text):
-    assert clean_text(text, 100) == clean_text(ftfy.fix_text(text, _FTFY), 100)
+    assert clean_text(text) == clean_text(ftfy.fix_text(text, _FTFY))

@@ -5,12 +5,14 @@ import io
 import json
 import lzma
 import tarfile
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from qzhou.config.dataset import Dataset
 from qzhou.data.records import Document, Drop, LabeledExample, PairExample, RetrievalExample
 from qzhou.data.storage import Folder, read_records
 from qzhou.errors import DataError, RecipeError
@@ -19,6 +21,8 @@ from qzhou.transform.deduplication.duplicates import compare_bucket
 from qzhou.transform.layout import make_layout
 from qzhou.transform.reading.discovery import find_inputs
 from qzhou.transform.shuffling.shuffle import run_shuffle_task
+from qzhou.transform.writing.report import warn_of_losses
+from qzhou.transform.writing.row_counts import RowCounts
 from qzhou.transform.writing.shards import write_corpus, write_shard
 
 RECORDS = {"retrieval": RetrievalExample, "pair": PairExample, "classification": LabeledExample}
@@ -29,8 +33,8 @@ def transformed(make_recipe, tmp_path):
     """Gives what a dataset becomes: its examples, its drops and its documents."""
 
     def run(**settings):
-        dataset = {"name": "d", "reader": "jsonl", **settings}
-        recipe = make_recipe(datasets=[dataset])
+        dataset = Dataset.model_validate({"name": "d", "reader": "jsonl", **settings})
+        recipe = make_recipe().model_copy(update={"datasets": (dataset,)})
         raw = find_inputs(recipe)
         layout = make_layout(recipe, Folder.open(str(tmp_path / "run")), raw.files, raw.readers, raw.merged)
         for tasks in layout.shuffle_phases:
@@ -309,3 +313,69 @@ def test_a_wide_csv_file_says_which_encoding(transformed, tmp_path):
         transformed(rule="question_answer", reader="csv", paths=[str(path)])
     examples, _, _ = transformed(rule="question_answer", reader="csv", paths=[str(path)], encoding="utf-16")
     assert triples(examples) == {PAIR}
+
+
+def search(tmp_path, *documents, judgements=(("q", "d"),)):
+    """Settings of a collection of one query, with corpus files of these (id, text)."""
+    paths = [
+        jsonl(tmp_path / f"corpus{number}.jsonl", {"_id": one, "title": "", "text": text})
+        for number, (one, text) in enumerate(documents)
+    ]
+    queries = jsonl(tmp_path / "queries.jsonl", {"_id": "q", "text": "why"})
+    rows = jsonl(tmp_path / "rows.jsonl", *({"query-id": q, "corpus-id": d, "score": 1} for q, d in judgements))
+    corpus, asked = {"reader": "jsonl", "paths": paths}, {"reader": "jsonl", "paths": [queries]}
+    return {"rule": "qrels", "paths": [rows], "corpus": corpus, "queries": asked}
+
+
+def test_an_id_with_two_texts_is_refused_with_both_files(transformed, tmp_path):
+    """Two collections count their documents from 1: judgements of one meant documents of the other."""
+    said = r"the id 'd' has two texts, 'so' and 'other', in \S+corpus0.jsonl, \S+corpus1.jsonl"
+
+    with pytest.raises(DataError, match=said):
+        transformed(**search(tmp_path, ("d", "so"), ("d", "other")))
+    examples, drops, _ = transformed(**search(tmp_path, ("d", "so"), ("d", "so ")))
+    assert triples(examples) == {PAIR}
+    assert [one.reason for one in drops] == ["repeated_id"]
+
+
+def test_a_positive_is_the_text_of_its_corpus_repairs_included(transformed, tmp_path):
+    settings = search(tmp_path, ("d", "so &amp;amp; <b>so</b>"))
+
+    examples, _, documents = transformed(**settings, repairs=["html_tags"])
+
+    assert examples[0].positives == (documents[0].text,)
+
+
+def test_the_first_turn_of_a_longer_chat(transformed, tmp_path):
+    turns = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "so"}] * 2
+    path = jsonl(tmp_path / "rows.jsonl", {"messages": turns}, {"messages": turns[1:]})
+
+    examples, drops, _ = transformed(rule="chat", paths=[path], first_turn=True)
+
+    assert triples(examples) == {PAIR}
+    assert [one.reason for one in drops] == ["not_single_turn"]
+
+
+def test_rows_of_several_labels_are_said_to_be_so(transformed, tmp_path):
+    rows = [{"text": f"text {n}", "label": labels} for n, labels in enumerate((["a", "b"], ["a"], "b"))]
+    path = jsonl(tmp_path / "rows.jsonl", *rows)
+
+    examples, drops, _ = transformed(rule="labeled", paths=[path])
+    first, _, _ = transformed(rule="labeled", paths=[path], columns={"label": "label[0]"})
+
+    assert [one.label for one in examples] == ["d/a", "d/b"]
+    assert [one.reason for one in drops] == ["several_labels"]
+    assert len(first) == 2, "and the row whose label is no list is blank"
+
+
+def test_what_takes_a_tenth_of_the_rows_is_said_with_the_setting_to_change(capsys):
+    dataset = Dataset.model_validate({"name": "d", "reader": "jsonl", "rule": "labeled", "paths": ["x"]})
+    lost = RowCounts("d", read=100, cut=7, dropped=Counter(other_language=15, short_text=9, blank_text=10))
+
+    warn_of_losses(dataset, lost, 20_000)
+
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3
+    assert "15% of its rows are dropped as other_language. Languages names others." in said[0]
+    assert "10% of its rows are dropped as blank_text. Columns and rule" in said[1]
+    assert "7 texts were cut at transform.max_chars (20,000)" in said[2]

@@ -245,7 +245,7 @@ def test_judgements_without_their_document_or_query_are_named():
     assert (lost.reason, "'7'" in lost.detail, made.positives) == ("unknown_document", True, ("text",))
     assert json.loads(lost.record) == raw  # as it stood, without what it was joined with
     assert [one.reason for one in outcomes("qrels", {**row, "query": None})] == ["unknown_query"]
-    assert [one.reason for one in outcomes("qrels", {**row, "document": " "})] == ["blank_document"]
+    assert [one.reason for one in outcomes("qrels", {**row, "document": ""})] == ["blank_document"]
 
 
 def test_duplicate_questions_are_symmetric_and_different_ones_are_negatives():

@@ -38,15 +38,14 @@ _PTB_SIGNS = {
 _ENTITY = re.compile(r"&(?:#\d|#[xX][\da-fA-F]|[A-Za-z]\w*;)")
 
 
-def clean_text(text: str, max_chars: int) -> str:
-    """The text with mojibake repaired, in NFC, without entities and invisible characters, blanks collapsed, cut.
+def clean_text(text: str) -> str:
+    """The text with mojibake repaired, in NFC, without entities and invisible characters, blanks collapsed.
 
     Lines stay lines and paragraphs stay paragraphs: runs of blanks become one, and several
     empty lines become one.
 
     Args:
         text: Any string, even with lone surrogates.
-        max_chars: Longer texts are cut here, before the word that would not fit.
     """
     if not text.isascii() and _MAY_BE_DAMAGED.search(text):
         text = ftfy.fix_text(text, _FTFY)
@@ -55,7 +54,7 @@ def clean_text(text: str, max_chars: int) -> str:
         if "&" in text and "<" not in text and _ENTITY.search(text):  # ftfy's own rule
             unescaped = unescape_html(text)
             if unescaped != text:
-                return clean_text(unescaped, max_chars)
+                return clean_text(unescaped)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     # invisible characters go, and blanks become plain
@@ -66,7 +65,7 @@ def clean_text(text: str, max_chars: int) -> str:
     text = text.replace(" \n", "\n").replace("\n ", "\n")
     if "\n\n\n" in text:
         text = _PARAGRAPH_BREAKS.sub("\n\n", text)
-    return cut(text.strip(), max_chars)
+    return text.strip()
 
 
 _REPAIRS: Mapping[Repair, Callable[[str], str]] = {

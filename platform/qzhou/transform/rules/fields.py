@@ -3,15 +3,16 @@
 import functools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qzhou.config.dataset import Dataset, Rule
 from qzhou.data.records import Drop
 from qzhou.errors import RecipeError
 from qzhou.transform.reading.columns import Getter, Row, as_text, getter
-from qzhou.transform.rules.cleaning import clean_text, repaired
+from qzhou.transform.rules.cleaning import clean_text, cut, repaired
 
 _PAIR = {"text_a": "text_a", "text_b": "text_b"}
 
@@ -98,6 +99,7 @@ class Fields:
 
     dataset: Dataset
     max_chars: int
+    cut: Counter[str] = field(default_factory=Counter)  # "texts": how many max_chars has cut
 
     @functools.cached_property
     def columns(self) -> Mapping[str, str]:
@@ -128,7 +130,11 @@ class Fields:
 
     def clean(self, value: Any) -> str:
         """The cleaned text of a cell; an empty string for what is no text."""
-        return clean_text(repaired(as_text(value), self.dataset.repairs), self.max_chars)
+        text = clean_text(repaired(as_text(value), self.dataset.repairs))
+        if len(text) <= self.max_chars:
+            return text
+        self.cut["texts"] += 1
+        return cut(text, self.max_chars)
 
     def label(self, row: Row) -> str:
         """The raw label, as ``labels`` of the dataset translates it, in lower case."""

@@ -48,12 +48,14 @@ def query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 
 
 def chat(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """One user turn asks for one assistant turn; longer chats have no single question."""
+    """One user turn asks for one assistant turn; longer chats have no single question, but perhaps a first one."""
     (row,) = rows
     turns = [_turn(message) for message in _messages(fields.raw(row, "messages"))]
     spoken = [(role, content) for role, content in turns if role != "system"]
     if not spoken:
         return [fields.blank("messages", row)]
+    if fields.dataset.first_turn:
+        spoken = spoken[:2]
     if [SPEAKERS.get(role, role) for role, _ in spoken] != ["user", "assistant"]:
         shape = ", ".join(role for role, _ in spoken[:6])
         return [fields.drop("not_single_turn", f"{len(spoken)} turns: {shape}", row)]
@@ -112,7 +114,7 @@ def graded(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 
 
 def qrels(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """The qrels of one query, joined with its text and its documents; ``raw`` is the row as it is in the file."""
+    """The qrels of one query, joined with its text and its documents, both clean; ``raw`` is the row of the file."""
     if rows[0]["query"] is None:
         detail = f"query '{rows[0]['query_id']}' is not among the queries"
         return [fields.drop("unknown_query", detail, row["raw"]) for row in rows]
@@ -123,9 +125,8 @@ def qrels(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
             detail = f"document '{row['document_id']}' is not in the corpus"
             drops.append(fields.drop("unknown_document", detail, row["raw"]))
         else:
-            texts.append(GradedText(row["raw"], number(row["grade"]), fields.clean(row["document"])))
-    query = fields.clean(rows[0]["query"])
-    return drops + by_grade(texts, fields, query, ("query", "document", "grade"))
+            texts.append(GradedText(row["raw"], number(row["grade"]), row["document"]))
+    return drops + by_grade(texts, fields, rows[0]["query"], ("query", "document", "grade"))
 
 
 def duplicate_questions(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
@@ -179,7 +180,11 @@ def nli(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 def labeled(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """A text and its class or cluster, trained alike. The label may be a number."""
     (row,) = rows
-    text, label = fields.text(row, "text"), fields.text(row, "label")
+    labels = fields.raw(row, "label")
+    if isinstance(labels, list | tuple) and len(labels) > 1:
+        return [fields.drop("several_labels", f"column '{fields.columns['label']}' holds {len(labels)}", row)]
+    text = fields.text(row, "text")
+    label = fields.clean(labels[0] if isinstance(labels, list | tuple) and labels else labels)
     if not text or not label:
         return [fields.blank("label" if text else "text", row)]
     if len(text) < fields.dataset.min_query_chars:

@@ -21,11 +21,11 @@ from qzhou.transform.reading.columns import RejectedRow, Row, as_text, getter
 from qzhou.transform.reading.discovery import format_of
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part
-from qzhou.transform.rules.cleaning import clean_text
 from qzhou.transform.rules.fields import GROUPED_BY, Fields, columns_of, input_columns_of
 from qzhou.transform.shuffling.partitions import read_partition, write_partitions
 
 ROWS_PER_CHUNK = 10_000  # what a task holds in memory at a time
+SHOWN_CHARS = 60
 ROWS_PER_TASK = 2**40  # positions of a task's rows start at part * this
 
 # ``row`` is JSON; ``rejected`` says that it is a RejectedRow, which belongs to no group.
@@ -44,7 +44,8 @@ def rows_by_example(layout: Layout, shard: Shard) -> Iterator[list[Row] | Reject
     elif shard.kind == "grouped":
         yield from _groups(_batches(layout, dataset, "rows", shard.part))
     else:
-        queries, rejected = _texts(layout, dataset, "queries", shard.part)
+        fields = Fields(dataset, layout.recipe.transform.max_chars)
+        queries, rejected = _texts(layout, fields, "queries", shard.part)
         yield from rejected
         for group in _groups(_batches(layout, dataset, "join", shard.part)):
             if not isinstance(group, RejectedRow):
@@ -61,6 +62,8 @@ def run_shuffle_task(layout: Layout, task: ShuffleTask) -> None:
 def _spread(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
     """Write each row into the partition of its key."""
     assert task.files is not None
+    names = {"files": [file.name for file in task.files.files]}
+    _folder(layout, dataset.name, task.role).write_json(f"{task.part:06d}.json", names)
     rows = _read(layout, dataset, task.role, task.files)
     key_of = _key_of(layout, dataset, task.role)
     keyed = (("", row) if isinstance(row, RejectedRow) else key_of(row) for row in rows)
@@ -105,7 +108,9 @@ def _id(value: Any) -> str:
 
 def _join(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
     """Write one partition of the corpus; send its qrels, with document texts, to the partitions of the queries."""
-    texts, rejected = _texts(layout, dataset, "corpus", task.part)
+    fields = Fields(dataset, layout.recipe.transform.max_chars)
+    texts, rejected = _texts(layout, fields, "corpus", task.part)
+    (layout.work / "cut" / dataset.name).write_json(f"{task.part:06d}.json", fields.cut)
     documents = [Document(id=key, text=text) for key, text in texts.items() if text]
     for part, some in enumerate(batched(documents, ROWS_PER_CHUNK)):
         name = f"part-{task.part:06d}-{part:04d}.parquet"
@@ -119,25 +124,48 @@ def _join(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
     _write(layout, task, 0, packed)
 
 
-def _texts(layout: Layout, dataset: Dataset, role: str, partition: int) -> tuple[dict[str, str], list[RejectedRow]]:
-    """Id -> cleaned text of the documents or queries of one partition; and the blank and the repeated ones."""
-    read = getter(input_columns_of(dataset, role)["text"])
+def _texts(layout: Layout, fields: Fields, role: str, partition: int) -> tuple[dict[str, str], list[RejectedRow]]:
+    """Id -> cleaned text of the documents or queries of one partition; and the blank and the repeated ones.
+
+    Raises:
+        DataError: Two files, or two rows of one, have different texts with the same id.
+    """
+    read = getter(input_columns_of(fields.dataset, role)["text"])
     texts: dict[str, str] = {}
+    part_of: dict[str, int] = {}
     rejected: list[RejectedRow] = []
-    for packed in _partition(layout, dataset, role, partition):
+    for packed in _partition(layout, fields.dataset, role, partition):
         row = _unpacked(packed)
         if isinstance(row, RejectedRow):
             rejected.append(row)
             continue
         key = packed["key"]
-        text = clean_text(as_text(read(row)), layout.recipe.transform.max_chars)
+        text, part = fields.clean(read(row)), packed["position"] // ROWS_PER_TASK
         if not text:
             rejected.append(RejectedRow("blank_text", f"{role}: '{key}' has no text", packed["row"]))
-        elif texts.get(key):
-            detail = f"{role}: '{key}' came before, and that text counts"
-            rejected.append(RejectedRow("repeated_id", detail, packed["row"]))
-        texts[key] = texts.get(key) or text
+        elif texts.get(key, text) != text:
+            raise _two_texts(layout, fields.dataset.name, role, (key, texts[key], text), (part_of[key], part))
+        elif key in texts:
+            rejected.append(
+                RejectedRow("repeated_id", f"{role}: '{key}' came before, the same text", packed["row"])
+            )
+        else:
+            texts[key], part_of[key] = text, part
     return texts, rejected
+
+
+def _two_texts(
+    layout: Layout, dataset: str, role: str, found: tuple[str, str, str], parts: tuple[int, int]
+) -> DataError:
+    """The error about an id with two texts, which names the files that tasks of a shuffle read."""
+    key, first, second = found
+    folder = _folder(layout, dataset, role)
+    files = dict.fromkeys(name for part in parts for name in folder.read_json(f"{part:06d}.json")["files"])
+    return DataError(
+        f"dataset '{dataset}': {role}: the id '{key}' has two texts, '{first[:SHOWN_CHARS]}' and "
+        f"'{second[:SHOWN_CHARS]}', in {', '.join(files)}. Judgements could mean either: read the collections as two "
+        "datasets, or give their documents ids of their own."
+    )
 
 
 def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[Row] | RejectedRow]:

@@ -14,6 +14,31 @@ from qzhou.transform.writing.row_counts import RowCounts
 
 REPORT = "report.json"
 REASONS = 5  # that are named, the commonest first
+LOSS_SHARE = 0.1  # of a dataset's rows; what takes more of them for one reason is said in words
+ADVICE = {
+    "duplicate": "an earlier row has the same texts: take one of the two out, set merge_rows if only negatives differ, "
+    "or transform.deduplicate = false",
+    "near_duplicate": "an earlier row is nearly the same: transform.near_duplicates",
+    "in_held_out": "a text of theirs is held out for evaluation: set allow_overlap if these are official splits that "
+    "share texts, hold out less (eval_fraction), or take the dataset out",
+    "contaminated": "they share words with an evaluation task: transform.contamination",
+    "other_language": "languages names others",
+    "too_many_tokens": "max_tokens",
+    "short_query": "min_query_chars",
+    "short_text": "min_query_chars",
+    "short_positive": "min_positive_chars",
+    "unknown_label": "'labels' translates raw labels",
+    "not_single_turn": "first_turn = true takes the first question and its answer",
+    "several_labels": "name one of them: columns.label = 'labels[0]'",
+    "between_grades": "positive_grade and negative_grade",
+    "no_positive": "positive_grade",
+    "unknown_query": "ids of qrels and queries must be the same: columns",
+    "unknown_document": "ids of qrels and corpus must be the same: columns",
+    "undecodable": "encoding",
+    "not_csv": "quote and delimiter",
+    "wrong_cell_count": "delimiter, quote and max_columns",
+    "not_json": "reader",
+}
 TARGET_COLUMNS = {"pair": "score", "classification": "label"}  # what training compares rows by
 
 
@@ -32,6 +57,25 @@ def summary_line(dataset: Dataset, counts: RowCounts, encodings: Mapping[str, in
         kept += f" from {counts.kept:,} rows"
     end += f"; read as {', '.join(encodings)}" if encodings else ""
     return f"transform: {dataset.name}: {kept}, {counts.written['held_out']:,} held out{end}"
+
+
+def warn_of_losses(dataset: Dataset, counts: RowCounts, max_chars: int) -> None:
+    """Say which reason takes a tenth of a dataset's rows or more, with the setting to change; and what was cut."""
+    for reason, rows in counts.dropped.most_common():
+        share = rows / counts.read
+        if share >= LOSS_SHARE:
+            line = (
+                f"transform: {dataset.name}: WARNING: {share:.0%} of its rows are dropped as {reason}. "
+                f"{_sentence(ADVICE.get(reason, 'columns and rule of the dataset; the rows are in transform/dropped'))}"
+            )
+            log_event(line, "rows_lost", level="warning", dataset=dataset.name, reason=reason, rows=rows)
+    if counts.cut:
+        line = f"transform: {dataset.name}: {counts.cut:,} texts were cut at transform.max_chars ({max_chars:,})"
+        log_event(line, "texts_cut", level="warning", dataset=dataset.name, texts=counts.cut)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def warn_of_uniform(recipe: Recipe, folder: Folder) -> None:
@@ -155,16 +199,8 @@ def _reason_lines(counts: RowCounts) -> list[str]:
 
 def _advice(dataset: Dataset, counts: RowCounts) -> str:
     commonest = next((reason for reason, _ in counts.dropped.most_common(1)), "")
-    if commonest in {"duplicate", "near_duplicate"}:
-        return (
-            "Its rows are in the recipe already, in this dataset or in one that is named before it: take one of the "
-            "two out, or name this one first."
-        )
-    if commonest in {"in_held_out", "contaminated"}:
-        return (
-            "Its texts are held out for evaluation: set allow_overlap if these are official splits that share "
-            "texts, hold out less (eval_fraction), or take the dataset out."
-        )
+    if commonest in ADVICE:
+        return _sentence(ADVICE[commonest])
     return (
         f"Look at rule ('{dataset.rule}'), columns ({columns_of(dataset)}), min_positive_chars "
         f"({dataset.min_positive_chars}), max_dropped_fraction ({dataset.max_dropped_fraction:g}) and "

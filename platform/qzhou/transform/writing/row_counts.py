@@ -22,6 +22,7 @@ class RowCounts:
         kept: Raw rows whose example is trained on, from one side or both.
         held_out: Raw rows whose example is held out.
         sampled_out: Raw rows that ``max_rows`` leaves out.
+        cut: Texts that ``transform.max_chars`` has cut.
         dropped: Reason -> raw rows.
         parts: Reason -> parts of rows that were kept otherwise.
         examples: Reason -> some (detail, record).
@@ -35,6 +36,7 @@ class RowCounts:
     kept: int = 0
     held_out: int = 0
     sampled_out: int = 0
+    cut: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     parts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[list[str]]] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class RowCounts:
 
     def add(self, other: RowCounts) -> None:
         """Add the counts of another part."""
-        for name in ("read", "kept", "held_out", "sampled_out"):
+        for name in ("read", "kept", "held_out", "sampled_out", "cut"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("dropped", "parts", "languages", "written"):
             getattr(self, name).update(getattr(other, name))
