@@ -45,7 +45,8 @@ class FiltersSection(Section):
 
     max_ngram_overlap: Fraction = Field(
         0.8,
-        description="Rewrites that share more of their n-grams with the original are dropped (paper: a fifth new).",
+        description="Texts that share more of their n-grams with what they are made of are dropped: rewrites with the "
+        "original (paper: a fifth new), negatives with their positive, queries with their document.",
     )
     same_language: bool = Field(True, description="Texts in another language than the original are dropped.")
     teacher: str = Field("", description="Encoder that scores, named like a backbone; '' takes mining's.")
@@ -57,6 +58,9 @@ class FiltersSection(Section):
         description="Pairs whose query and positive are further apart are dropped (Conan-v2: 0.4, Qwen3: 0.7).",
     )
     negative_below_positive: bool = Field(True, description="Negatives that score above the positive are dropped.")
+    max_negative_cosine: Cosine = Field(
+        0.98, description="Negatives nearer to their positive are dropped: they say the same."
+    )
     relevance_check: bool = Field(False, description="An LLM says whether each document answers its query.")
 
     @model_validator(mode="after")

@@ -72,7 +72,15 @@ def certain_language(text: str) -> str:
 def are_different_languages(text: str, other: str) -> bool:
     """Whether two texts are in different languages beyond doubt; short ones leave doubt."""
     first, second = certain_language(text), certain_language(other)
-    return bool(first and second) and first != second
+    if not (first and second):
+        return _is_ruled_out(first, other) or _is_ruled_out(second, text)
+    return first != second
+
+
+def _is_ruled_out(language: str, text: str) -> bool:
+    """Whether the letters of a text rule out a language; "" is none."""
+    possible = LANGUAGES_OF_SCRIPT.get(script_of([text]))
+    return bool(language) and possible is not None and language not in possible
 
 
 def _classified(text: str) -> tuple[str, float]:

@@ -90,4 +90,5 @@ def _scores(row: dict[str, Any], vectors: dict[str, np.ndarray]) -> dict[str, fl
         "positive": cosine("query", "positive"),
         "negative": cosine("query", "negative"),
         "reference_positive": cosine("query", "better"),
+        "negative_and_positive": cosine("negative", "better"),
     }

@@ -21,12 +21,14 @@ class Scores:
         positive: Of query and positive.
         negative: Of query and negative.
         reference_positive: Of query and the positive that bounds the negative's score.
+        negative_and_positive: Of the negative and that positive.
     """
 
     rewrite: float | None = None
     positive: float | None = None
     negative: float | None = None
     reference_positive: float | None = None
+    negative_and_positive: float | None = None
 
     @property
     def margin(self) -> float | None:
@@ -53,6 +55,10 @@ def refused_by_scores(scores: Scores, filters: FiltersSection) -> tuple[str, str
     lowest = filters.min_positive_score
     if positive is not None and lowest is not None and positive < lowest:
         return "positive_too_far", f"query and positive score {positive:.3f}, below {lowest:g}"
+    alike = scores.negative_and_positive
+    if alike is not None and alike > filters.max_negative_cosine:
+        detail = f"cosine of negative and positive {alike:.3f}, above {filters.max_negative_cosine:g}"
+        return "negative_is_positive", detail
     if filters.negative_below_positive and scores.margin is not None and scores.margin <= 0:
         scored = f"the negative scores {scores.negative:.3f}, the positive {scores.reference_positive:.3f}"
         return "negative_too_close", scored

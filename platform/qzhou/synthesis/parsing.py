@@ -1,8 +1,8 @@
 """From an answer of the LLM to a new record, or to a drop with its reason. Pure and strict.
 
-An answer comes from outside. Anything that is not exactly what the prompt asks for is
-refused, kept in ``dropped/`` and counted, never repaired. Only a code fence around the
-whole object, and the thoughts before it, are ignored.
+An answer comes from outside. Anything that is not what the prompt asks for is refused, kept
+in ``dropped/`` and counted, never repaired. Only what stands around the object is ignored
+(:mod:`qzhou.synthesis.answer_json`).
 """
 
 import dataclasses
@@ -25,21 +25,22 @@ from qzhou.data.records import (
     Technique,
     stable_id,
 )
+from qzhou.synthesis.answer_json import object_with
 from qzhou.synthesis.chat import Answer
+from qzhou.synthesis.empty_words import is_placeholder, is_refusal, speaks_of_document
 from qzhou.synthesis.filters import copied_share
 from qzhou.synthesis.schemas import CHOICES, FIELDS, schema_name
-from qzhou.synthesis.techniques import Side, SynthesisRequest
+from qzhou.synthesis.techniques import Side, SynthesisRequest, example_texts
 
 STAGE = "synthesis"
 PARAPHRASE_LENGTH = 0.15  # a paraphrase stays within this share of the original's characters
 NEGATIVE_LENGTH = 0.20  # a negative, of its positive's: the length must not give it away
 SLACK_CHARS = 12  # allowed in any case: 15 % of a five-word title is less than one word
 LONGEST_QUERY_CHARS = 600
+SHOWN_CHARS = 80
 
 NewRecord = Example | Negative
 SeedExample = Example | Document
-
-_WHOLE = re.compile(r"\s*(?:<think>.*</think>)?\s*(?:```(?:json)?\s)?(?P<object>.*?)(?:\s```)?\s*", re.DOTALL)
 
 
 class _RefusedError(Exception):
@@ -71,18 +72,20 @@ def parse(
 ) -> NewRecord | Drop:
     """An answer's new record, a :class:`Negative` for ``seed``, or why it is refused.
 
-    Reasons: ``not_json``, ``missing_field``, ``empty``, ``no_choice``, ``unchanged``,
-    ``copied``, ``other_language``, ``length``, ``negative_is_positive``. An augmentation's
+    Reasons: ``not_json``, ``missing_field``, ``empty``, ``placeholder``, ``refusal``,
+    ``example_of_prompt``, ``no_choice``, ``unchanged``, ``copied``, ``speaks_of_document``,
+    ``other_language``, ``length``, ``negative_is_positive``. An augmentation's
     query and positive are not measured against the original: a perfect answer to another
     question may well be shorter. Its negative is measured against its own positive.
     """
     try:
         texts = _texts(request, answer)
+        _refuse_empty_words(texts, request)
         name = "query_generation" if request.technique == "query" else request.technique
         technique: Technique = name  # type: ignore[assignment]  # a check makes no record
         source = Source(technique=technique, parent=seed.id, model=answer.model, prompt=request.prompt)
         if isinstance(seed, Document):
-            return _generated_query(texts["query"], seed, request, source)
+            return _generated_query(texts["query"], seed, request, source, filters)
         if isinstance(seed, PairExample):
             return _paraphrased_pair(texts["text"], seed, request.side, source, filters)
         if isinstance(seed, LabeledExample):
@@ -111,14 +114,12 @@ def normalised(text: str) -> str:
 
 def _texts(request: SynthesisRequest, answer: Answer) -> dict[str, str]:
     """Field -> text of the JSON object that a request asked for."""
-    whole = _WHOLE.fullmatch(answer.content)
+    fields = FIELDS[schema_name(request)]
     try:
-        values = json.loads(whole["object"] if whole else answer.content)
-    except (ValueError, RecursionError) as error:
-        raise _RefusedError("not_json", f"it is not one JSON object: {error}") from None
-    if not isinstance(values, dict):
-        raise _RefusedError("not_json", f"a JSON {type(values).__name__} instead of an object")
-    return {field: _text(field, values.get(field)) for field in FIELDS[schema_name(request)]}
+        values = object_with(fields, answer.content)
+    except ValueError as error:
+        raise _RefusedError("not_json", str(error)) from None
+    return {field: _text(field, values.get(field)) for field in fields}
 
 
 def _text(field: str, value: object) -> str:
@@ -133,12 +134,28 @@ def _text(field: str, value: object) -> str:
     return text.strip()
 
 
-def _generated_query(query: str, document: Document, request: SynthesisRequest, source: Source) -> RetrievalExample:
+def _refuse_empty_words(texts: Mapping[str, str], request: SynthesisRequest) -> None:
+    """Refuse what stands in the prompt itself, and a model's words about what it cannot do."""
+    examples = {normalised(text) for text in example_texts(request.prompt)}
+    for field, text in texts.items():
+        if is_placeholder(text):
+            raise _RefusedError("placeholder", f"'{field}' is a placeholder: {text[:SHOWN_CHARS]}")
+        if is_refusal(text) and not is_refusal(request.user):
+            raise _RefusedError("refusal", f"'{field}' declines: {text[:SHOWN_CHARS]}")
+        if normalised(text) in examples:
+            raise _RefusedError("example_of_prompt", f"'{field}' is the example of the prompt")
+
+
+def _generated_query(
+    query: str, document: Document, request: SynthesisRequest, source: Source, filters: FiltersSection
+) -> RetrievalExample:
     _check_changed("query", query, document.text)
+    _check_copied("query", query, document.text, filters)
+    if speaks_of_document(query):
+        raise _RefusedError("speaks_of_document", "'query' speaks of a document, which who searches has not seen")
     if len(query) > min(LONGEST_QUERY_CHARS, max(SLACK_CHARS, len(document.text))):
         raise _RefusedError("length", f"'query' has {len(query)} characters, the document {len(document.text)}")
-    if request.fields["language"] == "Chinese":
-        _check_language("query", query, document.text)
+    _check_language("query", query, document.text)
     return _retrieval(request.dataset, query, document.text, source)
 
 
@@ -202,6 +219,8 @@ def _paraphrased_text(
 def _negative(text: str, positives: tuple[str, ...], source: Source, filters: FiltersSection) -> Negative:
     if normalised(text) in map(normalised, positives):
         raise _RefusedError("negative_is_positive", "the negative repeats a positive")
+    for positive in positives:
+        _check_copied("negative", text, positive, filters, of="positive")
     _check_length("negative", text, positives[0], NEGATIVE_LENGTH)
     if filters.same_language:
         _check_language("negative", text, positives[0])
@@ -234,10 +253,10 @@ def _check_length(field: str, text: str, original: str, share: float) -> None:
         raise _RefusedError("length", detail)
 
 
-def _check_copied(field: str, text: str, original: str, filters: FiltersSection) -> None:
+def _check_copied(field: str, text: str, original: str, filters: FiltersSection, of: str = "original") -> None:
     copied, limit = copied_share(text, original), filters.max_ngram_overlap
     if copied > limit:
-        detail = f"{copied:.0%} of the word trigrams of '{field}' are the original's, above {limit:.0%}"
+        detail = f"{copied:.0%} of the word trigrams of '{field}' are the {of}'s, above {limit:.0%}"
         raise _RefusedError("copied", detail)
 
 

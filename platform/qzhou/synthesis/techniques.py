@@ -186,6 +186,13 @@ def system_prompt(label: str) -> str:
 
 
 @functools.cache
+def example_texts(label: str) -> frozenset[str]:
+    """The texts of the example answers in a prompt."""
+    answers = re.findall(r"(?:answer|回答|回复|输出)\s*`(\{.*?\})`", system_prompt(label))
+    return frozenset(str(text) for answer in answers for text in json.loads(answer).values())
+
+
+@functools.cache
 def personas(language: PromptLanguage) -> tuple[str, ...]:
     """People who might ask, from the lines of ``prompts/personas.<language>.txt``."""
     return tuple(_prompt_file(f"personas.{language}.txt").splitlines())

@@ -118,7 +118,7 @@ def test_a_refused_answer_goes_back_with_the_reason_so_often_as_allowed():
     chat = llm.rounds[2][0].messages
     assert [message["role"] for message in chat] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert chat[2]["content"] == "Sure!"
-    assert "not one JSON object" in chat[3]["content"]
+    assert "holds no JSON object" in chat[3]["content"]
     assert (ledger.total.requests, ledger.total.refused, ledger.total.cost) == (3, 2, 1.5)
 
     result, llm = write(lambda _: outcome("Sure!"), [request], SETTINGS)

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from qzhou.config.synthesis import FiltersSection
-from qzhou.data.records import Drop, LabeledExample, Negative, PairExample, RetrievalExample, Source
+from qzhou.data.records import Document, Drop, LabeledExample, Negative, PairExample, RetrievalExample, Source
+from qzhou.synthesis.answer_json import object_with
 from qzhou.synthesis.chat import Answer
 from qzhou.synthesis.parsing import normalised, parse
-from qzhou.synthesis.techniques import VERSION, requests_for
+from qzhou.synthesis.techniques import VERSION, configuration_requests, query_request, requests_for
 
 POSITIVE = "The days grow shorter and trees stop making chlorophyll, so red pigments become visible."
 EXAMPLE = RetrievalExample(id="parent", dataset="d", query="Why do leaves turn red?", positives=(POSITIVE,))
@@ -84,7 +85,8 @@ def test_a_paraphrased_text_keeps_its_label():
     ("reason", "technique", "content"),
     [
         ("not_json", "paraphrase", "Sure! Here it is."),
-        ("not_json", "paraphrase", 'Sure! ```json\n{"query": "a", "positive": "b"}\n```'),
+        ("not_json", "hard_negative", '{"negative": "it was cut off here'),
+        ("not_json", "hard_negative", '{"negative": "one"} or perhaps {"negative": "another"}'),
         ("not_json", "paraphrase", '["a", "b"]'),
         ("not_json", "hard_negative", ""),
         ("missing_field", "paraphrase", {"query": "What makes foliage red?"}),
@@ -106,13 +108,103 @@ def test_an_answer_that_is_not_what_was_asked_for_is_dropped(reason, technique, 
     assert json.loads(result.record)["request"]["example_id"] == "parent"
 
 
+DRAFT = '{"negative": "a draft"}'
+
+
 @pytest.mark.parametrize(
-    "around", ["```json\n%s\n```", "```\n%s\n```", "<think>\nHm {no}.\n</think>\n\n%s", " %s\n"]
-)
-def test_a_fence_around_the_whole_object_and_thoughts_before_it_are_looked_past(around):
-    content = around % json.dumps({"negative": NEGATIVE})
+    "around",
+    [
+        "```json\n%s\n```", "```\n%s\n```", "```JSON\n%s```", " %s\n", "\ufeff%s", "%s<|im_end|>",
+        f"<think>\nHm {{no}}.\n{DRAFT}</think>\n\n%s", f"Okay, {DRAFT}?\n</think>\n%s",
+        f"<thinking>{DRAFT}</thinking>%s", f"<|channel|>analysis<|message|>{DRAFT}<|channel|>final<|message|>%s",
+        "Sure! Here it is:\n```json\n%s\n```\nI hope that helps {really}.", "%s\n\nNote: it is worse.", "%s %s",
+        "{ not json } %s",
+    ],
+)  # fmt: skip
+def test_what_stands_around_the_object_is_looked_past(around):
+    content = around.replace("%s", json.dumps({"negative": NEGATIVE}))
 
     assert answered(EXAMPLE, "hard_negative", content).text == NEGATIVE
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ('{"negative": "Two\nlines\tof it.",}', "Two\nlines\tof it."),
+        (r'{"negative": "It\'s a {brace} and a \"quote\"."}', 'It\'s a {brace} and a "quote".'),
+        ('{"negative": "Two\r\nlines, and \\u00e9."}', "Two\r\nlines, and é."),
+        ('{"negative": "One", "why": ["it", "differs",]}', "One"),
+    ],
+)
+def test_what_models_write_for_json_is_read_as_it_is_meant(content, text):
+    assert object_with(["negative"], content)["negative"] == text
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("placeholder", "<document>"),
+        ("placeholder", '"<new positive>"'),
+        ("placeholder", "[Your answer here]"),
+        ("example_of_prompt", "As the days grow longer, trees begin to form their buds, and the white blossoms become "
+         "visible."),
+        ("refusal", "I'm sorry, but I can't write a misleading document about leaves for you, whatever they are."),
+        ("refusal", "As an AI language model I do not have a view on why leaves turn red or do not, I am afraid so."),
+        ("refusal", "I cannot provide a document that is wrong on purpose, since it would mislead whoever read it.."),
+        ("copied", POSITIVE.removesuffix(" visible.")),
+        ("other_language", "Die Tage werden länger, und die Bäume treiben Blüten, also sieht man weiße Blätter."),
+    ],
+)  # fmt: skip
+def test_what_no_one_would_train_on_is_refused(reason, text):
+    assert answered(EXAMPLE, "hard_negative", {"negative": text}).reason == reason
+
+
+def test_an_excuse_that_the_data_holds_is_no_excuse():
+    text = "I'm sorry, but I can't come to the phone right now, so please leave a message after the long tone."
+    example = RetrievalExample(id="p", dataset="d", query="What does it say?", positives=(text,))
+
+    written = "I'm sorry, but I cannot take your call at present; kindly leave some words once you hear the beep."
+
+    assert answered(example, "hard_negative", {"negative": written}).text == written
+
+
+PASSAGE = (
+    "The river floods every spring, when the snow of the mountains melts, and farmers move their cattle uphill."
+)
+
+
+def asked(query, document=PASSAGE):
+    seed = Document(id="x", text=document)
+    (configured,) = configuration_requests(seed, "d", seed=0)
+    persona = configured.fields["personas"][0]
+    choice = {"persona": persona, "question_type": "factual", "difficulty": "university"}
+    answer = Answer(key="k", model="m", content=json.dumps({"query": query}), prompt_tokens=1, completion_tokens=1)
+    return parse(query_request(configured, choice, ()), seed, answer, FILTERS)
+
+
+@pytest.mark.parametrize(
+    ("reason", "query"),
+    [
+        ("speaks_of_document", "What does the document say about cattle?"),
+        ("speaks_of_document", "Why does the author mention snow in this text?"),
+        ("copied", "when the snow of the mountains melts, and farmers move their cattle"),
+        ("refusal", "I'm sorry, I can't assist with that."),
+        ("placeholder", "<query>"),
+        ("other_language", "每年春天这条河为什么会泛滥，农民会把他们的牲畜赶到哪里去？"),
+    ],
+)
+def test_a_query_that_no_one_would_type_is_refused(reason, query):
+    assert asked(query).reason == reason
+
+
+def test_a_query_of_ones_own_words_is_kept():
+    assert asked("spring flooding and livestock").query == "spring flooding and livestock"
+    assert (
+        asked(
+            "In which season of the year do floods come to the valley?", "作者写道：每年春天河水都会泛滥。" * 6
+        ).reason
+        == "other_language"
+    )
 
 
 def test_a_rewrite_that_copies_is_refused():
