@@ -4,7 +4,7 @@ Part of :mod:`qzhou.config.recipe`, in a file of its own because an endpoint has
 limits.
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,20 @@ BUILTIN = "builtin"
 BUILTIN_MODEL = "builtin-rules"
 
 
-class LLMSection(Section):
+class ChatSection(Section):
+    """What a request holds besides the messages."""
+
+    max_tokens: AtLeastOne | None = Field(
+        None, description="Longest answer; default: by what is asked for, and more after one that was cut."
+    )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further fields of each request: { chat_template_kwargs = { enable_thinking = false } }.",
+    )
+    headers: dict[str, str] = Field(default_factory=dict, description="Further HTTP headers of each request.")
+
+
+class LLMSection(ChatSection):
     """One model, and the endpoints that offer it."""
 
     model: str = Field(description="Model name that is sent.")
@@ -38,6 +51,8 @@ class LLMSection(Section):
     structured: Literal["auto", "on", "off"] = Field(
         "auto", description="Ask for JSON that fits a schema; auto: unless the endpoint refuses."
     )
+    temperature: NotNegative | None = Field(None, description="Of this model; default: synthesis.temperature.")
+    top_p: Fraction | None = Field(None, description="Nucleus sampling; default: the endpoint's.")
 
 
 class FiltersSection(Section):
@@ -77,7 +92,7 @@ class FiltersSection(Section):
         return self
 
 
-class SynthesisSection(Section):
+class SynthesisSection(ChatSection):
     """An LLM paraphrases, augments, writes hard negatives (QZhou-Embedding, section 4)."""
 
     endpoint: str = Field("", description="OpenAI-compatible base URL; 'builtin' for the rules; '' writes nothing.")
@@ -129,8 +144,19 @@ class SynthesisSection(Section):
         """The models that share the requests."""
         if self.models or not self.endpoint:
             return self.models
-        shared = self.model_dump(include={"model", "api_key_env", "input_price", "output_price"})
+        own = {"model", "api_key_env", "input_price", "output_price", *ChatSection.model_fields}
+        shared = self.model_dump(include=own)
         return (LLMSection(endpoints=(self.endpoint,), **shared),)
+
+    @property
+    def sampling(self) -> dict[str, dict[str, Any]]:
+        """Model -> the fields of its requests on which an answer depends, besides the messages."""
+        found = {}
+        for model in self.pool:
+            temperature = self.temperature if model.temperature is None else model.temperature
+            nucleus = {} if model.top_p is None else {"top_p": model.top_p}
+            found[model.model] = {"temperature": temperature, **nucleus, **model.extra_body}
+        return found
 
     @model_validator(mode="after")
     def _models_agree(self) -> Self:

@@ -24,7 +24,7 @@ def object_with(fields: Collection[str], content: str) -> dict[str, Any]:
     Raises:
         ValueError: There is none, it is not whole, or there are two that differ.
     """
-    answer = _END_OF_THOUGHTS.split(content)[-1]
+    answer = without_thoughts(content)
     found = list(_objects(answer))
     fitting = [one for one in found if all(field in one for field in fields)]
     different = {json.dumps({field: one[field] for field in fields}, sort_keys=True) for one in fitting}
@@ -38,6 +38,11 @@ def object_with(fields: Collection[str], content: str) -> dict[str, Any]:
     if start < 0:
         raise ValueError(f"it holds no JSON object: {answer.strip()[:SHOWN_CHARS]!r}")
     raise ValueError(f"its JSON object is not whole: it ends with {answer.rstrip()[-SHOWN_CHARS:]!r}")
+
+
+def without_thoughts(content: str) -> str:
+    """What stands behind a model's thoughts; all of it where there are none."""
+    return _END_OF_THOUGHTS.split(content)[-1]
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:

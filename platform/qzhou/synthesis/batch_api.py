@@ -7,8 +7,9 @@ killed finds its batches again by their ids, and pays for none twice.
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import openai
@@ -18,8 +19,9 @@ from qzhou.config.synthesis import LLMSection, SynthesisSection
 from qzhou.data.storage import Folder
 from qzhou.errors import EndpointError, first_line
 from qzhou.synthesis.chat import ChatRequest, ChatResult
-from qzhou.synthesis.client import answer_of, chat_body, measure_attempt, open_client
+from qzhou.synthesis.client import answer_of, chat_body, longest_answer, measure_attempt, open_client
 from qzhou.synthesis.ledger import cost_of, expected_tokens
+from qzhou.synthesis.request_form import RequestForm
 from qzhou.synthesis.response_cache import ResponseCache, totals
 from qzhou.synthesis.schemas import response_schema, schema_name
 from qzhou.synthesis.techniques import SynthesisRequest
@@ -48,22 +50,30 @@ class _Batch:
 class BatchSender:
     """Sends requests in batches, waits for them, and keeps the answers in the response cache in ``folder``.
 
-    ``sleep`` waits between two polls; a test passes its own.
+    ``sleep`` waits between two polls, and ``connect`` opens an endpoint; a test passes its own.
     """
 
     def __init__(
-        self, settings: SynthesisSection, keys: Keys, folder: Folder, sleep: Sleep = asyncio.sleep
+        self,
+        settings: SynthesisSection,
+        keys: Keys,
+        folder: Folder,
+        sleep: Sleep = asyncio.sleep,
+        connect: Callable[..., openai.AsyncOpenAI] = open_client,
     ) -> None:
         self._settings, self._keys, self._folder, self._sleep = settings, keys, folder, sleep
-        self._cache = ResponseCache(folder, read=False)
+        self._cache = ResponseCache(folder, without=folder.files(".jsonl"))
         self._models = {model.model: model for model in settings.pool}
         self._clients: dict[str, openai.AsyncOpenAI] = {}
+        self._problems: list[str] = []
+        self._connect = connect
 
     def send(self, requests: Mapping[str, SynthesisRequest]) -> dict[str, ChatResult]:
         """The results of requests by their keys, after all batches have ended; none of them is in the cache.
 
         Raises:
-            EndpointError: An endpoint refuses a batch, or ``max_cost`` would be exceeded.
+            EndpointError: An endpoint refuses a batch or leaves requests without an answer, or ``max_cost`` would be
+                exceeded.
         """
         return asyncio.run(self._send(requests))
 
@@ -74,17 +84,24 @@ class BatchSender:
         self._check_cost(new)
         for name, model in self._models.items():
             key = self._keys.value(model.api_key_env)
-            self._clients[name] = open_client(model.endpoints[0], key, self._settings.timeout_s)
+            self._clients[name] = self._connect(model.endpoints[0], key, self._settings.timeout_s, model.headers)
         results: dict[str, ChatResult] = {}
         with progress("synthesis: batches", total=len(requests), unit="requests") as bar:
             try:
                 for model in self._models.values():
                     for lines in self._parts(new, model):
                         batches.append(await self._submit(model, lines))
-                for batch in batches:
-                    results |= await self._collect(batch)
-                    datasets = [requests[key].dataset for key in batch.keys if key in requests]
-                    bar.advance(len(batch.keys), rows=Counter(datasets))
+                while batches:
+                    round_results: dict[str, ChatResult] = {}
+                    unanswered = []
+                    for batch in batches:
+                        found = await self._collect(batch)
+                        datasets = [requests[key].dataset for key in found if key in requests]
+                        bar.advance(len(found), rows=Counter(datasets))
+                        round_results |= found
+                        unanswered += [key for key in batch.keys if key not in found]
+                    results |= round_results
+                    batches = await self._again(requests, unanswered, made_progress=bool(round_results))
             except openai.APIError as error:
                 raise EndpointError(
                     f"the Batch API refuses: {self._keys.redacted(first_line(error))}. Submitted batches are on "
@@ -94,8 +111,26 @@ class BatchSender:
             finally:
                 for client in self._clients.values():
                     await client.close()
-        lost = ChatResult(answer=None, failure="no answer in its batch")
-        return {key: results.get(key, lost) for key in requests}
+        return {key: results[key] for key in requests}
+
+    async def _again(
+        self, requests: Mapping[str, SynthesisRequest], unanswered: Sequence[str], *, made_progress: bool
+    ) -> list[_Batch]:
+        """Hand in what ended without an answer, one batch after the other where an endpoint takes no more at a time."""
+        waiting = {key: requests[key] for key in unanswered if key in requests}
+        if not waiting:
+            return []
+        if not made_progress:
+            why = "; ".join(self._problems) or "their batches ended without them"
+            raise EndpointError(
+                f"{len(waiting):,} requests have no answer: {why}. The others' answers are kept, and the same command "
+                "hands these in again."
+            )
+        self._problems.clear()
+        for model in self._models.values():
+            for lines in self._parts(waiting, model):
+                return [await self._submit(model, lines)]
+        return []
 
     def _recorded(self) -> list[_Batch]:
         """Batches that an earlier attempt submitted, except those of models that the recipe no longer names."""
@@ -137,7 +172,9 @@ class BatchSender:
                 continue
             schema = response_schema(schema_name(request))
             chat = ChatRequest(model=request.model, messages=request.messages, schema=schema)
-            body = chat_body(chat, self._settings.temperature, structured=model.structured != "off")
+            form = RequestForm(structured="off" if model.structured == "off" else "json_schema")
+            limit = longest_answer(model, request.messages)
+            body = chat_body(chat, self._settings.sampling[model.model], form=form, limit=limit)
             line = json.dumps({"custom_id": key, "method": "POST", "url": PATH, "body": body})
             if size + len(line) > BYTES_PER_BATCH or len(parts[-1]) == REQUESTS_PER_BATCH:
                 parts.append({})
@@ -156,17 +193,25 @@ class BatchSender:
         return batch
 
     async def _collect(self, batch: _Batch) -> dict[str, ChatResult]:
-        """The results of a batch when it has ended; its answers go into the cache, and its record is removed."""
+        """The results of a batch when it has ended; its answers go into the cache, and its record is removed.
+
+        What an expired or failed batch leaves without an answer has no result.
+        """
         client = self._clients[batch.model]
-        ended = await client.batches.retrieve(batch.id)
+        ended = await self._patiently(lambda: client.batches.retrieve(batch.id))
         while ended.status not in ENDED:
             await self._sleep(POLL_S)
-            ended = await client.batches.retrieve(batch.id)
-        results = dict.fromkeys(batch.keys, ChatResult(answer=None, failure=f"batch {batch.id} has {ended.status}"))
-        if ended.output_file_id:
-            content = (await client.files.content(ended.output_file_id)).text
-            lines = [json.loads(line) for line in content.splitlines()]
-            results = {line["custom_id"]: self._result(line, batch.model) for line in lines}
+            ended = await self._patiently(lambda: client.batches.retrieve(batch.id))
+        results: dict[str, ChatResult] = {}
+        for file in filter(None, (ended.error_file_id, ended.output_file_id)):
+            content = (await self._patiently(partial(client.files.content, file))).text
+            # not splitlines: JSON may hold U+2028
+            lines = [json.loads(line) for line in content.split("\n") if line.strip()]
+            results |= {line["custom_id"]: self._result(line, batch.model) for line in lines}
+        if ended.status != "completed":
+            said = [one.message for one in (ended.errors.data if ended.errors else None) or [] if one.message]
+            reason = f": {self._keys.redacted(said[0])}" if said else ""
+            self._problems.append(f"batch {batch.id} has {ended.status}{reason}")
         for result in results.values():
             measure_attempt(batch.model, "rejected" if result.answer is None else "answered", result.answer)
             if result.answer is not None:
@@ -174,6 +219,23 @@ class BatchSender:
         self._cache.flush()
         (self._folder / BATCHES).remove(f"{batch.id}.json")
         return results
+
+    async def _patiently(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """The outcome of a call that changes nothing, tried for ``give_up_after_s`` while the endpoint is away."""
+        waited_s = 0.0
+        while True:
+            try:
+                return await call()
+            except openai.APIStatusError as error:
+                if error.status_code < 500 and error.status_code != 429:
+                    raise
+                failure: openai.APIError = error
+            except openai.APIConnectionError as error:
+                failure = error
+            if waited_s >= self._settings.give_up_after_s:
+                raise failure
+            await self._sleep(POLL_S)
+            waited_s += POLL_S
 
     def _result(self, line: Mapping[str, Any], model: str) -> ChatResult:
         response = line.get("response") or {}

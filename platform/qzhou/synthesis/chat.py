@@ -26,6 +26,7 @@ class Answer:
         key: Of the request, see :func:`request_key`.
         model: What the endpoint calls itself.
         cost: Money at the recipe's prices.
+        finish_reason: As the endpoint says: ``length`` where the answer was cut.
     """
 
     key: str
@@ -34,6 +35,12 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     cost: float = 0.0
+    finish_reason: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it says something to its end; others are paid, too, but are asked for again by the next attempt."""
+        return bool(self.content.strip()) and self.finish_reason != "length"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +56,8 @@ class ChatResult:
     failure: str = ""
 
 
-def request_key(model: str, messages: Sequence[Message], temperature: float) -> str:
+def request_key(model: str, messages: Sequence[Message], sampling: Mapping[str, Any]) -> str:
     """SHA-256 of everything that the answer depends on, as canonical JSON."""
-    sent = {"model": model, "messages": list(messages), "temperature": temperature}
+    sent = {"model": model, "messages": list(messages), **sampling}
     content = json.dumps(sent, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()

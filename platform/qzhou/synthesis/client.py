@@ -5,15 +5,19 @@ endpoints becomes an ``EndpointError``, which ends the work. The SDK's own retri
 they would wait while they hold a slot.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import dataclasses
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import openai
 
@@ -21,15 +25,19 @@ from qzhou.config.api_keys import Keys, is_loopback
 from qzhou.config.synthesis import BUILTIN, LLMSection, SynthesisSection
 from qzhou.errors import EndpointError
 from qzhou.synthesis.builtin import BuiltinEndpoint
-from qzhou.synthesis.chat import Answer, ChatRequest, ChatResult, request_key
+from qzhou.synthesis.chat import Answer, ChatRequest, ChatResult, Message, request_key
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.rate_limiter import Attempt, AttemptStatus, RateLimiter, Reservation
+from qzhou.synthesis.request_form import LearnedForm, RequestForm
 from qzhou.synthesis.response_cache import ResponseCache
 from qzhou.telemetry import metrics
+from qzhou.telemetry.events import log_event
 
 # key, credit, permission, address or model: the next request would fail too
 REFUSED = {401, 402, 403, 404}
 RETRIED = {408, 409, 425, 429}  # and every 5xx
+OF_ONE_REQUEST = {403}  # of an endpoint that answers others
+THOUGHT_TOKENS, ANSWER_FACTOR = 2048, 4  # the limit of an answer: so much more than what is asked for
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 SHOWN_CHARS = 300
 
@@ -85,11 +93,14 @@ class ChatClient:
         self._sleep, self._jitter = sleep, jitter
         self._models = {model.model: model for model in settings.pool}
         self._endpoints: dict[tuple[str, str], ChatEndpoint] = {
-            (url, model.api_key_env): _endpoint(url, keys.value(model.api_key_env), settings)
+            (url, model.api_key_env): _endpoint(url, keys.value(model.api_key_env), model, settings)
             for model in settings.pool
             for url in model.endpoints
         }
-        self._unstructured: set[str] = set()  # endpoints that do not know JSON schemas
+        self._sampling = settings.sampling
+        self._forms: dict[tuple[str, str], LearnedForm] = defaultdict(LearnedForm)  # of (endpoint, model)
+        self._has_answered: set[tuple[str, str]] = set()
+        self._most_tokens: Counter[str] = Counter()  # of one answer of a model
         self._in_progress: dict[str, asyncio.Task[ChatResult]] = {}
         self._stop_message = ""
         self._stopped = asyncio.Event()
@@ -103,7 +114,7 @@ class ChatClient:
         """
         tasks = []
         for request in requests:
-            key = request_key(request.model, request.messages, self._settings.temperature)
+            key = request_key(request.model, request.messages, self._sampling[request.model])
             reused = key in self._in_progress
             if not reused:
                 self._in_progress[key] = asyncio.create_task(self._result(key, request))
@@ -137,10 +148,12 @@ class ChatClient:
     async def _send_until_answered(self, key: str, request: ChatRequest) -> Answer | _Failure:
         """Send until there is an answer or no try is left; a failure that is the endpoint's uses up no try."""
         model = self._models[request.model]
-        tokens = expected_tokens(request.messages)
+        prompt, answer = expected_tokens(request.messages)
         tried = 0
         while True:
-            reservation = await self._acquire(model, sum(tokens), cost_of(model, *tokens))
+            # of money, what the dearest answer so far would cost: they differ, and thoughts are many
+            cost = cost_of(model, prompt, max(answer, self._most_tokens[model.model]))
+            reservation = await self._acquire(model, prompt + answer, cost)
             is_last = tried == self._settings.max_retries
             result, endpoint_to_blame = await self._send_once(reservation, key, request, is_last)
             if isinstance(result, Answer):
@@ -178,34 +191,47 @@ class ChatClient:
         if isinstance(result, Answer):
             metrics.measure(metrics.LLM_SECONDS_METRIC, time.monotonic() - started, model=model.model)
             measure_attempt(model.model, "answered", result)
+            self._has_answered.add((reservation.endpoint, model.model))
+            most = max(self._most_tokens[model.model], result.completion_tokens)
+            self._most_tokens[model.model] = most
             used = result.prompt_tokens + result.completion_tokens
             attempt = Attempt(status="answered", used_tokens=used, paid=result.cost)
         else:
             measure_attempt(model.model, result.status, None)
-            attempt = Attempt(status=result.status, problem=_problem(model, result), is_last_try=is_last)
+            # a provider bills what it was too slow to hand over
+            paid = cost_of(model, expected_tokens(request.messages)[0], 0) if result.http_status == 408 else 0.0
+            problem = _problem(model, result)
+            attempt = Attempt(status=result.status, problem=problem, is_last_try=is_last, paid=paid)
         return result, self._rate_limiter.release(reservation, attempt)
 
     async def _post(self, url: str, key: str, request: ChatRequest) -> Answer | _Failure:
-        """One HTTP request, or two where the endpoint does not know JSON schemas."""
-        model = self._models[request.model]
-        structured = model.structured != "off" and url not in self._unstructured and request.schema is not None
-        body = chat_body(request, self._settings.temperature, structured=structured)
-        try:
-            # Not chat.completions.create, which checks types for 2 ms a request, half of the time.
-            endpoint = self._endpoints[url, model.api_key_env]
-            completion = await endpoint.post("/chat/completions", cast_to=object, body=body)
-            return answer_of(key, model, completion)
-        except openai.APIConnectionError as error:
-            return self._connection_failure(error)
-        except openai.APIStatusError as error:
-            if not (structured and model.structured == "auto" and error.status_code in {400, 422}):
-                return self._status_failure(error)
-        except (openai.APIError, ValueError) as error:
-            return _Failure(text=self._shown(error), http_status=200)
-        result = await self._post(url, key, dataclasses.replace(request, schema=None))
-        if isinstance(result, Answer):
-            self._unstructured.add(url)
-        return result
+        """One HTTP request, or some more where the endpoint does not know all of what is asked for."""
+        model, learned = self._models[request.model], self._forms[url, request.model]
+        form = asked = learned.form_for(model, has_schema=request.schema is not None)
+        while True:
+            limit = self._longest_answer(model, request)
+            body = chat_body(request, self._sampling[request.model], form=form, limit=limit)
+            try:
+                # Not chat.completions.create, which checks types for 2 ms a request, half of the time.
+                endpoint = self._endpoints[url, model.api_key_env]
+                completion = await endpoint.post("/chat/completions", cast_to=object, body=body)
+                answer = answer_of(key, model, completion)
+            except openai.APIConnectionError as error:
+                return self._connection_failure(error)
+            except openai.APIStatusError as error:
+                simpler = form.simpler(error.status_code, str(error), may_be_plain=model.structured == "auto")
+                if simpler is None:
+                    return self._status_failure(error, (url, model.model))
+                form = simpler
+            except (openai.APIError, ValueError) as error:
+                return _Failure(text=self._shown(error), http_status=200)
+            else:
+                learned.learn(form, asked=asked, was_cut_at=limit if answer.finish_reason == "length" else 0)
+                return answer
+
+    def _longest_answer(self, model: LLMSection, request: ChatRequest) -> int:
+        known = max(self._forms[url, model.model].longest for url in model.endpoints)
+        return longest_answer(model, request.messages, known)
 
     def _connection_failure(self, error: openai.APIConnectionError) -> _Failure:
         is_timeout = isinstance(error, openai.APITimeoutError)
@@ -214,12 +240,19 @@ class ChatClient:
             return _Failure(text=f"no answer within {self._settings.timeout_s:g} s", http_status=408)
         return _Failure(text=self._shown(error.__cause__ or error), http_status=0, status="unreachable")
 
-    def _status_failure(self, error: openai.APIStatusError) -> _Failure:
+    def _status_failure(self, error: openai.APIStatusError, place: tuple[str, str]) -> _Failure:
         code = error.status_code
         status: AttemptStatus = "refused" if code in REFUSED else "rejected"
         if code in RETRIED or code >= 500:
             status = "overloaded"
+        if code in OF_ONE_REQUEST and place in self._has_answered:
+            status = "rejected"  # a moderated input; a key that works for others is no reason
         retry_after_s = _retry_after_s(error.response.headers.get("retry-after", ""))
+        if retry_after_s > self._settings.give_up_after_s:
+            line = f"synthesis: {place[0]} asks to wait {retry_after_s:,.0f} s; it is asked again after "
+            line += f"{self._settings.give_up_after_s:,.0f} s (give_up_after_s)"
+            log_event(line, "retry_after_capped", level="warning", seconds=retry_after_s)
+            retry_after_s = self._settings.give_up_after_s
         return _Failure(text=self._shown(error), http_status=code, status=status, retry_after_s=retry_after_s)
 
     async def _back_off(self, tried: int, failure: _Failure) -> None:
@@ -237,12 +270,26 @@ class ChatClient:
         return self._keys.redacted(text)[:SHOWN_CHARS]
 
 
-def chat_body(request: ChatRequest, temperature: float, *, structured: bool) -> dict[str, Any]:
-    """The body of ``/chat/completions``, with the answer's schema if ``structured``."""
-    body: dict[str, Any] = {"model": request.model, "messages": request.messages, "temperature": temperature}
-    if structured:
+def chat_body(
+    request: ChatRequest, sampling: Mapping[str, Any], *, form: RequestForm, limit: int
+) -> dict[str, Any]:
+    """The body of ``/chat/completions`` in a form that the endpoint knows; ``limit`` in tokens."""
+    body: dict[str, Any] = {"model": request.model, "messages": request.messages, **sampling}
+    if not form.temperature:
+        body.pop("temperature", None)
+    if form.limit:
+        body.setdefault(form.limit, limit)
+    if form.structured == "json_schema":
         body["response_format"] = {"type": "json_schema", "json_schema": request.schema}
+    elif form.structured == "json_object":
+        body["response_format"] = {"type": "json_object"}
     return body
+
+
+def longest_answer(model: LLMSection, messages: Sequence[Message], known: int = 0) -> int:
+    """The limit of an answer in tokens: the recipe's, or by what is asked for and what is ``known`` to be needed."""
+    expected = THOUGHT_TOKENS + ANSWER_FACTOR * expected_tokens(messages)[1]
+    return model.max_tokens or max(expected, known)
 
 
 def answer_of(key: str, model: LLMSection, completion: Any) -> Answer:
@@ -255,7 +302,9 @@ def answer_of(key: str, model: LLMSection, completion: Any) -> Answer:
         usage = completion.get("usage") or {}
         prompt_tokens = int(usage.get("prompt_tokens") or 0)
         completion_tokens = int(usage.get("completion_tokens") or 0)
-        content = str(completion["choices"][0]["message"].get("content") or "")
+        choice = completion["choices"][0]
+        content = _text_of(choice["message"].get("content"))
+        reason = str(choice.get("finish_reason") or "")
         name = str(completion.get("model") or model.model)
     except (TypeError, LookupError, ValueError, AttributeError):
         raise ValueError("the body is no chat completion") from None
@@ -267,7 +316,15 @@ def answer_of(key: str, model: LLMSection, completion: Any) -> Answer:
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         cost=cost_of(model, prompt_tokens, completion_tokens),
+        finish_reason=reason,
     )
+
+
+def _text_of(content: Any) -> str:
+    """An answer's text; some endpoints give it in parts, of which thoughts are no text."""
+    if not isinstance(content, list):
+        return str(content or "")
+    return "".join(str(part.get("text") or "") for part in content if part.get("type") == "text")
 
 
 def measure_attempt(model: str, status: AttemptStatus, answer: Answer | None) -> None:
@@ -279,19 +336,22 @@ def measure_attempt(model: str, status: AttemptStatus, answer: Answer | None) ->
         metrics.measure(metrics.LLM_COST, answer.cost, model=model)
 
 
-def open_client(url: str, key: str, timeout_s: float) -> openai.AsyncOpenAI:
-    """The SDK's client of one endpoint, without its retries."""
+def open_client(url: str, key: str, timeout_s: float, headers: Mapping[str, str]) -> openai.AsyncOpenAI:
+    """The SDK's client of one endpoint, without its retries; a query in its address stays one (``?api-version=``)."""
+    address = urlsplit(url)
     return openai.AsyncOpenAI(
-        base_url=url,
+        base_url=urlunsplit(address._replace(query="")),
         api_key=key,
         max_retries=0,
         timeout=timeout_s,
+        default_headers=dict(headers),
+        default_query=dict(parse_qsl(address.query)),
         http_client=openai.DefaultAioHttpClient(trust_env=not is_loopback(url)),
     )
 
 
-def _endpoint(url: str, key: str, settings: SynthesisSection) -> ChatEndpoint:
-    return BuiltinEndpoint() if url == BUILTIN else open_client(url, key, settings.timeout_s)
+def _endpoint(url: str, key: str, model: LLMSection, settings: SynthesisSection) -> ChatEndpoint:
+    return BuiltinEndpoint() if url == BUILTIN else open_client(url, key, settings.timeout_s, model.headers)
 
 
 def _problem(model: LLMSection, failure: _Failure) -> str:

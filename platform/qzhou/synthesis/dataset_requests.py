@@ -5,10 +5,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from qzhou.data.records import EXAMPLE_TYPES, TASKS, Document, Drop, Example, Task
+from qzhou.data.records import (
+    EXAMPLE_TYPES,
+    TASKS,
+    Document,
+    Drop,
+    Example,
+    RetrievalExample,
+    Task,
+    normalized_text,
+)
 from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.run.run import Run
-from qzhou.synthesis.generation import SynthesisResult, corpus_requests, example_requests, merge
+from qzhou.synthesis.generation import SynthesisResult, asked_texts, corpus_requests, example_requests, merge
 from qzhou.synthesis.parsing import SeedExample
 from qzhou.synthesis.report import Report
 from qzhou.synthesis.techniques import SynthesisRequest
@@ -52,9 +61,44 @@ def _requests(run: Run, task: Task, name: str, *, has_corpus: bool) -> DatasetRe
     requests = example_requests(examples, task, settings, seed=seed)
     if not has_corpus:
         return DatasetRequests(task=task, name=name, requests=requests)
-    corpus = read_records(run.folder / "transform" / "corpora" / name, Document)
+    corpus = _documents_to_ask_for(run, name)
     documents, queries = corpus_requests(corpus, name, settings, seed=seed)
     return DatasetRequests(task=task, name=name, requests=requests + queries, documents=documents)
+
+
+def _documents_to_ask_for(run: Run, name: str) -> Iterator[Document]:
+    """A corpus without the documents that held-out queries ask for: a query for one would teach the answer."""
+    held_out, left_out = held_out_texts(run).documents, 0
+    for document in read_records(run.folder / "transform" / "corpora" / name, Document):
+        if normalized_text(document.text) in held_out:
+            left_out += 1
+        else:
+            yield document
+    if left_out:
+        line = f"synthesis: {name}: {left_out:,} documents answer held-out queries and get none written"
+        log_event(line, "held_out_documents", dataset=name, documents=left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutTexts:
+    """Normalised texts of what is held out: what is asked or classified, and what answers it."""
+
+    asked: frozenset[str]
+    documents: frozenset[str]
+
+
+def held_out_texts(run: Run) -> HeldOutTexts:
+    """The texts of a run that are held out for evaluation, of all datasets."""
+    asked: set[str] = set()
+    documents: set[str] = set()
+    for task in TASKS:
+        parent = run.folder / "transform" / "held_out" / task
+        for name in parent.folders():
+            for one in read_records(parent / name, EXAMPLE_TYPES[task]):
+                asked.update(map(normalized_text, asked_texts(one)))
+                if isinstance(one, RetrievalExample):
+                    documents.update(map(normalized_text, one.positives))
+    return HeldOutTexts(frozenset(asked), frozenset(documents))
 
 
 def request_groups(datasets: Iterator[DatasetRequests]) -> Iterator[list[DatasetRequests]]:

@@ -1,6 +1,7 @@
 """Synthesis requests and what they would cost, before anything is sent. No Ray in here."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from qzhou.config.recipe import Recipe
 from qzhou.config.synthesis import SynthesisSection
@@ -39,9 +40,9 @@ def synthesis_details(recipe: Recipe) -> str:
     settings, responses = recipe.synthesis, run.folder / "synthesis" / RESPONSES
     counts = RequestCounts(settings)
     for dataset in dataset_requests(run):
-        answered = _answered(dataset.requests, settings.temperature, responses)
+        answered = _answered(dataset.requests, settings.sampling, responses)
         queries = known_query_requests(answered, settings)
-        known = {*answered, *_answered(queries, settings.temperature, responses)}
+        known = {*answered, *_answered(queries, settings.sampling, responses)}
         counts.add([*dataset.requests, *queries], known)
     return f"synthesis: details; nothing is sent\n{counts.table(spent=totals(responses)[1])}"
 
@@ -104,8 +105,8 @@ class RequestCounts:
 
 
 def _answered(
-    requests: Sequence[SynthesisRequest], temperature: float, responses: Folder
+    requests: Sequence[SynthesisRequest], sampling: Mapping[str, Mapping[str, Any]], responses: Folder
 ) -> dict[SynthesisRequest, Answer]:
     """The requests whose answers are cached."""
-    keys = {request.key(temperature): request for request in requests}
+    keys = {request.key(sampling): request for request in requests}
     return {keys[key]: answer for key, answer in cached_answers(responses, keys).items()}

@@ -3,11 +3,20 @@
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qzhou.config.synthesis import BUILTIN_MODEL, SynthesisSection
-from qzhou.data.records import Document, Drop, Example, Negative, RetrievalExample, Task
+from qzhou.data.records import (
+    Document,
+    Drop,
+    Example,
+    Negative,
+    PairExample,
+    RetrievalExample,
+    Task,
+    normalized_text,
+)
 from qzhou.synthesis.chat import Answer, ChatResult
 from qzhou.synthesis.filters import Scores
 from qzhou.synthesis.ledger import Ledger
@@ -182,6 +191,28 @@ def _claims(one: SyntheticRecord) -> Iterator[tuple[str, str, bool]]:
         yield one.record.query, one.record.positives[0], True
         for negative in one.record.negatives:
             yield one.record.query, negative.text, False
+
+
+def asked_texts(example: Example) -> tuple[str, ...]:
+    """What an evaluation could ask with: a query, a classified text, both texts of a pair."""
+    if isinstance(example, RetrievalExample):
+        return (example.query,) if example.query else ()
+    if isinstance(example, PairExample):
+        return (example.text_a, example.text_b)
+    return (example.text,)
+
+
+def without_held_out(result: SynthesisResult, held_out: Collection[str]) -> SynthesisResult:
+    """The records that ask with no held-out text; ``held_out`` are normalised texts."""
+    kept = SynthesisResult(dropped=list(result.dropped))
+    for one in result.records:
+        texts = () if isinstance(one.record, Negative) else asked_texts(one.record)
+        known = () if isinstance(one.seed, Document) else asked_texts(one.seed)
+        if any(normalized_text(text) in held_out for text in texts if text not in known):
+            kept.dropped.append(dropped_record(one, "in_held_out", "one of its texts is held out for evaluation"))
+        else:
+            kept.records.append(one)
+    return kept
 
 
 def merge(examples: Sequence[Example], result: SynthesisResult) -> tuple[list[Example], SynthesisResult]:

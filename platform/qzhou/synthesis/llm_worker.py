@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow as pa
 from qzhou.config.api_keys import Keys
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.data.storage import Folder
-from qzhou.errors import EndpointError
+from qzhou.errors import EndpointError, first_line
 from qzhou.synthesis.chat import Answer, ChatRequest, ChatResult
 from qzhou.synthesis.client import ChatClient
 from qzhou.synthesis.rate_limiter import RateLimiter, RequestLimits
@@ -21,10 +22,17 @@ from qzhou.synthesis.schemas import response_schema
 class LLMWorker:
     """Turns batches of requests into batches of results; one event loop keeps hundreds of requests in flight.
 
-    ``responses`` is the folder of the response cache.
+    Args:
+        settings: Of the recipe.
+        responses: The folder of the response cache.
+        keys: Of the endpoints.
+        known_files: Those of the cache whose answers the driver has looked up. A worker that takes a dead one's place
+            finds in the others what that one was answered.
     """
 
-    def __init__(self, settings: SynthesisSection, responses: Folder, keys: Keys) -> None:
+    def __init__(
+        self, settings: SynthesisSection, responses: Folder, keys: Keys, known_files: Collection[str] = ()
+    ) -> None:
         # aiohttp reports open connections as errors when Ray ends the process.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         # Read here and not by the driver, so that a restarted worker counts what its predecessor spent.
@@ -32,7 +40,7 @@ class LLMWorker:
         self._client = ChatClient(
             settings,
             keys=keys,
-            cache=ResponseCache(responses, read=False),
+            cache=ResponseCache(responses, without=known_files),
             rate_limiter=RateLimiter(RequestLimits(settings, spent=spent)),
         )
 
@@ -54,6 +62,9 @@ class LLMWorker:
         except EndpointError as error:
             results = [ChatResult(answer=None)] * len(requests)
             stopped = str(error)
+        except OSError as error:  # a full disk, say
+            results = [ChatResult(answer=None)] * len(requests)
+            stopped = f"answers cannot be kept in the response cache: {first_line(error)}."
         written = [json.dumps(dataclasses.asdict(result)) for result in results]
         return pa.table({"index": batch["index"], "result": written, "stopped": [stopped] * len(requests)})
 

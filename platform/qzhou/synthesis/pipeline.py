@@ -20,20 +20,28 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.records import Drop, Manifest
 from qzhou.data.storage import Folder, table_of, write_table
 from qzhou.encoder.arithmetic import with_arithmetic
-from qzhou.errors import EndpointError
+from qzhou.errors import DataError, EndpointError
 from qzhou.run.run import Run, Stage
 from qzhou.synthesis.batch_api import BatchSender
 from qzhou.synthesis.chat import ChatResult
 from qzhou.synthesis.dataset_requests import (
     DatasetRequests,
     dataset_requests,
+    held_out_texts,
     request_groups,
     seed_examples,
     write_dataset,
 )
 from qzhou.synthesis.embedding_scores import TEXTS, EmbeddingScorer, texts_to_score
 from qzhou.synthesis.filters import Scores, refused_by_scores
-from qzhou.synthesis.generation import Results, SynthesisResult, check_relevance, dropped_record, generate
+from qzhou.synthesis.generation import (
+    Results,
+    SynthesisResult,
+    check_relevance,
+    dropped_record,
+    generate,
+    without_held_out,
+)
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.llm_worker import LLMWorker, result_from_json
 from qzhou.synthesis.report import Report
@@ -46,7 +54,7 @@ from qzhou.telemetry.progress import progress
 # settings that do not change the output
 SPEED_ONLY = {
     "mode", "concurrency", "requests_per_minute", "tokens_per_minute", "max_cost", "give_up_after_s", "timeout_s",
-    "max_retries", "api_key_env", "input_price", "output_price",
+    "max_retries", "api_key_env", "input_price", "output_price", "max_tokens", "headers",
 }  # fmt: skip
 BATCHES_IN_FLIGHT = 4  # so that the slots stay full while the last answers of a batch are awaited
 SCORED_ROWS = 256
@@ -63,7 +71,7 @@ def synthesize(recipe: Recipe) -> Manifest:
     transform = run.manifest("transform")
     settings = recipe.synthesis
     has_teacher = settings.is_on and settings.filters.scores
-    relevant = {"model", "weight", "structured"}
+    relevant = {"model", "weight", "structured", "temperature", "top_p", "extra_body"}
     models = [model.model_dump(mode="json", include=relevant) for model in settings.models]
     stage = Stage(
         name="synthesis",
@@ -91,7 +99,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
         (folder / name).delete()
     ledger, report = Ledger(), Report(settings, seed=run.recipe.run.seed)
     sender = Sender(run.recipe, folder / RESPONSES)
-    counts = Counter[str]()
+    counts, reasons = Counter[str](), Counter[str]()
     for number, group in enumerate(request_groups(dataset_requests(run))):
         results = _synthesized(run, group, sender, ledger, report)
         dropped: list[Drop] = []
@@ -100,16 +108,35 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
             written, drops = write_dataset(run, folder, dataset, result, report)
             counts.update(written)
             dropped += drops
+        reasons.update(one.reason for one in dropped)
         if dropped:
             write_table(folder / "dropped", f"part-{number:06d}.parquet", table_of(dropped, Drop))
         counts["dropped"] += len(dropped)
     folder.write_json("ledger.json", ledger.as_json())
     report.write(folder, ledger)
+    _refuse_nothing(ledger, counts, reasons)
     if settings.is_on:
         line = report.sentence(ledger)
         total = ledger.total
         log_event(line, "synthesized", requests=total.requests, tokens=total.tokens, cost=total.cost)
     return dict(counts)
+
+
+def _refuse_nothing(ledger: Ledger, counts: Counter[str], reasons: Counter[str]) -> None:
+    """An attempt that asked and got nothing is no finished stage."""
+    total = ledger.total
+    if not total.requests or any(name.startswith("by ") for name in counts):
+        return
+    commonest = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(3))
+    if not total.answered:
+        raise EndpointError(
+            f"synthesis: none of {total.requests:,} requests was answered ({commonest}; synthesis/dropped has the "
+            "reasons). Check the model and what it can be asked for: structured, extra_body, temperature."
+        )
+    raise DataError(
+        f"synthesis: nothing of {total.answered:,} answers could be used ({commonest}; synthesis/dropped has them). "
+        "They are paid for and kept: another model or other filters (synthesis.filters) may help."
+    )
 
 
 def _synthesized(
@@ -123,6 +150,7 @@ def _synthesized(
     seeds = seed_examples(run, group)
     with session(resources_for(run.recipe, "synthesis")):
         result = generate(requests, seeds, sender.send, settings, ledger)
+        result = without_held_out(result, held_out_texts(run).asked)
         if settings.filters.scores and result.records:
             result = _filtered_by_scores(with_arithmetic(run).recipe, result, report)
         if settings.filters.relevance_check and result.records:
@@ -154,6 +182,7 @@ class Sender:
 
     def __init__(self, recipe: Recipe, responses: Folder) -> None:
         self._settings, self._responses = recipe.synthesis, responses
+        self._sampling = recipe.synthesis.sampling
         self._keys = Keys.of(model.api_key_env for model in self._settings.pool)
         self._options = resources_for(recipe, "synthesis").options
 
@@ -163,7 +192,7 @@ class Sender:
         Raises:
             EndpointError: All endpoints have failed, or the money is spent.
         """
-        keys = [request.key(self._settings.temperature) for request in requests]
+        keys = [request.key(self._sampling) for request in requests]
         first: dict[str, SynthesisRequest] = {}
         for key, request in zip(keys, requests, strict=True):
             first.setdefault(key, request)
@@ -184,7 +213,7 @@ class Sender:
         pool = ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=BATCHES_IN_FLIGHT)
         answered = ray.data.from_arrow(_tables(list(requests.values()), rows=rows)).map_batches(
             _LLMWorker,
-            fn_constructor_args=(self._settings, self._responses, self._keys),
+            fn_constructor_args=(self._settings, self._responses, self._keys, self._responses.files(".jsonl")),
             batch_format="pyarrow",
             batch_size=None,
             compute=pool,

@@ -134,6 +134,9 @@ class RequestLimits:
             return state.open_until - now
         if state.circuit_open and state.probing:
             return math.inf
+        has_answers = any(one.answered for one in self.endpoints.values())
+        if self.settings.max_cost is not None and not has_answers and self.in_flight:
+            return math.inf  # the first answer tells what the next ones may cost
         if state.in_flight >= max(1, int(state.limit)) or self.in_flight >= self.settings.concurrency:
             return math.inf
         wanted = [(self._requests, 1.0), (self._tokens, reservation.tokens)]

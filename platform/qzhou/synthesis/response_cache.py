@@ -29,13 +29,13 @@ class ResponseCache:
 
     Args:
         folder: Of the cache.
-        read: Whether to load the answers that are there; ``False`` only adds to them.
+        without: Files whose answers are not loaded: those that are known otherwise.
     """
 
-    def __init__(self, folder: Folder, *, read: bool = True) -> None:
+    def __init__(self, folder: Folder, *, without: Collection[str] = ()) -> None:
         self.folder = folder
-        answers = _read_answers(folder) if read else ()
-        self._answers = {answer.key: answer for answer in answers}
+        answers = _read_answers(folder, without=without)
+        self._answers = {answer.key: answer for answer in answers if answer.is_whole}
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self._name = f"answers-{stamp}-{uuid.uuid4().hex[:8]}"
         self._unwritten: list[Answer] = []
@@ -55,7 +55,8 @@ class ResponseCache:
                 if self._committing is None:
                     self._committing = asyncio.create_task(self._commit())
                 await self._committing
-        self._answers[answer.key] = answer
+        if answer.is_whole:
+            self._answers[answer.key] = answer
 
     def flush(self) -> None:
         """Write the answers that an object store does not have yet, as one file."""
@@ -84,21 +85,25 @@ class ResponseCache:
 
 def cached_answers(folder: Folder, keys: Collection[str]) -> dict[str, Answer]:
     """The cached answers to some requests, by key; holds one file at a time in memory."""
-    return {answer.key: answer for answer in _read_answers(folder, keys)}
+    return {answer.key: answer for answer in _read_answers(folder, keys) if answer.is_whole}
 
 
 def totals(folder: Folder) -> tuple[int, float]:
-    """The number of answers in a cache, and their cost together."""
-    costs = {answer.key: answer.cost for answer in _read_answers(folder)}
-    return len(costs), sum(costs.values())
+    """The number of answers in a cache, and their cost together; one that was asked for again was paid again."""
+    costs = [answer.cost for answer in _read_answers(folder)]
+    return len(costs), sum(costs)
 
 
 def _line(answer: Answer) -> str:
     return json.dumps(dataclasses.asdict(answer)) + "\n"  # ASCII: a kill cannot tear a character
 
 
-def _read_answers(folder: Folder, keys: Collection[str] | None = None) -> Iterator[Answer]:
+def _read_answers(
+    folder: Folder, keys: Collection[str] | None = None, *, without: Collection[str] = ()
+) -> Iterator[Answer]:
     for name in folder.files(".jsonl"):
+        if name in without:
+            continue
         for line in folder.read_bytes(name).decode("ascii", "replace").splitlines():
             if keys is not None and line[KEY_COLUMNS] not in keys:
                 continue

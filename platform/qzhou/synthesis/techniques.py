@@ -21,6 +21,7 @@ from typing import Any, Literal
 from qzhou.config.synthesis import LLMSection
 from qzhou.data.languages import HAN, HANGUL, KANA
 from qzhou.data.records import Document, Example, LabeledExample, PairExample, RetrievalExample, Task
+from qzhou.synthesis.answer_json import without_thoughts
 from qzhou.synthesis.chat import Message, request_key
 
 SynthesisTechnique = Literal[
@@ -43,6 +44,7 @@ QUESTION_TYPES = ("keywords", "factual", "how_to", "reason", "comparison", "summ
 DIFFICULTIES = ("high_school", "university", "phd")
 QUERY_WORDS = (4, 8, 12, 20, 30)  # a length is drawn for each query
 PERSONAS_SHOWN = 5
+SHOWN_CHARS = 4000  # of a refused answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +83,13 @@ class SynthesisRequest:
         found: dict[str, Any] = json.loads(self.user)
         return found
 
-    def key(self, temperature: float) -> str:
-        """The key of the answer in the response cache."""
-        return request_key(self.model, self.messages, temperature)
+    def key(self, sampling: Mapping[str, Mapping[str, Any]]) -> str:
+        """The key of the answer in the response cache; ``sampling`` is :attr:`SynthesisSection.sampling`."""
+        return request_key(self.model, self.messages, sampling[self.model])
 
     def again(self, answer: str, reason: str) -> SynthesisRequest:
-        """The same request once more, with the refused answer and the reason."""
+        """The same request once more, with the refused answer, without its thoughts, and the reason."""
+        answer = without_thoughts(answer)[:SHOWN_CHARS].strip() or "(nothing)"
         reply = (
             f"Refused: {reason}. Answer the same request again, with the corrected JSON object and nothing else."
         )

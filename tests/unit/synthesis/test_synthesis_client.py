@@ -222,7 +222,7 @@ def test_structured_output_is_asked_for_until_an_endpoint_refuses_it(tmp_path):
 
     async def life(settings):
         client = client_of(settings, tmp_path)
-        found = [await client.send([question(text, schema=schema)]) for text in "ab"]
+        found = [await client.send([question(text, schema=schema)]) for text in "abcd"]
         await client.close()
         return found
 
@@ -230,8 +230,9 @@ def test_structured_output_is_asked_for_until_an_endpoint_refuses_it(tmp_path):
         settings = SynthesisSection(endpoint=server.url, model="m")
         outcomes = asyncio.run(life(settings))
 
-    assert [outcome.answer.content for (outcome,) in outcomes] == ["re: a", "re: b"]
-    assert server.formats == [schema, None, None]
+    assert [outcome.answer.content for (outcome,) in outcomes] == ["re: a", "re: b", "re: c", "re: d"]
+    # three times the schema, JSON mode and neither; then the endpoint is known
+    assert server.formats == 3 * [schema, None, None] + [None]
 
 
 def test_a_request_that_takes_too_long_is_retried_and_given_up(tmp_path):

@@ -150,7 +150,7 @@ def test_the_endpoint_starts_from_the_command_line_and_refuses_a_taken_port():
 def batched(url, folder, requests, **more):
     prices = {"input_price": 1e3, "output_price": 1e3}
     settings = SynthesisSection(models=(LLMSection(model="m", endpoints=(url,), **prices),), mode="batch", **more)
-    keyed = {request_key("m", one.messages, settings.temperature): one for one in requests}
+    keyed = {request_key("m", one.messages, settings.sampling["m"]): one for one in requests}
 
     async def sleep(_):
         await asyncio.sleep(0.05)
@@ -183,7 +183,7 @@ def test_a_batch_that_was_handed_in_before_the_kill_is_found_by_its_id(tmp_path)
     with serving(endpoint) as url:
         requests = example_requests(examples(10), "retrieval", settings_of(url), seed=0)
         client = openai.OpenAI(base_url=url, api_key="k")
-        keys = [request_key("m", one.messages, 0.7) for one in requests]
+        keys = [request_key("m", one.messages, {"temperature": 0.7}) for one in requests]
         lines = [
             json.dumps({"custom_id": key, "body": {"model": "m", "messages": one.messages, "temperature": 0.7}})
             for key, one in zip(keys, requests, strict=True)

@@ -43,11 +43,11 @@ def test_results_come_back_by_index_and_stand_in_the_cache(tmp_path):
 
     found = answered(settings, folder, requests)
 
-    cached = cached_answers(folder, [one.key(settings.temperature) for one in requests])
+    cached = cached_answers(folder, [one.key(settings.sampling) for one in requests])
     for index, request in enumerate(requests):
         result, stopped = found[index]
         assert (stopped, result.reused, result.failure) == ("", False, "")
-        assert result.answer == cached[request.key(settings.temperature)]
+        assert result.answer == cached[request.key(settings.sampling)]
         assert set(json.loads(result.answer.content)) == {"text"}
 
 
@@ -63,4 +63,4 @@ def test_what_earlier_attempts_spent_is_counted_and_the_message_travels_in_a_col
 
     assert {stopped.partition(" is spent")[0] for _, stopped in first.values()} == {"synthesis.max_cost (1)"}
     assert all(result.answer is None for result, _ in again.values())
-    assert len(cached_answers(folder, [one.key(settings.temperature) for one in requests])) > 0
+    assert len(cached_answers(folder, [one.key(settings.sampling) for one in requests])) > 0

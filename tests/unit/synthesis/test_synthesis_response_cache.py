@@ -72,19 +72,36 @@ def test_a_remote_cache_is_written_one_file_a_flush(tmp_path):
 
 def test_some_answers_are_found_without_holding_the_others(tmp_path):
     folder = Folder.open(str(tmp_path))
-    keys = [request_key("m", [{"role": "user", "content": str(number)}], 0.0) for number in range(9)]
+    keys = [request_key("m", [{"role": "user", "content": str(number)}], {}) for number in range(9)]
     add(ResponseCache(folder), *keys[:5])
     add(ResponseCache(folder), *keys[3:])
 
     assert cached_answers(folder, {keys[4], keys[8], "unknown"}) == {key: answer(key) for key in (keys[4], keys[8])}
-    assert totals(folder) == (9, 9 * 0.5)
+    assert totals(folder) == (11, 11 * 0.5), "what was asked for twice was paid for twice"
 
 
 def test_the_key_covers_model_messages_and_sampling():
     chat = [{"role": "user", "content": "hello"}]
 
-    keys = {request_key("m", chat, 0.7), request_key("n", chat, 0.7), request_key("m", chat, 0.0)}
-    keys.add(request_key("m", [{"role": "user", "content": "bye"}], 0.7))
+    cold, warm = {"temperature": 0.0}, {"temperature": 0.7}
+    keys = {request_key("m", chat, warm), request_key("n", chat, warm), request_key("m", chat, cold)}
+    keys.add(request_key("m", [{"role": "user", "content": "bye"}], warm))
+    keys.add(request_key("m", chat, warm | {"top_p": 0.9}))
 
-    assert len(keys) == 4
-    assert request_key("m", [{"content": "hello", "role": "user"}], 0.7) in keys
+    assert len(keys) == 5
+    assert request_key("m", [{"content": "hello", "role": "user"}], warm) in keys
+
+
+def test_an_answer_that_is_empty_or_was_cut_is_paid_and_asked_for_again(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    cache = ResponseCache(folder)
+    a, b, c = (letter * 64 for letter in "abc")
+    cut = [dataclasses.replace(answer(a), finish_reason="length"), dataclasses.replace(answer(b), content=" ")]
+    for one in (*cut, answer(c)):
+        asyncio.run(cache.add(one))
+
+    again = ResponseCache(folder)
+
+    assert [again.get(key) is not None for key in (a, b, c)] == [False, False, True]
+    assert set(cached_answers(folder, (a, b, c))) == {c}
+    assert totals(folder) == (3, 1.5)
