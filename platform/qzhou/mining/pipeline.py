@@ -165,6 +165,13 @@ class _Miner:
         content = self._report.content()
         self._folder.write_json(done, content)
         log_event(sentence(name, content), "dataset_mined", dataset=name)
+        documents, first = len(self._corpus.key_M) - len(self._corpus.copies), self._mining.rank_from
+        if content["queries"] and not content["negatives"].get("mined") and documents <= first:
+            line = (
+                f"mining: {name}: WARNING: nothing is mined among {documents:,} different documents, since "
+                f"mining.rank_from is {first}: lower it, or add documents"
+            )
+            log_event(line, "corpus_too_small", level="warning", dataset=name)
         return content
 
     def _start_actors(self) -> None:

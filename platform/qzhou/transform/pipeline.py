@@ -97,6 +97,9 @@ def _work(recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], fo
             f"transform: {name}: rows with the same query and positives become one example with all their negatives"
         )
         log_event(line, "rows_are_merged", dataset=name)
+    for name in sorted(raw.without_negatives):
+        line = f"transform: {name}: its first rows have no negatives (columns.negative); mining finds some"
+        log_event(line, "no_negatives", dataset=name)
     with session(resources_for(recipe, "transform")):
         for tasks in layout.shuffle_phases:
             _each("shuffle", layout, _named(tasks), run_shuffle_task)

@@ -5,6 +5,7 @@ import io
 import json
 import lzma
 import tarfile
+import unicodedata
 from collections import Counter
 
 import pyarrow as pa
@@ -13,13 +14,16 @@ import pytest
 import zstandard
 
 from qzhou.config.dataset import Dataset
+from qzhou.config.transform import ContaminationSection
 from qzhou.data.records import Document, Drop, LabeledExample, PairExample, RetrievalExample
 from qzhou.data.storage import Folder, read_records
 from qzhou.errors import DataError, RecipeError
+from qzhou.transform.contamination.overlap import IndexBuilder, Overlap
 from qzhou.transform.conversion import convert_shard
 from qzhou.transform.deduplication.duplicates import compare_bucket
 from qzhou.transform.layout import make_layout
 from qzhou.transform.reading.discovery import find_inputs
+from qzhou.transform.rules.cleaning import clean_text
 from qzhou.transform.shuffling.shuffle import run_shuffle_task
 from qzhou.transform.writing.report import warn_of_losses
 from qzhou.transform.writing.row_counts import RowCounts
@@ -379,3 +383,32 @@ def test_what_takes_a_tenth_of_the_rows_is_said_with_the_setting_to_change(capsy
     assert "15% of its rows are dropped as other_language. Languages names others." in said[0]
     assert "10% of its rows are dropped as blank_text. Columns and rule" in said[1]
     assert "7 texts were cut at transform.max_chars (20,000)" in said[2]
+
+
+def test_pairs_are_triplets_without_negatives(make_recipe, transformed, tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", {"query": "why", "pos": "so"})
+
+    examples, _, _ = transformed(rule="triplets", paths=[path])
+    named = {"columns": {"negative": "negs"}}
+
+    assert triples(examples) == {PAIR}
+    with pytest.raises(DataError, match="no column 'negs'"):
+        transformed(rule="triplets", paths=[path], **named)
+    recipe = make_recipe(datasets=[{"name": "d", "reader": "jsonl", "rule": "triplets", "paths": [path]}])
+    assert find_inputs(recipe).without_negatives == {"d"}
+
+
+def test_texts_of_an_evaluation_are_compared_clean():
+    """They were hashed as they came: decomposed letters and entities hid every overlap."""
+    settings = ContaminationSection()
+    text = "Un café très fort n&#39;est pas un thé noir, ni un lait chaud, ni une eau fraîche du tout."
+    builder = IndexBuilder(settings)
+    builder.add_texts("task", [unicodedata.normalize("NFD", text)])
+    clean = clean_text(text)
+    table = pa.table(
+        {"text": [clean, "another text of more than thirteen words which nobody has ever asked, read or written"]}
+    )
+
+    found = Overlap("d").compare(table, "classification", builder.index())
+
+    assert found.tolist() == [True, False]

@@ -23,6 +23,7 @@ from qzhou.config.transform import ContaminationSection
 from qzhou.data.records import Task
 from qzhou.data.storage import batched
 from qzhou.transform.contamination.ngrams import Tokens, windows
+from qzhou.transform.rules.cleaning import clean_text
 
 TEXTS_PER_BATCH = 5_000
 EXAMPLES = 5  # of each dataset and task
@@ -96,9 +97,9 @@ class IndexBuilder:
             self._compact()
 
     def add_texts(self, task: str, texts: Iterable[str]) -> None:
-        """The same for the texts themselves."""
+        """The same for the texts themselves, cleaned as training texts are."""
         self.add(task, np.empty(0, dtype=np.uint64))
-        for batch in batched(texts, TEXTS_PER_BATCH):
+        for batch in batched(map(clean_text, texts), TEXTS_PER_BATCH):
             self.add(task, grams_of(batch, self._settings)[0])
 
     def index(self) -> Index:

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,7 @@ from qzhou.errors import DataError, QzhouError
 from qzhou.transform.reading.columns import RejectedRow, Row, column_names, getter
 from qzhou.transform.reading.encodings import detect_encodings
 from qzhou.transform.reading.files import InputFile, input_files, local_file
+from qzhou.transform.reading.hub import commit_of
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import CustomReader, read_part, reads_together
 from qzhou.transform.rules.fields import columns_of, has_negatives, input_columns_of
@@ -39,12 +40,14 @@ class RawInputs:
         readers: ``module:function`` -> the function.
         modules: The modules of those functions by name; tasks get them by value.
         merged: Datasets whose rows with the same query and positives become one example (``merge_rows``).
+        without_negatives: Triplets that have none.
     """
 
     files: dict[str, dict[str, list[InputFile]]] = field(default_factory=dict)
     readers: dict[str, CustomReader] = field(default_factory=dict)
     modules: dict[str, ModuleType] = field(default_factory=dict)
     merged: set[str] = field(default_factory=set)
+    without_negatives: set[str] = field(default_factory=set)
 
     def fingerprints(self) -> dict[str, str]:
         """Dataset -> digest of its files' versions; "readers" -> digest of the code of custom readers."""
@@ -78,8 +81,7 @@ def find_inputs(recipe: Recipe) -> RawInputs:
                 if form is not None and ":" in form.reader and form.reader not in found.readers:
                     _import_reader(found, recipe.folder, form.reader)
             found.files[dataset.name] = _inputs(dataset, found)
-            if _merges_rows(dataset, found):
-                found.merged.add(dataset.name)
+            _look_at_negatives(dataset, found)
         except DataError as error:
             problems.append(f"dataset '{dataset.name}': {error}")
     if problems:
@@ -144,20 +146,26 @@ def _inputs(dataset: Dataset, found: RawInputs) -> dict[str, list[InputFile]]:
         form = format_of(dataset, role)
         wanted = _wanted(dataset) if role == "rows" else list(input_columns_of(dataset, role).values())
         files = input_files(form) if form.paths else _files_of_reader(form, found)
+        if form.reader == "hf":
+            files = [replace(file, changed=commit_of(file.uri)) for file in files]
         inputs[role] = detect_encodings(form, files)
         _check_files(form, inputs[role], wanted, found.readers.get(form.reader))
     return inputs
 
 
-def _merges_rows(dataset: Dataset, found: RawInputs) -> bool:
+def _look_at_negatives(dataset: Dataset, found: RawInputs) -> None:
     """Whether rows are brought together by query and positives: as the recipe says, or where a row has one negative."""
-    if not has_negatives(dataset) or dataset.merge_rows is not None:
-        return has_negatives(dataset) and bool(dataset.merge_rows)
+    if not has_negatives(dataset):
+        return
     read, files = getter(columns_of(dataset)["negative"]), found.files[dataset.name]["rows"]
     part = FilePart(tuple(files[:1]), 0, 1 if dataset.reader == "hf" else None)
     rows = islice(read_part(dataset, part, found.readers.get(dataset.reader)), CHECKED_ROWS)
-    negatives = [read(row) for row in rows if isinstance(row, dict)]
-    return bool(negatives) and not any(isinstance(one, list) and len(one) != 1 for one in negatives)
+    negatives = [one for row in rows if isinstance(row, dict) and (one := read(row)) is not None]
+    if not negatives:
+        found.without_negatives.add(dataset.name)
+    is_one_a_row = bool(negatives) and not any(isinstance(one, list) and len(one) != 1 for one in negatives)
+    if dataset.merge_rows or (dataset.merge_rows is None and is_one_a_row):
+        found.merged.add(dataset.name)
 
 
 def _files_of_reader(form: Format, found: RawInputs) -> list[InputFile]:
@@ -192,6 +200,8 @@ def _check_files(
 def _wanted(dataset: Dataset) -> list[str]:
     """The column expressions that the rule and the split read."""
     columns = columns_of(dataset)
+    if dataset.rule == "triplets" and "negative" not in dataset.columns:
+        columns.pop("negative")  # pairs have none
     if dataset.rule == "reading_comprehension" and not dataset.context_in_query:
         columns.pop("answer")  # not used
     split_by = [dataset.split_by] if dataset.split_by else []

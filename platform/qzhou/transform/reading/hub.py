@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,19 @@ def hf_rows(file: InputFile, shard: int) -> Iterator[Row]:
 def hf_dataset(file: InputFile) -> Any:
     """The streaming ``datasets`` object behind ``hf://name/config:split``; ``name`` may have an owner before it.
 
+    It is read at the commit that :func:`commit_of` found before the work began.
+
     Raises:
         DataError: The address is malformed, or the hub or the dataset cannot be reached.
     """
     import datasets
 
-    address = re.fullmatch(r"hf://(?P<name>[^:]+):(?P<split>[\w.-]+)", file.uri)
-    if address is None:
-        raise DataError(
-            f"'{file.uri}': an address on the hub is written hf://name/config:split, e.g. hf://squad:train"
-        )
+    address = _address(file.uri)
     reason = ""
     for name, config in _possible_names(address["name"]):
         try:
-            return datasets.load_dataset(name, config, split=address["split"], streaming=True)
+            revision = file.changed or address["revision"]
+            return datasets.load_dataset(name, config, split=address["split"], streaming=True, revision=revision)
         # The library raises these two for everything that can be wrong with an address.
         except (OSError, ValueError) as error:
             reason = reason or first_line(error)
@@ -42,6 +42,30 @@ def hf_dataset(file: InputFile) -> Any:
         f"'{file.uri}' cannot be loaded: {reason}. Check name, config and split, and that the hub can be reached "
         "(HF_ENDPOINT, HF_TOKEN); or download the files and read them with reader = 'parquet' or 'jsonl'."
     )
+
+
+def commit_of(uri: str) -> str:
+    """The commit of a dataset of the hub; empty for a folder, and where the hub cannot be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    address = _address(uri)
+    if Path(address["name"]).is_dir():
+        return ""
+    for name, _ in _possible_names(address["name"]):
+        with suppress(HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
+            return str(HfApi().dataset_info(name, revision=address["revision"]).sha or "")
+    return ""
+
+
+def _address(uri: str) -> re.Match[str]:
+    address = re.fullmatch(r"hf://(?P<name>[^:]+):(?P<split>[\w.-]+)(?:@(?P<revision>[\w./-]+))?", uri)
+    if address is None:
+        raise DataError(
+            f"'{uri}': an address on the hub is written hf://name/config:split, or ...:split@revision, e.g. "
+            "hf://squad:train"
+        )
+    return address
 
 
 def _possible_names(address: str) -> list[tuple[str, str | None]]:
