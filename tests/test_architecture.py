@@ -41,6 +41,7 @@ ONLY_IN = {
     },
     "faiss": {"platform/qzhou/mining/shard.py", "platform/qzhou/serving/index.py"},
     "fastapi": {"platform/qzhou/serving/web.py"},
+    "onnxruntime": {"platform/qzhou/export/onnx_model.py"},
     "openai": {
         f"platform/qzhou/{file}.py" for file in ("encoder/remote", "synthesis/batch_api", "synthesis/client")
     },

@@ -76,7 +76,7 @@ def test_constraints_pin_every_requirement_that_the_project_names():
     extras = project["optional-dependencies"]
     wanted = project["dependencies"] + [
         one
-        for name in ("cpu", "gpu", "flash", "quickstart", "lora", "trackers", "docs", "dev")
+        for name in ("cpu", "gpu", "flash", "quickstart", "lora", "gguf", "onnx", "trackers", "docs", "dev")
         for one in extras[name]
     ]
     pinned = {

@@ -159,12 +159,13 @@ def train(recipe: Recipe) -> None:
 
 
 @on_recipe("export", tables=EVERY)
+@click.option("--onnx", is_flag=True, help="Write onnx/model.onnx into the model's folder too.")
 @keep
-def export(recipe: Recipe) -> None:
+def export(recipe: Recipe, onnx: bool) -> None:
     """Write the model in sentence-transformers' layout."""
     from qzhou.export.pipeline import export
 
-    export(recipe)
+    export(recipe, onnx=onnx)
 
 
 @on_recipe("evaluate", tables=(*EVERY, "cluster.evaluation", "evaluation"))

@@ -1,7 +1,6 @@
 """Several model folders or runs merged into one sentence-transformers folder (arithmetic: :mod:`.merge_weights`)."""
 
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from typing import Any
 
 import torch
 
-from qzhou.data.storage import TEMPORARY_PREFIX, Folder
+from qzhou.data.storage import Folder
 from qzhou.encoder.backbone import is_causal, load_backbone, load_config, load_tokenizer, meta_model
 from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.encoder.model_files import ModelMetadata, read_metadata
 from qzhou.errors import ModelError, RecipeError, StorageError
 from qzhou.export.merge_weights import Method, State, merge_states, shares_of
+from qzhou.export.publishing import publish
 from qzhou.run.files import MANIFEST, MODELS_OF_STAGES
 from qzhou.run.models import resolve, weights_fingerprint
 from qzhou.run.run import UPLOADED
@@ -108,7 +108,7 @@ def merge_models(
         max_tokens = _save(sources, state, folder, prompts)
         lowest = checked_parity(folder, name="the merged model", max_tokens=max_tokens)
         _write_origin(folder, sources, shares, method)
-        _publish(folder, target)
+        publish(folder, target)
     line = f"merge: {target.uri}: SentenceTransformer and the encoder agree (lowest cosine {lowest:.6f})"
     log_event(line, "merged", lowest_cosine=lowest)
 
@@ -285,11 +285,3 @@ def _write_origin(folder: Path, sources: Sequence[Source], shares: Sequence[floa
         for source, share in zip(sources, shares, strict=True)
     ]
     Folder.open(str(folder)).write_json(MERGE_FILE, {"method": method, "models": models})
-
-
-def _publish(finished: Path, target: Folder) -> None:
-    """Copy a finished folder to its place, where it appears whole or not at all."""
-    staging = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-    staging.upload(finished)
-    target.delete()
-    staging.move_to(target)

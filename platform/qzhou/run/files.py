@@ -25,6 +25,8 @@ COMMANDS: Mapping[str, str] = {  # folder of each stage -> the command that make
     EVALUATION: "evaluate",
     "index": "index",
 }
+# Below a model's folder: its transformer for programs without torch, where others look for it.
+ONNX, ONNX_FILE = "onnx", "model.onnx"
 # Stages that make a model, the last one first -> where it is.
 MODELS_OF_STAGES = {EXPORT: EXPORT} | {one: f"{one}/model" for one in (TRAINING_STAGE2, TRAINING_STAGE1)}
 # Files, by their path in the run folder.

@@ -6,7 +6,7 @@ from typing import Any
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
-from qzhou.run.files import EXPORT, STAGES, RunFiles
+from qzhou.run.files import EXPORT, ONNX, ONNX_FILE, STAGES, RunFiles
 from qzhou.run.models import HUB_ID
 
 CARD = "README.md"
@@ -39,6 +39,12 @@ def _parts(recipe: Recipe, files: RunFiles, width: int | None, config: Mapping[s
     )
     yield "## Use"
     yield from _usage(recipe, config)
+    if (files.folder / EXPORT).exists(f"{ONNX}/{ONNX_FILE}"):
+        yield (
+            f"`{ONNX}/{ONNX_FILE}` gives the last hidden state in float32, for ONNX Runtime, Transformers.js, "
+            'text-embeddings-inference and sentence-transformers 5 (`backend="onnx"`). The direction of attention is '
+            "part of it; pooling and normalisation are not."
+        )
     if any(recipe.prompts.values()):
         yield "## Prompts"
         yield 'A prompt stands directly before its text. In sentence-transformers, name it: `prompt_name="query"`.'

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qzhou.data.records import digest
 from qzhou.errors import HubError, ModelError, first_line
+from qzhou.run.files import ONNX
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?")
 MODEL_NAME_HELP = (
@@ -112,7 +113,8 @@ def weights_fingerprint(spec: str) -> str:
     """Changes when a model's files do, wherever they lie; for what is no folder, its name.
 
     Of large files some thousand bytes here and there are read: training changes every
-    weight. Its model card does not count. A hub id stands with the commit of its files on this machine.
+    weight. Its model card and its ONNX file do not count. A hub id stands with the commit
+    of its files on this machine.
 
     Raises:
         ModelError: There is no such model.
@@ -126,7 +128,9 @@ def weights_fingerprint(spec: str) -> str:
     if is_gguf(place):
         return digest([Path(place).stat().st_size, _sampled(Path(place))])
     files = sorted(path for path in Path(place).rglob("*") if path.is_file() and path.suffix != ".md")
-    return digest([[path.relative_to(place).as_posix(), path.stat().st_size, _sampled(path)] for path in files])
+    names = {path: path.relative_to(place).as_posix() for path in files}
+    read = [path for path, name in names.items() if not name.startswith(f"{ONNX}/")]
+    return digest([[names[path], path.stat().st_size, _sampled(path)] for path in read])
 
 
 def _sampled(path: Path) -> str:

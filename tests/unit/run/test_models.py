@@ -29,6 +29,14 @@ def test_other_weights_in_the_same_folder_are_another_model(model, tmp_path):
     assert weights_fingerprint(str(model)) != before
 
 
+def test_an_onnx_file_beside_the_weights_leaves_the_model_what_it_is(model):
+    before = weights_fingerprint(str(model))
+    (model / "onnx").mkdir()
+    (model / "onnx" / "model.onnx").write_bytes(b"graph")
+
+    assert weights_fingerprint(str(model)) == before
+
+
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen3-0.6B@v1.0", "https://host/v1#model"])
 def test_what_is_no_folder_is_known_by_its_name(name):
     assert weights_fingerprint(name) == name
