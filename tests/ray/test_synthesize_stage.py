@@ -112,7 +112,7 @@ def test_the_builtin_endpoint_writes_all_three_kinds_once(tmp_path, capfd):
     sample = report["techniques"]["hard_negative"]["samples"]
     assert len(sample) == 10
     assert set(sample[0]["original"]) == {"query", "positive"}
-    assert set(sample[0]["scores"]) == {"negative", "reference_positive"}
+    assert set(sample[0]["scores"]) == {"negative", "reference_positive", "negative_and_positive"}
     assert sum(report["techniques"]["paraphrase"]["scores"]["rewrite"]) >= made["paraphrase"]
 
     assert synthesize(recipe(tmp_path, endpoint="builtin", concurrency=2)) == manifest

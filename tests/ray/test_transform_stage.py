@@ -210,7 +210,7 @@ def lines(path, *rows):
 def collection(folder):
     """Four documents, one of them blank and one twice; two queries; judgements of which two lead nowhere."""
     documents = [{"_id": "a", "title": "A", "text": "first"}, {"_id": "b", "title": "", "text": "second"}]
-    documents += [{"_id": "a", "title": "A", "text": "again"}]
+    documents += [{"_id": "a", "title": "A", "text": "first "}]
     documents += [{"_id": "c", "title": "", "text": " "}, {"_id": "d", "title": "", "text": "third"}]
     qrels = [
         ("1", "a", 2),
@@ -258,7 +258,7 @@ def test_judgements_meet_their_texts_and_leave_an_evaluation_task(tmp_path):
     dropped = {row.reason: row for row in read(tmp_path, "dropped", Drop) if row.dataset == "collection"}
     assert sorted(dropped) == ["blank_document", "blank_text", "repeated_id", "unknown_document", "unknown_query"]
     assert json.loads(dropped["unknown_document"].record) == {"query-id": "1", "corpus-id": "x", "score": 1}
-    assert json.loads(dropped["repeated_id"].record)["text"] == "again"
+    assert json.loads(dropped["repeated_id"].record)["text"] == "first "
 
 
 def test_rows_of_one_query_meet_wherever_they_stand(tmp_path):

@@ -380,8 +380,8 @@ def test_what_takes_a_tenth_of_the_rows_is_said_with_the_setting_to_change(capsy
 
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 3
-    assert "15% of its rows are dropped as other_language. Languages names others." in said[0]
-    assert "10% of its rows are dropped as blank_text. Columns and rule" in said[1]
+    assert "15% of its rows are dropped as other_language. They are in none of its languages" in said[0]
+    assert "10% of its rows are dropped as blank_text. Look at columns and rule" in said[1]
     assert "7 texts were cut at transform.max_chars (20,000)" in said[2]
 
 

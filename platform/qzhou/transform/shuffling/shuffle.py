@@ -141,11 +141,13 @@ def _texts(layout: Layout, fields: Fields, role: str, partition: int) -> tuple[d
             continue
         key = packed["key"]
         text, part = fields.clean(read(row)), packed["position"] // ROWS_PER_TASK
+        known = texts.get(key)
         if not text:
+            texts.setdefault(key, "")
             rejected.append(RejectedRow("blank_text", f"{role}: '{key}' has no text", packed["row"]))
-        elif texts.get(key, text) != text:
-            raise _two_texts(layout, fields.dataset.name, role, (key, texts[key], text), (part_of[key], part))
-        elif key in texts:
+        elif known and known != text:
+            raise _two_texts(layout, fields.dataset.name, role, (key, known, text), (part_of[key], part))
+        elif known:
             rejected.append(
                 RejectedRow("repeated_id", f"{role}: '{key}' came before, the same text", packed["row"])
             )

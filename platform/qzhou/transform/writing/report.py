@@ -16,29 +16,31 @@ REPORT = "report.json"
 REASONS = 5  # that are named, the commonest first
 LOSS_SHARE = 0.1  # of a dataset's rows; what takes more of them for one reason is said in words
 ADVICE = {
-    "duplicate": "an earlier row has the same texts: take one of the two out, set merge_rows if only negatives differ, "
+    "duplicate": "An earlier row has the same texts: take one of the two out, set merge_rows if only negatives differ, "
     "or transform.deduplicate = false",
-    "near_duplicate": "an earlier row is nearly the same: transform.near_duplicates",
-    "in_held_out": "a text of theirs is held out for evaluation: set allow_overlap if these are official splits that "
+    "near_duplicate": "An earlier row is nearly the same (transform.near_duplicates)",
+    "in_held_out": "A text of theirs is held out for evaluation: set allow_overlap if these are official splits that "
     "share texts, hold out less (eval_fraction), or take the dataset out",
-    "contaminated": "they share words with an evaluation task: transform.contamination",
-    "other_language": "languages names others",
-    "too_many_tokens": "max_tokens",
-    "short_query": "min_query_chars",
-    "short_text": "min_query_chars",
-    "short_positive": "min_positive_chars",
+    "contaminated": "They share words with an evaluation task (transform.contamination)",
+    "other_language": "They are in none of its languages ({dataset.languages})",
+    "too_many_tokens": "They are longer than max_tokens ({dataset.max_tokens})",
+    "short_query": "They are shorter than min_query_chars ({dataset.min_query_chars})",
+    "short_text": "They are shorter than min_query_chars ({dataset.min_query_chars})",
+    "short_positive": "They are shorter than min_positive_chars ({dataset.min_positive_chars})",
     "unknown_label": "'labels' translates raw labels",
-    "not_single_turn": "first_turn = true takes the first question and its answer",
-    "several_labels": "name one of them: columns.label = 'labels[0]'",
-    "between_grades": "positive_grade and negative_grade",
-    "no_positive": "positive_grade",
-    "unknown_query": "ids of qrels and queries must be the same: columns",
-    "unknown_document": "ids of qrels and corpus must be the same: columns",
-    "undecodable": "encoding",
-    "not_csv": "quote and delimiter",
-    "wrong_cell_count": "delimiter, quote and max_columns",
-    "not_json": "reader",
+    "not_single_turn": "With first_turn = true the first question and its answer are taken",
+    "several_labels": "Name one of them: columns.label = 'labels[0]'",
+    "between_grades": "They lie between negative_grade ({dataset.negative_grade:g}) and positive_grade "
+    "({dataset.positive_grade:g})",
+    "no_positive": "None of their texts reaches positive_grade ({dataset.positive_grade:g})",
+    "unknown_query": "Ids of qrels and queries must be the same ('columns')",
+    "unknown_document": "Ids of qrels and corpus must be the same ('columns')",
+    "undecodable": "They are not in its encoding ('{dataset.encoding}')",
+    "not_csv": "Look at quote and delimiter",
+    "wrong_cell_count": "Look at delimiter, quote and max_columns",
+    "not_json": "Look at the reader ('{dataset.reader}')",
 }
+UNKNOWN_REASON = "Look at columns and rule of the dataset, and at the rows in transform/dropped"
 TARGET_COLUMNS = {"pair": "score", "classification": "label"}  # what training compares rows by
 
 
@@ -66,7 +68,7 @@ def warn_of_losses(dataset: Dataset, counts: RowCounts, max_chars: int) -> None:
         if share >= LOSS_SHARE:
             line = (
                 f"transform: {dataset.name}: WARNING: {share:.0%} of its rows are dropped as {reason}. "
-                f"{_sentence(ADVICE.get(reason, 'columns and rule of the dataset; the rows are in transform/dropped'))}"
+                f"{_sentence(ADVICE.get(reason, UNKNOWN_REASON), dataset)}"
             )
             log_event(line, "rows_lost", level="warning", dataset=dataset.name, reason=reason, rows=rows)
     if counts.cut:
@@ -74,8 +76,8 @@ def warn_of_losses(dataset: Dataset, counts: RowCounts, max_chars: int) -> None:
         log_event(line, "texts_cut", level="warning", dataset=dataset.name, texts=counts.cut)
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+def _sentence(text: str, dataset: Dataset) -> str:
+    return f"{text}.".format(dataset=dataset)
 
 
 def warn_of_uniform(recipe: Recipe, folder: Folder) -> None:
@@ -200,7 +202,7 @@ def _reason_lines(counts: RowCounts) -> list[str]:
 def _advice(dataset: Dataset, counts: RowCounts) -> str:
     commonest = next((reason for reason, _ in counts.dropped.most_common(1)), "")
     if commonest in ADVICE:
-        return _sentence(ADVICE[commonest])
+        return _sentence(ADVICE[commonest], dataset)
     return (
         f"Look at rule ('{dataset.rule}'), columns ({columns_of(dataset)}), min_positive_chars "
         f"({dataset.min_positive_chars}), max_dropped_fraction ({dataset.max_dropped_fraction:g}) and "
