@@ -21,6 +21,7 @@ from qzhou.config.section import (
 )
 
 BUILTIN = "builtin"
+LOCAL = "local"
 BUILTIN_MODEL = "builtin-rules"
 
 
@@ -42,7 +43,8 @@ class LLMSection(ChatSection):
 
     model: str = Field(description="Model name that is sent.")
     endpoints: tuple[str, ...] = Field(
-        min_length=1, description="OpenAI-compatible base URLs; the first healthy one gets the requests."
+        min_length=1,
+        description="OpenAI-compatible base URLs, or 'local'; the first healthy one gets the requests.",
     )
     weight: Positive = Field(1.0, description="Its share of the requests, beside the other models' weights.")
     api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
@@ -95,8 +97,15 @@ class FiltersSection(Section):
 class SynthesisSection(ChatSection):
     """An LLM paraphrases, augments, writes hard negatives (QZhou-Embedding, section 4)."""
 
-    endpoint: str = Field("", description="OpenAI-compatible base URL; 'builtin' for the rules; '' writes nothing.")
-    model: str = Field(BUILTIN_MODEL, description="Model name that is sent to the endpoint.")
+    endpoint: str = Field(
+        "",
+        description="OpenAI-compatible base URL; 'local': 'model' is served on this machine; 'builtin': rules; '' "
+        "writes nothing.",
+    )
+    model: str = Field(
+        BUILTIN_MODEL,
+        description="Model name that is sent to the endpoint; local: folder, hub id, package or GGUF file.",
+    )
     api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that holds the key.")
     input_price: NotNegative = Field(0.0, description="Money per million prompt tokens.")
     output_price: NotNegative = Field(0.0, description="Money per million answered tokens.")
@@ -138,6 +147,11 @@ class SynthesisSection(ChatSection):
     def is_builtin(self) -> bool:
         """Whether rules answer instead of a model."""
         return any(BUILTIN in model.endpoints for model in self.pool)
+
+    @property
+    def local_models(self) -> tuple[str, ...]:
+        """The models that are served on this machine for the time of the stage."""
+        return tuple(model.model for model in self.pool if LOCAL in model.endpoints)
 
     @property
     def pool(self) -> tuple[LLMSection, ...]:
@@ -184,8 +198,12 @@ class SynthesisSection(ChatSection):
     def _endpoints_agree(self) -> Self:
         urls = [url for model in self.pool for url in model.endpoints]
         for url in urls:
-            if url != BUILTIN and not url.startswith(("http://", "https://")):
-                raise ValueError(f"endpoint '{url}' is no URL; write it as http://host:port/v1 or https://...")
+            if url not in {BUILTIN, LOCAL} and not url.startswith(("http://", "https://")):
+                raise ValueError(
+                    f"endpoint '{url}' is no URL; write it as http://host:port/v1 or https://..., or 'local'"
+                )
+        if self.local_models and self.mode == "batch":
+            raise ValueError("mode is 'batch', which a local model does not know; set mode to 'live'")
         if not self.is_builtin:
             return self
         if self.endpoint and self.model != BUILTIN_MODEL:

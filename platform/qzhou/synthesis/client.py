@@ -219,7 +219,8 @@ class ChatClient:
             except openai.APIConnectionError as error:
                 return self._connection_failure(error)
             except openai.APIStatusError as error:
-                simpler = form.simpler(error.status_code, str(error), may_be_plain=model.structured == "auto")
+                said = f"{error} {error.body}"
+                simpler = form.simpler(error.status_code, said, may_be_plain=model.structured == "auto")
                 if simpler is None:
                     return self._status_failure(error, (url, model.model))
                 form = simpler
@@ -266,7 +267,10 @@ class ChatClient:
 
     def _shown(self, error: BaseException) -> str:
         """An error's text for a message: short, without a key that the endpoint quotes."""
-        text = " ".join((str(error) or type(error).__name__).split())
+        text = str(error) or type(error).__name__
+        if isinstance(error, openai.APIStatusError) and error.body and str(error.body) not in text:
+            text += f" {error.body}"  # of bodies that are not in OpenAI's form the SDK says nothing
+        text = " ".join(text.split())
         return self._keys.redacted(text)[:SHOWN_CHARS]
 
 
@@ -275,6 +279,8 @@ def chat_body(
 ) -> dict[str, Any]:
     """The body of ``/chat/completions`` in a form that the endpoint knows; ``limit`` in tokens."""
     body: dict[str, Any] = {"model": request.model, "messages": request.messages, **sampling}
+    if not form.model:
+        del body["model"]
     if not form.temperature:
         body.pop("temperature", None)
     if form.limit:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
+import ray.util
 
 from qzhou.cluster.metrics import export_metrics
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.api_keys import Keys
 from qzhou.config.recipe import Recipe
+from qzhou.config.synthesis import SynthesisSection
 from qzhou.data.records import Drop, Manifest
 from qzhou.data.storage import Folder, table_of, write_table
 from qzhou.encoder.arithmetic import with_arithmetic
-from qzhou.errors import DataError, EndpointError
+from qzhou.errors import DataError, EndpointError, QzhouError, from_json, to_json
+from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
 from qzhou.synthesis.batch_api import BatchSender
 from qzhou.synthesis.chat import ChatResult
@@ -44,6 +49,7 @@ from qzhou.synthesis.generation import (
 )
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.llm_worker import LLMWorker, result_from_json
+from qzhou.synthesis.local_server import LocalServer, with_addresses
 from qzhou.synthesis.report import Report
 from qzhou.synthesis.response_cache import RESPONSES, cached_answers, totals
 from qzhou.synthesis.schemas import schema_name
@@ -78,6 +84,7 @@ def synthesize(recipe: Recipe) -> Manifest:
         settings={
             **settings.model_dump(mode="json", exclude=SPEED_ONLY),
             "models": models,
+            "local models": [weights_fingerprint(model) for model in settings.local_models],
             "teacher": [recipe.mining.teacher, recipe.model.backbone] if has_teacher else [],
             "seed": recipe.run.seed,
         },
@@ -149,7 +156,8 @@ def _synthesized(
     if not requests:
         return {}
     seeds = seed_examples(run, group)
-    with session(resources_for(run.recipe, "synthesis")):
+    with session(resources_for(run.recipe, "synthesis")), _local_servers(settings) as reachable:
+        sender.use(reachable)
         result = generate(requests, seeds, sender.send, settings, ledger)
         result = without_held_out(result, held_out_texts(run).asked)
         if settings.filters.scores and result.records:
@@ -164,6 +172,47 @@ def _synthesized(
     for drop in result.dropped:
         results[drop.dataset].dropped.append(drop)
     return results
+
+
+@contextlib.contextmanager
+def _local_servers(settings: SynthesisSection) -> Iterator[SynthesisSection]:
+    """The settings with the addresses of the local models' servers, which end with the block.
+
+    Each lies below an actor, which ends with the driver, and the server with it.
+    """
+    if not settings.local_models:
+        yield settings
+        return
+    is_alone = sum(bool(node["Alive"]) for node in ray.nodes()) == 1
+    server = ray.remote(num_cpus=0)(_LocalServer)
+    servers = {model: server.remote(model, is_alone) for model in settings.local_models}
+    try:
+        line = f"synthesis: serving {', '.join(servers)} on this machine"
+        log_event(line, "local_models", models=list(servers))
+        found = ray.get([one.address.remote() for one in servers.values()])
+        for answer in found:
+            if "error" in answer:
+                raise from_json(answer["error"])
+        yield with_addresses(settings, {model: one["url"] for model, one in zip(servers, found, strict=True)})
+    finally:
+        for one in servers.values():
+            ray.kill(one)  # its server ends with it
+
+
+class _LocalServer:
+    """A local model's server as an actor; a :class:`QzhouError` is a value, which Ray would wrap otherwise."""
+
+    def __init__(self, model: str, is_alone: bool) -> None:
+        self._answer: dict[str, str] = {}
+        try:
+            self._server = LocalServer(model, "127.0.0.1" if is_alone else ray.util.get_node_ip_address())
+            self._answer["url"] = self._server.url
+        except QzhouError as error:
+            self._answer["error"] = to_json(error)
+
+    def address(self) -> dict[str, str]:
+        """``url``, or ``error`` as JSON."""
+        return self._answer
 
 
 class _LLMWorker(LLMWorker):
@@ -183,9 +232,14 @@ class Sender:
 
     def __init__(self, recipe: Recipe, responses: Folder) -> None:
         self._settings, self._responses = recipe.synthesis, responses
+        self._reachable = recipe.synthesis
         self._sampling = recipe.synthesis.sampling
         self._keys = Keys.of(model.api_key_env for model in self._settings.pool)
         self._options = resources_for(recipe, "synthesis").options
+
+    def use(self, reachable: SynthesisSection) -> None:
+        """Send from now on to these endpoints of the same models."""
+        self._reachable = reachable
 
     def send(self, requests: Sequence[SynthesisRequest]) -> Results:
         """The result of each request; identical requests are sent once.
@@ -214,7 +268,7 @@ class Sender:
         pool = ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=BATCHES_IN_FLIGHT)
         answered = ray.data.from_arrow(_tables(list(requests.values()), rows=rows)).map_batches(
             _LLMWorker,
-            fn_constructor_args=(self._settings, self._responses, self._keys, self._responses.files(".jsonl")),
+            fn_constructor_args=(self._reachable, self._responses, self._keys, self._responses.files(".jsonl")),
             batch_format="pyarrow",
             batch_size=None,
             compute=pool,

@@ -27,11 +27,13 @@ class RequestForm:
         structured: How the form of the answer is asked for.
         temperature: Whether a temperature is sent.
         limit: The field with the longest answer; empty for none.
+        model: Whether a model is named; a server of one model may know it by another name.
     """
 
     structured: Structured = "json_schema"
     temperature: bool = True
     limit: Literal["max_tokens", "max_completion_tokens", ""] = "max_tokens"
+    model: bool = True
 
     def simpler(self, status: int, message: str, *, may_be_plain: bool) -> RequestForm | None:
         """The next form after a refusal; None where the form is not to blame."""
@@ -39,6 +41,8 @@ class RequestForm:
         speaks_of_schema = any(word in said for word in ("response_format", "json_schema", "grammar", "guided"))
         if status not in NOT_UNDERSTOOD and not (status == 500 and speaks_of_schema):
             return None
+        if "pinned to" in said and self.model:  # what the server of transformers says
+            return replace(self, model=False)
         if "temperature" in said and self.temperature:
             return replace(self, temperature=False)
         if self.limit and self.limit in said:
@@ -68,7 +72,7 @@ class LearnedForm:
         ``was_cut_at`` is its limit if the answer reached it.
         """
         self.longest = max(self.longest, 2 * was_cut_at)
-        self.form = replace(self.form, temperature=form.temperature, limit=form.limit)
+        self.form = replace(self.form, temperature=form.temperature, limit=form.limit, model=form.model)
         if asked.structured != self.form.structured:
             return  # it had no schema
         if form.structured == self.form.structured:

@@ -68,7 +68,7 @@ def provider(reply):
 
 
 def refused(message, status=400):
-    return status, {"error": {"message": message}}
+    return status, {"detail": message}  # not in OpenAI's form: what the SDK says of it is a number
 
 
 def ask(url, texts, folder, *, waits=None, **settings):
@@ -118,6 +118,7 @@ def test_a_key_without_permission_still_ends_the_work(tmp_path):
         (lambda body: "max_tokens" in body, "'max_tokens' is not supported: use 'max_completion_tokens' instead",
          "max_tokens", "max_completion_tokens"),
         (lambda body: "max_tokens" in body, "unknown field max_tokens", "max_tokens", None),
+        (lambda body: "model" in body, "Server is pinned to 'folder'; requested 'm'.", "model", None),
     ],
 )  # fmt: skip
 def test_a_field_that_a_model_refuses_is_left_out_from_then_on(tmp_path, refuses, message, field, kept):
