@@ -19,7 +19,7 @@ from qzhou.synthesis.chat import Answer
 from qzhou.synthesis.embedding_scores import texts_to_score
 from qzhou.synthesis.generation import SyntheticRecord
 from qzhou.synthesis.parsing import parse
-from qzhou.synthesis.techniques import SynthesisRequest
+from qzhou.synthesis.techniques import VERSION, SynthesisRequest
 from qzhou.training.batch_plan import PlannedBatch, PlannedRows
 from qzhou.training.batches import build_batches
 from qzhou.training.examples import TrainingSet
@@ -122,7 +122,11 @@ def test_only_queries_read_it():
 
 def test_what_an_llm_writes_inherits_it(recipe, examples):
     request = SynthesisRequest(
-        technique="paraphrase", dataset="mixed", example_id=examples[0].id, prompt="paraphrase.en@1", user="{}"
+        technique="paraphrase",
+        dataset="mixed",
+        example_id=examples[0].id,
+        prompt=f"paraphrase.en@{VERSION}",
+        user="{}",
     )
     written = '{"query": "flat is the earth", "positive": "Round it is."}'
     answer = Answer(key="", model="m", content=written, prompt_tokens=1, completion_tokens=1)
@@ -148,6 +152,15 @@ def test_rows_that_differ_in_it_alone_are_two_examples(recipe):
 
     assert first == again != other
     assert examples[0].id == examples[2].id != examples[1].id
+
+
+def test_a_model_may_have_a_template_of_its_own():
+    """Qwen3-Embedding's has no blank at its end."""
+    dataset = Dataset.model_validate(DATASET | {"instruction_template": "Instruct: {instruction}\nQuery:"})
+
+    assert dataset.prompt.with_instruction(CLAIM).query("x") == f"Instruct: {CLAIM}\nQuery:x"
+    with pytest.raises(ValueError, match=r"has no \{instruction\} in it"):
+        Dataset.model_validate(DATASET | {"instruction_template": "Query: "})
 
 
 @pytest.mark.parametrize(

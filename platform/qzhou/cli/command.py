@@ -9,7 +9,7 @@ from qzhou.cli.shipped import recipe_path
 from qzhou.config.describe import default_of, is_experimental, kind_of, tables_of, unit_of
 from qzhou.config.loading import nearest
 from qzhou.config.recipe import Recipe, load_recipe
-from qzhou.encoder.model_check import check_models
+from qzhou.encoder.model_check import check_models, check_served_models
 
 Function = TypeVar("Function", bound=Callable[..., None])
 STAGES = ["transform", "synthesize", "mine", "train", "export", "evaluate"]
@@ -98,6 +98,12 @@ class RecipeCommand(OverridingCommand):
             recipe = check_models(recipe)
         elif recipe.model.prompts == "model":
             recipe = check_models(recipe, quiet=True)
+        if ctx.command.name == "serve":
+            check_served_models(recipe)
+        if ctx.command.name in {"run", "evaluate"} and recipe.evaluation.tasks:
+            from qzhou.evaluation.judge.tasks import check_tasks  # loads mteb
+
+            check_tasks(recipe)
         if keep:
             from qzhou.run.run import accept_stages
 

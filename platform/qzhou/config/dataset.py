@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from qzhou.config.section import AtLeastOne, Count, Fraction, Name, Section
-from qzhou.data.prompts import Prompt
+from qzhou.data.prompts import TEMPLATE, Prompt
 from qzhou.data.records import Task
 
 Rule = Literal[
@@ -150,6 +150,9 @@ class Dataset(Format):
     )
     first_turn: bool = Field(False, description="chat: of longer ones the first question and its answer.")
     instruction: str = Field("", description="The task in one sentence, put before queries by qzhou.data.prompts.")
+    instruction_template: str = Field(
+        TEMPLATE, description="How an instruction stands before a query; Qwen3-Embedding has no blank at its end."
+    )
     query_prefix: str | None = Field(
         None, description="Stands before queries byte for byte, in place of an instruction: 'query: '."
     )
@@ -207,7 +210,8 @@ class Dataset(Format):
         prefixes = None
         if self.query_prefix is not None or self.document_prefix is not None:
             prefixes = self.query_prefix or "", self.document_prefix or ""
-        return Prompt(self.instruction.strip(), both_sides if self.symmetric is None else self.symmetric, prefixes)
+        symmetric = both_sides if self.symmetric is None else self.symmetric
+        return Prompt(self.instruction.strip(), symmetric, prefixes, self.instruction_template)
 
     @property
     def has_prompt(self) -> bool:
@@ -222,6 +226,13 @@ class Dataset(Format):
                 "instruction is a prefix already ('Instruct: ...'): keep one of them"
             )
         return self
+
+    @field_validator("instruction_template")
+    @classmethod
+    def _has_a_place(cls, template: str) -> str:
+        if "{instruction}" not in template:
+            raise ValueError(f"'{template}' has no {{instruction}} in it, so no instruction would stand anywhere")
+        return template
 
     @model_validator(mode="after")
     def _rows_own_instructions_have_a_default(self) -> Self:

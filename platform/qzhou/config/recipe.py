@@ -88,16 +88,14 @@ class Recipe(Section):
         """Name -> prefix, as the model folder carries it: one per dataset, and ``query`` and ``document``.
 
         ``query`` and ``document`` are the prefixes of retrieval where all retrieval datasets
-        share one, else empty.
+        share one; else there is none, since it would be another one's.
         """
         retrieval = [dataset.prompt for dataset in self.datasets if dataset.task == "retrieval"]
         queries = {prompt.query_prefix for prompt in retrieval}
         documents = {prompt.document_prefix for prompt in retrieval if not prompt.symmetric}
         named = {dataset.name: dataset.prompt.query_prefix for dataset in self.datasets}
-        return named | {
-            "query": queries.pop() if len(queries) == 1 else "",
-            "document": documents.pop() if len(documents) == 1 else "",
-        }
+        sides = {"query": queries or {""}, "document": documents or {""}}
+        return named | {side: found.pop() for side, found in sides.items() if len(found) == 1}
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Recipe:

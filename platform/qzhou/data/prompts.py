@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+DOCUMENT_NAMES = ("document", "passage", "corpus")  # of a model's prompt for documents
+TEMPLATE = "Instruct: {instruction}\nQuery: "
 EMPTY_TEXT = "Null"  # what the official embedder encodes for an empty string
 
 
@@ -23,18 +25,20 @@ class Prompt:
         symmetric: Whether both sides have the prompt of queries (STS, classification, clustering,
             pair classification, reranking). Retrieval is asymmetric.
         prefixes: Before a query and before a document, byte for byte, in place of the template.
+        template: How an instruction stands before a query, with ``{instruction}`` in it.
     """
 
     instruction: str = ""
     symmetric: bool = False
     prefixes: tuple[str, str] | None = None
+    template: str = TEMPLATE
 
     @property
     def query_prefix(self) -> str:
         """The text before each query; empty for an empty instruction."""
         if self.prefixes is not None:
             return self.prefixes[0]
-        return f"Instruct: {self.instruction}\nQuery: " if self.instruction else ""
+        return self.template.replace("{instruction}", self.instruction) if self.instruction else ""
 
     @property
     def document_prefix(self) -> str:
@@ -62,6 +66,6 @@ def declared_prompt(prompts: Mapping[str, str]) -> Prompt | None:
     Args:
         prompts: Name -> prefix. Documents' is named ``document``, ``passage`` or ``corpus``.
     """
-    found = [prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)]
+    found = [prompts[name] for name in DOCUMENT_NAMES if prompts.get(name)]
     prefixes = prompts.get("query") or "", found[0] if found else ""
     return Prompt(prefixes=prefixes) if any(prefixes) else None

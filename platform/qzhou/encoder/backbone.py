@@ -22,7 +22,7 @@ from qzhou.encoder.attention import PACKED, Packed, Padded, using_attention
 from qzhou.encoder.model_files import DenseLayer, Pooling, read_metadata
 from qzhou.encoder.pooling import pool, pool_packed
 from qzhou.errors import ModelError, first_line
-from qzhou.run.models import MODEL_NAME_HELP, is_gguf, model_file, repository_of, resolve
+from qzhou.run.models import MODEL_NAME_HELP, is_gguf, model_file, pretrained, resolve
 
 # what reading a model's files may raise; the last of GGUF
 UNREADABLE = (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError, struct.error)
@@ -247,12 +247,12 @@ def _positions(model: Any) -> int:
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
-def _files_of(place: str) -> dict[str, str]:
+def _files_of(place: str) -> dict[str, Any]:
     """Arguments of ``from_pretrained``."""
     if is_gguf(place):
         file = Path(place)
         return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    return repository_of(place)
+    return pretrained(place)
 
 
 def _unpacked(model: Any, dtype: torch.dtype) -> Any:

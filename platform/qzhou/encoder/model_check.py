@@ -12,7 +12,7 @@ from qzhou.telemetry.events import log_event
 
 
 def check_models(recipe: Recipe, *, quiet: bool = False) -> Recipe:
-    """The recipe, with the prompts that its backbone declares where ``model.prompts`` asks for them.
+    """The recipe, with the prompts that its backbone declares where ``model.prompts`` asks for them, and its length.
 
     Prints one line for each setting that contradicts what the backbone declares, and for
     each model of which the hub cannot be asked, unless ``quiet``.
@@ -33,7 +33,38 @@ def check_models(recipe: Recipe, *, quiet: bool = False) -> Recipe:
     for line in () if quiet else _contradictions(recipe, backbone):
         log_event(f"model: {line}", "setting_beats_model_files", stream=sys.stderr)
     _refuse_width(recipe, backbone)
+    recipe = _with_declared_length(recipe, backbone, quiet=quiet)
     return with_declared_prompts(recipe, backbone)
+
+
+def check_served_models(recipe: Recipe) -> None:
+    """Open the further models that an endpoint serves.
+
+    Raises:
+        ModelError: One is not there, or would be computed otherwise than it declares.
+    """
+    for spec in recipe.serving.models.values():
+        _opened(recipe, "serving.models", spec, quiet=False)
+
+
+def _with_declared_length(recipe: Recipe, backbone: ModelMetadata, *, quiet: bool) -> Recipe:
+    """The recipe whose texts are no longer than the backbone's own, unless the recipe sets a length."""
+    declared, model = backbone.max_tokens, recipe.model
+    longer = [
+        name
+        for name in ("max_query_tokens", "max_document_tokens")
+        if declared is not None and getattr(model, name) > declared
+    ]
+    if not longer:
+        return recipe
+    for name in longer:
+        if name in model.model_fields_set and not quiet:
+            line = (
+                f"model: model.{name} ({getattr(model, name):,}) of the recipe stands, above what {model.backbone} "
+            )
+            log_event(f"{line}declares ({declared:,})", "setting_beats_model_files", stream=sys.stderr)
+    unset = {name: declared for name in longer if name not in model.model_fields_set}
+    return recipe.model_copy(update={"model": model.model_copy(update=unset)})
 
 
 def with_declared_prompts(recipe: Recipe, backbone: ModelMetadata) -> Recipe:
@@ -123,12 +154,12 @@ def refuse_no_cross_encoder(spec: str, architectures: list[str]) -> None:
 def _contradictions(recipe: Recipe, backbone: ModelMetadata) -> Iterator[str]:
     """A line for each setting of ``[model]`` that beats what the backbone's files declare."""
     model = recipe.model
-    declared = None
+    declared: str | None = None
     if backbone.is_embedding_model and model.pooling is not None:
         try:
             declared = read_metadata(model.backbone, attention=model.attention).pooling
         except ModelError:
-            declared = None  # one that is not computed here
+            declared = "one that is not computed here"
         if declared != model.pooling:
             yield f"model.pooling '{model.pooling}' of the recipe replaces what {model.backbone} declares ({declared})"
     causal = backbone.config.get("is_causal")
@@ -140,6 +171,9 @@ def _contradictions(recipe: Recipe, backbone: ModelMetadata) -> Iterator[str]:
             f"{model.backbone} compares vectors by '{backbone.similarity}' and leaves them at their lengths; here they "
             "get unit length, for cosines"
         )
+    kept = [one.name for one in recipe.datasets if one.has_prompt]
+    if model.prompts == "model" and kept:
+        yield f"model.prompts is 'model', and the datasets {', '.join(kept)} keep the instructions that they have"
     if backbone.prompts and any(backbone.prompts.values()) and model.prompts == "recipe":
         names = ", ".join(f"'{name}'" for name, text in backbone.prompts.items() if text)
         yield (

@@ -30,6 +30,14 @@ TEXT_SETTINGS = [
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 ]
+# in sentence_bert_config.json: how it is loaded, which may change what is computed
+LOADING_SETTINGS = (
+    "config_args", "config_kwargs", "model_args", "model_kwargs", "tokenizer_args", "tokenizer_kwargs",
+    "processing_kwargs", "processor_kwargs", "query_length", "document_length", "query_expansion",
+)  # fmt: skip
+HARMLESS = {"torch_dtype", "dtype", "attn_implementation", "device_map", "trust_remote_code", "revision", "token"}
+WIDTHS = ("hidden_size", "dim", "d_model", "n_embd")
+POSITIONS = ("max_position_embeddings", "n_positions")
 COMPUTED = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 
 
@@ -78,8 +86,9 @@ class ModelMetadata:
     @property
     def dimensions(self) -> int | None:
         """D, the width of its vectors; None where config.json does not tell."""
-        width = self.dense[-1].out_features if self.dense else self.config.get("hidden_size")
-        return None if width is None else int(width)
+        if self.dense:
+            return self.dense[-1].out_features
+        return next((int(self.config[key]) for key in WIDTHS if self.config.get(key)), None)
 
     @property
     def ranks_by_length(self) -> bool:
@@ -108,14 +117,11 @@ def read_metadata(spec: str, *, pooling: Pooling | None = None, attention: str |
     declared = pooling
     if not pooling and "Pooling" in folders:
         declared = _pooling(spec, place, folders["Pooling"])
-    of_text: dict[str, Any] = {}
-    for file in TEXT_SETTINGS if modules else ():
-        if of_text := _declared(spec, place, file):
-            break
-    if of_text.get("do_lower_case"):
-        _refuse(spec, f"lower-cases its texts (do_lower_case in {file})")
+    longest = _text_settings(spec, place).get("max_seq_length") if modules else None
+    if modules and longest is None:
+        longest = next((config[key] for key in POSITIONS if isinstance(config.get(key), int)), None)
     whole = _declared(spec, place, "config_sentence_transformers.json")
-    longest = of_text.get("max_seq_length")
+    _refuse_settings(spec, whole)
     return ModelMetadata(
         config=config,
         attention=None,
@@ -127,6 +133,33 @@ def read_metadata(spec: str, *, pooling: Pooling | None = None, attention: str |
         prompts=whole.get("prompts"),
         max_tokens=None if longest is None else int(longest),
     )
+
+
+def _text_settings(spec: str, place: str) -> dict[str, Any]:
+    """How a sentence-transformers model reads texts; refused where it says more than its longest text."""
+    for file in TEXT_SETTINGS:
+        if found := _declared(spec, place, file):
+            if found.get("do_lower_case"):
+                _refuse(spec, f"lower-cases its texts (do_lower_case in {file})")
+            for name in LOADING_SETTINGS:
+                value = found.get(name)
+                others = set(value) - HARMLESS if isinstance(value, dict) else {name} if value else set()
+                if others:
+                    _refuse(spec, f"sets {name} in {file} ({', '.join(sorted(others))})")
+            return found
+    return {}
+
+
+def _refuse_settings(spec: str, whole: dict[str, Any]) -> None:
+    """Refuse what ``config_sentence_transformers.json`` says and this encoder does not do."""
+    if whole.get("truncate_dim"):
+        _refuse(spec, f"cuts its vectors to {whole['truncate_dim']} components (truncate_dim)")
+    prompts = whole.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        _refuse(spec, f"declares prompts that are a {type(prompts).__name__}")
+    default = whole.get("default_prompt_name")
+    if default and prompts.get(default):
+        _refuse(spec, f"puts its prompt '{default}' before every text (default_prompt_name)")
 
 
 def read_config(spec: str) -> dict[str, Any]:
@@ -154,6 +187,7 @@ def _of_gguf(spec: str, place: str, pooling: Pooling | None) -> ModelMetadata:
         kind = reader.fields["general.architecture"].contents()
         pooled = reader.fields.get(f"{kind}.pooling_type")
         causal = reader.fields.get(f"{kind}.attention.causal")
+        width = reader.fields.get(f"{kind}.embedding_length")
     # it reads whatever bytes are there
     except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
         raise ModelError(
@@ -163,7 +197,7 @@ def _of_gguf(spec: str, place: str, pooling: Pooling | None) -> ModelMetadata:
     if number and not pooling and number not in POOLING_OF_GGUF:
         _refuse(spec, f"pools by llama.cpp's type {number}")
     return ModelMetadata(
-        config={},
+        config={"hidden_size": int(width.contents())} if width else {},
         attention=("causal" if causal.contents() else "bidirectional") if causal else None,
         is_embedding_model=bool(number),
         pooling=pooling or POOLING_OF_GGUF.get(number),
@@ -201,7 +235,12 @@ def _modules(spec: str, place: str) -> list[tuple[str, str]]:
     file = model_file(place, "modules.json", download=True)
     if file is None:
         return []
-    declared = [(str(one["type"]), str(one["path"])) for one in json.loads(file.read_text("utf-8"))]
+    try:
+        declared = [(str(one["type"]), str(one["path"])) for one in json.loads(file.read_text("utf-8"))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"the model '{spec}': modules.json is no list of modules: {error!r}. {MODEL_NAME_HELP}"
+        ) from None
     for kind, _ in declared:
         if not kind.startswith("sentence_transformers."):
             _refuse(spec, f"has a module of its own ({kind})")
@@ -224,6 +263,11 @@ def _modules(spec: str, place: str) -> list[tuple[str, str]]:
 def _pooling(spec: str, place: str, folder: str) -> Pooling | None:
     """The pooling that a sentence-transformers model declares, in its old or new spelling."""
     declared = _declared(spec, place, f"{folder}/config.json")
+    if not declared:
+        raise ModelError(
+            f"the model '{spec}' has no {folder}/config.json, which its modules.json names: the copy is not whole. "
+            f"Copy it again, or set pooling. {MODEL_NAME_HELP}"
+        )
     mode = declared.get("pooling_mode")
     old = [key for key, value in declared.items() if key.startswith("pooling_mode_") and value is True]
     asked = list(mode) if isinstance(mode, list) else [mode] if isinstance(mode, str) else old

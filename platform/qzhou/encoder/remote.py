@@ -21,7 +21,10 @@ REQUESTS_AT_ONCE = 8
 RETRIES = 5
 # statuses of a refused text, and words in which endpoints say that it is too long
 REFUSALS = (400, 413, 422)
-TOO_LONG = re.compile(r"context|too long|too large|maximum|max(_|imum )?(length|tokens)|exceed", re.IGNORECASE)
+TOO_LONG = re.compile(
+    r"context|too long|too large|maximum|max(_|imum )?(length|tokens)|exceed|less than \d+ tokens|tokens\W.* less than",
+    re.IGNORECASE,
+)
 SHORTEST_CUT = 16  # characters of a text that is not cut further
 PROBE = "The quick brown fox jumps over the lazy dog."
 
@@ -33,6 +36,14 @@ class _TooLongError(Exception):
 def is_remote(spec: str) -> bool:
     """Whether a model's name is an URL: ``https://host/v1#model``."""
     return spec.startswith(("http://", "https://"))
+
+
+def _is_too_long(error: Exception, message: str) -> bool:
+    """Whether an endpoint refuses texts for their length, in whichever words: llama.cpp's server answers 500."""
+    if not isinstance(error, openai.APIStatusError):
+        return False
+    is_refusal = error.status_code in REFUSALS or (error.status_code == 500 and "too large" in message)
+    return error.status_code == 413 or (is_refusal and TOO_LONG.search(message) is not None)
 
 
 class RemoteEncoder:
@@ -122,10 +133,12 @@ class RemoteEncoder:
             ordered = sorted(found.data, key=lambda one: one.index)
             vectors = np.array([one.embedding for one in ordered], dtype=np.float32)
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            message = self._keys.redacted(first_line(error))
+            message = first_line(error)
+            if isinstance(error, openai.APIStatusError) and error.body and str(error.body) not in message:
+                message += f" {error.body}"  # of bodies that are not in OpenAI's form the SDK says nothing
+            message = self._keys.redacted(message)
             problem = f"the model '{self._model}' at {self._url} gives no embeddings: {message}"
-            is_refusal = isinstance(error, openai.APIStatusError) and error.status_code in REFUSALS
-            raise (_TooLongError if is_refusal and TOO_LONG.search(message) else ModelError)(problem) from None
+            raise (_TooLongError if _is_too_long(error, message) else ModelError)(problem) from None
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ModelError(
                 f"the model '{self._model}' at {self._url} gave {len(vectors)} vectors for {len(texts)} texts"

@@ -22,7 +22,7 @@ from qzhou.errors import ModelError, QzhouError, first_line, to_json
 from qzhou.mining.corpus import Chunk, Texts, read_column
 from qzhou.mining.shard import QueryBlock, SearchResult, Shard, VectorFile
 from qzhou.mining.text_digests import Floats, Ints
-from qzhou.run.models import repository_of, resolve
+from qzhou.run.models import pretrained, repository_of, resolve
 
 if TYPE_CHECKING:
     from qzhou.encoder import TextEncoder
@@ -142,11 +142,12 @@ class RerankActor:
         from qzhou.encoder import choose_device
 
         spec, max_tokens = self._settings
-        files = repository_of(resolve(spec))
-        name, revision = files["pretrained_model_name_or_path"], files.get("revision")
+        place = resolve(spec)
+        name, revision = repository_of(place)
+        device = str(choose_device())
         try:
-            refuse_no_cross_encoder(spec, AutoConfig.from_pretrained(**files).architectures or [])
-            model = CrossEncoder(name, revision=revision, device=str(choose_device()), num_labels=1)
+            refuse_no_cross_encoder(spec, AutoConfig.from_pretrained(**pretrained(place)).architectures or [])
+            model = CrossEncoder(name, revision=revision, device=device, num_labels=1, trust_remote_code=False)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"mining.reranker '{spec}' cannot be loaded: {first_line(error)}") from None
         model.max_length = min(max_tokens, model.max_length or max_tokens)

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 from qzhou.data.records import digest
 from qzhou.errors import HubError, ModelError, first_line
@@ -100,13 +101,19 @@ def commit_of(place: str) -> str:
     return config.parent.name if config else ""
 
 
-def repository_of(place: str) -> dict[str, str]:
-    """What ``from_pretrained`` is told of a folder or a hub id: ``pretrained_model_name_or_path``, ``revision``."""
+def repository_of(place: str) -> tuple[str, str | None]:
+    """The folder, or the hub id and the revision that is read."""
     if Path(place).exists():
-        return {"pretrained_model_name_or_path": place}
+        return place, None
     repository, _, revision = place.partition("@")
-    revision = commit_of(place) or revision
-    return {"pretrained_model_name_or_path": repository} | ({"revision": revision} if revision else {})
+    return repository, commit_of(place) or revision or None
+
+
+def pretrained(place: str) -> dict[str, Any]:
+    """What ``from_pretrained`` is told of a folder or a hub id; code that a model brings is never run."""
+    name, revision = repository_of(place)
+    found: dict[str, Any] = {"pretrained_model_name_or_path": name, "trust_remote_code": False}
+    return found | ({"revision": revision} if revision else {})
 
 
 def weights_fingerprint(spec: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qzhou.data.prompts import Prompt
+from qzhou.data.prompts import DOCUMENT_NAMES, Prompt, declared_prompt
 from qzhou.serving.cache import Text
 from qzhou.serving.engine import Encoded
 from qzhou.serving.errors import RequestError
@@ -277,7 +277,21 @@ def presented(request: EmbeddingRequest, texts: Sequence[str], prompts: Mapping[
             problem = f"The model declares no prompt '{name:.60}'; it declares {known}."
             raise RequestError(problem, param="prompt_name", code="invalid_value")
         return [prompts[name] + Prompt().query(text) for text in texts]
+    several = _ambiguous_prompts(prompts)
+    if request.input_type == "query" and request.instruction is None and several:
+        problem = (
+            f"The model has no prompt for all queries, but {', '.join(several)}: choose one with 'prompt_name', or "
+            "send an 'instruction'."
+        )
+        raise RequestError(problem, param="input_type", code="invalid_value")
     return _with_prompt(texts, request.input_type, request.instruction, prompts)
+
+
+def _ambiguous_prompts(prompts: Mapping[str, str]) -> list[str]:
+    """The prompts of a model that declares some, and none for queries."""
+    if "query" in prompts:
+        return []
+    return [f"'{name}'" for name, text in prompts.items() if text and name not in DOCUMENT_NAMES]
 
 
 def _with_prompt(
@@ -290,8 +304,11 @@ def _with_prompt(
         prompt = Prompt(instruction)
         present = prompt.document if side == "document" else prompt.query
         return [present(text) for text in texts]
-    prefix = prompts.get(side or "", "")
-    return [prefix + Prompt().query(text) for text in texts]
+    declared = declared_prompt(prompts) if side else None
+    if declared is None:
+        return [Prompt().query(text) for text in texts]
+    present = declared.document if side == "document" else declared.query
+    return [present(text) for text in texts]
 
 
 def _usage(encoded: Encoded) -> dict[str, int]:

@@ -107,7 +107,7 @@ def served_place(spec: str) -> str:
     """The folder or hub id that the server is given; a GGUF file is written as a folder beside the hub's cache."""
     place = resolve(spec)
     if not is_gguf(place):
-        return "@".join(repository_of(place).values())
+        return "@".join(filter(None, repository_of(place)))
     from filelock import FileLock
     from huggingface_hub.constants import HF_HOME
 

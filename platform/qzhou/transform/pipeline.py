@@ -47,7 +47,14 @@ DONE = pa.schema({"error": pa.string(), "rows": pa.int64(), "dataset": pa.string
 TaskTexts = Callable[[Sequence[str]], Mapping[str, Iterable[str]]]
 
 # settings of a dataset that no row depends on
-NO_PART_OF_A_ROW = {"instruction", "symmetric", "query_prefix", "document_prefix", "license"}
+NO_PART_OF_A_ROW = {
+    "instruction",
+    "instruction_template",
+    "symmetric",
+    "query_prefix",
+    "document_prefix",
+    "license",
+}
 
 
 def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:

@@ -1,5 +1,6 @@
 """Models of other people: what they declare is what is computed, or they are refused before anything is paid."""
 
+import io
 import json
 import shutil
 
@@ -21,7 +22,7 @@ from transformers import (
 
 from qzhou.encoder import load_text_encoder
 from qzhou.encoder.attention import Packed, Padded
-from qzhou.encoder.backbone import load_backbone, load_recipe_model
+from qzhou.encoder.backbone import load_backbone, load_config, load_recipe_model
 from qzhou.encoder.cpu.int8 import to_int8
 from qzhou.encoder.encoder import encoder_of, load_encoder, packs_exactly
 from qzhou.encoder.export import save_sentence_transformer
@@ -256,6 +257,19 @@ REFUSED = {
         "has a module Dense from token",
     ),
     "lower case": ("sentence_bert_config.json", {"do_lower_case": True}, "lower-cases its texts"),
+    "fewer layers": ("sentence_bert_config.json", {"config_args": {"num_hidden_layers": 1}}, "sets config_args in"),
+    "another tokenizer": (
+        "sentence_bert_config.json",
+        {"processing_kwargs": {"add_special_tokens": False}},
+        r"sets processing_kwargs in sentence_bert_config.json \(add_special_tokens\)",
+    ),
+    "queries of a length": ("sentence_bert_config.json", {"query_length": 32}, "sets query_length in"),
+    "cut vectors": ("config_sentence_transformers.json", {"truncate_dim": 16}, "cuts its vectors to 16 components"),
+    "a prompt before all": (
+        "config_sentence_transformers.json",
+        {"default_prompt_name": "query"},
+        "puts its prompt 'query' before every text",
+    ),
     "lower case, older": ("sentence_roberta_config.json", {"do_lower_case": True}, "lower-cases its texts"),
 }
 KINDS = (
@@ -367,6 +381,73 @@ def test_a_teacher_truncates_where_it_declares(bare, tmp_path, make_recipe):
     found = load_text_encoder(str(folder), recipe.model, api_key_env="").encode(TEXTS)
 
     assert lowest_cosine(found, of_sentence_transformers(folder, TEXTS)) >= SAME
+
+
+@pytest.mark.parametrize("model", [{}, {"max_document_tokens": 90}])
+def test_a_backbone_truncates_where_it_declares_unless_the_recipe_says_otherwise(
+    bare, tmp_path, make_recipe, model, capsys
+):
+    """MiniLM's 256 tokens were 1,536 as a backbone: other vectors than as a teacher, and a longer export."""
+    folder = declaring(bare / "bert", tmp_path / "model")
+    write(folder, "sentence_bert_config.json", {"max_seq_length": 12})
+    recipe = make_recipe(model={"backbone": str(folder), "dtype": "float32"} | model)
+    unset = {"model": recipe.model.model_copy()}
+    unset["model"].model_fields_set.difference_update({"max_query_tokens", "max_document_tokens"} - set(model))
+
+    checked = check_models(recipe.model_copy(update=unset)).model
+
+    assert checked.max_query_tokens == 12
+    assert checked.max_document_tokens == model.get("max_document_tokens", 12)
+    said = "model.max_document_tokens (90) of the recipe stands, above what"
+    assert (said in capsys.readouterr().err) == bool(model)
+    if not model:
+        found = load_text_encoder("", checked, api_key_env="").encode(TEXTS)
+        assert lowest_cosine(found, of_sentence_transformers(folder, TEXTS)) >= SAME
+
+
+def test_a_model_without_a_length_ends_at_its_positions(bare, tmp_path):
+    folder = declaring(bare / "qwen3", tmp_path / "model")
+    assert read_metadata(str(folder)).max_tokens == SIZES["max_position_embeddings"]
+
+
+def test_a_copy_without_its_pooling_is_refused(bare, tmp_path, make_recipe):
+    """Half a copy of a last-token model would have been mean-pooled."""
+    folder = declaring(bare / "qwen3", tmp_path / "model", pooling="lasttoken")
+    shutil.rmtree(folder / "1_Pooling")
+
+    with pytest.raises(ModelError, match=r"has no 1_Pooling/config\.json, which its modules.json names"):
+        check_models(recipe_of(make_recipe, folder))
+    (folder / "modules.json").write_text("{")
+    with pytest.raises(ModelError, match=r"modules\.json is no list of modules"):
+        check_models(recipe_of(make_recipe, folder))
+
+
+@pytest.mark.parametrize("attention", [None, "bidirectional"])
+def test_code_that_a_model_brings_is_not_run_whoever_answers_yes(bare, tmp_path, monkeypatch, attention):
+    folder = shutil.copytree(bare / "bert", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+    write(folder, "config.json", {**config, "model_type": "own", "auto_map": own})
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+
+    with pytest.raises(ModelError):
+        load_backbone(str(folder), attention=attention, dtype=torch.float32)
+    with pytest.raises(ModelError):
+        load_config(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_width_of_a_model_has_many_names(bare, tmp_path, make_recipe):
+    folder = shutil.copytree(bare / "bert", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    write(folder, "config.json", {**{k: v for k, v in config.items() if k != "hidden_size"}, "dim": 32})
+    recipe = recipe_of(make_recipe, folder)
+    loss = recipe.training.loss.model_copy(update={"matryoshka_dimensions": (64,)})
+    training = recipe.training.model_copy(update={"loss": loss})
+
+    with pytest.raises(RecipeError, match="have 32 dimensions"):
+        check_models(recipe.model_copy(update={"training": training}))
 
 
 def test_layers_after_pooling_work_in_eight_bits(bare, tmp_path):

@@ -133,13 +133,26 @@ def test_an_url_without_a_model_is_refused():
         load("http://x/v1")
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_text_that_is_too_long_for_an_endpoint_is_cut_and_counted_and_the_others_stay(status):
-    """OpenAI and vLLM answer 400 beyond their context: one text of 1,024 would end mining."""
+CONTEXT = {"error": {"message": "This model's maximum context length is 100 tokens."}}
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (400, CONTEXT),
+        (413, {}),
+        (422, CONTEXT),
+        (400, {"error": "`inputs` must have less than 512 tokens. Given: 812", "error_type": "Validation"}),
+        (400, {"detail": "input length 812 tokens must be less than 512"}),
+        (500, {"error": {"message": "input (812 tokens) is too large to process"}}),
+    ],
+)
+def test_a_text_that_is_too_long_for_an_endpoint_is_cut_and_counted_and_the_others_stay(status, said):
+    """OpenAI, vLLM, TEI and llama.cpp in their words: one text of 1,024 would end mining."""
 
     def reply(body, authorization):
         if max(map(len, body["input"])) > 100:
-            return status, {"error": {"message": "This model's maximum context length is 100 tokens."}}
+            return status, said
         return embeddings()(body, authorization)
 
     texts = ["short", "x" * 1000, "another"]

@@ -15,7 +15,7 @@ from qzhou.evaluation.comparison import Row, benchmark_means, published_scores
 from qzhou.evaluation.judge.mteb_tasks import parts_of
 from qzhou.evaluation.judge.prompts import prompt_of, prompt_of_model
 from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
-from qzhou.evaluation.judge.tasks import build_task, eval_tasks
+from qzhou.evaluation.judge.tasks import build_task, check_tasks, eval_tasks
 from qzhou.evaluation.scoring import _aggregates, _rows
 from tests.slim import ROOT
 
@@ -79,7 +79,7 @@ def test_the_paper_s_tasks_have_its_instructions_byte_for_byte(tmp_path):
     found, _ = eval_tasks(recipe, Folder.open(str(tmp_path)))
     tasks = {task.name: build_task(task, recipe, Folder.open(str(tmp_path))) for task in found if task.benchmarks}
 
-    prompts = {name: prompt_of(task, {}, instructions) for name, task in tasks.items()}
+    prompts = {name: prompt_of(task, {}, recipe.evaluation) for name, task in tasks.items()}
 
     text = json.dumps(instructions, sort_keys=True)
     # of task_to_instructions_v2.json and run_cmteb_all.py together
@@ -106,6 +106,11 @@ def test_published_scores_stand_only_beside_the_same_languages(make_recipe, tmp_
 def test_a_task_that_two_benchmarks_have_in_other_languages_is_refused(make_recipe, tmp_path):
     with pytest.raises(DataError, match=r"'STS17' is judged on en-en .* for MTEB\(eng, v2\), and on"):
         judged(make_recipe, tmp_path, "MTEB(eng, v2)", "STS17")
+    # before the first stage, not after the training
+    with pytest.raises(DataError, match="A run has one score for it"):
+        check_tasks(make_recipe(evaluation={"tasks": ["MTEB(eng, v2)", "STS17"]}))
+    with pytest.raises(DataError, match=r"no benchmark 'RTEB\(eng\)'"):
+        check_tasks(make_recipe(evaluation={"tasks": ["RTEB(eng)"]}))
 
 
 def test_the_parts_of_an_aggregate_task_are_judged_and_their_mean_is_its_score(make_recipe, tmp_path):

@@ -16,7 +16,7 @@ from qzhou.serving.schemas import (
     SimilarityRequest,
     with_side,
 )
-from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
+from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel, presented
 
 WIDTH = 8
 
@@ -145,6 +145,24 @@ def test_a_document_stays_bare_under_an_instruction():
 def test_an_input_type_takes_the_model_s_own_prompt_of_that_name_if_there_is_one():
     assert seen(input_type="query") == ["Q: a text"]
     assert seen(input_type="document") == ["a text"]
+
+
+@pytest.mark.parametrize("name", ["document", "passage", "corpus"])
+def test_a_prompt_for_documents_has_one_of_three_names(name):
+    """As in training and evaluation: the endpoint knew the first one only."""
+    request = EmbeddingRequest(input="a", input_type="document")
+
+    assert presented(request, ["a"], {"query": "Q: ", name: "D: "}) == ["D: a"]
+
+
+def test_a_side_that_has_several_prompts_is_refused_and_no_bare_text():
+    """LangChain's users of a model with an instruction a dataset got vectors of bare texts."""
+    request = EmbeddingRequest(input="a", input_type="query")
+
+    with pytest.raises(RequestError, match="has no prompt for all queries, but 'facts', 'law'"):
+        presented(request, ["a"], {"facts": "F: ", "law": "L: ", "document": ""})
+    assert presented(request, ["a"], {}) == ["a"]
+    assert presented(request, ["a"], {"facts": "F: ", "query": ""}) == ["a"]
 
 
 def test_without_any_of_them_the_text_stays_bare():

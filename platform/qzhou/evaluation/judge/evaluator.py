@@ -227,8 +227,7 @@ class Evaluator:
         bare, declared = self._bare_task(task), self._declared_prompts(model)
         if declared is not None:
             return prompt_of_model(bare, declared)
-        instructions = self._recipe.evaluation.instructions
-        return prompt_of(bare, self._own_prompts, instructions, [*dict(task.aggregates)])
+        return prompt_of(bare, self._own_prompts, self._recipe.evaluation, [*dict(task.aggregates)])
 
     def _query_instructions(self, model: ModelSpec, task: EvalTask) -> dict[str, str]:
         """Query -> its own instruction, for models that are judged with the recipe's prompts."""

@@ -10,6 +10,7 @@ not train is judged with the prompts that its own files declare.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qzhou.config.evaluation import EvaluationSection
 from qzhou.data.prompts import Prompt, declared_prompt
 
 BARE_DOCUMENTS = {"Retrieval", "InstructionRetrieval", "InstructionReranking"}
@@ -20,22 +21,24 @@ BOTH_SIDES = {"ArguAna", "CQADupstackGamingRetrieval", "CQADupstackUnixRetrieval
 
 
 def prompt_of(
-    task: Any, own: Mapping[str, Prompt], instructions: Mapping[str, str], aggregates: Sequence[str] = ()
+    task: Any, own: Mapping[str, Prompt], settings: EvaluationSection, aggregates: Sequence[str] = ()
 ) -> Prompt:
     """The prompt with which a task's texts are encoded.
 
     Args:
         task: A task of mteb.
         own: Task name -> prompt, of the tasks made of the recipe's datasets.
-        instructions: Task name -> instruction, as the recipe sets them.
+        settings: Of the recipe: task name -> instruction, and how it stands before a query.
         aggregates: Aggregate tasks to which it belongs, whose instruction it has if it has none of its own.
     """
     metadata = task.metadata
     if metadata.name in own:
         return own[metadata.name]
     symmetric = metadata.type not in BARE_DOCUMENTS or metadata.name in BOTH_SIDES
-    set_for = [instructions[name] for name in (metadata.name, *aggregates) if name in instructions]
-    return Prompt(set_for[0] if set_for else _declared(task), symmetric)
+    named = settings.instructions
+    set_for = [named[name] for name in (metadata.name, *aggregates) if name in named]
+    instruction = set_for[0] if set_for else _declared(task)
+    return Prompt(instruction, symmetric, template=settings.instruction_template)
 
 
 def prompt_of_model(task: Any, prompts: Mapping[str, str]) -> Prompt:

@@ -61,6 +61,15 @@ def build_task(task: EvalTask, recipe: Recipe, run_folder: Folder) -> Any:
     return same_task(task.name, task.subsets, task.splits)
 
 
+def check_tasks(recipe: Recipe) -> None:
+    """Refuse tasks that mteb does not have, or that two benchmarks judge on other data; nothing is loaded.
+
+    Raises:
+        DataError: The recipe names such a task.
+    """
+    list(_sized_mteb_tasks(named_tasks(recipe.evaluation.tasks, setting=SETTING), recipe))
+
+
 def query_instructions(task: EvalTask, recipe: Recipe, run_folder: Folder) -> dict[str, str]:
     """Query -> its own instruction; of queries with the same text the first one's, as :func:`build_task` keeps them."""
     dataset = recipe.dataset(task.dataset) if task.dataset else None
