@@ -150,14 +150,14 @@ def test_an_input_type_takes_the_model_s_own_prompt_of_that_name_if_there_is_one
 @pytest.mark.parametrize("name", ["document", "passage", "corpus"])
 def test_a_prompt_for_documents_has_one_of_three_names(name):
     """As in training and evaluation: the endpoint knew the first one only."""
-    request = EmbeddingRequest(input="a", input_type="document")
+    request = EmbeddingRequest(model="m", input="a", input_type="document")
 
     assert presented(request, ["a"], {"query": "Q: ", name: "D: "}) == ["D: a"]
 
 
 def test_a_side_that_has_several_prompts_is_refused_and_no_bare_text():
     """LangChain's users of a model with an instruction a dataset got vectors of bare texts."""
-    request = EmbeddingRequest(input="a", input_type="query")
+    request = EmbeddingRequest(model="m", input="a", input_type="query")
 
     with pytest.raises(RequestError, match="has no prompt for all queries, but 'facts', 'law'"):
         presented(request, ["a"], {"facts": "F: ", "law": "L: ", "document": ""})
