@@ -61,11 +61,12 @@ def test_the_reader_of_the_page_reads():
 
 
 def test_the_settings_of_the_synthesis_page_are_valid_and_its_endpoint_takes_its_flags():
-    one, several, filters = (
+    one, several, local, filters = (
         SynthesisSection.model_validate(tomllib.loads(block)["synthesis"]) for block in blocks("toml", SYNTHESIS)
     )
     (command,) = blocks("sh", SYNTHESIS)
 
+    assert local.local_models == ("Qwen/Qwen3-4B-Instruct-2507",)
     assert (one.max_cost, [model.model for model in several.pool], filters.filters.min_positive_score) == (
         25.0, ["large", "qwen2.5-7b-instruct"], 0.4,
     )  # fmt: skip
