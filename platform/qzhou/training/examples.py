@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qzhou.config.recipe import Recipe
@@ -139,6 +140,8 @@ def training_sets(
         if dataset.name in found:
             task, folder = found[dataset.name]
             file = local_copy(folder, cache / f"{dataset.name}.arrow")
+            if is_uniform(file, task):
+                continue  # the transform has said so
             sets[dataset.name] = TrainingSet.stored(dataset.name, task, dataset.prompt, file)
     if not sets:
         raise DataError(
@@ -146,6 +149,14 @@ def training_sets(
             "dropped or held out.\n       Lower eval_fraction of a dataset, or see transform/dropped for the reasons."
         )
     return sets
+
+
+def is_uniform(file: Path, task: Task) -> bool:
+    """Whether all rows of an Arrow file have the same label or score: a step of such a dataset has a loss of 0."""
+    from datasets import Dataset
+
+    column = {"pair": "score", "classification": "label"}.get(task)
+    return column is not None and pc.count_distinct(Dataset.from_file(str(file)).data.column(column)).as_py() < 2
 
 
 def cache_folder(run_folder: Folder, mined: str) -> Path:

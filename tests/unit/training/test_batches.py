@@ -8,7 +8,7 @@ from qzhou.data.records import EXAMPLE_TYPES, LabeledExample, Negative, PairExam
 from qzhou.data.storage import Folder, table_of, write_records, write_table
 from qzhou.training.batch_plan import PlannedBatch, PlannedRows
 from qzhou.training.batches import build_batches
-from qzhou.training.examples import TrainingSet, local_copy
+from qzhou.training.examples import TrainingSet, is_uniform, local_copy
 
 
 def batch(examples, task, prompt=None, negatives=2, step=0):
@@ -183,3 +183,23 @@ def test_a_node_keeps_one_copy_and_drops_those_of_other_examples(tmp_path):
 
     assert new.exists()
     assert not old.exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "uniform"), [(["a"], True), (["a", "b"], False)], ids=["one class or score", "two"]
+)
+def test_a_dataset_with_one_class_or_score_teaches_nothing(tmp_path, values, uniform):
+    """It was trained on by steps of loss 0."""
+    labeled = [
+        LabeledExample(id=str(n), dataset="d", text=f"t{n}", label=values[n % len(values)]) for n in range(6)
+    ]
+    pairs = [
+        PairExample(id=str(n), dataset="d", text_a=f"a{n}", text_b=f"b{n}", score=n % len(values)) for n in range(6)
+    ]
+    for task, examples in {"classification": labeled, "pair": pairs}.items():
+        folder = Folder.open(str(tmp_path / task))
+        write_records(folder, examples, EXAMPLE_TYPES[task])
+        assert is_uniform(local_copy(folder, tmp_path / "cache" / "f" / f"{task}.arrow"), task) is uniform
+    folder = Folder.open(str(tmp_path / "retrieval"))
+    write_records(folder, [retrieval(0)], RetrievalExample)
+    assert not is_uniform(local_copy(folder, tmp_path / "cache" / "f" / "r.arrow"), "retrieval")

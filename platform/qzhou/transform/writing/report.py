@@ -92,7 +92,7 @@ def warn_of_uniform(recipe: Recipe, folder: Folder) -> None:
             same = "same" if as_json() else repr(values.pop())
             line = (
                 f"transform: {dataset.name}: WARNING: all rows have the {column} {same}, so nothing can be "
-                "learned from them. Check 'columns' and 'labels', or take the dataset out"
+                "learned from them, and training leaves them out. Check 'columns' and 'labels'"
             )
             log_event(line, "uniform_dataset", level="warning", dataset=dataset.name)
 
