@@ -25,6 +25,7 @@ Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Repair = Literal["bare_entities", "html_tags", "backslash_breaks", "ptb_brackets"]
 Constant = str | int | float | bool
 
+BEIR = "beir"
 READERS = ("jsonl", "json", "csv", "parquet", "text", "aligned_text", "hf")
 RULE_TASKS: Mapping[Rule, Task] = {
     **dict.fromkeys(get_args(Rule), "retrieval"),
@@ -49,7 +50,8 @@ class Format(Section):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
 
     reader: str = Field(
-        description="jsonl, json, csv, parquet, text, aligned_text, hf, or 'module:function' of your own."
+        description="jsonl, json, csv, parquet, text, aligned_text, hf, beir (a folder), or 'module:function' of your "
+        "own."
     )
     paths: tuple[str, ...] = Field(
         (),
@@ -94,7 +96,8 @@ class Format(Section):
         if reader in READERS or (colon and function.isidentifier() and module.replace(".", "").isidentifier()):
             return reader
         raise ValueError(
-            f"no such reader '{reader}'; known: {', '.join(READERS)}, or 'module:function' of your own"
+            f"no such reader '{reader}'; known: {', '.join(READERS)}, {BEIR} for a folder, or 'module:function' of "
+            "your own"
         )
 
     @field_validator("encoding")
@@ -217,6 +220,24 @@ class Dataset(Format):
     def has_prompt(self) -> bool:
         """Whether the recipe says what stands before its texts."""
         return bool(self.instruction.strip()) or self.prompt.prefixes is not None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folder_of_beir(cls, content: Any) -> Any:
+        """``reader = "beir"`` is short for the three files of a folder: corpus, queries and qrels of a split."""
+        if not isinstance(content, dict) or content.get("reader") != BEIR:
+            return content
+        paths, options = list(content.get("paths") or []), dict(content.get("reader_options") or {})
+        split = options.pop("split", "train")
+        if len(paths) != 1 or options or content.get("rule", "qrels") != "qrels":
+            raise ValueError(
+                f"reader '{BEIR}' takes one folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, the rule "
+                "'qrels', and reader_options = { split = 'train' }"
+            )
+        folder = str(paths[0]).rstrip("/")
+        texts = {name: {"reader": "jsonl", "paths": [f"{folder}/{name}.jsonl*"]} for name in ("corpus", "queries")}
+        rows = {"rule": "qrels", "reader": "csv", "paths": [f"{folder}/qrels/{split}.tsv"], "reader_options": {}}
+        return {**content, **rows, **{name: content.get(name) or form for name, form in texts.items()}}
 
     @model_validator(mode="after")
     def _one_kind_of_prompt(self) -> Self:

@@ -1,6 +1,7 @@
 """Files as other people write them: a small one of each shape, and the examples that it becomes."""
 
 import bz2
+import gzip
 import io
 import json
 import lzma
@@ -412,3 +413,21 @@ def test_texts_of_an_evaluation_are_compared_clean():
     found = Overlap("d").compare(table, "classification", builder.index())
 
     assert found.tolist() == [True, False]
+
+
+def test_a_folder_of_beir_is_one_line(transformed, tmp_path):
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "d", "title": "A", "text": "B"}\n'))
+    jsonl(folder / "queries.jsonl", {"_id": "q", "text": "why"}, {"_id": "r", "text": "held"})
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+
+    examples, drops, documents = transformed(
+        rule="qrels", reader="beir", paths=[str(folder)], reader_options={"split": "test"}
+    )
+
+    assert triples(examples) == {("why", ("A\nB",), ())}
+    assert [one.id for one in documents] == ["d"]
+    assert not drops
+    with pytest.raises(ValueError, match="takes one folder"):
+        Dataset.model_validate({"name": "d", "reader": "beir", "paths": ["a", "b"]})
