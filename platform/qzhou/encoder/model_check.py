@@ -122,7 +122,12 @@ def _opened(recipe: Recipe, setting: str, spec: str, *, quiet: bool) -> ModelMet
     attention = recipe.model.attention if own else recipe.model.attention_of.get(spec)
     try:
         if setting == "mining.reranker":
-            refuse_no_cross_encoder(spec, read_config(spec).get("architectures") or [])
+            config = read_config(spec)
+            if (config.get("auto_map") or {}).get("AutoModelForSequenceClassification"):
+                raise ModelError(
+                    f"mining.reranker '{spec}' brings code of its own, which is not run. Take another reranker."
+                )
+            refuse_no_cross_encoder(spec, config.get("architectures") or [])
             return None
         found = read_metadata(spec, pooling=recipe.model.pooling if own else None, attention=attention)
     except HubError as error:

@@ -6,6 +6,7 @@ anything is paid.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -122,12 +123,14 @@ def read_metadata(spec: str, *, pooling: Pooling | None = None, attention: str |
         longest = next((config[key] for key in POSITIONS if isinstance(config.get(key), int)), None)
     whole = _declared(spec, place, "config_sentence_transformers.json")
     _refuse_settings(spec, whole)
+    dense = tuple(_dense(spec, place, folder) for kind, folder in modules if kind == "Dense")
+    _refuse_gaps(spec, config, dense)
     return ModelMetadata(
         config=config,
         attention=None,
         is_embedding_model=bool(modules),
         pooling=declared,
-        dense=tuple(_dense(spec, place, folder) for kind, folder in modules if kind == "Dense"),
+        dense=dense,
         is_normalised="Normalize" in folders if modules else None,
         similarity=whole.get("similarity_fn_name"),
         prompts=whole.get("prompts"),
@@ -160,6 +163,18 @@ def _refuse_settings(spec: str, whole: dict[str, Any]) -> None:
     default = whole.get("default_prompt_name")
     if default and prompts.get(default):
         _refuse(spec, f"puts its prompt '{default}' before every text (default_prompt_name)")
+
+
+def _refuse_gaps(spec: str, config: dict[str, Any], dense: Sequence[DenseLayer]) -> None:
+    """Refuse layers that do not fit behind each other."""
+    width = next((config[key] for key in WIDTHS if config.get(key)), None)
+    for layer in dense:
+        if width is not None and layer.in_features != width:
+            raise ModelError(
+                f"the model '{spec}': {layer.folder} takes {layer.in_features} components, and {width} come before it: "
+                "the folder is put together of two models."
+            )
+        width = layer.out_features
 
 
 def read_config(spec: str) -> dict[str, Any]:

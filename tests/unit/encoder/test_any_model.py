@@ -438,6 +438,24 @@ def test_code_that_a_model_brings_is_not_run_whoever_answers_yes(bare, tmp_path,
     assert not (tmp_path / "ran").exists()
 
 
+def test_layers_that_do_not_fit_and_rerankers_with_code_are_refused(bare, tmp_path, make_recipe):
+    folder = declaring(bare / "qwen2", tmp_path / "model", dense=[(16, IDENTITY)])
+    layer = json.loads((folder / "2_Dense/config.json").read_text())
+    write(folder, "2_Dense/config.json", layer | {"in_features": 99})
+    with pytest.raises(ModelError, match="2_Dense takes 99 components, and 32 come before it"):
+        check_models(recipe_of(make_recipe, folder))
+
+    reranker = shutil.copytree(bare / "bert", tmp_path / "reranker")
+    config = json.loads((reranker / "config.json").read_text())
+    own = {
+        "architectures": ["OwnForSequenceClassification"],
+        "auto_map": {"AutoModelForSequenceClassification": "o.O"},
+    }
+    write(reranker, "config.json", config | own)
+    with pytest.raises(ModelError, match="brings code of its own, which is not run"):
+        check_models(make_recipe(mining={"reranker": str(reranker)}))
+
+
 def test_the_width_of_a_model_has_many_names(bare, tmp_path, make_recipe):
     folder = shutil.copytree(bare / "bert", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
