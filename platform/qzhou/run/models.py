@@ -1,10 +1,14 @@
 """Where a model's files are, and which: no torch, to skip an unchanged stage at once."""
 
+import functools
 import hashlib
 import importlib.util
 import re
+import socket
+import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from qzhou.data.records import digest
 from qzhou.errors import HubError, ModelError, first_line
@@ -15,6 +19,7 @@ MODEL_NAME_HELP = (
     "Name a folder with config.json, a GGUF file, a hub id like 'Qwen/Qwen2.5-7B-Instruct' (or one of its revisions: "
     "'...@main'), or package:<import name>/<folder>."
 )
+HUB_TIMEOUT_S = 3.0
 PARTS, PART_BYTES = 256, 16_384
 
 
@@ -75,6 +80,8 @@ def model_file(place: str, name: str, *, download: bool = False) -> Path | None:
         # a path, or the mark of a file that the hub said it does not have
         return Path(known) if isinstance(known, str) else None
     try:
+        if _hub_is_away():
+            raise LocalEntryNotFoundError(f"{name} is not on this machine")
         return Path(hf_hub_download(repository, name, revision=commit_of(place) or revision or None))
     except LocalEntryNotFoundError:
         # where all was downloaded, what is missing is not there: this file is a part of every repository
@@ -88,6 +95,22 @@ def model_file(place: str, name: str, *, download: bool = False) -> Path | None:
         return None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"the model '{place}' cannot be read: {first_line(error)}. {MODEL_NAME_HELP}") from None
+
+
+@functools.cache
+def _hub_is_away() -> bool:
+    """Whether nothing listens where the hub should be; its own client would try for 24 seconds, for each model."""
+    from huggingface_hub.constants import ENDPOINT
+
+    address = urlsplit(ENDPOINT)
+    if address.scheme in urllib.request.getproxies():
+        return False  # the proxy knows
+    try:
+        port = address.port or {"http": 80}.get(address.scheme, 443)
+        socket.create_connection((str(address.hostname), port), timeout=HUB_TIMEOUT_S).close()
+    except OSError:
+        return True
+    return False
 
 
 def commit_of(place: str) -> str:
