@@ -1,5 +1,6 @@
 """Instructions of single queries, as in FlagEmbedding's files: the same bytes wherever a query goes."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from mteb.types import PromptType
 
 from qzhou.config.dataset import Dataset
+from qzhou.config.recipe import parse_recipe
 from qzhou.config.synthesis import FiltersSection
 from qzhou.data.records import RetrievalExample
 from qzhou.data.storage import Folder, write_records
@@ -152,6 +154,29 @@ def test_rows_that_differ_in_it_alone_are_two_examples(recipe):
 
     assert first == again != other
     assert examples[0].id == examples[2].id != examples[1].id
+
+
+def test_a_blank_at_the_end_of_what_stands_before_texts_survives_a_recipe_s_file(make_recipe):
+    """Settings are stripped of blanks: 'query: ' of another model was 'query:', and the template lost its own."""
+    prefixes = {"intfloat/e5-base-v2": ["query: ", "passage: "]}
+    dataset = {
+        **DATASET,
+        "name": "e5",
+        "columns": {},
+        "instruction": "",
+        "query_prefix": "q: ",
+        "document_prefix": "d: ",
+    }
+    recipe = make_recipe(model={"prefixes_of": prefixes}, datasets=[DATASET, dataset])
+
+    again = parse_recipe(json.loads(recipe.model_dump_json()), place="test")
+
+    for one in (recipe, again):
+        assert one.model.prefixes_of == {"intfloat/e5-base-v2": ("query: ", "passage: ")}
+        assert one.evaluation.instruction_template.endswith("Query: ")
+        assert one.datasets[0].prompt.query("x").endswith("Query: x")
+        assert (one.datasets[1].prompt.query("x"), one.datasets[1].prompt.document("x")) == ("q: x", "d: x")
+    assert again == recipe
 
 
 def test_a_model_may_have_a_template_of_its_own():

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from qzhou.config.section import AtLeastOne, Section
+from qzhou.config.section import AtLeastOne, Section, Verbatim
 from qzhou.data.prompts import TEMPLATE
 
 
@@ -18,7 +18,7 @@ class EvaluationSection(Section):
         "https://host/v1#model.",
     )
     api_key_env: str = Field("QZHOU_JUDGED_API_KEY", description="Variable with the key of such an endpoint.")
-    instruction_template: str = Field(TEMPLATE, description="How they stand before a query, as in a dataset.")
+    instruction_template: Verbatim = Field(TEMPLATE, description="How they stand before a query, as in a dataset.")
     instructions: dict[str, str] = Field(
         default_factory=dict, description="mteb task -> instruction; default: what mteb declares for it."
     )

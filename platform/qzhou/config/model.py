@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from qzhou.config.section import AtLeastOne, Section
+from qzhou.config.section import AtLeastOne, Section, Verbatim
 
-Prefixes = Annotated[tuple[str, ...], Field(min_length=2, max_length=2)]
+Prefixes = Annotated[tuple[Verbatim, ...], Field(min_length=2, max_length=2)]
 
 
 class ModelSection(Section):
