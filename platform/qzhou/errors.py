@@ -24,6 +24,13 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def with_body(text: str, error: BaseException) -> str:
+    """An error's ``text``; of an HTTP refusal also the body, of which an SDK shows known forms alone."""
+    is_refusal = (getattr(error, "status_code", None) or 0) >= 400
+    body = str(getattr(error, "body", None) or "") if is_refusal else ""
+    return text if body in text else f"{text} {body}"
+
+
 class QzhouError(Exception):
     """Root of the tree; ``exit_status`` is what a job script ends with."""
 

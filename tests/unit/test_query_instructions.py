@@ -113,8 +113,8 @@ def test_validation_and_evaluation_read_it(recipe, examples):
 def test_only_queries_read_it():
     seen: list[str] = []
     encoder = SimpleNamespace(fingerprint="0", dimensions=2, encode=seen.extend)
-    model = MtebEncoder(encoder, {"t": Dataset.model_validate(DATASET).prompt}, name="m")
-    model.instructions = {"t": {"same text": CLAIM}}
+    prompts, instructions = {"t": Dataset.model_validate(DATASET).prompt}, {"t": {"same text": CLAIM}}
+    model = MtebEncoder(encoder, prompts, instructions, name="m")
 
     for side in (PromptType.query, PromptType.document):
         model.encode([{"text": ["same text"]}], task_metadata=SimpleNamespace(name="t"), prompt_type=side)

@@ -14,13 +14,13 @@ import openai
 from qzhou.config.api_keys import Keys, is_loopback
 from qzhou.data.prompts import EMPTY_TEXT
 from qzhou.encoder.vectors import Vectors
-from qzhou.errors import ModelError, first_line
+from qzhou.errors import ModelError, first_line, with_body
 
 TEXTS_PER_REQUEST = 64
 REQUESTS_AT_ONCE = 8
 RETRIES = 5
-# statuses of a refused text, and words in which endpoints say that it is too long
-REFUSALS = (400, 413, 422)
+# statuses of a refused text, and words in which endpoints say that it is too long; 413 says it without
+REFUSALS = (400, 422)
 TOO_LONG = re.compile(
     r"context|too long|too large|maximum|max(_|imum )?(length|tokens)|exceed|less than \d+ tokens|tokens\W.* less than",
     re.IGNORECASE,
@@ -133,10 +133,7 @@ class RemoteEncoder:
             ordered = sorted(found.data, key=lambda one: one.index)
             vectors = np.array([one.embedding for one in ordered], dtype=np.float32)
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            message = first_line(error)
-            if isinstance(error, openai.APIStatusError) and error.body and str(error.body) not in message:
-                message += f" {error.body}"  # of bodies that are not in OpenAI's form the SDK says nothing
-            message = self._keys.redacted(message)
+            message = self._keys.redacted(with_body(first_line(error), error))
             problem = f"the model '{self._model}' at {self._url} gives no embeddings: {message}"
             raise (_TooLongError if _is_too_long(error, message) else ModelError)(problem) from None
         if vectors.ndim != 2 or len(vectors) != len(texts):

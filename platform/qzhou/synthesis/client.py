@@ -23,7 +23,7 @@ import openai
 
 from qzhou.config.api_keys import Keys, is_loopback
 from qzhou.config.synthesis import BUILTIN, LLMSection, SynthesisSection
-from qzhou.errors import EndpointError
+from qzhou.errors import EndpointError, with_body
 from qzhou.synthesis.builtin import BuiltinEndpoint
 from qzhou.synthesis.chat import Answer, ChatRequest, ChatResult, Message, request_key
 from qzhou.synthesis.ledger import cost_of, expected_tokens
@@ -219,7 +219,7 @@ class ChatClient:
             except openai.APIConnectionError as error:
                 return self._connection_failure(error)
             except openai.APIStatusError as error:
-                said = f"{error} {error.body}"
+                said = with_body(str(error), error)
                 simpler = form.simpler(error.status_code, said, may_be_plain=model.structured == "auto")
                 if simpler is None:
                     return self._status_failure(error, (url, model.model))
@@ -267,11 +267,8 @@ class ChatClient:
 
     def _shown(self, error: BaseException) -> str:
         """An error's text for a message: short, without a key that the endpoint quotes."""
-        text = str(error) or type(error).__name__
-        if isinstance(error, openai.APIStatusError) and error.body and str(error.body) not in text:
-            text += f" {error.body}"  # of bodies that are not in OpenAI's form the SDK says nothing
-        text = " ".join(text.split())
-        return self._keys.redacted(text)[:SHOWN_CHARS]
+        text = with_body(str(error) or type(error).__name__, error)
+        return self._keys.redacted(" ".join(text.split()))[:SHOWN_CHARS]
 
 
 def chat_body(

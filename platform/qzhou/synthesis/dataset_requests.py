@@ -43,14 +43,16 @@ def dataset_requests(run: Run) -> Iterator[DatasetRequests]:
         names = (transform / "examples" / task).folders()
         wants_queries = task == "retrieval" and settings.is_on and settings.query_rows
         corpora = (transform / "corpora").folders() if wants_queries else []
+        held_out = held_out_texts(run).documents if corpora else frozenset()
         for name in dict.fromkeys([*names, *corpora]):
             if settings.is_on and (not settings.datasets or name in settings.datasets):
-                yield _requests(run, task, name, has_corpus=name in corpora)
+                yield _requests(run, task, name, held_out if name in corpora else None)
             else:
                 yield DatasetRequests(task=task, name=name)
 
 
-def _requests(run: Run, task: Task, name: str, *, has_corpus: bool) -> DatasetRequests:
+def _requests(run: Run, task: Task, name: str, held_out: frozenset[str] | None) -> DatasetRequests:
+    """The requests about one dataset; ``held_out`` is of its corpus, None where no queries are written for one."""
     settings, seed = run.recipe.synthesis, run.recipe.run.seed
     limit = settings.max_dataset_rows
     examples = list(islice(_examples(run, task, name), limit + 1))
@@ -59,16 +61,16 @@ def _requests(run: Run, task: Task, name: str, *, has_corpus: bool) -> DatasetRe
         log_event(line, "dataset_left_alone", dataset=name)
         return DatasetRequests(task=task, name=name)
     requests = example_requests(examples, task, settings, seed=seed)
-    if not has_corpus:
+    if held_out is None:
         return DatasetRequests(task=task, name=name, requests=requests)
-    corpus = _documents_to_ask_for(run, name)
+    corpus = _documents_to_ask_for(run, name, held_out)
     documents, queries = corpus_requests(corpus, name, settings, seed=seed)
     return DatasetRequests(task=task, name=name, requests=requests + queries, documents=documents)
 
 
-def _documents_to_ask_for(run: Run, name: str) -> Iterator[Document]:
+def _documents_to_ask_for(run: Run, name: str, held_out: frozenset[str]) -> Iterator[Document]:
     """A corpus without the documents that held-out queries ask for: a query for one would teach the answer."""
-    held_out, left_out = held_out_texts(run).documents, 0
+    left_out = 0
     for document in read_records(run.folder / "transform" / "corpora" / name, Document):
         if normalized_text(document.text) in held_out:
             left_out += 1

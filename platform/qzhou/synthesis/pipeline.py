@@ -107,8 +107,9 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     ledger, report = Ledger(), Report(settings, seed=run.recipe.run.seed)
     sender = Sender(run.recipe, folder / RESPONSES)
     counts, reasons = Counter[str](), Counter[str]()
+    held_out = held_out_texts(run).asked if settings.is_on else frozenset()
     for number, group in enumerate(request_groups(dataset_requests(run))):
-        results = _synthesized(run, group, sender, ledger, report)
+        results = _synthesized(run, group, held_out, sender, ledger, report)
         dropped: list[Drop] = []
         for dataset in group:
             result = results.get(dataset.name, SynthesisResult())
@@ -148,7 +149,12 @@ def _refuse_nothing(ledger: Ledger, counts: Counter[str], reasons: Counter[str])
 
 
 def _synthesized(
-    run: Run, group: Sequence[DatasetRequests], sender: Sender, ledger: Ledger, report: Report
+    run: Run,
+    group: Sequence[DatasetRequests],
+    held_out: frozenset[str],
+    sender: Sender,
+    ledger: Ledger,
+    report: Report,
 ) -> dict[str, SynthesisResult]:
     """Dataset -> its new records that passed all filters."""
     settings = run.recipe.synthesis
@@ -159,7 +165,7 @@ def _synthesized(
     with session(resources_for(run.recipe, "synthesis")), _local_servers(settings) as reachable:
         sender.use(reachable)
         result = generate(requests, seeds, sender.send, settings, ledger)
-        result = without_held_out(result, held_out_texts(run).asked)
+        result = without_held_out(result, held_out)
         if settings.filters.scores and result.records:
             result = _filtered_by_scores(with_arithmetic(run).recipe, result, report)
         if settings.filters.relevance_check and result.records:

@@ -20,15 +20,12 @@ from qzhou.data.records import Document, Drop, LabeledExample, PairExample, Retr
 from qzhou.data.storage import Folder, read_records
 from qzhou.errors import DataError, RecipeError
 from qzhou.transform.contamination.overlap import IndexBuilder, Overlap
-from qzhou.transform.conversion import convert_shard
-from qzhou.transform.deduplication.duplicates import compare_bucket
 from qzhou.transform.layout import make_layout
 from qzhou.transform.reading.discovery import find_inputs
 from qzhou.transform.rules.cleaning import clean_text
-from qzhou.transform.shuffling.shuffle import run_shuffle_task
 from qzhou.transform.writing.report import warn_of_losses
 from qzhou.transform.writing.row_counts import RowCounts
-from qzhou.transform.writing.shards import write_corpus, write_shard
+from tests.transform_steps import run_steps
 
 RECORDS = {"retrieval": RetrievalExample, "pair": PairExample, "classification": LabeledExample}
 
@@ -42,19 +39,8 @@ def transformed(make_recipe, tmp_path):
         recipe = make_recipe().model_copy(update={"datasets": (dataset,)})
         raw = find_inputs(recipe)
         layout = make_layout(recipe, Folder.open(str(tmp_path / "run")), raw.files, raw.readers, raw.merged)
-        for tasks in layout.shuffle_phases:
-            for task in tasks:
-                run_shuffle_task(layout, task)
-        for shard in layout.shards:
-            convert_shard(layout, shard)
-        for bucket in range(layout.buckets):
-            compare_bucket(layout, bucket)
-        for shard in layout.shards:
-            write_shard(layout, shard, None, None)
+        run_steps(layout)
         task = recipe.datasets[0].task
-        if task == "retrieval" and settings["rule"] != "qrels":
-            for part in range(layout.partitions["d"]):
-                write_corpus(layout, "d", part)
         examples = list(read_records(layout.folder / "examples" / task / "d", RECORDS[task]))
         documents = list(read_records(layout.folder / "corpora" / "d", Document))
         return examples, list(read_records(layout.folder / "dropped", Drop)), documents

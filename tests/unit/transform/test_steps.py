@@ -9,14 +9,10 @@ import pytest
 from qzhou.data.records import Document, Drop, RetrievalExample
 from qzhou.data.storage import Folder, read_records
 from qzhou.errors import RecipeError
-from qzhou.transform.contamination.contamination_pass import check_shard
-from qzhou.transform.conversion import convert_shard
-from qzhou.transform.deduplication.duplicates import compare_bucket
 from qzhou.transform.layout import PARTITION_BYTES, make_layout
 from qzhou.transform.reading.files import InputFile
 from qzhou.transform.reading.parts import SMALLEST_SPLIT_BYTES
-from qzhou.transform.shuffling.shuffle import run_shuffle_task
-from qzhou.transform.writing.shards import write_corpus, write_shard
+from tests.transform_steps import run_steps
 
 LONG = "a question that reads much the same as all the others of a long list of questions, number"
 
@@ -36,18 +32,7 @@ def rows():
 def run(recipe, folder, files):
     """Everything between the layout and the report."""
     made = make_layout(recipe, Folder.open(str(folder)), {"d": {"rows": files}})
-    for tasks in made.shuffle_phases:
-        for task in tasks:
-            run_shuffle_task(made, task)
-    for shard in made.shards:
-        convert_shard(made, shard)
-    for bucket in range(made.buckets):
-        compare_bucket(made, bucket)
-    for shard in made.shards:
-        check_shard(made, shard, None)
-        write_shard(made, shard, None, None)
-    for part in range(made.partitions["d"]):
-        write_corpus(made, "d", part)
+    run_steps(made)
     return made
 
 

@@ -58,7 +58,8 @@ class Evaluator:
         self._random: tuple[Any, Any] = (None, None)
         self._model: tuple[str, Any] = ("", None)
         self._prompts: dict[str, Prompt] = {}
-        self._instructions: dict[str, dict[str, str]] = {}
+        self._instructions: dict[str, Mapping[str, str]] = {}
+        self._asked_with: tuple[str, Mapping[str, str]] = ("", {})
         self._code = code_of_stage([__name__], without=("qzhou.config", "qzhou.data"))
         datasets = recipe.datasets
         self._own_prompts = {task_name(one, kind): one.prompt for one in datasets for kind in one.kinds}
@@ -207,9 +208,7 @@ class Evaluator:
         name = f"{self._recipe.run.name}-{model.name}"
         rows = chunk_rows(self._recipe.evaluation.split_documents)
         store = VectorStore(self._folder / "vectors", encoder, rows=rows)
-        texts = MtebEncoder(encoder, self._prompts, name=name, revision=store.key, store=store)
-        texts.instructions = self._instructions
-        return texts
+        return MtebEncoder(encoder, self._prompts, self._instructions, name=name, revision=store.key, store=store)
 
     def _encoder(self, model: ModelSpec) -> TextEncoder:
         own, settings = self._recipe.model, self._recipe.evaluation
@@ -229,11 +228,13 @@ class Evaluator:
             return prompt_of_model(bare, declared)
         return prompt_of(bare, self._own_prompts, self._recipe.evaluation, [*dict(task.aggregates)])
 
-    def _query_instructions(self, model: ModelSpec, task: EvalTask) -> dict[str, str]:
+    def _query_instructions(self, model: ModelSpec, task: EvalTask) -> Mapping[str, str]:
         """Query -> its own instruction, for models that are judged with the recipe's prompts."""
         if self._declared_prompts(model) is not None:
             return {}
-        return query_instructions(task, self._recipe, self._run)
+        if self._asked_with[0] != task.name:
+            self._asked_with = task.name, query_instructions(task, self._recipe, self._run)
+        return self._asked_with[1]
 
     def _declared_prompts(self, model: ModelSpec) -> Mapping[str, str] | None:
         """The prompts of a model that is judged with its own; None where the recipe's are used."""

@@ -1,6 +1,7 @@
 """The models that mteb scores: an encoder behind mteb's encoder protocol, and the lexical baseline."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class MtebEncoder:
     Args:
         encoder: An encoder on this machine or behind a URL.
         prompts: Task name -> prompt; a task that is missing gets none.
+        instructions: Task name -> query -> its own instruction, in place of the task's.
         name: The name in mteb's results.
         revision: Digest of what makes a score but the task; default: encoder's fingerprint.
         store: Keeps the vectors of documents, and is looked up first.
@@ -31,14 +33,13 @@ class MtebEncoder:
         self,
         encoder: TextEncoder,
         prompts: Mapping[str, Prompt],
+        instructions: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
         *,
         name: str,
         revision: str = "",
         store: VectorStore | None = None,
     ) -> None:
-        self.encoder, self.prompts, self.store = encoder, prompts, store
-        # task name -> query -> its own instruction, in place of the task's
-        self.instructions: Mapping[str, Mapping[str, str]] = {}
+        self.encoder, self.prompts, self.instructions, self.store = encoder, prompts, instructions, store
         # mteb wants organisation/model
         self.mteb_model_meta = ModelMeta.create_empty(
             {"name": f"local/{name}", "revision": revision or encoder.fingerprint, "embed_dim": encoder.dimensions}
