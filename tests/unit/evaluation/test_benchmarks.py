@@ -83,7 +83,8 @@ def test_the_paper_s_tasks_have_its_instructions_byte_for_byte(tmp_path):
 
     text = json.dumps(instructions, sort_keys=True)
     # of task_to_instructions_v2.json and run_cmteb_all.py together
-    assert sha256(text.encode()).hexdigest() == "593b4c64317c6949fb620c3124b3d65d611a836360d0edb8b9e2cebbfb49cc44"
+    published = "593b4c64317c6949fb620c3124b3d65d611a836360d0edb8b9e2cebbfb49cc44"  # pragma: allowlist secret
+    assert sha256(text.encode()).hexdigest() == published
     assert set(tasks) == set(instructions)
     queries_alone = {name for name, prompt in prompts.items() if not prompt.document_prefix}
     assert queries_alone == {
