@@ -1,6 +1,6 @@
 """The steps of the transform stage, one after the other without Ray."""
 
-from qzhou.transform.contamination.contamination_pass import check_shard
+from qzhou.transform.contamination.contamination_pass import check_shard, sample_limits
 from qzhou.transform.conversion import convert_shard
 from qzhou.transform.deduplication.duplicates import compare_bucket
 from qzhou.transform.layout import Layout
@@ -19,7 +19,9 @@ def run_steps(layout: Layout) -> None:
         compare_bucket(layout, bucket)
     for shard in layout.shards:
         check_shard(layout, shard, None)
-        write_shard(layout, shard, None, None)
+    limits = sample_limits(layout)
+    for shard in layout.shards:
+        write_shard(layout, shard, limits.get(shard.dataset), None)
     for dataset in layout.recipe.datasets:
         if dataset.task == "retrieval" and dataset.rule != "qrels":  # the join wrote the documents of qrels
             for part in range(layout.partitions[dataset.name]):

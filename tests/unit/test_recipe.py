@@ -220,7 +220,10 @@ def test_training_may_leave_datasets_out_that_are_judged_all_the_same():
     ("names", "said"),
     [
         ("docs_serach", r"training\.datasets: there is no dataset 'docs_serach'; did you mean 'docs_search'"),
-        ("docs_siblings", "stage 1 trains on retrieval alone; name a retrieval dataset too"),
+        (
+            "docs_siblings",
+            r"training\.stage1\.steps is \d+, and stage 1 trains on retrieval alone.*stage2\.retrieval_share is 0\.72",
+        ),
         ("docs_search", r"training\.stage2\.retrieval_share is 0\.72, but every dataset that is trained"),
     ],
 )
@@ -236,6 +239,29 @@ def test_stage_2_trains_on_everything_unless_the_recipe_says_otherwise(tmp_path)
     assert load_recipe(unsaid).training.stage1.retrieval_share == 1.0
     assert load_recipe(unsaid, ["--training.stage2.retrieval_share", "1"]).training.stage2.retrieval_share == 1.0
     assert load_recipe(unsaid, ["--training.datasets", "docs_search"]).training.stage2.retrieval_share == 1.0
+
+
+def test_a_recipe_without_retrieval_trains_in_stage_2_alone(tmp_path):
+    pairs = ["--training.datasets", "docs_siblings", "--training.stage1.steps", "0"]
+    unsaid = changed(tmp_path, ("retrieval_share = 0.72\n", ""))
+
+    found = load_recipe(unsaid, pairs)
+
+    assert found.training.stages == ("stage2",)
+    assert found.training.stage2.retrieval_share == 0.0
+    assert load_recipe(unsaid).training.stages == ("stage1", "stage2")
+
+
+def test_a_table_of_stage_1_that_is_forgotten_is_no_wish(tmp_path):
+    text = QUICKSTART.read_text("utf-8")
+    start, end = text.index("[training.stage1]"), text.index("[training.stage2]")
+    place = tmp_path / "recipe.toml"
+    place.write_text(text[:start] + text[end:], "utf-8")
+
+    with pytest.raises(RecipeError, match=r"training\.stage1 is missing.* steps = 0 trains in stage 2 only"):
+        load_recipe(place)
+    with pytest.raises(RecipeError, match=r"training\.stage2\.steps is 0"):
+        load_recipe(QUICKSTART, ["--training.stage2.steps", "0"])
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,9 @@ class Dataset(Format):
         None, description="Rows with a longer text (backbone's tokens) are dropped."
     )
     max_rows: AtLeastOne | None = Field(None, description="Seeded sample of the training examples; default: all.")
+    max_rows_per_label: AtLeastOne | None = Field(
+        None, description="labeled, clustering: seeded sample of at most so many training texts of each label."
+    )
     min_query_chars: Count = Field(1, description="Shorter queries, and shorter texts of other tasks, are dropped.")
     min_positive_chars: Count = Field(1, description="Retrieval: shorter answers are dropped.")
     max_dropped_fraction: Fraction = Field(1.0, description="More dropped rows than this share fail the job.")
@@ -286,6 +289,19 @@ class Dataset(Format):
                     f"eval_tasks is '{kind}', and rule '{self.rule}' makes {self.task} examples, which can be judged "
                     f"as {' or '.join(TASK_KINDS[self.task])}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _one_sample(self) -> Self:
+        if self.max_rows_per_label is not None and self.task != "classification":
+            raise ValueError(
+                f"max_rows_per_label is {self.max_rows_per_label}, and rule '{self.rule}' has no labels to count; set "
+                "max_rows"
+            )
+        if self.max_rows_per_label is not None and self.max_rows is not None:
+            raise ValueError(
+                f"max_rows is {self.max_rows} and max_rows_per_label {self.max_rows_per_label}; keep one of them"
+            )
         return self
 
     @model_validator(mode="after")

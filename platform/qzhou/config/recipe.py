@@ -120,8 +120,6 @@ def _dataset_conflicts(datasets: Sequence[Dataset]) -> Iterator[str]:
     names = [dataset.name for dataset in datasets]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"datasets: the name '{name}' is used {names.count(name)} times; give each dataset its own"
-    if all(dataset.task != "retrieval" for dataset in datasets):
-        yield "datasets: stage 1 trains on retrieval alone; add a dataset with the rule title_body or question_answer"
 
 
 def _mining_conflicts(mining: MiningSection) -> Iterator[str]:
@@ -161,7 +159,9 @@ def _training_conflicts(recipe: Recipe) -> Iterator[str]:
             f"training.negatives_per_query ({training.negatives_per_query}) is above mining.negatives_per_query "
             f"({mining.negatives_per_query}), so no query could have that many; mine more or train with fewer"
         )
-    for stage_name in ("stage1", "stage2"):
+    if not training.stage2.steps:
+        yield "training.stage2.steps is 0, and stage 2 makes the model; give it at least 1"
+    for stage_name in training.stages:
         stage: StageSection = getattr(training, stage_name)
         if stage.warmup_steps > stage.steps:
             yield (
@@ -182,10 +182,12 @@ def _trained_conflicts(recipe: Recipe) -> Iterator[str]:
         if name not in known:
             yield f"training.datasets: there is no dataset '{name}'{nearest(name, known)}"
     tasks = {dataset.task for dataset in recipe.trained_datasets}
-    if training.datasets and tasks and "retrieval" not in tasks:
+    if tasks and "retrieval" not in tasks:
+        yield from _conflicts_without_retrieval(training)
+    elif "stage1" not in training.model_fields_set:
         yield (
-            f"training.datasets names {', '.join(training.datasets)}, and stage 1 trains on retrieval alone; name a "
-            "retrieval dataset too"
+            "training.stage1 is missing; it trains on retrieval alone, before stage 2 trains on everything. Give its "
+            "steps and learning_rate; steps = 0 trains in stage 2 only"
         )
     if training.stage1.retrieval_share < 1.0:
         yield (
@@ -196,6 +198,19 @@ def _trained_conflicts(recipe: Recipe) -> Iterator[str]:
         yield (
             f"training.stage2.retrieval_share is {training.stage2.retrieval_share}, but every dataset that is trained "
             "on is retrieval; set it to 1.0 or add pair or classification datasets"
+        )
+
+
+def _conflicts_without_retrieval(training: TrainingSection) -> Iterator[str]:
+    if training.stage1.steps:
+        yield (
+            f"training.stage1.steps is {training.stage1.steps}, and stage 1 trains on retrieval alone, of which no "
+            "trained dataset is; leave training.stage1 out, or add a retrieval dataset"
+        )
+    share = training.stage2.retrieval_share
+    if share and "retrieval_share" in training.stage2.model_fields_set:
+        yield (
+            f"training.stage2.retrieval_share is {share}, and no trained dataset is retrieval; leave it out, or add one"
         )
 
 
@@ -255,10 +270,11 @@ def parse_recipe(content: Mapping[str, Any], *, place: str, folder: str = "") ->
 def _with_share(recipe: Recipe) -> Recipe:
     """Stage 2 trains on everything that is there, unless the recipe says what share of it is retrieval."""
     training = recipe.training
-    only_retrieval = all(dataset.task == "retrieval" for dataset in recipe.trained_datasets)
-    if only_retrieval or "retrieval_share" in training.stage2.model_fields_set:
+    tasks = {dataset.task for dataset in recipe.trained_datasets}
+    if tasks == {"retrieval"} or "retrieval_share" in training.stage2.model_fields_set:
         return recipe
-    stage2 = training.stage2.model_copy(update={"retrieval_share": RETRIEVAL_SHARE})
+    share = RETRIEVAL_SHARE if "retrieval" in tasks else 0.0
+    stage2 = training.stage2.model_copy(update={"retrieval_share": share})
     return recipe.model_copy(update={"training": training.model_copy(update={"stage2": stage2})})
 
 

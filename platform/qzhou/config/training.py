@@ -101,6 +101,7 @@ class LoraSection(Section):
     )
 
 
+TrainingStageName = Literal["stage1", "stage2"]
 RETRIEVAL_SHARE = 0.72  # of stage 2's steps; section 6.3 of the paper
 SHARE_UNIT = 10**6  # eta is counted in millionths, so that its share of steps is exact
 
@@ -108,7 +109,7 @@ SHARE_UNIT = 10**6  # eta is counted in millionths, so that its share of steps i
 class StageSection(Section):
     """One training stage."""
 
-    steps: AtLeastOne = Field(description="Optimizer steps.")
+    steps: Count = Field(description="Optimizer steps; 0 leaves stage 1 out.")
     learning_rate: Positive = Field(description="Highest learning rate, reached after the warm-up.")
     lr_scheduler: LRScheduler = Field(
         "linear", description="How the learning rate falls after the warm-up, to zero at the end of the stage."
@@ -122,7 +123,7 @@ class StageSection(Section):
     retrieval_share: Fraction = Field(
         1.0,
         description="Share of the STEPS that are retrieval batches (eta). Default: 1 in stage 1; in stage 2 the "
-        "paper's 0.72, or 1 where nothing else is trained on.",
+        "paper's 0.72; 1 where nothing else is trained on, 0 where no dataset is retrieval.",
     )
     soft_mask_steps: Experimental[Count] = Field(
         0, description="Steps in which attention to later tokens rises from 0 (causal) to 1 (Conan-embedding-v2)."
@@ -171,7 +172,10 @@ class TrainingSection(Section):
     save_every_steps: AtLeastOne = Field(500, description="Checkpoint interval; the last step is always saved.")
     keep_checkpoints: AtLeastOne = Field(2, description="Number of last checkpoints that are kept.")
     max_failures: Count = Field(2, description="Restarts from the last checkpoint before the stage gives up.")
-    stage1: StageSection
+    stage1: StageSection = Field(
+        StageSection(steps=0, learning_rate=2e-5),
+        description="Retrieval alone. A recipe without retrieval datasets leaves it out.",
+    )
     stage2: StageSection
 
     @model_validator(mode="after")
@@ -183,3 +187,8 @@ class TrainingSection(Section):
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3; zero_stage is 0")
         return self
+
+    @property
+    def stages(self) -> tuple[TrainingStageName, ...]:
+        """The stages that train, in order."""
+        return ("stage1", "stage2") if self.stage1.steps else ("stage2",)

@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from qzhou.config.recipe import Recipe
-from qzhou.config.training import StageSection
+from qzhou.config.training import StageSection, TrainingStageName
 from qzhou.errors import ModelError
 from qzhou.estimate.assumptions import Assumptions
 from qzhou.estimate.cluster_spec import ClusterSpec, MachineGroup
@@ -31,10 +31,9 @@ from qzhou.estimate.training import (
     forward_flops,
 )
 from qzhou.estimate.workload import HOUR_S, Workload
-from qzhou.run.files import EVALUATION, EXPORT, MINING, SYNTHESIS, TRAINING_STAGE1, TRAINING_STAGE2, TRANSFORM
+from qzhou.run.files import EVALUATION, EXPORT, MINING, SYNTHESIS, TRAINING_STAGES, TRANSFORM
 
 SEARCH_WIDTH = 384  # of the vectors that search was measured with
-OWN_MODELS = 3  # that evaluation scores besides those of the recipe: backbone and both stages
 # for a teacher whose size is not known: the teacher of the paper is a large BERT too
 LIKE_A_TEACHER = "BAAI/bge-large-zh-v1.5"
 VECTOR_BYTES = 4
@@ -73,14 +72,11 @@ class StageEstimator:
 
     def stages(self) -> list[Workload]:
         """All stages in the order of the pipeline."""
-        training = self.recipe.training
-        retrieval = [one for one in self.rows if one.task == "retrieval"]
         found = [
             self._transform(),
             self._synthesis(),
             self._mining(),
-            self._training(TRAINING_STAGE1, training.stage1, retrieval),
-            self._training(TRAINING_STAGE2, training.stage2, self.rows),
+            *map(self._training, self.recipe.training.stages),
             self._export(),
             self._evaluation(),
         ]
@@ -194,12 +190,13 @@ class StageEstimator:
             work_s=flops * self.s_per_flop("encode_utilisation") + search_s,
         )
 
-    def _training(self, name: str, stage: StageSection, rows: Sequence[DatasetRows]) -> Workload:
+    def _training(self, name: TrainingStageName) -> Workload:
         training, shape = self.recipe.training, self.method.shape
-        names = {one.name for one in self.recipe.trained_datasets}
+        stage: StageSection = getattr(training, name)
+        names = {one.name for one in self.recipe.trained_datasets if name == "stage2" or one.task == "retrieval"}
         datasets = [
             dataclasses.replace(self.texts[one.name], rows=max(1, round(one.trained)))
-            for one in rows
+            for one in self.rows
             if one.trained and one.name in names
         ]
         cost = TrainingStageCost(expected_steps(datasets, training, stage), self.method)
@@ -208,7 +205,7 @@ class StageEstimator:
         checkpoint = trained * (FLOAT32_STATE if self.recipe.model.dtype == "float32" else BFLOAT16_STATE)
         saves = -(-stage.steps // training.save_every_steps)
         return Workload(
-            name=name,
+            name=TRAINING_STAGES[name],
             machines=self.cluster.gpu,
             rows_in=sum(one.rows or 0 for one in datasets),
             rows_out=stage.steps,
@@ -236,7 +233,7 @@ class StageEstimator:
 
     def _evaluation(self) -> Workload:
         settings = self.recipe.evaluation
-        models = OWN_MODELS + len(settings.models)
+        models = 1 + len(self.recipe.training.stages) + len(settings.models)  # 1: the backbone
         texts, tasks, scores = EncodedTexts(), 0, 0
         for one in self.rows:
             own = self.texts.get(one.name)
@@ -250,8 +247,8 @@ class StageEstimator:
             else:
                 texts += own.bare_example * min(one.held_out, settings.max_rows)
         if settings.tasks:
-            # stage 1 trains on retrieval, so there is such a dataset
-            own = next(one for one in self.texts.values() if one.task == "retrieval")
+            known = list(self.texts.values())
+            own = next((one for one in known if one.task == "retrieval"), known[0])
             # instructions are set task by task, also for those of a benchmark
             named = max(len(settings.tasks), len(settings.instructions))
             texts += own.document * (named * self.assumed["named_task_texts"])

@@ -1,5 +1,7 @@
 """The details of training: what a step computes, both training stages, and time and memory by number of GPUs."""
 
+from collections.abc import Mapping
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +18,7 @@ from qzhou.estimate.training import TrainingMemory, TrainingMethod, TrainingStag
 from qzhou.estimate.workload import HOUR_S
 
 GPU_COUNTS = (8, 32, 64)
+TITLES = {"stage1": "stage 1", "stage2": "stage 2"}
 ZERO_STAGES = (0, 1, 2, 3)
 NOT_COUNTED = (
     "padding (utilisation is that of real tokens, so padding lowers it), repeated texts of a batch (encoded once), "
@@ -36,10 +39,9 @@ def training_details(recipe: Recipe, options: PlanOptions) -> RenderableType:
     utilisation = Assumptions.of(options)["train_utilisation"]
     method, training = TrainingMethod.of(recipe), recipe.training
     texts = texts_of(recipe, options)
-    retrieval = [one for one in texts.datasets if one.task == "retrieval"]
     stages = {
-        "stage 1": TrainingStageCost(expected_steps(retrieval, training, training.stage1), method),
-        "stage 2": TrainingStageCost(expected_steps(texts.datasets, training, training.stage2), method),
+        TITLES[name]: TrainingStageCost(expected_steps(texts.datasets, training, getattr(training, name)), method)
+        for name in training.stages
     }
     shape = method.shape
     lines = [
@@ -55,7 +57,7 @@ def training_details(recipe: Recipe, options: PlanOptions) -> RenderableType:
     counts = sorted({*GPU_COUNTS, options.gpus or GPU_COUNTS[0]})
     return Group(
         *map(Text, lines),
-        _by_gpus(recipe, list(stages.values()), gpu, utilisation, counts),
+        _by_gpus(recipe, stages, gpu, utilisation, counts),
         Text("  * the recipe's ZeRO stage; memory is that of weights, gradients and optimizer"),
         Text(f"  not counted: {NOT_COUNTED}"),
     )
@@ -90,12 +92,13 @@ def _sum(*costs: TrainingStageCost) -> str:
 
 
 def _by_gpus(
-    recipe: Recipe, stages: list[TrainingStageCost], gpu: Gpu, utilisation: float, counts: list[int]
+    recipe: Recipe, costs: Mapping[str, TrainingStageCost], gpu: Gpu, utilisation: float, counts: list[int]
 ) -> Table:
     """A row for each number of GPUs."""
+    stages = list(costs.values())
     memory, own = TrainingMemory.of(recipe, stages[0].method), recipe.training.zero_stage
     grid = Table(box=None, pad_edge=True)
-    for name in ("GPUs", "twice", "GPU hours", "stage 1", "stage 2", "both", "GiB a GPU:"):
+    for name in ("GPUs", "twice", "GPU hours", *costs, "in all", "GiB a GPU:"):
         grid.add_column(name, justify="right")
     for zero_stage in ZERO_STAGES:
         grid.add_column(f"ZeRO {zero_stage}" + "*" * (zero_stage == own), justify="right")

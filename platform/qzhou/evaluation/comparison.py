@@ -168,7 +168,7 @@ def table(rows: Sequence[Row], differences: Sequence[Difference] = ()) -> str:
     grid = Table(title="Held-out evaluation (mteb)", title_justify="left")
     for heading in ("task", "metric", "n"):
         grid.add_column(heading, justify="right" if heading == "n" else "left", overflow="fold")
-    models = list(dict.fromkeys((*OWN_MODELS, *models_of(rows))))
+    models = models_of(rows)
     for model in models:
         grid.add_column(model, justify="right", overflow="fold")
     grid.add_column("stage2 - backbone", justify="right")

@@ -134,5 +134,5 @@ def _origin(recipe: Recipe, files: RunFiles) -> Iterator[str]:
     for stage, manifest in stages.items():
         yield f"| {stage} | {manifest.finished_at} | `{manifest.fingerprint}` |"
     yield ""
-    steps = recipe.training.stage1.steps, recipe.training.stage2.steps
-    yield f"Steps: {steps[0]:,} and {steps[1]:,}. The whole recipe is `recipe.json` in the folder of the run."
+    steps = " and ".join(f"{getattr(recipe.training, name).steps:,}" for name in recipe.training.stages)
+    yield f"Steps: {steps}. The whole recipe is `recipe.json` in the folder of the run."

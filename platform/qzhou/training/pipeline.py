@@ -20,7 +20,7 @@ from qzhou.cluster.metrics import export_metrics
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import our_error, session
 from qzhou.config.recipe import Recipe
-from qzhou.config.training import TrainingSection
+from qzhou.config.training import TrainingSection, TrainingStageName
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import with_arithmetic
@@ -28,7 +28,7 @@ from qzhou.errors import QzhouError, TrainingError
 from qzhou.run.run import Run
 from qzhou.telemetry.events import log_event
 from qzhou.training.recorder import StageRecorder
-from qzhou.training.stages import TrainingStageName, train_both_stages
+from qzhou.training.stages import train_stages
 
 # Ray's 60 s is too short while nodes start or DeepSpeed compiles
 START_TIMEOUT_S = "900"
@@ -42,7 +42,7 @@ def train(recipe: Recipe) -> Manifest:
         TrainingError: A stage failed for good; the same job continues from checkpoints.
     """
     run = with_arithmetic(Run.open(recipe))
-    return train_both_stages(run, partial(_train_stage, run))
+    return train_stages(run, partial(_train_stage, run))
 
 
 def _train_stage(run: Run, folder: Folder, stage: TrainingStageName) -> dict[str, int]:

@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from qzhou.config.recipe import Recipe
+from qzhou.config.training import TrainingStageName
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.run.files import TRAINING_STAGES
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
-
-TrainingStageName = Literal["stage1", "stage2"]
+from qzhou.telemetry.events import log_event
 
 # settings of speed, place and safety; what a model learns does not depend on them
 SPEED_SETTINGS = {
@@ -27,8 +27,8 @@ def learning_settings(recipe: Recipe, stage: TrainingStageName) -> dict[str, dic
     return {"training": both | own, "model": recipe.model.settings_for(recipe.training.distillation.teacher)}
 
 
-def train_both_stages(run: Run, train_stage: Callable[[Folder, TrainingStageName], Mapping[str, int]]) -> Manifest:
-    """The manifest of stage 2; a stage that is finished and unchanged is skipped.
+def train_stages(run: Run, train_stage: Callable[[Folder, TrainingStageName], Mapping[str, int]]) -> Manifest:
+    """The manifest of stage 2; a stage that is finished and unchanged is skipped, and so is stage 1 without steps.
 
     Args:
         run: Whose mined examples are trained on.
@@ -58,5 +58,10 @@ def train_both_stages(run: Run, train_stage: Callable[[Folder, TrainingStageName
             lambda folder: train_stage(folder, name),
         )
 
-    first = stage("stage1", {"mining": mined})
-    return stage("stage2", {"mining": mined, "stage1": first.fingerprint})
+    inputs = {"mining": mined}
+    if "stage1" in recipe.training.stages:
+        inputs = inputs | {"stage1": stage("stage1", inputs).fingerprint}
+    else:
+        line = "training/stage1: left out (training.stage1.steps is 0); stage 2 starts from the backbone"
+        log_event(line, "stage_left_out")
+    return stage("stage2", inputs)

@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 
 from qzhou.config.recipe import Recipe
+from qzhou.config.training import TrainingStageName
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.run.run import Run
 from qzhou.training.recorder import StageRecorder
-from qzhou.training.stages import TrainingStageName, train_both_stages
+from qzhou.training.stages import train_stages
 from qzhou.training.worker import train_worker
 
 CHECKPOINTS, COMPLETE = "torchrun_checkpoints", "complete.json"
@@ -58,7 +59,7 @@ def _lead(recipe: Recipe) -> None:
         _train_stage(**_from_rank_0(arguments))
         return {"steps": getattr(recipe.training, stage).steps}
 
-    train_both_stages(run, train_stage)
+    train_stages(run, train_stage)
     _from_rank_0({})
 
 

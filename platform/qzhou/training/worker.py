@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qzhou.config.recipe import Recipe
+from qzhou.config.training import TrainingStageName
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import library_for, this_processor
 from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_causal, load_recipe_model
@@ -26,7 +27,6 @@ from qzhou.training.loader import TrainingStage
 from qzhou.training.loop import train_stage
 from qzhou.training.lora import add_adapters, merge_adapters
 from qzhou.training.recorder import StageRecorder
-from qzhou.training.stages import TrainingStageName
 from qzhou.training.validation import Validation, held_out_examples
 
 
@@ -113,8 +113,8 @@ def _refuse_soft_mask(recipe: Recipe, name: TrainingStageName, found: Backbone) 
 
 @contextmanager
 def _starting_model(recipe: Recipe, run_folder: Folder, name: TrainingStageName) -> Iterator[str]:
-    """Stage 1 starts from the backbone, stage 2 from the model of stage 1."""
-    if name == "stage1":
+    """The first stage starts from the backbone, stage 2 from the model of stage 1."""
+    if name == recipe.training.stages[0]:
         yield recipe.model.backbone
         return
     with (run_folder / MODELS_OF_STAGES[TRAINING_STAGE1]).local_copy() as place:

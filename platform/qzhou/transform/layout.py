@@ -129,7 +129,9 @@ class Layout:
     def has_contamination_pass(self) -> bool:
         """Whether candidates are read once more before they are written: to drop overlaps, or to draw a sample."""
         drops = self.recipe.transform.contamination.action == "drop"
-        samples = any(dataset.max_rows is not None for dataset in self.recipe.datasets)
+        samples = any(
+            one.max_rows is not None or one.max_rows_per_label is not None for one in self.recipe.datasets
+        )
         return (self.compares_with_evaluation and drops) or samples
 
     @property

@@ -514,7 +514,10 @@ def test_inverted_labels_are_found_in_the_first_steps(make_recipe, tiny_bert):
 
     (found,) = (one for one in findings(facts) if one.check == "labels_inverted")
 
-    assert found.message == "The labels of 'p' look inverted: pairs with higher scores have lower cosines."
+    assert (
+        found.message
+        == "The labels of 'p' are inverted, or its pairs mislead: those with higher scores have lower cosines."
+    )
     assert found.evidence.startswith("training/stage2/metrics.jsonl: order_agreement 0.")
 
 

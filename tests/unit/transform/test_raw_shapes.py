@@ -401,6 +401,90 @@ def test_texts_of_an_evaluation_are_compared_clean():
     assert found.tolist() == [True, False]
 
 
+def written_collection(tmp_path):
+    documents = [{"_id": str(n), "title": "", "text": f"passage {n}"} for n in range(6)]
+    queries = [{"_id": "1", "text": "what is it"}, {"_id": "2", "text": "where is it"}]
+    return {
+        "rule": "qrels",
+        "corpus": {"reader": "jsonl", "paths": [jsonl(tmp_path / "corpus.jsonl", *documents)]},
+        "queries": {"reader": "jsonl", "paths": [jsonl(tmp_path / "queries.jsonl", *queries)]},
+    }
+
+
+# qid, pid, pid of MS MARCO; the same with lists, as msmarco-hard-negatives and Tevatron's BM25 runs have them
+TRIPLES = "1\t0\t1\n1\t0\t2\n2\t3\t4\n2\t3\t9\n"
+LISTS = [
+    {"qid": 1, "pos": [0], "neg": {"bm25": [1, 2]}},
+    {"qid": 2, "pos": [3], "neg": {"bm25": [4, 9]}},
+    {"qid": 2, "pos": [], "neg": {}},
+]
+
+
+@pytest.mark.parametrize("form", ["triples", "lists"])
+def test_rows_of_ids_are_joined_with_their_texts(transformed, tmp_path, form):
+    if form == "triples":
+        (tmp_path / "triples.tsv").write_text(TRIPLES, "utf-8")
+        rows = {"reader": "csv", "paths": [str(tmp_path / "triples.tsv")]}
+        columns = {"query_id": "0", "document_id": "1", "negative_id": "2"}
+    else:
+        rows = {"paths": [jsonl(tmp_path / "lists.jsonl", *LISTS)]}
+        columns = {"query_id": "qid", "document_id": "pos", "negative_id": "neg.bm25"}
+
+    examples, drops, _ = transformed(**written_collection(tmp_path), **rows, columns=columns)
+
+    assert triples(examples) == {
+        ("what is it", ("passage 0",), ("passage 1", "passage 2")),
+        ("where is it", ("passage 3",), ("passage 4",)),
+    }
+    ends = ["document '9' is not in the corpus"] + ["document '' is not in the corpus"] * (form == "lists")
+    assert [one.detail for one in drops] == ends
+    assert "bm25" not in drops[0].record, "one id, not the whole list"
+
+
+def test_the_folders_of_a_partitioned_table_are_columns(transformed, tmp_path):
+    for folder, text in (("kind=how%20to/day=1", "mend it"), ("kind=why/day=2", "it broke")):
+        (tmp_path / folder).mkdir(parents=True)
+        jsonl(tmp_path / folder / "part-0.jsonl", {"text": text})
+    (tmp_path / "kind=__HIVE_DEFAULT_PARTITION__/day=1").mkdir(parents=True)
+    jsonl(tmp_path / "kind=__HIVE_DEFAULT_PARTITION__/day=1/part-0.jsonl", {"text": "no kind"})
+    own = tmp_path / "kind=why/day=3"
+    own.mkdir()
+    jsonl(own / "part-0.jsonl", {"text": "its own", "kind": "other"})
+
+    paths = [f"{tmp_path}/kind=*/*/*.jsonl"]
+    examples, drops, _ = transformed(rule="labeled", paths=paths, columns={"text": "text", "label": "kind"})
+
+    assert {(one.text, one.label) for one in examples} == {
+        ("mend it", "d/how to"),
+        ("it broke", "d/why"),
+        ("its own", "d/other"),  # a file's own column stands before its folder's
+    }
+    assert [one.reason for one in drops] == ["blank_label"]
+
+
+def test_a_sample_may_be_drawn_label_by_label(transformed, tmp_path):
+    rows = [{"text": f"text {n}", "label": "rare" if n % 50 == 0 else "common"} for n in range(400)]
+    settings = {"rule": "labeled", "paths": [jsonl(tmp_path / "rows.jsonl", *rows)]}
+
+    examples, _, _ = transformed(**settings, max_rows_per_label=20)
+    again, _, _ = transformed(**settings, max_rows_per_label=20)
+
+    assert Counter(one.label for one in examples) == {"d/common": 20, "d/rare": 8}
+    assert [one.id for one in again] == [one.id for one in examples]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rule": "scored_pair", "max_rows_per_label": 2}, "has no labels to count; set max_rows"),
+        ({"rule": "labeled", "max_rows_per_label": 2, "max_rows": 9}, "keep one of them"),
+    ],
+)
+def test_a_sample_that_cannot_be_drawn_is_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Dataset.model_validate({"name": "d", "reader": "jsonl", "paths": ["x"], **settings})
+
+
 def test_a_folder_of_beir_is_one_line(transformed, tmp_path):
     folder = tmp_path / "set"
     (folder / "qrels").mkdir(parents=True)

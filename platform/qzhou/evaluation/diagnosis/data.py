@@ -9,7 +9,6 @@ import numpy as np
 from qzhou.evaluation.diagnosis.facts import Facts
 from qzhou.evaluation.diagnosis.finding import CheckResult, Finding, Skipped, shown
 from qzhou.evaluation.intervals import mean, share
-from qzhou.evaluation.judge.model_specs import STAGE1
 from qzhou.run.files import METRICS, MINING_REPORT, SYNTHESIS_REPORT, TRANSFORM_REPORT
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
@@ -169,7 +168,7 @@ def _pooled(mining: Iterable[Mapping[str, Any]]) -> tuple[Counts, Counts] | None
 def negatives_easy(facts: Facts) -> CheckResult:
     """Hard negatives are hardly nearer to their queries than any other document."""
     hardness = {}
-    for name, steps in facts.steps_by_dataset(STAGE1, "retrieval").items():
+    for name, steps in facts.steps_by_dataset(facts.first_stage, "retrieval").items():
         values = [one["negative_hardness"] for one in steps[:FIRST_STEPS] if "negative_hardness" in one]
         if len(values) > 1:
             hardness[name] = mean(values)
@@ -183,7 +182,7 @@ def negatives_easy(facts: Facts) -> CheckResult:
     for name, limits in hardness.items():
         if limits.high < EASY_HARDNESS:
             numbers = f"negative_hardness {limits.value:.3f} (95 %: up to {limits.high:.3f})"
-            evidence[name].append(f"{METRICS[STAGE1]}: {numbers} in its first steps")
+            evidence[name].append(f"{METRICS[facts.first_stage]}: {numbers} in its first steps")
     ranks = ["rank_to"] if facts.value("mining.rank_from") == 1 else ["rank_from", "rank_to"]
     window = " and ".join(facts.setting(f"mining.{name}") for name in ranks)
     return [

@@ -100,6 +100,11 @@ class Facts:
                 found.append(ScoreChange(row.task, row.metric, earlier, row.score, change))
         return found
 
+    @property
+    def first_stage(self) -> str:
+        """The stage that trains first: ``stage2`` where the recipe leaves stage 1 out."""
+        return "stage1" if self.value("training.stage1.steps") else "stage2"
+
     def steps_by_dataset(self, stage: str, task: str) -> dict[str, list[Step]]:
         """Dataset -> the steps of a stage that trained on it for a task, in their order."""
         return by_dataset(self.steps.get(stage, ()), task)

@@ -41,10 +41,11 @@ def labels_inverted(facts: Facts) -> CheckResult:
     return [
         Finding(
             "labels_inverted",
-            f"The labels of '{name}' look inverted: pairs with higher scores have lower cosines.",
+            f"The labels of '{name}' are inverted, or its pairs mislead: those with higher scores have lower cosines.",
             shown(parts),
-            f"turn the scores of '{name}' round: datasets.labels where they are words, datasets.columns where 'score' "
-            "is a distance",
+            f"look at some pairs of '{name}'. Where alike ones score low, turn the scores round: datasets.labels where "
+            "they are words, datasets.columns where 'score' is a distance. Right labels may stay: common words can "
+            "mislead (PAWS), or the backbone cannot read the language",
         )
         for name, parts in evidence.items()
     ]

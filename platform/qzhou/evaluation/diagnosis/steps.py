@@ -8,7 +8,7 @@ from qzhou.evaluation.diagnosis.facts import Facts
 from qzhou.evaluation.diagnosis.finding import CheckResult, Finding, Skipped
 from qzhou.evaluation.diagnosis.scores import CLASSES, PAIRS, RETRIEVAL
 from qzhou.evaluation.intervals import mean, mean_decrease, share, widened
-from qzhou.evaluation.judge.model_specs import BACKBONE, STAGE1, STAGE2
+from qzhou.evaluation.judge.model_specs import BACKBONE, STAGE1
 from qzhou.run.files import METRICS
 
 # Three steps at each end are the fewest whose mean says something.
@@ -30,7 +30,6 @@ MASKED_BY_LABEL = 2 / 3
 MASKED_BY_MARGIN = 0.2
 
 TYPES = {"retrieval": RETRIEVAL, "pair": PAIRS, "classification": CLASSES}
-BEFORE = {STAGE1: BACKBONE, STAGE2: STAGE1}
 NO_METRICS = f"there is no {METRICS[STAGE1]} and none of stage 2"
 
 
@@ -42,7 +41,7 @@ def loss_flat(facts: Facts) -> CheckResult:
     for stage in METRICS:
         for task in TYPES:
             relative = _relative_losses(facts, stage, task)
-            is_new = (stage, task) != (STAGE2, "retrieval")  # stage 1 has learned retrieval
+            is_new = task != "retrieval" or stage == facts.first_stage  # which has learned it
             if is_new and len(relative) >= FEWEST_STEPS:
                 long_enough = True
                 found += _flat(facts, stage, task, relative)
@@ -67,7 +66,8 @@ def _flat(facts: Facts, stage: str, task: str, losses: Sequence[float]) -> list[
     fell, level = mean_decrease(first, last), fmean(first)
     if fell.low > 0 or fell.value >= FLAT_FALL * level:
         return []
-    gains = [one.change for one in facts.changes(BEFORE[stage], stage, TYPES[task])]
+    before = BACKBONE if stage == facts.first_stage else STAGE1
+    gains = [one.change for one in facts.changes(before, stage, TYPES[task])]
     if any(widened(gain, len(gains)).low > 0 and gain.high >= FLAT_GAIN for gain in gains):
         return []  # scores surely rose
     # The loss may have fallen too little to tell; then the scores must surely not have risen.

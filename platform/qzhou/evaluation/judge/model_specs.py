@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from qzhou.config.recipe import Recipe
-from qzhou.run.files import MODELS_OF_STAGES, TRAINING_STAGE1, TRAINING_STAGE2
+from qzhou.run.files import MODELS_OF_STAGES, TRAINING_STAGES
 
 BM25, BACKBONE, STAGE1, STAGE2 = "bm25", "backbone", "stage1", "stage2"
 OWN_MODELS = (BM25, BACKBONE, STAGE1, STAGE2)
@@ -26,13 +26,11 @@ class ModelSpec:
 
 
 def models_to_score(recipe: Recipe) -> list[ModelSpec]:
-    """BM25, the backbone, both stages and ``evaluation.models``, in the tables' order."""
+    """BM25, the backbone, the stages that train, and ``evaluation.models``, in the tables' order."""
     found = [ModelSpec(BM25)] if recipe.evaluation.bm25 else []
-    found += [
-        ModelSpec(BACKBONE),
-        ModelSpec(STAGE1, MODELS_OF_STAGES[TRAINING_STAGE1], trained=True),
-        ModelSpec(STAGE2, MODELS_OF_STAGES[TRAINING_STAGE2], trained=True),
-    ]
+    found.append(ModelSpec(BACKBONE))
+    for stage in recipe.training.stages:
+        found.append(ModelSpec(stage, MODELS_OF_STAGES[TRAINING_STAGES[stage]], trained=True))
     for source in recipe.evaluation.models:
         found.append(ModelSpec(_short_name(source, {one.name for one in found}), source))
     return found

@@ -1,16 +1,19 @@
 """The contamination pass: a second reading of candidates, for overlaps and the sample."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from qzhou.transform.contamination.overlap import Index, Overlap, grams_of, texts_in
 from qzhou.transform.conversion import read_candidates
 from qzhou.transform.deduplication.duplicates import DropReason, drop_reasons_of
 from qzhou.transform.layout import Layout, Shard
+
+SampleLimits = dict[int, int]  # what a sample is drawn from -> the largest number of a candidate in it
 
 
 def write_ngrams(layout: Layout, shard: Shard) -> None:
@@ -34,8 +37,8 @@ def read_ngrams(layout: Layout, shard: Shard) -> np.ndarray:
 def check_shard(layout: Layout, shard: Shard, index: Index | None) -> None:
     """Find the candidates that overlap with evaluation texts, if those are dropped; number the others for the sample.
 
-    Writes ``<shard>.npz``: ``contaminated`` (rows) and ``sample`` (a number for each
-    candidate that may be drawn).
+    Writes ``<shard>.npz``: ``contaminated`` (rows), and for each candidate that may be drawn
+    ``sample``, a number, and ``group``, what the sample is drawn from.
     """
     table = read_candidates(layout, shard)
     reasons, _ = drop_reasons_of(layout, shard, table.num_rows)
@@ -44,12 +47,12 @@ def check_shard(layout: Layout, shard: Shard, index: Index | None) -> None:
     if index is not None and layout.recipe.transform.contamination.action == "drop":
         hit = write_overlap(layout, shard, table.take(pa.array(training)), index)
         contaminated, training = training[hit], training[~hit]
-    numbers = _sample_numbers(layout, table, training)
+    numbers, groups = _sample_numbers(layout, shard, table, training)
     with (
         (layout.work / "contamination").writing(f"{shard.name}.npz") as temporary,
         layout.folder.filesystem.open_output_stream(temporary) as stream,
     ):
-        np.savez(stream, contaminated=contaminated, sample=numbers)
+        np.savez(stream, contaminated=contaminated, sample=numbers, group=groups)
 
 
 def write_overlap(layout: Layout, shard: Shard, table: pa.Table, index: Index) -> np.ndarray:
@@ -60,45 +63,61 @@ def write_overlap(layout: Layout, shard: Shard, table: pa.Table, index: Index) -
     return hit
 
 
-def sample_limits(layout: Layout) -> Mapping[str, int]:
-    """Dataset with ``max_rows`` -> the largest number of a candidate in its sample; none where all are drawn.
+def sample_limits(layout: Layout) -> dict[str, SampleLimits]:
+    """Dataset with ``max_rows`` or ``max_rows_per_label`` -> the limits of its sample.
 
-    A pair counts twice, because it is trained on from both sides. Memory: 8 bytes a row of
+    A pair counts twice, because it is trained on from both sides. Memory: 32 bytes a row of
     the sample.
     """
     limits = {}
     for dataset in layout.recipe.datasets:
-        if dataset.max_rows is None:
+        rows = dataset.max_rows_per_label or dataset.max_rows
+        if rows is None:
             continue
-        rows = max(1, dataset.max_rows // 2) if dataset.task == "pair" else dataset.max_rows
-        smallest = np.empty(0, dtype=np.uint64)
-        total = 0
-        for shard in layout.shards_of(dataset.name):
-            numbers = _read(layout, shard, "sample")
-            total += len(numbers)
-            smallest = np.concatenate((smallest, numbers))
-            if len(smallest) > rows:
-                smallest = np.partition(smallest, rows - 1)[:rows]
-        if total > rows:
-            limits[dataset.name] = int(smallest.max())
+        if dataset.task == "pair":
+            rows = max(1, rows // 2)
+        groups, numbers = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint64)
+        drawn = 0
+        shards = layout.shards_of(dataset.name)
+        for shard in shards:
+            groups = np.concatenate((groups, _read(layout, shard, "group")))
+            numbers = np.concatenate((numbers, _read(layout, shard, "sample")))
+            if len(numbers) > 2 * drawn or shard is shards[-1]:  # sorts as many rows as are read, about twice
+                kept = smallest(groups, numbers, rows)
+                groups, numbers, drawn = groups[kept], numbers[kept], len(kept)
+        largest: SampleLimits = {}
+        for group, number in zip(groups.tolist(), numbers.tolist(), strict=True):
+            largest[group] = max(number, largest.get(group, 0))
+        limits[dataset.name] = largest
     return limits
 
 
+def smallest(groups: np.ndarray, numbers: np.ndarray, rows: int) -> np.ndarray:
+    """Positions of the ``rows`` smallest numbers of each group."""
+    order = np.lexsort((numbers, groups))
+    ranked = groups[order]
+    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1])[: len(ranked)])
+    rank = np.arange(len(ranked)) - np.repeat(starts, np.diff(np.append(starts, len(ranked))))
+    positions: np.ndarray = order[rank < rows]
+    return positions
+
+
 def select_rows(
-    layout: Layout, shard: Shard, table: pa.Table, limit: int | None
+    layout: Layout, shard: Shard, table: pa.Table, limits: SampleLimits | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each candidate a :class:`DropReason` or 0, the shard of the row it repeats, and whether it is sampled out.
 
-    ``limit`` is what :func:`sample_limits` gives for the dataset.
+    ``limits`` are what :func:`sample_limits` gives for the dataset.
     """
     reasons, first = drop_reasons_of(layout, shard, table.num_rows)
     if layout.has_contamination_pass:
         contaminated = _read(layout, shard, "contaminated")
         reasons[contaminated[reasons[contaminated] == 0]] = DropReason.CONTAMINATED
     sampled_out = np.zeros(table.num_rows, dtype=bool)
-    if limit is not None:
+    if limits is not None:
         training = np.flatnonzero((reasons == 0) & ~table["held_out"].to_numpy())
-        sampled_out[training] = _sample_numbers(layout, table, training) > np.uint64(limit)
+        numbers, groups = _sample_numbers(layout, shard, table, training)
+        sampled_out[training] = numbers > np.array([limits[group] for group in groups.tolist()], dtype=np.uint64)
     return reasons, first, sampled_out
 
 
@@ -112,8 +131,19 @@ def sample_numbers(ids: Sequence[str], seed: int) -> np.ndarray:
     return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
 
 
-def _sample_numbers(layout: Layout, table: pa.Table, rows: np.ndarray) -> np.ndarray:
-    return sample_numbers(table["id"].take(pa.array(rows)).to_pylist(), layout.recipe.run.seed)
+def _sample_numbers(
+    layout: Layout, shard: Shard, table: pa.Table, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each row for the sample, and its group: its label's digest, or 0 where labels do not count."""
+    taken = table.take(pa.array(rows))
+    numbers, groups = (
+        sample_numbers(taken["id"].to_pylist(), layout.recipe.run.seed),
+        np.zeros(len(rows), np.uint64),
+    )
+    if layout.dataset(shard.dataset).max_rows_per_label is not None:
+        digests = [xxhash.xxh3_64_intdigest(label.encode()) for label in taken["label"].to_pylist()]
+        groups = np.array(digests, dtype=np.uint64)
+    return numbers, groups
 
 
 def _read(layout: Layout, shard: Shard, name: str) -> np.ndarray:

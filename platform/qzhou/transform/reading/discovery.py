@@ -202,6 +202,8 @@ def _wanted(dataset: Dataset) -> list[str]:
     columns = columns_of(dataset)
     if dataset.rule == "triplets" and "negative" not in dataset.columns:
         columns.pop("negative")  # pairs have none
+    if dataset.rule == "qrels" and "negative_id" in columns and "grade" not in dataset.columns:
+        columns.pop("grade")  # the ids' columns say it
     if dataset.rule == "reading_comprehension" and not dataset.context_in_query:
         columns.pop("answer")  # not used
     split_by = [dataset.split_by] if dataset.split_by else []

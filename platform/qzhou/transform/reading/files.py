@@ -19,6 +19,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs
@@ -38,6 +39,8 @@ DAMAGE = (
     zstandard.ZstdError,
 )  # fmt: skip
 
+_PARTITION = re.compile(r"(?:^|/)(\w+)=([^/]*)(?=/)")
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -59,6 +62,12 @@ class InputFile:
         """The name in messages; a member's is in fsspec's notation."""
         kind = "zip" if self.uri.endswith(".zip") else "tar"
         return f"{kind}://{self.member}::{self.uri}" if self.member else self.uri
+
+    @property
+    def partition(self) -> dict[str, str | None]:
+        """The columns in the names of its folders, as Hive and Spark write them: ``language=en/part-0.parquet``."""
+        found = _PARTITION.findall(self.member or self.uri)
+        return {name: None if value == NO_VALUE else unquote(value) for name, value in found}
 
     @property
     def is_packed(self) -> bool:

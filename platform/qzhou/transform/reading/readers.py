@@ -63,7 +63,9 @@ def _rows(form: Format, part: FilePart, custom: CustomReader | None) -> Rows:
         yield from _guarded(form, part.files[0], _custom_rows(form, part.files, custom))
     else:
         for file in part.files:
-            yield from _guarded(form, file, _file_rows(form, file, part, custom))
+            partition: Row = dict(file.partition)
+            for row in _guarded(form, file, _file_rows(form, file, part, custom)):
+                yield row if isinstance(row, RejectedRow) else partition | row
 
 
 def _file_rows(form: Format, file: InputFile, part: FilePart, custom: CustomReader | None) -> Rows:

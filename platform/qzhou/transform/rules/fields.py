@@ -38,6 +38,7 @@ OPTIONAL_FIELDS: Mapping[Rule, tuple[str, ...]] = {
     "question_answer": ("negative", "instruction"),
     "chat": ("instruction",),
     "reading_comprehension": ("instruction",),
+    "qrels": ("negative_id",),
     "triplets": ("positive_score", "negative_score", "instruction"),
 }
 INPUT_COLUMNS: Mapping[str, Mapping[str, str]] = {

@@ -17,13 +17,14 @@ from qzhou.data.records import Document, normalized_text
 from qzhou.data.storage import Folder, batched, table_of, write_table
 from qzhou.errors import DataError
 from qzhou.transform.layout import Layout, Shard, ShuffleTask
-from qzhou.transform.reading.columns import RejectedRow, Row, as_text, getter
+from qzhou.transform.reading.columns import RejectedRow, Row, as_text, column_names, getter
 from qzhou.transform.reading.discovery import format_of
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part
 from qzhou.transform.rules.fields import GROUPED_BY, Fields, columns_of, input_columns_of
 from qzhou.transform.shuffling.partitions import read_partition, write_partitions
 
+DOCUMENT_IDS = ("document_id", "negative_id")
 ROWS_PER_CHUNK = 10_000  # what a task holds in memory at a time
 SHOWN_CHARS = 60
 ROWS_PER_TASK = 2**40  # positions of a task's rows start at part * this
@@ -65,33 +66,66 @@ def _spread(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
     names = {"files": [file.name for file in task.files.files]}
     _folder(layout, dataset.name, task.role).write_json(f"{task.part:06d}.json", names)
     rows = _read(layout, dataset, task.role, task.files)
-    key_of = _key_of(layout, dataset, task.role)
-    keyed = (("", row) if isinstance(row, RejectedRow) else key_of(row) for row in rows)
+    keys_of = _keys_of(layout, dataset, task.role)
+    keyed = (one for row in rows for one in ([("", row)] if isinstance(row, RejectedRow) else keys_of(row)))
     packed = (_packed(key, position, row) for position, (key, row) in enumerate(keyed, task.part * ROWS_PER_TASK))
     for chunk, some in enumerate(batched(packed, ROWS_PER_CHUNK)):
         _write(layout, task, chunk, some)
 
 
-def _key_of(layout: Layout, dataset: Dataset, role: str) -> Callable[[Row], tuple[str, Row]]:
-    """A function that finds a row's key, and what is kept of the row."""
+def _keys_of(layout: Layout, dataset: Dataset, role: str) -> Callable[[Row], list[tuple[str, Row]]]:
+    """A function that finds a row's key, and what is kept of the row; a row of ids gives a judgement for each."""
     if role != "rows":
         read_id = getter(input_columns_of(dataset, role)["id"])
-        return lambda row: (_id(read_id(row)), row)
+        return lambda row: [(_id(read_id(row)), row)]
     if dataset.rule == "qrels":
-        read = {name: getter(column) for name, column in columns_of(dataset).items()}
-
-        def qrel(row: Row) -> tuple[str, Row]:
-            query, document = _id(read["query_id"](row)), _id(read["document_id"](row))
-            return document, {"raw": row, "query_id": query, "document_id": document, "grade": read["grade"](row)}
-
-        return qrel
+        judged = Judgements(dataset)
+        return lambda row: [(one["document_id"], one) for one in judged(row)]
     fields = Fields(dataset, layout.recipe.transform.max_chars)
     if dataset.name in layout.merged:
-        return lambda row: (_question(row, fields), row)
+        return lambda row: [(_question(row, fields), row)]
     if dataset.rule not in GROUPED_BY:
-        return lambda row: ("", row)
+        return lambda row: [("", row)]
     name = GROUPED_BY[dataset.rule]
-    return lambda row: (normalized_text(fields.text(row, name)), row)
+    return lambda row: [(normalized_text(fields.text(row, name)), row)]
+
+
+class Judgements:
+    """The judgements in a raw row of qrels: one, or one for each id where a column holds a list.
+
+    Documents of ``negative_id`` have the dataset's ``negative_grade``, and those of
+    ``document_id`` then its ``positive_grade``, unless ``columns.grade`` names a column.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        columns = columns_of(dataset)
+        self._read = {name: getter(column) for name, column in columns.items()}
+        self._dataset, self._has_negatives = dataset, "negative_id" in columns
+        self._of_ids = {root for name in DOCUMENT_IDS if name in columns for root in column_names(columns[name])}
+
+    def __call__(self, row: Row) -> list[Row]:
+        """Each with ``raw``, ``query_id``, ``document_id`` and ``grade``; ``raw`` has one id in place of a list."""
+        query, grade = _id(self._read["query_id"](row)), self._dataset.positive_grade
+        if not self._has_negatives or "grade" in self._dataset.columns:
+            grade = self._read["grade"](row)
+        found = [("document_id", one, grade) for one in _ids(self._read["document_id"](row))]
+        if self._has_negatives:
+            grade = self._dataset.negative_grade
+            found += [("negative_id", one, grade) for one in _ids(self._read["negative_id"](row))]
+        if len(found) > 1:
+            around = {name: value for name, value in row.items() if name not in self._of_ids}
+            raws = [{**around, name: one} for name, one, _ in found]
+        else:
+            raws, found = [row], found or [("document_id", "", grade)]
+        return [
+            {"raw": raw, "query_id": query, "document_id": document, "grade": grade}
+            for raw, (_, document, grade) in zip(raws, found, strict=True)
+        ]
+
+
+def _ids(value: Any) -> list[str]:
+    cells = value if isinstance(value, list | tuple) else [value]
+    return [one for one in map(_id, cells) if one]
 
 
 def _question(row: Row, fields: Fields) -> str:

@@ -49,7 +49,8 @@ def summary_line(dataset: Dataset, counts: RowCounts, encodings: Mapping[str, in
     reasons = [f"{rows:,} {reason}" for reason, rows in counts.dropped.most_common(REASONS)]
     if len(counts.dropped) > REASONS:
         reasons.append("...")
-    end = f", {counts.sampled_out:,} beyond max_rows" if counts.sampled_out else ""
+    limit = "max_rows" if dataset.max_rows_per_label is None else "max_rows_per_label"
+    end = f", {counts.sampled_out:,} beyond {limit}" if counts.sampled_out else ""
     end += f"; dropped {', '.join(reasons)}" if reasons else ""
     if dataset.rule == "documents":
         return f"transform: {dataset.name}: {counts.kept:,} documents{end}"

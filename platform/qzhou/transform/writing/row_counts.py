@@ -21,7 +21,7 @@ class RowCounts:
         read: Raw rows.
         kept: Raw rows whose example is trained on, from one side or both.
         held_out: Raw rows whose example is held out.
-        sampled_out: Raw rows that ``max_rows`` leaves out.
+        sampled_out: Raw rows that ``max_rows`` or ``max_rows_per_label`` leaves out.
         cut: Texts that ``transform.max_chars`` has cut.
         dropped: Reason -> raw rows.
         parts: Reason -> parts of rows that were kept otherwise.

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from qzhou.config.dataset import Dataset
 from qzhou.data.records import EXAMPLE_TYPES, Document, Drop, Qrel, Query, stable_id
 from qzhou.data.storage import Folder, batched, schema_of, table_of, write_table
-from qzhou.transform.contamination.contamination_pass import select_rows, write_overlap
+from qzhou.transform.contamination.contamination_pass import SampleLimits, select_rows, write_overlap
 from qzhou.transform.contamination.overlap import TEXT_COLUMNS, Index
 from qzhou.transform.conversion import raw_rows_of, read_candidates
 from qzhou.transform.deduplication.duplicates import DETAILS, DropReason
@@ -22,16 +22,16 @@ from qzhou.transform.writing.row_counts import RowCounts
 ROWS_PER_FILE = 20_000
 
 
-def write_shard(layout: Layout, shard: Shard, limit: int | None, index: Index | None) -> None:
+def write_shard(layout: Layout, shard: Shard, limits: SampleLimits | None, index: Index | None) -> None:
     """Write what becomes of a shard's candidates.
 
-    ``limit`` is that of the sample (None: all are drawn); ``index`` is given if overlaps
+    ``limits`` are those of the sample (None: all are drawn); ``index`` is given if overlaps
     may be reported.
     """
     dataset = layout.dataset(shard.dataset)
     counts = RowCounts(dataset.name)
     table = read_candidates(layout, shard)
-    reasons, first, sampled_out = select_rows(layout, shard, table, limit)
+    reasons, first, sampled_out = select_rows(layout, shard, table, limits)
     is_held_out, rows = table["held_out"].to_numpy(), table["rows"].to_numpy()
     trains = (reasons == 0) & ~is_held_out & ~sampled_out
     evaluates = (reasons == 0) & is_held_out
