@@ -191,9 +191,9 @@ def test_queries_are_generated_for_bare_documents_and_all_of_it_is_checked(tmp_p
     asked = [one for one in docs if one.source.technique == "query_generation"]
     assert len(asked) == 10
     assert {one.positives[0] for one in asked} <= set(texts)
-    assert {one.source.prompt for one in asked} == {"query.en@v2"}
+    assert {one.source.prompt for one in asked} == {"query.en@v3"}
     rows = (Folder.open(str(tmp_path)) / "run" / "synthesis").read_json("ledger.json")["rows"]
-    assert {row["technique"] for row in rows} >= {"query_configuration", "query", "relevance_check"}
+    assert {row["technique"] for row in rows} >= {"query", "relevance_check"}
 
 
 def test_the_teacher_drops_what_is_wrong_by_its_scores(tmp_path):

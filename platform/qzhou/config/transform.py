@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from qzhou.config.section import AtLeastOne, Experimental, Section
+from qzhou.data.ngrams import NgramSizes
 
 
 class ContaminationSection(Section):
@@ -19,6 +20,11 @@ class ContaminationSection(Section):
     max_index_ngrams: AtLeastOne = Field(
         50_000_000, description="Above this, a hash picks the n-grams that are kept: memory stays at 10 bytes each."
     )
+
+    @property
+    def sizes(self) -> NgramSizes:
+        """What counts as an n-gram."""
+        return NgramSizes(self.ngram_words, self.ngram_chars)
 
 
 class TransformSection(Section):

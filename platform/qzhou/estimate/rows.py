@@ -113,19 +113,14 @@ def _synthesized(
     result = []
     for one, by_technique in zip(rows, requests, strict=True):
         total = sum(by_technique.values())
-        # negatives add no example, and a query takes two requests
-        no_example = by_technique.get("hard_negative", 0.0) + by_technique.get("query_configuration", 0.0)
-        new = total - no_example
+        new = total - by_technique.get("hard_negative", 0.0)  # negatives add no example
         new *= assumed["synthesis_yield"] if new else 0.0
         result.append(dataclasses.replace(one, requests=total, new=new))
     return result
 
 
 def requests_of(settings: SynthesisSection, name: str, task: Task, rows: float) -> dict[str, float]:
-    """Technique -> first requests about a dataset, as many as synthesis sends.
-
-    A query takes two requests; the first one only says how to ask.
-    """
+    """Technique -> first requests about a dataset, as many as synthesis sends."""
     is_chosen = settings.is_on and (not settings.datasets or name in settings.datasets)
     if not is_chosen or not 0 < rows <= settings.max_dataset_rows:
         return {}
@@ -136,7 +131,6 @@ def requests_of(settings: SynthesisSection, name: str, task: Task, rows: float) 
         found |= {
             "augmentation": min(rows, settings.augment_rows) * settings.augmentations_per_row,
             "hard_negative": negatives,
-            "query_configuration": queries,
             "query": queries,
         }
     return {technique: count for technique, count in found.items() if count}

@@ -165,7 +165,14 @@ class _Miner:
         content = self._report.content()
         self._folder.write_json(done, content)
         log_event(sentence(name, content), "dataset_mined", dataset=name)
-        documents, first = len(self._corpus.key_M) - len(self._corpus.copies), self._mining.rank_from
+        copies = len(self._corpus.copies)
+        documents, first = len(self._corpus.key_M) - copies, self._mining.rank_from
+        if copies:
+            line = (
+                f"mining: {name}: {copies:,} documents repeat the text of another one under an id of their own; each "
+                "text is searched once (an evaluation takes only the judged id for the answer)"
+            )
+            log_event(line, "repeated_documents", dataset=name, documents=copies)
         if content["queries"] and not content["negatives"].get("mined") and documents <= first:
             line = (
                 f"mining: {name}: WARNING: nothing is mined among {documents:,} different documents, since "

@@ -32,6 +32,7 @@ MODELS_OF_STAGES = {EXPORT: EXPORT} | {one: f"{one}/model" for one in (TRAINING_
 # Files, by their path in the run folder.
 TRANSFORM_REPORT = f"{TRANSFORM}/report.json"
 SYNTHESIS_REPORT, LEDGER = f"{SYNTHESIS}/report.json", f"{SYNTHESIS}/ledger.json"
+NGRAMS = f"{TRANSFORM}/ngrams"  # folder with those of the evaluation's texts
 MINING_REPORT = f"{MINING}/report.json"
 METRICS = {name: f"{folder}/metrics.jsonl" for name, folder in TRAINING_STAGES.items()}
 COMPARISON, DIAGNOSIS = f"{EVALUATION}/comparison.json", f"{EVALUATION}/diagnosis.json"

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from qzhou.synthesis.techniques import NAMES_IN_MESSAGES
-
 # a little less than parsing allows for a paraphrase
 LENGTH_SHARE = 0.13
 SLACK_CHARS = 12
@@ -113,16 +111,14 @@ def apply_rules(fields: Mapping[str, Any]) -> dict[str, str]:
     """
     technique = fields["technique"]
     if technique == "paraphrase":
-        return {name: paraphrased(text) for name, text in fields.items() if name not in {"technique", "variant"}}
+        return {name: paraphrased(fields[name]) for name in ("query", "positive", "text") if name in fields}
     if technique == "augmentation":
         return augmented(fields["positive"])
     if technique == "hard_negative":
         return {"negative": contradicted(fields["positive"], about=fields["query"])}
-    if technique == "query_configuration":
-        return {"persona": fields["personas"][0], "question_type": "keywords", "difficulty": "university"}
     if technique == "query":
-        return {"query": key_words(fields["document"], int(fields["words"]))}
-    if technique == NAMES_IN_MESSAGES["relevance_check"]:
+        return {"persona": "1", "query": key_words(fields["document"], int(fields["words"]))}
+    if technique == "relevance_check":
         shared = set(_content_words(fields["query"])) & set(_content_words(fields["document"]))
         return {"verdict": "answers" if shared else "does_not_answer"}
     raise ValueError(f"unknown technique '{technique}'")

@@ -64,7 +64,8 @@ def _requests(run: Run, task: Task, name: str, held_out: frozenset[str] | None) 
     if held_out is None:
         return DatasetRequests(task=task, name=name, requests=requests)
     corpus = _documents_to_ask_for(run, name, held_out)
-    documents, queries = corpus_requests(corpus, name, settings, seed=seed)
+    max_tokens = run.recipe.model.max_document_tokens
+    documents, queries = corpus_requests(corpus, name, settings, seed=seed, max_tokens=max_tokens)
     return DatasetRequests(task=task, name=name, requests=requests + queries, documents=documents)
 
 

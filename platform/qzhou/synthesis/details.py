@@ -7,15 +7,13 @@ from qzhou.config.recipe import Recipe
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.data.storage import Folder
 from qzhou.run.run import Run
-from qzhou.synthesis.chat import Answer
 from qzhou.synthesis.dataset_requests import dataset_requests
-from qzhou.synthesis.generation import known_query_requests
 from qzhou.synthesis.ledger import Usage, cost_of, expected_tokens
 from qzhou.synthesis.response_cache import RESPONSES, cached_answers, totals
 from qzhou.synthesis.techniques import SynthesisRequest
 
 SHOWN_CHARS = 240
-QUERY_ANSWER_TOKENS = 40  # a configuration or a query is short, whatever the document
+QUERY_ANSWER_TOKENS = 40  # a query is short, whatever the document
 
 
 class _Count(Usage):
@@ -40,10 +38,7 @@ def synthesis_details(recipe: Recipe) -> str:
     settings, responses = recipe.synthesis, run.folder / "synthesis" / RESPONSES
     counts = RequestCounts(settings)
     for dataset in dataset_requests(run):
-        answered = _answered(dataset.requests, settings.sampling, responses)
-        queries = known_query_requests(answered, settings)
-        known = {*answered, *_answered(queries, settings.sampling, responses)}
-        counts.add([*dataset.requests, *queries], known)
+        counts.add(dataset.requests, _answered(dataset.requests, settings.sampling, responses))
     return f"synthesis: details; nothing is sent\n{counts.table(spent=totals(responses)[1])}"
 
 
@@ -61,10 +56,7 @@ class RequestCounts:
         self._samples: dict[str, SynthesisRequest] = {}
 
     def add(self, requests: Iterable[SynthesisRequest], answered: Collection[SynthesisRequest]) -> None:
-        """Count all known requests of a dataset, and those whose answers are cached.
-
-        A query's configuration without an answer counts the query too.
-        """
+        """Count all requests of a dataset, and those whose answers are cached."""
         for request in requests:
             self._samples.setdefault(request.technique, request)
             count = self._counts.setdefault((request.technique, request.model), _Count())
@@ -77,13 +69,12 @@ class RequestCounts:
             one.answered += 1
             return
         prompt, answer = expected_tokens(request.messages)
-        if request.technique in {"query_configuration", "query"}:
+        if request.technique == "query":
             answer = QUERY_ANSWER_TOKENS
-        times = 2 if request.technique == "query_configuration" else 1
-        one.requests += times
-        one.prompt_tokens += times * prompt
-        one.completion_tokens += times * answer
-        one.cost += times * cost_of(self._models[request.model], prompt, answer)
+        one.requests += 1
+        one.prompt_tokens += prompt
+        one.completion_tokens += answer
+        one.cost += cost_of(self._models[request.model], prompt, answer)
 
     def table(self, *, spent: float) -> str:
         """Lines for the console; ``spent`` is the cost of the cached answers."""
@@ -106,7 +97,7 @@ class RequestCounts:
 
 def _answered(
     requests: Sequence[SynthesisRequest], sampling: Mapping[str, Mapping[str, Any]], responses: Folder
-) -> dict[SynthesisRequest, Answer]:
+) -> set[SynthesisRequest]:
     """The requests whose answers are cached."""
     keys = {request.key(sampling): request for request in requests}
-    return {keys[key]: answer for key, answer in cached_answers(responses, keys).items()}
+    return {keys[key] for key in cached_answers(responses, keys)}

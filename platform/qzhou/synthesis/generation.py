@@ -17,17 +17,16 @@ from qzhou.data.records import (
     Task,
     normalized_text,
 )
-from qzhou.synthesis.chat import Answer, ChatResult
+from qzhou.synthesis.chat import ChatResult
 from qzhou.synthesis.filters import Scores
 from qzhou.synthesis.ledger import Ledger
-from qzhou.synthesis.parsing import NewRecord, SeedExample, drop, parse, parse_configuration, parse_verdict
+from qzhou.synthesis.parsing import NewRecord, SeedExample, drop, parse, parse_verdict
 from qzhou.synthesis.techniques import (
     TECHNIQUES,
     SynthesisRequest,
     SynthesisTechnique,
-    configuration_requests,
     draw,
-    query_request,
+    query_requests,
     relevance_request,
     requests_for,
 )
@@ -73,14 +72,24 @@ def example_requests(
 
 
 def corpus_requests(
-    documents: Iterable[Document], dataset: str, settings: SynthesisSection, *, seed: int
+    documents: Iterable[Document],
+    dataset: str,
+    settings: SynthesisSection,
+    *,
+    seed: int,
+    max_tokens: int | None = None,
 ) -> tuple[tuple[Document, ...], tuple[SynthesisRequest, ...]]:
-    """The documents of a corpus that get a query, and the first of the two requests for each query."""
+    """The documents of a corpus that get a query, and the requests; ``max_tokens`` are what encoders read of them."""
     drawn = draw(documents, "query", count=settings.query_rows, seed=seed)
     requests: list[SynthesisRequest] = []
     for document in drawn:
-        requests += configuration_requests(
-            document, dataset, seed=seed, variants=settings.queries_per_row, pool=settings.pool
+        requests += query_requests(
+            document,
+            dataset,
+            seed=seed,
+            variants=settings.queries_per_row,
+            pool=settings.pool,
+            max_tokens=max_tokens,
         )
     return tuple(drawn), tuple(dict.fromkeys(requests))
 
@@ -95,8 +104,7 @@ def generate(
     """The new records that come of some requests.
 
     It works in rounds, of which ``requests`` are the first: a refused answer goes back with
-    the reason, and the configuration of a query is followed by the request for the query.
-    ``seeds`` maps (dataset, id) to the example or document that a request is about.
+    the reason. ``seeds`` maps (dataset, id) to the example or document that a request is about.
     """
     result = SynthesisResult()
     waiting = list(requests)
@@ -112,8 +120,6 @@ def generate(
                     next_round.append(request.again(chat.answer.content, parsed.detail))
                 else:
                     result.dropped.append(parsed)
-            elif isinstance(parsed, dict):
-                next_round.append(query_request(request, parsed, settings.pool))
             else:
                 result.records.append(SyntheticRecord(request=request, seed=seed, record=parsed))
         waiting = list(dict.fromkeys(next_round))
@@ -122,31 +128,16 @@ def generate(
 
 def _parsed(
     request: SynthesisRequest, seed: SeedExample, chat: ChatResult, settings: SynthesisSection
-) -> NewRecord | dict[str, str] | Drop:
-    """The new record, the configuration of a query, or why there is none."""
+) -> NewRecord | Drop:
+    """The new record, or why there is none."""
     if chat.answer is None:
         return drop(request, "no_answer", chat.failure)
-    if request.technique == "query_configuration":
-        return parse_configuration(request, chat.answer)
     return parse(request, seed, chat.answer, settings.filters)
 
 
 def _may_retry(request: SynthesisRequest, settings: SynthesisSection) -> bool:
     # The builtin rules would give the same answer again.
     return request.model != BUILTIN_MODEL and len(request.refused) < settings.parse_retries
-
-
-def known_query_requests(
-    answers: Mapping[SynthesisRequest, Answer], settings: SynthesisSection
-) -> list[SynthesisRequest]:
-    """The requests for queries whose configurations are among the answers."""
-    requests = []
-    for request, answer in answers.items():
-        if request.technique == "query_configuration":
-            parsed = parse_configuration(request, answer)
-            if not isinstance(parsed, Drop):
-                requests.append(query_request(request, parsed, settings.pool))
-    return requests
 
 
 def check_relevance(

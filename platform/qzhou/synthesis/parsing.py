@@ -36,6 +36,7 @@ STAGE = "synthesis"
 PARAPHRASE_LENGTH = 0.15  # a paraphrase stays within this share of the original's characters
 NEGATIVE_LENGTH = 0.20  # a negative, of its positive's: the length must not give it away
 SLACK_CHARS = 12  # allowed in any case: 15 % of a five-word title is less than one word
+LEAKED = 0.5  # share of a text that an example of the prompt has, too
 LONGEST_QUERY_CHARS = 600
 SHOWN_CHARS = 80
 
@@ -45,18 +46,6 @@ SeedExample = Example | Document
 
 class _RefusedError(Exception):
     """Ends the parsing of one answer with (reason, detail); never leaves this file."""
-
-
-def parse_configuration(request: SynthesisRequest, answer: Answer) -> dict[str, str] | Drop:
-    """Who would ask for a document and how, for :func:`qzhou.synthesis.techniques.query_request`; or a drop."""
-    try:
-        texts = _texts(request, answer)
-        persona = texts["persona"]
-        if persona not in request.fields["personas"]:
-            raise _RefusedError("no_choice", f"'persona' is '{persona[:80]}', which was not offered")
-        return texts
-    except _RefusedError as refusal:
-        return drop(request, *refusal.args, content=answer.content)
 
 
 def parse_verdict(request: SynthesisRequest, answer: Answer) -> bool | Drop:
@@ -123,6 +112,8 @@ def _texts(request: SynthesisRequest, answer: Answer) -> dict[str, str]:
 
 
 def _text(field: str, value: object) -> str:
+    if field in CHOICES and isinstance(value, int):
+        value = str(value)
     if not isinstance(value, str):
         raise _RefusedError("missing_field", f"'{field}' is missing or no string")
     # A lone surrogate could not be written to any file.
@@ -136,14 +127,17 @@ def _text(field: str, value: object) -> str:
 
 def _refuse_empty_words(texts: Mapping[str, str], request: SynthesisRequest) -> None:
     """Refuse what stands in the prompt itself, and a model's words about what it cannot do."""
-    examples = {normalised(text) for text in example_texts(request.prompt)}
+    examples = example_texts(request.prompt)
     for field, text in texts.items():
         if is_placeholder(text):
             raise _RefusedError("placeholder", f"'{field}' is a placeholder: {text[:SHOWN_CHARS]}")
         if is_refusal(text) and not is_refusal(request.user):
             raise _RefusedError("refusal", f"'{field}' declines: {text[:SHOWN_CHARS]}")
-        if normalised(text) in examples:
-            raise _RefusedError("example_of_prompt", f"'{field}' is the example of the prompt")
+        for example in examples:
+            share = max(copied_share(text, example), normalised(text) == normalised(example))
+            # the data may speak of the same things
+            if share > LEAKED and copied_share(text, request.user) <= LEAKED:
+                raise _RefusedError("example_of_prompt", f"{share:.0%} of '{field}' is an example of the prompt")
 
 
 def _generated_query(

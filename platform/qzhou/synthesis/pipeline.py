@@ -21,14 +21,17 @@ from qzhou.cluster.session import session
 from qzhou.config.api_keys import Keys
 from qzhou.config.recipe import Recipe
 from qzhou.config.synthesis import SynthesisSection
+from qzhou.data.overlap import Index
 from qzhou.data.records import Drop, Manifest
 from qzhou.data.storage import Folder, table_of, write_table
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import DataError, EndpointError, QzhouError, from_json, to_json
+from qzhou.run.files import NGRAMS
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
 from qzhou.synthesis.batch_api import BatchSender
 from qzhou.synthesis.chat import ChatResult
+from qzhou.synthesis.contamination import OverlapFilter
 from qzhou.synthesis.dataset_requests import (
     DatasetRequests,
     dataset_requests,
@@ -39,14 +42,7 @@ from qzhou.synthesis.dataset_requests import (
 )
 from qzhou.synthesis.embedding_scores import TEXTS, EmbeddingScorer, texts_to_score
 from qzhou.synthesis.filters import Scores, refused_by_scores
-from qzhou.synthesis.generation import (
-    Results,
-    SynthesisResult,
-    check_relevance,
-    dropped_record,
-    generate,
-    without_held_out,
-)
+from qzhou.synthesis.generation import Results, SynthesisResult, check_relevance, dropped_record, generate
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.llm_worker import LLMWorker, result_from_json
 from qzhou.synthesis.local_server import LocalServer, with_addresses
@@ -107,9 +103,12 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     ledger, report = Ledger(), Report(settings, seed=run.recipe.run.seed)
     sender = Sender(run.recipe, folder / RESPONSES)
     counts, reasons = Counter[str](), Counter[str]()
-    held_out = held_out_texts(run).asked if settings.is_on else frozenset()
+    contamination = run.recipe.transform.contamination
+    compared = OverlapFilter(contamination, None)
+    if settings.is_on:
+        compared = OverlapFilter(contamination, Index.read(run.folder / NGRAMS), held_out_texts(run).asked)
     for number, group in enumerate(request_groups(dataset_requests(run))):
-        results = _synthesized(run, group, held_out, sender, ledger, report)
+        results = _synthesized(run, group, compared, sender, ledger, report)
         dropped: list[Drop] = []
         for dataset in group:
             result = results.get(dataset.name, SynthesisResult())
@@ -121,7 +120,13 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
             write_table(folder / "dropped", f"part-{number:06d}.parquet", table_of(dropped, Drop))
         counts["dropped"] += len(dropped)
     folder.write_json("ledger.json", ledger.as_json())
-    report.write(folder, ledger)
+    report.write(folder, ledger, compared.rows())
+    for row in compared.rows():
+        line = (
+            f"synthesis: {row['dataset']}: {row['examples']:,} of {row['compared']:,} new examples overlap with texts "
+            f"of {row['task']} (transform.contamination.action is '{contamination.action}')"
+        )
+        log_event(line, "synthetic_overlap", level="warning", dataset=row["dataset"], task=row["task"])
     if not settings.is_builtin:  # the rules know some kinds of text only
         _refuse_nothing(ledger, counts, reasons)
     if settings.is_on:
@@ -151,7 +156,7 @@ def _refuse_nothing(ledger: Ledger, counts: Counter[str], reasons: Counter[str])
 def _synthesized(
     run: Run,
     group: Sequence[DatasetRequests],
-    held_out: frozenset[str],
+    compared: OverlapFilter,
     sender: Sender,
     ledger: Ledger,
     report: Report,
@@ -165,7 +170,7 @@ def _synthesized(
     with session(resources_for(run.recipe, "synthesis")), _local_servers(settings) as reachable:
         sender.use(reachable)
         result = generate(requests, seeds, sender.send, settings, ledger)
-        result = without_held_out(result, held_out)
+        result = compared.filtered(result, {one.name: one.task for one in group})
         if settings.filters.scores and result.records:
             result = _filtered_by_scores(with_arithmetic(run).recipe, result, report)
         if settings.filters.relevance_check and result.records:

@@ -4,7 +4,7 @@ import hashlib
 import heapq
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
 from typing import Any
@@ -62,8 +62,8 @@ class Report:
             if len(shown) < EXAMPLES:
                 shown.append({"detail": drop.detail, "record": drop.record[:SHOWN_CHARS]})
 
-    def write(self, folder: Folder, ledger: Ledger) -> None:
-        """Write ``report.json`` into the stage's folder."""
+    def write(self, folder: Folder, ledger: Ledger, overlaps: Sequence[Mapping[str, Any]]) -> None:
+        """Write ``report.json`` into the stage's folder; ``overlaps`` are those with texts of the evaluation."""
         techniques = {
             name: {
                 "made": self._made[name],
@@ -79,6 +79,7 @@ class Report:
             "score_edges": [round(float(edge), 3) for edge in EDGES],
             "filters": self._settings.filters.model_dump(),
             "cost": asdict(ledger.total),
+            "overlaps": overlaps,
         }
         folder.write_json(REPORT, content)
 

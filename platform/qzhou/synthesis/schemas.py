@@ -3,20 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qzhou.synthesis.techniques import DIFFICULTIES, QUESTION_TYPES, SynthesisRequest
+from qzhou.synthesis.techniques import PERSONAS_SHOWN, SynthesisRequest
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "paraphrase": ("query", "positive"),
     "text": ("text",),  # a paraphrase of one text of a pair, or of a labelled text
     "augmentation": ("query", "positive", "negative"),
     "hard_negative": ("negative",),
-    "query_configuration": ("persona", "question_type", "difficulty"),
-    "query": ("query",),
+    "query": ("persona", "query"),
     "relevance_check": ("verdict",),
 }
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "question_type": QUESTION_TYPES,
-    "difficulty": DIFFICULTIES,
+    "persona": tuple(map(str, range(1, PERSONAS_SHOWN + 1))),
     "verdict": ("answers", "does_not_answer"),
 }
 

@@ -2,8 +2,9 @@
 
 Retrieval rows are paraphrased, augmented and given hard negatives. Pairs and labelled texts
 are only paraphrased: a new aspect would blur their score or label. Source: QZhou-Embedding
-(arXiv:2508.21632), section 4.3. A document without a query gets one by two requests: first
-who would ask what, then the query. Source: Qwen3-Embedding (arXiv:2506.05176), section 3.
+(arXiv:2508.21632), section 4.3. A document without a query gets one: type, difficulty and
+length are drawn, and the model chooses who would ask. Source: Qwen3-Embedding
+(arXiv:2506.05176), section 3, which has the model choose them all, in a request of its own.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ from qzhou.data.records import Document, Example, LabeledExample, PairExample, R
 from qzhou.synthesis.answer_json import without_thoughts
 from qzhou.synthesis.chat import Message, request_key
 
-SynthesisTechnique = Literal[
-    "paraphrase", "augmentation", "hard_negative", "query_configuration", "query", "relevance_check"
-]
+SynthesisTechnique = Literal["paraphrase", "augmentation", "hard_negative", "query", "relevance_check"]
 Side = Literal["text_a", "text_b"]
 PromptLanguage = Literal["en", "zh"]
 
@@ -35,16 +34,21 @@ TECHNIQUES: Mapping[Task, tuple[SynthesisTechnique, ...]] = {
     "pair": ("paraphrase",),
     "classification": ("paraphrase",),
 }
-VERSION = "v2"
-# Prompts and messages with other names than their techniques: records and keys of cached answers depend on them.
-PROMPT_NAMES: Mapping[SynthesisTechnique, str] = {"augmentation": "augment"}
-NAMES_IN_MESSAGES: Mapping[SynthesisTechnique, str] = {"relevance_check": "judge"}
+VERSION = "v3"
 
 QUESTION_TYPES = ("keywords", "factual", "how_to", "reason", "comparison", "summary", "opinion")
 DIFFICULTIES = ("high_school", "university", "phd")
-QUERY_WORDS = (4, 8, 12, 20, 30)  # a length is drawn for each query
-PERSONAS_SHOWN = 5
+QUERY_WORDS = (5, 8, 12, 20, 30)  # a length is drawn for each query
+KEYWORDS = (2, 3, 4, 6)  # in a query without a sentence
+PERSONAS_SHOWN = 12
+CHARS_READ: Mapping[PromptLanguage, int] = {"en": 5, "zh": 2}  # of a document, for each token of an encoder
+TEXT_FIELDS = ("query", "positive", "text", "document")
 SHOWN_CHARS = 4000  # of a refused answer
+_COUNTED = re.compile(f"[{HAN}A-Za-z0-9]")
+EXAMPLE_LINES: Mapping[str, str] = {
+    "en": "An example of the form, about something else; take no words from it. To `{request}` answer `{answer}`",
+    "zh": "下面的例子只示范形式，内容与你的任务无关，不要照搬。对 `{request}`，回答 `{answer}`",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +76,11 @@ class SynthesisRequest:
     @property
     def messages(self) -> list[Message]:
         """The chat as the endpoint expects it."""
-        chat = [{"role": "system", "content": system_prompt(self.prompt)}, {"role": "user", "content": self.user}]
+        parts = system_prompt(self.prompt), _example(self.technique, self.prompt, self.user)
+        chat = [
+            {"role": "system", "content": "\n\n".join(filter(None, parts))},
+            {"role": "user", "content": self.user},
+        ]
         for answer, reply in self.refused:
             chat += [{"role": "assistant", "content": answer}, {"role": "user", "content": reply}]
         return chat
@@ -106,34 +114,53 @@ def requests_for(
     """
     side = side_to_paraphrase(example) if isinstance(example, PairExample) else None
     texts = _texts(example, side)
-    contents = [texts | _variant(number) for number in range(variants)]
+    shown = ["positive"] if technique == "hard_negative" else list(texts)
+    content: dict[str, Any] = {**texts, "length": {name: length_of(texts[name]) for name in shown}}
+    contents = [content | _variant(number) for number in range(variants)]
     requests = [_request(technique, example.dataset, example.id, content, pool) for content in contents]
     return [replace(request, side=side) for request in requests]
 
 
-def configuration_requests(
-    document: Document, dataset: str, *, seed: int, variants: int = 1, pool: Sequence[LLMSection] = ()
+def query_requests(
+    document: Document,
+    dataset: str,
+    *,
+    seed: int,
+    variants: int = 1,
+    pool: Sequence[LLMSection] = (),
+    max_tokens: int | None = None,
 ) -> list[SynthesisRequest]:
-    """First requests for a document's queries: who asks, which question, how difficult."""
-    names = personas(prompt_language(document.text))
+    """The requests for a document's queries: persona to be chosen; type, difficulty and length are drawn.
+
+    ``max_tokens`` are what an encoder reads of a document, and so about what is shown of it.
+    """
+    language = prompt_language(document.text)
+    text = document.text if max_tokens is None else document.text[: max_tokens * CHARS_READ[language]]
     requests = []
     for number in range(variants):
         rank = functools.partial(_rank, seed, f"persona {document.id} {number}")
-        drawn = sorted(names, key=rank)[:PERSONAS_SHOWN]
-        content: dict[str, Any] = {"document": document.text, "personas": drawn, **_variant(number)}
-        requests.append(_request("query_configuration", dataset, document.id, content, pool))
+        drawn = sorted(personas(language), key=rank)[:PERSONAS_SHOWN]
+        # types alternate from variant to variant, so that a document is not asked the same twice
+        kind = QUESTION_TYPES[(_number(seed, f"type {document.id}") + number) % len(QUESTION_TYPES)]
+        lengths = KEYWORDS if kind == "keywords" else QUERY_WORDS
+        content: dict[str, Any] = {
+            "document": text,
+            "personas": [f"{place}: {one}" for place, one in enumerate(drawn, start=1)],
+            "question_type": kind,
+            "difficulty": DIFFICULTIES[_number(seed, f"difficulty {document.id} {number}") % len(DIFFICULTIES)],
+            "words": lengths[_number(seed, f"words {document.id} {number}") % len(lengths)],
+            "language": "Chinese" if language == "zh" else "the document's",
+            **_variant(number),
+        }
+        requests.append(_request("query", dataset, document.id, content, pool))
     return requests
 
 
-def query_request(
-    configured: SynthesisRequest, configuration: Mapping[str, str], pool: Sequence[LLMSection]
-) -> SynthesisRequest:
-    """The second request for a query: with the first one's answer and a drawn length."""
-    document = configured.fields["document"]
-    words = QUERY_WORDS[int(_rank(0, "words", configured.user)[:4], 16) % len(QUERY_WORDS)]
-    language = "Chinese" if prompt_language(document) == "zh" else "the document's"
-    content = {"document": document, **configuration, "words": words, "language": language}
-    return _request("query", configured.dataset, configured.example_id, content, pool)
+def length_of(text: str) -> str:
+    """How long a text is, in words that a model can count by."""
+    if prompt_language(text) == "zh":
+        return f"about {len(_COUNTED.findall(text))} characters"
+    return f"about {len(text.split())} words"
 
 
 def relevance_request(
@@ -190,15 +217,41 @@ def system_prompt(label: str) -> str:
 
 @functools.cache
 def example_texts(label: str) -> frozenset[str]:
-    """The texts of the example answers in a prompt."""
-    answers = re.findall(r"(?:answer|回答|回复|输出)\s*`(\{.*?\})`", system_prompt(label))
-    return frozenset(str(text) for answer in answers for text in json.loads(answer).values())
+    """The texts of the answers that a prompt may show as an example."""
+    technique, language = label.partition("@")[0].split(".")
+    answers = (one["answers"].get(technique, {}) for one in _examples(language))
+    return frozenset(text for answer in answers for text in answer.values())
 
 
 @functools.cache
 def personas(language: PromptLanguage) -> tuple[str, ...]:
     """People who might ask, from the lines of ``prompts/personas.<language>.txt``."""
     return tuple(_prompt_file(f"personas.{language}.txt").splitlines())
+
+
+def _example(technique: SynthesisTechnique, label: str, user: str) -> str:
+    """The example of a prompt, one of several by the user message; empty where the technique has none.
+
+    It stands at the end, so that servers keep what all prompts have in common.
+    """
+    language = label.partition("@")[0].rpartition(".")[2]
+    examples = _examples(language)
+    shown = examples[_number(0, f"example {user}") % len(examples)]
+    if technique not in shown["answers"]:
+        return ""
+    texts = {name: shown[name] for name in ("query", "positive")}
+    lengths = {
+        name: length_of(text) for name, text in texts.items() if (technique, name) != ("hard_negative", "query")
+    }
+    request = json.dumps({"technique": technique, **texts, "length": lengths}, ensure_ascii=False)
+    return EXAMPLE_LINES[language].format(
+        request=request, answer=json.dumps(shown["answers"][technique], ensure_ascii=False)
+    )
+
+
+@functools.cache
+def _examples(language: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _prompt_file(f"examples.{language}.{VERSION}.jsonl").splitlines()]
 
 
 def _prompt_file(name: str) -> str:
@@ -212,18 +265,20 @@ def _request(
     content: Mapping[str, Any],
     pool: Sequence[LLMSection],
 ) -> SynthesisRequest:
-    prompt = PROMPT_NAMES.get(technique, technique)
-    name = NAMES_IN_MESSAGES.get(technique, technique)
-    user = json.dumps({"technique": name, **content}, ensure_ascii=False)
-    texts = " ".join(str(value) for field, value in content.items() if field != "language")
+    user = json.dumps({"technique": technique, **content}, ensure_ascii=False)
+    texts = " ".join(content[name] for name in TEXT_FIELDS if name in content)
     return SynthesisRequest(
         technique=technique,
         dataset=dataset,
         example_id=example_id,
-        prompt=f"{prompt}.{prompt_language(texts)}@{VERSION}",
+        prompt=f"{technique}.{prompt_language(texts)}@{VERSION}",
         user=user,
         model=model_for(user, pool),
     )
+
+
+def _number(seed: int, purpose: str) -> int:
+    return int(_rank(seed, purpose, "")[:8], 16)
 
 
 def _variant(number: int) -> dict[str, int]:

@@ -26,14 +26,16 @@ from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
+from qzhou.data.overlap import Index, Overlap
 from qzhou.data.records import TASKS, Manifest
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError, QzhouError, from_json, to_json
+from qzhou.run.files import NGRAMS, TRANSFORM
 from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import NO_ROWS, progress
 from qzhou.transform.contamination.contamination_pass import check_shard, read_ngrams, sample_limits, write_ngrams
-from qzhou.transform.contamination.overlap import Index, IndexBuilder, Overlap
+from qzhou.transform.contamination.index_builder import IndexBuilder
 from qzhou.transform.conversion import SUMMARY, candidates_folder, convert_shard
 from qzhou.transform.deduplication.duplicates import compare_bucket
 from qzhou.transform.layout import Layout, Shard, ShuffleTask, make_layout
@@ -115,6 +117,8 @@ def _work(recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], fo
             buckets = {str(bucket): bucket for bucket in range(layout.buckets)}
             _each("compare", layout, buckets, compare_bucket)
         index = _index(layout, texts) if layout.compares_with_evaluation else None
+        if index is not None:
+            index.write(folder / NGRAMS.removeprefix(f"{TRANSFORM}/"))  # what an LLM writes is compared, too
         shared = ray.put(index)  # one copy a node, for all tasks
         if layout.has_contamination_pass:
             _each("contamination", layout, _named(layout.shards), partial(_check, shared))

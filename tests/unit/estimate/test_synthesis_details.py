@@ -44,11 +44,11 @@ def test_the_details_count_requests_tokens_money_and_what_is_paid_already():
 
     assert f"paraphrase, m: 10 requests (4 answered already), about {6 * prompt:,} prompt" in found
     assert f"cost {6 * (prompt * 2 + answer * 8) / 1e6:.4f}" in found
-    assert "query_configuration, m: 4 requests" in found  # a configuration and a query for each
-    assert "in all: 14 requests" in found
+    assert "query, m: 2 requests" in found
+    assert "in all: 12 requests" in found
     assert "spent by earlier attempts: 0.2500; max_cost 9" in found
-    shown = next(line for line in found.splitlines() if "e.g. paraphrase (paraphrase.en@v2)" in line)
-    assert json.loads(shown.split("): ", 1)[1]) == {"technique": "paraphrase", "query": "why?", "positive": "so"}
+    shown = next(line for line in found.splitlines() if "e.g. paraphrase (paraphrase.en@v3)" in line)
+    assert json.loads(shown.split("): ", 1)[1]) == requests[0].fields
 
 
 def test_the_details_of_a_run_are_printed_and_nothing_is_sent(make_recipe, capsys):

@@ -12,6 +12,7 @@ from scipy import stats
 
 from qzhou.config.recipe import load_recipe
 from qzhou.config.transform import ContaminationSection
+from qzhou.data.overlap import Overlap, overlap_rows
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import LabeledExample, PairExample, RetrievalExample
 from qzhou.data.storage import table_of
@@ -27,8 +28,7 @@ from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.examples import TrainingSet
 from qzhou.training.loader import TrainingStage
 from qzhou.training.loop import train_stage
-from qzhou.transform.contamination.overlap import IndexBuilder, Overlap
-from qzhou.transform.writing.report import overlap_rows
+from qzhou.transform.contamination.index_builder import IndexBuilder
 from tests.conftest import WORDS
 from tests.ranks.problem import FakeRecorder, model_of
 from tests.torch_engine import TorchEngine

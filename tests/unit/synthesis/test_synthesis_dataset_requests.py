@@ -45,7 +45,7 @@ def test_a_dataset_above_the_limit_gets_neither_rewrites_nor_queries(tmp_path, c
 
     plans = {plan.name: plan for plan in dataset_requests(run)}
 
-    assert techniques(plans["at_limit"]) == {"paraphrase": 2, "query_configuration": 3}
+    assert techniques(plans["at_limit"]) == {"paraphrase": 2, "query": 3}
     assert (plans["above"].requests, plans["above"].documents) == ((), ())
     said = "synthesis: above has more rows than synthesis.max_dataset_rows (4) and is left alone\n"
     assert capsys.readouterr().out == said

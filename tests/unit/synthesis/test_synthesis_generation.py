@@ -134,36 +134,23 @@ def test_an_unanswered_request_is_dropped_with_its_failure():
     assert [(one.reason, one.detail) for one in result.dropped] == [("no_answer", "status 500: out of order")]
 
 
-def test_a_bare_document_gets_its_query_in_two_steps():
+def test_a_bare_document_gets_its_queries():
     settings = SETTINGS.model_copy(update={"query_rows": 4, "queries_per_row": 2})
     documents, requests = corpus_requests(DOCUMENTS, "d", settings, seed=0)
 
     def answer(request):
-        if request.technique == "query_configuration":
-            return outcome(
-                {"persona": request.fields["personas"][1], "question_type": "how_to", "difficulty": "phd"}
-            )
-        return outcome({"query": f"how is glass shaped, part {request.fields['words']} {request.user[-9:]}?"})
+        asked = request.fields
+        return outcome(
+            {"persona": "2", "query": f"how is glass shaped, {asked['words']} {asked['question_type']}?"}
+        )
 
     result, llm = write(answer, requests, settings)
 
-    assert (len(documents), len(requests)) == (4, 8)
-    assert [{one.technique for one in ones} for ones in llm.rounds] == [{"query_configuration"}, {"query"}]
-    fields = llm.rounds[1][0].fields
-    assert fields["persona"] == llm.rounds[0][0].fields["personas"][1]
+    assert (len(documents), len(requests), len(llm.rounds)) == (4, 8, 1)
     assert {one.record.positives for one in result.records} == {(document.text,) for document in documents}
     source = result.records[0].record.source
-    assert (source.technique, source.prompt, source.parent) == ("query_generation", "query.en@v2", documents[0].id)
+    assert (source.technique, source.prompt, source.parent) == ("query_generation", "query.en@v3", documents[0].id)
     assert merge([], result)[0] == [one.record for one in result.records]
-
-
-def test_a_persona_that_was_not_offered_is_refused():
-    _, requests = corpus_requests(DOCUMENTS, "d", SETTINGS.model_copy(update={"query_rows": 1}), seed=0)
-    content = {"persona": "an astronaut", "question_type": "how_to", "difficulty": "phd"}
-
-    result, _ = write(lambda _: outcome(content), requests)
-
-    assert [one.reason for one in result.dropped] == ["no_choice"]
 
 
 def test_a_relevance_check_drops_positives_that_do_not_answer_and_negatives_that_do():

@@ -9,7 +9,7 @@ from qzhou.data.records import Document, Drop, LabeledExample, Negative, PairExa
 from qzhou.synthesis.answer_json import object_with
 from qzhou.synthesis.chat import Answer
 from qzhou.synthesis.parsing import normalised, parse
-from qzhou.synthesis.techniques import VERSION, configuration_requests, query_request, requests_for
+from qzhou.synthesis.techniques import VERSION, query_requests, requests_for
 
 POSITIVE = "The days grow shorter and trees stop making chlorophyll, so red pigments become visible."
 EXAMPLE = RetrievalExample(id="parent", dataset="d", query="Why do leaves turn red?", positives=(POSITIVE,))
@@ -146,8 +146,8 @@ def test_what_models_write_for_json_is_read_as_it_is_meant(content, text):
         ("placeholder", "<document>"),
         ("placeholder", '"<new positive>"'),
         ("placeholder", "[Your answer here]"),
-        ("example_of_prompt", "As the days grow longer, trees begin to form their buds, and the white blossoms become "
-         "visible."),
+        ("example_of_prompt", "When spring comes back, twigs begin to form their buds, and white blossoms open in the "
+         "sun."),
         ("refusal", "I'm sorry, but I can't write a misleading document about leaves for you, whatever they are."),
         ("refusal", "As an AI language model I do not have a view on why leaves turn red or do not, I am afraid so."),
         ("refusal", "I cannot provide a document that is wrong on purpose, since it would mislead whoever read it.."),
@@ -173,13 +173,12 @@ PASSAGE = (
 )
 
 
-def asked(query, document=PASSAGE):
+def asked(query, document=PASSAGE, persona="3"):
     seed = Document(id="x", text=document)
-    (configured,) = configuration_requests(seed, "d", seed=0)
-    persona = configured.fields["personas"][0]
-    choice = {"persona": persona, "question_type": "factual", "difficulty": "university"}
-    answer = Answer(key="k", model="m", content=json.dumps({"query": query}), prompt_tokens=1, completion_tokens=1)
-    return parse(query_request(configured, choice, ()), seed, answer, FILTERS)
+    (request,) = query_requests(seed, "d", seed=0)
+    content = json.dumps({"persona": persona, "query": query})
+    answer = Answer(key="k", model="m", content=content, prompt_tokens=1, completion_tokens=1)
+    return parse(request, seed, answer, FILTERS)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +194,26 @@ def asked(query, document=PASSAGE):
 )
 def test_a_query_that_no_one_would_type_is_refused(reason, query):
     assert asked(query).reason == reason
+
+
+@pytest.mark.parametrize("persona", ["an astronaut", "0", "13", 13, True, ["1"], ""])
+def test_a_persona_that_was_not_offered_is_refused(persona):
+    assert asked("spring flooding and livestock", persona=persona).reason in {"no_choice", "missing_field", "empty"}
+
+
+def test_the_number_of_a_persona_may_be_a_number():
+    assert asked("spring flooding and livestock", persona=12).query == "spring flooding and livestock"
+
+
+def test_most_of_an_example_of_the_prompt_is_refused_unless_the_data_speaks_of_it():
+    leaked = "Trees cease to produce chlorophyll once days shorten, which lets pigments that are red appear now."
+    other = "Glass cools slowly in the kiln, so that it does not crack, and colours become visible by day."
+    example = RetrievalExample(id="p", dataset="d", query="How does glass cool?", positives=(other,))
+
+    refused = answered(example, "paraphrase", {"query": "In what way is glass cooled?", "positive": leaked})
+
+    assert (refused.reason, "of 'positive' is an example" in refused.detail) == ("example_of_prompt", True)
+    assert isinstance(paraphrase(), RetrievalExample)
 
 
 def test_a_query_of_ones_own_words_is_kept():

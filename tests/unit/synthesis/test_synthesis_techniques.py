@@ -2,12 +2,16 @@
 
 import json
 import typing
+from dataclasses import replace
 
 import pytest
 
-from qzhou.data.records import LabeledExample, PairExample, RetrievalExample, Source
+from qzhou.config.synthesis import FiltersSection
+from qzhou.data.records import Document, Drop, LabeledExample, PairExample, RetrievalExample, Source
+from qzhou.synthesis.chat import Answer
+from qzhou.synthesis.parsing import parse
 from qzhou.synthesis.techniques import (
-    PROMPT_NAMES,
+    DIFFICULTIES,
     QUESTION_TYPES,
     TECHNIQUES,
     VERSION,
@@ -15,6 +19,7 @@ from qzhou.synthesis.techniques import (
     draw,
     personas,
     prompt_language,
+    query_requests,
     requests_for,
     side_to_paraphrase,
     system_prompt,
@@ -56,9 +61,14 @@ def test_a_retrieval_request_carries_query_and_first_positive():
 
     (request,) = requests_for(example, "augmentation")
 
-    assert json.loads(request.user) == {"technique": "augmentation", "query": "why?", "positive": "because"}
+    assert json.loads(request.user) == {
+        "technique": "augmentation",
+        "query": "why?",
+        "positive": "because",
+        "length": {"query": "about 1 words", "positive": "about 1 words"},
+    }
     assert [message["role"] for message in request.messages] == ["system", "user"]
-    assert request.prompt == f"augment.en@{VERSION}"
+    assert request.prompt == f"augmentation.en@{VERSION}"
 
 
 def test_a_pair_request_carries_one_side_and_both_sides_get_their_turn():
@@ -78,15 +88,75 @@ def test_pairs_and_labelled_texts_are_only_paraphrased():
     ("language", "wanted"), [("en", "one JSON object and nothing else"), ("zh", "只回答一个 JSON 对象")]
 )
 def test_every_prompt_is_there_in_both_languages_and_asks_for_json(technique, language, wanted):
-    name = PROMPT_NAMES.get(technique, technique)
-    assert wanted in system_prompt(f"{name}.{language}@{VERSION}")
+    assert wanted in system_prompt(f"{technique}.{language}@{VERSION}")
 
 
 def test_the_prompts_name_every_choice():
     for language in ("en", "zh"):
-        prompt = system_prompt(f"query_configuration.{language}@{VERSION}")
-        assert all(f"`{one}`" in prompt for one in QUESTION_TYPES)
-        assert len(personas(language)) == len(set(personas(language))) >= 20
+        prompt = system_prompt(f"query.{language}@{VERSION}")
+        assert all(f"`{one}`" in prompt for one in (*QUESTION_TYPES, *DIFFICULTIES))
+        assert len(personas(language)) == len(set(personas(language))) >= 40
+
+
+@pytest.mark.parametrize("technique", ["paraphrase", "augmentation", "hard_negative"])
+def test_examples_vary_from_row_to_row_and_stand_behind_what_all_prompts_share(technique):
+    rows = [RetrievalExample(id=str(n), dataset="d", query=f"why {n}?", positives=(f"so {n}",)) for n in range(40)]
+
+    prompts = {requests_for(row, technique)[0].messages[0]["content"] for row in rows}
+
+    shared = system_prompt(f"{technique}.en@{VERSION}")
+    assert len(prompts) == 4
+    assert all(one.startswith(shared + "\n\n") for one in prompts)
+
+
+def examples_of_prompts():
+    for technique in ("paraphrase", "augmentation", "hard_negative"):
+        for language, texts in (("en", "why {}?"), ("zh", "第{}个问题是什么？")):
+            rows = [
+                RetrievalExample(id=str(n), dataset="d", query=texts.format(n), positives=("x",)) for n in range(40)
+            ]
+            shown = {requests_for(row, technique)[0].messages[0]["content"].splitlines()[-1] for row in rows}
+            for one in sorted(shown):
+                start = one.index("{")
+                request, end = json.JSONDecoder().raw_decode(one, start)
+                answer, _ = json.JSONDecoder().raw_decode(one, one.index("{", end))
+                yield pytest.param(technique, language, request, answer, id=f"{technique}-{request['query'][:12]}")
+
+
+@pytest.mark.parametrize(("technique", "language", "shown", "answer"), examples_of_prompts())
+def test_every_example_passes_the_gates_that_answers_have_to_pass(technique, language, shown, answer):
+    example = RetrievalExample(id="x", dataset="d", query=shown["query"], positives=(shown["positive"],))
+    (asked,) = requests_for(example, technique)
+    other = {"en": "zh", "zh": "en"}[language]  # whose examples are others, or this one would count as leaked
+    said = Answer(key="k", model="m", content=json.dumps(answer), prompt_tokens=1, completion_tokens=1)
+
+    found = parse(replace(asked, prompt=f"{technique}.{other}@{VERSION}"), example, said, FiltersSection())
+
+    assert not isinstance(found, Drop), (found.reason, found.detail)
+    assert asked.fields == shown, "as a request would say it"
+
+
+def test_a_query_s_type_difficulty_and_length_are_drawn_and_the_persona_is_chosen_from_many():
+    document = Document(id="d1", text="How glass is blown, cut and cooled.")
+    many = [Document(id=f"d{n}", text=document.text) for n in range(60)]
+
+    asked = [request.fields for one in many for request in query_requests(one, "d", seed=0, variants=2)]
+
+    assert {one["question_type"] for one in asked} == set(QUESTION_TYPES)
+    assert {one["difficulty"] for one in asked} == set(DIFFICULTIES)
+    assert {one["words"] for one in asked if one["question_type"] == "keywords"} == {2, 3, 4, 6}
+    pairs = zip(asked[::2], asked[1::2], strict=True)
+    assert all(first["question_type"] != second["question_type"] for first, second in pairs)
+    assert {len(one["personas"]) for one in asked} == {12}
+    assert asked[0]["personas"][0].startswith("1: ")
+    assert query_requests(document, "d", seed=0) == query_requests(document, "d", seed=0)
+
+
+def test_of_a_long_document_as_much_is_shown_as_an_encoder_reads():
+    (english,) = query_requests(Document(id="e", text="word " * 900), "d", seed=0, max_tokens=100)
+    (chinese,) = query_requests(Document(id="c", text="玻璃" * 900), "d", seed=0, max_tokens=100)
+
+    assert (len(english.fields["document"]), len(chinese.fields["document"])) == (500, 200)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import pyarrow as pa
 import pytest
 
 from qzhou.config.transform import ContaminationSection
+from qzhou.data.ngrams import Tokens, windows
+from qzhou.data.overlap import Overlap, grams_of
 from qzhou.data.records import LabeledExample, PairExample, RetrievalExample
 from qzhou.data.storage import table_of
-from qzhou.transform.contamination.ngrams import Tokens, windows
-from qzhou.transform.contamination.overlap import IndexBuilder, Overlap, grams_of
+from qzhou.transform.contamination.index_builder import IndexBuilder
 
 WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()  # noqa: SIM905
 SETTINGS = ContaminationSection()
@@ -144,7 +145,7 @@ def test_a_bounded_index_still_finds_long_overlaps():
 
 def test_what_is_added_twice_counts_once():
     builder = IndexBuilder(SETTINGS)
-    grams, _ = grams_of(["a b c"], SETTINGS)
+    grams, _ = grams_of(["a b c"], SETTINGS.sizes)
     builder.add("t", grams)
     builder.add("t", grams)
 

@@ -16,10 +16,11 @@ import zstandard
 
 from qzhou.config.dataset import Dataset
 from qzhou.config.transform import ContaminationSection
+from qzhou.data.overlap import Overlap
 from qzhou.data.records import Document, Drop, LabeledExample, PairExample, RetrievalExample
 from qzhou.data.storage import Folder, read_records
 from qzhou.errors import DataError, RecipeError
-from qzhou.transform.contamination.overlap import IndexBuilder, Overlap
+from qzhou.transform.contamination.index_builder import IndexBuilder
 from qzhou.transform.layout import make_layout
 from qzhou.transform.reading.discovery import find_inputs
 from qzhou.transform.rules.cleaning import clean_text

@@ -51,7 +51,7 @@ def contaminated(facts: Facts) -> CheckResult:
     if found["action"] == "drop":
         return []  # the copies were counted and dropped
     copies: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in found["overlaps"]:
+    for row in [*found["overlaps"], *facts.synthesis.get("overlaps", [])]:
         if not _is_declared(facts, row["dataset"], row["task"]):
             copies[row["task"]].append(row)
     return [one for task, rows in copies.items() for one in _copied(facts, task, rows)]
@@ -74,7 +74,7 @@ def _copied(facts: Facts, task: str, rows: Sequence[Mapping[str, Any]]) -> list[
         Finding(
             "contaminated",
             f"{message}, and its scores say less.",
-            f"{TRANSFORM_REPORT}: copies of {task}{size}: {shown(parts)}",
+            f"{TRANSFORM_REPORT} and {SYNTHESIS_REPORT}: copies of {task}{size}: {shown(parts)}",
             f"set {facts.setting('transform.contamination.action')} to 'drop'",
         )
     ]

@@ -1,6 +1,6 @@
 """What went in: datasets, their rows' fate, text lengths, overlap with evaluation data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from qzhou.evaluation.report import plots
 from qzhou.evaluation.report.blocks import Block, Heading, KeyNumbers, Panels, Text, missing
@@ -31,7 +31,7 @@ def blocks(files: RunFiles) -> Iterator[Block]:
     yield Heading("Dropped rows")
     yield from _dropped(datasets)
     yield Heading("Overlap of training data with evaluation data")
-    yield from _contamination(report.get("contamination", {}))
+    yield from _contamination(report.get("contamination", {}), files.synthesis.get("overlaps", []))
 
 
 def _datasets(datasets: Content) -> Table:
@@ -83,8 +83,11 @@ def _dropped(datasets: Content) -> Iterator[Block]:
     yield Text("A part of a row is one negative, one answer or one piece of evidence; the rest of the row is kept.")
 
 
-def _contamination(found: Content) -> Iterator[Block]:
-    action, overlaps = found.get("action", "off"), found.get("overlaps", [])
+def _contamination(found: Content, synthetic: Sequence[Content]) -> Iterator[Block]:
+    """``synthetic`` are the overlaps of what an LLM wrote."""
+    action = found.get("action", "off")
+    written = [{**one, "dataset": f"{one['dataset']} (synthetic)"} for one in synthetic]
+    overlaps = sorted([*found.get("overlaps", []), *written], key=lambda one: -one["percent"])
     if not overlaps:
         yield Text("It was not looked for." if action == "off" else "None was found.")
         return

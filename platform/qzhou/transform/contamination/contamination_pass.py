@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from qzhou.transform.contamination.overlap import Index, Overlap, grams_of, texts_in
+from qzhou.data.overlap import Index, Overlap, grams_of, texts_in
 from qzhou.transform.conversion import read_candidates
 from qzhou.transform.deduplication.duplicates import DropReason, drop_reasons_of
 from qzhou.transform.layout import Layout, Shard
@@ -25,7 +25,7 @@ def write_ngrams(layout: Layout, shard: Shard) -> None:
     reasons, _ = drop_reasons_of(layout, shard, table.num_rows)
     held_out = table.filter(pa.array((reasons == 0) & table["held_out"].to_numpy()))
     texts, _ = texts_in(held_out, layout.dataset(shard.dataset).task)
-    grams = np.unique(grams_of(texts, layout.recipe.transform.contamination)[0])
+    grams = np.unique(grams_of(texts, layout.recipe.transform.contamination.sizes)[0])
     (layout.work / "ngrams").write_bytes(f"{shard.name}.u8", grams.tobytes())
 
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from rensa import RMinHash
 
+from qzhou.data.ngrams import Tokens, windows
 from qzhou.data.splitmix import GOLDEN
-from qzhou.transform.contamination.ngrams import Tokens, windows
 
 PERMUTATIONS = 128
 SHINGLE_TOKENS = 3

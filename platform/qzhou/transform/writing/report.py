@@ -5,10 +5,10 @@ from typing import Any
 
 from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
+from qzhou.data.overlap import Overlap, overlap_rows
 from qzhou.data.storage import Folder, read_table
 from qzhou.errors import DataError
 from qzhou.telemetry.events import as_json, log_event
-from qzhou.transform.contamination.overlap import Overlap
 from qzhou.transform.rules.fields import columns_of
 from qzhou.transform.writing.row_counts import RowCounts
 
@@ -135,26 +135,6 @@ def write_report(
         "overlaps": overlap_rows(overlaps),
     }
     folder.write_json(REPORT, {"datasets": datasets, "contamination": contamination})
-
-
-def overlap_rows(overlaps: Mapping[str, Overlap]) -> list[dict[str, Any]]:
-    """A row per training set and evaluation task that overlap, the largest share first."""
-    rows = [
-        {
-            "dataset": name,
-            "task": task,
-            "examples": count,
-            "copied": overlap.copied.get(task, 0),
-            "asked": overlap.asked.get(task, 0),
-            "compared": overlap.compared,
-            "percent": round(100 * count / overlap.compared, 3),
-            "shown": overlap.examples.get(task, []),
-        }
-        for name, overlap in overlaps.items()
-        for task, count in overlap.tasks.items()
-        if count
-    ]
-    return sorted(rows, key=lambda row: (-row["percent"], row["dataset"], row["task"]))
 
 
 def _some_values(folder: Folder, column: str) -> set[Any]:

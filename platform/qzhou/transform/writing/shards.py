@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qzhou.config.dataset import Dataset
+from qzhou.data.overlap import TEXT_COLUMNS, Index
 from qzhou.data.records import EXAMPLE_TYPES, Document, Drop, Qrel, Query, stable_id
 from qzhou.data.storage import Folder, batched, schema_of, table_of, write_table
 from qzhou.transform.contamination.contamination_pass import SampleLimits, select_rows, write_overlap
-from qzhou.transform.contamination.overlap import TEXT_COLUMNS, Index
 from qzhou.transform.conversion import raw_rows_of, read_candidates
 from qzhou.transform.deduplication.duplicates import DETAILS, DropReason
 from qzhou.transform.layout import Layout, Shard

@@ -1,8 +1,6 @@
 """Overlap of training with evaluation texts: shared n-grams, exact matches of short texts.
 
-The n-grams of all evaluation texts make one sorted array of 64-bit hashes with the task each came from. It is bounded:
-above ``max_index_ngrams`` only the hashes that a power of two divides are kept. Long overlaps are still found, because
-they share many n-grams.
+The n-grams of all evaluation texts make one sorted array of 64-bit hashes with the task each came from.
 
 One n-gram in common is often a common phrase. So the copies are counted too: examples that
 repeat most of a text.
@@ -13,21 +11,21 @@ PaLM (arXiv:2204.02311, section 8); sampling by hash as in FracMinHash.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from qzhou.config.transform import ContaminationSection
+from qzhou.data.ngrams import NgramSizes, Tokens, windows
 from qzhou.data.records import Task
-from qzhou.data.storage import batched
-from qzhou.transform.contamination.ngrams import Tokens, windows
-from qzhou.transform.rules.cleaning import clean_text
+from qzhou.data.storage import Folder
 
 TEXTS_PER_BATCH = 5_000
 EXAMPLES = 5  # of each dataset and task
 SHOWN_CHARS = 200
+INDEX = "index.json"
 COPIED_SHARE = 0.7  # of a text's n-grams, as in PaLM
 
 TEXT_COLUMNS: dict[Task, tuple[str, ...]] = {
@@ -37,14 +35,14 @@ TEXT_COLUMNS: dict[Task, tuple[str, ...]] = {
 }
 
 
-def grams_of(texts: Sequence[str], settings: ContaminationSection) -> tuple[np.ndarray, np.ndarray]:
+def grams_of(texts: Sequence[str], sizes: NgramSizes) -> tuple[np.ndarray, np.ndarray]:
     """The n-grams of each text, by words or by characters as its script asks; a short text is one by itself.
 
     Returns: Hashes (uint64), and for each the position of its text (int64).
     """
     tokens = Tokens.of(texts)
     found, owners = [], []
-    for is_cjk, size in ((False, settings.ngram_words), (True, settings.ngram_chars)):
+    for is_cjk, size in ((False, sizes.words), (True, sizes.chars)):
         grams, ends = windows(tokens, size, whole_if_shorter=True)
         owner = np.repeat(np.arange(len(texts)), np.diff(ends))
         chosen = tokens.is_cjk[owner] == is_cjk
@@ -68,7 +66,23 @@ class Index:
     hashes: np.ndarray
     owners: np.ndarray
     kept_of: int
-    settings: ContaminationSection
+    sizes: NgramSizes
+
+    @classmethod
+    def read(cls, folder: Folder) -> Index | None:
+        """What :meth:`write` wrote; None where there is none."""
+        if not folder.exists(INDEX):
+            return None
+        content = folder.read_json(INDEX)
+        arrays = folder.read_array("hashes.npy"), folder.read_array("owners.npy")
+        return cls(tuple(content["tasks"]), *arrays, content["kept_of"], NgramSizes(*content["sizes"]))
+
+    def write(self, folder: Folder) -> None:
+        """Write the index; 10 bytes an n-gram."""
+        folder.write_array("hashes.npy", self.hashes)
+        folder.write_array("owners.npy", self.owners)
+        content = {"tasks": self.tasks, "kept_of": self.kept_of, "sizes": [self.sizes.words, self.sizes.chars]}
+        folder.write_json(INDEX, content)
 
     def lookup(self, grams: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(positions in ``grams``, positions of tasks) of what is known; several times where tasks share n-grams."""
@@ -79,49 +93,6 @@ class Index:
             yield waiting, self.owners[places[waiting]].astype(np.int64)
             places[waiting] += 1
             waiting = waiting[places[waiting] < len(self.hashes)]
-
-
-class IndexBuilder:
-    """Collects the n-grams of one task after the other, within bounded memory."""
-
-    def __init__(self, settings: ContaminationSection) -> None:
-        self._settings = settings
-        self._hashes: dict[str, list[np.ndarray]] = {}
-        self._kept_of = 1
-
-    def add(self, task: str, hashes: np.ndarray) -> None:
-        """Add n-grams of a task; some of them may be known already."""
-        chosen = hashes if self._kept_of == 1 else hashes[hashes % np.uint64(self._kept_of) == 0]
-        self._hashes.setdefault(task, []).append(chosen)
-        if self._size() > 2 * self._settings.max_index_ngrams:  # many may be repeats
-            self._compact()
-
-    def add_texts(self, task: str, texts: Iterable[str]) -> None:
-        """The same for the texts themselves, cleaned as training texts are."""
-        self.add(task, np.empty(0, dtype=np.uint64))
-        for batch in batched(map(clean_text, texts), TEXTS_PER_BATCH):
-            self.add(task, grams_of(batch, self._settings)[0])
-
-    def index(self) -> Index:
-        """The index of everything that was added."""
-        self._compact()
-        arrays = [own[0] for own in self._hashes.values()] or [np.empty(0, dtype=np.uint64)]
-        owners = np.repeat(np.arange(len(arrays), dtype=np.uint16), [len(one) for one in arrays])
-        hashes = np.concatenate(arrays)
-        order = np.argsort(hashes, kind="stable")
-        return Index(tuple(self._hashes), hashes[order], owners[order], self._kept_of, self._settings)
-
-    def _size(self) -> int:
-        return sum(len(one) for own in self._hashes.values() for one in own)
-
-    def _compact(self) -> None:
-        """Keep each n-gram of a task once; while there are too many, keep the half whose hashes divide evenly."""
-        for task, own in self._hashes.items():
-            self._hashes[task] = [np.unique(np.concatenate(own))]
-        while self._size() > self._settings.max_index_ngrams:
-            self._kept_of *= 2
-            for task, (distinct,) in self._hashes.items():
-                self._hashes[task] = [distinct[distinct % np.uint64(self._kept_of) == 0]]
 
 
 @dataclass(slots=True)
@@ -146,7 +117,7 @@ class Overlap:
         hit = np.zeros((table.num_rows, len(index.tasks)), dtype=bool)
         copies = np.zeros((len(texts), len(index.tasks)), dtype=bool)
         for start in range(0, len(texts), TEXTS_PER_BATCH):
-            grams, gram_owners = grams_of(texts[start : start + TEXTS_PER_BATCH], index.settings)
+            grams, gram_owners = grams_of(texts[start : start + TEXTS_PER_BATCH], index.sizes)
             some = owners[start : start + TEXTS_PER_BATCH]
             known = np.zeros((len(some), len(index.tasks)), dtype=np.int32)
             for positions, tasks in index.lookup(grams):
@@ -186,6 +157,26 @@ class Overlap:
                 text = texts[place][:SHOWN_CHARS]
                 if len(shown) < EXAMPLES and text not in shown:
                     shown.append(text)
+
+
+def overlap_rows(overlaps: Mapping[str, Overlap]) -> list[dict[str, Any]]:
+    """A row per training set and evaluation task that overlap, the largest share first."""
+    rows = [
+        {
+            "dataset": name,
+            "task": task,
+            "examples": count,
+            "copied": overlap.copied.get(task, 0),
+            "asked": overlap.asked.get(task, 0),
+            "compared": overlap.compared,
+            "percent": round(100 * count / overlap.compared, 3),
+            "shown": overlap.examples.get(task, []),
+        }
+        for name, overlap in overlaps.items()
+        for task, count in overlap.tasks.items()
+        if count
+    ]
+    return sorted(rows, key=lambda row: (-row["percent"], row["dataset"], row["task"]))
 
 
 def texts_in(table: pa.Table, task: Task) -> tuple[list[str], np.ndarray]:

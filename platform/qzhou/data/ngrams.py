@@ -20,6 +20,14 @@ _SINGLE = re.compile(f"[{CJK}]")
 
 
 @dataclass(frozen=True, slots=True)
+class NgramSizes:
+    """Words in a row, or characters of Chinese and kana, that count as one n-gram."""
+
+    words: int = 13
+    chars: int = 20
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """The tokens of some texts, one text after the other.
 
