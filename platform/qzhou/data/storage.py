@@ -154,8 +154,8 @@ class Folder:
         """
         parent, _, base = f"{self.path}/{name}".rpartition("/")
         temporary = f"{parent}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{base}"
-        self._make(parent)
         try:
+            self._make(parent)
             yield temporary
             self.filesystem.move(temporary, f"{parent}/{base}")
         except OSError as error:

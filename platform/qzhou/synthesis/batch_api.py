@@ -214,9 +214,7 @@ class BatchSender:
             self._problems.append(f"batch {batch.id} has {ended.status}{reason}")
         for result in results.values():
             measure_attempt(batch.model, "rejected" if result.answer is None else "answered", result.answer)
-            if result.answer is not None:
-                await self._cache.add(result.answer)
-        self._cache.flush()
+        await asyncio.gather(*(self._cache.add(one.answer) for one in results.values() if one.answer is not None))
         (self._folder / BATCHES).remove(f"{batch.id}.json")
         return results
 

@@ -120,7 +120,6 @@ class ChatClient:
                 self._in_progress[key] = asyncio.create_task(self._result(key, request))
             tasks.append((self._in_progress[key], reused))
         ended = await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
-        self._cache.flush()
         results = []
         for result, (_, reused) in zip(ended, tasks, strict=True):
             if isinstance(result, BaseException):

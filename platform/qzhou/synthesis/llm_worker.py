@@ -11,7 +11,7 @@ import pyarrow as pa
 from qzhou.config.api_keys import Keys
 from qzhou.config.synthesis import SynthesisSection
 from qzhou.data.storage import Folder
-from qzhou.errors import EndpointError, first_line
+from qzhou.errors import EndpointError, StorageError, first_line
 from qzhou.synthesis.chat import Answer, ChatRequest, ChatResult
 from qzhou.synthesis.client import ChatClient
 from qzhou.synthesis.rate_limiter import RateLimiter, RequestLimits
@@ -62,7 +62,7 @@ class LLMWorker:
         except EndpointError as error:
             results = [ChatResult(answer=None)] * len(requests)
             stopped = str(error)
-        except OSError as error:  # a full disk, say
+        except (OSError, StorageError) as error:  # a full disk, say
             results = [ChatResult(answer=None)] * len(requests)
             stopped = f"answers cannot be kept in the response cache: {first_line(error)}."
         written = [json.dumps(dataclasses.asdict(result)) for result in results]

@@ -8,38 +8,43 @@ import asyncio
 import dataclasses
 import json
 import os
+import time
 import uuid
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from qzhou.data.storage import Folder
+from qzhou.errors import StorageError
 from qzhou.synthesis.chat import Answer
+from qzhou.telemetry.events import log_event
 
 RESPONSES = "responses"  # folder of the cache in the stage's folder
+GATHERED_S = 1.0  # answers of an object store's file
+RETRIED_S = 5.0
 KEY_COLUMNS = slice(9, 73)  # of the request's hash in a line: {"key": "...
 
 
 class ResponseCache:
     """Answers by request key.
 
-    On a local filesystem an answer is on disk before :meth:`add` returns; answers that
-    arrive together share one ``fsync``. Object stores cannot append, so :meth:`flush`
-    writes the new answers as one file.
+    An answer is written before :meth:`add` returns; answers that arrive together share one
+    ``fsync``. Object stores cannot append: there the answers of ``GATHERED_S`` make a file.
 
     Args:
         folder: Of the cache.
         without: Files whose answers are not loaded: those that are known otherwise.
+        patience_s: How long an object store may be away until :meth:`add` raises its error.
     """
 
-    def __init__(self, folder: Folder, *, without: Collection[str] = ()) -> None:
+    def __init__(self, folder: Folder, *, without: Collection[str] = (), patience_s: float = 300.0) -> None:
         self.folder = folder
         answers = _read_answers(folder, without=without)
         self._answers = {answer.key: answer for answer in answers if answer.is_whole}
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self._name = f"answers-{stamp}-{uuid.uuid4().hex[:8]}"
         self._unwritten: list[Answer] = []
-        self._files_written = 0
+        self._files_written, self._patience_s = 0, patience_s
         self._committing: asyncio.Task[None] | None = None
 
     def get(self, key: str) -> Answer | None:
@@ -47,32 +52,45 @@ class ResponseCache:
         return self._answers.get(key)
 
     async def add(self, answer: Answer) -> None:
-        """Keep an answer. On a local filesystem it survives a kill from here on."""
+        """Keep an answer; it survives a kill from here on."""
         self._unwritten.append(answer)
-        if self.folder.is_local:
-            # One commit writes everything that waits; answers that come meanwhile take the next one.
-            while answer in self._unwritten:
-                if self._committing is None:
-                    self._committing = asyncio.create_task(self._commit())
-                await self._committing
+        # One commit writes everything that waits; answers that come meanwhile take the next one.
+        while answer in self._unwritten:
+            if self._committing is None:
+                self._committing = asyncio.create_task(self._commit())
+            await self._committing
         if answer.is_whole:
             self._answers[answer.key] = answer
 
-    def flush(self) -> None:
-        """Write the answers that an object store does not have yet, as one file."""
-        if self._unwritten and not self.folder.is_local:
-            lines = "".join(map(_line, self._unwritten))
-            self.folder.write_bytes(f"{self._name}-{self._files_written:06d}.jsonl", lines.encode())
-            self._unwritten.clear()
-            self._files_written += 1
-
     async def _commit(self) -> None:
-        written = list(self._unwritten)
         try:
-            await asyncio.to_thread(self._append, "".join(map(_line, written)))
+            if not self.folder.is_local:
+                await asyncio.sleep(GATHERED_S)
+            written = list(self._unwritten)
+            lines = "".join(map(_line, written))
+            if self.folder.is_local:
+                await asyncio.to_thread(self._append, lines)
+            else:
+                await self._upload(lines.encode())
             del self._unwritten[: len(written)]
         finally:
             self._committing = None
+
+    async def _upload(self, content: bytes) -> None:
+        """Write a file of an object store, again and again while it is away."""
+        name = f"{self._name}-{self._files_written:06d}.jsonl"
+        given_up = time.monotonic() + self._patience_s
+        while True:
+            try:
+                await asyncio.to_thread(self.folder.write_bytes, name, content)
+                break
+            except (OSError, StorageError) as error:
+                if time.monotonic() > given_up:
+                    raise
+                line = f"synthesis: answers wait in memory, since {self.folder.uri} cannot be written: {error}"
+                log_event(line, "answers_wait", level="warning")
+                await asyncio.sleep(RETRIED_S)
+        self._files_written += 1
 
     def _append(self, lines: str) -> None:
         path = Path(self.folder.path) / f"{self._name}.jsonl"

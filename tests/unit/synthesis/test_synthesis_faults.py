@@ -2,13 +2,17 @@
 
 import asyncio
 import json
+import re
+import resource
 import subprocess
 import sys
 import threading
 import urllib.request
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai
+import pyarrow as pa
 import pytest
 
 from qzhou.config.api_keys import Keys
@@ -22,8 +26,10 @@ from qzhou.synthesis.chat import ChatRequest, request_key
 from qzhou.synthesis.client import ChatClient
 from qzhou.synthesis.generation import example_requests, generate, merge
 from qzhou.synthesis.ledger import Ledger
+from qzhou.synthesis.llm_worker import LLMWorker
 from qzhou.synthesis.rate_limiter import RateLimiter, RequestLimits
 from qzhou.synthesis.response_cache import ResponseCache, totals
+from qzhou.synthesis.schemas import schema_name
 from tests.llm_faults import FAULTS, Behaviour
 from tests.llm_server import LLMServer, serving
 
@@ -104,6 +110,96 @@ def test_at_a_tenth_of_faults_of_every_kind_each_row_ends_once(tmp_path):
     # answers without use: asked again in other words
     retried = counts.faults["empty"] + counts.faults["babble"]
     assert plain["distinct"] <= ROWS + retried
+
+
+# How models wrap what they were asked for; none of it changes the object inside.
+SHAPES = {
+    "bare": "{}",
+    "fenced": "```json\n{}\n```",
+    "fenced in capitals, with prose": "Here you are:\n```JSON\n{}\n```\nI hope this helps!",
+    "thoughts": "<think>They want a document {{like this}}.</think>\n{}",
+    "thoughts whose tag stands in the prompt": "They want a document.\n</think>\n\n{}",
+    "thoughts under another name": "<thinking>Hm.</thinking>{}",
+    "prose around": "Sure! {} Let me know whether you want another one.",
+    "a token of the chat": "{}<|im_end|>",
+    "a channel": "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>{}",
+    "a byte order mark": "\ufeff{}",
+    "a trailing comma": "{}",
+    "a raw line break in a string": "{}",
+}
+
+
+def in_shape(messages):
+    """The rules' answer in one of the shapes, by the row."""
+    content = answer_by_rules(messages)
+    shapes = list(SHAPES)
+    shape = shapes[int(re.search(r"array (\d+)", messages[1]["content"])[1]) % len(shapes)]
+    if shape == "a trailing comma":
+        content = content[:-1] + ",}"
+    if shape == "a raw line break in a string":
+        content = content.replace(" of ", " of\n", 1)
+    return SHAPES[shape].replace("{{", "{").replace("}}", "}").replace("{}", content, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "answer", "behaviour", "kept", "dropped"),
+    [
+        ("none", answer_by_rules, {}, 96, {}),
+        ("answers in twelve shapes", in_shape, {}, 96, {}),
+        ("429 for three in ten", answer_by_rules, {"rate_limited_silently": 0.3}, 96, {}),
+        ("503 for three in ten", answer_by_rules, {"unavailable": 0.3}, 96, {}),
+        ("nothing but babble", answer_by_rules, {"babble": 1.0}, 0, {"not_json": 96}),
+        ("nothing but empty answers", answer_by_rules, {"empty": 1.0}, 0, {"not_json": 96}),
+    ],
+)
+def test_rows_are_kept_or_dropped_with_a_reason_and_none_is_paid_for_twice(
+    tmp_path, fault, answer, behaviour, kept, dropped
+):
+    rows = examples(96)
+    endpoint = LLMServer(answer, Behaviour(**behaviour))
+    with serving(endpoint) as url:
+        settings = settings_of(url, concurrency=12, max_retries=12)
+        requests = example_requests(rows, "retrieval", settings, seed=0)
+        seeds = {("d", one.id): one for one in rows}
+        result = generate(requests, seeds, asking(settings, Folder.open(str(tmp_path))), settings, Ledger())
+
+    _, found = merge(rows, result)
+    plain = endpoint.counts.plain()
+    assert (len(found.records), Counter(one.reason for one in found.dropped)) == (kept, dropped), fault
+    assert plain["twice"] == 0
+    assert len(found.records) + len(found.dropped) == 96
+
+
+def test_a_full_disk_ends_the_work_with_its_name_and_what_was_kept_is_not_paid_for_again(tmp_path):
+    """A limit on the size of files stands for the disk; Linux gives another error number, and Python the same class."""
+    folder, rows = Folder.open(str(tmp_path)).create(), examples(96)
+    endpoint = LLMServer(answer_by_rules)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with serving(endpoint) as url:
+        settings = settings_of(url, concurrency=4)
+        requests = example_requests(rows, "retrieval", settings, seed=0)
+        table = pa.table(
+            {
+                "index": list(range(96)),
+                "model": ["m"] * 96,
+                "schema": [schema_name(one) for one in requests],
+                "messages": [json.dumps(one.messages) for one in requests],
+            }
+        )
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+        try:
+            full = asyncio.run(LLMWorker(settings, folder, Keys.of(["OPENAI_API_KEY"], {}))(table)).to_pylist()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        kept = totals(folder)[0]
+        again = asyncio.run(LLMWorker(settings, folder, Keys.of(["OPENAI_API_KEY"], {}))(table)).to_pylist()
+
+    assert all(row["stopped"].startswith("answers cannot be kept in the response cache: ") for row in full)
+    assert 0 < kept < 96
+    assert all(json.loads(row["result"])["answer"] for row in again)
+    assert totals(folder)[0] == 96
+    reused = sum(json.loads(row["result"])["reused"] for row in again)
+    assert reused == kept
 
 
 def test_limits_of_the_server_are_kept_to_without_a_single_refusal(tmp_path):

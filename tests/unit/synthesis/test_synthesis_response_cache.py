@@ -4,9 +4,12 @@ import asyncio
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from qzhou.data.storage import Folder
+from qzhou.errors import StorageError
 from qzhou.synthesis.chat import Answer, request_key
-from qzhou.synthesis.response_cache import ResponseCache, cached_answers, totals
+from qzhou.synthesis.response_cache import GATHERED_S, ResponseCache, cached_answers, totals
 
 
 def answer(key: str) -> Answer:
@@ -56,18 +59,50 @@ def test_a_torn_last_line_is_ignored_and_harms_no_later_answer(tmp_path):
     assert [ResponseCache(folder).get(key) is not None for key in "abc"] == [True, False, True]
 
 
-def test_a_remote_cache_is_written_one_file_a_flush(tmp_path):
-    # only is_local asks for the scheme
-    remote = dataclasses.replace(Folder.open(str(tmp_path)), scheme="s3://")
-    cache = ResponseCache(remote)
-    add(cache, *"ab")
-    assert remote.files() == []
+def remote(tmp_path):
+    """A folder that is taken for one of an object store, since only ``is_local`` asks for the scheme."""
+    return dataclasses.replace(Folder.open(str(tmp_path)), scheme="s3://")
 
-    cache.flush()
-    cache.flush()
 
-    assert len(remote.files(".jsonl")) == 1
-    assert totals(remote)[0] == 2
+def test_an_object_store_has_each_answer_before_it_counts_and_few_files(tmp_path):
+    folder = remote(tmp_path)
+    cache = ResponseCache(folder)
+
+    add(cache, *(f"key{number}" for number in range(100)))
+    add(cache, "later")
+
+    assert len(folder.files(".jsonl")) == 2
+    assert totals(folder)[0] == 101
+    assert ResponseCache(folder).get("key7") == answer("key7")
+
+
+def test_answers_wait_while_an_object_store_is_away(tmp_path, capsys):
+    """Its place is a file for a moment, so that nothing can be written below it."""
+    place = tmp_path / "bucket"
+    folder = remote(place)
+
+    async def away_for_a_moment():
+        cache = ResponseCache(folder, patience_s=60)
+        place.write_bytes(b"")
+        adding = asyncio.gather(*(cache.add(answer(key)) for key in "abc"))
+        await asyncio.sleep(GATHERED_S + 0.5)
+        assert not adding.done()
+        place.unlink()
+        await adding
+
+    asyncio.run(away_for_a_moment())
+
+    assert totals(folder)[0] == 3
+    assert "answers wait in memory" in capsys.readouterr().out
+
+
+def test_an_object_store_that_stays_away_is_an_error(tmp_path):
+    place = tmp_path / "bucket"
+    cache = ResponseCache(remote(place), patience_s=0)
+    place.write_bytes(b"")
+
+    with pytest.raises(StorageError, match="bucket"):
+        add(cache, "a")
 
 
 def test_some_answers_are_found_without_holding_the_others(tmp_path):
