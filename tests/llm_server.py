@@ -30,7 +30,7 @@ HANG_S = 3600.0
 RETRY_AFTER_S = 1
 LARGEST_BODY = 256 * 2**20
 
-Answer = Callable[[Sequence[Mapping[str, str]]], str]
+Answer = Callable[[Sequence[Mapping[str, str]]], str | tuple[str, str]]  # content, and why it ended
 
 
 class LLMServer:
@@ -85,8 +85,10 @@ class LLMServer:
         if fault:
             self.counts.faults[fault] += 1
         try:
-            content = _USELESS[fault] if fault in _USELESS else self._answer(body["messages"])
+            said = _USELESS[fault] if fault in _USELESS else self._answer(body["messages"])
+            content, reason = said if isinstance(said, tuple) else (said, "stop")
             completed = completion(body, content)
+            completed["choices"][0]["finish_reason"] = reason
         except ValueError as error:
             return _error(400, str(error))
         latency_s = HANG_S if fault == "hang" else self._injector.latency_s(digest)
@@ -168,7 +170,8 @@ class LLMServer:
             response = {"status_code": 500, "body": {"error": {"message": fault}}}
         else:
             self.counts.complete(digest, served_s=0.0)
-            body = completion(line["body"], self._answer(line["body"]["messages"]))
+            said = self._answer(line["body"]["messages"])
+            body = completion(line["body"], said if isinstance(said, str) else said[0])
             response = {"status_code": 200, "body": body}
         return {"custom_id": line["custom_id"], "response": response}
 

@@ -15,7 +15,7 @@ def run_steps(layout: Layout) -> None:
             run_shuffle_task(layout, task)
     for shard in layout.shards:
         convert_shard(layout, shard)
-    for bucket in range(layout.buckets):
+    for bucket in range(layout.buckets if layout.finds_duplicates else 0):
         compare_bucket(layout, bucket)
     for shard in layout.shards:
         check_shard(layout, shard, None)

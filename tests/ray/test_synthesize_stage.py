@@ -1,6 +1,7 @@
 """The synthesis stage on a local Ray, with the endpoint made of rules and with one that is down."""
 
 import asyncio
+import concurrent.futures
 import dataclasses
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from qzhou.config.recipe import parse_recipe
@@ -255,6 +257,35 @@ def test_a_driver_that_is_killed_twice_pays_for_nothing_twice(tmp_path):
     assert distinct == requests
     assert completed - distinct <= 2 * 8  # in flight at the kills
     assert endpoint.counts.peak <= 8 + 8  # those of the dead client are still being answered
+
+
+def test_a_worker_that_is_killed_pays_for_nothing_twice_and_its_job_goes_on(tmp_path):
+    write_transformed(tmp_path)
+    endpoint = LLMServer(answer_by_rules, Behaviour(latency_s=0.2))
+    killed = []
+
+    def kill_at(share):
+        deadline = time.monotonic() + 600
+        while len(endpoint.counts.completed) < share * 350 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for process in psutil.Process().children(recursive=True):
+            if "_LLMWorker" in " ".join(process.cmdline()):
+                process.kill()
+                killed.append(len(endpoint.counts.completed))
+
+    with serving(endpoint) as url, concurrent.futures.ThreadPoolExecutor() as pool:
+        settings = {"endpoint": url, "model": "m", "concurrency": 8, "hard_negatives_per_row": 10}
+        killing = pool.submit(kill_at, 0.3)
+        synthesize(recipe(tmp_path, **settings, filters={"scores": False}))
+        killing.result()
+
+    completed, distinct, _ = counted(endpoint.counts)
+    assert killed
+    assert killed[0] < 350
+    assert distinct == 350
+    assert completed - distinct <= 8  # in flight at the kill
+    ledger = (Folder.open(str(tmp_path)) / "run" / "synthesis").read_json("ledger.json")["total"]
+    assert (ledger["requests"], ledger["answered"]) == (350, 350)
 
 
 def start(path):

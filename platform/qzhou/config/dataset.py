@@ -142,6 +142,7 @@ class Dataset(Format):
         description="Rows with the same query and positives are one example with the negatives of all; default: where "
         "a row has one negative.",
     )
+    deduplicate: bool | None = Field(None, description="Drop exact repeats; default: transform.deduplicate.")
     positive_grade: float = Field(1.0, description="graded, qrels: from this grade on a document is a positive.")
     negative_grade: float = Field(0.0, description="graded, qrels: up to this grade it is a negative.")
     labels: dict[str, str] = Field(

@@ -31,7 +31,10 @@ class TransformSection(Section):
     """Raw rows to examples."""
 
     max_chars: AtLeastOne = Field(20_000, description="Longer texts are cut here, at a word.")
-    deduplicate: bool = Field(True, description="Drop exact repeats, compared as normalised (query, positive).")
+    deduplicate: bool = Field(
+        True,
+        description="Drop exact repeats, compared as normalised (query, positive); a dataset may say otherwise.",
+    )
     near_duplicates: Experimental[Annotated[float, Field(ge=0.5, lt=1.0)] | None] = Field(
         None,
         description="Drop rows whose texts, side by side, have at least about this Jaccard similarity; default: off.",

@@ -47,7 +47,7 @@ def convert_shard(layout: Layout, shard: Shard) -> int:
     convert = Converter(dataset, settings.max_chars)
     keys = KeyList(
         dataset,
-        with_identity=settings.deduplicate,
+        with_identity=layout.drops_repeats_of(dataset),
         with_texts=layout.has_held_out,
         near_threshold=settings.near_duplicates,
     )

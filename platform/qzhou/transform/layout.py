@@ -137,8 +137,12 @@ class Layout:
     @property
     def finds_duplicates(self) -> bool:
         """Whether examples are compared with each other at all."""
-        settings = self.recipe.transform
-        return settings.deduplicate or settings.near_duplicates is not None or self.has_held_out
+        drops_repeats = any(map(self.drops_repeats_of, self.recipe.datasets))
+        return drops_repeats or self.recipe.transform.near_duplicates is not None or self.has_held_out
+
+    def drops_repeats_of(self, dataset: Dataset) -> bool:
+        """Whether exact repeats of a dataset's rows are dropped."""
+        return self.recipe.transform.deduplicate if dataset.deduplicate is None else dataset.deduplicate
 
 
 def make_layout(

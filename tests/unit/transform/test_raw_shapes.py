@@ -463,6 +463,32 @@ def test_the_folders_of_a_partitioned_table_are_columns(transformed, tmp_path):
     assert [one.reason for one in drops] == ["blank_label"]
 
 
+def test_a_map_of_parquet_is_an_object(transformed, tmp_path):
+    schema = pa.schema({"fields": pa.map_(pa.string(), pa.string())})
+    rows = [{"fields": [("question", "why"), ("answer", "so")]}]
+
+    examples, _, _ = transformed(
+        rule="question_answer",
+        reader="parquet",
+        paths=[parquet(tmp_path / "maps.parquet", rows, schema)],
+        columns={"query": "fields.question", "positive": "fields.answer"},
+    )
+
+    assert triples(examples) == {("why", ("so",), ())}
+
+
+@pytest.mark.parametrize(("deduplicate", "kept"), [(None, 1), (True, 1), (False, 3)])
+def test_a_dataset_may_keep_its_repeats(transformed, tmp_path, deduplicate, kept):
+    rows = [{"text": "the same text", "label": "a"}] * 3
+
+    examples, drops, _ = transformed(
+        rule="labeled", paths=[jsonl(tmp_path / "r.jsonl", *rows)], deduplicate=deduplicate
+    )
+
+    assert len(examples) == kept
+    assert [one.reason for one in drops] == ["duplicate"] * (3 - kept)
+
+
 def test_a_sample_may_be_drawn_label_by_label(transformed, tmp_path):
     rows = [{"text": f"text {n}", "label": "rare" if n % 50 == 0 else "common"} for n in range(400)]
     settings = {"rule": "labeled", "paths": [jsonl(tmp_path / "rows.jsonl", *rows)]}

@@ -17,7 +17,7 @@ REASONS = 5  # that are named, the commonest first
 LOSS_SHARE = 0.1  # of a dataset's rows; what takes more of them for one reason is said in words
 ADVICE = {
     "duplicate": "An earlier row has the same texts: take one of the two out, set merge_rows if only negatives differ, "
-    "or transform.deduplicate = false",
+    "or deduplicate = false",
     "near_duplicate": "An earlier row is nearly the same (transform.near_duplicates)",
     "in_held_out": "A text of theirs is held out for evaluation: set allow_overlap if these are official splits that "
     "share texts, hold out less (eval_fraction), or take the dataset out",
