@@ -63,7 +63,7 @@ def counts(url: str) -> dict[str, Any]:
 
 def chat(number: int) -> list[dict[str, str]]:
     """One request: a relevance check, which the server's rules answer in no time."""
-    user = json.dumps({"technique": "judge", "query": f"question {number}", "document": DOCUMENT})
+    user = json.dumps({"technique": "relevance_check", "query": f"question {number}", "document": DOCUMENT})
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
 
 

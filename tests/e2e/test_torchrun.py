@@ -52,6 +52,22 @@ def test_killed_ranks_go_on_in_another_number_and_end_where_ray_train_does(submi
     assert "training/stage2: unchanged since" in again.out, "both ways make the same run"
 
 
+def test_pairs_and_classes_alone_are_trained_on_in_stage_2_from_the_backbone(submitted, tmp_path):
+    recipe, _ = submitted
+    shutil.copytree(recipe.parent / "runs" / "tiny" / "mining", tmp_path / "tiny" / "mining")
+    alone = ("--training.datasets", "alike,kinds", "--training.stage1.steps", "0")
+
+    done = run(*torchrun(1, recipe, tmp_path), *alone, "--training.stage2.retrieval_share", "0")
+
+    assert done.status == 0, done.text
+    assert "training/stage1: left out (training.stage1.steps is 0)" in done.out
+    training = tmp_path / "tiny" / "training"
+    assert [one.name for one in training.iterdir()] == ["stage2"]
+    lines = (training / "stage2" / "metrics.jsonl").read_text().splitlines()
+    assert {json.loads(line)["dataset"] for line in lines} == {"alike", "kinds"}
+    assert (training / "stage2" / "model" / "config.json").exists()
+
+
 def test_a_mistake_is_said_by_the_ranks(submitted, tmp_path):
     recipe, _ = submitted
 

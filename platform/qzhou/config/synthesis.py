@@ -120,7 +120,7 @@ class SynthesisSection(ChatSection):
     augmentations_per_row: AtLeastOne = Field(1, description="New examples from each of them.")
     hard_negative_rows: Count = Field(0, description="Retrieval examples per dataset that get written negatives.")
     hard_negatives_per_row: AtLeastOne = Field(1, description="Negatives for each of them.")
-    query_rows: Count = Field(0, description="Documents per corpus that get a generated query (two requests each).")
+    query_rows: Count = Field(0, description="Documents per corpus that get a generated query.")
     queries_per_row: AtLeastOne = Field(1, description="Queries for each of them, asked by different persons.")
     parse_retries: Count = Field(
         1, description="Times that a refused answer goes back to the model with the reason."
