@@ -1,7 +1,8 @@
 """The JSON object in what a model says: around it may stand thoughts, prose, fences and tokens of a chat format. Pure.
 
 An object counts as whole where its braces close. One that was cut off is never completed.
-Inside it, line breaks in strings, trailing commas and ``\\'`` are read as they are meant.
+Inside it, line breaks in strings, trailing commas, ``\\'`` and single backslashes (of a regular expression, say) are
+read as they are meant.
 """
 
 import json
@@ -11,8 +12,18 @@ from typing import Any
 
 import json5
 
+from qzhou.synthesis.empty_words import is_placeholder
+
 # what follows the last of these is the answer; the opening tag of a thought often stands in the prompt
-_END_OF_THOUGHTS = re.compile(r"</think(?:ing)?>|</reasoning>|<\|channel\|>final<\|message\|>", re.IGNORECASE)
+_END_OF_THOUGHTS = re.compile(
+    r"</(?:think(?:ing)?|thoughts?|reasoning|reflection)>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
+    r"|<\|channel\|>final<\|message\|>",
+    re.IGNORECASE,
+)
+_START_OF_THOUGHTS = re.compile(
+    r"<(?:think(?:ing)?|thoughts?|reasoning|reflection)>|\[THINK\]|◁think▷|<\|begin_of_thought\|>", re.IGNORECASE
+)
+_UNKNOWN_ESCAPE = re.compile(r"\\(?:[\"\\/bfnrt']|u[0-9a-fA-F]{4})|\\")
 _STRING_OR_BRACE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)
 _LINE_BREAK = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 SHOWN_CHARS = 60
@@ -26,7 +37,10 @@ def object_with(fields: Collection[str], content: str) -> dict[str, Any]:
     """
     answer = without_thoughts(content)
     found = list(_objects(answer))
-    fitting = [one for one in found if all(field in one for field in fields)]
+    named = [one for each in found if (one := _with_fields(each, fields)) is not None]
+    # a model may repeat the form before it fills it in
+    filled = [one for one in named if not any(is_placeholder(str(one[field])) for field in fields)]
+    fitting = filled or named
     different = {json.dumps({field: one[field] for field in fields}, sort_keys=True) for one in fitting}
     if len(different) > 1:
         raise ValueError(f"it holds {len(different)} answers that differ")
@@ -41,8 +55,22 @@ def object_with(fields: Collection[str], content: str) -> dict[str, Any]:
 
 
 def without_thoughts(content: str) -> str:
-    """What stands behind a model's thoughts; all of it where there are none."""
-    return _END_OF_THOUGHTS.split(content)[-1]
+    """What stands behind a model's thoughts, of which nothing is an answer; all of it where there are none."""
+    return _START_OF_THOUGHTS.split(_END_OF_THOUGHTS.split(content)[-1])[0]
+
+
+def is_object(text: str) -> bool:
+    """Whether a text is one JSON object."""
+    return _end_of(text, 0) == len(text) and _loaded(text) is not None
+
+
+def _with_fields(value: dict[str, Any], fields: Collection[str]) -> dict[str, Any] | None:
+    """An object with these fields, whatever their case, or the only object inside that has them; None if none has."""
+    lower = {name.casefold(): inner for name, inner in value.items()}
+    if all(field in lower for field in fields):
+        return {field: lower[field] for field in fields}
+    inside = [one for one in value.values() if isinstance(one, dict)]
+    return _with_fields(inside[0], fields) if len(value) == len(inside) == 1 else None
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
@@ -71,7 +99,7 @@ def _loaded(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError):
-        escaped = _STRING_OR_BRACE.sub(_without_line_breaks, text)
+        escaped = _STRING_OR_BRACE.sub(_escaped, text)
         try:
             value = json5.loads(escaped)
         except (ValueError, RecursionError):
@@ -79,5 +107,7 @@ def _loaded(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _without_line_breaks(match: re.Match[str]) -> str:
-    return re.sub(r"[\n\r\t]", lambda one: _LINE_BREAK[one[0]], match[0])
+def _escaped(match: re.Match[str]) -> str:
+    """A string as JSON wants it: line breaks, and backslashes that begin no escape, as in ``\\d+``."""
+    text = _UNKNOWN_ESCAPE.sub(lambda one: one[0] if len(one[0]) > 1 else "\\\\", match[0])
+    return re.sub(r"[\n\r\t]", lambda one: _LINE_BREAK[one[0]], text)

@@ -33,6 +33,9 @@ REQUESTS_PER_BATCH = 50_000  # OpenAI's limits
 BYTES_PER_BATCH = 150 * 2**20
 POLL_S = 15.0
 ENDED = {"completed", "failed", "expired", "cancelled"}
+# what an endpoint writes of requests that it did not come to
+UNDONE = {"batch_expired", "batch_cancelled", "request_timeout"}
+PASSING = {408, 409, 425, 429}
 BATCHES = "batches"  # folder of the response cache: one file for each batch in progress
 
 Sleep = Callable[[float], Awaitable[object]]
@@ -66,6 +69,8 @@ class BatchSender:
         self._models = {model.model: model for model in settings.pool}
         self._clients: dict[str, openai.AsyncOpenAI] = {}
         self._problems: list[str] = []
+        self._tries = Counter[str]()
+        self._tries_again = False
         self._connect = connect
 
     def send(self, requests: Mapping[str, SynthesisRequest]) -> dict[str, ChatResult]:
@@ -81,7 +86,7 @@ class BatchSender:
         batches = self._recorded()
         submitted = {key for batch in batches for key in batch.keys}
         new = {key: request for key, request in requests.items() if key not in submitted}
-        self._check_cost(new)
+        self._check_cost(requests)  # those handed in by an earlier attempt are still to be paid
         for name, model in self._models.items():
             key = self._keys.value(model.api_key_env)
             self._clients[name] = self._connect(model.endpoints[0], key, self._settings.timeout_s, model.headers)
@@ -101,7 +106,9 @@ class BatchSender:
                         round_results |= found
                         unanswered += [key for key in batch.keys if key not in found]
                     results |= round_results
-                    batches = await self._again(requests, unanswered, made_progress=bool(round_results))
+                    goes_on = bool(round_results) or self._tries_again
+                    self._tries_again = False
+                    batches = await self._again(requests, unanswered, made_progress=goes_on)
             except openai.APIError as error:
                 raise EndpointError(
                     f"the Batch API refuses: {self._keys.redacted(first_line(error))}. Submitted batches are on "
@@ -127,6 +134,7 @@ class BatchSender:
                 "hands these in again."
             )
         self._problems.clear()
+        self._check_cost(waiting)
         for model in self._models.values():
             for lines in self._parts(waiting, model):
                 return [await self._submit(model, lines)]
@@ -207,7 +215,9 @@ class BatchSender:
             content = (await self._patiently(partial(client.files.content, file))).text
             # not splitlines: JSON may hold U+2028
             lines = [json.loads(line) for line in content.split("\n") if line.strip()]
-            results |= {line["custom_id"]: self._result(line, batch.model) for line in lines}
+            for line in lines:
+                if not self._is_undone(line):
+                    results[line["custom_id"]] = self._result(line, batch.model)
         if ended.status != "completed":
             said = [one.message for one in (ended.errors.data if ended.errors else None) or [] if one.message]
             reason = f": {self._keys.redacted(said[0])}" if said else ""
@@ -235,12 +245,27 @@ class BatchSender:
             await self._sleep(POLL_S)
             waited_s += POLL_S
 
+    def _is_undone(self, line: Mapping[str, Any]) -> bool:
+        """Whether a request shall be handed in again: it was not come to, or an error of the server may have passed."""
+        error = line.get("error") or {}
+        status = (line.get("response") or {}).get("status_code", 0)
+        if error.get("code") in UNDONE or status in PASSING:
+            self._problems.append(str(error.get("message") or error.get("code") or f"status {status}"))
+            return True
+        if status < 500:
+            return False
+        self._tries[line["custom_id"]] += 1
+        is_again = self._tries[line["custom_id"]] <= self._settings.max_retries
+        self._tries_again |= is_again
+        return is_again
+
     def _result(self, line: Mapping[str, Any], model: str) -> ChatResult:
         response = line.get("response") or {}
         body = response.get("body") or {}
         try:
             return ChatResult(answer=answer_of(line["custom_id"], self._models[model], body))
         except ValueError:
-            error = str((body.get("error") or {}).get("message", "no answer"))
+            told = body.get("error") or line.get("error") or {}
+            error = str(told.get("message", "no answer"))
         failure = f"status {response.get('status_code', 0)}: {self._keys.redacted(error)}"
         return ChatResult(answer=None, failure=failure)

@@ -36,7 +36,8 @@ from qzhou.telemetry.events import log_event
 # key, credit, permission, address or model: the next request would fail too
 REFUSED = {401, 402, 403, 404}
 RETRIED = {408, 409, 425, 429}  # and every 5xx
-OF_ONE_REQUEST = {403}  # of an endpoint that answers others
+OF_ONE_REQUEST = {403}  # a moderated input; of an endpoint that answers others, or until so many came in a row
+FORBIDDEN_IN_A_ROW = 5
 THOUGHT_TOKENS, ANSWER_FACTOR = 2048, 4  # the limit of an answer: so much more than what is asked for
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 SHOWN_CHARS = 300
@@ -100,6 +101,7 @@ class ChatClient:
         self._sampling = settings.sampling
         self._forms: dict[tuple[str, str], LearnedForm] = defaultdict(LearnedForm)  # of (endpoint, model)
         self._has_answered: set[tuple[str, str]] = set()
+        self._forbidden = Counter[tuple[str, str]]()
         self._most_tokens: Counter[str] = Counter()  # of one answer of a model
         self._in_progress: dict[str, asyncio.Task[ChatResult]] = {}
         self._stop_message = ""
@@ -245,8 +247,10 @@ class ChatClient:
         status: AttemptStatus = "refused" if code in REFUSED else "rejected"
         if code in RETRIED or code >= 500:
             status = "overloaded"
-        if code in OF_ONE_REQUEST and place in self._has_answered:
-            status = "rejected"  # a moderated input; a key that works for others is no reason
+        if code in OF_ONE_REQUEST:
+            self._forbidden[place] += 1
+            if place in self._has_answered or self._forbidden[place] < FORBIDDEN_IN_A_ROW:
+                status = "rejected"
         retry_after_s = _retry_after_s(error.response.headers.get("retry-after", ""))
         if retry_after_s > self._settings.give_up_after_s:
             line = f"synthesis: {place[0]} asks to wait {retry_after_s:,.0f} s; it is asked again after "

@@ -1,30 +1,75 @@
-"""Words that no one would train on: placeholders, a model's excuses, talk of "the document". Pure."""
+"""Words that no one would train on: placeholders, a model's excuses, talk of "the document", loops. Pure."""
 
 import re
+from collections import Counter
 
-_PLACEHOLDER = re.compile(r"\W*<[^<>\n]{1,60}>\W*|\W*\[(?:your|new|insert)[^\[\]\n]{0,60}\]\W*", re.IGNORECASE)
-_REFUSAL = re.compile(
-    r"""
-    \bas\ an\ ai\b
-    | \bi(?:'|’)?(?:\ a)?m\ (?:really\ |very\ |so\ )?sorry,?\ (?:but|i)\b
-    | \b(?:sorry|unfortunately|apologies),?\ (?:but\ )?i\ (?:can|am|was|do)
-    | \bi\ (?:can(?:'|’)?t|cannot|can\ not|won(?:'|’)?t|am\ unable\ to|am\ not\ able\ to)\ (?:assist|help|write|create|
-        provide|generate|comply|fulfill|answer|do\ that|continue)
-    | (?:很|非常)?抱歉.{0,6}(?:我|无法|不能)
-    | 作为(?:一个|一名)?(?:ai|人工智能|语言模型)
-    | 我(?:无法|不能)(?:提供|生成|编写|回答|协助|帮助)
+_FIELD = (
+    r"(?:search\ |hard\ |rewritten\ |new\ |your\ |the\ |a\ )*"
+    r"(?:query|question|document|positive|negative|text|answer|passage|paraphrase|string|content|placeholder|todo)"
+    r"(?:\ (?:here|text|goes\ here))*"
+)
+_PLACEHOLDER = re.compile(
+    rf"""
+    \W*<[^<>\n]{{1,60}}>\W*
+    | \W*\[(?:your|new|insert)[^\[\]\n]{{0,60}}\]\W*
+    | \W*{_FIELD}\W*
+    | \W*todo\b.*
+    | \W*(?:新的?|改写后的)?(?:查询|文档|问题|答案|负例|文本)\W*
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_DOCUMENT = re.compile(
-    r"\b(?:the|this|that)\ (?:given\ |provided\ |above\ )?(?:document|passage|text|article|excerpt|author|paragraph)\b"
-    r"|(?:这篇|本篇|该|上述|这段|此)(?:文档|文章|文本|段落|文字)|文中|文章中|作者",
-    re.IGNORECASE,
+# what a model says it cannot do, and nothing that a customer could say
+_TASK = r"(?:assist|help|(?:re)?write\b(?!\ to)|create|provide|generate|comply|fulfill|answer|do\ that|continue)"
+_CANNOT = r"(?:can(?:'|’)?t|cannot|can\ not|won(?:'|’)t|(?:(?:'|’)?m|am)\ (?:unable|not\ able)\ to)"
+_CANNOT_ZH = "(?:无法|不能)(?:提供|生成|编写|撰写|改写|回答|协助|帮助|满足|完成)"
+_REFUSAL = re.compile(
+    rf"""
+    \bas\ an?\ (?:ai|artificial\ intelligence)(?:[ -](?:language\ )?(?:model|assistant|system)\b|,)
+    | \bas\ a\ (?:large\ )?language\ model\b
+    | \bi\ ?{_CANNOT}\ {_TASK}
+    | \b(?:sorry|apologies|unfortunately),?\ (?:but\ )?i\ (?:don(?:'|’)?t|do\ not)\ have\ (?:enough|access)
+    | ^unable\ to\ {_TASK}
+    | \bals\ (?:ki|ai)[- ]?(?:sprach)?modell
+    | \bleid,?\ aber\ ich\ kann\b
+    | \bdésolée?,?\ (?:mais\ )?je\ ne\ peux
+    | \blo\ siento,?\ (?:pero\ )?no\ puedo
+    | 作为(?:一个|一名)?(?:ai|人工智能|语言模型)
+    | 我{_CANNOT_ZH}
+    | 抱歉.{{0,6}}{_CANNOT_ZH}
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
+_PREAMBLE = re.compile(
+    r"(?:here (?:is|are)|sure\b|certainly\b|of course\b|以下是|好的)[^\n]{0,60}[:：]", re.IGNORECASE
+)
+_SAYS = (
+    r"(?:say|said|mention|describ|discuss|stat|explain|argu|claim|suggest|report|provid|giv|list|tell|conclud)\w*"
+)
+_SOURCE = r"(?:document|passage|excerpt|text|article|paragraph|paper|context|author|writer)"
+_DOCUMENT = re.compile(
+    rf"""
+    \b(?:the|this|that)\ (?:given|provided|above|following)\ {_SOURCE}\b
+    | \b(?:the|this|that)\ (?:passage|excerpt)\b
+    | \b(?:according\ to|in|from|of|by|does|do|did)\ (?:the|this|that)\ {_SOURCE}\b(?!\ of\b|\ to\b)
+    | \b(?:the|this|that)\ {_SOURCE}\ (?:also\ )?{_SAYS}
+    | \b(?:described|mentioned|stated|listed|discussed)\ above\b
+    | \b(?:in|laut|aus|nach|von)\ (?:dem|diesem)\ (?:dokument|text|artikel|abschnitt)\b
+    | \bim\ (?:vorliegenden\ |obigen\ )?(?:dokument|text|artikel|abschnitt)\b
+    | (?:这篇|本篇|该|上述|这段|此)(?:文档|文章|文本|段落|文字|内容)
+    | (?<!文)本文
+    | (?<![中英日韩法德俄古作论散译短长美外国])文中
+    | 文章中
+    | (?:^|[，。？！、；：\s]|这位|该)作者(?!是谁|是哪|简介)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
+LOOP_WORDS = 4  # shorter texts may well repeat a word
+LOOP_SHARE = 0.5
 
 
 def is_placeholder(text: str) -> bool:
-    """Whether a text stands for another: ``<query>``, ``[your answer]``."""
+    """Whether a text stands for another: ``<query>``, ``[your answer]``, ``Query``."""
     return _PLACEHOLDER.fullmatch(text) is not None
 
 
@@ -33,6 +78,23 @@ def is_refusal(text: str) -> bool:
     return _REFUSAL.search(text) is not None
 
 
+def has_preamble(text: str) -> bool:
+    """Whether a text begins with a model's announcement of it: "Here is a query:"."""
+    return _PREAMBLE.match(text) is not None
+
+
 def speaks_of_document(query: str) -> bool:
     """Whether a query speaks of the document that it was made from."""
     return _DOCUMENT.search(query) is not None
+
+
+def goes_in_circles(text: str) -> bool:
+    """Whether most of a text says again what stands in it before, as weak models do until they are stopped."""
+    words = _WORD.findall(text.casefold())
+    if len(words) < LOOP_WORDS:
+        return False
+    size = 3 if len(words) > 3 * LOOP_WORDS else 1
+    counts = Counter(zip(*(words[start:] for start in range(size)), strict=False))
+    total = counts.total()
+    # of single words a text of some length repeats many; only one that is hardly anything else is a loop
+    return total - len(counts) > (LOOP_SHARE if size == 3 else 0.7) * total

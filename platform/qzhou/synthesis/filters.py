@@ -40,7 +40,7 @@ class Scores:
 
 def copied_share(text: str, original: str) -> float:
     """Share of the word trigrams of ``text`` that are in ``original`` too; characters of Chinese and kana are words."""
-    ngrams, originals = _ngrams(text), set(_ngrams(original))
+    ngrams, originals = word_ngrams(text), set(word_ngrams(original))
     return sum(ngram in originals for ngram in ngrams) / len(ngrams) if ngrams else 0.0
 
 
@@ -65,7 +65,8 @@ def refused_by_scores(scores: Scores, filters: FiltersSection) -> tuple[str, str
     return None
 
 
-def _ngrams(text: str) -> list[tuple[str, ...]]:
+def word_ngrams(text: str) -> list[tuple[str, ...]]:
+    """The word trigrams of a text in order; none of a text of few words."""
     tokens = _TOKEN.findall(text.casefold())
     if len(tokens) < SHORTEST_TOKENS:
         return []

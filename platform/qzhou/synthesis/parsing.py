@@ -6,13 +6,14 @@ in ``dropped/`` and counted, never repaired. Only what stands around the object 
 """
 
 import dataclasses
+import functools
 import json
 import re
 import unicodedata
 from collections.abc import Mapping
 
 from qzhou.config.synthesis import FiltersSection
-from qzhou.data.languages import are_different_languages
+from qzhou.data.languages import HAN, are_different_languages
 from qzhou.data.records import (
     Document,
     Drop,
@@ -25,17 +26,25 @@ from qzhou.data.records import (
     Technique,
     stable_id,
 )
-from qzhou.synthesis.answer_json import object_with
+from qzhou.synthesis.answer_json import is_object, object_with
 from qzhou.synthesis.chat import Answer
-from qzhou.synthesis.empty_words import is_placeholder, is_refusal, speaks_of_document
-from qzhou.synthesis.filters import copied_share
+from qzhou.synthesis.empty_words import (
+    goes_in_circles,
+    has_preamble,
+    is_placeholder,
+    is_refusal,
+    speaks_of_document,
+)
+from qzhou.synthesis.filters import copied_share, word_ngrams
 from qzhou.synthesis.schemas import CHOICES, FIELDS, schema_name
-from qzhou.synthesis.techniques import Side, SynthesisRequest, example_texts
+from qzhou.synthesis.techniques import Side, SynthesisRequest, example_texts, prompt_language, system_prompt
 
 STAGE = "synthesis"
 PARAPHRASE_LENGTH = 0.15  # a paraphrase stays within this share of the original's characters
 NEGATIVE_LENGTH = 0.20  # a negative, of its positive's: the length must not give it away
 SLACK_CHARS = 12  # allowed in any case: 15 % of a five-word title is less than one word
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+COPIED_WORDS = 5  # from here on a query may not stand in its document; fewer are search words
 LEAKED = 0.5  # share of a text that an example of the prompt has, too
 LONGEST_QUERY_CHARS = 600
 SHOWN_CHARS = 80
@@ -112,8 +121,9 @@ def _texts(request: SynthesisRequest, answer: Answer) -> dict[str, str]:
 
 
 def _text(field: str, value: object) -> str:
-    if field in CHOICES and isinstance(value, int):
-        value = str(value)
+    if field == "persona":  # by its number, however that is written
+        number = re.match(r"\s*(\d+)(?:\.0)?\b", str(value))
+        value = number[1] if number else value
     if not isinstance(value, str):
         raise _RefusedError("missing_field", f"'{field}' is missing or no string")
     # A lone surrogate could not be written to any file.
@@ -122,22 +132,47 @@ def _text(field: str, value: object) -> str:
         raise _RefusedError("empty", f"'{field}' says nothing")
     if field in CHOICES and text not in CHOICES[field]:
         raise _RefusedError("no_choice", f"'{field}' is '{text[:40]}', not {', '.join(CHOICES[field])}")
+    if _CONTROL.search(text):
+        raise _RefusedError("control_character", f"'{field}' holds a character that no text has")
     return text.strip()
 
 
 def _refuse_empty_words(texts: Mapping[str, str], request: SynthesisRequest) -> None:
     """Refuse what stands in the prompt itself, and a model's words about what it cannot do."""
-    examples = example_texts(request.prompt)
+    given = [str(value) for value in request.fields.values()]
     for field, text in texts.items():
         if is_placeholder(text):
             raise _RefusedError("placeholder", f"'{field}' is a placeholder: {text[:SHOWN_CHARS]}")
         if is_refusal(text) and not is_refusal(request.user):
             raise _RefusedError("refusal", f"'{field}' declines: {text[:SHOWN_CHARS]}")
-        for example in examples:
-            share = max(copied_share(text, example), normalised(text) == normalised(example))
-            # the data may speak of the same things
-            if share > LEAKED and copied_share(text, request.user) <= LEAKED:
-                raise _RefusedError("example_of_prompt", f"{share:.0%} of '{field}' is an example of the prompt")
+        if has_preamble(text) and not any(map(has_preamble, given)):
+            raise _RefusedError("preamble", f"'{field}' announces itself: {text[:SHOWN_CHARS]}")
+        if goes_in_circles(text) and not any(map(goes_in_circles, given)):
+            raise _RefusedError("repetition", f"'{field}' goes in circles: {text[:SHOWN_CHARS]}")
+        if text.startswith("{") and text.endswith("}") and is_object(text):
+            raise _RefusedError("nested", f"'{field}' is an object itself: {text[:SHOWN_CHARS]}")
+        share = _share_of_prompt(text, request.prompt)
+        # the data may speak of the same things
+        if share > LEAKED and copied_share(text, request.user) <= LEAKED:
+            raise _RefusedError(
+                "example_of_prompt", f"{share:.0%} of '{field}' stands in the prompt or its examples"
+            )
+
+
+def _share_of_prompt(text: str, label: str) -> float:
+    """Share of a text's word trigrams that the prompt and its examples have; 1 for a whole example, however short."""
+    ngrams, whole = _prompt_ngrams(label)
+    if normalised(text) in whole:
+        return 1.0
+    own = word_ngrams(text)
+    return sum(one in ngrams for one in own) / len(own) if own else 0.0
+
+
+@functools.cache
+def _prompt_ngrams(label: str) -> tuple[frozenset[tuple[str, ...]], frozenset[str]]:
+    examples = example_texts(label)
+    ngrams = {ngram for text in (*examples, system_prompt(label)) for ngram in word_ngrams(text)}
+    return frozenset(ngrams), frozenset(map(normalised, examples))
 
 
 def _generated_query(
@@ -145,6 +180,10 @@ def _generated_query(
 ) -> RetrievalExample:
     _check_changed("query", query, document.text)
     _check_copied("query", query, document.text, filters)
+    if len(query.split()) >= COPIED_WORDS and normalised(query) in normalised(document.text):
+        raise _RefusedError("copied", "'query' stands in the document as it is")
+    if query.casefold() in {one.partition(": ")[2].casefold() for one in request.fields["personas"]}:
+        raise _RefusedError("placeholder", "'query' is the persona")
     if speaks_of_document(query):
         raise _RefusedError("speaks_of_document", "'query' speaks of a document, which who searches has not seen")
     if len(query) > min(LONGEST_QUERY_CHARS, max(SLACK_CHARS, len(document.text))):
@@ -255,5 +294,13 @@ def _check_copied(field: str, text: str, original: str, filters: FiltersSection,
 
 
 def _check_language(field: str, text: str, original: str) -> None:
-    if are_different_languages(text, original):
+    if are_different_languages(text, original) or _is_latin_about_chinese(text, original):
         raise _RefusedError("other_language", f"'{field}' is not in the language of the original")
+
+
+def _is_latin_about_chinese(text: str, original: str) -> bool:
+    """Whether Chinese was answered in Latin letters, in words of which the original has none."""
+    if prompt_language(original) != "zh" or re.search(f"[{HAN}]", text):
+        return False
+    words = re.findall(r"[a-z]{2,}", text.casefold())
+    return bool(words) and not any(word in original.casefold() for word in words)

@@ -20,7 +20,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from qzhou.config.synthesis import LLMSection
-from qzhou.data.languages import HAN, HANGUL, KANA
+from qzhou.data.languages import CJK, HAN, HANGUL, KANA
 from qzhou.data.records import Document, Example, LabeledExample, PairExample, RetrievalExample, Task
 from qzhou.synthesis.answer_json import without_thoughts
 from qzhou.synthesis.chat import Message, request_key
@@ -44,7 +44,8 @@ PERSONAS_SHOWN = 12
 CHARS_READ: Mapping[PromptLanguage, int] = {"en": 5, "zh": 2}  # of a document, for each token of an encoder
 TEXT_FIELDS = ("query", "positive", "text", "document")
 SHOWN_CHARS = 4000  # of a refused answer
-_COUNTED = re.compile(f"[{HAN}A-Za-z0-9]")
+CHARS_PER_WORD: Mapping[PromptLanguage, int] = {"en": 7, "zh": 3}  # a little more than the usual, with its blank
+_WITHOUT_BLANKS = re.compile(f"[{CJK}\u0e00-\u0e7f]")  # Chinese, kana, Thai: a word has no visible end
 EXAMPLE_LINES: Mapping[str, str] = {
     "en": "An example of the form, about something else; take no words from it. To `{request}` answer `{answer}`",
     "zh": "下面的例子只示范形式，内容与你的任务无关，不要照搬。对 `{request}`，回答 `{answer}`",
@@ -142,7 +143,9 @@ def query_requests(
         drawn = sorted(personas(language), key=rank)[:PERSONAS_SHOWN]
         # types alternate from variant to variant, so that a document is not asked the same twice
         kind = QUESTION_TYPES[(_number(seed, f"type {document.id}") + number) % len(QUESTION_TYPES)]
-        lengths = KEYWORDS if kind == "keywords" else QUERY_WORDS
+        # of a short document a long query would be refused for its length
+        most = max(2, len(text) // CHARS_PER_WORD[language])
+        lengths = [one for one in (KEYWORDS if kind == "keywords" else QUERY_WORDS) if one <= most] or [most]
         content: dict[str, Any] = {
             "document": text,
             "personas": [f"{place}: {one}" for place, one in enumerate(drawn, start=1)],
@@ -158,8 +161,9 @@ def query_requests(
 
 def length_of(text: str) -> str:
     """How long a text is, in words that a model can count by."""
-    if prompt_language(text) == "zh":
-        return f"about {len(_COUNTED.findall(text))} characters"
+    characters = sum(map(str.isalnum, text))
+    if 2 * len(_WITHOUT_BLANKS.findall(text)) > characters:
+        return f"about {characters} characters"
     return f"about {len(text.split())} words"
 
 
@@ -217,10 +221,12 @@ def system_prompt(label: str) -> str:
 
 @functools.cache
 def example_texts(label: str) -> frozenset[str]:
-    """The texts of the answers that a prompt may show as an example."""
-    technique, language = label.partition("@")[0].split(".")
-    answers = (one["answers"].get(technique, {}) for one in _examples(language))
-    return frozenset(text for answer in answers for text in answer.values())
+    """The texts of the examples that the prompts of a language show: what is given, and the answers."""
+    shown = _examples(label.partition("@")[0].rpartition(".")[2])
+    answers = [answer for one in shown for answer in one["answers"].values()]
+    return frozenset(text for texts in answers for text in texts.values()) | {
+        one[name] for one in shown for name in ("query", "positive")
+    }
 
 
 @functools.cache

@@ -164,10 +164,10 @@ def test_a_bad_request_is_not_retried(tmp_path):
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_ends_the_work_and_never_shows_the_key(tmp_path, status):
     with (
-        serving(script=[(status, {})]) as server,
+        serving(script=[(status, {})] * 9) as server,
         pytest.raises(EndpointError, match=rf"127.0.0.1.*status {status}") as caught,
     ):
-        ask(server.url, ["hello"], tmp_path)
+        ask(server.url, [f"hello {n}" for n in range(9)], tmp_path)
 
     assert "OPENAI_API_KEY" in str(caught.value)
     assert "sk-sec" not in str(caught.value)

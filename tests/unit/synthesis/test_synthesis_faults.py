@@ -263,12 +263,11 @@ def test_a_batch_is_handed_in_and_its_answers_are_kept(tmp_path):
         requests = example_requests(examples(50), "retrieval", settings, seed=0)
         outcomes, keyed = batched(url, folder, requests)
 
-    failed = [one.failure for one in outcomes.values() if one.answer is None]
     assert set(outcomes) == set(keyed)
-    assert len(failed) == endpoint.counts.faults["server_error"] > 0
-    assert set(failed) == {"status 500: server_error"}
+    assert all(one.answer for one in outcomes.values()), "what failed for a while is handed in again"
+    assert endpoint.counts.faults["server_error"] > 0
     answers, cost = totals(folder)
-    assert answers == 50 - len(failed)
+    assert answers == 50
     assert cost > 0
     assert (folder / "batches").files() == []
 

@@ -196,6 +196,124 @@ def test_a_query_that_no_one_would_type_is_refused(reason, query):
     assert asked(query).reason == reason
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "Who is the author of Moby Dick?",
+        "how to convert the text of a label to uppercase in python",
+        "how to center the paragraph horizontally in css",
+        "Which paragraph of the constitution forbids it?",
+        "Sorry, I can not log in to my account, what now?",
+        "why can't I write to the shared drive",
+        "As an AI engineer, which courses do I need?",
+        "welches Dokument brauche ich für die Anmeldung",
+    ],
+)
+def test_queries_that_people_type_are_kept(query):
+    assert not isinstance(asked(query, "Some text about it. " * 30), Drop)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "红楼梦的作者是谁",
+        "中文中的标点怎么用",
+        "论文中怎样引用网页",
+        "抱歉，我无法激活新的银行卡",
+        "怎样打开文本文件",
+    ],
+)
+def test_chinese_queries_that_people_type_are_kept(query):
+    assert not isinstance(asked(query, "关于这个问题有很多说法，下面一一介绍各种做法和它们的由来。" * 5), Drop)
+
+
+@pytest.mark.parametrize(
+    ("reason", "query"),
+    [
+        ("speaks_of_document", "What points does the author make about snow?"),
+        ("speaks_of_document", "what does this paper say about floods"),
+        ("speaks_of_document", "Based on the provided context, when do farmers move?"),
+        ("speaks_of_document", "What is described above?"),
+        ("speaks_of_document", "Was steht in dem Dokument über die Schneeschmelze?"),
+        ("refusal", "Als KI-Sprachmodell kann ich dazu leider keine Anfrage erstellen."),
+        ("refusal", "Es tut mir leid, aber ich kann dabei nicht helfen."),
+        ("refusal", "Désolé, je ne peux pas faire cela."),
+        ("refusal", "I'm unable to provide a query for that"),
+        ("refusal", "Unable to generate a query."),
+        ("refusal", "As a language model, I have no view on floods."),
+        ("preamble", "Here is a query: spring floods"),
+        ("placeholder", "query"),
+        ("placeholder", "[query]"),
+        ("placeholder", "{query}"),
+        ("placeholder", "your query here"),
+        ("placeholder", "string"),
+        ("placeholder", "（查询）"),
+        ("placeholder", "TODO: write the query"),
+        ("repetition", "whale whale whale whale whale whale whale whale whale"),
+        (
+            "repetition",
+            "The text is a recipe for a recipe. It is a recipe for a recipe. It is a recipe for a recipe.",
+        ),
+        ("nested", '{"query": "who moves cattle"}'),
+        ("control_character", "what is \x0crac about"),
+        ("copied", "farmers move their cattle uphill"),
+    ],
+)
+def test_more_queries_that_no_one_would_type_are_refused(reason, query):
+    assert asked(query).reason == reason
+
+
+def test_a_query_in_latin_letters_for_a_chinese_document_is_refused_unless_its_words_are_there():
+    document = "《白鲸》由赫尔曼·梅尔维尔写成，讲述亚哈船长追捕白鲸 Moby Dick 的故事，被视为美国文学的代表作。"
+
+    assert asked("who wrote this famous novel", document).reason == "other_language"
+    assert asked("Moby Dick", document).query == "Moby Dick"
+
+
+def test_a_query_that_is_its_persona_is_refused():
+    (request,) = query_requests(Document(id="x", text=PASSAGE), "d", seed=0)
+    assert asked(request.fields["personas"][4].partition(": ")[2]).reason == "placeholder"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (r'{"negative": "match \d+\.\w* here"}', r"match \d+\.\w* here"),
+        (r'{"negative": "C:\Users\me and \alpha"}', r"C:\Users\me and \alpha"),
+        (r'{"negative": "a \"quote\", a line\nand \u00e9"}', 'a "quote", a line\nand é'),
+        ('[THINK]{"negative": "a draft"}[/THINK]{"negative": "final"}', "final"),
+        ('◁think▷{"negative": "a draft"}◁/think▷{"negative": "final"}', "final"),
+        ('Using the form {"negative": "<document>"}: {"negative": "final"}', "final"),
+        ('{"answer": {"negative": "final"}}', "final"),
+        ('{"Negative": "final"}', "final"),
+    ],
+)
+def test_an_answer_is_read_as_it_is_meant(content, text):
+    assert object_with(["negative"], content)["negative"] == text
+
+
+def test_a_draft_in_thoughts_that_never_end_is_no_answer():
+    with pytest.raises(ValueError, match="holds no JSON object"):
+        object_with(["negative"], '<think>Perhaps {"negative": "a draft"}? Or')
+
+
+def test_the_input_of_an_example_is_no_answer_either():
+    texts = {
+        "query": "How do I undo the last commit but keep my changes?",
+        "positive": "Run `git reset --soft HEAD~1`. The commit disappears from the branch, and everything it contained "
+        "stays in the index, ready to be committed again.",
+        "negative": "x",
+    }
+    example = RetrievalExample(id="p", dataset="d", query="How is glass cooled?", positives=("In a kiln.",))
+
+    assert answered(example, "augmentation", texts).reason == "example_of_prompt"
+
+
+@pytest.mark.parametrize("persona", ["3: a novelist", " 3 ", "3.0", 3])
+def test_a_persona_is_known_by_its_number(persona):
+    assert asked("spring flooding and livestock", persona=persona).query == "spring flooding and livestock"
+
+
 @pytest.mark.parametrize("persona", ["an astronaut", "0", "13", 13, True, ["1"], ""])
 def test_a_persona_that_was_not_offered_is_refused(persona):
     assert asked("spring flooding and livestock", persona=persona).reason in {"no_choice", "missing_field", "empty"}
@@ -212,7 +330,7 @@ def test_most_of_an_example_of_the_prompt_is_refused_unless_the_data_speaks_of_i
 
     refused = answered(example, "paraphrase", {"query": "In what way is glass cooled?", "positive": leaked})
 
-    assert (refused.reason, "of 'positive' is an example" in refused.detail) == ("example_of_prompt", True)
+    assert (refused.reason, "of 'positive' stands in the prompt" in refused.detail) == ("example_of_prompt", True)
     assert isinstance(paraphrase(), RetrievalExample)
 
 

@@ -106,9 +106,22 @@ def test_a_moderated_input_is_that_input_s_fault_alone(tmp_path):
     assert "403" in results[1].failure
 
 
+@pytest.mark.parametrize("texts", [["bad"], ["bad", "a"], ["a", "b"]])
+def test_a_moderated_input_ends_no_rerun_and_may_come_first(tmp_path, texts):
+    def reply(body):
+        flagged = body["messages"][-1]["content"] == "bad"
+        return refused("your input was flagged", 403) if flagged else (200, completion("fine"))
+
+    with provider(reply) as (url, _):
+        first, again = ask(url, texts, tmp_path), ask(url, texts, tmp_path)
+
+    for results in (first, again):
+        assert [result.answer is None for result in results] == [text == "bad" for text in texts]
+
+
 def test_a_key_without_permission_still_ends_the_work(tmp_path):
     with provider(lambda _: refused("no permission", 403)) as (url, _), pytest.raises(EndpointError, match="403"):
-        ask(url, ["a"], tmp_path)
+        ask(url, [f"text {n}" for n in range(20)], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -231,8 +244,9 @@ def test_a_worker_in_a_dead_one_s_place_pays_for_nothing_twice(tmp_path):
 class Batches:
     """OpenAI's Batch API as an object: ``outcomes`` are (status, share of the lines that are answered) in turn."""
 
-    def __init__(self, *outcomes, text="fine"):
+    def __init__(self, *outcomes, text="fine", undone=None):
         self.outcomes, self.lines, self.sizes, self.text, self.polls = iter(outcomes), {}, [], text, 0
+        self.undone = undone  # what the error file says of each request that has no answer
 
     def client(self):
         this = self
@@ -263,13 +277,18 @@ class Batches:
                 name = f"batch{len(this.sizes)}"
                 text = "\n".join(json.dumps(one, ensure_ascii=False) for one in answers)
                 this.lines[f"out-{name}"], this.lines[name] = text, status
+                undone = [
+                    {"custom_id": one["custom_id"], **this.undone} for one in lines[len(done) :] if this.undone
+                ]
+                this.lines[f"error-{name}"] = "\n".join(map(json.dumps, undone))
                 return Found(id=name)
 
             async def retrieve(self, name):
                 this.polls += 1
                 status = this.lines[name]
                 errors = Found(data=[Found(message="Enqueued token limit reached")]) if status == "failed" else None
-                return Found(status=status, output_file_id=f"out-{name}", error_file_id=None, errors=errors)
+                error_file = f"error-{name}" if this.undone else None
+                return Found(status=status, output_file_id=f"out-{name}", error_file_id=error_file, errors=errors)
 
         class Client:
             files, batches = Files(), Open()
@@ -301,6 +320,40 @@ def test_what_an_expired_batch_leaves_is_handed_in_again(tmp_path):
     assert api.sizes == [10, 6]
     assert all(result.answer for result in results.values())
     assert totals(Folder.open(str(tmp_path)))[0] == 10
+
+
+EXPIRED = {"response": None, "error": {"code": "batch_expired", "message": "This request could not be executed."}}
+
+
+@pytest.mark.parametrize(
+    "undone",
+    [EXPIRED, {"response": {"status_code": 429, "body": {"error": {"message": "slow down"}}}, "error": None}],
+)
+def test_what_an_error_file_lists_as_undone_is_handed_in_again(tmp_path, undone):
+    """OpenAI writes a line for each request that it did not come to; these became drops."""
+    api = Batches(("expired", 0.4), ("expired", 0.5), ("completed", 1.0), undone=undone)
+
+    results = batched(api, tmp_path)
+
+    assert api.sizes == [10, 6, 3]
+    assert all(result.answer for result in results.values())
+
+
+def test_a_batch_of_which_nothing_was_done_is_an_error_in_the_endpoint_s_words(tmp_path):
+    api = Batches(("expired", 0.0), undone=EXPIRED)
+
+    with pytest.raises(EndpointError, match=r"10 requests have no answer: .*could not be executed"):
+        batched(api, tmp_path)
+
+
+def test_a_request_that_always_fails_is_dropped_in_the_end_with_its_reason(tmp_path):
+    undone = {"response": {"status_code": 500, "body": {"error": {"message": "out of order"}}}, "error": None}
+    api = Batches(*[("completed", 0.9)] + [("completed", 0.0)] * 20, undone=undone)
+
+    results = batched(api, tmp_path)
+
+    (failed,) = [result for result in results.values() if result.answer is None]
+    assert failed.failure == "status 500: out of order"
 
 
 def test_a_batch_that_fails_is_an_error_and_no_drop(tmp_path):

@@ -17,6 +17,7 @@ from qzhou.synthesis.techniques import (
     VERSION,
     SynthesisTechnique,
     draw,
+    length_of,
     personas,
     prompt_language,
     query_requests,
@@ -137,7 +138,7 @@ def test_every_example_passes_the_gates_that_answers_have_to_pass(technique, lan
 
 
 def test_a_query_s_type_difficulty_and_length_are_drawn_and_the_persona_is_chosen_from_many():
-    document = Document(id="d1", text="How glass is blown, cut and cooled.")
+    document = Document(id="d1", text="How glass is blown, cut and cooled, and what a kiln has to do with it.")
     many = [Document(id=f"d{n}", text=document.text) for n in range(60)]
 
     asked = [request.fields for one in many for request in query_requests(one, "d", seed=0, variants=2)]
@@ -150,6 +151,30 @@ def test_a_query_s_type_difficulty_and_length_are_drawn_and_the_persona_is_chose
     assert {len(one["personas"]) for one in asked} == {12}
     assert asked[0]["personas"][0].startswith("1: ")
     assert query_requests(document, "d", seed=0) == query_requests(document, "d", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        ("How do bees find their way?", "about 6 words"),
+        ("秋天的树叶为什么会变红？", "about 11 characters"),
+        ("フランスの首都はどこですか、教えてください。", "about 20 characters"),
+        ("เมืองหลวงของฝรั่งเศสคืออะไร", "about 23 characters"),
+        ("프랑스의 수도는 어디입니까", "about 3 words"),
+    ],
+)
+def test_a_length_is_in_what_a_language_counts_by(text, length):
+    assert length_of(text) == length
+
+
+@pytest.mark.parametrize(
+    "text", ["Glass cools slowly.", "Glass is cut, ground and cooled slowly in a kiln.", "玻璃要慢慢冷却。"]
+)
+def test_no_query_is_asked_for_that_is_longer_than_its_document(text):
+    for number in range(50):
+        (request,) = query_requests(Document(id=str(number), text=text), "d", seed=0)
+        characters = request.fields["words"] * (2 if prompt_language(text) == "zh" else 6)
+        assert characters <= max(12, len(text))
 
 
 def test_of_a_long_document_as_much_is_shown_as_an_encoder_reads():
