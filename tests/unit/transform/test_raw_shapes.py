@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import random
 import tarfile
 import unicodedata
 from collections import Counter
@@ -12,7 +13,6 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 
 from qzhou.config.dataset import Dataset
 from qzhou.config.transform import ContaminationSection
@@ -195,7 +195,7 @@ PAIR = ("why", ("so",), ())
 
 
 def zst(content):
-    return zstandard.ZstdCompressor().compress(content)
+    return pa.Codec("zstd").compress(content, asbytes=True)
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [(".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zst)])
@@ -206,6 +206,46 @@ def test_packed_files_are_unpacked(transformed, tmp_path, suffix, pack):
     examples, _, _ = transformed(rule="question_answer", paths=[str(path)])
 
     assert triples(examples) == {PAIR}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zst)]
+)
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_a_packed_file_that_was_cut_stops_the_run_with_its_name(transformed, tmp_path, suffix, pack, part):
+    rows = [{"title": f"title {n}", "body": random.Random(n).randbytes(20).hex()} for n in range(2000)]
+    whole = pack("".join(json.dumps(row) + "\n" for row in rows).encode())
+    (tmp_path / f"rows.jsonl{suffix}").write_bytes(whole[: int(part * len(whole))])
+
+    with pytest.raises(DataError, match=rf"rows\.jsonl\{suffix} is damaged or truncated"):
+        transformed(rule="title_body", paths=[f"{tmp_path}/rows.jsonl{suffix}"])
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path.read_bytes()
+
+
+def test_an_archive_that_was_cut_between_its_members_is_refused(transformed, tmp_path):
+    row = json.dumps({"title": "why", "body": "so"}).encode()
+    path = tmp_path / "rows.tar"
+    whole = tar_of(path, [("a.jsonl", row), ("b.jsonl", row)])
+    for end in (1024, 1024 + 300):
+        path.write_bytes(whole[:end])
+        with pytest.raises(DataError, match=r"rows\.tar is damaged or truncated"):
+            transformed(rule="title_body", paths=[str(path)])
+
+
+def test_an_archive_that_holds_a_name_twice_is_refused(transformed, tmp_path):
+    path = tmp_path / "rows.tar"
+    tar_of(path, [("a.jsonl", b"{}"), ("./a.jsonl", b"{}")])
+
+    with pytest.raises(DataError, match=r"it holds '\./a\.jsonl' twice"):
+        transformed(rule="title_body", paths=[str(path)])
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zst"])

@@ -23,7 +23,6 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs
-import zstandard
 
 from qzhou.config.dataset import Format
 from qzhou.errors import DataError, first_line
@@ -31,15 +30,15 @@ from qzhou.errors import DataError, first_line
 REMOTE_READ_BYTES = 4 * 2**20  # what one request to an object store brings
 UNPACKED_RATIO = 4  # text shrinks to about a quarter
 WIDE_ENCODINGS = ("utf-16", "utf-32")  # their line ends are not one byte
-PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
-ARCHIVE = re.compile(r".+\.(zip|tar|tgz|tar\.(gz|bz2|xz|zst))")
+PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst")
+ARCHIVE = re.compile(r".+\.(zip|tar|tgz|tbz2|txz|tzst|tar\.(gz|bz2|xz|zst))", re.IGNORECASE)
+TAR_BLOCK = 512  # bytes; an archive ends with blocks of zeros
 # What reading a broken file raises.
 DAMAGE = (
     EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid, lzma.LZMAError, tarfile.TarError,
-    zstandard.ZstdError,
 )  # fmt: skip
 
-_PARTITION = re.compile(r"(?:^|/)(\w+)=([^/]*)(?=/)")
+_PARTITION = re.compile(r"(?:^|/)([\w-]+)=([^/]*)(?=/)")
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
@@ -60,19 +59,19 @@ class InputFile:
     @property
     def name(self) -> str:
         """The name in messages; a member's is in fsspec's notation."""
-        kind = "zip" if self.uri.endswith(".zip") else "tar"
+        kind = "zip" if self.uri.lower().endswith(".zip") else "tar"
         return f"{kind}://{self.member}::{self.uri}" if self.member else self.uri
 
     @property
     def partition(self) -> dict[str, str | None]:
         """The columns in the names of its folders, as Hive and Spark write them: ``language=en/part-0.parquet``."""
-        found = _PARTITION.findall(self.member or self.uri)
+        found = _PARTITION.findall(f"{self.uri}/{self.member}" if self.member else self.uri)
         return {name: None if value == NO_VALUE else unquote(value) for name, value in found}
 
     @property
     def is_packed(self) -> bool:
         """Whether it is compressed, or a member of an archive."""
-        return bool(self.member) or self.uri.endswith(PACKED_SUFFIXES)
+        return bool(self.member) or self.uri.lower().endswith(PACKED_SUFFIXES)
 
 
 def input_files(form: Format) -> list[InputFile]:
@@ -138,14 +137,16 @@ def open_bytes(file: InputFile) -> BinaryIO:
 
 def _unpacked(name: str, stream: BinaryIO) -> BinaryIO:
     """What a stream holds, unpacked as its name says."""
+    name = name.lower()
     if name.endswith((".gz", ".tgz")):
         return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
-    if name.endswith(".bz2"):
+    if name.endswith((".bz2", ".tbz2")):
         return cast(BinaryIO, bz2.BZ2File(stream))
-    if name.endswith(".xz"):
+    if name.endswith((".xz", ".txz")):
         return cast(BinaryIO, lzma.LZMAFile(stream))
-    if name.endswith(".zst"):
-        unpacked = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+    if name.endswith((".zst", ".tzst")):
+        # pyarrow's, which says where a file ends inside a frame
+        unpacked = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
         return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, unpacked)))
     return stream
 
@@ -155,16 +156,52 @@ class _Tar:
 
     def __init__(self, stream: BinaryIO) -> None:
         # as a stream, since some packed ones cannot go back
-        self._archive = tarfile.open(fileobj=stream, mode="r|")  # noqa: SIM115 - the caller closes
+        self._stream = _Tail(stream)
+        self._archive = tarfile.open(fileobj=cast(BinaryIO, self._stream), mode="r|")  # noqa: SIM115 - the caller closes
 
     def sizes(self) -> dict[str, int]:
-        """Member -> its size, as if it were packed."""
-        return {one.name: one.size // UNPACKED_RATIO for one in self._archive if one.isfile()}
+        """Member -> its size, as if it were packed.
+
+        Raises:
+            tarfile.TarError: It has no end, or two members of one name, of which only one could be read.
+        """
+        found: dict[str, int] = {}
+        for one in self._archive:
+            if one.isfile() and _plain(one.name) in found:
+                raise tarfile.ReadError(f"it holds '{one.name}' twice")
+            if one.isfile():
+                found[_plain(one.name)] = one.size // UNPACKED_RATIO
+        if not self._stream.ends_with_zeros():
+            raise tarfile.ReadError("it ends before its end mark")
+        return found
 
     def open(self, name: str) -> BinaryIO:
         """A member's content."""
-        member = next(one for one in self._archive if one.name == name)
+        member = next(one for one in self._archive if _plain(one.name) == name)
         return cast(BinaryIO, self._archive.extractfile(member))
+
+
+class _Tail:
+    """A stream that remembers its last bytes."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._tail = stream, b""
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(size)
+        self._tail = (self._tail + content)[-TAR_BLOCK:] if content else self._tail
+        return content
+
+    def ends_with_zeros(self) -> bool:
+        """Whether the last block is one of zeros, after the rest has been read."""
+        while self.read(REMOTE_READ_BYTES):
+            pass
+        return len(self._tail) == TAR_BLOCK and not any(self._tail)
+
+
+def _plain(name: str) -> str:
+    """The name of a member without the ``./`` that some archives put before it."""
+    return name.removeprefix("./")
 
 
 class _Zip:
@@ -175,6 +212,8 @@ class _Zip:
 
     def sizes(self) -> dict[str, int]:
         """Member -> its packed size."""
+        if any(one.flag_bits & 1 for one in self._archive.infolist()):
+            raise zipfile.BadZipFile("it is encrypted: unpack it first")
         return {one.filename: one.compress_size for one in self._archive.infolist() if not one.is_dir()}
 
     def open(self, name: str) -> BinaryIO:
@@ -183,7 +222,7 @@ class _Zip:
 
 
 def _open_archive(uri: str, stream: BinaryIO) -> _Zip | _Tar:
-    return _Zip(stream) if uri.endswith(".zip") else _Tar(_unpacked(uri, stream))
+    return _Zip(stream) if uri.lower().endswith(".zip") else _Tar(_unpacked(uri, stream))
 
 
 class _ReadAhead(io.BufferedReader):
