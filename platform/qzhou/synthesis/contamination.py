@@ -19,7 +19,7 @@ class OverlapFilter:
     Attributes:
         settings: Of the transform, whose index it uses.
         index: None where nothing is compared.
-        held_out: Normalised texts that evaluations ask with.
+        held_out: Normalised texts that evaluations ask with or ask for.
     """
 
     settings: ContaminationSection
@@ -30,7 +30,7 @@ class OverlapFilter:
     def filtered(self, result: SynthesisResult, tasks: Mapping[str, Task]) -> SynthesisResult:
         """The records without those to be dropped; ``tasks`` are by dataset. Written negatives are not compared.
 
-        A record that asks with a held-out text is dropped in any case.
+        A record with a held-out text, its negatives included, is dropped in any case.
         """
         result = without_held_out(result, self.held_out)
         if self.index is None or self.settings.action == "off":

@@ -193,12 +193,19 @@ def asked_texts(example: Example) -> tuple[str, ...]:
     return (example.text,)
 
 
+def _texts_of(example: Example) -> tuple[str, ...]:
+    """All texts of an example."""
+    if not isinstance(example, RetrievalExample):
+        return asked_texts(example)
+    return (*asked_texts(example), *example.positives, *(one.text for one in example.negatives))
+
+
 def without_held_out(result: SynthesisResult, held_out: Collection[str]) -> SynthesisResult:
-    """The records that ask with no held-out text; ``held_out`` are normalised texts."""
+    """The records that have no held-out text but those of their seeds; ``held_out`` are normalised texts."""
     kept = SynthesisResult(dropped=list(result.dropped))
     for one in result.records:
-        texts = () if isinstance(one.record, Negative) else asked_texts(one.record)
-        known = () if isinstance(one.seed, Document) else asked_texts(one.seed)
+        texts = (one.record.text,) if isinstance(one.record, Negative) else _texts_of(one.record)
+        known = (one.seed.text,) if isinstance(one.seed, Document) else _texts_of(one.seed)
         if any(normalized_text(text) in held_out for text in texts if text not in known):
             kept.dropped.append(dropped_record(one, "in_held_out", "one of its texts is held out for evaluation"))
         else:

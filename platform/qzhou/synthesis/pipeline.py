@@ -106,7 +106,9 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     contamination = run.recipe.transform.contamination
     compared = OverlapFilter(contamination, None)
     if settings.is_on:
-        compared = OverlapFilter(contamination, Index.read(run.folder / NGRAMS), held_out_texts(run).asked)
+        held_out = held_out_texts(run)
+        known = held_out.asked | held_out.documents
+        compared = OverlapFilter(contamination, Index.read(run.folder / NGRAMS), known)
     for number, group in enumerate(request_groups(dataset_requests(run))):
         results = _synthesized(run, group, compared, sender, ledger, report)
         dropped: list[Drop] = []

@@ -49,7 +49,7 @@ def convert_shard(layout: Layout, shard: Shard) -> int:
         dataset,
         with_identity=layout.drops_repeats_of(dataset),
         with_texts=layout.has_held_out,
-        near_threshold=settings.near_duplicates,
+        near_threshold=settings.near_duplicates if dataset.deduplicate is not False else None,
     )
     counts = RowCounts(dataset.name)
     for part, chunk in enumerate(batched(rows_by_example(layout, shard), EXAMPLES_PER_TABLE)):

@@ -296,6 +296,14 @@ def test_json_of_any_shape(transformed, tmp_path, content, settings):
     assert not drops
 
 
+def test_one_json_list_read_as_lines_says_which_reader(transformed, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps([{"title": "why", "body": "so"}]), "utf-8")
+
+    with pytest.raises(DataError, match="its lines are JSON lists. Set reader = 'json'"):
+        transformed(rule="title_body", paths=[str(path)])
+
+
 def test_json_lines_read_as_one_document_say_which_reader(transformed, tmp_path):
     path = jsonl(tmp_path / "rows.json", ROW, ROW)
 
@@ -501,6 +509,129 @@ def test_the_folders_of_a_partitioned_table_are_columns(transformed, tmp_path):
         ("its own", "d/other"),  # a file's own column stands before its folder's
     }
     assert [one.reason for one in drops] == ["blank_label"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "said"),
+    [
+        (
+            [{"qid": 1, "pos": [0], "neg": {"bm25": [1]}}],
+            {"negative_id": "neg.bm52"},
+            "no row has 'bm52'.*are bm25",
+        ),
+        (
+            [{"qid": 1, "pos": [0], "neg": {"bm25": [1]}}],
+            {"negative_id": "neg.*"},
+            r"no row has 'neg\.\*'.*qid, pos",
+        ),
+        ([{"qid": 1, "pos": [0], "neg": [{"pid": 1}]}], {"negative_id": "neg[].id"}, "no row has 'id'.*are pid"),
+        ([{"qid": 1, "pos": [0], "neg": [1]}], {"negative_id": "neg.bm25"}, "no row has 'bm25'"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused(transformed, tmp_path, rows, columns, said):
+    """The misspelt path gave rows without negatives, and not a word."""
+    rows = {"paths": [jsonl(tmp_path / "rows.jsonl", *rows)]}
+    columns = {"query_id": "qid", "document_id": "pos", **columns}
+
+    with pytest.raises(DataError, match=said):
+        transformed(**written_collection(tmp_path), **rows, columns=columns)
+
+
+@pytest.mark.parametrize("value", [{}, [], None, "text", [None]])
+def test_a_path_of_which_the_rows_say_nothing_is_no_mistake(transformed, tmp_path, value):
+    rows = [{"query": "why", "pos": ["so"], "meta": value, "neg": ["no", "not"]}]
+    rows += [{"query": "who", "pos": ["they"], "meta": {"negs": ["none", "nobody"]}, "neg": []}]
+    paths = [jsonl(tmp_path / "rows.jsonl", *rows)]
+
+    examples, _, _ = transformed(rule="triplets", paths=paths, columns={"negative": "meta.negs"})
+
+    assert len(examples) == 2
+
+
+def test_objects_in_place_of_ids_or_texts_are_counted(transformed, tmp_path):
+    rows = [{"qid": 1, "pos": [0], "neg": [{"pid": 1}, 2]}]
+    columns = {"query_id": "qid", "document_id": "pos", "negative_id": "neg"}
+    of_ids = {"paths": [jsonl(tmp_path / "ids.jsonl", *rows)], "columns": columns}
+    _, unknown, _ = transformed(**written_collection(tmp_path), **of_ids)
+
+    texts = [{"query": "why", "pos": ["so", {"text": "p"}], "neg": [{"text": "n"}]}]
+    _, parts, _ = transformed(rule="triplets", paths=[jsonl(tmp_path / "texts.jsonl", *texts)], merge_rows=False)
+
+    assert [one.reason for one in unknown] == ["unknown_document"]
+    assert [(one.reason, one.part) for one in parts] == [("not_text", True), ("not_text", True)]
+    assert "name the text in it: 'neg[].text'" in parts[1].detail
+
+
+def test_scores_that_belong_to_no_text_are_said(transformed, tmp_path):
+    rows = [{"query": "why", "pos": ["so", "thus"], "neg": ["no", "not"], "s": [0.9]}]
+    columns = {"positive_score": "s"}
+
+    examples, parts, _ = transformed(rule="triplets", paths=[jsonl(tmp_path / "t.jsonl", *rows)], columns=columns)
+
+    assert examples[0].positive_scores == ()
+    assert [(one.reason, one.detail) for one in parts] == [
+        ("scores_unmatched", "1 scores for 2 texts in column 'pos'")
+    ]
+
+
+def test_one_object_where_lists_of_them_stand_is_a_row(transformed, tmp_path):
+    path = tmp_path / "squad.json"
+    asked = [{"question": "who", "context": "they"}, {"question": "why", "context": "so"}]
+    path.write_text(json.dumps({"data": [{"qas": asked[:1]}, {"qas": asked[1]}]}), "utf-8")
+
+    examples, _, _ = transformed(
+        rule="question_answer",
+        reader="json",
+        records="data[].qas[]",
+        paths=[str(path)],
+        columns={"query": "question", "positive": "context"},
+    )
+
+    assert {one.query for one in examples} == {"who", "why"}
+
+
+def test_ids_that_were_numbers_with_gaps_meet_in_text_files_too(transformed, tmp_path):
+    (tmp_path / "rows.tsv").write_text("query-id\tcorpus-id\tscore\n1.0\t0.0\t1\n", "utf-8")
+    rows = {"reader": "csv", "paths": [str(tmp_path / "rows.tsv")]}
+
+    examples, drops, _ = transformed(**written_collection(tmp_path), **rows)
+
+    assert (triples(examples), drops) == ({("what is it", ("passage 0",), ())}, [])
+
+
+def test_a_sample_of_equal_rows_that_stay_is_no_larger_than_asked_for(transformed, tmp_path):
+    rows = [{"text_a": "a", "text_b": "b", "score": 1}] * 50
+    rows += [{"text_a": f"a{n}", "text_b": f"b{n}", "score": 1} for n in range(50)]
+    settings = {"rule": "scored_pair", "deduplicate": False, "max_rows": 30}
+
+    examples, _, _ = transformed(paths=[jsonl(tmp_path / "rows.jsonl", *rows)], **settings)
+
+    assert len(examples) == 30
+
+
+def test_rows_are_merged_where_any_file_has_one_negative_a_row(transformed, tmp_path):
+    first = jsonl(tmp_path / "a.jsonl", {"query": "who", "pos": "they", "neg": None})
+    rows = [{"query": "why", "pos": "so", "neg": one} for one in ("no", "not")]
+
+    examples, _, _ = transformed(rule="triplets", paths=[first, jsonl(tmp_path / "b.jsonl", *rows)])
+
+    assert triples(examples) == {("who", ("they",), ()), ("why", ("so",), ("no", "not"))}
+
+
+def test_maps_of_spark_have_keys_of_any_type_and_none_twice(transformed, tmp_path):
+    schema = pa.schema({"fields": pa.map_(pa.binary(), pa.string()), "other": pa.map_(pa.int32(), pa.string())})
+    good = {"fields": [(b"question", "why"), (b"answer", "so")], "other": [(1, "x")]}
+    twice = {"fields": [(b"question", "who"), (b"question", "whom")], "other": []}
+
+    examples, drops, _ = transformed(
+        rule="question_answer",
+        reader="parquet",
+        paths=[parquet(tmp_path / "maps.parquet", [good, twice], schema)],
+        columns={"query": "fields.question", "positive": "fields.answer"},
+    )
+
+    assert triples(examples) == {("why", ("so",), ())}
+    assert [one.reason for one in drops] == ["repeated_key"]
 
 
 def test_a_map_of_parquet_is_an_object(transformed, tmp_path):

@@ -244,7 +244,10 @@ def test_a_reader_of_ones_own_may_take_all_files_at_once(tmp_path):
     files = [InputFile(str(tmp_path / name)) for name in ("a", "b")]
     (part,) = file_parts(form("mine:crossed"), files, together=True)
 
-    assert list(read_part(form("mine:crossed"), part, crossed)) == [{0: "a 1", 1: "b 1"}, {0: "a 2", 1: "b 2"}]
+    assert list(read_part(form("mine:crossed"), part, crossed)) == [
+        {"0": "a 1", "1": "b 1"},
+        {"0": "a 2", "1": "b 2"},
+    ]
     with pytest.raises(DataError, match=r"failed on .*/b: KeyError: 'missing' \(line \d+ of"):
         list(read_part(form("mine:broken"), part, broken))
 

@@ -136,10 +136,11 @@ def _sample_numbers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The number of each row for the sample, and its group: its label's digest, or 0 where labels do not count."""
     taken = table.take(pa.array(rows))
-    numbers, groups = (
-        sample_numbers(taken["id"].to_pylist(), layout.recipe.run.seed),
-        np.zeros(len(rows), np.uint64),
-    )
+    ids = taken["id"].to_pylist()
+    if not layout.drops_repeats_of(layout.dataset(shard.dataset)):
+        # equal rows, which stay, are drawn each for itself
+        ids = [f"{one} {shard.name} {row}" for one, row in zip(ids, rows.tolist(), strict=True)]
+    numbers, groups = sample_numbers(ids, layout.recipe.run.seed), np.zeros(len(rows), np.uint64)
     if layout.dataset(shard.dataset).max_rows_per_label is not None:
         digests = [xxhash.xxh3_64_intdigest(label.encode()) for label in taken["label"].to_pylist()]
         groups = np.array(digests, dtype=np.uint64)

@@ -22,6 +22,7 @@ from qzhou.errors import RecipeError
 Row = dict[str, Any]
 Getter = Callable[[Row], Any]
 _INDEX = re.compile(r"\[(-?\d+)\]")
+THROUGH: tuple[str, list[str]] = ("", [])  # of a path: it does not end early
 ELEMENT = "\0element"  # what a template over a list calls its element: no column has such a name
 
 
@@ -42,7 +43,7 @@ def decoded(value: Any) -> Any:
         except UnicodeDecodeError:
             return bytes(value)  # a picture, say; as the text of a rule it is blank
     if isinstance(value, dict):
-        return {name: decoded(inner) for name, inner in value.items()}
+        return {as_text(name): decoded(inner) for name, inner in value.items()}
     return [decoded(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
@@ -118,6 +119,49 @@ def walk(value: Any, steps: tuple[str, ...]) -> Any:
     return value
 
 
+def path_lost(rows: Sequence[Row], expression: str) -> tuple[str, list[str]] | None:
+    """Where a path ends early in all rows that have its column: the name that is missing, and those that are there.
+
+    None where it goes through in some row, where no row says, and for what is no path.
+    """
+    if "{" in expression or ("." not in expression and "[" not in expression):
+        return None
+    if "*" in expression:
+        known = list(dict.fromkeys(name for row in rows for name in row))
+        return (expression, known) if known and not fnmatch.filter(known, expression) else None
+    steps = steps_of(expression)
+    found = [_ends(row, steps) for row in rows if expression not in row and row.get(steps[0]) is not None]
+    told = [one for one in found if one is not None]
+    if not told or THROUGH in told:
+        return None
+    names = dict.fromkeys(name for _, known in told for name in known)
+    return told[0][0], list(names)
+
+
+def _ends(value: Any, steps: tuple[str, ...]) -> tuple[str, list[str]] | None:
+    """Where a path ends early: (missing name, names there); ``THROUGH`` or None where nothing says."""
+    for position, step in enumerate(steps):
+        if value is None or value in ({}, []):
+            return None
+        if step == "[]":
+            if not isinstance(value, list):
+                return step, []
+            ends = [_ends(one, steps[position + 1 :]) for one in value]
+            return THROUGH if THROUGH in ends else next((one for one in ends if one), None)
+        if index := _INDEX.fullmatch(step):
+            if not isinstance(value, list):
+                return step, []
+            number = int(index[1])
+            value = value[number] if -len(value) <= number < len(value) else None
+        elif not isinstance(value, Mapping):
+            return step, []
+        elif step not in value:
+            return step, [str(name) for name in value]
+        else:
+            value = value[step]
+    return THROUGH
+
+
 def exploded(record: Any, steps: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """The rows at a path's end; each inherits fields of objects around it, nearer ones win.
 
@@ -130,7 +174,8 @@ def exploded(record: Any, steps: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         if position == len(steps):
             yield inherited | (value if isinstance(value, dict) else {"value": value})
         elif steps[position] == "[]":
-            elements = value if isinstance(value, list) else []
+            # where there is one, some files have no list around it
+            elements = value if isinstance(value, list) else [value] if isinstance(value, dict) else []
             waiting += [(element, inherited, position + 1) for element in reversed(elements)]
         elif steps[position] == "{}":
             named = value.items() if isinstance(value, dict) else ()

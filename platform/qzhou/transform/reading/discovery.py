@@ -15,7 +15,7 @@ from qzhou.config.dataset import Dataset, Format
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import digest
 from qzhou.errors import DataError, QzhouError
-from qzhou.transform.reading.columns import RejectedRow, Row, column_names, getter
+from qzhou.transform.reading.columns import RejectedRow, Row, column_names, getter, path_lost
 from qzhou.transform.reading.encodings import detect_encodings
 from qzhou.transform.reading.files import InputFile, input_files, local_file
 from qzhou.transform.reading.hub import commit_of
@@ -103,15 +103,23 @@ def check_columns(place: str, wanted: Iterable[str], rows: Iterable[Row | Reject
         DataError: Names the file (``place``), the column, and the nearest existing one.
     """
     present: dict[str, None] = {}
-    for row in islice(rows, CHECKED_ROWS):
-        if isinstance(row, dict):
-            present |= dict.fromkeys(row)
+    seen = [row for row in islice(rows, CHECKED_ROWS) if isinstance(row, dict)]
+    for row in seen:
+        present |= dict.fromkeys(row)
+    wanted = list(wanted)
+    for one in wanted:
+        if lost := path_lost(seen, one):
+            name, known = lost
+            hint = f"; there are {', '.join(known)}" if known else ""
+            raise DataError(f"{place}: the path '{one}' leads nowhere, since no row has '{name}' there{hint}.")
     needed = [root for one in wanted if one not in present for root in column_names(one)]
     missing = [root for root in needed if root not in present and not fnmatch.filter(present, root)]
     if not present or not missing:
         return
     close = difflib.get_close_matches(missing[0], list(present), n=1, cutoff=0.5)
     hint = f"; did you mean '{close[0]}'?" if close else "."
+    if list(present) == ["value"] and isinstance(seen[0]["value"], list):
+        hint = ": its lines are JSON lists. Set reader = 'json' where the file is one list of objects."
     raise DataError(
         f"{place} has no column '{missing[0]}'{hint} It has: {', '.join(present)}. "
         "Set 'columns' (field of the rule -> column) or 'split_by' accordingly."
@@ -158,9 +166,10 @@ def _look_at_negatives(dataset: Dataset, found: RawInputs) -> None:
     if not has_negatives(dataset):
         return
     read, files = getter(columns_of(dataset)["negative"]), found.files[dataset.name]["rows"]
-    part = FilePart(tuple(files[:1]), 0, 1 if dataset.reader == "hf" else None)
-    rows = islice(read_part(dataset, part, found.readers.get(dataset.reader)), CHECKED_ROWS)
-    negatives = [one for row in rows if isinstance(row, dict) and (one := read(row)) is not None]
+    custom, negatives = found.readers.get(dataset.reader), []
+    for part in _checked_parts(dataset, files, custom):
+        rows = islice(read_part(dataset, part, custom), CHECKED_ROWS)
+        negatives += [one for row in rows if isinstance(row, dict) and (one := read(row)) is not None]
     if not negatives:
         found.without_negatives.add(dataset.name)
     is_one_a_row = bool(negatives) and not any(isinstance(one, list) and len(one) != 1 for one in negatives)
@@ -188,13 +197,17 @@ def _check_files(
 ) -> None:
     """Refuse files that lack a column, the lists to be exploded included."""
     lists = form.model_copy(update={"explode": ()})
-    parts = [FilePart((file,), 0, 1 if form.reader == "hf" else None) for file in files]
-    if form.reader == "aligned_text":
-        parts = [FilePart(tuple(files))]
-    elif reads_together(custom):
-        parts = [FilePart(tuple(files[:CHECKED_FILES]))]
-    for part in parts[:CHECKED_FILES]:
+    for part in _checked_parts(form, files, custom):
         check_columns(part.files[0].name, [*wanted, *form.explode], read_part(lists, part, custom))
+
+
+def _checked_parts(form: Format, files: Sequence[InputFile], custom: CustomReader | None) -> list[FilePart]:
+    """What is opened of a dataset before the work starts."""
+    if form.reader == "aligned_text":
+        return [FilePart(tuple(files))]
+    if reads_together(custom):
+        return [FilePart(tuple(files[:CHECKED_FILES]))]
+    return [FilePart((file,), 0, 1 if form.reader == "hf" else None) for file in files[:CHECKED_FILES]]
 
 
 def _wanted(dataset: Dataset) -> list[str]:

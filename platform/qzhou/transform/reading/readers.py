@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from qzhou.config.dataset import Format
 from qzhou.errors import DataError, QzhouError, first_line
-from qzhou.transform.reading.columns import RejectedRow, Row, decoded, exploded, steps_of
+from qzhou.transform.reading.columns import RejectedRow, Row, as_text, decoded, exploded, steps_of
 from qzhou.transform.reading.csv_rows import csv_rows
 from qzhou.transform.reading.encodings import encoding_of
 from qzhou.transform.reading.files import DAMAGE, InputFile, damage_message, open_bytes, open_raw
@@ -195,11 +195,35 @@ def _json_rows(form: Format, file: InputFile) -> Rows:
 def _parquet_rows(file: InputFile, part: FilePart) -> Rows:
     with open_raw(file) as stream, pq.ParquetFile(stream) as parquet:
         groups = None if part.end is None else list(range(part.start, part.end))
-        holds_bytes = any("binary" in str(column.type) for column in parquet.schema_arrow)
+        types = [str(column.type) for column in parquet.schema_arrow]
+        holds_bytes, has_maps = (any(kind in one for one in types) for kind in ("binary", "map<"))
         for batch in parquet.iter_batches(batch_size=1024, row_groups=groups):
-            # of a map, whose names Arrow does not compare, the last of two equal ones counts, as in JSON
-            rows = batch.to_pylist(maps_as_pydicts="lossy")
-            yield from map(decoded, rows) if holds_bytes else rows
+            for row in batch.to_pylist():
+                try:
+                    yield decoded(_with_maps(row) if has_maps else row) if holds_bytes or has_maps else row
+                except KeyError as error:
+                    yield RejectedRow("repeated_key", f"a map has {error} twice", str(row))
+
+
+def _with_maps(value: Any) -> Any:
+    """A value in which Arrow's maps, lists of pairs, are objects.
+
+    Raises:
+        KeyError: A map has a key twice.
+    """
+    if isinstance(value, dict):
+        return {name: _with_maps(inner) for name, inner in value.items()}
+    if not isinstance(value, list):
+        return value
+    if not value or not all(isinstance(one, tuple) for one in value):
+        return [_with_maps(one) for one in value]
+    found: dict[str, Any] = {}
+    for key, inner in value:
+        name = as_text(decoded(key))
+        if name in found:
+            raise KeyError(name)
+        found[name] = _with_maps(inner)
+    return found
 
 
 def _custom_rows(form: Format, files: Sequence[InputFile], custom: CustomReader) -> Rows:

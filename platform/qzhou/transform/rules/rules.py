@@ -44,7 +44,8 @@ def query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     negatives = (
         [one for each in rows for one in _scored(each, fields, "negative")] if fields.has("negative") else []
     )
-    return retrieval(rows, fields, query, positives, negatives, ("query", "positive"))
+    found = retrieval(rows, fields, query, positives, negatives, ("query", "positive"))
+    return found + [drop for each in rows for drop in _unread(each, fields)]
 
 
 def chat(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
@@ -182,7 +183,11 @@ def labeled(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     (row,) = rows
     labels = fields.raw(row, "label")
     if isinstance(labels, list | tuple) and len(labels) > 1:
-        return [fields.drop("several_labels", f"column '{fields.columns['label']}' holds {len(labels)}", row)]
+        column = fields.columns["label"]
+        detail = (
+            f"column '{column}' holds {len(labels)}; '{column}[0]' takes the first, explode = ['{column}'] with "
+        )
+        return [fields.drop("several_labels", f"{detail}deduplicate = false each", row)]
     text = fields.text(row, "text")
     label = fields.clean(labels[0] if isinstance(labels, list | tuple) and labels else labels)
     if not text or not label:
@@ -221,6 +226,25 @@ def _scored(row: Row, fields: Fields, side: str) -> list[Scored]:
         scores = [None] * len(texts)
     found = zip(map(fields.clean, texts), map(number, scores), strict=True)
     return [Scored(text, score) for text, score in found if text]
+
+
+def _unread(row: Row, fields: Fields) -> list[Outcome]:
+    """The parts of a row in which there is no text where texts belong, and scores that belong to none."""
+    drops: list[Outcome] = []
+    for side in ("positive", "negative"):
+        if not fields.has(side):
+            continue
+        column, cells = fields.columns[side], _as_list(fields.raw(row, side))
+        for cell in cells:
+            if isinstance(cell, list | tuple | dict) and cell:
+                names = f"; name the text in it: '{column}[].{next(iter(cell))}'" if isinstance(cell, dict) else ""
+                drops.append(fields.drop("not_text", f"column '{column}' holds no text{names}", cell, part=True))
+        if fields.has(f"{side}_score"):
+            scores = [one for one in _as_list(fields.raw(row, f"{side}_score")) if one is not None]
+            if scores and len(scores) != len(cells):
+                detail = f"{len(scores)} scores for {len(cells)} texts in column '{column}'"
+                drops.append(fields.drop("scores_unmatched", detail, scores, part=True))
+    return drops
 
 
 def _as_list(value: Any) -> Sequence[Any]:

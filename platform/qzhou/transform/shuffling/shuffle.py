@@ -4,6 +4,7 @@ Each function does one task on files and knows nothing of Ray.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import groupby
@@ -25,6 +26,7 @@ from qzhou.transform.rules.fields import GROUPED_BY, Fields, columns_of, input_c
 from qzhou.transform.shuffling.partitions import read_partition, write_partitions
 
 DOCUMENT_IDS = ("document_id", "negative_id")
+WHOLE = re.compile(r"-?\d+\.0")
 ROWS_PER_CHUNK = 10_000  # what a task holds in memory at a time
 SHOWN_CHARS = 60
 ROWS_PER_TASK = 2**40  # positions of a task's rows start at part * this
@@ -124,8 +126,9 @@ class Judgements:
 
 
 def _ids(value: Any) -> list[str]:
+    """Each id of a cell; a blank one, or an object in place of an id, is "", which no document has."""
     cells = value if isinstance(value, list | tuple) else [value]
-    return [one for one in map(_id, cells) if one]
+    return [_id(one) for one in cells if one is not None]
 
 
 def _question(row: Row, fields: Fields) -> str:
@@ -137,7 +140,9 @@ def _question(row: Row, fields: Fields) -> str:
 
 def _id(value: Any) -> str:
     # Arrow cannot hold a lone surrogate.
-    return as_text(value).strip().encode("utf-8", "replace").decode()
+    text = as_text(value).strip().encode("utf-8", "replace").decode()
+    # a column of whole numbers that had gaps once was written as 1.0
+    return text[:-2] if WHOLE.fullmatch(text) else text
 
 
 def _join(layout: Layout, dataset: Dataset, task: ShuffleTask) -> None:
