@@ -103,12 +103,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     ledger, report = Ledger(), Report(settings, seed=run.recipe.run.seed)
     sender = Sender(run.recipe, folder / RESPONSES)
     counts, reasons = Counter[str](), Counter[str]()
-    contamination = run.recipe.transform.contamination
-    compared = OverlapFilter(contamination, None)
-    if settings.is_on:
-        held_out = held_out_texts(run)
-        known = held_out.asked | held_out.documents
-        compared = OverlapFilter(contamination, Index.read(run.folder / NGRAMS), known)
+    compared = _overlap_filter(run)
     for number, group in enumerate(request_groups(dataset_requests(run))):
         results = _synthesized(run, group, compared, sender, ledger, report)
         dropped: list[Drop] = []
@@ -126,7 +121,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     for row in compared.rows():
         line = (
             f"synthesis: {row['dataset']}: {row['examples']:,} of {row['compared']:,} new examples overlap with texts "
-            f"of {row['task']} (transform.contamination.action is '{contamination.action}')"
+            f"of {row['task']} (transform.contamination.action is '{compared.settings.action}')"
         )
         log_event(line, "synthetic_overlap", level="warning", dataset=row["dataset"], task=row["task"])
     if not settings.is_builtin:  # the rules know some kinds of text only
@@ -136,6 +131,15 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
         total = ledger.total
         log_event(line, "synthesized", requests=total.requests, tokens=total.tokens, cost=total.cost)
     return dict(counts)
+
+
+def _overlap_filter(run: Run) -> OverlapFilter:
+    """Compares new examples with the texts that evaluations know."""
+    settings = run.recipe.transform.contamination
+    if not run.recipe.synthesis.is_on:
+        return OverlapFilter(settings, None)
+    held_out = held_out_texts(run)
+    return OverlapFilter(settings, Index.read(run.folder / NGRAMS), held_out.asked | held_out.documents)
 
 
 def _refuse_nothing(ledger: Ledger, counts: Counter[str], reasons: Counter[str]) -> None:
