@@ -76,9 +76,13 @@ def examples() -> tuple[list[RetrievalExample], list[LabeledExample], list[Docum
     return asked, labelled, corpus
 
 
-def generated(url: str, folder: Folder) -> tuple[SynthesisResult, Ledger, dict[str, dict[str, str]]]:
-    """What the model behind ``url`` makes of the rows, through client, parser and gates; and its answers by key."""
-    settings, ledger = SynthesisSection(models=[{**MODEL, "endpoints": [url]}], **SETTINGS), Ledger()
+def generated(url: str, folder: Folder, **fewer: int) -> tuple[SynthesisResult, Ledger, dict[str, dict[str, str]]]:
+    """What the model behind ``url`` makes of the rows, through client, parser and gates; and its answers by key.
+
+    ``fewer`` are settings in place of those of the recording.
+    """
+    settings = SynthesisSection(models=[{**MODEL, "endpoints": [url]}], **{**SETTINGS, **fewer})
+    ledger = Ledger()
     answers: dict[str, dict[str, str]] = {}
     asked, labelled, corpus = examples()
     documents, queries = corpus_requests(corpus, "asked", settings, seed=0)
