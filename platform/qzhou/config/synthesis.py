@@ -135,7 +135,10 @@ class SynthesisSection(ChatSection):
     max_cost: Positive | None = Field(None, description="Money; the job stops cleanly before it spends more.")
     give_up_after_s: Positive = Field(300.0, description="An endpoint that fails for so long is given up.")
     timeout_s: Positive = Field(90.0, description="One request; then it is retried.")
-    max_retries: Count = Field(5, description="Further tries after 429, 5xx, a timeout or a broken connection.")
+    max_retries: Count = Field(
+        5,
+        description="Further tries after 5xx, a timeout or a broken connection; after 429 they go on for give_up_after_s.",
+    )
     temperature: NotNegative = Field(0.7, description="Sampling temperature of the LLM.")
 
     @property

@@ -35,6 +35,7 @@ from qzhou.telemetry.events import log_event
 
 # key, credit, permission, address or model: the next request would fail too
 REFUSED = {401, 402, 403, 404}
+TOO_MANY = 429
 RETRIED = {408, 409, 425, 429}  # and every 5xx
 OF_ONE_REQUEST = {403}  # a moderated input; of an endpoint that answers others, or until so many came in a row
 FORBIDDEN_IN_A_ROW = 5
@@ -147,15 +148,19 @@ class ChatClient:
             del self._in_progress[key]
 
     async def _send_until_answered(self, key: str, request: ChatRequest) -> Answer | _Failure:
-        """Send until there is an answer or no try is left; a failure that is the endpoint's uses up no try."""
+        """Send until there is an answer or no try is left; a failure that is the endpoint's uses up no try.
+
+        Where a rate limit is all that stands in the way, tries go on for ``give_up_after_s`` of waiting.
+        """
         model = self._models[request.model]
         prompt, answer = expected_tokens(request.messages)
-        tried = 0
+        tried, waited_s, is_limited = 0, 0.0, False
         while True:
             # of money, what the dearest answer so far would cost: they differ, and thoughts are many
             cost = cost_of(model, prompt, max(answer, self._most_tokens[model.model]))
             reservation = await self._acquire(model, prompt + answer, cost)
-            is_last = tried == self._settings.max_retries
+            may_wait = is_limited and waited_s < self._settings.give_up_after_s
+            is_last = tried >= self._settings.max_retries and not may_wait
             result, endpoint_to_blame = await self._send_once(reservation, key, request, is_last)
             if isinstance(result, Answer):
                 # The next request takes the free slot before this answer is written to disk.
@@ -167,7 +172,8 @@ class ChatClient:
                 continue
             if not result.retryable or is_last:
                 return result
-            await self._back_off(tried, result)
+            is_limited = result.http_status == TOO_MANY
+            waited_s += await self._back_off(tried, result)
             tried += 1
             metrics.measure(metrics.LLM_RETRIES, 1, model=model.model)
 
@@ -259,14 +265,15 @@ class ChatClient:
             retry_after_s = self._settings.give_up_after_s
         return _Failure(text=self._shown(error), http_status=code, status=status, retry_after_s=retry_after_s)
 
-    async def _back_off(self, tried: int, failure: _Failure) -> None:
-        """Wait without a slot before the next try; wake at once when work stops."""
+    async def _back_off(self, tried: int, failure: _Failure) -> float:
+        """Wait without a slot before the next try, for so many seconds; wake at once when work stops."""
         backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tried)
         wait_s = failure.retry_after_s + backoff_s * (0.5 + self._jitter() / 2)
         waits = [asyncio.ensure_future(wait) for wait in (self._sleep(wait_s), self._stopped.wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
+        return wait_s
 
     def _shown(self, error: BaseException) -> str:
         """An error's text for a message: short, without a key that the endpoint quotes."""
