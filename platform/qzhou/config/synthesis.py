@@ -136,8 +136,7 @@ class SynthesisSection(ChatSection):
     give_up_after_s: Positive = Field(300.0, description="An endpoint that fails for so long is given up.")
     timeout_s: Positive = Field(90.0, description="One request; then it is retried.")
     max_retries: Count = Field(
-        5,
-        description="Further tries after 5xx, a timeout or a broken connection; after 429 they go on for give_up_after_s.",
+        5, description="Further tries after 5xx, a timeout or a broken connection; at 429 for give_up_after_s."
     )
     temperature: NotNegative = Field(0.7, description="Sampling temperature of the LLM.")
 

@@ -268,7 +268,7 @@ class ChatClient:
     async def _back_off(self, tried: int, failure: _Failure) -> float:
         """Wait without a slot before the next try, for so many seconds; wake at once when work stops."""
         backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tried)
-        wait_s = failure.retry_after_s + backoff_s * (0.5 + self._jitter() / 2)
+        wait_s: float = failure.retry_after_s + backoff_s * (0.5 + self._jitter() / 2)
         waits = [asyncio.ensure_future(wait) for wait in (self._sleep(wait_s), self._stopped.wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
