@@ -34,7 +34,7 @@ ANSWERS = Path(__file__).parent / "recorded" / "smollm2-135m.jsonl"
 MODEL = {"model": "smollm2", "structured": "off", "temperature": 0.7, "max_tokens": 140}
 SETTINGS = {
     "concurrency": 4, "timeout_s": 600, "paraphrase_rows": 8, "augment_rows": 5, "hard_negative_rows": 8,
-    "query_rows": 4, "queries_per_row": 2,
+    "query_rows": 4, "queries_per_row": 2, "parse_retries": 0,
 }  # fmt: skip
 PASSAGES = {
     "How do bees find their way home?": "Bees remember landmarks near the hive and read the sun's position. When "
