@@ -248,6 +248,16 @@ def test_an_archive_that_holds_a_name_twice_is_refused(transformed, tmp_path):
         transformed(rule="title_body", paths=[str(path)])
 
 
+def test_parquet_in_an_archive_is_no_damage(transformed, tmp_path):
+    parquet(tmp_path / "rows.parquet", [{"title": "why", "body": "so"}])
+    tar_of(tmp_path / "rows.tar", [("rows.parquet", (tmp_path / "rows.parquet").read_bytes())])
+
+    with pytest.raises(
+        DataError, match="is packed, and Parquet cannot be read from its beginning to its end: unpack"
+    ):
+        transformed(rule="title_body", reader="parquet", paths=[f"{tmp_path}/rows.tar"])
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zst"])
 def test_members_of_tar_archives_are_files(transformed, tmp_path, mode):
     """A .tar.gz was read as text: the first and last line of every member were lost."""

@@ -193,6 +193,10 @@ def _json_rows(form: Format, file: InputFile) -> Rows:
 
 
 def _parquet_rows(file: InputFile, part: FilePart) -> Rows:
+    if file.is_packed:
+        raise DataError(
+            f"{file.name} is packed, and Parquet cannot be read from its beginning to its end: unpack it."
+        )
     with open_raw(file) as stream, pq.ParquetFile(stream) as parquet:
         groups = None if part.end is None else list(range(part.start, part.end))
         types = [str(column.type) for column in parquet.schema_arrow]
