@@ -172,10 +172,8 @@ class TrainingSection(Section):
     save_every_steps: AtLeastOne = Field(500, description="Checkpoint interval; the last step is always saved.")
     keep_checkpoints: AtLeastOne = Field(2, description="Number of last checkpoints that are kept.")
     max_failures: Count = Field(2, description="Restarts from the last checkpoint before the stage gives up.")
-    stage1: StageSection = Field(
-        StageSection(steps=0, learning_rate=2e-5),
-        description="Retrieval alone. A recipe without retrieval datasets leaves it out.",
-    )
+    # retrieval alone; a recipe without retrieval datasets leaves it out
+    stage1: StageSection = StageSection(steps=0, learning_rate=2e-5)
     stage2: StageSection
 
     @model_validator(mode="after")
