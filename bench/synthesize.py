@@ -88,7 +88,7 @@ def send_ours(url: str, limit: int, requests: int) -> dict[str, float]:
     )
     asked = [
         SynthesisRequest(technique="relevance_check", dataset="d", example_id=str(n), model="m",
-                         prompt="relevance_check.en@v2", user=chat(n)[1]["content"])
+                         prompt="relevance_check.en@v3", user=chat(n)[1]["content"])
         for n in range(requests)
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as responses, session(), cpu_seconds("LLMWorker") as used:
