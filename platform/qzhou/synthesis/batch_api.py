@@ -19,7 +19,7 @@ from qzhou.config.synthesis import LLMSection, SynthesisSection
 from qzhou.data.storage import Folder
 from qzhou.errors import EndpointError, first_line
 from qzhou.synthesis.chat import ChatRequest, ChatResult
-from qzhou.synthesis.client import answer_of, chat_body, longest_answer, measure_attempt, open_client
+from qzhou.synthesis.client import RETRIED, answer_of, chat_body, longest_answer, measure_attempt, open_client
 from qzhou.synthesis.ledger import cost_of, expected_tokens
 from qzhou.synthesis.request_form import RequestForm
 from qzhou.synthesis.response_cache import ResponseCache, totals
@@ -35,7 +35,6 @@ POLL_S = 15.0
 ENDED = {"completed", "failed", "expired", "cancelled"}
 # what an endpoint writes of requests that it did not come to
 UNDONE = {"batch_expired", "batch_cancelled", "request_timeout"}
-PASSING = {408, 409, 425, 429}
 BATCHES = "batches"  # folder of the response cache: one file for each batch in progress
 
 Sleep = Callable[[float], Awaitable[object]]
@@ -249,8 +248,9 @@ class BatchSender:
         """Whether a request shall be handed in again: it was not come to, or an error of the server may have passed."""
         error = line.get("error") or {}
         status = (line.get("response") or {}).get("status_code", 0)
-        if error.get("code") in UNDONE or status in PASSING:
-            self._problems.append(str(error.get("message") or error.get("code") or f"status {status}"))
+        if error.get("code") in UNDONE or status in RETRIED:
+            told = str(error.get("message") or error.get("code") or f"status {status}")
+            self._problems.append(self._keys.redacted(told))
             return True
         if status < 500:
             return False

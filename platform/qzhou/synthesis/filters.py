@@ -1,6 +1,7 @@
 """Quality filters for texts that an LLM wrote: copies of the original, and scores of an encoder. Pure."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from qzhou.config.synthesis import FiltersSection
@@ -40,8 +41,13 @@ class Scores:
 
 def copied_share(text: str, original: str) -> float:
     """Share of the word trigrams of ``text`` that are in ``original`` too; characters of Chinese and kana are words."""
-    ngrams, originals = word_ngrams(text), set(word_ngrams(original))
-    return sum(ngram in originals for ngram in ngrams) / len(ngrams) if ngrams else 0.0
+    return share_among(text, set(word_ngrams(original)))
+
+
+def share_among(text: str, ngrams: Collection[tuple[str, ...]]) -> float:
+    """Share of the word trigrams of ``text`` that are among given ones; 0 of a text of few words."""
+    own = word_ngrams(text)
+    return sum(ngram in ngrams for ngram in own) / len(own) if own else 0.0
 
 
 def refused_by_scores(scores: Scores, filters: FiltersSection) -> tuple[str, str] | None:

@@ -35,7 +35,7 @@ from qzhou.synthesis.empty_words import (
     is_refusal,
     speaks_of_document,
 )
-from qzhou.synthesis.filters import copied_share, word_ngrams
+from qzhou.synthesis.filters import copied_share, share_among, word_ngrams
 from qzhou.synthesis.schemas import CHOICES, FIELDS, schema_name
 from qzhou.synthesis.techniques import Side, SynthesisRequest, example_texts, prompt_language, system_prompt
 
@@ -162,10 +162,7 @@ def _refuse_empty_words(texts: Mapping[str, str], request: SynthesisRequest) -> 
 def _share_of_prompt(text: str, label: str) -> float:
     """Share of a text's word trigrams that the prompt and its examples have; 1 for a whole example, however short."""
     ngrams, whole = _prompt_ngrams(label)
-    if normalised(text) in whole:
-        return 1.0
-    own = word_ngrams(text)
-    return sum(one in ngrams for one in own) / len(own) if own else 0.0
+    return 1.0 if normalised(text) in whole else share_among(text, ngrams)
 
 
 @functools.cache

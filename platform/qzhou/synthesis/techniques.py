@@ -115,8 +115,7 @@ def requests_for(
     """
     side = side_to_paraphrase(example) if isinstance(example, PairExample) else None
     texts = _texts(example, side)
-    shown = ["positive"] if technique == "hard_negative" else list(texts)
-    content: dict[str, Any] = {**texts, "length": {name: length_of(texts[name]) for name in shown}}
+    content = _with_lengths(technique, texts)
     contents = [content | _variant(number) for number in range(variants)]
     requests = [_request(technique, example.dataset, example.id, content, pool) for content in contents]
     return [replace(request, side=side) for request in requests]
@@ -157,6 +156,12 @@ def query_requests(
         }
         requests.append(_request("query", dataset, document.id, content, pool))
     return requests
+
+
+def _with_lengths(technique: SynthesisTechnique, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Texts and the lengths of those that an answer is measured by; of a hard negative the positive alone."""
+    measured = ["positive"] if technique == "hard_negative" else list(texts)
+    return {**texts, "length": {name: length_of(texts[name]) for name in measured}}
 
 
 def length_of(text: str) -> str:
@@ -222,7 +227,7 @@ def system_prompt(label: str) -> str:
 @functools.cache
 def example_texts(label: str) -> frozenset[str]:
     """The texts of the examples that the prompts of a language show: what is given, and the answers."""
-    shown = _examples(label.partition("@")[0].rpartition(".")[2])
+    shown = _examples(_language_of(label))
     answers = [answer for one in shown for answer in one["answers"].values()]
     return frozenset(text for texts in answers for text in texts.values()) | {
         one[name] for one in shown for name in ("query", "positive")
@@ -240,19 +245,21 @@ def _example(technique: SynthesisTechnique, label: str, user: str) -> str:
 
     It stands at the end, so that servers keep what all prompts have in common.
     """
-    language = label.partition("@")[0].rpartition(".")[2]
+    language = _language_of(label)
     examples = _examples(language)
     shown = examples[_number(0, f"example {user}") % len(examples)]
     if technique not in shown["answers"]:
         return ""
     texts = {name: shown[name] for name in ("query", "positive")}
-    lengths = {
-        name: length_of(text) for name, text in texts.items() if (technique, name) != ("hard_negative", "query")
-    }
-    request = json.dumps({"technique": technique, **texts, "length": lengths}, ensure_ascii=False)
+    request = json.dumps({"technique": technique, **_with_lengths(technique, texts)}, ensure_ascii=False)
     return EXAMPLE_LINES[language].format(
         request=request, answer=json.dumps(shown["answers"][technique], ensure_ascii=False)
     )
+
+
+def _language_of(label: str) -> str:
+    """The language in ``id.language@version``."""
+    return label.partition("@")[0].rpartition(".")[2]
 
 
 @functools.cache
