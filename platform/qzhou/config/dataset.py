@@ -239,7 +239,8 @@ class Dataset(Format):
                 "'qrels', and reader_options = { split = 'train' }"
             )
         folder = str(paths[0]).rstrip("/")
-        texts = {name: {"reader": "jsonl", "paths": [f"{folder}/{name}.jsonl*"]} for name in ("corpus", "queries")}
+        ends = ".jsonl{,.gz,.zst,.xz,.bz2}"
+        texts = {name: {"reader": "jsonl", "paths": [f"{folder}/{name}{ends}"]} for name in ("corpus", "queries")}
         rows = {"rule": "qrels", "reader": "csv", "paths": [f"{folder}/qrels/{split}.tsv"], "reader_options": {}}
         return {**content, **rows, **{name: content.get(name) or form for name, form in texts.items()}}
 

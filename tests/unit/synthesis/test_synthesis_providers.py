@@ -346,6 +346,31 @@ def test_a_batch_of_which_nothing_was_done_is_an_error_in_the_endpoint_s_words(t
         batched(api, tmp_path)
 
 
+QUOTED = {"message": "wrong key sk-secret-of-mine"}
+
+
+@pytest.mark.parametrize(
+    "undone",
+    [
+        {"response": None, "error": {"code": "batch_expired", **QUOTED}},
+        {"response": {"status_code": 429, "body": {"error": QUOTED}}, "error": {"code": "rate_limit", **QUOTED}},
+    ],
+)
+def test_what_an_error_file_quotes_of_the_key_is_not_shown(tmp_path, undone):
+    with pytest.raises(EndpointError, match=r"have no answer: wrong key \*\*\*") as caught:
+        batched(Batches(("expired", 0.0), undone=undone), tmp_path)
+
+    assert "secret" not in str(caught.value)
+
+
+def test_what_an_answer_quotes_of_the_key_is_not_kept(tmp_path):
+    undone = {"response": {"status_code": 400, "body": {"error": QUOTED}}, "error": None}
+
+    results = batched(Batches(("completed", 0.9), undone=undone), tmp_path)
+
+    assert [one.failure for one in results.values() if one.failure] == ["status 400: wrong key ***"]
+
+
 def test_a_request_that_always_fails_is_dropped_in_the_end_with_its_reason(tmp_path):
     undone = {"response": {"status_code": 500, "body": {"error": {"message": "out of order"}}}, "error": None}
     api = Batches(*[("completed", 0.9)] + [("completed", 0.0)] * 20, undone=undone)

@@ -521,6 +521,31 @@ def test_the_folders_of_a_partitioned_table_are_columns(transformed, tmp_path):
     assert [one.reason for one in drops] == ["blank_label"]
 
 
+def test_folders_that_aligned_files_share_are_columns(transformed, tmp_path):
+    for side, text in (("en", "good morning"), ("de", "guten Morgen")):
+        folder = tmp_path / "score=1" / f"lang={side}"
+        folder.mkdir(parents=True)
+        (folder / "part-0.txt").write_text(f"{text}\n", "utf-8")
+
+    paths = [f"{tmp_path}/score=1/lang={side}/part-0.txt" for side in ("en", "de")]
+    columns = {"text_a": "0", "text_b": "1", "score": "score"}
+    examples, _, _ = transformed(rule="scored_pair", reader="aligned_text", paths=paths, columns=columns)
+
+    assert ("good morning", "guten Morgen", 1.0) in [(one.text_a, one.text_b, one.score) for one in examples]
+
+
+def test_braces_in_a_path_are_alternatives(transformed, tmp_path):
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl", "a.jsonl.bak"):
+        jsonl(tmp_path / name, {"query": f"why {name}", "positive": "so"})
+
+    paths = [f"{tmp_path}/{{a,c}}.jsonl{{,.gz}}"]
+    examples, _, _ = transformed(
+        rule="question_answer", paths=paths, columns={"query": "query", "positive": "positive"}
+    )
+
+    assert sorted(one.query for one in examples) == ["why a.jsonl", "why c.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "said"),
     [
@@ -582,6 +607,33 @@ def test_scores_that_belong_to_no_text_are_said(transformed, tmp_path):
     assert [(one.reason, one.detail) for one in parts] == [
         ("scores_unmatched", "1 scores for 2 texts in column 'pos'")
     ]
+
+
+def test_rows_that_become_one_keep_the_first_score_and_say_the_others(transformed, tmp_path):
+    rows = [{"query": "why", "pos": "so", "neg": f"no {n}", "s": score} for n, score in enumerate((0.9, 0.9, 0.4))]
+    columns = {"positive_score": "s"}
+
+    examples, parts, _ = transformed(rule="triplets", paths=[jsonl(tmp_path / "t.jsonl", *rows)], columns=columns)
+
+    assert [one.positive_scores for one in examples] == [(0.9,)]
+    assert sorted(one.text for one in examples[0].negatives) == ["no 0", "no 1", "no 2"]
+    assert [(one.reason, one.record) for one in parts] == [("scores_differ", "[0.4]")]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("NaN", "holds NaN or Infinity, which JSON has no word for: write null"),
+        ("-Infinity", "holds NaN or Infinity"),
+        (str(2**64), "holds an integer above 64 bits: write it as a string"),
+    ],
+)
+def test_json_of_python_that_json_has_no_word_for_is_no_damage(transformed, tmp_path, value, message):
+    path = tmp_path / "rows.json"
+    path.write_text(f'[{{"query": "why", "positive": "so", "n": 1}},\n {{"n": {value}}}]', "utf-8")
+
+    with pytest.raises(DataError, match=message):
+        transformed(rule="question_answer", reader="json", paths=[str(path)])
 
 
 def test_one_object_where_lists_of_them_stand_is_a_row(transformed, tmp_path):
@@ -698,6 +750,7 @@ def test_a_folder_of_beir_is_one_line(transformed, tmp_path):
     (folder / "qrels").mkdir(parents=True)
     (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "d", "title": "A", "text": "B"}\n'))
     jsonl(folder / "queries.jsonl", {"_id": "q", "text": "why"}, {"_id": "r", "text": "held"})
+    (folder / "queries.jsonl.bak").write_text("an editor's copy")
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
 
     examples, drops, documents = transformed(

@@ -87,7 +87,7 @@ def input_files(form: Format) -> list[InputFile]:
         place = _expanded(pattern)
         address = re.fullmatch(r"(zip|tar)://(?P<members>.+?)::(?P<archive>.+)", place, re.DOTALL)
         archive = address["archive"] if address else place
-        matches = _matches(archive)
+        matches = [one for alternative in _alternatives(archive) for one in _matches(alternative)]
         if not matches:
             raise DataError(_no_match(pattern, archive))
         if address or ARCHIVE.fullmatch(archive):
@@ -101,6 +101,15 @@ def local_file(path: Path) -> InputFile:
     """A local file with its size and the time of its last change."""
     stat = path.stat()
     return InputFile(str(path), stat.st_size, str(stat.st_mtime_ns))
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The patterns that one with ``{csv,tsv}`` stands for, as a shell expands it."""
+    braces = re.search(r"\{([^{}]*,[^{}]*)\}", pattern)
+    if not braces:
+        return [pattern]
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    return [one for choice in braces[1].split(",") for one in _alternatives(before + choice + after)]
 
 
 def _no_match(pattern: str, archive: str) -> str:

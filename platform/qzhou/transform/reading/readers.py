@@ -9,6 +9,7 @@ import codecs
 import inspect
 import io
 import json
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -29,6 +30,14 @@ from qzhou.transform.reading.parts import FilePart
 
 CustomReader = Callable[..., Iterable[Row]]
 Rows = Iterator[Row | RejectedRow]
+# what the parser says of a file that is whole -> what it is
+NOT_JSON = {
+    "trailing garbage": "holds several JSON values, one a line: set reader = 'jsonl'",
+    "integer overflow": "holds an integer above 64 bits: write it as a string, or one object a line (reader = 'jsonl')",
+    r"(invalid char|malformed number)[^\n]*\n[^\n]*(NaN|Infinity)\b": (
+        "holds NaN or Infinity, which JSON has no word for: write null, or one object a line (reader = 'jsonl')"
+    ),
+}
 
 
 def read_part(form: Format, part: FilePart, custom: CustomReader | None = None) -> Rows:
@@ -141,14 +150,16 @@ def _text_row(form: Format, line: str | RejectedRow, place: str) -> Row | Reject
 
 
 def _aligned_rows(form: Format, files: Sequence[InputFile]) -> Rows:
-    """Line n of every file makes row n; files are columns "0", "1", ... as in ``paths``."""
+    """Line n of every file makes row n; files are columns "0", "1", ... as in ``paths``, and share their folders'."""
     sides = [all_lines(form, file) for file in files]
+    shared = set.intersection(*(set(file.partition.items()) for file in files))
+    partition: Row = dict(shared)
     for number, cells in enumerate(zip_longest(*sides), start=1):
         if None in cells:
             short = files[cells.index(None)].name
             raise DataError(f"aligned_text: {short} ends before line {number}, and the other files go on.")
         rejected = next((cell for cell in cells if isinstance(cell, RejectedRow)), None)
-        yield rejected or {str(position): cell for position, cell in enumerate(cells)}
+        yield rejected or partition | {str(position): cell for position, cell in enumerate(cells)}
 
 
 def _json_rows(form: Format, file: InputFile) -> Rows:
@@ -177,10 +188,9 @@ def _json_rows(form: Format, file: InputFile) -> Rows:
                     found += 1
                     yield {"key": name, **row} if by_name else row
         except ijson.IncompleteJSONError as error:
-            if "trailing garbage" in str(error):
-                raise DataError(
-                    f"{file.name} holds several JSON values, one a line: set reader = 'jsonl'."
-                ) from None
+            for words, meaning in NOT_JSON.items():
+                if re.search(words, str(error)):
+                    raise DataError(f"{file.name} {meaning}, after {found:,} rows.") from None
             raise EOFError(f"not whole JSON: {first_line(error)}") from None
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise EOFError(f"not JSON: {first_line(error)}") from None

@@ -45,6 +45,12 @@ def query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
         [one for each in rows for one in _scored(each, fields, "negative")] if fields.has("negative") else []
     )
     found = retrieval(rows, fields, query, positives, negatives, ("query", "positive"))
+    scores = [one.score for one in positives]
+    for each in rows[1:]:
+        others = [one.score for one in _scored(each, fields, "positive")]
+        if others != scores:
+            detail = f"another row has the same query and positives; it came first, and its {scores} are kept"
+            found.append(fields.drop("scores_differ", detail, others, part=True))
     return found + [drop for each in rows for drop in _unread(each, fields)]
 
 
