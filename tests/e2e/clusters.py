@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import ray
 
+from qzhou.cluster.ports import free_port
 from qzhou.cluster.resources import MIN_LOCAL_CPUS
 from tests.e2e.commands import run
-from tests.ports import free_port
 
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 # Deadlines of waits are reached only in failure: a machine may be three times slower, and busy.

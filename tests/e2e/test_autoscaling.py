@@ -12,12 +12,12 @@ import ray
 import requests
 from moto.server import ThreadedMotoServer
 
+from qzhou.cluster.ports import free_port
 from qzhou.config.recipe import load_recipe
 from qzhou.data.storage import Folder
 from qzhou.run.run import Run
 from tests.e2e.clusters import QUIET, asked, head_words, ray_node, wait_until
 from tests.e2e.commands import run, start
-from tests.ports import free_port
 
 HEAD = "ray.head.default"  # what the provider calls its head
 HEAD_ID = "f" * 51 + "00000"

@@ -1,11 +1,16 @@
 """`ray job submit --working-dir .` as the README says it, to a cluster that runs already."""
 
+import contextlib
 import json
 import re
 import shutil
+import signal
+import socket
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
 
 from tests.e2e.clusters import PATIENCE_S, wait_until
 from tests.e2e.commands import Finished, call, run, start
@@ -38,6 +43,27 @@ def test_a_run_that_would_be_lost_with_the_uploaded_copy_is_refused(cluster, wri
     assert done.status != 0
     assert "error: run.storage is 'runs', a path below the copy of the project" in done.text
     assert "Traceback" not in done.text
+
+
+def test_a_cluster_of_this_machine_ends_with_a_command_that_was_killed(write_recipe):
+    """It starts although another cluster has the port through which jobs come, and goes although nobody ends it."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # another cluster may really have it
+            taken.bind((ray.util.get_node_ip_address(), 52365))
+            taken.listen()
+        job = start("jobs/submit.py", write_recipe(), "--job", "transform")
+        said = next(line for line in job.stdout if "dashboard: " in line)
+    (port,) = re.findall(r"dashboard: http://127.0.0.1:(\d+)", said)
+    head = [one for one in psutil.Process(job.pid).children(recursive=True) if "raylet" in one.name()]
+
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+
+    gone, _ = psutil.wait_procs(head, timeout=PATIENCE_S)
+    assert len(gone) == len(head) > 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(port))) != 0
 
 
 STEPS = 600  # the stop comes a second or two after the first

@@ -12,9 +12,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from qzhou.cluster.ports import free_port
 from tests.e2e.clusters import QUIET, asked, head_words, ray_node
 from tests.e2e.commands import run
-from tests.ports import free_port
 
 
 def key_file(path: Path) -> ec.EllipticCurvePrivateKey:

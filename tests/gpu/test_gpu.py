@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from qzhou.cluster.ports import free_port
 from qzhou.encoder import load_backbone, load_encoder
 from qzhou.encoder.encoder import token_ids
-from tests.ports import free_port
 from tests.ranks.problem import (
     CHUNK_TOKENS,
     gradients,

@@ -7,11 +7,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from qzhou.cluster.ports import free_port
 from qzhou.config.training import DistillationSection, LoraSection
 from qzhou.training.distillation import Teacher
 from qzhou.training.lora import add_adapters
 from tests.conftest import recipe_in
-from tests.ports import free_port
 from tests.ranks.problem import (
     CHUNK_TOKENS,
     assert_same,

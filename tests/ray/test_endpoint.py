@@ -26,6 +26,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from sentence_transformers import SentenceTransformer
 
+from qzhou.cluster.ports import free_port
 from qzhou.config.model import ModelSection
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import PairExample, RetrievalExample
@@ -33,7 +34,6 @@ from qzhou.encoder import load_encoder, load_text_encoder
 from qzhou.evaluation.judge.local_tasks import retrieval_task, sts_task
 from qzhou.evaluation.judge.mteb_models import MtebEncoder
 from tests.browser import chromium, loaded, show
-from tests.ports import free_port
 from tests.ray.served import (
     KEY,
     MAX_TOKENS,

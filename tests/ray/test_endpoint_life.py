@@ -14,7 +14,7 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.ports import free_port
+from qzhou.cluster.ports import free_port
 from tests.ray.served import KEY, Endpoint, serving, write_model, write_run
 
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}

@@ -7,8 +7,8 @@ import time
 import pytest
 import ray
 
+from qzhou.cluster.ports import free_port
 from qzhou.cluster.session import session
-from tests.ports import free_port
 from tests.ray.nodes import small_nodes
 from tests.ray.training_run import STAGE, metrics, prepared, start_driver, wait_for_checkpoint
 

@@ -296,12 +296,15 @@ def submit(context: click.Context, /, recipe: Recipe, address: str | None, job: 
 
     Ctrl-C leaves a job alone that runs on a cluster, and ends one that runs here.
     """
-    from qzhou.cluster.submission import Jobs, run_as_job
-
     methods = [name for name, is_given in asked.items() if is_given]
     if len(methods) > 1 or (methods and job):
         flags = " and ".join(f"--{name}" for name in [*methods, *(["job"] if job else [])])
         raise click.UsageError(f"{flags} are different things to do; give one of them")
+    if not address and not methods:
+        # a cluster on this machine is guarded; Ray reads this when it is loaded
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from qzhou.cluster.submission import Jobs, run_as_job
+
     if methods:
         sys.exit(getattr(Jobs(recipe, address or "http://127.0.0.1:8265"), methods[0])())
     words = [recipe_path(context.params["recipe"]), *context.params["settings"]]

@@ -5,36 +5,31 @@ machine and ends it by handle. The package travels to every worker, so that work
 driver's code.
 """
 
-import contextlib
-import inspect
-import io
 import logging
 import os
-import re
-import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import ray
 import yaml
-from ray._private.parameter import RayParams
-from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 from qzhou.cluster.metrics import export_metrics, stop_export
+from qzhou.cluster.ports import free_port
 from qzhou.cluster.resources import MIN_LOCAL_CPUS, NodeType, ResourceRequest, refuse_impossible
 from qzhou.errors import QzhouError, SetupError, first_line, kind_of
-from qzhou.telemetry.events import LOG_FORMAT_VARIABLE
+from qzhou.telemetry.events import LOG_FORMAT_VARIABLE, as_json
 from qzhou.telemetry.metrics import STAGE_STARTED, measure
 
 PACKAGE = Path(__file__).parents[1]
 # where `ray up` leaves a cluster's configuration on its head
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 
-# Loggers that tell every run what is no news: that Ray guards its cluster with a token, that its bars are off.
-CHATTY = ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress")
+# where Ray's own tools, and the actors of Ray Train, look for the dashboard
+DASHBOARD_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # worker processes are the parallelism
@@ -45,83 +40,12 @@ WORKER_ENV = {
 }
 
 
-def local_options() -> dict[str, Any]:
-    """What a cluster on this machine is started with; where another one runs, its agent takes another port."""
-    _free_the_agents_port()
-    return {
-        "address": "local",
-        "num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
-        "include_dashboard": True,  # Ray Train asks it which actors are alive
-        "logging_level": logging.WARNING,
-    }
+def local_cpus() -> int:
+    """CPUs that a cluster on this machine offers."""
+    return max(MIN_LOCAL_CPUS, os.cpu_count() or 1)
 
 
-def _free_the_agents_port() -> None:
-    """Let the dashboard's agent choose its port if the usual one is taken.
-
-    Jobs are submitted through the agent, and every cluster of a machine wants the same port
-    for it; ``ray start`` has a setting for that, ``ray.init`` has none and takes the
-    default of this function.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((ray.util.get_node_ip_address(), DEFAULT_DASHBOARD_AGENT_LISTEN_PORT))
-        except OSError:
-            initialise = RayParams.__init__
-            _, *names = inspect.signature(initialise).parameters  # the first is self
-            defaults = dict(zip(names, initialise.__defaults__ or (), strict=True))
-            initialise.__defaults__ = tuple((defaults | {"dashboard_agent_listen_port": 0}).values())
-
-
-WORKER_PREFIX = re.compile(r"^\x1b\[\d+m\(\w+ pid=\d+\)\x1b\[0m ")
-NOISE = re.compile(
-    # the last thread of Ray Train's cleaner ends in a traceback when its cluster goes before it
-    r"\(PlacementGroupCleaner pid="
-    r"|PYTHON worker processes have been started"
-    r"|^INFO .* serve \d+ -- |^  \u2022 "
-    r"|core_worker\.cc|job_manager\.py|^Running entrypoint|Progress bars disabled|available CPUs"
-    r"|Reporting training result|Checkpoint successfully created|Saving model to|built successfully"
-    r"|`word_embedding_dimension`|it/s\]|\?it/s|^\s*\r?\s*$|minimum number of concurrent actors|Loaded \d+ prompt"
-)
-
-
-def filter_ray_log(line: str) -> str | None:
-    """A line without the prefix of the worker that said it; None where Ray and its libraries talk to themselves."""
-    said = WORKER_PREFIX.sub("", line)
-    return None if NOISE.search(line) or NOISE.search(said) else said
-
-
-class _Quiet(io.TextIOBase):
-    """A standard stream without the lines that :func:`filter_ray_log` drops.
-
-    ``print`` writes a text, then its line end.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._left_out = stream, False
-
-    def write(self, text: str) -> int:
-        if not text.strip():
-            said = "" if self._left_out else text
-            self._left_out = False
-        else:
-            plain = filter_ray_log(text)
-            self._left_out, said = plain is None, plain or ""
-        self._stream.write(said)
-        return len(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def isatty(self) -> bool:
-        return not self._stream.closed and self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-
-@contextlib.contextmanager
+@contextmanager
 def session(*asks: ResourceRequest) -> Iterator[None]:
     """Join ``RAY_ADDRESS``'s cluster, or one already joined, or start one for the block.
 
@@ -132,33 +56,30 @@ def session(*asks: ResourceRequest) -> Iterator[None]:
         QzhouError: One that was raised on a worker comes out as itself, without Ray's wrapping.
         SetupError: There is no cluster at ``RAY_ADDRESS``, or it refuses, or it can never give what is asked.
     """
-    with contextlib.redirect_stdout(_Quiet(sys.stdout)), contextlib.redirect_stderr(_Quiet(sys.stderr)):
-        joined = ray.is_initialized()
-        if not joined:
-            for name in CHATTY:
-                logging.getLogger(name).setLevel(logging.ERROR)
-            _join_or_start()
-        _set_up_ray_data()  # in each process: a stage may run in a worker
-        export_metrics()
-        # more are a whole pipeline's, each with its own
-        began = [one.stage for one in asks] if len(asks) == 1 else []
+    joined = ray.is_initialized()
+    if not joined:
+        _join_or_start()
+    _set_up_ray_data()  # in each process: a stage may run in a worker
+    export_metrics()
+    # more are a whole pipeline's, each with its own
+    began = [one.stage for one in asks] if len(asks) == 1 else []
+    for stage in began:
+        measure(STAGE_STARTED, time.time(), stage=stage)
+    try:
+        if asks and (kinds := node_kinds()) is not None:
+            refuse_impossible(asks, kinds, "this cluster" if os.environ.get("RAY_ADDRESS") else "this machine")
+        yield
+    except Exception as error:  # to take off what Ray wrapped around an error meant for people
+        ours = our_error(error)
+        if ours is None:
+            raise
+        raise ours from None
+    finally:
         for stage in began:
-            measure(STAGE_STARTED, time.time(), stage=stage)
-        try:
-            if asks and (kinds := node_kinds()) is not None:
-                refuse_impossible(asks, kinds, "this cluster" if os.environ.get("RAY_ADDRESS") else "this machine")
-            yield
-        except Exception as error:  # to take off what Ray wrapped around an error meant for people
-            ours = our_error(error)
-            if ours is None:
-                raise
-            raise ours from None
-        finally:
-            for stage in began:
-                measure(STAGE_STARTED, 0, stage=stage)
-            if not joined:
-                stop_export()
-                ray.shutdown()
+            measure(STAGE_STARTED, 0, stage=stage)
+        if not joined:
+            stop_export()
+            ray.shutdown()
 
 
 def node_kinds() -> list[NodeType] | None:
@@ -177,7 +98,8 @@ def node_kinds() -> list[NodeType] | None:
     if not os.environ.get("RAY_ADDRESS") or not BOOTSTRAP.expanduser().exists():
         return there
     config = yaml.safe_load(BOOTSTRAP.expanduser().read_text("utf-8"))
-    head = [node for node in there if "node:__internal_head__" in node.resources]
+    address, _, _ = ray.get_runtime_context().gcs_address.rpartition(":")
+    head = [node for node in there if node.name == address]
     return head + [
         NodeType(name, kind.get("resources") or {}, kind.get("labels") or {}, int(kind.get("max_workers", 0)))
         for name, kind in config["available_node_types"].items()
@@ -186,12 +108,23 @@ def node_kinds() -> list[NodeType] | None:
 
 
 def _join_or_start() -> None:
-    inside = {"address": "auto", "logging_level": logging.WARNING}
+    _quieten()
     address = os.environ.get("RAY_ADDRESS")
+    where: dict[str, Any] = {"address": "auto"}
+    variables = _worker_env()
+    if not address:
+        # a port that is known before the cluster starts, so that its workers can be told
+        port = free_port()
+        # with a dashboard, because Ray Train asks it which actors are alive
+        where = {"address": "local", "num_cpus": local_cpus(), "include_dashboard": True, "dashboard_port": port}
+        variables[DASHBOARD_VARIABLE] = f"http://127.0.0.1:{port}"
     try:
         ray.init(
-            **(inside if address else local_options()),
-            runtime_env={"py_modules": [str(PACKAGE)], "env_vars": _worker_env()},
+            **where,
+            logging_level=logging.WARNING,
+            # lines of other processes are no JSON after Ray has put their origin before them
+            log_to_driver=not as_json(),
+            runtime_env={"py_modules": [str(PACKAGE)], "env_vars": variables},
         )
     except ConnectionError as error:
         raise SetupError(
@@ -205,6 +138,13 @@ def _join_or_start() -> None:
             "Ray did not start on this machine in time, which happens when it is very busy. See what else runs, "
             "processes of an earlier run perhaps, and give the same command again."
         ) from None
+
+
+def _quieten() -> None:
+    """Ray's own settings for less talk: no news at level INFO, and no colours where nobody reads them."""
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    if not sys.stdout.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
 
 
 def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None:
@@ -221,18 +161,20 @@ def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None
 
 
 def _worker_env() -> dict[str, str]:
-    """``WORKER_ENV`` and the switch of the log.
+    """``WORKER_ENV``, the switch of the log and where the dashboard of a joined cluster is.
 
     What the environment sets already, by the job's own runtime environment for one, reaches
     the workers without us; Ray refuses to hear it twice.
     """
     ours = {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
-    return ours | {name: value for name, value in os.environ.items() if name == LOG_FORMAT_VARIABLE}
+    passed_on = (LOG_FORMAT_VARIABLE, DASHBOARD_VARIABLE)
+    return ours | {name: os.environ[name] for name in passed_on if name in os.environ}
 
 
 def _set_up_ray_data() -> None:
-    """Ray Data's bars suit terminals, ours say the same in lines; and rows keep order."""
+    """Rows keep their order, so that a second run gives the same files."""
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True  # a second run gives the same files
+    context.execution_options.preserve_order = True
+    # on a terminal its bars and our lines would overwrite each other
+    context.enable_progress_bars = not sys.stdout.isatty()
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -9,8 +9,6 @@ import asyncio
 import logging
 import os
 import shlex
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -18,11 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import ray
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from qzhou.cluster.session import filter_ray_log, local_options
+from qzhou.cluster.local_head import local_head
+from qzhou.cluster.session import DASHBOARD_VARIABLE
 from qzhou.config.recipe import Recipe
 from qzhou.errors import SetupError, first_line
 from qzhou.run.run import Run, refuse_what_would_be_lost
@@ -32,16 +30,14 @@ RUNTIME_ENV = Path("jobs/runtime_env.yaml")
 RUN = "qzhou_run"  # metadata of a job: the folder of the run
 GOING_ON = (JobStatus.PENDING, JobStatus.RUNNING)
 INTERRUPTED = 130  # as every job of ours ends after Ctrl-C
-TALKATIVE = (  # loggers: "WebSocket closed", what of a directory is uploaded
-    "ray.dashboard.modules.job.sdk",
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray._private.runtime_env.packaging",
-)
+DASHBOARD_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 150.0  # more than jobs/runtime_env.yaml gives a job to end
 
 
 def run_as_job(script: str, arguments: Sequence[str]) -> int:
     """Start a local cluster with dashboard, submit a job to it, follow it, end the cluster.
+
+    Ray's client has to be loaded with ``RAY_AUTH_MODE=token`` in the environment.
 
     Args:
         script: Relative to the working directory, in which the job runs.
@@ -49,37 +45,28 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
 
     Returns: The exit status of the job's driver.
     """
-    # the job is started by `python`: the one that runs here, whatever PATH says
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    context = ray.init(**local_options(), log_to_driver=False)
-    address, job = f"http://{context.dashboard_url}", _job_id(script)
-    # "WebSocket closed"
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
-    try:
-        # Ray lets a job's driver join any cluster of the machine; this names the one just started.
-        own = context.address_info["gcs_address"]
-        there = f"cd {shlex.quote(str(Path.cwd()))} && RAY_ADDRESS={own} RAY_API_SERVER_ADDRESS={address}"
-        client = JobSubmissionClient(address)
-        _submit_here(f"{there} exec {shlex.join(['python', script, *arguments])}", job=job, address=address)
+    job = _job_id(script)
+    with local_head() as head:
+        client = _client(head.dashboard)
+        # Ray lets a job's driver join any cluster of the machine; this names the one just started
+        own = f"RAY_ADDRESS={head.address} {DASHBOARD_VARIABLE}={head.dashboard}"
+        command = f"cd {shlex.quote(str(Path.cwd()))} && {own} exec {shlex.join(['python', script, *arguments])}"
+        client.submit_job(entrypoint=shlex.join(["sh", "-c", command]), submission_id=job)
+        line = f"ray job submit: {job}; dashboard: {head.dashboard}; Ray's logs: {head.folder}"
+        log_event(line, "job_submitted", job=job, dashboard=head.dashboard)
         return _followed(client, job)
-    finally:
-        ray.shutdown()
 
 
-def _submit_here(command: str, *, job: str, address: str) -> None:
-    """``ray job submit`` of a shell command to the cluster that this process started."""
-    submit = ["job", "submit", "--no-wait", "--address", address, "--submission-id", job]
-    # Ray has turned token authentication on; its client must be told.
-    environment = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
-    submitted = subprocess.run(
-        [sys.executable, "-m", "ray.scripts.scripts", *submit, "--", "sh", "-c", command],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if submitted.returncode:
-        raise SetupError(f"ray job submit failed:\n{submitted.stdout}{submitted.stderr}")
-    log_event(f"ray job submit: {job}; dashboard: {address}", "job_submitted", job=job, dashboard=address)
+def _client(dashboard: str) -> JobSubmissionClient:
+    """A client of a cluster that has just been started, whose dashboard comes up a little later."""
+    patience = time.monotonic() + DASHBOARD_TIMEOUT_S
+    while True:
+        try:
+            return JobSubmissionClient(dashboard)
+        except ConnectionError:
+            if time.monotonic() > patience:
+                raise
+            time.sleep(0.2)
 
 
 class Jobs:
@@ -104,8 +91,6 @@ class Jobs:
     ) -> None:
         self._stop_timeout_s = stop_timeout_s
         self._recipe, self._run, self._address = recipe, Run.address(recipe), address
-        for name in TALKATIVE:
-            logging.getLogger(name).setLevel(logging.ERROR)
         if not address.startswith(("http://", "https://")):
             raise SetupError(
                 f"--address is '{address}', and the address of a dashboard begins with http:// or https://, like "
@@ -234,6 +219,7 @@ def _clock(milliseconds: int | None) -> str:
 
 def _followed(client: JobSubmissionClient, job: str) -> int:
     """Print a job's log to its end; its driver's exit status, or that of an interrupted one if it was stopped."""
+    logging.getLogger("ray").setLevel(logging.WARNING)
     asyncio.run(_follow(client, job))
     ended = client.get_job_info(job)
     if ended.status == JobStatus.STOPPED:
@@ -242,10 +228,6 @@ def _followed(client: JobSubmissionClient, job: str) -> int:
 
 
 async def _follow(client: JobSubmissionClient, job: str) -> None:
-    """Print a job's log as it grows, less Ray's own chatter; the dashboard shows it all."""
-    rest = ""
+    """Print a job's log as it grows."""
     async for text in client.tail_job_logs(job):
-        *lines, rest = (rest + text).split("\n")
-        for line in lines:
-            if (plain := filter_ray_log(line)) is not None:
-                print(plain, flush=True)
+        print(text, end="", flush=True)

@@ -4,17 +4,16 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import threading
+from concurrent.futures import Future
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
-from ray._private import ray_constants
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from qzhou.cluster.metrics import export_metrics
 from qzhou.cluster.resources import resources_for
@@ -29,6 +28,7 @@ from qzhou.run.run import Run
 from qzhou.telemetry.events import log_event
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.stages import train_stages
+from qzhou.training.stop_signal import StopSignal
 
 # Ray's 60 s is too short while nodes start or DeepSpeed compiles
 START_TIMEOUT_S = "900"
@@ -56,18 +56,16 @@ def _train_stage(run: Run, folder: Folder, stage: TrainingStageName) -> dict[str
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
     with session(resources_for(run.recipe, "training")):
-        trainer = _Trainer(
+        stop = StopSignal()
+        trainer = TorchTrainer(
             _train_worker,
-            train_loop_config=settings,
+            train_loop_config=settings | {"stop": stop},
             torch_config=TorchConfig(timeout_s=1800),
             scaling_config=_scaling(run.recipe),
             run_config=_run_config(folder, run.recipe.training),
         )
-        trainer.stop = _StopSignal(folder.uri)
-        trainer.stop.clear()
         try:
-            with _interruptible(), _own_dashboard():
-                result = trainer.fit()
+            result = _fit(trainer, stop)
         except ray.train.TrainingFailedError as error:
             if our_error(error):
                 raise
@@ -76,9 +74,40 @@ def _train_stage(run: Run, folder: Folder, stage: TrainingStageName) -> dict[str
                 f"{stage} failed: {lines[-1].strip()}\n       The workers' traceback is above. "
                 "The same job continues from the last checkpoint."
             ) from error
-        if trainer.stop.is_requested():
+        if stop.was_requested:
             raise KeyboardInterrupt
     return {"steps": int(result.metrics["step"])}
+
+
+def _fit(trainer: TorchTrainer, stop: StopSignal) -> ray.train.Result:
+    """Train in a thread of its own, so that Ctrl-C, which also stops a job, is for us and not for Ray Train.
+
+    The first one ends training with a checkpoint, the next one at once.
+    """
+    done: Future[ray.train.Result] = Future()
+
+    def fit() -> None:
+        try:
+            done.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=fit, daemon=True, name="training").start()
+    if threading.current_thread() is not threading.main_thread():
+        return done.result()
+    before = signal.getsignal(signal.SIGINT)
+
+    def request_stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop.request()
+        line = "training: stops after a checkpoint of the next step; Ctrl-C again ends it at once, without one"
+        log_event(line, "stopping", level="warning")
+
+    signal.signal(signal.SIGINT, request_stop)
+    try:
+        return done.result()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run_config(folder: Folder, training: TrainingSection) -> ray.train.RunConfig:
@@ -89,58 +118,6 @@ def _run_config(folder: Folder, training: TrainingSection) -> ray.train.RunConfi
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints),
         failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
     )
-
-
-class _StopSignal:
-    """A request to end a stage with a checkpoint, which reaches all ranks at the same step.
-
-    1. The driver sets the request. 2. Rank 0 sees it at the end of a step and names the
-    next step as the last one. 3. Every rank looks for that name at the end of each step.
-    Ranks meet in the gradients of a step, so no rank can have passed the named step before
-    the name was there.
-
-    Args:
-        folder: The address of the stage's folder.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self._requested = f"qzhou/stop/{folder}".encode()
-        self._last_step = f"qzhou/last_step/{folder}".encode()
-
-    def clear(self) -> None:
-        _internal_kv_del(self._requested)
-        _internal_kv_del(self._last_step)
-
-    def request(self) -> None:
-        _internal_kv_put(self._requested, b"1")
-
-    def is_requested(self) -> bool:
-        return bool(_internal_kv_get(self._requested))
-
-    def is_last_step(self, step: int, rank: int) -> bool:
-        """Whether the stage ends after ``step``; a rank asks at the end of the step."""
-        last = _internal_kv_get(self._last_step)
-        if rank == 0 and last is None and self.is_requested():
-            _internal_kv_put(self._last_step, str(step + 1).encode())
-        return bool(last == str(step).encode())
-
-
-class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's has no types
-    """A trainer that answers Ctrl-C, which also stops a job, with a checkpoint; the next Ctrl-C ends it at once."""
-
-    stop: _StopSignal
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        super()._register_sigint_handler(controller)
-        abort = signal.getsignal(signal.SIGINT)
-
-        def request_stop(*_: object) -> None:
-            signal.signal(signal.SIGINT, abort)
-            self.stop.request()
-            line = "training: stops after a checkpoint of the next step; Ctrl-C again ends it at once, without one"
-            log_event(line, "stopping", level="warning")
-
-        signal.signal(signal.SIGINT, request_stop)
 
 
 def _scaling(recipe: Recipe) -> ray.train.ScalingConfig:
@@ -156,45 +133,13 @@ def _scaling(recipe: Recipe) -> ray.train.ScalingConfig:
     )
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt; Ray Train's handler ends the process silently, and would stay for good."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _own_dashboard() -> Iterator[None]:
-    """Make Ray Train look for its controller on the dashboard of this cluster.
-
-    By default it asks the cluster that ``ray start`` last recorded on this machine. If that
-    is another cluster, or a dead one, every training ends with twelve seconds of waiting
-    and a traceback.
-    """
-    name = ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE
-    address = _internal_kv_get(ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD)
-    if address is None or name in os.environ:
-        yield
-        return
-    ENV_VARS_TO_PROPAGATE.add(name)
-    os.environ[name] = f"http://{address.decode()}"
-    try:
-        yield
-    finally:
-        del os.environ[name]
-
-
 def _train_worker(settings: dict[str, Any]) -> None:
     """Train one rank; the driver prints the message of an error of ours."""
     # loads torch, which the driver and Ray Train's controller can do without
     from qzhou.training.worker import train_worker
 
     export_metrics()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # each rank's reports are no news
     checkpoint = ray.train.get_checkpoint()
     try:
         with checkpoint.as_directory() if checkpoint else nullcontext() as local:
@@ -203,23 +148,25 @@ def _train_worker(settings: dict[str, Any]) -> None:
                 settings["stage"],
                 Folder.open(settings["run_folder"]),
                 mined=settings["mined"],
-                recorder_type=RayRecorder,
+                make_recorder=partial(RayRecorder, settings["stop"]),
                 checkpoint=Path(local) if local else None,
             )
     except QzhouError:
-        # this logger prints every traceback
-        logging.getLogger("ray.train.v2._internal.util").disabled = True
+        # it prints every traceback
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
         raise
 
 
 class RayRecorder(StageRecorder):
     """Checkpoints go to Ray Train, which also reports preemption."""
 
-    _was_preempted = False
+    def __init__(self, stop: StopSignal, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._stop, self._was_preempted = stop, False
 
     def stop_requested(self, step: int) -> bool:
         """Whether the driver was told to stop; the same answer on every rank."""
-        return _StopSignal(self.folder.uri).is_last_step(step, self.engine.rank)
+        return self._stop.is_last_step(step, self.engine.rank)
 
     def preempted(self) -> bool:
         """Whether Ray Train reports that a node is about to leave; True once."""

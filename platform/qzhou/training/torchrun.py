@@ -84,7 +84,7 @@ def _from_rank_0(message: dict[str, Any] | None) -> dict[str, Any]:
 def _train_stage(*, recipe: Recipe, run_folder: str, stage: TrainingStageName, mined: str, checkpoint: str) -> None:
     with Folder.open(checkpoint).local_copy() if checkpoint else nullcontext() as local:
         train_worker(
-            recipe, stage, Folder.open(run_folder), mined=mined, recorder_type=TorchrunRecorder, checkpoint=local
+            recipe, stage, Folder.open(run_folder), mined=mined, make_recorder=TorchrunRecorder, checkpoint=local
         )
 
 

@@ -1,7 +1,7 @@
 """What one rank of a stage does, from loading a model to writing the trained one; runs with or without Ray."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from qzhou.telemetry.events import log_event
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.deepspeed_engine import DeepSpeedEngine
 from qzhou.training.distillation import Teacher
+from qzhou.training.engine import Engine
 from qzhou.training.examples import TrainingSet, training_sets
 from qzhou.training.loader import TrainingStage
 from qzhou.training.loop import train_stage
@@ -36,14 +37,14 @@ def train_worker(
     run_folder: Folder,
     *,
     mined: str,
-    recorder_type: type[StageRecorder],
+    make_recorder: Callable[[Recipe, Folder, Engine, int], StageRecorder],
     checkpoint: Path | None,
 ) -> None:
     """Train one rank of a stage, from any checkpoint; rank 0 writes the model at the end.
 
     The process group of the ranks must be there already.
 
-    ``mined`` says which making of the mined examples to train on, and ``recorder_type`` how
+    ``mined`` says which making of the mined examples to train on, and ``make_recorder`` how
     checkpoints are kept.
 
     Raises:
@@ -83,7 +84,7 @@ def train_worker(
             else None,
             validate=partial(validation, engine) if validation else None,
         )
-        recorder = recorder_type(recipe, run_folder / TRAINING_STAGES[name], engine, first_step)
+        recorder = make_recorder(recipe, run_folder / TRAINING_STAGES[name], engine, first_step)
         if not train_stage(stage, engine, recorder, first_step=first_step):
             return  # stopped
         state = engine.full_state()

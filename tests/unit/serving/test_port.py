@@ -2,9 +2,9 @@ import socket
 
 import pytest
 
+from qzhou.cluster.ports import free_port
 from qzhou.errors import SetupError
 from qzhou.serving.port import check_port, open_port
-from tests.ports import free_port
 
 
 def test_a_taken_port_is_named_with_the_way_out():
