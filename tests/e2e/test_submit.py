@@ -54,16 +54,15 @@ def test_a_cluster_of_this_machine_ends_with_a_command_that_was_killed(write_rec
             taken.listen()
         job = start("jobs/submit.py", write_recipe(), "--job", "transform")
         said = next(line for line in job.stdout if "dashboard: " in line)
-    (port,) = re.findall(r"dashboard: http://127.0.0.1:(\d+)", said)
-    head = [one for one in psutil.Process(job.pid).children(recursive=True) if "raylet" in one.name()]
+    processes = psutil.Process(job.pid).children(recursive=True)
+    names = {one.name() for one in processes}
 
     job.send_signal(signal.SIGKILL)
     job.communicate()
 
-    gone, _ = psutil.wait_procs(head, timeout=PATIENCE_S)
-    assert len(gone) == len(head) > 0
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", int(port))) != 0
+    assert "raylet" in names, said
+    _, alive = psutil.wait_procs(processes, timeout=PATIENCE_S)
+    assert not alive
 
 
 STEPS = 600  # the stop comes a second or two after the first

@@ -70,6 +70,12 @@ class Format(Section):
         description="csv: the quoting character; '' where quotes mean nothing. Default: '\"'; between tabs only around "
         "a whole cell, as a line of search logs may hold one quote.",
     )
+    escape: str = Field(
+        "",
+        max_length=1,
+        description="csv: the character before a quote inside a quoted cell, '\\\\' in files of Spark and MySQL. "
+        "Default: quotes are doubled.",
+    )
     header: bool | None = Field(
         None, description="csv: names in the first line; default: unless columns are numbers."
     )

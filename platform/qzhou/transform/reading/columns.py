@@ -7,9 +7,11 @@ value[0]                   the first element of a list; [-1] is the last
 negative_*                 every column of such a name, in order of their numbers: a list
 {title}\\n{text}            several columns joined; a blank one leaves no blank line
 {docs[].title}\\n{docs[].text}  the same for every element of a list: a list
+{docs.title}\\n{docs.text}      the same where lists of one length stand side by side
 """
 
 import fnmatch
+import json
 import math
 import re
 import string
@@ -79,8 +81,14 @@ def getter(expression: str) -> Getter:
 
 
 def _matching(row: Row, pattern: str) -> list[Any]:
-    """The values of the columns that a pattern matches, lists joined; ``negative_2`` comes before ``negative_10``."""
-    names = sorted(fnmatch.filter(row, pattern), key=lambda name: [int(n) for n in re.findall(r"\d+", name)] or [0])
+    """The values of the columns that a pattern matches, lists joined; ``negative_2`` comes before ``negative_10``.
+
+    Where some of them are numbered, only those are meant: ``negative_1_score`` is another thing.
+    """
+    names = fnmatch.filter(row, pattern)
+    numbered = re.compile(r"\d+".join(map(re.escape, pattern.split("*"))))
+    names = [name for name in names if numbered.fullmatch(name)] or names
+    names.sort(key=lambda name: [int(n) for n in re.findall(r"\d+", name)] or [0])
     values = [row[name] for name in names]
     cells = [one for value in values for one in (value if isinstance(value, list) else [value])]
     return [one for one in cells if one is not None]
@@ -99,7 +107,10 @@ def steps_of(path: str) -> tuple[str, ...]:
 
 
 def walk(value: Any, steps: tuple[str, ...]) -> Any:
-    """Follow a path; ``[]`` takes every element of a list, and nested lists are joined; ``[0]`` takes one of them."""
+    """Follow a path; ``[]`` takes every element of a list, and nested lists are joined; ``[0]`` takes one of them.
+
+    An element in which the path ends early is None, so that two paths over one list stay side by side.
+    """
     for position, step in enumerate(steps):
         if index := _INDEX.fullmatch(step):
             number = int(index[1])
@@ -112,7 +123,7 @@ def walk(value: Any, steps: tuple[str, ...]) -> Any:
             for element in elements:
                 inner = walk(element, steps[position + 1 :])
                 found += inner if isinstance(inner, list) else [inner]
-            return [one for one in found if one is not None]
+            return found
         if not isinstance(value, Mapping):
             return None
         value = value.get(step)
@@ -124,7 +135,10 @@ def path_lost(rows: Sequence[Row], expression: str) -> tuple[str, list[str]] | N
 
     None where it goes through in some row, where no row says, and for what is no path.
     """
-    if "{" in expression or ("." not in expression and "[" not in expression):
+    if "{" in expression:
+        lost = (path_lost(rows, name) for _, name in _pieces(expression) if name)
+        return next(filter(None, lost), None)
+    if "." not in expression and "[" not in expression:
         return None
     if "*" in expression:
         known = list(dict.fromkeys(name for row in rows for name in row))
@@ -162,11 +176,12 @@ def _ends(value: Any, steps: tuple[str, ...]) -> tuple[str, list[str]] | None:
     return THROUGH
 
 
-def exploded(record: Any, steps: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def exploded(record: Any, steps: tuple[str, ...]) -> Iterator[Row | RejectedRow]:
     """The rows at a path's end; each inherits fields of objects around it, nearer ones win.
 
     ``data[].paragraphs[].qas[]`` makes of a SQuAD file one row a question, with its context
-    and title. ``{}`` takes every value of an object, and its name is the column ``key``.
+    and title. ``{}`` takes every value of an object, and its name is the column ``key``. What
+    the path does not go through is refused.
     """
     waiting: list[tuple[Any, dict[str, Any], int]] = [(record, {}, 0)]
     while waiting:
@@ -184,12 +199,16 @@ def exploded(record: Any, steps: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         elif isinstance(value, dict) and steps[position] in value:
             around = {name: inner for name, inner in value.items() if name != steps[position]}
             waiting.append((value[steps[position]], {**inherited, **around}, position + 1))
+        else:
+            there = f"there are {', '.join(value)}" if isinstance(value, dict) else f"it is {type(value).__name__}"
+            content = json.dumps(value, ensure_ascii=False, default=str)
+            yield RejectedRow("path_ends", f"records: no '{steps[position]}' in it; {there}", content)
 
 
 def _template(expression: str) -> Getter:
     pieces = _pieces(expression)
     lists = {name.partition("[]")[0] for _, name in pieces if name and "[]" in name}
-    if not lists:
+    if not lists or _is_side_by_side(pieces):
         return _joined(pieces)
     if len(lists) > 1:
         raise RecipeError(
@@ -201,10 +220,16 @@ def _template(expression: str) -> Getter:
 
     def values(row: Row) -> list[str]:
         found = walk(row, elements)
-        texts = [inner({**row, ELEMENT: one}) for one in found] if isinstance(found, list) else []
-        return [text for text in texts if text]
+        return [inner({**row, ELEMENT: one}) for one in found] if isinstance(found, list) else []
 
     return values
+
+
+def _is_side_by_side(pieces: Sequence[tuple[str, str | None]]) -> bool:
+    """Whether all lists of a template are those of one object: ``{docs.title[]}`` and ``{docs.text[]}``."""
+    names = [name for _, name in pieces if name and "[]" in name]
+    parents = {name.removesuffix("[]").rpartition(".")[0] for name in names}
+    return len(names) > 1 and all(name.endswith("[]") for name in names) and len(parents) == 1
 
 
 def _inside(name: str) -> str:
@@ -215,21 +240,43 @@ def _inside(name: str) -> str:
 def _joined(pieces: Sequence[tuple[str, str | None]]) -> Getter:
     parts = [(literal, getter(name) if name else None) for literal, name in pieces]
 
-    def value(row: Row) -> str:
-        text = ""
-        for literal, read in parts:
-            if read is None:
-                text += literal
-            # The literal between two columns is left out where one of them is blank.
-            elif found := _plain(read(row)):
-                text += (literal if text else literal.lstrip()) + found
-        return text.strip()
+    def value(row: Row) -> str | list[str] | None:
+        read = [(literal, None if get is None else get(row), get is not None) for literal, get in parts]
+        sizes = {len(one) for _, one, _ in read if isinstance(one, list)}
+        if sum(isinstance(one, list) for _, one, _ in read) < 2:
+            return _filled([(literal, _plain(one) if is_read else None) for literal, one, is_read in read])
+        if len(sizes) > 1:
+            return None  # nothing says which belong together
+        return [
+            _filled(
+                [(literal, _plain(_element(one, place)) if is_read else None) for literal, one, is_read in read]
+            )
+            for place in range(sizes.pop())
+        ]
 
     return value
 
 
+def _element(value: Any, place: int) -> Any:
+    return value[place] if isinstance(value, list) else value
+
+
+def _filled(pieces: Sequence[tuple[str, str | None]]) -> str:
+    """Literals and the texts after them; None where no text belongs."""
+    text = ""
+    for literal, found in pieces:
+        if found is None:
+            text += literal
+        # The literal between two columns is left out where one of them is blank.
+        elif found:
+            text += (literal if text else literal.lstrip()) + found
+    return text.strip()
+
+
 def _plain(value: Any) -> str:
-    return " ".join(map(as_text, value)).strip() if isinstance(value, list) else as_text(value).strip()
+    return (
+        " ".join(filter(None, map(as_text, value))).strip() if isinstance(value, list) else as_text(value).strip()
+    )
 
 
 def _pieces(expression: str) -> list[tuple[str, str | None]]:

@@ -1,16 +1,17 @@
 """Rows of CSV and TSV files. Quoted fields may hold line breaks; tabs split ``.tsv``, and there a record is a line.
 
-A record that is no CSV is refused whole: its quotes tell where it ends, since those of a
-record are even in number.
+A record that is no CSV is refused whole. It ends before the next records that are CSV and
+have as many cells as the header, or, where that says nothing, where its quotes are even in number.
 """
 
 import csv
 import io
 import re
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from itertools import islice
+from typing import Any, cast
 
 from qzhou.config.dataset import Format
 from qzhou.errors import DataError
@@ -18,6 +19,8 @@ from qzhou.transform.reading.columns import RejectedRow, Row, column_names
 from qzhou.transform.reading.encodings import encoding_of, refuse_wide_mark
 from qzhou.transform.reading.files import InputFile, open_bytes
 
+LOOKED_AHEAD = 1_000  # lines after a broken record
+SURE_RECORDS = 3  # so many in a row that look like records are some
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape leaves of bytes that do not fit
 
 
@@ -35,51 +38,109 @@ def csv_rows(form: Format, file: InputFile) -> Iterator[Row | RejectedRow]:
         signed = "utf-8-sig" if encoding == "utf-8" else encoding
         lines = io.TextIOWrapper(stream, encoding=signed, errors="surrogateescape", newline="")
         names: list[str] = []
-        for line, cells in _records(form, file, lines):
+        for line, cells in _Records(form, file, lines, names).read():
             place = f"{file.name}, line {line}"
             if isinstance(cells, RejectedRow):
                 yield cells
             elif cells and not names and _has_header(form):
-                names = _checked_header(cells, place)
+                names += _checked_header(cells, place)
             elif cells:
-                names = names or [str(position) for position in range(len(cells))]
+                names += [] if names else [str(position) for position in range(len(cells))]
                 yield _row(names, cells, place, encoding)
 
 
-def _records(form: Format, file: InputFile, lines: Iterable[str]) -> Iterator[tuple[int, list[str] | RejectedRow]]:
-    """(its first line, cells of a record or its refusal)."""
-    record: list[str] = []  # the lines of a record: a refusal shows them unchanged
+class _Records:
+    """The records of a file; ``names`` will hold its columns once they are known."""
 
-    def remembered() -> Iterator[str]:
-        for line in lines:
-            record.append(line)
+    def __init__(self, form: Format, file: InputFile, lines: Iterable[str], names: Sequence[str]) -> None:
+        self._file, self._lines, self._names = file, iter(lines), names
+        self._delimiter, self._quote = _delimiter(form, file), _quote(form, file)
+        quoting = {"quotechar": self._quote} if self._quote else {"quoting": csv.QUOTE_NONE, "quotechar": None}
+        self._dialect: dict[str, Any] = {
+            "strict": True,
+            "delimiter": self._delimiter,
+            "escapechar": form.escape or None,
+            **quoting,
+        }
+        self._unquotes = form.quote is None and self._delimiter == "\t"
+        self._ahead = deque[str]()  # lines that were looked at and not yet read
+        self._record: list[str] = []  # the lines of a record: a refusal shows them unchanged
+
+    def read(self) -> Iterator[tuple[int, list[str] | RejectedRow]]:
+        """(its first line, cells of a record or its refusal)."""
+        table = csv.reader(self._source(), **self._dialect)
+        line = 1
+        while True:
+            self._record.clear()
+            try:
+                cells = next(table)
+                yield line, list(map(_unquoted, cells)) if self._unquotes else cells
+            except StopIteration:
+                return
+            except csv.Error as error:
+                ended = "unexpected end of data" in str(error)
+                is_found = self._give_back() if ended else self._take_on()
+                if not is_found and len(self._record) > 1:
+                    raise EOFError(f"a quote that opens in line {line} is never closed") from None
+                detail = f"{self._file.name}, line {line}: {error} (up to line {line + len(self._record) - 1})"
+                yield line, RejectedRow("not_csv", detail, _escaped("".join(self._record)))
+                # it may have seen the end of the file
+                table = csv.reader(self._source(), **self._dialect)
+            line += len(self._record)
+
+    def _source(self) -> Iterator[str]:
+        while (line := self._next()) is not None:
+            self._record.append(line)
             yield line
 
-    source, delimiter, quote = remembered(), _delimiter(form, file), _quote(form, file)
-    quoting = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE, "quotechar": None}
-    table = csv.reader(source, strict=True, delimiter=delimiter, **quoting)
-    unquotes = form.quote is None and delimiter == "\t"
-    line = 1
-    while True:
-        record.clear()
+    def _next(self) -> str | None:
+        return self._ahead.popleft() if self._ahead else next(self._lines, None)
+
+    def _take_on(self) -> bool:
+        """Add to a broken record the lines that belong to it; False where no end is seen."""
+        if not self._quote or "".join(self._record).count(self._quote) % 2 == 0:
+            return True
+        self._ahead += islice(self._lines, max(0, LOOKED_AHEAD - len(self._ahead)))
+        while self._ahead:
+            if self._are_records(list(islice(self._ahead, LOOKED_AHEAD))):
+                return True
+            self._record.append(self._ahead.popleft())
+            if "".join(self._record).count(self._quote) % 2 == 0:
+                return True
+        return False
+
+    def _give_back(self) -> bool:
+        """Where the file has ended inside a quote, give back what follows, if that is CSV; else the file was cut."""
+        for start in range(1, min(len(self._record), LOOKED_AHEAD)):
+            coming = self._record[start : start + LOOKED_AHEAD]
+            if self._are_records(coming, least=SURE_RECORDS):
+                self._ahead.extendleft(reversed(self._record[start:]))
+                del self._record[start:]
+                return True
+        return False
+
+    def _are_records(self, lines: Sequence[str], *, least: int = 1) -> bool:
+        """Whether lines begin with records of as many cells as there are columns, with quotes in pairs.
+
+        A single column says nothing.
+        """
+        if len(self._names) < 2:
+            return False
+        read: list[str] = []
+        source = (read.append(line) or line for line in lines)  # type: ignore[func-returns-value]
+        found = 0
         try:
-            cells = next(table)
-            yield line, list(map(_unquoted, cells)) if unquotes else cells
-        except StopIteration:
-            return
-        except csv.Error as error:
-            ended = "unexpected end of data" in str(error)
-            while not ended and quote and "".join(record).count(quote) % 2:
-                ended = next(source, None) is None
-            if ended and len(record) > 1:
-                raise EOFError(f"a quote that opens in line {line} is never closed") from None
-            detail = f"{file.name}, line {line}: {error} (up to line {line + len(record) - 1})"
-            yield line, RejectedRow("not_csv", detail, _escaped("".join(record)))
-        line += len(record)
+            for record in islice(csv.reader(source, **self._dialect), SURE_RECORDS):
+                if len(record) != len(self._names) or "".join(read).count(self._quote) % 2:
+                    return False
+                found += 1
+        except csv.Error:
+            return False
+        return found >= least
 
 
 def _delimiter(form: Format, file: InputFile) -> str:
-    inner = re.sub(r"\.(gz|bz2|xz|zst)$", "", file.member or file.uri)
+    inner = re.sub(r"\.(gz|bz2|xz|zst)$", "", (file.member or file.uri).lower())
     return form.delimiter or ("\t" if inner.endswith((".tsv", ".tab")) else ",")
 
 

@@ -22,7 +22,7 @@ def lines(form: Format, file: InputFile, part: FilePart) -> Iterator[tuple[str |
     """
     encoding = encoding_of(form, file)
     with open_bytes(file) as stream:
-        if codecs.lookup(encoding).name.startswith(WIDE_ENCODINGS):
+        if _is_wide(encoding):
             for number, line in enumerate(io.TextIOWrapper(stream, encoding=encoding), start=1):
                 if line.strip():
                     yield line.rstrip("\r\n"), f"{file.name}, line {number}"
@@ -47,9 +47,17 @@ def all_lines(form: Format, file: InputFile) -> Iterator[str | RejectedRow]:
     """All lines of a file, the empty ones included."""
     encoding = encoding_of(form, file)
     with open_bytes(file) as stream:
+        if _is_wide(encoding):
+            yield from (line.rstrip("\r\n") for line in io.TextIOWrapper(stream, encoding=encoding))
+            return
         for number, raw in enumerate(stream, start=1):
             line = _without_mark(raw, encoding, file) if number == 1 else raw
             yield _decoded(line, encoding, f"{file.name}, line {number}")
+
+
+def _is_wide(encoding: str) -> bool:
+    """Whether line ends are more than a byte."""
+    return codecs.lookup(encoding).name.startswith(WIDE_ENCODINGS)
 
 
 def _without_mark(first: bytes, encoding: str, file: InputFile) -> bytes:

@@ -10,6 +10,7 @@ import inspect
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -185,8 +186,8 @@ def _json_rows(form: Format, file: InputFile) -> Rows:
             for element in read(content, prefix, use_float=True):
                 name, value = element if by_name else ("", element)
                 for row in exploded(value, inner):
-                    found += 1
-                    yield {"key": name, **row} if by_name else row
+                    found += not isinstance(row, RejectedRow)
+                    yield {"key": name, **row} if by_name and isinstance(row, dict) else row
         except ijson.IncompleteJSONError as error:
             for words, meaning in NOT_JSON.items():
                 if re.search(words, str(error)):
@@ -209,6 +210,9 @@ def _parquet_rows(file: InputFile, part: FilePart) -> Rows:
         )
     with open_raw(file) as stream, pq.ParquetFile(stream) as parquet:
         groups = None if part.end is None else list(range(part.start, part.end))
+        twice = [name for name, count in Counter(parquet.schema_arrow.names).items() if count > 1]
+        if twice:
+            raise DataError(f"{file.name} has {len(twice)} columns of one name ('{twice[0]}'): rename one of them.")
         types = [str(column.type) for column in parquet.schema_arrow]
         holds_bytes, has_maps = (any(kind in one for one in types) for kind in ("binary", "map<"))
         for batch in parquet.iter_batches(batch_size=1024, row_groups=groups):

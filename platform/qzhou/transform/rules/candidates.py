@@ -1,12 +1,13 @@
 """The raw rows of one example to a candidate: an example that no rule refuses, and its side of the split."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from qzhou.config.dataset import Dataset
 from qzhou.data.records import Drop, Example, normalized_text
-from qzhou.transform.reading.columns import Row, getter
+from qzhou.transform.reading.columns import Row, as_text, getter
 from qzhou.transform.rules.examples import texts_of
 from qzhou.transform.rules.fields import Fields, as_record, number
 from qzhou.transform.rules.held_out import held_out
@@ -54,7 +55,10 @@ class Converter:
             # A document without a query is its own group.
             group = normalized_text(next(filter(None, texts_of(example))))
         else:
-            group = str(self._group_of(raw[0]) or "")
+            value = self._group_of(raw[0])
+            group = (
+                json.dumps(value, sort_keys=True, default=str) if isinstance(value, list | dict) else as_text(value)
+            )
         if not group:
             detail = f"column '{self.dataset.split_by}', which split_by names, is empty"
             return None, [self.fields.drop("blank_group", detail, row) for row in raw]

@@ -15,7 +15,7 @@ from typing import Any
 
 from qzhou.config.dataset import Rule
 from qzhou.data.records import Drop, LabeledExample, RetrievalExample, stable_id
-from qzhou.transform.reading.columns import Row
+from qzhou.transform.reading.columns import Row, column_names
 from qzhou.transform.rules.examples import YES_NO, GradedText, Outcome, Scored, by_grade, pair, retrieval
 from qzhou.transform.rules.fields import Fields, number
 
@@ -47,10 +47,10 @@ def query_positive(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     found = retrieval(rows, fields, query, positives, negatives, ("query", "positive"))
     scores = [one.score for one in positives]
     for each in rows[1:]:
-        others = [one.score for one in _scored(each, fields, "positive")]
-        if others != scores:
+        others = _scored(each, fields, "positive")
+        if sorted(others, key=str) != sorted(positives, key=str):
             detail = f"another row has the same query and positives; it came first, and its {scores} are kept"
-            found.append(fields.drop("scores_differ", detail, others, part=True))
+            found.append(fields.drop("scores_differ", detail, [one.score for one in others], part=True))
     return found + [drop for each in rows for drop in _unread(each, fields)]
 
 
@@ -72,8 +72,14 @@ def chat(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 
 
 def reading_comprehension(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
-    """A question asks for the passage that answers it; with ``context_in_query``, both ask for the short answer."""
+    """A question asks for the passage that answers it; with ``context_in_query``, both ask for the short answer.
+
+    A question whose answers are there and empty, as in SQuAD 2, has none in its passage.
+    """
     (row,) = rows
+    (column,) = column_names(fields.columns["answer"])
+    if _is_empty(row.get(column)):
+        return [fields.drop("unanswerable", f"column '{column}' holds no answer", row)]
     question, context = fields.text(row, "question"), fields.text(row, "context")
     if not fields.dataset.context_in_query:
         passages = [Scored(context)] if context else []
@@ -188,14 +194,17 @@ def labeled(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """A text and its class or cluster, trained alike. The label may be a number."""
     (row,) = rows
     labels = fields.raw(row, "label")
-    if isinstance(labels, list | tuple) and len(labels) > 1:
+    if isinstance(labels, list | tuple):
+        labels = [one for one in labels if one is not None]
+    if isinstance(labels, list) and len(labels) > 1:
         column = fields.columns["label"]
         detail = (
             f"column '{column}' holds {len(labels)}; '{column}[0]' takes the first, explode = ['{column}'] with "
         )
         return [fields.drop("several_labels", f"{detail}deduplicate = false each", row)]
     text = fields.text(row, "text")
-    label = fields.clean(labels[0] if isinstance(labels, list | tuple) and labels else labels)
+    label = fields.clean(labels[0] if isinstance(labels, list) and labels else labels)
+    label = fields.dataset.labels.get(label, label)
     if not text or not label:
         return [fields.blank("label" if text else "text", row)]
     if len(text) < fields.dataset.min_query_chars:
@@ -246,11 +255,18 @@ def _unread(row: Row, fields: Fields) -> list[Outcome]:
                 names = f"; name the text in it: '{column}[].{next(iter(cell))}'" if isinstance(cell, dict) else ""
                 drops.append(fields.drop("not_text", f"column '{column}' holds no text{names}", cell, part=True))
         if fields.has(f"{side}_score"):
-            scores = [one for one in _as_list(fields.raw(row, f"{side}_score")) if one is not None]
-            if scores and len(scores) != len(cells):
+            scores = _as_list(fields.raw(row, f"{side}_score"))
+            if len(scores) != len(cells) and any(one is not None for one in scores):
                 detail = f"{len(scores)} scores for {len(cells)} texts in column '{column}'"
                 drops.append(fields.drop("scores_unmatched", detail, scores, part=True))
     return drops
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a cell says that there is no answer: an empty text, list, or object of empty lists."""
+    return value in ("", [], ()) or (
+        isinstance(value, Mapping) and bool(value) and all(map(_is_empty, value.values()))
+    )
 
 
 def _as_list(value: Any) -> Sequence[Any]:

@@ -16,8 +16,8 @@ REPORT = "report.json"
 REASONS = 5  # that are named, the commonest first
 LOSS_SHARE = 0.1  # of a dataset's rows; what takes more of them for one reason is said in words
 ADVICE = {
-    "duplicate": "An earlier row has the same texts: take one of the two out, set merge_rows if only negatives differ, "
-    "or deduplicate = false",
+    "duplicate": "An earlier row, perhaps of another dataset, has the same texts: take one of the two out, or set "
+    "deduplicate = false. If only negatives differ, one dataset with both files in 'paths' merges them (merge_rows)",
     "near_duplicate": "An earlier row is nearly the same (transform.near_duplicates)",
     "in_held_out": "A text of theirs is held out for evaluation: set allow_overlap if these are official splits that "
     "share texts, hold out less (eval_fraction), or take the dataset out",
@@ -29,6 +29,8 @@ ADVICE = {
     "short_positive": "They are shorter than min_positive_chars ({dataset.min_positive_chars})",
     "unknown_label": "'labels' translates raw labels",
     "not_single_turn": "With first_turn = true the first question and its answer are taken",
+    "unanswerable": "Their answers are empty, so their passages are no answers (SQuAD 2)",
+    "path_ends": "Look at 'records'",
     "several_labels": "Name one of them: columns.label = 'labels[0]'",
     "between_grades": "They lie between negative_grade ({dataset.negative_grade:g}) and positive_grade "
     "({dataset.positive_grade:g})",
@@ -36,7 +38,7 @@ ADVICE = {
     "unknown_query": "Ids of qrels and queries must be the same ('columns')",
     "unknown_document": "Ids of qrels and corpus must be the same ('columns')",
     "undecodable": "They are not in its encoding ('{dataset.encoding}')",
-    "not_csv": "Look at quote and delimiter",
+    "not_csv": "Look at quote, delimiter and escape",
     "wrong_cell_count": "Look at delimiter, quote and max_columns",
     "not_json": "Look at the reader ('{dataset.reader}')",
 }
