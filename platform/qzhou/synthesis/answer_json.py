@@ -1,6 +1,7 @@
 """The JSON object in what a model says: around it may stand thoughts, prose, fences and tokens of a chat format. Pure.
 
-An object counts as whole where its braces close. One that was cut off is never completed.
+An object counts as whole where its braces close. One that was cut off is never completed, and nothing inside it
+is an answer.
 Inside it, line breaks in strings, trailing commas, ``\\'`` and single backslashes (of a regular expression, say) are
 read as they are meant.
 """
@@ -16,17 +17,21 @@ from qzhou.synthesis.empty_words import is_placeholder
 
 # what follows the last of these is the answer; the opening tag of a thought often stands in the prompt
 _END_OF_THOUGHTS = re.compile(
-    r"</(?:think(?:ing)?|thoughts?|reasoning|reflection)>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
-    r"|<\|channel\|>final<\|message\|>",
+    r"</(?:\w+:)?(?:think(?:ing)?|thoughts?|reasoning|reflection)>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
+    r"|<\|channel\|>final(?:\s*<\|constrain\|>\w*)?<\|message\|>",
     re.IGNORECASE,
 )
 _START_OF_THOUGHTS = re.compile(
-    r"<(?:think(?:ing)?|thoughts?|reasoning|reflection)>|\[THINK\]|◁think▷|<\|begin_of_thought\|>", re.IGNORECASE
+    r"<(?:\w+:)?(?:think(?:ing)?|thoughts?|reasoning|reflection)>|\[THINK\]|◁think▷|<\|begin_of_thought\|>",
+    re.IGNORECASE,
 )
 _UNKNOWN_ESCAPE = re.compile(r"\\(?:[\"\\/bfnrt']|u[0-9a-fA-F]{4})|\\")
-_STRING_OR_BRACE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)
+_STRING = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+_STRING_OR_BRACE = re.compile(rf"{_STRING}|[{{}}]", re.DOTALL)
+_BEGINS_AN_OBJECT = re.compile(rf"\{{\s*(?:{_STRING}|\w+)\s*:", re.DOTALL)
 _LINE_BREAK = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 SHOWN_CHARS = 60
+MOST_BRACES = 64  # that may open an object: a model that says nothing else says no answer
 
 
 def object_with(fields: Collection[str], content: str) -> dict[str, Any]:
@@ -35,7 +40,7 @@ def object_with(fields: Collection[str], content: str) -> dict[str, Any]:
     Raises:
         ValueError: There is none, it is not whole, or there are two that differ.
     """
-    answer = without_thoughts(content)
+    answer = _behind_thoughts(content)
     found = list(_objects(answer))
     named = [one for each in found if (one := _with_fields(each, fields)) is not None]
     # a model may repeat the form before it fills it in
@@ -59,6 +64,16 @@ def without_thoughts(content: str) -> str:
     return _START_OF_THOUGHTS.split(_END_OF_THOUGHTS.split(content)[-1])[0]
 
 
+def _behind_thoughts(content: str) -> str:
+    """The answer without thoughts; a tag inside an object that begins before it is a word of the answer."""
+    tags = [*_START_OF_THOUGHTS.finditer(content), *_END_OF_THOUGHTS.finditer(content)]
+    start = content.find("{")
+    end = _end_of(content, start) if tags and start >= 0 else 0
+    if end and all(start < tag.start() < end for tag in tags) and _loaded(content[start:end]) is not None:
+        return content
+    return without_thoughts(content)
+
+
 def is_object(text: str) -> bool:
     """Whether a text is one JSON object."""
     return _end_of(text, 0) == len(text) and _loaded(text) is not None
@@ -76,8 +91,12 @@ def _with_fields(value: dict[str, Any], fields: Collection[str]) -> dict[str, An
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     """The objects in a text, the outermost ones, in order."""
     start = text.find("{")
-    while start >= 0:
+    for _ in range(MOST_BRACES):
+        if start < 0:
+            return
         end = _end_of(text, start)
+        if not end and _BEGINS_AN_OBJECT.match(text, start):
+            return  # cut off
         value = _loaded(text[start:end]) if end else None
         if value is not None:
             yield value
@@ -109,5 +128,7 @@ def _loaded(text: str) -> dict[str, Any] | None:
 
 def _escaped(match: re.Match[str]) -> str:
     """A string as JSON wants it: line breaks, and backslashes that begin no escape, as in ``\\d+``."""
+    if len(match[0]) == 1:
+        return match[0]
     text = _UNKNOWN_ESCAPE.sub(lambda one: one[0] if len(one[0]) > 1 else "\\\\", match[0])
     return re.sub(r"[\n\r\t]", lambda one: _LINE_BREAK[one[0]], text)

@@ -337,7 +337,8 @@ def _text_of(content: Any) -> str:
     """An answer's text; some endpoints give it in parts, of which thoughts are no text."""
     if not isinstance(content, list):
         return str(content or "")
-    return "".join(str(part.get("text") or "") for part in content if part.get("type") == "text")
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    return "".join(str(part.get("text") or "") for part in parts if part.get("type") in ("text", "output_text"))
 
 
 def measure_attempt(model: str, status: AttemptStatus, answer: Answer | None) -> None:

@@ -13,18 +13,27 @@ _PLACEHOLDER = re.compile(
     \W*<[^<>\n]{{1,60}}>\W*
     | \W*\[(?:your|new|insert)[^\[\]\n]{{0,60}}\]\W*
     | \W*{_FIELD}\W*
-    | \W*todo\b.*
+    | \W*todo\W*
+    | \W*todo:\ .*
     | \W*(?:新的?|改写后的)?(?:查询|文档|问题|答案|负例|文本)\W*
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 # what a model says it cannot do, and nothing that a customer could say
-_TASK = r"(?:assist|help|(?:re)?write\b(?!\ to)|create|provide|generate|comply|fulfill|answer|do\ that|continue)"
+_ASKED_FOR = (
+    r"(?:quer(?:y|ies)|questions?|paraphrases?|negatives?|documents?|passages?|texts?|content|requests?|response"
+    r"|information|instructions|examples?|versions?)"
+)
+_TASK = (
+    r"(?:(?:assist|help)\ (?:you\ )?with\ (?:that|this)|comply|fulfill|do\ that|(?:re)?write\ or"
+    rf"|(?:(?:re)?write|create|provide|generate|answer|continue)\b[^.\n]{{0,60}}\b{_ASKED_FOR}\b)"
+)
 _CANNOT = r"(?:can(?:'|’)?t|cannot|can\ not|won(?:'|’)t|(?:(?:'|’)?m|am)\ (?:unable|not\ able)\ to)"
 _CANNOT_ZH = "(?:无法|不能)(?:提供|生成|编写|撰写|改写|回答|协助|帮助|满足|完成)"
 _REFUSAL = re.compile(
     rf"""
-    \bas\ an?\ (?:ai|artificial\ intelligence)(?:[ -](?:language\ )?(?:model|assistant|system)\b|,)
+    \bas\ an?\ (?:ai|artificial\ intelligence)(?:[ -](?:assistant|system|model))?(?:,|\ i\b)
+    | \bas\ an?\ (?:ai|artificial\ intelligence)[ -]language\ model\b
     | \bas\ a\ (?:large\ )?language\ model\b
     | \bi\ ?{_CANNOT}\ {_TASK}
     | \b(?:sorry|apologies|unfortunately),?\ (?:but\ )?i\ (?:don(?:'|’)?t|do\ not)\ have\ (?:enough|access)
@@ -40,17 +49,28 @@ _REFUSAL = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _PREAMBLE = re.compile(
-    r"(?:here (?:is|are)|sure\b|certainly\b|of course\b|以下是|好的)[^\n]{0,60}[:：]", re.IGNORECASE
+    r"(?:(?:sure|certainly|of course)[,!.:][^\n]{0,60}"
+    rf"|here(?:'s| is| are)[^\n:]{{0,40}}\b{_ASKED_FOR}\b[^\n:]{{0,30}}"
+    r"|here(?:'s| is| are) (?:it|one|my|the (?:rewritten|rephrased|result|json|output)\w*)[^\n:]{0,30}"
+    r"|好的[，,！!。][^\n]{0,60}|以下是[^\n：:]{0,20}(?:查询|问题|改写|文档|答案|负例|文本|版本)[^\n：:]{0,20})[:：]",
+    re.IGNORECASE,
 )
 _SAYS = (
     r"(?:say|said|mention|describ|discuss|stat|explain|argu|claim|suggest|report|provid|giv|list|tell|conclud)\w*"
 )
 _SOURCE = r"(?:document|passage|excerpt|text|article|paragraph|paper|context|author|writer)"
+# "the text file" and "this paper shredder" are things of the world
+_AND_NO_NOUN = (
+    r"(?=\W*$|\W*[,.;:?!)]|\ (?:is|are|was|were|does|do|did|has|have|had|can|could|should|what|who|whom|why|how|which"
+    r"|when|where|and|or|that|as|about|above|below|say|said|mention|describ|discuss|stat|explain|argu|claim|suggest"
+    r"|report|provid|giv|list|tell|conclud|refer|mean)\w*\b)"
+)
 _DOCUMENT = re.compile(
     rf"""
     \b(?:the|this|that)\ (?:given|provided|above|following)\ {_SOURCE}\b
-    | \b(?:the|this|that)\ (?:passage|excerpt)\b
-    | \b(?:according\ to|in|from|of|by|does|do|did)\ (?:the|this|that)\ {_SOURCE}\b(?!\ of\b|\ to\b)
+    | \b(?:the|this|that)\ (?:passage|excerpt)\b(?!\ of\b)
+    | \b(?:according\ to|in|from|of|by|does|do|did)\ (?:the|this|that)\ {_SOURCE}\b{_AND_NO_NOUN}
+    | \b(?:according\ to|in|from|of|by|does|do|did)\ (?:the|this|that)\ (?:author|writer)\b(?!\ of\b)
     | \b(?:the|this|that)\ {_SOURCE}\ (?:also\ )?{_SAYS}
     | \b(?:described|mentioned|stated|listed|discussed)\ above\b
     | \b(?:in|laut|aus|nach|von)\ (?:dem|diesem)\ (?:dokument|text|artikel|abschnitt)\b

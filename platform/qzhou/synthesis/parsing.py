@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Mapping
 
 from qzhou.config.synthesis import FiltersSection
+from qzhou.data.cleaning import clean_text
 from qzhou.data.languages import HAN, are_different_languages
 from qzhou.data.records import (
     Document,
@@ -44,6 +45,10 @@ PARAPHRASE_LENGTH = 0.15  # a paraphrase stays within this share of the original
 NEGATIVE_LENGTH = 0.20  # a negative, of its positive's: the length must not give it away
 SLACK_CHARS = 12  # allowed in any case: 15 % of a five-word title is less than one word
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# what JSON makes of "\theta" and "C:\\new": a tab inside a line, or a line that begins with the rest of a LaTeX command
+_BACKSLASH = re.compile(
+    r"(?<=[^\n\t])[\t\r](?=[a-z])|\n(?=(?:abla|eq|eg|otin|earrow|warrow|ewline|ewcommand|exists)\b)"
+)
 COPIED_WORDS = 5  # from here on a query may not stand in its document; fewer are search words
 LEAKED = 0.5  # share of a text that an example of the prompt has, too
 LONGEST_QUERY_CHARS = 600
@@ -70,7 +75,7 @@ def parse(
 ) -> NewRecord | Drop:
     """An answer's new record, a :class:`Negative` for ``seed``, or why it is refused.
 
-    Reasons: ``not_json``, ``missing_field``, ``empty``, ``placeholder``, ``refusal``,
+    Reasons: ``no_text``, ``not_json``, ``missing_field``, ``empty``, ``placeholder``, ``refusal``,
     ``example_of_prompt``, ``no_choice``, ``unchanged``, ``copied``, ``speaks_of_document``,
     ``other_language``, ``length``, ``negative_is_positive``. An augmentation's
     query and positive are not measured against the original: a perfect answer to another
@@ -113,6 +118,9 @@ def normalised(text: str) -> str:
 def _texts(request: SynthesisRequest, answer: Answer) -> dict[str, str]:
     """Field -> text of the JSON object that a request asked for."""
     fields = FIELDS[schema_name(request)]
+    if not answer.content.strip():
+        # a filter of the endpoint, or thoughts that left no room
+        raise _RefusedError("no_text", f"the answer is empty (finish_reason '{answer.finish_reason}')")
     try:
         values = object_with(fields, answer.content)
     except ValueError as error:
@@ -134,7 +142,10 @@ def _text(field: str, value: object) -> str:
         raise _RefusedError("no_choice", f"'{field}' is '{text[:40]}', not {', '.join(CHOICES[field])}")
     if _CONTROL.search(text):
         raise _RefusedError("control_character", f"'{field}' holds a character that no text has")
-    return text.strip()
+    if _BACKSLASH.search(text):
+        detail = "a backslash was not doubled, and JSON reads what follows as a tab or line break"
+        raise _RefusedError("control_character", f"'{field}': {detail}")
+    return clean_text(text)
 
 
 def _refuse_empty_words(texts: Mapping[str, str], request: SynthesisRequest) -> None:

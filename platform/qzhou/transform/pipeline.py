@@ -101,14 +101,7 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
 
 def _work(recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], folder: Folder) -> dict[str, int]:
     layout = make_layout(recipe, folder, raw.files, raw.readers, raw.merged)
-    for name in sorted(raw.merged):
-        line = (
-            f"transform: {name}: rows with the same query and positives become one example with all their negatives"
-        )
-        log_event(line, "rows_are_merged", dataset=name)
-    for name in sorted(raw.without_negatives):
-        line = f"transform: {name}: its first rows have no negatives (columns.negative); mining finds some"
-        log_event(line, "no_negatives", dataset=name)
+    _say_what_was_seen(raw)
     with session(resources_for(recipe, "transform")):
         for tasks in layout.shuffle_phases:
             _each("shuffle", layout, _named(tasks), run_shuffle_task)
@@ -140,6 +133,21 @@ def _work(recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], fo
     report.warn_of_uniform(recipe, folder)
     layout.work.delete()
     return {**outputs, "dropped rows": sum(own.dropped_rows for own in counts.values())}
+
+
+def _say_what_was_seen(raw: RawInputs) -> None:
+    """What the first rows have decided."""
+    for name in sorted(raw.merged):
+        line = (
+            f"transform: {name}: rows with the same query and positives become one example with all their negatives"
+        )
+        log_event(line, "rows_are_merged", dataset=name)
+    for name, files in sorted(raw.without_negatives.items()):
+        where = f"{files[0]}{f' and {len(files) - 1} others' if len(files) > 1 else ''}"
+        line = (
+            f"transform: {name}: the first rows of {where} have no negatives (columns.negative); mining finds some"
+        )
+        log_event(line, "no_negatives", dataset=name)
 
 
 def _named(items: Iterable[Shard | ShuffleTask]) -> dict[str, Shard | ShuffleTask]:

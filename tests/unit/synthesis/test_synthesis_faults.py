@@ -149,7 +149,7 @@ def in_shape(messages):
         ("429 for three in ten", answer_by_rules, {"rate_limited_silently": 0.3}, 96, {}),
         ("503 for three in ten", answer_by_rules, {"unavailable": 0.3}, 96, {}),
         ("nothing but babble", answer_by_rules, {"babble": 1.0}, 0, {"not_json": 96}),
-        ("nothing but empty answers", answer_by_rules, {"empty": 1.0}, 0, {"not_json": 96}),
+        ("nothing but empty answers", answer_by_rules, {"empty": 1.0}, 0, {"no_text": 96}),
     ],
 )
 def test_rows_are_kept_or_dropped_with_a_reason_and_none_is_paid_for_twice(

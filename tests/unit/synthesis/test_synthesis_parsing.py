@@ -88,7 +88,7 @@ def test_a_paraphrased_text_keeps_its_label():
         ("not_json", "hard_negative", '{"negative": "it was cut off here'),
         ("not_json", "hard_negative", '{"negative": "one"} or perhaps {"negative": "another"}'),
         ("not_json", "paraphrase", '["a", "b"]'),
-        ("not_json", "hard_negative", ""),
+        ("no_text", "hard_negative", ""),
         ("missing_field", "paraphrase", {"query": "What makes foliage red?"}),
         ("missing_field", "hard_negative", {"negative": None}),
         ("empty", "hard_negative", {"negative": " ... "}),
@@ -174,9 +174,12 @@ PASSAGE = (
 
 
 def asked(query, document=PASSAGE, persona="3"):
+    return asked_as(json.dumps({"persona": persona, "query": query}), document)
+
+
+def asked_as(content, document=PASSAGE):
     seed = Document(id="x", text=document)
     (request,) = query_requests(seed, "d", seed=0)
-    content = json.dumps({"persona": persona, "query": query})
     answer = Answer(key="k", model="m", content=content, prompt_tokens=1, completion_tokens=1)
     return parse(request, seed, answer, FILTERS)
 
@@ -380,3 +383,101 @@ def test_a_lone_surrogate_does_not_reach_a_record():
 
 def test_normalising_forgets_case_space_and_punctuation():
     assert normalised("  Return\nthe SUM! ") == normalised("return the sum")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "Unable to create partition on external drive",
+        "I can't create a new account",
+        "I'm unable to continue the top up",
+        "I am unable to provide proof of address",
+        "As an AI assistant engineer salary",
+        "todo list app for mac",
+        "Todo sobre la fotosíntesis",
+        "好的睡眠习惯有哪些：",
+        "When was the passage of the Civil Rights Act?",
+        "how to count words in the text file python",
+        "in the context menu add item",
+        "How does this paper shredder work",
+        "wages in the paper industry",
+    ],
+)
+def test_words_of_people_that_are_like_those_of_models_pass(query):
+    documents = {True: "关于这个问题有很多说法，下面一一介绍。" * 9, False: "Some text about it. " * 30}
+    if "ó" in query:
+        documents[False] = (
+            "La fotosíntesis es el proceso por el que las plantas hacen azúcar con la luz del sol. " * 5
+        )
+    assert not isinstance(asked(query, documents["好" in query]), Drop)
+
+
+def test_an_answer_of_steps_is_no_announcement():
+    positive = (
+        "Here are the steps to reset it: hold the power key for ten seconds, then wait until the light is green."
+    )
+    example = RetrievalExample(
+        id="e", dataset="d", query="my router hangs", positives=("Hold the power key. " * 5,)
+    )
+
+    new = answered(example, "paraphrase", {"query": "the router does not react", "positive": positive})
+
+    assert new.positives == (positive,)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ('{"query": "how does <think> work in deepseek"}', "how does <think> work in deepseek"),
+        ('{"query": "what does </think> mean"}', "what does </think> mean"),
+        ('{"query": "a draft"} better: </think> {"query": "the answer"}', "the answer"),
+        (
+            '<|channel|>analysis<|message|>{"query": "a draft"}<|end|><|start|>assistant<|channel|>final '
+            '<|constrain|>json<|message|>{"query": "the answer"}',
+            "the answer",
+        ),
+        ('<seed:think>{"query": "a draft"}</seed:think>{"query": "the answer"}', "the answer"),
+        (r"{'query': 'match \d+\.\w'}", r"match \d+\.\w"),
+        ("{'query': 'use } here'}", "use } here"),
+        ('Use { to open. {"query": "the answer"}', "the answer"),
+    ],
+)
+def test_thoughts_quotes_and_braces_are_told_from_words(content, text):
+    assert object_with({"query"}, content) == {"query": text}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"draft": {"query": "the draft"}, "query": "the real ans',
+        '{"query": "' + '{"a": ' * 4_000,
+        "{" * 8_000,
+        '{"a":' * 3_000,
+    ],
+    ids=["cut with a draft inside", "a string of objects", "braces", "objects"],
+)
+def test_a_loop_or_a_cut_answer_is_no_answer_and_takes_no_time(content):
+    with pytest.raises(ValueError, match="not whole"):
+        object_with({"query"}, content)
+
+
+@pytest.mark.parametrize(
+    "text", [r"the angle \theta grows", r"slope is \nabla f", r"5 \times 3", r"where is C:\temp\new"]
+)
+def test_a_backslash_that_json_swallows_is_refused(text):
+    """Unescaped LaTeX and paths of Windows are valid JSON, and mean tabs and line breaks."""
+    assert asked_as(f'{{"query": "{text}", "persona": "1"}}').reason == "control_character"
+
+
+def test_written_texts_are_cleaned_as_raw_ones_are():
+    assert asked("What&#39;s the cafe\u0301's opening\u200b  hour?").query == "What's the café's opening hour?"
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "length"])
+def test_an_answer_without_text_says_why(reason):
+    answer = Answer(key="k", model="m", content=" ", prompt_tokens=1, completion_tokens=1, finish_reason=reason)
+    (request,) = requests_for(EXAMPLE, "paraphrase")
+
+    dropped = parse(request, EXAMPLE, answer, FILTERS)
+
+    assert (dropped.reason, dropped.detail) == ("no_text", f"the answer is empty (finish_reason '{reason}')")

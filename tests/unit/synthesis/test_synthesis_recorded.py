@@ -19,7 +19,7 @@ def test_recorded_answers_are_kept_or_refused_as_a_reader_would(tmp_path):
 
     reasons = Counter(one.reason for one in result.dropped)
     assert reasons["no_answer"] == 0, "the head of tests/recorded_llm.py says how to record again"
-    assert dict(reasons) == {"not_json": 30, "missing_field": 2, "length": 1}
+    assert dict(reasons) == {"not_json": 31, "missing_field": 1, "length": 1}
     assert result.records == []
     assert ledger.total.answered == ledger.total.requests == 33
 

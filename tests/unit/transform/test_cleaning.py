@@ -2,8 +2,8 @@ import unicodedata
 
 import pytest
 
+from qzhou.data.cleaning import clean_text, cut
 from qzhou.data.records import normalized_text
-from qzhou.transform.rules.cleaning import clean_text, cut
 
 
 @pytest.mark.parametrize(

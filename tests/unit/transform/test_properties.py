@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qzhou.config.dataset import RULE_TASKS, Dataset
+from qzhou.data.cleaning import _FTFY, clean_text, cut
 from qzhou.data.records import EXAMPLE_TYPES, Drop, RetrievalExample, normalized_text
 from qzhou.data.storage import from_row, schema_of, table_of
 from qzhou.transform.rules.candidates import Converter
-from qzhou.transform.rules.cleaning import _FTFY, clean_text, cut
 from qzhou.transform.rules.fields import DEFAULT_COLUMNS, GROUPED_BY, as_record
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=12)

@@ -16,6 +16,7 @@ import pytest
 
 from qzhou.config.dataset import Dataset
 from qzhou.config.transform import ContaminationSection
+from qzhou.data.cleaning import clean_text
 from qzhou.data.overlap import Overlap
 from qzhou.data.records import Document, Drop, LabeledExample, PairExample, RetrievalExample
 from qzhou.data.storage import Folder, read_records
@@ -23,7 +24,7 @@ from qzhou.errors import DataError, RecipeError
 from qzhou.transform.contamination.index_builder import IndexBuilder
 from qzhou.transform.layout import make_layout
 from qzhou.transform.reading.discovery import find_inputs
-from qzhou.transform.rules.cleaning import clean_text
+from qzhou.transform.rules.candidates import Converter
 from qzhou.transform.writing.report import warn_of_losses
 from qzhou.transform.writing.row_counts import RowCounts
 from tests.transform_steps import run_steps
@@ -441,7 +442,7 @@ def test_pairs_are_triplets_without_negatives(make_recipe, transformed, tmp_path
     with pytest.raises(DataError, match="no column 'negs'"):
         transformed(rule="triplets", paths=[path], **named)
     recipe = make_recipe(datasets=[{"name": "d", "reader": "jsonl", "rule": "triplets", "paths": [path]}])
-    assert find_inputs(recipe).without_negatives == {"d"}
+    assert list(find_inputs(recipe).without_negatives) == ["d"]
 
 
 def test_texts_of_an_evaluation_are_compared_clean():
@@ -762,3 +763,201 @@ def test_a_folder_of_beir_is_one_line(transformed, tmp_path):
     assert not drops
     with pytest.raises(ValueError, match="takes one folder"):
         Dataset.model_validate({"name": "d", "reader": "beir", "paths": ["a", "b"]})
+
+
+def test_labels_stay_beside_their_texts_where_some_are_null(transformed, tmp_path):
+    evidence = [
+        {"evidence": "unlabelled"},
+        {"evidence": "for it", "label": "SUPPORTS"},
+        {"evidence": None, "label": "REFUTES"},
+        {"evidence": "against it", "label": "REFUTES"},
+    ]
+    path = jsonl(tmp_path / "claims.jsonl", {"claim": "it is so", "evidences": evidence})
+    columns = {"evidence": "evidences[].evidence", "label": "evidences[].label"}
+
+    examples, parts, _ = transformed(rule="claim_evidence", paths=[path], columns=columns)
+
+    assert triples(examples) == {("it is so", ("for it",), ("against it",))}
+    assert [one.reason for one in parts] == ["not_enough_info", "blank_evidence"]
+
+
+def test_scores_stay_beside_their_texts_where_some_are_null(transformed, tmp_path):
+    negatives = [{"t": "n1"}, {"s": 0.2}, {"t": "n3", "s": 0.3}]
+    path = jsonl(tmp_path / "rows.jsonl", {"query": "why", "pos": "so", "neg": negatives})
+    columns = {"negative": "neg[].t", "negative_score": "neg[].s"}
+
+    examples, parts, _ = transformed(rule="triplets", paths=[path], columns=columns)
+
+    assert [(one.text, one.score) for one in examples[0].negatives] == [("n1", None), ("n3", 0.3)]
+    assert not parts
+
+
+@pytest.mark.parametrize("template", ["{ctxs[].title}\n{ctxs[].txt}", "{body.title}\n{body.txt}"])
+def test_a_wrong_path_in_a_template_is_refused(transformed, tmp_path, template):
+    inner = {"title": "T", "text": "passage"}
+    path = jsonl(tmp_path / "rows.jsonl", {"q": "why", "ctxs": [inner], "body": inner})
+
+    with pytest.raises(DataError, match="leads nowhere, since no row has 'txt' there; there are title, text"):
+        transformed(rule="triplets", paths=[path], columns={"query": "q", "positive": template})
+
+
+@pytest.mark.parametrize("template", ["{p.title}\n{p.text}", "{p.title[]}\n{p.text[]}"])
+def test_lists_side_by_side_are_joined_element_by_element(transformed, tmp_path, template):
+    """A list of objects, as datasets from a hub give it."""
+    rows = [
+        {"query": "why", "p": {"title": ["T1", None, "T3"], "text": ["x1", "x2", "x3"]}},
+        {"query": "lengths differ", "p": {"title": ["T1"], "text": ["x1", "x2"]}},
+    ]
+    path = jsonl(tmp_path / "rows.jsonl", *rows)
+
+    examples, drops, _ = transformed(rule="triplets", paths=[path], columns={"positive": template})
+
+    assert triples(examples) == {("why", ("T1\nx1", "x2", "T3\nx3"), ())}
+    assert [one.reason for one in drops] == ["blank_positive"]
+
+
+def test_aligned_files_of_wide_characters_are_lines_too(transformed, tmp_path):
+    for name, text in (("a.txt", "one\ntwo\n"), ("b.txt", "eins\nzwei\n")):
+        (tmp_path / name).write_text(text, "utf-16")
+
+    paths = [f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"]
+    columns = {"query": "0", "positive": "1"}
+    form = {"reader": "aligned_text", "paths": paths, "columns": columns, "encoding": "utf-16"}
+    examples, drops, _ = transformed(rule="title_body", **form)
+
+    assert {(one.query, one.positives[0]) for one in examples} == {("one", "eins"), ("two", "zwei")}
+    assert not drops
+
+
+def test_numbers_to_split_by_are_groups_however_they_are_written():
+    dataset = Dataset(name="d", rule="title_body", paths=("x",), reader="jsonl", split_by="fold", eval_fraction=0.5)
+    convert = Converter(dataset, max_chars=100)
+
+    sides = {
+        fold: {
+            convert([{"title": "t", "body": "b", "fold": one}])[0].held_out
+            for one in (fold, float(fold), str(fold))
+        }
+        for fold in range(8)
+    }
+
+    assert all(len(side) == 1 for side in sides.values())
+    assert {True, False} == set.union(*sides.values())
+
+
+def test_elements_that_the_path_of_records_does_not_go_through_are_counted(transformed, tmp_path):
+    path = tmp_path / "rows.json"
+    asked = [{"question": "who", "answer": "they"}]
+    path.write_text(json.dumps({"data": [{"qas": asked}, {"qa": asked}, "text", None]}), "utf-8")
+
+    examples, drops, _ = transformed(
+        rule="question_answer", reader="json", records="data[].qas[]", paths=[str(path)]
+    )
+
+    assert {one.query for one in examples} == {"who"}
+    assert [one.reason for one in drops] == ["path_ends"] * 3
+    assert "no 'qas' in it; there are qa" in drops[0].detail
+
+
+@pytest.mark.parametrize("last", ['q200,"b 6" pipe"', 'q200,"never closed', "q200,fine"])
+def test_good_records_between_broken_ones_are_kept(transformed, tmp_path, last):
+    good = [f'"question {number}","an answer, {number}"' for number in range(198)]
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["question,answer", 'q1,"a 5" pipe"', *good, last, *good[:4]]) + "\n")
+
+    examples, drops, _ = transformed(rule="question_answer", reader="csv", paths=[str(path)], deduplicate=False)
+
+    assert len(examples) == 198 + 4 + (last == "q200,fine")
+    assert {one.reason for one in drops} == {"not_csv"}
+    assert len(drops) == 2 - (last == "q200,fine")
+
+
+def test_backslashes_before_quotes_are_a_setting(transformed, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('question,answer\n"why","he said \\"hi\\", then left"\n')
+    form = {"rule": "question_answer", "reader": "csv", "paths": [str(path)]}
+
+    examples, _, _ = transformed(**form, escape="\\")
+
+    assert [one.positives for one in examples] == [('he said "hi", then left',)]
+
+
+def test_files_without_the_negatives_of_the_others_are_named(make_recipe, tmp_path):
+    paths = [
+        jsonl(tmp_path / "a.jsonl", {"query": "why", "pos": "so", "neg": ["no"]}),
+        jsonl(tmp_path / "b.jsonl", {"query": "who", "pos": "they", "negs": ["no"]}),
+    ]
+    dataset = Dataset(name="d", rule="triplets", paths=tuple(paths), reader="jsonl")
+
+    found = find_inputs(make_recipe().model_copy(update={"datasets": (dataset,)}))
+
+    assert found.without_negatives == {"d": [paths[1]]}
+
+
+def test_columns_of_scores_are_no_numbered_texts(transformed, tmp_path):
+    row = {"query": "why", "pos": "so", "negative_1": "no", "negative_1_score": 0.7, "negative_2": "nor"}
+
+    examples, _, _ = transformed(
+        rule="triplets", paths=[jsonl(tmp_path / "t.jsonl", row)], columns={"negative": "negative_*"}
+    )
+
+    assert triples(examples) == {("why", ("so",), ("no", "nor"))}
+
+
+def test_lists_that_were_written_as_text_are_refused(transformed, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("query,pos\nwhy,\"['p1', 'p2']\"\nwho,\"['p3']\"\n")
+
+    with pytest.raises(DataError, match=r"column 'pos' holds lists written as text .*'p1'.*Parquet"):
+        transformed(rule="triplets", reader="csv", paths=[str(path)])
+
+
+def test_labels_are_translated_for_classes_too(transformed, tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", {"text": "a text", "label": 0}, {"text": "another", "label": "x"})
+
+    examples, _, _ = transformed(rule="labeled", paths=[path], labels={"0": "business"})
+
+    assert {one.label for one in examples} == {"d/business", "d/x"}
+
+
+@pytest.mark.parametrize("nothing", [[], {"text": [], "answer_start": []}])
+def test_a_passage_that_does_not_answer_is_no_positive(transformed, tmp_path, nothing):
+    rows = [
+        {"question": "who", "context": "They did.", "answers": nothing},
+        {"question": "why", "context": "Since so.", "answers": [{"text": "so"}]},
+        {"question": "when", "context": "Then it was."},
+    ]
+
+    examples, drops, _ = transformed(rule="reading_comprehension", paths=[jsonl(tmp_path / "squad.jsonl", *rows)])
+
+    assert {one.query for one in examples} == {"why", "when"}
+    assert [one.reason for one in drops] == ["unanswerable"]
+
+
+def test_two_columns_of_one_name_are_refused(transformed, tmp_path):
+    table = pa.Table.from_arrays(
+        [pa.array(["why"]), pa.array(["so"]), pa.array(["no"])], ["question", "answer", "answer"]
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+
+    with pytest.raises(DataError, match=r"columns of one name .'answer'."):
+        transformed(rule="question_answer", reader="parquet", paths=[f"{tmp_path}/rows.parquet"])
+
+
+def test_a_corpus_may_have_no_titles(transformed, tmp_path):
+    (tmp_path / "qrels").mkdir()
+    jsonl(tmp_path / "corpus.jsonl", {"_id": "d", "text": "B"})
+    jsonl(tmp_path / "queries.jsonl", {"_id": "q", "text": "why"})
+    (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+
+    examples, _, _ = transformed(rule="qrels", reader="beir", paths=[str(tmp_path)])
+
+    assert triples(examples) == {("why", ("B",), ())}
+
+
+def test_a_document_over_many_lines_says_which_reader(transformed, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps([{"question": "why", "answer": "so"}], indent=1), "utf-8")
+
+    with pytest.raises(DataError, match="one JSON document over many lines: set reader = 'json'"):
+        transformed(rule="question_answer", paths=[str(path)])

@@ -190,7 +190,6 @@ def test_constants_are_columns_of_every_row(tmp_path):
         ("cut.csv.bz2", bz2.compress(b"a\n1\n" * 500_000)[:-500], "csv"),
         ("no.parquet", b"text", "parquet"),
         ("cut.json", b'[{"a": 1}, {"a": 2}, {"a"', "json"),
-        ("no.jsonl.gz", b"text", "jsonl"),
         ("open.csv", b'a,b\n1,2\n3,"cut,\nhere', "csv"),
     ],
 )
@@ -203,6 +202,31 @@ def test_a_damaged_file_is_named_and_by_choice_skipped(tmp_path, name, content, 
     rows = read(path, reader, on_corrupt_file="skip")
     assert reasons(rows)[-1] == "corrupt_file"
     assert all(isinstance(row, dict) for row in rows[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reader", "said"),
+    [
+        ("plain.jsonl.gz", b'{"a": 1}\n', "jsonl", "ends with .gz and is not packed by gzip: correct its name"),
+        ("plain.jsonl.bz2", b'{"a": 1}\n', "jsonl", "ends with .bz2 and is not packed by bzip2"),
+        ("plain.jsonl.xz", b'{"a": 1}\n', "jsonl", "ends with .xz and is not packed by xz"),
+        (
+            "packed.jsonl",
+            gzip.compress(b'{"a": 1}\n'),
+            "jsonl",
+            "is packed by gzip: give it a name that ends with .gz",
+        ),
+        ("rows.jsonl", b'{"a": 1}\n{"a": 2}\n', "parquet", "is no Parquet file: set 'reader' to what it is"),
+    ],
+)
+def test_a_file_of_another_kind_is_not_called_damaged(tmp_path, name, content, reader, said):
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    with pytest.raises(DataError, match=rf"{name} {said}") as caught:
+        read(path, reader)
+
+    assert "damaged" not in str(caught.value)
 
 
 def test_a_reader_of_ones_own_gets_the_unpacked_stream_and_its_options(tmp_path):

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from qzhou.config.transform import ContaminationSection
+from qzhou.data.cleaning import clean_text
 from qzhou.data.overlap import TEXTS_PER_BATCH, Index, grams_of
 from qzhou.data.storage import batched
-from qzhou.transform.rules.cleaning import clean_text
 
 
 class IndexBuilder:

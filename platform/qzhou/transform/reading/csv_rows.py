@@ -79,8 +79,7 @@ class _Records:
                 return
             except csv.Error as error:
                 ended = "unexpected end of data" in str(error)
-                is_found = self._give_back() if ended else self._take_on()
-                if not is_found and len(self._record) > 1:
+                if not self._find_end(is_last=ended) and len(self._record) > 1:
                     raise EOFError(f"a quote that opens in line {line} is never closed") from None
                 detail = f"{self._file.name}, line {line}: {error} (up to line {line + len(self._record) - 1})"
                 yield line, RejectedRow("not_csv", detail, _escaped("".join(self._record)))
@@ -96,26 +95,23 @@ class _Records:
     def _next(self) -> str | None:
         return self._ahead.popleft() if self._ahead else next(self._lines, None)
 
-    def _take_on(self) -> bool:
-        """Add to a broken record the lines that belong to it; False where no end is seen."""
-        if not self._quote or "".join(self._record).count(self._quote) % 2 == 0:
-            return True
-        self._ahead += islice(self._lines, max(0, LOOKED_AHEAD - len(self._ahead)))
-        while self._ahead:
-            if self._are_records(list(islice(self._ahead, LOOKED_AHEAD))):
-                return True
-            self._record.append(self._ahead.popleft())
-            if "".join(self._record).count(self._quote) % 2 == 0:
-                return True
-        return False
+    def _find_end(self, *, is_last: bool) -> bool:
+        """Give a broken record the lines that belong to it, and no others; False where no end is seen.
 
-    def _give_back(self) -> bool:
-        """Where the file has ended inside a quote, give back what follows, if that is CSV; else the file was cut."""
-        for start in range(1, min(len(self._record), LOOKED_AHEAD)):
-            coming = self._record[start : start + LOOKED_AHEAD]
-            if self._are_records(coming, least=SURE_RECORDS):
-                self._ahead.extendleft(reversed(self._record[start:]))
-                del self._record[start:]
+        ``is_last`` is true where the file ended inside a quote, which may mean that it was cut.
+        """
+        if not is_last:
+            self._ahead += islice(self._lines, max(0, LOOKED_AHEAD - len(self._ahead)))
+        read, lines = len(self._record), [*self._record, *self._ahead]
+        quotes = 0
+        for end in (*range(1, min(read, LOOKED_AHEAD)), *range(read, min(len(lines), read + LOOKED_AHEAD) + 1)):
+            if end >= read and self._quote:
+                added = lines[:end] if end == read else lines[end - 1 : end]
+                quotes += "".join(added).count(self._quote)
+            is_whole = end >= read and not is_last and quotes % 2 == 0
+            least = SURE_RECORDS if is_last else 1
+            if is_whole or self._are_records(lines[end : end + LOOKED_AHEAD], least=least):
+                self._record, self._ahead = lines[:end], deque(lines[end:])
                 return True
         return False
 

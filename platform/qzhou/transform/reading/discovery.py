@@ -1,5 +1,6 @@
 """The raw inputs of a recipe: their files, the columns in them, and custom readers."""
 
+import ast
 import difflib
 import fnmatch
 import importlib
@@ -21,12 +22,13 @@ from qzhou.transform.reading.files import InputFile, input_files, local_file
 from qzhou.transform.reading.hub import commit_of
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import CustomReader, read_part, reads_together
-from qzhou.transform.rules.fields import columns_of, has_negatives, input_columns_of
+from qzhou.transform.rules.fields import INPUT_COLUMNS, columns_of, has_negatives, input_columns_of
 
 INPUTS = ("rows", "corpus", "queries")
 # Files of each input that are opened before the work starts, to see whether their columns are there.
 CHECKED_FILES = 32
 CHECKED_ROWS = 100
+SHOWN_CHARS = 60
 
 Inputs = Mapping[str, Mapping[str, Sequence[InputFile]]]  # dataset -> one of INPUTS -> files
 
@@ -40,14 +42,14 @@ class RawInputs:
         readers: ``module:function`` -> the function.
         modules: The modules of those functions by name; tasks get them by value.
         merged: Datasets whose rows with the same query and positives become one example (``merge_rows``).
-        without_negatives: Triplets that have none.
+        without_negatives: Triplets -> those of their files that have none.
     """
 
     files: dict[str, dict[str, list[InputFile]]] = field(default_factory=dict)
     readers: dict[str, CustomReader] = field(default_factory=dict)
     modules: dict[str, ModuleType] = field(default_factory=dict)
     merged: set[str] = field(default_factory=set)
-    without_negatives: set[str] = field(default_factory=set)
+    without_negatives: dict[str, list[str]] = field(default_factory=dict)
 
     def fingerprints(self) -> dict[str, str]:
         """Dataset -> digest of its files' versions; "readers" -> digest of the code of custom readers."""
@@ -103,11 +105,18 @@ def check_columns(place: str, wanted: Iterable[str], rows: Iterable[Row | Reject
         DataError: Names the file (``place``), the column, and the nearest existing one.
     """
     present: dict[str, None] = {}
-    seen = [row for row in islice(rows, CHECKED_ROWS) if isinstance(row, dict)]
+    looked_at = list(islice(rows, CHECKED_ROWS))
+    _refuse_a_document(place, looked_at)
+    seen = [row for row in looked_at if isinstance(row, dict)]
     for row in seen:
         present |= dict.fromkeys(row)
     wanted = list(wanted)
     for one in wanted:
+        if _holds_lists_as_text(seen, one):
+            raise DataError(
+                f"{place}: column '{one}' holds lists written as text ({str(seen[0][one])[:SHOWN_CHARS]}), which would "
+                "be learned as they are. Write the data as JSON lines or Parquet, where a list is a list."
+            )
         if lost := path_lost(seen, one):
             name, known = lost
             hint = f"; there are {', '.join(known)}" if known else ""
@@ -124,6 +133,31 @@ def check_columns(place: str, wanted: Iterable[str], rows: Iterable[Row | Reject
         f"{place} has no column '{missing[0]}'{hint} It has: {', '.join(present)}. "
         "Set 'columns' (field of the rule -> column) or 'split_by' accordingly."
     )
+
+
+def _refuse_a_document(place: str, rows: Sequence[Row | RejectedRow]) -> None:
+    """Refuse one JSON document over many lines that is read as a document a line.
+
+    Raises:
+        DataError: Names the reader for it.
+    """
+    first = rows[0] if rows else None
+    if isinstance(first, RejectedRow) and first.reason == "not_json" and first.content.strip() in ("[", "{"):
+        raise DataError(
+            f"{place} is one JSON document over many lines: set reader = 'json', and 'records' to where its rows are."
+        )
+
+
+def _holds_lists_as_text(rows: Sequence[Row], column: str) -> bool:
+    """Whether every cell of a column is the text of a list of texts, as pandas writes lists into CSV."""
+    cells = [str(row[column]).strip() for row in rows if isinstance(row.get(column), str) and row[column].strip()]
+    if not cells or not all(cell.startswith("[") and cell.endswith("]") for cell in cells):
+        return False
+    try:
+        lists = [ast.literal_eval(cell) for cell in cells]
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return all(isinstance(one, list) and one and all(isinstance(text, str) for text in one) for one in lists)
 
 
 def _import_reader(found: RawInputs, folder: str, reader: str) -> None:
@@ -152,7 +186,7 @@ def _inputs(dataset: Dataset, found: RawInputs) -> dict[str, list[InputFile]]:
     inputs = {}
     for role in INPUTS if dataset.rule == "qrels" else INPUTS[:1]:
         form = format_of(dataset, role)
-        wanted = _wanted(dataset) if role == "rows" else list(input_columns_of(dataset, role).values())
+        wanted = _wanted(dataset) if role == "rows" else _wanted_of(dataset, role)
         files = input_files(form) if form.paths else _files_of_reader(form, found)
         if form.reader == "hf":
             files = [replace(file, changed=commit_of(file.uri)) for file in files]
@@ -166,12 +200,16 @@ def _look_at_negatives(dataset: Dataset, found: RawInputs) -> None:
     if not has_negatives(dataset):
         return
     read, files = getter(columns_of(dataset)["negative"]), found.files[dataset.name]["rows"]
-    custom, negatives = found.readers.get(dataset.reader), []
+    custom, negatives, without = found.readers.get(dataset.reader), [], []
     for part in _checked_parts(dataset, files, custom):
         rows = islice(read_part(dataset, part, custom), CHECKED_ROWS)
-        negatives += [one for row in rows if isinstance(row, dict) and (one := read(row)) is not None]
-    if not negatives:
-        found.without_negatives.add(dataset.name)
+        cells = [one for row in rows if isinstance(row, dict) and (one := read(row)) is not None]
+        # None keeps its place in a list
+        some = [[text for text in one if text] if isinstance(one, list) else one for one in cells]
+        without += [] if any(some) else [part.files[0].name]
+        negatives += some
+    if without:
+        found.without_negatives[dataset.name] = without
     is_one_a_row = bool(negatives) and not any(isinstance(one, list) and len(one) != 1 for one in negatives)
     if dataset.merge_rows or (dataset.merge_rows is None and is_one_a_row):
         found.merged.add(dataset.name)
@@ -208,6 +246,13 @@ def _checked_parts(form: Format, files: Sequence[InputFile], custom: CustomReade
     if reads_together(custom):
         return [FilePart(tuple(files[:CHECKED_FILES]))]
     return [FilePart((file,), 0, 1 if form.reader == "hf" else None) for file in files[:CHECKED_FILES]]
+
+
+def _wanted_of(dataset: Dataset, role: str) -> list[str]:
+    """The same of a corpus or of queries, which may have no title."""
+    columns = input_columns_of(dataset, role)
+    defaults = INPUT_COLUMNS[role]
+    return [columns["id"], "text" if columns["text"] == defaults["text"] else columns["text"]]
 
 
 def _wanted(dataset: Dataset) -> list[str]:

@@ -38,6 +38,13 @@ DAMAGE = (
     EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid, lzma.LZMAError, tarfile.TarError,
 )  # fmt: skip
 
+# what an unpacker or reader says of a file of another kind -> what it is
+OTHER_KIND = {
+    "Not a gzipped file": "ends with .gz and is not packed by gzip: correct its name",
+    "Invalid data stream": "ends with .bz2 and is not packed by bzip2: correct its name",
+    "Input format not supported by decoder": "ends with .xz and is not packed by xz: correct its name",
+    "Parquet magic bytes not found": "is no Parquet file: set 'reader' to what it is",
+}
 _PARTITION = re.compile(r"(?:^|/)([\w-]+)=([^/]*)(?=/)")
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
@@ -243,7 +250,10 @@ class _ReadAhead(io.BufferedReader):
 
 
 def damage_message(file: InputFile, rows: int, error: Exception) -> str:
-    """The message about a file that cannot be read to its end."""
+    """The message about a file that cannot be read to its end, or is not what its name or reader says."""
+    for words, meaning in OTHER_KIND.items():
+        if words in str(error):
+            return f"{file.name} {meaning}: {error}."
     problem = f"not {error.encoding}" if isinstance(error, UnicodeDecodeError) else "damaged or truncated"
     return (
         f"{file.name} is {problem} after {rows:,} rows: {str(error) or type(error).__name__}. Replace the file, or set "

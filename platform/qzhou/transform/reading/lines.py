@@ -5,10 +5,13 @@ import io
 from collections.abc import Iterator
 
 from qzhou.config.dataset import Format
+from qzhou.errors import DataError
 from qzhou.transform.reading.columns import RejectedRow
 from qzhou.transform.reading.encodings import encoding_of, refuse_wide_mark
 from qzhou.transform.reading.files import WIDE_ENCODINGS, InputFile, open_bytes
 from qzhou.transform.reading.parts import FilePart
+
+GZIP_MARK = b"\x1f\x8b"
 
 
 def lines(form: Format, file: InputFile, part: FilePart) -> Iterator[tuple[str | RejectedRow, str]]:
@@ -63,6 +66,8 @@ def _is_wide(encoding: str) -> bool:
 def _without_mark(first: bytes, encoding: str, file: InputFile) -> bytes:
     """The first line of a file without its byte order mark."""
     refuse_wide_mark(first, encoding, file)
+    if first.startswith(GZIP_MARK):
+        raise DataError(f"{file.name} is packed by gzip: give it a name that ends with .gz.")
     return first.removeprefix(codecs.BOM_UTF8)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from qzhou.data.cleaning import cut
 from qzhou.data.records import (
     Drop,
     Example,
@@ -14,7 +15,6 @@ from qzhou.data.records import (
     stable_id,
 )
 from qzhou.transform.reading.columns import Row
-from qzhou.transform.rules.cleaning import cut
 from qzhou.transform.rules.fields import Fields
 
 Outcome = Example | Drop

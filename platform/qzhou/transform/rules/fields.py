@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qzhou.config.dataset import Dataset, Rule
+from qzhou.data.cleaning import clean_text, cut
 from qzhou.data.records import Drop
 from qzhou.errors import RecipeError
 from qzhou.transform.reading.columns import Getter, Row, as_text, getter
-from qzhou.transform.rules.cleaning import clean_text, cut, repaired
+from qzhou.transform.rules.repairs import repaired
 
 _PAIR = {"text_a": "text_a", "text_b": "text_b"}
 

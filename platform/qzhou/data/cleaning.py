@@ -4,15 +4,11 @@ Only damage is repaired. Curly quotes and full-width punctuation stay, because p
 search type them too.
 """
 
-import html
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
 
 import ftfy
 from ftfy.fixes import unescape_html
-
-from qzhou.config.dataset import Repair
 
 # how far a cut goes back for a blank; scripts without blanks are cut where they are
 WORD_SEARCH_CHARS = 100
@@ -29,12 +25,6 @@ _MAY_BE_DAMAGED = re.compile(
 _ASCII_SIGNS = dict.fromkeys((*range(9), *range(14, 32), 127)) | dict.fromkeys((9, 11, 12), " ")
 _OTHER_BLANK = re.compile(r"[^\S\n ]")
 _PARAGRAPH_BREAKS = re.compile(r"\n{3,}")
-_BARE_ENTITY = re.compile(r"(?:^| )(#\d{2,5}|quot|amp|lt|gt|nbsp|apos);", re.MULTILINE)
-_TAG = re.compile(r"</?[A-Za-z][^<>]{0,1000}>")
-_PTB = re.compile(r"-(?:LRB|RRB|LSB|RSB|LCB|RCB)-|``|(?<=\s)''")
-_PTB_SIGNS = {
-    "-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}", "``": '"', "''": '"',
-}  # fmt: skip
 _ENTITY = re.compile(r"&(?:#\d|#[xX][\da-fA-F]|[A-Za-z]\w*;)")
 
 
@@ -66,25 +56,6 @@ def clean_text(text: str) -> str:
     if "\n\n\n" in text:
         text = _PARAGRAPH_BREAKS.sub("\n\n", text)
     return text.strip()
-
-
-_REPAIRS: Mapping[Repair, Callable[[str], str]] = {
-    # `the #36;10 prize` and `he said, quot;no`: a blank stands where the ampersand was, as in AG News
-    "bare_entities": lambda text: _BARE_ENTITY.sub(lambda match: html.unescape(f"&{match[1]};"), text),
-    # markup goes, its text stays; entities first, because markup is often escaped
-    "html_tags": lambda text: _TAG.sub(" ", html.unescape(text)),
-    # a backslash that stands for a line break, as in AG News
-    "backslash_breaks": lambda text: text.replace("\\", "\n"),
-    # brackets and quotes of the Penn Treebank: `-LRB-` is `(`
-    "ptb_brackets": lambda text: _PTB.sub(lambda match: _PTB_SIGNS[match[0]], text),
-}
-
-
-def repaired(text: str, repairs: Sequence[Repair]) -> str:
-    """The text with known damage repaired: damage that only the owner of the data can recognise."""
-    for repair in repairs:
-        text = _REPAIRS[repair](text)
-    return text
 
 
 def cut(text: str, max_chars: int) -> str:
