@@ -1,8 +1,7 @@
-"""An experiment on Ray Tune: its trials side by side as far as the cluster carries them, else one after the other."""
+"""An experiment: its trials side by side as far as the cluster carries them, else one after the other."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qzhou.cluster.resources import resources_for
@@ -31,16 +29,9 @@ from qzhou.telemetry.events import log_event, print_block
 from qzhou.training.pipeline import train
 from qzhou.transform.pipeline import transform
 
-TUNE = "tune"  # what Ray Tune notes for itself; nothing of ours depends on it
 HEADROOM_CPUS = 1  # of a trial, for the tasks that read while its workers hold theirs
-DRIVER_BYTES = 256 * 2**20  # Tune gives trials out by what they take, and wants it to be something
 # of a trial whose process died, for want of memory say; it goes on from its finished stages
 RESTARTS = 2
-QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # no tables of its own
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a job of ours with one line
-}
 
 
 def run_experiment(grid: TrialGrid) -> list[Comparison]:
@@ -63,7 +54,7 @@ def run_experiment(grid: TrialGrid) -> list[Comparison]:
     grid = replace(grid, trials=tuple(trials))
     folder = Folder.open(grid.storage).create()
     with session():
-        failed = _run_trials(grid, folder)
+        failed = _run_trials(grid)
     outcomes = [
         Outcome.read(one.variant, one.seed, folder / one.name) for one in grid.trials if one.name not in failed
     ]
@@ -102,33 +93,29 @@ def max_parallel_trials(recipes: Sequence[Recipe], resources: Mapping[str, float
     return max(1, int(min(resources.get(name, 0) // amount for name, amount in hungriest.items())))
 
 
-def _run_trials(grid: TrialGrid, folder: Folder) -> dict[str, QzhouError]:
+def _run_trials(grid: TrialGrid) -> dict[str, QzhouError]:
     """The error of each trial that failed, by the name of the trial."""
-    recipes = {one.name: one.recipe for one in grid.trials}
-    most = grid.experiment.trials_at_once or max_parallel_trials(list(recipes.values()), ray.cluster_resources())
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    (folder / TUNE).delete()
-    line = f"experiment: {grid.experiment.name}: {len(recipes)} trials, {most} at a time"
-    log_event(line, "trials", trials=len(recipes), at_a_time=most)
-    tuner = tune.Tuner(
-        tune.with_resources(
-            # given by reference, because Tune writes down all else, and keys of endpoints are among the environment
-            tune.with_parameters(_trial, recipes=recipes, started_in=_Place()),
-            {"CPU": 0, "memory": DRIVER_BYTES},
-        ),
-        param_space={"trial": tune.grid_search(list(recipes))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=most),
-        run_config=tune.RunConfig(name=TUNE, storage_path=folder.uri, verbose=0),
-    )
+    waiting = {one.name: one.recipe for one in grid.trials}
+    most = grid.experiment.trials_at_once or max_parallel_trials(list(waiting.values()), ray.cluster_resources())
+    line = f"experiment: {grid.experiment.name}: {len(waiting)} trials, {most} at a time"
+    log_event(line, "trials", trials=len(waiting), at_a_time=most)
+    place = _Place()
+    # a process on the node that the command was given on, as for any job; its stages ask for what they need
+    here = NodeAffinitySchedulingStrategy(place.node, soft=False)
+    process = ray.remote(num_cpus=0, max_retries=RESTARTS, scheduling_strategy=here)(_whole_run)
+    running: dict[Any, str] = {}
     failed = {}
-    for result in tuner.fit():
-        name = str((result.config or {}).get("trial"))
-        if result.error is not None:
-            failed[name] = our_error(result.error) or TrainingError(first_line(result.error))
-        elif said := (result.metrics or {}).get("error", ""):
-            failed[name] = from_json(said)
-    (folder / TUNE).delete()
+    while waiting or running:
+        while waiting and len(running) < most:
+            name = next(iter(waiting))
+            running[process.remote(waiting.pop(name), place)] = name
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        name = running.pop(done)
+        try:
+            if said := ray.get(done):
+                failed[name] = from_json(said)
+        except ray.exceptions.RayError as error:
+            failed[name] = our_error(error) or TrainingError(first_line(error))
     return failed
 
 
@@ -144,19 +131,6 @@ class _Place:
         os.chdir(self.folder)
         for name, value in self.environment.items():
             os.environ.setdefault(name, value)
-
-
-def _trial(config: Mapping[str, Any], *, recipes: Mapping[str, Recipe], started_in: _Place) -> dict[str, str]:
-    """What Tune calls for a trial, in an actor.
-
-    The stages run in a process of their own, on the node that the command was given on, as
-    for any job: in Tune's actor they would not be in the main thread, and Ray would look
-    for the CPUs of their tasks inside what Tune set aside for the actor, which is nothing
-    (Tune's placement groups capture what their actors start).
-    """
-    here = NodeAffinitySchedulingStrategy(started_in.node, soft=False)
-    process = ray.remote(num_cpus=0, max_retries=RESTARTS, scheduling_strategy=here)(_whole_run)
-    return {"error": ray.get(process.remote(recipes[config["trial"]], started_in))}
 
 
 def _whole_run(recipe: Recipe, started_in: _Place) -> str:
