@@ -36,6 +36,13 @@ class QzhouError(Exception):
 
     exit_status = 1
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message  # Ray Data writes advice of its own into ``args``
+
+    def __str__(self) -> str:
+        return self.message
+
 
 class UserError(QzhouError):
     """The user asked for something impossible and can mend it."""

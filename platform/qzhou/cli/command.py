@@ -15,7 +15,7 @@ Function = TypeVar("Function", bound=Callable[..., None])
 STAGES = ["transform", "synthesize", "mine", "train", "export", "evaluate"]
 GROUPS = {
     "The pipeline, in its order": ["run", *STAGES],
-    "After a run": ["report", "index", "serve", "merge"],
+    "After a run": ["report", "index", "serve", "embed", "merge"],
     "Before a run, and many runs": ["plan", "experiment", "submit"],
 }
 CHECKED = {"run", *STAGES}  # commands that load the models of a recipe

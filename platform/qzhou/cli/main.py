@@ -232,6 +232,39 @@ def merge(models: Sequence[str], into: str, **options: Any) -> None:
     merge_models(models, into, **options)
 
 
+@cli.command("embed")
+@click.argument("model")
+@click.argument("texts", metavar="IN")
+@click.argument("into", metavar="OUT")
+@flag("--column", "Of the texts; default: text.", metavar="NAME")
+@flag("--id", "Column of their ids; default: file and row.", metavar="NAME")
+@click.option("--keep", multiple=True, metavar="NAME", help="A further column to write; may stand several times.")
+@click.option(
+    "--side", type=click.Choice(["document", "query"]), default="document", help="Whose prompt of the model."
+)
+@flag("--prompt", "Before each text, in place of the model's own.", metavar="TEXT")
+@flag("--dimensions", "The first so many of a vector (Matryoshka); default: all.", click.IntRange(1), metavar="N")
+@click.option("--precision", type=click.Choice(["float32", "float16", "int8", "ubinary"]), default="float32")
+@flag(
+    "--max-tokens", "Texts are truncated here; default: where the model truncates.", click.IntRange(1), metavar="N"
+)
+@flag("--workers", "At the most; default: the cluster's GPUs, or half its CPUs.", click.IntRange(1), metavar="N")
+@click.option("--gpu", is_flag=True, help="A GPU for each worker.")
+def embed(model: str, texts: str, into: str, **options: Any) -> None:
+    """Encode any number of texts: Parquet with vectors.
+
+    MODEL is named as for merge. IN is a Parquet file, a file of JSON lines, or a folder of such
+    files or of documents (.txt, .md); OUT a folder. Both may be URIs. The same command goes on
+    where an earlier one ended.
+    """
+    from qzhou.serving.batch_embed import EmbedOptions, embed, settings_of
+    from qzhou.serving.batch_texts import TextInput
+
+    column, workers = options.pop("column") or "text", options.pop("workers")
+    found = TextInput.find(texts, column=column, id_column=options.pop("id") or "", keep=options.pop("keep"))
+    embed(found, into, settings_of(model, EmbedOptions(**options)), workers=workers)
+
+
 @on_recipe("plan", tables=ALL)
 @click.option("--json", is_flag=True, help="Print it for machines, in base units.")
 @flag("--stage", "The details of one stage alone.", click.Choice(["training", "synthesis"]))

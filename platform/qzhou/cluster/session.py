@@ -153,7 +153,7 @@ def our_error(error: BaseException | None, depth: int = 12) -> QzhouError | None
         return None
     if isinstance(error, QzhouError):
         original = getattr(error, "cause", None)
-        return original if isinstance(original, QzhouError) else kind_of(error)(*error.args)
+        return original if isinstance(original, QzhouError) else kind_of(error)(str(error))
     inner = [getattr(error, "cause", None), error.__cause__, error.__context__]
     inner += list(getattr(error, "worker_failures", {}).values())
     found = (our_error(one, depth - 1) for one in inner if isinstance(one, BaseException) and one is not error)

@@ -17,8 +17,7 @@ from qzhou.encoder.model_files import ModelMetadata, read_metadata
 from qzhou.errors import ModelError, RecipeError, StorageError
 from qzhou.export.merge_weights import Method, State, merge_states, shares_of
 from qzhou.export.publishing import publish
-from qzhou.run.files import MANIFEST, MODELS_OF_STAGES
-from qzhou.run.models import resolve, weights_fingerprint
+from qzhou.run.models import find_model, weights_fingerprint
 from qzhou.run.run import UPLOADED
 from qzhou.telemetry.events import log_event
 
@@ -149,32 +148,11 @@ def _new_folder(into: str, *, create: bool) -> Folder:
 
 def _source(name: str, stack: ExitStack) -> Source:
     """A model by its name, with its files on this machine until the stack is closed; weights are not read."""
-    address = local = _address(name)
+    address = local = find_model(name)
     if "://" in address:
         local = str(stack.enter_context(Folder.open(address).local_copy()))
     metadata, config = read_metadata(local), load_config(local)
     return Source(name, address, local, metadata, config, load_tokenizer(local), is_causal(meta_model(config)))
-
-
-def _address(name: str) -> str:
-    """A name's model folder, URI or hub id; for a run, the last model that it finished.
-
-    Raises:
-        ModelError: There is none.
-    """
-    if "://" not in name and not Path(name).expanduser().is_dir():
-        return resolve(name)
-    folder = Folder.open(name)
-    if folder.exists("config.json"):
-        return folder.uri
-    for stage, inside in MODELS_OF_STAGES.items():
-        if folder.exists(f"{stage}/{MANIFEST}") and folder.exists(f"{inside}/config.json"):
-            return (folder / inside).uri
-    raise ModelError(
-        f"'{name}' is neither a model (it has no config.json) nor a run with a finished one "
-        f"({', '.join(MODELS_OF_STAGES)} have no {MANIFEST}). Name a model's folder, or train first: "
-        "`qzhou train RECIPE`"
-    )
 
 
 def _refuse_another_kind(one: Source, other: Source) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qzhou.data.records import digest
+from qzhou.data.storage import Folder
 from qzhou.errors import HubError, ModelError, first_line
-from qzhou.run.files import ONNX
+from qzhou.run.files import MANIFEST, MODELS_OF_STAGES, ONNX
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?")
 MODEL_NAME_HELP = (
@@ -47,6 +48,27 @@ def resolve(spec: str) -> str:
         what = "has no config.json" if folder.exists() else "does not exist"
         raise ModelError(f"the model '{spec}': the folder {folder} {what}. {MODEL_NAME_HELP}")
     return str(folder)
+
+
+def find_model(name: str) -> str:
+    """A name's model folder, URI or hub id; for a run, the last model that it finished.
+
+    Raises:
+        ModelError: There is none.
+    """
+    if "://" not in name and not Path(name).expanduser().is_dir():
+        return resolve(name)
+    folder = Folder.open(name)
+    if folder.exists("config.json"):
+        return folder.uri
+    for stage, inside in MODELS_OF_STAGES.items():
+        if folder.exists(f"{stage}/{MANIFEST}") and folder.exists(f"{inside}/config.json"):
+            return (folder / inside).uri
+    raise ModelError(
+        f"'{name}' is neither a model (it has no config.json) nor a run with a finished one "
+        f"({', '.join(MODELS_OF_STAGES)} have no {MANIFEST}). Name a model's folder, or train first: "
+        "`qzhou train RECIPE`"
+    )
 
 
 def is_gguf(place: str) -> bool:

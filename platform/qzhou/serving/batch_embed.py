@@ -1,0 +1,318 @@
+"""``qzhou embed`` on Ray Data: texts are read, encoded by a pool of actors and written as Parquet with vectors.
+
+    TextSource -> repartition -> map_batches(EmbedBlock) -> VectorSink
+
+The source leaves out the rows whose vectors are there, so a run that was killed goes on
+with what was under way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data.block import BlockAccessor, BlockMetadata
+
+from qzhou.cluster.session import session
+from qzhou.data.prompts import EMPTY_TEXT, Prompt, declared_prompt
+from qzhou.data.storage import Folder, write_table
+from qzhou.encoder.arithmetic import dtype_for, library_for, this_processor
+from qzhou.encoder.model_files import read_metadata
+from qzhou.errors import DataError, RecipeError, SetupError
+from qzhou.run.models import find_model, weights_fingerprint
+from qzhou.serving.batch_texts import ID, TEXT, Part, TextInput, files_of, rows_of, without_what_is_done
+from qzhou.serving.outputs import OutputDtype, quantized, shortened
+from qzhou.telemetry.events import log_event
+from qzhou.telemetry.progress import progress
+
+if TYPE_CHECKING:
+    from qzhou.encoder.backbone import Dtype
+    from qzhou.encoder.encoder import Encoder
+
+RECORD = "_embed.json"  # readers of Parquet leave out names that begin so
+VECTOR, CUT = "vector", "truncated"  # columns; the second is not written
+MAX_TOKENS = 512  # of a model whose files do not say
+PRECISIONS: Mapping[str, tuple[OutputDtype, pa.DataType]] = {
+    "float32": ("float", pa.float32()),
+    "float16": ("float", pa.float16()),
+    "int8": ("int8", pa.int8()),
+    "ubinary": ("ubinary", pa.uint8()),
+}
+LISTED_EVERY_S = 5.0
+TASK_CPUS = 0.25  # of tasks that read and write, so that actors which hold every CPU do not keep them out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedSettings:
+    """How texts become vectors; the same on every worker.
+
+    Attributes:
+        model: Folder, URI or hub id.
+        prefix: Stands before each text.
+        max_tokens: Texts are truncated here.
+        dtype, library: What multiplies.
+        dimensions: The first so many are kept; None for all.
+        precision: One of ``PRECISIONS``.
+        gpu: Whether each worker has a GPU.
+    """
+
+    model: str
+    prefix: str
+    max_tokens: int
+    dtype: Dtype
+    library: str
+    dimensions: int | None
+    precision: str
+    gpu: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedOptions:
+    """What a user may ask for; None is the model's own.
+
+    Attributes:
+        side: ``query`` or ``document``: whose prompt of the model stands before each text.
+        prompt: A text to stand there in its place.
+    """
+
+    side: str = "document"
+    prompt: str | None = None
+    precision: str = "float32"
+    dimensions: int | None = None
+    max_tokens: int | None = None
+    gpu: bool = False
+
+
+class TextSource(ray.data.Datasource):  # type: ignore[misc]  # Ray's has no types
+    """A read task for each part of the input that is not finished; it yields a block of texts at a time."""
+
+    def __init__(self, texts: TextInput, parts: Sequence[Part]) -> None:
+        super().__init__()
+        self._texts, self._parts = texts, parts
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown: what is packed may unpack to anything."""
+        return None
+
+    def get_read_tasks(
+        self,
+        parallelism: int,  # noqa: ARG002 - the parts say how many there are
+        per_task_row_limit: int | None = None,  # noqa: ARG002
+        data_context: object = None,  # noqa: ARG002
+    ) -> list[ray.data.ReadTask]:
+        """One for each part, which is what a task reads again after a kill."""
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ray.data.ReadTask(partial(self._texts.blocks, part), unknown) for part in self._parts]
+
+
+class EmbedBlock:
+    """Holds the model; adds the column ``vector`` to a block."""
+
+    def __init__(self, settings: EmbedSettings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        # torch takes seconds to load, and the driver has no use for it
+        from qzhou.encoder import load_encoder
+
+        one = self._settings
+        device = None if one.gpu else "cpu"
+        load = partial(load_encoder, max_tokens=one.max_tokens, dtype=one.dtype, library=one.library, device=device)
+        if "://" not in one.model:
+            return load(one.model)
+        with Folder.open(one.model).local_copy() as place:
+            return load(str(place))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The same rows with their vectors, of the precision and dimensions asked for."""
+        kind, of = PRECISIONS[self._settings.precision]
+        texts = [self._settings.prefix + (text or EMPTY_TEXT) for text in table.column(TEXT).to_pylist()]
+        truncated = self._encoder.truncated
+        vectors_ND = self._encoder.encode(texts)
+        if not np.isfinite(vectors_ND).all():
+            (wrong, *_) = np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))
+            raise DataError(
+                f"{self._settings.model} gives no finite vector for the text '{table.column(ID)[int(wrong)]}'"
+            )
+        values = quantized(shortened(vectors_ND, self._settings.dimensions or vectors_ND.shape[1]), kind)
+        flat = pa.array(values.astype(of.to_pandas_dtype(), copy=False).ravel(), of)
+        cut = [self._encoder.truncated - truncated] + [0] * (len(texts) - 1)  # for the sink to add up
+        table = table.append_column(CUT, pa.array(cut, pa.int64()))
+        return table.append_column(VECTOR, pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
+
+
+class VectorSink(ray.data.Datasink[dict[str, int]]):  # type: ignore[misc]
+    """Writes files of vectors, each whole or not at all."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self.done = Counter[str]()
+
+    def write(self, blocks: Iterable[Any], ctx: object) -> dict[str, int]:  # noqa: ARG002 - Ray gives it
+        """Rows written, and how many of them had no text or were truncated."""
+        done = Counter[str]()
+        tables = (BlockAccessor.for_block(block).to_arrow() for block in blocks)
+        for name, table in (file for one in tables for file in files_of(one)):
+            write_table(self._folder, name, table.drop_columns([CUT]))
+            done["rows"] += table.num_rows
+            done["empty"] += sum(not text for text in table.column(TEXT).to_pylist())
+            done["truncated"] += sum(table.column(CUT).to_pylist())
+        return dict(done)
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """Add up what all tasks have written."""
+        for one in write_result.write_returns:
+            self.done.update(one)
+
+
+def embed(texts: TextInput, into: str, settings: EmbedSettings, *, workers: int | None = None) -> int:
+    """Write the vectors of texts into a folder; rows written by this call.
+
+    Args:
+        texts: What to encode.
+        into: Folder or URI; may hold what an earlier call left unfinished.
+        settings: How.
+        workers: Actors at the most; default: the cluster's GPUs, or half its CPUs.
+
+    Raises:
+        DataError: The folder holds vectors of another model or input, or texts cannot be read.
+        ModelError: The model cannot be loaded.
+    """
+    target = Folder.open(into)
+    known = target.files(".parquet")
+    record = {
+        "settings": asdict(settings) | {"model": weights_fingerprint(settings.model)},
+        "texts": _texts_of(texts),
+    }
+    if target.exists(RECORD):
+        _refuse_other(target, record, target.read_json(RECORD))
+    elif known:
+        raise DataError(f"{target.uri} holds Parquet files of something else ({known[0]}): name a new folder.")
+    target.create().write_json(RECORD, record)
+    every = texts.parts()
+    parts = without_what_is_done(every, known)
+    for part in parts[:1]:
+        next(texts.blocks(part), None)  # a wrong column is said at once
+    if len(parts) < len(every) or any(part.done for part in parts):
+        log_event(f"embed: {len(known):,} files of {target.uri} are there already", "resumed", files=len(known))
+    sink = VectorSink(target)
+    if parts:
+        with session(), _watched(target, known):
+            _run(texts, parts, settings, sink, workers)
+    _say(sink.done, settings, target)
+    return sink.done["rows"]
+
+
+def _say(done: Mapping[str, int], settings: EmbedSettings, target: Folder) -> None:
+    if done["empty"]:
+        line = (
+            f"embed: {done['empty']:,} rows have no text; they were encoded as '{EMPTY_TEXT}', as by the endpoint"
+        )
+        log_event(line, "empty_texts", level="warning", rows=done["empty"])
+    if done["truncated"]:
+        line = (
+            f"embed: {done['truncated']:,} texts are longer than {settings.max_tokens:,} tokens and were truncated"
+        )
+        log_event(line, "truncated", level="warning", rows=done["truncated"])
+    line = f"embed: {done['rows']:,} vectors written to {target.uri}"
+    log_event(line, "embedded", rows=done["rows"], folder=target.uri)
+
+
+def _texts_of(texts: TextInput) -> dict[str, Any]:
+    """What a vector file depends on besides the settings; files may be added."""
+    return {
+        "folder": texts.folder.uri, "kind": texts.kind, "column": texts.column, "id": texts.id_column,
+        "keep": list(texts.keep),
+    }  # fmt: skip
+
+
+def _refuse_other(target: Folder, asked: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for table in asked:
+        for name, value in asked[table].items():
+            if known[table].get(name) != value:
+                raise DataError(
+                    f"{target.uri} was begun with {name} = {known[table].get(name)!r}, and now it is {value!r}: name a "
+                    "new folder, or give the same command again."
+                )
+
+
+@contextmanager
+def _watched(target: Folder, known: Sequence[str]) -> Iterator[None]:
+    """Show how many vectors there are; the names of files say it."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        shown = sum(map(rows_of, known))
+        with progress("embed", total=None, unit="texts") as bar:
+            while not ended.wait(LISTED_EVERY_S):
+                rows = sum(map(rows_of, target.files(".parquet")))
+                if rows > shown:
+                    bar.advance(rows - shown)
+                    shown = rows
+
+    thread = threading.Thread(target=watch, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _run(
+    texts: TextInput, parts: Sequence[Part], settings: EmbedSettings, sink: VectorSink, workers: int | None
+) -> None:
+    resources = ray.cluster_resources()
+    there = int(resources.get("GPU", 0)) if settings.gpu else int(resources["CPU"]) // 2
+    if settings.gpu and not there and not workers:
+        raise SetupError("--gpu: the cluster has no GPU yet; --workers says how many it may start.")
+    most = max(1, workers or there)
+    read = ray.data.read_datasource(TextSource(texts, parts), num_cpus=TASK_CPUS, override_num_blocks=len(parts))
+    encoded = read.repartition(target_num_rows_per_block=texts.sizes.rows).map_batches(
+        EmbedBlock,
+        fn_constructor_args=(settings,),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        num_cpus=1,
+        num_gpus=1 if settings.gpu else 0,
+    )
+    encoded.write_datasink(sink, ray_remote_args={"num_cpus": TASK_CPUS})
+
+
+def settings_of(model: str, asked: EmbedOptions) -> EmbedSettings:
+    """The settings for a model: its own prompt of a side and its own limit, and an arithmetic for all workers.
+
+    Raises:
+        ModelError: There is no such model.
+        RecipeError: It has fewer dimensions.
+    """
+    place = find_model(model)
+    with Folder.open(place).local_copy() if "://" in place else nullcontext(place) as local:
+        metadata = read_metadata(str(local))
+    if asked.dimensions and metadata.dimensions and asked.dimensions > metadata.dimensions:
+        raise RecipeError(f"--dimensions is {asked.dimensions}, and '{model}' has {metadata.dimensions}")
+    declared = declared_prompt(metadata.prompts or {}) or Prompt()
+    prefix = declared.query_prefix if asked.side == "query" else declared.document_prefix
+    limits = (asked.max_tokens, metadata.max_tokens, asked.max_tokens or MAX_TOKENS)
+    processor = this_processor()
+    return EmbedSettings(
+        model=place,
+        prefix=prefix if asked.prompt is None else asked.prompt,
+        max_tokens=min(limit for limit in limits if limit),
+        dtype="auto" if asked.gpu else cast("Dtype", dtype_for("auto", processor)),
+        library="torch" if asked.gpu else library_for("auto", processor),
+        dimensions=asked.dimensions,
+        precision=asked.precision,
+        gpu=asked.gpu,
+    )

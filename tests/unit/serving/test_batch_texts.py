@@ -1,0 +1,144 @@
+"""The inputs of ``qzhou embed``, cut into parts; each row is there once, whatever was written before."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from qzhou.errors import DataError
+from qzhou.serving.batch_texts import Sizes, TextInput, files_of, rows_of, without_what_is_done
+
+SMALL = Sizes(rows=4, documents=2, task_rows=10, task_bytes=300)
+
+
+def found_at(place, **more):
+    return TextInput.find(str(place), sizes=SMALL, **more)
+
+
+def write_lines(path, count, pack=bytes):
+    lines = [json.dumps({"id": number, "text": f"text {number}", "lang": "en"}) for number in range(count)]
+    path.write_bytes(pack("".join(f"{line}\n" for line in lines).encode()))
+    return [f"text {number}" for number in range(count)]
+
+
+def write_parquet(path, count):
+    texts = [f"text {number}" for number in range(count)]
+    pq.write_table(pa.table({"text": texts, "n": range(count)}), path, row_group_size=7)
+    return texts
+
+
+WRITERS = {
+    "rows.jsonl": write_lines,
+    "rows.jsonl.gz": lambda path, count: write_lines(path, count, gzip.compress),
+    "rows.parquet": write_parquet,
+}
+
+
+def written(texts, parts):
+    """File -> its rows, as the sink would write them."""
+    blocks = [block for part in parts for block in texts.blocks(part)]
+    return {name: table for block in blocks for name, table in files_of(block)}
+
+
+def texts_in(files):
+    return [text for table in files.values() for text in table.column("text").to_pylist()]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_all_rows_are_read_once_and_in_their_order(tmp_path, name):
+    texts = WRITERS[name](tmp_path / name, 50)
+    found = found_at(tmp_path / name)
+
+    files = written(found, found.parts())
+
+    assert texts_in(files) == texts
+    assert len(found.parts()) > 1 or name.endswith(".gz")
+    assert sum(map(rows_of, files)) == 50
+    assert without_what_is_done(found.parts(), list(files)) == []
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_is_written_is_not_read_again(tmp_path, name):
+    texts = WRITERS[name](tmp_path / name, 50)
+    found = found_at(tmp_path / name)
+    files = written(found, found.parts())
+    kept = [name for number, name in enumerate(files) if number % 3]
+
+    left = without_what_is_done(found.parts(), kept)
+    again = written(found, left)
+
+    assert not set(again) & set(kept)
+    assert sorted(texts_in(again) + texts_in({name: files[name] for name in kept})) == sorted(texts)
+    assert without_what_is_done(found.parts(), [*kept, *again]) == []
+
+
+def test_documents_are_files_with_their_paths_as_ids(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("a/one.md", "two.txt", "three.TXT"):
+        (tmp_path / name).write_text(f"\ufeffof {name}", "utf-8")
+    found = found_at(tmp_path)
+
+    (table,) = [pa.concat_tables(written(found, found.parts()).values())]
+
+    assert dict(zip(table.column("id").to_pylist(), table.column("text").to_pylist(), strict=True)) == {
+        "a/one.md": "of a/one.md", "two.txt": "of two.txt", "three.TXT": "of three.TXT",
+    }  # fmt: skip
+
+
+def test_ids_and_further_columns_are_kept(tmp_path):
+    write_lines(tmp_path / "rows.jsonl", 3)
+    found = found_at(tmp_path / "rows.jsonl", id_column="id", keep=["lang"])
+
+    (table,) = written(found, found.parts()).values()
+
+    assert table.select(["id", "lang"]).to_pylist() == [{"id": str(number), "lang": "en"} for number in range(3)]
+
+
+def test_files_may_be_added_and_none_may_change(tmp_path):
+    write_lines(tmp_path / "a.jsonl", 9)
+    first = found_at(tmp_path)
+    files = list(written(first, first.parts()))
+    write_lines(tmp_path / "b.jsonl", 5)
+    added = found_at(tmp_path)
+
+    left = without_what_is_done(added.parts(), files)
+
+    assert {file for part in left for file in part.files} == {"b.jsonl"}
+    write_lines(tmp_path / "a.jsonl", 10)
+    with pytest.raises(DataError, match="which is of no file of the input as it is now"):
+        without_what_is_done(found_at(tmp_path).parts(), files)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (['{"text": "a"}', "no json"], "rows.jsonl, byte 14: Expecting value"),
+        (['["a"]'], "byte 0: list, not an object"),
+        (['{"body": "a"}'], "has no column 'text' .--column.. It has: body"),
+    ],
+)
+def test_lines_that_are_no_rows_are_named(tmp_path, lines, said):
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    found = found_at(tmp_path)
+
+    with pytest.raises(DataError, match=said):
+        written(found, found.parts())
+
+
+def test_files_of_several_kinds_or_none_are_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no such file"):
+        found_at(tmp_path)
+    write_lines(tmp_path / "a.jsonl", 1)
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(DataError, match="holds 1 of jsonl, 1 of documents"):
+        found_at(tmp_path)
+
+
+def test_bytes_of_another_encoding_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))
+    found = found_at(tmp_path)
+
+    with pytest.raises(DataError, match=r"a\.txt is not UTF-8: .* at byte 0"):
+        written(found, found.parts())
