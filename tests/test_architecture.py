@@ -34,6 +34,7 @@ ONLY_IN = {
         "platform/qzhou/evaluation/judge/workers.py",
         "platform/qzhou/mining/encode.py",
         "platform/qzhou/mining/sharded_index.py",
+        "platform/qzhou/serving/batch_embed.py",
         "platform/qzhou/serving/indexing.py",
         "platform/qzhou/training/stop_signal.py",
     },

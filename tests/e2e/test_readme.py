@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qzhou.config.recipe import parse_recipe
-from tests.e2e.commands import QZHOU, ROOT, run
+from tests.e2e.commands import QZHOU, ROOT, call, run
 from tests.e2e.pages import (
     blocks,
     commands_of,
@@ -55,6 +55,15 @@ def merges_models(words: list[str], finished: Path, into: Path) -> None:
     assert (into / "merge.json").exists()
 
 
+def embeds_texts(words: list[str], finished: Path, folder: Path, head: dict[str, str]) -> None:
+    """It takes a run, and texts of that name."""
+    texts = folder / words[3]
+    texts.write_text('{"text": "a text"}\n{"text": "another"}\n')
+    done = call(QZHOU, "embed", finished, texts, folder / words[4], **head)
+    assert done.status == 0, done.text
+    assert "2 vectors written" in done.out
+
+
 def plans_trials(words: list[str]) -> None:
     done = run(*script_of(words), "--dry-run")
     assert done.status == 0, done.text
@@ -62,7 +71,7 @@ def plans_trials(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_runs_or_runs_dry(command, submitted, tmp_path):
+def test_each_command_runs_or_runs_dry(command, submitted, tmp_path, head):
     words = shlex.split(command)
     if words[0] == "make":
         is_a_target(words)
@@ -72,6 +81,8 @@ def test_each_command_runs_or_runs_dry(command, submitted, tmp_path):
         loads_a_model(words, submitted[0].parent / "runs" / "tiny" / "model")
     elif words[:2] == ["qzhou", "merge"]:
         merges_models(words, submitted[0].parent / "runs" / "tiny", tmp_path / "merged")
+    elif words[:2] == ["qzhou", "embed"]:
+        embeds_texts(words, submitted[0].parent / "runs" / "tiny", tmp_path, head)
     elif "--stage" in words:
         estimates(words)
     elif words[:2] == ["qzhou", "experiment"]:

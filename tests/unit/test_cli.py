@@ -133,7 +133,7 @@ def test_a_setting_outside_of_the_commands_tables_is_accepted(capsys):
         (["mine", QUICKSTART, "--keep", "no"], "--keep no: there is no such stage"),
         (["mine", QUICKSTART, "--keep", "mine", "--dry-run"], "no such stage; did you mean 'mining'?"),
         (["merge", "a", "b"], "Missing option '--into'"),
-        (["merge", "a", "b", "--into", "x", "--gpu", "3"], "--gpu belongs to qzhou plan"),
+        (["merge", "a", "b", "--into", "x", "--gpu", "3"], "--gpu belongs to qzhou embed, qzhou plan"),
         (["mime", QUICKSTART], "there is no command 'mime'; did you mean 'mine'?"),
         (["run", "quickstrat"], "none that ships with qzhou: en-zh, english"),
         (["experiment", "beta"], "none that ships with qzhou: alpha, cosent_temperature"),
