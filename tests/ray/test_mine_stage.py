@@ -27,7 +27,7 @@ from qzhou.data.records import (
 )
 from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.encoder import load_encoder
-from qzhou.errors import ModelError, RecipeError
+from qzhou.errors import DataError, ModelError, RecipeError, SetupError
 from qzhou.mining.actors import EncodeActor, SearchActor
 from qzhou.mining.layout import Layout
 from qzhou.mining.pipeline import mine
@@ -342,8 +342,26 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
             r"mining.index 'Flatt' .* documents of 32 dimensions: .*'Flat' always does",
         ),
         ({"teacher": "no/such/model"}, ModelError, "no/such/model"),
+        (
+            {"index": "IVF32,Flat", "index_from_documents": 0, "index_parameters": "nprobe=1", "min_recall": 0.99},
+            DataError,
+            r"the index 'IVF32,Flat' finds .*% of the exact neighbours, and mining.min_recall is 99.0%",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_or_built_is_named(recipe, tiny_bert, settings, kind, message):
     with pytest.raises(kind, match=message):
         mine_small(recipe(model={"backbone": str(tiny_bert)}, mining=settings))
+
+
+def test_a_searcher_that_always_dies_ends_the_stage_and_is_named(recipe, tiny_bert):
+    """As one whose shard does not fit into memory; it was started again without end."""
+
+    class DeadSearcher(SearchActor):
+        def vectors(self, rows):
+            assert len(rows)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    said = r"the searcher of documents 0 to [\d,]+ died 4 times: .*cluster.search.memory_gb"
+    with pytest.raises(SetupError, match=said):
+        mine(recipe(model={"backbone": str(tiny_bert)}), Layout(search_actor=DeadSearcher))

@@ -17,7 +17,7 @@ def test_without_settings_every_worker_takes_a_cpu_and_gpus_go_to_those_who_use_
     recipe = make_recipe(cluster={"gpu": True})
 
     assert {stage: resources_for(recipe, stage).gpus for stage in get_args(StageName)} == {
-        "transform": 0, "synthesis": 0, "mining": 1, "training": 1, "evaluation": 1, "serving": 1,
+        "transform": 0, "synthesis": 0, "mining": 1, "search": 0, "training": 1, "evaluation": 1, "serving": 1,
     }  # fmt: skip
     assert resources_for(recipe, "transform").options == {"num_cpus": 1.0, "num_gpus": 0.0}
     assert resources_for(recipe, "synthesis").cpus == 0.25

@@ -10,13 +10,16 @@ from qzhou.errors import SetupError
 from qzhou.run.files import MANIFEST, TRAINING_STAGE2
 from qzhou.run.run import Run
 
-StageName = Literal["transform", "synthesis", "mining", "training", "evaluation", "serving"]
+StageName = Literal["transform", "synthesis", "mining", "search", "training", "evaluation", "serving"]
 PIPELINE: tuple[StageName, ...] = ("transform", "synthesis", "mining", "training", "evaluation")
 
 ON_GPU = frozenset(("mining", "training", "evaluation", "serving"))
 # A local cluster offers at least this many: actor pools that take every CPU starve Ray Data's readers.
 MIN_LOCAL_CPUS = 4
-LLM_WORKER_CPUS = 0.25  # an actor that only waits for an LLM
+DEFAULT_CPUS = {
+    "synthesis": 0.25,  # an actor that only waits for an LLM
+    "search": 0.01,  # they wait for each other; so that none is placed on a head that offers nothing
+}
 ACCELERATOR_TYPE_AMOUNT = 0.001  # what Ray takes of the resource that names a type of accelerator
 
 
@@ -118,7 +121,7 @@ def resources_for(recipe: Recipe, stage: StageName) -> ResourceRequest:
     default_gpus = float(recipe.cluster.gpu and stage in ON_GPU)
     return ResourceRequest(
         stage=stage,
-        cpus=settings.cpus or (LLM_WORKER_CPUS if stage == "synthesis" else 1.0),
+        cpus=settings.cpus or DEFAULT_CPUS.get(stage, 1.0),
         gpus=default_gpus if settings.gpus is None else settings.gpus,
         memory=None if settings.memory_gb is None else int(settings.memory_gb * 2**30),
         accelerator_type=settings.accelerator_type,
@@ -140,8 +143,9 @@ def resources_of_pipeline(recipe: Recipe) -> list[ResourceRequest]:
 def _workers_together(recipe: Recipe, stage: StageName) -> int:
     if stage == "training":
         return recipe.training.min_workers or recipe.training.workers
-    if stage == "evaluation":
-        return recipe.cluster.encode_workers
+    if stage in ("evaluation", "search"):
+        own = recipe.cluster.search.workers if stage == "search" else None
+        return own or recipe.cluster.encode_workers
     return recipe.serving.replicas if stage == "serving" else 1
 
 

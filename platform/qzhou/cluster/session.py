@@ -66,8 +66,7 @@ def session(*asks: ResourceRequest) -> Iterator[None]:
     for stage in began:
         measure(STAGE_STARTED, time.time(), stage=stage)
     try:
-        if asks and (kinds := node_kinds()) is not None:
-            refuse_impossible(asks, kinds, "this cluster" if os.environ.get("RAY_ADDRESS") else "this machine")
+        refuse_what_never_comes(*asks)
         yield
     except Exception as error:  # to take off what Ray wrapped around an error meant for people
         ours = our_error(error)
@@ -80,6 +79,16 @@ def session(*asks: ResourceRequest) -> Iterator[None]:
         if not joined:
             stop_export()
             ray.shutdown()
+
+
+def refuse_what_never_comes(*asks: ResourceRequest) -> None:
+    """Refuse what the cluster can never give.
+
+    Raises:
+        SetupError: Names what is missing, and the setting.
+    """
+    if asks and (kinds := node_kinds()) is not None:
+        refuse_impossible(asks, kinds, "this cluster" if os.environ.get("RAY_ADDRESS") else "this machine")
 
 
 def node_kinds() -> list[NodeType] | None:

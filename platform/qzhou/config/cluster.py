@@ -41,6 +41,14 @@ class TransformResources(Resources):
     )
 
 
+class SearchResources(Resources):
+    """Of the actors that search a corpus in mining; with cluster.gpu they share the GPUs."""
+
+    workers: AtLeastOne | None = Field(
+        None, description="Actors for a corpus; default: encode_workers. More where an index would not fit."
+    )
+
+
 class ClusterSection(Section):
     """What the stages ask of the cluster: each worker, and how many there are.
 
@@ -57,13 +65,14 @@ class ClusterSection(Section):
     transform: TransformResources = TransformResources()
     synthesis: Resources = Resources()
     mining: Resources = Resources()
+    search: SearchResources = SearchResources()
     training: Resources = Resources()
     evaluation: Resources = Resources()
     serving: Resources = Resources()
 
     @model_validator(mode="after")
     def _gpus_where_there_are_some(self) -> Self:
-        for stage in ("mining", "training", "evaluation", "serving"):
+        for stage in ("mining", "search", "training", "evaluation", "serving"):
             gpus = getattr(self, stage).gpus
             if gpus and not self.gpu:
                 raise ValueError(f"cluster.{stage}.gpus is {gpus:g} and cluster.gpu is false; set it to true")

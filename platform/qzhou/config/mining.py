@@ -40,6 +40,9 @@ class MiningSection(Section):
     index_memory_gb: Experimental[Positive] = Field(
         4.0, description="An approximate index over more vectors is sharded over more actors; 'Flat' streams them."
     )
+    min_recall: Experimental[Fraction] = Field(
+        0.0, description="An approximate index that finds a smaller share of the exact neighbours ends the stage."
+    )
     rank_from: AtLeastOne = Field(10, description="First rank of the window, counted from 1 without the positives.")
     rank_to: AtLeastOne = Field(30, description="Last rank of the window (paper: 'top-10 to top-30').")
     positive_ratio: float | None = Field(

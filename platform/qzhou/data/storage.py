@@ -132,10 +132,22 @@ class Folder:
         except OSError as error:
             raise StorageError(f"'{self.uri}/{name}' cannot be read: {_reason(error)}") from None
 
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file whole or not at all."""
-        with self.writing(name) as temporary, self.filesystem.open_output_stream(temporary) as stream:
-            stream.write(content)
+    def write_bytes(self, name: str, content: bytes | pa.Buffer) -> None:
+        """Write a file whole or not at all.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        if self.filesystem.type_name not in WITHOUT_FOLDERS:
+            with self.writing(name) as temporary, self.filesystem.open_output_stream(temporary) as stream:
+                stream.write(content)
+            return
+        try:
+            # an object is there once it is whole
+            with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+                stream.write(content)
+        except OSError as error:
+            raise StorageError(f"'{self.uri}/{name}' cannot be written: {_reason(error)}") from None
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file."""
@@ -301,8 +313,9 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def write_table(folder: Folder, name: str, table: pa.Table) -> None:
     """Write one Parquet file, whole or not at all."""
-    with folder.writing(name) as temporary:
-        pq.write_table(table, temporary, filesystem=folder.filesystem)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    folder.write_bytes(name, sink.getvalue())
 
 
 def table_of(records: Sequence[Record], record_type: type[Record]) -> pa.Table:

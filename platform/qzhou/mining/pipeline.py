@@ -10,11 +10,12 @@ import numpy as np
 import ray
 
 from qzhou.cluster.resources import resources_for
-from qzhou.cluster.session import session
+from qzhou.cluster.session import refuse_what_never_comes, session
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import TASKS, Drop, Manifest, Negative, RetrievalExample
 from qzhou.data.storage import Folder, count_rows, table_of, write_records, write_table
 from qzhou.encoder.arithmetic import with_arithmetic
+from qzhou.errors import DataError
 from qzhou.mining.corpus import Chunk, Corpus, document_digests, prepared, read_texts
 from qzhou.mining.encode import encoded
 from qzhou.mining.layout import DEFAULT, Layout
@@ -28,7 +29,7 @@ from qzhou.mining.negative_selection import (
 )
 from qzhou.mining.query_block import Queries, depth_of, inconsistent, ranking_of, reranked
 from qzhou.mining.report import Report, sentence
-from qzhou.mining.shard import EXACT, Shard, VectorFile
+from qzhou.mining.shard import EXACT, VectorFile, vectors_at
 from qzhou.mining.sharded_index import PendingSearch, RerankerPool, ShardedIndex, actor_resources, shards_of
 from qzhou.mining.text_digests import Bools, Floats, Ints, is_among
 from qzhou.run.models import weights_fingerprint
@@ -62,7 +63,7 @@ def mine(recipe: Recipe, layout: Layout = DEFAULT) -> Manifest:
     }
     # the division of an approximate index changes its candidates; an exact search finds the same however it is divided
     if mining.index != EXACT:
-        settings["shards"] = [recipe.cluster.encode_workers, mining.index_memory_gb]
+        settings["shards"] = [resources_for(recipe, "search").workers, mining.index_memory_gb]
     inputs = {name: run.manifest(name).fingerprint for name in ("transform", "synthesis")}
     stage = Stage(
         name="mining",
@@ -80,6 +81,7 @@ def _work(run: Run, folder: Folder, layout: Layout) -> dict[str, int]:
     for task in ("pair", "classification"):
         (source / task).copy_to(folder / "examples" / task)
     with session(resources_for(recipe, "mining")):
+        refuse_what_never_comes(resources_for(recipe, "search"))
         names = (source / "retrieval").folders()
         corpora = [_prepared(run, folder, name, layout) for name in names]
         store = folder / "embeddings"
@@ -151,9 +153,9 @@ class _Miner:
         target = self._folder / "examples" / "retrieval" / name
         try:
             self._start_actors()
-            write_records(target, self._examples(), RetrievalExample)
             if not self._indexes[0].is_exact:
-                self._report.measure(self._recall())
+                self._refuse_low_recall()
+            write_records(target, self._examples(), RetrievalExample)
         finally:
             for index in self._indexes:
                 index.close()
@@ -266,8 +268,8 @@ class _Miner:
         own, shown = self._vectors[0], self._corpus.shown
         if not own.shown or self._mining.reranker:
             return
-        query_ND = Shard(own.folder, own.queries).vectors(shown.owner)
-        negative_ND = Shard(own.folder, own.shown).vectors(np.arange(len(shown.owner)))
+        query_ND = vectors_at(own.folder, own.queries, shown.owner)
+        negative_ND = vectors_at(own.folder, own.shown, np.arange(len(shown.owner)))
         score_N = np.einsum("nd,nd->n", query_ND, negative_ND)
         for origin in sorted(set(shown.origins)):
             self._report.score(origin, score_N[np.array(shown.origins) == origin])
@@ -276,8 +278,18 @@ class _Miner:
         own = self._vectors[0]
         total = sum(file.rows for file in own.queries)
         some = np.unique(np.linspace(0, total - 1, min(total, RECALL_QUERIES)).astype(np.int64))
-        query_ND = Shard(own.folder, own.queries).vectors(some)
-        return self._indexes[0].recall(query_ND, self._mining.rank_to)
+        return self._indexes[0].recall(vectors_at(own.folder, own.queries, some), self._mining.rank_to)
+
+    def _refuse_low_recall(self) -> None:
+        """End the stage where the index misses more than the recipe allows."""
+        found, least = self._recall(), self._mining.min_recall
+        self._report.measure(found)
+        if found < least:
+            raise DataError(
+                f"mining: {self._corpus.dataset.name}: the index '{self._mining.index}' finds {found:.1%} of the exact "
+                f"neighbours, and mining.min_recall is {least:.1%}. Search more of it (mining.index_parameters: "
+                "'nprobe=64'), take another index, or 'Flat'."
+            )
 
     def _texts(self, rows: Ints) -> list[str]:
         """The texts of some documents, read by tasks, a file each."""

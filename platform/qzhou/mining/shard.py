@@ -9,6 +9,7 @@ width, K ranks.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,8 +27,9 @@ from qzhou.mining.text_digests import Floats, Ints
 
 EXACT = "Flat"
 NO_ROWS: Ints = np.empty(0, dtype=np.int64)
-# of an index that has to learn its cells; FAISS asks for some dozens a cell
-TRAINING_ROWS = 200_000
+# of an index that has to learn its cells, and for each cell (FAISS asks for 39 at least)
+TRAINING_ROWS, TRAINING_ROWS_PER_CELL = 200_000, 64
+MAPPED_FILES = 256  # at the same time: each is an open file
 SPARE = 8  # ranks beyond those asked for: rounding may exchange neighbours at the last one
 
 
@@ -145,8 +147,8 @@ class Shard:
             self._copies = tempfile.TemporaryDirectory(prefix="qzhou-vectors-")
         self._paths = [self._local(folder, one.name) for one in files]
         # what is read is in the system's cache
-        self._maps = [np.load(path, mmap_mode="r") for path in self._paths]
-        self._width = int(self._maps[0].shape[1])
+        self._map = functools.lru_cache(MAPPED_FILES)(self._mapped)
+        self._width = int(self._map(0).shape[1])
         self._gpu = faiss.StandardGpuResources() if on_gpu() and faiss.get_num_gpus() else None
         self._index = None if index == EXACT else self._built(index, parameters)
 
@@ -163,7 +165,7 @@ class Shard:
         for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             if start < end:
                 wanted = order[start:end]
-                found[wanted] = self._maps[number][rows[wanted] - self._files[number].first]
+                found[wanted] = self._map(number)[rows[wanted] - self._files[number].first]
         return found
 
     def search(self, block: QueryBlock, count: int, *, exactly: bool = False) -> SearchResult:
@@ -262,8 +264,8 @@ class Shard:
             product = np.empty(len(pairs), dtype=np.float32)
             which, row = which_J[pairs], row_J[pairs] - self._files[number].first
             # FAISS holds pointers to them, no references
-            arrays = (vector_XD, which, self._maps[number], row, product)
-            pointers = map(faiss.swig_ptr, arrays)
+            arrays = (vector_XD, which, self._map(number), row, product)
+            pointers = [faiss.swig_ptr(one) for one in arrays]
             faiss.pairwise_indexed_inner_product(self._width, len(pairs), *pointers)  # type: ignore[attr-defined]
             found[pairs] = product
         return found
@@ -272,7 +274,7 @@ class Shard:
         try:
             index = faiss.index_factory(self._width, factory, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:
-                spread = np.linspace(0, self.rows - 1, min(self.rows, TRAINING_ROWS))
+                spread = np.linspace(0, self.rows - 1, min(self.rows, training_rows(index)))
                 rows = self.searched[np.unique(spread.astype(np.int64))]
                 index.train(self.vectors(rows))
             for _, document_MD in self._blocks():
@@ -308,12 +310,33 @@ class Shard:
                     yield row_M, vectors_MD
                 together, size = [], 0
 
+    def _mapped(self, number: int) -> Floats:
+        return np.load(self._paths[number], mmap_mode="r")  # type: ignore[no-any-return]
+
     def _local(self, folder: Folder, name: str) -> Path:
         if self._copies is None:
             return Path(folder.path) / name
         copy = Path(self._copies.name) / name.replace("/", "-")
         copy.write_bytes(folder.read_bytes(name))
         return copy
+
+
+def training_rows(index: Any) -> int:
+    """Vectors from which an index learns its cells."""
+    cells = index.nlist if isinstance(index, faiss.IndexIVF) else 0
+    return max(TRAINING_ROWS, TRAINING_ROWS_PER_CELL * cells)
+
+
+def vectors_at(folder: Folder, files: Sequence[VectorFile], rows: Ints) -> Floats:
+    """Vectors of some texts [len(rows), D]; only the files that hold them are read."""
+    parts: list[tuple[Ints, Floats]] = []
+    for file in files:
+        wanted = np.flatnonzero((rows >= file.first) & (rows < file.first + file.rows))
+        if len(wanted):
+            parts.append((wanted, folder.read_array(file.name)[rows[wanted] - file.first]))
+    order = np.argsort(np.concatenate([wanted for wanted, _ in parts]), kind="stable")
+    found: Floats = np.concatenate([part for _, part in parts])[order]
+    return found
 
 
 def on_gpu() -> bool:

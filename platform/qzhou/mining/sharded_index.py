@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 import ray
 
-from qzhou.cluster.resources import resources_for
+from qzhou.cluster.resources import StageName, resources_for
 from qzhou.config.mining import MiningSection
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
+from qzhou.errors import SetupError, first_line
 from qzhou.mining.actors import RerankActor
 from qzhou.mining.layout import DEFAULT, Layout
 from qzhou.mining.shard import EXACT, QueryBlock, SearchResult, VectorFile, divided, on_gpu, recall
 from qzhou.mining.text_digests import Floats, Ints
 
+SEARCH_AND_ENCODERS: tuple[StageName, StageName] = ("search", "mining")
 CLOSING_S = 10.0
 PAIRS_AT_ONCE = 256  # that a reranker takes
+RESTARTS = 3
 # an actor whose node dies begins again elsewhere
-RESTARTED = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
+RESTARTED = {"max_restarts": RESTARTS, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
 
 
 def index_of(mining: MiningSection, files: Sequence[VectorFile]) -> str:
@@ -32,9 +35,9 @@ def index_of(mining: MiningSection, files: Sequence[VectorFile]) -> str:
 def shards_of(
     recipe: Recipe, folder: Folder, files: Sequence[VectorFile], shard_rows: int
 ) -> list[list[VectorFile]]:
-    """A corpus in at most as many shards as encoders, or more where an index would not fit."""
+    """A corpus in at most as many shards as there are searchers, or more where an index would not fit."""
     rows = sum(one.rows for one in files)
-    wanted = min(recipe.cluster.encode_workers, math.ceil(rows / shard_rows))
+    wanted = min(resources_for(recipe, "search").workers, math.ceil(rows / shard_rows))
     if index_of(recipe.mining, files) != EXACT:
         size_gib = sum(folder.size(one.name) for one in files) / 2**30
         wanted = max(wanted, math.ceil(size_gib / recipe.mining.index_memory_gb))
@@ -42,18 +45,16 @@ def shards_of(
 
 
 def actor_resources(recipe: Recipe, actors: int) -> dict[str, Any]:
-    """The resources of each of so many actors: next to nothing of a CPU, and its part of a GPU with ``cluster.gpu``.
+    """The resources of each of so many actors: those of ``[cluster.search]``, and with ``cluster.gpu`` a part of a GPU.
 
     They all run at the same time, and for one that finds no room the stage would wait
-    without end. They ask for a little of a CPU, so that none is placed on a head node that
-    offers nothing.
+    without end.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    wanted = resources_for(recipe, "mining").options
-    names = ("accelerator_type", "label_selector")
-    share: dict[str, Any] = {name: value for name, value in wanted.items() if name in names}
-    share |= {"num_cpus": 0.01, "num_gpus": 0.0}
-    if recipe.cluster.gpu and gpus:
+    share, encoders = (resources_for(recipe, stage).options for stage in SEARCH_AND_ENCODERS)
+    for name in {"accelerator_type", "label_selector"} & (encoders.keys() - share.keys()):
+        share[name] = encoders[name]
+    if recipe.cluster.gpu and gpus and recipe.cluster.search.gpus is None:
         share["num_gpus"] = math.floor(1000 / math.ceil(actors / gpus)) / 1000
     return share
 
@@ -65,10 +66,30 @@ class PendingSearch:
     block: QueryBlock
     count: int
     parts: list[Any]
+    names: Sequence[str]
 
     def result(self) -> SearchResult:
-        """The best of what all shards found; waits for them."""
-        return SearchResult.merged(ray.get(self.parts), self.count)
+        """The best of what all shards found; waits for them.
+
+        Raises:
+            SetupError: One of them cannot be held in memory.
+        """
+        return SearchResult.merged(_found(self.parts, self.names), self.count)
+
+
+def _found(parts: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """What actors have found; ``names`` say which documents each searches."""
+    found = []
+    for part, name in zip(parts, names, strict=True):
+        try:
+            found.append(ray.get(part))
+        except ray.exceptions.ActorDiedError as error:
+            raise SetupError(
+                f"mining: the searcher of {name} died {RESTARTS + 1} times: {first_line(error)}. Where it wants "
+                "memory, let each hold less (cluster.search.workers, mining.index_memory_gb) or ask for more "
+                "(cluster.search.memory_gb)."
+            ) from None
+    return found
 
 
 class ShardedIndex:
@@ -89,6 +110,7 @@ class ShardedIndex:
     ) -> None:
         mining = recipe.mining
         self._starts = [shard[0].first for shard in shards]
+        self._names = [f"documents {one[0].first:,} to {one[-1].first + one[-1].rows - 1:,}" for one in shards]
         gpus = {} if on_gpu() else {"num_gpus": 0}
         made = ray.remote(layout.search_actor).options(**{**share, **gpus}, **RESTARTED)
         index = index_of(mining, [file for shard in shards for file in shard])
@@ -106,14 +128,14 @@ class ShardedIndex:
         block = QueryBlock(query_ND, self.vectors(positive_row_P), owner_P)
         sent = ray.put(block)
         parts = [actor.search.remote(sent, count) for actor in self._actors]
-        return PendingSearch(block, count, parts)
+        return PendingSearch(block, count, parts, self._names)
 
     def vectors(self, rows: Ints) -> Floats:
         """Vectors of some documents [len(rows), D]."""
         shard = np.searchsorted(self._starts, rows, side="right") - 1
         wanted = [np.flatnonzero(shard == number) for number in range(len(self._actors))]
         pairs = zip(self._actors, wanted, strict=True)
-        parts = ray.get([actor.vectors.remote(rows[one]) for actor, one in pairs])
+        parts = _found([actor.vectors.remote(rows[one]) for actor, one in pairs], self._names)
         found = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
         for one, part in zip(wanted, parts, strict=True):
             found[one] = part
@@ -125,7 +147,7 @@ class ShardedIndex:
         parts = [
             [actor.search.remote(block, count, exactly) for actor in self._actors] for exactly in (False, True)
         ]
-        found, exact = (SearchResult.merged(ray.get(part), count) for part in parts)
+        found, exact = (SearchResult.merged(_found(part, self._names), count) for part in parts)
         return recall(np.where(found.score_NK > -np.inf, found.row_NK, -1), exact.row_NK)
 
     def close(self) -> None:

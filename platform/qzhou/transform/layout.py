@@ -106,9 +106,9 @@ class Layout:
         """The folder of intermediate files; it is deleted when the stage is done."""
         return self.folder / "work"
 
-    def is_done(self, step: str, item: str) -> bool:
-        """Whether a step is done with a named shard, shuffle task, bucket or partition."""
-        return (self.work / "done" / step).exists(f"{item}.json")
+    def finished(self, step: str) -> set[str]:
+        """Names of the shards, shuffle tasks, buckets or partitions that a step is done with."""
+        return {name.removesuffix(".json") for name in (self.work / "done" / step).files(".json")}
 
     def mark_done(self, step: str, item: str) -> None:
         """Write the mark that a killed run does not do this again."""

@@ -156,7 +156,8 @@ def _named(items: Iterable[Shard | ShuffleTask]) -> dict[str, Shard | ShuffleTas
 
 def _each(step: str, layout: Layout, items: Mapping[str, Any], work: Callable[..., Any]) -> None:
     """Do a step's work on every item that is not done, one Ray Data task an item; ``items`` are by name."""
-    waiting = {name: item for name, item in items.items() if not layout.is_done(step, name)}
+    finished = layout.finished(step)
+    waiting = {name: item for name, item in items.items() if name not in finished}
     if not waiting:
         return
     packed = [{"name": name, "item": ray.cloudpickle.dumps(item)} for name, item in waiting.items()]

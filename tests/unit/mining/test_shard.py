@@ -1,6 +1,8 @@
 """Search: whatever the shards and blocks, the ranks of brute force; an approximate index is measured."""
 
+import faiss
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +10,18 @@ from hypothesis import strategies as st
 from qzhou.data.storage import Folder
 from qzhou.errors import RecipeError
 from qzhou.mining.bf16_prefilter import bf16_prefilter
-from qzhou.mining.shard import ExactSearch, QueryBlock, SearchResult, Shard, VectorFile, divided, recall
+from qzhou.mining.shard import (
+    MAPPED_FILES,
+    ExactSearch,
+    QueryBlock,
+    SearchResult,
+    Shard,
+    VectorFile,
+    divided,
+    recall,
+    training_rows,
+    vectors_at,
+)
 
 
 def unit(rows: int, width: int, seed: int) -> np.ndarray:
@@ -192,3 +205,32 @@ def test_files_are_divided_into_runs_of_about_equal_rows():
 
     assert [[one.name for one in part] for part in divided(files, 3)] == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
     assert len(divided(files[:2], 5)) == 2
+
+
+def test_a_shard_of_many_files_keeps_few_of_them_open(tmp_path):
+    """A process may have 1,024 files open, and a million documents are a thousand files of vectors."""
+    document = unit(MAPPED_FILES + 300, 4, 0)
+    shard = Shard(*written(tmp_path, document, 1))
+    before = psutil.Process().num_fds()
+
+    found = shard.search(block_of(document), 1)
+
+    assert np.array_equal(found.row_NK[:, 0], np.arange(len(document)))
+    assert np.array_equal(shard.vectors(np.arange(len(document))), document)
+    assert psutil.Process().num_fds() - before <= MAPPED_FILES
+
+
+def test_some_vectors_are_read_from_the_files_that_hold_them(tmp_path):
+    document = unit(50, 4, 0)
+    folder, files = written(tmp_path, document, 10)
+    (tmp_path / files[1].name).unlink()
+    rows = np.array([49, 3, 3, 25, 0])
+
+    assert np.array_equal(vectors_at(folder, files, rows), document[rows])
+
+
+@pytest.mark.parametrize(
+    ("factory", "rows"), [("IVF16,Flat", 200_000), ("IVF65536,Flat", 64 * 65_536), ("PQ4x4", 200_000)]
+)
+def test_an_index_learns_its_cells_from_enough_vectors(factory, rows):
+    assert training_rows(faiss.index_factory(8, factory)) == rows

@@ -1,6 +1,7 @@
 """The contamination pass: a second reading of candidates, for overlaps and the sample."""
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -48,11 +49,9 @@ def check_shard(layout: Layout, shard: Shard, index: Index | None) -> None:
         hit = write_overlap(layout, shard, table.take(pa.array(training)), index)
         contaminated, training = training[hit], training[~hit]
     numbers, groups = _sample_numbers(layout, shard, table, training)
-    with (
-        (layout.work / "contamination").writing(f"{shard.name}.npz") as temporary,
-        layout.folder.filesystem.open_output_stream(temporary) as stream,
-    ):
-        np.savez(stream, contaminated=contaminated, sample=numbers, group=groups)
+    content = io.BytesIO()
+    np.savez(content, contaminated=contaminated, sample=numbers, group=groups)
+    (layout.work / "contamination").write_bytes(f"{shard.name}.npz", content.getvalue())
 
 
 def write_overlap(layout: Layout, shard: Shard, table: pa.Table, index: Index) -> np.ndarray:

@@ -26,15 +26,13 @@ def write_partitions(
     whole = table.take(pa.array(order)).combine_chunks()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     ends = np.searchsorted(numbers[order], np.arange(count + 1))
-    with (
-        folder.writing(name) as temporary,
-        folder.filesystem.open_output_stream(temporary) as stream,
-        pa.ipc.new_file(stream, table.schema, options=options) as writer,
-    ):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
         empty = pa.RecordBatch.from_pylist([], schema=table.schema)
         for start, end in itertools.pairwise(ends):
             batches = whole.slice(start, end - start).to_batches()
             writer.write_batch(batches[0] if batches else empty)
+    folder.write_bytes(name, sink.getvalue())
 
 
 def read_partition(folder: Folder, names: Iterable[str], partition: int) -> Iterator[pa.RecordBatch]:
