@@ -21,11 +21,18 @@ from qzhou.encoder.model_files import POOLING_BY_OLD_KEY
 from qzhou.errors import TrainingError
 
 PARITY_COSINE = 0.9999
+FILE_SIZE = "4GB"  # S3 copies at most 5 GB in one request, and a model of 7B is 14 GB
 PARITY_TEXTS = ("Null", "one line", "a longer text that says several things, one after the other. " * 40)
 
 
 def save_sentence_transformer(
-    model: EmbeddingModel, tokenizer: Any, folder: Path, *, max_tokens: int, prompts: Mapping[str, str]
+    model: EmbeddingModel,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    max_tokens: int,
+    prompts: Mapping[str, str],
+    file_size: str = FILE_SIZE,
 ) -> None:
     """Write weights, tokenizer, pooling, dense layers, normalisation, prompts, similarity to ``folder``.
 
@@ -38,9 +45,10 @@ def save_sentence_transformer(
         folder: Made if it is not there.
         max_tokens: Where sentence-transformers truncates texts.
         prompts: Name -> prefix that precedes a text, as sentence-transformers applies it.
+        file_size: Of a file of weights, at the most.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.backbone.save_pretrained(folder)
+    model.backbone.save_pretrained(folder, max_shard_size=file_size)
     most, tokenizer.model_max_length = tokenizer.model_max_length, min(max_tokens, tokenizer.model_max_length)
     tokenizer.save_pretrained(folder)
     tokenizer.model_max_length = most

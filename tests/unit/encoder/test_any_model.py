@@ -25,7 +25,7 @@ from qzhou.encoder.attention import Packed, Padded
 from qzhou.encoder.backbone import load_backbone, load_config, load_recipe_model
 from qzhou.encoder.cpu.int8 import to_int8
 from qzhou.encoder.encoder import encoder_of, load_encoder, packs_exactly
-from qzhou.encoder.export import save_sentence_transformer
+from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.encoder.model_check import check_models
 from qzhou.encoder.model_files import read_metadata
 from qzhou.errors import ModelError, RecipeError
@@ -607,3 +607,15 @@ def test_the_files_of_an_export_are_what_other_readers_look_for(bare, tmp_path, 
     assert ("rope_theta" in config) == (architecture != "bert")
     assert ("rope_local_base_freq" in config) == (architecture == "gemma3")
     assert read("tokenizer_config.json")["tokenizer_class"] != "TokenizersBackend"
+
+
+def test_weights_in_several_files_are_one_model(tiny_qwen2, tmp_path):
+    found = load_backbone(str(tiny_qwen2), dtype=torch.float32)
+    model, tokenizer = found.model, found.tokenizer
+
+    save_sentence_transformer(model, tokenizer, tmp_path, max_tokens=90, prompts={}, file_size="40KB")
+
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
+    assert checked_parity(tmp_path, name="the model", max_tokens=90) > 0.9999
+    saved, known = load_backbone(str(tmp_path), dtype=torch.float32).model.state_dict(), model.state_dict()
+    assert all(torch.equal(saved[name], known[name]) for name in known)
