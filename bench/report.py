@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 WORDS = {"case", "dtype", "who"}  # columns that hold no numbers
 
 
-def parsed(parser: argparse.ArgumentParser, small: Mapping[str, int]) -> argparse.Namespace:
+def parsed(parser: argparse.ArgumentParser, small: Mapping[str, Any]) -> argparse.Namespace:
     """The options, with ``--threads``, ``--results`` and ``--small``; the last changes the defaults of others."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of everyone; default: all cores")
