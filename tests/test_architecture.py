@@ -27,6 +27,7 @@ ONLY_IN = {
     "ray": {
         "platform/qzhou/cluster/session.py",
         "platform/qzhou/cluster/local_head.py",
+        "platform/qzhou/cluster/relay.py",
         "platform/qzhou/cluster/metrics.py",
         "platform/qzhou/cluster/submission.py",
         "platform/qzhou/serving/app.py",

@@ -309,8 +309,6 @@ def experiment(experiment: str, settings: Sequence[str], dry_run: bool, **option
     trials = load_experiment(path, settings, recipe=recipe, seeds=options["seeds"] or ())
     print(trials, flush=True)
     if not dry_run:
-        # Trials print the same lines, and each line counts.
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         from qzhou.experiments.pipeline import run_experiment
 
         run_experiment(trials)

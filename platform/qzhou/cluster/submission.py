@@ -219,7 +219,7 @@ def _clock(milliseconds: int | None) -> str:
 
 def _followed(client: JobSubmissionClient, job: str) -> int:
     """Print a job's log to its end; its driver's exit status, or that of an interrupted one if it was stopped."""
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # "WebSocket closed"
     asyncio.run(_follow(client, job))
     ended = client.get_job_info(job)
     if ended.status == JobStatus.STOPPED:

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from qzhou.cluster.relay import Relay
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import our_error, session
 from qzhou.config.recipe import Recipe
@@ -105,17 +106,18 @@ def _run_trials(grid: TrialGrid) -> dict[str, QzhouError]:
     process = ray.remote(num_cpus=0, max_retries=RESTARTS, scheduling_strategy=here)(_whole_run)
     running: dict[Any, str] = {}
     failed = {}
-    while waiting or running:
-        while waiting and len(running) < most:
-            name = next(iter(waiting))
-            running[process.remote(waiting.pop(name), place)] = name
-        (done,), _ = ray.wait(list(running), num_returns=1)
-        name = running.pop(done)
-        try:
-            if said := ray.get(done):
-                failed[name] = from_json(said)
-        except ray.exceptions.RayError as error:
-            failed[name] = our_error(error) or TrainingError(first_line(error))
+    with Relay().printed() as relay:
+        while waiting or running:
+            while waiting and len(running) < most:
+                name = next(iter(waiting))
+                running[process.remote(waiting.pop(name), place, relay)] = name
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            name = running.pop(done)
+            try:
+                if said := ray.get(done):
+                    failed[name] = from_json(said)
+            except ray.exceptions.RayError as error:
+                failed[name] = our_error(error) or TrainingError(first_line(error))
     return failed
 
 
@@ -133,9 +135,10 @@ class _Place:
             os.environ.setdefault(name, value)
 
 
-def _whole_run(recipe: Recipe, started_in: _Place) -> str:
+def _whole_run(recipe: Recipe, started_in: _Place, relay: Relay) -> str:
     """A trial's stages that its scores need; errors meant for people come back as text."""
     started_in.enter()
+    relay.speak()
     name = recipe.run.name
     log_event(f"experiment: {name}: started", "trial_started", trial=name)
     try:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
@@ -17,6 +18,7 @@ from qzhou.errors import SetupError
 Level = Literal["info", "warning", "error"]
 LOG_FORMAT_VARIABLE = "QZHOU_LOG"
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?$", re.IGNORECASE)
+_sink: Callable[[str], bool] | None = None
 SHORTEST_SECRET = 8  # characters; a shorter value would be found in ordinary words
 
 
@@ -67,7 +69,20 @@ def _write(
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         content = {"time": time, "level": level, "stage": stage, "event": event, **fields}
         line = json.dumps(content, ensure_ascii=False, default=str)
-    print(_without_secrets(line), file=stream or sys.stdout, flush=True)
+    write_line(_without_secrets(line), stream)
+
+
+def write_line(line: str, stream: TextIO | None = None) -> None:
+    """Print a line that is ready; where a sink is set and no stream, hand it there."""
+    if stream is None and _sink is not None and _sink(line):
+        return
+    print(line, file=stream or sys.stdout, flush=True)
+
+
+def set_sink(sink: Callable[[str], bool] | None) -> None:
+    """Let another process print this one's events: ``sink`` takes a line, or returns False where it cannot."""
+    global _sink
+    _sink = sink
 
 
 def _without_secrets(line: str) -> str:

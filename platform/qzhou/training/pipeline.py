@@ -65,7 +65,8 @@ def _train_stage(run: Run, folder: Folder, stage: TrainingStageName) -> dict[str
             run_config=_run_config(folder, run.recipe.training),
         )
         try:
-            result = _fit(trainer, stop)
+            with stop.printed():
+                result = _fit(trainer, stop)
         except ray.train.TrainingFailedError as error:
             if our_error(error):
                 raise
@@ -139,7 +140,8 @@ def _train_worker(settings: dict[str, Any]) -> None:
     from qzhou.training.worker import train_worker
 
     export_metrics()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # each rank's reports are no news
+    settings["stop"].speak()
+    logging.getLogger().setLevel(logging.WARNING)  # that a rank has reported a checkpoint is no news
     checkpoint = ray.train.get_checkpoint()
     try:
         with checkpoint.as_directory() if checkpoint else nullcontext() as local:

@@ -1,13 +1,15 @@
-"""How the driver's Ctrl-C reaches the ranks of a training stage."""
+"""What passes between the driver and the ranks of a training stage: a request to stop, and what ranks say."""
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from qzhou.cluster.relay import Lines, Relay
 
 
-class _Stop:
-    """An actor that knows whether a stage shall end, and after which step."""
+class _Stop(Lines):
+    """An actor that knows besides whether a stage shall end, and after which step."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._is_requested = False
         self._last_step: int | None = None
 
@@ -20,23 +22,22 @@ class _Stop:
         return self._last_step == step
 
 
-class StopSignal:
+class StopSignal(Relay):
     """A request to end a stage with a checkpoint, which reaches all ranks at the same step.
 
     1. The driver makes the request. 2. Rank 0 asks at the end of a step, and the next step
     becomes the last one. 3. Every rank asks at the end of each step. Ranks meet in the
     gradients of a step, so no rank can have passed the last step before it was known.
 
-    It travels to the ranks, and ends with the driver that has made it.
-
     Attributes:
         was_requested: By this process.
     """
 
+    kind = _Stop
+
     def __init__(self) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(_Stop)
-        self._actor, self.was_requested = actor.remote(), False
+        super().__init__()
+        self.was_requested = False
 
     def request(self) -> None:
         """Ask all ranks to stop."""
