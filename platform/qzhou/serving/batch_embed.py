@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -190,12 +190,17 @@ def embed(texts: TextInput, into: str, settings: EmbedSettings, *, workers: int 
     """
     target = Folder.open(into)
     known = target.files(".parquet")
+    begun = target.read_json(RECORD) if target.exists(RECORD) else {}
+    if begun:
+        # decided where the work was begun, perhaps on another processor
+        decided = {name: begun["settings"][name] for name in ("dtype", "library")}
+        settings = replace(settings, **decided)
     record = {
         "settings": asdict(settings) | {"model": weights_fingerprint(settings.model)},
         "texts": _texts_of(texts),
     }
-    if target.exists(RECORD):
-        _refuse_other(target, record, target.read_json(RECORD))
+    if begun:
+        _refuse_other(target, record, begun)
     elif known:
         raise DataError(f"{target.uri} holds Parquet files of something else ({known[0]}): name a new folder.")
     target.create().write_json(RECORD, record)
@@ -205,6 +210,9 @@ def embed(texts: TextInput, into: str, settings: EmbedSettings, *, workers: int 
         next(texts.blocks(part), None)  # a wrong column is said at once
     if len(parts) < len(every) or any(part.done for part in parts):
         log_event(f"embed: {len(known):,} files of {target.uri} are there already", "resumed", files=len(known))
+    prompt = f"'{settings.prefix}' before each text" if settings.prefix else "no prompt"
+    line = f"embed: {settings.model} with {prompt}, {settings.max_tokens:,} tokens at the most"
+    log_event(line, "embed_started", model=settings.model, max_tokens=settings.max_tokens)
     sink = VectorSink(target)
     if parts:
         with session(), _watched(target, known):
@@ -273,7 +281,7 @@ def _run(
     texts: TextInput, parts: Sequence[Part], settings: EmbedSettings, sink: VectorSink, workers: int | None
 ) -> None:
     resources = ray.cluster_resources()
-    there = int(resources.get("GPU", 0)) if settings.gpu else int(resources["CPU"]) // 2
+    there = int(resources.get("GPU", 0)) if settings.gpu else int(resources.get("CPU", 0)) // 2
     if settings.gpu and not there and not workers:
         raise SetupError("--gpu: the cluster has no GPU yet; --workers says how many it may start.")
     most = max(1, workers or there)
