@@ -47,7 +47,7 @@ def file_parts(form: Format, files: Sequence[InputFile], *, together: bool = Fal
     small_bytes = 0
     for file in files:
         size = unpacked_bytes(file)
-        if small and small_bytes + size > largest // 4:
+        if small and small_bytes + size > largest:
             parts.append(FilePart(tuple(small)))
             small, small_bytes = [], 0
         if size > largest and not file.is_packed and _can_be_cut(form, file):
