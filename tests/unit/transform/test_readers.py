@@ -480,6 +480,23 @@ def test_row_groups_of_a_large_parquet_file_are_shared_out(tmp_path):
     assert [row["n"] for part in parts for row in read_part(form("parquet"), part)] == list(range(1000))
 
 
+@pytest.mark.parametrize("groups", [[1000], [7, 990, 3], [400, 600], [1, 1, 998], [200] * 5])
+def test_a_large_row_group_is_cut_and_its_rows_are_read_once(tmp_path, groups):
+    """A file of a few megabytes may hold a million rows in one group."""
+    path = tmp_path / "rows.parquet"
+    schema, first = pa.schema([("n", pa.int64())]), 0
+    with pq.ParquetWriter(path, schema) as writer:
+        for rows in groups:
+            writer.write_table(pa.table({"n": range(first, first + rows)}, schema=schema))
+            first += rows
+    file = InputFile(str(path), 64 * SPLIT_BYTES)  # said to be larger than it is
+
+    parts = file_parts(form("parquet"), [file])
+
+    assert [row["n"] for part in parts for row in read_part(form("parquet"), part)] == list(range(1000))
+    assert max(part.end - part.start for part in parts) <= max(200, 2 * 1000 // 16)
+
+
 def test_a_missing_column_is_answered_with_the_nearest_one():
     with pytest.raises(DataError, match=r"no column 'sumary'; did you mean 'summary'\? It has: summary, body"):
         check_columns("rows.csv", ["body", "sumary"], [{"summary": "", "body": ""}])

@@ -2,7 +2,7 @@
 
 import codecs
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from qzhou.transform.reading.hub import hf_dataset
 
 # What one task reads at most: seconds of work, so that a killed task loses little.
 SPLIT_BYTES = 16 * 2**20
+PARQUET_ROWS = 50_000  # of a Parquet file, which may pack any number into a byte; twice as many at most
 SMALLEST_SPLIT_BYTES = 2**20  # below, starting a task would cost more than its work
 SPLITS = 16  # of a small dataset, so that all cores of one machine have work to the end
 
@@ -22,7 +23,7 @@ SPLITS = 16  # of a small dataset, so that all cores of one machine have work to
 class FilePart:
     """What one task reads: whole files, or a part of one.
 
-    ``start`` and ``end`` count bytes (jsonl, text), row groups (parquet) or shards (hf).
+    ``start`` and ``end`` count bytes (jsonl, text), rows (parquet) or shards (hf).
     ``end`` is None for the whole of every file.
     """
 
@@ -50,7 +51,9 @@ def file_parts(form: Format, files: Sequence[InputFile], *, together: bool = Fal
         if small and small_bytes + size > largest:
             parts.append(FilePart(tuple(small)))
             small, small_bytes = [], 0
-        if size > largest and not file.is_packed and _can_be_cut(form, file):
+        # the size of a Parquet file says little of its rows
+        is_large = size > (SMALLEST_SPLIT_BYTES if form.reader == "parquet" else largest)
+        if is_large and not file.is_packed and _can_be_cut(form, file):
             parts += _pieces(form, file, largest)
         else:
             small.append(file)
@@ -74,9 +77,26 @@ def _pieces(form: Format, file: InputFile, largest: int) -> list[FilePart]:
         return [FilePart((file,), start, min(start + largest, file.size)) for start in starts]
     with open_raw(file) as stream:
         try:
-            groups = pq.ParquetFile(stream).num_row_groups
+            metadata = pq.read_metadata(stream)
         except (pa.ArrowInvalid, OSError):
             return [FilePart((file,))]  # the reader says what is wrong with it
-    count = min(groups, -(-file.size // largest))
-    edges = [groups * number // count for number in range(count + 1)] if count else [0, 0]
-    return [FilePart((file,), start, end) for start, end in itertools.pairwise(edges)]
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    rows = min(PARQUET_ROWS, max(1, sum(groups) * largest // max(1, file.size)))
+    return [FilePart((file,), start, end) for start, end in _row_ranges(groups, rows)]
+
+
+def _row_ranges(groups: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:
+    """Ranges of about so many rows, twice as many at most: whole row groups, or even pieces of a larger one."""
+    start = end = 0
+    for group in groups:
+        if end > start and end - start + group > rows:
+            yield start, end
+            start = end
+        end += group
+        if group > 2 * rows:
+            pieces = -(-group // rows)
+            edges = [start + group * number // pieces for number in range(pieces + 1)]
+            yield from itertools.pairwise(edges)
+            start = end
+    if end > start or not groups:
+        yield start, end

@@ -209,18 +209,36 @@ def _parquet_rows(file: InputFile, part: FilePart) -> Rows:
             f"{file.name} is packed, and Parquet cannot be read from its beginning to its end: unpack it."
         )
     with open_raw(file) as stream, pq.ParquetFile(stream) as parquet:
-        groups = None if part.end is None else list(range(part.start, part.end))
+        groups, skipped, left = _groups_of(parquet, part)
         twice = [name for name, count in Counter(parquet.schema_arrow.names).items() if count > 1]
         if twice:
             raise DataError(f"{file.name} has {len(twice)} columns of one name ('{twice[0]}'): rename one of them.")
         types = [str(column.type) for column in parquet.schema_arrow]
         holds_bytes, has_maps = (any(kind in one for one in types) for kind in ("binary", "map<"))
-        for batch in parquet.iter_batches(batch_size=1024, row_groups=groups):
+        for whole in parquet.iter_batches(batch_size=1024, row_groups=groups):
+            batch = whole.slice(min(skipped, whole.num_rows), left)
+            skipped -= min(skipped, whole.num_rows)
+            left -= batch.num_rows
             for row in batch.to_pylist():
                 try:
                     yield decoded(_with_maps(row) if has_maps else row) if holds_bytes or has_maps else row
                 except KeyError as error:
                     yield RejectedRow("repeated_key", f"a map has {error} twice", str(row))
+
+
+def _groups_of(parquet: pq.ParquetFile, part: FilePart) -> tuple[list[int], int, int]:
+    """The row groups that hold a part, rows of the first that come before it, and its rows."""
+    metadata = parquet.metadata
+    end = metadata.num_rows if part.end is None else part.end
+    groups: list[int] = []
+    skipped = first = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if first < end and first + rows > part.start:
+            skipped = skipped if groups else part.start - first
+            groups.append(group)
+        first += rows
+    return groups, max(0, skipped), end - part.start
 
 
 def _with_maps(value: Any) -> Any:
