@@ -21,6 +21,8 @@ from qzhou.errors import SetupError
 
 # The head ends with its standard input, which the system closes when this process dies in whatever way.
 UNTIL_INPUT_ENDS = 'exec 3<&0; "$@" <&3 & head=$!; (read -r _ <&3; kill $head) & wait $head'
+# the command `ray`, which need not be on the PATH
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
 START_TIMEOUT_S = 300.0
 END_TIMEOUT_S = 5.0  # for processes that Ray itself would wait for half a minute
 POLL_S = 0.05
@@ -63,7 +65,7 @@ def local_head() -> Iterator[LocalHead]:
     environment = _environment()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         head = subprocess.Popen(
-            ["sh", "-c", UNTIL_INPUT_ENDS, "sh", _ray(), *map(str, words)],
+            ["sh", "-c", UNTIL_INPUT_ENDS, "sh", *RAY, *map(str, words)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=log,
@@ -83,13 +85,8 @@ def _environment() -> dict[str, str]:
     environment = {"RAY_AUTH_MODE": "token", **os.environ, "PATH": path}
     given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & environment.keys() or TOKEN.expanduser().exists()
     if environment["RAY_AUTH_MODE"] == "token" and not given:
-        subprocess.run([_ray(), "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+        subprocess.run([*RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     return environment
-
-
-def _ray() -> str:
-    """Ray's command, of the Python that runs here."""
-    return str(Path(sys.executable).with_name("ray"))
 
 
 def _is_free(port: int) -> bool:
