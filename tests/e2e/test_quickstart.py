@@ -9,8 +9,8 @@ import pytest
 
 from tests.e2e.installed import build, install, typed
 
-# nDCG@10 over the untouched backbone. Measured: 0.057 and 0.054 (AMD), 0.051 and 0.048 (Intel, of one set of examples in batches
-# of other texts, which bfloat16 rounds otherwise).
+# nDCG@10 over the untouched backbone. Measured: 0.057 and 0.054 (AMD), 0.051 and 0.048 (Intel, of one set of examples
+# in batches of other texts, which bfloat16 rounds otherwise).
 GAIN = 0.04
 LOSS = 0.01  # that stage 2 may cost against stage 1
 
