@@ -1,6 +1,6 @@
 """Requests that a run sends to an object store: by stage, from the quickstart with its run folder on S3.
 
-python -m bench.requests [--old PYTHONPATH]
+python -m bench.requests [--old PYTHONPATH] [--command transform]
 
 S3 is moto's server in this process; a request counts for the folder of the run that it is about. ``--old`` runs the
 package of another checkout as well, whose numbers stand beside ours. Training is cut to a few steps, since its
@@ -54,21 +54,23 @@ def store() -> Iterator[tuple[str, Counted]]:
 
 
 def counted(path: str, arguments: list[str]) -> Counter[str]:
-    """Requests of one run of the package at ``path``; empty: of the installed one."""
+    """Requests of a command of the package at ``path``; empty: of the installed one."""
     with store() as (url, application):
         requests.put(f"{url}/bucket", timeout=10).raise_for_status()
         environment = os.environ | KEYS | {"AWS_ENDPOINT_URL": url, "AWS_EC2_METADATA_DISABLED": "true"}
         environment |= {"PYTHONPATH": path} if path else {}
-        command = [sys.executable, "-m", "qzhou.cli", "run", "recipes/quickstart.toml"]
-        subprocess.run([*command, "--run.storage", "s3://bucket/runs", *arguments], env=environment, check=True)
+        command = [sys.executable, "-m", "qzhou.cli", *arguments, "--run.storage", "s3://bucket/runs"]
+        subprocess.run(command, env=environment, check=True)
         return application.by_folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--old", default="", help="PYTHONPATH of another checkout: OLD/platform")
+    parser.add_argument("--command", default="run", help="of qzhou, instead of the whole run")
     asked = parsed(parser, {})
-    arguments = [word for name in FEW_STEPS for word in (f"--training.{name}", "2")]
+    arguments = [asked.command, "recipes/quickstart.toml"]
+    arguments += [word for name in FEW_STEPS for word in (f"--training.{name}", "2")]
     found = {"ours": counted("", arguments)}
     if asked.old:
         found["old"] = counted(asked.old, arguments)
