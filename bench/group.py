@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -132,15 +131,13 @@ def ray_groups(source: Path, partitions: int) -> Callable[[Path], Path]:
         both = zip(batch["query"], batch["pos"], strict=True)
         return {**batch, "key": np.array(["\n".join(map(normalized_text, one)) for one in both])}
 
-    def merge(group: pd.DataFrame) -> pd.DataFrame:
-        group = group.sort_values("place")
-        return pd.DataFrame(
-            {"query": [group["query"].iloc[0]], "pos": [group["pos"].iloc[0]], "neg": [list(group["neg"])]}
-        )
+    def merge(group: pa.Table) -> pa.Table:
+        group = group.sort_by("place")
+        return pa.table({"query": group["query"][:1], "pos": group["pos"][:1], "neg": [group["neg"].to_pylist()]})
 
     def work(place: Path) -> Path:
         rows = ray.data.read_json(str(source), lines=True).map_batches(key)
-        groups = rows.groupby("key", num_partitions=partitions).map_groups(merge, batch_format="pandas")
+        groups = rows.groupby("key", num_partitions=partitions).map_groups(merge, batch_format="pyarrow")
         groups.write_parquet(str(place / "out"))
         return place / "out"
 
@@ -148,10 +145,9 @@ def ray_groups(source: Path, partitions: int) -> Callable[[Path], Path]:
 
 
 def ray_join(source: Path, partitions: int) -> Callable[[Path], Path]:
-    def merge(group: pd.DataFrame) -> pd.DataFrame:
-        first = group.iloc[0]
-        documents = [list(group.sort_values("corpus-id")["document"])]
-        return pd.DataFrame({"query_id": [first["query-id"]], "query": [first["query"]], "document": documents})
+    def merge(group: pa.Table) -> pa.Table:
+        documents = [group["document"].to_pylist()]
+        return pa.table({"query_id": group["query-id"][:1], "query": group["query"][:1], "document": documents})
 
     def read(name: str) -> ray.data.Dataset:
         return ray.data.read_json(str(source / f"{name}.jsonl"), lines=True)
@@ -161,7 +157,7 @@ def ray_join(source: Path, partitions: int) -> Callable[[Path], Path]:
         queries = read("queries").rename_columns({"_id": "query-id", "text": "query"})
         joined = read("qrels").join(documents, "inner", partitions, on=("corpus-id",))
         joined = joined.join(queries, "inner", partitions, on=("query-id",))
-        groups = joined.groupby("query-id", num_partitions=partitions).map_groups(merge, batch_format="pandas")
+        groups = joined.groupby("query-id", num_partitions=partitions).map_groups(merge, batch_format="pyarrow")
         groups.write_parquet(str(place / "out"))
         return place / "out"
 
