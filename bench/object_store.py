@@ -1,6 +1,6 @@
 """Requests that a run sends to an object store: by stage, from the quickstart with its run folder on S3.
 
-python -m bench.requests [--old PYTHONPATH] [--command transform]
+python -m bench.object_store [--old PYTHONPATH] [--command transform]
 
 S3 is moto's server in this process; a request counts for the folder of the run that it is about. ``--old`` runs the
 package of another checkout as well, whose numbers stand beside ours. Training is cut to a few steps, since its
@@ -80,7 +80,7 @@ def main() -> None:
     ]
     rows.append({"case": "all", **{who: by_folder.total() for who, by_folder in found.items()}})
     Console(width=100).print(table("Requests to the object store", rows))
-    write(asked.results, "requests.json", {"rows": rows})
+    write(asked.results, "object_store.json", {"rows": rows})
 
 
 if __name__ == "__main__":
