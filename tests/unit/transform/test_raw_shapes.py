@@ -934,6 +934,19 @@ def test_a_passage_that_does_not_answer_is_no_positive(transformed, tmp_path, no
     assert [one.reason for one in drops] == ["unanswerable"]
 
 
+def test_answers_may_be_a_template_of_several_columns(transformed, tmp_path):
+    rows = [
+        {"question": "who", "context": "They did.", "short": "", "long": "They did it."},
+        {"question": "why", "context": "Since so.", "short": "", "long": ""},
+    ]
+    form = {"rule": "reading_comprehension", "paths": [jsonl(tmp_path / "rows.jsonl", *rows)]}
+
+    examples, drops, _ = transformed(**form, columns={"answer": "{short}{long}"})
+
+    assert [one.query for one in examples] == ["who"]
+    assert [(one.reason, one.detail) for one in drops] == [("unanswerable", "column 'short, long' holds no answer")]
+
+
 def test_two_columns_of_one_name_are_refused(transformed, tmp_path):
     table = pa.Table.from_arrays(
         [pa.array(["why"]), pa.array(["so"]), pa.array(["no"])], ["question", "answer", "answer"]

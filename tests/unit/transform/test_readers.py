@@ -187,6 +187,7 @@ def test_constants_are_columns_of_every_row(tmp_path):
     ("name", "content", "reader"),
     [
         ("cut.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 200_000)[:-500], "jsonl"),
+        ("followed.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9) + b"no gzip", "jsonl"),
         ("cut.csv.bz2", bz2.compress(b"a\n1\n" * 500_000)[:-500], "csv"),
         ("no.parquet", b"text", "parquet"),
         ("cut.json", b'[{"a": 1}, {"a": 2}, {"a"', "json"),

@@ -249,7 +249,7 @@ def _checked_parts(form: Format, files: Sequence[InputFile], custom: CustomReade
 
 
 def _wanted_of(dataset: Dataset, role: str) -> list[str]:
-    """The same of a corpus or of queries, which may have no title."""
+    """The column expressions of a corpus or of queries, which may have no title."""
     columns = input_columns_of(dataset, role)
     defaults = INPUT_COLUMNS[role]
     return [columns["id"], "text" if columns["text"] == defaults["text"] else columns["text"]]

@@ -252,7 +252,7 @@ class _ReadAhead(io.BufferedReader):
 def damage_message(file: InputFile, rows: int, error: Exception) -> str:
     """The message about a file that cannot be read to its end, or is not what its name or reader says."""
     for words, meaning in OTHER_KIND.items():
-        if words in str(error):
+        if words in str(error) and not rows:  # later on, the same words mean damage
             return f"{file.name} {meaning}: {error}."
     problem = f"not {error.encoding}" if isinstance(error, UnicodeDecodeError) else "damaged or truncated"
     return (

@@ -77,9 +77,9 @@ def reading_comprehension(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     A question whose answers are there and empty, as in SQuAD 2, has none in its passage.
     """
     (row,) = rows
-    (column,) = column_names(fields.columns["answer"])
-    if _is_empty(row.get(column)):
-        return [fields.drop("unanswerable", f"column '{column}' holds no answer", row)]
+    columns = column_names(fields.columns["answer"])
+    if all(_is_empty(row.get(column)) for column in columns):
+        return [fields.drop("unanswerable", f"column '{', '.join(columns)}' holds no answer", row)]
     question, context = fields.text(row, "question"), fields.text(row, "context")
     if not fields.dataset.context_in_query:
         passages = [Scored(context)] if context else []
