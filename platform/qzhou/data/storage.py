@@ -138,16 +138,10 @@ class Folder:
         Raises:
             StorageError: It cannot be written.
         """
-        if self.filesystem.type_name not in WITHOUT_FOLDERS:
-            with self.writing(name) as temporary, self.filesystem.open_output_stream(temporary) as stream:
-                stream.write(content)
-            return
-        try:
-            # an object is there once it is whole
-            with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
-                stream.write(content)
-        except OSError as error:
-            raise StorageError(f"'{self.uri}/{name}' cannot be written: {_reason(error)}") from None
+        is_object = self.filesystem.type_name in WITHOUT_FOLDERS  # which is there once it is whole
+        opened = self._at(name) if is_object else self.writing(name)
+        with opened as place, self.filesystem.open_output_stream(place) as stream:
+            stream.write(content)
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file."""
@@ -167,14 +161,21 @@ class Folder:
         parent, _, base = f"{self.path}/{name}".rpartition("/")
         temporary = f"{parent}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{base}"
         try:
-            self._make(parent)
-            yield temporary
-            self.filesystem.move(temporary, f"{parent}/{base}")
-        except OSError as error:
-            raise StorageError(f"'{self.uri}/{name}' cannot be written: {_reason(error)}") from None
+            with self._at(name):
+                self._make(parent)
+                yield temporary
+                self.filesystem.move(temporary, f"{parent}/{base}")
         finally:
             if self.filesystem.get_file_info(temporary).type != pa.fs.FileType.NotFound:
                 self.filesystem.delete_file(temporary)
+
+    @contextlib.contextmanager
+    def _at(self, name: str) -> Iterator[str]:
+        """A file's path; errors of the filesystem say which file could not be written."""
+        try:
+            yield f"{self.path}/{name}"
+        except OSError as error:
+            raise StorageError(f"'{self.uri}/{name}' cannot be written: {_reason(error)}") from None
 
     def size(self, name: str) -> int:
         """Bytes of one file."""

@@ -17,7 +17,7 @@ from qzhou.encoder.model_files import ModelMetadata, read_metadata
 from qzhou.errors import ModelError, RecipeError, StorageError
 from qzhou.export.merge_weights import Method, State, merge_states, shares_of
 from qzhou.export.publishing import publish
-from qzhou.run.models import find_model, weights_fingerprint
+from qzhou.run.models import find_model, local_model, weights_fingerprint
 from qzhou.run.run import UPLOADED
 from qzhou.telemetry.events import log_event
 
@@ -148,9 +148,8 @@ def _new_folder(into: str, *, create: bool) -> Folder:
 
 def _source(name: str, stack: ExitStack) -> Source:
     """A model by its name, with its files on this machine until the stack is closed; weights are not read."""
-    address = local = find_model(name)
-    if "://" in address:
-        local = str(stack.enter_context(Folder.open(address).local_copy()))
+    address = find_model(name)
+    local = stack.enter_context(local_model(address))
     metadata, config = read_metadata(local), load_config(local)
     return Source(name, address, local, metadata, config, load_tokenizer(local), is_causal(meta_model(config)))
 

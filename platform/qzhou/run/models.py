@@ -6,6 +6,8 @@ import importlib.util
 import re
 import socket
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,6 +71,16 @@ def find_model(name: str) -> str:
         f"({', '.join(MODELS_OF_STAGES)} have no {MANIFEST}). Name a model's folder, or train first: "
         "`qzhou train RECIPE`"
     )
+
+
+@contextmanager
+def local_model(place: str) -> Iterator[str]:
+    """A model's folder on this machine for the block, downloaded from a URI; a local folder or hub id as it is."""
+    if "://" not in place:
+        yield place
+        return
+    with Folder.open(place).local_copy() as folder:
+        yield str(folder)
 
 
 def is_gguf(place: str) -> bool:

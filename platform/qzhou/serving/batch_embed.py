@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
@@ -28,7 +28,7 @@ from qzhou.data.storage import Folder, write_table
 from qzhou.encoder.arithmetic import dtype_for, library_for, this_processor
 from qzhou.encoder.model_files import read_metadata
 from qzhou.errors import DataError, RecipeError, SetupError
-from qzhou.run.models import find_model, weights_fingerprint
+from qzhou.run.models import find_model, local_model, weights_fingerprint
 from qzhou.serving.batch_texts import ID, TEXT, Part, TextInput, files_of, rows_of, without_what_is_done
 from qzhou.serving.outputs import OutputDtype, quantized, shortened
 from qzhou.telemetry.events import log_event
@@ -126,12 +126,14 @@ class EmbedBlock:
         from qzhou.encoder import load_encoder
 
         one = self._settings
-        device = None if one.gpu else "cpu"
-        load = partial(load_encoder, max_tokens=one.max_tokens, dtype=one.dtype, library=one.library, device=device)
-        if "://" not in one.model:
-            return load(one.model)
-        with Folder.open(one.model).local_copy() as place:
-            return load(str(place))
+        with local_model(one.model) as place:
+            return load_encoder(
+                place,
+                max_tokens=one.max_tokens,
+                dtype=one.dtype,
+                library=one.library,
+                device=None if one.gpu else "cpu",
+            )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The same rows with their vectors, of the precision and dimensions asked for."""
@@ -306,8 +308,8 @@ def settings_of(model: str, asked: EmbedOptions) -> EmbedSettings:
         RecipeError: It has fewer dimensions.
     """
     place = find_model(model)
-    with Folder.open(place).local_copy() if "://" in place else nullcontext(place) as local:
-        metadata = read_metadata(str(local))
+    with local_model(place) as local:
+        metadata = read_metadata(local)
     if asked.dimensions and metadata.dimensions and asked.dimensions > metadata.dimensions:
         raise RecipeError(f"--dimensions is {asked.dimensions}, and '{model}' has {metadata.dimensions}")
     declared = declared_prompt(metadata.prompts or {}) or Prompt()

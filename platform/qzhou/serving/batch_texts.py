@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from qzhou.data.byte_lines import lines_between
 from qzhou.data.records import digest
 from qzhou.data.storage import Folder, batched
 from qzhou.errors import DataError
@@ -210,16 +211,7 @@ class TextInput:
         with io.BufferedReader(
             files.open_input_stream(place) if packed else files.open_input_file(place)
         ) as stream:
-            position = part.start
-            if part.start:
-                # from one byte earlier: that is only a line end, if a line starts exactly here
-                stream.seek(part.start - 1)
-                position += len(stream.readline()) - 1
-            while part.end is None or position < part.end:
-                line = stream.readline()
-                if not line:
-                    return
-                start, position = position, position + len(line)
+            for start, line in lines_between(stream, part.start, part.end):
                 if line.strip():
                     yield f"byte {start}", _object(line, f"{self.folder.uri}/{name}, byte {start}")
 

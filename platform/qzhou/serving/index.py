@@ -14,6 +14,7 @@ import pyarrow as pa
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder, read_table, row_count
 from qzhou.encoder.vectors import VectorStore
+from qzhou.run.models import local_model
 from qzhou.serving.cache import key_of
 from qzhou.serving.outputs import Vectors
 
@@ -65,9 +66,9 @@ class EncodePart:
         from qzhou.encoder import load_encoder
 
         model = self._recipe.model
-        with Folder.open(self._model).local_copy() as place:
+        with local_model(self._model) as place:
             encoder = load_encoder(
-                str(place),
+                place,
                 max_tokens=model.max_document_tokens,
                 dtype=model.encodes_in,
                 library=model.arithmetic,

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator
 
 from qzhou.config.dataset import Format
+from qzhou.data.byte_lines import lines_between
 from qzhou.errors import DataError
 from qzhou.transform.reading.columns import RejectedRow
 from qzhou.transform.reading.encodings import encoding_of, refuse_wide_mark
@@ -30,16 +31,9 @@ def lines(form: Format, file: InputFile, part: FilePart) -> Iterator[tuple[str |
                 if line.strip():
                     yield line.rstrip("\r\n"), f"{file.name}, line {number}"
             return
-        prefix, position = f"{file.name}, line ", part.start
-        if part.start:
-            prefix = f"{file.name}, after byte {part.start:,}, line "
-            # From one byte earlier: that is only a line end, if a line starts exactly here.
-            stream.seek(part.start - 1)
-            position += len(stream.readline()) - 1
-        for number, raw in enumerate(stream, start=1):
-            if part.end is not None and position >= part.end:
-                return
-            position += len(raw)
+        after = f"after byte {part.start:,}, " if part.start else ""
+        prefix = f"{file.name}, {after}line "
+        for number, (_, raw) in enumerate(lines_between(stream, part.start, part.end), start=1):
             if number == 1 and not part.start:
                 raw = _without_mark(raw, encoding, file)
             if not raw.isspace():
