@@ -44,6 +44,9 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
         arguments: Of the script.
 
     Returns: The exit status of the job's driver.
+
+    Raises:
+        SetupError: The cluster does not start, or takes no job.
     """
     job = _job_id(script)
     with local_head() as head:
@@ -51,7 +54,10 @@ def run_as_job(script: str, arguments: Sequence[str]) -> int:
         # Ray lets a job's driver join any cluster of the machine; this names the one just started
         own = f"RAY_ADDRESS={head.address} {DASHBOARD_VARIABLE}={head.dashboard}"
         command = f"cd {shlex.quote(str(Path.cwd()))} && {own} exec {shlex.join(['python', script, *arguments])}"
-        client.submit_job(entrypoint=shlex.join(["sh", "-c", command]), submission_id=job)
+        try:
+            client.submit_job(entrypoint=shlex.join(["sh", "-c", command]), submission_id=job)
+        except RuntimeError as error:
+            raise SetupError(f"ray job submit failed: {error}\n       Ray's logs: {head.folder}") from None
         line = f"ray job submit: {job}; dashboard: {head.dashboard}; Ray's logs: {head.folder}"
         log_event(line, "job_submitted", job=job, dashboard=head.dashboard)
         return _followed(client, job)
@@ -63,9 +69,12 @@ def _client(dashboard: str) -> JobSubmissionClient:
     while True:
         try:
             return JobSubmissionClient(dashboard)
-        except ConnectionError:
+        except ConnectionError as error:
             if time.monotonic() > patience:
-                raise
+                raise SetupError(
+                    f"the dashboard of the cluster that was started here does not answer at {dashboard} after "
+                    f"{DASHBOARD_TIMEOUT_S:g} s: {first_line(error)}. Give the same command again."
+                ) from None
             time.sleep(0.2)
 
 
