@@ -184,6 +184,9 @@ def _set_up_ray_data() -> None:
     """Rows keep their order, so that a second run gives the same files."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
+    # Ray Data hands out shares of the cluster, and until it has counted the cluster, for a second of each execution,
+    # it runs one task at a time. Executions of one operator have nobody to share with.
+    context.op_resource_reservation_enabled = False
     # on a terminal its bars and our lines would overwrite each other
     context.enable_progress_bars = not sys.stdout.isatty()
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -287,6 +287,8 @@ def _run(
     if settings.gpu and not there and not workers:
         raise SetupError("--gpu: the cluster has no GPU yet; --workers says how many it may start.")
     most = max(1, workers or there)
+    # reading waits for encoding, where one has to
+    ray.data.DataContext.get_current().op_resource_reservation_enabled = True
     read = ray.data.read_datasource(TextSource(texts, parts), num_cpus=TASK_CPUS, override_num_blocks=len(parts))
     encoded = read.repartition(target_num_rows_per_block=texts.sizes.rows).map_batches(
         EmbedBlock,
