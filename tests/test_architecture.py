@@ -27,6 +27,7 @@ ONLY_IN = {
     "ray": {
         "platform/qzhou/cluster/session.py",
         "platform/qzhou/cluster/local_head.py",
+        "platform/qzhou/cluster/ray_data.py",
         "platform/qzhou/cluster/relay.py",
         "platform/qzhou/cluster/metrics.py",
         "platform/qzhou/cluster/submission.py",

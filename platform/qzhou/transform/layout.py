@@ -14,6 +14,7 @@ from typing import Literal
 from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
+from qzhou.transform.pieces import Piece
 from qzhou.transform.reading.discovery import INPUTS, Inputs, format_of
 from qzhou.transform.reading.files import unpacked_bytes
 from qzhou.transform.reading.parts import SPLIT_BYTES, FilePart, file_parts
@@ -77,6 +78,7 @@ class Layout:
         buckets: In how many parts the keys of all examples are compared.
         readers: ``module:function`` -> the function.
         merged: Datasets whose rows with the same query and positives become one example.
+        pieces: Shard -> the pieces in which its candidates were written.
     """
 
     recipe: Recipe
@@ -87,6 +89,7 @@ class Layout:
     buckets: int
     readers: Mapping[str, CustomReader] = field(default_factory=dict)
     merged: frozenset[str] = frozenset()
+    pieces: Mapping[int, Sequence[Piece]] = field(default_factory=dict)
 
     def dataset(self, name: str) -> Dataset:
         """The dataset of the recipe with this name."""
@@ -108,11 +111,15 @@ class Layout:
 
     def finished(self, step: str) -> set[str]:
         """Names of the shards, shuffle tasks, buckets or partitions that a step is done with."""
-        return {name.removesuffix(".json") for name in (self.work / "done" / step).files(".json")}
+        return {name.removesuffix(".json") for name in self.marks(step).files(".json")}
+
+    def marks(self, step: str) -> Folder:
+        """Where a step marks what is done, so that a killed run does not do it again."""
+        return self.work / "done" / step
 
     def mark_done(self, step: str, item: str) -> None:
-        """Write the mark that a killed run does not do this again."""
-        (self.work / "done" / step).write_json(f"{item}.json", {})
+        """Write the mark of an item."""
+        self.marks(step).write_json(f"{item}.json", {})
 
     @property
     def has_held_out(self) -> bool:

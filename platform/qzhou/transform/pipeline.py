@@ -13,7 +13,8 @@ is not finished.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ import ray
 import ray.cloudpickle
 import ray.data
 
+from qzhou.cluster.ray_data import PartSource, TableSink, watched
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.dataset import Dataset
@@ -29,23 +31,26 @@ from qzhou.config.recipe import Recipe
 from qzhou.data.overlap import Index, Overlap
 from qzhou.data.records import TASKS, Manifest
 from qzhou.data.storage import Folder
-from qzhou.errors import DataError, QzhouError, from_json, to_json
+from qzhou.errors import DataError
 from qzhou.run.files import NGRAMS, TRANSFORM
 from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
-from qzhou.telemetry.progress import NO_ROWS, progress
+from qzhou.telemetry.progress import Progress, progress
 from qzhou.transform.contamination.contamination_pass import check_shard, read_ngrams, sample_limits, write_ngrams
 from qzhou.transform.contamination.index_builder import IndexBuilder
-from qzhou.transform.conversion import SUMMARY, candidates_folder, convert_shard
+from qzhou.transform.conversion import ConvertRows, raw_rows, write_candidates
 from qzhou.transform.deduplication.duplicates import compare_bucket
 from qzhou.transform.layout import Layout, Shard, ShuffleTask, make_layout
+from qzhou.transform.pieces import Piece, done_in, finished
 from qzhou.transform.reading.discovery import RawInputs, find_inputs
 from qzhou.transform.shuffling.shuffle import run_shuffle_task
 from qzhou.transform.writing import report
 from qzhou.transform.writing.row_counts import RowCounts
-from qzhou.transform.writing.shards import write_corpus, write_shard
+from qzhou.transform.writing.shards import selected_candidates, write_corpus, write_examples
 
-DONE = pa.schema({"error": pa.string(), "rows": pa.int64(), "dataset": pa.string()})
+Read = Callable[[Layout, Shard], Iterable[pa.Table]]
+Change = Callable[[Layout], Callable[[pa.Table], Iterable[pa.Table]]]
+Write = Callable[[Layout, Iterator[pa.Table]], None]
 TaskTexts = Callable[[Sequence[str]], Mapping[str, Iterable[str]]]
 
 # settings of a dataset that no row depends on
@@ -105,7 +110,7 @@ def _work(recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], fo
     with session(resources_for(recipe, "transform")):
         for tasks in layout.shuffle_phases:
             _each("shuffle", layout, _named(tasks), run_shuffle_task)
-        _each("convert", layout, _named(layout.shards), convert_shard)
+        layout = _rows(layout, "convert", raw_rows, ConvertRows, write_candidates)
         if layout.finds_duplicates:
             buckets = {str(bucket): bucket for bucket in range(layout.buckets)}
             _each("compare", layout, buckets, compare_bucket)
@@ -115,8 +120,9 @@ def _work(recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], fo
         shared = ray.put(index)  # one copy a node, for all tasks
         if layout.has_contamination_pass:
             _each("contamination", layout, _named(layout.shards), partial(_check, shared))
-        _write(layout, shared)
-    counts = {dataset.name: _counts(layout, dataset) for dataset in recipe.datasets}
+        written = _write(layout, shared)
+    layouts = {"convert": layout, "write": written}
+    counts = {dataset.name: _counts(layouts, dataset) for dataset in recipe.datasets}
     overlaps = _overlaps(layout) if index else {}
     encodings = {dataset.name: raw.encodings(dataset.name) for dataset in recipe.datasets}
     report.write_report(folder, recipe, counts, encodings, overlaps, index.kept_of if index else 1)
@@ -154,14 +160,61 @@ def _named(items: Iterable[Shard | ShuffleTask]) -> dict[str, Shard | ShuffleTas
     return {item.name: item for item in items}
 
 
+def _rows(layout: Layout, step: str, read: Read, change: Change | None, write: Write) -> Layout:
+    """A step that rows go through: what shards are read as, changed and written; where their pieces are then.
+
+    Ray Data fuses it into one task a shard. Marks say which shards are done, and a killed
+    run begins with the others.
+    """
+    marks = layout.marks(step)
+    done = done_in(marks)
+    waiting = [shard for shard in layout.shards if shard.number not in finished(done)]
+    if waiting:
+        for shard in waiting:  # what was half done would be cut otherwise now, perhaps
+            for piece in done.pop(shard.number, ()):
+                marks.remove(f"{piece.name}.json")
+        recipe, common = layout.recipe, layout.without_files()
+        pool: dict[str, Any] = {"concurrency": recipe.cluster.transform.max_workers}
+        options = resources_for(recipe, "transform").options
+        rows = ray.data.read_datasource(
+            PartSource(waiting, read, common), override_num_blocks=len(waiting), **options, **pool
+        )
+        if change is not None:
+            rows = rows.map_batches(change(common), batch_size=None, batch_format="pyarrow", **options, **pool)
+        with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:
+            with watched(_Counter(layout, marks, bar, done)):
+                rows.write_datasink(TableSink(partial(write, common)), ray_remote_args=options, **pool)
+            bar.advance(len(waiting) - bar.done)  # shards without rows have no mark
+    return replace(layout, pieces=done_in(marks))
+
+
+class _Counter:
+    """Tells a bar what was marked since it was called last."""
+
+    def __init__(self, layout: Layout, marks: Folder, bar: Progress, done: Mapping[int, Sequence[Piece]]) -> None:
+        self._layout, self._marks, self._bar = layout, marks, bar
+        self._known = {piece for pieces in done.values() for piece in pieces}
+
+    def __call__(self) -> None:
+        done = done_in(self._marks)
+        new = {piece for pieces in done.values() for piece in pieces} - self._known
+        if new:
+            self._known |= new
+            rows = Counter[str]()
+            for piece in new:
+                rows[self._layout.shards[piece.shard].dataset] += piece.read
+            shards = {piece.shard for piece in new} & finished(done)
+            self._bar.advance(len(shards), rows=+rows)
+
+
 def _each(step: str, layout: Layout, items: Mapping[str, Any], work: Callable[..., Any]) -> None:
     """Do a step's work on every item that is not done, one Ray Data task an item; ``items`` are by name."""
-    finished = layout.finished(step)
-    waiting = {name: item for name, item in items.items() if name not in finished}
+    done = layout.finished(step)
+    waiting = {name: item for name, item in items.items() if name not in done}
     if not waiting:
         return
     packed = [{"name": name, "item": ray.cloudpickle.dumps(item)} for name, item in waiting.items()]
-    done = ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
+    tasks = ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
         _Task(step, work, layout),
         batch_size=None,
         batch_format="pyarrow",
@@ -169,33 +222,21 @@ def _each(step: str, layout: Layout, items: Mapping[str, Any], work: Callable[..
         **resources_for(layout.recipe, "transform").options,
     )
     with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:
-        for row in done.iter_rows():
-            if row["error"]:
-                raise from_json(row["error"])
-            bar.advance(1, rows={row["dataset"]: row["rows"]} if row["rows"] else NO_ROWS)
+        for _ in tasks.iter_rows():
+            bar.advance(1)
 
 
 class _Task:
-    """The function of a step, as Ray Data calls it; one that reads a shard's raw rows returns their number.
-
-    Errors that are meant for people come back as data (:func:`qzhou.errors.to_json`).
-    """
+    """The function of a step, as Ray Data calls it."""
 
     def __init__(self, step: str, work: Callable[..., Any], layout: Layout) -> None:
         self._step, self._work, self._layout = step, work, layout.without_files()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = [self._done(row["name"], row["item"]) for row in batch.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=DONE)
-
-    def _done(self, name: str, packed: bytes) -> dict[str, Any]:
-        item = ray.cloudpickle.loads(packed)
-        try:
-            rows = self._work(self._layout, item) or 0
-        except QzhouError as error:
-            return {"error": to_json(error), "rows": 0, "dataset": ""}
-        self._layout.mark_done(self._step, name)
-        return {"error": "", "rows": rows, "dataset": item.dataset if rows else ""}
+        for row in batch.to_pylist():
+            self._work(self._layout, ray.cloudpickle.loads(row["item"]))
+            self._layout.mark_done(self._step, row["name"])
+        return batch.select(["name"])
 
 
 def _index(layout: Layout, texts: Mapping[str, Iterable[str]]) -> Index:
@@ -214,25 +255,30 @@ def _check(shared: Any, layout: Layout, shard: Shard) -> None:
     check_shard(layout, shard, ray.get(shared))
 
 
-def _write(layout: Layout, shared: Any) -> None:
+def _write(layout: Layout, shared: Any) -> Layout:
     limits = sample_limits(layout)
 
-    def write(layout: Layout, shard: Shard) -> None:
-        write_shard(layout, shard, limits.get(shard.dataset), ray.get(shared))
+    def select(layout: Layout, shard: Shard) -> Iterator[pa.Table]:
+        return selected_candidates(layout, limits, shard)
 
-    _each("write", layout, _named(layout.shards), write)
+    def write(layout: Layout, tables: Iterator[pa.Table]) -> None:
+        write_examples(layout, ray.get(shared), tables)
+
+    written = _rows(layout, "write", select, None, write)
     with_corpus = [one for one in layout.recipe.datasets if one.task == "retrieval" and one.rule != "qrels"]
     parts = [(one.name, part) for one in with_corpus for part in range(layout.partitions[one.name])]
     named = {f"{dataset}-{part}": (dataset, part) for dataset, part in parts}
-    _each("corpora", layout, named, lambda layout, item: write_corpus(layout, *item))
+    _each("corpora", written, named, lambda layout, item: write_corpus(layout, *item))
+    return written
 
 
-def _counts(layout: Layout, dataset: Dataset) -> RowCounts:
-    """What became of a dataset's rows, all of its shards together."""
+def _counts(layouts: Mapping[str, Layout], dataset: Dataset) -> RowCounts:
+    """What became of a dataset's rows, all of its shards together; ``layouts`` by step."""
     total = RowCounts(dataset.name)
-    for shard in layout.shards_of(dataset.name):
-        total.add(RowCounts.of(candidates_folder(layout, shard).read_json(SUMMARY)))
-        total.add(RowCounts.of((layout.work / "written").read_json(f"{shard.name}.json")))
+    for step, layout in layouts.items():
+        for shard in layout.shards_of(dataset.name):
+            for piece in layout.pieces.get(shard.number, ()):
+                total.add(RowCounts.of(layout.marks(step).read_json(f"{piece.name}.json")))
     for name in (layout.work / "cut" / dataset.name).files(".json"):
         total.cut += (layout.work / "cut" / dataset.name).read_json(name).get("texts", 0)
     return total
@@ -240,7 +286,8 @@ def _counts(layout: Layout, dataset: Dataset) -> RowCounts:
 
 def _overlaps(layout: Layout) -> dict[str, Overlap]:
     found: dict[str, Overlap] = {}
-    for shard in layout.shards:
-        content = (layout.work / "overlaps").read_json(f"{shard.name}.json")
-        found.setdefault(shard.dataset, Overlap(shard.dataset)).add(Overlap(**content))
+    folder = layout.work / "overlaps"
+    for name in folder.files(".json"):
+        one = Overlap(**folder.read_json(name))
+        found.setdefault(one.dataset, Overlap(one.dataset)).add(one)
     return found

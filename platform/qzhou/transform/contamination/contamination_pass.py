@@ -23,7 +23,7 @@ def write_ngrams(layout: Layout, shard: Shard) -> None:
     A corpus's other documents are not among them: it does no harm to train on a distractor.
     """
     table = read_candidates(layout, shard)
-    reasons, _ = drop_reasons_of(layout, shard, table.num_rows)
+    reasons, _ = drop_reasons_of(layout, shard, table["place"].to_numpy())
     held_out = table.filter(pa.array((reasons == 0) & table["held_out"].to_numpy()))
     texts, _ = texts_in(held_out, layout.dataset(shard.dataset).task)
     grams = np.unique(grams_of(texts, layout.recipe.transform.contamination.sizes)[0])
@@ -42,11 +42,11 @@ def check_shard(layout: Layout, shard: Shard, index: Index | None) -> None:
     ``sample``, a number, and ``group``, what the sample is drawn from.
     """
     table = read_candidates(layout, shard)
-    reasons, _ = drop_reasons_of(layout, shard, table.num_rows)
+    reasons, _ = drop_reasons_of(layout, shard, table["place"].to_numpy())
     training = np.flatnonzero((reasons == 0) & ~table["held_out"].to_numpy())
     contaminated = np.empty(0, dtype=np.int64)
     if index is not None and layout.recipe.transform.contamination.action == "drop":
-        hit = write_overlap(layout, shard, table.take(pa.array(training)), index)
+        hit = write_overlap(layout, shard, shard.name, table.take(pa.array(training)), index)
         contaminated, training = training[hit], training[~hit]
     numbers, groups = _sample_numbers(layout, shard, table, training)
     content = io.BytesIO()
@@ -54,11 +54,11 @@ def check_shard(layout: Layout, shard: Shard, index: Index | None) -> None:
     (layout.work / "contamination").write_bytes(f"{shard.name}.npz", content.getvalue())
 
 
-def write_overlap(layout: Layout, shard: Shard, table: pa.Table, index: Index) -> np.ndarray:
-    """Which examples overlap with evaluation texts; writes the counts for the report."""
+def write_overlap(layout: Layout, shard: Shard, name: str, table: pa.Table, index: Index) -> np.ndarray:
+    """Which examples overlap with evaluation texts; writes the counts for the report, under a name."""
     overlap = Overlap(shard.dataset)
     hit = overlap.compare(table, layout.dataset(shard.dataset).task, index)
-    (layout.work / "overlaps").write_json(f"{shard.name}.json", asdict(overlap))
+    (layout.work / "overlaps").write_json(f"{name}.json", asdict(overlap))
     return hit
 
 
@@ -108,7 +108,7 @@ def select_rows(
 
     ``limits`` are what :func:`sample_limits` gives for the dataset.
     """
-    reasons, first = drop_reasons_of(layout, shard, table.num_rows)
+    reasons, first = drop_reasons_of(layout, shard, table["place"].to_numpy())
     if layout.has_contamination_pass:
         contaminated = _read(layout, shard, "contaminated")
         reasons[contaminated[reasons[contaminated] == 0]] = DropReason.CONTAMINATED

@@ -9,7 +9,6 @@ from enum import IntEnum
 import numpy as np
 import pyarrow as pa
 
-from qzhou.transform.conversion import candidates_folder
 from qzhou.transform.deduplication.keys import KEYS, KeyKind
 from qzhou.transform.layout import Layout, Shard
 from qzhou.transform.shuffling.partitions import read_partition, write_partitions
@@ -39,10 +38,12 @@ def compare_bucket(layout: Layout, bucket: int) -> None:
     """Compare the keys of one bucket; write, by shard, the rows to drop, why, and the shard of the row they repeat."""
     tables, numbers = [], []
     for shard in layout.shards:
-        for batch in read_partition(candidates_folder(layout, shard), ["keys.arrow"], bucket):
+        names = [f"{piece.file}.arrow" for piece in layout.pieces.get(shard.number, ())]
+        for batch in read_partition(layout.work / "keys", names, bucket):
             tables.append(pa.Table.from_batches([batch]))
             numbers.append(np.full(batch.num_rows, shard.number))
-    keys, shards = pa.concat_tables(tables), np.concatenate(numbers)
+    keys = pa.concat_tables([KEYS.empty_table(), *tables])
+    shards = np.concatenate([np.empty(0, dtype=np.int64), *numbers])
     positions, reasons, first = find_duplicates(keys, shards)
     columns = {
         "row": keys["row"].to_numpy()[positions],
@@ -55,16 +56,20 @@ def compare_bucket(layout: Layout, bucket: int) -> None:
     write_partitions(folder, name, table, shards[positions], len(layout.shards))
 
 
-def drop_reasons_of(layout: Layout, shard: Shard, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each candidate a :class:`DropReason` or 0 (uint8), and the shard of the row that it repeats (uint32)."""
+def drop_reasons_of(layout: Layout, shard: Shard, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each candidate a :class:`DropReason` or 0 (uint8), and the shard of the row that it repeats (uint32).
+
+    ``places`` are those of the shard's candidates.
+    """
     # The reason stands in the upper half of a number, so that the minimum is the reason that counts.
-    found = np.full(count, NOTHING, dtype=np.uint64)
+    found = np.full(int(places.max(initial=-1)) + 1, NOTHING, dtype=np.uint64)
     buckets = range(layout.buckets) if layout.finds_duplicates else ()
     names = [f"{bucket:06d}.arrow" for bucket in buckets]
     for batch in read_partition(layout.work / "duplicates", names, shard.number):
         reason, first = (batch[name].to_numpy().astype(np.uint64) for name in ("reason", "first"))
         np.minimum.at(found, batch["row"].to_numpy(), reason << np.uint64(32) | first)
     found[found == NOTHING] = 0
+    found = found[places]
     return (found >> np.uint64(32)).astype(np.uint8), found.astype(np.uint32)
 
 

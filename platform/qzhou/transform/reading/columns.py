@@ -64,6 +64,18 @@ def as_text(value: Any) -> str:
     return "" if value is None or isinstance(value, list | tuple | dict) else str(value)
 
 
+# made once: `json.dumps` makes an encoder for each call, which takes longer than a short row
+_as_json = json.JSONEncoder(ensure_ascii=False, default=as_text).encode
+
+
+def row_as_json(row: Mapping[str, Any]) -> str:
+    """A raw row as Arrow can hold it: what JSON does not know becomes text, and a lone surrogate an escape."""
+    text = _as_json(row)
+    if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+        return json.dumps(row, default=as_text)
+    return text
+
+
 def getter(expression: str) -> Getter:
     """A function that reads an expression's value from a row; None where there is none.
 

@@ -175,10 +175,13 @@ def drop(dataset: str, reason: str, detail: str, content: object, *, part: bool 
     )
 
 
+_as_json = json.JSONEncoder(ensure_ascii=False, default=str).encode  # made once: it takes longer than a short row
+
+
 def as_record(content: object) -> str:
     """What :class:`~qzhou.data.records.Drop` keeps of a row, as JSON, or of a text."""
     if not isinstance(content, str):
-        content = json.dumps(content, ensure_ascii=False, default=str)
+        content = _as_json(content)
     return _printable(content[:DROPPED_RECORD_CHARS])
 
 

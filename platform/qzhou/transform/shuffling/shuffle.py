@@ -18,7 +18,7 @@ from qzhou.data.records import Document, normalized_text
 from qzhou.data.storage import Folder, batched, table_of, write_table
 from qzhou.errors import DataError
 from qzhou.transform.layout import Layout, Shard, ShuffleTask
-from qzhou.transform.reading.columns import RejectedRow, Row, as_text, column_names, getter
+from qzhou.transform.reading.columns import RejectedRow, Row, as_text, column_names, getter, row_as_json
 from qzhou.transform.reading.discovery import format_of
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part
@@ -259,11 +259,7 @@ def _write(layout: Layout, task: ShuffleTask, chunk: int, packed: list[dict[str,
 
 def _packed(key: str, position: int, row: Mapping[str, Any] | RejectedRow) -> dict[str, Any]:
     rejected = isinstance(row, RejectedRow)
-    content = asdict(row) if isinstance(row, RejectedRow) else row
-    # A lone surrogate survives as an escape, which Arrow can hold.
-    text = json.dumps(content, ensure_ascii=False, default=as_text)
-    if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
-        text = json.dumps(content, default=as_text)
+    text = row_as_json(asdict(row) if isinstance(row, RejectedRow) else row)
     key = key.encode("utf-8", "replace").decode()
     return {"key": key, "position": position, "rejected": rejected, "row": text}
 

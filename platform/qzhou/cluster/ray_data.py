@@ -1,0 +1,112 @@
+"""What the pipelines on Ray Data are made of: a source of parts, a sink of tables, and a look at what is done.
+
+    PartSource -> map_batches(...) -> TableSink
+
+Where all of them ask for the same resources, Ray Data fuses them: one task reads a part and
+writes what becomes of it, and no row goes over the network.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data.block import BlockAccessor, BlockMetadata
+
+LOOKS_S = (0.25, 5.0)  # between two looks at what is done: first and at last
+
+
+class PartSource(ray.data.Datasource):  # type: ignore[misc]  # Ray's has no types
+    """A read task for each part.
+
+    Args:
+        parts: What is read again after a kill.
+        read: Given ``shared`` and a part, yields its rows as tables.
+        shared: Sent once, and not with each part.
+    """
+
+    def __init__(self, parts: Sequence[Any], read: Callable[[Any, Any], Iterable[pa.Table]], shared: Any) -> None:
+        super().__init__()
+        self._parts, self._read, self._shared = parts, read, ray.put(shared)
+
+    def get_name(self) -> str:
+        """Shown by Ray's dashboard."""
+        return _name_of(self._read)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown: what is packed may unpack to anything."""
+        return None
+
+    def get_read_tasks(
+        self,
+        parallelism: int,  # noqa: ARG002 - the parts say how many there are
+        per_task_row_limit: int | None = None,  # noqa: ARG002
+        data_context: object = None,  # noqa: ARG002
+    ) -> list[ray.data.ReadTask]:
+        """One for each part."""
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        read = partial(_read_part, self._read, self._shared)
+        return [ray.data.ReadTask(partial(read, part), unknown) for part in self._parts]
+
+
+class TableSink(ray.data.Datasink[Any]):  # type: ignore[misc]
+    """Gives the tables of each write task to ``write``; ``written`` collects what it returns.
+
+    A task that dies is run again, so ``write`` must write whole files, and the same ones.
+    """
+
+    def __init__(self, write: Callable[[Iterator[pa.Table]], Any]) -> None:
+        self._write = write
+        self.written: list[Any] = []
+
+    def get_name(self) -> str:
+        """Shown by Ray's dashboard."""
+        return _name_of(self._write)
+
+    def write(self, blocks: Iterable[Any], ctx: object) -> Any:  # noqa: ARG002 - Ray gives it
+        """Called on a worker."""
+        return self._write(BlockAccessor.for_block(block).to_arrow() for block in blocks)
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """Called on the driver."""
+        self.written += write_result.write_returns
+
+
+@contextmanager
+def watched(look: Callable[[], None]) -> Iterator[None]:
+    """Call ``look`` now and then while the block runs, and once when it has ended well."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        wait_s, longest_s = LOOKS_S
+        while not ended.wait(wait_s):
+            with suppress(OSError):  # the next look may be luckier
+                look()
+            wait_s = min(1.5 * wait_s, longest_s)
+
+    thread = threading.Thread(target=watch, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    look()
+
+
+def _read_part(
+    read: Callable[[Any, Any], Iterable[pa.Table]], shared: ray.ObjectRef[Any], part: Any
+) -> Iterable[pa.Table]:
+    return read(ray.get(shared), part)
+
+
+def _name_of(function: Any) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
