@@ -124,7 +124,7 @@ def test_a_node_that_dies_in_a_stage_changes_nothing(nodes, tiny_qwen2, tmp_path
     with serving(endpoint) as url:
         disturbed, calm = (recipe(tmp_path, name, url, tiny_qwen2, readers) for name in ("disturbed", "calm"))
         folder = tmp_path / "runs" / "disturbed"
-        with Chaos(cluster, added, lambda: [*folder.glob("transform/work/candidates/*/summary.json")]):
+        with Chaos(cluster, added, lambda: [*folder.glob("transform/work/done/convert/*.json")]):
             transform(disturbed)
         with Chaos(cluster, added, lambda: len(endpoint.counts.completed) > 20):
             assert synthesize(disturbed).outputs["examples"] == 2 * DATASETS * ROWS

@@ -9,7 +9,8 @@ writes what becomes of it, and no row goes over the network.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -17,8 +18,13 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+import ray.exceptions
 from ray.data.block import BlockAccessor, BlockMetadata
 
+from qzhou.errors import SetupError, first_line
+
+TRIES = 5  # of a part whose workers die
+DEATHS = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
 LOOKS_S = (0.25, 5.0)  # between two looks at what is done: first and at last
 
 
@@ -33,7 +39,7 @@ class PartSource(ray.data.Datasource):  # type: ignore[misc]  # Ray's has no typ
 
     def __init__(self, parts: Sequence[Any], read: Callable[[Any, Any], Iterable[pa.Table]], shared: Any) -> None:
         super().__init__()
-        self._parts, self._read, self._shared = parts, read, ray.put(shared)
+        self.parts, self._read, self._shared = parts, read, ray.put(shared)
 
     def get_name(self) -> str:
         """Shown by Ray's dashboard."""
@@ -52,7 +58,7 @@ class PartSource(ray.data.Datasource):  # type: ignore[misc]  # Ray's has no typ
         """One for each part."""
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         read = partial(_read_part, self._read, self._shared)
-        return [ray.data.ReadTask(partial(read, part), unknown) for part in self._parts]
+        return [ray.data.ReadTask(partial(read, part), unknown) for part in self.parts]
 
 
 class TableSink(ray.data.Datasink[Any]):  # type: ignore[misc]
@@ -76,6 +82,57 @@ class TableSink(ray.data.Datasink[Any]):  # type: ignore[misc]
     def on_write_complete(self, write_result: Any) -> None:
         """Called on the driver."""
         self.written += write_result.write_returns
+
+
+def stream(
+    source: PartSource,
+    sink: TableSink,
+    *,
+    through: Callable[[pa.Table], Iterable[pa.Table]] | None = None,
+    options: Mapping[str, Any],
+    workers: int | None = None,
+) -> None:
+    """Let the rows of a source flow into a sink, in one task a part.
+
+    Args:
+        source: Where rows come from.
+        sink: Where they go to.
+        through: What becomes of a table on the way.
+        options: Resources of each task, as ``ray.remote().options`` takes them.
+        workers: Tasks at the same time, at the most; None: as many as the cluster can.
+
+    Raises:
+        SetupError: A task has killed its workers TRIES times.
+    """
+    options = {**options, "max_retries": TRIES - 1}  # Ray Data's own number is infinite
+    with _limited(workers, options), warnings.catch_warnings():
+        # only by a name that Ray has announced to remove can the retries of reading be bounded
+        warnings.filterwarnings("ignore", ".*ray_remote_args")
+        rows = ray.data.read_datasource(source, override_num_blocks=len(source.parts), ray_remote_args=options)
+        if through is not None:
+            rows = rows.map_batches(through, batch_size=None, batch_format="pyarrow", **options)
+    try:
+        rows.write_datasink(sink, ray_remote_args=options)
+    except DEATHS as error:
+        raise SetupError(
+            f"a worker died {TRIES} times at the same part of the data ({source.get_name()}): {first_line(error)} "
+            "Where memory ran out, give a task more of it (memory in the stage's table of [cluster])."
+        ) from None
+
+
+@contextmanager
+def _limited(workers: int | None, options: Mapping[str, Any]) -> Iterator[None]:
+    """So many tasks at the same time; a limit of each operator's own would keep Ray Data from fusing them."""
+    if workers is None:
+        yield
+        return
+    context = ray.data.DataContext.get_current().copy()
+    context.op_resource_reservation_enabled = True
+    context.execution_options.resource_limits = ray.data.ExecutionResources(
+        cpu=workers * options.get("num_cpus", 1)
+    )
+    with ray.data.DataContext.current(context):
+        yield
 
 
 @contextmanager

@@ -189,4 +189,14 @@ def _set_up_ray_data() -> None:
     context.op_resource_reservation_enabled = False
     # on a terminal its bars and our lines would overwrite each other
     context.enable_progress_bars = not sys.stdout.isatty()
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logger = logging.getLogger("ray.data")
+    logger.setLevel(logging.WARNING)
+    for handler in logger.handlers:
+        handler.removeFilter(_is_news)
+        handler.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether what Ray Data logs is none of our errors, which are raised besides, and said in a line."""
+    logged = record.exc_info[1] if record.exc_info else None
+    return our_error(logged or sys.exc_info()[1]) is None

@@ -72,16 +72,16 @@ def origin(shard: int, start: int, read: Iterable[int] | np.ndarray, *, is_last:
 
 def pieces_in(table: pa.Table) -> Iterator[tuple[Piece, pa.Table]]:
     """The rows of each shard in a table, with what they are of it."""
+    if not table.num_rows:  # what Ray Data gives then has no columns either
+        return
     shards, places, last, read = (table[name].to_numpy() for name in ORIGIN.names)
     edges = np.flatnonzero(np.diff(shards)) + 1
     for start, end in zip([0, *edges], [*edges, len(shards)], strict=True):
-        if end > start:
-            rows = slice(start, end)
-            piece = Piece(
-                int(shards[start]), int(places[start]), int(places[end - 1]) + 1, int(read[rows].sum()),
-                bool(last[end - 1]),
-            )  # fmt: skip
-            yield piece, table.slice(start, end - start)
+        behind = int(places[end - 1]) + 1
+        piece = Piece(
+            int(shards[start]), int(places[start]), behind, int(read[start:end].sum()), bool(last[end - 1])
+        )
+        yield piece, table.slice(start, end - start)
 
 
 def done_in(marks: Folder) -> dict[int, list[Piece]]:

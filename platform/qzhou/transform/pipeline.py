@@ -23,7 +23,7 @@ import ray
 import ray.cloudpickle
 import ray.data
 
-from qzhou.cluster.ray_data import PartSource, TableSink, watched
+from qzhou.cluster.ray_data import PartSource, TableSink, stream, watched
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.dataset import Dataset
@@ -174,16 +174,15 @@ def _rows(layout: Layout, step: str, read: Read, change: Change | None, write: W
             for piece in done.pop(shard.number, ()):
                 marks.remove(f"{piece.name}.json")
         recipe, common = layout.recipe, layout.without_files()
-        pool: dict[str, Any] = {"concurrency": recipe.cluster.transform.max_workers}
-        options = resources_for(recipe, "transform").options
-        rows = ray.data.read_datasource(
-            PartSource(waiting, read, common), override_num_blocks=len(waiting), **options, **pool
-        )
-        if change is not None:
-            rows = rows.map_batches(change(common), batch_size=None, batch_format="pyarrow", **options, **pool)
         with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:
             with watched(_Counter(layout, marks, bar, done)):
-                rows.write_datasink(TableSink(partial(write, common)), ray_remote_args=options, **pool)
+                stream(
+                    PartSource(waiting, read, common),
+                    TableSink(partial(write, common)),
+                    through=change and change(common),
+                    options=resources_for(recipe, "transform").options,
+                    workers=recipe.cluster.transform.max_workers,
+                )
             bar.advance(len(waiting) - bar.done)  # shards without rows have no mark
     return replace(layout, pieces=done_in(marks))
 
