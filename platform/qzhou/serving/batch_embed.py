@@ -1,6 +1,6 @@
 """``qzhou embed`` on Ray Data: texts are read, encoded by a pool of actors and written as Parquet with vectors.
 
-    TextSource -> repartition -> map_batches(EmbedBlock) -> VectorSink
+    PartSource -> repartition -> map_batches(EmbedBlock) -> TableSink
 
 The source leaves out the rows whose vectors are there, so a run that was killed goes on
 with what was under way.
@@ -8,7 +8,6 @@ with what was under way.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data.block import BlockAccessor, BlockMetadata
 
+from qzhou.cluster.ray_data import PartSource, TableSink, watched
 from qzhou.cluster.session import session
 from qzhou.data.prompts import EMPTY_TEXT, Prompt, declared_prompt
 from qzhou.data.storage import Folder, write_table
@@ -32,7 +31,7 @@ from qzhou.run.models import find_model, local_model, weights_fingerprint
 from qzhou.serving.batch_texts import ID, TEXT, Part, TextInput, files_of, rows_of, without_what_is_done
 from qzhou.serving.outputs import OutputDtype, quantized, shortened
 from qzhou.telemetry.events import log_event
-from qzhou.telemetry.progress import progress
+from qzhou.telemetry.progress import Progress, progress
 
 if TYPE_CHECKING:
     from qzhou.encoder.backbone import Dtype
@@ -47,7 +46,6 @@ PRECISIONS: Mapping[str, tuple[OutputDtype, pa.DataType]] = {
     "int8": ("int8", pa.int8()),
     "ubinary": ("ubinary", pa.uint8()),
 }
-LISTED_EVERY_S = 5.0
 TASK_CPUS = 0.25  # of tasks that read and write, so that actors which hold every CPU do not keep them out
 
 
@@ -92,28 +90,6 @@ class EmbedOptions:
     gpu: bool = False
 
 
-class TextSource(ray.data.Datasource):  # type: ignore[misc]  # Ray's has no types
-    """A read task for each part of the input that is not finished; it yields a block of texts at a time."""
-
-    def __init__(self, texts: TextInput, parts: Sequence[Part]) -> None:
-        super().__init__()
-        self._texts, self._parts = texts, parts
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown: what is packed may unpack to anything."""
-        return None
-
-    def get_read_tasks(
-        self,
-        parallelism: int,  # noqa: ARG002 - the parts say how many there are
-        per_task_row_limit: int | None = None,  # noqa: ARG002
-        data_context: object = None,  # noqa: ARG002
-    ) -> list[ray.data.ReadTask]:
-        """One for each part, which is what a task reads again after a kill."""
-        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ray.data.ReadTask(partial(self._texts.blocks, part), unknown) for part in self._parts]
-
-
 class EmbedBlock:
     """Holds the model; adds the column ``vector`` to a block."""
 
@@ -153,28 +129,18 @@ class EmbedBlock:
         return table.append_column(VECTOR, pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
 
 
-class VectorSink(ray.data.Datasink[dict[str, int]]):  # type: ignore[misc]
-    """Writes files of vectors, each whole or not at all."""
+def write_vectors(folder: Folder, tables: Iterable[pa.Table]) -> Counter[str]:
+    """Write tables of texts and vectors, each file whole or not at all.
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-        self.done = Counter[str]()
-
-    def write(self, blocks: Iterable[Any], ctx: object) -> dict[str, int]:  # noqa: ARG002 - Ray gives it
-        """Rows written, and how many of them had no text or were truncated."""
-        done = Counter[str]()
-        tables = (BlockAccessor.for_block(block).to_arrow() for block in blocks)
-        for name, table in (file for one in tables for file in files_of(one)):
-            write_table(self._folder, name, table.drop_columns([CUT]))
-            done["rows"] += table.num_rows
-            done["empty"] += sum(not text for text in table.column(TEXT).to_pylist())
-            done["truncated"] += sum(table.column(CUT).to_pylist())
-        return dict(done)
-
-    def on_write_complete(self, write_result: Any) -> None:
-        """Add up what all tasks have written."""
-        for one in write_result.write_returns:
-            self.done.update(one)
+    Returns: ``rows`` written, and how many of them had no text (``empty``) or were ``truncated``.
+    """
+    done = Counter[str]()
+    for name, table in (file for one in tables for file in files_of(one)):
+        write_table(folder, name, table.drop_columns([CUT]))
+        done["rows"] += table.num_rows
+        done["empty"] += sum(not text for text in table.column(TEXT).to_pylist())
+        done["truncated"] += sum(table.column(CUT).to_pylist())
+    return done
 
 
 def embed(texts: TextInput, into: str, settings: EmbedSettings, *, workers: int | None = None) -> int:
@@ -215,12 +181,13 @@ def embed(texts: TextInput, into: str, settings: EmbedSettings, *, workers: int 
     prompt = f"'{settings.prefix}' before each text" if settings.prefix else "no prompt"
     line = f"embed: {settings.model} with {prompt}, {settings.max_tokens:,} tokens at the most"
     log_event(line, "embed_started", model=settings.model, max_tokens=settings.max_tokens)
-    sink = VectorSink(target)
+    sink = TableSink(partial(write_vectors, target))
     if parts:
-        with session(), _watched(target, known):
+        with session(), _shown(target, known):
             _run(texts, parts, settings, sink, workers)
-    _say(sink.done, settings, target)
-    return sink.done["rows"]
+    done = sum(sink.written, Counter[str]())
+    _say(done, settings, target)
+    return done["rows"]
 
 
 def _say(done: Mapping[str, int], settings: EmbedSettings, target: Folder) -> None:
@@ -257,30 +224,23 @@ def _refuse_other(target: Folder, asked: Mapping[str, Any], known: Mapping[str, 
 
 
 @contextmanager
-def _watched(target: Folder, known: Sequence[str]) -> Iterator[None]:
+def _shown(target: Folder, known: Sequence[str]) -> Iterator[None]:
     """Show how many vectors there are; the names of files say it."""
-    ended = threading.Event()
+    shown = sum(map(rows_of, known))
 
-    def watch() -> None:
-        shown = sum(map(rows_of, known))
-        with progress("embed", total=None, unit="texts") as bar:
-            while not ended.wait(LISTED_EVERY_S):
-                rows = sum(map(rows_of, target.files(".parquet")))
-                if rows > shown:
-                    bar.advance(rows - shown)
-                    shown = rows
+    def look(bar: Progress) -> None:
+        nonlocal shown
+        rows = sum(map(rows_of, target.files(".parquet")))
+        if rows > shown:
+            bar.advance(rows - shown)
+            shown = rows
 
-    thread = threading.Thread(target=watch, daemon=True, name="progress")
-    thread.start()
-    try:
+    with progress("embed", total=None, unit="texts") as bar, watched(partial(look, bar)):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _run(
-    texts: TextInput, parts: Sequence[Part], settings: EmbedSettings, sink: VectorSink, workers: int | None
+    texts: TextInput, parts: Sequence[Part], settings: EmbedSettings, sink: TableSink, workers: int | None
 ) -> None:
     resources = ray.cluster_resources()
     there = int(resources.get("GPU", 0)) if settings.gpu else int(resources.get("CPU", 0)) // 2
@@ -289,7 +249,9 @@ def _run(
     most = max(1, workers or there)
     # reading waits for encoding, where one has to
     ray.data.DataContext.get_current().op_resource_reservation_enabled = True
-    read = ray.data.read_datasource(TextSource(texts, parts), num_cpus=TASK_CPUS, override_num_blocks=len(parts))
+    read = ray.data.read_datasource(
+        PartSource(parts, TextInput.blocks, texts), num_cpus=TASK_CPUS, override_num_blocks=len(parts)
+    )
     encoded = read.repartition(target_num_rows_per_block=texts.sizes.rows).map_batches(
         EmbedBlock,
         fn_constructor_args=(settings,),

@@ -117,10 +117,6 @@ class Layout:
         """Where a step marks what is done, so that a killed run does not do it again."""
         return self.work / "done" / step
 
-    def mark_done(self, step: str, item: str) -> None:
-        """Write the mark of an item."""
-        self.marks(step).write_json(f"{item}.json", {})
-
     @property
     def has_held_out(self) -> bool:
         """Whether any dataset keeps rows for evaluation."""

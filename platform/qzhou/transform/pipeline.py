@@ -21,7 +21,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.cloudpickle
-import ray.data
 
 from qzhou.cluster.ray_data import PartSource, TableSink, stream, watched
 from qzhou.cluster.resources import resources_for
@@ -41,7 +40,7 @@ from qzhou.transform.contamination.index_builder import IndexBuilder
 from qzhou.transform.conversion import ConvertRows, raw_rows, write_candidates
 from qzhou.transform.deduplication.duplicates import compare_bucket
 from qzhou.transform.layout import Layout, Shard, ShuffleTask, make_layout
-from qzhou.transform.pieces import Piece, done_in, finished
+from qzhou.transform.pieces import done_in, finished
 from qzhou.transform.reading.discovery import RawInputs, find_inputs
 from qzhou.transform.shuffling.shuffle import run_shuffle_task
 from qzhou.transform.writing import report
@@ -169,73 +168,75 @@ def _rows(layout: Layout, step: str, read: Read, change: Change | None, write: W
     marks = layout.marks(step)
     done = done_in(marks)
     waiting = [shard for shard in layout.shards if shard.number not in finished(done)]
-    if waiting:
-        for shard in waiting:  # what was half done would be cut otherwise now, perhaps
-            for piece in done.pop(shard.number, ()):
-                marks.remove(f"{piece.name}.json")
-        recipe, common = layout.recipe, layout.without_files()
-        with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:
-            with watched(_Counter(layout, marks, bar, done)):
-                stream(
-                    PartSource(waiting, read, common),
-                    TableSink(partial(write, common)),
-                    through=change and change(common),
-                    options=resources_for(recipe, "transform").options,
-                    workers=recipe.cluster.transform.max_workers,
-                )
-            bar.advance(len(waiting) - bar.done)  # shards without rows have no mark
+    for shard in waiting:  # what was half done would be cut otherwise now, perhaps
+        for piece in done.pop(shard.number, ()):
+            marks.remove(f"{piece.name}.json")
+    common = layout.without_files()
+    known = {piece for pieces in done.values() for piece in pieces}
+
+    def look(bar: Progress) -> None:
+        done = done_in(marks)
+        new = {piece for pieces in done.values() for piece in pieces} - known
+        known.update(new)
+        rows = Counter[str]()
+        for piece in new:
+            rows[layout.shards[piece.shard].dataset] += piece.read
+        if new:
+            bar.advance(len({piece.shard for piece in new} & finished(done)), rows=+rows)
+
+    _stream(
+        step, layout, PartSource(waiting, read, common), change and change(common), partial(write, common), look
+    )
     return replace(layout, pieces=done_in(marks))
 
 
-class _Counter:
-    """Tells a bar what was marked since it was called last."""
-
-    def __init__(self, layout: Layout, marks: Folder, bar: Progress, done: Mapping[int, Sequence[Piece]]) -> None:
-        self._layout, self._marks, self._bar = layout, marks, bar
-        self._known = {piece for pieces in done.values() for piece in pieces}
-
-    def __call__(self) -> None:
-        done = done_in(self._marks)
-        new = {piece for pieces in done.values() for piece in pieces} - self._known
-        if new:
-            self._known |= new
-            rows = Counter[str]()
-            for piece in new:
-                rows[self._layout.shards[piece.shard].dataset] += piece.read
-            shards = {piece.shard for piece in new} & finished(done)
-            self._bar.advance(len(shards), rows=+rows)
-
-
 def _each(step: str, layout: Layout, items: Mapping[str, Any], work: Callable[..., Any]) -> None:
-    """Do a step's work on every item that is not done, one Ray Data task an item; ``items`` are by name."""
-    done = layout.finished(step)
-    waiting = {name: item for name, item in items.items() if name not in done}
-    if not waiting:
+    """Do a step's work on every item that is not done, a task an item; ``items`` are by name."""
+    marks = layout.marks(step)
+    waiting = [one for one in items.items() if one[0] not in layout.finished(step)]
+    unseen = {name for name, _ in waiting}
+
+    def look(bar: Progress) -> None:
+        new = unseen & layout.finished(step)
+        unseen.difference_update(new)
+        if new:
+            bar.advance(len(new))
+
+    def read(layout: Layout, part: tuple[str, Any]) -> Iterator[pa.Table]:
+        name, item = part
+        work(layout, item)
+        yield pa.table({"done": [name]})
+
+    def write(tables: Iterator[pa.Table]) -> None:
+        for table in tables:
+            for name in table["done"].to_pylist():
+                marks.write_json(f"{name}.json", {})
+
+    _stream(step, layout, PartSource(waiting, read, layout.without_files()), None, write, look)
+
+
+def _stream(
+    step: str,
+    layout: Layout,
+    source: PartSource,
+    change: Callable[[pa.Table], Iterable[pa.Table]] | None,
+    write: Callable[[Iterator[pa.Table]], None],
+    look: Callable[[Progress], None],
+) -> None:
+    """Run a step on Ray Data, and show what it has marked."""
+    if not source.parts:
         return
-    packed = [{"name": name, "item": ray.cloudpickle.dumps(item)} for name, item in waiting.items()]
-    tasks = ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
-        _Task(step, work, layout),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=layout.recipe.cluster.transform.max_workers),
-        **resources_for(layout.recipe, "transform").options,
-    )
-    with progress(f"transform: {step}", total=len(waiting), unit="shards") as bar:
-        for _ in tasks.iter_rows():
-            bar.advance(1)
-
-
-class _Task:
-    """The function of a step, as Ray Data calls it."""
-
-    def __init__(self, step: str, work: Callable[..., Any], layout: Layout) -> None:
-        self._step, self._work, self._layout = step, work, layout.without_files()
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        for row in batch.to_pylist():
-            self._work(self._layout, ray.cloudpickle.loads(row["item"]))
-            self._layout.mark_done(self._step, row["name"])
-        return batch.select(["name"])
+    recipe = layout.recipe
+    with progress(f"transform: {step}", total=len(source.parts), unit="shards") as bar:
+        with watched(partial(look, bar)):
+            stream(
+                source,
+                TableSink(write),
+                through=change,
+                options=resources_for(recipe, "transform").options,
+                workers=recipe.cluster.transform.max_workers,
+            )
+        bar.advance(len(source.parts) - bar.done)  # shards without rows have no mark
 
 
 def _index(layout: Layout, texts: Mapping[str, Iterable[str]]) -> Index:
@@ -255,10 +256,10 @@ def _check(shared: Any, layout: Layout, shard: Shard) -> None:
 
 
 def _write(layout: Layout, shared: Any) -> Layout:
-    limits = sample_limits(layout)
+    limits = ray.put(sample_limits(layout))  # once, and not with each shard
 
     def select(layout: Layout, shard: Shard) -> Iterator[pa.Table]:
-        return selected_candidates(layout, limits, shard)
+        return selected_candidates(layout, ray.get(limits), shard)
 
     def write(layout: Layout, tables: Iterator[pa.Table]) -> None:
         write_examples(layout, ray.get(shared), tables)

@@ -87,7 +87,7 @@ def test_what_is_done_is_known_by_step_and_name(tmp_path, recipe):
     first, again = (make_layout(recipe, Folder.open(str(tmp_path)), {"d": {"rows": files}}) for _ in range(2))
     (task,) = first.shuffle_phases[0]
 
-    first.mark_done("shuffle", task.name)
+    first.marks("shuffle").write_json(f"{task.name}.json", {})
 
     assert again.finished("shuffle") == {task.name}
     assert again.finished("convert") == set()
