@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,22 +119,23 @@ def node_kinds() -> list[NodeType] | None:
 def _join_or_start() -> None:
     _quieten()
     address = os.environ.get("RAY_ADDRESS")
-    where: dict[str, Any] = {"address": "auto"}
     variables = _worker_env()
-    if not address:
+    # lines of other processes are no JSON after Ray has put their origin before them
+    common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": not as_json()}
+    try:
+        if address:
+            runtime = {"py_modules": [str(PACKAGE)], "env_vars": variables}
+            ray.init(address="auto", runtime_env=runtime, **common)
+            return
         # a port that is known before the cluster starts, so that its workers can be told
         port = free_port()
-        # with a dashboard, because Ray Train asks it which actors are alive
-        where = {"address": "local", "num_cpus": local_cpus(), "include_dashboard": True, "dashboard_port": port}
         variables[DASHBOARD_VARIABLE] = f"http://127.0.0.1:{port}"
-    try:
-        ray.init(
-            **where,
-            logging_level=logging.WARNING,
-            # lines of other processes are no JSON after Ray has put their origin before them
-            log_to_driver=not as_json(),
-            runtime_env={"py_modules": [str(PACKAGE)], "env_vars": variables},
-        )
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+        # Processes of a cluster inherit what this one has when it starts it. A runtime environment would do the same
+        # and cost each worker a second, since those that Ray starts ahead have none.
+        with _environment(variables):
+            # with a dashboard, because Ray Train asks it which actors are alive
+            ray.init(address="local", num_cpus=local_cpus(), include_dashboard=True, dashboard_port=port, **common)
     except ConnectionError as error:
         raise SetupError(
             f"RAY_ADDRESS is '{address}', and no Ray cluster can be joined there: {first_line(error)}. Unset it to "
@@ -147,6 +148,21 @@ def _join_or_start() -> None:
             "Ray did not start on this machine in time, which happens when it is very busy. See what else runs, "
             "processes of an earlier run perhaps, and give the same command again."
         ) from None
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables of this process for the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _quieten() -> None:
