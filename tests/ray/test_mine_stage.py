@@ -250,11 +250,11 @@ def test_dead_encoders_and_searchers_change_nothing(recipe, tmp_path):
     searched.mkdir()
 
     class DyingEncoder(EncodeActor):
-        def _encode(self, chunk):
+        def _encode(self, chunk, texts):
             if chunk.start == 256 and not encoder_died.exists():
                 encoder_died.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super()._encode(chunk)
+            return super()._encode(chunk, texts)
 
     class DyingSearcher(SearchActor):
         def search(self, block, count, exactly=False):

@@ -121,6 +121,20 @@ def stream(
 
 
 @contextmanager
+def backpressure(*, block_bytes: int | None = None) -> Iterator[None]:
+    """Executions of the block have several operators, which share the cluster: one that is fast waits for a slow one.
+
+    Args:
+        block_bytes: What a task gets at a time, rows being whole; default: Ray Data's own number.
+    """
+    context = ray.data.DataContext.get_current().copy()
+    context.op_resource_reservation_enabled = True
+    context.target_max_block_size = block_bytes or context.target_max_block_size
+    with ray.data.DataContext.current(context):
+        yield
+
+
+@contextmanager
 def _limited(workers: int | None, options: Mapping[str, Any]) -> Iterator[None]:
     """So many tasks at the same time; a limit of each operator's own would keep Ray Data from fusing them."""
     if workers is None:

@@ -12,14 +12,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt, declared_prompt
 from qzhou.data.storage import Folder
 from qzhou.encoder.model_check import refuse_no_cross_encoder
 from qzhou.encoder.vectors import Vectors, VectorStore
-from qzhou.errors import ModelError, QzhouError, first_line, to_json
-from qzhou.mining.corpus import Chunk, Texts, read_column
+from qzhou.errors import ModelError, first_line
+from qzhou.mining.corpus import Chunk, Texts
 from qzhou.mining.shard import QueryBlock, SearchResult, Shard, VectorFile
 from qzhou.mining.text_digests import Floats, Ints
 from qzhou.run.models import pretrained, repository_of, resolve
@@ -31,15 +32,13 @@ SHOWN_CHARS = 80
 
 
 class EncodeActor:
-    """Holds a teacher; writes the vectors of a chunk of texts into a store, unless they are there.
+    """Holds a teacher; writes the vectors of chunks of texts into a store, unless they are there.
 
-    An empty ``teacher`` is the recipe's backbone; a batch names one of ``chunks`` by its
-    number.
+    An empty ``teacher`` is the recipe's backbone; ``id`` in a row is a position in ``chunks``.
     """
 
     def __init__(self, recipe: Recipe, teacher: str, folder: Folder, chunks: Sequence[Chunk]) -> None:
         self._recipe, self._teacher, self._folder, self._chunks = recipe, teacher, folder, chunks
-        self._column: tuple[str, Texts] = ("", Texts([], []))
 
     @cached_property
     def _encoder(self) -> TextEncoder:
@@ -58,26 +57,27 @@ class EncodeActor:
             return None
         return declared_prompt(self._encoder.prompts or {})
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The number of a chunk to its file; a :class:`QzhouError` is a value, which Ray Data would wrap otherwise."""
-        found: dict[str, Any] = {"name": "", "encoded": 0, "truncated": 0, "seconds": 0.0, "error": ""}
-        try:
-            store = self._store  # the teacher is loaded before a chunk's seconds are counted
-            started, truncated = time.monotonic(), self._encoder.truncated
-            encoded = store.encoded
-            found["name"] = self._encode(self._chunks[int(batch["id"][0])])
-            found["encoded"] = store.encoded - encoded
-            found["truncated"] = self._encoder.truncated - truncated
-            found["seconds"] = time.monotonic() - started
-        except QzhouError as refused:
-            found["error"] = to_json(refused)
-        return {"id": batch["id"], **{name: [value] for name, value in found.items()}}
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """For rows of ``CHUNKS`` their ``id``, the ``name`` of the file, and what was done for it.
 
-    def _encode(self, chunk: Chunk) -> str:
-        texts = chunk.prompted(self._column_of(chunk), self._prefixes)
+        Raises:
+            ModelError: The teacher cannot be loaded, or gives no vector.
+        """
+        store = self._store  # the teacher is loaded before a chunk's seconds are counted
+        done = []
+        for row in batch.to_pylist():
+            started, truncated, encoded = time.monotonic(), self._encoder.truncated, store.encoded
+            chunk = self._chunks[row["id"]]
+            name = self._encode(chunk, Texts(row["texts"], row["instructions"]))
+            found = {"id": row["id"], "name": name, "texts": chunk.rows, "encoded": store.encoded - encoded}
+            found["truncated"] = self._encoder.truncated - truncated
+            done.append({**found, "seconds": time.monotonic() - started})
+        return pa.Table.from_pylist(done)
+
+    def _encode(self, chunk: Chunk, texts: Texts) -> str:
         # documents: the encoder's own limit
         limit = self._recipe.model.max_query_tokens if chunk.are_queries else None
-        return self._store.file(texts, max_tokens=limit)
+        return self._store.file(chunk.prompted(texts, self._prefixes), max_tokens=limit)
 
     def _refuse_what_is_not_finite(self, texts: Sequence[str], vectors: Vectors) -> None:
         wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
@@ -88,13 +88,6 @@ class EncodeActor:
                 f"of them: {texts[wrong[0]][:SHOWN_CHARS]!r}. In float16 large models overflow: set "
                 "model.encoding_dtype to 'bfloat16' or 'float32'."
             )
-
-    def _column_of(self, chunk: Chunk) -> Texts:
-        """The column that the chunk is a part of; the last one is kept, because its next chunk often follows."""
-        name = f"{chunk.folder.uri}/{chunk.file}/{chunk.column}"
-        if self._column[0] != name:
-            self._column = name, read_column(chunk.folder, chunk.file, chunk.column)
-        return self._column[1]
 
 
 class SearchActor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from qzhou.config.dataset import Dataset
@@ -14,6 +15,8 @@ from qzhou.data.storage import Folder, batched, count_rows, read_records, read_t
 from qzhou.encoder.vectors import CHUNK_ROWS
 from qzhou.mining.text_digests import Digests, Groups, Ints, RelevantTexts, RowLookup, digests, key_digests
 
+# a chunk of texts on its way to an encoder, and the instruction of each text if it has one of its own
+CHUNKS = pa.schema({"id": pa.int64(), "texts": pa.list_(pa.string()), "instructions": pa.list_(pa.string())})
 SHOWN_EXAMPLES = 500  # whose given and written negatives are scored for the report
 EXAMPLES_AT_ONCE = 10_000
 
@@ -47,16 +50,16 @@ class Chunk:
         """The texts with their prompt, as the encoder reads them.
 
         Args:
-            texts: All texts of the column of the file.
+            texts: Those of the chunk.
             own: Prompts of the encoder, in place of all instructions.
         """
-        prompt, rows = own or self.prompt, slice(self.start, self.stop)
+        prompt = own or self.prompt
         if self.are_queries and texts.instructions and own is None:
-            asked = zip(texts.texts[rows], texts.instructions[rows], strict=True)
+            asked = zip(texts.texts, texts.instructions, strict=True)
             return [prompt.with_instruction(instruction).query(text) for text, instruction in asked]
         as_queries = self.are_queries or self.prompt.symmetric
         present = prompt.query if as_queries else prompt.document
-        return [present(text) for text in texts.texts[rows]]
+        return [present(text) for text in texts.texts]
 
 
 def chunks_of(
@@ -70,6 +73,16 @@ def chunks_of(
             stop = min(start + chunk_rows, rows)
             found.append(Chunk(folder, file, column, start, stop, prompt, are_queries))
     return found
+
+
+def read_chunks(_: object, part: Sequence[tuple[int, Chunk]]) -> Iterator[pa.Table]:
+    """The texts of numbered chunks of one column of a file, a chunk a row: ``id``, ``texts`` and ``instructions``."""
+    chunk = part[0][1]
+    column = read_column(chunk.folder, chunk.file, chunk.column)
+    for number, chunk in part:
+        rows = slice(chunk.start, chunk.stop)
+        texts, instructions = column.texts[rows], column.instructions[rows]
+        yield pa.table({"id": [number], "texts": [texts], "instructions": [instructions]}, schema=CHUNKS)
 
 
 def read_column(folder: Folder, file: str, column: str) -> Texts:

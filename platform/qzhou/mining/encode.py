@@ -1,17 +1,26 @@
-"""Encoding on Ray Data: a pool of actors writes the vectors of each chunk of texts once, to shared storage."""
+"""Encoding on Ray Data: tasks read texts, and a pool of actors writes the vectors of each chunk once.
 
-from collections.abc import Sequence
+PartSource -> map_batches(EncodeActor)
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
 
 import ray
 
+from qzhou.cluster.ray_data import PartSource, backpressure
 from qzhou.cluster.resources import resources_for
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
-from qzhou.errors import from_json
 from qzhou.mining.actors import EncodeActor
-from qzhou.mining.corpus import Chunk
+from qzhou.mining.corpus import Chunk, read_chunks
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
+
+READERS = 4  # of files, at the same time
+BLOCK_BYTES = 2**16  # of texts: one chunk, or some of short texts, goes to an actor at a time
 
 
 def encoded(
@@ -26,31 +35,19 @@ def encoded(
     """
     if not chunks:
         return []
-    count = len(chunks)
-    # items and no range: its tasks would need a CPU, and the actors may have taken every one
-    numbers = ray.data.from_items([{"id": number} for number in range(count)], override_num_blocks=count)
-    done = numbers.map_batches(
-        actor,
-        fn_constructor_args=(recipe, teacher, folder, list(chunks)),
-        batch_size=1,
-        compute=_pool(recipe, count),
-        **resources_for(recipe, "mining").options,
-    )  # fmt: skip
-    names = [""] * count
-    texts = truncated = 0
-    total = sum(chunk.rows for chunk in chunks)
-    with progress("mining: encode", total=total, unit="texts") as bar:
-        for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
-            for error in filter(None, batch["error"]):
-                raise from_json(error)
-            bar.add_worker_seconds(float(batch["seconds"].sum()))
-            for number, name in zip(batch["id"], batch["name"], strict=True):
-                names[int(number)] = str(name)
-                bar.advance(chunks[int(number)].rows)
-            texts += int(batch["encoded"].sum())
-            truncated += int(batch["truncated"].sum())
+    # a file's column is read once, for all of its chunks
+    numbered = groupby(enumerate(chunks), key=lambda one: (one[1].folder.uri, one[1].file, one[1].column))
+    files = [list(part) for _, part in numbered]
+    names = [""] * len(chunks)
+    done = Counter[str]()
+    with progress("mining: encode", total=sum(chunk.rows for chunk in chunks), unit="texts") as bar:
+        for row in _encoded_rows(recipe, teacher, folder, chunks, files, actor):
+            names[row["id"]] = row["name"]
+            bar.add_worker_seconds(row["seconds"])
+            bar.advance(row["texts"])
+            done.update({name: row[name] for name in ("texts", "encoded", "truncated")})
+    texts, truncated, known = done["encoded"], done["truncated"], done["texts"] - done["encoded"]
     whose = f" by {teacher}" if teacher else ""
-    known = total - texts
     line = f"mining: encode: {texts:,} texts encoded{whose}, {known:,} were there already"
     log_event(line, "encoded", texts=texts, known=known, truncated=truncated)
     if truncated:
@@ -59,6 +56,33 @@ def encoded(
         line = f"mining: encode: {truncated:,} texts are longer than {limits} and were truncated"
         log_event(line, "truncated", level="warning", texts=truncated)
     return names
+
+
+def _encoded_rows(
+    recipe: Recipe,
+    teacher: str,
+    folder: Folder,
+    chunks: Sequence[Chunk],
+    files: Sequence[Sequence[tuple[int, Chunk]]],
+    actor: type[EncodeActor],
+) -> Iterator[dict[str, Any]]:
+    """What the actors say of each chunk, as it is done. Texts are read while others are encoded."""
+    with backpressure(block_bytes=BLOCK_BYTES):
+        texts = ray.data.read_datasource(
+            PartSource(files, read_chunks, None),
+            override_num_blocks=len(files),
+            num_cpus=0,  # the actors may have taken every CPU
+            concurrency=min(READERS, len(files)),
+        )
+        done = texts.map_batches(
+            actor,
+            fn_constructor_args=(recipe, teacher, folder, list(chunks)),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=_pool(recipe, len(chunks)),
+            **resources_for(recipe, "mining").options,
+        )
+        yield from done.iter_rows()
 
 
 def _pool(recipe: Recipe, chunks: int) -> ray.data.ActorPoolStrategy:

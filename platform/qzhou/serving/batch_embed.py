@@ -20,7 +20,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from qzhou.cluster.ray_data import PartSource, TableSink, watched
+from qzhou.cluster.ray_data import PartSource, TableSink, backpressure, watched
 from qzhou.cluster.session import session
 from qzhou.data.prompts import EMPTY_TEXT, Prompt, declared_prompt
 from qzhou.data.storage import Folder, write_table
@@ -247,21 +247,20 @@ def _run(
     if settings.gpu and not there and not workers:
         raise SetupError("--gpu: the cluster has no GPU yet; --workers says how many it may start.")
     most = max(1, workers or there)
-    # reading waits for encoding, where one has to
-    ray.data.DataContext.get_current().op_resource_reservation_enabled = True
-    read = ray.data.read_datasource(
-        PartSource(parts, TextInput.blocks, texts), num_cpus=TASK_CPUS, override_num_blocks=len(parts)
-    )
-    encoded = read.repartition(target_num_rows_per_block=texts.sizes.rows).map_batches(
-        EmbedBlock,
-        fn_constructor_args=(settings,),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-        num_cpus=1,
-        num_gpus=1 if settings.gpu else 0,
-    )
-    encoded.write_datasink(sink, ray_remote_args={"num_cpus": TASK_CPUS})
+    with backpressure():  # reading waits for encoding, where one has to
+        read = ray.data.read_datasource(
+            PartSource(parts, TextInput.blocks, texts), num_cpus=TASK_CPUS, override_num_blocks=len(parts)
+        )
+        encoded = read.repartition(target_num_rows_per_block=texts.sizes.rows).map_batches(
+            EmbedBlock,
+            fn_constructor_args=(settings,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+            num_cpus=1,
+            num_gpus=1 if settings.gpu else 0,
+        )
+        encoded.write_datasink(sink, ray_remote_args={"num_cpus": TASK_CPUS})
 
 
 def settings_of(model: str, asked: EmbedOptions) -> EmbedSettings:
