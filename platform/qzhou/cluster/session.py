@@ -31,6 +31,8 @@ BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 # where Ray's own tools, and the actors of Ray Train, look for the dashboard
 DASHBOARD_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
+NO_FREE_CPU = "does not have any available CPUs"
+
 WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # worker processes are the parallelism
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -213,6 +215,10 @@ def _set_up_ray_data() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether what Ray Data logs is none of our errors, which are raised besides, and said in a line."""
+    """Whether what Ray Data logs is neither an error of ours, which is raised besides, nor a false alarm.
+
+    The alarm is about a cluster without a free CPU, which it is for a moment after each
+    execution; what a cluster can never give is refused before.
+    """
     logged = record.exc_info[1] if record.exc_info else None
-    return our_error(logged or sys.exc_info()[1]) is None
+    return our_error(logged or sys.exc_info()[1]) is None and NO_FREE_CPU not in str(record.msg)
