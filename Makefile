@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 UNIT   := -n logical --maxprocesses 4 --dist worksteal tests/unit tests/test_architecture.py
 
-.PHONY: help quickstart report dashboards test quickstart-test bench-test check style types secrets serve docs audit format clean
+.PHONY: help quickstart report dashboards test quickstart-test bench-test hosts-test check style types secrets serve docs audit format clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -41,6 +41,9 @@ quickstart-test: $(READY)  ## the quickstart, and that it gains what the README 
 
 bench-test: $(READY)  ## the benchmarks at a small size, peers beside us
 	$(BIN)/pytest -m bench tests/e2e/test_bench.py
+
+hosts-test: $(READY)  ## links that are cut and slow, between hosts that are network namespaces; as root, on Linux
+	$(BIN)/pytest -s -m hosts tests/e2e/test_hosts.py
 
 check: $(READY) style  ## the fast loop: format, lint, types, a scan for secrets, unit tests
 	$(BIN)/pytest $(UNIT) -m "not slow"

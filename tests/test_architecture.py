@@ -26,6 +26,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 ONLY_IN = {
     "ray": {
         "platform/qzhou/cluster/session.py",
+        "platform/qzhou/cluster/interfaces.py",
         "platform/qzhou/cluster/local_head.py",
         "platform/qzhou/cluster/ray_data.py",
         "platform/qzhou/cluster/relay.py",

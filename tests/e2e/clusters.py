@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -32,12 +32,15 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen, secon
 
 
 @contextlib.contextmanager
-def ray_node(*words: object, log: Path, **environment: str) -> Iterator[subprocess.Popen]:
+def ray_node(
+    *words: object, log: Path, inside: Sequence[str] = (), **environment: str
+) -> Iterator[subprocess.Popen]:
     """A node from the moment it has joined; ended with all its processes.
 
-    Its sockets, and the address that Ray writes down for others, lie in a folder of its own.
+    Its sockets, and the address that Ray writes down for others, lie in a folder of its own. ``inside`` are words
+    before the command, for a node on another host.
     """
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *map(str, words)]
+    command = [*inside, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *map(str, words)]
     # a short path, because those of sockets are limited
     with tempfile.TemporaryDirectory(prefix="qz", ignore_cleanup_errors=True) as folder:
         own = os.environ | QUIET | {"RAY_TMPDIR": folder} | environment

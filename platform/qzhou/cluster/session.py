@@ -31,6 +31,7 @@ BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 # where Ray's own tools, and the actors of Ray Train, look for the dashboard
 DASHBOARD_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
+INTERFACE_HOOK = "qzhou.cluster.interfaces.talk_over_own_address"
 NO_FREE_CPU = "does not have any available CPUs"
 
 WORKER_ENV = {
@@ -126,7 +127,11 @@ def _join_or_start() -> None:
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": not as_json()}
     try:
         if address:
-            runtime = {"py_modules": [str(PACKAGE)], "env_vars": variables}
+            runtime = {
+                "py_modules": [str(PACKAGE)],
+                "env_vars": variables,
+                "worker_process_setup_hook": INTERFACE_HOOK,
+            }
             ray.init(address="auto", runtime_env=runtime, **common)
             return
         # a port that is known before the cluster starts, so that its workers can be told

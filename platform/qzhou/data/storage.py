@@ -232,13 +232,16 @@ class Folder:
         names = [name for name in self.files(recursive=True) if name.split("/")[0] not in leave_out]
         there = set(other.files(recursive=True))
         for name in sorted(names, key=lambda name: name == last):
-            if name in there:
-                continue
-            if self.is_local:
-                with other.writing(name) as temporary:
-                    _link_file(f"{self.path}/{name}", temporary)
-            else:
-                self._copy_inside(self / name, other / name)
+            if name not in there:
+                self.link_file(name, other)
+
+    def link_file(self, name: str, other: Folder) -> None:
+        """The same for one file, whether or not it is there already."""
+        if self.is_local:
+            with other.writing(name) as temporary:
+                _link_file(f"{self.path}/{name}", temporary)
+        else:
+            self._copy_inside(self / name, other / name)
 
     def _copy_inside(self, source: Folder, target: Folder) -> None:
         self._make(target.parent.path)
@@ -371,14 +374,14 @@ def read_table(folder: Folder, name: str, columns: Sequence[str] | None = None) 
         return pq.read_table(stream, columns=columns)
 
 
-def read_records(folder: Folder, record_type: type[Record]) -> Iterator[Record]:
-    """Read what :func:`write_records` wrote, in its order; nothing if there is no folder.
+def read_records(folder: Folder, record_type: type[Record], names: Sequence[str] | None = None) -> Iterator[Record]:
+    """Read what :func:`write_records` wrote, in its order; nothing if there is no folder. ``names`` are some files.
 
     Raises:
         DataError: A file's columns are not the record's; names the file and both schemas.
     """
     schema = schema_of(record_type)
-    for name in folder.files(".parquet"):
+    for name in folder.files(".parquet") if names is None else names:
         with folder.filesystem.open_input_file(f"{folder.path}/{name}") as stream:
             file = pq.ParquetFile(stream)
             if not file.schema_arrow.equals(schema):

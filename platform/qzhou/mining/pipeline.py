@@ -79,7 +79,7 @@ def mine(recipe: Recipe, layout: Layout = DEFAULT) -> Manifest:
 def _work(run: Run, folder: Folder, layout: Layout) -> dict[str, int]:
     recipe, source = run.recipe, run.folder / "synthesis" / "examples"
     for task in ("pair", "classification"):
-        (source / task).copy_to(folder / "examples" / task)
+        (source / task).link_to(folder / "examples" / task)
     with session(resources_for(recipe, "mining")):
         refuse_what_never_comes(resources_for(recipe, "search"))
         names = (source / "retrieval").folders()

@@ -15,7 +15,7 @@ from qzhou.data.records import (
     Task,
     normalized_text,
 )
-from qzhou.data.storage import Folder, read_records, write_records
+from qzhou.data.storage import Folder, read_records, read_table, table_of, write_table
 from qzhou.run.run import Run
 from qzhou.synthesis.generation import SynthesisResult, asked_texts, corpus_requests, example_requests, merge
 from qzhou.synthesis.parsing import SeedExample
@@ -23,6 +23,7 @@ from qzhou.synthesis.report import Report
 from qzhou.synthesis.techniques import SynthesisRequest
 from qzhou.telemetry.events import log_event
 
+NEW_EXAMPLES = "written-by-llm.parquet"  # after the files of the transform, which begin with "part"
 REQUESTS_PER_GROUP = 100_000  # in the driver's memory at a time, with their answers
 
 
@@ -131,17 +132,25 @@ def seed_examples(run: Run, group: Sequence[DatasetRequests]) -> dict[tuple[str,
 def write_dataset(
     run: Run, folder: Folder, dataset: DatasetRequests, result: SynthesisResult, report: Report
 ) -> tuple[Counter[str], list[Drop]]:
-    """Write one dataset; returns its row counts and drops. A dataset without requests is copied row by row."""
+    """Write one dataset; returns its row counts and drops. Files of which no example changes are linked."""
     record_type = EXAMPLE_TYPES[dataset.task]
+    source = run.folder / "transform" / "examples" / dataset.task / dataset.name
     target = folder / "examples" / dataset.task / dataset.name
-    examples = _examples(run, dataset.task, dataset.name)
-    if not dataset.requests:
-        return Counter(examples=write_records(target, examples, record_type)), []
-    merged, kept = merge(list(examples), result)
-    counts = Counter(examples=write_records(target, merged, record_type))
-    counts.update(f"by {one.request.technique}" for one in kept.records)
-    report.add(kept)
-    return counts, kept.dropped
+    ids = {name: read_table(source, name, ["id"])["id"].to_pylist() for name in source.files(".parquet")}
+    merged = merge((one for own in ids.values() for one in own), result)
+    for name, own in ids.items():
+        if merged.negatives.keys().isdisjoint(own):
+            source.link_file(name, target)
+        else:
+            examples = merged.applied(read_records(source, record_type, [name]))
+            write_table(target, name, table_of(list(examples), record_type))
+    if merged.new:
+        write_table(target, NEW_EXAMPLES, table_of(merged.new, record_type))
+    counts = Counter(examples=sum(map(len, ids.values())) + len(merged.new))
+    counts.update(f"by {one.request.technique}" for one in merged.kept.records)
+    if dataset.requests:
+        report.add(merged.kept)
+    return counts, merged.kept.dropped
 
 
 def _examples(run: Run, task: Task, name: str) -> Iterator[Example]:

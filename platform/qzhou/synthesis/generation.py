@@ -213,14 +213,38 @@ def without_held_out(result: SynthesisResult, held_out: Collection[str]) -> Synt
     return kept
 
 
-def merge(examples: Sequence[Example], result: SynthesisResult) -> tuple[list[Example], SynthesisResult]:
-    """A dataset's examples in order, then the new ones; and the result without duplicates.
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """What a dataset becomes by new records.
+
+    Attributes:
+        negatives: Id of an example -> the negatives that it gets.
+        new: Examples that come after those of the dataset.
+        kept: The result without duplicates.
+    """
+
+    negatives: dict[str, list[Negative]]
+    new: list[Example]
+    kept: SynthesisResult
+
+    def applied(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """Examples of the dataset with their further negatives."""
+        for example in examples:
+            more = self.negatives.get(example.id)
+            if more and isinstance(example, RetrievalExample):
+                yield dataclasses.replace(example, negatives=(*example.negatives, *more))
+            else:
+                yield example
+
+
+def merge(ids: Iterable[str], result: SynthesisResult) -> Merge:
+    """New records, and where they go in a dataset whose examples have these ids.
 
     An example keeps its id when it gets a negative: its query is the same. A new example
     that repeats another one is dropped as ``duplicate``, and so is a second negative with
     the same text.
     """
-    known = {example.id for example in examples}
+    known = set(ids)
     negatives: dict[str, list[Negative]] = defaultdict(list)
     new: list[Example] = []
     kept = SynthesisResult(dropped=list(result.dropped))
@@ -241,16 +265,7 @@ def merge(examples: Sequence[Example], result: SynthesisResult) -> tuple[list[Ex
             known.add(record.id)
             new.append(record)
         kept.records.append(one)
-    return [*_with_negatives(examples, negatives), *new], kept
-
-
-def _with_negatives(examples: Iterable[Example], negatives: Mapping[str, list[Negative]]) -> Iterator[Example]:
-    for example in examples:
-        more = negatives.get(example.id)
-        if more and isinstance(example, RetrievalExample):
-            yield dataclasses.replace(example, negatives=(*example.negatives, *more))
-        else:
-            yield example
+    return Merge(negatives, new, kept)
 
 
 def dropped_record(one: SyntheticRecord, reason: str, detail: str) -> Drop:

@@ -98,7 +98,7 @@ def test_at_a_tenth_of_faults_of_every_kind_each_row_ends_once(tmp_path):
 
     counts = endpoint.counts
     assert set(counts.faults) == set(FAULTS)  # every kind was met
-    _, kept = merge(rows, result)
+    kept = merge([one.id for one in rows], result).kept
     ended = [one.seed.id for one in kept.records]
     ended += [json.loads(one.record)["request"]["example_id"] for one in kept.dropped]
     assert sorted(ended) == sorted(one.id for one in rows)
@@ -163,7 +163,7 @@ def test_rows_are_kept_or_dropped_with_a_reason_and_none_is_paid_for_twice(
         seeds = {("d", one.id): one for one in rows}
         result = generate(requests, seeds, asking(settings, Folder.open(str(tmp_path))), settings, Ledger())
 
-    _, found = merge(rows, result)
+    found = merge([one.id for one in rows], result).kept
     plain = endpoint.counts.plain()
     assert (len(found.records), Counter(one.reason for one in found.dropped)) == (kept, dropped), fault
     assert plain["twice"] == 0

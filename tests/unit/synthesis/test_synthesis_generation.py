@@ -81,10 +81,15 @@ def test_several_models_share_the_requests_by_weight_and_always_in_the_same_way(
     assert example_requests(rows, "classification", settings, seed=0) == requests
 
 
+def merged(result):
+    found = merge([one.id for one in EXAMPLES], result)
+    return [*found.applied(EXAMPLES), *found.new], found.kept
+
+
 def test_raw_rows_keep_their_order_and_ids_and_new_rows_follow():
     result, _ = write(well, example_requests(EXAMPLES, "retrieval", SETTINGS, seed=0))
 
-    examples, kept = merge(EXAMPLES, result)
+    examples, kept = merged(result)
 
     assert [example.id for example in examples[:5]] == [example.id for example in EXAMPLES]
     assert len(examples) == 5 + 3 == len({example.id for example in examples})
@@ -98,7 +103,7 @@ def test_the_same_new_example_is_kept_once_and_so_is_the_same_negative():
     content = {"query": "Query anew?", "positive": "Answer anew.", "negative": "Reply figure 9."}
 
     result, _ = write(lambda _: outcome(content), example_requests(EXAMPLES, "retrieval", settings, seed=0))
-    examples, kept = merge(EXAMPLES, result)
+    examples, kept = merged(result)
 
     assert len(examples) == 6
     assert [one.reason for one in kept.dropped] == ["duplicate", "duplicate"]
@@ -150,7 +155,7 @@ def test_a_bare_document_gets_its_queries():
     assert {one.record.positives for one in result.records} == {(document.text,) for document in documents}
     source = result.records[0].record.source
     assert (source.technique, source.prompt, source.parent) == ("query_generation", "query.en@v3", documents[0].id)
-    assert merge([], result)[0] == [one.record for one in result.records]
+    assert merge([], result).new == [one.record for one in result.records]
 
 
 def test_a_relevance_check_drops_positives_that_do_not_answer_and_negatives_that_do():
