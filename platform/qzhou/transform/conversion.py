@@ -94,10 +94,9 @@ class ConvertRows:
         """Some thousand rows at a time."""
         for start in range(0, table.num_rows, EXAMPLES_PER_TABLE):
             for piece, part in pieces_in(table.slice(start, EXAMPLES_PER_TABLE)):
+                dataset = self._layout.dataset(self._layout.shards[piece.shard].dataset)
                 with _without_collection():
-                    converted = self._converted(
-                        self._layout.dataset(self._layout.shards[piece.shard].dataset), part
-                    )
+                    converted = self._converted(dataset, part)
                 yield converted
 
     def _converted(self, dataset: Dataset, table: pa.Table) -> pa.Table:

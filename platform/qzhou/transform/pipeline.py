@@ -167,7 +167,8 @@ def _rows(layout: Layout, step: str, read: Read, change: Change | None, write: W
     """
     marks = layout.marks(step)
     done = done_in(marks)
-    waiting = [shard for shard in layout.shards if shard.number not in finished(done)]
+    whole = finished(done)
+    waiting = [shard for shard in layout.shards if shard.number not in whole]
     for shard in waiting:  # what was half done would be cut otherwise now, perhaps
         for piece in done.pop(shard.number, ()):
             marks.remove(f"{piece.name}.json")
@@ -193,7 +194,8 @@ def _rows(layout: Layout, step: str, read: Read, change: Change | None, write: W
 def _each(step: str, layout: Layout, items: Mapping[str, Any], work: Callable[..., Any]) -> None:
     """Do a step's work on every item that is not done, a task an item; ``items`` are by name."""
     marks = layout.marks(step)
-    waiting = [one for one in items.items() if one[0] not in layout.finished(step)]
+    done = layout.finished(step)
+    waiting = [one for one in items.items() if one[0] not in done]
     unseen = {name for name, _ in waiting}
 
     def look(bar: Progress) -> None:

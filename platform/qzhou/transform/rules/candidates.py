@@ -18,7 +18,6 @@ class Candidate(NamedTuple):
     """An example that may be trained on.
 
     Attributes:
-        place: Position of its rows among the rows of the shard, counted by example.
         example: The record.
         held_out: Whether it is kept for evaluation.
         rows: The raw rows behind it.
@@ -26,7 +25,6 @@ class Candidate(NamedTuple):
         grades: Of a qrels dataset: ``document_id`` and ``grade`` of each graded document.
     """
 
-    place: int
     example: Example
     held_out: bool
     rows: list[Row]
@@ -42,7 +40,7 @@ class Converter:
         self._rule = RULES[dataset.rule]
         self._group_of = getter(dataset.split_by) if dataset.split_by else None
 
-    def __call__(self, rows: Sequence[Row], place: int = 0) -> tuple[Candidate | None, list[Drop]]:
+    def __call__(self, rows: Sequence[Row]) -> tuple[Candidate | None, list[Drop]]:
         """The candidate of the rows of one example, if they make one, and what is dropped of them."""
         is_qrels = self.dataset.rule == "qrels"
         raw = [row["raw"] for row in rows] if is_qrels else list(rows)
@@ -63,7 +61,6 @@ class Converter:
             detail = f"column '{self.dataset.split_by}', which split_by names, is empty"
             return None, [self.fields.drop("blank_group", detail, row) for row in raw]
         candidate = Candidate(
-            place,
             example,
             held_out(group, self.dataset.eval_fraction),
             _rows_without_drops(raw, drops),
