@@ -49,6 +49,11 @@ class Hosts:
     _nodes: dict[str, contextlib.ExitStack] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        """Begins the names of everything that is made."""
+        return f"qz{os.getpid()}"
+
+    @property
     def head(self) -> str:
         return next(iter(self.cpus))
 
@@ -98,38 +103,34 @@ class Hosts:
     def _net(self) -> str:
         return f"10.{os.getpid() // 250 % 250 + 1}.{os.getpid() % 250}"
 
-    @property
-    def _bridge(self) -> str:
-        return f"qz{os.getpid()}"
-
     def _name(self, host: str) -> str:
-        return f"qz{os.getpid()}-{host}"
+        return f"{self.name}-{host}"
 
     def _link(self, host: str) -> str:
-        return f"qz{os.getpid()}{host[:4]}"
+        return f"{self.name}{host[:4]}"
 
 
 @contextlib.contextmanager
-def hosts(folder: Path, **cpus: int) -> Iterator[Hosts]:
-    """A node of Ray on each of some hosts, ended with the block."""
+def hosts(folder: Path, *, bare: bool = False, **cpus: int) -> Iterator[Hosts]:
+    """Some hosts for the block, with a node of Ray on each unless they are to be ``bare``."""
     made = Hosts(folder, cpus)
     with contextlib.ExitStack() as stack:
-        _ip("link", "add", made._bridge, "type", "bridge")
-        stack.callback(_ip, "link", "delete", made._bridge)
-        _ip("address", "add", f"{made._net}.1/24", "dev", made._bridge)
-        _ip("link", "set", made._bridge, "up")
+        _ip("link", "add", made.name, "type", "bridge")
+        stack.callback(_ip, "link", "delete", made.name)
+        _ip("address", "add", f"{made._net}.1/24", "dev", made.name)
+        _ip("link", "set", made.name, "up")
         for host in cpus:
             name, link = made._name(host), made._link(host)
             _ip("netns", "add", name)
             stack.callback(_ip, "netns", "delete", name)
             _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
-            _ip("link", "set", link, "master", made._bridge, "up")
+            _ip("link", "set", link, "master", made.name, "up")
             within = ("netns", "exec", name, "ip")
             _ip(*within, "address", "add", f"{made.address(host)}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 _ip(*within, "link", "set", device, "up")
             _ip(*within, "route", "add", "default", "via", f"{made._net}.1")
-        for host in cpus:
+        for host in () if bare else cpus:
             stack.callback(made.stop, host)
             made.start(host)
         yield made
