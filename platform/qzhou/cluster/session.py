@@ -8,6 +8,7 @@ driver's code.
 import logging
 import os
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -137,7 +138,9 @@ def _join_or_start() -> None:
         # a port that is known before the cluster starts, so that its workers can be told
         port = free_port()
         variables[DASHBOARD_VARIABLE] = f"http://127.0.0.1:{port}"
-        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+        if PACKAGE.parent != Path(sysconfig.get_path("purelib")):  # where the package is found without help
+            found = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
+            variables["PYTHONPATH"] = os.pathsep.join(filter(None, found))
         # Processes of a cluster inherit what this one has when it starts it. A runtime environment would do the same
         # and cost each worker a second, since those that Ray starts ahead have none.
         with _environment(variables):
