@@ -21,7 +21,7 @@ from qzhou.data.storage import write_records
 from qzhou.encoder import EmbeddingModel
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.run.run import Run
-from qzhou.serving.index import EncodePart, Part, assemble
+from qzhou.serving.index import EncodePart, Part, assemble, read_part
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-the-tests"
@@ -159,8 +159,8 @@ def write_index(recipe: Path, texts: list[str]) -> None:
     run = Run.at(loaded).folder
     write_records(run / "documents", [Document(id=f"d{n}", text=text) for n, text in enumerate(texts)], Document)
     parts = [Part(run / "documents", name, "") for name in (run / "documents").files(".parquet")]
-    encode = EncodePart(loaded, (run / "model").uri, run / "encoded", parts)
-    files = [encode.files_of(number) for number in range(len(parts))]
+    encode = EncodePart(loaded, (run / "model").uri, run / "encoded")
+    files = [encode(table)["files"][0].as_py() for one in enumerate(parts) for table in read_part(None, one)]
     count = assemble(parts, files, run / "encoded", (run / "index").create())
     assert count == len(set(texts))
     write_manifest(Path(run.path) / "index", "i", model="0")

@@ -25,6 +25,7 @@ from qzhou.errors import SetupError, first_line
 
 TRIES = 5  # of a part whose workers die
 DEATHS = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
+READERS = 4  # at the same time
 LOOKS_S = (0.25, 5.0)  # between two looks at what is done: first and at last
 
 
@@ -118,6 +119,12 @@ def stream(
             f"a worker died {TRIES} times at the same part of the data ({source.get_name()}): {first_line(error)} "
             "Where memory ran out, give a task more of it (memory in the stage's table of [cluster])."
         ) from None
+
+
+def read_for_actors(source: PartSource) -> ray.data.Dataset:
+    """The rows of a source, read by a few tasks that ask for no CPU: the actors they are for may take every one."""
+    count = len(source.parts)
+    return ray.data.read_datasource(source, override_num_blocks=count, num_cpus=0, concurrency=min(READERS, count))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from qzhou.cluster.ray_data import PartSource, backpressure
+from qzhou.cluster.ray_data import PartSource, backpressure, read_for_actors
 from qzhou.cluster.resources import resources_for
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
@@ -19,7 +19,6 @@ from qzhou.mining.corpus import Chunk, read_chunks
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import progress
 
-READERS = 4  # of files, at the same time
 BLOCK_BYTES = 2**16  # of texts: one chunk, or some of short texts, goes to an actor at a time
 
 
@@ -68,12 +67,7 @@ def _encoded_rows(
 ) -> Iterator[dict[str, Any]]:
     """What the actors say of each chunk, as it is done. Texts are read while others are encoded."""
     with backpressure(block_bytes=BLOCK_BYTES):
-        texts = ray.data.read_datasource(
-            PartSource(files, read_chunks, None),
-            override_num_blocks=len(files),
-            num_cpus=0,  # the actors may have taken every CPU
-            concurrency=min(READERS, len(files)),
-        )
+        texts = read_for_actors(PartSource(files, read_chunks, None))
         done = texts.map_batches(
             actor,
             fn_constructor_args=(recipe, teacher, folder, list(chunks)),

@@ -1,7 +1,6 @@
 """The distinct documents of a run, found by their vectors. No ray in here."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from qzhou.config.recipe import Recipe
-from qzhou.data.storage import Folder, read_table, row_count
+from qzhou.data.storage import Folder, read_table
 from qzhou.encoder.vectors import VectorStore
 from qzhou.run.models import local_model
 from qzhou.serving.cache import key_of
@@ -37,26 +36,29 @@ class Part:
         return read_table(self.folder, self.name, SCHEMA.names)
 
 
-class EncodePart:
-    """Keeps a part's document vectors in a :class:`qzhou.encoder.vectors.VectorStore`.
+def read_part(_: object, numbered: tuple[int, Part]) -> Iterator[pa.Table]:
+    """The documents of a part with their prompt, as one row: ``id``, the number of the part, and ``texts``."""
+    number, part = numbered
+    texts = [part.prefix + text for text in part.documents()["text"].to_pylist()]
+    yield pa.table({"id": [number], "texts": [texts]})
 
-    ``model`` and ``target`` are the folders of the run's model and of the vectors; a batch
-    names one of the parts by its number.
+
+class EncodePart:
+    """Keeps the vectors of documents in a :class:`qzhou.encoder.vectors.VectorStore`.
+
+    ``model`` and ``target`` are the folders of the run's model and of the vectors.
     """
 
-    def __init__(self, recipe: Recipe, model: str, target: Folder, parts: Sequence[Part]) -> None:
-        self._recipe, self._model, self._target, self._parts = recipe, model, target, parts
+    def __init__(self, recipe: Recipe, model: str, target: Folder) -> None:
+        self._recipe, self._model, self._target = recipe, model, target
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The number of a part to its rows and, as JSON, its vector files."""
-        number = int(batch["id"][0])
-        rows = row_count(self._parts[number].folder, self._parts[number].name)
-        return {"id": batch["id"], "rows": [rows], "files": [json.dumps(self.files_of(number))]}
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """For what :func:`read_part` gives, the ``files`` of its vectors, and how many ``rows`` they have."""
+        texts = batch["texts"].to_pylist()
+        files = pa.array([self._files_of(own) for own in texts], pa.list_(pa.string()))
+        return pa.table({"id": batch["id"], "rows": [len(own) for own in texts], "files": files})
 
-    def files_of(self, number: int) -> list[str]:
-        """The files with a part's document vectors, encoded unless they are there."""
-        part = self._parts[number]
-        texts = [part.prefix + text for text in part.documents()["text"].to_pylist()]
+    def _files_of(self, texts: Sequence[str]) -> list[str]:
         starts = range(0, len(texts), self._store.rows)
         return [self._store.file(texts[start : start + self._store.rows]) for start in starts]
 

@@ -1,11 +1,11 @@
 """The stage that makes a run's documents searchable, on Ray Data."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 
 import ray
 
+from qzhou.cluster.ray_data import PartSource, backpressure, read_for_actors
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.config.recipe import Recipe
@@ -14,7 +14,7 @@ from qzhou.data.storage import Folder, row_count
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import DataError
 from qzhou.run.run import Run, Stage
-from qzhou.serving.index import ENCODED, EncodePart, Part, assemble
+from qzhou.serving.index import ENCODED, EncodePart, Part, assemble, read_part
 from qzhou.telemetry.progress import progress
 
 STAGE = "index"
@@ -50,24 +50,24 @@ def _indexed(run: Run, folder: Folder) -> Mapping[str, int]:
     parts = _parts(run)
     if not parts:
         raise DataError(f"{run.folder.uri} has no documents: none of its datasets is for retrieval")
-    encoded, count = folder / ENCODED, len(parts)
-    # items and no range: its tasks would need a CPU, and the actors may have taken every one
-    numbers = ray.data.from_items([{"id": number} for number in range(count)], override_num_blocks=count)
-    most = min(run.recipe.cluster.encode_workers, count)
-    done = numbers.map_batches(
-        EncodePart,
-        fn_constructor_args=(run.recipe, (run.folder / "model").uri, encoded, parts),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-        **resources_for(run.recipe, "mining").options,
-    )  # fmt: skip
+    encoded = folder / ENCODED
     total = sum(row_count(one.folder, one.name) for one in parts)
     files: list[list[str]] = [[] for _ in parts]
-    with progress("index: encode", total=total, unit="documents") as bar:
-        for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
-            for number, names in zip(batch["id"], batch["files"], strict=True):
-                files[int(number)] = json.loads(names)
-            bar.advance(int(batch["rows"].sum()))
+    with progress("index: encode", total=total, unit="documents") as bar, backpressure():
+        texts = read_for_actors(PartSource(list(enumerate(parts)), read_part, None))
+        done = texts.map_batches(
+            EncodePart,
+            fn_constructor_args=(run.recipe, (run.folder / "model").uri, encoded),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=min(run.recipe.cluster.encode_workers, len(parts))
+            ),
+            **resources_for(run.recipe, "mining").options,
+        )
+        for row in done.iter_rows():
+            files[row["id"]] = row["files"]
+            bar.advance(row["rows"])
     documents = assemble(parts, files, encoded, folder)
     encoded.delete()
     return {"documents": documents}

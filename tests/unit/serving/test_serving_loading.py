@@ -5,7 +5,7 @@ from qzhou.config.recipe import parse_recipe
 from qzhou.data.records import Document
 from qzhou.data.storage import Folder, write_records
 from qzhou.encoder import load_encoder
-from qzhou.serving.index import EncodePart, Part, SearchIndex, assemble
+from qzhou.serving.index import EncodePart, Part, SearchIndex, assemble, read_part
 from qzhou.serving.loading import PROBES, Settings, load, lowest_cosine
 from tests.ray.served import write_model
 
@@ -82,8 +82,8 @@ def test_an_index_finds_what_brute_force_finds_and_holds_a_text_once(model, tmp_
             folder / name, [Document(id=f"{name}{n}", text=text) for n, text in enumerate(some)], Document
         )
     parts = [Part(folder / name, file, "") for name in "ab" for file in (folder / name).files(".parquet")]
-    encode = EncodePart(recipe, model, folder / "encoded", parts)
-    files = [encode.files_of(number) for number in range(len(parts))]
+    encode = EncodePart(recipe, model, folder / "encoded")
+    files = [encode(table)["files"][0].as_py() for one in enumerate(parts) for table in read_part(None, one)]
 
     count = assemble(parts, files, folder / "encoded", (folder / "index").create())
     index = SearchIndex(tmp_path / "index")
