@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.hosts, pytest.mark.skipif("why_not()", reason=why_not(
 
 DATASETS, ROWS, STEPS = 9, 40, 12
 AWAY_S = 20.0
+IN_THE_MIDDLE_S = 1.0  # of a task that takes two
 PATIENCE_S = 900
 READER = """
 import json, time, uuid
@@ -127,6 +128,7 @@ class Disturbance:
         while not self.begun():
             if self._over.wait(0.05):
                 return
+        self._over.wait(IN_THE_MIDDLE_S)  # the first tasks end together
         self.made.cut("one")
         self.at = time.monotonic()
         if self.kind == "cut for 20 s":
