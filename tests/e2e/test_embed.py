@@ -71,3 +71,23 @@ def test_other_settings_into_the_same_folder_are_refused(head, texts, tmp_path):
     assert (len(vectors), str(vectors.type)) == (51, "fixed_size_list<element: int8>[8]")
     assert (other.status, "was begun with dimensions = 8, and now it is 16" in other.err) == (2, True)
     assert (lost.status, "has no column 'body' (--column). It has: id, text, n." in lost.err) == (2, True)
+
+
+def test_what_fails_before_the_first_file_leaves_the_folder_free(head, tmp_path):
+    rows, empty, into = tmp_path / "rows.jsonl", tmp_path / "empty.jsonl", tmp_path / "vectors"
+    rows.write_text('{"body": "a tree"}\n')
+    empty.write_text("")
+
+    wrong = call(QZHOU, "embed", MODEL, rows, into, **head)
+    right = call(QZHOU, "embed", MODEL, rows, into, "--column", "body", **head)
+    nothing = call(QZHOU, "embed", MODEL, empty, tmp_path / "none", **head)
+    same = call(QZHOU, "embed", MODEL, rows, tmp_path, "--column", "body", **head)
+
+    assert wrong.status == 2
+    assert "has no column 'text' (--column)" in wrong.err
+    assert right.status == 0, right.text
+    assert "embed: 1 vectors written" in right.out
+    assert nothing.status == 0, nothing.text
+    assert "embed: 0 vectors written" in nothing.out
+    assert same.status == 2
+    assert "is where the texts lie: name another folder" in same.err

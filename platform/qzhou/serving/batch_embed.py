@@ -28,7 +28,17 @@ from qzhou.encoder.arithmetic import dtype_for, library_for, this_processor
 from qzhou.encoder.model_files import read_metadata
 from qzhou.errors import DataError, RecipeError, SetupError
 from qzhou.run.models import find_model, local_model, weights_fingerprint
-from qzhou.serving.batch_texts import ID, TEXT, Part, TextInput, files_of, rows_of, without_what_is_done
+from qzhou.serving.batch_texts import (
+    CUT,
+    ID,
+    TEXT,
+    VECTOR,
+    Part,
+    TextInput,
+    files_of,
+    rows_of,
+    without_what_is_done,
+)
 from qzhou.serving.outputs import OutputDtype, quantized, shortened
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import Progress, progress
@@ -38,7 +48,6 @@ if TYPE_CHECKING:
     from qzhou.encoder.encoder import Encoder
 
 RECORD = "_embed.json"  # readers of Parquet leave out names that begin so
-VECTOR, CUT = "vector", "truncated"  # columns; the second is not written
 MAX_TOKENS = 512  # of a model whose files do not say
 PRECISIONS: Mapping[str, tuple[OutputDtype, pa.DataType]] = {
     "float32": ("float", pa.float32()),
@@ -135,7 +144,8 @@ def write_vectors(folder: Folder, tables: Iterable[pa.Table]) -> Counter[str]:
     Returns: ``rows`` written, and how many of them had no text (``empty``) or were ``truncated``.
     """
     done = Counter[str]()
-    for name, table in (file for one in tables for file in files_of(one)):
+    filled = (one for one in tables if one.num_rows)  # an empty one has no columns either
+    for name, table in (file for one in filled for file in files_of(one)):
         write_table(folder, name, table.drop_columns([CUT]))
         done["rows"] += table.num_rows
         done["empty"] += sum(not text for text in table.column(TEXT).to_pylist())
@@ -158,7 +168,9 @@ def embed(texts: TextInput, into: str, settings: EmbedSettings, *, workers: int 
     """
     target = Folder.open(into)
     known = target.files(".parquet")
-    begun = target.read_json(RECORD) if target.exists(RECORD) else {}
+    begun = target.read_json(RECORD) if known and target.exists(RECORD) else {}  # without a file nothing is decided
+    if target.uri == texts.folder.uri:
+        raise DataError(f"{target.uri} is where the texts lie: name another folder for the vectors.")
     if begun:
         # decided where the work was begun, perhaps on another processor
         decided = {name: begun["settings"][name] for name in ("dtype", "library")}
@@ -171,11 +183,11 @@ def embed(texts: TextInput, into: str, settings: EmbedSettings, *, workers: int 
         _refuse_other(target, record, begun)
     elif known:
         raise DataError(f"{target.uri} holds Parquet files of something else ({known[0]}): name a new folder.")
-    target.create().write_json(RECORD, record)
     every = texts.parts()
     parts = without_what_is_done(every, known)
     for part in parts[:1]:
         next(texts.blocks(part), None)  # a wrong column is said at once
+    target.create().write_json(RECORD, record)
     if len(parts) < len(every) or any(part.done for part in parts):
         log_event(f"embed: {len(known):,} files of {target.uri} are there already", "resumed", files=len(known))
     prompt = f"'{settings.prefix}' before each text" if settings.prefix else "no prompt"

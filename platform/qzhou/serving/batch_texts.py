@@ -31,6 +31,8 @@ SUFFIXES: Mapping[Kind, tuple[str, ...]] = {
 }
 PART, ROW, IS_LAST = "part", "row", "is_last"  # columns that are not written
 ID, TEXT = "id", "text"
+VECTOR, CUT = "vector", "truncated"  # the second is not written
+WRITTEN = {PART, ROW, IS_LAST, ID, TEXT, VECTOR, CUT}
 LAST = "-last"  # in the name of the file with the last row of a part
 _FILE = re.compile(rf"(?P<part>.+)-(?P<first>\d{{9}})-(?P<count>\d{{6}})(?P<last>{LAST})?\.parquet")
 
@@ -106,10 +108,14 @@ class TextInput:
             DataError: There are none, or of several kinds.
         """
         place = Folder.open(address)
-        if place.filesystem.get_file_info(place.path).type == pa.fs.FileType.File:
+        what = place.filesystem.get_file_info(place.path).type
+        if what == pa.fs.FileType.Unknown:
+            raise DataError(f"'{address}' is neither a file nor a folder")
+        if what == pa.fs.FileType.File:
             folder, names = place.parent, [place.name]
         else:
-            folder, names = place, place.files(recursive=True)
+            visible = (name for name in place.files(recursive=True) if "/." not in f"/{name}")
+            folder, names = place, list(visible)
         found = {kind: [name for name in names if name.lower().endswith(ends)] for kind, ends in SUFFIXES.items()}
         kinds: list[Kind] = [kind for kind, some in found.items() if some]
         if len(kinds) != 1:
@@ -119,6 +125,11 @@ class TextInput:
                 f"'{address}' holds {there}; files of one kind can be read, by their names: {ends}. Name a file or a "
                 "folder of one kind."
             )
+        if kinds[0] == "documents" and (id_column or keep):
+            raise DataError(f"'{address}' holds documents, which have no columns: --id and --keep are for tables.")
+        for name in keep:
+            if name in WRITTEN and name not in (column, id_column):
+                raise DataError(f"--keep {name}: the output has a column of its own with that name.")
         infos = folder.filesystem.get_file_info([f"{folder.path}/{name}" for name in found[kinds[0]]])
         files = zip(found[kinds[0]], infos, strict=True)
         versions = tuple((name, info.size, str(info.mtime_ns)) for name, info in files)
@@ -187,6 +198,9 @@ class TextInput:
             for batch in parquet.iter_batches(batch_size=self.sizes.rows, row_groups=groups, columns=wanted):
                 table = pa.Table.from_batches([batch])
                 ids = table.column(self.id_column) if self.id_column else None
+                if ids is not None and ids.null_count:
+                    first = row + ids.is_null().index(True).as_py()
+                    raise DataError(f"{name}#{first} has no id: '{self.id_column}' is null (--id).")
                 yield self._table(name, row, table.column(self.column), ids, table.select(list(self.keep)))
                 row += table.num_rows
 
@@ -197,6 +211,9 @@ class TextInput:
                 self._refuse_missing(f"{name}, {place}", wanted, list(record))
             texts = pa.array([_text(record[self.column]) for _, record in some], pa.string())
             of = self.id_column
+            for place, record in some:
+                if of and record[of] is None:
+                    raise DataError(f"{name}, {place} has no id: '{of}' is null (--id).")
             ids = pa.array([str(record[of]) if of else f"{name}#{place}" for place, record in some], pa.string())
             kept = {column: [_text(record[column]) for _, record in some] for column in self.keep}
             yield self._table(

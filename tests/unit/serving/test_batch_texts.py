@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -142,3 +143,52 @@ def test_bytes_of_another_encoding_are_refused(tmp_path):
 
     with pytest.raises(DataError, match=r"a\.txt is not UTF-8: .* at byte 0"):
         written(found, found.parts())
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_row_without_an_id_is_named(tmp_path, name):
+    rows = [{"text": "a", "key": "1"}, {"text": "b", "key": None}]
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    found = found_at(tmp_path / name, id_column="key")
+
+    with pytest.raises(DataError, match=rf"{name}(#1|, byte 26) has no id: 'key' is null \(--id\)"):
+        written(found, found.parts())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("rows.jsonl", {"keep": ["vector"]}, "--keep vector: the output has a column of its own with that name"),
+        ("rows.jsonl", {"keep": ["row"]}, "--keep row: the output has a column of its own"),
+        ("note.txt", {"keep": ["lang"]}, "holds documents, which have no columns"),
+        ("note.txt", {"id_column": "lang"}, "holds documents, which have no columns"),
+    ],
+)
+def test_columns_that_cannot_be_kept_are_refused(tmp_path, name, options, said):
+    (tmp_path / name).write_text('{"text": "a"}')
+
+    with pytest.raises(DataError, match=said):
+        found_at(tmp_path / name, **options)
+
+
+def test_a_column_that_is_the_text_or_the_id_may_be_asked_for_besides(tmp_path):
+    write_lines(tmp_path / "rows.jsonl", 3)
+
+    found = found_at(tmp_path / "rows.jsonl", id_column="id", keep=["id", "text"])
+
+    (table,) = written(found, found.parts()).values()
+    assert table.column_names == ["id", "text"]
+
+
+def test_hidden_files_and_pipes_are_no_texts(tmp_path):
+    for name in ("a.txt", ".hidden.txt", ".git/b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("words")
+    os.mkfifo(tmp_path / "pipe")
+
+    assert [name for name, _, _ in found_at(tmp_path).files] == ["a.txt"]
+    with pytest.raises(DataError, match="is neither a file nor a folder"):
+        found_at(tmp_path / "pipe")

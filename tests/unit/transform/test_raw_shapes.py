@@ -1,5 +1,6 @@
 """Files as other people write them: a small one of each shape, and the examples that it becomes."""
 
+import base64
 import bz2
 import gzip
 import io
@@ -974,3 +975,18 @@ def test_a_document_over_many_lines_says_which_reader(transformed, tmp_path):
 
     with pytest.raises(DataError, match="one JSON document over many lines: set reader = 'json'"):
         transformed(rule="question_answer", paths=[str(path)])
+
+
+def test_bytes_that_are_no_text_are_shown_in_the_drop_as_they_were(transformed, tmp_path):
+    rows = [
+        {"question": "what is this?", "answer": b"\xff\xfe no text"},
+        {"question": "and this?", "answer": b"a cat"},
+    ]
+    path = parquet(tmp_path / "d.parquet", rows)
+
+    examples, dropped, _ = transformed(reader="parquet", rule="question_answer", paths=[path])
+
+    assert [one.positives for one in examples] == [("a cat",)]
+    (refused,) = dropped
+    assert refused.reason == "blank_positive"
+    assert base64.b64decode(json.loads(refused.record)["answer"]["base64"]) == b"\xff\xfe no text"

@@ -186,8 +186,8 @@ def test_constants_are_columns_of_every_row(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "reader"),
     [
-        ("cut.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 200_000)[:-500], "jsonl"),
-        ("followed.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9) + b"no gzip", "jsonl"),
+        ("cut.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 200_000, mtime=0)[:-500], "jsonl"),
+        ("followed.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9, mtime=0) + b"no gzip", "jsonl"),
         ("cut.csv.bz2", bz2.compress(b"a\n1\n" * 500_000)[:-500], "csv"),
         ("no.parquet", b"text", "parquet"),
         ("cut.json", b'[{"a": 1}, {"a": 2}, {"a"', "json"),
@@ -213,7 +213,7 @@ def test_a_damaged_file_is_named_and_by_choice_skipped(tmp_path, name, content, 
         ("plain.jsonl.xz", b'{"a": 1}\n', "jsonl", "ends with .xz and is not packed by xz"),
         (
             "packed.jsonl",
-            gzip.compress(b'{"a": 1}\n'),
+            gzip.compress(b'{"a": 1}\n', mtime=0),
             "jsonl",
             "is packed by gzip: give it a name that ends with .gz",
         ),

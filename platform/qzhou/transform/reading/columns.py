@@ -10,6 +10,7 @@ negative_*                 every column of such a name, in order of their number
 {docs.title}\\n{docs.text}      the same where lists of one length stand side by side
 """
 
+import base64
 import fnmatch
 import json
 import math
@@ -64,8 +65,15 @@ def as_text(value: Any) -> str:
     return "" if value is None or isinstance(value, list | tuple | dict) else str(value)
 
 
+def _for_json(value: Any) -> Any:
+    """A value that JSON does not know; bytes that are no text stay what they are, and no text to a rule."""
+    if isinstance(value, bytes) and not isinstance(decoded(value), str):
+        return {"base64": base64.b64encode(value).decode()}
+    return as_text(value)
+
+
 # made once: `json.dumps` makes an encoder for each call, which takes longer than a short row
-_as_json = json.JSONEncoder(ensure_ascii=False, default=as_text).encode
+_as_json = json.JSONEncoder(ensure_ascii=False, default=_for_json).encode
 
 
 def row_as_json(row: Mapping[str, Any]) -> str:
