@@ -987,6 +987,5 @@ def test_bytes_that_are_no_text_are_shown_in_the_drop_as_they_were(transformed, 
     examples, dropped, _ = transformed(reader="parquet", rule="question_answer", paths=[path])
 
     assert [one.positives for one in examples] == [("a cat",)]
-    (refused,) = dropped
-    assert refused.reason == "blank_positive"
-    assert base64.b64decode(json.loads(refused.record)["answer"]["base64"]) == b"\xff\xfe no text"
+    assert [(one.reason, one.part) for one in dropped] == [("blank_positive", False), ("not_text", True)]
+    assert base64.b64decode(json.loads(dropped[0].record)["answer"]["base64"]) == b"\xff\xfe no text"
