@@ -111,8 +111,8 @@ class Hosts:
 
 
 @contextlib.contextmanager
-def hosts(folder: Path, *, bare: bool = False, **cpus: int) -> Iterator[Hosts]:
-    """Some hosts for the block, with a node of Ray on each unless they are to be ``bare``."""
+def hosts(folder: Path, **cpus: int) -> Iterator[Hosts]:
+    """Some hosts for the block, with a node of Ray on each."""
     made = Hosts(folder, cpus)
     with contextlib.ExitStack() as stack:
         _ip("link", "add", made.name, "type", "bridge")
@@ -130,7 +130,7 @@ def hosts(folder: Path, *, bare: bool = False, **cpus: int) -> Iterator[Hosts]:
             for device in ("lo", "eth0"):
                 _ip(*within, "link", "set", device, "up")
             _ip(*within, "route", "add", "default", "via", f"{made._net}.1")
-        for host in () if bare else cpus:
+        for host in cpus:
             stack.callback(made.stop, host)
             made.start(host)
         yield made

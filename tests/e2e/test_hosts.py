@@ -5,9 +5,7 @@ them, and its link is disturbed while it works. Storage is a folder that all of 
 """
 
 import json
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -199,22 +197,3 @@ def test_a_link_changes_nothing(calm, kind, tmp_path, tiny_qwen2):
     )
     again = sum((readings - calm_readings).values())
     print(f"  lost: 0 rows; shards read again: {again} of {DATASETS}; training's losses are the same")
-
-
-def test_the_same_command_on_each_host_of_an_allocation_runs_a_recipe_once(tmp_path, tiny_qwen2):
-    """As Slurm's ``srun`` does: Ray starts on all hosts, the command runs on the first, and Ray ends."""
-    recipe = write_recipe(tmp_path, "allocated", tiny_qwen2, slow_s=0.5)
-    with hosts(tmp_path, bare=True, first=2, second=2) as made:
-        started = []
-        for host, cpus in made.cpus.items():
-            (tmp_path / host).mkdir()
-            words = ["symmetric-run", "--address", made.environment["RAY_ADDRESS"], "--min-nodes", "2"]
-            words += ["--num-cpus", cpus, "--", sys.executable, "-m", "qzhou.cli", "transform", recipe]
-            command = [*made.inside(host), sys.executable, "-m", "ray.scripts.scripts", *map(str, words)]
-            own = os.environ | made.environment | {"RAY_TMPDIR": f"/tmp/{made.name}-{host}"}
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            started.append(subprocess.Popen(command, env=own, **pipes))
-        said = [done(process) for process in started]
-
-    assert [text.count("transform: done in") for text in said] == [1, 0]
-    assert len(examples(tmp_path / "runs" / "allocated", "transform")) == DATASETS
