@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -106,7 +106,9 @@ def stream(
         SetupError: A task has killed its workers TRIES times.
     """
     options = {**options, "max_retries": TRIES - 1}  # Ray Data's own number is infinite
-    with _limited(workers, options), warnings.catch_warnings():
+    # a limit of each operator's own would keep Ray Data from fusing them
+    limited = nullcontext() if workers is None else backpressure(cpus=workers * options.get("num_cpus", 1))
+    with limited, warnings.catch_warnings():
         # only by a name that Ray has announced to remove can the retries of reading be bounded
         warnings.filterwarnings("ignore", ".*ray_remote_args")
         rows = ray.data.read_datasource(source, override_num_blocks=len(source.parts), ray_remote_args=options)
@@ -128,30 +130,18 @@ def read_for_actors(source: PartSource) -> ray.data.Dataset:
 
 
 @contextmanager
-def backpressure(*, block_bytes: int | None = None) -> Iterator[None]:
-    """Executions of the block have several operators, which share the cluster: one that is fast waits for a slow one.
+def backpressure(*, block_bytes: int | None = None, cpus: float | None = None) -> Iterator[None]:
+    """Executions of the block get shares of the cluster: an operator that is fast waits for one that is slow.
 
     Args:
         block_bytes: What a task gets at a time, rows being whole; default: Ray Data's own number.
+        cpus: What an execution takes at the most; default: all that the cluster has.
     """
     context = ray.data.DataContext.get_current().copy()
     context.op_resource_reservation_enabled = True
     context.target_max_block_size = block_bytes or context.target_max_block_size
-    with ray.data.DataContext.current(context):
-        yield
-
-
-@contextmanager
-def _limited(workers: int | None, options: Mapping[str, Any]) -> Iterator[None]:
-    """So many tasks at the same time; a limit of each operator's own would keep Ray Data from fusing them."""
-    if workers is None:
-        yield
-        return
-    context = ray.data.DataContext.get_current().copy()
-    context.op_resource_reservation_enabled = True
-    context.execution_options.resource_limits = ray.data.ExecutionResources(
-        cpu=workers * options.get("num_cpus", 1)
-    )
+    if cpus is not None:
+        context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus)
     with ray.data.DataContext.current(context):
         yield
 

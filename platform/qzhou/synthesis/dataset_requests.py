@@ -15,7 +15,7 @@ from qzhou.data.records import (
     Task,
     normalized_text,
 )
-from qzhou.data.storage import Folder, read_records, read_table, table_of, write_table
+from qzhou.data.storage import Folder, count_rows, read_records, read_table, table_of, write_table
 from qzhou.run.run import Run
 from qzhou.synthesis.generation import SynthesisResult, asked_texts, corpus_requests, example_requests, merge
 from qzhou.synthesis.parsing import SeedExample
@@ -136,6 +136,9 @@ def write_dataset(
     record_type = EXAMPLE_TYPES[dataset.task]
     source = run.folder / "transform" / "examples" / dataset.task / dataset.name
     target = folder / "examples" / dataset.task / dataset.name
+    if not dataset.requests:
+        source.link_to(target)
+        return Counter(examples=count_rows(target)), []
     ids = {name: read_table(source, name, ["id"])["id"].to_pylist() for name in source.files(".parquet")}
     merged = merge((one for own in ids.values() for one in own), result)
     for name, own in ids.items():
@@ -148,8 +151,7 @@ def write_dataset(
         write_table(target, NEW_EXAMPLES, table_of(merged.new, record_type))
     counts = Counter(examples=sum(map(len, ids.values())) + len(merged.new))
     counts.update(f"by {one.request.technique}" for one in merged.kept.records)
-    if dataset.requests:
-        report.add(merged.kept)
+    report.add(merged.kept)
     return counts, merged.kept.dropped
 
 

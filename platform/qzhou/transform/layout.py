@@ -78,7 +78,7 @@ class Layout:
         buckets: In how many parts the keys of all examples are compared.
         readers: ``module:function`` -> the function.
         merged: Datasets whose rows with the same query and positives become one example.
-        pieces: Shard -> the pieces in which its candidates were written.
+        pieces: Shard -> the pieces in which the last step has written it.
     """
 
     recipe: Recipe

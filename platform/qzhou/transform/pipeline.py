@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -173,12 +174,11 @@ def _rows(layout: Layout, step: str, read: Read, change: Change | None, write: W
         for piece in done.pop(shard.number, ()):
             marks.remove(f"{piece.name}.json")
     common = layout.without_files()
-    known = {piece for pieces in done.values() for piece in pieces}
 
     def look(bar: Progress) -> None:
-        done = done_in(marks)
-        new = {piece for pieces in done.values() for piece in pieces} - known
-        known.update(new)
+        nonlocal done
+        before, done = set(chain.from_iterable(done.values())), done_in(marks)
+        new = set(chain.from_iterable(done.values())) - before
         rows = Counter[str]()
         for piece in new:
             rows[layout.shards[piece.shard].dataset] += piece.read
@@ -188,7 +188,7 @@ def _rows(layout: Layout, step: str, read: Read, change: Change | None, write: W
     _stream(
         step, layout, PartSource(waiting, read, common), change and change(common), partial(write, common), look
     )
-    return replace(layout, pieces=done_in(marks))
+    return replace(layout, pieces=done)
 
 
 def _each(step: str, layout: Layout, items: Mapping[str, Any], work: Callable[..., Any]) -> None:
