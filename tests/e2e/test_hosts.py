@@ -11,10 +11,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from tests.e2e.hosts import driver, hosts, why_not
+from tests.run_outputs import examples
 
 pytestmark = [pytest.mark.hosts, pytest.mark.skipif("why_not()", reason=why_not() or "it can")]
 
@@ -138,12 +138,6 @@ def done(process: subprocess.Popen) -> str:
     out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, out
     return out
-
-
-def examples(folder: Path, *stages: str) -> dict:
-    """File -> rows, of what stages leave for others."""
-    files = [path for stage in stages for path in sorted((folder / stage).rglob("examples/**/*.parquet"))]
-    return {str(path.relative_to(folder)): pq.read_table(path).to_pylist() for path in files}
 
 
 def losses(folder: Path) -> dict[int, float]:

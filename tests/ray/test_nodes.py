@@ -8,7 +8,6 @@ import threading
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from qzhou.cluster.session import session
@@ -20,6 +19,7 @@ from qzhou.transform.pipeline import transform
 from tests.llm_faults import Behaviour
 from tests.llm_server import LLMServer, serving
 from tests.ray.nodes import kill_a_busy_node, small_nodes
+from tests.run_outputs import examples
 
 READER = """
 import json, time
@@ -112,12 +112,6 @@ def recipe(folder: Path, name: str, endpoint: str, backbone: str, readers: Path)
     return made
 
 
-def left(folder: Path, *stages: str) -> dict:
-    """File -> rows, of what stages leave for others."""
-    files = [path for stage in stages for path in sorted((folder / stage).rglob("examples/**/*.parquet"))]
-    return {str(path.relative_to(folder)): pq.read_table(path).to_pylist() for path in files}
-
-
 def test_a_node_that_dies_in_a_stage_changes_nothing(nodes, tiny_qwen2, tmp_path):
     cluster, added, readers = nodes
     endpoint = LLMServer(answer_by_rules, Behaviour(latency_s=0.3))
@@ -135,6 +129,6 @@ def test_a_node_that_dies_in_a_stage_changes_nothing(nodes, tiny_qwen2, tmp_path
             stage(calm)
 
     stages = ("transform", "synthesis", "mining")
-    expected = left(tmp_path / "runs" / "calm", *stages)
+    expected = examples(tmp_path / "runs" / "calm", *stages)
     assert len(expected) >= 3 * DATASETS
-    assert left(folder, *stages) == expected
+    assert examples(folder, *stages) == expected
