@@ -111,10 +111,15 @@ class Folder:
 
     def files(self, suffix: str = "", *, recursive: bool = False) -> list[str]:
         """Sorted names of files below, relative to this folder; empty if it is missing."""
+        return list(self.sizes(suffix, recursive=recursive))
+
+    def sizes(self, suffix: str = "", *, recursive: bool = False) -> dict[str, int]:
+        """The same names with the bytes of each file."""
         selector = pa.fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
         found = [info for info in self.filesystem.get_file_info(selector) if info.type == pa.fs.FileType.File]
-        names = (info.path[len(self.path.rstrip("/")) + 1 :] for info in found)
-        return sorted(name for name in names if name.endswith(suffix) and TEMPORARY_PREFIX not in name)
+        sizes = {info.path[len(self.path.rstrip("/")) + 1 :]: info.size for info in found}
+        names = sorted(name for name in sizes if name.endswith(suffix) and TEMPORARY_PREFIX not in name)
+        return {name: sizes[name] for name in names}
 
     def folders(self) -> list[str]:
         """Names of the folders directly below, sorted."""

@@ -186,6 +186,7 @@ def _write_piece(layout: Layout, piece: Piece, table: pa.Table) -> None:
         write_table(layout.folder / "dropped", f"{piece.file}.parquet", drops.cast(schema_of(Drop)))
     if layout.finds_duplicates:
         keys = _flat_keys(candidates)
+        keys = keys.append_column("shard", pa.array(np.full(keys.num_rows, piece.shard), pa.uint32()))
         buckets = keys["high"].to_numpy() % np.uint64(layout.buckets)
         write_partitions(layout.work / "keys", f"{piece.file}.arrow", keys, buckets, layout.buckets)
     layout.marks(STEP).write_json(f"{piece.name}.json", counts.plain())

@@ -6,10 +6,12 @@ finds the same shards again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
+
+import pyarrow as pa
 
 from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
@@ -20,6 +22,7 @@ from qzhou.transform.reading.files import unpacked_bytes
 from qzhou.transform.reading.parts import SPLIT_BYTES, FilePart, file_parts
 from qzhou.transform.reading.readers import CustomReader, reads_together
 from qzhou.transform.rules.fields import GROUPED_BY
+from qzhou.transform.shuffling.partitions import PartitionRange, read_partition
 
 PARTITION_BYTES = 64 * 2**20  # raw bytes whose rows meet in one task of a shuffle
 # A file that cannot be cut (CSV, gzip) and is larger is distributed over several tasks.
@@ -79,6 +82,7 @@ class Layout:
         readers: ``module:function`` -> the function.
         merged: Datasets whose rows with the same query and positives become one example.
         pieces: Shard -> the pieces in which the last step has written it.
+        partitioned: Folder of ``work`` -> the files that its partitions are read from.
     """
 
     recipe: Recipe
@@ -90,6 +94,7 @@ class Layout:
     readers: Mapping[str, CustomReader] = field(default_factory=dict)
     merged: frozenset[str] = frozenset()
     pieces: Mapping[int, Sequence[Piece]] = field(default_factory=dict)
+    partitioned: Mapping[str, Sequence[PartitionRange]] = field(default_factory=dict)
 
     def dataset(self, name: str) -> Dataset:
         """The dataset of the recipe with this name."""
@@ -108,6 +113,14 @@ class Layout:
     def work(self) -> Folder:
         """The folder of intermediate files; it is deleted when the stage is done."""
         return self.folder / "work"
+
+    def partition(self, place: str, partition: int) -> Iterator[pa.RecordBatch]:
+        """One partition of the files in a folder of ``work``."""
+        return read_partition(self.work / place, self.partitioned.get(place, ()), partition)
+
+    def piece_files(self, shards: Iterable[Shard], suffix: str) -> list[str]:
+        """The names of the files that the last step has written for some shards, in order."""
+        return [f"{piece.file}{suffix}" for shard in shards for piece in self.pieces.get(shard.number, ())]
 
     def finished(self, step: str) -> set[str]:
         """Names of the shards, shuffle tasks, buckets or partitions that a step is done with."""

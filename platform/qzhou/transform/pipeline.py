@@ -1,6 +1,7 @@
 """The transform stage on Ray Data: steps map functions over shards or buckets to files.
 
     shuffle        rows that belong together are brought together, where a rule needs it
+    merge          what any of the steps has shuffled, where it would be read in too small pieces
     convert        raw rows become candidates by their dataset's rule, with keys and drops
     compare        equal keys meet: duplicates, near-duplicates, texts that are held out
     index          n-grams of the evaluation's texts
@@ -43,10 +44,11 @@ from qzhou.transform.deduplication.duplicates import compare_bucket
 from qzhou.transform.layout import Layout, Shard, ShuffleTask, make_layout
 from qzhou.transform.pieces import done_in, finished
 from qzhou.transform.reading.discovery import RawInputs, find_inputs
-from qzhou.transform.shuffling.shuffle import run_shuffle_task
+from qzhou.transform.shuffling.merging import Merge, merged
+from qzhou.transform.shuffling.shuffle import run_shuffle_task, shuffled
 from qzhou.transform.writing import report
 from qzhou.transform.writing.row_counts import RowCounts
-from qzhou.transform.writing.shards import selected_candidates, write_corpus, write_examples
+from qzhou.transform.writing.shards import documents, selected_candidates, write_corpus, write_examples
 
 Read = Callable[[Layout, Shard], Iterable[pa.Table]]
 Change = Callable[[Layout], Callable[[pa.Table], Iterable[pa.Table]]]
@@ -110,10 +112,14 @@ def _work(recipe: Recipe, raw: RawInputs, texts: Mapping[str, Iterable[str]], fo
     with session(resources_for(recipe, "transform")):
         for tasks in layout.shuffle_phases:
             _each("shuffle", layout, _named(tasks), run_shuffle_task)
+            for name, role in dict.fromkeys((task.dataset, task.role) for task in tasks):
+                layout = _merged(layout, shuffled(name, role), layout.partitions[name])
         layout = _rows(layout, "convert", raw_rows, ConvertRows, write_candidates)
         if layout.finds_duplicates:
+            layout = _merged(layout, "keys", layout.buckets, layout.piece_files(layout.shards, ".arrow"))
             buckets = {str(bucket): bucket for bucket in range(layout.buckets)}
             _each("compare", layout, buckets, compare_bucket)
+            layout = _merged(layout, "duplicates", len(layout.shards))
         index = _index(layout, texts) if layout.compares_with_evaluation else None
         if index is not None:
             index.write(folder / NGRAMS.removeprefix(f"{TRANSFORM}/"))  # what an LLM writes is compared, too
@@ -217,6 +223,13 @@ def _each(step: str, layout: Layout, items: Mapping[str, Any], work: Callable[..
     _stream(step, layout, PartSource(waiting, read, layout.without_files()), None, write, look)
 
 
+def _merged(layout: Layout, place: str, partitions: int, names: Sequence[str] | None = None) -> Layout:
+    def each(step: str, tasks: Mapping[str, Merge], work: Callable[[Layout, Merge], None]) -> None:
+        _each(step, layout, tasks, work)
+
+    return merged(layout, place, partitions, each, names)
+
+
 def _stream(
     step: str,
     layout: Layout,
@@ -268,6 +281,9 @@ def _write(layout: Layout, shared: Any) -> Layout:
 
     written = _rows(layout, "write", select, None, write)
     with_corpus = [one for one in layout.recipe.datasets if one.task == "retrieval" and one.rule != "qrels"]
+    for dataset in with_corpus:
+        files = written.piece_files(layout.shards_of(dataset.name), ".arrow")
+        written = _merged(written, documents(dataset.name), layout.partitions[dataset.name], files)
     parts = [(one.name, part) for one in with_corpus for part in range(layout.partitions[one.name])]
     named = {f"{dataset}-{part}": (dataset, part) for dataset, part in parts}
     _each("corpora", written, named, lambda layout, item: write_corpus(layout, *item))

@@ -9,9 +9,9 @@ from enum import IntEnum
 import numpy as np
 import pyarrow as pa
 
-from qzhou.transform.deduplication.keys import KEYS, KeyKind
+from qzhou.transform.deduplication.keys import KEYS, KEYS_OF_SHARDS, KeyKind
 from qzhou.transform.layout import Layout, Shard
-from qzhou.transform.shuffling.partitions import read_partition, write_partitions
+from qzhou.transform.shuffling.partitions import write_partitions
 
 DUPLICATES = pa.schema([("row", pa.uint32()), ("reason", pa.uint8()), ("first", pa.uint32())])
 NOTHING = np.uint64(2**64 - 1)
@@ -36,14 +36,8 @@ DETAILS = {
 
 def compare_bucket(layout: Layout, bucket: int) -> None:
     """Compare the keys of one bucket; write, by shard, the rows to drop, why, and the shard of the row they repeat."""
-    tables, numbers = [], []
-    for shard in layout.shards:
-        names = [f"{piece.file}.arrow" for piece in layout.pieces.get(shard.number, ())]
-        for batch in read_partition(layout.work / "keys", names, bucket):
-            tables.append(pa.Table.from_batches([batch]))
-            numbers.append(np.full(batch.num_rows, shard.number))
-    keys = pa.concat_tables([KEYS.empty_table(), *tables])
-    shards = np.concatenate([np.empty(0, dtype=np.int64), *numbers])
+    keys = pa.Table.from_batches(layout.partition("keys", bucket), schema=KEYS_OF_SHARDS)
+    shards = keys["shard"].to_numpy().astype(np.int64)
     positions, reasons, first = find_duplicates(keys, shards)
     columns = {
         "row": keys["row"].to_numpy()[positions],
@@ -63,9 +57,7 @@ def drop_reasons_of(layout: Layout, shard: Shard, places: np.ndarray) -> tuple[n
     """
     # The reason stands in the upper half of a number, so that the minimum is the reason that counts.
     found = np.full(int(places.max(initial=-1)) + 1, NOTHING, dtype=np.uint64)
-    buckets = range(layout.buckets) if layout.finds_duplicates else ()
-    names = [f"{bucket:06d}.arrow" for bucket in buckets]
-    for batch in read_partition(layout.work / "duplicates", names, shard.number):
+    for batch in layout.partition("duplicates", shard.number) if layout.finds_duplicates else ():
         reason, first = (batch[name].to_numpy().astype(np.uint64) for name in ("reason", "first"))
         np.minimum.at(found, batch["row"].to_numpy(), reason << np.uint64(32) | first)
     found[found == NOTHING] = 0

@@ -34,6 +34,7 @@ class KeyKind(IntEnum):
 KEYS = pa.schema(
     {"high": pa.uint64(), "low": pa.uint64(), "row": pa.uint32(), "space": pa.uint8(), "held_out": pa.bool_()}
 )
+KEYS_OF_SHARDS = KEYS.append(pa.field("shard", pa.uint32()))
 
 
 def text_digest(*keys: str) -> bytes:

@@ -23,7 +23,7 @@ from qzhou.transform.reading.discovery import format_of
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part
 from qzhou.transform.rules.fields import GROUPED_BY, Fields, columns_of, input_columns_of
-from qzhou.transform.shuffling.partitions import read_partition, write_partitions
+from qzhou.transform.shuffling.partitions import write_partitions
 
 DOCUMENT_IDS = ("document_id", "negative_id")
 WHOLE = re.compile(r"-?\d+\.0")
@@ -231,14 +231,18 @@ def _read(layout: Layout, dataset: Dataset, role: str, files: FilePart) -> Itera
         raise DataError(f"dataset '{dataset.name}': {error}") from None
 
 
+def shuffled(dataset: str, role: str) -> str:
+    """The folder of ``work`` for the rows of an input."""
+    return f"shuffled/{dataset}/{role}"
+
+
 def _folder(layout: Layout, dataset: str, role: str) -> Folder:
-    return layout.work / "shuffled" / dataset / role
+    return layout.work / shuffled(dataset, role)
 
 
 def _batches(layout: Layout, dataset: Dataset, role: str, partition: int) -> Iterator[pa.RecordBatch]:
     """One partition of what was shuffled, by all tasks."""
-    folder = _folder(layout, dataset.name, role)
-    return read_partition(folder, folder.files(".arrow"), partition)
+    return layout.partition(shuffled(dataset.name, role), partition)
 
 
 def _partition(layout: Layout, dataset: Dataset, role: str, partition: int) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from qzhou.transform.deduplication.duplicates import DETAILS, DropReason
 from qzhou.transform.layout import Layout, Shard
 from qzhou.transform.pieces import Piece, origin, pieces_in
 from qzhou.transform.rules.fields import drop
-from qzhou.transform.shuffling.partitions import read_partition, write_partitions
+from qzhou.transform.shuffling.partitions import write_partitions
 from qzhou.transform.writing.row_counts import RowCounts
 
 ROWS_PER_FILE = 20_000
@@ -82,15 +82,16 @@ def _write_piece(layout: Layout, piece: Piece, table: pa.Table, index: Index | N
 
 def write_corpus(layout: Layout, dataset: str, partition: int) -> None:
     """Write one partition of the distinct positives of a dataset's training examples, in the order of the shards."""
-    folder = layout.work / "documents" / dataset
-    shards = layout.shards_of(dataset)
-    names = [f"{piece.file}.arrow" for shard in shards for piece in layout.pieces.get(shard.number, ())]
-    batches = list(read_partition(folder, names, partition))
-    table = pa.Table.from_batches(batches, schema=schema_of(Document))
+    table = pa.Table.from_batches(layout.partition(documents(dataset), partition), schema=schema_of(Document))
     _, first = np.unique(table["id"].to_numpy(zero_copy_only=False), return_index=True)
     distinct = table.take(pa.array(np.sort(first)))
     if distinct.num_rows:
         write_table(layout.folder / "corpora" / dataset, f"part-{partition:06d}.parquet", distinct)
+
+
+def documents(dataset: str) -> str:
+    """The folder of ``work`` for the documents of a dataset's examples."""
+    return f"documents/{dataset}"
 
 
 def _write(folder: Folder, piece: Piece, table: pa.Table) -> None:
@@ -149,11 +150,12 @@ def _write_qrels(folder: Folder, piece: Piece, dataset: Dataset, held_out: pa.Ta
 def _write_documents(layout: Layout, piece: Piece, dataset: Dataset, examples: pa.Table) -> None:
     """Write the distinct positives of examples by their ids' hash, for :func:`write_corpus`."""
     texts = dict.fromkeys(pc.list_flatten(examples["positives"]).to_pylist())
-    documents = [Document(id=stable_id(dataset.name, text), text=text) for text in texts]
+    found = [Document(id=stable_id(dataset.name, text), text=text) for text in texts]
     count = layout.partitions[dataset.name]
-    numbers = [int(one.id[:8], 16) % count for one in documents]
-    folder, table = layout.work / "documents" / dataset.name, table_of(documents, Document)
-    write_partitions(folder, f"{piece.file}.arrow", table, numbers, count)
+    numbers = [int(one.id[:8], 16) % count for one in found]
+    write_partitions(
+        layout.work / documents(dataset.name), f"{piece.file}.arrow", table_of(found, Document), numbers, count
+    )
 
 
 def _lengths(table: pa.Table, dataset: Dataset) -> dict[str, Counter[str]]:
