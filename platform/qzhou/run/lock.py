@@ -1,12 +1,16 @@
 """The lock of a run: one process at a time works on it.
 
 On a filesystem (a disk, NFS, EFS, Lustre) it is a file lock, which ends with its process.
-Object stores have no locks. There the process that works on the run writes a heartbeat, and
-a second process watches for longer than one interval before it takes over. No clocks are
-compared.
+Object stores have no locks. There the process that works on the run writes a heartbeat with
+its name, and a second process watches for longer than one interval before it takes over.
+Who takes over writes its name, waits, and looks whether it still stands there: of several
+that start together the last one stays (after Fischer's algorithm, in Lamport, "A Fast Mutual
+Exclusion Algorithm", 1987). A process that was away for long finds another name at its next
+heartbeat, and stops. No clocks are compared.
 """
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -33,12 +37,14 @@ class LockTimes:
     Attributes:
         heartbeat_s: Between two heartbeats.
         silence_s: Without a new heartbeat for so long, the owner counts as dead.
+        settle_s: A write of another process that has looked before ours was there has ended after this time.
         worker_exit_s: Ray's workers, which run trials, end within this time after their driver was killed.
         nfs_grace_s: An NFS server frees the locks of a dead machine within this time; it gives clients 90 s to return.
     """
 
     heartbeat_s: float = 5.0
     silence_s: float = 12.5
+    settle_s: float = 1.0
     worker_exit_s: float = 10.0
     nfs_grace_s: float = 120.0
 
@@ -62,6 +68,20 @@ def run_lock(run: Folder, stage: str, times: LockTimes = TIMES) -> Iterator[None
     owner = {"stage": stage, "host": socket.gethostname(), "pid": os.getpid(), "since": since}
     with _file_lock(run, owner, times) if run.is_local else _heartbeat(run, owner, times):
         yield
+
+
+def is_owned(run: Folder) -> bool:
+    """Whether a process works on the run now; on an object store, whether one did and has not said that it ended."""
+    if not run.is_local:
+        return run.exists(OWNER)
+    lock = FileLock(f"{run.path}/{LOCK}")
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
 
 
 @contextmanager
@@ -100,22 +120,53 @@ def _heartbeat(run: Folder, owner: dict[str, Any], times: LockTimes) -> Iterator
         time.sleep(times.silence_s)
         if run.exists(OWNER) and run.read_bytes(OWNER) != seen:
             raise _owned_by_another(run)
-    done = threading.Event()
+    claim = _Claim(run, owner)
+    claim.write()
+    time.sleep(times.settle_s)
+    if not claim.stands:
+        raise _owned_by_another(run)
+    done, lost = threading.Event(), threading.Event()
 
     def beat() -> None:
-        while not done.is_set():
-            with suppress(StorageError):  # the stage itself reports what is wrong with the storage
-                run.write_json(OWNER, owner | {"heartbeat": uuid.uuid4().hex})
-            done.wait(times.heartbeat_s)
+        while not done.wait(times.heartbeat_s):
+            with suppress(StorageError, OSError):  # the stage itself reports what is wrong with the storage
+                if claim.stands:
+                    claim.write()
+                else:
+                    lost.set()
+                    # the first one ends training with a checkpoint, a further one at once
+                    os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:
         yield
+    except KeyboardInterrupt:
+        if not lost.is_set():
+            raise
+        raise _owned_by_another(run, "has taken over") from None
     finally:
         done.set()
         thread.join()
-        _remove_owner(run)
+        with suppress(StorageError, OSError):
+            if claim.stands:
+                _remove_owner(run)
+
+
+class _Claim:
+    """A process's name in the owner's file of a run."""
+
+    def __init__(self, run: Folder, owner: dict[str, Any]) -> None:
+        self._run, self._owner = run, owner | {"claim": uuid.uuid4().hex}
+
+    def write(self) -> None:
+        """Write the name with a new heartbeat."""
+        self._run.write_json(OWNER, self._owner | {"heartbeat": uuid.uuid4().hex})
+
+    @property
+    def stands(self) -> bool:
+        """Whether no other name stands there."""
+        return bool(_owner(self._run).get("claim", self._owner["claim"]) == self._owner["claim"])
 
 
 def _remove_owner(run: Folder) -> None:
@@ -128,10 +179,10 @@ def _owner(run: Folder) -> dict[str, Any]:
     return run.read_json(OWNER) if run.exists(OWNER) else {}
 
 
-def _owned_by_another(run: Folder) -> StorageError:
+def _owned_by_another(run: Folder, does: str = "is at work on") -> StorageError:
     who = _owner(run)
     known = f" ({who['stage']}, process {who['pid']} on {who['host']} since {who['since']})" if who else ""
     return StorageError(
-        f"another process is at work on {run.uri}{known}, and two would disturb each other. Wait until it is done, "
+        f"another process {does} {run.uri}{known}, and two would disturb each other. Wait until it is done, "
         "stop it, or give this run a name of its own with --run.name."
     )

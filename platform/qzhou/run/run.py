@@ -23,7 +23,7 @@ from qzhou.errors import DataError, RecipeError, StorageError
 from qzhou.run.code import code_of_stage
 from qzhou.run.files import COMMANDS, EXPORT, MANIFEST, RECIPE
 from qzhou.run.fingerprint import FingerprintInputs, changes, duration
-from qzhou.run.lock import run_lock
+from qzhou.run.lock import is_owned, run_lock
 from qzhou.run.sharing import finished_elsewhere, reuse_cache, reuse_stage, stage_lock
 from qzhou.telemetry.events import log_event
 from qzhou.telemetry.progress import recorded
@@ -115,8 +115,14 @@ class Run:
         if UPLOADED in Path.cwd().parts:
             refuse_what_would_be_lost(recipe)
         run = cls.at(recipe)
-        run.folder.create().write_json(RECIPE, recipe.model_dump(mode="json"))
+        run.folder.create()
+        if not is_owned(run.folder):  # it may belong to another process, with another recipe
+            run.write_recipe()
         return run
+
+    def write_recipe(self) -> None:
+        """Write the resolved recipe into the run's folder."""
+        self.folder.write_json(RECIPE, self.recipe.model_dump(mode="json"))
 
     @classmethod
     def find(cls, recipe: Recipe) -> Run:
@@ -171,6 +177,7 @@ class Run:
         shares = self.recipe.run.share_stages
         lock = stage_lock(self.folder, stage.name, fingerprint) if shares else nullcontext()
         with run_lock(self.folder, stage.name), lock:
+            self.write_recipe()
             self._make_room(folder, stage, parts, finished)
             folder.create().write_json(STARTED, {"fingerprint": fingerprint})
             if shares:

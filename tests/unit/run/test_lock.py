@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+from dataclasses import replace
 
 import filelock
 import pyarrow.fs
@@ -14,6 +16,7 @@ import pytest
 
 from qzhou.data.storage import Folder
 from qzhou.errors import StorageError
+from qzhou.run.files import RECIPE
 from qzhou.run.lock import OWNER, LockTimes, run_lock
 from qzhou.run.run import Run, Stage
 
@@ -40,7 +43,7 @@ def holding(folder):
         process.communicate()
 
 
-QUICK = LockTimes(heartbeat_s=0.02, silence_s=0.3, worker_exit_s=0.2, nfs_grace_s=0.2)
+QUICK = LockTimes(heartbeat_s=0.02, silence_s=0.3, settle_s=0.2, worker_exit_s=0.2, nfs_grace_s=0.2)
 
 
 def test_a_second_process_is_told_who_works_on_the_run_and_goes_on_when_that_is_gone(make_recipe):
@@ -92,15 +95,113 @@ def test_an_object_store_tells_an_owner_that_lives_from_one_that_is_gone(bucket)
     assert not bucket.exists(OWNER)
 
 
-def test_a_heartbeat_that_fails_does_not_end_the_work(bucket):
-    class Unwritable(Folder):
-        def write_json(self, *_):
-            raise StorageError("no connection")
+class Away(Folder):
+    """A store that cannot be reached now and then."""
 
-    ended = False
-    with run_lock(Unwritable(bucket.filesystem, bucket.path, bucket.scheme), "mining", QUICK):
-        ended = True
-    assert ended
+    is_away = threading.Event()
+
+    def _check(self, error: Exception) -> None:
+        if self.is_away.is_set():
+            raise error
+
+    def write_json(self, *words):
+        self._check(StorageError("no connection"))
+        super().write_json(*words)
+
+    def exists(self, *words):
+        self._check(OSError("no connection"))
+        return super().exists(*words)
+
+
+@pytest.fixture
+def flaky(bucket):
+    Away.is_away.clear()
+    return Away(bucket.filesystem, bucket.path, bucket.scheme)
+
+
+def heartbeats(folder, count):
+    """Wait until there were so many."""
+    seen = set()
+    while len(seen) <= count:
+        seen.add(folder.read_json(OWNER)["heartbeat"])
+        time.sleep(0.01)
+
+
+def test_heartbeats_go_on_after_the_store_was_away(bucket, flaky):
+    with run_lock(flaky, "mining", QUICK):
+        flaky.is_away.set()
+        time.sleep(0.3)
+        flaky.is_away.clear()
+        heartbeats(bucket, 3)
+        with pytest.raises(StorageError, match="is at work"), run_lock(bucket, "training", QUICK):
+            pytest.fail("two at work")
+    assert not bucket.exists(OWNER)
+
+
+def test_who_was_away_for_so_long_that_another_took_over_stops(bucket, flaky):
+    ended = threading.Event()
+
+    def take_over():
+        with run_lock(bucket, "training", QUICK):
+            flaky.is_away.clear()
+            ended.wait(60)
+
+    def work():
+        with run_lock(flaky, "mining", QUICK):
+            flaky.is_away.set()
+            other.start()
+            time.sleep(60)  # the heartbeat interrupts it
+
+    other = threading.Thread(target=take_over)
+    with pytest.raises(StorageError, match=r"another process has taken over .*\(training,"):
+        work()
+    assert bucket.read_json(OWNER)["stage"] == "training"
+    ended.set()
+    other.join()
+    assert not bucket.exists(OWNER)
+
+
+def test_what_another_has_taken_over_is_not_removed_at_the_end(bucket):
+    with run_lock(bucket, "mining", replace(QUICK, heartbeat_s=60)):
+        bucket.write_json(OWNER, {"stage": "training", "claim": "of another", "heartbeat": "1"})
+    assert bucket.read_json(OWNER)["claim"] == "of another"
+
+
+@pytest.mark.parametrize("before", [None, {"stage": "mining", "heartbeat": "of somebody who was killed"}])
+def test_of_some_that_start_together_one_works(bucket, before):
+    if before:
+        bucket.write_json(OWNER, before)
+    together = threading.Barrier(4)
+    inside, refused = [], []
+
+    def start(number):
+        together.wait()
+        try:
+            with run_lock(bucket, "mining", QUICK):
+                inside.append(number)
+                while len(refused) < 3:
+                    time.sleep(0.01)
+        except StorageError:
+            refused.append(number)
+
+    threads = [threading.Thread(target=start, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert len(inside) == 1
+    assert len(refused) == 3
+
+
+def test_a_refused_process_leaves_the_recipe_of_the_one_that_works(make_recipe):
+    first, second = make_recipe(), make_recipe(run={"seed": 2})
+    run = Run.open(first)
+    with run_lock(run.folder, "mining", QUICK):
+        Run.open(second)
+        assert run.folder.read_json(RECIPE) == first.model_dump(mode="json")
+    Run.open(second)
+    assert run.folder.read_json(RECIPE) == second.model_dump(mode="json")
 
 
 def test_what_another_machine_holds_is_waited_for_before_it_is_refused(make_recipe, capsys):
