@@ -10,8 +10,8 @@ import json
 import pytest
 import ray
 import requests
-from moto.server import ThreadedMotoServer
 
+from bench.object_store import store
 from qzhou.cluster.ports import free_port
 from qzhou.config.recipe import load_recipe
 from qzhou.data.storage import Folder
@@ -22,6 +22,7 @@ from tests.e2e.commands import run, start
 HEAD = "ray.head.default"  # what the provider calls its head
 HEAD_ID = "f" * 51 + "00000"
 NODES = 2
+MOST_REQUESTS = 1_500
 
 
 def configuration(gcs: str) -> dict:
@@ -61,32 +62,28 @@ def configuration(gcs: str) -> dict:
 
 @pytest.fixture(scope="module")
 def s3():
-    """A bucket, in an environment in which S3 is a server of this machine."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
+    """A bucket, in an environment in which S3 is a server of this machine; and the server, which counts requests."""
+    with store() as (url, server), pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ENDPOINT_URL": url,
             "AWS_ACCESS_KEY_ID": "an-id",
             "AWS_SECRET_ACCESS_KEY": "a-secret-that-nobody-should-see",  # pragma: allowlist secret
             "AWS_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }.items():
             patch.setenv(name, value)
-        requests.put(f"http://{host}:{port}/a-bucket", timeout=10).raise_for_status()
-        yield "s3://a-bucket"
-    server.stop()
+        requests.put(f"{url}/a-bucket", timeout=10).raise_for_status()
+        yield "s3://a-bucket", server
 
 
 @pytest.fixture(scope="module")
 def recipe(s3, write_recipe):
     """The tiny recipe with everything on S3."""
     path = write_recipe()
-    data, text = path.parent, path.read_text("utf-8")
+    data, text, (bucket, _) = path.parent, path.read_text("utf-8"), s3
     for name in ("facts.jsonl", "alike.csv", "kinds.parquet"):
-        Folder.open(f"{s3}/data").write_bytes(name, (data / name).read_bytes())
-    text = text.replace(f'"{data}/runs"', f'"{s3}/runs"').replace(f'"{data}/', f'"{s3}/data/')
+        Folder.open(f"{bucket}/data").write_bytes(name, (data / name).read_bytes())
+    text = text.replace(f'"{data}/runs"', f'"{bucket}/runs"').replace(f'"{data}/', f'"{bucket}/data/')
     path.write_text(text, "utf-8")
     return path
 
@@ -115,7 +112,7 @@ def workers(environment) -> int:
 def test_nodes_come_with_the_pipeline_and_go_when_it_is_over_and_a_kill_loses_no_finished_stage(
     cluster, s3, recipe
 ):
-    head, environment = cluster
+    (head, environment), (bucket, server) = cluster, s3
     folder = Run.at(load_recipe(str(recipe), [])).folder
     # two workers are tried on local files
     words = ("jobs/pipeline.py", recipe, "--training.workers", "1")
@@ -128,7 +125,7 @@ def test_nodes_come_with_the_pipeline_and_go_when_it_is_over_and_a_kill_loses_no
 
     done = run(*words, **environment)
 
-    assert folder.uri == f"{s3}/runs/tiny"
+    assert folder.uri == f"{bucket}/runs/tiny"
     assert done.status == 0, done.text
     unchanged = ("transform", "synthesis", "mining", "training/stage1")
     assert [stage for stage in unchanged if f"{stage}: unchanged since" not in done.text] == []
@@ -141,6 +138,9 @@ def test_nodes_come_with_the_pipeline_and_go_when_it_is_over_and_a_kill_loses_no
         from sentence_transformers import SentenceTransformer
 
         assert SentenceTransformer(str(local)).encode(["a text"]).shape[0] == 1
+    print(server.by_folder)
+    # where training has got to is asked for here until it is killed
+    assert server.by_folder.total() - server.by_folder["training"] <= MOST_REQUESTS
     wait_until(lambda: workers(environment) == 0, head)
 
 
