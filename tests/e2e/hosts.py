@@ -35,6 +35,20 @@ def why_not() -> str:
     return ""
 
 
+@functools.cache
+def why_not_slow() -> str:
+    """Why this machine cannot have slow links; empty if it can."""
+    if why_not():
+        return why_not()
+    name = f"qz{os.getpid()}slow"
+    _ip("link", "add", name, "type", "bridge")
+    made = subprocess.run(
+        ["tc", "qdisc", "add", "dev", name, "root", "netem", "delay", "1ms"], capture_output=True, text=True
+    )
+    _ip("link", "delete", name)
+    return f"its kernel has no netem: {made.stderr.strip()}" if made.returncode else ""
+
+
 @dataclass
 class Hosts:
     """Some hosts by name; the first one is the head.
@@ -124,6 +138,8 @@ def hosts(folder: Path, **cpus: int) -> Iterator[Hosts]:
             _ip("netns", "add", name)
             stack.callback(_ip, "netns", "delete", name)
             _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
+            # with its host it would go some time later, and its name be taken until then
+            stack.callback(_ip, "link", "delete", link)
             _ip("link", "set", link, "master", made.name, "up")
             within = ("netns", "exec", name, "ip")
             _ip(*within, "address", "add", f"{made.address(host)}/24", "dev", "eth0")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.hosts import driver, hosts, why_not
+from tests.e2e.hosts import driver, hosts, why_not, why_not_slow
 from tests.run_outputs import examples
 
 pytestmark = [pytest.mark.hosts, pytest.mark.skipif("why_not()", reason=why_not() or "it can")]
@@ -161,6 +161,8 @@ def calm(tmp_path_factory, tiny_qwen2):
 
 @pytest.mark.parametrize("kind", ["cut for 20 s", "cut for good", "slow"])
 def test_a_link_changes_nothing(calm, kind, tmp_path, tiny_qwen2):
+    if kind == "slow" and why_not_slow():
+        pytest.skip(why_not_slow())
     expected, calm_s = calm
     recipe = write_recipe(tmp_path, "disturbed", tiny_qwen2, slow_s=2.0)
     folder = tmp_path / "runs" / "disturbed"

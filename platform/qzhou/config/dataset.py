@@ -26,7 +26,7 @@ Repair = Literal["bare_entities", "html_tags", "backslash_breaks", "ptb_brackets
 Constant = str | int | float | bool
 
 BEIR = "beir"
-READERS = ("jsonl", "json", "csv", "parquet", "text", "aligned_text", "hf")
+READERS = ("jsonl", "json", "csv", "parquet", "text", "aligned_text", "hf", "documents")
 RULE_TASKS: Mapping[Rule, Task] = {
     **dict.fromkeys(get_args(Rule), "retrieval"),
     "scored_pair": "pair",
@@ -50,8 +50,8 @@ class Format(Section):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
 
     reader: str = Field(
-        description="jsonl, json, csv, parquet, text, aligned_text, hf, beir (a folder), or 'module:function' of your "
-        "own."
+        description="jsonl, json, csv, parquet, text, aligned_text, hf, beir (a folder), documents (files or folders "
+        "of .md, .rst, .txt, .html, .pdf, .docx: a file is a document), or 'module:function' of your own."
     )
     paths: tuple[str, ...] = Field(
         (),
@@ -93,6 +93,13 @@ class Format(Section):
         "template '{title}\\n{text}'.",
     )
     constants: dict[str, Constant] = Field(default_factory=dict, description="Columns that every row gets.")
+    chunk_tokens: AtLeastOne | None = Field(
+        None,
+        description="Texts of 'chunk_column' are cut by their structure into pieces of at most so many of the "
+        "backbone's tokens, a row each; documents: default four fifths of model.max_document_tokens.",
+    )
+    chunk_overlap: Count = Field(0, description="Tokens that a piece may repeat of the one before it.")
+    chunk_column: str = Field("text", description="The column that is cut; 'title' stands above its pieces.")
     on_corrupt_file: Literal["fatal", "skip"] = Field("fatal", description="A truncated or damaged file.")
 
     @field_validator("reader")
@@ -118,6 +125,15 @@ class Format(Section):
                     f"no such encoding '{encoding}'; try 'utf-8', 'latin-1', 'gb18030' or 'detect'"
                 ) from None
         return encoding
+
+    @model_validator(mode="after")
+    def _overlap_is_smaller(self) -> Self:
+        if self.chunk_overlap and self.chunk_overlap >= (self.chunk_tokens or 2**31):
+            raise ValueError(
+                f"chunk_overlap is {self.chunk_overlap}, and chunk_tokens {self.chunk_tokens}; a piece that repeats "
+                "the whole of another would be the same piece"
+            )
+        return self
 
     @model_validator(mode="after")
     def _csv_splits_at_one_character(self) -> Self:
@@ -191,10 +207,17 @@ class Dataset(Format):
     )
     eval_fraction: Fraction = Field(0.0, description="Share of the groups kept for evaluation, never trained on.")
     split_by: str | None = Field(
-        None, description="Column whose hash decides what is held out; default: the query."
+        None,
+        description="Column whose hash decides what is held out; default: the query, and 'path' of the reader "
+        "documents.",
     )
     eval_tasks: tuple[TaskKind, ...] = Field(
         (), description="Evaluation tasks made of what is held out; default: what suits the rule."
+    )
+    index: bool | None = Field(
+        None,
+        description="Whether `qzhou index` makes its documents searchable; default: datasets with the rule documents "
+        "where there are any, otherwise all.",
     )
     train_split_of: tuple[str, ...] = Field(
         (),
@@ -205,6 +228,11 @@ class Dataset(Format):
     def task(self) -> Task:
         """The kind of examples that its rule makes."""
         return RULE_TASKS[self.rule]
+
+    @property
+    def has_written_queries(self) -> bool:
+        """Whether its queries are no people's: an LLM writes them, or they are headings and first sentences."""
+        return self.rule == "documents" or self.reader == "documents" or self.chunk_tokens is not None
 
     @property
     def trains(self) -> bool:
@@ -249,6 +277,14 @@ class Dataset(Format):
         texts = {name: {"reader": "jsonl", "paths": [f"{folder}/{name}{ends}"]} for name in ("corpus", "queries")}
         rows = {"rule": "qrels", "reader": "csv", "paths": [f"{folder}/qrels/{split}.tsv"], "reader_options": {}}
         return {**content, **rows, **{name: content.get(name) or form for name, form in texts.items()}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_document_is_on_one_side(cls, content: Any) -> Any:
+        """Whole documents are held out, and not some of their chunks."""
+        if isinstance(content, dict) and content.get("reader") == "documents" and content.get("split_by") is None:
+            return {**content, "split_by": "path"}
+        return content
 
     @model_validator(mode="after")
     def _one_kind_of_prompt(self) -> Self:
@@ -322,11 +358,6 @@ class Dataset(Format):
                 raise ValueError(f"rule 'qrels' joins three inputs: give '{part}' with a reader and its paths")
             if self.rule != "qrels" and found is not None:
                 raise ValueError(f"'{part}' belongs to the rule 'qrels', and the rule is '{self.rule}'")
-        if self.rule == "documents" and self.eval_fraction:
-            raise ValueError(
-                f"eval_fraction is {self.eval_fraction:g}, but documents without queries make no evaluation "
-                "task; hold out another dataset"
-            )
         if self.negative_grade >= self.positive_grade:
             raise ValueError(
                 f"negative_grade ({self.negative_grade:g}) must be below positive_grade ({self.positive_grade:g})"

@@ -216,13 +216,19 @@ def _conflicts_without_retrieval(training: TrainingSection) -> Iterator[str]:
 
 def _synthesis_conflicts(recipe: Recipe) -> Iterator[str]:
     names = [dataset.name for dataset in recipe.datasets]
-    bare = [dataset.name for dataset in recipe.datasets if dataset.rule == "documents"]
-    if bare and not (recipe.synthesis.is_on and recipe.synthesis.query_rows):
-        yield (
-            f"datasets: '{bare[0]}' has documents and no queries, and synthesis.query_rows is "
-            f"{recipe.synthesis.query_rows} (endpoint '{recipe.synthesis.endpoint}'); name an endpoint that writes "
-            "queries for them and how many, or take the dataset out"
-        )
+    bare = [dataset for dataset in recipe.datasets if dataset.rule == "documents"]
+    writes = recipe.synthesis.is_on and recipe.synthesis.query_rows
+    # beside others it may be there to be searched
+    alone = not any(dataset.trains for dataset in recipe.datasets if dataset not in bare)
+    for dataset in [] if writes else bare:
+        if alone or dataset.eval_fraction:
+            yield (
+                f"datasets: '{dataset.name}' has documents and no queries, and synthesis.query_rows is "
+                f"{recipe.synthesis.query_rows} (endpoint '{recipe.synthesis.endpoint}'); name an endpoint that writes "
+                "queries for them and how many, or take "
+                + ("the dataset out" if alone else f"its eval_fraction ({dataset.eval_fraction:g}) out")
+            )
+            return
     wanted = ("paraphrase_rows", "augment_rows", "hard_negative_rows", "query_rows")
     if recipe.synthesis.is_on and not any(getattr(recipe.synthesis, name) for name in wanted):
         yield f"synthesis: an endpoint is named, and {', '.join(wanted)} are all 0; say how much it writes"
@@ -264,7 +270,20 @@ def parse_recipe(content: Mapping[str, Any], *, place: str, folder: str = "") ->
 
     It lies in ``folder``; default: the working directory.
     """
-    return _with_share(parse_section(Recipe, content, place=place)).in_folder(folder)
+    recipe = _with_chunks(_with_share(parse_section(Recipe, content, place=place)))
+    return recipe.in_folder(folder)
+
+
+def _with_chunks(recipe: Recipe) -> Recipe:
+    """Documents are cut to what the model reads; a part of it is left for the headings above a chunk."""
+    tokens = max(1, int(CHUNK_SHARE * recipe.model.max_document_tokens))
+    datasets = [
+        one.model_copy(update={"chunk_tokens": tokens})
+        if one.reader == "documents" and one.chunk_tokens is None
+        else one
+        for one in recipe.datasets
+    ]
+    return recipe.model_copy(update={"datasets": type(recipe.datasets)(datasets)})
 
 
 def _with_share(recipe: Recipe) -> Recipe:

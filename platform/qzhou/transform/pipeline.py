@@ -63,6 +63,7 @@ NO_PART_OF_A_ROW = {
     "query_prefix",
     "document_prefix",
     "license",
+    "index",
 }
 
 
@@ -91,7 +92,7 @@ def transform(recipe: Recipe, task_texts: TaskTexts | None = None) -> Manifest:
     for module in raw.modules.values():
         ray.cloudpickle.register_pickle_by_value(module)  # it need not be installed on workers
     datasets = [one.model_dump(exclude=NO_PART_OF_A_ROW) for one in recipe.datasets]
-    counts_tokens = any(one.max_tokens for one in recipe.datasets)
+    counts_tokens = any(one.max_tokens or one.chunk_tokens for one in recipe.datasets)
     stage = Stage(
         name="transform",
         settings={

@@ -23,6 +23,7 @@ from qzhou.config.dataset import Format
 from qzhou.errors import DataError, QzhouError, first_line
 from qzhou.transform.reading.columns import RejectedRow, Row, as_text, decoded, exploded, steps_of
 from qzhou.transform.reading.csv_rows import csv_rows
+from qzhou.transform.reading.documents import chunk_rows, document_rows
 from qzhou.transform.reading.encodings import encoding_of
 from qzhou.transform.reading.files import DAMAGE, InputFile, damage_message, open_bytes, open_raw
 from qzhou.transform.reading.hub import hf_rows
@@ -41,9 +42,10 @@ NOT_JSON = {
 }
 
 
-def read_part(form: Format, part: FilePart, custom: CustomReader | None = None) -> Rows:
+def read_part(form: Format, part: FilePart, custom: CustomReader | None = None, backbone: str = "") -> Rows:
     """The rows of one part of the input, constants included.
 
+    ``backbone`` is the model whose tokens measure chunks; without one they are estimated.
     ``custom`` is the function that ``reader = "module:function"`` names. It is called with
     each file, open in binary mode and unpacked, and with ``reader_options``; see
     :func:`reads_together`.
@@ -54,6 +56,8 @@ def read_part(form: Format, part: FilePart, custom: CustomReader | None = None) 
     rows = _rows(form, part, custom)
     if form.explode:
         rows = (element for row in rows for element in _elements(form, row))
+    if form.chunk_tokens:
+        rows = (piece for row in rows for piece in chunk_rows(form, row, form.chunk_tokens, backbone))
     if form.constants:
         rows = (row if isinstance(row, RejectedRow) else row | form.constants for row in rows)
     return rows
@@ -88,6 +92,8 @@ def _file_rows(form: Format, file: InputFile, part: FilePart, custom: CustomRead
         return csv_rows(form, file)
     if form.reader == "json":
         return _json_rows(form, file)
+    if form.reader == "documents":
+        return document_rows(form, file)
     if form.reader == "parquet":
         return _parquet_rows(file, part)
     assert custom is not None, form.reader

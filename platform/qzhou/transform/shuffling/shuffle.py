@@ -226,7 +226,7 @@ def _read(layout: Layout, dataset: Dataset, role: str, files: FilePart) -> Itera
     """The rows of raw files; what is wrong with them is said with the dataset's name."""
     form = format_of(dataset, role)
     try:
-        yield from read_part(form, files, layout.readers.get(form.reader))
+        yield from read_part(form, files, layout.readers.get(form.reader), layout.recipe.model.backbone)
     except DataError as error:
         raise DataError(f"dataset '{dataset.name}': {error}") from None
 
