@@ -74,6 +74,32 @@ keep = click.option(
 )
 
 
+@cli.command("init")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@flag("--name", "Of the run and of the recipe's file; default: of the first path.", metavar="NAME")
+@flag("--output", "The recipe's file; default: NAME.toml.", metavar="FILE")
+@flag("--query", "The column of queries, where the guess is wrong.", metavar="COLUMN")
+@flag("--positive", "The column of their answers.", metavar="COLUMN")
+@flag("--text", "The column of texts with labels.", metavar="COLUMN")
+@flag("--label", "The column of labels.", metavar="COLUMN")
+@flag("--backbone", "Instead of one that this machine can train.", metavar="MODEL")
+@flag("--endpoint", "Of a language model that writes queries for documents.", metavar="URL")
+@flag("--model", "Its name there.", metavar="NAME")
+def init(paths: Sequence[str], **options: Any) -> None:
+    """Look at data and write a recipe for it.
+
+    A PATH is a folder of documents (.md, .rst, .txt, .html, .pdf, .docx), a file or folder of
+    CSV, TSV, JSON, JSON lines or Parquet, or a folder as BEIR has them. What was found is
+    printed with examples; flags correct what was guessed wrongly.
+    """
+    from qzhou.cli.init import InitOptions, init
+
+    given = {name: value for name, value in options.items() if value is not None}
+    names = ("query", "positive", "text", "label")
+    columns: dict[str, str] = {name: given.pop(name) for name in names if name in given}
+    click.echo(init(paths, InitOptions(columns=columns, **given)))
+
+
 @on_recipe("run", tables=ALL)
 @keep
 def run(recipe: Recipe) -> None:

@@ -249,6 +249,9 @@ def _evaluation_conflicts(recipe: Recipe) -> Iterator[str]:
             yield f"evaluation.instructions: '{name}' is no task that is judged: evaluation.tasks is empty"
 
 
+CHUNK_SHARE = 0.8  # of what the model reads of a document
+
+
 class _CommandLine(BaseSettings, Recipe):  # type: ignore[misc]  # both set model_config
     """The recipe as pydantic-settings wants it, to make a flag of every dotted key."""
 

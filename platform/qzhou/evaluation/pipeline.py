@@ -15,7 +15,7 @@ from qzhou.evaluation.judge.workers import MakeEvaluator, make_evaluator
 from qzhou.evaluation.report import PAGE, write_report
 from qzhou.evaluation.scoring import score_run
 from qzhou.evaluation.settings_check import refuse_changed_settings
-from qzhou.run.files import EVALUATION, TRAINING_STAGE2, TRANSFORM, RunFiles
+from qzhou.run.files import EVALUATION, SYNTHESIS, TRAINING_STAGE2, TRANSFORM, RunFiles
 from qzhou.run.model_card import write_model_card
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
@@ -63,6 +63,7 @@ def evaluate(
         settings=_settings(run.recipe),
         inputs={
             "transform": run.manifest(TRANSFORM).fingerprint,
+            "synthesis": run.manifest(SYNTHESIS).fingerprint,
             "stage2": run.manifest(TRAINING_STAGE2).fingerprint,
             "backbone": weights_fingerprint(recipe.model.backbone),
             **{source: weights_fingerprint(source) for source in recipe.evaluation.models},

@@ -37,8 +37,15 @@ MINING_REPORT = f"{MINING}/report.json"
 METRICS = {name: f"{folder}/metrics.jsonl" for name, folder in TRAINING_STAGES.items()}
 COMPARISON, DIAGNOSIS = f"{EVALUATION}/comparison.json", f"{EVALUATION}/diagnosis.json"
 SCORES = f"{EVALUATION}/scores"
+HELD_OUT_DOCUMENTS = f"{TRANSFORM}/held_out_documents"  # of datasets whose queries are written
 
 Content = Mapping[str, Any]
+
+
+def held_out_places(run: Folder, task: str, dataset: str) -> tuple[Folder, Folder]:
+    """The folders of a dataset's held-out examples: as they came, and with queries that an LLM has written."""
+    transform, synthesis = (run / stage / "held_out" / task / dataset for stage in (TRANSFORM, SYNTHESIS))
+    return transform, synthesis
 
 
 def _json_file(name: str) -> cached_property[Content]:

@@ -8,11 +8,13 @@ import ray
 from qzhou.cluster.ray_data import PartSource, backpressure, read_for_actors
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
+from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder, row_count
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import DataError
+from qzhou.run.files import HELD_OUT_DOCUMENTS
 from qzhou.run.run import Run, Stage
 from qzhou.serving.index import ENCODED, EncodePart, Part, assemble, read_part
 from qzhou.telemetry.progress import progress
@@ -37,7 +39,7 @@ def index(recipe: Recipe) -> Manifest:
                     "max_document_tokens": settings.max_document_tokens,
                     "encodes_in": settings.encodes_in,
                     "arithmetic": settings.arithmetic,
-                    "prompts": {one.name: one.prompt.document_prefix for one in recipe.datasets},
+                    "prompts": {one.name: one.prompt.document_prefix for one in searched(recipe)},
                 },
                 inputs={"transform": transform.fingerprint, "model": model.fingerprint},
                 code_of=("qzhou.serving.indexing",),
@@ -74,11 +76,19 @@ def _indexed(run: Run, folder: Folder) -> Mapping[str, int]:
 
 
 def _parts(run: Run) -> list[Part]:
-    prompts = {one.name: one.prompt.document_prefix for one in run.recipe.datasets}
-    corpora = run.folder / "transform" / "corpora"
+    chosen = searched(run.recipe)
     return [
-        Part(corpora / name, file, prompts[name])
-        for name in corpora.folders()
-        if name in prompts
-        for file in (corpora / name).files(".parquet")
+        Part(folder / one.name, file, one.prompt.document_prefix)
+        for one in run.recipe.datasets
+        if one in chosen
+        for folder in (run.folder / "transform" / "corpora", run.folder / HELD_OUT_DOCUMENTS)
+        for file in (folder / one.name).files(".parquet")
     ]
+
+
+def searched(recipe: Recipe) -> list[Dataset]:
+    """The datasets whose documents are to be found: where some are documents and nothing else, these."""
+    retrieval = [one for one in recipe.datasets if one.task == "retrieval"]
+    documents = [one for one in retrieval if one.rule == "documents"]
+    default = documents or retrieval
+    return [one for one in retrieval if (one in default if one.index is None else one.index)]

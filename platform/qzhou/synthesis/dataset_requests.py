@@ -15,9 +15,17 @@ from qzhou.data.records import (
     Task,
     normalized_text,
 )
-from qzhou.data.storage import Folder, count_rows, read_records, read_table, table_of, write_table
+from qzhou.data.storage import Folder, count_rows, read_records, read_table, table_of, write_records, write_table
+from qzhou.run.files import HELD_OUT_DOCUMENTS
 from qzhou.run.run import Run
-from qzhou.synthesis.generation import SynthesisResult, asked_texts, corpus_requests, example_requests, merge
+from qzhou.synthesis.generation import (
+    SynthesisResult,
+    asked_texts,
+    corpus_requests,
+    dropped_record,
+    example_requests,
+    merge,
+)
 from qzhou.synthesis.parsing import SeedExample
 from qzhou.synthesis.report import Report
 from qzhou.synthesis.techniques import SynthesisRequest
@@ -35,6 +43,7 @@ class DatasetRequests:
     name: str
     requests: tuple[SynthesisRequest, ...] = ()
     documents: tuple[Document, ...] = ()
+    held_out: frozenset[str] = frozenset()  # ids of those documents whose queries are for evaluation
 
 
 def dataset_requests(run: Run) -> Iterator[DatasetRequests]:
@@ -67,7 +76,17 @@ def _requests(run: Run, task: Task, name: str, held_out: frozenset[str] | None) 
     corpus = _documents_to_ask_for(run, name, held_out)
     max_tokens = run.recipe.model.max_document_tokens
     documents, queries = corpus_requests(corpus, name, settings, seed=seed, max_tokens=max_tokens)
-    return DatasetRequests(task=task, name=name, requests=requests + queries, documents=documents)
+    unseen = read_records(run.folder / HELD_OUT_DOCUMENTS / name, Document)
+    count = run.recipe.evaluation.max_queries
+    asked = settings.model_copy(update={"query_rows": count, "queries_per_row": 1})
+    judged, for_evaluation = corpus_requests(unseen, name, asked, seed=seed, max_tokens=max_tokens)
+    return DatasetRequests(
+        task=task,
+        name=name,
+        requests=requests + queries + for_evaluation,
+        documents=documents + judged,
+        held_out=frozenset(one.id for one in judged),
+    )
 
 
 def _documents_to_ask_for(run: Run, name: str, held_out: frozenset[str]) -> Iterator[Document]:
@@ -88,7 +107,7 @@ class HeldOutTexts:
     """Normalised texts of what is held out: what is asked or classified, and what answers it."""
 
     asked: frozenset[str]
-    documents: frozenset[str]
+    documents: frozenset[str]  # without those that get queries of their own
 
 
 def held_out_texts(run: Run) -> HeldOutTexts:
@@ -134,6 +153,7 @@ def write_dataset(
 ) -> tuple[Counter[str], list[Drop]]:
     """Write one dataset; returns its row counts and drops. Files of which no example changes are linked."""
     record_type = EXAMPLE_TYPES[dataset.task]
+    result = _without_evaluation(folder, dataset, result)
     source = run.folder / "transform" / "examples" / dataset.task / dataset.name
     target = folder / "examples" / dataset.task / dataset.name
     if not dataset.requests:
@@ -151,8 +171,30 @@ def write_dataset(
         write_table(target, NEW_EXAMPLES, table_of(merged.new, record_type))
     counts = Counter(examples=sum(map(len, ids.values())) + len(merged.new))
     counts.update(f"by {one.request.technique}" for one in merged.kept.records)
+    counts["for evaluation"] = count_rows(folder / "held_out" / dataset.task / dataset.name)
     report.add(merged.kept)
     return counts, merged.kept.dropped
+
+
+def _without_evaluation(folder: Folder, dataset: DatasetRequests, result: SynthesisResult) -> SynthesisResult:
+    """The records that are trained on; those for evaluation are written. No query is on both sides."""
+    if not dataset.held_out:
+        return result
+    judged = [one.record for one in result.records if one.request.example_id in dataset.held_out]
+    examples = [one for one in judged if isinstance(one, RetrievalExample)]
+    target = folder / "held_out" / dataset.task / dataset.name
+    write_records(target, examples, RetrievalExample)
+    queries = {normalized_text(one.query) for one in examples}
+    trained = SynthesisResult(dropped=list(result.dropped))
+    for one in result.records:
+        if one.request.example_id in dataset.held_out:
+            continue
+        if isinstance(one.record, RetrievalExample) and normalized_text(one.record.query) in queries:
+            detail = "its query is asked for evaluation, too"
+            trained.dropped.append(dropped_record(one, "in_held_out", detail))
+        else:
+            trained.records.append(one)
+    return trained
 
 
 def _examples(run: Run, task: Task, name: str) -> Iterator[Example]:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +42,14 @@ from qzhou.synthesis.dataset_requests import (
 )
 from qzhou.synthesis.embedding_scores import TEXTS, EmbeddingScorer, texts_to_score
 from qzhou.synthesis.filters import Scores, refused_by_scores
-from qzhou.synthesis.generation import Results, SynthesisResult, check_relevance, dropped_record, generate
+from qzhou.synthesis.generation import (
+    Results,
+    SynthesisResult,
+    SyntheticRecord,
+    check_relevance,
+    dropped_record,
+    generate,
+)
 from qzhou.synthesis.ledger import Ledger
 from qzhou.synthesis.llm_worker import LLMWorker, result_from_json
 from qzhou.synthesis.local_server import LocalServer, with_addresses
@@ -97,7 +104,7 @@ def _work(run: Run, folder: Folder) -> dict[str, int]:
     settings = run.recipe.synthesis
     if not settings.is_on:
         log_event("synthesis: off (synthesis.endpoint is empty); examples pass through", "synthesis_off")
-    for name in ("examples", "dropped"):
+    for name in ("examples", "held_out", "dropped"):
         # An earlier attempt may have left more files than this one writes.
         (folder / name).delete()
     ledger, report = Ledger(), Report(settings, seed=run.recipe.run.seed)
@@ -176,7 +183,10 @@ def _synthesized(
     with session(resources_for(run.recipe, "synthesis")), _local_servers(settings) as reachable:
         sender.use(reachable)
         result = generate(requests, seeds, sender.send, settings, ledger)
-        result = compared.filtered(result, {one.name: one.task for one in group})
+        judged = {(one.name, identity) for one in group for identity in one.held_out}
+        result = _filtered(
+            result, judged, functools.partial(compared.filtered, tasks={one.name: one.task for one in group})
+        )
         if settings.filters.scores and result.records:
             result = _filtered_by_scores(with_arithmetic(run).recipe, result, report)
         if settings.filters.relevance_check and result.records:
@@ -189,6 +199,18 @@ def _synthesized(
     for drop in result.dropped:
         results[drop.dataset].dropped.append(drop)
     return results
+
+
+def _filtered(
+    result: SynthesisResult, judged: Collection[tuple[str, str]], keep: Callable[[SynthesisResult], SynthesisResult]
+) -> SynthesisResult:
+    """What ``keep`` leaves of the records that are trained on, and the others, which are for evaluation."""
+    sides: tuple[list[SyntheticRecord], list[SyntheticRecord]] = ([], [])
+    for one in result.records:
+        sides[(one.request.dataset, one.request.example_id) in judged].append(one)
+    kept = keep(SynthesisResult(records=sides[False], dropped=result.dropped))
+    kept.records += sides[True]
+    return kept
 
 
 @contextlib.contextmanager

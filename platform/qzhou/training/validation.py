@@ -17,6 +17,7 @@ from qzhou.data.prompts import Prompt
 from qzhou.data.records import RetrievalExample, normalized_text, stable_id
 from qzhou.data.storage import Folder, read_records
 from qzhou.encoder.encoder import token_ids
+from qzhou.run.files import held_out_places
 from qzhou.training.engine import Engine
 from qzhou.training.gradient_cache import embed
 from qzhou.training.sharding import ShardedBatch, shard_batch
@@ -84,9 +85,9 @@ class Validation:
 
 def held_out_examples(recipe: Recipe, run_folder: Folder) -> list[tuple[Prompt, RetrievalExample]]:
     """The retrieval examples that no stage trains on, with their prompts."""
-    parent = run_folder / "transform" / "held_out" / "retrieval"
     return [
         (dataset.prompt.with_instruction(one.instruction), one)
         for dataset in recipe.datasets
-        for one in read_records(parent / dataset.name, RetrievalExample)
+        for place in held_out_places(run_folder, "retrieval", dataset.name)
+        for one in read_records(place, RetrievalExample)
     ]

@@ -155,6 +155,10 @@ def _say_what_was_seen(raw: RawInputs) -> None:
             f"transform: {name}: rows with the same query and positives become one example with all their negatives"
         )
         log_event(line, "rows_are_merged", dataset=name)
+    for name, others in sorted(raw.no_documents.items()):
+        held = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
+        line = f"transform: {name}: {others.total()} files are no documents and are left out: {held}"
+        log_event(line, "no_documents", dataset=name, files=dict(others))
     for name, files in sorted(raw.without_negatives.items()):
         where = f"{files[0]}{f' and {len(files) - 1} others' if len(files) > 1 else ''}"
         line = (

@@ -15,7 +15,7 @@ from qzhou.data.documents.extract import FENCE, HEADING, plain
 
 FULL_SHARE = 0.6  # a chunk that is so full ends at the next good place
 CHARS_PER_TOKEN = 4  # where no tokenizer is at hand
-WORDS_OF_A_NAME = 3  # a heading of fewer is asked for with the heading above it
+WORDS_OF_A_NAME = 3  # a heading of no more is asked for with the heading above it
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n{2,}")
 LONGEST_SENTENCE = 200  # characters; a longer one is no query
 SHORTEST_SENTENCE = 12
@@ -70,6 +70,8 @@ def chunks(
     for place, piece in splitter.chunk_indices(text):
         headings = outline.at(place)
         query, body = _query(piece, headings, is_new=headings not in seen)
+        if not body:  # headings alone, which the next chunk stands under
+            continue
         seen.add(headings)
         found.append(Chunk(len(found), headings, piece, query, body))
     return found
@@ -99,19 +101,27 @@ class _Outline:
         return self._paths[number] if number >= 0 else self._title
 
 
+def _asked_for(headings: Sequence[str]) -> str:
+    """The innermost heading, with those above it as far as it would be too short alone."""
+    names = [headings[-1]]
+    for above in reversed(headings[:-1]):
+        if sum(len(name.split()) for name in names) > WORDS_OF_A_NAME:
+            break
+        names.append(above)
+    return ": ".join(reversed(names))
+
+
 def _query(piece: str, headings: Sequence[str], *, is_new: bool) -> tuple[str, str]:
     """What a chunk answers by its structure, and the rest of it."""
     body = piece
     while match := HEADING.match(body):
         body = body[match.end() :].lstrip()
     if is_new and headings and body:
-        name = headings[-1]
-        if len(headings) > 1 and len(name.split()) < WORDS_OF_A_NAME:
-            name = f"{headings[-2]}: {name}"
-        return name, body
+        return _asked_for(headings), body
     for sentence in SENTENCE_END.split(body, maxsplit=1)[:1]:
         rest = body[len(sentence) :].strip()
         shown = plain(sentence)
-        if rest and SHORTEST_SENTENCE <= len(shown) <= LONGEST_SENTENCE and not sentence.startswith(("```", "|", "~~~")):
+        is_prose = sentence[:1].isalnum() and SHORTEST_SENTENCE <= len(shown) <= LONGEST_SENTENCE
+        if rest and is_prose:
             return shown, rest
     return "", body

@@ -26,7 +26,7 @@ HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
 FENCE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
-class UnreadableDocument(Exception):
+class DocumentError(Exception):
     """A file that gives no text; ``reason`` is a word for counts."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -51,24 +51,24 @@ def extract(name: str, content: bytes) -> Extracted:
     """The text of a file, read as its name ends.
 
     Raises:
-        UnreadableDocument: It is none of the known kinds, is damaged, is encrypted, or holds no text.
+        DocumentError: It is none of the known kinds, is damaged, is encrypted, or holds no text.
     """
     if _suffix(name) not in EXTRACTORS:
         known = ", ".join(sorted(EXTRACTORS))
-        raise UnreadableDocument("no_document", f"'{_suffix(name)}' is none of {known}")
+        raise DocumentError("no_document", f"'{_suffix(name)}' is none of {known}")
     if len(content) > MOST_BYTES:
         size = f"{len(content) / 2**20:,.0f} MiB"
-        raise UnreadableDocument("document_too_large", f"{size}; documents of {MOST_BYTES // 2**20} MiB are read")
+        raise DocumentError("document_too_large", f"{size}; documents of {MOST_BYTES // 2**20} MiB are read")
     try:
         found = EXTRACTORS[_suffix(name)](content)
-    except UnreadableDocument:
+    except DocumentError:
         raise
     except Exception as error:  # noqa: BLE001 - parsers meet anything here
         line = (str(error).splitlines() or [""])[0]
-        raise UnreadableDocument("damaged_document", f"{type(error).__name__}: {line}") from None
+        raise DocumentError("damaged_document", f"{type(error).__name__}: {line}") from None
     text = _tidy(found.text)
     if not text:
-        raise UnreadableDocument("no_text", "no text in it; scanned pages need OCR first")
+        raise DocumentError("no_text", "no text in it; scanned pages need OCR first")
     return Extracted(" ".join(found.title.split()) or first_heading(text), text)
 
 
@@ -106,10 +106,10 @@ def _decoded(content: bytes) -> str:
 
         best = from_bytes(content).best()
         if best is None:
-            raise UnreadableDocument("unknown_encoding", "its bytes are text of no known encoding") from None
+            raise DocumentError("unknown_encoding", "its bytes are text of no known encoding") from None
         text = str(best)
     if "\0" in text:
-        raise UnreadableDocument("no_text", "it holds zero bytes, so it is no text")
+        raise DocumentError("no_text", "it holds zero bytes, so it is no text")
     return text
 
 
@@ -118,7 +118,9 @@ def _markdown(content: bytes) -> Extracted:
     matter = FRONT_MATTER.match(text)
     title = re.search(r"^title:[ \t]*(.+)$", matter[1], re.MULTILINE) if matter else None
     body = text[matter.end() :] if matter else text
-    return Extracted(title[1].strip().strip("\"'") if title else "", re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL))
+    return Extracted(
+        title[1].strip().strip("\"'") if title else "", re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
+    )
 
 
 def _text(content: bytes) -> Extracted:
@@ -145,7 +147,9 @@ def _html_to_markdown(soup: Any) -> str:
         linked = sum(len(link.get_text(strip=True)) for link in links)
         if len(links) >= MENU_LINKS and linked > MENU_SHARE * len(element.get_text(strip=True)):
             element.decompose()
-    converter = MarkdownConverter(heading_style="ATX", strip=["a"], escape_underscores=False, escape_asterisks=False)
+    converter = MarkdownConverter(
+        heading_style="ATX", strip=["a"], escape_underscores=False, escape_asterisks=False
+    )
     return str(converter.convert_soup(root))
 
 
@@ -177,7 +181,7 @@ def _register_unknown(text: str) -> None:
 
     english = languages.get_language("en")
 
-    class Content(Directive):
+    class Content(Directive):  # type: ignore[misc]  # docutils has no types
         """A directive whose content is text like any other."""
 
         has_content, optional_arguments, final_argument_whitespace = True, 100, True
@@ -188,7 +192,7 @@ def _register_unknown(text: str) -> None:
             self.state.nested_parse(self.content, self.content_offset, node)
             return [node]
 
-    class Nothing(Directive):
+    class Nothing(Directive):  # type: ignore[misc]
         """A directive that is about files and not about the reader."""
 
         has_content, optional_arguments, final_argument_whitespace = True, 100, True
@@ -221,7 +225,7 @@ def _pdf(content: bytes) -> Extracted:
 
     reader = pypdf.PdfReader(io.BytesIO(content))
     if reader.is_encrypted and not reader.decrypt(""):
-        raise UnreadableDocument("encrypted_document", "it needs a password")
+        raise DocumentError("encrypted_document", "it needs a password")
     title = str((reader.metadata.title if reader.metadata else "") or "")
     return Extracted(title, "\n\n".join(_joined_lines(page.extract_text() or "") for page in reader.pages))
 

@@ -36,9 +36,15 @@ TASK_TYPES: Mapping[str, tuple[type, str]] = {
 
 
 def retrieval_task(
-    name: str, examples: Sequence[RetrievalExample], *, max_queries: int, max_documents: int, seed: int
+    name: str,
+    examples: Sequence[RetrievalExample],
+    others: Iterable[str] = (),
+    *,
+    max_queries: int,
+    max_documents: int,
+    seed: int,
 ) -> Any:
-    """Queries that must find their positives among the positives of all examples.
+    """Queries that must find their positives among the positives of all examples, and among ``others``.
 
     Queries with the same text are one query with all their positives. A hash draws the
     sample of queries. Relevant documents always stay, and others fill the corpus up to
@@ -53,9 +59,10 @@ def retrieval_task(
         own.update({normalized_text(positive): positive for positive in example.positives})
     queries = _sampled(list(relevant_of), max_queries, seed)
     corpus = {key: text for query in queries for key, text in relevant_of[query].items()}
-    others = {key: text for own in relevant_of.values() for key, text in own.items() if key not in corpus}
-    filled = _sampled(list(others), max(0, max_documents - len(corpus)), seed)
-    corpus |= {key: others[key] for key in filled}
+    further = {key: text for own in relevant_of.values() for key, text in own.items()}
+    further |= {normalized_text(text): text for text in others}
+    filled = _sampled([key for key in further if key not in corpus], max(0, max_documents - len(corpus)), seed)
+    corpus |= {key: further[key] for key in filled}
     qrels = {stable_id("q", query): {stable_id("d", key): 1 for key in relevant_of[query]} for query in queries}
     return _retrieval(
         name,

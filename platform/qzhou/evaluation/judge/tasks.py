@@ -14,7 +14,7 @@ from qzhou.evaluation.comparison import PUBLISHED
 from qzhou.evaluation.judge import local_tasks
 from qzhou.evaluation.judge.mteb_tasks import corpora, named_tasks, parts_of, same_task, texts_of
 from qzhou.evaluation.judge.task_scores import EvalTask
-from qzhou.run.files import TRANSFORM
+from qzhou.run.files import HELD_OUT_DOCUMENTS, TRANSFORM, held_out_places
 
 SETTING = "evaluation.tasks"
 BUILDERS: Mapping[TaskKind, Callable[..., Any]] = {
@@ -23,6 +23,7 @@ BUILDERS: Mapping[TaskKind, Callable[..., Any]] = {
     "classification": local_tasks.classification_task,
     "clustering": local_tasks.clustering_task,
 }
+SYNTHETIC = "synthetic"  # ends the names of tasks whose queries are no people's
 UNKNOWN_CHARS = 10_000_000  # assumed for a task of mteb that does not declare its size
 
 
@@ -50,8 +51,9 @@ def eval_tasks(recipe: Recipe, run_folder: Folder) -> tuple[list[EvalTask], dict
 
 
 def task_name(dataset: Dataset, kind: TaskKind) -> str:
-    """The name of the dataset, for its further kinds of tasks followed by the kind."""
-    return dataset.name if kind == dataset.kinds[0] else f"{dataset.name}_{kind}"
+    """The name of the dataset, for its further kinds of tasks followed by the kind, and "synthetic" where it is."""
+    kinds = [] if kind == dataset.kinds[0] else [kind]
+    return "_".join([dataset.name, *kinds, *([SYNTHETIC] if dataset.has_written_queries else [])])
 
 
 def build_task(task: EvalTask, recipe: Recipe, run_folder: Folder) -> Any:
@@ -175,8 +177,16 @@ def _declared_size(task: Any) -> tuple[int, int]:
 
 
 def _held_out(dataset: Dataset, run_folder: Folder) -> Iterator[Any]:
-    place = run_folder / TRANSFORM / "held_out" / dataset.task / dataset.name
-    return read_records(place, EXAMPLE_TYPES[dataset.task])
+    for place in held_out_places(run_folder, dataset.task, dataset.name):
+        yield from read_records(place, EXAMPLE_TYPES[dataset.task])
+
+
+def _others(dataset: Dataset, run_folder: Folder) -> Iterator[str]:
+    """The documents beside those that held-out queries ask for, of a dataset that is a collection of documents."""
+    if dataset.has_written_queries:
+        for folder in (f"{TRANSFORM}/corpora", HELD_OUT_DOCUMENTS):
+            for one in read_records(run_folder / folder / dataset.name, Document):
+                yield one.text
 
 
 def _local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Folder) -> Any:
@@ -188,7 +198,7 @@ def _local_task(dataset: Dataset, kind: TaskKind, recipe: Recipe, run_folder: Fo
         return BUILDERS[kind](name, examples, max_rows=settings.max_rows, seed=seed)
     sizes = {"max_queries": settings.max_queries, "max_documents": settings.max_documents}
     if dataset.rule != "qrels":
-        return local_tasks.retrieval_task(name, examples, **sizes, seed=seed)
+        return local_tasks.retrieval_task(name, examples, _others(dataset, run_folder), **sizes, seed=seed)
     place = run_folder / TRANSFORM
     documents = read_records(place / "corpora" / dataset.name, Document)
     queries = list(read_records(place / "queries" / dataset.name, Query))

@@ -14,9 +14,11 @@ from types import ModuleType
 
 from qzhou.config.dataset import Dataset, Format
 from qzhou.config.recipe import Recipe
+from qzhou.data.documents.extract import EXTRACTORS, is_document
 from qzhou.data.records import digest
 from qzhou.errors import DataError, QzhouError
 from qzhou.transform.reading.columns import RejectedRow, Row, column_names, getter, path_lost
+from qzhou.transform.reading.documents import document_name
 from qzhou.transform.reading.encodings import detect_encodings
 from qzhou.transform.reading.files import InputFile, input_files, local_file
 from qzhou.transform.reading.hub import commit_of
@@ -43,6 +45,7 @@ class RawInputs:
         modules: The modules of those functions by name; tasks get them by value.
         merged: Datasets whose rows with the same query and positives become one example (``merge_rows``).
         without_negatives: Triplets -> those of their files that have none.
+        no_documents: Dataset of the reader documents -> ending of a file's name -> files that are left out.
     """
 
     files: dict[str, dict[str, list[InputFile]]] = field(default_factory=dict)
@@ -50,6 +53,7 @@ class RawInputs:
     modules: dict[str, ModuleType] = field(default_factory=dict)
     merged: set[str] = field(default_factory=set)
     without_negatives: dict[str, list[str]] = field(default_factory=dict)
+    no_documents: dict[str, Counter[str]] = field(default_factory=dict)
 
     def fingerprints(self) -> dict[str, str]:
         """Dataset -> digest of its files' versions; "readers" -> digest of the code of custom readers."""
@@ -188,11 +192,31 @@ def _inputs(dataset: Dataset, found: RawInputs) -> dict[str, list[InputFile]]:
         form = format_of(dataset, role)
         wanted = _wanted(dataset) if role == "rows" else _wanted_of(dataset, role)
         files = input_files(form) if form.paths else _files_of_reader(form, found)
+        if form.reader == "documents":
+            files = _documents_among(files, dataset, found)
         if form.reader == "hf":
             files = [replace(file, changed=commit_of(file.uri)) for file in files]
         inputs[role] = detect_encodings(form, files)
         _check_files(form, inputs[role], wanted, found.readers.get(form.reader))
     return inputs
+
+
+def _documents_among(files: Sequence[InputFile], dataset: Dataset, found: RawInputs) -> list[InputFile]:
+    """The files that are documents by their names; the others are counted."""
+    names = {file: document_name(file) for file in files}
+    others = Counter(
+        Path(name).suffix.lower() or "without ending" for name in names.values() if not is_document(name)
+    )
+    documents = [file for file, name in names.items() if is_document(name)]
+    if not documents:
+        held = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
+        raise DataError(
+            f"there is no document in {', '.join(dataset.paths)}: it holds {held}, and documents are files of "
+            f"{', '.join(sorted(EXTRACTORS))}."
+        )
+    if others:
+        found.no_documents[dataset.name] = others
+    return documents
 
 
 def _look_at_negatives(dataset: Dataset, found: RawInputs) -> None:

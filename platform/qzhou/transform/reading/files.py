@@ -17,7 +17,7 @@ import tarfile
 import zipfile
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
@@ -94,6 +94,8 @@ def input_files(form: Format) -> list[InputFile]:
         place = _expanded(pattern)
         address = re.fullmatch(r"(zip|tar)://(?P<members>.+?)::(?P<archive>.+)", place, re.DOTALL)
         archive = address["archive"] if address else place
+        if form.reader == "documents" and not address and _is_folder(archive):
+            archive = f"{archive.rstrip('/')}/**"
         matches = [one for alternative in _alternatives(archive) for one in _matches(alternative)]
         if not matches:
             raise DataError(_no_match(pattern, archive))
@@ -102,6 +104,27 @@ def input_files(form: Format) -> list[InputFile]:
             matches = [one for file in matches for one in _members(file, chosen, form.on_corrupt_file)]
         found |= dict.fromkeys(matches)
     return list(found)
+
+
+def _is_folder(place: str) -> bool:
+    """Whether a place names neither a pattern nor a file by its ending."""
+    if "://" not in place:
+        return Path(place).expanduser().is_dir()
+    return not re.search(r"[*?\[{]", place) and not PurePosixPath(place).suffix
+
+
+def path_below(form: Format, file: InputFile) -> str:
+    """A file's path below the folder that the format's paths name: the same on every machine."""
+    whole = "/".join(filter(None, (file.uri, file.member)))
+    roots = (re.split(r"[*?\[{]", _absolute(_expanded(path)))[0] for path in form.paths)
+    below = [whole.removeprefix(root).lstrip("/") for root in roots if whole.startswith(root)]
+    # of a file that is named itself, its name remains
+    shortest = min(below, key=len, default="") or PurePosixPath(whole).name
+    return shortest.encode("utf-8", "replace").decode()
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def local_file(path: Path) -> InputFile:
@@ -288,8 +311,7 @@ def _expanded(path: str) -> str:
 def _matches(pattern: str) -> list[InputFile]:
     if "://" not in pattern:
         # Workers may have another working directory.
-        start = str(Path(pattern).expanduser().absolute())
-        found = sorted(glob.glob(start, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        found = sorted(glob.glob(_absolute(pattern), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
         return [local_file(Path(path)) for path in found if Path(path).is_file()]
     try:
         filesystem, path, scheme = _filesystem(pattern)

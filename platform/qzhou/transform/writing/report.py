@@ -55,7 +55,9 @@ def summary_line(dataset: Dataset, counts: RowCounts, encodings: Mapping[str, in
     end = f", {counts.sampled_out:,} beyond {limit}" if counts.sampled_out else ""
     end += f"; dropped {', '.join(reasons)}" if reasons else ""
     if dataset.rule == "documents":
-        return f"transform: {dataset.name}: {counts.kept:,} documents{end}"
+        kept = f"{counts.kept:,} documents"
+        kept += f", {counts.held_out:,} held out" if counts.held_out else ""
+        return f"transform: {dataset.name}: {kept}{end}"
     examples = counts.written["examples"]
     kept = f"{examples:,} kept"
     if dataset.task == "retrieval" and counts.kept != examples:

@@ -11,6 +11,7 @@ from qzhou.config.dataset import Dataset
 from qzhou.data.overlap import TEXT_COLUMNS, Index
 from qzhou.data.records import EXAMPLE_TYPES, Document, Drop, Qrel, Query, stable_id
 from qzhou.data.storage import Folder, batched, schema_of, table_of, write_table
+from qzhou.run.files import HELD_OUT_DOCUMENTS, TRANSFORM
 from qzhou.transform.contamination.contamination_pass import SampleLimits, select_rows, write_overlap
 from qzhou.transform.conversion import read_candidates
 from qzhou.transform.deduplication.duplicates import DETAILS, DropReason
@@ -22,6 +23,7 @@ from qzhou.transform.writing.row_counts import RowCounts
 
 ROWS_PER_FILE = 20_000
 STEP = "write"
+HELD_OUT_FOLDER = HELD_OUT_DOCUMENTS.removeprefix(f"{TRANSFORM}/")
 
 
 def selected_candidates(layout: Layout, limits: Mapping[str, SampleLimits], shard: Shard) -> Iterator[pa.Table]:
@@ -67,9 +69,10 @@ def _write_piece(layout: Layout, piece: Piece, table: pa.Table, index: Index | N
     examples = _both_ways(training, dataset)
     if dataset.task == "retrieval" and dataset.rule != "qrels":
         _write_documents(layout, piece, dataset, examples)
-    if dataset.rule == "documents":  # without a query there is no example
-        examples = examples.slice(0, 0)
     plain = _records(held_out, dataset)
+    if dataset.rule == "documents":  # without a query there is no example
+        _write_held_out_documents(layout, piece, dataset, plain)
+        examples, plain = examples.slice(0, 0), plain.slice(0, 0)
     for folder, found in (("examples", examples), ("held_out", plain)):
         _write(layout.folder / folder / dataset.task / dataset.name, piece, found)
         counts.written[folder] = found.num_rows
@@ -156,6 +159,12 @@ def _write_documents(layout: Layout, piece: Piece, dataset: Dataset, examples: p
     write_partitions(
         layout.work / documents(dataset.name), f"{piece.file}.arrow", table_of(found, Document), numbers, count
     )
+
+
+def _write_held_out_documents(layout: Layout, piece: Piece, dataset: Dataset, examples: pa.Table) -> None:
+    texts = dict.fromkeys(pc.list_flatten(examples["positives"]).to_pylist())
+    found = [Document(id=stable_id(dataset.name, text), text=text) for text in texts]
+    _write(layout.folder / HELD_OUT_FOLDER / dataset.name, piece, table_of(found, Document))
 
 
 def _lengths(table: pa.Table, dataset: Dataset) -> dict[str, Counter[str]]:

@@ -1,0 +1,319 @@
+"""From paths to datasets of a recipe: which files belong together, how they are read, and what they become."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from qzhou.cli.init.samples import SHAPES_OF_LINES, NotUnderstood, Sample, aligned_sample, line_count, sample_of
+from qzhou.cli.init.shapes import Shape, shape_of
+from qzhou.config.dataset import Dataset, Format
+from qzhou.data.documents.extract import is_document
+from qzhou.data.records import Drop, Example
+from qzhou.errors import DataError
+from qzhou.transform.reading.columns import Row, as_text, getter
+from qzhou.transform.reading.files import input_files, local_file
+from qzhou.transform.reading.parts import FilePart
+from qzhou.transform.reading.readers import read_part
+from qzhou.transform.rules.candidates import Converter
+from qzhou.transform.rules.fields import GROUPED_BY, columns_of
+
+DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"}
+PACKED = {".gz", ".bz2", ".xz", ".zst"}
+ABOUT = re.compile(r"^(readme|license|licence|copying|changelog|authors|contributing)\b", re.IGNORECASE)
+HELD_OUT = re.compile(r"(^|[^a-z])(test|dev|val|valid|validation|eval|trial)([^a-z]|$)", re.IGNORECASE)
+TRAIN = re.compile(r"(^|[^a-z])train", re.IGNORECASE)
+MOST_FILES = 64  # of a folder that are opened
+EVAL_FRACTION = 0.1
+FEWEST_KEPT = 0.1  # of the sample's rows; below, the guess is wrong
+MAX_CHARS = 32_768
+LOOKED_AT = 24  # documents
+DOCUMENTS_HELD_OUT = 0.15
+SHORTEST_CHUNK = 60  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A dataset of the recipe.
+
+    Attributes:
+        dataset: The keys of its table, ``paths`` included.
+        evidence: What speaks for them.
+        files: That it reads.
+        size: Bytes of them.
+        examples: Some of what its first rows become.
+        kept, read: Of the rows that were looked at.
+        rows: In all files, about.
+        dropped: Reason -> rows.
+    """
+
+    dataset: Mapping[str, Any]
+    evidence: Sequence[str]
+    files: Sequence[str]
+    size: int = 0
+    examples: Sequence[Example] = ()
+    kept: int = 0
+    read: int = 0
+    rows: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+def sources_of(path: str, given: Mapping[str, str]) -> tuple[list[Source], list[str]]:
+    """The datasets that a path holds, and a line about each file that is none.
+
+    Args:
+        path: A file, a folder, or the name of a dataset on the Hugging Face hub.
+        given: Field of a rule -> column, as a person has named them.
+
+    Raises:
+        NotUnderstood: Nothing of it can be used; says why.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise NotUnderstood(f"'{path}' is not there, seen from {Path.cwd()}")
+    if place.is_file():
+        files = [place]
+    else:
+        files = sorted(one for one in place.rglob("*") if one.is_file() and not _is_hidden(one.relative_to(place)))
+    if not files:
+        raise NotUnderstood(f"'{path}' is an empty folder")
+    if place.is_dir():
+        if collection := _collection(place, files):
+            return collection, []
+        if _are_documents(files):
+            return [_documents(path, place, files)], []
+    found, refused = _of_files(place, files, given)
+    if not found and place.is_file() and is_document(place.name):
+        return [_documents(path, place, files)], []
+    if not found:
+        raise NotUnderstood("\n  ".join([f"nothing of '{path}' can be used:", *refused]))
+    return found, refused
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
+
+
+def _suffix(path: Path) -> str:
+    return next((one.lower() for one in reversed(path.suffixes) if one.lower() not in PACKED), "")
+
+
+def _are_documents(files: Sequence[Path]) -> bool:
+    """Whether a folder holds documents and no data."""
+    data = [one for one in files if _suffix(one) in DATA_SUFFIXES and not ABOUT.match(one.name)]
+    documents = [one for one in files if is_document(one.name) and not ABOUT.match(one.name)]
+    plain = [one for one in documents if _suffix(one) not in {".txt", ".text"}]
+    return len(documents) > 4 * len(data) and (bool(plain) or len(documents) > 8)
+
+
+def _documents(path: str, place: Path, files: Sequence[Path]) -> Source:
+    documents = [one for one in files if is_document(one.name)]
+    kinds = Counter(one.suffix.lower() for one in documents)
+    dataset = {"name": _name(place), "reader": "documents", "rule": "documents", "paths": [path.rstrip("/")]}
+    evidence = [
+        f"{len(documents)} documents ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
+    ]
+    others = Counter(one.suffix.lower() or "without ending" for one in files if not is_document(one.name))
+    if others:
+        held = ", ".join(f"{count} {kind}" for kind, count in others.most_common(6))
+        evidence.append(f"{others.total()} other files are left out ({held})")
+    return Source(dataset, evidence, [str(one) for one in documents], sum(one.stat().st_size for one in documents))
+
+
+def headings_of(source: Source, tokens: int) -> Source:
+    """The dataset that asks for chunks of documents by their headings and first sentences, with what becomes of some.
+
+    Args:
+        source: The documents.
+        tokens: Of a chunk.
+    """
+    own = source.dataset
+    dataset = {
+        "name": f"{own['name']}_headings",
+        "reader": "documents",
+        "rule": "title_body",
+        "paths": own["paths"],
+        "columns": {"query": "query", "positive": "body"},
+        "min_positive_chars": SHORTEST_CHUNK,
+        "eval_fraction": DOCUMENTS_HELD_OUT,
+    }
+    form = Format.model_validate({"reader": "documents", "paths": own["paths"], "chunk_tokens": tokens})
+    step = max(1, len(source.files) // LOOKED_AT)
+    looked_at = [local_file(Path(one)) for one in source.files[::step][:LOOKED_AT]]
+    rows = [row for row in read_part(form, FilePart(tuple(looked_at))) if isinstance(row, dict)]
+    if not rows:
+        raise NotUnderstood(f"none of the first {len(looked_at)} documents of '{own['paths'][0]}' holds text")
+    share = sum(one.size for one in looked_at) / max(1, source.size)
+    found = previewed(Source(dataset, ["headings, and first sentences where there are none"], source.files), rows)
+    return replace(found, rows=int(len(rows) / max(share, 1e-9)))
+
+
+def _collection(place: Path, files: Sequence[Path]) -> list[Source]:
+    """A folder of BEIR: corpus, queries and qrels by split."""
+    by_name = {one.name.split(".")[0]: one for one in files if ".jsonl" in one.name and one.parent == place}
+    qrels = sorted(one for one in files if one.parent.name == "qrels" and one.suffix == ".tsv")
+    if not {"corpus", "queries"} <= by_name.keys() or not qrels:
+        return []
+    first = qrels[0].read_text("utf-8").splitlines()[0].split("\t")
+    has_names = "query-id" in first
+    splits = {one.stem: one for one in qrels}
+    sources = []
+    for split, file in splits.items():
+        trains = split == "train" or len(splits) == 1
+        shown = _name(place) if trains else f"{_name(place)}_{split}"
+        dataset: dict[str, Any] = {
+            "name": shown,
+            "reader": "csv",
+            "rule": "qrels",
+            "paths": [str(file)],
+            "queries": {"reader": "jsonl", "paths": [str(by_name["queries"])]},
+            "corpus": {"reader": "jsonl", "paths": [str(by_name["corpus"])]},
+            "eval_fraction": 1.0 if not trains else 0.2,
+        }
+        if not has_names:
+            dataset["columns"] = {"query_id": "0", "document_id": "1", "grade": "2"}
+        size = sum(one.stat().st_size for one in (file, *by_name.values()))
+        evidence = ["corpus, queries and qrels, as BEIR has them"]
+        sources.append(Source(dataset, evidence, [str(file)], size))
+    return sources
+
+
+def _of_files(place: Path, files: Sequence[Path], given: Mapping[str, str]) -> tuple[list[Source], list[str]]:
+    """Files by how they are read and what they become; those of one kind are one dataset."""
+    groups: dict[tuple[str, str], list[tuple[Path, Sample, Shape]]] = defaultdict(list)
+    refused: list[str] = []
+    left: list[Path] = []
+    data = [one for one in files if not ABOUT.match(one.name)]
+    if len(data) > MOST_FILES:
+        refused.append(f"{len(data) - MOST_FILES} further files were not opened")
+    for file in data[:MOST_FILES]:
+        try:
+            for one in input_files(Format(reader="text", paths=(glob.escape(str(file)),))):  # members of an archive
+                sample = sample_of(one)
+                shape = shape_of(sample.rows, given)
+                reads = {name: value for name, value in sample.settings.items() if name != "encoding"}
+                key = repr((reads, shape.rule, shape.columns))
+                groups[str(file.parent), key].append((file, sample, shape))
+        except (NotUnderstood, DataError) as error:
+            refused.append(str(error).replace(f"{place}/", ""))
+            left += [file] if SHAPES_OF_LINES in str(error) else []
+    sources = []
+    for group in groups.values():
+        try:
+            sources += list(_split(place, group))
+        except NotUnderstood as error:
+            refused.append(str(error).replace(f"{place}/", ""))
+    if not sources:
+        sources = list(_aligned(place, left, given))
+        refused = [] if sources else refused
+    return _distinct(sources), refused
+
+
+def _split(place: Path, group: Sequence[tuple[Path, Sample, Shape]]) -> Iterator[Source]:
+    """A dataset of the files to train on, and one of those that their names keep for evaluation."""
+    kept_apart = [one for one in group if HELD_OUT.search(one[0].name) and not TRAIN.search(one[0].name)]
+    training = [one for one in group if one not in kept_apart]
+    if not training:
+        training, kept_apart = list(group), []
+    for chosen, fraction in ((training, EVAL_FRACTION if not kept_apart else 0.0), (kept_apart, 1.0)):
+        if chosen:
+            files, (_, sample, shape) = [one[0] for one in chosen], chosen[0]
+            if len({one[1].settings.get("encoding", "") for one in chosen}) > 1:
+                sample = replace(sample, settings={**sample.settings, "encoding": "detect"})
+            is_alone = (len(group) == 1 or place.is_file()) and not HELD_OUT.fullmatch(_name(files[0]))
+            name = _name(files[0] if is_alone else files[0].parent)
+            whole = replace(sample, total=sum(one[1].total for one in chosen))
+            yield _source(f"{name}_test" if fraction == 1.0 else name, files, whole, shape, fraction)
+
+
+def _source(name: str, files: Sequence[Path], sample: Sample, shape: Shape, fraction: float) -> Source:
+    dataset = {
+        "name": name,
+        "rule": shape.rule,
+        "paths": [str(one) for one in files],
+        **sample.settings,
+        "columns": dict(shape.columns),
+        **shape.more,
+        **({"eval_fraction": fraction} if fraction else {}),
+    }
+    size = sum(one.stat().st_size for one in files)
+    evidence = [*sample.evidence, shape.why]
+    source = Source(dataset, evidence, [str(one) for one in files], size, rows=sample.total)
+    return previewed(source, sample.rows)
+
+
+def previewed(source: Source, rows: Sequence[Row]) -> Source:
+    """The same with what its first rows become.
+
+    Raises:
+        NotUnderstood: Most of them become nothing, so the guess is wrong.
+    """
+    dataset = Dataset.model_validate(source.dataset)
+    convert = Converter(dataset, MAX_CHARS)
+    examples: list[Example] = []
+    dropped: Counter[str] = Counter()
+    kept = 0
+    for group in _grouped(dataset, rows):
+        candidate, drops = convert(group)
+        dropped.update(one.reason for one in drops if isinstance(one, Drop))
+        if candidate is not None:
+            kept += len(candidate.rows)
+            examples.append(candidate.example)
+    if kept < FEWEST_KEPT * len(rows):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(3))
+        raise NotUnderstood(
+            f"{source.files[0]}: as {dataset.rule} {len(rows) - kept} of {len(rows)} rows are dropped ({reasons})"
+        )
+    return replace(source, examples=examples, kept=kept, read=len(rows), dropped=dropped)
+
+
+def _grouped(dataset: Dataset, rows: Sequence[Row]) -> Iterable[list[Row]]:
+    """The rows of each example."""
+    if dataset.rule not in GROUPED_BY:
+        return ([row] for row in rows)
+    read = getter(columns_of(dataset)[GROUPED_BY[dataset.rule]])
+    keyed = sorted(((as_text(read(row)), place) for place, row in enumerate(rows)), key=lambda one: one[0])
+    return [[rows[place] for _, place in group] for _, group in groupby(keyed, key=lambda one: one[0])]
+
+
+def _aligned(place: Path, files: Sequence[Path], given: Mapping[str, str]) -> Iterator[Source]:
+    """Files of one folder whose lines belong together: as many in each, and names that begin alike."""
+    counts: dict[tuple[Path, int], list[Path]] = defaultdict(list)
+    for file in files:
+        counts[file.parent, line_count(local_file(file))].append(file)
+    for (folder, lines), group in counts.items():
+        if len(group) < 2 or lines < 2:
+            continue
+        inputs = [local_file(one) for one in group]
+        sample = aligned_sample(inputs)
+        shape = shape_of(sample.rows, given)
+        yield _source(_name(folder if place.is_dir() else place), group, sample, shape, EVAL_FRACTION)
+
+
+def _name(path: Path) -> str:
+    """A dataset's name made of a file's or folder's."""
+    return dataset_name(path.name.split(".")[0] if path.is_file() else path.resolve().name)
+
+
+def dataset_name(text: str) -> str:
+    """Words that may stand as a dataset's name."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "data"
+
+
+def _distinct(sources: Sequence[Source]) -> list[Source]:
+    """The same, no two of one name."""
+    seen: Counter[str] = Counter()
+    found = []
+    for one in sources:
+        name = one.dataset["name"]
+        seen[name] += 1
+        found.append(
+            one if seen[name] == 1 else replace(one, dataset={**one.dataset, "name": f"{name}_{seen[name]}"})
+        )
+    return found
