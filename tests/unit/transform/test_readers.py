@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from qzhou.config.dataset import Format
+from qzhou.data.encodings import detected_encoding
 from qzhou.errors import DataError, RecipeError
 from qzhou.transform.reading.columns import RejectedRow, column_names, exploded, getter, steps_of
 from qzhou.transform.reading.discovery import check_columns
-from qzhou.transform.reading.encodings import detect_encodings, detected_encoding
+from qzhou.transform.reading.encodings import detect_encodings
 from qzhou.transform.reading.files import InputFile, input_files
 from qzhou.transform.reading.hub import hf_dataset
 from qzhou.transform.reading.parts import SPLIT_BYTES, FilePart, file_parts

@@ -9,6 +9,7 @@ recipe_text.py  the file that is written
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from qzhou.cli.init.machine import Machine, Sizes, sizes_for, this_machine
 from qzhou.cli.init.recipe_text import recipe_text
 from qzhou.cli.init.samples import NotUnderstood
 from qzhou.cli.init.sources import DOCUMENTS_HELD_OUT, Source, dataset_name, headings_of, sources_of
-from qzhou.config.loading import read_toml
 from qzhou.config.recipe import parse_recipe
 from qzhou.data.records import Example, PairExample, RetrievalExample
 from qzhou.errors import DataError
@@ -76,17 +76,19 @@ def init(paths: Sequence[str], options: InitOptions, machine: Machine | None = N
     sizes = sizes_for(found, machine, options.backbone)
     synthesis = _synthesis(found, options)
     text = recipe_text(name, found, sizes, synthesis)
+    parse_recipe(tomllib.loads(text), place=str(output), folder=str(output.absolute().parent))
     output.write_text(text, "utf-8")
-    parse_recipe(read_toml(output, "recipe"), place=str(output), folder=str(output.absolute().parent))
     return "\n".join([*said, *_closing(output, found, machine, sizes, synthesis)])
 
 
 def _with_queries(source: Source, asks: bool) -> list[Source]:
     """Documents with what asks for them: a language model, or their own headings."""
-    if source.dataset["rule"] != "documents" or source.dataset["reader"] != "documents":
+    if source.dataset["rule"] != "documents":
         return [source]
     headings = headings_of(source, CHUNK_TOKENS)
-    dataset = {**source.dataset, "min_positive_chars": headings.dataset["min_positive_chars"]}
+    same = ("min_positive_chars", "chunk_tokens", "chunk_column")
+    dataset = {**source.dataset, **{name: headings.dataset[name] for name in same if name in headings.dataset}}
+    dataset.pop("eval_fraction", None)
     if not asks:
         return [replace(source, dataset=dataset, rows=headings.rows), headings]
     dataset["eval_fraction"] = DOCUMENTS_HELD_OUT

@@ -23,6 +23,8 @@ COMMENTS: Mapping[str, str] = {
     "labels": "label of the file = one that is known",
     "split_by": "rows that share it are on one side of the split",
     "eval_fraction": "share that is kept for judging and never trained on",
+    "chunk_tokens": "longer texts are cut into pieces of so many",
+    "chunk_column": "the column that is cut",
     "min_positive_chars": "shorter pieces are left out",
     "max_columns": "the last column takes the rest of the line",
     "queries": "the texts that are asked with",

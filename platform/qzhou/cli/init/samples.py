@@ -13,9 +13,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from qzhou.config.dataset import Format
+from qzhou.data.encodings import detected_encoding
 from qzhou.errors import DataError
 from qzhou.transform.reading.columns import Row
-from qzhou.transform.reading.encodings import detected_encoding
 from qzhou.transform.reading.files import DAMAGE, InputFile, open_bytes
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part
@@ -63,7 +63,8 @@ def sample_of(file: InputFile) -> Sample:
         form = Format.model_validate({**settings, "paths": [file.name]})
         rows, total = _spread(read_part(form, FilePart((file,))), file.size)
     except (DataError, *DAMAGE, UnicodeError) as error:
-        raise NotUnderstood(str(error)) from None
+        where = "" if file.name in str(error) else f"{file.name}: "
+        raise NotUnderstood(f"{where}{error}") from None
     if not rows:
         raise NotUnderstood(f"{file.name}: no row can be read as {settings['reader']}")
     return Sample(settings, rows, total, evidence)

@@ -279,7 +279,7 @@ def _two_labels(columns: Mapping[str, str], label: Column) -> Shape | None:
 
 
 def _graded(table: _Table) -> Shape | None:
-    query = table.named("query", lambda one: one.is_text)
+    query = table.named("query", lambda one: one.has_letters)  # a log asks the same many times
     document = table.named("positive", lambda one: one.is_text) or table.named("title", lambda one: one.is_text)
     grade = table.named("label", lambda one: one.is_number and one.distinct <= 11)
     if query and document and grade and "positive" not in table.given:

@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ EVAL_FRACTION = 0.1
 FEWEST_KEPT = 0.1  # of the sample's rows; below, the guess is wrong
 MAX_CHARS = 32_768
 LOOKED_AT = 24  # documents
+MOST_CHUNKS = 5_000  # of them
 DOCUMENTS_HELD_OUT = 0.15
 SHORTEST_CHUNK = 60  # characters
 
@@ -134,24 +135,31 @@ def headings_of(source: Source, tokens: int) -> Source:
         tokens: Of a chunk.
     """
     own = source.dataset
+    reads = {name: value for name, value in own.items() if name not in {"name", "rule", "columns", "eval_fraction"}}
+    if own["reader"] != "documents":
+        reads |= {"chunk_column": own["columns"]["text"], "split_by": "document"}
+    own_keys = {name: value for name, value in reads.items() if name in Format.model_fields}
+    form = Format.model_validate(own_keys | {"chunk_tokens": tokens})
     dataset = {
         "name": f"{own['name']}_headings",
-        "reader": "documents",
         "rule": "title_body",
-        "paths": own["paths"],
+        **reads,
+        **({} if own["reader"] == "documents" else {"chunk_tokens": tokens}),
         "columns": {"query": "query", "positive": "body"},
         "min_positive_chars": SHORTEST_CHUNK,
         "eval_fraction": DOCUMENTS_HELD_OUT,
     }
-    form = Format.model_validate({"reader": "documents", "paths": own["paths"], "chunk_tokens": tokens})
     step = max(1, len(source.files) // LOOKED_AT)
     looked_at = [local_file(Path(one)) for one in source.files[::step][:LOOKED_AT]]
-    rows = [row for row in read_part(form, FilePart(tuple(looked_at))) if isinstance(row, dict)]
+    found = islice(read_part(form, FilePart(tuple(looked_at))), MOST_CHUNKS)
+    rows = [row for row in found if isinstance(row, dict)]
     if not rows:
         raise NotUnderstood(f"none of the first {len(looked_at)} documents of '{own['paths'][0]}' holds text")
-    share = sum(one.size for one in looked_at) / max(1, source.size)
-    found = previewed(Source(dataset, ["headings, and first sentences where there are none"], source.files), rows)
-    return replace(found, rows=int(len(rows) / max(share, 1e-9)))
+    documents = len({row["document"] for row in rows if "document" in row})
+    total = source.rows or len(source.files)
+    evidence = ["headings, and first sentences where there are none"]
+    made = previewed(Source(dataset, evidence, source.files), rows)
+    return replace(made, rows=len(rows) * total // max(1, documents))
 
 
 def _collection(place: Path, files: Sequence[Path]) -> list[Source]:

@@ -15,7 +15,7 @@ from qzhou.data.documents.extract import FENCE, HEADING, plain
 
 FULL_SHARE = 0.6  # a chunk that is so full ends at the next good place
 CHARS_PER_TOKEN = 4  # where no tokenizer is at hand
-WORDS_OF_A_NAME = 3  # a heading of no more is asked for with the heading above it
+WORDS_OF_A_NAME = 3  # a heading of fewer is asked for with the heading above it
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n{2,}")
 LONGEST_SENTENCE = 200  # characters; a longer one is no query
 SHORTEST_SENTENCE = 12
@@ -68,10 +68,11 @@ def chunks(
     found: list[Chunk] = []
     seen: set[tuple[str, ...]] = set()
     for place, piece in splitter.chunk_indices(text):
-        headings = outline.at(place)
-        query, body = _query(piece, headings, is_new=headings not in seen)
-        if not body:  # headings alone, which the next chunk stands under
+        below = _below_headings(piece)
+        if not below:  # headings alone, which the next chunk stands under
             continue
+        headings = outline.at(place + len(piece) - len(below))
+        query, body = _query(below, headings, is_new=headings not in seen)
         seen.add(headings)
         found.append(Chunk(len(found), headings, piece, query, body))
     return found
@@ -105,18 +106,22 @@ def _asked_for(headings: Sequence[str]) -> str:
     """The innermost heading, with those above it as far as it would be too short alone."""
     names = [headings[-1]]
     for above in reversed(headings[:-1]):
-        if sum(len(name.split()) for name in names) > WORDS_OF_A_NAME:
+        if sum(len(name.split()) for name in names) >= WORDS_OF_A_NAME:
             break
         names.append(above)
     return ": ".join(reversed(names))
 
 
-def _query(piece: str, headings: Sequence[str], *, is_new: bool) -> tuple[str, str]:
+def _below_headings(piece: str) -> str:
+    """A chunk without the headings that it begins with."""
+    while match := HEADING.match(piece):
+        piece = piece[match.end() :].lstrip()
+    return piece
+
+
+def _query(body: str, headings: Sequence[str], *, is_new: bool) -> tuple[str, str]:
     """What a chunk answers by its structure, and the rest of it."""
-    body = piece
-    while match := HEADING.match(body):
-        body = body[match.end() :].lstrip()
-    if is_new and headings and body:
+    if is_new and headings:
         return _asked_for(headings), body
     for sentence in SENTENCE_END.split(body, maxsplit=1)[:1]:
         rest = body[len(sentence) :].strip()

@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from qzhou.data.encodings import DETECTED_BYTES, detected_encoding
+from qzhou.errors import DataError
+
 MOST_BYTES = 64 * 2**20  # larger files are no documents that people read
 MENU_LINKS = 4  # a list of so many links is a menu, if it holds little else
 MENU_SHARE = 0.8
-NO_CONTENT = ("script", "style", "noscript", "template", "nav", "footer", "aside", "form", "button", "svg", "img")
+NO_CONTENT = ("script", "style", "noscript", "template", "nav", "footer", "form", "button", "svg", "img")
+KEPT_ASIDES = {"admonition", "footnote", "footnote-list", "topic", "sidebar"}  # others are about other pages
 MAIN = ("main", "article", "[role=main]", "#content", "body")
 ABOUT_FILES = ("toctree", "index", "currentmodule", "module", "tabularcolumns", "highlight")  # directives of Sphinx
+ABOUT_VERSIONS = ("versionadded", "versionchanged", "versionremoved", "deprecated", "rst-class", "sourcecode")
 FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
 HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
 FENCE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -96,18 +101,11 @@ def _suffix(name: str) -> str:
 
 def _decoded(content: bytes) -> str:
     """Bytes of a text file as text: by its mark, as UTF-8, or in the encoding that its bytes speak for."""
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if content.startswith(mark):
-            return content.decode(encoding)
     try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        from charset_normalizer import from_bytes
-
-        best = from_bytes(content).best()
-        if best is None:
-            raise DocumentError("unknown_encoding", "its bytes are text of no known encoding") from None
-        text = str(best)
+        encoding = detected_encoding(content[:DETECTED_BYTES])
+        text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+    except (DataError, UnicodeDecodeError):
+        raise DocumentError("unknown_encoding", "its bytes are text of no known encoding") from None
     if "\0" in text:
         raise DocumentError("no_text", "it holds zero bytes, so it is no text")
     return text
@@ -141,6 +139,9 @@ def _html_to_markdown(soup: Any) -> str:
 
     for element in soup(NO_CONTENT):
         element.decompose()
+    for element in soup("aside"):
+        if not KEPT_ASIDES & set(element.get("class", [])):
+            element.decompose()
     root = next((found for one in MAIN if (found := soup.select_one(one)) and found.get_text(strip=True)), soup)
     for element in root(["ul", "ol"]):
         links = [] if element.decomposed else element("a")
@@ -189,6 +190,8 @@ def _register_unknown(text: str) -> None:
 
         def run(self) -> list[Any]:
             node = nodes.container()
+            if self.arguments and self.name not in ABOUT_VERSIONS:  # what it describes: a function, an option
+                node += nodes.paragraph("", " ".join(self.arguments))
             self.state.nested_parse(self.content, self.content_offset, node)
             return [node]
 

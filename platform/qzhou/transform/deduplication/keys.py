@@ -115,20 +115,22 @@ class KeyList:
             self._append(row, text_digest(*own), space, held_out)
         if self._with_texts:
             digests = [text_digest(key) for key in keys]
+            is_asked = bool(keys[0])  # a document may have no query yet
             has_corpus = self._dataset.rule == "qrels"
             shares = has_corpus or (self._dataset.allow_overlap and not held_out)
             compared = digests[:shareable] if shares else digests
+            compared = compared if is_asked else compared[1:]
             if isinstance(example, PairExample):
                 compared = [*compared, text_digest(*sorted(keys))]  # a whole pair may never be shared
             for digest in compared:
                 self._append(row, digest, text_space, held_out)
-            if held_out and isinstance(example, RetrievalExample):
+            if held_out and is_asked and isinstance(example, RetrievalExample):
                 self._append(row, digests[0], KeyKind.SIMILARITY_TEXT, held_out)
 
     def _add_near(self, examples: Sequence[tuple[Example, bool]], threshold: float) -> None:
         """Add a key for each band of each example that has words on every side."""
         texts = [texts_of(example) for example, _ in examples]
-        sides = [[own[0] for own in texts]]
+        sides = [] if self._dataset.rule == "documents" else [[own[0] for own in texts]]
         if not isinstance(examples[0][0], LabeledExample):
             sides.append(["\n".join(own[1:]) for own in texts])
         bands, comparable = band_keys(sides, threshold)

@@ -10,6 +10,7 @@ from typing import Any
 from qzhou.config.dataset import Format
 from qzhou.data.documents.chunking import chunks
 from qzhou.data.documents.extract import MOST_BYTES, DocumentError, extract, first_heading, title_of_name
+from qzhou.data.records import digest
 from qzhou.transform.reading.columns import RejectedRow, Row, as_text
 from qzhou.transform.reading.files import InputFile, open_bytes, path_below
 
@@ -33,9 +34,10 @@ def document_rows(form: Format, file: InputFile) -> Iterator[Row | RejectedRow]:
 def chunk_rows(form: Format, row: Row | RejectedRow, tokens: int, backbone: str) -> Iterator[Row | RejectedRow]:
     """A row for each chunk of its text, with what is above it and what it may be asked for.
 
-    ``chunk_column`` gets the chunk under its headings. New are ``chunk`` (its number),
-    ``section`` (its headings), ``query`` (its heading, or its first sentence) and ``body``
-    (the chunk without that). A row without text stays as it is.
+    ``chunk_column`` gets the chunk under its headings. New are ``document`` (the same for all
+    chunks of a text), ``chunk`` (its number), ``section`` (its headings), ``query`` (its
+    heading, or its first sentence) and ``body`` (the chunk without that). A row without text
+    stays as it is.
     """
     if isinstance(row, RejectedRow):
         yield row
@@ -47,10 +49,12 @@ def chunk_rows(form: Format, row: Row | RejectedRow, tokens: int, backbone: str)
     )
     if not pieces:
         yield row
+    document = digest(text)
     for one in pieces:
         yield {
             **row,
             form.chunk_column: one.in_context,
+            "document": document,
             "chunk": one.number,
             "section": " > ".join(one.headings),
             "query": one.query,

@@ -1,0 +1,114 @@
+"""The text and title of documents of every kind, and what is said of those that have none."""
+
+import pytest
+
+from qzhou.data.documents.extract import MOST_BYTES, DocumentError, extract, title_of_name
+from tests.document_files import WORDS, docx, pdf
+
+PAGE = f"""<html><head><title>Kettles</title><script>var menu = 1</script></head><body>
+<nav><a href="/">Start</a></nav>
+<ul><li><a href="a">Radios</a></li><li><a href="b">Lamps</a></li><li><a href="c">Fans</a></li>
+<li><a href="d">Irons</a></li></ul>
+<main><h1><a class="toc" href="#reset">Reset</a></h1><p>{WORDS}</p>
+<ul><li>Hold it for <b>ten</b> seconds, see <a href="#x">safety</a>.</li></ul>
+<table><tr><th>lamp</th><th>meaning</th></tr><tr><td>red</td><td>too warm</td></tr></table>
+<pre>reset --all</pre></main><footer>Copyright</footer></body></html>"""
+SPHINX = """
+Reset
+=====
+
+.. toctree::
+   :maxdepth: 2
+
+   other/file
+
+.. versionadded:: 3.1
+
+   Works with :confval:`power_button` and :doc:`the lamp <lamp>`.
+
+.. py:function:: reset(seconds)
+
+   Holds the button for some seconds.
+
+.. code-block:: sh
+
+   reset --all
+
+.. note:: Unplug it first.
+"""
+
+
+def is_there(text, *parts):
+    return [part for part in parts if part not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "title", "parts"),
+    [
+        ("a.md", f"---\ntitle: Kettles\nlang: en\n---\n# Reset\n\n{WORDS}\n", "Kettles", ["# Reset", WORDS]),
+        ("a.MD", f"# Reset `now`\n<!-- hidden -->\n{WORDS}", "Reset now", [WORDS]),
+        ("a.markdown", f"```\n# no heading\n```\n\n## [Reset](x.md)\n{WORDS}", "Reset", ["# no heading"]),
+        ("a.txt", f"{WORDS}\r\n\r\n\r\n\r\nAnd more.  ", "", [f"{WORDS}\n\nAnd more."]),
+        ("a.html", PAGE, "Kettles",
+         ["# Reset", WORDS, "* Hold it for **ten** seconds", "| red | too warm |", "```\nreset --all"]),
+        ("a.rst", SPHINX, "Reset",
+         ["# Reset", "power_button", "the lamp", "reset(seconds)", "Holds the button", "reset --all", "Unplug it"]),
+        ("a.docx", docx(("Heading1", "Reset"), ("", WORDS)), "Reset", ["# Reset", WORDS]),
+        ("a.pdf", pdf(WORDS, "Second page."), "", [WORDS, "Second page."]),
+        ("a.pdf", pdf("The ket-\ntle is reset\nby its button."), "", ["The kettle is reset by its button."]),
+        ("a.pdf", pdf(WORDS, title="Kettles"), "Kettles", [WORDS]),
+    ],
+    ids=["front matter", "heading", "fence", "text", "html", "sphinx", "word", "pdf", "broken lines", "pdf title"],
+)  # fmt: skip
+def test_text_and_title(name, content, title, parts):
+    found = extract(name, content.encode() if isinstance(content, str) else content)
+
+    assert found.title == title
+    assert is_there(found.text, *parts)
+    assert not any(
+        word in found.text for word in ("Radios", "Copyright", "var menu", "other/file", "hidden", "title:")
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "gb18030"])
+def test_encodings(encoding):
+    german = f"Größe über Maß: {WORDS} Die Lampe muss später grün leuchten, sonst zieht man den Stecker heraus."
+    text = "价格不含税费，请注意。这是一个关于水壶的手册，说明如何重置水壶。" if encoding == "gb18030" else german
+    assert extract("a.txt", text.encode(encoding)).text == text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.png", b"\x89PNG", "no_document"),
+        ("a", b"text", "no_document"),
+        ("a.txt", b"", "no_text"),
+        ("a.txt", b" \n \n", "no_text"),
+        ("a.txt", bytes(range(256)) * 20, "unknown_encoding"),
+        ("a.md", b"---\ntitle: x\n---\n", "no_text"),
+        ("a.html", b"<html><body><script>x</script></body></html>", "no_text"),
+        ("a.pdf", pdf(""), "no_text"),
+        ("a.pdf", pdf(WORDS)[:200], "damaged_document"),
+        ("a.pdf", pdf(WORDS, password="secret"), "encrypted_document"),  # pragma: allowlist secret
+        ("a.docx", b"PK\x03\x04 no archive", "damaged_document"),
+        ("a.docx", b"old Word", "damaged_document"),
+        ("a.txt", b"x" * (MOST_BYTES + 1), "document_too_large"),
+    ],
+    ids=["image", "no ending", "empty", "blank", "bytes", "matter alone", "script alone", "scan", "cut", "locked",
+         "no archive", "no word", "huge"],
+)  # fmt: skip
+def test_what_gives_no_text_says_why(name, content, reason):
+    with pytest.raises(DocumentError) as error:
+        extract(name, content)
+    assert error.value.reason == reason
+    assert str(error.value)
+
+
+def test_two_documents_of_sphinx_do_not_disturb_each_other():
+    first = extract("a.rst", SPHINX.encode())
+    extract("b.rst", b"Title\n=====\n\n.. versionadded:: 2\n\n:confval:`x` and :math:`y`\n")
+    assert extract("a.rst", SPHINX.encode()) == first
+
+
+def test_a_title_made_of_a_name():
+    assert title_of_name("manuals/release_notes-2024.md") == "release notes 2024"

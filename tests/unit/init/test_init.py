@@ -1,0 +1,350 @@
+"""``qzhou init``: what it makes of files of many kinds, and what it says of those that it cannot use."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from qzhou.cli.init import InitOptions, init
+from qzhou.cli.init.machine import Machine, backbone_for
+from qzhou.config.recipe import load_recipe
+from qzhou.errors import DataError
+from qzhou.transform.reading.discovery import find_inputs
+
+LAPTOP, SERVER = Machine(2, 0.0), Machine(32, 80.0)
+QUESTIONS = [f"How do I reset device number {n} after a power cut?" for n in range(60)]
+ANSWERS = [f"Hold the button of device {n} for ten seconds and then plug it in again." for n in range(60)]
+OTHERS = [f"The manual of device {n} lies in its box, below the cable." for n in range(60)]
+LABELS = [("power", "radio", "lamp")[n % 3] for n in range(60)]
+
+
+def table(**columns):
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def as_csv(rows, delimiter=",", header=True, **options):
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), delimiter=delimiter, **options)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def as_lines(rows):
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+
+
+QA = table(question=QUESTIONS, answer=ANSWERS)
+QA_COLUMNS = {"query": "question", "positive": "answer"}
+SCORES = [f"{n % 11 / 2:.1f}" for n in range(60)]
+CASES = {
+    "csv": ("a.csv", as_csv(QA), "question_answer", QA_COLUMNS),
+    "csv with BOM": ("a.csv", "\ufeff" + as_csv(QA), "question_answer", QA_COLUMNS),
+    "semicolons": ("a.csv", as_csv(QA, ";"), "question_answer", QA_COLUMNS),
+    "tabs": ("a.txt", as_csv(QA, "\t"), "question_answer", QA_COLUMNS),
+    "other names": (
+        "a.csv",
+        as_csv(table(Ticket=range(60), Question=QUESTIONS, Answer=ANSWERS, Team=LABELS)),
+        "question_answer",
+        {"query": "Question", "positive": "Answer"},
+    ),
+    "json lines": ("a.jsonl", as_lines(QA), "question_answer", QA_COLUMNS),
+    "json lines by another name": ("a.json", as_lines(QA), "question_answer", QA_COLUMNS),
+    "json": ("a.json", json.dumps(QA, indent=1), "question_answer", QA_COLUMNS),
+    "json inside": (
+        "a.json",
+        json.dumps({"version": 1, "data": {"items": QA}}),
+        "question_answer",
+        QA_COLUMNS,
+    ),
+    "triplets": (
+        "a.jsonl",
+        as_lines(table(query=QUESTIONS, pos=[[one] for one in ANSWERS], neg=[[one, "no"] for one in OTHERS])),
+        "triplets",
+        {"query": "query", "positive": "pos", "negative": "neg"},
+    ),
+    "sentence-transformers": (
+        "a.jsonl",
+        as_lines(table(anchor=QUESTIONS, positive=ANSWERS, negative=OTHERS)),
+        "triplets",
+        {"query": "anchor", "positive": "positive", "negative": "negative"},
+    ),
+    "scores without names": (
+        "a.csv",
+        as_csv(table(a=ANSWERS, b=OTHERS, c=SCORES), header=False),
+        "scored_pair",
+        {"text_a": "0", "text_b": "1", "score": "2"},
+    ),
+    "pairs": (
+        "a.tsv",
+        as_csv(table(sentence1=ANSWERS, sentence2=OTHERS, label=[n % 2 for n in range(60)]), "\t"),
+        "binary_pair",
+        {"text_a": "sentence1", "text_b": "sentence2", "label": "label"},
+    ),
+    "duplicate questions": (
+        "a.csv",
+        as_csv(table(question1=QUESTIONS, question2=OTHERS, is_duplicate=[n % 2 for n in range(60)])),
+        "duplicate_questions",
+        {"text_a": "question1", "text_b": "question2", "label": "is_duplicate"},
+    ),
+    "nli": (
+        "a.jsonl",
+        as_lines(table(premise=ANSWERS, hypothesis=OTHERS, label=["entailment", "neutral", "contradiction"] * 20)),
+        "nli",
+        {"text_a": "premise", "text_b": "hypothesis", "label": "label"},
+    ),
+    "labels": (
+        "a.csv",
+        as_csv(table(text=QUESTIONS, category=LABELS)),
+        "labeled",
+        {"text": "text", "label": "category"},
+    ),
+    "labels, sorted": (
+        "a.csv",
+        as_csv(table(label=sorted([0, 1] * 600), review=[f"{n} {q}" for n, q in enumerate(QUESTIONS * 20)])),
+        "labeled",
+        {"text": "review", "label": "label"},
+    ),
+    "labels before texts": (
+        "a.label",
+        "\n".join(f"{label.upper()}:x {text}" for label, text in zip(LABELS, QUESTIONS, strict=True)),
+        "labeled",
+        {"text": "1", "label": "0"},
+    ),
+    "grades": (
+        "a.jsonl",
+        as_lines(table(query=[f"device {n // 3}" for n in range(60)], title=ANSWERS, label=[n % 3 for n in range(60)])),
+        "graded",
+        {"query": "query", "document": "title", "grade": "label"},
+    ),
+    "titles": (
+        "a.csv",
+        as_csv(table(title=QUESTIONS, body=ANSWERS)),
+        "title_body",
+        {"query": "title", "positive": "body"},
+    ),
+    "chat": (
+        "a.jsonl",
+        as_lines([{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+                  for q, a in zip(QUESTIONS, ANSWERS, strict=True)]),
+        "chat",
+        {"messages": "messages"},
+    ),
+    "squad": (
+        "a.json",
+        json.dumps({"data": [{"title": "t", "paragraphs": [
+            {"context": a, "qas": [{"id": str(n), "question": q, "answers": [{"text": a[:9], "answer_start": 0}]}]}
+            for n, (q, a) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))]}]}),
+        "reading_comprehension",
+        {"question": "question", "context": "context"},
+    ),
+    "long texts": (
+        "a.jsonl",
+        as_lines([{"id": n, "content": " ".join(ANSWERS[n:n + 5])} for n in range(50)]),
+        "documents",
+        {"text": "content"},
+    ),
+    "Chinese": (
+        "a.csv",
+        as_csv(
+            table(
+                问题=[f"设备{n}断电后怎样重置？" for n in range(60)],
+                答案=[f"按住设备{n}的按钮十秒钟，然后重新插电。" for n in range(60)],
+            )
+        ),
+        "question_answer",
+        {"query": "问题", "positive": "答案"},
+    ),
+}  # fmt: skip
+
+
+def made(tmp_path, paths, machine=LAPTOP, **options):
+    output = tmp_path / "made.toml"
+    said = init([str(path) for path in paths], InitOptions(output=str(output), **options), machine)
+    return said, tomllib.loads(output.read_text("utf-8")), load_recipe(output)
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_the_rule_and_the_columns_of_a_file(tmp_path, case):
+    name, content, rule, columns = CASES[case]
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+
+    said, written, recipe = made(tmp_path, [path])
+
+    dataset, *headings = written["datasets"]
+    assert (dataset["rule"], dataset["columns"]) == (rule, columns)
+    assert bool(headings) == (rule == "documents")
+    find_inputs(recipe)  # reader and columns are those of the file
+    assert f"a: {rule}" in said
+    assert "next:  qzhou run" in said
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp1252"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_encodings_and_packed_files(tmp_path, encoding, pack):
+    answers = [answer.replace("button", "Öffnungsknopf, der größer ist") for answer in ANSWERS]
+    content = as_csv(table(question=QUESTIONS, answer=answers)).encode(encoding)
+    path = tmp_path / f"a.csv{'.gz' if pack is gzip.compress else ''}"
+    path.write_bytes(pack(content))
+    said, _, recipe = made(tmp_path, [path])
+    find_inputs(recipe)
+    assert "größer" in said
+
+
+def test_parquet(tmp_path):
+    pq.write_table(pa.Table.from_pylist(QA), tmp_path / "a.parquet")
+    _, written, _ = made(tmp_path, [tmp_path / "a.parquet"])
+    assert (written["datasets"][0]["reader"], written["datasets"][0]["rule"]) == ("parquet", "question_answer")
+
+
+def test_a_folder_keeps_its_test_file_for_judging(tmp_path):
+    folder = tmp_path / "intents"
+    folder.mkdir()
+    for name in ("train.csv", "test.csv"):
+        (folder / name).write_text(as_csv(table(text=QUESTIONS, intent=LABELS)))
+    (folder / "README.md").write_text("# About\n\nA data set.")
+    (folder / "LICENSE").write_text("Free")
+    said, written, _ = made(tmp_path, [folder])
+    assert [(one["name"], one.get("eval_fraction")) for one in written["datasets"]] == [
+        ("intents", None),
+        ("intents_test", 1.0),
+    ]
+    assert "README" not in said
+
+
+def test_beir(tmp_path):
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    for name, side, texts in (("corpus", "d", ANSWERS), ("queries", "q", QUESTIONS)):
+        rows = [{"_id": f"{side}{n}", "title": "", "text": text} for n, text in enumerate(texts)]
+        (folder / f"{name}.jsonl").write_text(as_lines(rows))
+    qrels = "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td{n}\t1\n" for n in range(60))
+    for split in ("train", "test"):
+        (folder / "qrels" / f"{split}.tsv").write_text(qrels)
+    _, written, recipe = made(tmp_path, [folder])
+    assert [(one["rule"], one["eval_fraction"]) for one in written["datasets"]] == [("qrels", 1.0), ("qrels", 0.2)]
+    find_inputs(recipe)
+
+
+@pytest.fixture
+def documents(tmp_path):
+    folder = tmp_path / "handbook"
+    folder.mkdir()
+    for number, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True)):
+        (folder / f"{number}.md").write_text(f"# Device {number}\n\n## {question}\n\n{answer} {OTHERS[number]}\n")
+    (folder / "photo.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+def test_documents_are_asked_for_by_their_headings(tmp_path, documents):
+    said, written, recipe = made(tmp_path, [documents])
+    assert [(one["name"], one["rule"]) for one in written["datasets"]] == [
+        ("handbook", "documents"),
+        ("handbook_headings", "title_body"),
+    ]
+    assert "60 documents (60 .md); 1 other files are left out (1 .png)" in said
+    assert "query: How do I reset device number" in said
+    assert recipe.datasets[1].eval_fraction
+    assert "synthesis" not in written
+
+
+def test_documents_are_asked_for_by_a_language_model(tmp_path, documents):
+    said, written, recipe = made(tmp_path, [documents], endpoint="http://127.0.0.1:9/v1", model="some-model")
+    (dataset,) = written["datasets"]
+    assert dataset["eval_fraction"]
+    assert written["synthesis"]["query_rows"] == recipe.synthesis.query_rows > 0
+    assert re.search(r"about 4\d,\d00 tokens", said)
+
+
+def test_every_line_of_the_recipe_has_a_comment(tmp_path, documents):
+    made(tmp_path, [documents])
+    lines = (tmp_path / "made.toml").read_text("utf-8").splitlines()
+    assert [line for line in lines if line and not line.startswith("[") and " # " not in line] == []
+
+
+def test_a_person_corrects_a_guess(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(as_csv(table(Betreff=QUESTIONS, Antwort=ANSWERS, Notiz=OTHERS)))
+    _, written, _ = made(tmp_path, [path], columns={"query": "Notiz", "positive": "Antwort"})
+    assert written["datasets"][0]["columns"] == {"query": "Notiz", "positive": "Antwort"}
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "told"),
+    [
+        ({}, {}, "is an empty folder"),
+        ({"a.png": b"\x89PNG\0\0"}, {}, "nothing of .* can be used"),
+        ({"a.csv": b""}, {}, "a.csv is empty"),
+        ({"a.xml": b"<doc><text>x</text></doc>"}, {}, "is XML, which needs a reader of your own"),
+        ({"a.csv": as_csv(table(id=range(9), n=range(9))).encode()}, {}, r"columns \(id \(numbers\), n \(numbers\)\)"),
+        ({"a.csv": as_csv(QA).encode()}, {"columns": {"query": "frage"}}, "no column 'frage'; there are question"),
+        ({"a.json": b'{"a": 1'}, {}, "no whole JSON document"),
+        ({"a.json": b"[1, 2, 3]"}, {}, "without a list of objects"),
+        ({"a.jsonl.gz": b"not packed"}, {}, r"a\.jsonl\.gz"),
+        ({"a.parquet": b"PAR1"}, {}, r"a\.parquet"),
+        ({"made.toml": b"", "a.csv": as_csv(QA).encode()}, {}, "made.toml is there already"),
+    ],
+    ids=["empty", "image", "empty file", "xml", "numbers", "column", "cut", "no objects", "gzip", "parquet", "there"],
+)  # fmt: skip
+def test_what_cannot_be_used_says_why(tmp_path, files, options, told):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, content in files.items():
+        (tmp_path / name if name == "made.toml" else folder / name).write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=told):
+        made(tmp_path, [folder], **options)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_path_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="is not there"):
+        made(tmp_path, [tmp_path / "none"])
+
+
+@pytest.mark.parametrize(
+    ("machine", "language", "backbone"),
+    [
+        (LAPTOP, "en", "MiniLM|minilm"),
+        (LAPTOP, "zh", "multilingual"),
+        (Machine(8, 12.0), "en", "multilingual-e5-base"),
+        (SERVER, "zh", "Qwen3-Embedding"),
+    ],
+)
+def test_the_backbone_suits_machine_and_language(machine, language, backbone):
+    assert re.search(backbone, backbone_for(machine, language))
+
+
+RIGHT = {  # data set -> rule of its first dataset; None: refused with the reason
+    "afqmc": "binary_pair", "agnews": "labeled", "banking77": "labeled", "cisi": None,
+    "climate_fever": "claim_evidence",
+    "cmrc2018": "reading_comprehension", "cranfield": None, "csl_zh": "labeled", "fever_rte": "binary_pair",
+    "flagembedding_examples": "triplets", "msmarco_mini": "qrels", "ocnli": "nli", "qbqtc": "graded", "scifact": None,
+    "sick2014": "scored_pair", "sts2016": "scored_pair", "stsb_multi_mt": "scored_pair", "text2vec_bge_zh": "triplets",
+    "tnews_fewclue": "labeled", "trec_questions": "labeled", "trecqa_wang": "graded", "waimai_10k": "labeled",
+    "xquad_en_zh": "reading_comprehension",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("QZHOU_DATA" not in os.environ, reason="QZHOU_DATA is not set")
+@pytest.mark.parametrize("name", RIGHT)
+def test_data_sets_as_they_lie_there(tmp_path, name):
+    path = Path(os.environ["QZHOU_DATA"]) / name
+    if RIGHT[name] is None:
+        with pytest.raises(DataError, match="can be used"):
+            made(tmp_path, [path])
+        return
+    _, written, recipe = made(tmp_path, [path])
+    assert written["datasets"][0]["rule"] == RIGHT[name]
+    find_inputs(recipe)
