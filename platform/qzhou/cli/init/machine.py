@@ -104,7 +104,12 @@ def sizes_for(sources: Iterable[Source], machine: Machine, backbone: str = "") -
         first, second = (min(steps, max(FEWEST_STEPS, int(STAGE_S / step_s))) for steps in (first, second))
     stage1 = first if rows["retrieval"] else 0
     stage2 = max(FEWEST_STEPS, second if rows["other"] else first // 2)
-    encoded = sum(one.rows for one in sources) * 4 * document / (ENCODED_PER_CORE_S * machine.cores)
+    encoded = (
+        sum(one.rows for one in sources if one.dataset["rule"] != "documents")
+        * 4
+        * document
+        / (ENCODED_PER_CORE_S * machine.cores)
+    )
     minutes = (STAGES_START_S + encoded + (stage1 + stage2) * step_s) / 60
     return Sizes(
         backbone or backbone_for(machine, language),

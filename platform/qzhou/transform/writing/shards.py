@@ -64,7 +64,8 @@ def _write_piece(layout: Layout, piece: Piece, table: pa.Table, index: Index | N
     counts.held_out = int(rows[evaluates].sum())
     counts.sampled_out = int(rows[sampled_out].sum())
     training, held_out = table.filter(pa.array(trains)), table.filter(pa.array(evaluates))
-    if index is not None and layout.recipe.transform.contamination.action == "report":
+    learns = dataset.rule != "documents"  # nobody learns from a document that nothing is asked about
+    if index is not None and learns and layout.recipe.transform.contamination.action == "report":
         write_overlap(layout, shard, piece.file, training, index)
     examples = _both_ways(training, dataset)
     if dataset.task == "retrieval" and dataset.rule != "qrels":
