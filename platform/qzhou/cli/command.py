@@ -16,7 +16,7 @@ STAGES = ["transform", "synthesize", "mine", "train", "export", "evaluate"]
 GROUPS = {
     "The pipeline, in its order": ["run", *STAGES],
     "After a run": ["report", "index", "serve", "embed", "merge"],
-    "Before a run, and many runs": ["plan", "experiment", "submit"],
+    "Before a run, and many runs": ["init", "plan", "experiment", "submit"],
 }
 CHECKED = {"run", *STAGES}  # commands that load the models of a recipe
 EXPERIMENTAL = " (experimental)"  # no measurement shows yet that it helps
@@ -85,6 +85,9 @@ class RecipeCommand(OverridingCommand):
     def __init__(self, *args: Any, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
         self.params.insert(0, click.Argument(["recipe"]))
+        if self.name in CHECKED:
+            text = "Open files, columns and models, say what was found and how long it takes, and stop."
+            self.params.append(click.Option(["--check"], is_flag=True, help=text))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Load the recipe and call the function, or print the recipe."""
@@ -108,6 +111,11 @@ class RecipeCommand(OverridingCommand):
             from qzhou.run.run import accept_stages
 
             accept_stages(keep)
+        if values.pop("check", False):
+            from qzhou.cli.check import checked
+
+            click.echo(checked(recipe, f"qzhou {ctx.command.name} {path}"))
+            return None
         if values.pop("dry_run"):
             click.echo(recipe.model_dump_json(indent=2))
             return None

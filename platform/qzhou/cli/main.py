@@ -111,6 +111,7 @@ def run(recipe: Recipe) -> None:
     from qzhou.export.pipeline import export
     from qzhou.mining.pipeline import mine
     from qzhou.run.run import Run
+    from qzhou.serving.indexing import index
     from qzhou.synthesis.pipeline import synthesize
     from qzhou.training.pipeline import train
     from qzhou.transform.pipeline import transform
@@ -122,6 +123,8 @@ def run(recipe: Recipe) -> None:
         train(recipe)
         export(recipe)
         evaluate(recipe)
+        if any(one.rule == "documents" for one in recipe.datasets):  # they are there to be searched
+            index(recipe)
     _print_next_steps(recipe, Run.open(recipe).folder.uri)
 
 
@@ -274,21 +277,31 @@ def merge(models: Sequence[str], into: str, **options: Any) -> None:
 @flag(
     "--max-tokens", "Texts are truncated here; default: where the model truncates.", click.IntRange(1), metavar="N"
 )
+@flag(
+    "--chunk-tokens",
+    "Cut documents by their structure into pieces of so many tokens.",
+    click.IntRange(1),
+    metavar="N",
+)
 @flag("--workers", "At the most; default: the cluster's GPUs, or half its CPUs.", click.IntRange(1), metavar="N")
 @click.option("--gpu", is_flag=True, help="A GPU for each worker.")
 def embed(model: str, texts: str, into: str, **options: Any) -> None:
     """Encode any number of texts: Parquet with vectors.
 
     MODEL is named as for merge. IN is a Parquet file, a file of JSON lines, or a folder of such
-    files or of documents (.txt, .md); OUT a folder. Both may be URIs. The same command goes on
-    where an earlier one ended.
+    files or of documents (.md, .rst, .txt, .html, .pdf, .docx); OUT a folder. Both may be URIs.
+    The same command goes on where an earlier one ended.
     """
     from qzhou.serving.batch_embed import EmbedOptions, embed, settings_of
     from qzhou.serving.batch_texts import TextInput
 
     column, workers = options.pop("column") or "text", options.pop("workers")
+    tokens = options.pop("chunk_tokens")
     found = TextInput.find(texts, column=column, id_column=options.pop("id") or "", keep=options.pop("keep"))
-    embed(found, into, settings_of(model, EmbedOptions(**options)), workers=workers)
+    settings = settings_of(model, EmbedOptions(**options))
+    if tokens is not None:
+        found = found.chunked(tokens, settings.model)
+    embed(found, into, settings, workers=workers)
 
 
 @on_recipe("plan", tables=ALL)

@@ -1,8 +1,9 @@
 """Loading a backbone: a folder, a hub id, or a model that ships inside a Python package."""
 
+import functools
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -208,6 +209,21 @@ def load_tokenizer(spec: str) -> Any:
         raise ModelError(
             f"the tokenizer of '{spec}' cannot be loaded: {first_line(error)}\n       {MODEL_NAME_HELP}"
         ) from None
+
+
+@functools.lru_cache(maxsize=2)
+def token_counter(spec: str) -> Callable[[str], int]:
+    """A function that counts a text's tokens, without those that stand at its ends.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    tokenizer = load_tokenizer(spec)
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+
+    return count
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

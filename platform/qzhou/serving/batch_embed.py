@@ -185,7 +185,7 @@ def embed(texts: TextInput, into: str, settings: EmbedSettings, *, workers: int 
         raise DataError(f"{target.uri} holds Parquet files of something else ({known[0]}): name a new folder.")
     every = texts.parts()
     parts = without_what_is_done(every, known)
-    for part in parts[:1]:
+    for part in parts[:1] if texts.kind != "documents" else ():
         next(texts.blocks(part), None)  # a wrong column is said at once
     target.create().write_json(RECORD, record)
     if len(parts) < len(every) or any(part.done for part in parts):
@@ -221,7 +221,7 @@ def _texts_of(texts: TextInput) -> dict[str, Any]:
     """What a vector file depends on besides the settings; files may be added."""
     return {
         "folder": texts.folder.uri, "kind": texts.kind, "column": texts.column, "id": texts.id_column,
-        "keep": list(texts.keep),
+        "keep": list(texts.keep), "chunk_tokens": texts.chunk_tokens,
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ done, and files that are added to the input later are added to the output.
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,16 +18,20 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from qzhou.data.byte_lines import lines_between
+from qzhou.data.documents.chunking import chunks
+from qzhou.data.documents.extract import EXTRACTORS, DocumentError, extract, title_of_name
 from qzhou.data.records import digest
 from qzhou.data.storage import Folder, batched
 from qzhou.errors import DataError
+from qzhou.run.models import local_model
+from qzhou.telemetry.events import log_event
 
 Kind = Literal["parquet", "jsonl", "documents"]
 
 SUFFIXES: Mapping[Kind, tuple[str, ...]] = {
     "parquet": (".parquet",),
     "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2"),
-    "documents": (".txt", ".md"),
+    "documents": tuple(EXTRACTORS),
 }
 PART, ROW, IS_LAST = "part", "row", "is_last"  # columns that are not written
 ID, TEXT = "id", "text"
@@ -82,6 +86,8 @@ class TextInput:
         id_column: With their ids; empty: file and row number.
         keep: Further columns for the output.
         sizes: Of its parts.
+        chunk_tokens: Documents are cut into chunks of so many tokens; None: a document is one text.
+        model: Whose tokens these are.
     """
 
     folder: Folder
@@ -91,6 +97,18 @@ class TextInput:
     id_column: str = ""
     keep: tuple[str, ...] = ()
     sizes: Sizes = Sizes()
+    chunk_tokens: int | None = None
+    model: str = ""
+
+    def chunked(self, tokens: int, model: str) -> "TextInput":
+        """The same with documents cut into chunks.
+
+        Raises:
+            DataError: The input is a table.
+        """
+        if self.kind != "documents":
+            raise DataError(f"'{self.folder.uri}' holds {self.kind}, and --chunk-tokens cuts documents.")
+        return replace(self, chunk_tokens=tokens, model=model)
 
     @classmethod
     def find(
@@ -139,7 +157,8 @@ class TextInput:
         """All parts, in the order of the files; how a file is cut depends on nothing else."""
         if self.kind == "documents":
             some = batched(self.files, self.sizes.documents)
-            return [Part(_part_name(one), tuple(name for name, _, _ in one)) for one in some]
+            cut = [] if self.chunk_tokens is None else [("chunks", self.chunk_tokens, self.model)]
+            return [Part(_part_name([*one, *cut]), tuple(name for name, _, _ in one)) for one in some]
         return [
             Part(f"{_part_name([file])}-{start:012d}", (file[0],), start, end)
             for file in self.files
@@ -233,15 +252,33 @@ class TextInput:
                     yield f"byte {start}", _object(line, f"{self.folder.uri}/{name}, byte {start}")
 
     def _documents(self, part: Part) -> Iterator[pa.Table]:
-        texts = []
+        for some in batched(self._document_texts(part), self.sizes.rows):
+            ids, texts = (pa.array(column, pa.string()) for column in zip(*some, strict=True))
+            yield self._table("", 0, texts, ids, pa.table({}))
+
+    def _document_texts(self, part: Part) -> Iterator[tuple[str, str]]:
+        """(id, text) of each document, or of each of its chunks; what gives no text is said and left out."""
+        count = self._counter() if self.chunk_tokens is not None else None
         for name in part.files:
             try:
-                texts.append(self.folder.read_bytes(name).decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{self.folder.uri}/{name} is not UTF-8: {error.reason} at byte {error.start}."
-                ) from None
-        yield self._table("", 0, pa.array(texts, pa.string()), pa.array(part.files, pa.string()), pa.table({}))
+                found = extract(name, self.folder.read_bytes(name))
+            except DocumentError as error:
+                log_event(
+                    f"embed: {name} is left out: {error}", "document_left_out", level="warning", why=error.reason
+                )
+                continue
+            if self.chunk_tokens is None:
+                yield name, found.text
+                continue
+            title = found.title or title_of_name(name)
+            for one in chunks(found.text, title, tokens=self.chunk_tokens, count=count):
+                yield f"{name}#{one.number}", one.in_context
+
+    def _counter(self) -> Callable[[str], int]:
+        from qzhou.encoder.backbone import token_counter  # loads torch
+
+        with local_model(self.model) as place:
+            return token_counter(place)
 
     def _table(self, name: str, row: int, texts: Any, ids: Any, kept: pa.Table) -> pa.Table:
         if ids is None:

@@ -10,6 +10,7 @@ import pytest
 
 from qzhou.errors import DataError
 from qzhou.serving.batch_texts import Sizes, TextInput, files_of, rows_of, without_what_is_done
+from tests.document_files import pdf
 
 SMALL = Sizes(rows=4, documents=2, task_rows=10, task_bytes=300)
 
@@ -137,12 +138,15 @@ def test_files_of_several_kinds_or_none_are_refused(tmp_path):
         found_at(tmp_path)
 
 
-def test_bytes_of_another_encoding_are_refused(tmp_path):
-    (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))
+def test_bytes_that_are_no_text_are_said_and_left_out(tmp_path, capsys):
+    (tmp_path / "a.txt").write_bytes(bytes(range(256)))
+    (tmp_path / "b.txt").write_text("Größe über alles, und zwar später.", "latin-1")
     found = found_at(tmp_path)
 
-    with pytest.raises(DataError, match=r"a\.txt is not UTF-8: .* at byte 0"):
-        written(found, found.parts())
+    (table,) = written(found, found.parts()).values()
+
+    assert table.column("id").to_pylist() == ["b.txt"]
+    assert "embed: a.txt is left out: its bytes are text of no known encoding" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
@@ -192,3 +196,31 @@ def test_hidden_files_and_pipes_are_no_texts(tmp_path):
     assert [name for name, _, _ in found_at(tmp_path).files] == ["a.txt"]
     with pytest.raises(DataError, match="is neither a file nor a folder"):
         found_at(tmp_path / "pipe")
+
+
+def test_documents_of_every_kind_are_read_and_cut(tmp_path, tiny_bert, capsys):
+    sections = [f"## Part {n}\n\nThe part {n} of the kettle is below part {n + 1}." for n in range(6)]
+    manual = "\n\n".join(["# Kettle", *sections])
+    (tmp_path / "kettle.md").write_text(manual)
+    (tmp_path / "radio.html").write_text("<title>Radio</title><main><p>Turn the knob.</p></main>")
+    (tmp_path / "iron.pdf").write_bytes(pdf("Let it cool."))
+    (tmp_path / "scan.pdf").write_bytes(pdf(""))
+    whole, cut = found_at(tmp_path), found_at(tmp_path).chunked(16, str(tiny_bert))
+
+    tables = [pa.concat_tables(written(found, found.parts()).values()) for found in (whole, cut)]
+
+    texts = [dict(zip(one.column("id").to_pylist(), one.column("text").to_pylist(), strict=True)) for one in tables]
+    assert texts[0] == {"kettle.md": manual, "radio.html": "Turn the knob.", "iron.pdf": "Let it cool."}
+    assert len(texts[1]) > len(texts[0])
+    assert texts[1]["radio.html#0"] == "Radio\n\nTurn the knob."
+    assert all(
+        text.startswith("Kettle") or "# Kettle" in text for name, text in texts[1].items() if "kettle" in name
+    )
+    assert "embed: scan.pdf is left out: no text in it" in capsys.readouterr().out
+    assert not {part.name for part in whole.parts()} & {part.name for part in cut.parts()}
+
+
+def test_only_documents_are_cut(tmp_path):
+    write_lines(tmp_path / "rows.jsonl", 3)
+    with pytest.raises(DataError, match="holds jsonl, and --chunk-tokens cuts documents"):
+        found_at(tmp_path / "rows.jsonl").chunked(10, "unused")

@@ -29,7 +29,32 @@ COMMENTS: Mapping[str, str] = {
     "max_columns": "the last column takes the rest of the line",
     "queries": "the texts that are asked with",
     "corpus": "the texts that are searched",
+    "learning_rate": "the highest",
+    "batch_size": "examples a step",
 }
+OWN_COMMENTS: Mapping[str, Mapping[str, str]] = {
+    "run": {"name": "results go to runs/NAME", "seed": "of every draw"},
+    "model": {
+        "backbone": "the model that is trained further",
+        "max_query_tokens": "longer queries are cut",
+        "max_document_tokens": "longer documents are cut",
+    },
+    "synthesis": {
+        "endpoint": "of a language model, with OpenAI's API",
+        "model": "its name there",
+        "query_rows": "pieces of documents that get a query",
+    },
+    "mining": {"negatives_per_query": "found for each query"},
+    "training": {
+        "negatives_per_query": "drawn of those for a step",
+        "temperature": "at which this backbone was trained",
+    },
+    "training.loss": {"false_negative_margin": "texts above the positive are answers, too"},
+    "training.stage1": {"steps": "on retrieval alone; 0 leaves the stage out"},
+    "training.stage2": {"steps": "on everything"},
+}
+SECOND_RATE = 0.4  # of stage 1's learning rate
+MINILM_TEMPERATURE = 0.05
 WIDTH = 58  # of a line before its comment
 
 
@@ -42,50 +67,41 @@ def recipe_text(name: str, sources: Sequence[Source], sizes: Sizes, synthesis: M
         sizes: Of model and training.
         synthesis: The table [synthesis]; empty: no language model is asked.
     """
-    parts = [
-        _table("run", {"name": name, "seed": 0}, {"name": "results go to runs/" + name, "seed": "of every draw"}),
-        _table(
-            "model",
-            {
-                "backbone": sizes.backbone,
-                "max_query_tokens": sizes.query_tokens,
-                "max_document_tokens": sizes.document_tokens,
-            },
-            {
-                "backbone": "the model that is trained further",
-                "max_query_tokens": "longer queries are cut",
-                "max_document_tokens": "longer documents are cut",
-            },
-        ),
-        *(_table("[datasets]", one.dataset, COMMENTS) for one in sources),
+    model = {
+        "backbone": sizes.backbone,
+        "max_query_tokens": sizes.query_tokens,
+        "max_document_tokens": sizes.document_tokens,
+    }
+    tables = [
+        ("run", {"name": name, "seed": 0}),
+        ("model", model),
+        *(("[datasets]", one.dataset) for one in sources),
+        *([("synthesis", synthesis)] if synthesis else []),
+        ("mining", {"negatives_per_query": 2}),
+        ("training", _training(sizes)),
+        *([("training.loss", {"false_negative_margin": 0.0})] if _is_one_collection(sources) else []),
+        ("training.stage1", _stage(sizes, sizes.stage1_steps, sizes.learning_rate)),
+        ("training.stage2", _stage(sizes, sizes.stage2_steps, sizes.learning_rate * SECOND_RATE)),
     ]
-    if synthesis:
-        comments = {
-            "endpoint": "of a language model, with OpenAI's API",
-            "model": "its name there",
-            "query_rows": "pieces of documents that get a query",
-        }
-        parts.append(_table("synthesis", synthesis, comments))
-    parts.append(_table("mining", {"negatives_per_query": 2}, {"negatives_per_query": "found for each query"}))
-    parts.append(
-        _table("training", {"negatives_per_query": 1}, {"negatives_per_query": "drawn of those for a step"})
-    )
-    for stage, steps, rate in (
-        ("stage1", sizes.stage1_steps, sizes.learning_rate),
-        ("stage2", sizes.stage2_steps, sizes.learning_rate * 0.4),
-    ):
-        trains_on = "retrieval alone" if stage == "stage1" else "everything"
-        values = {"steps": steps, "learning_rate": float(f"{rate:.1e}"), "batch_size": sizes.batch_size}
-        comments = {
-            "steps": f"on {trains_on}" if steps else "left out: no dataset is for retrieval",
-            "learning_rate": "the highest",
-            "batch_size": "examples a step",
-        }
-        parts.append(_table(f"training.{stage}", values, comments))
-    return "\n".join(parts)
+    return "\n".join(_table(place, values) for place, values in tables)
 
 
-def _table(place: str, values: Mapping[str, Any], comments: Mapping[str, str]) -> str:
+def _training(sizes: Sizes) -> dict[str, Any]:
+    own = {"temperature": MINILM_TEMPERATURE} if "minilm" in sizes.backbone.lower() else {}
+    return {"negatives_per_query": 1, **own}
+
+
+def _stage(sizes: Sizes, steps: int, rate: float) -> dict[str, Any]:
+    return {"steps": steps, "learning_rate": float(f"{rate:.1e}"), "batch_size": sizes.batch_size}
+
+
+def _is_one_collection(sources: Sequence[Source]) -> bool:
+    """Whether texts are pieces of the same documents, of which several answer a query."""
+    return any(one.dataset["rule"] == "documents" for one in sources)
+
+
+def _table(place: str, values: Mapping[str, Any]) -> str:
+    comments = {**COMMENTS, **OWN_COMMENTS.get(place, {})}
     lines = [f"[{place}]"]
     for key, value in values.items():
         line = f"{key} = {_value(value)}"

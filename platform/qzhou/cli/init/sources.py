@@ -142,6 +142,7 @@ def headings_of(source: Source, tokens: int) -> Source:
     form = Format.model_validate(own_keys | {"chunk_tokens": tokens})
     dataset = {
         "name": f"{own['name']}_headings",
+        "reader": own["reader"],
         "rule": "title_body",
         **reads,
         **({} if own["reader"] == "documents" else {"chunk_tokens": tokens}),

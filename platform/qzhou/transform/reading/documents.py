@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import Any
 
 from qzhou.config.dataset import Format
 from qzhou.data.documents.chunking import chunks
@@ -68,16 +66,9 @@ def document_name(file: InputFile) -> str:
     return path.stem if path.suffix.lower() in {".gz", ".bz2", ".xz", ".zst"} else path.name
 
 
-@functools.lru_cache(maxsize=2)
 def _counter(backbone: str) -> Callable[[str], int] | None:
     if not backbone:
         return None
-    from qzhou.encoder.backbone import load_tokenizer
+    from qzhou.encoder.backbone import token_counter  # loads torch
 
-    tokenizer: Any = load_tokenizer(backbone)
-
-    def count(text: str) -> int:
-        encoded = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)
-        return len(encoded["input_ids"])
-
-    return count
+    return token_counter(backbone)
