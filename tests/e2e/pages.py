@@ -36,6 +36,15 @@ def resolves_its_recipe(words: list[str], folder: Path = ROOT) -> None:
     assert json.loads(done.out)["run"]["name"]
 
 
+def writes_a_recipe(words: list[str], folder: Path) -> str:
+    """`qzhou init` on the project's own pages; the recipe that it writes is valid. Returns what it says."""
+    (folder / "docs").symlink_to(ROOT / "docs")
+    done = call(*script_of(words), folder=folder)
+    assert done.status == 0, done.text
+    resolves_its_recipe(["qzhou", "run", f"{words[-1]}.toml"], folder)
+    return done.out
+
+
 def is_a_request(words: list[str]) -> None:
     """The endpoint is asked the same in tests/ray/test_endpoint.py; here, that its body is a request."""
     assert words[1].endswith("/v1/embeddings")

@@ -19,6 +19,7 @@ from tests.e2e.pages import (
     is_a_target,
     resolves_its_recipe,
     script_of,
+    writes_a_recipe,
 )
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -87,6 +88,11 @@ def test_each_command_runs_or_runs_dry(command, submitted, tmp_path, head):
         estimates(words)
     elif words[:2] == ["qzhou", "experiment"]:
         plans_trials(words)
+    elif words[:2] == ["qzhou", "init"]:
+        writes_a_recipe(words, tmp_path)
+    elif words[-1] == "handbook.toml":
+        writes_a_recipe(next(shlex.split(one) for one in COMMANDS if "init" in one), tmp_path)
+        resolves_its_recipe(words, tmp_path)
     elif words[0] == "qzhou":
         resolves_its_recipe(words)
     else:

@@ -258,6 +258,17 @@ def test_reranking_similarity_and_search_go_by_the_model_s_cosines(endpoint):
     np.testing.assert_allclose([one["score"] for one in found], scores[order[:2]], atol=2e-3)
 
 
+def test_search_by_words_and_by_both(endpoint):
+    query = DOCUMENTS[1]
+    by_words, both = (
+        asked(endpoint, "/v1/search", query=query, by=by, top_n=2)["results"] for by in ("words", "both")
+    )
+    assert by_words[0]["text"] == both[0]["text"] == query
+    assert by_words[0]["score"] > 0
+    assert both[0]["score"] == pytest.approx(2 / 61)  # the first of both rankings
+    assert asked(endpoint, "/v1/search", query="wordthatnodocumenthas", by="words")["results"] == []
+
+
 def test_eight_bits_and_one_bit(endpoint):
     whole = own(endpoint, ["sort a list"])[0]
 

@@ -16,7 +16,10 @@ from qzhou.encoder.vectors import VectorStore
 from qzhou.run.models import local_model
 from qzhou.serving.cache import key_of
 from qzhou.serving.outputs import Vectors
+from qzhou.serving.word_index import MOST_DOCUMENTS, WORDS, WordIndex, WordIndexBuilder, fused
+from qzhou.telemetry.events import log_event
 
+FUSED = 100  # of each ranking, where two are made one
 VECTORS, TEXTS = "vectors.faiss", "texts.arrow"
 ENCODED = "encoded"
 COSINE = faiss.METRIC_INNER_PRODUCT  # of unit vectors
@@ -88,6 +91,7 @@ def assemble(parts: Sequence[Part], files: Sequence[Sequence[str]], encoded: Fol
     """
     seen: set[bytes] = set()
     index: Any = None
+    words = WordIndexBuilder()
     with (
         target.writing(TEXTS) as place,
         target.filesystem.open_output_stream(place) as sink,
@@ -103,7 +107,12 @@ def assemble(parts: Sequence[Part], files: Sequence[Sequence[str]], encoded: Fol
                 index = faiss.IndexScalarQuantizer(vectors_ND.shape[1], faiss.ScalarQuantizer.QT_fp16, COSINE)
             # rounded by numpy: to the nearest on every machine
             index.add(vectors_ND.astype(np.float16).astype(np.float32))
-            writer.write_table(table.filter(pa.array(is_new)).cast(SCHEMA))
+            new = table.filter(pa.array(is_new)).cast(SCHEMA)
+            writer.write_table(new)
+            words.add(new["text"].to_pylist())
+    if not words.write(target):
+        line = f"index: by vectors alone; an index of words is made of {MOST_DOCUMENTS:,} documents at the most"
+        log_event(line, "no_word_index")
     target.write_bytes(VECTORS, faiss.serialize_index(index).tobytes())
     return int(index.ntotal)
 
@@ -119,18 +128,40 @@ def _first_seen(texts: Sequence[str], seen: set[bytes]) -> np.ndarray[Any, np.dt
 
 
 class SearchIndex:
-    """The index that :func:`assemble` wrote, in memory; texts stay in the file and are read when they are found."""
+    """The index that :func:`assemble` wrote, in memory; texts and words stay in files and are read when they are found.
+
+    Attributes:
+        words: The index of words; None where there is none.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._index: Any = faiss.read_index(str(folder / VECTORS))
         self._texts = pa.ipc.open_file(pa.memory_map(str(folder / TEXTS))).read_all()
+        self.words = WordIndex(folder / WORDS) if (folder / WORDS).exists() else None
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
     def search(self, vector_D: Vectors, count: int) -> list[tuple[str, str, float]]:
         """The nearest documents: id, text and cosine, nearest first."""
+        return self._shown(*self._nearest(vector_D, count))
+
+    def search_words(self, query: str, count: int) -> list[tuple[str, str, float]]:
+        """Documents that share words with a query: id, text and BM25 score, the highest first."""
+        assert self.words is not None
+        return self._shown(*self.words.search(query, count))
+
+    def search_both(self, vector_D: Vectors, query: str, count: int) -> list[tuple[str, str, float]]:
+        """What stands high in either ranking: id, text and the sum of reciprocal ranks, the highest first."""
+        assert self.words is not None
+        depth = max(FUSED, count)
+        rankings = [self._nearest(vector_D, depth)[0], self.words.search(query, depth)[0]]
+        return self._shown(*fused(rankings, count))
+
+    def _nearest(self, vector_D: Vectors, count: int) -> tuple[list[int], list[float]]:
         scores, rows = self._index.search(vector_D[None], min(count, len(self)))
-        found = self._texts.take(pa.array(rows[0]))
-        columns = found["id"].to_pylist(), found["text"].to_pylist(), map(float, scores[0])
-        return list(zip(*columns, strict=True))
+        return rows[0].tolist(), list(map(float, scores[0]))
+
+    def _shown(self, rows: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str, float]]:
+        found = self._texts.take(pa.array(rows, pa.int64()))
+        return list(zip(found["id"].to_pylist(), found["text"].to_pylist(), scores, strict=True))

@@ -103,6 +103,9 @@ class SearchRequest(_Request):
 
     query: str
     top_n: Annotated[int, Field(ge=1, le=1000)] = 10
+    by: Literal["vectors", "words", "both"] = Field(
+        "vectors", description="What is compared: vectors, words (BM25), or both rankings by reciprocal ranks."
+    )
 
 
 class Usage(BaseModel):
@@ -156,7 +159,7 @@ class SimilarityResponse(BaseModel):
 
 
 class SearchResult(BaseModel):
-    """A document of the index, and its cosine to the query."""
+    """A document of the index, and its cosine to the query; by words its BM25 score, by both its reciprocal ranks."""
 
     id: str
     text: str
@@ -164,7 +167,7 @@ class SearchResult(BaseModel):
 
 
 class SearchResponse(BaseModel):
-    """The answer to a :class:`SearchRequest`, nearest first."""
+    """The answer to a :class:`SearchRequest`, best first."""
 
     object: Literal["list"] = "list"
     model: str

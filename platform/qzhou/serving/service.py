@@ -155,7 +155,7 @@ class EmbeddingService:
         """The documents of the index that are nearest to the query.
 
         Raises:
-            RequestError: 404; the run that is served has no index.
+            RequestError: 404; the run that is served has no index, or none of words.
         """
         if self.index is None:
             raise RequestError(
@@ -164,9 +164,22 @@ class EmbeddingService:
                 status=404,
                 code="no_index",
             )
+        if self.index.words is None and request.by != "vectors":
+            raise RequestError(
+                f"The index has no words to search by ('by' is '{request.by}'); it was made by an older version, or "
+                "of too many documents. Send 'by': 'vectors', or make it again with `qzhou index`.",
+                status=404,
+                param="by",
+                code="no_word_index",
+            )
         texts = self._side([request.query], "query", request.instruction)
         encoded = await self._encoded(texts, "query", cut=request.truncate)
-        found = self.index.search(encoded.vectors[0], request.top_n)
+        if request.by == "words":
+            found = self.index.search_words(request.query, request.top_n)
+        elif request.by == "both":
+            found = self.index.search_both(encoded.vectors[0], request.query, request.top_n)
+        else:
+            found = self.index.search(encoded.vectors[0], request.top_n)
         results = [{"id": id, "text": text, "score": score} for id, text, score in found]
         return {"object": "list", "model": self.model.name, "results": results, "usage": _usage(encoded)}
 

@@ -96,3 +96,7 @@ def test_an_index_finds_what_brute_force_finds_and_holds_a_text_once(model, tmp_
     assert found[0][1] == texts[int(np.argmax(exact))]
     np.testing.assert_allclose([score for *_, score in found], np.sort(exact)[::-1][:5], atol=2e-3)
     assert len(index.search(query, 1000)) == len(texts)
+    by_words = [text for _, text, _ in index.search_words("sort tree", 3)]
+    assert set(by_words[:2]) <= {"sort tree", "tree sort"}
+    assert {text for _, text, _ in index.search_both(query, "sort tree", 4)} >= {found[0][1]}
+    assert len(index.search_words("nowhere", 3)) == 0
