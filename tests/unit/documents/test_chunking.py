@@ -105,3 +105,12 @@ def test_no_word_is_lost_and_no_chunk_too_large(pieces, tokens, has_title):
 @pytest.mark.parametrize("text", ["# Heading alone", "## One\n\n## Two"])
 def test_headings_alone_make_no_chunk(text):
     assert chunks(text, "", tokens=20) == []
+
+
+@pytest.mark.parametrize("run", ["x" * 50_000, "水" * 50_000, "# Heading\n\n" + "ab" * 20_000 + "\n\nThe end."])
+def test_text_without_blanks_is_cut_all_the_same(run):
+    found = chunks(run, "", tokens=50, count=len)
+    assert all(len(one.text) <= 50 for one in found)
+    assert "".join(one.text for one in found).replace("# Heading\n\n", "") == run.replace(
+        "# Heading\n\n", ""
+    ).replace("\n\n", "")

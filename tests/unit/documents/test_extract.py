@@ -48,6 +48,8 @@ def is_there(text, *parts):
         ("a.md", f"---\ntitle: Kettles\nlang: en\n---\n# Reset\n\n{WORDS}\n", "Kettles", ["# Reset", WORDS]),
         ("a.MD", f"# Reset `now`\n<!-- hidden -->\n{WORDS}", "Reset now", [WORDS]),
         ("a.markdown", f"```\n# no heading\n```\n\n## [Reset](x.md)\n{WORDS}", "Reset", ["# no heading"]),
+        ("a.md", f"Reset\n=====\n\nNow\n---\n{WORDS}\n\n- item\n---\n", "Reset",
+         ["# Reset\n\n## Now\n", "- item\n---"]),
         ("a.txt", f"{WORDS}\r\n\r\n\r\n\r\nAnd more.  ", "", [f"{WORDS}\n\nAnd more."]),
         ("a.html", PAGE, "Kettles",
          ["# Reset", WORDS, "* Hold it for **ten** seconds", "| red | too warm |", "```\nreset --all"]),
@@ -58,7 +60,8 @@ def is_there(text, *parts):
         ("a.pdf", pdf("The ket-\ntle is reset\nby its button."), "", ["The kettle is reset by its button."]),
         ("a.pdf", pdf(WORDS, title="Kettles"), "Kettles", [WORDS]),
     ],
-    ids=["front matter", "heading", "fence", "text", "html", "sphinx", "word", "pdf", "broken lines", "pdf title"],
+    ids=["front matter", "heading", "fence", "underlined", "text", "html", "sphinx", "word", "pdf",
+         "broken lines", "pdf title"],
 )  # fmt: skip
 def test_text_and_title(name, content, title, parts):
     found = extract(name, content.encode() if isinstance(content, str) else content)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from qzhou.data.documents.extract import FENCE, HEADING, plain
 
@@ -17,6 +18,8 @@ FULL_SHARE = 0.6  # a chunk that is so full ends at the next good place
 CHARS_PER_TOKEN = 4  # where no tokenizer is at hand
 WORDS_OF_A_NAME = 3  # a heading of fewer is asked for with the heading above it
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n{2,}")
+LONGEST_RUN = 4_000  # characters
+LONG_RUN = re.compile(rf"[^\s.,;!?。，、；！？]{{{LONGEST_RUN},}}")
 LONGEST_SENTENCE = 200  # characters; a longer one is no query
 SHORTEST_SENTENCE = 12
 
@@ -67,7 +70,10 @@ def chunks(
     outline = _Outline(text, title)
     found: list[Chunk] = []
     seen: set[tuple[str, ...]] = set()
-    for place, piece in splitter.chunk_indices(text):
+    pieces = (
+        (start + place, piece) for start, block in _blocks(text) for place, piece in splitter.chunk_indices(block)
+    )
+    for place, piece in pieces:
         below = _below_headings(piece)
         if not below:  # headings alone, which the next chunk stands under
             continue
@@ -76,6 +82,15 @@ def chunks(
         seen.add(headings)
         found.append(Chunk(len(found), headings, piece, query, body))
     return found
+
+
+def _blocks(text: str) -> Iterator[tuple[int, str]]:
+    """The text where it begins, cut inside runs without any end of a word, over which the splitter takes minutes."""
+    cuts = {0, len(text)}
+    for run in LONG_RUN.finditer(text):
+        cuts.update(range(run.start(), run.end(), LONGEST_RUN))
+    for start, end in pairwise(sorted(cuts)):
+        yield start, text[start:end]
 
 
 class _Outline:

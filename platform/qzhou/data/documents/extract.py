@@ -28,6 +28,7 @@ ABOUT_FILES = ("toctree", "index", "currentmodule", "module", "tabularcolumns", 
 ABOUT_VERSIONS = ("versionadded", "versionchanged", "versionremoved", "deprecated", "rst-class", "sourcecode")
 FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
 HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
+UNDERLINED = re.compile(r"^(?![#>|*+\-\s]|\d+[.)])([^\n]+)\n(=+|-{2,})[ \t]*$", re.MULTILINE)
 FENCE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -115,10 +116,19 @@ def _markdown(content: bytes) -> Extracted:
     text = _decoded(content).replace("\r\n", "\n")
     matter = FRONT_MATTER.match(text)
     title = re.search(r"^title:[ \t]*(.+)$", matter[1], re.MULTILINE) if matter else None
-    body = text[matter.end() :] if matter else text
-    return Extracted(
-        title[1].strip().strip("\"'") if title else "", re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
-    )
+    body = re.sub(r"<!--.*?-->", "", text[matter.end() :] if matter else text, flags=re.DOTALL)
+    parts: list[str] = []
+    end = 0
+    for fence in FENCE.finditer(body):
+        parts += [_with_marked_headings(body[end : fence.start()]), fence[0]]
+        end = fence.end()
+    parts.append(_with_marked_headings(body[end:]))
+    return Extracted(title[1].strip().strip("\"'") if title else "", "".join(parts))
+
+
+def _with_marked_headings(text: str) -> str:
+    """Markdown whose underlined headings are marked by # as the others are."""
+    return UNDERLINED.sub(lambda match: f"{'#' if match[2][0] == '=' else '##'} {match[1]}", text)
 
 
 def _text(content: bytes) -> Extracted:
