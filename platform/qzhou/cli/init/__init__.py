@@ -18,7 +18,7 @@ from typing import Any
 from qzhou.cli.init.machine import Machine, Sizes, sizes_for, this_machine
 from qzhou.cli.init.recipe_text import recipe_text
 from qzhou.cli.init.samples import NotUnderstood
-from qzhou.cli.init.sources import DOCUMENTS_HELD_OUT, Source, dataset_name, headings_of, sources_of
+from qzhou.cli.init.sources import DOCUMENTS_HELD_OUT, Source, dataset_name, distinct, headings_of, sources_of
 from qzhou.config.recipe import parse_recipe
 from qzhou.data.records import Example, PairExample, RetrievalExample
 from qzhou.errors import DataError
@@ -56,10 +56,9 @@ def init(paths: Sequence[str], options: InitOptions, machine: Machine | None = N
     Raises:
         DataError: A path gives no dataset, or the file is there already; says why.
     """
-    name = options.name or Path(paths[0]).resolve().name.split(".")[0].lower()
+    name = options.name or dataset_name(Path(paths[0]).resolve().name.split(".")[0])
     output = Path(options.output or f"{name}.toml")
-    if output.exists():
-        raise DataError(f"{output} is there already; name another file with --output, or remove it")
+    _refuse_contradictions(options, output)
     found: list[Source] = []
     said: list[str] = []
     for path in paths:
@@ -70,8 +69,17 @@ def init(paths: Sequence[str], options: InitOptions, machine: Machine | None = N
             sources = [one for source in sources for one in _with_queries(source, bool(options.endpoint))]
         except NotUnderstood as error:
             raise DataError(str(error)) from None
+        if options.columns and any(one.dataset["reader"] == "documents" for one in sources):
+            raise DataError(
+                f"'{path}' holds documents, which have no columns: leave --{next(iter(options.columns))} out"
+            )
         found += sources
         said += [*map(_described, sources), *(f"  left out: {line}" for line in refused)]
+    found = distinct(found)
+    if options.endpoint and not any(one.dataset["rule"] == "documents" for one in found):
+        raise DataError(
+            "--endpoint is for documents, and there are none: see docs/synthesis.md for what else it writes"
+        )
     machine = machine or this_machine()
     sizes = sizes_for(found, machine, options.backbone)
     synthesis = _synthesis(found, options)
@@ -79,6 +87,19 @@ def init(paths: Sequence[str], options: InitOptions, machine: Machine | None = N
     parse_recipe(tomllib.loads(text), place=str(output), folder=str(output.absolute().parent))
     output.write_text(text, "utf-8")
     return "\n".join([*said, *_closing(output, found, machine, sizes, synthesis)])
+
+
+def _refuse_contradictions(options: InitOptions, output: Path) -> None:
+    if output.exists():
+        raise DataError(f"{output} is there already; name another file with --output, or remove it")
+    if not output.absolute().parent.is_dir():
+        raise DataError(f"there is no folder {output.absolute().parent} to write {output.name} into")
+    if bool(options.endpoint) != bool(options.model):
+        given, missing = ("--endpoint", "--model") if options.endpoint else ("--model", "--endpoint")
+        raise DataError(f"{given} is given and {missing} is not: a language model is named by both")
+    unknown = {"query", "positive"} & options.columns.keys() and {"text"} & options.columns.keys()
+    if unknown:
+        raise DataError("--text is for texts with labels, and --query and --positive for search: give one of them")
 
 
 def _with_queries(source: Source, asks: bool) -> list[Source]:

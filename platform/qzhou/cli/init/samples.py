@@ -25,8 +25,10 @@ ROWS = 400  # of a file that are looked at, evenly spread over
 ROWS_READ = 20_000  # its first: files are sorted by label or score, often
 DOCUMENT_BYTES = 256 * 2**20  # a JSON document is read whole to find its rows
 DELIMITERS = ("\t", ",", ";", "|")
+EXCEL = {".xlsx", ".xls", ".xlsm", ".ods"}
 PACKED = {".gz", ".bz2", ".xz", ".zst"}
-NAME = re.compile(r"[^\W\d][\w .-]{0,39}")  # of a column
+SHORTER = 0.6  # the name of a column is so much shorter than its texts
+LONGEST_NAME = 60  # characters
 LABELLED = re.compile(r"^([A-Z][\w:-]{1,30})[ \t]+\S")  # "LOC:city What county is ..."
 SHAPES_OF_LINES = "neither JSON lines nor columns that a delimiter separates"
 
@@ -43,6 +45,7 @@ class Sample:
         settings: Keys of a dataset's format and their values; ``paths`` is not among them.
         rows: Some of them, as the reader gives them.
         total: How many there are, an estimate above ROWS_READ.
+        rejected: Reason -> rows that cannot be read, of those that were looked at.
         evidence: What the settings were read from, in words.
     """
 
@@ -50,6 +53,7 @@ class Sample:
     rows: Sequence[Row]
     total: int
     evidence: Sequence[str] = field(default=())
+    rejected: Mapping[str, int] = field(default_factory=dict)
 
 
 def sample_of(file: InputFile) -> Sample:
@@ -61,31 +65,38 @@ def sample_of(file: InputFile) -> Sample:
     try:
         settings, evidence = _settings_of(file)
         form = Format.model_validate({**settings, "paths": [file.name]})
-        rows, total = _spread(read_part(form, FilePart((file,))), file.size)
-    except (DataError, *DAMAGE, UnicodeError) as error:
+        rows, total, rejected = _spread(read_part(form, FilePart((file,))), file.size)
+    except (DataError, *DAMAGE, ValueError) as error:
         where = "" if file.name in str(error) else f"{file.name}: "
         raise NotUnderstood(f"{where}{error}") from None
     if not rows:
         raise NotUnderstood(f"{file.name}: no row can be read as {settings['reader']}")
-    return Sample(settings, rows, total, evidence)
+    return Sample(settings, rows, total, evidence, rejected)
 
 
 def aligned_sample(files: Sequence[InputFile]) -> Sample:
     """The first rows of files whose lines belong together."""
     form = Format(reader="aligned_text", paths=tuple(file.name for file in files))
-    rows, total = _spread(read_part(form, FilePart(tuple(files))), files[0].size)
-    return Sample({"reader": "aligned_text"}, rows, total, [f"{len(files)} files with as many lines each"])
+    rows, total, rejected = _spread(read_part(form, FilePart(tuple(files))), files[0].size)
+    evidence = [f"{len(files)} files with as many lines each"]
+    return Sample({"reader": "aligned_text"}, rows, total, evidence, rejected)
 
 
-def _spread(rows: Iterator[Any], size: int) -> tuple[list[Row], int]:
-    """Some rows of a file of so many bytes, and about how many there are."""
-    found = [row for row in islice(rows, ROWS_READ) if isinstance(row, dict)]
+def _spread(rows: Iterator[Any], size: int) -> tuple[list[Row], int, Counter[str]]:
+    """Some rows of a file of so many bytes, about how many there are, and why others cannot be read."""
+    found: list[Row] = []
+    rejected: Counter[str] = Counter()
+    for row in islice(rows, ROWS_READ):
+        if isinstance(row, dict):
+            found.append(row)
+        else:
+            rejected[row.reason] += 1
     total = len(found)
-    if total == ROWS_READ:
+    if total + rejected.total() == ROWS_READ:
         total = max(total, int(size * total / sum(len(str(row)) for row in found)))
     if len(found) > ROWS:
         found = [found[number * len(found) // ROWS] for number in range(ROWS)]
-    return found, total
+    return found, total, rejected
 
 
 def line_count(file: InputFile) -> int:
@@ -99,13 +110,18 @@ def _settings_of(file: InputFile) -> tuple[dict[str, Any], list[str]]:
     suffix = suffixes[-1].lower() if suffixes else ""
     if suffix == ".parquet":
         return {"reader": "parquet"}, ["its name"]
+    if suffix in EXCEL:
+        raise NotUnderstood(f"{file.name} is a file of Excel: save its sheet as CSV")
     with open_bytes(file) as stream:
         head = stream.read(HEAD_BYTES)
     encoding = detected_encoding(head)
     text = head.decode(encoding, "ignore").lstrip("\ufeff")
     settings: dict[str, Any] = {} if encoding in {"utf-8", "ascii"} else {"encoding": encoding}
     evidence = [f"encoding {encoding}"]
-    lines = text.splitlines()[:-1] if len(head) == HEAD_BYTES else text.splitlines()
+    lines = text.splitlines()
+    is_cut = len(head) == HEAD_BYTES
+    if is_cut and len(lines) > 1:
+        lines.pop()
     lines = [line for line in lines if line.strip()]
     if not lines:
         raise NotUnderstood(f"{file.name} is empty")
@@ -114,7 +130,12 @@ def _settings_of(file: InputFile) -> tuple[dict[str, Any], list[str]]:
     if text.lstrip().startswith(("{", "[")):
         if all(map(_is_json, lines[:20])) and (len(lines) > 1 or suffix != ".json"):
             return settings | {"reader": "jsonl"}, [*evidence, "a JSON object a line"]
-        records = _records_of(file, encoding)
+        try:
+            records = _records_of(file, encoding)
+        except ValueError:
+            if is_cut and len(lines) == 1:  # an object a line, of which the first is longer than what was looked at
+                return settings | {"reader": "jsonl"}, [*evidence, "a JSON object a line"]
+            raise
         return settings | {"reader": "json", "records": records}, [
             *evidence,
             f"one JSON document, rows at {records}",
@@ -140,7 +161,11 @@ def _columns_of(
     reads: dict[str, Any] = {"reader": "csv"}
     if delimiter != "," and not (is_tsv and delimiter == "\t"):
         reads["delimiter"] = delimiter
-    header = _has_header(list(csv.reader(lines, delimiter=delimiter)))
+    rows = list(csv.reader(lines, delimiter=delimiter))
+    header = _has_header(rows)
+    twice = [name for name, count in Counter(filter(None, map(str.strip, rows[0]))).items() if count > 1]
+    if header and twice:
+        raise NotUnderstood(f"{file.name} has two columns named '{twice[0]}': rename one of them")
     reads["header"] = header
     if delimiter == "\t" and not _quotes_cells(lines):
         reads["quote"] = ""
@@ -163,16 +188,35 @@ def _delimiter_of(lines: Sequence[str]) -> tuple[str, int] | None:
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns: short distinct names, of which none is a cell below."""
+    """Whether the first row names the columns: words above numbers, or shorter than texts, and none comes again."""
     first, rest = [cell.strip() for cell in rows[0]], rows[1:]
-    if len(set(first)) < len(first) or not all(NAME.fullmatch(cell) for cell in first) or not rest:
-        return False
-    repeated = [
-        any(len(row) > place and row[place].strip() == cell for row in rest) for place, cell in enumerate(first)
-    ]
-    lengths = [sum(len(row[place]) for row in rest if len(row) > place) / len(rest) for place in range(len(first))]
-    known = sum(re.sub(r"[\W_]", "", cell.lower()) in COMMON_NAMES for cell in first)
-    return not any(repeated) and (bool(known) or max(lengths) > 2 * max(map(len, first)))
+    if not rest:
+        return all(map(_is_common, filter(None, first)))
+    names_a_number = is_shorter = False
+    for place, cell in enumerate(first):
+        below = [row[place].strip() for row in rest if len(row) > place and row[place].strip()]
+        if not below or not cell:
+            continue
+        if sum(map(_is_number, below)) > 0.9 * len(below):
+            if _is_number(cell):
+                return False
+            names_a_number = True
+        elif cell in below:
+            return False
+        else:
+            median = sorted(map(len, below))[len(below) // 2]
+            is_shorter = is_shorter or len(cell) < SHORTER * median
+            if len(cell) > median and len(cell) > LONGEST_NAME:
+                return False
+    return names_a_number or is_shorter or any(map(_is_common, first))
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"-?\d+([.,]\d+)?", cell) is not None
+
+
+def _is_common(cell: str) -> bool:
+    return re.sub(r"[\W_]", "", cell.lower()) in COMMON_NAMES
 
 
 COMMON_NAMES = {
@@ -208,6 +252,8 @@ def _records_of(file: InputFile, encoding: str) -> str:
     try:
         document = json.loads(content.decode(encoding).lstrip("\ufeff"))
     except ValueError as error:
+        if str(error).startswith("Extra data"):
+            raise
         raise NotUnderstood(f"{file.name} is no whole JSON document: {error}") from None
     best = max(_lists_in(document, ""), default=None)
     if best is None:

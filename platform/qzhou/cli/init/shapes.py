@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qzhou.cli.init.samples import NotUnderstood
@@ -15,31 +15,39 @@ from qzhou.transform.reading.columns import Row, as_text
 # Normalised names of columns, the likeliest first.
 NAMES: Mapping[str, tuple[str, ...]] = {
     "query": (
-        "query", "question", "qtext", "questiontext", "querytext", "anchor", "prompt", "instruction", "input", "search",
-        "utterance", "problem", "问题", "frage",
+        "query", "question", "q", "qtext", "anchor", "prompt", "instruction", "input", "search", "utterance", "problem",
+        "问题", "質問", "frage", "demande", "pregunta", "domanda",
     ),
     "positive": (
-        "positive", "pos", "positives", "answer", "answers", "response", "reply", "output", "completion", "atext",
-        "passage", "document", "doc", "solution", "acceptedanswer", "回答", "答案", "antwort",
+        "positive", "pos", "answer", "response", "reply", "output", "completion", "atext", "chosen", "passage",
+        "document", "doc", "solution", "acceptedanswer", "context", "回答", "答案", "antwort", "réponse", "respuesta",
+        "risposta",
     ),
-    "negative": ("negative", "neg", "negatives", "hardnegative", "hardnegatives"),
-    "title": ("title", "headline", "subject", "heading", "topic", "标题"),
-    "body": ("body", "text", "content", "abstract", "description", "article", "passage", "document", "summary"),
+    "negative": ("negative", "neg", "hardnegative", "rejected"),
+    "title": ("title", "headline", "subject", "heading", "标题", "betreff"),
+    "body": ("body", "text", "content", "abstract", "description", "article", "passage", "document"),
     "label": (
-        "label", "labeldesc", "labeltext", "category", "class", "intent", "target", "tag", "sentiment", "goldlabel",
-        "entailmentjudgment", "relevance", "grade", "标签",
+        "label", "labeldesc", "category", "class", "intent", "target", "tag", "sentiment", "goldlabel", "rating",
+        "stars", "entailmentjudgment", "topic", "标签",
     ),
-    "score": ("score", "similarity", "relatedness", "relatednessscore", "similarityscore", "sim"),
+    "grade": (
+        "label", "grade", "relevance", "relevant", "isrelevant", "clicked", "correct", "iscorrect", "isselected",
+        "score", "rating",
+    ),
+    "score": ("score", "similarity", "relatedness", "relatednessscore", "similarityscore", "sim", "label"),
     "text": ("text", "sentence", "review", "comment", "content", "utterance", "query", "question", "tweet", "message"),
     "claim": ("claim",),
 }  # fmt: skip
+ENDINGS = re.compile(r"(text|s)$")  # "questions", "question_text"
 SIDES = (
     ("sentence1", "sentence2"), ("texta", "textb"), ("premise", "hypothesis"), ("sentencea", "sentenceb"),
     ("question1", "question2"), ("text1", "text2"), ("s1", "s2"), ("q1", "q2"), ("left", "right"),
 )  # fmt: skip
 NLI = {"entailment", "neutral", "contradiction"}
-IDS = re.compile(r"(^|_|-)(id|idx|index|uuid|guid)$|^(id|idx|index)", re.IGNORECASE)
+IDS = re.compile(r"(^|[_-]|[a-z])(id|idx|index|uuid|guid)s?\d*$|^(id|idx|index)[_-]?|^$|^unnamed", re.IGNORECASE)
+CODE = re.compile(r"[!-~]{0,30}\d[!-~]{0,30}")  # what an identifier looks like
 LABEL_CHARS, LABEL_WORDS = 60, 4  # at the most; and on average
+MOST_GRADES = 11
 ALIKE = 2.5  # two texts of a pair are of similar length: the mean of one is at most so many times the other's
 DOCUMENT_CHARS = 200  # on average; a column of such texts is one of documents
 
@@ -70,6 +78,12 @@ class Column:
     cells: Sequence[Any]
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """The name as it is compared, without an ending, and its first word: "Question (customer)"."""
+        first = re.split(r"[\W_]+", self.name.lower().strip())[0]
+        return self.key, ENDINGS.sub("", self.key), first, ENDINGS.sub("", first)
+
+    @property
     def texts(self) -> list[str]:
         """The cells that are not blank."""
         return [
@@ -93,14 +107,24 @@ class Column:
 
     @property
     def has_letters(self) -> bool:
-        """Whether most cells hold letters of any script."""
+        """Whether most cells hold letters of any script, and are no identifiers."""
         found = self.texts
-        return sum(any(map(str.isalpha, text)) for text in found) > 0.8 * len(found)
+        letters = sum(any(map(str.isalpha, text)) for text in found)
+        codes = sum(CODE.fullmatch(text) is not None for text in found)
+        return letters > 0.8 * len(found) and codes < 0.8 * len(found)
 
     @property
     def is_text(self) -> bool:
         """Whether it holds sentences or names, and neither numbers nor a few labels."""
-        return self.has_letters and not IDS.search(self.name) and self.distinct > 1 and not self.is_label
+        return self.has_letters and not self.is_id and self.distinct > 1 and not self.is_label
+
+    @property
+    def is_id(self) -> bool:
+        """Whether its name says that it holds identifiers, or it has none, or its numbers count the rows."""
+        counts = (
+            self.is_number and self.distinct == len(self.texts) > 2 and all("." not in one for one in self.texts)
+        )
+        return IDS.search(self.name) is not None or counts
 
     @property
     def is_label(self) -> bool:
@@ -109,7 +133,8 @@ class Column:
         if not 1 < self.distinct <= max(2, 0.35 * len(found)) or max(map(len, found)) > LABEL_CHARS:
             return False
         words = sum(len(text.split()) for text in found) / len(found)
-        return words <= LABEL_WORDS and not (self.is_number and any("." in text for text in found))
+        is_broken = self.is_number and any(float(text) % 1 for text in found)
+        return words <= LABEL_WORDS and not is_broken
 
     @property
     def is_list(self) -> bool:
@@ -131,7 +156,9 @@ def shape_of(rows: Sequence[Row], given: Mapping[str, str]) -> Shape:
     for guess in GUESSES:
         found = guess(table)
         if found is not None:
-            return found
+            used = " ".join(found.columns.values())
+            left = [one.name for one in table.columns if one.name not in used]
+            return replace(found, why=found.why + (f"; columns left out: {', '.join(left)}" if left else ""))
     shown = ", ".join(f"{one.name} ({_kind(one)})" for one in table.columns)
     raise NotUnderstood(
         f"its columns ({shown}) are those of no rule that can be told from names and cells; name them: --query COLUMN "
@@ -148,6 +175,7 @@ class _Table:
             Column(name, re.sub(r"[\W_]", "", name.lower()), [row.get(name) for row in rows]) for name in names
         ]
         self.given = given
+        self.columns = [one for one in self.columns if one.name and not one.name.startswith("Unnamed")]
         unknown = [name for name in given.values() if name not in names]
         if unknown:
             raise NotUnderstood(f"there is no column '{unknown[0]}'; there are {', '.join(names)}")
@@ -158,7 +186,7 @@ class _Table:
             return next(one for one in self.columns if one.name == self.given[field])
         for name in NAMES[field]:
             for one in self.columns:
-                if one.key == name and one.name not in self.given.values() and suits(one):
+                if name in one.keys and one.name not in self.given.values() and suits(one):
                     return one
         return None
 
@@ -238,32 +266,39 @@ def _pairs(table: _Table) -> Shape | None:
         return None
     left, right = table.sides
     columns = {"text_a": left.name, "text_b": right.name}
-    others = [one for one in table.columns if one not in (left, right)]
-    score = table.named("score", lambda one: one.is_number)
+    others = [one for one in table.columns if one not in (left, right) and not one.is_id]
+    score = table.named("score", lambda one: one.is_number and not one.is_id)
     labels = [one for one in others if one.texts and {text.lower() for text in one.texts} - {"-"} <= NLI]
-    numbers = [one for one in others if one.is_number and not IDS.search(one.name)]
-    if score is None and labels:
+    if labels and (score is None or score.distinct <= 3):
         return Shape(
             "nli", {**columns, "label": labels[0].name}, why=f"'{labels[0].name}' holds entailment and others"
         )
-    number = score or table.named("label", lambda one: one.is_number) or (numbers[0] if len(numbers) == 1 else None)
-    if number is None:
-        two = next((one for one in others if one.distinct == 2 and one.is_label), None)
+    numbers = [one for one in others if one.is_number]
+    if score is None and numbers and (table.is_unnamed or left.key == "question1"):
+        score = numbers[0] if len(numbers) == 1 else None
+    if score is None:
+        two = next((one for one in others if one.distinct == 2 and one.is_label and not one.is_number), None)
         return _two_labels(columns, two) if two else None
-    lengths = sorted((left.mean_chars, right.mean_chars))
-    if (
-        score is None
-        and table.is_unnamed
-        and number.distinct > 2
-        and number.is_label
-        and lengths[1] > ALIKE * lengths[0]
-    ):
-        return None  # numbers of classes, beside a title and a text
-    if set(number.texts) <= {"0", "1"}:
+    return _scored(table, (left, right), score)
+
+
+def _scored(table: _Table, sides: tuple[Column, Column], score: Column) -> Shape | None:
+    """Two texts and a number: what it counts is told by its values."""
+    left, right = sides
+    columns = {"text_a": left.name, "text_b": right.name}
+    values, is_named = set(score.texts), not table.is_unnamed
+    if values <= {"0", "1"}:
         rule: Rule = "duplicate_questions" if left.key == "question1" else "binary_pair"
-        return Shape(rule, {**columns, "label": number.name}, why=f"'{number.name}' is 0 or 1")
+        return Shape(rule, {**columns, "label": score.name}, why=f"'{score.name}' is 0 or 1")
+    if values <= {"-1", "0", "1", "2"} and "label" in score.key:
+        if left.key != "premise":
+            return None  # classes of whatever kind
+        return Shape("nli", {**columns, "label": score.name}, why=f"'{score.name}' is 0, 1 or 2 beside a premise")
+    lengths = sorted((left.mean_chars, right.mean_chars))
+    if not is_named and score.is_label and lengths[1] > ALIKE * lengths[0]:
+        return None  # numbers of classes, beside a title and a text
     return Shape(
-        "scored_pair", {**columns, "score": number.name}, why=f"'{number.name}' is a number beside two texts"
+        "scored_pair", {**columns, "score": score.name}, why=f"'{score.name}' is a number beside two texts"
     )
 
 
@@ -281,26 +316,47 @@ def _two_labels(columns: Mapping[str, str], label: Column) -> Shape | None:
 def _graded(table: _Table) -> Shape | None:
     query = table.named("query", lambda one: one.has_letters)  # a log asks the same many times
     document = table.named("positive", lambda one: one.is_text) or table.named("title", lambda one: one.is_text)
-    grade = table.named("label", lambda one: one.is_number and one.distinct <= 11)
-    if query and document and grade and "positive" not in table.given:
-        columns = {"query": query.name, "document": document.name, "grade": grade.name}
-        return Shape("graded", columns, why=f"'{grade.name}' grades documents of a query")
-    return None
+    grade = table.named("grade", lambda one: one.is_number)
+    if not (query and document and grade) or query is document:
+        return None
+    if not grade.is_number or grade.distinct > MOST_GRADES:
+        raise NotUnderstood(
+            f"'{grade.name}' may grade the texts of '{document.name}': say in a recipe from which value on they are "
+            "answers (rule graded, positive_grade, negative_grade)"
+        )
+    columns = {"query": query.name, "document": document.name, "grade": grade.name}
+    return Shape("graded", columns, why=f"'{grade.name}' grades documents of a query")
 
 
 def _answers(table: _Table) -> Shape | None:
-    query, positive = table.named("query", lambda one: one.is_text), table.named("positive")
-    if query and positive and query is not positive:
+    query = table.named("query", lambda one: one.is_text)
+    positive = table.named("positive", lambda one: (one.is_text or one.is_list) and one is not query)
+    if query and positive:
         return Shape(
             "question_answer", {"query": query.name, "positive": positive.name}, why="a query and its answer"
         )
     return None
 
 
+def _given(table: _Table) -> Shape | None:
+    """What a person has named, if that is a whole shape."""
+    given = table.given
+    if {"query", "positive"} <= given.keys():
+        if given["query"] == given["positive"]:
+            raise NotUnderstood(f"--query and --positive both name '{given['query']}'")
+        if "label" in given:
+            columns = {"query": given["query"], "document": given["positive"], "grade": given["label"]}
+            return Shape("graded", columns, why="as you say")
+        return Shape("question_answer", {name: given[name] for name in ("query", "positive")}, why="as you say")
+    if {"text", "label"} <= given.keys():
+        return Shape("labeled", {name: given[name] for name in ("text", "label")}, why="as you say")
+    return None
+
+
 def _labels(table: _Table) -> Shape | None:
     label = table.named("label", lambda one: one.is_label)
     if label is None and (table.is_unnamed or len(table.columns) == 2):
-        label = next((one for one in table.columns if one.is_label), None)
+        label = next((one for one in table.columns if one.is_label and one.key not in NAMES["positive"]), None)
     texts = [one for one in table.texts if one is not label]
     text = table.named("text", lambda one: one in texts) or (
         max(texts, key=lambda one: one.mean_chars) if texts else None
@@ -323,8 +379,8 @@ def _titles(table: _Table) -> Shape | None:
 
 
 def _documents(table: _Table) -> Shape | None:
-    texts = sorted(table.texts, key=lambda one: -one.mean_chars)
-    text = table.named("body", lambda one: one.is_text) or (texts[0] if texts else None)
+    texts = [one for one in table.texts if one.key not in NAMES["title"]]
+    text = texts[0] if len(texts) == 1 else None  # of two, one may ask for the other
     if text and text.mean_chars >= DOCUMENT_CHARS:
         return Shape(
             "documents", {"text": text.name}, why=f"'{text.name}' holds texts of {text.mean_chars:,.0f} characters"
@@ -333,7 +389,7 @@ def _documents(table: _Table) -> Shape | None:
 
 
 GUESSES: Sequence[Callable[[_Table], Shape | None]] = (
-    _chat, _comprehension, _claims, _negatives, _pairs, _graded, _answers, _labels, _titles, _documents,
+    _given, _chat, _comprehension, _claims, _negatives, _pairs, _graded, _answers, _labels, _titles, _documents,
 )  # fmt: skip
 
 

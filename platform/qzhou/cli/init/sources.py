@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from qzhou.cli.init.samples import SHAPES_OF_LINES, NotUnderstood, Sample, aligned_sample, line_count, sample_of
@@ -27,6 +28,7 @@ from qzhou.transform.rules.fields import GROUPED_BY, columns_of
 DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"}
 PACKED = {".gz", ".bz2", ".xz", ".zst"}
 ABOUT = re.compile(r"^(readme|license|licence|copying|changelog|authors|contributing)\b", re.IGNORECASE)
+UNWRITABLE = re.compile(r"[${}]")
 HELD_OUT = re.compile(r"(^|[^a-z])(test|dev|val|valid|validation|eval|trial)([^a-z]|$)", re.IGNORECASE)
 TRAIN = re.compile(r"(^|[^a-z])train", re.IGNORECASE)
 MOST_FILES = 64  # of a folder that are opened
@@ -75,8 +77,8 @@ def sources_of(path: str, given: Mapping[str, str]) -> tuple[list[Source], list[
     Raises:
         NotUnderstood: Nothing of it can be used; says why.
     """
-    place = Path(path).expanduser()
-    if not place.exists():
+    place = Path(path)
+    if not path or not place.exists():
         raise NotUnderstood(f"'{path}' is not there, seen from {Path.cwd()}")
     if place.is_file():
         files = [place]
@@ -84,13 +86,15 @@ def sources_of(path: str, given: Mapping[str, str]) -> tuple[list[Source], list[
         files = sorted(one for one in place.rglob("*") if one.is_file() and not _is_hidden(one.relative_to(place)))
     if not files:
         raise NotUnderstood(f"'{path}' is an empty folder")
+    if UNWRITABLE.search(str(place)):
+        raise NotUnderstood(f"'{path}' has one of $ {{ }} in its name, which mean something in a recipe: rename it")
     if place.is_dir():
         if collection := _collection(place, files):
             return collection, []
         if _are_documents(files):
             return [_documents(path, place, files)], []
     found, refused = _of_files(place, files, given)
-    if not found and place.is_file() and is_document(place.name):
+    if not found and not given and place.is_file() and _is_document(place):
         return [_documents(path, place, files)], []
     if not found:
         raise NotUnderstood("\n  ".join([f"nothing of '{path}' can be used:", *refused]))
@@ -98,29 +102,49 @@ def sources_of(path: str, given: Mapping[str, str]) -> tuple[list[Source], list[
 
 
 def _is_hidden(path: Path) -> bool:
-    return any(part.startswith((".", "__")) for part in path.parts)
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _suffix(path: Path) -> str:
     return next((one.lower() for one in reversed(path.suffixes) if one.lower() not in PACKED), "")
 
 
+def _is_document(path: Path) -> bool:
+    return is_document(path.name.removesuffix(path.suffix) if path.suffix.lower() in PACKED else path.name)
+
+
 def _are_documents(files: Sequence[Path]) -> bool:
     """Whether a folder holds documents and no data."""
-    data = [one for one in files if _suffix(one) in DATA_SUFFIXES and not ABOUT.match(one.name)]
-    documents = [one for one in files if is_document(one.name) and not ABOUT.match(one.name)]
-    plain = [one for one in documents if _suffix(one) not in {".txt", ".text"}]
-    return len(documents) > 4 * len(data) and (bool(plain) or len(documents) > 8)
+    documents = [one for one in files if _is_document(one)]
+    if all(ABOUT.match(one.name) for one in files):
+        return bool(documents)
+    proper = [one for one in documents if not ABOUT.match(one.name)]
+    data = [one for one in files if _suffix(one) in {*DATA_SUFFIXES, ".xml"} and not ABOUT.match(one.name)]
+    if not data:
+        return bool(proper) and not any(map(_is_table, proper))
+    return len(proper) > 2 * len(data) and any(_suffix(one) not in {".txt", ".text"} for one in proper)
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a text file holds columns, or a label before each line."""
+    if _suffix(path) not in {".txt", ".text"}:
+        return False
+    try:
+        shape_of(sample_of(local_file(path)).rows, {})
+    except NotUnderstood:
+        return False
+    return True
 
 
 def _documents(path: str, place: Path, files: Sequence[Path]) -> Source:
-    documents = [one for one in files if is_document(one.name)]
+    documents = [one for one in files if _is_document(one)]
     kinds = Counter(one.suffix.lower() for one in documents)
-    dataset = {"name": _name(place), "reader": "documents", "rule": "documents", "paths": [path.rstrip("/")]}
+    pattern = glob.escape(path.rstrip("/") or "/")
+    dataset = {"name": _name(place), "reader": "documents", "rule": "documents", "paths": [pattern]}
     evidence = [
         f"{len(documents)} documents ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
     ]
-    others = Counter(one.suffix.lower() or "without ending" for one in files if not is_document(one.name))
+    others = Counter(one.suffix.lower() or "without ending" for one in files if not _is_document(one))
     if others:
         held = ", ".join(f"{count} {kind}" for kind, count in others.most_common(6))
         evidence.append(f"{others.total()} other files are left out ({held})")
@@ -152,14 +176,22 @@ def headings_of(source: Source, tokens: int) -> Source:
     }
     step = max(1, len(source.files) // LOOKED_AT)
     looked_at = [local_file(Path(one)) for one in source.files[::step][:LOOKED_AT]]
-    found = islice(read_part(form, FilePart(tuple(looked_at))), MOST_CHUNKS)
-    rows = [row for row in found if isinstance(row, dict)]
+    rows: list[Row] = []
+    rejected = Counter[str]()
+    for row in islice(read_part(form, FilePart(tuple(looked_at))), MOST_CHUNKS):
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            rejected[row.reason] += 1
     if not rows:
-        raise NotUnderstood(f"none of the first {len(looked_at)} documents of '{own['paths'][0]}' holds text")
+        why = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+        raise NotUnderstood(
+            f"none of the first {len(looked_at)} documents of '{own['paths'][0]}' holds text ({why})"
+        )
     documents = len({row["document"] for row in rows if "document" in row})
     total = source.rows or len(source.files)
     evidence = ["headings, and first sentences where there are none"]
-    made = previewed(Source(dataset, evidence, source.files), rows)
+    made = previewed(Source(dataset, evidence, source.files), rows, rejected)
     return replace(made, rows=len(rows) * total // max(1, documents))
 
 
@@ -221,7 +253,7 @@ def _of_files(place: Path, files: Sequence[Path], given: Mapping[str, str]) -> t
     if not sources:
         sources = list(_aligned(place, left, given))
         refused = [] if sources else refused
-    return _distinct(sources), refused
+    return distinct(sources), refused
 
 
 def _split(place: Path, group: Sequence[tuple[Path, Sample, Shape]]) -> Iterator[Source]:
@@ -245,7 +277,7 @@ def _source(name: str, files: Sequence[Path], sample: Sample, shape: Shape, frac
     dataset = {
         "name": name,
         "rule": shape.rule,
-        "paths": [str(one) for one in files],
+        "paths": [glob.escape(str(one)) for one in files],
         **sample.settings,
         "columns": dict(shape.columns),
         **shape.more,
@@ -254,11 +286,11 @@ def _source(name: str, files: Sequence[Path], sample: Sample, shape: Shape, frac
     size = sum(one.stat().st_size for one in files)
     evidence = [*sample.evidence, shape.why]
     source = Source(dataset, evidence, [str(one) for one in files], size, rows=sample.total)
-    return previewed(source, sample.rows)
+    return previewed(source, sample.rows, sample.rejected)
 
 
-def previewed(source: Source, rows: Sequence[Row]) -> Source:
-    """The same with what its first rows become.
+def previewed(source: Source, rows: Sequence[Row], rejected: Mapping[str, int] = MappingProxyType({})) -> Source:
+    """The same with what its first rows become; ``rejected`` could not be read.
 
     Raises:
         NotUnderstood: Most of them become nothing, so the guess is wrong.
@@ -266,7 +298,7 @@ def previewed(source: Source, rows: Sequence[Row]) -> Source:
     dataset = Dataset.model_validate(source.dataset)
     convert = Converter(dataset, MAX_CHARS)
     examples: list[Example] = []
-    dropped: Counter[str] = Counter()
+    dropped = Counter(rejected)
     kept = 0
     for group in _grouped(dataset, rows):
         candidate, drops = convert(group)
@@ -279,7 +311,8 @@ def previewed(source: Source, rows: Sequence[Row]) -> Source:
         raise NotUnderstood(
             f"{source.files[0]}: as {dataset.rule} {len(rows) - kept} of {len(rows)} rows are dropped ({reasons})"
         )
-    return replace(source, examples=examples, kept=kept, read=len(rows), dropped=dropped)
+    read = len(rows) + sum(rejected.values())
+    return replace(source, examples=examples, kept=kept, read=read, dropped=dropped)
 
 
 def _grouped(dataset: Dataset, rows: Sequence[Row]) -> Iterable[list[Row]]:
@@ -293,15 +326,17 @@ def _grouped(dataset: Dataset, rows: Sequence[Row]) -> Iterable[list[Row]]:
 
 def _aligned(place: Path, files: Sequence[Path], given: Mapping[str, str]) -> Iterator[Source]:
     """Files of one folder whose lines belong together: as many in each, and names that begin alike."""
-    counts: dict[tuple[Path, int], list[Path]] = defaultdict(list)
+    counts: dict[tuple[Path, str, int], list[Path]] = defaultdict(list)
     for file in files:
-        counts[file.parent, line_count(local_file(file))].append(file)
-    for (folder, lines), group in counts.items():
+        counts[file.parent, file.name.split(".")[0], line_count(local_file(file))].append(file)
+    for (folder, _, lines), group in counts.items():
         if len(group) < 2 or lines < 2:
             continue
         inputs = [local_file(one) for one in group]
         sample = aligned_sample(inputs)
         shape = shape_of(sample.rows, given)
+        if shape.rule == "documents":
+            continue
         yield _source(_name(folder if place.is_dir() else place), group, sample, shape, EVAL_FRACTION)
 
 
@@ -315,7 +350,7 @@ def dataset_name(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "data"
 
 
-def _distinct(sources: Sequence[Source]) -> list[Source]:
+def distinct(sources: Sequence[Source]) -> list[Source]:
     """The same, no two of one name."""
     seen: Counter[str] = Counter()
     found = []
