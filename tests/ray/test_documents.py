@@ -28,7 +28,9 @@ def documents(tmp_path):
             f"before the {part} is opened, and the {part} is closed afterwards."
             for part in PARTS
         ]
-        (folder / f"{subject}.md").write_text(f"# {subject.title()}\n\n" + "\n\n".join(sections))
+        for version in (1, 2):  # which say the same under other titles
+            title = f"# {subject.title()} {version}\n\n"
+            (folder / f"{subject}-{version}.md").write_text(title + "\n\n".join(sections))
     return folder
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
 from qzhou.errors import QzhouError
 from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.plan import plan_of
+from qzhou.run.models import resolve
 from qzhou.transform.reading.discovery import RawInputs, find_inputs
 from qzhou.transform.reading.files import unpacked_bytes
 from qzhou.transform.reading.parts import FilePart
@@ -32,12 +34,21 @@ def checked(recipe: Recipe, command: str) -> str:
     asked = [one for model in synthesis.pool for one in model.endpoints] if synthesis.is_on else []
     lines = [
         f"data:      files, columns and readers are there; about {sum(rows.values()):,} rows ({counted})",
-        f"model:     {recipe.model.backbone} can be loaded",
+        f"model:     {recipe.model.backbone} {_place(recipe.model.backbone)}",
         f"llm:       {', '.join(asked)}, not asked now" if asked else "llm:       none; nothing is written",
         f"judged on: {', '.join(judged)}" if judged else "judged on: nothing: give a dataset an eval_fraction",
         f"takes:     {_time(recipe, sum(rows.values()))}",
     ]
     return "\n".join([*lines, f"next:      {command}"])
+
+
+def _place(model: str) -> str:
+    """Whether a model is on this machine."""
+    try:
+        is_here = Path(resolve(model)).exists()
+    except QzhouError:
+        is_here = False
+    return "is on this machine" if is_here else "is a name on the hub, which was not asked"
 
 
 def _rows(raw: RawInputs, dataset: Dataset) -> int:
@@ -60,7 +71,7 @@ def _time(recipe: Recipe, rows: int) -> str:
         return f"not known: {error}"
     stages = [one for one in plan.stages if one.wall_s >= 1]
     longest = max(stages, key=lambda one: one.wall_s)
-    money = f", ${plan.usd:,.0f}" if plan.usd else " on this machine"
+    money = f", ${plan.usd:,.0f}" if plan.usd >= 1 else " on this machine"
     return (
         f"about {plan.wall_s / 60:,.0f} minutes{money}, most of it in {longest.name}; `qzhou plan` has the details"
     )

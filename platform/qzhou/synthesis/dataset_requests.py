@@ -1,5 +1,6 @@
 """A run's datasets: requests about each, and the file of new records. No ray in here."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from qzhou.synthesis.techniques import SynthesisRequest
 from qzhou.telemetry.events import log_event
 
 NEW_EXAMPLES = "written-by-llm.parquet"  # after the files of the transform, which begin with "part"
+SHORTEST_BODY = 40  # characters; shorter ones say the same by chance
 REQUESTS_PER_GROUP = 100_000  # in the driver's memory at a time, with their answers
 
 
@@ -92,14 +94,23 @@ def _requests(run: Run, task: Task, name: str, held_out: frozenset[str] | None) 
 def _documents_to_ask_for(run: Run, name: str, held_out: frozenset[str]) -> Iterator[Document]:
     """A corpus without the documents that held-out queries ask for: a query for one would teach the answer."""
     left_out = 0
+    unseen = read_records(run.folder / HELD_OUT_DOCUMENTS / name, Document)
+    bodies = {body for one in unseen for body in _bodies(one.text)}
     for document in read_records(run.folder / "transform" / "corpora" / name, Document):
-        if normalized_text(document.text) in held_out:
+        if normalized_text(document.text) in held_out or not bodies.isdisjoint(_bodies(document.text)):
             left_out += 1
         else:
             yield document
     if left_out:
         line = f"synthesis: {name}: {left_out:,} documents answer held-out queries and get none written"
         log_event(line, "held_out_documents", dataset=name, documents=left_out)
+
+
+def _bodies(text: str) -> set[str]:
+    """What a chunk says without its headings, normalised: the manual of another version may say the same."""
+    below = re.sub(r"^#{1,6} .*$", "", text, flags=re.MULTILINE)
+    found = {normalized_text(part) for part in (below, below.partition("\n\n")[2])}
+    return {one for one in found if len(one) >= SHORTEST_BODY}
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def test_chunks_stand_under_their_headings():
     assert by_text["Hold the button for ten seconds"].headings == ("Kettle manual", "Kettle", "Reset")
     inside = by_text["Boil a cup of vinegar in it once a month"]
     assert inside.headings == ("Kettle manual", "Kettle", "Cleaning", "Inside")
-    assert inside.query == "Kettle: Cleaning: Inside"
+    assert inside.query == "Kettle manual: Kettle: Cleaning: Inside"
     assert inside.in_context.startswith("Kettle manual > Kettle\n\n## Cleaning\n\n### Inside")
     assert [one.number for one in found] == list(range(len(found)))
     assert not any("a comment" in heading for one in found for heading in one.headings)

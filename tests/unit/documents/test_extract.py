@@ -107,6 +107,78 @@ def test_what_gives_no_text_says_why(name, content, reason):
     assert str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Write `<!--` first.\n\n## Kept\n\nThen `-->`.", ["`<!--`", "## Kept", "`-->`"]),
+        ("```xml\n<!-- kept -->\n```\n<!-- gone -->", ["<!-- kept -->"]),
+        ("````\n```\n# code\n```\n````\n\n# H\n\nx", ["# code", "# H"]),
+        ("```\n# never closed", ["# never closed"]),
+        (f"![p](data:image/png;base64,{'A' * 9000}) kept", ["kept"]),
+    ],
+    ids=["inline code", "fence", "fence in a fence", "unclosed", "picture"],
+)
+def test_code_stays_and_comments_and_pictures_go(text, kept):
+    found = extract("a.md", text.encode())
+    assert is_there(found.text, *kept)
+    assert "gone" not in found.text
+    assert "AAAA" not in found.text
+    assert found.title in {"", "Kept", "H"}  # no heading is taken from code
+
+
+@pytest.mark.parametrize(
+    ("page", "kept", "gone"),
+    [
+        ("<article>Teaser</article><article><h2>Story</h2>It is long.</article>", ["Teaser", "## Story"], []),
+        ("<form><h1>T</h1><p>Inside a form.</p><input value='x'></form>", ["# T", "Inside a form."], []),
+        ("<h1>Links</h1><ul>" + "".join(f"<li><a>Page {n}</a></li>" for n in range(9)) + "</ul>", ["Page 8"], []),
+        ("<h1>Install<a class='headerlink'>¶</a></h1><p>Run it.</p>", ["# Install\n"], ["¶"]),
+        (
+            "<aside class='admonition'>Careful.</aside><aside>Other pages</aside><p>Text</p>",
+            ["Careful."],
+            ["Other"],
+        ),
+    ],
+    ids=["articles", "form", "links", "permalink", "aside"],
+)
+def test_what_a_page_says_is_kept(page, kept, gone):
+    found = extract("a.html", f"<html><body>{page}</body></html>".encode())
+    assert is_there(found.text, *kept)
+    assert not any(part in found.text for part in gone)
+
+
+def test_directives_of_sphinx_keep_their_content_whatever_options_they_have():
+    text = """
+T
+=
+
+.. code-block:: python
+   :caption: a.py
+   :emphasize-lines: 2
+
+   kept = 1
+
+.. versionadded:: 3.0
+   The option is new.
+
+.. py:class:: Kettle(size)
+   :module: devices
+
+   Boils water.
+
+.. only:: html
+
+   Shown on pages.
+
+End.
+"""
+    found = extract("a.rst", text.encode())
+    assert is_there(
+        found.text, "kept = 1", "The option is new.", "Kettle(size)", "Boils water.", "Shown on pages.", "End."
+    )
+    assert not any(part in found.text for part in ("caption", ":module:", "3.0", "html"))
+
+
 def test_two_documents_of_sphinx_do_not_disturb_each_other():
     first = extract("a.rst", SPHINX.encode())
     extract("b.rst", b"Title\n=====\n\n.. versionadded:: 2\n\n:confval:`x` and :math:`y`\n")

@@ -16,9 +16,10 @@ from qzhou.data.documents.extract import FENCE, HEADING, plain
 
 FULL_SHARE = 0.6  # a chunk that is so full ends at the next good place
 CHARS_PER_TOKEN = 4  # where no tokenizer is at hand
-WORDS_OF_A_NAME = 3  # a heading of fewer is asked for with the heading above it
+WORDS_OF_A_NAME = 5  # a heading of fewer is asked for with the heading above it
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n{2,}")
-LONGEST_RUN = 4_000  # characters
+PATH_CHARS = 100  # of the headings above a chunk, which count beside its tokens
+LONGEST_RUN = 1_000  # characters
 LONG_RUN = re.compile(rf"[^\s.,;!?。，、；！？]{{{LONGEST_RUN},}}")
 LONGEST_SENTENCE = 200  # characters; a longer one is no query
 SHORTEST_SENTENCE = 12
@@ -46,8 +47,15 @@ class Chunk:
     def in_context(self) -> str:
         """The text with the headings that it stands under, for encoders and readers."""
         own = set(map(plain, HEADING.findall(self.text)))
-        above = [one for one in self.headings if one not in own]
+        above = [_short(one) for one in self.headings if one not in own]
+        while len(above) > 2 and len(" > ".join(above)) > PATH_CHARS:
+            del above[1]  # the title and the innermost ones say most
         return "\n\n".join(filter(None, [" > ".join(above), self.text]))
+
+
+def _short(heading: str) -> str:
+    most = PATH_CHARS // 2
+    return heading if len(heading) <= most else f"{heading[:most]}..."
 
 
 def chunks(

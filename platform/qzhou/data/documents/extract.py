@@ -21,15 +21,17 @@ from qzhou.errors import DataError
 MOST_BYTES = 64 * 2**20  # larger files are no documents that people read
 MENU_LINKS = 4  # a list of so many links is a menu, if it holds little else
 MENU_SHARE = 0.8
-NO_CONTENT = ("script", "style", "noscript", "template", "nav", "footer", "form", "button", "svg", "img")
+NO_CONTENT = ("script", "style", "noscript", "template", "nav", "footer", "button", "input", "select", "svg", "img")
 KEPT_ASIDES = {"admonition", "footnote", "footnote-list", "topic", "sidebar"}  # others are about other pages
-MAIN = ("main", "article", "[role=main]", "#content", "body")
-ABOUT_FILES = ("toctree", "index", "currentmodule", "module", "tabularcolumns", "highlight")  # directives of Sphinx
-ABOUT_VERSIONS = ("versionadded", "versionchanged", "versionremoved", "deprecated", "rst-class", "sourcecode")
+MAIN = ("main", "[role=main]", "#content", "body")
+PERMALINKS = "a.headerlink, a.anchor, a.toclink"
 FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
+TITLE = re.compile(r"^title:[ \t]*(\"[^\"\n]*\"|'[^'\n]*'|[^>|#\s][^#\n]*)", re.MULTILINE)  # in front matter
 HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
 UNDERLINED = re.compile(r"^(?![#>|*+\-\s]|\d+[.)])([^\n]+)\n(=+|-{2,})[ \t]*$", re.MULTILINE)
-FENCE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^(`{3,}|~{3,}).*?(?:^\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+COMMENT_OR_CODE = re.compile(r"(`+)[^`\n]+\1|<!--.*?-->", re.DOTALL)
+EMBEDDED = re.compile(r"data:[\w/+.-]+;base64,[\w+/=]+")  # a picture as text
 
 
 class DocumentError(Exception):
@@ -86,7 +88,8 @@ def first_heading(text: str) -> str:
 
 def plain(markdown: str) -> str:
     """A line of Markdown without its marks."""
-    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
+    text = re.sub(r"!?\[([^\]]*)\]\((?:[^()]|\([^()]*\))*\)", r"\1", markdown)
+    text = re.sub(r"\s*\{#[^}]*\}|[¶]", "", text)
     text = re.sub(r"\\([\\`*_{}\[\]()#+.!<>-])", r"\1", text)
     return " ".join(re.sub(r"(\*\*|__|`+)", "", text).strip(" *#").split())
 
@@ -115,19 +118,24 @@ def _decoded(content: bytes) -> str:
 def _markdown(content: bytes) -> Extracted:
     text = _decoded(content).replace("\r\n", "\n")
     matter = FRONT_MATTER.match(text)
-    title = re.search(r"^title:[ \t]*(.+)$", matter[1], re.MULTILINE) if matter else None
-    body = re.sub(r"<!--.*?-->", "", text[matter.end() :] if matter else text, flags=re.DOTALL)
+    title = (
+        re.search(r"^title:[ \t]*(\"[^\"\n]*\"|'[^'\n]*'|[^>|#\s][^#\n]*)", matter[1], re.MULTILINE)
+        if matter
+        else None
+    )
+    body = EMBEDDED.sub("", text[matter.end() :] if matter else text)
     parts: list[str] = []
     end = 0
     for fence in FENCE.finditer(body):
-        parts += [_with_marked_headings(body[end : fence.start()]), fence[0]]
+        parts += [_prose(body[end : fence.start()]), fence[0]]
         end = fence.end()
-    parts.append(_with_marked_headings(body[end:]))
+    parts.append(_prose(body[end:]))
     return Extracted(title[1].strip().strip("\"'") if title else "", "".join(parts))
 
 
-def _with_marked_headings(text: str) -> str:
-    """Markdown whose underlined headings are marked by # as the others are."""
+def _prose(text: str) -> str:
+    """Markdown without comments, whose underlined headings are marked by # as the others are."""
+    text = COMMENT_OR_CODE.sub(lambda match: match[0] if match[1] else "", text)
     return UNDERLINED.sub(lambda match: f"{'#' if match[2][0] == '=' else '##'} {match[1]}", text)
 
 
@@ -152,11 +160,13 @@ def _html_to_markdown(soup: Any) -> str:
     for element in soup("aside"):
         if not KEPT_ASIDES & set(element.get("class", [])):
             element.decompose()
+    for element in soup.select(PERMALINKS):
+        element.decompose() if len(element.get_text(strip=True)) <= 1 else element.unwrap()
     root = next((found for one in MAIN if (found := soup.select_one(one)) and found.get_text(strip=True)), soup)
-    for element in root(["ul", "ol"]):
-        links = [] if element.decomposed else element("a")
-        linked = sum(len(link.get_text(strip=True)) for link in links)
-        if len(links) >= MENU_LINKS and linked > MENU_SHARE * len(element.get_text(strip=True)):
+    menus = [one for one in root(["ul", "ol"]) if _is_menu(one)]
+    shown, hidden = len(root.get_text(strip=True)), sum(len(one.get_text(strip=True)) for one in menus)
+    for element in menus if hidden < MENU_SHARE * shown else []:  # a page of links is about them
+        if not element.decomposed:
             element.decompose()
     converter = MarkdownConverter(
         heading_style="ATX", strip=["a"], escape_underscores=False, escape_asterisks=False
@@ -164,65 +174,21 @@ def _html_to_markdown(soup: Any) -> str:
     return str(converter.convert_soup(root))
 
 
+def _is_menu(element: Any) -> bool:
+    links = element("a")
+    linked = sum(len(link.get_text(strip=True)) for link in links)
+    return len(links) >= MENU_LINKS and linked > MENU_SHARE * len(element.get_text(strip=True))
+
+
 def _rst(content: bytes) -> Extracted:
-    """reStructuredText, with the directives and roles of Sphinx that docutils does not know."""
     from bs4 import BeautifulSoup
-    from docutils.core import publish_parts
 
-    text = _decoded(content)
-    _register_unknown(text)
-    settings = {
-        "report_level": 5,
-        "halt_level": 5,
-        "file_insertion_enabled": False,
-        "raw_enabled": False,
-        "embed_stylesheet": False,
-        "syntax_highlight": "none",
-        "initial_header_level": 2,
-    }
-    parts = publish_parts(text, writer="html5", settings_overrides=settings)
-    title = BeautifulSoup(parts["title"], "html.parser").get_text()
-    return Extracted(title, _html_to_markdown(BeautifulSoup(parts["html_body"], "html.parser")))
+    from qzhou.data.documents.rst import html_of
 
-
-def _register_unknown(text: str) -> None:
-    """Let docutils read the content of directives, and the text of roles, that only Sphinx knows."""
-    from docutils import nodes
-    from docutils.parsers.rst import Directive, directives, languages, roles
-
-    english = languages.get_language("en")
-
-    class Content(Directive):  # type: ignore[misc]  # docutils has no types
-        """A directive whose content is text like any other."""
-
-        has_content, optional_arguments, final_argument_whitespace = True, 100, True
-        option_spec = None
-
-        def run(self) -> list[Any]:
-            node = nodes.container()
-            if self.arguments and self.name not in ABOUT_VERSIONS:  # what it describes: a function, an option
-                node += nodes.paragraph("", " ".join(self.arguments))
-            self.state.nested_parse(self.content, self.content_offset, node)
-            return [node]
-
-    class Nothing(Directive):  # type: ignore[misc]
-        """A directive that is about files and not about the reader."""
-
-        has_content, optional_arguments, final_argument_whitespace = True, 100, True
-
-        def run(self) -> list[Any]:
-            return []
-
-    def role(_: str, rawtext: str, content: str, *__: Any, **___: Any) -> tuple[list[Any], list[Any]]:
-        shown = re.sub(r"\s*<[^>]*>$", "", content).lstrip("~!")
-        return [nodes.literal(rawtext, shown) if " " not in shown else nodes.inline(rawtext, shown)], []
-
-    for name in set(re.findall(r"^\s*\.\.[ \t]+([\w:.+-]+)::", text, re.MULTILINE)):
-        if name not in english.directives:
-            directives.register_directive(name, Nothing if name in ABOUT_FILES else Content)
-    for name in set(re.findall(r":([\w:.+-]+):`", text)):
-        if name not in english.roles:
-            roles.register_local_role(name, role)
+    title, body = html_of(_decoded(content))
+    return Extracted(
+        BeautifulSoup(title, "html.parser").get_text(), _html_to_markdown(BeautifulSoup(body, "html.parser"))
+    )
 
 
 def _docx(content: bytes) -> Extracted:

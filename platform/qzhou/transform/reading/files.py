@@ -95,8 +95,9 @@ def input_files(form: Format) -> list[InputFile]:
         address = re.fullmatch(r"(zip|tar)://(?P<members>.+?)::(?P<archive>.+)", place, re.DOTALL)
         archive = address["archive"] if address else place
         if form.reader == "documents" and not address and _is_folder(archive):
-            archive = f"{archive.rstrip('/')}/**"
-        matches = [one for alternative in _alternatives(archive) for one in _matches(alternative)]
+            matches = _files_below(archive)
+        else:
+            matches = [one for alternative in _alternatives(archive) for one in _matches(alternative)]
         if not matches:
             raise DataError(_no_match(pattern, archive))
         if address or ARCHIVE.fullmatch(archive):
@@ -106,10 +107,26 @@ def input_files(form: Format) -> list[InputFile]:
     return list(found)
 
 
+def _files_below(folder: str) -> list[InputFile]:
+    """The files in a folder and its folders, hidden ones and links to folders left out."""
+    if "://" in folder:
+        return [one for one in _matches(f"{folder.rstrip('/')}/**") if "/." not in one.uri.removeprefix(folder)]
+    root = Path(_absolute(_unescaped(folder)))
+    found = (
+        one for one in root.rglob("*") if not any(part.startswith(".") for part in one.relative_to(root).parts)
+    )
+    return [local_file(one) for one in sorted(found) if one.is_file()]
+
+
+def _unescaped(path: str) -> str:
+    """A path that stands for itself: what ``glob.escape`` made of it, undone."""
+    return re.sub(r"\[([*?\[])\]", r"\1", path)
+
+
 def _is_folder(place: str) -> bool:
     """Whether a place names neither a pattern nor a file by its ending."""
     if "://" not in place:
-        return Path(place).expanduser().is_dir()
+        return Path(_unescaped(place)).expanduser().is_dir()
     return not re.search(r"[*?\[{]", place) and not PurePosixPath(place).suffix
 
 
