@@ -171,6 +171,8 @@ def _closing(
         lines.append(
             f"the language model is asked {synthesis['query_rows']:,} times, about {tokens:,} tokens in all"
         )
+    elif any(one.dataset["rule"] == "documents" for one in found):
+        lines.append("these queries are headings and not people's: a gain on them may be none for people")
     if not any(one.dataset.get("eval_fraction") for one in found):
         lines.append("nothing is held out, so nothing is judged: give a dataset an eval_fraction")
     return [*lines, f"wrote {output}; next:  qzhou run {output}"]
