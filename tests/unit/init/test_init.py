@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -294,6 +295,15 @@ def test_a_folder_keeps_its_test_file_for_judging(tmp_path):
         ("intents_test", 1.0),
     ]
     assert "README" not in said
+
+
+def test_the_members_of_an_archive_are_datasets_of_their_own(tmp_path):
+    with zipfile.ZipFile(tmp_path / "both.zip", "w") as archive:
+        archive.writestr("qa.csv", as_csv(QA))
+        archive.writestr("kinds.csv", as_csv(table(text=QUESTIONS, label=LABELS)))
+    _, written, recipe = made(tmp_path, [tmp_path / "both.zip"])
+    assert {one["rule"] for one in written["datasets"]} == {"question_answer", "labeled"}
+    find_inputs(recipe)
 
 
 def test_beir(tmp_path):

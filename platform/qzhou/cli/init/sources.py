@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from qzhou.cli.init.samples import SHAPES_OF_LINES, NotUnderstood, Sample, aligned_sample, line_count, sample_of
 from qzhou.cli.init.shapes import Shape, shape_of
@@ -67,11 +67,20 @@ class Source:
     dropped: Mapping[str, int] = field(default_factory=dict)
 
 
+class Looked(NamedTuple):
+    """A file that was looked at: where it is, how a recipe names it, its rows and what they become."""
+
+    file: Path
+    address: str
+    sample: Sample
+    shape: Shape
+
+
 def sources_of(path: str, given: Mapping[str, str]) -> tuple[list[Source], list[str]]:
     """The datasets that a path holds, and a line about each file that is none.
 
     Args:
-        path: A file, a folder, or the name of a dataset on the Hugging Face hub.
+        path: A file or a folder.
         given: Field of a rule -> column, as a person has named them.
 
     Raises:
@@ -212,9 +221,9 @@ def _collection(place: Path, files: Sequence[Path]) -> list[Source]:
             "name": shown,
             "reader": "csv",
             "rule": "qrels",
-            "paths": [str(file)],
-            "queries": {"reader": "jsonl", "paths": [str(by_name["queries"])]},
-            "corpus": {"reader": "jsonl", "paths": [str(by_name["corpus"])]},
+            "paths": [glob.escape(str(file))],
+            "queries": {"reader": "jsonl", "paths": [glob.escape(str(by_name["queries"]))]},
+            "corpus": {"reader": "jsonl", "paths": [glob.escape(str(by_name["corpus"]))]},
             "eval_fraction": 1.0 if not trains else 0.2,
         }
         if not has_names:
@@ -227,7 +236,7 @@ def _collection(place: Path, files: Sequence[Path]) -> list[Source]:
 
 def _of_files(place: Path, files: Sequence[Path], given: Mapping[str, str]) -> tuple[list[Source], list[str]]:
     """Files by how they are read and what they become; those of one kind are one dataset."""
-    groups: dict[tuple[str, str], list[tuple[Path, Sample, Shape]]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Looked]] = defaultdict(list)
     refused: list[str] = []
     left: list[Path] = []
     data = [one for one in files if not ABOUT.match(one.name)]
@@ -240,7 +249,8 @@ def _of_files(place: Path, files: Sequence[Path], given: Mapping[str, str]) -> t
                 shape = shape_of(sample.rows, given)
                 reads = {name: value for name, value in sample.settings.items() if name != "encoding"}
                 key = repr((reads, shape.rule, shape.columns))
-                groups[str(file.parent), key].append((file, sample, shape))
+                address = one.name if one.member else glob.escape(str(file))
+                groups[str(file.parent), key].append(Looked(file, address, sample, shape))
         except (NotUnderstood, DataError) as error:
             refused.append(str(error).replace(f"{place}/", ""))
             left += [file] if SHAPES_OF_LINES in str(error) else []
@@ -256,36 +266,42 @@ def _of_files(place: Path, files: Sequence[Path], given: Mapping[str, str]) -> t
     return distinct(sources), refused
 
 
-def _split(place: Path, group: Sequence[tuple[Path, Sample, Shape]]) -> Iterator[Source]:
+def _split(place: Path, group: Sequence[Looked]) -> Iterator[Source]:
     """A dataset of the files to train on, and one of those that their names keep for evaluation."""
-    kept_apart = [one for one in group if HELD_OUT.search(one[0].name) and not TRAIN.search(one[0].name)]
+    kept_apart = [one for one in group if HELD_OUT.search(one.file.name) and not TRAIN.search(one.file.name)]
     training = [one for one in group if one not in kept_apart]
     if not training:
         training, kept_apart = list(group), []
     for chosen, fraction in ((training, EVAL_FRACTION if not kept_apart else 0.0), (kept_apart, 1.0)):
         if chosen:
-            files, (_, sample, shape) = [one[0] for one in chosen], chosen[0]
-            if len({one[1].settings.get("encoding", "") for one in chosen}) > 1:
-                sample = replace(sample, settings={**sample.settings, "encoding": "detect"})
-            is_alone = (len(group) == 1 or place.is_file()) and not HELD_OUT.fullmatch(_name(files[0]))
-            name = _name(files[0] if is_alone else files[0].parent)
-            whole = replace(sample, total=sum(one[1].total for one in chosen))
-            yield _source(f"{name}_test" if fraction == 1.0 else name, files, whole, shape, fraction)
+            first = chosen[0]
+            is_alone = (len(group) == 1 or place.is_file()) and not HELD_OUT.fullmatch(_name(first.file))
+            name = _name(first.file if is_alone else first.file.parent)
+            yield _source(f"{name}_test" if fraction == 1.0 else name, chosen, fraction)
 
 
-def _source(name: str, files: Sequence[Path], sample: Sample, shape: Shape, fraction: float) -> Source:
+def _source(name: str, chosen: Sequence[Looked], fraction: float) -> Source:
+    sample, shape = chosen[0].sample, chosen[0].shape
+    settings = dict(sample.settings)
+    if len({one.sample.settings.get("encoding", "") for one in chosen}) > 1:
+        settings["encoding"] = "detect"
     dataset = {
         "name": name,
         "rule": shape.rule,
-        "paths": [glob.escape(str(one)) for one in files],
-        **sample.settings,
+        "paths": [one.address for one in chosen],
+        **settings,
         "columns": dict(shape.columns),
         **shape.more,
         **({"eval_fraction": fraction} if fraction else {}),
     }
-    size = sum(one.stat().st_size for one in files)
-    evidence = [*sample.evidence, shape.why]
-    source = Source(dataset, evidence, [str(one) for one in files], size, rows=sample.total)
+    files = list(dict.fromkeys(one.file for one in chosen))
+    source = Source(
+        dataset,
+        [*sample.evidence, shape.why],
+        list(map(str, files)),
+        sum(one.stat().st_size for one in files),
+        rows=sum(one.sample.total for one in chosen),
+    )
     return previewed(source, sample.rows, sample.rejected)
 
 
@@ -337,7 +353,9 @@ def _aligned(place: Path, files: Sequence[Path], given: Mapping[str, str]) -> It
         shape = shape_of(sample.rows, given)
         if shape.rule == "documents":
             continue
-        yield _source(_name(folder if place.is_dir() else place), group, sample, shape, EVAL_FRACTION)
+        name = _name(folder if place.is_dir() else place)
+        looked = [Looked(one, glob.escape(str(one)), sample, shape) for one in group]
+        yield replace(_source(name, looked, EVAL_FRACTION), rows=sample.total)
 
 
 def _name(path: Path) -> str:
