@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from qzhou.data.records import Document, RetrievalExample
+from qzhou.data.records import Document, Qrel, Query, RetrievalExample
 from qzhou.data.storage import Folder, read_records
 from qzhou.errors import DataError, RecipeError
 from qzhou.transform.layout import make_layout
@@ -191,6 +193,33 @@ def test_names_that_are_no_utf8_are_read(folder, tmp_path, recipe_of):
 def test_settings_that_cannot_be(recipe_of, more, told):
     with pytest.raises(RecipeError, match=told):
         recipe_of(dataset("docs", **more), other())
+
+
+def test_labels_of_the_page_become_a_task(folder, tmp_path, recipe_of):
+    """As docs/documents.md says: the saved file, and the corpus of the run."""
+    made, _ = run(recipe_of(dataset(folder), other()), tmp_path)
+    corpus = list(read_records(made.folder / "corpora" / "d", Document))
+    answer = next(one for one in corpus if "power button" in one.text)
+    labels = [
+        {"query": "it does not start", "id": one.id, "grade": int(one is answer), "text": one.text}
+        for one in corpus
+    ]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
+    page = (Path(__file__).parents[3] / "docs" / "documents.md").read_text("utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    block = block.replace("labels.jsonl", f"{tmp_path}/labels.jsonl")
+    block = block.replace("runs/handbook/transform/corpora/handbook", f"{made.folder.path}/corpora/d")
+    (judged,) = tomllib.loads(block)["datasets"]
+    recipe = recipe_of(judged, other())
+    recipe = recipe.model_copy(update={"datasets": recipe.datasets[:1]})
+    layout = make_layout(recipe, Folder.open(str(tmp_path / "judged")), find_inputs(recipe).files)
+    run_steps(layout)
+
+    (query,) = read_records(layout.folder / "queries" / "labels", Query)
+    grades = {one.document_id: one.grade for one in read_records(layout.folder / "qrels" / "labels", Qrel)}
+    assert query.text == "it does not start"
+    assert grades == {one.id: int(one is answer) for one in corpus}
+    assert len(texts(layout, "labels")) == len(corpus)
 
 
 def test_near_copies_of_documents_are_dropped(tmp_path, make_recipe, tiny_bert):
