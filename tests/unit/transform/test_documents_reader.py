@@ -1,5 +1,6 @@
 """The reader "documents", and texts of other readers that are cut into chunks."""
 
+import glob
 import json
 import os
 import re
@@ -236,3 +237,17 @@ def test_near_copies_of_documents_are_dropped(tmp_path, make_recipe, tiny_bert):
     made, _ = run(recipe, tmp_path)
     assert len(texts(made)) == 2
     assert [one["reason"] for one in read_dropped(made)] == ["near_duplicate"]
+
+
+def test_links_to_folders_are_not_followed(folder, tmp_path, recipe_of):
+    (folder / "latest").symlink_to(folder)
+    (folder / "all").symlink_to(tmp_path)
+    made, _ = run(recipe_of(dataset(folder), other()), tmp_path)
+    assert {text.splitlines()[0].strip("# ") for text in texts(made)} == {"Kettle", "Radio", "Fan", "iron"}
+
+
+@pytest.mark.parametrize("name", ["with space", "br[1]", "a*b?"])
+def test_folders_of_any_name(folder, tmp_path, recipe_of, name):
+    moved = folder.rename(tmp_path / name)
+    made, _ = run(recipe_of(dataset(glob.escape(str(moved))), other()), tmp_path)
+    assert len(texts(made)) >= 4
