@@ -63,7 +63,7 @@ def evaluate(
         settings=_settings(run.recipe),
         inputs={
             "transform": run.manifest(TRANSFORM).fingerprint,
-            "synthesis": run.manifest(SYNTHESIS).fingerprint,
+            **({"synthesis": run.manifest(SYNTHESIS).fingerprint} if _asks_what_was_written(recipe) else {}),
             "stage2": run.manifest(TRAINING_STAGE2).fingerprint,
             "backbone": weights_fingerprint(recipe.model.backbone),
             **{source: weights_fingerprint(source) for source in recipe.evaluation.models},
@@ -82,6 +82,11 @@ def evaluate(
     if gate is not None:
         gate.check(rows_of(files.comparison), run.folder, seed=recipe.run.seed)
     return manifest
+
+
+def _asks_what_was_written(recipe: Recipe) -> bool:
+    """Whether a task is made of queries that synthesis has written for held-out documents."""
+    return any(one.rule == "documents" and one.eval_fraction for one in recipe.datasets)
 
 
 def _refuse_unknown_names(recipe: Recipe) -> None:
