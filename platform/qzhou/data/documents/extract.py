@@ -118,11 +118,7 @@ def _decoded(content: bytes) -> str:
 def _markdown(content: bytes) -> Extracted:
     text = _decoded(content).replace("\r\n", "\n")
     matter = FRONT_MATTER.match(text)
-    title = (
-        re.search(r"^title:[ \t]*(\"[^\"\n]*\"|'[^'\n]*'|[^>|#\s][^#\n]*)", matter[1], re.MULTILINE)
-        if matter
-        else None
-    )
+    title = TITLE.search(matter[1]) if matter else None
     body = EMBEDDED.sub("", text[matter.end() :] if matter else text)
     parts: list[str] = []
     end = 0
