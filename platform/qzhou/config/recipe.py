@@ -31,6 +31,8 @@ from qzhou.config.training import RETRIEVAL_SHARE, StageSection, TrainingSection
 from qzhou.config.transform import TransformSection
 from qzhou.errors import DataError, RecipeError
 
+CHUNK_SHARE = 0.8  # of what the model reads of a document
+
 
 class Recipe(Section):
     """A whole run."""
@@ -249,9 +251,6 @@ def _evaluation_conflicts(recipe: Recipe) -> Iterator[str]:
             yield f"evaluation.instructions: '{name}' is no task that is judged: evaluation.tasks is empty"
 
 
-CHUNK_SHARE = 0.8  # of what the model reads of a document
-
-
 class _CommandLine(BaseSettings, Recipe):  # type: ignore[misc]  # both set model_config
     """The recipe as pydantic-settings wants it, to make a flag of every dotted key."""
 
@@ -286,7 +285,7 @@ def _with_chunks(recipe: Recipe) -> Recipe:
         else one
         for one in recipe.datasets
     ]
-    return recipe.model_copy(update={"datasets": type(recipe.datasets)(datasets)})
+    return recipe.model_copy(update={"datasets": tuple(datasets)})
 
 
 def _with_share(recipe: Recipe) -> Recipe:

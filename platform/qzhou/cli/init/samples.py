@@ -16,7 +16,7 @@ from qzhou.config.dataset import Format
 from qzhou.data.encodings import detected_encoding
 from qzhou.errors import DataError
 from qzhou.transform.reading.columns import Row
-from qzhou.transform.reading.files import DAMAGE, InputFile, open_bytes
+from qzhou.transform.reading.files import DAMAGE, InputFile, open_bytes, unpacked_name
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part
 
@@ -26,7 +26,6 @@ ROWS_READ = 20_000  # its first: files are sorted by label or score, often
 DOCUMENT_BYTES = 256 * 2**20  # a JSON document is read whole to find its rows
 DELIMITERS = ("\t", ",", ";", "|")
 EXCEL = {".xlsx", ".xls", ".xlsm", ".ods"}
-PACKED = {".gz", ".bz2", ".xz", ".zst"}
 SHORTER = 0.6  # the name of a column is so much shorter than its texts
 LONGEST_NAME = 60  # characters
 LABELLED = re.compile(r"^([A-Z][\w:-]{1,30})[ \t]+\S")  # "LOC:city What county is ..."
@@ -106,8 +105,7 @@ def line_count(file: InputFile) -> int:
 
 
 def _settings_of(file: InputFile) -> tuple[dict[str, Any], list[str]]:
-    suffixes = [one for one in PurePosixPath(file.member or file.uri).suffixes if one.lower() not in PACKED]
-    suffix = suffixes[-1].lower() if suffixes else ""
+    suffix = PurePosixPath(unpacked_name(file)).suffix.lower()
     if suffix == ".parquet":
         return {"reader": "parquet"}, ["its name"]
     if suffix in EXCEL:
@@ -157,7 +155,7 @@ def _columns_of(
             ]
         raise NotUnderstood(f"{file.name}: {SHAPES_OF_LINES}")
     delimiter, width = found
-    is_tsv = PurePosixPath(file.uri.removesuffix(".gz")).suffix.lower() == ".tsv"
+    is_tsv = PurePosixPath(unpacked_name(file)).suffix.lower() == ".tsv"
     reads: dict[str, Any] = {"reader": "csv"}
     if delimiter != "," and not (is_tsv and delimiter == "\t"):
         reads["delimiter"] = delimiter

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from qzhou.cli.init.samples import NotUnderstood
@@ -69,7 +70,7 @@ class Shape:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Column:
     """What the cells of a column hold."""
 
@@ -77,35 +78,35 @@ class Column:
     key: str  # the name without case, blanks and marks
     cells: Sequence[Any]
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
         """The name as it is compared, without an ending, and its first word: "Question (customer)"."""
         first = re.split(r"[\W_]+", self.name.lower().strip())[0]
         return self.key, ENDINGS.sub("", self.key), first, ENDINGS.sub("", first)
 
-    @property
+    @cached_property
     def texts(self) -> list[str]:
         """The cells that are not blank."""
         return [
             text for cell in self.cells if not isinstance(cell, list | dict) and (text := as_text(cell).strip())
         ]
 
-    @property
+    @cached_property
     def mean_chars(self) -> float:
         """Of the cells that are not blank."""
         return sum(map(len, self.texts)) / max(1, len(self.texts))
 
-    @property
+    @cached_property
     def distinct(self) -> int:
         """How many different cells there are."""
         return len(set(self.texts))
 
-    @property
+    @cached_property
     def is_number(self) -> bool:
         """Whether every cell that is not blank is a number."""
         return bool(self.texts) and all(re.fullmatch(r"-?\d+(\.\d+)?", text) for text in self.texts)
 
-    @property
+    @cached_property
     def has_letters(self) -> bool:
         """Whether most cells hold letters of any script, and are no identifiers."""
         found = self.texts
@@ -113,12 +114,12 @@ class Column:
         codes = sum(CODE.fullmatch(text) is not None for text in found)
         return letters > 0.8 * len(found) and codes < 0.8 * len(found)
 
-    @property
+    @cached_property
     def is_text(self) -> bool:
         """Whether it holds sentences or names, and neither numbers nor a few labels."""
         return self.has_letters and not self.is_id and self.distinct > 1 and not self.is_label
 
-    @property
+    @cached_property
     def is_id(self) -> bool:
         """Whether its name says that it holds identifiers, or it has none, or its numbers count the rows."""
         counts = (
@@ -126,7 +127,7 @@ class Column:
         )
         return IDS.search(self.name) is not None or counts
 
-    @property
+    @cached_property
     def is_label(self) -> bool:
         """Whether few short values repeat; numbers are labels where they are whole."""
         found = self.texts
@@ -136,7 +137,7 @@ class Column:
         is_broken = self.is_number and any(float(text) % 1 for text in found)
         return words <= LABEL_WORDS and not is_broken
 
-    @property
+    @cached_property
     def is_list(self) -> bool:
         """Whether the cells are lists of texts."""
         return any(isinstance(cell, list) and cell and isinstance(cell[0], str) for cell in self.cells)
@@ -216,9 +217,7 @@ class _Table:
 def _chat(table: _Table) -> Shape | None:
     for one in table.columns:
         turns = [cell for cell in one.cells if isinstance(cell, list) and cell and isinstance(cell[0], dict)]
-        if turns and {"role", "content"} <= set(turns[0][0]) | (
-            {"role", "content"} if "from" in turns[0][0] else set()
-        ):
+        if turns and ({"role", "content"} <= turns[0][0].keys() or "from" in turns[0][0]):
             return Shape("chat", {"messages": one.name}, why=f"'{one.name}' holds turns of conversations")
     return None
 
@@ -286,7 +285,7 @@ def _scored(table: _Table, sides: tuple[Column, Column], score: Column) -> Shape
     """Two texts and a number: what it counts is told by its values."""
     left, right = sides
     columns = {"text_a": left.name, "text_b": right.name}
-    values, is_named = set(score.texts), not table.is_unnamed
+    values = set(score.texts)
     if values <= {"0", "1"}:
         rule: Rule = "duplicate_questions" if left.key == "question1" else "binary_pair"
         return Shape(rule, {**columns, "label": score.name}, why=f"'{score.name}' is 0 or 1")
@@ -295,7 +294,7 @@ def _scored(table: _Table, sides: tuple[Column, Column], score: Column) -> Shape
             return None  # classes of whatever kind
         return Shape("nli", {**columns, "label": score.name}, why=f"'{score.name}' is 0, 1 or 2 beside a premise")
     lengths = sorted((left.mean_chars, right.mean_chars))
-    if not is_named and score.is_label and lengths[1] > ALIKE * lengths[0]:
+    if table.is_unnamed and score.is_label and lengths[1] > ALIKE * lengths[0]:
         return None  # numbers of classes, beside a title and a text
     return Shape(
         "scored_pair", {**columns, "score": score.name}, why=f"'{score.name}' is a number beside two texts"

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,14 +19,13 @@ from qzhou.data.documents.extract import is_document
 from qzhou.data.records import Drop, Example
 from qzhou.errors import DataError
 from qzhou.transform.reading.columns import Row, as_text, getter
-from qzhou.transform.reading.files import input_files, local_file
+from qzhou.transform.reading.files import InputFile, input_files, local_file, unpacked_name
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part
 from qzhou.transform.rules.candidates import Converter
 from qzhou.transform.rules.fields import GROUPED_BY, columns_of
 
 DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"}
-PACKED = {".gz", ".bz2", ".xz", ".zst"}
 ABOUT = re.compile(r"^(readme|license|licence|copying|changelog|authors|contributing)\b", re.IGNORECASE)
 UNWRITABLE = re.compile(r"[${}]")
 HELD_OUT = re.compile(r"(^|[^a-z])(test|dev|val|valid|validation|eval|trial)([^a-z]|$)", re.IGNORECASE)
@@ -115,11 +114,11 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _suffix(path: Path) -> str:
-    return next((one.lower() for one in reversed(path.suffixes) if one.lower() not in PACKED), "")
+    return PurePosixPath(unpacked_name(InputFile(str(path)))).suffix.lower()
 
 
 def _is_document(path: Path) -> bool:
-    return is_document(path.name.removesuffix(path.suffix) if path.suffix.lower() in PACKED else path.name)
+    return is_document(unpacked_name(InputFile(str(path))))
 
 
 def _are_documents(files: Sequence[Path]) -> bool:

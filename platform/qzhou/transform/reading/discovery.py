@@ -18,9 +18,8 @@ from qzhou.data.documents.extract import EXTRACTORS, is_document
 from qzhou.data.records import digest
 from qzhou.errors import DataError, QzhouError
 from qzhou.transform.reading.columns import RejectedRow, Row, column_names, getter, path_lost
-from qzhou.transform.reading.documents import document_name
 from qzhou.transform.reading.encodings import detect_encodings
-from qzhou.transform.reading.files import InputFile, input_files, local_file
+from qzhou.transform.reading.files import InputFile, input_files, local_file, unpacked_name
 from qzhou.transform.reading.hub import commit_of
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import CustomReader, read_part, reads_together
@@ -203,7 +202,7 @@ def _inputs(dataset: Dataset, found: RawInputs) -> dict[str, list[InputFile]]:
 
 def _documents_among(files: Sequence[InputFile], dataset: Dataset, found: RawInputs) -> list[InputFile]:
     """The files that are documents by their names; the others are counted."""
-    names = {file: document_name(file) for file in files}
+    names = {file: unpacked_name(file) for file in files}
     others = Counter(
         Path(name).suffix.lower() or "without ending" for name in names.values() if not is_document(name)
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
 
 from qzhou.config.dataset import Format
 from qzhou.data.documents.chunking import chunks
 from qzhou.data.documents.extract import MOST_BYTES, DocumentError, extract, first_heading, title_of_name
 from qzhou.data.records import digest
 from qzhou.transform.reading.columns import RejectedRow, Row, as_text
-from qzhou.transform.reading.files import InputFile, open_bytes, path_below
+from qzhou.transform.reading.files import InputFile, open_bytes, path_below, unpacked_name
 
 
 def document_rows(form: Format, file: InputFile) -> Iterator[Row | RejectedRow]:
@@ -20,7 +19,7 @@ def document_rows(form: Format, file: InputFile) -> Iterator[Row | RejectedRow]:
         if file.size > MOST_BYTES:
             raise DocumentError("document_too_large", f"{file.size / 2**20:,.0f} MiB")
         with open_bytes(file) as stream:
-            found = extract(document_name(file), stream.read(MOST_BYTES + 1))
+            found = extract(unpacked_name(file), stream.read(MOST_BYTES + 1))
     except DocumentError as error:
         yield RejectedRow(error.reason, f"{path}: {error}", path)
     except OSError as error:
@@ -58,12 +57,6 @@ def chunk_rows(form: Format, row: Row | RejectedRow, tokens: int, backbone: str)
             "query": one.query,
             "body": one.body,
         }
-
-
-def document_name(file: InputFile) -> str:
-    """The name that says what a file holds once it is unpacked."""
-    path = PurePosixPath(file.member or file.uri)
-    return path.stem if path.suffix.lower() in {".gz", ".bz2", ".xz", ".zst"} else path.name
 
 
 def _counter(backbone: str) -> Callable[[str], int] | None:

@@ -30,7 +30,8 @@ from qzhou.errors import DataError, first_line
 REMOTE_READ_BYTES = 4 * 2**20  # what one request to an object store brings
 UNPACKED_RATIO = 4  # text shrinks to about a quarter
 WIDE_ENCODINGS = ("utf-16", "utf-32")  # their line ends are not one byte
-PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+PACKED_SUFFIXES = (*COMPRESSED, ".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst")
 ARCHIVE = re.compile(r".+\.(zip|tar|tgz|tbz2|txz|tzst|tar\.(gz|bz2|xz|zst))", re.IGNORECASE)
 TAR_BLOCK = 512  # bytes; an archive ends with blocks of zeros
 # What reading a broken file raises.
@@ -142,6 +143,12 @@ def path_below(form: Format, file: InputFile) -> str:
 
 def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def unpacked_name(file: InputFile) -> str:
+    """The name that says what a file holds once it is unpacked."""
+    path = PurePosixPath(file.member or file.uri)
+    return path.stem if path.suffix.lower() in COMPRESSED else path.name
 
 
 def local_file(path: Path) -> InputFile:
