@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 UNIT   := -n logical --maxprocesses 4 --dist worksteal tests/unit tests/test_architecture.py
 
-.PHONY: help quickstart report dashboards test quickstart-test bench-test hosts-test check style types secrets serve docs audit format clean
+.PHONY: help quickstart report dashboards test quickstart-test nodes-test bench-test hosts-test check style types secrets serve docs audit format clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -32,12 +32,15 @@ serve: $(READY)  ## serve the run's model at http://127.0.0.1:8000/v1/embeddings
 dashboards: $(READY)  ## Prometheus and Grafana on this machine, where they are installed
 	$(BIN)/python deploy/dashboards/start.py
 
-test: $(READY) style  ## everything: format, lint, types, unit, Ray and end-to-end tests
+test: $(READY) style  ## format, lint, types, unit, Ray and end-to-end tests
 	$(BIN)/pytest $(UNIT)
 	$(BIN)/pytest --durations=25 tests/ranks tests/ray tests/e2e tests/gpu
 
 quickstart-test: $(READY)  ## the quickstart, and that it gains what the README promises
 	$(BIN)/pytest -m quickstart tests/e2e/test_quickstart.py
+
+nodes-test: $(READY)  ## pipeline and training on nodes that come, go and die, all on this machine
+	$(BIN)/pytest -m nodes --durations=0 tests/ray tests/e2e
 
 bench-test: $(READY)  ## the benchmarks at a small size, peers beside us
 	$(BIN)/pytest -m bench tests/e2e/test_bench.py

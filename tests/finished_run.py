@@ -176,7 +176,18 @@ def comparison() -> dict:
     ]
     benchmark = {"benchmark": "MTEB(cmn, v1)", "tasks": 31, "judged": 31, "types": types, "models": models}
     not_judged = {"forum_reranking": "no query has a negative"}
-    found = {"rows": rows, "differences": differences, "benchmarks": [benchmark]}
+    query = {"query": "how to sort <b>?", "before": 0.25, "after": 1.0, "positive": "Sorts a list."}
+    query |= {"found_before": "Opens a file.", "found_after": "Sorts a list."}
+    counts = {
+        "task": "docs_search",
+        "model": "stage2",
+        "against": "backbone",
+        "better": 143,
+        "worse": 61,
+        "same": 96,
+    }
+    changes = [{**counts, "gained": [query], "lost": []}]
+    found = {"rows": rows, "differences": differences, "changes": changes, "benchmarks": [benchmark]}
     published = [{"task": "STSB", "type": "STS", "stage2": 64.12, "published": {"QZhou-Embedding": 91.4}}]
     return {**found, "published": published, "seen": seen, "health": health, "not_judged": not_judged}
 

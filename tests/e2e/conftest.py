@@ -63,8 +63,11 @@ rank_from = 1
 rank_to = 20
 negatives_per_query = 2
 
+[cluster]
+encode_workers = 1            # each loads torch and a model, on two cores
+
 [training]
-workers = 2
+workers = 1                   # two are the subject of tests/ray/test_train_stage.py and of the quickstart
 negatives_per_query = 1
 save_every_steps = 4
 

@@ -24,6 +24,8 @@ HEAD_ID = "f" * 51 + "00000"
 NODES = 2
 MOST_REQUESTS = 1_500
 
+pytestmark = pytest.mark.nodes  # minutes, by `make nodes-test`
+
 
 def configuration(gcs: str) -> dict:
     """What ``ray up`` leaves on a head node, for nodes that are processes of this machine."""
@@ -114,8 +116,7 @@ def test_nodes_come_with_the_pipeline_and_go_when_it_is_over_and_a_kill_loses_no
 ):
     (head, environment), (bucket, server) = cluster, s3
     folder = Run.at(load_recipe(str(recipe), [])).folder
-    # two workers are tried on local files
-    words = ("jobs/pipeline.py", recipe, "--training.workers", "1")
+    words = ("jobs/pipeline.py", recipe)
     assert workers(environment) == 0
     first = start(*words, **environment)
     checkpoints = folder / "training" / "stage2" / "checkpoints"

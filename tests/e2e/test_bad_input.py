@@ -186,7 +186,7 @@ def test_an_error_on_a_worker_comes_out_as_one_message(head, submitted, tmp_path
     """Ray wraps what a training worker raises several times; people see the inside. Not the user's mistake alone: 1."""
     recipe, _ = submitted
     shutil.copytree(recipe.parent / "runs", tmp_path / "runs")
-    changed = ("--training.stage1.learning_rate", "1e30", "--training.max_failures", "0", "--training.workers", "1")
+    changed = ("--training.stage1.learning_rate", "1e30", "--training.max_failures", "0")
 
     done = call("jobs/train.py", recipe, "--run.storage", tmp_path / "runs", *changed, **head)
 

@@ -24,9 +24,8 @@ baseline = "half"
 trials_at_once = 2
 
 [settings]
-cluster = { encode_workers = 1 }
 evaluation = { bm25 = false }
-training = { workers = 1, stage1.steps = 3, stage2.steps = 6, save_every_steps = 2 }
+training = { stage1.steps = 3, stage2.steps = 6, save_every_steps = 2 }
 
 [[variants]]
 name = "half"

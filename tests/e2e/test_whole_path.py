@@ -171,7 +171,7 @@ def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(submitted, he
     """Ray Train's own handler would end the process with status 1 and no word."""
     recipe, _ = submitted
     shutil.copytree(recipe.parent / "runs", tmp_path / "runs")
-    longer = ("--run.storage", tmp_path / "runs", "--training.stage2.steps", "400", "--training.workers", "1")
+    longer = ("--run.storage", tmp_path / "runs", "--training.stage2.steps", "400")
     running = start("jobs/train.py", recipe, *longer, **head)
     wait_for(tmp_path / "runs" / "tiny" / "training" / "stage2" / "checkpoints", "step_000004", running)
 
@@ -188,7 +188,7 @@ def test_another_setting_redoes_its_stage_alone_and_keeps_the_stale_output(submi
     folder = tmp_path / "runs" / "tiny"
     shutil.copytree(recipe.parent / "runs", tmp_path / "runs")
 
-    fewer = ("--run.storage", tmp_path / "runs", "--training.stage2.steps", "3", "--training.workers", "1")
+    fewer = ("--run.storage", tmp_path / "runs", "--training.stage2.steps", "3")
 
     done = call("jobs/train.py", recipe, *fewer, **head)
 

@@ -14,6 +14,8 @@ from tests.ray.training_run import STAGE, metrics, prepared, start_driver, wait_
 
 AWAY_S = 3.0
 
+pytestmark = pytest.mark.nodes  # minutes, by `make nodes-test`
+
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory):

@@ -32,6 +32,8 @@ def rows(stream, slow_s):
 STEPS = {"steps": 1, "learning_rate": 1e-5}
 DATASETS, ROWS = 5, 30
 
+pytestmark = pytest.mark.nodes  # minutes, by `make nodes-test`
+
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):

@@ -20,6 +20,8 @@ from tests.ray.training_run import (
     wait_for_checkpoint,
 )
 
+pytestmark = pytest.mark.nodes  # minutes, by `make nodes-test`
+
 
 @pytest.fixture(scope="module")
 def nodes():

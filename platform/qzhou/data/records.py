@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from json.encoder import encode_basestring
 from typing import Any, Literal
 
+SHOWN_CHARS = 300
+
 Task = Literal["retrieval", "pair", "classification"]
 Origin = Literal["given", "mined", "synthetic"]
 Technique = Literal["raw", "paraphrase", "augmentation", "hard_negative", "query_generation"]
@@ -216,6 +218,11 @@ def relevant_keys(examples: Sequence[RetrievalExample]) -> list[set[str]]:
         for group in own:
             by_group.setdefault(group, set()).update(keys)
     return [by_group[one] | by_group[other] for one, other in groups]
+
+
+def shortened(text: str) -> str:
+    """A text as reports show it: its first ``SHOWN_CHARS`` characters, and dots where it goes on."""
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."
 
 
 def normalized_text(text: str) -> str:

@@ -33,11 +33,6 @@ class _TooLongError(Exception):
     """An endpoint refuses texts because of their length."""
 
 
-def is_remote(spec: str) -> bool:
-    """Whether a model's name is an URL: ``https://host/v1#model``."""
-    return spec.startswith(("http://", "https://"))
-
-
 def _is_too_long(error: Exception, message: str) -> bool:
     """Whether an endpoint refuses texts for their length, in whichever words: llama.cpp's server answers 500."""
     if not isinstance(error, openai.APIStatusError):

@@ -8,7 +8,6 @@ from qzhou.config.api_keys import Keys
 from qzhou.config.model import ModelSection
 from qzhou.encoder.backbone import choose_device, choose_dtype, load_backbone, load_recipe_model
 from qzhou.encoder.encoder import encoder_of
-from qzhou.encoder.remote import RemoteEncoder, is_remote
 from qzhou.encoder.vectors import Vectors
 
 SIDES = ("query", "document")
@@ -56,7 +55,9 @@ def load_text_encoder(spec: str, model: ModelSection, *, api_key_env: str) -> Te
         SetupError: The key cannot be sent.
     """
     own = dict(zip(SIDES, model.prefixes_of[spec], strict=True)) if spec in model.prefixes_of else None
-    if is_remote(spec):
+    if spec.startswith(("http://", "https://")):
+        from qzhou.encoder.remote import RemoteEncoder  # the client of endpoints takes a second to load
+
         remote = RemoteEncoder(spec, Keys.of([api_key_env]), api_key_env)
         remote.prompts = own
         return remote

@@ -9,6 +9,7 @@ from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError
+from qzhou.evaluation.changes import Changes, changes_between
 from qzhou.evaluation.comparison import (
     Difference,
     Row,
@@ -60,6 +61,7 @@ def score_run(run: Run, folder: Folder, make_evaluator: MakeEvaluator) -> dict[s
     comparison = {
         "rows": [asdict(row) for row in rows],
         "differences": [asdict(one) for one in _differences(rows, results.scores, seed)],
+        "changes": [asdict(one) for one in _changes(tasks, results.scores)],
         "benchmarks": benchmark_means(rows, tasks),
         "published": published_scores(rows, tasks),
         "seen": seen_and_unseen(single),
@@ -132,6 +134,22 @@ def _aggregates(tasks: Sequence[EvalTask], rows: Sequence[Row]) -> Iterator[Row]
                     seen=any(row.seen for row in of_model),
                     seconds=sum(row.seconds for row in of_model),
                 )
+
+
+def _changes(tasks: Sequence[EvalTask], scores: Scores) -> Iterator[Changes]:
+    """What training changed for the queries of the recipe's own tasks."""
+    for task in tasks:
+        after, before = scores.get((STAGE2, task.name)), scores.get((BACKBONE, task.name))
+        found = changes_between(STAGE2, after, BACKBONE, before) if after and before else None
+        if found is not None:
+            log_event(
+                f"evaluation: {task.name}: {found.line}",
+                "changes",
+                task=task.name,
+                better=found.better,
+                worse=found.worse,
+            )
+            yield found
 
 
 def _differences(rows: Sequence[Row], scores: Scores, seed: int) -> Iterator[Difference]:

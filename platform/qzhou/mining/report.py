@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from qzhou.data.records import RetrievalExample
+from qzhou.data.records import RetrievalExample, shortened
 from qzhou.mining.text_digests import Bools, Floats
 
 EDGES = np.linspace(-0.2, 1.0, 41)
 EXAMPLES = 5
-SHOWN_CHARS = 300
 
 
 class Report:
@@ -103,18 +102,14 @@ def sentence(name: str, content: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."
-
-
 def _shown(example: RetrievalExample) -> dict[str, Any]:
     negatives = [
         {
-            "text": _shortened(one.text),
+            "text": shortened(one.text),
             "origin": one.origin,
             "score": None if one.score is None else round(one.score, 3),
         }
         for one in example.negatives
     ]
-    query, positive = _shortened(example.query), _shortened(example.positives[0])
+    query, positive = shortened(example.query), shortened(example.positives[0])
     return {"query": query, "positive": positive, "negatives": negatives}

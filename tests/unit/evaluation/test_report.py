@@ -67,6 +67,10 @@ def finished(tmp_path_factory):
             ],
         ),
         ("results", ["ndcg_at_10", "0.6300", "+0.0600", "+0.0300", "MTEB(cmn, v1)", "76.90", "212.7", "1,204"]),
+        (
+            "results",
+            ["143 queries better than with backbone, 61 worse", "sort &lt;b&gt;?", "Opens a file.", "0.2500"],
+        ),
         ("results", ["forum_reranking", "no query has a negative", "Beside published scores", "64.12", "91.40"]),
         (
             "diagnosis",

@@ -27,7 +27,7 @@ from qzhou.evaluation.judge.local_tasks import example_count
 from qzhou.evaluation.judge.model_specs import BM25, ModelSpec
 from qzhou.evaluation.judge.mteb_models import BM25_MODEL, MtebEncoder, embedding_health
 from qzhou.evaluation.judge.mteb_tasks import corpora, corpus_texts, load, texts_of
-from qzhou.evaluation.judge.predictions import per_example_scores_of
+from qzhou.evaluation.judge.predictions import answers_of, per_example_scores_of
 from qzhou.evaluation.judge.prompts import prompt_of, prompt_of_model
 from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
 from qzhou.evaluation.judge.tasks import SETTING, build_task, eval_tasks, query_instructions, task_name
@@ -151,6 +151,7 @@ class Evaluator:
             )
             score = float(found.task_results[0].get_score())
             examples = per_example_scores_of(mteb_task, predictions, score)
+            answers = answers_of(mteb_task, predictions) if task.dataset else ()
             self._keep_results(Path(temporary))
         metric, is_number = mteb_task.metadata.main_score, math.isfinite(score)
         return TaskScore(
@@ -165,6 +166,7 @@ class Evaluator:
             per_example=examples,
             seconds=round(time.monotonic() - started, 3),
             encoded_texts=store.encoded - before if store else 0,
+            answers=answers,
         )
 
     def _keep_results(self, temporary: Path) -> None:

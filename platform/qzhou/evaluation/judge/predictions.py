@@ -1,4 +1,4 @@
-"""The scores of single examples, from the predictions that mteb saves of a model."""
+"""The scores of single examples and what was found for queries, from the predictions that mteb saves of a model."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytrec_eval
 
+from qzhou.data.records import shortened
 from qzhou.evaluation.judge.per_example_scores import Part, PerExampleScores, Statistic
+from qzhou.evaluation.judge.task_scores import Answer
 
 # Between mteb's own score, which it rounds, and the score over the examples.
 TOLERANCE = 5e-4
@@ -34,6 +36,28 @@ def per_example_scores_of(task: Any, predictions: Path, score: float) -> PerExam
         if found is not None and abs(found.score - score) <= TOLERANCE:
             return found
     return None
+
+
+def answers_of(task: Any, predictions: Path) -> tuple[Answer, ...]:
+    """What a model found first for each query of a retrieval task with one subset; empty for other tasks.
+
+    Args:
+        task: A task of mteb with its data loaded.
+        predictions: The folder in which mteb saved the model's predictions.
+    """
+    path = predictions / f"{task.metadata.name}_predictions.json"
+    if task.metadata.type != "Retrieval" or not path.exists():
+        return ()
+    ((split, data),) = task.dataset["default"].items()
+    found = json.loads(path.read_text("utf-8"))["default"][split]
+    text_of = {one["id"]: one["text"] for one in data["corpus"]}
+    answers = []
+    for query in data["queries"]:
+        grades, scores = data["relevant_docs"][query["id"]], found.get(query["id"], {})
+        first, best = (max(one, key=lambda document: one[document]) if one else "" for one in (scores, grades))
+        texts = query["text"], text_of.get(first, ""), text_of.get(best, "")
+        answers.append(Answer(query["id"], *map(shortened, texts)))
+    return tuple(answers)
 
 
 def _read(

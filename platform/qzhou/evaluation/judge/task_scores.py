@@ -43,6 +43,22 @@ class EvalTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model found first for a query, for people to read; long texts are cut.
+
+    Attributes:
+        id: Of the query, as in :class:`PerExampleScores`.
+        found: The text that the model ranks first; empty where it finds none.
+        positive: A text of the highest grade.
+    """
+
+    id: str
+    query: str
+    found: str
+    positive: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskScore:
     """The score of one model on one task.
 
@@ -55,6 +71,7 @@ class TaskScore:
         encoded_texts: Documents whose vectors were not in the store yet.
         computed: Whether this run of the stage computed it, or read it from the run folder.
         undefined: Why there is no score; empty where there is one.
+        answers: Of retrieval on a dataset of the recipe, one for each query; empty of other tasks.
     """
 
     key: str
@@ -69,6 +86,7 @@ class TaskScore:
     encoded_texts: int = 0
     computed: bool = True
     undefined: str = ""
+    answers: tuple[Answer, ...] = ()
 
     @classmethod
     def read(cls, files: RunFiles, model: str, task: str) -> TaskScore | None:
@@ -78,4 +96,5 @@ class TaskScore:
             return None
         examples = found["per_example"]
         known = PerExampleScores.from_json(examples) if examples else None
-        return cls(**{**found, "per_example": known})
+        answers = tuple(Answer(**one) for one in found["answers"])
+        return cls(**{**found, "per_example": known, "answers": answers})

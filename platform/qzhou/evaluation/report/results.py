@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
+from qzhou.evaluation.changes import ChangedQuery, changes_of
 from qzhou.evaluation.comparison import Difference, Row, differences_of, gains, models_of, rows_of
 from qzhou.evaluation.judge.model_specs import BACKBONE, STAGE2
 from qzhou.evaluation.report import plots
-from qzhou.evaluation.report.blocks import Block, Heading, Panels, Text, missing
+from qzhou.evaluation.report.blocks import Block, Folded, Heading, Panels, Text, missing
 from qzhou.evaluation.report.findings import outdated
 from qzhou.evaluation.report.tables import Table, Value, numbers, texts
 from qzhou.run.files import COMPARISON, Content, RunFiles
@@ -41,6 +42,7 @@ def _scores(rows: Sequence[Row], comparison: Content) -> Iterator[Block]:
     differences = differences_of(comparison)
     yield _score_table(rows, gains(differences))
     yield from _differences(differences)
+    yield from _changes(comparison)
     for benchmark in comparison["benchmarks"]:
         yield from _benchmark(benchmark)
     yield from _published(comparison["published"])
@@ -90,6 +92,31 @@ def _differences(found: Sequence[Difference]) -> Iterator[Block]:
         for one in found
     ]
     yield Table("Differences between models", [*columns, *texts("sure")], rows)
+
+
+def _changes(comparison: Content) -> Iterator[Block]:
+    found = changes_of(comparison)
+    if not found:
+        return
+    yield Heading("Queries that changed")
+    yield Text(
+        "Score of each query before and after training, and the text that is found first. Long texts are cut."
+    )
+    for one in found:
+        yield Text(f"{one.task}: {one.line}.")
+        sides = {"gained most": one.gained, "lost most": one.lost}
+        yield from (
+            _queries(f"{one.task}: queries that {how}", queries) for how, queries in sides.items() if queries
+        )
+
+
+def _queries(title: str, queries: Sequence[ChangedQuery]) -> Folded:
+    columns = [*texts("query", style="prose"), *numbers("score", "before", "after")]
+    columns += texts("found first, before", "found first, after", "an answer", style="prose")
+    rows: list[list[Value]] = [
+        [one.query, one.before, one.after, one.found_before, one.found_after, one.positive] for one in queries
+    ]
+    return Folded(title, [Table(title, columns, rows)])
 
 
 def _benchmark(found: Content) -> Iterator[Block]:
