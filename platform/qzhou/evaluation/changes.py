@@ -1,7 +1,7 @@
 """What training changed for single queries: how many are answered better or worse, and some of them to read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qzhou.evaluation.judge.task_scores import Answer, TaskScore
@@ -57,13 +57,11 @@ class Changes:
 
 def changes_of(comparison: Mapping[str, Any]) -> list[Changes]:
     """The changes in a ``comparison.json``."""
-    found = [Changes(**one) for one in comparison.get("changes", [])]
     return [
-        replace(
-            one,
-            **{side: tuple(ChangedQuery(**query) for query in getattr(one, side)) for side in ("gained", "lost")},
+        Changes(
+            **{**one, **{side: tuple(ChangedQuery(**query) for query in one[side]) for side in ("gained", "lost")}}
         )
-        for one in found
+        for one in comparison.get("changes", [])
     ]
 
 
