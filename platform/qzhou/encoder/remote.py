@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import random
 import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -18,7 +20,9 @@ from qzhou.errors import ModelError, first_line, with_body
 
 TEXTS_PER_REQUEST = 64
 REQUESTS_AT_ONCE = 8
-RETRIES = 5
+# between tries of a request; an endpoint may ask for another wait, of at most the last
+WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+RETRIED = {408, 409, 429}  # and every 5xx
 # statuses of a refused text, and words in which endpoints say that it is too long; 413 says it without
 REFUSALS = (400, 422)
 TOO_LONG = re.compile(
@@ -31,6 +35,14 @@ PROBE = "The quick brown fox jumps over the lazy dog."
 
 class _TooLongError(Exception):
     """An endpoint refuses texts because of their length."""
+
+
+class _AwayError(Exception):
+    """An endpoint cannot answer now; it may ask for a wait of so many seconds, 0 for none."""
+
+    def __init__(self, problem: str, retry_after_s: float) -> None:
+        super().__init__(problem)
+        self.retry_after_s = retry_after_s
 
 
 def _is_too_long(error: Exception, message: str) -> bool:
@@ -67,7 +79,7 @@ class RemoteEncoder:
         self._client = openai.OpenAI(
             base_url=self._url,
             api_key=keys.value(api_key_env),
-            max_retries=RETRIES,
+            max_retries=0,  # it would ask five times about a text that is too long, where that is said by status 500
             http_client=openai.DefaultHttpxClient(trust_env=not is_loopback(self._url)),
         )
 
@@ -123,6 +135,17 @@ class RemoteEncoder:
         return self._encoded([texts[0][: len(texts[0]) * 3 // 4]], is_cut=True)
 
     def _answered(self, texts: Sequence[str]) -> Vectors:
+        for wait_s in WAITS_S:
+            try:
+                return self._asked(texts)
+            except _AwayError as error:
+                time.sleep(error.retry_after_s or wait_s * random.uniform(0.75, 1.0))
+        try:
+            return self._asked(texts)
+        except _AwayError as error:
+            raise ModelError(str(error)) from None
+
+    def _asked(self, texts: Sequence[str]) -> Vectors:
         try:
             found = self._client.embeddings.create(model=self._model, input=list(texts))
             ordered = sorted(found.data, key=lambda one: one.index)
@@ -130,9 +153,26 @@ class RemoteEncoder:
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
             message = self._keys.redacted(with_body(first_line(error), error))
             problem = f"the model '{self._model}' at {self._url} gives no embeddings: {message}"
-            raise (_TooLongError if _is_too_long(error, message) else ModelError)(problem) from None
+            if _is_too_long(error, message):
+                raise _TooLongError(problem) from None
+            if _may_pass(error):
+                raise _AwayError(problem, _retry_after_s(error)) from None
+            raise ModelError(problem) from None
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ModelError(
                 f"the model '{self._model}' at {self._url} gave {len(vectors)} vectors for {len(texts)} texts"
             )
         return vectors
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the endpoint may answer the same request later: it was away, busy, or failed by itself."""
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code in RETRIED or error.status_code >= 500
+    return isinstance(error, openai.APIConnectionError)
+
+
+def _retry_after_s(error: Exception) -> float:
+    """The seconds that the endpoint asks us to wait, as far as we wait at all; 0 if it asks for none."""
+    asked = error.response.headers.get("retry-after", "") if isinstance(error, openai.APIStatusError) else ""
+    return min(float(asked), WAITS_S[-1]) if asked.isdecimal() else 0.0

@@ -176,3 +176,16 @@ def test_another_refusal_is_an_error_at_once():
     with serving(reply) as spec, pytest.raises(ModelError, match="no such model"):
         load(spec).encode(["a", "b"])
     assert asked == [2]
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_an_endpoint_that_fails_for_a_while_is_asked_again(status):
+    asked = []
+
+    def reply(body, authorization):
+        asked.append(len(body["input"]))
+        return embeddings()(body, authorization) if len(asked) > 2 else (status, {"error": {"message": "busy"}})
+
+    with serving(reply) as spec:
+        assert load(spec).encode(["a", "b"]).shape == (2, 32)
+    assert asked == [2, 2, 2]
