@@ -1,5 +1,6 @@
 """The recipe: what it refuses, and what it says then."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -280,3 +281,23 @@ def test_a_table_of_stage_1_that_is_forgotten_is_no_wish(tmp_path):
 def test_settings_that_could_only_fail_later_are_refused_at_once(words, said):
     with pytest.raises(RecipeError, match=said):
         load_recipe(QUICKSTART, words)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (
+            "negatives_per_query = 2",
+            'negatives_per_query = "2"',
+            "mining.negatives_per_query: '2' stands in quotes",
+        ),
+        ("[mining]", '[mining]\npositive_ratio = "0.9"', "mining.positive_ratio: '0.9' stands in quotes"),
+        ("[training]", '[training]\nquery_query = "false"', "training.query_query: 'false' stands in quotes"),
+        ("[training]", '[training]\nzero_stage = "1"', "training.zero_stage: '1' stands in quotes"),
+        ("[training]", '[training]\nmin_workers = " 1"', "training.min_workers: ' 1' stands in quotes"),
+        ("[[datasets]]", '[[datasets]]\nmax_rows = "5"', "max_rows: '5' stands in quotes; write max_rows = 5"),
+    ],
+)
+def test_a_number_in_quotes_is_refused(tmp_path, before, after, said):
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        load_recipe(changed(tmp_path, (before, after)))

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -45,6 +46,18 @@ def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
         if found := section_of(part)[0]:
             return found, "tuple" in str(annotation)
     return None, False
+
+
+def kinds_of(annotation: Any) -> frozenset[Any]:
+    """The types of what a setting takes, without None: int for ``Literal[0, 1] | None``."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return kinds_of(inside[0])
+    if origin is Literal:
+        return frozenset(map(type, inside))
+    if origin in (Union, UnionType):
+        return frozenset().union(*map(kinds_of, inside))
+    return frozenset({annotation} - {NoneType})
 
 
 def setting_names(model: type[Section], prefix: str = "") -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from qzhou.config.describe import section_of
+from qzhou.config.describe import kinds_of, section_of
 from qzhou.config.section import Section
 from qzhou.errors import RecipeError
 
@@ -20,6 +20,7 @@ SECRET_IN_URL = re.compile(
     r"\w+://([^/\s@]*:[^/\s@]+@|\S*[?&](key|\w*(access|api|secret)_?key\w*|[\w-]*(secret|token|password)\w*)=)",
     re.IGNORECASE,
 )
+UNQUOTED = re.compile(r"\s*([-+]?[0-9.][0-9_.eE+-]*|true|false)\s*")  # numbers and truth values of TOML
 PLACES = {"recipe": "recipes/", "experiment": "recipes/experiments/"}
 FOLLOWING = {"too_short", "default_factory_not_called"}  # types of pydantic's errors
 SHOWN_NAMES = 10  # of all that are known, where none is near
@@ -38,6 +39,32 @@ def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
         raise RecipeError(f"{path}: no such {kind} file. Those of this project are in {PLACES[kind]}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not a TOML file: {error}") from None
+
+
+def refuse_quoted_numbers(content: Mapping[str, Any], kind: type[Section], *, place: str) -> None:
+    """Refuse numbers and truth values that a file holds as texts: ``steps = "20"``.
+
+    On a command line everything is text, so this is for files alone.
+
+    Raises:
+        RecipeError: There is one; ``place`` names the file.
+    """
+    if quoted := list(_quoted(content, kind)):
+        raise RecipeError("\n       ".join(f"{place}: {one}" for one in quoted))
+
+
+def _quoted(content: Mapping[str, Any], kind: type[Section], table: str = "") -> Iterator[str]:
+    for name, value in content.items():
+        if name not in kind.model_fields:
+            continue  # refused later, with the nearest known name
+        annotation = kind.model_fields[name].annotation
+        inner, _ = section_of(annotation)
+        if inner is not None:
+            tables = value if isinstance(value, list) else [value]
+            for one in tables:
+                yield from _quoted(one, inner, f"{table}{name}.") if isinstance(one, Mapping) else ()
+        elif isinstance(value, str) and UNQUOTED.fullmatch(value) and kinds_of(annotation) <= {int, float, bool}:
+            yield f"{table}{name}: '{value}' stands in quotes; write {name} = {value}"
 
 
 def parse_section(kind: type[Parsed], content: Mapping[str, Any], *, place: str) -> Parsed:

@@ -20,7 +20,7 @@ from qzhou.config.cluster import ClusterSection
 from qzhou.config.dataset import Dataset
 from qzhou.config.describe import setting_names
 from qzhou.config.evaluation import EvaluationSection
-from qzhou.config.loading import merged, nearest, parse_section, read_toml
+from qzhou.config.loading import merged, nearest, parse_section, read_toml, refuse_quoted_numbers
 from qzhou.config.mining import MiningSection
 from qzhou.config.model import ModelSection
 from qzhou.config.run import RunSection
@@ -263,7 +263,9 @@ def load_recipe(path: str | Path, arguments: Sequence[str] = ()) -> Recipe:
             settings contradict each other. The message names the file, the key and the way
             out.
     """
-    content = merged(read_toml(path, "recipe"), overrides(arguments))
+    written = read_toml(path, "recipe")
+    refuse_quoted_numbers(written, Recipe, place=str(path))
+    content = merged(written, overrides(arguments))
     return parse_recipe(content, place=str(path), folder=str(Path(path).absolute().parent))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from qzhou.config.dataset import TaskKind
-from qzhou.config.loading import merged, nearest, parse_section, read_toml
+from qzhou.config.loading import merged, nearest, parse_section, read_toml, refuse_quoted_numbers
 from qzhou.config.recipe import Recipe, overrides, parse_recipe
 from qzhou.config.section import AtLeastOne, Count, Name, Section
 from qzhou.errors import RecipeError
@@ -143,12 +143,16 @@ def load_experiment(
         RecipeError: The experiment, or the recipe of a variant, has an unknown key, a wrong type or settings that
             contradict each other; or an override changes what the variants differ in.
     """
-    content = read_toml(path, "experiment") | ({"seeds": list(seeds)} if seeds else {})
+    written = read_toml(path, "experiment")
+    refuse_quoted_numbers(written, Experiment, place=str(path))
+    content = written | ({"seeds": list(seeds)} if seeds else {})
     experiment = parse_section(Experiment, content, place=str(path))
     source = Path(recipe or Path(path).parent / experiment.recipe)
     given = overrides(arguments)
     _refuse_overrides(experiment, given)
-    base = merged(merged(read_toml(source, "recipe"), _nested(experiment.settings)), given)
+    base = merged(read_toml(source, "recipe"), _nested(experiment.settings))
+    refuse_quoted_numbers(base, Recipe, place=str(source))
+    base = merged(base, given)
     found = {}
     for variant in experiment.variants:
         changes = _nested(variant.settings)

@@ -13,7 +13,14 @@ from qzhou.config.recipe import Recipe
 from qzhou.config.training import TrainingStageName
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import library_for, this_processor
-from qzhou.encoder.backbone import Backbone, choose_device, choose_dtype, is_causal, load_recipe_model
+from qzhou.encoder.backbone import (
+    Backbone,
+    EmbeddingModel,
+    choose_device,
+    choose_dtype,
+    is_causal,
+    load_recipe_model,
+)
 from qzhou.encoder.cpu.onednn import multiply_with_onednn
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.errors import TrainingError
@@ -89,7 +96,7 @@ def train_worker(
             return  # stopped
         state = engine.full_state()
         if engine.rank == 0:
-            _write_model(recipe, spec, state, run_folder / MODELS_OF_STAGES[TRAINING_STAGES[name]])
+            write_model(recipe, name, spec, state, run_folder / MODELS_OF_STAGES[TRAINING_STAGES[name]])
 
 
 def _batch_plan(recipe: Recipe, name: TrainingStageName, data: Mapping[str, TrainingSet]) -> BatchPlan:
@@ -122,12 +129,29 @@ def _starting_model(recipe: Recipe, run_folder: Folder, name: TrainingStageName)
         yield str(place)
 
 
-def _write_model(recipe: Recipe, spec: str, state: dict[str, Tensor], target: Folder) -> None:
-    """Full weights into a sentence-transformers folder."""
+def write_model(
+    recipe: Recipe, name: TrainingStageName, spec: str, state: dict[str, Tensor], target: Folder
+) -> None:
+    """Write a stage's model as a sentence-transformers folder.
+
+    Args:
+        recipe: Of the run.
+        name: The stage.
+        spec: The model that the stage began with.
+        state: What was trained, by name; adapters where there are some.
+        target: The folder.
+    """
     found = load_recipe_model(recipe.model, spec=spec, dtype=torch.float32)
     model = add_adapters(found.model, recipe.training.lora)
     model.load_state_dict(model.state_dict() | state)  # buffers are not trained
-    model = merge_adapters(model).to(getattr(torch, recipe.model.saved_dtype))
+    model = merge_adapters(model)
+    if share := getattr(recipe.training, name).backbone_share:
+        _mix_with_backbone(recipe, model, share)
+        line = (
+            f"training: {name}: the model is {1 - share:g} of the trained weights and {share:g} of the backbone's"
+        )
+        log_event(line, "mixed_with_backbone", share=share)
+    model = model.to(getattr(torch, recipe.model.saved_dtype))
     if widths := list(recipe.training.loss.matryoshka_dimensions):
         # an endpoint may cut vectors to these
         model.backbone.config.matryoshka_dimensions = widths
@@ -136,3 +160,16 @@ def _write_model(recipe: Recipe, spec: str, state: dict[str, Tensor], target: Fo
         max_tokens = recipe.model.max_document_tokens
         save_sentence_transformer(model, found.tokenizer, folder, max_tokens=max_tokens, prompts=recipe.prompts)
         target.upload(folder)
+
+
+@torch.no_grad()
+def _mix_with_backbone(recipe: Recipe, model: EmbeddingModel, share: float) -> None:
+    """Replace each weight w by (1 - share) w + share b, b that of the untouched backbone.
+
+    Source: Robust fine-tuning of zero-shot models (arXiv:2109.01903); LM-Cocktail
+    (arXiv:2311.13534) does the same with embedding models.
+    """
+    untouched = load_recipe_model(recipe.model, dtype=torch.float32).model.state_dict()
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point():
+            weight.lerp_(untouched[name], share)

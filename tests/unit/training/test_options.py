@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from qzhou.config.training import DistillationSection, LoraSection
+from qzhou.data.storage import Folder
 from qzhou.encoder import load_backbone
 from qzhou.encoder.attention import Padded, soft_causal_mask
+from qzhou.encoder.backbone import load_recipe_model
 from qzhou.errors import TrainingError
 from qzhou.training.distillation import Teacher
 from qzhou.training.lora import add_adapters, merge_adapters
-from tests.ranks.problem import model_of, run, stage_plan, three_tasks
+from qzhou.training.worker import write_model
+from tests.ranks.problem import model_of, run, stage_plan, three_tasks, with_training
 from tests.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
@@ -113,3 +116,31 @@ def test_a_teacher_that_is_the_model_itself_changes_nothing_at_the_first_step(ma
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
     assert losses[0][1:] != pytest.approx(losses[1][1:], abs=1e-5)
     assert not any(one.requires_grad for one in teacher.model.parameters())
+
+
+@pytest.mark.parametrize("lora", [LoraSection(), LoraSection(rank=4)])
+def test_a_share_of_the_backbone_is_in_the_model_that_a_stage_ends_with(make_recipe, tiny_qwen2, tmp_path, lora):
+    """In loops over the weights; the share of one stage is not that of the other."""
+    recipe = three_tasks(make_recipe, lora=lora)
+    backbone = {"backbone": str(tiny_qwen2), "dtype": "float32", "saved_dtype": "float32"}
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=backbone)})
+    stage2 = recipe.training.stage2.model_copy(update={"backbone_share": 0.25})
+    recipe = with_training(recipe, stage2=stage2)
+    untouched = load_recipe_model(recipe.model, dtype=torch.float32).model
+    before = copy.deepcopy(untouched.state_dict())
+    trained = add_adapters(untouched, lora)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    state = copy.deepcopy(trained.state_dict())
+    alone = merge_adapters(trained).state_dict()
+
+    for stage, share in (("stage1", 0.0), ("stage2", 0.25)):
+        write_model(recipe, stage, str(tiny_qwen2), state, Folder.open(str(tmp_path / stage)))
+        written = load_recipe_model(
+            recipe.model, spec=str(tmp_path / stage), dtype=torch.float32
+        ).model.state_dict()
+        assert written.keys() == before.keys()
+        for name, weight in written.items():
+            expected = (1 - share) * alone[name] + share * before[name]
+            assert torch.allclose(weight, expected, atol=1e-6), (stage, name)

@@ -135,21 +135,9 @@ class Evaluator:
         mteb_task.rng_state, mteb_task.np_rng = copy.deepcopy(self._random)
         store = getattr(loaded, "store", None)  # BM25 has none
         before = store.encoded if store else 0
-        # mteb and bm25s draw progress bars even where there is no terminal.
-        silent = contextlib.redirect_stderr(io.StringIO())
-        with tempfile.TemporaryDirectory(prefix="qzhou-mteb-") as temporary, silent:
+        with tempfile.TemporaryDirectory(prefix="qzhou-mteb-") as temporary:
             predictions = Path(temporary) / "predictions"
-            found = mteb.evaluate(
-                loaded,
-                mteb_task,
-                cache=mteb.ResultCache(temporary),
-                overwrite_strategy="always",
-                encode_kwargs={"batch_size": BATCH_TEXTS, "show_progress_bar": False},
-                prediction_folder=predictions,
-                show_progress_bar=False,
-                co2_tracker=False,
-            )
-            score = float(found.task_results[0].get_score())
+            score = _score(loaded, mteb_task, Path(temporary), predictions)
             examples = per_example_scores_of(mteb_task, predictions, score)
             answers = answers_of(mteb_task, predictions) if task.dataset else ()
             self._keep_results(Path(temporary))
@@ -244,6 +232,23 @@ class Evaluator:
             return None
         declared: Mapping[str, str] | None = self._loaded(model).encoder.prompts
         return declared
+
+
+def _score(model: Any, task: Any, results: Path, predictions: Path) -> float:
+    """The main score of a model on a task; mteb leaves its files in both folders."""
+    # mteb and bm25s draw progress bars even where there is no terminal
+    with contextlib.redirect_stderr(io.StringIO()):
+        found = mteb.evaluate(
+            model,
+            task,
+            cache=mteb.ResultCache(results),
+            overwrite_strategy="always",
+            encode_kwargs={"batch_size": BATCH_TEXTS, "show_progress_bar": False},
+            prediction_folder=predictions,
+            show_progress_bar=False,
+            co2_tracker=False,
+        )
+    return float(found.task_results[0].get_score())
 
 
 def chunk_rows(split_documents: int) -> int:
