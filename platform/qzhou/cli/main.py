@@ -89,8 +89,9 @@ def init(paths: Sequence[str], **options: Any) -> None:
     """Look at data and write a recipe for it.
 
     A PATH is a folder of documents (.md, .rst, .txt, .html, .pdf, .docx), a file or folder of
-    CSV, TSV, JSON, JSON lines or Parquet, or a folder as BEIR has them. What was found is
-    printed with examples; flags correct what was guessed wrongly.
+    CSV, TSV, JSON, JSON lines or Parquet, a folder as BEIR has them, or a dataset of the
+    Hugging Face hub (hf://owner/name:split). What was found is printed with examples; flags
+    correct what was guessed wrongly.
     """
     from qzhou.cli.init import InitOptions, init
 

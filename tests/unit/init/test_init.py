@@ -282,6 +282,31 @@ def test_parquet(tmp_path):
     assert (written["datasets"][0]["reader"], written["datasets"][0]["rule"]) == ("parquet", "question_answer")
 
 
+@pytest.mark.parametrize("split", ["", ":train"])
+def test_a_dataset_of_the_hub(tmp_path, split):
+    """`datasets` reads a folder as it reads the hub, which no test can reach."""
+    folder = tmp_path / "device-help"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(as_lines(QA))
+
+    said, _, recipe = made(tmp_path, [f"hf://{folder}{split}"])
+
+    (dataset,) = recipe.datasets
+    assert (dataset.name, dataset.reader, dataset.paths) == ("device_help", "hf", (f"hf://{folder}:train",))
+    assert (dataset.rule, dataset.columns) == ("question_answer", QA_COLUMNS)
+    assert dataset.eval_fraction == 0.1
+    assert "about 60 rows" in said
+
+
+def test_a_dataset_of_the_hub_that_cannot_be_reached_or_is_named_like_a_path(tmp_path):
+    with pytest.raises(DataError, match=r"'hf://.*/nothing:train' cannot be loaded: .* HF_TOKEN"):
+        init([f"hf://{tmp_path}/nothing"], InitOptions(output=str(tmp_path / "a.toml")), LAPTOP)
+    with pytest.raises(
+        DataError, match="a dataset of the hub is named hf://sentence-transformers/natural-questions"
+    ):
+        init(["sentence-transformers/natural-questions"], InitOptions(output=str(tmp_path / "a.toml")), LAPTOP)
+
+
 def test_a_folder_keeps_its_test_file_for_judging(tmp_path):
     folder = tmp_path / "intents"
     folder.mkdir()

@@ -18,7 +18,7 @@ from typing import Any
 from qzhou.cli.init.machine import Machine, Sizes, sizes_for, this_machine
 from qzhou.cli.init.recipe_text import recipe_text
 from qzhou.cli.init.samples import NotUnderstood
-from qzhou.cli.init.sources import DOCUMENTS_HELD_OUT, Source, dataset_name, distinct, headings_of, sources_of
+from qzhou.cli.init.sources import DOCUMENTS_HELD_OUT, HUB, Source, dataset_name, distinct, headings_of, sources_of
 from qzhou.config.recipe import parse_recipe
 from qzhou.data.records import Example, PairExample, RetrievalExample
 from qzhou.errors import DataError
@@ -56,7 +56,8 @@ def init(paths: Sequence[str], options: InitOptions, machine: Machine | None = N
     Raises:
         DataError: A path gives no dataset, or the file is there already; says why.
     """
-    name = options.name or dataset_name(Path(paths[0]).resolve().name.split(".")[0])
+    first = paths[0].partition(":")[2].partition(":")[0] if paths[0].startswith(HUB) else paths[0]
+    name = options.name or dataset_name(Path(first).resolve().name.split(".")[0])
     output = Path(options.output or f"{name}.toml")
     _refuse_contradictions(options, output)
     found: list[Source] = []

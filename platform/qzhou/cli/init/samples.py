@@ -17,12 +17,14 @@ from qzhou.data.encodings import detected_encoding
 from qzhou.errors import DataError
 from qzhou.transform.reading.columns import Row
 from qzhou.transform.reading.files import DAMAGE, InputFile, open_bytes, unpacked_name
+from qzhou.transform.reading.hub import hf_dataset, hf_rows
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part
 
 HEAD_BYTES = 2**18
 ROWS = 400  # of a file that are looked at, evenly spread over
 ROWS_READ = 20_000  # its first: files are sorted by label or score, often
+HUB_ROWS = 2_000  # of a dataset of the hub, which are downloaded
 DOCUMENT_BYTES = 256 * 2**20  # a JSON document is read whole to find its rows
 DELIMITERS = ("\t", ",", ";", "|")
 EXCEL = {".xlsx", ".xls", ".xlsm", ".ods"}
@@ -71,6 +73,25 @@ def sample_of(file: InputFile) -> Sample:
     if not rows:
         raise NotUnderstood(f"{file.name}: no row can be read as {settings['reader']}")
     return Sample(settings, rows, total, evidence, rejected)
+
+
+def hub_sample(uri: str) -> Sample:
+    """The first rows of a dataset of the hub, ``hf://name/config:split``.
+
+    Raises:
+        NotUnderstood: It cannot be reached, or has no rows.
+    """
+    file = InputFile(uri)
+    try:
+        splits = hf_dataset(file).info.splits or {}
+        rows, total, rejected = _spread(islice(hf_rows(file, 0), HUB_ROWS), 0)
+    except (DataError, *DAMAGE, ValueError) as error:
+        raise NotUnderstood(str(error)) from None
+    if not rows:
+        raise NotUnderstood(f"{uri} has no rows")
+    stated = splits.get(uri.rpartition(":")[2])
+    total = stated.num_examples if stated is not None and stated.num_examples else total
+    return Sample({"reader": "hf"}, rows, total, ["a dataset of the hub"], rejected)
 
 
 def aligned_sample(files: Sequence[InputFile]) -> Sample:

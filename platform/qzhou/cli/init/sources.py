@@ -12,7 +12,15 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from qzhou.cli.init.samples import SHAPES_OF_LINES, NotUnderstood, Sample, aligned_sample, line_count, sample_of
+from qzhou.cli.init.samples import (
+    SHAPES_OF_LINES,
+    NotUnderstood,
+    Sample,
+    aligned_sample,
+    hub_sample,
+    line_count,
+    sample_of,
+)
 from qzhou.cli.init.shapes import Shape, shape_of
 from qzhou.config.dataset import Dataset, Format
 from qzhou.data.documents.extract import is_document
@@ -25,6 +33,8 @@ from qzhou.transform.reading.readers import read_part
 from qzhou.transform.rules.candidates import Converter
 from qzhou.transform.rules.fields import GROUPED_BY, columns_of
 
+HUB = "hf://"
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+){0,2}(:[\w.-]+)?")
 DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"}
 ABOUT = re.compile(r"^(readme|license|licence|copying|changelog|authors|contributing)\b", re.IGNORECASE)
 UNWRITABLE = re.compile(r"[${}]")
@@ -85,9 +95,10 @@ def sources_of(path: str, given: Mapping[str, str]) -> tuple[list[Source], list[
     Raises:
         NotUnderstood: Nothing of it can be used; says why.
     """
+    if path.startswith(HUB):
+        return [_of_hub(path, given)], []
     place = Path(path)
-    if not path or not place.exists():
-        raise NotUnderstood(f"'{path}' is not there, seen from {Path.cwd()}")
+    _refuse_missing(path)
     if place.is_file():
         files = [place]
     else:
@@ -107,6 +118,24 @@ def sources_of(path: str, given: Mapping[str, str]) -> tuple[list[Source], list[
     if not found:
         raise NotUnderstood("\n  ".join([f"nothing of '{path}' can be used:", *refused]))
     return found, refused
+
+
+def _refuse_missing(path: str) -> None:
+    if not path or not Path(path).exists():
+        hub = f"; a dataset of the hub is named {HUB}{path}" if HUB_NAME.fullmatch(path) else ""
+        raise NotUnderstood(f"'{path}' is not there, seen from {Path.cwd()}{hub}")
+
+
+def _of_hub(path: str, given: Mapping[str, str]) -> Source:
+    """A dataset of the hub; its split ``train`` where none is named."""
+    uri = path if ":" in path.removeprefix(HUB) else f"{path}:train"
+    sample = hub_sample(uri)
+    shape = shape_of(sample.rows, given)
+    name = dataset_name(uri.removeprefix(HUB).partition(":")[0].rpartition("/")[2])
+    own = {"name": name, "rule": shape.rule, "paths": [uri], **sample.settings}
+    dataset = {**own, "columns": dict(shape.columns), **shape.more, "eval_fraction": EVAL_FRACTION}
+    source = Source(dataset, [*sample.evidence, shape.why], [uri], rows=sample.total)
+    return previewed(source, sample.rows, sample.rejected)
 
 
 def _is_hidden(path: Path) -> bool:
