@@ -81,6 +81,11 @@ class Recipe(Section):
         return tuple(one for one in self.datasets if one.trains and (not named or one.name in named))
 
     @property
+    def trains_with_instructions(self) -> bool:
+        """Whether some of what is trained on carries an instruction: then the model reads those of new tasks, too."""
+        return any(one.instruction.strip() for one in self.trained_datasets)
+
+    @property
     def training_seed(self) -> int:
         """What the batches and the draw of mined negatives follow from."""
         return self.run.seed if self.training.seed is None else self.training.seed

@@ -125,7 +125,7 @@ class StageSection(Section):
         description="Share of the STEPS that are retrieval batches (eta). Default: 1 in stage 1; in stage 2 the "
         "paper's 0.72; 1 where nothing else is trained on, 0 where no dataset is retrieval.",
     )
-    backbone_share: Fraction = Field(
+    backbone_share: Experimental[Fraction] = Field(
         0.0,
         description="Share of the untouched backbone in the weights that the stage ends with (WiSE-FT, "
         "arXiv:2109.01903): what training does not teach is forgotten less.",

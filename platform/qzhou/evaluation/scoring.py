@@ -7,6 +7,7 @@ from statistics import fmean
 
 from qzhou.cluster.resources import resources_for
 from qzhou.cluster.session import session
+from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
 from qzhou.errors import DataError
 from qzhou.evaluation.changes import Changes, changes_between
@@ -49,6 +50,7 @@ def score_run(run: Run, folder: Folder, make_evaluator: MakeEvaluator) -> dict[s
         for task, reason in not_judged.items():
             line = f"evaluation: {task} is not judged: {reason}"
             log_event(line, "not_judged", level="warning", task=task)
+        _say_what_was_not_trained(run.recipe, tasks)
         queue = WorkQueue(models, tasks, run.recipe.evaluation.split_documents)
         results = workers.run(queue)
     if results.failed:
@@ -72,6 +74,24 @@ def score_run(run: Run, folder: Folder, make_evaluator: MakeEvaluator) -> dict[s
     diagnosis = diagnose(Facts.of(RunFiles(run.folder)))
     folder.write_json("diagnosis.json", asdict(diagnosis))
     return {"scores": len(rows)}
+
+
+def _say_what_was_not_trained(recipe: Recipe, tasks: Sequence[EvalTask]) -> None:
+    """A line about instructions that the trained models would read for the first time."""
+    if recipe.trains_with_instructions:
+        return
+    named = recipe.evaluation.instructions
+    unknown = [one.name for one in recipe.datasets if one.instruction.strip()]
+    unknown += [one.name for one in tasks if not one.dataset and {one.name, *dict(one.aggregates)} & {*named}]
+    if unknown:
+        line = (
+            f"evaluation: {', '.join(unknown)}: the trained models read an instruction before each query here, and "
+            "nothing was trained with one, so they score lower than without. Take it out, or train with one."
+        )
+        log_event(line, "untrained_instruction", level="warning", tasks=unknown)
+    if bare := [one.name for one in tasks if not one.dataset and one.name not in unknown]:
+        line = f"evaluation: {len(bare)} tasks of mteb get no instruction, since nothing was trained with one"
+        log_event(line, "without_instructions", tasks=bare)
 
 
 def _undefined(results: Results) -> dict[str, str]:

@@ -28,7 +28,7 @@ from qzhou.evaluation.judge.model_specs import BM25, ModelSpec
 from qzhou.evaluation.judge.mteb_models import BM25_MODEL, MtebEncoder, embedding_health
 from qzhou.evaluation.judge.mteb_tasks import corpora, corpus_texts, load, texts_of
 from qzhou.evaluation.judge.predictions import answers_of, per_example_scores_of
-from qzhou.evaluation.judge.prompts import prompt_of, prompt_of_model
+from qzhou.evaluation.judge.prompts import prompt_of_model, prompt_of_trained
 from qzhou.evaluation.judge.task_scores import EvalTask, TaskScore
 from qzhou.evaluation.judge.tasks import SETTING, build_task, eval_tasks, query_instructions, task_name
 from qzhou.run.code import code_of_stage
@@ -216,7 +216,7 @@ class Evaluator:
         bare, declared = self._bare_task(task), self._declared_prompts(model)
         if declared is not None:
             return prompt_of_model(bare, declared)
-        return prompt_of(bare, self._own_prompts, self._recipe.evaluation, [*dict(task.aggregates)])
+        return prompt_of_trained(bare, self._own_prompts, self._recipe, [*dict(task.aggregates)])
 
     def _query_instructions(self, model: ModelSpec, task: EvalTask) -> Mapping[str, str]:
         """Query -> its own instruction, for models that are judged with the recipe's prompts."""

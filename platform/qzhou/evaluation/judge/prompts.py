@@ -3,14 +3,16 @@
 A task of the recipe's dataset has the instruction that the dataset has in training. A task
 of mteb has the recipe's (``[evaluation.instructions]``), or else the one that mteb
 declares. The QZhou-Embedding evaluation scripts put it before the queries alone in
-retrieval, and before both sides in every other type of task. A model that this recipe did
-not train is judged with the prompts that its own files declare.
+retrieval, and before both sides in every other type of task. Where nothing was trained with
+an instruction, tasks of mteb have none: it would cost more than training gains (LOG.md).
+A model that this recipe did not train is judged with the prompts that its own files declare.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qzhou.config.evaluation import EvaluationSection
+from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt, declared_prompt
 
 BARE_DOCUMENTS = {"Retrieval", "InstructionRetrieval", "InstructionReranking"}
@@ -18,6 +20,23 @@ BARE_DOCUMENTS = {"Retrieval", "InstructionRetrieval", "InstructionReranking"}
 TWO_SIDED = BARE_DOCUMENTS | {"Reranking"}
 # Retrieval tasks in which queries and documents are texts of the same kind.
 BOTH_SIDES = {"ArguAna", "CQADupstackGamingRetrieval", "CQADupstackUnixRetrieval"}
+
+
+def prompt_of_trained(
+    task: Any, own: Mapping[str, Prompt], recipe: Recipe, aggregates: Sequence[str] = ()
+) -> Prompt:
+    """The prompt of a task's texts for the models that a recipe trains.
+
+    Args:
+        task: A task of mteb.
+        own: Task name -> prompt, of the tasks made of the recipe's datasets.
+        recipe: Of the run.
+        aggregates: As for :func:`prompt_of`.
+    """
+    named = {*own, *recipe.evaluation.instructions}
+    if recipe.trains_with_instructions or named & {task.metadata.name, *aggregates}:
+        return prompt_of(task, own, recipe.evaluation, aggregates)
+    return prompt_of_model(task, recipe.prompts)
 
 
 def prompt_of(
