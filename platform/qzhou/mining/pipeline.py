@@ -28,7 +28,7 @@ from qzhou.mining.negative_selection import (
     select_negatives,
 )
 from qzhou.mining.query_block import Queries, depth_of, inconsistent, ranking_of, reranked
-from qzhou.mining.report import Report, sentence
+from qzhou.mining.report import Report, sentence, shortage
 from qzhou.mining.shard import EXACT, VectorFile, vectors_at
 from qzhou.mining.sharded_index import PendingSearch, RerankerPool, ShardedIndex, actor_resources, shards_of
 from qzhou.mining.text_digests import Bools, Floats, Ints, is_among
@@ -181,6 +181,8 @@ class _Miner:
                 f"mining.rank_from is {first}: lower it, or add documents"
             )
             log_event(line, "corpus_too_small", level="warning", dataset=name)
+        elif line := shortage(name, content):
+            log_event(line, "few_negatives", level="warning", dataset=name)
         return content
 
     def _start_actors(self) -> None:

@@ -14,6 +14,15 @@ from qzhou.mining.text_digests import Bools, Floats
 
 EDGES = np.linspace(-0.2, 1.0, 41)
 EXAMPLES = 5
+SIZES = "queries by number of negatives"
+SHORTAGE = 0.1  # of the queries
+# reason for which candidates in the window are refused -> what lets more of them pass
+WAYS_OUT = {
+    "too close to the positive": "raise mining.rank_to, or mining.positive_ratio",
+    "below min_score": "lower mining.min_score",
+    "above max_score": "raise mining.rank_to, or mining.max_score",
+    "": "raise mining.rank_to, or lower mining.rank_from",
+}
 
 
 class Report:
@@ -68,7 +77,7 @@ class Report:
             "queries": self._queries,
             "inconsistent": self._inconsistent,
             "negatives": dict(self._origins),
-            "queries by number of negatives": {str(size): count for size, count in sorted(self._sizes.items())},
+            SIZES: {str(size): count for size, count in sorted(self._sizes.items())},
             "rejected": dict(self._rejected),
             "mean positive score": self._mean("positive"),
             "mean mined score": self._mean("mined"),
@@ -100,6 +109,20 @@ def sentence(name: str, content: Mapping[str, Any]) -> str:
     if "recall" in content:
         parts.append(f"recall {content['recall']:.1%} of exact search")
     return "; ".join(parts)
+
+
+def shortage(name: str, content: Mapping[str, Any]) -> str:
+    """A warning where more than ``SHORTAGE`` of the queries got no negative, with the way out; empty elsewhere."""
+    queries, without = content["queries"], content[SIZES].get("0", 0)
+    if without <= SHORTAGE * queries:
+        return ""
+    refused = {reason: content["rejected"].get(reason, 0) for reason in WAYS_OUT}
+    most = max(refused, key=lambda reason: refused[reason])
+    why = f"most candidates are {most}: {WAYS_OUT[most]}" if refused[most] else WAYS_OUT[""]
+    return (
+        f"mining: {name}: WARNING: {without:,} of {queries:,} queries have no negative, and train against the others "
+        f"of their batch alone; {why}"
+    )
 
 
 def _shown(example: RetrievalExample) -> dict[str, Any]:

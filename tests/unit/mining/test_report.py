@@ -3,7 +3,7 @@
 import pytest
 
 from qzhou.data.records import Negative, RetrievalExample
-from qzhou.mining.report import Report
+from qzhou.mining.report import Report, shortage
 
 
 def test_the_scores_of_mined_negatives_are_those_that_are_kept():
@@ -24,3 +24,30 @@ def test_the_scores_of_mined_negatives_are_those_that_are_kept():
     assert content["mean mined score"] == pytest.approx(0.375)
     assert content["negatives"] == {"mined": 3, "given": 1}
     assert (content["queries"], content["inconsistent"]) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("rejected", "way_out"),
+    [
+        (
+            {"too close to the positive": 40, "below min_score": 2},
+            "too close to the positive: raise mining.rank_to",
+        ),
+        ({"below min_score": 40}, "below min_score: lower mining.min_score"),
+        ({"ranked before the window": 99}, "alone; raise mining.rank_to, or lower mining.rank_from"),
+    ],
+)
+def test_queries_without_negatives_are_warned_of_from_a_tenth_on(rejected, way_out):
+    def content(without):
+        negative = (Negative(text="a", origin="mined", score=0.5),)
+        report = Report()
+        for n in range(100):
+            own = () if n < without else negative
+            one = RetrievalExample(id=f"{n}", dataset="d", query="q", positives=("p",), negatives=own)
+            report.add([one], rejected, inconsistent=0)
+        return report.content()
+
+    assert shortage("docs", content(10)) == ""
+    said = shortage("docs", content(11))
+    assert "docs: WARNING: 11 of 100 queries have no negative" in said
+    assert way_out in said
