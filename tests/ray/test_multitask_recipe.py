@@ -215,8 +215,12 @@ def by_loops(collection, settings):
         ceiling = ratio * scores[revealed] if scores[revealed] > 0 else np.inf
         if settings.margin is not None:
             ceiling = min(ceiling, scores[revealed] - settings.margin)
-        window = ranked[settings.rank_from - 1 : settings.rank_to]
-        chosen.append(sorted([int(row) for row in window if scores[row] < ceiling][: settings.negatives_per_query]))
+        window, behind = ranked[settings.rank_from - 1 : settings.rank_to], ranked[settings.rank_to :]
+        fits = [int(row) for row in window if scores[row] < ceiling]
+        fits = fits or [
+            int(row) for row in behind[: max(0, settings.later_rank_to - settings.rank_to)] if scores[row] < ceiling
+        ]
+        chosen.append(sorted(fits[: settings.negatives_per_query]))
     return chosen
 
 

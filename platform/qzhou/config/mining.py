@@ -45,6 +45,11 @@ class MiningSection(Section):
     )
     rank_from: AtLeastOne = Field(10, description="First rank of the window, counted from 1 without the positives.")
     rank_to: AtLeastOne = Field(30, description="Last rank of the window (paper: 'top-10 to top-30').")
+    later_rank_to: Experimental[Count] = Field(
+        0,
+        description="A query whose window holds no negative takes some from the ranks behind it, up to this one, by "
+        "the same limits; 0: it goes without.",
+    )
     positive_ratio: float | None = Field(
         0.95,
         description="A negative scores below this share of its positive's score, 1 at most; 'off': no such limit.",

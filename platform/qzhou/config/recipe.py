@@ -145,6 +145,16 @@ def _mining_conflicts(mining: MiningSection) -> Iterator[str]:
         )
     if mining.rank_to < mining.rank_from:
         yield f"mining.rank_to ({mining.rank_to}) is below mining.rank_from ({mining.rank_from}); raise rank_to"
+    if 0 < mining.later_rank_to <= mining.rank_to:
+        yield (
+            f"mining.later_rank_to ({mining.later_rank_to}) is not above mining.rank_to ({mining.rank_to}), where the "
+            "window ends; raise it, or set 0 for none"
+        )
+    if mining.later_rank_to and mining.reranker:
+        yield (
+            f"mining.later_rank_to is {mining.later_rank_to}, and mining.reranker scores the documents of the window "
+            "alone; raise rank_to instead, or leave one of them out"
+        )
     window = mining.rank_to - mining.rank_from + 1
     if mining.min_score is not None and mining.max_score is not None and mining.min_score >= mining.max_score:
         yield (

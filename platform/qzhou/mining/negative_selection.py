@@ -3,10 +3,12 @@
 Shape letters in this file: N queries, K ranks, T teachers.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -39,6 +41,10 @@ class Ranking:
     is_repeat_NK: Bools
     positive_score_N: Floats
 
+    def of(self, queries: Ints) -> Ranking:
+        """The ranking of some of the queries, by their place."""
+        return Ranking(*(getattr(self, field.name)[queries] for field in fields(self)))
+
     @property
     def is_there(self) -> Bools:
         """Whether there is a document at this rank [N, K]."""
@@ -59,11 +65,13 @@ class Selection:
             padded.
         scores: How well they fit the query.
         rejected: Reason -> candidates refused for it.
+        later: How many queries took theirs from behind the window (``mining.later_rank_to``).
     """
 
     rows: list[list[int]]
     scores: list[list[float]]
     rejected: Mapping[str, int]
+    later: int = 0
 
 
 def in_window(ranking: Ranking, mining: MiningSection) -> Bools:
@@ -101,10 +109,23 @@ def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: Mining
     ``min_score`` and ``max_score``. Of these it draws, uniformly or by softmax; the draw
     depends on the query's key, of ``key_N``, and the document alone. Each of several
     teachers has a ranking and a window of its own, and what one of them refuses none may
-    choose.
+    choose. Queries that are left without any take from the ranks behind the window, up to
+    ``later_rank_to``.
 
     Source: rank window: QZhou-Embedding (arXiv:2508.21632), section 6.1.
     """
+    found = _selected(rankings, key_N, mining)
+    empty = np.flatnonzero([not rows for rows in found.rows])
+    if not mining.later_rank_to or not len(empty):
+        return found
+    window = {"rank_from": mining.rank_to + 1, "rank_to": mining.later_rank_to}
+    behind = _selected([one.of(empty) for one in rankings], key_N[empty], mining.model_copy(update=window))
+    for place, rows, scores in zip(empty.tolist(), behind.rows, behind.scores, strict=True):
+        found.rows[place], found.scores[place] = rows, scores
+    return replace(found, later=sum(map(bool, behind.rows)))
+
+
+def _selected(rankings: Sequence[Ranking], key_N: Digests, mining: MiningSection) -> Selection:
     rejected: Counter[str] = Counter()
     allowed = [_allowed(ranking, mining, rejected) for ranking in rankings]
     refused = [_is_candidate(one, 1, mining.rank_to) & ~fine for one, fine in zip(rankings, allowed, strict=True)]

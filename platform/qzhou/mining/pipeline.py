@@ -237,7 +237,7 @@ class _Miner:
             rankings, second_N = reranked(rankings, queries, mining, self._texts, self._rerankers.scores)
         selection = select_negatives(rankings, queries.seeds(self._recipe.training_seed), mining)
         examples = self._combined(queries, selection, keep_N)
-        self._report.add(examples, selection.rejected, int((~keep_N).sum()))
+        self._report.add(examples, selection.rejected, int((~keep_N).sum()), later=selection.later)
         self._note_scores(rankings[0], second_N, queries)
         return examples
 

@@ -82,7 +82,7 @@ class Queries:
 
 def depth_of(corpus: Corpus, mining: MiningSection) -> int:
     """How many ranks are needed of each query; the same for all, or neighbours in a block would change one."""
-    last = max(mining.rank_to, mining.consistency_top_k or 0)
+    last = max(mining.rank_to, mining.later_rank_to, mining.consistency_top_k or 0)
     return last + min(corpus.most_relevant, RELEVANT_RANKED)
 
 

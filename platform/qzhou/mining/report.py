@@ -18,7 +18,7 @@ SIZES = "queries by number of negatives"
 SHORTAGE = 0.1  # of the queries
 # reason for which candidates in the window are refused -> what lets more of them pass
 WAYS_OUT = {
-    "too close to the positive": "raise mining.rank_to, or mining.positive_ratio",
+    "too close to the positive": "set mining.later_rank_to, or raise mining.positive_ratio",
     "below min_score": "lower mining.min_score",
     "above max_score": "raise mining.rank_to, or mining.max_score",
     "": "raise mining.rank_to, or lower mining.rank_from",
@@ -29,7 +29,7 @@ class Report:
     """Gathers one dataset, block by block."""
 
     def __init__(self) -> None:
-        self._queries = self._inconsistent = 0
+        self._queries = self._inconsistent = self._later = 0
         self._origins: Counter[str] = Counter()
         self._sizes: Counter[int] = Counter()
         self._rejected: Counter[str] = Counter()
@@ -40,8 +40,14 @@ class Report:
         self._examples: list[dict[str, Any]] = []
         self._recall: float | None = None
 
-    def add(self, examples: Sequence[RetrievalExample], rejected: Mapping[str, int], inconsistent: int) -> None:
-        """Count the examples of a block with the negatives that they keep; ``inconsistent`` others were dropped."""
+    def add(
+        self, examples: Sequence[RetrievalExample], rejected: Mapping[str, int], inconsistent: int, later: int = 0
+    ) -> None:
+        """Count the examples of a block with the negatives that they keep.
+
+        ``inconsistent`` others were dropped, and ``later`` took negatives from behind the window.
+        """
+        self._later += later
         self._queries += len(examples)
         self._inconsistent += inconsistent
         self._rejected.update(rejected)
@@ -76,6 +82,7 @@ class Report:
         found: dict[str, Any] = {
             "queries": self._queries,
             "inconsistent": self._inconsistent,
+            "later": self._later,
             "negatives": dict(self._origins),
             SIZES: {str(size): count for size, count in sorted(self._sizes.items())},
             "rejected": dict(self._rejected),
@@ -102,6 +109,8 @@ def sentence(name: str, content: Mapping[str, Any]) -> str:
         f"mining: {name}: {content['queries']:,} queries, negatives: {', '.join(counts) or 'none'}",
         f"{refused:,} too close to the positive",
     ]
+    if content["later"]:
+        parts.append(f"{content['later']:,} queries took theirs from behind the window")
     hidden = content["hidden positives"]
     if hidden["hidden"]:
         rate = hidden["admitted"] / hidden["hidden"]

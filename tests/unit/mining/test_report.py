@@ -31,7 +31,7 @@ def test_the_scores_of_mined_negatives_are_those_that_are_kept():
     [
         (
             {"too close to the positive": 40, "below min_score": 2},
-            "too close to the positive: raise mining.rank_to",
+            "too close to the positive: set mining.later_rank_to",
         ),
         ({"below min_score": 40}, "below min_score: lower mining.min_score"),
         ({"ranked before the window": 99}, "alone; raise mining.rank_to, or lower mining.rank_from"),

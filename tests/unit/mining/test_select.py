@@ -309,3 +309,30 @@ def test_given_negatives_come_first_and_written_ones_stay_within_their_share():
     kept = combine(own, mined, set(), count=10)
 
     assert [one.text for one in kept] == ["g", "w0", "w1", "w2", "m0", "m1", "m2", "m3", "m4", "m5"]
+
+
+@pytest.mark.parametrize(("later", "rows"), [(0, []), (4, []), (5, [4]), (9, [4, 5])])
+def test_a_query_whose_window_is_too_close_takes_from_behind_it(later, rows):
+    """Ranks 1 to 3 and the next are above the limit of 0.76, rank 5 is the first below."""
+    scores = [0.99, 0.98, 0.97, 0.96, 0.5, 0.4, 0.3]
+
+    found = select(scores, positive_score=0.8, rank_to=3, later_rank_to=later, sampling="top")
+
+    assert found.rows == [rows]
+    assert found.scores == [pytest.approx([scores[row] for row in rows])]
+    assert found.later == bool(rows)
+
+
+def test_other_queries_keep_what_their_window_gave():
+    scores = np.array([[0.99, 0.98, 0.5, 0.4], [0.7, 0.6, 0.5, 0.4], [0.9, 0.9, 0.9, 0.9]], dtype=np.float32)
+    no = np.zeros(scores.shape, dtype=bool)
+    row = np.tile(np.arange(4), (3, 1))
+    one = Ranking(scores, row, row.astype(np.uint64), no, no, no, np.full(3, 0.8, dtype=np.float32))
+    keys = np.arange(3, dtype=np.uint64)
+    settings = {"rank_to": 2, "sampling": "top"}
+
+    found = select_negatives([one, one], keys, settings_of(**settings, later_rank_to=4))
+
+    assert found.rows == [[2, 3], [0, 1], []]
+    assert found.later == 1
+    assert found.rows[1] == select_negatives([one, one], keys, settings_of(**settings)).rows[1]
