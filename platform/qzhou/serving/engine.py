@@ -9,6 +9,7 @@ same time is computed once.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from qzhou.serving.queue import TextQueue
 from qzhou.telemetry.memory import release_freed_memory
 
 TOKENIZED_AT_ONCE = 512  # texts; a large request does not keep small ones waiting
+CHARS_AT_ONCE = 2**18  # of them; one text may have more
+FAILED_IN_A_ROW = 3  # batches, after which the model counts as broken
 CHARS_PER_TOKEN = 4  # a guess, for what is not tokenized yet
 MOVING = 0.1  # weight of the last batch in the measured speed
 
@@ -57,7 +60,11 @@ class Encoded:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """One request's texts; ``cost`` is in tokens, ``due`` in those computed by then."""
+    """One request's texts; ``cost`` is in tokens, ``due`` in those computed by then.
+
+    ``limit`` is the model's, in tokens, where a text above it is refused, and None where it is
+    cut; ``tokens`` counts those of texts that have been tokenized.
+    """
 
     done: asyncio.Future[None]
     cost: int
@@ -66,11 +73,21 @@ class _Job:
     token_counts: list[int]
     truncated: list[bool]
     missing: int
+    limit: int | None = None
+    tokens: int = 0
     items: list[_Item] = field(default_factory=list)
 
     @property
     def tokens_left(self) -> int:
         return self.cost * self.missing // len(self.vectors)
+
+    def refuse_cut(self, row: int) -> None:
+        """Refuse the request because of a text that the model would not read to its end, unless that is welcome."""
+        if self.limit is not None and not self.done.done():
+            problem = (
+                f"Text {row} has more than the model's {self.limit} tokens; send 'truncate': true to have it cut."
+            )
+            self.done.set_exception(RequestError(problem, code="context_length_exceeded"))
 
     def take(self, row: int, vector: Vectors, tokens: int, truncated: bool) -> None:
         self.vectors[row], self.token_counts[row], self.truncated[row] = vector, tokens, truncated
@@ -88,6 +105,23 @@ class _Item:
     waiting: list[tuple[_Job, int]]
     ids: list[int] = field(default_factory=list)
     truncated: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Untokenized:
+    """The texts of a request that are no tokens yet, and their characters."""
+
+    job: _Job
+    items: list[_Item]
+    chars: int
+
+    def take(self, texts: int, chars: int) -> list[_Item]:
+        """The first of them, up to so many texts and characters; at least one."""
+        ends = itertools.accumulate(len(item.text) for item in self.items[:texts])
+        count = max(1, sum(end <= chars for end in ends))
+        taken, self.items = self.items[:count], self.items[count:]
+        self.chars -= sum(len(item.text) for item in taken)
+        return taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +169,14 @@ class Engine:
         self._cache = VectorCache(options.cache_bytes)
         self._in_flight: dict[bytes, _Item] = {}
         self._jobs: set[_Job] = set()
-        self._untokenized: list[tuple[_Job, list[_Item]]] = []
+        self._untokenized: list[_Untokenized] = []
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._model = ThreadPoolExecutor(options.passes, thread_name_prefix="model")
         self._passes = self._idle_passes = options.passes
         self._to_tokenize, self._to_encode = asyncio.Event(), asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._trimmed_at = time.monotonic()
+        self._failed_in_a_row = 0
         self.tokens_per_s = 0.0
         self.batches = self.computed = self.padded = self.reused = 0
 
@@ -157,22 +192,35 @@ class Engine:
         due = self._queue.computed + tokens
         return sum(job.tokens_left for job in self._jobs if job.due <= due) / self.tokens_per_s
 
-    async def encode(self, texts: Sequence[Text]) -> Encoded:
+    @property
+    def broken(self) -> str:
+        """Why no further request can be answered; empty while the model works."""
+        if any(loop.done() for loop in self._loops):
+            return "a loop of the engine has ended"
+        if self._failed_in_a_row >= FAILED_IN_A_ROW:
+            return f"the model failed in the last {self._failed_in_a_row} batches"
+        return ""
+
+    async def encode(self, texts: Sequence[Text], limit: int | None = None) -> Encoded:
         """Vectors in the order of the texts, which are at least one and carry their prompt.
 
+        Args:
+            texts: At least one.
+            limit: The model's, in tokens: a text above it is refused before anything is computed. None: it is cut.
+
         Raises:
-            RequestError: 429; it would take too long. The error says when to come back.
+            RequestError: 429; it would take too long. The error says when to come back. 400; a text is too long.
         """
         cost = sum(len(text) // CHARS_PER_TOKEN + 2 if isinstance(text, str) else len(text) for text in texts)
         self._admit(cost)
         count = len(texts)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         due = self._queue.computed + cost
-        job = _Job(done, cost, due, [None] * count, [0] * count, [False] * count, count)
+        job = _Job(done, cost, due, [None] * count, [0] * count, [False] * count, count, limit)
         self._distribute(job, texts)
         self._jobs.add(job)
         try:
-            if job.missing:
+            if job.missing or done.done():
                 await done
         finally:
             self._jobs.discard(job)
@@ -212,6 +260,8 @@ class Engine:
             if kept := self._cache.get(key):
                 self.reused += 1
                 job.take(row, *kept)
+                if kept[2]:
+                    job.refuse_cut(row)
                 continue
             item = self._in_flight.get(key)
             if item is None:
@@ -219,10 +269,12 @@ class Engine:
                 fresh.append(item)
             else:
                 self.reused += 1
+                if item.truncated:
+                    job.refuse_cut(row)
             item.waiting.append((job, row))
             job.items.append(item)
         if fresh:
-            self._untokenized.append((job, fresh))
+            self._untokenized.append(_Untokenized(job, fresh, sum(len(item.text) for item in fresh)))
             self._to_tokenize.set()
             self._start()
 
@@ -251,22 +303,38 @@ class Engine:
                     self._fail(items, error)
                     continue
                 for job, group in groups:
-                    tokens = sum(len(item.ids) for item in group)
-                    job.cost = tokens * len(job.vectors) // len(group)  # no longer a guess
-                    limit = self._options.max_request_tokens
-                    if tokens > limit and not job.done.done():
-                        job.done.set_exception(_too_many(tokens, limit))
-                    waiting = [(item, len(item.ids)) for item in group if item.waiting]
-                    job.due = self._queue.add(waiting, size=tokens)
+                    self._enqueue(job, group)
                 self._to_encode.set()
 
+    def _enqueue(self, job: _Job, group: Sequence[_Item]) -> None:
+        """Let texts of a request wait for the model, now that their tokens are known."""
+        tokens = sum(len(item.ids) for item in group)
+        job.tokens += tokens
+        limit = self._options.max_request_tokens
+        if job.tokens > limit and not job.done.done():
+            job.done.set_exception(_too_many(job.tokens, limit))
+        for item in group:
+            if item.truncated:
+                for other, row in item.waiting:
+                    other.refuse_cut(row)
+        job.cost = tokens * len(job.vectors) // len(group)  # no longer a guess
+        waiting = [(item, len(item.ids)) for item in group if item.waiting]
+        # a part of a large request is due with the whole of it
+        left = sum(len(one.items) for one in self._untokenized if one.job is job)
+        job.due = self._queue.add(waiting, size=tokens * (len(group) + left) // len(group))
+
     def _next_groups(self) -> list[tuple[_Job, list[_Item]]]:
-        """Some texts that have no tokens yet, of small requests first."""
-        self._untokenized.sort(key=lambda one: len(one[1]))
-        taken, count = [], 0
-        while self._untokenized and count < TOKENIZED_AT_ONCE:
-            taken.append(self._untokenized.pop(0))
-            count += len(taken[-1][1])
+        """Some texts that have no tokens yet, of small requests first; a part of a large one."""
+        self._untokenized.sort(key=lambda one: one.chars)
+        taken: list[tuple[_Job, list[_Item]]] = []
+        texts = chars = 0
+        while self._untokenized and texts < TOKENIZED_AT_ONCE and chars < CHARS_AT_ONCE:
+            first = self._untokenized[0]
+            group = first.take(TOKENIZED_AT_ONCE - texts, CHARS_AT_ONCE - chars)
+            taken.append((first.job, group))
+            texts, chars = texts + len(group), chars + sum(len(item.text) for item in group)
+            if not first.items:
+                self._untokenized.pop(0)
         return taken
 
     async def _tokenize(self, items: Sequence[_Item]) -> None:
@@ -291,8 +359,10 @@ class Engine:
                 try:
                     vectors_ND = await self._compute([item.ids for item in batch])
                 except Exception as error:  # noqa: BLE001 - out of memory, say; the next batch may be smaller
+                    self._failed_in_a_row += 1
                     self._fail(batch, error)
                     continue
+                self._failed_in_a_row = 0
                 finite = [bool(np.isfinite(vector).all()) for vector in vectors_ND]
                 bad = [item for item, good in zip(batch, finite, strict=True) if not good]
                 problem = "The model gave no numbers for this text."

@@ -61,9 +61,18 @@ class ModelReplica:
         """What clients may know of the model."""
         return self._model
 
-    async def encode(self, texts: Sequence[Text]) -> Encoded:
-        """Unit vectors of texts that carry their prompt."""
-        return await self.engine.encode(texts)
+    async def encode(self, texts: Sequence[Text], limit: int | None = None) -> Encoded:
+        """Unit vectors of texts that carry their prompt (:meth:`Engine.encode`)."""
+        return await self.engine.encode(texts, limit)
+
+    def check_health(self) -> None:
+        """Ray Serve asks, and replaces a replica whose model does not work any more.
+
+        Raises:
+            RuntimeError: Says why.
+        """
+        if problem := self.engine.broken:
+            raise RuntimeError(problem)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The measure by which Ray Serve scales, if the recipe asks for it."""
@@ -113,10 +122,10 @@ class RemoteModel:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    async def __call__(self, texts: Sequence[Text]) -> Encoded:
+    async def __call__(self, texts: Sequence[Text], limit: int | None = None) -> Encoded:
         """Unit vectors of texts that carry their prompt."""
         async with _refusals():
-            encoded: Encoded = await self._handle.encode.remote(texts)
+            encoded: Encoded = await self._handle.encode.remote(texts, limit)
         return encoded
 
 

@@ -14,6 +14,7 @@ from qzhou.serving.errors import RequestError
 from qzhou.serving.outputs import OutputDtype
 
 INPUT_SHAPE = "'input' must be a string, a list of strings, token ids, or a list of lists of token ids"
+SHOWN_CHARS = 60
 TEXTS_SHAPE = "a string or a list of strings is wanted"
 Side = Literal["query", "document"]
 Texts = Annotated[str | list[str], Field(description="One text or several.")]
@@ -239,11 +240,11 @@ def _explained(kind: type[BaseModel], problem: Any) -> RequestError:
     if not problem["loc"]:
         detail = str(problem.get("ctx", {}).get("error", problem["msg"]))
         return RequestError(f"The body could not be read as a JSON object: {detail}.", code="invalid_json")
-    field = str(problem["loc"][0])
+    field = str(problem["loc"][0])[:SHOWN_CHARS]  # clients may send megabytes there
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(field, list(kind.model_fields), n=1, cutoff=0.5)
         hint = f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(kind.model_fields)}."
-        return RequestError(f"Unknown parameter: '{field:.60}'.{hint}", param=field, code="unknown_parameter")
+        return RequestError(f"Unknown parameter: '{field}'.{hint}", param=field, code="unknown_parameter")
     if problem["type"] == "missing":
         missing = f"Missing required parameter: '{field}'."
         return RequestError(missing, param=field, code="missing_required_parameter")

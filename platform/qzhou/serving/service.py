@@ -4,6 +4,7 @@ Shape letters in this file: N texts, D embedding width, K dimensions asked for (
 queries, P documents.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,14 @@ from qzhou.data.prompts import DOCUMENT_NAMES, Prompt, declared_prompt
 from qzhou.serving.cache import Text
 from qzhou.serving.engine import Encoded
 from qzhou.serving.errors import RequestError
-from qzhou.serving.outputs import as_base64, quantized, shortened
+from qzhou.serving.outputs import Vectors, as_base64, quantized, shortened
 from qzhou.serving.schemas import EmbeddingRequest, Model, RerankRequest, SearchRequest, Side, SimilarityRequest
 
 if TYPE_CHECKING:
     from qzhou.serving.index import SearchIndex  # FAISS takes a while
 
-Encode = Callable[[Sequence[Text]], Awaitable[Encoded]]
+# texts, and the limit in tokens above which one is refused, None to have it cut
+Encode = Callable[[Sequence[Text], int | None], Awaitable[Encoded]]
 CHARS_A_TOKEN = 4  # of plain English, about; of most other texts fewer
 Answer = dict[str, Any]  # a response of ``schemas.py``, its vectors still arrays
 
@@ -174,26 +176,18 @@ class EmbeddingService:
             )
         texts = self._side([request.query], "query", request.instruction)
         encoded = await self._encoded(texts, "query", cut=request.truncate)
-        if request.by == "words":
-            found = self.index.search_words(request.query, request.top_n)
-        elif request.by == "both":
-            found = self.index.search_both(encoded.vectors[0], request.query, request.top_n)
-        else:
-            found = self.index.search(encoded.vectors[0], request.top_n)
+        # in a thread: a million documents take seconds, in which nothing else would be answered
+        found = await asyncio.to_thread(_searched, self.index, encoded.vectors[0], request)
         results = [{"id": id, "text": text, "score": score} for id, text, score in found]
         return {"object": "list", "model": self.model.name, "results": results, "usage": _usage(encoded)}
 
     async def _encoded(self, texts: Sequence[Text], param: str, *, cut: bool) -> Encoded:
         self._check_size(texts, param)
-        encoded = await self._encode(texts)
-        if not cut and any(encoded.truncated):
-            place = encoded.truncated.index(True)
-            limit = self.model.max_tokens
-            problem = (
-                f"Text {place} has more than the model's {limit} tokens; send 'truncate': true to have it cut."
-            )
-            raise RequestError(problem, param=param, code="context_length_exceeded")
-        return encoded
+        try:
+            return await self._encode(texts, None if cut else self.model.max_tokens)
+        except RequestError as error:
+            error.param = error.param or param if error.code == "context_length_exceeded" else error.param
+            raise
 
     def _presented(self, request: EmbeddingRequest, inputs: list[str] | list[list[int]]) -> list[Text]:
         self._check_count(len(inputs), "input")
@@ -322,6 +316,14 @@ def _with_prompt(
         return [Prompt().query(text) for text in texts]
     present = declared.document if side == "document" else declared.query
     return [present(text) for text in texts]
+
+
+def _searched(index: "SearchIndex", vector_D: Vectors, request: SearchRequest) -> list[tuple[str, str, float]]:
+    if request.by == "words":
+        return index.search_words(request.query, request.top_n)
+    if request.by == "both":
+        return index.search_both(vector_D, request.query, request.top_n)
+    return index.search(vector_D, request.top_n)
 
 
 def _usage(encoded: Encoded) -> dict[str, int]:

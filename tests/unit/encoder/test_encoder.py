@@ -432,3 +432,18 @@ def test_another_way_to_pool_makes_other_vectors_by_name_too(tiny_bert, tmp_path
         pooling.read_text("utf-8").replace("/ weight_NT.sum(1)", "/ weight_NT.sum(1).sqrt()"), "utf-8"
     )
     assert file() != before
+
+
+@pytest.mark.parametrize("model", ["tiny_qwen2", "tiny_bert"])
+def test_of_a_text_that_is_much_too_long_the_beginning_is_read(request, model):
+    """With the same tokens as of the whole."""
+    encoder = load_encoder(str(request.getfixturevalue(model)), max_tokens=16, device="cpu")
+    words = ["paris", "london", "unknowable", "a", "sea-tree", "\u00e9t\u00e9", "x" * 70]
+    texts = [" ".join(words[(n * step) % 7] for n in range(400)) for step in range(1, 7)]
+    texts += ["y" * 5000, "a  " * 3000, " " * 5000 + "sea", "short text", "sea " + "z" * 5000]
+
+    ids, truncated = encoder.tokenize(texts)
+
+    whole = encoder.tokenizer(texts, truncation=True, max_length=16)
+    assert ids == [one or encoder.tokenize([""])[0][0] for one in whole["input_ids"]]
+    assert truncated == [bool(one.overflowing) for one in whole.encodings]

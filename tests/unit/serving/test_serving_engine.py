@@ -2,13 +2,14 @@ import asyncio
 import ctypes
 import threading
 import time
+from typing import ClassVar
 
 import numpy as np
 import psutil
 import pytest
 
 from qzhou.serving.cache import VectorCache, key_of
-from qzhou.serving.engine import Engine, EngineOptions
+from qzhou.serving.engine import CHARS_AT_ONCE, Engine, EngineOptions
 from qzhou.serving.errors import RequestError
 from qzhou.telemetry.memory import release_freed_memory
 
@@ -270,3 +271,82 @@ def test_waiting_tokens_return_to_zero():
         return engine.waiting_tokens, engine._jobs, engine._in_flight
 
     assert asyncio.run(ask()) == (0, set(), {})
+
+
+def test_a_text_that_would_be_cut_is_refused_before_anything_is_computed():
+    async def refused(engine, text):
+        with pytest.raises(RequestError, match="Text 1 has more than the model's 16 tokens") as caught:
+            await engine.encode(["fine", text], 16)
+        assert caught.value.code == "context_length_exceeded"
+
+    async def ask():
+        encoder = WordEncoder()
+        engine = Engine(encoder, EngineOptions(cache_bytes=10_000))
+        await refused(engine, "a cut")
+        assert encoder.computed == 0
+        assert (await engine.encode(["a cut"])).truncated == [True]
+        await refused(engine, "a cut")  # which is in the cache now
+        encoder.free.clear()
+        welcome = asyncio.create_task(engine.encode(["another cut"]))
+        await until(lambda: getattr(encoder, "entered", False))
+        await refused(engine, "another cut")  # which somebody else has asked for
+        encoder.free.set()
+        assert (await welcome).truncated == [True]
+        return engine.waiting_tokens
+
+    assert asyncio.run(ask()) == 0
+
+
+def test_a_model_that_fails_batch_after_batch_is_broken_until_one_succeeds():
+    class Failing(WordEncoder):
+        fails = True
+
+        def vectors(self, ids):
+            if self.fails:
+                raise RuntimeError("device-side assert")
+            return super().vectors(ids)
+
+    async def ask():
+        encoder = Failing()
+        engine = Engine(encoder)
+        said = []
+        for n in range(3):
+            said.append(engine.broken)
+            with pytest.raises(RuntimeError):
+                await engine.encode([f"text {n}"])
+        said.append(engine.broken)
+        encoder.fails = False
+        await engine.encode(["a text"])
+        return [*said, engine.broken]
+
+    assert asyncio.run(ask()) == ["", "", "", "the model failed in the last 3 batches", ""]
+
+
+def test_a_small_request_becomes_tokens_between_the_parts_of_a_large_one():
+    class Noting(WordEncoder):
+        calls: ClassVar[list[list[str]]] = []
+        first = threading.Event()
+
+        def tokenize(self, texts):
+            self.calls.append(texts)
+            if len(self.calls) == 1:
+                self.first.wait(60)
+            return super().tokenize(texts)
+
+    async def ask():
+        encoder = Noting()
+        engine = Engine(encoder, EngineOptions(max_wait_s=1e9))
+        large = asyncio.create_task(engine.encode([f"{n} " + "word " * (CHARS_AT_ONCE // 20) for n in range(20)]))
+        await until(lambda: encoder.calls)
+        small = asyncio.create_task(engine.encode(["small"]))
+        await asyncio.sleep(0)
+        encoder.first.set()
+        return await small, await large, encoder.calls
+
+    small, large, calls = asyncio.run(ask())
+
+    assert calls[1][0] == "small"
+    assert sum(map(len, calls)) == 21
+    assert max(sum(map(len, texts)) for texts in calls) <= CHARS_AT_ONCE * 1.1
+    assert small.token_counts == [1]
+    assert large.token_counts == [1 + CHARS_AT_ONCE // 20] * 20

@@ -40,7 +40,9 @@ class HashEncoder:
 def service_of(
     encoder: HashEncoder, *, matryoshka=(), max_inputs=4, truncated=False, index=None, token_ids=True
 ) -> EmbeddingService:
-    async def encode(texts):
+    async def encode(texts, limit):
+        if truncated and limit is not None:
+            raise RequestError(f"Text 0 has more than the model's {limit} tokens", code="context_length_exceeded")
         return Encoded(encoder.encode(texts), encoder.count_tokens(texts), [truncated] * len(texts))
 
     model = ServedModel(
@@ -234,8 +236,9 @@ def test_more_characters_than_allowed_are_refused_with_both_numbers():
 
 def test_a_text_above_the_limit_is_cut_unless_that_is_forbidden():
     assert answer(HashEncoder(), truncated=True).data
-    with pytest.raises(RequestError, match="Text 0 has more than the model's 16 tokens"):
-        answer(HashEncoder(), truncated=True, truncate=False)
+    error = refusal(truncated=True, truncate=False)
+    assert "Text 0 has more than the model's 16 tokens" in str(error)
+    assert error.param == "input"
 
 
 def test_eight_bits_and_one_bit_keep_what_they_can():
