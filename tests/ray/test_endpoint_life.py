@@ -112,6 +112,40 @@ def test_a_new_model_is_taken_into_service_without_a_failed_request(endpoint):
     assert set(load.fingerprints[-50:]) == {after}
 
 
+def test_an_update_that_fails_leaves_the_model_of_before_to_every_replica(endpoint):
+    """First there is no model, as while a run is trained again; then one that cannot be loaded."""
+    load = Load(endpoint, clients=4)
+    weights = endpoint.model / "model.safetensors"
+    lines = iter(endpoint.process.stdout.readline, "")
+
+    def update() -> str:
+        endpoint.process.send_signal(signal.SIGHUP)
+        return next(line for line in lines if line.startswith(("serve: updated", "serve: the update failed")))
+
+    with load.running():
+        shutil.rmtree(endpoint.model)
+        missing = update()
+        write_model(endpoint.model, seed=10)
+        weights.write_bytes(weights.read_bytes()[:100])
+        broken = update()
+        load.go_on()
+        first = replicas(endpoint)[0]
+        first.kill()
+        wait_until(lambda: len([one for one in replicas(endpoint) if one.pid != first.pid]) >= REPLICAS)
+        load.go_on(500)
+        shutil.rmtree(endpoint.model)
+        write_model(endpoint.model, seed=11)
+        good = update()
+        load.go_on()
+
+    assert "the model of before goes on" in missing
+    assert "the model of before goes on" in broken
+    assert good.startswith("serve: updated")
+    failed = sum(load.statuses.values()) - load.statuses[200] + len(load.broken)
+    assert failed <= 4, (load.statuses, load.broken)  # at most what the killed replica held
+    assert len(set(load.fingerprints)) == 2, "that of before, and the good one"
+
+
 def test_a_replica_that_is_killed_leaves_no_request_without_an_answer(endpoint):
     first = replicas(endpoint)
     assert len(first) == REPLICAS

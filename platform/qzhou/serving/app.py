@@ -23,13 +23,15 @@ from ray import serve
 
 from qzhou.cluster.session import session
 from qzhou.config.recipe import Recipe, load_recipe
-from qzhou.errors import SetupError
+from qzhou.errors import SetupError, first_line
 from qzhou.run.run import Run
 from qzhou.serving.pipeline import application
 from qzhou.serving.port import check_port, open_port
+from qzhou.serving.snapshots import snapshot_of
 from qzhou.telemetry.events import log_event, print_block
 
 READY_TIMEOUT_S = 60.0
+SAY_EVERY_S = 10.0
 CLOSING_S = 3.0  # what takes longer is answered too, by the old HAProxy and a replica that drains
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 # to files; our own lines replace Serve's
@@ -55,23 +57,12 @@ def build(arguments: Arguments) -> serve.Application:
         DataError: The run has no finished model.
     """
     recipe = load_recipe(arguments.recipe)
-    return application(recipe, arguments.model or trained_model(recipe))
-
-
-def trained_model(recipe: Recipe) -> str:
-    """Where the run's model is.
-
-    Raises:
-        DataError: The run has not got that far; says what to run.
-    """
-    run = Run.at(recipe)
-    run.manifest("model")
-    return (run.folder / "model").uri
+    return application(recipe, arguments.model or snapshot_of(Run.at(recipe)))
 
 
 def serve_until_stopped(recipe: Recipe) -> None:
     """Serve the run's model until SIGINT or SIGTERM, then end what was started here."""
-    model, settings = trained_model(recipe), recipe.serving
+    model, settings = snapshot_of(Run.at(recipe)), recipe.serving
     joining = bool(os.environ.get("RAY_ADDRESS"))
     with tempfile.TemporaryDirectory(prefix="qzhou-serve-", ignore_cleanup_errors=True) as scratch:
         if not joining:
@@ -87,7 +78,7 @@ def serve_until_stopped(recipe: Recipe) -> None:
                 asked.anything.clear()
                 if asked.update.is_set() and not asked.stop.is_set():
                     asked.update.clear()
-                    _update(recipe)
+                    model = _updated(recipe, model)
             log_event("serve: stopping", "stopping")
             _drain_haproxy(scratch)
 
@@ -110,6 +101,7 @@ def haproxy_environment(port: int, scratch: str) -> dict[str, str]:
         "RETRY_ON": "conn-failure empty-response",  # vectors are made twice as well as once
         "TUNE_BUFSIZE": str(2**20),  # a request above this is not tried again
         "HARD_STOP_AFTER_S": "30",
+        "TIMEOUT_CLIENT_S": "75",  # of one that sends nothing; an hour would let idle ones take every connection
     }
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -149,7 +141,8 @@ def _serving(recipe: Recipe, model: str, *, joining: bool) -> Iterator[None]:
     try:
         if not found:
             serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=QUIET)
-        serve.run(application(recipe, model), name=recipe.run.name, logging_config=LOGS)
+        with _said_now_and_then("serve: starting"):
+            _run(recipe, model)
         yield
     finally:
         serve.delete(recipe.run.name)
@@ -157,11 +150,54 @@ def _serving(recipe: Recipe, model: str, *, joining: bool) -> Iterator[None]:
             serve.shutdown()
 
 
-def _update(recipe: Recipe) -> None:
-    """Take the run's model into service as it is now; the one that is served leaves when the new one answers."""
+def _updated(recipe: Recipe, served: str) -> str:
+    """What is served after the run's model was taken into service as it is now, if that was possible.
+
+    The model that is served leaves when the new one answers, and stays where that never
+    happens. ``served`` is the place of the one that is served.
+    """
     log_event("serve: taking the run's model into service as it is now", "updating")
-    serve.run(application(recipe, trained_model(recipe)), name=recipe.run.name, logging_config=LOGS)
-    log_event("serve: updated", "updated")
+    try:
+        model = snapshot_of(Run.at(recipe))
+        _run(recipe, model)
+    # Ray Serve raises a RuntimeError for whatever hinders a replica, and one of ours is no reason to stop either
+    except Exception as error:  # noqa: BLE001
+        line = f"serve: the update failed, and the model of before goes on: {first_line(error)}"
+        log_event(line, "update_failed", level="error", served=served)
+        _restore(recipe, served)
+        return served
+    log_event("serve: updated", "updated", served=model)
+    return model
+
+
+def _restore(recipe: Recipe, served: str) -> None:
+    """Have Ray Serve forget an update that failed; it has kept the replicas of before."""
+    try:
+        _run(recipe, served)
+    except Exception as error:  # noqa: BLE001 - as above
+        log_event(f"serve: {served} cannot be deployed again: {first_line(error)}", "restore_failed", level="error")
+
+
+def _run(recipe: Recipe, model: str) -> None:
+    serve.run(application(recipe, model), name=recipe.run.name, logging_config=LOGS)
+
+
+@contextlib.contextmanager
+def _said_now_and_then(what: str) -> Iterator[None]:
+    """Say how long the block has taken, as long as it takes."""
+    over, started = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        while not over.wait(SAY_EVERY_S):
+            log_event(f"{what}, {time.monotonic() - started:.0f} s so far", "waits")
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _serve_is_running() -> bool:

@@ -26,7 +26,7 @@ from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.encoder.model_files import read_metadata
 from qzhou.errors import SetupError
-from qzhou.run.files import MANIFEST
+from qzhou.run.files import EXPORT, MANIFEST
 from qzhou.run.models import resolve
 from qzhou.run.run import Run
 from qzhou.serving.cache import Text
@@ -36,6 +36,7 @@ from qzhou.serving.indexing import STAGE
 from qzhou.serving.keys import ApiKeys
 from qzhou.serving.observing import AccessLogMiddleware, EndpointMetrics
 from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
+from qzhou.serving.snapshots import is_snapshot, refuse_changed
 from qzhou.serving.web import Endpoint, web_app
 
 # Requests that Ray Serve lets through to a replica. The engine refuses what is too much, with OpenAI's error body.
@@ -171,6 +172,7 @@ def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel, int]
     # torch and transformers take seconds
     from qzhou.serving.loading import Settings, load, threads_for
 
+    refuse_changed(place)
     serving, gpu = recipe.serving, recipe.cluster.gpu
     copies = (serving.max_replicas or serving.replicas) * (1 + len(serving.models))
     settings = Settings(
@@ -195,9 +197,9 @@ def index_of(recipe: Recipe, place: str) -> Any:
     """The run's index of documents, if there is one and the served model made it."""
     run = Run.at(recipe)
     folder = run.folder / STAGE
-    if place != (run.folder / "model").uri or not folder.exists(MANIFEST):
+    if not (is_snapshot(place, run) or place == (run.folder / EXPORT).uri) or not folder.exists(MANIFEST):
         return None
-    if run.manifest(STAGE).inputs["model"] != run.manifest("model").fingerprint:
+    if run.manifest(STAGE).inputs["model"] != Folder.open(place).read_json(MANIFEST)["fingerprint"]:
         logging.getLogger(ACCESS).warning(f"{folder.uri} is of an earlier model; run `qzhou index` again to search")
         return None
     from qzhou.serving.index import SearchIndex  # FAISS takes a while

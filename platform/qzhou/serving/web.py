@@ -44,6 +44,7 @@ from qzhou.serving.service import Answer, EmbeddingService
 FINGERPRINT_HEADER = "X-Model-Fingerprint"
 PLAYGROUND = Path(__file__).with_name("playground.html")
 JSON = "application/json"
+BODY_TIMEOUT_S = 60.0
 BYTES_A_TOKEN = 4  # of a request's body, about
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": why}
@@ -51,6 +52,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         400: "The request asks for something that is not offered.",
         401: "A key is asked for, and this is none.",
         404: "No such model.",
+        408: "The body did not arrive in time.",
         413: "The body is too long.",
         429: "Too much at once; Retry-After says when to try again.",
         503: "The model is not there at the moment.",
@@ -137,11 +139,16 @@ class Endpoint:
         """The request's body, refused as soon as it is too long."""
         limit = self.settings.max_body_mib * 2**20
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                problem = f"The body is above {limit} bytes; send fewer texts."
-                raise RequestError(problem, status=413, code="body_too_large")
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        problem = f"The body is above {limit} bytes; send fewer texts."
+                        raise RequestError(problem, status=413, code="body_too_large")
+        except TimeoutError:
+            problem = f"The body did not arrive in {BODY_TIMEOUT_S:g} s."
+            raise RequestError(problem, status=408, code="body_timeout") from None
         return bytes(body)
 
 

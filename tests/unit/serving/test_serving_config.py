@@ -10,6 +10,8 @@ import yaml
 
 from qzhou.config.recipe import load_recipe
 from qzhou.errors import DataError, RecipeError
+from qzhou.run.run import Run
+from qzhou.serving.snapshots import snapshot_of
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "recipes" / "quickstart.toml"
@@ -83,9 +85,9 @@ def test_serve_sees_the_type_of_the_builder_s_arguments(app):
     assert app.build.__annotations__["arguments"] is app.Arguments
 
 
-def test_a_run_without_a_model_is_refused_before_anything_starts(app, tmp_path):
+def test_a_run_without_a_model_is_refused_before_anything_starts(tmp_path):
     recipe = load_recipe(RECIPE, ["--run.storage", os.fspath(tmp_path)])
 
     with pytest.raises(DataError, match=r"the stage 'model' has not finished.*qzhou run"):
-        app.trained_model(recipe)
+        snapshot_of(Run.at(recipe))
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,72 @@
+"""The models that endpoints serve, kept apart from the model of the run.
+
+A run that is trained again replaces its model, and is without one for hours. A replica that
+starts in the meantime must load what its endpoint serves and nothing else: two models under
+one name would be two spaces of vectors. So what is served lies below ``served/`` in the run
+folder, under its fingerprint, as hard links where the filesystem has them.
+"""
+
+from pathlib import Path
+
+from qzhou.data.storage import Folder
+from qzhou.errors import SetupError, StorageError
+from qzhou.run.files import EXPORT, MANIFEST
+from qzhou.run.models import weights_fingerprint
+from qzhou.run.run import Run
+from qzhou.telemetry.events import log_event
+
+SERVED = "served"
+KEPT = 3  # models that finished last; endpoints may serve an earlier one
+
+
+def snapshot_of(run: Run) -> str:
+    """The folder in which the run's finished model is kept as it is now.
+
+    It is the model's own folder where the run cannot be written; a line says so.
+
+    Raises:
+        DataError: The run has no finished model.
+    """
+    manifest, model = run.manifest(EXPORT), run.folder / EXPORT
+    # files may be replaced by hand; object stores are only asked for the manifest
+    key = weights_fingerprint(model.path) if model.is_local else manifest.fingerprint
+    kept = run.folder / SERVED / key
+    try:
+        if not kept.exists(MANIFEST):
+            model.link_to(kept, last=MANIFEST)
+            _forget_old_ones(run.folder / SERVED, but=key)
+    except (StorageError, OSError) as error:
+        line = f"serve: {kept.uri} cannot be written ({error}); replicas that start later load {model.uri} as it is"
+        log_event(line, "not_kept", level="warning", place=kept.uri)
+        return model.uri
+    return kept.uri
+
+
+def is_snapshot(place: str, run: Run) -> bool:
+    """Whether a place is one of the run's models that are kept for endpoints."""
+    return place.startswith((run.folder / SERVED).uri + "/")
+
+
+def refuse_changed(place: str) -> None:
+    """Refuse a kept model whose files are not those that it was kept for.
+
+    Raises:
+        SetupError: Says so.
+    """
+    if "://" in place or Path(place).parent.name != SERVED:
+        return
+    if weights_fingerprint(place) != Path(place).name:
+        raise SetupError(
+            f"{place}: files were changed in place while an endpoint serves them. Put another model into the run by "
+            "`qzhou export`, or replace its files by new ones; then send the endpoint SIGHUP."
+        )
+
+
+def _forget_old_ones(served: Folder, *, but: str) -> None:
+    finished = {
+        name: str(served.read_json(f"{name}/{MANIFEST}")["finished_at"])
+        for name in served.folders()
+        if name != but and served.exists(f"{name}/{MANIFEST}")
+    }
+    for name in sorted(finished, key=lambda one: finished[one])[: -(KEPT - 1)]:
+        (served / name).delete()

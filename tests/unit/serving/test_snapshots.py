@@ -1,0 +1,76 @@
+"""What an endpoint serves stays what it is, whatever becomes of the run's model."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qzhou.errors import DataError, SetupError
+from qzhou.run.run import Run
+from qzhou.serving.snapshots import KEPT, is_snapshot, refuse_changed, snapshot_of
+from tests.ray.served import write_manifest
+
+
+@pytest.fixture
+def run(make_recipe):
+    return Run.at(make_recipe())
+
+
+def export(run, content: bytes, fingerprint="f", finished_at="then") -> Path:
+    """What the stage leaves in place of an earlier model."""
+    model = Path(run.folder.path) / "model"
+    shutil.rmtree(model, ignore_errors=True)
+    (model / "1_Pooling").mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "1_Pooling" / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(content)
+    write_manifest(model, fingerprint)
+    manifest = model / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"then"', f'"{finished_at}"'))
+    return model
+
+
+def test_a_model_that_is_served_outlives_the_one_of_the_run(run):
+    model = export(run, b"first")
+    first = snapshot_of(run)
+    assert snapshot_of(run) == first
+    shutil.rmtree(model)
+    with pytest.raises(DataError, match="has not finished"):
+        snapshot_of(run)
+    export(run, b"second")
+    second = snapshot_of(run)
+
+    assert first != second
+    for place, content in ((first, b"first"), (second, b"second")):
+        assert is_snapshot(place, run)
+        assert Path(place, "model.safetensors").read_bytes() == content
+        assert Path(place, "1_Pooling", "config.json").exists()
+        refuse_changed(place)
+    assert not is_snapshot(str(model), run)
+    refuse_changed(str(model))
+
+
+def test_files_that_were_changed_in_place_are_not_served(run):
+    model = export(run, b"first")
+    place = snapshot_of(run)
+    (model / "model.safetensors").write_bytes(b"other")  # hard links share it
+
+    with pytest.raises(SetupError, match="changed in place while an endpoint serves them"):
+        refuse_changed(place)
+
+
+def test_the_models_that_finished_last_are_kept(run):
+    places = []
+    for n in range(KEPT + 2):
+        export(run, b"%d" % n, finished_at=f"2026-01-0{n + 1}")
+        places.append(snapshot_of(run))
+
+    assert [Path(place).exists() for place in places] == [False] * 2 + [True] * KEPT
+
+
+def test_a_run_that_cannot_be_written_is_served_as_it_lies_there_and_says_so(run, capsys):
+    model = export(run, b"first")
+    (model.parent / "served").write_text("no folder")
+
+    assert snapshot_of(run) == str(model)
+    assert "cannot be written" in capsys.readouterr().out
