@@ -74,8 +74,10 @@ def changes_between(model: str, after: TaskScore, against: str, before: TaskScor
         against: The name of the model that it is compared with.
         before: Likewise.
     """
+    if not after.answers or not before.answers:
+        return None
     scores_before, scores_after = _by_query(before), _by_query(after)
-    if not after.answers or not before.answers or scores_before.keys() != scores_after.keys():
+    if scores_before.keys() != scores_after.keys():
         return None
     answers = {one.id: one for one in before.answers}
     changed = [

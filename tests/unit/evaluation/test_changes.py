@@ -49,6 +49,13 @@ def test_other_queries_are_not_compared(before):
     assert changes_between("stage2", scored([0.1, 0.2, 0.3]), "backbone", before) is None
 
 
+def test_tasks_without_queries_are_not_compared():
+    pairs = PerExampleScores("spearman", (Part("default/test", (0.5, 0.1), gold=(1.0, 0.0)),))
+    score = TaskScore(key="k", task="pairs", type="STS", metric="m", score=0.5, n=2, per_example=pairs)
+
+    assert changes_between("stage2", score, "backbone", score) is None
+
+
 class ColourEncoder:
     """A vector of the colours that a text names: the last of them weighs most."""
 
