@@ -85,7 +85,7 @@ class _Engine:
 
 def test_the_endpoint_exposes_what_the_table_declares_and_says_which_replica_it_is():
     meter = EndpointMetrics({"tiny": _Engine()}, "r1")
-    meter.count("/v1/embeddings", 200, 0.02, RequestLog(model="tiny", tokens=9))
+    meter.count("/v1/embeddings", 200, 0.02, RequestLog(model="tiny", tokens=9, truncated=2))
 
     families = list(text_string_to_metric_families(meter.exposition().decode()))
 
@@ -97,3 +97,4 @@ def test_the_endpoint_exposes_what_the_table_declares_and_says_which_replica_it_
         assert sample.labels["replica"] == "r1"
     assert len([one for one in families if not one.name.endswith("_created")]) == len(declared)
     assert samples["qzhou_computed_tokens_total"].value == 40
+    assert samples["qzhou_truncated_texts_total"].value == 2

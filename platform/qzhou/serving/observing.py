@@ -19,6 +19,8 @@ SAFE_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 ROUTES = (
     "/v1/embeddings",
     "/v1/rerank",
+    "/rerank",
+    "/v2/rerank",
     "/v1/similarity",
     "/v1/search",
     "/v1/models",
@@ -50,6 +52,7 @@ class RequestLog:
     key: str = "-"
     model: str = ""
     tokens: int = 0
+    truncated: int = 0
 
 
 class EndpointMetrics:
@@ -66,9 +69,9 @@ class EndpointMetrics:
     def __init__(self, engines: Mapping[str, Engine], replica: str) -> None:
         self.registry = CollectorRegistry()
         self._engines, self._replica = engines, replica
-        self._requests, self._tokens = (
+        self._requests, self._tokens, self._truncated = (
             Counter(one.name, one.meaning, one.labels, registry=self.registry)
-            for one in (metrics.ENDPOINT_REQUESTS, metrics.ENDPOINT_TOKENS)
+            for one in (metrics.ENDPOINT_REQUESTS, metrics.ENDPOINT_TOKENS, metrics.ENDPOINT_TRUNCATED)
         )
         one = metrics.ENDPOINT_SECONDS
         self._seconds = Histogram(one.name, one.meaning, one.labels, buckets=one.buckets, registry=self.registry)
@@ -81,6 +84,7 @@ class EndpointMetrics:
         self._seconds.labels(shown, self._replica).observe(seconds)
         if note.tokens:
             self._tokens.labels(note.model, self._replica).inc(note.tokens)
+            self._truncated.labels(note.model, self._replica).inc(note.truncated)
 
     def exposition(self) -> bytes:
         """All numbers as text."""
@@ -142,4 +146,5 @@ def _line(
         "key": note.key,
         "model": note.model,
         "tokens": note.tokens,
+        "truncated": note.truncated,
     }

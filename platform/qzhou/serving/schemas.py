@@ -114,6 +114,7 @@ class Usage(BaseModel):
 
     prompt_tokens: int
     total_tokens: int
+    truncated_texts: int = Field(0, description="Texts whose end the model did not read.")
 
 
 class Embedding(BaseModel):

@@ -328,4 +328,4 @@ def _searched(index: "SearchIndex", vector_D: Vectors, request: SearchRequest) -
 
 def _usage(encoded: Encoded) -> dict[str, int]:
     tokens = sum(encoded.token_counts)
-    return {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"prompt_tokens": tokens, "total_tokens": tokens, "truncated_texts": sum(encoded.truncated)}

@@ -41,7 +41,7 @@ from qzhou.serving.schemas import (
 )
 from qzhou.serving.service import Answer, EmbeddingService
 
-FINGERPRINT_HEADER = "X-Model-Fingerprint"
+FINGERPRINT_HEADER, TRUNCATED_HEADER = "X-Model-Fingerprint", "X-Truncated-Texts"
 PLAYGROUND = Path(__file__).with_name("playground.html")
 JSON = "application/json"
 BODY_TIMEOUT_S = 60.0
@@ -115,7 +115,10 @@ class Endpoint:
                 problem = f"This was not done in {self.settings.request_timeout_s:g} s; send less at once."
                 raise RequestError(problem, status=503, code="timeout") from None
             bill.tokens = note.tokens = answer["usage"]["total_tokens"]
+            note.truncated = answer["usage"]["truncated_texts"]
         headers = {FINGERPRINT_HEADER: service.model.fingerprint}
+        if note.truncated:
+            headers[TRUNCATED_HEADER] = str(note.truncated)
         return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON, headers=headers)
 
     def _side_of(self, name: str) -> tuple[str, str]:
@@ -164,7 +167,8 @@ def web_app(endpoint: Endpoint, meter: EndpointMetrics, write: Write | None) -> 
             CORSMiddleware,
             allow_origins=list(endpoint.settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # OpenAI's client for JavaScript sends many of its own
+            expose_headers=["Retry-After", "X-Request-Id", FINGERPRINT_HEADER, TRUNCATED_HEADER],
         )
     return AccessLogMiddleware(web, meter, write)
 
@@ -180,10 +184,11 @@ def _takes(kind: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {JSON: {"schema": kind.model_json_schema()}}}}
 
 
+RERANK = ("/v1/rerank", "/rerank", "/v2/rerank")  # where Jina's, vLLM's and Cohere's clients ask
 # path, request, response, and what answers
 POSTS: tuple[tuple[str, Any, type[BaseModel], Any], ...] = (
     ("/v1/embeddings", EmbeddingRequest, EmbeddingResponse, EmbeddingService.embed),
-    ("/v1/rerank", RerankRequest, RerankResponse, EmbeddingService.rerank),
+    *((path, RerankRequest, RerankResponse, EmbeddingService.rerank) for path in RERANK),
     ("/v1/similarity", SimilarityRequest, SimilarityResponse, EmbeddingService.similarity),
     ("/v1/search", SearchRequest, SearchResponse, EmbeddingService.search),
 )

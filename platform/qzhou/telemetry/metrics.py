@@ -90,6 +90,8 @@ ENDPOINT_REQUESTS = _endpoint("qzhou_requests_total", "counter", ("route", "stat
 ENDPOINT_SECONDS = _endpoint("qzhou_request_seconds", "histogram", ("route",),
     "From request to answer.", "seconds", SECONDS)
 ENDPOINT_TOKENS = _endpoint("qzhou_tokens_total", "counter", ("model",), "Tokens of answered requests.", "tokens")
+ENDPOINT_TRUNCATED = _endpoint("qzhou_truncated_texts_total", "counter", ("model",),
+    "Texts whose end the model did not read.", "texts")
 ENDPOINT_WAITING = _endpoint("qzhou_waiting_tokens", "gauge", ("model",), "Tokens waiting for the model.", "tokens")
 ENDPOINT_SPEED = _endpoint("qzhou_tokens_per_second", "gauge", ("model",),
     "What the model computes while it computes.", "tokens/s")

@@ -96,7 +96,8 @@ def test_base64_holds_the_same_float32_as_the_decimals():
 def test_usage_counts_the_tokens_of_all_texts_with_their_prompts():
     usage = answer(HashEncoder(), input=["one two", "three"], prompt_name="code").usage
 
-    assert (usage.prompt_tokens, usage.total_tokens) == (7, 7)
+    assert (usage.prompt_tokens, usage.total_tokens, usage.truncated_texts) == (7, 7, 0)
+    assert answer(HashEncoder(), input=["one", "two"], truncated=True).usage.truncated_texts == 2
 
 
 def test_no_text_is_refused():
