@@ -142,6 +142,12 @@ SERVING = (
         {"{{model}}": _rate("qzhou_reused_texts_total", "model")},
         "From the cache, or asked for twice at the same time.",
     ),
+    Panel(
+        "Texts that were cut",
+        "ops",
+        {"{{model}}": _rate("qzhou_truncated_texts_total", "model")},
+        "Above the limit of the model, which has not read their end.",
+    ),
     Panel("Batches", "ops", {"{{model}}": _rate("qzhou_batches_total", "model")}),
     Panel(
         "Replicas that are well",
