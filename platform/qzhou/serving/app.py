@@ -27,7 +27,7 @@ from qzhou.errors import SetupError, first_line
 from qzhou.run.run import Run
 from qzhou.serving.pipeline import application
 from qzhou.serving.port import check_port, open_port
-from qzhou.serving.snapshots import snapshot_of
+from qzhou.serving.snapshots import forget_old_ones, snapshot_of
 from qzhou.telemetry.events import log_event, print_block
 
 READY_TIMEOUT_S = 60.0
@@ -167,6 +167,7 @@ def _updated(recipe: Recipe, served: str) -> str:
         _restore(recipe, served)
         return served
     log_event("serve: updated", "updated", served=model)
+    forget_old_ones(Run.at(recipe), {model, served})
     return model
 
 

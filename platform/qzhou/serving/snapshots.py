@@ -6,6 +6,7 @@ one name would be two spaces of vectors. So what is served lies below ``served/`
 folder, under its fingerprint, as hard links where the filesystem has them.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from qzhou.data.storage import Folder
@@ -34,7 +35,6 @@ def snapshot_of(run: Run) -> str:
     try:
         if not kept.exists(MANIFEST):
             model.link_to(kept, last=MANIFEST)
-            _forget_old_ones(run.folder / SERVED, but=key)
     except (StorageError, OSError) as error:
         line = f"serve: {kept.uri} cannot be written ({error}); replicas that start later load {model.uri} as it is"
         log_event(line, "not_kept", level="warning", place=kept.uri)
@@ -62,11 +62,18 @@ def refuse_changed(place: str) -> None:
         )
 
 
-def _forget_old_ones(served: Folder, *, but: str) -> None:
+def forget_old_ones(run: Run, served: Collection[str]) -> None:
+    """Remove the models that were kept for endpoints, but for those in ``served`` and the last ``KEPT`` ones.
+
+    To be called when a new one has been taken into service: one that cannot be served must
+    not drive out the one that is.
+    """
+    folder = run.folder / SERVED
     finished = {
-        name: str(served.read_json(f"{name}/{MANIFEST}")["finished_at"])
-        for name in served.folders()
-        if name != but and served.exists(f"{name}/{MANIFEST}")
+        (folder / name).uri: str(folder.read_json(f"{name}/{MANIFEST}")["finished_at"])
+        for name in folder.folders()
+        if folder.exists(f"{name}/{MANIFEST}")
     }
-    for name in sorted(finished, key=lambda one: finished[one])[: -(KEPT - 1)]:
-        (served / name).delete()
+    for place in sorted(finished, key=lambda one: finished[one])[:-KEPT]:
+        if place not in served:
+            Folder.open(place).delete()

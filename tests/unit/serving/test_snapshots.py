@@ -7,7 +7,7 @@ import pytest
 
 from qzhou.errors import DataError, SetupError
 from qzhou.run.run import Run
-from qzhou.serving.snapshots import KEPT, is_snapshot, refuse_changed, snapshot_of
+from qzhou.serving.snapshots import KEPT, forget_old_ones, is_snapshot, refuse_changed, snapshot_of
 from tests.ray.served import write_manifest
 
 
@@ -59,13 +59,15 @@ def test_files_that_were_changed_in_place_are_not_served(run):
         refuse_changed(place)
 
 
-def test_the_models_that_finished_last_are_kept(run):
+def test_the_models_that_are_served_or_finished_last_are_kept(run):
     places = []
     for n in range(KEPT + 2):
         export(run, b"%d" % n, finished_at=f"2026-01-0{n + 1}")
         places.append(snapshot_of(run))
 
-    assert [Path(place).exists() for place in places] == [False] * 2 + [True] * KEPT
+    forget_old_ones(run, {places[0]})
+
+    assert [Path(place).exists() for place in places] == [True, False] + [True] * KEPT
 
 
 def test_a_run_that_cannot_be_written_is_served_as_it_lies_there_and_says_so(run, capsys):
