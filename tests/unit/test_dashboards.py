@@ -5,12 +5,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import ray
 import yaml
 
 from deploy.dashboards import dashboards, start
+from qzhou.cluster.resources import StageName
 from qzhou.errors import SetupError
 from qzhou.telemetry.metrics import METRICS
 
@@ -103,6 +105,17 @@ def test_grafana_finds_the_source_and_the_dashboards():
         provisioned["provider"]["providers"][0]["options"]["path"],
     ):
         assert text.removeprefix("$") in variables
+
+
+def test_stages_that_are_asked_for_are_stages_that_there_are():
+    """An alert of a stage under its old name never fires."""
+    asked = {
+        stage
+        for _, expression in expressions()
+        for stage in re.findall(r'stage_started_timestamp_seconds\{stage="(\w+)"', expression)
+    }
+    assert asked
+    assert asked <= set(get_args(StageName))
 
 
 def test_the_page_names_every_metric_with_its_labels_and_unit():

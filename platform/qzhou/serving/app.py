@@ -106,6 +106,8 @@ def haproxy_environment(port: int, scratch: str) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # lines of the access log that are kept back: a thousand would show nothing of a quiet endpoint for hours
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         # a busy machine takes more than the usual five
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # HAProxy learns of a replica that leaves in less
