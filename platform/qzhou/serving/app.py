@@ -22,9 +22,11 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from qzhou.cluster.session import session
+from qzhou.config.api_keys import LOOPBACK
 from qzhou.config.recipe import Recipe, load_recipe
 from qzhou.errors import SetupError, first_line
 from qzhou.run.run import Run
+from qzhou.serving.keys import ApiKeys
 from qzhou.serving.pipeline import application
 from qzhou.serving.port import check_port, open_port
 from qzhou.serving.snapshots import forget_old_ones, snapshot_of
@@ -72,7 +74,7 @@ def serve_until_stopped(recipe: Recipe) -> None:
             address = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
             if not joining:
                 _wait_until_ready(address)
-            print_block(_welcome(address, recipe), "serving", "ready", address=address, model=recipe.run.name)
+            print_block(welcome(address, recipe), "serving", "ready", address=address, model=recipe.run.name)
             while not asked.stop.is_set():
                 asked.anything.wait()
                 asked.anything.clear()
@@ -244,13 +246,22 @@ def _wait_until_ready(address: str) -> None:
     raise SetupError(f"{address}/ready did not answer in {READY_TIMEOUT_S:g} s; see the logs of Ray Serve.")
 
 
-def _welcome(address: str, recipe: Recipe) -> str:
-    variable = recipe.serving.api_keys_env
-    key = f"-H 'Authorization: Bearer <one of {variable}>' " if os.environ.get(variable) else ""
-    names = ", ".join(f"'{name}'" for name in (recipe.run.name, *recipe.serving.models))
-    return (
-        f"ready: {address}/v1/embeddings serves {names}; Ctrl-C stops it\n"
-        f"try it in a browser: {address}/\n"
+def welcome(address: str, recipe: Recipe) -> str:
+    """What is said when an endpoint is ready: where it is, how to ask it, and whether everyone may."""
+    settings = recipe.serving
+    variable = settings.api_keys_env
+    asks = ApiKeys.found(variable, settings.api_keys_file, os.environ).asked
+    key = f"-H 'Authorization: Bearer <one of {variable}>' " if asks else ""
+    names = ", ".join(f"'{name}'" for name in (recipe.run.name, *settings.models))
+    lines = [
+        f"ready: {address}/v1/embeddings serves {names}; Ctrl-C stops it",
+        f"try it in a browser: {address}/",
         f"curl {address}/v1/embeddings -H 'Content-Type: application/json' {key}"
-        f"""-d '{{"model": "{recipe.run.name}", "input": "how to sort a list"}}'"""
-    )
+        f"""-d '{{"model": "{recipe.run.name}", "input": "how to sort a list"}}'""",
+    ]
+    if not asks and settings.host not in LOOPBACK:
+        lines.append(
+            f"open to everyone who reaches port {settings.port} of {settings.host}: no key is asked for; {variable} or "
+            "serving.api_keys_file holds some"
+        )
+    return "\n".join(lines)

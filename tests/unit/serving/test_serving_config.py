@@ -91,3 +91,19 @@ def test_a_run_without_a_model_is_refused_before_anything_starts(tmp_path):
     with pytest.raises(DataError, match=r"the stage 'model' has not finished.*qzhou run"):
         snapshot_of(Run.at(recipe))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "is_open"),
+    [("127.0.0.1", "", False), ("localhost", "", False), ("0.0.0.0", "a-key", False), ("0.0.0.0", "", True)],
+)
+def test_an_endpoint_that_everyone_may_use_says_so(app, monkeypatch, host, keys, is_open):
+    monkeypatch.delenv("QZHOU_API_KEYS", raising=False)
+    if keys:
+        monkeypatch.setenv("QZHOU_API_KEYS", keys)
+
+    said = app.welcome(f"http://{host}:8000", load_recipe(RECIPE, ["--serving.host", host]))
+
+    assert ("open to everyone who reaches port 8000" in said) == is_open
+    assert ("Bearer" in said) == bool(keys)
+    assert "a-key" not in said
