@@ -113,6 +113,8 @@ class EmbeddingServer(ModelReplica):
         return web_app(endpoint, meter, _write_line if self._settings.access_log else None)
 
     async def _ready(self) -> None:
+        if self.engine.broken:
+            raise RequestError("The model is not available; try again.", status=503, code="unavailable")
         async with _refusals(), asyncio.timeout(READY_TIMEOUT_S):
             await asyncio.gather(*(handle.describe.remote() for handle in self._others.values()))
 
