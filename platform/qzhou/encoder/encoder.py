@@ -146,7 +146,9 @@ class Encoder:
 
         Of a text that is many times too long only the beginning is read, up to a blank.
         """
-        heads = [_head(text, HEAD_CHARS_PER_TOKEN * self.max_tokens) for text in texts]
+        reads_beginning = getattr(self.tokenizer, "truncation_side", "right") == "right"
+        most = HEAD_CHARS_PER_TOKEN * self.max_tokens
+        heads = [_head(text, most) if reads_beginning else text for text in texts]
         ids, truncated = _tokenized(self.tokenizer, heads, self.max_tokens)
         for place, (text, head) in enumerate(zip(texts, heads, strict=True)):
             if len(head) < len(text) and not truncated[place]:
@@ -302,7 +304,9 @@ def token_ids(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[
 
 def _head(text: str, chars: int) -> str:
     """At most so many characters of a text, up to a blank; the whole text where none is near."""
-    end = text.rfind(" ", chars // 2, chars) if len(text) > chars else -1
+    if len(text) <= chars:
+        return text
+    end = max(text.rfind(blank, chars // 2, chars) for blank in " \n\t")
     return text if end < 0 else text[:end]
 
 

@@ -20,8 +20,8 @@ from qzhou.errors import ModelError, first_line, with_body
 
 TEXTS_PER_REQUEST = 64
 REQUESTS_AT_ONCE = 8
-# between tries of a request; an endpoint may ask for another wait, of at most the last
-WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # between tries of a request
+LONGEST_WAIT_S = 120.0  # that an endpoint may ask for
 RETRIED = {408, 409, 429}  # and every 5xx
 # statuses of a refused text, and words in which endpoints say that it is too long; 413 says it without
 REFUSALS = (400, 422)
@@ -175,4 +175,7 @@ def _may_pass(error: Exception) -> bool:
 def _retry_after_s(error: Exception) -> float:
     """The seconds that the endpoint asks us to wait, as far as we wait at all; 0 if it asks for none."""
     asked = error.response.headers.get("retry-after", "") if isinstance(error, openai.APIStatusError) else ""
-    return min(float(asked), WAITS_S[-1]) if asked.isdecimal() else 0.0
+    try:
+        return max(0.0, min(float(asked), LONGEST_WAIT_S))
+    except ValueError:  # none, or a date
+        return 0.0

@@ -65,13 +65,13 @@ class Selection:
             padded.
         scores: How well they fit the query.
         rejected: Reason -> candidates refused for it.
-        later: How many queries took theirs from behind the window (``mining.later_rank_to``).
+        later: The queries that took theirs from behind the window (``mining.later_rank_to``).
     """
 
     rows: list[list[int]]
     scores: list[list[float]]
     rejected: Mapping[str, int]
-    later: int = 0
+    later: tuple[int, ...] = ()
 
 
 def in_window(ranking: Ranking, mining: MiningSection) -> Bools:
@@ -122,7 +122,8 @@ def select_negatives(rankings: Sequence[Ranking], key_N: Digests, mining: Mining
     behind = _selected([one.of(empty) for one in rankings], key_N[empty], mining.model_copy(update=window))
     for place, rows, scores in zip(empty.tolist(), behind.rows, behind.scores, strict=True):
         found.rows[place], found.scores[place] = rows, scores
-    return replace(found, later=sum(map(bool, behind.rows)))
+    later = (place for place, rows in zip(empty.tolist(), behind.rows, strict=True) if rows)
+    return replace(found, later=tuple(later))
 
 
 def _selected(rankings: Sequence[Ranking], key_N: Digests, mining: MiningSection) -> Selection:

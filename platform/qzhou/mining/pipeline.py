@@ -181,7 +181,7 @@ class _Miner:
                 f"mining.rank_from is {first}: lower it, or add documents"
             )
             log_event(line, "corpus_too_small", level="warning", dataset=name)
-        elif line := shortage(name, content):
+        elif line := shortage(name, content, self._mining):
             log_event(line, "few_negatives", level="warning", dataset=name)
         return content
 
@@ -237,7 +237,8 @@ class _Miner:
             rankings, second_N = reranked(rankings, queries, mining, self._texts, self._rerankers.scores)
         selection = select_negatives(rankings, queries.seeds(self._recipe.training_seed), mining)
         examples = self._combined(queries, selection, keep_N)
-        self._report.add(examples, selection.rejected, int((~keep_N).sum()), later=selection.later)
+        later = sum(bool(keep_N[place]) for place in selection.later)
+        self._report.add(examples, selection.rejected, int((~keep_N).sum()), later)
         self._note_scores(rankings[0], second_N, queries)
         return examples
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from qzhou.config.mining import MiningSection
 from qzhou.data.records import RetrievalExample, shortened
 from qzhou.mining.text_digests import Bools, Floats
 
@@ -120,14 +121,16 @@ def sentence(name: str, content: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def shortage(name: str, content: Mapping[str, Any]) -> str:
+def shortage(name: str, content: Mapping[str, Any], mining: MiningSection) -> str:
     """A warning where more than ``SHORTAGE`` of the queries got no negative, with the way out; empty elsewhere."""
     queries, without = content["queries"], content[SIZES].get("0", 0)
-    if without <= SHORTAGE * queries:
+    if without <= SHORTAGE * queries or not mining.negatives_per_query:
         return ""
     refused = {reason: content["rejected"].get(reason, 0) for reason in WAYS_OUT}
     most = max(refused, key=lambda reason: refused[reason])
     why = f"most candidates are {most}: {WAYS_OUT[most]}" if refused[most] else WAYS_OUT[""]
+    if mining.reranker or mining.later_rank_to:
+        why = why.replace("set mining.later_rank_to, or ", "")
     return (
         f"mining: {name}: WARNING: {without:,} of {queries:,} queries have no negative, and train against the others "
         f"of their batch alone; {why}"

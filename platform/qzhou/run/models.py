@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qzhou.data.records import digest
-from qzhou.data.storage import Folder
+from qzhou.data.storage import TEMPORARY_PREFIX, Folder
 from qzhou.errors import HubError, ModelError, first_line
 from qzhou.run.files import MANIFEST, MODELS_OF_STAGES, ONNX
 
@@ -192,6 +192,7 @@ def weights_fingerprint(spec: str) -> str:
     if is_gguf(place):
         return digest([Path(place).stat().st_size, _sampled(Path(place))])
     files = sorted(path for path in Path(place).rglob("*") if path.is_file() and path.suffix != ".md")
+    files = [path for path in files if not path.name.startswith(TEMPORARY_PREFIX)]  # of a copy that was killed
     names = {path: path.relative_to(place).as_posix() for path in files}
     read = [path for path, name in names.items() if not name.startswith(f"{ONNX}/")]
     return digest([[names[path], path.stat().st_size, _sampled(path)] for path in read])

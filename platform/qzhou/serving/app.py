@@ -171,7 +171,11 @@ def _updated(recipe: Recipe, served: str) -> str:
         _restore(recipe, served)
         return served
     log_event("serve: updated", "updated", served=model)
-    forget_old_ones(Run.at(recipe), {model, served})
+    try:
+        forget_old_ones(Run.at(recipe), {model, served})
+    except Exception as error:  # noqa: BLE001 - room that is not freed is no reason to stop
+        line = f"serve: models that are not served any more could not be removed: {first_line(error)}"
+        log_event(line, "not_removed", level="warning")
     return model
 
 

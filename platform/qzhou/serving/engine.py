@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qzhou.errors import QzhouError
 from qzhou.serving.cache import Text, VectorCache, key_of
 from qzhou.serving.errors import RequestError
 from qzhou.serving.outputs import Vectors
@@ -63,7 +64,8 @@ class _Job:
     """One request's texts; ``cost`` is in tokens, ``due`` in those computed by then.
 
     ``limit`` is the model's, in tokens, where a text above it is refused, and None where it is
-    cut; ``tokens`` counts those of texts that have been tokenized.
+    cut. ``tokenized`` counts its texts that are tokens by now, and ``tokens`` theirs; ``began``
+    is how many had been computed when the first of them were.
     """
 
     done: asyncio.Future[None]
@@ -75,6 +77,8 @@ class _Job:
     missing: int
     limit: int | None = None
     tokens: int = 0
+    tokenized: int = 0
+    began: int | None = None
     items: list[_Item] = field(default_factory=list)
 
     @property
@@ -114,6 +118,10 @@ class _Untokenized:
     job: _Job
     items: list[_Item]
     chars: int
+
+    def forget(self) -> None:
+        """Leave out what nobody waits for any more."""
+        self.items = [item for item in self.items if item.waiting]
 
     def take(self, texts: int, chars: int) -> list[_Item]:
         """The first of them, up to so many texts and characters; at least one."""
@@ -197,7 +205,7 @@ class Engine:
         """Why no further request can be answered; empty while the model works."""
         if any(loop.done() for loop in self._loops):
             return "a loop of the engine has ended"
-        if self._failed_in_a_row >= FAILED_IN_A_ROW:
+        if self._failed_in_a_row >= FAILED_IN_A_ROW * self._passes:  # which one incident may fail together
             return f"the model failed in the last {self._failed_in_a_row} batches"
         return ""
 
@@ -206,7 +214,7 @@ class Engine:
 
         Args:
             texts: At least one.
-            limit: The model's, in tokens: a text above it is refused before anything is computed. None: it is cut.
+            limit: The model's, in tokens: a text above it is refused as soon as it is tokens. None: it is cut.
 
         Raises:
             RequestError: 429; it would take too long. The error says when to come back. 400; a text is too long.
@@ -259,9 +267,9 @@ class Engine:
             key = key_of(text)
             if kept := self._cache.get(key):
                 self.reused += 1
-                job.take(row, *kept)
                 if kept[2]:
                     job.refuse_cut(row)
+                job.take(row, *kept)
                 continue
             item = self._in_flight.get(key)
             if item is None:
@@ -309,7 +317,7 @@ class Engine:
     def _enqueue(self, job: _Job, group: Sequence[_Item]) -> None:
         """Let texts of a request wait for the model, now that their tokens are known."""
         tokens = sum(len(item.ids) for item in group)
-        job.tokens += tokens
+        job.tokens, job.tokenized = job.tokens + tokens, job.tokenized + len(group)
         limit = self._options.max_request_tokens
         if job.tokens > limit and not job.done.done():
             job.done.set_exception(_too_many(job.tokens, limit))
@@ -317,11 +325,13 @@ class Engine:
             if item.truncated:
                 for other, row in item.waiting:
                     other.refuse_cut(row)
-        job.cost = tokens * len(job.vectors) // len(group)  # no longer a guess
+        job.cost = job.tokens * len(job.vectors) // job.tokenized  # no longer a guess
         waiting = [(item, len(item.ids)) for item in group if item.waiting]
         # a part of a large request is due with the whole of it
         left = sum(len(one.items) for one in self._untokenized if one.job is job)
-        job.due = self._queue.add(waiting, size=tokens * (len(group) + left) // len(group))
+        whole = job.tokens * (job.tokenized + left) // job.tokenized
+        job.began = self._queue.computed if job.began is None else job.began
+        job.due = self._queue.add(waiting, size=max(0, job.began + whole - self._queue.computed))
 
     def _next_groups(self) -> list[tuple[_Job, list[_Item]]]:
         """Some texts that have no tokens yet, of small requests first; a part of a large one."""
@@ -330,6 +340,10 @@ class Engine:
         texts = chars = 0
         while self._untokenized and texts < TOKENIZED_AT_ONCE and chars < CHARS_AT_ONCE:
             first = self._untokenized[0]
+            first.forget()
+            if not first.items:
+                self._untokenized.pop(0)
+                continue
             group = first.take(TOKENIZED_AT_ONCE - texts, CHARS_AT_ONCE - chars)
             taken.append((first.job, group))
             texts, chars = texts + len(group), chars + sum(len(item.text) for item in group)
@@ -359,11 +373,12 @@ class Engine:
                 try:
                     vectors_ND = await self._compute([item.ids for item in batch])
                 except Exception as error:  # noqa: BLE001 - out of memory, say; the next batch may be smaller
-                    self._failed_in_a_row += 1
+                    # an error of ours is of these texts: one that does not fit into memory, say
+                    self._failed_in_a_row += not isinstance(error, QzhouError)
                     self._fail(batch, error)
                     continue
-                self._failed_in_a_row = 0
                 finite = [bool(np.isfinite(vector).all()) for vector in vectors_ND]
+                self._failed_in_a_row = 0 if any(finite) else self._failed_in_a_row + 1
                 bad = [item for item, good in zip(batch, finite, strict=True) if not good]
                 problem = "The model gave no numbers for this text."
                 self._fail(bad, RequestError(problem, status=500, code="not_finite"))

@@ -174,7 +174,8 @@ def _load(recipe: Recipe, name: str, place: str) -> tuple[Any, ServedModel, int]
     # torch and transformers take seconds
     from qzhou.serving.loading import Settings, load, threads_for
 
-    refuse_changed(place)
+    if is_snapshot(place, Run.at(recipe)):
+        refuse_changed(place)
     serving, gpu = recipe.serving, recipe.cluster.gpu
     copies = (serving.max_replicas or serving.replicas) * (1 + len(serving.models))
     settings = Settings(

@@ -9,7 +9,7 @@ folder, under its fingerprint, as hard links where the filesystem has them.
 from collections.abc import Collection
 from pathlib import Path
 
-from qzhou.data.storage import Folder
+from qzhou.data.records import digest
 from qzhou.errors import SetupError, StorageError
 from qzhou.run.files import EXPORT, MANIFEST
 from qzhou.run.models import weights_fingerprint
@@ -30,7 +30,8 @@ def snapshot_of(run: Run) -> str:
     """
     manifest, model = run.manifest(EXPORT), run.folder / EXPORT
     # files may be replaced by hand; object stores are only asked for the manifest
-    key = weights_fingerprint(model.path) if model.is_local else manifest.fingerprint
+    remote = digest([manifest.fingerprint, manifest.finished_at])
+    key = weights_fingerprint(model.path) if model.is_local else remote
     kept = run.folder / SERVED / key
     try:
         if not kept.exists(MANIFEST):
@@ -48,12 +49,12 @@ def is_snapshot(place: str, run: Run) -> bool:
 
 
 def refuse_changed(place: str) -> None:
-    """Refuse a kept model whose files are not those that it was kept for.
+    """Refuse a kept model (:func:`is_snapshot`) whose files are not those that it was kept for.
 
     Raises:
         SetupError: Says so.
     """
-    if "://" in place or Path(place).parent.name != SERVED:
+    if "://" in place:
         return
     if weights_fingerprint(place) != Path(place).name:
         raise SetupError(
@@ -70,10 +71,10 @@ def forget_old_ones(run: Run, served: Collection[str]) -> None:
     """
     folder = run.folder / SERVED
     finished = {
-        (folder / name).uri: str(folder.read_json(f"{name}/{MANIFEST}")["finished_at"])
+        name: str(folder.read_json(f"{name}/{MANIFEST}")["finished_at"])
         for name in folder.folders()
         if folder.exists(f"{name}/{MANIFEST}")
     }
-    for place in sorted(finished, key=lambda one: finished[one])[:-KEPT]:
-        if place not in served:
-            Folder.open(place).delete()
+    for name in sorted(finished, key=lambda one: finished[one])[:-KEPT]:
+        if (folder / name).uri not in served:
+            (folder / name).delete()

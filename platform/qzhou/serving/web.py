@@ -262,7 +262,8 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 async def _no_such_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = "POST /v1/embeddings, /v1/rerank, /v1/similarity, /v1/search, GET /v1/models, /health, /ready, /metrics"
+    known = "POST /v1/embeddings, /v1/rerank (also /rerank, /v2/rerank), /v1/similarity, /v1/search, "
+    known += "GET /v1/models, /health, /ready, /metrics"
     problem = f"{error.detail}: {request.method} {request.url.path:.100}. Known: {known}."
     code = "method_not_allowed" if error.status_code == 405 else "unknown_url"
     return _json(RequestError(problem, status=error.status_code, code=code), error.headers)

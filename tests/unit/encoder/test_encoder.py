@@ -447,3 +447,13 @@ def test_of_a_text_that_is_much_too_long_the_beginning_is_read(request, model):
     whole = encoder.tokenizer(texts, truncation=True, max_length=16)
     assert ids == [one or encoder.tokenize([""])[0][0] for one in whole["input_ids"]]
     assert truncated == [bool(one.overflowing) for one in whole.encodings]
+
+
+def test_a_tokenizer_that_cuts_at_the_left_reads_the_end(tiny_bert):
+    encoder = load_encoder(str(tiny_bert), max_tokens=8, device="cpu")
+    encoder.tokenizer.truncation_side = "left"
+    text = " ".join(["sea"] * 400 + ["paris"] * 6)
+
+    (ids,), _ = encoder.tokenize([text])
+
+    assert set(encoder.tokenizer.convert_ids_to_tokens(ids)) == {"[CLS]", "paris", "[SEP]"}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from qzhou.config.mining import MiningSection
 from qzhou.data.records import Negative, RetrievalExample
 from qzhou.mining.report import Report, shortage
 
@@ -47,7 +48,9 @@ def test_queries_without_negatives_are_warned_of_from_a_tenth_on(rejected, way_o
             report.add([one], rejected, inconsistent=0)
         return report.content()
 
-    assert shortage("docs", content(10)) == ""
-    said = shortage("docs", content(11))
+    assert shortage("docs", content(10), MiningSection()) == ""
+    assert shortage("docs", content(100), MiningSection(negatives_per_query=0)) == ""
+    assert "later_rank_to" not in shortage("docs", content(11), MiningSection(later_rank_to=100))
+    said = shortage("docs", content(11), MiningSection())
     assert "docs: WARNING: 11 of 100 queries have no negative" in said
     assert way_out in said

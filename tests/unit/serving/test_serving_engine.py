@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from qzhou.serving.cache import VectorCache, key_of
-from qzhou.serving.engine import CHARS_AT_ONCE, Engine, EngineOptions
+from qzhou.serving.engine import CHARS_AT_ONCE, TOKENIZED_AT_ONCE, Engine, EngineOptions
 from qzhou.serving.errors import RequestError
 from qzhou.telemetry.memory import release_freed_memory
 
@@ -286,6 +286,8 @@ def test_a_text_that_would_be_cut_is_refused_before_anything_is_computed():
         assert encoder.computed == 0
         assert (await engine.encode(["a cut"])).truncated == [True]
         await refused(engine, "a cut")  # which is in the cache now
+        await engine.encode(["fine"])
+        await refused(engine, "a cut")  # and so is everything that is asked for
         encoder.free.clear()
         welcome = asyncio.create_task(engine.encode(["another cut"]))
         await until(lambda: getattr(encoder, "entered", False))
@@ -350,3 +352,52 @@ def test_a_small_request_becomes_tokens_between_the_parts_of_a_large_one():
     assert max(sum(map(len, texts)) for texts in calls) <= CHARS_AT_ONCE * 1.1
     assert small.token_counts == [1]
     assert large.token_counts == [1 + CHARS_AT_ONCE // 20] * 20
+
+
+def test_one_long_text_among_many_short_ones_makes_a_request_no_larger_than_it_is():
+    """And its last part is not due before its first."""
+
+    async def ask():
+        encoder = WordEncoder()
+        engine = Engine(encoder, EngineOptions(max_wait_s=1e9))
+        await engine.encode(["whose speed is known"])
+        encoder.entered = False
+        encoder.free.clear()
+        texts = [f"{n} " + "word " * 9 for n in range(600)] + ["long " * (CHARS_AT_ONCE // 5)]
+        large = asyncio.create_task(engine.encode(texts))
+        await until(lambda: getattr(encoder, "entered", False) and engine.waiting_tokens > CHARS_AT_ONCE // 6)
+        tokens, wait_s = engine.waiting_tokens, engine.expected_wait_s(3000)
+        encoder.free.set()
+        await large
+        return tokens, wait_s, engine.tokens_per_s
+
+    tokens, wait_s, speed = asyncio.run(ask())
+
+    assert tokens <= 1.1 * (600 * 10 + CHARS_AT_ONCE // 5)
+    assert speed > 0
+    assert wait_s == 0, "half as large a request would pass it"
+
+
+def test_texts_that_nobody_waits_for_are_not_made_tokens():
+    class Slow(WordEncoder):
+        tokenized = 0
+        go_on = threading.Event()
+
+        def tokenize(self, texts):
+            self.go_on.wait(60)
+            self.tokenized += len(texts)
+            return super().tokenize(texts)
+
+    async def ask():
+        encoder = Slow()
+        engine = Engine(encoder)
+        gone = asyncio.create_task(engine.encode([f"text {n}" for n in range(5 * TOKENIZED_AT_ONCE)]))
+        await until(lambda: engine.waiting_tokens)
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        encoder.go_on.set()
+        await engine.encode(["another"])
+        return encoder.tokenized
+
+    assert asyncio.run(ask()) <= TOKENIZED_AT_ONCE + 1

@@ -47,7 +47,6 @@ def test_a_model_that_is_served_outlives_the_one_of_the_run(run):
         assert Path(place, "1_Pooling", "config.json").exists()
         refuse_changed(place)
     assert not is_snapshot(str(model), run)
-    refuse_changed(str(model))
 
 
 def test_files_that_were_changed_in_place_are_not_served(run):
@@ -57,6 +56,14 @@ def test_files_that_were_changed_in_place_are_not_served(run):
 
     with pytest.raises(SetupError, match="changed in place while an endpoint serves them"):
         refuse_changed(place)
+
+
+def test_what_a_killed_copy_left_is_no_part_of_a_model(run):
+    export(run, b"first")
+    place = snapshot_of(run)
+    Path(place, ".writing-0-model.safetensors").write_bytes(b"half")
+
+    refuse_changed(place)
 
 
 def test_the_models_that_are_served_or_finished_last_are_kept(run):

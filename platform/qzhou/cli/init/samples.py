@@ -89,7 +89,7 @@ def hub_sample(uri: str) -> Sample:
         raise NotUnderstood(str(error)) from None
     if not rows:
         raise NotUnderstood(f"{uri} has no rows")
-    stated = splits.get(uri.rpartition(":")[2])
+    stated = splits.get(uri.rpartition(":")[2].partition("@")[0])
     total = stated.num_examples if stated is not None and stated.num_examples else total
     return Sample({"reader": "hf"}, rows, total, ["a dataset of the hub"], rejected)
 

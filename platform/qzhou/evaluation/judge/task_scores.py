@@ -96,5 +96,5 @@ class TaskScore:
             return None
         examples = found["per_example"]
         known = PerExampleScores.from_json(examples) if examples else None
-        answers = tuple(Answer(**one) for one in found["answers"])
+        answers = tuple(Answer(**one) for one in found.get("answers", ()))
         return cls(**{**found, "per_example": known, "answers": answers})
