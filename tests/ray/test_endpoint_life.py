@@ -132,7 +132,7 @@ def test_an_update_that_fails_leaves_the_model_of_before_to_every_replica(endpoi
         first = replicas(endpoint)[0]
         first.kill()
         wait_until(lambda: len([one for one in replicas(endpoint) if one.pid != first.pid]) >= REPLICAS)
-        load.go_on(500)
+        load.go_on(200)
         shutil.rmtree(endpoint.model)
         write_model(endpoint.model, seed=11)
         good = update()

@@ -42,6 +42,7 @@ from qzhou.serving.web import Endpoint, web_app
 # Requests that Ray Serve lets through to a replica. The engine refuses what is too much, with OpenAI's error body.
 MAX_REQUESTS = 10_000
 READY_TIMEOUT_S = 5.0
+LOADED_AT_MOST = 3  # times that a model is tried to be loaded, before the deployment counts as failed
 GRACE_S = 60.0  # a replica that is stopped first answers the requests that it has
 # The event loop waits this long for the thread that has the model, instead of Python's 5 ms.
 SWITCH_S = 0.001
@@ -247,6 +248,7 @@ def options(recipe: Recipe) -> dict[str, Any]:
         "max_queued_requests": MAX_REQUESTS,
         "ray_actor_options": resources_for(recipe, "serving").options,
         "graceful_shutdown_timeout_s": GRACE_S,
+        "max_constructor_retry_count": LOADED_AT_MOST,
         "max_surge_percent": 100,  # a new version answers before the old one leaves
     }
 
