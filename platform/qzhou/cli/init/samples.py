@@ -17,7 +17,7 @@ from qzhou.data.encodings import detected_encoding
 from qzhou.errors import DataError
 from qzhou.transform.reading.columns import Row
 from qzhou.transform.reading.files import DAMAGE, InputFile, open_bytes, unpacked_name
-from qzhou.transform.reading.hub import hf_dataset, hf_rows
+from qzhou.transform.reading.hub import stated_rows
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part
 
@@ -81,16 +81,14 @@ def hub_sample(uri: str) -> Sample:
     Raises:
         NotUnderstood: It cannot be reached, or has no rows.
     """
-    file = InputFile(uri)
+    file, form = InputFile(uri), Format(reader="hf", paths=(uri,))
     try:
-        splits = hf_dataset(file).info.splits or {}
-        rows, total, rejected = _spread(islice(hf_rows(file, 0), HUB_ROWS), 0)
+        rows, total, rejected = _spread(islice(read_part(form, FilePart((file,), 0, 1)), HUB_ROWS), 0)
+        total = stated_rows(file) or total
     except (DataError, *DAMAGE, ValueError) as error:
         raise NotUnderstood(str(error)) from None
     if not rows:
         raise NotUnderstood(f"{uri} has no rows")
-    stated = splits.get(uri.rpartition(":")[2].partition("@")[0])
-    total = stated.num_examples if stated is not None and stated.num_examples else total
     return Sample({"reader": "hf"}, rows, total, ["a dataset of the hub"], rejected)
 
 

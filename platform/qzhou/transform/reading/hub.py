@@ -44,6 +44,12 @@ def hf_dataset(file: InputFile) -> Any:
     )
 
 
+def stated_rows(file: InputFile) -> int:
+    """How many rows the hub says that there are; 0 where it does not say."""
+    stated = (hf_dataset(file).info.splits or {}).get(_address(file.uri)["split"])
+    return int(stated.num_examples or 0) if stated is not None else 0
+
+
 def commit_of(uri: str) -> str:
     """The commit of a dataset of the hub; empty for a folder, and where the hub cannot be asked."""
     from huggingface_hub import HfApi
