@@ -28,6 +28,7 @@ class TorchEngine:
         self.rank = dist.get_rank() if is_distributed else 0
         self.world = dist.get_world_size() if is_distributed else 1
         self._collate = prepare_model(model, tokenizer, training, packed=packed)
+        self.packed = self._collate.packed
         self.model = model
         device = next(model.parameters()).device
         self.micro_batch_tokens, self.activation_tokens = token_budgets(training, device)

@@ -96,7 +96,7 @@ def test_deepspeed_trains_like_plain_torch(make_recipe, tiny_qwen2, zero_stage):
 
     recipe = three_tasks(make_recipe, zero_stage=zero_stage, micro_batch_tokens=CHUNK_TOKENS, activation_tokens=1)
     found = model_of(tiny_qwen2)
-    theirs = DeepSpeedEngine(found.model, found.tokenizer, recipe.training, torch.device("cuda"))
+    theirs = DeepSpeedEngine(found.model.to("cuda"), found.tokenizer, recipe.training, torch.device("cuda"))
     plain, tokenizer = engine_of(recipe, tiny_qwen2)
 
     losses = run(plain, recipe, stage_plan(recipe), tokenizer)
@@ -124,7 +124,6 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(make_recipe, tiny_qwen2
 
 def test_packed_texts_have_the_vectors_of_padded_ones(make_recipe, tiny_qwen2):
     """FlashAttention computes in bfloat16, so the bound is its own."""
-    pytest.importorskip("flash_attn")
     training, vectors = three_tasks(make_recipe).training, []
     for packed in (False, True):
         found = load_backbone(str(tiny_qwen2), attention="bidirectional", dtype=torch.bfloat16)

@@ -81,7 +81,9 @@ def gradients(engine, recipe, tokenizer, of_weights, temperatures=TEMPERATURES, 
         planned = PlannedBatch(0, (PlannedRows(name, TASKS[name], np.arange(11)),))
         batches = build_batches(planned, DATA, negatives_per_query=1, seed=1)
         ids = token_ids(tokenizer, [t for b in batches for _, texts in b.text_groups for t in texts], max_tokens=64)
-        sharded = shard_batch(ids, rank=engine.rank, world=engine.world, micro_batch_tokens=CHUNK_TOKENS)
+        sharded = shard_batch(
+            ids, rank=engine.rank, world=engine.world, micro_batch_tokens=CHUNK_TOKENS, packed=engine.packed
+        )
         engine.activation_tokens = ACTIVATIONS[way]
         backward(sharded, engine.forward, partial(of_batches, batches, training), engine)
         found[name, temperature, way] = of_weights(engine)

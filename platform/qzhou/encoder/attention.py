@@ -3,14 +3,14 @@
 Packed texts lie end to end in one row. Position ids alone do not separate them in a
 bidirectional decoder: transformers tells packed sequences apart only under a causal mask,
 so every text would see its neighbours. Here attention gets the ends of the texts. On a GPU
-it is FlashAttention's kernel for texts of different lengths (arXiv:2307.08691). Elsewhere
-each text is attended to by itself, which is slow and exact: the reference for tests.
+it is torch's ``varlen_attn``, FlashAttention's kernel for texts of different lengths
+(arXiv:2307.08691). Elsewhere each text is attended to by itself, which is slow and exact:
+the reference for tests.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 PACKED, IN_FLOAT32 = "qzhou_packed", "qzhou_float32"
+FLASH_CAPABILITY = (8, 0)  # of a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +116,9 @@ class Packed:
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether packing is faster: FlashAttention is installed and computes in this type."""
+    """Whether packing is faster: FlashAttention computes on this device (Ampere or newer) in this type."""
     fits = device.type == "cuda" and dtype in {torch.float16, torch.bfloat16}
-    return fits and importlib.util.find_spec("flash_attn") is not None
+    return fits and torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
 
 
 def packed_attention(
@@ -145,14 +147,14 @@ def packed_attention(
         if settings.get(name) is not None:
             raise TypeError(f"attention with {name} is not computed for packed texts")
     ends, longest, is_causal = settings["ends"], settings["longest"], settings["is_causal"]
-    scaling = settings.get("scaling")
+    scaling, grouped = settings.get("scaling"), query.shape[1] != key.shape[1]
     if query.is_cuda:
-        from flash_attn import flash_attn_varlen_func
-
         rows = [one[0].transpose(0, 1) for one in (query, key, value)]
-        found = flash_attn_varlen_func(*rows, ends, ends, longest, longest, softmax_scale=scaling, causal=is_causal)
+        window = (-1, 0 if is_causal else -1)  # of tokens before and after; -1: all
+        found = varlen_attn(
+            *rows, ends, ends, longest, longest, scale=scaling, window_size=window, enable_gqa=grouped
+        )
         return found[None], None
-    grouped = query.shape[1] != key.shape[1]
     parts = []
     for start, end in itertools.pairwise(ends.tolist()):
         q, k, v = (one[:, :, start:end].float() for one in (query, key, value))

@@ -5,7 +5,14 @@ from collections.abc import Iterator, Sequence
 SMALL_SHARE = 4  # a batch below this part of the budget is filled whatever the padding
 
 
-def length_batches(lengths: Sequence[int], batch_tokens: int, *, most_padding: float = 1.0) -> Iterator[list[int]]:
+def length_batches(
+    lengths: Sequence[int],
+    batch_tokens: int,
+    *,
+    packed: bool = False,
+    most_padding: float = 1.0,
+    filled_tokens: int | None = None,
+) -> Iterator[list[int]]:
     """Rows grouped by length, longest first, so that ``rows * longest <= batch_tokens``.
 
     A single text above the budget is a batch of its own. Longest first: if memory does not
@@ -13,15 +20,19 @@ def length_batches(lengths: Sequence[int], batch_tokens: int, *, most_padding: f
 
     Args:
         lengths: Tokens of each text.
-        batch_tokens: Padded tokens of a batch at most.
-        most_padding: Share of a batch that may be padding, once the batch is more than a quarter of the budget.
+        batch_tokens: Tokens of a batch at most, padding included.
+        packed: There is no padding: the texts of a batch have so many tokens together.
+        most_padding: Share of a batch that may be padding, once the batch is filled enough.
+        filled_tokens: Tokens of a batch that is filled enough; default: a quarter of ``batch_tokens``.
     """
+    enough = batch_tokens // SMALL_SHARE if filled_tokens is None else filled_tokens
     batch: list[int] = []
     longest = filled = 0
     for row in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
         longest = longest or lengths[row]
-        padded = (len(batch) + 1) * longest
-        is_wasteful = padded > batch_tokens // SMALL_SHARE and filled + lengths[row] < (1 - most_padding) * padded
+        tokens = filled + lengths[row]
+        padded = tokens if packed else (len(batch) + 1) * longest
+        is_wasteful = padded > enough and tokens < (1 - most_padding) * padded
         if batch and (padded > batch_tokens or is_wasteful):
             yield batch
             batch, longest, filled = [], lengths[row], 0

@@ -78,7 +78,7 @@ class Encoder:
 
         Args:
             texts: Any number; none gives an array of shape [0, D].
-            batch_tokens: Padded tokens in one forward pass; texts of like length go together. Default: what
+            batch_tokens: Tokens in one forward pass, padding included; texts of like length go together. Default: what
                 suits the device, or what was left of it when memory ran out.
             max_tokens: Truncate here; default: where the encoder does.
 
@@ -89,7 +89,7 @@ class Encoder:
         start = 0
         for ids in self._tokens_ahead(texts, max_tokens or self.max_tokens):
             lengths = [len(one) for one in ids]
-            for rows in length_batches(lengths, batch_tokens or self.batch_tokens):
+            for rows in length_batches(lengths, batch_tokens or self.batch_tokens, packed=self.packed):
                 vectors_ND[start + np.asarray(rows)] = self.vectors([ids[row] for row in rows])
             start += len(ids)
         return vectors_ND
@@ -274,7 +274,7 @@ def packs_exactly(model: EmbeddingModel, tokenizer: Any) -> bool:
     """Whether a model gives packed texts the vectors of padded ones.
 
     Not where positions begin at another number than 0 (RoBERTa), or where attention has a
-    sliding window.
+    sliding window: transformers' masks count its ends in, FlashAttention does not.
     """
     device = next(model.parameters()).device
     training = [one for one in model.modules() if one.training]

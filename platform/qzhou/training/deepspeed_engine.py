@@ -52,6 +52,7 @@ class DeepSpeedEngine:
             training.zero_stage > 0 and checkpoint is not None and _state(checkpoint)["workers"] != self.world
         )
         self._collate = prepare_model(model, tokenizer, training)
+        self.packed = self._collate.packed
         is_bfloat16 = next(model.parameters()).dtype == torch.bfloat16
         self.engine, *_ = deepspeed.initialize(
             model=model,

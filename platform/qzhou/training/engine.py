@@ -25,12 +25,14 @@ class Engine(Protocol):
     Attributes:
         rank: Of this process.
         world: Number of ranks.
-        micro_batch_tokens: Padded tokens of one forward pass.
-        activation_tokens: Padded tokens whose activations fit into the memory of a rank.
+        packed: Whether texts lie end to end instead of in padded rows.
+        micro_batch_tokens: Tokens of one forward pass, padding included.
+        activation_tokens: Tokens, padding included, whose activations fit into the memory of a rank.
     """
 
     rank: int
     world: int
+    packed: bool
     micro_batch_tokens: int
     activation_tokens: int
 
@@ -63,20 +65,20 @@ class Collator:
     def __init__(self, model: EmbeddingModel, tokenizer: Any, *, packed: bool | None = None) -> None:
         """Choose packing or padding for good: gradient checkpointing computes attention in the backward pass too.
 
-        By default texts are packed where FlashAttention is installed and computes in the
-        model's dtype, and the vectors are those of padded texts.
+        By default texts are packed where FlashAttention computes in the model's dtype, and
+        the vectors are those of padded texts.
         """
         weight = next(model.parameters())
         self._device, self._dtype, self._pad = weight.device, weight.dtype, tokenizer.pad_token_id
         if packed is None:
             packed = can_pack(weight.device, weight.dtype) and packs_exactly(model, tokenizer)
-        self._packed = packed
-        if self._packed:
+        self.packed = packed
+        if packed:
             model.backbone.set_attn_implementation(PACKED)
 
     def __call__(self, ids: Sequence[Ids], soft_mask_weight: float | None = None) -> Padded | Packed:
         """The texts as tensors on the model's device."""
-        if self._packed:
+        if self.packed:
             assert soft_mask_weight is None, "packed attention takes no mask"
             return Packed.of(ids, self._device)
         padded = Padded.of(ids, self._device, pad_token=self._pad)
@@ -103,7 +105,7 @@ def prepare_model(
 
 
 def token_budgets(training: TrainingSection, device: torch.device) -> tuple[int, int]:
-    """Padded tokens of a forward pass, and those whose activations a rank holds."""
+    """Tokens of a forward pass, and those whose activations a rank holds, padding included."""
     chunk = training.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
     return chunk, max(chunk, training.activation_tokens or ACTIVATION_TOKENS[device.type])
 

@@ -53,16 +53,19 @@ def prepare_batch(stage: TrainingStage, engine: Engine, step: int) -> PreparedBa
         planned, stage.data, negatives_per_query=training.negatives_per_query, seed=stage.recipe.training_seed
     )
 
-    def sharded(tokenizer: Any) -> ShardedBatch:
+    def sharded(tokenizer: Any, *, packed: bool) -> ShardedBatch:
         model = stage.recipe.model
         limit = {"query": model.max_query_tokens, "document": model.max_document_tokens}
         own = _own_tokenizer(tokenizer)
         groups = [group for batch in batches for group in batch.text_groups]
         ids = [one for side, texts in groups for one in token_ids(own, texts, max_tokens=limit[side])]
-        return shard_batch(ids, rank=engine.rank, world=engine.world, micro_batch_tokens=engine.micro_batch_tokens)
+        return shard_batch(
+            ids, rank=engine.rank, world=engine.world, micro_batch_tokens=engine.micro_batch_tokens, packed=packed
+        )
 
-    for_teacher = sharded(stage.teacher.tokenizer) if stage.teacher else None
-    return PreparedBatch(planned, batches, sharded(stage.tokenizer), for_teacher)
+    teacher = stage.teacher
+    for_teacher = sharded(teacher.tokenizer, packed=teacher.collate.packed) if teacher else None
+    return PreparedBatch(planned, batches, sharded(stage.tokenizer, packed=engine.packed), for_teacher)
 
 
 def prefetch(

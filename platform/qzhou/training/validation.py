@@ -62,7 +62,13 @@ class Validation:
         model = recipe.model
         ids = token_ids(tokenizer, queries, max_tokens=model.max_query_tokens)
         ids += token_ids(tokenizer, list(documents.values()), max_tokens=model.max_document_tokens)
-        texts = shard_batch(ids, rank=engine.rank, world=engine.world, micro_batch_tokens=engine.micro_batch_tokens)
+        texts = shard_batch(
+            ids,
+            rank=engine.rank,
+            world=engine.world,
+            micro_batch_tokens=engine.micro_batch_tokens,
+            packed=engine.packed,
+        )
         qrels = {str(q): relevant[normalized_text(one.query)] for q, (_, one) in enumerate(asked)}
         return cls(texts, qrels)
 
