@@ -39,7 +39,7 @@ ONLY_IN = {
         "platform/qzhou/mining/sharded_index.py",
         "platform/qzhou/serving/batch_embed.py",
         "platform/qzhou/serving/indexing.py",
-        "platform/qzhou/training/stop_signal.py",
+        "platform/qzhou/training/signals.py",
     },
     "deepspeed": {"platform/qzhou/training/deepspeed_engine.py"},
     "mteb": {

@@ -40,6 +40,7 @@ WORKER_ENV = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TQDM_DISABLE": "1",  # a worker has no terminal; the stages say how far they are
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # batches have many shapes; else a GPU's memory falls to pieces
     "PYTHONWARNINGS": "ignore::FutureWarning",  # DeepSpeed's, about torch names that still work
 }
 

@@ -149,11 +149,12 @@ def packed_attention(
     ends, longest, is_causal = settings["ends"], settings["longest"], settings["is_causal"]
     scaling, grouped = settings.get("scaling"), query.shape[1] != key.shape[1]
     if query.is_cuda:
-        rows = [one[0].transpose(0, 1) for one in (query, key, value)]
+        q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))
         window = (-1, 0 if is_causal else -1)  # of tokens before and after; -1: all
         found = varlen_attn(
-            *rows, ends, ends, longest, longest, scale=scaling, window_size=window, enable_gqa=grouped
+            q, k, v, ends, ends, longest, longest, scale=scaling, window_size=window, enable_gqa=grouped
         )
+        assert isinstance(found, Tensor), "the logarithms of sums were not asked for"
         return found[None], None
     parts = []
     for start, end in itertools.pairwise(ends.tolist()):

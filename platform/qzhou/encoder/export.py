@@ -7,6 +7,7 @@ pooling. With ``rope_parameters`` alone, transformers 4 rotates by another angle
 word (cosine 0.77).
 """
 
+import gc
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from qzhou.encoder.backbone import EmbeddingModel, load_backbone
 from qzhou.encoder.model_files import POOLING_BY_OLD_KEY
 from qzhou.errors import TrainingError
+from qzhou.telemetry.memory import release_freed_memory
 
 PARITY_COSINE = 0.9999
 FILE_SIZE = "4GB"  # S3 copies at most 5 GB in one request, and a model of 7B is 14 GB
@@ -138,30 +140,36 @@ def _write_json(file: Path, content: object) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
-def parity(folder: Path, model: EmbeddingModel, tokenizer: Any, texts: list[str], *, max_tokens: int) -> float:
-    """Lowest cosine between SentenceTransformer(folder) and our encoder over some texts, both in float32."""
+def parity(folder: Path, texts: list[str], *, max_tokens: int, device: str = "cpu") -> float:
+    """Lowest cosine between SentenceTransformer(folder) and our encoder over some texts, both in float32.
+
+    One model is loaded after the other: at most one is in memory.
+    """
     from sentence_transformers import SentenceTransformer
 
     from qzhou.encoder.encoder import Encoder
 
-    theirs = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32}).encode(texts)
-    ours = Encoder(model.float(), tokenizer, max_tokens=max_tokens).encode(texts)
+    theirs = SentenceTransformer(str(folder), device=device, model_kwargs={"dtype": torch.float32}).encode(texts)
+    gc.collect()  # a SentenceTransformer is a circle of references
+    release_freed_memory()
+    found = load_backbone(str(folder), dtype=torch.float32)
+    ours = Encoder(found.model.to(device), found.tokenizer, max_tokens=max_tokens).encode(texts)
     return float((theirs * ours).sum(1).min())
 
 
-def checked_parity(folder: Path, *, name: str, max_tokens: int) -> float:
+def checked_parity(folder: Path, *, name: str, max_tokens: int, device: str = "cpu") -> float:
     """The :func:`parity` of an exported folder with the same weights in our encoder.
 
     Args:
         folder: Of the exported model.
         name: Of the model, for the error.
         max_tokens: Where texts are truncated.
+        device: On which both compute.
 
     Raises:
         TrainingError: SentenceTransformer gives other vectors.
     """
-    found = load_backbone(str(folder), dtype=torch.float32)
-    lowest = parity(folder, found.model, found.tokenizer, list(PARITY_TEXTS), max_tokens=max_tokens)
+    lowest = parity(folder, list(PARITY_TEXTS), max_tokens=max_tokens, device=device)
     if lowest < PARITY_COSINE:
         raise TrainingError(
             f"{name}: SentenceTransformer gives other vectors than the encoder (lowest cosine {lowest:.6f}, "

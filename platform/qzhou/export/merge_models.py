@@ -103,8 +103,8 @@ def merge_models(
             log_event(line, "can_be_merged")
             return
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        state = merge_states(_states(sources), shares, method=method)
-        max_tokens = _save(sources, state, folder, prompts)
+        # merged weights are gone before the folder is checked, which loads them again
+        max_tokens = _save(sources, merge_states(_states(sources), shares, method=method), folder, prompts)
         lowest = checked_parity(folder, name="the merged model", max_tokens=max_tokens)
         _write_origin(folder, sources, shares, method)
         publish(folder, target)

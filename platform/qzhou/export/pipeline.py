@@ -1,9 +1,14 @@
 """The stage ``export``: the trained model as a sentence-transformers folder, and in it as an ONNX file."""
 
+import dataclasses
 import tempfile
 from importlib import import_module
 from pathlib import Path
 
+import ray
+
+from qzhou.cluster.resources import resources_for
+from qzhou.cluster.session import refuse_what_never_comes, session
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
@@ -51,17 +56,30 @@ def export(recipe: Recipe, *, onnx: bool = False) -> Manifest:
 
 
 def _export(run: Run, folder: Folder) -> dict[str, int]:
-    # loads torch, which a driver whose export is finished can do without
-    from qzhou.encoder.export import checked_parity
-
-    with (run.folder / MODELS_OF_STAGES[TRAINING_STAGE2]).local_copy() as trained:
-        folder.upload(trained)
-        lowest = checked_parity(trained, name=folder.uri, max_tokens=run.recipe.model.max_document_tokens)
-        dimensions = read_metadata(str(trained)).dimensions
-        assert dimensions is not None, "every encoder that is trained says its width"
+    """Export on a node that trains: a model of 7B in float32 is 28 GB, which few heads of clusters have."""
+    asked = dataclasses.replace(resources_for(run.recipe, "training"), workers=1)
+    with session():
+        refuse_what_never_comes(asked)
+        task = ray.remote(_export_model).options(**asked.options)
+        lowest, dimensions = ray.get(task.remote(run.recipe, run.folder.uri, folder.uri))
     line = f"model: SentenceTransformer and the encoder agree in float32 (lowest cosine {lowest:.6f})"
     log_event(line, "exported", lowest_cosine=lowest)
     return {"dimensions": dimensions}
+
+
+def _export_model(recipe: Recipe, run_folder: str, target: str) -> tuple[float, int]:
+    """The lowest cosine of the two encoders and the width of a vector, after the model's files are in their place."""
+    from qzhou.encoder.export import checked_parity
+
+    trained, exported = Folder.open(run_folder) / MODELS_OF_STAGES[TRAINING_STAGE2], Folder.open(target)
+    exported.delete()
+    trained.copy_to(exported)  # an object store copies by itself
+    with trained.local_copy() as local:
+        dimensions = read_metadata(str(local)).dimensions
+        assert dimensions is not None, "every encoder that is trained says its width"
+        device = "cuda" if recipe.cluster.gpu else "cpu"
+        max_tokens = recipe.model.max_document_tokens
+        return checked_parity(local, name=target, max_tokens=max_tokens, device=device), dimensions
 
 
 def _refuse_without_packages() -> None:

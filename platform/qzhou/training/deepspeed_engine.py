@@ -54,6 +54,8 @@ class DeepSpeedEngine:
         self._collate = prepare_model(model, tokenizer, training)
         self.packed = self._collate.packed
         is_bfloat16 = next(model.parameters()).dtype == torch.bfloat16
+        # DeepSpeed's own group waits ten minutes, whatever the first one allows: copies of data may differ by more
+        dist.barrier()
         self.engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=[one for one in model.parameters() if one.requires_grad],

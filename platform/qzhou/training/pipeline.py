@@ -23,12 +23,12 @@ from qzhou.config.training import TrainingSection, TrainingStageName
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import with_arithmetic
-from qzhou.errors import QzhouError, TrainingError
+from qzhou.errors import QzhouError, StorageError, TrainingError
 from qzhou.run.run import Run
 from qzhou.telemetry.events import log_event
 from qzhou.training.recorder import StageRecorder
+from qzhou.training.signals import Signals
 from qzhou.training.stages import train_stages
-from qzhou.training.stop_signal import StopSignal
 
 # Ray's 60 s is too short while nodes start or DeepSpeed compiles
 START_TIMEOUT_S = "900"
@@ -56,17 +56,17 @@ def _train_stage(run: Run, folder: Folder, stage: TrainingStageName) -> dict[str
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
     with session(resources_for(run.recipe, "training")):
-        stop = StopSignal()
+        signals = Signals()
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config=settings | {"stop": stop},
+            train_loop_config=settings | {"signals": signals},
             torch_config=TorchConfig(timeout_s=1800),
             scaling_config=_scaling(run.recipe),
             run_config=_run_config(folder, run.recipe.training),
         )
         try:
-            with stop.printed():
-                result = _fit(trainer, stop)
+            with signals.printed():
+                result = _fit(trainer, signals)
         except ray.train.TrainingFailedError as error:
             if our_error(error):
                 raise
@@ -75,12 +75,14 @@ def _train_stage(run: Run, folder: Folder, stage: TrainingStageName) -> dict[str
                 f"{stage} failed: {lines[-1].strip()}\n       The workers' traceback is above. "
                 "The same job continues from the last checkpoint."
             ) from error
-        if stop.was_requested:
+        if failure := signals.failure():
+            raise failure
+        if signals.was_requested:
             raise KeyboardInterrupt
     return {"steps": int(result.metrics["step"])}
 
 
-def _fit(trainer: TorchTrainer, stop: StopSignal) -> ray.train.Result:
+def _fit(trainer: TorchTrainer, signals: Signals) -> ray.train.Result:
     """Train in a thread of its own, so that Ctrl-C, which also stops a job, is for us and not for Ray Train.
 
     The first one ends training with a checkpoint, the next one at once.
@@ -100,7 +102,7 @@ def _fit(trainer: TorchTrainer, stop: StopSignal) -> ray.train.Result:
 
     def request_stop(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop.request()
+        signals.request_stop()
         line = "training: stops after a checkpoint of the next step; Ctrl-C again ends it at once, without one"
         log_event(line, "stopping", level="warning")
 
@@ -136,11 +138,17 @@ def _scaling(recipe: Recipe) -> ray.train.ScalingConfig:
 
 def _train_worker(settings: dict[str, Any]) -> None:
     """Train one rank; the driver prints the message of an error of ours."""
-    # loads torch, which the driver and Ray Train's controller can do without
-    from qzhou.training.worker import train_worker
+    # the driver and Ray Train's controller can do without
+    import torch
+
+    from qzhou.training.worker import Resume, train_worker
 
     export_metrics()
-    settings["stop"].speak()
+    signals: Signals = settings["signals"]
+    signals.speak()
+    if signals.failure():
+        return  # the driver knows why, and Ray Train starts the ranks again whatever the reason
+    halvings = signals.halvings()
     logging.getLogger().setLevel(logging.WARNING)  # that a rank has reported a checkpoint is no news
     checkpoint = ray.train.get_checkpoint()
     try:
@@ -150,25 +158,34 @@ def _train_worker(settings: dict[str, Any]) -> None:
                 settings["stage"],
                 Folder.open(settings["run_folder"]),
                 mined=settings["mined"],
-                make_recorder=partial(RayRecorder, settings["stop"]),
-                checkpoint=Path(local) if local else None,
+                make_recorder=partial(RayRecorder, signals),
+                resume=Resume(Path(local) if local else None, halvings),
             )
-    except QzhouError:
+    except QzhouError as error:
         # it prints every traceback
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+        if not isinstance(error, StorageError):  # which may have been away for a moment
+            signals.fail(error)
+        raise
+    except torch.OutOfMemoryError:
+        signals.halve(halvings)
+        line = (
+            "training: a GPU has no memory left; ranks go on from the last checkpoint and hold half as many tokens"
+        )
+        log_event(line, "out_of_memory", level="warning")
         raise
 
 
 class RayRecorder(StageRecorder):
     """Checkpoints go to Ray Train, which also reports preemption."""
 
-    def __init__(self, stop: StopSignal, *arguments: Any) -> None:
+    def __init__(self, signals: Signals, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._stop, self._was_preempted = stop, False
+        self._signals, self._was_preempted = signals, False
 
     def stop_requested(self, step: int) -> bool:
         """Whether the driver was told to stop; the same answer on every rank."""
-        return self._stop.is_last_step(step, self.engine.rank)
+        return self._signals.is_last_step(step, self.engine.rank)
 
     def preempted(self) -> bool:
         """Whether Ray Train reports that a node is about to leave; True once."""

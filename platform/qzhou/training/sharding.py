@@ -15,7 +15,7 @@ from qzhou.encoder.batching import length_batches
 Ids = Sequence[int]
 MicroBatches = list[list[Ids]]
 
-# share of padding at which a micro-batch ends before it is full, once it is filled enough: a quarter full, or with an
+# share of padding at which a micro-batch ends before it is full, once it is filled enough: a quarter full, or with a
 # sixteenth of a share that is smaller
 MAX_PADDING = 0.1
 LARGE_PART, SMALL_PARTS = 4, 16

@@ -22,7 +22,7 @@ from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.run.run import Run
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.stages import train_stages
-from qzhou.training.worker import train_worker
+from qzhou.training.worker import Resume, train_worker
 
 CHECKPOINTS, COMPLETE = "torchrun_checkpoints", "complete.json"
 # other ranks wait so long for rank 0 to write the model of a stage
@@ -84,7 +84,12 @@ def _from_rank_0(message: dict[str, Any] | None) -> dict[str, Any]:
 def _train_stage(*, recipe: Recipe, run_folder: str, stage: TrainingStageName, mined: str, checkpoint: str) -> None:
     with Folder.open(checkpoint).local_copy() if checkpoint else nullcontext() as local:
         train_worker(
-            recipe, stage, Folder.open(run_folder), mined=mined, make_recorder=TorchrunRecorder, checkpoint=local
+            recipe,
+            stage,
+            Folder.open(run_folder),
+            mined=mined,
+            make_recorder=TorchrunRecorder,
+            resume=Resume(local),
         )
 
 

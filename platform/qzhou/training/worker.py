@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +35,22 @@ from qzhou.training.examples import TrainingSet, training_sets
 from qzhou.training.loader import TrainingStage
 from qzhou.training.loop import train_stage
 from qzhou.training.lora import add_adapters, merge_adapters
+from qzhou.training.memory_budget import fit_budgets, halve_budgets
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.validation import Validation, held_out_examples
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What earlier attempts at a stage left.
+
+    Attributes:
+        checkpoint: The last one, on this machine.
+        halvings: How often ranks ran out of memory.
+    """
+
+    checkpoint: Path | None = None
+    halvings: int = 0
 
 
 def train_worker(
@@ -45,19 +60,20 @@ def train_worker(
     *,
     mined: str,
     make_recorder: Callable[[Recipe, Folder, Engine, int], StageRecorder],
-    checkpoint: Path | None,
+    resume: Resume,
 ) -> None:
     """Train one rank of a stage, from any checkpoint; rank 0 writes the model at the end.
 
     The process group of the ranks must be there already.
 
-    ``mined`` says which making of the mined examples to train on, and ``make_recorder`` how
-    checkpoints are kept.
+    ``mined`` says which making of the mined examples to train on, ``make_recorder`` how
+    checkpoints are kept, and ``resume`` what earlier attempts left.
 
     Raises:
         DataError: There is nothing to train on.
         TrainingError: The loss is not finite, or the checkpoint cannot be continued.
     """
+    checkpoint = resume.checkpoint
     data = training_sets(recipe, run_folder, mined=mined, retrieval_only=name == "stage1")
     plan = _batch_plan(recipe, name, data)
     device = choose_device(None if recipe.cluster.gpu else "cpu")
@@ -70,6 +86,7 @@ def train_worker(
         if device.type == "cpu" and library == "onednn":
             multiply_with_onednn(model)
         engine = DeepSpeedEngine(model, found.tokenizer, recipe.training, device, checkpoint=checkpoint)
+        _fit_memory(engine, recipe, device, resume.halvings)
         first_step = engine.load(checkpoint) if checkpoint is not None else 0
         if checkpoint is not None and engine.rank == 0:
             log_event(f"training: {name}: continues after step {first_step}", "continued", step=first_step)
@@ -97,6 +114,16 @@ def train_worker(
         state = engine.full_state()
         if engine.rank == 0:
             write_model(recipe, name, spec, state, run_folder / MODELS_OF_STAGES[TRAINING_STAGES[name]])
+
+
+def _fit_memory(engine: Engine, recipe: Recipe, device: torch.device, halvings: int) -> None:
+    """Find what a GPU holds; a CPU's memory is not tried, because the system ends whoever takes too much."""
+    for _ in range(halvings):
+        halve_budgets(engine)
+    # with ZeRO 2 and 3 the ranks exchange weights or gradients in every pass, and one that fails would leave the others
+    # waiting: there the ranks are started again with half
+    if device.type == "cuda" and recipe.training.zero_stage < 2:
+        fit_budgets(engine, longest=recipe.model.max_document_tokens, device=device)
 
 
 def _batch_plan(recipe: Recipe, name: TrainingStageName, data: Mapping[str, TrainingSet]) -> BatchPlan:

@@ -292,7 +292,7 @@ def test_sentence_transformers_loads_the_export_and_gives_the_same_vectors(tiny_
     again = load_encoder(str(tmp_path), max_tokens=24, dtype="float32", device="cpu")
     assert (again.model.pooling, again.prompts) == (pooling, prompts)
     assert again.model.backbone.config.is_causal is False
-    assert parity(tmp_path, again.model, again.tokenizer, TEXTS[:3], max_tokens=24) >= 0.9999
+    assert parity(tmp_path, TEXTS[:3], max_tokens=24) >= 0.9999
     assert json.loads((tmp_path / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"] is (
         pooling == "mean"
     )
@@ -457,3 +457,49 @@ def test_a_tokenizer_that_cuts_at_the_left_reads_the_end(tiny_bert):
     (ids,), _ = encoder.tokenize([text])
 
     assert set(encoder.tokenizer.convert_ids_to_tokens(ids)) == {"[CLS]", "paris", "[SEP]"}
+
+
+PEAK = """
+import sys, threading, time
+import torch
+from pathlib import Path
+from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
+from qzhou.encoder.backbone import EmbeddingModel
+from qzhou.encoder.export import checked_parity, save_sentence_transformer
+import sentence_transformers
+
+def own_memory():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+def watch():
+    while not done.wait(0.005):
+        seen.append(own_memory())
+
+tokenizer, folder = AutoTokenizer.from_pretrained(sys.argv[1]), Path(sys.argv[2])
+config = Qwen2Config(
+    vocab_size=len(tokenizer), hidden_size=768, intermediate_size=3072, num_hidden_layers=8, num_attention_heads=12,
+    num_key_value_heads=4, dtype=torch.bfloat16, use_cache=False,
+)
+model = EmbeddingModel(Qwen2Model(config).to(torch.bfloat16), "mean")
+save_sentence_transformer(model, tokenizer, folder, max_tokens=64, prompts={})
+parameters = sum(one.numel() for one in model.parameters())
+del model
+seen, done = [own_memory()], threading.Event()
+thread = threading.Thread(target=watch)
+thread.start()
+checked_parity(folder, name="it", max_tokens=64)
+done.set()
+thread.join()
+print((max(seen) - seen[0]) / parameters)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux")
+def test_an_export_is_checked_with_one_model_in_memory(tiny_qwen2, tmp_path):
+    """Both encoders held a copy in float32: 68 GB of a model of 7B."""
+    command = [sys.executable, "-c", PEAK, str(tiny_qwen2), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert float(done.stdout.splitlines()[-1]) < 5  # bytes a parameter
