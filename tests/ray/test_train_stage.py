@@ -1,9 +1,12 @@
 """The training stages on a local Ray: whole after any death, and as good as an undisturbed run."""
 
+import json
+import pickle
 import shutil
 import signal
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from qzhou.cluster.session import session
 from qzhou.errors import TrainingError
 from qzhou.export.pipeline import export
 from qzhou.training.pipeline import train
+from qzhou.training.signals import Signals
 from tests.ranks.problem import with_training
 from tests.ray.training_run import (
     LOSS_TOLERANCE,
@@ -89,8 +93,8 @@ def test_killed_workers_and_a_killed_driver_cost_no_step(cluster, undisturbed, m
     assert not [said for said in controllers if "Failed to stop" in said], "it asks no other cluster of the machine"
 
 
-def test_a_stage_whose_loss_is_not_finite_keeps_its_batch_and_says_where(
-    make_recipe, tiny_qwen2, tmp_path, capfd
+def test_a_stage_whose_loss_is_not_finite_keeps_its_batch_says_where_and_is_not_tried_again(
+    make_recipe, tiny_qwen2, tmp_path
 ):
     """Ray Train starts ranks again after any error: the same steps would be trained twice more, to the same end."""
     broken = tmp_path / "broken"
@@ -99,11 +103,37 @@ def test_a_stage_whose_loss_is_not_finite_keeps_its_batch_and_says_where(
     weights["norm.weight"] = torch.full_like(weights["norm.weight"], float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     recipe = prepared(make_recipe, broken, "broken", max_failures=2)
+    batch = stage_folder(recipe, "stage1") / "not_finite" / "step-000000.json"
 
+    def keep_first():
+        while not batch.exists():
+            time.sleep(0.05)
+        batch.rename(tmp_path / "first.json")
+
+    keeper = threading.Thread(target=keep_first)
+    keeper.start()
     with pytest.raises(
         TrainingError, match=r"the loss is nan at step 0 on 'r'; its batch is in .*step-000000.json"
     ):
         train(recipe)
+    keeper.join()
 
-    assert (stage_folder(recipe, "stage1") / "not_finite" / "step-000000.json").exists()
-    assert capfd.readouterr().out.count("stage1: 0/12 steps") <= 1
+    assert json.loads((tmp_path / "first.json").read_text())["step"] == 0
+    assert not batch.exists(), "the step was tried again"
+
+
+def test_signals_reach_those_who_come_later_and_two_ranks_that_lack_memory_halve_once():
+    signals = Signals()
+    assert (signals.failure(), signals.halvings()) == (None, 0)
+    later = pickle.loads(pickle.dumps(signals))
+
+    for _ in range(2):
+        signals.halve(0)
+    assert later.halvings() == 1
+    signals.halve(1)
+    assert later.halvings() == 2
+
+    signals.fail(TrainingError("the first reason"))
+    signals.fail(TrainingError("what followed from it"))
+    assert isinstance(later.failure(), TrainingError)
+    assert str(later.failure()) == "the first reason"
