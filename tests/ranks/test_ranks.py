@@ -128,6 +128,18 @@ def teacher_of(recipe):
 
 
 ZERO_STAGES = (0, 1, 2, 3)
+# by default ZeRO-3 keeps weights below 100,000 elements on every rank, and all of a tiny model are
+RELEASED = {
+    "zero_optimization": {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_model_persistence_threshold": 0,
+        "stage3_max_live_parameters": 1,
+        "stage3_max_reuse_distance": 0,
+        "stage3_prefetch_bucket_size": 0,
+        "reduce_bucket_size": 500,  # below the embedding, as with a model of 7B
+        "zero_hpz_partition_size": 2,
+    }
+}
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +175,8 @@ def test_every_option_trains_with_deepspeed_on_two_ranks_as_with_plain_torch_on_
         {"zero_stage": 3, "lora": LoraSection(rank=4)},
         {"zero_stage": 2, "offload_optimizer": True},
         {"zero_stage": 3, "gradient_checkpointing": True, "activation_tokens": 1},
+        {"zero_stage": 3, "deepspeed": RELEASED, "gradient_checkpointing": True, "activation_tokens": 1},
+        {"zero_stage": 1, "deepspeed": {"zero_optimization": {"reduce_bucket_size": 500}}},
         {"zero_stage": 1, "distillation": DistillationSection(teacher=str(tiny_bert), temperature=0.5)},
     ]
     recipes = [three_tasks(recipe_in(tmp_path), micro_batch_tokens=CHUNK_TOKENS, **option) for option in options]

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from qzhou.config.recipe import load_recipe
+from qzhou.config.section import Section
+from qzhou.config.training import DEEPSPEED_OWNED
 from qzhou.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +155,34 @@ def test_a_dotted_override_replaces_one_setting_and_leaves_its_neighbours():
 
     assert recipe.training.stage1.steps == 20
     assert recipe.training.stage1.batch_size == 64
+
+
+def settings_of(section, prefix=""):
+    """Dotted name and value of each setting that is a number, a text, a truth value or a choice."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from settings_of(value, f"{prefix}{name}.")
+        elif isinstance(value, bool | int | float | str) and value != "":
+            yield prefix + name, value
+
+
+def test_every_setting_is_understood_as_text_as_a_command_line_gives_it():
+    """Defect of a first version: ZeRO stages were a choice of numbers, and a flag's text is no number."""
+    recipe = load_recipe(QUICKSTART)
+    flags = dict(settings_of(recipe))
+    assert len(flags) > 100
+
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    again = load_recipe(QUICKSTART, words)
+
+    assert dict(settings_of(again)) == flags
+
+
+@pytest.mark.parametrize("name", sorted(DEEPSPEED_OWNED))
+def test_deepspeed_is_not_told_past_the_recipe(make_recipe, name):
+    with pytest.raises(RecipeError, match=rf"deepspeed has settings that the recipe decides otherwise \({name}: "):
+        make_recipe(training={"deepspeed": {name: 1}})
 
 
 def test_an_unknown_override_is_answered_with_the_nearest_flag():

@@ -1,6 +1,6 @@
 """The recipe table ``[training]``: two stages, losses, and terms that other models add."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -102,6 +102,18 @@ class LoraSection(Section):
 
 
 TrainingStageName = Literal["stage1", "stage2"]
+# what DeepSpeed must not be told past the recipe, and what decides it
+DEEPSPEED_OWNED = {
+    "train_batch_size": "batch_size of a stage",
+    "train_micro_batch_size_per_gpu": "training.micro_batch_tokens",
+    "gradient_accumulation_steps": "training.activation_tokens",
+    "gradient_clipping": "training.max_gradient_norm",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "optimizer": "AdamW, training.weight_decay",
+    "scheduler": "lr_scheduler of a stage",
+    "checkpoint": "training.save_every_steps",
+}
 RETRIEVAL_SHARE = 0.72  # of stage 2's steps; section 6.3 of the paper
 SHARE_UNIT = 10**6  # eta is counted in millionths, so that its share of steps is exact
 
@@ -161,8 +173,14 @@ class TrainingSection(Section):
     sampling_alpha: Fraction = Field(0.5, description="A dataset is drawn in proportion to rows ** alpha.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.01, description="Weight decay of AdamW.")
     max_gradient_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage.")
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(
+        1, description="DeepSpeed ZeRO stage; 1 is fastest where it fits: 2 and 3 communicate in every pass."
+    )
     offload_optimizer: bool = Field(False, description="Keep the optimizer's state in CPU memory (ZeRO 1 to 3).")
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict,
+        description="More settings of DeepSpeed, in the names of its configuration: zero_optimization for instance.",
+    )
     micro_batch_tokens: AtLeastOne | None = Field(
         None, description="Padded tokens of one forward pass; default: what suits the device."
     )
@@ -187,6 +205,9 @@ class TrainingSection(Section):
             raise ValueError(
                 f"min_workers is {self.min_workers} and workers {self.workers}; the first is how many of them suffice"
             )
+        if owned := sorted(set(self.deepspeed) & DEEPSPEED_OWNED.keys()):
+            places = "; ".join(f"{name}: {DEEPSPEED_OWNED[name]}" for name in owned)
+            raise ValueError(f"deepspeed has settings that the recipe decides otherwise ({places}); take them out")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3; zero_stage is 0")
         return self

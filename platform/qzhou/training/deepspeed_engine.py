@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from qzhou.config.loading import merged
 from qzhou.config.training import TrainingSection
 from qzhou.encoder import EmbeddingModel
 from qzhou.errors import SetupError, TrainingError
@@ -90,9 +91,16 @@ class DeepSpeedEngine:
         """The step of a checkpoint, also of one that another number of ranks wrote.
 
         Raises:
-            TrainingError: DeepSpeed cannot convert the checkpoint to this number of ranks.
+            TrainingError: Another ZeRO stage wrote the checkpoint, or DeepSpeed cannot convert it to this number of
+                ranks.
         """
         state = _state(folder)
+        if state["zero_stage"] != self._zero_stage:
+            raise TrainingError(
+                f"the checkpoint in {folder} was written with training.zero_stage {state['zero_stage']}, and it is "
+                f"{self._zero_stage} now. Set it to {state['zero_stage']} to go on, or remove the stage's folder to "
+                "start it over."
+            )
         if self._resharded:
             with _universal(folder, state["workers"], self.world) as converted:
                 self.engine.load_checkpoint(str(converted), tag=UNIVERSAL_TAG)
@@ -119,14 +127,14 @@ def deepspeed_config(training: TrainingSection, *, bfloat16: bool, universal: bo
     A step may have several backward passes (gradient cache), and the engine itself marks
     the last. So no step counts as gradient accumulation, which would cut the negatives of a
     batch. ``universal`` says that the checkpoint to load was converted from another number
-    of ranks.
+    of ranks. What the recipe's ``training.deepspeed`` says comes last.
     """
     # torch's AdamW needs no compiled kernel
     adamw = {"lr": 0.0, "weight_decay": training.weight_decay, "torch_adam": True}
     zero: dict[str, Any] = {"stage": training.zero_stage}
     if training.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
-    return {
+    ours = {
         # counts nothing: the batch plan makes the batches
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -139,6 +147,7 @@ def deepspeed_config(training: TrainingSection, *, bfloat16: bool, universal: bo
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+    return merged(ours, training.deepspeed)
 
 
 def _state(folder: Path) -> dict[str, Any]:
