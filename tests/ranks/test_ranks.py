@@ -63,11 +63,13 @@ def test_ranks_have_the_gradient_of_one_for_each_loss_at_each_temperature(make_r
     assert_same(torch.load(tmp_path / "gradients.pt"), plain_gradients(recipe, tiny_qwen2))
 
 
-def deepspeed_engine(recipe, folder, checkpoint=None):
+def deepspeed_engine(recipe, folder, checkpoint=None, dtype=torch.float32):
     from qzhou.training.deepspeed_engine import DeepSpeedEngine
 
     model, tokenizer = trainable(recipe, folder)
-    engine = DeepSpeedEngine(model, tokenizer, recipe.training, torch.device("cpu"), checkpoint=checkpoint)
+    engine = DeepSpeedEngine(
+        model.to(dtype), tokenizer, recipe.training, torch.device("cpu"), checkpoint=checkpoint
+    )
     return engine, tokenizer
 
 
@@ -192,6 +194,52 @@ def test_every_option_trains_with_deepspeed_on_two_ranks_as_with_plain_torch_on_
         assert theirs["state"].keys() == expected.keys()
         for name, weight in expected.items():
             assert torch.allclose(theirs["state"][name], weight, atol=1e-3), (options[number], name)
+
+
+def bfloat16_rank(rank, world, port, everyone_done, recipes, folder, out):
+    """Six steps in one go, and the same with a checkpoint between, in 16 bits."""
+    join(rank, world, port)
+    for number, recipe in enumerate(recipes):
+        checkpoint = out / f"bfloat16_{number}"
+        checkpoint.mkdir(exist_ok=True)
+        whole, tokenizer = deepspeed_engine(recipe, folder, dtype=torch.bfloat16)
+        losses = run(whole, recipe, stage_plan(recipe), tokenizer)
+        first, _ = deepspeed_engine(recipe, folder, dtype=torch.bfloat16)
+        begun = run(first, recipe, stage_plan(recipe), tokenizer, last_step=3)
+        first.save(checkpoint, 3)
+        dist.barrier()
+        second, _ = deepspeed_engine(recipe, folder, checkpoint, dtype=torch.bfloat16)
+        assert second.load(checkpoint) == 3
+        resumed = begun + run(second, recipe, stage_plan(recipe), tokenizer, first_step=3)
+        states = [one.full_state() for one in (whole, second)]
+        if rank == 0:
+            torch.save({"losses": losses, "resumed": resumed, "states": states}, out / f"bfloat16_{number}.pt")
+    leave(everyone_done)
+
+
+def test_in_bfloat16_losses_follow_float32_a_resumed_run_is_the_same_and_weights_keep_32_bits(
+    make_recipe, tiny_qwen2, tmp_path
+):
+    settings = [
+        {"zero_stage": 1},
+        {"zero_stage": 2, "offload_optimizer": True},
+        {"zero_stage": 3, "deepspeed": RELEASED, "gradient_checkpointing": True, "activation_tokens": 1},
+    ]
+    recipes = [three_tasks(make_recipe, micro_batch_tokens=CHUNK_TOKENS, **one) for one in settings]
+    plain, tokenizer = torch_engine(recipes[0], tiny_qwen2)
+    in_float32 = run(plain, recipes[0], stage_plan(recipes[0]), tokenizer)
+
+    spawn(bfloat16_rank, 2, recipes, tiny_qwen2, tmp_path)
+
+    for number, setting in enumerate(settings):
+        found = torch.load(tmp_path / f"bfloat16_{number}.pt")
+        assert found["losses"] == pytest.approx(in_float32, rel=0.05), setting
+        assert found["resumed"] == found["losses"], setting
+        whole, resumed = found["states"]
+        assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items()), setting
+        # no weight of the optimizer's is one that fits into 16 bits, but by chance
+        finer = [not torch.equal(weight, weight.bfloat16().float()) for weight in whole.values()]
+        assert sum(finer) > 0.9 * len(finer), setting
 
 
 def elastic_rank(rank, world, port, everyone_done, recipes, folder, out, first, last):

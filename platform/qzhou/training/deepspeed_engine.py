@@ -43,6 +43,9 @@ class DeepSpeedEngine:
 
         ``checkpoint`` is the folder that :meth:`load` will read: ZeRO must know beforehand
         whether the same number of ranks wrote it.
+
+        Raises:
+            TrainingError: Settings with which weights would be lost.
         """
         deepspeed = _import_deepspeed(device)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -55,6 +58,11 @@ class DeepSpeedEngine:
         self._collate = prepare_model(model, tokenizer, training)
         self.packed = self._collate.packed
         is_bfloat16 = next(model.parameters()).dtype == torch.bfloat16
+        if is_bfloat16 and training.zero_stage == 0:
+            raise TrainingError(
+                "training.zero_stage is 0 and the model computes in bfloat16: DeepSpeed then returns weights rounded "
+                "to 16 bits. Set it to 1, which keeps them in float32."
+            )
         # DeepSpeed's own group waits ten minutes, whatever the first one allows: copies of data may differ by more
         dist.barrier()
         self.engine, *_ = deepspeed.initialize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from qzhou.data.prompts import Prompt
 from qzhou.data.records import EXAMPLE_TYPES, TASKS, Example, LabeledExample, Task
 from qzhou.data.storage import Folder, from_row
 from qzhou.errors import DataError
+from qzhou.training.node_copies import cache_folder, copied_once
 from qzhou.training.permutation import Ints
 
 # rows of a record batch, in which one row is looked up
@@ -159,14 +159,6 @@ def is_uniform(file: Path, task: Task) -> bool:
     return column is not None and pc.count_distinct(Dataset.from_file(str(file)).data.column(column)).as_py() < 2
 
 
-def cache_folder(run_folder: Folder, mined: str) -> Path:
-    """Where this node keeps its copies: below the folder of Hugging Face datasets (HF_DATASETS_CACHE)."""
-    from datasets import config
-
-    run = hashlib.sha256(run_folder.uri.encode()).hexdigest()[:16]
-    return Path(config.HF_DATASETS_CACHE) / "qzhou" / run / mined
-
-
 def local_copy(folder: Folder, file: Path) -> Path:
     """One Arrow file with the rows of all Parquet files of a folder.
 
@@ -177,26 +169,16 @@ def local_copy(folder: Folder, file: Path) -> Path:
         StorageError: The folder cannot be read.
         DataError: This node has no room for the copy.
     """
-    from filelock import FileLock
-
     file.parent.mkdir(parents=True, exist_ok=True)
     for other in file.parent.parent.iterdir():
         if other != file.parent:
             shutil.rmtree(other, ignore_errors=True)
-    with FileLock(f"{file}.lock"):
-        if not file.exists():
-            partial = file.with_suffix(".writing")
-            partial.unlink(missing_ok=True)
-            try:
-                if not _link_copy_of_another_run(file, partial):
-                    _write_arrow(folder, partial)
-            except OSError as error:
-                raise DataError(
-                    f"{folder.uri} cannot be copied to {file.parent}: {error}. Set HF_DATASETS_CACHE to a folder with "
-                    "room on every node."
-                ) from None
-            partial.replace(file)
-    return file
+
+    def copy(target: Path) -> None:
+        if not _link_copy_of_another_run(file, target):
+            _write_arrow(folder, target)
+
+    return copied_once(folder, file, copy)
 
 
 def _link_copy_of_another_run(file: Path, target: Path) -> bool:

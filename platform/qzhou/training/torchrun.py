@@ -7,7 +7,7 @@ The run's folder, its fingerprints and the model are those of
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ import torch.distributed as dist
 
 from qzhou.config.recipe import Recipe
 from qzhou.config.training import TrainingStageName
+from qzhou.data.records import digest
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.run.run import Run
+from qzhou.training.node_copies import cache_folder, folder_of_node
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.stages import train_stages
 from qzhou.training.worker import Resume, train_worker
@@ -82,7 +84,7 @@ def _from_rank_0(message: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _train_stage(*, recipe: Recipe, run_folder: str, stage: TrainingStageName, mined: str, checkpoint: str) -> None:
-    with Folder.open(checkpoint).local_copy() if checkpoint else nullcontext() as local:
+    with _checkpoint_of_node(run_folder, checkpoint, mined) as local:
         train_worker(
             recipe,
             stage,
@@ -91,6 +93,15 @@ def _train_stage(*, recipe: Recipe, run_folder: str, stage: TrainingStageName, m
             make_recorder=TorchrunRecorder,
             resume=Resume(local),
         )
+
+
+def _checkpoint_of_node(run_folder: str, checkpoint: str, mined: str) -> AbstractContextManager[Path | None]:
+    """A checkpoint on this machine, copied once a node: each rank reads its own part, and some read all."""
+    if not checkpoint:
+        return nullcontext()
+    source = Folder.open(checkpoint)
+    place = cache_folder(Folder.open(run_folder), mined) / f"checkpoint-{digest(checkpoint)}"
+    return folder_of_node(source, place, removes=os.environ["LOCAL_RANK"] == "0")
 
 
 def _complete(checkpoints: Folder) -> list[str]:

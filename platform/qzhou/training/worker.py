@@ -1,5 +1,6 @@
 """What one rank of a stage does, from loading a model to writing the trained one; runs with or without Ray."""
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from qzhou.config.recipe import Recipe
 from qzhou.config.training import TrainingStageName
+from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import library_for, this_processor
 from qzhou.encoder.backbone import (
@@ -25,7 +27,7 @@ from qzhou.encoder.backbone import (
 from qzhou.encoder.cpu.onednn import multiply_with_onednn
 from qzhou.encoder.export import save_sentence_transformer
 from qzhou.errors import TrainingError
-from qzhou.run.files import MODELS_OF_STAGES, TRAINING_STAGE1, TRAINING_STAGES
+from qzhou.run.files import MANIFEST, MODELS_OF_STAGES, TRAINING_STAGE1, TRAINING_STAGES
 from qzhou.telemetry.events import log_event
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.deepspeed_engine import DeepSpeedEngine
@@ -36,6 +38,7 @@ from qzhou.training.loader import TrainingStage
 from qzhou.training.loop import train_stage
 from qzhou.training.lora import add_adapters, merge_adapters
 from qzhou.training.memory_budget import fit_budgets, halve_budgets
+from qzhou.training.node_copies import cache_folder, folder_of_node
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.validation import Validation, held_out_examples
 
@@ -78,7 +81,7 @@ def train_worker(
     plan = _batch_plan(recipe, name, data)
     device = choose_device(None if recipe.cluster.gpu else "cpu")
     dtype = choose_dtype(recipe.model.dtype, device)
-    with _starting_model(recipe, run_folder, name) as spec:
+    with _starting_model(recipe, run_folder, name, mined) as spec:
         found = load_recipe_model(recipe.model, spec=spec, dtype=dtype)
         _refuse_soft_mask(recipe, name, found)
         model = add_adapters(found.model, recipe.training.lora).to(device)
@@ -147,13 +150,16 @@ def _refuse_soft_mask(recipe: Recipe, name: TrainingStageName, found: Backbone) 
 
 
 @contextmanager
-def _starting_model(recipe: Recipe, run_folder: Folder, name: TrainingStageName) -> Iterator[str]:
+def _starting_model(recipe: Recipe, run_folder: Folder, name: TrainingStageName, mined: str) -> Iterator[str]:
     """The first stage starts from the backbone, stage 2 from the model of stage 1."""
     if name == recipe.training.stages[0]:
         yield recipe.model.backbone
         return
-    with (run_folder / MODELS_OF_STAGES[TRAINING_STAGE1]).local_copy() as place:
-        yield str(place)
+    stage1 = Manifest(**(run_folder / TRAINING_STAGE1).read_json(MANIFEST))
+    place = cache_folder(run_folder, mined) / f"stage1-{stage1.execution_id}"
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    with folder_of_node(run_folder / MODELS_OF_STAGES[TRAINING_STAGE1], place, removes=is_first) as local:
+        yield str(local)
 
 
 def write_model(
