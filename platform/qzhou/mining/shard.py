@@ -13,7 +13,7 @@ import functools
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +94,15 @@ class ExactSearch:
 
     Attributes:
         block_bytes: Document vectors that are searched at once.
-        prefilters: Whether a CPU takes candidates from products in bfloat16; instructions for it make them twice as
-            fast and more (LOG.md).
+        prefilters: Whether candidates come from products in 16 bits; a GPU, or a CPU with instructions for them, makes
+            them twice as fast and more (LOG.md). None: on these.
         least_products: Of queries and documents; fewer are not worth the import of torch.
         spare: Candidates beyond the ranks asked for; more prove more and cost more.
         queries_at_once: Their products with a block of documents are in memory together.
     """
 
     block_bytes: int = 64 << 20
-    prefilters: bool = field(default_factory=lambda: bool(this_processor().bfloat16_unit))
+    prefilters: bool | None = None
     least_products: int = 1_000_000_000
     spare: int = 40
     queries_at_once: int = 1024
@@ -149,7 +149,9 @@ class Shard:
         # what is read is in the system's cache
         self._map = functools.lru_cache(MAPPED_FILES)(self._mapped)
         self._width = int(self._map(0).shape[1])
-        self._gpu = faiss.StandardGpuResources() if on_gpu() and faiss.get_num_gpus() else None
+        # FAISS has a GPU for an index that it builds; an exact search takes torch's products
+        has_gpu = index != EXACT and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()
+        self._gpu = faiss.StandardGpuResources() if has_gpu else None
         self._index = None if index == EXACT else self._built(index, parameters)
 
     def close(self) -> None:
@@ -179,25 +181,38 @@ class Shard:
         kept, wanted = min(count, self.rows), min(count + SPARE, self.rows)
         if self._index is not None and not exactly:
             return self._scored(block, self._approximate(block, wanted), kept)
-        settings, products = self._exact_search, len(block.query_ND) * self.rows
-        if self._gpu is None and settings.prefilters and products >= settings.least_products:
-            return self._prefiltered(block, kept)
+        if len(block.query_ND) * self.rows >= self._exact_search.least_products:
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            asked = self._exact_search.prefilters
+            if asked or (asked is None and (device == "cuda" or this_processor().bfloat16_unit)):
+                return self._prefiltered(block, kept, device)
         return self._scored(block, self._exact(block.query_ND, wanted), kept)
 
-    def _prefiltered(self, block: QueryBlock, count: int) -> SearchResult:
-        """The exact search by way of bfloat16; queries for which it proves nothing are searched again in float32."""
-        # loads torch
-        from qzhou.mining.bf16_prefilter import bf16_prefilter
+    def _prefiltered(self, block: QueryBlock, count: int, device: str) -> SearchResult:
+        """The exact search by way of 16 bits; queries for which it proves nothing are searched again in float32."""
+        import torch
+
+        from qzhou.mining.prefilter import prefilter
 
         settings = self._exact_search
-        candidates = bf16_prefilter(
-            block.query_ND, self._blocks(), count + settings.spare, queries_at_once=settings.queries_at_once
+        candidates = prefilter(
+            block.query_ND,
+            self._blocks(),
+            count + settings.spare,
+            queries_at_once=settings.queries_at_once,
+            device=device,
         )
         found = self._scored(block, candidates.row_NC, count)
         open_N = np.flatnonzero(found.score_NK[:, -1] <= candidates.outside_N)
         if len(open_N):
             again = block.only(open_N)
-            rows = self._exact(again.query_ND, min(count + SPARE, self.rows))
+            wanted = min(count + SPARE, self.rows)
+            if device == "cpu":
+                rows = self._exact(again.query_ND, wanted)
+            else:
+                rows = prefilter(again.query_ND, self._blocks(), wanted, device=device, dtype=torch.float32).row_NC
             exact = self._scored(again, rows, count)
             for name in ("score_NK", "row_NK", "positive_cosine_NK"):
                 getattr(found, name)[open_N] = getattr(exact, name)
@@ -208,7 +223,9 @@ class Shard:
         best_score = np.full((len(query_ND), 0), -np.inf, dtype=np.float32)
         best_row = np.zeros((len(query_ND), 0), dtype=np.int64)
         for row_M, document_MD in self._blocks():
-            score, place = self._nearest(query_ND, document_MD, min(count, len(document_MD)))
+            score, place = faiss.knn(
+                query_ND, document_MD, min(count, len(document_MD)), metric=faiss.METRIC_INNER_PRODUCT
+            )
             best_score = np.hstack([best_score, score])
             best_row = np.hstack([best_row, row_M[place]])
             if best_score.shape[1] > count:
@@ -216,16 +233,6 @@ class Shard:
                 best_score = np.take_along_axis(best_score, kept, axis=1)
                 best_row = np.take_along_axis(best_row, kept, axis=1)
         return best_row
-
-    def _nearest(self, query_ND: Floats, document_MD: Floats, count: int) -> tuple[Floats, Ints]:
-        metric = faiss.METRIC_INNER_PRODUCT
-        if self._gpu is None:
-            found: tuple[Floats, Ints] = faiss.knn(query_ND, document_MD, count, metric=metric)
-            return found
-        score, row = faiss.knn_gpu(
-            self._gpu, query_ND.astype(np.float16), document_MD.astype(np.float16), count, metric=metric
-        )
-        return score, row
 
     def _approximate(self, block: QueryBlock, count: int) -> Ints:
         """Rows [N, count] that the index names; -1 where it finds fewer."""
@@ -337,11 +344,6 @@ def vectors_at(folder: Folder, files: Sequence[VectorFile], rows: Ints) -> Float
     order = np.argsort(np.concatenate([wanted for wanted, _ in parts]), kind="stable")
     found: Floats = np.concatenate([part for _, part in parts])[order]
     return found
-
-
-def on_gpu() -> bool:
-    """Whether this build of FAISS can search on a GPU."""
-    return hasattr(faiss, "StandardGpuResources")
 
 
 def divided(files: Sequence[VectorFile], shards: int) -> list[list[VectorFile]]:

@@ -16,7 +16,7 @@ from qzhou.data.storage import Folder
 from qzhou.errors import SetupError, first_line
 from qzhou.mining.actors import RerankActor
 from qzhou.mining.layout import DEFAULT, Layout
-from qzhou.mining.shard import EXACT, QueryBlock, SearchResult, VectorFile, divided, on_gpu, recall
+from qzhou.mining.shard import EXACT, QueryBlock, SearchResult, VectorFile, divided, recall
 from qzhou.mining.text_digests import Floats, Ints
 
 SEARCH_AND_ENCODERS: tuple[StageName, StageName] = ("search", "mining")
@@ -111,8 +111,7 @@ class ShardedIndex:
         mining = recipe.mining
         self._starts = [shard[0].first for shard in shards]
         self._names = [f"documents {one[0].first:,} to {one[-1].first + one[-1].rows - 1:,}" for one in shards]
-        gpus = {} if on_gpu() else {"num_gpus": 0}
-        made = ray.remote(layout.search_actor).options(**{**share, **gpus}, **RESTARTED)
+        made = ray.remote(layout.search_actor).options(**share, **RESTARTED)
         index = index_of(mining, [file for shard in shards for file in shard])
         self.is_exact = index == EXACT
         self._actors = []

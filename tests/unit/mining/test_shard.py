@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qzhou.data.storage import Folder
 from qzhou.errors import RecipeError
-from qzhou.mining.bf16_prefilter import bf16_prefilter
+from qzhou.mining.prefilter import prefilter
 from qzhou.mining.shard import (
     MAPPED_FILES,
     ExactSearch,
@@ -123,9 +123,7 @@ def test_a_search_by_way_of_bfloat16_finds_what_float32_finds(tmp_path_factory, 
 def test_the_prefilter_names_a_bound_that_holds_and_most_queries_need_no_second_search():
     query, document = unit(200, 64, 0), unit(5000, 64, 1)
 
-    found = bf16_prefilter(
-        query, [(np.arange(3000), document[:3000]), (np.arange(3000, 5000), document[3000:])], 80
-    )
+    found = prefilter(query, [(np.arange(3000), document[:3000]), (np.arange(3000, 5000), document[3000:])], 80)
 
     score = query @ document.T
     np.put_along_axis(score, found.row_NC, -1.0, axis=1)

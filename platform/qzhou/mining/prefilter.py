@@ -1,15 +1,17 @@
-"""Candidates for an exact search on CPUs from products in bfloat16, with a bound that proves that none is missing.
+"""Candidates for an exact search from products in 16 bits, with a bound that proves that none is missing.
 
-Processors that multiply in bfloat16 do so two to ten times faster than in float32 (LOG.md).
-Rounding changes a product of unit vectors by no more than the lengths of what it took from
-them. A document that is not among the candidates scores lower than the last one by more
-than that, or the query is searched again in float32: the result is float32's.
+Processors that multiply in bfloat16 do so two to ten times faster than in float32 (LOG.md);
+GPUs take float16, which rounds less. Rounding changes a product of unit vectors by no more
+than the lengths of what it took from them. A document that is not among the candidates
+scores lower than the last one by more than that, or the query is searched again in float32:
+the result is float32's.
 
 Shape letters in this file: N queries, M documents of a block, D embedding width, C
 candidates.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +23,8 @@ from qzhou.mining.text_digests import Floats, Ints
 QUERIES_AT_ONCE = 1024  # more take more memory for their products
 GROUP = 16  # documents of which one maximum is taken
 ROUNDED_ROWS = 4096  # at once, within memory that is used again
-RELATIVE = 2.0**-8  # twice what rounding to bfloat16 changes a product by
+# twice what rounding changes a product by
+RELATIVE = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10, torch.float32: 2.0**-23}
 ABSOLUTE = 1e-5  # what summing in float32 does
 
 
@@ -38,55 +41,77 @@ class Candidates:
     outside_N: Floats
 
 
-def bf16_prefilter(
-    query_ND: Floats, blocks: Iterable[tuple[Ints, Floats]], count: int, *, queries_at_once: int = QUERIES_AT_ONCE
+def prefilter(
+    query_ND: Floats,
+    blocks: Iterable[tuple[Ints, Floats]],
+    count: int,
+    *,
+    queries_at_once: int = QUERIES_AT_ONCE,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> Candidates:
-    """The ``count`` documents that bfloat16 ranks first, for each query.
+    """The ``count`` documents that products in 16 bits rank first, for each query.
 
     Args:
         query_ND: Unit rows.
         blocks: Rows of some documents, and their unit vectors.
         count: Candidates; fewer where there are fewer documents, and none is missing.
         queries_at_once: Their products with a block of documents are in memory together.
+        device: ``cpu`` or ``cuda``.
+        dtype: Of the products; default: bfloat16 on a CPU, float16 on a GPU.
     """
-    query, error_N = _rounded(query_ND)
-    score = torch.full((len(query), count), -torch.inf, dtype=torch.bfloat16)
-    row = torch.zeros(len(query), count, dtype=torch.int64)
+    place, dtype = torch.device(device), dtype or (torch.bfloat16 if device == "cpu" else torch.float16)
+    query, error_N = _rounded(query_ND, place, dtype)
+    score = torch.full((len(query), count), -torch.inf, dtype=dtype, device=place)
+    row = torch.zeros(len(query), count, dtype=torch.int64, device=place)
     worst, seen = 0.0, 0
     # one memory for all products: fresh pages would take as long as the products themselves
-    products = torch.empty(0, dtype=torch.bfloat16)
-    with torch.inference_mode():
+    products = torch.empty(0, dtype=dtype, device=place)
+    with torch.inference_mode(), _sums_in_float32():
         for row_M, document_MD in blocks:
-            document, error_M = _rounded(document_MD)
+            document, error_M = _rounded(document_MD, place, dtype)
+            numbers = torch.from_numpy(row_M).to(place)
             worst = max(worst, float(error_M.max()))
             seen += len(document)
             needed = len(document) * queries_at_once
             if needed > len(products):
-                products = torch.empty(needed, dtype=torch.bfloat16)
+                products = torch.empty(needed, dtype=dtype, device=place)
             for start in range(0, len(query), queries_at_once):
                 here = slice(start, start + queries_at_once)
                 some = query[here]
                 product = products[: len(some) * len(document)].view(len(some), len(document))
                 torch.mm(some, document.T, out=product)
-                found, place = _better(product, score[here, -1:], count)
+                found, column = _better(product, score[here, -1:], count)
                 together = torch.cat([score[here], found], dim=1)
                 score[here], kept = torch.topk(together, count, dim=1)
-                rows = torch.cat([row[here], torch.from_numpy(row_M)[place]], dim=1)
+                rows = torch.cat([row[here], numbers[column]], dim=1)
                 row[here] = rows.gather(1, kept)
-    score, row = score[:, :seen], row[:, :seen]
+    score, row = score[:, :seen].cpu(), row[:, :seen].cpu()
     if seen <= count:
         return Candidates(row.numpy(), np.full(len(query), -np.inf, dtype=np.float32))
     lowest_N = score.float().min(dim=1).values
     # |q.d - q'.d'| <= |q - q'| + |d - d'| for unit q and d; 1.01 because rounded rows may be longer than 1
-    outside_N = lowest_N + RELATIVE * lowest_N.abs() + 1.01 * (error_N + worst) + ABSOLUTE
+    outside_N = lowest_N + RELATIVE[dtype] * lowest_N.abs() + 1.01 * (error_N.cpu() + worst) + ABSOLUTE
     return Candidates(row.numpy(), outside_N.numpy())
 
 
-def _rounded(rows: Floats) -> tuple[Tensor, Tensor]:
-    """Rows in bfloat16, and the length of what the rounding took from each."""
-    exact = torch.from_numpy(np.ascontiguousarray(rows))
-    rounded = torch.empty(exact.shape, dtype=torch.bfloat16)
-    error = torch.empty(len(exact))
+@contextlib.contextmanager
+def _sums_in_float32() -> Iterator[None]:
+    """By default cuBLAS may add up products of 16 bits in 16 bits, which the bound does not know of."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_fp16_reduced_precision_reduction
+    matmul.allow_fp16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_fp16_reduced_precision_reduction = before
+
+
+def _rounded(rows: Floats, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows in 16 bits, and the length of what the rounding took from each."""
+    exact = torch.from_numpy(np.ascontiguousarray(rows)).to(device)
+    rounded = torch.empty(exact.shape, dtype=dtype, device=device)
+    error = torch.empty(len(exact), device=device)
     for start in range(0, len(exact), ROUNDED_ROWS):
         here = slice(start, start + ROUNDED_ROWS)
         rounded[here] = exact[here]
@@ -107,8 +132,8 @@ def _better(score_NM: Tensor, lowest_N1: Tensor, count: int) -> tuple[Tensor, Te
     best = torch.topk(best_NG, min(count, groups), dim=1)
     wanted = int((best.values > lowest_N1).sum(dim=1).max())
     group = best.indices[:, :wanted]
-    inside = (group[:, :, None] + groups * torch.arange(GROUP)).flatten(1)
-    rest = torch.arange(groups * GROUP, score_NM.shape[1]).expand(len(score_NM), -1)
+    inside = (group[:, :, None] + groups * torch.arange(GROUP, device=group.device)).flatten(1)
+    rest = torch.arange(groups * GROUP, score_NM.shape[1], device=group.device).expand(len(score_NM), -1)
     place = torch.cat([inside, rest], dim=1)
     found = torch.topk(score_NM.gather(1, place), min(kept, place.shape[1]), dim=1, sorted=False)
     return found.values, place.gather(1, found.indices)

@@ -1,4 +1,4 @@
-"""Candidates by way of bfloat16: the best of all blocks, and a bound that holds for the rest."""
+"""Candidates by way of 16 bits: the best of all blocks, and a bound that holds for the rest."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qzhou.mining.bf16_prefilter import GROUP, bf16_prefilter
+from qzhou.mining.prefilter import GROUP, prefilter
 
 
 def unit(generator, rows, width=16):
@@ -19,8 +19,9 @@ def unit(generator, rows, width=16):
     seed=st.integers(0, 1000),
     sizes=st.lists(st.integers(1, 3 * GROUP), min_size=1, max_size=5),
     count=st.integers(1, 80),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),  # the second is a GPU's
 )
-def test_what_is_left_out_is_below_the_bound_and_the_candidates_are_the_best(seed, sizes, count):
+def test_what_is_left_out_is_below_the_bound_and_the_candidates_are_the_best(seed, sizes, count, dtype):
     generator = np.random.default_rng(seed)
     query_ND, document_MD = unit(generator, 7), unit(generator, sum(sizes))
     ends = np.cumsum(sizes)
@@ -28,10 +29,10 @@ def test_what_is_left_out_is_below_the_bound_and_the_candidates_are_the_best(see
         (np.arange(end - size, end), document_MD[end - size : end]) for size, end in zip(sizes, ends, strict=True)
     ]
 
-    found = bf16_prefilter(query_ND, blocks, count)
+    found = prefilter(query_ND, blocks, count, dtype=dtype)
 
     kept = min(count, len(document_MD))
-    rounded = (torch.from_numpy(query_ND).bfloat16() @ torch.from_numpy(document_MD).bfloat16().T).float().numpy()
+    rounded = (torch.from_numpy(query_ND).to(dtype) @ torch.from_numpy(document_MD).to(dtype).T).float().numpy()
     for query, rows in enumerate(found.row_NC):
         assert len(set(rows.tolist())) == kept
         best = np.sort(rounded[query])[::-1][:kept]
@@ -53,7 +54,7 @@ def test_later_blocks_are_searched_where_they_hold_something_better(better_last)
         (np.arange(start, min(start + 500, 1060)), document[start : start + 500]) for start in range(0, 1060, 500)
     ]
 
-    found = bf16_prefilter(query, blocks, 10)
+    found = prefilter(query, blocks, 10)
 
     exact = np.argsort(-(query @ document.T), axis=1)[:, :5]
     for query_rows, best in zip(found.row_NC, exact, strict=True):
