@@ -121,7 +121,7 @@ class Checks:
             torch.set_default_dtype(torch.float32)
 
     def batch(self) -> tuple[ShardedBatch, int]:
-        """What one of eight ranks gets of a step of the paper's recipe, with lengths like MS MARCO's, and its queries."""
+        """One of eight ranks' share of a step of the paper's recipe, lengths like MS MARCO's; and its queries."""
         random = np.random.default_rng(0)
         documents = np.clip(random.lognormal(np.log(133), 0.83, 1280 // RANKS), 8, 1536).astype(int)
         queries = np.clip(random.normal(35, 8, 256 // RANKS), 18, 256).astype(int)
@@ -191,7 +191,8 @@ def attention(checks: Checks) -> None:
         gradients.append(
             torch.cat([one.grad.flatten().float() for one in model.parameters() if one.grad is not None])
         )
-    same = float(torch.nn.functional.cosine_similarity(*gradients, dim=0))
+    one, other = gradients
+    same = float(torch.nn.functional.cosine_similarity(one, other, dim=0))
     checks.judge(min(cosines.values()) > 0.999, "attention: cosine to float32", **cosines)
     checks.judge(same > 0.99, "attention: gradient of packed and padded texts", cosine=same)
 

@@ -121,3 +121,14 @@ def test_the_flops_of_an_encoder_are_those_that_torch_counts(tiny_bert):
     assert work.padded_flops == counted.get_total_flops()
     assert (work.tokens, work.padded_tokens) == (8, 10)
     assert work.flops == flops(model.config, 5) + flops(model.config, 3)
+
+
+@pytest.mark.slow
+def test_the_checks_for_a_first_gpu_run_and_pass_on_a_tiny_model(tmp_path):
+    command = [sys.executable, "-m", "bench.gpu", "--small", "--results", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert "all passed" in done.stdout
+    assert {row["verdict"] for row in rows} == {"PASS", "INFO"}
+    assert len(rows) > 12
