@@ -39,6 +39,8 @@ ONLY_IN = {
         "platform/qzhou/mining/sharded_index.py",
         "platform/qzhou/serving/batch_embed.py",
         "platform/qzhou/serving/indexing.py",
+        "platform/qzhou/experiments/rehearsal.py",
+        "platform/qzhou/training/probe.py",
         "platform/qzhou/training/signals.py",
     },
     "deepspeed": {"platform/qzhou/training/deepspeed_engine.py"},

@@ -11,6 +11,7 @@ from qzhou.cluster.ports import free_port
 from qzhou.config.training import DistillationSection, LoraSection
 from qzhou.training.distillation import Teacher
 from qzhou.training.lora import add_adapters
+from qzhou.training.memory_budget import fit_budgets
 from tests.conftest import recipe_in
 from tests.ranks.problem import (
     CHUNK_TOKENS,
@@ -117,6 +118,8 @@ def options_rank(rank, world, port, everyone_done, recipes, folder, out):
     join(rank, world, port)
     for number, recipe in enumerate(recipes):
         engine, tokenizer = deepspeed_engine(recipe, folder)
+        if recipe.training.zero_stage < 2:  # what is tried on a GPU before the first step leaves nothing behind
+            fit_budgets(engine, longest=64, device=torch.device("cpu"))
         losses = run(engine, recipe, stage_plan(recipe), tokenizer, teacher=teacher_of(recipe))
         state = engine.full_state()
         if rank == 0:

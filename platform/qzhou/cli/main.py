@@ -24,7 +24,7 @@ from qzhou.errors import SetupError, UserError
 
 ALL = tuple(place for _, place, _ in tables_of(Recipe))
 EVERY = ("run", "model", "cluster")  # tables that every stage reads
-JOBS = ["run", *STAGES, "index", "report"]
+JOBS = ["run", *STAGES, "index", "report", "rehearse"]
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -330,6 +330,14 @@ def plan(recipe: Recipe, **options: Any) -> None:
 
     given = {name: value for name, value in options.items() if value is not None}
     print_plan(recipe, PlanOptions(**given), synthesis_details)
+
+
+@on_recipe("rehearse", tables=(*EVERY, "cluster.training", "training"))
+def rehearse(recipe: Recipe) -> None:
+    """Try training on this cluster: a few minutes, made-up texts."""
+    from qzhou.experiments.rehearsal import rehearse
+
+    rehearse(recipe)
 
 
 @cli.command("experiment", cls=OverridingCommand)

@@ -189,6 +189,10 @@ class TrainingSection(Section):
         description="Padded tokens whose activations a rank keeps; texts beyond are encoded twice (gradient cache).",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    min_all_reduce_gb_per_s: NotNegative = Field(
+        0.0,
+        description="A slower network between the workers ends `qzhou rehearse`; GB/s, as NCCL's tests count them.",
+    )
     loader_threads: AtLeastOne = Field(2, description="Threads of a rank that prepare the next batches.")
     validate_every_steps: Count = Field(0, description="Steps between validations on held-out rows; 0: none.")
     trackers: tuple[Tracker, ...] = Field((), description="Trackers that get the metrics besides metrics.jsonl.")

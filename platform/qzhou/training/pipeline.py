@@ -32,6 +32,7 @@ from qzhou.training.stages import train_stages
 
 # Ray's 60 s is too short while nodes start or DeepSpeed compiles
 START_TIMEOUT_S = "900"
+PATIENCE_S = 1800  # of ranks that wait for each other
 
 
 def train(recipe: Recipe) -> Manifest:
@@ -52,21 +53,19 @@ def _train_stage(run: Run, folder: Folder, stage: TrainingStageName) -> dict[str
         "run_folder": run.folder.uri,
         "mined": run.manifest("mining").execution_id,
     }
-    # Ray's patch repeats each line that workers print
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
+    set_up_ray_train()
     with session(resources_for(run.recipe, "training")):
         signals = Signals()
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config=settings | {"signals": signals},
-            torch_config=TorchConfig(timeout_s=1800),
-            scaling_config=_scaling(run.recipe),
+            torch_config=TorchConfig(timeout_s=PATIENCE_S),
+            scaling_config=scaling_config(run.recipe),
             run_config=_run_config(folder, run.recipe.training),
         )
         try:
             with signals.printed():
-                result = _fit(trainer, signals)
+                _fit(trainer, signals)
         except ray.train.TrainingFailedError as error:
             if our_error(error):
                 raise
@@ -79,7 +78,14 @@ def _train_stage(run: Run, folder: Folder, stage: TrainingStageName) -> dict[str
             raise failure
         if signals.was_requested:
             raise KeyboardInterrupt
-    return {"steps": int(result.metrics["step"])}
+    return {"steps": getattr(run.recipe.training, stage).steps}
+
+
+def set_up_ray_train() -> None:
+    """Ray Train's settings of the environment, which the user's own precede."""
+    # Ray's patch repeats each line that workers print
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
 
 
 def _fit(trainer: TorchTrainer, signals: Signals) -> ray.train.Result:
@@ -123,7 +129,8 @@ def _run_config(folder: Folder, training: TrainingSection) -> ray.train.RunConfi
     )
 
 
-def _scaling(recipe: Recipe) -> ray.train.ScalingConfig:
+def scaling_config(recipe: Recipe) -> ray.train.ScalingConfig:
+    """The workers that train, and what each of them gets."""
     asked = resources_for(recipe, "training")
     most = recipe.training.workers
     resources = {name: amount for name, amount in asked.bundle.items() if ":" not in name}

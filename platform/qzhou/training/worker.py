@@ -84,12 +84,7 @@ def train_worker(
     with _starting_model(recipe, run_folder, name, mined) as spec:
         found = load_recipe_model(recipe.model, spec=spec, dtype=dtype)
         _refuse_soft_mask(recipe, name, found)
-        model = add_adapters(found.model, recipe.training.lora).to(device)
-        library = library_for(recipe.model.arithmetic, this_processor())
-        if device.type == "cpu" and library == "onednn":
-            multiply_with_onednn(model)
-        engine = DeepSpeedEngine(model, found.tokenizer, recipe.training, device, checkpoint=checkpoint)
-        _fit_memory(engine, recipe, device, resume.halvings)
+        engine = _engine(recipe, found, device, resume)
         first_step = engine.load(checkpoint) if checkpoint is not None else 0
         if checkpoint is not None and engine.rank == 0:
             log_event(f"training: {name}: continues after step {first_step}", "continued", step=first_step)
@@ -119,14 +114,23 @@ def train_worker(
             write_model(recipe, name, spec, state, run_folder / MODELS_OF_STAGES[TRAINING_STAGES[name]])
 
 
-def _fit_memory(engine: Engine, recipe: Recipe, device: torch.device, halvings: int) -> None:
-    """Find what a GPU holds; a CPU's memory is not tried, because the system ends whoever takes too much."""
-    for _ in range(halvings):
+def _engine(recipe: Recipe, found: Backbone, device: torch.device, resume: Resume) -> DeepSpeedEngine:
+    """A model on its device, with an optimizer, and with budgets that fit into a GPU's memory.
+
+    A CPU's memory is not tried, because the system ends whoever takes too much.
+    """
+    model = add_adapters(found.model, recipe.training.lora).to(device)
+    library = library_for(recipe.model.arithmetic, this_processor())
+    if device.type == "cpu" and library == "onednn":
+        multiply_with_onednn(model)
+    engine = DeepSpeedEngine(model, found.tokenizer, recipe.training, device, checkpoint=resume.checkpoint)
+    for _ in range(resume.halvings):
         halve_budgets(engine)
     # with ZeRO 2 and 3 the ranks exchange weights or gradients in every pass, and one that fails would leave the others
     # waiting: there the ranks are started again with half
     if device.type == "cuda" and recipe.training.zero_stage < 2:
         fit_budgets(engine, longest=recipe.model.max_document_tokens, device=device)
+    return engine
 
 
 def _batch_plan(recipe: Recipe, name: TrainingStageName, data: Mapping[str, TrainingSet]) -> BatchPlan:
