@@ -85,6 +85,19 @@ class ModelShape:
         lookups = self.vocabulary * self.width
         return lookups + self.matrix_parameters + self.layers * small + self.width
 
+    def activation_bytes(self, *, recomputed: bool) -> tuple[int, int]:
+        """Bytes of activations in 16 bits: for each token that is held, and for each token of one pass besides.
+
+        What transformers' layers keep for the backward pass, counted by torch's hooks of
+        saved tensors (LOG.md): inputs of products and norms, the latter also in 32 bits.
+        With gradient checkpointing the input of each layer is held, and all of one layer
+        while its backward pass is computed.
+        """
+        heads = self.attention_width + self.key_value_heads * self.head_width
+        gated, of_heads = (1, 0) if self.kind in ENCODERS else (2, 10 if self.kind == "qwen3" else 4)
+        layer = 4 * gated * self.feed_forward + 16 * self.width + of_heads * heads
+        return (2 * self.width * self.layers, layer) if recomputed else (layer * self.layers, 0)
+
     def adapter_parameters(self, rank: int) -> int:
         """Weights of low-rank adapters beside every matrix."""
         return self.layers * rank * sum(rows + columns for rows, columns in self.matrices)

@@ -122,11 +122,11 @@ def _notes(estimator: StageEstimator) -> list[str]:
     found: list[str] = []
     if group.gpu is not None and group.machine is not None:
         zero_stage, memory = recipe.training.zero_stage, TrainingMemory.of(recipe, estimator.method)
-        needed = memory.per_gpu(zero_stage=zero_stage, gpus=group.gpus)
+        needed = memory.per_gpu(zero_stage=zero_stage, gpus=group.gpus) + estimator.activation_bytes
         room = group.gpu.memory_gb * GB
         share = f"{needed / GIB:.1f} of {room / GIB:.1f} GiB a GPU (ZeRO {zero_stage})"
-        state = f"weights, gradients and optimizer take {share}"
-        found.append(f"{state}, activations not counted" if needed < room else f"DOES NOT FIT: {state}")
+        state = f"weights, gradients, optimizer and activations take {share}"
+        found.append(state if needed < room else f"DOES NOT FIT: {state}")
         workers, encoders = recipe.training.workers, recipe.cluster.encode_workers
         if (workers, encoders) != (group.gpus, group.gpus):
             found.append(

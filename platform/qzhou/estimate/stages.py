@@ -190,16 +190,28 @@ class StageEstimator:
             work_s=flops * self.s_per_flop("encode_utilisation") + search_s,
         )
 
+    def _trained_rows(self, name: TrainingStageName) -> list[DatasetRows]:
+        names = {one.name for one in self.recipe.trained_datasets if name == "stage2" or one.task == "retrieval"}
+        return [one for one in self.rows if one.trained and one.name in names]
+
+    def _training_cost(self, name: TrainingStageName) -> TrainingStageCost:
+        training = self.recipe.training
+        datasets = [
+            dataclasses.replace(self.texts[one.name], rows=max(1, round(one.trained)))
+            for one in self._trained_rows(name)
+        ]
+        return TrainingStageCost(expected_steps(datasets, training, getattr(training, name)), self.method)
+
+    @property
+    def activation_bytes(self) -> float:
+        """Bytes of activations on a GPU, in the largest step of both stages."""
+        largest = max(self._training_cost(name).largest_step for name in self.recipe.training.stages)
+        return self.method.activation_bytes(largest / max(1, self.cluster.gpu.gpus))
+
     def _training(self, name: TrainingStageName) -> Workload:
         training, shape = self.recipe.training, self.method.shape
         stage: StageSection = getattr(training, name)
-        names = {one.name for one in self.recipe.trained_datasets if name == "stage2" or one.task == "retrieval"}
-        datasets = [
-            dataclasses.replace(self.texts[one.name], rows=max(1, round(one.trained)))
-            for one in self.rows
-            if one.trained and one.name in names
-        ]
-        cost = TrainingStageCost(expected_steps(datasets, training, stage), self.method)
+        cost = self._training_cost(name)
         flops = cost.flops_on(max(1, self.cluster.gpu.gpus))
         trained = shape.adapter_parameters(training.lora.rank) or shape.parameters
         checkpoint = trained * (FLOAT32_STATE if self.recipe.model.dtype == "float32" else BFLOAT16_STATE)
@@ -207,7 +219,7 @@ class StageEstimator:
         return Workload(
             name=TRAINING_STAGES[name],
             machines=self.cluster.gpu,
-            rows_in=sum(one.rows or 0 for one in datasets),
+            rows_in=sum(max(1, round(one.trained)) for one in self._trained_rows(name)),
             rows_out=stage.steps,
             unit="steps",
             tokens=cost.texts.tokens,
@@ -216,8 +228,16 @@ class StageEstimator:
             written_bytes=saves * checkpoint + self._model_bytes,
             deleted_bytes=max(0, saves - training.keep_checkpoints) * checkpoint,
             start_s=self._load_s,
-            work_s=flops * self.s_per_flop("train_utilisation"),
+            work_s=flops * self.s_per_flop("train_utilisation") + self._sending_s(cost),
         )
+
+    def _sending_s(self, cost: TrainingStageCost) -> float:
+        """Seconds in which GPUs exchange weights and gradients, as if they computed nothing meanwhile."""
+        gpus = self.cluster.gpu.gpus
+        if gpus < 2:
+            return 0.0
+        sent = cost.sent_bytes(gpus, zero_stage=self.recipe.training.zero_stage)
+        return sent / self.assumed["all_reduce_bytes_per_s"]
 
     def _export(self) -> Workload:
         return Workload(

@@ -22,6 +22,7 @@ utilisation accounts for that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,8 @@ from qzhou.errors import DataError
 from qzhou.estimate.hardware import Gpu
 from qzhou.estimate.model_shape import ModelShape, shape_of
 
-# what training.engine holds on a GPU by default; that module loads torch
-ACTIVATION_TOKENS = 32_768
+# what training.engine holds on a GPU and computes in one pass by default; that module loads torch
+ACTIVATION_TOKENS, MICRO_BATCH_TOKENS = 32_768, 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ class TrainingMethod:
         teacher: Model that encodes the same texts, for distillation.
         frozen: Whether the weights get no gradients (LoRA).
         activation_tokens: Tokens whose activations a GPU holds; others are encoded twice.
+        micro_batch_tokens: Tokens of one pass.
     """
 
     shape: ModelShape
@@ -131,6 +133,7 @@ class TrainingMethod:
     gradient_checkpointing: bool = False
     frozen: bool = False
     activation_tokens: int = ACTIVATION_TOKENS
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS
 
     @classmethod
     def of(cls, recipe: Recipe) -> TrainingMethod:
@@ -147,6 +150,7 @@ class TrainingMethod:
             gradient_checkpointing=training.gradient_checkpointing,
             frozen=training.lora.rank > 0,
             activation_tokens=max(by_default, training.micro_batch_tokens or 0),
+            micro_batch_tokens=training.micro_batch_tokens or MICRO_BATCH_TOKENS,
         )
 
     def encoded_twice(self, texts: EncodedTexts, *, gpus: int) -> float:
@@ -161,6 +165,26 @@ class TrainingMethod:
             backward -= 2 * self.shape.matrix_parameters * texts.tokens
         teacher = forward_flops(self.teacher, texts) if self.teacher else 0.0
         return (1 + twice + self.gradient_checkpointing) * forward + backward + teacher
+
+    def activation_bytes(self, tokens: float) -> float:
+        """Bytes of activations, in 16 bits, on a GPU whose share of a step has so many tokens."""
+        of_held, of_pass = self.shape.activation_bytes(recomputed=self.gradient_checkpointing)
+        return of_held * min(tokens, self.activation_tokens) + of_pass * min(tokens, self.micro_batch_tokens)
+
+    def sent_bytes(self, tokens: float, *, zero_stage: int, gpus: int) -> float:
+        """Bytes in 16 bits that a GPU sends in a step whose texts have so many tokens, over all GPUs.
+
+        ZeRO 0 and 1 reduce gradients and gather weights once; ZeRO 2 reduces after each
+        backward pass, of which gradient caching makes one for each pass beyond what is held;
+        ZeRO 3 also gathers all weights for each forward and each backward pass.
+        """
+        own = tokens / gpus
+        passes = math.ceil(own / self.micro_batch_tokens)
+        cached = math.ceil(max(0.0, own - self.activation_tokens) / self.micro_batch_tokens)
+        backward = 1 + cached
+        trained = self.shape.parameters  # of adapters it would be little
+        times = {0: 2, 1: 2, 2: 1 + backward, 3: 2 * passes + cached + backward}[zero_stage]
+        return 2.0 * trained * times * (gpus - 1) / gpus
 
 
 def forward_flops(shape: ModelShape, texts: EncodedTexts) -> float:
@@ -189,6 +213,18 @@ class TrainingStageCost:
     def flops_on(self, gpus: int) -> float:
         """Operations, with what gradient caching encodes twice."""
         return sum(one.count * self.method.flops(one.texts, twice=self._twice(one, gpus)) for one in self.steps)
+
+    def sent_bytes(self, gpus: int, *, zero_stage: int) -> float:
+        """Bytes that a GPU sends to others in all steps."""
+        return sum(
+            one.count * self.method.sent_bytes(one.texts.tokens, zero_stage=zero_stage, gpus=gpus)
+            for one in self.steps
+        )
+
+    @property
+    def largest_step(self) -> float:
+        """Tokens of the step that has the most."""
+        return max((one.texts.tokens for one in self.steps), default=0.0)
 
     def tokens_twice(self, gpus: int) -> float:
         """Tokens that gradient caching encodes twice."""

@@ -1,5 +1,6 @@
 """The details of training: what a step computes, both training stages, and time and memory by number of GPUs."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
@@ -21,9 +22,8 @@ GPU_COUNTS = (8, 32, 64)
 TITLES = {"stage1": "stage 1", "stage2": "stage 2"}
 ZERO_STAGES = (0, 1, 2, 3)
 NOT_COUNTED = (
-    "padding (utilisation is that of real tokens, so padding lowers it), repeated texts of a batch (encoded once), "
-    "validation, loading, checkpoints, waiting for the network (it grows with the GPUs; one utilisation is used for "
-    "all), and the memory of activations"
+    "padding (none where texts are packed, on GPUs in 16 bits; else it lowers the utilisation, which is that of real "
+    "tokens), repeated texts of a batch (encoded once), validation, loading, checkpoints"
 )
 
 
@@ -36,7 +36,8 @@ def training_details(recipe: Recipe, options: PlanOptions) -> RenderableType:
         DataError: A training stage has no dataset to draw from.
     """
     gpu = gpu_named(options.gpu or recipe_gpu(recipe) or DEFAULT_GPU)
-    utilisation = Assumptions.of(options)["train_utilisation"]
+    assumed = Assumptions.of(options)
+    utilisation = assumed["train_utilisation"]
     method, training = TrainingMethod.of(recipe), recipe.training
     texts = texts_of(recipe, options)
     stages = {
@@ -52,13 +53,17 @@ def training_details(recipe: Recipe, options: PlanOptions) -> RenderableType:
         f"  {_passes(recipe, method)}",
         *(f"  {name}: {_steps(one)}" for name, one in stages.items()),
         f"  in all: {_sum(*stages.values())}",
-        f"  on {gpu.name} ({gpu.flops / 1e12:g} TFLOP/s dense bfloat16), utilisation ASSUMED to be {utilisation:.0%}:",
+        f"  on {gpu.name} ({gpu.flops / 1e12:g} TFLOP/s dense bfloat16), ASSUMED: {_utilisation(stages, utilisation)}; "
+        f"{short(assumed['all_reduce_bytes_per_s'] / 1e9)} GB/s between GPUs:",
     ]
     counts = sorted({*GPU_COUNTS, options.gpus or GPU_COUNTS[0]})
     return Group(
         *map(Text, lines),
-        _by_gpus(recipe, stages, gpu, utilisation, counts),
-        Text("  * the recipe's ZeRO stage; memory is that of weights, gradients and optimizer"),
+        _by_gpus(recipe, stages, gpu, assumed, counts),
+        Text(
+            "  * the recipe's ZeRO stage; memory is that of weights, gradients, optimizer and activations; hours hold "
+            "what GPUs exchange ('sent'), as if they computed nothing meanwhile"
+        ),
         Text(f"  not counted: {NOT_COUNTED}"),
     )
 
@@ -91,22 +96,40 @@ def _sum(*costs: TrainingStageCost) -> str:
     return f"{texts:,.0f} texts, {tokens:.3g} tokens, {sum(one.flops for one in costs):.3g} FLOPs"
 
 
+def _utilisation(stages: Mapping[str, TrainingStageCost], hfu: float) -> str:
+    """The utilisation with recomputation counted, and without."""
+    first = next(iter(stages.values()))
+    plain = dataclasses.replace(first.method, gradient_checkpointing=False)
+    mfu = hfu * plain.flops(first.texts) / first.flops if first.flops else hfu
+    return f"utilisation {hfu:.0%} (HFU; MFU {mfu:.0%})"
+
+
 def _by_gpus(
-    recipe: Recipe, costs: Mapping[str, TrainingStageCost], gpu: Gpu, utilisation: float, counts: list[int]
+    recipe: Recipe, costs: Mapping[str, TrainingStageCost], gpu: Gpu, assumed: Assumptions, counts: list[int]
 ) -> Table:
     """A row for each number of GPUs."""
     stages = list(costs.values())
     memory, own = TrainingMemory.of(recipe, stages[0].method), recipe.training.zero_stage
     grid = Table(box=None, pad_edge=True)
-    for name in ("GPUs", "twice", "GPU hours", *costs, "in all", "GiB a GPU:"):
+    for name in ("GPUs", "twice", "sent", "GPU hours", *costs, "in all", "GiB a GPU:"):
         grid.add_column(name, justify="right")
     for zero_stage in ZERO_STAGES:
         grid.add_column(f"ZeRO {zero_stage}" + "*" * (zero_stage == own), justify="right")
     tokens = sum(one.texts.tokens for one in stages)
     for count in counts:
-        hours = [gpu_hours(one.flops_on(count), gpu=gpu, utilisation=utilisation) for one in stages]
+        sending = [
+            one.sent_bytes(count, zero_stage=own) / assumed["all_reduce_bytes_per_s"] / HOUR_S for one in stages
+        ]
+        utilisation = assumed["train_utilisation"]
+        hours = [
+            gpu_hours(one.flops_on(count), gpu=gpu, utilisation=utilisation) + count * sent
+            for one, sent in zip(stages, sending, strict=True)
+        ]
         twice = sum(one.tokens_twice(count) for one in stages) / tokens
         times = [duration(one / count * HOUR_S) for one in (*hours, sum(hours))]
-        sizes = [memory.per_gpu(zero_stage=one, gpus=count) / GIB for one in ZERO_STAGES]
-        grid.add_row(str(count), f"{twice:.1%}", short(sum(hours)), *times, "", *map(short, sizes))
+        largest = max(one.largest_step for one in stages) / count
+        activations = stages[0].method.activation_bytes(largest)
+        sizes = [(memory.per_gpu(zero_stage=one, gpus=count) + activations) / GIB for one in ZERO_STAGES]
+        sent = f"{count * sum(sending) / sum(hours):.1%}"
+        grid.add_row(str(count), f"{twice:.1%}", sent, short(sum(hours)), *times, "", *map(short, sizes))
     return grid

@@ -151,8 +151,10 @@ def test_training_takes_the_hours_of_trainings_own_estimate():
     stage = next(one for one in plan.stages if one.name == "training/stage1")
 
     hours = gpu_hours(stage.flops, gpu=gpu_named("H100"), utilisation=0.4) / 32
+    # ZeRO 1 on 32 GPUs: gradients are reduced and weights gathered in each step, at 200 GB/s
+    sent_s = 32_000 * 2 * 2 * 7_070_619_136 * 31 / 32 / 200e9
 
-    assert stage.wall_s - stage.start_s == pytest.approx(3600 * hours)
+    assert stage.wall_s - stage.start_s == pytest.approx(3600 * hours + sent_s)
     assert stage.tokens == 32_000 * (256 * 40 + 1280 * 200)
 
 
@@ -196,10 +198,15 @@ def test_more_gpus_or_better_use_of_them_take_less_time_and_starts_stay():
         work = [found[name].wall_s - found[name].start_s for found in walls.values()]
         assert work == sorted(work, reverse=True)
         assert walls[8][name].start_s == walls[128][name].start_s
-    better = next(one for one in paper(utilisation=0.5).stages if one.name == "training/stage2")
-    assert better.wall_s - better.start_s == pytest.approx(
-        (walls[32]["training/stage2"].wall_s - walls[32]["training/stage2"].start_s) * 0.4 / 0.5
+    worse, better = (
+        next(
+            one
+            for one in paper(utilisation=share, assume="all_reduce_bytes_per_s=1e18").stages
+            if one.name == "training/stage2"
+        )
+        for share in (0.4, 0.5)
     )
+    assert better.wall_s - better.start_s == pytest.approx((worse.wall_s - worse.start_s) * 0.4 / 0.5)
 
 
 def test_prices_of_ones_own_replace_the_list():
@@ -257,8 +264,9 @@ def test_weights_that_do_not_fit_are_noted(make_recipe):
     plan = planned(recipe, rows=1000, gpu="H100", gpus=8)
 
     needed = 16 * published_shapes()["Qwen/Qwen3-8B"].parameters / 2**30
-    said = f"DOES NOT FIT: weights, gradients and optimizer take {needed:.1f} of 74.5 GiB a GPU (ZeRO 0)"
-    assert said in plan.notes
+    said = next(one for one in plan.notes if one.startswith("DOES NOT FIT: weights, gradients, optimizer and act"))
+    assert said.endswith("of 74.5 GiB a GPU (ZeRO 0)")
+    assert needed < float(said.split(" take ")[1].split()[0]) < needed + 1  # of some tokens
 
 
 @pytest.mark.parametrize(

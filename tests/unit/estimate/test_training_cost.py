@@ -14,6 +14,7 @@ from qzhou.estimate.model_shape import ModelShape, published_shapes, shape_from_
 from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.training import (
     ACTIVATION_TOKENS,
+    MICRO_BATCH_TOKENS,
     DatasetTexts,
     EncodedTexts,
     StepGroup,
@@ -38,6 +39,7 @@ TRAINING = TrainingSection(stage1=STAGE, stage2=STAGE, negatives_per_query=4)
 SIZES = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4,
 }  # fmt: skip
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def texts(name="d", task="retrieval", rows=None, queries=10.0, documents=100.0, negatives=4.0):
@@ -155,10 +157,66 @@ def test_what_a_gpu_does_not_hold_is_encoded_twice():
     assert cost.flops_on(4) == pytest.approx(7 * 3.2 * 2 * (weights + attention))
 
 
+def saved_bytes(config, layers):
+    """Bytes a token that torch keeps for the backward pass of a model in bfloat16."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.for_model(**config | {"num_hidden_layers": layers})
+    model = AutoModel.from_config(config, attn_implementation="sdpa").to(torch.bfloat16).train()
+    weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that no other takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=torch.ones(1, 32, dtype=torch.long)).last_hidden_state.float().sum()
+    return sum(one.nbytes() for one in kept.values()) / 32
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "qwen2", "num_key_value_heads": 2},
+        {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16},
+        {"model_type": "llama", "num_key_value_heads": 4},
+        {"model_type": "mistral", "num_key_value_heads": 2, "head_dim": 16},
+        {"model_type": "bert", "max_position_embeddings": 40, "type_vocab_size": 2, **NO_DROPOUT},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_activations_are_those_that_torch_keeps(config):
+    sizes = SIZES | {"hidden_size": 64, "intermediate_size": 144, "use_cache": False}
+    shape = shape_from_config(config | sizes, "test")
+
+    measured = (saved_bytes(config | sizes, 4) - saved_bytes(config | sizes, 2)) / 2
+
+    of_all, _ = shape.activation_bytes(recomputed=False)
+    assert of_all / shape.layers == pytest.approx(measured, rel=0.03)
+    assert shape.activation_bytes(recomputed=True) == (2 * 64 * shape.layers, of_all // shape.layers)
+
+
+def test_what_gpus_send_by_hand():
+    method = TrainingMethod(shape=SEVEN_B, activation_tokens=20, micro_batch_tokens=10)
+    whole = 2 * SEVEN_B.parameters * 3 / 4  # all weights, to and from three others
+
+    # 45 tokens on each GPU: five passes, of which three are beyond what is held
+    sent = [method.sent_bytes(180, zero_stage=stage, gpus=4) / whole for stage in range(4)]
+
+    assert sent == pytest.approx([2, 2, 1 + 4, 5 + 3 + 5 + 4])
+    assert method.sent_bytes(180, zero_stage=3, gpus=1) == 0
+
+
 def test_a_gpu_holds_as_much_as_the_engine_lets_it():
     from qzhou.training.engine import ACTIVATION_TOKENS as ENGINES
+    from qzhou.training.engine import MICRO_BATCH_TOKENS as PASSES
 
     assert ENGINES["cuda"] == ACTIVATION_TOKENS
+    assert PASSES["cuda"] == MICRO_BATCH_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -361,8 +419,22 @@ def test_the_estimate_of_the_papers_run_is_printed_without_torch_and_ray():
     assert "7,070,619,136 parameters" in said
     assert "gradient checkpointing is on" in said
     rows = [line.split() for line in said.splitlines() if line.split()[:1] in (["8"], ["32"], ["64"])]
-    assert [row[-1] for row in rows] == ["13.2", "3.29", "1.65"]  # 16 bytes a parameter / GPUs
-    # 266,240 tokens a step; 8 GPUs hold 262,144
+    # a step has 266,240 tokens, and 8 GPUs hold 262,144; layers' inputs of all that is held, and one layer of a pass
+    largest = 256 * 6 * 200  # a step of classification
+    of_layer = 8 * 18_944 + 16 * 3584 + 4 * (3584 + 512)
+    bytes_of = [
+        16 * 7_070_619_136 / count
+        + 2 * 3584 * 28 * min(largest / count, 32_768)
+        + of_layer * min(largest / count, 16_384)
+        for count in (8, 32, 64)
+    ]
+    assert [float(row[-1]) for row in rows] == pytest.approx([one / 2**30 for one in bytes_of], rel=0.01)
     assert [row[1] for row in rows] == ["1.8%", "0.0%", "0.0%"]
-    hours = [flops * more / (989e12 * 0.4) / 3600 for more in (1 + (1 - 262_144 / 266_240) / 4, 1, 1)]
-    assert [row[3] for row in rows] == [f"{one / count:.1f}" for one, count in zip(hours, (8, 32, 64), strict=True)]
+    # ZeRO 1: gradients are reduced and weights gathered, 2 bytes each, at 200 GB/s
+    hours = [
+        32_000 * 2 * 2 * 7_070_619_136 * (count - 1) / count / 200e9 / 3600
+        + flops * more / (989e12 * 0.4) / 3600 / count
+        for count, more in ((8, 1 + (1 - 262_144 / 266_240) / 4), (32, 1), (64, 1))
+    ]
+    assert [row[4] for row in rows] == [f"{one:.1f}" for one in hours]
+    assert "MFU 30%" in said
