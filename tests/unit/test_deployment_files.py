@@ -1,6 +1,8 @@
 """The files that Ray's own commands take, checked with Ray's own schemas."""
 
 import copy
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -51,6 +53,35 @@ def test_notices_of_spot_nodes_are_watched_for_with_the_words_that_the_watcher_k
 
     assert cluster["provider"]["type"] in PROVIDERS
     assert f"-m qzhou.cluster.spot --provider {cluster['provider']['type']} " in command
+
+
+def test_nodes_that_train_together_have_all_their_network_cards_and_lie_in_one_place():
+    """Facts of Amazon's: 32 cards; the first is device 0 and the others device 1; EFA wants memory that stays locked."""
+    from ray.autoscaler._private.aws.config import _configure_node_type_from_network_interface
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    command = [sys.executable, "deploy/efa.py", "--subnet", "subnet-1", "--group", "sg-1"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    plain, made = yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8")), yaml.safe_load(printed)
+    validate_config(prepare_config(copy.deepcopy(made)))
+    train = made["available_node_types"].pop("train")
+
+    cards = train["node_config"]["NetworkInterfaces"]
+    assert [(one["NetworkCardIndex"], one["DeviceIndex"]) for one in cards] == [
+        (0, 0),
+        *((n, 1) for n in range(1, 32)),
+    ]
+    assert {(one["InterfaceType"], one["SubnetId"], *one["Groups"]) for one in cards} == {
+        ("efa", "subnet-1", "sg-1")
+    }
+    assert not any("AssociatePublicIpAddress" in one for one in cards), "EC2 refuses it with several interfaces"
+    assert train["node_config"]["Placement"] == {"GroupName": "qzhou-train"}
+    assert _configure_node_type_from_network_interface(train)["node_config"]["SubnetIds"] == ["subnet-1"] * 32
+    options = train["docker"]["worker_run_options"]
+    assert {"--device=/dev/infiniband", "--ulimit memlock=-1:-1"} <= set(options)
+    assert train["worker_setup_commands"][1:] == made["worker_setup_commands"]
+    plain["available_node_types"].pop("train")
+    assert made == plain, "nothing else is changed"
 
 
 def test_the_jobs_environment_puts_the_package_on_the_path():
