@@ -56,7 +56,7 @@ def test_notices_of_spot_nodes_are_watched_for_with_the_words_that_the_watcher_k
 
 
 def test_nodes_that_train_together_have_all_their_network_cards_and_lie_in_one_place():
-    """Facts of Amazon's: 32 cards; the first is device 0 and the others device 1; EFA wants memory that stays locked."""
+    """Facts of Amazon's: 32 cards; the first is device 0, the others device 1; EFA wants memory that stays locked."""
     from ray.autoscaler._private.aws.config import _configure_node_type_from_network_interface
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -107,7 +107,7 @@ def test_constraints_pin_every_requirement_that_the_project_names():
     extras = project["optional-dependencies"]
     wanted = project["dependencies"] + [
         one
-        for name in ("cpu", "gpu", "flash", "quickstart", "lora", "gguf", "onnx", "trackers", "docs", "dev")
+        for name in ("cpu", "gpu", "quickstart", "lora", "gguf", "onnx", "trackers", "docs", "dev")
         for one in extras[name]
     ]
     pinned = {
