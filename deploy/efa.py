@@ -3,8 +3,8 @@
     python deploy/efa.py --subnet subnet-0123 --group sg-0123 > cluster-efa.yaml
 
 Without it a p5.48xlarge has one of its 32 network cards, 100 of 3,200 Gbit/s, and nodes may lie in different zones.
-What is needed besides: a subnet of one zone whose nodes reach the internet by NAT (no interface of such a node gets a public
-address), a security group that lets everything through from and to itself, and the placement group:
+What is needed besides: a subnet of one zone whose nodes reach the internet by NAT (no interface of such a node gets a
+public address), a security group that lets everything through from and to itself, and the placement group:
 
     aws ec2 create-placement-group --group-name qzhou-train --strategy cluster
 
