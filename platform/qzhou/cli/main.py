@@ -233,11 +233,31 @@ def index(recipe: Recipe) -> None:
 
 
 @on_recipe("serve", tables=(*EVERY, "cluster.serving", "serving"))
-def serve(recipe: Recipe) -> None:
+@click.option("--rollback", is_flag=True, help="Go back to the model that was served before; see --newest.")
+@click.option("--newest", is_flag=True, help="Serve the run's own model again, after --rollback.")
+def serve(recipe: Recipe, rollback: bool, newest: bool) -> None:
     """Serve the run's model with OpenAI's API until Ctrl-C."""
+    if rollback or newest:
+        _choose_served(recipe, rollback=rollback, newest=newest)
+        return
     from qzhou.serving.app import serve_until_stopped
 
     serve_until_stopped(recipe)
+
+
+def _choose_served(recipe: Recipe, *, rollback: bool, newest: bool) -> None:
+    from qzhou.run.run import Run
+    from qzhou.serving.snapshots import roll_back, serve_newest
+
+    if rollback and newest:
+        raise click.UsageError("--rollback and --newest are different things to do; give one of them")
+    following = "An endpoint that runs takes it over when it gets SIGHUP, one that starts at once."
+    if rollback:
+        finished_at = roll_back(Run.at(recipe))
+        click.echo(f"serve: the model of {finished_at} is to be served. {following}")
+        return
+    was = serve_newest(Run.at(recipe))
+    click.echo(f"serve: the run's own model is to be served{'' if was else ', as before'}. {following}")
 
 
 def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:

@@ -7,7 +7,15 @@ import pytest
 
 from qzhou.errors import DataError, SetupError
 from qzhou.run.run import Run
-from qzhou.serving.snapshots import KEPT, forget_old_ones, is_snapshot, refuse_changed, snapshot_of
+from qzhou.serving.snapshots import (
+    KEPT,
+    forget_old_ones,
+    is_snapshot,
+    refuse_changed,
+    roll_back,
+    serve_newest,
+    snapshot_of,
+)
 from tests.ray.served import write_manifest
 
 
@@ -83,3 +91,52 @@ def test_a_run_that_cannot_be_written_is_served_as_it_lies_there_and_says_so(run
 
     assert snapshot_of(run) == str(model)
     assert "cannot be written" in capsys.readouterr().out
+
+
+def exported_and_served(run, count):
+    """As many models, one after the other, each of which an endpoint has served."""
+    places = []
+    for n in range(count):
+        export(run, b"%d" % n, finished_at=f"2026-01-0{n + 1}")
+        places.append(snapshot_of(run))
+    return places
+
+
+def test_an_endpoint_goes_back_step_by_step_and_to_the_newest_again(run, capsys):
+    places = exported_and_served(run, 3)
+
+    assert roll_back(run) == "2026-01-02"
+    assert snapshot_of(run) == places[1]
+    assert "the model of 2026-01-02 is served, by --rollback" in capsys.readouterr().out
+    assert roll_back(run) == "2026-01-01"
+    assert snapshot_of(run) == places[0]
+    with pytest.raises(SetupError, match="keeps no model that is earlier"):
+        roll_back(run)
+    assert snapshot_of(run) == places[0]
+
+    assert serve_newest(run)
+    assert not serve_newest(run)
+    assert snapshot_of(run) == places[2]
+
+
+def test_a_model_that_was_gone_back_to_is_served_while_the_run_has_none_and_is_not_forgotten(run):
+    places = exported_and_served(run, 2)
+    roll_back(run)
+    shutil.rmtree(Path(run.folder.path) / "model")
+    assert snapshot_of(run) == places[0]
+
+    serve_newest(run)
+    exported_and_served(run, KEPT + 2)
+    (Path(run.folder.path) / "served" / "pinned.json").write_text(f'{{"model": "{Path(places[0]).name}"}}')
+    forget_old_ones(run, set())
+
+    assert Path(places[0]).exists()
+    shutil.rmtree(places[0])
+    with pytest.raises(SetupError, match=r"is not there\. `qzhou serve RECIPE --newest`"):
+        snapshot_of(run)
+
+
+def test_there_is_nothing_to_go_back_to_before_anything_was_served(run):
+    with pytest.raises(SetupError, match="keeps no model that is earlier"):
+        roll_back(run)
+    assert not serve_newest(run)
