@@ -164,7 +164,7 @@ def test_a_search_finds_what_the_cpu_finds(tmp_path, spread):
     folder = Folder.open(str(tmp_path))
     expected = Shard(folder, files, exact=ExactSearch(prefilters=False)).search(block, 30)
 
-    found = Shard(folder, files, exact=ExactSearch(least_products=0)).search(block, 30)
+    found = Shard(folder, files, exact=ExactSearch(device="cuda", least_products=0)).search(block, 30)
 
     assert (found.row_NK == expected.row_NK).all()
     assert (found.score_NK == expected.score_NK).all()

@@ -11,7 +11,7 @@ from qzhou.cluster.ports import free_port
 from qzhou.config.training import DistillationSection, LoraSection
 from qzhou.training.distillation import Teacher
 from qzhou.training.lora import add_adapters
-from qzhou.training.memory_budget import fit_budgets
+from qzhou.training.memory_budget import Trial, fit_budgets
 from tests.conftest import recipe_in
 from tests.ranks.problem import (
     CHUNK_TOKENS,
@@ -119,12 +119,19 @@ def options_rank(rank, world, port, everyone_done, recipes, folder, out):
     for number, recipe in enumerate(recipes):
         engine, tokenizer = deepspeed_engine(recipe, folder)
         if recipe.training.zero_stage < 2:  # what is tried on a GPU before the first step leaves nothing behind
-            fit_budgets(engine, longest=64, device=torch.device("cpu"))
+            trial = Trial(64, engine.later_bytes)
+            assert trial.later_bytes == 12 * weights_of(engine) // world
+            fit_budgets(engine, trial, torch.device("cpu"))
         losses = run(engine, recipe, stage_plan(recipe), tokenizer, teacher=teacher_of(recipe))
+        assert recipe.training.zero_stage != 1 or engine.later_bytes == 4 * weights_of(engine) // world
         state = engine.full_state()
         if rank == 0:
             torch.save({"losses": losses, "state": state}, out / f"option{number}.pt")
     leave(everyone_done)
+
+
+def weights_of(engine):
+    return sum(one.numel() for one in engine.engine.module.parameters() if one.requires_grad)
 
 
 def teacher_of(recipe):

@@ -110,13 +110,13 @@ def test_a_stage_whose_loss_is_not_finite_keeps_its_batch_says_where_and_is_not_
             time.sleep(0.05)
         batch.rename(tmp_path / "first.json")
 
-    keeper = threading.Thread(target=keep_first)
+    keeper = threading.Thread(target=keep_first, daemon=True)
     keeper.start()
     with pytest.raises(
         TrainingError, match=r"the loss is nan at step 0 on 'r'; its batch is in .*step-000000.json"
     ):
         train(recipe)
-    keeper.join()
+    keeper.join(timeout=60)
 
     assert json.loads((tmp_path / "first.json").read_text())["step"] == 0
     assert not batch.exists(), "the step was tried again"

@@ -113,6 +113,9 @@ DEEPSPEED_OWNED = {
     "optimizer": "AdamW, training.weight_decay",
     "scheduler": "lr_scheduler of a stage",
     "checkpoint": "training.save_every_steps",
+    "zero_optimization.stage": "training.zero_stage",
+    "zero_optimization.offload_optimizer": "training.offload_optimizer",
+    "managed_gradient_accumulation": "training.activation_tokens",
 }
 RETRIEVAL_SHARE = 0.72  # of stage 2's steps; section 6.3 of the paper
 SHARE_UNIT = 10**6  # eta is counted in millionths, so that its share of steps is exact
@@ -209,7 +212,10 @@ class TrainingSection(Section):
             raise ValueError(
                 f"min_workers is {self.min_workers} and workers {self.workers}; the first is how many of them suffice"
             )
-        if owned := sorted(set(self.deepspeed) & DEEPSPEED_OWNED.keys()):
+        zero = self.deepspeed.get("zero_optimization")
+        inside = zero if isinstance(zero, dict) else {}
+        given = {*self.deepspeed, *(f"zero_optimization.{name}" for name in inside)}
+        if owned := sorted(given & DEEPSPEED_OWNED.keys()):
             places = "; ".join(f"{name}: {DEEPSPEED_OWNED[name]}" for name in owned)
             raise ValueError(f"deepspeed has settings that the recipe decides otherwise ({places}); take them out")
         if self.offload_optimizer and self.zero_stage == 0:

@@ -131,7 +131,8 @@ class Encoder:
                     "model.max_document_tokens, or take a smaller backbone."
                 ) from None
         torch.cuda.empty_cache()  # outside the handler, which holds the tensors of the failed pass
-        self.batch_tokens = max(1, min(self.batch_tokens, len(ids) * max(map(len, ids)) // 2))
+        tokens = sum(map(len, ids)) if self.packed else len(ids) * max(map(len, ids))
+        self.batch_tokens = max(1, min(self.batch_tokens, tokens // 2))
         half = len(ids) // 2
         return np.concatenate([self.vectors(ids[:half]), self.vectors(ids[half:])])
 

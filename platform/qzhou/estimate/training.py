@@ -182,9 +182,10 @@ class TrainingMethod:
         passes = math.ceil(own / self.micro_batch_tokens)
         cached = math.ceil(max(0.0, own - self.activation_tokens) / self.micro_batch_tokens)
         backward = 1 + cached
-        trained = self.shape.parameters  # of adapters it would be little
-        times = {0: 2, 1: 2, 2: 1 + backward, 3: 2 * passes + cached + backward}[zero_stage]
-        return 2.0 * trained * times * (gpus - 1) / gpus
+        changed = 0 if self.frozen else self.shape.parameters  # of adapters it is next to nothing
+        gathered = self.shape.parameters * (2 * passes + cached) if zero_stage == 3 else changed
+        reduced = changed * (backward if zero_stage >= 2 else 1)
+        return 2.0 * (gathered + reduced) * (gpus - 1) / gpus
 
 
 def forward_flops(shape: ModelShape, texts: EncodedTexts) -> float:

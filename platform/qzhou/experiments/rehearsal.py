@@ -31,7 +31,7 @@ from qzhou.data.records import (
     RetrievalExample,
 )
 from qzhou.data.storage import Folder, write_records
-from qzhou.errors import TrainingError
+from qzhou.errors import StorageError, TrainingError
 from qzhou.export.pipeline import export
 from qzhou.run.files import MANIFEST, METRICS, MINING, MODELS_OF_STAGES, TRAINING_STAGE2, TRAINING_STAGES
 from qzhou.telemetry.events import log_event
@@ -39,6 +39,7 @@ from qzhou.training.pipeline import train
 from qzhou.training.probe import probe
 
 STEPS = 3
+FINGERPRINT = "rehearsal"  # of what mining would have left
 WORDS = ("tree", "sea", "house", "river", "stone", "cloud", "street", "paper", "voice", "light", "name", "road")
 SHORTEST_WORDS = 4
 LABELS = 4
@@ -59,7 +60,7 @@ def rehearse(recipe: Recipe) -> None:
     tried = rehearsal_of(recipe)
     folder = Folder.open(recipe.run.storage) / tried.run.name
     with session(resources_for(tried, "training")):
-        folder.delete()
+        _make_room(folder)
         write_examples(tried, folder.create())
         probe(tried, folder)
         train(tried)
@@ -78,15 +79,28 @@ def rehearse(recipe: Recipe) -> None:
 
 def rehearsal_of(recipe: Recipe) -> Recipe:
     """The recipe, with a run of its own and few steps."""
-    stages = {
-        name: getattr(recipe.training, name).model_copy(
-            update={"steps": STEPS, "warmup_steps": 1, "soft_mask_steps": 0}
-        )
-        for name in recipe.training.stages
-    }
+    stages = {}
+    for name in recipe.training.stages:
+        stage = getattr(recipe.training, name)
+        masked = min(stage.soft_mask_steps, STEPS - 1)
+        stages[name] = stage.model_copy(update={"steps": STEPS, "warmup_steps": 1, "soft_mask_steps": masked})
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}-rehearsal", "share_stages": False})
     shorter = _with_training(recipe, **stages, validate_every_steps=0, trackers=(), max_failures=0)
     return shorter.model_copy(update={"run": run})
+
+
+def _make_room(folder: Folder) -> None:
+    """Remove an earlier rehearsal.
+
+    Raises:
+        StorageError: Something else lies there.
+    """
+    mined = folder / MINING
+    if folder.files(recursive=True) and not (
+        mined.exists(MANIFEST) and mined.read_json(MANIFEST)["fingerprint"] == FINGERPRINT
+    ):
+        raise StorageError(f"{folder.uri} is in the way: a rehearsal would write there. Rename that run.")
+    folder.delete()
 
 
 def _with_training(recipe: Recipe, **settings: Any) -> Recipe:
@@ -102,14 +116,14 @@ def _worlds(recipe: Recipe) -> list[int]:
 def write_examples(recipe: Recipe, folder: Folder) -> None:
     """Write what mining would have left: a batch of made-up examples for each dataset that is trained on."""
     for dataset in recipe.trained_datasets:
-        stage = recipe.training.stage2
-        rows = stage.cosent_batch_size if dataset.task == "pair" else stage.batch_size
+        stages = [getattr(recipe.training, name) for name in recipe.training.stages]
+        rows = max(one.cosent_batch_size if dataset.task == "pair" else one.batch_size for one in stages)
         examples = list(made_up(dataset, rows, recipe))
         place = folder / MINING / "examples" / dataset.task / dataset.name
         write_records(place, examples, EXAMPLE_TYPES[dataset.task])
     nothing: dict[str, Any] = {"inputs": {}, "outputs": {}, "settings": {}, "code_version": "", "wall_s": 0.0}
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    manifest = Manifest(stage=MINING, fingerprint="rehearsal", finished_at=now, **nothing)
+    manifest = Manifest(stage=MINING, fingerprint=FINGERPRINT, finished_at=now, **nothing)
     (folder / MINING).write_json(MANIFEST, dataclasses.asdict(manifest))
 
 

@@ -21,7 +21,7 @@ from qzhou.encoder.model_check import refuse_no_cross_encoder
 from qzhou.encoder.vectors import Vectors, VectorStore
 from qzhou.errors import ModelError, first_line
 from qzhou.mining.corpus import Chunk, Texts
-from qzhou.mining.shard import QueryBlock, SearchResult, Shard, VectorFile
+from qzhou.mining.shard import QueryBlock, SearchResult, Shard
 from qzhou.mining.text_digests import Floats, Ints
 from qzhou.run.models import pretrained, repository_of, resolve
 
@@ -91,12 +91,14 @@ class EncodeActor:
 
 
 class SearchActor:
-    """A shard of a corpus, opened by the first call: a recipe's error then stays itself."""
+    """A shard of a corpus, opened by the first call: a recipe's error then stays itself.
 
-    def __init__(
-        self, folder: Folder, files: Sequence[VectorFile], index: str, parameters: str, copies: Ints
-    ) -> None:
-        self._settings = folder, files, index, parameters, copies
+    Args:
+        settings: What :class:`qzhou.mining.shard.Shard` takes.
+    """
+
+    def __init__(self, *settings: Any) -> None:
+        self._settings = settings
 
     @cached_property
     def _shard(self) -> Shard:

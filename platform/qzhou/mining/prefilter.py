@@ -97,14 +97,14 @@ def prefilter(
 
 @contextlib.contextmanager
 def _sums_in_float32() -> Iterator[None]:
-    """By default cuBLAS may add up products of 16 bits in 16 bits, which the bound does not know of."""
+    """cuBLAS may add up products of 16 bits in 16 bits, and multiply float32 in fewer: the bound knows of neither."""
     matmul = torch.backends.cuda.matmul
-    before = matmul.allow_fp16_reduced_precision_reduction
-    matmul.allow_fp16_reduced_precision_reduction = False
+    before = matmul.allow_fp16_reduced_precision_reduction, matmul.allow_tf32
+    matmul.allow_fp16_reduced_precision_reduction, matmul.allow_tf32 = False, False
     try:
         yield
     finally:
-        matmul.allow_fp16_reduced_precision_reduction = before
+        matmul.allow_fp16_reduced_precision_reduction, matmul.allow_tf32 = before
 
 
 def _rounded(rows: Floats, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -93,6 +93,7 @@ class ExactSearch:
     """How an exact search works; results do not depend on it.
 
     Attributes:
+        device: ``cuda`` where a GPU was given to the searcher: Ray hides none from those that asked for none.
         block_bytes: Document vectors that are searched at once.
         prefilters: Whether candidates come from products in 16 bits; a GPU, or a CPU with instructions for them, makes
             them twice as fast and more (LOG.md). None: on these.
@@ -101,6 +102,7 @@ class ExactSearch:
         queries_at_once: Their products with a block of documents are in memory together.
     """
 
+    device: str = "cpu"
     block_bytes: int = 64 << 20
     prefilters: bool | None = None
     least_products: int = 1_000_000_000
@@ -150,7 +152,8 @@ class Shard:
         self._map = functools.lru_cache(MAPPED_FILES)(self._mapped)
         self._width = int(self._map(0).shape[1])
         # FAISS has a GPU for an index that it builds; an exact search takes torch's products
-        has_gpu = index != EXACT and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()
+        takes_gpu = index != EXACT and self._exact_search.device == "cuda"
+        has_gpu = takes_gpu and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()
         self._gpu = faiss.StandardGpuResources() if has_gpu else None
         self._index = None if index == EXACT else self._built(index, parameters)
 
@@ -182,21 +185,18 @@ class Shard:
         if self._index is not None and not exactly:
             return self._scored(block, self._approximate(block, wanted), kept)
         if len(block.query_ND) * self.rows >= self._exact_search.least_products:
-            import torch
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            asked = self._exact_search.prefilters
-            if asked or (asked is None and (device == "cuda" or this_processor().bfloat16_unit)):
-                return self._prefiltered(block, kept, device)
+            asked, on_gpu = self._exact_search.prefilters, self._exact_search.device == "cuda"
+            if asked or (asked is None and (on_gpu or this_processor().bfloat16_unit)):
+                return self._prefiltered(block, kept)
         return self._scored(block, self._exact(block.query_ND, wanted), kept)
 
-    def _prefiltered(self, block: QueryBlock, count: int, device: str) -> SearchResult:
+    def _prefiltered(self, block: QueryBlock, count: int) -> SearchResult:
         """The exact search by way of 16 bits; queries for which it proves nothing are searched again in float32."""
         import torch
 
         from qzhou.mining.prefilter import prefilter
 
-        settings = self._exact_search
+        settings, device = self._exact_search, self._exact_search.device
         candidates = prefilter(
             block.query_ND,
             self._blocks(),

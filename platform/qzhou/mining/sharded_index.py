@@ -16,7 +16,7 @@ from qzhou.data.storage import Folder
 from qzhou.errors import SetupError, first_line
 from qzhou.mining.actors import RerankActor
 from qzhou.mining.layout import DEFAULT, Layout
-from qzhou.mining.shard import EXACT, QueryBlock, SearchResult, VectorFile, divided, recall
+from qzhou.mining.shard import EXACT, ExactSearch, QueryBlock, SearchResult, VectorFile, divided, recall
 from qzhou.mining.text_digests import Floats, Ints
 
 SEARCH_AND_ENCODERS: tuple[StageName, StageName] = ("search", "mining")
@@ -113,11 +113,12 @@ class ShardedIndex:
         self._names = [f"documents {one[0].first:,} to {one[-1].first + one[-1].rows - 1:,}" for one in shards]
         made = ray.remote(layout.search_actor).options(**share, **RESTARTED)
         index = index_of(mining, [file for shard in shards for file in shard])
+        search = ExactSearch(device="cuda" if share.get("num_gpus") else "cpu")
         self.is_exact = index == EXACT
         self._actors = []
         for shard in shards:
             own = copies[(copies >= shard[0].first) & (copies < shard[-1].first + shard[-1].rows)]
-            self._actors.append(made.remote(folder, shard, index, mining.index_parameters, own))
+            self._actors.append(made.remote(folder, shard, index, mining.index_parameters, own, search))
 
     def search(self, query_ND: Floats, positive_row_P: Ints, owner_P: Ints, count: int) -> PendingSearch:
         """A begun search for ``count`` ranks; the positives' vectors come from the shards.

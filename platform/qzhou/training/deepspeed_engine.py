@@ -50,7 +50,8 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed(device)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.micro_batch_tokens, self.activation_tokens = token_budgets(training, device)
-        self._zero_stage = training.zero_stage
+        self.device, self._zero_stage = device, training.zero_stage
+        self._is_offloaded = training.offload_optimizer
         # stage 0 shards nothing: any number of ranks reads the same file
         self._resharded = (
             training.zero_stage > 0 and checkpoint is not None and _state(checkpoint)["workers"] != self.world
@@ -70,6 +71,19 @@ class DeepSpeedEngine:
             model_parameters=[one for one in model.parameters() if one.requires_grad],
             config=deepspeed_config(training, bfloat16=is_bfloat16, universal=self._resharded),
         )
+
+    @property
+    def later_bytes(self) -> int:
+        """Memory of this rank that the first optimizer step takes and keeps, or needs for a moment.
+
+        The two moments of Adam, of which a loaded checkpoint has made both, and the gradient
+        in float32; ZeRO shards them.
+        """
+        if self._is_offloaded:
+            return 0
+        weights: int = sum(one.numel() for one in self.engine.module.parameters() if one.requires_grad)
+        each = 4 if self.engine.optimizer.state else 12
+        return each * weights // (self.world if self._zero_stage else 1)
 
     def forward(self, ids: Sequence[Ids], soft_mask_weight: float | None = None) -> Tensor:
         """Vectors [S, D] of S texts."""

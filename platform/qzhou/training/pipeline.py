@@ -23,7 +23,7 @@ from qzhou.config.training import TrainingSection, TrainingStageName
 from qzhou.data.records import Manifest
 from qzhou.data.storage import Folder
 from qzhou.encoder.arithmetic import with_arithmetic
-from qzhou.errors import QzhouError, StorageError, TrainingError
+from qzhou.errors import DataError, QzhouError, RecipeError, SetupError, TrainingError
 from qzhou.run.run import Run
 from qzhou.telemetry.events import log_event
 from qzhou.training.recorder import StageRecorder
@@ -33,6 +33,8 @@ from qzhou.training.stages import train_stages
 # Ray's 60 s is too short while nodes start or DeepSpeed compiles
 START_TIMEOUT_S = "900"
 PATIENCE_S = 1800  # of ranks that wait for each other
+# errors that training again would only repeat; a storage or a model hub may have been away for a moment
+REPEATED = (TrainingError, DataError, RecipeError, SetupError)
 
 
 def train(recipe: Recipe) -> Manifest:
@@ -171,14 +173,12 @@ def _train_worker(settings: dict[str, Any]) -> None:
     except QzhouError as error:
         # it prints every traceback
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-        if not isinstance(error, StorageError):  # which may have been away for a moment
+        if isinstance(error, REPEATED):
             signals.fail(error)
         raise
     except torch.OutOfMemoryError:
         signals.halve(halvings)
-        line = (
-            "training: a GPU has no memory left; ranks go on from the last checkpoint and hold half as many tokens"
-        )
+        line = "training: a GPU has no memory left; what ranks hold is halved where they start again"
         log_event(line, "out_of_memory", level="warning")
         raise
 

@@ -15,7 +15,7 @@ from qzhou.telemetry.events import log_event
 
 # settings of speed, place and safety; what a model learns does not depend on them
 SPEED_SETTINGS = {
-    "workers", "min_workers", "zero_stage", "offload_optimizer", "deepspeed", "micro_batch_tokens",
+    "workers", "min_workers", "zero_stage", "offload_optimizer", "micro_batch_tokens",
     "min_all_reduce_gb_per_s", "activation_tokens", "gradient_checkpointing", "loader_threads",
     "validate_every_steps", "trackers", "save_every_steps", "keep_checkpoints", "max_failures",
 }  # fmt: skip

@@ -6,6 +6,7 @@ The run's folder, its fingerprints and the model are those of
 
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -100,7 +101,9 @@ def _checkpoint_of_node(run_folder: str, checkpoint: str, mined: str) -> Abstrac
     if not checkpoint:
         return nullcontext()
     source = Folder.open(checkpoint)
-    place = cache_folder(Folder.open(run_folder), mined) / f"checkpoint-{digest(checkpoint)}"
+    # another attempt at the stage, with other settings, may have left a checkpoint of the same name
+    made = digest([checkpoint, source.read_json(COMPLETE)])
+    place = cache_folder(Folder.open(run_folder), mined) / f"checkpoint-{made}"
     return folder_of_node(source, place, removes=os.environ["LOCAL_RANK"] == "0")
 
 
@@ -133,6 +136,7 @@ class TorchrunRecorder(StageRecorder):
             Folder.open(place).copy_to(target)
         dist.barrier()
         if self.engine.rank == 0:
-            target.write_json(COMPLETE, {"step": step, "loss": self.last["loss"], "workers": self.engine.world})
+            said = {"step": step, "loss": self.last["loss"], "workers": self.engine.world, "id": uuid.uuid4().hex}
+            target.write_json(COMPLETE, said)
             for name in _complete(checkpoints)[: -self.recipe.training.keep_checkpoints]:
                 (checkpoints / name).delete()

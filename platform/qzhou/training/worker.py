@@ -37,7 +37,7 @@ from qzhou.training.examples import TrainingSet, training_sets
 from qzhou.training.loader import TrainingStage
 from qzhou.training.loop import train_stage
 from qzhou.training.lora import add_adapters, merge_adapters
-from qzhou.training.memory_budget import fit_budgets, halve_budgets
+from qzhou.training.memory_budget import Trial, fit_budgets, halve_budgets
 from qzhou.training.node_copies import cache_folder, folder_of_node
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.validation import Validation, held_out_examples
@@ -84,26 +84,23 @@ def train_worker(
     with _starting_model(recipe, run_folder, name, mined) as spec:
         found = load_recipe_model(recipe.model, spec=spec, dtype=dtype)
         _refuse_soft_mask(recipe, name, found)
-        engine = _engine(recipe, found, device, resume)
+        engine, teacher = _engine(recipe, found, device, resume), _teacher(recipe, device, dtype)
         first_step = engine.load(checkpoint) if checkpoint is not None else 0
+        longest = min(recipe.model.max_document_tokens, found.tokenizer.model_max_length)
+        _fit_memory(engine, recipe, name, longest, resume)
         if checkpoint is not None and engine.rank == 0:
             log_event(f"training: {name}: continues after step {first_step}", "continued", step=first_step)
         validation = None
         if recipe.training.validate_every_steps:
             examples = held_out_examples(recipe, run_folder)
             validation = Validation.of(examples, recipe, found.tokenizer, engine)
-        teacher = recipe.training.distillation.teacher
         stage = TrainingStage(
             name,
             plan,
             data,
             recipe,
             found.tokenizer,
-            teacher=Teacher.load(
-                teacher, attention=recipe.model.attention_of.get(teacher), device=device, dtype=dtype
-            )
-            if teacher
-            else None,
+            teacher=teacher,
             validate=partial(validation, engine) if validation else None,
         )
         recorder = make_recorder(recipe, run_folder / TRAINING_STAGES[name], engine, first_step)
@@ -115,22 +112,36 @@ def train_worker(
 
 
 def _engine(recipe: Recipe, found: Backbone, device: torch.device, resume: Resume) -> DeepSpeedEngine:
-    """A model on its device, with an optimizer, and with budgets that fit into a GPU's memory.
-
-    A CPU's memory is not tried, because the system ends whoever takes too much.
-    """
+    """A model on its device, with an optimizer, and the state of a checkpoint."""
     model = add_adapters(found.model, recipe.training.lora).to(device)
     library = library_for(recipe.model.arithmetic, this_processor())
     if device.type == "cpu" and library == "onednn":
         multiply_with_onednn(model)
-    engine = DeepSpeedEngine(model, found.tokenizer, recipe.training, device, checkpoint=resume.checkpoint)
+    return DeepSpeedEngine(model, found.tokenizer, recipe.training, device, checkpoint=resume.checkpoint)
+
+
+def _teacher(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Teacher | None:
+    spec = recipe.training.distillation.teacher
+    if not spec:
+        return None
+    return Teacher.load(spec, attention=recipe.model.attention_of.get(spec), device=device, dtype=dtype)
+
+
+def _fit_memory(
+    engine: DeepSpeedEngine, recipe: Recipe, name: TrainingStageName, longest: int, resume: Resume
+) -> None:
+    """Give an engine budgets that fit into a GPU's memory, when all else that lies there is there.
+
+    A CPU's memory is not tried, because the system ends whoever takes too much.
+    """
     for _ in range(resume.halvings):
         halve_budgets(engine)
     # with ZeRO 2 and 3 the ranks exchange weights or gradients in every pass, and one that fails would leave the others
     # waiting: there the ranks are started again with half
-    if device.type == "cuda" and recipe.training.zero_stage < 2:
-        fit_budgets(engine, longest=recipe.model.max_document_tokens, device=device)
-    return engine
+    if engine.device.type == "cuda" and recipe.training.zero_stage < 2:
+        soft = 0.5 if getattr(recipe.training, name).soft_mask_steps else None
+        trial = Trial(longest, engine.later_bytes, soft)
+        fit_budgets(engine, trial, engine.device)
 
 
 def _batch_plan(recipe: Recipe, name: TrainingStageName, data: Mapping[str, TrainingSet]) -> BatchPlan:

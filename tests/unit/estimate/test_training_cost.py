@@ -1,5 +1,6 @@
 """What training costs: numbers worked out by hand, operations counted one product at a time."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,8 @@ def test_what_gpus_send_by_hand():
 
     assert sent == pytest.approx([2, 2, 1 + 4, 5 + 3 + 5 + 4])
     assert method.sent_bytes(180, zero_stage=3, gpus=1) == 0
+    adapters = dataclasses.replace(method, frozen=True)
+    assert [adapters.sent_bytes(180, zero_stage=stage, gpus=4) / whole for stage in (1, 3)] == [0, 5 + 3 + 5]
 
 
 def test_a_gpu_holds_as_much_as_the_engine_lets_it():

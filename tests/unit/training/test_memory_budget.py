@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from qzhou.cluster.ports import free_port
-from qzhou.training.memory_budget import LEAST_TOKENS, fit_budgets, halve_budgets
+from qzhou.training.memory_budget import LEAST_TOKENS, Trial, fit_budgets, halve_budgets
 from tests.ranks.problem import assert_same, gradients, model_of, plain_gradients, three_tasks, torch_gradient
 from tests.torch_engine import TorchEngine
 
@@ -43,17 +43,30 @@ def small_gpu(recipe, folder, room):
 @pytest.mark.parametrize(
     ("room", "found"),
     [(10**6, (8192, 2048)), (8192, (8192, 2048)), (4100, (4096, 2048)), (2048, (2048, 2048)), (600, (512, 512)),
-     (1, (256, 256))],
+     (70, (256, 256)), (1, (256, 256))],
 )  # fmt: skip
 def test_the_largest_step_that_fits_is_found(make_recipe, tiny_bert, capsys, room, found):
     recipe = three_tasks(make_recipe, micro_batch_tokens=2048, activation_tokens=8192)
     engine = small_gpu(recipe, tiny_bert, room)
 
-    fit_budgets(engine, longest=64, device=CPU)
+    fit_budgets(engine, Trial(longest=64), CPU)
 
     assert (engine.activation_tokens, engine.micro_batch_tokens) == found
     said = capsys.readouterr().out
     assert ("activations of 8,192 tokens do not fit" in said) == (found[0] < 8192)
+    assert ("one text of 64 tokens does not fit" in said) == (room < 64)
+
+
+@pytest.mark.parametrize(("room", "found"), [(5000, (4096, 2048)), (3000, (2048, 2048)), (2500, (2048, 2048))])
+def test_a_text_that_is_longer_than_a_pass_is_tried_too(make_recipe, tiny_qwen2, capsys, room, found):
+    """It is a pass of its own, whatever the budgets: one that does not fit is said, and does not drive them down."""
+    recipe = three_tasks(make_recipe, micro_batch_tokens=2048, activation_tokens=8192)
+    engine = small_gpu(recipe, tiny_qwen2, room)
+
+    fit_budgets(engine, Trial(longest=2800), CPU)
+
+    assert (engine.activation_tokens, engine.micro_batch_tokens) == found
+    assert ("one text of 2,800 tokens does not fit" in capsys.readouterr().out) == (room < 2800)
 
 
 def test_nothing_below_the_least_is_tried(make_recipe, tiny_bert):
@@ -68,7 +81,7 @@ def rank_of(rank, world, port, everyone_done, recipe, folder, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     engine = small_gpu(recipe, folder, 600 if rank else 10**6)
-    fit_budgets(engine, longest=64, device=CPU)
+    fit_budgets(engine, Trial(longest=64), CPU)
     budgets = [None] * world
     dist.all_gather_object(budgets, (engine.activation_tokens, engine.micro_batch_tokens))
     engine.room = 10**6
