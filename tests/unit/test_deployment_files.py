@@ -102,6 +102,21 @@ def test_serve_takes_the_file_of_a_language_model_of_ones_own():
         LLMConfig.model_validate(config)  # refuses unknown keys and GPU types
 
 
+def test_what_a_forge_reads_is_well_formed_and_names_what_there_is():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yaml").read_text("utf-8"))["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert commands == ["make check", "make test"]
+    assert all(f"\n{one.removeprefix('make ')}: " in makefile for one in commands)
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yaml"):
+        content = yaml.safe_load(form.read_text("utf-8"))
+        assert {"name", "description", "body"} <= content.keys(), form.name
+        assert all(field["attributes"]["label"] for field in content["body"])
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == version
+
+
 def test_constraints_pin_every_requirement_that_the_project_names():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
