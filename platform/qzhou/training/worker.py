@@ -112,7 +112,7 @@ def train_worker(
 
 
 def _engine(recipe: Recipe, found: Backbone, device: torch.device, resume: Resume) -> DeepSpeedEngine:
-    """A model on its device, with an optimizer, and the state of a checkpoint."""
+    """A model on its device with an optimizer, which the state of a checkpoint fits."""
     model = add_adapters(found.model, recipe.training.lora).to(device)
     library = library_for(recipe.model.arithmetic, this_processor())
     if device.type == "cpu" and library == "onednn":
