@@ -34,9 +34,8 @@ Item = TypeVar("Item")
 
 ROWS_PER_FILE = 50_000
 TEMPORARY_PREFIX = ".writing-"
-COPY_BYTES = (
-    64 * 2**20
-)  # asked for at a time where files are copied; Arrow's own 1 MiB is 14,000 requests a 7B model
+# asked for at a time where files are copied; Arrow's own 1 MiB is 14,000 requests a 7B model
+COPY_BYTES = 64 * 2**20
 # object stores, where a folder is a marker that nobody needs and each level a request
 WITHOUT_FOLDERS = ("s3", "gcs")
 
