@@ -26,7 +26,8 @@ COLOURS = ["red", "blue", "green", "tree", "sea", "paris", "london", "word", "li
 RETRIEVAL = [
     RetrievalExample(
         id=str(i), dataset="r", query=f"what is the {colour}", positives=(f"the {colour} is a text " * (1 + i % 3),),
-        negatives=(Negative(text=f"the answer to {colour}", origin="mined"),),
+        negatives=(Negative(text=f"the answer to {colour}", origin="mined", score=0.3 + 0.02 * i),),
+        positive_scores=(0.9 - 0.03 * i,) if i % 4 else (),
     )
     for i, colour in enumerate(COLOURS)
 ]  # fmt: skip

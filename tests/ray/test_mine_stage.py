@@ -28,7 +28,7 @@ from qzhou.data.records import (
 from qzhou.data.storage import Folder, read_records, write_records
 from qzhou.encoder import load_encoder
 from qzhou.errors import DataError, ModelError, RecipeError, SetupError
-from qzhou.mining.actors import EncodeActor, SearchActor
+from qzhou.mining.actors import EncodeActor, RerankActor, SearchActor
 from qzhou.mining.layout import Layout
 from qzhou.mining.pipeline import mine
 from qzhou.mining.text_digests import digests
@@ -315,7 +315,7 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
         "max_positive_cosine": 1.0,
         "consistency_top_k": 40,
     }
-    several = recipe(mining=settings)
+    several = recipe(mining=settings, training={"distillation": {"kind": "listwise"}})
 
     found = mined(several)
 
@@ -327,10 +327,34 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
     assert {drop.reason for drop in dropped} == {"inconsistent"}
     assert 0.3 < report["recall"] <= 1.0
     assert all(0 <= one.score <= 1 for one in mined_negatives)
+    own = RerankActor(str(judge), 512)  # the list is the judge's alone, whoever found the texts
+    for example in found[::40]:
+        texts = [*example.positives, *(one.text for one in example.negatives)]
+        scores = [*example.positive_scores, *(one.score for one in example.negatives)]
+        assert scores == pytest.approx(own.scores([(example.query, text) for text in texts]).tolist(), abs=1e-4)
     for example, own in zip(found, relevant_keys(found), strict=True):
         assert not {normalized_text(one.text) for one in example.negatives} & own
     assert len({folder.name for folder in (Path(stage(several).path) / "embeddings").iterdir()}) == 2
     assert "recall" in capfd.readouterr().out
+
+
+def test_where_scores_are_learned_every_text_has_one_of_the_teacher(recipe):
+    """Given and LLM-written negatives too, which are in no corpus."""
+    learns = {"distillation": {"kind": "listwise"}}
+    listwise = recipe(training=learns, mining={"llm_negative_fraction": 0.4})
+    found = mined(listwise)
+
+    assert stage(listwise).read_json("report.json")["docs"]["lists"] == sum(bool(one.negatives) for one in found)
+    encoder = load_encoder(listwise.model.backbone, max_tokens=listwise.model.max_document_tokens, dtype="float32")
+    prompt = listwise.dataset("docs").prompt
+    asked = encoder.encode([prompt.query(one.query) for one in found], max_tokens=listwise.model.max_query_tokens)
+    origins = set()
+    for one, vector in zip(found, asked, strict=True):
+        cosines = encoder.encode([*one.positives, *(negative.text for negative in one.negatives)]) @ vector
+        scores = [*one.positive_scores, *(negative.score for negative in one.negatives)]
+        assert scores == pytest.approx(cosines.tolist(), abs=1e-4)
+        origins |= {negative.origin for negative in one.negatives}
+    assert origins == {"given", "synthetic", "mined"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import signal
+import statistics
 import tempfile
 import threading
 import time
@@ -22,6 +23,7 @@ from qzhou.training.signals import Signals
 from tests.ranks.problem import with_training
 from tests.ray.training_run import (
     LOSS_TOLERANCE,
+    STAGE,
     kill_a_worker,
     losses,
     metrics,
@@ -65,6 +67,44 @@ def test_both_stages_leave_metrics_checkpoints_and_a_model(undisturbed):
     export(undisturbed)
     model = SentenceTransformer(str(stage_folder(undisturbed).parent.parent / "model"), device="cpu")
     assert model.encode(["a text"]).shape == (1, 32)
+
+
+def test_two_ranks_keep_the_weights_of_the_best_validation(cluster, make_recipe, tiny_qwen2):
+    """A learning rate that ruins the model: what it starts with is kept, by both stages and on all ranks."""
+    stage = {**STAGE, "steps": 4}
+    chosen = {"select": "best", "validate_every_steps": 1, "patience": 2}
+    ruinous = {**stage, "learning_rate": 10.0, "warmup_steps": 0}
+    recipe = prepared(
+        make_recipe, tiny_qwen2, "best", stage1=ruinous, stage2={**stage, "retrieval_share": 0.5}, **chosen
+    )
+
+    train(recipe)
+
+    for name in ("stage1", "stage2"):
+        best = json.loads((stage_folder(recipe, name) / "best.json").read_text())
+        lines = metrics(recipe, name)
+        outputs = json.loads((stage_folder(recipe, name) / "manifest.json").read_text())["outputs"]
+        assert outputs == {"steps": 4, "step that is kept": best["step"]}
+        measures = {one for line in lines for one in line if one.startswith("validation_")}
+        expected = {"validation_ndcg_at_10", "validation_accuracy"}
+        if name == "stage2":
+            expected |= {"validation_spearman", "validation_nearest_label"}
+        assert measures == expected
+        main = [
+            statistics.fmean(line[one] for one in measures - {"validation_accuracy"})
+            for line in lines
+            if "validation_accuracy" in line
+        ]
+        assert best["score"] >= max(main)
+        if best["step"]:
+            assert best["score"] == main[best["step"] - 1]
+        assert not list((stage_folder(recipe, name) / "best").glob("*"))
+    kept = load_file(stage_folder(recipe, "stage1") / "model" / "model.safetensors")
+    start = load_file(tiny_qwen2 / "model.safetensors")
+    assert json.loads((stage_folder(recipe, "stage1") / "best.json").read_text())["step"] == 0
+    assert len(metrics(recipe, "stage1")) == 2  # its patience
+    for name, weight in start.items():
+        assert torch.equal(kept[name.removeprefix("model.")].float(), weight.float()), name
 
 
 def test_killed_workers_and_a_killed_driver_cost_no_step(cluster, undisturbed, make_recipe, tiny_qwen2, tmp_path):

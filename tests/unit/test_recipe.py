@@ -307,11 +307,38 @@ def test_a_table_of_stage_1_that_is_forgotten_is_no_wish(tmp_path):
         (["--evaluation.instructions", '{"SciFact": "x"}'], "no task that is judged: evaluation.tasks is empty"),
         (["--training.loss.focal", "0.5"], "has no finite gradient where a positive is certain"),
         (["--training.stage1.learning_rate", "inf"], "finite number"),
+        (
+            ["--training.distillation.kind", "listwise", "--training.distillation.teacher", "x"],
+            "name the model in mining.reranker or mining.teacher, and leave this one out",
+        ),
+        (["--training.distillation.teacher_temperature", "0.1"], "teacher_temperature is 0.1 and kind 'scores'"),
+        (
+            ["--training.distillation.kind", "listwise", "--training.negatives_per_query", "0"],
+            "a list needs a negative beside the positive",
+        ),
+        (
+            ["--training.distillation.kind", "listwise", "--mining.extra_teachers", "x"],
+            "name a mining.reranker, or one teacher",
+        ),
     ],
 )
 def test_settings_that_could_only_fail_later_are_refused_at_once(words, said):
     with pytest.raises(RecipeError, match=said):
         load_recipe(QUICKSTART, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], None),
+        (["--training.distillation.kind", "listwise"], 0.02),
+        (["--training.distillation.kind", "listwise", "--training.distillation.temperature", "0.1"], 0.1),
+        (["--training.distillation.kind", "listwise", "--mining.reranker", "x"], 0.2),
+        (["--training.distillation.kind", "listwise", "--training.distillation.teacher_temperature", "0.3"], 0.3),
+    ],
+)
+def test_a_temperature_fits_the_scores_that_are_learned(words, expected):
+    assert load_recipe(QUICKSTART, words).training.distillation.teacher_temperature == expected
 
 
 @pytest.mark.parametrize(

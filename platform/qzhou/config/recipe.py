@@ -31,6 +31,7 @@ from qzhou.config.training import RETRIEVAL_SHARE, StageSection, TrainingSection
 from qzhou.config.transform import TransformSection
 from qzhou.errors import DataError, RecipeError
 
+RERANKER_TEMPERATURE = 0.2  # of scores from 0 to 1
 CHUNK_SHARE = 0.8  # of what the model reads of a document
 
 
@@ -191,6 +192,27 @@ def _training_conflicts(recipe: Recipe) -> Iterator[str]:
                 "fewer than two examples each; raise the batch or lower the workers"
             )
     yield from _trained_conflicts(recipe)
+    if training.distillation.is_listwise:
+        yield from _listwise_conflicts(recipe)
+
+
+def _listwise_conflicts(recipe: Recipe) -> Iterator[str]:
+    mining = recipe.mining
+    if not any(dataset.task == "retrieval" for dataset in recipe.trained_datasets):
+        yield (
+            "training.distillation.kind is 'listwise', which is for queries and their negatives, and no trained "
+            "dataset is retrieval; take it out"
+        )
+    if not recipe.training.negatives_per_query:
+        yield (
+            "training.distillation.kind is 'listwise', and training.negatives_per_query is 0: a list needs a negative "
+            "beside the positive; raise it"
+        )
+    if mining.extra_teachers and not mining.reranker:
+        yield (
+            "training.distillation.kind is 'listwise', and mining has several teachers, whose cosines cannot be "
+            "compared; name a mining.reranker, or one teacher"
+        )
 
 
 def _trained_conflicts(recipe: Recipe) -> Iterator[str]:
@@ -290,7 +312,7 @@ def parse_recipe(content: Mapping[str, Any], *, place: str, folder: str = "") ->
     It lies in ``folder``; default: the working directory.
     """
     recipe = _with_chunks(_with_share(parse_section(Recipe, content, place=place)))
-    return recipe.in_folder(folder)
+    return _with_teacher_temperature(recipe).in_folder(folder)
 
 
 def _with_chunks(recipe: Recipe) -> Recipe:
@@ -314,6 +336,16 @@ def _with_share(recipe: Recipe) -> Recipe:
     share = RETRIEVAL_SHARE if "retrieval" in tasks else 0.0
     stage2 = training.stage2.model_copy(update={"retrieval_share": share})
     return recipe.model_copy(update={"training": training.model_copy(update={"stage2": stage2})})
+
+
+def _with_teacher_temperature(recipe: Recipe) -> Recipe:
+    """Scores of a reranker are no cosines, and lie further apart."""
+    training, own = recipe.training, recipe.training.distillation
+    if not own.is_listwise or own.teacher_temperature is not None:
+        return recipe
+    update = {"teacher_temperature": RERANKER_TEMPERATURE if recipe.mining.reranker else own.temperature}
+    distillation = own.model_copy(update=update)
+    return recipe.model_copy(update={"training": training.model_copy(update={"distillation": distillation})})
 
 
 def overrides(arguments: Sequence[str]) -> dict[str, Any]:

@@ -79,16 +79,41 @@ class DistillationSection(Section):
     """Knowledge distillation from a teacher, beside the labels."""
 
     teacher: Experimental[str] = Field("", description="Folder, hub id or package of a model; empty: no teacher.")
-    kind: Experimental[Literal["scores", "embeddings"]] = Field(
+    kind: Experimental[Literal["scores", "embeddings", "listwise"]] = Field(
         "scores",
-        description="The teacher's distribution over the documents of a batch, or its vectors (of the same width).",
+        description="scores: the teacher's distribution over the documents of a batch; embeddings: its vectors, of the "
+        "same width; listwise: the scores of each query's own positive and negatives, which mining writes.",
     )
     weight: Experimental[Positive] = Field(
         1.0, description="Weight of the distillation loss beside the loss of the labels."
     )
     temperature: Experimental[Positive] = Field(
-        0.02, description="Divides both models' cosines, for kind = scores."
+        0.02, description="Divides the model's cosines, and those of the teacher of kind = scores."
     )
+    teacher_temperature: Experimental[Positive | None] = Field(
+        None,
+        description="Divides the scores of kind = listwise; default: as temperature for a teacher's cosines, and 0.2 "
+        "for what mining.reranker gives (0 to 1).",
+    )
+
+    @property
+    def is_listwise(self) -> bool:
+        """Whether the scores that mining writes are learned."""
+        return self.kind == "listwise"
+
+    @model_validator(mode="after")
+    def _listwise_has_no_teacher(self) -> Self:
+        if self.is_listwise and self.teacher:
+            raise ValueError(
+                f"kind is 'listwise' and teacher '{self.teacher}'; listwise learns the scores that mining writes: name "
+                "the model in mining.reranker or mining.teacher, and leave this one out"
+            )
+        if self.teacher_temperature is not None and not self.is_listwise:
+            raise ValueError(
+                f"teacher_temperature is {self.teacher_temperature:g} and kind '{self.kind}', where temperature "
+                "divides the cosines of both; leave it out, or set kind = 'listwise'"
+            )
+        return self
 
 
 class LoraSection(Section):
@@ -197,7 +222,17 @@ class TrainingSection(Section):
         description="A slower network between the workers ends `qzhou rehearse`; GB/s, as NCCL's tests count them.",
     )
     loader_threads: AtLeastOne = Field(2, description="Threads of a rank that prepare the next batches.")
-    validate_every_steps: Count = Field(0, description="Steps between validations on held-out rows; 0: none.")
+    validate_every_steps: Count = Field(
+        0, description="Steps between validations: on held-out rows, with select = 'best' on others; 0: none."
+    )
+    select: Experimental[Literal["last", "best"]] = Field(
+        "last",
+        description="The weights that a stage ends with. best: those of the validation with the highest score on rows "
+        "that no stage trains on and no evaluation judges by; those that the stage starts with count too.",
+    )
+    patience: Experimental[Count] = Field(
+        0, description="Validations in a row without a better score after which a stage ends; 0: it never does."
+    )
     trackers: tuple[Tracker, ...] = Field((), description="Trackers that get the metrics besides metrics.jsonl.")
     save_every_steps: AtLeastOne = Field(500, description="Checkpoint interval; the last step is always saved.")
     keep_checkpoints: AtLeastOne = Field(2, description="Number of last checkpoints that are kept.")
@@ -218,6 +253,13 @@ class TrainingSection(Section):
         if owned := sorted(given & DEEPSPEED_OWNED.keys()):
             places = "; ".join(f"{name}: {DEEPSPEED_OWNED[name]}" for name in owned)
             raise ValueError(f"deepspeed has settings that the recipe decides otherwise ({places}); take them out")
+        if self.select == "best" and not self.validate_every_steps:
+            raise ValueError(
+                "select is 'best' and validate_every_steps 0, so nothing would be compared; set it, to a tenth of a "
+                "stage's steps for instance"
+            )
+        if self.patience and self.select != "best":
+            raise ValueError(f"patience is {self.patience} and select '{self.select}'; it needs select = 'best'")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3; zero_stage is 0")
         return self

@@ -48,7 +48,8 @@ class Negative:
 class RetrievalExample:
     """A query with documents that answer it. Trained with InfoNCE and its query-query term.
 
-    ``positive_scores`` are a teacher's, one per positive, where the data came with them.
+    ``positive_scores`` are a teacher's, one per positive, where the data came with them or
+    mining wrote them.
     ``instruction`` is the query's own, in place of the dataset's; empty where it has none.
     """
 

@@ -10,14 +10,14 @@ import pyarrow.compute as pc
 
 from qzhou.config.dataset import Dataset
 from qzhou.data.prompts import Prompt
-from qzhou.data.records import Document, Negative, RetrievalExample
+from qzhou.data.records import Document, Origin, RetrievalExample
 from qzhou.data.storage import Folder, batched, count_rows, read_records, read_table, row_count, write_records
 from qzhou.encoder.vectors import CHUNK_ROWS
 from qzhou.mining.text_digests import Digests, Groups, Ints, RelevantTexts, RowLookup, digests, key_digests
 
 # a chunk of texts on its way to an encoder, and the instruction of each text if it has one of its own
 CHUNKS = pa.schema({"id": pa.int64(), "texts": pa.list_(pa.string()), "instructions": pa.list_(pa.string())})
-SHOWN_EXAMPLES = 500  # whose given and written negatives are scored for the report
+SHOWN_EXAMPLES = 500  # whose given and written negatives are scored for the report, where not all are
 EXAMPLES_AT_ONCE = 10_000
 
 
@@ -105,12 +105,12 @@ def document_digests(folder: Folder, file: str) -> tuple[Digests, Digests]:
 
 
 @dataclass(frozen=True, slots=True)
-class ReportSample:
-    """Negatives that some examples came with, to be scored for the report; ``owner`` is the example of each."""
+class OwnNegatives:
+    """Negatives that some or all examples came with, to be scored; ``owner`` is the example of each, ascending."""
 
     chunks: list[Chunk]
     owner: Ints
-    origins: list[str]
+    origins: list[Origin]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Corpus:
     Attributes:
         queries: In the order of the examples.
         documents: The dataset's own corpus, then the positives that are not in it; rows count through all of them.
-        shown: Negatives of some of the examples.
+        shown: Negatives that some of the examples came with, or all of them.
         key_M: Of each document; equal where two texts count as the same.
         copies: Rows for which another document stands that counts as the same; they are not searched.
         most_relevant: Texts that are relevant to one query, at the most.
@@ -132,7 +132,7 @@ class Corpus:
     examples: Folder
     queries: list[Chunk]
     documents: list[Chunk]
-    shown: ReportSample
+    shown: OwnNegatives
     key_M: Digests
     copies: Ints
     most_relevant: int
@@ -169,29 +169,38 @@ class Corpus:
         return self.row_lookup(digests(text for one in examples for text in one.positives)), owner
 
 
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the texts of a dataset lie: its examples, its corpus, and what is written ``beside`` it."""
+
+    examples: Folder
+    corpus: Folder
+    beside: Folder
+
+
 def prepared(
     dataset: Dataset,
-    examples: Folder,
-    corpus: Folder,
-    extra: Folder,
+    sources: Sources,
     known: Sequence[tuple[Digests, Digests]],
     *,
     chunk_rows: int = CHUNK_ROWS,
+    all_negatives: bool = False,
 ) -> Corpus:
     """The queries and documents of a dataset; positives in no corpus are written beside it.
 
-    They are written below ``extra``, and so are the negatives that are shown. ``known`` are
-    the :func:`document_digests` of each file of the corpus, which may be empty.
+    So are negatives that examples came with: those of a sample, for the report, or
+    ``all_negatives``. ``known`` are the :func:`document_digests` of each file of the
+    corpus, which may be empty.
     """
-    gathered = _gathered(examples)
+    examples, beside = sources.examples, sources.beside
+    stride = 1 if all_negatives else max(1, count_rows(examples) // SHOWN_EXAMPLES)
+    gathered = _gathered(examples, stride)
     corpus_text = _joined([text for text, _ in known])
     corpus_key = _joined([key for _, key in known])
     _, first_P = np.unique(gathered.text_P, return_index=True)
     new_P = np.sort(first_P[~np.isin(gathered.text_P[first_P], corpus_text)])
-    write_records(extra / "positives", _documents(examples, new_P), Document)
-    shown = [negative for _, negative in gathered.shown]
-    negatives = (Document(id=f"negative-{n}", text=one.text) for n, one in enumerate(shown))
-    write_records(extra / "negatives", negatives, Document)
+    write_records(beside / "positives", _documents(examples, new_P), Document)
+    write_records(beside / "negatives", _negatives(examples, stride), Document)
 
     def chunks(folder: Folder, column: str = "text") -> list[Chunk]:
         return chunks_of(folder, column, dataset.prompt, are_queries=column == "query", chunk_rows=chunk_rows)
@@ -203,12 +212,8 @@ def prepared(
         dataset=dataset,
         examples=examples,
         queries=chunks(examples, "query"),
-        documents=chunks(corpus) + chunks(extra / "positives"),
-        shown=ReportSample(
-            chunks=chunks(extra / "negatives"),
-            owner=np.array([owner for owner, _ in gathered.shown], dtype=np.int64),
-            origins=[negative.origin for negative in shown],
-        ),
+        documents=chunks(sources.corpus) + chunks(beside / "positives"),
+        shown=OwnNegatives(chunks(beside / "negatives"), gathered.shown_owner, gathered.shown_origins),
         key_M=key_M,
         copies=_copies(key_M, text_M),
         most_relevant=int(np.bincount(relevant.of(gathered.groups)[0]).max(initial=0)),
@@ -221,21 +226,22 @@ def prepared(
 class _Gathered:
     """The outcome of one pass over a dataset's examples: digests of its positives and of their keys, and the rest.
 
-    ``owner_P`` says which example a positive belongs to, and so does the number in
-    ``shown`` for the negatives of some examples.
+    ``owner_P`` says which example a positive belongs to, and ``shown_owner`` the same of a
+    negative.
     """
 
     text_P: Digests
     key_P: Digests
     owner_P: Ints
     groups: Groups
-    shown: list[tuple[int, Negative]]
+    shown_owner: Ints
+    shown_origins: list[Origin]
 
 
-def _gathered(examples: Folder) -> _Gathered:
-    stride = max(1, count_rows(examples) // SHOWN_EXAMPLES)
+def _gathered(examples: Folder, stride: int) -> _Gathered:
     texts, keys, owners, groups = [], [], [], []
-    shown: list[tuple[int, Negative]] = []
+    shown_owner: list[int] = []
+    shown_origins: list[Origin] = []
     first = 0
     for some in _batches(examples):
         positives = [text for one in some for text in one.positives]
@@ -244,14 +250,16 @@ def _gathered(examples: Folder) -> _Gathered:
         owners.append(first + np.repeat(np.arange(len(some)), [len(one.positives) for one in some]))
         groups.append(Groups.of(some))
         for n in range(-first % stride, len(some), stride):
-            shown += [(first + n, negative) for negative in some[n].negatives]
+            shown_owner += [first + n] * len(some[n].negatives)
+            shown_origins += [negative.origin for negative in some[n].negatives]
         first += len(some)
     return _Gathered(
         text_P=_joined(texts),
         key_P=_joined(keys),
         owner_P=np.concatenate([np.empty(0, np.int64), *owners]),
         groups=Groups(_joined([one.query_N for one in groups]), _joined([one.origin_N for one in groups])),
-        shown=shown,
+        shown_owner=np.array(shown_owner, dtype=np.int64),
+        shown_origins=shown_origins,
     )
 
 
@@ -271,6 +279,17 @@ def _documents(examples: Folder, wanted_P: Ints) -> Iterator[Document]:
         for number in wanted[:here]:
             yield Document(id=f"positive-{number}", text=positives[number - first])
         wanted, first = wanted[here:], first + len(positives)
+
+
+def _negatives(examples: Folder, stride: int) -> Iterator[Document]:
+    """The negatives that every ``stride``-th example came with."""
+    first = number = 0
+    for some in _batches(examples):
+        for one in some[-first % stride :: stride]:
+            for negative in one.negatives:
+                yield Document(id=f"negative-{number}", text=negative.text)
+                number += 1
+        first += len(some)
 
 
 def _batches(examples: Folder) -> Iterator[list[RetrievalExample]]:

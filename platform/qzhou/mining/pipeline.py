@@ -3,7 +3,7 @@
 import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from qzhou.data.records import TASKS, Drop, Manifest, Negative, RetrievalExample
 from qzhou.data.storage import Folder, count_rows, table_of, write_records, write_table
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import DataError
-from qzhou.mining.corpus import Chunk, Corpus, document_digests, prepared, read_texts
+from qzhou.mining.corpus import Chunk, Corpus, Sources, document_digests, prepared, read_texts
 from qzhou.mining.encode import encoded
 from qzhou.mining.layout import DEFAULT, Layout
 from qzhou.mining.negative_selection import (
@@ -27,7 +27,15 @@ from qzhou.mining.negative_selection import (
     leave_one_out_false_negatives,
     select_negatives,
 )
-from qzhou.mining.query_block import Queries, depth_of, inconsistent, ranking_of, reranked
+from qzhou.mining.query_block import (
+    Queries,
+    depth_of,
+    inconsistent,
+    ranking_of,
+    reranked,
+    two_lowest,
+    with_one_judge,
+)
 from qzhou.mining.report import Report, sentence, shortage
 from qzhou.mining.shard import EXACT, VectorFile, vectors_at
 from qzhou.mining.sharded_index import PendingSearch, RerankerPool, ShardedIndex, actor_resources, shards_of
@@ -61,6 +69,9 @@ def mine(recipe: Recipe, layout: Layout = DEFAULT) -> Manifest:
         "prompts": {one.name: dataclasses.astuple(one.prompt) for one in recipe.datasets},
         "seed": recipe.training_seed,
     }
+    # where a stage learns the scores, all negatives get one
+    if recipe.training.distillation.is_listwise:
+        settings["writes_lists"] = True
     # the division of an approximate index changes its candidates; an exact search finds the same however it is divided
     if mining.index != EXACT:
         settings["shards"] = [resources_for(recipe, "search").workers, mining.index_memory_gb]
@@ -102,7 +113,11 @@ def _prepared(run: Run, folder: Folder, name: str, layout: Layout) -> Corpus:
     known = ray.get([describe.remote(corpus, file) for file in corpus.files(".parquet")])
     examples = run.folder / "synthesis" / "examples" / "retrieval" / name
     return prepared(
-        run.recipe.dataset(name), examples, corpus, folder / "documents" / name, known, chunk_rows=layout.chunk_rows
+        run.recipe.dataset(name),
+        Sources(examples, corpus, folder / "documents" / name),
+        known,
+        chunk_rows=layout.chunk_rows,
+        all_negatives=run.recipe.training.distillation.is_listwise and not run.recipe.mining.reranker,
     )
 
 
@@ -143,6 +158,8 @@ class _Miner:
         self._indexes: list[ShardedIndex] = []
         self._rerankers: RerankerPool | None = None
         self._report, self._drops = Report(), list[Drop]()
+        self._writes_lists = recipe.training.distillation.is_listwise
+        self._done = 0  # examples of the blocks before
 
     def mined(self) -> dict[str, Any]:
         """Write the examples with their negatives, unless an earlier attempt has; the dataset's part of the report."""
@@ -228,19 +245,58 @@ class _Miner:
         closest = mining.max_positive_cosine
         # the first teacher's positives are the ones that the report speaks of
         found = [ranking_of(self._corpus, queries, one.block, one.result(), closest) for one in searches]
-        rankings, second_N = [ranking for ranking, _ in found], found[0][1]
+        rankings, positive_P = [ranking for ranking, _ in found], found[0][1]
         keep_N = np.ones(len(queries.examples), dtype=bool)
         if mining.consistency_top_k is not None:
             for ranking in rankings:
                 keep_N &= is_consistent(ranking, top_k=mining.consistency_top_k)
         if self._rerankers is not None:
-            rankings, second_N = reranked(rankings, queries, mining, self._texts, self._rerankers.scores)
+            rankings, positive_P = reranked(rankings, queries, mining, self._texts, self._rerankers.scores)
         selection = select_negatives(rankings, queries.seeds(self._recipe.training_seed), mining)
         examples = self._combined(queries, selection, keep_N)
         later = sum(bool(keep_N[place]) for place in selection.later)
         self._report.add(examples, selection.rejected, int((~keep_N).sum()), later)
-        self._note_scores(rankings[0], second_N, queries)
+        self._note_scores(rankings[0], positive_P, queries)
+        if self._writes_lists:
+            examples = self._judged(examples, queries, positive_P, searches[0].block.query_ND, keep_N)
+            self._report.count_lists(examples)
+        self._done += len(queries.examples)
         return examples
+
+    def _judged(
+        self,
+        examples: list[RetrievalExample],
+        queries: Queries,
+        positive_P: Floats,
+        query_ND: Floats,
+        keep_N: Bools,
+    ) -> list[RetrievalExample]:
+        """The examples with scores of one judge, for listwise distillation."""
+        own_scores = self._own_scores(queries, query_ND)
+        scores = np.split(positive_P, np.cumsum([len(one.positives) for one in queries.examples])[:-1])
+        numbers = np.flatnonzero(keep_N).tolist()
+        return [
+            with_one_judge(example, scores[number].tolist(), own_scores[number])
+            for example, number in zip(examples, numbers, strict=True)
+        ]
+
+    def _own_scores(self, queries: Queries, query_ND: Floats) -> list[dict[str, float]]:
+        """For each example of a block the judge's scores of the negatives that it came with, by their texts."""
+        texts = [[one.text for one in example.negatives] for example in queries.examples]
+        owner_G = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
+        if self._rerankers is not None:
+            pairs = [(queries.examples[number].query, text) for number, own in enumerate(texts) for text in own]
+            score_G = self._rerankers.scores(pairs)
+        elif len(owner_G):
+            files, owner = self._vectors[0], self._corpus.shown.owner
+            rows = np.arange(np.searchsorted(owner, self._done), np.searchsorted(owner, self._done + len(texts)))
+            score_G = np.einsum("gd,gd->g", query_ND[owner_G], vectors_at(files.folder, files.shown, rows))
+        else:
+            score_G = np.empty(0, np.float32)
+        found: list[dict[str, float]] = [{} for _ in texts]
+        for number, text, score in zip(owner_G.tolist(), chain.from_iterable(texts), score_G.tolist(), strict=True):
+            found[number][text] = score
+        return found
 
     def _combined(self, queries: Queries, selection: Selection, keep_N: Bools) -> list[RetrievalExample]:
         rows = np.array([row for rows in selection.rows for row in rows], dtype=np.int64)
@@ -256,7 +312,8 @@ class _Miner:
             found.append(dataclasses.replace(example, negatives=negatives))
         return found
 
-    def _note_scores(self, ranking: Ranking, second_N: Floats, queries: Queries) -> None:
+    def _note_scores(self, ranking: Ranking, positive_P: Floats, queries: Queries) -> None:
+        _, second_N = two_lowest(positive_P, queries.owner_P, len(queries.examples))
         self._report.score("positive", ranking.positive_score_N)
         several = np.bincount(queries.owner_P, minlength=len(queries.examples))
         own = is_among(queries.owner_P, self._corpus.key_M[queries.positive_row_P], ranking.key_NK)

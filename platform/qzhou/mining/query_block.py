@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,12 +89,12 @@ def depth_of(corpus: Corpus, mining: MiningSection) -> int:
 def ranking_of(
     corpus: Corpus, queries: Queries, block: QueryBlock, found: SearchResult, closest: float
 ) -> tuple[Ranking, Floats]:
-    """The ranking by a teacher, and the second lowest score of each query's positives (nan where there is one) [N].
+    """The ranking by a teacher, and the score of each positive [P].
 
     A document whose cosine to a positive is above ``closest`` repeats it.
     """
     score_P = np.einsum("pd,pd->p", block.query_ND[queries.owner_P], block.positive_PD)
-    lowest_N, second_N = two_lowest(score_P, queries.owner_P, len(queries.examples))
+    lowest_N, _ = two_lowest(score_P, queries.owner_P, len(queries.examples))
     key_NK = corpus.key_M[found.row_NK]
     ranking = Ranking(
         score_NK=found.score_NK,
@@ -105,7 +105,7 @@ def ranking_of(
         is_repeat_NK=found.positive_cosine_NK > closest,
         positive_score_N=lowest_N,
     )
-    return ranking, second_N
+    return ranking, score_P
 
 
 def two_lowest(score_P: Floats, owner_P: Ints, count: int) -> tuple[Floats, Floats]:
@@ -121,7 +121,7 @@ def two_lowest(score_P: Floats, owner_P: Ints, count: int) -> tuple[Floats, Floa
 def reranked(
     rankings: Sequence[Ranking], queries: Queries, mining: MiningSection, texts: Texts, score: Score
 ) -> tuple[list[Ranking], Floats]:
-    """The rankings with a reranker's scores in place of the teachers', and the second lowest of the positives [N].
+    """The rankings with a reranker's scores in place of the teachers', and that of each positive [P].
 
     The reranker reads every candidate inside a teacher's window and every relevant text
     that was found, each pair once.
@@ -135,13 +135,38 @@ def reranked(
     found = score(list(zip(asking, texts(pairs[:, 1]), strict=True)))[place.ravel()]
     # in the order in which the pairs were put together: a part for each ranking, then the positives
     *parts, positive_P = np.split(found, np.cumsum([len(one) for one in rows]))
-    lowest_N, second_N = two_lowest(positive_P, queries.owner_P, len(queries.examples))
+    lowest_N, _ = two_lowest(positive_P, queries.owner_P, len(queries.examples))
     replaced = []
     for ranking, fits, part in zip(rankings, wanted, parts, strict=True):
         score_NK = ranking.score_NK.copy()
         score_NK[fits] = part
         replaced.append(dataclasses.replace(ranking, score_NK=score_NK, positive_score_N=lowest_N))
-    return replaced, second_N
+    return replaced, positive_P
+
+
+def with_one_judge(
+    example: RetrievalExample, positive_scores: Sequence[float], negative_scores: Mapping[str, float]
+) -> RetrievalExample:
+    """The example with scores of one judge alone: those of its data, if they are complete, or those of mining.
+
+    Scores of two judges cannot be compared, and a list of them would teach what none of
+    them has said. Where the data scored every positive and every given negative, negatives
+    that were mined or written by an LLM have none.
+
+    Args:
+        example: With all its negatives.
+        positive_scores: Of mining's teacher or reranker, one for each positive.
+        negative_scores: Text -> the same of the negatives that the example came with; mined ones have theirs.
+    """
+    given = [one for one in example.negatives if one.origin == "given"]
+    if example.positive_scores and given and all(one.score is not None for one in given):
+        kept = [one if one.origin == "given" else dataclasses.replace(one, score=None) for one in example.negatives]
+        return dataclasses.replace(example, negatives=tuple(kept))
+    scored = [
+        one if one.origin == "mined" else dataclasses.replace(one, score=negative_scores[one.text])
+        for one in example.negatives
+    ]
+    return dataclasses.replace(example, positive_scores=tuple(positive_scores), negatives=tuple(scored))
 
 
 def inconsistent(example: RetrievalExample, top_k: int | None) -> Drop:

@@ -40,6 +40,7 @@ class Report:
         self._hidden = self._admitted = 0
         self._examples: list[dict[str, Any]] = []
         self._recall: float | None = None
+        self._lists: int | None = None
 
     def add(
         self, examples: Sequence[RetrievalExample], rejected: Mapping[str, int], inconsistent: int, later: int = 0
@@ -69,6 +70,13 @@ class Report:
         self._sums[kind] += float(values.sum())  # type: ignore[assignment]
         self._counts[kind] += len(values)
 
+    def count_lists(self, examples: Sequence[RetrievalExample]) -> None:
+        """Count the examples with a list of scores that training can learn (listwise distillation)."""
+        some = (
+            any(negative.score is not None for negative in one.negatives) for one in examples if one.positive_scores
+        )
+        self._lists = (self._lists or 0) + sum(some)
+
     def hide(self, admitted_NK: Bools, hidden: int) -> None:
         """Count the known positives that would have passed if they were not known, of ``hidden`` ones tried."""
         self._hidden += hidden
@@ -96,6 +104,8 @@ class Report:
         }
         if self._recall is not None:
             found["recall"] = round(self._recall, 4)
+        if self._lists is not None:
+            found["lists"] = self._lists
         return found
 
     def _mean(self, kind: str) -> float | None:
@@ -116,6 +126,8 @@ def sentence(name: str, content: Mapping[str, Any]) -> str:
     if hidden["hidden"]:
         rate = hidden["admitted"] / hidden["hidden"]
         parts.append(f"{rate:.1%} of {hidden['hidden']:,} known positives would pass if hidden")
+    if "lists" in content:
+        parts.append(f"{content['lists']:,} queries have a list of scores to learn")
     if "recall" in content:
         parts.append(f"recall {content['recall']:.1%} of exact search")
     return "; ".join(parts)

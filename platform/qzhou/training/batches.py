@@ -7,6 +7,7 @@ from (seed, step).
 Shape letters in this file: B queries or texts, M documents, P pairs.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -43,6 +44,7 @@ class RetrievalBatch:
         owner_M: The query whose positive or hard negative each document is.
         false_negative_mask_BM: True where a document answers a query and is not the positive drawn for it.
         same_query_mask_BB: True where two queries are the same text or a paraphrase and its original.
+        score_M: A teacher's score of each document for its owner, nan where it has none; None where nobody has.
     """
 
     queries: list[str]
@@ -51,6 +53,7 @@ class RetrievalBatch:
     owner_M: Tensor
     false_negative_mask_BM: Tensor
     same_query_mask_BB: Tensor
+    score_M: Tensor | None = None
 
     task: Task = "retrieval"
 
@@ -65,11 +68,29 @@ class RetrievalBatch:
         return [("query", self.queries), ("document", self.documents)]
 
     @property
+    def own_mask(self) -> Tensor:
+        """True where a document is the query's positive or one of its hard negatives [B, M]."""
+        return self.owner_M[None, :] == torch.arange(self.size)[:, None]
+
+    @property
     def hard_negative_mask(self) -> Tensor:
         """True where a document is a hard negative of the query."""
-        own = self.owner_M[None, :] == torch.arange(self.size)[:, None]
+        own = self.own_mask
         own[torch.arange(self.size), self.positive_B] = False
         return own
+
+    @property
+    def scored_mask(self) -> Tensor:
+        """True where a document is in the query's list: its positive and hard negatives that a teacher has scored.
+
+        A query whose positive has no score, or none of whose negatives has one, has no list
+        [B, M].
+        """
+        if self.score_M is None:
+            return torch.zeros(self.size, len(self.documents), dtype=torch.bool)
+        listed = self.own_mask & ~self.score_M.isnan()[None, :] & ~self.false_negative_mask_BM
+        has_list = listed[torch.arange(self.size), self.positive_B] & (listed.sum(1) > 1)
+        return listed & has_list[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +189,14 @@ def _retrieval(parts: Parts, count: int, generator: np.random.Generator) -> Batc
         if isinstance(one, RetrievalExample)
     ]
     examples = [one for _, one in found]
-    documents = [(prompt, one.positives[generator.integers(len(one.positives))]) for prompt, one in found]
+    places = [int(generator.integers(len(one.positives))) for one in examples]
+    documents = [(prompt, one.positives[place]) for (prompt, one), place in zip(found, places, strict=True)]
+    scores = [dict(enumerate(one.positive_scores)).get(place) for one, place in zip(examples, places, strict=True)]
     owners = list(range(len(found)))
     for number, (prompt, one) in enumerate(found):
-        drawn = generator.permutation(len(one.negatives))[:count]
-        documents += [(prompt, one.negatives[place].text) for place in sorted(drawn)]
+        drawn = [one.negatives[place] for place in sorted(generator.permutation(len(one.negatives))[:count])]
+        documents += [(prompt, negative.text) for negative in drawn]
+        scores += [negative.score for negative in drawn]
         owners += [number] * len(drawn)
     return RetrievalBatch(
         [prompt.query(one.query) for prompt, one in found],
@@ -181,6 +205,7 @@ def _retrieval(parts: Parts, count: int, generator: np.random.Generator) -> Batc
         torch.tensor(owners),
         _false_negatives(examples, [text for _, text in documents]),
         _same_queries(examples),
+        torch.tensor([math.nan if score is None else score for score in scores]),
     )
 
 

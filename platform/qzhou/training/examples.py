@@ -25,6 +25,7 @@ from qzhou.training.permutation import Ints
 
 # rows of a record batch, in which one row is looked up
 ROWS_PER_BATCH = 1_000
+SET_ASIDE_ROWS = 200  # of a dataset
 TASK_OF: dict[type[Example], Task] = {record: task for task, record in EXAMPLE_TYPES.items()}
 
 Take = Callable[[Ints], list[Example]]
@@ -66,6 +67,7 @@ class TrainingSet:
         rows: Number of examples.
         take: Examples of some rows; from any thread.
         classes: For classification only.
+        set_aside: Examples that are not among the rows: the best weights are chosen by them.
     """
 
     name: str
@@ -74,6 +76,11 @@ class TrainingSet:
     rows: int
     take: Take
     classes: Classes | None = None
+    set_aside: tuple[Example, ...] = ()
+
+    def spread(self, count: int) -> Ints:
+        """At most ``count`` rows, evenly spaced."""
+        return np.unique(np.linspace(0, self.rows - 1, min(count, self.rows)).astype(np.int64))
 
     @classmethod
     def of(cls, name: str, prompt: Prompt, examples: Sequence[Example]) -> TrainingSet:
@@ -84,22 +91,36 @@ class TrainingSet:
         return _with_classes(whole, labels) if labels else whole
 
     @classmethod
-    def stored(cls, name: str, task: Task, prompt: Prompt, file: Path) -> TrainingSet:
-        """A set of examples in an Arrow file of :func:`local_copy`; rows stay on disk until they are taken."""
+    def stored(
+        cls, name: str, task: Task, prompt: Prompt, file: Path, *, set_aside_seed: int | None = None
+    ) -> TrainingSet:
+        """A set of examples in an Arrow file of :func:`local_copy`; rows stay on disk until they are taken.
+
+        With a seed, some are set aside (:func:`rows_to_set_aside`).
+        """
         from datasets import Dataset
 
         stored = Dataset.from_file(str(file))
         record = EXAMPLE_TYPES[task]
+        aside = left_out = np.empty(0, np.int64)
+        if set_aside_seed is not None:
+            aside, left_out = rows_to_set_aside(stored.data, [set_aside_seed, *name.encode()])
+        # how many rows are left out before each that is kept: removed ones count where they would have stood
+        before = left_out - np.arange(len(left_out))
 
         def take(numbers: Ints) -> list[Example]:
             columns = stored[numbers.tolist()]
             rows = zip(*columns.values(), strict=True)
             return [from_row(record, dict(zip(columns, row, strict=True))) for row in rows]
 
-        whole = cls(name, task, prompt, len(stored), take)
+        def take_kept(numbers: Ints) -> list[Example]:
+            return take(numbers + np.searchsorted(before, numbers, side="right"))
+
+        whole = cls(name, task, prompt, len(stored) - len(left_out), take_kept, set_aside=tuple(take(aside)))
         if task != "classification":
             return whole
-        return _with_classes(whole, stored.data.column("label").to_pylist())
+        labels = np.delete(np.asarray(stored.data.column("label").to_pylist(), dtype=object), left_out)
+        return _with_classes(whole, labels.tolist())
 
 
 def _with_classes(whole: TrainingSet, labels: Sequence[str]) -> TrainingSet:
@@ -113,6 +134,19 @@ def _with_classes(whole: TrainingSet, labels: Sequence[str]) -> TrainingSet:
         take=lambda rows: whole.take(kept[rows]),
         classes=Classes.of(kept_number_N.astype(np.int64)),
     )
+
+
+def rows_to_set_aside(table: pa.Table, seed: Sequence[int]) -> tuple[Ints, Ints]:
+    """Rows to validate on, and all rows that must not be trained on then: those, and what was made from the same.
+
+    At most ``SET_ASIDE_ROWS``, and a tenth of the rows at the most; both ascending.
+    """
+    count = min(SET_ASIDE_ROWS, table.num_rows // 10)
+    rows = np.sort(np.random.default_rng(seed).choice(table.num_rows, count, replace=False))
+    parent = pc.struct_field(table.column("source"), "parent")
+    origin = pc.if_else(pc.equal(parent, ""), table.column("id"), parent)
+    family = pc.is_in(origin, value_set=pc.take(origin, pa.array(rows)).combine_chunks())
+    return rows, np.flatnonzero(family.to_numpy())
 
 
 def training_sets(
@@ -135,6 +169,7 @@ def training_sets(
         parent = run_folder / "mining" / "examples" / task
         found |= {name: (task, parent / name) for name in parent.folders()}
     cache = cache_folder(run_folder, mined)
+    seed = recipe.training_seed if recipe.training.select == "best" else None
     sets: dict[str, TrainingSet] = {}
     for dataset in recipe.trained_datasets:
         if dataset.name in found:
@@ -142,7 +177,7 @@ def training_sets(
             file = local_copy(folder, cache / f"{dataset.name}.arrow")
             if is_uniform(file, task):
                 continue  # the transform has said so
-            sets[dataset.name] = TrainingSet.stored(dataset.name, task, dataset.prompt, file)
+            sets[dataset.name] = TrainingSet.stored(dataset.name, task, dataset.prompt, file, set_aside_seed=seed)
     if not sets:
         raise DataError(
             f"{run_folder.uri}/mining/examples holds no example to train on ({', '.join(tasks)}): all rows were "

@@ -13,6 +13,7 @@ from qzhou.config.recipe import Recipe
 from qzhou.encoder.encoder import token_ids
 from qzhou.training.batch_plan import BatchPlan, PlannedBatch
 from qzhou.training.batches import Batch, build_batches
+from qzhou.training.best_model import BestModel
 from qzhou.training.distillation import Teacher
 from qzhou.training.engine import Engine
 from qzhou.training.examples import TrainingSet
@@ -24,7 +25,8 @@ class TrainingStage:
     """What one stage trains on.
 
     ``data`` has the examples of every dataset of the plan by name. ``validate`` returns
-    validation scores of the model as it is; every rank calls it.
+    validation scores of the model as it is; every rank calls it. ``best`` keeps the weights
+    that score highest.
     """
 
     name: str
@@ -34,6 +36,7 @@ class TrainingStage:
     tokenizer: Any
     teacher: Teacher | None = None
     validate: Callable[[], Mapping[str, float]] | None = None
+    best: BestModel | None = None
 
 
 @dataclass(frozen=True, slots=True)

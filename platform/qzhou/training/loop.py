@@ -28,12 +28,17 @@ Metrics = dict[str, Any]
 def train_stage(stage: TrainingStage, engine: Engine, recorder: StageRecorder, *, first_step: int) -> bool:
     """Whether training reached the stage's end; False if stopped, with a checkpoint.
 
-    ``first_step`` is 0, or the step that a checkpoint had reached.
+    ``first_step`` is 0, or the step that a checkpoint had reached. A stage that keeps its
+    best weights may end before its last step (``training.patience``).
 
     Raises:
         TrainingError: Non-finite loss or gradient; names step and dataset, keeps the batch.
     """
-    steps, training = stage.plan.stage.steps, stage.recipe.training
+    steps, training, best = stage.plan.stage.steps, stage.recipe.training, stage.best
+    if best is not None and best.is_final(first_step):
+        return True
+    if best is not None and stage.validate is not None and not first_step:
+        best.offer(0, stage.validate(), engine)
     prepare = partial(prepare_batch, stage, engine)
     batches = prefetch(prepare, first_step, steps, threads=training.loader_threads)
     with progress(f"training: {stage.name}", total=steps - first_step, unit="steps") as bar:
@@ -42,10 +47,13 @@ def train_stage(stage: TrainingStage, engine: Engine, recorder: StageRecorder, *
             step = batch.planned.step
             metrics = _step(stage, engine, recorder, batch)
             metrics |= _cost(batch, engine, waited_s, time.monotonic() - started + waited_s)
-            finished = step + 1 == steps
             every = training.validate_every_steps
-            if stage.validate is not None and every and (finished or (step + 1) % every == 0):
-                metrics |= {f"validation_{name}": value for name, value in stage.validate().items()}
+            if stage.validate is not None and every and (step + 1 == steps or (step + 1) % every == 0):
+                scores = stage.validate()
+                metrics |= {f"validation_{name}": value for name, value in scores.items()}
+                if best is not None:
+                    best.offer(step + 1, scores, engine)
+            finished = step + 1 == steps or (best is not None and best.is_final(step + 1))
             recorder.record(metrics)
             if engine.rank == 0:
                 rows = {part.dataset: len(part.rows) for part in batch.planned.parts}
@@ -54,8 +62,8 @@ def train_stage(stage: TrainingStage, engine: Engine, recorder: StageRecorder, *
             due = finished or stopped or (step + 1) % training.save_every_steps == 0
             if due or recorder.preempted():
                 recorder.save(step + 1)
-            if stopped:
-                return False
+            if finished or stopped:
+                return finished
     return True
 
 
@@ -69,8 +77,8 @@ def _step(stage: TrainingStage, engine: Engine, recorder: StageRecorder, batch: 
 
     def loss(vector_ND: Tensor) -> Tensor:
         value = loss_of(batch.batches, vector_ND, training, teacher_ND=teacher_ND, seed=planned.step)
-        margin = training.loss.false_negative_margin
-        of_batch.update(batch_metrics(batch.batches, vector_ND.detach(), margin=margin))
+        margin, listwise = training.loss.false_negative_margin, training.distillation.is_listwise
+        of_batch.update(batch_metrics(batch.batches, vector_ND.detach(), margin=margin, listwise=listwise))
         if not math.isfinite(float(value.detach())):
             _refuse(stage, recorder, batch, f"the loss is {float(value.detach())}")
         return value

@@ -186,28 +186,77 @@ def mixed_negatives(
 
 
 def distillation_kl_loss(
-    query_BD: Tensor, document_MD: Tensor, teacher_BM: Tensor, excluded_BM: Tensor, *, temperature: float
+    query_BD: Tensor,
+    document_MD: Tensor,
+    teacher_BM: Tensor,
+    excluded_BM: Tensor,
+    *,
+    temperature: float,
+    teacher_temperature: float | None = None,
 ) -> Tensor:
     """KL divergence of the student's distribution over the documents from the teacher's.
 
-        L = 1/B * sum_i sum_m q_im log(q_im / p_im),   p_i = softmax(s_i / t), q_i = softmax(teacher_i / t)
+        L = 1/B * sum_i sum_m q_im log(q_im / p_im),   p_i = softmax(s_i / t), q_i = softmax(teacher_i / u)
 
     Args:
         query_BD: The student's queries.
         document_MD: The student's documents.
-        teacher_BM: The teacher's cosines.
-        excluded_BM: True where a document is left out of both distributions.
-        temperature: Divides the cosines of both.
+        teacher_BM: The teacher's cosines, or other scores.
+        excluded_BM: True where a document is left out of both distributions; not for all of a row.
+        temperature: t, divides the student's cosines.
+        teacher_temperature: u, divides the teacher's scores; default: t.
 
     Source: knowledge distillation (arXiv:1503.02531) over the scores of a batch, as in
         KaLM-Embedding-V2.5.
     """
     student_BM = query_BD @ document_MD.T / temperature
     student_BM = student_BM.masked_fill(excluded_BM, -torch.inf).log_softmax(dim=1)
-    teacher_BM = teacher_BM.to(student_BM.dtype) / temperature
+    teacher_BM = teacher_BM.to(student_BM.dtype) / (teacher_temperature or temperature)
     teacher_BM = teacher_BM.masked_fill(excluded_BM, -torch.inf).log_softmax(dim=1)
     terms = teacher_BM.exp() * (teacher_BM - student_BM)
     return terms.masked_fill(excluded_BM, 0.0).sum(1).mean()
+
+
+def listwise_distillation_loss(
+    query_BD: Tensor,
+    document_MD: Tensor,
+    score_M: Tensor,
+    listed_BM: Tensor,
+    *,
+    temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """KL divergence over each query's own list, its positive and its scored negatives, from the teacher's scores.
+
+        L = 1/B * sum_{i with a list} sum_{m in list i} q_im log(q_im / p_im)
+        p_i = softmax over list i of s_im / t,   q_i = softmax over list i of teacher_m / u
+
+    Queries without a list add nothing, and a query counts alike whoever stands beside it.
+
+    Args:
+        query_BD: The student's queries.
+        document_MD: The student's documents.
+        score_M: The teacher's score of each document for the query whose list it is in; elsewhere it is not read.
+        listed_BM: True where a document is in a query's list.
+        temperature: t, divides the student's cosines.
+        teacher_temperature: u, divides the teacher's scores.
+
+    Source: listwise distillation from a cross-encoder (CADET, arXiv:2505.19274), there over
+        the ranked candidates of a query.
+    """
+    rows = listed_BM.any(1)
+    if not rows.any():
+        return query_BD.new_zeros(())
+    score_BM = score_M.expand(int(rows.sum()), -1)
+    loss = distillation_kl_loss(
+        query_BD[rows],
+        document_MD,
+        score_BM,
+        ~listed_BM[rows],
+        temperature=temperature,
+        teacher_temperature=teacher_temperature,
+    )
+    return loss * (len(score_BM) / len(query_BD))
 
 
 def distillation_cosine_loss(vector_ND: Tensor, teacher_ND: Tensor) -> Tensor:

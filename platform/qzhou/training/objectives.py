@@ -19,6 +19,7 @@ from qzhou.training.losses import (
     distillation_cosine_loss,
     distillation_kl_loss,
     info_nce,
+    listwise_distillation_loss,
     mixed_negatives,
     orthogonal_regularisation,
 )
@@ -55,6 +56,8 @@ def loss_of(
         of_batch = _with_matryoshka(batch, parts, training, seed)
         if teacher is not None:
             of_batch = of_batch + training.distillation.weight * _distillation_loss(batch, parts, teacher, training)
+        if training.distillation.is_listwise and isinstance(batch, RetrievalBatch):
+            of_batch = of_batch + training.distillation.weight * _listwise_loss(batch, parts, training)
         loss = loss + of_batch * (batch.size / total)
     return loss
 
@@ -67,7 +70,9 @@ def split(batches: Sequence[Batch], vector_ND: Tensor) -> list[list[Tensor]]:
 
 
 @torch.no_grad()
-def batch_metrics(batches: Sequence[Batch], vector_ND: Tensor, *, margin: float | None = None) -> dict[str, float]:
+def batch_metrics(
+    batches: Sequence[Batch], vector_ND: Tensor, *, margin: float | None = None, listwise: bool = False
+) -> dict[str, float]:
     """Metrics of a batch beside its loss; those that do not apply to it are left out.
 
     - ``positive_cosine``: mean cosine of the positives; of pairs, of both sides.
@@ -78,6 +83,7 @@ def batch_metrics(batches: Sequence[Batch], vector_ND: Tensor, *, margin: float 
     - ``masked_share``: share of the other documents that are left out of the denominator as false negatives, known
       ones or by ``margin``; in classification, share of the other texts with the same
       label.
+    - ``scored_share``: with ``listwise``, share of queries that have a list of scores to learn.
     - ``negative_hardness``: share of other queries' documents below a query's own hard negatives (0.5: no harder
       than what is drawn at random).
 
@@ -85,6 +91,7 @@ def batch_metrics(batches: Sequence[Batch], vector_ND: Tensor, *, margin: float 
         batches: One for each task of the step.
         vector_ND: As in :func:`loss_of`.
         margin: ``training.loss.false_negative_margin``.
+        listwise: Whether ``training.distillation.kind`` is listwise.
     """
     found: dict[str, list[Tensor]] = {}
     for batch, parts in zip(batches, split(batches, vector_ND), strict=True):
@@ -92,6 +99,7 @@ def batch_metrics(batches: Sequence[Batch], vector_ND: Tensor, *, margin: float 
             own = _pair_metrics(batch, parts)
         elif isinstance(batch, RetrievalBatch):
             own = _retrieval_metrics(batch, parts, margin)
+            own |= {"scored_share": batch.scored_mask.any(1)} if listwise else {}
         else:
             own = _classification_metrics(batch, parts)
         for name, values in own.items():
@@ -208,6 +216,20 @@ def _retrieval_loss(
             orthogonal_regularisation(queries) + orthogonal_regularisation(documents[positive_B])
         )
     return loss
+
+
+def _listwise_loss(batch: RetrievalBatch, parts: Sequence[Tensor], training: TrainingSection) -> Tensor:
+    own, (queries, documents) = training.distillation, parts
+    if batch.score_M is None:
+        return queries.new_zeros(())
+    return listwise_distillation_loss(
+        queries,
+        documents,
+        batch.score_M.to(queries.device),
+        batch.scored_mask.to(queries.device),
+        temperature=own.temperature,
+        teacher_temperature=own.teacher_temperature or own.temperature,
+    )
 
 
 def _distillation_loss(

@@ -28,7 +28,7 @@ from qzhou.run.run import Run
 from qzhou.telemetry.events import log_event
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.signals import Signals
-from qzhou.training.stages import train_stages
+from qzhou.training.stages import made, train_stages
 
 # Ray's 60 s is too short while nodes start or DeepSpeed compiles
 START_TIMEOUT_S = "900"
@@ -80,7 +80,7 @@ def _train_stage(run: Run, folder: Folder, stage: TrainingStageName) -> dict[str
             raise failure
         if signals.was_requested:
             raise KeyboardInterrupt
-    return {"steps": getattr(run.recipe.training, stage).steps}
+    return made(folder, run.recipe, stage)
 
 
 def set_up_ray_train() -> None:

@@ -13,6 +13,7 @@ from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
 
+BEST = "best.json"  # in a stage's folder: its best validation so far
 # settings of speed, place and safety; what a model learns does not depend on them
 SPEED_SETTINGS = {
     "workers", "min_workers", "zero_stage", "offload_optimizer", "micro_batch_tokens",
@@ -23,9 +24,16 @@ SPEED_SETTINGS = {
 
 def learning_settings(recipe: Recipe, stage: TrainingStageName) -> dict[str, dict[str, Any]]:
     """The settings of a recipe that what a stage learns depends on: table of the recipe -> its settings."""
-    both = recipe.training.model_dump(exclude={"stage1", "stage2", "seed", *SPEED_SETTINGS})
+    speed = SPEED_SETTINGS - ({"validate_every_steps"} if recipe.training.select == "best" else set())
+    both = recipe.training.model_dump(exclude={"stage1", "stage2", "seed", *speed})
     own = {stage: getattr(recipe.training, stage).model_dump()}
     return {"training": both | own, "model": recipe.model.settings_for(recipe.training.distillation.teacher)}
+
+
+def made(folder: Folder, recipe: Recipe, stage: TrainingStageName) -> dict[str, int]:
+    """What a finished stage reports: its steps, and the step whose weights it kept, if that was chosen."""
+    kept = {"step that is kept": int(folder.read_json(BEST)["step"])} if folder.exists(BEST) else {}
+    return {"steps": getattr(recipe.training, stage).steps, **kept}
 
 
 def train_stages(run: Run, train_stage: Callable[[Folder, TrainingStageName], Mapping[str, int]]) -> Manifest:

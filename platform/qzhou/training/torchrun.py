@@ -24,7 +24,7 @@ from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.run.run import Run
 from qzhou.training.node_copies import cache_folder, folder_of_node
 from qzhou.training.recorder import StageRecorder
-from qzhou.training.stages import train_stages
+from qzhou.training.stages import made, train_stages
 from qzhou.training.worker import Resume, train_worker
 
 CHECKPOINTS, COMPLETE = "torchrun_checkpoints", "complete.json"
@@ -60,7 +60,7 @@ def _lead(recipe: Recipe) -> None:
             "checkpoint": _latest(folder / CHECKPOINTS),
         }
         _train_stage(**_from_rank_0(arguments))
-        return {"steps": getattr(recipe.training, stage).steps}
+        return made(folder, recipe, stage)
 
     train_stages(run, train_stage)
     _from_rank_0({})

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,10 +27,11 @@ from qzhou.encoder.backbone import (
 )
 from qzhou.encoder.cpu.onednn import multiply_with_onednn
 from qzhou.encoder.export import save_sentence_transformer
-from qzhou.errors import TrainingError
+from qzhou.errors import DataError, TrainingError
 from qzhou.run.files import MANIFEST, MODELS_OF_STAGES, TRAINING_STAGE1, TRAINING_STAGES
 from qzhou.telemetry.events import log_event
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
+from qzhou.training.best_model import BestModel
 from qzhou.training.deepspeed_engine import DeepSpeedEngine
 from qzhou.training.distillation import Teacher
 from qzhou.training.engine import Engine
@@ -40,7 +42,7 @@ from qzhou.training.lora import add_adapters, merge_adapters
 from qzhou.training.memory_budget import Trial, fit_budgets, halve_budgets
 from qzhou.training.node_copies import cache_folder, folder_of_node
 from qzhou.training.recorder import StageRecorder
-from qzhou.training.validation import Validation, held_out_examples
+from qzhou.training.validation import Validation, held_out_sets, set_aside_sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,9 @@ def train_worker(
         _fit_memory(engine, recipe, name, longest, resume)
         if checkpoint is not None and engine.rank == 0:
             log_event(f"training: {name}: continues after step {first_step}", "continued", step=first_step)
-        validation = None
-        if recipe.training.validate_every_steps:
-            examples = held_out_examples(recipe, run_folder)
-            validation = Validation.of(examples, recipe, found.tokenizer, engine)
+        folder, write = run_folder / TRAINING_STAGES[name], partial(write_model, recipe, name, spec)
+        validation = _validation(recipe, run_folder, data, found.tokenizer, engine)
+        best = BestModel(name, folder, recipe.training, write) if recipe.training.select == "best" else None
         stage = TrainingStage(
             name,
             plan,
@@ -102,13 +103,34 @@ def train_worker(
             found.tokenizer,
             teacher=teacher,
             validate=partial(validation, engine) if validation else None,
+            best=best,
         )
-        recorder = make_recorder(recipe, run_folder / TRAINING_STAGES[name], engine, first_step)
+        recorder = make_recorder(recipe, folder, engine, first_step)
         if not train_stage(stage, engine, recorder, first_step=first_step):
             return  # stopped
-        state = engine.full_state()
-        if engine.rank == 0:
-            write_model(recipe, name, spec, state, run_folder / MODELS_OF_STAGES[TRAINING_STAGES[name]])
+        target = run_folder / MODELS_OF_STAGES[TRAINING_STAGES[name]]
+        state = {} if best else engine.full_state()
+        if engine.rank == 0 and best:
+            best.keep(target)
+        elif engine.rank == 0:
+            write(state, target)
+
+
+def _validation(
+    recipe: Recipe, run_folder: Folder, data: Mapping[str, TrainingSet], tokenizer: Any, engine: Engine
+) -> Validation | None:
+    """What is validated on: held-out rows, or those that were set aside to choose weights by."""
+    if not recipe.training.validate_every_steps:
+        return None
+    if recipe.training.select == "last":
+        return Validation.of(held_out_sets(recipe, run_folder), recipe, tokenizer, engine)
+    found = Validation.of(set_aside_sets(data), recipe, tokenizer, engine)
+    if found is None:
+        raise DataError(
+            "training.select is 'best', and no dataset has ten rows, of which one could be set aside to choose by. Set "
+            "it to 'last', or add rows."
+        )
+    return found
 
 
 def _engine(recipe: Recipe, found: Backbone, device: torch.device, resume: Resume) -> DeepSpeedEngine:
@@ -186,7 +208,7 @@ def write_model(
         recipe: Of the run.
         name: The stage.
         spec: The model that the stage began with.
-        state: What was trained, by name; adapters where there are some.
+        state: What was trained, by name; adapters where there are some. Empty: the model as the stage began with it.
         target: The folder.
     """
     found = load_recipe_model(recipe.model, spec=spec, dtype=torch.float32)

@@ -9,9 +9,9 @@ from qzhou.config.dataset import Dataset
 from qzhou.config.mining import MiningSection
 from qzhou.data.records import Document, Negative, RetrievalExample, Source, normalized_text, relevant_keys
 from qzhou.data.storage import Folder, write_records
-from qzhou.mining.corpus import document_digests, prepared, read_texts
+from qzhou.mining.corpus import Sources, document_digests, prepared, read_texts
 from qzhou.mining.negative_selection import select_negatives
-from qzhou.mining.query_block import Queries, depth_of, ranking_of, reranked, two_lowest
+from qzhou.mining.query_block import Queries, depth_of, ranking_of, reranked, two_lowest, with_one_judge
 from qzhou.mining.shard import QueryBlock, SearchResult, Shard, VectorFile, divided
 
 DATASET = Dataset.model_validate({"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]})
@@ -51,7 +51,7 @@ def mined(place, examples, documents, *, shards=1, mining=MINING, rerank=None) -
     write_records(folder / "corpus", documents, Document)
     known = [document_digests(folder / "corpus", file) for file in (folder / "corpus").files(".parquet")]
     places = folder / "examples", folder / "corpus", folder / "extra"
-    corpus = prepared(DATASET, *places, known, chunk_rows=13)
+    corpus = prepared(DATASET, Sources(*places), known, chunk_rows=13)
     files, texts = [], []
     for number, chunk in enumerate(corpus.documents):
         texts += read_texts(chunk.folder, chunk.file, np.arange(chunk.start, chunk.stop))
@@ -64,15 +64,15 @@ def mined(place, examples, documents, *, shards=1, mining=MINING, rerank=None) -
         queries = Queries.of(corpus, some, mining)
         positive = np.stack([vector(texts[row]) for row in queries.positive_row_P])
         block = QueryBlock(np.stack([vector(one.query) for one in some]), positive, queries.owner_P)
-        ranking, second = ranking_of(
+        ranking, positive_P = ranking_of(
             corpus, queries, block, SearchResult.merged([part.search(block, depth) for part in parts], depth), 0.98
         )
         rankings = [ranking]
         if rerank:
-            rankings, second = reranked(
+            rankings, positive_P = reranked(
                 rankings, queries, mining, lambda rows: [texts[row] for row in rows], rerank
             )
-        assert second.shape == (len(some),)
+        assert positive_P.shape == queries.owner_P.shape
         chosen = select_negatives(rankings, queries.seeds(1), mining)
         places = corpus.places(np.array([row for rows in chosen.rows for row in rows], dtype=np.int64))
         assert sum(len(rows) for _, _, rows, _ in places) == sum(map(len, chosen.rows))
@@ -142,3 +142,34 @@ def test_the_two_lowest_scores_of_each_owner():
 
     assert lowest == pytest.approx([0.2, np.nan, 0.4, np.nan], nan_ok=True)
     assert second == pytest.approx([0.5, np.nan, 0.9, np.nan], nan_ok=True)
+
+
+GIVEN, WRITTEN, MINED = (Negative(text=one, origin=one, score=0.5) for one in ("given", "synthetic", "mined"))
+UNSCORED = dataclasses.replace(GIVEN, score=None)
+OWN = {"given": 0.1, "synthetic": 0.2}  # of the judge
+
+
+@pytest.mark.parametrize(
+    ("scores", "negatives", "expected"),
+    [
+        pytest.param(
+            (), (GIVEN, WRITTEN, MINED), ((0.9,), (0.1, 0.2, 0.5)), id="the judge scores what the data did not"
+        ),
+        pytest.param(
+            (0.7,), (GIVEN, WRITTEN, MINED), ((0.7,), (0.5, None, None)), id="the data scored all it gave"
+        ),
+        pytest.param((0.7,), (UNSCORED, MINED), ((0.9,), (0.1, 0.5)), id="the data scored positives alone"),
+        pytest.param((0.7,), (GIVEN, UNSCORED), ((0.9,), (0.1, 0.1)), id="the data scored a part"),
+        pytest.param((0.7,), (MINED,), ((0.9,), (0.5,)), id="the data gave no negative"),
+        pytest.param((), (), ((0.9,), ()), id="no negative"),
+    ],
+)
+def test_the_scores_of_an_example_are_of_one_judge(scores, negatives, expected):
+    example = RetrievalExample(
+        id="1", dataset="d", query="q", positives=("p",), negatives=negatives, positive_scores=scores
+    )
+
+    found = with_one_judge(example, [0.9], OWN)
+
+    assert (found.positive_scores, tuple(one.score for one in found.negatives)) == expected
+    assert [one.text for one in found.negatives] == [one.text for one in negatives]

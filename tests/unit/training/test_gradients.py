@@ -25,8 +25,9 @@ from tests.torch_engine import TorchEngine
         {"loss": LossSection(matryoshka_dimensions=(8, 16), matryoshka_weights=(0.5, 2.0))},
         {"distillation": DistillationSection(teacher="t")},
         {"distillation": DistillationSection(teacher="t", kind="embeddings")},
+        {"distillation": DistillationSection(kind="listwise", temperature=0.3, teacher_temperature=0.1)},
     ],
-    ids=["losses", "matryoshka", "distilled scores", "distilled embeddings"],
+    ids=["losses", "matryoshka", "distilled scores", "distilled embeddings", "listwise"],
 )
 def test_chunks_held_or_encoded_twice_have_the_gradient_of_one_padded_batch(make_recipe, tiny_qwen2, settings):
     """Defects of peers: a gradient cache that forgets the temperature, or all chunks but the last."""

@@ -1,5 +1,7 @@
 """From a batch to its loss: which texts are encoded, and what the recipe's loss settings add."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -129,6 +131,62 @@ def test_a_teachers_scores_are_learned_beside_the_labels(make_recipe):
             divergence += (b / sum(q)) * ((b / sum(q)) / (a / sum(p))).log() / 5
     expected = loss(made, make_recipe) + 0.5 * divergence
     assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def scored(number, positive, *negatives):
+    """An example whose texts have these scores; None where one has none."""
+    found = tuple(Negative(text=f"n{number}.{k}", origin="mined", score=one) for k, one in enumerate(negatives))
+    scores = () if positive is None else (positive,)
+    positives = (f"p{number}",)
+    return RetrievalExample(
+        id=str(number),
+        dataset="d",
+        query=f"q{number}",
+        positives=positives,
+        negatives=found,
+        positive_scores=scores,
+    )
+
+
+def test_listwise_distillation_is_the_divergence_over_each_querys_own_scored_texts(make_recipe):
+    """In loops. Without a score of the positive, or of any negative, there is no list; no list adds nothing."""
+    examples = [
+        scored(0, 0.9, 0.2, 0.5),
+        scored(1, None, 0.2, 0.5),
+        scored(2, 0.8),
+        scored(3, 0.7, None, 0.9),
+        scored(4, 0.6, None),
+    ]
+    data = {"d": TrainingSet.of("d", Prompt(), examples)}
+    planned = PlannedBatch(0, (PlannedRows("d", "retrieval", np.arange(5)),))
+    (made,) = build_batches(planned, data, negatives_per_query=2, seed=1)
+    wanted = {"kind": "listwise", "weight": 0.5, "temperature": 0.1, "teacher_temperature": 0.3}
+
+    found = loss(made, make_recipe, distillation=wanted)
+
+    divergence = 0.0
+    for query, listed in ((0, {"p0": 0.9, "n0.0": 0.2, "n0.1": 0.5}), (3, {"p3": 0.7, "n3.1": 0.9})):
+        p = [(embed([f"q{query}"])[0] @ embed([text])[0] / 0.1).exp() for text in listed]
+        q = [np.exp(score / 0.3) for score in listed.values()]
+        for a, b in zip(p, q, strict=True):
+            divergence += (b / sum(q)) * ((b / sum(q)) / (a / sum(p))).log() / 5
+    expected = loss(made, make_recipe) + 0.5 * divergence
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)  # scores are kept in float32
+    metrics = batch_metrics([made], embed(texts([made])), listwise=True)
+    assert metrics["scored_share"] == pytest.approx(2 / 5)
+    assert "scored_share" not in batch_metrics([made], embed(texts([made])))
+
+
+def test_a_known_answer_among_the_negatives_is_in_no_list():
+    """Its own paraphrase has it as a positive."""
+    one, other = scored(0, 0.9, 0.2, 0.5), scored(1, 0.8, 0.3)
+    other = dataclasses.replace(other, query="Q0 ", positives=("n0.1",))
+    data = {"d": TrainingSet.of("d", Prompt(), [one, other])}
+    planned = PlannedBatch(0, (PlannedRows("d", "retrieval", np.arange(2)),))
+    (made,) = build_batches(planned, data, negatives_per_query=2, seed=1)
+
+    listed = {made.documents[m] for m in made.scored_mask[0].nonzero().flatten().tolist()}
+    assert listed == {"p0", "n0.0"}
 
 
 def test_a_teachers_vectors_are_learned_beside_the_labels(make_recipe):

@@ -1,0 +1,96 @@
+"""The best weights of a stage by validation, kept in its folder while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch.distributed as dist
+from torch import Tensor
+
+from qzhou.config.training import TrainingSection
+from qzhou.data.storage import Folder
+from qzhou.telemetry.events import log_event
+from qzhou.training.engine import Engine
+from qzhou.training.stages import BEST
+from qzhou.training.validation import overall
+
+Write = Callable[[dict[str, Tensor], Folder], None]  # weights by name to a model's folder
+MODELS = "best"
+
+
+class BestModel:
+    """Keeps the model of the highest validation score; of equal ones the first.
+
+    Every rank calls each method, at the same step. Rank 0 decides for all, since the others
+    may round otherwise. What an earlier attempt at the stage found counts.
+
+    Attributes:
+        step: Finished steps at the best validation; 0: the weights that the stage starts with.
+        score: Its score (:func:`qzhou.training.validation.overall`); None before the first.
+    """
+
+    def __init__(self, name: str, folder: Folder, training: TrainingSection, write: Write) -> None:
+        """Begin where an earlier attempt at the stage ended.
+
+        Args:
+            name: Of the stage, for messages.
+            folder: Of the stage.
+            training: How often is validated, and how long without a better score.
+            write: Writes a model; without weights, the one that the stage starts with.
+        """
+        self._name, self._folder, self._write = name, folder, write
+        self._wait = training.patience * training.validate_every_steps
+        found = folder.read_json(BEST) if folder.exists(BEST) else {}
+        self.step = int(found.get("step", 0))
+        self.score: float | None = found.get("score")
+
+    def offer(self, step: int, scores: Mapping[str, float], engine: Engine) -> None:
+        """Keep the engine's weights if these validation scores after ``step`` steps are the best so far."""
+        score = _of_rank_0(overall(scores), engine)
+        if self.score is not None and score <= self.score:
+            return
+        before, self.step, self.score = self.step, step, score
+        state = engine.full_state() if step else {}  # every rank takes part
+        if engine.rank:
+            return
+        if step:
+            self._write(state, self._model(step))
+        self._folder.write_json(BEST, {"step": step, "score": score})
+        if before != step:
+            self._model(before).delete()
+        line = f"training: {self._name}: validation {score:.4f} at step {step:,}, the best so far"
+        log_event(line, "best_so_far", step=step, score=score)
+
+    def is_final(self, step: int) -> bool:
+        """Whether the stage ends after so many steps, because too many validations brought nothing better."""
+        return bool(self._wait) and step - self.step >= self._wait
+
+    def keep(self, target: Folder) -> None:
+        """Make the best weights the stage's model; rank 0 alone."""
+        source = self._model(self.step)
+        if not self.step:
+            line = (
+                f"training: {self._name}: WARNING: no validation is better than that of the weights that the stage "
+                f"starts with ({self.score:.4f}), and they are kept. Lower its learning_rate, or see metrics.jsonl"
+            )
+            log_event(line, "nothing_better", level="warning", score=self.score)
+            self._write({}, target)
+        elif source.exists():  # an attempt that was cut off here has moved it
+            target.delete()
+            source.move_to(target)
+        if self.step:
+            line = (
+                f"training: {self._name}: the weights of step {self.step:,} are kept (validation {self.score:.4f})"
+            )
+            log_event(line, "best_kept", step=self.step, score=self.score)
+
+    def _model(self, step: int) -> Folder:
+        return self._folder / MODELS / f"step_{step:06d}"
+
+
+def _of_rank_0(score: float, engine: Engine) -> float:
+    if engine.world == 1:
+        return score
+    box = [score]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
