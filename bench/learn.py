@@ -21,25 +21,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset, DatasetDict
 from rich.console import Console
-from sentence_transformers import (
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-)
 from sentence_transformers.losses import MultipleNegativesRankingLoss
-from sentence_transformers.training_args import BatchSamplers, MultiDatasetBatchSamplers
 
 from bench.report import parsed, table, write
+from bench.their_trainer import rows_of, train
 from qzhou.config.recipe import Recipe, load_recipe
-from qzhou.data.records import RetrievalExample
-from qzhou.data.storage import read_records
-from qzhou.run.models import resolve
 from qzhou.run.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -81,49 +72,20 @@ def one_seed(
     return {row["model"]: row["score"] for row in rows if row["task"] == TASK}
 
 
-def rows_of(recipe: Recipe) -> DatasetDict:
-    """The rows of stage 1: each retrieval dataset's mined triples."""
-    found = {}
-    for dataset in recipe.datasets:
-        folder = Run.at(recipe).folder / "mining" / "examples" / "retrieval" / dataset.name
-        rows = list(read_records(folder, RetrievalExample)) if folder.exists() else []
-        triples = [(row.query, row.positives[0], row.negatives[0].text) for row in rows if row.negatives]
-        if triples:
-            columns = zip(("query", "positive", "negative"), map(list, zip(*triples, strict=True)), strict=True)
-            found[dataset.name] = Dataset.from_dict(dict(columns))
-    return DatasetDict(found)
-
-
 def theirs(recipe: Recipe, scale: float, threads: int, made: Path) -> None:
-    """Their trainer on the same rows; writes its model."""
-    torch.set_num_threads(threads)
-    stage, rows = recipe.training.stage1, rows_of(recipe)
-    model = SentenceTransformer(resolve(recipe.model.backbone), device="cpu")
-    model.max_seq_length = recipe.model.max_document_tokens
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = SentenceTransformerTrainer(
-            model=model,
-            args=SentenceTransformerTrainingArguments(
-                output_dir=folder,
-                seed=recipe.training_seed,
-                max_steps=stage.steps,
-                per_device_train_batch_size=stage.batch_size,
-                learning_rate=stage.learning_rate,
-                warmup_steps=stage.warmup_steps,
-                lr_scheduler_type="linear",
-                weight_decay=recipe.training.weight_decay,
-                max_grad_norm=recipe.training.max_gradient_norm,
-                batch_sampler=BatchSamplers.NO_DUPLICATES,
-                multi_dataset_batch_sampler=MultiDatasetBatchSamplers.PROPORTIONAL,
-                use_cpu=True,
-                save_strategy="no",
-                report_to="none",
-            ),
-            train_dataset=rows,
-            loss=MultipleNegativesRankingLoss(model, scale=scale),
-        )
-        trainer.train()
-    model.save(str(made))
+    """Their trainer on the rows of stage 1; writes its model."""
+    stage = recipe.training.stage1
+    arguments = {
+        "max_steps": stage.steps,
+        "per_device_train_batch_size": stage.batch_size,
+        "learning_rate": stage.learning_rate,
+        "warmup_steps": stage.warmup_steps,
+        "lr_scheduler_type": "linear",
+        "weight_decay": recipe.training.weight_decay,
+        "max_grad_norm": recipe.training.max_gradient_norm,
+    }
+    loss = partial(MultipleNegativesRankingLoss, scale=scale)
+    train(recipe, rows_of(recipe, "retrieval"), loss, threads, arguments, made)
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ def test_both_stages_leave_metrics_checkpoints_and_a_model(undisturbed):
     assert model.encode(["a text"]).shape == (1, 32)
 
 
-def test_two_ranks_keep_the_weights_of_the_best_validation(cluster, make_recipe, tiny_qwen2):
+def test_two_ranks_keep_the_weights_of_the_best_validation(make_recipe, tiny_qwen2):
     """A learning rate that ruins the model: what it starts with is kept, by both stages and on all ranks."""
     stage = {**STAGE, "steps": 4}
     chosen = {"select": "best", "validate_every_steps": 1, "patience": 2}
