@@ -325,6 +325,27 @@ def embed(model: str, texts: str, into: str, **options: Any) -> None:
     embed(found, into, settings, workers=workers)
 
 
+@cli.command("adapt")
+@click.argument("new")
+@click.argument("old")
+@flag("--documents", "Some of what the old index holds.", required=True, metavar="IN")
+@flag("--queries", "Some that people ask.", required=True, metavar="IN")
+@flag("--into", "A new folder, local or a URI.", required=True, metavar="FOLDER")
+@flag("--column", "Of the texts in both; default: text.", metavar="NAME")
+def adapt(new: str, old: str, documents: str, queries: str, into: str, column: str | None) -> None:
+    """Let a new model search an index that an old one made.
+
+    NEW and OLD are named as for merge. IN is a Parquet file, a file of JSON lines, or a folder of
+    such files or of documents. The model that is written turns NEW's vectors into OLD's space; how
+    much of what NEW would find in an index of its own it finds in OLD's is printed.
+    """
+    from qzhou.serving.batch_texts import TextInput
+    from qzhou.serving.query_adapter import adapt
+
+    texts = [TextInput.find(address, column=column or "text") for address in (documents, queries)]
+    adapt(new, old, texts[0], texts[1], into)
+
+
 @on_recipe("plan", tables=ALL)
 @click.option("--json", is_flag=True, help="Print it for machines, in base units.")
 @flag("--stage", "The details of one stage alone.", click.Choice(["training", "synthesis"]))

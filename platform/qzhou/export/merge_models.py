@@ -14,11 +14,10 @@ from qzhou.data.storage import Folder
 from qzhou.encoder.backbone import is_causal, load_backbone, load_config, load_tokenizer, meta_model
 from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.encoder.model_files import ModelMetadata, read_metadata
-from qzhou.errors import ModelError, RecipeError, StorageError
+from qzhou.errors import ModelError, RecipeError
 from qzhou.export.merge_weights import Method, State, merge_states, shares_of
-from qzhou.export.publishing import publish
 from qzhou.run.models import find_model, local_model, weights_fingerprint
-from qzhou.run.run import UPLOADED
+from qzhou.run.publishing import new_folder, publish
 from qzhou.telemetry.events import log_event
 
 MERGE_FILE = "merge.json"
@@ -90,7 +89,7 @@ def merge_models(
     shares = _shares(names, weights, method)
     if prompts_of is not None and prompts_of not in names:
         raise RecipeError(f"--prompts-of is '{prompts_of}', which is none of the models: {', '.join(names)}")
-    target = _new_folder(into, create=not dry_run)
+    target = new_folder(into, flag="--into", create=not dry_run)
     with ExitStack() as stack:
         sources = [_source(name, stack) for name in names]
         for other in sources[1:]:
@@ -121,29 +120,6 @@ def _shares(names: Sequence[str], weights: Sequence[float] | None, method: Metho
             f"command line: --weights has {len(weights)} numbers for {len(names)} models; give one for each"
         )
     return shares_of(weights or [1.0] * len(names), method=method)
-
-
-def _new_folder(into: str, *, create: bool) -> Folder:
-    """The folder of the result, which is empty and can be written: found out before hours of reading.
-
-    Raises:
-        StorageError: It holds something, cannot be written, or would be lost with the job.
-    """
-    if UPLOADED in Path.cwd().parts and not Path(into).is_absolute() and "://" not in into:
-        raise StorageError(
-            f"--into is '{into}', a path below the copy of the project that `ray job submit --working-dir` made for "
-            "this job, and goes with it. Name an absolute path or a URI (s3://...)."
-        )
-    target = Folder.open(into)
-    if target.files(recursive=True):
-        raise StorageError(
-            f"--into is '{target.uri}', and there are files in it. Name a new folder, or empty this one."
-        )
-    try:
-        return target.create() if create else target
-    except StorageError as error:
-        reason = str(error).split(". Set ")[0]
-        raise StorageError(f"--into: {reason}. Name a folder that can be written.") from None
 
 
 def _source(name: str, stack: ExitStack) -> Source:

@@ -103,7 +103,7 @@ def _add_onnx(run: Run) -> bool:
         log_event(f"model: {place} is there, skipped", "onnx_skipped")
         return False
     from qzhou.export.onnx_model import write_onnx
-    from qzhou.export.publishing import publish
+    from qzhou.run.publishing import publish
 
     with run_lock(run.folder, EXPORT), model.local_copy() as local, tempfile.TemporaryDirectory() as temporary:
         written = Path(temporary) / ONNX
