@@ -314,6 +314,7 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
         "positive_ratio": "off",  # a random judge: everything passes
         "max_positive_cosine": 1.0,
         "consistency_top_k": 40,
+        "relabel_from": 0.0,  # whatever it scores like the positive
     }
     several = recipe(mining=settings, training={"distillation": {"kind": "listwise"}})
 
@@ -327,6 +328,11 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
     assert {drop.reason for drop in dropped} == {"inconsistent"}
     assert 0.3 < report["recall"] <= 1.0
     assert all(0 <= one.score <= 1 for one in mined_negatives)
+    came_with = {one.id: one.positives for one in examples()}
+    moved = [text for example in found for text in example.positives[len(came_with[example.id]) :]]
+    assert report["relabelled"]["negatives"] == len(moved) > 10
+    for example in found:
+        assert all(one.score < min(example.positive_scores) for one in example.negatives if one.origin == "mined")
     own = RerankActor(str(judge), 512)  # the list is the judge's alone, whoever found the texts
     for example in found[::40]:
         texts = [*example.positives, *(one.text for one in example.negatives)]

@@ -316,6 +316,7 @@ def test_a_table_of_stage_1_that_is_forgotten_is_no_wish(tmp_path):
             ["--training.distillation.kind", "listwise", "--training.negatives_per_query", "0"],
             "a list needs a negative beside the positive",
         ),
+        (["--mining.relabel_from", "0.5"], "there is no mining.reranker, by whose scores it goes"),
         (
             ["--training.distillation.kind", "listwise", "--mining.extra_teachers", "x"],
             "name a mining.reranker, or one teacher",

@@ -28,6 +28,11 @@ class MiningSection(Section):
     reranker: Experimental[str] = Field(
         "", description="Cross-encoder, named like a backbone, whose scores (0 to 1) replace the teacher's cosines."
     )
+    relabel_from: Experimental[Fraction | None] = Field(
+        None,
+        description="A candidate or given negative that the reranker scores so high, and no lower than the query's "
+        "lowest positive, becomes a positive (RLHN: an answer that nobody had labelled).",
+    )
     index: Experimental[str] = Field(
         "Flat", description="FAISS factory string; 'Flat' is exact, 'IVF4096,Flat' faster and not."
     )

@@ -151,11 +151,7 @@ def _mining_conflicts(mining: MiningSection) -> Iterator[str]:
             f"mining.later_rank_to ({mining.later_rank_to}) is not above mining.rank_to ({mining.rank_to}), where the "
             "window ends; raise it, or set 0 for none"
         )
-    if mining.later_rank_to and mining.reranker:
-        yield (
-            f"mining.later_rank_to is {mining.later_rank_to}, and mining.reranker scores the documents of the window "
-            "alone; raise rank_to instead, or leave one of them out"
-        )
+    yield from _reranker_conflicts(mining)
     window = mining.rank_to - mining.rank_from + 1
     if mining.min_score is not None and mining.max_score is not None and mining.min_score >= mining.max_score:
         yield (
@@ -167,6 +163,19 @@ def _mining_conflicts(mining: MiningSection) -> Iterator[str]:
             f"mining.negatives_per_query ({mining.negatives_per_query}) is above the {window} ranks of the window "
             f"mining.rank_from ({mining.rank_from}) to mining.rank_to ({mining.rank_to}), so no query could fill its "
             "quota; raise rank_to or ask for fewer negatives"
+        )
+
+
+def _reranker_conflicts(mining: MiningSection) -> Iterator[str]:
+    if mining.later_rank_to and mining.reranker:
+        yield (
+            f"mining.later_rank_to is {mining.later_rank_to}, and mining.reranker scores the documents of the window "
+            "alone; raise rank_to instead, or leave one of them out"
+        )
+    if mining.relabel_from is not None and not mining.reranker:
+        yield (
+            f"mining.relabel_from is {mining.relabel_from:g}, and there is no mining.reranker, by whose scores it "
+            "goes; name one, or leave it out"
         )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -32,8 +32,10 @@ from qzhou.mining.query_block import (
     depth_of,
     inconsistent,
     ranking_of,
+    relabelled,
     reranked,
     two_lowest,
+    with_answers,
     with_one_judge,
 )
 from qzhou.mining.report import Report, sentence, shortage
@@ -252,35 +254,49 @@ class _Miner:
                 keep_N &= is_consistent(ranking, top_k=mining.consistency_top_k)
         if self._rerankers is not None:
             rankings, positive_P = reranked(rankings, queries, mining, self._texts, self._rerankers.scores)
+        answers: list[dict[int, float]] = []
+        if mining.relabel_from is not None:
+            rankings, answers = relabelled(rankings, mining)
         selection = select_negatives(rankings, queries.seeds(self._recipe.training_seed), mining)
-        examples = self._combined(queries, selection, keep_N)
+        combined = self._combined(queries, selection, keep_N)
+        examples = list(combined.values())
         later = sum(bool(keep_N[place]) for place in selection.later)
         self._report.add(examples, selection.rejected, int((~keep_N).sum()), later)
         self._note_scores(rankings[0], positive_P, queries)
-        if self._writes_lists:
-            examples = self._judged(examples, queries, positive_P, searches[0].block.query_ND, keep_N)
-            self._report.count_lists(examples)
+        if self._writes_lists or answers:
+            examples = self._judged(combined, queries, positive_P, self._own_scores(queries, searches[0]), answers)
         self._done += len(queries.examples)
         return examples
 
     def _judged(
         self,
-        examples: list[RetrievalExample],
+        examples: Mapping[int, RetrievalExample],
         queries: Queries,
         positive_P: Floats,
-        query_ND: Floats,
-        keep_N: Bools,
+        own_scores: Sequence[Mapping[str, float]],
+        answers: Sequence[Mapping[int, float]],
     ) -> list[RetrievalExample]:
-        """The examples with scores of one judge, for listwise distillation."""
-        own_scores = self._own_scores(queries, query_ND)
-        scores = np.split(positive_P, np.cumsum([len(one.positives) for one in queries.examples])[:-1])
-        numbers = np.flatnonzero(keep_N).tolist()
-        return [
-            with_one_judge(example, scores[number].tolist(), own_scores[number])
-            for example, number in zip(examples, numbers, strict=True)
-        ]
+        """The examples with answers moved to their positives, and with scores of one judge, as far as is asked for.
 
-    def _own_scores(self, queries: Queries, query_ND: Floats) -> list[dict[str, float]]:
+        ``examples`` have their numbers in the block.
+        """
+        scores = np.split(positive_P, np.cumsum([len(one.positives) for one in queries.examples])[:-1])
+        texts = iter(self._texts(np.array([row for one in answers for row in one], dtype=np.int64)))
+        found_texts = [{next(texts): score for score in one.values()} for one in answers]
+        done = []
+        for number, example in examples.items():
+            own, kept = scores[number].tolist(), example
+            if answers:
+                least = max(self._mining.relabel_from or 0.0, min(own))
+                kept, moved = with_answers(example, found_texts[number], own_scores[number], least)
+                self._report.count_relabelled(example, list(moved))
+                own += moved.values()
+            done.append(with_one_judge(kept, own, own_scores[number]) if self._writes_lists else kept)
+        if self._writes_lists:
+            self._report.count_lists(done)
+        return done
+
+    def _own_scores(self, queries: Queries, search: PendingSearch) -> list[dict[str, float]]:
         """For each example of a block the judge's scores of the negatives that it came with, by their texts."""
         texts = [[one.text for one in example.negatives] for example in queries.examples]
         owner_G = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
@@ -290,6 +306,7 @@ class _Miner:
         elif len(owner_G):
             files, owner = self._vectors[0], self._corpus.shown.owner
             rows = np.arange(np.searchsorted(owner, self._done), np.searchsorted(owner, self._done + len(texts)))
+            query_ND = search.block.query_ND
             score_G = np.einsum("gd,gd->g", query_ND[owner_G], vectors_at(files.folder, files.shown, rows))
         else:
             score_G = np.empty(0, np.float32)
@@ -298,10 +315,11 @@ class _Miner:
             found[number][text] = score
         return found
 
-    def _combined(self, queries: Queries, selection: Selection, keep_N: Bools) -> list[RetrievalExample]:
+    def _combined(self, queries: Queries, selection: Selection, keep_N: Bools) -> dict[int, RetrievalExample]:
+        """The examples of a block that are kept, by their numbers in it, with their negatives."""
         rows = np.array([row for rows in selection.rows for row in rows], dtype=np.int64)
         texts = iter(self._texts(rows))
-        count, found = self._mining.negatives_per_query, []
+        count, found = self._mining.negatives_per_query, {}
         for number, example in enumerate(queries.examples):
             mined = [Negative(text=next(texts), origin="mined", score=score) for score in selection.scores[number]]
             if not keep_N[number]:
@@ -309,7 +327,7 @@ class _Miner:
                 continue
             own, relevant = queries.own[number], queries.relevant_keys[number]
             negatives = combine(own, mined, relevant, count=count)
-            found.append(dataclasses.replace(example, negatives=negatives))
+            found[number] = dataclasses.replace(example, negatives=negatives)
         return found
 
     def _note_scores(self, ranking: Ranking, positive_P: Floats, queries: Queries) -> None:

@@ -144,6 +144,46 @@ def reranked(
     return replaced, positive_P
 
 
+def relabelled(rankings: Sequence[Ranking], mining: MiningSection) -> tuple[list[Ranking], list[dict[int, float]]]:
+    """The rankings without candidates that count as answers, and for each query the rows of these with their scores.
+
+    Such a candidate has been read by the reranker, which scores it ``mining.relabel_from`` or
+    more and no lower than the query's lowest positive. What repeats a positive is none.
+
+    Source: relabelling of false negatives (RLHN, arXiv:2505.16967), there by a language model.
+    """
+    found: list[dict[int, float]] = [{} for _ in rankings[0].positive_score_N]
+    least = mining.relabel_from
+    assert least is not None
+    left = []
+    for one in rankings:
+        is_answer = in_window(one, mining) & ~one.is_own_NK & ~one.is_repeat_NK
+        is_answer &= one.score_NK >= np.maximum(least, one.positive_score_N)[:, None]
+        for number, rank in zip(*(axis.tolist() for axis in np.nonzero(is_answer)), strict=True):
+            found[number][int(one.row_NK[number, rank])] = float(one.score_NK[number, rank])
+        # ranked as before, and never chosen
+        left.append(dataclasses.replace(one, is_repeat_NK=one.is_repeat_NK | is_answer))
+    return left, found
+
+
+def with_answers(
+    example: RetrievalExample, candidates: Mapping[str, float], own_scores: Mapping[str, float], least: float
+) -> tuple[RetrievalExample, dict[str, float]]:
+    """The example with answers as further positives, and their scores by their texts.
+
+    They are the ``candidates`` and those of its given negatives that score ``least`` or more
+    by ``own_scores``. What an LLM has written as a negative stays one. Scores of positives
+    that came with the data go, since the further ones have none of theirs.
+    """
+    given = [one.text for one in example.negatives if one.origin == "given" and own_scores[one.text] >= least]
+    moved = {text: own_scores[text] for text in given} | dict(candidates)
+    if not moved:
+        return example, {}
+    negatives = tuple(one for one in example.negatives if one.text not in moved or one.origin == "synthetic")
+    positives = (*example.positives, *moved)
+    return dataclasses.replace(example, positives=positives, negatives=negatives, positive_scores=()), moved
+
+
 def with_one_judge(
     example: RetrievalExample, positive_scores: Sequence[float], negative_scores: Mapping[str, float]
 ) -> RetrievalExample:

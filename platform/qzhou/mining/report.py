@@ -41,6 +41,8 @@ class Report:
         self._examples: list[dict[str, Any]] = []
         self._recall: float | None = None
         self._lists: int | None = None
+        self._relabelled: int | None = None
+        self._shown_relabelled: list[dict[str, Any]] = []
 
     def add(
         self, examples: Sequence[RetrievalExample], rejected: Mapping[str, int], inconsistent: int, later: int = 0
@@ -77,6 +79,13 @@ class Report:
         )
         self._lists = (self._lists or 0) + sum(some)
 
+    def count_relabelled(self, example: RetrievalExample, texts: Sequence[str]) -> None:
+        """Count the texts that became positives of an example; the first ones are shown."""
+        self._relabelled = (self._relabelled or 0) + len(texts)
+        if texts and len(self._shown_relabelled) < EXAMPLES:
+            query, positive = shortened(example.query), shortened(example.positives[0])
+            self._shown_relabelled.append({"query": query, "positive": positive, "answer": shortened(texts[0])})
+
     def hide(self, admitted_NK: Bools, hidden: int) -> None:
         """Count the known positives that would have passed if they were not known, of ``hidden`` ones tried."""
         self._hidden += hidden
@@ -106,6 +115,8 @@ class Report:
             found["recall"] = round(self._recall, 4)
         if self._lists is not None:
             found["lists"] = self._lists
+        if self._relabelled is not None:
+            found["relabelled"] = {"negatives": self._relabelled, "examples": self._shown_relabelled}
         return found
 
     def _mean(self, kind: str) -> float | None:
@@ -126,6 +137,8 @@ def sentence(name: str, content: Mapping[str, Any]) -> str:
     if hidden["hidden"]:
         rate = hidden["admitted"] / hidden["hidden"]
         parts.append(f"{rate:.1%} of {hidden['hidden']:,} known positives would pass if hidden")
+    if "relabelled" in content:
+        parts.append(f"{content['relabelled']['negatives']:,} answers among the negatives became positives")
     if "lists" in content:
         parts.append(f"{content['lists']:,} queries have a list of scores to learn")
     if "recall" in content:

@@ -102,10 +102,10 @@ def adapt(new: str, old: str, documents: TextInput, queries: TextInput, into: st
     _refuse_few(sides, documents, queries)
     shares = measured(*sides)
     line = (
-        f"adapt: among {len(answers) // 2:,} documents, of the first {RANKS} in an index of its own the new model finds "
-        f"{shares['adapted']} in the old one's index; the old model finds {shares['old']}"
+        f"adapt: among {len(answers) // 2:,} documents, of the first {RANKS} in an index of its own the new model "
+        f"finds {shares['adapted']} in the old one's index; the old model finds {shares['old']}"
     )
-    log_event(line, "measured", **{name: share.mean for name, share in shares.items()})
+    log_event(line, "measured", adapted=shares["adapted"].mean, old=shares["old"].mean)
     turn_DE = orthogonal_map(*(np.concatenate([one.query_QD, one.document_MD]) for one in sides))
     lowest = _write(new, old, turn_DE, target, {"queries": len(asked), "documents": len(answers)}, shares)
     line = f"adapt: {target.uri}: SentenceTransformer and the encoder agree (lowest cosine {lowest:.6f})"

@@ -11,7 +11,16 @@ from qzhou.data.records import Document, Negative, RetrievalExample, Source, nor
 from qzhou.data.storage import Folder, write_records
 from qzhou.mining.corpus import Sources, document_digests, prepared, read_texts
 from qzhou.mining.negative_selection import select_negatives
-from qzhou.mining.query_block import Queries, depth_of, ranking_of, reranked, two_lowest, with_one_judge
+from qzhou.mining.query_block import (
+    Queries,
+    depth_of,
+    ranking_of,
+    relabelled,
+    reranked,
+    two_lowest,
+    with_answers,
+    with_one_judge,
+)
 from qzhou.mining.shard import QueryBlock, SearchResult, Shard, VectorFile, divided
 
 DATASET = Dataset.model_validate({"name": "d", "reader": "jsonl", "rule": "title_body", "paths": ["unused"]})
@@ -73,6 +82,11 @@ def mined(place, examples, documents, *, shards=1, mining=MINING, rerank=None) -
                 rankings, queries, mining, lambda rows: [texts[row] for row in rows], rerank
             )
         assert positive_P.shape == queries.owner_P.shape
+        if mining.relabel_from is not None:
+            rankings, answers = relabelled(rankings, mining)
+            for one, rows in zip(some, answers, strict=True):
+                found[f"answers to {one.id}"] = [texts[row] for row in rows]
+                assert list(rows.values()) == rerank([(one.query, texts[row]) for row in rows]).tolist()
         chosen = select_negatives(rankings, queries.seeds(1), mining)
         places = corpus.places(np.array([row for rows in chosen.rows for row in rows], dtype=np.int64))
         assert sum(len(rows) for _, _, rows, _ in places) == sum(map(len, chosen.rows))
@@ -173,3 +187,57 @@ def test_the_scores_of_an_example_are_of_one_judge(scores, negatives, expected):
 
     assert (found.positive_scores, tuple(one.score for one in found.negatives)) == expected
     assert [one.text for one in found.negatives] == [one.text for one in negatives]
+
+
+def test_what_the_reranker_scores_like_a_positive_is_an_answer_and_no_negative(tmp_path):
+    """Whatever the other limits: here there are none. A candidate below the floor is none, however low the positive."""
+    examples, documents = content()
+
+    def rerank(pairs):
+        return np.array(
+            [int.from_bytes(vector(text).tobytes()[:2], "big") / 2**16 for _, text in pairs], np.float32
+        )
+
+    mining = MINING.model_copy(update={"relabel_from": 0.6, "rank_to": 30, "negatives_per_query": 15})
+    found = mined(tmp_path / "relabelled", examples, documents, mining=mining, rerank=rerank)
+    plain = mined(
+        tmp_path / "plain",
+        examples,
+        documents,
+        mining=mining.model_copy(update={"relabel_from": None}),
+        rerank=rerank,
+    )
+
+    moved = 0
+    for one in examples:
+        lowest = min(rerank([("", text)])[0] for text in one.positives)
+        answers, negatives = found[f"answers to {one.id}"], found[one.id]
+        assert all(rerank([("", text)])[0] >= max(0.6, lowest) for text in answers)
+        assert all(rerank([("", text)])[0] < max(0.6, lowest) for text in negatives)
+        assert not set(answers) & set(negatives)
+        assert {text for text in plain[one.id] if rerank([("", text)])[0] >= max(0.6, lowest)} <= set(answers)
+        moved += len(answers)
+    assert moved > 20
+
+
+@pytest.mark.parametrize(
+    ("candidates", "negatives", "least", "positives", "left"),
+    [
+        pytest.param({}, (GIVEN, WRITTEN, MINED), 0.5, ("p",), (GIVEN, WRITTEN, MINED), id="none is one"),
+        pytest.param({"c": 0.9}, (GIVEN,), 0.5, ("p", "c"), (GIVEN,), id="a candidate"),
+        pytest.param({}, (GIVEN, MINED), 0.1, ("p", "given"), (MINED,), id="a given negative"),
+        pytest.param({}, (WRITTEN,), 0.1, ("p",), (WRITTEN,), id="what was written as a negative stays one"),
+        pytest.param({"c": 0.9}, (GIVEN, WRITTEN), 0.1, ("p", "given", "c"), (WRITTEN,), id="both"),
+    ],
+)
+def test_answers_become_positives(candidates, negatives, least, positives, left):
+    example = RetrievalExample(
+        id="1", dataset="d", query="q", positives=("p",), negatives=negatives, positive_scores=(0.7,)
+    )
+
+    found, moved = with_answers(example, candidates, OWN, least)
+
+    assert (found.positives, found.negatives) == (positives, left)
+    assert list(moved) == list(positives[1:])
+    # scores of the data say nothing of the answers
+    assert found.positive_scores == ((0.7,) if len(positives) == 1 else ())
