@@ -170,6 +170,9 @@ class StageSection(Section):
         description="Share of the untouched backbone in the weights that the stage ends with (WiSE-FT, "
         "arXiv:2109.01903): what training does not teach is forgotten less.",
     )
+    backbone_shares: Experimental[tuple[Fraction, ...]] = Field(
+        (), description="Of these shares the one that validates best is taken; needs training.select = 'best'."
+    )
     soft_mask_steps: Experimental[Count] = Field(
         0, description="Steps in which attention to later tokens rises from 0 (causal) to 1 (Conan-embedding-v2)."
     )
@@ -258,6 +261,18 @@ class TrainingSection(Section):
                 "select is 'best' and validate_every_steps 0, so nothing would be compared; set it, to a tenth of a "
                 "stage's steps for instance"
             )
+        for name in ("stage1", "stage2"):
+            stage: StageSection = getattr(self, name)
+            if stage.backbone_shares and self.select != "best":
+                raise ValueError(
+                    f"{name}.backbone_shares has {len(stage.backbone_shares)} shares to choose from and select is "
+                    f"'{self.select}'; it needs select = 'best'"
+                )
+            if stage.backbone_shares and stage.backbone_share:
+                raise ValueError(
+                    f"{name}.backbone_share is {stage.backbone_share:g}, and backbone_shares has others to choose "
+                    "from; leave one of them out"
+                )
         if self.patience and self.select != "best":
             raise ValueError(f"patience is {self.patience} and select '{self.select}'; it needs select = 'best'")
         if self.offload_optimizer and self.zero_stage == 0:

@@ -65,24 +65,32 @@ class BestModel:
         """Whether the stage ends after so many steps, because too many validations brought nothing better."""
         return bool(self._wait) and step - self.step >= self._wait
 
-    def keep(self, target: Folder) -> None:
-        """Make the best weights the stage's model; rank 0 alone."""
-        source = self._model(self.step)
-        if not self.step:
+    def keep(self, target: Folder, finish: Callable[[Folder, Folder], None] | None = None) -> None:
+        """Make the best weights the stage's model; rank 0 alone.
+
+        Args:
+            target: Of the model.
+            finish: Writes ``target`` from the folder of the best weights; default: they are moved there.
+        """
+        source, shown = self._model(self.step), f"(validation {self.score:.4f})"
+        if self.step:
+            line = f"training: {self._name}: the weights of step {self.step:,} are kept {shown}"
+            log_event(line, "best_kept", step=self.step, score=self.score)
+        elif not target.exists():
             line = (
                 f"training: {self._name}: WARNING: no validation is better than that of the weights that the stage "
-                f"starts with ({self.score:.4f}), and they are kept. Lower its learning_rate, or see metrics.jsonl"
+                f"starts with, and they are kept {shown}. Lower its learning_rate, or see metrics.jsonl"
             )
             log_event(line, "nothing_better", level="warning", score=self.score)
-            self._write({}, target)
-        elif source.exists():  # an attempt that was cut off here has moved it
+            self._write({}, source)
+        if not source.exists():
+            return  # an attempt that was cut off here has made the model
+        if finish is None:
             target.delete()
             source.move_to(target)
-        if self.step:
-            line = (
-                f"training: {self._name}: the weights of step {self.step:,} are kept (validation {self.score:.4f})"
-            )
-            log_event(line, "best_kept", step=self.step, score=self.score)
+        else:
+            finish(source, target)
+            source.delete()
 
     def _model(self, step: int) -> Folder:
         return self._folder / MODELS / f"step_{step:06d}"

@@ -180,13 +180,17 @@ class Validation:
 
     def __call__(self, engine: Engine) -> dict[str, float]:
         """The mean of each measure over the sets that have it."""
-        vectors = embed(self.texts, engine.forward).float().cpu()
-        sizes = [sum(len(texts) for _, texts in one.groups) for one in self.sets]
-        found: dict[str, list[float]] = {}
-        for one, own in zip(self.sets, torch.split(vectors, sizes), strict=True):
-            for name, value in one.scores(own).items():
-                found.setdefault(name, []).append(value)
-        return {name: round(fmean(values), 6) for name, values in found.items()}
+        return mean_scores(self.sets, embed(self.texts, engine.forward).float().cpu())
+
+
+def mean_scores(sets: Sequence[ValidationSet], vector_ND: Tensor) -> dict[str, float]:
+    """The mean of each measure over the sets that have it; vectors lie as the sets' texts do, set by set."""
+    sizes = [sum(len(texts) for _, texts in one.groups) for one in sets]
+    found: dict[str, list[float]] = {}
+    for one, own in zip(sets, torch.split(vector_ND, sizes), strict=True):
+        for name, value in one.scores(own).items():
+            found.setdefault(name, []).append(value)
+    return {name: round(fmean(values), 6) for name, values in found.items()}
 
 
 def overall(scores: Mapping[str, float]) -> float:

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from qzhou.encoder.export import save_sentence_transformer
 from qzhou.errors import DataError, TrainingError
 from qzhou.run.files import MANIFEST, MODELS_OF_STAGES, TRAINING_STAGE1, TRAINING_STAGES
 from qzhou.telemetry.events import log_event
+from qzhou.training.backbone_mix import mix_best, mix_with_backbone
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.best_model import BestModel
 from qzhou.training.deepspeed_engine import DeepSpeedEngine
@@ -42,7 +43,7 @@ from qzhou.training.lora import add_adapters, merge_adapters
 from qzhou.training.memory_budget import Trial, fit_budgets, halve_budgets
 from qzhou.training.node_copies import cache_folder, folder_of_node
 from qzhou.training.recorder import StageRecorder
-from qzhou.training.validation import Validation, held_out_sets, set_aside_sets
+from qzhou.training.validation import Validation, ValidationSet, held_out_sets, set_aside_sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +111,9 @@ def train_worker(
             return  # stopped
         target = run_folder / MODELS_OF_STAGES[TRAINING_STAGES[name]]
         state = {} if best else engine.full_state()
-        if engine.rank == 0 and best:
-            best.keep(target)
+        if engine.rank == 0 and best and validation:
+            shares = getattr(recipe.training, name).backbone_shares
+            best.keep(target, partial(_write_best_mix, recipe, name, validation.sets) if shares else None)
         elif engine.rank == 0:
             write(state, target)
 
@@ -216,30 +218,35 @@ def write_model(
     model.load_state_dict(model.state_dict() | state)  # buffers are not trained
     model = merge_adapters(model)
     if share := getattr(recipe.training, name).backbone_share:
-        _mix_with_backbone(recipe, model, share)
+        mix_with_backbone(recipe, model, share)
         line = (
             f"training: {name}: the model is {1 - share:g} of the trained weights and {share:g} of the backbone's"
         )
         log_event(line, "mixed_with_backbone", share=share)
-    model = model.to(getattr(torch, recipe.model.saved_dtype))
+    _save(recipe, model, found.tokenizer, target)
+
+
+def _save(recipe: Recipe, model: EmbeddingModel, tokenizer: Any, target: Folder) -> None:
+    model = model.to("cpu", getattr(torch, recipe.model.saved_dtype))
     if widths := list(recipe.training.loss.matryoshka_dimensions):
         # an endpoint may cut vectors to these
         model.backbone.config.matryoshka_dimensions = widths
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         max_tokens = recipe.model.max_document_tokens
-        save_sentence_transformer(model, found.tokenizer, folder, max_tokens=max_tokens, prompts=recipe.prompts)
+        save_sentence_transformer(model, tokenizer, folder, max_tokens=max_tokens, prompts=recipe.prompts)
         target.upload(folder)
 
 
-@torch.no_grad()
-def _mix_with_backbone(recipe: Recipe, model: EmbeddingModel, share: float) -> None:
-    """Replace each weight w by (1 - share) w + share b, b that of the untouched backbone.
-
-    Source: Robust fine-tuning of zero-shot models (arXiv:2109.01903); LM-Cocktail
-    (arXiv:2311.13534) does the same with embedding models.
-    """
-    untouched = load_recipe_model(recipe.model, dtype=torch.float32).model.state_dict()
-    for name, weight in model.state_dict().items():
-        if weight.is_floating_point():
-            weight.lerp_(untouched[name], share)
+def _write_best_mix(
+    recipe: Recipe, name: TrainingStageName, sets: Sequence[ValidationSet], source: Folder, target: Folder
+) -> None:
+    """Write a trained model with the share of the backbone's weights that validates best (``backbone_shares``)."""
+    with source.local_copy() as place:
+        found = load_recipe_model(recipe.model, spec=str(place), dtype=torch.float32)
+    shares = getattr(recipe.training, name).backbone_shares
+    share, scores = mix_best(recipe, found, sets, shares)
+    tried = ", ".join(f"{score:.4f} with {one:g}" for one, score in scores.items())
+    line = f"training: {name}: {share:g} of the weights are the backbone's (validation {tried})"
+    log_event(line, "mixed_with_backbone", share=share, scores={f"{one:g}": score for one, score in scores.items()})
+    _save(recipe, found.model, found.tokenizer, target)

@@ -81,6 +81,29 @@ def test_the_weights_of_the_best_validation_are_the_model(make_recipe, tiny_bert
     assert not (stage.folder / "best").exists() or not (stage.folder / "best").folders()
 
 
+@pytest.mark.parametrize("scores", [(0.1, 0.6, 0.2, 0.3, 0.4, 0.5, 0.3), (0.9, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)])
+def test_what_finishes_the_model_starts_from_the_best_weights_also_after_a_kill(
+    make_recipe, tiny_bert, tmp_path, scores
+):
+    stage = Stage(make_recipe, tiny_bert, tmp_path, scores)
+    stage.train()
+    finished = []
+
+    def finish(source, target):
+        finished.append(source.read_json("config.json")["weights"])
+        if len(finished) == 1:
+            raise KeyboardInterrupt
+        target.create().write_json("config.json", {"weights": "finished"})
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.best.keep(stage.folder / "model", finish)
+    for _ in range(2):  # and once more, where it is done
+        BestModel("stage2", stage.folder, stage.recipe.training, stage.write).keep(stage.folder / "model", finish)
+
+    assert finished == [stage.seen[stage.best.step]] * 2
+    assert (stage.folder / "model").read_json("config.json")["weights"] == "finished"
+
+
 @pytest.mark.parametrize(
     ("patience", "scores", "steps", "best"),
     [
@@ -123,6 +146,23 @@ def test_a_stage_that_is_killed_keeps_what_an_undisturbed_one_does(make_recipe, 
     [
         (["--training.select", "best"], "select is 'best' and validate_every_steps 0"),
         (["--training.patience", "2"], "patience is 2 and select 'last'"),
+        (
+            ["--training.stage2.backbone_shares", "[0.0, 0.5]"],
+            "backbone_shares has 2 shares to choose from and select",
+        ),
+        (
+            [
+                "--training.select",
+                "best",
+                "--training.validate_every_steps",
+                "5",
+                "--training.stage2.backbone_shares",
+                "[0.0, 0.5]",
+                "--training.stage2.backbone_share",
+                "0.3",
+            ],
+            "backbone_share is 0.3, and backbone_shares has others",
+        ),
     ],
 )
 def test_what_would_choose_nothing_is_refused(words, said):

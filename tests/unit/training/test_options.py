@@ -10,11 +10,14 @@ from qzhou.data.storage import Folder
 from qzhou.encoder import load_backbone
 from qzhou.encoder.attention import Padded, soft_causal_mask
 from qzhou.encoder.backbone import load_recipe_model
+from qzhou.encoder.encoder import Encoder
 from qzhou.errors import TrainingError
+from qzhou.training.backbone_mix import mix_best
 from qzhou.training.distillation import Teacher
 from qzhou.training.lora import add_adapters, merge_adapters
+from qzhou.training.validation import PairSet
 from qzhou.training.worker import write_model
-from tests.ranks.problem import model_of, run, stage_plan, three_tasks, with_training
+from tests.ranks.problem import COLOURS, model_of, run, stage_plan, three_tasks, with_training
 from tests.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
@@ -116,6 +119,34 @@ def test_a_teacher_that_is_the_model_itself_changes_nothing_at_the_first_step(ma
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
     assert losses[0][1:] != pytest.approx(losses[1][1:], abs=1e-5)
     assert not any(one.requires_grad for one in teacher.model.parameters())
+
+
+@pytest.mark.parametrize("expected", [0.0, 0.5, 1.0])
+def test_the_share_that_validates_best_is_taken(make_recipe, tiny_qwen2, expected):
+    """The gold scores of pairs are the cosines of one mix of the weights, in loops; so this mix orders them best."""
+    backbone = {"backbone": str(tiny_qwen2), "dtype": "float32", "attention": "bidirectional"}
+    recipe = three_tasks(make_recipe)
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=backbone)})
+    untouched, trained = (load_recipe_model(recipe.model, dtype=torch.float32) for _ in range(2))
+    with torch.no_grad():
+        for weight in trained.model.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+    before = copy.deepcopy(trained.model.state_dict())
+    left = [f"the {colour} is a text" for colour in COLOURS]
+    right = [f"{colour} {other}" for colour, other in zip(COLOURS, COLOURS[3:] + COLOURS[:3], strict=True)]
+    mixed = copy.deepcopy(trained.model)
+    with torch.no_grad():
+        for name, weight in mixed.state_dict().items():
+            weight.copy_((1 - expected) * before[name] + expected * untouched.model.state_dict()[name])
+    a, b = (Encoder(mixed, trained.tokenizer, max_tokens=64).encode(texts) for texts in (left, right))
+    gold = PairSet(left, right, [float(one @ other) for one, other in zip(a, b, strict=True)])
+
+    found, scores = mix_best(recipe, trained, [gold], (0.0, 0.5, 1.0))
+
+    assert (found, scores[expected]) == (expected, 1.0)
+    assert all(score < 1.0 for share, score in scores.items() if share != expected)
+    for name, weight in trained.model.state_dict().items():
+        assert torch.allclose(weight, mixed.state_dict()[name], atol=1e-6), name
 
 
 @pytest.mark.parametrize("lora", [LoraSection(), LoraSection(rank=4)])

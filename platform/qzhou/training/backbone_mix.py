@@ -1,0 +1,54 @@
+"""Trained weights mixed with those of the untouched backbone: what training does not teach is forgotten less.
+
+Source: Robust fine-tuning of zero-shot models (WiSE-FT, arXiv:2109.01903); LM-Cocktail
+(arXiv:2311.13534) does the same with embedding models.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from qzhou.config.recipe import Recipe
+from qzhou.encoder.backbone import Backbone, EmbeddingModel, choose_device, load_recipe_model
+from qzhou.encoder.encoder import Encoder
+from qzhou.training.validation import ValidationSet, mean_scores, overall
+
+
+@torch.no_grad()
+def mix_with_backbone(recipe: Recipe, model: EmbeddingModel, share: float) -> None:
+    """Replace each weight w by (1 - share) w + share b, b that of the untouched backbone, in place."""
+    untouched = load_recipe_model(recipe.model, dtype=torch.float32).model.state_dict()
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point():
+            weight.lerp_(untouched[name], share)
+
+
+@torch.no_grad()
+def mix_best(
+    recipe: Recipe, trained: Backbone, sets: Sequence[ValidationSet], shares: Sequence[float]
+) -> tuple[float, dict[float, float]]:
+    """Leave a model with the share of the backbone that validates best; that share, and the score of each.
+
+    Of equal scores the largest share is taken. The model comes in float32, and lies on the
+    GPU afterwards if the recipe has one.
+    """
+    model = trained.model.to(choose_device(None if recipe.cluster.gpu else "cpu")).eval()
+    untouched = load_recipe_model(recipe.model, dtype=torch.float32).model.state_dict()
+    before = {name: value.cpu().clone() for name, value in model.state_dict().items()}
+
+    def mix(share: float) -> None:
+        for name, weight in model.state_dict().items():
+            if weight.is_floating_point():
+                weight.copy_(before[name].lerp(untouched[name], share))
+
+    limit = {"query": recipe.model.max_query_tokens, "document": recipe.model.max_document_tokens}
+    encoder = Encoder(model, trained.tokenizer, max_tokens=recipe.model.max_document_tokens)
+    groups = [group for one in sets for group in one.groups]
+    scores = {}
+    for share in shares:
+        mix(share)
+        parts = [torch.from_numpy(encoder.encode(texts, max_tokens=limit[side])) for side, texts in groups]
+        scores[share] = round(overall(mean_scores(sets, torch.cat(parts))), 6)
+    best = max(scores, key=lambda share: (scores[share], share))
+    mix(best)
+    return best, scores
