@@ -16,7 +16,7 @@ STAGES = ["transform", "synthesize", "mine", "train", "export", "evaluate"]
 GROUPS = {
     "The pipeline, in its order": ["run", *STAGES],
     "After a run": ["report", "index", "serve", "embed", "merge", "adapt"],
-    "Before a run, and many runs": ["init", "plan", "rehearse", "experiment", "submit"],
+    "Before a run, and many runs": ["init", "doctor", "plan", "rehearse", "experiment", "submit"],
 }
 CHECKED = {"run", "rehearse", *STAGES}  # commands that load the models of a recipe
 EXPERIMENTAL = " (experimental)"  # no measurement shows yet that it helps

@@ -373,6 +373,24 @@ def plan(recipe: Recipe, **options: Any) -> None:
     print_plan(recipe, PlanOptions(**given), synthesis_details)
 
 
+@cli.command("doctor", cls=OverridingCommand)
+@click.argument("recipe", required=False)
+@flag("--address", "Ask a cluster that runs, as ray.init() takes it: auto, or ray://HEAD:10001.")
+def doctor(recipe: str | None, address: str | None, settings: Sequence[str], dry_run: bool) -> None:
+    """Check machine, packages, storage, models, LLM and cluster.
+
+    With a RECIPE also what that needs. One small request is sent to each of its LLM endpoints,
+    and a small file is written to its storage and removed. Ends with status 1 where something
+    fails.
+    """
+    from qzhou.cli.doctor.page import examine
+
+    if address:
+        os.environ["RAY_ADDRESS"] = address
+    if not examine(recipe_path(recipe) if recipe else "", settings, only_machine=dry_run):
+        sys.exit(1)
+
+
 @on_recipe("rehearse", tables=(*EVERY, "cluster.training", "training"))
 def rehearse(recipe: Recipe) -> None:
     """Try training on this cluster: a few minutes, made-up texts."""

@@ -91,8 +91,13 @@ def with_declared_prompts(recipe: Recipe, backbone: ModelMetadata) -> Recipe:
     return recipe.model_copy(update={"datasets": tuple(datasets)})
 
 
+def named_models(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Setting and name of each model of a recipe, the backbone first."""
+    yield "model.backbone", recipe.model.backbone
+    yield from _other_models(recipe)
+
+
 def _other_models(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Setting and name of each model but the backbone."""
     mining = recipe.mining
     named = [("mining.teacher", mining.teacher), ("mining.reranker", mining.reranker)]
     named += [("mining.extra_teachers", spec) for spec in mining.extra_teachers]
