@@ -16,6 +16,7 @@ import pytest
 
 from qzhou.cli.init import InitOptions, init
 from qzhou.cli.init.machine import Machine, backbone_for
+from qzhou.cli.init.shapes import IDS
 from qzhou.config.recipe import load_recipe
 from qzhou.errors import DataError
 from qzhou.transform.reading.discovery import find_inputs
@@ -262,6 +263,43 @@ def test_the_rule_and_the_columns_of_a_file(tmp_path, case):
     find_inputs(recipe)  # reader and columns are those of the file
     assert f"a: {rule}" in said
     assert "next:  qzhou run" in said
+
+
+EVIDENCE = [[{"evidence_id": f"e{n}", "evidence": ANSWERS[n], "evidence_label": "SUPPORTS"}] for n in range(60)]
+BESIDE_IDS = {  # columns in front of each of which one of identifiers stands -> rule
+    "question_answer": {"question": QUESTIONS, "answer": ANSWERS},
+    "triplets": {"query": QUESTIONS, "positive": ANSWERS, "negative": OTHERS},
+    "graded": {"query": QUESTIONS, "document": ANSWERS, "label": [n % 2 for n in range(60)]},
+    "labeled": {"text": QUESTIONS, "label": LABELS},
+    "scored_pair": {"sentence1": QUESTIONS, "sentence2": ANSWERS, "score": SCORES},
+    "title_body": {"title": QUESTIONS, "body": ANSWERS},
+    "claim_evidence": {"claim": QUESTIONS, "evidences": EVIDENCE},
+}
+
+
+@pytest.mark.parametrize("rule", list(BESIDE_IDS))
+@pytest.mark.parametrize("numbers", ["of rows", "that repeat", "codes", "words"])
+@pytest.mark.parametrize("name", ["{}_id", "{}-idx", "{}Id", "id_{}"])
+def test_identifiers_beside_texts_are_not_taken_for_them(tmp_path, rule, numbers, name):
+    """A model was trained to find answers for numbers: claim_id came before claim."""
+    ids = {
+        "of rows": list(range(60)),
+        "that repeat": [n // 2 for n in range(60)],
+        "codes": [f"a{n:04}" for n in range(60)],
+        "words": [f"{LABELS[n]} of number {n}" for n in range(60)],
+    }[numbers]
+    columns = {}
+    for column, cells in BESIDE_IDS[rule].items():
+        columns |= {name.format(column): ids, column: cells}
+    path = tmp_path / "a.jsonl"
+    path.write_text(as_lines(table(**columns)))
+
+    _, written, _ = made(tmp_path, [path])
+
+    (dataset,) = written["datasets"]
+    assert dataset["rule"] == rule
+    used = {column.partition("[")[0] for column in dataset["columns"].values()}
+    assert used == set(BESIDE_IDS[rule])
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp1252"])
@@ -545,5 +583,8 @@ def test_data_sets_as_they_lie_there(tmp_path, name):
             made(tmp_path, [path])
         return
     _, written, recipe = made(tmp_path, [path])
-    assert written["datasets"][0]["rule"] == RIGHT[name]
+    dataset = written["datasets"][0]
+    assert dataset["rule"] == RIGHT[name]
+    ids = {field for field, column in dataset.get("columns", {}).items() if IDS.search(str(column))}
+    assert ids <= {"query_id", "document_id"}
     find_inputs(recipe)

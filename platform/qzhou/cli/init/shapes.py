@@ -181,14 +181,16 @@ class _Table:
         if unknown:
             raise NotUnderstood(f"there is no column '{unknown[0]}'; there are {', '.join(names)}")
 
-    def named(self, field: str, suits: Callable[[Column], bool] = lambda _: True) -> Column | None:
-        """The column of a field: as given, or the likeliest name that suits."""
+    def named(self, field: str, suits: Callable[[Column], bool] = lambda one: not one.is_id) -> Column | None:
+        """The column of a field: as given, or the likeliest name that suits, the whole name before a part of it."""
         if field in self.given:
             return next(one for one in self.columns if one.name == self.given[field])
+        free = [one for one in self.columns if one.name not in self.given.values() and suits(one)]
         for name in NAMES[field]:
-            for one in self.columns:
-                if name in one.keys and one.name not in self.given.values() and suits(one):
-                    return one
+            exact = [one for one in free if one.key == name]
+            alike = [one for one in free if name in one.keys]
+            if found := exact or alike:
+                return found[0]
         return None
 
     @property
