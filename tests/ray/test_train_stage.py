@@ -84,7 +84,8 @@ def test_two_ranks_keep_the_weights_of_the_best_validation(make_recipe, tiny_qwe
         best = json.loads((stage_folder(recipe, name) / "best.json").read_text())
         lines = metrics(recipe, name)
         outputs = json.loads((stage_folder(recipe, name) / "manifest.json").read_text())["outputs"]
-        assert outputs == {"steps": 4, "step that is kept": best["step"]}
+        assert outputs == {"steps": best["trained"], "of them in the kept weights": best["step"]}
+        assert best["trained"] == len(lines)
         measures = {one for line in lines for one in line if one.startswith("validation_")}
         expected = {"validation_ndcg_at_10", "validation_accuracy"}
         if name == "stage2":

@@ -43,23 +43,27 @@ class BestModel:
         found = folder.read_json(BEST) if folder.exists(BEST) else {}
         self.step = int(found.get("step", 0))
         self.score: float | None = found.get("score")
+        self._trained = int(found.get("trained", 0))
 
     def offer(self, step: int, scores: Mapping[str, float], engine: Engine) -> None:
         """Keep the engine's weights if these validation scores after ``step`` steps are the best so far."""
+        self._trained = step
         score = _of_rank_0(overall(scores), engine)
-        if self.score is not None and score <= self.score:
-            return
-        before, self.step, self.score = self.step, step, score
-        state = engine.full_state() if step else {}  # every rank takes part
+        is_best = self.score is None or score > self.score
+        before = self.step
+        if is_best:
+            self.step, self.score = step, score
+            state = engine.full_state() if step else {}  # every rank takes part
+            if step and not engine.rank:
+                self._write(state, self._model(step))
         if engine.rank:
             return
-        if step:
-            self._write(state, self._model(step))
-        self._folder.write_json(BEST, {"step": step, "score": score})
-        if before != step:
-            self._model(before).delete()
-        line = f"training: {self._name}: validation {score:.4f} at step {step:,}, the best so far"
-        log_event(line, "best_so_far", step=step, score=score)
+        self._note()
+        if is_best:
+            if before != step:
+                self._model(before).delete()
+            line = f"training: {self._name}: validation {score:.4f} at step {step:,}, the best so far"
+            log_event(line, "best_so_far", step=step, score=score)
 
     def is_final(self, step: int) -> bool:
         """Whether the stage ends after so many steps, because too many validations brought nothing better."""
@@ -73,6 +77,7 @@ class BestModel:
             finish: Writes ``target`` from the folder of the best weights; default: they are moved there.
         """
         source, shown = self._model(self.step), f"(validation {self.score:.4f})"
+        self._note()
         if self.step:
             line = f"training: {self._name}: the weights of step {self.step:,} are kept {shown}"
             log_event(line, "best_kept", step=self.step, score=self.score)
@@ -91,6 +96,9 @@ class BestModel:
         else:
             finish(source, target)
             source.delete()
+
+    def _note(self) -> None:
+        self._folder.write_json(BEST, {"step": self.step, "score": self.score, "trained": self._trained})
 
     def _model(self, step: int) -> Folder:
         return self._folder / MODELS / f"step_{step:06d}"

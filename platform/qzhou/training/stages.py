@@ -31,9 +31,12 @@ def learning_settings(recipe: Recipe, stage: TrainingStageName) -> dict[str, dic
 
 
 def made(folder: Folder, recipe: Recipe, stage: TrainingStageName) -> dict[str, int]:
-    """What a finished stage reports: its steps, and the step whose weights it kept, if that was chosen."""
-    kept = {"step that is kept": int(folder.read_json(BEST)["step"])} if folder.exists(BEST) else {}
-    return {"steps": getattr(recipe.training, stage).steps, **kept}
+    """What a finished stage reports: its steps, and how many of them its weights have seen, if those were chosen."""
+    steps = int(getattr(recipe.training, stage).steps)
+    if not folder.exists(BEST):
+        return {"steps": steps}
+    best = folder.read_json(BEST)
+    return {"steps": int(best.get("trained", steps)), "of them in the kept weights": int(best["step"])}
 
 
 def train_stages(run: Run, train_stage: Callable[[Folder, TrainingStageName], Mapping[str, int]]) -> Manifest:

@@ -73,8 +73,8 @@ def test_the_weights_of_the_best_validation_are_the_model(make_recipe, tiny_bert
     assert stage.train() == 6
 
     assert (stage.best.step, stage.best.score) == (step, max(scores))
-    assert made(stage.folder, stage.recipe, "stage2") == {"steps": 6, "step that is kept": step}
     assert stage.kept() == stage.seen[step]
+    assert made(stage.folder, stage.recipe, "stage2") == {"steps": 6, "of them in the kept weights": step}
     assert len(set(stage.seen.values())) == 7
     assert ("no validation is better" in capfd.readouterr().out) == (not step)
     # one model at a time is there
@@ -118,6 +118,7 @@ def test_a_stage_ends_where_nothing_gets_better(make_recipe, tiny_bert, tmp_path
 
     assert stage.train() == steps
     assert (stage.best.step, stage.kept()) == (best, stage.seen[best])
+    assert made(stage.folder, stage.recipe, "stage2") == {"steps": steps, "of them in the kept weights": best}
 
 
 @pytest.mark.parametrize("scores", [(0.1, 0.6, 0.2, 0.3, 0.4, 0.5, 0.3), (0.1, 0.2, 0.2, 0.3, 0.4, 0.6, 0.3)])
