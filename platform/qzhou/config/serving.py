@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from qzhou.config.api_keys import LOOPBACK
 from qzhou.config.section import AtLeastOne, Count, Experimental, Name, Positive, Section
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
@@ -59,10 +60,26 @@ class ServingSection(Section):
         "QZHOU_API_KEYS", description="Variable with comma-separated keys; unset: no key asked."
     )
     api_keys_file: str = Field("", description="File with one key a line, on every node; empty: none.")
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Names that an endpoint without keys may be called by; default: those of this machine where it "
+        "listens to that alone, else any.",
+    )
     cors_origins: tuple[str, ...] = Field((), description="Web pages of other origins that browsers may let ask.")
     access_log: bool = Field(
         True, description="A line of JSON for each request in Ray's Serve logs, without its texts."
     )
+
+    @property
+    def known_hosts(self) -> frozenset[str]:
+        """Names that an endpoint without keys answers to; empty: any.
+
+        A web page can let its own name mean 127.0.0.1 (DNS rebinding) and ask through a
+        browser on this machine; the name in the request gives it away.
+        """
+        if self.allowed_hosts:
+            return frozenset(self.allowed_hosts)
+        return frozenset(LOOPBACK if self.host in LOOPBACK else ())
 
     @model_validator(mode="after")
     def _scales(self) -> Self:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
+from urllib.parse import urlsplit
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -51,6 +52,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     for status, why in {
         400: "The request asks for something that is not offered.",
         401: "A key is asked for, and this is none.",
+        403: "There are no keys, and the host's name is not known.",
         404: "No such model.",
         408: "The body did not arrive in time.",
         413: "The body is too long.",
@@ -88,10 +90,26 @@ class Endpoint:
         self._rate = TokenRate(settings.tokens_per_minute)
 
     def admit(self, request: Request) -> str:
-        """The name of the key that asks (:meth:`ApiKeys.admit`)."""
+        """The name of the key that asks (:meth:`ApiKeys.admit`).
+
+        Raises:
+            RequestError: 401 without a key where one is asked for; 403 where none is, and the endpoint was called by a
+                name that it does not answer to.
+        """
+        if not self._keys.asked:
+            self._admit_host(request.headers.get("host", ""))
         key = self._keys.admit(request.headers.get("authorization"))
         note_of(request).key = key
         return key
+
+    def _admit_host(self, host: str) -> None:
+        known = self.settings.known_hosts
+        if known and urlsplit(f"//{host}").hostname not in known:
+            problem = (
+                f"This endpoint asks for no key, and so it only answers to {', '.join(sorted(known))}; it was called "
+                f"as '{host:.60}'. Let it ask for a key, or name the host in serving.allowed_hosts."
+            )
+            raise RequestError(problem, status=403, code="unknown_host")
 
     async def answer(
         self, request: Request, kind: type[Asked], work: Callable[[EmbeddingService, Asked], Awaitable[Answer]]
