@@ -9,13 +9,13 @@ from qzhou.serving.observing import EndpointMetrics
 from qzhou.serving.web import Endpoint, web_app
 
 
-def asked(host, keys=None, path="/v1/models", **settings):
+def asked(name, keys=None, path="/v1/models", **settings):
     async def ready():
         return None
 
     endpoint = Endpoint({}, ServingSection(**settings), keys or ApiKeys(), ready)
     client = TestClient(web_app(endpoint, EndpointMetrics({}, "r1"), None))
-    return client.get(path, headers={"host": host, "authorization": "Bearer k"})
+    return client.get(path, headers={"host": name, "authorization": "Bearer k"})
 
 
 @pytest.mark.parametrize(
