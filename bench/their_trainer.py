@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,21 @@ Arguments = Mapping[str, Any]
 
 
 def rows_of(recipe: Recipe, task: Task) -> DatasetDict:
-    """What mining left of each dataset of a task, as the columns that their losses take."""
-    found = {}
+    """What mining left of each dataset of a task, as the columns that their losses take.
+
+    Queries without negatives are a dataset of their own, since all rows of one have the same
+    columns.
+    """
+    found: dict[str, Dataset] = {}
     for dataset in recipe.trained_datasets:
         folder = Run.at(recipe).folder / "mining" / "examples" / task / dataset.name
-        rows = [_columns(one) for one in read_records(folder, EXAMPLE_TYPES[task])] if folder.exists() else []
-        rows = [row for row in rows if row]
-        if rows:
-            found[dataset.name] = Dataset.from_list(rows)
+        examples = read_records(folder, EXAMPLE_TYPES[task]) if folder.exists() else []
+        rows = [row for one in examples for row in _columns(one)]
+        bare = [row for row in rows if "query" in row and "negative" not in row]
+        others = [row for row in rows if "query" not in row or "negative" in row]
+        for name, some in ((dataset.name, others), (f"{dataset.name} without negatives", bare)):
+            if some:
+                found[name] = Dataset.from_list(some)
     if task == "classification":
         for name, rows in found.items():
             numbers = {label: number for number, label in enumerate(sorted(set(rows["label"])))}
@@ -42,14 +49,16 @@ def rows_of(recipe: Recipe, task: Task) -> DatasetDict:
     return DatasetDict(found)
 
 
-def _columns(example: RetrievalExample | PairExample | LabeledExample) -> dict[str, Any]:
+def _columns(example: RetrievalExample | PairExample | LabeledExample) -> Iterator[dict[str, Any]]:
     if isinstance(example, PairExample):
-        return {"text_a": example.text_a, "text_b": example.text_b, "score": example.score}
-    if isinstance(example, LabeledExample):
-        return {"text": example.text, "label": example.label}
-    if not example.negatives:
-        return {}
-    return {"query": example.query, "positive": example.positives[0], "negative": example.negatives[0].text}
+        yield {"text_a": example.text_a, "text_b": example.text_b, "score": example.score}
+    elif isinstance(example, LabeledExample):
+        yield {"text": example.text, "label": example.label}
+    else:
+        for number, positive in enumerate(example.positives):
+            row = {"query": example.query, "positive": positive}
+            negatives = example.negatives
+            yield row | ({"negative": negatives[number % len(negatives)].text} if negatives else {})
 
 
 def train(recipe: Recipe, rows: DatasetDict, losses: Any, threads: int, arguments: Arguments, made: Path) -> None:
@@ -81,4 +90,5 @@ def train(recipe: Recipe, rows: DatasetDict, losses: Any, threads: int, argument
             loss=loss,
         )
         trainer.train()
-    model.save(str(made))
+    model.save(f"{made}.unfinished")
+    Path(f"{made}.unfinished").rename(made)  # a job that is killed leaves no half model

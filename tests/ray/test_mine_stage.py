@@ -26,12 +26,12 @@ from qzhou.data.records import (
     relevant_keys,
 )
 from qzhou.data.storage import Folder, read_records, write_records
+from qzhou.data.text_digests import digests
 from qzhou.encoder import load_encoder
 from qzhou.errors import DataError, ModelError, RecipeError, SetupError
 from qzhou.mining.actors import EncodeActor, RerankActor, SearchActor
 from qzhou.mining.layout import Layout
 from qzhou.mining.pipeline import mine
-from qzhou.mining.text_digests import digests
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

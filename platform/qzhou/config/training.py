@@ -268,10 +268,10 @@ class TrainingSection(Section):
                     f"{name}.backbone_shares has {len(stage.backbone_shares)} shares to choose from and select is "
                     f"'{self.select}'; it needs select = 'best'"
                 )
-            if stage.backbone_shares and stage.backbone_share:
+            if stage.backbone_share and self.select == "best":
                 raise ValueError(
-                    f"{name}.backbone_share is {stage.backbone_share:g}, and backbone_shares has others to choose "
-                    "from; leave one of them out"
+                    f"{name}.backbone_share is {stage.backbone_share:g} and select 'best', which would choose by the "
+                    f"score of other weights; set {name}.backbone_shares = [{stage.backbone_share:g}] in its place"
                 )
         if self.patience and self.select != "best":
             raise ValueError(f"patience is {self.patience} and select '{self.select}'; it needs select = 'best'")

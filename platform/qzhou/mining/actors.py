@@ -17,12 +17,12 @@ import pyarrow as pa
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt, declared_prompt
 from qzhou.data.storage import Folder
+from qzhou.data.text_digests import Floats, Ints
 from qzhou.encoder.model_check import refuse_no_cross_encoder
 from qzhou.encoder.vectors import Vectors, VectorStore
 from qzhou.errors import ModelError, first_line
 from qzhou.mining.corpus import Chunk, Texts
 from qzhou.mining.shard import QueryBlock, SearchResult, Shard
-from qzhou.mining.text_digests import Floats, Ints
 from qzhou.run.models import pretrained, repository_of, resolve
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from qzhou.config.dataset import Dataset
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import Document, Origin, RetrievalExample
 from qzhou.data.storage import Folder, batched, count_rows, read_records, read_table, row_count, write_records
+from qzhou.data.text_digests import Digests, Groups, Ints, RelevantTexts, RowLookup, digests, key_digests
 from qzhou.encoder.vectors import CHUNK_ROWS
-from qzhou.mining.text_digests import Digests, Groups, Ints, RelevantTexts, RowLookup, digests, key_digests
 
 # a chunk of texts on its way to an encoder, and the instruction of each text if it has one of its own
 CHUNKS = pa.schema({"id": pa.int64(), "texts": pa.list_(pa.string()), "instructions": pa.list_(pa.string())})

@@ -15,7 +15,7 @@ import numpy as np
 from qzhou.config.mining import MiningSection
 from qzhou.data.records import Negative
 from qzhou.data.splitmix import splitmix64
-from qzhou.mining.text_digests import Bools, Digests, Floats, Ints, is_among, key_digests
+from qzhou.data.text_digests import Bools, Digests, Floats, Ints, is_among, key_digests
 
 
 @dataclass(frozen=True, slots=True)

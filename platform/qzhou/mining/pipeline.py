@@ -14,6 +14,7 @@ from qzhou.cluster.session import refuse_what_never_comes, session
 from qzhou.config.recipe import Recipe
 from qzhou.data.records import TASKS, Drop, Manifest, Negative, RetrievalExample
 from qzhou.data.storage import Folder, count_rows, table_of, write_records, write_table
+from qzhou.data.text_digests import Bools, Floats, Ints, is_among
 from qzhou.encoder.arithmetic import with_arithmetic
 from qzhou.errors import DataError
 from qzhou.mining.corpus import Chunk, Corpus, Sources, document_digests, prepared, read_texts
@@ -38,10 +39,9 @@ from qzhou.mining.query_block import (
     with_answers,
     with_one_judge,
 )
-from qzhou.mining.report import Report, sentence, shortage
+from qzhou.mining.report import Report, sentence, shortage, wide_scores
 from qzhou.mining.shard import EXACT, VectorFile, vectors_at
 from qzhou.mining.sharded_index import PendingSearch, RerankerPool, ShardedIndex, actor_resources, shards_of
-from qzhou.mining.text_digests import Bools, Floats, Ints, is_among
 from qzhou.run.models import weights_fingerprint
 from qzhou.run.run import Run, Stage
 from qzhou.telemetry.events import log_event
@@ -194,6 +194,9 @@ class _Miner:
                 "text is searched once (an evaluation takes only the judged id for the answer)"
             )
             log_event(line, "repeated_documents", dataset=name, documents=copies)
+        distillation = self._recipe.training.distillation
+        if line := wide_scores(name, content, distillation.teacher_temperature):
+            log_event(line, "wide_scores", level="warning", dataset=name)
         if content["queries"] and not content["negatives"].get("mined") and documents <= first:
             line = (
                 f"mining: {name}: WARNING: nothing is mined among {documents:,} different documents, since "
@@ -258,42 +261,38 @@ class _Miner:
         if mining.relabel_from is not None:
             rankings, answers = relabelled(rankings, mining)
         selection = select_negatives(rankings, queries.seeds(self._recipe.training_seed), mining)
-        combined = self._combined(queries, selection, keep_N)
-        examples = list(combined.values())
+        examples = self._combined(queries, selection, keep_N)
+        own_scores = self._own_scores(queries, searches[0]) if self._writes_lists or answers else []
+        positives = np.split(positive_P, np.cumsum([len(one.positives) for one in queries.examples])[:-1])
+        scores = [own.tolist() for own in positives]
+        if answers:
+            examples = self._with_answers(examples, answers, own_scores, scores)
         later = sum(bool(keep_N[place]) for place in selection.later)
-        self._report.add(examples, selection.rejected, int((~keep_N).sum()), later)
+        self._report.add(list(examples.values()), selection.rejected, int((~keep_N).sum()), later)
         self._note_scores(rankings[0], positive_P, queries)
-        if self._writes_lists or answers:
-            examples = self._judged(combined, queries, positive_P, self._own_scores(queries, searches[0]), answers)
+        if self._writes_lists:
+            for number, one in examples.items():
+                examples[number] = with_one_judge(one, scores[number], own_scores[number])
+            self._report.count_lists(list(examples.values()))
         self._done += len(queries.examples)
-        return examples
+        return list(examples.values())
 
-    def _judged(
+    def _with_answers(
         self,
         examples: Mapping[int, RetrievalExample],
-        queries: Queries,
-        positive_P: Floats,
-        own_scores: Sequence[Mapping[str, float]],
         answers: Sequence[Mapping[int, float]],
-    ) -> list[RetrievalExample]:
-        """The examples with answers moved to their positives, and with scores of one judge, as far as is asked for.
-
-        ``examples`` have their numbers in the block.
-        """
-        scores = np.split(positive_P, np.cumsum([len(one.positives) for one in queries.examples])[:-1])
+        own_scores: Sequence[Mapping[str, float]],
+        scores: list[list[float]],
+    ) -> dict[int, RetrievalExample]:
+        """The examples of a block, by number, with answers moved to their positives; their scores join ``scores``."""
         texts = iter(self._texts(np.array([row for one in answers for row in one], dtype=np.int64)))
-        found_texts = [{next(texts): score for score in one.values()} for one in answers]
-        done = []
+        candidates = [{next(texts): score for score in one.values()} for one in answers]
+        done = {}
         for number, example in examples.items():
-            own, kept = scores[number].tolist(), example
-            if answers:
-                least = max(self._mining.relabel_from or 0.0, min(own))
-                kept, moved = with_answers(example, found_texts[number], own_scores[number], least)
-                self._report.count_relabelled(example, list(moved))
-                own += moved.values()
-            done.append(with_one_judge(kept, own, own_scores[number]) if self._writes_lists else kept)
-        if self._writes_lists:
-            self._report.count_lists(done)
+            least = max(self._mining.relabel_from or 0.0, min(scores[number]))
+            done[number], moved = with_answers(example, candidates[number], own_scores[number], least)
+            self._report.count_relabelled(example, list(moved))
+            scores[number] += moved.values()
         return done
 
     def _own_scores(self, queries: Queries, search: PendingSearch) -> list[dict[str, float]]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qzhou.mining.text_digests import Floats, Ints
+from qzhou.data.text_digests import Floats, Ints
 
 QUERIES_AT_ONCE = 1024  # more take more memory for their products
 GROUP = 16  # documents of which one maximum is taken

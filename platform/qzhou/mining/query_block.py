@@ -15,10 +15,10 @@ import numpy as np
 
 from qzhou.config.mining import MiningSection
 from qzhou.data.records import Drop, Negative, RetrievalExample, stable_id
+from qzhou.data.text_digests import Digests, Floats, Groups, Ints, is_among, key_digests
 from qzhou.mining.corpus import Corpus
 from qzhou.mining.negative_selection import Ranking, existing_negatives, in_window
 from qzhou.mining.shard import QueryBlock, SearchResult
-from qzhou.mining.text_digests import Digests, Floats, Groups, Ints, is_among, key_digests
 
 # ranks for a query's relevant documents before the window; with more of them it may get fewer negatives
 RELEVANT_RANKED = 100

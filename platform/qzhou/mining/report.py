@@ -11,12 +11,13 @@ import numpy as np
 
 from qzhou.config.mining import MiningSection
 from qzhou.data.records import RetrievalExample, shortened
-from qzhou.mining.text_digests import Bools, Floats
+from qzhou.data.text_digests import Bools, Floats
 
 EDGES = np.linspace(-0.2, 1.0, 41)
 EXAMPLES = 5
 SIZES = "queries by number of negatives"
 SHORTAGE = 0.1  # of the queries
+WIDE = 30.0  # scores, in temperatures: what is left to the second of a list is nothing
 # reason for which candidates in the window are refused -> what lets more of them pass
 WAYS_OUT = {
     "too close to the positive": "set mining.later_rank_to, or raise mining.positive_ratio",
@@ -41,6 +42,7 @@ class Report:
         self._examples: list[dict[str, Any]] = []
         self._recall: float | None = None
         self._lists: int | None = None
+        self._farthest = 0.0  # score from zero
         self._relabelled: int | None = None
         self._shown_relabelled: list[dict[str, Any]] = []
 
@@ -74,10 +76,10 @@ class Report:
 
     def count_lists(self, examples: Sequence[RetrievalExample]) -> None:
         """Count the examples with a list of scores that training can learn (listwise distillation)."""
-        some = (
-            any(negative.score is not None for negative in one.negatives) for one in examples if one.positive_scores
-        )
-        self._lists = (self._lists or 0) + sum(some)
+        for one in examples:
+            scores = [negative.score for negative in one.negatives if negative.score is not None]
+            self._lists = (self._lists or 0) + bool(one.positive_scores and scores)
+            self._farthest = max([self._farthest, *map(abs, one.positive_scores), *map(abs, scores)])
 
     def count_relabelled(self, example: RetrievalExample, texts: Sequence[str]) -> None:
         """Count the texts that became positives of an example; the first ones are shown."""
@@ -115,6 +117,7 @@ class Report:
             found["recall"] = round(self._recall, 4)
         if self._lists is not None:
             found["lists"] = self._lists
+            found["highest list score"] = round(self._farthest, 4)
         if self._relabelled is not None:
             found["relabelled"] = {"negatives": self._relabelled, "examples": self._shown_relabelled}
         return found
@@ -159,6 +162,18 @@ def shortage(name: str, content: Mapping[str, Any], mining: MiningSection) -> st
     return (
         f"mining: {name}: WARNING: {without:,} of {queries:,} queries have no negative, and train against the others "
         f"of their batch alone; {why}"
+    )
+
+
+def wide_scores(name: str, content: Mapping[str, Any], teacher_temperature: float | None) -> str:
+    """A warning where listwise distillation divides scores that are no cosines by a temperature for cosines."""
+    highest, temperature = content.get("highest list score", 0.0), teacher_temperature or 0.0
+    if highest <= 1.0 or temperature > highest / WIDE:
+        return ""
+    return (
+        f"mining: {name}: WARNING: scores that came with the data reach {highest:g}, and "
+        f"training.distillation.teacher_temperature is {temperature:g}: the best of a list takes all. Raise it, to "
+        f"about {highest / 10:.2g}"
     )
 
 

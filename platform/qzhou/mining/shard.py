@@ -21,9 +21,9 @@ import faiss
 import numpy as np
 
 from qzhou.data.storage import Folder
+from qzhou.data.text_digests import Floats, Ints
 from qzhou.encoder.arithmetic import this_processor
 from qzhou.errors import RecipeError, first_line
-from qzhou.mining.text_digests import Floats, Ints
 
 EXACT = "Flat"
 NO_ROWS: Ints = np.empty(0, dtype=np.int64)

@@ -13,11 +13,11 @@ from qzhou.cluster.resources import StageName, resources_for
 from qzhou.config.mining import MiningSection
 from qzhou.config.recipe import Recipe
 from qzhou.data.storage import Folder
+from qzhou.data.text_digests import Floats, Ints
 from qzhou.errors import SetupError, first_line
 from qzhou.mining.actors import RerankActor
 from qzhou.mining.layout import DEFAULT, Layout
 from qzhou.mining.shard import EXACT, ExactSearch, QueryBlock, SearchResult, VectorFile, divided, recall
-from qzhou.mining.text_digests import Floats, Ints
 
 SEARCH_AND_ENCODERS: tuple[StageName, StageName] = ("search", "mining")
 CLOSING_S = 10.0

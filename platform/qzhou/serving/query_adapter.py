@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,11 @@ def adapt(new: str, old: str, documents: TextInput, queries: TextInput, into: st
     target = new_folder(into, flag="--into", create=True)
     asked, answers = sampled(queries, QUERIES), sampled(documents, DOCUMENTS)
     sides = [_encoded(name, asked, answers) for name in (new, old)]
-    _refuse_few(sides, documents, queries)
+    try:
+        _refuse_few(sides, documents, queries)
+    except DataError:
+        target.delete()  # it was empty
+        raise
     shares = measured(*sides)
     line = (
         f"adapt: among {len(answers) // 2:,} documents, of the first {RANKS} in an index of its own the new model "
@@ -149,18 +152,31 @@ def _overlap(wanted_QK: Any, found_QK: Any) -> Floats:
 
 
 def sampled(texts: TextInput, most: int) -> list[str]:
-    """Different texts that are not empty, from all over an input."""
+    """Different texts that are not empty, drawn from all over an input.
+
+    Of an input of many parts as many are read as it takes, spread over all of them; each
+    is read whole, and of what is read each text is as likely (reservoir sampling, Vitter,
+    1985).
+    """
     parts = texts.parts()
     stride = max(1, len(parts) // PARTS)
-    some = parts[::stride]
-    each = -(-most // max(1, len(some)))
-
-    def of_part(part: Any) -> Iterator[str]:
+    first = parts[::stride]
+    generator = np.random.default_rng(0)
+    found: dict[str, None] = {}
+    kept: list[str] = []
+    for number, part in enumerate([*first, *(part for place, part in enumerate(parts) if place % stride)]):
+        if number >= len(first) and len(kept) >= most:
+            break
         for block in texts.blocks(part):
-            yield from (text for text in block.column(TEXT).to_pylist() if text and text.strip())
-
-    found = dict.fromkeys(text for part in some for text in islice(of_part(part), each))
-    return list(found)[:most]
+            for text in block.column(TEXT).to_pylist():
+                if not text or not text.strip() or text in found:
+                    continue
+                found[text] = None
+                if len(kept) < most:
+                    kept.append(text)
+                elif (place := int(generator.integers(len(found)))) < most:
+                    kept[place] = text
+    return kept
 
 
 def _encoded(name: str, queries: Sequence[str], documents: Sequence[str]) -> Side:
@@ -211,6 +227,8 @@ def _write(
         layer.load_state_dict({"weight": torch.from_numpy(turn_DE.T.copy()).to(dtype)})
         dense = [*found.model.dense, nn.Sequential(layer, nn.Identity())]
         model = EmbeddingModel(found.model.backbone, found.model.pooling, dense)
+        # the first numbers of a turned vector are no vector of fewer dimensions
+        model.backbone.config.matryoshka_dimensions = None
         max_tokens, prompts = _max_tokens(place), found.prompts or {}
         save_sentence_transformer(model, found.tokenizer, folder, max_tokens=max_tokens, prompts=prompts)
         del found, model  # the check loads it again

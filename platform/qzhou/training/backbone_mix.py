@@ -4,12 +4,13 @@ Source: Robust fine-tuning of zero-shot models (WiSE-FT, arXiv:2109.01903); LM-C
 (arXiv:2311.13534) does the same with embedding models.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
 
 from qzhou.config.recipe import Recipe
-from qzhou.encoder.backbone import Backbone, EmbeddingModel, choose_device, load_recipe_model
+from qzhou.encoder.backbone import Backbone, EmbeddingModel, choose_device, choose_dtype, load_recipe_model
 from qzhou.encoder.encoder import Encoder
 from qzhou.training.validation import ValidationSet, mean_scores, overall
 
@@ -29,15 +30,17 @@ def mix_best(
 ) -> tuple[float, dict[float, float]]:
     """Leave a model with the share of the backbone that validates best; that share, and the score of each.
 
-    Of equal scores the largest share is taken. The model comes in float32, and lies on the
-    GPU afterwards if the recipe has one.
+    Of equal scores the largest share is taken. Both models are mixed in float32 on the CPU.
+    What is validated is a copy in the recipe's type, which is all that a GPU has to hold
+    beside the trained engine.
     """
-    model = trained.model.to(choose_device(None if recipe.cluster.gpu else "cpu")).eval()
+    device = choose_device(None if recipe.cluster.gpu else "cpu")
     untouched = load_recipe_model(recipe.model, dtype=torch.float32).model.state_dict()
-    before = {name: value.cpu().clone() for name, value in model.state_dict().items()}
+    before = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    model = copy.deepcopy(trained.model).to(device, choose_dtype(recipe.model.dtype, device)).eval()
 
-    def mix(share: float) -> None:
-        for name, weight in model.state_dict().items():
+    def mix(share: float, into: torch.nn.Module) -> None:
+        for name, weight in into.state_dict().items():
             if weight.is_floating_point():
                 weight.copy_(before[name].lerp(untouched[name], share))
 
@@ -46,9 +49,9 @@ def mix_best(
     groups = [group for one in sets for group in one.groups]
     scores = {}
     for share in shares:
-        mix(share)
+        mix(share, model)
         parts = [torch.from_numpy(encoder.encode(texts, max_tokens=limit[side])) for side, texts in groups]
         scores[share] = round(overall(mean_scores(sets, torch.cat(parts))), 6)
     best = max(scores, key=lambda share: (scores[share], share))
-    mix(best)
+    mix(best, trained.model)
     return best, scores

@@ -44,6 +44,7 @@ class BestModel:
         self.step = int(found.get("step", 0))
         self.score: float | None = found.get("score")
         self._trained = int(found.get("trained", 0))
+        self._is_kept = bool(found.get("is_kept", False))
 
     def offer(self, step: int, scores: Mapping[str, float], engine: Engine) -> None:
         """Keep the engine's weights if these validation scores after ``step`` steps are the best so far."""
@@ -72,33 +73,53 @@ class BestModel:
     def keep(self, target: Folder, finish: Callable[[Folder, Folder], None] | None = None) -> None:
         """Make the best weights the stage's model; rank 0 alone.
 
+        A job that is killed here does it again; what says that it is done is written when the
+        model is whole.
+
         Args:
             target: Of the model.
             finish: Writes ``target`` from the folder of the best weights; default: they are moved there.
         """
-        source, shown = self._model(self.step), f"(validation {self.score:.4f})"
+        if self._is_kept:
+            return
+        source = self._model(self.step)
+        self._say()
+        if not self.step:
+            self._write({}, source)
+        if finish is not None:
+            finish(source, target)
+        elif source.is_local:
+            # in one piece: where the source has gone, an earlier attempt got as far as here
+            if source.exists():
+                target.delete()
+                source.move_to(target)
+        else:
+            target.delete()
+            source.copy_to(target)
+        self._is_kept = True
         self._note()
+        (self._folder / MODELS).delete()
+
+    def _say(self) -> None:
+        shown = f"(validation {self.score:.4f})"
+        if self._wait and self.is_final(self._trained):
+            line = (
+                f"training: {self._name}: ended after {self._trained:,} steps, since no later validation was better"
+            )
+            log_event(line, "ended_early", steps=self._trained)
         if self.step:
             line = f"training: {self._name}: the weights of step {self.step:,} are kept {shown}"
             log_event(line, "best_kept", step=self.step, score=self.score)
-        elif not target.exists():
-            line = (
-                f"training: {self._name}: WARNING: no validation is better than that of the weights that the stage "
-                f"starts with, and they are kept {shown}. Lower its learning_rate, or see metrics.jsonl"
-            )
-            log_event(line, "nothing_better", level="warning", score=self.score)
-            self._write({}, source)
-        if not source.exists():
-            return  # an attempt that was cut off here has made the model
-        if finish is None:
-            target.delete()
-            source.move_to(target)
-        else:
-            finish(source, target)
-            source.delete()
+            return
+        line = (
+            f"training: {self._name}: WARNING: no validation is better than that of the weights that the stage "
+            f"starts with, and they are kept {shown}. Lower its learning_rate, or see metrics.jsonl"
+        )
+        log_event(line, "nothing_better", level="warning", score=self.score)
 
     def _note(self) -> None:
-        self._folder.write_json(BEST, {"step": self.step, "score": self.score, "trained": self._trained})
+        content = {"step": self.step, "score": self.score, "trained": self._trained, "is_kept": self._is_kept}
+        self._folder.write_json(BEST, content)
 
     def _model(self, step: int) -> Folder:
         return self._folder / MODELS / f"step_{step:06d}"

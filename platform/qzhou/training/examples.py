@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt
 from qzhou.data.records import EXAMPLE_TYPES, TASKS, Example, LabeledExample, Task
@@ -22,10 +23,11 @@ from qzhou.data.storage import Folder, from_row
 from qzhou.errors import DataError
 from qzhou.training.node_copies import cache_folder, copied_once
 from qzhou.training.permutation import Ints
+from qzhou.training.set_aside import RowGroups, all_left_out
 
 # rows of a record batch, in which one row is looked up
 ROWS_PER_BATCH = 1_000
-SET_ASIDE_ROWS = 200  # of a dataset
+NO_ROWS = np.empty(0, np.int64)
 TASK_OF: dict[type[Example], Task] = {record: task for task, record in EXAMPLE_TYPES.items()}
 
 Take = Callable[[Ints], list[Example]]
@@ -68,6 +70,7 @@ class TrainingSet:
         take: Examples of some rows; from any thread.
         classes: For classification only.
         set_aside: Examples that are not among the rows: the best weights are chosen by them.
+        left_out: How many of the dataset's examples are not among the rows for that.
     """
 
     name: str
@@ -77,6 +80,7 @@ class TrainingSet:
     take: Take
     classes: Classes | None = None
     set_aside: tuple[Example, ...] = ()
+    left_out: int = 0
 
     def spread(self, count: int) -> Ints:
         """At most ``count`` rows, evenly spaced."""
@@ -92,19 +96,17 @@ class TrainingSet:
 
     @classmethod
     def stored(
-        cls, name: str, task: Task, prompt: Prompt, file: Path, *, set_aside_seed: int | None = None
+        cls, name: str, task: Task, prompt: Prompt, file: Path, *, aside: Ints = NO_ROWS, left_out: Ints = NO_ROWS
     ) -> TrainingSet:
         """A set of examples in an Arrow file of :func:`local_copy`; rows stay on disk until they are taken.
 
-        With a seed, some are set aside (:func:`rows_to_set_aside`).
+        ``aside`` are rows to choose weights by, and ``left_out`` all that are not trained on
+        (:mod:`qzhou.training.set_aside`); both ascending.
         """
-        from datasets import Dataset
+        from datasets import Dataset as Stored
 
-        stored = Dataset.from_file(str(file))
+        stored = Stored.from_file(str(file))
         record = EXAMPLE_TYPES[task]
-        aside = left_out = np.empty(0, np.int64)
-        if set_aside_seed is not None:
-            aside, left_out = rows_to_set_aside(stored.data, [set_aside_seed, *name.encode()])
         # how many rows are left out before each that is kept: removed ones count where they would have stood
         before = left_out - np.arange(len(left_out))
 
@@ -116,7 +118,8 @@ class TrainingSet:
         def take_kept(numbers: Ints) -> list[Example]:
             return take(numbers + np.searchsorted(before, numbers, side="right"))
 
-        whole = cls(name, task, prompt, len(stored) - len(left_out), take_kept, set_aside=tuple(take(aside)))
+        rows, examples = len(stored) - len(left_out), tuple(take(aside))
+        whole = cls(name, task, prompt, rows, take_kept, set_aside=examples, left_out=len(left_out))
         if task != "classification":
             return whole
         labels = np.delete(np.asarray(stored.data.column("label").to_pylist(), dtype=object), left_out)
@@ -134,19 +137,6 @@ def _with_classes(whole: TrainingSet, labels: Sequence[str]) -> TrainingSet:
         take=lambda rows: whole.take(kept[rows]),
         classes=Classes.of(kept_number_N.astype(np.int64)),
     )
-
-
-def rows_to_set_aside(table: pa.Table, seed: Sequence[int]) -> tuple[Ints, Ints]:
-    """Rows to validate on, and all rows that must not be trained on then: those, and what was made from the same.
-
-    At most ``SET_ASIDE_ROWS``, and a tenth of the rows at the most; both ascending.
-    """
-    count = min(SET_ASIDE_ROWS, table.num_rows // 10)
-    rows = np.sort(np.random.default_rng(seed).choice(table.num_rows, count, replace=False))
-    parent = pc.struct_field(table.column("source"), "parent")
-    origin = pc.if_else(pc.equal(parent, ""), table.column("id"), parent)
-    family = pc.is_in(origin, value_set=pc.take(origin, pa.array(rows)).combine_chunks())
-    return rows, np.flatnonzero(family.to_numpy())
 
 
 def training_sets(
@@ -169,29 +159,43 @@ def training_sets(
         parent = run_folder / "mining" / "examples" / task
         found |= {name: (task, parent / name) for name in parent.folders()}
     cache = cache_folder(run_folder, mined)
-    seed = recipe.training_seed if recipe.training.select == "best" else None
-    sets: dict[str, TrainingSet] = {}
+    files: dict[str, tuple[Dataset, Task, Path]] = {}
     for dataset in recipe.trained_datasets:
         if dataset.name in found:
             task, folder = found[dataset.name]
             file = local_copy(folder, cache / f"{dataset.name}.arrow")
-            if is_uniform(file, task):
-                continue  # the transform has said so
-            sets[dataset.name] = TrainingSet.stored(dataset.name, task, dataset.prompt, file, set_aside_seed=seed)
-    if not sets:
+            if not is_uniform(file, task):  # else the transform has said so
+                files[dataset.name] = (dataset, task, file)
+    if not files:
         raise DataError(
             f"{run_folder.uri}/mining/examples holds no example to train on ({', '.join(tasks)}): all rows were "
             "dropped or held out.\n       Lower eval_fraction of a dataset, or see transform/dropped for the reasons."
         )
-    return sets
+    aside = _set_aside(recipe, files) if recipe.training.select == "best" else {}
+    none = {"aside": NO_ROWS, "left_out": NO_ROWS}
+    return {
+        name: TrainingSet.stored(name, task, dataset.prompt, file, **aside.get(name, none))
+        for name, (dataset, task, file) in files.items()
+    }
+
+
+def _set_aside(recipe: Recipe, files: Mapping[str, tuple[Dataset, Task, Path]]) -> dict[str, dict[str, Ints]]:
+    """For each dataset the rows to choose weights by, and those that are left out of training for that."""
+    groups = [RowGroups.of(_table(file), task) for _, task, file in files.values()]
+    found = all_left_out(groups, recipe.training_seed)
+    return {name: {"aside": aside, "left_out": out} for name, (aside, out) in zip(files, found, strict=True)}
+
+
+def _table(file: Path) -> pa.Table:
+    from datasets import Dataset as Stored
+
+    return Stored.from_file(str(file)).data.table
 
 
 def is_uniform(file: Path, task: Task) -> bool:
     """Whether all rows of an Arrow file have the same label or score: a step of such a dataset has a loss of 0."""
-    from datasets import Dataset
-
     column = {"pair": "score", "classification": "label"}.get(task)
-    return column is not None and pc.count_distinct(Dataset.from_file(str(file)).data.column(column)).as_py() < 2
+    return column is not None and pc.count_distinct(_table(file).column(column)).as_py() < 2
 
 
 def local_copy(folder: Folder, file: Path) -> Path:

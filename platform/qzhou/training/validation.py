@@ -18,7 +18,14 @@ from torch import Tensor
 
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import Prompt
-from qzhou.data.records import LabeledExample, PairExample, RetrievalExample, normalized_text, stable_id
+from qzhou.data.records import (
+    LabeledExample,
+    PairExample,
+    RetrievalExample,
+    normalized_text,
+    relevant_keys,
+    stable_id,
+)
 from qzhou.data.storage import Folder, read_records
 from qzhou.encoder.encoder import token_ids
 from qzhou.errors import DataError
@@ -66,7 +73,8 @@ class RetrievalSet:
     def of(cls, examples: Prompted, others: Iterable[str] = ()) -> RetrievalSet:
         """A set of a sample of examples, drawn by hash, among their positives and ``others``.
 
-        Examples with the same query have all their positives in common.
+        Examples with the same query, and those that were made of one, have all their positives
+        in common.
         """
         shuffled = sorted(examples, key=lambda one: stable_id("validation", one[1].id))
         asked = shuffled[:QUERIES]
@@ -78,13 +86,9 @@ class RetrievalSet:
             if len(documents) < DOCUMENTS:
                 documents.setdefault(normalized_text(text), shuffled[0][0].document(text))
         number = {key: str(place) for place, key in enumerate(documents)}
-        relevant: dict[str, dict[str, int]] = {}
-        for _, one in shuffled:
-            keys = map(normalized_text, one.positives)
-            own = {number[key]: 1 for key in keys if key in number}
-            relevant.setdefault(normalized_text(one.query), {}).update(own)
+        relevant = relevant_keys([one for _, one in shuffled])[: len(asked)]
         queries = [prompt.query(one.query) for prompt, one in asked]
-        qrels = {str(q): relevant[normalized_text(one.query)] for q, (_, one) in enumerate(asked)}
+        qrels = {str(q): {number[key]: 1 for key in keys if key in number} for q, keys in enumerate(relevant)}
         return cls(queries, list(documents.values()), qrels)
 
     @property
@@ -122,11 +126,17 @@ class PairSet:
         return [("document", self.texts_a), ("document", self.texts_b)]
 
     def scores(self, vector_ND: Tensor) -> dict[str, float]:
-        """``spearman``: rank correlation of cosines and scores; nothing where all scores are equal."""
+        """``spearman``: rank correlation of cosines and scores, -1 where all cosines are equal.
+
+        Nothing where all scores are equal.
+        """
         if len(set(self.score_P)) < 2:
             return {}
         a_PD, b_PD = vector_ND.chunk(2)
-        return {"spearman": float(spearmanr((a_PD * b_PD).sum(1).numpy(), self.score_P).statistic)}
+        cosine_P = (a_PD * b_PD).sum(1).numpy()
+        if len(set(cosine_P.tolist())) < 2:
+            return {"spearman": -1.0}
+        return {"spearman": float(spearmanr(cosine_P, self.score_P).statistic)}
 
 
 @dataclass(frozen=True, slots=True)

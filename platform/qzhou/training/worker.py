@@ -27,7 +27,7 @@ from qzhou.encoder.backbone import (
 )
 from qzhou.encoder.cpu.onednn import multiply_with_onednn
 from qzhou.encoder.export import save_sentence_transformer
-from qzhou.errors import DataError, TrainingError
+from qzhou.errors import TrainingError
 from qzhou.run.files import MANIFEST, MODELS_OF_STAGES, TRAINING_STAGE1, TRAINING_STAGES
 from qzhou.telemetry.events import log_event
 from qzhou.training.backbone_mix import mix_best, mix_with_backbone
@@ -94,8 +94,9 @@ def train_worker(
         if checkpoint is not None and engine.rank == 0:
             log_event(f"training: {name}: continues after step {first_step}", "continued", step=first_step)
         folder, write = run_folder / TRAINING_STAGES[name], partial(write_model, recipe, name, spec)
-        validation = _validation(recipe, run_folder, data, found.tokenizer, engine)
-        best = BestModel(name, folder, recipe.training, write) if recipe.training.select == "best" else None
+        validation = _validation(recipe, name, run_folder, data, found.tokenizer, engine)
+        chooses = recipe.training.select == "best" and validation is not None
+        best = BestModel(name, folder, recipe.training, write) if chooses else None
         stage = TrainingStage(
             name,
             plan,
@@ -119,19 +120,31 @@ def train_worker(
 
 
 def _validation(
-    recipe: Recipe, run_folder: Folder, data: Mapping[str, TrainingSet], tokenizer: Any, engine: Engine
+    recipe: Recipe,
+    name: TrainingStageName,
+    run_folder: Folder,
+    data: Mapping[str, TrainingSet],
+    tokenizer: Any,
+    engine: Engine,
 ) -> Validation | None:
     """What is validated on: held-out rows, or those that were set aside to choose weights by."""
     if not recipe.training.validate_every_steps:
         return None
     if recipe.training.select == "last":
         return Validation.of(held_out_sets(recipe, run_folder), recipe, tokenizer, engine)
-    found = Validation.of(set_aside_sets(data), recipe, tokenizer, engine)
-    if found is None:
-        raise DataError(
-            "training.select is 'best', and no dataset has ten rows, of which one could be set aside to choose by. Set "
-            "it to 'last', or add rows."
+    for one in data.values() if engine.rank == 0 else ():
+        line = (
+            f"training: {name}: {one.name}: {len(one.set_aside):,} rows are set aside to choose weights by, and "
+            f"{one.left_out - len(one.set_aside):,} that resemble some are left out; {one.rows:,} are trained on"
         )
+        log_event(line, "set_aside", dataset=one.name, rows=len(one.set_aside), left_out=one.left_out)
+    found = Validation.of(set_aside_sets(data), recipe, tokenizer, engine)
+    if found is None and engine.rank == 0:
+        line = (
+            f"training: {name}: WARNING: training.select is 'best', and no dataset has the hundred rows of which "
+            "ten can be set aside to choose by: the weights of the last step are kept"
+        )
+        log_event(line, "nothing_to_choose_by", level="warning")
     return found
 
 

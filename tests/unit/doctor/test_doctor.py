@@ -6,13 +6,14 @@ import pytest
 from packaging.requirements import Requirement
 
 from qzhou.cli.doctor import machine
-from qzhou.cli.doctor.findings import Finding, summary
+from qzhou.cli.doctor.findings import Finding, guarded, summary
 from qzhou.cli.doctor.machine import GIB, Gpu
 from qzhou.cli.doctor.page import examine
 from qzhou.cli.doctor.surroundings import answers, cluster, model, storage, token
 from qzhou.cli.main import main
 from qzhou.cluster.resources import NodeType, ResourceRequest
 from qzhou.config.synthesis import SynthesisSection
+from qzhou.errors import SetupError
 from qzhou.synthesis.builtin import answer_by_rules
 from tests.llm_faults import Behaviour
 from tests.llm_server import LLMServer, serving
@@ -45,7 +46,12 @@ THERE = {"ray": "2.60.0", "torch": "2.13.0+cpu", "transformers": "5.2", "deepspe
         (machine.open_files(1_024), "warn", "1,024, and 4,096 are good. ulimit -n 65536"),
         (machine.open_files(65_536), "ok", "65,536"),
         (machine.open_files(-1), "ok", "without limit"),
-        (machine.disk("disk", 4 * GIB, 100 * GIB), "fail", "Ray stops at 95% full"),
+        (machine.disk("disk", 4 * GIB, 100 * GIB, fullest=0.95), "fail", "Ray stops at 95% full"),
+        (
+            machine.disk("disk", 450 * GIB, 10_000 * GIB),
+            "ok",
+            "450.0 of 10000.0 GiB are free",
+        ),  # where Ray keeps nothing
         (machine.disk("disk", 6 * GIB, 100 * GIB), "warn", "make room"),
         (machine.disk("disk", 20 * GIB, 100 * GIB), "ok", "20.0 of 100.0 GiB are free"),
         (token("disabled"), "warn", "whoever reaches the ports runs code"),
@@ -100,9 +106,31 @@ def test_storage_is_tried_and_left_as_it_was(tmp_path):
     found = storage(str(tmp_path / "runs"))
 
     assert (found.status, "takes, gives, lists and renames" in found.said) == ("ok", True)
-    assert not list((tmp_path / "runs").iterdir())
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "there").mkdir()
+    storage(str(tmp_path / "there"))
+    assert not list((tmp_path / "there").iterdir())
     (tmp_path / "file").write_text("")
-    assert storage(str(tmp_path / "file")).status == "fail"
+    (found,) = guarded("storage", lambda: storage(str(tmp_path / "file")))
+    assert found.status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Invalid address format: foo"), "ValueError: Invalid address format: foo"),
+        (json.JSONDecodeError("Expecting value", "<html>", 0), "JSONDecodeError: Expecting value"),
+        (SetupError("there is no cluster.\n   Start one."), "there is no cluster. Start one."),
+    ],
+)
+def test_a_check_that_ends_with_an_error_is_a_line_of_the_page(error, said):
+    def check():
+        raise error
+
+    (found,) = guarded("cluster", check)
+
+    assert (found.name, found.status) == ("cluster", "fail")
+    assert said in found.said
 
 
 def test_models_are_looked_for_and_not_fetched(tiny_bert, tmp_path):

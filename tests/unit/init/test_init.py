@@ -302,6 +302,16 @@ def test_identifiers_beside_texts_are_not_taken_for_them(tmp_path, rule, numbers
     assert used == set(BESIDE_IDS[rule])
 
 
+@pytest.mark.parametrize("names", [("query", "pos", "neg"), ("query", "positive", "negative")])
+def test_identifiers_of_texts_that_lie_elsewhere_make_no_triplets(tmp_path, names):
+    codes = [f"doc{n:04}" for n in range(60)], [f"doc{n + 7:04}" for n in range(60)]
+    path = tmp_path / "a.jsonl"
+    path.write_text(as_lines(table(**dict(zip(names, (QUESTIONS, *codes), strict=True)))))
+
+    with pytest.raises(DataError, match="name them"):
+        made(tmp_path, [path])
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp1252"])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
 def test_encodings_and_packed_files(tmp_path, encoding, pack):

@@ -4,7 +4,7 @@ import pytest
 
 from qzhou.config.mining import MiningSection
 from qzhou.data.records import Negative, RetrievalExample
-from qzhou.mining.report import Report, shortage
+from qzhou.mining.report import Report, shortage, wide_scores
 
 
 def test_the_scores_of_mined_negatives_are_those_that_are_kept():
@@ -54,3 +54,27 @@ def test_queries_without_negatives_are_warned_of_from_a_tenth_on(rejected, way_o
     said = shortage("docs", content(11), MiningSection())
     assert "docs: WARNING: 11 of 100 queries have no negative" in said
     assert way_out in said
+
+
+def listed(*scores, positive=0.9):
+    negatives = tuple(Negative(text=f"n{n}", origin="given", score=one) for n, one in enumerate(scores))
+    return RetrievalExample(
+        id="1", dataset="d", query="q", positives=("p",), negatives=negatives, positive_scores=(positive,)
+    )
+
+
+@pytest.mark.parametrize(
+    ("highest", "temperature", "warns"),
+    [(1.0, 0.02, False), (11.5, 0.02, True), (11.5, 1.0, False), (100.0, 2.0, True)],
+)
+def test_scores_that_a_temperature_does_not_fit_are_said(highest, temperature, warns):
+    report = Report()
+    report.count_lists([listed(0.2), listed(-highest)])
+
+    content = report.content()
+
+    said = wide_scores("d", content, temperature)
+    assert bool(said) == warns
+    assert content["lists"] == 2
+    if warns:
+        assert f"reach {highest:g}, and training.distillation.teacher_temperature is {temperature:g}" in said

@@ -7,6 +7,7 @@ import pytest
 
 from qzhou.config.mining import MiningSection
 from qzhou.data.records import Negative
+from qzhou.data.text_digests import digests, key_digests
 from qzhou.mining.negative_selection import (
     Ranking,
     combine,
@@ -15,7 +16,6 @@ from qzhou.mining.negative_selection import (
     leave_one_out_false_negatives,
     select_negatives,
 )
-from qzhou.mining.text_digests import digests, key_digests
 
 KEY = np.array([7], dtype=np.uint64)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qzhou.data.records import RetrievalExample, Source, normalized_text, relevant_keys
-from qzhou.mining.text_digests import Groups, RelevantTexts, RowLookup, digests, is_among, key_digests
+from qzhou.data.text_digests import Groups, RelevantTexts, RowLookup, digests, is_among, key_digests
 
 TEXTS = st.sampled_from(["a", "b", "B", " b ", "c", "d", "e f", "E  f", ""])
 EXAMPLES = st.lists(

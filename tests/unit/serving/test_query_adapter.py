@@ -142,10 +142,17 @@ def test_too_few_texts_to_fit_or_to_measure_are_refused(tiny_qwen2, tmp_path, te
 
 
 def test_a_sample_is_spread_over_all_files(tmp_path):
-    for name in "abcd":
-        rows = [json.dumps({"text": f"{name}{n}"}) for n in range(10)]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    for name, rows in {"a": 300, "b": 1, "c": 1, "d": 300}.items():
+        lines = [json.dumps({"text": f"{name}{n}"}) for n in range(rows)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    texts = TextInput.find(str(tmp_path))
 
-    found = sampled(TextInput.find(str(tmp_path)), 8)
+    found = sampled(texts, 100)
 
-    assert found == ["a0", "a1", "b0", "b1", "c0", "c1", "d0", "d1"]
+    assert len(set(found)) == len(found) == 100
+    # from the whole of each file, in proportion to its rows
+    assert 30 < sum(text.startswith("a") for text in found) < 70
+    assert sum(int(text[1:]) >= 150 for text in found) > 30
+    assert found == sampled(texts, 100)
+    # small files beside a large one give no few texts
+    assert len(sampled(texts, 10_000)) == 602

@@ -172,53 +172,6 @@ def test_stored_examples_are_those_that_were_written(tmp_path):
         assert data.take(rows) == [examples[row] for row in rows]
 
 
-@pytest.mark.parametrize("task", EXAMPLE_TYPES)
-def test_rows_that_are_set_aside_and_what_was_made_of_them_are_not_trained_on(tmp_path, task):
-    """A paraphrase in training would give the answer away. The rows are the same in both stages."""
-    makers = {
-        "retrieval": lambda n, parent: retrieval(n, parent=parent),
-        "pair": lambda n, parent: PairExample(
-            id=str(n), dataset="d", text_a=f"a{n}", text_b=f"b{n}", score=n, source=Source(parent=parent)
-        ),
-        "classification": lambda n, parent: LabeledExample(
-            id=str(n), dataset="d", text=f"t{n}", label=str(n % 3), source=Source(parent=parent)
-        ),
-    }
-    # every fifth row has a child far behind it
-    examples = [makers[task](n, "") for n in range(300)]
-    examples += [makers[task](300 + n, str(5 * n)) for n in range(60)]
-    folder = Folder.open(str(tmp_path / "rows"))
-    write_records(folder, examples, EXAMPLE_TYPES[task])
-    file = local_copy(folder, tmp_path / "cache" / "f1" / "d.arrow")
-
-    whole = TrainingSet.stored("d", task, Prompt(), file)
-    data = TrainingSet.stored("d", task, Prompt(), file, set_aside_seed=1)
-
-    trained = data.take(np.arange(data.rows))
-    origins = {one.source.parent or one.id for one in data.set_aside}
-    assert (len(data.set_aside), len(set(data.set_aside))) == (36, 36)
-    assert any(one.source.parent for one in data.set_aside)
-    assert trained == [one for one in examples if (one.source.parent or one.id) not in origins]
-    assert data.take(np.array([data.rows - 1, 0, 0])) == [trained[-1], trained[0], trained[0]]
-    assert (whole.rows, whole.set_aside) == (360, ())
-    again = TrainingSet.stored("d", task, Prompt(), file, set_aside_seed=1)
-    assert again.set_aside == data.set_aside
-    assert TrainingSet.stored("d", task, Prompt(), file, set_aside_seed=2).set_aside != data.set_aside
-    if task == "classification":
-        label = [one.label for one in trained]
-        assert all(len({label[row] for row in data.classes.members(one)}) == 1 for one in range(3))
-
-
-def test_few_rows_give_few_to_choose_by_and_fewer_than_ten_none(tmp_path):
-    folder = Folder.open(str(tmp_path / "rows"))
-    counts = {9: 0, 10: 1, 39: 3, 5_000: 200}
-    for rows, expected in counts.items():
-        write_records(folder / str(rows), [retrieval(n) for n in range(rows)], RetrievalExample)
-        file = local_copy(folder / str(rows), tmp_path / "cache" / str(rows) / "d.arrow")
-        data = TrainingSet.stored("d", "retrieval", Prompt(), file, set_aside_seed=1)
-        assert (len(data.set_aside), data.rows) == (expected, rows - expected)
-
-
 def test_a_node_keeps_one_copy_and_drops_those_of_other_examples(tmp_path):
     folder = Folder.open(str(tmp_path / "r"))
     write_records(folder, [retrieval(0)], RetrievalExample)

@@ -1,7 +1,7 @@
 """What a check found, and the page of all findings."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,10 +30,19 @@ class Finding:
         return f"  {self.status:4}  {self.name}: {self.said}{f'. {self.way_out}' if self.way_out else ''}"
 
 
-def failed(name: str, error: QzhouError | OSError) -> Finding:
-    """The finding of a check that ended with an error, which names its way out itself."""
-    said = str(error) if isinstance(error, QzhouError) else first_line(error)
+def failed(name: str, error: Exception) -> Finding:
+    """The finding of a check that ended with an error; one of ours names its way out itself."""
+    said = str(error) if isinstance(error, QzhouError) else f"{type(error).__name__}: {first_line(error)}"
     return Finding(name, "fail", " ".join(said.split()))
+
+
+def guarded(name: str, check: Callable[[], Iterable[Finding] | Finding]) -> Iterator[Finding]:
+    """What a check finds; whatever it ends with is a finding, too."""
+    try:
+        found = check()
+        yield from [found] if isinstance(found, Finding) else found
+    except Exception as error:  # noqa: BLE001 - a page with the other checks is worth more than a traceback
+        yield failed(name, error)
 
 
 def summary(findings: Iterable[Finding]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
-from qzhou.cli.doctor.findings import Finding
+from qzhou.cli.doctor.findings import Finding, guarded
 
 GIB = 2**30
 FEWEST_FILES = 4_096  # Ray opens a socket for each worker, and Arrow a file for each part
@@ -43,16 +43,18 @@ def machine_findings(places: Mapping[str, str], *, needs_gpu: bool) -> Iterator[
         needs_gpu: Whether the recipe asks for GPUs.
     """
     yield python(sys.version_info[:3])
-    yield packages(_installed(), _required())
-    yield from gpus(_gpus(), needs_gpu=needs_gpu)
-    yield faiss(_faiss_searches_on_gpu(), needs_gpu=needs_gpu)
+    yield from guarded("packages", lambda: packages(_installed(), _required()))
+    yield from guarded("GPU", lambda: gpus(_gpus(), needs_gpu=needs_gpu))
+    yield from guarded("FAISS", lambda: faiss(_faiss_searches_on_gpu(), needs_gpu=needs_gpu))
     memory = psutil.virtual_memory()
     yield free_memory(memory.available, memory.total)
     shared = Path("/dev/shm")
     if shared.exists():
         yield shared_memory(shutil.disk_usage(shared).total, memory.total)
     yield open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    for place, purpose in ({tempfile.gettempdir(): "Ray's files"} | dict(places)).items():
+    temporary = shutil.disk_usage(tempfile.gettempdir())
+    yield disk(f"disk of {tempfile.gettempdir()}", temporary.free, temporary.total, fullest=FULL)
+    for place, purpose in places.items():
         usage = shutil.disk_usage(_existing(Path(place)))
         yield disk(f"disk of {place} ({purpose})", usage.free, usage.total)
 
@@ -145,13 +147,11 @@ def open_files(limit: int) -> Finding:
     return Finding("open files", "ok", shown)
 
 
-def disk(name: str, free: int, total: int) -> Finding:
-    """A disk with room; above 95 % Ray starts nothing more."""
+def disk(name: str, free: int, total: int, *, fullest: float | None = None) -> Finding:
+    """A disk with room; ``fullest`` is the share at which Ray, which keeps its files there, starts nothing more."""
     said = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free"
-    if free < (1 - FULL) * total:
-        return Finding(
-            name, "fail", f"{said}; Ray stops at {FULL:.0%} full", "Make room, or set TMPDIR or run.storage"
-        )
+    if fullest is not None and free < (1 - fullest) * total:
+        return Finding(name, "fail", f"{said}; Ray stops at {fullest:.0%} full", "Make room, or set TMPDIR")
     if free < LEAST_DISK:
         return Finding(name, "warn", said, "Runs keep checkpoints and vectors: make room")
     return Finding(name, "ok", said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
 
 import click
 
@@ -52,6 +53,7 @@ def _findings(path: str, overrides: Sequence[str], *, only_machine: bool) -> Ite
 
 def _places(recipe: Recipe | None) -> dict[str, str]:
     """Folders of this machine on which a run writes much."""
-    if recipe is None or "://" in recipe.run.storage:
-        return {}
-    return {recipe.run.storage: "run.storage"}
+    storage = recipe.run.storage if recipe else ""
+    if storage.startswith("file:"):
+        storage = urlsplit(storage).path
+    return {storage: "run.storage"} if storage and "://" not in storage else {}

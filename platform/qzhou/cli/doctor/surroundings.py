@@ -11,11 +11,12 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import psutil
 
-from qzhou.cli.doctor.findings import Finding, failed
+from qzhou.cli.doctor.findings import Finding, failed, guarded
 from qzhou.cluster.resources import (
     PIPELINE,
     NodeType,
@@ -47,22 +48,20 @@ ASKED = {"role": "user", "content": "Answer with the word yes."}
 
 def surroundings(recipe: Recipe) -> Iterator[Finding]:
     """All that a recipe names, except the cluster."""
-    yield storage(recipe.run.storage)
-    yield data(recipe)
+    yield from guarded("storage", lambda: storage(recipe.run.storage))
+    yield from guarded("data", lambda: data(recipe))
     for setting, spec in named_models(recipe):
-        yield model(setting, spec)
+        yield from guarded(setting, partial(model, setting, spec))
     for llm in recipe.synthesis.pool:
         for endpoint in llm.endpoints:
-            yield answers(recipe.synthesis, llm, endpoint)
+            yield from guarded(f"LLM {llm.model}", partial(answers, recipe.synthesis, llm, endpoint))
 
 
 def storage(address: str) -> Finding:
     """Whether a file can be written, read, listed, renamed and removed, and what time it is there."""
     name, place = "storage", f"doctor-{uuid.uuid4().hex[:12]}"
-    try:
-        folder = Folder.open(address)
-    except QzhouError as error:
-        return failed(name, error)
+    folder = Folder.open(address)
+    was_there = folder.exists()
     began = time.monotonic()
     try:
         (folder / place).create().write_json("there.json", {"written": True})
@@ -70,12 +69,11 @@ def storage(address: str) -> Finding:
         (folder / place).move_to(folder / f"{place}-moved")
         is_whole = (folder / f"{place}-moved").files() == ["there.json"]
         is_whole &= (folder / f"{place}-moved").read_json("there.json") == {"written": True}
-    except (QzhouError, OSError) as error:
-        return failed(name, error)
     finally:
-        for one in (place, f"{place}-moved"):
+        made = [folder / place, folder / f"{place}-moved", *([] if was_there else [folder])]
+        for one in made:
             with contextlib.suppress(QzhouError, OSError):
-                (folder / one).delete()
+                one.delete()
     seconds = time.monotonic() - began
     said = f"{folder.uri} takes, gives, lists and renames files in {seconds:.1f} s"
     if not is_whole:
@@ -169,12 +167,7 @@ def cluster_findings(recipe: Recipe | None, address: str) -> Iterator[Finding]:
     """
     yield token(os.environ.get("RAY_AUTH_MODE", ""))
     where = address or "this machine"
-    try:
-        nodes = _nodes(address)
-    except (QzhouError, OSError) as error:
-        yield failed("cluster", error)
-        return
-    yield from cluster(nodes, _requests(recipe) if recipe else (), where)
+    yield from guarded("cluster", lambda: cluster(_nodes(address), _requests(recipe) if recipe else (), where))
 
 
 def _requests(recipe: Recipe) -> list[ResourceRequest]:

@@ -255,7 +255,10 @@ def _claims(table: _Table) -> Shape | None:
 
 
 def _negatives(table: _Table) -> Shape | None:
-    query, positive, negative = (table.named(name) for name in ("query", "positive", "negative"))
+    query, positive, negative = (
+        table.named(name, lambda one: one.is_list or (one.has_letters and not one.is_id))
+        for name in ("query", "positive", "negative")
+    )
     if query and positive and negative:
         columns = {"query": query.name, "positive": positive.name, "negative": negative.name}
         return Shape("triplets", columns, why="query, positive and negative by their names")
