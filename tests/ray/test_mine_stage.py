@@ -32,6 +32,7 @@ from qzhou.errors import DataError, ModelError, RecipeError, SetupError
 from qzhou.mining.actors import EncodeActor, RerankActor, SearchActor
 from qzhou.mining.layout import Layout
 from qzhou.mining.pipeline import mine
+from qzhou.run.models import resolve
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -298,14 +299,19 @@ def with_instruction(recipe, instruction):
     return parse_recipe(content, place="test")
 
 
-def test_several_teachers_a_reranker_and_an_approximate_index_work_together(recipe, tiny_bert, tmp_path, capfd):
+def test_several_teachers_a_reranker_and_an_approximate_index_work_together(
+    recipe, tiny_bert, tiny_qwen2, tmp_path, capfd
+):
     judge = tmp_path / "judge"
-    config = BertConfig.from_pretrained(tiny_bert, num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(MINILM))  # that of the tiny one knows none of these words
+    wide = {"vocab_size": len(tokenizer), "initializer_range": 0.3}
     torch.manual_seed(0)
-    BertForSequenceClassification(config).save_pretrained(judge)
-    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(judge)
+    BertForSequenceClassification(BertConfig.from_pretrained(tiny_bert, num_labels=1, **wide)).save_pretrained(
+        judge
+    )
+    tokenizer.save_pretrained(judge)
     settings = {
-        "extra_teachers": [str(tiny_bert)],
+        "extra_teachers": [str(tiny_qwen2)],
         "combine": "each",
         "reranker": str(judge),
         "index": "IVF8,Flat",
@@ -313,7 +319,7 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
         "index_parameters": "nprobe=4",
         "positive_ratio": "off",  # a random judge: everything passes
         "max_positive_cosine": 1.0,
-        "consistency_top_k": 40,
+        "consistency_top_k": 300,
         "relabel_from": 0.0,  # whatever it scores like the positive
     }
     several = recipe(mining=settings, training={"distillation": {"kind": "listwise"}})
@@ -324,6 +330,7 @@ def test_several_teachers_a_reranker_and_an_approximate_index_work_together(reci
     dropped = list(read_records(stage(several) / "dropped", Drop))
     mined_negatives = [one for example in found for one in example.negatives if one.origin == "mined"]
     assert len(found) + len(dropped) == QUERIES
+    assert len(found) > 50 < len(mined_negatives), "this test once ran without a single example"
     assert report["inconsistent"] == len(dropped) > 0
     assert {drop.reason for drop in dropped} == {"inconsistent"}
     assert 0.3 < report["recall"] <= 1.0
