@@ -142,7 +142,7 @@ def _validation(
     if found is None and engine.rank == 0:
         line = (
             f"training: {name}: WARNING: training.select is 'best', and no dataset has the hundred rows of which "
-            "ten can be set aside to choose by: the weights of the last step are kept"
+            "ten can be set aside to choose by: the weights of the last step are kept, unmixed"
         )
         log_event(line, "nothing_to_choose_by", level="warning")
     return found
