@@ -185,6 +185,11 @@ class _Miner:
             write_table(self._folder / "dropped", f"{name}.parquet", table_of(self._drops, Drop))
         content = self._report.content()
         self._folder.write_json(done, content)
+        self._say(name, content)
+        return content
+
+    def _say(self, name: str, content: Mapping[str, Any]) -> None:
+        """One line on the dataset, and what should be looked at."""
         log_event(sentence(name, content), "dataset_mined", dataset=name)
         copies = len(self._corpus.copies)
         documents, first = len(self._corpus.key_M) - copies, self._mining.rank_from
@@ -205,7 +210,6 @@ class _Miner:
             log_event(line, "corpus_too_small", level="warning", dataset=name)
         elif line := shortage(name, content, self._mining):
             log_event(line, "few_negatives", level="warning", dataset=name)
-        return content
 
     def _start_actors(self) -> None:
         rows = self._layout.shard_rows
