@@ -172,9 +172,8 @@ def training_sets(
             "dropped or held out.\n       Lower eval_fraction of a dataset, or see transform/dropped for the reasons."
         )
     aside = _set_aside(recipe, files) if recipe.training.select == "best" else {}
-    none = {"aside": NO_ROWS, "left_out": NO_ROWS}
     return {
-        name: TrainingSet.stored(name, task, dataset.prompt, file, **aside.get(name, none))
+        name: TrainingSet.stored(name, task, dataset.prompt, file, **aside.get(name, {}))
         for name, (dataset, task, file) in files.items()
     }
 
