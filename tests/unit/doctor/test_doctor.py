@@ -17,6 +17,7 @@ from qzhou.errors import SetupError
 from qzhou.synthesis.builtin import answer_by_rules
 from tests.llm_faults import Behaviour
 from tests.llm_server import LLMServer, serving
+from tests.small_recipe import RECIPE
 
 H100 = Gpu("H100", 90, 80.0, (75, 80, 90), runs_newer=False)
 T4 = Gpu("T4", 75, 15.0, (75, 80, 90), runs_newer=False)
@@ -179,30 +180,6 @@ def test_each_stage_is_held_against_the_nodes():
     assert [one.status for one in cluster([], [], "it")] == ["fail"]
     (unknown,) = cluster(None, [request], "it")
     assert "grows by itself" in unknown.said
-
-
-RECIPE = """
-[run]
-name = "checked"
-storage = "{folder}/runs"
-
-[model]
-backbone = "{backbone}"
-
-[[datasets]]
-name = "tickets"
-reader = "jsonl"
-rule = "question_answer"
-paths = ["{folder}/rows.jsonl"]
-
-[training.stage1]
-steps = 4
-learning_rate = 1e-4
-
-[training.stage2]
-steps = 4
-learning_rate = 1e-4
-"""
 
 
 def test_a_recipe_is_examined_as_a_whole(tmp_path, tiny_bert, capsys):

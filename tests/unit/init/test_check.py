@@ -5,30 +5,7 @@ import json
 import pytest
 
 from tests.e2e.commands import QZHOU, call
-
-RECIPE = """
-[run]
-name = "checked"
-storage = "{folder}/runs"
-
-[model]
-backbone = "{backbone}"
-
-[[datasets]]
-name = "tickets"
-reader = "jsonl"
-rule = "question_answer"
-paths = ["{folder}/rows.jsonl"]
-eval_fraction = 0.2
-
-[training.stage1]
-steps = 4
-learning_rate = 1e-4
-
-[training.stage2]
-steps = 4
-learning_rate = 1e-4
-"""
+from tests.small_recipe import RECIPE
 
 
 @pytest.fixture
