@@ -65,6 +65,13 @@ def embeds_texts(words: list[str], finished: Path, folder: Path, head: dict[str,
     assert "2 vectors written" in done.out
 
 
+def examines_this_machine(words: list[str]) -> None:
+    done = run(*script_of(words))
+    assert done.status == 0, done.text
+    assert re.search(r"^ +ok +recipe: recipes/quickstart.toml: 3 datasets", done.out, flags=re.MULTILINE)
+    assert "no failure" in done.out.splitlines()[-1]
+
+
 def plans_trials(words: list[str]) -> None:
     done = run(*script_of(words), "--dry-run")
     assert done.status == 0, done.text
@@ -88,6 +95,8 @@ def test_each_command_runs_or_runs_dry(command, submitted, tmp_path, head):
         estimates(words)
     elif words[:2] == ["qzhou", "experiment"]:
         plans_trials(words)
+    elif words[:2] == ["qzhou", "doctor"]:
+        examines_this_machine(words)
     elif words[:2] == ["qzhou", "init"]:
         writes_a_recipe(words, tmp_path)
     elif words[-1] == "handbook.toml":

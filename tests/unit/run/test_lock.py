@@ -139,15 +139,18 @@ def test_heartbeats_go_on_after_the_store_was_away(bucket, flaky):
 
 
 def test_who_was_away_for_so_long_that_another_took_over_stops(bucket, flaky):
-    ended = threading.Event()
+    ended, times = (
+        threading.Event(),
+        replace(QUICK, silence_s=1.5, settle_s=1.0),
+    )  # a busy machine stalls for tenths
 
     def take_over():
-        with run_lock(bucket, "training", QUICK):
+        with run_lock(bucket, "training", times):
             flaky.is_away.clear()
             ended.wait(60)
 
     def work():
-        with run_lock(flaky, "mining", QUICK):
+        with run_lock(flaky, "mining", times):
             flaky.is_away.set()
             other.start()
             time.sleep(60)  # the heartbeat interrupts it
