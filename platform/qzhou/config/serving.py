@@ -50,6 +50,11 @@ class ServingSection(Section):
         description="Take token ids in place of texts. They must be of the served model's tokenizer, and some clients "
         "send those of OpenAI's by default.",
     )
+    truncate: bool = Field(
+        False,
+        description="Cut texts above the model's limit where a request does not say 'truncate'; else they are refused "
+        "with 400.",
+    )
     max_body_mib: AtLeastOne = Field(64, description="Of a request's body; more is refused with 413.")
     request_timeout_s: Positive = Field(600.0, description="Then 503; OpenAI's clients wait as long.")
     cache_mib: Count = Field(64, description="Vectors of earlier texts that a replica keeps; 0: none.")

@@ -88,10 +88,8 @@ class _Job:
     def refuse_cut(self, row: int) -> None:
         """Refuse the request because of a text that the model would not read to its end, unless that is welcome."""
         if self.limit is not None and not self.done.done():
-            problem = (
-                f"Text {row} has more than the model's {self.limit} tokens; send 'truncate': true to have it cut."
-            )
-            self.done.set_exception(RequestError(problem, code="context_length_exceeded"))
+            problem = f"Text {row} has more than the model's {self.limit} tokens."
+            self.done.set_exception(RequestError(problem, code="context_length_exceeded", row=row))
 
     def take(self, row: int, vector: Vectors, tokens: int, truncated: bool) -> None:
         self.vectors[row], self.token_counts[row], self.truncated[row] = vector, tokens, truncated

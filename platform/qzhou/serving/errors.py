@@ -17,6 +17,7 @@ class RequestError(QzhouError):
         param: The field of the request that is to blame, if one is.
         code: Short name for programs, e.g. ``model_not_found``.
         retry_after_s: When it may be tried again, where that is known.
+        row: Which of the texts is too long, where that is what is wrong.
     """
 
     def __init__(
@@ -27,12 +28,14 @@ class RequestError(QzhouError):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        row: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self.row = row
         self.type = TYPES.get(status, "invalid_request_error")
 
     def headers(self) -> dict[str, str]:

@@ -101,7 +101,12 @@ class EmbeddingServer(ModelReplica):
             )
         await super().__init__(recipe, name, place)
         self._settings, self._others = settings, others
-        limits = RequestLimits(settings.max_inputs, settings.max_request_chars, token_ids=settings.token_ids)
+        limits = RequestLimits(
+            settings.max_inputs,
+            settings.max_request_chars,
+            token_ids=settings.token_ids,
+            truncate=settings.truncate,
+        )
         self._services = {name: EmbeddingService(self.engine.encode, self._model, limits, index_of(recipe, place))}
         for other, handle in others.items():
             described = await handle.describe.remote()

@@ -28,7 +28,9 @@ class _Request(BaseModel):
     model: str = Field(description="A name that GET /v1/models lists.")
     user: str | None = Field(None, description="Accepted and ignored.")
     instruction: str | None = Field(None, description="The task in one sentence; put before queries.")
-    truncate: bool = Field(True, description="Cut texts above the model's limit; false refuses them with 400.")
+    truncate: bool | None = Field(
+        None, description="Cut texts above the model's limit, or refuse them with 400; default: serving.truncate."
+    )
 
 
 class EmbeddingRequest(_Request):

@@ -32,7 +32,7 @@ class ServedModel:
     """What a client may know of the model, and what requests are checked against.
 
     Attributes:
-        max_tokens: Longer texts are truncated.
+        max_tokens: Longer texts are refused, or truncated where that is asked for.
         vocabulary: Token ids are below this.
         matryoshka: Smaller widths the model was trained for (arXiv:2205.13147).
         prompts: Name -> prefix, from the model folder.
@@ -78,11 +78,13 @@ class RequestLimits:
 
     Attributes:
         token_ids: Whether token ids may stand in place of texts.
+        truncate: Whether texts above the model's limit are cut where the request does not say.
     """
 
     inputs: int
     chars: int
     token_ids: bool = False
+    truncate: bool = False
 
 
 class EmbeddingService:
@@ -121,7 +123,10 @@ class EmbeddingService:
                 param="output_dtype",
                 code="invalid_value",
             )
-        encoded = await self._encoded(self._presented(request, inputs), "input", cut=request.truncate)
+        is_one = isinstance(request.input, str)
+        encoded = await self._encoded(
+            self._presented(request, inputs), "input", lambda row: "input" if is_one else f"input[{row}]", request
+        )
         vectors_NK = quantized(shortened(encoded.vectors, dimensions), request.output_dtype)
         written: Any = as_base64(vectors_NK) if request.encoding_format == "base64" else vectors_NK
         data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(written)]
@@ -132,7 +137,9 @@ class EmbeddingService:
         texts: list[Text] = self._side([request.query], "query", request.instruction)
         texts += self._side(request.documents, "document", request.instruction)
         self._check_count(len(request.documents), "documents")
-        encoded = await self._encoded(texts, "documents", cut=request.truncate)
+        encoded = await self._encoded(
+            texts, "documents", lambda row: f"documents[{row - 1}]" if row else "query", request
+        )
         scores_P = encoded.vectors[1:] @ encoded.vectors[0]
         results = []
         for place in np.argsort(-scores_P, kind="stable")[: request.top_n]:
@@ -149,7 +156,9 @@ class EmbeddingService:
             self._check_count(len(given), name)
         texts = self._side(queries, "query", request.instruction)
         texts += self._side(documents, "document", request.instruction)
-        encoded = await self._encoded(texts, "documents", cut=request.truncate)
+        names = [f"queries[{row}]" for row in range(len(queries))]
+        names += [f"documents[{row}]" for row in range(len(documents))]
+        encoded = await self._encoded(texts, "documents", names.__getitem__, request)
         scores_QP = encoded.vectors[: len(queries)] @ encoded.vectors[len(queries) :].T
         return {"object": "list", "model": self.model.name, "scores": list(scores_QP), "usage": _usage(encoded)}
 
@@ -175,19 +184,34 @@ class EmbeddingService:
                 code="no_word_index",
             )
         texts = self._side([request.query], "query", request.instruction)
-        encoded = await self._encoded(texts, "query", cut=request.truncate)
+        encoded = await self._encoded(texts, "query", lambda _: "query", request)
         # in a thread: a million documents take seconds, in which nothing else would be answered
         found = await asyncio.to_thread(_searched, self.index, encoded.vectors[0], request)
         results = [{"id": id, "text": text, "score": score} for id, text, score in found]
         return {"object": "list", "model": self.model.name, "results": results, "usage": _usage(encoded)}
 
-    async def _encoded(self, texts: Sequence[Text], param: str, *, cut: bool) -> Encoded:
+    async def _encoded(
+        self,
+        texts: Sequence[Text],
+        param: str,
+        name: Callable[[int], str],
+        request: EmbeddingRequest | RerankRequest | SimilarityRequest | SearchRequest,
+    ) -> Encoded:
+        """Vectors of texts that carry their prompt; ``name`` says where in the request a row of them stands."""
         self._check_size(texts, param)
+        is_cut = self._limits.truncate if request.truncate is None else request.truncate
         try:
-            return await self._encode(texts, None if cut else self.model.max_tokens)
+            return await self._encode(texts, None if is_cut else self.model.max_tokens)
         except RequestError as error:
-            error.param = error.param or param if error.code == "context_length_exceeded" else error.param
-            raise
+            if error.row is None:
+                raise
+            raise RequestError(
+                f"'{name(error.row)}' has more than the {self.model.max_tokens} tokens that the model reads, its "
+                "prompt included. Send a shorter text, or 'truncate': true to have its end cut (for every request: "
+                "serving.truncate = true).",
+                param=name(error.row),
+                code="context_length_exceeded",
+            ) from None
 
     def _presented(self, request: EmbeddingRequest, inputs: list[str] | list[list[int]]) -> list[Text]:
         self._check_count(len(inputs), "input")

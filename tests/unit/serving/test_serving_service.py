@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -38,22 +39,26 @@ class HashEncoder:
 
 
 def service_of(
-    encoder: HashEncoder, *, matryoshka=(), max_inputs=4, truncated=False, index=None, token_ids=True
+    encoder: HashEncoder, *, matryoshka=(), max_inputs=4, too_long=(), index=None, **limits
 ) -> EmbeddingService:
+    """``too_long`` are the rows that the model does not read to their end."""
+
     async def encode(texts, limit):
-        if truncated and limit is not None:
-            raise RequestError(f"Text 0 has more than the model's {limit} tokens", code="context_length_exceeded")
-        return Encoded(encoder.encode(texts), encoder.count_tokens(texts), [truncated] * len(texts))
+        if too_long and limit is not None:
+            raise RequestError("too long", code="context_length_exceeded", row=too_long[0])
+        return Encoded(
+            encoder.encode(texts), encoder.count_tokens(texts), [row in too_long for row in range(len(texts))]
+        )
 
     model = ServedModel(
         name="m", dimensions=WIDTH, fingerprint="f00d", max_tokens=16, vocabulary=100,
         prompts={"query": "Q: ", "code": "Find code: "}, matryoshka=matryoshka, created=12,
     )  # fmt: skip
-    return EmbeddingService(encode, model, RequestLimits(max_inputs, 1000, token_ids=token_ids), index)
+    return EmbeddingService(encode, model, RequestLimits(max_inputs, 1000, **{"token_ids": True, **limits}), index)
 
 
-def answer(encoder: HashEncoder, *, matryoshka=(), max_inputs=4, truncated=False, **fields) -> EmbeddingResponse:
-    service = service_of(encoder, matryoshka=matryoshka, max_inputs=max_inputs, truncated=truncated)
+def answer(encoder: HashEncoder, *, matryoshka=(), max_inputs=4, too_long=(), **fields) -> EmbeddingResponse:
+    service = service_of(encoder, matryoshka=matryoshka, max_inputs=max_inputs, too_long=too_long)
     found = asyncio.run(service.embed(EmbeddingRequest(**{"model": "m", "input": "a text", **fields})))
     for one in found["data"]:
         if not isinstance(one["embedding"], str):
@@ -97,7 +102,8 @@ def test_usage_counts_the_tokens_of_all_texts_with_their_prompts():
     usage = answer(HashEncoder(), input=["one two", "three"], prompt_name="code").usage
 
     assert (usage.prompt_tokens, usage.total_tokens, usage.truncated_texts) == (7, 7, 0)
-    assert answer(HashEncoder(), input=["one", "two"], truncated=True).usage.truncated_texts == 2
+    cut = answer(HashEncoder(), input=["one", "two", "three"], too_long=(0, 2), truncate=True)
+    assert cut.usage.truncated_texts == 2
 
 
 def test_no_text_is_refused():
@@ -235,11 +241,47 @@ def test_more_characters_than_allowed_are_refused_with_both_numbers():
     assert "1,001 characters" in str(refusal(input="x" * 1001))
 
 
-def test_a_text_above_the_limit_is_cut_unless_that_is_forbidden():
-    assert answer(HashEncoder(), truncated=True).data
-    error = refusal(truncated=True, truncate=False)
-    assert "Text 0 has more than the model's 16 tokens" in str(error)
-    assert error.param == "input"
+class OneDocument:
+    """An index of one document."""
+
+    words = None
+
+    def search(self, vector_D, count):
+        return [("1", "a text", float(vector_D[0]))][:count]
+
+
+TOO_LONG = {
+    "one text": ("embed", EmbeddingRequest(model="m", input="a"), 0, "input"),
+    "a text of several": ("embed", EmbeddingRequest(model="m", input=["a", "b"]), 1, "input[1]"),
+    "the query of documents": ("rerank", RerankRequest(model="m", query="a", documents=["b"]), 0, "query"),
+    "a document": ("rerank", RerankRequest(model="m", query="a", documents=["b", "c"]), 2, "documents[1]"),
+    "a query": ("similarity", SimilarityRequest(model="m", queries=["a", "b"], documents=["c"]), 1, "queries[1]"),
+    "a compared one": (
+        "similarity",
+        SimilarityRequest(model="m", queries=["a", "b"], documents=["c"]),
+        2,
+        "documents[0]",
+    ),
+    "what is searched": ("search", SearchRequest(model="m", query="a"), 0, "query"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LONG)
+@pytest.mark.parametrize("by_default", [False, True])
+@pytest.mark.parametrize("truncate", [None, False, True])
+def test_a_text_above_the_limit_is_named_and_refused_unless_it_may_be_cut(case, by_default, truncate):
+    method, request, row, place = TOO_LONG[case]
+    index = OneDocument() if method == "search" else None
+    service = service_of(HashEncoder(), too_long=(row,), truncate=by_default, index=index)
+    asked = getattr(service, method)(request.model_copy(update={"truncate": truncate}))
+
+    if truncate or (truncate is None and by_default):
+        assert asyncio.run(asked)["usage"]["truncated_texts"] == 1
+    else:
+        with pytest.raises(RequestError, match=re.escape(f"'{place}' has more than the 16 tokens")) as caught:
+            asyncio.run(asked)
+        assert (caught.value.param, caught.value.code) == (place, "context_length_exceeded")
+        assert caught.value.status == 400
 
 
 def test_eight_bits_and_one_bit_keep_what_they_can():
