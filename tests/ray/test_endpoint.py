@@ -1,6 +1,7 @@
 """The endpoint as clients meet it: ``python serve/app.py`` on a local Ray, asked with OpenAI's client and others."""
 
 import asyncio
+import hashlib
 import json
 import subprocess
 import sys
@@ -57,7 +58,9 @@ def endpoint(tmp_path_factory) -> Iterator[Endpoint]:
     folder = tmp_path_factory.mktemp("endpoint")
     port = free_port()
     write_model(folder / "other", seed=5)
-    recipe = write_run(folder, port, more=f'models = {{ other = "{folder / "other"}" }}')
+    (folder / "keys.toml").write_text('[a-team]\nkey = "of the team"\n', "utf-8")
+    models = f'models = {{ other = "{folder / "other"}" }}'
+    recipe = write_run(folder, port, more=f'{models}\napi_keys_file = "{folder / "keys.toml"}"')
     write_index(recipe, DOCUMENTS)
     with serving(recipe, port) as running:
         yield running
@@ -333,10 +336,11 @@ def test_thousands_of_generated_requests_are_answered_and_none_fails_inside(endp
 
 
 def test_numbers_for_prometheus(endpoint, client):
-    before = metric(endpoint, "qzhou_tokens_total", model="tiny")
+    own_key = hashlib.sha256(hashlib.sha256(KEY.encode()).digest()).hexdigest()[:8]
+    before = metric(endpoint, "qzhou_tokens_total", model="tiny", key=own_key)
     used = client.embeddings.create(model="tiny", input=["a text of its own"]).usage.total_tokens
 
-    assert metric(endpoint, "qzhou_tokens_total", model="tiny") == before + used
+    assert metric(endpoint, "qzhou_tokens_total", model="tiny", key=own_key) == before + used
     assert metric(endpoint, "qzhou_waiting_tokens", model="tiny") == 0
     assert metric(endpoint, "qzhou_requests_total", route="/v1/embeddings", status="200") > 0
 
@@ -369,6 +373,31 @@ def test_the_log_has_a_line_for_each_request_and_no_text_of_one(endpoint):
     written = "".join(path.read_text("utf-8", "replace") for path in log_files(endpoint))
     assert "secret tree" not in written
     assert KEY not in written
+
+
+def test_a_key_of_the_file_is_named_and_one_that_is_added_is_let_in_without_a_restart(endpoint):
+    def ask(key: str) -> None:
+        endpoint.client(key).embeddings.create(model="tiny", input="a tree", extra_headers={"X-Request-Id": key})
+
+    ask("of the team")
+    with pytest.raises(openai.AuthenticationError):
+        ask("new")
+    file = endpoint.recipe.parent / "keys.toml"
+    file.write_text(file.read_text("utf-8") + '[new-team]\nkey = "new"\ntokens_per_minute = 1\n', "utf-8")
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            ask("new")
+            break
+        except openai.AuthenticationError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    with pytest.raises(openai.RateLimitError, match="1 tokens per minute"):
+        ask("new")
+
+    assert metric(endpoint, "qzhou_tokens_total", model="tiny", key="a-team") > 0
+    assert metric(endpoint, "qzhou_tokens_total", model="tiny", key="new-team") > 0
+    assert {line["key"] for line in logged(endpoint, "new")} >= {"new-team"}
 
 
 def log_files(endpoint: Endpoint) -> list[Path]:

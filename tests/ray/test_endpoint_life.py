@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import aiohttp
+import openai
 import psutil
 import pytest
 
@@ -21,14 +23,20 @@ AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 HEADER = "X-Model-Fingerprint"
 ANSWERED = {200, 429, 503}
 REPLICAS = 2
+LIMIT, LIMITED = 6_000, 60  # tokens a minute, and keys that have no more
 PATIENCE_S = 600  # reached only in failure
 
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory) -> Iterator[Endpoint]:
     port = free_port()
-    more = f"replicas = {REPLICAS}\nmax_wait_s = 0.5\ncache_mib = 0"
-    recipe = write_run(tmp_path_factory.mktemp("life"), port, more)
+    folder = tmp_path_factory.mktemp("life")
+    keys = folder / "keys.toml"
+    keys.write_text(
+        "".join(f'[team-{n}]\nkey = "limited-{n}"\ntokens_per_minute = {LIMIT}\n' for n in range(LIMITED)), "utf-8"
+    )
+    more = f'replicas = {REPLICAS}\nmax_wait_s = 0.5\ncache_mib = 0\napi_keys_file = "{keys}"'
+    recipe = write_run(folder, port, more)
     with serving(recipe, port) as running:
         yield running
 
@@ -90,6 +98,29 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def replicas(endpoint: Endpoint) -> list[psutil.Process]:
     return [one for one, words in endpoint.processes() if "ServeReplica:tiny:EmbeddingServer" in " ".join(words)]
+
+
+def test_a_limit_holds_for_all_replicas_together(endpoint):
+    """Replicas see within seconds how many they are; until then each gives as much as it knows of."""
+    keys = iter(range(LIMITED))
+
+    def answered() -> tuple[int, float]:
+        """Tokens that a key that was not used before gets until it is refused, and the seconds that this takes."""
+        client, began, tokens = endpoint.client(f"limited-{next(keys)}"), time.monotonic(), 0
+        while True:
+            words = [f"sort the list {random.random()} of a tree" for _ in range(40)]
+            try:
+                tokens += client.embeddings.create(model="tiny", input=words).usage.total_tokens
+            except openai.RateLimitError:
+                return tokens, time.monotonic() - began
+
+    def holds() -> bool:
+        tokens, seconds = answered()
+        return (
+            tokens <= 1.4 * LIMIT + LIMIT / 60 * seconds
+        )  # each gives a last request more; alone, they give it twice
+
+    wait_until(holds)
 
 
 def test_a_new_model_is_taken_into_service_without_a_failed_request(endpoint):

@@ -59,12 +59,16 @@ class ServingSection(Section):
     request_timeout_s: Positive = Field(600.0, description="Then 503; OpenAI's clients wait as long.")
     cache_mib: Count = Field(64, description="Vectors of earlier texts that a replica keeps; 0: none.")
     tokens_per_minute: AtLeastOne | None = Field(
-        None, description="Of a key, at each replica; more is refused with 429."
+        None, description="Of a key without a limit of its own; more is refused with 429."
     )
     api_keys_env: str = Field(
         "QZHOU_API_KEYS", description="Variable with comma-separated keys; unset: no key asked."
     )
-    api_keys_file: str = Field("", description="File with one key a line, on every node; empty: none.")
+    api_keys_file: str = Field(
+        "",
+        description="TOML on every node, a table for each key: its key or sha256, and its tokens_per_minute if it has "
+        "a limit of its own. Read again when it changes. Empty: none.",
+    )
     allowed_hosts: tuple[str, ...] = Field(
         (),
         description="Names that an endpoint without keys may be called by; default: those of this machine where it "

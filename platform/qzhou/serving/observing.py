@@ -83,7 +83,7 @@ class EndpointMetrics:
         self._requests.labels(shown, str(status), self._replica).inc()
         self._seconds.labels(shown, self._replica).observe(seconds)
         if note.tokens:
-            self._tokens.labels(note.model, self._replica).inc(note.tokens)
+            self._tokens.labels(note.model, note.key, self._replica).inc(note.tokens)
             self._truncated.labels(note.model, self._replica).inc(note.truncated)
 
     def exposition(self) -> bytes:

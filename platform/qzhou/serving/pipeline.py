@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
@@ -34,6 +34,7 @@ from qzhou.serving.engine import Encoded, Engine, EngineOptions
 from qzhou.serving.errors import RequestError
 from qzhou.serving.indexing import STAGE
 from qzhou.serving.keys import ApiKeys
+from qzhou.serving.limits import TokenRate
 from qzhou.serving.observing import AccessLogMiddleware, EndpointMetrics
 from qzhou.serving.service import EmbeddingService, RequestLimits, ServedModel
 from qzhou.serving.snapshots import is_snapshot, refuse_changed
@@ -42,6 +43,7 @@ from qzhou.serving.web import Endpoint, web_app
 # Requests that Ray Serve lets through to a replica. The engine refuses what is too much, with OpenAI's error body.
 MAX_REQUESTS = 10_000
 READY_TIMEOUT_S = 5.0
+COUNT_REPLICAS_S = 10.0
 LOADED_AT_MOST = 3  # times that a model is tried to be loaded, before the deployment counts as failed
 GRACE_S = 60.0  # a replica that is stopped first answers the requests that it has
 # The event loop waits this long for the thread that has the model, instead of Python's 5 ms.
@@ -101,6 +103,9 @@ class EmbeddingServer(ModelReplica):
             )
         await super().__init__(recipe, name, place)
         self._settings, self._others = settings, others
+        self._rate = TokenRate(settings.tokens_per_minute)
+        if settings.tokens_per_minute or settings.api_keys_file:
+            self._counting = asyncio.create_task(self._count_replicas())
         limits = RequestLimits(
             settings.max_inputs,
             settings.max_request_chars,
@@ -113,10 +118,20 @@ class EmbeddingServer(ModelReplica):
             self._services[other] = EmbeddingService(RemoteModel(handle), described, limits)
 
     def __serve_build_asgi_app__(self) -> AccessLogMiddleware:  # Ray Serve's name
-        endpoint = Endpoint(self._services, self._settings, self._keys, self._ready)
+        endpoint = Endpoint(self._services, self._settings, self._keys, self._rate, self._ready)
         replica = serve.get_replica_context().replica_tag
         meter = EndpointMetrics({self._model.name: self.engine}, replica)
         return web_app(endpoint, meter, _write_line if self._settings.access_log else None)
+
+    async def _count_replicas(self) -> None:
+        """A limit holds for all replicas together, which share the requests evenly."""
+        own = serve.get_replica_context()
+        while True:
+            with contextlib.suppress(RayError):  # Ray Serve's controller is started again when it dies
+                status = await asyncio.to_thread(serve.status)
+                states = status.applications[own.app_name].deployments[own.deployment].replica_states
+                self._rate.replicas = max(1, states.get("RUNNING", 1))
+            await asyncio.sleep(COUNT_REPLICAS_S)
 
     async def _ready(self) -> None:
         if self.engine.broken:

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from qzhou.config.serving import ServingSection
 from qzhou.serving.errors import RequestError
-from qzhou.serving.keys import ApiKeys
+from qzhou.serving.keys import ApiKey, ApiKeys
 from qzhou.serving.limits import TokenRate
 from qzhou.serving.observing import NOTE, AccessLogMiddleware, EndpointMetrics, RequestLog, Write
 from qzhou.serving.schemas import (
@@ -83,14 +83,15 @@ class Endpoint:
         services: Mapping[str, EmbeddingService],
         settings: ServingSection,
         keys: ApiKeys,
+        rate: TokenRate,
         ready: Callable[[], Awaitable[None]],
     ) -> None:
         self.services, self.settings, self.ready = services, settings, ready
         self._keys = keys
-        self._rate = TokenRate(settings.tokens_per_minute)
+        self._rate = rate
 
-    def admit(self, request: Request) -> str:
-        """The name of the key that asks (:meth:`ApiKeys.admit`).
+    def admit(self, request: Request) -> ApiKey:
+        """Who asks.
 
         Raises:
             RequestError: 401 without a key where one is asked for; 403 where none is, and the endpoint was called by a
@@ -99,7 +100,7 @@ class Endpoint:
         if not self._keys.asked:
             self._admit_host(request.headers.get("host", ""))
         key = self._keys.admit(request.headers.get("authorization"))
-        note_of(request).key = key
+        note_of(request).key = key.name
         return key
 
     def _admit_host(self, host: str) -> None:

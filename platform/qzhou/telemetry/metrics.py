@@ -89,7 +89,7 @@ ENDPOINT_REQUESTS = _endpoint("qzhou_requests_total", "counter", ("route", "stat
     "Requests answered.", "requests")
 ENDPOINT_SECONDS = _endpoint("qzhou_request_seconds", "histogram", ("route",),
     "From request to answer.", "seconds", SECONDS)
-ENDPOINT_TOKENS = _endpoint("qzhou_tokens_total", "counter", ("model",), "Tokens of answered requests.", "tokens")
+ENDPOINT_TOKENS = _endpoint("qzhou_tokens_total", "counter", ("model", "key"), "Tokens of answered requests.", "tokens")
 ENDPOINT_TRUNCATED = _endpoint("qzhou_truncated_texts_total", "counter", ("model",),
     "Texts whose end the model did not read.", "texts")
 ENDPOINT_WAITING = _endpoint("qzhou_waiting_tokens", "gauge", ("model",), "Tokens waiting for the model.", "tokens")

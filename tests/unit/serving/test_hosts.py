@@ -5,6 +5,7 @@ from fastapi.testclient import TestClient
 
 from qzhou.config.serving import ServingSection
 from qzhou.serving.keys import ApiKeys
+from qzhou.serving.limits import TokenRate
 from qzhou.serving.observing import EndpointMetrics
 from qzhou.serving.web import Endpoint, web_app
 
@@ -13,7 +14,7 @@ def asked(name, keys=None, path="/v1/models", **settings):
     async def ready():
         return None
 
-    endpoint = Endpoint({}, ServingSection(**settings), keys or ApiKeys(), ready)
+    endpoint = Endpoint({}, ServingSection(**settings), keys or ApiKeys(), TokenRate(None), ready)
     client = TestClient(web_app(endpoint, EndpointMetrics({}, "r1"), None))
     return client.get(path, headers={"host": name, "authorization": "Bearer k"})
 
@@ -45,6 +46,6 @@ def test_a_name_that_is_not_known_is_refused_where_no_key_is_asked(host, setting
 
 
 def test_a_key_is_enough_and_probes_need_neither():
-    assert asked("evil.example", ApiKeys("k")).status_code == 200
+    assert asked("evil.example", ApiKeys(["k"])).status_code == 200
     assert asked("10.0.0.7:8000", path="/health").status_code == 200
     assert asked("10.0.0.7:8000", path="/metrics").status_code == 200
