@@ -23,10 +23,13 @@ from qzhou.encoder.attention import PACKED, Packed, Padded, using_attention
 from qzhou.encoder.model_files import DenseLayer, Pooling, read_metadata
 from qzhou.encoder.pooling import pool, pool_packed
 from qzhou.errors import ModelError, first_line
-from qzhou.run.models import MODEL_NAME_HELP, is_gguf, model_file, pretrained, resolve
+from qzhou.run.models import MODEL_NAME_HELP, is_gguf, model_file, pretrained, resolve, why_unreadable
 
 # what reading a model's files may raise; the last of GGUF
-UNREADABLE = (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError, struct.error)
+UNREADABLE = (
+    OSError, ValueError, ImportError, RuntimeError, EOFError, SafetensorError, UnpicklingError, StrictDataclassError,
+    struct.error,
+)  # fmt: skip
 
 Attention = Literal["bidirectional", "causal"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -135,7 +138,7 @@ def load_backbone(
         tokenizer = AutoTokenizer.from_pretrained(**files)
     except UNREADABLE as error:
         raise ModelError(
-            f"the model '{spec}' cannot be loaded: {first_line(error)}\n       {MODEL_NAME_HELP}"
+            f"the model '{spec}' cannot be loaded: {why_unreadable(error)}\n       {MODEL_NAME_HELP}"
         ) from None
     _refuse_random_weights(spec, loaded)
     with torch.no_grad():
@@ -305,9 +308,10 @@ def _dense(spec: str, layer: DenseLayer) -> nn.Module:
             raise ValueError("its weights are missing")
         state = load_file(file) if file else torch.load(str(older), map_location="cpu", weights_only=True)
         linear.load_state_dict({key.removeprefix("linear."): value for key, value in state.items()})
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except UNREADABLE as error:
         raise ModelError(
-            f"the model '{spec}': the layer {layer.folder} cannot be loaded: {first_line(error)}. {MODEL_NAME_HELP}"
+            f"the model '{spec}': the layer {layer.folder} cannot be loaded: {why_unreadable(error)}. "
+            f"{MODEL_NAME_HELP}"
         ) from None
     return nn.Sequential(linear, activation())
 

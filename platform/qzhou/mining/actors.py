@@ -20,10 +20,10 @@ from qzhou.data.storage import Folder
 from qzhou.data.text_digests import Floats, Ints
 from qzhou.encoder.model_check import refuse_no_cross_encoder
 from qzhou.encoder.vectors import Vectors, VectorStore
-from qzhou.errors import ModelError, first_line
+from qzhou.errors import ModelError
 from qzhou.mining.corpus import Chunk, Texts
 from qzhou.mining.shard import QueryBlock, SearchResult, Shard
-from qzhou.run.models import pretrained, repository_of, resolve
+from qzhou.run.models import pretrained, repository_of, resolve, why_unreadable
 
 if TYPE_CHECKING:
     from qzhou.encoder import TextEncoder
@@ -135,6 +135,7 @@ class RerankActor:
         from transformers import AutoConfig
 
         from qzhou.encoder import choose_device
+        from qzhou.encoder.backbone import UNREADABLE
 
         spec, max_tokens = self._settings
         place = resolve(spec)
@@ -143,8 +144,8 @@ class RerankActor:
         try:
             refuse_no_cross_encoder(spec, AutoConfig.from_pretrained(**pretrained(place)).architectures or [])
             model = CrossEncoder(name, revision=revision, device=device, num_labels=1, trust_remote_code=False)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"mining.reranker '{spec}' cannot be loaded: {first_line(error)}") from None
+        except UNREADABLE as error:
+            raise ModelError(f"mining.reranker '{spec}' cannot be loaded: {why_unreadable(error)}") from None
         model.max_length = min(max_tokens, model.max_length or max_tokens)
         return model
 

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -145,6 +146,15 @@ def _hub_is_away() -> bool:
     except OSError:
         return True
     return False
+
+
+def why_unreadable(error: Exception) -> str:
+    """What is wrong with a model's files, in one line."""
+    if isinstance(error, UnpicklingError):  # torch's own text says how to run what such a file holds
+        return (
+            "its weights are damaged, or a pickle that holds more than tensors, which could be code and is not run"
+        )
+    return first_line(error)
 
 
 def commit_of(place: str) -> str:

@@ -2,12 +2,15 @@
 
 import io
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentence_transformers import CrossEncoder
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
@@ -29,6 +32,7 @@ from qzhou.encoder.export import checked_parity, save_sentence_transformer
 from qzhou.encoder.model_check import check_models
 from qzhou.encoder.model_files import read_metadata
 from qzhou.errors import ModelError, RecipeError
+from qzhou.mining.actors import RerankActor
 from tests.conftest import WORDS
 
 SIZES = {
@@ -436,6 +440,89 @@ def test_code_that_a_model_brings_is_not_run_whoever_answers_yes(bare, tmp_path,
     with pytest.raises(ModelError):
         load_config(str(folder))
     assert not (tmp_path / "ran").exists()
+
+
+class _Runs:
+    """What a pickle may hold: a call of anything."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def pickled(folder, more):
+    """The folder's weights as PyTorch wrote them before there was safetensors."""
+    file = folder / "model.safetensors"
+    torch.save({**load_file(file), **more}, file.with_name("pytorch_model.bin"))
+    file.unlink()
+
+
+@pytest.fixture(scope="module")
+def whole(bare, tmp_path_factory):
+    """A folder and what computes with it, by where its weights lie."""
+    root = tmp_path_factory.mktemp("whole")
+    CrossEncoder(str(bare / "bert"), num_labels=1, device="cpu").save_pretrained(str(root / "reranker"))
+    declaring(bare / "bert", root / "embedding", dense=[(16, "torch.nn.modules.activation.Tanh")])
+    return {
+        "transformers": (root / "embedding", "", embedded),
+        "dense layer": (root / "embedding", "2_Dense", embedded),
+        "reranker": (
+            root / "reranker",
+            "",
+            lambda made: RerankActor(str(made), 64).scores([("the red tree", "sea")]),
+        ),
+    }
+
+
+def embedded(made):
+    return vectors(load_backbone(str(made), dtype=torch.float32))
+
+
+WHERE = pytest.mark.parametrize("where", ["transformers", "dense layer", "reranker"])
+
+
+@WHERE
+@pytest.mark.parametrize("is_evil", [False, True])
+def test_weights_in_a_pickle_are_read_and_its_code_is_not_run(whole, tmp_path, where, is_evil):
+    source, folder, compute = whole[where]
+    made, evidence = shutil.copytree(source, tmp_path / "model"), tmp_path / "it ran"
+
+    pickled(made / folder, {"other": _Runs(evidence)} if is_evil else {})
+
+    if is_evil:
+        with pytest.raises(ModelError, match=r"cannot be loaded: .*a pickle that holds more than tensors"):
+            compute(made)
+    else:
+        assert compute(made) == pytest.approx(compute(source), abs=1e-6)
+    assert not evidence.exists()
+
+
+def damages(content):
+    return {
+        "empty": b"",
+        "half": content[: len(content) // 2],
+        "one byte less": content[:-1],
+        "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "a page": b"<!doctype html><title>Sign in</title>",
+    }
+
+
+@WHERE
+@pytest.mark.parametrize("is_pickle", [False, True])
+@pytest.mark.parametrize("damage", damages(b""))
+def test_damaged_weights_are_named(whole, tmp_path, where, is_pickle, damage):
+    source, folder, compute = whole[where]
+    made = shutil.copytree(source, tmp_path / "model")
+    if is_pickle:
+        pickled(made / folder, {})
+    file = made / folder / ("pytorch_model.bin" if is_pickle else "model.safetensors")
+    file.write_bytes(damages(file.read_bytes())[damage])
+
+    with pytest.raises(ModelError, match=f"{re.escape(str(made))}.* cannot be loaded: .*") as caught:
+        compute(made)
+    assert "weights_only" not in str(caught.value)
 
 
 def test_layers_that_do_not_fit_and_rerankers_with_code_are_refused(bare, tmp_path, make_recipe):
