@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from qzhou.config.model import ModelSection
 from qzhou.encoder.arithmetic import dtype_for, this_processor, warn_of_other_arithmetic
 from qzhou.encoder.attention import PACKED, Packed, Padded, using_attention
-from qzhou.encoder.model_files import DenseLayer, Pooling, read_metadata
+from qzhou.encoder.model_files import BOTH_WAYS, Attention, DenseLayer, Pooling, declared_attention, read_metadata
 from qzhou.encoder.pooling import pool, pool_packed
 from qzhou.errors import ModelError, first_line
 from qzhou.run.models import MODEL_NAME_HELP, is_gguf, model_file, pretrained, resolve, why_unreadable
@@ -31,7 +31,6 @@ UNREADABLE = (
     struct.error,
 )  # fmt: skip
 
-Attention = Literal["bidirectional", "causal"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -127,6 +126,8 @@ def load_backbone(
     transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(**files)
+        if attention is None and not _knows_both_ways(config):
+            attention = declared_attention(config.to_dict())
         if attention is not None:
             config = _attending(config, attention)
         config.use_cache = False  # an encoder never continues a text
@@ -247,9 +248,10 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def is_causal(backbone: nn.Module) -> bool:
     """Whether a backbone's tokens see only what stands before them: a decoder that nobody made bidirectional."""
-    declared = getattr(backbone.config, "is_causal", None)
-    if declared is not None:
-        return bool(declared)
+    config: Any = backbone.config
+    declared = declared_attention(config.to_dict())
+    if declared is not None and ("is_causal" in config.to_dict() or not _knows_both_ways(config)):
+        return declared == "causal"
     return any(getattr(module, "is_causal", False) for module in backbone.modules())
 
 
@@ -285,13 +287,18 @@ def _unpacked(model: Any, dtype: torch.dtype) -> Any:
 
 
 def _attending(config: Any, attention: Attention) -> Any:
-    """The config of a model that attends in one or both directions."""
-    if hasattr(config, "use_bidirectional_attention"):
-        # Gemma's own name for it, by which the constructor also sets the width of its sliding window
-        both = {"use_bidirectional_attention": attention == "bidirectional"}
-        config = type(config).from_dict(config.to_dict() | both)
+    """The config of a model that attends in one or both directions, in either spelling (:func:`declared_attention`)."""
+    if _knows_both_ways(config):
+        # the constructor also sets the width of its sliding window
+        config = type(config).from_dict(config.to_dict() | {BOTH_WAYS: attention == "bidirectional"})
+    setattr(config, BOTH_WAYS, attention == "bidirectional")
     config.is_causal = attention == "causal"
     return config
+
+
+def _knows_both_ways(config: Any) -> bool:
+    """Whether transformers reads ``use_bidirectional_attention`` of this architecture: Gemma's."""
+    return hasattr(type(config), BOTH_WAYS)
 
 
 def _dense(spec: str, layer: DenseLayer) -> nn.Module:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from qzhou.config.loading import nearest
 from qzhou.config.recipe import Recipe
 from qzhou.data.prompts import declared_prompt
-from qzhou.encoder.model_files import ModelMetadata, read_config, read_metadata
+from qzhou.encoder.model_files import ModelMetadata, declared_attention, read_config, read_metadata
 from qzhou.errors import HubError, ModelError, RecipeError
 from qzhou.telemetry.events import log_event
 
@@ -172,9 +172,9 @@ def _contradictions(recipe: Recipe, backbone: ModelMetadata) -> Iterator[str]:
             declared = "one that is not computed here"
         if declared != model.pooling:
             yield f"model.pooling '{model.pooling}' of the recipe replaces what {model.backbone} declares ({declared})"
-    causal = backbone.config.get("is_causal")
-    if backbone.is_embedding_model and model.attention is not None and causal != (model.attention == "causal"):
-        said = "nothing in its config.json" if causal is None else "causal" if causal else "bidirectional"
+    attention = declared_attention(backbone.config)
+    if backbone.is_embedding_model and model.attention is not None and model.attention != attention:
+        said = attention or "nothing in its config.json"
         yield f"model.attention '{model.attention}' of the recipe stands, whatever {model.backbone} declares ({said})"
     if backbone.ranks_by_length:
         yield (

@@ -6,14 +6,19 @@ anything is paid.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from qzhou.errors import ModelError, first_line
 from qzhou.run.models import MODEL_NAME_HELP, is_gguf, model_file, resolve
 
+Attention = Literal["bidirectional", "causal"]
 Pooling = Literal["mean", "last", "cls", "weightedmean", "max"]
+
+# Read by transformers of Gemma alone, by text-embeddings-inference of every decoder; transformers 5.2 and newer, vLLM
+# and llama.cpp's converter read ``is_causal``.
+BOTH_WAYS = "use_bidirectional_attention"
 
 POOLING_BY_NAME: dict[str, Pooling] = {
     "mean": "mean", "lasttoken": "last", "cls": "cls", "weightedmean": "weightedmean", "max": "max",
@@ -39,6 +44,10 @@ LOADING_SETTINGS = (
 HARMLESS = {"torch_dtype", "dtype", "attn_implementation", "device_map", "trust_remote_code", "revision", "token"}
 WIDTHS = ("hidden_size", "dim", "d_model", "n_embd")
 POSITIONS = ("max_position_embeddings", "n_positions")
+SAY_ATTENTION = (
+    'Say how it attends: attention = "bidirectional" or "causal" in [model] for the backbone, for another model in '
+    "[model.attention_of]."
+)
 COMPUTED = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 
 
@@ -75,7 +84,7 @@ class ModelMetadata:
     """
 
     config: dict[str, Any]
-    attention: Literal["bidirectional", "causal"] | None
+    attention: Attention | None
     is_embedding_model: bool
     pooling: Pooling | None
     dense: tuple[DenseLayer, ...]
@@ -113,6 +122,7 @@ def read_metadata(spec: str, *, pooling: Pooling | None = None, attention: str |
         return _of_gguf(spec, place, pooling)
     config = read_config(spec)
     _refuse_code_of_its_own(spec, config, attention)
+    _refuse_two_directions(spec, config, attention)
     modules = _modules(spec, place)
     folders = dict(modules)
     declared = pooling
@@ -231,6 +241,25 @@ def _refuse(spec: str, what: str) -> None:
     )
 
 
+def declared_attention(config: Mapping[str, Any]) -> Attention | None:
+    """What a config.json says in either spelling; None where it says nothing."""
+    if "is_causal" in config:
+        return "causal" if config["is_causal"] else "bidirectional"  # null is no to transformers
+    both_ways = config.get(BOTH_WAYS)
+    return None if both_ways is None else "bidirectional" if both_ways else "causal"
+
+
+def _refuse_two_directions(spec: str, config: dict[str, Any], attention: str | None) -> None:
+    """A config that says one thing to one program and another to the next."""
+    causal, both_ways = config.get("is_causal"), config.get(BOTH_WAYS)
+    is_gemma = str(config.get("model_type")).startswith("gemma")  # its config always has the second
+    if attention is None and not is_gemma and None not in (causal, both_ways) and bool(causal) == bool(both_ways):
+        raise ModelError(
+            f"the model '{spec}' declares is_causal = {json.dumps(causal)} and {BOTH_WAYS} = {json.dumps(both_ways)}, "
+            f"and one is the other's contrary.\n       {SAY_ATTENTION}"
+        )
+
+
 def _refuse_code_of_its_own(spec: str, config: dict[str, Any], attention: str | None) -> None:
     """Code that a model brings is not run, and the class of its kind in transformers may attend otherwise."""
     own = (config.get("auto_map") or {}).get("AutoModel")
@@ -238,8 +267,7 @@ def _refuse_code_of_its_own(spec: str, config: dict[str, Any], attention: str | 
         raise ModelError(
             f"the model '{spec}' brings code of its own ({str(own).rsplit('.', 1)[-1]}), which is not run; as the "
             f"{config.get('model_type')} of transformers it might attend in another direction, and give other "
-            f'vectors.\n       Say how it attends: attention = "bidirectional" or "causal" in [model] for the '
-            "backbone, for another model in [model.attention_of]. Or serve it and name its URL, https://host/v1#model."
+            f"vectors.\n       {SAY_ATTENTION} Or serve it and name its URL, https://host/v1#model."
         )
     if config.get("is_encoder_decoder"):
         _refuse(spec, f"is an encoder with a decoder ({config.get('model_type')})")

@@ -26,7 +26,8 @@ NOT_COMPARED = {
     "_name_or_path", "architectures", "attention_dropout", "attention_probs_dropout_prob", "bos_token_id",
     "classifier_dropout", "dtype", "eos_token_id", "gradient_checkpointing", "hidden_dropout_prob", "id2label",
     "initializer_range", "is_causal", "label2id", "matryoshka_dimensions", "max_position_embeddings",
-    "max_window_layers", "pad_token_id", "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
+    "max_window_layers", "pad_token_id", "tie_word_embeddings", "torch_dtype", "transformers_version",
+    "use_bidirectional_attention", "use_cache",
 }  # fmt: skip
 # texts that two tokenizers must cut in the same way
 PROBES = ("The quick brown FOX's tail", "naïve cafés, übermäßig", "今天天气很好。", "x = f(1, 23);\n\treturn")

@@ -9,9 +9,10 @@ import torch
 
 from qzhou.config.serving import Precision
 from qzhou.encoder import Encoder
-from qzhou.encoder.backbone import Attention, choose_device, choose_dtype, load_backbone
+from qzhou.encoder.backbone import choose_device, choose_dtype, load_backbone
 from qzhou.encoder.cpu.int8 import to_int8
 from qzhou.encoder.encoder import encoder_of
+from qzhou.encoder.model_files import Attention
 from qzhou.serving.outputs import Vectors
 from qzhou.serving.service import ServedModel
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qzhou.encoder import EmbeddingModel, load_backbone
-from qzhou.encoder.backbone import Attention
+from qzhou.encoder.model_files import Attention
 from qzhou.training.engine import Collator
 from qzhou.training.sharding import Ids
 

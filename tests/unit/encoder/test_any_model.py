@@ -25,7 +25,7 @@ from transformers import (
 
 from qzhou.encoder import load_text_encoder
 from qzhou.encoder.attention import Packed, Padded
-from qzhou.encoder.backbone import load_backbone, load_config, load_recipe_model
+from qzhou.encoder.backbone import is_causal, load_backbone, load_config, load_recipe_model
 from qzhou.encoder.cpu.int8 import to_int8
 from qzhou.encoder.encoder import encoder_of, load_encoder, packs_exactly
 from qzhou.encoder.export import checked_parity, save_sentence_transformer
@@ -205,6 +205,62 @@ def test_a_recipe_that_contradicts_the_model_is_obeyed_and_the_export_repeats_it
     said = capsys.readouterr().err
     assert "model.pooling 'mean' of the recipe replaces what" in said
     assert f"model.attention '{attention}' of the recipe stands" in said
+
+
+# what config.json says, and in which direction the model then attends
+DIRECTIONS = {
+    "nothing": ({}, "causal"),
+    "one": ({"is_causal": False}, "bidirectional"),
+    "one, causal": ({"is_causal": True}, "causal"),
+    "the other": ({"use_bidirectional_attention": True}, "bidirectional"),
+    "the other, causal": ({"use_bidirectional_attention": False}, "causal"),
+    "both": ({"is_causal": False, "use_bidirectional_attention": True}, "bidirectional"),
+    "both, causal": ({"is_causal": True, "use_bidirectional_attention": False}, "causal"),
+    "null": ({"is_causal": None}, "bidirectional"),
+    "the other null": ({"use_bidirectional_attention": None}, "causal"),
+    "contradiction": ({"is_causal": False, "use_bidirectional_attention": False}, None),
+    "contradiction, both": ({"is_causal": True, "use_bidirectional_attention": True}, None),
+}
+
+
+@pytest.mark.parametrize("case", DIRECTIONS)
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
+def test_either_spelling_of_the_direction_is_obeyed_and_both_are_exported(bare, tmp_path, architecture, case):
+    """vLLM and llama.cpp read ``is_causal``, text-embeddings-inference ``use_bidirectional_attention``."""
+    said, direction = DIRECTIONS[case]
+    folder = declaring(bare / architecture, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    write(folder, "config.json", config | said)
+    if direction is None:
+        with pytest.raises(ModelError, match=r"is_causal = \w+ and use_bidirectional_attention = .*\n.*Say how"):
+            load_backbone(str(folder), dtype=torch.float32)
+        for attention in ("causal", "bidirectional"):
+            load_backbone(str(folder), dtype=torch.float32, attention=attention)
+        return
+    wanted = declaring(bare / architecture, tmp_path / "wanted", is_causal=direction == "causal")
+
+    found = load_backbone(str(folder), dtype=torch.float32)
+    save_sentence_transformer(found.model, found.tokenizer, tmp_path / "export", max_tokens=90, prompts={})
+
+    expected = of_sentence_transformers(wanted, TEXTS)
+    assert is_causal(found.model.backbone) == (direction == "causal")
+    assert lowest_cosine(vectors(found), expected) >= SAME
+    assert lowest_cosine(of_sentence_transformers(tmp_path / "export", TEXTS), expected) >= SAME
+    exported = json.loads((tmp_path / "export" / "config.json").read_text())
+    if said not in ({}, {"use_bidirectional_attention": None}):
+        assert (exported["is_causal"], exported["use_bidirectional_attention"]) == (
+            direction == "causal",
+            direction == "bidirectional",
+        )
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_what_a_recipe_makes_bidirectional_says_so_to_every_engine(bare, tmp_path, make_recipe, architecture):
+    found = load_recipe_model(check_models(recipe_of(make_recipe, bare / architecture)).model, dtype=torch.float32)
+    save_sentence_transformer(found.model, found.tokenizer, tmp_path / "export", max_tokens=90, prompts={})
+
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert (config["is_causal"], config["use_bidirectional_attention"]) == (False, True)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
