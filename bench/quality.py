@@ -79,8 +79,8 @@ class Setup:
     def of(cls, name: str, data: Path, storage: Path, steps: int | None) -> Setup:
         """The recipe that `qzhou init` writes; ``steps`` shortens its stages."""
         file = storage / f"{name}.toml"
-        if not file.exists():
-            qzhou("init", data / name, "--name", name, "--output", file)
+        file.unlink(missing_ok=True)  # runs of another recipe are made again
+        qzhou("init", data / name, "--name", name, "--output", file)
         words = ("--run.storage", str(storage / name), "--run.share_stages", "true")
         stages = load_recipe(file, words).training.stages if steps else ()
         return cls(file, words + tuple(word for one in stages for word in (f"--training.{one}.steps", str(steps))))

@@ -15,7 +15,7 @@ Function = TypeVar("Function", bound=Callable[..., None])
 STAGES = ["transform", "synthesize", "mine", "train", "export", "evaluate"]
 GROUPS = {
     "The pipeline, in its order": ["run", *STAGES],
-    "After a run": ["report", "index", "serve", "embed", "merge", "adapt"],
+    "After a run": ["report", "index", "serve", "embed", "merge", "adapt", "compare"],
     "Before a run, and many runs": ["init", "doctor", "plan", "rehearse", "experiment", "submit"],
 }
 CHECKED = {"run", "rehearse", *STAGES}  # commands that load the models of a recipe

@@ -346,6 +346,25 @@ def adapt(new: str, old: str, documents: str, queries: str, into: str, column: s
     adapt(new, old, texts[0], texts[1], into)
 
 
+@cli.command("compare")
+@click.argument("model")
+@click.argument("url")
+@flag("--api-key-env", "Variable with the endpoint's key; default: OPENAI_API_KEY.", metavar="NAME")
+def compare(model: str, url: str, api_key_env: str | None) -> None:
+    """Check that an endpoint gives a model's vectors, whatever engine it is.
+
+    MODEL is named as for merge, URL as https://host/v1#name. Where the vectors are others, what
+    the engine does instead is looked for: another direction, pooling or prompt, a shorter limit.
+    Ends with status 1 then.
+    """
+    from qzhou.serving.compare import compare
+
+    found = compare(model, url, *([api_key_env] if api_key_env else []))
+    click.echo(str(found))
+    if not found.is_same:
+        sys.exit(1)
+
+
 @on_recipe("plan", tables=ALL)
 @click.option("--json", is_flag=True, help="Print it for machines, in base units.")
 @flag("--stage", "The details of one stage alone.", click.Choice(["training", "synthesis"]))

@@ -90,8 +90,9 @@ def _usage(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[str]:
     )
     if config.get("is_causal") is False:
         yield (
-            "Attention goes in both directions: `is_causal` is false in `config.json`, which transformers 5.2 and "
-            "later honours. A program that ignores it gives other vectors."
+            "Attention goes in both directions: `config.json` says so in both spellings, `is_causal` (transformers 5.2 "
+            "and later, vLLM, llama.cpp) and `use_bidirectional_attention` (text-embeddings-inference). A program that "
+            "reads neither gives other vectors."
         )
     if widths := recipe.training.loss.matryoshka_dimensions:
         yield f"Trained for vectors that are cut, too, to {', '.join(map(str, widths))} dimensions; normalise after."

@@ -1,10 +1,6 @@
 """A teacher behind an URL, against a real HTTP server on the loopback address."""
 
 import hashlib
-import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -14,6 +10,7 @@ from qzhou.data.storage import Folder
 from qzhou.encoder import load_text_encoder
 from qzhou.encoder.vectors import key_of
 from qzhou.errors import ModelError
+from tests.embedding_server import serving
 
 BACKBONE = ModelSection(backbone="unused")
 KEY = "sk-teacher-0123456789"
@@ -22,21 +19,6 @@ KEY = "sk-teacher-0123456789"
 def vector_of(text, salt="", jitter=0.0):
     digits = hashlib.sha256(f"{salt}{text}".encode()).digest()
     return [byte - 128.0 + jitter * (-1) ** place for place, byte in enumerate(digits)]
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        status, answer = self.server.reply(body, self.headers["Authorization"])
-        content = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
 
 
 def embeddings(salt="", jitter=0.0, width=32):
@@ -53,18 +35,6 @@ def embeddings(salt="", jitter=0.0, width=32):
         }
 
     return reply
-
-
-@contextmanager
-def serving(reply):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.reply = reply
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1#some-model"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(autouse=True)

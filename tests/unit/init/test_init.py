@@ -330,6 +330,66 @@ def test_parquet(tmp_path):
     assert (written["datasets"][0]["reader"], written["datasets"][0]["rule"]) == ("parquet", "question_answer")
 
 
+SENTENCES = [f"A person number {n} walks over a bridge." for n in range(40)]
+
+
+def pairs(count, start=0, jump=7):
+    """Pairs of the same few sentences, each pair another one."""
+    chosen = [(n % 40, (n * jump + 1 + n // 40) % 40) for n in range(start, start + count)]
+    return table(
+        sentence1=[SENTENCES[a] for a, _ in chosen],
+        sentence2=[SENTENCES[b] for _, b in chosen],
+        score=[f"{n % 11 / 2:.1f}" for n in range(count)],
+    )
+
+
+OVERLAPS = {
+    "official splits of pairs": ({"train.csv": pairs(120), "test.csv": pairs(60, 120, 11)}, True),
+    "splits without a common sentence": (
+        {"train.csv": table(sentence1=QUESTIONS, sentence2=OTHERS, score=SCORES), "test.csv": pairs(60)},
+        False,
+    ),
+    "the same pairs again": ({"train.csv": pairs(40), "test.csv": pairs(40)}, False),
+    "pairs of one file": ({"all.csv": pairs(200)}, True),
+    "questions of one passage": (
+        {"all.csv": table(question=QUESTIONS, answer=[ANSWERS[n % 3] for n in range(60)])},
+        True,
+    ),
+    "questions asked again": (
+        {"train.csv": QA, "test.csv": table(question=QUESTIONS, answer=ANSWERS[::-1])},
+        False,  # a held-out query is never trained on
+    ),
+    "texts of classes": (
+        {"train.csv": table(text=QUESTIONS, label=LABELS), "test.csv": table(text=QUESTIONS, label=LABELS)},
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OVERLAPS)
+def test_rows_that_share_one_text_with_rows_to_judge_by_are_kept_and_that_is_said(tmp_path, case):
+    files, is_allowed = OVERLAPS[case]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, rows in files.items():
+        (folder / name).write_text(as_csv(rows))
+
+    said, _, recipe = made(tmp_path, [str(folder)])
+
+    allowed = [one.name for one in recipe.datasets if one.allow_overlap]
+    assert bool(allowed) == is_allowed
+    assert ("share one text with rows to judge by" in said) == is_allowed
+    assert not any(name.endswith("_test") for name in allowed)
+
+
+def test_pairs_take_as_many_a_step_as_other_examples(tmp_path):
+    (tmp_path / "pairs.csv").write_text(as_csv(pairs(200)))
+
+    _, _, recipe = made(tmp_path, [str(tmp_path / "pairs.csv")])
+
+    assert recipe.training.stage2.cosent_batch_size == recipe.training.stage2.batch_size == 32
+
+
 @pytest.mark.parametrize("split", ["", ":train"])
 def test_a_dataset_of_the_hub(tmp_path, split):
     """`datasets` reads a folder as it reads the hub, which no test can reach."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qzhou.cli.init.machine import Machine, Sizes, sizes_for, this_machine
+from qzhou.cli.init.overlap import allowing_overlap
 from qzhou.cli.init.recipe_text import recipe_text
 from qzhou.cli.init.samples import NotUnderstood
 from qzhou.cli.init.sources import DOCUMENTS_HELD_OUT, HUB, Source, dataset_name, distinct, headings_of, sources_of
@@ -76,7 +77,8 @@ def init(paths: Sequence[str], options: InitOptions, machine: Machine | None = N
             )
         found += sources
         said += [*map(_described, sources), *(f"  left out: {line}" for line in refused)]
-    found = distinct(found)
+    found, shared = allowing_overlap(distinct(found))
+    said += shared
     if options.endpoint and not any(one.dataset["rule"] == "documents" for one in found):
         raise DataError(
             "--endpoint is for documents, and there are none: see docs/synthesis.md for what else it writes"

@@ -8,6 +8,7 @@ from typing import Any
 
 from qzhou.cli.init.machine import Sizes
 from qzhou.cli.init.sources import Source
+from qzhou.data.records import PairExample
 
 COMMENTS: Mapping[str, str] = {
     "name": "of its folders and of its evaluation task",
@@ -22,6 +23,8 @@ COMMENTS: Mapping[str, str] = {
     "records": "where the rows are in the JSON document",
     "labels": "label of the file = one that is known",
     "split_by": "rows that share it are on one side of the split",
+    "allow_overlap": "rows may share one text with rows to judge by; whole pairs and queries never",
+    "cosent_batch_size": "pairs a step",
     "eval_fraction": "share that is kept for judging and never trained on",
     "chunk_tokens": "longer texts are cut into pieces of so many",
     "chunk_column": "the column that is cut",
@@ -81,7 +84,10 @@ def recipe_text(name: str, sources: Sequence[Source], sizes: Sizes, synthesis: M
         ("training", _training(sizes)),
         *([("training.loss", {"false_negative_margin": 0.0})] if _is_one_collection(sources) else []),
         ("training.stage1", _stage(sizes, sizes.stage1_steps, sizes.learning_rate)),
-        ("training.stage2", _stage(sizes, sizes.stage2_steps, sizes.learning_rate * SECOND_RATE)),
+        (
+            "training.stage2",
+            _stage(sizes, sizes.stage2_steps, sizes.learning_rate * SECOND_RATE) | _pairs(sources, sizes),
+        ),
     ]
     return "\n".join(_table(place, values) for place, values in tables)
 
@@ -93,6 +99,12 @@ def _training(sizes: Sizes) -> dict[str, Any]:
 
 def _stage(sizes: Sizes, steps: int, rate: float) -> dict[str, Any]:
     return {"steps": steps, "learning_rate": float(f"{rate:.1e}"), "batch_size": sizes.batch_size}
+
+
+def _pairs(sources: Sequence[Source], sizes: Sizes) -> dict[str, Any]:
+    """As many pairs a step as other examples; the default is of a cluster."""
+    has_pairs = any(isinstance(example, PairExample) for one in sources for example in one.examples)
+    return {"cosent_batch_size": sizes.batch_size} if has_pairs else {}
 
 
 def _is_one_collection(sources: Sequence[Source]) -> bool:

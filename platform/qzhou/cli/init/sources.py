@@ -344,7 +344,7 @@ def previewed(source: Source, rows: Sequence[Row], rejected: Mapping[str, int] =
     examples: list[Example] = []
     dropped = Counter(rejected)
     kept = 0
-    for group in _grouped(dataset, rows):
+    for group in grouped(dataset, rows):
         candidate, drops = convert(group)
         dropped.update(one.reason for one in drops if isinstance(one, Drop))
         if candidate is not None:
@@ -359,8 +359,8 @@ def previewed(source: Source, rows: Sequence[Row], rejected: Mapping[str, int] =
     return replace(source, examples=examples, kept=kept, read=read, dropped=dropped)
 
 
-def _grouped(dataset: Dataset, rows: Sequence[Row]) -> Iterable[list[Row]]:
-    """The rows of each example."""
+def grouped(dataset: Dataset, rows: Sequence[Row]) -> Iterable[list[Row]]:
+    """The rows of each example of a dataset."""
     if dataset.rule not in GROUPED_BY:
         return ([row] for row in rows)
     read = getter(columns_of(dataset)[GROUPED_BY[dataset.rule]])
