@@ -113,6 +113,15 @@ class BatchPlan:
         ]
         return PlannedBatch(step, tuple(parts))
 
+    @property
+    def epochs(self) -> dict[str, float]:
+        """How many times the stage reads the rows of each dataset, by its name."""
+        return {
+            self.datasets[member].name: int(rows) / self.datasets[member].rows
+            for members, before in zip(self._groups, self._rows_before, strict=True)
+            for member, rows in zip(members, before[-1], strict=True)
+        }
+
     def _size(self, members: Sequence[int]) -> int:
         """Rows of a batch of these datasets; fewer where they have fewer in all."""
         pairs = all(self.datasets[member].task == "pair" for member in members)

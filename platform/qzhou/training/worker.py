@@ -45,6 +45,8 @@ from qzhou.training.node_copies import cache_folder, folder_of_node
 from qzhou.training.recorder import StageRecorder
 from qzhou.training.validation import Validation, ValidationSet, held_out_sets, set_aside_sets
 
+MANY_EPOCHS = 20.0
+
 
 @dataclass(frozen=True, slots=True)
 class Resume:
@@ -91,8 +93,8 @@ def train_worker(
         first_step = engine.load(checkpoint) if checkpoint is not None else 0
         longest = min(recipe.model.max_document_tokens, found.tokenizer.model_max_length)
         _fit_memory(engine, recipe, name, longest, resume)
-        if checkpoint is not None and engine.rank == 0:
-            log_event(f"training: {name}: continues after step {first_step}", "continued", step=first_step)
+        if engine.rank == 0:
+            _announce(name, plan, data, None if checkpoint is None else first_step)
         folder, write = run_folder / TRAINING_STAGES[name], partial(write_model, recipe, name, spec)
         validation = _validation(recipe, name, run_folder, data, found.tokenizer, engine)
         chooses = recipe.training.select == "best" and validation is not None
@@ -189,6 +191,22 @@ def _batch_plan(recipe: Recipe, name: TrainingStageName, data: Mapping[str, Trai
         seed=recipe.training_seed + (0 if name == "stage1" else 1),
         grouping=recipe.training.grouping,
     )
+
+
+def _announce(
+    name: TrainingStageName, plan: BatchPlan, data: Mapping[str, TrainingSet], continues_after: int | None
+) -> None:
+    """Say where a stage goes on, or of which rows it reads each again and again, which may do harm."""
+    if continues_after is not None:
+        log_event(f"training: {name}: continues after step {continues_after}", "continued", step=continues_after)
+        return
+    for dataset, epochs in plan.epochs.items():
+        if epochs > MANY_EPOCHS:
+            line = (
+                f"training: {name}: WARNING: the {data[dataset].rows:,} rows of {dataset} are read {epochs:.0f} times "
+                f"each, and may be learned by heart: take fewer steps (training.{name}.steps) or more rows"
+            )
+            log_event(line, "many_epochs", level="warning", dataset=dataset, epochs=epochs)
 
 
 def _refuse_soft_mask(recipe: Recipe, name: TrainingStageName, found: Backbone) -> None:

@@ -1,6 +1,7 @@
 """The batch plan: a pure function of (seed, step)."""
 
 import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -108,6 +109,18 @@ def test_every_row_is_seen_before_any_is_seen_twice(grouping):
             rows = seen[epoch * dataset.rows : (epoch + 1) * dataset.rows]
             assert sorted(rows) == list(range(dataset.rows))
         assert (seen[: dataset.rows] != seen[dataset.rows : 2 * dataset.rows]).any()
+
+
+@pytest.mark.parametrize("grouping", ["dataset", "task", "none"])
+def test_epochs_are_rows_drawn_by_rows_there(grouping):
+    made = plan(grouping=grouping, steps=400)
+
+    drawn = Counter()
+    for step in range(400):
+        for part in made.at(step).parts:
+            drawn[part.dataset] += len(part.rows)
+    assert made.epochs == pytest.approx({one.name: drawn[one.name] / one.rows for one in SETS}, rel=0.01)
+    assert plan([DatasetSize("few", "pair", 6)], retrieval_share=0.0, steps=50).epochs == {"few": 50.0}
 
 
 def test_a_dataset_smaller_than_the_batch_gives_all_it_has():
