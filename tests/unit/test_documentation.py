@@ -18,6 +18,7 @@ from qzhou.config.synthesis import SynthesisSection
 from qzhou.evaluation.diagnosis import Facts
 from qzhou.evaluation.diagnosis.checks import CHECKS
 from qzhou.experiments.settings import load_experiment
+from qzhou.serving.keys import ApiKeys
 from qzhou.serving.observing import ROUTES
 from qzhou.serving.schemas import EmbeddingRequest
 from qzhou.transform.rules.fields import DEFAULT_COLUMNS, OPTIONAL_FIELDS, columns_of
@@ -116,9 +117,11 @@ def test_the_experiment_of_the_page_is_valid_and_every_one_of_the_project_is_lis
     assert dict(listed) == recipes
 
 
-def test_the_settings_routes_and_fields_of_the_serving_page_exist():
-    (block,) = blocks("toml", SERVING)
-    ServingSection.model_validate(tomllib.loads(block)["serving"])
+def test_the_settings_routes_and_fields_of_the_serving_page_exist(tmp_path):
+    serving, keys = blocks("toml", SERVING)
+    ServingSection.model_validate(tomllib.loads(serving)["serving"])
+    (tmp_path / "keys.toml").write_text(keys.replace('"..."', f'"{"0" * 64}"'), "utf-8")
+    assert ApiKeys(file=str(tmp_path / "keys.toml")).asked
     (request,) = blocks("json", SERVING)
     EmbeddingRequest.model_validate_json(request)
 
