@@ -165,6 +165,7 @@ class Dataset(Format):
         "a row has one negative.",
     )
     deduplicate: bool | None = Field(None, description="Drop exact repeats; default: transform.deduplicate.")
+    decimal: Literal[".", ","] = Field(".", description="Mark in scores and grades that are texts: 3.5 or 3,5.")
     positive_grade: float = Field(1.0, description="graded, qrels: from this grade on a document is a positive.")
     negative_grade: float = Field(0.0, description="graded, qrels: up to this grade it is a negative.")
     labels: dict[str, str] = Field(

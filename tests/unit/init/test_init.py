@@ -330,6 +330,30 @@ def test_parquet(tmp_path):
     assert (written["datasets"][0]["reader"], written["datasets"][0]["rule"]) == ("parquet", "question_answer")
 
 
+@pytest.mark.parametrize("mark", [".", ","])
+@pytest.mark.parametrize(
+    ("names", "rule"),
+    [(("sentence1", "sentence2", "score"), "scored_pair"), (("query", "document", "grade"), "graded")],
+)
+def test_numbers_are_read_with_their_own_decimal_mark(tmp_path, mark, names, rule):
+    cells = [QUESTIONS, OTHERS, [f"{n % 4}{mark}5" for n in range(60)]]
+    (tmp_path / "numbers.csv").write_text(as_csv(table(**dict(zip(names, cells, strict=True))), ";"))
+
+    said, _, recipe = made(tmp_path, [str(tmp_path / "numbers.csv")])
+
+    (dataset,) = recipe.datasets
+    assert (dataset.rule, dataset.decimal) == (rule, mark)
+    assert "dropped" not in said or "not_a_number" not in said
+
+
+def test_numbers_of_two_marks_are_no_numbers(tmp_path):
+    scores = ["1.500,5" if n % 2 else "2.5" for n in range(60)]
+    (tmp_path / "n.csv").write_text(as_csv(table(sentence1=QUESTIONS, sentence2=OTHERS, score=scores), ";"))
+
+    with pytest.raises(DataError, match="no rule that can be told"):
+        made(tmp_path, [str(tmp_path / "n.csv")])
+
+
 SENTENCES = [f"A person number {n} walks over a bridge." for n in range(40)]
 
 

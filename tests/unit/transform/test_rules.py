@@ -7,7 +7,7 @@ from qzhou.config.dataset import Dataset
 from qzhou.data.records import Drop, stable_id
 from qzhou.errors import RecipeError
 from qzhou.transform.rules.examples import swapped_id
-from qzhou.transform.rules.fields import Fields, columns_of, drop
+from qzhou.transform.rules.fields import Fields, columns_of, drop, number
 from qzhou.transform.rules.rules import RULES
 
 
@@ -93,6 +93,34 @@ def test_what_is_no_score_is_dropped(value):
     made = make("scored_pair", {"text_a": "a", "text_b": "b", "score": value})
 
     assert made.reason == "score_not_a_number"
+
+
+@pytest.mark.parametrize(
+    ("value", "point", "comma"),
+    [
+        ("3.5", 3.5, None),
+        ("3,5", None, 3.5),
+        (" -2 ", -2.0, -2.0),
+        (3.5, 3.5, 3.5),
+        ("1.234,5", None, None),  # a mark of thousands, which is not guessed at
+        ("1,234.5", None, None),
+        ("1,2,3", None, None),
+        ("1_0", None, None),
+        ("", None, None),
+        (None, None, None),
+        ("nan", None, None),
+        ("inf", None, None),
+    ],
+)
+def test_a_number_is_read_with_the_decimal_mark_of_its_dataset_or_not_at_all(value, point, comma):
+    assert (number(value), number(value, ",")) == (point, comma)
+
+
+def test_a_score_with_the_other_mark_says_which_setting_reads_it():
+    made = make("scored_pair", {"text_a": "a cat", "text_b": "a dog", "score": "3,5"})
+
+    assert made.reason == "score_not_a_number"
+    assert made.detail == """score is '3,5'; decimal = "," reads it"""
 
 
 def test_a_pair_of_equal_texts_is_dropped():

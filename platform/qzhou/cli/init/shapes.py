@@ -52,6 +52,8 @@ MOST_GRADES = 11
 ALIKE = 2.5  # two texts of a pair are of similar length: the mean of one is at most so many times the other's
 DOCUMENT_CHARS = 200  # on average; a column of such texts is one of documents
 
+NUMBER = re.compile(r"-?\d+(?:([.,])\d+)?")
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -104,7 +106,17 @@ class Column:
     @cached_property
     def is_number(self) -> bool:
         """Whether every cell that is not blank is a number."""
-        return bool(self.texts) and all(re.fullmatch(r"-?\d+(\.\d+)?", text) for text in self.texts)
+        return bool(self.texts) and all(NUMBER.fullmatch(text) for text in self.texts) and len(self._marks) < 2
+
+    @cached_property
+    def _marks(self) -> set[str]:
+        """Decimal marks of its numbers."""
+        return {mark for text in self.texts if (found := NUMBER.fullmatch(text)) and (mark := found[1])}
+
+    @property
+    def decimal(self) -> Mapping[str, str]:
+        """The setting that reads its numbers, where it is not the usual one."""
+        return {"decimal": ","} if self._marks == {","} else {}
 
     @cached_property
     def has_letters(self) -> bool:
@@ -122,9 +134,7 @@ class Column:
     @cached_property
     def is_id(self) -> bool:
         """Whether its name says that it holds identifiers, or it has none, or its numbers count the rows."""
-        counts = (
-            self.is_number and self.distinct == len(self.texts) > 2 and all("." not in one for one in self.texts)
-        )
+        counts = self.is_number and self.distinct == len(self.texts) > 2 and not self._marks
         return IDS.search(self.name) is not None or counts
 
     @cached_property
@@ -134,7 +144,7 @@ class Column:
         if not 1 < self.distinct <= max(2, 0.35 * len(found)) or max(map(len, found)) > LABEL_CHARS:
             return False
         words = sum(len(text.split()) for text in found) / len(found)
-        is_broken = self.is_number and any(float(text) % 1 for text in found)
+        is_broken = self.is_number and any(float(text.replace(",", ".")) % 1 for text in found)
         return words <= LABEL_WORDS and not is_broken
 
     @cached_property
@@ -301,9 +311,8 @@ def _scored(table: _Table, sides: tuple[Column, Column], score: Column) -> Shape
     lengths = sorted((left.mean_chars, right.mean_chars))
     if table.is_unnamed and score.is_label and lengths[1] > ALIKE * lengths[0]:
         return None  # numbers of classes, beside a title and a text
-    return Shape(
-        "scored_pair", {**columns, "score": score.name}, why=f"'{score.name}' is a number beside two texts"
-    )
+    why = f"'{score.name}' is a number beside two texts"
+    return Shape("scored_pair", {**columns, "score": score.name}, score.decimal, why)
 
 
 def _two_labels(columns: Mapping[str, str], label: Column) -> Shape | None:
@@ -329,7 +338,7 @@ def _graded(table: _Table) -> Shape | None:
             "answers (rule graded, positive_grade, negative_grade)"
         )
     columns = {"query": query.name, "document": document.name, "grade": grade.name}
-    return Shape("graded", columns, why=f"'{grade.name}' grades documents of a query")
+    return Shape("graded", columns, grade.decimal, f"'{grade.name}' grades documents of a query")
 
 
 def _answers(table: _Table) -> Shape | None:

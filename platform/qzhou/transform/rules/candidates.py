@@ -9,7 +9,7 @@ from qzhou.config.dataset import Dataset
 from qzhou.data.records import Drop, Example, normalized_text
 from qzhou.transform.reading.columns import Row, as_text, getter
 from qzhou.transform.rules.examples import texts_of
-from qzhou.transform.rules.fields import Fields, as_record, number
+from qzhou.transform.rules.fields import Fields, as_record
 from qzhou.transform.rules.held_out import held_out
 from qzhou.transform.rules.rules import RULES
 
@@ -65,16 +65,16 @@ class Converter:
             held_out(group, self.dataset.eval_fraction),
             _rows_without_drops(raw, drops),
             rows[0]["query_id"] if is_qrels else "",
-            _highest_grades(rows) if is_qrels else [],
+            _highest_grades(rows, self.fields) if is_qrels else [],
         )
         return candidate, drops
 
 
-def _highest_grades(rows: Iterable[Row]) -> list[dict[str, Any]]:
+def _highest_grades(rows: Iterable[Row], fields: Fields) -> list[dict[str, Any]]:
     """The grade of each document of a query; one that was graded twice keeps its higher grade."""
     best: dict[str, float] = {}
     for row in rows:
-        grade = number(row["grade"])
+        grade = fields.number(row["grade"])
         if row["document"] and grade is not None:
             best[row["document_id"]] = max(grade, best.get(row["document_id"], grade))
     return [{"document_id": document, "grade": grade} for document, grade in best.items()]

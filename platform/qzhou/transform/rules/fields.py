@@ -144,6 +144,10 @@ class Fields:
         plain = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
         return self.dataset.labels.get(plain.strip(), plain).strip().casefold()
 
+    def number(self, value: Any) -> float | None:
+        """A finite number as the dataset writes it, or None."""
+        return number(value, self.dataset.decimal)
+
     def blank(self, name: str, row: Row) -> Drop:
         """The drop of a row whose field is empty."""
         return self.drop(f"blank_{name}", self.empty(name), row)
@@ -185,8 +189,12 @@ def as_record(content: object) -> str:
     return _printable(content[:DROPPED_RECORD_CHARS])
 
 
-def number(value: Any) -> float | None:
-    """A finite number, or None."""
+def number(value: Any, decimal: str = ".") -> float | None:
+    """A finite number, or None; ``decimal`` is the mark in a text, which holds no other."""
+    if isinstance(value, str):
+        if "_" in value or (decimal == "," and "." in value):
+            return None  # Python's own spelling; a mark of thousands, perhaps
+        value = value.replace(decimal, ".")
     try:
         found = float(value)
     except (TypeError, ValueError, OverflowError):

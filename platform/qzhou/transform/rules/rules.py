@@ -122,7 +122,7 @@ def claim_evidence(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
 
 def graded(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """Grades of search results and answers: high ones are positives, low ones negatives."""
-    texts = [GradedText(row, number(fields.raw(row, "grade")), fields.text(row, "document")) for row in rows]
+    texts = [GradedText(row, fields.number(fields.raw(row, "grade")), fields.text(row, "document")) for row in rows]
     return by_grade(texts, fields, fields.text(rows[0], "query"), ("query", "document", "grade"))
 
 
@@ -138,7 +138,7 @@ def qrels(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
             detail = f"document '{row['document_id']}' is not in the corpus"
             drops.append(fields.drop("unknown_document", detail, row["raw"]))
         else:
-            texts.append(GradedText(row["raw"], number(row["grade"]), row["document"]))
+            texts.append(GradedText(row["raw"], fields.number(row["grade"]), row["document"]))
     return drops + by_grade(texts, fields, rows[0]["query"], ("query", "document", "grade"))
 
 
@@ -165,11 +165,12 @@ def scored_pair(rows: Sequence[Row], fields: Fields) -> list[Outcome]:
     """Two texts and a number, higher for closer; yes/true is 1 and no/false is 0. Only the order counts."""
     (row,) = rows
     value = fields.raw(row, "score")
-    score = number(value)
+    score = fields.number(value)
     if score is None:
         score = number(YES_NO.get(str(value).strip().casefold()))
     if score is None:
-        return [fields.drop("score_not_a_number", f"score is {value!r}", row)]
+        advice = """; decimal = "," reads it""" if number(value, ",") is not None else ""
+        return [fields.drop("score_not_a_number", f"score is {value!r}{advice}", row)]
     return [pair(row, fields, score)]
 
 
