@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import ray
 import yaml
+from ray.serve.schema import ServeApplicationSchema
 
 from qzhou.cluster.spot import PROVIDERS
+from qzhou.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,3 +137,35 @@ def test_constraints_pin_every_requirement_that_the_project_names():
     }
 
     assert names - {project["name"]} <= pinned  # [dev] names extras of the project itself
+
+
+ANYSCALE = ROOT / "deploy" / "anyscale"
+
+
+def test_anyscale_s_job_starts_the_run_that_its_recipe_describes():
+    job = yaml.safe_load((ANYSCALE / "job.yaml").read_text("utf-8"))
+
+    python, script, recipe, *settings = job["entrypoint"].split()
+    assert python == "python"
+    assert (ROOT / script).exists()
+    assert load_recipe(ROOT / recipe, settings).run.storage == "s3://your-bucket/runs"
+    wanted = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text("utf-8"))["env_vars"]
+    assert job["env_vars"].items() <= wanted.items()
+
+
+def test_anyscale_s_service_serves_the_model_that_its_job_leaves():
+    service = yaml.safe_load((ANYSCALE / "service.yaml").read_text("utf-8"))
+
+    (application,) = (ServeApplicationSchema.model_validate(one) for one in service["applications"])
+    assert application.import_path == "serve.app:build"
+    recipe = load_recipe(ROOT / application.args["recipe"])
+    assert application.args["model"] == f"{recipe.run.storage}/{recipe.run.name}/model"
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "service.yaml"])
+def test_anyscale_s_files_take_one_image_with_the_ray_of_constraints_txt(name):
+    found = yaml.safe_load((ANYSCALE / name).read_text("utf-8"))
+
+    image = (ROOT / found["containerfile"]).read_text("utf-8")
+    assert f"FROM anyscale/ray:{ray.__version__}-py311" in image
+    assert "[gpu,quickstart,lora,trackers]" in image
