@@ -118,9 +118,20 @@ def test_requests_at_the_same_time_get_the_vectors_they_get_alone(endpoint):
 
 
 def test_a_text_above_the_token_budget_is_truncated_and_encoded(client):
-    response = client.embeddings.create(model="tiny", input=["tree " * 500] * 9)
+    response = client.embeddings.create(model="tiny", input=["tree " * 500] * 9, extra_body={"truncate": True})
 
     assert response.usage.prompt_tokens == 9 * MAX_TOKENS
+
+
+def test_a_text_that_is_too_long_has_one_vector_here_and_behind_a_url(endpoint, monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    texts = ["sort the list", "tree " * 500, "a map"]
+    teacher = load_text_encoder(
+        f"{endpoint.url}/v1#tiny", ModelSection(backbone=str(endpoint.model)), api_key_env="TEACHER_KEY"
+    )
+
+    assert (teacher.encode(texts) * own(endpoint, texts)).sum(axis=1).min() >= 0.9999
+    assert teacher.truncated == 1
 
 
 def test_usage_counts_real_tokens(endpoint, client):

@@ -26,7 +26,8 @@ RETRIED = {408, 409, 429}  # and every 5xx
 # statuses of a refused text, and words in which endpoints say that it is too long; 413 says it without
 REFUSALS = (400, 422)
 TOO_LONG = re.compile(
-    r"context|too long|too large|maximum|max(_|imum )?(length|tokens)|exceed|less than \d+ tokens|tokens\W.* less than",
+    r"context|more than (the )?\d+ tokens|"
+    r"too long|too large|maximum|max(_|imum )?(length|tokens)|exceed|less than \d+ tokens|tokens\W.* less than",
     re.IGNORECASE,
 )
 SHORTEST_CUT = 16  # characters of a text that is not cut further
@@ -50,7 +51,8 @@ def _is_too_long(error: Exception, message: str) -> bool:
     if not isinstance(error, openai.APIStatusError):
         return False
     is_refusal = error.status_code in REFUSALS or (error.status_code == 500 and "too large" in message)
-    return error.status_code == 413 or (is_refusal and TOO_LONG.search(message) is not None)
+    is_named = error.code == "context_length_exceeded"  # OpenAI's
+    return error.status_code == 413 or (is_refusal and (is_named or TOO_LONG.search(message) is not None))
 
 
 class RemoteEncoder:
@@ -72,8 +74,8 @@ class RemoteEncoder:
         if not self._model:
             raise ModelError(f"the model '{spec}' names no model; write it as {spec}#model-name")
         self.prompts: Mapping[str, str] | None = None  # an endpoint declares none
-        # texts that were too long for it, and were cut here; what it cuts itself it does not tell
-        self.truncated = 0
+        self.truncated = 0  # texts that were too long for it, and were cut here, or there where it tells
+        self._may_truncate = True  # until it has refused to when it was asked
         self._lock = threading.Lock()
         self._keys = keys
         self._client = openai.OpenAI(
@@ -103,11 +105,11 @@ class RemoteEncoder:
 
         Args:
             texts: Any number.
-            max_tokens: Not sent: the endpoint truncates where it does. A text that it refuses as too long is sent again
-                without its end, a quarter shorter each time.
+            max_tokens: Not sent: the endpoint truncates where it does. Where it refuses a text as too long it is asked
+                to ``truncate``; if it does not know that, the text is sent a quarter shorter each time.
 
         Raises:
-            ModelError: The endpoint cannot be reached, refuses, or answers with something else than vectors.
+            ModelError: The endpoint cannot be reached, refuses, or answers with something else than finite vectors.
         """
         del max_tokens
         sent = [text or EMPTY_TEXT for text in texts]
@@ -126,6 +128,11 @@ class RemoteEncoder:
         except _TooLongError as error:
             if len(texts) == 1 and len(texts[0]) < SHORTEST_CUT:
                 raise ModelError(str(error)) from None
+        if self._may_truncate and not is_cut:
+            try:
+                return self._answered(texts, truncate=True)
+            except (_TooLongError, ModelError):
+                self._may_truncate = False
         if len(texts) > 1:
             half = len(texts) // 2
             return np.concatenate([self._encoded(texts[:half]), self._encoded(texts[half:])])
@@ -134,20 +141,21 @@ class RemoteEncoder:
                 self.truncated += 1
         return self._encoded([texts[0][: len(texts[0]) * 3 // 4]], is_cut=True)
 
-    def _answered(self, texts: Sequence[str]) -> Vectors:
+    def _answered(self, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
         for wait_s in WAITS_S:
             try:
-                return self._asked(texts)
+                return self._asked(texts, truncate=truncate)
             except _AwayError as error:
                 time.sleep(error.retry_after_s or wait_s * random.uniform(0.75, 1.0))
         try:
-            return self._asked(texts)
+            return self._asked(texts, truncate=truncate)
         except _AwayError as error:
             raise ModelError(str(error)) from None
 
-    def _asked(self, texts: Sequence[str]) -> Vectors:
+    def _asked(self, texts: Sequence[str], *, truncate: bool) -> Vectors:
+        more = {"truncate": True} if truncate else None  # of this project's endpoint
         try:
-            found = self._client.embeddings.create(model=self._model, input=list(texts))
+            found = self._client.embeddings.create(model=self._model, input=list(texts), extra_body=more)
             ordered = sorted(found.data, key=lambda one: one.index)
             vectors = np.array([one.embedding for one in ordered], dtype=np.float32)
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
@@ -162,6 +170,14 @@ class RemoteEncoder:
             raise ModelError(
                 f"the model '{self._model}' at {self._url} gave {len(vectors)} vectors for {len(texts)} texts"
             )
+        if not np.isfinite(vectors).all():
+            wrong = texts[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
+            raise ModelError(
+                f"the model '{self._model}' at {self._url} gave a vector that is not finite (NaN or infinite) for "
+                f"the text '{wrong:.80}'"
+            )
+        with self._lock:
+            self.truncated += getattr(found.usage, "truncated_texts", None) or 0
         return vectors
 
 

@@ -35,6 +35,7 @@ PROBES = {
     "spaces": "  two  spaces and a line\n\nbetween  ",
 }
 LONG = "a long text"
+SHARES_READ = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)  # of it
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -84,8 +85,11 @@ def compare(model: str, url: str, api_key_env: str = "OPENAI_API_KEY") -> Compar
         api_key_env: Variable of the environment with its key.
 
     Raises:
-        ModelError: The model cannot be loaded, or the endpoint does not answer with vectors of its width.
+        ModelError: The model cannot be loaded, the URL is none, or the endpoint does not answer with finite vectors of
+            its width.
     """
+    if not url.startswith(("http://", "https://")):
+        raise ModelError(f"'{url}' is no URL; write it as http://127.0.0.1:8000/v1#name")
     remote = RemoteEncoder(url, Keys.of([api_key_env], os.environ), api_key_env)
     with ExitStack() as stack:
         place = stack.enter_context(local_model(find_model(model)))
@@ -103,13 +107,8 @@ def compare(model: str, url: str, api_key_env: str = "OPENAI_API_KEY") -> Compar
         found = Comparison(cosines)
         if found.is_same:
             return found
-        cause = _only_long(found) or variant.explained(list(probes.values()), theirs_ND)
+        cause = variant.explained(list(probes.values()), theirs_ND)
         return Comparison(cosines, cause or "nothing that was tried explains them; is it this model?")
-
-
-def _only_long(found: Comparison) -> str:
-    others = [cosine for name, cosine in found.cosines.items() if name != LONG]
-    return "it reads less of a long text than the model does; raise its limit" if min(others) >= CLOSE else ""
 
 
 class _Variants:
@@ -129,10 +128,10 @@ class _Variants:
             number += 1
         return text
 
-    def vectors(self, texts: list[str], **other: Any) -> Vectors:
-        """Unit vectors [N, D]; ``other`` is said in place of the files."""
+    def vectors(self, texts: list[str], most: int = 0, **other: Any) -> Vectors:
+        """Unit vectors [N, D] of so many tokens of each text; ``other`` is said in place of the files."""
         found = load_backbone(self._place, dtype=torch.float32, **other) if other else self._found
-        return encoder_of(found, max_tokens=self._most, device=str(choose_device())).encode(texts)
+        return encoder_of(found, max_tokens=most or self._most, device=str(choose_device())).encode(texts)
 
     def explained(self, texts: list[str], theirs_ND: Vectors) -> str:
         """What gives the endpoint's vectors; empty where nothing that is tried does."""
@@ -158,5 +157,9 @@ class _Variants:
             if prompt:
                 said = f"it puts the model's prompt '{name}' before every text; switch its default prompt off"
                 yield said, self.vectors([prompt + text for text in texts])
+        for share in SHARES_READ:
+            limit = max(1, round(share * len(self._found.tokenizer(texts[-1])["input_ids"])))
+            said = f"it reads about {limit} tokens of a long text, and the model {self._most}; raise its limit"
+            yield said, self.vectors(texts, most=limit)
         for pooling in poolings:
             yield f"{directed}, and it pools by '{pooling}'", self.vectors(texts, attention=turned, pooling=pooling)

@@ -18,6 +18,9 @@ from qzhou.errors import SetupError, first_line
 from qzhou.serving.errors import RequestError
 from qzhou.telemetry.events import log_event
 
+FORM = (
+    'A key is a table [name] with key = "..." or sha256 = "...", and tokens_per_minute if it has a limit of its own'
+)
 LOOK_AGAIN_S = 5.0  # after so long, the file of keys is looked at for changes
 
 
@@ -57,6 +60,9 @@ Name = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,64}$")]
 ENTRIES = TypeAdapter(dict[Name, _Entry])
 
 
+EMPTY = hashlib.sha256(b"").digest()
+
+
 class ApiKeys:
     """The keys that are admitted; with none, everyone is. Holds digests, so that no log can show a key.
 
@@ -77,7 +83,7 @@ class ApiKeys:
         given = [_digest(key) for key in keys]
         self._given = {digest: ApiKey(hashlib.sha256(digest).hexdigest()[:8]) for digest in given}
         self._file, self._clock = file, clock
-        self._looked, self._state = clock(), _state(file)
+        self._looked, self._state, self._said = clock(), _state(file), ""
         self._known = self._given | (_read(file) if file else {})
 
     @classmethod
@@ -139,13 +145,15 @@ class ApiKeys:
         state = _state(self._file)
         if state == self._state:
             return
-        self._state = state
         try:
             self._known = self._given | _read(self._file)
         except SetupError as error:
             line = f"serving: the keys stay as they were: {first_line(error)}"
-            log_event(line, "api_keys", level="warning")
+            if line != self._said:  # it is tried again: rights may change, which shows in no time of the file
+                log_event(line, "api_keys", level="warning")
+            self._said = line
         else:
+            self._state, self._said = state, ""
             log_event(f"serving: {self._file} was read again; {len(self._known)} keys", "api_keys")
 
 
@@ -161,13 +169,11 @@ def _state(file: str) -> tuple[int, ...] | None:
 def _read(file: str) -> dict[bytes, ApiKey]:
     where = f"{file} (serving.api_keys_file)"
     try:
-        entries = ENTRIES.validate_python(tomllib.loads(Path(file).read_text("utf-8")))
+        entries = ENTRIES.validate_python(tomllib.loads(Path(file).read_text("utf-8-sig")))
     except (OSError, UnicodeDecodeError) as error:
         raise SetupError(f"{where} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise SetupError(
-            f'{where} is not TOML: {error}. It has a table for each key: [name], then key = "..."'
-        ) from None
+        raise SetupError(f"{where} is not TOML: {error}. {FORM}") from None
     except ValidationError as error:
         raise SetupError(f"{where}: {_problem(error)}") from None
     if not entries:
@@ -176,6 +182,9 @@ def _read(file: str) -> dict[bytes, ApiKey]:
         )
     _check_header([one.key for one in entries.values() if one.key], where)
     digests = [bytes.fromhex(one.sha256) if one.sha256 else _digest(one.key or "") for one in entries.values()]
+    if EMPTY in digests:
+        (name, *_) = (name for name, digest in zip(entries, digests, strict=True) if digest == EMPTY)
+        raise SetupError(f"{where}: [{name}] sha256 is that of an empty text; make it of the key")
     twice = {digest for digest, times in Counter(digests).items() if times > 1}
     if twice:
         same = ", ".join(f"[{name}]" for name, digest in zip(entries, digests, strict=True) if digest in twice)
@@ -188,7 +197,12 @@ def _problem(error: ValidationError) -> str:
     """The first thing that is wrong, without its value, which may be a key."""
     first = error.errors(include_input=False, include_url=False)[0]
     table, *field = (str(part) for part in first["loc"] if part != "[key]")
-    return f"[{table}]{' ' * bool(field)}{'.'.join(field)}: {first['msg'].removeprefix('Value error, ')}"
+    said = first["msg"].removeprefix("Value error, ")
+    if first["type"] in {"model_type", "dict_type"}:
+        said = "is no table"
+    elif first["type"] == "extra_forbidden":
+        said = 'is no field of a key; a name with dots is written ["a.name"]'
+    return f"[{table}]{' ' * bool(field)}{'.'.join(field)}: {said}. {FORM}"
 
 
 def _check_header(keys: Sequence[str], where: str) -> None:

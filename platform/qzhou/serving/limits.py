@@ -49,7 +49,8 @@ class TokenRate:
         limit = self._limit(key)
         bucket = None if limit is None else self._buckets.get((key.name, limit))
         if bucket is not None and bucket.level_at(self._clock()) <= 0:
-            problem = f"Rate limit reached: {limit:,} tokens per minute."
+            shared = f", shared by {self.replicas} replicas" if self.replicas > 1 else ""
+            problem = f"Rate limit reached: {limit:,} tokens per minute{shared}."
             wait_s = bucket.wait_s(self._clock(), 1.0)
             raise RequestError(problem, status=429, code="rate_limit_exceeded", retry_after_s=wait_s)
 
@@ -61,13 +62,12 @@ class TokenRate:
             RequestError: 429; others have used up the key's tokens since it was let in.
         """
         self.admit(key)
-        held = guess * self.replicas
-        self._take(key, held)
+        self._take(key, guess)
         bill = TokenCharge()
         try:
             yield bill
         finally:
-            self._take(key, bill.tokens * self.replicas - held)
+            self._take(key, bill.tokens * self.replicas - guess)
 
     def charge(self, key: ApiKey, tokens: int) -> None:
         """Take off what a request costs."""

@@ -17,7 +17,7 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from qzhou.cluster.resources import resources_for
 from qzhou.config.recipe import Recipe
@@ -127,7 +127,8 @@ class EmbeddingServer(ModelReplica):
         """A limit holds for all replicas together, which share the requests evenly."""
         own = serve.get_replica_context()
         while True:
-            with contextlib.suppress(RayError):  # Ray Serve's controller is started again when it dies
+            # Ray Serve's controller may be away, and then says nothing or fails: the count stays as it is
+            with contextlib.suppress(RayError, RayServeException, KeyError):
                 status = await asyncio.to_thread(serve.status)
                 states = status.applications[own.app_name].deployments[own.deployment].replica_states
                 self._rate.replicas = max(1, states.get("RUNNING", 1))

@@ -123,7 +123,7 @@ class EmbeddingService:
                 param="output_dtype",
                 code="invalid_value",
             )
-        is_one = isinstance(request.input, str)
+        is_one = len(inputs) == 1 and inputs != request.input  # a text, or the token ids of one
         encoded = await self._encoded(
             self._presented(request, inputs), "input", lambda row: "input" if is_one else f"input[{row}]", request
         )

@@ -136,6 +136,49 @@ def test_a_text_that_is_too_long_for_an_endpoint_is_cut_and_counted_and_the_othe
     assert np.isfinite(found).all()
 
 
+@pytest.mark.parametrize("knows", ["truncate", "nothing of it", "and refuses the field"])
+def test_an_endpoint_that_can_truncate_is_asked_to_and_another_gets_shorter_texts(knows):
+    """This project's endpoint refuses a long text and names ``truncate``; in parts it would have another vector."""
+    asked = []
+    long = "x" * 1000
+    refusal = {"message": "'input[1]' has more than the 24 tokens", "code": "context_length_exceeded"}
+
+    def reply(body, authorization):
+        asked.append((len(body["input"]), body.get("truncate")))
+        if body.get("truncate") and knows == "and refuses the field":
+            return 400, {"error": {"message": "unknown field truncate"}}
+        if max(map(len, body["input"])) > 100 and not (body.get("truncate") and knows == "truncate"):
+            return 400, {"error": refusal}
+        status, answer = embeddings()({**body, "input": [text[:100] for text in body["input"]]}, authorization)
+        answer["usage"]["truncated_texts"] = sum(len(text) > 100 for text in body["input"])
+        return status, answer
+
+    with serving(reply) as spec:
+        encoder = load(spec)
+        found = encoder.encode(["short", long, "another"])
+
+    cut = np.array(vector_of(long[:100]))
+    assert encoder.truncated == 1
+    assert np.isfinite(found).all()
+    assert np.allclose(found[1], cut / np.linalg.norm(cut)) == (knows == "truncate")
+    if knows == "truncate":
+        assert asked == [(3, None), (3, True)]
+    else:
+        assert sum(bool(one) for _, one in asked) == 1, "it is asked once"
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_vector_that_is_not_finite_is_refused_with_its_text(wrong):
+    def reply(body, authorization):
+        status, answer = embeddings()(body, authorization)
+        for one in answer["data"]:
+            one["embedding"][3] = wrong if body["input"][one["index"]] == "the second" else 0.5
+        return status, answer
+
+    with serving(reply) as spec, pytest.raises(ModelError, match=r"not finite .* for the text 'the second'"):
+        load(spec).encode(["the first", "the second", "the third"])
+
+
 def test_another_refusal_is_an_error_at_once():
     asked = []
 

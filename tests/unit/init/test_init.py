@@ -346,6 +346,35 @@ def test_numbers_are_read_with_their_own_decimal_mark(tmp_path, mark, names, rul
     assert "dropped" not in said or "not_a_number" not in said
 
 
+def test_a_mark_that_may_be_of_thousands_is_not_guessed_at(tmp_path):
+    scores = [("120", "450", "1,000", "2,500")[n % 4] for n in range(60)]
+    (tmp_path / "n.csv").write_text(as_csv(table(sentence1=QUESTIONS, sentence2=OTHERS, score=scores)))
+
+    with pytest.raises(DataError, match="'1,000' of 'score' may be a number of thousands or have a decimal comma"):
+        made(tmp_path, [str(tmp_path / "n.csv")])
+
+
+def test_labels_with_a_comma_stay_labels(tmp_path):
+    pages = [("1,2", "3,5", "7,9")[n % 3] for n in range(60)]
+    (tmp_path / "n.csv").write_text(as_csv(table(text=QUESTIONS, label=pages)))
+
+    _, _, recipe = made(tmp_path, [str(tmp_path / "n.csv")])
+
+    (dataset,) = recipe.datasets
+    assert (dataset.rule, dataset.decimal) == ("labeled", ".")
+
+
+def test_grades_that_a_person_names_are_read_with_their_own_mark(tmp_path):
+    cells = table(asked=QUESTIONS, found=OTHERS, mark=[f"{n % 2},5" for n in range(60)])
+    (tmp_path / "n.csv").write_text(as_csv(cells, ";"))
+
+    _, _, recipe = made(
+        tmp_path, [str(tmp_path / "n.csv")], columns={"query": "asked", "positive": "found", "label": "mark"}
+    )
+
+    assert (recipe.datasets[0].rule, recipe.datasets[0].decimal) == ("graded", ",")
+
+
 def test_numbers_of_two_marks_are_no_numbers(tmp_path):
     scores = ["1.500,5" if n % 2 else "2.5" for n in range(60)]
     (tmp_path / "n.csv").write_text(as_csv(table(sentence1=QUESTIONS, sentence2=OTHERS, score=scores), ";"))
@@ -403,6 +432,8 @@ def test_rows_that_share_one_text_with_rows_to_judge_by_are_kept_and_that_is_sai
     allowed = [one.name for one in recipe.datasets if one.allow_overlap]
     assert bool(allowed) == is_allowed
     assert ("share one text with rows to judge by" in said) == is_allowed
+    assert ("as official splits" in said) == (is_allowed and len(files) == 2)
+    assert ("split_by = COLUMN" in said) == (is_allowed and len(files) == 1)
     assert not any(name.endswith("_test") for name in allowed)
 
 

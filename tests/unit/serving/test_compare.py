@@ -51,7 +51,7 @@ ENGINES = {
     "last token": ({"pooling": "last"}, "it pools by 'last', and the model by 'mean'"),
     "causal and last": ({"attention": "causal", "pooling": "last"}, "it attends causal.*and it pools by 'last'"),
     "a default prompt": ({"prefix": "search: "}, "puts the model's prompt 'query' before every text"),
-    "a short limit": ({"most": 60}, "it reads less of a long text"),
+    "a short limit": ({"most": 60}, "it reads about 6[0-9] tokens of a long text, and the model 120"),
     "noise": ({"noise": 1.0}, "nothing that was tried explains them"),
 }
 

@@ -72,13 +72,19 @@ def test_keys_in_a_file_have_names_and_limits_and_may_be_digests(tmp_path):
 WRONG = {
     "empty": ("", "holds no API key"),
     "comments alone": ("# nothing\n", "holds no API key"),
-    "a key a line": ("sk-secret\n", "is not TOML.*a table for each key"),
-    "no table": ('key = "sk-secret"\n', r"\[key\]"),
+    "a key a line": ("sk-secret\n", "is not TOML.*A key is a table"),
+    "no table": ('key = "sk-secret"\n', r"\[key\]: is no table\. A key is a table \[name\]"),
+    "several tables": ('[[a]]\nkey = "sk-secret"\n', r"\[a\]: is no table"),
+    "a table inside": ('[team.search]\nkey = "sk-secret"\n', r"\[team\] search: is no field.*\[\"a\.name\"\]"),
+    "the digest of nothing": (f'[a]\nsha256 = "{hashlib.sha256(b"").hexdigest()}"\n', "of an empty text"),
     "no key": ("[a]\ntokens_per_minute = 5\n", r"\[a\]: give either key, or sha256"),
     "both": (f'[a]\nkey = "sk-secret"\nsha256 = "{"0" * 64}"\n', r"\[a\]: give either key, or sha256"),
     "an empty key": ('[a]\nkey = ""\n', r"\[a\] key: .*at least 1 character"),
     "half a digest": ('[a]\nsha256 = "abc"\n', r"\[a\] sha256: "),
-    "another field": ('[a]\nkey = "sk-secret"\ntoken_per_minute = 1\n', r"\[a\] token_per_minute: Extra inputs"),
+    "another field": (
+        '[a]\nkey = "sk-secret"\ntoken_per_minute = 1\n',
+        r"\[a\] token_per_minute: is no field of a key",
+    ),
     "no tokens": ('[a]\nkey = "sk-secret"\ntokens_per_minute = 0\n', r"\[a\] tokens_per_minute: "),
     "text for a number": ('[a]\nkey = "sk-secret"\ntokens_per_minute = "5"\n', r"\[a\] tokens_per_minute: "),
     "the same key twice": (
@@ -148,6 +154,30 @@ def test_a_file_that_changes_is_read_again_and_one_that_is_wrong_changes_nothing
     assert admitted(keys, "two", "always")[0] == "b"
     assert not capsys.readouterr().out  # it was said
     assert after('[a]\nkey = "one"\n') == ["a", None]
+
+
+def test_a_file_that_could_not_be_read_is_tried_again_and_said_once(tmp_path, capsys):
+    """As after `chmod`, or while NFS was away."""
+    file, clock = written(tmp_path, '[a]\nkey = "one"\n'), Clock()
+    keys = ApiKeys([], str(file), clock)
+    other = tmp_path / "other.toml"
+    other.write_text('[b]\nkey = "two"\n', "utf-8")
+    file.unlink()
+    file.mkdir()  # which nobody can read as a file
+    for _ in range(3):
+        clock.now += 10
+        assert admitted(keys, "one", "two") == ["a", None]
+    assert capsys.readouterr().out.count("cannot be read") == 1
+    file.rmdir()
+    other.rename(file)
+    clock.now += 10
+    assert admitted(keys, "one", "two") == [None, "b"]
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_file(tmp_path):
+    keys = ApiKeys.found("KEYS", str(written(tmp_path, '\ufeff[a]\nkey = "one"\n')), {})
+
+    assert admitted(keys, "one") == ["a"]
 
 
 def test_the_file_is_not_looked_at_for_every_request(tmp_path):

@@ -41,9 +41,15 @@ def allowing_overlap(sources: Sequence[Source]) -> tuple[list[Source], list[str]
             found.append(source)
             continue
         found.append(replace(source, dataset={**source.dataset, "allow_overlap": True}))
-        lines.append(
+        line = (
             f"{source.dataset['name']}: {len(shared):,} of {len(trained):,} rows share one text with rows to judge by; "
-            "they are trained on all the same (allow_overlap = true), as official splits of pairs have it"
+            "they are trained on all the same (allow_overlap = true), "
+        )
+        own = source.dataset.get("eval_fraction")
+        lines.append(
+            line + "so a part of what is judged was read in training; split_by = COLUMN keeps groups of rows apart"
+            if own
+            else line + "as official splits of pairs have it"
         )
     return found, lines
 

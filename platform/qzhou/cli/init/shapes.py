@@ -52,8 +52,6 @@ MOST_GRADES = 11
 ALIKE = 2.5  # two texts of a pair are of similar length: the mean of one is at most so many times the other's
 DOCUMENT_CHARS = 200  # on average; a column of such texts is one of documents
 
-NUMBER = re.compile(r"-?\d+(?:([.,])\d+)?")
-
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -106,17 +104,33 @@ class Column:
     @cached_property
     def is_number(self) -> bool:
         """Whether every cell that is not blank is a number."""
-        return bool(self.texts) and all(NUMBER.fullmatch(text) for text in self.texts) and len(self._marks) < 2
+        return bool(self.texts) and all(re.fullmatch(r"-?\d+(\.\d+)?", text) for text in self.texts)
 
     @cached_property
-    def _marks(self) -> set[str]:
-        """Decimal marks of its numbers."""
-        return {mark for text in self.texts if (found := NUMBER.fullmatch(text)) and (mark := found[1])}
+    def is_measure(self) -> bool:
+        """Whether every cell that is not blank is a number with either decimal mark, as scores and grades are.
+
+        Raises:
+            NotUnderstood: The mark may be one of thousands.
+        """
+        if self.is_number:
+            return True
+        found = [re.fullmatch(r"-?\d+(?:,(\d+))?", text) for text in self.texts]
+        decimals = [one[1] for one in found if one and one[1]]
+        if not decimals or not all(found):
+            return False
+        if all(len(one) == 3 for one in decimals):
+            cell = next(text for text in self.texts if "," in text)
+            raise NotUnderstood(
+                f"'{cell}' of '{self.name}' may be a number of thousands or have a decimal comma: write it without, or say "
+                'decimal = "," in a recipe'
+            )
+        return True
 
     @property
     def decimal(self) -> Mapping[str, str]:
         """The setting that reads its numbers, where it is not the usual one."""
-        return {"decimal": ","} if self._marks == {","} else {}
+        return {} if self.is_number or not self.is_measure else {"decimal": ","}
 
     @cached_property
     def has_letters(self) -> bool:
@@ -134,7 +148,9 @@ class Column:
     @cached_property
     def is_id(self) -> bool:
         """Whether its name says that it holds identifiers, or it has none, or its numbers count the rows."""
-        counts = self.is_number and self.distinct == len(self.texts) > 2 and not self._marks
+        counts = (
+            self.is_number and self.distinct == len(self.texts) > 2 and all("." not in one for one in self.texts)
+        )
         return IDS.search(self.name) is not None or counts
 
     @cached_property
@@ -144,7 +160,7 @@ class Column:
         if not 1 < self.distinct <= max(2, 0.35 * len(found)) or max(map(len, found)) > LABEL_CHARS:
             return False
         words = sum(len(text.split()) for text in found) / len(found)
-        is_broken = self.is_number and any(float(text.replace(",", ".")) % 1 for text in found)
+        is_broken = self.is_number and any(float(text) % 1 for text in found)
         return words <= LABEL_WORDS and not is_broken
 
     @cached_property
@@ -281,7 +297,7 @@ def _pairs(table: _Table) -> Shape | None:
     left, right = table.sides
     columns = {"text_a": left.name, "text_b": right.name}
     others = [one for one in table.columns if one not in (left, right) and not one.is_id]
-    score = table.named("score", lambda one: one.is_number and not one.is_id)
+    score = table.named("score", lambda one: not one.is_id and one.is_measure)
     labels = [one for one in others if one.texts and {text.lower() for text in one.texts} - {"-"} <= NLI]
     if labels and (score is None or score.distinct <= 3):
         return Shape(
@@ -329,10 +345,10 @@ def _two_labels(columns: Mapping[str, str], label: Column) -> Shape | None:
 def _graded(table: _Table) -> Shape | None:
     query = table.named("query", lambda one: one.has_letters)  # a log asks the same many times
     document = table.named("positive", lambda one: one.is_text) or table.named("title", lambda one: one.is_text)
-    grade = table.named("grade", lambda one: one.is_number)
+    grade = table.named("grade", lambda one: one.is_measure)
     if not (query and document and grade) or query is document:
         return None
-    if not grade.is_number or grade.distinct > MOST_GRADES:
+    if grade.distinct > MOST_GRADES:
         raise NotUnderstood(
             f"'{grade.name}' may grade the texts of '{document.name}': say in a recipe from which value on they are "
             "answers (rule graded, positive_grade, negative_grade)"
@@ -359,7 +375,8 @@ def _given(table: _Table) -> Shape | None:
             raise NotUnderstood(f"--query and --positive both name '{given['query']}'")
         if "label" in given:
             columns = {"query": given["query"], "document": given["positive"], "grade": given["label"]}
-            return Shape("graded", columns, why="as you say")
+            grade = next((one for one in table.columns if one.name == given["label"]), None)
+            return Shape("graded", columns, grade.decimal if grade else {}, "as you say")
         return Shape("question_answer", {name: given[name] for name in ("query", "positive")}, why="as you say")
     if {"text", "label"} <= given.keys():
         return Shape("labeled", {name: given[name] for name in ("text", "label")}, why="as you say")

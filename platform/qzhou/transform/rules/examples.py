@@ -138,7 +138,9 @@ def by_grade(
         if grade is None and names[2] == "label":
             drops.append(fields.unknown_label(row, YES_NO))
         elif grade is None:
-            drops.append(fields.drop("grade_not_a_number", f"column '{fields.columns[names[2]]}'", row))
+            drops.append(
+                fields.drop("grade_not_a_number", f"column '{fields.columns[names[2]]}'; see 'decimal'", row)
+            )
         elif not text:
             drops.append(fields.blank(names[1], row))
         elif dataset.negative_grade < grade < dataset.positive_grade:
