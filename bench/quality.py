@@ -15,6 +15,7 @@ other seeds. Prints a table for each dataset when it is done, and writes bench/r
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -183,7 +184,8 @@ def measured(name: str, setup: Setup, asked: argparse.Namespace) -> list[dict[st
         for lever in asked.levers:
             if settings := settings_of(lever, setup.recipe):
                 found.setdefault(lever, []).append(scores_of(setup.trial(lever, settings, seed).run(), STAGE2))
-        made = setup.file.parent / f"{name}-peers" / f"{THEIRS}-{seed}"
+        own = hashlib.sha256(setup.file.read_bytes()).hexdigest()[:8]  # another recipe has other rows and steps
+        made = setup.file.parent / f"{name}-peers-{own}" / f"{THEIRS}-{seed}"
         if not made.exists():
             theirs(default.recipe, asked.threads, made)
         run = default.run([made])

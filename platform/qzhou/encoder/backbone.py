@@ -27,8 +27,8 @@ from qzhou.run.models import MODEL_NAME_HELP, is_gguf, model_file, pretrained, r
 
 # what reading a model's files may raise; the last of GGUF
 UNREADABLE = (
-    OSError, ValueError, ImportError, RuntimeError, EOFError, SafetensorError, UnpicklingError, StrictDataclassError,
-    struct.error,
+    OSError, ValueError, TypeError, AttributeError, LookupError, ImportError, RuntimeError, EOFError,
+    SafetensorError, UnpicklingError, StrictDataclassError, struct.error,
 )  # fmt: skip
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -126,8 +126,8 @@ def load_backbone(
     transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(**files)
-        if attention is None and not _knows_both_ways(config):
-            attention = declared_attention(config.to_dict())
+        if attention is None:
+            attention = _declared_attention(config)
         if attention is not None:
             config = _attending(config, attention)
         config.use_cache = False  # an encoder never continues a text
@@ -139,7 +139,7 @@ def load_backbone(
         tokenizer = AutoTokenizer.from_pretrained(**files)
     except UNREADABLE as error:
         raise ModelError(
-            f"the model '{spec}' cannot be loaded: {why_unreadable(error)}\n       {MODEL_NAME_HELP}"
+            f"the model '{spec}' cannot be loaded: {why_unreadable(error, place)}\n       {MODEL_NAME_HELP}"
         ) from None
     _refuse_random_weights(spec, loaded)
     with torch.no_grad():
@@ -288,12 +288,22 @@ def _unpacked(model: Any, dtype: torch.dtype) -> Any:
 
 def _attending(config: Any, attention: Attention) -> Any:
     """The config of a model that attends in one or both directions, in either spelling (:func:`declared_attention`)."""
+    both_ways: bool | str | None = attention == "bidirectional"
+    if str(config.model_type).startswith("gemma4"):
+        both_ways = "all" if both_ways else None
     if _knows_both_ways(config):
         # the constructor also sets the width of its sliding window
-        config = type(config).from_dict(config.to_dict() | {BOTH_WAYS: attention == "bidirectional"})
-    setattr(config, BOTH_WAYS, attention == "bidirectional")
+        config = type(config).from_dict(config.to_dict() | {BOTH_WAYS: both_ways})
+    setattr(config, BOTH_WAYS, both_ways)
     config.is_causal = attention == "causal"
     return config
+
+
+def _declared_attention(config: Any) -> Attention | None:
+    """What a config declares; None where it says nothing, and of Gemma, which is never without the second spelling."""
+    declared = declared_attention(config.to_dict())
+    is_told = declared == "bidirectional" or not _knows_both_ways(config)
+    return declared if is_told and ("is_causal" not in config.to_dict() or not _knows_both_ways(config)) else None
 
 
 def _knows_both_ways(config: Any) -> bool:
@@ -317,7 +327,7 @@ def _dense(spec: str, layer: DenseLayer) -> nn.Module:
         linear.load_state_dict({key.removeprefix("linear."): value for key, value in state.items()})
     except UNREADABLE as error:
         raise ModelError(
-            f"the model '{spec}': the layer {layer.folder} cannot be loaded: {why_unreadable(error)}. "
+            f"the model '{spec}': the layer {layer.folder} cannot be loaded: {why_unreadable(error, place)}. "
             f"{MODEL_NAME_HELP}"
         ) from None
     return nn.Sequential(linear, activation())

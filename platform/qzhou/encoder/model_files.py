@@ -19,6 +19,7 @@ Pooling = Literal["mean", "last", "cls", "weightedmean", "max"]
 # Read by transformers of Gemma alone, by text-embeddings-inference of every decoder; transformers 5.2 and newer, vLLM
 # and llama.cpp's converter read ``is_causal``.
 BOTH_WAYS = "use_bidirectional_attention"
+EVERY_TOKEN = (True, "all")  # its values for every token; Gemma 4 has the second, and "vision" for images
 
 POOLING_BY_NAME: dict[str, Pooling] = {
     "mean": "mean", "lasttoken": "last", "cls": "cls", "weightedmean": "weightedmean", "max": "max",
@@ -246,17 +247,19 @@ def declared_attention(config: Mapping[str, Any]) -> Attention | None:
     if "is_causal" in config:
         return "causal" if config["is_causal"] else "bidirectional"  # null is no to transformers
     both_ways = config.get(BOTH_WAYS)
-    return None if both_ways is None else "bidirectional" if both_ways else "causal"
+    return None if both_ways is None else "bidirectional" if both_ways in EVERY_TOKEN else "causal"
 
 
 def _refuse_two_directions(spec: str, config: dict[str, Any], attention: str | None) -> None:
     """A config that says one thing to one program and another to the next."""
-    causal, both_ways = config.get("is_causal"), config.get(BOTH_WAYS)
+    both_ways = config.get(BOTH_WAYS)
+    if attention is not None or "is_causal" not in config or both_ways is None:
+        return
     is_gemma = str(config.get("model_type")).startswith("gemma")  # its config always has the second
-    if attention is None and not is_gemma and None not in (causal, both_ways) and bool(causal) == bool(both_ways):
+    if bool(config["is_causal"]) == (both_ways in EVERY_TOKEN) and (both_ways or not is_gemma):
         raise ModelError(
-            f"the model '{spec}' declares is_causal = {json.dumps(causal)} and {BOTH_WAYS} = {json.dumps(both_ways)}, "
-            f"and one is the other's contrary.\n       {SAY_ATTENTION}"
+            f"the model '{spec}' declares is_causal = {json.dumps(config['is_causal'])} and {BOTH_WAYS} = "
+            f"{json.dumps(both_ways)}, and one is the other's contrary.\n       {SAY_ATTENTION}"
         )
 
 

@@ -145,7 +145,7 @@ class RerankActor:
             refuse_no_cross_encoder(spec, AutoConfig.from_pretrained(**pretrained(place)).architectures or [])
             model = CrossEncoder(name, revision=revision, device=device, num_labels=1, trust_remote_code=False)
         except UNREADABLE as error:
-            raise ModelError(f"mining.reranker '{spec}' cannot be loaded: {why_unreadable(error)}") from None
+            raise ModelError(f"mining.reranker '{spec}' cannot be loaded: {why_unreadable(error, place)}") from None
         model.max_length = min(max_tokens, model.max_length or max_tokens)
         return model
 

@@ -148,8 +148,19 @@ def _hub_is_away() -> bool:
     return False
 
 
-def why_unreadable(error: Exception) -> str:
+LFS_POINTER = b"version https://git-lfs"
+
+
+def why_unreadable(error: Exception, place: str) -> str:
     """What is wrong with a model's files, in one line."""
+    for file in (*Path(place).rglob("*.safetensors"), *Path(place).rglob("*.bin")) if Path(place).is_dir() else ():
+        with file.open("rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                return (
+                    f"{file.relative_to(place)} is a pointer of Git LFS in place of the weights: run `git lfs pull`"
+                )
+    if isinstance(error, EOFError):
+        return "a file of its weights is empty, or ends too early"
     if isinstance(error, UnpicklingError):  # torch's own text says how to run what such a file holds
         return (
             "its weights are damaged, or a pickle that holds more than tensors, which could be code and is not run"

@@ -94,7 +94,7 @@ def train_worker(
         longest = min(recipe.model.max_document_tokens, found.tokenizer.model_max_length)
         _fit_memory(engine, recipe, name, longest, resume)
         if engine.rank == 0:
-            _announce(name, plan, data, None if checkpoint is None else first_step)
+            announce(name, plan, None if checkpoint is None else first_step)
         folder, write = run_folder / TRAINING_STAGES[name], partial(write_model, recipe, name, spec)
         validation = _validation(recipe, name, run_folder, data, found.tokenizer, engine)
         chooses = recipe.training.select == "best" and validation is not None
@@ -193,18 +193,17 @@ def _batch_plan(recipe: Recipe, name: TrainingStageName, data: Mapping[str, Trai
     )
 
 
-def _announce(
-    name: TrainingStageName, plan: BatchPlan, data: Mapping[str, TrainingSet], continues_after: int | None
-) -> None:
-    """Say where a stage goes on, or of which rows it reads each again and again, which may do harm."""
+def announce(name: TrainingStageName, plan: BatchPlan, continues_after: int | None) -> None:
+    """Say where a stage goes on or, where it begins, which rows it reads again and again: that may do harm."""
     if continues_after is not None:
         log_event(f"training: {name}: continues after step {continues_after}", "continued", step=continues_after)
         return
+    rows = {one.name: one.rows for one in plan.datasets}
     for dataset, epochs in plan.epochs.items():
         if epochs > MANY_EPOCHS:
             line = (
-                f"training: {name}: WARNING: the {data[dataset].rows:,} rows of {dataset} are read {epochs:.0f} times "
-                f"each, and may be learned by heart: take fewer steps (training.{name}.steps) or more rows"
+                f"training: {name}: WARNING: the {rows[dataset]:,} rows of {dataset} are read {epochs:.0f} times each, "
+                f"and may be learned by heart: take fewer steps (training.{name}.steps) or more rows"
             )
             log_event(line, "many_epochs", level="warning", dataset=dataset, epochs=epochs)
 

@@ -15,7 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
     BertConfig,
+    Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -218,6 +220,8 @@ DIRECTIONS = {
     "both, causal": ({"is_causal": True, "use_bidirectional_attention": False}, "causal"),
     "null": ({"is_causal": None}, "bidirectional"),
     "the other null": ({"use_bidirectional_attention": None}, "causal"),
+    "null and the other": ({"is_causal": None, "use_bidirectional_attention": True}, "bidirectional"),
+    "null against the other": ({"is_causal": None, "use_bidirectional_attention": False}, None),
     "contradiction": ({"is_causal": False, "use_bidirectional_attention": False}, None),
     "contradiction, both": ({"is_causal": True, "use_bidirectional_attention": True}, None),
 }
@@ -579,6 +583,58 @@ def test_damaged_weights_are_named(whole, tmp_path, where, is_pickle, damage):
     with pytest.raises(ModelError, match=f"{re.escape(str(made))}.* cannot be loaded: .*") as caught:
         compute(made)
     assert "weights_only" not in str(caught.value)
+    assert ("run `git lfs pull`" in str(caught.value)) == (damage == "a pointer of Git LFS")
+
+
+NO_TENSORS = {"a list": [1, 2], "a tensor": torch.zeros(2), "keys of numbers": {1: torch.zeros(2)}, "nothing": None}
+
+
+@WHERE
+@pytest.mark.parametrize("content", NO_TENSORS)
+def test_a_pickle_of_something_else_is_named(whole, tmp_path, where, content):
+    source, folder, compute = whole[where]
+    made = shutil.copytree(source, tmp_path / "model")
+    pickled(made / folder, {})
+    torch.save(NO_TENSORS[content], made / folder / "pytorch_model.bin")
+
+    with pytest.raises(ModelError, match=re.escape(str(made))):
+        compute(made)
+
+
+GEMMAS = {
+    "gemma2, both ways": (Gemma2Config, {"use_bidirectional_attention": True}, "bidirectional"),
+    "gemma2": (Gemma2Config, {}, "causal"),
+    "gemma3, both ways": (Gemma3TextConfig, {"use_bidirectional_attention": True}, "bidirectional"),
+    "gemma3": (Gemma3TextConfig, {}, "causal"),
+    "gemma3, contradiction": (Gemma3TextConfig, {"is_causal": True, "use_bidirectional_attention": True}, None),
+    "gemma4": (Gemma4TextConfig, {}, "causal"),
+    "gemma4, both ways": (Gemma4TextConfig, {"use_bidirectional_attention": "all"}, "bidirectional"),
+    "gemma4, images": (Gemma4TextConfig, {"use_bidirectional_attention": "vision"}, "causal"),
+}
+
+
+@pytest.mark.parametrize("asked", [None, "causal", "bidirectional"])
+@pytest.mark.parametrize("case", GEMMAS)
+def test_gemma_attends_as_it_declares_or_as_it_is_told(bare, tmp_path, case, asked):
+    kind, said, declared = GEMMAS[case]
+    folder = shutil.copytree(bare / "gemma3", tmp_path / "model")
+    more = {"global_head_dim": 8, "hidden_size_per_layer_input": 0} if kind is Gemma4TextConfig else {}
+    config = kind(**SIZES, **GROUPED, head_dim=8, **more)
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    written = json.loads((folder / "config.json").read_text())
+    write(folder, "config.json", written | said)
+    if declared is None and asked is None:
+        with pytest.raises(ModelError, match="one is the other's contrary"):
+            load_backbone(str(folder), dtype=torch.float32)
+        return
+
+    model = load_backbone(str(folder), dtype=torch.float32, attention=asked).model
+
+    first_token = [model.backbone(torch.tensor([[4, 5, last]])).last_hidden_state[0, 0] for last in (6, 7)]
+    is_seen = not torch.allclose(*first_token, atol=1e-5)
+    assert is_seen == ((asked or declared) == "bidirectional")
+    assert is_causal(model.backbone) != is_seen
 
 
 def test_layers_that_do_not_fit_and_rerankers_with_code_are_refused(bare, tmp_path, make_recipe):

@@ -12,6 +12,7 @@ from qzhou.config.training import StageSection
 from qzhou.errors import DataError
 from qzhou.training.batch_plan import BatchPlan, DatasetSize
 from qzhou.training.permutation import permuted
+from qzhou.training.worker import announce
 
 SETS = [DatasetSize("big", "retrieval", 900), DatasetSize("small", "retrieval", 100), DatasetSize("sts", "pair", 300),
         DatasetSize("cls", "classification", 200)]  # fmt: skip
@@ -121,6 +122,21 @@ def test_epochs_are_rows_drawn_by_rows_there(grouping):
             drawn[part.dataset] += len(part.rows)
     assert made.epochs == pytest.approx({one.name: drawn[one.name] / one.rows for one in SETS}, rel=0.01)
     assert plan([DatasetSize("few", "pair", 6)], retrieval_share=0.0, steps=50).epochs == {"few": 50.0}
+
+
+@pytest.mark.parametrize(("steps", "is_said"), [(60, False), (400, True)])
+def test_rows_that_are_read_again_and_again_are_said_once(steps, is_said, capsys):
+    sets = [DatasetSize("few", "pair", 120), DatasetSize("many", "pair", 10_000)]
+    made = plan(sets, retrieval_share=0.0, steps=steps, alpha=0.0, cosent_batch_size=24)
+
+    announce("stage2", made, None)
+    said = capsys.readouterr().out
+    announce("stage2", made, 5)
+    later = capsys.readouterr().out
+
+    assert ("the 120 rows of few are read 4" in said) == is_said
+    assert "10,000" not in said
+    assert later == "training: stage2: continues after step 5\n"
 
 
 def test_a_dataset_smaller_than_the_batch_gives_all_it_has():

@@ -122,8 +122,8 @@ class Column:
         if all(len(one) == 3 for one in decimals):
             cell = next(text for text in self.texts if "," in text)
             raise NotUnderstood(
-                f"'{cell}' of '{self.name}' may be a number of thousands or have a decimal comma: write it without, or say "
-                'decimal = "," in a recipe'
+                f"'{cell}' of '{self.name}' may be a number of thousands or have a decimal comma: write it without, or "
+                'say decimal = "," in a recipe'
             )
         return True
 
