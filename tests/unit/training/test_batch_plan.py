@@ -134,7 +134,7 @@ def test_rows_that_are_read_again_and_again_are_said_once(steps, is_said, capsys
     announce("stage2", made, 5)
     later = capsys.readouterr().out
 
-    assert ("the 120 rows of few are read 4" in said) == is_said
+    assert ("the 120 rows of few are read 39 times each" in said) == is_said
     assert "10,000" not in said
     assert later == "training: stage2: continues after step 5\n"
 
