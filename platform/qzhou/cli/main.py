@@ -351,9 +351,9 @@ def adapt(new: str, old: str, documents: str, queries: str, into: str, column: s
 @click.argument("url")
 @flag("--api-key-env", "Variable with the endpoint's key; default: OPENAI_API_KEY.", metavar="NAME")
 def compare(model: str, url: str, api_key_env: str | None) -> None:
-    """Check that an endpoint gives a model's vectors, whatever engine it is.
+    """Check that an endpoint gives a model's vectors.
 
-    MODEL is named as for merge, URL as https://host/v1#name. Where the vectors are others, what
+    Whatever engine it is. MODEL is named as for merge, URL as https://host/v1#name. Where the vectors are others, what
     the engine does instead is looked for: another direction, pooling or prompt, a shorter limit.
     Ends with status 1 then.
     """
