@@ -17,7 +17,9 @@ import psutil
 import pytest
 
 from qzhou.cluster.ports import free_port
-from tests.ray.served import KEY, Endpoint, serving, write_model, write_run
+from qzhou.config.model import ModelSection
+from qzhou.encoder import load_encoder, load_text_encoder
+from tests.ray.served import KEY, MAX_TOKENS, Endpoint, serving, write_model, write_run
 
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 HEADER = "X-Model-Fingerprint"
@@ -98,6 +100,20 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def replicas(endpoint: Endpoint) -> list[psutil.Process]:
     return [one for one, words in endpoint.processes() if "ServeReplica:tiny:EmbeddingServer" in " ".join(words)]
+
+
+def test_a_long_text_is_refused_by_default_and_cut_for_who_asks(endpoint, monkeypatch):
+    """A teacher behind a URL asks by itself: its vectors are those of the model's own folder."""
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    texts = ["sort the list", "tree " * 500, "a map"]
+    with pytest.raises(openai.BadRequestError, match=r"'input\[1\]' has more than the 24 tokens"):
+        endpoint.client().embeddings.create(model="tiny", input=texts)
+    model = ModelSection(backbone=str(endpoint.model))
+    teacher = load_text_encoder(f"{endpoint.url}/v1#tiny", model, api_key_env="TEACHER_KEY")
+    encoder = load_encoder(str(endpoint.model), max_tokens=MAX_TOKENS, dtype="float32", device="cpu")
+
+    assert (teacher.encode(texts) * encoder.encode(texts)).sum(axis=1).min() >= 0.9999
+    assert teacher.truncated == 1
 
 
 def test_a_limit_holds_for_all_replicas_together(endpoint):
