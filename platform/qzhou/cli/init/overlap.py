@@ -56,8 +56,9 @@ def allowing_overlap(sources: Sequence[Source]) -> tuple[list[Source], list[str]
 
 def _examples(source: Source) -> Iterator[Candidate]:
     """What the first rows of a source's files become."""
-    if source.dataset["rule"] in {"qrels", "documents"} or not source.examples:
-        return
+    own = source.dataset
+    if own["rule"] == "qrels" or own["reader"] == "documents" or not source.examples:
+        return  # whose documents are shared by all queries, or held out as a whole
     dataset = Dataset.model_validate(source.dataset)
     convert = Converter(dataset, MAX_CHARS)
     for file in input_files(dataset):
