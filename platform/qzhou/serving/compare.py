@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import numpy as np
 import torch
 
 from qzhou.config.api_keys import Keys
-from qzhou.encoder.backbone import choose_device, is_causal, load_backbone
+from qzhou.encoder.backbone import is_causal, load_backbone
 from qzhou.encoder.encoder import encoder_of
 from qzhou.encoder.model_files import Attention, Pooling, read_metadata
 from qzhou.encoder.remote import RemoteEncoder
+from qzhou.encoder.vectors import Vectors
 from qzhou.errors import ModelError
 from qzhou.run.models import find_model, local_model
 from qzhou.serving.batch_embed import MAX_TOKENS
+from qzhou.serving.loading import lowest_cosine
 
 SAME, CLOSE = 0.999, 0.99  # lowest cosine of another order of the same sums, and of weights in 8 bits
 WORDS = ("the", "engine", "of", "a", "river", "boat", "turns", "over", "deep", "green", "water", "in", "evening")
@@ -36,8 +36,6 @@ PROBES = {
 }
 LONG = "a long text"
 SHARES_READ = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)  # of it
-
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +89,7 @@ def compare(model: str, url: str, api_key_env: str = "OPENAI_API_KEY") -> Compar
     if not url.startswith(("http://", "https://")):
         raise ModelError(f"'{url}' is no URL; write it as http://127.0.0.1:8000/v1#name")
     remote = RemoteEncoder(url, Keys.of([api_key_env], os.environ), api_key_env)
-    with ExitStack() as stack:
-        place = stack.enter_context(local_model(find_model(model)))
+    with local_model(find_model(model)) as place:
         variant = _Variants(place)
         probes = PROBES | {LONG: variant.long_text()}
         theirs_ND = remote.encode(list(probes.values()))
@@ -131,12 +128,12 @@ class _Variants:
     def vectors(self, texts: list[str], most: int = 0, **other: Any) -> Vectors:
         """Unit vectors [N, D] of so many tokens of each text; ``other`` is said in place of the files."""
         found = load_backbone(self._place, dtype=torch.float32, **other) if other else self._found
-        return encoder_of(found, max_tokens=most or self._most, device=str(choose_device())).encode(texts)
+        return encoder_of(found, max_tokens=most or self._most).encode(texts)
 
     def explained(self, texts: list[str], theirs_ND: Vectors) -> str:
         """What gives the endpoint's vectors; empty where nothing that is tried does."""
         for said, ours_ND in self._tried(texts):
-            if float((ours_ND * theirs_ND).sum(axis=1).min()) >= CLOSE:
+            if lowest_cosine(ours_ND, theirs_ND) >= CLOSE:
                 return said
         return ""
 

@@ -58,8 +58,6 @@ class _Entry(BaseModel):
 
 Name = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,64}$")]
 ENTRIES = TypeAdapter(dict[Name, _Entry])
-
-
 EMPTY = hashlib.sha256(b"").digest()
 
 

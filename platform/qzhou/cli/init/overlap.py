@@ -59,7 +59,7 @@ def _examples(source: Source) -> Iterator[Candidate]:
     own = source.dataset
     if own["rule"] == "qrels" or own["reader"] == "documents" or not source.examples:
         return  # whose documents are shared by all queries, or held out as a whole
-    dataset = Dataset.model_validate(source.dataset)
+    dataset = Dataset.model_validate(own)
     convert = Converter(dataset, MAX_CHARS)
     for file in input_files(dataset):
         rows = [row for row in islice(read_part(dataset, FilePart((file,))), ROWS_READ) if isinstance(row, dict)]
