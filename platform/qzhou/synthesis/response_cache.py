@@ -28,8 +28,9 @@ KEY_COLUMNS = slice(9, 73)  # of the request's hash in a line: {"key": "...
 class ResponseCache:
     """Answers by request key.
 
-    An answer is written before :meth:`add` returns; answers that arrive together share one
-    ``fsync``. Object stores cannot append: there the answers of ``GATHERED_S`` make a file.
+    An answer is written at once and so outlives a kill of the process; :meth:`add` returns when
+    it would outlive one of the machine, and answers that arrive together share that ``fsync``.
+    Object stores cannot append: there the answers of ``GATHERED_S`` make a file.
 
     Args:
         folder: Of the cache.
@@ -43,7 +44,7 @@ class ResponseCache:
         self._answers = {answer.key: answer for answer in answers if answer.is_whole}
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self._name = f"answers-{stamp}-{uuid.uuid4().hex[:8]}"
-        self._unwritten: list[Answer] = []
+        self._unsaved: list[Answer] = []
         self._files_written, self._patience_s = 0, patience_s
         self._committing: asyncio.Task[None] | None = None
 
@@ -52,10 +53,13 @@ class ResponseCache:
         return self._answers.get(key)
 
     async def add(self, answer: Answer) -> None:
-        """Keep an answer; it survives a kill from here on."""
-        self._unwritten.append(answer)
-        # One commit writes everything that waits; answers that come meanwhile take the next one.
-        while answer in self._unwritten:
+        """Keep an answer."""
+        if self.folder.is_local:
+            # Not in a thread: the answers that wait there for a slow disk's fsync would be paid again after a kill.
+            self._append(_line(answer))
+        self._unsaved.append(answer)
+        # One commit saves everything that waits; answers that come meanwhile take the next one.
+        while answer in self._unsaved:
             if self._committing is None:
                 self._committing = asyncio.create_task(self._commit())
             await self._committing
@@ -66,13 +70,12 @@ class ResponseCache:
         try:
             if not self.folder.is_local:
                 await asyncio.sleep(GATHERED_S)
-            written = list(self._unwritten)
-            lines = "".join(map(_line, written))
+            saved = list(self._unsaved)
             if self.folder.is_local:
-                await asyncio.to_thread(self._append, lines)
+                await asyncio.to_thread(self._sync)
             else:
-                await self._upload(lines.encode())
-            del self._unwritten[: len(written)]
+                await self._upload("".join(map(_line, saved)).encode())
+            del self._unsaved[: len(saved)]
         finally:
             self._committing = None
 
@@ -92,12 +95,17 @@ class ResponseCache:
                 await asyncio.sleep(RETRIED_S)
         self._files_written += 1
 
-    def _append(self, lines: str) -> None:
-        path = Path(self.folder.path) / f"{self._name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(lines)
-            stream.flush()
+    @property
+    def _path(self) -> Path:
+        return Path(self.folder.path) / f"{self._name}.jsonl"
+
+    def _append(self, line: str) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(line)
+
+    def _sync(self) -> None:
+        with self._path.open("a") as stream:
             os.fsync(stream.fileno())
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,26 @@ def test_answers_that_come_at_the_same_time_are_each_kept_once(tmp_path):
     (name,) = folder.files(".jsonl")
     assert folder.read_bytes(name).count(b"\n") == 200
     assert all(ResponseCache(folder).get(key) == answer(key) for key in keys)
+
+
+def test_a_kill_loses_no_answer_however_slow_the_disk_is(tmp_path, monkeypatch):
+    folder = Folder.open(str(tmp_path))
+    is_saved = threading.Event()
+    monkeypatch.setattr(os, "fsync", lambda _: is_saved.wait(timeout=600))
+
+    async def seen_while_the_disk_is_busy():
+        cache = ResponseCache(folder)
+        adding = [asyncio.create_task(cache.add(answer(key))) for key in "abcd"]
+        await asyncio.sleep(0.1)
+        seen = [ResponseCache(folder).get(key) for key in "abcd"], [task.done() for task in adding]
+        is_saved.set()
+        await asyncio.gather(*adding)
+        return seen
+
+    found, ended = asyncio.run(seen_while_the_disk_is_busy())
+
+    assert found == [answer(key) for key in "abcd"]
+    assert not any(ended)
 
 
 def test_answers_are_found_again_by_another_cache(tmp_path):
