@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # where it is set, each of some hundred processes of Ray would compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
+# mostly processes that start, and wait for each other: one more at a time than there are cores
+RAY    := -n 3 --dist loadfile --no-loadscope-reorder --durations=40 tests/ranks tests/ray tests/e2e tests/gpu
 UNIT   := -n logical --maxprocesses 4 --dist worksteal tests/unit tests/test_architecture.py
 
 .PHONY: help quickstart report dashboards test quickstart-test nodes-test bench-test hosts-test check style types secrets serve docs audit format clean
@@ -34,7 +36,7 @@ dashboards: $(READY)  ## Prometheus and Grafana on this machine, where they are 
 
 test: $(READY) style  ## format, lint, types, unit, Ray and end-to-end tests
 	$(BIN)/pytest $(UNIT)
-	$(BIN)/pytest --durations=25 tests/ranks tests/ray tests/e2e tests/gpu
+	$(BIN)/pytest $(RAY)
 
 quickstart-test: $(READY)  ## the quickstart, and that it gains what the README promises
 	$(BIN)/pytest -m quickstart tests/e2e/test_quickstart.py

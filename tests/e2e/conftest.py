@@ -139,7 +139,11 @@ def path_without_compiler(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def submitted(write_recipe, path_without_compiler) -> tuple[Path, Finished]:
+def submitted(write_recipe, path_without_compiler, made_once) -> tuple[Path, Finished]:
     """The tiny recipe, run by ``jobs/submit.py``: its path and what the command said. It is read, or copied first."""
-    recipe = write_recipe()
-    return recipe, run("jobs/submit.py", recipe, PATH=path_without_compiler, CC="", CXX="")
+
+    def submit() -> tuple[Path, Finished]:
+        recipe = write_recipe()
+        return recipe, run("jobs/submit.py", recipe, PATH=path_without_compiler, CC="", CXX="")
+
+    return made_once("submitted", submit)

@@ -49,9 +49,16 @@ def gradient_rank(rank, world, port, everyone_done, recipe, folder, out):
     leave(everyone_done)
 
 
-def spawn(function, world, *arguments):
-    everyone_done = multiprocessing.get_context("spawn").Barrier(world)
-    multiprocessing.spawn(function, (world, free_port(), everyone_done, *arguments), nprocs=world)
+# ten seconds of imports, once for all ranks: each is a fork of a process that has them
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["qzhou.training.deepspeed_engine", "deepspeed", "transformers", __name__])
+
+
+def start(function, world, *arguments):
+    everyone_done = FORKS.Barrier(world)
+    multiprocessing.start_processes(
+        function, (world, free_port(), everyone_done, *arguments), nprocs=world, start_method="forkserver"
+    )
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -59,7 +66,7 @@ def test_ranks_have_the_gradient_of_one_for_each_loss_at_each_temperature(make_r
     """Defects of peers: gathered without gradient, or each rank with another dataset."""
     recipe = three_tasks(make_recipe)
 
-    spawn(gradient_rank, world, recipe, tiny_qwen2, tmp_path / "gradients.pt")
+    start(gradient_rank, world, recipe, tiny_qwen2, tmp_path / "gradients.pt")
 
     assert_same(torch.load(tmp_path / "gradients.pt"), plain_gradients(recipe, tiny_qwen2))
 
@@ -160,7 +167,7 @@ def on_two_ranks(tmp_path_factory, tiny_qwen2):
     out = tmp_path_factory.mktemp("two_ranks")
     settings = {"micro_batch_tokens": CHUNK_TOKENS, "activation_tokens": 1}
     recipes = {one: three_tasks(recipe_in(out), zero_stage=one, **settings) for one in ZERO_STAGES}
-    spawn(deepspeed_rank, 2, recipes, tiny_qwen2, out)
+    start(deepspeed_rank, 2, recipes, tiny_qwen2, out)
     return {one: (recipe, torch.load(out / f"trained{one}.pt")) for one, recipe in recipes.items()}
 
 
@@ -193,7 +200,7 @@ def test_every_option_trains_with_deepspeed_on_two_ranks_as_with_plain_torch_on_
     ]
     recipes = [three_tasks(recipe_in(tmp_path), micro_batch_tokens=CHUNK_TOKENS, **option) for option in options]
 
-    spawn(options_rank, 2, recipes, tiny_qwen2, tmp_path)
+    start(options_rank, 2, recipes, tiny_qwen2, tmp_path)
 
     for number, recipe in enumerate(recipes):
         theirs = torch.load(tmp_path / f"option{number}.pt")
@@ -239,7 +246,7 @@ def test_in_bfloat16_losses_follow_float32_a_resumed_run_is_the_same_and_weights
     plain, tokenizer = torch_engine(recipes[0], tiny_qwen2)
     in_float32 = run(plain, recipes[0], stage_plan(recipes[0]), tokenizer)
 
-    spawn(bfloat16_rank, 2, recipes, tiny_qwen2, tmp_path)
+    start(bfloat16_rank, 2, recipes, tiny_qwen2, tmp_path)
 
     for number, setting in enumerate(settings):
         found = torch.load(tmp_path / f"bfloat16_{number}.pt")
@@ -277,7 +284,7 @@ def over_many_worlds(tmp_path_factory, tiny_qwen2):
     out = tmp_path_factory.mktemp("worlds")
     recipes = {one: three_tasks(recipe_in(out), zero_stage=one, save_every_steps=2) for one in ZERO_STAGES}
     for turn, world in enumerate(WORLDS):
-        spawn(elastic_rank, world, recipes, tiny_qwen2, out, 2 * turn, 2 * turn + 2)
+        start(elastic_rank, world, recipes, tiny_qwen2, out, 2 * turn, 2 * turn + 2)
     ends = [2 * turn + 2 for turn in range(len(WORLDS))]
     return {
         one: (recipe, [loss for end in ends for loss in torch.load(out / f"losses{one}_{end}.pt")])

@@ -1,7 +1,6 @@
 """The cluster that stages are tried on, where they need none of their own."""
 
 from collections.abc import Callable, Iterator
-from functools import cache
 
 import pytest
 
@@ -23,14 +22,13 @@ def cluster(head: dict[str, str]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def train_undisturbed(tmp_path_factory, tiny_qwen2) -> Callable[[], Recipe]:
+def train_undisturbed(tmp_path_factory, tiny_qwen2, made_once) -> Callable[[], Recipe]:
     """Gives a training run to which nothing happened; the first call makes it, on the cluster of its test."""
 
-    @cache
-    def made() -> Recipe:
+    def trained() -> Recipe:
         folder = tmp_path_factory.mktemp("undisturbed")
         recipe = prepared(recipe_in(folder), tiny_qwen2, "calm", validate_every_steps=6)
         train(recipe)
         return recipe
 
-    return made
+    return lambda: made_once("undisturbed", trained)

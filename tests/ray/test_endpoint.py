@@ -49,7 +49,7 @@ from tests.ray.served import (
     write_run,
 )
 
-GENERATED = 250  # requests for each route that takes some, and mode
+GENERATED = 100  # requests for each route that takes some, and mode
 DOCUMENTS = ["sort the list", "open a file and read lines", "the key and value of a map", "a tree is a graph"]
 
 
@@ -311,7 +311,7 @@ def test_pages_of_other_origins_are_not_let_in(endpoint):
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_thousands_of_generated_requests_are_answered_and_none_fails_inside(endpoint):
+def test_hundreds_of_generated_requests_are_answered_and_none_fails_inside(endpoint):
     """Half of them keep to the OpenAPI document, half break it."""
     schema = schemathesis.openapi.from_url(f"{endpoint.url}/openapi.json")
     statuses: Counter[int] = Counter()
@@ -332,7 +332,7 @@ def test_thousands_of_generated_requests_are_answered_and_none_fails_inside(endp
 
                 if operation.method.upper() == "POST":
                     ask()
-    assert sum(statuses.values()) >= 1500
+    assert sum(statuses.values()) >= 600
     assert {200, 400} <= set(statuses)
 
 

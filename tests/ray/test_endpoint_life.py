@@ -44,10 +44,13 @@ def endpoint(tmp_path_factory) -> Iterator[Endpoint]:
 
 
 class Load:
-    """Clients that ask one after the other, in a thread of their own, until they are told to stop."""
+    """Clients that ask one after the other, in a thread of their own, until they are told to stop.
 
-    def __init__(self, endpoint: Endpoint, clients: int) -> None:
-        self._url, self._clients = f"{endpoint.url}/v1/embeddings", clients
+    A pause between two requests of a client leaves the processors to what is waited for.
+    """
+
+    def __init__(self, endpoint: Endpoint, clients: int, pause_s: float = 0.0) -> None:
+        self._url, self._clients, self._pause_s = f"{endpoint.url}/v1/embeddings", clients, pause_s
         self.statuses: Counter[int] = Counter()
         self.fingerprints: list[str] = []
         self.broken: list[str] = []
@@ -67,6 +70,7 @@ class Load:
             except aiohttp.ClientError as error:
                 self.broken.append(repr(error))
                 await asyncio.sleep(0.02)
+            await asyncio.sleep(self._pause_s)
 
     async def _all(self) -> None:
         timeout = aiohttp.ClientTimeout(total=300)
@@ -140,7 +144,7 @@ def test_a_limit_holds_for_all_replicas_together(endpoint):
 
 
 def test_a_new_model_is_taken_into_service_without_a_failed_request(endpoint):
-    load = Load(endpoint, clients=8)
+    load = Load(endpoint, clients=8, pause_s=0.1)
     old = {one.pid for one in replicas(endpoint)}
     with load.running():
         shutil.rmtree(endpoint.model)
@@ -161,7 +165,7 @@ def test_a_new_model_is_taken_into_service_without_a_failed_request(endpoint):
 
 def test_an_update_that_fails_leaves_the_model_of_before_to_every_replica(endpoint):
     """First there is no model, as while a run is trained again; then one that cannot be loaded."""
-    load = Load(endpoint, clients=4)
+    load = Load(endpoint, clients=4, pause_s=0.1)
     weights = endpoint.model / "model.safetensors"
     lines = iter(endpoint.process.stdout.readline, "")
 
