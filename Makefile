@@ -65,6 +65,7 @@ secrets: $(READY)
 	$(BIN)/detect-secrets-hook --no-verify --exclude-lines 'api_key_env|sourceImage' $$(git ls-files)
 
 docs: $(READY)   ## build the documentation site: build/docs/index.html
+	$(BIN)/python docs/_ext/fill_pages.py
 	$(BIN)/sphinx-build -q -E -W --keep-going docs build/docs
 	@echo build/docs/index.html
 

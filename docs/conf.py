@@ -5,18 +5,17 @@ import tomllib
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent), str(DOCS.parent / "platform")]
+sys.path.insert(0, str(DOCS / "_ext"))
 
 project = "qzhou"
 release = tomllib.loads((DOCS.parent / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-extensions = ["myst_parser", "made_pages"]
+extensions = ["myst_parser", "site_links"]
 exclude_patterns = ["_ext"]
 
 nitpicky = True
 # GitHub colours more languages than Pygments, and pieces of JSON
 suppress_warnings = ["misc.highlighting_failure"]
 myst_heading_anchors = 3  # [a link](page.md#a-heading) is checked, as GitHub names headings
-myst_enable_extensions = ["attrs_inline"]
 smartquotes = False  # quotes stand in settings, which are copied
 
 html_theme = "furo"

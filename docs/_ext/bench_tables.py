@@ -149,6 +149,11 @@ def cell(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def caption(bench: str) -> str:
+    """What the bars of a picture mean."""
+    return PICTURES[bench].title if bench in PICTURES else bench
+
+
 def picture(bench: str) -> str:
     """The rows that have what the picture shows, or what the bench drew; an ``<svg>`` for light pages and dark ones."""
     if bench not in PICTURES:

@@ -36,10 +36,6 @@ class Table:
     def anchor(self) -> str:
         return re.sub(r"\W+", "-", self.places[0]).strip("-")
 
-    def anchor_of(self, name: str) -> str:
-        """Of one setting."""
-        return f"{self.anchor}-{name}".replace("_", "-")
-
     def heading_of(self, name: str) -> str:
         """The dotted name of one setting."""
         return f"{self.places[0].strip('[]')}.{name}"
@@ -64,7 +60,6 @@ def reference(root: type[Section]) -> str:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield f"(table-{table.anchor})="  # a setting of an outer table may have the same name
     yield f"## {table.heading}\n"
     yield (escaped(" ".join(inspect.cleandoc(table.model.__doc__ or "").split("\n\n")[0].split())) + "\n")
     yield from _rows(table.model, list(table.model.model_fields), table.anchor)
@@ -85,9 +80,13 @@ def _rows(model: type[Section], names: list[str], anchor: str) -> Iterator[str]:
         default = "**required**" if field.is_required() else default_of(field, _code)
         mark = " *(experimental)*" if is_experimental(field) else ""
         value = f"{kind}<br>{default}"
-        place = f"{anchor}-{name}".replace("_", "-")
-        yield f"| [`{name}`]{{#{place}}} | {value} | {escaped(field.description or '')}{mark} |"
+        yield f'| <a id="{anchor_of(anchor, name)}"></a>`{name}` | {value} | {escaped(field.description or "")}{mark} |'
     yield ""
+
+
+def anchor_of(table: str, name: str) -> str:
+    """Where a link to a setting leads, on the site and on GitHub."""
+    return f"{table}-{name}".replace("_", "-")
 
 
 def _code(text: str) -> str:
@@ -97,7 +96,8 @@ def _code(text: str) -> str:
 def _experimental(root: type[Section]) -> Iterator[str]:
     """The settings that no measurement of this project shows to help yet, in one table."""
     rows = [
-        f"| [`{table.heading_of(name)}`](#{table.anchor_of(name)}) | {escaped(field.description or '')} |"
+        f'| <a href="#{anchor_of(table.anchor, name)}"><code>{table.heading_of(name)}</code></a> '
+        f"| {escaped(field.description or '')} |"
         for table in tables(root)
         for name, field in table.model.model_fields.items()
         if is_experimental(field)

@@ -1,12 +1,15 @@
 """What the pages of docs/ say is true: their settings parse, their tables are whole, their code runs."""
 
 import dataclasses
+import importlib
 import io
 import json
 import re
 import tomllib
 import typing
 from pathlib import Path
+
+import pytest
 
 from qzhou.config.cluster import ClusterSection
 from qzhou.config.dataset import READERS, RULE_TASKS, Dataset
@@ -30,6 +33,40 @@ PAGES = ("data", "synthesis", "mining", "evaluation", "experiments", "serving")
 TEXT, SYNTHESIS, MINING, EVALUATION, EXPERIMENTS, SERVING = (
     (DOCS / f"{name}.md").read_text("utf-8") for name in PAGES
 )
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """The script that fills the pages, as `make docs` runs it: its folder is no package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS / "_ext"))
+        yield importlib.import_module("fill_pages")
+
+
+def test_what_is_made_stands_in_the_pages_as_it_would_be_made_now(pages):
+    made = dict(pages.files())
+
+    assert {path.name for path in made} > {
+        "benchmarks.md",
+        "design.md",
+        "experiments.md",
+        "recipe.md",
+        "encode.svg",
+    }
+    old = [path.name for path, wanted in made.items() if path.read_text("utf-8") != wanted]
+    assert old == [], "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<!-- made: gold -->\n<!-- end -->", "page.md: 'made: gold': known are settings of a recipe"),
+        ("<!-- made: levels of the package -->\n\nand no end", "needs its '<!-- end -->'"),
+    ],
+)
+def test_what_nobody_makes_cannot_be_asked_for(pages, text, said):
+    with pytest.raises(ValueError, match=said):
+        pages.filled(f"# A page\n\n{text}\n", "page.md")
 
 
 def blocks(language, text=TEXT):

@@ -61,10 +61,10 @@ def test_every_setting_and_every_table_says_what_it_does(tables, root):
 def test_a_row_has_type_unit_default_and_description_and_refusals_are_listed(tables):
     lines = tables.reference(Outer).splitlines()
 
-    assert "| [`wait_s`]{#top-wait-s} | number > 0, seconds<br>**required** | How long. |" in lines
-    assert '| [`kind`]{#top-kind} | `"a"` \\| `"b"`<br>not set | Which. |' in lines
+    assert '| <a id="top-wait-s"></a>`wait_s` | number > 0, seconds<br>**required** | How long. |' in lines
+    assert '| <a id="top-kind"></a>`kind` | `"a"` \\| `"b"`<br>not set | Which. |' in lines
     assert "## `[inner]`, `[[several]]`" in lines
-    assert "| [`size`]{#inner-size} | integer ≥ 1<br>default `3` | How \\| large. |" in lines
+    assert '| <a id="inner-size"></a>`size` | integer ≥ 1<br>default `3` | How \\| large. |' in lines
     assert "- … is too long; take 9 or less" in lines
 
 
@@ -75,7 +75,8 @@ def test_every_setting_of_a_recipe_is_in_its_reference(tables):
         assert f"## {table.heading}\n" in page
         for name, field in table.model.model_fields.items():
             if field.description:
-                assert f"[`{name}`]{{#{table.anchor}-{name.replace('_', '-')}}}" in page
+                anchor = f"{table.anchor}-{name.replace('_', '-')}"
+                assert f'<a id="{anchor}"></a>`{name}`' in page
     assert "computed" in re.search(r".*stage1-warmup-steps.*", page)[0]
 
 
