@@ -6,11 +6,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # where it is set, each of some hundred processes of Ray would compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
-# mostly processes that start, and wait for each other: one more at a time than there are cores
-RAY    := -n 3 --dist loadfile --no-loadscope-reorder --durations=40 tests/ranks tests/ray tests/e2e tests/gpu
-UNIT   := -n logical --maxprocesses 4 --dist worksteal tests/unit tests/test_architecture.py
+PROCESSES := -n logical --maxprocesses 4
+UNIT   := $(PROCESSES) --dist worksteal tests/unit tests/test_architecture.py
 
-.PHONY: help quickstart report dashboards test quickstart-test nodes-test bench-test hosts-test check style types secrets serve docs audit format clean
+.PHONY: help quickstart report dashboards test long-test quickstart-test nodes-test bench-test hosts-test check style types secrets serve docs audit format clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -35,8 +34,11 @@ dashboards: $(READY)  ## Prometheus and Grafana on this machine, where they are 
 	$(BIN)/python deploy/dashboards/start.py
 
 test: $(READY) style  ## format, lint, types, unit, Ray and end-to-end tests
-	$(BIN)/pytest $(UNIT)
-	$(BIN)/pytest $(RAY)
+	$(BIN)/pytest $(PROCESSES) --dist loadgroup --no-loadscope-reorder --durations=25 \
+	  tests/ray tests/ranks tests/gpu tests/unit tests/test_architecture.py tests/e2e
+
+long-test: $(READY)  ## drivers, workers and jobs that are killed at many points and go on, for minutes
+	$(BIN)/pytest -m long --durations=0 tests/ray tests/e2e
 
 quickstart-test: $(READY)  ## the quickstart, and that it gains what the README promises
 	$(BIN)/pytest -m quickstart tests/e2e/test_quickstart.py

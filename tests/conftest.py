@@ -1,14 +1,11 @@
 """Small things made on the spot: models of a few thousand weights, and recipes for them."""
 
 import os
-import pickle
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from qzhou.config.recipe import parse_recipe
 
@@ -23,6 +20,14 @@ WORDS = ["the", "a", "of", "to", "sum", "list", "word", "red", "blue", "green", 
 WORDS += ["london", "sea", "tree", "is", "are", "what", "where"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups for pytest-xdist: one process has the tests that start clusters and wait, others fill its pauses."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        group = {"ray": "ray", "ranks": "ray", "gpu": "ray", "e2e": "e2e"}.get(folder, item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def isolated_home(tmp_path_factory):
     """The token that Ray guards its clusters with lies in a home folder of the tests, not in the user's."""
@@ -32,22 +37,6 @@ def isolated_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         yield
-
-
-@pytest.fixture(scope="session")
-def made_once(tmp_path_factory) -> Callable[[str, Callable[[], Any]], Any]:
-    """Gives what a function makes; of the processes that pytest-xdist starts, only the first one makes it."""
-    folder = tmp_path_factory.getbasetemp()
-    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-
-    def made(name: str, make: Callable[[], Any]) -> Any:
-        kept = shared / f"{name}.pickle"
-        with FileLock(shared / f"{name}.lock"):
-            if not kept.exists():
-                kept.write_bytes(pickle.dumps(make()))
-        return pickle.loads(kept.read_bytes())
-
-    return made
 
 
 @pytest.fixture(scope="session")

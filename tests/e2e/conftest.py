@@ -139,11 +139,7 @@ def path_without_compiler(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def submitted(write_recipe, path_without_compiler, made_once) -> tuple[Path, Finished]:
+def submitted(write_recipe, path_without_compiler) -> tuple[Path, Finished]:
     """The tiny recipe, run by ``jobs/submit.py``: its path and what the command said. It is read, or copied first."""
-
-    def submit() -> tuple[Path, Finished]:
-        recipe = write_recipe()
-        return recipe, run("jobs/submit.py", recipe, PATH=path_without_compiler, CC="", CXX="")
-
-    return made_once("submitted", submit)
+    recipe = write_recipe()
+    return recipe, run("jobs/submit.py", recipe, PATH=path_without_compiler, CC="", CXX="")

@@ -29,6 +29,7 @@ def written(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("[!.]*.parquet")}
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_and_gives_each_text_its_vector_once(head, texts, tmp_path):
     from qzhou.run.models import resolve
 

@@ -15,6 +15,8 @@ from qzhou.experiments.results import ONE_SEED
 from tests.e2e.clusters import wait_until
 from tests.e2e.commands import Finished, call, on_an_idle_machine, run, start
 
+pytestmark = pytest.mark.long
+
 EXPERIMENT = """
 name = "eta"
 recipe = "recipe.toml"

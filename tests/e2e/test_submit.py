@@ -69,6 +69,7 @@ STEPS = 600  # the stop comes a second or two after the first
 SECRET = "sk-the-key-of-an-endpoint"  # pragma: allowlist secret
 
 
+@pytest.mark.long
 def test_a_job_is_stopped_and_found_again_by_its_run_and_the_next_one_goes_on(cluster, submitted, tmp_path):
     """Stopped in training, as by Ctrl-C; the log, the listing and the run folder hold no key."""
     storage = tmp_path / "runs"

@@ -28,6 +28,7 @@ def losses(storage, stage):
     return [json.loads(line)["loss"] for line in lines]
 
 
+@pytest.mark.long
 def test_killed_ranks_go_on_in_another_number_and_end_where_ray_train_does(submitted, head, tmp_path):
     recipe, _ = submitted
     with_ray, without = recipe.parent / "runs", tmp_path / "runs"

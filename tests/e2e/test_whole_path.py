@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.e2e.clusters import wait_until
 from tests.e2e.commands import call, on_an_idle_machine, run, start
@@ -167,6 +168,7 @@ def wait_for(checkpoints: Path, name: str, process: subprocess.Popen[str]) -> No
     wait_until(lambda: noted.exists() and name in noted.read_text(), process)
 
 
+@pytest.mark.long
 def test_an_interrupted_training_says_so_and_keeps_its_checkpoints(submitted, head, tmp_path):
     """Ray Train's own handler would end the process with status 1 and no word."""
     recipe, _ = submitted

@@ -1,6 +1,7 @@
 """The cluster that stages are tried on, where they need none of their own."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 
@@ -22,13 +23,14 @@ def cluster(head: dict[str, str]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def train_undisturbed(tmp_path_factory, tiny_qwen2, made_once) -> Callable[[], Recipe]:
+def train_undisturbed(tmp_path_factory, tiny_qwen2) -> Callable[[], Recipe]:
     """Gives a training run to which nothing happened; the first call makes it, on the cluster of its test."""
 
-    def trained() -> Recipe:
+    @cache
+    def made() -> Recipe:
         folder = tmp_path_factory.mktemp("undisturbed")
         recipe = prepared(recipe_in(folder), tiny_qwen2, "calm", validate_every_steps=6)
         train(recipe)
         return recipe
 
-    return lambda: made_once("undisturbed", trained)
+    return made

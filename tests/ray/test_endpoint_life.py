@@ -163,6 +163,7 @@ def test_a_new_model_is_taken_into_service_without_a_failed_request(endpoint):
     assert set(load.fingerprints[-50:]) == {after}
 
 
+@pytest.mark.long
 def test_an_update_that_fails_leaves_the_model_of_before_to_every_replica(endpoint):
     """First there is no model, as while a run is trained again; then one that cannot be loaded."""
     load = Load(endpoint, clients=4, pause_s=0.1)

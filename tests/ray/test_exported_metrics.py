@@ -15,6 +15,14 @@ from qzhou.telemetry.metrics import LLM_REQUESTS, LLM_TOKENS, PROGRESS, ROWS, ST
 from qzhou.transform.pipeline import transform
 
 PATIENCE_S = 300  # reached only in failure
+# what is measured last: driver and actor export at times of their own
+AT_THE_END = {
+    (ROWS.exposed, "more", "synthesis"): 5,
+    (LLM_REQUESTS.exposed, "builtin-rules", "answered"): 5,
+    (PROGRESS.exposed, "transform", "convert"): 1,
+    (UNITS.exposed, "transform", "convert", "shards"): 2,
+    (STAGE_STARTED.exposed, "transform"): 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +51,16 @@ def exposed(tmp_path_factory):
     with session():  # a cluster of its own, because counters outlive the stages of other tests
         transform(recipe)
         synthesize(recipe)
-        last = [(ROWS.exposed, "more", "synthesis"), (LLM_REQUESTS.exposed, "builtin-rules", "answered")]
-        # of driver and actor, which export at times of their own
-        yield samples_once_there_are(*last)
+        yield samples_at_the_end()
 
 
-def samples_once_there_are(*wanted):
+def samples_at_the_end():
+    """All samples when those of :data:`AT_THE_END` have come, or when patience has ended."""
     (node,) = [one for one in ray.nodes() if one["Alive"]]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     deadline = time.monotonic() + PATIENCE_S
     found = {}
-    while not {*wanted} <= found.keys() and time.monotonic() < deadline:
+    while not AT_THE_END.items() <= found.items() and time.monotonic() < deadline:
         time.sleep(0.5)
         with urllib.request.urlopen(url, timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))

@@ -210,6 +210,7 @@ def test_the_stage_finds_what_brute_force_finds_whatever_the_shards(recipe):
     assert len(passed) == 5
 
 
+@pytest.mark.long
 def test_a_driver_that_is_killed_encodes_nothing_twice(recipe, tmp_path):
     asked = recipe(run={"name": "run", "storage": str(tmp_path)})
     path = tmp_path / "recipe.json"
@@ -241,6 +242,7 @@ def start(path: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
 
 
+@pytest.mark.long
 def test_dead_encoders_and_searchers_change_nothing(recipe, tmp_path):
     """An encoder dies in the middle, and the actor that searches before its second block."""
     two = recipe(cluster={"encode_workers": 2})

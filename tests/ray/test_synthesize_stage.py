@@ -233,6 +233,7 @@ def test_money_ends_the_stage_cleanly_and_more_of_it_goes_on(tmp_path):
     assert ledger["reused_cost"] <= 4.0
 
 
+@pytest.mark.long
 def test_a_driver_that_is_killed_twice_pays_for_nothing_twice(tmp_path):
     write_transformed(tmp_path)
     endpoint = LLMServer(answer_by_rules, Behaviour(latency_s=0.2))
@@ -259,6 +260,7 @@ def test_a_driver_that_is_killed_twice_pays_for_nothing_twice(tmp_path):
     assert endpoint.counts.peak <= 8 + 8  # those of the dead client are still being answered
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_pays_for_nothing_twice_and_its_job_goes_on(tmp_path):
     write_transformed(tmp_path)
     endpoint = LLMServer(answer_by_rules, Behaviour(latency_s=0.2))

@@ -108,6 +108,7 @@ def test_two_ranks_keep_the_weights_of_the_best_validation(make_recipe, tiny_qwe
         assert torch.equal(kept[name.removeprefix("model.")].float(), weight.float()), name
 
 
+@pytest.mark.long
 def test_killed_workers_and_a_killed_driver_cost_no_step(cluster, undisturbed, make_recipe, tiny_qwen2, tmp_path):
     """A worker and then the driver die in stage 1; stage 2 is given up by two workers and ended by one."""
     recipe = prepared(make_recipe, tiny_qwen2, "disturbed")

@@ -420,6 +420,7 @@ def test_a_killed_worker_changes_nothing(tmp_path):
     assert tables(tmp_path / "once/run/transform") == tables(tmp_path / "calm/run/transform")
 
 
+@pytest.mark.long
 def test_a_killed_driver_goes_on_with_the_shards_that_were_not_finished(tmp_path):
     datasets = own(tmp_path, 12, slow_s=0.4)
     path = tmp_path / "recipe.json"
