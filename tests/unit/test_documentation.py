@@ -73,6 +73,50 @@ def blocks(language, text=TEXT):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
+MADE = re.compile(r"<!-- made: .*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"```.*?```", re.DOTALL)
+LONGEST = 25  # words of a sentence
+
+
+def sentences(page):
+    """Those of paragraphs, list items and table cells; code counts as one word, a link as what it shows."""
+    text = BLOCK.sub("", MADE.sub("", page))
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"`[^`\n]*`", "x", text))
+    for block in re.split(r"\n\s*\n|\n(?=\s*[-|#*]|\s*\d+\. )", text):
+        if not block.strip().startswith("#"):
+            for part in block.split("|"):
+                yield from re.split(
+                    r"(?<=[.!?:;])\s+(?=[\"'(*A-Z0-9`x])", " ".join(part.split()).removeprefix("- ")
+                )
+
+
+PROSE = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
+def test_sentences_are_short(path):
+    assert [one for one in sentences(path.read_text("utf-8")) if len(one.split()) > LONGEST] == []
+
+
+def test_long_sentences_are_seen_wherever_they_stand():
+    long = "one word and " * 9 + "end."
+
+    for page in (
+        long,
+        f"- {long}",
+        f"| a | {long} |",
+        f"Short. {long}",
+        f"See [a page](x.md): {long.capitalize()}",
+    ):
+        assert [len(one.split()) for one in sentences(page) if len(one.split()) > LONGEST] == [28], page
+    for page in (f"```\n{long}\n```", f"`{long}`", f"<!-- made: x -->\n{long}\n<!-- end -->", f"## {long}"):
+        assert not [one for one in sentences(page) if len(one.split()) > LONGEST], page
+
+
+def test_the_readme_is_short():
+    assert len((DOCS.parent / "README.md").read_text("utf-8").splitlines()) <= 125
+
+
 def test_every_dataset_of_the_page_is_valid():
     found = [one for block in blocks("toml") for one in tomllib.loads(block)["datasets"]]
 
@@ -163,7 +207,7 @@ def test_the_settings_routes_and_fields_of_the_serving_page_exist(tmp_path):
     EmbeddingRequest.model_validate_json(request)
 
     named = set(re.findall(r"`serving\.([a-z_]+)`", SERVING))
-    limits = re.search(r"## Too much(.*?)##", SERVING, re.DOTALL)[1]
+    limits = re.search(r"## Limits and overload(.*?)##", SERVING, re.DOTALL)[1]
     named |= {name for name in re.findall(r"`([a-z_]+)`", limits) if name.startswith("max_")}
     assert named <= set(ServingSection.model_fields)
     assert set(re.findall(r"`(?:GET|POST) (/[a-z0-9/]*)`", SERVING)) - {"/openapi.json"} == set(ROUTES)
