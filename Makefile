@@ -38,7 +38,7 @@ test: $(READY) style  ## format, lint, types, unit, Ray and end-to-end tests
 	  tests/ray tests/ranks tests/gpu tests/unit tests/test_architecture.py tests/e2e
 
 long-test: $(READY)  ## drivers, workers and jobs that are killed at many points and go on, for minutes
-	$(BIN)/pytest -m long --durations=0 tests/ray tests/e2e
+	$(BIN)/pytest -m long --durations=0 tests/ray tests/e2e tests/unit
 
 quickstart-test: $(READY)  ## the quickstart, and that it gains what the README promises
 	$(BIN)/pytest -m quickstart tests/e2e/test_quickstart.py

@@ -134,8 +134,7 @@ def _heartbeat(run: Folder, owner: dict[str, Any], times: LockTimes) -> Iterator
                     claim.write()
                 else:
                     lost.set()
-                    # the first one ends training with a checkpoint, a further one at once
-                    os.kill(os.getpid(), signal.SIGINT)
+                    _interrupt(run)
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
@@ -151,6 +150,15 @@ def _heartbeat(run: Folder, owner: dict[str, Any], times: LockTimes) -> Iterator
         with suppress(StorageError, OSError):
             if claim.stands:
                 _remove_owner(run)
+
+
+def _interrupt(run: Folder) -> None:
+    """End the work of this process, as Ctrl-C does; by SIGTERM where a script has started it in the background."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # what a shell gives to `command &`
+        log_event(f"error: {_owned_by_another(run, 'has taken over')}", "taken_over", level="error")
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:  # the first one ends training with a checkpoint, a further one at once
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 class _Claim:

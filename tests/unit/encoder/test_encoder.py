@@ -370,21 +370,24 @@ def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(tiny_bert,
     (cached / "snapshots" / "facade" / ".gitattributes").touch()
     (cached / "refs" / "v1").write_text("facade")
 
+    bare, whole = (cached.with_name(f"models--{name}--model") for name in ("bare", "whole"))
+    # transformers alone downloads no modules.json: without it, the model would be taken for a bare one
+    (folder / "modules.json").rename(tmp_path / "modules.json")
+    shutil.copytree(cached, bare)
+    # a whole download (`hf download`) has this file of every repository, so that what is missing is not there
+    shutil.copytree(cached, whole)
+    (whole / "snapshots" / "c0ffee" / ".gitattributes").touch()
+    (tmp_path / "modules.json").rename(folder / "modules.json")
+
     def loaded(*names):
         environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-        words = [sys.executable, "-c", LOADS_FROM_HUB, *(names or ["some/model"])]
+        words = [sys.executable, "-c", LOADS_FROM_HUB, *names]
         return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
-    found = loaded("some/model", "some/model@v1", "some/model@facade").stdout
-    assert found == "cls ask:  some/model@c0ffee\n" + 2 * "mean None some/model@facade\n"
-
-    # transformers alone downloads no modules.json: without it, the model would be taken for a bare one
-    (folder / "modules.json").unlink()
-    assert "modules.json is not on this machine, and the hub cannot be asked for it" in loaded().stderr
-
-    # a whole download (`hf download`) has this file of every repository, so that what is missing is not there
-    (folder / ".gitattributes").touch()
-    assert loaded().stdout.startswith("mean ")
+    done = loaded("some/model", "some/model@v1", "some/model@facade", "whole/model", "bare/model")
+    expected = "cls ask:  some/model@c0ffee\n" + 2 * "mean None some/model@facade\n"
+    assert done.stdout == f"{expected}mean None whole/model@c0ffee\n"
+    assert "modules.json is not on this machine, and the hub cannot be asked for it" in done.stderr
 
 
 def test_weights_that_are_cut_off_are_an_error_for_people(tiny_bert, tmp_path):

@@ -22,7 +22,7 @@ from tests.slim import ROOT
 BOARDS = (
     "MTEB(eng, v2)",
     "MTEB(cmn, v1)",
-    pytest.param("MTEB(Multilingual, v2)", marks=pytest.mark.slow),
+    pytest.param("MTEB(Multilingual, v2)", marks=pytest.mark.long),
     "RTEB(eng, beta)",
     "RTEB(beta)",
     "MTEB(eng, v1)",

@@ -31,6 +31,7 @@ TRACED = {
     "gemma3": (ARCHITECTURES["gemma3"], "causal"),
     "gemma3, bidirectional": (ARCHITECTURES["gemma3"], "bidirectional"),
 }
+OFTEN = ("xlm-r", "qwen2", "gemma3, bidirectional")
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 REFUSED = {
@@ -136,7 +137,9 @@ def test_weights_that_no_protobuf_holds_lie_beside_the_graph_under_the_name_that
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.long) for name in TRACED]
+)
 def test_the_file_of_every_architecture_gives_its_vectors(bare, write_onnx, tmp_path, name):  # noqa: F811
     config, attention = TRACED[name]
     folder = saved(made(config, bare, tmp_path / "bare"), tmp_path / "model", attention=attention)

@@ -2,7 +2,9 @@
 
 import contextlib
 import datetime
+import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -156,12 +158,44 @@ def test_who_was_away_for_so_long_that_another_took_over_stops(bucket, flaky):
             time.sleep(60)  # the heartbeat interrupts it
 
     other = threading.Thread(target=take_over)
+    # a test that runs in the background of a script would ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(StorageError, match=r"another process has taken over .*\(training,"):
         work()
+    signal.signal(signal.SIGINT, before)
     assert bucket.read_json(OWNER)["stage"] == "training"
     ended.set()
     other.join()
     assert not bucket.exists(OWNER)
+
+
+IN_THE_BACKGROUND = """
+    import sys, time
+    from dataclasses import replace
+    from qzhou.data.storage import Folder
+    from qzhou.run.lock import LockTimes, run_lock
+    with run_lock(replace(Folder.open(sys.argv[1]), scheme="s3://"), "mining", LockTimes(0.1, 0.3, 0.1)):
+        print("held", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_who_was_started_in_the_background_of_a_script_stops_too(tmp_path):
+    """A shell has it ignore Ctrl-C."""
+    command = [sys.executable, "-c", textwrap.dedent(IN_THE_BACKGROUND), str(tmp_path)]
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
+    process = subprocess.Popen(ignoring, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    other = {"stage": "training", "claim": "of another", "heartbeat": "1", "pid": 7, "host": "h", "since": "then"}
+    temporary = tmp_path / "other.json"
+    temporary.write_text(json.dumps(other))
+    temporary.replace(tmp_path / OWNER)
+
+    out, err = process.communicate(timeout=600)
+
+    assert process.returncode == -signal.SIGTERM
+    assert "another process has taken over" in out + err
+    assert "(training, process 7 on h since then)" in out + err
 
 
 def test_what_another_has_taken_over_is_not_removed_at_the_end(bucket):
