@@ -386,7 +386,7 @@ def test_a_hub_model_has_the_pooling_and_the_prompts_that_it_declares(tiny_bert,
 
     done = loaded("some/model", "some/model@v1", "some/model@facade", "whole/model", "bare/model")
     expected = "cls ask:  some/model@c0ffee\n" + 2 * "mean None some/model@facade\n"
-    assert done.stdout == f"{expected}mean None whole/model@c0ffee\n"
+    assert done.stdout == f"{expected}mean ask:  whole/model@c0ffee\n"
     assert "modules.json is not on this machine, and the hub cannot be asked for it" in done.stderr
 
 
