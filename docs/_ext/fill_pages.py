@@ -19,6 +19,7 @@ DOCS = Path(__file__).parents[1]
 sys.path[:0] = [str(DOCS.parent), str(DOCS.parent / "platform")]
 
 import bench_tables  # noqa: E402
+import error_tables  # noqa: E402
 import recipe_tables  # noqa: E402
 
 from qzhou.config.recipe import Recipe  # noqa: E402
@@ -50,6 +51,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "settings of a recipe": lambda: recipe_tables.reference(Recipe),
     "settings of an experiment": lambda: recipe_tables.reference(Experiment),
     "levels of the package": levels,
+    "messages": error_tables.reference,
     "table": bench_tables.table,
     "picture": picture,
 }

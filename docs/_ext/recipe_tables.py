@@ -138,10 +138,10 @@ def _messages(tree: ast.AST, *, validators: bool) -> Iterator[str]:
                 else None
             )
             if isinstance(told, ast.Constant | ast.JoinedStr):
-                yield _template(told)
+                yield template(told)
 
 
-def _template(told: ast.Constant | ast.JoinedStr) -> str:
+def template(told: ast.Constant | ast.JoinedStr) -> str:
     """A message as its reader knows it; a plain name stands for its value, anything else is left out."""
     if isinstance(told, ast.Constant):
         return str(told.value)
