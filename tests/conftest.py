@@ -20,6 +20,7 @@ WORDS = ["the", "a", "of", "to", "sum", "list", "word", "red", "blue", "green", 
 WORDS += ["london", "sea", "tree", "is", "are", "what", "where"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups for pytest-xdist: one process has the tests that start clusters and wait, others fill its pauses."""
     for item in items:
