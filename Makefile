@@ -6,10 +6,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # where it is set, each of some hundred processes of Ray would compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
-PROCESSES := -n logical --maxprocesses 4
-UNIT   := $(PROCESSES) --dist worksteal tests/unit tests/test_architecture.py
+UNIT   := tests/unit tests/test_architecture.py
 
-.PHONY: help quickstart report dashboards test long-test quickstart-test nodes-test bench-test hosts-test check style types secrets serve docs audit format clean
+.PHONY: help quickstart report dashboards test ray-test unit-test long-test quickstart-test nodes-test bench-test hosts-test check style types secrets serve docs audit format clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -34,8 +33,16 @@ dashboards: $(READY)  ## Prometheus and Grafana on this machine, where they are 
 	$(BIN)/python deploy/dashboards/start.py
 
 test: $(READY) style  ## format, lint, types, unit, Ray and end-to-end tests
-	$(BIN)/pytest $(PROCESSES) --dist loadgroup --no-loadscope-reorder --durations=25 \
-	  tests/ray tests/ranks tests/gpu tests/unit tests/test_architecture.py tests/e2e
+	@$(MAKE) --no-print-directory -k -j 2 ray-test unit-test
+
+ray-test: $(READY)
+	$(BIN)/pytest --durations=25 tests/ranks tests/ray tests/e2e tests/gpu
+
+# beside tests that start clusters, and wait much; said in one piece, so that two do not write into one line
+unit-test: $(READY)
+	@echo "unit tests run beside them, and are shown when they are done"
+	@mkdir -p build
+	@$(BIN)/pytest -q $(UNIT) >build/unit-test.txt 2>&1; status=$$?; cat build/unit-test.txt; exit $$status
 
 long-test: $(READY)  ## drivers, workers and jobs that are killed at many points and go on, for minutes
 	$(BIN)/pytest -m long --durations=0 tests/ray tests/e2e tests/unit
@@ -53,7 +60,7 @@ hosts-test: $(READY)  ## links that are cut and slow, between hosts that are net
 	$(BIN)/pytest -s -m hosts tests/e2e/test_hosts.py
 
 check: $(READY) style  ## the fast loop: format, lint, types, a scan for secrets, unit tests
-	$(BIN)/pytest $(UNIT) -m "not slow"
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal $(UNIT) -m "not slow and not long"
 
 style: $(READY)
 	$(BIN)/ruff format --check .

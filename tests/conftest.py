@@ -20,15 +20,6 @@ WORDS = ["the", "a", "of", "to", "sum", "list", "word", "red", "blue", "green", 
 WORDS += ["london", "sea", "tree", "is", "are", "what", "where"]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads them
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for pytest-xdist: one process has the tests that start clusters and wait, others fill its pauses."""
-    for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        group = {"ray": "ray", "ranks": "ray", "gpu": "ray", "e2e": "e2e"}.get(folder, item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def isolated_home(tmp_path_factory):
     """The token that Ray guards its clusters with lies in a home folder of the tests, not in the user's."""
