@@ -1,16 +1,20 @@
-"""``--check``: everything that a run would stumble over in its first minutes, and what it would take, in five lines."""
+"""``--check``: everything that a run would stumble over in its first minutes, and what it would take."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
-from qzhou.errors import QzhouError
+from qzhou.errors import DataError, QzhouError
 from qzhou.estimate.options import PlanOptions
 from qzhou.estimate.plan import plan_of
 from qzhou.run.models import resolve
+from qzhou.transform.preview import preview_of
+from qzhou.transform.reading.columns import Row
 from qzhou.transform.reading.discovery import RawInputs, find_inputs
 from qzhou.transform.reading.files import unpacked_bytes
 from qzhou.transform.reading.parts import FilePart
@@ -18,6 +22,7 @@ from qzhou.transform.reading.readers import read_part, reads_together
 
 COUNTED_ROWS = 20_000  # of a dataset; the rest is estimated by bytes
 COUNTED_FILES = 24
+CONVERTED_ROWS = 400  # of them, evenly spread
 
 
 def checked(recipe: Recipe, command: str) -> str:
@@ -27,13 +32,15 @@ def checked(recipe: Recipe, command: str) -> str:
         DataError: A file, column or reader is missing; names each dataset's first problem.
     """
     raw = find_inputs(recipe)
-    rows = {one.name: _rows(raw, one) for one in recipe.datasets}
+    found = {one.name: _looked_at(raw, one) for one in recipe.datasets}
+    rows = {name: one.total for name, one in found.items()}
     counted = ", ".join(f"{name} {count:,}" for name, count in rows.items())
     judged = [one.name for one in recipe.datasets if one.eval_fraction] + list(recipe.evaluation.tasks)
     synthesis = recipe.synthesis
     asked = [one for model in synthesis.pool for one in model.endpoints] if synthesis.is_on else []
     lines = [
         f"data:      files, columns and readers are there; about {sum(rows.values()):,} rows ({counted})",
+        *(f"examples:  {line}" for one in recipe.datasets if (line := _converted(recipe, one, found[one.name]))),
         f"model:     {recipe.model.backbone} {_place(recipe.model.backbone)}",
         f"llm:       {', '.join(asked)}, not asked now" if asked else "llm:       none; nothing is written",
         f"judged on: {', '.join(judged)}" if judged else "judged on: nothing: give a dataset an eval_fraction",
@@ -43,24 +50,57 @@ def checked(recipe: Recipe, command: str) -> str:
 
 
 def _place(model: str) -> str:
+    return "is on this machine" if _is_here(model) else "is a name on the hub, which was not asked"
+
+
+def _is_here(model: str) -> bool:
     """Whether a model is on this machine."""
     try:
-        is_here = Path(resolve(model)).exists()
+        return Path(resolve(model)).exists()
     except QzhouError:
-        is_here = False
-    return "is on this machine" if is_here else "is a name on the hub, which was not asked"
+        return False
 
 
-def _rows(raw: RawInputs, dataset: Dataset) -> int:
-    """The rows of a dataset, about."""
+@dataclass(frozen=True, slots=True)
+class _LookedAt:
+    """Some rows of a dataset, the reasons why others cannot be read, and about how many there are."""
+
+    rows: list[Row]
+    rejected: Counter[str]
+    total: int
+    is_all: bool
+
+
+def _looked_at(raw: RawInputs, dataset: Dataset) -> _LookedAt:
     files = raw.files[dataset.name]["rows"]
     custom = raw.readers.get(dataset.reader)
     is_one = dataset.reader == "aligned_text" or reads_together(custom)
     looked_at = files if is_one else files[:: max(1, len(files) // COUNTED_FILES)][:COUNTED_FILES]
     part = FilePart(tuple(looked_at), 0, 1 if dataset.reader == "hf" else None)
-    found = sum(isinstance(row, dict) for row in islice(read_part(dataset, part, custom), COUNTED_ROWS))
+    read = list(islice(read_part(dataset, part, custom), COUNTED_ROWS))
+    rows = [row for row in read if isinstance(row, dict)]
+    rejected = Counter(row.reason for row in read if not isinstance(row, dict))
     whole, seen = (max(1, sum(map(unpacked_bytes, some))) for some in (files, looked_at))
-    return int(found * whole / seen)
+    is_all = len(looked_at) == len(files) and len(read) < COUNTED_ROWS and len(rows) <= CONVERTED_ROWS
+    step = max(1, len(rows) // CONVERTED_ROWS)
+    return _LookedAt(rows[::step][:CONVERTED_ROWS], rejected, int(len(rows) * whole / seen), is_all)
+
+
+def _converted(recipe: Recipe, dataset: Dataset, found: _LookedAt) -> str:
+    """What becomes of the rows; empty for judgements, whose texts lie elsewhere.
+
+    Raises:
+        DataError: They are all rows, and none becomes an example.
+    """
+    if dataset.rule == "qrels":
+        return ""
+    model = recipe.model if _is_here(recipe.model.backbone) else None  # its tokenizer counts for max_tokens
+    made = preview_of(dataset, found.rows, found.rejected, model=model, max_chars=recipe.transform.max_chars)
+    line = f"{dataset.name}: of {made.read:,} rows that were looked at, {made.kept:,} become examples"
+    reasons = f"; dropped: {made.reasons}" if made.dropped else ""
+    if not made.kept and found.is_all:
+        raise DataError(f"dataset '{dataset.name}': none of its {made.read:,} rows becomes an example{reasons}")
+    return line + reasons
 
 
 def _time(recipe: Recipe, rows: int) -> str:

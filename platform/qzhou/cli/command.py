@@ -86,7 +86,7 @@ class RecipeCommand(OverridingCommand):
         super().__init__(*args, **attributes)
         self.params.insert(0, click.Argument(["recipe"]))
         if self.name in CHECKED:
-            text = "Open files, columns and models, say what was found and how long it takes, and stop."
+            text = "Open files and models, convert some rows, say what was found and how long it takes, and stop."
             self.params.append(click.Option(["--check"], is_flag=True, help=text))
 
     def invoke(self, ctx: click.Context) -> Any:

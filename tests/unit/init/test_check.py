@@ -1,6 +1,7 @@
 """``--check``: what would end a run in its first minutes ends here, and what is there is said."""
 
 import json
+import re
 
 import pytest
 
@@ -10,22 +11,72 @@ from tests.small_recipe import RECIPE
 
 @pytest.fixture
 def recipe(tmp_path, tiny_bert):
-    rows = [{"question": f"what is {n}?", "answer": f"it is {n}"} for n in range(50)]
+    answer = "it is {}, as everybody knows who has ever counted the houses of this street"
+    rows = [{"question": f"what is {n}?", "answer": answer.format(n)} for n in range(50)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path = tmp_path / "checked.toml"
     path.write_text(RECIPE.format(folder=tmp_path, backbone=tiny_bert))
     return path
 
 
-def test_five_lines_and_nothing_is_written(recipe, tmp_path):
+def test_a_few_lines_and_nothing_is_written(recipe, tmp_path):
     done = call(QZHOU, "run", recipe, "--check")
     assert done.status == 0, done.text
     lines = done.out.strip().splitlines()
-    assert [line.split(":")[0] for line in lines] == ["data", "model", "llm", "judged on", "takes", "next"]
+    assert [line.split(":")[0] for line in lines] == [
+        "data", "examples", "model", "llm", "judged on", "takes", "next",
+    ]  # fmt: skip
     assert "about 50 rows (tickets 50)" in lines[0]
-    assert lines[3].endswith("tickets")
-    assert "minutes on this machine" in lines[4]
+    assert lines[1].endswith("tickets: of 50 rows that were looked at, 50 become examples")
+    assert lines[4].endswith("tickets")
+    assert "minutes on this machine" in lines[5]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "kept", "dropped"),
+    [
+        ("min_query_chars = 11", 40, "10 short_query"),
+        ("max_tokens = 3", 0, "50 too_many_tokens"),
+        ('languages = ["zh"]', 0, "50 other_language"),
+        ("eval_fraction = 0.5", 50, ""),
+    ],
+)
+def test_rows_become_examples_by_the_rules_of_a_run(recipe, setting, kept, dropped):
+    content = recipe.read_text()
+    if setting.startswith("eval_fraction"):
+        content = re.sub(r"^eval_fraction = .*$", "", content, flags=re.MULTILINE)
+    recipe.write_text(content.replace('rule = "question_answer"', f'rule = "question_answer"\n{setting}', 1))
+
+    done = call(QZHOU, "run", recipe, "--check")
+
+    assert f"; dropped: {dropped}" in done.text or not dropped
+    if kept:
+        assert done.status == 0, done.text
+        assert f"tickets: of 50 rows that were looked at, {kept} become examples" in done.out
+    else:
+        assert done.status == 2, done.text
+        assert "dataset 'tickets': none of its 50 rows becomes an example" in done.err
+
+
+def test_of_a_large_file_some_rows_are_converted_from_its_beginning_to_its_end(recipe, tmp_path):
+    rows = [{"question": f"what is {n}?" if n < 2500 else "", "answer": f"it is {n}"} for n in range(5000)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    done = call(QZHOU, "run", recipe, "--check")
+
+    assert "of 400 rows that were looked at, 209 become examples; dropped: 191 blank_query" in done.out, done.text
+
+
+def test_rows_without_a_side_are_counted_with_their_reasons(recipe, tmp_path):
+    rows = [{"question": "", "answer": "blank"}, {"question": "what is it?"}, "no object"]
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write("\n" + "\n".join(map(json.dumps, rows)))
+
+    done = call(QZHOU, "run", recipe, "--check")
+
+    expected = "of 53 rows that were looked at, 50 become examples; dropped: 2 blank_query, 1 blank_positive"
+    assert expected in done.out, done.text
 
 
 @pytest.mark.parametrize(

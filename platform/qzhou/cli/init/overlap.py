@@ -7,13 +7,14 @@ from dataclasses import replace
 from itertools import islice
 
 from qzhou.cli.init.samples import ROWS_READ
-from qzhou.cli.init.sources import MAX_CHARS, Source, grouped
+from qzhou.cli.init.sources import Source
 from qzhou.config.dataset import Dataset
 from qzhou.data.records import LabeledExample, RetrievalExample, normalized_text
+from qzhou.transform.preview import candidates_of
 from qzhou.transform.reading.files import input_files
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part
-from qzhou.transform.rules.candidates import Candidate, Converter
+from qzhou.transform.rules.candidates import Candidate
 from qzhou.transform.rules.examples import texts_of
 
 SHARED = 0.1  # of the rows; the transform warns where it drops more
@@ -60,13 +61,9 @@ def _examples(source: Source) -> Iterator[Candidate]:
     if own["rule"] == "qrels" or own["reader"] == "documents" or not source.examples:
         return  # whose documents are shared by all queries, or held out as a whole
     dataset = Dataset.model_validate(own)
-    convert = Converter(dataset, MAX_CHARS)
     for file in input_files(dataset):
         rows = [row for row in islice(read_part(dataset, FilePart((file,))), ROWS_READ) if isinstance(row, dict)]
-        for group in grouped(dataset, rows):
-            candidate, _ = convert(group)
-            if candidate is not None:
-                yield candidate
+        yield from candidates_of(dataset, rows)[0]
 
 
 def _is_asked(one: Candidate, held_out: set[tuple[bool, str]], whole: set[frozenset[str]]) -> bool:

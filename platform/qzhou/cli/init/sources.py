@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,14 +24,13 @@ from qzhou.cli.init.samples import (
 from qzhou.cli.init.shapes import Shape, shape_of
 from qzhou.config.dataset import Dataset, Format
 from qzhou.data.documents.extract import is_document
-from qzhou.data.records import Drop, Example
+from qzhou.data.records import Example
 from qzhou.errors import DataError
-from qzhou.transform.reading.columns import Row, as_text, getter
+from qzhou.transform.preview import preview_of
+from qzhou.transform.reading.columns import Row
 from qzhou.transform.reading.files import InputFile, input_files, local_file, unpacked_name
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part
-from qzhou.transform.rules.candidates import Converter
-from qzhou.transform.rules.fields import GROUPED_BY, columns_of
 
 HUB = "hf://"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+){0,2}(:[\w.-]+)?")
@@ -43,7 +42,6 @@ TRAIN = re.compile(r"(^|[^a-z])train", re.IGNORECASE)
 MOST_FILES = 64  # of a folder that are opened
 EVAL_FRACTION = 0.1
 FEWEST_KEPT = 0.1  # of the sample's rows; below, the guess is wrong
-MAX_CHARS = 32_768
 LOOKED_AT = 24  # documents
 MOST_CHUNKS = 5_000  # of them
 DOCUMENTS_HELD_OUT = 0.15
@@ -340,32 +338,13 @@ def previewed(source: Source, rows: Sequence[Row], rejected: Mapping[str, int] =
         NotUnderstood: Most of them become nothing, so the guess is wrong.
     """
     dataset = Dataset.model_validate(source.dataset)
-    convert = Converter(dataset, MAX_CHARS)
-    examples: list[Example] = []
-    dropped = Counter(rejected)
-    kept = 0
-    for group in grouped(dataset, rows):
-        candidate, drops = convert(group)
-        dropped.update(one.reason for one in drops if isinstance(one, Drop))
-        if candidate is not None:
-            kept += len(candidate.rows)
-            examples.append(candidate.example)
-    if kept < FEWEST_KEPT * len(rows):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(3))
+    found = preview_of(dataset, rows, rejected)
+    if found.kept < FEWEST_KEPT * len(rows):
         raise NotUnderstood(
-            f"{source.files[0]}: as {dataset.rule} {len(rows) - kept} of {len(rows)} rows are dropped ({reasons})"
+            f"{source.files[0]}: as {dataset.rule} {len(rows) - found.kept} of {len(rows)} rows are dropped "
+            f"({found.reasons})"
         )
-    read = len(rows) + sum(rejected.values())
-    return replace(source, examples=examples, kept=kept, read=read, dropped=dropped)
-
-
-def grouped(dataset: Dataset, rows: Sequence[Row]) -> Iterable[list[Row]]:
-    """The rows of each example of a dataset."""
-    if dataset.rule not in GROUPED_BY:
-        return ([row] for row in rows)
-    read = getter(columns_of(dataset)[GROUPED_BY[dataset.rule]])
-    keyed = sorted(((as_text(read(row)), place) for place, row in enumerate(rows)), key=lambda one: one[0])
-    return [[rows[place] for _, place in group] for _, group in groupby(keyed, key=lambda one: one[0])]
+    return replace(source, examples=found.examples, kept=found.kept, read=found.read, dropped=found.dropped)
 
 
 def _aligned(place: Path, files: Sequence[Path], given: Mapping[str, str]) -> Iterator[Source]:
