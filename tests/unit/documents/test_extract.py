@@ -127,6 +127,31 @@ def test_code_stays_and_comments_and_pictures_go(text, kept):
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('<h1 align="center">My <b>tool</b></h1>\n\nIt works.', "# My tool\n\nIt works."),
+        ("<h2>\n  <img src='x.png'> Install\n</h2>", "## Install"),
+        ('<h1><img src="logo.png"></h1>\n\nText', "Text"),
+        ('<p align="center">\n<a href="x"><img src="y" alt="z"/></a>\nText</p>', "Text"),
+        ("Press <kbd>Ctrl</kbd>+<kbd>C</kbd>.<br>Then go on.", "Press Ctrl+C. Then go on."),
+        ("<details open>\n<summary>More</summary>\n\nHidden text.\n</details>", "More\n\nHidden text."),
+        ('| <a id="x"></a>`name` | text<br>default |', "| `name` | text default |"),
+        ("H<sub>2</sub>O and E=mc<sup>2</sup>", "H2O and E=mc2"),
+        ("a <b and c> d", "a <b and c> d"),
+        ("if a <i and b> 3", "if a <i and b> 3"),
+        ("Use List<String> and Map<K, V>.", "Use List<String> and Map<K, V>."),
+        ("Run it with <name> <your-file> <p1>.", "Run it with <name> <your-file> <p1>."),
+        ("See <https://example.org> or <me@example.org>.", "See <https://example.org> or <me@example.org>."),
+        ("Write `<br>` or ``<a id='x'>``.", "Write `<br>` or ``<a id='x'>``."),
+        ("```html\n<h1>Code</h1><br>\n```", "```html\n<h1>Code</h1><br>\n```"),
+        ("1 < 2 and 3 > 2", "1 < 2 and 3 > 2"),
+    ],
+)
+def test_tags_of_html_go_and_what_only_looks_like_one_stays(text, expected):
+    assert " ".join(extract("a.md", text.encode()).text.split()) == " ".join(expected.split())
+
+
+@pytest.mark.parametrize(
     ("page", "kept", "gone"),
     [
         ("<article>Teaser</article><article><h2>Story</h2>It is long.</article>", ["Teaser", "## Story"], []),

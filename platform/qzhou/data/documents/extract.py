@@ -30,7 +30,18 @@ TITLE = re.compile(r"^title:[ \t]*(\"[^\"\n]*\"|'[^'\n]*'|[^>|#\s][^#\n]*)", re.
 HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
 UNDERLINED = re.compile(r"^(?![#>|*+\-\s]|\d+[.)])([^\n]+)\n(=+|-{2,})[ \t]*$", re.MULTILINE)
 FENCE = re.compile(r"^(`{3,}|~{3,}).*?(?:^\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-COMMENT_OR_CODE = re.compile(r"(`+)[^`\n]+\1|<!--.*?-->", re.DOTALL)
+# elements that Markdown files take from HTML; anything else in angle brackets is text: List<String>, <your-name>
+INLINE = "a|abbr|b|code|del|em|font|i|img|ins|kbd|mark|q|s|samp|small|span|strong|sub|sup|tt|u|var"
+BLOCK = (
+    "audio|blockquote|br|center|dd|details|div|dl|dt|figcaption|figure|hr|iframe|li|ol|p|picture|pre|source|summary|"
+    "svg|table|tbody|td|tfoot|th|thead|tr|ul|video"
+)
+ATTRIBUTES = r"""(?:\s+[\w:-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>=]+)|\s+(?:open|controls|hidden))*\s*/?>"""
+COMMENT_OR_CODE = re.compile(
+    rf"(?P<code>(`+)[^`\n]+\2)|<!--.*?-->|<h(?P<level>[1-6]){ATTRIBUTES}(?P<heading>.*?)</h(?P=level)>"
+    rf"|</?(?:{INLINE}){ATTRIBUTES}|(?P<block></?(?:{BLOCK}){ATTRIBUTES})",
+    re.DOTALL,
+)
 EMBEDDED = re.compile(r"data:[\w/+.-]+;base64,[\w+/=]+")  # a picture as text
 
 
@@ -130,9 +141,18 @@ def _markdown(content: bytes) -> Extracted:
 
 
 def _prose(text: str) -> str:
-    """Markdown without comments, whose underlined headings are marked by # as the others are."""
-    text = COMMENT_OR_CODE.sub(lambda match: match[0] if match[1] else "", text)
+    """Markdown without comments and tags of HTML, whose headings of any kind are marked by #."""
+    text = COMMENT_OR_CODE.sub(_without_html, text)
     return UNDERLINED.sub(lambda match: f"{'#' if match[2][0] == '=' else '##'} {match[1]}", text)
+
+
+def _without_html(match: re.Match[str]) -> str:
+    if match["code"]:
+        return match[0]
+    if match["level"]:
+        heading = " ".join(COMMENT_OR_CODE.sub(_without_html, match["heading"]).split())
+        return f"\n{'#' * int(match['level'])} {heading}\n" if heading else ""
+    return " " if match["block"] else ""
 
 
 def _text(content: bytes) -> Extracted:
