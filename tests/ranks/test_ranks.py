@@ -276,13 +276,14 @@ def elastic_rank(rank, world, port, everyone_done, recipes, folder, out, first, 
 
 
 WORLDS = (2, 1, 3)
+RESHARDED = (0, 1, 3)  # 1 and 2 have one optimizer of DeepSpeed's, and so one kind of checkpoint
 
 
 @pytest.fixture(scope="module")
 def over_many_worlds(tmp_path_factory, tiny_qwen2):
     """For each ZeRO stage its recipe, and the losses of two steps on each number of ranks."""
     out = tmp_path_factory.mktemp("worlds")
-    recipes = {one: three_tasks(recipe_in(out), zero_stage=one, save_every_steps=2) for one in ZERO_STAGES}
+    recipes = {one: three_tasks(recipe_in(out), zero_stage=one, save_every_steps=2) for one in RESHARDED}
     for turn, world in enumerate(WORLDS):
         start(elastic_rank, world, recipes, tiny_qwen2, out, 2 * turn, 2 * turn + 2)
     ends = [2 * turn + 2 for turn in range(len(WORLDS))]
@@ -292,7 +293,7 @@ def over_many_worlds(tmp_path_factory, tiny_qwen2):
     }
 
 
-@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+@pytest.mark.parametrize("zero_stage", RESHARDED)
 def test_a_checkpoint_is_continued_by_fewer_and_by_more_ranks(over_many_worlds, tiny_qwen2, zero_stage):
     recipe, theirs = over_many_worlds[zero_stage]
     found = model_of(tiny_qwen2)
