@@ -42,7 +42,7 @@ ray-test: $(READY)
 unit-test: $(READY)
 	@echo "unit tests run beside them, and are shown when they are done"
 	@mkdir -p build
-	@$(BIN)/pytest -q $(UNIT) >build/unit-test.txt 2>&1; status=$$?; cat build/unit-test.txt; exit $$status
+	@$(BIN)/pytest $(UNIT) >build/unit-test.txt 2>&1; status=$$?; cat build/unit-test.txt; exit $$status
 
 long-test: $(READY)  ## drivers, workers and jobs that are killed at many points and go on, for minutes
 	$(BIN)/pytest -m long --durations=0 tests/ray tests/e2e tests/unit

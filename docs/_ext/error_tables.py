@@ -43,7 +43,7 @@ class Message:
     @property
     def anchor(self) -> str:
         """The first words that are always the same."""
-        words = re.findall(r"[a-z0-9_]+", re.sub(r"<\w+>|…", " ", self.text).lower())
+        words = re.findall(r"[a-z][a-z0-9_]*", re.sub(r"<\w+>|…", " ", self.text).lower())
         return "-".join(words[:ANCHOR_WORDS])
 
 
@@ -62,9 +62,10 @@ def _row(message: Message, seen: set[str]) -> str:
     anchor, number = message.anchor, 2
     while anchor in seen:
         anchor, number = f"{message.anchor}-{number}", number + 1
-    seen.add(anchor)
     text = recipe_tables.escaped(" ".join(message.text.split()))
-    return f'| <a id="{anchor}"></a>{text} | {message.kind} | {STATUS[message.kind]} |'
+    place = f'<a id="{anchor}"></a>' if message.anchor.count("-") else ""  # one word would not find it
+    seen |= {anchor} if place else set()
+    return f"| {place}{text} | {message.kind} | {STATUS[message.kind]} |"
 
 
 def messages(packages: tuple[str, ...]) -> Iterator[Message]:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from qzhou.config.dataset import Dataset
 from qzhou.config.recipe import Recipe
@@ -19,10 +20,11 @@ from qzhou.transform.reading.discovery import RawInputs, find_inputs
 from qzhou.transform.reading.files import unpacked_bytes
 from qzhou.transform.reading.parts import FilePart
 from qzhou.transform.reading.readers import read_part, reads_together
+from qzhou.transform.rules.fields import GROUPED_BY
 
 COUNTED_ROWS = 20_000  # of a dataset; the rest is estimated by bytes
 COUNTED_FILES = 24
-CONVERTED_ROWS = 400  # of them, evenly spread
+CONVERTED_ROWS = 400  # of them
 
 
 def checked(recipe: Recipe, command: str) -> str:
@@ -77,13 +79,37 @@ def _looked_at(raw: RawInputs, dataset: Dataset) -> _LookedAt:
     is_one = dataset.reader == "aligned_text" or reads_together(custom)
     looked_at = files if is_one else files[:: max(1, len(files) // COUNTED_FILES)][:COUNTED_FILES]
     part = FilePart(tuple(looked_at), 0, 1 if dataset.reader == "hf" else None)
-    read = list(islice(read_part(dataset, part, custom), COUNTED_ROWS))
-    rows = [row for row in read if isinstance(row, dict)]
-    rejected = Counter(row.reason for row in read if not isinstance(row, dict))
+    # the rows of one example mostly stand together, and so the first ones are taken
+    sample = _Sample(first=dataset.rule in GROUPED_BY)
+    for row in islice(read_part(dataset, part, custom), COUNTED_ROWS):
+        sample.add(row)
+    rows = [row for row in sample.rows if isinstance(row, dict)]
+    rejected = Counter(row.reason for row in sample.rows if not isinstance(row, dict))
     whole, seen = (max(1, sum(map(unpacked_bytes, some))) for some in (files, looked_at))
-    is_all = len(looked_at) == len(files) and len(read) < COUNTED_ROWS and len(rows) <= CONVERTED_ROWS
-    step = max(1, len(rows) // CONVERTED_ROWS)
-    return _LookedAt(rows[::step][:CONVERTED_ROWS], rejected, int(len(rows) * whole / seen), is_all)
+    # of the hub, one part of one dataset is read
+    is_all = dataset.reader != "hf" and len(looked_at) == len(files) and sample.count == len(sample.rows)
+    return _LookedAt(rows, rejected, int(sample.readable * whole / seen), is_all)
+
+
+class _Sample:
+    """Up to CONVERTED_ROWS of a stream of rows: the first ones, or some from its beginning to its end."""
+
+    def __init__(self, *, first: bool) -> None:
+        self._is_first, self._stride, self._kept = first, 1, list[Any]()
+        self.count = self.readable = 0
+
+    def add(self, row: Any) -> None:
+        if self.count % self._stride == 0 and not (self._is_first and self.count >= CONVERTED_ROWS):
+            self._kept.append(row)
+            if len(self._kept) >= 2 * CONVERTED_ROWS:
+                self._kept, self._stride = self._kept[::2], 2 * self._stride
+        self.count += 1
+        self.readable += isinstance(row, dict)
+
+    @property
+    def rows(self) -> list[Any]:
+        kept, number = len(self._kept), min(len(self._kept), CONVERTED_ROWS)
+        return [self._kept[place * kept // number] for place in range(number)]
 
 
 def _converted(recipe: Recipe, dataset: Dataset, found: _LookedAt) -> str:
@@ -94,13 +120,17 @@ def _converted(recipe: Recipe, dataset: Dataset, found: _LookedAt) -> str:
     """
     if dataset.rule == "qrels":
         return ""
-    model = recipe.model if _is_here(recipe.model.backbone) else None  # its tokenizer counts for max_tokens
-    made = preview_of(dataset, found.rows, found.rejected, model=model, max_chars=recipe.transform.max_chars)
-    line = f"{dataset.name}: of {made.read:,} rows that were looked at, {made.kept:,} become examples"
+    more = ""
+    if dataset.max_tokens and not _is_here(recipe.model.backbone):
+        more = "; tokens were not counted, since the model is not here"
+        dataset = dataset.model_copy(update={"max_tokens": None})
+    made = preview_of(dataset, found.rows, found.rejected, model=recipe.model, max_chars=recipe.transform.max_chars)
     reasons = f"; dropped: {made.reasons}" if made.dropped else ""
     if not made.kept and found.is_all:
         raise DataError(f"dataset '{dataset.name}': none of its {made.read:,} rows becomes an example{reasons}")
-    return line + reasons
+    return (
+        f"{dataset.name}: of {made.read:,} rows that were looked at, {made.kept:,} become examples{reasons}{more}"
+    )
 
 
 def _time(recipe: Recipe, rows: int) -> str:

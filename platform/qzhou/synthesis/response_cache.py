@@ -6,6 +6,7 @@ only the last line of a file, and two attempts never write to the same file.
 
 import asyncio
 import dataclasses
+import errno
 import json
 import os
 import time
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from qzhou.data.storage import Folder
 from qzhou.errors import StorageError
@@ -45,6 +47,8 @@ class ResponseCache:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self._name = f"answers-{stamp}-{uuid.uuid4().hex[:8]}"
         self._unsaved: list[Answer] = []
+        self._added = self._saved = 0
+        self._file: BinaryIO | None = None
         self._files_written, self._patience_s = 0, patience_s
         self._committing: asyncio.Task[None] | None = None
 
@@ -57,12 +61,14 @@ class ResponseCache:
         if self.folder.is_local:
             # Not in a thread: the answers that wait there for a slow disk's fsync would be paid again after a kill.
             self._append(_line(answer))
+        self._added += 1
+        number = self._added
         self._unsaved.append(answer)
         # One commit saves everything that waits; answers that come meanwhile take the next one.
-        while answer in self._unsaved:
+        while number > self._saved:
             if self._committing is None:
                 self._committing = asyncio.create_task(self._commit())
-            await self._committing
+            await asyncio.shield(self._committing)  # others wait for it, too
         if answer.is_whole:
             self._answers[answer.key] = answer
 
@@ -76,6 +82,7 @@ class ResponseCache:
             else:
                 await self._upload("".join(map(_line, saved)).encode())
             del self._unsaved[: len(saved)]
+            self._saved += len(saved)
         finally:
             self._committing = None
 
@@ -95,18 +102,25 @@ class ResponseCache:
                 await asyncio.sleep(RETRIED_S)
         self._files_written += 1
 
-    @property
-    def _path(self) -> Path:
-        return Path(self.folder.path) / f"{self._name}.jsonl"
-
     def _append(self, line: str) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(line)
+        """Hand a line to the system; a part of it, which a full disk has taken, is taken back."""
+        if self._file is None:
+            place = Path(self.folder.path) / f"{self._name}.jsonl"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            self._file = place.open("ab", buffering=0)
+        size = os.fstat(self._file.fileno()).st_size
+        content = line.encode()
+        try:
+            written = self._file.write(content)
+            if written != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        except OSError:
+            self._file.truncate(size)
+            raise
 
     def _sync(self) -> None:
-        with self._path.open("a") as stream:
-            os.fsync(stream.fileno())
+        assert self._file is not None
+        os.fsync(self._file.fileno())
 
 
 def cached_answers(folder: Folder, keys: Collection[str]) -> dict[str, Answer]:

@@ -1,6 +1,7 @@
 """``--check``: what would end a run in its first minutes ends here, and what is there is said."""
 
 import json
+import random
 import re
 
 import pytest
@@ -65,7 +66,38 @@ def test_of_a_large_file_some_rows_are_converted_from_its_beginning_to_its_end(r
 
     done = call(QZHOU, "run", recipe, "--check")
 
-    assert "of 400 rows that were looked at, 209 become examples; dropped: 191 blank_query" in done.out, done.text
+    assert "of 400 rows that were looked at, 201 become examples; dropped: 199 blank_query" in done.out, done.text
+
+
+@pytest.mark.parametrize(
+    ("count", "broken", "said"),
+    [
+        (799, 0.0, r"of 400 rows that were looked at, 400 become examples\n"),
+        (10_000, 0.1, r"of 400 rows that were looked at, 3[3-8]\d become examples; dropped: [2-6]\d not_json"),
+        (300, 0.1, r"of 300 rows that were looked at, 2[5-8]\d become examples; dropped: [2-4]\d not_json"),
+    ],
+)
+def test_lines_that_cannot_be_read_count_as_the_others_do(recipe, tmp_path, count, broken, said):
+    good = [json.dumps({"question": f"what is {n}?", "answer": f"it is {n}"}) for n in range(count)]
+    draw = random.Random(0)
+    lines = ["{" if draw.random() < broken else line for line in good]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+
+    assert re.search(said, call(QZHOU, "run", recipe, "--check").out)
+
+
+def test_rows_of_one_example_are_converted_together(recipe, tmp_path):
+    rows = [
+        {"query": f"what is {n // 10}?", "document": f"it is {n}", "grade": int(n % 10 == 0)} for n in range(10_000)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe.write_text(
+        recipe.read_text().replace('rule = "question_answer"', 'rule = "graded"\npositive_grade = 1', 1)
+    )
+
+    done = call(QZHOU, "run", recipe, "--check")
+
+    assert "of 400 rows that were looked at, 400 become examples\n" in done.out, done.text
 
 
 def test_rows_without_a_side_are_counted_with_their_reasons(recipe, tmp_path):

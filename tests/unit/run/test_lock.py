@@ -160,9 +160,11 @@ def test_who_was_away_for_so_long_that_another_took_over_stops(bucket, flaky):
     other = threading.Thread(target=take_over)
     # a test that runs in the background of a script would ignore it
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(StorageError, match=r"another process has taken over .*\(training,"):
-        work()
-    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(StorageError, match=r"another process has taken over .*\(training,"):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert bucket.read_json(OWNER)["stage"] == "training"
     ended.set()
     other.join()
@@ -185,17 +187,24 @@ def test_who_was_started_in_the_background_of_a_script_stops_too(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(IN_THE_BACKGROUND), str(tmp_path)]
     ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
     process = subprocess.Popen(ignoring, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    other = {"stage": "training", "claim": "of another", "heartbeat": "1", "pid": 7, "host": "h", "since": "then"}
-    temporary = tmp_path / "other.json"
-    temporary.write_text(json.dumps(other))
-    temporary.replace(tmp_path / OWNER)
-
-    out, err = process.communicate(timeout=600)
+    try:
+        assert process.stdout.readline() == "held\n"
+        out, err = taken_over(process, tmp_path)
+    finally:
+        process.kill()
 
     assert process.returncode == -signal.SIGTERM
     assert "another process has taken over" in out + err
     assert "(training, process 7 on h since then)" in out + err
+
+
+def taken_over(process, folder):
+    """What a process says to its end after another's name stands in its run."""
+    other = {"stage": "training", "claim": "of another", "heartbeat": "1", "pid": 7, "host": "h", "since": "then"}
+    temporary = folder / "other.json"
+    temporary.write_text(json.dumps(other))
+    temporary.replace(folder / OWNER)
+    return process.communicate(timeout=600)
 
 
 def test_what_another_has_taken_over_is_not_removed_at_the_end(bucket):

@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -54,6 +56,57 @@ def test_a_kill_loses_no_answer_however_slow_the_disk_is(tmp_path, monkeypatch):
 
     assert found == [answer(key) for key in "abcd"]
     assert not any(ended)
+
+
+FULL_DISK = """
+import asyncio, resource, signal, sys
+from qzhou.data.storage import Folder
+from qzhou.synthesis.response_cache import ResponseCache
+from tests.unit.synthesis.test_synthesis_response_cache import answer
+
+async def main():
+    cache = ResponseCache(Folder.open(sys.argv[1]))
+    await cache.add(answer("a"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, resource.RLIM_INFINITY))
+    try:
+        await cache.add(answer("b"))
+    except OSError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    await cache.add(answer("c"))
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+asyncio.run(main())
+"""
+
+
+def test_what_a_full_disk_took_half_of_harms_no_later_answer(tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    assert "Errno" in done.stdout
+    kept = ResponseCache(Folder.open(str(tmp_path)))
+    assert [kept.get(key) is not None for key in "abc"] == [True, False, True]
+
+
+def test_a_caller_that_gives_up_takes_no_other_with_it(tmp_path, monkeypatch):
+    is_saved = threading.Event()
+    monkeypatch.setattr(os, "fsync", lambda _: is_saved.wait(timeout=600))
+
+    async def one_is_cancelled():
+        cache = ResponseCache(Folder.open(str(tmp_path)))
+        adding = [asyncio.create_task(cache.add(answer(key))) for key in "abc"]
+        await asyncio.sleep(0.1)
+        adding[0].cancel()
+        await asyncio.sleep(0.1)
+        is_saved.set()
+        return await asyncio.gather(*adding, return_exceptions=True)
+
+    first, *others = asyncio.run(one_is_cancelled())
+
+    assert isinstance(first, asyncio.CancelledError)
+    assert others == [None, None]
 
 
 def test_answers_are_found_again_by_another_cache(tmp_path):

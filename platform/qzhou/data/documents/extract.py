@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from qzhou.data.documents.markdown import plain_markdown
 from qzhou.data.encodings import DETECTED_BYTES, detected_encoding
 from qzhou.errors import DataError
 
@@ -28,20 +29,7 @@ PERMALINKS = "a.headerlink, a.anchor, a.toclink"
 FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
 TITLE = re.compile(r"^title:[ \t]*(\"[^\"\n]*\"|'[^'\n]*'|[^>|#\s][^#\n]*)", re.MULTILINE)  # in front matter
 HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
-UNDERLINED = re.compile(r"^(?![#>|*+\-\s]|\d+[.)])([^\n]+)\n(=+|-{2,})[ \t]*$", re.MULTILINE)
 FENCE = re.compile(r"^(`{3,}|~{3,}).*?(?:^\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-# elements that Markdown files take from HTML; anything else in angle brackets is text: List<String>, <your-name>
-INLINE = "a|abbr|b|code|del|em|font|i|img|ins|kbd|mark|q|s|samp|small|span|strong|sub|sup|tt|u|var"
-BLOCK = (
-    "audio|blockquote|br|center|dd|details|div|dl|dt|figcaption|figure|hr|iframe|li|ol|p|picture|pre|source|summary|"
-    "svg|table|tbody|td|tfoot|th|thead|tr|ul|video"
-)
-ATTRIBUTES = r"""(?:\s+[\w:-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>=]+)|\s+(?:open|controls|hidden))*\s*/?>"""
-COMMENT_OR_CODE = re.compile(
-    rf"(?P<code>(`+)[^`\n]+\2)|<!--.*?-->|<h(?P<level>[1-6]){ATTRIBUTES}(?P<heading>.*?)</h(?P=level)>"
-    rf"|</?(?:{INLINE}){ATTRIBUTES}|(?P<block></?(?:{BLOCK}){ATTRIBUTES})",
-    re.DOTALL,
-)
 EMBEDDED = re.compile(r"data:[\w/+.-]+;base64,[\w+/=]+")  # a picture as text
 
 
@@ -131,28 +119,13 @@ def _markdown(content: bytes) -> Extracted:
     matter = FRONT_MATTER.match(text)
     title = TITLE.search(matter[1]) if matter else None
     body = EMBEDDED.sub("", text[matter.end() :] if matter else text)
-    parts: list[str] = []
-    end = 0
-    for fence in FENCE.finditer(body):
-        parts += [_prose(body[end : fence.start()]), fence[0]]
-        end = fence.end()
-    parts.append(_prose(body[end:]))
-    return Extracted(title[1].strip().strip("\"'") if title else "", "".join(parts))
+    return Extracted(title[1].strip().strip("\"'") if title else "", plain_markdown(body, _block_of_html))
 
 
-def _prose(text: str) -> str:
-    """Markdown without comments and tags of HTML, whose headings of any kind are marked by #."""
-    text = COMMENT_OR_CODE.sub(_without_html, text)
-    return UNDERLINED.sub(lambda match: f"{'#' if match[2][0] == '=' else '##'} {match[1]}", text)
+def _block_of_html(html: str) -> str:
+    from bs4 import BeautifulSoup
 
-
-def _without_html(match: re.Match[str]) -> str:
-    if match["code"]:
-        return match[0]
-    if match["level"]:
-        heading = " ".join(COMMENT_OR_CODE.sub(_without_html, match["heading"]).split())
-        return f"\n{'#' * int(match['level'])} {heading}\n" if heading else ""
-    return " " if match["block"] else ""
+    return _html_to_markdown(BeautifulSoup(html, "html.parser"))
 
 
 def _text(content: bytes) -> Extracted:
