@@ -29,6 +29,9 @@ WHOLE_TAG = re.compile(
     r"""|\s+(?:open|hidden|controls|autoplay|loop|muted|nowrap|checked|disabled|selected|async|defer))*\s*/?>""",
     re.IGNORECASE,
 )
+MAY_CHANGE = re.compile(r"<[A-Za-z/!?]|^[ >]{0,9}(?:=+|-+)[ \t]*$", re.MULTILINE)
+NO_TEXT = re.compile(r"(?:\s|<[^<>]*>)*")  # nothing but tags
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 EMPTY_HEADING = re.compile(r"^#+[ \t]*$", re.MULTILINE)
 UNDERLINES = {"=": 1, "-": 2}
 
@@ -47,6 +50,8 @@ def plain_markdown(text: str, html_to_markdown: Callable[[str], str]) -> str:
         text: With line feeds at the ends of lines.
         html_to_markdown: What a block of HTML becomes.
     """
+    if not MAY_CHANGE.search(text):  # parsing takes a second for each 100 to 500 kB
+        return text
     lines = text.split("\n")
     is_rewritten = False  # the text of a heading, with the heading
     tokens = _parser().parse(text)
@@ -73,13 +78,17 @@ def _put(lines: list[str], first: int, last: int, text: str) -> None:
 
 
 def _block(html: str, html_to_markdown: Callable[[str], str]) -> str:
-    if html.lstrip().startswith(
-        ("<!", "<?")
-    ):  # a comment, a declaration, and what stands behind it in its last line
-        return html.rpartition("-->")[2].strip() if html.lstrip().startswith("<!--") else ""
-    name = TAG.match(html.lstrip())
+    opened = html.lstrip()
+    if opened.startswith("<!--"):  # and what stands in the line of its end
+        before, end, after = opened.rpartition("-->")
+        return (COMMENT.sub("", before + end) + after.partition("<!--")[0]).strip() if end else ""
+    if opened.startswith(("<!", "<?")):
+        return ""
+    name = TAG.match(opened)
     if name is None or name[1].lower() not in BLOCKS | INLINE:
         return html.rstrip("\n")
+    if NO_TEXT.fullmatch(html):
+        return ""
     return EMPTY_HEADING.sub("", html_to_markdown(html)).strip()
 
 
@@ -98,21 +107,21 @@ def _without_tags(source: str, children: list[Any]) -> str:
             end = found.end()
         elif child.type == "html_inline" and (start := source.find(child.content, end)) >= 0:
             after = start + len(child.content)
-            put = _in_place_of(child.content, source[:start])
+            put = _in_place_of(child.content, source[max(0, start - 1) : start])
             kept += [source[end:start], child.content if put is None else put]
             end = after
     return "".join([*kept, source[end:]])
 
 
 def _in_place_of(tag: str, before: str) -> str | None:
-    """What stands where a tag stood; None where it stays."""
+    """What stands where a tag stood; None where it stays. ``before`` is the character before it."""
     if tag.startswith(("<!", "<?")):
         return ""
     name = TAG.match(tag)
-    if name is None or before.endswith("\\") or not WHOLE_TAG.fullmatch(tag):
+    if name is None or before == "\\" or not WHOLE_TAG.fullmatch(tag):
         return None
     # Vec<i>, List<p>
-    if len(name[1]) == 1 and tag == f"<{name[1]}>" and before[-1:].isalnum():
+    if len(name[1]) == 1 and tag == f"<{name[1]}>" and before.isalnum():
         return None
     if name[1].lower() in BLOCKS:
         return " "
