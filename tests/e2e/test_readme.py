@@ -4,12 +4,10 @@ import re
 import shlex
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from qzhou.config.recipe import parse_recipe
 from tests.e2e.commands import QZHOU, ROOT, call, run
 from tests.e2e.pages import (
     blocks,
@@ -111,14 +109,6 @@ def test_each_command_runs_or_runs_dry(command, submitted, tmp_path, head):
 
 def test_the_readme_names_the_two_commands_first():
     assert COMMANDS[:2] == ["make quickstart", "make test"]
-
-
-def test_the_recipe_of_the_readme_is_valid():
-    (block,) = blocks(README, "toml")
-
-    recipe = parse_recipe(tomllib.loads(block), place="README.md")
-
-    assert recipe.datasets[0].task == "retrieval"
 
 
 def test_the_python_of_every_page_compiles():
