@@ -166,6 +166,7 @@ def test_code_stays_and_comments_and_pictures_go(text, kept):
         ("<section>\n\nText <input> and <label>more</label>\n\n</section>", "Text and more"),
         ("<script>\nvar x = 1;\n</script>\n\nText", "Text"),
         ("<!-- a\n\n# comment -->\n\nText <!-- and --> more", "Text more"),
+        ("one\rtwo\n\n<div>three</div>\n\nfour\rfive <b>six</b>", "one two three four five six"),
         ("<!-- a --> kept <!-- b --> too\n\nText", "kept too Text"),
         ("<!-- a -->\n\nkept <!-- never closed\n\nText", "kept <!-- never closed Text"),
         ("<table><tr><td>a</td><td>b</td></tr><tr><td>c</td><td>d</td></tr></table>", "| a | b | | c | d |"),

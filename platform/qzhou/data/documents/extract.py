@@ -115,7 +115,7 @@ def _decoded(content: bytes) -> str:
 
 
 def _markdown(content: bytes) -> Extracted:
-    text = _decoded(content).replace("\r\n", "\n")
+    text = _decoded(content).replace("\r\n", "\n").replace("\r", "\n")  # the parser counts either as a line
     matter = FRONT_MATTER.match(text)
     title = TITLE.search(matter[1]) if matter else None
     body = EMBEDDED.sub("", text[matter.end() :] if matter else text)
